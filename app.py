@@ -1,0 +1,58 @@
+"""Composition root and WSGI entry: `gunicorn app:app`, or `python app.py`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from flask import Flask
+
+from halt import VERSION, api, pages, streams, web
+from halt.config import Config, ConfigError, load
+from halt.generation import Generations
+from halt.stops import StopRegistry
+from halt.store import MemoryStore
+from halt.upstream import OpenAIUpstream, Upstream
+
+HERE = Path(__file__).parent
+
+
+def create_app(config: Config | None = None, upstream: Upstream | None = None) -> Flask:
+    """The application. `config` and `upstream` default to what the environment says.
+
+    Raises ConfigError.
+    """
+    settings = config or load()
+    app = Flask(__name__)
+    app.config.update(
+        SECRET_KEY=settings.secret_key,
+        MAX_CONTENT_LENGTH=settings.max_body_bytes,
+        MAX_FORM_MEMORY_SIZE=settings.max_body_bytes,
+        SESSION_COOKIE_NAME="halt_session",
+        SESSION_COOKIE_HTTPONLY=True,
+        SESSION_COOKIE_SAMESITE="Lax",
+        PERMANENT_SESSION_LIFETIME=timedelta(days=365),
+    )
+    app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+    app.jinja_env.globals["halt_version"] = VERSION
+    app.extensions["halt.config"] = settings
+    app.extensions["halt"] = Generations(
+        settings, upstream or OpenAIUpstream(settings), StopRegistry()
+    )
+    web.install(app)
+    app.register_blueprint(pages.blueprint(MemoryStore(settings.kept_bytes)))
+    app.register_blueprint(streams.blueprint)
+    app.register_blueprint(api.blueprint(pages.stop_fragment))
+    return app
+
+
+if __name__ == "__main__":
+    os.chdir(HERE)  # where gunicorn finds its settings
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "app:app", *sys.argv[1:]])  # noqa: S606
+else:
+    try:
+        app = create_app()
+    except ConfigError as fault:
+        sys.exit(f"halt: {fault}")

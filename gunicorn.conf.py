@@ -1,0 +1,98 @@
+"""gunicorn's settings; it finds this file by its name when it is started from this folder.
+
+The master starts the embedded model where no other is set, and prints where the page is. One worker
+process: streams, their logs and their Stop live in its memory.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from halt import config as halt_config
+from halt import embedded
+
+try:
+    _config = halt_config.load()
+except halt_config.ConfigError as fault:
+    sys.exit(f"halt: {fault}")
+
+bind = [f"{'[' + _config.host + ']' if ':' in _config.host else _config.host}:{_config.port}"]
+worker_class = "halt.worker.Worker"
+workers = 1
+threads = _config.threads
+# Streams, short requests, kept-alive and idle connections; the system's limit on open files is the
+# one that counts.
+worker_connections = 4 * _config.threads + 1000
+backlog = 2048
+keepalive = 30
+timeout = 60
+graceful_timeout = _config.graceful_timeout
+errorlog = "-"
+loglevel = "warning"
+proc_name = "halt"
+# HTTP/2 would queue a Stop behind the stream on the same connection; a proxy may speak it.
+http_protocols = "h1"
+
+_supervisor: embedded.Supervisor | None = None
+
+
+def on_starting(server: Any) -> None:
+    """In the master, before it forks: the embedded model, and a key that outlives a worker."""
+    global _supervisor  # noqa: PLW0603 - gunicorn's hooks are functions of this module
+    if server.cfg.workers != 1:
+        sys.exit(
+            "halt: streams live in the memory of one process: run it with one worker "
+            f"(--workers or WEB_CONCURRENCY is {server.cfg.workers}) and as many threads as needed."
+        )
+    published = {"HALT_SECRET_KEY": _config.secret_key}
+    model = _config.model or ("" if not _config.on_openai else halt_config.OPENAI_MODEL)
+    talks_to = f"{model or 'the first model'} at {_config.upstream_url}"
+    if _config.wants_embedded:
+        fault = embedded.unavailable()
+        if fault is None:
+            _supervisor = embedded.launch()
+            chosen = _supervisor.embedded
+            published |= {
+                "HALT_EMBEDDED_URL": chosen.base_url,
+                "HALT_EMBEDDED_KEY": chosen.api_key,
+            }
+            talks_to = f"the demo model {chosen.model} (set OPENAI_API_KEY or OPENAI_BASE_URL)"
+        else:
+            published["HALT_EMBEDDED_FAULT"] = fault
+            talks_to = f"no model: {fault}"
+    halt_config.publish(published)
+    server.halt_talks_to = talks_to
+
+
+def when_ready(server: Any) -> None:
+    """In the master, listening."""
+    where = ", ".join(
+        f"http://{listener}" if "http" not in str(listener) else str(listener)
+        for listener in server.LISTENERS
+    )
+    print(f"Halt is at {where}\nIt talks to {server.halt_talks_to}", file=sys.stderr, flush=True)
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """In a worker, before it loads the application."""
+    if _supervisor is not None:
+        _supervisor.forget()
+
+
+def post_worker_init(worker: Any) -> None:
+    """In a worker, with the application loaded: streams end in order when it is told to leave."""
+    worker.wsgi.extensions["halt"].alive = lambda: worker.alive
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """In a worker, about to leave."""
+    application = getattr(worker, "wsgi", None)
+    if application is not None:
+        application.extensions["halt"].close()
+
+
+def on_exit(server: Any) -> None:
+    """In the master, about to leave."""
+    if _supervisor is not None:
+        _supervisor.close()

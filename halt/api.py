@@ -1,0 +1,130 @@
+"""Stop and health: the short requests, for programs and for the page."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+from halt import VERSION
+from halt.errors import HaltError, RequestError
+from halt.generation import Receipt
+from halt.metrics import now
+from halt.transport import Line
+from halt.upstream import Upstream
+from halt.web import generations, json_response, owner, wants_fragment
+
+STREAM_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+PROBE_SECONDS = 10.0  # a health answer is never older than this when the probe can run
+PROBE_WAIT = 1.0  # seconds that a health request waits for the upstream's answer
+
+
+def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
+    """The routes; `fragment` draws what the page shows after a Stop."""
+    routes = Blueprint("api", __name__)
+    probe: list[Probe] = []
+
+    def answer(stream_id: object, seen: object) -> Response:
+        if not isinstance(stream_id, str) or not STREAM_ID.fullmatch(stream_id):
+            raise RequestError(
+                "stream_id must be 8 to 64 characters of A-Z, a-z, 0-9, _ and -.",
+                field="stream_id",
+            )
+        receipt = generations().stop(stream_id, owner(), _number(seen))
+        status = 202 if receipt.status == "pending" else 200
+        if wants_fragment():
+            return Response(fragment(receipt), 200, mimetype="text/html")
+        return json_response(receipt, status)
+
+    @routes.post("/stop/<stream_id>")
+    def stop_one(stream_id: str) -> Response:
+        return answer(stream_id, request.values.get("seen"))
+
+    @routes.post("/stop")
+    def stop() -> Response:
+        fields = _fields()
+        return answer(fields.get("stream_id"), fields.get("seen"))
+
+    @routes.get("/healthz")
+    def healthz() -> Response:
+        service = generations()
+        if not probe:
+            probe.append(Probe(service.upstream))
+        leaving = service.draining
+        health = {
+            "status": "draining" if leaving else "ok",
+            "version": VERSION,
+            "open_streams": service.open_streams,
+            "upstream": probe[0].look(),
+        }
+        return json_response(health, 503 if leaving else 200)
+
+    return routes
+
+
+def _fields() -> dict[str, Any]:
+    if request.is_json:
+        fields = request.get_json(silent=True)
+        if not isinstance(fields, dict):
+            raise RequestError("The body must be a JSON object with stream_id.", field="body")
+        return fields
+    return {**request.args, **request.form}
+
+
+def _number(raw: object) -> int | None:
+    if raw is None or raw == "":
+        return None
+    text = str(raw)
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise RequestError("seen must be the number of an event, 0 or more.", field="seen")
+    return int(text)
+
+
+class Probe:
+    """Whether the model's server answers, asked for at most every PROBE_SECONDS.
+
+    The question runs in a thread of its own, one at a time, so that a health check never waits
+    longer than PROBE_WAIT for a server that is silent.
+    """
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._lock = threading.Lock()  # protects the three below
+        self._known = "unknown"
+        self._asked_at = float("-inf")
+        self._answered = threading.Event()
+
+    def look(self) -> str:
+        """ "reachable", "unreachable: CODE", or "unknown" while the first answer is awaited."""
+        with self._lock:
+            if now() - self._asked_at > PROBE_SECONDS:
+                self._asked_at = now()
+                self._answered = threading.Event()
+                threading.Thread(
+                    target=self._ask, args=(self._answered,), name="halt-probe", daemon=True
+                ).start()
+            answered = self._answered
+        answered.wait(PROBE_WAIT)
+        return self._known
+
+    def _ask(self, answered: threading.Event) -> None:
+        line = Line()
+        # A server that is silent for long is as good as unreachable; the timer ends the wait.
+        limit = threading.Timer(PROBE_SECONDS - 1, line.interrupt)
+        limit.daemon = True
+        limit.start()
+        try:
+            self._upstream.models(line)
+            known = "reachable"
+        except HaltError as fault:
+            # A refusal is an answer: the server is there.
+            refused = fault.code in {"unauthorized", "forbidden", "bad_request", "rate_limited"}
+            known = f"{'reachable' if refused else 'unreachable'}: {fault.code}"
+        finally:
+            limit.cancel()
+        with self._lock:
+            self._known = known
+        answered.set()

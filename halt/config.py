@@ -1,0 +1,260 @@
+"""Environment to one frozen, validated `Config`; the only reader of `os.environ`.
+
+Every setting stands once in `Config`, with its default, its bounds and its meaning. A wrong value
+raises `ConfigError`, one line that names the variable, its value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+from urllib.parse import urlsplit
+
+OPENAI_URL = "https://api.openai.com/v1"
+OPENAI_MODEL = "gpt-5-mini"  # OpenAI's current small chat model
+
+
+class ConfigError(Exception):
+    """A setting is wrong. The message is one line, fit to be the last thing a program prints."""
+
+
+def _setting(
+    env: str,
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    secret: bool = False,
+) -> Any:
+    return field(
+        default=default,
+        metadata={"env": env, "doc": doc, "low": low, "high": high, "secret": secret},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All of Halt's settings. Times in seconds, sizes in bytes or characters as named."""
+
+    host: str = _setting("HOST", "127.0.0.1", "Address to listen on")
+    port: int = _setting("PORT", 8000, "Port to listen on", low=0, high=65535)
+    token: str = _setting(
+        "HALT_TOKEN",
+        "",
+        "Access token that page and API ask for (at least 8 characters)",
+        secret=True,
+    )
+    allow_anonymous: bool = _setting(
+        "HALT_ALLOW_ANONYMOUS", False, "Listen on other addresses than loopback without a token"
+    )
+    secret_key: str = _setting(
+        "HALT_SECRET_KEY",
+        "",
+        "Signs session cookies (at least 16 characters); random at each start when unset",
+        secret=True,
+    )
+
+    api_key: str = _setting("OPENAI_API_KEY", "", "Key for the model's server", secret=True)
+    base_url: str = _setting(
+        "OPENAI_BASE_URL", "", "Address of any OpenAI-compatible server, up to and with `/v1`"
+    )
+    model: str = _setting(
+        "HALT_MODEL", "", f"Model; unset: `{OPENAI_MODEL}` on OpenAI, else the server's first"
+    )
+    system_prompt: str = _setting(
+        "HALT_SYSTEM_PROMPT", "", "System prompt of conversations on the page"
+    )
+
+    connect_timeout: float = _setting(
+        "HALT_CONNECT_TIMEOUT",
+        5.0,
+        "To connect to the model's server, TLS included",
+        low=0.05,
+        high=600,
+    )
+    first_byte_timeout: float = _setting(
+        "HALT_FIRST_BYTE_TIMEOUT",
+        120.0,
+        "From the request to the first token",
+        low=0.05,
+        high=86400,
+    )
+    gap_timeout: float = _setting(
+        "HALT_GAP_TIMEOUT", 60.0, "Between two pieces of an answer", low=0.05, high=86400
+    )
+    run_timeout: float = _setting(
+        "HALT_RUN_TIMEOUT", 1800.0, "For one answer as a whole", low=0.05, high=86400
+    )
+    orphan_grace: float = _setting(
+        "HALT_ORPHAN_GRACE", 60.0, "A run goes on this long with nobody watching", low=0, high=86400
+    )
+    retries: int = _setting(
+        "HALT_RETRIES", 2, "Retries of a run that failed before its first token", low=0, high=10
+    )
+
+    max_streams: int = _setting("HALT_MAX_STREAMS", 200, "Streams open at once", low=1, high=2000)
+    max_messages: int = _setting(
+        "HALT_MAX_MESSAGES", 500, "Messages in one request", low=1, high=100_000
+    )
+    max_prompt_chars: int = _setting(
+        "HALT_MAX_PROMPT_CHARS",
+        400_000,
+        "Characters of all messages of one request",
+        low=1,
+        high=50_000_000,
+    )
+    max_answer_chars: int = _setting(
+        "HALT_MAX_ANSWER_CHARS", 2_000_000, "Characters of one answer", low=1, high=50_000_000
+    )
+    max_body_bytes: int = _setting(
+        "HALT_MAX_BODY_BYTES", 4_194_304, "Bytes of one request's body", low=1024, high=268_435_456
+    )
+    log_seconds: float = _setting(
+        "HALT_LOG_SECONDS", 600.0, "A finished stream can be replayed this long", low=0, high=86400
+    )
+    log_bytes: int = _setting(
+        "HALT_LOG_BYTES",
+        16_777_216,
+        "Memory of one stream's log; older events are let go beyond it",
+        low=1024,
+        high=1_073_741_824,
+    )
+    kept_bytes: int = _setting(
+        "HALT_KEPT_BYTES",
+        134_217_728,
+        "Memory of all finished logs, and of all conversations; the oldest go first",
+        low=1024,
+        high=17_179_869_184,
+    )
+    heartbeat: float = _setting(
+        "HALT_HEARTBEAT", 10.0, "A silent stream sends a comment this often", low=0.05, high=300
+    )
+    graceful_timeout: int = _setting(
+        "HALT_GRACEFUL_TIMEOUT", 10, "For open requests to end at a shutdown", low=1, high=3600
+    )
+
+    # Set by Halt's own gunicorn configuration when it has started the embedded model.
+    embedded_url: str = _setting(
+        "HALT_EMBEDDED_URL", "", "Internal: where the embedded model listens"
+    )
+    embedded_key: str = _setting("HALT_EMBEDDED_KEY", "", "Internal: its key", secret=True)
+    embedded_fault: str = _setting("HALT_EMBEDDED_FAULT", "", "Internal: why it can't be had")
+
+    def __post_init__(self) -> None:
+        if not self.secret_key:
+            object.__setattr__(self, "secret_key", secrets.token_hex(32))
+
+    @property
+    def wants_embedded(self) -> bool:
+        """Neither key nor address of a model's server is set."""
+        return not self.api_key and not self.base_url
+
+    @property
+    def upstream_url(self) -> str:
+        """Where the requests go; empty when there is no model at all."""
+        if self.wants_embedded:
+            return self.embedded_url
+        return self.base_url or OPENAI_URL
+
+    @property
+    def upstream_key(self) -> str:
+        """The key sent there. Many local servers want none; the client insists on some word."""
+        return self.embedded_key if self.wants_embedded else self.api_key or "none"
+
+    @property
+    def on_openai(self) -> bool:
+        """The requests go to OpenAI itself."""
+        return urlsplit(self.upstream_url).hostname == "api.openai.com"
+
+    @property
+    def threads(self) -> int:
+        """gunicorn's threads: one for each stream, the rest kept for short requests."""
+        return self.max_streams + SHORT_REQUEST_THREADS
+
+
+#: Threads that no stream can take: page loads, Stop, health. 32 short requests at once.
+SHORT_REQUEST_THREADS = 32
+
+_TRUE = {"1", "true", "yes", "on"}
+_FALSE = {"0", "false", "no", "off"}
+
+
+def _parse(name: str, raw: str, kind: str, low: float | None, high: float | None) -> Any:
+    if kind == "str":
+        return raw
+    if kind == "bool":
+        if raw.lower() in _TRUE | _FALSE:
+            return raw.lower() in _TRUE
+        raise ConfigError(f"{name}={raw!r} is not a switch: use 1 or 0.")
+    noun = "a whole number" if kind == "int" else "a number"
+    try:
+        value = int(raw) if kind == "int" else float(raw)
+    except ValueError:
+        value = float("nan")
+    if low is not None and high is not None and low <= value <= high:
+        return value
+    raise ConfigError(f"{name}={raw!r} is not allowed: use {noun} from {low:g} to {high:g}.")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _validate(config: Config) -> None:
+    if config.base_url:
+        try:
+            url = urlsplit(config.base_url)
+            valid = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise ConfigError(
+                f"OPENAI_BASE_URL={config.base_url!r} is not an address: "
+                "use http(s)://HOST[:PORT]/PATH, as in http://127.0.0.1:11434/v1."
+            )
+    for name, value, least in (
+        ("HALT_TOKEN", config.token, 8),
+        ("HALT_SECRET_KEY", config.secret_key, 16),
+    ):
+        if value and len(value) < least:
+            raise ConfigError(f"{name} is too short: use at least {least} characters.")
+    for name, value in (("OPENAI_API_KEY", config.api_key), ("HALT_TOKEN", config.token)):
+        if not value.isascii() or any(c.isspace() or not c.isprintable() for c in value):
+            raise ConfigError(f"{name} holds a space or a character that no header can carry.")
+    if not _is_loopback(config.host) and not config.token and not config.allow_anonymous:
+        raise ConfigError(
+            f"HOST={config.host!r} is reachable from other machines and no HALT_TOKEN is set: "
+            "set HALT_TOKEN, or HALT_ALLOW_ANONYMOUS=1 to let anyone in."
+        )
+
+
+def load(environ: Mapping[str, str] | None = None) -> Config:
+    """Read the settings from `environ` (default: the process's).
+
+    An empty variable counts as unset. Raises ConfigError.
+    """
+    env = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    for item in fields(Config):
+        meta = item.metadata
+        raw = env.get(meta["env"], "").strip()
+        if raw:
+            values[item.name] = _parse(meta["env"], raw, str(item.type), meta["low"], meta["high"])
+    config = Config(**values)
+    _validate(config)
+    return config
+
+
+def publish(values: Mapping[str, str]) -> None:
+    """Hand settings to the worker processes that this process will fork."""
+    os.environ.update(values)

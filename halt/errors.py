@@ -1,0 +1,155 @@
+"""What may go wrong, and what of it a user is shown.
+
+HaltError                       everything Halt raises on purpose
+├── RequestError      400, 413  the request is not one we can serve; names the field
+├── StreamInUse       409       the stream ID is taken
+├── UnknownStream     404       no such stream, or not this session's
+├── OffsetLost        410       the log no longer holds what the reader asks for
+├── AtCapacity        503       every place for a stream is taken; with Retry-After
+├── Draining          503       the server is about to leave; with Retry-After
+├── Interrupted                 a Stop came while the upstream was being opened
+└── UpstreamError               the model's server failed, in one of the CODES below
+
+`code` is for programs, `message` for people, `retryable` says whether the same request may
+succeed later. A message never holds a secret or a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+
+class HaltError(Exception):
+    """Base of all errors that Halt raises on purpose."""
+
+    code = "internal"
+    status = 500
+    retryable = False
+
+    def __init__(self, message: str, *, field: str | None = None, retry_after: float | None = None):
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.retry_after = retry_after  # seconds
+
+
+class RequestError(HaltError):
+    """The request is malformed or over a limit; `field` names the part that is at fault."""
+
+    code = "invalid_request"
+    status = 400
+
+
+class TooLarge(RequestError):
+    """The request is over a size limit."""
+
+    code = "too_large"
+    status = 413
+
+
+class StreamInUse(HaltError):
+    """The stream ID that the client chose belongs to another stream."""
+
+    code = "stream_in_use"
+    status = 409
+
+
+class UnknownStream(HaltError):
+    """No such stream here, or one of another session."""
+
+    code = "unknown_stream"
+    status = 404
+
+
+class OffsetLost(HaltError):
+    """Events below the kept part of a log were asked for."""
+
+    code = "offset_lost"
+    status = 410
+
+
+class AtCapacity(HaltError):
+    """Every place for a stream is taken."""
+
+    code = "at_capacity"
+    status = 503
+    retryable = True
+
+
+class Draining(HaltError):
+    """The server is shutting down and starts nothing new."""
+
+    code = "draining"
+    status = 503
+    retryable = True
+
+
+class Interrupted(HaltError):
+    """The run was stopped while its upstream was being opened. Never shown: the log has ended."""
+
+    code = "interrupted"
+
+
+#: Every code an error event can carry: (sentence for the user, retryable).
+CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
+    {
+        # no connection
+        "upstream_refused": ("The model's server refused the connection. Is it running?", True),
+        "upstream_dns": ("The model server's name could not be found. Check the address.", True),
+        "upstream_tls": (
+            "No trusted connection to the model's server: its certificate failed.",
+            False,
+        ),
+        "upstream_connect_timeout": (
+            "The model's server did not accept a connection in time.",
+            True,
+        ),
+        "upstream_unreachable": ("The model's server could not be reached.", True),
+        # answers that are refusals
+        "bad_request": ("The model's server refused this request.", False),
+        "context_too_long": ("The conversation is too long for this model.", False),
+        "unauthorized": ("The model's server did not accept the API key.", False),
+        "forbidden": ("The API key may not use this model.", False),
+        "model_not_found": ("The model's server does not have this model.", False),
+        "rate_limited": ("The model's server is limiting requests. Try again in a moment.", True),
+        "upstream_server_error": ("The model's server had an internal error.", True),
+        # faults in the stream
+        "upstream_dropped": ("The connection to the model's server broke off.", True),
+        "upstream_incomplete": (
+            "The model's server ended the answer before it was finished.",
+            True,
+        ),
+        "upstream_invalid": ("The model's server sent something that is not a valid stream.", True),
+        "upstream_error": ("The model's server reported an error.", True),
+        # limits of ours
+        "first_byte_timeout": ("The model did not begin to answer in time.", True),
+        "stalled": ("The model stopped sending in the middle of its answer.", True),
+        "run_too_long": ("The answer took longer than is allowed here.", False),
+        "answer_too_long": ("The answer grew longer than is allowed here.", False),
+        "shutdown": ("The server was restarted before the answer was complete.", True),
+        "no_model": ("No model is set up. See the note at the top of the page.", False),
+        "internal": ("Something went wrong in Halt itself. It has been logged.", True),
+    }
+)
+
+
+class UpstreamError(HaltError):
+    """The model's server, or the way to it, failed.
+
+    `detail` is what the server said, for the log and, shortened, for the user: it comes from the
+    provider, never from our own configuration.
+    """
+
+    status = 502
+
+    def __init__(self, code: str, detail: str = "", *, retry_after: float | None = None):
+        message, self.retryable = CODES[code]
+        self.code = code
+        self.detail = detail[:500]
+        if (
+            code in {"bad_request", "context_too_long", "model_not_found", "upstream_error"}
+            and detail
+        ):
+            message = f"{message} It said: {self.detail[:300]}"
+        super().__init__(message, retry_after=retry_after)

@@ -1,0 +1,301 @@
+"""All generations of this process: start, stop, find, shut down; the one place with a lifecycle.
+
+Shared things and their locks:
+- `_lock`: the tables of runs and the counts. Held for table work only; order: `_lock`, then the
+  stop registry's own lock.
+- each run's own locks: see `halt.run`.
+
+One thread, the keeper, looks at every run each KEEPER_TICK seconds: limits, viewers that left, runs
+that nobody pumps, logs that need not be kept any longer, the server's shutdown. A fault in one
+run's turn is logged and ends nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import select
+import socket
+import threading
+from collections.abc import Callable
+
+import msgspec
+
+from halt.config import Config
+from halt.errors import (
+    AtCapacity,
+    Draining,
+    RequestError,
+    TooLarge,
+    UnknownStream,
+    UpstreamError,
+)
+from halt.metrics import now
+from halt.run import Run, Viewer
+from halt.stops import StopRegistry, may_touch
+from halt.upstream import ChatRequest, Upstream
+
+KEEPER_TICK = 0.25  # seconds
+SLOW_READER_MAX = 30.0  # seconds that one write to a reader may take; it can resume afterwards
+RECEIPT_WAIT = 0.25  # seconds that a Stop waits to see the upstream's connection closed
+RETRY_AFTER = 2.0  # seconds, told to clients that found no place
+
+logger = logging.getLogger(__name__)
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What a Stop did, as far as it was seen.
+
+    `status`: stopped (by this Stop), finished (had ended before), pending (no such stream yet; one
+    that starts with this ID within 30 s ends at once). `upstream`: closed, closing (not seen closed
+    within RECEIPT_WAIT), none (no connection was there to be closed).
+    """
+
+    id: str
+    status: str
+    upstream: str
+    elapsed_ms: float
+
+
+class Generations:
+    """The service that pages, programs and terminals share."""
+
+    def __init__(self, config: Config, upstream: Upstream, registry: StopRegistry) -> None:
+        self.config = config
+        self.upstream = upstream
+        #: Says whether the server process goes on; a worker that was told to leave answers False.
+        self.alive: Callable[[], bool] = lambda: True
+        self._registry = registry
+        self._lock = threading.Lock()  # protects everything below
+        self._runs: dict[str, Run] = {}  # live and kept
+        self._live: set[Run] = set()  # not settled: they have a place
+        self._views = 0  # readers that hold a thread of the server
+        self._watched: dict[Viewer, tuple[Run, socket.socket]] = {}
+        self._draining = False
+        self._keeper: threading.Thread | None = None
+        self._quit = threading.Event()
+
+    # --- start, find, stop ------------------------------------------------------------------------
+
+    def start(
+        self,
+        request: ChatRequest,
+        owner: str | None = None,
+        on_end: Callable[[Run], None] | None = None,
+    ) -> Run:
+        """Start a generation. Raises RequestError, StreamInUse, AtCapacity, Draining.
+
+        `on_end` is called once, by the thread that ended the run, with nothing locked.
+        """
+        self._check(request)
+        run = Run(
+            request.id or secrets.token_urlsafe(16),
+            request,
+            self.upstream,
+            self.config,
+            owner,
+            on_end,
+            self._settled,
+        )
+        with self._lock:
+            if self.draining:
+                raise Draining("The server is about to restart.", retry_after=RETRY_AFTER)
+            if len(self._live) >= self.config.max_streams:
+                raise AtCapacity(
+                    f"All {self.config.max_streams} places for streams are taken.",
+                    retry_after=RETRY_AFTER,
+                )
+            stopped = not self._registry.claim(run.id, run.switch)
+            self._runs[run.id] = run
+            self._live.add(run)
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._keep, name="halt-keeper", daemon=True)
+                self._keeper.start()
+        if stopped:
+            run.switch.press()
+        else:
+            self._spawn(run, run.produce)
+        return run
+
+    def get(self, stream_id: str, requester: str | None) -> Run:
+        """The run with this ID, live or kept. Raises UnknownStream."""
+        run = self._runs.get(stream_id)
+        if run is None or not may_touch(run.switch.owner, requester):
+            raise UnknownStream("There is no such stream, or it is no longer kept.")
+        return run
+
+    def stop(self, stream_id: str, requester: str | None, seen: int | None = None) -> Receipt:
+        """Stop a stream in whatever phase it is; the answer says what was seen to happen."""
+        began = now()
+        status = self._registry.press(stream_id, requester, seen)
+        if status is None:
+            status_text, upstream = "pending", "none"
+        else:
+            run = self._runs.get(stream_id)
+            status_text = status
+            upstream = "none" if run is None else run.line.wait_closed(RECEIPT_WAIT)
+        return Receipt(stream_id, status_text, upstream, round((now() - began) * 1000, 2))
+
+    @property
+    def open_streams(self) -> int:
+        """Generations that are not over."""
+        return len(self._live)
+
+    @property
+    def draining(self) -> bool:
+        """The server is leaving: nothing new is started."""
+        return self._draining or not self.alive()
+
+    # --- viewers ----------------------------------------------------------------------------------
+
+    def view(self, run: Run, client: socket.socket | None) -> Viewer:
+        """Begin to watch a run over `client`, whose end is noticed also in silence.
+
+        Raises AtCapacity: so many readers hold a thread that Stop would be the next to wait.
+        """
+        with self._lock:
+            if self._views >= self.config.max_streams:
+                raise AtCapacity("All places for readers are taken.", retry_after=RETRY_AFTER)
+            self._views += 1
+            viewer = run.join()
+            if client is not None:
+                self._watched[viewer] = (run, client)
+        return viewer
+
+    def unview(self, run: Run, viewer: Viewer) -> None:
+        """Watch no more; the reader's thread is free again. To be called once for each `view`."""
+        with self._lock:
+            self._views -= 1
+            self._watched.pop(viewer, None)
+        run.leave(viewer)
+
+    # --- the keeper -------------------------------------------------------------------------------
+
+    def _keep(self) -> None:
+        while not self._quit.wait(KEEPER_TICK):
+            try:
+                if not self.alive():
+                    self.drain()
+                self._notice_departures()
+                self._forget_old()
+            except Exception:
+                logger.exception("keeper")
+            at = now()
+            with self._lock:
+                live = list(self._live)
+            for run in live:
+                try:
+                    self._tend(run, at)
+                except Exception:
+                    logger.exception("keeper, stream %s", run.id)
+
+    def _tend(self, run: Run, at: float) -> None:
+        if run.log.ended is not None:
+            # Whoever should have let go of the connection may be stuck in a slow network.
+            if run.ended_at is not None and at - run.ended_at > 1.0:
+                run.settle()
+            return
+        verdict = run.check(at)
+        if verdict == "attend":
+            self._spawn(run, run.attend)
+        elif verdict == "no_viewer":
+            run.cancel("no_viewer")
+        elif isinstance(verdict, UpstreamError):
+            run.fail(verdict)
+
+    def _notice_departures(self) -> None:
+        with self._lock:
+            watched = list(self._watched.items())
+        at = now()
+        for viewer, (run, client) in watched:
+            since = viewer.writing_since
+            stuck = since is not None and at - since > SLOW_READER_MAX
+            if stuck or _has_left(client):
+                run.leave(viewer)
+                with self._lock:
+                    # Under the lock, since `unview` comes before the server closes the socket:
+                    # as long as the viewer is in the table, the socket's number is still its own.
+                    if self._watched.pop(viewer, None) and stuck:
+                        with contextlib.suppress(OSError):
+                            socket.socket.shutdown(client, socket.SHUT_RDWR)  # ends the write
+
+    def _forget_old(self) -> None:
+        at = now()
+        with self._lock:
+            finished = [
+                run for run in self._runs.values() if run.ended_at and run not in self._live
+            ]
+            finished.sort(key=lambda run: run.ended_at or at)
+            size = sum(run.log.size for run in finished)
+            old = []
+            for run in finished:
+                fresh = at - (run.ended_at or at) <= self.config.log_seconds
+                if fresh and size <= self.config.kept_bytes:
+                    break
+                size -= run.log.size
+                old.append(run)
+                del self._runs[run.id]
+        for run in old:
+            self._registry.release(run.id)
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """End every run with a terminal event that its readers get; start nothing new."""
+        with self._lock:
+            self._draining = True
+            live = list(self._live)
+        for run in live:
+            run.fail(UpstreamError("shutdown"))
+
+    def close(self) -> None:
+        """Drain, end the keeper, close idle connections. Harmless when repeated."""
+        self.drain()
+        self._quit.set()
+        keeper = self._keeper
+        if keeper is not None and keeper is not threading.current_thread():
+            keeper.join(2.0)
+        self.upstream.close()
+
+    # --- small parts ------------------------------------------------------------------------------
+
+    def _check(self, request: ChatRequest) -> None:
+        if len(request.messages) > self.config.max_messages:
+            raise RequestError(
+                f"At most {self.config.max_messages} messages are allowed.", field="messages"
+            )
+        if request.size() > self.config.max_prompt_chars:
+            raise TooLarge(
+                f"The messages are longer than {self.config.max_prompt_chars} characters.",
+                field="messages",
+            )
+
+    def _spawn(self, run: Run, body: Callable[[], None]) -> None:
+        """A thread for a run. At most one of a run pumps, so there are about as many as places."""
+        try:
+            threading.Thread(target=body, name=f"halt-run-{run.id[:8]}", daemon=True).start()
+        except RuntimeError:  # the system has no more threads
+            run.fail(UpstreamError("internal", "no thread"))
+
+    def _settled(self, run: Run) -> None:
+        with self._lock:
+            self._live.discard(run)
+
+
+def _has_left(client: socket.socket) -> bool:
+    """Whether the peer has closed its end."""
+    try:
+        mask = getattr(select, "POLLRDHUP", 0)
+        poller = select.poll()
+        poller.register(client, mask or select.POLLIN)
+        events = poller.poll(0)
+        if not events:
+            return False
+        if mask:
+            return True
+        return not socket.socket.recv(client, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except (OSError, ValueError):
+        return True

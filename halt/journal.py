@@ -1,0 +1,144 @@
+"""The log of one generation: append, read after, wait, end.
+
+Events are numbered from 1. Exactly one terminal event ends a log: the first that is offered wins,
+and everything offered later is refused. Reading changes nothing, so readers come and go as they
+like. Beyond `max_bytes` the oldest events are let go, and a reader that asks for one of those gets
+OffsetLost: a gap is never passed over in silence.
+
+One Condition protects everything here; nothing blocks while it is held.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import Protocol
+
+from halt.errors import OffsetLost
+from halt.events import Content, Event, Terminal
+
+#: Bytes that an event takes in memory beside its text: the struct, the string's head, the slot.
+EVENT_OVERHEAD = 150
+
+
+class Log(Protocol):
+    """What the rest of Halt needs of a log."""
+
+    @property
+    def last(self) -> int:
+        """Number of the newest event, 0 when there is none."""
+
+    @property
+    def ended(self) -> Terminal | None:
+        """The terminal event, None while the log is open."""
+
+    @property
+    def waiting(self) -> int:
+        """How many readers are in `wait` at this moment."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that it takes, roughly."""
+
+    def append(self, text: str) -> bool:
+        """Add text. False: the log has ended and nothing was added."""
+
+    def end(self, make: Callable[[], Terminal]) -> bool:
+        """End the log with what `make` returns. False: it had ended already."""
+
+    def read(self, after: int) -> list[tuple[int, Event]]:
+        """All events with a number above `after`. Raises OffsetLost."""
+
+    def wait(self, after: int, timeout: float) -> None:
+        """Return when there is something above `after`, when woken, or after `timeout` seconds."""
+
+    def wake(self) -> None:
+        """Let all who wait look again."""
+
+
+class MemoryLog:
+    """A log in this process's memory."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._events: deque[Event] = deque()
+        self._dropped = 0  # events let go at the beginning
+        self._max_bytes = max_bytes
+        self._size = 0
+        self._ended: Terminal | None = None
+        self._waiting = 0
+
+    @property
+    def last(self) -> int:
+        return self._dropped + len(self._events)
+
+    @property
+    def ended(self) -> Terminal | None:
+        return self._ended
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def append(self, text: str) -> bool:
+        with self._changed:
+            if self._ended is not None:
+                return False
+            self._events.append(Content(text))
+            self._size += _weight(text)
+            while self._size > self._max_bytes and len(self._events) > 1:
+                self._size -= _weight(self._events.popleft().content)
+                self._dropped += 1
+            if self._waiting:
+                self._changed.notify_all()
+            return True
+
+    def end(self, make: Callable[[], Terminal]) -> bool:
+        with self._changed:
+            if self._ended is not None:
+                return False
+            self._ended = make()
+            self._events.append(self._ended)
+            self._size += EVENT_OVERHEAD
+            self._changed.notify_all()
+            return True
+
+    def read(self, after: int) -> list[tuple[int, Event]]:
+        with self._changed:
+            start = after - self._dropped
+            if start < 0:
+                raise OffsetLost(
+                    f"Events up to {self._dropped} are no longer kept; {after + 1} was asked for."
+                )
+            count = len(self._events)
+            if start >= count:
+                return []
+            if start == count - 1:  # the usual case, without walking the deque
+                return [(after + 1, self._events[-1])]
+            return list(enumerate(islice(self._events, start, None), after + 1))
+
+    def wait(self, after: int, timeout: float) -> None:
+        with self._changed:
+            if self._dropped + len(self._events) > after or self._ended is not None:
+                return
+            self._waiting += 1
+            try:
+                self._changed.wait(timeout)
+            finally:
+                self._waiting -= 1
+
+    def wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+def _weight(text: str) -> int:
+    # ASCII takes a byte a character, other scripts two or four; four is never too little for the
+    # rare and near enough for the usual.
+    return EVENT_OVERHEAD + (len(text) if text.isascii() else 4 * len(text))

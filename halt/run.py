@@ -1,0 +1,403 @@
+"""One generation: its log, its upstream connection, and the threads that meet at them.
+
+Who moves text from the upstream to the log? Whoever has nothing better to do. Pumping is a role,
+kept by the lock `_pump`, not a thread: a viewer that has shown everything takes the role, reads the
+upstream's socket itself and shows what came, without waking another thread for each token. Before
+the first text, and when no viewer is free, a thread of the run's own has the role ("attendant").
+
+    starts            attendant opens the upstream and pumps until text comes while a viewer waits
+    a viewer is free  it pumps (`advance`); other viewers wait at the log
+    nobody pumps      for ATTEND_AFTER seconds (viewers gone, or stuck in a slow network):
+                      the keeper of `generation` sends an attendant
+
+Races, and who wins:
+- Two ends (Stop against the model's own): the log takes the first; the other changes nothing.
+- Stop against a pump that blocks: the log ends first, then the line is interrupted, the pump wakes
+  and finds the log ended; the error it woke with is dropped.
+- Closing the connection: the last one out does it. An ender ends the log and then tries for the
+  role; a pump gives up the role and then looks whether the log has ended. So at least one of both
+  gets in, and `_settled`, guarded by the role, lets only one close.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from halt.config import Config
+from halt.errors import CODES, Interrupted, UpstreamError
+from halt.events import Cancelled, CancelReason, Done, ErrorInfo, Event, Failed, Terminal
+from halt.journal import MemoryLog
+from halt.metrics import Meter, now
+from halt.stops import Pressed, StopSwitch
+from halt.transport import TICK, Line, Quiet
+from halt.upstream import ChatRequest, Part, Reply, Upstream
+
+ATTEND_AFTER = 0.2  # seconds without a pump until an attendant is sent
+RETRY_BASE = 0.5  # seconds before the first retry; doubles, and varies by half to spread the load
+RETRY_AFTER_MAX = 5.0  # seconds; a server that wants us to wait longer is shown to the user instead
+
+logger = logging.getLogger(__name__)
+
+State = Literal["running", "done", "cancelled", "error"]
+
+
+class Viewer:
+    """One reader of a run.
+
+    `gone` is set by whoever notices that its client has left. `writing_since` is the time at which
+    the write began that is under way, None between writes.
+    """
+
+    __slots__ = ("gone", "writing_since")
+
+    def __init__(self) -> None:
+        self.gone = False
+        self.writing_since: float | None = None
+
+
+class Run:
+    """A generation from its request to its terminal event."""
+
+    def __init__(
+        self,
+        stream_id: str,
+        request: ChatRequest,
+        upstream: Upstream,
+        config: Config,
+        owner: str | None,
+        on_end: Callable[[Run], None] | None,
+        on_settled: Callable[[Run], None],
+    ) -> None:
+        self.id = stream_id
+        self.request = request
+        self.log = MemoryLog(config.log_bytes)
+        self.meter = Meter()
+        self.line = Line()
+        self.switch = StopSwitch(self._pressed, owner)
+        self.ended_at: float | None = None
+        self._upstream = upstream
+        self._config = config
+        self._on_end = on_end
+        self._on_settled = on_settled
+        self._parts: list[str] = []  # parts[n] is the text of event n + 1
+        self._kept: int | None = None  # events that the one who stopped had been shown
+        self._reply: Reply | None = None
+        self._retries_left = config.retries
+        self._pump = threading.Lock()  # the role; guards the reply, the parts and `_settled`
+        self._settled = False
+        self._pumped_at = now()
+        self._viewers_lock = threading.Lock()  # protects the two below
+        self._viewers: set[Viewer] = set()
+        self._watched_at = now()
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id} {self.state} events={self.log.last} viewers={len(self._viewers)}>"
+
+    # --- what it is now ---------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        ended = self.log.ended
+        if ended is None:
+            return "running"
+        return (
+            "done"
+            if isinstance(ended, Done)
+            else ("cancelled" if isinstance(ended, Cancelled) else "error")
+        )
+
+    @property
+    def model(self) -> str:
+        """The model that answers, as far as it is known by now."""
+        reply = self._reply
+        return (reply.model if reply is not None else None) or self.request.model or ""
+
+    def answer(self) -> tuple[int, str]:
+        """The text so far and the number of its last event.
+
+        Of a stopped run: the text that the one who stopped it had seen.
+        """
+        count = self.log.last - (self.log.ended is not None)
+        if self._kept is not None:
+            count = min(count, self._kept)
+        return count, "".join(self._parts[:count])
+
+    def text(self, upto: int) -> str:
+        """The text of the events from 1 to `upto`."""
+        return "".join(self._parts[:upto])
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def join(self) -> Viewer:
+        """Begin to watch."""
+        viewer = Viewer()
+        with self._viewers_lock:
+            self._viewers.add(viewer)
+        return viewer
+
+    def leave(self, viewer: Viewer) -> None:
+        """Watch no more. Changes nothing for the run. Harmless when repeated."""
+        viewer.gone = True
+        with self._viewers_lock:
+            self._viewers.discard(viewer)
+            self._watched_at = now()
+        self.log.wake()  # a waiting viewer may have to pump now
+
+    def follow(
+        self, after: int, viewer: Viewer, interval: float = 0.0
+    ) -> Iterator[list[tuple[int, Event]]]:
+        """All events above `after` as they come, in groups; the last one ends with the terminal.
+
+        Yields an empty group for each tick of silence, so that the caller can send a heartbeat.
+        Groups come at least `interval` seconds apart, the first at once. Returns early when the
+        viewer has gone. Raises OffsetLost.
+        """
+        ready_at = 0.0
+        while not viewer.gone:
+            events = self.log.read(after)
+            if events and interval:
+                while (left := ready_at - now()) > 0 and self.log.ended is None:
+                    self.advance(self.log.last, left)
+                events = self.log.read(after)
+                ready_at = now() + interval
+            if events:
+                after = events[-1][0]
+                yield events
+            if self.log.ended is not None and after >= self.log.last:
+                self.settle(drain=True)
+                return
+            if not events:
+                self.advance(after, TICK)
+                if self.log.last <= after:
+                    yield []
+
+    def advance(self, after: int, timeout: float) -> None:
+        """Return when there may be events above `after`, or after at most `timeout` seconds.
+
+        Pumps when nobody else does, waits at the log otherwise.
+        """
+        if not self._pump.acquire(blocking=False):
+            self.log.wait(after, timeout)
+            return
+        try:
+            if self.log.ended is None and self.log.last <= after:
+                self._pump_once(timeout)
+        finally:
+            self._release()
+
+    # --- ending -----------------------------------------------------------------------------------
+
+    def cancel(self, reason: CancelReason, seen: int | None = None) -> bool:
+        """End the run on purpose. False: it had ended already."""
+
+        def make() -> Terminal:
+            self._kept = seen
+            return Cancelled(self.meter.snapshot(), reason)
+
+        return self._end(make, interrupt=True)
+
+    def fail(self, fault: UpstreamError) -> bool:
+        """End the run with an error. False: it had ended already."""
+
+        def make() -> Terminal:
+            info = ErrorInfo(fault.code, fault.message, fault.retryable, fault.retry_after)
+            return Failed(info, self.meter.snapshot())
+
+        if not self._end(make, interrupt=True):
+            return False
+        logger.warning("stream %s failed: %s %s", self.id, fault.code, fault.detail)
+        return True
+
+    def settle(self, *, drain: bool = False) -> bool:
+        """After the end: let go of the upstream's connection. Called by anyone, any number of times.
+
+        `drain` allows it to wait a moment for the end of a complete answer, so that the connection
+        can be used again. True when it is let go of.
+        """
+        ended = self.log.ended
+        if ended is None or not self._pump.acquire(blocking=False):
+            return False
+        try:
+            if self._settled:
+                return True
+            if self._reply is not None:
+                if drain and isinstance(ended, Done):
+                    self._reply.finish()
+                else:
+                    self._reply.close()
+            self._settled = True
+        finally:
+            self._pump.release()
+        self._on_settled(self)
+        return True
+
+    def _pressed(self, seen: int | None) -> Pressed:
+        return "stopped" if self.cancel("stop", seen) else "finished"
+
+    def _end(self, make: Callable[[], Terminal], *, interrupt: bool) -> bool:
+        if not self.log.end(make):
+            return False
+        self.ended_at = now()
+        self.switch.event.set()
+        if interrupt:
+            self.line.interrupt()
+            self.settle()
+        if self._on_end is not None:
+            self._on_end(self)
+        return True
+
+    # --- producing --------------------------------------------------------------------------------
+
+    def produce(self) -> None:
+        """Body of the first attendant: open the upstream and pump until viewers can."""
+        if self._pump.acquire(blocking=False):  # nobody else can have it yet
+            try:
+                self._guarded(self._open_and_begin)
+            finally:
+                self._release()
+
+    def attend(self) -> None:
+        """Body of a later attendant: pump until a viewer waits or the run ends."""
+        if self._pump.acquire(blocking=False):
+            try:
+                self._guarded(self._pump_until_watched)
+            finally:
+                self._release()
+
+    def check(self, at: float) -> UpstreamError | CancelReason | Literal["attend"] | None:
+        """What the keeper has to do about this run at the time `at`; a run over a limit, first."""
+        config, meter = self._config, self.meter
+        if at - meter.started_at > config.run_timeout:
+            return UpstreamError("run_too_long")
+        silent = at - meter.last_at
+        if meter.first_at is None:
+            if silent > config.first_byte_timeout:
+                return UpstreamError("first_byte_timeout")
+        elif silent > config.gap_timeout:
+            return UpstreamError("stalled")
+        if not self._viewers and at - self._watched_at > config.orphan_grace:
+            return "no_viewer"
+        if not self._pump.locked() and at - self._pumped_at > ATTEND_AFTER:
+            return "attend"
+        return None
+
+    def _guarded(self, body: Callable[[], None]) -> None:
+        """Run `body`; whatever it raises ends the run, so that no reader waits for ever."""
+        try:
+            body()
+        except Interrupted:
+            pass  # the log has ended; that is why
+        except UpstreamError as fault:
+            self.fail(fault)
+        except Exception as exc:
+            if self.log.ended is None:
+                logger.exception("stream %s", self.id)
+                self.fail(UpstreamError("internal", type(exc).__name__))
+
+    def _open_and_begin(self) -> None:
+        self._open()
+        self._pump_until_watched()
+
+    def _pump_until_watched(self) -> None:
+        while self.log.ended is None:
+            watched = self.log.waiting
+            self._pump_once(TICK)
+            if watched and self.meter.first_at is not None:
+                return
+
+    def _open(self) -> None:
+        """Open the upstream, with retries. Raises UpstreamError, Interrupted."""
+        while True:
+            if self.log.ended is not None:
+                raise Interrupted("ended before it was opened")
+            try:
+                self._reply = self._upstream.open(self.request, self.line)
+                return
+            except UpstreamError as fault:
+                self._wait_for_retry(fault)
+
+    def _wait_for_retry(self, fault: UpstreamError) -> None:
+        """Return when another try may begin. Raises the fault where there is none, Interrupted."""
+        if self.log.ended is not None:
+            raise Interrupted("ended while it was opened") from fault
+        wait = fault.retry_after
+        if wait is None:
+            wait = RETRY_BASE * 2 ** (self._config.retries - self._retries_left)
+            wait *= random.uniform(0.5, 1.5)  # noqa: S311 - spreads load, keeps no secret
+        if not fault.retryable or not self._retries_left or wait > RETRY_AFTER_MAX:
+            raise fault
+        self._retries_left -= 1
+        logger.info("stream %s: %s, trying again in %.1f s", self.id, fault.code, wait)
+        if self.switch.event.wait(wait):
+            raise Interrupted("ended while it waited for a retry")
+
+    def _pump_once(self, timeout: float) -> None:
+        """Move what comes within `timeout` seconds to the log. The role is held."""
+        reply = self._reply
+        if reply is None:  # over before it was opened
+            return
+        try:
+            part = reply.read(timeout)
+        except Quiet:
+            return
+        except UpstreamError as fault:
+            self._broke(reply, fault)
+            return
+        self._take(reply, part)
+
+    def _take(self, reply: Reply, part: Part) -> None:
+        if part.text:
+            self.meter.received(len(part.text), part.chunks)
+            self._parts.append(part.text)  # first, so that `answer` finds what the log counts
+            if not self.log.append(part.text):
+                return
+            if self.meter.characters > self._config.max_answer_chars:
+                self.fail(UpstreamError("answer_too_long"))
+                return
+        else:
+            self.meter.received(0, 0)
+        if part.ended:
+            self._done(reply)
+
+    def _done(self, reply: Reply) -> None:
+        usage = reply.usage
+        reported = usage.get("completion_tokens") if usage else None
+        if isinstance(reported, int):
+            self.meter.reported = reported
+        self._end(lambda: Done(reply.finish_reason, self.meter.snapshot(), usage), interrupt=False)
+
+    def _broke(self, reply: Reply, fault: UpstreamError) -> None:
+        """The upstream failed while the answer was read. An end that came before explains it."""
+        if self.log.ended is not None:
+            return
+        if self.meter.first_at is not None:
+            self.fail(fault)
+            return
+        reply.close()
+        try:
+            self._wait_for_retry(fault)
+            self._open()
+        except Interrupted:
+            pass
+        except UpstreamError as last:
+            self.fail(last)
+
+    def _release(self) -> None:
+        """Give up the role, then look whether there is something to clean up."""
+        self._pumped_at = now()
+        self._pump.release()
+        self._release_done()
+
+    def _release_done(self) -> None:
+        ended = self.log.ended
+        if ended is not None and not self._settled and not isinstance(ended, Done):
+            self.settle()
+        elif ended is not None and not self._viewers:
+            self.settle(drain=True)  # no viewer will do it after the last event
+
+
+assert {"no_model", "shutdown"} <= set(CODES)  # noqa: S101

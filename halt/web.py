@@ -1,0 +1,224 @@
+"""What every route shares: who asks, whether they may, and how an error is said.
+
+- A browser has a signed session cookie with a random owner ID. A program has none.
+- With HALT_TOKEN set, a program sends it as `Authorization: Bearer`, a browser logs in once.
+- Requests that change something are refused when a browser says they come from another site.
+- Every response carries a strict Content-Security-Policy; errors are JSON for programs and a
+  fragment for the page; what was not foreseen is logged and answered without its details.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import math
+import secrets
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+from flask import Flask, Response, current_app, redirect, render_template, request, session, url_for
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as BaseResponse
+
+from halt.config import Config
+from halt.errors import HaltError, RequestError, TooLarge
+from halt.events import encode
+from halt.generation import Generations
+
+#: No inline script or style, nothing from elsewhere, no frame around the page.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+    "object-src 'none'"
+)
+UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+OPEN_TO_ALL = frozenset({"static", "pages.login", "api.healthz"})
+
+logger = logging.getLogger(__name__)
+
+
+def config() -> Config:
+    """The settings of the application that serves this request."""
+    found = current_app.extensions["halt.config"]
+    assert isinstance(found, Config)  # noqa: S101
+    return found
+
+
+def generations() -> Generations:
+    """The generations of the application that serves this request."""
+    found = current_app.extensions["halt"]
+    assert isinstance(found, Generations)  # noqa: S101
+    return found
+
+
+def owner() -> str | None:
+    """The session that asks, None for a program without one."""
+    found = session.get("owner")
+    return found if isinstance(found, str) else None
+
+
+def owner_made() -> str:
+    """The session that asks; a new one is begun where there is none."""
+    found = owner()
+    if found is None:
+        found = session["owner"] = secrets.token_urlsafe(16)
+        session.permanent = True
+    return found
+
+
+def client_socket() -> socket.socket | None:
+    """The connection of this request, where the server hands it over (gunicorn does)."""
+    found = request.environ.get("gunicorn.socket")
+    return found if isinstance(found, socket.socket) else None
+
+
+def wants_fragment() -> bool:
+    """The page asks, not a program."""
+    return request.headers.get("HX-Request") == "true"
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    """Any value that msgspec can encode, as JSON."""
+    return Response(encode(value) + b"\n", status, mimetype="application/json")
+
+
+def after_parameter() -> int:
+    """The event after which a reader wants to go on. Raises RequestError."""
+    raw = request.headers.get("Last-Event-ID") or request.args.get("after") or "0"
+    if not (raw.isascii() and raw.isdigit() and len(raw) <= 15):
+        raise RequestError("after must be the number of an event, 0 or more.", field="after")
+    return int(raw)
+
+
+def token_matches(given: str) -> bool:
+    """Compare in constant time with the access token."""
+    return hmac.compare_digest(given.encode(), config().token.encode())
+
+
+def login_mark() -> str:
+    """What a logged-in session carries: changes with the token, tells nothing about it."""
+    digest = hmac.new(config().secret_key.encode(), config().token.encode(), hashlib.sha256)
+    return digest.hexdigest()
+
+
+# --- guards ---------------------------------------------------------------------------------------
+
+
+def _is_foreign() -> bool:
+    """A browser says that another site makes this request."""
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return site not in {"same-origin", "none"}
+    origin = request.headers.get("Origin")
+    if origin is None:
+        return False  # not a browser, or one that would have sent it for another site
+    return origin == "null" or urlsplit(origin).netloc != request.host
+
+
+def _may_enter() -> bool:
+    if not config().token or request.endpoint in OPEN_TO_ALL:
+        return True
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token_matches(given.strip()):
+        return True
+    mark = session.get("login")
+    return isinstance(mark, str) and hmac.compare_digest(mark, login_mark())
+
+
+def guard() -> BaseResponse | None:
+    """Before each request: turn away whoever may not make it."""
+    if request.method in UNSAFE and _is_foreign():
+        return _error_response(403, "foreign_site", "Requests from another site are refused.")
+    if _may_enter():
+        return None
+    wants_page = request.method == "GET" and "text/html" in request.headers.get("Accept", "")
+    if wants_page and not wants_fragment():
+        return redirect(url_for("pages.login"))
+    response = _error_response(401, "unauthorized", "An access token is needed.")
+    response.headers["WWW-Authenticate"] = "Bearer"
+    if wants_fragment():
+        response.headers["HX-Redirect"] = url_for("pages.login")
+    return response
+
+
+def secure(response: Response) -> Response:
+    """After each request: the headers that keep a browser from doing more than it should."""
+    headers = response.headers
+    headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["Referrer-Policy"] = "same-origin"
+    headers["Cross-Origin-Opener-Policy"] = "same-origin"
+    headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    if "Cache-Control" not in headers:
+        headers["Cache-Control"] = "no-store"
+    return response
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def _error_response(
+    status: int,
+    code: str,
+    message: str,
+    *,
+    field: str | None = None,
+    retryable: bool = False,
+    retry_after: float | None = None,
+) -> Response:
+    if wants_fragment():
+        html = render_template("notice.html", message=message)
+        response = Response(html, status, mimetype="text/html")
+        response.headers["HX-Retarget"] = "#notice"
+        response.headers["HX-Reswap"] = "innerHTML"
+    else:
+        error: dict[str, Any] = {"code": code, "message": message, "retryable": retryable}
+        if field is not None:
+            error["field"] = field
+        response = json_response({"error": error}, status)
+    if retry_after is not None:
+        response.headers["Retry-After"] = str(math.ceil(retry_after))
+    return response
+
+
+def _on_halt_error(error: HaltError) -> Response:
+    return _error_response(
+        error.status,
+        error.code,
+        error.message,
+        field=error.field,
+        retryable=error.retryable,
+        retry_after=error.retry_after,
+    )
+
+
+def _on_http_error(error: HTTPException) -> BaseResponse:
+    status = error.code or 500
+    if status < 400:
+        return error.get_response()  # a redirect
+    if status == 413:
+        limit = config().max_body_bytes
+        return _on_halt_error(TooLarge(f"The body is larger than {limit} bytes."))
+    name = error.name.lower().replace(" ", "_")
+    response = _error_response(status, name, error.description or error.name)
+    for header, value in error.get_headers():
+        if header.lower() == "allow":
+            response.headers["Allow"] = value
+    return response
+
+
+def _on_surprise(error: Exception) -> Response:
+    logger.error("unforeseen error in %s %s", request.method, request.path, exc_info=error)
+    return _error_response(
+        500, "internal", "Something went wrong in Halt itself. It has been logged.", retryable=True
+    )
+
+
+def install(app: Flask) -> None:
+    """Put guards, headers and error handlers into the application."""
+    app.before_request(guard)
+    app.after_request(secure)
+    app.register_error_handler(HaltError, _on_halt_error)
+    app.register_error_handler(HTTPException, _on_http_error)
+    app.register_error_handler(Exception, _on_surprise)

@@ -1,0 +1,161 @@
+// What htmx does not do by itself: Stop at once, keyboard, scrolling, copying, announcements.
+"use strict";
+(() => {
+  const $ = (selector, root = document) => root.querySelector(selector);
+  const messages = $("#messages"), prompt = $("#prompt"), composer = $("#composer");
+  const connections = new Map(); // feed element's id -> its SSE connection
+  const frozen = new Set();      // streams whose text must not move any more
+  let sending = null;            // ID of the stream whose request is under way
+
+  const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), b => b.toString(16).padStart(2, "0")).join("");
+  const running = () => [...document.querySelectorAll('.answer[data-state="running"]')].pop();
+  const announce = text => { $("#announcer").textContent = text; };
+  const setSending = id => { sending = id; document.body.classList.toggle("sending", id !== null); };
+  const notice = text => { const p = document.createElement("p"); p.className = "fault"; p.textContent = text; $("#notice").replaceChildren(p); };
+
+  // --- sending: Stop takes Send's place before the first byte comes back -------------------------
+  const grow = () => { prompt.style.height = "auto"; prompt.style.height = prompt.scrollHeight + "px"; };
+  prompt.addEventListener("input", grow);
+  prompt.addEventListener("keydown", event => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+    event.preventDefault();
+    composer.requestSubmit();
+  });
+  document.addEventListener("submit", event => {
+    if (event.target !== composer) return;
+    if (sending || running() || !prompt.value.trim()) { event.preventDefault(); event.stopImmediatePropagation(); }
+  }, true);
+  document.addEventListener("htmx:config:request", event => {
+    const { ctx } = event.detail, source = ctx.sourceElement;
+    if (source === composer || source.matches(".regenerate")) {
+      if (sending || running()) { event.preventDefault(); return; }
+      const exchange = source.closest(".exchange");
+      if (exchange) {
+        exchange.dataset.again = "";
+        ctx.request.action = `/c/${exchange.dataset.conversation}/regenerate`;
+      }
+      setSending(newId());
+      ctx.request.body.set("id", sending);
+      $("#notice").replaceChildren();
+      following = true;
+    } else if (source === $("#stopper")) {
+      const answer = running(), id = answer ? answer.dataset.stream : sending;
+      if (!id) { event.preventDefault(); return; }
+      ctx.request.body.set("stream_id", id);
+      if (answer) ctx.request.body.set("seen", frozenAt(answer));
+    }
+  });
+  document.addEventListener("htmx:after:request", event => {
+    const { ctx } = event.detail;
+    if (ctx.sourceElement === composer && ctx.response.status < 400) { prompt.value = ""; grow(); }
+  });
+  document.addEventListener("htmx:finally:request", event => {
+    const source = event.detail.ctx.sourceElement;
+    if (source === composer || source.matches?.(".regenerate")) setSending(null);
+  });
+  document.addEventListener("htmx:error", event => {
+    const source = event.detail.ctx?.sourceElement;
+    if (!source || event.detail.error?.name === "AbortError") return;
+    if (source === $("#stopper")) notice("Stop could not reach the server. Press it again.");
+    else if (source.matches(".feed")) retryFeed(source);
+    else notice("The server could not be reached. Your message is still here: try again.");
+  });
+
+  // --- Stop: the text stands still, a connection is freed, then the server is told ---------------
+  const frozenAt = answer => {
+    const connection = connections.get(`feed-${answer.dataset.stream}`);
+    const shown = connection?.shown || new URL($(".feed", answer).getAttribute("hx-sse:connect"), location).searchParams.get("after");
+    frozen.add(answer.dataset.stream);
+    if (connection) { // a browser has six connections to a host, and Stop needs one
+      connection.config.reconnect = false;
+      connection.reader?.cancel();
+      connection.delayCanceller?.();
+    }
+    return shown || "0";
+  };
+  const stop = () => { if (running() || sending) $("#stopper").requestSubmit(); };
+  document.addEventListener("keydown", event => {
+    if (event.key === "Escape" && !event.isComposing && (running() || sending)) { event.preventDefault(); stop(); }
+  });
+
+  // --- the stream ---------------------------------------------------------------------------------
+  const retryFeed = feed => setTimeout(() => {
+    if (!feed.isConnected || frozen.has(feed.id.slice(5))) return;
+    const fresh = feed.cloneNode(false); // htmx connects an element once
+    delete fresh.dataset.htmxPowered;
+    feed.replaceWith(fresh);
+    htmx.process(fresh);
+  }, 1000);
+  const lost = yes => { $("#connection").hidden = !yes; };
+  document.addEventListener("htmx:response:error", event => {
+    const source = event.detail.ctx?.sourceElement;
+    if (source?.matches?.(".feed")) { lost(true); retryFeed(source); }
+  });
+  document.addEventListener("htmx:sse:after:connection", event => {
+    connections.set(event.target.id, event.detail.connection);
+    lost(false);
+  });
+  document.addEventListener("htmx:sse:error", () => lost(true));
+  document.addEventListener("htmx:sse:close", event => connections.delete(event.target.id));
+  document.addEventListener("htmx:sse:before:message", event => {
+    if (frozen.has(event.target.id.slice(5))) event.preventDefault();
+  });
+  document.addEventListener("htmx:sse:after:message", event => {
+    event.detail.connection.shown = event.detail.message.id;
+  });
+
+  // --- what a change of the conversation means ----------------------------------------------------
+  const SAID = { running: "The answer has started.", done: "The answer is complete.", stopped: "The answer was stopped.", withdrawn: "Stopped." };
+  const settle = answer => {
+    const { state } = answer.dataset, exchange = answer.closest(".exchange");
+    if (state === "error") announce(`Error: ${$(".fault", answer)?.textContent ?? ""}`);
+    else announce(SAID[state]);
+    if (state !== "running" && document.activeElement === document.body) prompt.focus({ preventScroll: true });
+    if (state !== "withdrawn") return;
+    if ("again" in exchange.dataset) { location.reload(); return; } // the earlier answer is there again
+    if (!prompt.value) { prompt.value = $(".prompt .text", exchange).textContent; grow(); }
+    exchange.remove();
+    prompt.focus();
+  };
+  new MutationObserver(changes => {
+    for (const change of changes) for (const node of change.addedNodes) {
+      if (node.nodeType !== Node.ELEMENT_NODE) continue;
+      if (node.matches(".answer")) settle(node);
+      else if (node.matches(".exchange")) settle($(".answer", node));
+    }
+    if (following) scrollToEnd();
+  }).observe(messages, { childList: true, subtree: true });
+
+  // --- how long a silent model has been thinking --------------------------------------------------
+  setInterval(() => {
+    const thinking = $(".thinking", running() ?? undefined);
+    if (!thinking) return;
+    thinking.since ??= performance.now() - 1000 * thinking.dataset.age;
+    $(".elapsed", thinking).textContent = ` ${Math.floor((performance.now() - thinking.since) / 1000)} s`;
+  }, 250);
+
+  // --- scrolling: along with the text, but only while the reader is at its end ---------------------
+  let following = true;
+  const page = document.scrollingElement;
+  const scrollToEnd = () => { page.scrollTop = page.scrollHeight; };
+  addEventListener("scroll", () => { following = page.scrollHeight - page.scrollTop - page.clientHeight < 40; }, { passive: true });
+  scrollToEnd();
+
+  // --- copying ------------------------------------------------------------------------------------
+  const copy = async text => {
+    if (navigator.clipboard) return navigator.clipboard.writeText(text);
+    const area = document.createElement("textarea"); // pages that come without TLS
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  };
+  document.addEventListener("click", async event => {
+    const button = event.target.closest("button.copy");
+    if (!button) return;
+    const text = button.dataset.copy === "code" ? $("code", button.closest(".code")).textContent : $(".source", button.closest(".answer")).content.textContent;
+    try { await copy(text); button.textContent = "Copied"; } catch { button.textContent = "Not allowed"; }
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+  });
+})();

@@ -1,0 +1,505 @@
+"""What the fake upstream can be asked to do: one function for each scenario.
+
+A scenario is written in the words of `Reply`. Its keyword arguments are the arguments a model name
+may carry (`count?n=40`), with their defaults and types; every scenario takes those of `Pace` too.
+The first line of a docstring is what people are shown in the list. An argument that nobody takes
+is refused with 400, so that a typing error does not pass for a test.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import repeat
+from math import inf
+from typing import Any
+from urllib.parse import parse_qsl
+
+from tests.fake_wire import Framing, Pace, Reply, as_json
+
+Scenario = Callable[..., None]
+SCENARIOS: dict[str, Scenario] = {}
+
+OVERRIDE = "/fake "  # how a person picks a scenario from the chat page
+PIECE = 4096  # bytes of an endless line for one send
+CUT_PAUSE = 0.002  # seconds between the halves of a character, so that they arrive apart
+
+MARKDOWN = """\
+# A fixed answer
+
+Some **bold**, some *italic*, `inline code` and a [link](https://example.org/?a=1&b=2).
+
+## Lists
+
+- one
+- two
+  - two and a *half*
+    1. deeper
+    2. still
+- three
+
+| name  | value |
+|-------|------:|
+| left  |     1 |
+| right |    22 |
+
+```python
+def greet(name: str) -> str:
+    return f"<b>Hello</b>, {name} & all"  # stays text
+```
+
+> Quoted, with a hostile <script>alert("script")</script> inside.
+
+<img src=x onerror=alert("image")> and [a bad link](javascript:alert(1)).
+
+"""
+
+# With combining accents, right-to-left letters, and emoji joined by U+200D and U+FE0F.
+WIDE = "naïve 中文字符 e\u0301a\u0308 👩\u200d👩\u200d👧 🏳\ufe0f\u200d🌈 日本語 \u05d0\u05d1 😀!"
+
+
+def choose(body: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """The scenario's name and arguments: from the last user message, else from the model."""
+    said = last_user_message(body)
+    spec = said.split()[1] if said.startswith(OVERRIDE) and said.split()[1:] else body.get("model")
+    name, _, query = str(spec).partition("?")
+    return name, dict(parse_qsl(query, keep_blank_values=True))
+
+
+def play(reply: Reply, name: str, args: dict[str, str]) -> None:
+    """Answer with this scenario, or with 400 when an argument does not fit."""
+    scenario = SCENARIOS[name]
+    left = dict(args)
+    try:
+        reply.pace = Pace(**_taken(Pace, left))
+        taken = _taken(scenario, left)
+        if left:
+            raise ValueError(f"no such argument: {', '.join(left)}")
+    except ValueError as error:
+        reply.error(400, f"fake {name}: {error}")
+        return
+    scenario(reply, **taken)
+
+
+def _taken(function: Callable[..., object], args: dict[str, str]) -> dict[str, Any]:
+    """Take out of args what the function takes, in the types of its defaults."""
+    parameters = inspect.signature(function).parameters
+    defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+    return {name: type(d)(args.pop(name)) for name, d in defaults.items() if name in args}
+
+
+def last_user_message(body: dict[str, Any]) -> str:
+    """The text of the last message whose role is user; "" without one."""
+    messages = body.get("messages")
+    for message in reversed(messages if isinstance(messages, list) else []):
+        if isinstance(message, dict) and message.get("role") == "user":
+            content = message.get("content")
+            if isinstance(content, list):
+                content = "".join(part.get("text", "") for part in content)
+            return str(content or "")
+    return ""
+
+
+def scenario(function: Scenario) -> Scenario:
+    SCENARIOS[function.__name__] = function
+    return function
+
+
+def numbers(n: int, start: int = 0) -> Iterator[str]:
+    return (f"{i} " for i in range(start, start + n))
+
+
+def pieces(text: str, size: int) -> list[str]:
+    return [text[i : i + size] for i in range(0, len(text), max(1, size))]
+
+
+# Answers in order
+
+
+@scenario
+def echo(reply: Reply) -> None:
+    """The last user message, word by word."""
+    said = last_user_message(reply.request)
+    if said.startswith(OVERRIDE):
+        said = " ".join(said.split(maxsplit=2)[2:])
+    reply.tokens(re.findall(r"\s*\S+\s*|\s+", said))
+    reply.finish()
+
+
+@scenario
+def count(reply: Reply, n: int = 100) -> None:
+    """Numbered tokens."""
+    reply.tokens(numbers(n))
+    reply.finish()
+
+
+@scenario
+def long(reply: Reply, n: int = 100_000) -> None:
+    """A very long answer, as fast as it is read. (burst=200 if not given)"""
+    if reply.pace.burst == Pace.burst:
+        reply.pace = replace(reply.pace, burst=200)
+    count(reply, n)
+
+
+@scenario
+def markdown(reply: Reply, n: int = 1, piece: int = 4) -> None:
+    """A fixed rich answer with hostile HTML, n times, in small pieces."""
+    reply.tokens(pieces(MARKDOWN * n, piece))
+    reply.finish()
+
+
+@scenario
+def text(reply: Reply, key: str = "", piece: int = 4) -> None:
+    """The text a test has put into `server.texts[key]`."""
+    if key not in reply.texts:
+        reply.error(400, f"fake text: server.texts has no {key!r}")
+        return
+    reply.tokens(pieces(reply.texts[key], piece))
+    reply.finish()
+
+
+@scenario
+def reasoning(reply: Reply, thoughts: int = 20, n: int = 20) -> None:
+    """Deltas with reasoning_content before those with content."""
+    reply.tokens((f"thought{i} " for i in range(thoughts)), kind="reasoning_content")
+    reply.tokens(numbers(n))
+    reply.finish()
+
+
+@scenario
+def length(reply: Reply, n: int = 20) -> None:
+    """An answer cut by the token limit: finish_reason "length"."""
+    reply.tokens(numbers(n))
+    reply.finish("length")
+
+
+@scenario
+def empty(reply: Reply) -> None:
+    """An answer without content."""
+    reply.finish()
+
+
+@scenario
+def no_usage(reply: Reply, n: int = 20) -> None:
+    """Never reports usage, also when asked to."""
+    reply.tokens(numbers(n))
+    reply.finish(usage=False)
+
+
+@scenario
+def no_usage_option(reply: Reply, n: int = 20) -> None:
+    """400 for the parameter stream_options, else an answer without usage."""
+    if "stream_options" in reply.request:
+        reply.error(
+            400,
+            "Unknown parameter: 'stream_options'.",
+            code="unknown_parameter",
+            param="stream_options",
+        )
+        return
+    no_usage(reply, n)
+
+
+# Other framings of the same answer
+
+
+@scenario
+def close_delimited(reply: Reply, n: int = 20) -> None:
+    """No chunks and no length: the body ends with the connection."""
+    reply.open(Framing.CLOSE)
+    count(reply, n)
+
+
+@scenario
+def content_length(reply: Reply, n: int = 20) -> None:
+    """The whole stream at once, with Content-Length."""
+    reply.open(Framing.LENGTH)
+    count(reply, n)
+
+
+@scenario
+def late_terminator(reply: Reply, n: int = 20, seconds: float = inf) -> None:
+    """[DONE], but the chunk that ends the body comes late, or never."""
+    reply.tokens(numbers(n))
+    reply.finish(end=False)
+    reply.hold(seconds)
+    reply.end()
+
+
+# Silence: for ever, or until `seconds` are over or the record is released
+
+
+@scenario
+def silent_connect(reply: Reply) -> None:
+    """Not even a connection: no model can choose this, see FakeOpenAI.unaccepting()."""
+    reply.error(400, "fake silent_connect: use the address of FakeOpenAI.unaccepting()")
+
+
+@scenario
+def silent_headers(reply: Reply, seconds: float = inf, n: int = 20) -> None:
+    """Silence before the headers."""
+    reply.hold(seconds)
+    count(reply, n)
+
+
+@scenario
+def silent_first_token(reply: Reply, seconds: float = inf, n: int = 20) -> None:
+    """Headers and the role chunk, then silence."""
+    reply.open()
+    reply.hold(seconds)
+    count(reply, n)
+
+
+@scenario
+def stall(reply: Reply, n: int = 5, seconds: float = inf, rest: int = 5) -> None:
+    """n tokens, then silence, then the rest."""
+    reply.tokens(numbers(n))
+    reply.hold(seconds)
+    reply.tokens(numbers(rest, start=n))
+    reply.finish()
+
+
+# Broken ends
+
+
+@scenario
+def drop_headers(reply: Reply) -> None:
+    """Closes the connection instead of answering."""
+    reply.drop()
+
+
+@scenario
+def drop(reply: Reply, n: int = 5) -> None:
+    """n tokens, then the connection closes in mid-body."""
+    reply.tokens(numbers(n))
+    reply.drop()
+
+
+@scenario
+def reset(reply: Reply, n: int = 5) -> None:
+    """n tokens, then the connection is reset."""
+    reply.tokens(numbers(n))
+    reply.reset()
+
+
+@scenario
+def no_finish(reply: Reply, n: int = 5) -> None:
+    """n tokens, then a clean end with neither finish_reason nor [DONE]."""
+    reply.tokens(numbers(n))
+    reply.end()
+
+
+@scenario
+def no_done(reply: Reply, n: int = 5) -> None:
+    """finish_reason, then a clean end without [DONE]."""
+    reply.tokens(numbers(n))
+    reply.chunk({}, "stop")
+    reply.end()
+
+
+@scenario
+def done_only(reply: Reply, n: int = 5) -> None:
+    """[DONE] without a finish_reason."""
+    reply.tokens(numbers(n))
+    reply.event(b"[DONE]", last=True)
+
+
+@scenario
+def error_in_stream(
+    reply: Reply,
+    n: int = 5,
+    message: str = "The server had an error while processing your request. Sorry about that!",
+    kind: str = "server_error",
+    code: str = "server_error",
+) -> None:
+    """n tokens, then an error object as an event."""
+    if not reply.streaming:
+        reply.error(500, message, kind, code=code)
+        return
+    reply.tokens(numbers(n))
+    reply.event(as_json({"error": {"message": message, "type": kind, "code": code}}))
+    reply.end()
+
+
+# Bytes that are not what they should be
+
+
+@scenario
+def garbage(reply: Reply, n: int = 5) -> None:
+    """n tokens, then an event that is no JSON."""
+    reply.tokens(numbers(n))
+    reply.write(b"data: {not json\n\n")
+    reply.end()
+
+
+@scenario
+def html(reply: Reply) -> None:
+    """200 with a web page, as a captive portal or a wrong base URL answers."""
+    page = b"<!doctype html><title>Welcome</title><h1>It works!</h1>"
+    reply.whole(200, page, "text/html; charset=utf-8")
+
+
+@scenario
+def latin1_garbage(reply: Reply, n: int = 5) -> None:
+    """n tokens, then one whose bytes are no UTF-8, then an end in order."""
+    reply.tokens(numbers(n))
+    good = as_json(reply.chunk_object({"content": "caf@ "}))
+    reply.write(b"data: " + good.replace(b"caf@", b"caf\xe9\xff\xfe") + b"\n\n")
+    reply.finish()
+
+
+@scenario
+def endless_line(reply: Reply) -> None:
+    """One line of data that never ends, 4096 bytes for each send."""
+    if not reply.streaming:
+        reply.open(Framing.CLOSE)
+    reply.write(b'data: {"choices":[{"index":0,"delta":{"content":"')
+    for _ in reply.paced(repeat(None)):
+        reply.write(b"a" * PIECE)
+
+
+@scenario
+def half_utf8(reply: Reply, n: int = 1) -> None:
+    """Emoji, Chinese and combining characters, each send ending inside a character."""
+    if not reply.streaming:
+        reply.tokens([WIDE] * n)
+    for token in WIDE.split(" ") * (n if reply.streaming else 0):
+        # The first byte of each character outside ASCII ends a send, its rest begins the next.
+        event = b"data: " + as_json(reply.chunk_object({"content": token + " "})) + b"\n\n"
+        for part in re.findall(rb"[^\xc2-\xf4]*(?:[\xc2-\xf4]|\Z)", event):
+            reply.write(part)
+            reply.pause(CUT_PAUSE)
+        reply.record.sent(1)
+    reply.finish()
+
+
+@scenario
+def odd_frames(reply: Reply) -> None:
+    """Correct but unusual framing: CRLF, comments, no space, split and joined events, fields."""
+
+    def data(word: str, indent: int | None = None) -> bytes:
+        delta: dict[str, object] = {"content": word}
+        return json.dumps(reply.chunk_object(delta), indent=indent).encode()
+
+    if not reply.streaming:
+        count(reply)
+        return
+    reply.write(b": OPENROUTER PROCESSING\n\n")
+    no_choices = reply.chunk_object({}) | {"choices": []}
+    reply.write(b"data: " + as_json(no_choices) + b"\n\n")  # Azure begins with one of these
+    reply.write(b"data: " + data("crlf ") + b"\r\n\r\n")
+    reply.write(b":\r\n\r\ndata:" + data("nospace ") + b"\n\n")
+    reply.write(b"".join(b"data: " + data(word) + b"\n\n" for word in ("two ", "joined ")))
+    for part in pieces((b"data: " + data("split ") + b"\n\n").decode(), 7):
+        reply.write(part.encode())
+        reply.pause(CUT_PAUSE)
+    lines = data("multiline ", indent=1).splitlines()
+    reply.write(b"".join(b"data: " + line + b"\n" for line in lines) + b"\n")
+    reply.write(b"id: 7\nretry: 1000\nevent: message\ndata: " + data("fields") + b"\n\n")
+    reply.record.sent(7)
+    reply.finish()
+
+
+@scenario
+def odd_fields(reply: Reply, n: int = 5) -> None:
+    """Blank lines and comments after an id, a block without data: all legal, to be passed over.
+
+    The decoder of openai 3.54 takes each of them for an event without data, and fails.
+    """
+    for word in numbers(n):
+        reply.open()
+        reply.write(b"retry: 1000\n\n")
+        reply.write(b"id: 7\n")
+        reply.token(word)
+        reply.write(b"\n: comment\n\n")
+    reply.finish()
+
+
+# Refusals
+
+
+STATUS_ERRORS: dict[int, dict[str, str]] = {
+    400: {"message": "Invalid value for 'temperature'.", "param": "temperature"},
+    401: {"message": "Incorrect API key provided: fake.", "code": "invalid_api_key"},
+    403: {
+        "message": "Country, region, or territory not supported",
+        "kind": "request_forbidden",
+        "code": "unsupported_country_region_territory",
+    },
+    404: {
+        "message": "The model `fake` does not exist or you do not have access to it.",
+        "code": "model_not_found",
+    },
+    422: {"message": "Unprocessable entity."},
+    429: {
+        "message": "Rate limit reached for requests. Please try again later.",
+        "kind": "requests",
+        "code": "rate_limit_exceeded",
+    },
+    500: {
+        "message": "The server had an error while processing your request. Sorry about that!",
+        "kind": "server_error",
+    },
+    503: {
+        "message": "The server is currently overloaded with other requests. Please try again later",
+        "kind": "server_error",
+    },
+}
+
+
+def refuse(reply: Reply, status: int, retry_after: str = "") -> None:
+    headers = {"Retry-After": retry_after} if retry_after else {}
+    reply.error(status, **STATUS_ERRORS.get(status, STATUS_ERRORS[500]), headers=headers)
+
+
+def _refusal(status: int) -> Scenario:
+    def refusal(reply: Reply, retry_after: str = "") -> None:
+        refuse(reply, status, retry_after)
+
+    refusal.__doc__ = f"Error {status}: {STATUS_ERRORS[status]['message']}"
+    return refusal
+
+
+SCENARIOS |= {str(status): _refusal(status) for status in STATUS_ERRORS}
+
+
+@scenario
+def context(reply: Reply, style: str = "openai") -> None:
+    """400, the conversation is too long, in the style of openai, llamacpp or vllm."""
+    limit, used = 4096, 9412
+    if style == "openai":
+        words = f"However, your messages resulted in {used} tokens."
+        reply.error(
+            400,
+            f"This model's maximum context length is {limit} tokens. {words} "
+            "Please reduce the length of the messages.",
+            code="context_length_exceeded",
+            param="messages",
+        )
+    elif style == "llamacpp":
+        words = f"request ({used} tokens) exceeds the available context size ({limit} tokens)"
+        error = {"code": 400, "message": f"{words}, try increasing it"}
+        error |= {"type": "exceed_context_size_error", "n_prompt_tokens": used, "n_ctx": limit}
+        reply.whole(400, as_json({"error": error}))
+    elif style == "vllm":
+        words = f"However, you requested {used} tokens ({used - 200} in the messages, "
+        message = (
+            f"This model's maximum context length is {limit} tokens. {words}200 in the "
+            "completion). Please reduce the length of the messages or completion."
+        )
+        error = {"message": message, "type": "BadRequestError", "param": None, "code": 400}
+        reply.whole(400, as_json({"error": error}))
+    else:
+        reply.error(400, f"fake context: no such style: {style}")
+
+
+@scenario
+def flaky(reply: Reply, times: int = 1, status: str = "503", key: str = "", n: int = 20) -> None:
+    """Fails the first `times` times for a key (a status, or drop), then answers."""
+    if reply.failures(key) > times:
+        count(reply, n)
+    elif status == "drop":
+        reply.drop()
+    else:
+        refuse(reply, int(status))
