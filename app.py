@@ -42,7 +42,7 @@ def create_app(config: Config | None = None, upstream: Upstream | None = None) -
         settings, upstream or OpenAIUpstream(settings), StopRegistry()
     )
     web.install(app)
-    app.register_blueprint(pages.blueprint(MemoryStore(settings.kept_bytes)))
+    pages.install(app, MemoryStore(settings.kept_bytes))
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(api.blueprint(pages.stop_fragment))
     return app

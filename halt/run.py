@@ -213,7 +213,7 @@ class Run:
         return True
 
     def settle(self, *, drain: bool = False) -> bool:
-        """After the end: let go of the upstream's connection. Called by anyone, any number of times.
+        """After the end: let go of the upstream's connection. Called by anyone, any time.
 
         `drain` allows it to wait a moment for the end of a complete answer, so that the connection
         can be used again. True when it is let go of.

@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
-from halt.errors import HaltError
+from halt.errors import HaltError, StreamInUse
 from halt.events import Cancelled, Failed, Terminal
 from halt.upstream import Message
 
@@ -114,7 +114,7 @@ class MemoryStore:
                 found = Conversation(conversation_id, owner)
             elif found.owner != owner:
                 raise UnknownConversation("There is no such conversation.")
-            self._refuse_busy(found)
+            self._refuse(found, stream_id)
             found.exchanges.append(Exchange(prompt, stream_id))
             self._conversations[conversation_id] = found
             self._weigh(found)
@@ -127,7 +127,7 @@ class MemoryStore:
         """
         with self._lock:
             found = self._find(conversation_id, owner)
-            self._refuse_busy(found)
+            self._refuse(found, stream_id)
             if not found.exchanges:
                 raise UnknownConversation("There is nothing to answer again.")
             last = found.exchanges[-1]
@@ -174,7 +174,9 @@ class MemoryStore:
         return found
 
     @staticmethod
-    def _refuse_busy(conversation: Conversation) -> None:
+    def _refuse(conversation: Conversation, stream_id: str) -> None:
+        if any(each.stream_id == stream_id for each in conversation.exchanges):
+            raise StreamInUse(f"The stream ID {stream_id!r} is in use.", field="id")
         if conversation.exchanges and conversation.exchanges[-1].ended is None:
             raise Busy("An answer is being written. Stop it first, or wait for its end.")
 

@@ -39,7 +39,7 @@ def _stream(run: Run, after: int) -> Response:
     body = EventStream(generations(), run, client_socket(), after, json_frames)
     # direct_passthrough: werkzeug would wrap each frame once more.
     return Response(
-        body,  # type: ignore[arg-type]  # a WSGI body with __iter__ and close is what it takes
+        body,
         headers={**SSE_HEADERS, "X-Stream-Id": run.id},
         direct_passthrough=True,
     )

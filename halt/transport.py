@@ -8,12 +8,13 @@ A `Line` is one run's handle on its connection. The opening thread puts it into 
 socket that is opened or reused for the run is attached to it before anything blocks on it. So
 `Line.interrupt` finds the socket in every phase:
 
-    connecting, TLS handshake, waiting for headers, between bytes   -> socket shutdown, wakes at once
-    looking up a name (nothing can wake the resolver)               -> the socket that would follow is
-                                                                       refused, nothing is sent
+    connecting, TLS handshake,          -> socket shutdown, the blocked thread wakes at once
+    waiting for headers, between bytes
+    looking up a name (nothing can      -> the socket that would follow is refused,
+    wake the resolver)                     nothing is sent
 
-Sockets block, with SO_RCVTIMEO as a tick: one system call a read, and a `Quiet` each TICK seconds of
-silence for whoever has heartbeats to send. How long silence may last is not decided here.
+Sockets block, with SO_RCVTIMEO as a tick: one system call a read, and a `Quiet` each TICK seconds
+of silence for whoever has heartbeats to send. How long silence may last is not decided here.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ DRAIN_SECONDS = 0.25  # to wait for the end of a body whose [DONE] was seen
 _TICK_OPTION = struct.pack("ll", int(TICK), int(TICK % 1 * 1e6))
 
 
-class Quiet(Exception):  # noqa: N818 - not an error: a tick passed and nothing came
+class Quiet(Exception):
     """Nothing has arrived for a tick."""
 
 
@@ -60,7 +61,7 @@ class Line:
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())  # protects the three below
         self._socket: socket.socket | None = None
-        self._used = False
+        self._closed = False
         self._interrupted = False
 
     @property
@@ -73,7 +74,6 @@ class Line:
             if self._interrupted:
                 raise Interrupted("stopped while the connection was being made")
             self._socket = sock
-            self._used = True
 
     def detach(self) -> None:
         """The socket is healthy and goes to another run; an interrupt must not find it here."""
@@ -86,6 +86,7 @@ class Line:
         with self._changed:
             if self._socket is sock:
                 self._socket = None
+                self._closed = True
             sock.close()
             self._changed.notify_all()
 
@@ -99,12 +100,14 @@ class Line:
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def wait_closed(self, timeout: float) -> str:
-        """Wait for the connection's end: "closed", still "closing", or "none" if there was none."""
+        """Wait for the connection's end: "closed", still "closing", or "none".
+
+        None: there was none yet, or its answer was complete and it serves other runs.
+        """
         with self._changed:
-            if not self._used:
-                return "none"
-            closed = self._changed.wait_for(lambda: self._socket is None, timeout)
-            return "closed" if closed else "closing"
+            if not self._changed.wait_for(lambda: self._socket is None, timeout):
+                return "closing"
+            return "closed" if self._closed else "none"
 
 
 _line: ContextVar[Line | None] = ContextVar("halt_line", default=None)

@@ -67,7 +67,7 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What one read brought: text (maybe none), in how many pieces, and whether the answer is over."""
+    """What one read brought: text (maybe none), in how many pieces, and whether it was the last."""
 
     text: str = ""
     chunks: int = 0
@@ -77,9 +77,17 @@ class Part(msgspec.Struct, frozen=True):
 class Reply(Protocol):
     """An answer that is coming in. Used by one thread at a time, apart from its Line."""
 
-    model: str
-    finish_reason: str | None
-    usage: dict[str, Any] | None
+    @property
+    def model(self) -> str:
+        """The model that answers, as it names itself."""
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the answer ended, None before."""
+
+    @property
+    def usage(self) -> dict[str, Any] | None:
+        """The provider's own count, None where it reported none."""
 
     def read(self, timeout: float) -> Part:
         """What comes next. Raises Quiet after `timeout` seconds of silence, UpstreamError."""
