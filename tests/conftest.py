@@ -1,0 +1,142 @@
+"""What every test can use: a fake upstream, and a real Halt in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fake_openai import FakeOpenAI
+
+ROOT = Path(__file__).parent.parent
+STARTS_WITHIN = 20.0  # seconds; a second is usual
+LEAVES_WITHIN = 20.0
+
+
+class HaltServer:
+    """gunicorn with Halt, as a user starts it, on a free port. What it prints is kept."""
+
+    def __init__(self, env: dict[str, str], *args: str) -> None:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("HALT_", "OPENAI_"))}
+        clean |= {"PORT": "0", "PYTHONUNBUFFERED": "1", **env}
+        self.process = subprocess.Popen(
+            [sys.executable, "app.py", *args],
+            cwd=ROOT,
+            env=clean,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._printed: list[str] = []
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read, name="halt-output", daemon=True)
+        self._reader.start()
+        match = self.wait_printed(r"Halt is at http://([^\s,]+):(\d+)")
+        self.host, self.port = match[1].strip("[]"), int(match[2])
+        self.url = f"http://{match[1]}:{match[2]}"
+
+    @property
+    def printed(self) -> str:
+        """Everything on its standard output and error so far."""
+        return "".join(self._printed)
+
+    def wait_printed(self, pattern: str, timeout: float = STARTS_WITHIN) -> re.Match[str]:
+        """Wait until its output matches. Fails with the output when it does not."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: re.search(pattern, self.printed) or self.process.poll() is not None, timeout
+            )
+            match = re.search(pattern, self.printed)
+        if match is None:
+            self.kill()
+            pytest.fail(f"Halt did not print {pattern!r}, but:\n{self.printed}")
+        return match
+
+    def terminate(self) -> None:
+        """SIGTERM to the master."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout: float = LEAVES_WITHIN) -> int:
+        """Its exit status."""
+        return self.process.wait(timeout)
+
+    def kill(self) -> None:
+        """End it at once, whatever it does."""
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        """End it in order; fails when it does not leave."""
+        if self.process.poll() is None:
+            self.terminate()
+            try:
+                self.wait()
+            except subprocess.TimeoutExpired:
+                self.kill()
+                pytest.fail(f"Halt did not leave after SIGTERM. It printed:\n{self.printed}")
+        self._reader.join(5)
+        stream = self.process.stdout
+        if stream is not None:
+            stream.close()
+
+    def _read(self) -> None:
+        stream = self.process.stdout
+        assert stream is not None
+        for line in stream:
+            with self._changed:
+                self._printed.append(line)
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+
+StartHalt = Callable[..., HaltServer]
+
+
+@pytest.fixture
+def start_halt() -> Iterator[StartHalt]:
+    """Start Halt with settings; every one that a test started leaves at its end."""
+    with contextlib.ExitStack() as stack:
+
+        def start(upstream: FakeOpenAI | str | None = None, **settings: Any) -> HaltServer:
+            env = {name: str(value) for name, value in settings.items()}
+            if upstream is not None:
+                url = upstream if isinstance(upstream, str) else upstream.base_url
+                env = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "fake", **env}
+            server = HaltServer(env)
+            stack.callback(server.close)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeOpenAI]:
+    """A fake upstream of this test's own; models it does not know are `echo`."""
+    with FakeOpenAI(unknown_model="echo") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared_fake() -> Iterator[FakeOpenAI]:
+    """A fake upstream for tests that do not look at its records by index."""
+    with FakeOpenAI(unknown_model="echo") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def halt(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A Halt with default settings for tests that leave nothing behind."""
+    env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
+    server = HaltServer(env)
+    yield server
+    server.close()
