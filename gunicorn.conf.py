@@ -6,6 +6,8 @@ process: streams, their logs and their Stop live in its memory.
 
 from __future__ import annotations
 
+import logging
+import resource
 import sys
 from typing import Any
 
@@ -34,6 +36,9 @@ proc_name = "halt"
 # HTTP/2 would queue a Stop behind the stream on the same connection; a proxy may speak it.
 http_protocols = "h1"
 
+logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level="WARNING")
+logging.getLogger("halt").setLevel("INFO")
+
 _supervisor: embedded.Supervisor | None = None
 
 
@@ -46,8 +51,7 @@ def on_starting(server: Any) -> None:
             f"(--workers or WEB_CONCURRENCY is {server.cfg.workers}) and as many threads as needed."
         )
     published = {"HALT_SECRET_KEY": _config.secret_key}
-    model = _config.model or ("" if not _config.on_openai else halt_config.OPENAI_MODEL)
-    talks_to = f"{model or 'the first model'} at {_config.upstream_url}"
+    talks_to = f"{_config.known_model or 'the first model'} at {_config.upstream_url}"
     if _config.wants_embedded:
         fault = embedded.unavailable()
         if fault is None:
@@ -56,12 +60,18 @@ def on_starting(server: Any) -> None:
             published |= {
                 "HALT_EMBEDDED_URL": chosen.base_url,
                 "HALT_EMBEDDED_KEY": chosen.api_key,
+                "HALT_EMBEDDED_MODEL": chosen.model,
             }
             talks_to = f"the demo model {chosen.model} (set OPENAI_API_KEY or OPENAI_BASE_URL)"
         else:
             published["HALT_EMBEDDED_FAULT"] = fault
             talks_to = f"no model: {fault}"
     halt_config.publish(published)
+    # Each stream takes two descriptors, and the usual soft limit is 1024.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(soft, 4 * _config.threads + 1000)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     server.halt_talks_to = talks_to
 
 

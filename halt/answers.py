@@ -50,8 +50,9 @@ def _figures(ended: Terminal, model: str) -> tuple[str, ...]:
         out.append(f"first token after {_seconds(m.ttft_ms)}")
     if m.tokens_per_second is not None:
         out.append(f"{m.tokens_per_second:.0f} tokens/s")
-    count = f"{m.tokens:,} token{'' if m.tokens == 1 else 's'}"
-    out.append(f"about {count} (estimated)" if m.tokens_estimated else count)
+    if m.tokens:
+        count = f"{m.tokens:,} token{'' if m.tokens == 1 else 's'}"
+        out.append(f"about {count} (estimated)" if m.tokens_estimated else count)
     out.append(f"{_seconds(m.duration_ms)} in all")
     if isinstance(ended, Done):
         out.append(f"finish reason: {ended.finish_reason or 'none given'}")

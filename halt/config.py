@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_MODEL = "gpt-5-mini"  # OpenAI's current small chat model
+DEMO_SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly, in plain English."
 
 
 class ConfigError(Exception):
@@ -143,6 +144,7 @@ class Config:
         "HALT_EMBEDDED_URL", "", "Internal: where the embedded model listens"
     )
     embedded_key: str = _setting("HALT_EMBEDDED_KEY", "", "Internal: its key", secret=True)
+    embedded_model: str = _setting("HALT_EMBEDDED_MODEL", "", "Internal: its model")
     embedded_fault: str = _setting("HALT_EMBEDDED_FAULT", "", "Internal: why it can't be had")
 
     def __post_init__(self) -> None:
@@ -165,6 +167,18 @@ class Config:
     def upstream_key(self) -> str:
         """The key sent there. Many local servers want none; the client insists on some word."""
         return self.embedded_key if self.wants_embedded else self.api_key or "none"
+
+    @property
+    def known_model(self) -> str:
+        """The model that answers by default; empty: the first that the server offers."""
+        if self.wants_embedded:
+            return self.embedded_model
+        return self.model or (OPENAI_MODEL if self.on_openai else "")
+
+    @property
+    def told_system_prompt(self) -> str:
+        """The system prompt of the page's conversations. The demo model needs one to keep on."""
+        return self.system_prompt or (DEMO_SYSTEM_PROMPT if self.wants_embedded else "")
 
     @property
     def on_openai(self) -> bool:

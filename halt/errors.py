@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+SECRET_MIN = 8  # characters; shorter words ("none", "fake") keep no secret
+
 
 class HaltError(Exception):
     """Base of all errors that Halt raises on purpose."""
@@ -153,3 +155,11 @@ class UpstreamError(HaltError):
         ):
             message = f"{message} It said: {self.detail[:300]}"
         super().__init__(message, retry_after=retry_after)
+
+    def without(self, secret: str) -> UpstreamError:
+        """This error with a secret that the server quoted taken out."""
+        if len(secret) < SECRET_MIN or secret not in self.detail:
+            return self
+        return UpstreamError(
+            self.code, self.detail.replace(secret, "[key]"), retry_after=self.retry_after
+        )

@@ -171,7 +171,7 @@ def _begin(found: Conversation, stream_id: str) -> AnswerView:
         if ended is not None:
             store.finish(found.id, run.id, run.answer()[1], run.model, ended)
 
-    chat = ChatRequest(found.messages(config().system_prompt), id=stream_id)
+    chat = ChatRequest(found.messages(config().told_system_prompt), id=stream_id)
     try:
         run = generations().start(chat, found.owner, save)
     except HaltError:
@@ -187,7 +187,8 @@ def stream(stream_id: str) -> Response:
         run = generations().get(stream_id, requester)
     except UnknownStream:
         return _one_message(lost(stream_id))
-    after = min(after_parameter(), run.log.last)
+    # The last event is sent again to a page that has it: without it the page would ask for ever.
+    after = min(after_parameter(), run.log.last - (run.log.ended is not None))
     writer = PageWriter(run, after, _answer_template())
     session_id = requester or ""
     tabs: Tabs = current_app.extensions["halt.tabs"]

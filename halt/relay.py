@@ -48,12 +48,14 @@ class EventStream:
         *,
         interval: float = 0.0,
         brief: bool = False,
+        nothing: bytes = b"",
         on_close: Callable[[], None] | None = None,
     ) -> None:
         """Take a reader's place. Raises AtCapacity, OffsetLost.
 
         `interval`: the least time between two frames, in seconds. `brief`: end after the events
-        that are there now; the client comes back for more.
+        that are there now; the client comes back for more. `nothing` is sent to a reader that has
+        every event of an ended stream already.
         """
         run.log.read(after)  # an offset that is lost is told before the headers
         self._generations = generations
@@ -62,6 +64,7 @@ class EventStream:
         self._present = present
         self._interval = interval
         self._brief = brief
+        self._nothing = nothing
         self._on_close = on_close
         self._open = True
         self._viewer: Viewer = generations.view(run, client)
@@ -79,6 +82,8 @@ class EventStream:
         yield HEARTBEAT
         heartbeat = self._generations.config.heartbeat
         spoke_at = now()
+        if self._run.log.ended is not None and self._after >= self._run.log.last:
+            yield self._nothing
         viewer = self._viewer
         try:
             for events in self._run.follow(self._after, viewer, self._interval):

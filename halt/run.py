@@ -185,7 +185,7 @@ class Run:
             return
         try:
             if self.log.ended is None and self.log.last <= after:
-                self._pump_once(timeout)
+                self._guarded(lambda: self._pump_once(timeout))
         finally:
             self._release()
 

@@ -8,6 +8,7 @@ import msgspec
 from flask import Blueprint, Response, request
 
 from halt.errors import RequestError
+from halt.events import FINAL_FRAME
 from halt.relay import SSE_HEADERS, EventStream, json_frames
 from halt.run import Run
 from halt.upstream import ChatRequest
@@ -36,7 +37,7 @@ def decode_request(body: bytes) -> ChatRequest:
 
 
 def _stream(run: Run, after: int) -> Response:
-    body = EventStream(generations(), run, client_socket(), after, json_frames)
+    body = EventStream(generations(), run, client_socket(), after, json_frames, nothing=FINAL_FRAME)
     # direct_passthrough: werkzeug would wrap each frame once more.
     return Response(
         body,

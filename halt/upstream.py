@@ -18,7 +18,7 @@ import httpx2
 import msgspec
 import openai
 
-from halt.config import OPENAI_MODEL, Config
+from halt.config import Config
 from halt.errors import CODES, UpstreamError
 from halt.transport import TICK, Body, Line, Quiet, Transport, on_line
 
@@ -222,8 +222,9 @@ class ChatDecoder:
 class ChatReply:
     """The Reply of an OpenAI-compatible server."""
 
-    def __init__(self, body: Body, model: str) -> None:
+    def __init__(self, body: Body, model: str, secret: str = "") -> None:
         self._body = body
+        self._secret = secret
         self._decoder = ChatDecoder()
         self._asked = model
 
@@ -247,8 +248,11 @@ class ChatReply:
         except httpx2.HTTPError as exc:
             if self.finish_reason is not None:  # only the farewell is missing
                 return self._decoder.end()
-            raise _fault(exc, {}) from exc
-        return self._decoder.feed(raw) if raw else self._decoder.end()
+            raise _fault(exc, self._secret) from exc
+        try:
+            return self._decoder.feed(raw) if raw else self._decoder.end()
+        except UpstreamError as exc:
+            raise exc.without(self._secret) from exc
 
     def finish(self) -> None:
         self._body.finish()
@@ -337,8 +341,12 @@ _CONNECTION_CODES: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
-def _fault(exc: BaseException, extra: dict[str, str]) -> UpstreamError:
-    """The one boundary where foreign errors become ours. `extra` replaces codes by others."""
+def _fault(exc: BaseException, secret: str) -> UpstreamError:
+    """The one boundary where foreign errors become ours. Some servers quote the key: not we."""
+    return _translate(exc).without(secret)
+
+
+def _translate(exc: BaseException) -> UpstreamError:
     if isinstance(exc, openai.APIStatusError):
         return _status_fault(exc)
     chain: list[BaseException] = []
@@ -349,7 +357,7 @@ def _fault(exc: BaseException, extra: dict[str, str]) -> UpstreamError:
     for kind, code in _CONNECTION_CODES:
         for link in chain:
             if isinstance(link, kind):
-                return UpstreamError(extra.get(code, code), str(link))
+                return UpstreamError(code, str(link))
     logger.error("unmapped upstream fault", exc_info=exc)
     return UpstreamError("internal", type(exc).__name__)
 
@@ -372,8 +380,9 @@ class OpenAIUpstream:
             timeout=None,
             http_client=httpx2.Client(transport=self._transport, follow_redirects=True),
         )
+        self._secret = config.upstream_key
         self._lock = threading.Lock()  # protects the two facts that are learnt on the way
-        self._model = config.model or (OPENAI_MODEL if config.on_openai else "")
+        self._model = config.known_model
         self._asks_usage = True
 
     def open(self, request: ChatRequest, line: Line) -> ChatReply:
@@ -389,14 +398,14 @@ class OpenAIUpstream:
             try:
                 response = self._create(model, messages, options)
             except openai.APIError as exc:
-                raise _fault(exc, {}) from exc
+                raise _fault(exc, self._secret) from exc
         body = response.extensions["halt.body"]
         assert isinstance(body, Body)  # noqa: S101 - our own transport put it there
         kind = response.headers.get("content-type", "")
         if not kind.startswith("text/event-stream") or "content-encoding" in response.headers:
             body.close()
             raise UpstreamError("upstream_invalid", f"an answer of type {kind[:80]!r}")
-        return ChatReply(body, model)
+        return ChatReply(body, model, self._secret)
 
     def _create(self, model: str, messages: Any, options: dict[str, Any]) -> httpx2.Response:
         create = self._client.chat.completions.with_raw_response.create
@@ -433,11 +442,15 @@ class OpenAIUpstream:
         return self._model
 
     def models(self, line: Line) -> list[str]:
+        if not self._config.upstream_url:
+            raise UpstreamError("no_model")
         with on_line(line):
             try:
                 return [model.id for model in self._client.models.list().data]
             except openai.APIError as exc:
-                raise _fault(exc, {"model_not_found": "upstream_invalid"}) from exc
+                raise _fault(exc, self._secret) from exc
+            except (AttributeError, TypeError, ValueError) as exc:  # the client expects the shape
+                raise UpstreamError("upstream_invalid", "its list of models is malformed") from exc
 
     def close(self) -> None:
         self._transport.close()

@@ -99,9 +99,7 @@
   document.addEventListener("htmx:sse:close", event => connections.delete(event.target.id));
   document.addEventListener("htmx:sse:before:message", event => {
     if (frozen.has(event.target.id.slice(5))) event.preventDefault();
-  });
-  document.addEventListener("htmx:sse:after:message", event => {
-    event.detail.connection.shown = event.detail.message.id;
+    else event.detail.connection.shown = event.detail.message.id;
   });
 
   // --- what a change of the conversation means ----------------------------------------------------

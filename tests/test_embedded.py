@@ -156,10 +156,15 @@ def running(installed: None) -> Iterator[Master]:
 
 
 def until(condition: Callable[[], bool]) -> float:
-    """Seconds until `condition` holds. It asks a server, so that the loop does not spin."""
+    """Seconds until `condition` holds.
+
+    It asks the model's server, which handles one message between two batches of a prompt: asked
+    without a pause it would hear of nothing else.
+    """
     started = time.monotonic()
     while not condition():
         assert time.monotonic() < started + LIMIT, "the condition never came true"
+        threading.Event().wait(0.25)
     return time.monotonic() - started
 
 
@@ -221,12 +226,15 @@ def test_closing_the_connection_stops_the_answer(running: Master) -> None:
 
 
 def test_closing_the_connection_stops_the_reading_of_a_prompt(running: Master) -> None:
-    """A Stop before the first token is heard between two batches of a long prompt."""
-    prompt = " ".join(f"word{number}" for number in range(450))  # about 1,900 tokens
+    """A Stop before the first token ends the work in mid-prompt.
+
+    The server looks at a silent connection once a second, and acts between two batches.
+    """
+    prompt = " ".join(f"word{number}" for number in range(450))  # 1,720 tokens, 6 to 11 s
     with running.client() as client:
-        with stream(client, prompt, 64):  # headers come before the prompt has been read
+        with stream(client, prompt, 500):  # headers come before the prompt has been read
             until(lambda: len(running.busy_slots()) == 1)
-        assert until(lambda: not running.busy_slots()) < 1
+        assert until(lambda: not running.busy_slots()) < 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
