@@ -10,7 +10,7 @@ run: $(VENV)/run.stamp
 	@$(BIN)/python app.py
 
 test: $(VENV)/test.stamp
-	@PYTHON=$(BIN)/python sh tests/browser.sh
+	@PYTHON=$(BIN)/python sh tests/system.sh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -20,7 +20,7 @@ test: $(VENV)/test.stamp
 	$(BIN)/python -m coverage report
 
 bench: $(VENV)/test.stamp
-	@PYTHON=$(BIN)/python sh tests/browser.sh
+	@PYTHON=$(BIN)/python sh tests/system.sh
 	$(BIN)/python -m tests.bench
 
 clean:

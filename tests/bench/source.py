@@ -1,0 +1,215 @@
+"""An upstream that costs little: one thread, one epoll, tokens whose bytes are made beforehand.
+
+The model's name says what to send:
+
+    paced?rate=33         tokens for ever, `rate` a second, each stamped with the time at which it
+                          was handed to the socket; the streams' beats are spread over the gap
+    numbered?n=400&gate=300   n numbered tokens as fast as the socket takes them; nothing is sent
+                          before `gate` such answers have been asked for
+
+A stamp is `@` with ten digits, microseconds of CLOCK_MONOTONIC without what is above; a number is
+`#` with seven. Each PARAGRAPH-th token ends a paragraph, as text from a model does now and then.
+It prints its port and ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import select
+import socket
+import sys
+import time
+from itertools import count
+from urllib.parse import parse_qsl
+
+PARAGRAPH = 40  # tokens
+BATCH = 32  # tokens for one send where nothing is paced
+GOLDEN = 0.6180339887  # successive multiples of it spread evenly over a circle
+STAMP_MODULUS = 10**10  # microseconds: 2.8 hours
+
+_HEAD = (
+    b'data: {"id":"chatcmpl-bench","object":"chat.completion.chunk","created":1700000000,'
+    b'"model":"bench","choices":[{"index":0,"delta":{"content":"'
+)
+_TAIL = b'"},"logprobs":null,"finish_reason":null}]}\n\n'
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def _around(text_size: int) -> tuple[bytes, bytes]:
+    """What stands before and behind a text of this size, as one chunk of HTTP."""
+    size = len(_HEAD) + text_size + len(_TAIL)
+    return b"%x\r\n%b" % (size, _HEAD), _TAIL + b"\r\n"
+
+
+WORD, BREAK = b" ", b"\\n\\n"  # what a token ends with
+_STAMPED = {end: _around(11 + len(end)) for end in (WORD, BREAK)}
+_NUMBERED = {end: _around(8 + len(end)) for end in (WORD, BREAK)}
+RESPONSE = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
+LAST = (
+    _chunk(
+        b'data: {"id":"chatcmpl-bench","object":"chat.completion.chunk","created":1700000000,'
+        b'"model":"bench","choices":[{"index":0,"delta":{},"logprobs":null,'
+        b'"finish_reason":"stop"}]}\n\n'
+    )
+    + _chunk(b"data: [DONE]\n\n")
+    + b"0\r\n\r\n"
+)
+
+
+def _end_of(number: int) -> bytes:
+    return BREAK if number % PARAGRAPH == PARAGRAPH - 1 else WORD
+
+
+class Connection:
+    """One connection, and the answer that goes out on it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.received = b""
+        self.pending = b""
+        self.open = True
+        self.sent = 0
+        self.limit = 0
+        self.gap = 0.0
+
+    def request(self) -> dict[str, str] | None:
+        """What is asked for, once it is all here."""
+        head, end, body = self.received.partition(b"\r\n\r\n")
+        fields = head.lower().split(b"content-length:")
+        if not end or len(fields) < 2 or len(body) < int(fields[1].split(b"\r\n")[0]):
+            return None
+        self.received = b""
+        _, _, query = str(json.loads(body)["model"]).partition("?")
+        return dict(parse_qsl(query))
+
+    def stamped(self) -> bytes:
+        """The next token, stamped with this moment."""
+        end = _end_of(self.sent)
+        before, after = _STAMPED[end]
+        self.sent += 1
+        stamp = time.monotonic_ns() // 1000 % STAMP_MODULUS
+        return b"%b@%010d%b%b" % (before, stamp, end, after)
+
+    def numbered(self) -> bytes:
+        """The next few tokens, and the end where they are the last."""
+        out = []
+        upto = min(self.limit, self.sent + BATCH)
+        for number in range(self.sent, upto):
+            end = _end_of(number)
+            before, after = _NUMBERED[end]
+            out.append(b"%b#%07d%b%b" % (before, number, end, after))
+        self.sent = upto
+        if upto == self.limit:
+            out.append(LAST)
+        return b"".join(out)
+
+
+class Source:
+    """All connections."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._listener.setblocking(False)
+        self._epoll = select.epoll()
+        self._connections: dict[int, Connection] = {}
+        self._beats: list[tuple[float, int, Connection]] = []
+        self._order = count()
+        self._gated: list[Connection] = []
+
+    def run(self) -> None:
+        """Serve until the standard input ends."""
+        print(json.dumps({"port": self._listener.getsockname()[1]}), flush=True)
+        self._epoll.register(self._listener, select.EPOLLIN)
+        self._epoll.register(0, select.EPOLLIN | select.EPOLLHUP)
+        while True:
+            wait = max(0.0, self._beats[0][0] - time.monotonic()) if self._beats else -1
+            for fd, mask in self._epoll.poll(wait):
+                if fd == self._listener.fileno():
+                    self._accept()
+                elif fd == 0:
+                    return
+                else:
+                    self._serve(self._connections[fd], mask)
+            self._beat()
+
+    def _accept(self) -> None:
+        sock, _ = self._listener.accept()
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connections[sock.fileno()] = Connection(sock)
+        self._epoll.register(sock, select.EPOLLIN | select.EPOLLRDHUP)
+
+    def _serve(self, connection: Connection, mask: int) -> None:
+        if mask & (select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR):
+            self._drop(connection)
+            return
+        if mask & select.EPOLLIN:
+            connection.received += connection.sock.recv(65536)
+            asked = connection.request()
+            if asked is not None:
+                self._begin(connection, asked)
+        if mask & select.EPOLLOUT and connection.open:
+            if not connection.pending and connection.limit > connection.sent:
+                connection.pending = connection.numbered()
+            self._send(connection, b"")
+
+    def _begin(self, connection: Connection, asked: dict[str, str]) -> None:
+        connection.sent = 0
+        connection.limit = int(asked.get("n", 0))
+        self._send(connection, RESPONSE)
+        if connection.limit:
+            self._gated.append(connection)
+            if len(self._gated) >= int(asked.get("gate", 1)):
+                for each in self._gated:
+                    self._want(each)
+                self._gated.clear()
+            return
+        connection.gap = 1 / float(asked.get("rate", 1))
+        number = next(self._order)
+        first = time.monotonic() + connection.gap * (number * GOLDEN % 1)
+        heapq.heappush(self._beats, (first, number, connection))
+
+    def _beat(self) -> None:
+        now = time.monotonic()
+        while self._beats and self._beats[0][0] <= now:
+            due, number, connection = self._beats[0]
+            if not connection.open:
+                heapq.heappop(self._beats)
+                continue
+            heapq.heapreplace(self._beats, (due + connection.gap, number, connection))
+            self._send(connection, connection.stamped())
+
+    def _send(self, connection: Connection, data: bytes) -> None:
+        pending = connection.pending + data
+        try:
+            sent = connection.sock.send(pending)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._drop(connection)
+            return
+        connection.pending = pending[sent:]
+        self._want(connection)
+
+    def _want(self, connection: Connection) -> None:
+        mask = select.EPOLLIN | select.EPOLLRDHUP
+        if connection.pending or 0 < connection.sent < connection.limit or connection in self._gated:
+            mask |= select.EPOLLOUT
+        self._epoll.modify(connection.sock, mask)
+
+    def _drop(self, connection: Connection) -> None:
+        if connection.open:
+            connection.open = False
+            del self._connections[connection.sock.fileno()]
+            connection.sock.close()
+
+
+if __name__ == "__main__":
+    sys.exit(Source().run())

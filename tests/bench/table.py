@@ -1,0 +1,102 @@
+"""Rows of figures, how they are judged, and the table they are printed as."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure. `met` is None where there is no target and the figure is for comparison only."""
+
+    figure: str
+    target: str
+    further: str
+    measured: str
+    met: bool | None
+    further_met: bool = False
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """What the last column says."""
+        if self.met is None:
+            return ""
+        if not self.met:
+            return "**no**"
+        return "yes, and further" if self.further_met else "yes"
+
+
+def at_most(
+    figure: str,
+    value: float,
+    target: float,
+    further: float,
+    unit: str = "",
+    measured: str = "",
+    note: str = "",
+) -> Row:
+    """A row whose figure must not be above its target."""
+    return Row(
+        figure,
+        f"≤ {target:g}{unit}",
+        f"≤ {further:g}{unit}",
+        measured or f"{number(value)}{unit}",
+        value <= target,
+        value <= further,
+        note,
+    )
+
+
+def at_least(
+    figure: str, value: float, target: float, further: float, measured: str, note: str = ""
+) -> Row:
+    """A row whose figure must not be below its target."""
+    return Row(
+        figure, f"≥ {target:g}", f"≥ {further:g}", measured, value >= target, value >= further, note
+    )
+
+
+def number(value: float) -> str:
+    """A figure with as many digits as mean something."""
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The nearest-rank percentile; of few values the 99th is the largest."""
+    ranked = sorted(values)
+    return ranked[max(0, math.ceil(len(ranked) * percent / 100) - 1)]
+
+
+def p50_p99(values: Sequence[float]) -> str:
+    """Both percentiles as shown in a row."""
+    return f"{number(percentile(values, 50))} / {number(percentile(values, 99))}"
+
+
+def median(values: Iterable[float]) -> float:
+    """The middle one."""
+    return statistics.median(values)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table, and the notes beneath it, numbered where they stand."""
+    lines = ["| figure | target | further goal | measured | met? |", "|---|---|---|---|---|"]
+    notes: list[str] = []
+    for row in rows:
+        mark = ""
+        if row.note:
+            if row.note not in notes:
+                notes.append(row.note)
+            mark = f" ({notes.index(row.note) + 1})"
+        cells = (row.figure + mark, row.target, row.further, row.measured, row.verdict)
+        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    if notes:
+        lines += ["", *(f"{i}. {note}" for i, note in enumerate(notes, 1))]
+    return "\n".join(lines)

@@ -1,0 +1,96 @@
+"""Requests as bytes and answers from sockets: the least that a measurement can do."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from typing import NamedTuple
+from urllib.parse import urlencode
+
+Address = tuple[str, int]
+TIMEOUT = 20.0  # seconds for any one answer
+
+
+class Answer(NamedTuple):
+    """A whole response, and when its last byte was here (`time.monotonic()`)."""
+
+    status: int
+    head: str
+    body: bytes
+    at: float
+
+    def header(self, name: str) -> str:
+        """A header's value, empty without one."""
+        match = re.search(rf"^{name}:\s*(.*?)\s*$", self.head, re.MULTILINE | re.IGNORECASE)
+        return match[1] if match else ""
+
+
+def connect(address: Address) -> socket.socket:
+    """A connection as browsers make them."""
+    sock = socket.create_connection(address, TIMEOUT)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def request(
+    method: str, path: str, body: bytes = b"", kind: str = "application/json", more: str = ""
+) -> bytes:
+    """A request; `more` are header lines, each with its line break."""
+    size = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n" if body else ""
+    return f"{method} {path} HTTP/1.1\r\nHost: bench\r\n{size}{more}\r\n".encode() + body
+
+
+def chat(path: str, model: str, said: str = "hello", stream_id: str = "") -> bytes:
+    """A request for a streamed answer as JSON events."""
+    asked: dict[str, object] = {
+        "model": model,
+        "messages": [{"role": "user", "content": said}],
+        "stream": True,
+    }
+    if stream_id:
+        asked["id"] = stream_id
+    return request("POST", path, json.dumps(asked).encode())
+
+
+def form(path: str, **fields: str) -> bytes:
+    """A form as the page sends it."""
+    body = urlencode(fields).encode()
+    return request("POST", path, body, "application/x-www-form-urlencoded", "HX-Request: true\r\n")
+
+
+def stop(stream_id: str) -> bytes:
+    """A Stop."""
+    return request("POST", f"/stop/{stream_id}", b"{}")
+
+
+def complete(data: bytes) -> tuple[str, bytes] | None:
+    """Head and body of a response of known length, None when it is not all there."""
+    head, end, body = data.partition(b"\r\n\r\n")
+    if not end:
+        return None
+    match = re.search(rb"(?im)^content-length:\s*(\d+)", head)
+    if match is None:
+        raise ValueError(f"an answer without a length: {head!r}")
+    return (head.decode("latin-1"), body) if len(body) >= int(match[1]) else None
+
+
+def receive(sock: socket.socket) -> Answer:
+    """Read one response of known length."""
+    data = b""
+    while (parts := complete(data)) is None:
+        more = sock.recv(65536)
+        if not more:
+            raise ConnectionError(f"the server left in mid-answer: {data[:200]!r}")
+        data += more
+    at = time.monotonic()
+    head, body = parts
+    return Answer(int(head.split(" ", 2)[1]), head, body, at)
+
+
+def ask(address: Address, message: bytes) -> Answer:
+    """One request on a connection of its own."""
+    with connect(address) as sock:
+        sock.sendall(message)
+        return receive(sock)

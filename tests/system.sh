@@ -1,0 +1,34 @@
+#!/bin/sh
+# What the tests need of the system: a browser, and nginx for the test of the deployment.
+# An installed Chromium or Chrome will do; else Debian's packages where we may install them; else
+# Playwright's own download. Without a browser the tests do not run; without nginx its test says so.
+set -u
+find_browser() {
+    for name in chromium chromium-browser google-chrome google-chrome-stable chrome; do
+        command -v "$name" >/dev/null 2>&1 && return 0
+    done
+    [ -x "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome" ] && return 0
+    "$PYTHON" - <<'PY'
+import os, sys
+from playwright.sync_api import sync_playwright
+with sync_playwright() as p:
+    sys.exit(not os.path.exists(p.chromium.executable_path))
+PY
+}
+find_nginx() { PATH="$PATH:/usr/sbin:/usr/local/sbin" command -v nginx >/dev/null 2>&1; }
+
+missing=
+find_browser 2>/dev/null || missing="chromium"
+find_nginx || missing="$missing nginx"
+if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    echo "Installing Debian's packages for the tests: $missing"
+    # shellcheck disable=SC2086 # a list of names
+    { apt-get update -q && apt-get install -qy --no-install-recommends $missing; } >/dev/null 2>&1
+fi
+find_browser 2>/dev/null && exit 0
+echo "Downloading a browser for the tests..."
+"$PYTHON" -m playwright install chromium >/dev/null 2>&1
+find_browser 2>/dev/null && exit 0
+echo "No browser for the tests could be found or installed." >&2
+echo "Install Chromium or Chrome (apt install chromium, brew install --cask chromium), try again." >&2
+exit 1

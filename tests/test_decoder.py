@@ -1,0 +1,266 @@
+"""Bytes of a chat completion stream to text: every legal framing, any cut, and each kind of fault.
+
+`say` makes an event as OpenAI sends it; `run` feeds a decoder and gathers what came of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from halt.errors import UpstreamError
+from halt.upstream import LINE_MAX, ChatDecoder
+
+USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+DONE = b"data: [DONE]\n\n"
+
+
+def say(content: str | None = None, **more: Any) -> bytes:
+    """A chunk's JSON. `more` are further members of the choice."""
+    delta = {} if content is None else {"content": content}
+    chunk = {"model": "m-1", "choices": [{"index": 0, "delta": delta, **more}]}
+    return json.dumps(chunk, ensure_ascii=False).encode()
+
+
+def data(payload: bytes, end: bytes = b"\n") -> bytes:
+    return b"data: " + payload + end + end
+
+
+FINISH = data(say(finish_reason="stop"))
+REPORT = data(json.dumps({"choices": [], "usage": USAGE}).encode())
+
+
+@dataclass
+class Outcome:
+    """What a stream was decoded to."""
+
+    text: str = ""
+    chunks: int = 0
+    ended: bool = False
+    fault: str | None = None
+    facts: tuple[object, ...] = field(default=())
+
+
+def run(pieces: Iterable[bytes], *, end: bool = True) -> Outcome:
+    """Feed the pieces as a reply does: stop at the end or at a fault; then the body's end."""
+    decoder, out = ChatDecoder(), Outcome()
+    try:
+        for piece in pieces:
+            part = decoder.feed(piece)
+            out.text += part.text
+            out.chunks += part.chunks
+            out.ended = part.ended
+            if part.ended:
+                break
+        if end and not out.ended:
+            out.ended = decoder.end().ended
+    except UpstreamError as fault:
+        out.fault = fault.code
+    out.facts = (decoder.finish_reason, decoder.usage, decoder.model)
+    return out
+
+
+def test_an_ordinary_answer() -> None:
+    """Role chunk, text, finish reason, usage, [DONE]: text, count and facts come out."""
+    stream = data(say("")) + data(say("Hel")) + data(say("lo")) + FINISH + REPORT + DONE
+    assert run([stream], end=False) == Outcome("Hello", 2, True, None, ("stop", USAGE, "m-1"))
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
+def test_each_line_end_that_the_rules_allow(end: bytes) -> None:
+    """LF, CRLF and CR end a line, also mixed, also when every byte comes alone."""
+    stream = data(say("one "), end) + data(say("two "), b"\n") + data(say("three"), end)
+    stream += data(say(finish_reason="stop"), end) + data(b"[DONE]", end)
+    whole, split = run([stream]), run(stream[i : i + 1] for i in range(len(stream)))
+    assert whole == split
+    assert (whole.text, whole.ended, whole.fault) == ("one two three", True, None)
+
+
+WHATWG = [
+    pytest.param(b"data: %b\n\ndata: %b\nid: 1\n\ndata:%b\nid\n\ndata:  %b\n\n", id="comments-ids"),
+    pytest.param(
+        b": test stream\n\ndata: %b\nid: 1\n\n:%%\n\ndata:%b\n\ndata: %b\n\ndata:%b\n\n", id="test"
+    ),
+    pytest.param(
+        b"event: add\ndata: %b\n\nevent: remove\ndata: %b\n\nretry: 10000\n\n"
+        b"foo: bar\ndata: %b\n\nbare\ndata:%b\n\n",
+        id="event-names-and-unknown-fields",
+    ),
+    pytest.param(b"\n\n\n%%\n\nid: 7\n\ndata: %b\n:x\n\ndata:%b\n\ndata:%b\n\ndata:%b\n\n", id="id"),
+]
+
+
+@pytest.mark.parametrize("template", WHATWG)
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
+def test_the_examples_of_the_specification(template: bytes, end: bytes) -> None:
+    """Comments, IDs, names, unknown fields and blocks without data change no text."""
+    stream = template % tuple(say(word) for word in ("a", "b", "c", "d"))
+    outcome = run([stream.replace(b"\n", end) + FINISH + DONE])
+    assert (outcome.text, outcome.fault) == ("abcd", None)
+
+
+def test_data_in_several_lines_is_one_event() -> None:
+    """The `data` lines of one event are joined by line breaks, with or without a space."""
+    lines = json.dumps(json.loads(say("joined")), indent=1).encode().split(b"\n")
+    spaced = b"".join(b"data: " + line + b"\n" for line in lines) + b"\n"
+    bare = b"".join(b"data:" + line + b"\n" for line in lines) + b"\n"
+    assert run([spaced + bare + DONE]).text == "joinedjoined"
+
+
+def test_only_one_leading_space_belongs_to_the_framing() -> None:
+    """`data:` followed by JSON that itself begins with spaces is still that JSON."""
+    assert run([b"data:    " + say("x") + b"\n\n" + DONE]).text == "x"
+
+
+def test_an_event_that_is_not_finished_is_not_delivered() -> None:
+    """Data without the empty line that ends it is discarded, as the rules want it."""
+    outcome = run([data(say("kept")) + FINISH + b"data: " + say(" lost") + b"\n"])
+    assert (outcome.text, outcome.fault) == ("kept", None)
+
+
+def test_a_byte_order_mark_at_the_beginning_is_passed_over() -> None:
+    """One BOM before the first line belongs to the encoding; the first event is not lost."""
+    stream = b"\xef\xbb\xbf" + data(say("first")) + FINISH + DONE
+    assert run([stream]).text == "first"
+    assert run(stream[i : i + 1] for i in range(len(stream))).text == "first"
+
+
+WIDE = "naïve 中文 e\u0301 👩\u200d👩\u200d👧 \u05d0 \u2028 \\ \" \n 😀"
+LINE_ENDS = (b"\n", b"\r\n", b"\r")
+
+
+@given(
+    words=st.lists(st.text(st.characters(exclude_categories=("Cs",)), min_size=1), max_size=6),
+    ends=st.lists(st.sampled_from(LINE_ENDS), min_size=8, max_size=8),
+    cuts=st.lists(st.integers(0, 10_000)),
+)
+@example(words=[WIDE], ends=[b"\n"] * 8, cuts=list(range(10_000)))
+@example(words=["a", "b"], ends=[b"\r\n"] * 8, cuts=list(range(10_000)))
+def test_no_cut_changes_the_answer(words: list[str], ends: list[bytes], cuts: list[int]) -> None:
+    """However the network cuts the bytes, within characters too, the outcome is the same."""
+    # A bare CR directly before an LF would read as one CRLF, so only one kind follows another CR.
+    kinds = ends if b"\r" not in ends else [b"\r"] * 8
+    stream = b"".join(data(say(word), end) for word, end in zip(words, kinds, strict=False))
+    stream += data(say(finish_reason="stop"), kinds[0]) + data(REPORT[6:-2], kinds[0])
+    stream += data(b"[DONE]", kinds[0])
+    edges = sorted({0, *(cut for cut in cuts if cut < len(stream)), len(stream)})
+    pieces = [stream[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    expected = Outcome("".join(words), len(words), True, None, ("stop", USAGE, "m-1"))
+    assert run(pieces) == expected
+
+
+@pytest.mark.parametrize("form", [b"data: [DONE]", b"data:[DONE]", b"data: [DONE] "])
+def test_the_forms_of_done(form: bytes) -> None:
+    """[DONE] ends the answer, with and without the space; nothing behind it is read."""
+    outcome = run([data(say("a")) + FINISH + form + b"\n\n" + data(say("never"))], end=False)
+    assert (outcome.text, outcome.ended) == ("a", True)
+
+
+def test_done_without_a_finish_reason_is_an_end_without_a_reason() -> None:
+    """[DONE] says that the answer is complete; no reason is made up for it."""
+    outcome = run([data(say("a")) + DONE], end=False)
+    assert (outcome.ended, outcome.fault, outcome.facts[0]) == (True, None, None)
+
+
+def test_a_finish_reason_without_done_is_an_end() -> None:
+    """A server that closes behind its finish reason has finished, with [DONE] or without."""
+    outcome = run([data(say("a")) + FINISH])
+    assert (outcome.text, outcome.ended, outcome.fault) == ("a", True, None)
+
+
+def test_an_end_without_either_is_incomplete() -> None:
+    """A body that ends in the middle of an answer is a fault; the text before it stays."""
+    outcome = run([data(say("a"))])
+    assert (outcome.text, outcome.fault) == ("a", "upstream_incomplete")
+
+
+@pytest.mark.parametrize(
+    ("bad", "code"),
+    [
+        (b"data: {not json\n\n", "upstream_invalid"),
+        (b"data: []\n\n", "upstream_invalid"),
+        (b'data: {"choices": 7}\n\n', "upstream_invalid"),
+        (b'data: {"choices":[{"delta":{"content":"caf\xe9"}}]}\n\n', "upstream_invalid"),
+        (b'data: {"error": {"message": "Boom.", "type": "server_error"}}\n\n', "upstream_error"),
+        (b'data: {"error": "Boom."}\n\n', "upstream_error"),
+        (b'data: {"error": {"code": "rate_limit_exceeded"}}\n\n', "rate_limited"),
+        (b'data: {"error": {"code": 429, "message": "Slow down"}}\n\n', "rate_limited"),
+        (b'data: {"error": {"code": "context_length_exceeded"}}\n\n', "context_too_long"),
+        (b'data: {"error": {"type": "exceed_context_size_error"}}\n\n', "context_too_long"),
+    ],
+)
+def test_text_before_a_fault_is_delivered_and_the_fault_comes_next(bad: bytes, code: str) -> None:
+    """What the model wrote is shown even when garbage or an error follows in the same bytes."""
+    decoder = ChatDecoder()
+    part = decoder.feed(data(say("kept")) + bad + data(say("never")))
+    assert (part.text, part.ended) == ("kept", False)
+    with pytest.raises(UpstreamError) as first:
+        decoder.feed(data(say("never")))
+    with pytest.raises(UpstreamError) as again:
+        decoder.end()
+    assert first.value.code == again.value.code == code
+    assert run([bad]).fault == code
+
+
+def test_an_error_object_is_quoted() -> None:
+    """The user learns what the server said, shortened to a sentence or two."""
+    decoder = ChatDecoder()
+    with pytest.raises(UpstreamError) as caught:
+        decoder.feed(b'data: {"error": {"message": "%b"}}\n\n' % (b"Boom. " * 500))
+    assert "Boom." in caught.value.message
+    assert len(caught.value.message) < 500
+
+
+@pytest.mark.parametrize("error", [b"null", b"{}", b'""'])
+def test_an_empty_error_member_is_no_error(error: bytes) -> None:
+    """Servers that put `"error": null` into every chunk are understood."""
+    chunk = b'data: {"error": %b, "choices": [{"delta": {"content": "ok"}}]}\n\n' % error
+    assert run([chunk + DONE]).text == "ok"
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        b"{}",
+        b'{"choices": []}',
+        b'{"choices": null, "usage": null}',
+        b'{"choices": [{}]}',
+        b'{"choices": [{"delta": null}]}',
+        b'{"choices": [{"delta": {"content": null, "reasoning_content": "hm"}}]}',
+        b'{"choices": [{"delta": {"role": "assistant", "tool_calls": []}}]}',
+        b'{"choices": [{"index": 1, "delta": {"content": "another"}, "finish_reason": "stop"}]}',
+    ],
+)
+def test_chunks_without_text_of_ours_are_passed_over(chunk: bytes) -> None:
+    """Empty choices, reasoning, tools and a second choice add no text and end nothing."""
+    outcome = run([data(chunk) + data(say("x"))], end=False)
+    assert (outcome.text, outcome.ended, outcome.facts[0]) == ("x", False, None)
+
+
+@pytest.mark.parametrize("line", [b"data: ", b"nothing that ends ", b": "])
+def test_a_line_that_never_ends_is_refused(line: bytes) -> None:
+    """Memory for one event is bounded: an endless line becomes an invalid stream."""
+    outcome = run([line, *[b"a" * 65_536] * (LINE_MAX // 65_536 + 2)])
+    assert outcome.fault == "upstream_invalid"
+
+
+@pytest.mark.parametrize("line", [b"data: aaaaaaa\n", b"data:\n"], ids=["full", "empty"])
+def test_an_event_that_never_ends_is_refused(line: bytes) -> None:
+    """The same for an event of endlessly many lines, and also when its lines are empty."""
+    piece = line * (65_536 // len(line))
+    outcome = run([piece] * (4 * LINE_MAX // 65_536), end=False)
+    assert outcome.fault == "upstream_invalid"
+
+
+def test_a_long_event_below_the_limit_is_read() -> None:
+    """A piece of half a megabyte is unusual, and an answer like any other."""
+    text = "x" * (LINE_MAX // 2)
+    stream = data(say(text)) + DONE
+    pieces = [stream[i : i + 65_536] for i in range(0, len(stream), 65_536)]
+    assert run(pieces).text == text

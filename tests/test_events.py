@@ -1,0 +1,208 @@
+"""Events on the wire: the JSON that programs depend on, framed so that any SSE reader gets it back.
+
+`parse` is a reader of our own, written from the WHATWG's rules and not from Halt's code.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from halt.events import (
+    FINAL_FRAME,
+    HEARTBEAT,
+    Cancelled,
+    Content,
+    Done,
+    ErrorInfo,
+    Event,
+    Failed,
+    encode,
+    sse,
+    sse_html,
+)
+from halt.metrics import Metrics
+
+METRICS = Metrics(
+    ttft_ms=12.5,
+    duration_ms=100.0,
+    tokens=7,
+    tokens_estimated=False,
+    tokens_per_second=80.0,
+    characters=21,
+)
+METRICS_JSON = {
+    "ttft_ms": 12.5,
+    "duration_ms": 100.0,
+    "tokens": 7,
+    "tokens_estimated": False,
+    "tokens_per_second": 80.0,
+    "characters": 21,
+}
+USAGE = {"prompt_tokens": 3, "completion_tokens": 7, "total_tokens": 10}
+
+#: What JSON in UTF-8 can carry: everything but lone surrogates.
+texts = st.text(st.characters(exclude_categories=("Cs",)))
+
+
+class Message(NamedTuple):
+    id: str
+    event: str
+    data: str
+
+
+def parse(stream: bytes) -> list[Message]:
+    """The messages that an EventSource dispatches for these bytes (WHATWG HTML, 9.2.6)."""
+    lines = re.split("\r\n|\r|\n", stream.decode("utf-8-sig"))
+    lines.pop()  # what no line break ends is no line
+    out: list[Message] = []
+    last_id, event, data = "", "", ""
+    for line in lines:
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line:
+            if data:
+                out.append(Message(last_id, event or "message", data[:-1]))
+            event, data = "", ""
+        elif name == "data":
+            data += value + "\n"
+        elif name == "event":
+            event = value
+        elif name == "id" and "\0" not in value:
+            last_id = value
+    return out
+
+
+def wire(event: Event) -> Any:
+    """The JSON object that stands for an event."""
+    return json.loads(encode(event))
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        pytest.param(
+            Content("Grüße\n👋"), {"type": "content", "content": "Grüße\n👋"}, id="content"
+        ),
+        pytest.param(
+            Done("stop", METRICS, USAGE),
+            {
+                "type": "done",
+                "done": True,
+                "content": "",
+                "finish_reason": "stop",
+                "usage": USAGE,
+                "metrics": METRICS_JSON,
+            },
+            id="done",
+        ),
+        pytest.param(
+            Cancelled(METRICS),
+            {
+                "type": "cancelled",
+                "done": True,
+                "content": "",
+                "reason": "stop",
+                "metrics": METRICS_JSON,
+            },
+            id="cancelled",
+        ),
+        pytest.param(
+            Failed(ErrorInfo("stalled", "It stalled.", True), METRICS),
+            {
+                "type": "error",
+                "done": True,
+                "content": "",
+                "error": {"code": "stalled", "message": "It stalled.", "retryable": True},
+                "metrics": METRICS_JSON,
+            },
+            id="error",
+        ),
+    ],
+)
+def test_each_event_has_its_documented_json_form(event: Event, expected: dict[str, Any]) -> None:
+    """Programs find exactly the documented keys: `type` to switch on, `done` and `content`."""
+    assert wire(event) == expected
+    assert next(iter(wire(event))) == "type"
+
+
+def test_an_error_tells_when_to_come_back_only_where_it_is_known() -> None:
+    """`retry_after` stands in the error object when the upstream named it, and is absent else."""
+    known = Failed(ErrorInfo("rate_limited", "Slow down.", True, 2.5), METRICS)
+    unknown = Failed(ErrorInfo("rate_limited", "Slow down.", True), METRICS)
+    assert wire(known)["error"]["retry_after"] == 2.5
+    assert "retry_after" not in wire(unknown)["error"]
+
+
+def test_an_unreported_usage_is_null_not_a_guess() -> None:
+    """Where the provider reported no usage, `usage` is null; metrics say it is an estimate."""
+    assert wire(Done("stop", METRICS))["usage"] is None
+
+
+def test_events_are_frozen() -> None:
+    """An event in the log cannot be changed by any of its readers."""
+    event = Content("as it was")
+    with pytest.raises(AttributeError):
+        event.content = "changed"  # type: ignore[misc]
+
+
+@given(st.lists(texts, min_size=1))
+def test_any_text_survives_the_wire(contents: list[str]) -> None:
+    """Whatever text a model writes, a reader gets the same text under the same number."""
+    stream = b"".join(sse(seq, Content(text)) for seq, text in enumerate(contents, 1))
+    messages = parse(stream)
+    assert [m.id for m in messages] == [str(n) for n in range(1, len(contents) + 1)]
+    assert [json.loads(m.data)["content"] for m in messages] == contents
+    assert {m.event for m in messages} == {"message"}
+
+
+@given(texts)
+def test_an_event_is_one_line_of_data(text: str) -> None:
+    """JSON holds no line break, so each event is `id`, one `data` line and an empty line."""
+    frame = sse(7, Content(text))
+    assert re.fullmatch(rb"id: 7\ndata: [^\r\n]*\n\n", frame)
+
+
+def test_the_final_frame_and_the_heartbeat() -> None:
+    """Behind the terminal event comes `[DONE]`, which keeps the ID; a heartbeat is no message."""
+    stream = HEARTBEAT + sse(3, Done("stop", METRICS)) + HEARTBEAT + FINAL_FRAME + HEARTBEAT
+    done, final = parse(stream)
+    assert json.loads(done.data)["done"] is True
+    assert final == Message("3", "message", "[DONE]")
+
+
+@pytest.mark.parametrize(
+    "html",
+    ["", "\n", "<p>a</p>", "a\r\nb\rc\nd", "\r", "\r\n\r\n", "a\n\n", ": no comment", "data: x"],
+)
+def test_html_keeps_its_lines_whatever_ends_them(html: str) -> None:
+    """HTML with CR, LF or CRLF arrives as one message with LF; no line becomes a field."""
+    (message,) = parse(sse_html(4, html))
+    assert message == Message("4", "message", html.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+@given(st.lists(st.sampled_from(["\r", "\n", "\r\n", "<b>", "é", " ", ":", "id: 9", "\u2028"])))
+def test_no_html_breaks_out_of_its_frame(parts: list[str]) -> None:
+    """Whatever lines a fragment holds, it is one message with its own number, nothing besides."""
+    html = "".join(parts)
+    (message,) = parse(sse_html(1, html))
+    assert message.id == "1"
+    assert message.data == html.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def test_the_wire_form_reads_back_as_the_same_event() -> None:
+    """Log and client share one form: decoding it by its tag gives the event again."""
+    decode = msgspec.json.Decoder(Content | Done | Cancelled | Failed).decode
+    for event in (
+        Content("x"),
+        Done("length", METRICS, USAGE),
+        Cancelled(METRICS, "no_viewer"),
+        Failed(ErrorInfo("stalled", "It stalled.", True, 1.0), METRICS),
+    ):
+        assert decode(encode(event)) == event
