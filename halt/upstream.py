@@ -8,6 +8,7 @@ is decoded here with typed structs, because building the SDK's objects costs mor
 
 from __future__ import annotations
 
+import codecs
 import logging
 import socket
 import ssl
@@ -148,6 +149,8 @@ class ChatDecoder:
         self.ended = False
         self._rest = b""  # the beginning of a line
         self._data: list[bytes] = []  # data lines of the event that is coming in
+        self._size = 0  # bytes of those, with their line breaks
+        self._at_start = True  # no line has been seen; it may begin with a byte order mark
         self._skip_lf = False  # the last byte was a CR, so an LF that follows belongs to it
         self._fault: UpstreamError | None = None
 
@@ -161,6 +164,8 @@ class ChatDecoder:
                 self._take(data, text)
                 if self.ended:
                     break
+            if len(self._rest) + self._size > LINE_MAX:
+                raise UpstreamError("upstream_invalid", "an event without an end")
         except UpstreamError as fault:
             if not text:
                 raise
@@ -185,15 +190,18 @@ class ChatDecoder:
             self._skip_lf = raw.endswith(b"\r")
             raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *lines, self._rest = (self._rest + raw).split(b"\n")
+        if self._at_start and lines:
+            self._at_start = False
+            lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
         events = []
         for line in lines:
             if line.startswith(b"data:"):
                 self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+                self._size += len(line) + 1
             elif not line and self._data:
                 events.append(self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
                 self._data.clear()
-        if len(self._rest) + sum(map(len, self._data)) > LINE_MAX:
-            raise UpstreamError("upstream_invalid", "an event without an end")
+                self._size = 0
         return events
 
     def _take(self, data: bytes, text: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -15,19 +16,68 @@ from typing import Any
 
 import pytest
 
-from tests.fake_openai import FakeOpenAI
+from tests.fake_openai import FakeOpenAI, Record
+from tests.fake_scenarios import last_user_message
+from tests.sse import Client
 
 ROOT = Path(__file__).parent.parent
 STARTS_WITHIN = 20.0  # seconds; a second is usual
 LEAVES_WITHIN = 20.0
 
 
+def halt_environment(env: dict[str, str]) -> dict[str, str]:
+    """What Halt is started with: the settings in `env` and none of this shell's own."""
+    ours = ("HALT_", "OPENAI_", "HOST", "PORT", "WEB_CONCURRENCY", "GUNICORN_CMD_ARGS")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    return clean | {"PORT": "0", "PYTHONUNBUFFERED": "1", **env}
+
+
+def refused_start(**settings: Any) -> subprocess.CompletedProcess[str]:
+    """Start Halt with settings that it must refuse; how it left and what it printed."""
+    env = halt_environment({name: str(value) for name, value in settings.items()})
+    return subprocess.run(
+        [sys.executable, "app.py"],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=STARTS_WITHIN,
+        check=False,
+    )
+
+
+def new_id() -> str:
+    """A stream ID of a client's own choice."""
+    return f"test-{secrets.token_hex(12)}"
+
+
+def asked(fake: FakeOpenAI, said: str, nth: int = 0) -> Record:
+    """The nth request (from 0) whose last user message is `said`, awaited."""
+
+    def fits(record: Record) -> bool:
+        if record.method != "POST" or last_user_message(record.body) != said:
+            return False
+        nonlocal left
+        left -= 1
+        return left < 0
+
+    def first_fitting(record: Record) -> bool:
+        # wait_request looks at all records anew whenever one comes: so do we.
+        nonlocal left
+        if fake.requests and record is fake.requests[0]:
+            left = nth
+        return fits(record)
+
+    left = nth
+    return fake.wait_request(first_fitting)
+
+
 class HaltServer:
     """gunicorn with Halt, as a user starts it, on a free port. What it prints is kept."""
 
     def __init__(self, env: dict[str, str], *args: str) -> None:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("HALT_", "OPENAI_"))}
-        clean |= {"PORT": "0", "PYTHONUNBUFFERED": "1", **env}
+        clean = halt_environment(env)
         self.process = subprocess.Popen(
             [sys.executable, "app.py", *args],
             cwd=ROOT,
@@ -35,6 +85,7 @@ class HaltServer:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,  # a group of its own, so that we see whether one stays behind
         )
         self._printed: list[str] = []
         self._changed = threading.Condition()
@@ -43,6 +94,10 @@ class HaltServer:
         match = self.wait_printed(r"Halt is at http://([^\s,]+):(\d+)")
         self.host, self.port = match[1].strip("[]"), int(match[2])
         self.url = f"http://{match[1]}:{match[2]}"
+
+    def client(self, **headers: str) -> Client:
+        """A new user agent that talks to it."""
+        return Client(self.host, self.port, **headers)
 
     @property
     def printed(self) -> str:
@@ -70,9 +125,19 @@ class HaltServer:
         return self.process.wait(timeout)
 
     def kill(self) -> None:
-        """End it at once, whatever it does."""
-        self.process.kill()
+        """End master and worker at once, whatever they do."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    @property
+    def gone(self) -> bool:
+        """No process is left, not the worker either."""
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
 
     def close(self) -> None:
         """End it in order; fails when it does not leave."""

@@ -75,6 +75,7 @@ class Connection:
         self.received = b""
         self.pending = b""
         self.open = True
+        self.going = False  # numbered tokens are to be sent
         self.sent = 0
         self.limit = 0
         self.gap = 0.0
@@ -106,7 +107,8 @@ class Connection:
             before, after = _NUMBERED[end]
             out.append(b"%b#%07d%b%b" % (before, number, end, after))
         self.sent = upto
-        if upto == self.limit:
+        self.going = upto < self.limit
+        if not self.going:
             out.append(LAST)
         return b"".join(out)
 
@@ -156,9 +158,8 @@ class Source:
             if asked is not None:
                 self._begin(connection, asked)
         if mask & select.EPOLLOUT and connection.open:
-            if not connection.pending and connection.limit > connection.sent:
-                connection.pending = connection.numbered()
-            self._send(connection, b"")
+            more = connection.going and not connection.pending
+            self._send(connection, connection.numbered() if more else b"")
 
     def _begin(self, connection: Connection, asked: dict[str, str]) -> None:
         connection.sent = 0
@@ -167,9 +168,11 @@ class Source:
         if connection.limit:
             self._gated.append(connection)
             if len(self._gated) >= int(asked.get("gate", 1)):
-                for each in self._gated:
-                    self._want(each)
-                self._gated.clear()
+                waiting, self._gated = self._gated, []
+                for each in waiting:
+                    each.going = True
+                    if each.open:
+                        self._want(each)
             return
         connection.gap = 1 / float(asked.get("rate", 1))
         number = next(self._order)
@@ -200,7 +203,7 @@ class Source:
 
     def _want(self, connection: Connection) -> None:
         mask = select.EPOLLIN | select.EPOLLRDHUP
-        if connection.pending or 0 < connection.sent < connection.limit or connection in self._gated:
+        if connection.pending or connection.going:
             mask |= select.EPOLLOUT
         self._epoll.modify(connection.sock, mask)
 

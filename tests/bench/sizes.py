@@ -1,0 +1,51 @@
+"""How much is measured: for the table, and for a quick look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of samples, streams, tokens; times in seconds."""
+
+    stops_alone: int = 30
+    stops_crowded: int = 100
+    crowd: int = 100  # streams open at once, the one that is stopped among them
+    idle_connections: int = 50
+    stops_full: int = 60
+    stops_in_a_round: int = 20  # before new idle connections are opened
+    load_streams: int = 100
+    load_settle: float = 2.0
+    load_seconds: float = 10.0
+    load_rounds: int = 2
+    race_streams: int = 300
+    race_tokens: int = 1000
+    race_tokens_relay: int = 300
+    race_rounds: int = 1
+    page_stops: int = 16  # of each kind
+    page_answers: int = 3
+    warm_generations: int = 100
+    generations: int = 1000
+    long_tokens: int = 50_000
+    long_rounds: int = 5
+    long_stops: int = 10
+
+
+FULL = Sizes()
+QUICK = Sizes(
+    stops_alone=5,
+    stops_crowded=8,
+    stops_full=6,
+    stops_in_a_round=6,
+    load_seconds=3.0,
+    load_rounds=1,
+    race_tokens=200,
+    race_tokens_relay=50,
+    page_stops=3,
+    page_answers=1,
+    warm_generations=40,
+    generations=100,
+    long_rounds=2,
+    long_stops=3,
+)

@@ -1,0 +1,173 @@
+"""An upstream in this process whose every move a test decides.
+
+`Scripted.open` takes the next thing of its script: a reply, a fault to raise, or, when there is
+nothing left, a fresh reply. What a test feeds to a reply comes out of its `read`, one thing a read.
+A reply blocks on a real socket that is attached to its Line, so that an interrupt and a receipt
+work as they do with a server; one byte in the socket stands for one thing that was fed.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from collections import deque
+from typing import Any
+
+from halt.errors import UpstreamError
+from halt.transport import Line, Quiet
+from halt.upstream import ChatRequest, Part
+
+SOON = 10.0  # seconds; a test that waits this long has failed
+
+
+class ScriptedReply:
+    """A Reply that says what it is told to. What was done to it is recorded."""
+
+    def __init__(self) -> None:
+        self.model = "scripted-1"
+        self.finish_reason: str | None = None
+        self.usage: dict[str, Any] | None = None
+        self.over = threading.Event()  # finished or closed
+        self._changed = threading.Condition()  # protects the figures below
+        self.reads = 0  # how often somebody came to read
+        self.most_reading = 0  # how many read at once, at most: more than one is a fault of Halt's
+        self.readers: list[str] = []  # names of the threads that came to read, in order
+        self.finished = 0
+        self.closed = 0
+        self._reading = 0
+        self._line = Line()
+        self._ours, self._theirs = socket.socketpair()
+        self._fed: deque[Part | UpstreamError] = deque()
+
+    def feed(self, *what: str | Part | UpstreamError) -> None:
+        """Text, a Part or a fault, each to be had by one read."""
+        for each in what:
+            self._fed.append(Part(each, 1) if isinstance(each, str) else each)
+            self._theirs.send(b"!")
+
+    def end(self, reason: str = "stop", usage: dict[str, Any] | None = None) -> None:
+        """The model has finished."""
+        self.finish_reason, self.usage = reason, usage
+        self.feed(Part(ended=True))
+
+    def wait_reads(self, least: int = 1) -> None:
+        """Wait until somebody came to read so often."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.reads >= least, SOON), self.reads
+
+    def wait_reader(self, prefix: str) -> None:
+        """Wait until the newest reader is a thread with such a name."""
+        with self._changed:
+            assert self._changed.wait_for(
+                lambda: bool(self.readers) and self.readers[-1].startswith(prefix), SOON
+            ), self.readers
+
+    def attach(self, line: Line) -> None:
+        """Run on this line. Raises Interrupted."""
+        line.attach(self._ours)
+        self._line = line
+
+    def wait_interrupted(self, timeout: float) -> bool:
+        """Be silent until the line is interrupted; whether it was."""
+        return _readable(self._ours, timeout)
+
+    def read(self, timeout: float) -> Part:
+        with self._changed:
+            self.reads += 1
+            self._reading += 1
+            self.most_reading = max(self.most_reading, self._reading)
+            self.readers.append(threading.current_thread().name)
+            self._changed.notify_all()
+        try:
+            return self._next(timeout)
+        finally:
+            with self._changed:
+                self._reading -= 1
+
+    def _next(self, timeout: float) -> Part:
+        if not _readable(self._ours, timeout):
+            raise Quiet
+        if not self._ours.recv(1):
+            raise UpstreamError("upstream_dropped")
+        part = self._fed.popleft()
+        if isinstance(part, UpstreamError):
+            raise part
+        return part
+
+    def finish(self) -> None:
+        self.finished += 1
+        self._line.detach()
+        self.dispose()
+
+    def close(self) -> None:
+        self.closed += 1
+        self._line.close(self._ours)
+        self.dispose()
+
+    def dispose(self) -> None:
+        """Nobody will want it any more."""
+        self._ours.close()
+        self._theirs.close()
+        self.over.set()
+
+
+class Scripted:
+    """The Upstream. While `silent`, `open` waits for an interrupt, as a silent server makes it."""
+
+    def __init__(self, *script: ScriptedReply | UpstreamError, silent: bool = False) -> None:
+        self.silent = silent
+        self.waiting = threading.Event()  # somebody is in a silent `open`
+        self._script = deque(script)
+        self._changed = threading.Condition()  # protects the two below
+        self.opened: list[ScriptedReply] = []
+        self.asked: list[ChatRequest] = []
+
+    def reply(self, index: int = 0) -> ScriptedReply:
+        """The reply that was opened at this index, as soon as it is there."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.opened) > index, SOON), "never opened"
+            return self.opened[index]
+
+    def wait_asked(self, count: int = 1) -> None:
+        """Wait until `open` was called so often."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.asked) >= count, SOON), self.asked
+
+    def open(self, request: ChatRequest, line: Line) -> ScriptedReply:
+        with self._changed:
+            self.asked.append(request)
+            self._changed.notify_all()
+        what = self._script.popleft() if self._script else ScriptedReply()
+        if isinstance(what, UpstreamError):
+            raise what
+        try:
+            what.attach(line)
+            if self.silent:
+                self.waiting.set()
+                what.wait_interrupted(SOON)
+                raise UpstreamError("upstream_dropped")
+        except BaseException:
+            what.close()
+            raise
+        with self._changed:
+            self.opened.append(what)
+            self._changed.notify_all()
+        return what
+
+    def models(self, line: Line) -> list[str]:
+        return ["scripted-1"]
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+    def dispose(self) -> None:
+        """At the end of a test: free what it left unread."""
+        for reply in [*self.opened, *(r for r in self._script if isinstance(r, ScriptedReply))]:
+            reply.dispose()
+
+
+def _readable(sock: socket.socket, timeout: float) -> bool:
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    return bool(poller.poll(timeout * 1000))

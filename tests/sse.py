@@ -1,0 +1,262 @@
+"""A client for tests, of nothing but sockets: JSON in and out, Server-Sent Events as they come.
+
+Reading blocks until something is there and gives up (TimeoutError) after PATIENCE seconds.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from http.cookies import SimpleCookie
+from typing import Any, Self
+
+PATIENCE = 15.0  # seconds without a byte, after which a test has failed
+
+
+@dataclass(frozen=True)
+class Message:
+    """One event as it stood on the wire; `id` and `event` are empty where there was none."""
+
+    id: str
+    event: str
+    data: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The data as the JSON object that it must be."""
+        value = json.loads(self.data)
+        assert isinstance(value, dict)
+        return value
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole response. Header names are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The body as a JSON object, announced as such."""
+        assert self.headers.get("content-type") == "application/json", self
+        value = json.loads(self.body)
+        assert isinstance(value, dict)
+        return value
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error object of a refusal."""
+        value = self.json["error"]
+        assert isinstance(value, dict)
+        assert isinstance(value["code"], str)
+        assert value["message"]
+        assert "Traceback" not in value["message"]
+        return value
+
+
+class Events:
+    """A response of type text/event-stream, read event by event; `comments` counts the others."""
+
+    def __init__(self, connection: http.client.HTTPConnection) -> None:
+        self._connection = connection
+        self._response = connection.getresponse()
+        self._buffer = b""
+        self._waiting: list[Message] = []
+        self.status = self._response.status
+        self.headers = _lower(self._response)
+        self.comments = 0
+        self.seen: list[Message] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def id(self) -> str:
+        """The stream's ID."""
+        return self.headers["x-stream-id"]
+
+    @property
+    def text(self) -> str:
+        """The text of all events read so far."""
+        return "".join(
+            m.json["content"] for m in self.seen if m.data != "[DONE]" and "content" in m.json
+        )
+
+    @property
+    def terminal(self) -> dict[str, Any]:
+        """The terminal event among those read so far; there must be exactly one."""
+        found = [m.json for m in self.seen if m.data != "[DONE]" and m.json.get("done")]
+        assert len(found) == 1, self.seen
+        return found[0]
+
+    def answer(self) -> Answer:
+        """A refusal instead of a stream."""
+        return Answer(self.status, self.headers, self._response.read())
+
+    def __iter__(self) -> Iterator[Message]:
+        return iter(self.next, None)
+
+    def next(self) -> Message | None:
+        """The next event, None at the end of the response."""
+        while not self._waiting:
+            if not self._read():
+                return None
+        message = self._waiting.pop(0)
+        self.seen.append(message)
+        return message
+
+    def until_text(self, text: str) -> Self:
+        """Read on until `text` has been seen."""
+        while text not in self.text:
+            assert self.next() is not None, f"ended without {text!r}: {self.seen[-3:]}"
+        return self
+
+    def until_comment(self, count: int) -> Self:
+        """Read on until this many comments have been seen."""
+        while self.comments < count:
+            assert self._read(), "the response has ended"
+        return self
+
+    def to_end(self) -> Self:
+        """Read everything. The response must end as the protocol says: with [DONE]."""
+        for _ in self:
+            pass
+        assert self.seen
+        assert self.seen[-1].data == "[DONE]", self.seen[-3:]
+        self.close()
+        return self
+
+    def close(self) -> None:
+        """Leave, whether the stream is over or not."""
+        self._response.close()
+        self._connection.close()
+
+    def _read(self) -> bool:
+        piece = self._response.read1(65536)
+        if not piece:
+            assert not self._buffer, f"half an event at the end: {self._buffer!r}"
+            return False
+        *blocks, self._buffer = (self._buffer + piece).split(b"\n\n")
+        for block in blocks:
+            self._take(block.decode())
+        return True
+
+    def _take(self, block: str) -> None:
+        fields: dict[str, list[str]] = {}
+        for line in block.split("\n"):
+            name, _, value = line.partition(":")
+            if name:
+                fields.setdefault(name, []).append(value.removeprefix(" "))
+            else:
+                self.comments += 1
+        if "data" in fields:
+            self._waiting.append(
+                Message(
+                    "".join(fields.get("id", [])),
+                    "".join(fields.get("event", [])),
+                    "\n".join(fields["data"]),
+                )
+            )
+
+
+class Client:
+    """One user agent: keeps cookies, opens a connection for each request."""
+
+    def __init__(self, host: str, port: int, **headers: str) -> None:
+        self.address = (host, port)
+        self.headers = headers
+        self.cookies: dict[str, str] = {}
+
+    def connect(self, receive_buffer: int | None = None) -> http.client.HTTPConnection:
+        """A connection; with a small buffer its server soon has to wait for us to read."""
+        connection = http.client.HTTPConnection(*self.address, timeout=PATIENCE)
+        sock = socket.socket()
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.settimeout(PATIENCE)
+        sock.connect(self.address)
+        connection.sock = sock
+        return connection
+
+    def send(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Send a request on a connection; a dict goes as JSON, bytes as they are."""
+        more = {**self.headers, **(headers or {})}
+        if self.cookies:
+            more["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+            more.setdefault("Content-Type", "application/json")
+        connection.request(method, path, body, more)
+
+    def request(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """A request and its whole response."""
+        connection = self.connect()
+        try:
+            self.send(connection, method, path, body, headers)
+            response = connection.getresponse()
+            answer = Answer(response.status, _lower(response), response.read())
+        finally:
+            connection.close()
+        cookies: SimpleCookie = SimpleCookie(answer.headers.get("set-cookie", ""))
+        self.cookies.update({name: morsel.value for name, morsel in cookies.items()})
+        return answer
+
+    def get(self, path: str, **headers: str) -> Answer:
+        """GET; underscores in header names stand for hyphens."""
+        return self.request("GET", path, headers=_hyphens(headers))
+
+    def post(self, path: str, body: Any = None, **headers: str) -> Answer:
+        """POST; underscores in header names stand for hyphens."""
+        return self.request("POST", path, body, headers=_hyphens(headers))
+
+    def stream(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        receive_buffer: int | None = None,
+    ) -> Events:
+        """A request whose response is read as it comes."""
+        connection = self.connect(receive_buffer)
+        self.send(connection, method, path, body, headers)
+        return Events(connection)
+
+    def chat(self, model: str, said: str = "Hello", **fields: Any) -> Events:
+        """Start a stream: `said` to a model. Returns with the first bytes of the response."""
+        messages = [{"role": "user", "content": said}]
+        return self.stream("POST", "/chat/stream", {"messages": messages, "model": model, **fields})
+
+    def follow(self, stream_id: str, after: int | None = None, **headers: str) -> Events:
+        """Replay and follow a stream."""
+        path = f"/streams/{stream_id}" + ("" if after is None else f"?after={after}")
+        return self.stream("GET", path, headers=_hyphens(headers))
+
+    def stop(self, stream_id: str) -> Answer:
+        """Press Stop."""
+        return self.post(f"/stop/{stream_id}")
+
+
+def _lower(response: http.client.HTTPResponse) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.getheaders()}
+
+
+def _hyphens(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in headers.items()}
