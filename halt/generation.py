@@ -114,8 +114,9 @@ class Generations:
                 self._keeper.start()
         if stopped:
             run.switch.press()
-        else:
-            self._spawn(run, run.produce)
+            run.discard()
+        elif not self._spawn(run, run.produce):
+            run.discard()
         return run
 
     def get(self, stream_id: str, requester: str | None) -> Run:
@@ -271,12 +272,17 @@ class Generations:
                 field="messages",
             )
 
-    def _spawn(self, run: Run, body: Callable[[], None]) -> None:
-        """A thread for a run. At most one of a run pumps, so there are about as many as places."""
+    def _spawn(self, run: Run, body: Callable[[], None]) -> bool:
+        """A thread for a run. At most one of a run pumps, so there are about as many as places.
+
+        False: there is none to be had, and the run has failed.
+        """
         try:
             threading.Thread(target=body, name=f"halt-run-{run.id[:8]}", daemon=True).start()
         except RuntimeError:  # the system has no more threads
             run.fail(UpstreamError("internal", "no thread"))
+            return False
+        return True
 
     def _settled(self, run: Run) -> None:
         with self._lock:

@@ -88,6 +88,7 @@ class Run:
         self._reply: Reply | None = None
         self._retries_left = config.retries
         self._pump = threading.Lock()  # the role; guards the reply, the parts and `_settled`
+        self._pump.acquire()  # the first attendant's from the beginning: nobody comes before it
         self._settled = False
         self._pumped_at = now()
         self._viewers_lock = threading.Lock()  # protects the two below
@@ -253,12 +254,18 @@ class Run:
     # --- producing --------------------------------------------------------------------------------
 
     def produce(self) -> None:
-        """Body of the first attendant: open the upstream and pump until viewers can."""
-        if self._pump.acquire(blocking=False):  # nobody else can have it yet
-            try:
-                self._guarded(self._open_and_begin)
-            finally:
-                self._release()
+        """Body of the first attendant: open the upstream and pump until viewers can.
+
+        The role was taken for it when the run was made.
+        """
+        try:
+            self._guarded(self._open_and_begin)
+        finally:
+            self._release()
+
+    def discard(self) -> None:
+        """Instead of `produce`, for a run that ended before it could begin."""
+        self._release()
 
     def attend(self) -> None:
         """Body of a later attendant: pump until a viewer waits or the run ends."""

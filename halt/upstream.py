@@ -455,6 +455,8 @@ class OpenAIUpstream:
         with on_line(line):
             try:
                 return [model.id for model in self._client.models.list().data]
+            except openai.NotFoundError as exc:
+                raise UpstreamError("upstream_invalid", "it has no list of models") from exc
             except openai.APIError as exc:
                 raise _fault(exc, self._secret) from exc
             except (AttributeError, TypeError, ValueError) as exc:  # the client expects the shape
