@@ -20,6 +20,7 @@ import msgspec
 import openai
 
 from halt.config import Config
+from halt.embedded import REQUEST_EXTRA
 from halt.errors import CODES, UpstreamError
 from halt.transport import TICK, Body, Line, Quiet, Transport, on_line
 
@@ -401,6 +402,8 @@ class OpenAIUpstream:
         if self._config.on_openai and "max_tokens" in options:
             # OpenAI's current models only take the newer name.
             options["max_completion_tokens"] = options.pop("max_tokens")
+        if self._config.wants_embedded:
+            options["extra_body"] = REQUEST_EXTRA  # lets it notice a Stop while it reads a prompt
         messages: Any = msgspec.to_builtins(request.messages)
         with on_line(line):
             try:

@@ -55,22 +55,15 @@ def new_id() -> str:
 def asked(fake: FakeOpenAI, said: str, nth: int = 0) -> Record:
     """The nth request (from 0) whose last user message is `said`, awaited."""
 
-    def fits(record: Record) -> bool:
-        if record.method != "POST" or last_user_message(record.body) != said:
-            return False
-        nonlocal left
-        left -= 1
-        return left < 0
+    def is_it(record: Record) -> bool:
+        found = [
+            each
+            for each in fake.requests
+            if each.method == "POST" and last_user_message(each.body) == said
+        ]
+        return len(found) > nth and found[nth] is record
 
-    def first_fitting(record: Record) -> bool:
-        # wait_request looks at all records anew whenever one comes: so do we.
-        nonlocal left
-        if fake.requests and record is fake.requests[0]:
-            left = nth
-        return fits(record)
-
-    left = nth
-    return fake.wait_request(first_fitting)
+    return fake.wait_request(is_it)
 
 
 class HaltServer:

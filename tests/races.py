@@ -1,0 +1,42 @@
+"""Bodies that begin at the same moment: how the race tests make their races."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+SOON = 10.0  # seconds; whatever waits this long has failed
+
+
+def together(*bodies: Callable[[], T]) -> list[T]:
+    """Run the bodies at once, each in a thread behind one Barrier; what they returned, in order.
+
+    Raises what a body raised, and TimeoutError when one does not come to its end.
+    """
+    barrier = threading.Barrier(len(bodies))
+    results: dict[int, T] = {}
+    faults: list[BaseException] = []
+
+    def run(index: int) -> None:
+        try:
+            barrier.wait(SOON)
+            results[index] = bodies[index]()
+        except BaseException as fault:  # noqa: BLE001 - raised again below
+            faults.append(fault)
+
+    threads = [
+        threading.Thread(target=run, args=(n,), name=f"race-{n}", daemon=True)
+        for n in range(len(bodies))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SOON)
+        if thread.is_alive():
+            raise TimeoutError(f"{thread.name} does not come to its end")
+    if faults:
+        raise faults[0]
+    return [results[n] for n in range(len(bodies))]
