@@ -32,6 +32,8 @@ def decode_request(body: bytes) -> ChatRequest:
         parts = [path[1] if path else "", (name[1] or name[2]) if name else ""]
         field = ".".join(part for part in parts if part) or "body"
         raise RequestError(f"{field}: {_PATH.sub('', message)}", field=field) from None
+    except RecursionError:
+        raise RequestError("The body is nested too deep.", field="body") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise RequestError(f"The body is not valid JSON: {exc}", field="body") from None
 

@@ -31,11 +31,42 @@ logger = logging.getLogger(__name__)
 Bounded = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
 
+class TextPart(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
+    """Text as a part of a message."""
+
+    text: str
+
+
+class ImageUrl(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Where an image is, or the image itself as a data: URL."""
+
+    url: str
+    detail: str | None = None
+
+
+class ImagePart(msgspec.Struct, tag_field="type", tag="image_url", forbid_unknown_fields=True):
+    """An image as a part of a message."""
+
+    image_url: ImageUrl
+
+
+class AudioPart(msgspec.Struct, tag_field="type", tag="input_audio", forbid_unknown_fields=True):
+    """Sound as a part of a message."""
+
+    input_audio: dict[str, str]
+
+
+class FilePart(msgspec.Struct, tag_field="type", tag="file", forbid_unknown_fields=True):
+    """A file as a part of a message."""
+
+    file: dict[str, str]
+
+
 class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One message of a conversation. `content` may be a list of parts, as OpenAI defines them."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[dict[str, Any]]
+    content: str | list[TextPart | ImagePart | AudioPart | FilePart]
     name: str | None = None
 
 
