@@ -169,7 +169,9 @@ class MemoryStore:
     def _find(self, conversation_id: str, owner: str) -> Conversation:
         found = self._conversations.get(conversation_id)
         if found is None or found.owner != owner:
-            raise UnknownConversation("There is no such conversation.")
+            raise UnknownConversation(
+                "There is no such conversation here. A restart of the server forgets them."
+            )
         self._conversations.move_to_end(conversation_id)
         return found
 

@@ -78,6 +78,15 @@ def wants_fragment() -> bool:
     return request.headers.get("HX-Request") == "true"
 
 
+def wants_page() -> bool:
+    """A person goes to an address; programs do not ask for text/html."""
+    return (
+        request.method == "GET"
+        and not wants_fragment()
+        and "text/html" in request.headers.get("Accept", "")
+    )
+
+
 def json_response(value: Any, status: int = 200) -> Response:
     """Any value that msgspec can encode, as JSON."""
     return Response(encode(value) + b"\n", status, mimetype="application/json")
@@ -132,8 +141,7 @@ def guard() -> BaseResponse | None:
         return _error_response(403, "foreign_site", "Requests from another site are refused.")
     if _may_enter():
         return None
-    wants_page = request.method == "GET" and "text/html" in request.headers.get("Accept", "")
-    if wants_page and not wants_fragment():
+    if wants_page():
         return redirect(url_for("pages.login"))
     response = _error_response(401, "unauthorized", "An access token is needed.")
     response.headers["WWW-Authenticate"] = "Bearer"
@@ -172,6 +180,8 @@ def _error_response(
         response = Response(html, status, mimetype="text/html")
         response.headers["HX-Retarget"] = "#notice"
         response.headers["HX-Reswap"] = "innerHTML"
+    elif wants_page():
+        response = Response(render_template("error.html", message=message), status)
     else:
         error: dict[str, Any] = {"code": code, "message": message, "retryable": retryable}
         if field is not None:

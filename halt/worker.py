@@ -9,6 +9,8 @@ takes a thread when its request is there.
 from __future__ import annotations
 
 import errno
+import socket
+import struct
 import time
 from functools import partial
 from selectors import EVENT_READ
@@ -16,8 +18,9 @@ from typing import Any
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-#: Seconds for a new connection to send its first byte, and for a request to be sent in full.
-FIRST_BYTE_SECONDS = 30.0
+#: Seconds for a new connection to send its first byte, and of silence within a request.
+FIRST_BYTE_SECONDS = 30
+_RECEIVE_TIMEOUT = struct.pack("ll", FIRST_BYTE_SECONDS, 0)
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -31,6 +34,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 raise
             return
         self.nr_conns += 1
+        # A request that is sent so slowly that nothing comes for this long is given up.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _RECEIVE_TIMEOUT)
         conn = TConn(self.cfg, client, address, listener.getsockname())  # sets it non-blocking
         # `murder_pending` expects the deque in order of time, which equal terms keep.
         conn.timeout = time.monotonic() + max(FIRST_BYTE_SECONDS, self.cfg.keepalive)

@@ -78,6 +78,9 @@ class Events:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        self.close()  # a reader that a test has dropped has left
+
     @property
     def id(self) -> str:
         """The stream's ID."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -158,7 +159,6 @@ BAD_REQUESTS: dict[str, tuple[Any, str]] = {
     "model empty": ({"messages": HELLO, "model": ""}, "model"),
     "model an object": ({"messages": HELLO, "model": {}}, "model"),
     "stream false": ({"messages": HELLO, "stream": False}, "stream"),
-    "seed beyond all integers": (b'{"messages":[],"seed":1%b}' % (b"0" * 400), "seed"),
 }
 
 
@@ -202,22 +202,16 @@ def test_a_body_over_the_limit_is_refused_unread(halt: HaltServer, path: str) ->
     assert refused.error["code"] == "too_large"
 
 
-def test_a_body_without_a_length_is_bounded_too(halt: HaltServer) -> None:
-    """A body in chunks is refused once it is over the limit."""
-    head = b"POST /chat/stream HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-    chunk = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
-    with socket.create_connection((halt.host, halt.port), timeout=PATIENCE) as sock:
-        sock.sendall(head)
-        answer = b""
-        try:
-            for _ in range(6):
-                sock.sendall(chunk)
-            sock.sendall(b"0\r\n\r\n")
-        except ConnectionError:
-            pass  # it may answer before it has had everything
-        answer = sock.recv(65536)
-    assert answer.startswith(b"HTTP/1.1 413 ")
-    assert b"too_large" in answer
+def test_a_body_without_a_length_is_bounded_too(client: Client) -> None:
+    """A body in chunks is refused once it is over the limit, never cut in silence."""
+    connection = client.connect()
+    pieces = (b" " * 0x100000 for _ in range(6))
+    with contextlib.suppress(ConnectionError):  # it may answer before it has had everything
+        connection.request("POST", "/chat/stream", pieces, {"Transfer-Encoding": "chunked"})
+    response = connection.getresponse()
+    assert response.status == 413, response.read()
+    assert json.loads(response.read())["error"]["code"] == "too_large"
+    connection.close()
 
 
 @pytest.mark.parametrize(

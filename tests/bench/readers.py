@@ -126,13 +126,19 @@ class Reader:
                 self.tokens += 1
                 self.latencies.append(now - stamp)
 
-    def wait_ready(self) -> None:
+    @staticmethod
+    def take_anything(stream: Stream, data: bytes) -> None:
+        """See that there are tokens, stamped or not."""
+        if stream.last < 0 and b'"type":"content"' in data:
+            stream.last = 0
+
+    def wait_ready(self, take: Callable[[Stream, bytes], None]) -> None:
         """Read until every stream has brought a token."""
         until = time.monotonic() + READY_WITHIN
         while any(stream.last < 0 for stream in self.streams.values()):
             if time.monotonic() > until or any(s.ended for s in self.streams.values()):
                 raise TimeoutError("not every stream has begun")
-            self.turn(self.take_stamps, time.monotonic() + 0.1)
+            self.turn(take, time.monotonic() + 0.1)
         say({"ready": True})
 
     def spend(self, seconds: float) -> None:
@@ -141,7 +147,7 @@ class Reader:
             self.turn(self.take_stamps, until)
 
     def steady(self) -> None:
-        self.wait_ready()
+        self.wait_ready(self.take_stamps)
         self.spend(self.job.settle)
         watched = self.job.watched
         before = {name: cpu_seconds(pids) for name, pids in watched.items()}
@@ -164,11 +170,11 @@ class Reader:
         )
 
     def drain(self) -> None:
-        self.wait_ready()
+        self.wait_ready(self.take_anything)
         poller = select.poll()
         poller.register(0, select.POLLIN | select.POLLHUP)
         while not poller.poll(0):
-            self.turn(self.take_stamps, time.monotonic() + 0.1)
+            self.turn(self.take_anything, time.monotonic() + 0.1)
 
     def race(self) -> None:
         faults = 0
@@ -186,7 +192,7 @@ class Reader:
                 self.tokens += 1
             last_at = time.monotonic()
             first_at = first_at or last_at
-            stream.ended = b"[DONE]" in data
+            stream.ended = stream.ended or b"[DONE]" in data
             stream.rest = data[end:] if end < len(data) else data[-6:].rpartition(b"\n")[2]
 
         until = time.monotonic() + RACE_WITHIN
