@@ -34,6 +34,7 @@ def _setting(
 ) -> Any:
     return field(
         default=default,
+        repr=not secret,
         metadata={"env": env, "doc": doc, "low": low, "high": high, "secret": secret},
     )
 

@@ -55,7 +55,7 @@ class StopRegistry:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # protects the two tables below
         self._switches: dict[str, StopSwitch] = {}
-        self._tombstones: OrderedDict[str, tuple[float, str | None]] = OrderedDict()
+        self._tombstones: OrderedDict[tuple[str, str | None], float] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._switches)
@@ -69,11 +69,7 @@ class StopRegistry:
             if stream_id in self._switches:
                 raise StreamInUse(f"The stream ID {stream_id!r} is in use.", field="id")
             self._switches[stream_id] = switch
-            tombstone = self._tombstones.get(stream_id)
-            if tombstone is None or not may_touch(switch.owner, tombstone[1]):
-                return True
-            del self._tombstones[stream_id]
-            return tombstone[0] <= now()
+            return self._tombstones.pop((stream_id, switch.owner), 0.0) <= now()
 
     def press(
         self, stream_id: str, requester: str | None, seen: int | None = None
@@ -91,13 +87,17 @@ class StopRegistry:
         return switch.press(seen)
 
     def _bury(self, stream_id: str, requester: str | None) -> None:
-        """Leave a tombstone; the lock is held."""
+        """Leave a tombstone for the requester's own stream and one for a stream of nobody's.
+
+        The lock is held. Each requester has its own: a stranger's Stop replaces nobody's.
+        """
         at = now()
-        self._tombstones[stream_id] = (at + TOMBSTONE_SECONDS, requester)
-        self._tombstones.move_to_end(stream_id)
+        for owner in {requester, None}:
+            self._tombstones[stream_id, owner] = at + TOMBSTONE_SECONDS
+            self._tombstones.move_to_end((stream_id, owner))
         while self._tombstones:
-            _, (expires, _) = next(iter(self._tombstones.items()))
-            if expires > at and len(self._tombstones) <= TOMBSTONES_MAX:
+            oldest = next(iter(self._tombstones.values()))
+            if oldest > at and len(self._tombstones) <= TOMBSTONES_MAX:
                 break
             self._tombstones.popitem(last=False)
 

@@ -135,11 +135,23 @@ def _may_enter() -> bool:
     return isinstance(mark, str) and hmac.compare_digest(mark, login_mark())
 
 
+def _too_large() -> TooLarge:
+    return TooLarge(f"The body is larger than {config().max_body_bytes} bytes.")
+
+
+def _bound_body() -> None:
+    """A body without a length is cut at the limit by werkzeug; say so instead. Raises TooLarge."""
+    if request.method in UNSAFE and request.content_length is None:
+        if len(request.get_data()) >= config().max_body_bytes:
+            raise _too_large()
+
+
 def guard() -> BaseResponse | None:
     """Before each request: turn away whoever may not make it."""
     if request.method in UNSAFE and _is_foreign():
         return _error_response(403, "foreign_site", "Requests from another site are refused.")
     if _may_enter():
+        _bound_body()
         return None
     if wants_page():
         return redirect(url_for("pages.login"))
@@ -208,8 +220,7 @@ def _on_http_error(error: HTTPException) -> BaseResponse:
     if status < 400:
         return error.get_response()  # a redirect
     if status == 413:
-        limit = config().max_body_bytes
-        return _on_halt_error(TooLarge(f"The body is larger than {limit} bytes."))
+        return _on_halt_error(_too_large())
     name = error.name.lower().replace(" ", "_")
     response = _error_response(status, name, error.description or error.name)
     for header, value in error.get_headers():

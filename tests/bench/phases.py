@@ -40,7 +40,7 @@ PHASES = (
     Phase("silent headers", "silent_headers", (0, 0), (0.05, 0.1)),
     Phase("silent first token", "silent_first_token", (0, 0), (0.05, 0.1)),
     Phase("flowing", "count?n=1000000&rate=100", (3, 15), (0.0, 0.0)),
-    Phase("stalled", "stall?n=5", (5, 5), (0.05, 0.1)),
+    Phase("stalled", "stall?n=5", (1, 1), (0.05, 0.1)),
 )
 FLOWING = PHASES[2]
 

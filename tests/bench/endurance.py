@@ -1,0 +1,220 @@
+"""What is left behind by many generations, and whether a very long answer costs what it should."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from tests.bench.load import source
+from tests.bench.processes import Halt, descriptors, fake_upstream, megabytes, status
+from tests.bench.sizes import Sizes
+from tests.bench.table import Row, at_most, median, number, percentile
+from tests.bench.wire import Address, ask, chat, connect, stop
+
+CLIENTS = 8  # at once
+FORGOTTEN_AFTER = 3.0  # seconds: logs are kept for one, and the keeper looks four times a second
+ANSWER_WITHIN = 60.0
+
+# Threads and connections of pools may differ by as many as there are clients: the pool of short
+# requests grows when two of them meet, and each client may leave one upstream connection idle.
+TOLERANCE = CLIENTS
+RSS_MAX = 10.0  # MB
+
+
+class Holdings(NamedTuple):
+    """What a worker holds."""
+
+    threads: int
+    descriptors: int
+    rss: float  # MB
+
+
+def holdings(halt: Halt) -> Holdings:
+    return Holdings(
+        status(halt.worker, "Threads"), descriptors(halt.worker), megabytes(halt.worker)
+    )
+
+
+def generate(address: Address, stopped: bool) -> None:
+    """One generation from start to end, stopped in the middle or not."""
+    stream_id = secrets.token_urlsafe(12)
+    model = "count?n=100000&rate=200" if stopped else "count?n=20"
+    with connect(address) as sock:
+        sock.sendall(chat("/chat/stream", model, stream_id=stream_id))
+        data = b""
+        pressed = not stopped
+        while b"[DONE]" not in data:
+            more = sock.recv(65536)
+            if not more:
+                raise ConnectionError(f"a stream broke off: {data[-300:]!r}")
+            data += more
+            if not pressed and b'"type":"content"' in data:
+                pressed = True
+                ask(address, stop(stream_id))
+    wanted = b'"type":"cancelled"' if stopped else b'"type":"done"'
+    if wanted not in data:
+        raise RuntimeError(f"a stream ended otherwise: {data[-300:]!r}")
+
+
+def many(address: Address, count: int) -> None:
+    """So many generations, every second of them stopped, CLIENTS at a time."""
+    faults: list[BaseException] = []
+
+    def client(numbers: range) -> None:
+        try:
+            for number in numbers:
+                generate(address, stopped=number % 2 == 1)
+        except (OSError, RuntimeError) as fault:
+            faults.append(fault)
+
+    shares = [range(start, count, CLIENTS + 1) for start in range(CLIENTS + 1)]
+    clients = [threading.Thread(target=client, args=(share,), daemon=True) for share in shares]
+    for each in clients:
+        each.start()
+    for each in clients:
+        each.join(120)
+    if faults or any(each.is_alive() for each in clients):
+        raise RuntimeError(f"not all generations went through: {faults}")
+
+
+def leak(sizes: Sizes) -> Iterator[Row]:
+    """Threads, descriptors and memory after many generations."""
+    with (
+        fake_upstream() as upstream,
+        Halt(upstream, HALT_LOG_SECONDS=1, HALT_MODEL="echo") as halt,
+    ):
+        many(halt.address, sizes.warm_generations)
+        time.sleep(FORGOTTEN_AFTER)
+        before = holdings(halt)
+        many(halt.address, sizes.generations)
+        time.sleep(FORGOTTEN_AFTER)
+        after = holdings(halt)
+    grown = after.rss - before.rss
+    sound = (
+        after.threads - before.threads <= TOLERANCE
+        and after.descriptors - before.descriptors <= TOLERANCE
+        and grown < RSS_MAX
+    )
+    yield Row(
+        f"Nothing left after {sizes.generations:,} generations, half of them stopped",
+        "yes",
+        "yes",
+        f"{'yes' if sound else 'NO'}: threads {before.threads} → {after.threads}, descriptors "
+        f"{before.descriptors} → {after.descriptors}, memory {before.rss:.1f} → "
+        f"{after.rss:.1f} MB",
+        sound,
+        sound,
+        note=f"after a warm-up of {sizes.warm_generations}, {CLIENTS + 1} at a time; pools may "
+        f"differ by {TOLERANCE} threads or connections, memory by {RSS_MAX:g} MB",
+    )
+
+
+class Long(NamedTuple):
+    """A very long answer."""
+
+    seconds: float
+    grown: float  # MB of the worker's memory, at its peak
+
+
+def answer(halt: Halt, tokens: int) -> Long:
+    """One answer of so many tokens, as fast as it goes, every byte of it received."""
+    before = megabytes(halt.worker)
+    began = time.monotonic()
+    with connect(halt.address) as sock:
+        sock.settimeout(ANSWER_WITHIN)
+        sock.sendall(chat("/chat/stream", f"numbered?n={tokens}"))
+        tail = b""
+        newest = b""
+        while b"[DONE]" not in tail:
+            more = sock.recv(1 << 20)
+            if not more:
+                raise ConnectionError("the long answer broke off")
+            tail = tail[-6:] + more
+            at = tail.rfind(b"#")
+            newest = tail[at + 1 : at + 8] if at >= 0 and len(tail) - at >= 8 else newest
+    seconds = time.monotonic() - began
+    if int(newest) != tokens - 1:
+        raise RuntimeError(f"the long answer ended at token {newest!r}")
+    return Long(seconds, megabytes(halt.worker, "VmHWM") - before)
+
+
+def fresh_answer(url: str, tokens: int) -> Long:
+    """The same in a server of its own, so that memory is not what another has left."""
+    with Halt(url, HALT_MODEL="numbered") as halt:
+        answer(halt, 1000)
+        return answer(halt, tokens)
+
+
+def stop_at_full_speed(halt: Halt) -> tuple[float, str]:
+    """Stop an answer that comes as fast as it is read: milliseconds, and what was answered."""
+    stream_id = secrets.token_urlsafe(12)
+    answered: list[tuple[float, str]] = []
+
+    def press() -> None:
+        time.sleep(0.3)
+        began = time.monotonic()
+        reply = ask(halt.address, stop(stream_id))
+        answered.append(((reply.at - began) * 1000, json.loads(reply.body)["status"]))
+
+    with connect(halt.address) as sock:
+        sock.settimeout(ANSWER_WITHIN)
+        sock.sendall(chat("/chat/stream", "numbered?n=9999999", stream_id=stream_id))
+        presser = threading.Thread(target=press, daemon=True)
+        presser.start()
+        tail = b""
+        while b"[DONE]" not in tail:
+            more = sock.recv(1 << 20)
+            if not more:
+                raise ConnectionError("the stopped answer broke off")
+            tail = tail[-6:] + more
+        presser.join(ANSWER_WITHIN)
+    return answered[0]
+
+
+def long(sizes: Sizes) -> Iterator[Row]:
+    """Twice the tokens: twice the time, twice the memory. And Stop in the middle of it."""
+    tokens = sizes.long_tokens
+    with source() as (_, url):
+        half, whole = [], []
+        for _ in range(sizes.long_rounds):
+            half.append(fresh_answer(url, tokens))
+            whole.append(fresh_answer(url, 2 * tokens))
+        yield from _linear(tokens, half, whole)
+        settings = {"HALT_MAX_ANSWER_CHARS": 50_000_000, "HALT_LOG_SECONDS": 1}
+        with Halt(url, HALT_MODEL="numbered", **settings) as halt:
+            stops = [stop_at_full_speed(halt) for _ in range(sizes.long_stops)]
+    times = [ms for ms, _ in stops]
+    good = all(said == "stopped" for _, said in stops)
+    slowest = percentile(times, 100)
+    yield Row(
+        "POST /stop of a stream at full speed answered, p50 / most",
+        "≤ 100 ms",
+        "≤ 100 ms",
+        f"{number(median(times))} / {number(slowest)} ms{'' if good else ', NOT all stopped'}",
+        good and slowest <= 100,
+        good and slowest <= 100,
+    )
+
+
+def _linear(tokens: int, half: list[Long], whole: list[Long]) -> Iterator[Row]:
+    def middle(each: list[Long], get: Callable[[Long], float]) -> float:
+        return median(get(one) for one in each)
+
+    for name, unit, get in (
+        ("time", "s", lambda one: one.seconds),
+        ("memory", "MB", lambda one: one.grown),
+    ):
+        less, more = middle(half, get), middle(whole, get)
+        yield at_most(
+            f"One answer of {2 * tokens:,} tokens: {name} over that of {tokens:,}",
+            more / less,
+            2.4,
+            2.4,
+            measured=f"{more / less:.2f} ({more:.2f} {unit} / {less:.2f} {unit})",
+            note=f"JSON stream at full speed, median of {len(half)}, each in a fresh server; "
+            "memory is the peak's growth",
+        )
