@@ -33,6 +33,7 @@ graceful_timeout = _config.graceful_timeout
 errorlog = "-"
 loglevel = "warning"
 proc_name = "halt"
+control_socket_disable = True  # nothing here needs it, and it is one more thread before the fork
 # HTTP/2 would queue a Stop behind the stream on the same connection; a proxy may speak it.
 http_protocols = "h1"
 

@@ -8,7 +8,7 @@ one replaces the whole answer. Needs no request: streams outlive theirs.
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jinja2 import Template
 
@@ -31,7 +31,6 @@ class AnswerView:
     age: float = 0.0  # seconds since the run began
     prompt: str = ""
     again: bool = False  # it is to replace an earlier answer
-    model: str = ""
     note: str = ""
     retryable: bool = False
     figures: tuple[str, ...] = ()
@@ -66,28 +65,25 @@ def _whole(text: str) -> Patch:
 
 
 def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
-    view = {
-        "id": exchange.stream_id,
-        "source": exchange.answer,
-        "model": exchange.model,
-        "prompt": exchange.prompt,
-        "figures": _figures(ended, exchange.model),
-    }
-    patch = _whole(exchange.answer)
+    best = exchange.best()  # a failed attempt hides nothing that was there before
+    shown = AnswerView(
+        id=exchange.stream_id,
+        state="done",
+        patch=_whole(best.answer),
+        source=best.answer,
+        prompt=exchange.prompt,
+        figures=_figures(ended, exchange.model),
+    )
     if isinstance(ended, Failed):
-        return AnswerView(
-            state="error",
-            patch=patch,
-            note=ended.error.message,
-            retryable=ended.error.retryable,
-            **view,  # type: ignore[arg-type]
+        return replace(
+            shown, state="error", note=ended.error.message, retryable=ended.error.retryable
         )
     if isinstance(ended, Cancelled):
         note = "Stopped" if ended.reason == "stop" else "Stopped, as nobody was watching"
-        state = "stopped" if exchange.answer else "withdrawn"
-        return AnswerView(state=state, patch=patch, note=note, **view)  # type: ignore[arg-type]
-    note = "Cut off at the token limit" if ended.finish_reason == "length" else ""
-    return AnswerView(state="done", patch=patch, note=note, **view)  # type: ignore[arg-type]
+        return replace(shown, state="stopped" if exchange.answer else "withdrawn", note=note)
+    if ended.finish_reason == "length":
+        return replace(shown, note="Cut off at the token limit")
+    return shown
 
 
 def view(exchange: Exchange, run: Run | None) -> AnswerView:

@@ -37,6 +37,7 @@ from halt.transport import TICK, Line, Quiet
 from halt.upstream import ChatRequest, Part, Reply, Upstream
 
 ATTEND_AFTER = 0.2  # seconds without a pump until an attendant is sent
+FIRST_VIEW = 10.0  # seconds that the first viewer has to come, however short the grace
 RETRY_BASE = 0.5  # seconds before the first retry; doubles, and varies by half to spread the load
 RETRY_AFTER_MAX = 5.0  # seconds; a server that wants us to wait longer is shown to the user instead
 
@@ -91,9 +92,10 @@ class Run:
         self._pump.acquire()  # the first attendant's from the beginning: nobody comes before it
         self._settled = False
         self._pumped_at = now()
-        self._viewers_lock = threading.Lock()  # protects the two below
+        self._viewers_lock = threading.Lock()  # protects the three below
         self._viewers: set[Viewer] = set()
         self._watched_at = now()
+        self._was_watched = False
 
     def __repr__(self) -> str:
         return f"<Run {self.id} {self.state} events={self.log.last} viewers={len(self._viewers)}>"
@@ -138,6 +140,7 @@ class Run:
         viewer = Viewer()
         with self._viewers_lock:
             self._viewers.add(viewer)
+            self._was_watched = True
         return viewer
 
     def leave(self, viewer: Viewer) -> None:
@@ -286,7 +289,8 @@ class Run:
                 return UpstreamError("first_byte_timeout")
         elif silent > config.gap_timeout:
             return UpstreamError("stalled")
-        if not self._viewers and at - self._watched_at > config.orphan_grace:
+        grace = config.orphan_grace if self._was_watched else max(FIRST_VIEW, config.orphan_grace)
+        if not self._viewers and at - self._watched_at > grace:
             return "no_viewer"
         if not self._pump.locked() and at - self._pumped_at > ATTEND_AFTER:
             return "attend"

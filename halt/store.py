@@ -49,6 +49,10 @@ class Exchange:
     ended: Terminal | None = None
     previous: Exchange | None = None
 
+    def best(self) -> Exchange:
+        """This answer; the one it was to replace, where this one brought no text."""
+        return self if self.answer or self.previous is None else self.previous
+
 
 @dataclass
 class Conversation:
@@ -77,12 +81,13 @@ class Conversation:
                 out[-1] = Message("user", f"{last.content}\n\n{exchange.prompt}")
             else:
                 out.append(Message("user", exchange.prompt))
-            answer = exchange.answer
+            best = exchange if exchange.ended is None else exchange.best()
+            answer = best.answer
             if not answer:
                 continue
-            if isinstance(exchange.ended, Cancelled):
+            if isinstance(best.ended, Cancelled):
                 answer = f"{answer}\n\n{STOPPED_NOTE}"
-            elif isinstance(exchange.ended, Failed):
+            elif isinstance(best.ended, Failed):
                 answer = f"{answer}\n\n{BROKEN_NOTE}"
             out.append(Message("assistant", answer))
         return out
@@ -131,7 +136,7 @@ class MemoryStore:
             if not found.exchanges:
                 raise UnknownConversation("There is nothing to answer again.")
             last = found.exchanges[-1]
-            found.exchanges[-1] = Exchange(last.prompt, stream_id, previous=last)
+            found.exchanges[-1] = Exchange(last.prompt, stream_id, previous=last.best())
             self._weigh(found)
             return self._copy(found)
 
@@ -145,8 +150,13 @@ class MemoryStore:
         with self._lock:
             found, index = self._locate(conversation_id, stream_id)
             if found is not None:
+                asked = found.exchanges[index]
                 found.exchanges[index] = replace(
-                    found.exchanges[index], answer=answer, model=model, ended=ended, previous=None
+                    asked,
+                    answer=answer,
+                    model=model,
+                    ended=ended,
+                    previous=asked.previous if isinstance(ended, Failed) and not answer else None,
                 )
                 self._weigh(found)
 

@@ -141,9 +141,9 @@ def _too_large() -> TooLarge:
 
 def _bound_body() -> None:
     """A body without a length is cut at the limit by werkzeug; say so instead. Raises TooLarge."""
-    if request.method in UNSAFE and request.content_length is None:
-        if len(request.get_data()) >= config().max_body_bytes:
-            raise _too_large()
+    unmeasured = request.method in UNSAFE and request.content_length is None
+    if unmeasured and len(request.get_data()) >= config().max_body_bytes:
+        raise _too_large()
 
 
 def guard() -> BaseResponse | None:

@@ -1,9 +1,9 @@
-"""gunicorn's threaded worker, changed in one point: no thread waits for a silent connection.
+"""gunicorn's threaded worker, changed in one point: nothing waits for a silent connection.
 
 The original hands each accepted connection to a thread, which waits up to five seconds for its
 first byte. Browsers open connections ahead of need, so a few dozen of those are enough to keep
 every thread from a Stop. Here a new connection waits in the poller, as kept-alive ones do, and
-takes a thread when its request is there.
+takes a thread when its request is there. A shutdown does not wait for it either.
 """
 
 from __future__ import annotations
@@ -41,3 +41,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         conn.timeout = time.monotonic() + max(FIRST_BYTE_SECONDS, self.cfg.keepalive)
         self.pending_conns.append(conn)
         self.poller.register(client, EVENT_READ, partial(self.on_pending_socket_readable, conn))
+
+    def murder_pending(self) -> None:
+        """Close silent connections whose time is over; all of them when the worker leaves."""
+        if not self.alive:
+            for conn in self.pending_conns:
+                conn.timeout = 0.0
+        super().murder_pending()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,20 @@ def refused_start(**settings: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
+def eventually(condition: Callable[[], object], within: float = 10.0) -> None:
+    """Look again and again until the condition holds; for what announces itself to nobody."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within:g} s"
+        time.sleep(0.01)
+
+
 def new_id() -> str:
     """A stream ID of a client's own choice."""
     return f"test-{secrets.token_hex(12)}"
 
 
-def asked(fake: FakeOpenAI, said: str, nth: int = 0) -> Record:
+def asked(fake: FakeOpenAI, said: str, nth: int = 0, timeout: float = 5.0) -> Record:
     """The nth request (from 0) whose last user message is `said`, awaited."""
 
     def is_it(record: Record) -> bool:
@@ -63,7 +72,7 @@ def asked(fake: FakeOpenAI, said: str, nth: int = 0) -> Record:
         ]
         return len(found) > nth and found[nth] is record
 
-    return fake.wait_request(is_it)
+    return fake.wait_request(is_it, timeout)
 
 
 class HaltServer:

@@ -33,8 +33,8 @@ READY_WITHIN = 30.0  # seconds for every stream to have brought its first token
 RACE_WITHIN = 170.0
 MARK = 11  # bytes of a stamp with its `@`
 
-_stamps = re.compile(rb"@(\d{10})").findall
-_numbers = re.compile(rb"#(\d{7})").findall
+stamps = re.compile(rb"@(\d{10})").findall
+numbers = re.compile(rb"#(\d{7})").findall
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Job:
     settle: float = 2.0
     seconds: float = 10.0
     tokens: int = 0  # that each stream of a race has
+    stream_id: str = ""  # where there is only one stream, and Stop must find it
     watched: dict[str, list[int]] = field(default_factory=dict)  # name -> process IDs
 
 
@@ -77,7 +78,7 @@ def open_stream(job: Job) -> socket.socket:
         cookie = f"Cookie: {answer.header('set-cookie').partition(';')[0]}\r\n"
         sock.sendall(request("GET", feed[1].decode(), more=cookie))
     else:
-        sock.sendall(chat(job.path, job.model))
+        sock.sendall(chat(job.path, job.model, stream_id=job.stream_id))
     return sock
 
 
@@ -117,7 +118,7 @@ class Reader:
             data = stream.rest + data
         cut = data.rfind(b"@", -MARK)
         stream.rest = data[cut:] if 0 <= cut and len(data) - cut < MARK else b""
-        for digits in _stamps(data):
+        for digits in stamps(data):
             stamp = int(digits)
             if stamp <= stream.last:
                 continue
@@ -185,7 +186,7 @@ class Reader:
             data = stream.rest + data
             cut = data.rfind(b"#", -MARK)  # longer than a number: at worst some bytes are kept
             end = cut if 0 <= cut and len(data) - cut < 8 else len(data)
-            for digits in _numbers(data[:end]):
+            for digits in numbers(data[:end]):
                 number = int(digits)
                 faults += number != stream.last + 1
                 stream.last = number
