@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, current_app, redirect, render_template, request, session, url_for
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -141,8 +142,13 @@ def _too_large() -> TooLarge:
 
 def _bound_body() -> None:
     """A body without a length is cut at the limit by werkzeug; say so instead. Raises TooLarge."""
-    unmeasured = request.method in UNSAFE and request.content_length is None
-    if unmeasured and len(request.get_data()) >= config().max_body_bytes:
+    if request.method not in UNSAFE or request.content_length is not None:
+        return
+    try:
+        size = len(request.get_data())
+    except (OSError, ParseException) as exc:  # gunicorn found broken chunks, or lost the client
+        raise RequestError("The body's chunks are malformed.", field="body") from exc
+    if size >= config().max_body_bytes:
         raise _too_large()
 
 

@@ -207,7 +207,7 @@ def test_a_body_without_a_length_is_bounded_too(client: Client) -> None:
     pieces = (b" " * 0x100000 for _ in range(6))
     with contextlib.closing(client.connect()) as connection:
         with contextlib.suppress(ConnectionError):  # it may answer before it has had everything
-            connection.request("POST", "/chat/stream", pieces, {"Transfer-Encoding": "chunked"})
+            connection.request("POST", "/chat/stream", pieces, encode_chunked=True)
         response = connection.getresponse()
         body = response.read()
     assert response.status == 413, body

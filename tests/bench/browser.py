@@ -1,0 +1,285 @@
+"""The page in a real browser: how soon text is there, how soon it stands still, how smooth it is."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.bench.processes import Halt, own_fake
+from tests.bench.sizes import Sizes
+from tests.bench.table import Row, at_most, median, number, p50_p99, percentile
+from tests.fake_openai import FakeOpenAI
+from tests.fake_wire import Record
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+SCRIPT = Path(__file__).with_suffix(".js")
+WITHIN = 15_000.0  # milliseconds for anything short on the page
+LINGER = 0.3  # seconds after the end in which something may still move
+
+FIRST_MS = (0, 50)  # what the upstream itself takes for its first token
+FLOW = "count?n=100000&rate=100"
+
+TOKENS = 4000
+RATE = 500
+PIECE = 4  # characters of a token
+
+
+@contextlib.contextmanager
+def browser() -> Iterator[Browser]:
+    """An installed Chromium or Chrome, or Playwright's own."""
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=ARGUMENTS.split())
+        try:
+            yield started
+        finally:
+            started.close()
+
+
+class Clock:
+    """The page's clock in terms of this process's monotonic one."""
+
+    def __init__(self, page: Page) -> None:
+        """Ask the page for its time, several times; the quickest answer is the most precise."""
+        self.error = float("inf")
+        for _ in range(10):
+            before = time.monotonic()
+            told = float(page.evaluate("performance.now()")) / 1000
+            after = time.monotonic()
+            if after - before < self.error * 2:
+                self.error = (after - before) / 2
+                self._offset = (before + after) / 2 - told
+        # Both clocks are one in the kernel; by way of the time of day they meet without an error,
+        # as long as nobody sets it in between.
+        origin = float(page.evaluate("performance.timeOrigin")) / 1000
+        by_day = origin - (time.time() - time.monotonic())
+        if abs(by_day - self._offset) < self.error:
+            self._offset = by_day
+
+    def monotonic(self, page_ms: float) -> float:
+        """A time of the page as seconds of `time.monotonic()`."""
+        return page_ms / 1000 + self._offset
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message and its Stop, in milliseconds."""
+
+    first_ms: int
+    shown: float  # Enter to text in the page, less the upstream's own time
+    painted: float  # the same until the next frame
+    still: float  # click to the last change of the text
+    closed: float  # click to the upstream's connection closed
+
+
+def wait_seen(page: Page, what: str, within: float = WITHIN) -> None:
+    """Wait until the page's notes have it. Playwright's own way is against the page's policy."""
+    until = time.monotonic() + within / 1000
+    while page.evaluate(f"bench.{what}") is None:
+        if time.monotonic() > until:
+            raise TimeoutError(f"{what} was not seen on the page")
+        time.sleep(0.02)
+
+
+def send(page: Page, halt: Halt, said: str, *, watch_text: bool = True) -> None:
+    """A new conversation's first message."""
+    page.goto(halt.url)
+    page.evaluate("on => { window.benchWatchesText = on }", watch_text)
+    page.fill("#prompt", said)
+    page.press("#prompt", "Enter")
+    wait_seen(page, "shown")
+
+
+def turn(page: Page, halt: Halt, fake: FakeOpenAI, first_ms: int, number: int) -> Turn:
+    """Send, let it flow, stop, look at both ends."""
+    send(page, halt, f"/fake {FLOW}&first_ms={first_ms} turn {number}")
+    record = fake.wait_request(lambda r: _said(r).endswith(f"turn {number}"))
+    time.sleep(random.uniform(0.2, 0.4))
+    clock = Clock(page)
+    page.click("#stop", timeout=WITHIN)
+    wait_seen(page, "done")
+    if not record.closed.wait(WITHIN / 1000):
+        raise TimeoutError("the upstream was never closed")
+    time.sleep(LINGER)
+    seen = page.evaluate("bench")
+    assert record.first_token_at is not None
+    assert record.closed_at is not None
+    own = (record.first_token_at - record.received_at) * 1000
+    return Turn(
+        first_ms,
+        seen["shown"] - seen["sent"] - own,
+        seen["painted"] - seen["sent"] - own,
+        max(0.0, seen["changed"] - seen["clicked"]),
+        (record.closed_at - clock.monotonic(seen["clicked"])) * 1000,
+    )
+
+
+def _said(record: Record) -> str:
+    return str(record.body["messages"][-1]["content"]) if record.body else ""
+
+
+def page_turns(sizes: Sizes) -> Iterator[Row]:
+    """Send and Stop on the page."""
+    turns: list[Turn] = []
+    with (
+        own_fake() as fake,
+        Halt(fake.base_url, HALT_MODEL="echo") as halt,
+        browser() as chromium,
+    ):
+        page = chromium.new_page()
+        page.add_init_script(path=SCRIPT)
+        kinds = cycle(FIRST_MS)
+        turn(page, halt, fake, 0, 0)  # what only the first one takes belongs to no figure
+        for number_ in range(1, 1 + sizes.page_stops * len(FIRST_MS)):
+            turns.append(turn(page, halt, fake, next(kinds), number_))
+    note = (
+        f"{len(turns)} messages in headless Chromium. Text counts when it is in the document and "
+        "visible (the screen shows it with the next frame, at 60 a second); it stands still with "
+        "the last change of what can be read, from the click on; the upstream flows at 100 tokens/s"
+    )
+    for first_ms in FIRST_MS:
+        each = [one for one in turns if one.first_ms == first_ms]
+        shown = [one.shown for one in each]
+        painted = number(median(one.painted for one in each))
+        yield at_most(
+            f"Page: Enter → first text, less the upstream's own {first_ms} ms, p50",
+            median(shown),
+            40,
+            15,
+            " ms",
+            f"{number(median(shown))} ms (p99 {number(percentile(shown, 99))}; "
+            f"next frame {painted})",
+            note,
+        )
+    for figure, values, target, further in (
+        ("Page: Stop clicked → text stands still", [t.still for t in turns], 50, 17),
+        ("Page: Stop clicked → upstream closed", [t.closed for t in turns], 40, 10),
+    ):
+        yield at_most(
+            f"{figure}, p50 / p99",
+            median(values),
+            target,
+            further,
+            " ms",
+            f"{p50_p99(values)} ms",
+            note,
+        )
+
+
+# --- a long answer --------------------------------------------------------------------------------
+
+
+def rich_text(size: int) -> str:
+    """Markdown of so many characters: paragraphs, lists, tables, fences, one of them long."""
+    words = "the quick brown fox jumps over a lazy dog and `code` is **bold** or *not* so".split()
+    draw = random.Random(7)
+    parts: list[str] = []
+    length = 0
+    for kind in cycle(("paragraph", "list", "paragraph", "table", "code", "long code", "paragraph")):
+        if length >= size:
+            break
+        part = _block(kind, words, draw)
+        parts.append(part)
+        length += len(part) + 2
+    return "\n\n".join(parts)[:size]
+
+
+def _block(kind: str, words: list[str], draw: random.Random) -> str:
+    def text(count: int) -> str:
+        return " ".join(draw.choices(words, k=count))
+
+    if kind == "list":
+        return "\n".join(f"- {text(12)}" for _ in range(8))
+    if kind == "table":
+        rows = (f"| {text(2)} | {draw.randint(0, 999)} | {text(3)} |" for _ in range(10))
+        return "\n".join(("| name | value | remark |", "|---|---:|---|", *rows))
+    if kind.endswith("code"):
+        lines = (
+            f"    total_{i} = compute(total_{i}, {draw.randint(0, 99)})  # step {i}"
+            for i in range(120 if kind == "long code" else 8)
+        )
+        return "\n".join(("```python", "def run(total_0: int) -> int:", *lines, "```"))
+    return text(70)
+
+
+def page_answer(sizes: Sizes) -> Iterator[Row]:
+    """An answer of TOKENS tokens at RATE a second: is the page there when the upstream is?"""
+    behind: list[float] = []
+    gaps: list[list[float]] = []
+    with (
+        own_fake() as fake,
+        Halt(fake.base_url, HALT_MODEL="echo") as halt,
+        browser() as chromium,
+    ):
+        fake.texts["rich"] = rich_text(TOKENS * PIECE)
+        page = chromium.new_page()
+        page.add_init_script(path=SCRIPT)
+        send(page, halt, "/fake count?n=20&rate=100")  # what only the first one takes
+        for number_ in range(sizes.page_answers):
+            late, frames = _follow(page, halt, fake, number_)
+            behind.append(late)
+            gaps.append([b - a for a, b in zip(frames, frames[1:], strict=False)])
+    note = (
+        f"{TOKENS} tokens at {RATE} a second, {TOKENS * PIECE:,} characters of markdown; median of "
+        f"{len(behind)} answers; frames from the first text until {LINGER} s after the end"
+    )
+    yield at_most(
+        "Page: upstream's last token → answer complete on the page",
+        median(behind),
+        300,
+        100,
+        " ms",
+        note=note,
+    )
+    p99 = [percentile(each, 99) for each in gaps]
+    yield at_most(
+        "Page: gap between two frames while it streams, p99",
+        median(p99),
+        50,
+        34,
+        " ms",
+        f"{number(median(p99))} ms (median {number(median(g for each in gaps for g in each))}, "
+        f"longest {number(max(map(max, gaps)))})",
+        note,
+    )
+
+
+def _follow(page: Page, halt: Halt, fake: FakeOpenAI, number_: int) -> tuple[float, list[float]]:
+    """Milliseconds that the page is behind at the end, and the times of its frames."""
+    last_sent: list[float] = []
+    records: list[Record] = []
+
+    def watch() -> None:
+        mark = f"answer {number_}"
+        record = fake.wait_request(lambda r: _said(r).endswith(mark), WITHIN / 1000)
+        records.append(record)
+        record.wait_tokens(TOKENS, 60)
+        last_sent.append(time.monotonic())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    said = f"/fake text?key=rich&piece={PIECE}&rate={RATE} answer {number_}"
+    send(page, halt, said, watch_text=False)
+    clock = Clock(page)
+    # Once, when it is over: asking again and again would take time from the page.
+    watcher.join(60)
+    wait_seen(page, "done", 60_000)
+    time.sleep(LINGER)
+    seen: dict[str, Any] = page.evaluate("bench")
+    if page.get_attribute(".answer", "data-state") != "done":
+        raise RuntimeError("the long answer did not end as it should")
+    return (clock.monotonic(seen["done"]) - last_sent[0]) * 1000, seen["frames"]
