@@ -21,7 +21,6 @@ except halt_config.ConfigError as fault:
 
 bind = [f"{'[' + _config.host + ']' if ':' in _config.host else _config.host}:{_config.port}"]
 worker_class = "halt.worker.Worker"
-workers = 1
 threads = _config.threads
 # Streams, short requests, kept-alive and idle connections; the system's limit on open files is the
 # one that counts.

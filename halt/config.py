@@ -167,7 +167,7 @@ class Config:
     @property
     def upstream_key(self) -> str:
         """The key sent there. Many local servers want none; the client insists on some word."""
-        return self.embedded_key if self.wants_embedded else self.api_key or "none"
+        return (self.embedded_key if self.wants_embedded else self.api_key) or "none"
 
     @property
     def known_model(self) -> str:

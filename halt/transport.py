@@ -13,12 +13,13 @@ socket that is opened or reused for the run is attached to it before anything bl
     looking up a name (nothing can      -> the socket that would follow is refused,
     wake the resolver)                     nothing is sent
 
-Sockets block, with SO_RCVTIMEO as a tick: one system call a read, and a `Quiet` each TICK seconds
-of silence for whoever has heartbeats to send. How long silence may last is not decided here.
+Sockets block, with SO_RCVTIMEO as a tick (over TLS: poll): one system call a read, and a `Quiet`
+each TICK seconds of silence for whoever has heartbeats to send. How long silence may last is not decided here.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import select
 import socket
@@ -40,6 +41,9 @@ READ_SIZE = 65_536  # bytes; one TLS record is at most 16 KiB
 HEAD_MAX = 65_536  # bytes of a response's status line and headers
 REFUSAL_MAX = 1_048_576  # bytes of a body that is read as a whole: errors, the list of models
 CHUNK_LINE_MAX = 4_096  # bytes of a chunk's size line with its extensions
+LENGTH_DIGITS = 18  # of a Content-Length
+BODILESS = frozenset({204, 304})  # statuses whose responses have no body, whatever they say
+PROXY_PORT = 3128  # of a proxy that is named without one
 IDLE_MAX = 64  # kept-alive connections in all
 IDLE_SECONDS = 30.0  # below the keep-alive of the usual servers
 DRAIN_SECONDS = 0.25  # to wait for the end of a body whose [DONE] was seen
@@ -84,9 +88,8 @@ class Line:
     def close(self, sock: socket.socket) -> None:
         """Close a socket of this line."""
         with self._changed:
-            if self._socket is sock:
-                self._socket = None
-                self._closed = True
+            self._socket = None  # a line has one connection at a time; TLS replaces its object
+            self._closed = True
             sock.close()
             self._changed.notify_all()
 
@@ -140,7 +143,8 @@ class Transport(httpx2.BaseTransport):
         line = _line.get() or Line()
         url = request.url
         key = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
-        message = _serialize(request)
+        proxy = _proxy_for(request)
+        message = _serialize(request, proxy)
         sock = self._take(key)
         if sock is not None:
             try:
@@ -150,7 +154,7 @@ class Transport(httpx2.BaseTransport):
                 # request was answered, so it is made once more, on a new connection.
                 if line.interrupted:
                     raise
-        return self._exchange(line, key, self._connect(line, request, key), request, message)
+        return self._exchange(line, key, self._connect(line, request, key, proxy), request, message)
 
     def close(self) -> None:
         """Close all idle connections; those in use are closed by their runs."""
@@ -187,15 +191,19 @@ class Transport(httpx2.BaseTransport):
                 return sock
             sock.close()
 
-    def _connect(self, line: Line, request: httpx2.Request, key: _Key) -> socket.socket:
+    def _connect(
+        self, line: Line, request: httpx2.Request, key: _Key, proxy: httpx2.URL | None
+    ) -> socket.socket:
         scheme, host, port = key
-        proxy = _proxy_for(scheme, host)
+        first = (host, port) if proxy is None else (proxy.host, proxy.port or LENGTH_DIGITS = 18  # of a Content-Length
+BODILESS = frozenset({204, 304})  # statuses whose responses have no body, whatever they say
+PROXY_PORT)
         deadline = now() + self._connect_timeout
         try:
-            sock = self._dial(line, proxy or (host, port), deadline)
+            sock = self._dial(line, first, deadline)
             try:
-                if proxy is not None:
-                    self._tunnel(line, sock, host, port)
+                if proxy is not None and scheme == "https":
+                    self._tunnel(line, sock, host, port, proxy)
                 if scheme == "https":
                     sock.settimeout(max(0.001, deadline - now()))
                     sock = self._context.wrap_socket(
@@ -235,10 +243,13 @@ class Transport(httpx2.BaseTransport):
                 return sock
         raise fault
 
-    def _tunnel(self, line: Line, sock: socket.socket, host: str, port: int) -> None:
+    def _tunnel(
+        self, line: Line, sock: socket.socket, host: str, port: int, proxy: httpx2.URL
+    ) -> None:
         name = f"[{host}]" if ":" in host else host
         target = f"{name}:{port}".encode("ascii")
-        sock.sendall(b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (target, target))
+        head = [b"CONNECT %b HTTP/1.1" % target, b"Host: %b" % target, *_proxy_credentials(proxy)]
+        sock.sendall(b"\r\n".join((*head, b"", b"")))
         status, _, _ = _read_head(line, sock, None)
         if not 200 <= status < 300:
             raise OSError(f"the proxy refused the connection with status {status}")
@@ -253,18 +264,24 @@ class Transport(httpx2.BaseTransport):
             except OSError as exc:
                 raise httpx2.WriteError(str(exc), request=request) from exc
             status, headers, rest = _read_head(line, sock, request)
+            body = Body(self, line, key, sock, (status, headers), rest, request)
         except BaseException:
             line.close(sock)
             raise
-        body = Body(self, line, key, sock, headers, rest, request)
         return httpx2.Response(
             status, headers=headers, stream=body, request=request, extensions={"halt.body": body}
         )
 
 
-def _serialize(request: httpx2.Request) -> bytes:
+def _serialize(request: httpx2.Request, proxy: httpx2.URL | None) -> bytes:
     content = request.read()
-    head = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
+    target = request.url.raw_path
+    head: list[bytes] = []
+    if proxy is not None and request.url.scheme == "http":
+        # A proxy is asked for the whole address; https goes through a tunnel instead.
+        target = b"http://%b%b" % (request.url.netloc, target)
+        head += _proxy_credentials(proxy)
+    head.insert(0, b"%b %b HTTP/1.1" % (request.method.encode("ascii"), target))
     # Compressed events would wait for each other in the compressor.
     skip = {b"accept-encoding", b"connection"}
     head += [b"%b: %b" % (k, v) for k, v in request.headers.raw if k.lower() not in skip]
@@ -333,10 +350,11 @@ class Body(httpx2.SyncByteStream):
         line: Line,
         key: _Key,
         sock: socket.socket,
-        headers: list[tuple[bytes, bytes]],
+        head: tuple[int, list[tuple[bytes, bytes]]],
         rest: bytes,
         request: httpx2.Request,
     ) -> None:
+        status, headers = head
         fields = {name.lower(): value.lower() for name, value in headers}
         self._transport, self._line, self._key, self._request = transport, line, key, request
         self._sock: socket.socket | None = sock
@@ -344,10 +362,13 @@ class Body(httpx2.SyncByteStream):
         self._partial = b""  # the beginning of a size line, to which the next read adds
         self._chunked = b"chunked" in fields.get(b"transfer-encoding", b"")
         length = fields.get(b"content-length")
+        if status in BODILESS:
+            self._chunked = False
+            length = b"0"
         if self._chunked:
             self._left: int | None = 0  # bytes to come of the current chunk
         elif length is not None:
-            if not length.isdigit():
+            if not length.isdigit() or len(length) > LENGTH_DIGITS:
                 raise httpx2.RemoteProtocolError("the length is malformed", request=request)
             self._left = int(length)
         else:
@@ -390,7 +411,9 @@ class Body(httpx2.SyncByteStream):
         sock = self._sock
         if sock is None:
             raise httpx2.ReadError("closed", request=self._request)
-        if timeout < TICK and not _readable(sock, timeout):
+        # Over TLS Python waits through SO_RCVTIMEO, so the tick is poll's there.
+        waits = timeout < TICK or isinstance(sock, ssl.SSLSocket)
+        if waits and not _readable(sock, min(timeout, TICK)):
             raise Quiet
         try:
             raw = sock.recv(READ_SIZE)
@@ -484,12 +507,21 @@ def _readable(sock: socket.socket, timeout: float) -> bool:
     return bool(poller.poll(timeout * 1000))
 
 
-def _proxy_for(scheme: str, host: str) -> tuple[str, int] | None:
-    """The proxy that HTTP(S)_PROXY and NO_PROXY name for this host, as (host, port)."""
-    proxy = getproxies().get(scheme)
+def _proxy_for(request: httpx2.Request) -> httpx2.URL | None:
+    """The proxy that HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY name for this request."""
+    scheme, host = request.url.scheme, request.url.host
+    proxies = getproxies()
+    proxy = proxies.get(scheme) or proxies.get("all")
     if not proxy or host in {"localhost", "127.0.0.1", "::1"} or proxy_bypass(host):
         return None
     url = httpx2.URL(proxy if "://" in proxy else f"http://{proxy}")
     if url.scheme != "http":
-        raise OSError(f"proxies of the kind {url.scheme}:// are not supported")
-    return url.host, url.port or 3128
+        raise httpx2.ConnectError(f"proxies of the kind {url.scheme}:// are not supported")
+    return url
+
+
+def _proxy_credentials(proxy: httpx2.URL) -> list[bytes]:
+    if not proxy.username:
+        return []
+    pair = f"{proxy.username}:{proxy.password}".encode()
+    return [b"Proxy-Authorization: Basic " + base64.b64encode(pair)]

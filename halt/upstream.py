@@ -22,7 +22,7 @@ import openai
 from halt.config import Config
 from halt.embedded import REQUEST_EXTRA
 from halt.errors import CODES, UpstreamError
-from halt.transport import TICK, Body, Line, Quiet, Transport, on_line
+from halt.transport import TICK, Body, Line, Transport, on_line
 
 LINE_MAX = 1_048_576  # bytes of one event; no model's piece of an answer is near it
 
@@ -186,10 +186,14 @@ class ChatDecoder:
         self._skip_lf = False  # the last byte was a CR, so an LF that follows belongs to it
         self._fault: UpstreamError | None = None
 
-    def feed(self, raw: bytes) -> Part:
-        """Decode what has come. Raises UpstreamError, after all text before it was returned."""
+    def check(self) -> None:
+        """Raise the UpstreamError that came behind text which was returned before, if any."""
         if self._fault is not None:
             raise self._fault
+
+    def feed(self, raw: bytes) -> Part:
+        """Decode what has come. Raises UpstreamError, after all text before it was returned."""
+        self.check()
         text: list[str] = []
         try:
             for data in self._events(raw):
@@ -206,8 +210,7 @@ class ChatDecoder:
 
     def end(self) -> Part:
         """The body has ended. Raises UpstreamError where the answer had not."""
-        if self._fault is not None:
-            raise self._fault
+        self.check()
         if self.finish_reason is None:
             raise UpstreamError("upstream_incomplete")
         self.ended = True
@@ -282,17 +285,15 @@ class ChatReply:
 
     def read(self, timeout: float = TICK) -> Part:
         try:
+            self._decoder.check()  # a fault that came with the last text waits for nothing more
             raw = self._body.read(timeout)
-        except Quiet:
-            raise
+            return self._decoder.feed(raw) if raw else self._decoder.end()
+        except UpstreamError as exc:
+            raise exc.without(self._secret) from exc
         except httpx2.HTTPError as exc:
             if self.finish_reason is not None:  # only the farewell is missing
                 return self._decoder.end()
             raise _fault(exc, self._secret) from exc
-        try:
-            return self._decoder.feed(raw) if raw else self._decoder.end()
-        except UpstreamError as exc:
-            raise exc.without(self._secret) from exc
 
     def finish(self) -> None:
         self._body.finish()
@@ -488,13 +489,16 @@ class OpenAIUpstream:
             raise UpstreamError("no_model")
         with on_line(line):
             try:
-                return [model.id for model in self._client.models.list().data]
+                names = [model.id for model in self._client.models.list().data]
             except openai.NotFoundError as exc:
                 raise UpstreamError("upstream_invalid", "it has no list of models") from exc
             except openai.APIError as exc:
                 raise _fault(exc, self._secret) from exc
             except (AttributeError, TypeError, ValueError) as exc:  # the client expects the shape
                 raise UpstreamError("upstream_invalid", "its list of models is malformed") from exc
+        if not all(isinstance(name, str) for name in names):
+            raise UpstreamError("upstream_invalid", "its list of models is malformed")
+        return names
 
     def close(self) -> None:
         self._transport.close()

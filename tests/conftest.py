@@ -24,6 +24,7 @@ from tests.sse import Client
 ROOT = Path(__file__).parent.parent
 STARTS_WITHIN = 20.0  # seconds; a second is usual
 LEAVES_WITHIN = 20.0
+REFUSES_WITHIN = 8.0
 
 
 def halt_environment(env: dict[str, str]) -> dict[str, str]:
@@ -33,19 +34,24 @@ def halt_environment(env: dict[str, str]) -> dict[str, str]:
     return clean | {"PORT": "0", "PYTHONUNBUFFERED": "1", **env}
 
 
-def refused_start(**settings: Any) -> subprocess.CompletedProcess[str]:
-    """Start Halt with settings that it must refuse; how it left and what it printed."""
+def refused_start(*args: str, **settings: Any) -> tuple[int, str]:
+    """Start Halt with what it must refuse; its exit status and what it printed."""
     env = halt_environment({name: str(value) for name, value in settings.items()})
-    return subprocess.run(
-        [sys.executable, "app.py"],
+    with subprocess.Popen(
+        [sys.executable, "app.py", *args],
         cwd=ROOT,
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=STARTS_WITHIN,
-        check=False,
-    )
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, _ = process.communicate(timeout=REFUSES_WITHIN)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"Halt has started and printed:\n{process.communicate()[0]}")
+    return process.returncode, printed
 
 
 def eventually(condition: Callable[[], object], within: float = 10.0) -> None:

@@ -64,7 +64,11 @@ class Events:
 
     def __init__(self, connection: http.client.HTTPConnection) -> None:
         self._connection = connection
-        self._response = connection.getresponse()
+        try:
+            self._response = connection.getresponse()
+        except BaseException:
+            connection.close()
+            raise
         self._buffer = b""
         self._waiting: list[Message] = []
         self.status = self._response.status
@@ -79,7 +83,8 @@ class Events:
         self.close()
 
     def __del__(self) -> None:
-        self.close()  # a reader that a test has dropped has left
+        if hasattr(self, "_response"):
+            self.close()  # a reader that a test has dropped has left
 
     @property
     def id(self) -> str:

@@ -1,4 +1,4 @@
-"""The page in a real browser: how soon text is there, how soon it stands still, how smooth it is."""
+"""The page in a real browser: how soon text is there and stands still, how smoothly it grows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,13 @@ WITHIN = 15_000.0  # milliseconds for anything short on the page
 LINGER = 0.3  # seconds after the end in which something may still move
 
 FIRST_MS = (0, 50)  # what the upstream itself takes for its first token
+WARM_TURNS = 4
 FLOW = "count?n=100000&rate=100"
 
 TOKENS = 4000
 RATE = 500
 PIECE = 4  # characters of a token
+WORDS = "the quick brown fox `jumps` over a **lazy** dog *and* sleeps"
 
 
 @contextlib.contextmanager
@@ -143,9 +145,11 @@ def page_turns(sizes: Sizes) -> Iterator[Row]:
         page = chromium.new_page()
         page.add_init_script(path=SCRIPT)
         kinds = cycle(FIRST_MS)
-        turn(page, halt, fake, 0, 0)  # what only the first one takes belongs to no figure
-        for number_ in range(1, 1 + sizes.page_stops * len(FIRST_MS)):
-            turns.append(turn(page, halt, fake, next(kinds), number_))
+        turns += [
+            turn(page, halt, fake, next(kinds), index)
+            for index in range(WARM_TURNS + sizes.page_stops * len(FIRST_MS))
+        ]
+    del turns[:WARM_TURNS]  # what only the first ones take belongs to no figure
     note = (
         f"{len(turns)} messages in headless Chromium. Text counts when it is in the document and "
         "visible (the screen shows it with the next frame, at 60 a second); it stands still with "
@@ -185,22 +189,23 @@ def page_turns(sizes: Sizes) -> Iterator[Row]:
 
 def rich_text(size: int) -> str:
     """Markdown of so many characters: paragraphs, lists, tables, fences, one of them long."""
-    words = "the quick brown fox jumps over a lazy dog and `code` is **bold** or *not* so".split()
     draw = random.Random(7)
     parts: list[str] = []
     length = 0
-    for kind in cycle(("paragraph", "list", "paragraph", "table", "code", "long code", "paragraph")):
+    for kind in cycle(
+        ("paragraph", "list", "paragraph", "table", "code", "long code", "paragraph")
+    ):
         if length >= size:
             break
-        part = _block(kind, words, draw)
+        part = _block(kind, draw)
         parts.append(part)
         length += len(part) + 2
     return "\n\n".join(parts)[:size]
 
 
-def _block(kind: str, words: list[str], draw: random.Random) -> str:
+def _block(kind: str, draw: random.Random) -> str:
     def text(count: int) -> str:
-        return " ".join(draw.choices(words, k=count))
+        return " ".join(draw.choices(WORDS.split(), k=count))
 
     if kind == "list":
         return "\n".join(f"- {text(12)}" for _ in range(8))
@@ -229,10 +234,10 @@ def page_answer(sizes: Sizes) -> Iterator[Row]:
         page = chromium.new_page()
         page.add_init_script(path=SCRIPT)
         send(page, halt, "/fake count?n=20&rate=100")  # what only the first one takes
-        for number_ in range(sizes.page_answers):
-            late, frames = _follow(page, halt, fake, number_)
+        for index in range(sizes.page_answers):
+            late, frames = _follow(page, halt, fake, index)
             behind.append(late)
-            gaps.append([b - a for a, b in zip(frames, frames[1:], strict=False)])
+            gaps.append([b - a for a, b in pairwise(frames)])
     note = (
         f"{TOKENS} tokens at {RATE} a second, {TOKENS * PIECE:,} characters of markdown; median of "
         f"{len(behind)} answers; frames from the first text until {LINGER} s after the end"
@@ -258,13 +263,13 @@ def page_answer(sizes: Sizes) -> Iterator[Row]:
     )
 
 
-def _follow(page: Page, halt: Halt, fake: FakeOpenAI, number_: int) -> tuple[float, list[float]]:
+def _follow(page: Page, halt: Halt, fake: FakeOpenAI, index: int) -> tuple[float, list[float]]:
     """Milliseconds that the page is behind at the end, and the times of its frames."""
     last_sent: list[float] = []
     records: list[Record] = []
 
     def watch() -> None:
-        mark = f"answer {number_}"
+        mark = f"answer {index}"
         record = fake.wait_request(lambda r: _said(r).endswith(mark), WITHIN / 1000)
         records.append(record)
         record.wait_tokens(TOKENS, 60)
@@ -272,7 +277,7 @@ def _follow(page: Page, halt: Halt, fake: FakeOpenAI, number_: int) -> tuple[flo
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    said = f"/fake text?key=rich&piece={PIECE}&rate={RATE} answer {number_}"
+    said = f"/fake text?key=rich&piece={PIECE}&rate={RATE} answer {index}"
     send(page, halt, said, watch_text=False)
     clock = Clock(page)
     # Once, when it is over: asking again and again would take time from the page.

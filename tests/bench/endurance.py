@@ -7,7 +7,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from tests.bench.load import read, source
@@ -216,10 +216,11 @@ def _linear(stream: str, tokens: int, half: list[Long], whole: list[Long]) -> It
         f"median of {len(half)} answers at full speed, each in a fresh server; memory is what its "
         f"peak is above the start, and less than {NOISE:g} MB counts as {NOISE:g}"
     )
-    for name, unit, least, get in (
+    figures: tuple[tuple[str, str, float, Callable[[Long], float]], ...] = (
         ("time", "s", 0.0, lambda one: one.seconds),
         ("memory", "MB", NOISE, lambda one: one.grown),
-    ):
+    )
+    for name, unit, least, get in figures:
         less, more = (median(get(one) for one in each) for each in (half, whole))
         ratio = max(more, least) / max(less, least)
         yield at_most(

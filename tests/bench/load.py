@@ -125,7 +125,7 @@ def _load(windows: list[dict[str, Any]]) -> str:
     """Who used the processor, and a warning where nothing was left of it."""
 
     def share(of: float, window: dict[str, Any]) -> float:
-        return 100 * of / window["seconds"]
+        return 100 * of / float(window["seconds"])
 
     parts = {
         name: median(share(w["cpu"][name], w) for w in windows)

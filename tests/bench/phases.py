@@ -9,7 +9,7 @@ import secrets
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -176,9 +176,7 @@ def with_closings(upstream: str, seen: list[Stopped]) -> list[Stopped]:
             raise RuntimeError("a stream was stopped before its upstream had been asked")
         closed = record["closed_at"]
         ms = (closed - each.at) * 1000 if closed is not None else float("inf")
-        out.append(
-            Stopped(each.key, each.at, each.terminal, each.answered, each.said, closed=ms)
-        )
+        out.append(Stopped(each.key, each.at, each.terminal, each.answered, each.said, closed=ms))
     return out
 
 
@@ -215,10 +213,11 @@ def phases(sizes: Sizes) -> Iterator[Row]:
                 seen[phase.name, streams] = stop_often(halt.address, upstream, phase, times)
     others = f"the others flow at 10 tokens/s; {sizes.stops_crowded} Stops in each phase"
     alone = f"{sizes.stops_alone} Stops in each phase"
-    for figure, get in (
-        ("Stop sent → upstream closed", lambda s: s.closed),
-        ("Stop sent → terminal event at the reader", lambda s: s.terminal),
-    ):
+    figures: tuple[tuple[str, Callable[[Stopped], float]], ...] = (
+        ("Stop sent → upstream closed", lambda one: one.closed),
+        ("Stop sent → terminal event at the reader", lambda one: one.terminal),
+    )
+    for figure, get in figures:
         for (name, streams), each in seen.items():
             values = [get(one) for one in each]
             yield at_most(

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import pytest
+
 from tests.conftest import ROOT, HaltServer
 from tests.fake_openai import FakeOpenAI
 
@@ -23,10 +25,7 @@ PORT_WITHIN = 20.0  # seconds for a child to start
 
 
 class Child:
-    """A module of this package in a process of its own. It talks in lines of JSON.
-
-    It ends when its standard input does, so that nothing outlives a bench that was killed.
-    """
+    """A module of the tests in a process of its own. It talks in lines and ends with its `with`."""
 
     def __init__(self, module: str, *args: str) -> None:
         self._name = module
@@ -90,14 +89,17 @@ class Halt:
 
     def __init__(self, upstream: str, **settings: object) -> None:
         env = {name: str(value) for name, value in settings.items()}
-        self._server = HaltServer({"OPENAI_BASE_URL": upstream, "OPENAI_API_KEY": "fake"} | env)
+        try:
+            self._server = HaltServer({"OPENAI_BASE_URL": upstream, "OPENAI_API_KEY": "fake"} | env)
+        except pytest.fail.Exception as fault:  # not an Exception, and no test is running here
+            raise RuntimeError(str(fault)) from None
         self.address = (self._server.host, self._server.port)
         self.url = self._server.url
         self.master = self._server.process.pid
-        # What it needs when it is asked for the first time belongs to no figure.
         until = time.monotonic() + PORT_WITHIN
         while not (workers := tree(self.master)[1:]):
             if time.monotonic() > until:
+                self._server.kill()
                 raise TimeoutError("Halt has no worker")
             time.sleep(0.02)
         self.worker = workers[0]

@@ -117,7 +117,7 @@ class Reader:
         if stream.rest:
             data = stream.rest + data
         cut = data.rfind(b"@", -MARK)
-        stream.rest = data[cut:] if 0 <= cut and len(data) - cut < MARK else b""
+        stream.rest = data[cut:] if cut >= 0 and len(data) - cut < MARK else b""
         for digits in stamps(data):
             stamp = int(digits)
             if stamp <= stream.last:
@@ -185,7 +185,7 @@ class Reader:
             nonlocal faults, first_at, last_at
             data = stream.rest + data
             cut = data.rfind(b"#", -MARK)  # longer than a number: at worst some bytes are kept
-            end = cut if 0 <= cut and len(data) - cut < 8 else len(data)
+            end = cut if cut >= 0 and len(data) - cut < 8 else len(data)
             for digits in numbers(data[:end]):
                 number = int(digits)
                 faults += number != stream.last + 1

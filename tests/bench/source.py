@@ -18,7 +18,6 @@ import heapq
 import json
 import select
 import socket
-import sys
 import time
 from itertools import count
 from urllib.parse import parse_qsl
@@ -215,4 +214,4 @@ class Source:
 
 
 if __name__ == "__main__":
-    sys.exit(Source().run())
+    Source().run()

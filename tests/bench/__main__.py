@@ -1,0 +1,94 @@
+"""`python -m tests.bench`: measure, print the table; status 1 when a target is missed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.bench import browser, endurance, load, phases
+from tests.bench.sizes import FULL, QUICK, Sizes
+from tests.bench.table import Row, markdown
+
+Group = Callable[[Sizes], Iterator[Row]]
+
+GROUPS: dict[str, Group] = {
+    "phases": phases.phases,
+    "full": phases.full,
+    "relay": load.relay,
+    "page": browser.page_turns,
+    "answer": browser.page_answer,
+    "race": load.race,
+    "leak": endurance.leak,
+    "long": endurance.long,
+}
+LIBRARIES = (
+    *("flask", "gunicorn", "openai", "httpx2", "msgspec", "markdown-it-py", "nh3"),
+    *("fastapi", "uvicorn", "playwright"),
+)
+
+
+def machine() -> str:
+    """Where the figures are from."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    return (
+        f"{os.cpu_count()} cores ({model}), Linux {platform.release()}, "
+        f"Python {platform.python_version()}, {libraries}"
+    )
+
+
+def measure(names: list[str], sizes: Sizes) -> list[Row]:
+    """The rows of these groups. A group that fails is a row too, and its target is missed."""
+    rows: list[Row] = []
+    for name in names:
+        began = time.monotonic()
+        print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
+        try:
+            rows += GROUPS[name](sizes)
+        except Exception as fault:  # noqa: BLE001  one broken figure must not hide the others
+            traceback.print_exc()
+            rows.append(Row(name, "", "", f"failed: {type(fault).__name__}: {fault}", met=False))
+        print(f"{time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", choices=GROUPS, help=", ".join(GROUPS)
+    )
+    parser.add_argument("--quick", action="store_true", help="few samples: a look, not a result")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there as well")
+    options = parser.parse_args()
+    if not sys.platform.startswith("linux"):
+        parser.error("the measurements read /proc, and run on Linux only")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave through every `with`
+    began = time.monotonic()
+    rows = measure(options.only or list(GROUPS), QUICK if options.quick else FULL)
+    minutes = (time.monotonic() - began) / 60
+    text = f"{markdown(rows)}\n\n{machine()}. Measured in {minutes:.1f} minutes.\n"
+    if options.quick:
+        text += "With few samples (--quick).\n"
+    print(text, flush=True)
+    if options.out is not None:
+        options.out.write_text(text)
+    return 0 if all(row.met is not False for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What a person sees: the page in a real Chromium, served by a real gunicorn."""

@@ -1,0 +1,142 @@
+"""The page in the words of the person who uses it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Locator, Page, expect
+
+from tests.conftest import HaltServer, asked, new_id
+from tests.fake_openai import FakeOpenAI, Record
+
+PATIENCE = 15_000  # milliseconds after which something on the page is not going to happen
+
+#: What a browser says in its console when a server or the network is away.
+AWAY = r"Failed to load resource|net::ERR_"
+
+
+def numbers(n: int) -> str:
+    """What `count` says, as a page shows it."""
+    return " ".join(str(i) for i in range(n))
+
+
+class Chat:
+    """One tab. `trouble` gathers what must never happen; `forgives` is a pattern for exceptions."""
+
+    def __init__(self, context: BrowserContext, server: HaltServer, fake: FakeOpenAI) -> None:
+        self.context = context
+        self.server = server
+        self.fake = fake
+        self.trouble: list[str] = []
+        self.forgives = ""
+        self.said = ""
+        self.page: Page = context.new_page()
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.trouble.append(f"script error: {error}"))
+        self.page.on("dialog", self._dialog)
+        self.page.on("request", lambda request: self._request(request.url))
+        self.page.goto(server.url)
+
+    # --- doing ------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """Type and press Enter."""
+        self.prompt.fill(text)
+        self.prompt.press("Enter")
+
+    def ask(self, scenario: str, words: str = "") -> str:
+        """Ask for a scenario of the fake; returns what was said, which is said only once."""
+        self.said = f"/fake {scenario} {words or new_id()}"
+        self.say(self.said)
+        return self.said
+
+    def ask_for(self, text: str, **pace: Any) -> str:
+        """Let the model answer with `text`."""
+        key = new_id()
+        self.fake.texts[key] = text
+        return self.ask("text?" + "&".join(f"{k}={v}" for k, v in {"key": key, **pace}.items()))
+
+    def reload(self) -> None:
+        """Press the browser's own button."""
+        self.page.reload()
+
+    # --- seeing -----------------------------------------------------------------------------------
+
+    @property
+    def prompt(self) -> Locator:
+        """The message field."""
+        return self.page.get_by_role("textbox", name="Message", exact=True)
+
+    @property
+    def send(self) -> Locator:
+        """The Send button."""
+        return self.page.get_by_role("button", name="Send", exact=True)
+
+    @property
+    def stop(self) -> Locator:
+        """The Stop button."""
+        return self.page.get_by_role("button", name="Stop", exact=True)
+
+    @property
+    def answer(self) -> Locator:
+        """The last answer."""
+        return self.page.locator(".exchange:last-child .answer")
+
+    @property
+    def text(self) -> Locator:
+        """The text of the last answer."""
+        return self.answer.locator("> .text")
+
+    def button(self, name: str) -> Locator:
+        """A button of the last answer."""
+        return self.answer.get_by_role("button", name=name, exact=True)
+
+    def shown(self) -> str:
+        """The text of the last answer as it is now."""
+        return re.sub(r"\s+", " ", self.text.text_content() or "").strip()
+
+    def wait_text(self, text: str) -> None:
+        """Wait until the last answer holds this text."""
+        expect(self.text).to_contain_text(text)
+
+    def wait_state(self, state: str) -> None:
+        """Wait until the last answer is in this state."""
+        expect(self.answer).to_have_attribute("data-state", state)
+
+    def exchanges(self) -> int:
+        """How many prompts with their answers are shown."""
+        return self.page.locator(".exchange").count()
+
+    def record(self, nth: int = 0) -> Record:
+        """The nth request that the provider got for what was said last."""
+        return asked(self.fake, self.said, nth)
+
+    def frames(self, count: int = 2) -> None:
+        """Let the page draw so many frames."""
+        self.page.evaluate(
+            """count => new Promise(done => {
+              const next = () => count-- > 0 ? requestAnimationFrame(next) : done();
+              next();
+            })""",
+            count,
+        )
+
+    # --- watching for what must not happen --------------------------------------------------------
+
+    def check(self) -> None:
+        """Fail if there was trouble that the test does not forgive."""
+        bad = [each for each in self.trouble if not (self.forgives and re.search(self.forgives, each))]
+        assert not bad, bad
+
+    def _console(self, message: ConsoleMessage) -> None:
+        if message.type in {"error", "warning"}:
+            self.trouble.append(f"console {message.type}: {message.text}")
+
+    def _dialog(self, dialog: Dialog) -> None:
+        self.trouble.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def _request(self, url: str) -> None:
+        if not url.startswith((self.server.url + "/", "data:", "blob:")):
+            self.trouble.append(f"request elsewhere: {url}")

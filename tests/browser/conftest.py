@@ -1,0 +1,88 @@
+"""A real Chromium, and tabs in it that fail their test when anything untoward happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, expect, sync_playwright
+
+from tests.browser.chat import PATIENCE, Chat
+from tests.conftest import HaltServer
+from tests.fake_openai import FakeOpenAI
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+FLAGS = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def installed_browser() -> str | None:
+    """The path of the system's browser; None where Playwright's own has to do."""
+    found = next(filter(None, map(shutil.which, NAMES)), None)
+    return found or (MAC if os.path.exists(MAC) else None)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One browser for all tests."""
+    expect.set_options(timeout=PATIENCE)
+    flags = [*FLAGS, "--no-sandbox"] if os.geteuid() == 0 else FLAGS
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=installed_browser(), args=flags)
+        yield chromium
+        chromium.close()
+
+
+OpenChat = Callable[..., Chat]
+
+
+@pytest.fixture
+def open_chat(browser: Browser) -> Iterator[OpenChat]:
+    """Open the page of a server, as a person of one's own; options are Playwright's for a context.
+
+    At the end of the test every tab is checked: no error in the console, no script that failed, no
+    dialog, no request to anywhere else.
+    """
+    opened: list[Chat] = []
+    with contextlib.ExitStack() as stack:
+
+        def open_one(
+            server: HaltServer, fake: FakeOpenAI, same: Chat | None = None, **options: Any
+        ) -> Chat:
+            if same is None:
+                context = browser.new_context(
+                    viewport=options.pop("viewport", {"width": 1000, "height": 800}), **options
+                )
+                context.set_default_timeout(PATIENCE)
+                stack.callback(context.close)
+            else:
+                context = same.context
+            opened.append(Chat(context, server, fake))
+            return opened[-1]
+
+        yield open_one
+        for each in opened:
+            each.check()
+
+
+@pytest.fixture
+def chat(open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI) -> Chat:
+    """A person's one tab on the shared server."""
+    return open_chat(halt, shared_fake)
+
+
+@pytest.fixture
+def tab(open_chat: OpenChat, chat: Chat) -> Callable[[], Chat]:
+    """Opens another tab of the same person."""
+    return lambda: open_chat(chat.server, chat.fake, same=chat)

@@ -1,0 +1,326 @@
+"""Answers: how they come, what they look like, and what can be done with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.chat import Chat, numbers
+from tests.fake_scenarios import SCENARIOS
+from tests.fake_wire import Reply
+
+PARAGRAPHS = "\n\n".join(f"Paragraph {n} with a few plain words in it." for n in range(60))
+
+#: Everything we could think of that runs, loads or escapes. None of it may.
+HOSTILE = """
+<script>alert("script")</script> <img src=x onerror=alert("image")>
+<svg onload=alert("svg")><style>body{display:none}</style></svg>
+<iframe src="https://evil.example/"></iframe> <object data="https://evil.example/x"></object>
+
+<div hx-get="/healthz" hx-trigger="load">htmx</div> <div hx-on:load="alert('hx-on')">on</div>
+<hx-partial hx-target="#messages" hx-swap="innerHTML">taken over</hx-partial>
+<meta http-equiv="refresh" content="0;url=https://evil.example/"><base href="https://evil.example/">
+
+[a](javascript:alert(1)) [b](JaVaScRiPt:alert(2)) [c](data:text/html,<script>alert(3)</script>)
+[d](vbscript:alert(4)) ![image](https://evil.example/pixel.png) ![x](x"onerror="alert(5))
+<https://ok.example/"onmouseover="alert(6)> <a href="javascript:alert(7)" autofocus onfocus=alert(8)>
+
+```js"><img/src=x/onerror=alert(9)>
+</code></pre><script>alert(10)</script>
+```
+
+| <img src=x onerror=alert(11)> | b |
+|---|---|
+| </td></table><script>alert(12)</script> | `<script>alert(13)</script>` |
+
+</template></article><form action="https://evil.example/"><input name=prompt><button>Send</button>
+&lt;script&gt;alert(14)&lt;/script&gt; </hx-partial></div><!-- <b>comment
+
+The end.
+"""
+
+
+@pytest.fixture
+def second_time_silent(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model that answers once, and keeps silent when it is asked the same again."""
+
+    def once(reply: Reply, key: str = "") -> None:
+        if reply.failures(key) == 1:
+            SCENARIOS["count"](reply, 3)
+        else:
+            SCENARIOS["silent_first_token"](reply)
+
+    monkeypatch.setitem(SCENARIOS, "once", once)
+    return "once?key=x"
+
+
+def test_an_answer_is_shown_as_rendered_markdown(chat: Chat) -> None:
+    """Headings, lists in lists, a table, code with colours, quotes and links."""
+    chat.ask("markdown?gap_ms=1")
+    chat.wait_state("done")
+    text = chat.text
+    expect(text.locator("h1")).to_have_text("A fixed answer")
+    expect(text.locator("strong")).to_have_text("bold")
+    expect(text.locator("ul > li ul ol > li")).to_have_text(["deeper", "still"])
+    expect(text.locator("table th")).to_have_text(["name", "value"])
+    expect(text.locator("table td")).to_have_text(["left", "1", "right", "22"])
+    code = text.locator(".code pre code")
+    expect(code).to_contain_text('return f"<b>Hello</b>, {name} & all"')
+    assert code.locator("span").count() > 3, "no highlighting"
+    expect(text.locator("blockquote")).to_contain_text('<script>alert("script")</script>')
+    link = text.get_by_role("link", name="link", exact=True)
+    expect(link).to_have_attribute("href", "https://example.org/?a=1&b=2")
+    assert "noopener" in (link.get_attribute("rel") or "")
+
+
+def test_code_can_be_copied_with_one_click(chat: Chat) -> None:
+    """The code's own text lands on the clipboard, nothing around it."""
+    chat.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    chat.ask("markdown")
+    chat.wait_state("done")
+    button = chat.text.locator(".code button")
+    expect(button).to_have_accessible_name("Copy")
+    button.click()
+    expect(button).to_have_text("Copied")
+    assert chat.page.evaluate("navigator.clipboard.readText()") == (
+        'def greet(name: str) -> str:\n    return f"<b>Hello</b>, {name} & all"  # stays text\n'
+    )
+    expect(button).to_have_text("Copy")
+
+
+@pytest.mark.parametrize("piece", [1, 7, 5000])
+def test_nothing_that_a_model_writes_runs(chat: Chat, piece: int) -> None:
+    """No script, no dialog, no request, no element of its own: while it streams, then, and later."""
+    chat.ask_for(HOSTILE, piece=piece)
+    chat.wait_state("done")
+    chat.wait_text("The end.")
+    for _ in range(2):
+        forbidden = chat.page.locator(
+            "#messages :is(script, iframe, object, embed, img, svg, style, form, input, meta, base,"
+            " link, hx-partial, [hx-get]:not(.feed), [style])"
+        )
+        assert forbidden.count() == 0, forbidden.first.evaluate("e => e.outerHTML")
+        attributes = chat.page.evaluate(
+            """() => [...document.querySelectorAll('#messages .text *')].flatMap(
+              e => e.getAttributeNames().filter(n => n.startsWith('on') || n.startsWith('hx-')))"""
+        )
+        assert attributes == []
+        targets = chat.page.evaluate(
+            "() => [...document.querySelectorAll('#messages .text a')].map(a => a.protocol)"
+        )
+        assert set(targets) <= {"https:", "http:", "mailto:"}
+        assert chat.exchanges() == 1
+        expect(chat.send).to_be_visible()
+        chat.reload()
+        chat.wait_text("The end.")
+
+
+def test_nothing_that_a_person_writes_runs_either(chat: Chat) -> None:
+    """A prompt is shown as the text that it is, also when it is given back or shown again."""
+    prompt = "/fake count?n=2 <img src=x onerror=alert(1)> <b>bold</b> </textarea><script>alert(2)"
+    chat.say(prompt)
+    chat.wait_state("done")
+    for _ in range(2):
+        expect(chat.page.locator(".prompt .text")).to_have_text(prompt)
+        assert chat.page.locator("#messages :is(img, b, script)").count() == 0
+        chat.reload()
+
+
+def test_finished_blocks_are_drawn_once_and_text_only_grows(chat: Chat) -> None:
+    """What has been read does not move, flicker or change under the reader's eyes."""
+    chat.page.evaluate(
+        """() => {
+          window.seen = { faults: [], blocks: [], text: '', frames: 0 };
+          const look = () => {
+            const answer = document.querySelector('.answer[data-state="running"]');
+            if (answer) {
+              const text = answer.querySelector('.text').textContent.replace(/\\s+/g, ' ').trim();
+              const blocks = [...answer.querySelector('.text > div').children];
+              if (!text.startsWith(seen.text)) seen.faults.push([seen.text.length, text.length]);
+              seen.blocks.forEach((block, i) => {
+                if (block !== blocks[i]) seen.faults.push(`block ${i} was drawn again`);
+              });
+              Object.assign(seen, { text, blocks, frames: seen.frames + 1 });
+            }
+            requestAnimationFrame(look);
+          };
+          look();
+        }"""
+    )
+    chat.ask_for(PARAGRAPHS, piece=4, gap_ms=2)
+    chat.wait_text("Paragraph 59")
+    chat.wait_state("done")
+    seen = chat.page.evaluate("({ ...seen, blocks: seen.blocks.length })")
+    assert seen["faults"] == []
+    assert seen["blocks"] > 20
+    assert seen["frames"] > 10, "it did not stream"
+
+
+def test_an_answer_is_sent_once_while_it_streams(chat: Chat) -> None:
+    """The stream carries each paragraph once, however long the answer has become."""
+    session = chat.context.new_cdp_session(chat.page)
+    session.send("Network.enable")
+    received = {"bytes": 0}
+    session.on(
+        "Network.dataReceived",
+        lambda event: received.update(bytes=received["bytes"] + int(event["dataLength"])),
+    )
+    text = "\n\n".join(f"Paragraph {n} with a few plain words in it." for n in range(300))
+    chat.ask_for(text, piece=40, gap_ms=3)
+    chat.wait_state("done")
+    chat.frames()
+    # Each character once while it streams and once in the whole that replaces it, twice (source);
+    # sending the answer anew with each piece would be a hundred times as much.
+    assert received["bytes"] < 12 * len(text)
+
+
+def test_figures_stand_under_each_answer(chat: Chat) -> None:
+    """Time to first token, tokens a second, tokens, duration, finish reason and model."""
+    chat.ask("count?n=30&gap_ms=5&first_ms=50")
+    chat.wait_state("done")
+    figures = chat.answer.locator(".figures")
+    expect(figures).to_contain_text(re.compile(r"first token after 0\.\d\d s"))
+    expect(figures).to_contain_text(re.compile(r"\d+ tokens/s"))
+    expect(figures).to_contain_text("30 tokens")
+    expect(figures).to_contain_text(re.compile(r"\d+\.\d\d s in all"))
+    expect(figures).to_contain_text("finish reason: stop")
+    expect(figures).to_contain_text("echo")
+    expect(figures).not_to_contain_text("estimated")
+
+
+def test_figures_that_are_estimated_say_so(chat: Chat) -> None:
+    """A count that the provider did not report is marked."""
+    chat.ask("no_usage?n=7")
+    chat.wait_state("done")
+    expect(chat.answer.locator(".figures")).to_contain_text("about 7 tokens (estimated)")
+
+
+def test_an_answer_that_was_cut_off_says_so(chat: Chat) -> None:
+    """A model that ran into its token limit has not finished what it had to say."""
+    chat.ask("length?n=5")
+    chat.wait_state("done")
+    expect(chat.answer).to_contain_text("Cut off at the token limit")
+    expect(chat.answer.locator(".figures")).to_contain_text("finish reason: length")
+
+
+def test_copy_takes_the_answer_as_the_model_wrote_it(chat: Chat) -> None:
+    """The markdown source, not what is left of it on the screen; also after a reload."""
+    chat.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    source = "# Title\n\n- **bold** & <b>not bold</b>\n\n```\n</template>code\n```\n"
+    chat.ask_for(source)
+    chat.wait_state("done")
+    for _ in range(2):
+        chat.answer.locator("footer").get_by_role("button", name="Copy").click()
+        expect(chat.button("Copied")).to_be_visible()
+        assert chat.page.evaluate("navigator.clipboard.readText()") == source
+        chat.page.evaluate("navigator.clipboard.writeText('')")
+        chat.reload()
+
+
+def test_regenerate_replaces_the_answer(chat: Chat) -> None:
+    """The same prompt is asked once more, and only the new answer stays."""
+    chat.ask("count?n=3")
+    chat.wait_state("done")
+    first = chat.answer.get_attribute("data-stream")
+    chat.button("Regenerate").click()
+    chat.record(1)
+    expect(chat.answer).not_to_have_attribute("data-stream", first or "")
+    chat.wait_state("done")
+    assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
+    assert chat.record(0).body["messages"] == chat.record(1).body["messages"]
+    chat.reload()
+    assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
+
+
+def test_regenerate_stopped_before_any_text_brings_the_earlier_answer_back(
+    chat: Chat, second_time_silent: str
+) -> None:
+    """Nothing is lost by trying."""
+    chat.ask(second_time_silent)
+    chat.wait_state("done")
+    chat.button("Regenerate").click()
+    chat.wait_state("running")
+    chat.record(1)
+    chat.stop.click()
+    chat.wait_state("done")
+    assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
+    expect(chat.prompt).to_have_value("")
+    chat.reload()
+    assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
+
+
+def test_only_the_last_answer_offers_another_try(chat: Chat) -> None:
+    """What came before is part of the conversation."""
+    for _ in range(2):
+        chat.ask("count?n=2")
+        chat.wait_state("done")
+    expect(chat.page.get_by_role("button", name="Regenerate")).to_have_count(1)
+
+
+def test_new_chat_begins_anew_and_the_old_one_stays_at_its_address(chat: Chat) -> None:
+    """The next conversation knows nothing of the first; the first can be gone back to."""
+    chat.ask("count?n=4")
+    chat.wait_state("done")
+    address = chat.page.url
+    assert "/c/" in address
+    chat.page.get_by_role("link", name="New chat").click()
+    expect(chat.page.locator(".exchange")).to_have_count(0)
+    chat.ask("count?n=2")
+    chat.wait_state("done")
+    assert len([m for m in chat.record().body["messages"] if m["role"] == "user"]) == 1
+    assert chat.page.url != address
+    chat.page.goto(address)
+    assert (chat.exchanges(), chat.shown()) == (1, "0 1 2 3")
+
+
+def test_a_conversation_is_told_to_the_model_as_it_was_seen(chat: Chat) -> None:
+    """Prompts and answers in turn; a stopped answer as far as it was shown, marked as stopped."""
+    first = chat.ask("count?n=3")
+    chat.wait_state("done")
+    second = chat.ask("count?n=100000&gap_ms=5")
+    chat.wait_text("10 11 12")
+    chat.prompt.press("Escape")
+    chat.wait_state("stopped")
+    seen = chat.shown()
+    third = chat.ask("count?n=1")
+    chat.wait_state("done")
+    told = chat.record().body["messages"]
+    assert [m["role"] for m in told] == ["user", "assistant"] * 2 + ["user"]
+    assert [told[i]["content"] for i in (0, 2, 4)] == [first, second, third]
+    assert told[1]["content"].strip() == "0 1 2"
+    text, _, mark = told[3]["content"].partition("\n\n")
+    assert text.strip() == seen
+    assert "stopped" in mark
+
+
+def test_another_person_cannot_see_a_conversation(
+    chat: Chat, open_chat: Callable[..., Chat]
+) -> None:
+    """Its address alone opens nothing."""
+    chat.ask("count?n=4")
+    chat.wait_state("done")
+    other = open_chat(chat.server, chat.fake)
+    other.forgives = "404"
+    response = other.page.goto(chat.page.url)
+    assert response is not None
+    assert response.status == 404
+    assert "0 1 2 3" not in other.page.content()
+
+
+def test_the_page_works_with_the_rest_of_the_internet_blocked(chat: Chat) -> None:
+    """Everything it needs comes from its own server."""
+    chat.context.route(lambda url: not url.startswith(chat.server.url), lambda route: route.abort())
+    chat.reload()
+    chat.ask("markdown")
+    chat.wait_state("done")
+    assert chat.page.evaluate("typeof htmx") == "object"
+
+
+def test_a_long_answer_arrives_whole(chat: Chat) -> None:
+    """Thousands of tokens as fast as they come: none lost, none doubled, in order."""
+    chat.ask("count?n=5000&burst=20")
+    chat.wait_state("done")
+    assert chat.shown() == numbers(5000)

@@ -1,0 +1,280 @@
+"""Stop, as a person presses it: at any moment, and it really stops."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Route, expect
+
+from tests.browser.chat import Chat
+
+SEEN_WITHIN = 5.0  # seconds for the provider to see the close
+
+
+class Held:
+    """Requests that the network keeps for a while; `late`: their responses instead."""
+
+    def __init__(self, chat: Chat, path: str, *, late: bool = False) -> None:
+        self._chat = chat
+        self._late = late
+        self.routes: list[tuple[Route, object]] = []
+        chat.page.route(path, self._hold)
+
+    def wait(self) -> None:
+        """Until one is being held."""
+        while not self.routes:
+            self._chat.frames(1)
+
+    def let_go(self) -> None:
+        """Let all of them go on."""
+        for route, response in self.routes:
+            if response is None:
+                route.continue_()
+            else:
+                route.fulfill(response=response)  # type: ignore[arg-type]
+        self.routes.clear()
+
+    def _hold(self, route: Route) -> None:
+        self.routes.append((route, route.fetch() if self._late else None))
+
+
+def press(chat: Chat, how: str) -> None:
+    """Stop by mouse or by key."""
+    if how == "click":
+        chat.stop.click()
+    else:
+        chat.page.keyboard.press("Escape")
+
+
+def test_stop_takes_the_place_of_send_at_once(chat: Chat) -> None:
+    """Before the first byte comes back; and Send is there again when the answer is complete."""
+    expect(chat.send).to_be_visible()
+    expect(chat.stop).to_be_hidden()
+    held = Held(chat, "**/messages")
+    chat.ask("count?n=3")
+    held.wait()
+    assert chat.stop.is_visible()
+    assert chat.send.is_hidden()
+    held.let_go()
+    chat.wait_state("done")
+    expect(chat.send).to_be_visible()
+    expect(chat.stop).to_be_hidden()
+
+
+@pytest.mark.parametrize("how", ["click", "Esc"])
+def test_stopping_freezes_the_answer_and_it_does_not_grow_back(chat: Chat, how: str) -> None:
+    """What stood there when Stop was pressed is what stays, also after a reload."""
+    chat.ask("count?n=100000&gap_ms=3")
+    chat.wait_text("20 21 22")
+    chat.page.evaluate(
+        """how => {
+          const text = () => document.querySelector('.answer > .text').textContent.trim();
+          const twoFramesLater = () => requestAnimationFrame(() => requestAnimationFrame(
+            () => { window.still = text(); }));
+          if (how === 'click') document.querySelector('#stop').addEventListener('click', twoFramesLater);
+          else document.addEventListener('keydown', twoFramesLater);
+        }""",
+        how,
+    )
+    press(chat, how)
+    chat.wait_state("stopped")
+    chat.frames()
+    assert chat.page.evaluate("still") == chat.shown()
+    assert chat.record().closed.wait(SEEN_WITHIN), "the provider goes on writing"
+    stopped = chat.shown()
+    chat.reload()
+    chat.wait_state("stopped")
+    assert chat.shown() == stopped
+
+
+@pytest.mark.parametrize(
+    "model", ["stall?n=5", "count?n=100000&gap_ms=3", "long?n=10000000", "markdown?n=500&gap_ms=1"]
+)
+def test_a_stopped_answer_is_marked_with_its_figures(chat: Chat, model: str) -> None:
+    """It says "Stopped" and what it took, and the conversation can go on."""
+    chat.ask(model)
+    chat.wait_text("4" if "markdown" not in model else "A fixed answer")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    expect(chat.answer.locator(".badge")).to_have_text("Stopped")
+    figures = chat.answer.locator(".figures")
+    expect(figures).to_contain_text(re.compile(r"first token after \d"))
+    expect(figures).to_contain_text(re.compile(r"\d tokens? \(estimated\)"))
+    expect(figures).to_contain_text("s in all")
+    assert chat.record().closed.wait(SEEN_WITHIN)
+    chat.ask("count?n=2")
+    chat.wait_state("done")
+    assert (chat.exchanges(), chat.shown()) == (2, "0 1")
+
+
+def test_a_silent_model_is_shown_to_think_and_for_how_long(chat: Chat) -> None:
+    """Seconds are counted, also over a reload, until the first text comes."""
+    chat.ask("silent_first_token?n=3")
+    thinking = chat.answer.locator(".thinking")
+    expect(thinking).to_have_text("Thinking 0 s")
+    expect(thinking).to_have_text("Thinking 2 s")
+    chat.reload()
+    expect(thinking).to_have_text(re.compile("Thinking [2-9] s"))
+    chat.record().release()
+    chat.wait_text("0 1 2")
+    expect(thinking).to_be_hidden()
+
+
+@pytest.mark.parametrize("how", ["click", "Esc"])
+@pytest.mark.parametrize("model", ["silent_headers", "silent_first_token"])
+def test_stop_before_any_text_gives_the_prompt_back(chat: Chat, model: str, how: str) -> None:
+    """As if it had not been sent: the words are in the message field, no empty answer is left."""
+    said = chat.ask(model)
+    chat.wait_state("running")
+    expect(chat.prompt).to_have_value("")
+    chat.record()
+    press(chat, how)
+    expect(chat.prompt).to_have_value(said)
+    expect(chat.prompt).to_be_focused()
+    expect(chat.send).to_be_visible()
+    assert chat.exchanges() == 0
+    assert chat.record().closed.wait(SEEN_WITHIN)
+    chat.reload()
+    assert chat.exchanges() == 0
+
+
+@pytest.mark.parametrize("how", ["click", "Esc"])
+def test_stop_before_the_request_reaches_the_server(chat: Chat, how: str) -> None:
+    """It is pressed at once, the request comes late: the model is never asked."""
+    held = Held(chat, "**/messages")
+    said = chat.ask("count?n=5")
+    held.wait()
+    with chat.page.expect_response("**/stop") as pressed:
+        press(chat, how)
+    assert pressed.value.ok
+    held.let_go()
+    expect(chat.prompt).to_have_value(said)
+    expect(chat.send).to_be_visible()
+    assert chat.exchanges() == 0
+    chat.reload()
+    assert chat.exchanges() == 0
+    chat.ask("count?n=1")
+    chat.wait_state("done")
+    assert not [r for r in chat.fake.requests if said in str(r.body)]
+
+
+def test_stop_while_the_answer_to_send_is_on_its_way(chat: Chat) -> None:
+    """The server has begun, the page does not know yet: the stream is stopped all the same."""
+    held = Held(chat, "**/messages", late=True)
+    said = chat.ask("silent_first_token")
+    held.wait()
+    chat.record()
+    with chat.page.expect_response("**/stop") as pressed:
+        chat.stop.click()
+    assert pressed.value.ok
+    assert chat.record().closed.wait(SEEN_WITHIN)
+    held.let_go()
+    expect(chat.prompt).to_have_value(said)
+    expect(chat.send).to_be_visible()
+    assert chat.exchanges() == 0
+
+
+def test_stop_of_a_new_try_on_its_way_keeps_the_answer_that_was_there(chat: Chat) -> None:
+    """Regenerate, stopped before the server heard of it, changes nothing."""
+    chat.ask("count?n=3")
+    chat.wait_state("done")
+    held = Held(chat, "**/regenerate")
+    chat.button("Regenerate").click()
+    held.wait()
+    with chat.page.expect_response("**/stop"):
+        chat.stop.click()
+    held.let_go()
+    expect(chat.send).to_be_visible()
+    chat.wait_state("done")
+    assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
+    chat.reload()
+    assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
+
+
+def test_stop_that_does_not_reach_the_server_says_so(chat: Chat) -> None:
+    """The person learns that it goes on, and can press again."""
+    chat.forgives = "Failed to load resource"
+    chat.ask("count?n=100000&gap_ms=5")
+    chat.wait_text("5 6 7")
+    chat.page.route("**/stop", lambda route: route.abort())
+    chat.stop.click()
+    expect(chat.page.locator("#notice")).to_contain_text("Stop could not reach the server")
+    chat.page.unroute("**/stop")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    assert chat.record().closed.wait(SEEN_WITHIN)
+    expect(chat.page.locator("#notice")).to_be_empty()
+
+
+def test_pressing_stop_many_times_does_nothing_worse(chat: Chat) -> None:
+    """A person in a hurry presses what there is."""
+    chat.ask("count?n=100000&gap_ms=3")
+    chat.wait_text("5 6 7")
+    chat.page.evaluate("for (let i = 0; i < 5; i++) document.querySelector('#stop').click()")
+    chat.wait_state("stopped")
+    for _ in range(3):
+        chat.page.keyboard.press("Escape")
+    assert chat.exchanges() == 1
+    expect(chat.send).to_be_visible()
+    expect(chat.prompt).to_have_value("")
+
+
+def test_escape_without_an_answer_under_way_does_nothing(chat: Chat) -> None:
+    """What is being typed stays."""
+    chat.prompt.fill("half a thought")
+    chat.page.keyboard.press("Escape")
+    expect(chat.prompt).to_have_value("half a thought")
+    expect(chat.send).to_be_visible()
+
+
+def test_a_second_prompt_cannot_be_sent_while_an_answer_comes(chat: Chat) -> None:
+    """What is typed meanwhile stays in the field and can be sent afterwards."""
+    chat.ask("stall?n=3&rest=3")
+    chat.wait_text("0 1 2")
+    first = chat.record()
+    chat.say("/fake count?n=2 second")
+    expect(chat.prompt).to_have_value("/fake count?n=2 second")
+    assert chat.exchanges() == 1
+    first.release()
+    chat.wait_state("done")
+    expect(chat.prompt).to_have_value("/fake count?n=2 second")
+    chat.prompt.press("Enter")
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_state("done")
+
+
+def test_stop_works_in_each_of_seven_tabs_that_stream_at_once(
+    chat: Chat, tab: Callable[[], Chat]
+) -> None:
+    """A browser has six connections to a server; Stop always finds one."""
+    tabs = [chat, *(tab() for _ in range(6))]
+    for each in tabs:
+        each.ask("count?n=100000&gap_ms=10")
+    for each in tabs:
+        each.wait_text("20 21 22")
+    for each in tabs:
+        each.stop.click()
+        each.wait_state("stopped")
+        expect(each.answer.locator(".badge")).to_have_text("Stopped")
+        assert each.record().closed.wait(SEEN_WITHIN)
+    for each in tabs:
+        stopped = each.shown()
+        each.reload()
+        assert each.shown() == stopped
+
+
+def test_seven_tabs_that_wait_for_a_silent_model_can_each_be_stopped(
+    chat: Chat, tab: Callable[[], Chat]
+) -> None:
+    """Also before any text, when every stream is a request that does not end."""
+    tabs = [chat, *(tab() for _ in range(6))]
+    prompts = [each.ask("silent_headers") for each in tabs]
+    for each in tabs:
+        each.wait_state("running")
+        each.record()
+    for each, prompt in zip(tabs, prompts, strict=True):
+        each.page.keyboard.press("Escape")
+        expect(each.prompt).to_have_value(prompt)
+        assert each.record().closed.wait(SEEN_WITHIN)

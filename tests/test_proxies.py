@@ -1,0 +1,239 @@
+"""Proxies from the environment: what goes through them, what goes past them, and how they fail.
+
+The proxy is our own. It sends every request on to one server, whatever name was asked for, so that
+names can be used that exist nowhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from halt.transport import Line, Transport
+from tests.fake_openai import FakeOpenAI
+from tests.wire import (
+    SOON,
+    Background,
+    Handler,
+    HandMade,
+    Peer,
+    answer,
+    body_of,
+    fetch,
+    get,
+    read_all,
+)
+
+NAME = "model.invalid"  # a name that no resolver knows
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine's environment says does not matter here."""
+    for scheme in ("http", "https", "all", "no"):
+        monkeypatch.delenv(f"{scheme}_proxy", raising=False)
+        monkeypatch.delenv(f"{scheme}_proxy".upper(), raising=False)
+
+
+@pytest.fixture
+def tls_fake() -> Iterator[FakeOpenAI]:
+    with FakeOpenAI(tls=True) as server:
+        yield server
+
+
+@pytest.fixture
+def transport(tls_fake: FakeOpenAI) -> Iterator[Transport]:
+    """Trusts the fake's authority, under any name."""
+    context = ssl.create_default_context(cafile=tls_fake.ca_pem_path)
+    context.check_hostname = False
+    made = Transport(SOON, context)
+    yield made
+    made.close()
+
+
+def proxy(port: int, heads: list[bytes]) -> Handler:
+    """CONNECT opens a tunnel to this port; a request with a full address is passed on to it."""
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(65_536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def handle(peer: Peer) -> None:
+        head = peer.request()
+        heads.append(head)
+        with socket.create_connection(("127.0.0.1", port)) as onward:
+            if head.startswith(b"CONNECT "):
+                peer.send(b"HTTP/1.1 200 Connection established\r\nVia: test\r\n\r\n")
+            else:
+                onward.sendall(head.replace(b"http://" + NAME.encode(), b"", 1))
+            back = threading.Thread(target=pump, args=(onward, peer.sock), daemon=True)
+            back.start()
+            pump(peer.sock, onward)
+            back.join(SOON)
+
+    return handle
+
+
+def test_https_goes_through_a_tunnel(
+    transport: Transport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTPS_PROXY is asked for a tunnel by name; TLS goes through it, and it is used again."""
+    heads: list[bytes] = []
+    with HandMade(proxy(tls_fake.port, heads)) as server:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+        for _ in range(2):
+            assert b"echo" in fetch(transport, f"https://{NAME}/v1/models")
+        transport.close()
+    assert [head.split(b"\r\n")[0] for head in heads] == [b"CONNECT model.invalid:443 HTTP/1.1"]
+    assert b"Host: model.invalid:443" in heads[0]
+    assert [record.connection for record in tls_fake.requests] == [1, 1]
+
+
+@pytest.mark.parametrize("spelling", ["127.0.0.1:{}", "http://127.0.0.1:{}/"])
+def test_a_proxy_is_named_with_or_without_scheme(
+    transport: Transport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, spelling: str
+) -> None:
+    """Lower case, a bare HOST:PORT, an address with a path: as other programs take them."""
+    with HandMade(proxy(tls_fake.port, [])) as server:
+        monkeypatch.setenv("https_proxy", spelling.format(server.port))
+        assert b"echo" in fetch(transport, f"https://{NAME}/v1/models")
+        transport.close()
+
+
+def test_plain_http_goes_through_a_proxy_too(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTP_PROXY serves models that are reached without TLS."""
+    heads: list[bytes] = []
+    with FakeOpenAI() as fake, HandMade(proxy(fake.port, heads)) as server:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.port}")
+        assert b"echo" in fetch(transport, f"http://{NAME}/v1/models")
+        transport.close()
+        assert len(heads) == 1
+        assert len(fake.requests) == 1
+
+
+def test_the_credentials_of_a_proxy_are_sent_to_it(
+    transport: Transport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`http://user:password@proxy` is how company proxies are set up everywhere."""
+    heads: list[bytes] = []
+    with HandMade(proxy(tls_fake.port, heads)) as server:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://anna:p%40ss@127.0.0.1:{server.port}")
+        fetch(transport, f"https://{NAME}/v1/models")
+        transport.close()
+    told = base64.b64encode(b"anna:p@ss")
+    assert b"Proxy-Authorization: Basic " + told in heads[0]
+
+
+@pytest.mark.parametrize("past", [NAME, f"other.example, {NAME}", ".invalid", "invalid", "*"])
+def test_no_proxy_names_what_goes_past_it(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, past: str
+) -> None:
+    """A host in NO_PROXY, or under a domain in it, is reached directly."""
+    with HandMade(answer()) as server:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+        monkeypatch.setenv("NO_PROXY", past)
+        with pytest.raises(httpx2.ConnectError) as caught:
+            get(transport, f"https://{NAME}/v1/models")
+        assert isinstance(caught.value.__cause__, socket.gaierror)
+        assert server.accepted == 0
+
+
+def test_this_machine_is_never_asked_for_through_a_proxy(
+    transport: Transport, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model on localhost works though a company's proxy is set, without NO_PROXY."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    fetch(transport, f"{fake.base_url}/models")
+    fetch(transport, f"http://localhost:{fake.port}/v1/models")
+
+
+def test_what_a_tunnel_carries_is_not_shown_to_the_proxy(
+    transport: Transport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy sees a name and a port; key and question go through TLS."""
+    heads: list[bytes] = []
+    with HandMade(proxy(tls_fake.port, heads)) as server:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+        content = json.dumps({"model": "echo", "messages": [], "stream": True}).encode()
+        url, headers = f"https://{NAME}/v1/chat/completions", {"Authorization": "Bearer hush"}
+        request = httpx2.Request("POST", url, headers=headers, content=content)
+        body = body_of(transport.handle_request(request))
+        assert b"[DONE]" in read_all(body)
+        body.close()
+        transport.close()
+    assert b"hush" not in heads[0]
+    assert tls_fake.requests[0].headers["authorization"] == "Bearer hush"
+
+
+@pytest.mark.parametrize("status", [b"403 Forbidden", b"407 Proxy Authentication Required"])
+def test_a_proxy_that_refuses_is_an_error_of_connecting(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch, status: bytes
+) -> None:
+    """No tunnel, no connection: the status is told, and the socket is closed."""
+
+    def handle(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
+        peer.see_leave()
+
+    line = Line()
+    with HandMade(handle) as server:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+        with pytest.raises(httpx2.ConnectError, match=status[:3].decode()):
+            get(transport, f"https://{NAME}/v1/models", line)
+        assert line.wait_closed(0) == "closed"
+        server.wait_over(1)
+
+
+def test_a_proxy_that_is_silent_is_waited_for_as_long_as_for_a_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The time to connect includes the proxy's."""
+    with HandMade(answer()) as server:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+        with pytest.raises(httpx2.ConnectTimeout):
+            get(Transport(0.1), f"https://{NAME}/v1/models")
+        server.wait_over(1)
+
+
+def test_a_stop_is_heard_while_a_proxy_is_silent(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting for the tunnel is a phase like any other."""
+    asked = threading.Event()
+
+    def handle(peer: Peer) -> None:
+        peer.request()
+        asked.set()
+        peer.see_leave()
+
+    line = Line()
+    with HandMade(handle) as server:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+        blocked = Background(lambda: get(transport, f"https://{NAME}/v1/models", line))
+        assert asked.wait(SOON)
+        line.interrupt()
+        assert isinstance(blocked.end(SOON / 2), httpx2.TransportError)
+        assert line.wait_closed(0) == "closed"
+
+
+def test_a_kind_of_proxy_that_is_not_supported_is_said(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SOCKS proxy is refused in words, as an error of connecting like any other."""
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:9")
+    with pytest.raises(httpx2.ConnectError, match="socks5"):
+        get(transport, f"https://{NAME}/v1/models")
