@@ -14,7 +14,8 @@ socket that is opened or reused for the run is attached to it before anything bl
     wake the resolver)                     nothing is sent
 
 Sockets block, with SO_RCVTIMEO as a tick (over TLS: poll): one system call a read, and a `Quiet`
-each TICK seconds of silence for whoever has heartbeats to send. How long silence may last is not decided here.
+each TICK seconds of silence for whoever has heartbeats to send. How long silence may last is not
+decided here.
 """
 
 from __future__ import annotations
@@ -195,9 +196,7 @@ class Transport(httpx2.BaseTransport):
         self, line: Line, request: httpx2.Request, key: _Key, proxy: httpx2.URL | None
     ) -> socket.socket:
         scheme, host, port = key
-        first = (host, port) if proxy is None else (proxy.host, proxy.port or LENGTH_DIGITS = 18  # of a Content-Length
-BODILESS = frozenset({204, 304})  # statuses whose responses have no body, whatever they say
-PROXY_PORT)
+        first = (host, port) if proxy is None else (proxy.host, proxy.port or PROXY_PORT)
         deadline = now() + self._connect_timeout
         try:
             sock = self._dial(line, first, deadline)
@@ -264,7 +263,7 @@ PROXY_PORT)
             except OSError as exc:
                 raise httpx2.WriteError(str(exc), request=request) from exc
             status, headers, rest = _read_head(line, sock, request)
-            body = Body(self, line, key, sock, (status, headers), rest, request)
+            body = Body(self, line, key, sock, headers, rest, request, status)
         except BaseException:
             line.close(sock)
             raise
@@ -350,11 +349,11 @@ class Body(httpx2.SyncByteStream):
         line: Line,
         key: _Key,
         sock: socket.socket,
-        head: tuple[int, list[tuple[bytes, bytes]]],
+        headers: list[tuple[bytes, bytes]],
         rest: bytes,
         request: httpx2.Request,
+        status: int = 200,
     ) -> None:
-        status, headers = head
         fields = {name.lower(): value.lower() for name, value in headers}
         self._transport, self._line, self._key, self._request = transport, line, key, request
         self._sock: socket.socket | None = sock

@@ -15,10 +15,15 @@ from collections import deque
 from typing import Any
 
 from halt.errors import UpstreamError
+from halt.events import Event
+from halt.run import Run
 from halt.transport import Line, Quiet
-from halt.upstream import ChatRequest, Part
+from halt.upstream import ChatRequest, Message, Part
 
 SOON = 10.0  # seconds; a test that waits this long has failed
+
+
+HI = [Message("user", "hi")]
 
 
 class ScriptedReply:
@@ -171,3 +176,50 @@ def _readable(sock: socket.socket, timeout: float) -> bool:
     poller = select.poll()
     poller.register(sock, select.POLLIN)
     return bool(poller.poll(timeout * 1000))
+
+
+class Reader(threading.Thread):
+    """A viewer in a thread of its own that follows a run and keeps what it was shown."""
+
+    def __init__(self, run: Run, after: int = 0, name: str = "reader") -> None:
+        super().__init__(name=name, daemon=True)
+        self.events: list[tuple[int, Event]] = []
+        self.fault: BaseException | None = None
+        self._run = run
+        self._after = after
+        self._viewer = run.join()
+        self._changed = threading.Condition()
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for group in self._run.follow(self._after, self._viewer):
+                with self._changed:
+                    self.events += group
+                    self._changed.notify_all()
+        except BaseException as fault:  # noqa: BLE001 - told by `finish`
+            self.fault = fault
+        finally:
+            self._run.leave(self._viewer)
+
+    @property
+    def text(self) -> str:
+        return "".join(event.content for _, event in self.events)
+
+    def wait_text(self, text: str) -> None:
+        """Wait until this is what it was shown."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.text == text, SOON), self.text
+
+    def leave(self) -> None:
+        """Watch no more; its thread ends."""
+        self._run.leave(self._viewer)
+        self.finish()
+
+    def finish(self) -> list[tuple[int, Event]]:
+        """Wait for its end; all that it was shown."""
+        self.join(SOON)
+        assert not self.is_alive(), f"{self.name} reads on: {self.events}"
+        if self.fault is not None:
+            raise self.fault
+        return self.events

@@ -420,7 +420,9 @@ def test_ids_of_the_servers_choice_cannot_be_guessed(client: Client) -> None:
 # --- other sites ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/chat/stream", "/stop", "/stop/0123456789", "/c/12345678/messages"])
+@pytest.mark.parametrize(
+    "path", ["/chat/stream", "/stop", "/stop/0123456789", "/c/12345678/messages"]
+)
 @pytest.mark.parametrize(
     "headers",
     [

@@ -79,9 +79,7 @@ def test_readers_cannot_take_the_threads_that_stop_needs(
         events.to_end()
 
 
-def test_a_slow_request_takes_no_thread_from_stop(
-    start_halt: StartHalt, fake: FakeOpenAI
-) -> None:
+def test_a_slow_request_takes_no_thread_from_stop(start_halt: StartHalt, fake: FakeOpenAI) -> None:
     """Connections that send half a request line and wait keep nobody from a Stop."""
     server = start_halt(fake, HALT_MAX_STREAMS=1)
     client = server.client()

@@ -55,9 +55,7 @@ def tls_setting() -> Iterator[Setting]:
 
 
 @pytest.fixture(params=["http", "tls"])
-def setting(
-    request: pytest.FixtureRequest, halt: HaltServer, shared_fake: FakeOpenAI
-) -> Setting:
+def setting(request: pytest.FixtureRequest, halt: HaltServer, shared_fake: FakeOpenAI) -> Setting:
     """Both ways to a provider."""
     if request.param == "http":
         return Setting(shared_fake, halt)
@@ -237,9 +235,7 @@ def test_a_stop_without_a_usable_id_is_refused(halt: HaltServer, body: bytes, ki
     assert refused.error["field"] in {"stream_id", "body", "seen"}
 
 
-def test_a_stopped_run_makes_room_at_once(
-    start_halt: StartHalt, fake: FakeOpenAI
-) -> None:
+def test_a_stopped_run_makes_room_at_once(start_halt: StartHalt, fake: FakeOpenAI) -> None:
     """Stop gives the place back before its receipt comes."""
     client: Client = start_halt(fake, HALT_MAX_STREAMS=1).client()
     for turn in range(5):

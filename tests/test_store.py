@@ -206,6 +206,16 @@ def test_a_new_try_that_fails_before_any_text_does_not_lose_the_old_answer(chat:
     assert "first" in {last.answer, last.previous.answer if last.previous else ""}
 
 
+def test_the_model_is_told_the_answer_that_was_kept(chat: Chat) -> None:
+    """After new tries that failed without text, the talk goes on from the answer that is there."""
+    chat.says("a", "first", STOPPED)
+    for _ in range(2):
+        chat.ends(chat.again(), "", BROKEN)
+    chat.ask("b")
+    told = chat.told()
+    assert told == [("user", "a"), ("assistant", f"first\n\n{STOPPED_NOTE}"), ("user", "b")]
+
+
 def test_a_new_try_that_cannot_start_gives_the_old_answer_back(chat: Chat) -> None:
     """When there is no place for the stream of a new try, the answer stands as before."""
     chat.says("a", "first")

@@ -126,7 +126,9 @@ class Chat:
 
     def check(self) -> None:
         """Fail if there was trouble that the test does not forgive."""
-        bad = [each for each in self.trouble if not (self.forgives and re.search(self.forgives, each))]
+        bad = [
+            each for each in self.trouble if not (self.forgives and re.search(self.forgives, each))
+        ]
         assert not bad, bad
 
     def _console(self, message: ConsoleMessage) -> None:

@@ -1,0 +1,663 @@
+"""One run: Stop in every phase, one end only, and a role that goes from hand to hand.
+
+The upstream is scripted, so that each phase is reached by an event and not by waiting.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from halt import run as module
+from halt.config import Config
+from halt.errors import CODES, OffsetLost, UpstreamError
+from halt.events import Cancelled, Content, Done, Failed
+from halt.metrics import now
+from halt.run import Run
+from halt.upstream import ChatRequest, Part
+from tests.races import together
+from tests.scripted import HI, SOON, Reader, Scripted, ScriptedReply
+from tests.wire import Background, until
+
+REPEATS = 1_000
+ENDLESS = {"run_timeout": 1e9, "first_byte_timeout": 1e9, "gap_timeout": 1e9, "orphan_grace": 1e9}
+
+
+class Stage:
+    """Makes runs on scripted upstreams and knows what became of them."""
+
+    def __init__(self) -> None:
+        self.ended: list[Run] = []
+        self.settled: list[Run] = []
+        self._upstreams: list[Scripted] = []
+        self._threads: list[Background] = []
+
+    def make(self, upstream: Scripted | None = None, **settings: Any) -> tuple[Run, Scripted]:
+        """A run that has not begun."""
+        upstream = upstream or Scripted()
+        self._upstreams.append(upstream)
+        config = Config(**{**ENDLESS, **settings})
+        request = ChatRequest(HI, model="asked-1")
+        run = Run("a-stream", request, upstream, config, None, self.ended.append, self.note)
+        return run, upstream
+
+    def note(self, run: Run) -> None:
+        self.settled.append(run)
+
+    def begin(self, upstream: Scripted | None = None, **settings: Any) -> tuple[Run, Scripted]:
+        """A run with its first attendant at work."""
+        run, upstream = self.make(upstream, **settings)
+        self._threads.append(Background(run.produce))
+        return run, upstream
+
+    def running(self, **settings: Any) -> tuple[Run, ScriptedReply]:
+        """A run whose upstream was opened."""
+        run, upstream = self.begin(**settings)
+        return run, upstream.reply()
+
+    def watched(self, **settings: Any) -> tuple[Run, ScriptedReply, Reader]:
+        """A run whose viewer was shown "a", and pumps."""
+        run, reply = self.running(**settings)
+        reader = Reader(run)
+        until(lambda: run.log.waiting == 1)  # so that the attendant can leave to it
+        reply.feed("a")
+        reader.wait_text("a")
+        reply.wait_reader("reader")
+        return run, reply, reader
+
+    def close(self) -> None:
+        for thread in self._threads:
+            thread.end()
+        for upstream in self._upstreams:
+            upstream.dispose()
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    monkeypatch.setattr(module, "TICK", 0.05)
+    made = Stage()
+    yield made
+    made.close()
+
+
+def over(run: Run) -> None:
+    assert run.switch.event.wait(SOON), f"{run} does not end"
+    until(lambda: run.log.ended is not None)
+
+
+def failed(run: Run) -> str:
+    """Wait for the run's failure: its code."""
+    over(run)
+    ended = run.log.ended
+    assert isinstance(ended, Failed), ended
+    assert ended.error.message.startswith(CODES[ended.error.code][0])
+    return ended.error.code
+
+
+# --- an answer ------------------------------------------------------------------------------------
+
+
+def test_an_answer_from_beginning_to_end(stage: Stage) -> None:
+    """Text comes to the viewer in order, then one terminal event with usage and figures."""
+    run, reply = stage.running()
+    reader = Reader(run)
+    reply.feed("Hel", Part(), Part("lo, world", 2))
+    reply.end("length", {"completion_tokens": 7})
+    events = reader.finish()
+    assert [seq for seq, _ in events] == [1, 2, 3]
+    assert reader.text == "Hello, world"
+    done = events[-1][1]
+    assert isinstance(done, Done)
+    assert (done.finish_reason, done.usage) == ("length", {"completion_tokens": 7})
+    assert (done.metrics.tokens, done.metrics.tokens_estimated) == (7, False)
+    assert done.metrics.characters == len("Hello, world")
+    assert done.metrics.ttft_ms is not None
+    assert (run.state, run.model, run.answer()) == ("done", "scripted-1", (2, "Hello, world"))
+
+
+def test_tokens_are_estimated_where_nobody_counted(stage: Stage) -> None:
+    """Without usage the pieces are counted, and the figures say that this is an estimate."""
+    run, reply = stage.running()
+    reply.feed("a", Part("bc", 2))
+    reply.end()
+    over(run)
+    assert run.log.ended is not None
+    metrics = run.log.ended.metrics
+    assert (metrics.tokens, metrics.tokens_estimated) == (3, True)
+
+
+def test_an_answer_that_nobody_watches_is_finished_too(stage: Stage) -> None:
+    """The attendant pumps to the end; the connection is made ready for the next run."""
+    run, reply = stage.running()
+    reply.feed("a", "b")
+    reply.end()
+    assert reply.over.wait(SOON)
+    assert (run.state, reply.finished, reply.closed) == ("done", 1, 0)
+    assert Reader(run).finish()[-1][1] == run.log.ended
+
+
+def test_a_run_ends_once_for_everyone(stage: Stage) -> None:
+    """`on_end` and `on_settled` are each called exactly once, however the run is asked to end."""
+    run, reply, reader = stage.watched()
+    assert run.cancel("stop")
+    assert not run.cancel("stop")
+    assert not run.fail(UpstreamError("stalled"))
+    reader.finish()
+    assert reply.over.wait(SOON)
+    assert run.settle()
+    until(lambda: bool(stage.settled))
+    assert (stage.ended, stage.settled) == ([run], [run])
+
+
+# --- Stop in every phase --------------------------------------------------------------------------
+
+
+def test_stop_before_anything_asks_nothing(stage: Stage) -> None:
+    """A run that was stopped before its attendant began sends no request."""
+    run, upstream = stage.make()
+    assert run.switch.press() == "stopped"
+    run.produce()
+    assert upstream.asked == []
+    assert (run.state, stage.settled) == ("cancelled", [run])
+
+
+def test_stop_while_it_connects(stage: Stage) -> None:
+    """A server that is silent is left; the connection is seen closed."""
+    run, upstream = stage.begin(Scripted(silent=True))
+    assert upstream.waiting.wait(SOON)
+    assert run.switch.press() == "stopped"
+    assert run.line.wait_closed(SOON) == "closed"
+    until(lambda: stage.settled == [run])
+    assert (run.state, run.log.last, len(upstream.asked)) == ("cancelled", 1, 1)
+
+
+def test_stop_before_the_first_token(stage: Stage) -> None:
+    """Between headers and first token: cancelled, without text."""
+    run, reply = stage.running()
+    reader = Reader(run)
+    reply.wait_reads()
+    assert run.switch.press() == "stopped"
+    assert [type(event) for _, event in reader.finish()] == [Cancelled]
+    assert reply.over.wait(SOON)
+    assert (reply.closed, reply.finished) == (1, 0)
+
+
+def test_stop_between_tokens(stage: Stage) -> None:
+    """What had come stays, nothing is added, the viewer that pumped gets the end at once."""
+    run, reply, reader = stage.watched()
+    assert run.switch.press() == "stopped"
+    events = reader.finish()
+    assert events == [(1, Content("a")), (2, run.log.ended)]
+    assert reply.over.wait(SOON)
+    assert (run.state, run.answer(), reply.closed) == ("cancelled", (1, "a"), 1)
+
+
+def test_stop_while_it_waits_to_try_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time before a retry is interrupted too, and the retry is not made."""
+    monkeypatch.setattr(module, "RETRY_BASE", 1_000.0)
+    monkeypatch.setattr(module, "RETRY_AFTER_MAX", 10_000.0)
+    run, upstream = stage.begin(Scripted(UpstreamError("upstream_refused")))
+    until(lambda: run._retries_left < 2)
+    assert run.switch.press() == "stopped"
+    until(lambda: stage.settled == [run])
+    assert len(upstream.asked) == 1
+    assert run.log.read(0) == [(1, run.log.ended)]
+
+
+def test_stop_after_the_end_finds_it_finished(stage: Stage) -> None:
+    """A Stop that comes too late changes nothing and interrupts nobody."""
+    run, reply = stage.running()
+    reply.feed("a")
+    reply.end()
+    assert reply.over.wait(SOON)
+    assert run.switch.press() == "finished"
+    assert (run.state, run.line.interrupted) == ("done", False)
+
+
+@pytest.mark.parametrize(
+    ("seen", "kept"), [(None, "abc"), (0, ""), (2, "ab"), (3, "abc"), (99, "abc")]
+)
+def test_what_was_seen_is_what_is_kept(stage: Stage, seen: int | None, kept: str) -> None:
+    """The answer of a stopped run is cut to what the one who stopped it had been shown."""
+    run, reply = stage.running()
+    reply.feed("a", "b", "c")
+    until(lambda: run.log.last == 3)
+    run.switch.press(seen)
+    assert run.answer()[1] == kept
+    assert run.log.last == 4
+
+
+def test_what_was_seen_matters_only_to_the_stop_that_ended_it(stage: Stage) -> None:
+    """A Stop that found the run finished cuts nothing off."""
+    run, reply = stage.running()
+    reply.feed("a", "b")
+    reply.end()
+    over(run)
+    assert run.switch.press(1) == "finished"
+    assert run.answer() == (2, "ab")
+
+
+# --- races ----------------------------------------------------------------------------------------
+
+
+def test_stop_against_the_natural_end(stage: Stage) -> None:
+    """Law: exactly one terminal event, and log, state, Stop and `on_end` agree which it is."""
+    outcomes = set()
+    for _ in range(REPEATS):
+        reply = ScriptedReply()
+        reply.feed("a")
+        reply.end()
+        run, _ = stage.make(Scripted(reply))
+        stage.ended, stage.settled = [], []
+        stage._upstreams.clear()
+        _, stopped = together(run.produce, partial(run.cancel, "stop"))
+        run.settle()
+        events = run.log.read(0)
+        assert [seq for seq, _ in events] == list(range(1, len(events) + 1))
+        assert [type(e) for _, e in events if not isinstance(e, Content)] == [type(run.log.ended)]
+        assert run.state == ("cancelled" if stopped else "done")
+        assert stage.ended == stage.settled == [run]
+        assert reply.finished + reply.closed <= 1
+        assert not (stopped and reply.finished)
+        assert run.answer()[1] == "".join(e.content for _, e in events)
+        reply.dispose()
+        outcomes.add(run.state)
+    assert outcomes <= {"cancelled", "done"}
+
+
+def test_stop_against_a_fault(stage: Stage) -> None:
+    """Law: of Stop, limit and a broken upstream one is told; the others change nothing."""
+    for _ in range(REPEATS // 4):
+        reply = ScriptedReply()
+        reply.feed("a", UpstreamError("upstream_dropped"))
+        run, _ = stage.make(Scripted(reply))
+        stage.ended, stage.settled = [], []
+        stage._upstreams.clear()
+        _, stopped, limited = together(
+            run.produce, partial(run.cancel, "stop"), partial(run.fail, UpstreamError("stalled"))
+        )
+        run.settle()
+        ended = run.log.ended
+        code = ended.error.code if isinstance(ended, Failed) else "stop"
+        assert not (stopped and limited)
+        assert code == ("stop" if stopped else "stalled" if limited else "upstream_dropped")
+        assert stage.ended == stage.settled == [run]
+        reply.dispose()
+
+
+def test_a_viewer_that_is_faster_than_the_first_attendant_keeps_nothing_from_opening(
+    stage: Stage,
+) -> None:
+    """Law: a run is opened, whoever comes to it first."""
+    for _ in range(REPEATS // 4):
+        reply = ScriptedReply()
+        reply.feed("a")
+        reply.end()
+        run, upstream = stage.make(Scripted(reply))
+        viewer = run.join()
+
+        def view(run: Run = run, viewer: Any = viewer) -> str:
+            return "".join(e.content for g in run.follow(0, viewer) for _, e in g)
+
+        _, text = together(run.produce, view)
+        assert text == "a"
+        assert (len(upstream.asked), run.state) == (1, "done")
+        assert run.settle()
+        reply.dispose()
+
+
+def test_viewers_against_stop(stage: Stage) -> None:
+    """Law: every viewer of a stopped run gets the same events, up to the same terminal one."""
+    for _ in range(REPEATS // 10):
+        reply = ScriptedReply()
+        reply.feed(*"abcdefgh")
+        run, _ = stage.make(Scripted(reply))
+
+        def view(run: Run = run) -> str:
+            viewer = run.join()
+            shown = [each for group in run.follow(0, viewer) for each in group]
+            run.leave(viewer)
+            return str(shown)
+
+        _, _, one, two = together(run.produce, partial(run.cancel, "stop"), view, view)
+        assert one == two == str(run.log.read(0))
+        reply.dispose()
+
+
+# --- who pumps ------------------------------------------------------------------------------------
+
+
+def test_a_viewer_takes_over_from_the_attendant(stage: Stage) -> None:
+    """From the first text on, a viewer that waits reads the upstream itself: no thread between."""
+    _, reply, reader = stage.watched()
+    for text in "bcd":
+        reply.feed(text)
+    reader.wait_text("abcd")
+    assert set(reply.readers[-3:]) == {"reader"}
+    reply.end()
+    reader.finish()
+    assert reply.over.wait(SOON)
+
+
+def test_when_the_viewer_leaves_an_attendant_is_called_for(stage: Stage) -> None:
+    """A run goes on without viewers: the keeper is told to send somebody, who then pumps."""
+    run, reply, reader = stage.watched()
+    reader.leave()
+    assert run.check(now() + 1.0) == "attend"
+    attendant = Background(run.attend)
+    reply.feed("b")
+    reply.end()
+    attendant.end()
+    assert (run.state, run.answer()) == ("done", (2, "ab"))
+    assert reply.readers[-1] == "background"
+
+
+def test_another_viewer_takes_over_from_one_that_leaves(stage: Stage) -> None:
+    """Of two viewers one pumps; when it leaves, the other does, without a keeper."""
+    run, reply, first = stage.watched()
+    second = Reader(run, name="second")
+    second.wait_text("a")
+    first.leave()
+    reply.wait_reader("second")
+    reply.feed("b")
+    reply.end()
+    second.finish()
+    assert second.text == "ab"
+
+
+def test_a_viewer_that_does_not_read_holds_nobody_up(stage: Stage) -> None:
+    """A viewer stuck in a slow network has no role: another one, or an attendant, goes on."""
+    run, reply, reader = stage.watched()
+    stuck = run.join()
+    shown = run.follow(0, stuck)
+    assert next(shown) == [(1, Content("a"))]
+    reply.feed("b")
+    reader.wait_text("ab")
+    reader.leave()
+    assert run.check(now() + 1.0) == "attend"
+    attendant = Background(run.attend)
+    reply.feed("c")
+    reply.end()
+    attendant.end()
+    assert "".join(e.content for group in shown for _, e in group) == "bc"
+    run.leave(stuck)
+
+
+def test_an_attendant_is_sent_only_where_nobody_pumps(stage: Stage) -> None:
+    """While somebody reads the upstream the keeper sends nobody, and one that comes goes again."""
+    run, _, _ = stage.watched()
+    assert run.check(now()) is None
+    Background(run.attend).end()
+    run.cancel("stop")
+
+
+def test_no_two_ever_read_at_once(stage: Stage) -> None:
+    """Law: however many viewers come and go, one reads at a time and all are shown the same."""
+    run, reply = stage.running()
+    readers = [Reader(run, name=f"reader-{n}") for n in range(5)]
+    texts = [f"{n} " for n in range(200)]
+    for number, text in enumerate(texts):
+        reply.feed(text)
+        if number % 50 == 10:
+            readers.pop(0).leave()
+            readers.append(Reader(run, name=f"reader-{number}"))
+    reply.end()
+    for reader in readers:
+        reader.finish()
+        assert reader.text == "".join(texts)
+    assert reply.most_reading == 1
+
+
+def test_a_reader_goes_on_where_it_was(stage: Stage) -> None:
+    """After a lost connection a viewer is shown what came since, nothing twice."""
+    run, reply, reader = stage.watched()
+    reader.leave()
+    attendant = Background(run.attend)
+    reply.feed("b", "c")
+    reply.end()
+    attendant.end()
+    again = Reader(run, after=1)
+    assert [seq for seq, _ in again.finish()] == [2, 3, 4]
+    assert again.text == "bc"
+
+
+def test_a_reader_behind_the_kept_part_is_told(stage: Stage) -> None:
+    """When the log has let go of what a viewer would need, it gets OffsetLost, never a gap."""
+    run, reply = stage.running(log_bytes=1_024)
+    reply.feed(*["x" * 300] * 10)
+    reply.end()
+    over(run)
+    with pytest.raises(OffsetLost):
+        Reader(run).finish()
+    assert run.answer()[1] == "x" * 3_000
+
+
+def test_frames_are_gathered_where_the_viewer_wants_it(stage: Stage) -> None:
+    """With an interval the first text comes at once, what follows together; the end is no wait."""
+    run, reply = stage.running()
+    shown = run.follow(0, viewer := run.join(), interval=1_000.0)
+    reply.feed("a")
+    first = next(group for group in shown if group)
+    assert first == [(1, Content("a"))]
+    rest = Background(lambda: list(shown))
+    reply.feed("b", "c")
+    reply.end()
+    rest.end()
+    assert rest.result == [[(2, Content("b")), (3, Content("c")), (4, run.log.ended)]]
+    run.leave(viewer)
+
+
+def test_silence_is_told_to_whoever_has_heartbeats_to_send(stage: Stage) -> None:
+    """A follower gets an empty group for each tick, whether it pumps or waits for another."""
+    run, _, _ = stage.watched()
+    shown = run.follow(1, viewer := run.join())
+    assert [next(shown), next(shown)] == [[], []]
+    run.cancel("stop")
+    assert [e for group in shown for e in group] == [(2, run.log.ended)]
+    run.leave(viewer)
+
+
+# --- retries --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries follow at once."""
+    monkeypatch.setattr(module, "RETRY_BASE", 0.0)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_that_could_not_be_opened_is_tried_again(stage: Stage) -> None:
+    """Faults before the first token are retried, and the viewer never hears of them."""
+    faults = [UpstreamError("upstream_refused"), UpstreamError("upstream_server_error")]
+    run, upstream = stage.begin(Scripted(*faults), retries=2)
+    reply = upstream.reply()
+    reader = Reader(run)
+    reply.feed("a")
+    reply.end()
+    assert [type(event) for _, event in reader.finish()] == [Content, Done]
+    assert len(upstream.asked) == 3
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_reply_that_breaks_before_its_first_token_is_tried_again(stage: Stage) -> None:
+    """The connection that broke is closed, and a new one answers."""
+    first = ScriptedReply()
+    first.feed(Part(), UpstreamError("upstream_dropped"))
+    run, upstream = stage.begin(Scripted(first))
+    second = upstream.reply(1)
+    second.feed("a")
+    second.end()
+    over(run)
+    assert (run.state, first.closed, run.answer()) == ("done", 1, (1, "a"))
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_retries_are_bounded(stage: Stage, retries: int) -> None:
+    """After so many retries the last fault is told."""
+    faults = [UpstreamError("upstream_server_error")] * 9
+    run, upstream = stage.begin(Scripted(*faults), retries=retries)
+    assert failed(run) == "upstream_server_error"
+    assert len(upstream.asked) == 1 + retries
+
+
+@pytest.mark.usefixtures("quick")
+def test_nothing_is_retried_after_the_first_token(stage: Stage) -> None:
+    """What was shown stays, and the fault is told: no answer begins twice."""
+    run, upstream = stage.begin()
+    reply = upstream.reply()
+    reply.feed("a", UpstreamError("upstream_dropped"))
+    assert failed(run) == "upstream_dropped"
+    assert reply.over.wait(SOON)
+    assert (len(upstream.asked), run.answer(), reply.closed) == (1, (1, "a"), 1)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("code", sorted(code for code, (_, again) in CODES.items() if not again))
+def test_what_will_fail_again_is_not_retried(stage: Stage, code: str) -> None:
+    """A refusal that a retry would not change is told at once."""
+    run, upstream = stage.begin(Scripted(UpstreamError(code)))
+    assert failed(run) == code
+    assert len(upstream.asked) == 1
+
+
+def test_the_server_says_when_to_come_back(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """A short Retry-After is waited for."""
+    caplog.set_level("INFO", "halt.run")
+    fault = UpstreamError("rate_limited", retry_after=4.0)
+    run, upstream = stage.begin(Scripted(fault))
+    until(lambda: "trying again in 4.0 s" in caplog.text)
+    assert len(upstream.asked) == 1
+    run.cancel("stop")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_short_retry_after_leads_to_an_answer(stage: Stage) -> None:
+    """After the time that the server wanted, it is asked once more."""
+    run, upstream = stage.begin(Scripted(UpstreamError("rate_limited", retry_after=0.01)))
+    reply = upstream.reply()
+    reply.end()
+    over(run)
+    assert (run.state, len(upstream.asked)) == ("done", 2)
+
+
+def test_a_long_retry_after_is_shown_instead(stage: Stage) -> None:
+    """A server that wants us to come back in a minute is told to the user, with the time."""
+    run, upstream = stage.begin(Scripted(UpstreamError("rate_limited", retry_after=60.0)))
+    assert failed(run) == "rate_limited"
+    assert isinstance(run.log.ended, Failed)
+    assert run.log.ended.error.retry_after == 60.0
+    assert len(upstream.asked) == 1
+
+
+# --- limits and faults ----------------------------------------------------------------------------
+
+
+def code_of(verdict: object) -> object:
+    return verdict.code if isinstance(verdict, UpstreamError) else verdict
+
+
+def test_the_limits_of_a_silent_run(stage: Stage) -> None:
+    """Each limit is told by its own code, as soon as it is over and not before."""
+    run, reply = stage.running(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
+    began = run.meter.started_at
+    assert code_of(run.check(began + 99.0)) != "first_byte_timeout"
+    assert code_of(run.check(began + 101.0)) == "first_byte_timeout"
+    reply.feed("a")
+    until(lambda: run.meter.first_at is not None)
+    last = run.meter.last_at
+    assert code_of(run.check(last + 9.0)) != "stalled"
+    assert code_of(run.check(last + 11.0)) == "stalled"
+    assert code_of(run.check(began + 1_001.0)) == "run_too_long"
+    run.cancel("stop")
+
+
+def test_a_run_that_nobody_watches_ends_after_its_grace(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The grace counts from when the last viewer left; a watched run has all the time."""
+    monkeypatch.setattr(module, "FIRST_VIEW", 10.0)
+    run, _, reader = stage.watched(orphan_grace=100.0)
+    assert run.check(now() + 1e6) != "no_viewer"
+    reader.leave()
+    assert run.check(now() + 99.0) != "no_viewer"
+    assert run.check(now() + 101.0) == "no_viewer"
+    assert run.cancel("no_viewer")
+    assert isinstance(run.log.ended, Cancelled)
+    assert run.log.ended.reason == "no_viewer"
+
+
+def test_the_first_viewer_has_time_to_come(stage: Stage) -> None:
+    """Also with no grace at all a run is not ended before its first viewer could be there."""
+    run, _ = stage.running(orphan_grace=0.0)
+    assert run.check(now() + module.FIRST_VIEW - 1.0) != "no_viewer"
+    assert run.check(now() + module.FIRST_VIEW + 1.0) == "no_viewer"
+    run.cancel("stop")
+
+
+def test_an_answer_that_grows_too_long_is_ended(stage: Stage) -> None:
+    """At the limit the run fails; what came is kept and shown, the upstream is left."""
+    run, reply = stage.running(max_answer_chars=5)
+    reader = Reader(run)
+    reply.feed("abc", "de", "f", "g")
+    reader.finish()
+    assert failed(run) == "answer_too_long"
+    assert reader.text == "abcdef"
+    assert reply.over.wait(SOON)
+    assert reply.closed == 1
+
+
+def test_what_nobody_foresaw_ends_the_run_and_is_logged(
+    stage: Stage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of our own is `internal` for the user and a traceback for the operator."""
+
+    def broken(*_: object) -> Part:
+        raise ZeroDivisionError("sensitive detail")
+
+    monkeypatch.setattr(ScriptedReply, "read", broken)
+    run, _ = stage.running()
+    assert failed(run) == "internal"
+    until(lambda: stage.settled == [run])
+    assert "ZeroDivisionError" in caplog.text
+    assert isinstance(run.log.ended, Failed)
+    assert "sensitive" not in run.log.ended.error.message
+
+
+def test_a_viewer_that_meets_what_nobody_foresaw_is_told_the_end(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a viewer pumps, a fault of our own becomes the terminal event of all viewers."""
+    run, _, reader = stage.watched()
+
+    def broken(*_: object) -> Part:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ScriptedReply, "read", broken)
+    assert isinstance(reader.finish()[-1][1], Failed)
+    assert failed(run) == "internal"
+
+
+def test_a_repr_to_read_in_a_log(stage: Stage) -> None:
+    """A run shows its ID, its state and its counts, and no text of the user's."""
+    run, _ = stage.make()
+    assert repr(run) == "<Run a-stream running events=0 viewers=0>"
+    run.cancel("stop")
+    run.discard()
+    assert "cancelled" in repr(run)
+
+
+def test_stop_of_many_at_once(stage: Stage) -> None:
+    """Law: of several Stops at the same moment one stopped it, the others found it finished."""
+    presses: list[Callable[[], str]]
+    for _ in range(REPEATS // 10):
+        run, _ = stage.make()
+        presses = [run.switch.press] * 3
+        assert sorted(together(*presses)) == ["finished", "finished", "stopped"]
+        run.discard()
+    assert not [t for t in threading.enumerate() if t.name.startswith("race-")]
