@@ -4,7 +4,7 @@
   const $ = (selector, root = document) => root.querySelector(selector);
   const messages = $("#messages"), prompt = $("#prompt"), composer = $("#composer");
   const connections = new Map(); // feed element's id -> its SSE connection
-  const frozen = new Set();      // streams whose text must not move any more
+  const frozen = new Map();      // streams whose text must not move any more -> last event shown
   let sending = null;            // ID of the stream whose request is under way
 
   const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), b => b.toString(16).padStart(2, "0")).join("");
@@ -63,9 +63,10 @@
 
   // --- Stop: the text stands still, a connection is freed, then the server is told ---------------
   const frozenAt = answer => {
+    if (frozen.has(answer.dataset.stream)) return frozen.get(answer.dataset.stream); // pressed again
     const connection = connections.get(`feed-${answer.dataset.stream}`);
     const shown = connection?.shown || new URL($(".feed", answer).getAttribute("hx-sse:connect"), location).searchParams.get("after");
-    frozen.add(answer.dataset.stream);
+    frozen.set(answer.dataset.stream, shown || "0");
     if (connection) { // a browser has six connections to a host, and Stop needs one
       connection.config.reconnect = false;
       connection.reader?.cancel();
