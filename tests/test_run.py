@@ -31,7 +31,7 @@ class Stage:
     """Makes runs on scripted upstreams and knows what became of them."""
 
     def __init__(self) -> None:
-        self.ended: list[Run] = []
+        self.ended: list[Run] = []  # in the order of their `on_end`
         self.settled: list[Run] = []
         self._upstreams: list[Scripted] = []
         self._threads: list[Background] = []
@@ -42,11 +42,26 @@ class Stage:
         self._upstreams.append(upstream)
         config = Config(**{**ENDLESS, **settings})
         request = ChatRequest(HI, model="asked-1")
-        run = Run("a-stream", request, upstream, config, None, self.ended.append, self.note)
+        run = Run(
+            "a-stream",
+            request,
+            upstream,
+            config,
+            None,
+            self.ended.append,
+            self.settled.append,
+        )
         return run, upstream
 
-    def note(self, run: Run) -> None:
-        self.settled.append(run)
+    def race(self, *fed: str | UpstreamError) -> tuple[Run, ScriptedReply]:
+        """A run that has not begun, its whole answer there already; the only one on stage."""
+        self.close()
+        self.ended.clear()
+        self.settled.clear()
+        reply = ScriptedReply()
+        reply.feed(*fed)
+        run, _ = self.make(Scripted(reply))
+        return run, reply
 
     def begin(self, upstream: Scripted | None = None, **settings: Any) -> tuple[Run, Scripted]:
         """A run with its first attendant at work."""
@@ -74,6 +89,8 @@ class Stage:
             thread.end()
         for upstream in self._upstreams:
             upstream.dispose()
+        self._upstreams.clear()
+        self._threads.clear()
 
 
 @pytest.fixture
@@ -252,7 +269,8 @@ def test_stop_against_the_natural_end(stage: Stage) -> None:
         reply.feed("a")
         reply.end()
         run, _ = stage.make(Scripted(reply))
-        stage.ended, stage.settled = [], []
+        stage.ended.clear()
+        stage.settled.clear()
         stage._upstreams.clear()
         _, stopped = together(run.produce, partial(run.cancel, "stop"))
         run.settle()
@@ -264,7 +282,6 @@ def test_stop_against_the_natural_end(stage: Stage) -> None:
         assert reply.finished + reply.closed <= 1
         assert not (stopped and reply.finished)
         assert run.answer()[1] == "".join(e.content for _, e in events)
-        reply.dispose()
         outcomes.add(run.state)
     assert outcomes <= {"cancelled", "done"}
 
@@ -275,7 +292,8 @@ def test_stop_against_a_fault(stage: Stage) -> None:
         reply = ScriptedReply()
         reply.feed("a", UpstreamError("upstream_dropped"))
         run, _ = stage.make(Scripted(reply))
-        stage.ended, stage.settled = [], []
+        stage.ended.clear()
+        stage.settled.clear()
         stage._upstreams.clear()
         _, stopped, limited = together(
             run.produce, partial(run.cancel, "stop"), partial(run.fail, UpstreamError("stalled"))
@@ -286,7 +304,6 @@ def test_stop_against_a_fault(stage: Stage) -> None:
         assert not (stopped and limited)
         assert code == ("stop" if stopped else "stalled" if limited else "upstream_dropped")
         assert stage.ended == stage.settled == [run]
-        reply.dispose()
 
 
 def test_a_viewer_that_is_faster_than_the_first_attendant_keeps_nothing_from_opening(
@@ -294,10 +311,8 @@ def test_a_viewer_that_is_faster_than_the_first_attendant_keeps_nothing_from_ope
 ) -> None:
     """Law: a run is opened, whoever comes to it first."""
     for _ in range(REPEATS // 4):
-        reply = ScriptedReply()
-        reply.feed("a")
+        run, reply = stage.race("a")
         reply.end()
-        run, upstream = stage.make(Scripted(reply))
         viewer = run.join()
 
         def view(run: Run = run, viewer: Any = viewer) -> str:
@@ -305,17 +320,13 @@ def test_a_viewer_that_is_faster_than_the_first_attendant_keeps_nothing_from_ope
 
         _, text = together(run.produce, view)
         assert text == "a"
-        assert (len(upstream.asked), run.state) == (1, "done")
-        assert run.settle()
-        reply.dispose()
+        assert (run.state, reply.finished) == ("done", 1)
 
 
 def test_viewers_against_stop(stage: Stage) -> None:
     """Law: every viewer of a stopped run gets the same events, up to the same terminal one."""
     for _ in range(REPEATS // 10):
-        reply = ScriptedReply()
-        reply.feed(*"abcdefgh")
-        run, _ = stage.make(Scripted(reply))
+        run, _ = stage.race(*"abcdefgh")
 
         def view(run: Run = run) -> str:
             viewer = run.join()
@@ -325,7 +336,6 @@ def test_viewers_against_stop(stage: Stage) -> None:
 
         _, _, one, two = together(run.produce, partial(run.cancel, "stop"), view, view)
         assert one == two == str(run.log.read(0))
-        reply.dispose()
 
 
 # --- who pumps ------------------------------------------------------------------------------------
