@@ -233,7 +233,7 @@ def test_other_machines_need_a_token(host: str) -> None:
     [
         ({"OPENAI_API_KEY": "sk-1"}, "https://api.openai.com/v1", "sk-1"),
         ({"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}, "http://127.0.0.1:1/v1", "none"),
-        ({}, "", ""),
+        ({}, "", "none"),
         ({"HALT_EMBEDDED_URL": "http://127.0.0.1:2/v1", "HALT_EMBEDDED_KEY": "k"}, None, "k"),
         (
             {"HALT_EMBEDDED_URL": "http://127.0.0.1:2/v1", "OPENAI_API_KEY": "sk-1"},
