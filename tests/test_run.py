@@ -265,13 +265,8 @@ def test_stop_against_the_natural_end(stage: Stage) -> None:
     """Law: exactly one terminal event, and log, state, Stop and `on_end` agree which it is."""
     outcomes = set()
     for _ in range(REPEATS):
-        reply = ScriptedReply()
-        reply.feed("a")
+        run, reply = stage.race("a")
         reply.end()
-        run, _ = stage.make(Scripted(reply))
-        stage.ended.clear()
-        stage.settled.clear()
-        stage._upstreams.clear()
         _, stopped = together(run.produce, partial(run.cancel, "stop"))
         run.settle()
         events = run.log.read(0)
@@ -289,12 +284,7 @@ def test_stop_against_the_natural_end(stage: Stage) -> None:
 def test_stop_against_a_fault(stage: Stage) -> None:
     """Law: of Stop, limit and a broken upstream one is told; the others change nothing."""
     for _ in range(REPEATS // 4):
-        reply = ScriptedReply()
-        reply.feed("a", UpstreamError("upstream_dropped"))
-        run, _ = stage.make(Scripted(reply))
-        stage.ended.clear()
-        stage.settled.clear()
-        stage._upstreams.clear()
+        run, _ = stage.race("a", UpstreamError("upstream_dropped"))
         _, stopped, limited = together(
             run.produce, partial(run.cancel, "stop"), partial(run.fail, UpstreamError("stalled"))
         )
