@@ -264,7 +264,7 @@ class Run:
         try:
             self._guarded(self._open_and_begin)
         finally:
-            self._release()
+            self._release(drain=True)
 
     def discard(self) -> None:
         """Instead of `produce`, for a run that ended before it could begin."""
@@ -276,7 +276,7 @@ class Run:
             try:
                 self._guarded(self._pump_until_watched)
             finally:
-                self._release()
+                self._release(drain=True)
 
     def check(self, at: float) -> UpstreamError | CancelReason | Literal["attend"] | None:
         """What the keeper has to do about this run at the time `at`; a run over a limit, first."""
@@ -397,18 +397,21 @@ class Run:
         except UpstreamError as last:
             self.fail(last)
 
-    def _release(self) -> None:
-        """Give up the role, then look whether there is something to clean up."""
+    def _release(self, *, drain: bool = False) -> None:
+        """Give up the role, then look whether there is something to clean up.
+
+        A viewer first shows what it has, and drains a complete answer's connection afterwards; an
+        attendant (`drain`) does it here, for the viewers that were through before it let go.
+        """
         self._pumped_at = now()
         self._pump.release()
-        self._release_done()
-
-    def _release_done(self) -> None:
         ended = self.log.ended
-        if ended is not None and not self._settled and not isinstance(ended, Done):
+        if ended is None or self._settled:
+            return
+        if not isinstance(ended, Done):
             self.settle()
-        elif ended is not None and not self._viewers:
-            self.settle(drain=True)  # no viewer will do it after the last event
+        elif drain or not self._viewers:
+            self.settle(drain=True)
 
 
 assert {"no_model", "shutdown"} <= set(CODES)  # noqa: S101

@@ -47,7 +47,7 @@
   });
   document.addEventListener("htmx:after:request", event => {
     const { ctx } = event.detail;
-    if (ctx.sourceElement === composer && ctx.response.status < 400) { prompt.value = ""; grow(); }
+    if (ctx.sourceElement === composer && ctx.response.status < 400) { prompt.value = ""; prompt.style.height = ""; }
   });
   document.addEventListener("htmx:finally:request", event => {
     const source = event.detail.ctx.sourceElement;
