@@ -10,11 +10,12 @@ from pathlib import Path
 from flask import Flask
 
 from halt import VERSION, api, pages, streams, web
+from halt.chat import Upstream
 from halt.config import Config, ConfigError, load
 from halt.generation import Generations
 from halt.stops import StopRegistry
 from halt.store import MemoryStore
-from halt.upstream import OpenAIUpstream, Upstream
+from halt.upstream import OpenAIUpstream
 
 HERE = Path(__file__).parent
 

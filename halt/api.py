@@ -10,11 +10,11 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from halt import VERSION
+from halt.chat import Upstream
 from halt.errors import HaltError, RequestError
 from halt.generation import Receipt
+from halt.line import Line
 from halt.metrics import now
-from halt.transport import Line
-from halt.upstream import Upstream
 from halt.web import generations, json_response, owner, wants_fragment
 
 STREAM_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")

@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from halt.chat import ChatRequest, Upstream
 from halt.config import Config
 from halt.errors import (
     AtCapacity,
@@ -34,7 +35,6 @@ from halt.errors import (
 from halt.metrics import now
 from halt.run import Run, Viewer
 from halt.stops import StopRegistry, may_touch
-from halt.upstream import ChatRequest, Upstream
 
 KEEPER_TICK = 0.25  # seconds
 SLOW_READER_MAX = 30.0  # seconds that one write to a reader may take; it can resume afterwards

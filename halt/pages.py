@@ -29,13 +29,13 @@ from jinja2 import Template
 from werkzeug.wrappers import Response as BaseResponse
 
 from halt.answers import AnswerView, PageWriter, lost, view
+from halt.chat import ChatRequest
 from halt.errors import HaltError, OffsetLost, RequestError, TooLarge, UnknownStream
 from halt.events import Terminal, sse_html
 from halt.generation import Generations, Receipt
 from halt.relay import SSE_HEADERS, EventStream
 from halt.run import Run
 from halt.store import Conversation
-from halt.upstream import ChatRequest
 from halt.web import (
     after_parameter,
     client_socket,

@@ -27,14 +27,14 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Literal
 
+from halt.chat import ChatRequest, Part, Reply, Upstream
 from halt.config import Config
 from halt.errors import CODES, Interrupted, UpstreamError
 from halt.events import Cancelled, CancelReason, Done, ErrorInfo, Event, Failed, Terminal
 from halt.journal import MemoryLog
+from halt.line import TICK, Line, Quiet
 from halt.metrics import Meter, now
 from halt.stops import Pressed, StopSwitch
-from halt.transport import TICK, Line, Quiet
-from halt.upstream import ChatRequest, Part, Reply, Upstream
 
 ATTEND_AFTER = 0.2  # seconds without a pump until an attendant is sent
 FIRST_VIEW = 10.0  # seconds that the first viewer has to come, however short the grace

@@ -12,9 +12,9 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
+from halt.chat import Message
 from halt.errors import HaltError, StreamInUse
 from halt.events import Cancelled, Failed, Terminal
-from halt.upstream import Message
 
 STOPPED_NOTE = "[The user stopped this answer here.]"
 BROKEN_NOTE = "[This answer broke off here.]"

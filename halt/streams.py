@@ -7,11 +7,11 @@ import re
 import msgspec
 from flask import Blueprint, Response, request
 
+from halt.chat import ChatRequest
 from halt.errors import RequestError
 from halt.events import FINAL_FRAME
 from halt.relay import SSE_HEADERS, EventStream, json_frames
 from halt.run import Run
-from halt.upstream import ChatRequest
 from halt.web import after_parameter, client_socket, generations, owner
 
 blueprint = Blueprint("streams", __name__)

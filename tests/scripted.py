@@ -14,11 +14,11 @@ import threading
 from collections import deque
 from typing import Any
 
+from halt.chat import ChatRequest, Message, Part
 from halt.errors import UpstreamError
 from halt.events import Event
+from halt.line import Line, Quiet
 from halt.run import Run
-from halt.transport import Line, Quiet
-from halt.upstream import ChatRequest, Message, Part
 
 SOON = 10.0  # seconds; a test that waits this long has failed
 

@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from halt.generation import Generations
+from halt.line import Line
 from halt.run import Run
 from halt.stops import StopRegistry, StopSwitch
 from halt.store import MemoryStore
-from halt.transport import Line, Transport
+from halt.transport import Transport
 from halt.upstream import OpenAIUpstream
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +38,12 @@ LAYERS = {
     "rendering": 0,
     "config": 1,
     "stops": 1,
+    "line": 2,
+    "http1": 2,
     "transport": 2,
+    "chat": 2,
+    "faults": 2,
+    "decoder": 2,
     "upstream": 2,
     "journal": 2,
     "store": 2,

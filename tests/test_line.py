@@ -17,7 +17,8 @@ import httpx2
 import pytest
 
 from halt.errors import Interrupted
-from halt.transport import Line, Transport
+from halt.line import Line
+from halt.transport import Transport
 from tests.fake_openai import FakeOpenAI
 from tests.races import together
 from tests.wire import (

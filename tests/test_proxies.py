@@ -16,7 +16,8 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from halt.transport import Line, Transport
+from halt.line import Line
+from halt.transport import Transport
 from tests.fake_openai import FakeOpenAI
 from tests.wire import (
     SOON,

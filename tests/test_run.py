@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from halt import run as module
+from halt.chat import ChatRequest, Part
 from halt.config import Config
 from halt.errors import CODES, OffsetLost, UpstreamError
 from halt.events import Cancelled, Content, Done, Failed
 from halt.metrics import now
 from halt.run import Run
-from halt.upstream import ChatRequest, Part
 from tests.races import together
 from tests.scripted import HI, SOON, Reader, Scripted, ScriptedReply
 from tests.wire import Background, until

@@ -21,8 +21,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from halt import http1
 from halt import transport as module
-from halt.transport import HEAD_MAX, READ_SIZE, REFUSAL_MAX, Body, Line, Quiet, Transport, on_line
+from halt.http1 import HEAD_MAX, READ_SIZE, REFUSAL_MAX, Body
+from halt.line import Line, Quiet, on_line
+from halt.transport import Transport
 from tests.fake_openai import FakeOpenAI
 from tests.wire import (
     CHUNKED,
@@ -57,7 +60,7 @@ def transport(context: ssl.SSLContext) -> Iterator[Transport]:
 @pytest.fixture
 def short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence is told after 20 ms instead of a second."""
-    monkeypatch.setattr(module, "TICK", 0.02)
+    monkeypatch.setattr(http1, "TICK", 0.02)
     monkeypatch.setattr(module, "_TICK_OPTION", struct.pack("ll", 0, 20_000))
 
 
@@ -92,23 +95,14 @@ class CutSocket:
         self.closed = True
 
 
-class Shelf:
-    """What a Body sees of its Transport."""
-
-    def __init__(self) -> None:
-        self.given_back: list[object] = []
-
-    def give_back(self, _: object, sock: object) -> None:
-        self.given_back.append(sock)
-
-
 def unframed(headers: list[tuple[bytes, bytes]], pieces: list[bytes | None]) -> tuple[bytes, bool]:
     """What a body of these pieces says, and whether its connection can be used again."""
     first, *more = [b"", *pieces]
-    sock, shelf, line = CutSocket(more), Shelf(), Line()
+    sock, line = CutSocket(more), Line()
+    given_back: list[object] = []
     make: Any = Body
     request = httpx2.Request("GET", "http://h/")
-    body = make(shelf, line, ("http", "h", 80), sock, headers, first, request)
+    body = make(line, sock, given_back.append, headers, first, request)
     line.attach(sock)  # type: ignore[arg-type]
     out = b""
     while True:
@@ -118,8 +112,8 @@ def unframed(headers: list[tuple[bytes, bytes]], pieces: list[bytes | None]) -> 
                 break
             out += data
     body.close()
-    assert sock.closed is not bool(shelf.given_back)
-    return out, bool(shelf.given_back)
+    assert sock.closed is not bool(given_back)
+    return out, bool(given_back)
 
 
 def cut(stream: bytes, cuts: list[int], silences: set[int]) -> list[bytes | None]:
@@ -524,7 +518,7 @@ def test_a_late_end_of_the_body_is_waited_for(
     transport: Transport, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Behind [DONE] the rest of the framing is read, so that the connection can be reused."""
-    monkeypatch.setattr(module, "DRAIN_SECONDS", SOON)
+    monkeypatch.setattr(http1, "DRAIN_SECONDS", SOON)
     body = body_of(complete(transport, fake, "late_terminator?n=2"))
     while b"[DONE]" not in body.read():
         pass

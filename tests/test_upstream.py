@@ -17,10 +17,12 @@ import httpx2
 import msgspec
 import pytest
 
+from halt.chat import ChatRequest, Message, Reply
 from halt.config import Config
 from halt.errors import CODES, Interrupted, UpstreamError
-from halt.transport import Line, Quiet, Transport
-from halt.upstream import ChatRequest, Message, OpenAIUpstream, Reply
+from halt.line import Line, Quiet
+from halt.transport import Transport
+from halt.upstream import OpenAIUpstream
 from tests.fake_openai import FakeOpenAI
 from tests.wire import CHUNKED, OK, SOON, Background, Handler, HandMade, Peer, answer
 

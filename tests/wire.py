@@ -16,7 +16,9 @@ from typing import Self
 
 import httpx2
 
-from halt.transport import Body, Line, Quiet, Transport, on_line
+from halt.http1 import Body
+from halt.line import Line, Quiet, on_line
+from halt.transport import Transport
 
 SOON = 10.0  # seconds; whatever waits this long has failed
 

@@ -1,0 +1,130 @@
+"""What a model is asked, and the seam behind which every provider stands.
+
+`Upstream.open(request, line)` gives a `Reply`, which is read in Parts: everything that one read of
+the connection brought, decoded. Each fault of a server becomes one UpstreamError with a code of
+`halt.errors.CODES`; text that came before the fault is delivered first.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Protocol
+
+import msgspec
+
+from halt.line import Line
+
+Bounded = Annotated[float, msgspec.Meta(ge=-2, le=2)]
+
+
+class TextPart(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
+    """Text as a part of a message."""
+
+    text: str
+
+
+class ImageUrl(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Where an image is, or the image itself as a data: URL."""
+
+    url: str
+    detail: str | None = None
+
+
+class ImagePart(msgspec.Struct, tag_field="type", tag="image_url", forbid_unknown_fields=True):
+    """An image as a part of a message."""
+
+    image_url: ImageUrl
+
+
+class AudioPart(msgspec.Struct, tag_field="type", tag="input_audio", forbid_unknown_fields=True):
+    """Sound as a part of a message."""
+
+    input_audio: dict[str, str]
+
+
+class FilePart(msgspec.Struct, tag_field="type", tag="file", forbid_unknown_fields=True):
+    """A file as a part of a message."""
+
+    file: dict[str, str]
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One message of a conversation. `content` may be a list of parts, as OpenAI defines them."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart | ImagePart | AudioPart | FilePart]
+    name: str | None = None
+
+
+class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What a model is asked. The optional fields mean what they mean in OpenAI's API."""
+
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{8,64}\Z")] | None = None
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] | None = None
+    max_completion_tokens: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] | None = None
+    presence_penalty: Bounded | None = None
+    frequency_penalty: Bounded | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: Literal[True] = True  # accepted because clients send it; an answer always streams
+
+    def size(self) -> int:
+        """Characters of all messages."""
+        return sum(
+            len(m.content) if isinstance(m.content, str) else len(msgspec.json.encode(m.content))
+            for m in self.messages
+        )
+
+    def options(self) -> dict[str, Any]:
+        """The optional fields that were set, under OpenAI's names."""
+        given = msgspec.to_builtins(self)
+        return {k: v for k, v in given.items() if k not in {"messages", "id", "model", "stream"}}
+
+
+class Part(msgspec.Struct, frozen=True):
+    """What one read brought: text (maybe none), in how many pieces, and whether it was the last."""
+
+    text: str = ""
+    chunks: int = 0
+    ended: bool = False
+
+
+class Reply(Protocol):
+    """An answer that is coming in. Used by one thread at a time, apart from its Line."""
+
+    @property
+    def model(self) -> str:
+        """The model that answers, as it names itself."""
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why the answer ended, None before."""
+
+    @property
+    def usage(self) -> dict[str, Any] | None:
+        """The provider's own count, None where it reported none."""
+
+    def read(self, timeout: float) -> Part:
+        """What comes next. Raises Quiet after `timeout` seconds of silence, UpstreamError."""
+
+    def finish(self) -> None:
+        """After the end: make the connection ready for the next request, or close it."""
+
+    def close(self) -> None:
+        """Close the connection, at any point."""
+
+
+class Upstream(Protocol):
+    """A provider of answers."""
+
+    def open(self, request: ChatRequest, line: Line) -> Reply:
+        """Send the request, wait for the headers. Raises UpstreamError, Interrupted."""
+
+    def models(self, line: Line) -> list[str]:
+        """The models that it offers. Raises UpstreamError, Interrupted."""
+
+    def close(self) -> None:
+        """Close the idle connections."""

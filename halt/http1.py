@@ -1,0 +1,258 @@
+"""HTTP/1.1 on a socket: the head of a request, the head of its response, its body as it comes.
+
+Sockets block, with SO_RCVTIMEO as a tick (over TLS: poll): one system call a read, and a `Quiet`
+each TICK seconds of silence for whoever has heartbeats to send. How long silence may last is not
+decided here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+
+import httpx2
+
+from halt.line import TICK, Line, Quiet
+from halt.metrics import now
+
+READ_SIZE = 65_536  # bytes; one TLS record is at most 16 KiB
+HEAD_MAX = 65_536  # bytes of a response's status line and headers
+REFUSAL_MAX = 1_048_576  # bytes of a body that is read as a whole: errors, the list of models
+CHUNK_LINE_MAX = 4_096  # bytes of a chunk's size line with its extensions
+LENGTH_DIGITS = 18  # of a Content-Length
+BODILESS = frozenset({204, 304})  # statuses whose responses have no body, whatever they say
+DRAIN_SECONDS = 0.25  # to wait for the end of a body whose [DONE] was seen
+
+
+def serialize(
+    request: httpx2.Request, target: bytes | None = None, extra: list[bytes] | None = None
+) -> bytes:
+    """A request's bytes. `target` stands in for its path, `extra` are further header lines."""
+    content = request.read()
+    target = target or request.url.raw_path
+    head = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), target), *(extra or ())]
+    # Compressed events would wait for each other in the compressor.
+    skip = {b"accept-encoding", b"connection"}
+    head += [b"%b: %b" % (k, v) for k, v in request.headers.raw if k.lower() not in skip]
+    if any(b"\r" in line or b"\n" in line for line in head):
+        raise httpx2.LocalProtocolError("a header holds a line break", request=request)
+    return b"\r\n".join((*head, b"Accept-Encoding: identity", b"", content))
+
+
+def read_head(
+    line: Line, sock: socket.socket, request: httpx2.Request | None
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and the bytes that came behind them; interim (1xx) responses are skipped."""
+    data = b""
+    while True:
+        head, end, rest = data.partition(b"\r\n\r\n")
+        if end:
+            status, headers = _parse_head(head, request)
+            if status >= 200:
+                return status, headers, rest
+            data = rest
+            continue
+        if len(data) > HEAD_MAX:
+            raise httpx2.RemoteProtocolError("the response's head does not end", request=request)
+        try:
+            more = sock.recv(READ_SIZE)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            continue  # a tick; the run's limits are watched elsewhere
+        except TimeoutError:
+            raise  # still connecting: the proxy is slow
+        except OSError as exc:
+            raise httpx2.ReadError(str(exc), request=request) from exc
+        if not more:
+            fault = "interrupted" if line.interrupted else "the server closed without an answer"
+            raise httpx2.ReadError(fault, request=request)
+        data += more
+
+
+def _parse_head(
+    head: bytes, request: httpx2.Request | None
+) -> tuple[int, list[tuple[bytes, bytes]]]:
+    first, *lines = head.split(b"\r\n")
+    version, _, tail = first.partition(b" ")
+    if version not in {b"HTTP/1.1", b"HTTP/1.0"} or not tail[:3].isdigit():
+        raise httpx2.RemoteProtocolError("the server does not speak HTTP/1.1", request=request)
+    headers = []
+    for item in lines:
+        name, colon, value = item.partition(b":")
+        if not colon or not name or name != name.strip():
+            raise httpx2.RemoteProtocolError("a header is malformed", request=request)
+        headers.append((name, value.strip()))
+    if version == b"HTTP/1.0":
+        headers.append((b"Connection", b"close"))
+    return int(tail[:3]), headers
+
+
+class Body(httpx2.SyncByteStream):
+    """A response's body as it comes: everything that one read of the socket brought, unframed.
+
+    Used by one thread at a time. `close` is safe at any point and closes the connection unless the
+    body was read to its end.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        sock: socket.socket,
+        give_back: Callable[[socket.socket], None],
+        headers: list[tuple[bytes, bytes]],
+        rest: bytes,
+        request: httpx2.Request,
+        status: int = 200,
+    ) -> None:
+        fields = {name.lower(): value.lower() for name, value in headers}
+        self._line, self._give_back, self._request = line, give_back, request
+        self._sock: socket.socket | None = sock
+        self._rest = rest  # bytes that were read and not unframed yet
+        self._partial = b""  # the beginning of a size line, to which the next read adds
+        self._chunked = b"chunked" in fields.get(b"transfer-encoding", b"")
+        length = fields.get(b"content-length")
+        if status in BODILESS:
+            self._chunked = False
+            length = b"0"
+        if self._chunked:
+            self._left: int | None = 0  # bytes to come of the current chunk
+        elif length is not None:
+            if not length.isdigit() or len(length) > LENGTH_DIGITS:
+                raise httpx2.RemoteProtocolError("the length is malformed", request=request)
+            self._left = int(length)
+        else:
+            self._left = None  # until the end of file
+        self._gap = 0  # bytes of the line break behind a chunk that are still to come
+        self._trailer = False
+        self._complete = self._left == 0 and not self._chunked
+        self._reusable = b"close" not in fields.get(b"connection", b"") and self._left is not None
+
+    def __iter__(self) -> Iterator[bytes]:
+        """As httpx2 reads a refusal's body: to its end, through silence, up to REFUSAL_MAX."""
+        left = REFUSAL_MAX
+        while left > 0:
+            with contextlib.suppress(Quiet):
+                data = self.read()
+                if not data:
+                    return
+                left -= len(data)
+                yield data
+
+    def read(self, timeout: float = TICK) -> bytes:
+        """What comes next; b"" at the end of the body.
+
+        Raises Quiet when nothing came within `timeout` (at most TICK) seconds, httpx2.ReadError
+        and httpx2.RemoteProtocolError when the connection fails.
+        """
+        while not self._complete:
+            if self._rest:
+                raw, self._rest = self._rest, b""
+            else:
+                raw = self._receive(timeout)
+                if self._partial:
+                    raw, self._partial = self._partial + raw, b""
+            data = self._unframe(raw)
+            if data:
+                return data
+        return b""
+
+    def _receive(self, timeout: float) -> bytes:
+        sock = self._sock
+        if sock is None:
+            raise httpx2.ReadError("closed", request=self._request)
+        # Over TLS Python waits through SO_RCVTIMEO, so the tick is poll's there.
+        waits = timeout < TICK or isinstance(sock, ssl.SSLSocket)
+        if waits and not readable(sock, min(timeout, TICK)):
+            raise Quiet
+        try:
+            raw = sock.recv(READ_SIZE)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            raise Quiet from None
+        except OSError as exc:
+            raise httpx2.ReadError(str(exc), request=self._request) from exc
+        if not raw:
+            if self._left is None and not self._line.interrupted:
+                self._complete = True
+            else:
+                raise httpx2.ReadError("the body ended early", request=self._request)
+        return raw
+
+    def _unframe(self, raw: bytes) -> bytes:
+        if not self._chunked:
+            if self._left is not None:
+                raw, self._rest = raw[: self._left], raw[self._left :]
+                self._left -= len(raw)
+                self._complete = self._left == 0
+            return raw
+        out = []
+        at, end = 0, len(raw)
+        while at < end:
+            if self._left:
+                piece = raw[at : at + self._left]
+                out.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                if not self._left:
+                    self._gap = 2
+                continue
+            if self._gap:
+                step = min(self._gap, end - at)
+                at += step
+                self._gap -= step
+                continue
+            stop = raw.find(b"\r\n", at)
+            if stop < 0:
+                if end - at > CHUNK_LINE_MAX:
+                    raise httpx2.RemoteProtocolError("bad chunk", request=self._request)
+                self._partial = raw[at:]
+                break
+            size = raw[at:stop]
+            at = stop + 2
+            if self._trailer:
+                if not size:  # the empty line behind the last chunk and its trailers
+                    self._complete = True
+                    self._rest = raw[at:]
+                    break
+                continue
+            try:
+                self._left = int(size.partition(b";")[0].strip(), 16)
+            except ValueError:
+                self._left = -1
+            if self._left < 0:
+                self._left = 0
+                raise httpx2.RemoteProtocolError("bad chunk", request=self._request)
+            self._trailer = self._left == 0
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    def finish(self) -> None:
+        """The answer is complete: read what is left of the framing, so that the connection can be
+        reused, but wait no longer than DRAIN_SECONDS for it; then `close`."""
+        deadline = now() + DRAIN_SECONDS
+        with contextlib.suppress(Quiet, httpx2.HTTPError):
+            while not self._complete and now() < deadline:
+                self.read(max(0.0, deadline - now()))
+        self.close()
+
+    def close(self) -> None:
+        """Give the connection back if it can be reused, else close it."""
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        if self._complete and self._reusable and not self._rest and not self._line.interrupted:
+            # An interrupt that comes right here finds a shut socket in the pool at worst, and the
+            # next run sees its end of file before it uses it.
+            self._line.detach()
+            self._give_back(sock)
+        else:
+            self._line.close(sock)
+
+
+def readable(sock: socket.socket, timeout: float) -> bool:
+    """Whether a read would return at once, waiting at most `timeout` seconds for it."""
+    if isinstance(sock, ssl.SSLSocket) and sock.pending():
+        return True
+    poller = select.poll()  # not select.select: it fails for descriptors above 1023
+    poller.register(sock, select.POLLIN)
+    return bool(poller.poll(timeout * 1000))

@@ -1,0 +1,103 @@
+"""One run's handle on its connection, which any thread can interrupt in any phase.
+
+The opening thread puts a `Line` into `on_line`, and each socket that is opened or reused for the
+run is attached to it before anything blocks on it. So `Line.interrupt` finds the socket in every
+phase:
+
+    connecting, TLS handshake,          -> socket shutdown, the blocked thread wakes at once
+    waiting for headers, between bytes
+    looking up a name (nothing can      -> the socket that would follow is refused,
+    wake the resolver)                     nothing is sent
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+from halt.errors import Interrupted
+
+TICK = 1.0  # seconds of silence after which a read returns to its caller
+
+
+class Quiet(Exception):
+    """Nothing has arrived for a tick."""
+
+
+class Line:
+    """One run's connection, as seen by those who may want to interrupt it.
+
+    The lock makes shutdown and close exclude each other: a socket's number is never used after it
+    was given back to the system, when it may belong to another stream already.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())  # protects the three below
+        self._socket: socket.socket | None = None
+        self._closed = False
+        self._interrupted = False
+
+    @property
+    def interrupted(self) -> bool:
+        return self._interrupted
+
+    def attach(self, sock: socket.socket) -> None:
+        """Run on this socket from now on. Raises Interrupted after an interrupt."""
+        with self._changed:
+            if self._interrupted:
+                raise Interrupted("stopped while the connection was being made")
+            self._socket = sock
+
+    def detach(self) -> None:
+        """The socket is healthy and goes to another run; an interrupt must not find it here."""
+        with self._changed:
+            self._socket = None
+            self._changed.notify_all()
+
+    def close(self, sock: socket.socket) -> None:
+        """Close a socket of this line."""
+        with self._changed:
+            self._socket = None  # a line has one connection at a time; TLS replaces its object
+            self._closed = True
+            sock.close()
+            self._changed.notify_all()
+
+    def interrupt(self) -> None:
+        """Wake whoever blocks on the connection and tell the peer. Harmless when repeated."""
+        with self._changed:
+            self._interrupted = True
+            if self._socket is not None:
+                # Not SSLSocket.shutdown: that one drops the TLS layer under the reading thread.
+                with contextlib.suppress(OSError):  # not connected yet, or gone already
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def wait_closed(self, timeout: float) -> str:
+        """Wait for the connection's end: "closed", still "closing", or "none".
+
+        None: there was none yet, or its answer was complete and it serves other runs.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._socket is None, timeout):
+                return "closing"
+            return "closed" if self._closed else "none"
+
+
+_line: ContextVar[Line | None] = ContextVar("halt_line", default=None)
+
+
+def current_line() -> Line:
+    """The line that requests made here run on; one of their own, where nobody interrupts."""
+    return _line.get() or Line()
+
+
+@contextlib.contextmanager
+def on_line(line: Line) -> Iterator[None]:
+    """Requests made inside run on `line`."""
+    token = _line.set(line)
+    try:
+        yield
+    finally:
+        _line.reset(token)
