@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from jinja2 import Template
 
-from halt.events import Cancelled, Content, Done, Event, Failed, Terminal, sse_html
+from halt.events import Cancelled, Done, Event, Failed, Terminal, is_terminal, sse_html, text_of
 from halt.metrics import now
 from halt.rendering import BlockStream, Patch, render
 from halt.run import Run
@@ -130,9 +130,9 @@ class PageWriter:
 
     def present(self, events: list[tuple[int, Event]]) -> bytes:
         seq, last = events[-1]
-        if not isinstance(last, Content):
+        if is_terminal(last):
             return sse_html(seq, self.whole())
-        patch = self._blocks.feed("".join(e.content for _, e in events))
+        patch = self._blocks.feed("".join(text_of(e) for _, e in events))
         return sse_html(seq, self._changes(patch))
 
     def whole(self) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 
+from halt.events import Content, Delta
 from halt.line import Line
 
 Bounded = Annotated[float, msgspec.Meta(ge=-2, le=2)]
@@ -47,12 +48,61 @@ class FilePart(msgspec.Struct, tag_field="type", tag="file", forbid_unknown_fiel
     file: dict[str, str]
 
 
+class FunctionCall(msgspec.Struct, forbid_unknown_fields=True):
+    """The function that a tool call names, and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class AskedTool(msgspec.Struct, forbid_unknown_fields=True):
+    """A tool call that the assistant made in an earlier message."""
+
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
 class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One message of a conversation. `content` may be a list of parts, as OpenAI defines them."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart | ImagePart | AudioPart | FilePart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart | ImagePart | AudioPart | FilePart] | None = None
     name: str | None = None
+    tool_calls: list[AskedTool] | None = None
+    tool_call_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content is missing")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("tool_call_id belongs to messages of the role tool")
+
+
+class ToolTurn(Message):
+    """The assistant's own message of a round in which it called tools.
+
+    `opaque` is what its provider wants back with it (its signed thoughts), None for most. Made by a
+    run, never by a client, and never sent to another kind of provider.
+    """
+
+    opaque: Any = None
+
+
+class ToolFunction(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What a model is told of a function: `parameters` is a JSON schema."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolSpec(msgspec.Struct, forbid_unknown_fields=True):
+    """A tool that the model may call."""
+
+    function: ToolFunction
+    type: Literal["function"] = "function"
 
 
 class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -69,12 +119,18 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     frequency_penalty: Bounded | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
+    tools: list[ToolSpec] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    response_format: dict[str, Any] | None = None
+    extra_body: dict[str, Any] | None = None  # fields of the model's server that are not named here
     stream: Literal[True] = True  # accepted because clients send it; an answer always streams
 
     def size(self) -> int:
         """Characters of all messages."""
         return sum(
-            len(m.content) if isinstance(m.content, str) else len(msgspec.json.encode(m.content))
+            len(m.content) if isinstance(m.content, str) else len(msgspec.json.encode(m))
             for m in self.messages
         )
 
@@ -85,11 +141,16 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What one read brought: text (maybe none), in how many pieces, and whether it was the last."""
+    """What one read brought, in how many pieces of the provider's, and whether it was the last."""
 
-    text: str = ""
+    events: tuple[Delta, ...] = ()
     chunks: int = 0
     ended: bool = False
+
+    @property
+    def text(self) -> str:
+        """The answer's own text in it."""
+        return "".join(each.content for each in self.events if isinstance(each, Content))
 
 
 class Reply(Protocol):
@@ -106,6 +167,10 @@ class Reply(Protocol):
     @property
     def usage(self) -> dict[str, Any] | None:
         """The provider's own count, None where it reported none."""
+
+    @property
+    def opaque(self) -> Any:
+        """What goes back with this answer when tools were called, None for most providers."""
 
     def read(self, timeout: float) -> Part:
         """What comes next. Raises Quiet after `timeout` seconds of silence, UpstreamError."""

@@ -133,6 +133,13 @@ class Config:
         low=1024,
         high=17_179_869_184,
     )
+    tool_rounds: int = _setting(
+        "HALT_TOOL_ROUNDS",
+        8,
+        "Times that a model may call tools in one answer",
+        low=0,
+        high=100,
+    )
     heartbeat: float = _setting(
         "HALT_HEARTBEAT", 10.0, "A silent stream sends a comment this often", low=0.05, high=300
     )

@@ -1,6 +1,8 @@
-"""A chat completion's stream of bytes to text.
+"""A model's stream of bytes to deltas: text, reasoning, tool calls.
 
-Decoded with typed structs, because building the SDK's objects costs more than all the rest.
+`EventDecoder` cuts the bytes into the data of Server-Sent Events; `ChatDecoder` understands those
+of OpenAI's chat completions. Decoded with typed structs, because building the SDK's objects costs
+more than all the rest.
 """
 
 from __future__ import annotations
@@ -12,33 +14,55 @@ import msgspec
 
 from halt.chat import Part
 from halt.errors import UpstreamError
+from halt.events import Content, Delta, Reasoning, ToolCall, ToolCallDelta
 from halt.faults import error_object
 
 LINE_MAX = 1_048_576  # bytes of one event; no model's piece of an answer is near it
+CALLS_MAX = 64  # tool calls of one answer
+THINK, THOUGHT = "<think>", "</think>"
 
 
-class _Delta(msgspec.Struct):
-    content: str | None = None
+class Gathering:
+    """The deltas of one read; text of one kind that arrived together becomes one delta."""
+
+    __slots__ = ("_kind", "_texts", "chunks", "events")
+
+    def __init__(self) -> None:
+        self.events: list[Delta] = []
+        self.chunks = 0
+        self._kind: type[Content] | type[Reasoning] = Content
+        self._texts: list[str] = []
+
+    def text(self, kind: type[Content] | type[Reasoning], text: str) -> None:
+        """Add text of an answer or of reasoning."""
+        if not text:
+            return
+        if kind is not self._kind:
+            self._close()
+            self._kind = kind
+        self._texts.append(text)
+
+    def add(self, event: Delta) -> None:
+        """Add anything else."""
+        self._close()
+        self.events.append(event)
+
+    def part(self, *, ended: bool) -> Part:
+        """All of it."""
+        self._close()
+        return Part(tuple(self.events), self.chunks, ended)
+
+    def __bool__(self) -> bool:
+        return bool(self._texts or self.events)
+
+    def _close(self) -> None:
+        if self._texts:
+            self.events.append(self._kind("".join(self._texts)))
+            self._texts.clear()
 
 
-class _Choice(msgspec.Struct):
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-    index: int = 0
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] | None = None
-    usage: dict[str, Any] | None = None
-    model: str | None = None
-    error: Any = None
-
-
-_decode_chunk = msgspec.json.Decoder(_Chunk).decode
-
-
-class ChatDecoder:
-    """Bytes of a chat completion stream to text, by the WHATWG's rules for event streams.
+class EventDecoder:
+    """Bytes of an event stream to deltas, by the WHATWG's rules. `_take` is the provider's part.
 
     Bytes may be cut anywhere, within a character too: lines are cut as bytes and decoded whole.
     """
@@ -55,6 +79,13 @@ class ChatDecoder:
         self._skip_lf = False  # the last byte was a CR, so an LF that follows belongs to it
         self._fault: UpstreamError | None = None
 
+    def _take(self, data: bytes, out: Gathering) -> None:
+        """Understand one event. Raises UpstreamError."""
+        raise NotImplementedError
+
+    def _last(self, out: Gathering) -> None:
+        """The answer has ended: give out what was held back."""
+
     def check(self) -> None:
         """Raise the UpstreamError that came behind text which was returned before, if any."""
         if self._fault is not None:
@@ -63,19 +94,20 @@ class ChatDecoder:
     def feed(self, raw: bytes) -> Part:
         """Decode what has come. Raises UpstreamError, after all text before it was returned."""
         self.check()
-        text: list[str] = []
+        out = Gathering()
         try:
             for data in self._events(raw):
-                self._take(data, text)
+                self._take(data, out)
                 if self.ended:
+                    self._last(out)
                     break
             if len(self._rest) + self._size > LINE_MAX:
                 raise UpstreamError("upstream_invalid", "an event without an end")
         except UpstreamError as fault:
-            if not text:
+            if not out:
                 raise
             self._fault = fault
-        return Part("".join(text), len(text), self.ended)
+        return out.part(ended=self.ended)
 
     def end(self) -> Part:
         """The body has ended. Raises UpstreamError where the answer had not."""
@@ -83,7 +115,9 @@ class ChatDecoder:
         if self.finish_reason is None:
             raise UpstreamError("upstream_incomplete")
         self.ended = True
-        return Part(ended=True)
+        out = Gathering()
+        self._last(out)
+        return out.part(ended=True)
 
     def _events(self, raw: bytes) -> list[bytes]:
         if self._skip_lf and raw:
@@ -108,7 +142,142 @@ class ChatDecoder:
                 self._size = 0
         return events
 
-    def _take(self, data: bytes, text: list[str]) -> None:
+
+class ThinkSplitter:
+    """Tells `<think>...</think>` at the beginning of an answer from the answer itself.
+
+    Many servers hand such models' output through as it is. The tags may be cut anywhere; what might
+    be the beginning of one is held back until it is clear.
+    """
+
+    __slots__ = ("_held", "_phase")
+
+    def __init__(self) -> None:
+        self._phase = "start"  # then "thinking" or at once "answer"; "gap" is between those two
+        self._held = ""
+
+    @property
+    def through(self) -> bool:
+        """Nothing is left to be split: what comes is the answer."""
+        return self._phase == "answer"
+
+    def feed(self, text: str, out: Gathering) -> None:
+        """Sort a piece of text into `out`."""
+        text, self._held = self._held + text, ""
+        if self._phase == "start":
+            begun = text.lstrip()
+            if begun.startswith(THINK):
+                self._phase, text = "thinking", begun[len(THINK) :].lstrip("\n")
+            elif THINK.startswith(begun):
+                self._held = text
+                return
+            else:
+                self._phase = "answer"
+        if self._phase == "thinking":
+            thought, tag, rest = text.partition(THOUGHT)
+            if not tag:
+                keep = _overlap(text, THOUGHT)
+                self._held = text[len(text) - keep :]
+                out.text(Reasoning, text[: len(text) - keep])
+                return
+            out.text(Reasoning, thought)
+            self._phase, text = "gap", rest
+        if self._phase == "gap":
+            text = text.lstrip("\n")
+            if not text:
+                return
+            self._phase = "answer"
+        out.text(Content, text)
+
+    def end(self, out: Gathering) -> None:
+        """The text is complete: what was held back was no tag."""
+        out.text(Reasoning if self._phase == "thinking" else Content, self._held)
+        self._held, self._phase = "", "answer"
+
+
+def _overlap(text: str, tag: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `tag`."""
+    for size in range(min(len(tag) - 1, len(text)), 0, -1):
+        if tag.startswith(text[-size:]):
+            return size
+    return 0
+
+
+class CallAssembler:
+    """Tool calls from their fragments: several at once, arguments in pieces, the IDs only once."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, list[str]] = {}  # index -> id, name, then pieces of the arguments
+
+    def fragment(self, index: int, id_: str, name: str, arguments: str, out: Gathering) -> None:
+        """Add a fragment. Raises UpstreamError where there are too many calls."""
+        call = self._calls.get(index)
+        if call is None:
+            if len(self._calls) >= CALLS_MAX:
+                raise UpstreamError("upstream_invalid", "too many tool calls")
+            call = self._calls[index] = [id_ or f"call_{index}", name]
+        elif name and not call[1]:
+            call[1] = name
+        if arguments:
+            call.append(arguments)
+        out.add(ToolCallDelta(index, call[0], call[1], arguments))
+
+    def finish(self, out: Gathering, index: int | None = None) -> None:
+        """Give out whole calls: the one of `index`, or all that are left, in their order."""
+        for each in sorted(self._calls) if index is None else [index]:
+            if each in self._calls:
+                id_, name, *pieces = self._calls.pop(each)
+                out.add(ToolCall(id_, name, "".join(pieces)))
+
+
+# --- OpenAI's chat completions --------------------------------------------------------------------
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(msgspec.Struct):
+    index: int = 0
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None  # DeepSeek, llama.cpp, vLLM, LM Studio
+    reasoning: str | None = None  # OpenRouter, Ollama, newer vLLM
+    tool_calls: list[_Call] | None = None
+    function_call: _Function | None = None
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+    index: int = 0
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: dict[str, Any] | None = None
+    model: str | None = None
+    error: Any = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+
+
+class ChatDecoder(EventDecoder):
+    """The stream of a chat completion."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._splitter = ThinkSplitter()
+        self._calls = CallAssembler()
+
+    def _take(self, data: bytes, out: Gathering) -> None:
         if data.startswith(b"[DONE]"):
             self.ended = True
             return
@@ -125,7 +294,33 @@ class ChatDecoder:
         for choice in chunk.choices or ():
             if choice.index:
                 continue  # one answer is shown; others are never asked for
-            if choice.delta is not None and choice.delta.content:
-                text.append(choice.delta.content)
+            if choice.delta is not None:
+                self._take_delta(choice.delta, out)
             if choice.finish_reason is not None:
                 self.finish_reason = choice.finish_reason
+
+    def _take_delta(self, delta: _Delta, out: Gathering) -> None:
+        if text := delta.content or delta.refusal:
+            out.chunks += 1
+            if self._splitter.through:
+                out.text(Content, text)
+            else:
+                self._splitter.feed(text, out)
+        elif text := delta.reasoning_content or delta.reasoning:
+            out.chunks += 1
+            out.text(Reasoning, text)
+        if delta.tool_calls:
+            for call in delta.tool_calls:
+                function = call.function or _Function()
+                out.chunks += 1
+                self._calls.fragment(
+                    call.index, call.id or "", function.name or "", function.arguments or "", out
+                )
+        if delta.function_call is not None:
+            function = delta.function_call
+            out.chunks += 1
+            self._calls.fragment(0, "", function.name or "", function.arguments or "", out)
+
+    def _last(self, out: Gathering) -> None:
+        self._splitter.end(out)
+        self._calls.finish(out)

@@ -1,6 +1,10 @@
 """The events of a generation: frozen values with one wire form for the log and for every client.
 
     {"type":"content","content":"text"}
+    {"type":"reasoning","text":"..."}
+    {"type":"tool_call_delta","index":0,"id":"...","name":"...","arguments":"a piece"}
+    {"type":"tool_call","id":"...","name":"...","arguments":"{...}"}
+    {"type":"tool_result","id":"...","name":"...","result":"...","ok":true,"duration_ms":1.5}
     {"type":"done","done":true,"content":"","finish_reason":"stop","usage":{...},"metrics":{...}}
     {"type":"cancelled","done":true,"content":"","reason":"stop","metrics":{...}}
     {"type":"error","done":true,"content":"","error":{...},"metrics":{...}}
@@ -11,7 +15,7 @@ break), an empty line. A terminal event is followed by `data: [DONE]`.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import msgspec
 
@@ -28,6 +32,42 @@ class Content(msgspec.Struct, frozen=True, tag_field="type", tag="content"):
     """Text that arrived together, in the order in which the model wrote it."""
 
     content: str
+
+
+class Reasoning(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
+    """What the model thinks before it answers. Never part of the answer, so never `content`."""
+
+    text: str
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True, tag_field="type", tag="tool_call_delta"):
+    """A piece of a tool call that is being written; `index` tells calls of one round apart.
+
+    `id` and `name` are as far as they are known; `arguments` is what has been added.
+    """
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="tool_call"):
+    """A whole tool call. `arguments` is JSON as the model wrote it, which may be broken."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class ToolResult(msgspec.Struct, frozen=True, tag_field="type", tag="tool_result"):
+    """What a tool said to the model: its result, or why there is none (`ok` is false)."""
+
+    id: str
+    name: str
+    result: str
+    ok: bool
+    duration_ms: float
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -67,8 +107,23 @@ class Failed(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
     content: str = ""
 
 
+#: What a model, or a tool on its behalf, adds to an answer.
+Delta = Content | Reasoning | ToolCallDelta | ToolCall | ToolResult
 Terminal = Done | Cancelled | Failed
-Event = Content | Terminal
+Event = Delta | Terminal
+
+_TERMINAL = (Done, Cancelled, Failed)
+
+
+def is_terminal(event: Event) -> TypeGuard[Terminal]:
+    """Whether this event ends its generation."""
+    return isinstance(event, _TERMINAL)
+
+
+def text_of(event: Event) -> str:
+    """What an event adds to the answer's text."""
+    return event.content if isinstance(event, Content) else ""
+
 
 encode = msgspec.json.Encoder().encode
 

@@ -35,6 +35,7 @@ from halt.errors import (
 from halt.metrics import now
 from halt.run import Run, Viewer
 from halt.stops import StopRegistry, may_touch
+from halt.tools import Toolbox
 
 KEEPER_TICK = 0.25  # seconds
 SLOW_READER_MAX = 30.0  # seconds that one write to a reader may take; it can resume afterwards
@@ -83,10 +84,12 @@ class Generations:
         request: ChatRequest,
         owner: str | None = None,
         on_end: Callable[[Run], None] | None = None,
+        tools: Toolbox | None = None,
     ) -> Run:
         """Start a generation. Raises RequestError, StreamInUse, AtCapacity, Draining.
 
-        `on_end` is called once, by the thread that ended the run, with nothing locked.
+        `tools` are offered to the model and run here when it calls them. `on_end` is called once,
+        by the thread that ended the run, with nothing locked.
         """
         self._check(request)
         run = Run(
@@ -97,6 +100,8 @@ class Generations:
             owner,
             on_end,
             self._settled,
+            self._spawn,
+            tools,
         )
         with self._lock:
             if self.draining:

@@ -17,7 +17,16 @@ from itertools import islice
 from typing import Protocol
 
 from halt.errors import OffsetLost
-from halt.events import Content, Event, Terminal
+from halt.events import (
+    Content,
+    Delta,
+    Event,
+    Reasoning,
+    Terminal,
+    ToolCall,
+    ToolCallDelta,
+    ToolResult,
+)
 
 #: Bytes that an event takes in memory beside its text: the struct, the string's head, the slot.
 EVENT_OVERHEAD = 150
@@ -42,8 +51,8 @@ class Log(Protocol):
     def size(self) -> int:
         """Bytes of memory that it takes, roughly."""
 
-    def append(self, text: str) -> bool:
-        """Add text. False: the log has ended and nothing was added."""
+    def append(self, event: Delta) -> bool:
+        """Add an event. False: the log has ended and nothing was added."""
 
     def end(self, make: Callable[[], Terminal]) -> bool:
         """End the log with what `make` returns. False: it had ended already."""
@@ -86,14 +95,14 @@ class MemoryLog:
     def size(self) -> int:
         return self._size
 
-    def append(self, text: str) -> bool:
+    def append(self, event: Delta) -> bool:
         with self._changed:
             if self._ended is not None:
                 return False
-            self._events.append(Content(text))
-            self._size += _weight(text)
+            self._events.append(event)
+            self._size += _weight(event)
             while self._size > self._max_bytes and len(self._events) > 1:
-                self._size -= _weight(self._events.popleft().content)
+                self._size -= _weight(self._events.popleft())
                 self._dropped += 1
             if self._waiting:
                 self._changed.notify_all()
@@ -105,7 +114,7 @@ class MemoryLog:
                 return False
             self._ended = make()
             self._events.append(self._ended)
-            self._size += EVENT_OVERHEAD
+            self._size += _weight(self._ended)
             self._changed.notify_all()
             return True
 
@@ -138,7 +147,16 @@ class MemoryLog:
             self._changed.notify_all()
 
 
-def _weight(text: str) -> int:
+def _weight(event: Event) -> int:
+    text = ""
+    if isinstance(event, Content):
+        text = event.content
+    elif isinstance(event, Reasoning):
+        text = event.text
+    elif isinstance(event, ToolCall | ToolCallDelta):
+        text = event.arguments
+    elif isinstance(event, ToolResult):
+        text = event.result
     # ASCII takes a byte a character, other scripts two or four; four is never too little for the
     # rare and near enough for the usual.
     return EVENT_OVERHEAD + (len(text) if text.isascii() else 4 * len(text))

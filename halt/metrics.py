@@ -13,8 +13,11 @@ now = time.monotonic
 class Metrics(msgspec.Struct, frozen=True):
     """What one run took. Times in milliseconds, rates per second.
 
-    `tokens` is the provider's count where it reported one; otherwise the number of pieces it sent,
-    which for most servers is one a token, and `tokens_estimated` says so.
+    `ttft_ms`: to the first token of any kind, `streaming_ms`: from there to the last one,
+    `reasoning_ms`: of that, before the answer's own text. `tokens` is the provider's count where it
+    reported one; otherwise the number of pieces it sent, which for most servers is one a token, and
+    `tokens_estimated` says so. `gap_p50_ms`, `gap_p99_ms`: between two pieces, to 7 percent;
+    pieces that arrived together have no gap.
     """
 
     ttft_ms: float | None
@@ -23,38 +26,105 @@ class Metrics(msgspec.Struct, frozen=True):
     tokens_estimated: bool
     tokens_per_second: float | None
     characters: int
+    chunks: int = 0
+    streaming_ms: float | None = None
+    reasoning_ms: float | None = None
+    characters_per_second: float | None = None
+    gap_p50_ms: float | None = None
+    gap_p99_ms: float | None = None
+
+
+class Gaps:
+    """A histogram of durations in bounded memory: eight buckets for each doubling."""
+
+    __slots__ = ("_counts", "_total")
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+        self._total = 0
+
+    def add(self, seconds: float, count: int = 1) -> None:
+        """Count a duration."""
+        us = int(seconds * 1e6)
+        bits = us.bit_length()
+        bucket = us if bits <= 3 else (bits - 3) << 3 | us >> (bits - 4) & 7
+        self._counts[bucket] = self._counts.get(bucket, 0) + count
+        self._total += count
+
+    def quantile(self, q: float) -> float | None:
+        """The duration in milliseconds below which a share `q` of all lies; None of none."""
+        left = q * self._total
+        for bucket in sorted(self._counts):
+            left -= self._counts[bucket]
+            if left <= 0:
+                bits, eighths = bucket >> 3, bucket & 7
+                us = bucket if bucket < 8 else (8 + eighths + 0.5) * 2 ** (bits - 1)
+                return round(us / 1000, 2)
+        return None
 
 
 class Meter:
     """Collects the figures of a run. Written by the thread that pumps, read by anyone."""
 
-    __slots__ = ("characters", "chunks", "first_at", "last_at", "reported", "started_at")
+    __slots__ = (
+        "answer_at",
+        "characters",
+        "chunks",
+        "first_at",
+        "gaps",
+        "last_at",
+        "reasoned",
+        "reported",
+        "started_at",
+        "token_at",
+    )
 
     def __init__(self) -> None:
         self.started_at = now()
-        self.first_at: float | None = None
+        self.first_at: float | None = None  # the first token of any kind
+        self.answer_at: float | None = None  # the first text of the answer
+        self.token_at = self.started_at  # the newest token
         self.last_at = self.started_at  # last sign of life of the upstream
+        self.reasoned = False
         self.chunks = 0
         self.characters = 0
+        self.gaps = Gaps()
         self.reported: int | None = None
 
     def received(self, characters: int, chunks: int) -> None:
-        """Count text that has arrived just now."""
-        self.last_at = now()
+        """Count what has arrived just now: characters of the answer, pieces of any kind."""
+        at = self.last_at = now()
+        if not chunks:
+            return
+        if self.first_at is None:
+            self.first_at = at
+        else:
+            self.gaps.add(at - self.token_at)
+        if chunks > 1:
+            self.gaps.add(0.0, chunks - 1)
+        self.token_at = at
+        self.chunks += chunks
         if characters:
-            if self.first_at is None:
-                self.first_at = self.last_at
+            if self.answer_at is None:
+                self.answer_at = at
             self.characters += characters
-            self.chunks += chunks
+
+    def alive(self) -> None:
+        """Something else than the model keeps the run going, a tool for one."""
+        self.last_at = now()
 
     def snapshot(self) -> Metrics:
         """The figures as of now."""
         at = now()
         first = self.first_at
         tokens = self.chunks if self.reported is None else self.reported
-        streaming = 0.0 if first is None else self.last_at - first
+        streaming = 0.0 if first is None else self.token_at - first
         # The first token opens the interval, so it is not counted in the rate.
         rate = (tokens - 1) / streaming if streaming > 0 and tokens > 1 else None
+        characters_rate = self.characters / streaming if streaming > 0 else None
+        reasoning = None
+        if first is not None and self.reasoned:
+            reasoning = (self.answer_at or self.token_at) - first
         return Metrics(
             ttft_ms=None if first is None else round((first - self.started_at) * 1000, 1),
             duration_ms=round((at - self.started_at) * 1000, 1),
@@ -62,4 +132,10 @@ class Meter:
             tokens_estimated=self.reported is None,
             tokens_per_second=None if rate is None else round(rate, 1),
             characters=self.characters,
+            chunks=self.chunks,
+            streaming_ms=None if first is None else round(streaming * 1000, 1),
+            reasoning_ms=None if reasoning is None else round(reasoning * 1000, 1),
+            characters_per_second=None if characters_rate is None else round(characters_rate, 1),
+            gap_p50_ms=self.gaps.quantile(0.5),
+            gap_p99_ms=self.gaps.quantile(0.99),
         )

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterator
 
 from halt.errors import OffsetLost
-from halt.events import FINAL_FRAME, HEARTBEAT, Content, Event, encode, sse
+from halt.events import FINAL_FRAME, HEARTBEAT, Event, encode, is_terminal, sse
 from halt.generation import Generations
 from halt.metrics import now
 from halt.run import Run, Viewer
@@ -30,7 +30,7 @@ SSE_HEADERS = {
 def json_frames(events: list[tuple[int, Event]]) -> bytes:
     """Events as JSON Server-Sent Events, `[DONE]` behind the terminal one."""
     frames = [sse(seq, event) for seq, event in events]
-    if not isinstance(events[-1][1], Content):
+    if is_terminal(events[-1][1]):
         frames.append(FINAL_FRAME)
     return frames[0] if len(frames) == 1 else b"".join(frames)
 

@@ -7,6 +7,8 @@ the first text, and when no viewer is free, a thread of the run's own has the ro
 
     starts            attendant opens the upstream and pumps until text comes while a viewer waits
     a viewer is free  it pumps (`advance`); other viewers wait at the log
+    tools are called  whoever pumped hands the role to an attendant, which waits for them and opens
+                      the upstream again with their results
     nobody pumps      for ATTEND_AFTER seconds (viewers gone, or stuck in a slow network):
                       the keeper of `generation` sends an attendant
 
@@ -25,16 +27,33 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
-from halt.chat import ChatRequest, Part, Reply, Upstream
+import msgspec
+
+from halt.chat import AskedTool, ChatRequest, FunctionCall, Message, Part, Reply, ToolTurn, Upstream
 from halt.config import Config
 from halt.errors import CODES, Interrupted, UpstreamError
-from halt.events import Cancelled, CancelReason, Done, ErrorInfo, Event, Failed, Terminal
+from halt.events import (
+    Cancelled,
+    CancelReason,
+    Content,
+    Delta,
+    Done,
+    ErrorInfo,
+    Event,
+    Failed,
+    Reasoning,
+    Terminal,
+    ToolCall,
+    ToolResult,
+    text_of,
+)
 from halt.journal import MemoryLog
 from halt.line import TICK, Line, Quiet
 from halt.metrics import Meter, now
 from halt.stops import Pressed, StopSwitch
+from halt.tools import Toolbox, ToolRound
 
 ATTEND_AFTER = 0.2  # seconds without a pump until an attendant is sent
 FIRST_VIEW = 10.0  # seconds that the first viewer has to come, however short the grace
@@ -72,6 +91,8 @@ class Run:
         owner: str | None,
         on_end: Callable[[Run], None] | None,
         on_settled: Callable[[Run], None],
+        spawn: Callable[[Run, Callable[[], None]], bool],
+        tools: Toolbox | None = None,
     ) -> None:
         self.id = stream_id
         self.request = request
@@ -84,7 +105,18 @@ class Run:
         self._config = config
         self._on_end = on_end
         self._on_settled = on_settled
-        self._parts: list[str] = []  # parts[n] is the text of event n + 1
+        self._spawn = spawn
+        self._tools = tools if request.tools is None else None  # whoever brings tools runs them
+        if self._tools:
+            self.request = msgspec.structs.replace(request, tools=self._tools.specs)
+        self._asks: list[ToolCall] = []  # what the model has asked for in this round
+        self._round_from = 0  # events before this round
+        self._new_paragraph = False  # the next text is the first behind a round of tools
+        self._rounds_left = config.tool_rounds
+        self._tool_round: ToolRound | None = None  # while tools run
+        self._answering = False  # the reply of this round has brought something
+        self._usage: dict[str, Any] | None = None  # of all rounds
+        self._parts: list[str] = []  # parts[n] is the text of event n + 1, "" of other kinds
         self._kept: int | None = None  # events that the one who stopped had been shown
         self._reply: Reply | None = None
         self._retries_left = config.retries
@@ -187,11 +219,15 @@ class Run:
         if not self._pump.acquire(blocking=False):
             self.log.wait(after, timeout)
             return
+        handed_over = False
         try:
             if self.log.ended is None and self.log.last <= after:
                 self._guarded(lambda: self._pump_once(timeout))
+                # An attendant takes the role as it is: nobody comes between.
+                handed_over = self._wants_tools() and self._spawn(self, self.go_on)
         finally:
-            self._release()
+            if not handed_over:
+                self._release()
 
     # --- ending -----------------------------------------------------------------------------------
 
@@ -247,6 +283,8 @@ class Run:
             return False
         self.ended_at = now()
         self.switch.event.set()
+        if (running := self._tool_round) is not None:
+            running.abort()
         if interrupt:
             self.line.interrupt()
             self.settle()
@@ -263,6 +301,13 @@ class Run:
         """
         try:
             self._guarded(self._open_and_begin)
+        finally:
+            self._release(drain=True)
+
+    def go_on(self) -> None:
+        """Body of an attendant that was handed the role: run the tools, then pump as before."""
+        try:
+            self._guarded(self._pump_until_watched)
         finally:
             self._release(drain=True)
 
@@ -284,7 +329,9 @@ class Run:
         if at - meter.started_at > config.run_timeout:
             return UpstreamError("run_too_long")
         silent = at - meter.last_at
-        if meter.first_at is None:
+        if self._tool_round is not None:
+            pass  # tools have limits of their own
+        elif not self._answering:
             if silent > config.first_byte_timeout:
                 return UpstreamError("first_byte_timeout")
         elif silent > config.gap_timeout:
@@ -317,7 +364,9 @@ class Run:
         while self.log.ended is None:
             watched = self.log.waiting
             self._pump_once(TICK)
-            if watched and self.meter.first_at is not None:
+            if self._wants_tools():
+                self._run_tools()
+            elif watched and self._answering:
                 return
 
     def _open(self) -> None:
@@ -361,31 +410,113 @@ class Run:
         self._take(reply, part)
 
     def _take(self, reply: Reply, part: Part) -> None:
-        if part.text:
-            self.meter.received(len(part.text), part.chunks)
-            self._parts.append(part.text)  # first, so that `answer` finds what the log counts
-            if not self.log.append(part.text):
-                return
+        if part.events:
+            self._answering = True
+            events = [self._prepared(event) for event in part.events]
+            texts = [text_of(event) for event in events]
+            self.meter.received(sum(map(len, texts)), part.chunks)
+            for event, text in zip(events, texts, strict=True):
+                self._parts.append(text)  # first, so that `answer` finds what the log counts
+                if not self.log.append(event):
+                    return
             if self.meter.characters > self._config.max_answer_chars:
                 self.fail(UpstreamError("answer_too_long"))
                 return
         else:
             self.meter.received(0, 0)
         if part.ended:
-            self._done(reply)
+            self._count(reply)
+            if not self._wants_tools():
+                self._done(reply)
+
+    def _prepared(self, event: Delta) -> Delta:
+        """The event as it goes to the log."""
+        if isinstance(event, Content):
+            if self._new_paragraph:
+                self._new_paragraph = False
+                return Content("\n\n" + event.content)
+        elif isinstance(event, Reasoning):
+            self.meter.reasoned = True
+        elif isinstance(event, ToolCall) and self._tools:
+            self._asks.append(event)
+        return event
+
+    def _count(self, reply: Reply) -> None:
+        """Add a round's usage to that of the rounds before."""
+        if reply.usage:
+            total = dict(self._usage or {})
+            for name, value in reply.usage.items():
+                both = isinstance(value, int) and isinstance(total.get(name), int)
+                total[name] = total[name] + value if both else value
+            self._usage = total
+
+    def _wants_tools(self) -> bool:
+        """The model waits for the results of tools, and may have another round."""
+        reply = self._reply
+        return (
+            bool(self._asks)
+            and self.log.ended is None
+            and reply is not None
+            and reply.finish_reason is not None
+        )
+
+    def _run_tools(self) -> None:
+        """Run what the model asked for, then ask it again with the results. The role is held."""
+        reply = self._reply
+        assert reply is not None  # noqa: S101 - it has brought the calls
+        assert self._tools is not None  # noqa: S101 - else none is asked for
+        reply.finish()
+        if not self._rounds_left:
+            raise UpstreamError("too_many_tool_rounds")
+        self._rounds_left -= 1
+        asks, self._asks = self._asks, []
+        said = "".join(self._parts[self._round_from :])
+        calls = [AskedTool(call.id, FunctionCall(call.name, call.arguments)) for call in asks]
+        told: list[Message] = [
+            ToolTurn("assistant", said or None, tool_calls=calls, opaque=reply.opaque)
+        ]
+        self._reply = None
+        self._tool_round = self._tools.round(asks, self.switch.event)
+        if self.log.ended is not None:  # it may have ended before the round could be seen
+            self._tool_round.abort()
+        answers: dict[str, ToolResult] = {}
+        for result in self._tool_round.results():
+            answers[result.id] = result
+            self._parts.append("")
+            if not self.log.append(result):
+                return
+            self.meter.alive()
+        if self.log.ended is not None:
+            return
+        self._tool_round = None
+        told += [
+            Message("tool", answers[call.id].result, tool_call_id=call.id)
+            for call in asks
+            if call.id in answers
+        ]
+        self.request = msgspec.structs.replace(
+            self.request, messages=[*self.request.messages, *told]
+        )
+        if said:
+            self._new_paragraph = not said[-1].isspace()
+        self._round_from = len(self._parts)
+        self._answering = False
+        self.meter.alive()
+        self._open()
 
     def _done(self, reply: Reply) -> None:
-        usage = reply.usage
-        reported = usage.get("completion_tokens") if usage else None
+        reported = self._usage.get("completion_tokens") if self._usage else None
         if isinstance(reported, int):
             self.meter.reported = reported
-        self._end(lambda: Done(reply.finish_reason, self.meter.snapshot(), usage), interrupt=False)
+        self._end(
+            lambda: Done(reply.finish_reason, self.meter.snapshot(), self._usage), interrupt=False
+        )
 
     def _broke(self, reply: Reply, fault: UpstreamError) -> None:
         """The upstream failed while the answer was read. An end that came before explains it."""
         if self.log.ended is not None:
             return
-        if self.meter.first_at is not None:
+        if self._answering:
             self.fail(fault)
             return
         reply.close()

@@ -47,6 +47,10 @@ class ChatReply:
     def usage(self) -> dict[str, Any] | None:
         return self._decoder.usage
 
+    @property
+    def opaque(self) -> None:
+        return None
+
     def read(self, timeout: float = TICK) -> Part:
         try:
             self._decoder.check()  # a fault that came with the last text waits for nothing more
@@ -94,9 +98,12 @@ class OpenAIUpstream:
         if self._config.on_openai and "max_tokens" in options:
             # OpenAI's current models only take the newer name.
             options["max_completion_tokens"] = options.pop("max_tokens")
-        if self._config.wants_embedded:
-            options["extra_body"] = REQUEST_EXTRA  # lets it notice a Stop while it reads a prompt
-        messages: Any = msgspec.to_builtins(request.messages)
+        if self._config.wants_embedded:  # lets it notice a Stop while it reads a prompt
+            options["extra_body"] = {**options.get("extra_body", {}), **REQUEST_EXTRA}
+        messages = [
+            {k: v for k, v in each.items() if k != "opaque"}
+            for each in msgspec.to_builtins(request.messages)
+        ]
         with on_line(line):
             try:
                 response = self._create(model, messages, options)

@@ -16,7 +16,7 @@ from typing import Any
 
 from halt.chat import ChatRequest, Message, Part
 from halt.errors import UpstreamError
-from halt.events import Event
+from halt.events import Content, Event, text_of
 from halt.line import Line, Quiet
 from halt.run import Run
 
@@ -24,6 +24,11 @@ SOON = 10.0  # seconds; a test that waits this long has failed
 
 
 HI = [Message("user", "hi")]
+
+
+def piece(text: str, chunks: int = 1) -> Part:
+    """Text that came in one read."""
+    return Part((Content(text),), chunks)
 
 
 class ScriptedReply:
@@ -48,13 +53,17 @@ class ScriptedReply:
     def feed(self, *what: str | Part | UpstreamError) -> None:
         """Text, a Part or a fault, each to be had by one read."""
         for each in what:
-            self._fed.append(Part(each, 1) if isinstance(each, str) else each)
+            self._fed.append(piece(each) if isinstance(each, str) else each)
             self._theirs.send(b"!")
 
     def end(self, reason: str = "stop", usage: dict[str, Any] | None = None) -> None:
         """The model has finished."""
         self.finish_reason, self.usage = reason, usage
         self.feed(Part(ended=True))
+
+    @property
+    def opaque(self) -> None:
+        return None
 
     def wait_reads(self, least: int = 1) -> None:
         """Wait until somebody came to read so often."""
@@ -204,7 +213,7 @@ class Reader(threading.Thread):
 
     @property
     def text(self) -> str:
-        return "".join(event.content for _, event in self.events)
+        return "".join(text_of(event) for _, event in self.events)
 
     def wait_text(self, text: str) -> None:
         """Wait until this is what it was shown."""

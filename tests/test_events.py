@@ -23,6 +23,10 @@ from halt.events import (
     ErrorInfo,
     Event,
     Failed,
+    Reasoning,
+    ToolCall,
+    ToolCallDelta,
+    ToolResult,
     encode,
     sse,
     sse_html,
@@ -36,6 +40,12 @@ METRICS = Metrics(
     tokens_estimated=False,
     tokens_per_second=80.0,
     characters=21,
+    chunks=7,
+    streaming_ms=75.0,
+    reasoning_ms=None,
+    characters_per_second=280.0,
+    gap_p50_ms=12.0,
+    gap_p99_ms=20.0,
 )
 METRICS_JSON = {
     "ttft_ms": 12.5,
@@ -44,6 +54,12 @@ METRICS_JSON = {
     "tokens_estimated": False,
     "tokens_per_second": 80.0,
     "characters": 21,
+    "chunks": 7,
+    "streaming_ms": 75.0,
+    "reasoning_ms": None,
+    "characters_per_second": 280.0,
+    "gap_p50_ms": 12.0,
+    "gap_p99_ms": 20.0,
 }
 USAGE = {"prompt_tokens": 3, "completion_tokens": 7, "total_tokens": 10}
 
@@ -89,6 +105,29 @@ def wire(event: Event) -> Any:
     [
         pytest.param(
             Content("Grüße\n👋"), {"type": "content", "content": "Grüße\n👋"}, id="content"
+        ),
+        pytest.param(Reasoning("hm"), {"type": "reasoning", "text": "hm"}, id="reasoning"),
+        pytest.param(
+            ToolCallDelta(1, "c", "add", '{"a"'),
+            {"type": "tool_call_delta", "index": 1, "id": "c", "name": "add", "arguments": '{"a"'},
+            id="tool-call-delta",
+        ),
+        pytest.param(
+            ToolCall("c", "add", "{}"),
+            {"type": "tool_call", "id": "c", "name": "add", "arguments": "{}"},
+            id="tool-call",
+        ),
+        pytest.param(
+            ToolResult("c", "add", "3", True, 1.5),
+            {
+                "type": "tool_result",
+                "id": "c",
+                "name": "add",
+                "result": "3",
+                "ok": True,
+                "duration_ms": 1.5,
+            },
+            id="tool-result",
         ),
         pytest.param(
             Done("stop", METRICS, USAGE),

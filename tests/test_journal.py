@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from halt.errors import OffsetLost
-from halt.events import Cancelled, Content, Done, ErrorInfo, Event, Failed, Terminal
+from halt.events import Cancelled, Content, Done, ErrorInfo, Event, Failed, Terminal, text_of
 from halt.journal import EVENT_OVERHEAD, Log, MemoryLog
 from halt.metrics import Meter
 from tests.races import SOON, together
@@ -50,7 +50,7 @@ def failed() -> Terminal:
 
 
 def told(events: list[tuple[int, Event]]) -> str:
-    return "".join(event.content for _, event in events)
+    return "".join(text_of(event) for _, event in events)
 
 
 def in_wait(log: Log) -> threading.Thread:
@@ -70,7 +70,7 @@ def test_a_new_log_is_empty_and_open(log: Log) -> None:
 
 def test_events_are_numbered_from_one_without_gaps(log: Log) -> None:
     """Text keeps its order, the terminal event has the number behind the last text."""
-    assert all(log.append(text) for text in "abc")
+    assert all(log.append(Content(text)) for text in "abc")
     assert log.end(done)
     assert log.read(0) == [
         (1, Content("a")),
@@ -84,7 +84,7 @@ def test_events_are_numbered_from_one_without_gaps(log: Log) -> None:
 def test_every_offset_is_a_place_to_go_on_from(log: Log) -> None:
     """Read after N gives all that is above N: nothing twice, nothing left out."""
     for text in "abcdef":
-        log.append(text)
+        log.append(Content(text))
     whole = log.read(0)
     for after in range(log.last + 3):
         assert log.read(after) == whole[after:]
@@ -109,9 +109,9 @@ def test_the_first_end_wins(
 
 def test_nothing_is_added_behind_the_end(log: Log) -> None:
     """Text that comes after the terminal event is refused, and no number is used for it."""
-    log.append("before")
+    log.append(Content("before"))
     log.end(cancelled)
-    assert not log.append("after")
+    assert not log.append(Content("after"))
     assert (told(log.read(0)), log.last) == ("before", 2)
 
 
@@ -124,14 +124,14 @@ def test_an_end_that_cannot_be_made_leaves_the_log_open(log: Log) -> None:
     with pytest.raises(ZeroDivisionError):
         log.end(broken)
     assert log.ended is None
-    assert log.append("more")
+    assert log.append(Content("more"))
     assert log.end(done)
 
 
 def test_reading_changes_nothing(log: Log) -> None:
     """Many readers at different places see the same events under the same numbers."""
     for text in "abc":
-        log.append(text)
+        log.append(Content(text))
     assert [log.read(1) for _ in range(3)] == [[(2, Content("b")), (3, Content("c"))]] * 3
     assert log.last == 3
 
@@ -140,7 +140,7 @@ def test_what_was_let_go_is_refused_and_never_passed_over(make_log: MakeLog) -> 
     """A reader below the kept part gets OffsetLost; one at its edge gets all that is left."""
     log = make_log(1_024)
     while not lost(log, 0):
-        assert log.append("x" * 100)
+        assert log.append(Content("x" * 100))
     edge = next(n for n in range(log.last) if not lost(log, n))
     kept = log.read(edge)
     assert [seq for seq, _ in kept] == list(range(edge + 1, log.last + 1))
@@ -163,7 +163,7 @@ def test_memory_is_bounded_in_every_script(make_log: MakeLog, text: str) -> None
     """However long the answer, the log keeps to its bytes; the newest event always stays."""
     log, limit = make_log(10_000), 10_000
     for _ in range(500):
-        log.append(text)
+        log.append(Content(text))
         assert log.size <= limit
         assert log.size >= len(text.encode())
         assert told(log.read(log.last - 1)) == text
@@ -174,15 +174,15 @@ def test_memory_is_bounded_in_every_script(make_log: MakeLog, text: str) -> None
 def test_an_event_larger_than_the_limit_is_kept_alone(make_log: MakeLog) -> None:
     """A single huge piece is still delivered: a bound never makes text vanish unseen."""
     log = make_log(1_024)
-    log.append("first")
-    log.append("x" * 5_000)
+    log.append(Content("first"))
+    log.append(Content("x" * 5_000))
     assert len(told(log.read(1))) == 5_000
     assert lost(log, 0)
 
 
 def test_wait_returns_at_once_when_there_is_something(log: Log) -> None:
     """A reader that is behind never waits, and neither does one at the end of an ended log."""
-    log.append("a")
+    log.append(Content("a"))
     log.wait(0, SOON * 100)
     log.end(done)
     log.wait(1, SOON * 100)
@@ -195,7 +195,9 @@ def test_whoever_waits_is_woken_by(log: Log, what: str) -> None:
     """Text, the end and `wake` each reach every reader that waits, long before its timeout."""
     waiters = [in_wait(log) for _ in range(3)]
     assert log.waiting == 3
-    {"append": lambda: log.append("a"), "end": lambda: log.end(done), "wake": log.wake}[what]()
+    {"append": lambda: log.append(Content("a")), "end": lambda: log.end(done), "wake": log.wake}[
+        what
+    ]()
     for thread in waiters:
         thread.join(SOON / 2)
         assert not thread.is_alive()
@@ -229,7 +231,9 @@ def test_text_against_the_end_is_either_in_or_refused(make_log: MakeLog) -> None
     for _ in range(REPEATS):
         log = make_log(ROOMY)
         accepted, _, won = together(
-            partial(log.append, "a"), partial(log.append, "b"), partial(log.end, done)
+            partial(log.append, Content("a")),
+            partial(log.append, Content("b")),
+            partial(log.end, done),
         )
         assert won
         text = told(log.read(0))
@@ -244,7 +248,7 @@ def test_readers_of_a_log_that_is_written_all_see_the_same(make_log: MakeLog) ->
 
     def write() -> str:
         for text in texts:
-            log.append(text)
+            log.append(Content(text))
         log.end(done)
         return "".join(texts)
 
@@ -254,7 +258,7 @@ def test_readers_of_a_log_that_is_written_all_see_the_same(make_log: MakeLog) ->
             log.wait(after, SOON)
             for seq, event in log.read(after):
                 assert seq == after + 1
-                after, out = seq, out + event.content
+                after, out = seq, out + text_of(event)
         return out
 
     assert len(set(together(write, read, read, read))) == 1
@@ -274,7 +278,7 @@ class Simple(RuleBasedStateMachine):
 
     @rule(text=st.text(max_size=400))
     def append(self, text: str) -> None:
-        assert self.log.append(text) is not self.over
+        assert self.log.append(Content(text)) is not self.over
         if not self.over:
             self.model.append(Content(text))
 
@@ -313,6 +317,6 @@ def test_an_answer_read_in_two_parts_is_the_whole(texts: list[str], after: int) 
     for make in IMPLEMENTATIONS.values():
         log = make(10_000_000)
         for text in texts:
-            log.append(text)
+            log.append(Content(text))
         after = min(after, log.last)
         assert told(log.read(0)[:after]) + told(log.read(after)) == "".join(texts)

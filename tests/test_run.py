@@ -16,11 +16,11 @@ from halt import run as module
 from halt.chat import ChatRequest, Part
 from halt.config import Config
 from halt.errors import CODES, OffsetLost, UpstreamError
-from halt.events import Cancelled, Content, Done, Failed
+from halt.events import Cancelled, Content, Done, Failed, text_of
 from halt.metrics import now
 from halt.run import Run
 from tests.races import together
-from tests.scripted import HI, SOON, Reader, Scripted, ScriptedReply
+from tests.scripted import HI, SOON, Reader, Scripted, ScriptedReply, piece
 from tests.wire import Background, until
 
 REPEATS = 1_000
@@ -50,8 +50,14 @@ class Stage:
             None,
             self.ended.append,
             self.settled.append,
+            self.spawn,
         )
         return run, upstream
+
+    def spawn(self, run: Run, body: Callable[[], None]) -> bool:
+        """A thread for what a run wants done beside its readers."""
+        self._threads.append(Background(body))
+        return True
 
     def race(self, *fed: str | UpstreamError) -> tuple[Run, ScriptedReply]:
         """A run that has not begun, its whole answer there already; the only one on stage."""
@@ -122,7 +128,7 @@ def test_an_answer_from_beginning_to_end(stage: Stage) -> None:
     """Text comes to the viewer in order, then one terminal event with usage and figures."""
     run, reply = stage.running()
     reader = Reader(run)
-    reply.feed("Hel", Part(), Part("lo, world", 2))
+    reply.feed("Hel", Part(), piece("lo, world", 2))
     reply.end("length", {"completion_tokens": 7})
     events = reader.finish()
     assert [seq for seq, _ in events] == [1, 2, 3]
@@ -139,7 +145,7 @@ def test_an_answer_from_beginning_to_end(stage: Stage) -> None:
 def test_tokens_are_estimated_where_nobody_counted(stage: Stage) -> None:
     """Without usage the pieces are counted, and the figures say that this is an estimate."""
     run, reply = stage.running()
-    reply.feed("a", Part("bc", 2))
+    reply.feed("a", piece("bc", 2))
     reply.end()
     over(run)
     assert run.log.ended is not None
@@ -276,7 +282,7 @@ def test_stop_against_the_natural_end(stage: Stage) -> None:
         assert stage.ended == stage.settled == [run]
         assert reply.finished + reply.closed <= 1
         assert not (stopped and reply.finished)
-        assert run.answer()[1] == "".join(e.content for _, e in events)
+        assert run.answer()[1] == "".join(text_of(e) for _, e in events)
         outcomes.add(run.state)
     assert outcomes <= {"cancelled", "done"}
 
@@ -306,7 +312,7 @@ def test_a_viewer_that_is_faster_than_the_first_attendant_keeps_nothing_from_ope
         viewer = run.join()
 
         def view(run: Run = run, viewer: Any = viewer) -> str:
-            return "".join(e.content for g in run.follow(0, viewer) for _, e in g)
+            return "".join(text_of(e) for g in run.follow(0, viewer) for _, e in g)
 
         _, text = together(run.produce, view)
         assert text == "a"
@@ -383,7 +389,7 @@ def test_a_viewer_that_does_not_read_holds_nobody_up(stage: Stage) -> None:
     reply.feed("c")
     reply.end()
     attendant.end()
-    assert "".join(e.content for group in shown for _, e in group) == "bc"
+    assert "".join(text_of(e) for group in shown for _, e in group) == "bc"
     run.leave(stuck)
 
 
