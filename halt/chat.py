@@ -74,9 +74,10 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         if self.content is None and not self.tool_calls:
-            raise ValueError("content is missing")
+            raise ValueError("missing required field `content`")
         if (self.role == "tool") != (self.tool_call_id is not None):
-            raise ValueError("tool_call_id belongs to messages of the role tool")
+            name = "unknown" if self.tool_call_id else "missing required"
+            raise ValueError(f"{name} field `tool_call_id` in a message of the role {self.role}")
 
 
 class ToolTurn(Message):
