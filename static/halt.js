@@ -49,13 +49,33 @@
       $("#notice").replaceChildren(); // what an earlier press had to say
     }
   });
+  // The stream is asked for as soon as the server has begun it, while its place is still being made.
+  let early = null; // the request for the stream's beginning and where it went
+  document.addEventListener("htmx:before:response", event => {
+    const { ctx } = event.detail;
+    if (!sending || ctx.response.status >= 400 || !(ctx.sourceElement === composer || ctx.sourceElement.matches(".regenerate"))) return;
+    const url = `/streams/${sending}/page?after=0`;
+    early = { url, response: fetch(url, { headers: { "HX-Request": "true" } }) };
+    early.response.catch(() => {}); // told where it is used
+  });
+  document.addEventListener("htmx:before:request", event => {
+    const { ctx } = event.detail;
+    if (!early || !ctx.sourceElement.matches(".feed") || !ctx.request.action.endsWith(early.url)) return;
+    const { response } = early;
+    ctx.fetch = () => response;
+    early = null;
+  });
+  const dropEarly = () => { // the place begins elsewhere, or there is none
+    early?.response.then(response => response.body.cancel(), () => {});
+    early = null;
+  };
   document.addEventListener("htmx:after:request", event => {
     const { ctx } = event.detail;
     if (ctx.sourceElement === composer && ctx.response.status < 400) { prompt.value = ""; prompt.style.height = ""; }
   });
   document.addEventListener("htmx:finally:request", event => {
     const source = event.detail.ctx.sourceElement;
-    if (source === composer || source.matches?.(".regenerate")) setSending(null);
+    if (source === composer || source.matches?.(".regenerate")) { setSending(null); dropEarly(); }
   });
   document.addEventListener("htmx:error", event => {
     const source = event.detail.ctx?.sourceElement;
