@@ -6,6 +6,7 @@
   const connections = new Map(); // feed element's id -> its SSE connection
   const frozen = new Map();      // streams whose text must not move any more -> last event shown
   let sending = null;            // ID of the stream whose request is under way
+  let sender = null;             // that request; the swap may change the element it names
 
   const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), b => b.toString(16).padStart(2, "0")).join("");
   const running = () => [...document.querySelectorAll('.answer[data-state="running"]')].pop();
@@ -38,6 +39,7 @@
         ctx.request.action = `/c/${exchange.dataset.conversation}/regenerate`;
       }
       setSending(newId());
+      sender = ctx;
       ctx.request.body.set("id", sending);
       $("#notice").replaceChildren();
       following = true;
@@ -45,6 +47,7 @@
       const answer = running(), id = answer ? answer.dataset.stream : sending;
       if (!id) { event.preventDefault(); return; }
       ctx.request.body.set("stream_id", id);
+      if (answer) ctx.request.body.set("shown", "1");
       ctx.request.body.set("seen", answer ? frozenAt(answer) : "0"); // 0: none of it is on the page
       $("#notice").replaceChildren(); // what an earlier press had to say
     }
@@ -53,7 +56,7 @@
   let early = null; // the request for the stream's beginning and where it went
   document.addEventListener("htmx:before:response", event => {
     const { ctx } = event.detail;
-    if (!sending || ctx.response.status >= 400 || !(ctx.sourceElement === composer || ctx.sourceElement.matches(".regenerate"))) return;
+    if (ctx !== sender || ctx.response.status >= 400) return;
     const url = `/streams/${sending}/page?after=0`;
     early = { url, response: fetch(url, { headers: { "HX-Request": "true" } }) };
     early.response.catch(() => {}); // told where it is used
@@ -74,8 +77,10 @@
     if (ctx.sourceElement === composer && ctx.response.status < 400) { prompt.value = ""; prompt.style.height = ""; }
   });
   document.addEventListener("htmx:finally:request", event => {
-    const source = event.detail.ctx.sourceElement;
-    if (source === composer || source.matches?.(".regenerate")) { setSending(null); dropEarly(); }
+    if (event.detail.ctx !== sender) return;
+    setSending(null);
+    sender = null;
+    dropEarly();
   });
   document.addEventListener("htmx:error", event => {
     const source = event.detail.ctx?.sourceElement;
