@@ -8,6 +8,7 @@ more than all the rest.
 from __future__ import annotations
 
 import codecs
+import secrets
 from typing import Any
 
 import msgspec
@@ -204,18 +205,27 @@ def _overlap(text: str, tag: str) -> int:
 
 
 class CallAssembler:
-    """Tool calls from their fragments: several at once, arguments in pieces, the IDs only once."""
+    """Tool calls from their fragments: several at once, arguments in pieces, the IDs only once.
+
+    A server that gives no IDs has random ones made for it, since one answer may have several rounds
+    of calls; one that numbers all its calls 0 tells them apart by their IDs.
+    """
 
     def __init__(self) -> None:
         self._calls: dict[int, list[str]] = {}  # index -> id, name, then pieces of the arguments
+        self._count = 0
 
     def fragment(self, index: int, id_: str, name: str, arguments: str, out: Gathering) -> None:
         """Add a fragment. Raises UpstreamError where there are too many calls."""
         call = self._calls.get(index)
+        if call is not None and id_ and name and id_ != call[0]:
+            self.finish(out, index)
+            call = None
         if call is None:
-            if len(self._calls) >= CALLS_MAX:
+            self._count += 1
+            if self._count > CALLS_MAX:
                 raise UpstreamError("upstream_invalid", "too many tool calls")
-            call = self._calls[index] = [id_ or f"call_{index}", name]
+            call = self._calls[index] = [id_ or f"call_{secrets.token_hex(8)}", name]
         elif name and not call[1]:
             call[1] = name
         if arguments:
