@@ -231,6 +231,10 @@ def ask(reply: Reply, *calls: tuple[str, str], piece: int = 5, serial: int = 0) 
     reply.finish("tool_calls")
 
 
+def _expression(text: str) -> str:
+    return as_json({"expression": text}).decode()
+
+
 def report(reply: Reply, results: list[str]) -> None:
     reply.tokens(pieces("The tools said: " + " | ".join(results), 8))
     reply.finish()
@@ -255,7 +259,7 @@ def parallel_calls(reply: Reply, n: int = 3, name: str = "calculator") -> None:
     if results := tool_results(reply):
         report(reply, results)
         return
-    ask(reply, *((name, as_json({"expression": f"{i + 1}*10"}).decode()) for i in range(n)))
+    ask(reply, *((name, _expression(f"{i + 1}*10")) for i in range(n)))
 
 
 @scenario
@@ -265,8 +269,9 @@ def tool_rounds(reply: Reply, n: int = 1_000_000) -> None:
     if len(results) >= n:
         report(reply, results)
         return
-    reply.tokens([f"Round {len(results) + 1}."])
-    ask(reply, ("calculator", '{"expression":"%d+1"}' % len(results)), serial=len(results))
+    done = len(results)
+    reply.tokens([f"Round {done + 1}."])
+    ask(reply, ("calculator", _expression(f"{done}+1")), serial=done)
 
 
 @scenario
@@ -291,7 +296,7 @@ def calls_unnumbered(reply: Reply, ids: int = 1) -> None:
         report(reply, results)
         return
     for i in range(3 if ids else 1):
-        function = {"name": "calculator", "arguments": '{"expression":"%d*10"}' % (i + 1)}
+        function = {"name": "calculator", "arguments": _expression(f"{i + 1}*10")}
         call = {"index": 0, "id": f"call_{i}" if ids else "", "type": "function"}
         reply.chunk({"tool_calls": [call | {"function": function}]})
         reply.record.sent(1)

@@ -34,14 +34,14 @@ class Stage:
     def __init__(self) -> None:
         self.ended: list[Run] = []  # in the order of their `on_end`
         self.settled: list[Run] = []
+        self.upstreams: list[Scripted] = []
         self.tools: Toolbox | None = None  # what the runs offer
-        self._upstreams: list[Scripted] = []
         self._threads: list[Background] = []
 
     def make(self, upstream: Scripted | None = None, **settings: Any) -> tuple[Run, Scripted]:
         """A run that has not begun."""
         upstream = upstream or Scripted()
-        self._upstreams.append(upstream)
+        self.upstreams.append(upstream)
         config = Config(**{**ENDLESS, **settings})
         request = ChatRequest(HI, model="asked-1")
         run = Run(
@@ -98,9 +98,9 @@ class Stage:
     def close(self) -> None:
         for thread in self._threads:
             thread.end()
-        for upstream in self._upstreams:
+        for upstream in self.upstreams:
             upstream.dispose()
-        self._upstreams.clear()
+        self.upstreams.clear()
         self._threads.clear()
 
 
