@@ -33,7 +33,7 @@ from halt.events import (
 )
 from halt.metrics import Meter, now
 from halt.run import Run
-from halt.tools import Toolbox
+from halt.tools import Toolbox, ToolRound
 from tests.conftest import HaltServer, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.races import together
@@ -382,6 +382,22 @@ def test_stop_while_tools_run_for_a_viewer(stage: ToolStage) -> None:
     assert kinds(reader.finish()) == ["Content", "ToolCall", "Cancelled"]
     until(lambda: stage.settled == [run])
     assert run.answer() == (1, "a")
+
+
+def test_stop_just_before_the_tools_begin(stage: ToolStage) -> None:
+    """A Stop that comes when the round is not there to be aborted keeps every tool from starting."""
+
+    class Late(Toolbox):
+        def round(self, calls: list[ToolCall]) -> ToolRound:
+            run.cancel("stop")
+            return super().round(calls)
+
+    stage.tools = Late([stage.gate.quick])
+    run, upstream = stage.begin()
+    ask(upstream.reply(), "x")
+    until(lambda: stage.settled == [run])
+    assert stage.gate.began == []
+    assert kinds(run.log.read(0)) == ["ToolCall", "Cancelled"]
 
 
 def test_stop_while_the_model_is_asked_again(stage: ToolStage) -> None:
