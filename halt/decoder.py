@@ -50,6 +50,8 @@ class Gathering:
 
     def part(self, *, ended: bool) -> Part:
         """All of it."""
+        if len(self._texts) == 1 and not self.events:  # the usual read: one token
+            return Part((self._kind(self._texts[0]),), self.chunks, ended)
         self._close()
         return Part(tuple(self.events), self.chunks, ended)
 
@@ -151,16 +153,12 @@ class ThinkSplitter:
     be the beginning of one is held back until it is clear.
     """
 
-    __slots__ = ("_held", "_phase")
+    __slots__ = ("_held", "_phase", "through")
 
     def __init__(self) -> None:
+        self.through = False  # nothing is left to be split: what comes is the answer
         self._phase = "start"  # then "thinking" or at once "answer"; "gap" is between those two
         self._held = ""
-
-    @property
-    def through(self) -> bool:
-        """Nothing is left to be split: what comes is the answer."""
-        return self._phase == "answer"
 
     def feed(self, text: str, out: Gathering) -> None:
         """Sort a piece of text into `out`."""
@@ -173,7 +171,7 @@ class ThinkSplitter:
                 self._held = text
                 return
             else:
-                self._phase = "answer"
+                self._begin_answer()
         if self._phase == "thinking":
             thought, tag, rest = text.partition(THOUGHT)
             if not tag:
@@ -187,13 +185,17 @@ class ThinkSplitter:
             text = text.lstrip("\n")
             if not text:
                 return
-            self._phase = "answer"
+            self._begin_answer()
         out.text(Content, text)
 
     def end(self, out: Gathering) -> None:
         """The text is complete: what was held back was no tag."""
         out.text(Reasoning if self._phase == "thinking" else Content, self._held)
-        self._held, self._phase = "", "answer"
+        self._held = ""
+        self._begin_answer()
+
+    def _begin_answer(self) -> None:
+        self._phase, self.through = "answer", True
 
 
 def _overlap(text: str, tag: str) -> int:
