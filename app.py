@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from flask import Flask
 
 from halt import VERSION, api, pages, streams, web
+from halt.builtin_tools import SHIPPED
 from halt.chat import Upstream
 from halt.config import Config, ConfigError, load
 from halt.generation import Generations
 from halt.stops import StopRegistry
 from halt.store import MemoryStore
+from halt.tools import Tool, Toolbox
 from halt.upstream import OpenAIUpstream
 
 HERE = Path(__file__).parent
 
 
-def create_app(config: Config | None = None, upstream: Upstream | None = None) -> Flask:
+def create_app(
+    config: Config | None = None,
+    upstream: Upstream | None = None,
+    tools: Iterable[Tool | Callable[..., Any]] = (),
+) -> Flask:
     """The application. `config` and `upstream` default to what the environment says.
 
-    Raises ConfigError.
+    `tools` are offered to models beside those of HALT_TOOLS: typed functions, or `halt.tools.Tool`.
+    Raises ConfigError, and TypeError or ValueError for functions that can't be tools.
     """
     settings = config or load()
     app = Flask(__name__)
@@ -43,6 +52,7 @@ def create_app(config: Config | None = None, upstream: Upstream | None = None) -
     app.extensions["halt"] = Generations(
         settings, upstream or OpenAIUpstream(settings), StopRegistry()
     )
+    app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
     web.install(app)
     pages.install(app, MemoryStore(settings.kept_bytes))
     app.register_blueprint(streams.blueprint)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_MODEL = "gpt-5-mini"  # OpenAI's current small chat model
+SHIPPED_TOOLS = ("calculator", "current_time")  # what `halt.builtin_tools` has
 DEMO_SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly, in plain English."
 
 
@@ -139,6 +140,11 @@ class Config:
         low=1024,
         high=17_179_869_184,
     )
+    tools: tuple[str, ...] = _setting(
+        "HALT_TOOLS",
+        (),
+        f"Tools that every model is offered, with commas between: `{'`, `'.join(SHIPPED_TOOLS)}`",
+    )
     tool_rounds: int = _setting(
         "HALT_TOOL_ROUNDS",
         8,
@@ -227,6 +233,8 @@ _FALSE = {"0", "false", "no", "off"}
 def _parse(name: str, raw: str, kind: str, low: float | None, high: float | None) -> Any:
     if kind == "str":
         return raw
+    if kind == "tuple[str, ...]":
+        return tuple(dict.fromkeys(word for each in raw.split(",") if (word := each.strip())))
     if kind == "bool":
         if raw.lower() in _TRUE | _FALSE:
             return raw.lower() in _TRUE
@@ -271,6 +279,12 @@ def _validate(config: Config) -> None:
     for name, value in (("OPENAI_API_KEY", config.api_key), ("HALT_TOKEN", config.token)):
         if not value.isascii() or any(c.isspace() or not c.isprintable() for c in value):
             raise ConfigError(f"{name} holds a space or a character that no header can carry.")
+    for tool in config.tools:
+        if tool not in SHIPPED_TOOLS:
+            raise ConfigError(
+                f"HALT_TOOLS={','.join(config.tools)!r}: there is no tool named {tool!r}; "
+                f"the tools are {', '.join(SHIPPED_TOOLS)}."
+            )
     if not _is_loopback(config.host) and not config.token and not config.allow_anonymous:
         raise ConfigError(
             f"HOST={config.host!r} is reachable from other machines and no HALT_TOKEN is set: "

@@ -8,6 +8,7 @@ more than all the rest.
 from __future__ import annotations
 
 import codecs
+import secrets
 from typing import Any
 
 import msgspec
@@ -49,6 +50,8 @@ class Gathering:
 
     def part(self, *, ended: bool) -> Part:
         """All of it."""
+        if len(self._texts) == 1 and not self.events:  # the usual read: one token
+            return Part((self._kind(self._texts[0]),), self.chunks, ended)
         self._close()
         return Part(tuple(self.events), self.chunks, ended)
 
@@ -150,16 +153,12 @@ class ThinkSplitter:
     be the beginning of one is held back until it is clear.
     """
 
-    __slots__ = ("_held", "_phase")
+    __slots__ = ("_held", "_phase", "through")
 
     def __init__(self) -> None:
+        self.through = False  # nothing is left to be split: what comes is the answer
         self._phase = "start"  # then "thinking" or at once "answer"; "gap" is between those two
         self._held = ""
-
-    @property
-    def through(self) -> bool:
-        """Nothing is left to be split: what comes is the answer."""
-        return self._phase == "answer"
 
     def feed(self, text: str, out: Gathering) -> None:
         """Sort a piece of text into `out`."""
@@ -172,7 +171,7 @@ class ThinkSplitter:
                 self._held = text
                 return
             else:
-                self._phase = "answer"
+                self._begin_answer()
         if self._phase == "thinking":
             thought, tag, rest = text.partition(THOUGHT)
             if not tag:
@@ -186,13 +185,17 @@ class ThinkSplitter:
             text = text.lstrip("\n")
             if not text:
                 return
-            self._phase = "answer"
+            self._begin_answer()
         out.text(Content, text)
 
     def end(self, out: Gathering) -> None:
         """The text is complete: what was held back was no tag."""
         out.text(Reasoning if self._phase == "thinking" else Content, self._held)
-        self._held, self._phase = "", "answer"
+        self._held = ""
+        self._begin_answer()
+
+    def _begin_answer(self) -> None:
+        self._phase, self.through = "answer", True
 
 
 def _overlap(text: str, tag: str) -> int:
@@ -204,18 +207,27 @@ def _overlap(text: str, tag: str) -> int:
 
 
 class CallAssembler:
-    """Tool calls from their fragments: several at once, arguments in pieces, the IDs only once."""
+    """Tool calls from their fragments: several at once, arguments in pieces, the IDs only once.
+
+    A server that gives no IDs has random ones made for it, since one answer may have several rounds
+    of calls; one that numbers all its calls 0 tells them apart by their IDs.
+    """
 
     def __init__(self) -> None:
         self._calls: dict[int, list[str]] = {}  # index -> id, name, then pieces of the arguments
+        self._count = 0
 
     def fragment(self, index: int, id_: str, name: str, arguments: str, out: Gathering) -> None:
         """Add a fragment. Raises UpstreamError where there are too many calls."""
         call = self._calls.get(index)
+        if call is not None and id_ and name and id_ != call[0]:
+            self.finish(out, index)
+            call = None
         if call is None:
-            if len(self._calls) >= CALLS_MAX:
+            self._count += 1
+            if self._count > CALLS_MAX:
                 raise UpstreamError("upstream_invalid", "too many tool calls")
-            call = self._calls[index] = [id_ or f"call_{index}", name]
+            call = self._calls[index] = [id_ or f"call_{secrets.token_hex(8)}", name]
         elif name and not call[1]:
             call[1] = name
         if arguments:

@@ -110,6 +110,11 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
         "upstream_unreachable": ("The model's server could not be reached.", True),
         # answers that are refusals
         "bad_request": ("The model's server refused this request.", False),
+        "tools_refused": (
+            "The model's server refused the tools that Halt offers. Choose a model that can call "
+            "tools, or unset HALT_TOOLS.",
+            False,
+        ),
         "context_too_long": ("The conversation is too long for this model.", False),
         "unauthorized": ("The model's server did not accept the API key.", False),
         "forbidden": ("The API key may not use this model.", False),
@@ -137,6 +142,12 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
 )
 
 
+#: Codes whose sentence is followed by what the server said.
+QUOTED = frozenset(
+    {"bad_request", "tools_refused", "context_too_long", "model_not_found", "upstream_error"}
+)
+
+
 class UpstreamError(HaltError):
     """The model's server, or the way to it, failed.
 
@@ -150,10 +161,7 @@ class UpstreamError(HaltError):
         message, self.retryable = CODES[code]
         self.code = code
         self.detail = detail[:500]
-        if (
-            code in {"bad_request", "context_too_long", "model_not_found", "upstream_error"}
-            and detail
-        ):
+        if code in QUOTED and detail:
             message = f"{message} It said: {self.detail[:300]}"
         super().__init__(message, retry_after=retry_after)
 

@@ -125,6 +125,17 @@ def text_of(event: Event) -> str:
     return event.content if isinstance(event, Content) else ""
 
 
+def size_of(event: Event) -> int:
+    """Characters that a model or a tool has added by it."""
+    if isinstance(event, Content):
+        return len(event.content)
+    if isinstance(event, Reasoning):
+        return len(event.text)
+    if isinstance(event, ToolCallDelta):
+        return len(event.arguments)
+    return len(event.result) if isinstance(event, ToolResult) else 0  # a call was counted in pieces
+
+
 encode = msgspec.json.Encoder().encode
 
 

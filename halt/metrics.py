@@ -15,7 +15,8 @@ RATE_FROM = 0.02  # seconds of streaming below which a rate would say more than 
 class Metrics(msgspec.Struct, frozen=True):
     """What one run took. Times in milliseconds, rates per second.
 
-    `ttft_ms`: to the first token of any kind, `streaming_ms`: from there to the last one,
+    `ttft_ms`: to the first token of any kind, `streaming_ms`: from there to the last one, without
+    the time that tools and the model's new beginnings after them took,
     `reasoning_ms`: of that, before the answer's own text. `tokens` is the provider's count where it
     reported one; otherwise the number of pieces it sent, which for most servers is one a token, and
     `tokens_estimated` says so. `gap_p50_ms`, `gap_p99_ms`: between two pieces, to 7 percent;
@@ -70,6 +71,7 @@ class Meter:
 
     __slots__ = (
         "answer_at",
+        "away",
         "characters",
         "chunks",
         "first_at",
@@ -79,6 +81,7 @@ class Meter:
         "reported",
         "started_at",
         "token_at",
+        "tools_since",
     )
 
     def __init__(self) -> None:
@@ -92,6 +95,8 @@ class Meter:
         self.characters = 0
         self.gaps = Gaps()
         self.reported: int | None = None
+        self.tools_since = False  # tools have run since the newest token
+        self.away = 0.0  # seconds between tokens that belong to tools
 
     def received(self, characters: int, chunks: int) -> None:
         """Count what has arrived just now: characters of the answer, pieces of any kind."""
@@ -100,6 +105,9 @@ class Meter:
             return
         if self.first_at is None:
             self.first_at = at
+        elif self.tools_since:
+            self.tools_since = False
+            self.away += at - self.token_at
         else:
             self.gaps.add(at - self.token_at)
         if chunks > 1:
@@ -111,16 +119,17 @@ class Meter:
                 self.answer_at = at
             self.characters += characters
 
-    def alive(self) -> None:
-        """Something else than the model keeps the run going, a tool for one."""
+    def tools_ran(self) -> None:
+        """A sign of life that is a tool's: the time up to the next token is not the model's."""
         self.last_at = now()
+        self.tools_since = True
 
     def snapshot(self) -> Metrics:
         """The figures as of now."""
         at = now()
         first = self.first_at
         tokens = self.chunks if self.reported is None else self.reported
-        streaming = 0.0 if first is None else self.token_at - first
+        streaming = 0.0 if first is None else self.token_at - first - self.away
         # The first token opens the interval, so it is not counted in the rate.
         rate = (tokens - 1) / streaming if streaming > RATE_FROM and tokens > 1 else None
         characters_rate = self.characters / streaming if streaming > RATE_FROM else None

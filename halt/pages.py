@@ -45,6 +45,7 @@ from halt.web import (
     owner,
     owner_made,
     token_matches,
+    toolbox,
 )
 
 #: Seconds between two messages to the page: about a frame of a 60 Hz screen. A page that swaps
@@ -173,7 +174,7 @@ def _begin(found: Conversation, stream_id: str) -> AnswerView:
 
     chat = ChatRequest(found.messages(config().told_system_prompt), id=stream_id)
     try:
-        run = generations().start(chat, found.owner, save)
+        run = generations().start(chat, found.owner, save, toolbox())
     except HaltError:
         store.take_back(found.id, stream_id)
         raise

@@ -7,8 +7,8 @@ the first text, and when no viewer is free, a thread of the run's own has the ro
 
     starts            attendant opens the upstream and pumps until text comes while a viewer waits
     a viewer is free  it pumps (`advance`); other viewers wait at the log
-    tools are called  whoever pumped hands the role to an attendant, which waits for them and opens
-                      the upstream again with their results
+    tools are called  an attendant, the one that pumped or one that a viewer hands the role to,
+                      waits for their results and opens the upstream again with them
     nobody pumps      for ATTEND_AFTER seconds (viewers gone, or stuck in a slow network):
                       the keeper of `generation` sends an attendant
 
@@ -16,6 +16,8 @@ Races, and who wins:
 - Two ends (Stop against the model's own): the log takes the first; the other changes nothing.
 - Stop against a pump that blocks: the log ends first, then the line is interrupted, the pump wakes
   and finds the log ended; the error it woke with is dropped.
+- Stop against a round of tools: the round is shown before its first call starts, and the log is
+  looked at in between. So either the ender aborts the round, or the round never starts.
 - Closing the connection: the last one out does it. An ender ends the log and then tries for the
   role; a pump gives up the role and then looks whether the log has ended. So at least one of both
   gets in, and `_settled`, guarded by the role, lets only one close.
@@ -47,6 +49,7 @@ from halt.events import (
     Terminal,
     ToolCall,
     ToolResult,
+    size_of,
     text_of,
 )
 from halt.journal import MemoryLog
@@ -58,6 +61,7 @@ from halt.tools import Toolbox, ToolRound
 ATTEND_AFTER = 0.2  # seconds without a pump until an attendant is sent
 FIRST_VIEW = 10.0  # seconds that the first viewer has to come, however short the grace
 RETRY_BASE = 0.5  # seconds before the first retry; doubles, and varies by half to spread the load
+CUT_SHORT = frozenset({"length", "content_filter"})  # what a model asked for then is not whole
 RETRY_AFTER_MAX = 5.0  # seconds; a server that wants us to wait longer is shown to the user instead
 
 logger = logging.getLogger(__name__)
@@ -109,13 +113,16 @@ class Run:
         self._tools = tools if request.tools is None else None  # whoever brings tools runs them
         if self._tools:
             self.request = msgspec.structs.replace(request, tools=self._tools.specs)
-        self._asks: list[ToolCall] = []  # what the model has asked for in this round
+        self._calls: list[ToolCall] = []  # what the model has asked for in this round
+        self._calls_due = False  # it has asked for all of it: the next thing is to run them
         self._round_from = 0  # events before this round
         self._new_paragraph = False  # the next text is the first behind a round of tools
         self._rounds_left = config.tool_rounds
         self._tool_round: ToolRound | None = None  # while tools run
         self._answering = False  # the reply of this round has brought something
-        self._usage: dict[str, Any] | None = None  # of all rounds
+        self._size = 0  # characters of all events: text, reasoning, calls, results
+        self._model = ""  # as the last round's reply named it
+        self._usage: dict[str, Any] | None = {}  # of all rounds; None: one of them told none
         self._parts: list[str] = []  # parts[n] is the text of event n + 1, "" of other kinds
         self._kept: int | None = None  # events that the one who stopped had been shown
         self._reply: Reply | None = None
@@ -149,7 +156,7 @@ class Run:
     def model(self) -> str:
         """The model that answers, as far as it is known by now."""
         reply = self._reply
-        return (reply.model if reply is not None else None) or self.request.model or ""
+        return (reply.model if reply is not None else self._model) or self.request.model or ""
 
     def answer(self) -> tuple[int, str]:
         """The text so far and the number of its last event.
@@ -223,8 +230,9 @@ class Run:
         try:
             if self.log.ended is None and self.log.last <= after:
                 self._guarded(lambda: self._pump_once(timeout))
-                # An attendant takes the role as it is: nobody comes between.
-                handed_over = self._wants_tools() and self._spawn(self, self.go_on)
+                if self._calls_due and self.log.ended is None:
+                    # An attendant takes the role as it is: nobody comes between.
+                    handed_over = self._spawn(self, self.go_on)
         finally:
             if not handed_over:
                 self._release()
@@ -362,11 +370,11 @@ class Run:
 
     def _pump_until_watched(self) -> None:
         while self.log.ended is None:
+            if self._calls_due:
+                self._run_tools()
             watched = self.log.waiting
             self._pump_once(TICK)
-            if self._wants_tools():
-                self._run_tools()
-            elif watched and self._answering:
+            if watched and self._answering and not self._calls_due:
                 return
 
     def _open(self) -> None:
@@ -378,6 +386,8 @@ class Run:
                 self._reply = self._upstream.open(self.request, self.line)
                 return
             except UpstreamError as fault:
+                if self._tools and _refuses_tools(fault):
+                    raise UpstreamError("tools_refused", fault.detail) from fault
                 self._wait_for_retry(fault)
 
     def _wait_for_retry(self, fault: UpstreamError) -> None:
@@ -410,24 +420,42 @@ class Run:
         self._take(reply, part)
 
     def _take(self, reply: Reply, part: Part) -> None:
+        """Put what one read brought into the log."""
         if part.events:
             self._answering = True
-            events = [self._prepared(event) for event in part.events]
-            texts = [text_of(event) for event in events]
-            self.meter.received(sum(map(len, texts)), part.chunks)
-            for event, text in zip(events, texts, strict=True):
-                self._parts.append(text)  # first, so that `answer` finds what the log counts
-                if not self.log.append(event):
-                    return
-            if self.meter.characters > self._config.max_answer_chars:
+            if not self._add(part):
+                return
+            if self._size > self._config.max_answer_chars:
                 self.fail(UpstreamError("answer_too_long"))
                 return
         else:
             self.meter.received(0, 0)
         if part.ended:
             self._count(reply)
-            if not self._wants_tools():
+            if self._calls and reply.finish_reason not in CUT_SHORT:
+                self._calls_due = True
+            else:
                 self._done(reply)
+
+    def _add(self, part: Part) -> bool:
+        """Log the events of a part. False: the log has ended."""
+        events = part.events
+        first = events[0]
+        if len(events) == 1 and isinstance(first, Content) and not self._new_paragraph:
+            text = first.content  # the usual part, once for each token
+            self._size += len(text)
+            self.meter.received(len(text), part.chunks)
+            self._parts.append(text)  # before the log, so that `answer` finds what that counts
+            return self.log.append(first)
+        prepared = [self._prepared(event) for event in events]
+        texts = [text_of(event) for event in prepared]
+        self.meter.received(sum(map(len, texts)), part.chunks)
+        for event, text in zip(prepared, texts, strict=True):
+            self._size += size_of(event)
+            self._parts.append(text)
+            if not self.log.append(event):
+                return False
+        return True
 
     def _prepared(self, event: Delta) -> Delta:
         """The event as it goes to the log."""
@@ -438,79 +466,68 @@ class Run:
         elif isinstance(event, Reasoning):
             self.meter.reasoned = True
         elif isinstance(event, ToolCall) and self._tools:
-            self._asks.append(event)
+            self._calls.append(event)
         return event
 
     def _count(self, reply: Reply) -> None:
         """Add a round's usage to that of the rounds before."""
-        if reply.usage:
-            total = dict(self._usage or {})
-            for name, value in reply.usage.items():
-                both = isinstance(value, int) and isinstance(total.get(name), int)
-                total[name] = total[name] + value if both else value
-            self._usage = total
-
-    def _wants_tools(self) -> bool:
-        """The model waits for the results of tools, and may have another round."""
-        reply = self._reply
-        return (
-            bool(self._asks)
-            and self.log.ended is None
-            and reply is not None
-            and reply.finish_reason is not None
-        )
+        if self._usage is not None:
+            self._usage = None if reply.usage is None else _sum(self._usage, reply.usage)
 
     def _run_tools(self) -> None:
         """Run what the model asked for, then ask it again with the results. The role is held."""
         reply = self._reply
         assert reply is not None  # noqa: S101 - it has brought the calls
-        assert self._tools is not None  # noqa: S101 - else none is asked for
+        self._model = reply.model
         reply.finish()
+        self._reply, self._calls_due = None, False
+        calls, self._calls = self._calls, []
         if not self._rounds_left:
             raise UpstreamError("too_many_tool_rounds")
         self._rounds_left -= 1
-        asks, self._asks = self._asks, []
-        said = "".join(self._parts[self._round_from :])
-        calls = [AskedTool(call.id, FunctionCall(call.name, call.arguments)) for call in asks]
-        told: list[Message] = [
-            ToolTurn("assistant", said or None, tool_calls=calls, opaque=reply.opaque)
-        ]
-        self._reply = None
-        self._tool_round = self._tools.round(asks, self.switch.event)
-        if self.log.ended is not None:  # it may have ended before the round could be seen
-            self._tool_round.abort()
-        answers: dict[str, ToolResult] = {}
-        for result in self._tool_round.results():
-            answers[result.id] = result
-            self._parts.append("")
-            if not self.log.append(result):
-                return
-            self.meter.alive()
+        results = self._results_of(calls)
         if self.log.ended is not None:
             return
-        self._tool_round = None
-        told += [
-            Message("tool", answers[call.id].result, tool_call_id=call.id)
-            for call in asks
-            if call.id in answers
+        said = "".join(self._parts[self._round_from :]).strip()
+        self._new_paragraph = self._new_paragraph or bool(said)
+        self._round_from = len(self._parts)
+        asked = [AskedTool(call.id, FunctionCall(call.name, call.arguments)) for call in calls]
+        told: list[Message] = [
+            ToolTurn("assistant", said or None, tool_calls=asked, opaque=reply.opaque),
+            *(Message("tool", each.result, tool_call_id=each.id) for each in results),
         ]
         self.request = msgspec.structs.replace(
-            self.request, messages=[*self.request.messages, *told]
+            self.request,
+            messages=[*self.request.messages, *told],
+            tool_choice=None,  # what the first round had to call need not be called for ever
         )
-        if said:
-            self._new_paragraph = not said[-1].isspace()
-        self._round_from = len(self._parts)
-        self._answering = False
-        self.meter.alive()
         self._open()
 
+    def _results_of(self, calls: list[ToolCall]) -> list[ToolResult]:
+        """Run the calls; their results in the order of the calls, some missing after an end."""
+        assert self._tools is not None  # noqa: S101 - else none is asked for
+        under_way = self._tool_round = self._tools.round(calls)
+        if self.log.ended is not None:  # by one who did not see the round
+            under_way.abort()
+        for result in under_way.results():
+            self._size += len(result.result)
+            if self._size > self._config.max_answer_chars:
+                raise UpstreamError("answer_too_long")
+            self._parts.append("")
+            if not self.log.append(result):
+                break
+            self.meter.tools_ran()
+        self._answering = False
+        self.meter.tools_ran()  # the limits of a silent model count from here
+        self._tool_round = None
+        return under_way.told
+
     def _done(self, reply: Reply) -> None:
-        reported = self._usage.get("completion_tokens") if self._usage else None
+        usage = self._usage or None
+        reported = usage.get("completion_tokens") if usage else None
         if isinstance(reported, int):
             self.meter.reported = reported
-        self._end(
-            lambda: Done(reply.finish_reason, self.meter.snapshot(), self._usage), interrupt=False
-        )
+        self._end(lambda: Done(reply.finish_reason, self.meter.snapshot(), usage), interrupt=False)
 
     def _broke(self, reply: Reply, fault: UpstreamError) -> None:
         """The upstream failed while the answer was read. An end that came before explains it."""
@@ -543,6 +560,29 @@ class Run:
             self.settle()
         elif drain or not self._viewers:
             self.settle(drain=True)
+
+
+def _sum(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Two counts as one: numbers are added, what is no number is the newer one's."""
+    out = dict(total)
+    for name, value in more.items():
+        before = out.get(name)
+        if isinstance(value, dict) and isinstance(before, dict):
+            out[name] = _sum(before, value)
+        elif isinstance(value, int | float) and isinstance(before, int | float):
+            out[name] = before + value
+        elif value is not None or before is None:
+            out[name] = value
+    return out
+
+
+def _refuses_tools(fault: UpstreamError) -> bool:
+    """The server names tools in its refusal: it, or the model, cannot call any.
+
+    Servers do not agree on the status: 400 and 422 are usual, 404 and 500 are seen too.
+    """
+    refusals = {"bad_request", "model_not_found", "upstream_server_error"}
+    return fault.code in refusals and "tool" in fault.detail.lower()
 
 
 assert {"no_model", "shutdown"} <= set(CODES)  # noqa: S101

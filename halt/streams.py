@@ -12,7 +12,7 @@ from halt.errors import RequestError
 from halt.events import FINAL_FRAME
 from halt.relay import SSE_HEADERS, EventStream, json_frames
 from halt.run import Run
-from halt.web import after_parameter, client_socket, generations, owner
+from halt.web import after_parameter, client_socket, generations, owner, toolbox
 
 blueprint = Blueprint("streams", __name__)
 
@@ -51,7 +51,8 @@ def _stream(run: Run, after: int) -> Response:
 @blueprint.post("/chat/stream")
 def chat_stream() -> Response:
     """Start a generation and follow it."""
-    run = generations().start(decode_request(request.get_data()), owner())
+    chat = decode_request(request.get_data())
+    run = generations().start(chat, owner(), tools=toolbox())
     return _stream(run, 0)
 
 

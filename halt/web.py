@@ -27,6 +27,7 @@ from halt.config import Config
 from halt.errors import HaltError, RequestError, TooLarge
 from halt.events import encode
 from halt.generation import Generations
+from halt.tools import Toolbox
 
 #: No inline script or style, nothing from elsewhere, no frame around the page.
 CONTENT_SECURITY_POLICY = (
@@ -50,6 +51,13 @@ def generations() -> Generations:
     """The generations of the application that serves this request."""
     found = current_app.extensions["halt"]
     assert isinstance(found, Generations)  # noqa: S101
+    return found
+
+
+def toolbox() -> Toolbox:
+    """The tools that this application offers to models; it may be empty."""
+    found = current_app.extensions["halt.tools"]
+    assert isinstance(found, Toolbox)  # noqa: S101
     return found
 
 

@@ -84,10 +84,12 @@ def asked(fake: FakeOpenAI, said: str, nth: int = 0, timeout: float = 5.0) -> Re
 class HaltServer:
     """gunicorn with Halt, as a user starts it, on a free port. What it prints is kept."""
 
+    command: tuple[str, ...] = ("app.py",)  # what Python is given
+
     def __init__(self, env: dict[str, str], *args: str) -> None:
         clean = halt_environment(env)
         self.process = subprocess.Popen(
-            [sys.executable, "app.py", *args],
+            [sys.executable, *self.command, *args],
             cwd=ROOT,
             env=clean,
             stdout=subprocess.PIPE,

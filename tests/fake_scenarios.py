@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import repeat
+from itertools import repeat, zip_longest
 from math import inf
 from typing import Any
 from urllib.parse import parse_qsl
@@ -202,6 +202,117 @@ def no_usage_option(reply: Reply, n: int = 20) -> None:
         )
         return
     no_usage(reply, n)
+
+
+# Calls of tools: each of these answers with the results once they are there
+
+
+def tool_results(reply: Reply) -> list[str]:
+    """What the tools have said since the last user message."""
+    out: list[str] = []
+    for message in reply.request.get("messages") or []:
+        if message.get("role") == "user":
+            out.clear()
+        elif message.get("role") in {"tool", "function"}:
+            out.append(str(message.get("content")))
+    return out
+
+
+def ask(reply: Reply, *calls: tuple[str, str], piece: int = 5, serial: int = 0) -> None:
+    """Call tools (name, arguments), the arguments in pieces that alternate between the calls."""
+    reply.open()
+    for index, (name, _) in enumerate(calls):
+        function = {"name": name, "arguments": ""}
+        call = {"index": index, "id": f"call_{serial}_{index}", "type": "function"}
+        reply.chunk({"tool_calls": [call | {"function": function}]})
+        reply.record.sent(1)
+    for row in zip_longest(*(pieces(arguments, piece) for _, arguments in calls)):
+        for index, part in enumerate(row):
+            if part is not None:
+                reply.chunk({"tool_calls": [{"index": index, "function": {"arguments": part}}]})
+                reply.record.sent(1)
+    reply.finish("tool_calls")
+
+
+def _expression(text: str) -> str:
+    return as_json({"expression": text}).decode()
+
+
+def report(reply: Reply, results: list[str]) -> None:
+    reply.tokens(pieces("The tools said: " + " | ".join(results), 8))
+    reply.finish()
+
+
+@scenario
+def tool_call(
+    reply: Reply, name: str = "current_time", args: str = "{}", say: str = "", piece: int = 5
+) -> None:
+    """Calls a tool, behind the text `say`, the arguments in pieces; then tells its result."""
+    if results := tool_results(reply):
+        report(reply, results)
+        return
+    if say:
+        reply.tokens(pieces(say, 4))
+    ask(reply, (name, args), piece=piece)
+
+
+@scenario
+def parallel_calls(reply: Reply, n: int = 3, name: str = "calculator") -> None:
+    """Calls a tool n times at once, with the expressions 1*10, 2*10, ...; then tells the results."""
+    if results := tool_results(reply):
+        report(reply, results)
+        return
+    ask(reply, *((name, _expression(f"{i + 1}*10")) for i in range(n)))
+
+
+@scenario
+def tool_rounds(reply: Reply, n: int = 1_000_000) -> None:
+    """Calls the calculator in n rounds, one after the other; in fact for ever, if n is not given."""
+    results = tool_results(reply)
+    if len(results) >= n:
+        report(reply, results)
+        return
+    done = len(results)
+    reply.tokens([f"Round {done + 1}."])
+    ask(reply, ("calculator", _expression(f"{done}+1")), serial=done)
+
+
+@scenario
+def function_call(
+    reply: Reply, name: str = "calculator", args: str = '{"expression":"6*7"}'
+) -> None:
+    """A call in the old form, as function_call; then its result."""
+    if results := tool_results(reply):
+        report(reply, results)
+        return
+    reply.chunk({"function_call": {"name": name, "arguments": ""}})
+    for part in pieces(args, 5):
+        reply.chunk({"function_call": {"arguments": part}})
+        reply.record.sent(1)
+    reply.finish("function_call")
+
+
+@scenario
+def calls_unnumbered(reply: Reply, ids: int = 1) -> None:
+    """Three whole calls, all with the index 0, told apart by their IDs; ids=0: one, without an ID."""
+    if results := tool_results(reply):
+        report(reply, results)
+        return
+    for i in range(3 if ids else 1):
+        function = {"name": "calculator", "arguments": _expression(f"{i + 1}*10")}
+        call = {"index": 0, "id": f"call_{i}" if ids else "", "type": "function"}
+        reply.chunk({"tool_calls": [call | {"function": function}]})
+        reply.record.sent(1)
+    reply.finish("stop")  # as such servers say
+
+
+@scenario
+def no_tools(reply: Reply, status: int = 400) -> None:
+    """Refuses a request that offers tools, as Ollama does for models that can't call any."""
+    if "tools" in reply.request:
+        reply.error(status, "registry.ollama.ai/library/gemma:2b does not support tools")
+        return
+    count(reply, 5)
 
 
 # Other framings of the same answer

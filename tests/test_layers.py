@@ -45,6 +45,7 @@ LAYERS = {
     "faults": 2,
     "decoder": 2,
     "tools": 2,
+    "builtin_tools": 3,
     "upstream": 2,
     "journal": 2,
     "store": 2,

@@ -19,6 +19,7 @@ from halt.errors import CODES, OffsetLost, UpstreamError
 from halt.events import Cancelled, Content, Done, Failed, text_of
 from halt.metrics import now
 from halt.run import Run
+from halt.tools import Toolbox
 from tests.races import together
 from tests.scripted import HI, SOON, Reader, Scripted, ScriptedReply, piece
 from tests.wire import Background, until
@@ -33,13 +34,14 @@ class Stage:
     def __init__(self) -> None:
         self.ended: list[Run] = []  # in the order of their `on_end`
         self.settled: list[Run] = []
-        self._upstreams: list[Scripted] = []
+        self.upstreams: list[Scripted] = []
+        self.tools: Toolbox | None = None  # what the runs offer
         self._threads: list[Background] = []
 
     def make(self, upstream: Scripted | None = None, **settings: Any) -> tuple[Run, Scripted]:
         """A run that has not begun."""
         upstream = upstream or Scripted()
-        self._upstreams.append(upstream)
+        self.upstreams.append(upstream)
         config = Config(**{**ENDLESS, **settings})
         request = ChatRequest(HI, model="asked-1")
         run = Run(
@@ -51,6 +53,7 @@ class Stage:
             self.ended.append,
             self.settled.append,
             self.spawn,
+            self.tools,
         )
         return run, upstream
 
@@ -59,14 +62,16 @@ class Stage:
         self._threads.append(Background(body))
         return True
 
-    def race(self, *fed: str | UpstreamError) -> tuple[Run, ScriptedReply]:
+    def race(
+        self, *fed: str | Part | UpstreamError, then: tuple[ScriptedReply, ...] = ()
+    ) -> tuple[Run, ScriptedReply]:
         """A run that has not begun, its whole answer there already; the only one on stage."""
         self.close()
         self.ended.clear()
         self.settled.clear()
         reply = ScriptedReply()
         reply.feed(*fed)
-        run, _ = self.make(Scripted(reply))
+        run, _ = self.make(Scripted(reply, *then))
         return run, reply
 
     def begin(self, upstream: Scripted | None = None, **settings: Any) -> tuple[Run, Scripted]:
@@ -93,9 +98,9 @@ class Stage:
     def close(self) -> None:
         for thread in self._threads:
             thread.end()
-        for upstream in self._upstreams:
+        for upstream in self.upstreams:
             upstream.dispose()
-        self._upstreams.clear()
+        self.upstreams.clear()
         self._threads.clear()
 
 
