@@ -13,11 +13,29 @@ from halt import VERSION, api, pages, streams, web
 from halt.chat import Upstream
 from halt.config import Config, ConfigError, load
 from halt.generation import Generations
+from halt.provider_settings import ProviderSettings, setup
+from halt.providers import OneProvider, Providers
 from halt.stops import StopRegistry
 from halt.store import MemoryStore
-from halt.upstream import OpenAIUpstream
+from halt.upstream import AzureUpstream, OpenAIUpstream
 
 HERE = Path(__file__).parent
+
+
+def make_provider(settings: ProviderSettings) -> OneProvider:
+    """The provider of this kind."""
+    if settings.kind == "anthropic":
+        # Its client takes a while to load and is needed by few.
+        from halt.anthropic_upstream import AnthropicUpstream  # noqa: PLC0415
+
+        return AnthropicUpstream(settings)
+    return AzureUpstream(settings) if settings.kind == "azure" else OpenAIUpstream(settings)
+
+
+def make_upstream(config: Config) -> Providers:
+    """All providers that the settings ask for. Raises ConfigError."""
+    wanted = setup(config)
+    return Providers({each.name: make_provider(each) for each in wanted.providers}, wanted.default)
 
 
 def create_app(config: Config | None = None, upstream: Upstream | None = None) -> Flask:
@@ -40,7 +58,7 @@ def create_app(config: Config | None = None, upstream: Upstream | None = None) -
     app.jinja_env.globals["halt_version"] = VERSION
     app.extensions["halt.config"] = settings
     app.extensions["halt"] = Generations(
-        settings, upstream or OpenAIUpstream(settings), StopRegistry()
+        settings, upstream or make_upstream(settings), StopRegistry()
     )
     web.install(app)
     pages.install(app, MemoryStore(settings.kept_bytes))

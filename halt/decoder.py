@@ -1,13 +1,15 @@
 """A model's stream of bytes to deltas: text, reasoning, tool calls.
 
 `EventDecoder` cuts the bytes into the data of Server-Sent Events; `ChatDecoder` understands those
-of OpenAI's chat completions. Decoded with typed structs, because building the SDK's objects costs
-more than all the rest.
+of OpenAI's chat completions, and `halt.anthropic_upstream` has one for Anthropic's messages.
+Decoded with typed structs, because building the SDK's objects costs more than all the rest.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
+import secrets
 from typing import Any
 
 import msgspec
@@ -79,6 +81,11 @@ class EventDecoder:
         self._skip_lf = False  # the last byte was a CR, so an LF that follows belongs to it
         self._fault: UpstreamError | None = None
 
+    @property
+    def opaque(self) -> Any:
+        """What the provider wants back with this answer when tools were called."""
+        return None
+
     def _take(self, data: bytes, out: Gathering) -> None:
         """Understand one event. Raises UpstreamError."""
         raise NotImplementedError
@@ -147,13 +154,14 @@ class ThinkSplitter:
     """Tells `<think>...</think>` at the beginning of an answer from the answer itself.
 
     Many servers hand such models' output through as it is. The tags may be cut anywhere; what might
-    be the beginning of one is held back until it is clear.
+    be the beginning of one is held back until it is clear. Line breaks behind either tag belong to
+    the tag.
     """
 
     __slots__ = ("_held", "_phase")
 
     def __init__(self) -> None:
-        self._phase = "start"  # then "thinking" or at once "answer"; "gap" is between those two
+        self._phase = "start"  # then "opened", "thinking", "closed", "answer"; or "answer" at once
         self._held = ""
 
     @property
@@ -167,12 +175,17 @@ class ThinkSplitter:
         if self._phase == "start":
             begun = text.lstrip()
             if begun.startswith(THINK):
-                self._phase, text = "thinking", begun[len(THINK) :].lstrip("\n")
+                self._phase, text = "opened", begun[len(THINK) :]
             elif THINK.startswith(begun):
                 self._held = text
                 return
             else:
                 self._phase = "answer"
+        if self._phase == "opened":
+            text = text.lstrip("\n")
+            if not text:
+                return
+            self._phase = "thinking"
         if self._phase == "thinking":
             thought, tag, rest = text.partition(THOUGHT)
             if not tag:
@@ -181,8 +194,8 @@ class ThinkSplitter:
                 out.text(Reasoning, text[: len(text) - keep])
                 return
             out.text(Reasoning, thought)
-            self._phase, text = "gap", rest
-        if self._phase == "gap":
+            self._phase, text = "closed", rest
+        if self._phase == "closed":
             text = text.lstrip("\n")
             if not text:
                 return
@@ -203,31 +216,82 @@ def _overlap(text: str, tag: str) -> int:
     return 0
 
 
+class _Assembly:
+    """A tool call that is coming in."""
+
+    __slots__ = ("arguments", "given", "id", "name", "number")
+
+    def __init__(self, number: int, given: str, own: str, name: str) -> None:
+        self.number = number
+        self.given = given  # the ID as the server gave it, perhaps none
+        self.id = own
+        self.name = name
+        self.arguments: list[str] = []
+
+    def is_whole(self) -> bool:
+        """Its arguments are a complete JSON value."""
+        with contextlib.suppress(msgspec.DecodeError):
+            msgspec.json.decode("".join(self.arguments))
+            return True
+        return False
+
+
 class CallAssembler:
-    """Tool calls from their fragments: several at once, arguments in pieces, the IDs only once."""
+    """Tool calls from their fragments: several at once, arguments in pieces, the IDs only once.
+
+    Servers differ. Some leave the index out; Ollama gives whole calls that all have index 0 and an
+    ID each; some give no IDs, or a new one with every piece. What begins a call has a name.
+    """
 
     def __init__(self) -> None:
-        self._calls: dict[int, list[str]] = {}  # index -> id, name, then pieces of the arguments
+        self._calls: list[_Assembly] = []
+        self._slots: dict[int, _Assembly] = {}  # the server's index -> the call it means now
 
-    def fragment(self, index: int, id_: str, name: str, arguments: str, out: Gathering) -> None:
+    def fragment(self, index: int | None, id_: str, name: str, pieces: str, out: Gathering) -> None:
         """Add a fragment. Raises UpstreamError where there are too many calls."""
-        call = self._calls.get(index)
-        if call is None:
-            if len(self._calls) >= CALLS_MAX:
-                raise UpstreamError("upstream_invalid", "too many tool calls")
-            call = self._calls[index] = [id_ or f"call_{index}", name]
-        elif name and not call[1]:
-            call[1] = name
-        if arguments:
-            call.append(arguments)
-        out.add(ToolCallDelta(index, call[0], call[1], arguments))
+        call = self._find(index, id_)
+        if call is None or self._begins(call, id_, name, pieces):
+            call = self._begin(id_, name)
+        elif name and not call.name:
+            call.name = name
+        if index is not None:
+            self._slots[index] = call
+        if pieces:
+            call.arguments.append(pieces)
+        out.add(ToolCallDelta(call.number, call.id, call.name, pieces))
 
-    def finish(self, out: Gathering, index: int | None = None) -> None:
-        """Give out whole calls: the one of `index`, or all that are left, in their order."""
-        for each in sorted(self._calls) if index is None else [index]:
-            if each in self._calls:
-                id_, name, *pieces = self._calls.pop(each)
-                out.add(ToolCall(id_, name, "".join(pieces)))
+    def finish(self, out: Gathering) -> None:
+        """Give out the whole calls, in the order in which they began."""
+        for call in self._calls:
+            out.add(ToolCall(call.id, call.name, "".join(call.arguments)))
+        self._calls.clear()
+        self._slots.clear()
+
+    def _find(self, index: int | None, id_: str) -> _Assembly | None:
+        if index is not None:
+            return self._slots.get(index)
+        if id_:
+            same = [call for call in self._calls if call.given == id_]
+            if same:
+                return same[-1]
+        return self._calls[-1] if self._calls else None
+
+    def _begins(self, call: _Assembly, id_: str, name: str, pieces: str) -> bool:
+        """The fragment is not a piece of this call, though the server put it in its place."""
+        if not name or not call.name:
+            return False
+        if id_ and call.given:
+            return id_ != call.given
+        return name != call.name or (bool(pieces) and call.is_whole())
+
+    def _begin(self, given: str, name: str) -> _Assembly:
+        if len(self._calls) >= CALLS_MAX:
+            raise UpstreamError("upstream_invalid", "too many tool calls")
+        taken = {call.id for call in self._calls}
+        own = given if given and given not in taken else f"call_{secrets.token_hex(8)}"
+        call = _Assembly(len(self._calls), given, own, name)
+        self._calls.append(call)
+        return call
 
 
 # --- OpenAI's chat completions --------------------------------------------------------------------
@@ -235,11 +299,18 @@ class CallAssembler:
 
 class _Function(msgspec.Struct):
     name: str | None = None
-    arguments: str | None = None
+    arguments: str | dict[str, Any] | None = None
+
+    @property
+    def piece(self) -> str:
+        """The arguments as text; a few servers send them as an object."""
+        if isinstance(self.arguments, dict):
+            return msgspec.json.encode(self.arguments).decode()
+        return self.arguments or ""
 
 
 class _Call(msgspec.Struct):
-    index: int = 0
+    index: int | None = None
     id: str | None = None
     function: _Function | None = None
 
@@ -264,6 +335,7 @@ class _Chunk(msgspec.Struct):
     usage: dict[str, Any] | None = None
     model: str | None = None
     error: Any = None
+    object: Any = None
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
@@ -287,6 +359,8 @@ class ChatDecoder(EventDecoder):
             raise UpstreamError("upstream_invalid", str(exc)) from exc
         if chunk.error:
             raise error_object(chunk.error)
+        if chunk.object == "error":  # vLLM: the error object itself, not inside another
+            raise error_object(msgspec.json.decode(data))
         if chunk.usage is not None:
             self.usage = chunk.usage
         if self.model is None:
@@ -296,30 +370,29 @@ class ChatDecoder(EventDecoder):
                 continue  # one answer is shown; others are never asked for
             if choice.delta is not None:
                 self._take_delta(choice.delta, out)
-            if choice.finish_reason is not None:
+            if choice.finish_reason:  # some send "" until there is one
                 self.finish_reason = choice.finish_reason
 
     def _take_delta(self, delta: _Delta, out: Gathering) -> None:
-        if text := delta.content or delta.refusal:
-            out.chunks += 1
+        thought = delta.reasoning_content or delta.reasoning
+        text = delta.content or delta.refusal
+        if thought:
+            out.text(Reasoning, thought)
+        if text:
             if self._splitter.through:
                 out.text(Content, text)
             else:
                 self._splitter.feed(text, out)
-        elif text := delta.reasoning_content or delta.reasoning:
+        if thought or text:
             out.chunks += 1
-            out.text(Reasoning, text)
-        if delta.tool_calls:
-            for call in delta.tool_calls:
-                function = call.function or _Function()
-                out.chunks += 1
-                self._calls.fragment(
-                    call.index, call.id or "", function.name or "", function.arguments or "", out
-                )
+        for call in delta.tool_calls or ():
+            self._take_call(call.index, call.id or "", call.function or _Function(), out)
         if delta.function_call is not None:
-            function = delta.function_call
-            out.chunks += 1
-            self._calls.fragment(0, "", function.name or "", function.arguments or "", out)
+            self._take_call(0, "", delta.function_call, out)
+
+    def _take_call(self, index: int | None, id_: str, told: _Function, out: Gathering) -> None:
+        out.chunks += 1
+        self._calls.fragment(index, id_, told.name or "", told.piece, out)
 
     def _last(self, out: Gathering) -> None:
         self._splitter.end(out)

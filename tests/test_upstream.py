@@ -21,6 +21,7 @@ from halt.chat import ChatRequest, Message, Reply
 from halt.config import Config
 from halt.errors import CODES, Interrupted, UpstreamError
 from halt.line import Line, Quiet
+from halt.provider_settings import setup
 from halt.transport import Transport
 from halt.upstream import OpenAIUpstream
 from tests.fake_openai import FakeOpenAI
@@ -52,7 +53,7 @@ def make() -> Iterator[Make]:
 
     def make(base_url: str, transport: Transport | None = None, **settings: Any) -> OpenAIUpstream:
         config = Config(**{"base_url": base_url, "api_key": KEY, "model": "echo"} | settings)
-        made.append(OpenAIUpstream(config, transport))
+        made.append(OpenAIUpstream(setup(config).providers[0], transport))
         return made[-1]
 
     yield make
