@@ -136,6 +136,8 @@ class MessagesDecoder(EventDecoder):
             event = _decode_event(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise UpstreamError("upstream_invalid", str(exc)) from exc
+        if event.error:
+            raise error_object({"error": event.error})
         match event.type:
             case "content_block_delta" if event.delta is not None:
                 self._take_delta(event.index, event.delta, out)
@@ -153,7 +155,7 @@ class MessagesDecoder(EventDecoder):
             case "message_stop":
                 self.ended = True
             case "error":
-                raise error_object({"error": event.error or "an error without words"})
+                raise UpstreamError("upstream_error")
             case _:
                 pass  # ping, content_block_stop, and what may come in later versions
 

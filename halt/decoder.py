@@ -316,7 +316,7 @@ class _Call(msgspec.Struct):
 
 
 class _Delta(msgspec.Struct):
-    content: str | None = None
+    content: str | list[dict[str, Any]] | None = None  # a list of parts: Mistral's thinking models
     reasoning_content: str | None = None  # DeepSeek, llama.cpp, vLLM, LM Studio
     reasoning: str | None = None  # OpenRouter, Ollama, newer vLLM
     tool_calls: list[_Call] | None = None
@@ -339,6 +339,18 @@ class _Chunk(msgspec.Struct):
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
+
+
+def _of_parts(parts: list[dict[str, Any]]) -> tuple[str, str]:
+    """Thoughts and text of content that comes as a list."""
+    thoughts, texts = [], []
+    for part in parts:
+        inner = part.get("thinking")
+        if isinstance(inner, list):
+            thoughts += [str(each.get("text", "")) for each in inner if isinstance(each, dict)]
+        else:
+            texts.append(str(part.get("text") or ""))
+    return "".join(thoughts), "".join(texts)
 
 
 class ChatDecoder(EventDecoder):
@@ -374,8 +386,9 @@ class ChatDecoder(EventDecoder):
                 self.finish_reason = choice.finish_reason
 
     def _take_delta(self, delta: _Delta, out: Gathering) -> None:
-        thought = delta.reasoning_content or delta.reasoning
-        text = delta.content or delta.refusal
+        thought, text = delta.reasoning_content or delta.reasoning, delta.content or delta.refusal
+        if isinstance(text, list):
+            thought, text = _of_parts(text)
         if thought:
             out.text(Reasoning, thought)
         if text:

@@ -16,6 +16,7 @@ from math import inf
 from typing import Any
 from urllib.parse import parse_qsl
 
+from tests.fake_shapes import SHAPES
 from tests.fake_wire import Framing, Pace, Reply, as_json
 
 Scenario = Callable[..., None]
@@ -165,6 +166,56 @@ def reasoning(reply: Reply, thoughts: int = 20, n: int = 20) -> None:
     reply.tokens((f"thought{i} " for i in range(thoughts)), kind="reasoning_content")
     reply.tokens(numbers(n))
     reply.finish()
+
+
+@scenario
+def tools(reply: Reply, thoughts: int = 2, n: int = 3) -> None:
+    """Thoughts and two calls (add, sub) with arguments in pieces; an answer once it has results."""
+    if _has_results(reply.request):
+        reply.tokens(numbers(n))
+        reply.finish()
+        return
+    reply.tokens((f"thought{i} " for i in range(thoughts)), kind="reasoning_content")
+    reply.open()
+    for index, (name, parts) in enumerate(
+        {"add": ('{"a": 1, ', '"b": 2}'), "sub": ("{}",)}.items()
+    ):
+        told: dict[str, object] = {"name": name, "arguments": ""}
+        begun = {"index": index, "id": f"call_{name}", "type": "function", "function": told}
+        reply.chunk({"tool_calls": [begun]})
+        for part in parts:
+            reply.chunk({"tool_calls": [{"index": index, "function": {"arguments": part}}]})
+            reply.record.sent(1)
+    reply.finish("tool_calls")
+
+
+def _has_results(body: dict[str, Any]) -> bool:
+    last = body["messages"][-1]
+    parts = last["content"] if isinstance(last["content"], list) else []
+    return last["role"] == "tool" or any(part["type"] == "tool_result" for part in parts)
+
+
+@scenario
+def budgeted(reply: Reply) -> None:
+    """400 for thinking without a budget, as Anthropic's older models answer; else thoughts."""
+    thinking = reply.request.get("thinking", {})
+    if thinking.get("type") == "adaptive":
+        reply.error(400, "adaptive thinking is not supported on this model")
+        return
+    reasoning(reply, thoughts=int("budget_tokens" in thinking), n=1)
+
+
+@scenario
+def shape(reply: Reply, name: str = "llamacpp") -> None:
+    """A stream as a certain server sends it; the names: tests/fake_shapes.py."""
+    if name not in SHAPES or not reply.streaming:
+        reply.error(400, f"fake shape: no such shape: {name}")
+        return
+    reply.begin()
+    for event in SHAPES[name]:
+        line = event.encode() if isinstance(event, str) else b"data: " + as_json(event)
+        reply.write(line + b"\n\n")
+    reply.end()
 
 
 @scenario

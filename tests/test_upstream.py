@@ -10,16 +10,17 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 import msgspec
 import pytest
 
-from halt.chat import ChatRequest, Message, Reply
+from halt.chat import ChatRequest, Message, Reply, Upstream
 from halt.config import Config
 from halt.errors import CODES, Interrupted, UpstreamError
+from halt.events import Delta
 from halt.line import Line, Quiet
 from halt.provider_settings import setup
 from halt.transport import Transport
@@ -37,6 +38,7 @@ class Answer:
     """What came of a request."""
 
     text: str = ""
+    events: list[Delta] = field(default_factory=list)
     chunks: int = 0
     ended: bool = False
     fault: UpstreamError | None = None
@@ -74,6 +76,7 @@ def read(reply: Reply) -> Answer:
             with suppress(Quiet):
                 part = reply.read(SOON)
                 out.text += part.text
+                out.events += part.events
                 out.chunks += part.chunks
                 out.ended = part.ended
         reply.finish()
@@ -84,7 +87,7 @@ def read(reply: Reply) -> Answer:
     return out
 
 
-def ask(upstream: OpenAIUpstream, model: str | None = None, **more: Any) -> Answer:
+def ask(upstream: Upstream, model: str | None = None, **more: Any) -> Answer:
     request = ChatRequest(**{"messages": HI, "model": model} | more)
     try:
         reply = upstream.open(request, Line())
