@@ -384,11 +384,12 @@ class AnthropicUpstream(Provider):
         ]
         output = _output_format(request.response_format)
         stop = [request.stop] if isinstance(request.stop, str) else request.stop
-        extra = {**self._settings.extra_body, **(request.extra_body or {})}
+        # The client has no names for these two any more; older models and other servers take them.
+        sampling = {"temperature": request.temperature, "top_p": request.top_p}
+        extra = {k: v for k, v in sampling.items() if v is not None}
+        extra |= {**self._settings.extra_body, **(request.extra_body or {})}
         optional = {
             "system": system,
-            "temperature": request.temperature,
-            "top_p": request.top_p,
             "stop_sequences": stop,
             "tools": tools,
             "tool_choice": _tool_choice(request) if tools else None,

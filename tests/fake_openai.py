@@ -327,7 +327,7 @@ def _missing(reply: Reply) -> str:
         if "api-version" not in record.query or "api-key" not in record.headers:
             return "api-version or api-key is missing"
     if isinstance(reply, MessagesReply):
-        for name in ("x-api-key", "anthropic-version"):
+        for name in ("authorization", "anthropic-version"):
             if name not in record.headers:
                 return f"{name}: header is required"
         if "max_tokens" not in reply.request:

@@ -373,6 +373,14 @@ def error_in_stream(
     reply.end()
 
 
+@scenario
+def key_in_stream(reply: Reply, n: int = 0) -> None:
+    """n tokens, then an error object that repeats the key which the client has sent."""
+    headers = reply.record.headers
+    key = headers.get("api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+    error_in_stream(reply, n, f"Bad key {key}, sorry.")
+
+
 # Bytes that are not what they should be
 
 
