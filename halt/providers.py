@@ -153,9 +153,11 @@ class Providers:
         if self._single:
             self._first.check(line)
             return
-        found = self._all(self._checks, ASK_SECONDS, fresh=True)
-        if not any(answer for answer, fault in found.values() if fault is None):
-            self._raise_first(found)
+        for seconds in (WAIT_SECONDS, ASK_SECONDS):  # the silent ones are awaited only if need be
+            found = self._all(self._checks, seconds, fresh=True)
+            if any(answer for answer, fault in found.values() if fault is None):
+                return
+        self._raise_first(found)
 
     @property
     def known_model(self) -> str:
