@@ -17,19 +17,21 @@ from halt.provider_settings import ProviderSettings, setup
 from halt.providers import OneProvider, Providers
 from halt.stops import StopRegistry
 from halt.store import MemoryStore
+from halt.transport import Transport
 from halt.upstream import AzureUpstream, OpenAIUpstream
 
 HERE = Path(__file__).parent
 
 
-def make_provider(settings: ProviderSettings) -> OneProvider:
-    """The provider of this kind."""
+def make_provider(settings: ProviderSettings, transport: Transport | None = None) -> OneProvider:
+    """The provider of this kind, with a transport of its own where none is given."""
     if settings.kind == "anthropic":
         # Its client takes a while to load and is needed by few.
         from halt.anthropic_upstream import AnthropicUpstream  # noqa: PLC0415
 
-        return AnthropicUpstream(settings)
-    return AzureUpstream(settings) if settings.kind == "azure" else OpenAIUpstream(settings)
+        return AnthropicUpstream(settings, transport)
+    kind = AzureUpstream if settings.kind == "azure" else OpenAIUpstream
+    return kind(settings, transport)
 
 
 def make_upstream(config: Config) -> Providers:

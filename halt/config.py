@@ -289,7 +289,7 @@ def _validate(config: Config) -> None:
         "AZURE_OPENAI_DEPLOYMENT": config.azure_deployment,
     }
     missing = [name for name, value in azure.items() if not value]
-    if len(missing) not in {0, len(azure)} and not config.config_file:
+    if missing and (config.azure_endpoint or config.azure_deployment) and not config.config_file:
         raise ConfigError(f"{missing[0]} is missing: Azure OpenAI needs {', '.join(azure)}.")
     for name, value, least in (
         ("HALT_TOKEN", config.token, 8),

@@ -17,7 +17,7 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from halt.chat import ChatRequest, Reply, Upstream
-from halt.errors import HaltError, UpstreamError
+from halt.errors import HaltError, Interrupted, UpstreamError
 from halt.line import Line
 from halt.metrics import now
 
@@ -86,6 +86,8 @@ class Question(Generic[T]):
         fault: HaltError | None = None
         try:
             answer = self._ask_it(line)
+        except Interrupted:
+            fault = UpstreamError("upstream_unreachable", "it did not answer in time")
         except HaltError as exc:
             fault = exc
         except Exception as exc:

@@ -504,6 +504,7 @@ STATUS_ERRORS: dict[int, dict[str, str]] = {
         "message": "The server is currently overloaded with other requests. Please try again later",
         "kind": "server_error",
     },
+    529: {"message": "Overloaded", "kind": "overloaded_error"},
 }
 
 
@@ -525,7 +526,7 @@ SCENARIOS |= {str(status): _refusal(status) for status in STATUS_ERRORS}
 
 @scenario
 def context(reply: Reply, style: str = "openai") -> None:
-    """400, the conversation is too long, in the style of openai, llamacpp or vllm."""
+    """400, the conversation is too long, in the style of openai, llamacpp, vllm or anthropic."""
     limit, used = 4096, 9412
     if style == "openai":
         words = f"However, your messages resulted in {used} tokens."
@@ -549,6 +550,8 @@ def context(reply: Reply, style: str = "openai") -> None:
         )
         error = {"message": message, "type": "BadRequestError", "param": None, "code": 400}
         reply.whole(400, as_json({"error": error}))
+    elif style == "anthropic":
+        reply.error(400, f"prompt is too long: {used} tokens > {limit} maximum")
     else:
         reply.error(400, f"fake context: no such style: {style}")
 

@@ -135,6 +135,16 @@ def test_a_file_names_several_providers(file: Path, fake: FakeOpenAI) -> None:
     assert of_file(file, "claude/echo", CLAUDE_KEY="k1", WORK_KEY="k2").default == "claude/echo"
 
 
+def test_the_example_is_a_file_that_works() -> None:
+    """What is shipped to be copied is accepted as it is, once its keys are there."""
+    path = Path(__file__).parent.parent / "providers.example.toml"
+    found = setup(Config(config_file=str(path)), lambda name: f"value-of-{name}")
+    assert {each.kind for each in found.providers} == {"openai", "azure", "anthropic"}
+    assert [each.key for each in found.providers if each.name == "router"] == [
+        "value-of-OPENROUTER_API_KEY"
+    ]
+
+
 def test_one_providers_models_need_no_prefix(tmp_path: Path) -> None:
     """In a file with one provider the default may be written in both ways."""
     path = tmp_path / "halt.toml"

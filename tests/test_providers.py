@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -37,6 +38,7 @@ from halt.line import Line
 from halt.provider_settings import Kind, ProviderSettings
 from halt.stops import StopRegistry
 from halt.tools import Toolbox
+from halt.transport import Transport
 from tests.fake_openai import FakeOpenAI
 from tests.fake_wire import Record
 from tests.scripted import Reader
@@ -54,16 +56,23 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return found
 
 
+@pytest.fixture(scope="module")
+def trust() -> ssl.SSLContext:
+    """Made once, because reading all certificates takes longer than a test."""
+    return ssl.create_default_context()
+
+
 @pytest.fixture
-def make(fake: FakeOpenAI) -> Iterator[Make]:
+def make(fake: FakeOpenAI, trust: ssl.SSLContext) -> Iterator[Make]:
     """Providers of any kind, at the fake where no address is given; closed at the end."""
     made: list[Upstream] = []
 
     def make(kind: Kind, **settings: Any) -> Upstream:
         base_url = fake.base_url if kind == "openai" else fake.origin
         defaults: dict[str, Any] = {"name": kind, "kind": kind, "base_url": base_url, "key": KEY}
-        defaults |= {"api_version": "2024-10-21", "default_model": "echo", "connect_timeout": 5.0}
-        made.append(make_provider(ProviderSettings(**defaults | settings)))
+        defaults |= {"api_version": "2024-10-21", "default_model": "echo"}
+        transport = Transport(5.0, trust)
+        made.append(make_provider(ProviderSettings(**defaults | settings), transport))
         return made[-1]
 
     yield make
@@ -160,7 +169,9 @@ def test_calls_come_in_pieces_and_whole(upstream: Upstream) -> None:
         ("429", "rate_limited"),
         ("500", "upstream_server_error"),
         ("503", "upstream_server_error"),
+        ("529", "upstream_server_error"),
         ("context", "context_too_long"),
+        ("context?style=anthropic", "context_too_long"),
         ("html", "upstream_invalid"),
         ("drop_headers", "upstream_dropped"),
         ("garbage?n=3", "upstream_invalid"),
@@ -291,6 +302,13 @@ def test_models_that_are_configured_are_not_asked_for(make: Make, kind: Kind) ->
     """A list in the settings is the list, also while the server is down."""
     upstream = make(kind, base_url=f"http://127.0.0.1:{closed_port()}", models=("a", "b"))
     assert upstream.models(Line()) == ["a", "b"]
+
+
+def test_anthropics_address_may_be_written_in_both_ways(make: Make, fake: FakeOpenAI) -> None:
+    """With and without `/v1`, as the addresses of other kinds are written."""
+    for base_url in (fake.origin, fake.origin + "/", fake.base_url, fake.base_url + "/"):
+        assert make("anthropic", base_url=base_url).models(Line())[0] == "echo"
+    assert {record.path for record in fake.requests} == {"/v1/models"}
 
 
 # --- with the generations -------------------------------------------------------------------------
