@@ -16,12 +16,32 @@ from halt.builtin_tools import SHIPPED
 from halt.chat import Upstream
 from halt.config import Config, ConfigError, load
 from halt.generation import Generations
+from halt.provider_settings import ProviderSettings, setup
+from halt.providers import OneProvider, Providers
 from halt.stops import StopRegistry
 from halt.store import MemoryStore
 from halt.tools import Tool, Toolbox
-from halt.upstream import OpenAIUpstream
+from halt.transport import Transport
+from halt.upstream import AzureUpstream, OpenAIUpstream
 
 HERE = Path(__file__).parent
+
+
+def make_provider(settings: ProviderSettings, transport: Transport | None = None) -> OneProvider:
+    """The provider of this kind, with a transport of its own where none is given."""
+    if settings.kind == "anthropic":
+        # Its client takes a while to load and is needed by few.
+        from halt.anthropic_upstream import AnthropicUpstream  # noqa: PLC0415
+
+        return AnthropicUpstream(settings, transport)
+    kind = AzureUpstream if settings.kind == "azure" else OpenAIUpstream
+    return kind(settings, transport)
+
+
+def make_upstream(config: Config) -> Providers:
+    """All providers that the settings ask for. Raises ConfigError."""
+    wanted = setup(config)
+    return Providers({each.name: make_provider(each) for each in wanted.providers}, wanted.default)
 
 
 def create_app(
@@ -50,7 +70,7 @@ def create_app(
     app.jinja_env.globals["halt_version"] = VERSION
     app.extensions["halt.config"] = settings
     app.extensions["halt"] = Generations(
-        settings, upstream or OpenAIUpstream(settings), StopRegistry()
+        settings, upstream or make_upstream(settings), StopRegistry()
     )
     app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
     web.install(app)

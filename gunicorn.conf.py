@@ -14,9 +14,11 @@ from typing import Any
 
 from halt import config as halt_config
 from halt import embedded
+from halt.provider_settings import setup
 
 try:
     _config = halt_config.load()
+    _setup = setup(_config)
 except halt_config.ConfigError as fault:
     sys.exit(f"halt: {fault}")
 
@@ -70,7 +72,8 @@ def on_starting(server: Any) -> None:
         )
     _check_addresses(server)
     published = {"HALT_SECRET_KEY": _config.secret_key}
-    talks_to = f"{_config.known_model or 'the first model'} at {_config.upstream_url}"
+    model = _setup.default or _setup.providers[0].first_model or "the first model"
+    talks_to = f"{model} at {', '.join(each.base_url for each in _setup.providers)}"
     if _config.wants_embedded:
         fault = embedded.unavailable()
         if fault is None:

@@ -120,7 +120,7 @@ class Probe:
         limit.daemon = True
         limit.start()
         try:
-            self._upstream.models(line)
+            self._upstream.check(line)
             known = "reachable"
         except HaltError as fault:
             # A refusal is an answer: the server is there.

@@ -192,5 +192,8 @@ class Upstream(Protocol):
     def models(self, line: Line) -> list[str]:
         """The models that it offers. Raises UpstreamError, Interrupted."""
 
+    def check(self, line: Line) -> None:
+        """Ask the server something that costs nothing. Raises UpstreamError, Interrupted."""
+
     def close(self) -> None:
         """Close the idle connections."""

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_MODEL = "gpt-5-mini"  # OpenAI's current small chat model
 SHIPPED_TOOLS = ("calculator", "current_time")  # what `halt.builtin_tools` has
+AZURE_VERSION = "2024-10-21"  # of Azure's API, the newest that is no preview
 DEMO_SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly, in plain English."
 
 
@@ -74,6 +75,23 @@ class Config:
     )
     model: str = _setting(
         "HALT_MODEL", "", f"Model; unset: `{OPENAI_MODEL}` on OpenAI, else the server's first"
+    )
+    anthropic_key: str = _setting("ANTHROPIC_API_KEY", "", "Key for Anthropic's API", secret=True)
+    anthropic_url: str = _setting(
+        "ANTHROPIC_BASE_URL", "", "Address of a server that speaks Anthropic's Messages API"
+    )
+    azure_key: str = _setting("AZURE_OPENAI_API_KEY", "", "Key for Azure OpenAI", secret=True)
+    azure_endpoint: str = _setting(
+        "AZURE_OPENAI_ENDPOINT", "", "Azure OpenAI: `https://RESOURCE.openai.azure.com`"
+    )
+    azure_version: str = _setting(
+        "OPENAI_API_VERSION", AZURE_VERSION, "Azure OpenAI: version of the API"
+    )
+    azure_deployment: str = _setting(
+        "AZURE_OPENAI_DEPLOYMENT", "", "Azure OpenAI: the deployment that answers"
+    )
+    config_file: str = _setting(
+        "HALT_CONFIG", "", "TOML file with several providers, instead of the variables above"
     )
     system_prompt: str = _setting(
         "HALT_SYSTEM_PROMPT", "", "System prompt of conversations on the page"
@@ -174,7 +192,15 @@ class Config:
     @property
     def wants_embedded(self) -> bool:
         """Neither key nor address of a model's server is set."""
-        return not self.api_key and not self.base_url
+        return not any(
+            (
+                self.api_key,
+                self.base_url,
+                self.azure_endpoint,
+                self.anthropic_key,
+                self.config_file,
+            )
+        )
 
     @property
     def upstream_url(self) -> str:
@@ -258,26 +284,52 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def is_address(text: str) -> bool:
+    """Whether this is the address of an HTTP server."""
+    try:
+        url = urlsplit(text)
+        return url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False
+
+
+def fits_header(text: str) -> bool:
+    """Whether a key or token can be sent in a header."""
+    return text.isascii() and text.isprintable() and not any(c.isspace() for c in text)
+
+
 def _validate(config: Config) -> None:
-    if config.base_url:
-        try:
-            url = urlsplit(config.base_url)
-            valid = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
-        except ValueError:
-            valid = False
-        if not valid:
+    for name, address, example in (
+        ("OPENAI_BASE_URL", config.base_url, "http://127.0.0.1:11434/v1"),
+        ("ANTHROPIC_BASE_URL", config.anthropic_url, "https://api.anthropic.com"),
+        ("AZURE_OPENAI_ENDPOINT", config.azure_endpoint, "https://NAME.openai.azure.com"),
+    ):
+        if address and not is_address(address):
             raise ConfigError(
-                f"OPENAI_BASE_URL={config.base_url!r} is not an address: "
-                "use http(s)://HOST[:PORT]/PATH, as in http://127.0.0.1:11434/v1."
+                f"{name}={address!r} is not an address: "
+                f"use http(s)://HOST[:PORT]/PATH, as in {example}."
             )
+    azure = {
+        "AZURE_OPENAI_ENDPOINT": config.azure_endpoint,
+        "AZURE_OPENAI_API_KEY": config.azure_key,
+        "AZURE_OPENAI_DEPLOYMENT": config.azure_deployment,
+    }
+    missing = [name for name, value in azure.items() if not value]
+    if missing and (config.azure_endpoint or config.azure_deployment) and not config.config_file:
+        raise ConfigError(f"{missing[0]} is missing: Azure OpenAI needs {', '.join(azure)}.")
     for name, value, least in (
         ("HALT_TOKEN", config.token, 8),
         ("HALT_SECRET_KEY", config.secret_key, 16),
     ):
         if value and len(value) < least:
             raise ConfigError(f"{name} is too short: use at least {least} characters.")
-    for name, value in (("OPENAI_API_KEY", config.api_key), ("HALT_TOKEN", config.token)):
-        if not value.isascii() or any(c.isspace() or not c.isprintable() for c in value):
+    for name, value in (
+        ("OPENAI_API_KEY", config.api_key),
+        ("ANTHROPIC_API_KEY", config.anthropic_key),
+        ("AZURE_OPENAI_API_KEY", config.azure_key),
+        ("HALT_TOKEN", config.token),
+    ):
+        if not fits_header(value):
             raise ConfigError(f"{name} holds a space or a character that no header can carry.")
     for tool in config.tools:
         if tool not in SHIPPED_TOOLS:
@@ -307,6 +359,11 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
     config = Config(**values)
     _validate(config)
     return config
+
+
+def variable(name: str) -> str:
+    """The value of a variable that a configuration file names, empty where it is unset."""
+    return os.environ.get(name, "").strip()
 
 
 def publish(values: Mapping[str, str]) -> None:

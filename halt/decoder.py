@@ -1,13 +1,14 @@
 """A model's stream of bytes to deltas: text, reasoning, tool calls.
 
 `EventDecoder` cuts the bytes into the data of Server-Sent Events; `ChatDecoder` understands those
-of OpenAI's chat completions. Decoded with typed structs, because building the SDK's objects costs
-more than all the rest.
+of OpenAI's chat completions, and `halt.anthropic_upstream` has one for Anthropic's messages.
+Decoded with typed structs, because building the SDK's objects costs more than all the rest.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import secrets
 from typing import Any
 
@@ -82,6 +83,11 @@ class EventDecoder:
         self._skip_lf = False  # the last byte was a CR, so an LF that follows belongs to it
         self._fault: UpstreamError | None = None
 
+    @property
+    def opaque(self) -> Any:
+        """What the provider wants back with this answer when tools were called."""
+        return None
+
     def _take(self, data: bytes, out: Gathering) -> None:
         """Understand one event. Raises UpstreamError."""
         raise NotImplementedError
@@ -150,14 +156,15 @@ class ThinkSplitter:
     """Tells `<think>...</think>` at the beginning of an answer from the answer itself.
 
     Many servers hand such models' output through as it is. The tags may be cut anywhere; what might
-    be the beginning of one is held back until it is clear.
+    be the beginning of one is held back until it is clear. Line breaks behind either tag belong to
+    the tag.
     """
 
     __slots__ = ("_held", "_phase", "through")
 
     def __init__(self) -> None:
         self.through = False  # nothing is left to be split: what comes is the answer
-        self._phase = "start"  # then "thinking" or at once "answer"; "gap" is between those two
+        self._phase = "start"  # then "opened", "thinking", "closed", "answer"; or "answer" at once
         self._held = ""
 
     def feed(self, text: str, out: Gathering) -> None:
@@ -166,12 +173,17 @@ class ThinkSplitter:
         if self._phase == "start":
             begun = text.lstrip()
             if begun.startswith(THINK):
-                self._phase, text = "thinking", begun[len(THINK) :].lstrip("\n")
+                self._phase, text = "opened", begun[len(THINK) :]
             elif THINK.startswith(begun):
                 self._held = text
                 return
             else:
                 self._begin_answer()
+        if self._phase == "opened":
+            text = text.lstrip("\n")
+            if not text:
+                return
+            self._phase = "thinking"
         if self._phase == "thinking":
             thought, tag, rest = text.partition(THOUGHT)
             if not tag:
@@ -180,8 +192,8 @@ class ThinkSplitter:
                 out.text(Reasoning, text[: len(text) - keep])
                 return
             out.text(Reasoning, thought)
-            self._phase, text = "gap", rest
-        if self._phase == "gap":
+            self._phase, text = "closed", rest
+        if self._phase == "closed":
             text = text.lstrip("\n")
             if not text:
                 return
@@ -206,40 +218,82 @@ def _overlap(text: str, tag: str) -> int:
     return 0
 
 
+class _Assembly:
+    """A tool call that is coming in."""
+
+    __slots__ = ("arguments", "given", "id", "name", "number")
+
+    def __init__(self, number: int, given: str, own: str, name: str) -> None:
+        self.number = number
+        self.given = given  # the ID as the server gave it, perhaps none
+        self.id = own
+        self.name = name
+        self.arguments: list[str] = []
+
+    def is_whole(self) -> bool:
+        """Its arguments are a complete JSON value."""
+        with contextlib.suppress(msgspec.DecodeError):
+            msgspec.json.decode("".join(self.arguments))
+            return True
+        return False
+
+
 class CallAssembler:
     """Tool calls from their fragments: several at once, arguments in pieces, the IDs only once.
 
-    A server that gives no IDs has random ones made for it, since one answer may have several rounds
-    of calls; one that numbers all its calls 0 tells them apart by their IDs.
+    Servers differ. Some leave the index out; Ollama gives whole calls that all have index 0 and an
+    ID each; some give no IDs, or a new one with every piece. What begins a call has a name.
     """
 
     def __init__(self) -> None:
-        self._calls: dict[int, list[str]] = {}  # index -> id, name, then pieces of the arguments
-        self._count = 0
+        self._calls: list[_Assembly] = []
+        self._slots: dict[int, _Assembly] = {}  # the server's index -> the call it means now
 
-    def fragment(self, index: int, id_: str, name: str, arguments: str, out: Gathering) -> None:
+    def fragment(self, index: int | None, id_: str, name: str, pieces: str, out: Gathering) -> None:
         """Add a fragment. Raises UpstreamError where there are too many calls."""
-        call = self._calls.get(index)
-        if call is not None and id_ and name and id_ != call[0]:
-            self.finish(out, index)
-            call = None
-        if call is None:
-            self._count += 1
-            if self._count > CALLS_MAX:
-                raise UpstreamError("upstream_invalid", "too many tool calls")
-            call = self._calls[index] = [id_ or f"call_{secrets.token_hex(8)}", name]
-        elif name and not call[1]:
-            call[1] = name
-        if arguments:
-            call.append(arguments)
-        out.add(ToolCallDelta(index, call[0], call[1], arguments))
+        call = self._find(index, id_)
+        if call is None or self._begins(call, id_, name, pieces):
+            call = self._begin(id_, name)
+        elif name and not call.name:
+            call.name = name
+        if index is not None:
+            self._slots[index] = call
+        if pieces:
+            call.arguments.append(pieces)
+        out.add(ToolCallDelta(call.number, call.id, call.name, pieces))
 
-    def finish(self, out: Gathering, index: int | None = None) -> None:
-        """Give out whole calls: the one of `index`, or all that are left, in their order."""
-        for each in sorted(self._calls) if index is None else [index]:
-            if each in self._calls:
-                id_, name, *pieces = self._calls.pop(each)
-                out.add(ToolCall(id_, name, "".join(pieces)))
+    def finish(self, out: Gathering) -> None:
+        """Give out the whole calls, in the order in which they began."""
+        for call in self._calls:
+            out.add(ToolCall(call.id, call.name, "".join(call.arguments)))
+        self._calls.clear()
+        self._slots.clear()
+
+    def _find(self, index: int | None, id_: str) -> _Assembly | None:
+        if index is not None:
+            return self._slots.get(index)
+        if id_:
+            same = [call for call in self._calls if call.given == id_]
+            if same:
+                return same[-1]
+        return self._calls[-1] if self._calls else None
+
+    def _begins(self, call: _Assembly, id_: str, name: str, pieces: str) -> bool:
+        """The fragment is not a piece of this call, though the server put it in its place."""
+        if not name or not call.name:
+            return False
+        if id_ and call.given:
+            return id_ != call.given
+        return name != call.name or (bool(pieces) and call.is_whole())
+
+    def _begin(self, given: str, name: str) -> _Assembly:
+        if len(self._calls) >= CALLS_MAX:
+            raise UpstreamError("upstream_invalid", "too many tool calls")
+        taken = {call.id for call in self._calls}
+        own = given if given and given not in taken else f"call_{secrets.token_hex(8)}"
+        call = _Assembly(len(self._calls), given, own, name)
+        self._calls.append(call)
+        return call
 
 
 # --- OpenAI's chat completions --------------------------------------------------------------------
@@ -247,17 +301,24 @@ class CallAssembler:
 
 class _Function(msgspec.Struct):
     name: str | None = None
-    arguments: str | None = None
+    arguments: str | dict[str, Any] | None = None
+
+    @property
+    def piece(self) -> str:
+        """The arguments as text; a few servers send them as an object."""
+        if isinstance(self.arguments, dict):
+            return msgspec.json.encode(self.arguments).decode()
+        return self.arguments or ""
 
 
 class _Call(msgspec.Struct):
-    index: int = 0
+    index: int | None = None
     id: str | None = None
     function: _Function | None = None
 
 
 class _Delta(msgspec.Struct):
-    content: str | None = None
+    content: str | list[dict[str, Any]] | None = None  # a list of parts: Mistral's thinking models
     reasoning_content: str | None = None  # DeepSeek, llama.cpp, vLLM, LM Studio
     reasoning: str | None = None  # OpenRouter, Ollama, newer vLLM
     tool_calls: list[_Call] | None = None
@@ -276,9 +337,22 @@ class _Chunk(msgspec.Struct):
     usage: dict[str, Any] | None = None
     model: str | None = None
     error: Any = None
+    object: Any = None
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
+
+
+def _of_parts(parts: list[dict[str, Any]]) -> tuple[str, str]:
+    """Thoughts and text of content that comes as a list."""
+    thoughts, texts = [], []
+    for part in parts:
+        inner = part.get("thinking")
+        if isinstance(inner, list):
+            thoughts += [str(each.get("text", "")) for each in inner if isinstance(each, dict)]
+        else:
+            texts.append(str(part.get("text") or ""))
+    return "".join(thoughts), "".join(texts)
 
 
 class ChatDecoder(EventDecoder):
@@ -299,6 +373,8 @@ class ChatDecoder(EventDecoder):
             raise UpstreamError("upstream_invalid", str(exc)) from exc
         if chunk.error:
             raise error_object(chunk.error)
+        if chunk.object == "error":  # vLLM: the error object itself, not inside another
+            raise error_object(msgspec.json.decode(data))
         if chunk.usage is not None:
             self.usage = chunk.usage
         if self.model is None:
@@ -308,30 +384,30 @@ class ChatDecoder(EventDecoder):
                 continue  # one answer is shown; others are never asked for
             if choice.delta is not None:
                 self._take_delta(choice.delta, out)
-            if choice.finish_reason is not None:
+            if choice.finish_reason:  # some send "" until there is one
                 self.finish_reason = choice.finish_reason
 
     def _take_delta(self, delta: _Delta, out: Gathering) -> None:
-        if text := delta.content or delta.refusal:
-            out.chunks += 1
+        thought, text = delta.reasoning_content or delta.reasoning, delta.content or delta.refusal
+        if isinstance(text, list):
+            thought, text = _of_parts(text)
+        if thought:
+            out.text(Reasoning, thought)
+        if text:
             if self._splitter.through:
                 out.text(Content, text)
             else:
                 self._splitter.feed(text, out)
-        elif text := delta.reasoning_content or delta.reasoning:
+        if thought or text:
             out.chunks += 1
-            out.text(Reasoning, text)
-        if delta.tool_calls:
-            for call in delta.tool_calls:
-                function = call.function or _Function()
-                out.chunks += 1
-                self._calls.fragment(
-                    call.index, call.id or "", function.name or "", function.arguments or "", out
-                )
+        for call in delta.tool_calls or ():
+            self._take_call(call.index, call.id or "", call.function or _Function(), out)
         if delta.function_call is not None:
-            function = delta.function_call
-            out.chunks += 1
-            self._calls.fragment(0, "", function.name or "", function.arguments or "", out)
+            self._take_call(0, "", delta.function_call, out)
+
+    def _take_call(self, index: int | None, id_: str, told: _Function, out: Gathering) -> None:
+        out.chunks += 1
+        self._calls.fragment(index, id_, told.name or "", told.piece, out)
 
     def _last(self, out: Gathering) -> None:
         self._splitter.end(out)

@@ -7,9 +7,8 @@ import socket
 import ssl
 
 import httpx2
-import openai
 
-from halt.errors import CODES, UpstreamError
+from halt.errors import CODES, Interrupted, UpstreamError
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +40,7 @@ def _is_context(message: str, kind: str) -> bool:
     return (
         "context_length" in kind
         or "exceed_context" in kind
+        or "prompt is too long" in text
         or ("context" in text and any(w in text for w in ("length", "size", "window", "too long")))
     )
 
@@ -52,6 +52,8 @@ def error_object(body: object) -> UpstreamError:
         return UpstreamError("context_too_long", message)
     if "rate_limit" in kind or kind.startswith("429"):
         return UpstreamError("rate_limited", message)
+    if "overloaded" in kind:
+        return UpstreamError("upstream_server_error", message)
     return UpstreamError("upstream_error", message)
 
 
@@ -63,16 +65,16 @@ def _retry_after(headers: httpx2.Headers) -> float | None:
     return seconds if 0 <= seconds <= 86_400 else None
 
 
-def _status_fault(exc: openai.APIStatusError) -> UpstreamError:
-    message, kind = _said(exc.body)
-    status = exc.status_code
+def _status_fault(response: httpx2.Response, body: object) -> UpstreamError:
+    message, kind = _said(body)
+    status = response.status_code
     code = _STATUS_CODES.get(status)
     if code is None:
         code = "upstream_server_error" if status >= 500 else "bad_request"
     if code == "bad_request" and _is_context(message, kind):
         code = "context_too_long"
     return UpstreamError(
-        code, message or f"status {status}", retry_after=_retry_after(exc.response.headers)
+        code, message or f"status {status}", retry_after=_retry_after(response.headers)
     )
 
 
@@ -87,7 +89,7 @@ _CONNECTION_CODES: tuple[tuple[type[BaseException], str], ...] = (
     (httpx2.WriteError, "upstream_dropped"),
     (httpx2.ProtocolError, "upstream_invalid"),
     (httpx2.HTTPError, "upstream_unreachable"),
-    (openai.APIConnectionError, "upstream_unreachable"),
+    (Interrupted, "upstream_unreachable"),  # wrapped by a client; whoever asked knows of the Stop
 )
 
 
@@ -97,8 +99,10 @@ def fault(exc: BaseException, secret: str) -> UpstreamError:
 
 
 def _translate(exc: BaseException) -> UpstreamError:
-    if isinstance(exc, openai.APIStatusError):
-        return _status_fault(exc)
+    # The clients of OpenAI and Anthropic are siblings: their refusals have the same shape.
+    response = getattr(exc, "response", None)
+    if isinstance(response, httpx2.Response) and response.is_error:
+        return _status_fault(response, getattr(exc, "body", None))
     chain: list[BaseException] = []
     cause: BaseException | None = exc
     while cause is not None and cause not in chain:

@@ -1,4 +1,4 @@
-"""OpenAI and every server that speaks its chat completions.
+"""OpenAI, Azure OpenAI, and every server that speaks their chat completions.
 
 The openai client makes the request and reads refusals; the stream is decoded by `halt.decoder`.
 """
@@ -6,100 +6,59 @@ The openai client makes the request and reads refusals; the stream is decoded by
 from __future__ import annotations
 
 import logging
-import threading
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
 import openai
 
-from halt.chat import ChatRequest, Part
-from halt.config import Config
+from halt.chat import ChatRequest
 from halt.decoder import ChatDecoder
-from halt.embedded import REQUEST_EXTRA
 from halt.errors import UpstreamError
 from halt.faults import fault
-from halt.http1 import Body
-from halt.line import TICK, Line, on_line
+from halt.line import Line, on_line
+from halt.provider import EventReply, Provider, begin, http_client
+from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
+
+NOWHERE = "http://127.0.0.1:9/v1"  # for the client, which wants an address; never asked
 
 logger = logging.getLogger(__name__)
 
 
-class ChatReply:
-    """The Reply of an OpenAI-compatible server."""
-
-    def __init__(self, body: Body, model: str, secret: str = "") -> None:
-        self._body = body
-        self._secret = secret
-        self._decoder = ChatDecoder()
-        self._asked = model
-
-    @property
-    def model(self) -> str:
-        return self._decoder.model or self._asked
-
-    @property
-    def finish_reason(self) -> str | None:
-        return self._decoder.finish_reason
-
-    @property
-    def usage(self) -> dict[str, Any] | None:
-        return self._decoder.usage
-
-    @property
-    def opaque(self) -> None:
-        return None
-
-    def read(self, timeout: float = TICK) -> Part:
-        try:
-            self._decoder.check()  # a fault that came with the last text waits for nothing more
-            raw = self._body.read(timeout)
-            return self._decoder.feed(raw) if raw else self._decoder.end()
-        except UpstreamError as exc:
-            raise exc.without(self._secret) from exc
-        except httpx2.HTTPError as exc:
-            if self.finish_reason is not None:  # only the farewell is missing
-                return self._decoder.end()
-            raise fault(exc, self._secret) from exc
-
-    def finish(self) -> None:
-        self._body.finish()
-
-    def close(self) -> None:
-        self._body.close()
-
-
-class OpenAIUpstream:
+class OpenAIUpstream(Provider):
     """OpenAI itself or any server that speaks its chat completions."""
 
-    def __init__(self, config: Config, transport: Transport | None = None) -> None:
-        self._config = config
-        self._transport = transport or Transport(config.connect_timeout)
+    client_error = openai.APIError
+
+    def __init__(self, settings: ProviderSettings, transport: Transport | None = None) -> None:
+        super().__init__(settings, transport)
+        self._client = self._make_client(settings)
+        self._on_openai = urlsplit(settings.base_url).hostname == "api.openai.com"
+        self._asks_usage = True  # until the server refuses
+
+    def _make_client(self, settings: ProviderSettings) -> openai.OpenAI:
         # No timeouts and no retries here: the limits of a run are watched by `generation`, which
         # interrupts the line, and a retry inside the client could not be stopped.
-        self._client = openai.OpenAI(
-            api_key=config.upstream_key,
-            base_url=config.upstream_url or "http://127.0.0.1:9/v1",
+        return openai.OpenAI(
+            api_key=settings.key,
+            base_url=settings.base_url or NOWHERE,
             max_retries=0,
             timeout=None,
-            http_client=httpx2.Client(transport=self._transport, follow_redirects=True),
+            http_client=http_client(self._transport),
         )
-        self._secret = config.upstream_key
-        self._lock = threading.Lock()  # protects the two facts that are learnt on the way
-        self._model = config.known_model
-        self._asks_usage = True
 
-    def open(self, request: ChatRequest, line: Line) -> ChatReply:
-        if not self._config.upstream_url:
+    def open(self, request: ChatRequest, line: Line) -> EventReply:
+        if not self._settings.base_url:
             raise UpstreamError("no_model")
         model = request.model or self.default_model(line)
         options = request.options()
-        if self._config.on_openai and "max_tokens" in options:
+        if self._on_openai and "max_tokens" in options:
             # OpenAI's current models only take the newer name.
             options["max_completion_tokens"] = options.pop("max_tokens")
-        if self._config.wants_embedded:  # lets it notice a Stop while it reads a prompt
-            options["extra_body"] = {**options.get("extra_body", {}), **REQUEST_EXTRA}
+        if self._settings.extra_body:
+            options["extra_body"] = {**self._settings.extra_body, **options.get("extra_body", {})}
         messages = [
             {k: v for k, v in each.items() if k != "opaque"}
             for each in msgspec.to_builtins(request.messages)
@@ -109,13 +68,7 @@ class OpenAIUpstream:
                 response = self._create(model, messages, options)
             except openai.APIError as exc:
                 raise fault(exc, self._secret) from exc
-        body = response.extensions["halt.body"]
-        assert isinstance(body, Body)  # noqa: S101 - our own transport put it there
-        kind = response.headers.get("content-type", "")
-        if not kind.startswith("text/event-stream") or "content-encoding" in response.headers:
-            body.close()
-            raise UpstreamError("upstream_invalid", f"an answer of type {kind[:80]!r}")
-        return ChatReply(body, model, self._secret)
+        return begin(response, ChatDecoder(), model, self._secret)
 
     def _create(self, model: str, messages: Any, options: dict[str, Any]) -> httpx2.Response:
         create = self._client.chat.completions.with_raw_response.create
@@ -136,36 +89,35 @@ class OpenAIUpstream:
                     self._asks_usage = False
         return create(model=model, messages=messages, stream=True, **options).http_response
 
-    def default_model(self, line: Line) -> str:
-        """The model that answers when a request names none. Raises UpstreamError, Interrupted."""
-        if not self._model:
-            names = self.models(line)
-            if not names:
-                raise UpstreamError("model_not_found", "its list of models is empty")
-            with self._lock:
-                self._model = self._model or names[0]
-        return self._model
+    def _list(self) -> list[str]:
+        return [model.id for model in self._client.models.list().data]
 
-    @property
-    def known_model(self) -> str:
-        """The default model, empty as long as it was never asked for."""
-        return self._model
+
+class AzureUpstream(OpenAIUpstream):
+    """Azure OpenAI. Its models are the deployments of a resource, which it does not list."""
+
+    def _make_client(self, settings: ProviderSettings) -> openai.OpenAI:
+        return openai.AzureOpenAI(
+            api_key=settings.key,
+            azure_endpoint=settings.base_url,
+            api_version=settings.api_version,
+            max_retries=0,
+            timeout=None,
+            http_client=http_client(self._transport),
+        )
+
+    def open(self, request: ChatRequest, line: Line) -> EventReply:
+        model = request.model or self._settings.first_model
+        if not model.strip(".") or "/" in model:  # it would be a part of the path
+            raise UpstreamError("model_not_found", f"{model!r} is no name of a deployment")
+        return super().open(request, line)
 
     def models(self, line: Line) -> list[str]:
-        if not self._config.upstream_url:
-            raise UpstreamError("no_model")
-        with on_line(line):
-            try:
-                names = [model.id for model in self._client.models.list().data]
-            except openai.NotFoundError as exc:
-                raise UpstreamError("upstream_invalid", "it has no list of models") from exc
-            except openai.APIError as exc:
-                raise fault(exc, self._secret) from exc
-            except (AttributeError, TypeError, ValueError) as exc:  # the client expects the shape
-                raise UpstreamError("upstream_invalid", "its list of models is malformed") from exc
-        if not all(isinstance(name, str) for name in names):
-            raise UpstreamError("upstream_invalid", "its list of models is malformed")
-        return names
+        return list(self._settings.models)
 
-    def close(self) -> None:
-        self._transport.close()
+    def check(self, line: Line) -> None:
+        try:
+            super().check(line)  # it answers with the models that the resource could deploy
+        except UpstreamError as exc:
+            if exc.code != "upstream_invalid":  # gateways before it let only deployments through
+                raise

@@ -29,7 +29,16 @@ REFUSES_WITHIN = 8.0
 
 def halt_environment(env: dict[str, str]) -> dict[str, str]:
     """What Halt is started with: the settings in `env` and none of this shell's own."""
-    ours = ("HALT_", "OPENAI_", "HOST", "PORT", "WEB_CONCURRENCY", "GUNICORN_CMD_ARGS")
+    ours = (
+        "HALT_",
+        "OPENAI_",
+        "AZURE_",
+        "ANTHROPIC_",
+        "HOST",
+        "PORT",
+        "WEB_CONCURRENCY",
+        "GUNICORN_CMD_ARGS",
+    )
     clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     return clean | {"PORT": "0", "PYTHONUNBUFFERED": "1", **env}
 

@@ -2,6 +2,8 @@
 
     GET  /v1/models              the scenarios as models, "echo" first
     POST /v1/chat/completions    streamed or whole; `model` is `NAME` or `NAME?key=value&...`
+    POST /v1/messages            the same in Anthropic's words, always streamed
+    POST /openai/deployments/NAME/chat/completions?api-version=...    the same as Azure does it
     GET  /_log                   what was recorded, as a JSON list (of /v1 alone)
     POST /_release               lets every silent answer go on
     POST /_clear                 forgets what was recorded
@@ -17,6 +19,7 @@ import argparse
 import contextlib
 import inspect
 import json
+import re
 import select
 import signal
 import socket
@@ -28,7 +31,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+from urllib.parse import unquote
 
+from tests.fake_dialects import AzureReply, MessagesReply, listed
 from tests.fake_scenarios import SCENARIOS, choose, play
 from tests.fake_wire import Gone, Pace, Peer, Record, Reply, ServerClosing, as_json
 
@@ -36,6 +41,7 @@ __all__ = ["FakeOpenAI", "Record", "scenarios"]
 
 BACKLOG = 1024  # connections that wait to be accepted
 JOIN_TIMEOUT = 10.0  # seconds for a thread to end after its connection was interrupted
+AZURE = re.compile(r"/openai/deployments/([^/]+)/chat/completions")
 FILL_TIMEOUT = 100  # milliseconds after which a local connection is not going to be completed
 
 
@@ -45,6 +51,7 @@ class Request(NamedTuple):
     headers: dict[str, str]
     content: bytes
     keep_alive: bool
+    query: str
 
 
 class FakeOpenAI:
@@ -87,6 +94,11 @@ class FakeOpenAI:
     @property
     def base_url(self) -> str:
         return f"{self.scheme}://{self.host}:{self.port}/v1"
+
+    @property
+    def origin(self) -> str:
+        """The address without a path, as Azure's and Anthropic's clients want it."""
+        return f"{self.scheme}://{self.host}:{self.port}"
 
     @property
     def requests(self) -> list[Record]:
@@ -206,15 +218,17 @@ class FakeOpenAI:
             method=request.method,
             path=request.path,
             headers=request.headers,
+            query=request.query,
             body=_parsed(request.content),
             received_at=time.monotonic(),
             wake=peer.wake,
         )
-        if is_completion := (request.method, request.path) == ("POST", "/v1/chat/completions"):
+        dialect = _dialect(request) if request.method == "POST" else None
+        if dialect is not None:
             self._choose(record)
         with self._changed:
             self._answered += 1
-            reply = Reply(
+            reply = (dialect or Reply)(
                 peer,
                 record,
                 serial=self._answered,
@@ -226,7 +240,7 @@ class FakeOpenAI:
                 self._requests.append(record)
                 self._changed.notify_all()
         try:
-            if is_completion:
+            if dialect is not None:
                 self._complete(reply)
             else:
                 self._serve_facts(reply)
@@ -250,7 +264,10 @@ class FakeOpenAI:
 
     def _complete(self, reply: Reply) -> None:
         name = reply.record.scenario
-        if not reply.request:
+        missing = _missing(reply)
+        if missing:
+            reply.error(400, missing)
+        elif not reply.request:
             reply.error(400, "We could not parse the JSON body of your request.")
         elif "model" not in reply.request:
             reply.error(400, "you must provide a model parameter")
@@ -266,7 +283,13 @@ class FakeOpenAI:
         match reply.record.method, reply.record.path:
             case "GET", "/v1/models":
                 fixed = {"object": "model", "created": 0, "owned_by": "fake"}
-                answer = {"object": "list", "data": [{"id": name} | fixed for name in SCENARIOS]}
+                if "anthropic-version" in reply.record.headers:
+                    answer = listed(SCENARIOS)
+                else:
+                    data = [{"id": name} | fixed for name in SCENARIOS]
+                    answer = {"object": "list", "data": data}
+            case "GET", "/openai/models":
+                answer = {"object": "list", "data": [{"id": "gpt-4.1", "object": "model"}]}
             case "GET", "/_log":
                 answer = [record.as_json() for record in self.requests]
             case "POST", "/_release":
@@ -283,6 +306,33 @@ class FakeOpenAI:
         with self._changed:
             self._failures[key] += 1
             return self._failures[key]
+
+
+def _dialect(request: Request) -> type[Reply] | None:
+    """In which tongue this completion is asked for; None: it is no completion."""
+    if request.path == "/v1/chat/completions":
+        return Reply
+    if request.path == "/v1/messages":
+        return MessagesReply
+    return AzureReply if AZURE.fullmatch(request.path) else None
+
+
+def _missing(reply: Reply) -> str:
+    """What every request must have in this tongue, and this one lacks."""
+    record = reply.record
+    if isinstance(reply, AzureReply):
+        named = AZURE.fullmatch(record.path)
+        if named is None or unquote(named[1]) != reply.request.get("model"):
+            return "The deployment in the path is another one than the model"
+        if "api-version" not in record.query or "api-key" not in record.headers:
+            return "api-version or api-key is missing"
+    if isinstance(reply, MessagesReply):
+        for name in ("authorization", "anthropic-version"):
+            if name not in record.headers:
+                return f"{name}: header is required"
+        if "max_tokens" not in reply.request:
+            return "max_tokens: Field required"
+    return ""
 
 
 def scenarios() -> dict[str, str]:
@@ -312,7 +362,8 @@ def _read_request(peer: Peer) -> Request | None:
         return None
     wish = headers.get("connection", "").lower()
     keep_alive = wish != "close" if version == "HTTP/1.1" else wish == "keep-alive"
-    return Request(method, target.partition("?")[0], headers, content, keep_alive)
+    path, _, query = target.partition("?")
+    return Request(method, path, headers, content, keep_alive, query)
 
 
 def _parsed(content: bytes) -> Any:

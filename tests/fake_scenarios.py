@@ -16,6 +16,7 @@ from math import inf
 from typing import Any
 from urllib.parse import parse_qsl
 
+from tests.fake_shapes import SHAPES
 from tests.fake_wire import Framing, Pace, Reply, as_json
 
 Scenario = Callable[..., None]
@@ -168,6 +169,56 @@ def reasoning(reply: Reply, thoughts: int = 20, n: int = 20) -> None:
     reply.tokens((f"thought{i} " for i in range(thoughts)), kind="reasoning_content")
     reply.tokens(numbers(n))
     reply.finish()
+
+
+@scenario
+def tools(reply: Reply, thoughts: int = 2, n: int = 3) -> None:
+    """Thoughts and two calls (add, sub) with arguments in pieces; an answer once it has results."""
+    if _has_results(reply.request):
+        reply.tokens(numbers(n))
+        reply.finish()
+        return
+    reply.tokens((f"thought{i} " for i in range(thoughts)), kind="reasoning_content")
+    reply.open()
+    for index, (name, parts) in enumerate(
+        {"add": ('{"a": 1, ', '"b": 2}'), "sub": ("{}",)}.items()
+    ):
+        told: dict[str, object] = {"name": name, "arguments": ""}
+        begun = {"index": index, "id": f"call_{name}", "type": "function", "function": told}
+        reply.chunk({"tool_calls": [begun]})
+        for part in parts:
+            reply.chunk({"tool_calls": [{"index": index, "function": {"arguments": part}}]})
+            reply.record.sent(1)
+    reply.finish("tool_calls")
+
+
+def _has_results(body: dict[str, Any]) -> bool:
+    last = body["messages"][-1]
+    parts = last["content"] if isinstance(last["content"], list) else []
+    return last["role"] == "tool" or any(part["type"] == "tool_result" for part in parts)
+
+
+@scenario
+def budgeted(reply: Reply) -> None:
+    """400 for thinking without a budget, as Anthropic's older models answer; else thoughts."""
+    thinking = reply.request.get("thinking", {})
+    if thinking.get("type") == "adaptive":
+        reply.error(400, "adaptive thinking is not supported on this model")
+        return
+    reasoning(reply, thoughts=int("budget_tokens" in thinking), n=1)
+
+
+@scenario
+def shape(reply: Reply, name: str = "llamacpp") -> None:
+    """A stream as a certain server sends it; the names: tests/fake_shapes.py."""
+    if name not in SHAPES or not reply.streaming:
+        reply.error(400, f"fake shape: no such shape: {name}")
+        return
+    reply.begin()
+    for event in SHAPES[name]:
+        line = event.encode() if isinstance(event, str) else b"data: " + as_json(event)
+        reply.write(line + b"\n\n")
+    reply.end()
 
 
 @scenario
@@ -436,6 +487,14 @@ def error_in_stream(
     reply.end()
 
 
+@scenario
+def key_in_stream(reply: Reply, n: int = 0) -> None:
+    """n tokens, then an error object that repeats the key which the client has sent."""
+    headers = reply.record.headers
+    key = headers.get("api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+    error_in_stream(reply, n, f"Bad key {key}, sorry.")
+
+
 # Bytes that are not what they should be
 
 
@@ -559,6 +618,7 @@ STATUS_ERRORS: dict[int, dict[str, str]] = {
         "message": "The server is currently overloaded with other requests. Please try again later",
         "kind": "server_error",
     },
+    529: {"message": "Overloaded", "kind": "overloaded_error"},
 }
 
 
@@ -580,7 +640,7 @@ SCENARIOS |= {str(status): _refusal(status) for status in STATUS_ERRORS}
 
 @scenario
 def context(reply: Reply, style: str = "openai") -> None:
-    """400, the conversation is too long, in the style of openai, llamacpp or vllm."""
+    """400, the conversation is too long, in the style of openai, llamacpp, vllm or anthropic."""
     limit, used = 4096, 9412
     if style == "openai":
         words = f"However, your messages resulted in {used} tokens."
@@ -604,6 +664,8 @@ def context(reply: Reply, style: str = "openai") -> None:
         )
         error = {"message": message, "type": "BadRequestError", "param": None, "code": 400}
         reply.whole(400, as_json({"error": error}))
+    elif style == "anthropic":
+        reply.error(400, f"prompt is too long: {used} tokens > {limit} maximum")
     else:
         reply.error(400, f"fake context: no such style: {style}")
 

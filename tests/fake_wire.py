@@ -170,6 +170,7 @@ class Record:
     body: Any  # parsed JSON; None without a body, the text where it is no JSON
     received_at: float
     wake: Callable[[], None]
+    query: str = ""  # behind the path's question mark
     scenario: str = ""  # the name without arguments; empty for anything but a completion
     args: dict[str, str] = field(default_factory=dict)
     tokens_sent: int = 0  # handed to the socket, reasoning included; not streamed: produced
@@ -210,7 +211,8 @@ class Record:
         names = "connection method path scenario args body received_at tokens_sent first_token_at"
         facts: dict[str, object] = {name: getattr(self, name) for name in names.split()}
         facts["closed_at"] = self.closed_at
-        facts["headers"] = {k: v for k, v in self.headers.items() if k != "authorization"}
+        secret = {"authorization", "api-key", "x-api-key"}
+        facts["headers"] = {k: v for k, v in self.headers.items() if k not in secret}
         return facts | {n: getattr(self, n).is_set() for n in ("closed", "finished", "ended")}
 
 
@@ -283,8 +285,13 @@ class Reply:
 
     def open(self, framing: Framing = Framing.CHUNKED) -> None:
         """Headers and the role chunk. Called by the first token if not before."""
+        if self.begin(framing):
+            self.chunk({"role": "assistant", "content": "", "refusal": None})
+
+    def begin(self, framing: Framing = Framing.CHUNKED) -> bool:
+        """The headers alone. False: they were sent before."""
         if self._framing is not None:
-            return
+            return False
         whole = not self.streaming and framing is Framing.CHUNKED
         self._framing = Framing.LENGTH if whole else framing
         if self._framing is Framing.CHUNKED:
@@ -292,7 +299,7 @@ class Reply:
         elif self._framing is Framing.CLOSE:
             self.keep_alive = False
             self._peer.send(self._head(200, {}))
-        self.chunk({"role": "assistant", "content": "", "refusal": None})
+        return True
 
     def tokens(self, texts: Iterable[str], kind: str = "content") -> None:
         """Send tokens at the pace asked for."""

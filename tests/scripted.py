@@ -172,6 +172,9 @@ class Scripted:
     def models(self, line: Line) -> list[str]:
         return ["scripted-1"]
 
+    def check(self, line: Line) -> None:
+        """It is always there."""
+
     def close(self) -> None:
         """Nothing is kept."""
 

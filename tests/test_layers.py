@@ -19,11 +19,12 @@ import pytest
 
 from halt.generation import Generations
 from halt.line import Line
+from halt.provider import Provider
+from halt.providers import Providers
 from halt.run import Run
 from halt.stops import StopRegistry, StopSwitch
 from halt.store import MemoryStore
 from halt.transport import Transport
-from halt.upstream import OpenAIUpstream
 
 ROOT = Path(__file__).parent.parent
 VENDOR = ROOT / "static" / "vendor"
@@ -37,6 +38,7 @@ LAYERS = {
     "events": 0,
     "rendering": 0,
     "config": 1,
+    "provider_settings": 1,
     "stops": 1,
     "line": 2,
     "http1": 2,
@@ -46,7 +48,10 @@ LAYERS = {
     "decoder": 2,
     "tools": 2,
     "builtin_tools": 3,
+    "provider": 2,
     "upstream": 2,
+    "anthropic_upstream": 2,
+    "providers": 2,
     "journal": 2,
     "store": 2,
     "run": 3,
@@ -138,7 +143,14 @@ def test_the_three_views_do_not_know_each_other(name: str) -> None:
 
 def test_only_the_composition_root_chooses_implementations() -> None:
     """No module of the package makes a store, a provider or a stop registry for itself."""
-    chosen = {"MemoryStore": {"store"}, "OpenAIUpstream": {"upstream"}, "StopRegistry": {"stops"}}
+    chosen = {
+        "MemoryStore": {"store"},
+        "OpenAIUpstream": {"upstream"},
+        "AzureUpstream": {"upstream"},
+        "AnthropicUpstream": {"anthropic_upstream"},
+        "Providers": {"providers"},
+        "StopRegistry": {"stops"},
+    }
     for name, tree in TREES.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -187,7 +199,8 @@ STATEFUL = (
     Generations,
     Line,
     MemoryStore,
-    OpenAIUpstream,
+    Provider,
+    Providers,
     Run,
     StopRegistry,
     StopSwitch,

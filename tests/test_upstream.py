@@ -10,17 +10,19 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
 import msgspec
 import pytest
 
-from halt.chat import ChatRequest, Message, Reply
+from halt.chat import ChatRequest, Message, Reply, Upstream
 from halt.config import Config
 from halt.errors import CODES, Interrupted, UpstreamError
+from halt.events import Delta
 from halt.line import Line, Quiet
+from halt.provider_settings import setup
 from halt.transport import Transport
 from halt.upstream import OpenAIUpstream
 from tests.fake_openai import FakeOpenAI
@@ -36,6 +38,7 @@ class Answer:
     """What came of a request."""
 
     text: str = ""
+    events: list[Delta] = field(default_factory=list)
     chunks: int = 0
     ended: bool = False
     fault: UpstreamError | None = None
@@ -52,7 +55,7 @@ def make() -> Iterator[Make]:
 
     def make(base_url: str, transport: Transport | None = None, **settings: Any) -> OpenAIUpstream:
         config = Config(**{"base_url": base_url, "api_key": KEY, "model": "echo"} | settings)
-        made.append(OpenAIUpstream(config, transport))
+        made.append(OpenAIUpstream(setup(config).providers[0], transport))
         return made[-1]
 
     yield make
@@ -73,6 +76,7 @@ def read(reply: Reply) -> Answer:
             with suppress(Quiet):
                 part = reply.read(SOON)
                 out.text += part.text
+                out.events += part.events
                 out.chunks += part.chunks
                 out.ended = part.ended
         reply.finish()
@@ -83,7 +87,7 @@ def read(reply: Reply) -> Answer:
     return out
 
 
-def ask(upstream: OpenAIUpstream, model: str | None = None, **more: Any) -> Answer:
+def ask(upstream: Upstream, model: str | None = None, **more: Any) -> Answer:
     request = ChatRequest(**{"messages": HI, "model": model} | more)
     try:
         reply = upstream.open(request, Line())

@@ -1,0 +1,438 @@
+"""Anthropic's Messages API, and servers that speak it.
+
+The anthropic client makes the request and reads refusals. Requests come in OpenAI's words and are
+put into Anthropic's (`to_messages`); its events are decoded to the same deltas as those of every
+provider. What it has no word for (`seed`, the penalties, the names of speakers) is left out.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import anthropic
+import httpx2
+import msgspec
+
+from halt.chat import ChatRequest, FilePart, ImagePart, Message, TextPart, ToolTurn
+from halt.decoder import CallAssembler, EventDecoder, Gathering
+from halt.errors import UpstreamError
+from halt.events import Content, Reasoning
+from halt.faults import error_object, fault
+from halt.line import Line, on_line
+from halt.provider import EventReply, Provider, begin, http_client
+from halt.provider_settings import ProviderSettings
+from halt.transport import Transport
+
+MODELS_MAX = 1000  # of one page of the list, as many as the API gives
+BUDGET_MIN = 1024  # tokens of thought, the least that the API takes
+
+#: OpenAI's efforts -> Anthropic's word for it, and tokens of thought for models without efforts.
+EFFORTS = {
+    "minimal": ("low", 1024),
+    "low": ("low", 2048),
+    "medium": ("medium", 8192),
+    "high": ("high", 16_384),
+    "xhigh": ("xhigh", 32_768),
+    "max": ("max", 32_768),
+}
+
+FINISH_REASONS = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "pause_turn": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+
+logger = logging.getLogger(__name__)
+
+
+# --- the answer -----------------------------------------------------------------------------------
+
+
+class _Block(msgspec.Struct):
+    type: str = ""
+    id: str = ""
+    name: str = ""
+    text: str = ""
+    thinking: str = ""
+    signature: str = ""
+    data: str = ""
+    input: dict[str, Any] | None = None
+    partial_json: str = ""
+    stop_reason: str | None = None
+
+
+class _Message(msgspec.Struct):
+    model: str | None = None
+    usage: dict[str, Any] | None = None
+
+
+class _Event(msgspec.Struct):
+    type: str = ""
+    index: int = 0
+    message: _Message | None = None
+    content_block: _Block | None = None
+    delta: _Block | None = None
+    usage: dict[str, Any] | None = None
+    error: Any = None
+
+
+class _Written:
+    """A block of the answer, gathered to be given back as it was."""
+
+    __slots__ = ("id", "json", "name", "opaque", "signature", "text", "type")
+
+    def __init__(self, block: _Block) -> None:
+        self.type = block.type
+        self.id = block.id
+        self.name = block.name
+        self.opaque = block.data
+        self.signature = block.signature
+        self.text: list[str] = []
+        self.json: list[str] = []
+
+    def native(self) -> dict[str, Any] | None:
+        """The block in Anthropic's words. None: it must not be given back."""
+        text = "".join(self.text)
+        if self.type == "text":
+            return {"type": "text", "text": text} if text.strip() else None
+        if self.type == "thinking":
+            return {"type": "thinking", "thinking": text, "signature": self.signature}
+        if self.type == "redacted_thinking":
+            return {"type": "redacted_thinking", "data": self.opaque}
+        if self.type == "tool_use":
+            return _tool_use(self.id, self.name, "".join(self.json))
+        return None
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+
+
+class MessagesDecoder(EventDecoder):
+    """The stream of a message of Anthropic's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._blocks: dict[int, _Written] = {}
+        self._calls = CallAssembler()
+        self._counts: dict[str, Any] = {}
+
+    @property
+    def opaque(self) -> list[dict[str, Any]] | None:
+        """The whole answer with its signed thoughts, None where there are no thoughts."""
+        blocks = [self._blocks[index] for index in sorted(self._blocks)]
+        if not any("thinking" in block.type for block in blocks):
+            return None
+        return [native for block in blocks if (native := block.native()) is not None]
+
+    def _take(self, data: bytes, out: Gathering) -> None:
+        try:
+            event = _decode_event(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise UpstreamError("upstream_invalid", str(exc)) from exc
+        if event.error:
+            raise error_object({"error": event.error})
+        match event.type:
+            case "content_block_delta" if event.delta is not None:
+                self._take_delta(event.index, event.delta, out)
+            case "content_block_start" if event.content_block is not None:
+                self._begin_block(event.index, event.content_block, out)
+            case "message_start" if event.message is not None:
+                self.model = event.message.model
+                self._counts.update(event.message.usage or {})
+            case "message_delta":
+                if event.delta is not None and event.delta.stop_reason:
+                    reason = event.delta.stop_reason
+                    self.finish_reason = FINISH_REASONS.get(reason, reason)
+                self._counts.update(event.usage or {})
+                self.usage = _usage(self._counts)
+            case "message_stop":
+                self.ended = True
+            case "error":
+                raise UpstreamError("upstream_error")
+            case _:
+                pass  # ping, content_block_stop, and what may come in later versions
+
+    def _begin_block(self, index: int, block: _Block, out: Gathering) -> None:
+        self._blocks[index] = _Written(block)
+        if block.type == "tool_use":
+            out.chunks += 1
+            self._calls.fragment(index, block.id, block.name, "", out)
+            if block.input:  # some servers give the whole input here
+                whole = msgspec.json.encode(block.input).decode()
+                self._take_delta(index, _Block("input_json_delta", partial_json=whole), out)
+        else:
+            self._take_text(self._blocks[index], block, out)
+
+    def _take_delta(self, index: int, delta: _Block, out: Gathering) -> None:
+        written = self._blocks.get(index)
+        if written is None:
+            raise UpstreamError("upstream_invalid", "a delta of a block that was not begun")
+        if delta.type == "input_json_delta":
+            if written.type == "tool_use" and delta.partial_json:
+                out.chunks += 1
+                written.json.append(delta.partial_json)
+                self._calls.fragment(index, "", "", delta.partial_json, out)
+        elif delta.type == "signature_delta":
+            written.signature += delta.signature
+        else:
+            self._take_text(written, delta, out)
+
+    def _take_text(self, written: _Written, piece: _Block, out: Gathering) -> None:
+        text = piece.text or piece.thinking
+        if text and written.type in {"text", "thinking"}:
+            out.chunks += 1
+            written.text.append(text)
+            out.text(Content if written.type == "text" else Reasoning, text)
+
+    def _last(self, out: Gathering) -> None:
+        self._calls.finish(out)
+
+
+def _usage(counts: dict[str, Any]) -> dict[str, Any]:
+    """Anthropic's counts in OpenAI's terms: the prompt includes what came from the cache."""
+
+    def count(name: str) -> int:
+        value = counts.get(name)
+        return value if isinstance(value, int) else 0
+
+    cached = count("cache_read_input_tokens")
+    prompt = count("input_tokens") + count("cache_creation_input_tokens") + cached
+    answer = count("output_tokens")
+    usage: dict[str, Any] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": answer,
+        "total_tokens": prompt + answer,
+    }
+    if cached:
+        usage["prompt_tokens_details"] = {"cached_tokens": cached}
+    return usage
+
+
+# --- the request ----------------------------------------------------------------------------------
+
+
+def _bad(detail: str) -> UpstreamError:
+    return UpstreamError("bad_request", detail)
+
+
+def _call_id(text: str) -> str:
+    """An ID of a call as Anthropic takes it, also where another provider made it."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", text) or "call"
+
+
+def _tool_use(id_: str, name: str, arguments: str) -> dict[str, Any]:
+    try:
+        given = msgspec.json.decode(arguments or "{}")
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        given = {}  # the model wrote no JSON; the tool's result tells it so
+    if not isinstance(given, dict):
+        given = {}
+    return {"type": "tool_use", "id": _call_id(id_), "name": name, "input": given}
+
+
+def _text(text: str) -> list[dict[str, Any]]:
+    """Text as blocks; the API refuses empty ones."""
+    return [{"type": "text", "text": text}] if text.strip() else []
+
+
+def _source(url: str, kind: str) -> dict[str, Any]:
+    """An image's or a document's source from a data: URL or an address. Raises UpstreamError."""
+    if url.startswith("data:"):
+        head, comma, data = url[5:].partition(",")
+        media, _, encoding = head.partition(";")
+        if not comma or encoding.rpartition(";")[2] != "base64":
+            raise _bad(f"a data: URL of {kind} is not in base64")
+        return {"type": "base64", "media_type": media, "data": data}
+    if url.startswith(("https://", "http://")):
+        return {"type": "url", "url": url}
+    raise _bad(f"{kind} is neither a data: URL nor an address")
+
+
+def _content(message: Message) -> list[dict[str, Any]]:
+    """A message's content as blocks. Raises UpstreamError for what the API does not take."""
+    if message.content is None or isinstance(message.content, str):
+        return _text(message.content or "")
+    blocks: list[dict[str, Any]] = []
+    for part in message.content:
+        if isinstance(part, TextPart):
+            blocks += _text(part.text)
+        elif isinstance(part, ImagePart):
+            blocks.append({"type": "image", "source": _source(part.image_url.url, "an image")})
+        elif isinstance(part, FilePart) and "file_data" in part.file:
+            source = _source(part.file["file_data"], "a file")
+            blocks.append({"type": "document", "source": source})
+        else:
+            raise _bad("Anthropic's API takes text, images and PDF files")
+    return blocks
+
+
+def to_messages(messages: Iterable[Message]) -> tuple[str, list[dict[str, Any]]]:
+    """The system prompt and the turns, which alternate. Raises UpstreamError."""
+    system: list[str] = []
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        blocks = _content(message)
+        role = "user"
+        if message.role in {"system", "developer"}:
+            system += [block["text"] for block in blocks if block["type"] == "text"]
+            continue
+        if message.role == "assistant":
+            role = "assistant"
+            if isinstance(message, ToolTurn) and message.opaque:
+                blocks = message.opaque
+            else:
+                blocks += [
+                    _tool_use(call.id, call.function.name, call.function.arguments)
+                    for call in message.tool_calls or ()
+                ]
+        elif message.role == "tool":
+            result = {"type": "tool_result", "tool_use_id": _call_id(message.tool_call_id or "")}
+            blocks = [result | ({"content": blocks} if blocks else {})]
+        if not blocks:
+            continue  # an answer that was stopped before its first word
+        if turns and turns[-1]["role"] == role:  # results of calls made together stay together
+            turns[-1]["content"] = [*turns[-1]["content"], *blocks]
+        else:
+            turns.append({"role": role, "content": blocks})
+    return "\n\n".join(system), turns
+
+
+def _tool_choice(request: ChatRequest) -> dict[str, Any] | None:
+    choice = request.tool_choice
+    chosen: dict[str, Any] | None = None
+    match choice:
+        case None:
+            pass
+        case "auto" | "none":
+            chosen = {"type": choice}
+        case "required":
+            chosen = {"type": "any"}
+        case {"type": "function", "function": {"name": str(name)}}:
+            chosen = {"type": "tool", "name": name}
+        case _:
+            raise _bad(f"tool_choice {choice!r} is not known")
+    if request.parallel_tool_calls is False and choice != "none":
+        chosen = {"type": "auto", **(chosen or {}), "disable_parallel_tool_use": True}
+    return chosen
+
+
+def _output_format(wanted: dict[str, Any] | None) -> dict[str, Any] | None:
+    match wanted:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return {"type": "json_schema", "schema": schema}
+    raise _bad("response_format must be text or a json_schema")
+
+
+def _may_think(messages: list[Message]) -> bool:
+    """Thinking can't be begun in the middle of a turn whose earlier thoughts are not here."""
+    for message in reversed(messages):
+        if message.role == "user":
+            break
+        if message.tool_calls and not (isinstance(message, ToolTurn) and message.opaque):
+            return False
+    return True
+
+
+class AnthropicUpstream(Provider):
+    """Anthropic, or a server that speaks its Messages API."""
+
+    client_error = anthropic.APIError
+
+    def __init__(self, settings: ProviderSettings, transport: Transport | None = None) -> None:
+        super().__init__(settings, transport)
+        # No timeouts and no retries here, for the reasons that `halt.upstream` gives.
+        self._client = anthropic.Anthropic(
+            api_key=settings.key,
+            base_url=settings.base_url.rstrip("/").removesuffix("/v1"),
+            max_retries=0,
+            timeout=None,
+            http_client=http_client(self._transport),
+        )
+        self._budgeted: set[str] = set()  # models that want a budget instead of an effort
+
+    def open(self, request: ChatRequest, line: Line) -> EventReply:
+        model = request.model or self.default_model(line)
+        asked = self._asked(request) | {"model": model, "stream": True}
+        with on_line(line):
+            try:
+                response = self._create(model, asked, request)
+            except anthropic.APIError as exc:
+                raise fault(exc, self._secret) from exc
+        return begin(response, MessagesDecoder(), model, self._secret)
+
+    def _asked(self, request: ChatRequest) -> dict[str, Any]:
+        """What is asked, apart from the model and its thinking, in Anthropic's words."""
+        system, turns = to_messages(request.messages)
+        given = request.max_completion_tokens or request.max_tokens
+        tools = [
+            {
+                "name": tool.function.name,
+                "input_schema": tool.function.parameters or {"type": "object", "properties": {}},
+            }
+            | ({"description": tool.function.description} if tool.function.description else {})
+            | ({"strict": True} if tool.function.strict else {})
+            for tool in request.tools or ()
+        ]
+        output = _output_format(request.response_format)
+        stop = [request.stop] if isinstance(request.stop, str) else request.stop
+        # The client has no names for these two any more; older models and other servers take them.
+        sampling = {"temperature": request.temperature, "top_p": request.top_p}
+        extra = {k: v for k, v in sampling.items() if v is not None}
+        extra |= {**self._settings.extra_body, **(request.extra_body or {})}
+        optional = {
+            "system": system,
+            "stop_sequences": stop,
+            "tools": tools,
+            "tool_choice": _tool_choice(request) if tools else None,
+            "output_config": {"format": output} if output else None,
+            "extra_body": extra,
+        }
+        asked = {"messages": turns, "max_tokens": given or self._settings.max_tokens}
+        return asked | {
+            k: v for k, v in optional.items() if v is not None and v not in ("", [], {})
+        }
+
+    def _create(self, model: str, asked: dict[str, Any], request: ChatRequest) -> httpx2.Response:
+        """Send the request; models differ in how they are told to think, so perhaps twice."""
+        create: Any = self._client.messages.with_raw_response.create
+        effort = request.reasoning_effort or "none"
+        if effort not in {*EFFORTS, "none"}:
+            raise _bad(f"reasoning_effort must be none or one of {', '.join(EFFORTS)}")
+        if effort == "none" or not _may_think(request.messages):
+            return _sent(create, asked)
+        word, budget = EFFORTS[effort]
+        if request.max_completion_tokens or request.max_tokens:
+            budget = min(budget, asked["max_tokens"] // 2)  # thoughts count as well
+        else:
+            asked = {**asked, "max_tokens": asked["max_tokens"] + budget}
+        if model not in self._budgeted:
+            thinking = {"type": "adaptive", "display": "summarized"}
+            output = {**asked.get("output_config", {}), "effort": word}
+            try:
+                return _sent(create, {**asked, "thinking": thinking, "output_config": output})
+            except anthropic.BadRequestError as exc:
+                if not re.search("adaptive|effort|thinking", str(exc.body)):
+                    raise
+                logger.info("%s takes no effort; it is given a budget of thought", model)
+                with self._lock:
+                    self._budgeted.add(model)
+        if budget >= BUDGET_MIN:
+            asked = {**asked, "thinking": {"type": "enabled", "budget_tokens": budget}}
+        return _sent(create, asked)
+
+    def _list(self) -> list[str]:
+        return [model.id for model in self._client.models.list(limit=MODELS_MAX).data]
+
+
+def _sent(create: Any, asked: dict[str, Any]) -> httpx2.Response:
+    response: httpx2.Response = create(**asked).http_response
+    return response

@@ -1,0 +1,142 @@
+"""What all providers have in common: their models, and an answer that comes as events.
+
+They differ in their client, in what they ask and in the decoder of what comes.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import httpx2
+
+from halt.chat import Part
+from halt.decoder import EventDecoder
+from halt.errors import UpstreamError
+from halt.faults import fault
+from halt.http1 import Body
+from halt.line import TICK, Line, on_line
+from halt.provider_settings import ProviderSettings
+from halt.transport import Transport
+
+
+def http_client(transport: Transport) -> httpx2.Client:
+    """What a provider's client sends its requests with."""
+    return httpx2.Client(transport=transport, follow_redirects=True)
+
+
+class EventReply:
+    """The Reply that a decoder makes of a response's body."""
+
+    def __init__(self, body: Body, decoder: EventDecoder, model: str, secret: str = "") -> None:
+        """`model` is the one that was asked; `secret` is taken out of every fault."""
+        self._body = body
+        self._decoder = decoder
+        self._asked = model
+        self._secret = secret
+
+    @property
+    def model(self) -> str:
+        return self._decoder.model or self._asked
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self._decoder.finish_reason
+
+    @property
+    def usage(self) -> dict[str, Any] | None:
+        return self._decoder.usage
+
+    @property
+    def opaque(self) -> Any:
+        return self._decoder.opaque
+
+    def read(self, timeout: float = TICK) -> Part:
+        try:
+            self._decoder.check()  # a fault that came with the last text waits for nothing more
+            raw = self._body.read(timeout)
+            return self._decoder.feed(raw) if raw else self._decoder.end()
+        except UpstreamError as exc:
+            raise exc.without(self._secret) from exc
+        except httpx2.HTTPError as exc:
+            if self.finish_reason is not None:  # only the farewell is missing
+                return self._decoder.end()
+            raise fault(exc, self._secret) from exc
+
+    def finish(self) -> None:
+        self._body.finish()
+
+    def close(self) -> None:
+        self._body.close()
+
+
+def begin(
+    response: httpx2.Response, decoder: EventDecoder, model: str, secret: str = ""
+) -> EventReply:
+    """The Reply of a response that our transport brought. Raises UpstreamError."""
+    body = response.extensions["halt.body"]
+    assert isinstance(body, Body)  # noqa: S101 - our own transport put it there
+    kind = response.headers.get("content-type", "")
+    if not kind.startswith("text/event-stream") or "content-encoding" in response.headers:
+        body.close()
+        raise UpstreamError("upstream_invalid", f"an answer of type {kind[:80]!r}")
+    return EventReply(body, decoder, model, secret)
+
+
+class Provider:
+    """A provider whose client sends its requests through our transport."""
+
+    #: What its client raises.
+    client_error: type[Exception]
+
+    def __init__(self, settings: ProviderSettings, transport: Transport | None = None) -> None:
+        self._settings = settings
+        self._transport = transport or Transport(settings.connect_timeout)
+        self._secret = settings.key
+        self._lock = threading.Lock()  # protects what is learnt on the way
+        self._model = settings.first_model
+
+    def _list(self) -> list[str]:
+        """Ask the client for the models. Raises what the client raises."""
+        raise NotImplementedError
+
+    @property
+    def known_model(self) -> str:
+        """The default model, empty as long as it was never asked for."""
+        return self._model
+
+    def default_model(self, line: Line) -> str:
+        """The model that answers when a request names none. Raises UpstreamError, Interrupted."""
+        if not self._model:
+            names = self.models(line)
+            if not names:
+                raise UpstreamError("model_not_found", "its list of models is empty")
+            with self._lock:
+                self._model = self._model or names[0]
+        return self._model
+
+    def models(self, line: Line) -> list[str]:
+        return list(self._settings.models) or self._ask(line)
+
+    def check(self, line: Line) -> None:
+        self._ask(line)
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def _ask(self, line: Line) -> list[str]:
+        if not self._settings.base_url:
+            raise UpstreamError("no_model")
+        with on_line(line):
+            try:
+                names = self._list()
+            except self.client_error as exc:
+                told = fault(exc, self._secret)
+                if told.code == "model_not_found":  # 404: the address is wrong, not a model
+                    told = UpstreamError("upstream_invalid", "it has no list of models")
+                raise told from exc
+            except (AttributeError, TypeError, ValueError) as exc:  # the client expects the shape
+                raise UpstreamError("upstream_invalid", "its list of models is malformed") from exc
+        if not all(isinstance(name, str) for name in names):
+            raise UpstreamError("upstream_invalid", "its list of models is malformed")
+        return names

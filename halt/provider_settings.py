@@ -1,0 +1,281 @@
+"""The providers of models: from the environment, or from one TOML file that HALT_CONFIG names.
+
+    default = "local/qwen3"
+
+    [providers.local]
+    kind = "openai"
+    base_url = "http://127.0.0.1:11434/v1"
+
+    [providers.claude]
+    kind = "anthropic"
+    key_env = "ANTHROPIC_API_KEY"
+    models = ["claude-sonnet-5", "claude-haiku-4-5"]
+
+Keys stand in the environment only; the file names the variable. A wrong value raises ConfigError,
+one line that names the file, the key, its value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from halt.config import (
+    AZURE_VERSION,
+    OPENAI_URL,
+    Config,
+    ConfigError,
+    fits_header,
+    is_address,
+    variable,
+)
+from halt.embedded import REQUEST_EXTRA
+
+Kind = Literal["openai", "azure", "anthropic"]
+
+ANTHROPIC_URL = "https://api.anthropic.com"
+MAX_TOKENS = 4096  # of an answer, where a provider must be told and the request does not say
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+KINDS = ("openai", "azure", "anthropic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProviderSettings:
+    """One provider. `connect_timeout` in seconds."""
+
+    name: str
+    kind: Kind
+    base_url: str  # Azure: the resource's endpoint; empty: no model is set up
+    key: str = field(default="none", repr=False)  # the clients insist on some word
+    models: tuple[str, ...] = ()  # empty: the server is asked
+    default_model: str = ""
+    api_version: str = ""  # Azure
+    max_tokens: int = MAX_TOKENS  # Anthropic
+    extra_body: Mapping[str, Any] = field(default_factory=dict)  # further fields of each request
+    connect_timeout: float = 5.0
+
+    @property
+    def first_model(self) -> str:
+        """The model that answers where a request names none; empty: the first of the server's."""
+        return self.default_model or (self.models[0] if self.models else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """All providers, in order. `default` is a model as a request names it, empty: any."""
+
+    providers: tuple[ProviderSettings, ...]
+    default: str = ""
+
+
+def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:
+    """The providers that the settings ask for; at least one. Raises ConfigError.
+
+    `lookup` gives the value of an environment variable that the file names.
+    """
+    if config.config_file:
+        return _of_file(config, lookup)
+    return _of_environment(config)
+
+
+# --- the environment ------------------------------------------------------------------------------
+
+
+def _of_environment(config: Config) -> Setup:
+    limit = config.connect_timeout
+    found = []
+    if config.api_key or config.base_url or config.wants_embedded:
+        found.append(
+            ProviderSettings(
+                name="demo" if config.wants_embedded else "openai",
+                kind="openai",
+                base_url=config.upstream_url,
+                key=config.upstream_key,
+                default_model=config.known_model,
+                # Lets the embedded model notice a Stop while it reads a prompt.
+                extra_body=REQUEST_EXTRA if config.wants_embedded else {},
+                connect_timeout=limit,
+            )
+        )
+    if config.azure_endpoint:
+        found.append(
+            ProviderSettings(
+                name="azure",
+                kind="azure",
+                base_url=config.azure_endpoint,
+                key=config.azure_key,
+                models=(config.azure_deployment,),
+                api_version=config.azure_version,
+                connect_timeout=limit,
+            )
+        )
+    if config.anthropic_key:
+        found.append(
+            ProviderSettings(
+                name="anthropic",
+                kind="anthropic",
+                base_url=config.anthropic_url or ANTHROPIC_URL,
+                key=config.anthropic_key,
+                connect_timeout=limit,
+            )
+        )
+    return Setup(providers=tuple(found), default=config.model)
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def _of_file(config: Config, lookup: Callable[[str], str]) -> Setup:
+    path = config.config_file
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is no UTF-8"
+        raise ConfigError(f"HALT_CONFIG={path!r} can't be read: {reason}.") from exc
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path}: it is no TOML: {exc}.") from exc
+    top = _Table(path, "", table, {"providers", "default"})
+    found = top.table("providers")
+    if not found:
+        raise ConfigError(f"{path}: providers is missing: name at least one, as [providers.NAME].")
+    providers = tuple(
+        _provider(path, name, value, config.connect_timeout, lookup)
+        for name, value in found.items()
+    )
+    where = "HALT_MODEL" if config.model else f"{path}: default"
+    default = config.model or top.text("default")
+    if len(providers) == 1:  # its models need no prefix, and may have one
+        return Setup(providers=providers, default=default.removeprefix(f"{providers[0].name}/"))
+    name, _, model = default.partition("/")
+    bare = sum(default in each.models for each in providers) == 1
+    if default and not bare and not (model and name in found):
+        raise ConfigError(
+            f"{where} = {default!r} is not allowed: use NAME/MODEL, "
+            f"NAME being one of {', '.join(found)}."
+        )
+    return Setup(providers=providers, default=default)
+
+
+_ALLOWED = {
+    "openai": {"base_url"},
+    "azure": {"endpoint", "api_version"},
+    "anthropic": {"base_url", "max_tokens"},
+}
+_COMMON = {"kind", "key_env", "models", "extra_body"}
+
+
+def _provider(
+    path: str, name: str, value: Any, connect_timeout: float, lookup: Callable[[str], str]
+) -> ProviderSettings:
+    where = f"providers.{name}"
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{path}: {where} is not allowed: use up to 32 of a-z, 0-9, _ and - as a name."
+        )
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: {where} = {value!r} is not allowed: use [providers.{name}].")
+    kind = value.get("kind")
+    if kind not in KINDS:
+        said = "is missing" if kind is None else f"= {kind!r} is not allowed"
+        choice = ", ".join(f'"{each}"' for each in KINDS)
+        raise ConfigError(f"{path}: {where}.kind {said}: use one of {choice}.")
+    table = _Table(path, where, value, _COMMON | _ALLOWED[kind])
+    models = table.texts("models")
+    if kind == "azure":
+        base_url = table.address("endpoint", "")
+        if not models:
+            raise ConfigError(f"{path}: {where}.models is missing: list your deployments' names.")
+    else:
+        base_url = table.address("base_url", ANTHROPIC_URL if kind == "anthropic" else OPENAI_URL)
+    on_openai = urlsplit(base_url).hostname == "api.openai.com"
+    return ProviderSettings(
+        name=name,
+        kind=kind,
+        base_url=base_url,
+        key=table.key(lookup, needed=kind != "openai" or on_openai),
+        models=models,
+        api_version=table.text("api_version") or (AZURE_VERSION if kind == "azure" else ""),
+        max_tokens=table.number("max_tokens", MAX_TOKENS, 1, 10_000_000),
+        extra_body=table.table("extra_body"),
+        connect_timeout=connect_timeout,
+    )
+
+
+class _Table:
+    """A table of the file, whose values are taken by type. Every method raises ConfigError."""
+
+    def __init__(self, path: str, where: str, table: dict[str, Any], allowed: set[str]) -> None:
+        self._path = path
+        self._prefix = f"{where}." if where else ""
+        self._table = table
+        for key in table:
+            if key in {"key", "api_key"} and where:
+                raise ConfigError(
+                    f"{path}: {where}.{key}: a key does not belong into a file; put it into an "
+                    f'environment variable and name that one: key_env = "NAME".'
+                )
+            if key not in allowed:
+                raise ConfigError(
+                    f"{path}: {self._prefix}{key} is not known here: "
+                    f"use {', '.join(sorted(allowed))}."
+                )
+
+    def _wrong(self, key: str, use: str) -> ConfigError:
+        value = self._table.get(key)
+        said = "is missing" if value is None else f"= {value!r} is not allowed"
+        return ConfigError(f"{self._path}: {self._prefix}{key} {said}: use {use}.")
+
+    def table(self, key: str) -> dict[str, Any]:
+        value = self._table.get(key, {})
+        if not isinstance(value, dict):
+            raise self._wrong(key, "a table")
+        return value
+
+    def text(self, key: str) -> str:
+        value = self._table.get(key, "")
+        if not isinstance(value, str) or (key in self._table and not value.strip()):
+            raise self._wrong(key, "text in quotes")
+        return value.strip()
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self._table.get(key, [])
+        fits = isinstance(value, list) and all(isinstance(v, str) and v.strip() for v in value)
+        if not fits or len(set(value)) != len(value) or (key in self._table and not value):
+            raise self._wrong(key, 'a list of different names, as in ["one", "two"]')
+        return tuple(value)
+
+    def number(self, key: str, default: int, low: int, high: int) -> int:
+        value = self._table.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self._wrong(key, f"a whole number from {low} to {high}")
+        return value
+
+    def address(self, key: str, default: str) -> str:
+        value = self._table.get(key, default)
+        if not isinstance(value, str) or not is_address(value):
+            raise self._wrong(key, "http(s)://HOST[:PORT][/PATH]")
+        return value
+
+    def key(self, lookup: Callable[[str], str], *, needed: bool) -> str:
+        """The key that the variable `key_env` holds."""
+        name = self.text("key_env")
+        if not name:
+            if needed:
+                raise self._wrong("key_env", "the name of an environment variable with the key")
+            return "none"
+        value = lookup(name)
+        if not value:
+            raise ConfigError(
+                f"{self._path}: {self._prefix}key_env = {name!r}: that variable is not set."
+            )
+        if not fits_header(value):
+            raise ConfigError(f"{name} holds a space or a character that no header can carry.")
+        return value

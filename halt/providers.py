@@ -1,0 +1,227 @@
+"""Several providers as one: a model's name says who answers.
+
+With one provider its models have their own names. With several a model is `PROVIDER/MODEL`, and its
+own name serves as well where only one provider lists it.
+
+What the providers list is asked for in threads, one for each provider at most, and kept for a
+minute, so that a provider that is down or silent hides nobody else's models and delays no page.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+from halt.chat import ChatRequest, Reply, Upstream
+from halt.errors import HaltError, Interrupted, UpstreamError
+from halt.line import Line
+from halt.metrics import now
+
+KEPT_SECONDS = 60.0  # a list of models is asked for again after this time
+FAILED_SECONDS = 5.0  # and after this time where it could not be had
+ASK_SECONDS = 9.0  # for one answer; then the provider is as good as unreachable
+WAIT_SECONDS = 1.5  # that whoever wants the lists waits for all of them together
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class OneProvider(Upstream, Protocol):
+    """What the router needs of a provider."""
+
+    @property
+    def known_model(self) -> str:
+        """The model that answers by default, empty where it is not known yet."""
+
+
+class Question(Generic[T]):
+    """A question to a provider, with its last answer. Asked in a thread, one at a time."""
+
+    def __init__(self, name: str, ask: Callable[[Line], T], kept: float) -> None:
+        """`kept`: seconds that an answer is good for."""
+        self._name = name
+        self._ask_it = ask
+        self._kept = kept
+        self._lock = threading.Lock()  # protects the four below
+        self._good_until = float("-inf")
+        self._answered = threading.Event()
+        self._answer: T | None = None
+        self._fault: HaltError | None = None
+
+    def begin(self) -> None:
+        """Ask, unless there is a fresh answer or the question is under way."""
+        with self._lock:
+            if now() < self._good_until:
+                return
+            self._good_until = now() + ASK_SECONDS + 1
+            self._answered = answered = threading.Event()
+        try:
+            threading.Thread(
+                target=self._ask, args=(answered,), name=f"halt-ask-{self._name}", daemon=True
+            ).start()
+        except RuntimeError:  # the system has no more threads
+            self._learn(answered, None, UpstreamError("internal", "no thread"))
+
+    def wait(self, until: float, *, fresh: bool) -> tuple[T | None, HaltError | None]:
+        """The last answer and the last fault, awaited until this time where there are none.
+
+        `fresh`: awaited also where a new answer is under way.
+        """
+        if fresh or (self._answer is None and self._fault is None):
+            self._answered.wait(max(0.0, until - now()))
+        with self._lock:
+            return self._answer, self._fault
+
+    def _ask(self, answered: threading.Event) -> None:
+        line = Line()
+        limit = threading.Timer(ASK_SECONDS, line.interrupt)
+        limit.daemon = True
+        limit.start()
+        answer: T | None = None
+        fault: HaltError | None = None
+        try:
+            answer = self._ask_it(line)
+        except Interrupted:
+            fault = UpstreamError("upstream_unreachable", "it did not answer in time")
+        except HaltError as exc:
+            fault = exc
+        except Exception as exc:
+            logger.exception("provider %s", self._name)
+            fault = UpstreamError("internal", type(exc).__name__)
+        finally:
+            limit.cancel()
+        self._learn(answered, answer, fault)
+
+    def _learn(self, answered: threading.Event, answer: T | None, fault: HaltError | None) -> None:
+        with self._lock:
+            if fault is None:
+                self._answer = answer  # else the one before is better than none
+            self._fault = fault
+            self._good_until = now() + (self._kept if fault is None else FAILED_SECONDS)
+        answered.set()
+
+
+class Providers:
+    """The Upstream of one or several providers."""
+
+    def __init__(self, providers: Mapping[str, OneProvider], default: str = "") -> None:
+        """At least one provider. `default` is the model that answers where none is named."""
+        self._providers = dict(providers)
+        self._first = next(iter(providers.values()))
+        self._single = len(providers) == 1
+        self._default = default
+        self._lists = {
+            name: Question(name, each.models, KEPT_SECONDS) for name, each in providers.items()
+        }
+        self._checks = {
+            name: Question(name, self._checked(each), FAILED_SECONDS)
+            for name, each in providers.items()
+        }
+
+    def open(self, request: ChatRequest, line: Line) -> Reply:
+        provider, model = self._resolve(request.model or self._default)
+        if model != request.model:
+            request = msgspec.structs.replace(request, model=model or None)
+        return provider.open(request, line)
+
+    def models(self, line: Line) -> list[str]:
+        if self._single:
+            return self._first.models(line)
+        found = self._all(self._lists)
+        names = [f"{name}/{model}" for name, (models, _) in found.items() for model in models or ()]
+        if not names:
+            self._raise_first(found)
+        return names
+
+    def catalog(self, line: Line) -> list[tuple[str, list[str]]]:
+        """The models, named as requests name them, grouped by provider, in their order.
+
+        Takes no longer than WAIT_SECONDS. A provider that has not told yet, or is down, has the
+        models that it listed before, or none. An interrupted line waits for nothing.
+        """
+        found = self._all(self._lists, 0.0 if line.interrupted else WAIT_SECONDS)
+        return [
+            (name, [self._full(name, model) for model in models or ()])
+            for name, (models, _) in found.items()
+        ]
+
+    def check(self, line: Line) -> None:
+        """One provider that answers is enough."""
+        if self._single:
+            self._first.check(line)
+            return
+        for seconds in (WAIT_SECONDS, ASK_SECONDS):  # the silent ones are awaited only if need be
+            found = self._all(self._checks, seconds, fresh=True)
+            if any(answer for answer, fault in found.values() if fault is None):
+                return
+        self._raise_first(found)
+
+    @property
+    def known_model(self) -> str:
+        """The model that answers by default, empty where it is not known yet."""
+        if self._default:
+            return self._default
+        name = next(iter(self._providers))
+        model = self._first.known_model
+        return self._full(name, model) if model else ""
+
+    def close(self) -> None:
+        for provider in self._providers.values():
+            provider.close()
+
+    def _full(self, name: str, model: str) -> str:
+        return model if self._single else f"{name}/{model}"
+
+    def _resolve(self, model: str) -> tuple[OneProvider, str]:
+        """Who answers for a model, and its name there. Raises UpstreamError."""
+        if self._single or not model:
+            return self._first, model
+        name, _, rest = model.partition("/")
+        if rest and name in self._providers:
+            return self._providers[name], rest
+        found = self._all(self._lists)
+        listing = [name for name, (models, _) in found.items() if model in (models or ())]
+        if len(listing) == 1:
+            return self._providers[listing[0]], model
+        if listing:
+            choice = " or ".join(f"{name}/{model}" for name in listing)
+            raise UpstreamError(
+                "model_not_found", f"several providers have {model!r}: use {choice}"
+            )
+        raise UpstreamError(
+            "model_not_found",
+            f"no provider lists {model!r}: use PROVIDER/MODEL, "
+            f"PROVIDER being one of {', '.join(self._providers)}",
+        )
+
+    @staticmethod
+    def _checked(provider: OneProvider) -> Callable[[Line], bool]:
+        def check(line: Line) -> bool:
+            provider.check(line)
+            return True
+
+        return check
+
+    @staticmethod
+    def _all(
+        questions: Mapping[str, Question[T]],
+        seconds: float = WAIT_SECONDS,
+        *,
+        fresh: bool = False,
+    ) -> dict[str, tuple[T | None, HaltError | None]]:
+        """What all of them answer, as far as it is known after this many seconds."""
+        for question in questions.values():
+            question.begin()
+        until = now() + seconds
+        return {name: question.wait(until, fresh=fresh) for name, question in questions.items()}
+
+    @staticmethod
+    def _raise_first(found: Mapping[str, tuple[T | None, HaltError | None]]) -> None:
+        for _, fault in found.values():
+            if fault is not None:
+                raise fault
