@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flask import Flask
 
-from halt import VERSION, api, pages, streams, web
+from halt import VERSION, api, openai_api, pages, plain, streams, web
 from halt.chat import Upstream
 from halt.config import Config, ConfigError, load
 from halt.generation import Generations
@@ -45,6 +45,8 @@ def create_app(config: Config | None = None, upstream: Upstream | None = None) -
     web.install(app)
     pages.install(app, MemoryStore(settings.kept_bytes))
     app.register_blueprint(streams.blueprint)
+    app.register_blueprint(plain.blueprint)
+    app.register_blueprint(openai_api.blueprint)
     app.register_blueprint(api.blueprint(pages.stop_fragment))
     return app
 

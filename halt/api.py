@@ -1,9 +1,10 @@
-"""Stop and health: the short requests, for programs and for the page."""
+"""Stop, what runs, and health: the short requests, for programs and for the page."""
 
 from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,8 @@ from halt.errors import HaltError, RequestError
 from halt.generation import Receipt
 from halt.line import Line
 from halt.metrics import now
-from halt.web import generations, json_response, owner, wants_fragment
+from halt.run import Run
+from halt.web import brings_token, generations, json_response, owner, wants_fragment
 
 STREAM_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 PROBE_SECONDS = 10.0  # a health answer is never older than this when the probe can run
@@ -48,6 +50,15 @@ def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
         fields = _fields()
         return answer(fields.get("stream_id"), fields.get("seen"))
 
+    @routes.get("/streams")
+    def streams() -> Response:
+        mine = generations().running(owner()) if _may_list() else []
+        return json_response({"streams": [_described(run) for run in mine]})
+
+    @routes.post("/stop-all")
+    def stop_all() -> Response:
+        return json_response({"stopped": generations().stop_all(owner()) if _may_list() else []})
+
     @routes.get("/healthz")
     def healthz() -> Response:
         service = generations()
@@ -63,6 +74,24 @@ def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
         return json_response(health, 503 if leaving else 200)
 
     return routes
+
+
+def _may_list() -> bool:
+    """A session has streams of its own. Those of nobody are secrets, told to the token's holder."""
+    return owner() is not None or brings_token()
+
+
+def _described(run: Run) -> dict[str, Any]:
+    age = now() - run.meter.started_at
+    return {
+        "id": run.id,
+        "state": run.state,
+        "model": run.model,
+        "age": round(age, 3),
+        "started_at": round(time.time() - age, 3),
+        "events": run.log.last,
+        "characters": run.meter.characters,
+    }
 
 
 def _fields() -> dict[str, Any]:

@@ -45,6 +45,7 @@ LAYERS = {
     "faults": 2,
     "decoder": 2,
     "tools": 2,
+    "bodies": 2,
     "upstream": 2,
     "journal": 2,
     "store": 2,
@@ -56,6 +57,8 @@ LAYERS = {
     "pages": 6,
     "streams": 6,
     "api": 6,
+    "plain": 6,
+    "openai_api": 6,
 }
 
 #: Taken by gunicorn by its name; nothing of Halt imports it.
