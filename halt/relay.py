@@ -215,7 +215,7 @@ class TextStream(EventStream):
 
     def _break(self, code: str, message: str) -> str:
         self._broken = True
-        return f"\n[error: {code}] {message}\n"
+        return f"\n[error: {code}] {' '.join(message.split())}\n"  # on one line
 
 
 class Answer(msgspec.Struct, frozen=True):
