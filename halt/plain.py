@@ -40,6 +40,9 @@ TEXT_HEADERS = {
     "X-Accel-Buffering": "no",
 }
 EVENT_SOURCE_HEADERS = {**SSE_HEADERS, "Cache-Control": "no-store, no-transform"}
+RETRY = (
+    b"retry: 1000\n"  # milliseconds until an EventSource asks again; most wait for three seconds
+)
 PARAMETERS = frozenset({"prompt", "system", "id", "model", "temperature", "max_tokens"})
 LAST_EVENT = re.compile(r"([A-Za-z0-9_-]{8,64})\.([0-9]{1,15}|end)")
 
@@ -162,7 +165,7 @@ def _resume(last: str) -> Response:
         # Said as an event: of a refusal, an EventSource tells its page nothing.
         return Response(_lost(stream_id, lost), headers=EVENT_SOURCE_HEADERS)
     except AtCapacity:
-        return Response(b"retry: 2000\n\n", headers=EVENT_SOURCE_HEADERS)  # it comes again
+        return Response(RETRY + b"\n", headers=EVENT_SOURCE_HEADERS)  # it comes again
 
 
 def _follow(run: Run, after: int) -> Response:
@@ -183,7 +186,7 @@ class PromptStream(EventStream):
             after,
             self._messages,
             # An ID without data makes no event, and is remembered.
-            opening=_message(run.id, after, b""),
+            opening=RETRY + _message(run.id, after, b""),
             nothing=_message(run.id, "end", encode({"done": True, "content": ""})),
         )
 

@@ -224,8 +224,8 @@ def test_thoughts_and_calls_stand_beside_the_text(client: Client) -> None:
     whole = client.request("POST", "/chat", body, JSON).json
     assert (whole["content"], whole["reasoning"]) == (numbers(2), "thought0 thought1 ")
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-    body = {"prompt": "Hello", "model": "asks_tools?calls=1", "tools": [tool]}
-    whole = client.request("POST", "/chat", body, JSON).json
+    asks: dict[str, Any] = {"prompt": "Hello", "model": "asks_tools?calls=1", "tools": [tool]}
+    whole = client.request("POST", "/chat", asks, JSON).json
     assert whole["finish_reason"] == "tool_calls"
     assert whole["tool_calls"] == [
         {"id": "call_0", "name": "weather", "arguments": '{"city": "town 0"}'}
@@ -301,11 +301,9 @@ def test_whoever_waits_has_a_place_and_no_more_than_there_are_may_wait(
         body = {"prompt": "Hello", "model": "stall?n=1", "id": chosen}
         program.send(waiting[-1], "POST", "/chat", body, JSON)
         eventually(lambda: program.get("/healthz").json["open_streams"] == len(waiting))
-    for path, body in (
-        ("/chat", {"prompt": "a"}),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
-    ):
-        refused = program.post(path, body)
+    messages = [{"role": "user", "content": "a"}]
+    for path in ("/chat", "/chat/stream", "/v1/chat/completions"):
+        refused = program.post(path, {"messages": messages})
         assert refused.status == 503
         assert int(refused.headers["retry-after"]) >= 1
     assert program.get("/stream?prompt=a").status == 503
@@ -448,7 +446,7 @@ def test_an_eventsource_that_lost_its_connection_goes_on_where_it_was(
 ) -> None:
     """The last ID names run and event: the rest follows, and the prompt is not run again."""
     said = new_id()
-    parameters = {"prompt": said, "model": "stall?n=5&gap_ms=5&rest=5"}
+    parameters: dict[str, Any] = {"prompt": said, "model": "stall?n=5&gap_ms=5&rest=5"}
     with ask(client, **parameters) as first:
         first.until_text("4 ")
         last = first.seen[-1].id
@@ -469,7 +467,7 @@ def test_the_id_is_known_before_the_first_word(client: Client, shared_fake: Fake
     response.close()
     connection.close()
     stream_id = response.headers["x-stream-id"]
-    assert opening == f"id: {stream_id}.0\n\n"
+    assert opening == f"retry: 1000\nid: {stream_id}.0\n\n"
     asked(shared_fake, said).release()
     events = all_of(ask(client, {"Last-Event-ID": f"{stream_id}.0"}, prompt=said))
     assert events.text == numbers(20)
@@ -480,7 +478,7 @@ def test_a_start_whose_answer_was_lost_is_no_second_start(
 ) -> None:
     """With an ID of the client's own, the same address twice is one run; another prompt is not."""
     said, chosen = new_id(), new_id()
-    parameters = {"prompt": said, "model": "stall?n=3", "id": chosen}
+    parameters: dict[str, Any] = {"prompt": said, "model": "stall?n=3", "id": chosen}
     with ask(client, **parameters) as first:
         first.until_text("2 ")
         with ask(client, **parameters) as second:
