@@ -2,7 +2,7 @@
 
 - A browser has a signed session cookie with a random owner ID. A program has none.
 - With HALT_TOKEN set, a program sends it as `Authorization: Bearer`, a browser logs in once.
-- Requests that change something are refused when a browser says they come from another site.
+- Requests that change or start something are refused when they come from another site's page.
 - Every response carries a strict Content-Security-Policy; errors are JSON for programs and a
   fragment for the page; what was not foreseen is logged and answered without its details.
 """
