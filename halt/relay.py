@@ -231,7 +231,8 @@ def gather(reading: Reading) -> Answer:
     """Wait for the whole answer. Raises AnswerFailed, OffsetLost, RequestError."""
     thoughts: list[str] = []
     calls: list[ToolCall] = []
-    for event in reading.events():
+    ended: Done | Cancelled | None = None
+    for event in reading.events():  # to its end, where the model's connection is let go of
         if isinstance(event, Reasoning):
             thoughts.append(event.text)
         elif isinstance(event, ToolCall):
@@ -239,9 +240,10 @@ def gather(reading: Reading) -> Answer:
         elif isinstance(event, Failed):
             raise failure(event)
         elif isinstance(event, Done | Cancelled):
-            return Answer(reading.run.answer()[1], "".join(thoughts), calls, event)
-    # Most likely nobody reads this any more.
-    raise RequestError("The connection was closed for sending, which is taken for leaving.")
+            ended = event
+    if ended is None:  # most likely nobody reads this any more
+        raise RequestError("The connection was closed for sending, which is taken for leaving.")
+    return Answer(reading.run.answer()[1], "".join(thoughts), calls, ended)
 
 
 def failure(event: Failed) -> AnswerFailed:

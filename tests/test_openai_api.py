@@ -124,6 +124,16 @@ def test_a_whole_answer_is_what_openais_client_expects(llm: openai.OpenAI) -> No
     assert answer.usage.completion_tokens == 50
 
 
+def test_whole_answers_one_after_the_other_share_a_connection(
+    strict_llm: openai.OpenAI, shared_fake: FakeOpenAI
+) -> None:
+    """When an answer is there its place is free, and its connection serves the next."""
+    said = [new_id() for _ in range(4)]
+    for each in said:
+        strict_llm.chat.completions.create(model="count?n=5&gap_ms=20", messages=hello(each))
+    assert len({asked(shared_fake, each).connection for each in said}) == 1
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_thoughts_are_no_part_of_the_answer(llm: openai.OpenAI, stream: bool) -> None:
     """They come as `reasoning_content`, where DeepSeek's clients look for them."""
