@@ -1,9 +1,10 @@
-"""Stop and health: the short requests, for programs and for the page."""
+"""Stop, what runs, and health: the short requests, for programs and for the page."""
 
 from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,8 @@ from halt.errors import HaltError, RequestError
 from halt.generation import Receipt
 from halt.line import Line
 from halt.metrics import now
-from halt.web import generations, json_response, owner, wants_fragment
+from halt.run import Run
+from halt.web import brings_token, generations, json_response, owner, wants_fragment
 
 STREAM_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 PROBE_SECONDS = 10.0  # a health answer is never older than this when the probe can run
@@ -41,12 +43,22 @@ def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
 
     @routes.post("/stop/<stream_id>")
     def stop_one(stream_id: str) -> Response:
-        return answer(stream_id, request.values.get("seen"))
+        fields = _fields() if request.content_length else request.args
+        return answer(stream_id, fields.get("seen"))
 
     @routes.post("/stop")
     def stop() -> Response:
         fields = _fields()
         return answer(fields.get("stream_id"), fields.get("seen"))
+
+    @routes.get("/streams")
+    def streams() -> Response:
+        mine = generations().running(owner()) if _may_list() else []
+        return json_response({"streams": [_described(run) for run in mine]})
+
+    @routes.post("/stop-all")
+    def stop_all() -> Response:
+        return json_response({"stopped": generations().stop_all(owner()) if _may_list() else []})
 
     @routes.get("/healthz")
     def healthz() -> Response:
@@ -65,6 +77,24 @@ def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
     return routes
 
 
+def _may_list() -> bool:
+    """A session has streams of its own. Those of nobody are secrets, told to the token's holder."""
+    return owner() is not None or brings_token()
+
+
+def _described(run: Run) -> dict[str, Any]:
+    age = now() - run.meter.started_at
+    return {
+        "id": run.id,
+        "state": run.state,
+        "model": run.model,
+        "age": round(age, 3),
+        "started_at": round(time.time() - age, 3),
+        "events": run.log.last,
+        "characters": run.meter.characters,
+    }
+
+
 def _fields() -> dict[str, Any]:
     if request.is_json:
         try:
@@ -72,7 +102,7 @@ def _fields() -> dict[str, Any]:
         except RecursionError:
             fields = None
         if not isinstance(fields, dict):
-            raise RequestError("The body must be a JSON object with stream_id.", field="body")
+            raise RequestError("The body must be a JSON object.", field="body")
         return fields
     return {**request.args, **request.form}
 

@@ -7,6 +7,7 @@ HaltError                       everything Halt raises on purpose
 ├── OffsetLost        410       the log no longer holds what the reader asks for
 ├── AtCapacity        503       every place for a stream is taken; with Retry-After
 ├── Draining          503       the server is about to leave; with Retry-After
+├── AnswerFailed      4xx, 5xx  a run failed before its answer began
 ├── Interrupted                 a Stop came while the upstream was being opened
 └── UpstreamError               the model's server failed, in one of the CODES below
 
@@ -141,6 +142,34 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
     }
 )
 
+#: The status of an error of CODES where an answer has not begun; 502 for all that are not here.
+#: That the model's server refuses our key is 502 too: the client's own token was accepted.
+STATUSES: Mapping[str, int] = MappingProxyType(
+    {
+        "bad_request": 400,
+        "context_too_long": 400,
+        "model_not_found": 404,
+        "rate_limited": 429,
+        "internal": 500,
+        "shutdown": 503,
+        "no_model": 503,
+        "upstream_connect_timeout": 504,
+        "first_byte_timeout": 504,
+        "stalled": 504,
+        "run_too_long": 504,
+    }
+)
+
+
+class AnswerFailed(HaltError):
+    """A run failed before its answer began, so the request itself is answered with the error."""
+
+    def __init__(self, code: str, message: str, *, retryable: bool, retry_after: float | None):
+        super().__init__(message, retry_after=retry_after)
+        self.code = code
+        self.status = STATUSES.get(code, 502)
+        self.retryable = retryable
+
 
 #: Codes whose sentence is followed by what the server said.
 QUOTED = frozenset(
@@ -155,11 +184,10 @@ class UpstreamError(HaltError):
     provider, never from our own configuration.
     """
 
-    status = 502
-
     def __init__(self, code: str, detail: str = "", *, retry_after: float | None = None):
         message, self.retryable = CODES[code]
         self.code = code
+        self.status = STATUSES.get(code, 502)
         self.detail = detail[:500]
         if code in QUOTED and detail:
             message = f"{message} It said: {self.detail[:300]}"

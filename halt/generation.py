@@ -18,7 +18,7 @@ import secrets
 import select
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -85,11 +85,13 @@ class Generations:
         owner: str | None = None,
         on_end: Callable[[Run], None] | None = None,
         tools: Toolbox | None = None,
+        grace: float | None = None,
     ) -> Run:
         """Start a generation. Raises RequestError, StreamInUse, AtCapacity, Draining.
 
         `tools` are offered to the model and run here when it calls them. `on_end` is called once,
-        by the thread that ended the run, with nothing locked.
+        by the thread that ended the run, with nothing locked. `grace`: seconds that the run goes on
+        with nobody watching, where it is not the configured time; 0 ends it with its last viewer.
         """
         self._check(request)
         run = Run(
@@ -102,6 +104,7 @@ class Generations:
             self._settled,
             self._spawn,
             tools,
+            grace,
         )
         with self._lock:
             if self.draining:
@@ -143,6 +146,24 @@ class Generations:
             upstream = "none" if run is None else run.line.wait_closed(RECEIPT_WAIT)
         return Receipt(stream_id, status_text, upstream, round((now() - began) * 1000, 2))
 
+    def running(self, owner: str | None) -> list[Run]:
+        """The runs of this owner that have not ended, the oldest first."""
+        with self._lock:
+            live = list(self._live)
+        mine = [run for run in live if run.switch.owner == owner and run.log.ended is None]
+        return sorted(mine, key=lambda run: run.meter.started_at)
+
+    def stop_all(self, owner: str | None) -> list[Receipt]:
+        """Stop every running stream of this owner; together they wait no longer than one Stop."""
+        began = now()
+        pressed = [(run, self._registry.press(run.id, owner)) for run in self.running(owner)]
+        receipts = []
+        for run, status in pressed:
+            upstream = run.line.wait_closed(max(0.0, began + RECEIPT_WAIT - now()))
+            took = round((now() - began) * 1000, 2)
+            receipts.append(Receipt(run.id, status or "finished", upstream, took))
+        return receipts
+
     @property
     def open_streams(self) -> int:
         """Generations that are not over."""
@@ -161,9 +182,7 @@ class Generations:
         Raises AtCapacity: so many readers hold a thread that Stop would be the next to wait.
         """
         with self._lock:
-            if self._views >= self.config.max_streams:
-                raise AtCapacity("All places for readers are taken.", retry_after=RETRY_AFTER)
-            self._views += 1
+            self._take_place()
             viewer = run.join()
             if client is not None:
                 self._watched[viewer] = (run, client)
@@ -174,7 +193,30 @@ class Generations:
         with self._lock:
             self._views -= 1
             self._watched.pop(viewer, None)
+        self._leave(run, viewer)
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A reader's place for a request that waits for something else. Raises AtCapacity."""
+        with self._lock:
+            self._take_place()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._views -= 1
+
+    def _take_place(self) -> None:
+        """The lock is held. Raises AtCapacity."""
+        if self._views >= self.config.max_streams:
+            raise AtCapacity("All places for readers are taken.", retry_after=RETRY_AFTER)
+        self._views += 1
+
+    @staticmethod
+    def _leave(run: Run, viewer: Viewer) -> None:
         run.leave(viewer)
+        if run.deserted:
+            run.cancel("no_viewer")
 
     # --- the keeper -------------------------------------------------------------------------------
 
@@ -218,7 +260,7 @@ class Generations:
             since = viewer.writing_since
             stuck = since is not None and at - since > SLOW_READER_MAX
             if stuck or _has_left(client):
-                run.leave(viewer)
+                self._leave(run, viewer)
                 with self._lock:
                     # Under the lock, since `unview` comes before the server closes the socket:
                     # as long as the viewer is in the table, the socket's number is still its own.

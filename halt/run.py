@@ -97,6 +97,7 @@ class Run:
         on_settled: Callable[[Run], None],
         spawn: Callable[[Run, Callable[[], None]], bool],
         tools: Toolbox | None = None,
+        grace: float | None = None,
     ) -> None:
         self.id = stream_id
         self.request = request
@@ -110,6 +111,7 @@ class Run:
         self._on_end = on_end
         self._on_settled = on_settled
         self._spawn = spawn
+        self._grace = config.orphan_grace if grace is None else grace
         self._tools = tools if request.tools is None else None  # whoever brings tools runs them
         if self._tools:
             self.request = msgspec.structs.replace(request, tools=self._tools.specs)
@@ -189,6 +191,11 @@ class Run:
             self._viewers.discard(viewer)
             self._watched_at = now()
         self.log.wake()  # a waiting viewer may have to pump now
+
+    @property
+    def deserted(self) -> bool:
+        """It was to end with its last viewer, and that one has left."""
+        return self._grace == 0 and self._was_watched and not self._viewers
 
     def follow(
         self, after: int, viewer: Viewer, interval: float = 0.0
@@ -344,7 +351,7 @@ class Run:
                 return UpstreamError("first_byte_timeout")
         elif silent > config.gap_timeout:
             return UpstreamError("stalled")
-        grace = config.orphan_grace if self._was_watched else max(FIRST_VIEW, config.orphan_grace)
+        grace = self._grace if self._was_watched else max(FIRST_VIEW, self._grace)
         if not self._viewers and at - self._watched_at > grace:
             return "no_viewer"
         if not self._pump.locked() and at - self._pumped_at > ATTEND_AFTER:

@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
-import msgspec
 from flask import Blueprint, Response, request
 
+from halt.bodies import decode
 from halt.chat import ChatRequest
-from halt.errors import RequestError
 from halt.events import FINAL_FRAME
-from halt.relay import SSE_HEADERS, EventStream, json_frames
+from halt.relay import SSE_HEADERS, EventStream, json_frames, watched
 from halt.run import Run
 from halt.web import after_parameter, client_socket, generations, owner, toolbox
 
 blueprint = Blueprint("streams", __name__)
-
-_decode = msgspec.json.Decoder(ChatRequest).decode
-_PATH = re.compile(r" - at `\$\.?(.*)`$")
-_UNKNOWN = re.compile(r"unknown field `(.*?)`|missing required field `(.*?)`")
-
-
-def decode_request(body: bytes) -> ChatRequest:
-    """A request's JSON. Raises RequestError that names the field at fault."""
-    try:
-        return _decode(body)
-    except msgspec.ValidationError as exc:
-        message = str(exc)
-        path = _PATH.search(message)
-        name = _UNKNOWN.search(message)
-        parts = [path[1] if path else "", (name[1] or name[2]) if name else ""]
-        field = ".".join(part for part in parts if part) or "body"
-        raise RequestError(f"{field}: {_PATH.sub('', message)}", field=field) from None
-    except RecursionError:
-        raise RequestError("The body is nested too deep.", field="body") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise RequestError(f"The body is not valid JSON: {exc}", field="body") from None
 
 
 def _stream(run: Run, after: int) -> Response:
@@ -51,9 +27,9 @@ def _stream(run: Run, after: int) -> Response:
 @blueprint.post("/chat/stream")
 def chat_stream() -> Response:
     """Start a generation and follow it."""
-    chat = decode_request(request.get_data())
+    chat = decode(request.get_data(), ChatRequest)
     run = generations().start(chat, owner(), tools=toolbox())
-    return _stream(run, 0)
+    return watched(run, lambda: _stream(run, 0))
 
 
 @blueprint.get("/streams/<stream_id>")

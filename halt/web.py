@@ -2,7 +2,7 @@
 
 - A browser has a signed session cookie with a random owner ID. A program has none.
 - With HALT_TOKEN set, a program sends it as `Authorization: Bearer`, a browser logs in once.
-- Requests that change something are refused when a browser says they come from another site.
+- Requests that change or start something are refused when they come from another site's page.
 - Every response carries a strict Content-Security-Policy; errors are JSON for programs and a
   fragment for the page; what was not foreseen is logged and answered without its details.
 """
@@ -18,7 +18,17 @@ import socket
 from typing import Any
 from urllib.parse import urlsplit
 
-from flask import Flask, Response, current_app, redirect, render_template, request, session, url_for
+from flask import (
+    Flask,
+    Response,
+    after_this_request,
+    current_app,
+    redirect,
+    render_template,
+    request,
+    session,
+    url_for,
+)
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
@@ -35,6 +45,7 @@ CONTENT_SECURITY_POLICY = (
     "object-src 'none'"
 )
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+STARTED_BY_GET = frozenset({"plain.stream"})  # guarded as the unsafe methods are
 OPEN_TO_ALL = frozenset({"static", "pages.login", "api.healthz"})
 
 logger = logging.getLogger(__name__)
@@ -109,9 +120,24 @@ def after_parameter() -> int:
     return int(raw)
 
 
+def tell_id(stream_id: str) -> None:
+    """Let the response to this request name its stream, whatever becomes of it."""
+
+    @after_this_request
+    def name(response: Response) -> Response:
+        response.headers["X-Stream-Id"] = stream_id
+        return response
+
+
 def token_matches(given: str) -> bool:
     """Compare in constant time with the access token."""
     return hmac.compare_digest(given.encode(), config().token.encode())
+
+
+def brings_token() -> bool:
+    """The request itself carries the access token that is set."""
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    return bool(config().token) and scheme.lower() == "bearer" and token_matches(given.strip())
 
 
 def login_mark() -> str:
@@ -129,6 +155,11 @@ def _is_foreign() -> bool:
     if site is not None:
         return site not in {"same-origin", "none"}
     origin = request.headers.get("Origin")
+    if origin is None and request.method not in UNSAFE:
+        # An image or a link of another site sends neither, where the connection is not secure.
+        origin = request.headers.get("Referer")
+        if origin is None:
+            return "Mozilla/" in request.headers.get("User-Agent", "")
     if origin is None:
         return False  # not a browser, or one that would have sent it for another site
     try:
@@ -151,8 +182,7 @@ def _is_misnamed() -> bool:
 def _may_enter() -> bool:
     if not config().token or request.endpoint in OPEN_TO_ALL:
         return True
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token_matches(given.strip()):
+    if brings_token():
         return True
     mark = session.get("login")
     return isinstance(mark, str) and hmac.compare_digest(mark, login_mark())
@@ -179,7 +209,8 @@ def guard() -> BaseResponse | None:
     if _is_misnamed():
         message = "Halt is not known here by this name. Set HALT_HOSTS to it, or HALT_TOKEN."
         return _error_response(403, "unknown_host", message)
-    if request.method in UNSAFE and _is_foreign():
+    guarded = request.method in UNSAFE or request.endpoint in STARTED_BY_GET
+    if guarded and _is_foreign():
         return _error_response(403, "foreign_site", "Requests from another site are refused.")
     if _may_enter():
         _bound_body()
@@ -208,6 +239,21 @@ def secure(response: Response) -> Response:
 
 # --- errors ---------------------------------------------------------------------------------------
 
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_OPENAI_CODES = {
+    "context_too_long": "context_length_exceeded",
+    "rate_limited": "rate_limit_exceeded",
+}
+
+
+def openai_error(status: int, code: str, message: str, field: str | None = None) -> dict[str, Any]:
+    """An error in OpenAI's shape and, where it has some, in its words."""
+    kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    if status == 401:
+        code = "invalid_api_key"
+    known = _OPENAI_CODES.get(code, code)
+    return {"error": {"message": message, "type": kind, "param": field, "code": known}}
+
 
 def _error_response(
     status: int,
@@ -225,6 +271,11 @@ def _error_response(
         response.headers["HX-Reswap"] = "innerHTML"
     elif wants_page():
         response = Response(render_template("error.html", message=message), status)
+    elif request.path.startswith("/v1/"):
+        response = json_response(openai_error(status, code, message, field), status)
+        if not retryable or "X-Stream-Id" in request.headers:
+            # Heard by OpenAI's clients, which would ask again: in vain, or with an ID in use.
+            response.headers["X-Should-Retry"] = "false"
     else:
         error: dict[str, Any] = {"code": code, "message": message, "retryable": retryable}
         if field is not None:

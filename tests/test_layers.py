@@ -49,6 +49,7 @@ LAYERS = {
     "tools": 2,
     "builtin_tools": 3,
     "provider": 2,
+    "bodies": 2,
     "upstream": 2,
     "anthropic_upstream": 2,
     "providers": 2,
@@ -62,6 +63,8 @@ LAYERS = {
     "pages": 6,
     "streams": 6,
     "api": 6,
+    "plain": 6,
+    "openai_api": 6,
 }
 
 #: Taken by gunicorn by its name; nothing of Halt imports it.

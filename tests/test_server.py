@@ -236,7 +236,7 @@ def test_a_wrong_method_is_told_the_right_ones(
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/chat", "/streams/", "/stop/a/b", "/static/../app.py", "/c/0123456789"]
+    "path", ["/nothing", "/chat/", "/streams/", "/stop/a/b", "/static/../app.py", "/c/0123456789"]
 )
 def test_an_unknown_path_is_an_error_in_json(client: Client, path: str) -> None:
     """404 as JSON, also for a program that asks for a conversation of others."""

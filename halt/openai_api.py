@@ -1,0 +1,342 @@
+"""OpenAI's chat completions, answered by Halt: any OpenAI client gains Stop, limits and retries.
+
+    POST /v1/chat/completions    streamed or whole
+    GET  /v1/models, GET /v1/models/ID
+
+The stream's ID is in the header `X-Stream-Id`, and may be chosen by a header of that name. A client
+that drops its connection stops its run at once, if nobody else follows it. A run that was stopped
+from elsewhere ends with the finish reason "stop", since strict clients know no other word for it;
+the field `halt` beside the choices says `"state": "cancelled"`, and the run's figures.
+
+What Halt has no field for is passed on to the model's server. Tools are the client's own.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from flask import Blueprint, Response, request
+
+from halt.bodies import convert, decode
+from halt.chat import ChatRequest
+from halt.errors import HaltError, Interrupted, OffsetLost, RequestError, UpstreamError
+from halt.events import (
+    FINAL_FRAME,
+    Content,
+    Done,
+    Event,
+    Failed,
+    Reasoning,
+    Terminal,
+    ToolCall,
+    ToolCallDelta,
+    encode,
+    is_terminal,
+)
+from halt.line import Line
+from halt.relay import SSE_HEADERS, Answer, EventStream, Reading, failure, gather, watched
+from halt.run import Run
+from halt.web import (
+    client_socket,
+    config,
+    generations,
+    json_response,
+    openai_error,
+    owner,
+    tell_id,
+)
+
+MODELS_SECONDS = 10.0  # for the model's server to list its models
+
+#: Fields that ChatRequest has a place for; those of Halt's own wire are none of OpenAI's.
+NAMED = frozenset(ChatRequest.__struct_fields__) - {"id", "extra_body", "stream"}
+
+#: What an answer carries and a prompt has no use for; clients send their answers back as they are.
+OF_ANSWERS = ("refusal", "annotations", "audio", "function_call", "reasoning", "reasoning_content")
+
+STREAM_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+
+blueprint = Blueprint("openai_api", __name__, url_prefix="/v1")
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A request as Halt understands it, and what only matters for how it is answered."""
+
+    chat: ChatRequest
+    stream: bool
+    include_usage: bool
+
+
+class StreamOptions(msgspec.Struct):
+    """Fields that are not named here change nothing for Halt."""
+
+    include_usage: bool | None = None
+
+
+class Manner(msgspec.Struct):
+    """The fields that say how to answer."""
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    logprobs: bool | None = None
+    functions: list[Any] | None = None
+    modalities: list[str] | None = None
+
+
+def asked(body: bytes, stream_id: str | None) -> Asked:
+    """A request's body. Raises RequestError that names the field."""
+    fields = decode(body, dict[str, Any])
+    manner = convert(fields, Manner)
+    if manner.n not in {None, 1}:
+        raise RequestError("n: one answer is given to a request; ask again for more.", field="n")
+    if manner.logprobs:
+        raise RequestError("logprobs: they are not kept of an answer.", field="logprobs")
+    if manner.functions:
+        raise RequestError("functions: use tools instead.", field="functions")
+    if manner.modalities not in (None, ["text"]):
+        raise RequestError("modalities: answers are text.", field="modalities")
+    if stream_id is not None and not STREAM_ID.fullmatch(stream_id):
+        raise RequestError(
+            "X-Stream-Id must be 8 to 64 characters of A-Z, a-z, 0-9, _ and -.",
+            field="X-Stream-Id",
+        )
+    named = {name: value for name, value in fields.items() if name in NAMED}
+    named["messages"] = _cleaned(fields.get("messages"))
+    rest = fields.keys() - NAMED - frozenset(Manner.__struct_fields__)
+    if rest:
+        named["extra_body"] = {name: fields[name] for name in fields if name in rest}
+    if stream_id is not None:
+        named["id"] = stream_id
+    options = manner.stream_options
+    return Asked(
+        convert(named, ChatRequest),
+        stream=bool(manner.stream),
+        include_usage=options is not None and bool(options.include_usage),
+    )
+
+
+def _cleaned(messages: Any) -> Any:
+    """Messages without what an answer alone has; what is malformed is left for `convert`."""
+    if not isinstance(messages, list):
+        return messages
+    return [
+        _prompt(message)
+        if isinstance(message, dict) and message.get("role") == "assistant"
+        else message
+        for message in messages
+    ]
+
+
+def _prompt(message: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in message.items() if name not in OF_ANSWERS}
+    if isinstance(calls := kept.get("tool_calls"), list):
+        # Put together from a stream, calls still have their number.
+        kept["tool_calls"] = [
+            _unnumbered(each) if isinstance(each, dict) else each for each in calls
+        ]
+    return kept
+
+
+def _unnumbered(call: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in call.items() if name != "index"}
+
+
+# --- completions ----------------------------------------------------------------------------------
+
+
+@blueprint.post("/chat/completions")
+def completions() -> Response:
+    given = asked(request.get_data(), request.headers.get("X-Stream-Id"))
+    service = generations()
+    run = service.start(given.chat, owner(), grace=0.0)
+    tell_id(run.id)
+    if not given.stream:
+        with watched(run, lambda: Reading(service, run, client_socket())) as reading:
+            return json_response(whole(run, gather(reading)))
+    body = watched(run, lambda: ChunkStream(run, include_usage=given.include_usage))
+    try:
+        # So a fault before the first token has its own status. A model that thinks in silence is
+        # waited for as long as no proxy takes the connection for dead.
+        body.wait(lambda event: not is_terminal(event), config().heartbeat)
+    except BaseException:
+        body.close()
+        raise
+    return Response(body, headers=SSE_HEADERS, direct_passthrough=True)
+
+
+def whole(run: Run, answer: Answer) -> dict[str, Any]:
+    """A whole answer as a `chat.completion`."""
+    ended = answer.ended
+    message: dict[str, Any] = {"role": "assistant", "content": answer.content, "refusal": None}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.calls:
+        message["content"] = answer.content or None
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": _function(call.name, call.arguments)}
+            for call in answer.calls
+        ]
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": None,
+        "finish_reason": finish_reason(ended, called=bool(answer.calls)),
+    }
+    completion = {
+        "id": f"chatcmpl-{run.id}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": run.model,
+        "choices": [choice],
+        "halt": about(run, ended),
+    }
+    if isinstance(ended, Done) and ended.usage:
+        completion["usage"] = ended.usage
+    return completion
+
+
+def _function(name: str, arguments: str) -> dict[str, str]:
+    return {"name": name, "arguments": arguments}
+
+
+def finish_reason(ended: Terminal, *, called: bool) -> str:
+    """Why the answer ended, in a word that OpenAI's clients know."""
+    given = ended.finish_reason if isinstance(ended, Done) else "stop"
+    return given or ("tool_calls" if called else "stop")
+
+
+def about(run: Run, ended: Terminal) -> dict[str, Any]:
+    """What Halt knows of the run and OpenAI's answer has no field for."""
+    known: dict[str, Any] = {"id": run.id, "state": run.state, "metrics": ended.metrics}
+    if not isinstance(ended, Done | Failed):
+        known["reason"] = ended.reason
+    return known
+
+
+class ChunkStream(EventStream):
+    """The body of a streamed completion. Its first chunk has the role, its last the usage."""
+
+    def __init__(self, run: Run, *, include_usage: bool) -> None:
+        """Take a reader's place. Raises AtCapacity."""
+        super().__init__(generations(), run, client_socket(), 0, self._chunks)
+        self._include_usage = include_usage
+        self._created = int(time.time())
+        self._before = self._after_delta = b""  # the bytes of a chunk around its delta
+        self._calls: dict[int, tuple[str, str]] = {}  # index -> ID and name, as far as told
+
+    def _chunks(self, events: list[tuple[int, Event]]) -> bytes:
+        out: list[bytes] = []
+        if not self._before and not isinstance(events[0][1], Failed):
+            self._begin()
+            out.append(self._chunk(b'{"role":"assistant","content":""}'))
+        for _, event in events:
+            if isinstance(event, Content):
+                out.append(self._chunk(b'{"content":%b}' % encode(event.content)))
+            elif isinstance(event, Reasoning):
+                out.append(self._chunk(b'{"reasoning_content":%b}' % encode(event.text)))
+            elif isinstance(event, ToolCallDelta):
+                out.append(self._fragment(event.index, event.id, event.name, event.arguments))
+            elif isinstance(event, ToolCall):
+                # Most have come in fragments, which a client has put together by now.
+                if event.id not in {known for known, _ in self._calls.values()}:
+                    index = max(self._calls, default=-1) + 1
+                    out.append(self._fragment(index, event.id, event.name, event.arguments))
+            elif isinstance(event, Failed):
+                fault = failure(event)
+                error = openai_error(fault.status, fault.code, fault.message)
+                out.append(b"data: %b\n\n" % encode(error))  # and no [DONE]: it is not whole
+            elif is_terminal(event):
+                out += self._last(event)
+        return b"".join(out)
+
+    def _begin(self) -> None:
+        """Now that the model is known, make what all chunks have in common."""
+        whole = self._object([{"index": 0, "delta": None, "logprobs": None, "finish_reason": None}])
+        if self._include_usage:
+            whole["usage"] = None
+        before, _, after = encode(whole).partition(b'"delta":null')
+        self._before = b'data: %b"delta":' % before
+        self._after_delta = after + b"\n\n"
+
+    def _object(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": f"chatcmpl-{self.run.id}",
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self.run.model,
+            "choices": choices,
+        }
+
+    def _chunk(self, delta: bytes) -> bytes:
+        return self._before + delta + self._after_delta
+
+    def _fragment(self, index: int, call_id: str, name: str, arguments: str) -> bytes:
+        """A piece of a tool call. Clients append what they are sent: ID and name come once."""
+        call: dict[str, Any] = {"index": index}
+        function = {"arguments": arguments}
+        told_id, told_name = self._calls.get(index, ("", ""))
+        if call_id and not told_id:
+            call |= {"id": call_id, "type": "function"}
+        if name and not told_name:
+            function = _function(name, arguments)
+        self._calls[index] = told_id or call_id, told_name or name
+        return self._chunk(b'{"tool_calls":%b}' % encode([{**call, "function": function}]))
+
+    def _last(self, ended: Terminal) -> list[bytes]:
+        reason = finish_reason(ended, called=bool(self._calls))
+        last = self._object([{"index": 0, "delta": {}, "logprobs": None, "finish_reason": reason}])
+        if self._include_usage:
+            last["usage"] = None
+        last["halt"] = about(self.run, ended)
+        out = [b"data: %b\n\n" % encode(last)]
+        if self._include_usage and isinstance(ended, Done) and ended.usage:
+            out.append(b"data: %b\n\n" % encode({**self._object([]), "usage": ended.usage}))
+        return [*out, FINAL_FRAME]
+
+    def lost(self, lost: OffsetLost) -> bytes:
+        return b"data: %b\n\n" % encode(openai_error(lost.status, lost.code, lost.message))
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+@blueprint.get("/models")
+def models() -> Response:
+    return json_response({"object": "list", "data": [_described(name) for name in _names()]})
+
+
+@blueprint.get("/models/<path:name>")
+def model(name: str) -> Response:
+    if name not in _names():
+        raise UpstreamError("model_not_found")
+    return json_response(_described(name))
+
+
+def _described(name: str) -> Mapping[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "halt"}
+
+
+def _names() -> list[str]:
+    """What the model's server offers now. Raises UpstreamError, AtCapacity."""
+    service = generations()
+    line = Line()
+    limit = threading.Timer(MODELS_SECONDS, line.interrupt)
+    limit.daemon = True
+    with service.place():
+        limit.start()
+        try:
+            return service.upstream.models(line)
+        except Interrupted:
+            raise UpstreamError("first_byte_timeout") from None
+        except HaltError:
+            if line.interrupted:
+                raise UpstreamError("first_byte_timeout") from None
+            raise
+        finally:
+            limit.cancel()

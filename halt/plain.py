@@ -1,0 +1,215 @@
+"""The answer with as little around it as can be: as text, as one JSON object, to an EventSource.
+
+    POST /chat            the text itself, as it comes; with `Accept: application/json` the whole
+    GET  /stream?prompt=  Server-Sent Events for `new EventSource(...)`
+
+An EventSource asks again by itself after every end, with the ID of the last event it saw. Each ID
+here names its stream too (`STREAM.SEQ`), and the first comes before the model is asked; so a
+reconnect finds its run and never runs the prompt again. The last event's ID is `STREAM.end`, which
+is answered with 204: that tells an EventSource to stop.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+from flask import Blueprint, Response, request
+
+from halt.bodies import convert, decode
+from halt.chat import ChatRequest
+from halt.errors import AtCapacity, OffsetLost, RequestError, StreamInUse, UnknownStream
+from halt.events import Cancelled, Content, Done, Event, encode, is_terminal, text_of
+from halt.relay import (
+    SSE_HEADERS,
+    Answer,
+    EventStream,
+    Reading,
+    TextStream,
+    gather,
+    is_text,
+    watched,
+)
+from halt.run import Run
+from halt.web import client_socket, generations, json_response, owner, tell_id, toolbox
+
+TEXT_HEADERS = {
+    "Content-Type": "text/plain; charset=utf-8",
+    "Cache-Control": "no-store, no-transform",
+    "X-Accel-Buffering": "no",
+}
+EVENT_SOURCE_HEADERS = {**SSE_HEADERS, "Cache-Control": "no-store, no-transform"}
+RETRY = (
+    b"retry: 1000\n"  # milliseconds until an EventSource asks again; most wait for three seconds
+)
+PARAMETERS = frozenset({"prompt", "system", "id", "model", "temperature", "max_tokens"})
+LAST_EVENT = re.compile(r"([A-Za-z0-9_-]{8,64})\.([0-9]{1,15}|end)")
+
+blueprint = Blueprint("plain", __name__)
+
+
+def _asked(fields: dict[str, Any], *, words: bool = False) -> ChatRequest:
+    """`prompt` or `messages`, `system` and options as a request. Raises RequestError."""
+    fields = dict(fields)
+    prompt, system = fields.pop("prompt", None), fields.pop("system", None)
+    if prompt is not None:
+        if "messages" in fields:
+            raise RequestError("Give prompt or messages, not both.", field="prompt")
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise RequestError("prompt must be a text that is not empty.", field="prompt")
+        fields["messages"] = [{"role": "user", "content": prompt}]
+    elif "messages" not in fields:
+        raise RequestError("Give a prompt, or messages.", field="prompt")
+    if system is not None:
+        if not isinstance(system, str):
+            raise RequestError("system must be a text.", field="system")
+        if isinstance(fields["messages"], list):
+            fields["messages"] = [{"role": "system", "content": system}, *fields["messages"]]
+    return convert(fields, ChatRequest, words=words)
+
+
+# --- POST /chat -----------------------------------------------------------------------------------
+
+
+@blueprint.post("/chat")
+def chat() -> Response:
+    """Start a generation and give its text, or all of it at its end."""
+    asked = _asked(decode(request.get_data(), dict[str, Any]))
+    service = generations()
+    run = service.start(asked, owner(), tools=toolbox())
+    tell_id(run.id)
+    accepts = request.accept_mimetypes
+    if accepts["application/json"] > accepts["text/plain"]:
+        with watched(run, lambda: Reading(service, run, client_socket())) as reading:
+            return json_response(_whole(run, gather(reading)))
+    body = watched(run, lambda: TextStream(service, run, client_socket()))
+    try:
+        body.wait(is_text)  # the status says whether there is an answer
+    except BaseException:
+        body.close()
+        raise
+    return Response(body, headers=TEXT_HEADERS, direct_passthrough=True)
+
+
+def _whole(run: Run, answer: Answer) -> dict[str, Any]:
+    ended = answer.ended
+    whole: dict[str, Any] = {
+        "id": run.id,
+        "model": run.model,
+        "state": run.state,
+        "content": answer.content,
+        "finish_reason": ended.finish_reason if isinstance(ended, Done) else None,
+        "usage": ended.usage if isinstance(ended, Done) else None,
+        "metrics": ended.metrics,
+    }
+    if isinstance(ended, Cancelled):
+        whole["reason"] = ended.reason
+    if answer.reasoning:
+        whole["reasoning"] = answer.reasoning
+    if answer.calls:
+        whole["tool_calls"] = [
+            {"id": call.id, "name": call.name, "arguments": call.arguments} for call in answer.calls
+        ]
+    return whole
+
+
+# --- GET /stream ----------------------------------------------------------------------------------
+
+
+@blueprint.get("/stream")
+def stream() -> Response:
+    """Start a generation, or go on with the one that an EventSource has lost."""
+    if request.method == "HEAD":
+        return Response(headers=EVENT_SOURCE_HEADERS)  # a look at the headers starts nothing
+    last = request.headers.get("Last-Event-ID")
+    if last:
+        return _resume(last)
+    for name in request.args:
+        if name not in PARAMETERS:
+            raise RequestError(f"{name}: there is no such parameter.", field=name)
+    asked = _asked({name: given for name, given in request.args.items() if given}, words=True)
+    service = generations()
+    try:
+        run = service.start(asked, owner(), tools=toolbox())
+    except StreamInUse:
+        run = _same(asked)
+        return _follow(run, 0)
+    return watched(run, lambda: _follow(run, 0))
+
+
+def _same(asked: ChatRequest) -> Run:
+    """The run of this ID, where the same was asked: the answer to its start was lost on the way.
+
+    Raises StreamInUse.
+    """
+    try:
+        run = generations().get(asked.id or "", owner())
+    except UnknownStream:
+        run = None
+    if run is None or run.request.messages[: len(asked.messages)] != asked.messages:
+        raise StreamInUse(f"The stream ID {asked.id!r} is in use.", field="id")
+    return run
+
+
+def _resume(last: str) -> Response:
+    match = LAST_EVENT.fullmatch(last)
+    if match is None:
+        raise RequestError("Last-Event-ID is none of this server's.", field="Last-Event-ID")
+    stream_id, seq = match.groups()
+    if seq == "end":
+        return Response(status=204)
+    try:
+        return _follow(generations().get(stream_id, owner()), int(seq))
+    except (UnknownStream, OffsetLost) as lost:
+        # Said as an event: of a refusal, an EventSource tells its page nothing.
+        return Response(_lost(stream_id, lost), headers=EVENT_SOURCE_HEADERS)
+    except AtCapacity:
+        return Response(RETRY + b"\n", headers=EVENT_SOURCE_HEADERS)  # it comes again
+
+
+def _follow(run: Run, after: int) -> Response:
+    body = PromptStream(run, after)
+    headers = {**EVENT_SOURCE_HEADERS, "X-Stream-Id": run.id}
+    return Response(body, headers=headers, direct_passthrough=True)
+
+
+class PromptStream(EventStream):
+    """Text and end of a run as Server-Sent Events whose IDs name the stream."""
+
+    def __init__(self, run: Run, after: int) -> None:
+        """Take a reader's place. Raises AtCapacity, OffsetLost."""
+        super().__init__(
+            generations(),
+            run,
+            client_socket(),
+            after,
+            self._messages,
+            # An ID without data makes no event, and is remembered.
+            opening=RETRY + _message(run.id, after, b""),
+            nothing=_message(run.id, "end", encode({"done": True, "content": ""})),
+        )
+
+    def _messages(self, events: list[tuple[int, Event]]) -> bytes:
+        seq, last = events[-1]
+        text = "".join(text_of(event) for _, event in events)
+        out = b""
+        if text:
+            out = _message(self.run.id, seq - is_terminal(last), encode(Content(text)))
+        if is_terminal(last):
+            out += _message(self.run.id, "end", encode(last))
+        return out
+
+    def lost(self, lost: OffsetLost) -> bytes:
+        return _lost(self.run.id, lost)
+
+
+def _message(stream_id: str, seq: int | str, data: bytes) -> bytes:
+    line = b"data: %b\n" % data if data else b""
+    return b"id: %b.%b\n%b\n" % (stream_id.encode(), str(seq).encode(), line)
+
+
+def _lost(stream_id: str, lost: UnknownStream | OffsetLost) -> bytes:
+    error = {"code": lost.code, "message": lost.message, "retryable": False}
+    said = {"type": "error", "done": True, "content": "", "error": error}
+    return _message(stream_id, "end", msgspec.json.encode(said))

@@ -1,0 +1,140 @@
+"""GET /stream with the browser's own EventSource, whose page does nothing to end it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from tests.conftest import HaltServer, asked, new_id
+from tests.fake_openai import FakeOpenAI
+
+#: Opens an EventSource; what it heard and its state are to be had from `window`.
+OPEN = """address => {
+    window.heard = [];
+    window.source = new EventSource(address);
+    window.source.onmessage = event => window.heard.push(JSON.parse(event.data));
+}"""
+ENDED = "() => window.source.readyState === EventSource.CLOSED"
+HEARD = "() => window.heard"
+
+
+class Cable:
+    """A way to a server that can be cut: every connection of the moment breaks off."""
+
+    def __init__(self, halt: HaltServer) -> None:
+        self._server = (halt.host, halt.port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._changed = threading.Condition()  # protects the two below
+        self._seen = b""  # what the server has sent
+        self._ends: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def wait_carried(self, data: bytes) -> None:
+        """Wait until the server's words with this in them are on their way to the browser."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: data in self._seen, 5)
+
+    def cut(self) -> None:
+        with self._changed:
+            for end in self._ends:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._threads[0].join(5)
+        self.cut()
+        for thread in self._threads:
+            thread.join(5)
+        for end in self._ends:
+            end.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection(self._server)
+            with self._changed:
+                self._ends += [near, far]
+            for ends in ((near, far, False), (far, near, True)):
+                thread = threading.Thread(target=self._carry, args=ends, daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def _carry(self, source: socket.socket, target: socket.socket, answers: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+                if answers:
+                    with self._changed:
+                        self._seen += data
+                        self._changed.notify_all()
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def cable(halt: HaltServer) -> Iterator[Cable]:
+    """A way to the shared server."""
+    made = Cable(halt)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def page(browser: Browser, cable: Cable) -> Iterator[Page]:
+    """A page of this origin."""
+    with contextlib.closing(browser.new_context()) as context:
+        page = context.new_page()
+        page.goto(cable.url)
+        yield page
+
+
+def times_asked(fake: FakeOpenAI, said: str) -> int:
+    return len([record for record in fake.requests if said in str(record.body)])
+
+
+def test_an_eventsource_comes_to_rest_after_the_end(page: Page, shared_fake: FakeOpenAI) -> None:
+    """It asks once more by itself, is told to stop, and the prompt has run once."""
+    said = new_id()
+    page.evaluate(OPEN, f"/stream?model=echo&prompt={said}")
+    page.wait_for_function(ENDED)
+    heard = page.evaluate(HEARD)
+    assert "".join(each["content"] for each in heard) == said
+    assert [each.get("done", False) for each in heard][-1:] == [True]
+    assert len([each for each in heard if each.get("done")]) == 1
+    assert times_asked(shared_fake, said) == 1
+
+
+@pytest.mark.parametrize("model", ["silent_first_token?n=8", "stall?n=3&rest=5"])
+def test_an_eventsource_that_loses_its_connection_loses_no_word(
+    page: Page, cable: Cable, shared_fake: FakeOpenAI, model: str
+) -> None:
+    """Before the first word and in the middle: it finds its run again, which has gone on."""
+    said = new_id()
+    page.evaluate(OPEN, f"/stream?model={quote(model)}&prompt={said}")
+    record = asked(shared_fake, said)
+    if model.startswith("stall"):
+        page.wait_for_function("() => window.heard.map(e => e.content).join('').includes('2 ')")
+    else:
+        cable.wait_carried(b".0\n\n")
+    cable.cut()
+    page.wait_for_function("() => window.source.readyState === EventSource.CONNECTING")
+    record.release()
+    page.wait_for_function(ENDED)
+    heard = page.evaluate(HEARD)
+    assert "".join(each["content"] for each in heard) == "".join(f"{n} " for n in range(8))
+    assert heard[-1]["type"] == "done"
+    assert times_asked(shared_fake, said) == 1
