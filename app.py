@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flask import Flask
 
-from halt import VERSION, api, pages, streams, web
+from halt import VERSION, api, pages, sockets, streams, web
 from halt.chat import Upstream
 from halt.config import Config, ConfigError, load
 from halt.generation import Generations
@@ -45,6 +45,7 @@ def create_app(config: Config | None = None, upstream: Upstream | None = None) -
     web.install(app)
     pages.install(app, MemoryStore(settings.kept_bytes))
     app.register_blueprint(streams.blueprint)
+    sockets.install(app)
     app.register_blueprint(api.blueprint(pages.stop_fragment))
     return app
 

@@ -7,13 +7,22 @@ the connection brought, decoded. Each fault of a server becomes one UpstreamErro
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Protocol
+import re
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
 
+from halt.errors import RequestError
 from halt.events import Content, Delta
 from halt.line import Line
 
+T = TypeVar("T")
+
+_PATH = re.compile(r" - at `\$\.?(.*)`$")
+_UNKNOWN = re.compile(r"unknown field `(.*?)`|missing required field `(.*?)`")
+
+#: How streams are named, by clients and by Halt.
+StreamId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{8,64}\Z")]
 Bounded = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
 
@@ -110,7 +119,7 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     """What a model is asked. The optional fields mean what they mean in OpenAI's API."""
 
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
-    id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{8,64}\Z")] | None = None
+    id: StreamId | None = None
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
@@ -139,6 +148,26 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
         """The optional fields that were set, under OpenAI's names."""
         given = msgspec.to_builtins(self)
         return {k: v for k, v in given.items() if k not in {"messages", "id", "model", "stream"}}
+
+
+def decode_checked(decoder: msgspec.json.Decoder[T], data: bytes | str, whole: str = "body") -> T:
+    """What a client sent as JSON. Raises RequestError that names the field at fault.
+
+    `whole` is what the data as such is called where no field of it is at fault.
+    """
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError as exc:
+        message = str(exc)
+        path = _PATH.search(message)
+        name = _UNKNOWN.search(message)
+        parts = [path[1] if path else "", (name[1] or name[2]) if name else ""]
+        field = ".".join(part for part in parts if part) or whole
+        raise RequestError(f"{field}: {_PATH.sub('', message)}", field=field) from None
+    except RecursionError:
+        raise RequestError(f"The {whole} is nested too deep.", field=whole) from None
+    except (msgspec.DecodeError, UnicodeError) as exc:
+        raise RequestError(f"The {whole} is not valid JSON: {exc}", field=whole) from None
 
 
 class Part(msgspec.Struct, frozen=True):

@@ -161,9 +161,7 @@ class Generations:
         Raises AtCapacity: so many readers hold a thread that Stop would be the next to wait.
         """
         with self._lock:
-            if self._views >= self.config.max_streams:
-                raise AtCapacity("All places for readers are taken.", retry_after=RETRY_AFTER)
-            self._views += 1
+            self._seat()
             viewer = run.join()
             if client is not None:
                 self._watched[viewer] = (run, client)
@@ -175,6 +173,27 @@ class Generations:
             self._views -= 1
             self._watched.pop(viewer, None)
         run.leave(viewer)
+
+    def take_place(self) -> None:
+        """Take a reader's place for a connection that follows runs by itself: it holds a thread.
+
+        Raises AtCapacity, Draining.
+        """
+        if self.draining:
+            raise Draining("The server is about to restart.", retry_after=RETRY_AFTER)
+        with self._lock:
+            self._seat()
+
+    def give_back_place(self) -> None:
+        """The connection is over. To be called once for each `take_place`."""
+        with self._lock:
+            self._views -= 1
+
+    def _seat(self) -> None:
+        """Count one more reader. The lock is held. Raises AtCapacity."""
+        if self._views >= self.config.max_streams:
+            raise AtCapacity("All places for readers are taken.", retry_after=RETRY_AFTER)
+        self._views += 1
 
     # --- the keeper -------------------------------------------------------------------------------
 

@@ -55,6 +55,7 @@ LAYERS = {
     "web": 5,
     "pages": 6,
     "streams": 6,
+    "sockets": 6,
     "api": 6,
 }
 
