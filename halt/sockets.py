@@ -346,8 +346,9 @@ class Wire:
             self._sock.shutdown(socket.SHUT_WR)
             poller.register(self._sock, select.POLLIN)
             while poller.poll(max(0.0, until - now()) * 1000):
-                if not self._sock.recv(BATCH_BYTES, socket.MSG_DONTWAIT):
-                    break
+                with contextlib.suppress(BlockingIOError):  # the other thread took it
+                    if not self._sock.recv(BATCH_BYTES, socket.MSG_DONTWAIT):
+                        break
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
@@ -378,6 +379,8 @@ class Conversation:
             for feed in self._feeds.values():
                 feed.end()
         until = now() + CLOSE_WITHIN
+        if code == TOO_SLOW:
+            logger.info("a socket's reader was too slow and has been dropped")
         try:
             if code:
                 self._close(code, reason, until)
