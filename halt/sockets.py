@@ -144,10 +144,10 @@ class Feed:
             self.queued = True
             self._wire.offer(self)
 
-    def frames(self) -> list[bytes]:
-        """What comes next, at most a batch; `queued` says whether there may be more."""
+    def frames(self) -> tuple[list[bytes], bool]:
+        """What comes next, at most a batch, and whether this feed is to be queued again."""
         if self.over:
-            return []
+            return [], False
         fresh = False
         events = list(islice(self._read, BATCH_EVENTS))
         if not events:
@@ -158,19 +158,21 @@ class Feed:
             except OffsetLost as lost:
                 # The reader was slower than the log is long. It is told, never given a gap.
                 self.end()
-                return [_error(lost, self._run.id)]
+                return [_error(lost, self._run.id)], False
             events = list(islice(self._read, BATCH_EVENTS))
+        again = not fresh or (len(events) == BATCH_EVENTS and not self.queued)
         if events:
             self._after, last = events[-1]
             if is_terminal(last):
+                again = False
                 self.end()
-            elif not fresh or len(events) == BATCH_EVENTS:
-                self.queued = True
+        if again:
+            self.queued = True
         prefix = self._prefix
         return [
             frame(_TEXT, b'%b%d,"event":%b}' % (prefix, seq, encode(event)))
             for seq, event in events
-        ]
+        ], again
 
     def end(self) -> None:
         """Send no more. The stream goes on. Harmless when repeated."""
@@ -303,9 +305,9 @@ class Wire:
         size = 0
         for _ in range(len(self._feeds)):
             feed = self._feeds.popleft()
-            frames = feed.frames()
+            frames, again = feed.frames()
             out += frames
-            if feed.queued and not feed.over:
+            if again:
                 self._feeds.append(feed)
             size += sum(map(len, frames))
             if size >= BATCH_BYTES:
@@ -400,14 +402,14 @@ class Conversation:
                 self._answer(message)
             wire.obeyed()
             self._feeds = {name: feed for name, feed in self._feeds.items() if not feed.over}
-            if self._is_too_slow():
-                return TOO_SLOW, "Too slow. Connect again and resume with follow."
             leaving = self._service.draining
             if leaving:
                 self._leave_by = min(self._leave_by, now() + LAST_WORDS)
                 if not self._feeds or now() > self._leave_by:
                     return GOING_AWAY, "The server is about to restart."
             wire.wait(TICK / 10 if leaving else TICK)
+            if self._is_too_slow():
+                return TOO_SLOW, "Too slow. Connect again and resume with follow."
         return 0, ""
 
     def _is_too_slow(self) -> bool:
