@@ -75,7 +75,7 @@ def client_socket() -> socket.socket | None:
     return found if isinstance(found, socket.socket) else None
 
 
-def is_upgrade() -> bool:
+def _is_upgrade() -> bool:
     """The request is the beginning of a WebSocket, which may do whatever a POST may."""
     return "websocket" in request.headers.get("Upgrade", "").lower()
 
@@ -160,7 +160,7 @@ def _bound_body() -> None:
 
 def guard() -> BaseResponse | None:
     """Before each request: turn away whoever may not make it."""
-    if (request.method in UNSAFE or is_upgrade()) and _is_foreign():
+    if (request.method in UNSAFE or _is_upgrade()) and _is_foreign():
         return _error_response(403, "foreign_site", "Requests from another site are refused.")
     if _may_enter():
         _bound_body()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -38,7 +39,7 @@ def numbers(n: int) -> str:
 def hasty(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServer:
     """A server with little patience and small messages."""
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
-    settings = {"HALT_HEARTBEAT": "0.4", "HALT_MAX_BODY_BYTES": "20000", "HALT_ORPHAN_GRACE": "2"}
+    settings = {"HALT_HEARTBEAT": "0.8", "HALT_MAX_BODY_BYTES": "20000", "HALT_ORPHAN_GRACE": "2"}
     server = HaltServer({**env, **settings})
     request.addfinalizer(server.close)
     return server
@@ -336,7 +337,10 @@ def raw_handshake(server: HaltServer, **headers: str | None) -> socket.socket:
         **{name.replace("_", "-"): value for name, value in headers.items()},
     }
     lines = "".join(f"{name}: {value}\r\n" for name, value in given.items() if value is not None)
-    sock = socket.create_connection((server.host, server.port), timeout=10)
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.settimeout(10)
+    sock.connect((server.host, server.port))
     sock.sendall(f"GET /ws HTTP/1.1\r\n{lines}\r\n".encode())
     return sock
 
@@ -401,6 +405,23 @@ def test_a_reader_that_does_not_read_is_heard(halt: HaltServer, shared_fake: Fak
         ws.say(type="stop", id=stream_id)
         assert record.closed.wait(SEEN_WITHIN)
         assert ws.to_end(stream_id)["type"] == "cancelled"
+
+
+def test_answers_that_nobody_takes_are_not_kept(hasty: HaltServer) -> None:
+    """Who asks on and on and never reads is dropped as too slow; nothing grows meanwhile."""
+    ping = b'{"type":"ping"}'
+    asked_for = 50_000
+    with raw_handshake(hasty) as sock:
+        assert b" 101 " in sock.recv(65536)
+        with contextlib.suppress(ConnectionError):  # it may be dropped before it has said it all
+            sock.sendall((b"\x81%c\0\0\0\0%b" % (128 | len(ping), ping)) * asked_for)
+        said = b""
+        with contextlib.suppress(ConnectionError):
+            while piece := sock.recv(65536):
+                said += piece
+    assert 0 < said.count(b"pong") < asked_for
+    with WebSocket(hasty) as ws:
+        ws.fence()
 
 
 @pytest.mark.parametrize("model", ["silent_headers", "count?n=100000&gap_ms=5"])
