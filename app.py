@@ -11,7 +11,7 @@ from typing import Any
 
 from flask import Flask
 
-from halt import VERSION, api, openai_api, pages, plain, streams, web
+from halt import VERSION, api, openai_api, pages, plain, sockets, streams, web
 from halt.builtin_tools import SHIPPED
 from halt.chat import Upstream
 from halt.config import Config, ConfigError, load
@@ -78,6 +78,7 @@ def create_app(
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(plain.blueprint)
     app.register_blueprint(openai_api.blueprint)
+    sockets.install(app)
     app.register_blueprint(api.blueprint(pages.stop_fragment))
     return app
 

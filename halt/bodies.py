@@ -15,16 +15,19 @@ _PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 _UNKNOWN = re.compile(r"unknown field `(.*?)`|missing required field `(.*?)`")
 
 
-def decode(body: bytes, kind: type[T]) -> T:
-    """A body's JSON as this type. Raises RequestError that names the field at fault."""
+def decode(body: bytes | str, kind: type[T], whole: str = "body") -> T:
+    """JSON as this type. Raises RequestError that names the field at fault.
+
+    `whole` is what the data as such is called where no field of it is at fault.
+    """
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as exc:
-        _refuse(exc)
+        _refuse(exc, whole)
     except RecursionError:
-        raise RequestError("The body is nested too deep.", field="body") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise RequestError(f"The body is not valid JSON: {exc}", field="body") from None
+        raise RequestError(f"The {whole} is nested too deep.", field=whole) from None
+    except (msgspec.DecodeError, UnicodeError) as exc:
+        raise RequestError(f"The {whole} is not valid JSON: {exc}", field=whole) from None
 
 
 def convert(value: Any, kind: type[T], *, words: bool = False) -> T:
@@ -37,10 +40,10 @@ def convert(value: Any, kind: type[T], *, words: bool = False) -> T:
         raise RequestError("The body is nested too deep.", field="body") from None
 
 
-def _refuse(exc: msgspec.ValidationError) -> NoReturn:
+def _refuse(exc: msgspec.ValidationError, whole: str = "body") -> NoReturn:
     message = str(exc)
     path = _PATH.search(message)
     name = _UNKNOWN.search(message)
     parts = [path[1] if path else "", (name[1] or name[2]) if name else ""]
-    field = ".".join(part for part in parts if part) or "body"
+    field = ".".join(part for part in parts if part) or whole
     raise RequestError(f"{field}: {_PATH.sub('', message)}", field=field) from None

@@ -14,6 +14,8 @@ import msgspec
 from halt.events import Content, Delta
 from halt.line import Line
 
+#: How streams are named, by clients and by Halt.
+StreamId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{8,64}\Z")]
 Bounded = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
 
@@ -110,7 +112,7 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     """What a model is asked. The optional fields mean what they mean in OpenAI's API."""
 
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
-    id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{8,64}\Z")] | None = None
+    id: StreamId | None = None
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None

@@ -18,7 +18,7 @@ import secrets
 import select
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import msgspec
 
@@ -40,6 +40,7 @@ from halt.tools import Toolbox
 KEEPER_TICK = 0.25  # seconds
 SLOW_READER_MAX = 30.0  # seconds that one write to a reader may take; it can resume afterwards
 RECEIPT_WAIT = 0.25  # seconds that a Stop waits to see the upstream's connection closed
+ROOM_WAIT = 0.05  # seconds that a start waits for a place that is being given back
 RETRY_AFTER = 2.0  # seconds, told to clients that found no place
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Generations:
         self.alive: Callable[[], bool] = lambda: True
         self._registry = registry
         self._lock = threading.Lock()  # protects everything below
+        self._room = threading.Condition(self._lock)  # a place was given back
         self._runs: dict[str, Run] = {}  # live and kept
         self._live: set[Run] = set()  # not settled: they have a place
         self._views = 0  # readers that hold a thread of the server
@@ -109,7 +111,7 @@ class Generations:
         with self._lock:
             if self.draining:
                 raise Draining("The server is about to restart.", retry_after=RETRY_AFTER)
-            if len(self._live) >= self.config.max_streams:
+            if not self._await_room(self._live, lambda: len(self._live) < self.config.max_streams):
                 raise AtCapacity(
                     f"All {self.config.max_streams} places for streams are taken.",
                     retry_after=RETRY_AFTER,
@@ -182,7 +184,7 @@ class Generations:
         Raises AtCapacity: so many readers hold a thread that Stop would be the next to wait.
         """
         with self._lock:
-            self._take_place()
+            self._seat()
             viewer = run.join()
             if client is not None:
                 self._watched[viewer] = (run, client)
@@ -193,30 +195,57 @@ class Generations:
         with self._lock:
             self._views -= 1
             self._watched.pop(viewer, None)
+            self._room.notify_all()
         self._leave(run, viewer)
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
         """A reader's place for a request that waits for something else. Raises AtCapacity."""
-        with self._lock:
-            self._take_place()
+        self.take_place()
         try:
             yield
         finally:
-            with self._lock:
-                self._views -= 1
-
-    def _take_place(self) -> None:
-        """The lock is held. Raises AtCapacity."""
-        if self._views >= self.config.max_streams:
-            raise AtCapacity("All places for readers are taken.", retry_after=RETRY_AFTER)
-        self._views += 1
+            self.give_back_place()
 
     @staticmethod
     def _leave(run: Run, viewer: Viewer) -> None:
         run.leave(viewer)
         if run.deserted:
             run.cancel("no_viewer")
+
+    def take_place(self) -> None:
+        """Take a reader's place for a connection that follows runs by itself: it holds a thread.
+
+        Raises AtCapacity, Draining.
+        """
+        if self.draining:
+            raise Draining("The server is about to restart.", retry_after=RETRY_AFTER)
+        with self._lock:
+            self._seat()
+
+    def give_back_place(self) -> None:
+        """The connection is over. To be called once for each `take_place`."""
+        with self._lock:
+            self._views -= 1
+            self._room.notify_all()
+
+    def _seat(self) -> None:
+        """Count one more reader. The lock is held. Raises AtCapacity."""
+        watched = [run for run, _ in self._watched.values()]
+        if not self._await_room(watched, lambda: self._views < self.config.max_streams):
+            raise AtCapacity("All places for readers are taken.", retry_after=RETRY_AFTER)
+        self._views += 1
+
+    def _await_room(self, runs: Collection[Run], is_there: Callable[[], bool]) -> bool:
+        """Whether there is a place; one that an ended run is about to give back is waited for.
+
+        So a client that was told the end can start anew at once, on a full server too. The lock is
+        held, and let go of while this waits.
+        """
+        if is_there():
+            return True
+        leaving = any(run.log.ended is not None for run in runs)
+        return leaving and self._room.wait_for(is_there, ROOM_WAIT)
 
     # --- the keeper -------------------------------------------------------------------------------
 
@@ -334,6 +363,7 @@ class Generations:
     def _settled(self, run: Run) -> None:
         with self._lock:
             self._live.discard(run)
+            self._room.notify_all()
 
 
 def _has_left(client: socket.socket) -> bool:

@@ -28,6 +28,9 @@ from halt.events import (
     ToolResult,
 )
 
+#: Is told that there are new events. Called with nothing locked; must not block and not raise.
+Listener = Callable[[], None]
+
 #: Bytes that an event takes in memory beside its text: the struct, the string's head, the slot.
 EVENT_OVERHEAD = 150
 
@@ -66,6 +69,12 @@ class Log(Protocol):
     def wake(self) -> None:
         """Let all who wait look again."""
 
+    def subscribe(self, listener: Listener) -> None:
+        """From now on call `listener` after each new event, in the thread that added it."""
+
+    def unsubscribe(self, listener: Listener) -> None:
+        """Call it no more. Harmless when repeated; a call that is under way ends later."""
+
 
 class MemoryLog:
     """A log in this process's memory."""
@@ -78,6 +87,7 @@ class MemoryLog:
         self._size = 0
         self._ended: Terminal | None = None
         self._waiting = 0
+        self._listeners: tuple[Listener, ...] = ()  # replaced, never changed
 
     @property
     def last(self) -> int:
@@ -106,7 +116,10 @@ class MemoryLog:
                 self._dropped += 1
             if self._waiting:
                 self._changed.notify_all()
-            return True
+            listeners = self._listeners
+        for listen in listeners:
+            listen()
+        return True
 
     def end(self, make: Callable[[], Terminal]) -> bool:
         with self._changed:
@@ -116,7 +129,10 @@ class MemoryLog:
             self._events.append(self._ended)
             self._size += _weight(self._ended)
             self._changed.notify_all()
-            return True
+            listeners = self._listeners
+        for listen in listeners:
+            listen()
+        return True
 
     def read(self, after: int) -> list[tuple[int, Event]]:
         with self._changed:
@@ -145,6 +161,14 @@ class MemoryLog:
     def wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
+
+    def subscribe(self, listener: Listener) -> None:
+        with self._changed:
+            self._listeners = (*self._listeners, listener)
+
+    def unsubscribe(self, listener: Listener) -> None:
+        with self._changed:
+            self._listeners = tuple(each for each in self._listeners if each != listener)
 
 
 def _weight(event: Event) -> int:

@@ -2,7 +2,8 @@
 
 - A browser has a signed session cookie with a random owner ID. A program has none.
 - With HALT_TOKEN set, a program sends it as `Authorization: Bearer`, a browser logs in once.
-- Requests that change or start something are refused when they come from another site's page.
+- Requests that change or start something, WebSockets included, are refused when they come from
+  another site's page.
 - Every response carries a strict Content-Security-Policy; errors are JSON for programs and a
   fragment for the page; what was not foreseen is logged and answered without its details.
 """
@@ -91,6 +92,11 @@ def client_socket() -> socket.socket | None:
     """The connection of this request, where the server hands it over (gunicorn does)."""
     found = request.environ.get("gunicorn.socket")
     return found if isinstance(found, socket.socket) else None
+
+
+def _is_upgrade() -> bool:
+    """The request is the beginning of a WebSocket, which may do whatever a POST may."""
+    return "websocket" in request.headers.get("Upgrade", "").lower()
 
 
 def wants_fragment() -> bool:
@@ -209,8 +215,8 @@ def guard() -> BaseResponse | None:
     if _is_misnamed():
         message = "Halt is not known here by this name. Set HALT_HOSTS to it, or HALT_TOKEN."
         return _error_response(403, "unknown_host", message)
-    guarded = request.method in UNSAFE or request.endpoint in STARTED_BY_GET
-    if guarded and _is_foreign():
+    starts = request.method in UNSAFE or request.endpoint in STARTED_BY_GET
+    if (starts or _is_upgrade()) and _is_foreign():
         return _error_response(403, "foreign_site", "Requests from another site are refused.")
     if _may_enter():
         _bound_body()
@@ -286,7 +292,8 @@ def _error_response(
     return response
 
 
-def _on_halt_error(error: HaltError) -> Response:
+def refusal(error: HaltError) -> Response:
+    """The response that says this error: JSON, a fragment or a page, whatever was asked for."""
     return _error_response(
         error.status,
         error.code,
@@ -302,7 +309,7 @@ def _on_http_error(error: HTTPException) -> BaseResponse:
     if status < 400:
         return error.get_response()  # a redirect
     if status == 413:
-        return _on_halt_error(_too_large())
+        return refusal(_too_large())
     name = error.name.lower().replace(" ", "_")
     response = _error_response(status, name, error.description or error.name)
     for header, value in error.get_headers():
@@ -322,6 +329,6 @@ def install(app: Flask) -> None:
     """Put guards, headers and error handlers into the application."""
     app.before_request(guard)
     app.after_request(secure)
-    app.register_error_handler(HaltError, _on_halt_error)
+    app.register_error_handler(HaltError, refusal)
     app.register_error_handler(HTTPException, _on_http_error)
     app.register_error_handler(Exception, _on_surprise)

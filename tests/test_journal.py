@@ -190,6 +190,39 @@ def test_wait_returns_at_once_when_there_is_something(log: Log) -> None:
     assert log.waiting == 0
 
 
+def test_a_listener_is_told_of_each_event_that_can_be_read(log: Log) -> None:
+    """Text and the end; with nothing locked, so that it can read, wait and leave."""
+    seen: list[int] = []
+
+    def listener() -> None:
+        seen.append(log.last)
+        assert log.read(log.last - 1)
+        if log.ended is not None:
+            log.unsubscribe(listener)
+
+    log.subscribe(listener)
+    for text in "ab":
+        log.append(Content(text))
+    log.end(done)
+    assert not log.append(Content("refused"))
+    assert not log.end(done)
+    assert seen == [1, 2, 3]
+
+
+def test_listeners_come_and_go(log: Log) -> None:
+    """Each is told as long as it is subscribed; leaving twice is harmless."""
+    seen: list[str] = []
+    first, second = (lambda: seen.append("first")), (lambda: seen.append("second"))
+    log.subscribe(first)
+    log.append(Content("a"))
+    log.subscribe(second)
+    log.append(Content("b"))
+    log.unsubscribe(first)
+    log.unsubscribe(first)
+    log.append(Content("c"))
+    assert seen == ["first", "first", "second", "second"]
+
+
 @pytest.mark.parametrize("what", ["append", "end", "wake"])
 def test_whoever_waits_is_woken_by(log: Log, what: str) -> None:
     """Text, the end and `wake` each reach every reader that waits, long before its timeout."""

@@ -62,6 +62,7 @@ LAYERS = {
     "web": 5,
     "pages": 6,
     "streams": 6,
+    "sockets": 6,
     "api": 6,
     "plain": 6,
     "openai_api": 6,

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tests.bench.processes import PORT_WITHIN, Child, Halt, tree
-from tests.bench.readers import RACE_WITHIN, READY_WITHIN, Job, Way
+from tests.bench.readers import RACE_WITHIN, READY_WITHIN, TOGETHER, Job, Way
 from tests.bench.sizes import Sizes
 from tests.bench.table import Row, at_least, at_most, median, number
 from tests.bench.wire import Address
@@ -21,6 +21,8 @@ SYSTEMS: dict[str, tuple[str, Way, str]] = {
     "Halt, JSON": ("halt", "json", "/chat/stream"),
     "FastAPI relay": ("fastapi", "json", "/chat/stream"),
     "Halt, page": ("halt", "page", ""),
+    "Halt, WebSocket": ("halt", "ws", "/ws"),
+    f"Halt, WebSocket, {TOGETHER} streams each": ("halt", "ws together", "/ws"),
     "bare sockets": ("bare", "bare", "/v1/chat/completions"),
 }
 
@@ -36,7 +38,8 @@ def source() -> Iterator[tuple[Child, str]]:
 def system(kind: str, upstream: str, streams: int) -> Iterator[tuple[Address, list[int]]]:
     """A server to be measured: its address and its processes."""
     if kind == "halt":
-        with Halt(upstream, HALT_MAX_STREAMS=streams, HALT_MODEL=PACED) as halt:
+        # The reader answers no pings: none are to come while it measures.
+        with Halt(upstream, HALT_MAX_STREAMS=streams, HALT_MODEL=PACED, HALT_HEARTBEAT=120) as halt:
             yield halt.address, tree(halt.master)
         return
     with Child("tests.bench.relays", kind, upstream) as child:
@@ -91,6 +94,13 @@ def relay(sizes: Sizes) -> Iterator[Row]:
     for figure, name, target, further in (
         ("CPU a token, JSON stream", "Halt, JSON", 0.40, 0.20),
         ("CPU a token, page's HTML stream", "Halt, page", 0.70, 0.35),
+        ("CPU a token, WebSocket, a stream each", "Halt, WebSocket", 0.50, 0.25),
+        (
+            f"CPU a token, WebSocket, {TOGETHER} streams each",
+            f"Halt, WebSocket, {TOGETHER} streams each",
+            0.50,
+            0.25,
+        ),
     ):
         yield at_most(
             f"{figure}: Halt over the FastAPI relay (JSON)",

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import secrets
@@ -27,7 +28,9 @@ from tests.bench.source import STAMP_MODULUS
 from tests.bench.table import percentile
 from tests.bench.wire import Address, chat, connect, form, receive, request
 
-Way = Literal["json", "page", "bare"]
+Way = Literal["json", "page", "bare", "ws", "ws together"]
+
+TOGETHER = 25  # streams over each socket of the way "ws together"
 
 READY_WITHIN = 30.0  # seconds for every stream to have brought its first token
 RACE_WITHIN = 170.0
@@ -64,6 +67,24 @@ class Stream:
         self.ended = False
 
 
+def open_socket(job: Job, streams: int) -> socket.socket:
+    """A WebSocket with so many streams that were asked for."""
+    sock = connect(job.address)
+    key = base64.b64encode(secrets.token_bytes(16)).decode()
+    lines = f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: {key}\r\n"
+    sock.sendall(request("GET", job.path, more=f"{lines}Sec-WebSocket-Version: 13\r\n"))
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        answer += sock.recv(1)
+    if b" 101 " not in answer.split(b"\r\n")[0]:
+        raise RuntimeError(f"no socket: {answer!r}")
+    asked = {"type": "start", "model": job.model, "messages": [{"role": "user", "content": "hi"}]}
+    said = json.dumps(asked).encode()
+    size = bytes([128 | len(said)]) if len(said) < 126 else b"\xfe" + len(said).to_bytes(2, "big")
+    sock.sendall((b"\x81" + size + bytes(4) + said) * streams)  # masked with zeros
+    return sock
+
+
 def open_stream(job: Job) -> socket.socket:
     """Ask for a stream; its answer is still to be read."""
     sock = connect(job.address)
@@ -94,8 +115,10 @@ class Reader:
         self.measuring = False
 
     def open_all(self) -> None:
-        for _ in range(self.job.streams):
-            sock = open_stream(self.job)
+        together = TOGETHER if self.job.way == "ws together" else 1
+        for _ in range(self.job.streams // together):
+            ws = self.job.way.startswith("ws")
+            sock = open_socket(self.job, together) if ws else open_stream(self.job)
             sock.setblocking(False)
             self.streams[sock.fileno()] = Stream(sock)
             self._epoll.register(sock, select.EPOLLIN)
@@ -120,7 +143,7 @@ class Reader:
         stream.rest = data[cut:] if cut >= 0 and len(data) - cut < MARK else b""
         for digits in stamps(data):
             stamp = int(digits)
-            if stamp <= stream.last:
+            if stamp <= stream.last and self.job.way == "page":
                 continue
             stream.last = stamp
             if self.measuring:
