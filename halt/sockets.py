@@ -106,7 +106,7 @@ class Ping(msgspec.Struct, tag_field="type", tag="ping", forbid_unknown_fields=T
     """Answer this: everything before it has been obeyed."""
 
 
-Message = Start | Stop | Follow | Unfollow | Ping
+Message: Any = Start | Stop | Follow | Unfollow | Ping
 
 
 def frame(kind: bytes, payload: bytes) -> bytes:
