@@ -18,7 +18,7 @@ import secrets
 import select
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -34,12 +34,13 @@ from halt.errors import (
 )
 from halt.metrics import now
 from halt.run import Run, Viewer
-from halt.stops import StopRegistry, may_touch
+from halt.stops import Pressed, StopRegistry, may_touch
 from halt.tools import Toolbox
 
 KEEPER_TICK = 0.25  # seconds
 SLOW_READER_MAX = 30.0  # seconds that one write to a reader may take; it can resume afterwards
 RECEIPT_WAIT = 0.25  # seconds that a Stop waits to see the upstream's connection closed
+CLOSE_WAIT = 2.0  # seconds that closing waits for the keeper, and for connections to be let go of
 RETRY_AFTER = 2.0  # seconds, told to clients that found no place
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Generations:
         self.alive: Callable[[], bool] = lambda: True
         self._registry = registry
         self._lock = threading.Lock()  # protects everything below
+        self._place_free = threading.Condition(self._lock)
         self._runs: dict[str, Run] = {}  # live and kept
         self._live: set[Run] = set()  # not settled: they have a place
         self._views = 0  # readers that hold a thread of the server
@@ -134,14 +136,20 @@ class Generations:
     def stop(self, stream_id: str, requester: str | None, seen: int | None = None) -> Receipt:
         """Stop a stream in whatever phase it is; the answer says what was seen to happen."""
         began = now()
-        status = self._registry.press(stream_id, requester, seen)
-        if status is None:
-            status_text, upstream = "pending", "none"
-        else:
-            run = self._runs.get(stream_id)
-            status_text = status
-            upstream = "none" if run is None else run.line.wait_closed(RECEIPT_WAIT)
-        return Receipt(stream_id, status_text, upstream, round((now() - began) * 1000, 2))
+        return self._receipt(stream_id, self._registry.press(stream_id, requester, seen), began)
+
+    def stop_all(self, stream_ids: Iterable[str], requester: str | None) -> list[Receipt]:
+        """Stop several streams: every one is stopped before the first receipt is waited for."""
+        began = now()
+        pressed = [(each, self._registry.press(each, requester)) for each in stream_ids]
+        return [self._receipt(each, status, began) for each, status in pressed]
+
+    def _receipt(self, stream_id: str, status: Pressed | None, began: float) -> Receipt:
+        upstream = "none"
+        if status is not None and (run := self._runs.get(stream_id)) is not None:
+            upstream = run.line.wait_closed(RECEIPT_WAIT)
+        took = round((now() - began) * 1000, 2)
+        return Receipt(stream_id, status or "pending", upstream, took)
 
     @property
     def open_streams(self) -> int:
@@ -261,7 +269,9 @@ class Generations:
         self._quit.set()
         keeper = self._keeper
         if keeper is not None and keeper is not threading.current_thread():
-            keeper.join(2.0)
+            keeper.join(CLOSE_WAIT)
+        with self._lock:  # until no run can give a connection back any more
+            self._place_free.wait_for(lambda: not self._live, CLOSE_WAIT)
         self.upstream.close()
 
     # --- small parts ------------------------------------------------------------------------------
@@ -292,6 +302,7 @@ class Generations:
     def _settled(self, run: Run) -> None:
         with self._lock:
             self._live.discard(run)
+            self._place_free.notify_all()
 
 
 def _has_left(client: socket.socket) -> bool:
