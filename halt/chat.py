@@ -7,12 +7,10 @@ the connection brought, decoded. Each fault of a server becomes one UpstreamErro
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 
-from halt.errors import RequestError
 from halt.events import Content, Delta
 from halt.line import Line
 
@@ -141,20 +139,6 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
         """The optional fields that were set, under OpenAI's names."""
         given = msgspec.to_builtins(self)
         return {k: v for k, v in given.items() if k not in {"messages", "id", "model", "stream"}}
-
-
-_PATH = re.compile(r" - at `\$\.?(.*)`$")
-_NAMED = re.compile(r"unknown field `(.*?)`|missing required field `(.*?)`")
-
-
-def invalid(exc: msgspec.ValidationError) -> RequestError:
-    """What is wrong with a request, by the name of the field that is at fault."""
-    message = str(exc)
-    path = _PATH.search(message)
-    name = _NAMED.search(message)
-    parts = [path[1] if path else "", (name[1] or name[2]) if name else ""]
-    field = ".".join(part for part in parts if part) or "body"
-    return RequestError(f"{field}: {_PATH.sub('', message)}", field=field)
 
 
 class Part(msgspec.Struct, frozen=True):

@@ -138,8 +138,8 @@ class Generations:
         began = now()
         return self._receipt(stream_id, self._registry.press(stream_id, requester, seen), began)
 
-    def stop_all(self, stream_ids: Iterable[str], requester: str | None) -> list[Receipt]:
-        """Stop several streams: every one is stopped before the first receipt is waited for."""
+    def stop_each(self, stream_ids: Iterable[str], requester: str | None) -> list[Receipt]:
+        """Stop several streams, all before the first is waited for; no longer than for one."""
         began = now()
         pressed = [(each, self._registry.press(each, requester)) for each in stream_ids]
         return [self._receipt(each, status, began) for each, status in pressed]
@@ -147,7 +147,7 @@ class Generations:
     def _receipt(self, stream_id: str, status: Pressed | None, began: float) -> Receipt:
         upstream = "none"
         if status is not None and (run := self._runs.get(stream_id)) is not None:
-            upstream = run.line.wait_closed(RECEIPT_WAIT)
+            upstream = run.line.wait_closed(max(0.0, began + RECEIPT_WAIT - now()))
         took = round((now() - began) * 1000, 2)
         return Receipt(stream_id, status or "pending", upstream, took)
 

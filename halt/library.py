@@ -19,7 +19,8 @@ from typing import Any, Self, TypedDict, Unpack, overload
 
 import msgspec
 
-from halt.chat import ChatRequest, Message, Upstream, invalid
+from halt.bodies import convert
+from halt.chat import ChatRequest, Message, Upstream
 from halt.config import Config, ConfigError, load, override
 from halt.errors import Draining, HaltError, RequestError
 from halt.feed import Feed, Followers
@@ -208,8 +209,6 @@ def request(prompt: Prompt, options: Options) -> ChatRequest:
     try:
         fields = msgspec.to_builtins({**fields, **options})
         msgspec.json.encode(fields)  # finds halves of characters, which no request can carry
-        return msgspec.convert(fields, ChatRequest)
-    except msgspec.ValidationError as exc:
-        raise invalid(exc) from None
     except (TypeError, UnicodeEncodeError) as exc:  # a value that has no form in JSON
         raise RequestError(f"The request does not fit: {exc}", field="body") from None
+    return convert(fields, ChatRequest)

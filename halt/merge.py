@@ -95,10 +95,10 @@ class Merged:
     def stop(self) -> dict[str, Receipt]:
         """Stop all of them; what was seen to happen to each. The terminal events are still to come.
 
-        All are stopped before the first connection is waited for, each at most 0.25 s.
+        All are stopped before the first connection is waited for, at most 0.25 s altogether.
         """
         ids = [member.id for member in self._members.values()]
-        return dict(zip(self._members, self._generations.stop_all(ids, None), strict=True))
+        return dict(zip(self._members, self._generations.stop_each(ids, None), strict=True))
 
     def _press(self) -> None:
         for member in self._members.values():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from flask import Blueprint, Response, request
 
-from halt.chat import ChatRequest, invalid
+from halt.chat import ChatRequest
 from halt.errors import RequestError
 from halt.events import FINAL_FRAME
 from halt.relay import SSE_HEADERS, EventStream, json_frames
@@ -15,6 +17,8 @@ from halt.web import after_parameter, client_socket, generations, owner
 blueprint = Blueprint("streams", __name__)
 
 _decode = msgspec.json.Decoder(ChatRequest).decode
+_PATH = re.compile(r" - at `\$\.?(.*)`$")
+_UNKNOWN = re.compile(r"unknown field `(.*?)`|missing required field `(.*?)`")
 
 
 def decode_request(body: bytes) -> ChatRequest:
@@ -22,7 +26,12 @@ def decode_request(body: bytes) -> ChatRequest:
     try:
         return _decode(body)
     except msgspec.ValidationError as exc:
-        raise invalid(exc) from None
+        message = str(exc)
+        path = _PATH.search(message)
+        name = _UNKNOWN.search(message)
+        parts = [path[1] if path else "", (name[1] or name[2]) if name else ""]
+        field = ".".join(part for part in parts if part) or "body"
+        raise RequestError(f"{field}: {_PATH.sub('', message)}", field=field) from None
     except RecursionError:
         raise RequestError("The body is nested too deep.", field="body") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:

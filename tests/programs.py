@@ -25,9 +25,12 @@ def scripted(upstream: Scripted, **more: Any) -> Halt:
     return Halt(config=Config(**{"base_url": "http://scripted/v1", **more}), upstream=upstream)
 
 
+OURS = ("halt-follow-", "halt-run-", "halt-tool-", "halt-keeper")
+
+
 def threads() -> list[str]:
-    """Threads of Halt that are there now, and of callbacks."""
-    return [each.name for each in threading.enumerate() if each.name.startswith("halt-")]
+    """Names of the library's threads that are there now."""
+    return [each.name for each in threading.enumerate() if each.name.startswith(OURS)]
 
 
 def no_thread_left() -> None:

@@ -32,11 +32,13 @@ def run(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.xfail(strict=True, reason="POST /chat is on another branch")
 def test_requests_prints_an_answer(halt: HaltServer) -> None:
     """The script alone: an answer from its first to its last word."""
     assert run("python_requests.py", halt.url, "as it was said") == "as it was said\n"
 
 
+@pytest.mark.xfail(strict=True, reason="POST /chat is on another branch")
 def test_requests_stops_an_answer(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
     """The ID in the header stops the stream; what had come is the text, and the upstream is left."""
     said = f"/fake stall?n=3 {new_id()}"
@@ -49,6 +51,7 @@ def test_requests_stops_an_answer(halt: HaltServer, shared_fake: FakeOpenAI) -> 
     assert asked(shared_fake, said).closed.wait(SOON)
 
 
+@pytest.mark.xfail(strict=True, reason="POST /chat is on another branch")
 def test_requests_notices_an_answer_that_breaks_off(halt: HaltServer) -> None:
     """An answer that fails behind its first text is an exception, never a short text."""
     with (
@@ -58,11 +61,13 @@ def test_requests_notices_an_answer_that_breaks_off(halt: HaltServer) -> None:
         list(python_requests.pieces(response))
 
 
+@pytest.mark.xfail(strict=True, reason="/v1 is on another branch")
 def test_openai_s_client_prints_an_answer(halt: HaltServer) -> None:
     """The script alone."""
     assert run("openai_client.py", halt.url, "echo", "as it was said") == "as it was said\n"
 
 
+@pytest.mark.xfail(strict=True, reason="/v1 is on another branch")
 def test_openai_s_client_is_stopped(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
     """A stream with an ID of our own is stopped from outside, and the client's loop ends."""
     said, stream_id = f"/fake stall?n=3 {new_id()}", new_id()
@@ -75,6 +80,7 @@ def test_openai_s_client_is_stopped(halt: HaltServer, shared_fake: FakeOpenAI) -
     assert asked(shared_fake, said).closed.wait(SOON)
 
 
+@pytest.mark.xfail(strict=True, reason="/ws is on another branch")
 def test_a_websocket_carries_several_answers(halt: HaltServer) -> None:
     """The script alone: two prompts, each with its text and its end."""
     printed = run("websocket.py", halt.url.replace("http", "ws") + "/ws", "first", "second")
@@ -86,6 +92,7 @@ def test_a_websocket_carries_several_answers(halt: HaltServer) -> None:
     ]
 
 
+@pytest.mark.xfail(strict=True, reason="/ws is on another branch")
 def test_a_websocket_carries_its_stop(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
     """Of two streams on one socket one is stopped, and the other comes to its own end."""
     said = f"/fake stall?n=1 {new_id()}"

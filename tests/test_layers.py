@@ -44,6 +44,7 @@ LAYERS = {
     "faults": 2,
     "decoder": 2,
     "tools": 2,
+    "bodies": 2,
     "upstream": 2,
     "journal": 2,
     "store": 2,

@@ -77,6 +77,7 @@ def test_fetch_is_told_what_is_wrong(page: Page, halt: HaltServer) -> None:
     assert "messages" in told
 
 
+@pytest.mark.xfail(strict=True, reason="GET /stream is on another branch")
 def test_an_event_source_shows_an_answer(page: Page, halt: HaltServer) -> None:
     """The page alone: type, ask, read to the end; nothing is asked twice."""
     page.goto(f"{halt.url}/examples/eventsource.html")
@@ -86,6 +87,7 @@ def test_an_event_source_shows_an_answer(page: Page, halt: HaltServer) -> None:
     expect(page.locator("#answer")).to_have_text("as it was said")
 
 
+@pytest.mark.xfail(strict=True, reason="GET /stream is on another branch")
 def test_an_event_source_is_stopped(page: Page, halt: HaltServer, shared_fake: FakeOpenAI) -> None:
     """Stop in the middle: what had come stays, the page says so, the upstream is left."""
     said = f"/fake stall?n=3 {new_id()}"

@@ -23,7 +23,8 @@ def ask(url: str, prompt: str, **options: Any) -> requests.Response:
 
 def pieces(response: requests.Response) -> Iterator[str]:
     """The text as it comes. Raises requests' ChunkedEncodingError where the answer breaks off."""
-    yield from response.iter_content(chunk_size=None, decode_unicode=True)
+    for piece in response.iter_content(chunk_size=None, decode_unicode=True):
+        yield str(piece)
 
 
 def stop(url: str, stream_id: str) -> dict[str, Any]:
