@@ -11,20 +11,26 @@ from typing import TYPE_CHECKING, Any
 VERSION = "0.1.0"
 
 if TYPE_CHECKING:
+    from halt.library import ChatRequest as ChatRequest
     from halt.library import Generation as Generation
     from halt.library import GenerationError as GenerationError
     from halt.library import Halt as Halt
+    from halt.library import HaltError as HaltError
     from halt.library import Merged as Merged
+    from halt.library import Message as Message
     from halt.library import Receipt as Receipt
     from halt.library import Result as Result
     from halt.library import Tool as Tool
     from halt.library import ToolError as ToolError
 
 PUBLIC = (
+    "ChatRequest",
     "Generation",
     "GenerationError",
     "Halt",
+    "HaltError",
     "Merged",
+    "Message",
     "Receipt",
     "Result",
     "Tool",

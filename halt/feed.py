@@ -43,7 +43,8 @@ class Feed:
         self.on_arrival = on_arrival
         self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
-        self._arrived = threading.Condition(self._lock)
+        self._bell = threading.Lock()  # the consumer waits to get it; a Condition costs twice that
+        self._bell.acquire()
         self._items: list[Item] = []
         self._bound: float = AHEAD
         self._open = 0  # followers whose run has not come to its end here
@@ -109,7 +110,8 @@ class Feed:
         if not self._waiting:
             return
         self._waiting = False
-        self._arrived.notify()
+        if self._bell.locked():  # else it was rung for a consumer that Ctrl-C took away
+            self._bell.release()
         if self.on_arrival is not None:
             try:
                 self.on_arrival()
@@ -123,15 +125,16 @@ class Feed:
 
         Without `wait` also [] when nothing is there now; `on_arrival` will be called.
         """
-        with self._lock:
-            while not self._items and not self.over:
+        while True:
+            with self._lock:
+                if self._items or self.over:
+                    items, self._items = self._items, []
+                    self._room.notify_all()
+                    return items
                 self._waiting = True
-                if not wait:
-                    return []
-                self._arrived.wait()
-            items, self._items = self._items, []
-            self._room.notify_all()
-            return items
+            if not wait:
+                return []
+            self._bell.acquire()
 
     @property
     def over(self) -> bool:
@@ -150,7 +153,7 @@ class Feed:
             self._closed = True
             self._items = []
             self._room.notify_all()
-            self._arrived.notify_all()
+            self._tell()
 
 
 class Followers:

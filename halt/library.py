@@ -32,10 +32,13 @@ from halt.tools import Tool, Toolbox, ToolError
 from halt.upstream import OpenAIUpstream
 
 __all__ = [
+    "ChatRequest",
     "Generation",
     "GenerationError",
     "Halt",
+    "HaltError",
     "Merged",
+    "Message",
     "Receipt",
     "Result",
     "Tool",
