@@ -270,6 +270,10 @@ class Generations:
         keeper = self._keeper
         if keeper is not None and keeper is not threading.current_thread():
             keeper.join(CLOSE_WAIT)
+        with self._lock:
+            live = list(self._live)
+        for run in live:
+            run.settle()  # whoever was to do it may be the one who calls this, in a callback
         with self._lock:  # until no run can give a connection back any more
             self._place_free.wait_for(lambda: not self._live, CLOSE_WAIT)
         self.upstream.close()
