@@ -14,34 +14,14 @@ from flask import Flask
 from halt import VERSION, api, openai_api, pages, plain, sockets, streams, web
 from halt.builtin_tools import SHIPPED
 from halt.chat import Upstream
+from halt.choice import make_upstream
 from halt.config import Config, ConfigError, load
 from halt.generation import Generations
-from halt.provider_settings import ProviderSettings, setup
-from halt.providers import OneProvider, Providers
 from halt.stops import StopRegistry
 from halt.store import MemoryStore
 from halt.tools import Tool, Toolbox
-from halt.transport import Transport
-from halt.upstream import AzureUpstream, OpenAIUpstream
 
 HERE = Path(__file__).parent
-
-
-def make_provider(settings: ProviderSettings, transport: Transport | None = None) -> OneProvider:
-    """The provider of this kind, with a transport of its own where none is given."""
-    if settings.kind == "anthropic":
-        # Its client takes a while to load and is needed by few.
-        from halt.anthropic_upstream import AnthropicUpstream  # noqa: PLC0415
-
-        return AnthropicUpstream(settings, transport)
-    kind = AzureUpstream if settings.kind == "azure" else OpenAIUpstream
-    return kind(settings, transport)
-
-
-def make_upstream(config: Config) -> Providers:
-    """All providers that the settings ask for. Raises ConfigError."""
-    wanted = setup(config)
-    return Providers({each.name: make_provider(each) for each in wanted.providers}, wanted.default)
 
 
 def create_app(

@@ -10,7 +10,7 @@ import ipaddress
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -364,6 +364,13 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
 def variable(name: str) -> str:
     """The value of a variable that a configuration file names, empty where it is unset."""
     return os.environ.get(name, "").strip()
+
+
+def override(config: Config, **values: Any) -> Config:
+    """These settings with others in place of some; None changes nothing. Raises ConfigError."""
+    changed = replace(config, **{name: each for name, each in values.items() if each is not None})
+    _validate(changed)
+    return changed
 
 
 def publish(values: Mapping[str, str]) -> None:

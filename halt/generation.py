@@ -18,7 +18,7 @@ import secrets
 import select
 import socket
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import msgspec
 
@@ -34,13 +34,14 @@ from halt.errors import (
 )
 from halt.metrics import now
 from halt.run import Run, Viewer
-from halt.stops import StopRegistry, may_touch
+from halt.stops import Pressed, StopRegistry, may_touch
 from halt.tools import Toolbox
 
 KEEPER_TICK = 0.25  # seconds
 SLOW_READER_MAX = 30.0  # seconds that one write to a reader may take; it can resume afterwards
 RECEIPT_WAIT = 0.25  # seconds that a Stop waits to see the upstream's connection closed
 ROOM_WAIT = 0.05  # seconds that a start waits for a place that is being given back
+CLOSE_WAIT = 2.0  # seconds that closing waits for the keeper, and for connections to be let go of
 RETRY_AFTER = 2.0  # seconds, told to clients that found no place
 
 logger = logging.getLogger(__name__)
@@ -139,14 +140,20 @@ class Generations:
     def stop(self, stream_id: str, requester: str | None, seen: int | None = None) -> Receipt:
         """Stop a stream in whatever phase it is; the answer says what was seen to happen."""
         began = now()
-        status = self._registry.press(stream_id, requester, seen)
-        if status is None:
-            status_text, upstream = "pending", "none"
-        else:
-            run = self._runs.get(stream_id)
-            status_text = status
-            upstream = "none" if run is None else run.line.wait_closed(RECEIPT_WAIT)
-        return Receipt(stream_id, status_text, upstream, round((now() - began) * 1000, 2))
+        return self._receipt(stream_id, self._registry.press(stream_id, requester, seen), began)
+
+    def stop_each(self, stream_ids: Iterable[str], requester: str | None) -> list[Receipt]:
+        """Stop several streams, all before the first is waited for; no longer than for one."""
+        began = now()
+        pressed = [(each, self._registry.press(each, requester)) for each in stream_ids]
+        return [self._receipt(each, status, began) for each, status in pressed]
+
+    def _receipt(self, stream_id: str, status: Pressed | None, began: float) -> Receipt:
+        upstream = "none"
+        if status is not None and (run := self._runs.get(stream_id)) is not None:
+            upstream = run.line.wait_closed(max(0.0, began + RECEIPT_WAIT - now()))
+        took = round((now() - began) * 1000, 2)
+        return Receipt(stream_id, status or "pending", upstream, took)
 
     def running(self, owner: str | None) -> list[Run]:
         """The runs of this owner that have not ended, the oldest first."""
@@ -157,14 +164,7 @@ class Generations:
 
     def stop_all(self, owner: str | None) -> list[Receipt]:
         """Stop every running stream of this owner; together they wait no longer than one Stop."""
-        began = now()
-        pressed = [(run, self._registry.press(run.id, owner)) for run in self.running(owner)]
-        receipts = []
-        for run, status in pressed:
-            upstream = run.line.wait_closed(max(0.0, began + RECEIPT_WAIT - now()))
-            took = round((now() - began) * 1000, 2)
-            receipts.append(Receipt(run.id, status or "finished", upstream, took))
-        return receipts
+        return self.stop_each([run.id for run in self.running(owner)], owner)
 
     @property
     def open_streams(self) -> int:
@@ -332,7 +332,13 @@ class Generations:
         self._quit.set()
         keeper = self._keeper
         if keeper is not None and keeper is not threading.current_thread():
-            keeper.join(2.0)
+            keeper.join(CLOSE_WAIT)
+        with self._lock:
+            live = list(self._live)
+        for run in live:
+            run.settle()  # whoever was to do it may be the one who calls this, in a callback
+        with self._lock:  # until no run can give a connection back any more
+            self._room.wait_for(lambda: not self._live, CLOSE_WAIT)
         self.upstream.close()
 
     # --- small parts ------------------------------------------------------------------------------

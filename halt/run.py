@@ -72,7 +72,8 @@ State = Literal["running", "done", "cancelled", "error"]
 class Viewer:
     """One reader of a run.
 
-    `gone` is set by whoever notices that its client has left. `writing_since` is the time at which
+    `gone` is set by whoever notices that its client has left: that alone is enough, and takes no
+    lock. `writing_since` is the time at which
     the write began that is under way, None between writes.
     """
 
@@ -351,6 +352,10 @@ class Run:
                 return UpstreamError("first_byte_timeout")
         elif silent > config.gap_timeout:
             return UpstreamError("stalled")
+        with self._viewers_lock:
+            gone = [viewer for viewer in self._viewers if viewer.gone]
+        for viewer in gone:
+            self.leave(viewer)
         grace = self._grace if self._was_watched else max(FIRST_VIEW, self._grace)
         if not self._viewers and at - self._watched_at > grace:
             return "no_viewer"
@@ -370,6 +375,9 @@ class Run:
             if self.log.ended is None:
                 logger.exception("stream %s", self.id)
                 self.fail(UpstreamError("internal", type(exc).__name__))
+        except BaseException:  # Ctrl-C in a program's own thread, in the middle of a read
+            self.cancel("stop")
+            raise
 
     def _open_and_begin(self) -> None:
         self._open()

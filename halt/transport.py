@@ -38,8 +38,9 @@ class Transport(httpx2.BaseTransport):
     def __init__(self, connect_timeout: float, context: ssl.SSLContext | None = None) -> None:
         self._connect_timeout = connect_timeout
         self._context = context or httpx2.create_ssl_context()
-        self._lock = threading.Lock()  # protects the deque; taken for no longer than a look at it
+        self._lock = threading.Lock()  # protects the two below; taken for no longer than a look
         self._idle: deque[tuple[_Key, socket.socket, float]] = deque()
+        self._closed = False
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and read the head of its response. Raises httpx2's errors, Interrupted."""
@@ -65,8 +66,9 @@ class Transport(httpx2.BaseTransport):
         return self._exchange(line, key, self._connect(line, request, key, proxy), request, message)
 
     def close(self) -> None:
-        """Close all idle connections; those in use are closed by their runs."""
+        """Close all idle connections; those in use are closed by their runs, and kept no more."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, deque()
         for _, sock, _ in idle:
             sock.close()
@@ -77,7 +79,9 @@ class Transport(httpx2.BaseTransport):
             self._idle.append((key, sock, now()))
             stale = []
             while self._idle and (
-                len(self._idle) > IDLE_MAX or now() - self._idle[0][2] > IDLE_SECONDS
+                self._closed
+                or len(self._idle) > IDLE_MAX
+                or now() - self._idle[0][2] > IDLE_SECONDS
             ):
                 stale.append(self._idle.popleft()[1])
         for old in stale:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from app import make_provider
 from halt.chat import ChatRequest
+from halt.choice import make_provider
 from halt.config import Config, ConfigError, load
 from halt.errors import UpstreamError
 from halt.line import Line

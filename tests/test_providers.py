@@ -18,7 +18,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import make_provider
 from halt.anthropic_upstream import MessagesDecoder, to_messages
 from halt.chat import (
     AskedTool,
@@ -30,6 +29,7 @@ from halt.chat import (
     ToolTurn,
     Upstream,
 )
+from halt.choice import make_provider
 from halt.config import Config
 from halt.errors import Interrupted, UpstreamError
 from halt.events import Content, Delta, Done, Reasoning, ToolCall, ToolCallDelta

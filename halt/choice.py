@@ -1,0 +1,26 @@
+"""Which providers answer: from the settings to the upstream of a server or a program."""
+
+from __future__ import annotations
+
+from halt.config import Config
+from halt.provider_settings import ProviderSettings, setup
+from halt.providers import OneProvider, Providers
+from halt.transport import Transport
+from halt.upstream import AzureUpstream, OpenAIUpstream
+
+
+def make_provider(settings: ProviderSettings, transport: Transport | None = None) -> OneProvider:
+    """The provider of this kind, with a transport of its own where none is given."""
+    if settings.kind == "anthropic":
+        # Its client takes a while to load and is needed by few.
+        from halt.anthropic_upstream import AnthropicUpstream  # noqa: PLC0415
+
+        return AnthropicUpstream(settings, transport)
+    kind = AzureUpstream if settings.kind == "azure" else OpenAIUpstream
+    return kind(settings, transport)
+
+
+def make_upstream(config: Config) -> Providers:
+    """All providers that the settings ask for. Raises ConfigError."""
+    wanted = setup(config)
+    return Providers({each.name: make_provider(each) for each in wanted.providers}, wanted.default)

@@ -1,0 +1,216 @@
+"""From threads that follow runs to one consumer, never far ahead of it.
+
+A consumer that waits for several runs at once, or that is an event loop, can't pump a run itself.
+For each run it has a follower: a thread that is a viewer like any other, so it takes the role of
+the pump (see `halt.run`), reads the upstream's socket and hands over what came. No thread stands
+between the socket and the hand-over, and no run has more than this one.
+
+When the consumer is slower than the runs, the feed fills and its followers wait. Nothing is lost
+and no run is slowed down: an attendant pumps on into the log, from which the follower goes on
+later; a consumer that is slower than the log is long is told so by an OffsetLost.
+
+`_lock` guards everything in a Feed, and is held for list work only. It is reentrant, as `close` may
+be called by the garbage collector, in the middle of anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+from weakref import WeakSet
+
+from halt.errors import AtCapacity, HaltError, UpstreamError
+from halt.events import Event, is_terminal
+from halt.generation import RETRY_AFTER, Generations
+from halt.metrics import now
+from halt.run import Run, Viewer
+
+AHEAD = 256  # events that wait for the consumer; a group more may be in its hands
+
+logger = logging.getLogger(__name__)
+
+#: What a consumer gets: the run's label and its event, or why there are no more of them.
+Item = tuple[str, Event | HaltError]
+
+
+class Feed:
+    """A bounded hand-over from any number of followers to one consumer."""
+
+    def __init__(self, on_arrival: Callable[[], object] | None = None) -> None:
+        """`on_arrival` tells a consumer that waits elsewhere than in `take`; it must not block."""
+        self.on_arrival = on_arrival
+        self._lock = threading.RLock()
+        self._room = threading.Condition(self._lock)
+        self._bell = threading.Lock()  # the consumer waits to get it; a Condition costs twice that
+        self._bell.acquire()
+        self._items: list[Item] = []
+        self._bound: float = AHEAD
+        self._open = 0  # followers whose run has not come to its end here
+        self._waiting = False  # the consumer has found nothing and wants to be told
+        self._closed = False
+
+    # --- the followers' side ----------------------------------------------------------------------
+
+    def add(self, followers: Followers, label: str, run: Run, after: int = 0) -> None:
+        """Follow this run, too, from the event behind `after`. Raises AtCapacity."""
+        with self._lock:
+            self._open += 1
+        try:
+            followers.start(run, partial(self._follow, label, run, after))
+        except AtCapacity:
+            self._leave()
+            raise
+        followers.serve(self)
+
+    def _follow(self, label: str, run: Run, after: int, viewer: Viewer) -> None:
+        open_ = True
+        try:
+            for events in run.follow(after, viewer):
+                items: list[Item] = [(label, event) for _, event in events]
+                # The end is told at once; the connection behind it may have to be drained still.
+                ended = bool(events) and is_terminal(events[-1][1])
+                if not self._put(items, last=ended):
+                    return
+                if ended:
+                    open_ = False
+                    return
+        except HaltError as fault:
+            open_ = not self._put([(label, fault)], last=True)
+        except Exception:
+            logger.exception("following stream %s", run.id)
+            open_ = not self._put([(label, UpstreamError("internal"))], last=True)
+        finally:
+            if open_:
+                self._leave()
+
+    def _put(self, items: list[Item], *, last: bool) -> bool:
+        """Hand over, waiting for room. False: nobody wants it any more."""
+        at = 0
+        with self._lock:
+            while not self._closed:
+                if at >= len(items):
+                    self._open -= last
+                    return True
+                if len(self._items) >= self._bound:
+                    self._room.wait()
+                    continue
+                self._items += items[at : at + AHEAD]
+                at += AHEAD
+                self._tell()
+        return False
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._open -= 1
+            self._tell()
+
+    def _tell(self) -> None:
+        if not self._waiting:
+            return
+        self._waiting = False
+        if self._bell.locked():  # else it was rung for a consumer that Ctrl-C took away
+            self._bell.release()
+        if self.on_arrival is not None:
+            try:
+                self.on_arrival()
+            except RuntimeError:  # its event loop is closed
+                self.close()
+
+    # --- the consumer's side ----------------------------------------------------------------------
+
+    def take(self, *, wait: bool = True) -> list[Item]:
+        """What has arrived, in the order of arrival; [] when there is no more to come.
+
+        Without `wait` also [] when nothing is there now; `on_arrival` will be called.
+        """
+        while True:
+            with self._lock:
+                if self._items or self.over:
+                    items, self._items = self._items, []
+                    self._room.notify_all()
+                    return items
+                self._waiting = True
+            if not wait:
+                return []
+            self._bell.acquire()
+
+    @property
+    def over(self) -> bool:
+        """There is no more to come."""
+        return self._closed or not (self._open or self._items)
+
+    def unbound(self) -> None:
+        """The runs have ended: take what is left of them at once, so that the followers can go."""
+        with self._lock:
+            self._bound = float("inf")
+            self._room.notify_all()
+
+    def close(self) -> None:
+        """The consumer wants no more; its followers go, at the latest after a second's silence."""
+        with self._lock:
+            self._closed = True
+            self._items = []
+            self._room.notify_all()
+            self._tell()
+
+
+class Followers:
+    """The threads that follow runs on behalf of a program. Each takes a reader's place."""
+
+    def __init__(self, generations: Generations) -> None:
+        self._generations = generations
+        self._lock = threading.Lock()  # protects the two below
+        self._threads: set[threading.Thread] = set()
+        self._feeds: WeakSet[Feed] = WeakSet()
+
+    def start(self, run: Run, body: Callable[[Viewer], None], *, daemon: bool = True) -> None:
+        """Run `body` as a viewer of this run, in a thread of its own. Raises AtCapacity.
+
+        The interpreter waits at its exit for one that is no `daemon`.
+        """
+        viewer = self._generations.view(run, None)
+
+        def follow() -> None:
+            try:
+                body(viewer)
+            except Exception:
+                logger.exception("following stream %s", run.id)
+            finally:
+                self._generations.unview(run, viewer)
+                run.settle(drain=True)
+                with self._lock:
+                    self._threads.discard(thread)
+
+        thread = threading.Thread(target=follow, name=f"halt-follow-{run.id[:8]}", daemon=daemon)
+        with self._lock:
+            self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError as exc:  # the system has no more threads
+            with self._lock:
+                self._threads.discard(thread)
+            self._generations.unview(run, viewer)
+            raise AtCapacity("There is no thread to be had.", retry_after=RETRY_AFTER) from exc
+
+    def serve(self, feed: Feed) -> None:
+        """Remember a feed, to let its followers go at the end."""
+        with self._lock:
+            self._feeds.add(feed)
+
+    def close(self, within: float) -> None:
+        """After the end of all runs: wait for the threads, at most `within` seconds in all.
+
+        The thread that calls is not waited for: it may be a callback's.
+        """
+        with self._lock:
+            threads = self._threads - {threading.current_thread()}
+            feeds = list(self._feeds)
+        for feed in feeds:
+            feed.unbound()
+        deadline = now() + within
+        for thread in threads:
+            thread.join(max(0.0, deadline - now()))
+            if thread.is_alive():
+                logger.warning("%s is in a callback still and is left to itself", thread.name)

@@ -1,0 +1,217 @@
+"""Halt as a Python library: the same generations as the server's, without a server.
+
+    from halt import Halt
+
+    with Halt(base_url="http://127.0.0.1:11434/v1", model="llama3.2") as halt:
+        gen = halt.generate("Why is the sky blue?")
+        for piece in gen.text_stream:
+            print(piece, end="", flush=True)
+        print(gen.metrics.tokens_per_second)
+
+`gen.stop()`, from any thread, really stops it. This is the composition root for programs, as
+`app.py` is for the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Self, TypedDict, Unpack, overload
+
+import msgspec
+
+from halt.bodies import convert
+from halt.chat import ChatRequest, Message, Upstream
+from halt.choice import make_upstream
+from halt.config import Config, ConfigError, load, override
+from halt.errors import Draining, HaltError, RequestError
+from halt.feed import Feed, Followers
+from halt.generation import Generations, Receipt
+from halt.handle import Callbacks, Generation, GenerationError, Result
+from halt.merge import Merged
+from halt.stops import StopRegistry
+from halt.tools import Tool, Toolbox, ToolError
+
+__all__ = [
+    "ChatRequest",
+    "Generation",
+    "GenerationError",
+    "Halt",
+    "HaltError",
+    "Merged",
+    "Message",
+    "Receipt",
+    "Result",
+    "Tool",
+    "ToolError",
+]
+
+#: What is asked: the user's words, a whole conversation, or a request that was made before.
+Prompt = str | Sequence[Message | Mapping[str, Any]] | ChatRequest
+
+
+class Options(TypedDict, total=False):
+    """The optional fields of a request, as OpenAI's API defines them; `id` is the stream's."""
+
+    id: str
+    model: str
+    temperature: float
+    top_p: float
+    max_tokens: int
+    max_completion_tokens: int
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int
+    stop: str | list[str]
+    tool_choice: str | dict[str, Any]
+    parallel_tool_calls: bool
+    reasoning_effort: str
+    response_format: dict[str, Any]
+    extra_body: dict[str, Any]
+
+
+class Halt:
+    """A model's server, and all generations that are asked of it. Threads may share one."""
+
+    def __init__(
+        self,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        model: str | None = None,
+        config: Config | None = None,
+        upstream: Upstream | None = None,
+        tools: Iterable[Tool | Callable[..., Any]] = (),
+    ) -> None:
+        """What is not given is read from the environment, or taken from `config` instead.
+
+        `upstream` stands in for the OpenAI-compatible server, and is closed together with this.
+        `tools` are functions that the model may call. Raises ConfigError when a setting is wrong
+        or there is no model's server at all.
+        """
+        settings = override(config or load(), base_url=base_url, api_key=api_key, model=model)
+        if upstream is None and settings.wants_embedded and not settings.upstream_url:
+            raise ConfigError(
+                "There is no model's server: give base_url or api_key, or set OPENAI_BASE_URL or "
+                "OPENAI_API_KEY."
+            )
+        self._closed = False
+        self._tools = Toolbox(tools)
+        self._generations = Generations(
+            settings, upstream or make_upstream(settings), StopRegistry()
+        )
+        self._followers = Followers(self._generations)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Iterable[Tool | Callable[..., Any]] | None = None,
+        on_token: Callable[[str], object] | None = None,
+        on_complete: Callable[[Result], object] | None = None,
+        on_error: Callable[[HaltError], object] | None = None,
+        **options: Unpack[Options],
+    ) -> Generation:
+        """Start a generation and return at once. `tools` stand in for those of this Halt.
+
+        Callbacks are called one after the other, in a thread that follows the generation:
+        `on_token` with each piece of text, then one of the others, once. `on_complete` gets the
+        Result, also of one that was stopped; `on_error` a GenerationError, or an OffsetLost when
+        `on_token` is so slow that text was let go of.
+
+        Raises RequestError, which names the field at fault, StreamInUse, AtCapacity, Draining.
+        """
+        if self._closed:
+            raise Draining("This Halt is closed.")
+        toolbox = self._tools if tools is None else Toolbox(tools)
+        run = self._generations.start(request(prompt, options), tools=toolbox)
+        generation = Generation(self._generations, self._followers, run)
+        callbacks = Callbacks(on_token, on_complete, on_error)
+        if callbacks:
+            try:
+                callbacks.follow(run, self._followers)
+            except HaltError:
+                generation.cancel()
+                raise
+        return generation
+
+    @overload
+    def merge(
+        self, members: Mapping[str, Prompt | Generation], **options: Unpack[Options]
+    ) -> Merged: ...
+
+    @overload
+    def merge(self, members: Iterable[Generation]) -> Merged: ...
+
+    def merge(
+        self,
+        members: Mapping[str, Prompt | Generation] | Iterable[Generation],
+        **options: Unpack[Options],
+    ) -> Merged:
+        """Read several generations as one stream of `(label, event)`, as they arrive.
+
+        Prompts are started here, each with `options`; generations that are there already are
+        followed from their beginning. A list has their IDs as labels. Raises what `generate`
+        raises; then those that were started here are stopped.
+        """
+        if not isinstance(members, Mapping):
+            members = {each.id: each for each in members}
+        feed = Feed()
+        found: dict[str, Generation] = {}
+        started: list[Generation] = []
+        try:
+            for label, member in members.items():
+                if isinstance(member, Generation):
+                    found[label] = member
+                else:
+                    found[label] = self.generate(member, **options)
+                    started.append(found[label])
+                found[label].feed(feed, label)
+        except HaltError:
+            feed.close()
+            for generation in started:
+                generation.cancel()
+            raise
+        return Merged(self._generations, feed, found)
+
+    def get(self, stream_id: str) -> Generation:
+        """A handle on a generation, live or over and still kept. Raises UnknownStream."""
+        return Generation(
+            self._generations, self._followers, self._generations.get(stream_id, None)
+        )
+
+    def stop(self, stream_id: str) -> Receipt:
+        """Stop a generation by its ID, also one that will be started within the next 30 s."""
+        return self._generations.stop(stream_id, None)
+
+    def close(self) -> None:
+        """End every generation with a terminal event, and wait for the threads behind them.
+
+        What had arrived can be read still. A callback that does not return within
+        `Config.graceful_timeout` seconds is logged and left to itself. Harmless when repeated.
+        """
+        self._closed = True
+        self._generations.close()
+        self._followers.close(self._generations.config.graceful_timeout)
+
+
+def request(prompt: Prompt, options: Options) -> ChatRequest:
+    """A checked request. Raises RequestError, which names the field at fault."""
+    fields: dict[str, Any]
+    if isinstance(prompt, ChatRequest):
+        fields = msgspec.to_builtins(prompt)
+    elif isinstance(prompt, str):
+        fields = {"messages": [{"role": "user", "content": prompt}]}
+    else:
+        fields = {"messages": prompt}
+    try:
+        fields = msgspec.to_builtins({**fields, **options})
+        msgspec.json.encode(fields)  # finds halves of characters, which no request can carry
+    except (TypeError, UnicodeEncodeError) as exc:  # a value that has no form in JSON
+        raise RequestError(f"The request does not fit: {exc}", field="body") from None
+    return convert(fields, ChatRequest)

@@ -1,0 +1,99 @@
+"""The browser examples in `tests/examples`, in a real browser, on Halt's own origin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect
+
+from tests.browser.chat import PATIENCE
+from tests.conftest import HaltServer, asked, new_id
+from tests.fake_openai import FakeOpenAI
+from tests.scripted import SOON
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def page(browser: Browser, halt: HaltServer) -> Iterator[Page]:
+    """A page of Halt's origin, where the examples lie under /examples/."""
+    context = browser.new_context()
+    context.set_default_timeout(PATIENCE)
+
+    def serve(route: Route) -> None:
+        name = route.request.url.rpartition("/")[2]
+        route.fulfill(path=EXAMPLES / name) if name else route.fulfill(body="<!doctype html>")
+
+    context.route(f"{halt.url}/examples/*", serve)
+    yield context.new_page()
+    context.close()
+
+
+def test_fetch_reads_an_answer(page: Page, halt: HaltServer) -> None:
+    """Every event as it comes, the terminal one last."""
+    page.goto(f"{halt.url}/examples/")
+    page.add_script_tag(url="fetch_reader.js")
+    events = page.evaluate(
+        """async () => {
+          const events = [];
+          const messages = [{ role: "user", content: "as it was said" }];
+          for await (const event of ask({ messages })) events.push(event);
+          return events;
+        }"""
+    )
+    assert "".join(event["content"] for event in events) == "as it was said"
+    assert [event["type"] for event in events][-1] == "done"
+
+
+def test_fetch_is_stopped(page: Page, halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """Stop in the middle: the reader gets `cancelled`, the receipt says that it is closed."""
+    said = f"/fake stall?n=3 {new_id()}"
+    page.goto(f"{halt.url}/examples/")
+    page.add_script_tag(url="fetch_reader.js")
+    receipt, last = page.evaluate(
+        """async (said) => {
+          const id = "page-" + crypto.randomUUID();
+          let receipt, last;
+          for await (const event of ask({ id, messages: [{ role: "user", content: said }] })) {
+            receipt ??= await stop(id);
+            last = event;
+          }
+          return [receipt, last];
+        }""",
+        said,
+    )
+    assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
+    assert last["type"] == "cancelled"
+    assert asked(shared_fake, said).closed.wait(SOON)
+
+
+def test_fetch_is_told_what_is_wrong(page: Page, halt: HaltServer) -> None:
+    """A refusal is an exception in Halt's own words."""
+    page.goto(f"{halt.url}/examples/")
+    page.add_script_tag(url="fetch_reader.js")
+    told = page.evaluate("ask({ messages: [] }).next().catch((error) => error.message)")
+    assert "messages" in told
+
+
+def test_an_event_source_shows_an_answer(page: Page, halt: HaltServer) -> None:
+    """The page alone: type, ask, read to the end; nothing is asked twice."""
+    page.goto(f"{halt.url}/examples/eventsource.html")
+    page.fill("#prompt", "as it was said")
+    page.click("text=Ask")
+    expect(page.locator("#state")).to_have_text("done")
+    expect(page.locator("#answer")).to_have_text("as it was said")
+
+
+def test_an_event_source_is_stopped(page: Page, halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """Stop in the middle: what had come stays, the page says so, the upstream is left."""
+    said = f"/fake stall?n=3 {new_id()}"
+    page.goto(f"{halt.url}/examples/eventsource.html")
+    page.fill("#prompt", said)
+    page.click("text=Ask")
+    expect(page.locator("#answer")).to_have_text("0 1 2 ")
+    page.click("#stop")
+    expect(page.locator("#state")).to_have_text("cancelled")
+    expect(page.locator("#answer")).to_have_text("0 1 2 ")
+    assert asked(shared_fake, said).closed.wait(SOON)
