@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flask import Flask
 
-from halt import VERSION, api, pages, streams, web
+from halt import VERSION, api, cli, pages, streams, web
 from halt.chat import Upstream
 from halt.config import Config, ConfigError, load
 from halt.generation import Generations
@@ -39,13 +39,16 @@ def create_app(config: Config | None = None, upstream: Upstream | None = None) -
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.globals["halt_version"] = VERSION
     app.extensions["halt.config"] = settings
-    app.extensions["halt"] = Generations(
-        settings, upstream or OpenAIUpstream(settings), StopRegistry()
-    )
+
+    def generations(settings: Config) -> Generations:
+        return Generations(settings, upstream or OpenAIUpstream(settings), StopRegistry())
+
+    app.extensions["halt"] = generations(settings)
     web.install(app)
     pages.install(app, MemoryStore(settings.kept_bytes))
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(api.blueprint(pages.stop_fragment))
+    cli.install(app, generations)
     return app
 
 

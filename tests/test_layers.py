@@ -53,9 +53,16 @@ LAYERS = {
     "relay": 4,
     "answers": 4,
     "web": 5,
+    "client": 5,
+    "screen": 5,
+    "rich_screen": 5,
+    "terminal": 5,
+    "doctor": 5,
+    "public": 5,
     "pages": 6,
     "streams": 6,
     "api": 6,
+    "cli": 6,
 }
 
 #: Taken by gunicorn by its name; nothing of Halt imports it.
