@@ -222,8 +222,7 @@ def doctor(url: str | None, token: str | None, timeout: float, as_json: bool) ->
     from halt import doctor as work  # noqa: PLC0415
     from halt import public  # noqa: PLC0415
 
-    logging.basicConfig(level="CRITICAL")
-    logging.getLogger("halt").setLevel("CRITICAL")  # every fault becomes a finding
+    logging.basicConfig(level="CRITICAL")  # every fault becomes a finding
     config = _config()
     report = work.Report(None if as_json else click.echo)
     if url is None or not config.wants_embedded:

@@ -46,6 +46,7 @@ PIECES_MIN = 8
 GATHERED = 5
 FEW_DAYS = 14  # days until a certificate ends that call for a warning
 SLOW_STOP = 1000.0  # milliseconds
+TEXT_MAX = 400  # characters of a finding
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -93,15 +94,15 @@ class Report:
 
     def ok(self, name: str, text: str) -> None:
         """All is well with this."""
-        self._add(Finding(name, "ok", one_line(text)))
+        self._add(Finding(name, "ok", one_line(text, TEXT_MAX)))
 
     def warn(self, name: str, text: str, remedy: str) -> None:
         """It works, not as well as it could."""
-        self._add(Finding(name, "warn", one_line(text), remedy))
+        self._add(Finding(name, "warn", one_line(text, TEXT_MAX), remedy))
 
     def fail(self, name: str, text: str, remedy: str) -> None:
         """It does not work."""
-        self._add(Finding(name, "fail", one_line(text), remedy))
+        self._add(Finding(name, "fail", one_line(text, TEXT_MAX), remedy))
 
     def fault(self, name: str, error: HaltError) -> None:
         """It has failed with an error of ours."""

@@ -25,7 +25,10 @@ from halt.line import Line, Quiet
 from halt.metrics import now
 
 PATIENCE = 2.0  # seconds without the first byte, which Halt sends at once, that mean a delay
-BUFFERING = "nginx: `proxy_buffering off;` for Halt's location; elsewhere: no response buffering."
+BUFFERING = (
+    "nginx: `proxy_buffering off;` for Halt's location, and no `proxy_ignore_headers`; "
+    "elsewhere: no buffering of responses."
+)
 #: Shares of the time in which the model wrote: below, its words were kept back.
 TOGETHER = 0.5
 SPREAD_MIN = 100.0  # milliseconds; a model that wrote for less says nothing about a proxy

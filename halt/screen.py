@@ -27,10 +27,10 @@ def clean(text: str) -> str:
     return _CONTROL.sub("", text)
 
 
-def one_line(text: str) -> str:
-    """The text as one line that is not too long."""
+def one_line(text: str, longest: int = LINE_MAX) -> str:
+    """The text as one line of at most so many characters."""
     line = " ".join(clean(text).split())
-    return line if len(line) <= LINE_MAX else line[: LINE_MAX - 1] + "…"
+    return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
 def seconds(spent: float) -> str:
