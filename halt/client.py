@@ -181,7 +181,7 @@ class Remote:
         self._client = httpx2.Client(
             transport=self._transport,
             timeout=None,
-            headers={"User-Agent": f"halt/{VERSION}", "Accept-Encoding": "identity"},
+            headers={"User-Agent": f"halt/{VERSION}"},
         )
         self.token = token
         self._line = Line()  # of the answer that is being read
@@ -293,12 +293,9 @@ class Remote:
         path: str,
         line: Line,
         body: bytes | None = None,
-        headers: dict[str, str] | None = None,
     ) -> httpx2.Response:
         """Send a request and read the answer's head. Raises RemoteError, for a refusal too."""
-        more = dict(headers or {})
-        if body is not None:
-            more["Content-Type"] = "application/json"
+        more = {} if body is None else {"Content-Type": "application/json"}
         try:
             request = self._client.build_request(
                 method, self.url + path, content=body, headers=more

@@ -21,12 +21,13 @@ from halt.doctor import GATHERED, LONG, SHORT, SLOW_STOP, Report, milliseconds, 
 from halt.errors import HaltError
 from halt.events import Failed, Terminal, encode, is_terminal
 from halt.generation import Receipt
+from halt.http1 import Body
 from halt.line import Line, Quiet
 from halt.metrics import now
 
 PATIENCE = 2.0  # seconds without the first byte, which Halt sends at once, that mean a delay
 BUFFERING = (
-    "nginx: `proxy_buffering off;` for Halt's location, and no `proxy_ignore_headers`; "
+    "nginx: `proxy_http_version 1.1; proxy_buffering off;` for Halt's location; "
     "elsewhere: no buffering of responses."
 )
 #: Shares of the time in which the model wrote: below, its words were kept back.
@@ -75,7 +76,8 @@ class Stopper:
 class Stream:
     """One answer as it arrived; times in seconds from the request."""
 
-    response: httpx2.Response
+    id: str
+    headers: httpx2.Headers
     first_byte: float = 0.0
     first_event: float = 0.0
     last_byte: float = 0.0
@@ -197,9 +199,10 @@ def _streams(report: Report, remote: Remote, timeout: float) -> None:
     except HaltError as fault:
         report.fail("stream", fault.message, "Look at the logs of the proxy and of Halt.")
         return
-    _headers(report, whole.response)
+    _headers(report, whole.headers)
     if not _complete(report, whole):
         return
+    _packs(report, remote, whole.id, timeout)
     held = _buffers(report, whole)
     try:
         stopped = _stream(remote, LONG, timeout, PATIENCE / 2 if held else PATIENCE)
@@ -221,11 +224,11 @@ def _stream(remote: Remote, prompt: str, timeout: float, patience: float | None)
     began = now()
     stopper = Stopper(remote, stream_id, line, timeout if patience is None else patience)
     try:
-        accepts = {"Accept-Encoding": "gzip, br"}
-        response = remote.open("POST", "/chat/stream", line, encode(request), accepts)
-        stream = Stream(response, stopper=stopper)
+        response = remote.open("POST", "/chat/stream", line, encode(request))
+        stream = Stream(stream_id, response.headers, stopper=stopper)
         try:
-            _follow(stream, began, stopper if patience is not None else None)
+            presses = stopper if patience is not None else None
+            _follow(stream, body_of(response), began, presses)
         finally:
             body_of(response).close()
     finally:
@@ -235,9 +238,8 @@ def _stream(remote: Remote, prompt: str, timeout: float, patience: float | None)
     return stream
 
 
-def _follow(stream: Stream, began: float, stopper: Stopper | None) -> None:
-    body, frames = body_of(stream.response), Frames()
-    packed = "content-encoding" in stream.response.headers
+def _follow(stream: Stream, body: Body, began: float, stopper: Stopper | None) -> None:
+    frames = Frames()
     while stream.ended is None:
         try:
             raw = body.read()
@@ -250,7 +252,7 @@ def _follow(stream: Stream, began: float, stopper: Stopper | None) -> None:
             break
         stream.first_byte = stream.first_byte or at
         stream.last_byte = at
-        group = [] if packed else frames.feed(raw)
+        group = frames.feed(raw)
         if group:
             stream.first_event = stream.first_event or at
             stream.reads += 1
@@ -262,17 +264,29 @@ def _follow(stream: Stream, began: float, stopper: Stopper | None) -> None:
     stream.over = now() - began
 
 
-def _headers(report: Report, response: httpx2.Response) -> None:
-    headers = response.headers
-    encoding = headers.get("content-encoding")
+def _packs(report: Report, remote: Remote, stream_id: str, timeout: float) -> None:
+    """Replay the stream as a browser asks for it, which takes compressed answers."""
+    headers = {"Accept-Encoding": "gzip, deflate, br"}
+    if remote.token:
+        headers["Authorization"] = f"Bearer {remote.token}"
+    url = f"{remote.url}/streams/{stream_id}"
+    try:
+        with httpx2.stream("GET", url, headers=headers, timeout=timeout) as response:
+            encoding = response.headers.get("content-encoding")
+    except httpx2.HTTPError as exc:
+        report.fail("compression", f"the stream can't be read again: {exc}.", "Try again.")
+        return
     if encoding:
         report.fail(
             "compression",
-            f"the stream is compressed ({encoding}), which keeps events back.",
+            f"streams are compressed ({encoding}), which keeps events back.",
             "Leave text/event-stream out (nginx: `gzip off;` for Halt's location).",
         )
     else:
-        report.ok("compression", "the stream is not compressed")
+        report.ok("compression", "streams are not compressed")
+
+
+def _headers(report: Report, headers: httpx2.Headers) -> None:
     kind, cache = headers.get("content-type", ""), headers.get("cache-control", "")
     if not kind.startswith("text/event-stream"):
         report.fail(
@@ -298,14 +312,13 @@ def _complete(report: Report, stream: Stream) -> bool:
         return False
     if ended is not None:
         return True
-    if "content-encoding" not in stream.response.headers:
-        silent = stream.over - stream.last_byte
-        report.fail(
-            "idle timeout",
-            f"the connection was closed after {silent:.1f} s of silence.",
-            "Raise the proxy's idle timeout (nginx: `proxy_read_timeout 3600s;`), "
-            "or set HALT_HEARTBEAT to less than it.",
-        )
+    silent = stream.over - stream.last_byte
+    report.fail(
+        "idle timeout",
+        f"the connection was closed after {silent:.1f} s of silence.",
+        "Raise the proxy's idle timeout (nginx: `proxy_read_timeout 3600s;`), "
+        "or set HALT_HEARTBEAT to less than it.",
+    )
     return False
 
 

@@ -38,7 +38,8 @@ class Transport(httpx2.BaseTransport):
     def __init__(self, connect_timeout: float, context: ssl.SSLContext | None = None) -> None:
         self._connect_timeout = connect_timeout
         self._context = context or httpx2.create_ssl_context()
-        self._lock = threading.Lock()  # protects the deque; taken for no longer than a look at it
+        self._lock = threading.Lock()  # protects the two below; taken for no more than a look
+        self._closed = False
         self._idle: deque[tuple[_Key, socket.socket, float]] = deque()
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -67,15 +68,17 @@ class Transport(httpx2.BaseTransport):
     def close(self) -> None:
         """Close all idle connections; those in use are closed by their runs."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, deque()
         for _, sock, _ in idle:
             sock.close()
 
     def give_back(self, key: _Key, sock: socket.socket) -> None:
-        """Keep a connection whose response was read to its end."""
+        """Keep a connection whose response was read to its end; close it after `close`."""
         with self._lock:
-            self._idle.append((key, sock, now()))
-            stale = []
+            stale = [sock] if self._closed else []
+            if not self._closed:
+                self._idle.append((key, sock, now()))
             while self._idle and (
                 len(self._idle) > IDLE_MAX or now() - self._idle[0][2] > IDLE_SECONDS
             ):
