@@ -302,6 +302,7 @@ class Remote:
             )
             with on_line(line):
                 response = self._client.send(request, stream=True)
+            self._client.cookies.clear()  # a program, not a browser: its streams have no session
             if response.is_success:
                 return response
             with contextlib.suppress(httpx2.HTTPError):

@@ -273,6 +273,7 @@ def _packs(report: Report, remote: Remote, stream_id: str, timeout: float) -> No
     try:
         with httpx2.stream("GET", url, headers=headers, timeout=timeout) as response:
             encoding = response.headers.get("content-encoding")
+            response.raise_for_status()
     except httpx2.HTTPError as exc:
         report.fail("compression", f"the stream can't be read again: {exc}.", "Try again.")
         return

@@ -393,7 +393,7 @@ def test_clean_leaves_nothing_to_obey(text: str) -> None:
 
 def test_frames_may_be_cut_anywhere() -> None:
     """Bytes one by one give the same events; comments are counted, unknown kinds passed over."""
-    events = [(1, Content("å")), (2, Done("stop", Meter().snapshot()))]
+    events: list[tuple[int, Event]] = [(1, Content("å")), (2, Done("stop", Meter().snapshot()))]
     wire = b":\n\n" + sse(*events[0]) + b'id: 9\ndata: {"type":"news"}\n\n' + sse(*events[1])
     frames = Frames()
     found = [pair for i in range(len(wire)) for pair in frames.feed(wire[i : i + 1])]

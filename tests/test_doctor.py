@@ -245,7 +245,7 @@ def test_a_proxy_that_packs_is_found(proxies: dict[str, str]) -> None:
     """A compressed stream is told from a plain one."""
     found = outside(proxies["packing"])
     assert found.statuses()["compression"] == "fail", found.text
-    assert "gzip off;" in found.remedy("compression")
+    assert "gzip off;" in found.remedy("compression"), found.findings["compression"]
 
 
 def test_a_proxy_that_hangs_up_in_silence_is_found(proxies: dict[str, str]) -> None:
