@@ -292,10 +292,12 @@ def _watched(generations: Generations, request: ChatRequest) -> Iterator[tuple[R
     """An answer that somebody follows; stopped at the end, if it is not over."""
     run = generations.start(request)
     viewer = generations.view(run, None)
+    watch = Watch(run.follow(0, viewer))
     try:
-        yield run, Watch(run.follow(0, viewer))
+        yield run, watch
     finally:
         generations.stop(run.id, None)
+        watch.exhaust()
         generations.unview(run, viewer)
 
 
@@ -318,6 +320,11 @@ class Watch:
         while self.ended is None:
             self.next()
         return self.ended
+
+    def exhaust(self) -> None:
+        """Read what is left of an answer that is over, so that its connection is let go of."""
+        for _ in self._groups:
+            pass
 
     def next(self) -> None:
         """Read what comes next."""

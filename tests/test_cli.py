@@ -319,7 +319,7 @@ def test_a_token_is_asked_for_and_taken(chat: Open, start_halt: Any, env: Enviro
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "An access token is needed: set HALT_TOKEN." in refused.stderr
     terminal = chat("--url", halt.url, HALT_TOKEN="")
-    terminal.wait("Access token: ")
+    terminal.wait("Access token:")
     terminal.type("open-sesame\r")
     terminal.say("let in")
     terminal.wait("(?m)^let in")
