@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import signal
 import socket
@@ -19,11 +20,13 @@ import pytest
 
 from halt import embedded
 from halt.chat import ChatRequest, Message
-from halt.client import Frames, Remote, RemoteError
+from halt.client import Frames, Group, Remote, RemoteError
 from halt.events import Content, Done, Event, Reasoning, ToolCall, ToolResult, sse
+from halt.generation import Receipt
 from halt.metrics import Meter
 from halt.screen import LAG, PACE, PlainScreen, Typewriter, clean
 from halt.store import STOPPED_NOTE
+from halt.terminal import ask
 from tests.conftest import ROOT, HaltServer, asked, halt_environment, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.pseudo_terminal import Terminal
@@ -365,6 +368,47 @@ def test_a_typewriter_stands_still_at_stop() -> None:
     screen.end()
     assert len(seen) < 1000
     assert out.getvalue().rstrip("\n") == seen == screen.shown
+
+
+class Stuck:
+    """A source whose model is silent and whose Stop hangs; Ctrl-C is pressed in both."""
+
+    name = "stuck"
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+
+    def start(self, request: ChatRequest) -> Iterator[Group]:
+        yield [(1, Content("seen"))]
+        os.kill(os.getpid(), signal.SIGINT)
+        self.released.wait(10)
+
+    def stop(self, stream_id: str, seen: int) -> Receipt:
+        os.kill(os.getpid(), signal.SIGINT)
+        self.released.wait(10)
+        return Receipt(stream_id, "stopped", "closed", 1.0)
+
+    def model(self, stream_id: str) -> str:
+        return ""
+
+    def models(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        self.released.set()
+
+
+def test_a_second_ctrl_c_leaves_while_stop_hangs() -> None:
+    """Nobody has to wait for a Stop that does not come back."""
+    out, source = io.StringIO(), Stuck()
+    request = ChatRequest([Message("user", "x")], id=new_id())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ask(source, request, PlainScreen(out, out))
+    finally:
+        source.close()
+    assert out.getvalue() == "seen\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_tool_calls_are_one_line_each() -> None:
