@@ -407,7 +407,6 @@ def test_a_second_ctrl_c_leaves_while_stop_hangs() -> None:
             ask(source, request, PlainScreen(out, out))
     finally:
         source.close()
-    assert out.getvalue() == "seen\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
