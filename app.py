@@ -11,7 +11,7 @@ from typing import Any
 
 from flask import Flask
 
-from halt import VERSION, api, openai_api, pages, plain, sockets, streams, web
+from halt import VERSION, api, cli, openai_api, pages, plain, sockets, streams, web
 from halt.builtin_tools import SHIPPED
 from halt.chat import Upstream
 from halt.choice import make_upstream
@@ -49,9 +49,11 @@ def create_app(
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.globals["halt_version"] = VERSION
     app.extensions["halt.config"] = settings
-    app.extensions["halt"] = Generations(
-        settings, upstream or make_upstream(settings), StopRegistry()
-    )
+
+    def generations(settings: Config) -> Generations:
+        return Generations(settings, upstream or make_upstream(settings), StopRegistry())
+
+    app.extensions["halt"] = generations(settings)
     app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
     web.install(app)
     pages.install(app, MemoryStore(settings.kept_bytes))
@@ -60,6 +62,7 @@ def create_app(
     app.register_blueprint(openai_api.blueprint)
     sockets.install(app)
     app.register_blueprint(api.blueprint(pages.stop_fragment))
+    cli.install(app, generations)
     return app
 
 

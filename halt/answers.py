@@ -42,7 +42,8 @@ def _seconds(milliseconds: float) -> str:
     )
 
 
-def _figures(ended: Terminal, model: str) -> tuple[str, ...]:
+def figures(ended: Terminal, model: str) -> tuple[str, ...]:
+    """What one answer took, in words."""
     m = ended.metrics
     out = []
     if m.ttft_ms is not None:
@@ -72,7 +73,7 @@ def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
         patch=_whole(best.answer),
         source=best.answer,
         prompt=exchange.prompt,
-        figures=_figures(ended, exchange.model),
+        figures=figures(ended, exchange.model),
     )
     if isinstance(ended, Failed):
         return replace(

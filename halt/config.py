@@ -9,8 +9,10 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -371,6 +373,13 @@ def override(config: Config, **values: Any) -> Config:
     changed = replace(config, **{name: each for name, each in values.items() if each is not None})
     _validate(changed)
     return changed
+
+
+def user_data_folder() -> Path:
+    """Where this platform keeps what belongs to one user; it may not exist yet."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "halt"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "halt"
 
 
 def publish(values: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ anywhere), and nh3 lets through only what is listed in the tables here, with no 
 import html
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -301,7 +301,9 @@ class BlockStream:
     fence's ``` is held back, so that it never flickers in the page; nothing else is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, block: Callable[[str, bool], str] = _block) -> None:
+        """`block` is given each finished block's source, and whether it is a fence."""
+        self._block = block
         self._lines: list[str] = []  # the open block's complete lines
         self._line: list[str] = []  # pieces of the line without its newline
         self._head = ""  # that line's first characters: all decisions on an incomplete line
@@ -340,7 +342,18 @@ class BlockStream:
 
     def rest(self) -> str:
         """The open block as HTML, as if the text ended here."""
-        return _block("\n".join([*self._lines, "".join(self._line)]), bool(self._fence))
+        return self._block("\n".join([*self._lines, "".join(self._line)]), bool(self._fence))
+
+    def open_source(self, limit: int) -> str:
+        """The open block's source; of one longer than `limit` characters, its last lines."""
+        lines = ["".join(self._line)]
+        size = len(lines[0])
+        for line in reversed(self._lines):
+            if size > limit:
+                break
+            lines.append(line)
+            size += len(line) + 1
+        return "\n".join(reversed(lines))
 
     def _grow(self, part: str) -> None:
         """More of the line that has no newline yet."""
@@ -424,7 +437,7 @@ class BlockStream:
     def _finish(self) -> None:
         """The open block is complete, and nothing of it is in the tail any more."""
         if self._render:
-            self._finished.append(_block("\n".join(self._lines), bool(self._fence)))
+            self._finished.append(self._block("\n".join(self._lines), bool(self._fence)))
         self._lines, self._fence, self._item, self._after_blank = [], "", 0, False
         self._fence_indent = 0
         self._fresh, self._tail = True, []

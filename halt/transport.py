@@ -74,7 +74,7 @@ class Transport(httpx2.BaseTransport):
             sock.close()
 
     def give_back(self, key: _Key, sock: socket.socket) -> None:
-        """Keep a connection whose response was read to its end."""
+        """Keep a connection whose response was read to its end; close it after `close`."""
         with self._lock:
             self._idle.append((key, sock, now()))
             stale = []

@@ -66,12 +66,19 @@ LAYERS = {
     "__init__": 4,  # loads the library when it is asked for, and nothing before
     "answers": 4,
     "web": 5,
+    "client": 5,
+    "screen": 5,
+    "rich_screen": 5,
+    "terminal": 5,
+    "doctor": 5,
+    "public": 5,
     "pages": 6,
     "streams": 6,
     "sockets": 6,
     "api": 6,
     "plain": 6,
     "openai_api": 6,
+    "cli": 6,
 }
 
 #: Taken by gunicorn by its name; nothing of Halt imports it.

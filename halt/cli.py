@@ -1,0 +1,239 @@
+"""The terminal's commands: `flask --app app chat` and `flask --app app doctor`.
+
+Everything that only one of them needs is imported by it: a program in a pipe should begin at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+from flask import Flask, current_app
+from flask.cli import with_appcontext
+
+from halt import embedded
+from halt.config import Config, user_data_folder
+from halt.errors import HaltError, RequestError
+from halt.generation import Generations
+
+if TYPE_CHECKING:
+    from halt.client import Source
+    from halt.screen import Screen
+    from halt.terminal import Chat
+
+Make = Callable[[Config], Generations]
+
+
+def install(app: Flask, make: Make) -> None:
+    """Put the commands into the application; `make` makes its generations for other settings."""
+    app.extensions["halt.make"] = make
+    app.cli.add_command(chat)
+    app.cli.add_command(doctor)
+
+
+def _config() -> Config:
+    config: Config = current_app.extensions["halt.config"]
+    return config
+
+
+@contextlib.contextmanager
+def _with_model(config: Config) -> Iterator[Config]:
+    """The settings with a model behind them: the demo model runs while they are used, if need be.
+
+    Raises ClickException where there is none to be had.
+    """
+    if not config.wants_embedded:
+        yield config
+        return
+    fault = embedded.unavailable()
+    if fault is not None:
+        raise click.ClickException(fault)
+    told, tells = os.pipe()
+    try:
+        demo = embedded.launch(tells)
+    finally:
+        os.close(tells)
+    try:
+        with open(told, "rb", buffering=0) as news:
+            _wait_ready(news.fileno())
+        chosen = demo.embedded
+        yield replace(
+            config,
+            embedded_url=chosen.base_url,
+            embedded_key=chosen.api_key,
+            embedded_model=chosen.model,
+        )
+    finally:
+        demo.close()
+
+
+def _wait_ready(news: int) -> None:
+    """Until the demo model says that it is ready. Raises ClickException."""
+    said = b""
+    while b"ready at" not in said:
+        readable, _, _ = select.select([news], [], [], embedded.READY_LIMIT)
+        part = os.read(news, 4096) if readable else b""
+        if not part:
+            raise click.ClickException("The demo model could not be started.")
+        said = (said + part)[-4096:]
+
+
+@click.command()
+@click.option("--url", metavar="URL", help="Talk to the Halt at this address.")
+@click.option("--token", metavar="TOKEN", help="Its access token. [default: HALT_TOKEN]")
+@click.option("--model", metavar="NAME", default="", help="The model that is to answer.")
+@click.option("--system", metavar="TEXT", help="Instructions for the model.")
+@click.option("--plain", is_flag=True, help="Plain text, without rendering Markdown.")
+@click.option("--typewriter", is_flag=True, help="Show text at a steady pace.")
+@click.option("--metrics", is_flag=True, help="Figures under each answer.")
+@click.option("--no-history", is_flag=True, help="Neither read nor write the history of inputs.")
+@with_appcontext
+def chat(
+    url: str | None,
+    token: str | None,
+    model: str,
+    system: str | None,
+    plain: bool,
+    typewriter: bool,
+    metrics: bool,
+    no_history: bool,
+) -> None:
+    """Talk to the model in the terminal, or pipe a question in: echo QUESTION | flask ... chat"""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level="ERROR")
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        with contextlib.ExitStack() as stack:
+            source, told = _source(stack, url, token)
+            told = told if system is None else system
+            if not sys.stdin.isatty():
+                status = _pipe(source, model, told, metrics=metrics, slow=typewriter)
+            else:
+                status = _talk(
+                    source,
+                    model,
+                    told,
+                    plain=plain,
+                    slow=typewriter,
+                    metrics=metrics,
+                    no_history=no_history,
+                )
+    except HaltError as fault:
+        raise click.ClickException(fault.message) from fault
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+        status = 1
+    raise SystemExit(status)
+
+
+def _source(stack: contextlib.ExitStack, url: str | None, token: str | None) -> tuple[Source, str]:
+    """Where answers come from, and the model's instructions there."""
+    from halt.client import Local, Remote  # noqa: PLC0415
+
+    config = _config()
+    if url is not None:
+        remote = Remote(url, token or config.token, config.connect_timeout)
+        stack.callback(remote.close)
+        if not remote.lets_in():
+            if not sys.stdin.isatty():
+                raise click.ClickException("An access token is needed: set HALT_TOKEN.")
+            remote.token = click.prompt("Access token", hide_input=True, err=True)
+            if not remote.lets_in():
+                raise click.ClickException("This is not the access token.")
+        return remote, ""
+    config = stack.enter_context(_with_model(config))
+    make: Make = current_app.extensions["halt.make"]
+    local = Local(make(config))
+    stack.callback(local.close)
+    return local, config.told_system_prompt
+
+
+def _pipe(source: Source, model: str, system: str, *, metrics: bool, slow: bool) -> int:
+    from halt import terminal  # noqa: PLC0415
+
+    limit = _config().max_prompt_chars
+    said = sys.stdin.read(limit + 1).strip()
+    if not said:
+        raise RequestError("There is no question on the standard input.")
+    if len(said) > limit:
+        raise RequestError(f"The question is longer than {limit:,} characters.")
+    request = terminal.one_question(said, system, model)
+    return terminal.answer_pipe(source, request, sys.stdout, sys.stderr, metrics=metrics, slow=slow)
+
+
+def _talk(
+    source: Source,
+    model: str,
+    system: str,
+    *,
+    plain: bool,
+    slow: bool,
+    metrics: bool,
+    no_history: bool,
+) -> int:
+    from halt import terminal  # noqa: PLC0415
+
+    screen: Screen
+    if plain or not sys.stdout.isatty():
+        from halt.screen import PlainScreen  # noqa: PLC0415
+
+        screen = PlainScreen(sys.stdout, sys.stderr, typewriter=slow)
+    else:
+        from rich.console import Console  # noqa: PLC0415
+
+        from halt.rich_screen import RichScreen  # noqa: PLC0415
+
+        console = Console(highlight=False, markup=False, emoji=False)
+        screen = RichScreen(console, typewriter=slow)
+    history = None if no_history else terminal.history_file(user_data_folder())
+    if sys.stdout.isatty():
+        read = terminal.input_line(history, terminal.COMMANDS)
+    else:
+        read = terminal.plain_line(sys.stderr)
+    talk: Chat = terminal.Chat(source, screen, read, system=system, model=model, metrics=metrics)
+    return talk.run()
+
+
+@click.command()
+@click.argument("url", required=False)
+@click.option("--token", metavar="TOKEN", help="Access token of that Halt. [default: HALT_TOKEN]")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0.1, 600),
+    default=30.0,
+    show_default=True,
+    help="Seconds that one answer may be silent.",
+)
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@with_appcontext
+def doctor(url: str | None, token: str | None, timeout: float, as_json: bool) -> None:
+    """Look whether the model answers, streams and stops; with URL, also what is before Halt.
+
+    URL is the public address of a running Halt. Asks for a few short answers.
+    """
+    from halt import doctor as work  # noqa: PLC0415
+    from halt import public  # noqa: PLC0415
+
+    logging.basicConfig(level="CRITICAL")  # every fault becomes a finding
+    config = _config()
+    report = work.Report(None if as_json else click.echo)
+    if url is None or not config.wants_embedded:
+        make: Make = current_app.extensions["halt.make"]
+        try:
+            with _with_model(config) as told:
+                work.examine(report, told, make, timeout)
+        except click.ClickException as fault:
+            report.fail("model", fault.message, "See above.")
+    if url is not None:
+        public.examine(report, url, token or config.token, timeout, config.connect_timeout)
+    if as_json:
+        click.echo(report.as_json())
+    raise SystemExit(0 if report.is_well else 1)

@@ -1,0 +1,371 @@
+"""Where a terminal's answers come from: the model itself, or a Halt that runs elsewhere.
+
+Both stand behind one seam, `Source`: `start` gives the events of an answer as they come, `stop`
+ends it from any other thread. The remote one survives a connection that drops: it asks for
+everything after the last event it has, as a browser does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any, Protocol
+from urllib.parse import quote, urlsplit
+
+import httpx2
+import msgspec
+
+from halt import VERSION
+from halt.chat import ChatRequest
+from halt.errors import HaltError, Interrupted
+from halt.events import Event, encode, is_terminal
+from halt.generation import Generations, Receipt
+from halt.http1 import Body
+from halt.line import TICK, Line, Quiet, on_line
+from halt.metrics import now
+from halt.transport import Transport
+
+ANSWER_WITHIN = 10.0  # seconds for a short request: Stop, the list of models
+SILENCE_MAX = 60.0  # seconds without a byte: the connection is dead, since heartbeats come
+EVENT_MAX = 16_777_216  # bytes of one event
+RESUME_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each try to go on
+
+Group = list[tuple[int, Event]]
+
+
+class Source(Protocol):
+    """Where answers come from. `start` is used by one thread at a time, the rest by any."""
+
+    @property
+    def name(self) -> str:
+        """What answers, in words for a person."""
+
+    def start(self, request: ChatRequest) -> Iterator[Group]:
+        """Start an answer and give its events in groups, an empty one for each second of silence.
+
+        The last event is terminal. Raises HaltError. The request must have an ID.
+        """
+
+    def stop(self, stream_id: str, seen: int) -> Receipt:
+        """Stop it; `seen` is the last event that was shown. Raises HaltError."""
+
+    def model(self, stream_id: str) -> str:
+        """The model that gave an answer, empty where that is not known."""
+
+    def models(self) -> list[str]:
+        """The models that there are. Raises HaltError."""
+
+    def close(self) -> None:
+        """Let go of everything, an answer that is being read included."""
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[Line]:
+    """Requests made inside run on this line and are interrupted after so many seconds."""
+    line = Line()
+    limit = threading.Timer(seconds, line.interrupt)
+    limit.daemon = True
+    limit.start()
+    try:
+        with on_line(line):
+            yield line
+    finally:
+        limit.cancel()
+
+
+class Local:
+    """The model that this process is configured for."""
+
+    def __init__(self, generations: Generations) -> None:
+        self._generations = generations
+
+    @property
+    def name(self) -> str:
+        config = self._generations.config
+        if config.wants_embedded:
+            return f"the demo model {config.embedded_model}"
+        return f"{config.known_model or 'the first model'} at {config.upstream_url}"
+
+    def start(self, request: ChatRequest) -> Iterator[Group]:
+        run = self._generations.start(request)
+        viewer = self._generations.view(run, None)
+        try:
+            yield from run.follow(0, viewer)
+        finally:
+            self._generations.unview(run, viewer)
+
+    def stop(self, stream_id: str, seen: int) -> Receipt:
+        return self._generations.stop(stream_id, None, seen)
+
+    def model(self, stream_id: str) -> str:
+        return self._generations.get(stream_id, None).model
+
+    def models(self) -> list[str]:
+        with limited(ANSWER_WITHIN) as line:
+            return self._generations.upstream.models(line)
+
+    def close(self) -> None:
+        self._generations.close()
+
+
+class RemoteError(HaltError):
+    """A Halt refused a request, or could not be reached. `status` is 0 without an answer."""
+
+    def __init__(self, message: str, code: str, status: int = 0, *, retryable: bool = False):
+        super().__init__(message)
+        self.code = code
+        self.status = status
+        self.retryable = retryable
+
+
+class Dropped(Exception):
+    """The connection ended before the answer did; what is there can be asked for again."""
+
+
+class Frames:
+    """Bytes of Halt's own event stream to numbered events. `comments` counts heartbeats."""
+
+    def __init__(self) -> None:
+        self.comments = 0
+        self._rest = b""
+
+    def feed(self, raw: bytes) -> Group:
+        """The events that are complete. Raises RemoteError for what is no event of Halt's."""
+        *blocks, self._rest = (self._rest + raw.replace(b"\r\n", b"\n")).split(b"\n\n")
+        if len(self._rest) > EVENT_MAX:
+            raise RemoteError("Halt sent an event without an end.", "invalid")
+        group: Group = []
+        for block in blocks:
+            seq, data = 0, b""
+            for line in block.split(b"\n"):
+                name, _, value = line.partition(b":")
+                value = value.removeprefix(b" ")
+                if not name:
+                    self.comments += 1
+                elif name == b"id" and value.isdigit():
+                    seq = int(value)
+                elif name == b"data":
+                    data = value
+            if data and data != b"[DONE]":
+                try:
+                    group.append((seq, _decode_event(data)))
+                except msgspec.ValidationError:
+                    continue  # a newer Halt has more kinds of events
+                except msgspec.DecodeError as exc:
+                    raise RemoteError("Halt sent something that is no event.", "invalid") from exc
+        return group
+
+
+_decode_event: Any = msgspec.json.Decoder(Event).decode
+
+
+class Remote:
+    """A Halt at an address."""
+
+    def __init__(self, url: str, token: str = "", connect_timeout: float = 5.0) -> None:
+        """Raises RemoteError where the address is none."""
+        try:
+            parts = urlsplit(url)
+            valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            valid = False
+        if not valid:
+            raise RemoteError(
+                f"{url!r} is not an address: use http(s)://HOST[:PORT], "
+                "as in http://127.0.0.1:8000.",
+                "invalid_address",
+            )
+        self.url = url.rstrip("/")
+        self._transport = Transport(connect_timeout)
+        self._client = httpx2.Client(
+            transport=self._transport,
+            timeout=None,
+            headers={"User-Agent": f"halt/{VERSION}"},
+        )
+        self.token = token
+        self._line = Line()  # of the answer that is being read
+        self._closed = threading.Event()
+
+    @property
+    def name(self) -> str:
+        return f"Halt at {self.url}"
+
+    @property
+    def token(self) -> str:
+        """The access token, empty for none."""
+        return self._client.headers.get("Authorization", "").removeprefix("Bearer ")
+
+    @token.setter
+    def token(self, token: str) -> None:
+        self._client.headers.pop("Authorization", None)
+        if token:
+            self._client.headers["Authorization"] = f"Bearer {token}"
+
+    def start(self, request: ChatRequest) -> Iterator[Group]:
+        self._line = line = Line()
+        after = 0
+        pauses = iter(RESUME_PAUSES)
+        response: httpx2.Response | None
+        response = self.open("POST", "/chat/stream", line, encode(request))
+        while True:
+            try:
+                if response is None:
+                    path = f"/streams/{request.id}?after={after}"
+                    response = self.open("GET", path, line)
+                for group in _read(response):
+                    if group:
+                        after = group[-1][0] or after
+                        pauses = iter(RESUME_PAUSES)
+                    yield group
+                    if group and is_terminal(group[-1][1]):
+                        return
+            except (Dropped, RemoteError) as fault:
+                if isinstance(fault, RemoteError) and not fault.retryable:
+                    raise
+                pause = next(pauses, None)
+                if pause is None:
+                    raise RemoteError(
+                        "The connection to Halt broke off and could not be made again.", "dropped"
+                    ) from fault
+                if self._closed.wait(pause):
+                    raise Interrupted("closed") from fault
+            finally:
+                if response is not None:
+                    body_of(response).close()
+                    response = None
+
+    def stop(self, stream_id: str, seen: int) -> Receipt:
+        answer = self.request("POST", f"/stop/{quote(stream_id)}?seen={seen}")
+        try:
+            return msgspec.json.decode(answer.content, type=Receipt)
+        except msgspec.MsgspecError as exc:
+            raise RemoteError("The answer to Stop is not one of Halt's.", "invalid") from exc
+
+    def model(self, stream_id: str) -> str:
+        return ""
+
+    def models(self) -> list[str]:
+        try:
+            answer = self.request("GET", "/v1/models")
+            found = msgspec.json.decode(answer.content, type=_Models)
+        except RemoteError as fault:
+            if fault.status != 404:
+                raise
+            raise RemoteError("This Halt has no list of its models.", "no_models", 404) from fault
+        except msgspec.MsgspecError as exc:
+            raise RemoteError("The list of models is malformed.", "invalid") from exc
+        return [each.id for each in found.data]
+
+    def lets_in(self) -> bool:
+        """Whether the token, or the lack of one, is accepted. Raises RemoteError."""
+        try:
+            self.request("GET", "/streams/no-such-stream")
+        except RemoteError as fault:
+            if fault.status not in {401, 404}:
+                raise
+            return fault.status == 404
+        return True
+
+    def close(self) -> None:
+        self._closed.set()
+        self._line.interrupt()
+        self._transport.close()
+
+    def request(self, method: str, path: str) -> httpx2.Response:
+        """A short request and its whole answer. Raises RemoteError, for a refusal too."""
+        with limited(ANSWER_WITHIN) as line:
+            try:
+                response = self.open(method, path, line)
+                response.read()
+            except (HaltError, httpx2.HTTPError) as exc:
+                if line.interrupted:
+                    late = f"Halt did not answer within {ANSWER_WITHIN:g} s."
+                    raise RemoteError(late, "unreachable", retryable=True) from exc
+                if isinstance(exc, HaltError):
+                    raise
+                raise self._unreachable(exc) from exc
+        return response
+
+    def open(
+        self,
+        method: str,
+        path: str,
+        line: Line,
+        body: bytes | None = None,
+    ) -> httpx2.Response:
+        """Send a request and read the answer's head. Raises RemoteError, for a refusal too."""
+        more = {} if body is None else {"Content-Type": "application/json"}
+        try:
+            request = self._client.build_request(
+                method, self.url + path, content=body, headers=more
+            )
+            with on_line(line):
+                response = self._client.send(request, stream=True)
+            self._client.cookies.clear()  # a program, not a browser: its streams have no session
+            if response.is_success:
+                return response
+            with contextlib.suppress(httpx2.HTTPError):
+                response.read()
+            body_of(response).close()
+        except httpx2.HTTPError as exc:
+            raise self._unreachable(exc) from exc
+        raise _refusal(response)
+
+    def _unreachable(self, exc: Exception) -> RemoteError:
+        cause = exc.__cause__ or exc
+        return RemoteError(
+            f"Halt could not be reached at {self.url}: {cause}.", "unreachable", retryable=True
+        )
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+def body_of(response: httpx2.Response) -> Body:
+    """The response's body as our own transport made it."""
+    body = response.extensions["halt.body"]
+    assert isinstance(body, Body)  # noqa: S101
+    return body
+
+
+def _read(response: httpx2.Response) -> Iterator[Group]:
+    """Events as they come. Raises Dropped at an end without a terminal event, RemoteError."""
+    body, frames = body_of(response), Frames()
+    heard_at = now()
+    while True:
+        try:
+            raw = body.read(TICK)
+        except Quiet:
+            if now() - heard_at > SILENCE_MAX:
+                raise Dropped("silence") from None
+            yield []
+            continue
+        except httpx2.HTTPError as exc:
+            raise Dropped(str(exc)) from exc
+        if not raw:
+            raise Dropped("the end came early")
+        heard_at = now()
+        yield frames.feed(raw)
+
+
+def _refusal(response: httpx2.Response) -> RemoteError:
+    """A refusal in Halt's words, or in ours where something else has answered."""
+    status = response.status_code
+    if 300 <= status < 400:
+        where = response.headers.get("location", "elsewhere")
+        return RemoteError(f"This address leads to {where}: use that one.", "redirect", status)
+    code, message, retryable = "refused", "", status in {502, 503, 504}
+    with contextlib.suppress(ValueError):
+        said = response.json()
+        error = said.get("error") if isinstance(said, dict) else None
+        if isinstance(error, dict):
+            code, message = str(error.get("code", code)), str(error.get("message", ""))
+            retryable = error.get("retryable") is True
+    message = message or f"The server answered with status {status}, not as Halt does."
+    return RemoteError(message, code, status, retryable=retryable)

@@ -1,0 +1,429 @@
+"""Looks at the way to the model, one finding after the other, each with its remedy.
+
+Answers are asked for through the same core as everybody's, so what is found is what users get.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import httpx2
+import msgspec
+
+from halt.chat import ChatRequest, Message, ToolFunction, ToolSpec
+from halt.client import ANSWER_WITHIN, limited
+from halt.config import Config
+from halt.errors import HaltError
+from halt.events import (
+    Cancelled,
+    Content,
+    Done,
+    Event,
+    Failed,
+    Reasoning,
+    Terminal,
+    ToolCallDelta,
+    is_terminal,
+)
+from halt.generation import Generations
+from halt.metrics import Metrics, now
+from halt.run import Run
+from halt.screen import one_line
+
+SHORT, LONG = "Count from 1 to 20.", "Count from 1 to 500, one number a line."
+#: Fewer pieces than this say nothing about how they were sent on.
+PIECES_MIN = 8
+#: Pieces that came together, on average, from which on something gathers them.
+GATHERED = 5
+FEW_DAYS = 14  # days until a certificate ends that call for a warning
+SLOW_STOP = 1000.0  # milliseconds
+TEXT_MAX = 400  # characters of a finding
+
+Status = Literal["ok", "warn", "fail"]
+
+#: What to do about each code of an UpstreamError.
+REMEDIES = {
+    "upstream_refused": "Start the model's server, or correct OPENAI_BASE_URL.",
+    "upstream_dns": "Correct the name in OPENAI_BASE_URL, or this machine's resolver.",
+    "upstream_tls": "Give the server a certificate for this name; for an authority of your own "
+    "set SSL_CERT_FILE.",
+    "upstream_connect_timeout": "Look for a firewall on the way; correct OPENAI_BASE_URL.",
+    "upstream_unreachable": "Correct OPENAI_BASE_URL; look for a firewall or proxy on the way.",
+    "unauthorized": "Set OPENAI_API_KEY to a key of this server.",
+    "forbidden": "Use a key that may use this model, or set HALT_MODEL to another one.",
+    "model_not_found": "Set HALT_MODEL to a model of this server.",
+    "rate_limited": "Wait, or raise the limits of your account.",
+    "upstream_invalid": "OPENAI_BASE_URL must lead to an OpenAI-compatible API; most end in /v1.",
+    "first_byte_timeout": "Look at the model's server: is the model loaded, is it busy? "
+    "Or allow more with --timeout.",
+    "stalled": "Look at the model's server and at proxies on the way.",
+    "no_model": "Set OPENAI_API_KEY or OPENAI_BASE_URL.",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at, in plain words; `remedy` where it is not well."""
+
+    name: str
+    status: Status
+    text: str
+    remedy: str = ""
+
+
+class Report:
+    """Findings as they come. `say` is given a line for each, None for silence."""
+
+    def __init__(self, say: Callable[[str], object] | None) -> None:
+        self.findings: list[Finding] = []
+        self._say = say
+
+    @property
+    def is_well(self) -> bool:
+        """Nothing has failed."""
+        return all(each.status != "fail" for each in self.findings)
+
+    def ok(self, name: str, text: str) -> None:
+        """All is well with this."""
+        self._add(Finding(name, "ok", one_line(text, TEXT_MAX)))
+
+    def warn(self, name: str, text: str, remedy: str) -> None:
+        """It works, not as well as it could."""
+        self._add(Finding(name, "warn", one_line(text, TEXT_MAX), remedy))
+
+    def fail(self, name: str, text: str, remedy: str) -> None:
+        """It does not work."""
+        self._add(Finding(name, "fail", one_line(text, TEXT_MAX), remedy))
+
+    def fault(self, name: str, error: HaltError) -> None:
+        """It has failed with an error of ours."""
+        self.fail(name, error.message, REMEDIES.get(error.code, "Look at the server's own log."))
+
+    def as_json(self) -> str:
+        """All of it for a machine."""
+        findings = [
+            {"name": f.name, "status": f.status, "text": f.text, "remedy": f.remedy or None}
+            for f in self.findings
+        ]
+        return msgspec.json.encode({"ok": self.is_well, "findings": findings}).decode()
+
+    def _add(self, finding: Finding) -> None:
+        self.findings.append(finding)
+        if self._say is not None:
+            cure = f" {finding.remedy}" if finding.remedy else ""
+            self._say(f"{finding.status:<4}  {finding.name}: {finding.text}{cure}")
+
+
+def examine(
+    report: Report, config: Config, make: Callable[[Config], Generations], timeout: float
+) -> None:
+    """Look at the model that these settings lead to; `timeout` is for silence, in seconds."""
+    config = replace(
+        config,
+        retries=0,
+        first_byte_timeout=min(timeout, config.first_byte_timeout),
+        gap_timeout=min(timeout, config.gap_timeout),
+    )
+    if not _reach(report, config):
+        return
+    generations = make(config)
+    try:
+        if not _models(report, config, generations):
+            return
+        if not _answer(report, generations):
+            return
+        _stop(report, generations)
+        _extras(report, generations)
+    finally:
+        generations.close()
+
+
+# --- the way --------------------------------------------------------------------------------------
+
+
+def milliseconds(spent: float) -> str:
+    """Seconds as milliseconds, in words."""
+    return f"{spent * 1000:.0f} ms"
+
+
+def _reach(report: Report, config: Config) -> bool:
+    """Name, connection, TLS."""
+    url = urlsplit(config.upstream_url)
+    host = url.hostname or ""
+    proxy = getproxies().get(url.scheme) or getproxies().get("all")
+    if proxy and host not in {"localhost", "127.0.0.1", "::1"} and not proxy_bypass(host):
+        report.ok("proxy", f"requests go through {urlsplit(proxy).hostname}")
+        return True
+    port = url.port or (443 if url.scheme == "https" else 80)
+    sock = reach(report, host, port, config.connect_timeout, "OPENAI_BASE_URL")
+    if sock is None:
+        return False
+    with sock:
+        return url.scheme != "https" or trusts(report, sock, host)
+
+
+def reach(
+    report: Report, host: str, port: int, connect_timeout: float, setting: str
+) -> socket.socket | None:
+    """Look up a name and connect; the connection, None where there is none."""
+    began = now()
+    try:
+        found = _look_up(host, port, ANSWER_WITHIN)
+    except OSError as exc:
+        report.fail("name", f"{host}: {exc.strerror or exc}.", f"Correct the name in {setting}.")
+        return None
+    spent = milliseconds(now() - began)
+    report.ok("name", f"{host} is {found} ({spent})")
+    began = now()
+    try:
+        sock = socket.create_connection((host, port), timeout=connect_timeout)
+    except ConnectionRefusedError:
+        report.fail(
+            "connection",
+            f"{host}:{port} refuses connections.",
+            f"Start the server that should listen there, or correct {setting}.",
+        )
+    except TimeoutError:
+        report.fail(
+            "connection",
+            f"{host}:{port} does not accept a connection within {connect_timeout:g} s.",
+            f"Look for a firewall on the way, or correct {setting}.",
+        )
+    except OSError as exc:
+        report.fail("connection", f"{host}:{port}: {exc}.", f"Correct {setting}.")
+    else:
+        report.ok("connection", f"{host}:{port} accepts ({milliseconds(now() - began)})")
+        return sock
+    return None
+
+
+def _look_up(host: str, port: int, limit: float) -> str:
+    """The host's first address. A resolver can't be interrupted, so it is asked in a thread.
+
+    Raises OSError.
+    """
+    said: list[str | OSError] = []
+
+    def look() -> None:
+        try:
+            said.append(str(socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)[0][4][0]))
+        except OSError as exc:
+            said.append(exc)
+        except UnicodeError as exc:
+            said.append(OSError(f"not a name ({exc})"))
+
+    thread = threading.Thread(target=look, name="halt-resolver", daemon=True)
+    thread.start()
+    thread.join(limit)
+    found = said[0] if said else TimeoutError(f"the resolver does not answer within {limit:g} s")
+    if isinstance(found, OSError):
+        raise found
+    return found
+
+
+def trusts(report: Report, sock: socket.socket, host: str) -> bool:
+    """Shake hands and look at the certificate."""
+    began = now()
+    try:
+        with httpx2.create_ssl_context().wrap_socket(sock, server_hostname=host) as secure:
+            certificate = secure.getpeercert() or {}
+            version = secure.version()
+    except (ssl.SSLError, OSError) as exc:
+        reason = getattr(exc, "verify_message", "") or exc
+        report.fail("TLS", f"no trusted connection: {reason}.", REMEDIES["upstream_tls"])
+        return False
+    ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(str(certificate["notAfter"])), UTC)
+    days = (ends - datetime.now(UTC)).days
+    if days < FEW_DAYS:
+        report.warn("TLS", f"the certificate ends in {days} days.", "Renew it.")
+    else:
+        spent = milliseconds(now() - began)
+        report.ok("TLS", f"{version}, the certificate holds {days} days ({spent})")
+    return True
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+def _models(report: Report, config: Config, generations: Generations) -> bool:
+    began = now()
+    try:
+        with limited(min(ANSWER_WITHIN, config.first_byte_timeout)) as line:
+            names = generations.upstream.models(line)
+    except HaltError as error:
+        if line.interrupted:
+            report.fail(
+                "models", "no answer to the list of models.", REMEDIES["first_byte_timeout"]
+            )
+            return False
+        if error.code == "upstream_invalid" and config.known_model:
+            report.warn("models", error.message, "Nothing, as long as HALT_MODEL is right.")
+            return True
+        report.fault("key" if error.code in {"unauthorized", "forbidden"} else "models", error)
+        return False
+    report.ok("key", "accepted" if config.api_key else "none is needed")
+    model = config.known_model
+    spent = milliseconds(now() - began)
+    if not names:
+        report.fail("models", "the server offers none.", "Load a model there.")
+        return False
+    if model and model not in names:
+        report.warn(
+            "models",
+            f"{model} is not among the {len(names)} of the list.",
+            f"Set HALT_MODEL to one of them, for example {names[0]}.",
+        )
+    else:
+        report.ok("models", f"{len(names)} ({spent}); {model or names[0]} answers")
+    return True
+
+
+@contextlib.contextmanager
+def _watched(generations: Generations, request: ChatRequest) -> Iterator[tuple[Run, Watch]]:
+    """An answer that somebody follows; stopped at the end, if it is not over."""
+    run = generations.start(request)
+    viewer = generations.view(run, None)
+    watch = Watch(run.follow(0, viewer))
+    try:
+        yield run, watch
+    finally:
+        generations.stop(run.id, None)
+        watch.exhaust()
+        generations.unview(run, viewer)
+
+
+class Watch:
+    """What is seen of an answer."""
+
+    def __init__(self, groups: Iterator[list[tuple[int, Event]]]) -> None:
+        self._groups = groups
+        self.reads = 0  # groups that brought something
+        self.began = False
+        self.ended: Terminal | None = None
+
+    def until_begun(self) -> None:
+        """Read until the model has said something, or the answer is over."""
+        while not self.began and self.ended is None:
+            self.next()
+
+    def to_end(self) -> Terminal:
+        """Read until it is over."""
+        while self.ended is None:
+            self.next()
+        return self.ended
+
+    def exhaust(self) -> None:
+        """Read what is left of an answer that is over, so that its connection is let go of."""
+        for _ in self._groups:
+            pass
+
+    def next(self) -> None:
+        """Read what comes next."""
+        for _, event in next(self._groups):
+            if is_terminal(event):
+                self.ended = event
+            elif isinstance(event, (Content, Reasoning, ToolCallDelta)):
+                self.began = True
+                self.reads += 1
+
+
+def ask(prompt: str) -> ChatRequest:
+    """A question by itself."""
+    return ChatRequest([Message("user", prompt)])
+
+
+def _answer(report: Report, generations: Generations) -> bool:
+    """Ask for a short answer and see how it comes."""
+    with _watched(generations, ask(SHORT)) as (_, watch):
+        ended = watch.to_end()
+    if isinstance(ended, Failed):
+        remedy = REMEDIES.get(ended.error.code, "Look at the log of the model's server.")
+        report.fail("answer", ended.error.message, remedy)
+        return False
+    figures = ended.metrics
+    if not figures.chunks:
+        report.fail("answer", "it is empty.", "Look at the model's server; try another model.")
+        return False
+    rate = figures.tokens_per_second
+    pace = f", {rate:.0f} tokens/s" if rate else ""
+    report.ok("answer", f"first token after {figures.ttft_ms or 0:.0f} ms{pace}")
+    _streaming(report, figures, watch.reads)
+    if isinstance(ended, Done) and ended.usage:
+        report.ok("usage", f"reported: {figures.tokens} tokens")
+    else:
+        report.warn(
+            "usage",
+            "the server reports no usage, so token counts are estimated.",
+            "Nothing need be done; newer servers know stream_options.include_usage.",
+        )
+    return True
+
+
+def _streaming(report: Report, figures: Metrics, reads: int) -> None:
+    pieces = figures.chunks
+    if pieces < PIECES_MIN:
+        report.warn(
+            "streaming",
+            f"the whole answer came in {pieces} piece{'s' if pieces > 1 else ''}.",
+            "Turn streaming on in the model's server; a small answer may also be so short.",
+        )
+    elif pieces / max(1, reads) >= GATHERED:
+        report.warn(
+            "streaming",
+            f"{pieces} pieces came in {reads} lumps: something between gathers them.",
+            "Turn buffering off in the proxy before the model (nginx: `proxy_buffering off;`).",
+        )
+    else:
+        gap = figures.gap_p50_ms or 0.0
+        report.ok("streaming", f"{pieces} pieces, one by one, {gap:.0f} ms apart")
+
+
+def _stop(report: Report, generations: Generations) -> None:
+    """Stop an answer in the middle and see what becomes of the connection."""
+    with _watched(generations, ask(LONG)) as (run, watch):
+        watch.until_begun()
+        if isinstance(watch.ended, Failed):
+            report.fail("stop", watch.ended.error.message, "Try again.")
+            return
+        receipt = generations.stop(run.id, None)
+    spent = f"{receipt.elapsed_ms:.0f} ms"
+    if receipt.status == "finished":
+        report.warn("stop", "the answer was over before Stop could be pressed.", "Try again.")
+    elif receipt.upstream == "closed":
+        report.ok("stop", f"the connection to the model was closed after {spent}")
+    else:
+        report.fail(
+            "stop",
+            f"the connection to the model is still {receipt.upstream} after {spent}.",
+            "Report this with the name of the model's server.",
+        )
+
+
+def _extras(report: Report, generations: Generations) -> None:
+    """Whether the model's server takes tools and reasoning; nobody is worse off where not."""
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tool = ToolSpec(ToolFunction("weather", "The weather in a city.", parameters))
+    for name, request, setting in (
+        ("tools", ChatRequest([Message("user", SHORT)], tools=[tool]), "tools"),
+        (
+            "reasoning",
+            ChatRequest([Message("user", SHORT)], reasoning_effort="low"),
+            "reasoning_effort",
+        ),
+    ):
+        with _watched(generations, request) as (_, watch):
+            watch.until_begun()
+        if isinstance(watch.ended, Failed):
+            message = watch.ended.error.message
+            report.warn(name, message, f"Ask without `{setting}`, or another model.")
+        elif not isinstance(watch.ended, Cancelled):
+            report.ok(name, f"`{setting}` is accepted")

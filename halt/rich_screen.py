@@ -1,0 +1,199 @@
+"""Markdown in a terminal while it is being written.
+
+A block that is finished is printed once and for ever; only the open one, cut to the screen's
+height, is drawn again, at most FRAMES times a second. So the work is linear in the answer, and a
+long answer neither flickers nor moves what was read already.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from markdown_it import MarkdownIt
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.markdown import Heading, Markdown
+from rich.segment import Segment
+from rich.text import Text
+
+from halt.metrics import now
+from halt.rendering import BlockStream
+from halt.screen import Paced, clean, seconds
+
+FRAMES = 20  # a second
+TAIL_MAX = 2_000  # characters of an open block that are drawn; the rest of it is seen at its end
+THOUGHTS_MAX = 300  # characters of what the model thinks that are shown while it does
+CODE_THEME = "ansi_dark"  # the terminal's own colours
+
+
+class _Heading(Heading):
+    """A heading at the left, as in a page."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        self.text.justify = "left"
+        yield self.text
+
+
+class _Block(Markdown):
+    """A block by itself: what looks like HTML or like a link's definition stays text."""
+
+    elements = {**Markdown.elements, "heading_open": _Heading}  # noqa: RUF012 - as rich has it
+    parser = (
+        MarkdownIt("commonmark", {"html": False})
+        .enable(["strikethrough", "table"])
+        .disable(["reference", "html_block", "html_inline"])
+    )
+
+    def __init__(self, source: str) -> None:
+        super().__init__("", code_theme=CODE_THEME, hyperlinks=False)
+        self.markup = source
+        self.parsed = self.parser.parse(source)
+
+
+class _Lines:
+    """Lines that were rendered already."""
+
+    def __init__(self, lines: list[list[Segment]]) -> None:
+        self._lines = lines
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for number, line in enumerate(self._lines):
+            if number:
+                yield Segment.line()
+            yield from line
+
+
+class RichScreen(Paced):
+    """The chat as people like to read it."""
+
+    def __init__(self, console: Console, *, typewriter: bool = False) -> None:
+        super().__init__(typewriter=typewriter)
+        self._console = console
+        self._live: Live | None = None
+        self._blocks = BlockStream(self._finished)
+        self._ready: list[str] = []  # sources of blocks that are finished and not printed
+        self._printed = False  # something of this answer stands above
+        self._thoughts = ""
+        self._status = ""
+        self._drawn_at = 0.0
+        self._dirty = False
+
+    def begin(self) -> None:
+        super().begin()
+        self._blocks = BlockStream(self._finished)
+        self._ready, self._printed, self._thoughts = [], False, ""
+        self._status, self._dirty = "…", True
+        self._live = Live(
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            vertical_overflow="crop",
+        )
+        self._live.start()
+        self._draw()
+
+    def tick(self) -> float | None:
+        wants = super().tick()
+        if self._thinks_since is not None:  # the seconds go on
+            self._dirty = True
+        if not self._dirty:
+            return wants
+        wait = self._drawn_at + 1 / FRAMES - now()
+        if wait > 0:
+            return wait if wants is None else min(wait, wants)
+        self._draw()
+        return 1 / FRAMES if self._thinks_since is not None else wants
+
+    def stand(self) -> None:
+        super().stand()
+        self._draw()
+
+    def end(self) -> None:
+        super().end()
+        self._close_block()
+        self._status = ""
+        self._draw()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def note(self, text: str, *, bad: bool = False) -> None:
+        self._console.print(Text(clean(text), style="red" if bad else "dim"))
+
+    def _finished(self, source: str, is_fence: bool) -> str:
+        self._ready.append(source)
+        return ""
+
+    def _text(self, text: str) -> None:
+        self._status = ""
+        self._blocks.feed(text)
+        self._dirty = True
+
+    def _think(self, text: str) -> None:
+        self._thoughts = (self._thoughts + text)[-THOUGHTS_MAX:]
+        self._dirty = True
+
+    def _thought(self, spent: float) -> None:
+        self._thoughts = ""
+        self._line(f"thought for {seconds(spent)}")
+
+    def _called(self, line: str) -> None:
+        self._close_block()
+        self._status = f"{line} …"
+        self._draw()
+
+    def _returned(self, line: str) -> None:
+        self._status = "…"
+        self._line(line)
+
+    def _line(self, text: str) -> None:
+        """A line about the answer, between its blocks."""
+        self._close_block()
+        self._draw()
+        self._console.print(Text(text, style="dim", no_wrap=True, overflow="ellipsis"))
+        self._printed = True
+
+    def _close_block(self) -> None:
+        """Whatever is open is as good as finished."""
+        source = self._blocks.open_source(sys.maxsize)
+        if source.strip():
+            self._ready.append(source)
+        self._blocks = BlockStream(self._finished)
+
+    def _draw(self) -> None:
+        """Print what is finished, draw what is open."""
+        self._drawn_at, self._dirty = now(), False
+        ready, self._ready = self._ready, []
+        if self._live is None:
+            return
+        self._live.update(self._tail(), refresh=not ready)
+        for source in ready:
+            if self._printed:
+                self._console.print()
+            self._console.print(_Block(source))
+            self._printed = True
+
+    def _tail(self) -> _Lines:
+        if self._thinks_since is not None:
+            words = " ".join(self._thoughts.split())
+            spent = seconds(now() - self._thinks_since)
+            return self._fitting(Text(f"thinking, {spent}: {words}", style="dim italic"), 3)
+        source = self._blocks.open_source(TAIL_MAX)
+        if source.strip():
+            room = max(1, self._console.height - 2)
+            whole = len(source) <= TAIL_MAX
+            return self._fitting(_Block(source) if whole else Text(source[-TAIL_MAX:]), room)
+        return self._fitting(Text(self._status, style="dim"), 1)
+
+    def _fitting(self, drawn: _Block | Text, room: int) -> _Lines:
+        """The last lines of it that fit."""
+        lines = self._console.render_lines(drawn, pad=False)
+        while lines and not any(segment.text.strip() for segment in lines[-1]):
+            lines.pop()
+        lines = lines[-room:]
+        if self._printed and len(lines) < room:
+            lines.insert(0, [])
+        return _Lines(lines)

@@ -1,0 +1,254 @@
+"""What a terminal shows of an answer: the protocol, plain text, and a smooth pace.
+
+`shown` is what the user has seen of the answer's text, and so what is kept of one that is stopped.
+Whatever a model or a server says goes through `clean` first: a terminal obeys control characters.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from typing import Protocol, TextIO
+
+from halt.events import Content, Event, Reasoning, ToolCall, ToolResult
+from halt.metrics import now
+
+LAG = 0.25  # seconds within which a smooth display has shown what came
+PACE = 0.03  # seconds between two steps of it
+LINE_MAX = 100  # characters of a tool's arguments or result that are shown
+
+# Control characters but newline and tab, and those that turn the direction of text around.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    """The text without what a terminal would obey."""
+    return _CONTROL.sub("", text)
+
+
+def one_line(text: str, longest: int = LINE_MAX) -> str:
+    """The text as one line of at most so many characters."""
+    line = " ".join(clean(text).split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def seconds(spent: float) -> str:
+    """A duration in words."""
+    return f"{spent:.1f} s" if spent < 10 else f"{spent:.0f} s"
+
+
+class Screen(Protocol):
+    """Shows one answer after the other. Used by one thread."""
+
+    @property
+    def shown(self) -> str:
+        """The answer's text as far as it has been shown."""
+
+    @property
+    def behind(self) -> bool:
+        """Text has come that is still to be shown."""
+
+    def begin(self) -> None:
+        """An answer is about to come."""
+
+    def show(self, event: Event) -> None:
+        """Something has come."""
+
+    def tick(self) -> float | None:
+        """Show what is due now; seconds until it wants to be called again, None: not by itself."""
+
+    def stand(self) -> None:
+        """Stop was pressed: show nothing more of what has come."""
+
+    def end(self) -> None:
+        """The answer is over."""
+
+    def note(self, text: str, *, bad: bool = False) -> None:
+        """A line of Halt's own."""
+
+
+class Typewriter:
+    """Text that came in lumps, at a steady pace; nothing waits longer than `lag` seconds."""
+
+    def __init__(self, lag: float = LAG) -> None:
+        self._lag = lag
+        self._text = ""
+        self._at = 0.0  # when the text was last taken from
+        self._due: deque[tuple[float, int]] = deque()  # until when, how much of `_text`
+
+    def feed(self, text: str, at: float) -> None:
+        """Something has come at this time."""
+        if not self._text:
+            self._at = at
+        self._text += text
+        due = at + self._lag
+        if self._due and due - self._due[-1][0] < PACE / 2:
+            due, _ = self._due.pop()  # they came together: the earlier time holds for both
+        self._due.append((due, len(self._text)))
+
+    def take(self, at: float) -> str:
+        """What is to be shown between the last time and this one."""
+        if not self._text:
+            return ""
+        spent = at - self._at
+        # The pace at which each piece is there in time; the most urgent one sets it.
+        count = 0
+        for due, end in self._due:
+            left = due - self._at - PACE  # this is the last step before `due - PACE`
+            count = max(count, end if left <= spent else math.ceil(end * spent / left))
+        self._at = at
+        piece, self._text = self._text[:count], self._text[count:]
+        due_after = [(due, end - count) for due, end in self._due if end > count]
+        self._due = deque(due_after)
+        return piece
+
+    @property
+    def waits(self) -> bool:
+        """There is text that has not been taken."""
+        return bool(self._text)
+
+    def drop(self) -> None:
+        """Forget what has not been taken."""
+        self._text = ""
+        self._due.clear()
+
+
+class Paced:
+    """What all screens share: the text that is shown, the pace, and how long the model thinks."""
+
+    def __init__(self, *, typewriter: bool) -> None:
+        self._typewriter = Typewriter() if typewriter else None
+        self._parts: list[str] = []
+        self._standing = False
+        self._thinks_since: float | None = None
+        self._calls: dict[str, ToolCall] = {}
+
+    @property
+    def shown(self) -> str:
+        return "".join(self._parts)
+
+    @property
+    def behind(self) -> bool:
+        return self._typewriter is not None and self._typewriter.waits
+
+    def begin(self) -> None:
+        self._parts, self._calls = [], {}
+        self._standing, self._thinks_since = False, None
+
+    def show(self, event: Event) -> None:
+        if self._standing:
+            return
+        if isinstance(event, Reasoning):
+            if self._thinks_since is None:
+                self._thinks_since = now()
+            self._think(clean(event.text))
+            return
+        if not isinstance(event, (Content, ToolCall, ToolResult)):
+            return
+        if self._thinks_since is not None:
+            self._thought(now() - self._thinks_since)
+            self._thinks_since = None
+        if isinstance(event, Content):
+            text = clean(event.content)
+            if self._typewriter is not None:
+                self._typewriter.feed(text, now())
+            else:
+                self._shows(text)
+            return
+        self._flush()
+        if isinstance(event, ToolCall):
+            self._calls[event.id] = event
+            self._called(f"{one_line(event.name)} {one_line(event.arguments)}")
+        else:
+            call = self._calls.pop(event.id, None)
+            asked = one_line(call.arguments) if call else ""
+            outcome = one_line(event.result) if event.ok else f"failed: {one_line(event.result)}"
+            took = seconds(event.duration_ms / 1000)
+            self._returned(f"{one_line(event.name)} {asked} → {outcome} ({took})")
+
+    def tick(self) -> float | None:
+        writer = self._typewriter
+        if writer is None or not writer.waits:
+            return None
+        piece = writer.take(now())
+        if piece:
+            self._shows(piece)
+        return PACE if writer.waits else None
+
+    def stand(self) -> None:
+        self._standing = True
+        if self._typewriter is not None:
+            self._typewriter.drop()
+
+    def end(self) -> None:
+        self._flush()
+        if self._thinks_since is not None:
+            self._thought(now() - self._thinks_since)
+            self._thinks_since = None
+
+    def _flush(self) -> None:
+        """Text that waits for its turn is shown before what comes behind it."""
+        if self._typewriter is not None and self._typewriter.waits:
+            self._shows(self._typewriter.take(math.inf))
+
+    def _shows(self, text: str) -> None:
+        self._parts.append(text)
+        self._text(text)
+
+    def _text(self, text: str) -> None:
+        """More of the answer."""
+        raise NotImplementedError
+
+    def _think(self, text: str) -> None:
+        """More of what the model thinks."""
+
+    def _thought(self, spent: float) -> None:
+        """It has thought for so many seconds."""
+
+    def _called(self, line: str) -> None:
+        """A tool runs."""
+
+    def _returned(self, line: str) -> None:
+        """A tool has said something."""
+
+
+class PlainScreen(Paced):
+    """Plain text as it comes, no control characters. `quiet`: the answer and nothing beside it."""
+
+    def __init__(
+        self, out: TextIO, err: TextIO, *, quiet: bool = False, typewriter: bool = False
+    ) -> None:
+        super().__init__(typewriter=typewriter)
+        self._out, self._err, self._quiet = out, err, quiet
+        self._in_line = False
+
+    def end(self) -> None:
+        super().end()
+        self._end_line()
+
+    def note(self, text: str, *, bad: bool = False) -> None:
+        self._end_line()
+        print(clean(text), file=self._err if bad or self._quiet else self._out, flush=True)
+
+    def _text(self, text: str) -> None:
+        if text:
+            self._out.write(text)
+            self._out.flush()
+            self._in_line = not text.endswith("\n")
+
+    def _thought(self, spent: float) -> None:
+        self._aside(f"(thought for {seconds(spent)})")
+
+    def _returned(self, line: str) -> None:
+        self._aside(f"({line})")
+
+    def _aside(self, line: str) -> None:
+        if not self._quiet:
+            self.note(line)
+
+    def _end_line(self) -> None:
+        if self._in_line:
+            self._out.write("\n")
+            self._out.flush()
+            self._in_line = False

@@ -1,0 +1,125 @@
+"""A program in a terminal: a real pseudo-terminal, and an emulator that knows what stands there."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pyte
+import pytest
+
+PATIENCE = 20.0  # seconds; two are usual
+#: The program becomes the master of its terminal, so that Ctrl-C becomes a signal to it.
+TAKE_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+class _Screen(pyte.HistoryScreen):
+    """Answers what a program asks its terminal, as for the cursor's place."""
+
+    answers: int
+
+    def write_process_input(self, data: str) -> None:
+        os.write(self.answers, data.encode())
+
+
+class Terminal:
+    """A program that runs in a terminal of its own."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: dict[str, str],
+        cwd: str,
+        *,
+        rows: int = 30,
+        columns: int = 100,
+    ) -> None:
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self._screen = _Screen(columns, rows, history=5000, ratio=0.5)
+        self._screen.answers = self._master
+        self._stream = pyte.ByteStream(self._screen)
+        self._changed = threading.Condition()  # protects the screen and `raw`
+        self.raw = b""
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", TAKE_TERMINAL, *command],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            cwd=cwd,
+            env={**env, "TERM": "xterm-256color", "COLUMNS": "", "LINES": ""},
+            start_new_session=True,
+        )
+        os.close(slave)
+        self._reader = threading.Thread(target=self._read, name="terminal", daemon=True)
+        self._reader.start()
+
+    @property
+    def text(self) -> str:
+        """Everything that stands there, with what was scrolled away."""
+        with self._changed:
+            return self._text()
+
+    def type(self, keys: str) -> None:
+        """Press keys; Enter is a carriage return."""
+        os.write(self._master, keys.encode())
+
+    def say(self, line: str) -> None:
+        """Type a line, once the program waits for one, and press Enter."""
+        self.wait(r"(?m)^> *\Z")
+        self.type(line + "\r")
+
+    def wait(self, pattern: str) -> re.Match[str]:
+        """Wait until what stands there matches."""
+        with self._changed:
+            self._changed.wait_for(lambda: re.search(pattern, self._text()), PATIENCE)
+            match = re.search(pattern, self._text())
+        if match is None:
+            pytest.fail(f"no {pattern!r} in the terminal:\n{self.text}")
+        return match
+
+    def left(self) -> int:
+        """Wait for the program's end; its exit status."""
+        return self.process.wait(PATIENCE)
+
+    def close(self) -> None:
+        """End it, if it runs."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+        self._reader.join(5)
+        os.close(self._master)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = os.read(self._master, 65536)
+            except OSError:  # nobody has the other end open any more
+                return
+            if not data:
+                return
+            with self._changed:
+                self.raw += data
+                self._stream.feed(data)
+                self._changed.notify_all()
+
+    def _text(self) -> str:
+        above = [_line(row, self._screen.columns) for row in self._screen.history.top]
+        return "\n".join([*above, *(line.rstrip() for line in self._screen.display)]).rstrip()
+
+
+def _line(row: Any, columns: int) -> str:
+    return "".join(row[x].data for x in range(columns)).rstrip()

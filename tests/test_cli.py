@@ -1,0 +1,480 @@
+"""The terminal: `flask --app app chat` in pseudo-terminals and pipes, against real parts."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from halt import embedded
+from halt.chat import ChatRequest, Message
+from halt.client import Frames, Group, Remote, RemoteError
+from halt.events import Content, Done, Event, Reasoning, ToolCall, ToolResult, sse
+from halt.generation import Receipt
+from halt.metrics import Meter
+from halt.screen import LAG, PACE, PlainScreen, Typewriter, clean
+from halt.store import STOPPED_NOTE
+from halt.terminal import ask
+from tests.conftest import ROOT, HaltServer, asked, halt_environment, new_id
+from tests.fake_openai import FakeOpenAI
+from tests.pseudo_terminal import Terminal
+
+CHAT = [sys.executable, "-m", "flask", "--app", "app", "chat"]
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+Environment = dict[str, str]
+Open = Callable[..., Terminal]
+
+
+@pytest.fixture
+def env(shared_fake: FakeOpenAI, tmp_path: Path) -> Environment:
+    """What the commands are started with: the fake upstream, and a data folder of their own."""
+    return halt_environment(
+        {
+            "OPENAI_BASE_URL": shared_fake.base_url,
+            "OPENAI_API_KEY": "fake",
+            "XDG_DATA_HOME": str(tmp_path),
+            "HOME": str(tmp_path),
+        }
+    )
+
+
+@pytest.fixture
+def chat(env: Environment) -> Iterator[Open]:
+    """Start a chat in a terminal, which is closed at the test's end."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*options: str, **more: str) -> Terminal:
+            terminal = Terminal([*CHAT, *options], {**env, **more}, str(ROOT))
+            stack.callback(terminal.close)
+            return terminal
+
+        yield start
+
+
+def piped(env: Environment, said: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Pipe a question in and wait for the end."""
+    return subprocess.run(
+        [*CHAT, *options],
+        cwd=ROOT,
+        env=env,
+        input=said,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+# --- in a pipe ------------------------------------------------------------------------------------
+
+
+def test_a_question_through_a_pipe_prints_the_answer_and_nothing_else(env: Environment) -> None:
+    """Standard output is the answer as plain text, the exit status 0."""
+    done = piped(env, "What is **this**?\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "What is **this**?\n", "")
+
+
+def test_an_error_is_a_sentence_and_an_exit_status(env: Environment) -> None:
+    """Standard error has the sentence, without a traceback."""
+    done = piped(env, "Hello", "--model", "401")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "The model's server did not accept the API key.\n"
+
+
+def test_ctrl_c_in_a_pipe_keeps_what_came_and_says_130(
+    env: Environment, shared_fake: FakeOpenAI
+) -> None:
+    """The partial answer stays, the model's connection is closed."""
+    with subprocess.Popen(
+        [*CHAT, "--model", "stall?n=3"],
+        cwd=ROOT,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("stop me in the pipe")
+        process.stdin.close()
+        assert process.stdout.read(6) == "0 1 2 "
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert process.stdout.read() == "\n"
+    assert asked(shared_fake, "stop me in the pipe").closed.wait(5)
+
+
+# --- at a prompt ----------------------------------------------------------------------------------
+
+
+def test_ctrl_c_stops_the_answer_and_the_model_is_told(chat: Open, shared_fake: FakeOpenAI) -> None:
+    """What was seen stays on the screen and goes to the model as stopped; the chat goes on."""
+    terminal = chat("--model", "stall?n=3", "--metrics")
+    terminal.say("first question of the stopped one")
+    terminal.wait("(?m)^0 1 2")
+    record = asked(shared_fake, "first question of the stopped one")
+    terminal.type("\x03")
+    terminal.wait(r"Stopped\.")
+    terminal.wait(r"connection closed after \d+ ms")
+    assert record.closed.wait(5)
+    terminal.say("/model echo")
+    terminal.say("and then the second")
+    second = asked(shared_fake, "and then the second")
+    assert [m["content"] for m in second.body["messages"]] == [
+        "first question of the stopped one",
+        f"0 1 2 \n\n{STOPPED_NOTE}",
+        "and then the second",
+    ]
+    terminal.wait("(?m)^and then the second")
+    terminal.say("quit")
+    assert terminal.left() == 0
+
+
+def test_ctrl_c_before_any_text_gives_the_question_back(chat: Open) -> None:
+    """Nothing was seen, so nothing was asked: the words stand in the input line again."""
+    terminal = chat("--model", "silent_first_token", "--no-history")
+    terminal.say("asked too early")
+    terminal.wait(r"…")
+    terminal.type("\x03")
+    terminal.wait(r"Stopped\.\n> asked too early\Z")
+    terminal.type("\x03")  # clears the line
+    terminal.wait(r"Stopped\.\n> *\Z")
+    terminal.type("\x03")  # leaves
+    assert terminal.left() == 130
+
+
+def test_markdown_is_rendered_while_it_streams(chat: Open) -> None:
+    """Marks become looks, hostile HTML stays text, and each block is printed once."""
+    terminal = chat("--model", "markdown?n=3&rate=400")
+    terminal.say("show me")
+    terminal.wait(r"(?s)(A fixed answer.*){3}")
+    text = terminal.wait(r"(?s)\A.*a bad link\S*.*\n> *\Z")[0]
+    assert "**bold**" not in text
+    assert "Some bold, some italic, inline code" in text
+    assert '<script>alert("script")</script>' in text
+    assert text.count("A fixed answer") == 3
+    assert text.count("def greet(name: str)") == 3
+    terminal.type("\x04")
+    assert terminal.left() == 0
+
+
+def test_a_model_cannot_steer_the_terminal(chat: Open, shared_fake: FakeOpenAI) -> None:
+    """Escape sequences in an answer are taken out: no title, no colours, no clipboard."""
+    shared_fake.texts["hostile"] = "before \x1b]0;owned\x07\x1b[31m\x9b2J after\r\n"
+    terminal = chat("--model", "text?key=hostile")
+    terminal.say("go")
+    terminal.wait(r"before \]0;owned\[31m2J after")
+    assert b"\x1b]0;owned" not in terminal.raw
+
+
+def test_thoughts_are_folded(chat: Open) -> None:
+    """What the model thought becomes one line above its answer."""
+    terminal = chat("--model", "reasoning?thoughts=3&n=3")
+    terminal.say("think")
+    text = terminal.wait(r"(?s)thought for \d+\.\d s\n\n?0 1 2\s*\n> *\Z")[0]
+    assert "thought1" not in text
+
+
+def test_commands_of_the_chat(chat: Open, shared_fake: FakeOpenAI, tmp_path: Path) -> None:
+    """/help, /model, /system, /retry, /save, /clear, and one that is none."""
+    terminal = chat()
+    terminal.say("/help")
+    terminal.wait("/save FILE +write")
+    terminal.say("/model")
+    terminal.wait("(?m)^ +silent_headers")
+    terminal.say("/system Speak like a pirate.")
+    terminal.say("commands one")
+    terminal.wait("(?m)^commands one")
+    terminal.say("/retry")
+    again = asked(shared_fake, "commands one", nth=1)
+    assert again.body["messages"] == [
+        {"role": "system", "content": "Speak like a pirate."},
+        {"role": "user", "content": "commands one"},
+    ]
+    saved = tmp_path / "talk.md"
+    terminal.say(f"/save {saved}")
+    terminal.wait(r"Saved to")
+    assert "## You\n\ncommands one\n\n## echo\n\ncommands one\n" in saved.read_text()
+    terminal.say(f"/save {saved}")
+    terminal.wait(r"exists already")
+    terminal.say("/clear")
+    terminal.say("commands two")
+    assert len(asked(shared_fake, "commands two").body["messages"]) == 2
+    terminal.say("/nothing")
+    terminal.wait("There is no command /nothing")
+    terminal.say("exit")
+    assert terminal.left() == 0
+
+
+def test_the_history_belongs_to_its_owner_alone(chat: Open, tmp_path: Path) -> None:
+    """Inputs are in a file of mode 0600, and a key brings them back in the next chat."""
+    terminal = chat()
+    terminal.say("remember me")
+    terminal.wait("(?m)^remember me")
+    terminal.say("quit")
+    assert terminal.left() == 0
+    file = tmp_path / "halt" / "chat-history"
+    assert "+remember me\n" in file.read_text()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    second = chat()
+    second.wait(r"(?m)^> *\Z")
+    second.type("\x1b[A\x1b[A")
+    second.wait(r"(?m)^> remember me\Z")
+
+
+# --- against a Halt that runs ---------------------------------------------------------------------
+
+
+def test_a_chat_with_a_running_halt(chat: Open, halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """The same chat through another Halt, whose Stop closes the connection to the model."""
+    terminal = chat("--url", halt.url, "--model", "stall?n=3", OPENAI_BASE_URL="http://127.0.0.1:9")
+    terminal.say("remote and stopped")
+    terminal.wait("(?m)^0 1 2")
+    terminal.type("\x03")
+    terminal.wait(r"Stopped\.")
+    assert asked(shared_fake, "remote and stopped").closed.wait(5)
+    terminal.say("/model echo")
+    terminal.say("remote once more")
+    terminal.wait("(?m)^remote once more")
+    terminal.type("\x04")
+    assert terminal.left() == 0
+
+
+def test_a_halt_that_is_not_there_is_named(env: Environment) -> None:
+    """One sentence with the address, no traceback."""
+    done = piped(env, "Hello", "--url", "http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "Halt could not be reached at http://127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+class Cutter:
+    """A relay to a server that cuts its first connection behind the given bytes."""
+
+    def __init__(self, port: int, behind: bytes) -> None:
+        self._to, self._behind = port, behind
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.connections = 0
+        self._thread = threading.Thread(target=self._serve, name="cutter", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with self._listener, contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self.connections += 1
+                with client, socket.create_connection(("127.0.0.1", self._to)) as server:
+                    self._relay(client, server, cut=self.connections == 1)
+
+    def _relay(self, client: socket.socket, server: socket.socket, *, cut: bool) -> None:
+        server.sendall(client.recv(65536))
+        seen = b""
+        while data := server.recv(65536):
+            client.sendall(data)
+            seen += data
+            if cut and self._behind in seen:
+                return
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(5)
+
+
+def test_a_dropped_connection_is_taken_up_again(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """No event is lost and none comes twice."""
+    cutter = Cutter(halt.port, b'2 "')
+    remote = Remote(f"http://127.0.0.1:{cutter.port}")
+    said = new_id()
+    request = ChatRequest([Message("user", said)], id=new_id(), model="stall?n=3&rest=4")
+    events: list[tuple[int, Event]] = []
+    try:
+        for group in remote.start(request):
+            events += group
+            if cutter.connections == 2:
+                asked(shared_fake, said).release()
+    finally:
+        remote.close()
+        cutter.close()
+    assert "".join(e.content for _, e in events if isinstance(e, Content)) == "0 1 2 3 4 5 6 "
+    assert [seq for seq, _ in events] == list(range(1, len(events) + 1))
+    assert isinstance(events[-1][1], Done)
+
+
+def test_a_token_is_asked_for_and_taken(chat: Open, start_halt: Any, env: Environment) -> None:
+    """A Halt with a token turns a pipe away with a sentence and lets one with the token in."""
+    halt = start_halt(env["OPENAI_BASE_URL"], HALT_TOKEN="open-sesame")
+    refused = piped(env, "Hello", "--url", halt.url)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "An access token is needed: set HALT_TOKEN." in refused.stderr
+    terminal = chat("--url", halt.url, HALT_TOKEN="")
+    terminal.wait("Access token:")
+    terminal.type("open-sesame\r")
+    terminal.say("let in")
+    terminal.wait("(?m)^let in")
+    assert "open-sesame" not in terminal.text
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def test_a_typewriter_is_never_late() -> None:
+    """Whatever comes in whatever lumps has been shown LAG seconds later, and in order."""
+    lumps = [(0.0, 40), (0.01, 3), (0.02, 300), (0.3, 1), (0.31, 1), (0.7, 5000), (0.71, 2)]
+    writer = Typewriter()
+    text = "".join(chr(97 + i % 26) for i in range(sum(n for _, n in lumps)))
+    fed, shown, steps = 0, "", 0
+    due: list[tuple[float, int]] = []
+    at = 0.0
+    while at < 1.2:
+        while lumps and lumps[0][0] <= at:
+            moment, size = lumps.pop(0)
+            writer.feed(text[fed : fed + size], moment)
+            fed += size
+            due.append((moment + LAG, fed))
+        piece = writer.take(at)
+        steps += bool(piece)
+        shown += piece
+        assert all(len(shown) >= count for limit, count in due if limit <= at)
+        at += PACE
+    assert shown == text
+    assert steps > 15, "it is smooth: lumps become many small steps"
+
+
+def test_a_typewriter_stands_still_at_stop() -> None:
+    """What was not shown when Stop was pressed is never shown, and not kept."""
+    out = io.StringIO()
+    screen = PlainScreen(out, out, quiet=True, typewriter=True)
+    screen.begin()
+    screen.show(Content("a" * 1000))
+    screen.tick()
+    seen = out.getvalue()
+    screen.stand()
+    screen.show(Content("b"))
+    screen.end()
+    assert len(seen) < 1000
+    assert out.getvalue().rstrip("\n") == seen == screen.shown
+
+
+class Stuck:
+    """A source whose model is silent and whose Stop hangs; Ctrl-C is pressed in both."""
+
+    name = "stuck"
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+
+    def start(self, request: ChatRequest) -> Iterator[Group]:
+        yield [(1, Content("seen"))]
+        os.kill(os.getpid(), signal.SIGINT)
+        self.released.wait(10)
+
+    def stop(self, stream_id: str, seen: int) -> Receipt:
+        os.kill(os.getpid(), signal.SIGINT)
+        self.released.wait(10)
+        return Receipt(stream_id, "stopped", "closed", 1.0)
+
+    def model(self, stream_id: str) -> str:
+        return ""
+
+    def models(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        self.released.set()
+
+
+def test_a_second_ctrl_c_leaves_while_stop_hangs() -> None:
+    """Nobody has to wait for a Stop that does not come back."""
+    out, source = io.StringIO(), Stuck()
+    request = ChatRequest([Message("user", "x")], id=new_id())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ask(source, request, PlainScreen(out, out))
+    finally:
+        source.close()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_tool_calls_are_one_line_each() -> None:
+    """A tool's name, arguments and result on a line of their own, however long they are."""
+    out = io.StringIO()
+    screen = PlainScreen(out, out)
+    screen.begin()
+    screen.show(Reasoning("hm"))
+    screen.show(Content("Let me see. "))
+    screen.show(ToolCall("c1", "weather", '{"city": "Oslo"}'))
+    screen.show(ToolResult("c1", "weather", "cold\n" * 100, True, 1500.0))
+    screen.show(Content("It is cold."))
+    screen.end()
+    lines = out.getvalue().splitlines()
+    assert lines[1] == "Let me see. "
+    assert re.fullmatch(r'\(weather {"city": "Oslo"} → (cold )+.*… \(1\.5 s\)\)', lines[2])
+    assert lines[3] == "It is cold."
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "\x07", "\x9b1m", "\u202e", "\r", "\x00"])
+def test_clean_leaves_nothing_to_obey(text: str) -> None:
+    """Control characters go; newlines, tabs and letters of all languages stay."""
+    assert not CONTROL.search(clean(f"a{text}b"))
+    assert clean("ä\t中文\n👩\u200d👧") == "ä\t中文\n👩\u200d👧"
+
+
+def test_frames_may_be_cut_anywhere() -> None:
+    """Bytes one by one give the same events; comments are counted, unknown kinds passed over."""
+    events: list[tuple[int, Event]] = [(1, Content("å")), (2, Done("stop", Meter().snapshot()))]
+    wire = b":\n\n" + sse(*events[0]) + b'id: 9\ndata: {"type":"news"}\n\n' + sse(*events[1])
+    frames = Frames()
+    found = [pair for i in range(len(wire)) for pair in frames.feed(wire[i : i + 1])]
+    assert found == events
+    assert frames.comments == 1
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x", "http://", "http://x:0"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    """The sentence says how an address looks."""
+    with pytest.raises(RemoteError, match="is not an address: use http"):
+        Remote(url)
+
+
+def test_importing_the_application_starts_no_thread(env: Environment) -> None:
+    """`flask --app app` imports it for every command, and none of the terminal's libraries."""
+    script = (
+        "import sys, threading, app; "
+        "print(threading.active_count(), {'rich', 'prompt_toolkit'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "1 set()\n"
+
+
+def test_without_a_key_the_demo_model_answers_and_leaves(env: Environment) -> None:
+    """The demo model is started for the chat alone and is gone after it."""
+    if embedded.unavailable() is not None:
+        pytest.skip("the demo model is not installed here")
+    own = {k: v for k, v in env.items() if not k.startswith("OPENAI_")}
+    done = piped(own, "Say hello.", "--metrics")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert not CONTROL.search(done.stdout)
+    assert embedded.MODEL in done.stderr

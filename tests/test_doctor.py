@@ -1,0 +1,279 @@
+"""The doctor finds what ails the way to the model and the proxy before Halt, and says the cure."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from app import create_app
+from halt.config import load
+from tests.conftest import HaltServer
+from tests.fake_openai import FakeOpenAI
+from tests.test_deployment import _wait_listening, free_port
+
+PACED = "count?rate=60&n=30"  # slow enough to see whether something keeps words back
+
+
+class Found(NamedTuple):
+    """What the doctor has said."""
+
+    exit_code: int
+    findings: dict[str, Any]
+    text: str
+
+    def remedy(self, name: str) -> str:
+        """What is to be done about this."""
+        return str(self.findings[name]["remedy"])
+
+    def statuses(self) -> dict[str, str]:
+        """Each finding's status."""
+        return {name: str(f["status"]) for name, f in self.findings.items()}
+
+
+def doctor(*args: str, **settings: str) -> Found:
+    """Run the command with these settings."""
+    application = create_app(load({"OPENAI_API_KEY": "fake-key-of-tests", **settings}))
+    result = application.test_cli_runner().invoke(args=["doctor", *args, "--json"])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+    assert "fake-key-of-tests" not in result.output
+    said = json.loads(result.output)
+    assert said["ok"] == (result.exit_code == 0)
+    findings = {f["name"]: f for f in said["findings"]}
+    assert all(f["remedy"] for f in findings.values() if f["status"] != "ok")
+    return Found(result.exit_code, findings, result.output)
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+def test_a_good_upstream_is_well(shared_fake: FakeOpenAI) -> None:
+    """Name, connection, key, models, streaming, usage, Stop: each is looked at and is well."""
+    found = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL=PACED)
+    assert found.exit_code == 0
+    assert found.statuses() == {
+        "name": "ok",
+        "connection": "ok",
+        "key": "ok",
+        "models": "warn",  # the fake's list does not name this scenario with its arguments
+        "answer": "ok",
+        "streaming": "ok",
+        "usage": "ok",
+        "stop": "ok",
+        "tools": "ok",
+        "reasoning": "ok",
+    }
+    assert "30 pieces, one by one" in found.findings["streaming"]["text"]
+    assert "was closed" in found.findings["stop"]["text"]
+
+
+def test_findings_are_lines_for_people_too(shared_fake: FakeOpenAI) -> None:
+    """One line each: the status, the name, the words and, where it is not well, the remedy."""
+    settings = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "x", "HALT_MODEL": "401"}
+    result = create_app(load(settings)).test_cli_runner().invoke(args=["doctor"])
+    assert result.exit_code == 1
+    lines = result.output.splitlines()
+    assert lines[0].startswith("ok    name: 127.0.0.1 is 127.0.0.1")
+    assert lines[-1] == (
+        "fail  answer: The model's server did not accept the API key. "
+        "Set OPENAI_API_KEY to a key of this server."
+    )
+
+
+def test_a_server_that_refuses_connections() -> None:
+    """The port is named, and what to do."""
+    found = doctor(OPENAI_BASE_URL=f"http://127.0.0.1:{free_port()}/v1")
+    assert found.exit_code == 1
+    assert found.statuses() == {"name": "ok", "connection": "fail"}
+    assert "refuses connections" in found.findings["connection"]["text"]
+    assert "OPENAI_BASE_URL" in found.remedy("connection")
+
+
+def test_a_name_that_does_not_exist() -> None:
+    """The name is said to be at fault."""
+    found = doctor(OPENAI_BASE_URL="http://no-such-host.invalid/v1")
+    assert found.statuses() == {"name": "fail"}
+    assert "no-such-host.invalid" in found.findings["name"]["text"]
+
+
+def test_a_server_that_is_silent(shared_fake: FakeOpenAI) -> None:
+    """It is given up after --timeout, and the cure is at the model's server."""
+    found = doctor(
+        "--timeout", "0.5", OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL="silent_headers"
+    )
+    assert found.statuses()["answer"] == "fail"
+    assert "did not begin to answer in time" in found.findings["answer"]["text"]
+    assert "busy" in found.remedy("answer")
+
+
+def test_a_port_where_connecting_hangs() -> None:
+    """A firewall is suspected."""
+    with FakeOpenAI.unaccepting() as url:
+        found = doctor(OPENAI_BASE_URL=url, HALT_CONNECT_TIMEOUT="0.2")
+    assert found.statuses()["connection"] == "fail"
+    assert "firewall" in found.remedy("connection")
+
+
+def test_a_certificate_that_nobody_trusts() -> None:
+    """TLS is looked at by itself."""
+    with FakeOpenAI(tls=True) as fake:
+        found = doctor(OPENAI_BASE_URL=fake.base_url)
+    assert found.statuses() == {"name": "ok", "connection": "ok", "TLS": "fail"}
+    assert "SSL_CERT_FILE" in found.remedy("TLS")
+
+
+def test_pieces_that_something_gathers(shared_fake: FakeOpenAI) -> None:
+    """Many pieces in few lumps: a proxy before the model is suspected."""
+    model = "count?n=60&burst=30&gap_ms=5"
+    found = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL=model)
+    assert found.statuses()["streaming"] == "warn"
+    assert "proxy_buffering off" in found.remedy("streaming")
+
+
+def test_usage_that_is_not_reported(shared_fake: FakeOpenAI) -> None:
+    """Then counts are estimated, and the doctor says so."""
+    found = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL="no_usage")
+    assert found.statuses()["usage"] == "warn"
+
+
+# --- what stands before Halt ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def paced(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A Halt whose model writes at a human pace."""
+    env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake", "HALT_MODEL": PACED}
+    server = HaltServer(env)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def silent(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A Halt whose model says nothing, with its usual heartbeat of ten seconds."""
+    model = "silent_first_token"
+    env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake", "HALT_MODEL": model}
+    server = HaltServer(env)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def proxies(
+    tmp_path_factory: pytest.TempPathFactory, paced: HaltServer, silent: HaltServer
+) -> Iterator[dict[str, str]]:
+    """nginx before Halt, set up well and in three ways badly: addresses by name."""
+    binary = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+    if binary is None:
+        pytest.skip("nginx is not installed (apt install nginx)")
+    folder: Path = tmp_path_factory.mktemp("nginx")
+    ways = {
+        "good": (paced, "proxy_http_version 1.1; proxy_buffering off;"),
+        "buffering": (paced, "proxy_http_version 1.0; proxy_ignore_headers X-Accel-Buffering;"),
+        "packing": (
+            paced,
+            "proxy_buffering off; gzip on; gzip_types text/event-stream; gzip_min_length 1; "
+            "gzip_proxied any;",
+        ),
+        "impatient": (silent, "proxy_buffering off; proxy_read_timeout 1s;"),
+    }
+    ports = {name: free_port() for name in ways}
+    servers = "".join(
+        f"server {{ listen 127.0.0.1:{ports[name]}; location / {{ proxy_pass {halt.url}; "
+        f"proxy_set_header Host $http_host; {settings} }} }}\n"
+        for name, (halt, settings) in ways.items()
+    )
+    temporary = "".join(
+        f"{kind}_temp_path {folder}/{kind};"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    conf = folder / "nginx.conf"
+    conf.write_text(
+        f"daemon off; pid {folder}/pid; error_log stderr crit; events {{}}\n"
+        f"http {{ access_log off; {temporary}\n{servers}}}"
+    )
+    process = subprocess.Popen(
+        [binary, "-p", str(folder), "-c", str(conf), "-e", "stderr"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for port in ports.values():
+            _wait_listening(port, process)
+        yield {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+def outside(url: str, *args: str) -> Found:
+    """Look at a Halt from outside alone: no model is set up here."""
+    return doctor(url, *args, OPENAI_API_KEY="")
+
+
+def test_a_good_proxy_is_well(proxies: dict[str, str]) -> None:
+    """It streams, passes the headers, and Stop reaches the model."""
+    found = outside(proxies["good"])
+    assert found.exit_code == 0
+    assert set(found.statuses().values()) == {"ok"}, found.text
+    assert {"Halt", "headers", "compression", "stream headers", "buffering", "stop"} <= set(
+        found.findings
+    )
+    assert "was closed" in found.findings["stop"]["text"]
+
+
+def test_halt_without_a_proxy_is_well(paced: HaltServer) -> None:
+    """The same without anything between."""
+    assert set(outside(paced.url).statuses().values()) == {"ok"}
+
+
+def test_a_proxy_that_buffers_is_found(proxies: dict[str, str]) -> None:
+    """The answer's words all arrive at its end: the remedy is nginx's own word."""
+    found = outside(proxies["buffering"])
+    assert found.statuses()["buffering"] == "fail", found.text
+    assert found.exit_code == 1
+    assert "proxy_buffering off;" in found.remedy("buffering")
+
+
+def test_a_proxy_that_packs_is_found(proxies: dict[str, str]) -> None:
+    """A compressed stream is told from a plain one."""
+    found = outside(proxies["packing"])
+    assert found.statuses()["compression"] == "fail", found.text
+    assert "gzip off;" in found.remedy("compression"), found.findings["compression"]
+
+
+def test_a_proxy_that_hangs_up_in_silence_is_found(proxies: dict[str, str]) -> None:
+    """Its idle timeout is shorter than the heartbeat: both cures are named."""
+    found = outside(proxies["impatient"])
+    assert found.statuses()["idle timeout"] == "fail", found.text
+    assert "proxy_read_timeout" in found.remedy("idle timeout")
+    assert "HALT_HEARTBEAT" in found.remedy("idle timeout")
+
+
+def test_what_is_no_halt_is_said_to_be_none(shared_fake: FakeOpenAI) -> None:
+    """An address where something else answers."""
+    found = outside(shared_fake.base_url)
+    assert found.statuses()["Halt"] == "fail"
+
+
+def test_a_token_that_is_missing_is_asked_for(start_halt: Any, shared_fake: FakeOpenAI) -> None:
+    """Without the token the streams are not looked at, and the cure is named."""
+    halt = start_halt(shared_fake, HALT_TOKEN="open-sesame", HALT_MODEL=PACED)
+    found = outside(halt.url)
+    assert found.statuses()["token"] == "fail"
+    assert "HALT_TOKEN" in found.remedy("token")
+    assert outside(halt.url, "--token", "open-sesame").exit_code == 0
+
+
+def test_a_public_name_that_nobody_listens_at() -> None:
+    """It is the address that is at fault, not the model."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        found = outside(f"http://127.0.0.1:{reserved.getsockname()[1]}")
+    assert found.statuses()["connection"] == "fail"
