@@ -14,7 +14,10 @@
   const notice = text => { const p = document.createElement("p"); p.className = "fault"; p.textContent = text; $("#notice").replaceChildren(p); };
 
   // --- sending: Stop takes Send's place before the first byte comes back -------------------------
-  const grow = () => { prompt.style.height = "auto"; prompt.style.height = prompt.scrollHeight + "px"; };
+  const grow = () => { // its height is that of the text and of its two borders
+    prompt.style.height = "auto";
+    prompt.style.height = prompt.scrollHeight + prompt.offsetHeight - prompt.clientHeight + "px";
+  };
   prompt.addEventListener("input", grow);
   prompt.addEventListener("keydown", event => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
@@ -42,7 +45,8 @@
       const answer = running(), id = answer ? answer.dataset.stream : sending;
       if (!id) { event.preventDefault(); return; }
       ctx.request.body.set("stream_id", id);
-      if (answer) ctx.request.body.set("seen", frozenAt(answer));
+      ctx.request.body.set("seen", answer ? frozenAt(answer) : "0"); // 0: none of it is on the page
+      $("#notice").replaceChildren(); // what an earlier press had to say
     }
   });
   document.addEventListener("htmx:after:request", event => {
@@ -57,7 +61,7 @@
     const source = event.detail.ctx?.sourceElement;
     if (!source || event.detail.error?.name === "AbortError") return;
     if (source === $("#stopper")) notice("Stop could not reach the server. Press it again.");
-    else if (source.matches(".feed")) retryFeed(source);
+    else if (source.matches(".feed")) { lost(true); retryFeed(source); }
     else notice("The server could not be reached. Your message is still here: try again.");
   });
 
@@ -106,10 +110,13 @@
   // --- what a change of the conversation means ----------------------------------------------------
   const SAID = { running: "The answer has started.", done: "The answer is complete.", stopped: "The answer was stopped.", withdrawn: "Stopped." };
   const settle = answer => {
+    lost(false); // it comes from the server
     const { state } = answer.dataset, exchange = answer.closest(".exchange");
     if (state === "error") announce(`Error: ${$(".fault", answer)?.textContent ?? ""}`);
     else announce(SAID[state]);
-    if (state !== "running" && document.activeElement === document.body) prompt.focus({ preventScroll: true });
+    // A pressed button that has gone keeps the focus until the next frame; nobody else's is taken.
+    const focused = document.activeElement;
+    if (state !== "running" && (focused === document.body || !focused?.checkVisibility())) prompt.focus({ preventScroll: true });
     if (state !== "withdrawn") return;
     if ("again" in exchange.dataset) { location.reload(); return; } // the earlier answer is there again
     if (!prompt.value) { prompt.value = $(".prompt .text", exchange).textContent; grow(); }
@@ -121,8 +128,12 @@
       if (node.nodeType !== Node.ELEMENT_NODE) continue;
       if (node.matches(".answer")) settle(node);
       else if (node.matches(".exchange")) settle($(".answer", node));
+      else if (node.matches(".answer > .note")) { // in its feed's place: the server has lost it
+        node.parentElement.dataset.state = "lost";
+        $(".thinking", node.parentElement)?.remove();
+      }
     }
-    if (following) scrollToEnd();
+    if (following && look()) scrollToEnd();
   }).observe(messages, { childList: true, subtree: true });
 
   // --- how long a silent model has been thinking --------------------------------------------------
@@ -134,10 +145,17 @@
   }, 250);
 
   // --- scrolling: along with the text, but only while the reader is at its end ---------------------
-  let following = true;
+  let following = true, last = 0; // where the page stood when it was last looked at
   const page = document.scrollingElement;
-  const scrollToEnd = () => { page.scrollTop = page.scrollHeight; };
-  addEventListener("scroll", () => { following = page.scrollHeight - page.scrollTop - page.clientHeight < 40; }, { passive: true });
+  const scrollToEnd = () => { page.scrollTop = page.scrollHeight; last = page.scrollTop; };
+  const look = () => { // the least step back leaves the end, unless the page has become shorter
+    const top = page.scrollTop, below = page.scrollHeight - top - page.clientHeight;
+    if (top < last) following = below < 2;
+    else if (below < 40) following = true;
+    last = top;
+    return following;
+  };
+  addEventListener("scroll", look, { passive: true });
   scrollToEnd();
 
   // --- copying ------------------------------------------------------------------------------------

@@ -348,8 +348,8 @@ def test_a_reader_below_the_kept_part_is_told_offset_lost(
     """410 instead of a silent gap; a reader of the kept part gets all of that."""
     client = small_logs.client()
     said = new_id()
-    with client.chat("stall?n=40&gap_ms=3", said) as events:
-        events.until_text("39 ")
+    with client.chat("stall?n=400&gap_ms=3", said) as events:
+        events.until_text("399 ")
         refused = client.get(f"/streams/{events.id}")
         assert refused.status == 410
         assert refused.error["code"] == "offset_lost"

@@ -15,6 +15,40 @@ PATIENCE = 15_000  # milliseconds after which something on the page is not going
 #: What a browser says in its console when a server or the network is away.
 AWAY = r"Failed to load resource|net::ERR_"
 
+#: Each visible element that has text of its own, and its contrast: what the eye needs to read it.
+CONTRASTS = """() => {
+  const parse = color => {
+    const canvas = parse.canvas ??= new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = color;
+    canvas.fillRect(0, 0, 1, 1);
+    const [r, g, b, a] = canvas.getImageData(0, 0, 1, 1).data;
+    return [r, g, b, a / 255];
+  };
+  const over = ([r, g, b, a], [R, G, B]) => [r, g, b].map((c, i) => c * a + [R, G, B][i] * (1 - a));
+  const ground = e => {
+    const above = e.parentElement ? ground(e.parentElement) : parse('Canvas').slice(0, 3);
+    return over(parse(getComputedStyle(e).backgroundColor), above);
+  };
+  const luminance = rgb => rgb.map(c => c / 255)
+    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const contrast = (e, pseudo) => {
+    const below = ground(e), ink = over(parse(getComputedStyle(e, pseudo).color), below);
+    const [light, dark] = [luminance(below), luminance(ink)].sort((a, b) => b - a);
+    return (light + 0.05) / (dark + 0.05);
+  };
+  const name = e => `${e.tagName.toLowerCase()}#${e.id}.${e.className}: ${e.textContent.trim().slice(0, 20)}`;
+  const found = {};
+  for (const e of document.body.querySelectorAll('*')) {
+    const text = [...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.data.trim());
+    if (!e.checkVisibility() || e.matches('.hidden, .skip')) continue;
+    if (text) found[name(e)] = contrast(e);
+    if (e.matches(':placeholder-shown')) found[name(e) + ' placeholder'] = contrast(e, '::placeholder');
+  }
+  return found;
+}"""
+
 
 def numbers(n: int) -> str:
     """What `count` says, as a page shows it."""
@@ -107,6 +141,23 @@ class Chat:
     def exchanges(self) -> int:
         """How many prompts with their answers are shown."""
         return self.page.locator(".exchange").count()
+
+    def contrasts(self) -> dict[str, float]:
+        """The contrast of each visible text with what is behind it."""
+        found: dict[str, float] = self.page.evaluate(CONTRASTS)
+        return found
+
+    def scrolled(self) -> float:
+        """How many pixels of the page are above what is seen."""
+        return float(self.page.evaluate("document.scrollingElement.scrollTop"))
+
+    def below(self) -> float:
+        """How many pixels of the page are below what is seen."""
+        return float(
+            self.page.evaluate(
+                "(p => p.scrollHeight - p.scrollTop - p.clientHeight)(document.scrollingElement)"
+            )
+        )
 
     def record(self, nth: int = 0) -> Record:
         """The nth request that the provider got for what was said last."""

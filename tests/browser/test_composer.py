@@ -1,0 +1,414 @@
+"""The message field, the keyboard, screen readers, colours, narrow screens and scrolling."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.chat import Chat
+from tests.browser.conftest import OpenChat
+from tests.conftest import HaltServer, StartHalt, asked, eventually
+from tests.fake_openai import FakeOpenAI
+
+PARAGRAPHS = "\n\n".join(f"Paragraph {n} with a few plain words in it." for n in range(120))
+
+#: Wider than any telephone: a table, code, an address, a word, and a path in code.
+WIDE = f"""
+| {" | ".join(f"a column {n}" for n in range(12))} |
+|{"---|" * 12}
+| {" | ".join("some words in a cell" for _ in range(12))} |
+
+```python
+{"a_long_line = " + " + ".join(f"value_{n}" for n in range(40))}
+```
+
+https://example.org/{"path/" * 40} {"x" * 300} `{"inline_" * 40}`
+
+- {"y" * 200}
+  - > {"z" * 200}
+
+{"# " + "Heading" * 30}
+
+The end.
+"""
+
+
+# --- the message field ----------------------------------------------------------------------------
+
+
+def test_enter_sends_and_the_field_is_empty_again(chat: Chat) -> None:
+    """One key, and the next message can be typed."""
+    said = chat.ask("count?n=2")
+    chat.wait_state("done")
+    expect(chat.page.locator(".prompt .text")).to_have_text(said)
+    expect(chat.prompt).to_have_value("")
+    expect(chat.prompt).to_be_focused()
+
+
+def test_shift_and_enter_break_the_line(chat: Chat) -> None:
+    """A message of several lines is sent and shown as it was typed."""
+    chat.prompt.press_sequentially("first")
+    chat.prompt.press("Shift+Enter")
+    chat.prompt.press_sequentially("second")
+    expect(chat.prompt).to_have_value("first\nsecond")
+    assert chat.exchanges() == 0
+    chat.prompt.press("Enter")
+    chat.wait_state("done")
+    assert chat.page.locator(".prompt .text").inner_text() == "first\nsecond"
+    asked(chat.fake, "first\nsecond")
+
+
+@pytest.mark.parametrize("mark", [{"isComposing": True}, {"keyCode": 229}])
+def test_enter_that_ends_a_composition_does_not_send(chat: Chat, mark: dict[str, Any]) -> None:
+    """An input method uses Enter to choose a word."""
+    chat.prompt.fill("/fake count?n=1 にほん")
+    handled = chat.prompt.evaluate(
+        """(field, mark) => {
+          const press = more => !field.dispatchEvent(new KeyboardEvent('keydown',
+            { key: 'Enter', bubbles: true, cancelable: true, ...more }));
+          return [press(mark), document.body.matches('.sending'), press({})];
+        }""",
+        mark,
+    )
+    assert handled == [False, False, True], "composing, sent by it, and Enter alone"
+    chat.wait_state("done")
+    assert chat.exchanges() == 1
+
+
+def test_escape_that_ends_a_composition_does_not_stop(chat: Chat) -> None:
+    """An input method uses Escape to give a word up."""
+    chat.ask("stall?n=3&rest=2")
+    chat.wait_text("0 1 2")
+    chat.prompt.evaluate(
+        """field => field.dispatchEvent(new KeyboardEvent('keydown',
+          { key: 'Escape', isComposing: true, bubbles: true, cancelable: true }))"""
+    )
+    chat.record().release()
+    chat.wait_state("done")
+    assert chat.shown() == "0 1 2 3 4"
+
+
+def test_the_field_grows_with_its_lines_up_to_a_limit(chat: Chat) -> None:
+    """It shows what is typed, leaves room for the conversation, and shrinks again."""
+
+    def height() -> float:
+        return float(chat.prompt.evaluate("field => field.offsetHeight"))
+
+    one = height()
+    chat.prompt.fill("1\n2\n3\n4")
+    four = height()
+    assert four > one + 2 * 16
+    assert chat.prompt.evaluate("field => field.scrollHeight == field.clientHeight"), "cut off"
+    chat.prompt.fill("line\n" * 200)
+    assert four < height() <= 0.4 * 800 + 1
+    expect(chat.send).to_be_in_viewport(ratio=1)
+    chat.prompt.fill("1")
+    assert height() == one
+    chat.ask("count?n=1", "1\n2\n3\n4")
+    chat.wait_state("done")
+    assert height() == one
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n\n \t"])
+def test_an_empty_prompt_is_not_sent(chat: Chat, text: str) -> None:
+    """Neither by Enter nor by Send; nothing is asked of the server."""
+    posts: list[str] = []
+    chat.page.on("request", lambda request: posts.append(request.method))
+    chat.prompt.fill(text)
+    chat.prompt.press("Enter")
+    chat.send.click()
+    expect(chat.send).to_be_visible()
+    chat.ask("count?n=1")
+    chat.wait_state("done")
+    assert (posts.count("POST"), chat.exchanges()) == (1, 1)
+
+
+# --- keyboard and screen reader -------------------------------------------------------------------
+
+
+def test_everything_that_can_be_used_has_a_name(chat: Chat) -> None:
+    """Buttons, links and fields say what they are; conversation and answers too."""
+    chat.ask("markdown")
+    chat.wait_state("done")
+    for each in chat.page.locator(":is(a, button, textarea):visible").all():
+        expect(each).to_have_accessible_name(re.compile(r"\w"))
+    for role, name in [("log", "Conversation"), ("article", "You"), ("article", "Answer")]:
+        expect(chat.page.get_by_role(role, name=name, exact=True)).to_have_count(1)  # type: ignore[arg-type]
+    for role in ("main", "banner", "contentinfo"):
+        expect(chat.page.get_by_role(role)).to_have_count(1)  # type: ignore[arg-type]
+    expect(chat.page.locator("html")).to_have_attribute("lang", "en")
+    assert chat.page.title()
+
+
+def test_the_focus_is_seen_wherever_it_goes(chat: Chat) -> None:
+    """The Tab key reaches every control, and each shows a line around it."""
+    chat.ask("markdown")
+    chat.wait_state("done")
+    chat.prompt.fill("x")
+    chat.page.locator("a").first.focus()
+    names: list[str] = []
+    while "send" not in names:
+        assert len(names) < 20, names
+        name, width, style = chat.page.evaluate(
+            """() => { const e = document.activeElement, look = getComputedStyle(e);
+              return [e.id || e.textContent.trim(), parseFloat(look.outlineWidth), look.outlineStyle]; }"""
+        )
+        names.append(name)
+        assert width >= 2, name
+        assert style not in {"none", "hidden"}, name
+        chat.page.keyboard.press("Tab")
+    assert {"Halt", "new-chat", "Copy", "Regenerate", "prompt"} <= set(names), names
+    assert names[0] == "Skip to the message field"
+
+
+def test_the_focus_stays_in_the_message_field(chat: Chat) -> None:
+    """The next message can be typed while the answer comes, and when it is there or stopped."""
+    chat.ask("stall?n=3&rest=3")
+    chat.wait_text("0 1 2")
+    expect(chat.prompt).to_be_focused()
+    chat.page.keyboard.type("meanwhile")
+    chat.record().release()
+    chat.wait_state("done")
+    chat.page.keyboard.type(" and then")
+    expect(chat.prompt).to_have_value("meanwhile and then")
+
+
+@pytest.mark.parametrize("by", ["click", "Enter"])
+def test_the_focus_is_not_lost_with_a_button_that_goes(chat: Chat, by: str) -> None:
+    """Send and Stop are pressed and vanish; then the focus is in the message field."""
+    chat.prompt.fill("/fake stall?n=3 x")
+    chat.send.click() if by == "click" else chat.send.press("Enter")
+    chat.wait_text("0 1 2")
+    chat.stop.click() if by == "click" else chat.stop.press("Enter")
+    chat.wait_state("stopped")
+    expect(chat.prompt).to_be_focused()
+
+
+def test_the_focus_is_not_taken_from_where_it_was_put(chat: Chat) -> None:
+    """Who reads an earlier answer by keyboard stays there when the new one is complete."""
+    chat.ask("markdown")
+    chat.wait_state("done")
+    chat.ask("stall?n=3&rest=3")
+    chat.wait_text("0 1 2")
+    link = chat.page.locator(".exchange:first-child .text a[href^=https]").first
+    link.focus()
+    chat.record().release()
+    chat.wait_state("done")
+    expect(link).to_be_focused()
+
+
+def test_only_start_and_end_of_an_answer_are_announced(chat: Chat) -> None:
+    """A screen reader is told when something changes, and not each token."""
+    chat.page.evaluate(
+        """() => {
+          const announcer = document.querySelector('#announcer');
+          window.told = [];
+          new MutationObserver(() => told.push(announcer.textContent))
+            .observe(announcer, { childList: true, characterData: true, subtree: true });
+        }"""
+    )
+    started = "The answer has started."
+    chat.ask("count?n=50&gap_ms=4")
+    chat.wait_state("done")
+    chat.ask("count?n=100000&gap_ms=4")
+    chat.wait_text("20 21 22")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    chat.ask("error_in_stream?message=sorry")
+    chat.wait_state("error")
+    told = chat.page.evaluate("told")
+    assert told[:-1] == [started, "The answer is complete.", started, "The answer was stopped.", started]  # fmt: skip
+    assert told[-1] == "Error: " + chat.answer.locator(".fault").inner_text()
+    chat.ask("silent_first_token")
+    chat.record()
+    chat.wait_state("running")
+    chat.page.keyboard.press("Escape")
+    expect(chat.send).to_be_visible()
+    expect(chat.page.locator("#announcer")).to_have_text("Stopped.")
+    assert chat.page.evaluate("told.slice(6)") == [started, "Stopped."]
+
+
+def test_the_text_itself_is_no_live_region(chat: Chat) -> None:
+    """Nothing around an answer's text is read out by itself."""
+    chat.ask("stall?n=3")
+    chat.wait_text("0 1 2")
+    live = """e => {
+      for (; e; e = e.parentElement) {
+        const live = e.getAttribute('aria-live') ?? (/^(log|status|alert)$/.test(e.role) ? 'by role' : '');
+        if (live) return live;
+      }
+      return 'off';
+    }"""
+    assert chat.text.evaluate(live) == "off"
+    expect(chat.page.locator("#announcer")).to_have_attribute("aria-live", "polite")
+    chat.stop.click()
+    chat.wait_state("stopped")
+
+
+# --- seeing ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_nothing_moves_for_those_who_want_no_motion(
+    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, motion: str
+) -> None:
+    """The sign of a thinking model stands still; for all others it moves."""
+    chat = open_chat(halt, shared_fake, reduced_motion=motion)
+    chat.ask("silent_first_token")
+    expect(chat.answer.locator(".thinking")).to_be_visible()
+    chat.frames()
+    moving = chat.page.evaluate("document.getAnimations().length")
+    assert (moving == 0) == (motion == "reduce")
+    chat.record()
+    chat.page.keyboard.press("Escape")
+    expect(chat.send).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everything_can_be_read_in_light_and_dark(
+    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, scheme: str
+) -> None:
+    """A contrast of 4.5 for every text: body, code, figures, buttons, faults, badges, hints."""
+    chat = open_chat(halt, shared_fake, color_scheme=scheme)
+    found = chat.contrasts()
+    ground = chat.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+    chat.ask("markdown")
+    chat.wait_state("done")
+    chat.ask("error_in_stream")
+    chat.wait_state("error")
+    chat.ask("stall?n=2")
+    chat.wait_text("0 1")
+    found |= chat.contrasts()
+    chat.stop.click()
+    chat.wait_state("stopped")
+    found |= chat.contrasts()
+    chat.ask("silent_first_token")
+    expect(chat.answer.locator(".thinking")).to_be_visible()
+    found |= chat.contrasts()
+    chat.record()
+    chat.page.keyboard.press("Escape")
+    expect(chat.send).to_be_visible()
+    for part in ("fault", "badge", "figures", "#send", "#stop", "placeholder", "empty", "thinking"):
+        assert any(part in name for name in found), f"{part} was not looked at: {list(found)}"
+    assert {name: round(c, 2) for name, c in found.items() if c < 4.5} == {}
+
+
+def test_it_is_usable_on_a_narrow_screen(
+    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """At 360 pixels nothing overflows, and what is pressed is in sight and large enough."""
+    chat = open_chat(halt, shared_fake, viewport={"width": 360, "height": 640}, has_touch=True)
+    chat.page.evaluate(
+        """() => {
+          window.overflow = () => (p => p.scrollWidth - p.offsetWidth)(document.scrollingElement);
+          window.widest = 0;
+          const look = () => { widest = Math.max(widest, overflow()); requestAnimationFrame(look); };
+          look();
+        }"""
+    )
+    expect(chat.send).to_be_in_viewport(ratio=1)
+    chat.ask_for(WIDE, piece=9, gap_ms=2)
+    expect(chat.stop).to_be_in_viewport(ratio=1)
+    chat.wait_text("The end.")
+    chat.wait_state("done")
+    chat.frames()
+    assert chat.page.evaluate("widest") == 0, "while it came"
+    assert chat.page.evaluate("overflow()") == 0
+    for scrolls in (".table", "pre"):
+        assert chat.text.locator(scrolls).evaluate("e => e.scrollWidth > e.clientWidth"), scrolls
+    chat.say("w" * 500)
+    chat.wait_state("done")
+    assert chat.page.evaluate("overflow()") == 0
+    for each in (chat.prompt, chat.send):
+        expect(each).to_be_in_viewport(ratio=1)
+    buttons = chat.page.locator("button:visible, a.button:visible").all()
+    assert len(buttons) >= 5
+    for each in buttons:
+        box = each.bounding_box()
+        assert box is not None
+        assert box["height"] >= 24, each.inner_text()
+        assert box["width"] >= 24, each.inner_text()
+
+
+# --- scrolling ------------------------------------------------------------------------------------
+
+
+def test_the_page_follows_the_text_while_the_reader_is_at_its_end(chat: Chat) -> None:
+    """What is new is in sight, during the answer and when it is complete."""
+    chat.ask_for(PARAGRAPHS, piece=8, gap_ms=2)
+    for n in (20, 60, 110):
+        chat.wait_text(f"Paragraph {n} ")
+        assert chat.scrolled() > 0
+        assert chat.below() < 40
+    chat.wait_state("done")
+    expect(chat.answer.locator(".figures")).to_be_in_viewport()
+
+
+@pytest.mark.parametrize("pixels", [15, 300])
+def test_a_reader_who_scrolls_up_stays_there(chat: Chat, pixels: int) -> None:
+    """However little: the text comes below, until the reader goes to the end again."""
+    chat.ask_for(PARAGRAPHS, piece=8, gap_ms=2)
+    chat.wait_text("Paragraph 25 ")
+    chat.page.mouse.move(400, 300)
+    chat.page.mouse.wheel(0, -pixels)
+    eventually(lambda: chat.below() > 100)
+    there = chat.scrolled()
+    chat.wait_text("Paragraph 70 ")
+    assert chat.scrolled() == there
+
+    def goes_to_the_end() -> bool:
+        chat.page.evaluate("scrollTo(0, document.scrollingElement.scrollHeight)")
+        chat.frames()  # in which new text may have moved the end away
+        return chat.below() < 40
+
+    eventually(goes_to_the_end)
+    chat.wait_text("Paragraph 110 ")
+    assert chat.below() < 40
+    chat.wait_state("done")
+    expect(chat.answer.locator(".figures")).to_be_in_viewport()
+
+
+def test_a_reader_who_scrolled_up_stays_there_when_the_answer_is_complete(chat: Chat) -> None:
+    """The figures come below; what is being read does not move. A new prompt is shown again."""
+    chat.ask_for(PARAGRAPHS, piece=8, gap_ms=1)
+    chat.wait_text("Paragraph 25 ")
+    chat.page.evaluate("scrollTo(0, 100)")
+    chat.wait_state("done")
+    chat.frames()
+    assert chat.scrolled() == 100
+    chat.ask("count?n=3")
+    chat.wait_state("done")
+    expect(chat.answer.locator(".figures")).to_be_in_viewport()
+
+
+# --- logging in -----------------------------------------------------------------------------------
+
+
+def test_a_page_with_a_token_asks_for_it(
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """It leads to the form; a wrong token is told; the right one opens the page and keeps it open."""
+    chat = open_chat(start_halt(fake, HALT_TOKEN="open-sesame"), fake)
+    chat.forgives = "401"
+    token = chat.page.get_by_label("Access token", exact=True)
+    expect(token).to_be_focused()
+    assert chat.page.url.endswith("/login")
+    chat.page.keyboard.type("a wrong one")
+    chat.page.keyboard.press("Enter")
+    expect(chat.page.get_by_role("alert")).to_have_text("That is not the token. Try again.")
+    expect(token).to_have_attribute("aria-invalid", "true")
+    expect(token).to_be_focused()
+    expect(chat.prompt).to_have_count(0)
+    found = chat.contrasts()
+    assert {name: c for name, c in found.items() if c < 4.5} == {}
+    token.fill("open-sesame")
+    chat.page.get_by_role("button", name="Log in").click()
+    expect(chat.prompt).to_be_focused()
+    chat.ask("count?n=3")
+    chat.wait_state("done")
+    chat.reload()
+    assert chat.shown() == "0 1 2"

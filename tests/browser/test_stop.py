@@ -1,0 +1,335 @@
+"""Stop, as a person presses it: at any moment, and it really stops."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Route, expect
+
+from tests.browser.chat import AWAY, Chat, numbers
+from tests.conftest import eventually
+
+SEEN_WITHIN = 5.0  # seconds for the provider to see the close
+
+
+class Held:
+    """Requests that the network keeps for a while; `late`: their responses instead.
+
+    Each is released once: by `let_go`, or by its own handler when that comes later.
+    """
+
+    def __init__(self, chat: Chat, path: str, *, late: bool = False) -> None:
+        self._chat = chat
+        self._path = path
+        self._late = late
+        self._open = False
+        self._kept: list[Callable[[], None]] = []
+        chat.page.route(path, self._hold)
+
+    def wait(self) -> None:
+        """Until one is being held."""
+        eventually(self._holding)
+
+    def let_go(self) -> None:
+        """Let all of them go on, and all that come later."""
+        self._open = True
+        while self._kept:
+            self._kept.pop()()
+        self._chat.page.unroute(self._path)  # last: it lets go of what is still held
+
+    def _holding(self) -> bool:
+        self._chat.frames(1)  # meanwhile the browser can tell of its requests
+        return bool(self._kept)
+
+    def _hold(self, route: Route) -> None:
+        response = route.fetch() if self._late else None
+
+        def release() -> None:
+            if response is None:
+                route.continue_()
+            else:
+                route.fulfill(response=response)
+
+        if self._open:
+            release()
+        else:
+            self._kept.append(release)
+
+
+def press(chat: Chat, how: str) -> None:
+    """Stop by mouse or by key."""
+    if how == "click":
+        chat.stop.click()
+    else:
+        chat.page.keyboard.press("Escape")
+
+
+def test_stop_takes_the_place_of_send_at_once(chat: Chat) -> None:
+    """Before the first byte comes back; and Send is there again when the answer is complete."""
+    expect(chat.send).to_be_visible()
+    expect(chat.stop).to_be_hidden()
+    held = Held(chat, "**/messages")
+    chat.ask("count?n=3")
+    held.wait()
+    assert chat.stop.is_visible()
+    assert chat.send.is_hidden()
+    held.let_go()
+    chat.wait_state("done")
+    expect(chat.send).to_be_visible()
+    expect(chat.stop).to_be_hidden()
+
+
+@pytest.mark.parametrize("how", ["click", "Esc"])
+def test_stopping_freezes_the_answer_and_it_does_not_grow_back(chat: Chat, how: str) -> None:
+    """What stands there a frame after Stop was pressed is what stays, also after a reload."""
+    chat.ask("count?n=100000&gap_ms=3")
+    chat.wait_text("20 21 22")
+    chat.page.evaluate(
+        """how => {
+          const text = () => document.querySelector('.answer > .text').textContent.trim();
+          const nextFrame = () => requestAnimationFrame(() => { window.still ??= text(); });
+          if (how === 'click') document.querySelector('#stop').addEventListener('click', nextFrame);
+          else document.addEventListener('keydown', nextFrame);
+        }""",
+        how,
+    )
+    press(chat, how)
+    chat.wait_state("stopped")
+    assert chat.record().closed.wait(SEEN_WITHIN), "the provider goes on writing"
+    chat.frames()
+    stopped = chat.shown()
+    assert chat.page.evaluate("still") == stopped
+    assert stopped == numbers(len(stopped.split()))
+    chat.reload()
+    chat.wait_state("stopped")
+    assert chat.shown() == stopped
+
+
+def test_the_text_stands_still_although_the_server_has_not_heard_of_stop(chat: Chat) -> None:
+    """What arrives after the press is not shown, and is not kept either."""
+    chat.ask("count?n=100000&gap_ms=3")
+    chat.wait_text("20 21 22")
+    held = Held(chat, "**/stop")
+    chat.stop.click()
+    still = chat.shown()
+    held.wait()
+    sent = chat.record().wait_tokens(0)
+    chat.record().wait_tokens(sent + 100)
+    chat.frames()
+    assert chat.shown() == still
+    held.let_go()
+    chat.wait_state("stopped")
+    assert chat.shown() == still
+    chat.reload()
+    chat.wait_state("stopped")
+    assert chat.shown() == still
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "stall?n=5",
+        "count?n=100000&gap_ms=3",
+        "count?n=100000&rate=2000&burst=20",
+        "markdown?n=500&gap_ms=1",
+    ],
+)
+def test_a_stopped_answer_is_marked_with_its_figures(chat: Chat, model: str) -> None:
+    """It says "Stopped" and what it took, and the conversation can go on."""
+    chat.ask(model)
+    chat.wait_text("4" if "markdown" not in model else "A fixed answer")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    expect(chat.answer.locator(".badge")).to_have_text("Stopped")
+    figures = chat.answer.locator(".figures")
+    expect(figures).to_contain_text(re.compile(r"first token after \d"))
+    expect(figures).to_contain_text(re.compile(r"\d tokens? \(estimated\)"))
+    expect(figures).to_contain_text("s in all")
+    assert chat.record().closed.wait(SEEN_WITHIN)
+    chat.ask("count?n=2")
+    chat.wait_state("done")
+    assert (chat.exchanges(), chat.shown()) == (2, "0 1")
+
+
+def test_a_silent_model_is_shown_to_think_and_for_how_long(chat: Chat) -> None:
+    """Seconds are counted, also over a reload, until the first text comes."""
+    chat.ask("silent_first_token?n=3")
+    thinking = chat.answer.locator(".thinking")
+    expect(thinking).to_have_text(re.compile(r"Thinking \d+ s"))
+    expect(thinking).to_have_text(re.compile(r"Thinking ([2-9]|\d\d) s"))
+    chat.reload()
+    expect(thinking).to_have_text(re.compile(r"Thinking \d+ s"))
+    expect(thinking).not_to_have_text(re.compile(r"Thinking [01] s"))
+    chat.record().release()
+    chat.wait_text("0 1 2")
+    expect(thinking).to_be_hidden()
+
+
+@pytest.mark.parametrize("how", ["click", "Esc"])
+@pytest.mark.parametrize("model", ["silent_headers", "silent_first_token"])
+def test_stop_before_any_text_gives_the_prompt_back(chat: Chat, model: str, how: str) -> None:
+    """As if it had not been sent: the words are in the message field, no empty answer is left."""
+    said = chat.ask(model)
+    chat.wait_state("running")
+    expect(chat.prompt).to_have_value("")
+    chat.record()
+    press(chat, how)
+    expect(chat.prompt).to_have_value(said)
+    expect(chat.prompt).to_be_focused()
+    expect(chat.send).to_be_visible()
+    assert chat.exchanges() == 0
+    assert chat.record().closed.wait(SEEN_WITHIN)
+    chat.reload()
+    assert chat.exchanges() == 0
+
+
+@pytest.mark.parametrize("how", ["click", "Esc"])
+def test_stop_before_the_request_reaches_the_server(chat: Chat, how: str) -> None:
+    """It is pressed at once, the request comes late: the model is never asked."""
+    held = Held(chat, "**/messages")
+    said = chat.ask("count?n=5")
+    held.wait()
+    with chat.page.expect_response("**/stop") as pressed:
+        press(chat, how)
+    assert pressed.value.ok
+    held.let_go()
+    expect(chat.prompt).to_have_value(said)
+    expect(chat.send).to_be_visible()
+    assert chat.exchanges() == 0
+    chat.reload()
+    assert chat.exchanges() == 0
+    chat.ask("count?n=1")
+    chat.wait_state("done")
+    assert not [r for r in chat.fake.requests if said in str(r.body)]
+
+
+@pytest.mark.parametrize("model", ["silent_first_token", "count?n=100000&gap_ms=3"])
+def test_stop_while_the_answer_to_send_is_on_its_way(chat: Chat, model: str) -> None:
+    """The server has begun, the page has shown nothing yet: the prompt comes back."""
+    held = Held(chat, "**/messages", late=True)
+    said = chat.ask(model)
+    held.wait()
+    if "count" in model:
+        chat.record().wait_tokens(20)
+    with chat.page.expect_response("**/stop") as pressed:
+        chat.stop.click()
+    assert pressed.value.ok
+    assert chat.record().closed.wait(SEEN_WITHIN)
+    held.let_go()
+    expect(chat.prompt).to_have_value(said)
+    expect(chat.send).to_be_visible()
+    assert chat.exchanges() == 0
+    chat.reload()
+    assert chat.exchanges() == 0
+
+
+def test_stop_of_a_new_try_on_its_way_keeps_the_answer_that_was_there(chat: Chat) -> None:
+    """Regenerate, stopped before the server heard of it, changes nothing."""
+    chat.ask("count?n=3")
+    chat.wait_state("done")
+    held = Held(chat, "**/regenerate")
+    chat.button("Regenerate").click()
+    held.wait()
+    with chat.page.expect_response("**/stop"):
+        chat.stop.click()
+    held.let_go()
+    expect(chat.send).to_be_visible()
+    chat.wait_state("done")
+    assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
+    chat.reload()
+    assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
+
+
+def test_stop_that_does_not_reach_the_server_says_so(chat: Chat) -> None:
+    """The person learns that it goes on, and can press again; what was shown stays."""
+    chat.forgives = AWAY + "|Failed to fetch"
+    chat.ask("count?n=100000&gap_ms=5")
+    chat.wait_text("5 6 7")
+    chat.page.route("**/stop", lambda route: route.abort())
+    chat.stop.click()
+    notice = chat.page.locator("#notice")
+    expect(notice).to_have_text("Stop could not reach the server. Press it again.")
+    shown = chat.shown()
+    chat.page.unroute("**/stop")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    expect(notice).to_be_empty()
+    assert chat.shown() == shown
+    assert chat.record().closed.wait(SEEN_WITHIN)
+    chat.reload()
+    chat.wait_state("stopped")
+    assert chat.shown() == shown
+
+
+def test_pressing_stop_many_times_does_nothing_worse(chat: Chat) -> None:
+    """A person in a hurry presses what there is."""
+    chat.ask("count?n=100000&gap_ms=3")
+    chat.wait_text("5 6 7")
+    chat.page.evaluate("for (let i = 0; i < 5; i++) document.querySelector('#stop').click()")
+    chat.wait_state("stopped")
+    for _ in range(3):
+        chat.page.keyboard.press("Escape")
+    assert chat.exchanges() == 1
+    expect(chat.send).to_be_visible()
+    expect(chat.prompt).to_have_value("")
+
+
+def test_escape_without_an_answer_under_way_does_nothing(chat: Chat) -> None:
+    """What is being typed stays."""
+    chat.prompt.fill("half a thought")
+    chat.page.keyboard.press("Escape")
+    expect(chat.prompt).to_have_value("half a thought")
+    expect(chat.send).to_be_visible()
+
+
+def test_a_second_prompt_cannot_be_sent_while_an_answer_comes(chat: Chat) -> None:
+    """What is typed meanwhile stays in the field and can be sent afterwards."""
+    chat.ask("stall?n=3&rest=3")
+    chat.wait_text("0 1 2")
+    first = chat.record()
+    chat.say("/fake count?n=2 second")
+    expect(chat.prompt).to_have_value("/fake count?n=2 second")
+    assert chat.exchanges() == 1
+    first.release()
+    chat.wait_state("done")
+    expect(chat.prompt).to_have_value("/fake count?n=2 second")
+    chat.prompt.press("Enter")
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_state("done")
+
+
+def test_stop_works_in_each_of_seven_tabs_that_stream_at_once(
+    chat: Chat, tab: Callable[[], Chat]
+) -> None:
+    """A browser has six connections to a server; Stop always finds one."""
+    tabs = [chat, *(tab() for _ in range(6))]
+    for each in tabs:
+        each.ask("count?n=100000&gap_ms=10")
+    for each in tabs:
+        each.wait_text("20 21 22")
+    for each in tabs:
+        each.stop.click()
+        each.wait_state("stopped")
+        expect(each.answer.locator(".badge")).to_have_text("Stopped")
+        assert each.record().closed.wait(SEEN_WITHIN)
+    for each in tabs:
+        stopped = each.shown()
+        each.reload()
+        assert each.shown() == stopped
+
+
+def test_seven_tabs_that_wait_for_a_silent_model_can_each_be_stopped(
+    chat: Chat, tab: Callable[[], Chat]
+) -> None:
+    """Also before any text, when every stream is a request that does not end."""
+    tabs = [chat, *(tab() for _ in range(6))]
+    prompts = [each.ask("silent_headers") for each in tabs]
+    for each in tabs:
+        each.wait_state("running")
+        each.record()
+    for each, prompt in zip(tabs, prompts, strict=True):
+        each.page.keyboard.press("Escape")
+        expect(each.prompt).to_have_value(prompt)
+        assert each.record().closed.wait(SEEN_WITHIN)

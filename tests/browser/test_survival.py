@@ -1,0 +1,442 @@
+"""What a conversation survives: reloads, other tabs, lost networks, dead servers, failing models."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from math import inf
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.chat import AWAY, Chat, numbers
+from tests.browser.conftest import OpenChat
+from tests.conftest import HaltServer, StartHalt
+from tests.fake_openai import FakeOpenAI
+from tests.fake_scenarios import MARKDOWN, SCENARIOS, pieces
+from tests.fake_wire import Reply
+from tests.wire import HandMade, Peer
+
+SEEN_WITHIN = 5.0  # seconds for the provider to see the close
+LOST = "The connection is lost"
+BROKEN = AWAY + "|Failed to fetch|network error"  # what the console may say of it
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Network(HandMade):
+    """The way between a browser and a server; it can be lost and come back."""
+
+    def __init__(self, server: HaltServer) -> None:
+        self._server = (server.host, server.port)
+        self._there = True
+        super().__init__(self._connect)
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def lose(self) -> None:
+        """Break every connection, and let none through until `restore`."""
+        self._there = False
+        for peer in list(self._peers):
+            with contextlib.suppress(OSError):
+                peer.sock.shutdown(socket.SHUT_RDWR)
+
+    def restore(self) -> None:
+        """Let connections through again."""
+        self._there = True
+
+    def _connect(self, peer: Peer) -> None:
+        if not self._there:
+            return
+        with socket.create_connection(self._server) as far:
+            back = threading.Thread(target=self._carry, args=(far, peer.sock), daemon=True)
+            back.start()
+            self._carry(peer.sock, far)
+            back.join()
+
+    @staticmethod
+    def _carry(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                target.sendall(data)
+        for each in (source, target):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def network(halt: HaltServer) -> Iterator[Network]:
+    """A network of the test's own before the shared server."""
+    with Network(halt) as made:
+        yield made
+
+
+# --- reloads and tabs -----------------------------------------------------------------------------
+
+
+def test_a_reload_at_any_moment_of_a_stream_loses_and_doubles_nothing(chat: Chat) -> None:
+    """The text so far is there at once, and it goes on to the end, at twenty random moments."""
+    seed = secrets.randbits(32)
+    chance = random.Random(seed)
+    chat.ask("stall?n=1000&rest=50&gap_ms=8")
+    chat.wait_text("0 ")
+    for _ in range(20):
+        shown = len(chat.shown().split())
+        chat.wait_text(f"{min(shown + chance.randrange(40), 999)} ")
+        before = chat.shown()
+        chat.reload()
+        assert chat.shown().startswith(before), f"seed {seed}"
+        chat.wait_state("running")
+    chat.record().release()
+    chat.wait_state("done")
+    assert chat.shown() == numbers(1050), f"seed {seed}"
+    chat.reload()
+    assert chat.shown() == numbers(1050), f"seed {seed}"
+
+
+def test_a_reload_before_the_first_text_goes_on_waiting(chat: Chat) -> None:
+    """The prompt stands there, the model thinks, and then it answers."""
+    said = chat.ask("silent_first_token?n=5")
+    chat.wait_state("running")
+    chat.reload()
+    chat.wait_state("running")
+    expect(chat.page.locator(".prompt .text")).to_have_text(said)
+    expect(chat.stop).to_be_visible()
+    chat.record().release()
+    chat.wait_state("done")
+    assert chat.shown() == numbers(5)
+
+
+@pytest.mark.parametrize(
+    ("until", "seen"),
+    [("two and a", "two and a"), ("| left ", "left"), ('    return f"<b>', 'return f"<b>')],
+    ids=["list", "table", "code"],
+)
+def test_markdown_survives_a_reload_in_the_middle_of_a_block(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, until: str, seen: str
+) -> None:
+    """Halves of lists, tables and code go on where they were, as if nothing had happened."""
+    half = MARKDOWN.index(until) + len(until)
+
+    def halves(reply: Reply) -> None:
+        reply.tokens(pieces(MARKDOWN[:half], 4))
+        reply.hold(inf)
+        reply.tokens(pieces(MARKDOWN[half:], 4))
+        reply.finish()
+
+    monkeypatch.setitem(SCENARIOS, "halves", halves)
+    chat.ask("halves")
+    for _ in range(2):
+        chat.wait_text(seen)
+        chat.reload()
+        chat.wait_state("running")
+    chat.wait_text(seen)
+    chat.record().release()
+    chat.wait_state("done")
+    expect(chat.text.locator("table td")).to_have_text(["left", "1", "right", "22"])
+    after_reloads = chat.text.inner_html()
+    chat.ask("markdown")
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_state("done")
+    assert chat.text.inner_html() == after_reloads.replace(
+        chat.page.locator(".answer").first.get_attribute("data-stream") or "",
+        chat.answer.get_attribute("data-stream") or "",
+    )
+
+
+def test_a_second_tab_shows_the_same_and_stop_in_one_is_seen_in_the_other(
+    chat: Chat, tab: Callable[[], Chat]
+) -> None:
+    """One conversation, two views of it."""
+    chat.ask("count?n=100000&gap_ms=8")
+    chat.wait_text("20 21 22")
+    other = tab()
+    other.page.goto(chat.page.url)
+    assert other.shown().startswith(numbers(20))
+    for each in (chat, other):
+        each.wait_text("60 61 62")
+    other.stop.click()
+    for each in (chat, other):
+        each.wait_state("stopped")
+        expect(each.send).to_be_visible()
+    assert chat.record().closed.wait(SEEN_WITHIN)
+    # Each tab keeps what it has shown; what counts from now on is what the one who stopped had seen.
+    stopped = other.shown()
+    for each in (chat, other):
+        each.reload()
+        assert each.shown() == stopped
+
+
+def test_a_second_tab_follows_to_the_end(chat: Chat, tab: Callable[[], Chat]) -> None:
+    """Both have every token, also when the second is reloaded on the way."""
+    chat.ask("stall?n=200&rest=50&gap_ms=8")
+    chat.wait_text("10 11 12")
+    other = tab()
+    other.page.goto(chat.page.url)
+    for moment in ("40 41", "100 101"):
+        other.wait_text(moment)
+        before = other.shown()
+        other.reload()
+        assert other.shown().startswith(before)
+    chat.record().release()
+    for each in (chat, other):
+        each.wait_state("done")
+        assert each.shown() == numbers(250)
+
+
+def test_more_tabs_than_a_browser_has_connections_all_get_everything(
+    chat: Chat, tab: Callable[[], Chat]
+) -> None:
+    """A browser has six connections to a host: eight tabs, eight answers at once, none waits."""
+    tabs = [chat, *(tab() for _ in range(7))]
+    for each in tabs:
+        each.ask("stall?n=100&rest=50&gap_ms=5")
+    for each in tabs:
+        each.wait_text("98 99")
+        each.wait_state("running")
+    for each in tabs:
+        each.record().release()
+    for each in tabs:
+        each.wait_state("done")
+        assert each.shown() == numbers(150)
+
+
+def test_closing_the_tab_does_not_end_the_answer(chat: Chat, tab: Callable[[], Chat]) -> None:
+    """Whoever comes back finds it."""
+    chat.ask("count?n=200&gap_ms=8")
+    chat.wait_text("10 11 12")
+    address = chat.page.url
+    other = tab()
+    chat.page.close()
+    other.page.goto(address)
+    other.wait_state("done")
+    assert other.shown() == numbers(200)
+
+
+def test_going_back_and_forth_in_the_browser_shows_the_conversation(chat: Chat) -> None:
+    """The address is the conversation's from the first prompt on."""
+    chat.ask("count?n=3")
+    chat.wait_state("done")
+    chat.page.get_by_role("link", name="New chat").click()
+    expect(chat.page.locator(".exchange")).to_have_count(0)
+    chat.page.go_back()
+    chat.wait_text("0 1 2")
+    chat.page.go_forward()
+    expect(chat.page.locator(".exchange")).to_have_count(0)
+
+
+def test_going_back_to_an_answer_that_is_written_still_follows_it(chat: Chat) -> None:
+    """Whoever leaves for a new chat and comes back has missed nothing."""
+    chat.ask("stall?n=60&rest=60&gap_ms=8")
+    chat.wait_text("10 11 12")
+    chat.page.get_by_role("link", name="New chat").click()
+    expect(chat.page.locator(".exchange")).to_have_count(0)
+    chat.page.go_back()
+    chat.wait_text("58 59")
+    chat.record().release()
+    chat.wait_state("done")
+    assert chat.shown() == numbers(120)
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "text"),
+    [
+        ("drop?n=5&gap_ms=5", "connection to the model's server broke off", "0 1 2 3 4"),
+        ("error_in_stream?n=3", "reported an error", "0 1 2"),
+        ("no_finish?n=5", "ended the answer before it was finished", "0 1 2 3 4"),
+        ("garbage?n=2", "not a valid stream", "0 1"),
+        ("429?retry_after=20", "limiting requests", ""),
+        ("500", "had an internal error", ""),
+    ],
+)
+def test_an_error_that_may_pass_is_said_in_plain_words_with_retry(
+    chat: Chat, model: str, words: str, text: str
+) -> None:
+    """In the answer's place; what had come before it stays, also after a reload."""
+    chat.ask(model)
+    chat.wait_state("error")
+    for _ in range(2):
+        expect(chat.answer.locator(".fault")).to_contain_text(words)
+        expect(chat.button("Retry")).to_be_visible()
+        assert chat.shown() == text
+        expect(chat.send).to_be_visible()
+        chat.reload()
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("401", "did not accept the API key"),
+        ("403", "may not use this model"),
+        ("404", "does not have this model"),
+        ("400", "refused this request"),
+        ("context", "too long for this model"),
+    ],
+)
+def test_an_error_that_will_not_pass_offers_no_retry(chat: Chat, model: str, words: str) -> None:
+    """Pressing it again would only fail again."""
+    chat.ask(model)
+    chat.wait_state("error")
+    fault = chat.answer.locator(".fault")
+    expect(fault).to_contain_text(words)
+    assert not re.search(r"Traceback|Error\(|\{", fault.text_content() or "")
+    expect(chat.button("Retry")).to_have_count(0)
+    expect(chat.send).to_be_visible()
+
+
+def test_retry_asks_again_in_the_same_place(
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """An answer that failed is replaced by one that did not."""
+    chat = open_chat(start_halt(fake, HALT_RETRIES=0), fake)
+    chat.ask("flaky?n=4")
+    chat.wait_state("error")
+    chat.button("Retry").click()
+    chat.wait_state("done")
+    assert (chat.exchanges(), chat.shown()) == (1, numbers(4))
+    expect(chat.answer.locator(".fault")).to_have_count(0)
+    chat.reload()
+    assert (chat.exchanges(), chat.shown()) == (1, numbers(4))
+
+
+def test_a_full_server_says_so_and_keeps_the_prompt(
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """Nothing that was typed is lost, and sending it again works when there is room."""
+    server = start_halt(fake, HALT_MAX_STREAMS=1)
+    chat = open_chat(server, fake)
+    chat.forgives = "503"
+    with server.client().chat("stall?n=1") as events:
+        events.until_text("0 ")
+        said = chat.ask("count?n=3")
+        expect(chat.page.locator("#notice")).to_contain_text("places for streams are taken")
+        expect(chat.prompt).to_have_value(said)
+        assert chat.exchanges() == 0
+        expect(chat.send).to_be_visible()
+        server.client().stop(events.id)
+        events.to_end()
+    chat.prompt.press("Enter")
+    chat.wait_state("done")
+    assert chat.shown() == numbers(3)
+    expect(chat.page.locator("#notice")).to_be_empty()
+
+
+# --- networks and servers that go away ------------------------------------------------------------
+
+
+def test_a_lost_network_is_shown_and_the_stream_picked_up_again(
+    open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI
+) -> None:
+    """Without a click, and without a token lost or doubled."""
+    chat = open_chat(network, shared_fake)
+    chat.forgives = BROKEN
+    chat.ask("stall?n=800&rest=50&gap_ms=8")
+    chat.wait_text("30 31 32")
+    for _ in range(2):
+        network.lose()
+        expect(chat.page.get_by_text(LOST)).to_be_visible()
+        before = chat.shown()
+        network.restore()
+        expect(chat.page.get_by_text(LOST)).to_be_hidden()
+        assert chat.shown().startswith(before)
+        chat.wait_text(f"{len(before.split())} ")
+    chat.record().release()
+    chat.wait_state("done")
+    assert chat.shown() == numbers(850)
+
+
+def test_an_answer_whose_stream_cannot_be_opened_at_first_is_followed_later(chat: Chat) -> None:
+    """The request for the stream fails right after the prompt was sent; the page asks again."""
+    chat.forgives = BROKEN
+    chat.context.route("**/streams/*/page*", lambda route: route.abort())
+    chat.ask("count?n=50&gap_ms=5")
+    expect(chat.page.get_by_text(LOST)).to_be_visible()
+    chat.context.unroute_all()
+    chat.wait_state("done")
+    assert chat.shown() == numbers(50)
+    expect(chat.page.get_by_text(LOST)).to_be_hidden()
+
+
+def test_stop_works_while_the_stream_cannot_be_read(chat: Chat) -> None:
+    """Nothing of it was seen, so the prompt comes back, and no loss is spoken of any more."""
+    chat.forgives = BROKEN
+    chat.context.route("**/streams/*/page*", lambda route: route.abort())
+    said = chat.ask("count?n=100000&gap_ms=5")
+    expect(chat.page.get_by_text(LOST)).to_be_visible()
+    chat.stop.click()
+    expect(chat.prompt).to_have_value(said)
+    expect(chat.page.get_by_text(LOST)).to_be_hidden()
+    assert chat.record().closed.wait(SEEN_WITHIN)
+
+
+def test_a_prompt_that_cannot_be_sent_is_kept(chat: Chat) -> None:
+    """Without a network the page says so, and the same prompt can be sent when it is back."""
+    chat.forgives = BROKEN
+    chat.context.set_offline(True)
+    said = chat.ask("count?n=3")
+    expect(chat.page.locator("#notice")).to_contain_text("could not be reached")
+    expect(chat.prompt).to_have_value(said)
+    expect(chat.send).to_be_visible()
+    chat.context.set_offline(False)
+    chat.prompt.press("Enter")
+    chat.wait_state("done")
+    assert chat.shown() == numbers(3)
+
+
+def test_a_server_that_dies_is_shown_and_its_return_noticed(
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """The text stays; when the server is back, the page says that the answer is gone and works."""
+    port = free_port()
+    server = start_halt(fake, PORT=port)
+    chat = open_chat(server, fake)
+    chat.forgives = BROKEN
+    chat.ask("count?n=100000&gap_ms=8")
+    chat.wait_text("30 31 32")
+    server.kill()
+    expect(chat.page.get_by_text(LOST)).to_be_visible()
+    assert chat.shown().startswith(numbers(30))
+    start_halt(fake, PORT=port)
+    expect(chat.answer).to_contain_text("no longer has this answer: it was restarted")
+    expect(chat.page.get_by_text(LOST)).to_be_hidden()
+    assert chat.shown().startswith(numbers(30))
+    expect(chat.send).to_be_visible()
+    chat.ask("count?n=3")
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_state("done")
+    assert chat.shown() == numbers(3)
+
+
+def test_a_restart_in_order_ends_the_answer_with_retry(
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """The person is told that the server was restarted, and the text so far stays, come what may."""
+    port = free_port()
+    server = start_halt(fake, PORT=port)
+    chat = open_chat(server, fake)
+    chat.forgives = BROKEN
+    chat.ask("count?n=100000&gap_ms=8")
+    chat.wait_text("30 31 32")
+    server.terminate()
+    chat.wait_state("error")
+    expect(chat.answer.locator(".fault")).to_contain_text("restarted")
+    expect(chat.button("Retry")).to_be_visible()
+    assert chat.shown().startswith(numbers(30))
+    assert server.wait() == 0
+    start_halt(fake, PORT=port)
+    chat.button("Retry").click()
+    expect(chat.page.locator("#notice")).to_contain_text("A restart of the server forgets them")
+    assert chat.shown().startswith(numbers(30))
