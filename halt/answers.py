@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass, replace
+from typing import Any
 
 from jinja2 import Template
 
 from halt.events import Cancelled, Done, Event, Failed, Terminal, is_terminal, sse_html, text_of
+from halt.folds import Fold, FoldPatch, FoldStream
 from halt.metrics import now
 from halt.rendering import BlockStream, Patch, render
 from halt.run import Run
@@ -34,12 +36,66 @@ class AnswerView:
     note: str = ""
     retryable: bool = False
     figures: tuple[str, ...] = ()
+    folds: tuple[FoldView, ...] = ()
+
+
+@dataclass(frozen=True)
+class FoldView:
+    """Everything that `folds.html` shows of a thought or a tool call."""
+
+    number: int
+    kind: str  # thought, tool
+    state: str  # running, done, failed, called
+    label: str
+    took: str  # how long, where that is known
+    age: float  # seconds since it began
+    text: str
+    result: str
 
 
 def _seconds(milliseconds: float) -> str:
     return (
         f"{milliseconds / 1000:.2f} s" if milliseconds < 10_000 else f"{milliseconds / 1000:.0f} s"
     )
+
+
+def _took(milliseconds: float | None) -> str:
+    if milliseconds is None:
+        return ""
+    if milliseconds < 995:
+        return f"{milliseconds:.0f} ms"
+    return (
+        f"{milliseconds / 1000:.1f} s" if milliseconds < 9_950 else f"{milliseconds / 1000:.0f} s"
+    )
+
+
+def _fold_view(fold: Fold) -> FoldView:
+    took = _took(fold.ms)
+    name = fold.name or "a tool"
+    if fold.kind == "thought":
+        label = "Thinking…" if fold.state == "running" else f"Thought for {took}"
+        took = ""
+    elif fold.state == "running":
+        label = f"Calling {name}…"
+    else:
+        label = f"{name} failed" if fold.state == "failed" else f"Called {name}"
+    age = now() - fold.began
+    return FoldView(fold.number, fold.kind, fold.state, label, took, age, fold.text, fold.result)
+
+
+def _fold_stream(run: Run, upto: int) -> FoldStream:
+    stream = FoldStream()
+    for number, event in run.events(upto):
+        if not is_terminal(event):
+            stream.feed(number, event, run.came_at(number))
+    stream.patch()
+    return stream
+
+
+def ended_folds(run: Run) -> tuple[Fold, ...]:
+    """The folds of a run that has ended, as far as its answer goes."""
+    upto, _ = run.answer()
+    return _fold_stream(run, upto).ended(run.came_at(upto)) if upto else ()
 
 
 def _figures(ended: Terminal, model: str) -> tuple[str, ...]:
@@ -73,6 +129,7 @@ def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
         source=best.answer,
         prompt=exchange.prompt,
         figures=_figures(ended, exchange.model),
+        folds=tuple(map(_fold_view, best.folds)),
     )
     if isinstance(ended, Failed):
         return replace(
@@ -102,7 +159,7 @@ def view(exchange: Exchange, run: Run | None) -> AnswerView:
     ended = run.log.ended
     after, text = run.answer()
     if ended is not None:
-        saved = Exchange(exchange.prompt, run.id, text, run.model, ended)
+        saved = Exchange(exchange.prompt, run.id, text, run.model, ended, folds=ended_folds(run))
         return _ended_view(saved, ended)
     return AnswerView(
         id=run.id,
@@ -112,6 +169,7 @@ def view(exchange: Exchange, run: Run | None) -> AnswerView:
         age=now() - run.meter.started_at,
         prompt=exchange.prompt,
         again=exchange.previous is not None,
+        folds=tuple(map(_fold_view, _fold_stream(run, after).folds())),
     )
 
 
@@ -127,18 +185,38 @@ class PageWriter:
         self._template = template
         self._blocks = BlockStream()
         self._blocks.feed(run.text(after), render=False)
+        self._folds = _fold_stream(run, after)
+        self._draw: Any = template.environment.get_template("folds.html").module
 
     def present(self, events: list[tuple[int, Event]]) -> bytes:
         seq, last = events[-1]
         if is_terminal(last):
             return sse_html(seq, self.whole())
-        patch = self._blocks.feed("".join(text_of(e) for _, e in events))
-        return sse_html(seq, self._changes(patch))
+        for number, event in events:
+            self._folds.feed(number, event, self._run.came_at(number))
+        text = self._blocks.feed("".join(text_of(e) for _, e in events))
+        return sse_html(seq, self._folded(self._folds.patch()) + self._changes(text))
 
     def whole(self) -> str:
         """The answer as it is now, in place of what the page shows of it."""
         shown = view(Exchange("", self._run.id), self._run)
         return _partial(f"a-{self._run.id}", "outerHTML", self._template.render(a=shown))
+
+    def _folded(self, patch: FoldPatch) -> str:
+        stream_id, draw = self._run.id, self._draw
+        out = [
+            _partial(f"folds-{stream_id}", "beforeend", draw.fold(stream_id, _fold_view(fold)))
+            for fold in patch.fresh
+        ]
+        for number, text in patch.added:
+            box = f"fold-{stream_id}-{number}-text"
+            out.append(_partial(box, "beforeend", html.escape(text)))
+        for fold in map(_fold_view, patch.changed):
+            at = f"fold-{stream_id}-{fold.number}"
+            out.append(_partial(f"{at}-summary", "innerHTML", draw.summary(fold)))
+            if fold.result:
+                out.append(_partial(f"{at}-result", "outerHTML", draw.result(stream_id, fold)))
+        return "".join(out)
 
     def _changes(self, patch: Patch) -> str:
         stream_id = self._run.id

@@ -28,10 +28,11 @@ from flask import (
 from jinja2 import Template
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt.answers import AnswerView, PageWriter, lost, view
+from halt.answers import AnswerView, PageWriter, ended_folds, lost, view
 from halt.chat import ChatRequest
 from halt.errors import HaltError, OffsetLost, RequestError, TooLarge, UnknownStream
 from halt.events import Terminal, sse_html
+from halt.folds import Fold
 from halt.generation import Generations, Receipt
 from halt.relay import SSE_HEADERS, EventStream
 from halt.run import Run
@@ -71,7 +72,13 @@ class Store(Protocol):
     ) -> Conversation: ...
     def again(self, conversation_id: str, owner: str, stream_id: str) -> Conversation: ...
     def finish(
-        self, conversation_id: str, stream_id: str, answer: str, model: str, ended: Terminal
+        self,
+        conversation_id: str,
+        stream_id: str,
+        answer: str,
+        model: str,
+        ended: Terminal,
+        folds: tuple[Fold, ...] = (),
     ) -> None: ...
     def take_back(self, conversation_id: str, stream_id: str) -> None: ...
 
@@ -169,7 +176,8 @@ def _begin(found: Conversation, stream_id: str) -> AnswerView:
     def save(run: Run) -> None:
         ended = run.log.ended
         if ended is not None:
-            store.finish(found.id, run.id, run.answer()[1], run.model, ended)
+            answer = run.answer()[1]
+            store.finish(found.id, run.id, answer, run.model, ended, ended_folds(run))
 
     chat = ChatRequest(found.messages(config().told_system_prompt), id=stream_id)
     try:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ import msgspec
 
 from halt.chat import AskedTool, ChatRequest, FunctionCall, Message, Part, Reply, ToolTurn, Upstream
 from halt.config import Config
-from halt.errors import CODES, Interrupted, UpstreamError
+from halt.errors import CODES, Interrupted, OffsetLost, UpstreamError
 from halt.events import (
     Cancelled,
     CancelReason,
@@ -117,6 +118,7 @@ class Run:
         self._answering = False  # the reply of this round has brought something
         self._usage: dict[str, Any] | None = None  # of all rounds
         self._parts: list[str] = []  # parts[n] is the text of event n + 1, "" of other kinds
+        self._times = array("d")  # times[n] is when event n + 1 came
         self._kept: int | None = None  # events that the one who stopped had been shown
         self._reply: Reply | None = None
         self._retries_left = config.retries
@@ -164,6 +166,19 @@ class Run:
     def text(self, upto: int) -> str:
         """The text of the events from 1 to `upto`."""
         return "".join(self._parts[:upto])
+
+    def events(self, upto: int) -> list[tuple[int, Event]]:
+        """The events from 1 to `upto`, as far as the log still has them."""
+        while True:
+            first = self.log.first
+            try:
+                return self.log.read(first - 1)[: max(0, upto - first + 1)]
+            except OffsetLost:  # it has let go of some more in between
+                continue
+
+    def came_at(self, number: int) -> float:
+        """When an event came that is not the terminal one, on the clock of `metrics.now`."""
+        return self._times[number - 1]
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -416,7 +431,7 @@ class Run:
             texts = [text_of(event) for event in events]
             self.meter.received(sum(map(len, texts)), part.chunks)
             for event, text in zip(events, texts, strict=True):
-                self._parts.append(text)  # first, so that `answer` finds what the log counts
+                self._note(text)  # first, so that `answer` finds what the log counts
                 if not self.log.append(event):
                     return
             if self.meter.characters > self._config.max_answer_chars:
@@ -428,6 +443,10 @@ class Run:
             self._count(reply)
             if not self._wants_tools():
                 self._done(reply)
+
+    def _note(self, text: str) -> None:
+        self._parts.append(text)
+        self._times.append(self.meter.last_at)
 
     def _prepared(self, event: Delta) -> Delta:
         """The event as it goes to the log."""
@@ -482,10 +501,10 @@ class Run:
         answers: dict[str, ToolResult] = {}
         for result in self._tool_round.results():
             answers[result.id] = result
-            self._parts.append("")
+            self.meter.alive()
+            self._note("")
             if not self.log.append(result):
                 return
-            self.meter.alive()
         if self.log.ended is not None:
             return
         self._tool_round = None

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from halt.chat import Message
 from halt.errors import HaltError, StreamInUse
 from halt.events import Cancelled, Failed, Terminal
+from halt.folds import Fold
 
 STOPPED_NOTE = "[The user stopped this answer here.]"
 BROKEN_NOTE = "[This answer broke off here.]"
@@ -48,6 +49,12 @@ class Exchange:
     model: str = ""
     ended: Terminal | None = None
     previous: Exchange | None = None
+    folds: tuple[Fold, ...] = ()  # for the eye: never told to the model
+
+    def size(self) -> int:
+        """Bytes of memory, roughly."""
+        folded = sum(EXCHANGE_OVERHEAD + 2 * fold.size() for fold in self.folds)
+        return EXCHANGE_OVERHEAD + 2 * (len(self.prompt) + len(self.answer)) + folded
 
     def best(self) -> Exchange:
         """This answer; the one it was to replace, where this one brought no text."""
@@ -64,9 +71,7 @@ class Conversation:
 
     def size(self) -> int:
         """Bytes of memory, roughly."""
-        return EXCHANGE_OVERHEAD + sum(
-            EXCHANGE_OVERHEAD + 2 * (len(e.prompt) + len(e.answer)) for e in self.exchanges
-        )
+        return EXCHANGE_OVERHEAD + sum(each.size() for each in self.exchanges)
 
     def messages(self, system_prompt: str) -> list[Message]:
         """What the model is told: everything that was seen, stopped answers marked as such.
@@ -141,7 +146,13 @@ class MemoryStore:
             return self._copy(found)
 
     def finish(
-        self, conversation_id: str, stream_id: str, answer: str, model: str, ended: Terminal
+        self,
+        conversation_id: str,
+        stream_id: str,
+        answer: str,
+        model: str,
+        ended: Terminal,
+        folds: tuple[Fold, ...] = (),
     ) -> None:
         """Write down how an answer ended. One that was stopped before any text is taken back."""
         if isinstance(ended, Cancelled) and not answer:
@@ -156,6 +167,7 @@ class MemoryStore:
                     answer=answer,
                     model=model,
                     ended=ended,
+                    folds=folds,
                     previous=asked.previous if isinstance(ended, Failed) and not answer else None,
                 )
                 self._weigh(found)

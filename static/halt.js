@@ -126,23 +126,28 @@
   new MutationObserver(changes => {
     for (const change of changes) for (const node of change.addedNodes) {
       if (node.nodeType !== Node.ELEMENT_NODE) continue;
-      if (node.matches(".answer")) settle(node);
+      if (node.matches(".answer")) { unfold(node); settle(node); }
       else if (node.matches(".exchange")) settle($(".answer", node));
       else if (node.matches(".answer > .note")) { // in its feed's place: the server has lost it
         node.parentElement.dataset.state = "lost";
-        $(".thinking", node.parentElement)?.remove();
+        for (const waiting of node.parentElement.querySelectorAll(".thinking, .elapsed")) waiting.remove();
       }
     }
     if (following && look()) scrollToEnd();
   }).observe(messages, { childList: true, subtree: true });
 
-  // --- how long a silent model has been thinking --------------------------------------------------
+  // --- how long something has been going on ---------------------------------------------------------
   setInterval(() => {
-    const thinking = $(".thinking", running() ?? undefined);
-    if (!thinking) return;
-    thinking.since ??= performance.now() - 1000 * thinking.dataset.age;
-    $(".elapsed", thinking).textContent = ` ${Math.floor((performance.now() - thinking.since) / 1000)} s`;
+    for (const elapsed of document.querySelectorAll(".elapsed")) {
+      elapsed.since ??= performance.now() - 1000 * elapsed.dataset.age;
+      elapsed.textContent = ` ${Math.floor((performance.now() - elapsed.since) / 1000)} s`;
+    }
   }, 250);
+
+  // --- folds: one that the reader has opened stays open when its answer is replaced -----------------
+  const opened = new Set();
+  document.addEventListener("toggle", event => opened[event.target.open ? "add" : "delete"](event.target.id), true);
+  const unfold = answer => { for (const fold of answer.querySelectorAll(".fold")) fold.open = opened.has(fold.id); };
 
   // --- scrolling: along with the text, but only while the reader is at its end ---------------------
   let following = true, last = 0; // where the page stood when it was last looked at

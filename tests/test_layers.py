@@ -38,6 +38,7 @@ LAYERS = {
     "rendering": 0,
     "config": 1,
     "stops": 1,
+    "folds": 1,
     "line": 2,
     "http1": 2,
     "transport": 2,
