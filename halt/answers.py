@@ -8,6 +8,7 @@ one replaces the whole answer. Needs no request: streams outlive theirs.
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from jinja2 import Template
 
 from halt.events import Cancelled, Done, Event, Failed, Terminal, is_terminal, sse_html, text_of
 from halt.folds import Fold, FoldPatch, FoldStream
+from halt.lengths import Lengths
 from halt.metrics import now
 from halt.rendering import BlockStream, Patch, render
 from halt.run import Run
@@ -31,8 +33,9 @@ class AnswerView:
     source: str = ""
     after: int = 0  # the event up to which `patch` shows the answer
     age: float = 0.0  # seconds since the run began
-    prompt: str = ""
-    again: bool = False  # it is to replace an earlier answer
+    asked: str = ""  # the model that was chosen, "" for the default one
+    model: str = ""  # the model that answers
+    progress: int | None = None  # percent, roughly; None: nothing is known of it
     note: str = ""
     retryable: bool = False
     figures: tuple[str, ...] = ()
@@ -40,8 +43,18 @@ class AnswerView:
 
 
 @dataclass(frozen=True)
+class ExchangeView:
+    """Everything that `exchange.html` shows: a prompt and its answer, or several side by side."""
+
+    prompt: str
+    answers: tuple[AnswerView, ...]  # the first is the one that the conversation goes on with
+    settled: bool = True  # the others are put away
+    again: bool = False  # the answer is to replace an earlier one
+
+
+@dataclass(frozen=True)
 class FoldView:
-    """Everything that `folds.html` shows of a thought or a tool call."""
+    """Everything that `parts.html` shows of a thought or a tool call."""
 
     number: int
     kind: str  # thought, tool
@@ -127,7 +140,8 @@ def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
         state="done",
         patch=_whole(best.answer),
         source=best.answer,
-        prompt=exchange.prompt,
+        asked=exchange.asked,
+        model=exchange.model,
         figures=_figures(ended, exchange.model),
         folds=tuple(map(_fold_view, best.folds)),
     )
@@ -143,7 +157,23 @@ def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
     return shown
 
 
-def view(exchange: Exchange, run: Run | None) -> AnswerView:
+def exchange_view(
+    exchange: Exchange, run_of: Callable[[str], Run | None], lengths: Lengths, *, last: bool
+) -> ExchangeView:
+    """A prompt and its answers as they are now; `last`: the conversation ends with it."""
+    shown = [view(each, run_of(each.stream_id), lengths) for each in exchange.candidates]
+    if exchange.rivals and not exchange.picked and not last:
+        first = exchange.candidates.index(exchange.told())
+        shown.insert(0, shown.pop(first))
+    return ExchangeView(
+        exchange.prompt,
+        tuple(shown),
+        settled=exchange.picked or not last,
+        again=exchange.previous is not None,
+    )
+
+
+def view(exchange: Exchange, run: Run | None, lengths: Lengths) -> AnswerView:
     """An answer as it is now: from its run as long as that is known, else as it was saved."""
     if exchange.ended is not None:
         return _ended_view(exchange, exchange.ended)
@@ -152,14 +182,15 @@ def view(exchange: Exchange, run: Run | None) -> AnswerView:
             id=exchange.stream_id,
             state="error",
             patch=_whole(exchange.answer),
-            prompt=exchange.prompt,
+            asked=exchange.asked,
+            model=exchange.model,
             note="This answer was lost.",
             retryable=True,
         )
     ended = run.log.ended
     after, text = run.answer()
     if ended is not None:
-        saved = Exchange(exchange.prompt, run.id, text, run.model, ended, folds=ended_folds(run))
+        saved = replace(exchange, answer=text, model=run.model, ended=ended, folds=ended_folds(run))
         return _ended_view(saved, ended)
     return AnswerView(
         id=run.id,
@@ -167,8 +198,9 @@ def view(exchange: Exchange, run: Run | None) -> AnswerView:
         patch=BlockStream().feed(text),
         after=after,
         age=now() - run.meter.started_at,
-        prompt=exchange.prompt,
-        again=exchange.previous is not None,
+        asked=exchange.asked,
+        model=run.model,
+        progress=lengths.percent(run.id, run.meter.chunks),
         folds=tuple(map(_fold_view, _fold_stream(run, after).folds())),
     )
 
@@ -180,13 +212,15 @@ def _partial(target: str, swap: str, content: str) -> str:
 class PageWriter:
     """A run's events as messages to the page. Each reader has one; the log holds no HTML."""
 
-    def __init__(self, run: Run, after: int, template: Template) -> None:
+    def __init__(self, run: Run, after: int, template: Template, lengths: Lengths) -> None:
         self._run = run
+        self._lengths = lengths
+        self._progress: int | None = None
         self._template = template
         self._blocks = BlockStream()
         self._blocks.feed(run.text(after), render=False)
         self._folds = _fold_stream(run, after)
-        self._draw: Any = template.environment.get_template("folds.html").module
+        self._draw: Any = template.environment.get_template("parts.html").module
 
     def present(self, events: list[tuple[int, Event]]) -> bytes:
         seq, last = events[-1]
@@ -195,11 +229,14 @@ class PageWriter:
         for number, event in events:
             self._folds.feed(number, event, self._run.came_at(number))
         text = self._blocks.feed("".join(text_of(e) for _, e in events))
-        return sse_html(seq, self._folded(self._folds.patch()) + self._changes(text))
+        return sse_html(
+            seq, self._folded(self._folds.patch()) + self._changes(text) + self._moved()
+        )
 
     def whole(self) -> str:
         """The answer as it is now, in place of what the page shows of it."""
-        shown = view(Exchange("", self._run.id), self._run)
+        asked = Exchange("", self._run.id, asked=self._run.request.model or "")
+        shown = view(asked, self._run, self._lengths)
         return _partial(f"a-{self._run.id}", "outerHTML", self._template.render(a=shown))
 
     def _folded(self, patch: FoldPatch) -> str:
@@ -217,6 +254,14 @@ class PageWriter:
             if fold.result:
                 out.append(_partial(f"{at}-result", "outerHTML", draw.result(stream_id, fold)))
         return "".join(out)
+
+    def _moved(self) -> str:
+        """The progress, where it is another than before."""
+        progress = self._lengths.percent(self._run.id, self._run.meter.chunks)
+        if progress == self._progress:
+            return ""
+        self._progress = progress
+        return _partial(f"progress-{self._run.id}", "innerHTML", self._draw.progress(progress))
 
     def _changes(self, patch: Patch) -> str:
         stream_id = self._run.id

@@ -167,7 +167,7 @@ class FoldStream:
 
     def _bounded(self, text: str) -> str:
         """As much of the text as there is room for."""
-        if not text or self._left <= 0:
+        if not text or self._left < 0:
             return ""
         piece, self._left = text[: self._left], self._left - len(text)
         return piece if self._left >= 0 else piece + CUT

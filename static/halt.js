@@ -5,12 +5,13 @@
   const messages = $("#messages"), prompt = $("#prompt"), composer = $("#composer");
   const connections = new Map(); // feed element's id -> its SSE connection
   const frozen = new Map();      // streams whose text must not move any more -> last event shown
-  let sending = null;            // ID of the stream whose request is under way
+  let sending = [];              // IDs of the streams whose request is under way
 
   const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), b => b.toString(16).padStart(2, "0")).join("");
-  const running = () => [...document.querySelectorAll('.answer[data-state="running"]')].pop();
+  const running = () => [...document.querySelectorAll('.answer[data-state="running"]')];
+  const busy = () => sending.length > 0 || running().length > 0;
   const announce = text => { $("#announcer").textContent = text; };
-  const setSending = id => { sending = id; document.body.classList.toggle("sending", id !== null); };
+  const setSending = ids => { sending = ids; document.body.classList.toggle("sending", ids.length > 0); };
   const notice = text => { const p = document.createElement("p"); p.className = "fault"; p.textContent = text; $("#notice").replaceChildren(p); };
 
   // --- sending: Stop takes Send's place before the first byte comes back -------------------------
@@ -26,26 +27,34 @@
   });
   document.addEventListener("submit", event => {
     if (event.target !== composer) return;
-    if (sending || running() || !prompt.value.trim()) { event.preventDefault(); event.stopImmediatePropagation(); }
+    if (busy() || !prompt.value.trim()) { event.preventDefault(); event.stopImmediatePropagation(); }
   }, true);
   document.addEventListener("htmx:config:request", event => {
     const { ctx } = event.detail, source = ctx.sourceElement;
+    const exchange = source.closest(".exchange");
     if (source === composer || source.matches(".regenerate")) {
-      if (sending || running()) { event.preventDefault(); return; }
-      const exchange = source.closest(".exchange");
+      if (busy()) { event.preventDefault(); return; }
       if (exchange) {
         exchange.dataset.again = "";
         ctx.request.action = `/c/${exchange.dataset.conversation}/regenerate`;
       }
-      setSending(newId());
-      ctx.request.body.set("id", sending);
+      setSending(ctx.request.body.getAll("model").map(newId)); // an answer for each model
+      for (const id of sending) ctx.request.body.append("id", id);
       $("#notice").replaceChildren();
       following = true;
-    } else if (source === $("#stopper")) {
-      const answer = running(), id = answer ? answer.dataset.stream : sending;
-      if (!id) { event.preventDefault(); return; }
-      ctx.request.body.set("stream_id", id);
-      ctx.request.body.set("seen", answer ? frozenAt(answer) : "0"); // 0: none of it is on the page
+    } else if (source.matches(".pick")) {
+      ctx.request.action = `/c/${exchange.dataset.conversation}/pick`;
+    } else if (source.matches("#stopper, .stop-one")) {
+      const answers = source.id ? running() : [source.closest(".answer")];
+      if (!answers.length && !sending.length) { event.preventDefault(); return; }
+      for (const answer of answers) {
+        ctx.request.body.append("stream_id", answer.dataset.stream);
+        ctx.request.body.append("seen", frozenAt(answer));
+      }
+      for (const id of answers.length ? [] : sending) {
+        ctx.request.body.append("stream_id", id);
+        ctx.request.body.append("seen", "0"); // none of it is on the page
+      }
       $("#notice").replaceChildren(); // what an earlier press had to say
     }
   });
@@ -55,14 +64,14 @@
   });
   document.addEventListener("htmx:finally:request", event => {
     const source = event.detail.ctx.sourceElement;
-    if (source === composer || source.matches?.(".regenerate")) setSending(null);
+    if (source === composer || source.matches?.(".regenerate")) setSending([]);
   });
   document.addEventListener("htmx:error", event => {
     const source = event.detail.ctx?.sourceElement;
     if (!source || event.detail.error?.name === "AbortError") return;
-    if (source === $("#stopper")) notice("Stop could not reach the server. Press it again.");
+    if (source.matches("#stopper, .stop-one")) notice("Stop could not reach the server. Press it again.");
     else if (source.matches(".feed")) { lost(true); retryFeed(source); }
-    else notice("The server could not be reached. Your message is still here: try again.");
+    else if (source.matches("#composer, .regenerate, .pick")) notice("The server could not be reached. Your message is still here: try again.");
   });
 
   // --- Stop: the text stands still, a connection is freed, then the server is told ---------------
@@ -78,9 +87,8 @@
     }
     return shown || "0";
   };
-  const stop = () => { if (running() || sending) $("#stopper").requestSubmit(); };
   document.addEventListener("keydown", event => {
-    if (event.key === "Escape" && !event.isComposing && (running() || sending)) { event.preventDefault(); stop(); }
+    if (event.key === "Escape" && !event.isComposing && busy()) { event.preventDefault(); $("#stopper").requestSubmit(); }
   });
 
   // --- the stream ---------------------------------------------------------------------------------
@@ -112,12 +120,14 @@
   const settle = answer => {
     lost(false); // it comes from the server
     const { state } = answer.dataset, exchange = answer.closest(".exchange");
+    const others = [...exchange.querySelectorAll(".answer")].filter(each => each !== answer);
+    if (state !== "running" && others.some(each => each.dataset.state === "running")) return; // the last one speaks
     if (state === "error") announce(`Error: ${$(".fault", answer)?.textContent ?? ""}`);
     else announce(SAID[state]);
     // A pressed button that has gone keeps the focus until the next frame; nobody else's is taken.
     const focused = document.activeElement;
     if (state !== "running" && (focused === document.body || !focused?.checkVisibility())) prompt.focus({ preventScroll: true });
-    if (state !== "withdrawn") return;
+    if (state !== "withdrawn" || others.some(each => each.dataset.state !== "withdrawn")) return;
     if ("again" in exchange.dataset) { location.reload(); return; } // the earlier answer is there again
     if (!prompt.value) { prompt.value = $(".prompt .text", exchange).textContent; grow(); }
     exchange.remove();

@@ -104,6 +104,7 @@ def test_folds_are_bounded_in_size_and_number() -> None:
     for n in range(1, 2 * FOLDS_MAX, 2):
         many.feed(n, Reasoning("t"), 0.0)
         many.feed(n + 1, Content("c"), 0.0)
-    for n, event in enumerate([Reasoning("t"), ToolCall("c", "a", "{}")], 2 * FOLDS_MAX):
-        many.feed(n, event, 0.0)
+    many.feed(2 * FOLDS_MAX, Reasoning("t"), 0.0)
+    many.feed(2 * FOLDS_MAX + 1, ToolCall("c", "a", "{}"), 0.0)
+    many.feed(2 * FOLDS_MAX + 2, ToolResult("c", "a", "{}", True, 1.0), 0.0)
     assert len(many.folds()) == FOLDS_MAX
