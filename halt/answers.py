@@ -237,7 +237,10 @@ class PageWriter:
         """The answer as it is now, in place of what the page shows of it."""
         asked = Exchange("", self._run.id, asked=self._run.request.model or "")
         shown = view(asked, self._run, self._lengths)
-        return _partial(f"a-{self._run.id}", "outerHTML", self._template.render(a=shown))
+        # settle:0: htmx would set the attributes of elements with an ID once more, a moment later,
+        # and so close the folds that the reader has open.
+        drawn = self._template.render(a=shown)
+        return _partial(f"a-{self._run.id}", "outerHTML settle:0", drawn)
 
     def _folded(self, patch: FoldPatch) -> str:
         stream_id, draw = self._run.id, self._draw
