@@ -80,6 +80,7 @@
     const connection = connections.get(`feed-${answer.dataset.stream}`);
     const shown = connection?.shown || new URL($(".feed", answer).getAttribute("hx-sse:connect"), location).searchParams.get("after");
     frozen.set(answer.dataset.stream, shown || "0");
+    document.dispatchEvent(new Event("halt:still"));
     if (connection) { // a browser has six connections to a host, and Stop needs one
       connection.config.reconnect = false;
       connection.reader?.cancel();

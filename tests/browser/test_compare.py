@@ -77,7 +77,7 @@ def test_answers_stand_side_by_side_each_with_its_figures(chat: Chat) -> None:
 
 def test_four_columns_stream_at_once_and_one_stop_ends_all(chat: Chat) -> None:
     """With four streams open, Stop still finds a connection; each keeps what it had shown."""
-    models = [f"count?n={100_000 + n}&gap_ms=5" for n in range(4)]
+    models = [f"count?n={100_000 + n}&gap_ms=15" for n in range(4)]
     add(chat, *models)
     compare(chat, *models)
     expect(chat.page.get_by_role("button", name="Compare", exact=True)).to_be_hidden()
@@ -98,16 +98,16 @@ def test_four_columns_stream_at_once_and_one_stop_ends_all(chat: Chat) -> None:
 
 def test_each_column_has_a_stop_of_its_own(chat: Chat) -> None:
     """It ends this answer alone; the others go on, also after a reload in their middle."""
-    add(chat, "count?n=100000&gap_ms=5", "stall?n=20&rest=20")
-    compare(chat, "count?n=100000&gap_ms=5", "stall?n=20&rest=20")
-    endless, other = column(chat, "count?n=100000&gap_ms=5"), column(chat, "stall?n=20&rest=20")
+    add(chat, "count?n=100000&gap_ms=15", "stall?n=20&rest=20")
+    compare(chat, "count?n=100000&gap_ms=15", "stall?n=20&rest=20")
+    endless, other = column(chat, "count?n=100000&gap_ms=15"), column(chat, "stall?n=20&rest=20")
     expect(endless.locator("> .text")).to_contain_text("20 21")
     expect(other.locator("> .text")).to_contain_text("18 19")
     chat.reload()
     expect(endless.locator("> .text")).to_contain_text("60 61")
     endless.get_by_role("button", name="Stop").click()
     expect(endless).to_have_attribute("data-state", "stopped")
-    assert request_of(chat, "count?n=100000&gap_ms=5").closed.wait(SEEN_WITHIN)
+    assert request_of(chat, "count?n=100000&gap_ms=15").closed.wait(SEEN_WITHIN)
     expect(other).to_have_attribute("data-state", "running")
     expect(chat.stop).to_be_visible()
     request_of(chat, "stall?n=20&rest=20").release()
@@ -163,12 +163,12 @@ def test_without_a_pick_it_goes_on_with_the_first_as_the_page_says(chat: Chat) -
 
 def test_picking_ends_the_answers_that_are_still_written(chat: Chat) -> None:
     """Whoever has chosen wants no more of the others."""
-    add(chat, "count?n=100000&gap_ms=5")
-    compare(chat, "length", "count?n=100000&gap_ms=5")
+    add(chat, "count?n=100000&gap_ms=15")
+    compare(chat, "length", "count?n=100000&gap_ms=15")
     expect(columns(chat).nth(1).locator("> .text")).to_contain_text("10 11")
     column(chat, "length").get_by_role("button", name="Go on with this").click()
     expect(chat.page.locator(".exchange > .answer")).to_have_attribute("data-model", "length")
-    assert request_of(chat, "count?n=100000&gap_ms=5").closed.wait(SEEN_WITHIN)
+    assert request_of(chat, "count?n=100000&gap_ms=15").closed.wait(SEEN_WITHIN)
     expect(chat.send).to_be_visible()
 
 
