@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from halt.events import Event, Reasoning, ToolCall, ToolCallDelta, ToolResult
+from halt.events import Content, Event, Reasoning, ToolCall, ToolCallDelta, ToolResult
 
 FOLDS_MAX = 100  # folds of one answer
 FOLDED_MAX = 200_000  # characters in all folds of one answer
@@ -90,6 +90,8 @@ class FoldStream:
             self._write(self._thought, event.text)
             return
         self._end_thought(at)
+        if isinstance(event, Content):
+            return
         if isinstance(event, ToolCallDelta):
             call = self._writing.get(event.index)
             if call is None and (call := self._open(number, "tool", at)) is not None:

@@ -58,13 +58,34 @@
       $("#notice").replaceChildren(); // what an earlier press had to say
     }
   });
+  // A stream is asked for as soon as the server has begun it, while its place is still being made.
+  const early = new Map(); // where it was asked for -> the response
+  document.addEventListener("htmx:before:response", event => {
+    const { ctx } = event.detail;
+    if (ctx.response.status >= 400 || !(ctx.sourceElement === composer || ctx.sourceElement.matches(".regenerate"))) return;
+    for (const id of sending) {
+      const url = `/streams/${id}/page?after=0`, response = fetch(url, { headers: { "HX-Request": "true" } });
+      response.catch(() => {}); // told where it is used
+      early.set(url, response);
+    }
+  });
+  document.addEventListener("htmx:before:request", event => {
+    const { ctx } = event.detail, response = early.get(ctx.request.action);
+    if (!response || !ctx.sourceElement.matches(".feed")) return;
+    ctx.fetch = () => response;
+    early.delete(ctx.request.action);
+  });
+  const dropEarly = () => { // places that begin elsewhere, or that are not there
+    for (const response of early.values()) response.then(({ body }) => body.cancel(), () => {});
+    early.clear();
+  };
   document.addEventListener("htmx:after:request", event => {
     const { ctx } = event.detail;
     if (ctx.sourceElement === composer && ctx.response.status < 400) { prompt.value = ""; prompt.style.height = ""; }
   });
   document.addEventListener("htmx:finally:request", event => {
     const source = event.detail.ctx.sourceElement;
-    if (source === composer || source.matches?.(".regenerate")) setSending([]);
+    if (source === composer || source.matches?.(".regenerate")) { setSending([]); dropEarly(); }
   });
   document.addEventListener("htmx:error", event => {
     const source = event.detail.ctx?.sourceElement;
@@ -128,8 +149,9 @@
     // A pressed button that has gone keeps the focus until the next frame; nobody else's is taken.
     const focused = document.activeElement;
     if (state !== "running" && (focused === document.body || !focused?.checkVisibility())) prompt.focus({ preventScroll: true });
-    if (state !== "withdrawn" || others.some(each => each.dataset.state !== "withdrawn")) return;
+    if (state !== "withdrawn") return;
     if ("again" in exchange.dataset) { location.reload(); return; } // the earlier answer is there again
+    if (others.some(each => each.dataset.state !== "withdrawn")) return;
     if (!prompt.value) { prompt.value = $(".prompt .text", exchange).textContent; grow(); }
     exchange.remove();
     prompt.focus();

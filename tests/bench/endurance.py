@@ -31,7 +31,7 @@ ANSWER_WITHIN = 60.0
 # Threads and connections of pools may differ by as many as there are clients: the pool of short
 # requests grows when two of them meet, and each client may leave one upstream connection idle.
 TOLERANCE = CLIENTS
-RSS_MAX = 10.0  # MB
+RSS_MAX = 6.0  # MB
 NOISE = 2.0  # MB by which the memory of two processes differs that have done the same
 
 WAYS: tuple[tuple[str, Way], ...] = (("JSON stream", "json"), ("page's HTML stream", "page"))

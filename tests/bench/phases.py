@@ -71,7 +71,7 @@ def stop_one(address: Address, phase: Phase) -> Stopped:
         stream.sendall(chat("/chat/stream", phase.model, key, stream_id))
         data = _wait_for(stream, b"", b"\r\n\r\n", 1)
         if data.startswith(b"HTTP/1.1 503"):
-            raise Refused
+            raise Refused(data[-200:].decode(errors="replace"))
         if not data.startswith(b"HTTP/1.1 200"):
             raise RuntimeError(f"no stream: {data[:300]!r}")
         tokens = random.randint(*phase.tokens)

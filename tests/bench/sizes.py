@@ -25,7 +25,7 @@ class Sizes:
     race_rounds: int = 1
     page_stops: int = 16  # of each kind
     page_answers: int = 3
-    warm_generations: int = 100
+    warm_generations: int = 1000  # Python, its allocator and its pools take that long to settle
     generations: int = 1000
     long_tokens: int = 50_000
     long_rounds: int = 5
