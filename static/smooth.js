@@ -5,7 +5,7 @@
 (() => {
   const MOST = 200; // milliseconds that a character waits for its ink at most
   const box = document.querySelector("#smooth");
-  if (!globalThis.Highlight || !CSS.highlights) { box.closest("label").hidden = true; return; }
+  if (!globalThis.Highlight || !CSS.highlights) { box.closest(".settings").hidden = true; return; }
   const hidden = new Highlight(), waiting = new Map(); // a text that grows -> what of it has no ink yet
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   CSS.highlights.set("unread", hidden);

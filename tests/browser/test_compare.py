@@ -62,6 +62,8 @@ def add(chat: Chat, *models: str) -> None:
 
 def test_answers_stand_side_by_side_each_with_its_figures(chat: Chat) -> None:
     """Each model has its column in the order of choosing; a reload changes nothing."""
+    opened: list[str] = []
+    chat.page.on("request", lambda r: opened.append(r.url) if "/streams/" in r.url else None)
     compare(chat, "count", "length", "markdown")
     for _ in range(2):
         expect(columns(chat)).to_have_count(3)
@@ -72,6 +74,7 @@ def test_answers_stand_side_by_side_each_with_its_figures(chat: Chat) -> None:
         expect(columns(chat).locator(".name")).to_have_text(["count", "length", "markdown"])
         tops = {box["y"] for each in columns(chat).all() if (box := each.bounding_box())}
         assert len(tops) == 1, "not beside each other"
+        assert len(opened) == len(set(opened)) == 3  # each stream once
         chat.reload()
 
 
