@@ -108,7 +108,7 @@ def _fold_stream(run: Run, upto: int) -> FoldStream:
 def ended_folds(run: Run) -> tuple[Fold, ...]:
     """The folds of a run that has ended, as far as its answer goes."""
     upto, _ = run.answer()
-    return _fold_stream(run, upto).ended(run.came_at(upto)) if upto else ()
+    return _fold_stream(run, upto).ended(run.ended_at or now())
 
 
 def _figures(ended: Terminal, model: str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ def compare(chat: Chat, *models: str) -> str:
 
 def columns(chat: Chat) -> Locator:
     """The answers side by side."""
-    return chat.page.locator(".exchange:last-child .columns > .answer")
+    return chat.page.locator(".exchange:last-child .columns .answer")
 
 
 def column(chat: Chat, model: str) -> Locator:
@@ -245,5 +245,8 @@ def test_columns_fit_a_phone(
         expect(each).to_be_in_viewport(ratio=1)
     low = {name: round(c, 2) for name, c in chat.contrasts().items() if c < 4.5}
     assert low == {}
+    assert row.evaluate("e => e.scrollLeft") == 0
     chat.stop.click()
     expect(chat.send).to_be_visible()
+    chat.frames()
+    assert row.evaluate("e => e.scrollLeft") == 0, "what is read has moved away"
