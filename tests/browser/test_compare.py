@@ -8,6 +8,7 @@ from playwright.sync_api import Locator, expect
 from tests.browser.chat import Chat, numbers
 from tests.browser.conftest import OpenChat
 from tests.browser.test_models import choose
+from tests.browser.test_stop import Held
 from tests.conftest import HaltServer, StartHalt, eventually, new_id
 from tests.fake_openai import FakeOpenAI, Record
 
@@ -250,3 +251,38 @@ def test_columns_fit_a_phone(
     expect(chat.send).to_be_visible()
     chat.frames()
     assert row.evaluate("e => e.scrollLeft") == 0, "what is read has moved away"
+
+
+def test_stop_before_the_request_reaches_the_server_stops_all(chat: Chat) -> None:
+    """Pressed at once, with the request still on its way: no model is asked, the prompt is back."""
+    held = Held(chat, "**/messages")
+    said = compare(chat, "count", "markdown", "echo")
+    held.wait()
+    with chat.page.expect_response("**/stop") as pressed:
+        chat.page.keyboard.press("Escape")
+    assert pressed.value.ok
+    held.let_go()
+    expect(chat.prompt).to_have_value(said)
+    expect(chat.send).to_be_visible()
+    assert chat.exchanges() == 0
+    chat.reload()
+    assert chat.exchanges() == 0
+    assert not [r for r in chat.fake.requests if said in str(r.body)]
+
+
+def test_columns_are_announced_once(chat: Chat) -> None:
+    """A screen reader is told when all have begun and when the last one has ended."""
+    chat.page.evaluate(
+        """() => {
+          const announcer = document.querySelector('#announcer');
+          window.told = [];
+          new MutationObserver(() => told.push(announcer.textContent)).observe(announcer, { childList: true });
+        }"""
+    )
+    compare(chat, "count", "stall", "length")
+    for model in ("count", "length"):
+        expect(column(chat, model)).to_have_attribute("data-state", "done")
+    request_of(chat, "stall").release()
+    expect(column(chat, "stall")).to_have_attribute("data-state", "done")
+    chat.frames()
+    assert chat.page.evaluate("told") == ["The answer has started.", "The answer is complete."]
