@@ -98,7 +98,7 @@ def _fold_view(fold: Fold) -> FoldView:
 
 def _fold_stream(run: Run, upto: int) -> FoldStream:
     stream = FoldStream()
-    for number, event in run.events(upto):
+    for number, event in [] if run.only_text else run.events(upto):
         if not is_terminal(event):
             stream.feed(number, event, run.came_at(number))
     stream.patch()

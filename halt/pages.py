@@ -201,9 +201,11 @@ def pick(conversation_id: str) -> str:
     mine = owner_made()
     chosen = request.form.get("stream_id", "")
     last = _store().get(conversation_id, mine).exchanges[-1:]
-    for each in last[0].candidates if last else ():
-        if each.ended is None:
-            generations().stop(each.stream_id, mine)
+    candidates = last[0].candidates if last and last[0].rivals else ()
+    if any(each.stream_id == chosen for each in candidates):
+        for each in candidates:
+            if each.ended is None:
+                generations().stop(each.stream_id, mine)
     return _exchange(_store().pick(conversation_id, mine, chosen))
 
 

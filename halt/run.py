@@ -119,6 +119,7 @@ class Run:
         self._usage: dict[str, Any] | None = None  # of all rounds
         self._parts: list[str] = []  # parts[n] is the text of event n + 1, "" of other kinds
         self._times = array("d")  # times[n] is when event n + 1 came
+        self.only_text = True  # no event so far was anything else
         self._kept: int | None = None  # events that the one who stopped had been shown
         self._reply: Reply | None = None
         self._retries_left = config.retries
@@ -445,6 +446,7 @@ class Run:
                 self._done(reply)
 
     def _note(self, text: str) -> None:
+        self.only_text = self.only_text and bool(text)
         self._parts.append(text)
         self._times.append(self.meter.last_at)
 
