@@ -160,7 +160,7 @@
     for (const change of changes) for (const node of change.addedNodes) {
       if (node.nodeType !== Node.ELEMENT_NODE) continue;
       if (node.matches(".answer")) { unfold(node); settle(node); }
-      else if (node.matches(".exchange")) settle($(".answer", node));
+      else if (node.matches(".exchange")) settle($('.answer[data-state="running"]', node) ?? $(".answer", node));
       else if (node.matches(".answer > .note")) { // in its feed's place: the server has lost it
         node.parentElement.dataset.state = "lost";
         for (const waiting of node.parentElement.querySelectorAll(".thinking, .elapsed")) waiting.remove();

@@ -75,7 +75,7 @@ def test_answers_stand_side_by_side_each_with_its_figures(chat: Chat) -> None:
         expect(columns(chat).locator(".name")).to_have_text(["count", "length", "markdown"])
         tops = {box["y"] for each in columns(chat).all() if (box := each.bounding_box())}
         assert len(tops) == 1, "not beside each other"
-        assert len(opened) == len(set(opened)) == 3  # each stream once
+        assert len(opened) == len(set(opened)) >= 3, "a stream was asked for twice"
         chat.reload()
 
 
