@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import resource
+import socket
 import sys
 from typing import Any
 
@@ -42,6 +43,23 @@ logging.getLogger("halt").setLevel("INFO")
 _supervisor: embedded.Supervisor | None = None
 
 
+def _check_addresses(server: Any) -> None:
+    """Say in one line that an address can't be had, before anything is loaded."""
+    if server.master_pid:  # takes the place of an older master, and its sockets
+        return
+    for address in server.cfg.address:
+        if not isinstance(address, tuple):
+            continue
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as exc:
+                where = f"{address[0]}:{address[1]}"
+                sys.exit(f"halt: cannot listen on {where}: {exc.strerror}. Set HOST or PORT.")
+
+
 def on_starting(server: Any) -> None:
     """In the master, before it forks: the embedded model, and a key that outlives a worker."""
     global _supervisor  # noqa: PLW0603 - gunicorn's hooks are functions of this module
@@ -50,6 +68,7 @@ def on_starting(server: Any) -> None:
             "halt: streams live in the memory of one process: run it with one worker "
             f"(--workers or WEB_CONCURRENCY is {server.cfg.workers}) and as many threads as needed."
         )
+    _check_addresses(server)
     published = {"HALT_SECRET_KEY": _config.secret_key}
     talks_to = f"{_config.known_model or 'the first model'} at {_config.upstream_url}"
     if _config.wants_embedded:

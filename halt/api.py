@@ -76,7 +76,10 @@ def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
 
 def _fields() -> dict[str, Any]:
     if request.is_json:
-        fields = request.get_json(silent=True)
+        try:
+            fields = request.get_json(silent=True)
+        except RecursionError:
+            fields = None
         if not isinstance(fields, dict):
             raise RequestError("The body must be a JSON object with stream_id.", field="body")
         return fields

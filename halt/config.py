@@ -51,6 +51,12 @@ class Config:
         "Access token that page and API ask for (at least 8 characters)",
         secret=True,
     )
+    hosts: str = _setting(
+        "HALT_HOSTS",
+        "",
+        "Names, with commas between, under which a Halt without a token may be reached "
+        "beside those of loopback",
+    )
     allow_anonymous: bool = _setting(
         "HALT_ALLOW_ANONYMOUS", False, "Listen on other addresses than loopback without a token"
     )
@@ -192,6 +198,18 @@ class Config:
     def on_openai(self) -> bool:
         """The requests go to OpenAI itself."""
         return urlsplit(self.upstream_url).hostname == "api.openai.com"
+
+    @property
+    def trusted_hosts(self) -> list[str] | None:
+        """Names that a request may be made to; None: any.
+
+        A page of anybody's can point its own name at this machine and then talk to a server that
+        asks for nothing (DNS rebinding). It cannot make the browser say another name.
+        """
+        if self.token or not _is_loopback(self.host):
+            return None
+        more = [name.strip() for name in self.hosts.split(",") if name.strip()]
+        return ["localhost", "127.0.0.1", "::1", self.host.strip("[]"), *more]
 
     @property
     def threads(self) -> int:

@@ -9,6 +9,8 @@ import msgspec
 #: The clock of every duration in Halt: never goes backwards.
 now = time.monotonic
 
+RATE_FROM = 0.02  # seconds of streaming below which a rate would say more than is known
+
 
 class Metrics(msgspec.Struct, frozen=True):
     """What one run took. Times in milliseconds, rates per second.
@@ -120,7 +122,7 @@ class Meter:
         tokens = self.chunks if self.reported is None else self.reported
         streaming = 0.0 if first is None else self.token_at - first
         # The first token opens the interval, so it is not counted in the rate.
-        rate = (tokens - 1) / streaming if streaming > 0 and tokens > 1 else None
+        rate = (tokens - 1) / streaming if streaming > RATE_FROM and tokens > 1 else None
         characters_rate = self.characters / streaming if streaming > 0 else None
         reasoning = None
         if first is not None and self.reasoned:

@@ -324,6 +324,8 @@ def stop_fragment(receipt: Receipt) -> str:
     try:
         run = generations().get(receipt.id, owner())
     except UnknownStream:
+        if request.form.get("shown"):  # of another session, or no longer kept
+            return lost(receipt.id)
         return ""  # it has not begun; its own response will say that it was stopped
     return PageWriter(run, 0, _answer_template(), _lengths()).whole()
 

@@ -123,7 +123,21 @@ def _is_foreign() -> bool:
     origin = request.headers.get("Origin")
     if origin is None:
         return False  # not a browser, or one that would have sent it for another site
-    return origin == "null" or urlsplit(origin).netloc != request.host
+    try:
+        return origin == "null" or urlsplit(origin).netloc != request.host
+    except ValueError:  # an address that is none
+        return True
+
+
+def _is_misnamed() -> bool:
+    """The request is made to a name that this Halt does not go by."""
+    names = config().trusted_hosts
+    if names is None:
+        return False
+    try:
+        return urlsplit(f"//{request.host}").hostname not in names
+    except ValueError:
+        return True
 
 
 def _may_enter() -> bool:
@@ -154,6 +168,9 @@ def _bound_body() -> None:
 
 def guard() -> BaseResponse | None:
     """Before each request: turn away whoever may not make it."""
+    if _is_misnamed():
+        message = "Halt is not known here by this name. Set HALT_HOSTS to it, or HALT_TOKEN."
+        return _error_response(403, "unknown_host", message)
     if request.method in UNSAFE and _is_foreign():
         return _error_response(403, "foreign_site", "Requests from another site are refused.")
     if _may_enter():

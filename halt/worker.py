@@ -1,14 +1,16 @@
-"""gunicorn's threaded worker, changed in one point: nothing waits for a silent connection.
+"""gunicorn's threaded worker, changed in one point: no thread waits for a request to arrive.
 
 The original hands each accepted connection to a thread, which waits up to five seconds for its
-first byte. Browsers open connections ahead of need, so a few dozen of those are enough to keep
-every thread from a Stop. Here a new connection waits in the poller, as kept-alive ones do, and
-takes a thread when its request is there. A shutdown does not wait for it either.
+first byte, and for the rest of the request as long as it takes. Browsers open connections ahead of
+need and slow clients send a byte now and then, so a few dozen of those are enough to keep every
+thread from a Stop. Here a connection waits in the poller until a request's head and, when it is
+short, its body are there. A shutdown does not wait for it either.
 """
 
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import struct
 import time
@@ -18,9 +20,27 @@ from typing import Any
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-#: Seconds for a new connection to send its first byte, and of silence within a request.
-FIRST_BYTE_SECONDS = 30
-_RECEIVE_TIMEOUT = struct.pack("ll", FIRST_BYTE_SECONDS, 0)
+#: Seconds for a new connection to send its request's head, and of silence within a long body.
+REQUEST_SECONDS = 30
+_RECEIVE_TIMEOUT = struct.pack("ll", REQUEST_SECONDS, 0)
+
+#: Bytes of a request that is waited for as a whole. The body of a longer one is read by a thread.
+WHOLE_MAX = 65_536
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*\r\n", re.IGNORECASE)
+_EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue", re.IGNORECASE)
+
+
+def missing(seen: bytes) -> int:
+    """How many bytes at least have to come before a request that begins so is worth a thread."""
+    head, end, _ = seen.partition(b"\r\n\r\n")
+    if not end:
+        return 1 if len(seen) < WHOLE_MAX else 0
+    length = _LENGTH.search(head + b"\r\n")
+    if length is None or _EXPECT.search(head):  # no body, chunks, or one that waits for a word
+        return 0
+    whole = len(head) + len(end) + int(length[1])
+    return max(0, whole - len(seen)) if whole <= WHOLE_MAX else 0
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -34,13 +54,21 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 raise
             return
         self.nr_conns += 1
-        # A request that is sent so slowly that nothing comes for this long is given up.
+        # A long body that is sent so slowly that nothing comes for this long is given up.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _RECEIVE_TIMEOUT)
         conn = TConn(self.cfg, client, address, listener.getsockname())  # sets it non-blocking
         # `murder_pending` expects the deque in order of time, which equal terms keep.
-        conn.timeout = time.monotonic() + max(FIRST_BYTE_SECONDS, self.cfg.keepalive)
+        conn.timeout = time.monotonic() + max(REQUEST_SECONDS, self.cfg.keepalive)
         self.pending_conns.append(conn)
         self.poller.register(client, EVENT_READ, partial(self.on_pending_socket_readable, conn))
+
+    def on_pending_socket_readable(self, conn: Any, client: Any) -> None:
+        if self._has_arrived(conn):
+            super().on_pending_socket_readable(conn, client)
+
+    def on_client_socket_readable(self, conn: Any, client: Any) -> None:
+        if self._has_arrived(conn):
+            super().on_client_socket_readable(conn, client)
 
     def murder_pending(self) -> None:
         """Close silent connections whose time is over; all of them when the worker leaves."""
@@ -48,3 +76,21 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             for conn in self.pending_conns:
                 conn.timeout = 0.0
         super().murder_pending()
+
+    def _has_arrived(self, conn: Any) -> bool:
+        """Whether a thread can read the request without waiting.
+
+        If not, the system is told (SO_RCVLOWAT) to call again only when more has come than was
+        seen. It calls early for an end of file, with less than that: nothing more will come then.
+        """
+        wanted = getattr(conn, "halt_wanted", 1)
+        try:
+            seen = b"" if self.cfg.is_ssl else conn.sock.recv(WHOLE_MAX, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            seen = b""
+        more = missing(seen) if len(seen) >= wanted else 0
+        conn.halt_wanted = len(seen) + more if more else 1
+        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, conn.halt_wanted)
+        return not more

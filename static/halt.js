@@ -6,6 +6,7 @@
   const connections = new Map(); // feed element's id -> its SSE connection
   const frozen = new Map();      // streams whose text must not move any more -> last event shown
   let sending = [];              // IDs of the streams whose request is under way
+  let sender = null;             // that request; the swap may change the element it names
 
   const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), b => b.toString(16).padStart(2, "0")).join("");
   const running = () => [...document.querySelectorAll('.answer[data-state="running"]')];
@@ -39,6 +40,7 @@
         ctx.request.action = `/c/${exchange.dataset.conversation}/regenerate`;
       }
       setSending(ctx.request.body.getAll("model").map(newId)); // an answer for each model
+      sender = ctx;
       for (const id of sending) ctx.request.body.append("id", id);
       $("#notice").replaceChildren();
       following = true;
@@ -51,6 +53,7 @@
         ctx.request.body.append("stream_id", answer.dataset.stream);
         ctx.request.body.append("seen", frozenAt(answer));
       }
+      if (answers.length) ctx.request.body.set("shown", "1");
       for (const id of answers.length ? [] : sending) {
         ctx.request.body.append("stream_id", id);
         ctx.request.body.append("seen", "0"); // none of it is on the page
@@ -62,7 +65,7 @@
   const early = new Map(); // where it was asked for -> the response
   document.addEventListener("htmx:before:response", event => {
     const { ctx } = event.detail;
-    if (ctx.response.status >= 400 || !(ctx.sourceElement === composer || ctx.sourceElement.matches(".regenerate"))) return;
+    if (ctx !== sender || ctx.response.status >= 400) return;
     for (const id of sending) {
       const url = `/streams/${id}/page?after=0`, response = fetch(url, { headers: { "HX-Request": "true" } });
       response.catch(() => {}); // told where it is used
@@ -84,8 +87,10 @@
     if (ctx.sourceElement === composer && ctx.response.status < 400) { prompt.value = ""; prompt.style.height = ""; }
   });
   document.addEventListener("htmx:finally:request", event => {
-    const source = event.detail.ctx.sourceElement;
-    if (source === composer || source.matches?.(".regenerate")) { setSending([]); dropEarly(); }
+    if (event.detail.ctx !== sender) return;
+    setSending([]);
+    sender = null;
+    dropEarly();
   });
   document.addEventListener("htmx:error", event => {
     const source = event.detail.ctx?.sourceElement;

@@ -62,6 +62,9 @@ WIDE = "naïve 中文字符 e\u0301a\u0308 👩\u200d👩\u200d👧 🏳\ufe0f\u
 def choose(body: dict[str, Any]) -> tuple[str, dict[str, str]]:
     """The scenario's name and arguments: from the last user message, else from the model."""
     said = last_user_message(body)
+    newest = said.rpartition("\n\n")[2]  # prompts without an answer between them come as one
+    if newest.startswith(OVERRIDE):
+        said = newest
     spec = said.split()[1] if said.startswith(OVERRIDE) and said.split()[1:] else body.get("model")
     name, _, query = str(spec).partition("?")
     return name, dict(parse_qsl(query, keep_blank_values=True))

@@ -45,6 +45,7 @@ DEFAULTS = {
     "HOST": "127.0.0.1",
     "PORT": 8000,
     "HALT_TOKEN": "",
+    "HALT_HOSTS": "",
     "HALT_ALLOW_ANONYMOUS": False,
     "HALT_SECRET_KEY": "",
     "OPENAI_API_KEY": "",

@@ -58,7 +58,7 @@ def nginx(tmp_path: Path, start_halt: StartHalt, fake: FakeOpenAI) -> Iterator[P
     binary = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if binary is None:
         pytest.skip("nginx is not installed (apt install nginx)")
-    halt: HaltServer = start_halt(fake)
+    halt: HaltServer = start_halt(fake, HALT_HOSTS=NAME)
     authority = trustme.CA()
     certificate = authority.issue_cert(NAME)
     certificate.private_key_pem.write_to_path(tmp_path / "key.pem")

@@ -195,7 +195,7 @@ def raw_answer(halt: HaltServer, request: bytes) -> Answer:
 @pytest.mark.parametrize("path", ["/chat/stream", "/stop", "/c/0123456789/messages"])
 def test_a_body_over_the_limit_is_refused_unread(halt: HaltServer, path: str) -> None:
     """413 from the announced length alone, without waiting for gigabytes to arrive."""
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     kind = "Content-Type: application/x-www-form-urlencoded\r\n"
     refused = raw_answer(halt, f"{head}{kind}Content-Length: 9999999999\r\n\r\nx=".encode())
     assert refused.status == 413
@@ -372,6 +372,21 @@ def test_a_finished_stream_is_forgotten_after_its_time(small_logs: HaltServer) -
             assert seen < 10, "it is still kept"
         assert status == 404
         client.stop(clock.id)
+
+
+@pytest.mark.parametrize("name", ["evil.example:1", "evil.example", "[", "127.0.0.1.evil.example"])
+def test_a_name_that_is_not_this_servers_is_refused(halt: HaltServer, name: str) -> None:
+    """Without a token nobody's page can reach this server under a name of its own."""
+    refused = halt.client().get("/healthz", Host=name)
+    assert refused.status in {400, 403}
+    if refused.status == 403:
+        assert refused.error["code"] == "unknown_host"
+
+
+@pytest.mark.parametrize("name", ["localhost", "LOCALHOST:99", "127.0.0.1", "[::1]:8000"])
+def test_a_servers_own_names_are_served(halt: HaltServer, name: str) -> None:
+    """Every name of loopback, whatever the port that a tunnel or proxy has."""
+    assert halt.client().get("/healthz", Host=name).status == 200
 
 
 # --- whose stream it is ---------------------------------------------------------------------------

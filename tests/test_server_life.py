@@ -233,7 +233,7 @@ def test_health_and_style_need_no_token(guarded: HaltServer) -> None:
 def test_a_forged_cookie_opens_nothing(guarded: HaltServer) -> None:
     """A session that was not signed here is no session."""
     client = guarded.client()
-    client.cookies["halt_session"] = "eyJsb2dpbiI6InllcyJ9.aaaaaa.bbbbbbbbbbbbbbbbbbbbbbbbbbb"
+    client.cookies["halt_session_0"] = "eyJsb2dpbiI6InllcyJ9.aaaaaa.bbbbbbbbbbbbbbbbbbbbbbbbbbb"
     assert client.get("/").status == 401
 
 
@@ -292,3 +292,12 @@ def test_with_nothing_set_a_real_model_answers(start_halt: StartHalt) -> None:
     assert model, server.printed
     server.close()
     eventually(lambda: server.gone)
+
+
+def test_an_address_that_is_taken_is_said_in_one_line(halt: HaltServer) -> None:
+    """Before anything is loaded, and with what to do about it."""
+    status, printed = refused_start(PORT=halt.port, OPENAI_API_KEY="fake")
+    assert status == 1
+    assert printed.strip().splitlines() == [
+        f"halt: cannot listen on 127.0.0.1:{halt.port}: Address already in use. Set HOST or PORT."
+    ]

@@ -79,17 +79,27 @@ def test_readers_cannot_take_the_threads_that_stop_needs(
         events.to_end()
 
 
-def test_a_slow_request_takes_no_thread_from_stop(start_halt: StartHalt, fake: FakeOpenAI) -> None:
-    """Connections that send half a request line and wait keep nobody from a Stop."""
+@pytest.mark.parametrize(
+    "half",
+    [
+        pytest.param(b"P", id="one byte"),
+        pytest.param(b"POST /stop/01234567 HTTP/1.1\r\nHost: localhost\r\n", id="half a head"),
+        pytest.param(b"POST /stop HTTP/1.1\r\nContent-Length: 20\r\n\r\nhalf", id="half a body"),
+    ],
+)
+def test_a_slow_request_takes_no_thread_from_stop(
+    start_halt: StartHalt, fake: FakeOpenAI, half: bytes
+) -> None:
+    """However many connections send a part of a request and wait, nobody is kept from a Stop."""
     server = start_halt(fake, HALT_MAX_STREAMS=1)
     client = server.client()
     with ExitStack() as stack:
         events = stack.enter_context(client.chat("stall?n=1")).until_text("0 ")
-        for _ in range(20):
+        for _ in range(50):
             slow = stack.enter_context(
                 socket.create_connection((server.host, server.port), timeout=10)
             )
-            slow.sendall(b"POST /stop/01234567")
+            slow.sendall(half)
         assert client.stop(events.id).json["upstream"] == "closed"
         events.to_end()
 

@@ -39,7 +39,7 @@ def request(
 ) -> bytes:
     """A request; `more` are header lines, each with its line break."""
     size = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n" if body else ""
-    return f"{method} {path} HTTP/1.1\r\nHost: bench\r\n{size}{more}\r\n".encode() + body
+    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{size}{more}\r\n".encode() + body
 
 
 def chat(path: str, model: str, said: str = "hello", stream_id: str = "") -> bytes:

@@ -235,6 +235,19 @@ def test_regenerate_replaces_the_answer(chat: Chat) -> None:
     assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
 
 
+def test_the_conversation_goes_on_after_a_new_try(chat: Chat) -> None:
+    """When the new answer is there, Send is back and the next prompt can be sent."""
+    chat.ask("count?n=2")
+    chat.wait_state("done")
+    chat.button("Regenerate").click()
+    chat.record(1)
+    chat.wait_state("done")
+    expect(chat.send).to_be_visible()
+    chat.ask("count?n=3")
+    chat.wait_text("0 1 2")
+    assert chat.exchanges() == 2
+
+
 def test_regenerate_stopped_before_any_text_brings_the_earlier_answer_back(
     chat: Chat, second_time_silent: str
 ) -> None:

@@ -235,6 +235,32 @@ def test_going_back_and_forth_in_the_browser_shows_the_conversation(chat: Chat) 
     expect(chat.page.locator(".exchange")).to_have_count(0)
 
 
+def test_the_page_can_be_used_after_going_back_within_it(chat: Chat) -> None:
+    """Back from a conversation to the page on which it began: typing, Enter and Stop work there."""
+    chat.ask("count?n=3")
+    chat.wait_state("done")
+    chat.page.go_back()
+    expect(chat.page.locator(".exchange")).to_have_count(0)
+    chat.ask("stall?n=3")
+    chat.wait_text("0 1 2")
+    expect(chat.prompt).to_have_value("")
+    chat.stop.click()
+    chat.wait_state("stopped")
+
+
+def test_a_stop_for_another_sessions_answer_says_so(chat: Chat) -> None:
+    """Whose session was lost is told, and can go on: the page never waits for nothing."""
+    chat.forgives = AWAY
+    chat.ask("stall?n=3")
+    chat.wait_text("0 1 2")
+    chat.context.clear_cookies()
+    chat.stop.click()
+    chat.wait_state("lost")
+    expect(chat.answer.locator(".note")).to_contain_text("no longer has this answer")
+    expect(chat.send).to_be_visible()
+    chat.record().release()
+
+
 def test_going_back_to_an_answer_that_is_written_still_follows_it(chat: Chat) -> None:
     """Whoever leaves for a new chat and comes back has missed nothing."""
     chat.ask("stall?n=60&rest=60&gap_ms=8")
