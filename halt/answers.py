@@ -8,11 +8,15 @@ one replaces the whole answer. Needs no request: streams outlive theirs.
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from jinja2 import Template
 
 from halt.events import Cancelled, Done, Event, Failed, Terminal, is_terminal, sse_html, text_of
+from halt.folds import Fold, FoldPatch, FoldStream
+from halt.lengths import Lengths
 from halt.metrics import now
 from halt.rendering import BlockStream, Patch, render
 from halt.run import Run
@@ -29,17 +33,82 @@ class AnswerView:
     source: str = ""
     after: int = 0  # the event up to which `patch` shows the answer
     age: float = 0.0  # seconds since the run began
-    prompt: str = ""
-    again: bool = False  # it is to replace an earlier answer
+    asked: str = ""  # the model that was chosen, "" for the default one
+    model: str = ""  # the model that answers
+    progress: int | None = None  # percent, roughly; None: nothing is known of it
     note: str = ""
     retryable: bool = False
     figures: tuple[str, ...] = ()
+    folds: tuple[FoldView, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExchangeView:
+    """Everything that `exchange.html` shows: a prompt and its answer, or several side by side."""
+
+    prompt: str
+    answers: tuple[AnswerView, ...]  # the first is the one that the conversation goes on with
+    settled: bool = True  # the others are put away
+    again: bool = False  # the answer is to replace an earlier one
+
+
+@dataclass(frozen=True)
+class FoldView:
+    """Everything that `parts.html` shows of a thought or a tool call."""
+
+    number: int
+    kind: str  # thought, tool
+    state: str  # running, done, failed, called
+    label: str
+    took: str  # how long, where that is known
+    age: float  # seconds since it began
+    text: str
+    result: str
 
 
 def _seconds(milliseconds: float) -> str:
     return (
         f"{milliseconds / 1000:.2f} s" if milliseconds < 10_000 else f"{milliseconds / 1000:.0f} s"
     )
+
+
+def _took(milliseconds: float | None) -> str:
+    if milliseconds is None:
+        return ""
+    if milliseconds < 995:
+        return f"{milliseconds:.0f} ms"
+    return (
+        f"{milliseconds / 1000:.1f} s" if milliseconds < 9_950 else f"{milliseconds / 1000:.0f} s"
+    )
+
+
+def _fold_view(fold: Fold) -> FoldView:
+    took = _took(fold.ms)
+    name = fold.name or "a tool"
+    if fold.kind == "thought":
+        label = "Thinking…" if fold.state == "running" else f"Thought for {took}"
+        took = ""
+    elif fold.state == "running":
+        label = f"Calling {name}…"
+    else:
+        label = f"{name} failed" if fold.state == "failed" else f"Called {name}"
+    age = now() - fold.began
+    return FoldView(fold.number, fold.kind, fold.state, label, took, age, fold.text, fold.result)
+
+
+def _fold_stream(run: Run, upto: int) -> FoldStream:
+    stream = FoldStream()
+    for number, event in [] if run.only_text else run.events(upto):
+        if not is_terminal(event):
+            stream.feed(number, event, run.came_at(number))
+    stream.patch()
+    return stream
+
+
+def ended_folds(run: Run) -> tuple[Fold, ...]:
+    """The folds of a run that has ended, as far as its answer goes."""
+    upto, _ = run.answer()
+    return _fold_stream(run, upto).ended(run.ended_at or now())
 
 
 def figures(ended: Terminal, model: str) -> tuple[str, ...]:
@@ -72,8 +141,10 @@ def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
         state="done",
         patch=_whole(best.answer),
         source=best.answer,
-        prompt=exchange.prompt,
+        asked=exchange.asked,
+        model=exchange.model,
         figures=figures(ended, exchange.model),
+        folds=tuple(map(_fold_view, best.folds)),
     )
     if isinstance(ended, Failed):
         return replace(
@@ -87,7 +158,23 @@ def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
     return shown
 
 
-def view(exchange: Exchange, run: Run | None) -> AnswerView:
+def exchange_view(
+    exchange: Exchange, run_of: Callable[[str], Run | None], lengths: Lengths, *, last: bool
+) -> ExchangeView:
+    """A prompt and its answers as they are now; `last`: the conversation ends with it."""
+    shown = [view(each, run_of(each.stream_id), lengths) for each in exchange.candidates]
+    if exchange.rivals and not exchange.picked and not last:
+        first = exchange.candidates.index(exchange.told())
+        shown.insert(0, shown.pop(first))
+    return ExchangeView(
+        exchange.prompt,
+        tuple(shown),
+        settled=exchange.picked or not last,
+        again=exchange.previous is not None,
+    )
+
+
+def view(exchange: Exchange, run: Run | None, lengths: Lengths) -> AnswerView:
     """An answer as it is now: from its run as long as that is known, else as it was saved."""
     if exchange.ended is not None:
         return _ended_view(exchange, exchange.ended)
@@ -96,14 +183,15 @@ def view(exchange: Exchange, run: Run | None) -> AnswerView:
             id=exchange.stream_id,
             state="error",
             patch=_whole(exchange.answer),
-            prompt=exchange.prompt,
+            asked=exchange.asked,
+            model=exchange.model,
             note="This answer was lost.",
             retryable=True,
         )
     ended = run.log.ended
     after, text = run.answer()
     if ended is not None:
-        saved = Exchange(exchange.prompt, run.id, text, run.model, ended)
+        saved = replace(exchange, answer=text, model=run.model, ended=ended, folds=ended_folds(run))
         return _ended_view(saved, ended)
     return AnswerView(
         id=run.id,
@@ -111,8 +199,10 @@ def view(exchange: Exchange, run: Run | None) -> AnswerView:
         patch=BlockStream().feed(text),
         after=after,
         age=now() - run.meter.started_at,
-        prompt=exchange.prompt,
-        again=exchange.previous is not None,
+        asked=exchange.asked,
+        model=run.model,
+        progress=lengths.percent(run.id, run.meter.chunks),
+        folds=tuple(map(_fold_view, _fold_stream(run, after).folds())),
     )
 
 
@@ -123,23 +213,59 @@ def _partial(target: str, swap: str, content: str) -> str:
 class PageWriter:
     """A run's events as messages to the page. Each reader has one; the log holds no HTML."""
 
-    def __init__(self, run: Run, after: int, template: Template) -> None:
+    def __init__(self, run: Run, after: int, template: Template, lengths: Lengths) -> None:
         self._run = run
+        self._lengths = lengths
+        self._progress: int | None = None
         self._template = template
         self._blocks = BlockStream()
         self._blocks.feed(run.text(after), render=False)
+        self._folds = _fold_stream(run, after)
+        self._draw: Any = template.environment.get_template("parts.html").module
 
     def present(self, events: list[tuple[int, Event]]) -> bytes:
         seq, last = events[-1]
         if is_terminal(last):
             return sse_html(seq, self.whole())
-        patch = self._blocks.feed("".join(text_of(e) for _, e in events))
-        return sse_html(seq, self._changes(patch))
+        for number, event in events:
+            self._folds.feed(number, event, self._run.came_at(number))
+        text = self._blocks.feed("".join(text_of(e) for _, e in events))
+        return sse_html(
+            seq, self._folded(self._folds.patch()) + self._changes(text) + self._moved()
+        )
 
     def whole(self) -> str:
         """The answer as it is now, in place of what the page shows of it."""
-        shown = view(Exchange("", self._run.id), self._run)
-        return _partial(f"a-{self._run.id}", "outerHTML", self._template.render(a=shown))
+        asked = Exchange("", self._run.id, asked=self._run.request.model or "")
+        shown = view(asked, self._run, self._lengths)
+        # settle:0: htmx would set the attributes of elements with an ID once more, a moment later,
+        # and so close the folds that the reader has open.
+        drawn = self._template.render(a=shown)
+        return _partial(f"a-{self._run.id}", "outerHTML settle:0", drawn)
+
+    def _folded(self, patch: FoldPatch) -> str:
+        stream_id, draw = self._run.id, self._draw
+        out = [
+            _partial(f"folds-{stream_id}", "beforeend", draw.fold(stream_id, _fold_view(fold)))
+            for fold in patch.fresh
+        ]
+        for number, text in patch.added:
+            box = f"fold-{stream_id}-{number}-text"
+            out.append(_partial(box, "beforeend", html.escape(text)))
+        for fold in map(_fold_view, patch.changed):
+            at = f"fold-{stream_id}-{fold.number}"
+            out.append(_partial(f"{at}-summary", "innerHTML", draw.summary(fold)))
+            if fold.result:
+                out.append(_partial(f"{at}-result", "outerHTML", draw.result(stream_id, fold)))
+        return "".join(out)
+
+    def _moved(self) -> str:
+        """The progress, where it is another than before."""
+        progress = self._lengths.percent(self._run.id, self._run.meter.chunks)
+        if progress == self._progress:
+            return ""
+        self._progress = progress
+        return _partial(f"progress-{self._run.id}", "innerHTML", self._draw.progress(progress))
 
     def _changes(self, patch: Patch) -> str:
         stream_id = self._run.id

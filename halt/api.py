@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -20,6 +21,7 @@ from halt.run import Run
 from halt.web import brings_token, generations, json_response, owner, wants_fragment
 
 STREAM_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+STOPS_MAX = 16  # streams that one press of the page's Stop can name
 PROBE_SECONDS = 10.0  # a health answer is never older than this when the probe can run
 PROBE_WAIT = 1.0  # seconds that a health request waits for the upstream's answer
 
@@ -29,17 +31,19 @@ def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
     routes = Blueprint("api", __name__)
     probe: list[Probe] = []
 
-    def answer(stream_id: object, seen: object) -> Response:
+    def press(stream_id: object, seen: object) -> Receipt:
         if not isinstance(stream_id, str) or not STREAM_ID.fullmatch(stream_id):
             raise RequestError(
                 "stream_id must be 8 to 64 characters of A-Z, a-z, 0-9, _ and -.",
                 field="stream_id",
             )
-        receipt = generations().stop(stream_id, owner(), _number(seen))
-        status = 202 if receipt.status == "pending" else 200
+        return generations().stop(stream_id, owner(), _number(seen))
+
+    def answer(stream_id: object, seen: object) -> Response:
+        receipt = press(stream_id, seen)
         if wants_fragment():
             return Response(fragment(receipt), 200, mimetype="text/html")
-        return json_response(receipt, status)
+        return json_response(receipt, 202 if receipt.status == "pending" else 200)
 
     @routes.post("/stop/<stream_id>")
     def stop_one(stream_id: str) -> Response:
@@ -48,6 +52,11 @@ def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
 
     @routes.post("/stop")
     def stop() -> Response:
+        if wants_fragment():  # one press of the page's may stop several answers side by side
+            ids = request.form.getlist("stream_id")[:STOPS_MAX] or [""]
+            seen = zip_longest(ids, request.form.getlist("seen")[: len(ids)])
+            receipts = [press(each, number) for each, number in seen]
+            return Response("".join(map(fragment, receipts)), 200, mimetype="text/html")
         fields = _fields()
         return answer(fields.get("stream_id"), fields.get("seen"))
 

@@ -43,6 +43,10 @@ class Log(Protocol):
         """Number of the newest event, 0 when there is none."""
 
     @property
+    def first(self) -> int:
+        """Number of the oldest event that is kept."""
+
+    @property
     def ended(self) -> Terminal | None:
         """The terminal event, None while the log is open."""
 
@@ -92,6 +96,10 @@ class MemoryLog:
     @property
     def last(self) -> int:
         return self._dropped + len(self._events)
+
+    @property
+    def first(self) -> int:
+        return self._dropped + 1
 
     @property
     def ended(self) -> Terminal | None:

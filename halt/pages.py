@@ -11,6 +11,7 @@ import re
 import secrets
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from typing import Protocol
 
 from flask import (
@@ -28,14 +29,17 @@ from flask import (
 from jinja2 import Template
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt.answers import AnswerView, PageWriter, lost, view
+from halt.answers import ExchangeView, PageWriter, ended_folds, exchange_view, lost, view
+from halt.catalog import Catalog, checked_model
 from halt.chat import ChatRequest
 from halt.errors import HaltError, OffsetLost, RequestError, TooLarge, UnknownStream
-from halt.events import Terminal, sse_html
+from halt.events import Done, Terminal, sse_html
+from halt.folds import Fold
 from halt.generation import Generations, Receipt
+from halt.lengths import Lengths
 from halt.relay import SSE_HEADERS, EventStream
 from halt.run import Run
-from halt.store import Conversation
+from halt.store import Conversation, Exchange
 from halt.web import (
     after_parameter,
     client_socket,
@@ -68,11 +72,26 @@ class Store(Protocol):
 
     def get(self, conversation_id: str, owner: str) -> Conversation: ...
     def begin(
-        self, conversation_id: str, owner: str, prompt: str, stream_id: str
+        self,
+        conversation_id: str,
+        owner: str,
+        prompt: str,
+        stream_id: str,
+        model: str = "",
+        rivals: Sequence[tuple[str, str]] = (),
     ) -> Conversation: ...
-    def again(self, conversation_id: str, owner: str, stream_id: str) -> Conversation: ...
+    def again(
+        self, conversation_id: str, owner: str, stream_id: str, model: str = ""
+    ) -> Conversation: ...
+    def pick(self, conversation_id: str, owner: str, stream_id: str) -> Conversation: ...
     def finish(
-        self, conversation_id: str, stream_id: str, answer: str, model: str, ended: Terminal
+        self,
+        conversation_id: str,
+        stream_id: str,
+        answer: str,
+        model: str,
+        ended: Terminal,
+        folds: tuple[Fold, ...] = (),
     ) -> None: ...
     def take_back(self, conversation_id: str, stream_id: str) -> None: ...
 
@@ -102,6 +121,8 @@ def install(app: Flask, store: Store) -> None:
     """Put the page into the application."""
     app.extensions["halt.store"] = store
     app.extensions["halt.tabs"] = Tabs()
+    app.extensions["halt.lengths"] = Lengths()
+    app.extensions["halt.catalog"] = Catalog(app.extensions["halt"].upstream)
     app.register_blueprint(blueprint)
 
 
@@ -110,17 +131,25 @@ def _store() -> Store:
     return found
 
 
+def _lengths() -> Lengths:
+    found: Lengths = current_app.extensions["halt.lengths"]
+    return found
+
+
 def _page(conversation_id: str, conversation: Conversation | None) -> str:
-    service = generations()
-    exchanges = conversation.exchanges if conversation else ()
-    answers = [view(each, _run_of(service, each.stream_id)) for each in exchanges]
+    exchanges = conversation.exchanges if conversation else []
     return render_template(
         "chat.html",
         conversation_id=conversation_id,
-        answers=answers,
+        exchanges=[_shown(each, last=each is exchanges[-1]) for each in exchanges],
         config=config(),
-        model=_shown_model(service),
+        chosen=conversation.model if conversation else None,
+        model=_shown_model(generations()),
     )
+
+
+def _shown(exchange: Exchange, *, last: bool = True) -> ExchangeView:
+    return exchange_view(exchange, _run_of, _lengths(), last=last)
 
 
 @blueprint.get("/")
@@ -146,39 +175,95 @@ def send(conversation_id: str) -> Response:
             f"The message is longer than {config().max_prompt_chars:,} characters.",
             field="prompt",
         )
-    stream_id = _stream_id()
-    found = _store().begin(conversation_id, owner_made(), prompt, stream_id)
-    shown = _begin(found, stream_id)
-    response = Response(
-        render_template("exchange.html", a=shown, conversation_id=found.id), mimetype="text/html"
-    )
+    models = [checked_model(each) for each in request.form.getlist("model")] or [""]
+    if len(models) > LIVE_PER_SESSION:
+        raise RequestError(f"At most {LIVE_PER_SESSION} models can be compared.", field="model")
+    first, *rivals = zip(_stream_ids(len(models)), models, strict=True)
+    found = _store().begin(conversation_id, owner_made(), prompt, *first, rivals=rivals)
+    _begin(found)
+    response = Response(_exchange(found), mimetype="text/html")
     response.headers["HX-Push-Url"] = url_for("pages.conversation", conversation_id=found.id)
     return response
 
 
 @blueprint.post("/c/<conversation_id>/regenerate")
 def regenerate(conversation_id: str) -> str:
-    stream_id = _stream_id()
-    found = _store().again(conversation_id, owner_made(), stream_id)
-    return render_template("answer.html", a=_begin(found, stream_id))
+    (stream_id,) = _stream_ids(1)
+    model = checked_model(request.form.get("model", ""))
+    found = _store().again(conversation_id, owner_made(), stream_id, model)
+    run = _begin(found)
+    shown = view(found.exchanges[-1], run, _lengths())
+    return render_template("answer.html", a=shown)
 
 
-def _begin(found: Conversation, stream_id: str) -> AnswerView:
-    """Start the stream that answers the conversation's last prompt."""
-    store = _store()
+@blueprint.post("/c/<conversation_id>/pick")
+def pick(conversation_id: str) -> str:
+    """Go on with one of several answers; those that are still being written are stopped."""
+    mine = owner_made()
+    chosen = request.form.get("stream_id", "")
+    last = _store().get(conversation_id, mine).exchanges[-1:]
+    candidates = last[0].candidates if last and last[0].rivals else ()
+    if any(each.stream_id == chosen for each in candidates):
+        for each in candidates:
+            if each.ended is None:
+                generations().stop(each.stream_id, mine)
+    return _exchange(_store().pick(conversation_id, mine, chosen))
 
-    def save(run: Run) -> None:
-        ended = run.log.ended
-        if ended is not None:
-            store.finish(found.id, run.id, run.answer()[1], run.model, ended)
 
-    chat = ChatRequest(found.messages(config().told_system_prompt), id=stream_id)
+@blueprint.get("/models")
+def models() -> str:
+    """What can be chosen, as options; the one that is chosen stays so where it is still offered."""
+    catalog: Catalog = current_app.extensions["halt.catalog"]
+    return render_template(
+        "models.html",
+        groups=catalog.look(),
+        chosen=checked_model(request.args.get("model", "")),
+        model=_shown_model(generations()),
+    )
+
+
+def _exchange(found: Conversation) -> str:
+    return render_template("exchange.html", x=_shown(found.exchanges[-1]), conversation_id=found.id)
+
+
+def _begin(found: Conversation) -> Run:
+    """Start what answers the conversation's last prompt: all of it or nothing.
+
+    Returns the first answer's run.
+    """
+    store, lengths = _store(), _lengths()
+    exchange = found.exchanges[-1]
+    messages = found.messages(config().told_system_prompt)
+
+    def started(wanted: Exchange) -> Run:
+        def save(run: Run) -> None:
+            ended = run.log.ended
+            if ended is None:
+                return
+            whole = isinstance(ended, Done) and ended.finish_reason == "stop"
+            lengths.end(run.id, wanted.asked, ended.metrics.tokens if whole else None)
+            answer = run.answer()[1]
+            store.finish(found.id, run.id, answer, run.model, ended, ended_folds(run))
+
+        lengths.begin(wanted.stream_id, wanted.asked)
+        try:
+            chat = ChatRequest(messages, id=wanted.stream_id, model=wanted.asked or None)
+            return generations().start(chat, found.owner, save, toolbox())
+        except HaltError:
+            lengths.end(wanted.stream_id, wanted.asked)
+            raise
+
+    waiting = [each for each in exchange.candidates if each.ended is None]
+    runs: list[Run] = []
     try:
-        run = generations().start(chat, found.owner, save, toolbox())
+        for each in waiting:
+            runs.append(started(each))  # noqa: PERF401 - those before a fault are to be stopped
     except HaltError:
-        store.take_back(found.id, stream_id)
+        store.take_back(found.id, exchange.stream_id)
+        for run in runs:
+            generations().stop(run.id, found.owner)
         raise
-    return view(found.exchanges[-1], run)
+    return runs[0]
 
 
 @blueprint.get("/streams/<stream_id>/page")
@@ -190,7 +275,7 @@ def stream(stream_id: str) -> Response:
         return _one_message(lost(stream_id))
     # The last event is sent again to a page that has it: without it the page would ask for ever.
     after = min(after_parameter(), run.log.last - (run.log.ended is not None))
-    writer = PageWriter(run, after, _answer_template())
+    writer = PageWriter(run, after, _answer_template(), _lengths())
     session_id = requester or ""
     tabs: Tabs = current_app.extensions["halt.tabs"]
     brief = tabs.opened(session_id)
@@ -243,21 +328,22 @@ def stop_fragment(receipt: Receipt) -> str:
         if request.form.get("shown"):  # of another session, or no longer kept
             return lost(receipt.id)
         return ""  # it has not begun; its own response will say that it was stopped
-    return PageWriter(run, 0, _answer_template()).whole()
+    return PageWriter(run, 0, _answer_template(), _lengths()).whole()
 
 
-def _run_of(service: Generations, stream_id: str) -> Run | None:
+def _run_of(stream_id: str) -> Run | None:
     try:
-        return service.get(stream_id, owner())
+        return generations().get(stream_id, owner())
     except UnknownStream:
         return None
 
 
-def _stream_id() -> str:
-    given = request.form.get("id", "")
-    if given and not CONVERSATION_ID.fullmatch(given):
+def _stream_ids(count: int) -> list[str]:
+    """The streams' IDs: those that the page has chosen, made up where it has not."""
+    given = [each for each in request.form.getlist("id") if each]
+    if not all(map(CONVERSATION_ID.fullmatch, given)):
         raise RequestError("id must be 8 to 64 characters of A-Z, a-z, 0-9, _ and -.", field="id")
-    return given or secrets.token_urlsafe(16)
+    return (given + [secrets.token_urlsafe(16) for _ in range(count)])[:count]
 
 
 def _shown_model(service: Generations) -> str:

@@ -28,6 +28,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -35,7 +36,7 @@ import msgspec
 
 from halt.chat import AskedTool, ChatRequest, FunctionCall, Message, Part, Reply, ToolTurn, Upstream
 from halt.config import Config
-from halt.errors import CODES, Interrupted, UpstreamError
+from halt.errors import CODES, Interrupted, OffsetLost, UpstreamError
 from halt.events import (
     Cancelled,
     CancelReason,
@@ -127,6 +128,8 @@ class Run:
         self._model = ""  # as the last round's reply named it
         self._usage: dict[str, Any] | None = {}  # of all rounds; None: one of them told none
         self._parts: list[str] = []  # parts[n] is the text of event n + 1, "" of other kinds
+        self._times = array("d")  # times[n] is when event n + 1 came
+        self.only_text = True  # no event so far was anything else
         self._kept: int | None = None  # events that the one who stopped had been shown
         self._reply: Reply | None = None
         self._retries_left = config.retries
@@ -174,6 +177,19 @@ class Run:
     def text(self, upto: int) -> str:
         """The text of the events from 1 to `upto`."""
         return "".join(self._parts[:upto])
+
+    def events(self, upto: int) -> list[tuple[int, Event]]:
+        """The events from 1 to `upto`, as far as the log still has them."""
+        while True:
+            first = self.log.first
+            try:
+                return self.log.read(first - 1)[: max(0, upto - first + 1)]
+            except OffsetLost:  # it has let go of some more in between
+                continue
+
+    def came_at(self, number: int) -> float:
+        """When an event came that is not the terminal one, on the clock of `metrics.now`."""
+        return self._times[number - 1]
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -460,17 +476,23 @@ class Run:
             text = first.content  # the usual part, once for each token
             self._size += len(text)
             self.meter.received(len(text), part.chunks)
-            self._parts.append(text)  # before the log, so that `answer` finds what that counts
+            self._note(text)  # before the log, so that `answer` finds what that counts
             return self.log.append(first)
         prepared = [self._prepared(event) for event in events]
         texts = [text_of(event) for event in prepared]
         self.meter.received(sum(map(len, texts)), part.chunks)
         for event, text in zip(prepared, texts, strict=True):
             self._size += size_of(event)
-            self._parts.append(text)
+            self._note(text)
             if not self.log.append(event):
                 return False
         return True
+
+    def _note(self, text: str) -> None:
+        """Keep what the next event adds to the answer, and when it came."""
+        self.only_text = self.only_text and bool(text)
+        self._parts.append(text)
+        self._times.append(self.meter.last_at)
 
     def _prepared(self, event: Delta) -> Delta:
         """The event as it goes to the log."""
@@ -528,10 +550,10 @@ class Run:
             self._size += len(result.result)
             if self._size > self._config.max_answer_chars:
                 raise UpstreamError("answer_too_long")
-            self._parts.append("")
+            self.meter.tools_ran()
+            self._note("")
             if not self.log.append(result):
                 break
-            self.meter.tools_ran()
         self._answering = False
         self.meter.tools_ran()  # the limits of a silent model count from here
         self._tool_round = None

@@ -5,13 +5,14 @@
   const messages = $("#messages"), prompt = $("#prompt"), composer = $("#composer");
   const connections = new Map(); // feed element's id -> its SSE connection
   const frozen = new Map();      // streams whose text must not move any more -> last event shown
-  let sending = null;            // ID of the stream whose request is under way
+  let sending = [];              // IDs of the streams whose request is under way
   let sender = null;             // that request; the swap may change the element it names
 
   const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), b => b.toString(16).padStart(2, "0")).join("");
-  const running = () => [...document.querySelectorAll('.answer[data-state="running"]')].pop();
+  const running = () => [...document.querySelectorAll('.answer[data-state="running"]')];
+  const busy = () => sending.length > 0 || running().length > 0;
   const announce = text => { $("#announcer").textContent = text; };
-  const setSending = id => { sending = id; document.body.classList.toggle("sending", id !== null); };
+  const setSending = ids => { sending = ids; document.body.classList.toggle("sending", ids.length > 0); };
   const notice = text => { const p = document.createElement("p"); p.className = "fault"; p.textContent = text; $("#notice").replaceChildren(p); };
 
   // --- sending: Stop takes Send's place before the first byte comes back -------------------------
@@ -27,50 +28,59 @@
   });
   document.addEventListener("submit", event => {
     if (event.target !== composer) return;
-    if (sending || running() || !prompt.value.trim()) { event.preventDefault(); event.stopImmediatePropagation(); }
+    if (busy() || !prompt.value.trim()) { event.preventDefault(); event.stopImmediatePropagation(); }
   }, true);
   document.addEventListener("htmx:config:request", event => {
     const { ctx } = event.detail, source = ctx.sourceElement;
+    const exchange = source.closest(".exchange");
     if (source === composer || source.matches(".regenerate")) {
-      if (sending || running()) { event.preventDefault(); return; }
-      const exchange = source.closest(".exchange");
+      if (busy()) { event.preventDefault(); return; }
       if (exchange) {
         exchange.dataset.again = "";
         ctx.request.action = `/c/${exchange.dataset.conversation}/regenerate`;
       }
-      setSending(newId());
+      setSending(ctx.request.body.getAll("model").map(newId)); // an answer for each model
       sender = ctx;
-      ctx.request.body.set("id", sending);
+      for (const id of sending) ctx.request.body.append("id", id);
       $("#notice").replaceChildren();
       following = true;
-    } else if (source === $("#stopper")) {
-      const answer = running(), id = answer ? answer.dataset.stream : sending;
-      if (!id) { event.preventDefault(); return; }
-      ctx.request.body.set("stream_id", id);
-      if (answer) ctx.request.body.set("shown", "1");
-      ctx.request.body.set("seen", answer ? frozenAt(answer) : "0"); // 0: none of it is on the page
+    } else if (source.matches(".pick")) {
+      ctx.request.action = `/c/${exchange.dataset.conversation}/pick`;
+    } else if (source.matches("#stopper, .stop-one")) {
+      const answers = source.id ? running() : [source.closest(".answer")];
+      if (!answers.length && !sending.length) { event.preventDefault(); return; }
+      for (const answer of answers) {
+        ctx.request.body.append("stream_id", answer.dataset.stream);
+        ctx.request.body.append("seen", frozenAt(answer));
+      }
+      if (answers.length) ctx.request.body.set("shown", "1");
+      for (const id of answers.length ? [] : sending) {
+        ctx.request.body.append("stream_id", id);
+        ctx.request.body.append("seen", "0"); // none of it is on the page
+      }
       $("#notice").replaceChildren(); // what an earlier press had to say
     }
   });
-  // The stream is asked for as soon as the server has begun it, while its place is still being made.
-  let early = null; // the request for the stream's beginning and where it went
+  // A stream is asked for as soon as the server has begun it, while its place is still being made.
+  const early = new Map(); // where it was asked for -> the response
   document.addEventListener("htmx:before:response", event => {
     const { ctx } = event.detail;
     if (ctx !== sender || ctx.response.status >= 400) return;
-    const url = `/streams/${sending}/page?after=0`;
-    early = { url, response: fetch(url, { headers: { "HX-Request": "true" } }) };
-    early.response.catch(() => {}); // told where it is used
+    for (const id of sending) {
+      const url = `/streams/${id}/page?after=0`, response = fetch(url, { headers: { "HX-Request": "true" } });
+      response.catch(() => {}); // told where it is used
+      early.set(url, response);
+    }
   });
   document.addEventListener("htmx:before:request", event => {
-    const { ctx } = event.detail;
-    if (!early || !ctx.sourceElement.matches(".feed") || !ctx.request.action.endsWith(early.url)) return;
-    const { response } = early;
+    const { ctx } = event.detail, response = early.get(ctx.request.action);
+    if (!response || !ctx.sourceElement.matches(".feed")) return;
     ctx.fetch = () => response;
-    early = null;
+    early.delete(ctx.request.action);
   });
-  const dropEarly = () => { // the place begins elsewhere, or there is none
-    early?.response.then(response => response.body.cancel(), () => {});
-    early = null;
+  const dropEarly = () => { // places that begin elsewhere, or that are not there
+    for (const response of early.values()) response.then(({ body }) => body.cancel(), () => {});
+    early.clear();
   };
   document.addEventListener("htmx:after:request", event => {
     const { ctx } = event.detail;
@@ -78,16 +88,16 @@
   });
   document.addEventListener("htmx:finally:request", event => {
     if (event.detail.ctx !== sender) return;
-    setSending(null);
+    setSending([]);
     sender = null;
     dropEarly();
   });
   document.addEventListener("htmx:error", event => {
     const source = event.detail.ctx?.sourceElement;
     if (!source || event.detail.error?.name === "AbortError") return;
-    if (source === $("#stopper")) notice("Stop could not reach the server. Press it again.");
+    if (source.matches("#stopper, .stop-one")) notice("Stop could not reach the server. Press it again.");
     else if (source.matches(".feed")) { lost(true); retryFeed(source); }
-    else notice("The server could not be reached. Your message is still here: try again.");
+    else if (source.matches("#composer, .regenerate, .pick")) notice("The server could not be reached. Your message is still here: try again.");
   });
 
   // --- Stop: the text stands still, a connection is freed, then the server is told ---------------
@@ -96,6 +106,7 @@
     const connection = connections.get(`feed-${answer.dataset.stream}`);
     const shown = connection?.shown || new URL($(".feed", answer).getAttribute("hx-sse:connect"), location).searchParams.get("after");
     frozen.set(answer.dataset.stream, shown || "0");
+    document.dispatchEvent(new Event("halt:still"));
     if (connection) { // a browser has six connections to a host, and Stop needs one
       connection.config.reconnect = false;
       connection.reader?.cancel();
@@ -103,9 +114,8 @@
     }
     return shown || "0";
   };
-  const stop = () => { if (running() || sending) $("#stopper").requestSubmit(); };
   document.addEventListener("keydown", event => {
-    if (event.key === "Escape" && !event.isComposing && (running() || sending)) { event.preventDefault(); stop(); }
+    if (event.key === "Escape" && !event.isComposing && busy()) { event.preventDefault(); $("#stopper").requestSubmit(); }
   });
 
   // --- the stream ---------------------------------------------------------------------------------
@@ -137,6 +147,8 @@
   const settle = answer => {
     lost(false); // it comes from the server
     const { state } = answer.dataset, exchange = answer.closest(".exchange");
+    const others = [...exchange.querySelectorAll(".answer")].filter(each => each !== answer);
+    if (state !== "running" && others.some(each => each.dataset.state === "running")) return; // the last one speaks
     if (state === "error") announce(`Error: ${$(".fault", answer)?.textContent ?? ""}`);
     else announce(SAID[state]);
     // A pressed button that has gone keeps the focus until the next frame; nobody else's is taken.
@@ -144,6 +156,7 @@
     if (state !== "running" && (focused === document.body || !focused?.checkVisibility())) prompt.focus({ preventScroll: true });
     if (state !== "withdrawn") return;
     if ("again" in exchange.dataset) { location.reload(); return; } // the earlier answer is there again
+    if (others.some(each => each.dataset.state !== "withdrawn")) return;
     if (!prompt.value) { prompt.value = $(".prompt .text", exchange).textContent; grow(); }
     exchange.remove();
     prompt.focus();
@@ -151,23 +164,28 @@
   new MutationObserver(changes => {
     for (const change of changes) for (const node of change.addedNodes) {
       if (node.nodeType !== Node.ELEMENT_NODE) continue;
-      if (node.matches(".answer")) settle(node);
-      else if (node.matches(".exchange")) settle($(".answer", node));
+      if (node.matches(".answer")) { unfold(node); settle(node); }
+      else if (node.matches(".exchange")) settle($('.answer[data-state="running"]', node) ?? $(".answer", node));
       else if (node.matches(".answer > .note")) { // in its feed's place: the server has lost it
         node.parentElement.dataset.state = "lost";
-        $(".thinking", node.parentElement)?.remove();
+        for (const waiting of node.parentElement.querySelectorAll(".thinking, .elapsed")) waiting.remove();
       }
     }
     if (following && look()) scrollToEnd();
   }).observe(messages, { childList: true, subtree: true });
 
-  // --- how long a silent model has been thinking --------------------------------------------------
+  // --- how long something has been going on ---------------------------------------------------------
   setInterval(() => {
-    const thinking = $(".thinking", running() ?? undefined);
-    if (!thinking) return;
-    thinking.since ??= performance.now() - 1000 * thinking.dataset.age;
-    $(".elapsed", thinking).textContent = ` ${Math.floor((performance.now() - thinking.since) / 1000)} s`;
+    for (const elapsed of document.querySelectorAll(".elapsed")) {
+      elapsed.since ??= performance.now() - 1000 * elapsed.dataset.age;
+      elapsed.textContent = ` ${Math.floor((performance.now() - elapsed.since) / 1000)} s`;
+    }
   }, 250);
+
+  // --- folds: one that the reader has opened stays open when its answer is replaced -----------------
+  const opened = new Set();
+  document.addEventListener("toggle", event => opened[event.target.open ? "add" : "delete"](event.target.id), true);
+  const unfold = answer => { for (const fold of answer.querySelectorAll(".fold")) fold.open = opened.has(fold.id); };
 
   // --- scrolling: along with the text, but only while the reader is at its end ---------------------
   let following = true, last = 0; // where the page stood when it was last looked at

@@ -221,6 +221,33 @@ def shape(reply: Reply, name: str = "llamacpp") -> None:
     reply.end()
 
 
+def think(reply: Reply, thoughts: int = 5, n: int = 5, seconds: float = inf) -> None:
+    """Reasoning, silence in the middle of it, more reasoning, then the answer."""
+    reply.tokens((f"thought{i} " for i in range(thoughts)), kind="reasoning_content")
+    reply.hold(seconds)
+    reply.tokens(["<b>at last</b>"], kind="reasoning_content")
+    reply.tokens(numbers(n))
+    reply.finish()
+
+
+@scenario
+def call(reply: Reply, seconds: float = 0.0, n: int = 3) -> None:
+    """Some text, and a tool call whose arguments come in pieces, with silence between them."""
+    reply.tokens(numbers(n))
+    for id_, name, arguments in [
+        ("call_1", "look_up", ""),
+        (None, None, '{"city": '),
+        (None, None, '"<i>Oslo</i>"}'),
+    ]:
+        function = {"name": name, "arguments": arguments} if name else {"arguments": arguments}
+        piece = {"index": 0, "function": function}
+        reply.chunk({"tool_calls": [piece | ({"id": id_, "type": "function"} if id_ else {})]})
+        reply.record.sent(1)
+        if arguments.endswith(": "):
+            reply.hold(seconds)
+    reply.finish("tool_calls")
+
+
 @scenario
 def length(reply: Reply, n: int = 20) -> None:
     """An answer cut by the token limit: finish_reason "length"."""

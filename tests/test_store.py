@@ -8,6 +8,7 @@ import pytest
 
 from halt.errors import StreamInUse
 from halt.events import Cancelled, Done, ErrorInfo, Failed
+from halt.folds import Fold
 from halt.metrics import Meter
 from halt.store import (
     BROKEN_NOTE,
@@ -333,3 +334,120 @@ def test_memory_is_counted_down_again() -> None:
     assert len(left) >= 5
     assert left == list(range(500 - len(left), 500))
     assert store._size == sum(c.size() for c in store._conversations.values()) <= 100_000
+
+
+# --- several models, one prompt ---------------------------------------------------------------------
+
+
+class Comparison(Chat):
+    """A conversation whose first prompt went to three models, with the streams a, b and c."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(store)
+        store.begin(self.name, self.owner, "Who?", "a", "m-a", [("b", "m-b"), ("c", "m-c")])
+
+    def all_end(self, **answers: str) -> None:
+        for stream_id, answer in answers.items():
+            self.ends(stream_id, answer, DONE if answer else STOPPED)
+
+    def streams(self) -> list[str]:
+        """The streams of the last exchange, the one that is gone on with first."""
+        return [each.stream_id for each in self.now().exchanges[-1].candidates]
+
+
+@pytest.fixture
+def three(store: MemoryStore) -> Comparison:
+    return Comparison(store)
+
+
+def test_a_comparison_is_open_until_its_last_answer_has_ended(three: Comparison) -> None:
+    """Each answer is written where it belongs, in whatever order they end."""
+    for stream_id in ("c", "a"):
+        three.ends(stream_id, f"I am {stream_id}.")
+        with pytest.raises(Busy):
+            three.ask("And?")
+    three.ends("b", "I am b.")
+    answers = [(e.asked, e.answer) for e in three.now().exchanges[0].candidates]
+    assert answers == [("m-a", "I am a."), ("m-b", "I am b."), ("m-c", "I am c.")]
+    three.ask("And?")
+
+
+def test_the_model_is_told_the_first_answer_that_there_is(three: Comparison) -> None:
+    """Of one that was stopped before any text nothing is told."""
+    three.all_end(a="", b="I am b.", c="I am c.")
+    three.ask("And?")
+    assert three.told() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
+
+
+def test_the_one_that_is_picked_goes_on_with_its_model(three: Comparison) -> None:
+    """The others stay beside it, and another can be picked as long as nothing more was said."""
+    three.all_end(a="I am a.", b="I am b.", c="I am c.")
+    for pick, streams in (("c", ["c", "a", "b"]), ("b", ["b", "c", "a"])):
+        found = three.store.pick(three.name, three.owner, pick)
+        assert three.streams() == streams
+        assert found.model == f"m-{pick}"
+    three.ask("And?")
+    assert three.told() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
+    with pytest.raises(UnknownConversation):
+        three.store.pick(three.name, three.owner, "a")
+
+
+def test_only_an_answer_of_a_finished_comparison_can_be_picked(
+    three: Comparison, store: MemoryStore
+) -> None:
+    """Not while one is written, not a stranger's, and not where there was no choice."""
+    with pytest.raises(Busy):
+        three.store.pick(three.name, three.owner, "a")
+    three.all_end(a="I am a.", b="I am b.", c="I am c.")
+    for owner, stream_id in (("bert", "a"), ("anna", "unknown")):
+        with pytest.raises(UnknownConversation):
+            three.store.pick(three.name, owner, stream_id)
+    single = Chat(store, "single")
+    single.says("One?", "One.")
+    with pytest.raises(UnknownConversation):
+        store.pick("single", "anna", "single-1")
+
+
+def test_a_comparison_of_which_nothing_was_seen_is_taken_back(three: Comparison) -> None:
+    """As a single answer is; one word of one model keeps it."""
+    three.all_end(a="", b="", c="")
+    assert three.exchanges() == []
+    store_with_one = Comparison(MemoryStore(ROOMY))
+    store_with_one.all_end(c="", b="Hm", a="")
+    assert store_with_one.streams() == ["a", "b", "c"]
+
+
+def test_asking_again_keeps_what_was_put_away(three: Comparison) -> None:
+    """A new try replaces the picked answer; withdrawn, it brings that back with all the others."""
+    three.all_end(a="I am a.", b="I am b.", c="I am c.")
+    three.store.pick(three.name, three.owner, "b")
+    again = three.again()
+    assert three.streams() == [again, "a", "c"]
+    three.ends(again, "", STOPPED)
+    assert three.streams() == ["b", "a", "c"]
+    again = three.again()
+    three.ends(again, "I am new.")
+    assert three.streams() == [again, "a", "c"]
+    assert three.told()[-1] == ("assistant", "I am new.")
+
+
+def test_no_stream_answers_twice(three: Comparison, store: MemoryStore) -> None:
+    """The IDs of a comparison are in use, each of them, and differ from one another."""
+    three.all_end(a="I am a.", b="I am b.", c="I am c.")
+    for taken in ("a", "c"):
+        with pytest.raises(StreamInUse):
+            store.begin(three.name, three.owner, "And?", taken)
+    with pytest.raises(StreamInUse):
+        store.begin("other", "anna", "And?", "x", "", [("x", "")])
+
+
+def test_folds_are_saved_counted_and_never_told(store: MemoryStore, chat: Chat) -> None:
+    """What a model thought is for the eye."""
+    stream_id = chat.ask("Why?")
+    before = chat.now().size()
+    fold = Fold(1, "thought", "done", text="secret thoughts " * 10, ms=5.0)
+    store.finish(chat.name, stream_id, "Because.", "m-1", DONE, (fold,))
+    assert chat.now().exchanges[0].folds == (fold,)
+    assert chat.now().size() >= before + fold.size()
+    chat.ask("And?")
+    assert "secret" not in str(chat.told())

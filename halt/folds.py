@@ -1,0 +1,182 @@
+"""What an answer brings beside its text: thoughts and tool calls, each a fold of the page.
+
+`FoldStream` takes a run's events one by one and tells what they change, as `BlockStream` does for
+the text. What it keeps is bounded: what is beyond FOLDS_MAX or FOLDED_MAX is neither shown nor
+saved, and the last fold says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from halt.events import Content, Event, Reasoning, ToolCall, ToolCallDelta, ToolResult
+
+FOLDS_MAX = 100  # folds of one answer
+FOLDED_MAX = 200_000  # characters in all folds of one answer
+CUT = "\n[cut off here]"
+
+#: `running` until it ends. `called`: a tool that was asked for and gave no result here.
+State = Literal["running", "done", "failed", "called"]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A thought, or a tool call with its result."""
+
+    number: int  # of the event that began it
+    kind: Literal["thought", "tool"]
+    state: State = "running"
+    name: str = ""  # of the tool
+    text: str = ""  # the thought, or the call's arguments
+    result: str = ""
+    began: float = 0.0  # on the clock of `halt.metrics.now`
+    ms: float | None = None  # how long it took, None where that is not known
+
+    def size(self) -> int:
+        """Characters."""
+        return len(self.name) + len(self.text) + len(self.result)
+
+
+@dataclass(frozen=True)
+class FoldPatch:
+    """What a page that shows everything before must do to show the folds so far."""
+
+    fresh: list[Fold] = field(default_factory=list)  # to be added after the others
+    added: list[tuple[int, str]] = field(default_factory=list)  # text for a fold that is there
+    changed: list[Fold] = field(default_factory=list)  # another state or name, or a result
+
+
+class _Growing:
+    """A fold that more may be added to."""
+
+    def __init__(self, number: int, kind: Literal["thought", "tool"], began: float) -> None:
+        self.number = number
+        self.kind = kind
+        self.began = began
+        self.state: State = "running"
+        self.id = ""  # the tool call's
+        self.name = ""
+        self.pieces: list[str] = []
+        self.result = ""
+        self.ms: float | None = None
+
+    def fold(self) -> Fold:
+        text = "".join(self.pieces)
+        return Fold(
+            self.number, self.kind, self.state, self.name, text, self.result, self.began, self.ms
+        )
+
+
+class FoldStream:
+    """The folds of one answer, event by event."""
+
+    def __init__(self) -> None:
+        self._all: list[_Growing] = []
+        self._left = FOLDED_MAX
+        self._thought: _Growing | None = None
+        self._writing: dict[int, _Growing] = {}  # calls whose arguments come in, by their index
+        self._called: dict[str, _Growing] = {}  # calls without a result, by their ID
+        # What the next patch tells.
+        self._fresh: list[_Growing] = []
+        self._added: dict[int, list[str]] = {}
+        self._changed: list[_Growing] = []
+
+    def feed(self, number: int, event: Event, at: float) -> None:
+        """Take an event: its number in the log, and when it came."""
+        if isinstance(event, Reasoning):
+            if self._thought is None:
+                self._thought = self._open(number, "thought", at)
+            self._write(self._thought, event.text)
+            return
+        self._end_thought(at)
+        if isinstance(event, Content):
+            return
+        if isinstance(event, ToolCallDelta):
+            call = self._writing.get(event.index)
+            if call is None and (call := self._open(number, "tool", at)) is not None:
+                self._writing[event.index] = call
+            self._tell(call, event.id, event.name)
+            self._write(call, event.arguments)
+        elif isinstance(event, ToolCall):
+            self._call(number, event, at)
+        elif isinstance(event, ToolResult):
+            done = self._called.pop(event.id, None) or self._open(number, "tool", at)
+            self._tell(done, event.id, event.name)
+            if done is not None:
+                done.state = "done" if event.ok else "failed"
+                done.result = self._bounded(event.result)
+                done.ms = event.duration_ms
+                self._changed.append(done)
+
+    def patch(self) -> FoldPatch:
+        """What has changed since the last patch."""
+        if not (self._fresh or self._added or self._changed):
+            return FoldPatch()
+        new = {each.number for each in self._fresh}
+        changed = {each.number: each for each in self._changed if each.number not in new}
+        patch = FoldPatch(
+            [each.fold() for each in self._fresh],
+            [(n, "".join(pieces)) for n, pieces in self._added.items() if n not in new],
+            [each.fold() for each in changed.values()],
+        )
+        self._fresh, self._added, self._changed = [], {}, []
+        return patch
+
+    def folds(self) -> tuple[Fold, ...]:
+        """All of them as they are now."""
+        return tuple(each.fold() for each in self._all)
+
+    def ended(self, at: float) -> tuple[Fold, ...]:
+        """All of them when the answer has ended: nothing is under way any more."""
+        self._end_thought(at)
+        for each in self._all:
+            if each.state == "running":
+                each.state = "called"
+        return self.folds()
+
+    def _call(self, number: int, event: ToolCall, at: float) -> None:
+        """A call is complete: its pieces, if it came in pieces, are written."""
+        index = next((i for i, each in self._writing.items() if each.id == event.id), None)
+        if index is None:
+            call = self._open(number, "tool", at)
+            self._write(call, event.arguments)
+        else:
+            call = self._writing.pop(index)
+        self._tell(call, event.id, event.name)
+        if call is not None:
+            self._called[event.id] = call
+
+    def _open(self, number: int, kind: Literal["thought", "tool"], at: float) -> _Growing | None:
+        if len(self._all) >= FOLDS_MAX:
+            return None
+        fold = _Growing(number, kind, at)
+        self._all.append(fold)
+        self._fresh.append(fold)
+        return fold
+
+    def _tell(self, call: _Growing | None, id_: str, name: str) -> None:
+        if call is not None:
+            call.id = id_
+            if name and name != call.name:
+                call.name = name
+                self._changed.append(call)
+
+    def _write(self, fold: _Growing | None, text: str) -> None:
+        if fold is not None and (piece := self._bounded(text)):
+            fold.pieces.append(piece)
+            self._added.setdefault(fold.number, []).append(piece)
+
+    def _bounded(self, text: str) -> str:
+        """As much of the text as there is room for."""
+        if not text or self._left < 0:
+            return ""
+        piece, self._left = text[: self._left], self._left - len(text)
+        return piece if self._left >= 0 else piece + CUT
+
+    def _end_thought(self, at: float) -> None:
+        if (thought := self._thought) is not None:
+            thought.state = "done"
+            thought.ms = round((at - thought.began) * 1000, 1)
+            self._changed.append(thought)
+            self._thought = None

@@ -1,0 +1,288 @@
+"""One prompt to several models: side by side, each with its own Stop, and one is gone on with."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Locator, expect
+
+from tests.browser.chat import Chat, numbers
+from tests.browser.conftest import OpenChat
+from tests.browser.test_models import choose
+from tests.browser.test_stop import Held
+from tests.conftest import HaltServer, StartHalt, eventually, new_id
+from tests.fake_openai import FakeOpenAI, Record
+
+SEEN_WITHIN = 5.0  # seconds for the provider to see the close
+
+
+def compare(chat: Chat, *models: str) -> str:
+    """Ask these models at the same time; returns what was said."""
+    choose(chat, models[0])
+    for n, model in enumerate(models[1:], 2):
+        chat.page.get_by_role("button", name="Compare", exact=True).click()
+        chat.page.get_by_role("combobox", name=f"Model {n}").select_option(model)
+    chat.said = f"Compare {new_id()}"
+    chat.say(chat.said)
+    return chat.said
+
+
+def columns(chat: Chat) -> Locator:
+    """The answers side by side."""
+    return chat.page.locator(".exchange:last-child .columns .answer")
+
+
+def column(chat: Chat, model: str) -> Locator:
+    """The answer of one model."""
+    return columns(chat).and_(chat.page.locator(f'[data-model="{model}"]'))
+
+
+def request_of(chat: Chat, model: str) -> Record:
+    """The request that this model's provider got."""
+    found: list[Record] = []
+
+    def is_there() -> bool:
+        found[:] = [
+            each
+            for each in chat.fake.requests
+            if isinstance(each.body, dict)
+            and each.body.get("model") == model
+            and chat.said in str(each.body)
+        ]
+        return bool(found)
+
+    eventually(is_there)
+    return found[0]
+
+
+def add(chat: Chat, *models: str) -> None:
+    """Put scenarios with arguments among the models that can be chosen."""
+    choose(chat, "echo")  # the list is there
+    for each in models:
+        chat.page.locator("#model").evaluate("(e, name) => e.add(new Option(name, name))", each)
+
+
+def test_answers_stand_side_by_side_each_with_its_figures(chat: Chat) -> None:
+    """Each model has its column in the order of choosing; a reload changes nothing."""
+    opened: list[str] = []
+    chat.page.on("request", lambda r: opened.append(r.url) if "/streams/" in r.url else None)
+    compare(chat, "count", "length", "markdown")
+    for _ in range(2):
+        expect(columns(chat)).to_have_count(3)
+        for model in ("count", "length", "markdown"):
+            expect(column(chat, model)).to_have_attribute("data-state", "done")
+            expect(column(chat, model).locator(".figures")).to_contain_text(model)
+            expect(column(chat, model).locator(".name")).to_have_text(model)
+        expect(columns(chat).locator(".name")).to_have_text(["count", "length", "markdown"])
+        tops = {box["y"] for each in columns(chat).all() if (box := each.bounding_box())}
+        assert len(tops) == 1, "not beside each other"
+        assert len(opened) == len(set(opened)) >= 3, "a stream was asked for twice"
+        chat.reload()
+
+
+def test_four_columns_stream_at_once_and_one_stop_ends_all(chat: Chat) -> None:
+    """With four streams open, Stop still finds a connection; each keeps what it had shown."""
+    models = [f"count?n={100_000 + n}&gap_ms=15" for n in range(4)]
+    add(chat, *models)
+    compare(chat, *models)
+    expect(chat.page.get_by_role("button", name="Compare", exact=True)).to_be_hidden()
+    for model in models:
+        expect(column(chat, model).locator("> .text")).to_contain_text("20 21 22")
+    chat.page.keyboard.press("Escape")
+    texts = []
+    for model in models:
+        expect(column(chat, model)).to_have_attribute("data-state", "stopped")
+        assert request_of(chat, model).closed.wait(SEEN_WITHIN)
+        texts.append((column(chat, model).locator("> .text").text_content() or "").strip())
+    expect(chat.send).to_be_visible()
+    chat.reload()
+    for model, text in zip(models, texts, strict=True):
+        assert (column(chat, model).locator("> .text").text_content() or "").strip() == text
+        assert text == numbers(len(text.split()))
+
+
+def test_each_column_has_a_stop_of_its_own(chat: Chat) -> None:
+    """It ends this answer alone; the others go on, also after a reload in their middle."""
+    add(chat, "count?n=100000&gap_ms=15", "stall?n=20&rest=20")
+    compare(chat, "count?n=100000&gap_ms=15", "stall?n=20&rest=20")
+    endless, other = column(chat, "count?n=100000&gap_ms=15"), column(chat, "stall?n=20&rest=20")
+    expect(endless.locator("> .text")).to_contain_text("20 21")
+    expect(other.locator("> .text")).to_contain_text("18 19")
+    chat.reload()
+    expect(endless.locator("> .text")).to_contain_text("60 61")
+    endless.get_by_role("button", name="Stop").click()
+    expect(endless).to_have_attribute("data-state", "stopped")
+    assert request_of(chat, "count?n=100000&gap_ms=15").closed.wait(SEEN_WITHIN)
+    expect(other).to_have_attribute("data-state", "running")
+    expect(chat.stop).to_be_visible()
+    request_of(chat, "stall?n=20&rest=20").release()
+    expect(other).to_have_attribute("data-state", "done")
+    expect(other.locator("> .text")).to_have_text(numbers(40) + " ")
+    expect(chat.send).to_be_visible()
+
+
+def test_the_conversation_goes_on_with_the_answer_that_is_picked(chat: Chat) -> None:
+    """It takes its place, its model is asked next and told it alone; the others are put away."""
+    first = compare(chat, "length", "count")
+    expect(column(chat, "count").locator(".pick")).to_be_visible()
+    expect(column(chat, "length")).to_have_attribute("data-state", "done")
+    column(chat, "count").get_by_role("button", name="Go on with this").click()
+    expect(columns(chat)).to_have_count(1)
+    expect(columns(chat)).to_be_hidden()
+    for _ in range(2):
+        answer = chat.page.locator(".exchange > .answer")
+        expect(answer).to_have_count(1)
+        expect(answer).to_have_attribute("data-model", "count")
+        expect(chat.page.locator(".others > summary")).to_have_text("The other answer")
+        expect(chat.page.locator(".choices select")).to_have_count(1)
+        expect(chat.page.locator("#model")).to_have_value("count")
+        expect(chat.page.locator("#model option[value=length]")).to_have_count(1)
+        chat.reload()
+    chat.said = f"And then? {new_id()}"
+    chat.say(chat.said)
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_state("done")
+    body = chat.record().body
+    assert body["model"] == "count"
+    told = [(m["role"], m["content"].strip()) for m in body["messages"]]
+    assert told == [("user", first), ("assistant", numbers(100)), ("user", chat.said)]
+
+
+def test_without_a_pick_it_goes_on_with_the_first_as_the_page_says(chat: Chat) -> None:
+    """Nobody is held up: the hint says what happens, and it happens."""
+    first = compare(chat, "length", "count")
+    for model in ("length", "count"):
+        expect(column(chat, model)).to_have_attribute("data-state", "done")
+    expect(chat.page.locator(".hint")).to_contain_text("goes on with the first answer")
+    chat.page.get_by_role("button", name="Compare without this model").click()
+    chat.said = f"And then? {new_id()}"
+    chat.say(chat.said)
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_state("done")
+    told = [(m["role"], m["content"].strip()) for m in chat.record().body["messages"]]
+    assert told == [("user", first), ("assistant", numbers(20)), ("user", chat.said)]
+    chat.reload()
+    expect(chat.page.locator(".exchange:first-child > .answer")).to_have_attribute("data-model", "length")  # fmt: skip
+    expect(chat.page.locator(".others .answer")).to_have_attribute("data-model", "count")
+
+
+def test_picking_ends_the_answers_that_are_still_written(chat: Chat) -> None:
+    """Whoever has chosen wants no more of the others."""
+    add(chat, "count?n=100000&gap_ms=15")
+    compare(chat, "length", "count?n=100000&gap_ms=15")
+    expect(columns(chat).nth(1).locator("> .text")).to_contain_text("10 11")
+    column(chat, "length").get_by_role("button", name="Go on with this").click()
+    expect(chat.page.locator(".exchange > .answer")).to_have_attribute("data-model", "length")
+    assert request_of(chat, "count?n=100000&gap_ms=15").closed.wait(SEEN_WITHIN)
+    expect(chat.send).to_be_visible()
+
+
+def test_stop_before_any_text_gives_the_prompt_back_once(chat: Chat) -> None:
+    """Of several silent models nothing stays; of some, those that spoke stay."""
+    said = compare(chat, "silent_first_token", "silent_headers")
+    for model in ("silent_first_token", "silent_headers"):
+        request_of(chat, model)
+    expect(columns(chat)).to_have_count(2)
+    chat.page.keyboard.press("Escape")
+    expect(chat.prompt).to_have_value(said)
+    assert chat.exchanges() == 0
+    chat.page.locator("#model").select_option("count")
+    chat.said = f"Compare {new_id()}"
+    chat.say(chat.said)
+    expect(column(chat, "count")).to_have_attribute("data-state", "done")
+    request_of(chat, "silent_headers")
+    chat.stop.click()
+    expect(column(chat, "silent_headers")).to_have_attribute("data-state", "withdrawn")
+    for _ in range(2):
+        expect(column(chat, "silent_headers").locator(".badge")).to_have_text("Stopped")
+        expect(column(chat, "count").locator("> .text")).to_contain_text("98 99")
+        chat.reload()
+
+
+def test_a_model_that_fails_leaves_the_others_alone(chat: Chat) -> None:
+    """Its column says why; the conversation goes on with one that answered."""
+    compare(chat, "401", "count")
+    expect(column(chat, "401").locator(".fault")).to_contain_text("did not accept the API key")
+    expect(column(chat, "count")).to_have_attribute("data-state", "done")
+    chat.page.get_by_role("button", name="Compare without this model").click()
+    choose(chat, "echo")
+    chat.said = f"And then? {new_id()}"
+    chat.say(chat.said)
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_state("done")
+    assert [m["role"] for m in chat.record().body["messages"]] == ["user", "assistant", "user"]
+    assert chat.record().body["messages"][1]["content"].strip() == numbers(100)
+
+
+def test_all_are_asked_or_none(
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """Without room for each of them the prompt stays where it is, and nothing runs on."""
+    chat = open_chat(start_halt(fake, HALT_MAX_STREAMS=1), fake)
+    chat.forgives = "503"
+    said = compare(chat, "silent_headers", "count")
+    expect(chat.page.locator("#notice")).to_contain_text("places for streams are taken")
+    expect(chat.prompt).to_have_value(said)
+    assert chat.exchanges() == 0
+    expect(chat.send).to_be_visible()
+    eventually(lambda: not chat.server.client().get("/healthz").json["open_streams"])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_columns_fit_a_phone(
+    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, scheme: str
+) -> None:
+    """They are scrolled within their own row, the page itself stays as wide as the screen."""
+    size = {"width": 360, "height": 640}
+    chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, color_scheme=scheme)
+    compare(chat, "markdown", "count", "think")
+    expect(column(chat, "markdown")).to_have_attribute("data-state", "done")
+    expect(column(chat, "think").locator(".fold")).to_be_attached()
+    expect(columns(chat)).to_have_count(3)
+    wide = "(p => p.scrollWidth - p.offsetWidth)(document.scrollingElement)"
+    assert chat.page.evaluate(wide) == 0
+    row = chat.page.locator(".exchange:last-child .columns")
+    assert row.evaluate("e => e.scrollWidth > 2 * e.clientWidth")
+    for each in (chat.prompt, chat.stop):
+        expect(each).to_be_in_viewport(ratio=1)
+    low = {name: round(c, 2) for name, c in chat.contrasts().items() if c < 4.5}
+    assert low == {}
+    assert row.evaluate("e => e.scrollLeft") == 0
+    chat.stop.click()
+    expect(chat.send).to_be_visible()
+    chat.frames()
+    assert row.evaluate("e => e.scrollLeft") == 0, "what is read has moved away"
+
+
+def test_stop_before_the_request_reaches_the_server_stops_all(chat: Chat) -> None:
+    """Pressed at once, with the request still on its way: no model is asked, the prompt is back."""
+    held = Held(chat, "**/messages")
+    said = compare(chat, "count", "markdown", "echo")
+    held.wait()
+    with chat.page.expect_response("**/stop") as pressed:
+        chat.page.keyboard.press("Escape")
+    assert pressed.value.ok
+    held.let_go()
+    expect(chat.prompt).to_have_value(said)
+    expect(chat.send).to_be_visible()
+    assert chat.exchanges() == 0
+    chat.reload()
+    assert chat.exchanges() == 0
+    assert not [r for r in chat.fake.requests if said in str(r.body)]
+
+
+def test_columns_are_announced_once(chat: Chat) -> None:
+    """A screen reader is told when all have begun and when the last one has ended."""
+    chat.page.evaluate(
+        """() => {
+          const announcer = document.querySelector('#announcer');
+          window.told = [];
+          new MutationObserver(() => told.push(announcer.textContent)).observe(announcer, { childList: true });
+        }"""
+    )
+    compare(chat, "count", "stall", "length")
+    for model in ("count", "length"):
+        expect(column(chat, model)).to_have_attribute("data-state", "done")
+    request_of(chat, "stall").release()
+    expect(column(chat, "stall")).to_have_attribute("data-state", "done")
+    chat.frames()
+    assert chat.page.evaluate("told") == ["The answer has started.", "The answer is complete."]

@@ -1,0 +1,101 @@
+"""What a model thinks and which tools it calls: in folds beside the answer, with their time."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import Locator, expect
+
+from tests.browser.chat import Chat, numbers
+
+
+def folds(chat: Chat) -> Locator:
+    """The folds of the last answer."""
+    return chat.answer.locator(".fold")
+
+
+def test_a_thought_streams_into_a_closed_fold_with_its_time(chat: Chat) -> None:
+    """It counts seconds while the model thinks, then says how long; the answer holds none of it."""
+    chat.ask("think?thoughts=5&n=5&gap_ms=2")
+    summary = folds(chat).locator("summary")
+    expect(summary).to_have_text(re.compile(r"Thinking… \d+ s"))
+    expect(chat.answer.locator(".thinking")).to_be_hidden()
+    text = folds(chat).locator(".folded")
+    expect(text).to_be_hidden()
+    summary.click()
+    expect(text).to_be_visible()
+    expect(text).to_contain_text("thought0 thought1 thought2 thought3 thought4")
+    chat.record().release()
+    chat.wait_state("done")
+    expect(summary).to_have_text(re.compile(r"^Thought for [\d.]+ m?s$"))
+    expect(text).to_be_visible()  # what was opened stays open
+    expect(text).to_contain_text("thought4 <b>at last</b>")  # text, never markup
+    assert chat.shown() == numbers(5)
+    chat.reload()
+    expect(summary).to_have_text(re.compile(r"^Thought for [\d.]+ m?s$"))
+    expect(text).to_be_hidden()
+    expect(text).to_have_text("thought0 thought1 thought2 thought3 thought4 <b>at last</b>")
+
+
+def test_a_thought_survives_a_reload_in_its_middle(chat: Chat) -> None:
+    """What was thought is there again, the seconds go on, and what comes is added once."""
+    chat.ask("think?thoughts=3&n=2")
+    expect(folds(chat).locator(".folded")).to_have_text("thought0 thought1 thought2 ")
+    chat.reload()
+    expect(folds(chat).locator("summary")).to_have_text(re.compile(r"Thinking… \d+ s"))
+    expect(folds(chat).locator(".folded")).to_have_text("thought0 thought1 thought2 ")
+    chat.record().release()
+    chat.wait_state("done")
+    expect(folds(chat)).to_have_count(1)
+    expect(folds(chat).locator(".folded")).to_have_text("thought0 thought1 thought2 <b>at last</b>")
+
+
+def test_thoughts_are_not_told_to_the_model(chat: Chat) -> None:
+    """The next request holds what was said, not what was thought."""
+    chat.ask("think?seconds=0&n=2")
+    chat.wait_state("done")
+    chat.ask("count?n=1")
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_state("done")
+    told = chat.record().body["messages"]
+    assert [m["content"].strip() for m in told[1:2]] == ["0 1"]
+    assert "thought" not in str(told)
+
+
+def test_a_tool_call_is_shown_as_it_forms(chat: Chat) -> None:
+    """Its name at once, its arguments as they come, as text; also after a reload in between."""
+    chat.ask("call?seconds=60")
+    label, arguments = folds(chat).locator(".label"), folds(chat).locator(".folded")
+    for _ in range(2):
+        expect(label).to_have_text("Calling look_up…")
+        expect(arguments).to_have_text('{"city": ')
+        chat.reload()
+    chat.record().release()
+    chat.wait_state("done")
+    for _ in range(2):
+        expect(label).to_have_text("Called look_up")
+        expect(arguments).to_have_text('{"city": "<i>Oslo</i>"}')
+        expect(folds(chat)).to_have_count(1)
+        chat.reload()
+
+
+def test_stop_while_the_model_thinks_gives_the_prompt_back(chat: Chat) -> None:
+    """Nothing was answered yet, so nothing stays."""
+    said = chat.ask("think?n=2")
+    expect(folds(chat).locator(".folded")).to_contain_text("thought4")
+    chat.stop.click()
+    expect(chat.prompt).to_have_value(said)
+    assert chat.exchanges() == 0
+
+
+def test_folds_are_used_by_keyboard(chat: Chat) -> None:
+    """A fold is reached with Tab and opened with Enter; the focus stays on it at the end."""
+    chat.ask("think?thoughts=3&n=2")
+    summary = folds(chat).locator("summary")
+    summary.focus()
+    summary.press("Enter")
+    expect(folds(chat).locator(".folded")).to_be_visible()
+    chat.record().release()
+    chat.wait_state("done")
+    expect(folds(chat).locator(".folded")).to_be_visible()
+    expect(summary).to_be_focused()

@@ -1,0 +1,101 @@
+"""Choosing the model that answers: from what the provider offers, remembered where it belongs."""
+
+from __future__ import annotations
+
+from playwright.sync_api import Locator, expect
+
+from tests.browser.chat import Chat
+from tests.browser.conftest import OpenChat
+from tests.conftest import StartHalt
+from tests.fake_openai import FakeOpenAI
+
+
+def picker(chat: Chat) -> Locator:
+    """The field in which a model is chosen."""
+    return chat.page.get_by_role("combobox", name="Model", exact=True)
+
+
+def choose(chat: Chat, model: str) -> None:
+    """Choose a model when the list is there."""
+    expect(picker(chat).locator(f'option[value="{model}"]')).to_have_count(1)
+    picker(chat).select_option(model)
+
+
+def test_the_list_is_the_providers_and_the_choice_is_sent(chat: Chat) -> None:
+    """The default stands first; the chosen model is asked, and named under its answer."""
+    expect(picker(chat).locator('option[value="count"]')).to_have_count(1)
+    expect(picker(chat).locator("option").first).to_contain_text("Default")
+    expect(picker(chat)).to_have_value("")
+    choose(chat, "markdown")
+    chat.said = "Hello, markdown."
+    chat.say(chat.said)
+    chat.wait_state("done")
+    assert chat.record().body["model"] == "markdown"
+    expect(chat.text.locator("h1")).to_have_text("A fixed answer")
+    expect(chat.answer.locator(".figures")).to_contain_text("markdown")
+
+
+def test_the_choice_belongs_to_the_conversation_and_to_the_next_new_chat(chat: Chat) -> None:
+    """A reload keeps it; a new chat begins with it; the older conversation keeps its own."""
+    choose(chat, "length")
+    chat.say("One.")
+    chat.wait_state("done")
+    first = chat.page.url
+    chat.reload()
+    expect(picker(chat)).to_have_value("length")
+    chat.page.get_by_role("link", name="New chat").click()
+    expect(chat.page.locator(".exchange")).to_have_count(0)
+    expect(picker(chat)).to_have_value("length")
+    choose(chat, "no_usage")
+    chat.say("Two.")
+    chat.wait_state("done")
+    chat.page.goto(first)
+    expect(picker(chat)).to_have_value("length")
+
+
+def test_regenerate_asks_the_model_that_is_chosen_now(chat: Chat) -> None:
+    """Another model may do better with the same prompt."""
+    choose(chat, "echo")
+    chat.said = "Say it again."
+    chat.say(chat.said)
+    chat.wait_text("Say it again.")
+    chat.wait_state("done")
+    choose(chat, "no_usage")
+    chat.button("Regenerate").click()
+    chat.wait_text("18 19")
+    chat.wait_state("done")
+    assert chat.record(1).body["model"] == "no_usage"
+    chat.reload()
+    expect(picker(chat)).to_have_value("no_usage")
+
+
+def test_a_silent_provider_delays_nothing(
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """Its list never comes: the page is there, the default can be asked, and answers."""
+    with FakeOpenAI.unaccepting() as address:
+        chat = open_chat(start_halt(address, HALT_MODEL="count", HALT_CONNECT_TIMEOUT=60), fake)
+        expect(picker(chat).locator("option")).to_have_text(["Default: count"])
+        expect(chat.prompt).to_be_focused()
+        with chat.page.expect_response(lambda r: "/models?" in r.url) as listed:
+            chat.reload()
+        assert listed.value.ok
+        expect(picker(chat).locator("option")).to_have_text(["Default: count"])
+
+
+def test_a_model_that_is_no_longer_offered_gives_way_to_the_default(chat: Chat) -> None:
+    """What was remembered may be gone."""
+    chat.page.evaluate("localStorage.setItem('halt.model', 'retired-1')")
+    chat.page.goto(chat.server.url)
+    expect(picker(chat).locator('option[value="count"]')).to_have_count(1)
+    expect(picker(chat)).to_have_value("")
+
+
+def test_a_name_that_is_none_is_refused(chat: Chat) -> None:
+    """By the server, with the field at fault; nothing is asked."""
+    chat.forgives = "400"
+    picker(chat).evaluate("e => e.add(new Option('bad', 'x'.repeat(300), true, true))")
+    chat.say("Hello?")
+    expect(chat.page.locator("#notice")).to_contain_text("model must be a name")
+    expect(chat.prompt).to_have_value("Hello?")
+    assert chat.exchanges() == 0

@@ -1,0 +1,49 @@
+"""How far an answer is: an estimate, said to be one."""
+
+from __future__ import annotations
+
+from playwright.sync_api import expect
+
+from tests.browser.chat import numbers
+from tests.browser.conftest import OpenChat
+from tests.conftest import StartHalt
+from tests.fake_openai import FakeOpenAI
+
+
+def test_progress_is_estimated_from_the_answers_before(
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """Nothing is claimed of a new model; then a bar that never goes back and never is full."""
+    chat = open_chat(start_halt(fake), fake)
+    bar = chat.answer.locator("progress")
+    for n in range(3):
+        chat.ask("stall?n=20&rest=30")
+        expect(chat.page.locator(".exchange")).to_have_count(n + 1)
+        chat.wait_text("18 19")
+        expect(bar).to_have_count(0)
+        chat.record().release()
+        chat.wait_state("done")
+    chat.ask("stall?n=20&rest=130&gap_ms=2")
+    expect(bar).to_have_attribute("value", "40")
+    expect(chat.answer.locator(".progress")).to_contain_text("about 40 %")
+    expect(bar).to_have_accessible_name("Progress, estimated")
+    chat.reload()
+    expect(bar).to_have_attribute("value", "40")
+    chat.page.evaluate(
+        """() => {
+          window.bars = [];
+          const look = () => {
+            const bar = document.querySelector('.answer[data-state="running"] progress');
+            if (bar && bars.at(-1) !== bar.value) bars.push(bar.value);
+            requestAnimationFrame(look);
+          };
+          look();
+        }"""
+    )
+    chat.record().release()
+    chat.wait_state("done")
+    expect(bar).to_have_count(0)
+    bars = chat.page.evaluate("bars")
+    assert bars == sorted(bars)
+    assert 40 <= bars[0] < bars[-1] < 100
+    assert chat.shown() == numbers(150)

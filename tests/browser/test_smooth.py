@@ -1,0 +1,80 @@
+"""Text that comes in bursts is shown evenly, without being any less true to what was seen."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.chat import Chat
+from tests.browser.conftest import OpenChat
+from tests.conftest import HaltServer
+from tests.fake_openai import FakeOpenAI
+
+BURSTS = "count?n=300&gap_ms=8&burst=30"
+
+#: In each frame: how many characters are there without ink, and how long the oldest has been.
+WATCH = """() => {
+  window.frames = [];
+  const look = () => {
+    const text = document.querySelector('.answer[data-state="running"] > .text');
+    const hidden = [...(CSS.highlights.get('unread') ?? [])].map(range => range.toString().length);
+    if (text) frames.push([text.textContent.length, hidden.reduce((a, b) => a + b, 0), performance.now()]);
+    requestAnimationFrame(look);
+  };
+  look();
+}"""
+
+
+def test_bursts_are_spread_over_the_time_between_them(chat: Chat) -> None:
+    """Ink comes in many small steps, and never later than a quarter of a second after the text."""
+    chat.page.evaluate(WATCH)
+    chat.ask(BURSTS)
+    chat.wait_state("done")
+    frames = chat.page.evaluate("frames")
+    inked = [there - hidden for there, hidden, _ in frames]
+    bursts = sum(1 for (a, *_), (b, *_) in pairwise(frames) if b > a)
+    steps = sum(1 for a, b in pairwise(inked) if b > a)
+    assert steps > bursts, (steps, bursts)
+    for there, _, at in frames:
+        later = [ink for ink, (_, _, when) in zip(inked, frames, strict=True) if when > at + 250]
+        # The first frame that late may have been long in coming, and shows what was true before it.
+        assert len(later) < 2 or later[1] >= there
+    assert chat.page.evaluate("CSS.highlights.get('unread').size") == 0
+
+
+def test_stop_shows_everything_that_is_there(chat: Chat) -> None:
+    """What has ink a frame after the press is what is kept, to the last letter."""
+    chat.ask(BURSTS.replace("300", "100000"))
+    chat.wait_text("100 101")
+    chat.page.evaluate(
+        """() => document.querySelector('#stop').addEventListener('click', () => requestAnimationFrame(() => {
+          window.still = document.querySelector('.answer > .text').textContent.trim();
+          window.unread = CSS.highlights.get('unread').size;
+        }))"""
+    )
+    chat.stop.click()
+    chat.wait_state("stopped")
+    assert chat.page.evaluate("unread") == 0
+    assert chat.page.evaluate("still") == chat.shown()
+    chat.reload()
+    assert chat.page.evaluate("document.querySelector('.answer > .text').textContent.trim()") == chat.shown()  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["switch", "reduced motion"])
+def test_it_can_be_done_without(
+    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, how: str
+) -> None:
+    """By a switch that is remembered, and for those who want no motion."""
+    options = {"reduced_motion": "reduce"} if how == "reduced motion" else {}
+    chat = open_chat(halt, shared_fake, **options)
+    if how == "switch":
+        chat.page.get_by_text("Display").click()
+        chat.page.get_by_label("Even out text that comes in bursts").uncheck()
+        chat.reload()
+        expect(chat.page.locator("#smooth")).not_to_be_checked()
+    chat.page.evaluate(WATCH)
+    chat.ask(BURSTS)
+    chat.wait_state("done")
+    assert not any(hidden for _, hidden, _ in chat.page.evaluate("frames"))

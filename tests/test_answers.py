@@ -1,0 +1,224 @@
+"""What the page is sent of an answer: pieces once each, whole at the end, hostile text as text."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jinja2 import Environment, FileSystemLoader, Template
+
+from halt import folds
+from halt.answers import AnswerView, PageWriter, ended_folds, exchange_view, view
+from halt.chat import ChatRequest, Part
+from halt.config import Config
+from halt.errors import UpstreamError
+from halt.events import Content, Delta, Reasoning, ToolCall, ToolCallDelta, is_terminal
+from halt.lengths import Lengths
+from halt.run import Run
+from halt.store import Exchange
+from halt.tools import Toolbox
+from tests.scripted import HI, Scripted, ScriptedReply
+
+TEMPLATES = Path(__file__).parent.parent / "templates"
+HOSTILE = "<img src=x onerror=alert(1)> </div><hx-partial>"
+
+
+def ask(city: str) -> str:
+    """How warm it is."""
+    if city == "Atlantis":
+        raise ValueError(HOSTILE)
+    return f"12 degrees in {city} {HOSTILE}"
+
+
+def call(city: str, id_: str = "c1") -> list[Delta]:
+    """A tool call as a provider sends it: in pieces, then whole."""
+    arguments = f'{{"city": "{city}"}}'
+    return [
+        ToolCallDelta(0, id_, "ask", ""),
+        ToolCallDelta(0, id_, "ask", arguments[:6]),
+        ToolCallDelta(0, id_, "ask", arguments[6:]),
+        ToolCall(id_, "ask", arguments),
+    ]
+
+
+@pytest.fixture
+def template() -> Template:
+    found = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return found.get_template("answer.html")
+
+
+Played = Callable[..., Run]
+
+
+def spawn(run: Run, body: Callable[[], None]) -> bool:
+    """What a run wants done beside its readers is done at once."""
+    body()
+    return True
+
+
+@pytest.fixture
+def played() -> Iterator[Played]:
+    """Runs that are over: each list of events is one round of the model's."""
+    upstreams = []
+
+    def play(*rounds: list[Delta], stop_at: int | None = None, **settings: Any) -> Run:
+        replies = []
+        for number, events in enumerate(rounds, 1):
+            reply = ScriptedReply()
+            for event in events:
+                reply.feed(Part((event,), 1))
+            if stop_at is None:
+                reply.end("stop" if number == len(rounds) else "tool_calls")
+            else:
+                reply.feed(UpstreamError("upstream_dropped"))
+            replies.append(reply)
+        upstream = Scripted(*replies)
+        upstreams.append(upstream)
+        run = Run(
+            "a-stream",
+            ChatRequest(HI, model="asked-1"),
+            upstream,
+            Config(retries=0, **settings),
+            None,
+            None,
+            lambda run: None,
+            spawn,
+            Toolbox([ask]),
+        )
+        run.produce()
+        if stop_at is not None:
+            run._kept = stop_at
+        return run
+
+    yield play
+    for each in upstreams:
+        each.dispose()
+
+
+def messages(run: Run, template: Template, after: int = 0) -> list[str]:
+    """What a page that follows from there is sent, each event in a message of its own."""
+    writer = PageWriter(run, after, template, Lengths())
+    return [
+        writer.present([each]).decode() for each in run.log.read(after) if not is_terminal(each[1])
+    ]
+
+
+def text_in(message: str) -> str:
+    """What a reader would see of it."""
+    data = "\n".join(re.findall(r"^data: (.*)$", message, re.MULTILINE))
+    return html.unescape(re.sub(r"<[^>]*>", "", data))
+
+
+def of(run: Run) -> AnswerView:
+    return view(Exchange("Hi", run.id), run, Lengths())
+
+
+def test_a_thought_is_sent_as_it_comes_and_its_time_at_its_end(
+    played: Played, template: Template
+) -> None:
+    """A new fold, text for it, then its new summary together with the answer's first text."""
+    run = played([Reasoning("so "), Reasoning(HOSTILE), Content("Yes.")])
+    first, more, answer = messages(run, template)
+    assert 'hx-target="#folds-a-stream" hx-swap="beforeend"' in first
+    assert "<details" in first
+    assert "Thinking…" in first
+    assert 'hx-target="#fold-a-stream-1-text" hx-swap="beforeend"' in more
+    assert text_in(more) == HOSTILE
+    assert "<img" not in more
+    assert 'hx-target="#fold-a-stream-1-summary"' in answer
+    assert re.search(r"Thought for \d+ ms", answer)
+    assert "Yes." in answer
+
+
+def test_a_tool_call_is_sent_as_it_forms_and_then_its_result(
+    played: Played, template: Template
+) -> None:
+    """The arguments once, the result escaped, the time of the tool's own; then the answer."""
+    run = played(call("Oslo"), [Content("Cold.")])
+    sent = messages(run, template)
+    assert "Calling ask…" in sent[0]
+    assert [text_in(each) for each in sent[1:4]] == ['{"city', '": "Oslo"}', ""]
+    assert "Called ask" in sent[4]
+    assert "12 degrees in Oslo &lt;img" in sent[4]
+    assert "<img" not in "".join(sent)
+    assert re.search(r"\d+ ms", sent[4])
+    (fold,) = of(run).folds
+    assert (fold.label, fold.text) == ("Called ask", '{"city": "Oslo"}')
+    assert fold.result == f"12 degrees in Oslo {HOSTILE}"
+
+
+def test_a_tool_that_failed_says_so(played: Played, template: Template) -> None:
+    """While it streams and when it is drawn whole."""
+    run = played(call("Atlantis"), [Content("No idea.")])
+    assert 'data-state="failed">ask failed' in messages(run, template)[4]
+    drawn = template.render(a=of(run))
+    assert 'data-state="failed">ask failed' in drawn
+    assert "<img" not in drawn
+
+
+@pytest.mark.parametrize("after", range(1, 9))
+def test_a_page_that_comes_back_is_sent_the_rest_for_the_same_folds(
+    played: Played, template: Template, after: int
+) -> None:
+    """Whatever it had: from there on the messages are those it would have got anyway."""
+    rounds = [Reasoning("a"), Reasoning("b"), *call("Oslo")], [Reasoning("c"), Content("d")]
+    run = played(*rounds)
+    ages = re.compile(r'data-age="[\d.]+"')
+    whole, rest = messages(run, template), messages(run, template, after)
+    assert [ages.sub("", each) for each in rest] == [ages.sub("", each) for each in whole[after:]]
+
+
+def test_a_stopped_answer_has_the_folds_that_were_seen(played: Played) -> None:
+    """What came after the last event that was shown is not there either."""
+    run = played([Reasoning("a"), Content("b"), *call("Oslo")], stop_at=2)
+    assert [fold.kind for fold in ended_folds(run)] == ["thought"]
+    run = played([Reasoning("a"), Reasoning("b")], stop_at=1)
+    (fold,) = ended_folds(run)
+    assert (fold.text, fold.state) == ("a", "done")
+
+
+def test_folds_of_a_log_that_let_go_of_its_beginning_are_shown_as_far_as_they_are_there(
+    played: Played,
+) -> None:
+    """A long thought: its end is there, and nothing breaks."""
+    run = played([*(Reasoning(f"{n} " * 50) for n in range(200)), Content("x")], log_bytes=4096)
+    assert run.log.first > 1
+    (fold,) = of(run).folds
+    assert fold.text.endswith("199 " * 50)
+    assert "0 0 0 0 0" not in fold.text
+
+
+def test_folds_are_saved_bounded(played: Played) -> None:
+    """A thought without measure does not fill the store."""
+    run = played([Reasoning("t" * (folds.FOLDED_MAX + 5)), Content("x")])
+    (fold,) = ended_folds(run)
+    assert fold.size() == folds.FOLDED_MAX + len(folds.CUT)
+
+
+def test_progress_is_sent_when_it_changes(played: Played, template: Template) -> None:
+    """A bar that is told of 5 percent at a time, and nothing where nothing is expected."""
+    run = played([Content(f"{n} ") for n in range(10)])
+    lengths = Lengths()
+    lengths.begin(run.id, "m", 20)
+    writer = PageWriter(run, 0, template, lengths)
+    sent = [writer.present([each]).decode() for each in run.log.read(0)[:3]]
+    assert [each.count("<progress") for each in sent] == [1, 0, 0]  # it is as far as the run is
+    assert 'value="50"' in sent[0]
+    assert "about 50 %" in sent[0]
+    assert "<progress" not in "".join(messages(run, template))
+
+
+def test_what_is_compared_is_put_away_when_the_conversation_has_gone_on() -> None:
+    """The last prompt's answers stand side by side; of an earlier one, the answer that was told."""
+    rivals = (Exchange("Hi", "b", "B"), Exchange("Hi", "c", "C"))
+    asked = Exchange("Hi", "a", "", rivals=rivals)
+    last = exchange_view(asked, lambda _: None, Lengths(), last=True)
+    assert ([a.id for a in last.answers], last.settled) == (["a", "b", "c"], False)
+    earlier = exchange_view(asked, lambda _: None, Lengths(), last=False)
+    assert ([a.id for a in earlier.answers], earlier.settled) == (["b", "a", "c"], True)

@@ -1,0 +1,97 @@
+"""The list of models: asked for in the background, kept for a while, never waited for for long."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from halt import catalog
+from halt.catalog import NAME_MAX, NAMES_MAX, Catalog, Groups, checked_model
+from halt.errors import RequestError, UpstreamError
+from halt.line import Line
+from tests.scripted import SOON, Scripted
+from tests.wire import until
+
+
+class Offering(Scripted):
+    """An upstream whose list a test decides."""
+
+    def __init__(self, *answers: list[str] | Exception) -> None:
+        super().__init__()
+        self.answers = list(answers)
+        self.questions = 0
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def models(self, line: Line) -> list[str]:
+        self.questions += 1
+        assert self.go_on.wait(SOON)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class ByProvider(Offering):
+    """One that stands before several providers."""
+
+    def catalog(self, line: Line) -> Groups:
+        return [("one", self.models(line)), ("two", []), ("three", ["c"])]
+
+
+def test_a_list_is_asked_for_once_and_kept() -> None:
+    """Many pages, one question."""
+    offering = Offering(["a", "b"])
+    found = Catalog(offering)
+    assert [found.look() for _ in range(5)] == [[("", ["a", "b"])]] * 5
+    assert offering.questions == 1
+
+
+def test_models_are_grouped_by_provider_where_there_are_several() -> None:
+    """A provider without models is no group."""
+    assert Catalog(ByProvider(["a"])).look() == [("one", ["a"]), ("three", ["c"])]
+
+
+def test_a_silent_provider_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pages get nothing, later ones at once; and the list when it has come."""
+    monkeypatch.setattr(catalog, "LOOK_WAIT", 0.01)
+    offering = Offering(["a"])
+    offering.go_on.clear()
+    found = Catalog(offering)
+    assert found.look() == []
+    monkeypatch.setattr(catalog, "LOOK_WAIT", -1.0)
+    assert found.look() == []
+    offering.go_on.set()
+    until(lambda: found.look() == [("", ["a"])])
+    assert offering.questions == 1
+
+
+@pytest.mark.parametrize("fault", [UpstreamError("unauthorized"), RuntimeError("surprise")])
+def test_a_failure_is_no_list_and_is_not_asked_again_at_once(fault: Exception) -> None:
+    """And it does not take away what was known."""
+    offering = Offering(["a"], fault, ["b"])
+    found = Catalog(offering)
+    assert found.look() == [("", ["a"])]
+    found._due_at = 0.0
+    found.look()
+    until(lambda: offering.questions == 2 and found._due_at > 0.0)
+    assert found.look() == [("", ["a"])]
+    assert offering.questions == 2
+
+
+def test_names_that_cannot_be_sent_back_are_left_out() -> None:
+    """And no list fills a page without end."""
+    offering = Offering(["ok", "", "bad\nname", "x" * (NAME_MAX + 1), *map(str, range(5000))])
+    ((_, names),) = Catalog(offering).look()
+    assert names[:2] == ["ok", "0"]
+    assert len(names) == NAMES_MAX
+
+
+@pytest.mark.parametrize("name", ["x" * (NAME_MAX + 1), "a\nb", "a\0"])
+def test_a_name_from_a_client_is_checked(name: str) -> None:
+    """The field at fault is named."""
+    with pytest.raises(RequestError) as fault:
+        checked_model(name)
+    assert fault.value.field == "model"
+    assert checked_model("openai/gpt-5-mini:free") == "openai/gpt-5-mini:free"
