@@ -15,7 +15,7 @@ test: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage run -m pytest -n 3 --dist loadfile
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 

@@ -396,14 +396,15 @@ def no_tools(reply: Reply, status: int = 400) -> None:
 @scenario
 def asks_tools(reply: Reply, calls: int = 2, n: int = 0) -> None:
     """n tokens, then calls of the tools offered, in fragments; an answer when a result is there."""
-    if reply.request.get("messages", [{}])[-1].get("role") == "tool":
+    offered = reply.request.get("tools")
+    if not offered or reply.request.get("messages", [{}])[-1].get("role") == "tool":
         count(reply, 3)
         return
     reply.tokens(numbers(n))
     reply.open()
     for index in range(calls):
         head = {"index": index, "id": f"call_{index}", "type": "function"}
-        name = reply.request["tools"][index % len(reply.request["tools"])]["function"]["name"]
+        name = offered[index % len(offered)]["function"]["name"]
         reply.chunk({"tool_calls": [head | {"function": {"name": name, "arguments": ""}}]})
         for piece in ('{"city', '": "', f'town {index}"', "}"):
             reply.chunk({"tool_calls": [{"index": index, "function": {"arguments": piece}}]})

@@ -82,6 +82,12 @@ class Terminal:
         self.wait(r"(?m)^> *\Z")
         self.type(line + "\r")
 
+    def leave(self) -> int:
+        """Press Ctrl-D, once the program waits for a line; its exit status."""
+        self.wait(r"(?m)^> *\Z")
+        self.type("\x04")
+        return self.left()
+
     def wait(self, pattern: str) -> re.Match[str]:
         """Wait until what stands there matches."""
         with self._changed:

@@ -168,8 +168,7 @@ def test_markdown_is_rendered_while_it_streams(chat: Open) -> None:
     assert '<script>alert("script")</script>' in text
     assert text.count("A fixed answer") == 3
     assert text.count("def greet(name: str)") == 3
-    terminal.type("\x04")
-    assert terminal.left() == 0
+    assert terminal.leave() == 0
 
 
 def test_a_model_cannot_steer_the_terminal(chat: Open, shared_fake: FakeOpenAI) -> None:
@@ -250,8 +249,7 @@ def test_a_chat_with_a_running_halt(chat: Open, halt: HaltServer, shared_fake: F
     terminal.say("/model echo")
     terminal.say("remote once more")
     terminal.wait("(?m)^remote once more")
-    terminal.type("\x04")
-    assert terminal.left() == 0
+    assert terminal.leave() == 0
 
 
 def test_a_halt_that_is_not_there_is_named(env: Environment) -> None:
