@@ -221,6 +221,7 @@ def shape(reply: Reply, name: str = "llamacpp") -> None:
     reply.end()
 
 
+@scenario
 def think(reply: Reply, thoughts: int = 5, n: int = 5, seconds: float = inf) -> None:
     """Reasoning, silence in the middle of it, more reasoning, then the answer."""
     reply.tokens((f"thought{i} " for i in range(thoughts)), kind="reasoning_content")
