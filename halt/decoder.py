@@ -129,6 +129,14 @@ class EventDecoder:
         return out.part(ended=True)
 
     def _events(self, raw: bytes) -> list[bytes]:
+        if (  # the usual read: one whole event, behind whole events
+            raw.startswith(b"data: ")
+            and raw.endswith(b"\n\n")
+            and raw.count(b"\n") == 2
+            and not (self._rest or self._data or self._at_start or b"\r" in raw)
+        ):
+            self._skip_lf = False
+            return [raw[6:-2]]
         if self._skip_lf and raw:
             self._skip_lf = False
             if raw.startswith(b"\n"):

@@ -225,22 +225,23 @@ class Run:
         """
         ready_at = 0.0
         while not viewer.gone:
+            if self.log.last <= after:
+                if self.log.ended is not None:
+                    self.settle(drain=True)
+                    return
+                self.advance(after, TICK)
+                if self.log.last <= after:
+                    if self.log.ended is None:
+                        yield []
+                    continue
             events = self.log.read(after)
-            if events and interval:
+            if interval:
                 while (left := ready_at - now()) > 0 and self.log.ended is None:
                     self.advance(self.log.last, left)
                 events = self.log.read(after)
                 ready_at = now() + interval
-            if events:
-                after = events[-1][0]
-                yield events
-            if self.log.ended is not None and after >= self.log.last:
-                self.settle(drain=True)
-                return
-            if not events:
-                self.advance(after, TICK)
-                if self.log.last <= after:
-                    yield []
+            after = events[-1][0]
+            yield events
 
     def advance(self, after: int, timeout: float) -> None:
         """Return when there may be events above `after`, or after at most `timeout` seconds.
@@ -253,7 +254,7 @@ class Run:
         handed_over = False
         try:
             if self.log.ended is None and self.log.last <= after:
-                self._guarded(lambda: self._pump_once(timeout))
+                self._guarded(self._pump_once, timeout)
                 if self._calls_due and self.log.ended is None:
                     # An attendant takes the role as it is: nobody comes between.
                     handed_over = self._spawn(self, self.go_on)
@@ -379,10 +380,10 @@ class Run:
             return "attend"
         return None
 
-    def _guarded(self, body: Callable[[], None]) -> None:
+    def _guarded(self, body: Callable[..., None], *args: Any) -> None:
         """Run `body`; whatever it raises ends the run, so that no reader waits for ever."""
         try:
-            body()
+            body(*args)
         except Interrupted:
             pass  # the log has ended; that is why
         except UpstreamError as fault:
