@@ -61,6 +61,10 @@ FRAME_INTERVAL = 0.016
 #: about twice a second, which the page's stream reader does by itself.
 LIVE_PER_SESSION = 4
 
+#: Seconds that a prompt's response waits for a model that answers at once: its first text comes
+#: with its place, and not a request later.
+FIRST_TEXT_WAIT = 0.01
+
 CONVERSATION_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
 
@@ -263,6 +267,7 @@ def _begin(found: Conversation) -> Run:
         for run in runs:
             generations().stop(run.id, found.owner)
         raise
+    runs[0].log.wait(0, FIRST_TEXT_WAIT)
     return runs[0]
 
 
