@@ -11,7 +11,7 @@ from typing import Any
 
 from flask import Flask
 
-from halt import VERSION, api, cli, openai_api, pages, plain, sockets, streams, web
+from halt import VERSION, api, cli, openai_api, openapi, pages, plain, sockets, streams, web
 from halt.builtin_tools import SHIPPED
 from halt.chat import Upstream
 from halt.choice import make_upstream
@@ -60,6 +60,7 @@ def create_app(
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(plain.blueprint)
     app.register_blueprint(openai_api.blueprint)
+    app.register_blueprint(openapi.blueprint)
     sockets.install(app)
     app.register_blueprint(api.blueprint(pages.stop_fragment))
     cli.install(app, generations)

@@ -81,6 +81,7 @@ LAYERS = {
     "api": 6,
     "plain": 6,
     "openai_api": 6,
+    "openapi": 6,
     "cli": 6,
 }
 
