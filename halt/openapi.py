@@ -392,7 +392,7 @@ def _operation(
 
 
 def _events(item: Schema, *, done: bool = True) -> Schema:
-    """One message of Server-Sent Events; before version 3.2, OpenAPI has no word for all of them."""
+    """One message of Server-Sent Events, which is what OpenAPI 3.1 can describe of them."""
     data = {"type": "string", "contentMediaType": JSON, "contentSchema": item}
     return {
         "description": "One of the Server-Sent Events.",
@@ -514,8 +514,9 @@ def _paths(chat: Schema) -> dict[str, Any]:
                 "Plain",
                 "An answer for `new EventSource(...)`",
                 "Each message's data is an Event with text, or the last. Each `id` names the "
-                "stream too. An EventSource that asks again sends the last as the header `Last-Event-ID`: "
-                "it goes on there, whatever else is asked, and no prompt runs twice.",
+                "stream too. An EventSource that asks again sends the last as the header "
+                "`Last-Event-ID`: it goes on there, whatever else is asked, and no prompt runs "
+                "twice.",
                 {
                     "200": _told(
                         "The answer's events.",
