@@ -209,6 +209,13 @@ ANSWERS = (Error, OpenAIError, WholeAnswer, Streams, Stopped, Health, Completion
 
 # --- schemas --------------------------------------------------------------------------------------
 
+STREAM_ID: Schema = msgspec.json.schema(StreamId)
+NUMBER: Schema = {"type": "integer", "minimum": 0, "maximum": 999_999_999_999_999}
+SEEN: Schema = {"anyOf": [NUMBER, {"type": "string", "pattern": "^[0-9]{0,15}$"}, {"type": "null"}]}
+
+#: Fields of an answer's message that may be sent back; see `halt.openai_api`.
+OF_ANSWERS = ("refusal", "annotations", "audio", "function_call", "reasoning", "reasoning_content")
+
 
 def _ref(name: str) -> Schema:
     return {"$ref": REF.format(name=name)}
@@ -290,10 +297,6 @@ def _completions(found: dict[str, Schema]) -> dict[str, Schema]:
     }
 
 
-#: Fields of an answer's message that may be sent back; see `halt.openai_api`.
-OF_ANSWERS = ("refusal", "annotations", "audio", "function_call", "reasoning", "reasoning_content")
-
-
 def _stop() -> Schema:
     return {
         "title": "Stop",
@@ -303,11 +306,6 @@ def _stop() -> Schema:
         "properties": {"stream_id": STREAM_ID, "seen": SEEN},
         "required": ["stream_id"],
     }
-
-
-STREAM_ID: Schema = {"type": "string", "pattern": "^[A-Za-z0-9_-]{8,64}$"}
-NUMBER: Schema = {"type": "integer", "minimum": 0, "maximum": 999_999_999_999_999}
-SEEN: Schema = {"anyOf": [NUMBER, {"type": "string", "pattern": "^[0-9]{0,15}$"}, {"type": "null"}]}
 
 
 # --- what is said of each route -------------------------------------------------------------------
