@@ -13,7 +13,7 @@ from flask import Blueprint, Response, render_template
 
 from halt import VERSION
 from halt.chat import ChatRequest, StreamId
-from halt.events import CancelReason, Event
+from halt.events import CancelReason, ErrorInfo, Event
 from halt.generation import Receipt
 from halt.metrics import Metrics
 from halt.web import config, json_response
@@ -75,6 +75,17 @@ class OpenAIError(Answered):
     """Why a request was refused, or failed, in the shape that OpenAI's clients know."""
 
     error: OpenAIErrorDetail
+
+
+class Lost(Answered, tag_field="type", tag="error"):
+    """The last event of a reader whose next events are no longer kept, or of a stream that is not.
+
+    It has no number, and the stream itself has not ended by it.
+    """
+
+    error: ErrorInfo
+    done: bool
+    content: str
 
 
 class CalledTool(Answered):
@@ -204,7 +215,7 @@ class Models(Answered):
     data: list[Model]
 
 
-ANSWERS = (Error, OpenAIError, WholeAnswer, Streams, Stopped, Health, Completion, Models)
+ANSWERS = (Error, OpenAIError, Lost, WholeAnswer, Streams, Stopped, Health, Completion, Models)
 
 
 # --- schemas --------------------------------------------------------------------------------------
@@ -230,7 +241,12 @@ def _schemas() -> dict[str, Schema]:
     kinds = [ChatRequest, Event, Receipt, *ANSWERS]
     (_, event, *_), found = msgspec.json.schema_components(kinds, ref_template=REF)
     found["Event"] = {"description": "One event of a stream; the last has `done`.", **event}
-    return {**found, **_prompts(found["ChatRequest"]), **_completions(found), "Stop": _stop()}
+    return {
+        **found,
+        **_prompts(found["ChatRequest"]),
+        **_completions(found),
+        "StopRequest": _stop(),
+    }
 
 
 def _prompts(chat: Schema) -> dict[str, Schema]:
@@ -299,7 +315,7 @@ def _completions(found: dict[str, Schema]) -> dict[str, Schema]:
 
 def _stop() -> Schema:
     return {
-        "title": "Stop",
+        "title": "StopRequest",
         "description": "`seen`: the last event that the user was shown; what came later is not "
         "part of the stopped answer.",
         "type": "object",
@@ -359,13 +375,11 @@ def _body(schema: Schema, *kinds: str, required: bool = True) -> dict[str, Any]:
     return {"required": required, "content": {kind: {"schema": schema} for kind in kinds}}
 
 
-def _parameter(
-    name: str, where: str, schema: Schema, description: str, *, required: bool = False
-) -> dict[str, Any]:
+def _parameter(name: str, where: str, schema: Schema, description: str) -> dict[str, Any]:
     out = {"name": name, "in": where, "description": description, "schema": schema}
     if where == "query":
         out["allowEmptyValue"] = True  # as good as left out
-    return {**out, "required": required or where == "path"}
+    return {**out, "required": where == "path"}
 
 
 def _operation(
@@ -403,7 +417,8 @@ def _events(item: Schema, *, done: bool = True) -> Schema:
     }
 
 
-EVENT: Schema = _events(_ref("Event"))
+ITEM: Schema = {"anyOf": [_ref("Event"), _ref("Lost")]}
+EVENT: Schema = _events(ITEM)
 ID_IN_PATH = _parameter("stream_id", "path", STREAM_ID, "The stream's ID.")
 
 
@@ -456,7 +471,7 @@ def _paths(chat: Schema) -> dict[str, Any]:
                 STOPS,
                 RECEIPTS,
                 (*GUARD, "413"),
-                requestBody=_body(_ref("Stop"), JSON, FORM),
+                requestBody=_body(_ref("StopRequest"), JSON, FORM),
             )
         },
         "/stop/{stream_id}": {
@@ -519,7 +534,7 @@ def _paths(chat: Schema) -> dict[str, Any]:
                     "200": _told(
                         "The answer's events.",
                         stream=True,
-                        events=_events(_ref("Event"), done=False),
+                        events=_events(ITEM, done=False),
                     ),
                     "204": {"description": WHY["204"]},
                 },

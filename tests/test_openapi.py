@@ -55,6 +55,7 @@ CONFIG: dict[str, Any] = {
         "max-examples": 15,
         "database": "none",
         "no-shrink": True,
+        "with-security-parameters": False,
     },
     "phases": {
         name: {"extra-data-sources": {"responses": False}} for name in ("coverage", "fuzzing")
