@@ -465,7 +465,7 @@ def _paths(chat: Schema) -> dict[str, Any]:
         },
         "/stop": {
             "post": _operation(
-                "stop",
+                "pressStop",
                 "Stop",
                 "Stop a stream",
                 STOPS,
