@@ -11,7 +11,7 @@ from typing import Any
 
 from flask import Flask
 
-from halt import VERSION, api, cli, openai_api, pages, plain, sockets, streams, web
+from halt import VERSION, api, cli, cors, openai_api, openapi, pages, plain, sockets, streams, web
 from halt.builtin_tools import SHIPPED
 from halt.chat import Upstream
 from halt.choice import make_upstream
@@ -55,11 +55,13 @@ def create_app(
 
     app.extensions["halt"] = generations(settings)
     app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
+    cors.install(app, settings.cors_origins)
     web.install(app)
     pages.install(app, MemoryStore(settings.kept_bytes))
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(plain.blueprint)
     app.register_blueprint(openai_api.blueprint)
+    app.register_blueprint(openapi.blueprint)
     sockets.install(app)
     app.register_blueprint(api.blueprint(pages.stop_fragment))
     cli.install(app, generations)

@@ -14,8 +14,15 @@ import msgspec
 from halt.events import Content, Delta
 from halt.line import Line
 
+
+def named(least: int) -> msgspec.Meta:
+    r"""A name of letters, digits, _ and -. JSON schemas say `$` where Python has to say `\Z`."""
+    pattern = f"^[A-Za-z0-9_-]{{{least},64}}"
+    return msgspec.Meta(pattern=rf"{pattern}\Z", extra_json_schema={"pattern": f"{pattern}$"})
+
+
 #: How streams are named, by clients and by Halt.
-StreamId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{8,64}\Z")]
+StreamId = Annotated[str, named(8)]
 Bounded = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
 
@@ -95,7 +102,7 @@ class ToolTurn(Message):
 class ToolFunction(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """What a model is told of a function: `parameters` is a JSON schema."""
 
-    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
+    name: Annotated[str, named(1)]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None

@@ -61,6 +61,12 @@ class Config:
         "Names, with commas between, under which a Halt without a token may be reached "
         "beside those of loopback",
     )
+    cors_origins: tuple[str, ...] = _setting(
+        "HALT_CORS_ORIGINS",
+        (),
+        "Origins, with commas between, whose pages may use the API: `https://HOST[:PORT]`, "
+        "or `*` for every page there is",
+    )
     allow_anonymous: bool = _setting(
         "HALT_ALLOW_ANONYMOUS", False, "Listen on other addresses than loopback without a token"
     )
@@ -295,6 +301,24 @@ def is_address(text: str) -> bool:
         return False
 
 
+def is_origin(text: str) -> bool:
+    """Whether a browser would name an origin so: in lower case, without path and usual port."""
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        return False
+    return (
+        is_address(text)
+        and fits_header(text)
+        and text == f"{url.scheme}://{url.netloc}".lower()
+        and not url.netloc.endswith(":")
+        and "@" not in url.netloc
+        and "*" not in url.netloc
+        and port != {"http": 80, "https": 443}[url.scheme]
+    )
+
+
 def fits_header(text: str) -> bool:
     """Whether a key or token can be sent in a header."""
     return text.isascii() and text.isprintable() and not any(c.isspace() for c in text)
@@ -338,6 +362,13 @@ def _validate(config: Config) -> None:
             raise ConfigError(
                 f"HALT_TOOLS={','.join(config.tools)!r}: there is no tool named {tool!r}; "
                 f"the tools are {', '.join(SHIPPED_TOOLS)}."
+            )
+    for origin in config.cors_origins:
+        if origin != "*" and not is_origin(origin):
+            raise ConfigError(
+                f"HALT_CORS_ORIGINS={','.join(config.cors_origins)!r}: {origin!r} is not an "
+                "origin: use http(s)://host[:port] in lower case, without a path and without the "
+                "usual port, or *."
             )
     if not _is_loopback(config.host) and not config.token and not config.allow_anonymous:
         raise ConfigError(

@@ -3,7 +3,7 @@
 - A browser has a signed session cookie with a random owner ID. A program has none.
 - With HALT_TOKEN set, a program sends it as `Authorization: Bearer`, a browser logs in once.
 - Requests that change or start something, WebSockets included, are refused when they come from
-  another site's page.
+  another site's page, unless HALT_CORS_ORIGINS lets that one in (see `halt.cors`).
 - Every response carries a strict Content-Security-Policy; errors are JSON for programs and a
   fragment for the page; what was not foreseen is logged and answered without its details.
 """
@@ -35,6 +35,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
 from halt.config import Config
+from halt.cors import admitted
 from halt.errors import HaltError, RequestError, TooLarge
 from halt.events import encode
 from halt.generation import Generations
@@ -75,7 +76,7 @@ def toolbox() -> Toolbox:
 
 def owner() -> str | None:
     """The session that asks, None for a program without one."""
-    found = session.get("owner")
+    found = None if admitted() else session.get("owner")
     return found if isinstance(found, str) else None
 
 
@@ -156,7 +157,9 @@ def login_mark() -> str:
 
 
 def _is_foreign() -> bool:
-    """A browser says that another site makes this request."""
+    """A browser says that another site makes this request, one that is not let in."""
+    if admitted():
+        return False
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
         return site not in {"same-origin", "none"}
@@ -190,7 +193,7 @@ def _may_enter() -> bool:
         return True
     if brings_token():
         return True
-    mark = session.get("login")
+    mark = None if admitted() else session.get("login")
     return isinstance(mark, str) and hmac.compare_digest(mark, login_mark())
 
 

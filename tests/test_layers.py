@@ -68,6 +68,7 @@ LAYERS = {
     "library": 4,
     "__init__": 4,  # loads the library when it is asked for, and nothing before
     "answers": 4,
+    "cors": 5,
     "web": 5,
     "client": 5,
     "screen": 5,
@@ -81,6 +82,7 @@ LAYERS = {
     "api": 6,
     "plain": 6,
     "openai_api": 6,
+    "openapi": 6,
     "cli": 6,
 }
 

@@ -1,0 +1,78 @@
+"""Pages of other origins that may use the API (CORS). Off unless HALT_CORS_ORIGINS names some.
+
+Such a page is a program: its requests have no session, whatever cookies a browser sends along, and
+no response to them allows credentials. With HALT_TOKEN set, it sends the token as a Bearer. The
+page's own routes stay closed to it.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from flask import Flask, Response, g, request
+
+METHODS = "GET, POST"
+HEADERS = ("Authorization", "Content-Type", "Last-Event-ID", "X-Stream-Id")
+OPENAI_HEADERS = "x-stainless-"  # what OpenAI's client for browsers says of itself
+EXPOSED = "X-Stream-Id, Retry-After"
+MAX_AGE = 7200  # seconds that a browser remembers a preflight; no browser does for longer
+
+
+def admitted() -> bool:
+    """A page of another origin makes this request, and may."""
+    return "cors_origin" in g
+
+
+def install(app: Flask, origins: tuple[str, ...]) -> None:
+    """Let pages of these origins in; before the guards are installed, which ask `admitted`."""
+    if not origins:
+        return
+
+    def admit() -> Response | None:
+        origin = request.headers.get("Origin")
+        if origin is None or not _is_api() or _is_own(origin):
+            return None
+        if "*" not in origins and origin not in origins:
+            return None
+        g.cors_origin = "*" if "*" in origins else origin
+        asks = request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
+        return _preflight() if asks else None
+
+    def tell(response: Response) -> Response:
+        if _is_api():
+            response.vary.add("Origin")
+        if admitted():
+            response.headers["Access-Control-Allow-Origin"] = g.cors_origin
+            response.headers["Access-Control-Expose-Headers"] = EXPOSED
+            response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+        return response
+
+    app.before_request(admit)
+    app.after_request(tell)
+
+
+def _is_api() -> bool:
+    """The request is to a route for programs; what is not in a blueprint are files."""
+    return request.blueprint not in {None, "pages"}
+
+
+def _is_own(origin: str) -> bool:
+    """Halt's own page asks. A browser says so itself, where it says anything."""
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return site == "same-origin"
+    try:
+        return urlsplit(origin).netloc == request.host
+    except ValueError:  # an address that is none
+        return False
+
+
+def _preflight() -> Response:
+    """What a page may ask for. Credentials are not among it."""
+    wanted = request.headers.get("Access-Control-Request-Headers", "").lower().split(",")
+    more = sorted(name for each in wanted if (name := each.strip()).startswith(OPENAI_HEADERS))
+    response = Response(status=204)
+    response.headers["Access-Control-Allow-Methods"] = METHODS
+    response.headers["Access-Control-Allow-Headers"] = ", ".join((*HEADERS, *more))
+    response.headers["Access-Control-Max-Age"] = str(MAX_AGE)
+    return response

@@ -1,0 +1,92 @@
+"""A page of another origin in a real browser, which decides what the headers are worth."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from tests.conftest import StartHalt
+from tests.fake_openai import FakeOpenAI
+
+#: Starts a stream, waits for its second word, and presses Stop by the ID of the response's header.
+STREAM_AND_STOP = """async base => {
+    const answer = await fetch(`${base}/chat/stream`, {
+        method: "POST",
+        headers: {"Content-Type": "application/json"},
+        body: JSON.stringify({messages: [{role: "user", content: "Hello"}], model: "stall?n=2"}),
+    });
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    let text = "";
+    while (!text.includes('1 "')) {
+        const {value, done} = await reader.read();
+        if (done) throw new Error(text);
+        text += value;
+    }
+    const id = answer.headers.get("X-Stream-Id");
+    const stopped = await fetch(`${base}/stop/${id}`, {method: "POST"});
+    return (await stopped.json()).status;
+}"""
+EVENT_SOURCE = """base => new Promise((resolve, reject) => {
+    const source = new EventSource(`${base}/stream?prompt=Hello&model=count%3Fn%3D2`);
+    let text = "";
+    source.onmessage = event => {
+        const said = JSON.parse(event.data);
+        text += said.content;
+        if (said.done) { source.close(); resolve(text); }
+    };
+    source.onerror = () => { source.close(); reject(new Error("refused")); };
+})"""
+OUTCOME = """([url, options]) =>
+    fetch(url, options).then(answer => answer.status, fault => fault.name)"""
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """Some web site."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", "27")
+        self.end_headers()
+        self.wfile.write(b"<!doctype html><p>Elsewhere")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[int]:
+    """The port of a web site, which is two origins: 127.0.0.1 and localhost."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    with contextlib.closing(browser.new_context()) as context:
+        yield context.new_page()
+
+
+def test_a_page_of_a_listed_origin_streams_and_stops(
+    page: Page, elsewhere: int, fake: FakeOpenAI, start_halt: StartHalt
+) -> None:
+    """Preflight, stream, the stream's ID, Stop and an EventSource work; another origin gets none."""
+    halt = start_halt(fake, HALT_CORS_ORIGINS=f"http://127.0.0.1:{elsewhere}")
+    page.goto(f"http://127.0.0.1:{elsewhere}/")
+    assert page.evaluate(STREAM_AND_STOP, halt.url) == "stopped"
+    assert page.evaluate(EVENT_SOURCE, halt.url) == "0 1 "
+    health = f"{halt.url}/healthz"
+    assert page.evaluate(OUTCOME, [health, {}]) == 200
+    assert page.evaluate(OUTCOME, [health, {"credentials": "include"}]) == "TypeError"
+    assert page.evaluate(OUTCOME, [f"{halt.url}/models", {}]) == "TypeError"
+    page.goto(f"http://localhost:{elsewhere}/")
+    assert page.evaluate(OUTCOME, [health, {}]) == "TypeError"

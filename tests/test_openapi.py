@@ -1,0 +1,175 @@
+"""The API's own description: complete, valid, and true, which schemathesis tries a real Halt on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+import schemathesis
+from schemathesis.checks import not_a_server_error
+from schemathesis.config import SchemathesisConfig
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    ignored_auth,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from app import create_app
+from halt.config import load
+from halt.errors import STATUSES, HaltError
+from halt.openai_api import NAMED, OF_ANSWERS, Manner
+from halt.openapi import document
+from halt.plain import PARAMETERS
+from tests.conftest import HaltServer
+from tests.fake_openai import FakeOpenAI
+
+TOKEN = "open-sesame"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+    unsupported_method,
+    ignored_auth,
+]
+
+#: The same requests each time, and few enough. What a response held goes into no other request:
+#: among the fake's models are some that never answer.
+CONFIG: dict[str, Any] = {
+    "seed": 1,
+    "generation": {
+        "deterministic": True,
+        "max-examples": 5,
+        "database": "none",
+        "no-shrink": True,
+        "with-security-parameters": False,
+    },
+    "phases": {
+        name: {"extra-data-sources": {"responses": False}} for name in ("coverage", "fuzzing")
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def guarded(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server with a token, whose model is quick."""
+    server = HaltServer(
+        {
+            "OPENAI_BASE_URL": shared_fake.base_url,
+            "OPENAI_API_KEY": "fake",
+            "HALT_MODEL": "count?n=2",
+            "HALT_TOKEN": TOKEN,
+        }
+    )
+    yield server
+    server.close()
+
+
+api = schemathesis.openapi.from_dict(
+    document(token=True), config=SchemathesisConfig.from_dict(CONFIG)
+)
+
+
+@api.parametrize()
+def test_every_route_does_what_the_document_says(
+    case: schemathesis.Case, guarded: HaltServer
+) -> None:
+    """Requests good and bad get the statuses, types and shapes that are promised, and no 5xx."""
+    case.call_and_validate(guarded.url, headers=BEARER, checks=CHECKS, timeout=10)
+
+
+def test_the_document_is_valid() -> None:
+    """It keeps to OpenAPI's own schema."""
+    api.validate()
+
+
+def test_routes_and_document_are_the_same() -> None:
+    """Every route for programs is described, and nothing else; the WebSocket is, in words."""
+    app = create_app(load({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "fake"}))
+    routes = {
+        (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower())
+        for rule in app.url_map.iter_rules()
+        if rule.endpoint.partition(".")[0] not in {"static", "pages", "sockets"}
+        and rule.endpoint != "openapi.docs"
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    described = document(token=True)
+    told = {(path, method) for path, methods in described["paths"].items() for method in methods}
+    assert told == routes
+    assert "`GET /ws`" in described["info"]["description"]
+
+
+def test_every_status_of_an_error_is_told_of() -> None:
+    """A route whose status waits for the answer to begin can end in any of them."""
+    kinds = [HaltError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    statuses = {str(status) for status in (*STATUSES.values(), *(kind.status for kind in kinds))}
+    for path in ("/chat", "/v1/chat/completions"):
+        assert statuses <= document(token=True)["paths"][path]["post"]["responses"].keys()
+
+
+def test_fields_are_those_that_are_taken() -> None:
+    """What other modules take by hand is described with the very same names."""
+    schemas = document(token=True)["components"]["schemas"]
+    fields = {*NAMED, *Manner.__struct_fields__}
+    assert schemas["CompletionRequest"]["properties"].keys() == fields
+    more = schemas["CompletionMessage"]["properties"].keys() - schemas["Message"]["properties"]
+    assert more == {*OF_ANSWERS}
+    (stream,) = document(token=True)["paths"]["/stream"].values()
+    assert {each["name"] for each in stream["parameters"]} == PARAMETERS
+
+
+def test_the_token_is_asked_for_where_it_is_set(guarded: HaltServer, halt: HaltServer) -> None:
+    """The document says whether this server wants a token, and is told to no one without it."""
+    assert guarded.client().get("/openapi.json").status == 401
+    assert guarded.client(**BEARER).get("/openapi.json").json["security"] == [{"token": []}]
+    assert halt.client().get("/openapi.json").json["security"] == []
+
+
+class Anchors(HTMLParser):
+    """A page's IDs, links and elements."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: set[str] = set()
+        self.tags: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.add(tag)
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag == "a" and (target := given.get("href") or "").startswith("#"):
+            self.links.add(target[1:])
+
+
+def test_the_page_shows_all_of_the_document(halt: HaltServer) -> None:
+    """Each route and each shape has its place there, and each link leads to one."""
+    answer = halt.client().get("/docs", Accept="text/html")
+    assert answer.status == 200
+    text = answer.body.decode()
+    page = Anchors(text)
+    described = halt.client().get("/openapi.json").json
+    operations = [each for methods in described["paths"].values() for each in methods.values()]
+    wanted = [each["operationId"] for each in operations]
+    assert {*wanted, *described["components"]["schemas"]} <= {*page.ids}
+    assert len(page.ids) == len({*page.ids})
+    assert page.links <= {*page.ids}
+    assert not page.tags & {"script", "style", "iframe"}
+    for each in operations:
+        for status, response in each["responses"].items():
+            assert f"<strong>{status}</strong>" in text
+            assert response["description"]
