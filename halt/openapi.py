@@ -376,7 +376,7 @@ def _body(schema: Schema, *kinds: str, required: bool = True) -> dict[str, Any]:
 
 
 def _parameter(name: str, where: str, schema: Schema, description: str) -> dict[str, Any]:
-    out = {"name": name, "in": where, "description": description, "schema": schema}
+    out: dict[str, Any] = {"name": name, "in": where, "description": description, "schema": schema}
     if where == "query":
         out["allowEmptyValue"] = True  # as good as left out
     return {**out, "required": where == "path"}

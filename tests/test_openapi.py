@@ -83,7 +83,7 @@ api = schemathesis.openapi.from_dict(
 
 @api.parametrize()
 def test_every_route_does_what_the_document_says(
-    case: schemathesis.Case, guarded: HaltServer
+    case: schemathesis.Case[Any], guarded: HaltServer
 ) -> None:
     """Requests good and bad get the statuses, types and shapes that are promised, and no 5xx."""
     case.call_and_validate(guarded.url, headers=BEARER, checks=CHECKS, timeout=10)
