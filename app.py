@@ -11,7 +11,7 @@ from typing import Any
 
 from flask import Flask
 
-from halt import VERSION, api, cli, openai_api, pages, plain, sockets, streams, web
+from halt import VERSION, api, cli, openai_api, pages, plain, rates, sockets, streams, web
 from halt.builtin_tools import SHIPPED
 from halt.chat import Upstream
 from halt.choice import make_upstream
@@ -56,6 +56,7 @@ def create_app(
     app.extensions["halt"] = generations(settings)
     app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
     web.install(app)
+    rates.install(app)
     pages.install(app, MemoryStore(settings.kept_bytes))
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(plain.blueprint)

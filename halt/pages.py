@@ -37,6 +37,7 @@ from halt.events import Done, Terminal, sse_html
 from halt.folds import Fold
 from halt.generation import Generations, Receipt
 from halt.lengths import Lengths
+from halt.rates import count_starts
 from halt.relay import SSE_HEADERS, EventStream
 from halt.run import Run
 from halt.store import Conversation, Exchange
@@ -178,6 +179,7 @@ def send(conversation_id: str) -> Response:
     models = [checked_model(each) for each in request.form.getlist("model")] or [""]
     if len(models) > LIVE_PER_SESSION:
         raise RequestError(f"At most {LIVE_PER_SESSION} models can be compared.", field="model")
+    count_starts(len(models))
     first, *rivals = zip(_stream_ids(len(models)), models, strict=True)
     found = _store().begin(conversation_id, owner_made(), prompt, *first, rivals=rivals)
     _begin(found)
@@ -190,6 +192,7 @@ def send(conversation_id: str) -> Response:
 def regenerate(conversation_id: str) -> str:
     (stream_id,) = _stream_ids(1)
     model = checked_model(request.form.get("model", ""))
+    count_starts()
     found = _store().again(conversation_id, owner_made(), stream_id, model)
     run = _begin(found)
     shown = view(found.exchanges[-1], run, _lengths())

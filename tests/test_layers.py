@@ -69,6 +69,7 @@ LAYERS = {
     "__init__": 4,  # loads the library when it is asked for, and nothing before
     "answers": 4,
     "web": 5,
+    "rates": 5,
     "client": 5,
     "screen": 5,
     "rich_screen": 5,
