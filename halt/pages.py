@@ -179,7 +179,6 @@ def send(conversation_id: str) -> Response:
     models = [checked_model(each) for each in request.form.getlist("model")] or [""]
     if len(models) > LIVE_PER_SESSION:
         raise RequestError(f"At most {LIVE_PER_SESSION} models can be compared.", field="model")
-    count_starts(len(models))
     first, *rivals = zip(_stream_ids(len(models)), models, strict=True)
     found = _store().begin(conversation_id, owner_made(), prompt, *first, rivals=rivals)
     _begin(found)
@@ -192,7 +191,6 @@ def send(conversation_id: str) -> Response:
 def regenerate(conversation_id: str) -> str:
     (stream_id,) = _stream_ids(1)
     model = checked_model(request.form.get("model", ""))
-    count_starts()
     found = _store().again(conversation_id, owner_made(), stream_id, model)
     run = _begin(found)
     shown = view(found.exchanges[-1], run, _lengths())
@@ -259,6 +257,7 @@ def _begin(found: Conversation) -> Run:
     waiting = [each for each in exchange.candidates if each.ended is None]
     runs: list[Run] = []
     try:
+        count_starts(len(waiting))
         for each in waiting:
             runs.append(started(each))  # noqa: PERF401 - those before a fault are to be stopped
     except HaltError:

@@ -44,11 +44,9 @@ class Rates:
         session = owner()
         if session is not None:
             limits += [(limit, "session", session) for limit in self._of_session]
-        for limit, _, _ in limits:
-            if starts > limit.amount:
-                raise RequestError(
-                    f"At most {limit.amount} answers can be asked for at once.", field="model"
-                )
+        most = min((limit.amount for limit, _, _ in limits), default=starts)
+        if starts > most:
+            raise RequestError(f"At most {most} answers can be asked for at once.", field="model")
         with self._lock:
             full = [each for each in limits if not self._counter.test(*each, cost=starts)]
             if not full:

@@ -18,6 +18,7 @@ from flask import Flask
 
 from app import create_app
 from halt.config import Config, ConfigError, load
+from halt.errors import TooManyRequests
 from halt.rates import Rates, address
 from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id, refused_start
 from tests.fake_openai import FakeOpenAI
@@ -285,32 +286,38 @@ def test_a_client_is_its_address_or_its_network(told: str, known: str) -> None:
 
 def test_the_page_is_told_and_nothing_of_the_message_is_kept(browser: Client) -> None:
     """A fragment for the notice; the conversation is as before, so is the message in its field."""
-    path = f"/c/{new_id()}"
-    for n in range(OF_SESSION):
-        assert form(browser, f"{path}/messages", prompt=f"before {n}").status == 200
+    path, other = f"/c/{new_id()}", f"/c/{new_id()}"
+    assert form(browser, f"{path}/messages", prompt="hello there").status == 200
+    eventually(lambda: b'data-state="done"' in browser.get(path).body)
+    assert form(browser, f"{path}/regenerate").status == 200
+    eventually(lambda: b'data-state="done"' in browser.get(path).body)
     for refused in (
         form(browser, f"{path}/messages", prompt="one too many"),
         form(browser, f"{path}/regenerate"),
+        form(browser, f"{other}/messages", prompt="one too many"),
     ):
         assert (refused.status, in_time(refused)) == (429, True)
         assert refused.headers["hx-retarget"] == "#notice"
         assert b"Too many answers were asked for" in refused.body
     page = browser.get(path).body
-    assert b"before 1" in page
+    assert b'data-state="done"' in page
     assert b"one too many" not in page
+    assert browser.get(other).status == 404
 
 
 def test_each_model_of_a_comparison_counts(browser: Client) -> None:
     """All of them are started or none, and more than there can ever be is said at once."""
-    path = f"/c/{new_id()}/messages"
-    three = form(browser, path, prompt="Hello", model=["echo"] * 3)
+
+    def send(*models: str) -> Answer:
+        return form(browser, f"/c/{new_id()}/messages", prompt="Hello", model=list(models))
+
+    three = send("echo", "count?n=1", "count?n=2")
     assert (three.status, "retry-after" in three.headers) == (400, False)
     assert b"At most 2 answers" in three.body
-    assert form(browser, path, prompt="Hello").status == 200
-    assert form(browser, path, prompt="Hello", model=["echo", "count?n=1"]).status == 429
-    path = f"/c/{new_id()}/messages"
-    assert form(browser, path, prompt="Hello").status == 200
-    assert form(browser, path, prompt="Hello").status == 429
+    assert send("echo").status == 200
+    assert send("echo", "count?n=1").status == 429
+    assert send("echo").status == 200
+    assert send("echo").status == 429
 
 
 # --- settings and memory --------------------------------------------------------------------------
@@ -355,7 +362,7 @@ def test_a_rate_is_read_as_people_write_it(rate: str, starts: int) -> None:
     with app.test_request_context():
         for _ in range(starts):
             found.count(1)
-        with pytest.raises(Exception, match=f"{starts} per "):
+        with pytest.raises(TooManyRequests, match=f"{starts} per "):
             found.count(1)
 
 
@@ -374,7 +381,7 @@ def test_a_window_ends_and_takes_its_clients_with_it() -> None:
     def starts(host: str) -> bool:
         with (
             app.test_request_context(environ_base={"REMOTE_ADDR": host}),
-            contextlib.suppress(Exception),
+            contextlib.suppress(TooManyRequests),
         ):
             found.count(1)
             return True
