@@ -73,7 +73,7 @@ def address() -> str:
         known = ipaddress.ip_address(found)
     except ValueError:
         return found
-    if known.version == 4:
+    if isinstance(known, ipaddress.IPv4Address):
         return found
     if known.ipv4_mapped is not None:
         return str(known.ipv4_mapped)

@@ -167,7 +167,7 @@ def test_openais_client_knows_the_refusal(limited: HaltServer, client: Client) -
 
 def test_each_start_on_a_socket_counts(limited: HaltServer, client: Client) -> None:
     """The refusal is an error frame about its stream; the socket goes on, and so do its streams."""
-    with WebSocket(limited, **client.headers) as ws:
+    with WebSocket(limited, X_Forwarded_For=client.headers["X-Forwarded-For"]) as ws:
         ids = [ws.start("count?n=1000000&rate=50") for _ in range(STARTS)]
         mine = new_id()
         ws.say(type="start", id=mine, **HELLO)
