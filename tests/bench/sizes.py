@@ -30,7 +30,7 @@ class Sizes:
     long_tokens: int = 50_000
     long_rounds: int = 5
     long_stops: int = 10
-    surface_seconds: float = 5.0
+    surface_seconds: float = 4.0
     surface_stops: int = 30  # on each surface, and with each kind of provider
 
 

@@ -54,10 +54,7 @@ def surfaces(sizes: Sizes) -> Iterator[Row]:
 def costs(sizes: Sizes) -> Iterator[Row]:
     """CPU a token, each surface in turn, and of the library's merge."""
     window = replace(sizes, load_seconds=sizes.surface_seconds)
-    cost = {}
-    for name, measured in READ.items():
-        facts = steady(measured, window)
-        cost[name] = facts["cpu"]["server"] / facts["tokens"] * 1e6
+    cost = {name: served(measured, window) for name, measured in READ.items()}
     relay = cost.pop(RELAY)
     note = (
         f"{sizes.load_streams} streams x {RATE} tokens/s for {sizes.surface_seconds:g} s, once; "
@@ -68,9 +65,9 @@ def costs(sizes: Sizes) -> Iterator[Row]:
     yield _over_relay(
         f"CPU a token, library, {STREAMS} streams merged",
         merged(sizes),
-        relay,
-        f"{STREAMS} streams x {RATE} tokens/s in a process of their own for "
-        f"{sizes.surface_seconds:g} s; the relay has {sizes.load_streams}",
+        served(READ[RELAY], replace(window, load_streams=STREAMS)),
+        f"{STREAMS} streams x {RATE} tokens/s for {sizes.surface_seconds:g} s, once, in a process "
+        "of its own; the relay has as many streams here",
     )
 
 
@@ -85,8 +82,14 @@ def _over_relay(figure: str, cost: float, relay: float, note: str) -> Row:
     )
 
 
+def served(measured: System, window: Sizes) -> float:
+    """Microseconds of CPU a token, of a server."""
+    facts = steady(measured, window)
+    return float(facts["cpu"]["server"]) / int(facts["tokens"]) * 1e6
+
+
 def merged(sizes: Sizes) -> float:
-    """Microseconds of CPU a token."""
+    """The same of the library, its consumer included."""
     window = (sizes.load_settle, sizes.surface_seconds)
     with (
         source() as (_, url),
