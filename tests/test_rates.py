@@ -124,8 +124,8 @@ def test_a_start_too_many_is_refused(surface: Callable[[Client], Answer], client
 
 def test_all_surfaces_have_one_count(client: Client) -> None:
     """Who has started enough on one surface is refused on each of them, in words of its own."""
-    for surface in (chat_stream, chat, event_source):
-        assert surface(client).status == 200
+    for start in (chat_stream, chat, event_source):
+        assert start(client).status == 200
     for surface in SURFACES:
         refused = surface(client)
         assert (refused.status, in_time(refused)) == (429, True)
