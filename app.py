@@ -11,7 +11,20 @@ from typing import Any
 
 from flask import Flask
 
-from halt import VERSION, api, cli, cors, openai_api, openapi, pages, plain, sockets, streams, web
+from halt import (
+    VERSION,
+    api,
+    cli,
+    cors,
+    openai_api,
+    openapi,
+    pages,
+    plain,
+    rates,
+    sockets,
+    streams,
+    web,
+)
 from halt.builtin_tools import SHIPPED
 from halt.chat import Upstream
 from halt.choice import make_upstream
@@ -57,6 +70,7 @@ def create_app(
     app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
     cors.install(app, settings.cors_origins)
     web.install(app)
+    rates.install(app)
     pages.install(app, MemoryStore(settings.kept_bytes))
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(plain.blueprint)

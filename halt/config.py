@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import secrets
 import sys
 from collections.abc import Mapping
@@ -181,6 +182,21 @@ class Config:
     heartbeat: float = _setting(
         "HALT_HEARTBEAT", 10.0, "A silent stream sends a comment this often", low=0.05, high=300
     )
+    rate_session: str = _setting(
+        "HALT_RATE_SESSION",
+        "",
+        "Streams that one browser session may start, such as `30/minute`; several with `;` between",
+    )
+    rate_address: str = _setting(
+        "HALT_RATE_ADDRESS", "", "Streams that may be started from one address, in the same words"
+    )
+    trusted_proxies: int = _setting(
+        "HALT_TRUSTED_PROXIES",
+        0,
+        "Proxies in front of Halt, each of which adds to `X-Forwarded-For`",
+        low=0,
+        high=10,
+    )
     graceful_timeout: int = _setting(
         "HALT_GRACEFUL_TIMEOUT", 10, "For open requests to end at a shutdown", low=1, high=3600
     )
@@ -259,6 +275,11 @@ class Config:
 
 #: Threads that no stream can take: page loads, Stop, health. 32 short requests at once.
 SHORT_REQUEST_THREADS = 32
+
+#: One limit of HALT_RATE_SESSION and HALT_RATE_ADDRESS: 30/minute, 5 per 10 seconds.
+_RATE = re.compile(
+    r"[1-9][0-9]{0,5} *(/| per ) *([1-9][0-9]{0,3} *)?(second|minute|hour|day)s?", re.IGNORECASE
+)
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
@@ -357,6 +378,15 @@ def _validate(config: Config) -> None:
     ):
         if not fits_header(value):
             raise ConfigError(f"{name} holds a space or a character that no header can carry.")
+    for name, rates in (
+        ("HALT_RATE_SESSION", config.rate_session),
+        ("HALT_RATE_ADDRESS", config.rate_address),
+    ):
+        if rates and not all(_RATE.fullmatch(each.strip()) for each in rates.split(";")):
+            raise ConfigError(
+                f"{name}={rates!r} is not a rate: use NUMBER/UNIT, as in 30/minute, "
+                "with second, minute, hour or day, and ; between several."
+            )
     for tool in config.tools:
         if tool not in SHIPPED_TOOLS:
             raise ConfigError(

@@ -6,6 +6,7 @@ HaltError                       everything Halt raises on purpose
 ├── UnknownStream     404       no such stream, or not this session's
 ├── OffsetLost        410       the log no longer holds what the reader asks for
 ├── AtCapacity        503       every place for a stream is taken; with Retry-After
+├── TooManyRequests   429  the client has started enough for now; with Retry-After
 ├── Draining          503       the server is about to leave; with Retry-After
 ├── AnswerFailed      4xx, 5xx  a run failed before its answer began
 ├── Interrupted                 a Stop came while the upstream was being opened
@@ -77,6 +78,14 @@ class AtCapacity(HaltError):
 
     code = "at_capacity"
     status = 503
+    retryable = True
+
+
+class TooManyRequests(HaltError):
+    """The client has started as many streams as it may for now."""
+
+    code = "too_many_requests"
+    status = 429
     retryable = True
 
 

@@ -39,6 +39,7 @@ from halt.events import (
     is_terminal,
 )
 from halt.line import Line
+from halt.rates import count_starts
 from halt.relay import SSE_HEADERS, Answer, EventStream, Reading, failure, gather, watched
 from halt.run import Run
 from halt.web import (
@@ -154,6 +155,7 @@ def _unnumbered(call: dict[str, Any]) -> dict[str, Any]:
 def completions() -> Response:
     given = asked(request.get_data(), request.headers.get("X-Stream-Id"))
     service = generations()
+    count_starts()
     run = service.start(given.chat, owner(), grace=0.0)
     tell_id(run.id)
     if not given.stream:

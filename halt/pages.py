@@ -37,6 +37,7 @@ from halt.events import Done, Terminal, sse_html
 from halt.folds import Fold
 from halt.generation import Generations, Receipt
 from halt.lengths import Lengths
+from halt.rates import count_starts
 from halt.relay import SSE_HEADERS, EventStream
 from halt.run import Run
 from halt.store import Conversation, Exchange
@@ -260,6 +261,7 @@ def _begin(found: Conversation) -> Run:
     waiting = [each for each in exchange.candidates if each.ended is None]
     runs: list[Run] = []
     try:
+        count_starts(len(waiting))
         for each in waiting:
             runs.append(started(each))  # noqa: PERF401 - those before a fault are to be stopped
     except HaltError:

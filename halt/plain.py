@@ -21,6 +21,7 @@ from halt.bodies import convert, decode
 from halt.chat import ChatRequest
 from halt.errors import AtCapacity, OffsetLost, RequestError, StreamInUse, UnknownStream
 from halt.events import Cancelled, Content, Done, Event, encode, is_terminal, text_of
+from halt.rates import count_starts
 from halt.relay import (
     SSE_HEADERS,
     Answer,
@@ -77,6 +78,7 @@ def chat() -> Response:
     """Start a generation and give its text, or all of it at its end."""
     asked = _asked(decode(request.get_data(), dict[str, Any]))
     service = generations()
+    count_starts()
     run = service.start(asked, owner(), tools=toolbox())
     tell_id(run.id)
     accepts = request.accept_mimetypes
@@ -129,25 +131,30 @@ def stream() -> Response:
         if name not in PARAMETERS:
             raise RequestError(f"{name}: there is no such parameter.", field=name)
     asked = _asked({name: given for name, given in request.args.items() if given}, words=True)
-    service = generations()
+    run = _same(asked)
+    if run is not None:
+        return _follow(run, 0)
+    count_starts()
     try:
-        run = service.start(asked, owner(), tools=toolbox())
+        run = generations().start(asked, owner(), tools=toolbox())
     except StreamInUse:
-        run = _same(asked)
+        run = _same(asked)  # was started just now
+        if run is None:
+            raise
         return _follow(run, 0)
     return watched(run, lambda: _follow(run, 0))
 
 
-def _same(asked: ChatRequest) -> Run:
+def _same(asked: ChatRequest) -> Run | None:
     """The run of this ID, where the same was asked: the answer to its start was lost on the way.
 
-    Raises StreamInUse.
+    None where this client knows no such run. Raises StreamInUse.
     """
     try:
         run = generations().get(asked.id or "", owner())
     except UnknownStream:
-        run = None
-    if run is None or run.request.messages[: len(asked.messages)] != asked.messages:
+        return None
+    if run.request.messages[: len(asked.messages)] != asked.messages:
         raise StreamInUse(f"The stream ID {asked.id!r} is in use.", field="id")
     return run
 

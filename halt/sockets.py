@@ -54,6 +54,7 @@ from halt.errors import AtCapacity, HaltError, OffsetLost, RequestError
 from halt.events import Event, encode, is_terminal
 from halt.generation import RETRY_AFTER, Generations
 from halt.metrics import now
+from halt.rates import count_starts
 from halt.run import Run
 from halt.web import client_socket, generations, owner, refusal
 
@@ -440,6 +441,7 @@ class Conversation:
         """Raises HaltError."""
         if isinstance(message, Start):
             self._check_room()
+            count_starts()
             request = ChatRequest(**msgspec.structs.asdict(message))
             run = self._service.start(request, self._owner)
             self._tell({"type": "started", "id": run.id})

@@ -7,6 +7,7 @@ from flask import Blueprint, Response, request
 from halt.bodies import decode
 from halt.chat import ChatRequest
 from halt.events import FINAL_FRAME
+from halt.rates import count_starts
 from halt.relay import SSE_HEADERS, EventStream, json_frames, watched
 from halt.run import Run
 from halt.web import after_parameter, client_socket, generations, owner, toolbox
@@ -28,6 +29,7 @@ def _stream(run: Run, after: int) -> Response:
 def chat_stream() -> Response:
     """Start a generation and follow it."""
     chat = decode(request.get_data(), ChatRequest)
+    count_starts()
     run = generations().start(chat, owner(), tools=toolbox())
     return watched(run, lambda: _stream(run, 0))
 

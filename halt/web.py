@@ -252,6 +252,7 @@ _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rat
 _OPENAI_CODES = {
     "context_too_long": "context_length_exceeded",
     "rate_limited": "rate_limit_exceeded",
+    "too_many_requests": "rate_limit_exceeded",
 }
 
 

@@ -17,7 +17,9 @@ from tests.bench.wire import Address
 RATE = 33  # tokens a second and stream
 PACED = f"paced?rate={RATE}"
 
-SYSTEMS: dict[str, tuple[str, Way, str]] = {
+System = tuple[str, Way, str]  # what is started, how it is read, and under which path
+
+SYSTEMS: dict[str, System] = {
     "Halt, JSON": ("halt", "json", "/chat/stream"),
     "FastAPI relay": ("fastapi", "json", "/chat/stream"),
     "Halt, page": ("halt", "page", ""),
@@ -51,9 +53,9 @@ def read(job: Job) -> Child:
     return Child("tests.bench.readers", json.dumps(asdict(job)))
 
 
-def steady(name: str, sizes: Sizes) -> dict[str, Any]:
+def steady(measured: System, sizes: Sizes) -> dict[str, Any]:
     """One window of one system."""
-    kind, way, path = SYSTEMS[name]
+    kind, way, path = measured
     with (
         source() as (upstream, url),
         system(kind, url, sizes.load_streams) as (address, pids),
@@ -80,8 +82,8 @@ def relay(sizes: Sizes) -> Iterator[Row]:
     """CPU a token and latency, each system in turn, the whole round repeated."""
     windows: dict[str, list[dict[str, Any]]] = {name: [] for name in SYSTEMS}
     for _ in range(sizes.load_rounds):
-        for name in SYSTEMS:
-            windows[name].append(steady(name, sizes))
+        for name, measured in SYSTEMS.items():
+            windows[name].append(steady(measured, sizes))
     cost = {
         name: median(w["cpu"]["server"] / w["tokens"] * 1e6 for w in each)
         for name, each in windows.items()

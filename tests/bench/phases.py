@@ -9,8 +9,8 @@ import secrets
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ from tests.bench.readers import READY_WITHIN, Job
 from tests.bench.sizes import Sizes
 from tests.bench.table import Row, at_most, number, p50_p99, percentile
 from tests.bench.wire import Address, ask, chat, complete, connect, request, stop
+from tests.fake_scenarios import last_user_message
 
 CROWD_MODEL = "count?n=1000000&rate=10"
 STOPPED_WITHIN = 10.0  # seconds; a Stop that takes longer is a fault, not a figure
@@ -69,20 +70,20 @@ def stop_one(address: Address, phase: Phase) -> Stopped:
     stream_id, key = secrets.token_urlsafe(12), secrets.token_urlsafe(12)
     with connect(address) as stream:
         stream.sendall(chat("/chat/stream", phase.model, key, stream_id))
-        data = _wait_for(stream, b"", b"\r\n\r\n", 1)
+        data = wait_for(stream, b"", b"\r\n\r\n", 1)
         if data.startswith(b"HTTP/1.1 503"):
             raise Refused(data[-200:].decode(errors="replace"))
         if not data.startswith(b"HTTP/1.1 200"):
             raise RuntimeError(f"no stream: {data[:300]!r}")
         tokens = random.randint(*phase.tokens)
-        data = _wait_for(stream, data, b'"type":"content"', tokens)
+        data = wait_for(stream, data, b'"type":"content"', tokens)
         time.sleep(random.uniform(*phase.quiet))
         began = time.monotonic()
         with connect(address) as stopper:
             stopper.sendall(stop(stream_id))
             terminal, answered, answer = _both(stream, data, stopper, began + STOPPED_WITHIN)
         # A place is free again when the whole response has ended.
-        _wait_for(stream, b"", b"0\r\n\r\n", 1, already=terminal.data)
+        wait_for(stream, b"", b"0\r\n\r\n", 1, already=terminal.data)
     return Stopped(
         key, began, (terminal.at - began) * 1000, (answered - began) * 1000, json.loads(answer)
     )
@@ -128,7 +129,7 @@ def _both(
     return terminal, answered, body
 
 
-def _wait_for(
+def wait_for(
     sock: socket.socket, data: bytes, mark: bytes, times: int, already: bytes = b""
 ) -> bytes:
     """Read until the mark has come so many times; all that has come by then."""
@@ -161,22 +162,27 @@ def stop_often(address: Address, upstream: str, phase: Phase, times: int) -> lis
 
 def with_closings(upstream: str, seen: list[Stopped]) -> list[Stopped]:
     """Fill in when the upstream saw its connection closed."""
+    closed = closings(upstream, {each.key: each.at for each in seen})
+    return [replace(each, closed=closed[each.key]) for each in seen]
+
+
+def closings(upstream: str, stopped: Mapping[str, float]) -> dict[str, float]:
+    """What was said -> milliseconds from its Stop until the upstream's connection was closed."""
     url = urlsplit(upstream)
     address = (url.hostname or "", url.port or 80)
     records = {
-        record["body"]["messages"][-1]["content"]: record
+        last_user_message(record["body"]): record
         for record in json.loads(ask(address, request("GET", "/_log")).body)
-        if record["path"].endswith("/completions")
+        if record["method"] == "POST"
     }
     ask(address, request("POST", "/_clear"))
-    out = []
-    for each in seen:
-        record = records[each.key]
-        if record["received_at"] > each.at:
+    out = {}
+    for key, at in stopped.items():
+        record = records[key]
+        if record["received_at"] > at:
             raise RuntimeError("a stream was stopped before its upstream had been asked")
         closed = record["closed_at"]
-        ms = (closed - each.at) * 1000 if closed is not None else float("inf")
-        out.append(Stopped(each.key, each.at, each.terminal, each.answered, each.said, closed=ms))
+        out[key] = (closed - at) * 1000 if closed is not None else float("inf")
     return out
 
 
@@ -262,7 +268,7 @@ def full(sizes: Sizes) -> Iterator[Row]:
                 stack.enter_context(connect(halt.address))
             last = stack.enter_context(connect(halt.address))
             last.sendall(chat("/chat/stream", FLOWING.model))
-            _wait_for(last, b"", b'"type":"content"', 1)
+            wait_for(last, b"", b'"type":"content"', 1)
             for _ in range(sizes.stops_in_a_round):
                 began = time.monotonic()
                 answer = ask(halt.address, chat("/chat/stream", "echo"))

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import secrets
@@ -26,9 +25,19 @@ from typing import Any, Literal
 from tests.bench.processes import cpu_seconds, machine_cpu_seconds
 from tests.bench.source import STAMP_MODULUS
 from tests.bench.table import percentile
-from tests.bench.wire import Address, chat, connect, form, receive, request
+from tests.bench.wire import (
+    Address,
+    chat,
+    connect,
+    event_source,
+    form,
+    message,
+    receive,
+    request,
+    upgraded,
+)
 
-Way = Literal["json", "page", "bare", "ws", "ws together"]
+Way = Literal["json", "page", "bare", "event source", "ws", "ws together"]
 
 TOGETHER = 25  # streams over each socket of the way "ws together"
 
@@ -69,19 +78,9 @@ class Stream:
 
 def open_socket(job: Job, streams: int) -> socket.socket:
     """A WebSocket with so many streams that were asked for."""
-    sock = connect(job.address)
-    key = base64.b64encode(secrets.token_bytes(16)).decode()
-    lines = f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: {key}\r\n"
-    sock.sendall(request("GET", job.path, more=f"{lines}Sec-WebSocket-Version: 13\r\n"))
-    answer = b""
-    while not answer.endswith(b"\r\n\r\n"):
-        answer += sock.recv(1)
-    if b" 101 " not in answer.split(b"\r\n")[0]:
-        raise RuntimeError(f"no socket: {answer!r}")
-    asked = {"type": "start", "model": job.model, "messages": [{"role": "user", "content": "hi"}]}
-    said = json.dumps(asked).encode()
-    size = bytes([128 | len(said)]) if len(said) < 126 else b"\xfe" + len(said).to_bytes(2, "big")
-    sock.sendall((b"\x81" + size + bytes(4) + said) * streams)  # masked with zeros
+    sock = upgraded(job.address, job.path)
+    said = [{"role": "user", "content": "hi"}]
+    sock.sendall(message(type="start", model=job.model, messages=said) * streams)
     return sock
 
 
@@ -98,6 +97,8 @@ def open_stream(job: Job) -> socket.socket:
             raise RuntimeError(f"no stream on the page: {answer.status} {answer.body[:300]!r}")
         cookie = f"Cookie: {answer.header('set-cookie').partition(';')[0]}\r\n"
         sock.sendall(request("GET", feed[1].decode(), more=cookie))
+    elif job.way == "event source":
+        sock.sendall(event_source(job.path, job.model))
     else:
         sock.sendall(chat(job.path, job.model, stream_id=job.stream_id))
     return sock

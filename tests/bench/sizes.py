@@ -30,6 +30,8 @@ class Sizes:
     long_tokens: int = 50_000
     long_rounds: int = 5
     long_stops: int = 10
+    surface_seconds: float = 4.0
+    surface_stops: int = 30  # on each surface, and with each kind of provider
 
 
 FULL = Sizes()
@@ -48,4 +50,6 @@ QUICK = Sizes(
     generations=100,
     long_rounds=2,
     long_stops=3,
+    surface_seconds=2.0,
+    surface_stops=5,
 )

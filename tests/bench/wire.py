@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import secrets
 import socket
 import time
 from typing import NamedTuple
@@ -49,9 +51,39 @@ def chat(path: str, model: str, said: str = "hello", stream_id: str = "") -> byt
         "messages": [{"role": "user", "content": said}],
         "stream": True,
     }
-    if stream_id:
+    named = ""
+    if stream_id and path.startswith("/v1/"):
+        named = f"X-Stream-Id: {stream_id}\r\n"
+    elif stream_id:
         asked["id"] = stream_id
-    return request("POST", path, json.dumps(asked).encode())
+    return request("POST", path, json.dumps(asked).encode(), more=named)
+
+
+def event_source(path: str, model: str, said: str = "hello", stream_id: str = "") -> bytes:
+    """A request for a streamed answer as an EventSource makes it."""
+    asked = {"prompt": said, "model": model} | ({"id": stream_id} if stream_id else {})
+    return request("GET", f"{path}?{urlencode(asked)}")
+
+
+def upgraded(address: Address, path: str) -> socket.socket:
+    """A WebSocket."""
+    sock = connect(address)
+    key = base64.b64encode(secrets.token_bytes(16)).decode()
+    lines = f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: {key}\r\n"
+    sock.sendall(request("GET", path, more=f"{lines}Sec-WebSocket-Version: 13\r\n"))
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        answer += sock.recv(1)
+    if b" 101 " not in answer.split(b"\r\n")[0]:
+        raise RuntimeError(f"no socket: {answer!r}")
+    return sock
+
+
+def message(**said: object) -> bytes:
+    """A message to a WebSocket's server, masked with zeros."""
+    data = json.dumps(said).encode()
+    size = bytes([128 | len(data)]) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2, "big")
+    return b"\x81" + size + bytes(4) + data
 
 
 def form(path: str, **fields: str) -> bytes:

@@ -1,0 +1,98 @@
+"""How many streams a client may start in a time: HALT_RATE_SESSION and HALT_RATE_ADDRESS.
+
+Only starts are counted, by whichever surface they come. Whoever has started enough can still stop,
+read on and look; so every limit here leaves Stop alone.
+
+A limit counts in windows that begin with a client's first start. What is counted is let go of when
+its window is over: memory holds the clients of one window at most.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import threading
+import time
+from collections.abc import Iterable
+
+from flask import Flask, current_app, request
+from flask_limiter import Limiter
+from limits import RateLimitItem, parse_many
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from halt.config import Config
+from halt.errors import RequestError, TooManyRequests
+from halt.web import owner
+
+NETWORK = 64  # bits that tell one client's IPv6 network from another's; the rest it picks itself
+
+
+class Rates:
+    """The limits of one application, and what has been counted."""
+
+    def __init__(self, app: Flask, settings: Config) -> None:
+        self._of_session = _parsed(settings.rate_session)
+        self._of_address = _parsed(settings.rate_address)
+        # The strategy with windows is the one whose memory storage forgets whole clients.
+        limiter = Limiter(address, app=app, storage_uri="memory://", strategy="fixed-window")
+        self._counter = limiter.limiter
+        self._lock = threading.Lock()  # nobody starts between another's test and its count
+
+    def count(self, starts: int) -> None:
+        """Count so many starts, all or none. Raises TooManyRequests, RequestError."""
+        limits = [(limit, "address", address()) for limit in self._of_address]
+        session = owner()
+        if session is not None:
+            limits += [(limit, "session", session) for limit in self._of_session]
+        most = min((limit.amount for limit, _, _ in limits), default=starts)
+        if starts > most:
+            raise RequestError(f"At most {most} answers can be asked for at once.", field="model")
+        with self._lock:
+            full = [each for each in limits if not self._counter.test(*each, cost=starts)]
+            if not full:
+                for each in limits:
+                    self._counter.hit(*each, cost=starts)
+                return
+            over = max(self._counter.get_window_stats(*each).reset_time for each in full)
+        wait = max(1, math.ceil(over - time.time()))
+        limit = str(full[0][0]).replace(" 1 ", " ", 1)
+        raise TooManyRequests(
+            f"Too many answers were asked for: {limit} are allowed. Try again in {wait} s.",
+            retry_after=wait,
+        )
+
+
+def _parsed(rates: str) -> Iterable[RateLimitItem]:
+    return frozenset(parse_many(rates)) if rates else ()
+
+
+def address() -> str:
+    """The client's address as far as it tells clients apart."""
+    found = request.remote_addr or ""
+    try:
+        known = ipaddress.ip_address(found)
+    except ValueError:
+        return found
+    if isinstance(known, ipaddress.IPv4Address):
+        return found
+    if known.ipv4_mapped is not None:
+        return str(known.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(known), NETWORK), strict=False))
+
+
+def count_starts(starts: int = 1) -> None:
+    """To be called before streams are started for this request. Raises TooManyRequests."""
+    rates: Rates | None = current_app.extensions["halt.rates"]
+    if rates is not None:
+        rates.count(starts)
+
+
+def install(app: Flask) -> None:
+    """Put the limits into the application, and whom it believes about addresses."""
+    settings: Config = app.extensions["halt.config"]
+    limited = bool(settings.rate_session or settings.rate_address)
+    app.extensions["halt.rates"] = Rates(app, settings) if limited else None
+    if settings.trusted_proxies:
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=settings.trusted_proxies, x_proto=0
+        )
