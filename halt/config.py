@@ -378,6 +378,15 @@ def _validate(config: Config) -> None:
     ):
         if not fits_header(value):
             raise ConfigError(f"{name} holds a space or a character that no header can carry.")
+    _validate_lists(config)
+    if not _is_loopback(config.host) and not config.token and not config.allow_anonymous:
+        raise ConfigError(
+            f"HOST={config.host!r} is reachable from other machines and no HALT_TOKEN is set: "
+            "set HALT_TOKEN, or HALT_ALLOW_ANONYMOUS=1 to let anyone in."
+        )
+
+
+def _validate_lists(config: Config) -> None:
     for name, rates in (
         ("HALT_RATE_SESSION", config.rate_session),
         ("HALT_RATE_ADDRESS", config.rate_address),
@@ -400,11 +409,6 @@ def _validate(config: Config) -> None:
                 "origin: use http(s)://host[:port] in lower case, without a path and without the "
                 "usual port, or *."
             )
-    if not _is_loopback(config.host) and not config.token and not config.allow_anonymous:
-        raise ConfigError(
-            f"HOST={config.host!r} is reachable from other machines and no HALT_TOKEN is set: "
-            "set HALT_TOKEN, or HALT_ALLOW_ANONYMOUS=1 to let anyone in."
-        )
 
 
 def load(environ: Mapping[str, str] | None = None) -> Config:
