@@ -225,8 +225,9 @@ class Run:
         """
         ready_at = 0.0
         while not viewer.gone:
+            ended = self.log.ended  # before `last`: who sees the end has seen every event
             if self.log.last <= after:
-                if self.log.ended is not None:
+                if ended is not None:
                     self.settle(drain=True)
                     return
                 self.advance(after, TICK)
