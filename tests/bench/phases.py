@@ -170,11 +170,17 @@ def closings(upstream: str, stopped: Mapping[str, float]) -> dict[str, float]:
     """What was said -> milliseconds from its Stop until the upstream's connection was closed."""
     url = urlsplit(upstream)
     address = (url.hostname or "", url.port or 80)
-    records = {
-        last_user_message(record["body"]): record
-        for record in json.loads(ask(address, request("GET", "/_log")).body)
-        if record["method"] == "POST"
-    }
+    records: dict[str, Any] = {}
+    until = time.monotonic() + STOPPED_WITHIN
+    while time.monotonic() < until:
+        records = {
+            last_user_message(record["body"]): record
+            for record in json.loads(ask(address, request("GET", "/_log")).body)
+            if record["method"] == "POST"
+        }
+        if all(records[key]["closed_at"] is not None for key in stopped):
+            break
+        time.sleep(0.02)  # the last one is being noticed
     ask(address, request("POST", "/_clear"))
     out = {}
     for key, at in stopped.items():

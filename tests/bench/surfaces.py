@@ -24,6 +24,7 @@ from tests.bench.wire import (
     connect,
     event_source,
     message,
+    request,
     stop,
     upgraded,
 )
@@ -116,6 +117,9 @@ def stops(sizes: Sizes) -> Iterator[Row]:
         }
         flowing = Library(base_url=upstream, api_key="fake", model=FLOWING.model)
         with Halt(upstream, **everybody) as halt, flowing as library:
+            ask(
+                halt.address, request("GET", "/healthz")
+            )  # its providers' clients take long to load
             post = partial(over_http, halt.address, chat)
             get = partial(over_http, halt.address, event_source)
             model = f"openai/{FLOWING.model}"
