@@ -8,6 +8,7 @@ work as they do with a server; one byte in the socket stands for one thing that 
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import threading
@@ -54,7 +55,8 @@ class ScriptedReply:
         """Text, a Part or a fault, each to be had by one read."""
         for each in what:
             self._fed.append(piece(each) if isinstance(each, str) else each)
-            self._theirs.send(b"!")
+            with contextlib.suppress(OSError):  # taken already, and the reply closed
+                self._theirs.send(b"!")
 
     def end(self, reason: str = "stop", usage: dict[str, Any] | None = None) -> None:
         """The model has finished."""
