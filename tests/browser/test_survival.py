@@ -400,7 +400,7 @@ def test_stop_works_while_the_stream_cannot_be_read(chat: Chat) -> None:
     """Nothing of it was seen, so the prompt comes back, and no loss is spoken of any more."""
     chat.forgives = BROKEN
     chat.context.route("**/streams/*/page*", lambda route: route.abort())
-    said = chat.ask("count?n=100000&gap_ms=5")
+    said = chat.ask("count?n=100000&gap_ms=5&first_ms=500")
     expect(chat.page.get_by_text(LOST)).to_be_visible()
     chat.stop.click()
     expect(chat.prompt).to_have_value(said)
