@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -12,15 +11,15 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from halt import VERSION
+from halt.bodies import checked_id
 from halt.chat import Upstream
 from halt.errors import HaltError, RequestError
 from halt.generation import Receipt
-from halt.line import Line
+from halt.line import limited
 from halt.metrics import now
 from halt.run import Run
 from halt.web import brings_token, generations, json_response, owner, wants_fragment
 
-STREAM_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 STOPS_MAX = 16  # streams that one press of the page's Stop can name
 PROBE_SECONDS = 10.0  # a health answer is never older than this when the probe can run
 PROBE_WAIT = 1.0  # seconds that a health request waits for the upstream's answer
@@ -32,12 +31,8 @@ def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
     probe: list[Probe] = []
 
     def press(stream_id: object, seen: object) -> Receipt:
-        if not isinstance(stream_id, str) or not STREAM_ID.fullmatch(stream_id):
-            raise RequestError(
-                "stream_id must be 8 to 64 characters of A-Z, a-z, 0-9, _ and -.",
-                field="stream_id",
-            )
-        return generations().stop(stream_id, owner(), _number(seen))
+        given = checked_id(stream_id, "stream_id")
+        return generations().stop(given, owner(), _number(seen))
 
     def answer(stream_id: object, seen: object) -> Response:
         receipt = press(stream_id, seen)
@@ -153,20 +148,15 @@ class Probe:
         return self._known
 
     def _ask(self, answered: threading.Event) -> None:
-        line = Line()
-        # A server that is silent for long is as good as unreachable; the timer ends the wait.
-        limit = threading.Timer(PROBE_SECONDS - 1, line.interrupt)
-        limit.daemon = True
-        limit.start()
         try:
-            self._upstream.check(line)
+            # A server that is silent for long is as good as unreachable.
+            with limited(PROBE_SECONDS - 1) as line:
+                self._upstream.check(line)
             known = "reachable"
         except HaltError as fault:
             # A refusal is an answer: the server is there.
             refused = fault.code in {"unauthorized", "forbidden", "bad_request", "rate_limited"}
             known = f"{'reachable' if refused else 'unreachable'}: {fault.code}"
-        finally:
-            limit.cancel()
         with self._lock:
             self._known = known
         answered.set()

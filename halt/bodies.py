@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeGuard, TypeVar
 
 import msgspec
 
@@ -12,7 +12,22 @@ from halt.errors import RequestError
 T = TypeVar("T")
 
 _PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
+_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _UNKNOWN = re.compile(r"unknown field `(.*?)`|missing required field `(.*?)`")
+
+
+def is_id(given: object) -> TypeGuard[str]:
+    """Whether this can name a stream or a conversation."""
+    return isinstance(given, str) and _ID.fullmatch(given) is not None
+
+
+def checked_id(given: object, field: str) -> str:
+    """A stream's ID as a client sent it. Raises RequestError that names the field."""
+    if not is_id(given):
+        raise RequestError(
+            f"{field} must be 8 to 64 characters of A-Z, a-z, 0-9, _ and -.", field=field
+        )
+    return given
 
 
 def decode(body: bytes | str, kind: type[T], whole: str = "body") -> T:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from halt.chat import Upstream
 from halt.errors import HaltError, RequestError
-from halt.line import Line
+from halt.line import Line, limited
 from halt.metrics import now
 
 FRESH_SECONDS = 60.0  # a list is not asked for again before
@@ -65,19 +65,15 @@ class Catalog:
         return self._known
 
     def _ask(self, answered: threading.Event) -> None:
-        line = Line()
-        limit = threading.Timer(ASK_SECONDS, line.interrupt)
-        limit.daemon = True
-        limit.start()
         found: Groups = []
         try:
-            found = _bounded(self._groups(line))
+            with limited(ASK_SECONDS) as line:
+                found = _bounded(self._groups(line))
         except HaltError as fault:
             logger.info("no list of models: %s", fault.code)
         except Exception:
             logger.exception("the list of models")
         finally:
-            limit.cancel()
             with self._lock:
                 self._known = found or self._known
                 self._due_at = now() + (FRESH_SECONDS if found else RETRY_SECONDS)

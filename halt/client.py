@@ -22,7 +22,7 @@ from halt.errors import HaltError, Interrupted
 from halt.events import Event, encode, is_terminal
 from halt.generation import Generations, Receipt
 from halt.http1 import Body
-from halt.line import TICK, Line, Quiet, on_line
+from halt.line import TICK, Line, Quiet, limited, on_line
 from halt.metrics import now
 from halt.transport import Transport
 
@@ -58,20 +58,6 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of everything, an answer that is being read included."""
-
-
-@contextlib.contextmanager
-def limited(seconds: float) -> Iterator[Line]:
-    """Requests made inside run on this line and are interrupted after so many seconds."""
-    line = Line()
-    limit = threading.Timer(seconds, line.interrupt)
-    limit.daemon = True
-    limit.start()
-    try:
-        with on_line(line):
-            yield line
-    finally:
-        limit.cancel()
 
 
 class Local:

@@ -20,7 +20,7 @@ import httpx2
 import msgspec
 
 from halt.chat import ChatRequest, Message, ToolFunction, ToolSpec
-from halt.client import ANSWER_WITHIN, limited
+from halt.client import ANSWER_WITHIN
 from halt.config import Config
 from halt.errors import HaltError
 from halt.events import (
@@ -35,6 +35,7 @@ from halt.events import (
     is_terminal,
 )
 from halt.generation import Generations
+from halt.line import limited
 from halt.metrics import Metrics, now
 from halt.run import Run
 from halt.screen import one_line

@@ -101,3 +101,17 @@ def on_line(line: Line) -> Iterator[None]:
         yield
     finally:
         _line.reset(token)
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[Line]:
+    """Requests made inside run on this line and are interrupted after so many seconds."""
+    line = Line()
+    limit = threading.Timer(seconds, line.interrupt)
+    limit.daemon = True
+    limit.start()
+    try:
+        with on_line(line):
+            yield line
+    finally:
+        limit.cancel()

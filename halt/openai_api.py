@@ -13,8 +13,6 @@ What Halt has no field for is passed on to the model's server. Tools are the cli
 
 from __future__ import annotations
 
-import re
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +20,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Response, request
 
-from halt.bodies import convert, decode
+from halt.bodies import checked_id, convert, decode
 from halt.chat import ChatRequest
 from halt.errors import HaltError, Interrupted, OffsetLost, RequestError, UpstreamError
 from halt.events import (
@@ -38,7 +36,7 @@ from halt.events import (
     encode,
     is_terminal,
 )
-from halt.line import Line
+from halt.line import limited
 from halt.rates import count_starts
 from halt.relay import SSE_HEADERS, Answer, EventStream, Reading, failure, gather, watched
 from halt.run import Run
@@ -59,8 +57,6 @@ NAMED = frozenset(ChatRequest.__struct_fields__) - {"id", "extra_body", "stream"
 
 #: What an answer carries and a prompt has no use for; clients send their answers back as they are.
 OF_ANSWERS = ("refusal", "annotations", "audio", "function_call", "reasoning", "reasoning_content")
-
-STREAM_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
 blueprint = Blueprint("openai_api", __name__, url_prefix="/v1")
 
@@ -102,11 +98,8 @@ def asked(body: bytes, stream_id: str | None) -> Asked:
         raise RequestError("functions: use tools instead.", field="functions")
     if manner.modalities not in (None, ["text"]):
         raise RequestError("modalities: answers are text.", field="modalities")
-    if stream_id is not None and not STREAM_ID.fullmatch(stream_id):
-        raise RequestError(
-            "X-Stream-Id must be 8 to 64 characters of A-Z, a-z, 0-9, _ and -.",
-            field="X-Stream-Id",
-        )
+    if stream_id is not None:
+        checked_id(stream_id, "X-Stream-Id")
     named = {name: value for name, value in fields.items() if name in NAMED}
     named["messages"] = _cleaned(fields.get("messages"))
     rest = fields.keys() - NAMED - frozenset(Manner.__struct_fields__)
@@ -327,11 +320,7 @@ def _described(name: str) -> Mapping[str, Any]:
 def _names() -> list[str]:
     """What the model's server offers now. Raises UpstreamError, AtCapacity."""
     service = generations()
-    line = Line()
-    limit = threading.Timer(MODELS_SECONDS, line.interrupt)
-    limit.daemon = True
-    with service.place():
-        limit.start()
+    with service.place(), limited(MODELS_SECONDS) as line:
         try:
             return service.upstream.models(line)
         except Interrupted:
@@ -340,5 +329,3 @@ def _names() -> list[str]:
             if line.interrupted:
                 raise UpstreamError("first_byte_timeout") from None
             raise
-        finally:
-            limit.cancel()

@@ -7,7 +7,6 @@ returns it. While an answer runs, the page follows `GET /streams/ID/page`: each 
 
 from __future__ import annotations
 
-import re
 import secrets
 import threading
 from collections import Counter
@@ -30,6 +29,7 @@ from jinja2 import Template
 from werkzeug.wrappers import Response as BaseResponse
 
 from halt.answers import ExchangeView, PageWriter, ended_folds, exchange_view, lost, view
+from halt.bodies import checked_id, is_id
 from halt.catalog import Catalog, checked_model
 from halt.chat import ChatRequest
 from halt.errors import HaltError, OffsetLost, RequestError, TooLarge, UnknownStream
@@ -65,9 +65,6 @@ LIVE_PER_SESSION = 4
 #: Seconds that a prompt's response waits for a model that answers at once: its first text comes
 #: with its place, and not a request later.
 FIRST_TEXT_WAIT = 0.01
-
-CONVERSATION_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
-
 
 blueprint = Blueprint("pages", __name__)
 
@@ -170,7 +167,7 @@ def conversation(conversation_id: str) -> str:
 
 @blueprint.post("/c/<conversation_id>/messages")
 def send(conversation_id: str) -> Response:
-    if not CONVERSATION_ID.fullmatch(conversation_id):
+    if not is_id(conversation_id):
         abort(404)
     prompt = request.form.get("prompt", "").replace("\r\n", "\n").strip()
     if not prompt:
@@ -347,9 +344,7 @@ def _run_of(stream_id: str) -> Run | None:
 
 def _stream_ids(count: int) -> list[str]:
     """The streams' IDs: those that the page has chosen, made up where it has not."""
-    given = [each for each in request.form.getlist("id") if each]
-    if not all(map(CONVERSATION_ID.fullmatch, given)):
-        raise RequestError("id must be 8 to 64 characters of A-Z, a-z, 0-9, _ and -.", field="id")
+    given = [checked_id(each, "id") for each in request.form.getlist("id") if each]
     return (given + [secrets.token_urlsafe(16) for _ in range(count)])[:count]
 
 

@@ -18,7 +18,7 @@ import msgspec
 
 from halt.chat import ChatRequest, Reply, Upstream
 from halt.errors import HaltError, Interrupted, UpstreamError
-from halt.line import Line
+from halt.line import Line, limited
 from halt.metrics import now
 
 KEPT_SECONDS = 60.0  # a list of models is asked for again after this time
@@ -78,14 +78,11 @@ class Question(Generic[T]):
             return self._answer, self._fault
 
     def _ask(self, answered: threading.Event) -> None:
-        line = Line()
-        limit = threading.Timer(ASK_SECONDS, line.interrupt)
-        limit.daemon = True
-        limit.start()
         answer: T | None = None
         fault: HaltError | None = None
         try:
-            answer = self._ask_it(line)
+            with limited(ASK_SECONDS) as line:
+                answer = self._ask_it(line)
         except Interrupted:
             fault = UpstreamError("upstream_unreachable", "it did not answer in time")
         except HaltError as exc:
@@ -93,8 +90,6 @@ class Question(Generic[T]):
         except Exception as exc:
             logger.exception("provider %s", self._name)
             fault = UpstreamError("internal", type(exc).__name__)
-        finally:
-            limit.cancel()
         self._learn(answered, answer, fault)
 
     def _learn(self, answered: threading.Event, answer: T | None, fault: HaltError | None) -> None:

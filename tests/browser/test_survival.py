@@ -251,7 +251,10 @@ def test_the_page_can_be_used_after_going_back_within_it(chat: Chat) -> None:
 def test_a_stop_for_another_sessions_answer_says_so(chat: Chat) -> None:
     """Whose session was lost is told, and can go on: the page never waits for nothing."""
     chat.forgives = AWAY
-    chat.ask("stall?n=3")
+    # Each answer renews the cookie: the last of them must be there before it is taken away.
+    chat.page.wait_for_load_state("networkidle")
+    with chat.page.expect_response(re.compile(r"/streams/.*/page")):
+        chat.ask("stall?n=3")
     chat.wait_text("0 1 2")
     chat.context.clear_cookies()
     chat.stop.click()
