@@ -18,8 +18,8 @@ from halt.events import Cancelled, Done, Event, Failed, Terminal, is_terminal, s
 from halt.folds import Fold, FoldPatch, FoldStream
 from halt.lengths import Lengths
 from halt.metrics import now
+from halt.recording import Recording
 from halt.rendering import BlockStream, Patch, render
-from halt.run import Run
 from halt.store import Exchange
 
 
@@ -96,7 +96,7 @@ def _fold_view(fold: Fold) -> FoldView:
     return FoldView(fold.number, fold.kind, fold.state, label, took, age, fold.text, fold.result)
 
 
-def _fold_stream(run: Run, upto: int) -> FoldStream:
+def _fold_stream(run: Recording, upto: int) -> FoldStream:
     stream = FoldStream()
     for number, event in [] if run.only_text else run.events(upto):
         if not is_terminal(event):
@@ -105,7 +105,7 @@ def _fold_stream(run: Run, upto: int) -> FoldStream:
     return stream
 
 
-def ended_folds(run: Run) -> tuple[Fold, ...]:
+def ended_folds(run: Recording) -> tuple[Fold, ...]:
     """The folds of a run that has ended, as far as its answer goes."""
     upto, _ = run.answer()
     return _fold_stream(run, upto).ended(run.ended_at or now())
@@ -159,7 +159,7 @@ def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
 
 
 def exchange_view(
-    exchange: Exchange, run_of: Callable[[str], Run | None], lengths: Lengths, *, last: bool
+    exchange: Exchange, run_of: Callable[[str], Recording | None], lengths: Lengths, *, last: bool
 ) -> ExchangeView:
     """A prompt and its answers as they are now; `last`: the conversation ends with it."""
     shown = [view(each, run_of(each.stream_id), lengths) for each in exchange.candidates]
@@ -174,7 +174,7 @@ def exchange_view(
     )
 
 
-def view(exchange: Exchange, run: Run | None, lengths: Lengths) -> AnswerView:
+def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerView:
     """An answer as it is now: from its run as long as that is known, else as it was saved."""
     if exchange.ended is not None:
         return _ended_view(exchange, exchange.ended)
@@ -198,10 +198,10 @@ def view(exchange: Exchange, run: Run | None, lengths: Lengths) -> AnswerView:
         state="running",
         patch=BlockStream().feed(text),
         after=after,
-        age=now() - run.meter.started_at,
+        age=now() - run.started_at,
         asked=exchange.asked,
         model=run.model,
-        progress=lengths.percent(run.id, run.meter.chunks),
+        progress=lengths.percent(run.id, run.chunks),
         folds=tuple(map(_fold_view, _fold_stream(run, after).folds())),
     )
 
@@ -213,7 +213,7 @@ def _partial(target: str, swap: str, content: str) -> str:
 class PageWriter:
     """A run's events as messages to the page. Each reader has one; the log holds no HTML."""
 
-    def __init__(self, run: Run, after: int, template: Template, lengths: Lengths) -> None:
+    def __init__(self, run: Recording, after: int, template: Template, lengths: Lengths) -> None:
         self._run = run
         self._lengths = lengths
         self._progress: int | None = None
@@ -236,7 +236,7 @@ class PageWriter:
 
     def whole(self) -> str:
         """The answer as it is now, in place of what the page shows of it."""
-        asked = Exchange("", self._run.id, asked=self._run.request.model or "")
+        asked = Exchange("", self._run.id, asked=self._run.asked)
         shown = view(asked, self._run, self._lengths)
         # settle:0: htmx would set the attributes of elements with an ID once more, a moment later,
         # and so close the folds that the reader has open.
@@ -261,7 +261,7 @@ class PageWriter:
 
     def _moved(self) -> str:
         """The progress, where it is another than before."""
-        progress = self._lengths.percent(self._run.id, self._run.meter.chunks)
+        progress = self._lengths.percent(self._run.id, self._run.chunks)
         if progress == self._progress:
             return ""
         self._progress = progress

@@ -17,7 +17,7 @@ from halt.errors import HaltError, RequestError
 from halt.generation import Receipt
 from halt.line import limited
 from halt.metrics import now
-from halt.run import Run
+from halt.recording import Recording
 from halt.web import brings_token, generations, json_response, owner, wants_fragment
 
 STOPS_MAX = 16  # streams that one press of the page's Stop can name
@@ -86,8 +86,8 @@ def _may_list() -> bool:
     return owner() is not None or brings_token()
 
 
-def _described(run: Run) -> dict[str, Any]:
-    age = now() - run.meter.started_at
+def _described(run: Recording) -> dict[str, Any]:
+    age = now() - run.started_at
     return {
         "id": run.id,
         "state": run.state,
@@ -95,7 +95,7 @@ def _described(run: Run) -> dict[str, Any]:
         "age": round(age, 3),
         "started_at": round(time.time() - age, 3),
         "events": run.log.last,
-        "characters": run.meter.characters,
+        "characters": run.characters,
     }
 
 

@@ -7,6 +7,7 @@ the connection brought, decoded. Each fault of a server becomes one UpstreamErro
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
@@ -148,6 +149,11 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
         """The optional fields that were set, under OpenAI's names."""
         given = msgspec.to_builtins(self)
         return {k: v for k, v in given.items() if k not in {"messages", "id", "model", "stream"}}
+
+
+def fingerprint(messages: list[Message]) -> str:
+    """Tells what was asked from what was asked otherwise."""
+    return hashlib.blake2b(msgspec.json.encode(messages), digest_size=16).hexdigest()
 
 
 class Part(msgspec.Struct, frozen=True):

@@ -25,7 +25,7 @@ from halt.errors import AtCapacity, HaltError, UpstreamError
 from halt.events import Event, is_terminal
 from halt.generation import RETRY_AFTER, Generations
 from halt.metrics import now
-from halt.run import Run, Viewer
+from halt.recording import Recording, Viewer
 
 AHEAD = 256  # events that wait for the consumer; a group more may be in its hands
 
@@ -53,7 +53,7 @@ class Feed:
 
     # --- the followers' side ----------------------------------------------------------------------
 
-    def add(self, followers: Followers, label: str, run: Run, after: int = 0) -> None:
+    def add(self, followers: Followers, label: str, run: Recording, after: int = 0) -> None:
         """Follow this run, too, from the event behind `after`. Raises AtCapacity."""
         with self._lock:
             self._open += 1
@@ -64,7 +64,7 @@ class Feed:
             raise
         followers.serve(self)
 
-    def _follow(self, label: str, run: Run, after: int, viewer: Viewer) -> None:
+    def _follow(self, label: str, run: Recording, after: int, viewer: Viewer) -> None:
         open_ = True
         try:
             for events in run.follow(after, viewer):
@@ -165,7 +165,7 @@ class Followers:
         self._threads: set[threading.Thread] = set()
         self._feeds: WeakSet[Feed] = WeakSet()
 
-    def start(self, run: Run, body: Callable[[Viewer], None], *, daemon: bool = True) -> None:
+    def start(self, run: Recording, body: Callable[[Viewer], None], *, daemon: bool = True) -> None:
         """Run `body` as a viewer of this run, in a thread of its own. Raises AtCapacity.
 
         The interpreter waits at its exit for one that is no `daemon`.

@@ -33,7 +33,8 @@ from halt.errors import (
     UpstreamError,
 )
 from halt.metrics import now
-from halt.run import Run, Viewer
+from halt.recording import Recording, Viewer
+from halt.run import Run
 from halt.stops import Pressed, StopRegistry, may_touch
 from halt.tools import Toolbox
 
@@ -75,7 +76,7 @@ class Generations:
         self._runs: dict[str, Run] = {}  # live and kept
         self._live: set[Run] = set()  # not settled: they have a place
         self._views = 0  # readers that hold a thread of the server
-        self._watched: dict[Viewer, tuple[Run, socket.socket]] = {}
+        self._watched: dict[Viewer, tuple[Recording, socket.socket]] = {}
         self._draining = False
         self._keeper: threading.Thread | None = None
         self._quit = threading.Event()
@@ -130,10 +131,14 @@ class Generations:
             run.discard()
         return run
 
-    def get(self, stream_id: str, requester: str | None) -> Run:
-        """The run with this ID, live or kept. Raises UnknownStream."""
+    def get(self, stream_id: str, requester: str | None) -> Recording:
+        """The generation with this ID, live or kept. Raises UnknownStream."""
+        return self.run(stream_id, requester)
+
+    def run(self, stream_id: str, requester: str | None) -> Run:
+        """The same, of this process. Raises UnknownStream."""
         run = self._runs.get(stream_id)
-        if run is None or not may_touch(run.switch.owner, requester):
+        if run is None or not may_touch(run.owner, requester):
             raise UnknownStream("There is no such stream, or it is no longer kept.")
         return run
 
@@ -159,8 +164,8 @@ class Generations:
         """The runs of this owner that have not ended, the oldest first."""
         with self._lock:
             live = list(self._live)
-        mine = [run for run in live if run.switch.owner == owner and run.log.ended is None]
-        return sorted(mine, key=lambda run: run.meter.started_at)
+        mine = [run for run in live if run.owner == owner and run.log.ended is None]
+        return sorted(mine, key=lambda run: run.started_at)
 
     def stop_all(self, owner: str | None) -> list[Receipt]:
         """Stop every running stream of this owner; together they wait no longer than one Stop."""
@@ -178,7 +183,7 @@ class Generations:
 
     # --- viewers ----------------------------------------------------------------------------------
 
-    def view(self, run: Run, client: socket.socket | None) -> Viewer:
+    def view(self, run: Recording, client: socket.socket | None) -> Viewer:
         """Begin to watch a run over `client`, whose end is noticed also in silence.
 
         Raises AtCapacity: so many readers hold a thread that Stop would be the next to wait.
@@ -190,7 +195,7 @@ class Generations:
                 self._watched[viewer] = (run, client)
         return viewer
 
-    def unview(self, run: Run, viewer: Viewer) -> None:
+    def unview(self, run: Recording, viewer: Viewer) -> None:
         """Watch no more; the reader's thread is free again. To be called once for each `view`."""
         with self._lock:
             self._views -= 1
@@ -208,9 +213,9 @@ class Generations:
             self.give_back_place()
 
     @staticmethod
-    def _leave(run: Run, viewer: Viewer) -> None:
+    def _leave(run: Recording, viewer: Viewer) -> None:
         run.leave(viewer)
-        if run.deserted:
+        if isinstance(run, Run) and run.deserted:
             run.cancel("no_viewer")
 
     def take_place(self) -> None:
@@ -236,7 +241,7 @@ class Generations:
             raise AtCapacity("All places for readers are taken.", retry_after=RETRY_AFTER)
         self._views += 1
 
-    def _await_room(self, runs: Collection[Run], is_there: Callable[[], bool]) -> bool:
+    def _await_room(self, runs: Collection[Recording], is_there: Callable[[], bool]) -> bool:
         """Whether there is a place; one that an ended run is about to give back is waited for.
 
         So a client that was told the end can start anew at once, on a full server too. The lock is

@@ -22,7 +22,8 @@ from halt.feed import Feed, Followers, Item
 from halt.generation import Generations, Receipt
 from halt.line import TICK
 from halt.metrics import Metrics, now
-from halt.run import Run, Viewer
+from halt.recording import Viewer
+from halt.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +231,7 @@ class Generation:
 
         Waits at most 0.25 s to see the connection closed; in an event loop, use `cancel`.
         """
-        return self._generations.stop(self.id, self._run.switch.owner)
+        return self._generations.stop(self.id, self._run.owner)
 
     def cancel(self) -> None:
         """Stop it without waiting for anything; for an event loop. Harmless after the end."""

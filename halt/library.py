@@ -182,7 +182,7 @@ class Halt:
     def get(self, stream_id: str) -> Generation:
         """A handle on a generation, live or over and still kept. Raises UnknownStream."""
         return Generation(
-            self._generations, self._followers, self._generations.get(stream_id, None)
+            self._generations, self._followers, self._generations.run(stream_id, None)
         )
 
     def stop(self, stream_id: str) -> Receipt:

@@ -38,6 +38,7 @@ from halt.events import (
 )
 from halt.line import limited
 from halt.rates import count_starts
+from halt.recording import Recording
 from halt.relay import SSE_HEADERS, Answer, EventStream, Reading, failure, gather, watched
 from halt.run import Run
 from halt.web import (
@@ -206,7 +207,7 @@ def finish_reason(ended: Terminal, *, called: bool) -> str:
     return given or ("tool_calls" if called else "stop")
 
 
-def about(run: Run, ended: Terminal) -> dict[str, Any]:
+def about(run: Recording, ended: Terminal) -> dict[str, Any]:
     """What Halt knows of the run and OpenAI's answer has no field for."""
     known: dict[str, Any] = {"id": run.id, "state": run.state, "metrics": ended.metrics}
     if not isinstance(ended, Done | Failed):

@@ -38,6 +38,7 @@ from halt.folds import Fold
 from halt.generation import Generations, Receipt
 from halt.lengths import Lengths
 from halt.rates import count_starts
+from halt.recording import Recording
 from halt.relay import SSE_HEADERS, EventStream
 from halt.run import Run
 from halt.store import Conversation, Exchange
@@ -335,7 +336,7 @@ def stop_fragment(receipt: Receipt) -> str:
     return PageWriter(run, 0, _answer_template(), _lengths()).whole()
 
 
-def _run_of(stream_id: str) -> Run | None:
+def _run_of(stream_id: str) -> Recording | None:
     try:
         return generations().get(stream_id, owner())
     except UnknownStream:

@@ -18,10 +18,11 @@ import msgspec
 from flask import Blueprint, Response, request
 
 from halt.bodies import convert, decode
-from halt.chat import ChatRequest
+from halt.chat import ChatRequest, fingerprint
 from halt.errors import AtCapacity, OffsetLost, RequestError, StreamInUse, UnknownStream
 from halt.events import Cancelled, Content, Done, Event, encode, is_terminal, text_of
 from halt.rates import count_starts
+from halt.recording import Recording
 from halt.relay import (
     SSE_HEADERS,
     Answer,
@@ -145,7 +146,7 @@ def stream() -> Response:
     return watched(run, lambda: _follow(run, 0))
 
 
-def _same(asked: ChatRequest) -> Run | None:
+def _same(asked: ChatRequest) -> Recording | None:
     """The run of this ID, where the same was asked: the answer to its start was lost on the way.
 
     None where this client knows no such run. Raises StreamInUse.
@@ -154,7 +155,7 @@ def _same(asked: ChatRequest) -> Run | None:
         run = generations().get(asked.id or "", owner())
     except UnknownStream:
         return None
-    if run.request.messages[: len(asked.messages)] != asked.messages:
+    if run.fingerprint != fingerprint(asked.messages):
         raise StreamInUse(f"The stream ID {asked.id!r} is in use.", field="id")
     return run
 
@@ -175,7 +176,7 @@ def _resume(last: str) -> Response:
         return Response(RETRY + b"\n", headers=EVENT_SOURCE_HEADERS)  # it comes again
 
 
-def _follow(run: Run, after: int) -> Response:
+def _follow(run: Recording, after: int) -> Response:
     body = PromptStream(run, after)
     headers = {**EVENT_SOURCE_HEADERS, "X-Stream-Id": run.id}
     return Response(body, headers=headers, direct_passthrough=True)
@@ -184,7 +185,7 @@ def _follow(run: Run, after: int) -> Response:
 class PromptStream(EventStream):
     """Text and end of a run as Server-Sent Events whose IDs name the stream."""
 
-    def __init__(self, run: Run, after: int) -> None:
+    def __init__(self, run: Recording, after: int) -> None:
         """Take a reader's place. Raises AtCapacity, OffsetLost."""
         super().__init__(
             generations(),

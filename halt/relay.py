@@ -34,7 +34,8 @@ from halt.events import (
 )
 from halt.generation import Generations
 from halt.metrics import now
-from halt.run import Run, Viewer
+from halt.recording import Recording, Viewer
+from halt.run import Run
 
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ class Reading:
     """A reader's place at a run, to be given back by `close`."""
 
     def __init__(
-        self, generations: Generations, run: Run, client: socket.socket | None, after: int = 0
+        self, generations: Generations, run: Recording, client: socket.socket | None, after: int = 0
     ) -> None:
         """Take the place. Raises AtCapacity, OffsetLost."""
         run.log.read(after)  # an offset that is lost is told before the headers
@@ -114,7 +115,7 @@ class EventStream(Reading):
     def __init__(
         self,
         generations: Generations,
-        run: Run,
+        run: Recording,
         client: socket.socket | None,
         after: int,
         present: Present,
@@ -192,7 +193,9 @@ class TextStream(EventStream):
 
     comment = b""
 
-    def __init__(self, generations: Generations, run: Run, client: socket.socket | None) -> None:
+    def __init__(
+        self, generations: Generations, run: Recording, client: socket.socket | None
+    ) -> None:
         """Take a reader's place. Raises AtCapacity."""
         super().__init__(generations, run, client, 0, self._text)
         self._broken = False

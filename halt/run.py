@@ -28,15 +28,24 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
 
-from halt.chat import AskedTool, ChatRequest, FunctionCall, Message, Part, Reply, ToolTurn, Upstream
+from halt.chat import (
+    AskedTool,
+    ChatRequest,
+    FunctionCall,
+    Message,
+    Part,
+    Reply,
+    ToolTurn,
+    Upstream,
+    fingerprint,
+)
 from halt.config import Config
-from halt.errors import CODES, Interrupted, OffsetLost, UpstreamError
+from halt.errors import CODES, Interrupted, UpstreamError
 from halt.events import (
     Cancelled,
     CancelReason,
@@ -44,7 +53,6 @@ from halt.events import (
     Delta,
     Done,
     ErrorInfo,
-    Event,
     Failed,
     Reasoning,
     Terminal,
@@ -56,6 +64,7 @@ from halt.events import (
 from halt.journal import MemoryLog
 from halt.line import TICK, Line, Quiet
 from halt.metrics import Meter, now
+from halt.recording import Recording
 from halt.stops import Pressed, StopSwitch
 from halt.tools import Toolbox, ToolRound
 
@@ -67,25 +76,8 @@ RETRY_AFTER_MAX = 5.0  # seconds; a server that wants us to wait longer is shown
 
 logger = logging.getLogger(__name__)
 
-State = Literal["running", "done", "cancelled", "error"]
 
-
-class Viewer:
-    """One reader of a run.
-
-    `gone` is set by whoever notices that its client has left: that alone is enough, and takes no
-    lock. `writing_since` is the time at which
-    the write began that is under way, None between writes.
-    """
-
-    __slots__ = ("gone", "writing_since")
-
-    def __init__(self) -> None:
-        self.gone = False
-        self.writing_since: float | None = None
-
-
-class Run:
+class Run(Recording):
     """A generation from its request to its terminal event."""
 
     def __init__(
@@ -100,14 +92,21 @@ class Run:
         spawn: Callable[[Run, Callable[[], None]], bool],
         tools: Toolbox | None = None,
         grace: float | None = None,
+        prefix: str = "",
     ) -> None:
-        self.id = stream_id
-        self.request = request
-        self.log = MemoryLog(config.log_bytes)
         self.meter = Meter()
+        super().__init__(
+            stream_id,
+            owner,
+            MemoryLog(config.log_bytes),
+            asked=request.model or "",
+            prefix=prefix,
+            started_at=self.meter.started_at,
+        )
+        self.request = request
+        self._question = request.messages  # as it was asked, without later rounds
         self.line = Line()
         self.switch = StopSwitch(self._pressed, owner)
-        self.ended_at: float | None = None
         self._upstream = upstream
         self._config = config
         self._on_end = on_end
@@ -127,36 +126,14 @@ class Run:
         self._size = 0  # characters of all events: text, reasoning, calls, results
         self._model = ""  # as the last round's reply named it
         self._usage: dict[str, Any] | None = {}  # of all rounds; None: one of them told none
-        self._parts: list[str] = []  # parts[n] is the text of event n + 1, "" of other kinds
-        self._times = array("d")  # times[n] is when event n + 1 came
-        self.only_text = True  # no event so far was anything else
-        self._kept: int | None = None  # events that the one who stopped had been shown
         self._reply: Reply | None = None
         self._retries_left = config.retries
         self._pump = threading.Lock()  # the role; guards the reply, the parts and `_settled`
         self._pump.acquire()  # the first attendant's from the beginning: nobody comes before it
         self._settled = False
         self._pumped_at = now()
-        self._viewers_lock = threading.Lock()  # protects the three below
-        self._viewers: set[Viewer] = set()
-        self._watched_at = now()
-        self._was_watched = False
-
-    def __repr__(self) -> str:
-        return f"<Run {self.id} {self.state} events={self.log.last} viewers={len(self._viewers)}>"
 
     # --- what it is now ---------------------------------------------------------------------------
-
-    @property
-    def state(self) -> State:
-        ended = self.log.ended
-        if ended is None:
-            return "running"
-        return (
-            "done"
-            if isinstance(ended, Done)
-            else ("cancelled" if isinstance(ended, Cancelled) else "error")
-        )
 
     @property
     def model(self) -> str:
@@ -164,85 +141,24 @@ class Run:
         reply = self._reply
         return (reply.model if reply is not None else self._model) or self.request.model or ""
 
-    def answer(self) -> tuple[int, str]:
-        """The text so far and the number of its last event.
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self._question)
 
-        Of a stopped run: the text that the one who stopped it had seen.
-        """
-        count = self.log.last - (self.log.ended is not None)
-        if self._kept is not None:
-            count = min(count, self._kept)
-        return count, "".join(self._parts[:count])
+    @property
+    def chunks(self) -> int:
+        return self.meter.chunks
 
-    def text(self, upto: int) -> str:
-        """The text of the events from 1 to `upto`."""
-        return "".join(self._parts[:upto])
-
-    def events(self, upto: int) -> list[tuple[int, Event]]:
-        """The events from 1 to `upto`, as far as the log still has them."""
-        while True:
-            first = self.log.first
-            try:
-                return self.log.read(first - 1)[: max(0, upto - first + 1)]
-            except OffsetLost:  # it has let go of some more in between
-                continue
-
-    def came_at(self, number: int) -> float:
-        """When an event came that is not the terminal one, on the clock of `metrics.now`."""
-        return self._times[number - 1]
-
-    # --- reading ----------------------------------------------------------------------------------
-
-    def join(self) -> Viewer:
-        """Begin to watch."""
-        viewer = Viewer()
-        with self._viewers_lock:
-            self._viewers.add(viewer)
-            self._was_watched = True
-        return viewer
-
-    def leave(self, viewer: Viewer) -> None:
-        """Watch no more. Changes nothing for the run. Harmless when repeated."""
-        viewer.gone = True
-        with self._viewers_lock:
-            self._viewers.discard(viewer)
-            self._watched_at = now()
-        self.log.wake()  # a waiting viewer may have to pump now
+    @property
+    def characters(self) -> int:
+        return self.meter.characters
 
     @property
     def deserted(self) -> bool:
         """It was to end with its last viewer, and that one has left."""
         return self._grace == 0 and self._was_watched and not self._viewers
 
-    def follow(
-        self, after: int, viewer: Viewer, interval: float = 0.0
-    ) -> Iterator[list[tuple[int, Event]]]:
-        """All events above `after` as they come, in groups; the last one ends with the terminal.
-
-        Yields an empty group for each tick of silence, so that the caller can send a heartbeat.
-        Groups come at least `interval` seconds apart, the first at once. Returns early when the
-        viewer has gone. Raises OffsetLost.
-        """
-        ready_at = 0.0
-        while not viewer.gone:
-            ended = self.log.ended  # before `last`: who sees the end has seen every event
-            if self.log.last <= after:
-                if ended is not None:
-                    self.settle(drain=True)
-                    return
-                self.advance(after, TICK)
-                if self.log.last <= after:
-                    if self.log.ended is None:
-                        yield []
-                    continue
-            events = self.log.read(after)
-            if interval:
-                while (left := ready_at - now()) > 0 and self.log.ended is None:
-                    self.advance(self.log.last, left)
-                events = self.log.read(after)
-                ready_at = now() + interval
-            after = events[-1][0]
-            yield events
+    # --- reading ----------------------------------------------------------------------------------
 
     def advance(self, after: int, timeout: float) -> None:
         """Return when there may be events above `after`, or after at most `timeout` seconds.
@@ -478,23 +394,18 @@ class Run:
             text = first.content  # the usual part, once for each token
             self._size += len(text)
             self.meter.received(len(text), part.chunks)
-            self._note(text)  # before the log, so that `answer` finds what that counts
+            # Before the log, so that `answer` finds what that counts.
+            self.note(text, self.meter.last_at)
             return self.log.append(first)
         prepared = [self._prepared(event) for event in events]
         texts = [text_of(event) for event in prepared]
         self.meter.received(sum(map(len, texts)), part.chunks)
         for event, text in zip(prepared, texts, strict=True):
             self._size += size_of(event)
-            self._note(text)
+            self.note(text, self.meter.last_at)
             if not self.log.append(event):
                 return False
         return True
-
-    def _note(self, text: str) -> None:
-        """Keep what the next event adds to the answer, and when it came."""
-        self.only_text = self.only_text and bool(text)
-        self._parts.append(text)
-        self._times.append(self.meter.last_at)
 
     def _prepared(self, event: Delta) -> Delta:
         """The event as it goes to the log."""
@@ -553,7 +464,7 @@ class Run:
             if self._size > self._config.max_answer_chars:
                 raise UpstreamError("answer_too_long")
             self.meter.tools_ran()
-            self._note("")
+            self.note("", self.meter.last_at)
             if not self.log.append(result):
                 break
         self._answering = False

@@ -55,7 +55,7 @@ from halt.events import Event, encode, is_terminal
 from halt.generation import RETRY_AFTER, Generations
 from halt.metrics import now
 from halt.rates import count_starts
-from halt.run import Run
+from halt.recording import Recording
 from halt.web import client_socket, generations, owner, refusal
 
 MAX_STREAMS = 32  # that one socket follows at once
@@ -70,7 +70,7 @@ TICK = 1.0  # seconds between two looks at the server's shutdown
 STUCK_TICK = 20  # milliseconds between two looks for messages while the network is stuck
 PATIENCE = 0.5  # heartbeats without a byte taken, after which a reader is too slow
 LAST_WORDS = 2.0  # seconds for streams to end at a shutdown
-CLOSE_WITHIN = 1.0  # seconds for the client to answer a close
+CLOSE_WITHIN = 3.0  # seconds for the client to answer a close
 READER_ENDS = 5.0  # seconds; it takes none once the connection is shut down
 
 GOING_AWAY, INTERNAL_ERROR, TOO_SLOW = 1001, 1011, 4008
@@ -123,7 +123,7 @@ def frame(kind: bytes, payload: bytes) -> bytes:
 class Feed:
     """One stream on its way to one socket. Its position is the writer's."""
 
-    def __init__(self, run: Run, after: int, wire: Wire) -> None:
+    def __init__(self, run: Recording, after: int, wire: Wire) -> None:
         """Begin behind the event `after`. Raises OffsetLost.
 
         Who has everything of an ended stream is sent its last event again, and so learns of it.
@@ -450,10 +450,10 @@ class Conversation:
             receipt = self._service.stop(message.id, self._owner, message.seen)
             self._tell({"type": "receipt", **msgspec.structs.asdict(receipt)})
         elif isinstance(message, Follow):
-            run = self._service.get(message.id, self._owner)
+            found = self._service.get(message.id, self._owner)
             if message.id not in self._feeds:
                 self._check_room()
-            feed = Feed(run, message.after, self._wire)
+            feed = Feed(found, message.after, self._wire)
             self._forget(message.id)
             self._feeds[message.id] = feed
         elif isinstance(message, Unfollow):

@@ -8,14 +8,14 @@ from halt.bodies import decode
 from halt.chat import ChatRequest
 from halt.events import FINAL_FRAME
 from halt.rates import count_starts
+from halt.recording import Recording
 from halt.relay import SSE_HEADERS, EventStream, json_frames, watched
-from halt.run import Run
 from halt.web import after_parameter, client_socket, generations, owner, toolbox
 
 blueprint = Blueprint("streams", __name__)
 
 
-def _stream(run: Run, after: int) -> Response:
+def _stream(run: Recording, after: int) -> Response:
     body = EventStream(generations(), run, client_socket(), after, json_frames, nothing=FINAL_FRAME)
     # direct_passthrough: werkzeug would wrap each frame once more.
     return Response(

@@ -58,6 +58,7 @@ LAYERS = {
     "journal": 2,
     "catalog": 3,
     "store": 2,
+    "recording": 2,
     "run": 3,
     "generation": 4,
     "relay": 4,

@@ -460,7 +460,7 @@ def test_a_callback_slower_than_the_log_is_long_is_told() -> None:
 
 def verdict(program: Halt, stream_id: str) -> object:
     """What the keeper would do about a run in a very long time."""
-    return program._generations.get(stream_id, None).check(now() + 1000.0)
+    return program._generations.run(stream_id, None).check(now() + 1000.0)
 
 
 def test_a_generation_goes_on_as_long_as_somebody_holds_it() -> None:

@@ -1,0 +1,205 @@
+"""What can be read of a generation: its log, the text so far, and who is watching.
+
+A `halt.run.Run` is a recording that is being made in this process. Others are read only: of a
+generation that another process makes, or one that the store has kept. Whoever shows a generation
+(an event stream, a page, a socket) needs a recording and nothing more.
+
+Threads: one at a time adds events (`note`, then the log). Everybody may read: the two lists grow
+before the log does, so whoever knows an event's number finds its text and its time.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Iterator
+from typing import Literal
+
+from halt.errors import OffsetLost
+from halt.events import Cancelled, Done, Event
+from halt.journal import Log
+from halt.line import TICK
+from halt.metrics import now
+
+State = Literal["running", "done", "cancelled", "error"]
+
+
+class Viewer:
+    """One reader of a generation.
+
+    `gone` is set by whoever notices that its client has left: that alone is enough, and takes no
+    lock. `writing_since` is the time at which
+    the write began that is under way, None between writes.
+    """
+
+    __slots__ = ("gone", "writing_since")
+
+    def __init__(self) -> None:
+        self.gone = False
+        self.writing_since: float | None = None
+
+
+class Recording:
+    """A generation as its readers know it.
+
+    `owner` is the session it belongs to, None: whoever knows its ID. `asked` is the model that was
+    asked for, "" for the default one. `prefix` is text of the same answer that was there before.
+    Times are on the clock of `metrics.now`.
+    """
+
+    def __init__(
+        self,
+        stream_id: str,
+        owner: str | None,
+        log: Log,
+        *,
+        asked: str = "",
+        prefix: str = "",
+        started_at: float,
+    ) -> None:
+        self.id = stream_id
+        self.owner = owner
+        self.log = log
+        self.asked = asked
+        self.prefix = prefix
+        self.started_at = started_at
+        self.ended_at: float | None = None
+        self.only_text = True  # no event so far was anything else
+        self._parts: list[str] = []  # parts[n] is the text of event n + 1, "" of other kinds
+        self._times = array("d")  # times[n] is when event n + 1 came
+        self._kept: int | None = None  # events that the one who stopped had been shown
+        self._viewers_lock = threading.Lock()  # protects the three below
+        self._viewers: set[Viewer] = set()
+        self._watched_at = now()
+        self._was_watched = False
+
+    def __repr__(self) -> str:
+        kind = type(self).__name__
+        return f"<{kind} {self.id} {self.state} {self.log.last} viewers={len(self._viewers)}>"
+
+    # --- what it is now ---------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        ended = self.log.ended
+        if ended is None:
+            return "running"
+        return (
+            "done"
+            if isinstance(ended, Done)
+            else ("cancelled" if isinstance(ended, Cancelled) else "error")
+        )
+
+    @property
+    def model(self) -> str:
+        """The model that answers, as far as it is known by now."""
+        return self.asked
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells its question from others (`halt.chat.fingerprint`), "" where not known."""
+        return ""
+
+    @property
+    def chunks(self) -> int:
+        """Pieces that the model's server has sent so far."""
+        return len(self._parts)
+
+    @property
+    def characters(self) -> int:
+        """Characters of the answer that were made so far, without the prefix."""
+        return sum(map(len, self._parts[: self.log.last]))
+
+    @property
+    def kept(self) -> int | None:
+        """Events that the one who stopped it had been shown, where that is known."""
+        return self._kept
+
+    def answer(self) -> tuple[int, str]:
+        """The text so far and the number of its last event.
+
+        Of a stopped run: the text that the one who stopped it had seen.
+        """
+        count = min(self.log.last - (self.log.ended is not None), len(self._parts))
+        if self._kept is not None:
+            count = min(count, self._kept)
+        return count, self.text(count)
+
+    def text(self, upto: int) -> str:
+        """The prefix, and the text of the events from 1 to `upto`."""
+        return self.prefix + "".join(self._parts[:upto])
+
+    def events(self, upto: int) -> list[tuple[int, Event]]:
+        """The events from 1 to `upto`, as far as the log still has them."""
+        while True:
+            first = self.log.first
+            try:
+                return [each for each in self.log.read(first - 1) if each[0] <= upto]
+            except OffsetLost:  # it has let go of some more in between
+                continue
+
+    def came_at(self, number: int) -> float:
+        """When an event came that is not the terminal one."""
+        return self._times[number - 1]
+
+    def note(self, text: str, at: float) -> None:
+        """Keep what the next event adds to the answer, and when it came."""
+        self.only_text = self.only_text and bool(text)
+        self._parts.append(text)
+        self._times.append(at)
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def join(self) -> Viewer:
+        """Begin to watch."""
+        viewer = Viewer()
+        with self._viewers_lock:
+            self._viewers.add(viewer)
+            self._was_watched = True
+        return viewer
+
+    def leave(self, viewer: Viewer) -> None:
+        """Watch no more. Changes nothing for the generation. Harmless when repeated."""
+        viewer.gone = True
+        with self._viewers_lock:
+            self._viewers.discard(viewer)
+            self._watched_at = now()
+        self.log.wake()  # a waiting viewer may have to pump now
+
+    def follow(
+        self, after: int, viewer: Viewer, interval: float = 0.0
+    ) -> Iterator[list[tuple[int, Event]]]:
+        """All events above `after` as they come, in groups; the last one ends with the terminal.
+
+        Yields an empty group for each tick of silence, so that the caller can send a heartbeat.
+        Groups come at least `interval` seconds apart, the first at once. Returns early when the
+        viewer has gone. Raises OffsetLost.
+        """
+        ready_at = 0.0
+        while not viewer.gone:
+            ended = self.log.ended  # before `last`: who sees the end has seen every event
+            if self.log.last <= after:
+                if ended is not None:
+                    self.settle(drain=True)
+                    return
+                self.advance(after, TICK)
+                if self.log.last <= after:
+                    if self.log.ended is None:
+                        yield []
+                    continue
+            events = self.log.read(after)
+            if interval:
+                while (left := ready_at - now()) > 0 and self.log.ended is None:
+                    self.advance(self.log.last, left)
+                events = self.log.read(after)
+                ready_at = now() + interval
+            after = events[-1][0]
+            yield events
+
+    def advance(self, after: int, timeout: float) -> None:
+        """Return when there may be events above `after`, or after at most `timeout` seconds."""
+        self.log.wait(after, timeout)
+
+    def settle(self, *, drain: bool = False) -> bool:
+        """After the end: let go of a connection. True when there is none (any more)."""
+        return True
