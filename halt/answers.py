@@ -15,9 +15,10 @@ from typing import Any
 from jinja2 import Template
 
 from halt.events import Cancelled, Done, Event, Failed, Terminal, is_terminal, sse_html, text_of
-from halt.folds import Fold, FoldPatch, FoldStream
+from halt.folds import Fold, FoldPatch
 from halt.lengths import Lengths
 from halt.metrics import now
+from halt.recorder import Saving
 from halt.recording import Recording
 from halt.rendering import BlockStream, Patch, render
 from halt.store import Exchange
@@ -28,7 +29,7 @@ class AnswerView:
     """Everything that `answer.html` shows of an answer."""
 
     id: str
-    state: str  # running, done, stopped, withdrawn, error
+    state: str  # running, done, stopped, withdrawn, error, interrupted
     patch: Patch  # what there is: finished blocks and the open tail
     source: str = ""
     after: int = 0  # the event up to which `patch` shows the answer
@@ -96,21 +97,6 @@ def _fold_view(fold: Fold) -> FoldView:
     return FoldView(fold.number, fold.kind, fold.state, label, took, age, fold.text, fold.result)
 
 
-def _fold_stream(run: Recording, upto: int) -> FoldStream:
-    stream = FoldStream()
-    for number, event in [] if run.only_text else run.events(upto):
-        if not is_terminal(event):
-            stream.feed(number, event, run.came_at(number))
-    stream.patch()
-    return stream
-
-
-def ended_folds(run: Recording) -> tuple[Fold, ...]:
-    """The folds of a run that has ended, as far as its answer goes."""
-    upto, _ = run.answer()
-    return _fold_stream(run, upto).ended(run.ended_at or now())
-
-
 def figures(ended: Terminal, model: str) -> tuple[str, ...]:
     """What one answer took, in words."""
     m = ended.metrics
@@ -147,8 +133,9 @@ def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
         folds=tuple(map(_fold_view, best.folds)),
     )
     if isinstance(ended, Failed):
+        state = "interrupted" if ended.error.code == "interrupted" else "error"
         return replace(
-            shown, state="error", note=ended.error.message, retryable=ended.error.retryable
+            shown, state=state, note=ended.error.message, retryable=ended.error.retryable
         )
     if isinstance(ended, Cancelled):
         note = "Stopped" if ended.reason == "stop" else "Stopped, as nobody was watching"
@@ -191,7 +178,7 @@ def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerV
     ended = run.log.ended
     after, text = run.answer()
     if ended is not None:
-        saved = replace(exchange, answer=text, model=run.model, ended=ended, folds=ended_folds(run))
+        saved = replace(exchange, answer=text, model=run.model, ended=ended, folds=run.folds())
         return _ended_view(saved, ended)
     return AnswerView(
         id=run.id,
@@ -202,7 +189,7 @@ def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerV
         asked=exchange.asked,
         model=run.model,
         progress=lengths.percent(run.id, run.chunks),
-        folds=tuple(map(_fold_view, _fold_stream(run, after).folds())),
+        folds=tuple(map(_fold_view, run.folding(after).folds())),
     )
 
 
@@ -213,26 +200,51 @@ def _partial(target: str, swap: str, content: str) -> str:
 class PageWriter:
     """A run's events as messages to the page. Each reader has one; the log holds no HTML."""
 
-    def __init__(self, run: Recording, after: int, template: Template, lengths: Lengths) -> None:
+    def __init__(
+        self,
+        run: Recording,
+        after: int,
+        template: Template,
+        lengths: Lengths,
+        saving: Callable[[], Saving] = Saving,
+    ) -> None:
+        """For a page that has the events up to `after`. `saving` says how saving goes."""
         self._run = run
+        self._shown = after
+        self._saving = saving
+        self._said = Saving()  # what the page shows of it
         self._lengths = lengths
         self._progress: int | None = None
         self._template = template
         self._blocks = BlockStream()
         self._blocks.feed(run.text(after), render=False)
-        self._folds = _fold_stream(run, after)
+        self._folds = run.folding(after)
         self._draw: Any = template.environment.get_template("parts.html").module
 
     def present(self, events: list[tuple[int, Event]]) -> bytes:
         seq, last = events[-1]
+        self._shown = seq
         if is_terminal(last):
-            return sse_html(seq, self.whole())
+            return sse_html(seq, self.whole() + self._saved())
         for number, event in events:
             self._folds.feed(number, event, self._run.came_at(number))
         text = self._blocks.feed("".join(text_of(e) for _, e in events))
-        return sse_html(
-            seq, self._folded(self._folds.patch()) + self._changes(text) + self._moved()
-        )
+        folded = self._folded(self._folds.patch())
+        return sse_html(seq, folded + self._changes(text) + self._moved() + self._saved())
+
+    def aside(self) -> bytes:
+        """What there is to be said while the answer is silent."""
+        said = self._saved()
+        return sse_html(self._shown, said) if said else b""
+
+    def _saved(self) -> str:
+        """How saving goes, where that is another than before."""
+        saving = self._saving()
+        if saving == self._said:
+            return ""
+        self._said = saving
+        drawn = self._template.environment.get_template("saving.html").render(saving=saving)
+        return _partial("saving", "outerHTML", drawn)
 
     def whole(self) -> str:
         """The answer as it is now, in place of what the page shows of it."""

@@ -28,7 +28,7 @@ from flask import (
 from jinja2 import Template
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt.answers import ExchangeView, PageWriter, ended_folds, exchange_view, lost, view
+from halt.answers import ExchangeView, PageWriter, exchange_view, lost, view
 from halt.bodies import checked_id, is_id
 from halt.catalog import Catalog, checked_model
 from halt.chat import ChatRequest
@@ -50,6 +50,7 @@ from halt.web import (
     login_mark,
     owner,
     owner_made,
+    saving,
     token_matches,
     toolbox,
 )
@@ -246,7 +247,7 @@ def _begin(found: Conversation) -> Run:
             whole = isinstance(ended, Done) and ended.finish_reason == "stop"
             lengths.end(run.id, wanted.asked, ended.metrics.tokens if whole else None)
             answer = run.answer()[1]
-            store.finish(found.id, run.id, answer, run.model, ended, ended_folds(run))
+            store.finish(found.id, run.id, answer, run.model, ended, run.folds())
 
         lengths.begin(wanted.stream_id, wanted.asked)
         try:
@@ -280,7 +281,7 @@ def stream(stream_id: str) -> Response:
         return _one_message(lost(stream_id))
     # The last event is sent again to a page that has it: without it the page would ask for ever.
     after = min(after_parameter(), run.log.last - (run.log.ended is not None))
-    writer = PageWriter(run, after, _answer_template(), _lengths())
+    writer = PageWriter(run, after, _answer_template(), _lengths(), saving())
     session_id = requester or ""
     tabs: Tabs = current_app.extensions["halt.tabs"]
     brief = tabs.opened(session_id)
@@ -297,6 +298,7 @@ def stream(stream_id: str) -> Response:
             writer.present,
             interval=FRAME_INTERVAL,
             brief=brief,
+            aside=writer.aside,
             on_close=closed,
         )
     except OffsetLost:
@@ -310,6 +312,12 @@ def stream(stream_id: str) -> Response:
         headers=SSE_HEADERS,
         direct_passthrough=True,
     )
+
+
+@blueprint.get("/saving")
+def how_saving_goes() -> str:
+    """Asked by a page that was told that saving does not go well, until it does."""
+    return render_template("saving.html", saving=saving()())
 
 
 @blueprint.route("/login", methods=["GET", "POST"])

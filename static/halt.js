@@ -143,7 +143,7 @@
   });
 
   // --- what a change of the conversation means ----------------------------------------------------
-  const SAID = { running: "The answer has started.", done: "The answer is complete.", stopped: "The answer was stopped.", withdrawn: "Stopped." };
+  const SAID = { running: "The answer has started.", done: "The answer is complete.", stopped: "The answer was stopped.", withdrawn: "Stopped.", interrupted: "The answer was interrupted." };
   const settle = answer => {
     lost(false); // it comes from the server
     const { state } = answer.dataset, exchange = answer.closest(".exchange");
