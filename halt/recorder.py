@@ -142,7 +142,7 @@ class Recorder:
             thread = self._thread
         if thread is not None:
             thread.join(timeout)
-        if left := len(self._entries):
+        if left := self._unwritten():
             logger.error("%d answers could not be saved as a whole: %s", left, self._fault)
         return not left
 
@@ -171,12 +171,19 @@ class Recorder:
                     lambda: self._hurry or self._closing_until is not None, PERIOD
                 )
             if self._closing_until is not None:
-                if not self._entries or now() >= self._closing_until:
+                if not self._unwritten() or now() >= self._closing_until:
                     return False
                 if not self._hurry:
                     self._changed.wait(PERIOD)
             self._hurry = False
             return True
+
+    def _unwritten(self) -> int:
+        """Generations that have something which is not in the store."""
+        return sum(
+            not entry.begun or entry.written < entry.recording.log.last
+            for entry in self._entries.values()
+        )
 
     def _turn(self) -> None:
         """Write what is new, once."""
@@ -217,7 +224,8 @@ class Recorder:
         over = terminal is not None and upto == log.last
         if not (events or over) and entry.begun:
             return None, 0
-        begun, ended = (), ()
+        begun: tuple[Begun, ...] = ()
+        ended: tuple[Ended, ...] = ()
         if not entry.begun:
             asked, started = recording.asked, _wall(recording.started_at)
             begun = (Begun(recording.id, recording.owner, self.worker, asked, started),)
@@ -253,6 +261,8 @@ class Recorder:
         return True
 
     def _succeeded(self, steps: list[_Step], given_up: set[str], at: float, *, more: bool) -> None:
+        if self._failures:
+            logger.warning("saving works again")
         with self._changed:
             for step in steps:
                 step.entry.begun, step.entry.written = True, step.upto
@@ -262,10 +272,8 @@ class Recorder:
             if not more:
                 self._clean_at = at
             self._hurry = self._hurry or more
-            failures, self._failures, self._fault = self._failures, 0, ""
+            self._failures, self._fault = 0, ""
             self._changed.notify_all()
-        if failures:
-            logger.warning("saving works again")
 
     def _failed(self, reason: str) -> None:
         with self._changed:
