@@ -90,12 +90,14 @@ class Generations:
         on_end: Callable[[Run], None] | None = None,
         tools: Toolbox | None = None,
         grace: float | None = None,
+        prefix: str = "",
     ) -> Run:
         """Start a generation. Raises RequestError, StreamInUse, AtCapacity, Draining.
 
         `tools` are offered to the model and run here when it calls them. `on_end` is called once,
         by the thread that ended the run, with nothing locked. `grace`: seconds that the run goes on
         with nobody watching, where it is not the configured time; 0 ends it with its last viewer.
+        `prefix` is text that its answer goes on from.
         """
         self._check(request)
         run = Run(
@@ -109,6 +111,7 @@ class Generations:
             self._spawn,
             tools,
             grace,
+            prefix,
         )
         with self._lock:
             if self.draining:
