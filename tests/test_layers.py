@@ -65,6 +65,8 @@ LAYERS = {
     "conversations": 2,
     "store": 2,
     "recording": 2,
+    "recorder": 3,
+    "archive": 3,
     "run": 3,
     "generation": 4,
     "relay": 4,
