@@ -17,6 +17,9 @@ from typing import Literal
 
 import msgspec
 
+from halt.events import Terminal
+from halt.folds import Fold
+
 
 class PortableMessage(msgspec.Struct, omit_defaults=True):
     """A message of an exported conversation; IDs count within the conversation only."""
@@ -31,6 +34,8 @@ class PortableMessage(msgspec.Struct, omit_defaults=True):
     rivals: int | None = None  # answers with the same number were asked for together
     picked: bool = False
     created_at: float = 0.0
+    ended: Terminal | None = None  # how it ended, with its figures
+    folds: list[Fold] = msgspec.field(default_factory=list)  # thoughts and tool calls
 
 
 class PortableSettings(msgspec.Struct, omit_defaults=True):

@@ -58,6 +58,8 @@ LAYERS = {
     "journal": 2,
     "catalog": 3,
     "portable": 1,
+    "tables": 1,
+    "database": 2,
     "conversations": 2,
     "store": 2,
     "run": 3,
