@@ -211,13 +211,11 @@ def open_database(folder: Path, url: str = "") -> Database:
         try:
             _migrate(engine, what)
         except SQLAlchemyError as fault:
-            engine.dispose()
             raise ConfigError(
                 f"{what} cannot be used: {reason(fault)}. Nothing was changed."
             ) from None
-        except ConfigError:
-            engine.dispose()
-            raise
+        finally:
+            engine.dispose()  # until it is used, nothing is held open, nor shared by a fork
     return Database(engine)
 
 

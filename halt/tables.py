@@ -131,3 +131,8 @@ chunks = Table(
     Column("first_seq", Integer, primary_key=True, autoincrement=False),
     Column("payload", LargeBinary, nullable=False),  # [[milliseconds, event], ...], JSON
 )
+
+
+def storable(said: str) -> str:
+    """A text as every database takes it: no NUL, and no half of a character."""
+    return said.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
