@@ -26,9 +26,6 @@ from halt.rendering import BlockStream, Patch, render
 #: Errors of ours that say "so far and no further": what came before is an answer, cut short.
 LIMITS = frozenset({"run_too_long", "answer_too_long"})
 
-#: Errors that say that the server itself went away.
-INTERRUPTED = frozenset({"shutdown", "interrupted"})
-
 #: Finish reasons of an answer that is not whole, in words.
 CUT_OFF = {
     "length": "Cut off at the token limit",
@@ -204,7 +201,10 @@ def exchange_view(
     exchange: Exchange, run_of: Callable[[str], Recording | None], lengths: Lengths, *, last: bool
 ) -> ExchangeView:
     """A prompt and its answers as they are now; `last`: the conversation ends with it."""
-    shown = [view(each, run_of(each.stream_id), lengths) for each in exchange.candidates]
+    shown = [
+        view(each, run_of(each.stream_id) if each.ended is None else None, lengths)
+        for each in exchange.candidates
+    ]
     if exchange.rivals and not exchange.picked and not last:
         first = exchange.candidates.index(exchange.told())
         shown.insert(0, shown.pop(first))
