@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -25,13 +26,16 @@ from halt import (
     streams,
     web,
 )
+from halt.archive import Archive
 from halt.builtin_tools import SHIPPED
 from halt.chat import Upstream
 from halt.choice import make_upstream
 from halt.config import Config, ConfigError, load
+from halt.database import open_database
 from halt.generation import Generations
+from halt.recorder import Recorder
 from halt.stops import StopRegistry
-from halt.store import MemoryStore
+from halt.store import SqlStore
 from halt.tools import Tool, Toolbox
 
 HERE = Path(__file__).parent
@@ -48,6 +52,7 @@ def create_app(
     Raises ConfigError, and TypeError or ValueError for functions that can't be tools.
     """
     settings = config or load()
+    database = open_database(settings.data_folder, settings.database_url)
     app = Flask(__name__)
     app.config.update(
         SECRET_KEY=settings.secret_key,
@@ -63,15 +68,26 @@ def create_app(
     app.jinja_env.globals["halt_version"] = VERSION
     app.extensions["halt.config"] = settings
 
+    store = SqlStore(database, settings.events_days)
+    recorder = Recorder(store, secrets.token_urlsafe(8))
+    app.extensions["halt.saving"] = lambda: recorder.saving
+    app.jinja_env.globals["how_saving_goes"] = lambda: recorder.saving
+
     def generations(settings: Config) -> Generations:
         return Generations(settings, upstream or make_upstream(settings), StopRegistry())
 
-    app.extensions["halt"] = generations(settings)
+    app.extensions["halt"] = Generations(
+        settings,
+        upstream or make_upstream(settings),
+        StopRegistry(),
+        recorder,
+        Archive(store, lambda worker: worker == recorder.worker).get,
+    )
     app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
     cors.install(app, settings.cors_origins)
     web.install(app)
     rates.install(app)
-    pages.install(app, MemoryStore(settings.kept_bytes))
+    pages.install(app, store, recorder)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(plain.blueprint)
     app.register_blueprint(openai_api.blueprint)

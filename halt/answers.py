@@ -8,12 +8,13 @@ one replaces the whole answer. Needs no request: streams outlive theirs.
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jinja2 import Template
 
+from halt.conversations import Exchange, Usage, Versions
 from halt.events import Cancelled, Done, Event, Failed, Terminal, is_terminal, sse_html, text_of
 from halt.folds import Fold, FoldPatch
 from halt.lengths import Lengths
@@ -21,7 +22,15 @@ from halt.metrics import now
 from halt.recorder import Saving
 from halt.recording import Recording
 from halt.rendering import BlockStream, Patch, render
-from halt.store import Exchange
+
+#: Errors of ours that say "so far and no further": what came before is an answer, cut short.
+LIMITS = frozenset({"run_too_long", "answer_too_long"})
+
+#: Finish reasons of an answer that is not whole, in words.
+CUT_OFF = {
+    "length": "Cut off at the token limit",
+    "content_filter": "Cut off by the provider's filter",
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class AnswerView:
     """Everything that `answer.html` shows of an answer."""
 
     id: str
-    state: str  # running, done, stopped, withdrawn, error, interrupted
+    state: str  # running, done, stopped, withdrawn, interrupted, error
     patch: Patch  # what there is: finished blocks and the open tail
     source: str = ""
     after: int = 0  # the event up to which `patch` shows the answer
@@ -39,8 +48,10 @@ class AnswerView:
     progress: int | None = None  # percent, roughly; None: nothing is known of it
     note: str = ""
     retryable: bool = False
+    broken: bool = False  # it is not whole: it can be gone on with, and thrown away
     figures: tuple[str, ...] = ()
     folds: tuple[FoldView, ...] = ()
+    earlier: tuple[FoldView, ...] = ()  # folds of a part from which this one goes on
 
 
 @dataclass(frozen=True)
@@ -50,14 +61,22 @@ class ExchangeView:
     prompt: str
     answers: tuple[AnswerView, ...]  # the first is the one that the conversation goes on with
     settled: bool = True  # the others are put away
-    again: bool = False  # the answer is to replace an earlier one
+    again: bool = False  # there is an earlier answer to come back to
+    prompt_id: int = 0
+    prompts: Versions = field(default_factory=Versions)  # what it was edited from and to
+    versions: Versions = field(default_factory=Versions)  # of the answer
+
+    @property
+    def withdrawn(self) -> bool:
+        """It was stopped before there was any answer."""
+        return all(each.state == "withdrawn" for each in self.answers)
 
 
 @dataclass(frozen=True)
 class FoldView:
     """Everything that `parts.html` shows of a thought or a tool call."""
 
-    number: int
+    key: str  # tells it from the others of its answer
     kind: str  # thought, tool
     state: str  # running, done, failed, called
     label: str
@@ -83,7 +102,7 @@ def _took(milliseconds: float | None) -> str:
     )
 
 
-def _fold_view(fold: Fold) -> FoldView:
+def _fold_view(fold: Fold, key: str = "") -> FoldView:
     took = _took(fold.ms)
     name = fold.name or "a tool"
     if fold.kind == "thought":
@@ -94,7 +113,33 @@ def _fold_view(fold: Fold) -> FoldView:
     else:
         label = f"{name} failed" if fold.state == "failed" else f"Called {name}"
     age = now() - fold.began
-    return FoldView(fold.number, fold.kind, fold.state, label, took, age, fold.text, fold.result)
+    key = key or str(fold.number)
+    return FoldView(key, fold.kind, fold.state, label, took, age, fold.text, fold.result)
+
+
+def _fold_views(folds: Sequence[Fold]) -> tuple[FoldView, ...]:
+    """The folds of all parts of an answer; each part numbers its own."""
+    parts, last = 0, 0
+    out = []
+    for fold in folds:
+        parts += fold.number <= last
+        last = fold.number
+        out.append(_fold_view(fold, f"{parts}-{fold.number}" if parts else str(fold.number)))
+    return tuple(out)
+
+
+def used(usage: Usage) -> str:
+    """What a conversation took, in words; nothing where nothing is known."""
+    out = []
+    if usage.prompt_tokens:
+        out.append(f"{usage.prompt_tokens:,} read")
+    if usage.completion_tokens:
+        about = "about " if usage.estimated else ""
+        out.append(f"{about}{usage.completion_tokens:,} written")
+    if not out:
+        return ""
+    estimated = " (in part estimated)" if usage.estimated else ""
+    return f"Tokens of this conversation: {', '.join(out)}{estimated}"
 
 
 def figures(ended: Terminal, model: str) -> tuple[str, ...]:
@@ -130,26 +175,36 @@ def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
         asked=exchange.asked,
         model=exchange.model,
         figures=figures(ended, exchange.model),
-        folds=tuple(map(_fold_view, best.folds)),
+        folds=_fold_views(best.folds),
+        broken=bool(exchange.answer) and not _is_whole(ended),
     )
     if isinstance(ended, Failed):
-        state = "interrupted" if ended.error.code == "interrupted" else "error"
-        return replace(
-            shown, state=state, note=ended.error.message, retryable=ended.error.retryable
-        )
+        error = ended.error
+        if error.code == "interrupted":
+            note = "Interrupted: the server was restarted"
+            return replace(shown, state="interrupted", note=note)
+        if error.code in LIMITS and exchange.answer:
+            return replace(shown, state="stopped", note=f"Stopped at a limit. {error.message}")
+        return replace(shown, state="error", note=error.message, retryable=error.retryable)
     if isinstance(ended, Cancelled):
-        note = "Stopped" if ended.reason == "stop" else "Stopped, as nobody was watching"
+        by_hand = ended.reason == "stop"
+        note = "Stopped by you" if by_hand else "Stopped, as nobody was watching"
         return replace(shown, state="stopped" if exchange.answer else "withdrawn", note=note)
-    if ended.finish_reason == "length":
-        return replace(shown, note="Cut off at the token limit")
-    return shown
+    return replace(shown, note=CUT_OFF.get(ended.finish_reason or "", ""))
+
+
+def _is_whole(ended: Terminal) -> bool:
+    return isinstance(ended, Done) and ended.finish_reason not in CUT_OFF
 
 
 def exchange_view(
     exchange: Exchange, run_of: Callable[[str], Recording | None], lengths: Lengths, *, last: bool
 ) -> ExchangeView:
     """A prompt and its answers as they are now; `last`: the conversation ends with it."""
-    shown = [view(each, run_of(each.stream_id), lengths) for each in exchange.candidates]
+    shown = [
+        view(each, run_of(each.stream_id) if each.ended is None else None, lengths)
+        for each in exchange.candidates
+    ]
     if exchange.rivals and not exchange.picked and not last:
         first = exchange.candidates.index(exchange.told())
         shown.insert(0, shown.pop(first))
@@ -158,6 +213,9 @@ def exchange_view(
         tuple(shown),
         settled=exchange.picked or not last,
         again=exchange.previous is not None,
+        prompt_id=exchange.prompt_id,
+        prompts=exchange.prompts,
+        versions=exchange.versions,
     )
 
 
@@ -174,11 +232,13 @@ def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerV
             model=exchange.model,
             note="This answer was lost.",
             retryable=True,
+            broken=bool(exchange.answer),
         )
     ended = run.log.ended
     after, text = run.answer()
     if ended is not None:
-        saved = replace(exchange, answer=text, model=run.model, ended=ended, folds=run.folds())
+        folds = (*exchange.folds, *run.folds())
+        saved = replace(exchange, answer=text, model=run.model, ended=ended, folds=folds)
         return _ended_view(saved, ended)
     return AnswerView(
         id=run.id,
@@ -190,6 +250,7 @@ def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerV
         model=run.model,
         progress=lengths.percent(run.id, run.chunks),
         folds=tuple(map(_fold_view, run.folding(after).folds())),
+        earlier=_fold_views(exchange.folds),
     )
 
 
@@ -265,7 +326,7 @@ class PageWriter:
             box = f"fold-{stream_id}-{number}-text"
             out.append(_partial(box, "beforeend", html.escape(text)))
         for fold in map(_fold_view, patch.changed):
-            at = f"fold-{stream_id}-{fold.number}"
+            at = f"fold-{stream_id}-{fold.key}"
             out.append(_partial(f"{at}-summary", "innerHTML", draw.summary(fold)))
             if fold.result:
                 out.append(_partial(f"{at}-result", "outerHTML", draw.result(stream_id, fold)))

@@ -10,16 +10,19 @@ import ipaddress
 import os
 import re
 import secrets
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import platformdirs
+
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_MODEL = "gpt-5-mini"  # OpenAI's current small chat model
 SHIPPED_TOOLS = ("calculator", "current_time")  # what `halt.builtin_tools` has
+CONTINUES = ("auto", "prefix", "instruction")
+TITLES = ("model", "words")
 AZURE_VERSION = "2024-10-21"  # of Azure's API, the newest that is no preview
 DEMO_SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly, in plain English."
 
@@ -78,6 +81,26 @@ class Config:
         secret=True,
     )
 
+    data: str = _setting(
+        "HALT_DATA",
+        "",
+        "Folder of everything that is kept: conversations, keys; unset: `halt` in the folder "
+        "where the platform keeps a user's data",
+    )
+    database_url: str = _setting(
+        "DATABASE_URL",
+        "",
+        "PostgreSQL for the conversations instead of SQLite: `postgresql://USER:PASSWORD@HOST/NAME`",
+        secret=True,
+    )
+    events_days: float = _setting(
+        "HALT_EVENTS_DAYS",
+        7.0,
+        "Days that a finished stream can be replayed event by event; its text stays",
+        low=0,
+        high=3650,
+    )
+
     api_key: str = _setting("OPENAI_API_KEY", "", "Key for the model's server", secret=True)
     base_url: str = _setting(
         "OPENAI_BASE_URL", "", "Address of any OpenAI-compatible server, up to and with `/v1`"
@@ -125,6 +148,22 @@ class Config:
     )
     run_timeout: float = _setting(
         "HALT_RUN_TIMEOUT", 1800.0, "For one answer as a whole", low=0.05, high=86400
+    )
+    continues: str = _setting(
+        "HALT_CONTINUE",
+        "auto",
+        "How a model is asked to go on with a stopped answer: `prefix`, `instruction`, "
+        "or `auto`: as its server can",
+    )
+    titles: str = _setting(
+        "HALT_TITLES",
+        "model",
+        "Titles of conversations: made by the `model` in the background, or the first `words`",
+    )
+    exact_usage: bool = _setting(
+        "HALT_EXACT_USAGE",
+        False,
+        "After a Stop the model writes on unseen, and bills, for the sake of its own token count",
     )
     orphan_grace: float = _setting(
         "HALT_ORPHAN_GRACE", 60.0, "A run goes on this long with nobody watching", low=0, high=86400
@@ -212,6 +251,11 @@ class Config:
     def __post_init__(self) -> None:
         if not self.secret_key:
             object.__setattr__(self, "secret_key", secrets.token_hex(32))
+
+    @property
+    def data_folder(self) -> Path:
+        """Where everything is kept; it may not exist yet."""
+        return Path(self.data).expanduser().absolute() if self.data else user_data_folder()
 
     @property
     def wants_embedded(self) -> bool:
@@ -322,6 +366,15 @@ def is_address(text: str) -> bool:
         return False
 
 
+def is_postgres(text: str) -> bool:
+    """Whether this is the address of a PostgreSQL database."""
+    try:
+        url = urlsplit(text)
+        return url.scheme in {"postgresql", "postgres"} and len(url.path) > 1 and url.port != 0
+    except ValueError:
+        return False
+
+
 def is_origin(text: str) -> bool:
     """Whether a browser would name an origin so: in lower case, without path and usual port."""
     try:
@@ -356,6 +409,11 @@ def _validate(config: Config) -> None:
                 f"{name}={address!r} is not an address: "
                 f"use http(s)://HOST[:PORT]/PATH, as in {example}."
             )
+    if config.database_url and not is_postgres(config.database_url):
+        raise ConfigError(
+            "DATABASE_URL is not the address of a PostgreSQL database: "
+            "use postgresql://USER:PASSWORD@HOST[:PORT]/NAME."
+        )
     azure = {
         "AZURE_OPENAI_ENDPOINT": config.azure_endpoint,
         "AZURE_OPENAI_API_KEY": config.azure_key,
@@ -396,6 +454,12 @@ def _validate_lists(config: Config) -> None:
                 f"{name}={rates!r} is not a rate: use NUMBER/UNIT, as in 30/minute, "
                 "with second, minute, hour or day, and ; between several."
             )
+    for name, value, choice in (
+        ("HALT_CONTINUE", config.continues, CONTINUES),
+        ("HALT_TITLES", config.titles, TITLES),
+    ):
+        if value not in choice:
+            raise ConfigError(f"{name}={value!r} is not allowed: use {' or '.join(choice)}.")
     for tool in config.tools:
         if tool not in SHIPPED_TOOLS:
             raise ConfigError(
@@ -442,9 +506,7 @@ def override(config: Config, **values: Any) -> Config:
 
 def user_data_folder() -> Path:
     """Where this platform keeps what belongs to one user; it may not exist yet."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "halt"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "halt"
+    return platformdirs.user_data_path("halt", appauthor=False)
 
 
 def publish(values: Mapping[str, str]) -> None:

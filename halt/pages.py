@@ -1,8 +1,10 @@
 """The chat page: whole pages, the fragments that change it, and its stream of HTML.
 
-One template, `answer.html`, draws an answer in every state; each route that changes an answer
-returns it. While an answer runs, the page follows `GET /streams/ID/page`: each message is a set of
-`<hx-partial>` that append what is new, and the last one replaces the whole answer.
+One template, `answer.html`, draws an answer in every state. A route that changes the conversation
+at one of its exchanges returns that exchange and all that follow, since an edited prompt or another
+version leads to another rest. While an answer runs, the page follows `GET /streams/ID/page`: each
+message is a set of `<hx-partial>` that append what is new, and the last one replaces the whole
+answer.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable
+from typing import TypeVar
 
 from flask import (
     Blueprint,
@@ -28,20 +30,27 @@ from flask import (
 from jinja2 import Template
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt.answers import ExchangeView, PageWriter, exchange_view, lost, view
+from halt.answers import ExchangeView, PageWriter, exchange_view, lost, used, view
 from halt.bodies import checked_id, is_id
 from halt.catalog import Catalog, checked_model
 from halt.chat import ChatRequest
+from halt.continuing import go_on
+from halt.conversations import (
+    Busy,
+    Conversation,
+    Exchange,
+    Store,
+    UnknownConversation,
+)
 from halt.errors import HaltError, OffsetLost, RequestError, TooLarge, UnknownStream
-from halt.events import Done, Terminal, sse_html
-from halt.folds import Fold
+from halt.events import Done, sse_html
 from halt.generation import Generations, Receipt
 from halt.lengths import Lengths
 from halt.rates import count_starts
+from halt.recorder import Recorder
 from halt.recording import Recording
 from halt.relay import SSE_HEADERS, EventStream
 from halt.run import Run
-from halt.store import Conversation, Exchange
 from halt.web import (
     after_parameter,
     client_socket,
@@ -68,36 +77,10 @@ LIVE_PER_SESSION = 4
 #: with its place, and not a request later.
 FIRST_TEXT_WAIT = 0.01
 
+#: Seconds that a request waits for an answer that has ended to be written down.
+WRITE_WAIT = 2.0
+
 blueprint = Blueprint("pages", __name__)
-
-
-class Store(Protocol):
-    """What the page needs of the store of conversations."""
-
-    def get(self, conversation_id: str, owner: str) -> Conversation: ...
-    def begin(
-        self,
-        conversation_id: str,
-        owner: str,
-        prompt: str,
-        stream_id: str,
-        model: str = "",
-        rivals: Sequence[tuple[str, str]] = (),
-    ) -> Conversation: ...
-    def again(
-        self, conversation_id: str, owner: str, stream_id: str, model: str = ""
-    ) -> Conversation: ...
-    def pick(self, conversation_id: str, owner: str, stream_id: str) -> Conversation: ...
-    def finish(
-        self,
-        conversation_id: str,
-        stream_id: str,
-        answer: str,
-        model: str,
-        ended: Terminal,
-        folds: tuple[Fold, ...] = (),
-    ) -> None: ...
-    def take_back(self, conversation_id: str, stream_id: str) -> None: ...
 
 
 class Tabs:
@@ -121,9 +104,10 @@ class Tabs:
                 del self._open[session_id]
 
 
-def install(app: Flask, store: Store) -> None:
-    """Put the page into the application."""
+def install(app: Flask, store: Store, recorder: Recorder) -> None:
+    """Put the page into the application; `recorder` is that of its generations."""
     app.extensions["halt.store"] = store
+    app.extensions["halt.recorder"] = recorder
     app.extensions["halt.tabs"] = Tabs()
     app.extensions["halt.lengths"] = Lengths()
     app.extensions["halt.catalog"] = Catalog(app.extensions["halt"].upstream)
@@ -135,21 +119,47 @@ def _store() -> Store:
     return found
 
 
+def _recorder() -> Recorder:
+    found: Recorder = current_app.extensions["halt.recorder"]
+    return found
+
+
+def _worker() -> str:
+    return _recorder().worker
+
+
 def _lengths() -> Lengths:
     found: Lengths = current_app.extensions["halt.lengths"]
     return found
 
 
+# --- whole pages ----------------------------------------------------------------------------------
+
+
 def _page(conversation_id: str, conversation: Conversation | None) -> str:
-    exchanges = conversation.exchanges if conversation else []
     return render_template(
         "chat.html",
         conversation_id=conversation_id,
-        exchanges=[_shown(each, last=each is exchanges[-1]) for each in exchanges],
+        exchanges=_all_shown(conversation) if conversation else [],
+        used=used(conversation.usage) if conversation else "",
         config=config(),
         chosen=conversation.model if conversation else None,
         model=_shown_model(generations()),
     )
+
+
+def _all_shown(found: Conversation, first: int = 0) -> list[ExchangeView]:
+    """The exchanges of the window, from its `first` one on."""
+    out = []
+    for each in found.exchanges[first:]:
+        last = each is found.exchanges[-1] and not found.has_later
+        shown = _shown(each, last=last)
+        if shown.withdrawn:  # just now: the store will know in a moment
+            if each.previous is None:
+                continue
+            shown = _shown(each.previous, last=last)
+        out.append(shown)
+    return out
 
 
 def _shown(exchange: Exchange, *, last: bool = True) -> ExchangeView:
@@ -167,8 +177,12 @@ def conversation(conversation_id: str) -> str:
     return _page(conversation_id, _store().get(conversation_id, owner_made()))
 
 
+# --- what changes a conversation ------------------------------------------------------------------
+
+
 @blueprint.post("/c/<conversation_id>/messages")
 def send(conversation_id: str) -> Response:
+    """A new prompt; with `edit_of`, another version of one that is there."""
     if not is_id(conversation_id):
         abort(404)
     prompt = request.form.get("prompt", "").replace("\r\n", "\n").strip()
@@ -182,8 +196,19 @@ def send(conversation_id: str) -> Response:
     models = [checked_model(each) for each in request.form.getlist("model")] or [""]
     if len(models) > LIVE_PER_SESSION:
         raise RequestError(f"At most {LIVE_PER_SESSION} models can be compared.", field="model")
-    first, *rivals = zip(_stream_ids(len(models)), models, strict=True)
-    found = _store().begin(conversation_id, owner_made(), prompt, *first, rivals=rivals)
+    answers = list(zip(_stream_ids(len(models)), models, strict=True))
+    mine = owner_made()
+    found = _changed(
+        conversation_id,
+        lambda store: store.begin(
+            conversation_id,
+            mine,
+            prompt,
+            answers,
+            worker=_worker(),
+            edit_of=_message_id("edit_of") if "edit_of" in request.form else None,
+        ),
+    )
     _begin(found)
     response = Response(_exchange(found), mimetype="text/html")
     response.headers["HX-Push-Url"] = url_for("pages.conversation", conversation_id=found.id)
@@ -192,12 +217,68 @@ def send(conversation_id: str) -> Response:
 
 @blueprint.post("/c/<conversation_id>/regenerate")
 def regenerate(conversation_id: str) -> str:
+    """One more answer to a prompt. It may be in the middle: the conversation then ends with it."""
     (stream_id,) = _stream_ids(1)
     model = checked_model(request.form.get("model", ""))
-    found = _store().again(conversation_id, owner_made(), stream_id, model)
+    prompt_id, mine = _message_id("prompt_id"), owner_made()
+    found = _changed(
+        conversation_id,
+        lambda store: store.again(
+            conversation_id, mine, stream_id, model, worker=_worker(), prompt_id=prompt_id
+        ),
+    )
+    _begin(found)
+    return _exchange(found)
+
+
+@blueprint.post("/c/<conversation_id>/continue")
+def continue_(conversation_id: str) -> str:
+    """Go on with the last answer from its last word, in the same message."""
+    (stream_id,) = _stream_ids(1)
+    answer_id, mine = _shown_answer(conversation_id), owner_made()
+    found = _changed(
+        conversation_id,
+        lambda store: store.extend(conversation_id, mine, answer_id, stream_id, worker=_worker()),
+    )
     run = _begin(found)
-    shown = view(found.exchanges[-1], run, _lengths())
-    return render_template("answer.html", a=shown)
+    return render_template("answer.html", a=view(found.exchanges[-1], run, _lengths()))
+
+
+@blueprint.post("/c/<conversation_id>/discard")
+def discard(conversation_id: str) -> str:
+    """Take the last answer away. What is shown instead, which may be nothing, is returned."""
+    prompt_id, mine = _message_id("prompt_id"), owner_made()
+    answer_id = _shown_answer(conversation_id)
+    _changed(conversation_id, lambda store: store.discard(conversation_id, mine, answer_id))
+    try:
+        return _from(_store().get(conversation_id, mine), prompt_id)
+    except UnknownConversation:  # its only prompt has gone, and it with it
+        return ""
+
+
+@blueprint.post("/c/<conversation_id>/show")
+def show(conversation_id: str) -> str:
+    """Go to another version of a prompt or an answer: the conversation goes on from there."""
+    message_id, mine = _message_id("message_id"), owner_made()
+    found = _changed(conversation_id, lambda store: store.show(conversation_id, mine, message_id))
+    return _from(found, message_id)
+
+
+@blueprint.get("/c/<conversation_id>/from")
+def from_here(conversation_id: str) -> Response:
+    """A prompt's exchange and all that follow, as they are now.
+
+    Where the prompt has gone, because its answer was stopped before any text, another version of
+    it is returned; a page that knows of none is loaded anew.
+    """
+    prompt_id = _message_id("prompt_id")
+    _caught_up(conversation_id)
+    found = _store().get(conversation_id, owner_made(), around=prompt_id)
+    shown = _from(found, prompt_id)
+    response = Response(shown, mimetype="text/html")
+    if not shown:
+        response.headers["HX-Refresh"] = "true"
+    return response
 
 
 @blueprint.post("/c/<conversation_id>/pick")
@@ -205,13 +286,76 @@ def pick(conversation_id: str) -> str:
     """Go on with one of several answers; those that are still being written are stopped."""
     mine = owner_made()
     chosen = request.form.get("stream_id", "")
-    last = _store().get(conversation_id, mine).exchanges[-1:]
+    last = _store().get(conversation_id, mine, limit=1).exchanges[-1:]
     candidates = last[0].candidates if last and last[0].rivals else ()
     if any(each.stream_id == chosen for each in candidates):
         for each in candidates:
             if each.ended is None:
                 generations().stop(each.stream_id, mine)
-    return _exchange(_store().pick(conversation_id, mine, chosen))
+    return _exchange(
+        _changed(conversation_id, lambda store: store.pick(conversation_id, mine, chosen))
+    )
+
+
+@blueprint.get("/c/<conversation_id>/usage")
+def usage(conversation_id: str) -> str:
+    """The tokens of all that was answered in it, in words."""
+    mine = owner_made()
+    try:
+        _caught_up(conversation_id)
+        return used(_store().totals(conversation_id, mine))
+    except UnknownConversation:  # its one prompt was taken back
+        return ""
+
+
+T = TypeVar("T")
+
+
+def _changed(conversation_id: str, change: Callable[[Store], T]) -> T:
+    """Change the conversation. An answer that has just ended may have to be written down first."""
+    try:
+        return change(_store())
+    except Busy:
+        if not _caught_up(conversation_id):
+            raise
+        return change(_store())
+
+
+def _caught_up(conversation_id: str) -> bool:
+    """Wait until what has ended in it is written down. False: something is still being written."""
+    last = _store().get(conversation_id, owner_made(), limit=1).exchanges[-1:]
+    for each in last[0].candidates if last else ():
+        if each.ended is None:
+            run = _run_of(each.stream_id)
+            if (
+                run is None
+                or run.log.ended is None
+                or not _recorder().written(each.stream_id, WRITE_WAIT)
+            ):
+                return False
+    return True
+
+
+def _shown_answer(conversation_id: str) -> int:
+    """The answer that the page shows at a prompt. Raises UnknownConversation, RequestError."""
+    prompt_id = _message_id("prompt_id")
+    found = _store().get(conversation_id, owner_made(), around=prompt_id, limit=1)
+    for each in found.exchanges:
+        if each.prompt_id == prompt_id:
+            return each.answer_id
+    raise UnknownConversation("There is no such answer any more. Load the page anew.")
+
+
+def _from(found: Conversation, message_id: int) -> str:
+    """The exchange at which a message is, or was, and all that follow; nothing if there is none."""
+    for index, each in enumerate(found.exchanges):
+        ids = {each.prompt_id, each.answer_id, *each.prompts.ids, *each.versions.ids}
+        if message_id in ids:
+            return "".join(
+                render_template("exchange.html", x=shown, conversation_id=found.id)
+                for shown in _all_shown(found, index)
+            )
+    return ""
 
 
 @blueprint.get("/models")
@@ -237,22 +381,29 @@ def _begin(found: Conversation) -> Run:
     """
     store, lengths = _store(), _lengths()
     exchange = found.exchanges[-1]
-    messages = found.messages(config().told_system_prompt)
+    settings = found.settings
+    messages = store.told(found.id, found.owner, config().told_system_prompt)
 
     def started(wanted: Exchange) -> Run:
-        def save(run: Run) -> None:
-            ended = run.log.ended
-            if ended is None:
-                return
-            whole = isinstance(ended, Done) and ended.finish_reason == "stop"
-            lengths.end(run.id, wanted.asked, ended.metrics.tokens if whole else None)
-            answer = run.answer()[1]
-            store.finish(found.id, run.id, answer, run.model, ended, run.folds())
+        def ended(run: Run) -> None:
+            end, tokens = run.log.ended, None
+            if isinstance(end, Done) and end.finish_reason == "stop" and not run.prefix:
+                tokens = end.metrics.tokens
+            lengths.end(run.id, wanted.asked, tokens)
 
-        lengths.begin(wanted.stream_id, wanted.asked)
+        if not wanted.prefix:
+            lengths.begin(wanted.stream_id, wanted.asked)
+        chat = ChatRequest(
+            messages[:-1] if wanted.prefix else messages,  # the last one is what it goes on from
+            id=wanted.stream_id,
+            model=wanted.asked or None,
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+        )
         try:
-            chat = ChatRequest(messages, id=wanted.stream_id, model=wanted.asked or None)
-            return generations().start(chat, found.owner, save, toolbox())
+            if wanted.prefix:
+                chat = go_on(chat, wanted.prefix)
+            return generations().start(chat, found.owner, ended, toolbox(), prefix=wanted.prefix)
         except HaltError:
             lengths.end(wanted.stream_id, wanted.asked)
             raise
@@ -264,7 +415,7 @@ def _begin(found: Conversation) -> Run:
         for each in waiting:
             runs.append(started(each))  # noqa: PERF401 - those before a fault are to be stopped
     except HaltError:
-        store.take_back(found.id, exchange.stream_id)
+        store.take_back(found.id, waiting[0].stream_id)
         for run in runs:
             generations().stop(run.id, found.owner)
         raise
@@ -349,6 +500,14 @@ def _run_of(stream_id: str) -> Recording | None:
         return generations().get(stream_id, owner())
     except UnknownStream:
         return None
+
+
+def _message_id(field: str) -> int:
+    """A message's ID in the form. Raises RequestError."""
+    raw = request.values.get(field, "")
+    if not (raw.isascii() and raw.isdigit() and len(raw) <= 15):
+        raise RequestError(f"{field} must be the ID of a message.", field=field)
+    return int(raw)
 
 
 def _stream_ids(count: int) -> list[str]:
