@@ -76,12 +76,10 @@ def create_app(
     def generations(settings: Config) -> Generations:
         return Generations(settings, upstream or make_upstream(settings), StopRegistry())
 
+    archive = Archive(store, lambda worker: worker == recorder.worker)
+    app.extensions["halt.archive"] = archive
     app.extensions["halt"] = Generations(
-        settings,
-        upstream or make_upstream(settings),
-        StopRegistry(),
-        recorder,
-        Archive(store, lambda worker: worker == recorder.worker).get,
+        settings, upstream or make_upstream(settings), StopRegistry(), recorder, archive.get
     )
     app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
     cors.install(app, settings.cors_origins)

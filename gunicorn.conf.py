@@ -15,6 +15,7 @@ from typing import Any
 from halt import config as halt_config
 from halt import embedded
 from halt.database import open_database
+from halt.errors import StoreUnavailable
 from halt.provider_settings import setup
 
 try:
@@ -120,6 +121,10 @@ def post_fork(server: Any, worker: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """In a worker, with the application loaded: streams end in order when it is told to leave."""
     worker.wsgi.extensions["halt"].alive = lambda: worker.alive
+    try:
+        worker.wsgi.extensions["halt.archive"].recover()
+    except StoreUnavailable as fault:  # whoever asks for one of these answers tries it again
+        logging.getLogger("halt").error("interrupted answers: %s", fault.message)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
