@@ -1,9 +1,10 @@
 """Writes down what the generations of this process produce, behind them, in batches.
 
-One thread looks at the log of every generation each PERIOD and hands what is new to the store, all
-of it in one transaction; an end is written as soon as it happens. Generations know nothing of it: a
-store that is slow, locked, full or gone costs them nothing. What could not be written is still in
-their logs, so it is simply taken from there again, at growing intervals, until the store is well.
+One thread looks at the log of every generation after each PERIOD and hands what is new to the
+store, all of it in one transaction; an end is written as soon as it happens. Generations know
+nothing of it: a store that is slow, locked, full or gone costs them nothing. What could not be
+written is still in their logs, so it is simply taken from there again, at growing intervals, until
+the store is well.
 
 What is lost when the process is killed is what came since the last transaction.
 
@@ -27,6 +28,8 @@ from halt.metrics import now
 from halt.recording import Recording
 
 PERIOD = 0.1  # seconds between two transactions
+PERIOD_MORE = 0.001  # seconds more for each generation: each has its price in a transaction
+PERIOD_MAX = 0.2  # seconds; a quarter of a second is all that may be lost
 BACKOFF_MAX = 2.0  # seconds between two attempts, where the store is not well
 BEHIND = 2.0  # seconds that anything may wait to be written before it is said
 BATCH_EVENTS = 20_000  # of one transaction; what is more goes into the next, at once
@@ -167,8 +170,9 @@ class Recorder:
                 pause = min(PERIOD * 2 ** min(self._failures, 10), BACKOFF_MAX)
                 self._changed.wait_for(lambda: self._closing_until is not None, pause)
             else:
+                pause = min(PERIOD + PERIOD_MORE * len(self._entries), PERIOD_MAX)
                 self._changed.wait_for(
-                    lambda: self._hurry or self._closing_until is not None, PERIOD
+                    lambda: self._hurry or self._closing_until is not None, pause
                 )
             if self._closing_until is not None:
                 if not self._unwritten() or now() >= self._closing_until:
@@ -218,11 +222,13 @@ class Recorder:
     def _step(self, entry: _Entry, room: int) -> tuple[_Step | None, int]:
         """What is new of one generation, at most `room` events of it, and how many there are."""
         recording, log = entry.recording, entry.recording.log
+        if entry.begun and log.last == entry.written:
+            return None, 0
         terminal = log.ended  # before the events: who sees the end has seen all of them
         events = [] if room <= 0 or log.last <= entry.written else _events(entry)[:room]
         upto = events[-1][0] if events else entry.written
         over = terminal is not None and upto == log.last
-        if not (events or over) and entry.begun:
+        if not events and entry.begun:
             return None, 0
         begun: tuple[Begun, ...] = ()
         ended: tuple[Ended, ...] = ()
@@ -323,18 +329,25 @@ def _events(entry: _Entry) -> list[tuple[int, Event]]:
 
 def _chunks(recording: Recording, events: list[tuple[int, Event]]) -> tuple[Chunk, ...]:
     """The events with their times, a chunk for each row of numbers without a gap."""
-    began, chunks = recording.started_at, list[Chunk]()
+    if not events:
+        return ()
+    stream_id, began = recording.id, recording.started_at
+    first, last = events[0][0], events[-1][0]
+    came = recording.came_at
     timed: list[tuple[float, Event]] = []
-    first = following = 0
-    for number, event in events:
-        if number != following:
-            if timed:
-                chunks.append(Chunk(recording.id, first, timed))
-            timed, first = [], number
-        following = number + 1
-        over = is_terminal(event)
-        at = (recording.ended_at or now()) if over else recording.came_at(number)
-        timed.append((round((at - began) * 1000, 1), event))
-    if timed:
-        chunks.append(Chunk(recording.id, first, timed))
-    return tuple(chunks)
+    if is_terminal(events[-1][1]):
+        *events, (_, ended) = events
+        at = recording.ended_at or now()
+        timed = [(_ms(at - began), ended)]
+    if last - first + 1 == len(events) + len(timed):  # as always, unless a log has let go of some
+        said = [(_ms(came(number) - began), event) for number, event in events]
+        return (Chunk(stream_id, first, said + timed),)
+    chunks = [
+        Chunk(stream_id, number, [(_ms(came(number) - began), event)]) for number, event in events
+    ]
+    return (*chunks, Chunk(stream_id, last, timed)) if timed else tuple(chunks)
+
+
+def _ms(seconds: float) -> float:
+    """Milliseconds, to a tenth."""
+    return int(seconds * 10_000) / 10

@@ -153,6 +153,7 @@ def test_an_event_is_written_with_the_time_at_which_it_came(desk: Desk) -> None:
 def test_an_end_is_written_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever sends the next message right after an end does not wait for a period."""
     monkeypatch.setattr(module, "PERIOD", 100 * SOON)
+    monkeypatch.setattr(module, "PERIOD_MAX", 100 * SOON)
     recording = desk.begin()
     add(recording, "text")
     desk.end(recording)
