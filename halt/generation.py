@@ -30,6 +30,7 @@ from halt.errors import (
     AtCapacity,
     Draining,
     RequestError,
+    StreamInUse,
     TooLarge,
     UnknownStream,
     UpstreamError,
@@ -111,6 +112,7 @@ class Generations:
         grace: float | None = None,
         prefix: str = "",
         on_usage: Callable[[Run, dict[str, Any]], None] | None = None,
+        noted: bool = False,
     ) -> Run:
         """Start a generation. Raises RequestError, StreamInUse, AtCapacity, Draining.
 
@@ -120,8 +122,12 @@ class Generations:
         `prefix` is text that its answer goes on from.
         `on_usage` is called after `on_end`, by another thread, with the provider's own count for a
         run that was stopped, where HALT_EXACT_USAGE asks for it and the provider tells.
+        `noted`: the store knows this ID already, as that of the generation which begins here.
         """
         self._check(request)
+        recorder = self._recorder
+        if request.id and not noted and recorder is not None and recorder.knows(request.id):
+            raise StreamInUse(f"The stream ID {request.id!r} is in use.", field="id")
         run = Run(
             request.id or secrets.token_urlsafe(16),
             request,
@@ -151,8 +157,8 @@ class Generations:
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep, name="halt-keeper", daemon=True)
                 self._keeper.start()
-        if self._recorder is not None:
-            self._recorder.begin(run)
+        if recorder is not None:
+            recorder.begin(run)
         if stopped:
             run.switch.press()
             run.discard()

@@ -403,7 +403,9 @@ def _begin(found: Conversation) -> Run:
         try:
             if wanted.prefix:
                 chat = go_on(chat, wanted.prefix)
-            return generations().start(chat, found.owner, ended, toolbox(), prefix=wanted.prefix)
+            return generations().start(
+                chat, found.owner, ended, toolbox(), prefix=wanted.prefix, noted=True
+            )
         except HaltError:
             lengths.end(wanted.stream_id, wanted.asked)
             raise

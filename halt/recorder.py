@@ -46,6 +46,7 @@ class Writer(Protocol):
     def write(self, batch: Batch) -> None: ...
     def interrupt(self, stream_id: str) -> bool: ...
     def sweep(self, now: float) -> int: ...
+    def exists(self, stream_id: str) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,13 @@ class Recorder:
         with self._changed:
             self._hurry = True
             self._changed.notify_all()
+
+    def knows(self, stream_id: str) -> bool:
+        """The store has a generation with this ID; False also while it can't be asked."""
+        try:
+            return self._store.exists(stream_id)
+        except StoreUnavailable:
+            return False
 
     def holds(self, stream_id: str) -> bool:
         """It is not in the store as a whole: whoever lets go of it loses some of it."""

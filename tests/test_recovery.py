@@ -13,6 +13,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import event
@@ -94,7 +95,7 @@ class Killed:
         self.folder = folder
         self.client = server.client()
 
-    def stream(self, **fields: object) -> tuple[str, list[Message], int]:
+    def stream(self, **fields: Any) -> tuple[str, list[Message], int]:
         """The stream's ID, what its client got, and how much was saved for certain."""
         events = self.client.chat("count?n=100000&gap_ms=5", **fields).until_text("20 ")
         eventually(lambda: saved_events(self.folder, events.id) >= 20)
