@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from halt.events import Content, Done, Event, Terminal
 from halt.folds import Fold
 from halt.metrics import Meter
 from halt.store import SqlStore
+from halt.tables import metadata
 
 METRICS = Meter().snapshot()
 DONE = Done("stop", METRICS)
@@ -35,11 +37,8 @@ DATABASES = [
 
 
 @contextmanager
-def database_url(kind: str) -> Iterator[str]:
-    """What DATABASE_URL is to be for an empty database: "" for SQLite, else a schema's."""
-    if kind == "sqlite":
-        yield ""
-        return
+def postgres_schema() -> Iterator[str]:
+    """What DATABASE_URL is to be for an empty schema of PostgreSQL's."""
     schema = f"test_{secrets.token_hex(8)}"
     url = POSTGRES.replace("postgresql://", "postgresql+psycopg://", 1)
     engine = create_engine(url, isolation_level="AUTOCOMMIT")
@@ -51,6 +50,34 @@ def database_url(kind: str) -> Iterator[str]:
             connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
     finally:
         engine.dispose()
+
+
+class Databases:
+    """Databases whose tables are made once: each test gets one that is as good as new."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._folder, self._stack = folder, stack
+        self._url = ""
+        self._count = 0
+        open_database(folder / "sqlite").close()
+
+    def new(self, kind: str) -> tuple[Path, str]:
+        """A data folder, and what DATABASE_URL is to be."""
+        self._count += 1
+        folder = self._folder / f"{self._count}"
+        if kind == "sqlite":
+            shutil.copytree(self._folder / "sqlite", folder)
+            return folder, ""
+        if not self._url:
+            self._url = self._stack.enter_context(postgres_schema())
+            open_database(folder, self._url).close()
+        else:
+            database = open_database(folder, self._url)
+            with database.writing() as connection:
+                for table in reversed(metadata.sorted_tables):
+                    connection.execute(table.delete())
+            database.close()
+        return folder, self._url
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -44,8 +45,8 @@ from tests.stores import (
     METRICS,
     WORKER,
     Chat,
+    Databases,
     begun,
-    database_url,
     ends,
     opened,
 )
@@ -55,9 +56,15 @@ BROKEN = Failed(ErrorInfo("stalled", "It stalled.", True), METRICS)
 DAY = 86_400.0
 
 
+@pytest.fixture(scope="module")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    with ExitStack() as stack:
+        yield Databases(tmp_path_factory.mktemp("databases"), stack)
+
+
 @pytest.fixture(params=DATABASES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
-    with database_url(request.param) as url, opened(tmp_path, url) as found:
+def store(request: pytest.FixtureRequest, databases: Databases) -> Iterator[SqlStore]:
+    with opened(*databases.new(request.param)) as found:
         yield found
 
 
