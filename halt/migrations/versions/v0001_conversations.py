@@ -15,7 +15,7 @@ ROW_ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 #: A contentless index of each message's words, and of its owner: a search reads nobody else's.
 SQLITE_SEARCH = (
     "CREATE VIRTUAL TABLE messages_words USING fts5("
-    "content, owner, content='', tokenize='unicode61 remove_diacritics 2')",
+    "content, owner, content='', prefix='1 2 3', tokenize='unicode61 remove_diacritics 2')",
     """
     CREATE TRIGGER messages_words_insert AFTER INSERT ON messages WHEN new.content <> '' BEGIN
       INSERT INTO messages_words (rowid, content, owner) VALUES (new.id, new.content,
