@@ -203,6 +203,7 @@ def open_database(folder: Path, url: str = "") -> Database:
 
     Raises ConfigError, one line, where that can't be done; the database is then as it was before.
     """
+    engine = make_engine(folder, url)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (folder / "migrate.lock").open("ab")
@@ -210,7 +211,6 @@ def open_database(folder: Path, url: str = "") -> Database:
         raise ConfigError(
             f"HALT_DATA: the folder {str(folder)!r} cannot be written to: {fault.strerror}."
         ) from None
-    engine = make_engine(folder, url)
     what = "DATABASE_URL: the database" if url else f"HALT_DATA: {str(folder / 'halt.db')!r}"
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
