@@ -266,10 +266,9 @@ def show(conversation_id: str) -> str:
 
 @blueprint.get("/c/<conversation_id>/from")
 def from_here(conversation_id: str) -> Response:
-    """A prompt's exchange and all that follow, as they are now.
+    """A prompt's exchange, or that of another version of it, and all that follow.
 
-    Where the prompt has gone, because its answer was stopped before any text, another version of
-    it is returned; a page that knows of none is loaded anew.
+    A page that asks for one that is not there is loaded anew.
     """
     prompt_id = _message_id("prompt_id")
     _caught_up(conversation_id)
