@@ -16,6 +16,7 @@ from halt import (
     api,
     cli,
     cors,
+    data_folder,
     openai_api,
     openapi,
     pages,
@@ -28,11 +29,13 @@ from halt import (
 from halt.builtin_tools import SHIPPED
 from halt.chat import Upstream
 from halt.choice import make_upstream
-from halt.config import Config, ConfigError, load
+from halt.config import Config, ConfigError, load, override
 from halt.generation import Generations
+from halt.peers import Peers
 from halt.stops import StopRegistry
 from halt.store import MemoryStore
 from halt.tools import Tool, Toolbox
+from halt.workers import SharedGenerations
 
 HERE = Path(__file__).parent
 
@@ -48,6 +51,8 @@ def create_app(
     Raises ConfigError, and TypeError or ValueError for functions that can't be tools.
     """
     settings = config or load()
+    if not settings.secret_key:
+        settings = override(settings, secret_key=data_folder.secret_key(settings.data_folder))
     app = Flask(__name__)
     app.config.update(
         SECRET_KEY=settings.secret_key,
@@ -66,7 +71,12 @@ def create_app(
     def generations(settings: Config) -> Generations:
         return Generations(settings, upstream or make_upstream(settings), StopRegistry())
 
-    app.extensions["halt"] = generations(settings)
+    app.extensions["halt"] = SharedGenerations(
+        settings,
+        upstream or make_upstream(settings),
+        StopRegistry(),
+        Peers(settings.data_folder),
+    )
     app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
     cors.install(app, settings.cors_origins)
     web.install(app)
@@ -83,6 +93,10 @@ def create_app(
 
 
 if __name__ == "__main__":
+    try:
+        load()  # before gunicorn is loaded, which reads WEB_CONCURRENCY by itself
+    except ConfigError as fault:
+        sys.exit(f"halt: {fault}")
     os.chdir(HERE)  # where gunicorn finds its settings
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "app:app", *sys.argv[1:]])  # noqa: S606
 else:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -74,8 +73,15 @@ class Config:
     secret_key: str = _setting(
         "HALT_SECRET_KEY",
         "",
-        "Signs session cookies (at least 16 characters); random at each start when unset",
+        "Signs session cookies (at least 16 characters); unset: one that is made at the first "
+        "start and kept in the data folder",
         secret=True,
+    )
+    data: str = _setting(
+        "HALT_DATA", "", "Folder for what outlives the server; unset: the user's data folder"
+    )
+    workers: int = _setting(
+        "WEB_CONCURRENCY", 1, "Worker processes that serve the same streams", low=1, high=64
     )
 
     api_key: str = _setting("OPENAI_API_KEY", "", "Key for the model's server", secret=True)
@@ -133,7 +139,9 @@ class Config:
         "HALT_RETRIES", 2, "Retries of a run that failed before its first token", low=0, high=10
     )
 
-    max_streams: int = _setting("HALT_MAX_STREAMS", 200, "Streams open at once", low=1, high=2000)
+    max_streams: int = _setting(
+        "HALT_MAX_STREAMS", 200, "Streams open at once, in all workers together", low=1, high=2000
+    )
     max_messages: int = _setting(
         "HALT_MAX_MESSAGES", 500, "Messages in one request", low=1, high=100_000
     )
@@ -209,9 +217,10 @@ class Config:
     embedded_model: str = _setting("HALT_EMBEDDED_MODEL", "", "Internal: its model")
     embedded_fault: str = _setting("HALT_EMBEDDED_FAULT", "", "Internal: why it can't be had")
 
-    def __post_init__(self) -> None:
-        if not self.secret_key:
-            object.__setattr__(self, "secret_key", secrets.token_hex(32))
+    @property
+    def data_folder(self) -> Path:
+        """Where is kept what outlives the server; it may not exist yet."""
+        return Path(self.data).expanduser() if self.data else user_data_folder()
 
     @property
     def wants_embedded(self) -> bool:

@@ -138,6 +138,10 @@ class Recording:
             except OffsetLost:  # it has let go of some more in between
                 continue
 
+    def pieces(self, after: int, upto: int) -> list[tuple[float, str]]:
+        """When each event above `after` and up to `upto` came, and the text that it added."""
+        return list(zip(self._times[after:upto], self._parts[after:upto], strict=True))
+
     def came_at(self, number: int) -> float:
         """When an event came that is not the terminal one."""
         return self._times[number - 1]

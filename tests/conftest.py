@@ -9,6 +9,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ def halt_environment(env: dict[str, str]) -> dict[str, str]:
         "GUNICORN_CMD_ARGS",
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    # A folder of this test run's own, not the user's: see `own_data`.
+    env = {"HALT_DATA": tempfile.mkdtemp(dir=os.environ.get("XDG_DATA_HOME")), **env}
     return clean | {"PORT": "0", "PYTHONUNBUFFERED": "1", **env}
 
 
@@ -181,6 +184,14 @@ class HaltServer:
                 self._changed.notify_all()
         with self._changed:
             self._changed.notify_all()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests start keeps its data in folders of its own, one for each server."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
+        yield
 
 
 StartHalt = Callable[..., HaltServer]
