@@ -48,6 +48,8 @@ DEFAULTS = {
     "HALT_HOSTS": "",
     "HALT_ALLOW_ANONYMOUS": False,
     "HALT_SECRET_KEY": "",
+    "HALT_DATA": "",
+    "WEB_CONCURRENCY": 1,
     "OPENAI_API_KEY": "",
     "OPENAI_BASE_URL": "",
     "HALT_MODEL": "",
