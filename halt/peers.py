@@ -1,9 +1,10 @@
 """The other workers on this machine: who is there, what they are asked, and who has died.
 
-Each worker process has a name, and two files in the run folder that all workers share:
+Each worker process has a name, and files in the run folder that all workers share:
 
     NAME.lock   locked (flock) by the worker for as long as it lives: the kernel's lease
     NAME.sock   a Unix socket, where it answers the others
+    NAME.word   what it left for those that begin after it, which nobody may have seen alive
 
 The folder is its owner's alone (0700), so nobody else can connect. A request is one frame on a
 connection of its own, answered by one frame or by many: four bytes of length, then the payload.
@@ -30,6 +31,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
@@ -170,6 +172,24 @@ class Peers:
         """Look for workers that have died, now and from now on."""
         self.sweep()
         self._start("watch", self._watch)
+
+    def leave_word(self, payload: bytes) -> None:
+        """Leave something for workers that begin after this one has left. Raises OSError."""
+        if self._run is not None:
+            part = self._run / f"{self.name}.new"
+            part.write_bytes(payload)
+            part.rename(self._run / f"{self.name}.word")
+
+    def words(self, max_age: float) -> list[bytes]:
+        """What workers have left in the last `max_age` seconds. What is older is removed."""
+        found = []
+        for path in self._run.glob("*.word") if self._run is not None else ():
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime <= max_age:
+                    found.append(path.read_bytes())
+                else:
+                    path.unlink()
+        return found
 
     def close(self) -> None:
         """Answer nobody any more. Harmless when repeated.

@@ -44,7 +44,7 @@ from halt.metrics import now
 from halt.mirror import INTERVAL, Mirror, tell, tell_more, tell_unknown, told
 from halt.peers import Channel, Peers
 from halt.recording import Recording
-from halt.stops import StopRegistry, Tombstone, may_touch
+from halt.stops import TOMBSTONE_SECONDS, StopRegistry, Tombstone, may_touch
 
 STOP_WITHIN = RECEIPT_WAIT + 0.1  # seconds for the others to answer a Stop
 FIND_WITHIN = 1.0  # seconds for them to say whether they have a stream
@@ -118,6 +118,8 @@ class SharedGenerations(Generations):
         self.tabs.share(run / "tabs.slots")
         for _, copied, _ in self._peers.ask(_encode(Copy()), COPY_WITHIN):
             self._registry.inherit(_tombstones.decode(copied))
+        for left in self._peers.words(TOMBSTONE_SECONDS):
+            self._registry.inherit(_tombstones.decode(left))
         self._peers.watch()
         with self._lock:
             self._start_keeper()
@@ -285,6 +287,11 @@ class SharedGenerations(Generations):
     def close(self) -> None:
         super().close()
         self._dismiss()
+        try:
+            if tombstones := self._registry.tombstones():
+                self._peers.leave_word(_encode(tombstones))
+        except OSError as exc:
+            logger.error("Stops of streams that have not begun are lost: %s", exc)
         self._peers.close()
 
     def _dismiss(self) -> None:

@@ -51,7 +51,10 @@ class Crowd(HaltServer):
         client = self.client()
 
         def complete() -> bool:
-            health = client.get("/healthz").json
+            try:
+                health = client.get("/healthz").json
+            except OSError:  # a worker that has left with the connection
+                return False
             found.add(health["worker"])
             if found & {*other_than} or health["workers"] != self.count:
                 found.clear()
