@@ -10,8 +10,6 @@ answer.
 from __future__ import annotations
 
 import secrets
-import threading
-from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -51,6 +49,7 @@ from halt.recorder import Recorder
 from halt.recording import Recording
 from halt.relay import SSE_HEADERS, EventStream
 from halt.run import Run
+from halt.slots import number_of
 from halt.web import (
     after_parameter,
     client_socket,
@@ -83,32 +82,10 @@ WRITE_WAIT = 2.0
 blueprint = Blueprint("pages", __name__)
 
 
-class Tabs:
-    """How many page streams each browser session holds open."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # protects the counter
-        self._open: Counter[str] = Counter()
-
-    def opened(self, session_id: str) -> bool:
-        """Count one more. True: the session has enough, and this one is to be brief."""
-        with self._lock:
-            self._open[session_id] += 1
-            return self._open[session_id] > LIVE_PER_SESSION
-
-    def closed(self, session_id: str) -> None:
-        """Count one less; to be called once for each `opened`."""
-        with self._lock:
-            self._open[session_id] -= 1
-            if not self._open[session_id]:
-                del self._open[session_id]
-
-
 def install(app: Flask, store: Store, recorder: Recorder) -> None:
     """Put the page into the application; `recorder` is that of its generations."""
     app.extensions["halt.store"] = store
     app.extensions["halt.recorder"] = recorder
-    app.extensions["halt.tabs"] = Tabs()
     app.extensions["halt.lengths"] = Lengths()
     app.extensions["halt.catalog"] = Catalog(app.extensions["halt"].upstream)
     app.register_blueprint(blueprint)
@@ -434,12 +411,12 @@ def stream(stream_id: str) -> Response:
     # The last event is sent again to a page that has it: without it the page would ask for ever.
     after = min(after_parameter(), run.log.last - (run.log.ended is not None))
     writer = PageWriter(run, after, _answer_template(), _lengths(), saving())
-    session_id = requester or ""
-    tabs: Tabs = current_app.extensions["halt.tabs"]
-    brief = tabs.opened(session_id)
+    tabs = generations().tabs
+    place = tabs.take(LIVE_PER_SESSION, number_of(requester or "", LIVE_PER_SESSION))
 
     def closed() -> None:
-        tabs.closed(session_id)
+        if place is not None:
+            tabs.give_back(place)
 
     try:
         body = EventStream(
@@ -449,7 +426,7 @@ def stream(stream_id: str) -> Response:
             after,
             writer.present,
             interval=FRAME_INTERVAL,
-            brief=brief,
+            brief=place is None,
             aside=writer.aside,
             on_close=closed,
         )

@@ -77,7 +77,7 @@ class Recorder:
     """All generations of this process that are not in the store as a whole."""
 
     def __init__(self, store: Writer, worker: str) -> None:
-        """`worker` is this process's ID."""
+        """`worker` is this process's ID; it may change until the first generation begins."""
         self.worker = worker
         self._store = store
         self._changed = threading.Condition(threading.Lock())
