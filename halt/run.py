@@ -131,6 +131,7 @@ class Run(Recording):
         self._rounds_left = config.tool_rounds
         self._tool_round: ToolRound | None = None  # while tools run
         self._answering = False  # the reply of this round has brought something
+        self._heard_out = False  # it has brought everything
         self._size = 0  # characters of all events: text, reasoning, calls, results
         self._model = ""  # as the last round's reply named it
         self._usage: dict[str, Any] | None = {}  # of all rounds; None: one of them told none
@@ -301,14 +302,12 @@ class Run(Recording):
         """Read until the provider has counted. Raises UpstreamError, Interrupted."""
         reply = self._reply
         if reply is not None:
-            while reply.finish_reason is None or reply.usage is None:
+            while not self._heard_out and (reply.finish_reason is None or reply.usage is None):
                 try:
-                    ended = reply.read(TICK).ended
+                    self._heard_out = reply.read(TICK).ended
                 except Quiet:
                     continue
-                self.meter.received(0, 0)
-                if ended:
-                    break
+                self.meter.received(0, 0)  # a sign of life, for the limits
             self._count(reply)
         return self._usage or None
 
@@ -452,6 +451,8 @@ class Run(Recording):
 
     def _take(self, reply: Reply, part: Part) -> None:
         """Put what one read brought into the log."""
+        if part.ended:
+            self._heard_out = True
         if part.events:
             self._answering = True
             if not self._add(part):
@@ -515,7 +516,7 @@ class Run(Recording):
         assert reply is not None  # noqa: S101 - it has brought the calls
         self._model = reply.model
         reply.finish()
-        self._reply, self._calls_due = None, False
+        self._reply, self._calls_due, self._heard_out = None, False, False
         calls, self._calls = self._calls, []
         if not self._rounds_left:
             raise UpstreamError("too_many_tool_rounds")
