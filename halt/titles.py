@@ -161,19 +161,21 @@ class Titles:
 def first_words(prompt: str) -> str:
     """A title of a prompt's own first words: one line of plain text, cut at a word."""
     for line in prompt.splitlines():
-        if title := _shortened(_plain(line)):
-            return title
+        words = "" if line.lstrip().startswith(("```", "~~~")) else _plain(line)
+        if words.strip(_RULES):
+            return _shortened(words)
     return "New conversation"
 
 
 _LABEL = re.compile(r"^(?:the )?title\s*(?:is)?\s*[:\uff1a-]\s*", re.IGNORECASE)
-_QUOTES = "\"'`\u201c\u201d\u2018\u2019\u201e\u201a\u00ab\u00bb\u300c\u300d\u300e\u300f"
+_RULES = "-=_|:+.<> "  # a line of these alone has no words
+_QUOTES = " \"'`\u201c\u201d\u2018\u2019\u201e\u201a\u00ab\u00bb\u300c\u300d\u300e\u300f"
 
 
 def cleaned(said: str) -> str:
     """The title in what a model said: one line, no quotes, no label; empty where it is no title."""
     for line in said.splitlines():
-        title = _LABEL.sub("", _plain(line)).strip(_QUOTES + " ").rstrip(".\u3002").rstrip()
+        title = _LABEL.sub("", _plain(line)).strip(_QUOTES).rstrip(".\u3002").strip(_QUOTES)
         if title:
             whole = len(title.split()) <= WORDS_MOST
             return _shortened(title) if whole else ""
