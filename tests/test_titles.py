@@ -18,7 +18,7 @@ from halt.choice import make_upstream
 from halt.config import Config, ConfigError, load
 from halt.errors import UpstreamError
 from halt.events import Reasoning
-from halt.titles import QUEUE_MOST, TITLE_MOST, Titles, cleaned, first_words
+from halt.titles import QUEUE_MOST, TITLE_MOST, Titles, cleaned, first_words, is_about
 from tests.fake_openai import FakeOpenAI
 from tests.scripted import SOON, Scripted
 from tests.wire import until
@@ -33,7 +33,7 @@ class Saved:
         self._saved: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
 
     def __call__(self, conversation_id: str, title: str) -> None:
-        if title == "Poison":
+        if title == "Answer":
             raise RuntimeError("the store is full")
         self._saved.put((conversation_id, title))
 
@@ -100,9 +100,9 @@ def test_titles_are_made_one_after_the_other(make: Make, upstream: Scripted, sav
     for number in range(3):
         reply = upstream.reply(number)
         assert len(upstream.opened) == number + 1
-        reply.feed(f"Title {number}")
+        reply.feed(f"Question {number}")
         reply.end()
-        assert saved.next() == (f"c{number}", f"Title {number}")
+        assert saved.next() == (f"c{number}", f"Question {number}")
 
 
 def test_the_queue_is_short(make: Make, upstream: Scripted) -> None:
@@ -116,7 +116,7 @@ def test_the_queue_is_short(make: Make, upstream: Scripted) -> None:
 
 @pytest.mark.parametrize(
     "said",
-    ["", "   \n", "***", "one two three four five six seven eight nine ten eleven twelve thirteen"],
+    ["", "   \n", "***", "The sky is blue because air scatters blue light more", "A placeholder"],
 )
 def test_what_is_no_title_is_not_saved(
     make: Make, upstream: Scripted, saved: Saved, said: str
@@ -127,9 +127,9 @@ def test_what_is_no_title_is_not_saved(
     titles.wanted("c2", "a question", "an answer")
     upstream.reply(0).feed(said)
     upstream.reply(0).end("length")
-    upstream.reply(1).feed("Good")
+    upstream.reply(1).feed("Questions")
     upstream.reply(1).end()
-    assert saved.next() == ("c2", "Good")
+    assert saved.next() == ("c2", "Questions")
 
 
 def test_an_endless_line_is_left(make: Make, upstream: Scripted, saved: Saved) -> None:
@@ -160,11 +160,11 @@ def test_a_store_that_fails_ends_no_thread(
 ) -> None:
     """It is logged, and the next title is made."""
     titles = make()
-    for number, title in enumerate(["Poison", "Good"]):
+    for number, title in enumerate(["Answer", "Questions"]):
         titles.wanted(f"c{number}", "a question", "an answer")
         upstream.reply(number).feed(title)
         upstream.reply(number).end()
-    assert saved.next() == ("c1", "Good")
+    assert saved.next() == ("c1", "Questions")
     assert "the store is full" in caplog.text
 
 
@@ -255,6 +255,21 @@ def test_a_real_server_is_asked_once(fake: FakeOpenAI, saved: Saved) -> None:
     titles.close()
     upstream.close()
     assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("title", "exchange", "about"),
+    [
+        ("Sorting lists in Python", "how to sort a list?", True),
+        ("A placeholder for a response", "how to sort a list?", False),
+        ("青い空", "空はなぜ青いの?", True),
+        ("五国", "空はなぜ青いの?", False),
+        ("Egg", "boil an egg", True),
+    ],
+)
+def test_a_title_is_about_the_exchange(title: str, exchange: str, about: bool) -> None:
+    """What a small model has made up shares no word with it."""
+    assert is_about(title, exchange) is about
 
 
 # --- the words ------------------------------------------------------------------------------------
