@@ -47,6 +47,7 @@ from halt.chat import (
     fingerprint,
 )
 from halt.config import Config
+from halt.continuing import unfinished
 from halt.errors import CODES, Interrupted, UpstreamError
 from halt.events import (
     Cancelled,
@@ -105,7 +106,7 @@ class Run(Recording):
             owner,
             MemoryLog(config.log_bytes),
             asked=request.model or "",
-            prefix=prefix,
+            prefix=prefix or unfinished(request),
             started_at=self.meter.started_at,
         )
         self.request = request

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -142,11 +142,12 @@ def test_what_is_read_on_takes_no_place(stage: Stage) -> None:
 def test_only_a_stop_is_read_on(stage: Stage) -> None:
     """A limit, a lost viewer or a fault ends the connection as ever."""
     generations = stage.make()
-    for end in (
+    ends: list[Callable[[Run], object]] = [
         lambda run: run.cancel("no_viewer"),
         lambda run: run.fail(UpstreamError("stalled")),
         lambda run: run.cancel("stop"),  # Ctrl-C in the middle of a read
-    ):
+    ]
+    for end in ends:
         run, reply, reader = stage.start(generations)
         end(run)
         assert run.line.interrupted
