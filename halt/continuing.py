@@ -350,8 +350,8 @@ class Seam:
 
 def _added(old: str, new: str) -> str:
     """What the new white space adds to the old one before it."""
-    if old.startswith(new) or ("\n" in old and "\n" not in new):
-        return ""
+    if "\n" in old and "\n" not in new:
+        return ""  # a blank within a line, and the line is over
     for size in range(min(len(old), len(new)), 0, -1):
         if old.endswith(new[:size]):
             return new[size:]

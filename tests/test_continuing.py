@@ -221,6 +221,8 @@ def test_models_that_do_not_do_as_told(old: str, new: str, whole: str) -> None:
         ("if x:\n", "\n    y()", "if x:\n    y()"),
         ("if x:\n  ", "\n    y()", "if x:\n    y()"),
         ("A word ", "and", "A word and"),
+        ("A line.\n\n", "\nAnother", "A line.\n\nAnother"),
+        ("if x:\n  ", "\ny()", "if x:\n  \ny()"),
         ("A word", "s", "A words"),
         ("A word \n", " \n ", "A word \n "),
     ],

@@ -209,13 +209,14 @@ def test_a_stop_before_the_answer_is_read_on_as_well(stage: Stage) -> None:
     assert run.answer() == (0, "")
 
 
-def test_an_end_that_the_stopped_pump_has_read_is_counted_once(stage: Stage) -> None:
+@pytest.mark.parametrize("text", ["", "end"])
+def test_an_end_that_the_stopped_pump_has_read_is_counted_once(stage: Stage, text: str) -> None:
     """The last words, the end and the count in one read, which meets the Stop."""
     generations = stage.make()
     run, reply, reader = stage.start(generations)
     reply.finish_reason, reply.usage = "stop", USAGE
     generations.stop(run.id, None)
-    reply.feed(Part(piece("end").events, 1, ended=True))
+    reply.feed(Part(piece(text).events if text else (), 1, ended=True))
     reader.finish()
     assert stage.reported.get(timeout=SOON) == (run.id, USAGE)
 
