@@ -455,6 +455,16 @@ def test_mistral_and_deepseek_want_the_prefix_marked(
     assert all(each.body["messages"][-1]["prefix"] is True for each in completions(tale))
 
 
+def test_deepseek_takes_a_prefix_at_another_address(
+    make: Make, tale: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only there; whatever else is asked goes to the address that was set."""
+    monkeypatch.setattr(module, "DEEPSEEK_BETA", tale.base_url)
+    assert rest_of(make(base_url="https://api.deepseek.com/v1"), 60) == TEXT[60:]
+    (record,) = tale.requests
+    assert record.body["messages"][-1]["prefix"] is True
+
+
 @pytest.mark.parametrize("kind", ["openai", "azure", "anthropic"])
 def test_a_model_that_refuses_a_prefix_is_asked_in_words_and_that_is_remembered(
     make: Make, tale: FakeOpenAI, kind: Kind

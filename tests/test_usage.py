@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from halt.chat import ChatRequest, Part
+from halt.choice import make_upstream
 from halt.config import Config
 from halt.errors import UpstreamError
 from halt.events import Cancelled, Done, ErrorInfo, Failed, Terminal
@@ -19,6 +20,7 @@ from halt.run import Run
 from halt.stops import StopRegistry
 from halt.unheard import Unheard
 from halt.usage import Tokens, tokens_of, total
+from tests.fake_openai import FakeOpenAI
 from tests.scripted import HI, SOON, Reader, Scripted, ScriptedReply, piece
 from tests.wire import until
 
@@ -248,6 +250,24 @@ def test_a_callback_that_fails_is_logged_and_holds_nothing(
     assert reply.over.wait(SOON)
     until(lambda: not run.reading_on)
     assert "the store is full" in caplog.text
+
+
+def test_a_real_server_is_read_to_its_count(fake: FakeOpenAI) -> None:
+    """Over the wire: the model writes to its end, and what it reports is the whole answer's."""
+    config = Config(base_url=fake.base_url, api_key="fake", exact_usage=True)
+    reported: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    generations = Generations(config, make_upstream(config), StopRegistry())
+    run = generations.start(
+        ChatRequest(HI, model="stall?n=5&rest=5"), on_usage=lambda _, usage: reported.put(usage)
+    )
+    record = fake.wait_request()
+    record.wait_tokens(5)
+    assert generations.stop(run.id, None).upstream == "closing"
+    assert not record.closed.is_set()
+    record.release()
+    assert reported.get(timeout=SOON)["completion_tokens"] == 10
+    assert record.finished.wait(SOON)
+    generations.close()
 
 
 class Idle:
