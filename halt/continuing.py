@@ -20,12 +20,17 @@ from halt.chat import ChatRequest, Message, Part, Reply
 from halt.errors import RequestError, UpstreamError
 from halt.events import Content, Delta, Reasoning
 
-#: How a server is asked. The first three are by prefix: a last message of the assistant's as it is;
-#: that and vLLM's two switches; that, marked with `prefix`.
-Way = Literal["trailing", "switched", "flagged", "instruction"]
+#: How a server is asked. All but the last are by prefix: a last message of the assistant's as it
+#: is; that and vLLM's two switches; that, marked with `prefix`; the same, where the answer begins
+#: with the prefix again.
+Way = Literal["trailing", "switched", "flagged", "echoed", "instruction"]
 
-#: Servers that want the mark -> whether their answer begins with the prefix again.
-FLAGGED_HOSTS = {"api.mistral.ai": True, "codestral.mistral.ai": True, "api.deepseek.com": False}
+#: Services that want the mark.
+HOSTS: dict[str, Way] = {
+    "api.mistral.ai": "echoed",
+    "codestral.mistral.ai": "echoed",
+    "api.deepseek.com": "flagged",
+}
 
 #: What a server calls itself in its list of models -> how it goes on with a message.
 OWNERS: dict[str, Way] = {"llamacpp": "trailing", "vllm": "switched"}
@@ -41,6 +46,7 @@ LINE_LEAST = 12  # characters of a last line that are enough by themselves
 WINDOW = 400  # characters before the end of a text in which a repeat may begin
 LEAD_MOST = 100  # characters that a model may say before its repeat ("Sure, I go on:")
 BLANK_MOST = 200  # characters of white space that are waited for at a seam
+SURE_LEAST = 8  # characters of a repeat behind which nothing is waited for
 PARTIAL_LEAST = 4  # characters that are a repeat also where they end within a word
 
 INSTRUCTION = """\
@@ -51,7 +57,7 @@ Begin with a repeat, character for character, of its last words, which are:
 {tail}
 
 and go on from there at once, also within a word, a line, a list, a table or a block of code. \
-Write no introduction, no comment, no quotation marks and no new code fence, and repeat nothing else."""
+Write no introduction, no comment, no quotation marks and no new code fence; repeat nothing else."""
 
 
 class Unfinished(Message):
@@ -222,15 +228,15 @@ class Seam:
         if held.startswith(old):
             return len(old), True
         found = held.find(tail)
-        if 0 < found and old.endswith(held[: found + len(tail)]):
+        if found > 0 and old.endswith(held[: found + len(tail)]):
             return found + len(tail), True
         if tail.startswith(held) or held in old[-WINDOW:] or self._is_echo():
             return None
-        if 0 < found and self._is_lead(found):
+        if found > 0 and self._is_lead(found):
             return found + len(tail), True
-        if len(held) < LEAD_MOST + len(tail):
-            return None
-        return self._best_cut()
+        best = self._best_cut()  # fewer words than asked are a repeat as well
+        waited = len(held) >= LEAD_MOST + len(tail)
+        return best if waited or (best[1] and best[0] >= SURE_LEAST) else None
 
     def _is_echo(self) -> bool:
         """All that came is the beginning of the old text. What is long is not kept twice."""
@@ -294,8 +300,10 @@ class Seam:
     def _cut_off(self, cut: int, repeated: bool) -> str:
         """What is not to be shown is known: go on with what is behind it."""
         self._held = self._held[cut:]
-        if not repeated and not self._blank:
-            self._held = ("\n" if cut else self._between()) + self._held
+        if cut and not repeated:
+            self._held = "\n" + self._held  # what stood behind a fence stands on a line of its own
+        elif not repeated and not self._blank:
+            self._held = self._between() + self._held
         self._phase = "blank" if self._blank else "through"
         if self._phase == "blank":
             return self._join_blank(last=False)
@@ -342,8 +350,8 @@ class Seam:
 
 def _added(old: str, new: str) -> str:
     """What the new white space adds to the old one before it."""
-    if old.startswith(new) or ("\n" in old and "\n" not in new):
-        return ""
+    if "\n" in old and "\n" not in new:
+        return ""  # a blank within a line, and the line is over
     for size in range(min(len(old), len(new)), 0, -1):
         if old.endswith(new[:size]):
             return new[size:]
