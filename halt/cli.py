@@ -199,7 +199,10 @@ def _talk(
     else:
         read = terminal.plain_line(sys.stderr)
     talk: Chat = terminal.Chat(source, screen, read, system=system, model=model, metrics=metrics)
-    return talk.run()
+    # At a prompt of our own, from the first to the last: there is no moment between in which the
+    # terminal would show a key, or keep a Ctrl-D for itself.
+    with terminal.unread_keys() if sys.stdout.isatty() else contextlib.nullcontext():
+        return talk.run()
 
 
 @click.command()
