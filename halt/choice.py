@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from halt.chat import Upstream
 from halt.config import Config
 from halt.provider_settings import ProviderSettings, setup
-from halt.providers import OneProvider, Providers
+from halt.providers import Providers
 from halt.transport import Transport
 from halt.upstream import AzureUpstream, OpenAIUpstream
 
 
-def make_provider(settings: ProviderSettings, transport: Transport | None = None) -> OneProvider:
+def make_provider(settings: ProviderSettings, transport: Transport | None = None) -> Upstream:
     """The provider of this kind, with a transport of its own where none is given."""
     if settings.kind == "anthropic":
         # Its client takes a while to load and is needed by few.

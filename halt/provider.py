@@ -102,7 +102,6 @@ class Provider:
 
     @property
     def known_model(self) -> str:
-        """The default model, empty as long as it was never asked for."""
         return self._model
 
     def default_model(self, line: Line) -> str:
@@ -117,6 +116,9 @@ class Provider:
 
     def models(self, line: Line) -> list[str]:
         return list(self._settings.models) or self._ask(line)
+
+    def catalog(self, line: Line) -> list[tuple[str, list[str]]]:
+        return [("", self.models(line))]
 
     def check(self, line: Line) -> None:
         self._ask(line)
