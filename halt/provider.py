@@ -19,6 +19,8 @@ from halt.line import TICK, Line, on_line
 from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
 
+LEARNT_MAX = 1000  # models about which the same thing is remembered
+
 
 def http_client(transport: Transport) -> httpx2.Client:
     """What a provider's client sends its requests with."""
@@ -125,6 +127,12 @@ class Provider:
 
     def close(self) -> None:
         self._transport.close()
+
+    def _learn(self, about: set[str], model: str) -> None:
+        """Remember something about a model. Clients name the models, so there is an end to it."""
+        with self._lock:
+            if len(about) < LEARNT_MAX:
+                about.add(model)
 
     def _ask(self, line: Line) -> list[str]:
         if not self._settings.base_url:

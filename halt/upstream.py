@@ -36,7 +36,7 @@ class OpenAIUpstream(Provider):
         super().__init__(settings, transport)
         self._client = self._make_client(settings)
         self._on_openai = urlsplit(settings.base_url).hostname == "api.openai.com"
-        self._asks_usage = True  # until the server refuses
+        self._uncounted: set[str] = set()  # models for which the server refuses to report usage
 
     def _make_client(self, settings: ProviderSettings) -> openai.OpenAI:
         # No timeouts and no retries here: the limits of a run are watched by `generation`, which
@@ -72,7 +72,7 @@ class OpenAIUpstream(Provider):
 
     def _create(self, model: str, messages: Any, options: dict[str, Any]) -> httpx2.Response:
         create = self._client.chat.completions.with_raw_response.create
-        if self._asks_usage:
+        if model not in self._uncounted:
             try:
                 return create(
                     model=model,
@@ -84,9 +84,8 @@ class OpenAIUpstream(Provider):
             except (openai.BadRequestError, openai.UnprocessableEntityError) as exc:
                 if "stream_options" not in str(exc.body):
                     raise
-                logger.info("the model's server refuses stream_options; usage is estimated")
-                with self._lock:
-                    self._asks_usage = False
+                logger.info("stream_options is refused for %s; its usage is estimated", model)
+                self._learn(self._uncounted, model)
         return create(model=model, messages=messages, stream=True, **options).http_response
 
     def _list(self) -> list[str]:

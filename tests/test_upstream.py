@@ -156,14 +156,15 @@ def test_usage_is_asked_for_and_taken_as_it_is_told(
     assert silent.reply.usage is None
 
 
-def test_a_server_that_does_not_know_usage_is_asked_once(
+def test_a_model_whose_usage_is_refused_is_asked_for_it_once(
     upstream: OpenAIUpstream, fake: FakeOpenAI
 ) -> None:
-    """A server that refuses the option is asked again without it, and never again with it."""
+    """Then without the option, and never again with it; a gateway's other models are asked."""
     for _ in range(2):
         got = ask(upstream, "no_usage_option?n=2")
         assert (got.text, got.fault) == ("0 1 ", None)
-    assert ["stream_options" in r.body for r in fake.requests] == [True, False, False]
+    ask(upstream, "count?n=1")
+    assert ["stream_options" in r.body for r in fake.requests] == [True, False, False, True]
     assert {r.connection for r in fake.requests} == {1}
 
 
