@@ -63,8 +63,8 @@ def create_app(
     app.jinja_env.globals["halt_version"] = VERSION
     app.extensions["halt.config"] = settings
 
-    def generations(settings: Config) -> Generations:
-        return Generations(settings, upstream or make_upstream(settings), StopRegistry())
+    def generations(settings: Config, only: str = "") -> Generations:
+        return Generations(settings, upstream or make_upstream(settings, only), StopRegistry())
 
     app.extensions["halt"] = generations(settings)
     app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])

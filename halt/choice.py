@@ -21,7 +21,9 @@ def make_provider(settings: ProviderSettings, transport: Transport | None = None
     return kind(settings, transport)
 
 
-def make_upstream(config: Config) -> Providers:
-    """All providers that the settings ask for. Raises ConfigError."""
+def make_upstream(config: Config, only: str = "") -> Providers:
+    """All providers that the settings ask for, or only the one of this name. Raises ConfigError."""
     wanted = setup(config)
+    if only:
+        wanted = wanted.alone(only)
     return Providers({each.name: make_provider(each) for each in wanted.providers}, wanted.default)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from halt.screen import Screen
     from halt.terminal import Chat
 
-Make = Callable[[Config], Generations]
+Make = Callable[..., Generations]  # of a Config and, where only one is meant, a provider's name
 
 
 def install(app: Flask, make: Make) -> None:

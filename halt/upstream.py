@@ -5,7 +5,10 @@ The openai client makes the request and reads refusals; the stream is decoded by
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +25,8 @@ from halt.provider import EventReply, Provider, begin, http_client
 from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
 
+#: How the addresses of nearly all servers end; one that does not is suspected where it fails.
+WHOLE = re.compile(r"/(v\d+\w*|openai)/?")
 NOWHERE = "http://127.0.0.1:9/v1"  # for the client, which wants an address; never asked
 
 logger = logging.getLogger(__name__)
@@ -36,6 +41,8 @@ class OpenAIUpstream(Provider):
         super().__init__(settings, transport)
         self._client = self._make_client(settings)
         self._on_openai = urlsplit(settings.base_url).hostname == "api.openai.com"
+        self._path = urlsplit(settings.base_url).path.rstrip("/")
+        self._is_whole = settings.kind == "azure" or WHOLE.search(self._path) is not None
         self._uncounted: set[str] = set()  # models for which the server refuses to report usage
 
     def _make_client(self, settings: ProviderSettings) -> openai.OpenAI:
@@ -63,12 +70,30 @@ class OpenAIUpstream(Provider):
             {k: v for k, v in each.items() if k != "opaque"}
             for each in msgspec.to_builtins(request.messages)
         ]
-        with on_line(line):
-            try:
-                response = self._create(model, messages, options)
-            except openai.APIError as exc:
-                raise fault(exc, self._secret) from exc
-        return begin(response, ChatDecoder(), model, self._secret)
+        with self._asking("POST", "/chat/completions"):
+            with on_line(line):
+                try:
+                    response = self._create(model, messages, options)
+                except openai.APIError as exc:
+                    raise fault(exc, self._secret) from exc
+            return begin(response, ChatDecoder(), model, self._secret)
+
+    def _ask(self, line: Line) -> list[str]:
+        with self._asking("GET", "/models"):
+            return super()._ask(line)
+
+    @contextlib.contextmanager
+    def _asking(self, method: str, path: str) -> Iterator[None]:
+        """Whoever has forgotten the address's end is told of it where something else answers."""
+        try:
+            yield
+        except UpstreamError as exc:
+            if self._is_whole or exc.code not in {"model_not_found", "upstream_invalid"}:
+                raise
+            raise exc.hinting(
+                f"Asked was {method} {self._path}{path}: on most servers the address must lead "
+                "up to and with /v1."
+            ) from exc
 
     def _create(self, model: str, messages: Any, options: dict[str, Any]) -> httpx2.Response:
         create = self._client.chat.completions.with_raw_response.create
