@@ -81,8 +81,8 @@ def create_app(
     app.extensions["halt.saving"] = lambda: recorder.saving
     app.jinja_env.globals["how_saving_goes"] = lambda: recorder.saving
 
-    def generations(settings: Config) -> Generations:
-        return Generations(settings, upstream or make_upstream(settings), StopRegistry())
+    def generations(settings: Config, only: str = "") -> Generations:
+        return Generations(settings, upstream or make_upstream(settings, only), StopRegistry())
 
     app.extensions["halt"] = SharedGenerations(
         settings,

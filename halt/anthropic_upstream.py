@@ -443,8 +443,7 @@ class AnthropicUpstream(Provider):
                 if not re.search("adaptive|effort|thinking", str(exc.body)):
                     raise
                 logger.info("%s takes no effort; it is given a budget of thought", model)
-                with self._lock:
-                    self._budgeted.add(model)
+                self._learn(self._budgeted, model)
         if budget >= BUDGET_MIN:
             asked = {**asked, "thinking": {"type": "enabled", "budget_tokens": budget}}
         return _sent(create, asked)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
@@ -15,13 +14,16 @@ from halt.bodies import checked_id
 from halt.chat import Upstream
 from halt.errors import HaltError, RequestError
 from halt.generation import Receipt
-from halt.line import limited
+from halt.line import Line
 from halt.metrics import now
+from halt.question import Question
 from halt.web import brings_token, generations, json_response, owner, wants_fragment
 
 STOPS_MAX = 16  # streams that one press of the page's Stop can name
 PROBE_SECONDS = 10.0  # a health answer is never older than this when the probe can run
 PROBE_WAIT = 1.0  # seconds that a health request waits for the upstream's answer
+#: A refusal is an answer: the server is there.
+REFUSALS = frozenset({"unauthorized", "forbidden", "bad_request", "rate_limited"})
 
 
 def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
@@ -106,42 +108,32 @@ def _number(raw: object) -> int | None:
 
 
 class Probe:
-    """Whether the model's server answers, asked for at most every PROBE_SECONDS.
-
-    The question runs in a thread of its own, one at a time, so that a health check never waits
-    longer than PROBE_WAIT for a server that is silent.
-    """
+    """Whether the model's server answers, asked for at most every PROBE_SECONDS."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
-        self._lock = threading.Lock()  # protects the three below
-        self._known = "unknown"
-        self._asked_at = float("-inf")
-        self._answered = threading.Event()
+        # A server that is silent for long is as good as unreachable.
+        self._question = Question(
+            "health",
+            self._ask,
+            kept=PROBE_SECONDS,
+            again=PROBE_SECONDS,
+            limit=PROBE_SECONDS - 1,
+        )
 
     def look(self) -> str:
         """ "reachable", "unreachable: CODE", or "unknown" while the first answer is awaited."""
-        with self._lock:
-            if now() - self._asked_at > PROBE_SECONDS:
-                self._asked_at = now()
-                self._answered = threading.Event()
-                threading.Thread(
-                    target=self._ask, args=(self._answered,), name="halt-probe", daemon=True
-                ).start()
-            answered = self._answered
-        answered.wait(PROBE_WAIT)
-        return self._known
+        self._question.begin()
+        known, fault = self._question.wait(now() + PROBE_WAIT, fresh=True)
+        if fault is not None:
+            return f"unreachable: {fault.code}"
+        return known or "unknown"
 
-    def _ask(self, answered: threading.Event) -> None:
+    def _ask(self, line: Line) -> str:
         try:
-            # A server that is silent for long is as good as unreachable.
-            with limited(PROBE_SECONDS - 1) as line:
-                self._upstream.check(line)
-            known = "reachable"
+            self._upstream.check(line)
         except HaltError as fault:
-            # A refusal is an answer: the server is there.
-            refused = fault.code in {"unauthorized", "forbidden", "bad_request", "rate_limited"}
-            known = f"{'reachable' if refused else 'unreachable'}: {fault.code}"
-        with self._lock:
-            self._known = known
-        answered.set()
+            if fault.code not in REFUSALS:
+                raise
+            return f"reachable: {fault.code}"
+        return "reachable"

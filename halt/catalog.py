@@ -5,14 +5,10 @@ A page never waits for a provider: it gets what is known, and a first page waits
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable
-
 from halt.chat import Upstream
-from halt.errors import HaltError, RequestError
-from halt.line import Line, limited
-from halt.metrics import now
+from halt.errors import RequestError, UpstreamError
+from halt.line import Line
+from halt.question import Question
 
 FRESH_SECONDS = 60.0  # a list is not asked for again before
 RETRY_SECONDS = 10.0  # nor after a failure
@@ -22,8 +18,6 @@ NAMES_MAX = 1000  # models that are shown
 NAME_MAX = 200  # characters of a model's name
 
 Groups = list[tuple[str, list[str]]]
-
-logger = logging.getLogger(__name__)
 
 
 def checked_model(name: str) -> str:
@@ -40,50 +34,21 @@ class Catalog:
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
-        self._lock = threading.Lock()  # protects everything below
-        self._known: Groups = []
-        self._asked_at = float("-inf")
-        self._due_at = float("-inf")
-        self._answered = threading.Event()
+        self._question = Question(
+            "models", self._ask, kept=FRESH_SECONDS, again=RETRY_SECONDS, limit=ASK_SECONDS
+        )
 
     def look(self) -> Groups:
         """Groups of models, (provider, names); empty as long as nothing is known."""
-        with self._lock:
-            at = now()
-            if at >= self._due_at:
-                self._asked_at = at
-                self._due_at = at + ASK_SECONDS + RETRY_SECONDS  # until the answer says otherwise
-                self._answered = threading.Event()
-                threading.Thread(
-                    target=self._ask, args=(self._answered,), name="halt-models", daemon=True
-                ).start()
-            answered, known = self._answered, self._known
-            left = self._asked_at + LOOK_WAIT - at
-        if known or left <= 0:
-            return known
-        answered.wait(left)
-        return self._known
+        asked_at = self._question.begin()
+        known, _ = self._question.wait(asked_at + LOOK_WAIT)
+        return known or []
 
-    def _ask(self, answered: threading.Event) -> None:
-        found: Groups = []
-        try:
-            with limited(ASK_SECONDS) as line:
-                found = _bounded(self._groups(line))
-        except HaltError as fault:
-            logger.info("no list of models: %s", fault.code)
-        except Exception:
-            logger.exception("the list of models")
-        finally:
-            with self._lock:
-                self._known = found or self._known
-                self._due_at = now() + (FRESH_SECONDS if found else RETRY_SECONDS)
-            answered.set()
-
-    def _groups(self, line: Line) -> Groups:
-        by_provider: Callable[[Line], Groups] | None = getattr(self._upstream, "catalog", None)
-        if by_provider is not None:
-            return by_provider(line)
-        return [("", self._upstream.models(line))]
+    def _ask(self, line: Line) -> Groups:
+        found = _bounded(self._upstream.catalog(line))
+        if not found:
+            raise UpstreamError("model_not_found", "its list of models is empty")
+        return found
 
 
 def _bounded(groups: Groups) -> Groups:

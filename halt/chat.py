@@ -199,13 +199,23 @@ class Reply(Protocol):
 
 
 class Upstream(Protocol):
-    """A provider of answers."""
+    """A provider of answers, or several of them."""
+
+    @property
+    def known_model(self) -> str:
+        """The model that answers by default, empty where it is not known yet."""
 
     def open(self, request: ChatRequest, line: Line) -> Reply:
         """Send the request, wait for the headers. Raises UpstreamError, Interrupted."""
 
     def models(self, line: Line) -> list[str]:
         """The models that it offers. Raises UpstreamError, Interrupted."""
+
+    def catalog(self, line: Line) -> list[tuple[str, list[str]]]:
+        """The models as requests name them, by provider: (its name, or none, and its models).
+
+        Raises UpstreamError, Interrupted.
+        """
 
     def check(self, line: Line) -> None:
         """Ask the server something that costs nothing. Raises UpstreamError, Interrupted."""

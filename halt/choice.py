@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from halt.chat import Upstream
 from halt.config import Config
 from halt.provider_settings import ProviderSettings, setup
-from halt.providers import OneProvider, Providers
+from halt.providers import Providers
 from halt.transport import Transport
 from halt.upstream import AzureUpstream, OpenAIUpstream
 
 
-def make_provider(settings: ProviderSettings, transport: Transport | None = None) -> OneProvider:
+def make_provider(settings: ProviderSettings, transport: Transport | None = None) -> Upstream:
     """The provider of this kind, with a transport of its own where none is given."""
     if settings.kind == "anthropic":
         # Its client takes a while to load and is needed by few.
@@ -20,7 +21,9 @@ def make_provider(settings: ProviderSettings, transport: Transport | None = None
     return kind(settings, transport)
 
 
-def make_upstream(config: Config) -> Providers:
-    """All providers that the settings ask for. Raises ConfigError."""
+def make_upstream(config: Config, only: str = "") -> Providers:
+    """All providers that the settings ask for, or only the one of this name. Raises ConfigError."""
     wanted = setup(config)
+    if only:
+        wanted = wanted.alone(only)
     return Providers({each.name: make_provider(each) for each in wanted.providers}, wanted.default)

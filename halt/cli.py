@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from halt.screen import Screen
     from halt.terminal import Chat
 
-Make = Callable[[Config], Generations]
+Make = Callable[..., Generations]  # of a Config and, where only one is meant, a provider's name
 
 
 def install(app: Flask, make: Make) -> None:
@@ -199,7 +199,10 @@ def _talk(
     else:
         read = terminal.plain_line(sys.stderr)
     talk: Chat = terminal.Chat(source, screen, read, system=system, model=model, metrics=metrics)
-    return talk.run()
+    # At a prompt of our own, from the first to the last: there is no moment between in which the
+    # terminal would show a key, or keep a Ctrl-D for itself.
+    with terminal.unread_keys() if sys.stdout.isatty() else contextlib.nullcontext():
+        return talk.run()
 
 
 @click.command()

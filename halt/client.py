@@ -24,6 +24,7 @@ from halt.generation import Generations, Receipt
 from halt.http1 import Body
 from halt.line import TICK, Line, Quiet, limited, on_line
 from halt.metrics import now
+from halt.provider_settings import setup
 from halt.transport import Transport
 
 ANSWER_WITHIN = 10.0  # seconds for a short request: Stop, the list of models
@@ -71,7 +72,11 @@ class Local:
         config = self._generations.config
         if config.wants_embedded:
             return f"the demo model {config.embedded_model}"
-        return f"{config.known_model or 'the first model'} at {config.upstream_url}"
+        model = self._generations.upstream.known_model or "the first model"
+        providers = setup(config).providers
+        if len(providers) == 1:
+            return f"{model} at {providers[0].base_url}"
+        return f"{model}, at {', '.join(each.name for each in providers)}"
 
     def start(self, request: ChatRequest) -> Iterator[Group]:
         run = self._generations.start(request)

@@ -52,8 +52,8 @@ def install(app: Flask, origins: tuple[str, ...]) -> None:
 
 
 def _is_api() -> bool:
-    """The request is to a route for programs; what is not in a blueprint are files."""
-    return request.blueprint not in {None, "pages"}
+    """The request is to a route for programs, or to none; what is not in a blueprint are files."""
+    return request.url_rule is None or request.blueprint not in {None, "pages"}
 
 
 def _is_own(origin: str) -> bool:

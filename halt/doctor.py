@@ -9,7 +9,7 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -37,6 +37,7 @@ from halt.events import (
 from halt.generation import Generations
 from halt.line import limited
 from halt.metrics import Metrics, now
+from halt.provider_settings import ProviderSettings, setup
 from halt.run import Run
 from halt.screen import one_line
 
@@ -51,23 +52,40 @@ TEXT_MAX = 400  # characters of a finding
 
 Status = Literal["ok", "warn", "fail"]
 
-#: What to do about each code of an UpstreamError.
+#: What to do about each code of an UpstreamError; in braces the names of settings.
 REMEDIES = {
-    "upstream_refused": "Start the model's server, or correct OPENAI_BASE_URL.",
-    "upstream_dns": "Correct the name in OPENAI_BASE_URL, or this machine's resolver.",
+    "upstream_refused": "Start the model's server, or correct {address}.",
+    "upstream_dns": "Correct the name in {address}, or this machine's resolver.",
     "upstream_tls": "Give the server a certificate for this name; for an authority of your own "
     "set SSL_CERT_FILE.",
-    "upstream_connect_timeout": "Look for a firewall on the way; correct OPENAI_BASE_URL.",
-    "upstream_unreachable": "Correct OPENAI_BASE_URL; look for a firewall or proxy on the way.",
-    "unauthorized": "Set OPENAI_API_KEY to a key of this server.",
-    "forbidden": "Use a key that may use this model, or set HALT_MODEL to another one.",
-    "model_not_found": "Set HALT_MODEL to a model of this server.",
+    "upstream_connect_timeout": "Look for a firewall on the way; correct {address}.",
+    "upstream_unreachable": "Correct {address}; look for a firewall or proxy on the way.",
+    "unauthorized": "Set {key} to a key of this server.",
+    "forbidden": "Use a key that may use this model, or set {model} to another one.",
+    "model_not_found": "Set {model} to a model of this server.",
     "rate_limited": "Wait, or raise the limits of your account.",
-    "upstream_invalid": "OPENAI_BASE_URL must lead to an OpenAI-compatible API; most end in /v1.",
+    "upstream_invalid": "Correct {address}: it must lead to the API, up to and with /v1 where the "
+    "API's paths begin so.",
     "first_byte_timeout": "Look at the model's server: is the model loaded, is it busy? "
     "Or allow more with --timeout.",
     "stalled": "Look at the model's server and at proxies on the way.",
     "no_model": "Set OPENAI_API_KEY or OPENAI_BASE_URL.",
+}
+
+
+#: What the settings of a provider are called in the environment, and in a file.
+ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
+    "openai": {"address": "OPENAI_BASE_URL", "key": "OPENAI_API_KEY", "model": "HALT_MODEL"},
+    "azure": {
+        "address": "AZURE_OPENAI_ENDPOINT",
+        "key": "AZURE_OPENAI_API_KEY",
+        "model": "AZURE_OPENAI_DEPLOYMENT",
+    },
+    "anthropic": {
+        "address": "ANTHROPIC_BASE_URL",
+        "key": "ANTHROPIC_API_KEY",
+        "model": "HALT_MODEL",
+    },
 }
 
 
@@ -86,6 +104,8 @@ class Report:
 
     def __init__(self, say: Callable[[str], object] | None) -> None:
         self.findings: list[Finding] = []
+        self.part = ""  # put before the names of findings, where several things are looked at
+        self.names: Mapping[str, str] = ENVIRONMENT["openai"]  # of the settings, for remedies
         self._say = say
 
     @property
@@ -95,19 +115,23 @@ class Report:
 
     def ok(self, name: str, text: str) -> None:
         """All is well with this."""
-        self._add(Finding(name, "ok", one_line(text, TEXT_MAX)))
+        self._add(name, "ok", text)
 
     def warn(self, name: str, text: str, remedy: str) -> None:
         """It works, not as well as it could."""
-        self._add(Finding(name, "warn", one_line(text, TEXT_MAX), remedy))
+        self._add(name, "warn", text, remedy)
 
     def fail(self, name: str, text: str, remedy: str) -> None:
         """It does not work."""
-        self._add(Finding(name, "fail", one_line(text, TEXT_MAX), remedy))
+        self._add(name, "fail", text, remedy)
 
     def fault(self, name: str, error: HaltError) -> None:
         """It has failed with an error of ours."""
-        self.fail(name, error.message, REMEDIES.get(error.code, "Look at the server's own log."))
+        self.fail(name, error.message, self.remedy(error.code))
+
+    def remedy(self, code: str) -> str:
+        """What to do about an error of this code, in the names of the settings at fault."""
+        return REMEDIES.get(code, "Look at the server's own log.").format_map(self.names)
 
     def as_json(self) -> str:
         """All of it for a machine."""
@@ -117,28 +141,53 @@ class Report:
         ]
         return msgspec.json.encode({"ok": self.is_well, "findings": findings}).decode()
 
-    def _add(self, finding: Finding) -> None:
+    def _add(self, name: str, status: Status, text: str, remedy: str = "") -> None:
+        finding = Finding(self.part + name, status, one_line(text, TEXT_MAX), remedy)
         self.findings.append(finding)
         if self._say is not None:
             cure = f" {finding.remedy}" if finding.remedy else ""
             self._say(f"{finding.status:<4}  {finding.name}: {finding.text}{cure}")
 
 
-def examine(
-    report: Report, config: Config, make: Callable[[Config], Generations], timeout: float
-) -> None:
-    """Look at the model that these settings lead to; `timeout` is for silence, in seconds."""
+Make = Callable[[Config, str], Generations]
+
+
+def _names(config: Config, provider: ProviderSettings) -> Mapping[str, str]:
+    if not config.config_file:
+        return ENVIRONMENT[provider.kind]
+    table = f"[providers.{provider.name}]"
+    return {
+        "address": f"{'endpoint' if provider.kind == 'azure' else 'base_url'} of {table}",
+        "key": f"the variable that key_env of {table} names",
+        "model": f"default, or models of {table},",
+    }
+
+
+def examine(report: Report, config: Config, make: Make, timeout: float) -> None:
+    """Look at each provider of these settings; `timeout` is for silence, in seconds.
+
+    `make` makes generations for settings, of the provider that it is given by name.
+    """
     config = replace(
         config,
         retries=0,
         first_byte_timeout=min(timeout, config.first_byte_timeout),
         gap_timeout=min(timeout, config.gap_timeout),
     )
-    if not _reach(report, config):
+    providers = setup(config).providers
+    for provider in providers:
+        report.part = f"{provider.name}: " if len(providers) > 1 else ""
+        report.names = _names(config, provider)
+        _examine(report, config, provider, make)
+    report.part = ""
+
+
+def _examine(report: Report, config: Config, provider: ProviderSettings, make: Make) -> None:
+    if not _reach(report, provider):
         return
-    generations = make(config)
+    generations = make(config, provider.name)
     try:
-        if not _models(report, config, generations):
+        if not _models(report, provider, generations):
             return
         if not _answer(report, generations):
             return
@@ -156,16 +205,16 @@ def milliseconds(spent: float) -> str:
     return f"{spent * 1000:.0f} ms"
 
 
-def _reach(report: Report, config: Config) -> bool:
+def _reach(report: Report, provider: ProviderSettings) -> bool:
     """Name, connection, TLS."""
-    url = urlsplit(config.upstream_url)
+    url = urlsplit(provider.base_url)
     host = url.hostname or ""
     proxy = getproxies().get(url.scheme) or getproxies().get("all")
     if proxy and host not in {"localhost", "127.0.0.1", "::1"} and not proxy_bypass(host):
         report.ok("proxy", f"requests go through {urlsplit(proxy).hostname}")
         return True
     port = url.port or (443 if url.scheme == "https" else 80)
-    sock = reach(report, host, port, config.connect_timeout, "OPENAI_BASE_URL")
+    sock = reach(report, host, port, provider.connect_timeout, report.names["address"])
     if sock is None:
         return False
     with sock:
@@ -240,7 +289,7 @@ def trusts(report: Report, sock: socket.socket, host: str) -> bool:
             version = secure.version()
     except (ssl.SSLError, OSError) as exc:
         reason = getattr(exc, "verify_message", "") or exc
-        report.fail("TLS", f"no trusted connection: {reason}.", REMEDIES["upstream_tls"])
+        report.fail("TLS", f"no trusted connection: {reason}.", report.remedy("upstream_tls"))
         return False
     ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(str(certificate["notAfter"])), UTC)
     days = (ends - datetime.now(UTC)).days
@@ -255,24 +304,27 @@ def trusts(report: Report, sock: socket.socket, host: str) -> bool:
 # --- the model ------------------------------------------------------------------------------------
 
 
-def _models(report: Report, config: Config, generations: Generations) -> bool:
+def _models(report: Report, provider: ProviderSettings, generations: Generations) -> bool:
+    upstream = generations.upstream
+    model = upstream.known_model
     began = now()
     try:
-        with limited(min(ANSWER_WITHIN, config.first_byte_timeout)) as line:
-            names = generations.upstream.models(line)
+        with limited(min(ANSWER_WITHIN, generations.config.first_byte_timeout)) as line:
+            if provider.models:  # named in the settings, and perhaps listed nowhere else
+                upstream.check(line)
+            names = upstream.models(line)
     except HaltError as error:
         if line.interrupted:
-            report.fail(
-                "models", "no answer to the list of models.", REMEDIES["first_byte_timeout"]
-            )
+            remedy = report.remedy("first_byte_timeout")
+            report.fail("models", "no answer to the list of models.", remedy)
             return False
-        if error.code == "upstream_invalid" and config.known_model:
-            report.warn("models", error.message, "Nothing, as long as HALT_MODEL is right.")
+        if error.code == "upstream_invalid" and model:
+            remedy = f"Nothing, as long as {report.names['model']} is right."
+            report.warn("models", error.message, remedy)
             return True
         report.fault("key" if error.code in {"unauthorized", "forbidden"} else "models", error)
         return False
-    report.ok("key", "accepted" if config.api_key else "none is needed")
-    model = config.known_model
+    report.ok("key", "none is needed" if provider.key == "none" else "accepted")
     spent = milliseconds(now() - began)
     if not names:
         report.fail("models", "the server offers none.", "Load a model there.")
@@ -281,7 +333,7 @@ def _models(report: Report, config: Config, generations: Generations) -> bool:
         report.warn(
             "models",
             f"{model} is not among the {len(names)} of the list.",
-            f"Set HALT_MODEL to one of them, for example {names[0]}.",
+            f"Set {report.names['model']} to one of them, for example {names[0]}.",
         )
     else:
         report.ok("models", f"{len(names)} ({spent}); {model or names[0]} answers")
@@ -347,8 +399,7 @@ def _answer(report: Report, generations: Generations) -> bool:
     with _watched(generations, ask(SHORT)) as (_, watch):
         ended = watch.to_end()
     if isinstance(ended, Failed):
-        remedy = REMEDIES.get(ended.error.code, "Look at the log of the model's server.")
-        report.fail("answer", ended.error.message, remedy)
+        report.fail("answer", ended.error.message, report.remedy(ended.error.code))
         return False
     figures = ended.metrics
     if not figures.chunks:

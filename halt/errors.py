@@ -206,22 +206,34 @@ class UpstreamError(HaltError):
     """The model's server, or the way to it, failed.
 
     `detail` is what the server said, for the log and, shortened, for the user: it comes from the
-    provider, never from our own configuration.
+    provider, never from our own configuration. `hint` is ours, and is shown behind all of it.
     """
 
-    def __init__(self, code: str, detail: str = "", *, retry_after: float | None = None):
+    def __init__(
+        self, code: str, detail: str = "", *, retry_after: float | None = None, hint: str = ""
+    ):
         message, self.retryable = CODES[code]
         self.code = code
         self.status = STATUSES.get(code, 502)
         self.detail = detail[:500]
+        self.hint = hint
         if code in QUOTED and detail:
             message = f"{message} It said: {self.detail[:300]}"
+        if hint:
+            message = f"{message.rstrip('.')}. {hint}"
         super().__init__(message, retry_after=retry_after)
+
+    def hinting(self, hint: str) -> UpstreamError:
+        """This error with a hint."""
+        return UpstreamError(self.code, self.detail, retry_after=self.retry_after, hint=hint)
 
     def without(self, secret: str) -> UpstreamError:
         """This error with a secret that the server quoted taken out."""
         if len(secret) < SECRET_MIN or secret not in self.detail:
             return self
         return UpstreamError(
-            self.code, self.detail.replace(secret, "[key]"), retry_after=self.retry_after
+            self.code,
+            self.detail.replace(secret, "[key]"),
+            retry_after=self.retry_after,
+            hint=self.hint,
         )

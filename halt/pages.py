@@ -495,7 +495,7 @@ def _stream_ids(count: int) -> list[str]:
 
 
 def _shown_model(service: Generations) -> str:
-    return getattr(service.upstream, "known_model", "")
+    return service.upstream.known_model
 
 
 def _answer_template() -> Template:

@@ -29,7 +29,7 @@ from halt.line import TICK, Line, on_line
 from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
 
-REMEMBERED_MOST = 1000  # models of which it is kept that they refuse a prefix
+LEARNT_MAX = 1000  # models about which the same thing is remembered
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,6 @@ class Provider:
 
     @property
     def known_model(self) -> str:
-        """The default model, empty as long as it was never asked for."""
         return self._model
 
     def default_model(self, line: Line) -> str:
@@ -132,6 +131,9 @@ class Provider:
 
     def models(self, line: Line) -> list[str]:
         return list(self._settings.models) or self._ask(line)
+
+    def catalog(self, line: Line) -> list[tuple[str, list[str]]]:
+        return [("", self.models(line))]
 
     def check(self, line: Line) -> None:
         self._ask(line)
@@ -158,11 +160,16 @@ class Provider:
                 if refusal.code != "bad_request":
                     raise
         reply = ask(by_instruction(request), by_words)
-        if way != by_words and len(self._refusing) < REMEMBERED_MOST:
+        if way != by_words:
             logger.info("%s goes on with no prefix; it is asked in words", model)
-            with self._lock:
-                self._refusing.add(model)
+            self._learn(self._refusing, model)
         return SeamReply(reply, Seam(text, repeats=True))
+
+    def _learn(self, about: set[str], model: str) -> None:
+        """Remember something about a model. Clients name the models, so there is an end to it."""
+        with self._lock:
+            if len(about) < LEARNT_MAX:
+                about.add(model)
 
     def _ask(self, line: Line) -> list[str]:
         if not self._settings.base_url:

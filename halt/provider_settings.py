@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -74,6 +74,18 @@ class Setup:
 
     providers: tuple[ProviderSettings, ...]
     default: str = ""
+
+    def alone(self, name: str) -> Setup:
+        """The provider of this name by itself, with its share of the default."""
+        (one,) = (each for each in self.providers if each.name == name)
+        if len(self.providers) == 1:
+            return self
+        owner, _, model = self.default.partition("/")
+        if owner == name:
+            return Setup(providers=(one,), default=model)
+        if any(owner == each.name for each in self.providers) and one.default_model == self.default:
+            one = replace(one, default_model="")
+        return Setup(providers=(one,), default=self.default if self.default in one.models else "")
 
 
 def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:

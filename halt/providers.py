@@ -9,17 +9,16 @@ minute, so that a provider that is down or silent hides nobody else's models and
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable, Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from halt.chat import ChatRequest, Reply, Upstream
-from halt.errors import HaltError, Interrupted, UpstreamError
-from halt.line import Line, limited
+from halt.errors import HaltError, UpstreamError
+from halt.line import Line
 from halt.metrics import now
+from halt.question import Question
 
 KEPT_SECONDS = 60.0  # a list of models is asked for again after this time
 FAILED_SECONDS = 5.0  # and after this time where it could not be had
@@ -28,93 +27,25 @@ WAIT_SECONDS = 1.5  # that whoever wants the lists waits for all of them togethe
 
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
 
-
-class OneProvider(Upstream, Protocol):
-    """What the router needs of a provider."""
-
-    @property
-    def known_model(self) -> str:
-        """The model that answers by default, empty where it is not known yet."""
-
-
-class Question(Generic[T]):
-    """A question to a provider, with its last answer. Asked in a thread, one at a time."""
-
-    def __init__(self, name: str, ask: Callable[[Line], T], kept: float) -> None:
-        """`kept`: seconds that an answer is good for."""
-        self._name = name
-        self._ask_it = ask
-        self._kept = kept
-        self._lock = threading.Lock()  # protects the four below
-        self._good_until = float("-inf")
-        self._answered = threading.Event()
-        self._answer: T | None = None
-        self._fault: HaltError | None = None
-
-    def begin(self) -> None:
-        """Ask, unless there is a fresh answer or the question is under way."""
-        with self._lock:
-            if now() < self._good_until:
-                return
-            self._good_until = now() + ASK_SECONDS + 1
-            self._answered = answered = threading.Event()
-        try:
-            threading.Thread(
-                target=self._ask, args=(answered,), name=f"halt-ask-{self._name}", daemon=True
-            ).start()
-        except RuntimeError:  # the system has no more threads
-            self._learn(answered, None, UpstreamError("internal", "no thread"))
-
-    def wait(self, until: float, *, fresh: bool) -> tuple[T | None, HaltError | None]:
-        """The last answer and the last fault, awaited until this time where there are none.
-
-        `fresh`: awaited also where a new answer is under way.
-        """
-        if fresh or (self._answer is None and self._fault is None):
-            self._answered.wait(max(0.0, until - now()))
-        with self._lock:
-            return self._answer, self._fault
-
-    def _ask(self, answered: threading.Event) -> None:
-        answer: T | None = None
-        fault: HaltError | None = None
-        try:
-            with limited(ASK_SECONDS) as line:
-                answer = self._ask_it(line)
-        except Interrupted:
-            fault = UpstreamError("upstream_unreachable", "it did not answer in time")
-        except HaltError as exc:
-            fault = exc
-        except Exception as exc:
-            logger.exception("provider %s", self._name)
-            fault = UpstreamError("internal", type(exc).__name__)
-        self._learn(answered, answer, fault)
-
-    def _learn(self, answered: threading.Event, answer: T | None, fault: HaltError | None) -> None:
-        with self._lock:
-            if fault is None:
-                self._answer = answer  # else the one before is better than none
-            self._fault = fault
-            self._good_until = now() + (self._kept if fault is None else FAILED_SECONDS)
-        answered.set()
+def _question(name: str, ask: Callable[[Line], T], kept: float) -> Question[T]:
+    return Question(name, ask, kept=kept, again=FAILED_SECONDS, limit=ASK_SECONDS)
 
 
 class Providers:
     """The Upstream of one or several providers."""
 
-    def __init__(self, providers: Mapping[str, OneProvider], default: str = "") -> None:
+    def __init__(self, providers: Mapping[str, Upstream], default: str = "") -> None:
         """At least one provider. `default` is the model that answers where none is named."""
         self._providers = dict(providers)
         self._first = next(iter(providers.values()))
         self._single = len(providers) == 1
         self._default = default
         self._lists = {
-            name: Question(name, each.models, KEPT_SECONDS) for name, each in providers.items()
+            name: _question(name, each.models, KEPT_SECONDS) for name, each in providers.items()
         }
         self._checks = {
-            name: Question(name, self._checked(each), FAILED_SECONDS)
+            name: _question(name, self._checked(each), FAILED_SECONDS)
             for name, each in providers.items()
         }
 
@@ -134,7 +65,7 @@ class Providers:
         return names
 
     def catalog(self, line: Line) -> list[tuple[str, list[str]]]:
-        """The models, named as requests name them, grouped by provider, in their order.
+        """As `Upstream.catalog` has it, in the order of the providers.
 
         Takes no longer than WAIT_SECONDS. A provider that has not told yet, or is down, has the
         models that it listed before, or none. An interrupted line waits for nothing.
@@ -158,7 +89,6 @@ class Providers:
 
     @property
     def known_model(self) -> str:
-        """The model that answers by default, empty where it is not known yet."""
         if self._default:
             return self._default
         name = next(iter(self._providers))
@@ -172,7 +102,7 @@ class Providers:
     def _full(self, name: str, model: str) -> str:
         return model if self._single else f"{name}/{model}"
 
-    def _resolve(self, model: str) -> tuple[OneProvider, str]:
+    def _resolve(self, model: str) -> tuple[Upstream, str]:
         """Who answers for a model, and its name there. Raises UpstreamError."""
         if self._single or not model:
             return self._first, model
@@ -195,7 +125,7 @@ class Providers:
         )
 
     @staticmethod
-    def _checked(provider: OneProvider) -> Callable[[Line], bool]:
+    def _checked(provider: Upstream) -> Callable[[Line], bool]:
         def check(line: Line) -> bool:
             provider.check(line)
             return True

@@ -71,13 +71,19 @@ class Outcome:
     receipt: Receipt | None = None
 
 
-def ask(source: Source, request: ChatRequest, screen: Screen) -> Outcome:
+def ask(
+    source: Source,
+    request: ChatRequest,
+    screen: Screen,
+    early: Callable[[], int | None] = lambda: None,
+) -> Outcome:
     """Ask and show the answer. The first Ctrl-C stops it, a second one raises KeyboardInterrupt.
 
-    Called by the main thread. Faults of every kind are an Outcome that has failed.
+    Called by the main thread. `early` gives a signal that came before this one listened to them.
+    Faults of every kind are an Outcome that has failed.
     """
     assert request.id is not None  # noqa: S101
-    return _Asking(source, request, request.id, screen).run()
+    return _Asking(source, request, request.id, screen).run(early)
 
 
 class _Asking:
@@ -98,12 +104,16 @@ class _Asking:
         self._pressed = False
         self._leaves: int | None = None  # a signal that ends the program, after the answer
 
-    def run(self) -> Outcome:
-        for body in (self._read, self._wait_for_stop):
-            threading.Thread(target=body, name=f"halt-chat{body.__name__}", daemon=True).start()
-        self._screen.begin()
+    def run(self, early: Callable[[], int | None]) -> Outcome:
         try:
             with _on_signals(self._on_signal):
+                pressed = early()
+                if pressed is not None:
+                    self._on_signal(pressed, None)
+                for body in (self._read, self._wait_for_stop):
+                    name = f"halt-chat{body.__name__}"
+                    threading.Thread(target=body, name=name, daemon=True).start()
+                self._screen.begin()
                 outcome = self._show()
         finally:
             self._presses.put(False)
@@ -206,9 +216,20 @@ def _on_signals(handler: Callable[[int, object], None]) -> Iterator[None]:
             signal.signal(number, old)
 
 
+def _leave(number: int, frame: object) -> None:
+    """What a signal does where nothing is under way that it could stop."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
 @contextlib.contextmanager
-def _without_echo() -> Iterator[None]:
-    """Keys pressed while an answer is written are kept for the next prompt and not shown."""
+def unread_keys() -> Iterator[None]:
+    """Keys pressed meanwhile are kept for the next prompt as they are, and not shown.
+
+    Ctrl-C is a signal still. Line by line the system would take Ctrl-D for an end of its own, and
+    the prompt would never hear of it.
+    """
     import termios  # noqa: PLC0415 - not on every platform
 
     try:
@@ -217,7 +238,7 @@ def _without_echo() -> Iterator[None]:
         yield
         return
     quiet = list(before)
-    quiet[3] &= ~termios.ECHO
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(0, termios.TCSANOW, quiet)
     try:
         yield
@@ -305,6 +326,7 @@ class Chat:
         self._talk: list[Exchange] = []
         self._unsaid = ""  # a prompt that was taken back, for the user to change
         self._answered_at = float("-inf")
+        self._kept: int | None = None  # a signal that came when nobody listened
         self._commands: dict[str, Callable[[str], None]] = {
             "/clear": self._clear,
             "/system": self._tell_system,
@@ -316,13 +338,37 @@ class Chat:
 
     def run(self) -> int:
         """Until the user leaves; the exit status."""
+        with _on_signals(self._keep):
+            return self._run()
+
+    def _keep(self, number: int, frame: object) -> None:
+        """A signal between a prompt and an answer: for whichever comes next."""
+        if self._kept is not None:
+            _leave(number, frame)
+        self._kept = number
+
+    def _early(self) -> int | None:
+        number, self._kept = self._kept, None
+        return number
+
+    @contextlib.contextmanager
+    def _leaving(self) -> Iterator[None]:
+        """A signal ends what is done inside."""
+        with _on_signals(_leave):
+            number = self._early()
+            if number is not None:
+                _leave(number, None)
+            yield
+
+    def _run(self) -> int:
         self._screen.note(
             f"You talk to {self._model or self._source.name}. /help says what you can do."
         )
         while True:
             try:
                 unsaid, self._unsaid = self._unsaid, ""
-                line = self._read(unsaid)
+                with self._leaving():
+                    line = self._read(unsaid)
             except EOFError:
                 return 0
             except KeyboardInterrupt:
@@ -363,8 +409,8 @@ class Chat:
         asked = exchanges[-1]
         request = new_request(exchanges, self._system, self._model)
         try:
-            with _without_echo():
-                outcome = ask(self._source, request, self._screen)
+            with unread_keys():
+                outcome = ask(self._source, request, self._screen, self._early)
         except KeyboardInterrupt:
             exchanges.pop()
             raise
@@ -417,7 +463,9 @@ class Chat:
             self._model = rest
             self._screen.note(f"The next answers come from {rest}.")
             return
-        for name in self._source.models():
+        with self._leaving():
+            names = self._source.models()
+        for name in names:
             self._screen.note(f"{'*' if name == self._model else ' '} {name}")
 
     def _retry(self, rest: str) -> None:
@@ -470,6 +518,8 @@ def input_line(history: Path | None, commands: list[str]) -> Callable[[str], str
     from prompt_toolkit.completion import WordCompleter  # noqa: PLC0415
     from prompt_toolkit.history import FileHistory, InMemoryHistory  # noqa: PLC0415
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent  # noqa: PLC0415
+    from prompt_toolkit.output import create_output  # noqa: PLC0415
+    from prompt_toolkit.output.vt100 import Vt100_Output  # noqa: PLC0415
 
     keys = KeyBindings()
 
@@ -484,8 +534,14 @@ def input_line(history: Path | None, commands: list[str]) -> Callable[[str], str
         else:
             event.app.exit(exception=KeyboardInterrupt)
 
+    output = create_output()
+    if isinstance(output, Vt100_Output):
+        # It would ask the terminal where the cursor is, warn of one that is slow to say, and after
+        # Enter take a Ctrl-C that was meant for the answer.
+        output.enable_cpr = False
     session: PromptSession[str] = PromptSession(
         "> ",
+        output=output,
         history=FileHistory(str(history)) if history else InMemoryHistory(),
         completer=WordCompleter(commands, sentence=True),
         complete_while_typing=False,

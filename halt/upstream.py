@@ -5,7 +5,10 @@ The openai client makes the request and reads refusals; the stream is decoded by
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,6 +35,8 @@ from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
 
 DEEPSEEK_BETA = "https://api.deepseek.com/beta"  # the one address where it takes a prefix
+#: How the addresses of nearly all servers end; one that does not is suspected where it fails.
+WHOLE = re.compile(r"/(v\d+\w*|openai)/?")
 NOWHERE = "http://127.0.0.1:9/v1"  # for the client, which wants an address; never asked
 
 logger = logging.getLogger(__name__)
@@ -47,8 +52,10 @@ class OpenAIUpstream(Provider):
         self._client = self._make_client(settings)
         self._host = urlsplit(settings.base_url).hostname or ""
         self._on_openai = self._host == "api.openai.com"
-        self._asks_usage = True  # until the server refuses
         self._owners: dict[str, str] | None = None  # model -> what its server calls itself
+        self._path = urlsplit(settings.base_url).path.rstrip("/")
+        self._is_whole = settings.kind == "azure" or WHOLE.search(self._path) is not None
+        self._uncounted: set[str] = set()  # models for which the server refuses to report usage
 
     def _make_client(self, settings: ProviderSettings) -> openai.OpenAI:
         # No timeouts and no retries here: the limits of a run are watched by `generation`, which
@@ -94,12 +101,13 @@ class OpenAIUpstream(Provider):
         client = self._client
         if way == "flagged" and self._host == "api.deepseek.com":
             client = client.with_options(base_url=DEEPSEEK_BETA)
-        with on_line(line):
-            try:
-                response = self._create(client, model, messages, options)
-            except openai.APIError as exc:
-                raise fault(exc, self._secret) from exc
-        return begin(response, ChatDecoder(), model, self._secret)
+        with self._asking("POST", "/chat/completions"):
+            with on_line(line):
+                try:
+                    response = self._create(client, model, messages, options)
+                except openai.APIError as exc:
+                    raise fault(exc, self._secret) from exc
+            return begin(response, ChatDecoder(), model, self._secret)
 
     def _way(self, model: str, line: Line) -> Way:
         """How this model is asked to go on with an answer. Raises Interrupted."""
@@ -124,11 +132,28 @@ class OpenAIUpstream(Provider):
         told = set(owners.values())
         return owners.get(model) or (told.pop() if len(told) == 1 else "")
 
+    def _ask(self, line: Line) -> list[str]:
+        with self._asking("GET", "/models"):
+            return super()._ask(line)
+
+    @contextlib.contextmanager
+    def _asking(self, method: str, path: str) -> Iterator[None]:
+        """Whoever has forgotten the address's end is told of it where something else answers."""
+        try:
+            yield
+        except UpstreamError as exc:
+            if self._is_whole or exc.code not in {"model_not_found", "upstream_invalid"}:
+                raise
+            raise exc.hinting(
+                f"Asked was {method} {self._path}{path}: on most servers the address must lead "
+                "up to and with /v1."
+            ) from exc
+
     def _create(
         self, client: openai.OpenAI, model: str, messages: Any, options: dict[str, Any]
     ) -> httpx2.Response:
         create = client.chat.completions.with_raw_response.create
-        if self._asks_usage:
+        if model not in self._uncounted:
             try:
                 return create(
                     model=model,
@@ -140,9 +165,8 @@ class OpenAIUpstream(Provider):
             except (openai.BadRequestError, openai.UnprocessableEntityError) as exc:
                 if "stream_options" not in str(exc.body):
                     raise
-                logger.info("the model's server refuses stream_options; usage is estimated")
-                with self._lock:
-                    self._asks_usage = False
+                logger.info("stream_options is refused for %s; its usage is estimated", model)
+                self._learn(self._uncounted, model)
         return create(model=model, messages=messages, stream=True, **options).http_response
 
     def _list(self) -> list[str]:

@@ -78,9 +78,14 @@ class Terminal:
         os.write(self._master, keys.encode())
 
     def say(self, line: str) -> None:
-        """Type a line, once the program waits for one, and press Enter."""
+        """Type a line, once the program waits for one, and press Enter.
+
+        Enter when the line stands there, so that nobody takes this prompt for the next one.
+        """
         self.wait(r"(?m)^> *\Z")
-        self.type(line + "\r")
+        self.type(line)
+        self.wait("> " + r"\n?".join(map(re.escape, line)) + r"\Z")
+        self.type("\r")
 
     def leave(self) -> int:
         """Press Ctrl-D, once the program waits for a line; its exit status."""

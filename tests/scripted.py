@@ -171,8 +171,13 @@ class Scripted:
             self._changed.notify_all()
         return what
 
+    known_model = ""
+
     def models(self, line: Line) -> list[str]:
         return ["scripted-1"]
+
+    def catalog(self, line: Line) -> list[tuple[str, list[str]]]:
+        return [("", self.models(line))]
 
     def check(self, line: Line) -> None:
         """It is always there."""

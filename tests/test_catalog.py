@@ -73,9 +73,9 @@ def test_a_failure_is_no_list_and_is_not_asked_again_at_once(fault: Exception) -
     offering = Offering(["a"], fault, ["b"])
     found = Catalog(offering)
     assert found.look() == [("", ["a"])]
-    found._due_at = 0.0
-    found.look()
-    until(lambda: offering.questions == 2 and found._due_at > 0.0)
+    found._question._good_until = 0.0
+    asked_at = found._question.begin()
+    assert found._question.wait(asked_at + SOON, fresh=True)[1] is not None
     assert found.look() == [("", ["a"])]
     assert offering.questions == 2
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from halt import embedded
+from halt import terminal as chats
 from halt.chat import ChatRequest, Message
 from halt.client import Frames, Group, Remote, RemoteError
 from halt.conversations import STOPPED_NOTE
@@ -26,7 +27,7 @@ from halt.events import Content, Done, Event, Reasoning, ToolCall, ToolResult, s
 from halt.generation import Receipt
 from halt.metrics import Meter
 from halt.screen import LAG, PACE, PlainScreen, Typewriter, clean
-from halt.terminal import ask
+from halt.terminal import STOPPED, ask
 from tests.conftest import ROOT, HaltServer, asked, halt_environment, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.pseudo_terminal import Terminal
@@ -155,6 +156,20 @@ def test_ctrl_c_before_any_text_gives_the_question_back(chat: Open) -> None:
     terminal.wait(r"Stopped\.\n> *\Z")
     terminal.type("\x03")  # leaves
     assert terminal.left() == 130
+
+
+def test_ctrl_d_while_an_answer_is_written_leaves_after_it(
+    chat: Open, shared_fake: FakeOpenAI
+) -> None:
+    """Keys pressed meanwhile are the next prompt's, and none of them is shown before."""
+    terminal = chat("--model", "stall?n=3&rest=2", "--no-history")
+    terminal.say("leave me then")
+    terminal.wait("(?m)^0 1 2")
+    terminal.type("typed ahead\x15\x04")  # Ctrl-U: the line is empty again
+    asked(shared_fake, "leave me then").release()
+    assert terminal.left() == 0
+    assert "0 1 2 3 4" in terminal.text
+    assert "typed ahead" not in terminal.text.partition("3 4")[0]
 
 
 def test_markdown_is_rendered_while_it_streams(chat: Open) -> None:
@@ -405,6 +420,82 @@ def test_a_second_ctrl_c_leaves_while_stop_hangs() -> None:
             ask(source, request, PlainScreen(out, out))
     finally:
         source.close()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Quick:
+    """A source that answers at once, unless it is to be stopped. Ctrl-C is pressed at `place`."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._stopped = threading.Event()
+        self._is_stopped = place in {"before the answer", "as it begins"}
+
+    def press(self, place: str) -> None:
+        if place == self._place:
+            self._place = ""
+            os.kill(os.getpid(), signal.SIGINT)
+
+    @property
+    def name(self) -> str:
+        self.press("before the first prompt")
+        return "quick"
+
+    def start(self, request: ChatRequest) -> Iterator[Group]:
+        if self._is_stopped:
+            assert self._stopped.wait(10)
+        yield [(1, Content("whole")), (2, Done("stop", Meter().snapshot()))]
+
+    def stop(self, stream_id: str, seen: int) -> Receipt:
+        self._stopped.set()
+        return Receipt(stream_id, "stopped", "closed", 1.0)
+
+    def model(self, stream_id: str) -> str:
+        self.press("behind the answer")
+        return ""
+
+    def models(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Beginning(PlainScreen):
+    """A screen at whose beginning Ctrl-C may be pressed."""
+
+    def __init__(self, out: io.StringIO, source: Quick) -> None:
+        super().__init__(out, out)
+        self._source = source
+
+    def begin(self) -> None:
+        super().begin()
+        self._source.press("as it begins")
+
+
+@pytest.mark.parametrize(
+    ("place", "said", "status"),
+    [
+        ("before the first prompt", "", STOPPED),
+        ("before the answer", "Stopped.", 0),
+        ("as it begins", "Stopped.", 0),
+        ("behind the answer", "The answer was complete already. Ctrl-C again leaves.", 0),
+    ],
+)
+def test_a_ctrl_c_at_an_odd_moment_counts_for_what_comes_next(
+    monkeypatch: pytest.MonkeyPatch, place: str, said: str, status: int
+) -> None:
+    """Between Enter and the answer it stops the answer; just behind one it does not leave."""
+    source, out = Quick(place), io.StringIO()
+    lines = iter(["question", "quit"])
+
+    def new_request(*args: Any) -> ChatRequest:
+        source.press("before the answer")
+        return ChatRequest([Message("user", "question")], id=new_id())
+
+    monkeypatch.setattr(chats, "new_request", new_request)
+    assert chats.Chat(source, Beginning(out, source), lambda _: next(lines)).run() == status
+    assert said in out.getvalue()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -125,6 +125,23 @@ def test_errors_can_be_read_too(listed: HaltServer) -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/embeddings", 404), ("POST", "/v1/embeddings", 404), ("GET", "/chat", 405)],
+)
+def test_a_wrong_address_can_be_read_as_such(
+    listed: HaltServer, method: str, path: str, status: int
+) -> None:
+    """A page with a slip in its address learns so, instead of a riddle about CORS."""
+    assert preflight(listed, path, SHOP).headers[ALLOWED] == SHOP
+    headers = {"Origin": SHOP, "Sec-Fetch-Site": "cross-site"}
+    answer = listed.client().request(method, path, headers=headers)
+    assert (answer.status, answer.headers[ALLOWED]) == (status, SHOP)
+    assert "origin" in names(answer.headers["vary"])
+    evil = listed.client().request(method, path, headers={"Origin": "https://evil.example"})
+    assert grants(evil) == set()
+
+
+@pytest.mark.parametrize(
     "origin", ["https://evil.example", "null", "http://shop.example", f"{SHOP}.evil.example", "//["]
 )
 def test_another_origin_stays_outside(listed: HaltServer, origin: str) -> None:

@@ -86,6 +86,69 @@ def test_findings_are_lines_for_people_too(shared_fake: FakeOpenAI) -> None:
     )
 
 
+def test_an_address_without_its_end_is_found(shared_fake: FakeOpenAI) -> None:
+    """The doctor says what was asked, and how an address ends; so does the error of an answer."""
+    address = shared_fake.base_url.removesuffix("/v1")
+    found = doctor(OPENAI_BASE_URL=address)
+    assert found.statuses()["models"] == "fail"
+    assert "Asked was GET /models: " in found.findings["models"]["text"]
+    assert "up to and with /v1" in found.remedy("models")
+    found = doctor(OPENAI_BASE_URL=address, HALT_MODEL="echo")
+    assert found.statuses()["answer"] == "fail"
+    assert "Asked was POST /chat/completions: " in found.findings["answer"]["text"]
+
+
+def test_every_provider_of_a_file_is_looked_at(shared_fake: FakeOpenAI, tmp_path: Path) -> None:
+    """Findings bear its name, remedies name its own settings, and one's fault hides no other."""
+    file = tmp_path / "halt.toml"
+    file.write_text(
+        f"""
+        default = "claude/count?n=20"
+        [providers.local]
+        kind = "openai"
+        base_url = "http://127.0.0.1:{free_port()}/v1"
+        [providers.claude]
+        kind = "anthropic"
+        base_url = "{shared_fake.origin}"
+        key_env = "KEY_OF_DOCTOR"
+        models = ["echo", "count?n=20"]
+        [providers.work]
+        kind = "azure"
+        endpoint = "{shared_fake.origin}"
+        key_env = "KEY_OF_DOCTOR"
+        models = ["401", "echo"]
+        """
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KEY_OF_DOCTOR", "fake-key-of-tests")
+        found = doctor(HALT_CONFIG=str(file))
+    statuses = found.statuses()
+    assert found.exit_code == 1
+    assert statuses["local: connection"] == "fail"
+    assert "base_url of [providers.local]" in found.remedy("local: connection")
+    assert found.findings["claude: models"]["text"].endswith("count?n=20 answers")
+    assert (statuses["claude: answer"], statuses["claude: stop"]) == ("ok", "ok")
+    assert statuses["work: models"] == "ok"
+    assert statuses["work: answer"] == "fail"
+    assert "key_env of [providers.work]" in found.remedy("work: answer")
+
+
+def test_azure_and_anthropic_of_the_environment_are_looked_at(shared_fake: FakeOpenAI) -> None:
+    """Each by its own address, key and model, whatever HALT_MODEL says of the other."""
+    found = doctor(
+        OPENAI_API_KEY="",
+        AZURE_OPENAI_ENDPOINT=shared_fake.origin,
+        AZURE_OPENAI_API_KEY="fake-key-of-tests",
+        AZURE_OPENAI_DEPLOYMENT="count?n=20",
+        ANTHROPIC_BASE_URL=f"http://127.0.0.1:{free_port()}",
+        ANTHROPIC_API_KEY="fake-key-of-tests",
+        HALT_MODEL="anthropic/echo",
+    )
+    assert found.findings["azure: models"]["text"].endswith("count?n=20 answers")
+    assert found.statuses()["azure: answer"] == "ok"
+    assert "ANTHROPIC_BASE_URL" in found.remedy("anthropic: connection")
+
+
 def test_a_server_that_refuses_connections() -> None:
     """The port is named, and what to do."""
     found = doctor(OPENAI_BASE_URL=f"http://127.0.0.1:{free_port()}/v1")

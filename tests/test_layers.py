@@ -57,6 +57,7 @@ LAYERS = {
     "tools": 2,
     "builtin_tools": 3,
     "provider": 2,
+    "question": 2,
     "bodies": 2,
     "upstream": 2,
     "anthropic_upstream": 2,

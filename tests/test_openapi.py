@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+import requests
 import schemathesis
 from schemathesis.checks import not_a_server_error
 from schemathesis.config import SchemathesisConfig
@@ -76,17 +77,45 @@ def guarded(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     server.close()
 
 
+#: What is wrong inside a shape that several routes share is tried on one of them, /chat/stream.
+TRIED_THERE = {
+    "/chat": ("messages -> ", "tools -> ", "stop -> "),
+    "/v1/chat/completions": (
+        "messages -> Array with invalid items: content -> ",
+        "messages -> Array with invalid items: tool_calls -> ",
+        "tools -> ",
+        "stop -> ",
+    ),
+}
+
+
+def is_tried_elsewhere(case: schemathesis.Case[Any]) -> bool:
+    """The same shape is given the same wrong value on another route."""
+    wrong = getattr(case.meta.phase.data, "description", None) if case.meta else None
+    return bool(wrong) and str(wrong).startswith(TRIED_THERE.get(case.operation.path, ("\n",)))
+
+
 api = schemathesis.openapi.from_dict(
     document(token=True), config=SchemathesisConfig.from_dict(CONFIG)
 )
 
 
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    """One connection for all requests, which are many."""
+    with requests.Session() as opened:
+        opened.trust_env = False
+        yield opened
+
+
 @api.parametrize()
 def test_every_route_does_what_the_document_says(
-    case: schemathesis.Case[Any], guarded: HaltServer
+    case: schemathesis.Case[Any], guarded: HaltServer, session: requests.Session
 ) -> None:
     """Requests good and bad get the statuses, types and shapes that are promised, and no 5xx."""
-    case.call_and_validate(guarded.url, headers=BEARER, checks=CHECKS, timeout=10)
+    if is_tried_elsewhere(case):
+        return
+    case.call_and_validate(guarded.url, session=session, headers=BEARER, checks=CHECKS, timeout=10)
 
 
 def test_the_document_is_valid() -> None:

@@ -19,14 +19,14 @@ import pytest
 
 from halt.chat import ChatRequest, Message, Reply, Upstream
 from halt.config import Config
-from halt.errors import CODES, Interrupted, UpstreamError
+from halt.errors import CODES, UpstreamError
 from halt.events import Delta
 from halt.line import Line, Quiet
 from halt.provider_settings import setup
 from halt.transport import Transport
 from halt.upstream import OpenAIUpstream
 from tests.fake_openai import FakeOpenAI
-from tests.wire import CHUNKED, OK, SOON, Background, Handler, HandMade, Peer, answer
+from tests.wire import CHUNKED, OK, SOON, Handler, HandMade, Peer, answer
 
 KEY = "sk-hush-0123456789abcdef"
 HI = [Message("user", "hi")]
@@ -156,14 +156,15 @@ def test_usage_is_asked_for_and_taken_as_it_is_told(
     assert silent.reply.usage is None
 
 
-def test_a_server_that_does_not_know_usage_is_asked_once(
+def test_a_model_whose_usage_is_refused_is_asked_for_it_once(
     upstream: OpenAIUpstream, fake: FakeOpenAI
 ) -> None:
-    """A server that refuses the option is asked again without it, and never again with it."""
+    """Then without the option, and never again with it; a gateway's other models are asked."""
     for _ in range(2):
         got = ask(upstream, "no_usage_option?n=2")
         assert (got.text, got.fault) == ("0 1 ", None)
-    assert ["stream_options" in r.body for r in fake.requests] == [True, False, False]
+    ask(upstream, "count?n=1")
+    assert ["stream_options" in r.body for r in fake.requests] == [True, False, False, True]
     assert {r.connection for r in fake.requests} == {1}
 
 
@@ -494,40 +495,6 @@ def test_a_fault_is_not_hidden_by_how_the_connection_ends(make: Make) -> None:
         got = ask(make(server.url))
         assert got.text == "a"
         refused(got, "upstream_error")
-
-
-# --- Stop -----------------------------------------------------------------------------------------
-
-
-def test_a_line_that_was_stopped_asks_nothing(upstream: OpenAIUpstream, fake: FakeOpenAI) -> None:
-    """A Stop that was there first: nothing is sent, for the list of models neither."""
-    line = Line()
-    line.interrupt()
-    with pytest.raises((Interrupted, UpstreamError)):
-        upstream.open(ChatRequest(HI), line)
-    with pytest.raises((Interrupted, UpstreamError)):
-        upstream.models(line)
-    assert fake.requests == []
-
-
-@pytest.mark.parametrize("model", ["silent_headers", "silent_first_token", "stall?n=1"])
-def test_an_interrupt_ends_the_request_on_both_sides(
-    upstream: OpenAIUpstream, fake: FakeOpenAI, model: str
-) -> None:
-    """In each silence the caller comes back with an error, and the server sees us leave."""
-    line = Line()
-
-    def run() -> None:
-        reply = upstream.open(ChatRequest(HI, model=model), line)
-        fault = read(reply).fault
-        assert fault is not None
-        raise fault
-
-    blocked = Background(run)
-    record = fake.wait_request(0)
-    line.interrupt()
-    assert isinstance(blocked.end(), (Interrupted, UpstreamError))
-    assert record.closed.wait(SOON)
 
 
 # --- the key --------------------------------------------------------------------------------------

@@ -258,7 +258,7 @@ def test_a_reload_while_a_message_goes_out_does_not_send_it_twice(chat: Chat) ->
     begin(chat)
     second = prompt(4)
     chat.say(second)
-    chat.page.route("**/messages", lambda route: (route.fetch(), route.abort()))  # type: ignore[func-returns-value]
+    chat.page.route("**/messages", lambda route: (route.fetch(), route.abort()))
     chat.forgives = AWAY + "|Failed to fetch"
     chat.record().release()
     expect(state(chat)).to_have_text("Held, as the first could not be sent")
