@@ -57,6 +57,8 @@ LAYERS = {
     "choice": 3,
     "journal": 2,
     "catalog": 3,
+    "portable": 1,
+    "conversations": 2,
     "store": 2,
     "recording": 2,
     "run": 3,
