@@ -21,6 +21,7 @@ from halt import (
     pages,
     plain,
     rates,
+    shelf,
     sockets,
     streams,
     web,
@@ -72,6 +73,7 @@ def create_app(
     web.install(app)
     rates.install(app)
     pages.install(app, MemoryStore(settings.kept_bytes))
+    shelf.install(app)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(plain.blueprint)
     app.register_blueprint(openai_api.blueprint)
