@@ -15,7 +15,7 @@ test: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -n 3 --dist loadfile --ignore tests/browser
+	sh tests/with_postgres.sh $(BIN)/python -m coverage run -m pytest -n 3 --dist loadfile --ignore tests/browser
 	$(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile tests/browser
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report

@@ -30,9 +30,10 @@ from halt.builtin_tools import SHIPPED
 from halt.chat import Upstream
 from halt.choice import make_upstream
 from halt.config import Config, ConfigError, load
+from halt.database import open_database
 from halt.generation import Generations
 from halt.stops import StopRegistry
-from halt.store import MemoryStore
+from halt.store import SqlStore
 from halt.tools import Tool, Toolbox
 
 HERE = Path(__file__).parent
@@ -49,6 +50,7 @@ def create_app(
     Raises ConfigError, and TypeError or ValueError for functions that can't be tools.
     """
     settings = config or load()
+    database = open_database(settings.data_folder, settings.database_url)
     app = Flask(__name__)
     app.config.update(
         SECRET_KEY=settings.secret_key,
@@ -72,7 +74,7 @@ def create_app(
     cors.install(app, settings.cors_origins)
     web.install(app)
     rates.install(app)
-    pages.install(app, MemoryStore(settings.kept_bytes))
+    pages.install(app, SqlStore(database, settings.events_days))
     shelf.install(app)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(plain.blueprint)

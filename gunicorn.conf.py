@@ -14,6 +14,7 @@ from typing import Any
 
 from halt import config as halt_config
 from halt import embedded
+from halt.database import open_database
 from halt.provider_settings import setup
 
 try:
@@ -71,12 +72,16 @@ def on_starting(server: Any) -> None:
             f"(--workers or WEB_CONCURRENCY is {server.cfg.workers}) and as many threads as needed."
         )
     _check_addresses(server)
+    try:
+        open_database(_config.data_folder, _config.database_url).close()
+    except halt_config.ConfigError as fault:
+        sys.exit(f"halt: {fault}")
     published = {"HALT_SECRET_KEY": _config.secret_key}
     model = _setup.default or _setup.providers[0].first_model or "the first model"
     talks_to = f"{model} at {', '.join(each.base_url for each in _setup.providers)}"
     if _config.wants_embedded:
-        fault = embedded.unavailable()
-        if fault is None:
+        missing = embedded.unavailable()
+        if missing is None:
             _supervisor = embedded.launch()
             chosen = _supervisor.embedded
             published |= {
@@ -86,8 +91,8 @@ def on_starting(server: Any) -> None:
             }
             talks_to = f"the demo model {chosen.model} (set OPENAI_API_KEY or OPENAI_BASE_URL)"
         else:
-            published["HALT_EMBEDDED_FAULT"] = fault
-            talks_to = f"no model: {fault}"
+            published["HALT_EMBEDDED_FAULT"] = missing
+            talks_to = f"no model: {missing}"
     halt_config.publish(published)
     # Each stream takes two descriptors, and the usual soft limit is 1024.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -122,6 +127,7 @@ def worker_exit(server: Any, worker: Any) -> None:
     application = getattr(worker, "wsgi", None)
     if application is not None:
         application.extensions["halt"].close()
+        application.extensions["halt.store"].close()
 
 
 def on_exit(server: Any) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 
 from jinja2 import Template
 
+from halt.conversations import Exchange
 from halt.events import Cancelled, Done, Event, Failed, Terminal, is_terminal, sse_html, text_of
 from halt.folds import Fold, FoldPatch, FoldStream
 from halt.lengths import Lengths
 from halt.metrics import now
 from halt.recording import Recording
 from halt.rendering import BlockStream, Patch, render
-from halt.store import Exchange
 
 
 @dataclass(frozen=True)

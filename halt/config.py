@@ -10,12 +10,13 @@ import ipaddress
 import os
 import re
 import secrets
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import platformdirs
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_MODEL = "gpt-5-mini"  # OpenAI's current small chat model
@@ -76,6 +77,26 @@ class Config:
         "",
         "Signs session cookies (at least 16 characters); random at each start when unset",
         secret=True,
+    )
+
+    data: str = _setting(
+        "HALT_DATA",
+        "",
+        "Folder of everything that is kept: conversations, keys; unset: `halt` in the folder "
+        "where the platform keeps a user's data",
+    )
+    database_url: str = _setting(
+        "DATABASE_URL",
+        "",
+        "PostgreSQL for the conversations instead of SQLite: `postgresql://USER:PASSWORD@HOST/NAME`",
+        secret=True,
+    )
+    events_days: float = _setting(
+        "HALT_EVENTS_DAYS",
+        7.0,
+        "Days that a finished stream can be replayed event by event; its text stays",
+        low=0,
+        high=3650,
     )
 
     api_key: str = _setting("OPENAI_API_KEY", "", "Key for the model's server", secret=True)
@@ -221,6 +242,11 @@ class Config:
             object.__setattr__(self, "secret_key", secrets.token_hex(32))
 
     @property
+    def data_folder(self) -> Path:
+        """Where everything is kept; it may not exist yet."""
+        return Path(self.data).expanduser().absolute() if self.data else user_data_folder()
+
+    @property
     def wants_embedded(self) -> bool:
         """Neither key nor address of a model's server is set."""
         return not any(
@@ -329,6 +355,15 @@ def is_address(text: str) -> bool:
         return False
 
 
+def is_postgres(text: str) -> bool:
+    """Whether this is the address of a PostgreSQL database."""
+    try:
+        url = urlsplit(text)
+        return url.scheme in {"postgresql", "postgres"} and len(url.path) > 1 and url.port != 0
+    except ValueError:
+        return False
+
+
 def is_origin(text: str) -> bool:
     """Whether a browser would name an origin so: in lower case, without path and usual port."""
     try:
@@ -363,6 +398,11 @@ def _validate(config: Config) -> None:
                 f"{name}={address!r} is not an address: "
                 f"use http(s)://HOST[:PORT]/PATH, as in {example}."
             )
+    if config.database_url and not is_postgres(config.database_url):
+        raise ConfigError(
+            "DATABASE_URL is not the address of a PostgreSQL database: "
+            "use postgresql://USER:PASSWORD@HOST[:PORT]/NAME."
+        )
     azure = {
         "AZURE_OPENAI_ENDPOINT": config.azure_endpoint,
         "AZURE_OPENAI_API_KEY": config.azure_key,
@@ -449,9 +489,7 @@ def override(config: Config, **values: Any) -> Config:
 
 def user_data_folder() -> Path:
     """Where this platform keeps what belongs to one user; it may not exist yet."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "halt"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "halt"
+    return platformdirs.user_data_path("halt", appauthor=False)
 
 
 def publish(values: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 
 from halt.chat import Message
 from halt.errors import HaltError
-from halt.events import Cancelled, Event, Terminal
+from halt.events import Cancelled, Done, Event, Terminal
 from halt.folds import Fold
 from halt.portable import PortableConversation
 
@@ -470,6 +470,15 @@ class Store(Protocol):
         """Close all connections to the database."""
 
 
+def state_of(ended: Terminal, answer: str) -> State:
+    """The state in which an answer is after this end."""
+    if isinstance(ended, Done):
+        return "done"
+    if isinstance(ended, Cancelled):
+        return "stopped" if answer else "withdrawn"
+    return "interrupted" if ended.error.code in {"interrupted", "shutdown"} else "error"
+
+
 def told_text(state: State, text: str) -> str:
     """An answer as the model is told of it; "" where there is nothing to tell."""
     note = {"stopped": STOPPED_NOTE, "error": BROKEN_NOTE, "interrupted": BROKEN_NOTE}.get(state)
@@ -492,3 +501,16 @@ def as_told(path: Iterable[tuple[str, str]], system_prompt: str = "") -> list[Me
         else:
             out.append(Message("user", text))
     return out
+
+
+def exchanges_told(exchanges: Iterable[Exchange], system_prompt: str = "") -> list[Message]:
+    """What a model is told of exchanges that are in no store."""
+
+    def path() -> Iterator[tuple[str, str]]:
+        for each in exchanges:
+            yield "user", each.prompt
+            best = each.told()
+            if best.ended is not None:
+                yield "assistant", told_text(state_of(best.ended, best.answer), best.answer)
+
+    return as_told(path(), system_prompt)

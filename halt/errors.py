@@ -8,6 +8,7 @@ HaltError                       everything Halt raises on purpose
 ├── AtCapacity        503       every place for a stream is taken; with Retry-After
 ├── TooManyRequests   429  the client has started enough for now; with Retry-After
 ├── Draining          503       the server is about to leave; with Retry-After
+├── StoreUnavailable  503       the database is locked, read-only, full or cannot be reached
 ├── AnswerFailed      4xx, 5xx  a run failed before its answer began
 ├── Interrupted                 a Stop came while the upstream was being opened
 └── UpstreamError               the model's server failed, in one of the CODES below
@@ -97,6 +98,21 @@ class Draining(HaltError):
     retryable = True
 
 
+class StoreUnavailable(HaltError):
+    """The database can't be used just now; nothing of what was asked for has happened.
+
+    `reason` is short and fit for a status line: "the disk is full".
+    """
+
+    code = "store_unavailable"
+    status = 503
+    retryable = True
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class Interrupted(HaltError):
     """The run was stopped while its upstream was being opened. Never shown: the log has ended."""
 
@@ -146,6 +162,7 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
         "answer_too_long": ("The answer grew longer than is allowed here.", False),
         "too_many_tool_rounds": ("The model called tools more often than is allowed here.", False),
         "shutdown": ("The server was restarted before the answer was complete.", True),
+        "interrupted": ("The server went away before the answer was complete.", True),
         "no_model": ("No model is set up. See the note at the top of the page.", False),
         "internal": ("Something went wrong in Halt itself. It has been logged.", True),
     }
@@ -161,6 +178,7 @@ STATUSES: Mapping[str, int] = MappingProxyType(
         "rate_limited": 429,
         "internal": 500,
         "shutdown": 503,
+        "interrupted": 503,
         "no_model": 503,
         "upstream_connect_timeout": 504,
         "first_byte_timeout": 504,

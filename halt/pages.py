@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections import Counter
-from collections.abc import Sequence
-from typing import Protocol
 
 from flask import (
     Blueprint,
@@ -32,16 +31,16 @@ from halt.answers import ExchangeView, PageWriter, ended_folds, exchange_view, l
 from halt.bodies import checked_id, is_id
 from halt.catalog import Catalog, checked_model
 from halt.chat import ChatRequest
+from halt.conversations import Batch, Chunk, Conversation, Ended, Exchange, Store
 from halt.errors import HaltError, OffsetLost, RequestError, TooLarge, UnknownStream
-from halt.events import Done, Terminal, sse_html
-from halt.folds import Fold
+from halt.events import Done, Terminal, is_terminal, sse_html
 from halt.generation import Generations, Receipt
 from halt.lengths import Lengths
+from halt.metrics import now
 from halt.rates import count_starts
 from halt.recording import Recording
 from halt.relay import SSE_HEADERS, EventStream
 from halt.run import Run
-from halt.store import Conversation, Exchange
 from halt.web import (
     after_parameter,
     client_socket,
@@ -67,36 +66,10 @@ LIVE_PER_SESSION = 4
 #: with its place, and not a request later.
 FIRST_TEXT_WAIT = 0.01
 
+#: The process that answers, as the store knows it.
+WORKER = secrets.token_urlsafe(8)
+
 blueprint = Blueprint("pages", __name__)
-
-
-class Store(Protocol):
-    """What the page needs of the store of conversations."""
-
-    def get(self, conversation_id: str, owner: str) -> Conversation: ...
-    def begin(
-        self,
-        conversation_id: str,
-        owner: str,
-        prompt: str,
-        stream_id: str,
-        model: str = "",
-        rivals: Sequence[tuple[str, str]] = (),
-    ) -> Conversation: ...
-    def again(
-        self, conversation_id: str, owner: str, stream_id: str, model: str = ""
-    ) -> Conversation: ...
-    def pick(self, conversation_id: str, owner: str, stream_id: str) -> Conversation: ...
-    def finish(
-        self,
-        conversation_id: str,
-        stream_id: str,
-        answer: str,
-        model: str,
-        ended: Terminal,
-        folds: tuple[Fold, ...] = (),
-    ) -> None: ...
-    def take_back(self, conversation_id: str, stream_id: str) -> None: ...
 
 
 class Tabs:
@@ -140,7 +113,7 @@ def _lengths() -> Lengths:
 
 
 def _page(conversation_id: str, conversation: Conversation | None) -> str:
-    exchanges = conversation.exchanges if conversation else []
+    exchanges = conversation.exchanges if conversation else ()
     return render_template(
         "chat.html",
         conversation_id=conversation_id,
@@ -181,8 +154,8 @@ def send(conversation_id: str) -> Response:
     models = [checked_model(each) for each in request.form.getlist("model")] or [""]
     if len(models) > LIVE_PER_SESSION:
         raise RequestError(f"At most {LIVE_PER_SESSION} models can be compared.", field="model")
-    first, *rivals = zip(_stream_ids(len(models)), models, strict=True)
-    found = _store().begin(conversation_id, owner_made(), prompt, *first, rivals=rivals)
+    answers = list(zip(_stream_ids(len(models)), models, strict=True))
+    found = _store().begin(conversation_id, owner_made(), prompt, answers, worker=WORKER)
     _begin(found)
     response = Response(_exchange(found), mimetype="text/html")
     response.headers["HX-Push-Url"] = url_for("pages.conversation", conversation_id=found.id)
@@ -193,7 +166,7 @@ def send(conversation_id: str) -> Response:
 def regenerate(conversation_id: str) -> str:
     (stream_id,) = _stream_ids(1)
     model = checked_model(request.form.get("model", ""))
-    found = _store().again(conversation_id, owner_made(), stream_id, model)
+    found = _store().again(conversation_id, owner_made(), stream_id, model, worker=WORKER)
     run = _begin(found)
     shown = view(found.exchanges[-1], run, _lengths())
     return render_template("answer.html", a=shown)
@@ -236,7 +209,7 @@ def _begin(found: Conversation) -> Run:
     """
     store, lengths = _store(), _lengths()
     exchange = found.exchanges[-1]
-    messages = found.messages(config().told_system_prompt)
+    messages = store.told(found.id, found.owner, config().told_system_prompt)
 
     def started(wanted: Exchange) -> Run:
         def save(run: Run) -> None:
@@ -245,8 +218,7 @@ def _begin(found: Conversation) -> Run:
                 return
             whole = isinstance(ended, Done) and ended.finish_reason == "stop"
             lengths.end(run.id, wanted.asked, ended.metrics.tokens if whole else None)
-            answer = run.answer()[1]
-            store.finish(found.id, run.id, answer, run.model, ended, ended_folds(run))
+            store.write(_ended(run, ended))
 
         lengths.begin(wanted.stream_id, wanted.asked)
         try:
@@ -269,6 +241,19 @@ def _begin(found: Conversation) -> Run:
         raise
     runs[0].log.wait(0, FIRST_TEXT_WAIT)
     return runs[0]
+
+
+def _ended(run: Run, ended: Terminal) -> Batch:
+    """What there is to write of a run that has ended."""
+    since = run.meter.started_at
+    events = run.events(run.log.last)
+    timed = [
+        (1000 * ((now() if is_terminal(event) else run.came_at(seq)) - since), event)
+        for seq, event in events
+    ]
+    answer = run.answer()[1]
+    end = Ended(run.id, ended, time.time(), run.log.last, answer, run.model, ended_folds(run))
+    return Batch(chunks=(Chunk(run.id, events[0][0], timed),), ended=(end,))
 
 
 @blueprint.get("/streams/<stream_id>/page")

@@ -13,24 +13,39 @@ siblings. All times are seconds since 1970.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Literal
 
 import msgspec
+
+from halt.errors import RequestError
+from halt.events import Terminal
+from halt.folds import Fold
+
+FORMAT = "halt-conversations"
+VERSION = 1
+CONVERSATIONS_MAX = 100_000  # of one file
+NUMBERS_MAX = 2**53  # of IDs in a file
+
+Number = Annotated[int, msgspec.Meta(ge=0, lt=NUMBERS_MAX)]
+Moment = Annotated[float, msgspec.Meta(ge=0, lt=1e11)]
 
 
 class PortableMessage(msgspec.Struct, omit_defaults=True):
     """A message of an exported conversation; IDs count within the conversation only."""
 
-    id: int
+    id: Number
     role: Literal["user", "assistant"]
     content: str
-    parent: int | None = None
+    parent: Number | None = None
     model: str = ""  # the model that answered
     asked: str = ""  # the model that was chosen
     state: Literal["done", "stopped", "withdrawn", "error", "interrupted"] = "done"
-    rivals: int | None = None  # answers with the same number were asked for together
+    rivals: Number | None = None  # answers with the same number were asked for together
     picked: bool = False
-    created_at: float = 0.0
+    created_at: Moment = 0.0
+    ended: Terminal | None = None  # how it ended, with its figures
+    folds: list[Fold] = msgspec.field(default_factory=list)  # thoughts and tool calls
 
 
 class PortableSettings(msgspec.Struct, omit_defaults=True):
@@ -38,17 +53,107 @@ class PortableSettings(msgspec.Struct, omit_defaults=True):
 
     model: str = ""
     system_prompt: str | None = None
-    temperature: float | None = None
-    max_tokens: int | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, lt=2**31)] | None = None
 
 
 class PortableConversation(msgspec.Struct, omit_defaults=True):
     """An exported conversation."""
 
-    id: str
+    id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{8,64}\Z")]
     title: str
     messages: list[PortableMessage]
-    chosen: list[int] = msgspec.field(default_factory=list)
+    chosen: list[Number] = msgspec.field(default_factory=list)
     settings: PortableSettings = msgspec.field(default_factory=PortableSettings)
-    created_at: float = 0.0
-    updated_at: float = 0.0
+    created_at: Moment = 0.0
+    updated_at: Moment = 0.0
+
+
+class _File(msgspec.Struct):
+    format: str
+    version: int
+    conversations: Annotated[list[PortableConversation], msgspec.Meta(max_length=CONVERSATIONS_MAX)]
+
+
+_encode = msgspec.json.Encoder().encode
+_file = msgspec.json.Decoder(_File)
+
+
+def read(data: bytes) -> list[PortableConversation]:
+    """The conversations of a file, each of them checked. Raises RequestError (`file`)."""
+    try:
+        found = _file.decode(data)
+    except msgspec.MsgspecError as fault:
+        raise RequestError(
+            f"This is no file of exported conversations: {fault}.", field="file"
+        ) from None
+    except (UnicodeDecodeError, RecursionError):
+        raise RequestError("This is no file of exported conversations.", field="file") from None
+    if found.format != FORMAT or found.version != VERSION:
+        raise RequestError(
+            f"This file's format is {found.format[:40]!r}, version {found.version}; "
+            f"{FORMAT!r}, version {VERSION}, can be imported.",
+            field="file",
+        )
+    for each in found.conversations:
+        check(each)
+    return found.conversations
+
+
+def check(given: PortableConversation) -> None:
+    """Whether the messages make a tree. Raises RequestError (`file`), which names the message."""
+    roles: dict[int, str] = {}
+    if not given.messages:
+        raise RequestError(f"The conversation {given.id!r} holds no message.", field="file")
+    for each in given.messages:
+        where = f"The message {each.id} of the conversation {given.id!r}"
+        if each.id in roles:
+            raise RequestError(f"{where} is there twice.", field="file")
+        if each.parent is not None and each.parent not in roles:
+            raise RequestError(
+                f"{where} follows the message {each.parent}, which does not come before it.",
+                field="file",
+            )
+        before = None if each.parent is None else roles[each.parent]
+        if each.role == "assistant" and before != "user":
+            raise RequestError(f"{where} is an answer and follows no prompt.", field="file")
+        roles[each.id] = each.role
+
+
+def to_json(conversations: Iterable[PortableConversation]) -> Iterator[bytes]:
+    """A file of conversations, in pieces of one conversation each."""
+    yield b'{"format":"%b","version":%d,"conversations":[' % (FORMAT.encode(), VERSION)
+    for number, each in enumerate(conversations):
+        yield (b",\n" if number else b"\n") + _encode(each)
+    yield b"\n]}\n"
+
+
+def to_markdown(conversations: Iterable[PortableConversation]) -> Iterator[bytes]:
+    """What is shown of the conversations, for people: the chosen path of each."""
+    for number, each in enumerate(conversations):
+        yield f"{chr(10) if number else ''}# {each.title or 'Conversation'}\n".encode()
+        if each.settings.system_prompt:
+            yield f"\n## System prompt\n\n{each.settings.system_prompt}\n".encode()
+        for message in path(each):
+            who = "You" if message.role == "user" else message.model or message.asked or "Answer"
+            note = _NOTES.get(message.state, "")
+            yield f"\n## {who}\n\n{message.content}\n{note}".encode()
+
+
+_NOTES = {
+    "stopped": "\n*Stopped here.*\n",
+    "error": "\n*This answer broke off here.*\n",
+    "interrupted": "\n*This answer broke off here.*\n",
+}
+
+
+def path(given: PortableConversation) -> list[PortableMessage]:
+    """The messages that are shown, in their order."""
+    chosen = set(given.chosen)
+    below = {each.parent: each for each in given.messages if each.id in chosen}
+    out: list[PortableMessage] = []
+    last: int | None = None
+    while (found := below.get(last)) is not None:
+        out.append(found)
+        last = found.id
+    return out

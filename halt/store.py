@@ -1,305 +1,757 @@
-"""Conversations, in this process's memory: bounded, the least recently used go first.
+"""Conversations in a database: the SQL behind `halt.conversations.Store`.
 
-A conversation is a list of exchanges: a prompt with its answer, or with the answers of several
-models, of which the conversation goes on with the first until another is picked. The answer of a
-stream that runs is in its log; it is written here when the stream ends, cut to what the one who
-stopped it had seen.
-
-One lock protects everything; it is held for table work only. What is handed out is a copy.
+Each method is one transaction, and those that change a conversation have it to themselves until
+they are done: SQLite lets one writer in at a time, PostgreSQL locks the conversation's row. What
+generations write is in `halt.records`, how a conversation's messages hang together in `halt.tree`.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+import msgspec
+from sqlalchemy import Connection, Row, delete, exists, func, insert, select, text, tuple_, update
+
+from halt import tree
 from halt.chat import Message
-from halt.errors import HaltError, StreamInUse
-from halt.events import Cancelled, Done, Failed, Terminal
-from halt.folds import Fold
+from halt.conversations import (
+    BUSY,
+    WINDOW,
+    Busy,
+    Conversation,
+    Hit,
+    Page,
+    Settings,
+    Summary,
+    UnknownConversation,
+    Usage,
+    as_told,
+    state_of,
+    told_text,
+)
+from halt.errors import RequestError, StreamInUse
+from halt.portable import PortableConversation, PortableMessage, PortableSettings, check
+from halt.records import Records, earlier, generation
+from halt.snippets import snippet, words
+from halt.tables import conversations, generations, messages, storable
 
-STOPPED_NOTE = "[The user stopped this answer here.]"
-BROKEN_NOTE = "[This answer broke off here.]"
-BUSY = "An answer is being written. Stop it first, or wait for its end."
-EXCHANGE_OVERHEAD = 2_000  # bytes of an exchange beside its texts
+TITLE_MAX = 200  # characters of a title
+TITLE_WORDS = 60  # characters of one that is made of the first words
 
+_encode = msgspec.json.Encoder().encode
 
-class UnknownConversation(HaltError):
-    """No such conversation, or one of another session."""
-
-    code = "unknown_conversation"
-    status = 404
-
-
-class Busy(HaltError):
-    """An answer is being written in this conversation already."""
-
-    code = "busy"
-    status = 409
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """A prompt and its answer. `ended` is None while the stream runs.
-
-    `previous` is the answer that this one is to replace, kept until there is something better.
-    """
-
-    prompt: str
-    stream_id: str
-    answer: str = ""
-    model: str = ""
-    ended: Terminal | None = None
-    previous: Exchange | None = None
-    folds: tuple[Fold, ...] = ()  # for the eye: never told to the model
-    asked: str = ""  # the model that was chosen, "" for the default one
-    rivals: tuple[Exchange, ...] = ()  # answers of other models to the same prompt
-    picked: bool = False  # this answer was chosen among its rivals
-
-    def size(self) -> int:
-        """Bytes of memory, roughly."""
-        folded = sum(EXCHANGE_OVERHEAD + 2 * fold.size() for fold in self.folds)
-        own = EXCHANGE_OVERHEAD + 2 * (len(self.prompt) + len(self.answer)) + folded
-        return own + sum(each.size() for each in self.rivals)
-
-    @property
-    def candidates(self) -> tuple[Exchange, ...]:
-        """This answer and its rivals."""
-        return (self, *self.rivals)
-
-    @property
-    def running(self) -> bool:
-        """An answer is being written."""
-        return any(each.ended is None for each in self.candidates)
-
-    @property
-    def withdrawn(self) -> bool:
-        """It was stopped before it brought any text."""
-        return isinstance(self.ended, Cancelled) and not self.answer
-
-    def told(self) -> Exchange:
-        """The answer that the conversation goes on with: the first with text, or the picked one."""
-        if self.picked or not self.rivals:
-            return self if self.ended is None else self.best()
-        return next((each for each in self.candidates if each.answer), self)
-
-    def with_candidate(self, new: Exchange) -> Exchange:
-        """This exchange with one of its answers replaced, the one of the same stream."""
-        if new.stream_id == self.stream_id:
-            return new
-        rivals = tuple(new if each.stream_id == new.stream_id else each for each in self.rivals)
-        return replace(self, rivals=rivals)
-
-    def best(self) -> Exchange:
-        """This answer; the one it was to replace, where this one brought no text."""
-        return self if self.answer or self.previous is None else self.previous
+_IS_RUNNING = exists().where(
+    messages.c.conversation_id == conversations.c.id, messages.c.state == "running"
+)
 
 
-@dataclass
-class Conversation:
-    """What was said so far in one conversation of one session."""
+class SqlStore(Records):
+    """All conversations and generations; `Store` says what each method does."""
 
-    id: str
-    owner: str
-    exchanges: list[Exchange] = field(default_factory=list)
-    model: str = ""  # the one chosen last, "" for the default one
+    # --- reading ----------------------------------------------------------------------------------
 
-    def size(self) -> int:
-        """Bytes of memory, roughly."""
-        return EXCHANGE_OVERHEAD + sum(each.size() for each in self.exchanges)
+    def get(
+        self,
+        conversation_id: str,
+        owner: str,
+        *,
+        around: int | None = None,
+        before: int | None = None,
+        after: int | None = None,
+        limit: int = WINDOW,
+    ) -> Conversation:
+        with self.database.reading() as connection:
+            row = _find(connection, conversation_id, owner)
+            return tree.window(
+                connection, row, around=around, before=before, after=after, limit=limit
+            )
 
-    def messages(self, system_prompt: str) -> list[Message]:
-        """What the model is told: everything that was seen, stopped answers marked as such.
+    def told(self, conversation_id: str, owner: str, system_prompt: str = "") -> list[Message]:
+        with self.database.reading() as connection:
+            row = _find(connection, conversation_id, owner)
+            columns = (messages.c.role, messages.c.state, messages.c.content)
+            said = [
+                (each.role, told_text(each.state, each.content))
+                for each in connection.execute(tree.path(row.first_id, *columns))
+            ]
+        return as_told(said, system_prompt if row.system_prompt is None else row.system_prompt)
 
-        Two prompts in a row (the answer between them failed) go as one message, because many models
-        insist on turns.
-        """
-        out = [Message("system", system_prompt)] if system_prompt else []
-        for exchange in self.exchanges:
-            last = out[-1] if out else None
-            if last is not None and last.role == "user" and isinstance(last.content, str):
-                out[-1] = Message("user", f"{last.content}\n\n{exchange.prompt}")
-            else:
-                out.append(Message("user", exchange.prompt))
-            best = exchange.told()
-            answer = best.answer
-            if not answer:
-                continue
-            if isinstance(best.ended, Cancelled):
-                answer = f"{answer}\n\n{STOPPED_NOTE}"
-            elif isinstance(best.ended, Failed):
-                answer = f"{answer}\n\n{BROKEN_NOTE}"
-            out.append(Message("assistant", answer))
-        return out
+    def summaries(
+        self, owner: str, cursor: str | None = None, limit: int = WINDOW
+    ) -> Page[Summary]:
+        limit = max(1, limit)
+        found = (
+            select(
+                conversations.c.id,
+                conversations.c.title,
+                conversations.c.updated_at,
+                _IS_RUNNING.label("running"),
+            )
+            .where(
+                conversations.c.owner == owner,
+                conversations.c.deleted_at.is_(None),
+                conversations.c.first_id.is_not(None),
+            )
+            .order_by(conversations.c.updated_at.desc(), conversations.c.id.desc())
+            .limit(limit + 1)
+        )
+        if cursor is not None:
+            at, _, last = cursor.partition("~")
+            place = (_number(at, float), last)
+            found = found.where(
+                tuple_(conversations.c.updated_at, conversations.c.id) < tuple_(*place)
+            )
+        with self.database.reading() as connection:
+            rows = connection.execute(found).all()
+        items = tuple(Summary(*each) for each in rows[:limit])
+        more = len(rows) > limit
+        return Page(items, f"{items[-1].updated_at!r}~{items[-1].id}" if more else None)
 
+    def search(
+        self, owner: str, query: str, cursor: str | None = None, limit: int = 20
+    ) -> Page[Hit]:
+        limit = max(1, limit)
+        wanted = words(query)
+        if not wanted:
+            return Page()
+        before = 2**62 if cursor is None else _number(cursor, int)
+        values = {"owner": owner, "before": before, "limit": limit + 1}
+        if self.database.sqlite:
+            # The owner is a column of the index, so that no other one's texts are looked at.
+            terms = " AND ".join(f'"{each}"*' for each in wanted)
+            mine = owner.replace('"', '""')
+            values["query"] = f'owner : "{mine}" AND content : ({terms})'
+            statement = _SQLITE_SEARCH
+        else:
+            values["query"] = " & ".join(f"'{each}':*" for each in wanted)
+            statement = _POSTGRES_SEARCH
+        with self.database.reading() as connection:
+            rows = connection.execute(text(statement), values).all()
+        hits = tuple(
+            Hit(
+                each.conversation_id,
+                each.title,
+                each.id,
+                each.role,
+                snippet(each.content, wanted),
+                each.created_at,
+            )
+            for each in rows[:limit]
+        )
+        return Page(hits, str(hits[-1].message_id) if len(rows) > limit else None)
 
-class MemoryStore:
-    """All conversations of this process."""
+    def summary(self, conversation_id: str, owner: str) -> Summary:
+        with self.database.reading() as connection:
+            return _summary(connection, _find(connection, conversation_id, owner))
 
-    def __init__(self, max_bytes: int) -> None:
-        self._lock = threading.Lock()
-        self._conversations: OrderedDict[str, Conversation] = OrderedDict()
-        self._max_bytes = max_bytes
-        self._sizes: dict[str, int] = {}
-        self._size = 0
+    def totals(self, conversation_id: str, owner: str) -> Usage:
+        with self.database.reading() as connection:
+            return tree.usage(connection, _find(connection, conversation_id, owner).id)
 
-    def get(self, conversation_id: str, owner: str) -> Conversation:
-        """A copy. Raises UnknownConversation."""
-        with self._lock:
-            return self._copy(self._find(conversation_id, owner))
+    # --- asking -----------------------------------------------------------------------------------
 
     def begin(
         self,
         conversation_id: str,
         owner: str,
         prompt: str,
-        stream_id: str,
-        model: str = "",
-        rivals: Sequence[tuple[str, str]] = (),
+        answers: Sequence[tuple[str, str]],
+        *,
+        worker: str,
+        edit_of: int | None = None,
     ) -> Conversation:
-        """Add a prompt whose answer will come from `stream_id`; makes the conversation if needed.
-
-        `rivals` are further streams, each with its model, that answer the same prompt.
-        Raises Busy while another answer is being written, UnknownConversation for another owner's.
-        """
-        with self._lock:
-            found = self._conversations.get(conversation_id)
-            if found is None:
-                found = Conversation(conversation_id, owner)
-            elif found.owner != owner:
-                raise UnknownConversation("There is no such conversation.")
-            self._refuse(found, stream_id, *(each for each, _ in rivals))
-            others = tuple(Exchange(prompt, each, asked=name) for each, name in rivals)
-            found.exchanges.append(Exchange(prompt, stream_id, asked=model, rivals=others))
-            found.model = model
-            self._conversations[conversation_id] = found
-            self._weigh(found)
-            return self._copy(found)
+        with self.database.writing() as connection:
+            row = self._made(connection, conversation_id, owner)
+            _refuse_while_running(connection, conversation_id)
+            if edit_of is None:
+                parent_id = _settle(connection, row)
+            else:
+                parent_id = _message(connection, row, edit_of, "user").parent_id
+                if parent_id is not None:
+                    _lead(connection, row, parent_id)
+            prompt_id = _add(connection, row, parent_id, "user", prompt, state="done")
+            self._ask(connection, row, prompt_id, answers, worker)
+            values: dict[str, Any] = {"model": storable(answers[0][1]), "updated_at": time.time()}
+            if parent_id is None and row.titled_by == "words":
+                values["title"] = first_words(prompt)
+            return _changed(connection, row, values)
 
     def again(
-        self, conversation_id: str, owner: str, stream_id: str, model: str = ""
-    ) -> Conversation:
-        """Ask the last prompt once more, its answer to come from `stream_id`.
-
-        Raises Busy, UnknownConversation (also when there is no prompt).
-        """
-        with self._lock:
-            found = self._find(conversation_id, owner)
-            self._refuse(found, stream_id)
-            if not found.exchanges:
-                raise UnknownConversation("There is nothing to answer again.")
-            last = found.exchanges[-1]
-            found.exchanges[-1] = Exchange(
-                last.prompt,
-                stream_id,
-                previous=last.best(),
-                asked=model,
-                rivals=last.rivals,
-                picked=bool(last.rivals),
-            )
-            found.model = model
-            self._weigh(found)
-            return self._copy(found)
-
-    def finish(
         self,
         conversation_id: str,
+        owner: str,
         stream_id: str,
-        answer: str,
-        model: str,
-        ended: Terminal,
-        folds: tuple[Fold, ...] = (),
-    ) -> None:
-        """Write down how an answer ended. One that was stopped before any text is taken back."""
-        with self._lock:
-            found, index = self._locate(conversation_id, stream_id)
-            if found is None:
-                return
-            exchange = found.exchanges[index]
-            (asked,) = (each for each in exchange.candidates if each.stream_id == stream_id)
-            new = replace(
-                asked,
-                answer=answer,
-                model=model,
-                ended=ended,
-                folds=folds,
-                previous=None if answer or isinstance(ended, Done) else asked.previous,
-            )
-            exchange = exchange.with_candidate(new)
-            if new.withdrawn and (new.previous or all(e.withdrawn for e in exchange.candidates)):
-                found.exchanges[index : index + 1] = [new.previous] if new.previous else []
-            else:
-                found.exchanges[index] = exchange
-            self._weigh(found)
+        model: str = "",
+        *,
+        worker: str,
+        prompt_id: int | None = None,
+    ) -> Conversation:
+        with self.database.writing() as connection:
+            row = _find(connection, conversation_id, owner, lock=True)
+            _refuse_while_running(connection, conversation_id)
+            if prompt_id is None:
+                prompt_id = _last(connection, row, "user")
+            if prompt_id is None:
+                raise UnknownConversation("There is nothing to answer again.")
+            prompt = _message(connection, row, prompt_id, "user")
+            _lead(connection, row, prompt.id)
+            self._ask(connection, row, prompt.id, [(stream_id, model)], worker)
+            return _changed(connection, row, {"model": storable(model), "updated_at": time.time()})
 
-    def pick(self, conversation_id: str, owner: str, stream_id: str) -> Conversation:
-        """Go on with this answer of the last prompt's, and with its model.
-
-        Raises UnknownConversation, Busy.
-        """
-        with self._lock:
-            found = self._find(conversation_id, owner)
-            last = found.exchanges[-1] if found.exchanges else None
-            chosen = [e for e in last.candidates if e.stream_id == stream_id] if last else []
-            if last is None or not chosen or not last.rivals:
+    def extend(
+        self, conversation_id: str, owner: str, answer_id: int, stream_id: str, *, worker: str
+    ) -> Conversation:
+        with self.database.writing() as connection:
+            row = _find(connection, conversation_id, owner, lock=True)
+            _refuse_while_running(connection, conversation_id)
+            answer = _message(connection, row, answer_id, "assistant")
+            if _followed(connection, answer) or not answer.content:
                 raise UnknownConversation("There is no such answer to go on with.")
-            if last.running:
-                raise Busy(BUSY)
-            rivals = tuple(
-                replace(each, rivals=(), picked=False)
-                for each in last.candidates
-                if each is not chosen[0]
+            _lead(connection, row, answer.id)
+            connection.execute(
+                update(messages)
+                .where(messages.c.id == answer.id)
+                .values(
+                    state="running",
+                    stream_id=stream_id,
+                    folds=_encode(earlier(tree.folds_of(answer.folds))),
+                )
             )
-            found.exchanges[-1] = replace(chosen[0], rivals=rivals, picked=True)
-            found.model = chosen[0].asked
-            return self._copy(found)
+            self._generations(
+                connection,
+                row,
+                [(stream_id, answer.asked_model, answer.id)],
+                worker,
+                len(answer.content),
+            )
+            return _changed(connection, row, {"updated_at": time.time()})
 
     def take_back(self, conversation_id: str, stream_id: str) -> None:
-        """As if this stream had never been asked for: an answer that it replaced is there again."""
-        with self._lock:
-            found, index = self._locate(conversation_id, stream_id)
-            if found is not None:
-                previous = found.exchanges[index].previous
-                found.exchanges[index : index + 1] = [previous] if previous else []
-                self._weigh(found)
-
-    def _locate(self, conversation_id: str, stream_id: str) -> tuple[Conversation | None, int]:
-        found = self._conversations.get(conversation_id)
-        for index, exchange in enumerate(found.exchanges if found else ()):
-            if any(each.stream_id == stream_id for each in exchange.candidates):
-                return found, index
-        return None, 0
-
-    def _find(self, conversation_id: str, owner: str) -> Conversation:
-        found = self._conversations.get(conversation_id)
-        if found is None or found.owner != owner:
-            raise UnknownConversation(
-                "There is no such conversation here. A restart of the server forgets them."
+        with self.database.writing() as connection:
+            connection.execute(
+                select(conversations.c.id)
+                .where(conversations.c.id == conversation_id)
+                .with_for_update()
             )
-        self._conversations.move_to_end(conversation_id)
-        return found
+            asked = connection.execute(
+                select(generations).where(
+                    generations.c.id == stream_id,
+                    generations.c.conversation_id == conversation_id,
+                    generations.c.state == "running",
+                )
+            ).one_or_none()
+            if asked is None:
+                return
+            answer = connection.execute(
+                select(messages).where(messages.c.id == asked.message_id)
+            ).one()
+            if asked.prefix_chars:
+                _restore(connection, answer, stream_id)
+                gone = [stream_id]
+            else:
+                group = [
+                    each
+                    for each in tree.versions(
+                        connection, conversation_id, answer.parent_id, "assistant"
+                    )
+                    if each.id == answer.id
+                    or (answer.rivals is not None and each.rivals == answer.rivals)
+                ]
+                ids = [each.id for each in group]
+                gone = list(
+                    connection.scalars(select(messages.c.stream_id).where(messages.c.id.in_(ids)))
+                )
+                tree.remove(connection, conversation_id, ids)
+            connection.execute(delete(generations).where(generations.c.id.in_(gone)))
 
-    @staticmethod
-    def _refuse(conversation: Conversation, *stream_ids: str) -> None:
-        used = {each.stream_id for x in conversation.exchanges for each in x.candidates}
-        for stream_id in stream_ids:
-            if stream_id in used:
+    def _ask(
+        self,
+        connection: Connection,
+        row: Row[Any],
+        prompt_id: int,
+        answers: Sequence[tuple[str, str]],
+        worker: str,
+    ) -> None:
+        """Add answers to a prompt, to be written by these streams, and show the first one."""
+        streams: list[tuple[str, str, int]] = []
+        first: int | None = None
+        for stream_id, asked in answers:
+            answer_id = _add(
+                connection,
+                row,
+                prompt_id,
+                "assistant",
+                "",
+                state="running",
+                asked_model=storable(asked),
+                stream_id=stream_id,
+                rivals=first,
+                chosen=first is None,
+            )
+            first = first or answer_id
+            streams.append((stream_id, asked, answer_id))
+        if len(streams) > 1:
+            connection.execute(update(messages).where(messages.c.id == first).values(rivals=first))
+        self._generations(connection, row, streams, worker)
+
+    def _generations(
+        self,
+        connection: Connection,
+        row: Row[Any],
+        streams: Iterable[tuple[str, str, int]],
+        worker: str,
+        prefix_chars: int = 0,
+    ) -> None:
+        """Write down that these streams, (ID, model, message) each, begin. Raises StreamInUse."""
+        for stream_id, asked, message_id in streams:
+            values = generation(
+                stream_id,
+                row.owner,
+                worker,
+                asked,
+                time.time(),
+                conversation_id=row.id,
+                message_id=message_id,
+                prefix_chars=prefix_chars,
+            )
+            added = self._insert(generations).values(values).on_conflict_do_nothing()
+            if connection.execute(added).rowcount != 1:
                 raise StreamInUse(f"The stream ID {stream_id!r} is in use.", field="id")
-            used.add(stream_id)
-        if conversation.exchanges and conversation.exchanges[-1].running:
-            raise Busy(BUSY)
+
+    def _made(self, connection: Connection, conversation_id: str, owner: str) -> Row[Any]:
+        """The conversation's row, new where there is none. Raises UnknownConversation."""
+        at = time.time()
+        values = {
+            "id": conversation_id,
+            "owner": owner,
+            "title": "",
+            "titled_by": "words",
+            "model": "",
+            "created_at": at,
+            "updated_at": at,
+        }
+        connection.execute(self._insert(conversations).values(values).on_conflict_do_nothing())
+        return _find(connection, conversation_id, owner, lock=True)
+
+    # --- moving -----------------------------------------------------------------------------------
+
+    def show(self, conversation_id: str, owner: str, message_id: int) -> Conversation:
+        with self.database.writing() as connection:
+            row = _find(connection, conversation_id, owner, lock=True)
+            _refuse_while_running(connection, conversation_id)
+            _message(connection, row, message_id)
+            _lead(connection, row, message_id)
+            row = _find(connection, conversation_id, owner)
+            return tree.window(connection, row, around=message_id, limit=WINDOW)
+
+    def pick(self, conversation_id: str, owner: str, stream_id: str) -> Conversation:
+        with self.database.writing() as connection:
+            row = _find(connection, conversation_id, owner, lock=True)
+            last = tree.window(connection, row, limit=1).exchanges
+            candidates = last[0].candidates if last and last[0].rivals else ()
+            chosen = next((each for each in candidates if each.stream_id == stream_id), None)
+            if chosen is None:
+                raise UnknownConversation("There is no such answer to go on with.")
+            _refuse_while_running(connection, conversation_id)
+            _lead(connection, row, chosen.answer_id)
+            return _changed(connection, row, {"model": chosen.asked})
+
+    def discard(self, conversation_id: str, owner: str, answer_id: int) -> str | None:
+        with self.database.writing() as connection:
+            row = _find(connection, conversation_id, owner, lock=True)
+            _refuse_while_running(connection, conversation_id)
+            answer = _message(connection, row, answer_id, "assistant")
+            if _followed(connection, answer):
+                raise RequestError(
+                    "More was said after this answer; only one that nothing follows can be "
+                    "discarded.",
+                    field="answer",
+                )
+            return tree.remove(connection, row.id, [answer.id])
+
+    # --- keeping ----------------------------------------------------------------------------------
+
+    def rename(self, conversation_id: str, owner: str, title: str) -> Summary:
+        title = storable(" ".join(title.split()))
+        if not title:
+            raise RequestError("A title needs at least one character.", field="title")
+        if len(title) > TITLE_MAX:
+            raise RequestError(f"A title has at most {TITLE_MAX} characters.", field="title")
+        with self.database.writing() as connection:
+            row = _find(connection, conversation_id, owner, lock=True)
+            _update(connection, row, {"title": title, "titled_by": "user"})
+            return _summary(connection, _find(connection, conversation_id, owner))
+
+    def title_from_model(self, conversation_id: str, owner: str, title: str) -> bool:
+        title = storable(" ".join(title.split())[:TITLE_MAX])
+        with self.database.writing() as connection:
+            changed = connection.execute(
+                update(conversations)
+                .where(
+                    conversations.c.id == conversation_id,
+                    conversations.c.owner == owner,
+                    conversations.c.deleted_at.is_(None),
+                    conversations.c.first_id.is_not(None),
+                    conversations.c.titled_by != "user",
+                )
+                .values(title=title, titled_by="model")
+            )
+            return bool(title) and changed.rowcount == 1
+
+    def set_settings(self, conversation_id: str, owner: str, settings: Settings) -> Conversation:
+        with self.database.writing() as connection:
+            row = self._made(connection, conversation_id, owner)
+            return _changed(
+                connection,
+                row,
+                {
+                    "model": storable(settings.model),
+                    "system_prompt": settings.system_prompt and storable(settings.system_prompt),
+                    "temperature": settings.temperature,
+                    "max_tokens": settings.max_tokens,
+                },
+            )
+
+    def delete(self, conversation_id: str, owner: str) -> None:
+        with self.database.writing() as connection:
+            row = _find(connection, conversation_id, owner, lock=True)
+            _refuse_while_running(connection, conversation_id)
+            _update(connection, row, {"deleted_at": time.time()})
+
+    def undelete(self, conversation_id: str, owner: str) -> Summary:
+        with self.database.writing() as connection:
+            row = _find(connection, conversation_id, owner, lock=True, deleted=True)
+            _update(connection, row, {"deleted_at": None})
+            return _summary(connection, _find(connection, conversation_id, owner))
+
+    def export(
+        self, owner: str, conversation_id: str | None = None
+    ) -> Iterator[PortableConversation]:
+        if conversation_id is not None:
+            with self.database.reading() as connection:
+                one = _portable(connection, _find(connection, conversation_id, owner))
+            return iter([one])
+        return self._export_all(owner)
+
+    def _export_all(self, owner: str) -> Iterator[PortableConversation]:
+        last = ""
+        while True:
+            with self.database.reading() as connection:
+                row = connection.execute(
+                    select(conversations)
+                    .where(
+                        conversations.c.owner == owner,
+                        conversations.c.deleted_at.is_(None),
+                        conversations.c.first_id.is_not(None),
+                        conversations.c.id > last,
+                    )
+                    .order_by(conversations.c.id)
+                    .limit(1)
+                ).one_or_none()
+                if row is None:
+                    return
+                one = _portable(connection, row)
+            last = row.id
+            yield one
+
+    def import_(self, owner: str, conversations_: Iterable[PortableConversation]) -> list[str]:
+        added = []
+        for each in conversations_:
+            check(each)
+            with self.database.writing() as connection:
+                added.append(self._import(connection, owner, each))
+        return added
 
     @staticmethod
-    def _copy(conversation: Conversation) -> Conversation:
-        return replace(conversation, exchanges=list(conversation.exchanges))
+    def _values(given: PortableConversation) -> dict[str, Any]:
+        at = time.time()
+        return {
+            "title": storable(given.title)[:TITLE_MAX] or first_words(given.messages[0].content),
+            "titled_by": "user" if given.title else "words",
+            "model": storable(given.settings.model),
+            "system_prompt": given.settings.system_prompt
+            and storable(given.settings.system_prompt),
+            "temperature": given.settings.temperature,
+            "max_tokens": given.settings.max_tokens,
+            "created_at": given.created_at or at,
+            "updated_at": given.updated_at or at,
+        }
 
-    def _weigh(self, conversation: Conversation) -> None:
-        size = conversation.size()
-        self._size += size - self._sizes.get(conversation.id, 0)
-        self._sizes[conversation.id] = size
-        self._conversations.move_to_end(conversation.id)
-        while self._size > self._max_bytes and len(self._conversations) > 1:
-            old, _ = self._conversations.popitem(last=False)
-            self._size -= self._sizes.pop(old)
+    def _import(self, connection: Connection, owner: str, given: PortableConversation) -> str:
+        new_id = given.id
+        if connection.scalar(select(conversations.c.id).where(conversations.c.id == new_id)):
+            new_id = secrets.token_urlsafe(16)
+        at = time.time()
+        connection.execute(
+            insert(conversations).values(
+                id=new_id,
+                owner=owner,
+                **self._values(given),
+            )
+        )
+        row = _find(connection, new_id, owner)
+        ids: dict[int | None, int | None] = {None: None}
+        groups: dict[int, int] = {}
+        chosen = set(given.chosen)
+        for each in given.messages:
+            added = _add(
+                connection,
+                row,
+                ids[each.parent],
+                each.role,
+                each.content,
+                state=each.state,
+                model=storable(each.model),
+                asked_model=storable(each.asked),
+                stream_id=secrets.token_urlsafe(16) if each.role == "assistant" else "",
+                picked=each.picked,
+                created_at=each.created_at or at,
+                ended=_encode(each.ended or tree.ended_as(each.state)),
+                folds=_encode(each.folds) if each.folds else None,
+                chosen=each.id in chosen,
+            )
+            ids[each.id] = added
+            if each.rivals is not None:
+                group = groups.setdefault(each.rivals, added)
+                connection.execute(
+                    update(messages).where(messages.c.id == added).values(rivals=group)
+                )
+        return new_id
+
+
+def first_words(prompt: str) -> str:
+    """A title made of a prompt's first words."""
+    line = " ".join(storable(prompt)[: 4 * TITLE_WORDS].split())
+    if len(line) <= TITLE_WORDS:
+        return line
+    cut, _, _ = line[: TITLE_WORDS + 1].rpartition(" ")
+    return (cut or line[:TITLE_WORDS]).rstrip() + "…"
+
+
+_SQLITE_SEARCH = """
+    SELECT m.id, m.conversation_id, c.title, m.role, m.content, m.created_at
+    FROM messages_words JOIN messages m ON m.id = messages_words.rowid
+    JOIN conversations c ON c.id = m.conversation_id
+    WHERE messages_words MATCH :query AND messages_words.rowid < :before
+    AND c.owner = :owner AND c.deleted_at IS NULL
+    ORDER BY messages_words.rowid DESC LIMIT :limit
+"""
+
+_POSTGRES_SEARCH = """
+    SELECT m.id, m.conversation_id, c.title, m.role, m.content, m.created_at
+    FROM messages m JOIN conversations c ON c.id = m.conversation_id
+    WHERE to_tsvector('simple', left(m.content, 200000)) @@ to_tsquery('simple', :query)
+    AND m.id < :before AND c.owner = :owner AND c.deleted_at IS NULL
+    ORDER BY m.id DESC LIMIT :limit
+"""
+
+
+def _number(cursor: str, kind: type[Any]) -> Any:
+    try:
+        value = kind(cursor)
+    except ValueError:
+        raise RequestError("This is not a cursor of an earlier page.", field="cursor") from None
+    if not -(2**62) < value < 2**62:
+        raise RequestError("This is not a cursor of an earlier page.", field="cursor")
+    return value
+
+
+def _find(
+    connection: Connection,
+    conversation_id: str,
+    owner: str,
+    *,
+    lock: bool = False,
+    deleted: bool = False,
+) -> Row[Any]:
+    found = select(conversations).where(
+        conversations.c.id == conversation_id, conversations.c.owner == owner
+    )
+    if not deleted:
+        found = found.where(conversations.c.deleted_at.is_(None))
+    row = connection.execute(found.with_for_update() if lock else found).one_or_none()
+    if row is None:
+        raise UnknownConversation("There is no such conversation here.")
+    return row
+
+
+def _message(
+    connection: Connection, row: Row[Any], message_id: int, role: str | None = None
+) -> Row[Any]:
+    place = message_id if 0 < message_id < 2**63 else 0
+    found = connection.execute(
+        select(messages).where(messages.c.id == place, messages.c.conversation_id == row.id)
+    ).one_or_none()
+    if found is None or role not in {None, found.role}:
+        raise UnknownConversation("There is no such message in this conversation.")
+    return found
+
+
+def _followed(connection: Connection, answer: Row[Any]) -> bool:
+    """More was said after this answer."""
+    return bool(tree.versions(connection, answer.conversation_id, answer.id, "user"))
+
+
+def _refuse_while_running(connection: Connection, conversation_id: str) -> None:
+    running = select(messages.c.id).where(
+        messages.c.conversation_id == conversation_id, messages.c.state == "running"
+    )
+    if connection.execute(running.limit(1)).first() is not None:
+        raise Busy(BUSY)
+
+
+def _last(connection: Connection, row: Row[Any], role: str) -> int | None:
+    """The last message of the path with this role."""
+    found = connection.execute(tree.path(row.first_id, messages.c.id, messages.c.role)).all()
+    return next((int(each.id) for each in reversed(found) if each.role == role), None)
+
+
+def _settle(connection: Connection, row: Row[Any]) -> int | None:
+    """The message that the next prompt follows, on the path: the answer that is gone on with."""
+    prompt_id = _last(connection, row, "user")
+    if prompt_id is None:
+        return None
+    answers = tree.versions(connection, row.id, prompt_id, "assistant")
+    chosen_id = connection.scalar(select(messages.c.chosen_id).where(messages.c.id == prompt_id))
+    answer = next((each for each in answers if each.id == chosen_id), None)
+    if answer is None:
+        return prompt_id
+    told = tree.told_id(answer, answers)
+    if told != chosen_id:
+        tree.choose(connection, row.id, prompt_id, told)
+    return told
+
+
+def _lead(connection: Connection, row: Row[Any], message_id: int) -> None:
+    """Let the path lead through this message; of rivals on its way, each is picked."""
+    up = (
+        select(messages.c.id, messages.c.parent_id)
+        .where(messages.c.id == message_id)
+        .cte("up", recursive=True)
+    )
+    above = messages.alias("above")
+    up = up.union_all(select(above.c.id, above.c.parent_id).where(above.c.id == up.c.parent_id))
+    way = connection.execute(
+        select(messages.c.id, messages.c.parent_id, messages.c.rivals, messages.c.picked)
+        .select_from(up.join(messages, messages.c.id == up.c.id))
+        .order_by(messages.c.depth)
+    ).all()
+    chosen = set(connection.scalars(tree.path(row.first_id, messages.c.id)))
+    for each in way:
+        if each.id not in chosen:
+            tree.choose(connection, row.id, each.parent_id, each.id)
+        if each.rivals is not None and not each.picked:
+            connection.execute(
+                update(messages)
+                .where(messages.c.conversation_id == row.id, messages.c.rivals == each.rivals)
+                .values(picked=messages.c.id == each.id)
+            )
+
+
+def _add(
+    connection: Connection,
+    row: Row[Any],
+    parent_id: int | None,
+    role: str,
+    content: str,
+    *,
+    chosen: bool = True,
+    **values: Any,
+) -> int:
+    """Add a message, and let the path go on with it."""
+    depth = select(func.coalesce(func.max(messages.c.depth) + 1, 0)).where(
+        messages.c.id == parent_id
+    )
+    message_id: int = connection.execute(
+        insert(messages)
+        .values(
+            {
+                "asked_model": "",
+                "model": "",
+                "stream_id": "",
+                "picked": False,
+                "created_at": time.time(),
+                **values,
+                "conversation_id": row.id,
+                "parent_id": parent_id,
+                "depth": depth.scalar_subquery(),
+                "role": role,
+                "content": storable(content),
+            }
+        )
+        .returning(messages.c.id)
+    ).scalar_one()
+    if chosen:
+        tree.choose(connection, row.id, parent_id, message_id)
+    return message_id
+
+
+def _restore(connection: Connection, answer: Row[Any], stream_id: str) -> None:
+    """Let an answer be as it was before this stream was to go on with it."""
+    before = connection.scalar(
+        select(generations.c.id)
+        .where(generations.c.message_id == answer.id, generations.c.id != stream_id)
+        .order_by(generations.c.started_at.desc())
+        .limit(1)
+    )
+    connection.execute(
+        update(messages)
+        .where(messages.c.id == answer.id)
+        .values(
+            state=state_of(tree.end_of(answer), answer.content),
+            stream_id=before or secrets.token_urlsafe(16),
+        )
+    )
+
+
+def _update(connection: Connection, row: Row[Any], values: dict[str, Any]) -> None:
+    connection.execute(update(conversations).where(conversations.c.id == row.id).values(values))
+
+
+def _changed(connection: Connection, row: Row[Any], values: dict[str, Any]) -> Conversation:
+    """Change the conversation's row; the conversation with its last exchange alone."""
+    _update(connection, row, values)
+    return tree.window(connection, _find(connection, row.id, row.owner), limit=1)
+
+
+def _summary(connection: Connection, row: Row[Any]) -> Summary:
+    running = connection.scalar(select(_IS_RUNNING).where(conversations.c.id == row.id))
+    return Summary(row.id, row.title, row.updated_at, bool(running))
+
+
+def _portable(connection: Connection, row: Row[Any]) -> PortableConversation:
+    rows = connection.execute(
+        select(messages)
+        .where(messages.c.conversation_id == row.id)
+        .order_by(messages.c.depth, messages.c.id)
+    ).all()
+    chosen = {each.chosen_id for each in rows} | {row.first_id}
+    number = {each.id: n for n, each in enumerate(rows, 1)}
+    return PortableConversation(
+        row.id,
+        row.title,
+        [
+            PortableMessage(
+                number[each.id],
+                each.role,
+                each.content,
+                None if each.parent_id is None else number[each.parent_id],
+                each.model,
+                each.asked_model,
+                "interrupted" if each.state == "running" else each.state,
+                each.rivals,
+                each.picked,
+                each.created_at,
+                tree.ended_of(each),
+                list(tree.folds_of(each.folds)),
+            )
+            for each in rows
+        ],
+        [number[each.id] for each in rows if each.id in chosen],
+        PortableSettings(row.model, row.system_prompt, row.temperature, row.max_tokens),
+        row.created_at,
+        row.updated_at,
+    )

@@ -15,7 +15,7 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, TextIO
 from halt.answers import figures
 from halt.chat import ChatRequest
 from halt.client import Group, Source
+from halt.conversations import Exchange, exchanges_told
 from halt.errors import HaltError, Interrupted
 from halt.events import Cancelled, Done, ErrorInfo, Failed, Terminal, is_terminal
 from halt.generation import Receipt
 from halt.metrics import Meter, now
 from halt.screen import PlainScreen, Screen
-from halt.store import Conversation, Exchange
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -259,14 +259,14 @@ def _model(source: Source, request: ChatRequest) -> str:
 
 def one_question(prompt: str, system: str, model: str) -> ChatRequest:
     """A question that nothing came before."""
-    return new_request(Conversation("pipe", "terminal", [new_exchange(prompt)]), system, model)
+    return new_request([new_exchange(prompt)], system, model)
 
 
-def new_request(conversation: Conversation, system: str, model: str) -> ChatRequest:
+def new_request(exchanges: Sequence[Exchange], system: str, model: str) -> ChatRequest:
     """What the model is asked next; its ID is that of the last exchange."""
     return ChatRequest(
-        conversation.messages(system),
-        id=conversation.exchanges[-1].stream_id,
+        exchanges_told(exchanges, system),
+        id=exchanges[-1].stream_id,
         model=model or None,
     )
 
@@ -302,7 +302,7 @@ class Chat:
         """
         self._source, self._screen, self._read = source, screen, read
         self._system, self._model, self._metrics = system, model, metrics
-        self._talk = Conversation("terminal", "terminal")
+        self._talk: list[Exchange] = []
         self._unsaid = ""  # a prompt that was taken back, for the user to change
         self._answered_at = float("-inf")
         self._commands: dict[str, Callable[[str], None]] = {
@@ -347,7 +347,7 @@ class Chat:
         if said in {"quit", "exit", "/quit", "/exit"}:
             raise Leave
         if not line.startswith("/"):
-            self._talk.exchanges.append(new_exchange(said))
+            self._talk.append(new_exchange(said))
             self._answer()
             return
         name, _, rest = said.partition(" ")
@@ -359,9 +359,9 @@ class Chat:
 
     def _answer(self) -> None:
         """Answer the last prompt."""
-        exchanges = self._talk.exchanges
+        exchanges = self._talk
         asked = exchanges[-1]
-        request = new_request(self._talk, self._system, self._model)
+        request = new_request(exchanges, self._system, self._model)
         try:
             with _without_echo():
                 outcome = ask(self._source, request, self._screen)
@@ -404,7 +404,7 @@ class Chat:
     # --- commands ---------------------------------------------------------------------------------
 
     def _clear(self, rest: str) -> None:
-        self._talk.exchanges.clear()
+        self._talk.clear()
         self._screen.note("A new conversation.")
 
     def _tell_system(self, rest: str) -> None:
@@ -421,11 +421,11 @@ class Chat:
             self._screen.note(f"{'*' if name == self._model else ' '} {name}")
 
     def _retry(self, rest: str) -> None:
-        if not self._talk.exchanges:
+        if not self._talk:
             self._screen.note("There is nothing to answer again.", bad=True)
             return
-        last = self._talk.exchanges[-1]
-        self._talk.exchanges[-1] = new_exchange(last.prompt, last.best())
+        last = self._talk[-1]
+        self._talk[-1] = new_exchange(last.prompt, last.best())
         self._answer()
 
     def _save(self, rest: str) -> None:
@@ -447,10 +447,10 @@ class Chat:
         self._screen.note(HELP)
 
 
-def as_markdown(conversation: Conversation, system: str) -> str:
+def as_markdown(exchanges: Iterable[Exchange], system: str) -> str:
     """The conversation as a Markdown document."""
     parts = [f"> System: {line}" for line in system.splitlines()]
-    for exchange in conversation.exchanges:
+    for exchange in exchanges:
         best = exchange.best()
         parts.append(f"## You\n\n{exchange.prompt}")
         parts.append(f"## {best.model or 'Answer'}\n\n{best.answer}".rstrip())

@@ -9,6 +9,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,14 @@ LEAVES_WITHIN = 20.0
 REFUSES_WITHIN = 30.0
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """What is given no folder of its own keeps its data in one of this test run's."""
+    folder = tempfile.TemporaryDirectory(prefix="halt-tests-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["XDG_DATA_HOME"] = folder.name
+    os.environ["HALT_DATA"] = str(Path(folder.name) / "halt")
+
+
 def halt_environment(env: dict[str, str]) -> dict[str, str]:
     """What Halt is started with: the settings in `env` and none of this shell's own."""
     ours = (
@@ -38,6 +47,7 @@ def halt_environment(env: dict[str, str]) -> dict[str, str]:
         "PORT",
         "WEB_CONCURRENCY",
         "GUNICORN_CMD_ARGS",
+        "DATABASE_URL",
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     return clean | {"PORT": "0", "PYTHONUNBUFFERED": "1", **env}
@@ -96,7 +106,8 @@ class HaltServer:
     command: tuple[str, ...] = ("app.py",)  # what Python is given
 
     def __init__(self, env: dict[str, str], *args: str) -> None:
-        clean = halt_environment(env)
+        self._data = tempfile.TemporaryDirectory(prefix="halt-data-")
+        clean = halt_environment({"HALT_DATA": self._data.name, **env})
         self.process = subprocess.Popen(
             [sys.executable, *self.command, *args],
             cwd=ROOT,
@@ -171,6 +182,7 @@ class HaltServer:
         stream = self.process.stdout
         if stream is not None:
             stream.close()
+        self._data.cleanup()
 
     def _read(self) -> None:
         stream = self.process.stdout

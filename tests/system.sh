@@ -1,7 +1,9 @@
 #!/bin/sh
-# What the tests need of the system: a browser, and nginx for the test of the deployment.
+# What the tests need of the system: a browser, nginx for the test of the deployment, PostgreSQL for
+# the store's.
 # An installed Chromium or Chrome will do; else Debian's packages where we may install them; else
-# Playwright's own download. Without a browser the tests do not run; without nginx its test says so.
+# Playwright's own download. Without a browser the tests do not run; without nginx or PostgreSQL
+# their tests say so.
 set -u
 find_browser() {
     for name in chromium chromium-browser google-chrome google-chrome-stable chrome; do
@@ -16,12 +18,19 @@ with sync_playwright() as p:
 PY
 }
 find_nginx() { PATH="$PATH:/usr/sbin:/usr/local/sbin" command -v nginx >/dev/null 2>&1; }
+find_postgres() { command -v initdb || ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1
 
 missing=
 find_browser 2>/dev/null || missing="chromium"
 find_nginx || missing="$missing nginx"
+find_postgres || missing="$missing postgresql"
 if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     echo "Installing Debian's packages for the tests: $missing"
+    # The tests start a PostgreSQL of their own; Debian's package would make and start another.
+    find_postgres || [ -e /etc/postgresql-common/createcluster.conf ] || {
+        mkdir -p /etc/postgresql-common
+        echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
+    }
     # shellcheck disable=SC2086 # a list of names
     { apt-get update -q && apt-get install -qy --no-install-recommends $missing; } >/dev/null 2>&1
 fi

@@ -15,11 +15,11 @@ from halt import folds
 from halt.answers import AnswerView, PageWriter, ended_folds, exchange_view, view
 from halt.chat import ChatRequest, Part
 from halt.config import Config
+from halt.conversations import Exchange
 from halt.errors import UpstreamError
 from halt.events import Content, Delta, Reasoning, ToolCall, ToolCallDelta, is_terminal
 from halt.lengths import Lengths
 from halt.run import Run
-from halt.store import Exchange
 from halt.tools import Toolbox
 from tests.scripted import HI, Scripted, ScriptedReply
 

@@ -21,11 +21,11 @@ import pytest
 from halt import embedded
 from halt.chat import ChatRequest, Message
 from halt.client import Frames, Group, Remote, RemoteError
+from halt.conversations import STOPPED_NOTE
 from halt.events import Content, Done, Event, Reasoning, ToolCall, ToolResult, sse
 from halt.generation import Receipt
 from halt.metrics import Meter
 from halt.screen import LAG, PACE, PlainScreen, Typewriter, clean
-from halt.store import STOPPED_NOTE
 from halt.terminal import ask
 from tests.conftest import ROOT, HaltServer, asked, halt_environment, new_id
 from tests.fake_openai import FakeOpenAI

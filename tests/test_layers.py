@@ -23,7 +23,7 @@ from halt.provider import Provider
 from halt.providers import Providers
 from halt.run import Run
 from halt.stops import StopRegistry, StopSwitch
-from halt.store import MemoryStore
+from halt.store import SqlStore
 from halt.transport import Transport
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +58,11 @@ LAYERS = {
     "journal": 2,
     "catalog": 3,
     "portable": 1,
+    "tables": 1,
+    "database": 2,
+    "snippets": 0,
+    "tree": 2,
+    "records": 2,
     "conversations": 2,
     "settings": 3,
     "store": 2,
@@ -172,7 +177,7 @@ def test_the_three_views_do_not_know_each_other(name: str) -> None:
 def test_only_the_composition_root_chooses_implementations() -> None:
     """No module makes a store, a provider or a stop registry: `app` does, for programs `library`."""
     chosen = {
-        "MemoryStore": {"store"},
+        "SqlStore": {"store"},
         "OpenAIUpstream": {"upstream", "choice"},
         "AzureUpstream": {"upstream", "choice"},
         "AnthropicUpstream": {"anthropic_upstream", "choice"},
@@ -226,7 +231,7 @@ STATEFUL = (
     OrderedDict,
     Generations,
     Line,
-    MemoryStore,
+    SqlStore,
     Provider,
     Providers,
     Run,

@@ -1,0 +1,245 @@
+"""The database: SQLite in the data folder, or PostgreSQL; its connections and their faults.
+
+`open_database` makes the tables, or brings those of an earlier Halt up to date, one process at a
+time; what it can't use it leaves as it is and says so (ConfigError). Afterwards `reading` and
+`writing` give a connection within a transaction, and each fault of the database becomes a
+StoreUnavailable: within about BUSY_SECONDS where somebody else holds a lock.
+
+For developers: `alembic` finds the migrations by pyproject.toml and works on the database of the
+settings. `HALT_DATA=/tmp/scratch alembic revision -m "What changes"` begins a new step in
+halt/migrations/versions, `alembic current` and `alembic history` tell where a database is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import QueuePool
+
+from halt.config import ConfigError
+from halt.errors import StoreUnavailable
+
+BUSY_SECONDS = 2  # for a lock that somebody else holds, a free connection, a connection at all
+STATEMENT_SECONDS = 30  # for one statement of PostgreSQL's, migrations apart
+MIGRATIONS = Path(__file__).parent / "migrations"
+ADVISORY_LOCK = 0x48616C74  # PostgreSQL's lock of those who migrate: a number of our own
+
+logger = logging.getLogger(__name__)
+
+#: Why SQLite refuses, by the low byte of its result code.
+SQLITE_REASONS = {
+    sqlite3.SQLITE_BUSY: "the database is locked by another program",
+    sqlite3.SQLITE_LOCKED: "the database is locked by another program",
+    sqlite3.SQLITE_READONLY: "the database is read-only",
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_IOERR: "the disk cannot be written to or read from",
+    sqlite3.SQLITE_CANTOPEN: "the database cannot be opened",
+    sqlite3.SQLITE_PERM: "the database's file may not be used",
+    sqlite3.SQLITE_AUTH: "the database's file may not be used",
+    sqlite3.SQLITE_CORRUPT: "the database is damaged",
+    sqlite3.SQLITE_NOTADB: "the database is damaged",
+}
+
+#: Why PostgreSQL refuses, by the beginning of its SQLSTATE.
+POSTGRES_REASONS = {
+    "55P03": "the database is locked by another program",
+    "57014": "the database took too long",
+    "40": "the database was busy with something else",
+    "25006": "the database is read-only",
+    "42501": "the database's user may not do this",
+    "53100": "the database's disk is full",
+    "53300": "the database has too many connections",
+    "53": "the database is out of resources",
+    "28": "the database refuses the user name or password",
+    "3D": "there is no such database",
+    "57P": "the database is shutting down or starting",
+    "XX": "the database is damaged",
+}
+
+
+class Database:
+    """Connections, one for each transaction, from a pool that all threads share."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._writing = engine.execution_options(write=True)
+
+    @property
+    def sqlite(self) -> bool:
+        """It is SQLite, not PostgreSQL."""
+        return self.engine.dialect.name == "sqlite"
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that changes nothing. Raises StoreUnavailable."""
+        with _faults("read"), self.engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction: all of it or, after any exception, nothing. Raises StoreUnavailable."""
+        with _faults("saved"), self._writing.begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Close the connections that nobody uses; those in use close when they are given back."""
+        with contextlib.suppress(SQLAlchemyError):
+            self.engine.dispose()
+
+
+@contextlib.contextmanager
+def _faults(done: str) -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as fault:
+        why = reason(fault)
+        # The statement's values are hidden by the engine; the server's own message can hold some.
+        logger.warning("The store failed: %s (%s)", why, type(fault).__name__)
+        raise StoreUnavailable(f"This could not be {done}: {why}.", why) from fault
+
+
+def reason(fault: SQLAlchemyError) -> str:
+    """Why the database failed, in words for a user: no SQL, no secret, no text of anyone's."""
+    if isinstance(fault, PoolTimeout):
+        return "the database has too much to do"
+    origin = fault.orig if isinstance(fault, DBAPIError) else None
+    if isinstance(origin, sqlite3.Error):
+        code = getattr(origin, "sqlite_errorcode", None)
+        return SQLITE_REASONS.get((code or 0) & 0xFF, "the database has failed")
+    state: str | None = getattr(origin, "sqlstate", None)
+    if state:
+        for length in (5, 3, 2):
+            if state[:length] in POSTGRES_REASONS:
+                return POSTGRES_REASONS[state[:length]]
+        return "the database has failed"
+    if getattr(fault, "connection_invalidated", False) or (
+        origin is not None and type(origin).__name__ in {"OperationalError", "ConnectionTimeout"}
+    ):
+        return "the database cannot be reached"
+    return "the database has failed"
+
+
+def make_engine(folder: Path, url: str) -> Engine:
+    """The engine for `folder`'s SQLite file, or for the PostgreSQL that `url` names.
+
+    Opens no connection. Raises ConfigError.
+    """
+    if not url:
+        engine = create_engine(
+            f"sqlite:///{folder / 'halt.db'}",
+            poolclass=QueuePool,
+            pool_size=8,
+            max_overflow=24,
+            pool_timeout=BUSY_SECONDS,
+            hide_parameters=True,
+            connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
+        )
+        event.listen(engine, "connect", _sqlite_connected)
+        event.listen(engine, "begin", _sqlite_begin)
+        return engine
+    try:
+        address = make_url(url).set(drivername="postgresql+psycopg")
+    except (SQLAlchemyError, ValueError):
+        raise ConfigError("DATABASE_URL is not an address that can be understood.") from None
+    limits = f"-c lock_timeout={BUSY_SECONDS}s -c statement_timeout={STATEMENT_SECONDS}s"
+    given = address.query.get("options", "")
+    options = f"{given if isinstance(given, str) else ' '.join(given)} {limits}".strip()
+    try:
+        return create_engine(
+            address,
+            pool_size=4,
+            max_overflow=8,
+            pool_timeout=BUSY_SECONDS,
+            pool_pre_ping=True,
+            hide_parameters=True,
+            connect_args={
+                "connect_timeout": BUSY_SECONDS,
+                "tcp_user_timeout": 1000 * BUSY_SECONDS,
+                "options": options,
+                "application_name": "halt",
+            },
+        )
+    except ImportError:
+        raise ConfigError(
+            "DATABASE_URL names PostgreSQL, and its driver is not installed: "
+            "pip install -r requirements-postgres.txt."
+        ) from None
+
+
+def _sqlite_connected(connection: sqlite3.Connection, _: Any) -> None:
+    connection.isolation_level = None  # `_sqlite_begin` begins the transactions
+    for pragma in ("synchronous=NORMAL", "foreign_keys=ON", "journal_size_limit=67108864"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _sqlite_begin(connection: Connection) -> None:
+    # A transaction that reads first and then writes would fail at once when another one has
+    # written in between, so those that will write take their lock at the beginning.
+    writes = connection.get_execution_options().get("write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def open_database(folder: Path, url: str = "") -> Database:
+    """Open the database, its tables up to date. `folder` is made where it is missing.
+
+    Raises ConfigError, one line, where that can't be done; the database is then as it was before.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (folder / "migrate.lock").open("ab")
+    except OSError as fault:
+        raise ConfigError(
+            f"HALT_DATA: the folder {str(folder)!r} cannot be written to: {fault.strerror}."
+        ) from None
+    engine = make_engine(folder, url)
+    what = "DATABASE_URL: the database" if url else f"HALT_DATA: {str(folder / 'halt.db')!r}"
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            _migrate(engine, what)
+        except SQLAlchemyError as fault:
+            raise ConfigError(
+                f"{what} cannot be used: {reason(fault)}. Nothing was changed."
+            ) from None
+        finally:
+            engine.dispose()  # until it is used, nothing is held open, nor shared by a fork
+    return Database(engine)
+
+
+def _migrate(engine: Engine, what: str) -> None:
+    alembic = AlembicConfig()
+    alembic.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    script = ScriptDirectory.from_config(alembic)
+    with engine.connect() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+    known = {step.revision for step in script.walk_revisions()}
+    if current is not None and current not in known:
+        raise ConfigError(
+            f"{what} was made by a newer Halt (its version is {current!r}). Nothing was changed: "
+            "start that one, or choose another HALT_DATA or DATABASE_URL."
+        )
+    if engine.dialect.name == "sqlite":
+        with contextlib.closing(engine.raw_connection()) as raw:
+            raw.cursor().execute("PRAGMA journal_mode=WAL")
+    if current == script.get_current_head():
+        return
+    with engine.execution_options(write=True).begin() as connection:
+        if engine.dialect.name != "sqlite":
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(text("SET LOCAL lock_timeout = 0"))
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
+        alembic.attributes["connection"] = connection
+        command.upgrade(alembic, "head")

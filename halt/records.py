@@ -1,0 +1,450 @@
+"""What generations leave in the database: written in batches, read back exactly, ended by others.
+
+While a generation runs, its events are rows of `chunks`, each `[[milliseconds, event], ...]`. At
+its end they become one compressed value of its own row, `[[first number, [[...], ...]], ...]`, and
+what it wrote goes into its message.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from halt import tree
+from halt.conversations import Batch, Begun, Chunk, Ended, Recorded, state_of
+from halt.database import Database
+from halt.errors import CODES
+from halt.events import (
+    Content,
+    Done,
+    ErrorInfo,
+    Event,
+    Failed,
+    is_terminal,
+    text_of,
+)
+from halt.folds import Fold, FoldStream
+from halt.metrics import Metrics
+from halt.stops import may_touch
+from halt.tables import chunks, conversations, generations, messages, storable
+
+#: Numbers that an interruption leaves out: readers may have seen events that were not written.
+GAP = 100_000
+
+#: Rows that one `sweep` touches at most, of each kind.
+SWEEP = 200
+
+DELETED_FOR = 86_400.0  # seconds that a deleted conversation can be brought back
+DAY = 86_400.0
+
+Timed = tuple[float, Event]
+
+_encode = msgspec.json.Encoder().encode
+_payload = msgspec.json.Decoder(list[tuple[float, Event]])
+_kept = msgspec.json.Decoder(list[tuple[int, list[tuple[float, Event]]]])
+
+
+class Records:
+    """The recorder's and the recovery's part of `halt.conversations.Store`, which explains it."""
+
+    def __init__(self, database: Database, events_days: float = 7.0) -> None:
+        self.database = database
+        self._events_for = events_days * DAY
+
+    def write(self, batch: Batch) -> None:
+        with self.database.writing() as connection:
+            if batch.begun:
+                self._begin(connection, batch.begun)
+            live = _live(connection, batch)
+            ending = {each.stream_id: each for each in batch.ended if each.stream_id in live}
+            grown = [each for each in batch.chunks if each.stream_id in live and each.events]
+            rows = [
+                {
+                    "generation_id": each.stream_id,
+                    "first_seq": each.first_seq,
+                    "payload": _encode(each.events),
+                }
+                for each in grown
+                if each.stream_id not in ending
+            ]
+            if rows:
+                statement = self._insert(chunks)
+                connection.execute(
+                    statement.on_conflict_do_update(
+                        index_elements=[chunks.c.generation_id, chunks.c.first_seq],
+                        set_={"payload": statement.excluded.payload},
+                    ),
+                    rows,
+                )
+            last: defaultdict[str, list[Chunk]] = defaultdict(list)
+            for each in grown:
+                last[each.stream_id].append(each)
+            _lock(connection, (live[each].conversation_id for each in ending))
+            for stream_id, end in ending.items():
+                events = _gathered(connection, stream_id, last[stream_id])
+                _end(connection, live[stream_id], end, events)
+
+    def recorded(self, stream_id: str, requester: str | None) -> Recorded | None:
+        with self.database.reading() as connection:
+            row = connection.execute(
+                select(generations).where(
+                    generations.c.id == stream_id, generations.c.state != "running"
+                )
+            ).one_or_none()
+            if row is None or row.events is None or not may_touch(row.owner, requester):
+                return None
+            prefix = ""
+            if row.prefix_chars and row.message_id is not None:
+                text = connection.scalar(
+                    select(messages.c.content).where(messages.c.id == row.message_id)
+                )
+                prefix = (text or "")[: row.prefix_chars]
+        return Recorded(
+            row.id,
+            row.owner,
+            row.conversation_id,
+            row.message_id,
+            row.worker,
+            row.asked_model,
+            row.model,
+            row.state,
+            prefix,
+            row.started_at,
+            row.ended_at,
+            row.last_seq,
+            row.seen,
+            tuple(
+                (first + index, at, event)
+                for first, events in _kept.decode(zlib.decompress(row.events))
+                for index, (at, event) in enumerate(events)
+            ),
+        )
+
+    def exists(self, stream_id: str) -> bool:
+        with self.database.reading() as connection:
+            found = select(generations.c.id).where(generations.c.id == stream_id)
+            return connection.scalar(found) is not None
+
+    def workers_running(self) -> set[str]:
+        with self.database.reading() as connection:
+            found = select(generations.c.worker).where(generations.c.state == "running").distinct()
+            return set(connection.scalars(found))
+
+    def running_of(self, worker: str) -> list[str]:
+        with self.database.reading() as connection:
+            return list(
+                connection.scalars(
+                    select(generations.c.id)
+                    .where(generations.c.worker == worker, generations.c.state == "running")
+                    .order_by(generations.c.started_at)
+                )
+            )
+
+    def interrupt(self, stream_id: str) -> bool:
+        with self.database.writing() as connection:
+            found = select(generations).where(
+                generations.c.id == stream_id, generations.c.state == "running"
+            )
+            row = connection.execute(found).one_or_none()
+            if row is None:
+                return False
+            _lock(connection, [row.conversation_id])
+            if connection.execute(found.with_for_update()).one_or_none() is None:
+                return False  # another worker was quicker
+            events = _gathered(connection, stream_id, [])
+            last = max((first + len(part) - 1 for first, part in events), default=0)
+            said = [timed for _, part in events for timed in part]
+            prefix = ""
+            if row.prefix_chars:
+                content = select(messages.c.content).where(messages.c.id == row.message_id)
+                prefix = connection.scalar(content) or ""
+            text = prefix + "".join(text_of(event) for _, event in said)
+            message, retryable = CODES["interrupted"]
+            ended = Failed(ErrorInfo("interrupted", message, retryable), _measured(said))
+            lasted = said[-1][0] if said else 0.0
+            end = Ended(
+                stream_id,
+                ended,
+                max(row.started_at + lasted / 1000, row.started_at),
+                last + GAP + 1,
+                text,
+                row.model or row.asked_model,
+                _folded(events),
+            )
+            _end(connection, row, end, [*events, (end.last_seq, [(lasted, ended)])])
+            return True
+
+    def sweep(self, now: float) -> int:
+        with self.database.writing() as connection:
+            return (
+                self._purge(connection, now)
+                + self._forget_programs(connection, now)
+                + self._forget_events(connection, now)
+            )
+
+    def close(self) -> None:
+        self.database.close()
+
+    def _purge(self, connection: Connection, now: float) -> int:
+        """Remove conversations that were deleted a day ago, and those that never held anything."""
+        gone = list(
+            connection.scalars(
+                select(conversations.c.id)
+                .where(conversations.c.deleted_at < now - DELETED_FOR)
+                .union(
+                    select(conversations.c.id).where(
+                        conversations.c.first_id.is_(None),
+                        conversations.c.updated_at < now - DELETED_FOR,
+                    )
+                )
+                .limit(SWEEP)
+            )
+        )
+        if gone:
+            streams = select(generations.c.id).where(generations.c.conversation_id.in_(gone))
+            connection.execute(delete(chunks).where(chunks.c.generation_id.in_(streams)))
+            for table in (generations, messages):
+                connection.execute(delete(table).where(table.c.conversation_id.in_(gone)))
+            connection.execute(delete(conversations).where(conversations.c.id.in_(gone)))
+        return len(gone)
+
+    def _forget_programs(self, connection: Connection, now: float) -> int:
+        """Remove the generations of programs when their time is over."""
+        old = (
+            select(generations.c.id)
+            .where(
+                generations.c.events.is_not(None),
+                generations.c.ended_at < now - self._events_for,
+                generations.c.conversation_id.is_(None),
+            )
+            .limit(SWEEP)
+        )
+        return connection.execute(delete(generations).where(generations.c.id.in_(old))).rowcount
+
+    def _forget_events(self, connection: Connection, now: float) -> int:
+        """Let go the events of conversations' generations when their time is over."""
+        old = (
+            select(generations.c.id)
+            .where(
+                generations.c.events.is_not(None),
+                generations.c.ended_at < now - self._events_for,
+            )
+            .limit(SWEEP)
+        )
+        return connection.execute(
+            update(generations).where(generations.c.id.in_(old)).values(events=None)
+        ).rowcount
+
+    def _begin(self, connection: Connection, begun: Iterable[Begun]) -> None:
+        connection.execute(
+            self._insert(generations).on_conflict_do_nothing(),
+            [
+                generation(each.stream_id, each.owner, each.worker, each.asked, each.started_at)
+                for each in begun
+            ],
+        )
+
+    def _insert(self, table: Any) -> Any:
+        """An insert that can say what is to be done with rows that are there already."""
+        return (sqlite if self.database.sqlite else postgresql).insert(table)
+
+
+def generation(
+    stream_id: str,
+    owner: str | None,
+    worker: str,
+    asked: str,
+    started_at: float,
+    *,
+    conversation_id: str | None = None,
+    message_id: int | None = None,
+    prefix_chars: int = 0,
+) -> dict[str, Any]:
+    """The row of a generation that begins."""
+    return {
+        "id": stream_id,
+        "owner": owner,
+        "conversation_id": conversation_id,
+        "message_id": message_id,
+        "worker": worker,
+        "state": "running",
+        "asked_model": storable(asked),
+        "model": "",
+        "prefix_chars": prefix_chars,
+        "started_at": started_at,
+        "last_seq": 0,
+        "prompt_tokens": 0,
+        "completion_tokens": 0,
+        "estimated": False,
+    }
+
+
+def _live(connection: Connection, batch: Batch) -> Mapping[str, Row[Any]]:
+    """The generations of a batch that run."""
+    ids = {each.stream_id for each in batch.chunks} | {each.stream_id for each in batch.ended}
+    if not ids:
+        return {}
+    columns: tuple[Any, ...] = (
+        generations.c.id,
+        generations.c.conversation_id,
+        generations.c.message_id,
+    )
+    found = select(*columns).where(generations.c.id.in_(ids), generations.c.state == "running")
+    return {each.id: each for each in connection.execute(found)}
+
+
+def _lock(connection: Connection, conversation_ids: Iterable[str | None]) -> None:
+    """Have these conversations to oneself, in an order in which nobody waits for another."""
+    wanted = sorted({each for each in conversation_ids if each is not None})
+    if wanted:
+        connection.execute(
+            select(conversations.c.id)
+            .where(conversations.c.id.in_(wanted))
+            .order_by(conversations.c.id)
+            .with_for_update()
+        )
+
+
+def _gathered(
+    connection: Connection, stream_id: str, last: Sequence[Chunk]
+) -> list[tuple[int, list[Timed]]]:
+    """All events of a generation, those of the chunks that were not written too; each once."""
+    parts: list[tuple[int, list[Timed]]] = [
+        (each.first_seq, _payload.decode(each.payload))
+        for each in connection.execute(
+            select(chunks.c.first_seq, chunks.c.payload)
+            .where(chunks.c.generation_id == stream_id)
+            .order_by(chunks.c.first_seq)
+        )
+    ]
+    parts += [(each.first_seq, list(each.events)) for each in last]
+    parts.sort(key=lambda part: part[0])
+    out: list[tuple[int, list[Timed]]] = []
+    upto = 0
+    for first, part in parts:
+        new = part[max(0, upto + 1 - first) :]
+        if not new:
+            continue
+        start = first + len(part) - len(new)
+        if out and start == upto + 1:
+            out[-1][1].extend(new)
+        else:
+            out.append((start, new))
+        upto = start + len(new) - 1
+    return out
+
+
+def _end(
+    connection: Connection, row: Row[Any], end: Ended, events: list[tuple[int, list[Timed]]]
+) -> None:
+    """End a generation that runs: its own row, its chunks, its message."""
+    state = state_of(end.ended, end.answer)
+    usage = end.ended.usage if isinstance(end.ended, Done) else None
+    metrics = end.ended.metrics
+    encoded = _encode(end.ended)
+    connection.execute(
+        update(generations)
+        .where(generations.c.id == row.id)
+        .values(
+            state=state,
+            model=storable(end.model),
+            ended_at=end.ended_at,
+            last_seq=end.last_seq,
+            seen=end.seen,
+            prompt_tokens=_count(usage, "prompt_tokens", "input_tokens"),
+            completion_tokens=metrics.tokens,
+            estimated=metrics.tokens_estimated and metrics.tokens > 0,
+            usage=None if usage is None else _encode(usage),
+            ended=encoded,
+            events=zlib.compress(_encode(events), 1),
+        )
+    )
+    connection.execute(delete(chunks).where(chunks.c.generation_id == row.id))
+    if row.message_id is None:
+        return
+    message = connection.execute(
+        select(messages).where(messages.c.id == row.message_id)
+    ).one_or_none()
+    if message is None or message.stream_id != row.id:
+        return
+    connection.execute(
+        update(messages)
+        .where(messages.c.id == row.message_id)
+        .values(
+            content=storable(end.answer),
+            model=storable(end.model or message.model),
+            state=state,
+            ended=encoded,
+            folds=_encode((*tree.folds_of(message.folds), *end.folds)),
+        )
+    )
+    connection.execute(
+        update(conversations)
+        .where(conversations.c.id == row.conversation_id)
+        .values(updated_at=time.time())
+    )
+    if state == "withdrawn":
+        _withdraw(connection, message)
+
+
+def _withdraw(connection: Connection, message: Row[Any]) -> None:
+    """Remove what was stopped before any text; of rivals, when that holds for all of them."""
+    group = [message.id]
+    if message.rivals is not None:
+        rivals = connection.execute(
+            select(messages.c.id, messages.c.state).where(
+                messages.c.conversation_id == message.conversation_id,
+                messages.c.rivals == message.rivals,
+            )
+        ).all()
+        if any(each.state != "withdrawn" for each in rivals):
+            return
+        group = [each.id for each in rivals]
+    tree.remove(connection, message.conversation_id, group)
+
+
+def earlier(folds: tuple[Fold, ...]) -> tuple[Fold, ...]:
+    """The folds of a message that another generation goes on with: no number is used twice."""
+    return tuple(replace(each, number=n - len(folds)) for n, each in enumerate(folds))
+
+
+def _folded(events: list[tuple[int, list[Timed]]]) -> tuple[Fold, ...]:
+    stream = FoldStream()
+    at = 0.0
+    for first, part in events:
+        for number, (ms, event) in enumerate(part, first):
+            if not is_terminal(event):
+                at = ms / 1000
+                stream.feed(number, event, at)
+    return stream.ended(at)
+
+
+def _measured(said: Sequence[Timed]) -> Metrics:
+    """What can be told of a generation from its events alone."""
+    times = [at for at, _ in said]
+    first, last = (times[0], times[-1]) if times else (None, 0.0)
+    rate = (len(times) - 1) / (last - times[0]) * 1000 if last - (first or 0.0) > 20 else None
+    return Metrics(
+        ttft_ms=first,
+        duration_ms=last,
+        tokens=len(said),
+        tokens_estimated=True,
+        tokens_per_second=None if rate is None else round(rate, 1),
+        characters=sum(len(event.content) for _, event in said if isinstance(event, Content)),
+        chunks=len(said),
+        streaming_ms=None if first is None else round(last - first, 1),
+    )
+
+
+def _count(usage: dict[str, Any] | None, *names: str) -> int:
+    """A count of the provider's, under the first of these names that is there."""
+    found = next((usage[name] for name in names if name in usage), 0) if usage else 0
+    return found if isinstance(found, int) and 0 <= found < 2**31 else 0
