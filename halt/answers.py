@@ -8,13 +8,13 @@ one replaces the whole answer. Needs no request: streams outlive theirs.
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jinja2 import Template
 
-from halt.conversations import Exchange
+from halt.conversations import Exchange, Usage, Versions
 from halt.events import Cancelled, Done, Event, Failed, Terminal, is_terminal, sse_html, text_of
 from halt.folds import Fold, FoldPatch, FoldStream
 from halt.lengths import Lengths
@@ -22,13 +22,25 @@ from halt.metrics import now
 from halt.recording import Recording
 from halt.rendering import BlockStream, Patch, render
 
+#: Errors of ours that say "so far and no further": what came before is an answer, cut short.
+LIMITS = frozenset({"run_too_long", "answer_too_long"})
+
+#: Errors that say that the server itself went away.
+INTERRUPTED = frozenset({"shutdown", "interrupted"})
+
+#: Finish reasons of an answer that is not whole, in words.
+CUT_OFF = {
+    "length": "Cut off at the token limit",
+    "content_filter": "Cut off by the provider's filter",
+}
+
 
 @dataclass(frozen=True)
 class AnswerView:
     """Everything that `answer.html` shows of an answer."""
 
     id: str
-    state: str  # running, done, stopped, withdrawn, error
+    state: str  # running, done, stopped, withdrawn, interrupted, error
     patch: Patch  # what there is: finished blocks and the open tail
     source: str = ""
     after: int = 0  # the event up to which `patch` shows the answer
@@ -38,8 +50,10 @@ class AnswerView:
     progress: int | None = None  # percent, roughly; None: nothing is known of it
     note: str = ""
     retryable: bool = False
+    broken: bool = False  # it is not whole: it can be gone on with, and thrown away
     figures: tuple[str, ...] = ()
     folds: tuple[FoldView, ...] = ()
+    earlier: tuple[FoldView, ...] = ()  # folds of a part from which this one goes on
 
 
 @dataclass(frozen=True)
@@ -49,14 +63,22 @@ class ExchangeView:
     prompt: str
     answers: tuple[AnswerView, ...]  # the first is the one that the conversation goes on with
     settled: bool = True  # the others are put away
-    again: bool = False  # the answer is to replace an earlier one
+    again: bool = False  # there is an earlier answer to come back to
+    prompt_id: int = 0
+    prompts: Versions = field(default_factory=Versions)  # what it was edited from and to
+    versions: Versions = field(default_factory=Versions)  # of the answer
+
+    @property
+    def withdrawn(self) -> bool:
+        """It was stopped before there was any answer."""
+        return all(each.state == "withdrawn" for each in self.answers)
 
 
 @dataclass(frozen=True)
 class FoldView:
     """Everything that `parts.html` shows of a thought or a tool call."""
 
-    number: int
+    key: str  # tells it from the others of its answer
     kind: str  # thought, tool
     state: str  # running, done, failed, called
     label: str
@@ -82,7 +104,7 @@ def _took(milliseconds: float | None) -> str:
     )
 
 
-def _fold_view(fold: Fold) -> FoldView:
+def _fold_view(fold: Fold, key: str = "") -> FoldView:
     took = _took(fold.ms)
     name = fold.name or "a tool"
     if fold.kind == "thought":
@@ -93,7 +115,19 @@ def _fold_view(fold: Fold) -> FoldView:
     else:
         label = f"{name} failed" if fold.state == "failed" else f"Called {name}"
     age = now() - fold.began
-    return FoldView(fold.number, fold.kind, fold.state, label, took, age, fold.text, fold.result)
+    key = key or str(fold.number)
+    return FoldView(key, fold.kind, fold.state, label, took, age, fold.text, fold.result)
+
+
+def _fold_views(folds: Sequence[Fold]) -> tuple[FoldView, ...]:
+    """The folds of all parts of an answer; each part numbers its own."""
+    parts, last = 0, 0
+    out = []
+    for fold in folds:
+        parts += fold.number <= last
+        last = fold.number
+        out.append(_fold_view(fold, f"{parts}-{fold.number}" if parts else str(fold.number)))
+    return tuple(out)
 
 
 def _fold_stream(run: Recording, upto: int) -> FoldStream:
@@ -109,6 +143,20 @@ def ended_folds(run: Recording) -> tuple[Fold, ...]:
     """The folds of a run that has ended, as far as its answer goes."""
     upto, _ = run.answer()
     return _fold_stream(run, upto).ended(run.ended_at or now())
+
+
+def used(usage: Usage) -> str:
+    """What a conversation took, in words; nothing where nothing is known."""
+    out = []
+    if usage.prompt_tokens:
+        out.append(f"{usage.prompt_tokens:,} read")
+    if usage.completion_tokens:
+        about = "about " if usage.estimated else ""
+        out.append(f"{about}{usage.completion_tokens:,} written")
+    if not out:
+        return ""
+    estimated = " (in part estimated)" if usage.estimated else ""
+    return f"Tokens of this conversation: {', '.join(out)}{estimated}"
 
 
 def figures(ended: Terminal, model: str) -> tuple[str, ...]:
@@ -144,18 +192,26 @@ def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
         asked=exchange.asked,
         model=exchange.model,
         figures=figures(ended, exchange.model),
-        folds=tuple(map(_fold_view, best.folds)),
+        folds=_fold_views(best.folds),
+        broken=bool(exchange.answer) and not _is_whole(ended),
     )
     if isinstance(ended, Failed):
-        return replace(
-            shown, state="error", note=ended.error.message, retryable=ended.error.retryable
-        )
+        error = ended.error
+        if error.code in INTERRUPTED and exchange.answer:
+            note = "Interrupted: the server was restarted"
+            return replace(shown, state="interrupted", note=note)
+        if error.code in LIMITS and exchange.answer:
+            return replace(shown, state="stopped", note=f"Stopped at a limit. {error.message}")
+        return replace(shown, state="error", note=error.message, retryable=error.retryable)
     if isinstance(ended, Cancelled):
-        note = "Stopped" if ended.reason == "stop" else "Stopped, as nobody was watching"
+        by_hand = ended.reason == "stop"
+        note = "Stopped by you" if by_hand else "Stopped, as nobody was watching"
         return replace(shown, state="stopped" if exchange.answer else "withdrawn", note=note)
-    if ended.finish_reason == "length":
-        return replace(shown, note="Cut off at the token limit")
-    return shown
+    return replace(shown, note=CUT_OFF.get(ended.finish_reason or "", ""))
+
+
+def _is_whole(ended: Terminal) -> bool:
+    return isinstance(ended, Done) and ended.finish_reason not in CUT_OFF
 
 
 def exchange_view(
@@ -171,6 +227,9 @@ def exchange_view(
         tuple(shown),
         settled=exchange.picked or not last,
         again=exchange.previous is not None,
+        prompt_id=exchange.prompt_id,
+        prompts=exchange.prompts,
+        versions=exchange.versions,
     )
 
 
@@ -187,11 +246,13 @@ def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerV
             model=exchange.model,
             note="This answer was lost.",
             retryable=True,
+            broken=bool(exchange.answer),
         )
     ended = run.log.ended
     after, text = run.answer()
     if ended is not None:
-        saved = replace(exchange, answer=text, model=run.model, ended=ended, folds=ended_folds(run))
+        folds = (*exchange.folds, *ended_folds(run))
+        saved = replace(exchange, answer=text, model=run.model, ended=ended, folds=folds)
         return _ended_view(saved, ended)
     return AnswerView(
         id=run.id,
@@ -203,6 +264,7 @@ def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerV
         model=run.model,
         progress=lengths.percent(run.id, run.chunks),
         folds=tuple(map(_fold_view, _fold_stream(run, after).folds())),
+        earlier=_fold_views(exchange.folds),
     )
 
 
@@ -253,7 +315,7 @@ class PageWriter:
             box = f"fold-{stream_id}-{number}-text"
             out.append(_partial(box, "beforeend", html.escape(text)))
         for fold in map(_fold_view, patch.changed):
-            at = f"fold-{stream_id}-{fold.number}"
+            at = f"fold-{stream_id}-{fold.key}"
             out.append(_partial(f"{at}-summary", "innerHTML", draw.summary(fold)))
             if fold.result:
                 out.append(_partial(f"{at}-result", "outerHTML", draw.result(stream_id, fold)))

@@ -16,7 +16,8 @@ import anthropic
 import httpx2
 import msgspec
 
-from halt.chat import ChatRequest, FilePart, ImagePart, Message, TextPart, ToolTurn
+from halt.chat import ChatRequest, FilePart, ImagePart, Message, Reply, TextPart, ToolTurn
+from halt.continuing import Way, unfinished
 from halt.decoder import CallAssembler, EventDecoder, Gathering
 from halt.errors import UpstreamError
 from halt.events import Content, Reasoning
@@ -38,6 +39,10 @@ EFFORTS = {
     "xhigh": ("xhigh", 32_768),
     "max": ("max", 32_768),
 }
+
+#: Models that go on with a last message of the assistant's, as long as they are not to think.
+#: Those from 4.6 on refuse it.
+PREFIXED = re.compile(r"claude-(?:[23]|instant|(?:opus|sonnet|haiku)-4(?:-[015])?(?:-\d{8})?$)")
 
 FINISH_REASONS = {
     "end_turn": "stop",
@@ -359,8 +364,23 @@ class AnthropicUpstream(Provider):
         )
         self._budgeted: set[str] = set()  # models that want a budget instead of an effort
 
-    def open(self, request: ChatRequest, line: Line) -> EventReply:
+    def open(self, request: ChatRequest, line: Line) -> Reply:
         model = request.model or self.default_model(line)
+        if not unfinished(request):
+            return self._send(model, request, line)
+
+        def ask(asked: ChatRequest, _: Way) -> Reply:
+            return self._send(model, asked, line)
+
+        return self._go_on(request, model, self._way(model, request), ask)
+
+    def _way(self, model: str, request: ChatRequest) -> Way:
+        """How this model is asked to go on with an answer."""
+        wish = self._settings.continues
+        takes = PREFIXED.match(model) and (request.reasoning_effort or "none") == "none"
+        return "trailing" if wish == "prefix" or (wish == "auto" and takes) else "instruction"
+
+    def _send(self, model: str, request: ChatRequest, line: Line) -> EventReply:
         asked = self._asked(request) | {"model": model, "stream": True}
         with on_line(line):
             try:

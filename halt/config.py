@@ -21,6 +21,8 @@ import platformdirs
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_MODEL = "gpt-5-mini"  # OpenAI's current small chat model
 SHIPPED_TOOLS = ("calculator", "current_time")  # what `halt.builtin_tools` has
+CONTINUES = ("auto", "prefix", "instruction")
+TITLES = ("model", "words")
 AZURE_VERSION = "2024-10-21"  # of Azure's API, the newest that is no preview
 DEMO_SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly, in plain English."
 
@@ -146,6 +148,22 @@ class Config:
     )
     run_timeout: float = _setting(
         "HALT_RUN_TIMEOUT", 1800.0, "For one answer as a whole", low=0.05, high=86400
+    )
+    continues: str = _setting(
+        "HALT_CONTINUE",
+        "auto",
+        "How a model is asked to go on with a stopped answer: `prefix`, `instruction`, "
+        "or `auto`: as its server can",
+    )
+    titles: str = _setting(
+        "HALT_TITLES",
+        "model",
+        "Titles of conversations: made by the `model` in the background, or the first `words`",
+    )
+    exact_usage: bool = _setting(
+        "HALT_EXACT_USAGE",
+        False,
+        "After a Stop the model writes on unseen, and bills, for the sake of its own token count",
     )
     orphan_grace: float = _setting(
         "HALT_ORPHAN_GRACE", 60.0, "A run goes on this long with nobody watching", low=0, high=86400
@@ -443,6 +461,12 @@ def _validate_lists(config: Config) -> None:
                 f"{name}={rates!r} is not a rate: use NUMBER/UNIT, as in 30/minute, "
                 "with second, minute, hour or day, and ; between several."
             )
+    for name, value, choice in (
+        ("HALT_CONTINUE", config.continues, CONTINUES),
+        ("HALT_TITLES", config.titles, TITLES),
+    ):
+        if value not in choice:
+            raise ConfigError(f"{name}={value!r} is not allowed: use {' or '.join(choice)}.")
     for tool in config.tools:
         if tool not in SHIPPED_TOOLS:
             raise ConfigError(

@@ -19,6 +19,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 import msgspec
 
@@ -37,6 +38,7 @@ from halt.recording import Recording, Viewer
 from halt.run import Run
 from halt.stops import Pressed, StopRegistry, may_touch
 from halt.tools import Toolbox
+from halt.unheard import Unheard
 
 KEEPER_TICK = 0.25  # seconds
 SLOW_READER_MAX = 30.0  # seconds that one write to a reader may take; it can resume afterwards
@@ -53,7 +55,8 @@ class Receipt(msgspec.Struct, frozen=True):
 
     `status`: stopped (by this Stop), finished (had ended before), pending (no such stream yet; one
     that starts with this ID within 30 s ends at once). `upstream`: closed, closing (not seen closed
-    within RECEIPT_WAIT), none (no connection was there to be closed).
+    within RECEIPT_WAIT, or left open by HALT_EXACT_USAGE), none (no connection was there to be
+    closed).
     """
 
     id: str
@@ -75,6 +78,7 @@ class Generations:
         self._room = threading.Condition(self._lock)  # a place was given back
         self._runs: dict[str, Run] = {}  # live and kept
         self._live: set[Run] = set()  # not settled: they have a place
+        self._unheard = Unheard(config)  # stopped and read on; has a lock of its own
         self._views = 0  # readers that hold a thread of the server
         self._watched: dict[Viewer, tuple[Recording, socket.socket]] = {}
         self._draining = False
@@ -90,12 +94,17 @@ class Generations:
         on_end: Callable[[Run], None] | None = None,
         tools: Toolbox | None = None,
         grace: float | None = None,
+        prefix: str = "",
+        on_usage: Callable[[Run, dict[str, Any]], None] | None = None,
     ) -> Run:
         """Start a generation. Raises RequestError, StreamInUse, AtCapacity, Draining.
 
         `tools` are offered to the model and run here when it calls them. `on_end` is called once,
         by the thread that ended the run, with nothing locked. `grace`: seconds that the run goes on
         with nobody watching, where it is not the configured time; 0 ends it with its last viewer.
+        `prefix` is text that its answer goes on from.
+        `on_usage` is called after `on_end`, by another thread, with the provider's own count for a
+        run that was stopped, where HALT_EXACT_USAGE asks for it and the provider tells.
         """
         self._check(request)
         run = Run(
@@ -109,6 +118,9 @@ class Generations:
             self._spawn,
             tools,
             grace,
+            prefix,
+            unheard=self._unheard,
+            on_usage=on_usage,
         )
         with self._lock:
             if self.draining:
@@ -156,7 +168,10 @@ class Generations:
     def _receipt(self, stream_id: str, status: Pressed | None, began: float) -> Receipt:
         upstream = "none"
         if status is not None and (run := self._runs.get(stream_id)) is not None:
-            upstream = run.line.wait_closed(max(0.0, began + RECEIPT_WAIT - now()))
+            wait = 0.0 if run.reading_on else RECEIPT_WAIT
+            upstream = run.line.wait_closed(max(0.0, began + wait - now()))
+            if run.reading_on:  # also before it has a connection, which will not be prevented
+                upstream = "closing"
         took = round((now() - began) * 1000, 2)
         return Receipt(stream_id, status or "pending", upstream, took)
 
@@ -264,6 +279,7 @@ class Generations:
             except Exception:
                 logger.exception("keeper")
             at = now()
+            self._unheard.tend(at)
             with self._lock:
                 live = list(self._live)
             for run in live:
@@ -328,6 +344,7 @@ class Generations:
         with self._lock:
             self._draining = True
             live = list(self._live)
+        self._unheard.close()
         for run in live:
             run.fail(UpstreamError("shutdown"))
 
@@ -342,6 +359,7 @@ class Generations:
             live = list(self._live)
         for run in live:
             run.settle()  # whoever was to do it may be the one who calls this, in a callback
+        self._unheard.close(CLOSE_WAIT)
         with self._lock:  # until no run can give a connection back any more
             self._room.wait_for(lambda: not self._live, CLOSE_WAIT)
         self.upstream.close()

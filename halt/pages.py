@@ -1,8 +1,10 @@
 """The chat page: whole pages, the fragments that change it, and its stream of HTML.
 
-One template, `answer.html`, draws an answer in every state; each route that changes an answer
-returns it. While an answer runs, the page follows `GET /streams/ID/page`: each message is a set of
-`<hx-partial>` that append what is new, and the last one replaces the whole answer.
+One template, `answer.html`, draws an answer in every state. A route that changes the conversation at
+one of its exchanges returns that exchange and all that follow, since an edited prompt or another
+version leads to another rest. While an answer runs, the page follows `GET /streams/ID/page`: each
+message is a set of `<hx-partial>` that append what is new, and the last one replaces the whole
+answer.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import secrets
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from typing import TypeVar
 
 from flask import (
     Blueprint,
@@ -27,16 +31,31 @@ from flask import (
 from jinja2 import Template
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt.answers import ExchangeView, PageWriter, ended_folds, exchange_view, lost, view
+from halt.answers import (
+    ExchangeView,
+    PageWriter,
+    ended_folds,
+    exchange_view,
+    lost,
+    used,
+    view,
+)
 from halt.bodies import checked_id, is_id
 from halt.catalog import Catalog, checked_model
 from halt.chat import ChatRequest
-from halt.conversations import Batch, Chunk, Conversation, Ended, Exchange, Store
+from halt.conversations import (
+    Batch,
+    Busy,
+    Conversation,
+    Ended,
+    Exchange,
+    Store,
+    UnknownConversation,
+)
 from halt.errors import HaltError, OffsetLost, RequestError, TooLarge, UnknownStream
-from halt.events import Done, Terminal, is_terminal, sse_html
+from halt.events import Done, Terminal, sse_html
 from halt.generation import Generations, Receipt
 from halt.lengths import Lengths
-from halt.metrics import now
 from halt.rates import count_starts
 from halt.recording import Recording
 from halt.relay import SSE_HEADERS, EventStream
@@ -66,8 +85,8 @@ LIVE_PER_SESSION = 4
 #: with its place, and not a request later.
 FIRST_TEXT_WAIT = 0.01
 
-#: The process that answers, as the store knows it.
-WORKER = secrets.token_urlsafe(8)
+#: Seconds that a request waits for an answer that has ended to be written down.
+WRITE_WAIT = 2.0
 
 blueprint = Blueprint("pages", __name__)
 
@@ -93,9 +112,37 @@ class Tabs:
                 del self._open[session_id]
 
 
-def install(app: Flask, store: Store) -> None:
-    """Put the page into the application."""
+class Endings:
+    """Answers that have ended and are being written down."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # protects the table
+        self._open: dict[str, threading.Event] = {}
+
+    def begin(self, stream_id: str) -> None:
+        """This stream's answer will be written down when it ends; to be followed by `end`."""
+        with self._lock:
+            self._open[stream_id] = threading.Event()
+
+    def end(self, stream_id: str) -> None:
+        """It is written down, or will never be. Harmless when repeated."""
+        with self._lock:
+            written = self._open.pop(stream_id, None)
+        if written is not None:
+            written.set()
+
+    def wait(self, stream_id: str) -> bool:
+        """Wait until it is written down, for WRITE_WAIT at most. False: it is not."""
+        with self._lock:
+            written = self._open.get(stream_id)
+        return written is None or written.wait(WRITE_WAIT)
+
+
+def install(app: Flask, store: Store, worker: str = "") -> None:
+    """Put the page into the application; `worker` is the process that runs its generations."""
     app.extensions["halt.store"] = store
+    app.extensions["halt.worker"] = worker
+    app.extensions["halt.endings"] = Endings()
     app.extensions["halt.tabs"] = Tabs()
     app.extensions["halt.lengths"] = Lengths()
     app.extensions["halt.catalog"] = Catalog(app.extensions["halt"].upstream)
@@ -107,21 +154,48 @@ def _store() -> Store:
     return found
 
 
+def _worker() -> str:
+    found: str = current_app.extensions["halt.worker"]
+    return found
+
+
+def _endings() -> Endings:
+    found: Endings = current_app.extensions["halt.endings"]
+    return found
+
+
 def _lengths() -> Lengths:
     found: Lengths = current_app.extensions["halt.lengths"]
     return found
 
 
+# --- whole pages ----------------------------------------------------------------------------------
+
+
 def _page(conversation_id: str, conversation: Conversation | None) -> str:
-    exchanges = conversation.exchanges if conversation else ()
     return render_template(
         "chat.html",
         conversation_id=conversation_id,
-        exchanges=[_shown(each, last=each is exchanges[-1]) for each in exchanges],
+        exchanges=_all_shown(conversation) if conversation else [],
+        used=used(conversation.usage) if conversation else "",
         config=config(),
         chosen=conversation.model if conversation else None,
         model=_shown_model(generations()),
     )
+
+
+def _all_shown(found: Conversation, first: int = 0) -> list[ExchangeView]:
+    """The exchanges of the window, from its `first` one on."""
+    out = []
+    for each in found.exchanges[first:]:
+        last = each is found.exchanges[-1] and not found.has_later
+        shown = _shown(each, last=last)
+        if shown.withdrawn:  # just now: the store will know in a moment
+            if each.previous is None:
+                continue
+            shown = _shown(each.previous, last=last)
+        out.append(shown)
+    return out
 
 
 def _shown(exchange: Exchange, *, last: bool = True) -> ExchangeView:
@@ -139,8 +213,12 @@ def conversation(conversation_id: str) -> str:
     return _page(conversation_id, _store().get(conversation_id, owner_made()))
 
 
+# --- what changes a conversation ------------------------------------------------------------------
+
+
 @blueprint.post("/c/<conversation_id>/messages")
 def send(conversation_id: str) -> Response:
+    """A new prompt; with `edit_of`, another version of one that is there."""
     if not is_id(conversation_id):
         abort(404)
     prompt = request.form.get("prompt", "").replace("\r\n", "\n").strip()
@@ -155,7 +233,18 @@ def send(conversation_id: str) -> Response:
     if len(models) > LIVE_PER_SESSION:
         raise RequestError(f"At most {LIVE_PER_SESSION} models can be compared.", field="model")
     answers = list(zip(_stream_ids(len(models)), models, strict=True))
-    found = _store().begin(conversation_id, owner_made(), prompt, answers, worker=WORKER)
+    mine = owner_made()
+    found = _changed(
+        conversation_id,
+        lambda store: store.begin(
+            conversation_id,
+            mine,
+            prompt,
+            answers,
+            worker=_worker(),
+            edit_of=_message_id("edit_of") if "edit_of" in request.form else None,
+        ),
+    )
     _begin(found)
     response = Response(_exchange(found), mimetype="text/html")
     response.headers["HX-Push-Url"] = url_for("pages.conversation", conversation_id=found.id)
@@ -164,12 +253,70 @@ def send(conversation_id: str) -> Response:
 
 @blueprint.post("/c/<conversation_id>/regenerate")
 def regenerate(conversation_id: str) -> str:
+    """One more answer to a prompt. It may be in the middle: the conversation then ends with it."""
     (stream_id,) = _stream_ids(1)
     model = checked_model(request.form.get("model", ""))
-    found = _store().again(conversation_id, owner_made(), stream_id, model, worker=WORKER)
+    prompt_id, mine = _message_id("prompt_id"), owner_made()
+    found = _changed(
+        conversation_id,
+        lambda store: store.again(
+            conversation_id, mine, stream_id, model, worker=_worker(), prompt_id=prompt_id
+        ),
+    )
+    _begin(found)
+    return _exchange(found)
+
+
+@blueprint.post("/c/<conversation_id>/continue")
+def go_on(conversation_id: str) -> str:
+    """Go on with the last answer from its last word, in the same message."""
+    (stream_id,) = _stream_ids(1)
+    answer_id, mine = _shown_answer(conversation_id), owner_made()
+    found = _changed(
+        conversation_id,
+        lambda store: store.extend(conversation_id, mine, answer_id, stream_id, worker=_worker()),
+    )
     run = _begin(found)
-    shown = view(found.exchanges[-1], run, _lengths())
-    return render_template("answer.html", a=shown)
+    return render_template("answer.html", a=view(found.exchanges[-1], run, _lengths()))
+
+
+@blueprint.post("/c/<conversation_id>/discard")
+def discard(conversation_id: str) -> str:
+    """Take the last answer away. What is shown instead, which may be nothing, is returned."""
+    prompt_id, mine = _message_id("prompt_id"), owner_made()
+    answer_id = _shown_answer(conversation_id)
+    _changed(conversation_id, lambda store: store.discard(conversation_id, mine, answer_id))
+    try:
+        return _from(_store().get(conversation_id, mine), prompt_id)
+    except UnknownConversation:  # its only prompt has gone, and it with it
+        return ""
+
+
+@blueprint.post("/c/<conversation_id>/show")
+def show(conversation_id: str) -> str:
+    """Go to another version of a prompt or an answer: the conversation goes on from there."""
+    message_id, mine = _message_id("message_id"), owner_made()
+    found = _changed(
+        conversation_id, lambda store: store.show(conversation_id, mine, message_id)
+    )
+    return _from(found, message_id)
+
+
+@blueprint.get("/c/<conversation_id>/from")
+def from_here(conversation_id: str) -> Response:
+    """A prompt's exchange and all that follow, as they are now.
+
+    Where the prompt has gone, because its answer was stopped before any text, another version of
+    it is returned; a page that knows of none is loaded anew.
+    """
+    prompt_id = _message_id("prompt_id")
+    _caught_up(conversation_id)
+    found = _store().get(conversation_id, owner_made(), around=prompt_id)
+    shown = _from(found, prompt_id)
+    response = Response(shown, mimetype="text/html")
+    if not shown:
+        response.headers["HX-Refresh"] = "true"
+    return response
 
 
 @blueprint.post("/c/<conversation_id>/pick")
@@ -177,13 +324,72 @@ def pick(conversation_id: str) -> str:
     """Go on with one of several answers; those that are still being written are stopped."""
     mine = owner_made()
     chosen = request.form.get("stream_id", "")
-    last = _store().get(conversation_id, mine).exchanges[-1:]
+    last = _store().get(conversation_id, mine, limit=1).exchanges[-1:]
     candidates = last[0].candidates if last and last[0].rivals else ()
     if any(each.stream_id == chosen for each in candidates):
         for each in candidates:
             if each.ended is None:
                 generations().stop(each.stream_id, mine)
-    return _exchange(_store().pick(conversation_id, mine, chosen))
+    return _exchange(
+        _changed(conversation_id, lambda store: store.pick(conversation_id, mine, chosen))
+    )
+
+
+@blueprint.get("/c/<conversation_id>/usage")
+def usage(conversation_id: str) -> str:
+    """The tokens of all that was answered in it, in words."""
+    mine = owner_made()
+    try:
+        _caught_up(conversation_id)
+        return used(_store().totals(conversation_id, mine))
+    except UnknownConversation:  # its one prompt was taken back
+        return ""
+
+
+T = TypeVar("T")
+
+
+def _changed(conversation_id: str, change: Callable[[Store], T]) -> T:
+    """Change the conversation. An answer that has just ended may have to be written down first."""
+    try:
+        return change(_store())
+    except Busy:
+        if not _caught_up(conversation_id):
+            raise
+        return change(_store())
+
+
+def _caught_up(conversation_id: str) -> bool:
+    """Wait until what has ended in it is written down. False: something is still being written."""
+    last = _store().get(conversation_id, owner_made(), limit=1).exchanges[-1:]
+    for each in last[0].candidates if last else ():
+        if each.ended is None:
+            run = _run_of(each.stream_id)
+            if run is None or run.log.ended is None or not _endings().wait(each.stream_id):
+                return False
+    return True
+
+
+def _shown_answer(conversation_id: str) -> int:
+    """The answer that the page shows at a prompt. Raises UnknownConversation, RequestError."""
+    prompt_id = _message_id("prompt_id")
+    found = _store().get(conversation_id, owner_made(), around=prompt_id, limit=1)
+    for each in found.exchanges:
+        if each.prompt_id == prompt_id:
+            return each.answer_id
+    raise UnknownConversation("There is no such answer any more. Load the page anew.")
+
+
+def _from(found: Conversation, message_id: int) -> str:
+    """The exchange at which a message is, or was, and all that follow; nothing if there is none."""
+    for index, each in enumerate(found.exchanges):
+        ids = {each.prompt_id, each.answer_id, *each.prompts.ids, *each.versions.ids}
+        if message_id in ids:
+            return "".join(
+                render_template("exchange.html", x=shown, conversation_id=found.id)
+                for shown in _all_shown(found, index)
+            )
+    return ""
 
 
 @blueprint.get("/models")
@@ -207,8 +413,9 @@ def _begin(found: Conversation) -> Run:
 
     Returns the first answer's run.
     """
-    store, lengths = _store(), _lengths()
+    store, lengths, endings = _store(), _lengths(), _endings()
     exchange = found.exchanges[-1]
+    settings = found.settings
     messages = store.told(found.id, found.owner, config().told_system_prompt)
 
     def started(wanted: Exchange) -> Run:
@@ -216,15 +423,27 @@ def _begin(found: Conversation) -> Run:
             ended = run.log.ended
             if ended is None:
                 return
-            whole = isinstance(ended, Done) and ended.finish_reason == "stop"
+            whole = isinstance(ended, Done) and ended.finish_reason == "stop" and not run.prefix
             lengths.end(run.id, wanted.asked, ended.metrics.tokens if whole else None)
-            store.write(_ended(run, ended))
+            try:
+                store.write(Batch(ended=(_end_of(run, ended),)))
+            finally:
+                endings.end(run.id)
 
-        lengths.begin(wanted.stream_id, wanted.asked)
+        if not wanted.prefix:
+            lengths.begin(wanted.stream_id, wanted.asked)
+        endings.begin(wanted.stream_id)
+        chat = ChatRequest(
+            messages,
+            id=wanted.stream_id,
+            model=wanted.asked or None,
+            temperature=settings.temperature,
+            max_tokens=settings.max_tokens,
+        )
         try:
-            chat = ChatRequest(messages, id=wanted.stream_id, model=wanted.asked or None)
-            return generations().start(chat, found.owner, save, toolbox())
+            return generations().start(chat, found.owner, save, toolbox(), prefix=wanted.prefix)
         except HaltError:
+            endings.end(wanted.stream_id)
             lengths.end(wanted.stream_id, wanted.asked)
             raise
 
@@ -235,7 +454,7 @@ def _begin(found: Conversation) -> Run:
         for each in waiting:
             runs.append(started(each))  # noqa: PERF401 - those before a fault are to be stopped
     except HaltError:
-        store.take_back(found.id, exchange.stream_id)
+        store.take_back(found.id, waiting[0].stream_id)
         for run in runs:
             generations().stop(run.id, found.owner)
         raise
@@ -243,17 +462,17 @@ def _begin(found: Conversation) -> Run:
     return runs[0]
 
 
-def _ended(run: Run, ended: Terminal) -> Batch:
-    """What there is to write of a run that has ended."""
-    since = run.meter.started_at
-    events = run.events(run.log.last)
-    timed = [
-        (1000 * ((now() if is_terminal(event) else run.came_at(seq)) - since), event)
-        for seq, event in events
-    ]
-    answer = run.answer()[1]
-    end = Ended(run.id, ended, time.time(), run.log.last, answer, run.model, ended_folds(run))
-    return Batch(chunks=(Chunk(run.id, events[0][0], timed),), ended=(end,))
+def _end_of(run: Run, ended: Terminal) -> Ended:
+    return Ended(
+        run.id,
+        ended,
+        time.time(),
+        run.log.last,
+        run.answer()[1],
+        run.model,
+        ended_folds(run),
+        run.kept,
+    )
 
 
 @blueprint.get("/streams/<stream_id>/page")
@@ -326,6 +545,14 @@ def _run_of(stream_id: str) -> Recording | None:
         return generations().get(stream_id, owner())
     except UnknownStream:
         return None
+
+
+def _message_id(field: str) -> int:
+    """A message's ID in the form. Raises RequestError."""
+    raw = request.values.get(field, "")
+    if not (raw.isascii() and raw.isdigit() and len(raw) <= 15):
+        raise RequestError(f"{field} must be the ID of a message.", field=field)
+    return int(raw)
 
 
 def _stream_ids(count: int) -> list[str]:

@@ -5,12 +5,22 @@ They differ in their client, in what they ask and in the decoder of what comes.
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
 
-from halt.chat import Part
+from halt.chat import ChatRequest, Part, Reply
+from halt.continuing import (
+    Seam,
+    SeamReply,
+    Way,
+    by_instruction,
+    by_prefix,
+    unfinished,
+)
 from halt.decoder import EventDecoder
 from halt.errors import UpstreamError
 from halt.faults import fault
@@ -18,6 +28,11 @@ from halt.http1 import Body
 from halt.line import TICK, Line, on_line
 from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
+
+
+REMEMBERED_MOST = 1000  # models of which it is kept that they refuse a prefix
+
+logger = logging.getLogger(__name__)
 
 
 def http_client(transport: Transport) -> httpx2.Client:
@@ -95,6 +110,7 @@ class Provider:
         self._secret = settings.key
         self._lock = threading.Lock()  # protects what is learnt on the way
         self._model = settings.first_model
+        self._refusing: set[str] = set()  # models that do not go on with a prefix
 
     def _list(self) -> list[str]:
         """Ask the client for the models. Raises what the client raises."""
@@ -123,6 +139,31 @@ class Provider:
 
     def close(self) -> None:
         self._transport.close()
+
+    def _go_on(
+        self, request: ChatRequest, model: str, way: Way, ask: Callable[[ChatRequest, Way], Reply]
+    ) -> Reply:
+        """Open a request that goes on with an answer. Raises UpstreamError, Interrupted.
+
+        `ask` sends it. A model that refuses a prefix is asked by instruction, now and from then on.
+        """
+        text = unfinished(request)
+        by_words: Way = "instruction"
+        if model in self._refusing:
+            way = by_words
+        if way != by_words:
+            try:
+                reply = ask(by_prefix(request), way)
+                return SeamReply(reply, Seam(text, echoes=way == "flagged"))
+            except UpstreamError as refusal:
+                if refusal.code != "bad_request":
+                    raise
+        reply = ask(by_instruction(request), by_words)
+        if way != by_words and len(self._refusing) < REMEMBERED_MOST:
+            logger.info("%s goes on with no prefix; it is asked in words", model)
+            with self._lock:
+                self._refusing.add(model)
+        return SeamReply(reply, Seam(text, repeats=True))
 
     def _ask(self, line: Line) -> list[str]:
         if not self._settings.base_url:

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from halt.config import (
     AZURE_VERSION,
+    CONTINUES,
     OPENAI_URL,
     Config,
     ConfigError,
@@ -59,6 +60,7 @@ class ProviderSettings:
     max_tokens: int = MAX_TOKENS  # Anthropic
     extra_body: Mapping[str, Any] = field(default_factory=dict)  # further fields of each request
     connect_timeout: float = 5.0
+    continues: str = "auto"  # how a model goes on with a stopped answer, one of CONTINUES
 
     @property
     def first_model(self) -> str:
@@ -101,6 +103,7 @@ def _of_environment(config: Config) -> Setup:
                 # Lets the embedded model notice a Stop while it reads a prompt.
                 extra_body=REQUEST_EXTRA if config.wants_embedded else {},
                 connect_timeout=limit,
+                continues=config.continues,
             )
         )
     if config.azure_endpoint:
@@ -113,6 +116,7 @@ def _of_environment(config: Config) -> Setup:
                 models=(config.azure_deployment,),
                 api_version=config.azure_version,
                 connect_timeout=limit,
+                continues=config.continues,
             )
         )
     if config.anthropic_key:
@@ -123,6 +127,7 @@ def _of_environment(config: Config) -> Setup:
                 base_url=config.anthropic_url or ANTHROPIC_URL,
                 key=config.anthropic_key,
                 connect_timeout=limit,
+                continues=config.continues,
             )
         )
     return Setup(providers=tuple(found), default=config.model)
@@ -146,10 +151,7 @@ def _of_file(config: Config, lookup: Callable[[str], str]) -> Setup:
     found = top.table("providers")
     if not found:
         raise ConfigError(f"{path}: providers is missing: name at least one, as [providers.NAME].")
-    providers = tuple(
-        _provider(path, name, value, config.connect_timeout, lookup)
-        for name, value in found.items()
-    )
+    providers = tuple(_provider(path, name, value, config, lookup) for name, value in found.items())
     where = "HALT_MODEL" if config.model else f"{path}: default"
     default = config.model or top.text("default")
     if len(providers) == 1:  # its models need no prefix, and may have one
@@ -169,11 +171,11 @@ _ALLOWED = {
     "azure": {"endpoint", "api_version"},
     "anthropic": {"base_url", "max_tokens"},
 }
-_COMMON = {"kind", "key_env", "models", "extra_body"}
+_COMMON = {"kind", "key_env", "models", "extra_body", "continue"}
 
 
 def _provider(
-    path: str, name: str, value: Any, connect_timeout: float, lookup: Callable[[str], str]
+    path: str, name: str, value: Any, config: Config, lookup: Callable[[str], str]
 ) -> ProviderSettings:
     where = f"providers.{name}"
     if not NAME.fullmatch(name):
@@ -205,7 +207,8 @@ def _provider(
         api_version=table.text("api_version") or (AZURE_VERSION if kind == "azure" else ""),
         max_tokens=table.number("max_tokens", MAX_TOKENS, 1, 10_000_000),
         extra_body=table.table("extra_body"),
-        connect_timeout=connect_timeout,
+        connect_timeout=config.connect_timeout,
+        continues=table.choice("continue", config.continues, CONTINUES),
     )
 
 
@@ -244,6 +247,12 @@ class _Table:
         if not isinstance(value, str) or (key in self._table and not value.strip()):
             raise self._wrong(key, "text in quotes")
         return value.strip()
+
+    def choice(self, key: str, default: str, allowed: tuple[str, ...]) -> str:
+        value: Any = self._table.get(key, default)
+        if value not in allowed:
+            raise self._wrong(key, "one of " + ", ".join(f'"{each}"' for each in allowed))
+        return str(value)
 
     def texts(self, key: str) -> tuple[str, ...]:
         value = self._table.get(key, [])

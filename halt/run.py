@@ -21,6 +21,8 @@ Races, and who wins:
 - Closing the connection: the last one out does it. An ender ends the log and then tries for the
   role; a pump gives up the role and then looks whether the log has ended. So at least one of both
   gets in, and `_settled`, guarded by the role, lets only one close.
+- A Stop that leaves the upstream open (`read_on`): says so before the log ends, so nobody closes
+  before the reader has come for the role, and it lets whoever comes then close.
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ from halt.metrics import Meter, now
 from halt.recording import Recording
 from halt.stops import Pressed, StopSwitch
 from halt.tools import Toolbox, ToolRound
+from halt.unheard import Unheard
 
 ATTEND_AFTER = 0.2  # seconds without a pump until an attendant is sent
 FIRST_VIEW = 10.0  # seconds that the first viewer has to come, however short the grace
@@ -93,6 +96,8 @@ class Run(Recording):
         tools: Toolbox | None = None,
         grace: float | None = None,
         prefix: str = "",
+        unheard: Unheard | None = None,
+        on_usage: Callable[[Run, dict[str, Any]], None] | None = None,
     ) -> None:
         self.meter = Meter()
         super().__init__(
@@ -112,6 +117,9 @@ class Run(Recording):
         self._on_end = on_end
         self._on_settled = on_settled
         self._spawn = spawn
+        self._unheard = unheard
+        self._on_usage = on_usage
+        self._reading_on = False  # after a Stop that left the upstream open
         self._grace = config.orphan_grace if grace is None else grace
         self._tools = tools if request.tools is None else None  # whoever brings tools runs them
         if self._tools:
@@ -126,6 +134,7 @@ class Run(Recording):
         self._size = 0  # characters of all events: text, reasoning, calls, results
         self._model = ""  # as the last round's reply named it
         self._usage: dict[str, Any] | None = {}  # of all rounds; None: one of them told none
+        self._counted: Reply | None = None  # the newest reply whose usage is in there
         self._reply: Reply | None = None
         self._retries_left = config.retries
         self._pump = threading.Lock()  # the role; guards the reply, the parts and `_settled`
@@ -181,14 +190,20 @@ class Run(Recording):
 
     # --- ending -----------------------------------------------------------------------------------
 
-    def cancel(self, reason: CancelReason, seen: int | None = None) -> bool:
-        """End the run on purpose. False: it had ended already."""
+    def cancel(
+        self, reason: CancelReason, seen: int | None = None, *, read_on: bool = False
+    ) -> bool:
+        """End the run on purpose. False: it had ended already.
+
+        `read_on`: the upstream is read on for its usage; a place among the unheard was taken.
+        """
 
         def make() -> Terminal:
             self._kept = seen
+            self._reading_on = read_on
             return Cancelled(self.meter.snapshot(), reason)
 
-        return self._end(make, interrupt=True)
+        return self._end(make, interrupt=not read_on)
 
     def fail(self, fault: UpstreamError) -> bool:
         """End the run with an error. False: it had ended already."""
@@ -209,7 +224,7 @@ class Run(Recording):
         can be used again. True when it is let go of.
         """
         ended = self.log.ended
-        if ended is None or not self._pump.acquire(blocking=False):
+        if ended is None or self._reading_on or not self._pump.acquire(blocking=False):
             return False
         try:
             if self._settled:
@@ -226,7 +241,13 @@ class Run(Recording):
         return True
 
     def _pressed(self, seen: int | None) -> Pressed:
-        return "stopped" if self.cancel("stop", seen) else "finished"
+        reporting = self._on_usage is not None and self.log.ended is None
+        if not (reporting and self._unheard is not None and self._unheard.take(self)):
+            return "stopped" if self.cancel("stop", seen) else "finished"
+        if self.cancel("stop", seen, read_on=True):
+            return "stopped"
+        self._unheard.give_back(self)
+        return "finished"
 
     def _end(self, make: Callable[[], Terminal], *, interrupt: bool) -> bool:
         if not self.log.end(make):
@@ -240,7 +261,62 @@ class Run(Recording):
             self.settle()
         if self._on_end is not None:
             self._on_end(self)
+        if self._reading_on:
+            self._on_settled(self)  # it needs no place any more
+            if not self._spawn(self, self.read_on):
+                self.line.interrupt()
+                self._let_go()
         return True
+
+    # --- after a Stop that left the upstream open -------------------------------------------------
+
+    @property
+    def reading_on(self) -> bool:
+        """Its log has ended, and its upstream is still read for its usage."""
+        return self._reading_on
+
+    def is_overdue(self, at: float) -> bool:
+        """Whether a limit is over for an answer that nobody hears."""
+        return self._over_limit(at) is not None
+
+    def read_on(self) -> None:
+        """Body of a thread: read the rest of the answer, and report the usage behind it."""
+        usage = None
+        with self._pump:
+            try:
+                usage = self._usage_behind()
+            except (Interrupted, UpstreamError) as fault:
+                logger.info("stream %s: no usage after its Stop: %s", self.id, fault.code)
+            except Exception:
+                logger.exception("stream %s, after its Stop", self.id)
+        try:
+            if usage and self._on_usage is not None:
+                self._on_usage(self, usage)
+        except Exception:
+            logger.exception("stream %s, usage after its Stop", self.id)
+        finally:
+            self._let_go()
+
+    def _usage_behind(self) -> dict[str, Any] | None:
+        """Read until the provider has counted. Raises UpstreamError, Interrupted."""
+        reply = self._reply
+        if reply is not None:
+            while reply.finish_reason is None or reply.usage is None:
+                try:
+                    ended = reply.read(TICK).ended
+                except Quiet:
+                    continue
+                self.meter.received(0, 0)
+                if ended:
+                    break
+            self._count(reply)
+        return self._usage or None
+
+    def _let_go(self) -> None:
+        self._reading_on = False
+        self.settle()
+        if self._unheard is not None:
+            self._unheard.give_back(self)
 
     # --- producing --------------------------------------------------------------------------------
 
@@ -275,6 +351,21 @@ class Run(Recording):
 
     def check(self, at: float) -> UpstreamError | CancelReason | Literal["attend"] | None:
         """What the keeper has to do about this run at the time `at`; a run over a limit, first."""
+        if (fault := self._over_limit(at)) is not None:
+            return fault
+        with self._viewers_lock:
+            gone = [viewer for viewer in self._viewers if viewer.gone]
+        for viewer in gone:
+            self.leave(viewer)
+        grace = self._grace if self._was_watched else max(FIRST_VIEW, self._grace)
+        if not self._viewers and at - self._watched_at > grace:
+            return "no_viewer"
+        if not self._pump.locked() and at - self._pumped_at > ATTEND_AFTER:
+            return "attend"
+        return None
+
+    def _over_limit(self, at: float) -> UpstreamError | None:
+        """The limit that is over at this time."""
         config, meter = self._config, self.meter
         if at - meter.started_at > config.run_timeout:
             return UpstreamError("run_too_long")
@@ -286,15 +377,6 @@ class Run(Recording):
                 return UpstreamError("first_byte_timeout")
         elif silent > config.gap_timeout:
             return UpstreamError("stalled")
-        with self._viewers_lock:
-            gone = [viewer for viewer in self._viewers if viewer.gone]
-        for viewer in gone:
-            self.leave(viewer)
-        grace = self._grace if self._was_watched else max(FIRST_VIEW, self._grace)
-        if not self._viewers and at - self._watched_at > grace:
-            return "no_viewer"
-        if not self._pump.locked() and at - self._pumped_at > ATTEND_AFTER:
-            return "attend"
         return None
 
     def _guarded(self, body: Callable[..., None], *args: Any) -> None:
@@ -420,7 +502,10 @@ class Run(Recording):
         return event
 
     def _count(self, reply: Reply) -> None:
-        """Add a round's usage to that of the rounds before."""
+        """Add a round's usage to that of the rounds before. Harmless when repeated."""
+        if self._counted is reply:
+            return
+        self._counted = reply
         if self._usage is not None:
             self._usage = None if reply.usage is None else _sum(self._usage, reply.usage)
 

@@ -13,15 +13,25 @@ import httpx2
 import msgspec
 import openai
 
-from halt.chat import ChatRequest
+from halt.chat import ChatRequest, Reply
+from halt.continuing import (
+    FLAGGED_HOSTS,
+    NO_THOUGHT,
+    OWNERS,
+    SWITCHES,
+    Way,
+    settled,
+    unfinished,
+)
 from halt.decoder import ChatDecoder
 from halt.errors import UpstreamError
 from halt.faults import fault
 from halt.line import Line, on_line
-from halt.provider import EventReply, Provider, begin, http_client
+from halt.provider import Provider, begin, http_client
 from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
 
+DEEPSEEK_BETA = "https://api.deepseek.com/beta"  # the one address where it takes a prefix
 NOWHERE = "http://127.0.0.1:9/v1"  # for the client, which wants an address; never asked
 
 logger = logging.getLogger(__name__)
@@ -35,8 +45,10 @@ class OpenAIUpstream(Provider):
     def __init__(self, settings: ProviderSettings, transport: Transport | None = None) -> None:
         super().__init__(settings, transport)
         self._client = self._make_client(settings)
-        self._on_openai = urlsplit(settings.base_url).hostname == "api.openai.com"
+        self._host = urlsplit(settings.base_url).hostname or ""
+        self._on_openai = self._host == "api.openai.com"
         self._asks_usage = True  # until the server refuses
+        self._owners: dict[str, str] | None = None  # model -> what its server calls itself
 
     def _make_client(self, settings: ProviderSettings) -> openai.OpenAI:
         # No timeouts and no retries here: the limits of a run are watched by `generation`, which
@@ -49,29 +61,73 @@ class OpenAIUpstream(Provider):
             http_client=http_client(self._transport),
         )
 
-    def open(self, request: ChatRequest, line: Line) -> EventReply:
+    def open(self, request: ChatRequest, line: Line) -> Reply:
         if not self._settings.base_url:
             raise UpstreamError("no_model")
         model = request.model or self.default_model(line)
+        if not unfinished(request):
+            return self._send(model, request, line)
+
+        def ask(asked: ChatRequest, way: Way) -> Reply:
+            return self._send(model, asked, line, way)
+
+        return self._go_on(request, model, self._way(model, line), ask)
+
+    def _send(self, model: str, request: ChatRequest, line: Line, way: Way | None = None) -> Reply:
         options = request.options()
         if self._on_openai and "max_tokens" in options:
             # OpenAI's current models only take the newer name.
             options["max_completion_tokens"] = options.pop("max_tokens")
-        if self._settings.extra_body:
-            options["extra_body"] = {**self._settings.extra_body, **options.get("extra_body", {})}
+        extra = {**self._settings.extra_body, **options.get("extra_body", {})}
         messages = [
             {k: v for k, v in each.items() if k != "opaque"}
-            for each in msgspec.to_builtins(request.messages)
+            for each in msgspec.to_builtins(settled(request.messages))
         ]
+        if way == "flagged":
+            messages[-1]["prefix"] = True
+        elif way == "switched":
+            extra = {**NO_THOUGHT, **extra, **SWITCHES}
+        elif way == "trailing":
+            extra = {**NO_THOUGHT, **extra}
+        if extra:
+            options["extra_body"] = extra
+        client = self._client
+        if way == "flagged" and self._host == "api.deepseek.com":
+            client = client.with_options(base_url=DEEPSEEK_BETA)
         with on_line(line):
             try:
-                response = self._create(model, messages, options)
+                response = self._create(client, model, messages, options)
             except openai.APIError as exc:
                 raise fault(exc, self._secret) from exc
         return begin(response, ChatDecoder(), model, self._secret)
 
-    def _create(self, model: str, messages: Any, options: dict[str, Any]) -> httpx2.Response:
-        create = self._client.chat.completions.with_raw_response.create
+    def _way(self, model: str, line: Line) -> Way:
+        """How this model is asked to go on with an answer. Raises Interrupted."""
+        wish = self._settings.continues
+        if wish == "instruction" or (wish == "auto" and self._on_openai):
+            return "instruction"
+        if self._host in FLAGGED_HOSTS:
+            return "flagged"
+        return OWNERS.get(
+            self._owner(model, line), "trailing" if wish == "prefix" else "instruction"
+        )
+
+    def _owner(self, model: str, line: Line) -> str:
+        """What the server of a model calls itself in its list, empty where it does not say."""
+        if self._owners is None:
+            try:
+                self._ask(line)
+            except UpstreamError:
+                with self._lock:
+                    self._owners = self._owners or {}  # asked once; a later list tells more
+        owners = self._owners or {}
+        told = set(owners.values())
+        return owners.get(model) or (told.pop() if len(told) == 1 else "")
+
+    def _create(
+        self, client: openai.OpenAI, model: str, messages: Any, options: dict[str, Any]
+    ) -> httpx2.Response:
+        create = client.chat.completions.with_raw_response.create
         if self._asks_usage:
             try:
                 return create(
@@ -90,7 +146,11 @@ class OpenAIUpstream(Provider):
         return create(model=model, messages=messages, stream=True, **options).http_response
 
     def _list(self) -> list[str]:
-        return [model.id for model in self._client.models.list().data]
+        models = self._client.models.list().data
+        owners = {model.id: str(getattr(model, "owned_by", "")) for model in models}
+        with self._lock:
+            self._owners = owners
+        return [model.id for model in models]
 
 
 class AzureUpstream(OpenAIUpstream):
@@ -106,11 +166,14 @@ class AzureUpstream(OpenAIUpstream):
             http_client=http_client(self._transport),
         )
 
-    def open(self, request: ChatRequest, line: Line) -> EventReply:
+    def open(self, request: ChatRequest, line: Line) -> Reply:
         model = request.model or self._settings.first_model
         if not model.strip(".") or "/" in model:  # it would be a part of the path
             raise UpstreamError("model_not_found", f"{model!r} is no name of a deployment")
         return super().open(request, line)
+
+    def _way(self, model: str, line: Line) -> Way:
+        return "trailing" if self._settings.continues == "prefix" else "instruction"
 
     def models(self, line: Line) -> list[str]:
         return list(self._settings.models)

@@ -275,7 +275,7 @@ def _error_response(
     retry_after: float | None = None,
 ) -> Response:
     if wants_fragment():
-        html = render_template("notice.html", message=message)
+        html = render_template("notice.html", message=message, code=code)
         response = Response(html, status, mimetype="text/html")
         response.headers["HX-Retarget"] = "#notice"
         response.headers["HX-Reswap"] = "innerHTML"

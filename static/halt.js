@@ -12,15 +12,16 @@
   const running = () => [...document.querySelectorAll('.answer[data-state="running"]')];
   const busy = () => sending.length > 0 || running().length > 0;
   const announce = text => { $("#announcer").textContent = text; };
+  const said = (name, detail) => document.dispatchEvent(new CustomEvent(`halt:${name}`, { detail }));
   const setSending = ids => { sending = ids; document.body.classList.toggle("sending", ids.length > 0); };
   const notice = text => { const p = document.createElement("p"); p.className = "fault"; p.textContent = text; $("#notice").replaceChildren(p); };
 
   // --- sending: Stop takes Send's place before the first byte comes back -------------------------
-  const grow = () => { // its height is that of the text and of its two borders
-    prompt.style.height = "auto";
-    prompt.style.height = prompt.scrollHeight + prompt.offsetHeight - prompt.clientHeight + "px";
+  const grow = field => { // its height is that of the text and of its two borders
+    field.style.height = "auto";
+    field.style.height = field.scrollHeight + field.offsetHeight - field.clientHeight + "px";
   };
-  prompt.addEventListener("input", grow);
+  document.addEventListener("input", event => { if (event.target.matches("textarea")) grow(event.target); });
   prompt.addEventListener("keydown", event => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
     event.preventDefault();
@@ -28,35 +29,44 @@
   });
   document.addEventListener("submit", event => {
     if (event.target !== composer) return;
-    if (busy() || !prompt.value.trim()) { event.preventDefault(); event.stopImmediatePropagation(); }
+    const text = prompt.value.trim(), waits = busy();
+    if (waits || !text) { event.preventDefault(); event.stopImmediatePropagation(); }
+    if (waits && text) said("queue", { text });
   }, true);
+  const STARTS = "#composer, #sender, .editor, .regenerate, .continue"; // each asks for an answer
   document.addEventListener("htmx:config:request", event => {
-    const { ctx } = event.detail, source = ctx.sourceElement;
+    const { ctx } = event.detail, source = ctx.sourceElement, { body } = ctx.request;
     const exchange = source.closest(".exchange");
-    if (source === composer || source.matches(".regenerate")) {
-      if (busy()) { event.preventDefault(); return; }
-      if (exchange) {
-        exchange.dataset.again = "";
-        ctx.request.action = `/c/${exchange.dataset.conversation}/regenerate`;
+    if (source.dataset.do) { // what is done at one exchange of the conversation
+      ctx.request.action = `/c/${exchange.dataset.conversation}/${source.dataset.do}`;
+      body.set("prompt_id", exchange.dataset.prompt);
+    } else if (source.matches(".editor")) {
+      body.set("edit_of", exchange.dataset.prompt);
+    }
+    if (source.matches(STARTS)) {
+      if (busy()) {
+        event.preventDefault();
+        if (source.matches(".editor")) notice("An answer is being written. Stop it first, or wait for its end.");
+        return;
       }
-      setSending(ctx.request.body.getAll("model").map(newId)); // an answer for each model
+      const models = body.getAll("model");
+      setSending(source.dataset.ids?.split(" ") ?? (models.length ? models.map(newId) : [newId()])); // an answer for each model
       sender = ctx;
-      for (const id of sending) ctx.request.body.append("id", id);
+      for (const id of sending) body.append("id", id);
       $("#notice").replaceChildren();
       following = true;
-    } else if (source.matches(".pick")) {
-      ctx.request.action = `/c/${exchange.dataset.conversation}/pick`;
     } else if (source.matches("#stopper, .stop-one")) {
       const answers = source.id ? running() : [source.closest(".answer")];
       if (!answers.length && !sending.length) { event.preventDefault(); return; }
+      said("stop");
       for (const answer of answers) {
-        ctx.request.body.append("stream_id", answer.dataset.stream);
-        ctx.request.body.append("seen", frozenAt(answer));
+        body.append("stream_id", answer.dataset.stream);
+        body.append("seen", frozenAt(answer));
       }
-      if (answers.length) ctx.request.body.set("shown", "1");
+      if (answers.length) body.set("shown", "1");
       for (const id of answers.length ? [] : sending) {
-        ctx.request.body.append("stream_id", id);
-        ctx.request.body.append("seen", "0"); // none of it is on the page
+        body.append("stream_id", id);
+        body.append("seen", "0"); // none of it is on the page
       }
       $("#notice").replaceChildren(); // what an earlier press had to say
     }
@@ -97,7 +107,7 @@
     if (!source || event.detail.error?.name === "AbortError") return;
     if (source.matches("#stopper, .stop-one")) notice("Stop could not reach the server. Press it again.");
     else if (source.matches(".feed")) { lost(true); retryFeed(source); }
-    else if (source.matches("#composer, .regenerate, .pick")) notice("The server could not be reached. Your message is still here: try again.");
+    else if (source.matches(`${STARTS}, [data-do]`)) notice("The server could not be reached. Your message is still here: try again.");
   });
 
   // --- Stop: the text stands still, a connection is freed, then the server is told ---------------
@@ -143,7 +153,7 @@
   });
 
   // --- what a change of the conversation means ----------------------------------------------------
-  const SAID = { running: "The answer has started.", done: "The answer is complete.", stopped: "The answer was stopped.", withdrawn: "Stopped." };
+  const SAID = { running: "The answer has started.", done: "The answer is complete.", stopped: "The answer was stopped.", withdrawn: "Stopped.", interrupted: "The answer was interrupted." };
   const settle = answer => {
     lost(false); // it comes from the server
     const { state } = answer.dataset, exchange = answer.closest(".exchange");
@@ -154,10 +164,14 @@
     // A pressed button that has gone keeps the focus until the next frame; nobody else's is taken.
     const focused = document.activeElement;
     if (state !== "running" && (focused === document.body || !focused?.checkVisibility())) prompt.focus({ preventScroll: true });
-    if (state !== "withdrawn") return;
-    if ("again" in exchange.dataset) { location.reload(); return; } // the earlier answer is there again
-    if (others.some(each => each.dataset.state !== "withdrawn")) return;
-    if (!prompt.value) { prompt.value = $(".prompt .text", exchange).textContent; grow(); }
+    if (state === "running") return;
+    const gone = state === "withdrawn" && others.every(each => each.dataset.state === "withdrawn");
+    const back = "again" in exchange.dataset ? state === "withdrawn" : gone && "edited" in exchange.dataset;
+    said("settled", { state, exchange, back }); // `back`: an earlier version is there again
+    if (!gone || back || !exchange.isConnected) return;
+    const text = $(".prompt .text", exchange).textContent; // the prompt is given back
+    if (prompt.value) said("queue", { text, first: true });
+    else { prompt.value = text; grow(prompt); }
     exchange.remove();
     prompt.focus();
   };
@@ -165,9 +179,10 @@
     for (const change of changes) for (const node of change.addedNodes) {
       if (node.nodeType !== Node.ELEMENT_NODE) continue;
       if (node.matches(".answer")) { unfold(node); settle(node); }
-      else if (node.matches(".exchange")) settle($('.answer[data-state="running"]', node) ?? $(".answer", node));
+      else if (node.matches(".exchange") && sending.length) settle($('.answer[data-state="running"]', node) ?? $(".answer", node));
       else if (node.matches(".answer > .note")) { // in its feed's place: the server has lost it
         node.parentElement.dataset.state = "lost";
+        said("settled", { state: "lost" });
         for (const waiting of node.parentElement.querySelectorAll(".thinking, .elapsed")) waiting.remove();
       }
     }

@@ -50,7 +50,8 @@ def halt_environment(env: dict[str, str]) -> dict[str, str]:
         "DATABASE_URL",
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-    return clean | {"PORT": "0", "PYTHONUNBUFFERED": "1", **env}
+    # Titles are the first words, so that the upstream is asked what a test asks and nothing else.
+    return clean | {"PORT": "0", "PYTHONUNBUFFERED": "1", "HALT_TITLES": "words", **env}
 
 
 def refused_start(*args: str, **settings: Any) -> tuple[int, str]:

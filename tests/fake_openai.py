@@ -67,6 +67,7 @@ class FakeOpenAI:
         *,
         tls: bool = False,
         unknown_model: str | None = None,
+        owner: str = "fake",
     ) -> None:
         self.host = host
         self.port = port  # 0 until start() has found one
@@ -74,6 +75,7 @@ class FakeOpenAI:
         self.ca_pem_path = ""  # the certificate authority to trust, while the server runs on TLS
         self.texts: dict[str, str] = {}
         self._unknown_model = unknown_model
+        self.owner = owner  # as the list of models has it: "llamacpp", "vllm"
         self._tls: ssl.SSLContext | None = None
         self._bell, self._rope = socket.socketpair()
         self._accepting: threading.Thread | None = None
@@ -282,7 +284,7 @@ class FakeOpenAI:
         answer: object
         match reply.record.method, reply.record.path:
             case "GET", "/v1/models":
-                fixed = {"object": "model", "created": 0, "owned_by": "fake"}
+                fixed = {"object": "model", "created": 0, "owned_by": self.owner}
                 if "anthropic-version" in reply.record.headers:
                     answer = listed(SCENARIOS)
                 else:

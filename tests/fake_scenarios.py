@@ -164,6 +164,61 @@ def text(reply: Reply, key: str = "", piece: int = 4) -> None:
 
 
 @scenario
+def go_on(
+    reply: Reply, key: str = "", style: str = "tail", first: int = -1, refuse: int = 0
+) -> None:
+    """`texts[key]`, silent behind `first` characters; goes on with what it is given of it.
+
+    By prefix (style=echo: that again first); by instruction with a repeat in one of these styles:
+    tail (as asked), nothing, more, all, lead, fence. refuse=1: 400 for a prefix, 2: for both.
+    """
+    whole = reply.texts.get(key, "")
+    last = reply.request["messages"][-1]
+    said = _text_of(last)
+    told = "which are:\n\n" in said
+    if (refuse and last["role"] == "assistant") or (refuse == 2 and told):
+        reply.error(400, "This model does not support assistant message prefill.")
+    elif last["role"] == "assistant":
+        _tell_rest(reply, whole, said, said if style == "echo" else "")
+    elif told:
+        old = _text_of(reply.request["messages"][-2])
+        tail = said.partition("which are:\n\n")[2].rpartition("\n\nand go on")[0]
+        _tell_rest(reply, whole, old, _repeat(style, old, tail), bare=style == "nothing")
+    else:
+        reply.tokens(pieces(whole if first < 0 else whole[:first], 4))
+        if first >= 0:
+            reply.hold(inf)
+        reply.finish()
+
+
+def _tell_rest(reply: Reply, whole: str, old: str, repeat: str, *, bare: bool = False) -> None:
+    if not whole.startswith(old):
+        reply.error(400, f"fake go_on: {old!r} is not the beginning of the text")
+        return
+    rest = whole[len(old) :]
+    reply.tokens(pieces(repeat + (rest.lstrip() if bare else rest), 4))
+    reply.finish()
+
+
+def _text_of(message: dict[str, Any]) -> str:
+    """A message's text, also where it comes in Anthropic's blocks."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def _repeat(style: str, old: str, tail: str) -> str:
+    """What an instructed model says before it goes on."""
+    return {
+        "tail": tail,
+        "nothing": "",
+        "more": old[-len(tail) - 40 :],
+        "all": old,
+        "lead": f'Sure, here is the rest: "{tail}',
+        "fence": f"```python\n{tail}",
+    }[style]
+
+
+@scenario
 def reasoning(reply: Reply, thoughts: int = 20, n: int = 20) -> None:
     """Deltas with reasoning_content before those with content."""
     reply.tokens((f"thought{i} " for i in range(thoughts)), kind="reasoning_content")

@@ -1,0 +1,415 @@
+"""Going on with an answer that broke off: how a model is asked to, and how both texts are joined.
+
+    by prefix        the last message is the answer so far, and the server has the model go on in it
+    by instruction   the answer so far is a message like others, and the model is told to go on with
+                     it, beginning with a repeat of its last words
+
+In both ways a `Seam` makes one text of the two. What comes out of a `SeamReply` is new text alone,
+so nobody behind it needs to know that an answer is a continuation.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any, Literal
+
+import msgspec
+
+from halt.chat import ChatRequest, Message, Part, Reply
+from halt.errors import RequestError, UpstreamError
+from halt.events import Content, Delta, Reasoning
+
+#: How a server is asked. The first three are by prefix: a last message of the assistant's as it is;
+#: that and vLLM's two switches; that, marked with `prefix`.
+Way = Literal["trailing", "switched", "flagged", "instruction"]
+
+#: Servers that want the mark -> whether their answer begins with the prefix again.
+FLAGGED_HOSTS = {"api.mistral.ai": True, "codestral.mistral.ai": True, "api.deepseek.com": False}
+
+#: What a server calls itself in its list of models -> how it goes on with a message.
+OWNERS: dict[str, Way] = {"llamacpp": "trailing", "vllm": "switched"}
+
+#: A model must not begin to think anew in the middle of its answer, and servers refuse a prefix
+#: where it would. Templates that know no such switch pass it over.
+NO_THOUGHT = {"chat_template_kwargs": {"enable_thinking": False}}
+SWITCHES = {"continue_final_message": True, "add_generation_prompt": False}
+
+TAIL_LEAST = 24  # characters of the last words that a model is asked to repeat
+TAIL_MOST = 160  # of them, where fewer would not tell one place of the text from another
+LINE_LEAST = 12  # characters of a last line that are enough by themselves
+WINDOW = 400  # characters before the end of a text in which a repeat may begin
+LEAD_MOST = 100  # characters that a model may say before its repeat ("Sure, I go on:")
+BLANK_MOST = 200  # characters of white space that are waited for at a seam
+PARTIAL_LEAST = 4  # characters that are a repeat also where they end within a word
+
+INSTRUCTION = """\
+Your last message broke off. Go on with it exactly where it ends, in the same language, style and \
+format, so that both are one text without a seam.
+Begin with a repeat, character for character, of its last words, which are:
+
+{tail}
+
+and go on from there at once, also within a word, a line, a list, a table or a block of code. \
+Write no introduction, no comment, no quotation marks and no new code fence, and repeat nothing else."""
+
+
+class Unfinished(Message):
+    """The assistant's answer as far as it was shown, which is to be gone on with.
+
+    The last message of a request. Made by Halt, never by a client.
+    """
+
+
+def go_on(request: ChatRequest, text: str) -> ChatRequest:
+    """The request that goes on with an answer to this one, whose text was shown so far.
+
+    Raises RequestError where there is no text to go on from.
+    """
+    if not text.strip():
+        raise RequestError("There is no text to go on from.", field="messages")
+    return msgspec.structs.replace(
+        request, messages=[*request.messages, Unfinished("assistant", text)]
+    )
+
+
+def unfinished(request: ChatRequest) -> str:
+    """The text that this request goes on from; empty: it asks for an answer of its own."""
+    last = request.messages[-1]
+    return str(last.content) if isinstance(last, Unfinished) else ""
+
+
+def by_prefix(request: ChatRequest) -> ChatRequest:
+    """The request whose last message is to be gone on with.
+
+    White space at its end is left out: Anthropic refuses it, some templates drop it, and models
+    write worse behind it than with it. The Seam puts both together.
+    """
+    message = Message("assistant", unfinished(request).rstrip())
+    return msgspec.structs.replace(request, messages=[*request.messages[:-1], message])
+
+
+def by_instruction(request: ChatRequest) -> ChatRequest:
+    """The request that asks in words to go on with its last message."""
+    text = unfinished(request).rstrip()
+    told = [Message("assistant", text), Message("user", INSTRUCTION.format(tail=tail_of(text)))]
+    return msgspec.structs.replace(request, messages=[*request.messages[:-1], *told])
+
+
+def settled(messages: list[Message]) -> list[Message]:
+    """The messages with each unfinished one as a part of the assistant's message that follows it.
+
+    Tools that were called in a continuation make such a sequence.
+    """
+    out: list[Message] = []
+    for message in messages:
+        before = out[-1] if out else None
+        if isinstance(before, Unfinished) and message.role == "assistant":
+            said = f"{before.content} {message.content or ''}".rstrip()
+            out[-1] = msgspec.structs.replace(message, content=said)
+        else:
+            out.append(message)
+    return out
+
+
+# --- the seam -------------------------------------------------------------------------------------
+
+
+def tail_of(text: str) -> str:
+    """The last words of a text that ends with no white space: as few as tell its end."""
+    window = text[-WINDOW:]
+    line = window.rpartition("\n")[2].lstrip()
+    size = TAIL_LEAST
+    if len(line) >= LINE_LEAST:
+        size = min(size, len(line))
+    while True:
+        start = max(0, len(window) - size)
+        while start > 0 and len(window) - start < TAIL_MOST and _is_word(window, start):
+            start -= 1
+        tail = window[start:].lstrip()
+        if len(tail) >= min(TAIL_MOST, len(window)) or window.find(tail) == len(window) - len(tail):
+            return tail
+        if start == 0:
+            return tail
+        size = len(window) - start + TAIL_LEAST // 2
+
+
+def _is_word(text: str, at: int) -> bool:
+    """Whether a word goes on from the character before this place to the one behind it."""
+    return 0 < at < len(text) and _in_word(text[at - 1]) and _in_word(text[at])
+
+
+def _in_word(char: str) -> bool:
+    """Whether a character belongs to a word of a script that has blanks between its words."""
+    if not (char.isalnum() or char == "_" or unicodedata.combining(char)):
+        return False
+    return unicodedata.east_asian_width(char) not in "WF"
+
+
+_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
+_OPENED = re.compile(r"\s*(?:`{3,}|~{3,})[\w+#.-]*[ \t]*\n")  # a fence that a model has put around
+_LEAD_ENDS = (":", "\u2026", "...", '"', "\u201c", "\u201e", "\u00ab", "`", "'")
+_BLOCK = re.compile(r"(#{1,6} |`{3}|~{3})")
+_ITEM = re.compile(r"\s*(?:[-*+]|\d+[.)]) ")
+
+
+class Seam:
+    """Joins new text to an old one. Holds back what may be a repeat until that is clear.
+
+    Linear in the text; never holds back more than the old text where the new one repeats it from
+    its beginning, and a few hundred characters otherwise.
+    """
+
+    def __init__(self, old: str, *, repeats: bool = False, echoes: bool = False) -> None:
+        """`repeats`: the model was asked to repeat the last words, which it may not have done.
+
+        `echoes`: the server may give the whole old text again.
+        """
+        self._old = old.rstrip()
+        self._blank = old[len(self._old) :]  # white space that is on the page already
+        self._tail = tail_of(self._old) if repeats else ""
+        self._repeats = repeats
+        self._held = ""
+        self._echoed = 0  # characters of the old text that came again, beyond what is held
+        self._phase = "repeat" if repeats or echoes else "blank"
+        if self._phase == "blank" and not self._blank:
+            self._phase = "through"
+
+    def feed(self, text: str) -> str:
+        """New text as it comes; what of it is to be shown now."""
+        if self._phase == "through":
+            return text
+        if self._phase == "repeat":
+            if self._echoed:
+                return self._echo(text)
+            self._held += text
+            cut = self._cut()
+            return "" if cut is None else self._cut_off(*cut)
+        self._held += text
+        return self._join_blank(last=False)
+
+    def end(self) -> str:
+        """There is no more text; what was held back of it and is to be shown."""
+        shown = ""
+        if self._phase == "repeat":
+            held = self._old[: self._echoed] + self._held
+            self._held, self._echoed = held, 0
+            if self._repeats and self._tail.startswith(held) and len(held) >= PARTIAL_LEAST:
+                self._held = ""  # it ended within the repeat
+            elif held:
+                shown = self._cut_off(*self._best_cut())
+        if self._phase == "blank":
+            shown += self._join_blank(last=True)
+        self._phase = "through"
+        return shown
+
+    # --- what is a repeat -------------------------------------------------------------------------
+
+    def _cut(self) -> tuple[int, bool] | None:
+        """How many of the characters held are not to be shown, and whether they are a repeat.
+
+        None: that is not clear yet.
+        """
+        held, old, tail = self._held, self._old, self._tail
+        if not held:
+            return None
+        if not self._repeats:
+            if held.startswith(old):
+                return len(old), True
+            return None if self._is_echo() else (0, True)
+        if held.startswith(tail):
+            return len(tail), True
+        if held.startswith(old):
+            return len(old), True
+        found = held.find(tail)
+        if 0 < found and old.endswith(held[: found + len(tail)]):
+            return found + len(tail), True
+        if tail.startswith(held) or held in old[-WINDOW:] or self._is_echo():
+            return None
+        if 0 < found and self._is_lead(found):
+            return found + len(tail), True
+        if len(held) < LEAD_MOST + len(tail):
+            return None
+        return self._best_cut()
+
+    def _is_echo(self) -> bool:
+        """All that came is the beginning of the old text. What is long is not kept twice."""
+        if not self._old.startswith(self._held):
+            return False
+        if len(self._held) > WINDOW:
+            self._echoed, self._held = len(self._held), ""
+        return True
+
+    def _echo(self, text: str) -> str:
+        """Go on to compare with the old text from its beginning."""
+        left = self._old[self._echoed : self._echoed + len(text)]
+        if left == text and self._echoed + len(text) < len(self._old):
+            self._echoed += len(text)
+            return ""
+        self._held, echoed = text, self._echoed
+        self._echoed = 0
+        if text.startswith(left) and echoed + len(left) == len(self._old):
+            return self._cut_off(len(left), True)
+        self._held = self._old[:echoed] + text  # it was another text after all
+        return self._cut_off(*self._best_cut())
+
+    def _is_lead(self, found: int) -> bool:
+        """What stands before the repeat is an introduction, a quotation mark, a code fence."""
+        lead = self._held[:found]
+        return found <= LEAD_MOST and (
+            lead.rstrip().endswith(_LEAD_ENDS)
+            or _OPENED.fullmatch(lead) is not None
+            or not lead.strip()
+        )
+
+    def _best_cut(self) -> tuple[int, bool]:
+        """The same where the last words, as they were asked for, are not there."""
+        held, old = self._held, self._old
+        if not self._repeats:
+            return 0, True
+        skipped = 0
+        if self._within_fence() and (opened := _OPENED.match(held)):
+            # Without a language it is more likely the end of the block that is open.
+            skipped = opened.end() if opened[0].strip(" \n\t`~") else 0
+        rest = held[skipped:]
+        for size in range(min(len(rest), len(self._tail), WINDOW), 0, -1):
+            if old.endswith(rest[:size]) and self._is_repeat(rest, size):
+                return skipped + size, True
+        return skipped, False
+
+    def _is_repeat(self, new: str, size: int) -> bool:
+        """Whether so many characters, which stand at both sides of the seam, are there twice."""
+        old = self._old
+        if _is_word(old, len(old) - size) or not any(char.isalnum() for char in new[:size]):
+            return False
+        if size >= PARTIAL_LEAST:
+            return True
+        return not _is_word(new, size) and (size > 1 or _in_word(new[0]))
+
+    def _within_fence(self) -> bool:
+        return len(_FENCE.findall(self._old)) % 2 == 1
+
+    # --- what is between the two ------------------------------------------------------------------
+
+    def _cut_off(self, cut: int, repeated: bool) -> str:
+        """What is not to be shown is known: go on with what is behind it."""
+        self._held = self._held[cut:]
+        if not repeated and not self._blank:
+            self._held = ("\n" if cut else self._between()) + self._held
+        self._phase = "blank" if self._blank else "through"
+        if self._phase == "blank":
+            return self._join_blank(last=False)
+        text, self._held = self._held, ""
+        return text
+
+    def _between(self) -> str:
+        """What is missing between the old text and a new one that repeats nothing of it."""
+        old, new = self._old, self._held
+        before, after = old[-1], new[:1]
+        if not after or after.isspace():
+            return ""
+        if not self._within_fence():
+            line = old.rpartition("\n")[2]
+            if _BLOCK.match(new):
+                return "\n\n"
+            if _ITEM.match(new) and _ITEM.match(line):
+                return "\n"
+        if before.isdigit() and after.isdigit():
+            return ""
+        if _in_word(before) and _in_word(after):
+            return " "
+        if (
+            before in ".,;:!?"
+            and _in_word(after)
+            and not (after.isdigit() and old[-2:-1].isdigit())
+        ):
+            return " "
+        return ""
+
+    def _join_blank(self, *, last: bool) -> str:
+        """White space at the seam, as the new text has it, without what is there already."""
+        held, blank = self._held, self._blank
+        if held.startswith(blank):
+            joined = held[len(blank) :]
+        else:
+            rest = held.lstrip()
+            if not rest and not last and len(held) < len(blank) + BLANK_MOST:
+                return ""
+            joined = _added(blank, held[: len(held) - len(rest)]) + rest
+        self._held, self._phase = "", "through"
+        return joined
+
+
+def _added(old: str, new: str) -> str:
+    """What the new white space adds to the old one before it."""
+    if old.startswith(new) or ("\n" in old and "\n" not in new):
+        return ""
+    for size in range(min(len(old), len(new)), 0, -1):
+        if old.endswith(new[:size]):
+            return new[size:]
+    return new
+
+
+class SeamReply:
+    """A Reply whose text goes on without a seam behind the text that was there."""
+
+    def __init__(self, reply: Reply, seam: Seam) -> None:
+        self._reply = reply
+        self._seam = seam
+        self._chunks = 0  # pieces whose text is held back
+        self._fault: UpstreamError | None = None
+
+    @property
+    def model(self) -> str:
+        return self._reply.model
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self._reply.finish_reason
+
+    @property
+    def usage(self) -> dict[str, Any] | None:
+        return self._reply.usage
+
+    @property
+    def opaque(self) -> Any:
+        return self._reply.opaque
+
+    def read(self, timeout: float) -> Part:
+        if self._fault is not None:
+            raise self._fault
+        try:
+            part = self._reply.read(timeout)
+        except UpstreamError as fault:
+            if not (rest := self._seam.end()):
+                raise
+            self._fault = fault  # text that came before it is delivered first
+            part = Part()
+            events: list[Delta] = [Content(rest)]
+        else:
+            events = self._joined(part)
+        chunks = self._chunks + part.chunks
+        self._chunks = 0 if events else chunks
+        return Part(tuple(events), chunks if events else 0, part.ended)
+
+    def _joined(self, part: Part) -> list[Delta]:
+        """The events of a part, the text as the seam lets it through."""
+        events: list[Delta] = []
+        for event in part.events:
+            if isinstance(event, Content):
+                text = self._seam.feed(event.content)
+            else:  # thoughts come before the text, a call behind all of it
+                text = "" if isinstance(event, Reasoning) else self._seam.end()
+            if text:
+                events.append(Content(text))
+            if not isinstance(event, Content):
+                events.append(event)
+        if part.ended and (rest := self._seam.end()):
+            events.append(Content(rest))
+        return events
+
+    def finish(self) -> None:
+        self._reply.finish()
+
+    def close(self) -> None:
+        self._reply.close()

@@ -1,0 +1,201 @@
+"""Titles of conversations, made by the model from the first exchange, in the background.
+
+A title is a convenience: it delays nobody and takes nothing from anybody. A conversation has its
+first words for a title from the beginning (`first_words`); where the model makes a better one in
+time, `save` is called with it, and otherwise nothing happens. One thread at most, which lives as
+long as there is something to do; a short queue; one try for each; no place of a stream's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from halt.chat import ChatRequest, Message, Reply, Upstream
+from halt.config import Config
+from halt.errors import HaltError
+from halt.events import Content
+from halt.line import TICK, Line, Quiet, limited
+
+TITLE_MOST = 50  # characters
+QUEUE_MOST = 32  # conversations that wait for a title; further ones keep their first words
+SECONDS = 20.0  # for one title
+TOLD_MOST = 1000  # characters of prompt and answer each that the model is shown
+MAX_TOKENS = 256  # of a title; most of them are for the thoughts of models that think
+SAID_MOST = 200  # characters of an answer within which a title must have come to its end
+WORDS_MOST = 12  # more are no title but an answer
+CLOSE_WAIT = 2.0  # seconds that closing waits for the thread
+
+INSTRUCTION = (
+    "Give the conversation below a title of three to six words, in its own language. "
+    "Answer with the title alone: no quotation marks, no full stop, nothing else."
+)
+
+logger = logging.getLogger(__name__)
+
+Save = Callable[[str, str], None]
+
+
+class _Wanted(NamedTuple):
+    conversation_id: str
+    prompt: str
+    answer: str
+    model: str | None
+
+
+class Titles:
+    """Makes titles, one after the other."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        config: Config,
+        save: Save,
+        has_room: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`save` is called with a conversation's ID and its title, by the thread that makes titles.
+
+        What it raises is logged and ends nothing. `has_room` says whether a place for a stream is
+        free: without one no title is begun, and one that is being made is given up.
+        """
+        self._upstream = upstream
+        self._save = save
+        self._has_room = has_room
+        self._by_model = config.titles == "model"
+        self._changed = threading.Condition()  # protects the four below
+        self._queue: deque[_Wanted] = deque()
+        self._thread: threading.Thread | None = None
+        self._line: Line | None = None  # of the title that is being made
+        self._closed = False
+
+    def wanted(
+        self, conversation_id: str, prompt: str, answer: str, model: str | None = None
+    ) -> bool:
+        """A conversation has its first exchange; `model` is the one that it talks to.
+
+        Returns at once. False: no title will be made, so its first words stay.
+        """
+        if not self._by_model or not prompt.strip() or not answer.strip():
+            return False
+        with self._changed:
+            if self._closed or len(self._queue) >= QUEUE_MOST:
+                return False
+            told = _Wanted(conversation_id, prompt[:TOLD_MOST], answer[:TOLD_MOST], model)
+            self._queue.append(told)
+            if self._thread is None:
+                thread = threading.Thread(target=self._work, name="halt-titles", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the system has no more threads
+                    self._queue.pop()
+                    return False
+                self._thread = thread
+        return True
+
+    def close(self) -> None:
+        """Make no more titles, and give up the one that is being made. Harmless when repeated."""
+        with self._changed:
+            self._closed = True
+            self._queue.clear()
+            line, thread = self._line, self._thread
+        if line is not None:
+            line.interrupt()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(CLOSE_WAIT)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                if not self._queue:
+                    self._thread = None
+                    return
+                wanted = self._queue.popleft()
+            try:
+                title = self._make(wanted)
+                if title:
+                    self._save(wanted.conversation_id, title)
+            except HaltError as fault:
+                logger.info("no title for conversation %s: %s", wanted.conversation_id, fault)
+            except Exception:
+                logger.exception("title of conversation %s", wanted.conversation_id)
+
+    def _make(self, wanted: _Wanted) -> str:
+        """Ask the model; empty where no title came of it. Raises UpstreamError, Interrupted."""
+        if not self._has_room():
+            return ""
+        told = f"{INSTRUCTION}\n\nUser: {wanted.prompt}\n\nAssistant: {wanted.answer}\n\nTitle:"
+        request = ChatRequest([Message("user", told)], model=wanted.model, max_tokens=MAX_TOKENS)
+        with limited(SECONDS) as line:
+            with self._changed:
+                if self._closed:
+                    return ""
+                self._line = line
+            try:
+                with contextlib.closing(self._upstream.open(request, line)) as reply:
+                    return cleaned(self._read(reply))
+            finally:
+                with self._changed:
+                    self._line = None
+
+    def _read(self, reply: Reply) -> str:
+        """What the model says, up to the end of a line; empty where it was given up."""
+        said = ""
+        while len(said) < SAID_MOST:
+            if not self._has_room():
+                return ""
+            try:
+                part = reply.read(TICK)
+            except Quiet:
+                continue
+            said += "".join(each.content for each in part.events if isinstance(each, Content))
+            if part.ended or "\n" in said.strip():
+                return said
+        return ""
+
+
+def first_words(prompt: str) -> str:
+    """A title of a prompt's own first words: one line of plain text, cut at a word."""
+    for line in prompt.splitlines():
+        if title := _shortened(_plain(line)):
+            return title
+    return "New conversation"
+
+
+_LABEL = re.compile(r"^(?:the )?title\s*(?:is)?\s*[:\uff1a-]\s*", re.IGNORECASE)
+_QUOTES = "\"'`\u201c\u201d\u2018\u2019\u201e\u201a\u00ab\u00bb\u300c\u300d\u300e\u300f"
+
+
+def cleaned(said: str) -> str:
+    """The title in what a model said: one line, no quotes, no label; empty where it is no title."""
+    for line in said.splitlines():
+        title = _LABEL.sub("", _plain(line)).strip(_QUOTES + " ").rstrip(".\u3002").rstrip()
+        if title:
+            whole = len(title.split()) <= WORDS_MOST
+            return _shortened(title) if whole else ""
+    return ""
+
+
+_LINK = re.compile(r"!?\[([^\]\n]*)\]\([^)\s]*\)")
+_MARKS = re.compile(r"^\s*(?:(?:#{1,6}|[-*+>]|\d{1,9}[.)])\s+)+|[*`~]+|(?<!\w)_+|_+(?!\w)|^\s*\|")
+
+
+def _plain(line: str) -> str:
+    """A line of Markdown without its marks, in single blanks."""
+    text = _MARKS.sub("", _LINK.sub(r"\1", line))
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _shortened(text: str) -> str:
+    """At most TITLE_MOST characters, cut at a word where there is one."""
+    if len(text) <= TITLE_MOST:
+        return text
+    cut = text[: TITLE_MOST - 1]
+    head, blank, _ = cut.rpartition(" ")
+    if blank and text[TITLE_MOST - 1] != " " and len(head) > TITLE_MOST // 2:
+        cut = head
+    return cut.rstrip(" ,;:.-") + "\u2026"

@@ -1,0 +1,69 @@
+"""Stopped answers that are read on for the sake of the provider's own count of tokens.
+
+With HALT_EXACT_USAGE a Stop ends the log at once, as ever, but leaves the model writing: most
+providers count only at the end of an answer. What comes is thrown away. No place of a stream's is
+held; there are at most as many such readers as places, and beyond that a Stop closes the connection
+as it does without this setting. The limits of a run hold, and a shutdown ends them all at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Protocol
+
+from halt.config import Config
+from halt.line import Line
+
+
+class Reading(Protocol):
+    """A stopped run whose upstream is read on."""
+
+    line: Line
+
+    def is_overdue(self, at: float) -> bool:
+        """Whether one of its limits is over at this time."""
+
+
+class Unheard:
+    """The runs of one process that are read on."""
+
+    def __init__(self, config: Config) -> None:
+        self._most = config.max_streams if config.exact_usage else 0
+        self._changed = threading.Condition()  # protects the two below
+        self._runs: set[Reading] = set()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def take(self, run: Reading) -> bool:
+        """Take a place for a run that is about to be stopped. False: interrupt it instead."""
+        with self._changed:
+            if self._closed or len(self._runs) >= self._most:
+                return False
+            self._runs.add(run)
+            return True
+
+    def give_back(self, run: Reading) -> None:
+        """The run is not, or no longer, read on."""
+        with self._changed:
+            self._runs.discard(run)
+            self._changed.notify_all()
+
+    def tend(self, at: float) -> None:
+        """Interrupt those that are over a limit."""
+        with self._changed:
+            runs = list(self._runs)
+        for run in runs:
+            if run.is_overdue(at):
+                run.line.interrupt()
+
+    def close(self, timeout: float = 0.0) -> None:
+        """Interrupt all, take no more, and wait so many seconds for the last. May be repeated."""
+        with self._changed:
+            self._closed = True
+            runs = list(self._runs)
+        for run in runs:
+            run.line.interrupt()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._runs, timeout)
