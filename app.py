@@ -34,6 +34,7 @@ from halt.database import open_database
 from halt.generation import Generations
 from halt.stops import StopRegistry
 from halt.store import SqlStore
+from halt.titles import Titles
 from halt.tools import Tool, Toolbox
 
 HERE = Path(__file__).parent
@@ -74,7 +75,17 @@ def create_app(
     cors.install(app, settings.cors_origins)
     web.install(app)
     rates.install(app)
-    pages.install(app, SqlStore(database, settings.events_days))
+    store = SqlStore(database, settings.events_days)
+
+    def save_title(conversation_id: str, title: str) -> None:
+        store.title_from_model(conversation_id, None, title)
+
+    def has_room() -> bool:
+        service: Generations = app.extensions["halt"]
+        return service.open_streams < settings.max_streams
+
+    titles = Titles(app.extensions["halt"].upstream, settings, save_title, has_room)
+    pages.install(app, store, titles)
     shelf.install(app)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(plain.blueprint)

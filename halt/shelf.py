@@ -32,7 +32,7 @@ Writer = Callable[[Iterable[PortableConversation]], Iterator[bytes]]
 #: The kinds of files: what writes them, their names' ending, what they are to a browser.
 KINDS: dict[str, tuple[Writer, str, str]] = {
     "json": (to_json, "json", "application/json"),
-    "markdown": (to_markdown, "md", "text/markdown; charset=utf-8"),
+    "markdown": (to_markdown, "md", "text/markdown"),
 }
 
 blueprint = Blueprint("shelf", __name__)
@@ -253,7 +253,7 @@ def file_name(title: str, ending: str) -> str:
 @blueprint.post("/import")
 def import_() -> Response:
     most = config().max_import_bytes
-    request.max_content_length = most
+    request.max_content_length = request.max_form_memory_size = most
     with generations().place():  # a large file may take a while to come
         try:
             given = request.files.get("file")

@@ -13,7 +13,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, exists, func, insert, select, text, tuple_, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    text,
+    true,
+    tuple_,
+    update,
+)
 
 from halt import tree
 from halt.chat import Message
@@ -385,14 +397,14 @@ class SqlStore(Records):
             _update(connection, row, {"title": title, "titled_by": "user"})
             return _summary(connection, _find(connection, conversation_id, owner))
 
-    def title_from_model(self, conversation_id: str, owner: str, title: str) -> bool:
+    def title_from_model(self, conversation_id: str, owner: str | None, title: str) -> bool:
         title = storable(" ".join(title.split())[:TITLE_MAX])
         with self.database.writing() as connection:
             changed = connection.execute(
                 update(conversations)
                 .where(
                     conversations.c.id == conversation_id,
-                    conversations.c.owner == owner,
+                    true() if owner is None else conversations.c.owner == owner,
                     conversations.c.deleted_at.is_(None),
                     conversations.c.first_id.is_not(None),
                     conversations.c.titled_by != "user",
