@@ -7,14 +7,14 @@ belongs to. The pages of conversations themselves are in `halt.pages`.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import chain
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from flask import Blueprint, Flask, Response, current_app, render_template, request, url_for
 from werkzeug.exceptions import RequestEntityTooLarge
-from werkzeug.http import dump_options_header
 from werkzeug.wsgi import ClosingIterator
 
 from halt.bodies import is_id
@@ -240,7 +240,9 @@ def _download(conversations: Iterator[PortableConversation], title: str) -> Resp
         ClosingIterator(write(conversations), service.give_back_place), mimetype=mimetype
     )
     name = file_name(title, ending)
-    response.headers["Content-Disposition"] = dump_options_header("attachment", {"filename": name})
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    names = {"filename": plain, "filename*": f"UTF-8''{quote(name)}"}
+    response.headers.set("Content-Disposition", "attachment", **names)
     return response
 
 
