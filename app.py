@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -26,12 +27,14 @@ from halt import (
     streams,
     web,
 )
+from halt.archive import Archive
 from halt.builtin_tools import SHIPPED
 from halt.chat import Upstream
 from halt.choice import make_upstream
 from halt.config import Config, ConfigError, load
 from halt.database import open_database
 from halt.generation import Generations
+from halt.recorder import Recorder
 from halt.stops import StopRegistry
 from halt.store import SqlStore
 from halt.titles import Titles
@@ -67,15 +70,25 @@ def create_app(
     app.jinja_env.globals["halt_version"] = VERSION
     app.extensions["halt.config"] = settings
 
+    store = SqlStore(database, settings.events_days)
+    recorder = Recorder(store, secrets.token_urlsafe(8))
+    app.extensions["halt.saving"] = lambda: recorder.saving
+    app.jinja_env.globals["how_saving_goes"] = lambda: recorder.saving
+
     def generations(settings: Config) -> Generations:
         return Generations(settings, upstream or make_upstream(settings), StopRegistry())
 
-    app.extensions["halt"] = generations(settings)
+    app.extensions["halt"] = Generations(
+        settings,
+        upstream or make_upstream(settings),
+        StopRegistry(),
+        recorder,
+        Archive(store, lambda worker: worker == recorder.worker).get,
+    )
     app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
     cors.install(app, settings.cors_origins)
     web.install(app)
     rates.install(app)
-    store = SqlStore(database, settings.events_days)
 
     def save_title(conversation_id: str, title: str) -> None:
         store.title_from_model(conversation_id, None, title)
@@ -85,7 +98,7 @@ def create_app(
         return service.open_streams < settings.max_streams
 
     titles = Titles(app.extensions["halt"].upstream, settings, save_title, has_room)
-    pages.install(app, store, titles)
+    pages.install(app, store, recorder, titles)
     shelf.install(app)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(plain.blueprint)

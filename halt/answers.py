@@ -16,17 +16,15 @@ from jinja2 import Template
 
 from halt.conversations import Exchange, Usage, Versions
 from halt.events import Cancelled, Done, Event, Failed, Terminal, is_terminal, sse_html, text_of
-from halt.folds import Fold, FoldPatch, FoldStream
+from halt.folds import Fold, FoldPatch
 from halt.lengths import Lengths
 from halt.metrics import now
+from halt.recorder import Saving
 from halt.recording import Recording
 from halt.rendering import BlockStream, Patch, render
 
 #: Errors of ours that say "so far and no further": what came before is an answer, cut short.
 LIMITS = frozenset({"run_too_long", "answer_too_long"})
-
-#: Errors that say that the server itself went away.
-INTERRUPTED = frozenset({"shutdown", "interrupted"})
 
 #: Finish reasons of an answer that is not whole, in words.
 CUT_OFF = {
@@ -130,21 +128,6 @@ def _fold_views(folds: Sequence[Fold]) -> tuple[FoldView, ...]:
     return tuple(out)
 
 
-def _fold_stream(run: Recording, upto: int) -> FoldStream:
-    stream = FoldStream()
-    for number, event in [] if run.only_text else run.events(upto):
-        if not is_terminal(event):
-            stream.feed(number, event, run.came_at(number))
-    stream.patch()
-    return stream
-
-
-def ended_folds(run: Recording) -> tuple[Fold, ...]:
-    """The folds of a run that has ended, as far as its answer goes."""
-    upto, _ = run.answer()
-    return _fold_stream(run, upto).ended(run.ended_at or now())
-
-
 def used(usage: Usage) -> str:
     """What a conversation took, in words; nothing where nothing is known."""
     out = []
@@ -197,7 +180,7 @@ def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
     )
     if isinstance(ended, Failed):
         error = ended.error
-        if error.code in INTERRUPTED and exchange.answer:
+        if error.code == "interrupted":
             note = "Interrupted: the server was restarted"
             return replace(shown, state="interrupted", note=note)
         if error.code in LIMITS and exchange.answer:
@@ -218,7 +201,10 @@ def exchange_view(
     exchange: Exchange, run_of: Callable[[str], Recording | None], lengths: Lengths, *, last: bool
 ) -> ExchangeView:
     """A prompt and its answers as they are now; `last`: the conversation ends with it."""
-    shown = [view(each, run_of(each.stream_id), lengths) for each in exchange.candidates]
+    shown = [
+        view(each, run_of(each.stream_id) if each.ended is None else None, lengths)
+        for each in exchange.candidates
+    ]
     if exchange.rivals and not exchange.picked and not last:
         first = exchange.candidates.index(exchange.told())
         shown.insert(0, shown.pop(first))
@@ -251,7 +237,7 @@ def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerV
     ended = run.log.ended
     after, text = run.answer()
     if ended is not None:
-        folds = (*exchange.folds, *ended_folds(run))
+        folds = (*exchange.folds, *run.folds())
         saved = replace(exchange, answer=text, model=run.model, ended=ended, folds=folds)
         return _ended_view(saved, ended)
     return AnswerView(
@@ -263,7 +249,7 @@ def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerV
         asked=exchange.asked,
         model=run.model,
         progress=lengths.percent(run.id, run.chunks),
-        folds=tuple(map(_fold_view, _fold_stream(run, after).folds())),
+        folds=tuple(map(_fold_view, run.folding(after).folds())),
         earlier=_fold_views(exchange.folds),
     )
 
@@ -275,26 +261,51 @@ def _partial(target: str, swap: str, content: str) -> str:
 class PageWriter:
     """A run's events as messages to the page. Each reader has one; the log holds no HTML."""
 
-    def __init__(self, run: Recording, after: int, template: Template, lengths: Lengths) -> None:
+    def __init__(
+        self,
+        run: Recording,
+        after: int,
+        template: Template,
+        lengths: Lengths,
+        saving: Callable[[], Saving] = Saving,
+    ) -> None:
+        """For a page that has the events up to `after`. `saving` says how saving goes."""
         self._run = run
+        self._shown = after
+        self._saving = saving
+        self._said = Saving()  # what the page shows of it
         self._lengths = lengths
         self._progress: int | None = None
         self._template = template
         self._blocks = BlockStream()
         self._blocks.feed(run.text(after), render=False)
-        self._folds = _fold_stream(run, after)
+        self._folds = run.folding(after)
         self._draw: Any = template.environment.get_template("parts.html").module
 
     def present(self, events: list[tuple[int, Event]]) -> bytes:
         seq, last = events[-1]
+        self._shown = seq
         if is_terminal(last):
-            return sse_html(seq, self.whole())
+            return sse_html(seq, self.whole() + self._saved())
         for number, event in events:
             self._folds.feed(number, event, self._run.came_at(number))
         text = self._blocks.feed("".join(text_of(e) for _, e in events))
-        return sse_html(
-            seq, self._folded(self._folds.patch()) + self._changes(text) + self._moved()
-        )
+        folded = self._folded(self._folds.patch())
+        return sse_html(seq, folded + self._changes(text) + self._moved() + self._saved())
+
+    def aside(self) -> bytes:
+        """What there is to be said while the answer is silent."""
+        said = self._saved()
+        return sse_html(self._shown, said) if said else b""
+
+    def _saved(self) -> str:
+        """How saving goes, where that is another than before."""
+        saving = self._saving()
+        if saving == self._said:
+            return ""
+        self._said = saving
+        drawn = self._template.environment.get_template("saving.html").render(saving=saving)
+        return _partial("saving", "outerHTML", drawn)
 
     def whole(self) -> str:
         """The answer as it is now, in place of what the page shows of it."""

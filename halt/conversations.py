@@ -427,7 +427,7 @@ class Store(Protocol):
         """One conversation, or all of the owner's, one at a time. Raises UnknownConversation."""
 
     def import_(self, owner: str, conversations: Iterable[PortableConversation]) -> list[str]:
-        """Add exported conversations, each as a whole or not at all; returns their IDs.
+        """Add exported conversations, all of them or none; returns their IDs.
 
         Those whose ID is taken get a new one. Raises RequestError.
         """

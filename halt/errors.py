@@ -161,8 +161,7 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
         "run_too_long": ("The answer took longer than is allowed here.", False),
         "answer_too_long": ("The answer grew longer than is allowed here.", False),
         "too_many_tool_rounds": ("The model called tools more often than is allowed here.", False),
-        "shutdown": ("The server was restarted before the answer was complete.", True),
-        "interrupted": ("The server went away before the answer was complete.", True),
+        "interrupted": ("The server was restarted while it answered.", True),
         "no_model": ("No model is set up. See the note at the top of the page.", False),
         "internal": ("Something went wrong in Halt itself. It has been logged.", True),
     }
@@ -177,7 +176,6 @@ STATUSES: Mapping[str, int] = MappingProxyType(
         "model_not_found": 404,
         "rate_limited": 429,
         "internal": 500,
-        "shutdown": 503,
         "interrupted": 503,
         "no_model": 503,
         "upstream_connect_timeout": 504,

@@ -19,6 +19,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -34,6 +35,7 @@ from halt.errors import (
     UpstreamError,
 )
 from halt.metrics import now
+from halt.recorder import Recorder
 from halt.recording import Recording, Viewer
 from halt.run import Run
 from halt.stops import Pressed, StopRegistry, may_touch
@@ -46,6 +48,9 @@ RECEIPT_WAIT = 0.25  # seconds that a Stop waits to see the upstream's connectio
 ROOM_WAIT = 0.05  # seconds that a start waits for a place that is being given back
 CLOSE_WAIT = 2.0  # seconds that closing waits for the keeper, and for connections to be let go of
 RETRY_AFTER = 2.0  # seconds, told to clients that found no place
+
+#: Finds a generation by its ID for a requester. Raises StoreUnavailable.
+Finder = Callable[[str, str | None], Recording | None]
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +73,22 @@ class Receipt(msgspec.Struct, frozen=True):
 class Generations:
     """The service that pages, programs and terminals share."""
 
-    def __init__(self, config: Config, upstream: Upstream, registry: StopRegistry) -> None:
+    def __init__(
+        self,
+        config: Config,
+        upstream: Upstream,
+        registry: StopRegistry,
+        recorder: Recorder | None = None,
+        archive: Finder | None = None,
+    ) -> None:
+        """`recorder` writes down what is produced; `archive` finds what is not in memory here."""
         self.config = config
         self.upstream = upstream
         #: Says whether the server process goes on; a worker that was told to leave answers False.
         self.alive: Callable[[], bool] = lambda: True
         self._registry = registry
+        self._recorder = recorder
+        self._archive = archive
         self._lock = threading.Lock()  # protects everything below
         self._room = threading.Condition(self._lock)  # a place was given back
         self._runs: dict[str, Run] = {}  # live and kept
@@ -113,7 +128,7 @@ class Generations:
             self.upstream,
             self.config,
             owner,
-            on_end,
+            partial(self._ended, on_end),
             self._settled,
             self._spawn,
             tools,
@@ -136,6 +151,8 @@ class Generations:
             if self._keeper is None:
                 self._keeper = threading.Thread(target=self._keep, name="halt-keeper", daemon=True)
                 self._keeper.start()
+        if self._recorder is not None:
+            self._recorder.begin(run)
         if stopped:
             run.switch.press()
             run.discard()
@@ -144,11 +161,19 @@ class Generations:
         return run
 
     def get(self, stream_id: str, requester: str | None) -> Recording:
-        """The generation with this ID, live or kept. Raises UnknownStream."""
+        """The generation with this ID, live or kept, here or in the archive.
+
+        Raises UnknownStream, StoreUnavailable.
+        """
+        run = self._runs.get(stream_id)
+        if run is None and self._archive is not None:
+            found = self._archive(stream_id, requester)
+            if found is not None:
+                return found
         return self.run(stream_id, requester)
 
     def run(self, stream_id: str, requester: str | None) -> Run:
-        """The same, of this process. Raises UnknownStream."""
+        """The same, of this process's memory alone. Raises UnknownStream."""
         run = self._runs.get(stream_id)
         if run is None or not may_touch(run.owner, requester):
             raise UnknownStream("There is no such stream, or it is no longer kept.")
@@ -329,13 +354,18 @@ class Generations:
             old = []
             for run in finished:
                 fresh = at - (run.ended_at or at) <= self.config.log_seconds
-                if fresh and size <= self.config.kept_bytes:
+                if (fresh or self._unsaved(run)) and size <= self.config.kept_bytes:
                     break
                 size -= run.log.size
                 old.append(run)
                 del self._runs[run.id]
         for run in old:
             self._registry.release(run.id)
+        if self._recorder is not None and (lost := [run.id for run in old if self._unsaved(run)]):
+            self._recorder.give_up(lost)
+
+    def _unsaved(self, run: Run) -> bool:
+        return self._recorder is not None and self._recorder.holds(run.id)
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -346,11 +376,13 @@ class Generations:
             live = list(self._live)
         self._unheard.close()
         for run in live:
-            run.fail(UpstreamError("shutdown"))
+            run.fail(UpstreamError("interrupted"))
 
     def close(self) -> None:
         """Drain, end the keeper, close idle connections. Harmless when repeated."""
         self.drain()
+        if self._recorder is not None:
+            self._recorder.close()
         self._quit.set()
         keeper = self._keeper
         if keeper is not None and keeper is not threading.current_thread():
@@ -388,6 +420,14 @@ class Generations:
             run.fail(UpstreamError("internal", "no thread"))
             return False
         return True
+
+    def _ended(self, on_end: Callable[[Run], None] | None, run: Run) -> None:
+        try:
+            if on_end is not None:
+                on_end(run)
+        finally:
+            if self._recorder is not None:
+                self._recorder.ended()
 
     def _settled(self, run: Run) -> None:
         with self._lock:

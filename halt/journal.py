@@ -11,8 +11,9 @@ One Condition protects everything here; nothing blocks while it is held.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -26,6 +27,7 @@ from halt.events import (
     ToolCall,
     ToolCallDelta,
     ToolResult,
+    is_terminal,
 )
 
 #: Is told that there are new events. Called with nothing locked; must not block and not raise.
@@ -155,7 +157,10 @@ class MemoryLog:
                 return []
             if start == count - 1:  # the usual case, without walking the deque
                 return [(after + 1, self._events[-1])]
-            return list(enumerate(islice(self._events, start, None), after + 1))
+            # From the end: what it costs depends on what is new, not on the answer's length.
+            new = list(islice(reversed(self._events), count - start))
+            new.reverse()
+            return list(enumerate(new, after + 1))
 
     def wait(self, after: int, timeout: float) -> None:
         with self._changed:
@@ -178,6 +183,74 @@ class MemoryLog:
     def unsubscribe(self, listener: Listener) -> None:
         with self._changed:
             self._listeners = tuple(each for each in self._listeners if each != listener)
+
+
+class StoredLog:
+    """The log of a generation that has ended, as a store has kept it.
+
+    Its numbers may have two kinds of gaps. One before the terminal event is passed over: what had
+    been there when its process died was written nowhere. Events before any other gap are let go.
+    """
+
+    def __init__(self, events: Sequence[tuple[int, Event]]) -> None:
+        """`events` with their numbers, in order; the last one is terminal."""
+        ended = events[-1][1]
+        if not is_terminal(ended):
+            raise ValueError("A stored log ends with a terminal event.")
+        start = len(events) - 1
+        while start > 0 and (
+            start == len(events) - 1 or events[start - 1][0] == events[start][0] - 1
+        ):
+            start -= 1
+        self._events = tuple(events[start:])
+        self._numbers = [each for each, _ in self._events]
+        self._ended: Terminal = ended
+        self._size = sum(_weight(event) for _, event in self._events)
+
+    @property
+    def last(self) -> int:
+        return self._numbers[-1]
+
+    @property
+    def first(self) -> int:
+        return self._numbers[0]
+
+    @property
+    def ended(self) -> Terminal | None:
+        return self._ended
+
+    @property
+    def waiting(self) -> int:
+        return 0
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def append(self, event: Delta) -> bool:
+        return False
+
+    def end(self, make: Callable[[], Terminal]) -> bool:
+        return False
+
+    def read(self, after: int) -> list[tuple[int, Event]]:
+        if after < self.first - 1 and len(self._events) > 1:
+            raise OffsetLost(
+                f"Events up to {self.first - 1} are no longer kept; {after + 1} was asked for."
+            )
+        return list(self._events[bisect_right(self._numbers, after) :])
+
+    def wait(self, after: int, timeout: float) -> None:
+        pass  # there is nothing to come
+
+    def wake(self) -> None:
+        pass
+
+    def subscribe(self, listener: Listener) -> None:
+        pass
+
+    def unsubscribe(self, listener: Listener) -> None:
+        pass
 
 
 def _weight(event: Event) -> int:

@@ -1,7 +1,7 @@
 """The chat page: whole pages, the fragments that change it, and its stream of HTML.
 
-One template, `answer.html`, draws an answer in every state. A route that changes the conversation at
-one of its exchanges returns that exchange and all that follow, since an edited prompt or another
+One template, `answer.html`, draws an answer in every state. A route that changes the conversation
+at one of its exchanges returns that exchange and all that follow, since an edited prompt or another
 version leads to another rest. While an answer runs, the page follows `GET /streams/ID/page`: each
 message is a set of `<hx-partial>` that append what is new, and the last one replaces the whole
 answer.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -32,32 +31,24 @@ from flask import (
 from jinja2 import Template
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt.answers import (
-    ExchangeView,
-    PageWriter,
-    ended_folds,
-    exchange_view,
-    lost,
-    used,
-    view,
-)
+from halt.answers import ExchangeView, PageWriter, exchange_view, lost, used, view
 from halt.bodies import checked_id, is_id
 from halt.catalog import Catalog, checked_model
 from halt.chat import ChatRequest
+from halt.continuing import go_on
 from halt.conversations import (
-    Batch,
     Busy,
     Conversation,
-    Ended,
     Exchange,
     Store,
     UnknownConversation,
 )
 from halt.errors import HaltError, OffsetLost, RequestError, TooLarge, UnknownStream
-from halt.events import Done, Terminal, sse_html
+from halt.events import Done, sse_html
 from halt.generation import Generations, Receipt
 from halt.lengths import Lengths
 from halt.rates import count_starts
+from halt.recorder import Recorder
 from halt.recording import Recording
 from halt.relay import SSE_HEADERS, EventStream
 from halt.run import Run
@@ -70,6 +61,7 @@ from halt.web import (
     login_mark,
     owner,
     owner_made,
+    saving,
     token_matches,
     toolbox,
 )
@@ -114,38 +106,11 @@ class Tabs:
                 del self._open[session_id]
 
 
-class Endings:
-    """Answers that have ended and are being written down."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # protects the table
-        self._open: dict[str, threading.Event] = {}
-
-    def begin(self, stream_id: str) -> None:
-        """This stream's answer will be written down when it ends; to be followed by `end`."""
-        with self._lock:
-            self._open[stream_id] = threading.Event()
-
-    def end(self, stream_id: str) -> None:
-        """It is written down, or will never be. Harmless when repeated."""
-        with self._lock:
-            written = self._open.pop(stream_id, None)
-        if written is not None:
-            written.set()
-
-    def wait(self, stream_id: str) -> bool:
-        """Wait until it is written down, for WRITE_WAIT at most. False: it is not."""
-        with self._lock:
-            written = self._open.get(stream_id)
-        return written is None or written.wait(WRITE_WAIT)
-
-
-def install(app: Flask, store: Store, titles: Titles, worker: str = "") -> None:
-    """Put the page into the application; `worker` is the process that runs its generations."""
+def install(app: Flask, store: Store, recorder: Recorder, titles: Titles) -> None:
+    """Put the page into the application; `recorder` is that of its generations."""
     app.extensions["halt.titles"] = titles
     app.extensions["halt.store"] = store
-    app.extensions["halt.worker"] = worker
-    app.extensions["halt.endings"] = Endings()
+    app.extensions["halt.recorder"] = recorder
     app.extensions["halt.tabs"] = Tabs()
     app.extensions["halt.lengths"] = Lengths()
     app.extensions["halt.catalog"] = Catalog(app.extensions["halt"].upstream)
@@ -157,14 +122,13 @@ def _store() -> Store:
     return found
 
 
+def _recorder() -> Recorder:
+    found: Recorder = current_app.extensions["halt.recorder"]
+    return found
+
+
 def _worker() -> str:
-    found: str = current_app.extensions["halt.worker"]
-    return found
-
-
-def _endings() -> Endings:
-    found: Endings = current_app.extensions["halt.endings"]
-    return found
+    return _recorder().worker
 
 
 def _lengths() -> Lengths:
@@ -314,7 +278,7 @@ def regenerate(conversation_id: str) -> str:
 
 
 @blueprint.post("/c/<conversation_id>/continue")
-def go_on(conversation_id: str) -> str:
+def continue_(conversation_id: str) -> str:
     """Go on with the last answer from its last word, in the same message."""
     (stream_id,) = _stream_ids(1)
     answer_id, mine = _shown_answer(conversation_id), owner_made()
@@ -409,7 +373,11 @@ def _caught_up(conversation_id: str) -> bool:
     for each in last[0].candidates if last else ():
         if each.ended is None:
             run = _run_of(each.stream_id)
-            if run is None or run.log.ended is None or not _endings().wait(each.stream_id):
+            if (
+                run is None
+                or run.log.ended is None
+                or not _recorder().written(each.stream_id, WRITE_WAIT)
+            ):
                 return False
     return True
 
@@ -457,40 +425,35 @@ def _begin(found: Conversation) -> Run:
 
     Returns the first answer's run.
     """
-    store, lengths, endings = _store(), _lengths(), _endings()
+    store, lengths = _store(), _lengths()
     titles: Titles = current_app.extensions["halt.titles"]
     exchange = found.exchanges[-1]
     settings = found.settings
     messages = store.told(found.id, found.owner, config().told_system_prompt)
 
     def started(wanted: Exchange) -> Run:
-        def save(run: Run) -> None:
-            ended = run.log.ended
-            if ended is None:
-                return
-            whole = isinstance(ended, Done) and ended.finish_reason == "stop" and not run.prefix
-            lengths.end(run.id, wanted.asked, ended.metrics.tokens if whole else None)
-            try:
-                store.write(Batch(ended=(_end_of(run, ended),)))
-            finally:
-                endings.end(run.id)
+        def ended(run: Run) -> None:
+            end, tokens = run.log.ended, None
+            if isinstance(end, Done) and end.finish_reason == "stop" and not run.prefix:
+                tokens = end.metrics.tokens
+            lengths.end(run.id, wanted.asked, tokens)
             if wanted is exchange and not found.has_earlier and not found.named:
                 titles.wanted(found.id, exchange.prompt, run.answer()[1], wanted.asked or None)
 
         if not wanted.prefix:
             lengths.begin(wanted.stream_id, wanted.asked)
-        endings.begin(wanted.stream_id)
         chat = ChatRequest(
-            messages,
+            messages[:-1] if wanted.prefix else messages,  # the last one is what it goes on from
             id=wanted.stream_id,
             model=wanted.asked or None,
             temperature=settings.temperature,
             max_tokens=settings.max_tokens,
         )
         try:
-            return generations().start(chat, found.owner, save, toolbox(), prefix=wanted.prefix)
+            if wanted.prefix:
+                chat = go_on(chat, wanted.prefix)
+            return generations().start(chat, found.owner, ended, toolbox(), prefix=wanted.prefix)
         except HaltError:
-            endings.end(wanted.stream_id)
             lengths.end(wanted.stream_id, wanted.asked)
             raise
 
@@ -509,19 +472,6 @@ def _begin(found: Conversation) -> Run:
     return runs[0]
 
 
-def _end_of(run: Run, ended: Terminal) -> Ended:
-    return Ended(
-        run.id,
-        ended,
-        time.time(),
-        run.log.last,
-        run.answer()[1],
-        run.model,
-        ended_folds(run),
-        run.kept,
-    )
-
-
 @blueprint.get("/streams/<stream_id>/page")
 def stream(stream_id: str) -> Response:
     requester = owner()
@@ -531,7 +481,7 @@ def stream(stream_id: str) -> Response:
         return _one_message(lost(stream_id))
     # The last event is sent again to a page that has it: without it the page would ask for ever.
     after = min(after_parameter(), run.log.last - (run.log.ended is not None))
-    writer = PageWriter(run, after, _answer_template(), _lengths())
+    writer = PageWriter(run, after, _answer_template(), _lengths(), saving())
     session_id = requester or ""
     tabs: Tabs = current_app.extensions["halt.tabs"]
     brief = tabs.opened(session_id)
@@ -548,6 +498,7 @@ def stream(stream_id: str) -> Response:
             writer.present,
             interval=FRAME_INTERVAL,
             brief=brief,
+            aside=writer.aside,
             on_close=closed,
         )
     except OffsetLost:
@@ -561,6 +512,12 @@ def stream(stream_id: str) -> Response:
         headers=SSE_HEADERS,
         direct_passthrough=True,
     )
+
+
+@blueprint.get("/saving")
+def how_saving_goes() -> str:
+    """Asked by a page that was told that saving does not go well, until it does."""
+    return render_template("saving.html", saving=saving()())
 
 
 @blueprint.route("/login", methods=["GET", "POST"])

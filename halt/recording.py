@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from halt.errors import OffsetLost
-from halt.events import Cancelled, Done, Event
+from halt.events import Cancelled, Done, Event, is_terminal
+from halt.folds import Fold, FoldStream
 from halt.journal import Log
 from halt.line import TICK
 from halt.metrics import now
@@ -129,6 +130,10 @@ class Recording:
         """The prefix, and the text of the events from 1 to `upto`."""
         return self.prefix + "".join(self._parts[:upto])
 
+    def piece(self, number: int) -> str:
+        """The text of one event, also of one that the log has let go of; "" of other kinds."""
+        return self._parts[number - 1]
+
     def events(self, upto: int) -> list[tuple[int, Event]]:
         """The events from 1 to `upto`, as far as the log still has them."""
         while True:
@@ -137,6 +142,20 @@ class Recording:
                 return [each for each in self.log.read(first - 1) if each[0] <= upto]
             except OffsetLost:  # it has let go of some more in between
                 continue
+
+    def folding(self, upto: int) -> FoldStream:
+        """The folds of the events from 1 to `upto`, ready to be fed with what comes behind."""
+        stream = FoldStream()
+        for number, event in [] if self.only_text else self.events(upto):
+            if not is_terminal(event):
+                stream.feed(number, event, self.came_at(number))
+        stream.patch()
+        return stream
+
+    def folds(self) -> tuple[Fold, ...]:
+        """After the end: the folds, as far as the answer goes."""
+        upto, _ = self.answer()
+        return self.folding(upto).ended(self.ended_at or now())
 
     def came_at(self, number: int) -> float:
         """When an event came that is not the terminal one."""

@@ -124,6 +124,7 @@ class EventStream(Reading):
         interval: float = 0.0,
         brief: bool = False,
         nothing: bytes = b"",
+        aside: Callable[[], bytes] | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         """Take a reader's place. Raises AtCapacity, OffsetLost.
@@ -131,6 +132,7 @@ class EventStream(Reading):
         `opening`: the first bytes, where they are no comment. `interval`: the least time between
         two frames, in seconds. `brief`: end after the events that are there now; the client comes
         back for more. `nothing` is sent to a reader that has all of an ended stream already.
+        `aside` is asked in silence whether there is something else to be said.
         """
         super().__init__(generations, run, client, after)
         self._present = present
@@ -138,6 +140,7 @@ class EventStream(Reading):
         self._interval = interval
         self._brief = brief
         self._nothing = nothing
+        self._aside = aside
         self._on_close = on_close
 
     def __iter__(self) -> Iterator[bytes]:
@@ -160,6 +163,8 @@ class EventStream(Reading):
             for events in self.run.follow(self._after, viewer, self._interval):
                 if events:
                     frame = self._present(events)
+                elif self._aside is not None and (said := self._aside()):
+                    frame = said
                 elif now() - spoke_at >= heartbeat:
                     frame = self.comment
                 else:

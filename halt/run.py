@@ -620,4 +620,4 @@ def _refuses_tools(fault: UpstreamError) -> bool:
     return fault.code in refusals and "tool" in fault.detail.lower()
 
 
-assert {"no_model", "shutdown"} <= set(CODES)  # noqa: S101
+assert {"no_model", "interrupted"} <= set(CODES)  # noqa: S101

@@ -16,6 +16,7 @@ import logging
 import math
 import secrets
 import socket
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,6 +40,7 @@ from halt.cors import admitted
 from halt.errors import HaltError, RequestError, TooLarge
 from halt.events import encode
 from halt.generation import Generations
+from halt.recorder import Saving
 from halt.tools import Toolbox
 
 #: No inline script or style, nothing from elsewhere, no frame around the page.
@@ -71,6 +73,12 @@ def toolbox() -> Toolbox:
     """The tools that this application offers to models; it may be empty."""
     found = current_app.extensions["halt.tools"]
     assert isinstance(found, Toolbox)  # noqa: S101
+    return found
+
+
+def saving() -> Callable[[], Saving]:
+    """Says how the saving of what generations produce goes; needs no request."""
+    found: Callable[[], Saving] = current_app.extensions["halt.saving"]
     return found
 
 

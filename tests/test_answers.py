@@ -12,7 +12,7 @@ import pytest
 from jinja2 import Environment, FileSystemLoader, Template
 
 from halt import folds
-from halt.answers import AnswerView, PageWriter, ended_folds, exchange_view, view
+from halt.answers import AnswerView, PageWriter, exchange_view, view
 from halt.chat import ChatRequest, Part
 from halt.config import Config
 from halt.conversations import Exchange
@@ -177,9 +177,9 @@ def test_a_page_that_comes_back_is_sent_the_rest_for_the_same_folds(
 def test_a_stopped_answer_has_the_folds_that_were_seen(played: Played) -> None:
     """What came after the last event that was shown is not there either."""
     run = played([Reasoning("a"), Content("b"), *call("Oslo")], stop_at=2)
-    assert [fold.kind for fold in ended_folds(run)] == ["thought"]
+    assert [fold.kind for fold in run.folds()] == ["thought"]
     run = played([Reasoning("a"), Reasoning("b")], stop_at=1)
-    (fold,) = ended_folds(run)
+    (fold,) = run.folds()
     assert (fold.text, fold.state) == ("a", "done")
 
 
@@ -197,7 +197,7 @@ def test_folds_of_a_log_that_let_go_of_its_beginning_are_shown_as_far_as_they_ar
 def test_folds_are_saved_bounded(played: Played) -> None:
     """A thought without measure does not fill the store."""
     run = played([Reasoning("t" * (folds.FOLDED_MAX + 5)), Content("x")])
-    (fold,) = ended_folds(run)
+    (fold,) = run.folds()
     assert fold.size() == folds.FOLDED_MAX + len(folds.CUT)
 
 

@@ -562,8 +562,9 @@ def test_an_export_is_sent_while_it_is_read(carla: Person) -> None:
         responses.append(each.getresponse())
         assert responses[-1].read(1000)
     assert carla.get("/export").status == 503
-    for each in (*responses, *connections):
-        each.close()
+    for response, connection in zip(responses, connections, strict=True):
+        response.close()
+        connection.close()
     eventually(lambda: carla.get("/export").status == 200)
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from halt.errors import OffsetLost
-from halt.events import Cancelled, Content, Done, ErrorInfo, Event, Failed, Terminal, text_of
-from halt.journal import EVENT_OVERHEAD, Log, MemoryLog
+from halt.events import Cancelled, Content, Delta, Done, ErrorInfo, Event, Failed, Terminal, text_of
+from halt.journal import EVENT_OVERHEAD, Log, MemoryLog, StoredLog
 from halt.metrics import Meter
 from tests.races import SOON, together
 
@@ -353,3 +353,73 @@ def test_an_answer_read_in_two_parts_is_the_whole(texts: list[str], after: int) 
             log.append(Content(text))
         after = min(after, log.last)
         assert told(log.read(0)[:after]) + told(log.read(after)) == "".join(texts)
+
+
+# --- a log that has ended -------------------------------------------------------------------------
+
+
+def in_memory(events: list[Delta], end: Callable[[], Terminal]) -> Log:
+    log = MemoryLog(ROOMY)
+    for event in events:
+        log.append(event)
+    log.end(end)
+    return log
+
+
+def from_a_store(events: list[Delta], end: Callable[[], Terminal]) -> Log:
+    return StoredLog(in_memory(events, end).read(0))
+
+
+@pytest.fixture(params=[in_memory, from_a_store])
+def make_ended(request: pytest.FixtureRequest) -> Callable[..., Log]:
+    made: Callable[..., Log] = request.param
+    return made
+
+
+@pytest.mark.parametrize("end", [done, cancelled, failed])
+@pytest.mark.parametrize("text", ["", "a", "abcdef"])
+def test_an_ended_log_replays_from_every_offset(
+    make_ended: Callable[..., Log], text: str, end: Callable[[], Terminal]
+) -> None:
+    """The same numbers and events, the terminal one last, for a reader from anywhere."""
+    events = [Content(letter) for letter in text]
+    log = make_ended(events, end)
+    whole = [*enumerate(events, 1), (len(text) + 1, end())]
+    assert (log.first, log.last, log.ended) == (1, len(text) + 1, end())
+    for after in range(len(text) + 4):
+        assert log.read(after) == whole[after:]
+
+
+def test_an_ended_log_takes_nothing_and_lets_nobody_wait(make_ended: Callable[..., Log]) -> None:
+    """Later events are refused, a second end is not even made, and waiting returns at once."""
+    log = make_ended([Content("a")], done)
+    assert not log.append(Content("b"))
+    assert not log.end(lambda: pytest.fail("it was made"))
+    log.wait(log.last, SOON * 100)
+    log.subscribe(lambda: pytest.fail("it was called"))
+    log.wake()
+    assert (told(log.read(0)), log.waiting) == ("a", 0)
+    assert log.size >= EVENT_OVERHEAD
+
+
+def test_a_gap_before_the_end_is_passed_over() -> None:
+    """Readers may have seen events that a process that died had not written: none is told twice."""
+    log = StoredLog([(1, Content("a")), (2, Content("b")), (100_002, failed())])
+    assert [number for number, _ in log.read(0)] == [1, 2, 100_002]
+    for seen in (2, 3, 57, 100_001):
+        assert log.read(seen) == [(100_002, failed())]
+    assert (log.first, log.last) == (1, 100_002)
+
+
+def test_events_before_any_other_gap_are_refused() -> None:
+    """What was lost in the middle is never passed over in silence."""
+    log = StoredLog([(1, Content("a")), (3, Content("c")), (4, Content("d")), (5, done())])
+    for below in (0, 1):
+        assert lost(log, below)
+    assert [number for number, _ in log.read(2)] == [3, 4, 5]
+
+
+def test_a_stored_log_has_an_end() -> None:
+    """Only what is over is read from a store."""
+    with pytest.raises(ValueError, match="terminal"):
+        StoredLog([(1, Content("a"))])

@@ -71,6 +71,8 @@ LAYERS = {
     "settings": 3,
     "store": 2,
     "recording": 2,
+    "recorder": 3,
+    "archive": 3,
     "run": 3,
     "generation": 4,
     "relay": 4,

@@ -511,7 +511,7 @@ def test_close_ends_everything_and_waits_for_it(fake: FakeOpenAI) -> None:
     assert told.names[-1] == "error"
     fault = waiting.end()
     assert isinstance(fault, GenerationError)
-    assert (fault.code, told.calls[-1][1].code) == ("shutdown", "shutdown")
+    assert (fault.code, told.calls[-1][1].code) == ("interrupted", "interrupted")
     assert whole(list(stalled)) == "0 1 "
     program.close()
     no_thread_left()

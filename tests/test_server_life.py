@@ -47,7 +47,7 @@ def test_a_server_that_is_told_to_leave_ends_everything_in_order(
         for events in (*(each for each, _ in streams), follower):
             last = events.to_end().terminal
             assert last["type"] == "error"
-            assert last["error"]["code"] == "shutdown"
+            assert last["error"]["code"] == "interrupted"
             assert last["error"]["retryable"] is True
         assert server.wait() == 0
         assert time.monotonic() - began < 10  # the default of HALT_GRACEFUL_TIMEOUT

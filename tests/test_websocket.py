@@ -510,7 +510,7 @@ def test_a_server_that_leaves_ends_streams_and_sockets_in_order(
         server.terminate()
         for each in ids:
             last = busy.to_end(each)
-            assert (last["type"], last["error"]["code"]) == ("error", "shutdown")
+            assert (last["type"], last["error"]["code"]) == ("error", "interrupted")
         assert [busy.ended().code, idle.ended().code] == [1001, 1001]
         assert server.wait() == 0
         assert time.monotonic() - began < 8  # the default of HALT_GRACEFUL_TIMEOUT is 10
@@ -536,7 +536,7 @@ def test_connections_are_counted_right(start_halt: StartHalt, fake: FakeOpenAI) 
     with client.chat("stall?n=1") as events:
         events.until_text("0 ")
         server.terminate()
-        assert events.to_end().terminal["error"]["code"] == "shutdown"
+        assert events.to_end().terminal["error"]["code"] == "interrupted"
     assert server.wait(5) == 0
     assert "Traceback" not in server.printed
 

@@ -1,0 +1,99 @@
+"""Generations that are over, out of the store; and the ends of those whose process has died."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from halt.conversations import Recorded
+from halt.events import is_terminal, text_of
+from halt.journal import StoredLog
+from halt.metrics import now
+from halt.recording import Recording
+
+logger = logging.getLogger(__name__)
+
+
+class Records(Protocol):
+    """What the archive needs of a store."""
+
+    def recorded(self, stream_id: str, requester: str | None) -> Recorded | None: ...
+    def exists(self, stream_id: str) -> bool: ...
+    def workers_running(self) -> set[str]: ...
+    def running_of(self, worker: str) -> list[str]: ...
+    def interrupt(self, stream_id: str) -> bool: ...
+
+
+class StoredRecording(Recording):
+    """A generation that has ended, as the store has kept it: every event with its number."""
+
+    def __init__(self, kept: Recorded) -> None:
+        began = now() - (time.time() - kept.started_at)
+        log = StoredLog([(number, event) for number, _, event in kept.events])
+        super().__init__(
+            kept.stream_id,
+            kept.owner,
+            log,
+            asked=kept.asked,
+            prefix=kept.prefix,
+            started_at=began,
+        )
+        self.ended_at = began + kept.ended_at - kept.started_at
+        self._model = kept.model
+        self._kept = kept.seen
+        for number, ms, event in kept.events:
+            if is_terminal(event):
+                break
+            at = began + ms / 1000
+            while len(self._parts) < number - 1:
+                self.note("", at)
+            self.note(text_of(event), at)
+
+    @property
+    def model(self) -> str:
+        return self._model or self.asked
+
+
+class Archive:
+    """What the store knows of generations that no process makes any more."""
+
+    def __init__(self, store: Records, alive: Callable[[str], bool]) -> None:
+        """`alive` says whether the worker process with this ID lives, here or elsewhere."""
+        self._store = store
+        self._alive = alive
+        self._recovering = threading.Lock()  # one at a time; the others find it done
+
+    def get(self, stream_id: str, requester: str | None) -> Recording | None:
+        """A generation that has ended. None: there is none, or not one of the requester's.
+
+        One whose process has died is ended here, so that its readers need not wait for anybody.
+        Raises StoreUnavailable.
+        """
+        kept = self._store.recorded(stream_id, requester)
+        if kept is None and self._store.exists(stream_id):
+            self.recover()
+            kept = self._store.recorded(stream_id, requester)
+        return None if kept is None else StoredRecording(kept)
+
+    def recover(self) -> int:
+        """End what the workers that are no longer alive have left; how many generations it was.
+
+        Raises StoreUnavailable.
+        """
+        with self._recovering:
+            dead = [each for each in self._store.workers_running() if not self._alive(each)]
+            return sum(map(self.recover_worker, dead))
+
+    def recover_worker(self, worker: str) -> int:
+        """End what one dead worker has left, as interrupted; how many generations it was.
+
+        Any number of processes may do so at the same time: each generation is ended once.
+        Raises StoreUnavailable.
+        """
+        count = sum(map(self._store.interrupt, self._store.running_of(worker)))
+        if count:
+            logger.warning("worker %s has died: %d answers were interrupted", worker, count)
+        return count

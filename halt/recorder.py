@@ -1,0 +1,332 @@
+"""Writes down what the generations of this process produce, behind them, in batches.
+
+One thread looks at the log of every generation each PERIOD and hands what is new to the store, all
+of it in one transaction; an end is written as soon as it happens. Generations know nothing of it: a
+store that is slow, locked, full or gone costs them nothing. What could not be written is still in
+their logs, so it is simply taken from there again, at growing intervals, until the store is well.
+
+What is lost when the process is killed is what came since the last transaction.
+
+Threads: `_changed` protects the table and the flags, and is held for table work only. What stands
+in an entry beside its recording belongs to the recorder's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+from halt.conversations import Batch, Begun, Chunk, Ended
+from halt.errors import OffsetLost, StoreUnavailable
+from halt.events import Content, Event, is_terminal
+from halt.metrics import now
+from halt.recording import Recording
+
+PERIOD = 0.1  # seconds between two transactions
+BACKOFF_MAX = 2.0  # seconds between two attempts, where the store is not well
+BEHIND = 2.0  # seconds that anything may wait to be written before it is said
+BATCH_EVENTS = 20_000  # of one transaction; what is more goes into the next, at once
+GIVEN_UP_MAX = 10_000  # generations that are remembered after they were given up, the newest
+SWEEP_EVERY = 3600.0  # seconds between two looks for what is kept for a time only
+CLOSE_WAIT = 3.0  # seconds that leaving waits for the store
+
+logger = logging.getLogger(__name__)
+
+
+class Writer(Protocol):
+    """What the recorder needs of a store."""
+
+    def write(self, batch: Batch) -> None: ...
+    def interrupt(self, stream_id: str) -> bool: ...
+    def sweep(self, now: float) -> int: ...
+
+
+@dataclass(frozen=True)
+class Saving:
+    """How saving goes. `behind`: something has waited for BEHIND seconds; `failed`: in vain."""
+
+    state: Literal["saved", "behind", "failed"] = "saved"
+    reason: str = ""
+
+
+@dataclass(eq=False)
+class _Entry:
+    recording: Recording
+    begun: bool = False  # the store knows of it
+    written: int = 0  # the last event that is in the store
+
+
+class _Step(NamedTuple):
+    """What a batch holds of one generation."""
+
+    entry: _Entry
+    upto: int  # the last event in it
+    over: bool  # nothing more will come
+    batch: Batch
+
+
+class Recorder:
+    """All generations of this process that are not in the store as a whole."""
+
+    def __init__(self, store: Writer, worker: str) -> None:
+        """`worker` is this process's ID."""
+        self.worker = worker
+        self._store = store
+        self._changed = threading.Condition(threading.Lock())
+        self._entries: dict[str, _Entry] = {}
+        self._hurry = False  # something has ended
+        self._closing_until: float | None = None
+        self._thread: threading.Thread | None = None
+        self._clean_at = now()  # whatever came before has been written
+        self._fault = ""  # why the last attempt failed
+        self._failures = 0  # since the last success
+        self._given_up: list[str] = []  # let go of before they could be written
+        self._sweep_at = now()
+
+    # --- what generations and their readers use ---------------------------------------------------
+
+    def begin(self, recording: Recording) -> None:
+        """Write this one down from now on."""
+        with self._changed:
+            if not self._entries:
+                self._clean_at = now()
+            self._entries[recording.id] = _Entry(recording)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="halt-recorder", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def ended(self) -> None:
+        """A generation has ended: it is written down at once."""
+        with self._changed:
+            self._hurry = True
+            self._changed.notify_all()
+
+    def holds(self, stream_id: str) -> bool:
+        """It is not in the store as a whole: whoever lets go of it loses some of it."""
+        return stream_id in self._entries
+
+    def written(self, stream_id: str, timeout: float) -> bool:
+        """Wait until a generation that has ended is in the store as a whole; False: not in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: stream_id not in self._entries, timeout)
+
+    def give_up(self, stream_ids: Iterable[str]) -> None:
+        """Memory is short: these are let go of. The store gets what it has of them, and no more."""
+        with self._changed:
+            lost = [each for each in stream_ids if self._entries.pop(each, None)]
+            first = lost and not self._given_up
+            self._given_up = [*self._given_up, *lost][-GIVEN_UP_MAX:]
+            self._changed.notify_all()
+        if first:
+            logger.error("no memory is left for what could not be saved: answers are being lost")
+
+    @property
+    def saving(self) -> Saving:
+        """How it goes."""
+        if not self._entries or now() - self._clean_at < BEHIND:
+            return Saving()
+        return Saving("failed", self._fault) if self._fault else Saving("behind")
+
+    def close(self, timeout: float = CLOSE_WAIT) -> bool:
+        """Write what there is and end the thread; False: not all of it within `timeout` seconds."""
+        with self._changed:
+            if self._closing_until is None:
+                self._closing_until = now() + timeout
+                self._hurry = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
+        if left := len(self._entries):
+            logger.error("%d answers could not be saved as a whole: %s", left, self._fault)
+        return not left
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._await_turn():
+            try:
+                self._turn()
+            except Exception:
+                logger.exception("recorder")
+                self._failed("something went wrong in Halt itself")
+
+    def _await_turn(self) -> bool:
+        """Wait until there is something to do. False: nothing more will be."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._entries or self._given_up or self._closing_until is not None,
+                SWEEP_EVERY,
+            )
+            if self._failures:
+                pause = min(PERIOD * 2 ** min(self._failures, 10), BACKOFF_MAX)
+                self._changed.wait_for(lambda: self._closing_until is not None, pause)
+            else:
+                self._changed.wait_for(
+                    lambda: self._hurry or self._closing_until is not None, PERIOD
+                )
+            if self._closing_until is not None:
+                if not self._entries or now() >= self._closing_until:
+                    return False
+                if not self._hurry:
+                    self._changed.wait(PERIOD)
+            self._hurry = False
+            return True
+
+    def _turn(self) -> None:
+        """Write what is new, once."""
+        at = now()
+        with self._changed:
+            entries = list(self._entries.values())
+            given_up = set(self._given_up)
+        steps, left = [], BATCH_EVENTS
+        for entry in entries:
+            step, taken = self._step(entry, left)
+            left -= taken
+            if step is not None:
+                steps.append(step)
+        try:
+            if steps:
+                self._store.write(_joined(steps))
+            for stream_id in given_up:
+                self._store.interrupt(stream_id)
+            if at >= self._sweep_at:  # a little at a time, until there is no more
+                self._sweep_at = at + SWEEP_EVERY
+                if self._store.sweep(time.time()):
+                    self._sweep_at = at
+        except StoreUnavailable as fault:
+            self._failed(fault.reason)
+            return
+        except Exception:
+            logger.exception("a batch of events could not be saved; it is tried one by one")
+            if not self._one_by_one(steps):
+                return
+        self._succeeded(steps, given_up, at, more=left <= 0)
+
+    def _step(self, entry: _Entry, room: int) -> tuple[_Step | None, int]:
+        """What is new of one generation, at most `room` events of it, and how many there are."""
+        recording, log = entry.recording, entry.recording.log
+        terminal = log.ended  # before the events: who sees the end has seen all of them
+        events = [] if room <= 0 or log.last <= entry.written else _events(entry)[:room]
+        upto = events[-1][0] if events else entry.written
+        over = terminal is not None and upto == log.last
+        if not (events or over) and entry.begun:
+            return None, 0
+        begun, ended = (), ()
+        if not entry.begun:
+            asked, started = recording.asked, _wall(recording.started_at)
+            begun = (Begun(recording.id, recording.owner, self.worker, asked, started),)
+        if terminal is not None and over:
+            ended = (
+                Ended(
+                    recording.id,
+                    terminal,
+                    _wall(recording.ended_at or now()),
+                    upto,
+                    recording.answer()[1],
+                    recording.model,
+                    recording.folds(),
+                    recording.kept,
+                ),
+            )
+        batch = Batch(begun, _chunks(recording, events), ended)
+        return _Step(entry, upto, over, batch), len(events)
+
+    def _one_by_one(self, steps: list[_Step]) -> bool:
+        """Write what can be written. What can't, though the store is well, is let go of."""
+        for step in steps:
+            stream_id = step.entry.recording.id
+            try:
+                self._store.write(step.batch)
+            except StoreUnavailable as fault:
+                self._failed(fault.reason)
+                return False
+            except Exception:
+                logger.exception("stream %s cannot be saved", stream_id)
+                with self._changed:
+                    self._entries.pop(stream_id, None)
+        return True
+
+    def _succeeded(self, steps: list[_Step], given_up: set[str], at: float, *, more: bool) -> None:
+        with self._changed:
+            for step in steps:
+                step.entry.begun, step.entry.written = True, step.upto
+                if step.over:
+                    self._entries.pop(step.entry.recording.id, None)
+            self._given_up = [each for each in self._given_up if each not in given_up]
+            if not more:
+                self._clean_at = at
+            self._hurry = self._hurry or more
+            failures, self._failures, self._fault = self._failures, 0, ""
+            self._changed.notify_all()
+        if failures:
+            logger.warning("saving works again")
+
+    def _failed(self, reason: str) -> None:
+        with self._changed:
+            self._failures += 1
+            self._fault = reason
+            first = self._failures == 1
+        if first:
+            logger.error("saving fails, and is tried again until it works: %s", reason)
+
+
+def _wall(at: float) -> float:
+    """A time on the clock of `metrics.now` as seconds since 1970."""
+    return time.time() - (now() - at)
+
+
+def _joined(steps: list[_Step]) -> Batch:
+    batches = [step.batch for step in steps]
+    return Batch(
+        tuple(each for batch in batches for each in batch.begun),
+        tuple(each for batch in batches for each in batch.chunks),
+        tuple(each for batch in batches for each in batch.ended),
+    )
+
+
+def _events(entry: _Entry) -> list[tuple[int, Event]]:
+    """The events that are not in the store, in order.
+
+    Where the log has let go of some, their text is in the recording still; what was no text is
+    missing then.
+    """
+    recording, log = entry.recording, entry.recording.log
+    while True:
+        try:
+            return log.read(entry.written)
+        except OffsetLost:
+            first = log.first
+            lost: list[tuple[int, Event]] = [
+                (number, Content(text))
+                for number in range(entry.written + 1, first)
+                if (text := recording.piece(number))
+            ]
+            try:
+                return lost + log.read(first - 1)
+            except OffsetLost:  # it has let go of some more in between
+                continue
+
+
+def _chunks(recording: Recording, events: list[tuple[int, Event]]) -> tuple[Chunk, ...]:
+    """The events with their times, a chunk for each row of numbers without a gap."""
+    began, chunks = recording.started_at, list[Chunk]()
+    timed: list[tuple[float, Event]] = []
+    first = following = 0
+    for number, event in events:
+        if number != following:
+            if timed:
+                chunks.append(Chunk(recording.id, first, timed))
+            timed, first = [], number
+        following = number + 1
+        over = is_terminal(event)
+        at = (recording.ended_at or now()) if over else recording.came_at(number)
+        timed.append((round((at - began) * 1000, 1), event))
+    if timed:
+        chunks.append(Chunk(recording.id, first, timed))
+    return tuple(chunks)

@@ -1,0 +1,322 @@
+"""The recorder: what generations produce is written behind them, whatever the store does."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from halt import recorder as module
+from halt.conversations import Batch, Chunk, Ended
+from halt.errors import StoreUnavailable
+from halt.events import Content, Delta, Done, Event, Reasoning, text_of
+from halt.journal import MemoryLog
+from halt.metrics import Meter, now
+from halt.recorder import Recorder, Saving
+from halt.recording import Recording
+from tests.scripted import SOON
+
+FULL = StoreUnavailable("This could not be saved: the disk is full.", "the disk is full")
+METRICS = Meter().snapshot()
+
+
+class Shelf:
+    """A store that keeps batches as they come, and has the faults that a test wants."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self.batches: list[Batch] = []
+        self.interrupted: list[str] = []
+        self.swept: list[float] = []
+        self.attempts = 0
+        self.fault: Callable[[Batch], Exception | None] = lambda batch: None
+        self.free = threading.Event()  # a write goes on when it is set
+        self.free.set()
+
+    def write(self, batch: Batch) -> None:
+        with self._changed:
+            self.attempts += 1
+            self._changed.notify_all()
+        assert self.free.wait(SOON)
+        fault = self.fault(batch)
+        if fault is not None:
+            raise fault
+        with self._changed:
+            self.batches.append(batch)
+            self._changed.notify_all()
+
+    def interrupt(self, stream_id: str) -> bool:
+        with self._changed:
+            self.interrupted.append(stream_id)
+            self._changed.notify_all()
+        return True
+
+    def sweep(self, now: float) -> int:
+        with self._changed:
+            self.swept.append(now)
+            self._changed.notify_all()
+        return int(len(self.swept) < 3)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Wait until this is so, which is looked at after each change."""
+        with self._changed:
+            assert self._changed.wait_for(condition, SOON)
+
+    def attempt(self, more: int = 1) -> None:
+        """Wait until somebody has tried to write so many times more."""
+        wanted = self.attempts + more
+        self.until(lambda: self.attempts >= wanted)
+
+    def chunks(self, stream_id: str) -> list[Chunk]:
+        return [c for batch in self.batches for c in batch.chunks if c.stream_id == stream_id]
+
+    def events(self, stream_id: str) -> list[tuple[int, Event]]:
+        """The numbered events of a generation, in the order in which they were written."""
+        return [
+            (number, event)
+            for chunk in self.chunks(stream_id)
+            for number, (_, event) in enumerate(chunk.events, chunk.first_seq)
+        ]
+
+    def text(self, stream_id: str) -> str:
+        return "".join(text_of(event) for _, event in self.events(stream_id))
+
+    def end_of(self, stream_id: str) -> Ended:
+        (found,) = [e for batch in self.batches for e in batch.ended if e.stream_id == stream_id]
+        return found
+
+
+class Desk:
+    """A recorder at a shelf, and generations whose events a test makes."""
+
+    def __init__(self) -> None:
+        self.shelf = Shelf()
+        self.recorder = Recorder(self.shelf, "worker-1")
+
+    def begin(self, stream_id: str = "a-stream", max_bytes: int = 1_000_000) -> Recording:
+        recording = Recording(stream_id, "somebody", MemoryLog(max_bytes), started_at=now())
+        self.recorder.begin(recording)
+        return recording
+
+    def end(self, recording: Recording) -> None:
+        recording.log.end(lambda: Done("stop", METRICS))
+        recording.ended_at = now()
+        self.recorder.ended()
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    made = Desk()
+    yield made
+    made.shelf.free.set()
+    made.shelf.fault = lambda batch: None
+    made.recorder.close()
+
+
+def add(recording: Recording, *events: str | Delta) -> None:
+    """What a run does with what it gets from a model."""
+    for each in events:
+        event = Content(each) if isinstance(each, str) else each
+        recording.note(text_of(event), now())
+        recording.log.append(event)
+
+
+def test_each_event_is_written_once_in_order_and_with_its_end(desk: Desk) -> None:
+    """Chunks hold new events only; the end comes with the text as it is kept."""
+    first = desk.begin()
+    for letter in "abc":
+        add(first, letter)
+        desk.shelf.until(lambda: letter in desk.shelf.text("a-stream"))
+    add(first, "d", "e")
+    desk.end(first)
+    assert desk.recorder.written("a-stream", SOON)
+    assert desk.shelf.events("a-stream") == first.log.read(0)
+    end = desk.shelf.end_of("a-stream")
+    assert (end.ended, end.last_seq, end.answer) == (first.log.ended, 6, "abcde")
+    (begun,) = [each for batch in desk.shelf.batches for each in batch.begun]
+    assert (begun.stream_id, begun.owner, begun.worker) == ("a-stream", "somebody", "worker-1")
+    assert not desk.recorder.holds("a-stream")
+
+
+def test_an_event_is_written_with_the_time_at_which_it_came(desk: Desk) -> None:
+    """Milliseconds since the generation began, so that a replay can tell them."""
+    recording = desk.begin()
+    recording.note("a", recording.started_at + 1.25)
+    recording.log.append(Content("a"))
+    desk.shelf.until(lambda: desk.shelf.text("a-stream") == "a")
+    assert desk.shelf.chunks("a-stream")[0].events[0][0] == 1250.0
+
+
+def test_an_end_is_written_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sends the next message right after an end does not wait for a period."""
+    monkeypatch.setattr(module, "PERIOD", 100 * SOON)
+    recording = desk.begin()
+    add(recording, "text")
+    desk.end(recording)
+    assert desk.recorder.written("a-stream", SOON)
+
+
+def test_all_generations_of_a_process_share_a_transaction(desk: Desk) -> None:
+    """However many are being written, there is one batch for all of them."""
+    desk.shelf.free.clear()
+    blocker = desk.begin("the-blocker")
+    desk.shelf.attempt()
+    recordings = [desk.begin(f"stream-{n:03}") for n in range(50)]
+    for recording in recordings:
+        add(recording, recording.id)
+    desk.shelf.free.set()
+    desk.shelf.until(lambda: len(desk.shelf.batches) == 2)
+    assert {each.stream_id for each in desk.shelf.batches[1].chunks} == {r.id for r in recordings}
+    assert blocker.log.last == 0
+
+
+def test_what_could_not_be_saved_is_saved_as_soon_as_it_can_be(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store that fails for a while loses nothing, and is spoken of twice: no line an attempt."""
+    desk.shelf.fault = lambda batch: FULL
+    recording = desk.begin()
+    with caplog.at_level(logging.INFO, "halt.recorder"):
+        for letter in "abc":
+            add(recording, letter)
+            desk.shelf.attempt()
+        assert not desk.recorder.written("a-stream", 0)
+        desk.shelf.fault = lambda batch: None
+        desk.end(recording)
+        assert desk.recorder.written("a-stream", SOON)
+    assert desk.shelf.events("a-stream") == recording.log.read(0)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2, said
+    assert "the disk is full" in said[0]
+
+
+def test_it_is_said_when_saving_is_behind_fails_and_is_well_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind while the store takes its time, failed with a reason when it refuses."""
+    monkeypatch.setattr(module, "BEHIND", 0.0)
+    desk.shelf.free.clear()
+    recording = desk.begin()
+    desk.shelf.attempt()
+    assert desk.recorder.saving == Saving("behind")
+    desk.shelf.fault = lambda batch: FULL
+    desk.shelf.free.set()
+    desk.shelf.attempt()
+    assert desk.recorder.saving == Saving("failed", "the disk is full")
+    desk.shelf.fault = lambda batch: None
+    desk.end(recording)
+    assert desk.recorder.written("a-stream", SOON)
+    assert desk.recorder.saving == Saving("saved")
+
+
+def test_a_short_delay_is_not_worth_a_word(desk: Desk) -> None:
+    """One attempt that fails is not shown to anybody."""
+    desk.shelf.fault = lambda batch: FULL
+    desk.begin()
+    desk.shelf.attempt(2)
+    assert desk.recorder.saving == Saving("saved")
+
+
+def test_an_answer_that_cannot_be_saved_holds_up_no_other(desk: Desk) -> None:
+    """Where one batch is refused for what is in it, the others are written without it."""
+
+    def fault(batch: Batch) -> Exception | None:
+        bad = any(each.stream_id == "the-bad-one" for each in batch.begun)
+        return ValueError("it cannot be encoded") if bad else None
+
+    desk.shelf.fault = fault
+    bad, good = desk.begin("the-bad-one"), desk.begin("the-good-one")
+    add(good, "text")
+    desk.end(good)
+    assert desk.recorder.written("the-good-one", SOON)
+    assert desk.recorder.written("the-bad-one", SOON)
+    assert desk.shelf.text("the-good-one") == "text"
+    assert desk.shelf.end_of("the-good-one").answer == "text"
+    assert bad.log.ended is None
+
+
+def test_text_that_the_log_has_let_go_of_is_saved_all_the_same(desk: Desk) -> None:
+    """A log is bounded and a failing store may be away for long; thoughts are lost, text is not."""
+    desk.shelf.fault = lambda batch: FULL
+    recording = desk.begin(max_bytes=1_000)
+    desk.shelf.attempt()
+    add(recording, "a", "b", Reasoning("a thought"), *"cdefghijklmnopqrstuvwxyz")
+    assert recording.log.first > 4
+    desk.shelf.fault = lambda batch: None
+    desk.end(recording)
+    assert desk.recorder.written("a-stream", SOON)
+    assert desk.shelf.text("a-stream") == "abcdefghijklmnopqrstuvwxyz"
+    numbers = [number for number, _ in desk.shelf.events("a-stream")]
+    assert numbers == [1, 2, *range(4, 29)]
+
+
+def test_a_long_backlog_goes_in_several_transactions(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No transaction grows with the time that the store was away."""
+    monkeypatch.setattr(module, "BATCH_EVENTS", 10)
+    desk.shelf.free.clear()
+    recording = desk.begin()
+    desk.shelf.attempt()
+    add(recording, *"abcdefghijklmnopqrstuvwxyz")
+    other = desk.begin("another")
+    add(other, "text")
+    desk.end(recording)
+    desk.end(other)
+    desk.shelf.free.set()
+    assert desk.recorder.written("a-stream", SOON)
+    assert desk.recorder.written("another", SOON)
+    assert desk.shelf.events("a-stream") == recording.log.read(0)
+    sizes = [sum(len(each.events) for each in batch.chunks) for batch in desk.shelf.batches]
+    assert max(sizes) <= 10
+
+
+def test_what_is_given_up_is_ended_in_the_store_when_it_is_well(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No conversation waits for ever for an answer that memory had no room for."""
+    desk.shelf.fault = lambda batch: FULL
+    kept = desk.begin("the-kept-one")
+    for n in range(3):
+        desk.begin(f"given-up-{n}")
+    desk.shelf.attempt()
+    desk.recorder.give_up(["given-up-0", "given-up-1"])
+    desk.recorder.give_up(["given-up-2", "never-heard-of"])
+    add(kept, "text")
+    desk.shelf.fault = lambda batch: None
+    desk.shelf.until(lambda: len(desk.shelf.interrupted) == 3)
+    assert sorted(desk.shelf.interrupted) == [f"given-up-{n}" for n in range(3)]
+    assert desk.recorder.holds("the-kept-one")
+    assert sum("memory" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_what_is_kept_for_a_time_is_swept_a_little_at_a_time(desk: Desk) -> None:
+    """As often as there is more of it, and then not for an hour."""
+    desk.begin()
+    desk.shelf.until(lambda: len(desk.shelf.swept) == 3)
+    assert abs(desk.shelf.swept[0] - time.time()) < 60
+    desk.end(desk.begin("another"))
+    assert desk.recorder.written("another", SOON)
+    assert len(desk.shelf.swept) == 3
+
+
+def test_a_recorder_that_closes_writes_what_there_is(desk: Desk) -> None:
+    """Whatever had ended before is in the store afterwards."""
+    recordings = [desk.begin(f"stream-{n:03}") for n in range(20)]
+    for recording in recordings:
+        add(recording, "text")
+        recording.log.end(lambda: Done("stop", METRICS))
+    assert desk.recorder.close()
+    assert {e.stream_id for b in desk.shelf.batches for e in b.ended} == {r.id for r in recordings}
+
+
+def test_a_store_that_is_broken_keeps_no_server_from_leaving(desk: Desk) -> None:
+    """Closing takes as long as it may, and says that not all was saved."""
+    desk.shelf.fault = lambda batch: FULL
+    desk.end(desk.begin())
+    assert not desk.recorder.close(0.2)
+    desk.shelf.free.clear()
+    assert not desk.recorder.close(0.2)
