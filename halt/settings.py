@@ -32,7 +32,7 @@ def checked_settings(settings: Settings) -> Settings:
         )
     if most is not None and not 1 <= most <= TOKENS_MAX:
         raise RequestError(
-            f"The most tokens of an answer must be a whole number from 1 to {TOKENS_MAX:,}.",
+            f"Max tokens must be a whole number from 1 to {TOKENS_MAX:,}.",
             field="max_tokens",
         )
     return settings

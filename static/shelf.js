@@ -10,7 +10,7 @@
 
   // --- times, as this person's calendar says them --------------------------------------------------
   const DAY = 86_400_000;
-  const formats = [{ hour: "2-digit", minute: "2-digit" }, { weekday: "short" }, { day: "numeric", month: "short" }, { month: "short", year: "numeric" }]
+  const formats = [{ hour: "numeric", minute: "2-digit" }, { weekday: "short" }, { day: "numeric", month: "short" }, { month: "short", year: "numeric" }]
     .map(each => new Intl.DateTimeFormat(undefined, each));
   const whole = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "short" });
   const tell = root => {
@@ -88,13 +88,20 @@
     chosen = button.closest("li");
     for (const each of menu.querySelectorAll("[data-export]")) each.href = `/c/${chosen.dataset.id}/export?format=${each.dataset.export}`;
   }, true);
-  document.addEventListener("htmx:config:request", ({ detail: { ctx } }) => {
-    const source = ctx.sourceElement;
+  document.addEventListener("htmx:config:request", event => {
+    const { ctx } = event.detail, source = ctx.sourceElement;
     if (source.matches(".rename-it")) {
       ctx.request.action = `/c/${chosen.dataset.id}/title`;
       ctx.target = chosen;
     } else if (source.matches(".delete-it")) {
       ctx.request.action = `/c/${chosen.dataset.id}/delete`;
+    } else if (source.matches("#import") && source.file.files[0]?.size > source.dataset.most) {
+      event.preventDefault(); // the server would hang up in the middle of it
+      const fault = document.createElement("p");
+      fault.className = "fault";
+      fault.textContent = `The file is larger than ${Number(source.dataset.most).toLocaleString("en")} bytes (HALT_MAX_IMPORT_BYTES).`;
+      toast.replaceChildren(fault);
+      source.reset();
     }
   });
   for (const each of [menu, all]) each.addEventListener("click", event => {
