@@ -312,10 +312,9 @@ def show(conversation_id: str) -> str:
 
 @blueprint.get("/c/<conversation_id>/from")
 def from_here(conversation_id: str) -> Response:
-    """A prompt's exchange and all that follow, as they are now.
+    """A prompt's exchange, or that of another version of it, and all that follow.
 
-    Where the prompt has gone, because its answer was stopped before any text, another version of
-    it is returned; a page that knows of none is loaded anew.
+    A page that asks for one that is not there is loaded anew.
     """
     prompt_id = _message_id("prompt_id")
     _caught_up(conversation_id)
@@ -397,10 +396,8 @@ def _from(found: Conversation, message_id: int) -> str:
     for index, each in enumerate(found.exchanges):
         ids = {each.prompt_id, each.answer_id, *each.prompts.ids, *each.versions.ids}
         if message_id in ids:
-            return "".join(
-                render_template("exchange.html", x=shown, conversation_id=found.id)
-                for shown in _all_shown(found, index)
-            )
+            rest = _window(found, "after") | {"exchanges": _all_shown(found, index)}
+            return render_template("window.html", conversation_id=found.id, **rest)
     return ""
 
 

@@ -13,6 +13,8 @@ from playwright.sync_api import expect
 
 from tests.browser.chat import AWAY, Chat, numbers
 from tests.browser.conftest import OpenChat
+from tests.browser.test_compare import add
+from tests.browser.test_models import choose
 from tests.browser.test_stop import Held
 from tests.conftest import StartHalt, eventually, new_id
 from tests.fake_openai import FakeOpenAI
@@ -62,9 +64,8 @@ def begin(chat: Chat, whole: str, first: int, **more: Any) -> str:
 
 def tell(chat: Chat, model: str) -> str:
     """Ask this model: a continuation has other last words than the prompt's."""
-    chat.page.locator("#model").evaluate(
-        "(e, name) => e.add(new Option(name, name, true, true))", model
-    )
+    add(chat, model)
+    choose(chat, model)
     chat.said = f"Tell me. {new_id()}"
     chat.say(chat.said)
     return chat.said
