@@ -235,7 +235,7 @@ def regenerate(conversation_id: str) -> str:
 def continue_(conversation_id: str) -> str:
     """Go on with the last answer from its last word, in the same message."""
     (stream_id,) = _stream_ids(1)
-    answer_id, mine = _shown_answer(conversation_id), owner_made()
+    answer_id, mine = _shown_exchange(conversation_id).answer_id, owner_made()
     found = _changed(
         conversation_id,
         lambda store: store.extend(conversation_id, mine, answer_id, stream_id, worker=_worker()),
@@ -247,13 +247,9 @@ def continue_(conversation_id: str) -> str:
 @blueprint.post("/c/<conversation_id>/discard")
 def discard(conversation_id: str) -> str:
     """Take the last answer away. What is shown instead, which may be nothing, is returned."""
-    prompt_id, mine = _message_id("prompt_id"), owner_made()
-    answer_id = _shown_answer(conversation_id)
-    _changed(conversation_id, lambda store: store.discard(conversation_id, mine, answer_id))
-    try:
-        return _from(_store().get(conversation_id, mine), prompt_id)
-    except UnknownConversation:  # its only prompt has gone, and it with it
-        return ""
+    gone, mine = _shown_exchange(conversation_id), owner_made()
+    _changed(conversation_id, lambda store: store.discard(conversation_id, mine, gone.answer_id))
+    return _from(_store().get(conversation_id, mine), gone.prompt_id, *gone.prompts.ids)
 
 
 @blueprint.post("/c/<conversation_id>/show")
@@ -335,38 +331,28 @@ def _caught_up(conversation_id: str) -> bool:
     return True
 
 
-def _shown_answer(conversation_id: str) -> int:
-    """The answer that the page shows at a prompt. Raises UnknownConversation, RequestError."""
+def _shown_exchange(conversation_id: str) -> Exchange:
+    """The exchange at which a button was pressed. Raises UnknownConversation, RequestError."""
     prompt_id = _message_id("prompt_id")
     found = _store().get(conversation_id, owner_made(), around=prompt_id, limit=1)
     for each in found.exchanges:
         if each.prompt_id == prompt_id:
-            return each.answer_id
-    raise UnknownConversation("There is no such answer any more. Load the page anew.")
+            return each
+    raise UnknownConversation(
+        "This is not a part of the conversation any more. Load the page anew."
+    )
 
 
-def _from(found: Conversation, message_id: int) -> str:
-    """The exchange at which a message is, or was, and all that follow; nothing if there is none."""
+def _from(found: Conversation, *message_ids: int) -> str:
+    """The exchange of one of these messages, and all that follow; nothing if there is none."""
     for index, each in enumerate(found.exchanges):
         ids = {each.prompt_id, each.answer_id, *each.prompts.ids, *each.versions.ids}
-        if message_id in ids:
+        if not ids.isdisjoint(message_ids):
             return "".join(
                 render_template("exchange.html", x=shown, conversation_id=found.id)
                 for shown in _all_shown(found, index)
             )
     return ""
-
-
-@blueprint.get("/models")
-def models() -> str:
-    """What can be chosen, as options; the one that is chosen stays so where it is still offered."""
-    catalog: Catalog = current_app.extensions["halt.catalog"]
-    return render_template(
-        "models.html",
-        groups=catalog.look(),
-        chosen=checked_model(request.args.get("model", "")),
-        model=_shown_model(generations()),
-    )
 
 
 def _exchange(found: Conversation) -> str:
