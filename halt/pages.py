@@ -355,6 +355,18 @@ def _from(found: Conversation, *message_ids: int) -> str:
     return ""
 
 
+@blueprint.get("/models")
+def models() -> str:
+    """What can be chosen, as options; the one that is chosen stays so where it is still offered."""
+    catalog: Catalog = current_app.extensions["halt.catalog"]
+    return render_template(
+        "models.html",
+        groups=catalog.look(),
+        chosen=checked_model(request.args.get("model", "")),
+        model=_shown_model(generations()),
+    )
+
+
 def _exchange(found: Conversation) -> str:
     return render_template("exchange.html", x=_shown(found.exchanges[-1]), conversation_id=found.id)
 
