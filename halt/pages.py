@@ -195,7 +195,7 @@ def conversation(conversation_id: str) -> str:
         return _page(conversation_id, _store().get(conversation_id, mine))
     found = _store().get(conversation_id, mine, around=int(at))
     if not _holds(found, int(at)):
-        with contextlib.suppress(Busy, UnknownConversation):
+        with contextlib.suppress(HaltError):  # then its end is shown
             found = _store().show(conversation_id, mine, int(at))
     return _page(conversation_id, found)
 
