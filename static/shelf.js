@@ -78,7 +78,7 @@
   };
   document.addEventListener("visibilitychange", refresh);
   addEventListener("focus", refresh);
-  document.addEventListener("htmx:sse:close", changed);
+  document.addEventListener("halt:settled", changed);
   document.addEventListener("htmx:finally:request", ({ detail: { ctx } }) => {
     if (ctx.request.method === "POST" && ctx.response?.status < 400) changed();
   });
