@@ -189,6 +189,13 @@ class Config:
     max_body_bytes: int = _setting(
         "HALT_MAX_BODY_BYTES", 4_194_304, "Bytes of one request's body", low=1024, high=268_435_456
     )
+    max_import_bytes: int = _setting(
+        "HALT_MAX_IMPORT_BYTES",
+        67_108_864,
+        "Bytes of a file of conversations that is imported",
+        low=1024,
+        high=1_073_741_824,
+    )
     log_seconds: float = _setting(
         "HALT_LOG_SECONDS", 600.0, "A finished stream can be replayed this long", low=0, high=86400
     )
@@ -366,15 +373,6 @@ def is_address(text: str) -> bool:
         return False
 
 
-def is_postgres(text: str) -> bool:
-    """Whether this is the address of a PostgreSQL database."""
-    try:
-        url = urlsplit(text)
-        return url.scheme in {"postgresql", "postgres"} and len(url.path) > 1 and url.port != 0
-    except ValueError:
-        return False
-
-
 def is_origin(text: str) -> bool:
     """Whether a browser would name an origin so: in lower case, without path and usual port."""
     try:
@@ -409,11 +407,6 @@ def _validate(config: Config) -> None:
                 f"{name}={address!r} is not an address: "
                 f"use http(s)://HOST[:PORT]/PATH, as in {example}."
             )
-    if config.database_url and not is_postgres(config.database_url):
-        raise ConfigError(
-            "DATABASE_URL is not the address of a PostgreSQL database: "
-            "use postgresql://USER:PASSWORD@HOST[:PORT]/NAME."
-        )
     azure = {
         "AZURE_OPENAI_ENDPOINT": config.azure_endpoint,
         "AZURE_OPENAI_API_KEY": config.azure_key,

@@ -13,7 +13,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, exists, func, insert, select, text, tuple_, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    text,
+    true,
+    tuple_,
+    update,
+)
 
 from halt import tree
 from halt.chat import Message
@@ -39,6 +51,7 @@ from halt.snippets import snippet, words
 from halt.tables import conversations, generations, messages, storable
 
 TITLE_MAX = 200  # characters of a title
+IMPORT_STEP = 500  # conversations that one statement of an import names
 TITLE_WORDS = 60  # characters of one that is made of the first words
 
 _encode = msgspec.json.Encoder().encode
@@ -72,12 +85,9 @@ class SqlStore(Records):
     def told(self, conversation_id: str, owner: str, system_prompt: str = "") -> list[Message]:
         with self.database.reading() as connection:
             row = _find(connection, conversation_id, owner)
-            columns = (messages.c.role, messages.c.state, messages.c.content)
-            said = [
-                (each.role, told_text(each.state, each.content))
-                for each in connection.execute(tree.path(row.first_id, *columns))
-            ]
-        return as_told(said, system_prompt if row.system_prompt is None else row.system_prompt)
+            said = tree.said(connection, row)
+        path = ((each.role, told_text(each.state, each.content)) for each in said)
+        return as_told(path, system_prompt if row.system_prompt is None else row.system_prompt)
 
     def summaries(
         self, owner: str, cursor: str | None = None, limit: int = WINDOW
@@ -318,7 +328,7 @@ class SqlStore(Records):
                 prefix_chars=prefix_chars,
             )
             added = self._insert(generations).values(values).on_conflict_do_nothing()
-            if connection.execute(added).rowcount != 1:
+            if connection.scalar(added.returning(generations.c.id)) is None:
                 raise StreamInUse(f"The stream ID {stream_id!r} is in use.", field="id")
 
     def _made(self, connection: Connection, conversation_id: str, owner: str) -> Row[Any]:
@@ -385,14 +395,14 @@ class SqlStore(Records):
             _update(connection, row, {"title": title, "titled_by": "user"})
             return _summary(connection, _find(connection, conversation_id, owner))
 
-    def title_from_model(self, conversation_id: str, owner: str, title: str) -> bool:
+    def title_from_model(self, conversation_id: str, owner: str | None, title: str) -> bool:
         title = storable(" ".join(title.split())[:TITLE_MAX])
         with self.database.writing() as connection:
             changed = connection.execute(
                 update(conversations)
                 .where(
                     conversations.c.id == conversation_id,
-                    conversations.c.owner == owner,
+                    true() if owner is None else conversations.c.owner == owner,
                     conversations.c.deleted_at.is_(None),
                     conversations.c.first_id.is_not(None),
                     conversations.c.titled_by != "user",
@@ -458,11 +468,19 @@ class SqlStore(Records):
             yield one
 
     def import_(self, owner: str, conversations_: Iterable[PortableConversation]) -> list[str]:
+        # Deleted until all are there: others can write in between, and nobody sees half of them.
         added = []
         for each in conversations_:
             check(each)
             with self.database.writing() as connection:
                 added.append(self._import(connection, owner, each))
+        with self.database.writing() as connection:
+            for start in range(0, len(added), IMPORT_STEP):
+                connection.execute(
+                    update(conversations)
+                    .where(conversations.c.id.in_(added[start : start + IMPORT_STEP]))
+                    .values(deleted_at=None)
+                )
         return added
 
     @staticmethod
@@ -489,10 +507,11 @@ class SqlStore(Records):
             insert(conversations).values(
                 id=new_id,
                 owner=owner,
+                deleted_at=at,
                 **self._values(given),
             )
         )
-        row = _find(connection, new_id, owner)
+        row = _find(connection, new_id, owner, deleted=True)
         ids: dict[int | None, int | None] = {None: None}
         groups: dict[int, int] = {}
         chosen = set(given.chosen)
@@ -605,8 +624,8 @@ def _refuse_while_running(connection: Connection, conversation_id: str) -> None:
 
 def _last(connection: Connection, row: Row[Any], role: str) -> int | None:
     """The last message of the path with this role."""
-    found = connection.execute(tree.path(row.first_id, messages.c.id, messages.c.role)).all()
-    return next((int(each.id) for each in reversed(found) if each.role == role), None)
+    found = reversed(tree.path(connection, row))
+    return next((int(each.id) for each in found if each.role == role), None)
 
 
 def _settle(connection: Connection, row: Row[Any]) -> int | None:
@@ -639,7 +658,7 @@ def _lead(connection: Connection, row: Row[Any], message_id: int) -> None:
         .select_from(up.join(messages, messages.c.id == up.c.id))
         .order_by(messages.c.depth)
     ).all()
-    chosen = set(connection.scalars(tree.path(row.first_id, messages.c.id)))
+    chosen = {each.id for each in tree.path(connection, row)}
     for each in way:
         if each.id not in chosen:
             tree.choose(connection, row.id, each.parent_id, each.id)
