@@ -6,6 +6,7 @@ The servers and databases here are real ones.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import os
 import signal
@@ -37,29 +38,27 @@ GAP = 100_000  # numbers that nobody gets between the last event that was saved 
 # --- a server that is killed ----------------------------------------------------------------------
 
 
-def worker_of(server: HaltServer) -> int:
-    """The process ID of the worker, 0 where there is none just now."""
-    master = server.process.pid
-    found = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-    return int(found[0]) if found else 0
+def ask(folder: Path, question: str, stream_id: str) -> Any:
+    """The database's answer to a question about a generation."""
+    with contextlib.closing(sqlite3.connect(folder / "halt.db")) as database:
+        found = database.execute(question, (stream_id,)).fetchone()
+    return found[0] if found else None
 
 
-def kill_worker(server: HaltServer) -> None:
-    """`kill -9`; the master starts another worker at once."""
-    worker = worker_of(server)
-    os.kill(worker, signal.SIGKILL)
-    eventually(lambda: worker_of(server) not in {0, worker})
+def kill_worker(folder: Path, stream_id: str) -> None:
+    """`kill -9` of the one of the workers that has this stream, seen to its end."""
+    name = ask(folder, "SELECT worker FROM generations WHERE id = ?", stream_id)
+    with (folder / "run" / f"{name}.lock").open("rb") as lease:
+        os.kill(int(name.partition("-")[0]), signal.SIGKILL)
+        fcntl.flock(lease, fcntl.LOCK_SH)  # its lease is free when it has died
 
 
 def saved_events(folder: Path, stream_id: str) -> int:
     """The newest event of a running generation that is in the database."""
-    with contextlib.closing(sqlite3.connect(folder / "halt.db")) as database:
-        found = database.execute(
-            "SELECT max(first_seq + json_array_length(payload) - 1) FROM chunks"
-            " WHERE generation_id = ?",
-            (stream_id,),
-        ).fetchone()
-    return found[0] or 0
+    question = (
+        "SELECT max(first_seq + json_array_length(payload) - 1) FROM chunks WHERE generation_id = ?"
+    )
+    return ask(folder, question, stream_id) or 0
 
 
 def read_until_it_breaks(events: Events) -> list[Message]:
@@ -74,10 +73,10 @@ def read_until_it_breaks(events: Events) -> list[Message]:
 def mortal(
     shared_fake: FakeOpenAI, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[HaltServer, Path]]:
-    """A server that is killed again and again, and its data folder."""
+    """A server whose workers are killed again and again, and its data folder."""
     folder = tmp_path_factory.mktemp("data")
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
-    server = HaltServer({**env, "HALT_DATA": str(folder)})
+    server = HaltServer({**env, "HALT_DATA": str(folder), "WEB_CONCURRENCY": "2"})
     yield server, folder
     server.close()
 
@@ -88,7 +87,7 @@ def killed(mortal: tuple[HaltServer, Path]) -> Killed:
 
 
 class Killed:
-    """A server whose worker is killed in the middle of an answer."""
+    """A server of two workers, one of which is killed in the middle of its answer."""
 
     def __init__(self, server: HaltServer, folder: Path) -> None:
         self.server = server
@@ -100,7 +99,7 @@ class Killed:
         events = self.client.chat("count?n=100000&gap_ms=5", **fields).until_text("20 ")
         eventually(lambda: saved_events(self.folder, events.id) >= 20)
         saved = saved_events(self.folder, events.id)
-        kill_worker(self.server)
+        kill_worker(self.folder, events.id)
         return events.id, read_until_it_breaks(events), saved
 
 
@@ -150,7 +149,7 @@ def test_the_page_shows_what_was_saved_as_interrupted(killed: Killed) -> None:
 
     assert say("/fake%20count?n=100000%26gap_ms=5", stream_id) == 200
     eventually(lambda: saved_events(killed.folder, stream_id) >= 20)
-    kill_worker(killed.server)
+    kill_worker(killed.folder, stream_id)
     shown = client.get(place).body.decode()
     assert 'data-state="interrupted"' in shown
     assert "0 1 2 3 4 5 6 7 8 9 10" in shown
