@@ -350,9 +350,9 @@ def _end(
     usage = end.ended.usage if isinstance(end.ended, Done) else None
     metrics = end.ended.metrics
     encoded = _encode(end.ended)
-    connection.execute(
+    ended = connection.execute(
         update(generations)
-        .where(generations.c.id == row.id)
+        .where(generations.c.id == row.id, generations.c.state == "running")
         .values(
             state=state,
             model=storable(end.model),
@@ -367,6 +367,8 @@ def _end(
             events=zlib.compress(_encode(events), 1),
         )
     )
+    if not ended.rowcount:
+        return  # it was ended by another process in between
     connection.execute(delete(chunks).where(chunks.c.generation_id == row.id))
     if row.message_id is None:
         return
