@@ -10,6 +10,7 @@ answer.
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -44,6 +45,7 @@ from halt.errors import HaltError, OffsetLost, RequestError, TooLarge, UnknownSt
 from halt.events import Done, sse_html
 from halt.generation import Generations, Receipt
 from halt.lengths import Lengths
+from halt.metrics import now
 from halt.rates import count_starts
 from halt.recorder import Recorder
 from halt.recording import Recording
@@ -78,6 +80,7 @@ FIRST_TEXT_WAIT = 0.01
 
 #: Seconds that a request waits for an answer that has ended to be written down.
 WRITE_WAIT = 2.0
+WRITE_TICK = 0.01  # seconds between two looks whether it is
 
 blueprint = Blueprint("pages", __name__)
 
@@ -289,12 +292,14 @@ T = TypeVar("T")
 
 def _changed(conversation_id: str, change: Callable[[Store], T]) -> T:
     """Change the conversation. An answer that has just ended may have to be written down first."""
-    try:
-        return change(_store())
-    except Busy:
-        if not _caught_up(conversation_id):
-            raise
-        return change(_store())
+    until = now() + WRITE_WAIT
+    while True:
+        try:
+            return change(_store())
+        except Busy:
+            if now() >= until or not _caught_up(conversation_id):
+                raise
+        threading.Event().wait(WRITE_TICK)  # another worker's writing is announced to nobody
 
 
 def _caught_up(conversation_id: str) -> bool:
