@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from sqlalchemy import event
@@ -30,7 +31,7 @@ from halt.store import SqlStore
 from tests.conftest import HaltServer, StartHalt, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.scripted import SOON
-from tests.sse import Events, Message
+from tests.sse import Client, Events, Message
 
 GAP = 100_000  # numbers that nobody gets between the last event that was saved and the end
 
@@ -59,6 +60,13 @@ def saved_events(folder: Path, stream_id: str) -> int:
         "SELECT max(first_seq + json_array_length(payload) - 1) FROM chunks WHERE generation_id = ?"
     )
     return ask(folder, question, stream_id) or 0
+
+
+def say(client: Client, place: str, text: str, stream_id: str) -> int:
+    """Send a message of the page's; the status of the response."""
+    form = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
+    body = urlencode({"prompt": text, "id": stream_id}).encode()
+    return client.request("POST", f"{place}/messages", body, form).status
 
 
 def read_until_it_breaks(events: Events) -> list[Message]:
@@ -138,16 +146,9 @@ def test_a_stream_belongs_to_its_session_also_after_a_crash(killed: Killed) -> N
 
 def test_the_page_shows_what_was_saved_as_interrupted(killed: Killed) -> None:
     """The conversation goes on from there: nothing is being written in it any more."""
-    client, stream_id = killed.client, new_id()
+    client, stream_id, place = killed.client, new_id(), f"/c/{new_id()}"
     client.get("/")
-    place = f"/c/{new_id()}"
-
-    def say(text: str, stream_id: str) -> int:
-        body = f"prompt={text}&id={stream_id}".encode()
-        form = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
-        return client.request("POST", f"{place}/messages", body, form).status
-
-    assert say("/fake%20count?n=100000%26gap_ms=5", stream_id) == 200
+    assert say(client, place, "/fake count?n=100000&gap_ms=5", stream_id) == 200
     eventually(lambda: saved_events(killed.folder, stream_id) >= 20)
     kill_worker(killed.folder, stream_id)
     shown = client.get(place).body.decode()
@@ -159,7 +160,17 @@ def test_the_page_shows_what_was_saved_as_interrupted(killed: Killed) -> None:
     assert message is not None
     assert 'data-state="interrupted"' in message.data
     assert feed.next() is None
-    assert say("Hello", new_id()) == 200
+    assert say(client, place, "Hello", new_id()) == 200
+
+
+def test_the_next_message_can_be_sent_as_soon_as_an_end_is_seen(killed: Killed) -> None:
+    """Whichever worker wrote the answer before, and whichever is asked now."""
+    client, place = killed.client, f"/c/{new_id()}"
+    client.get("/")
+    for _ in range(12):
+        stream_id = new_id()
+        assert say(client, place, "/fake count?n=1", stream_id) == 200
+        client.follow(stream_id, 0).to_end()
 
 
 def test_a_server_that_is_told_to_leave_saves_how_far_it_came(
