@@ -480,7 +480,7 @@ def state_of(ended: Terminal, answer: str) -> State:
         return "done"
     if isinstance(ended, Cancelled):
         return "stopped" if answer else "withdrawn"
-    return "interrupted" if ended.error.code in {"interrupted", "shutdown"} else "error"
+    return "interrupted" if ended.error.code == "interrupted" else "error"
 
 
 def told_text(state: State, text: str) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -47,11 +46,13 @@ from halt.errors import HaltError, OffsetLost, RequestError, TooLarge, UnknownSt
 from halt.events import Done, sse_html
 from halt.generation import Generations, Receipt
 from halt.lengths import Lengths
+from halt.metrics import now
 from halt.rates import count_starts
 from halt.recorder import Recorder
 from halt.recording import Recording
 from halt.relay import SSE_HEADERS, EventStream
 from halt.run import Run
+from halt.slots import number_of
 from halt.titles import Titles
 from halt.web import (
     after_parameter,
@@ -81,29 +82,9 @@ FIRST_TEXT_WAIT = 0.01
 
 #: Seconds that a request waits for an answer that has ended to be written down.
 WRITE_WAIT = 2.0
+WRITE_TICK = 0.01  # seconds between two looks whether it is
 
 blueprint = Blueprint("pages", __name__)
-
-
-class Tabs:
-    """How many page streams each browser session holds open."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # protects the counter
-        self._open: Counter[str] = Counter()
-
-    def opened(self, session_id: str) -> bool:
-        """Count one more. True: the session has enough, and this one is to be brief."""
-        with self._lock:
-            self._open[session_id] += 1
-            return self._open[session_id] > LIVE_PER_SESSION
-
-    def closed(self, session_id: str) -> None:
-        """Count one less; to be called once for each `opened`."""
-        with self._lock:
-            self._open[session_id] -= 1
-            if not self._open[session_id]:
-                del self._open[session_id]
 
 
 def install(app: Flask, store: Store, recorder: Recorder, titles: Titles) -> None:
@@ -111,7 +92,6 @@ def install(app: Flask, store: Store, recorder: Recorder, titles: Titles) -> Non
     app.extensions["halt.titles"] = titles
     app.extensions["halt.store"] = store
     app.extensions["halt.recorder"] = recorder
-    app.extensions["halt.tabs"] = Tabs()
     app.extensions["halt.lengths"] = Lengths()
     app.extensions["halt.catalog"] = Catalog(app.extensions["halt"].upstream)
     app.register_blueprint(blueprint)
@@ -354,12 +334,14 @@ T = TypeVar("T")
 
 def _changed(conversation_id: str, change: Callable[[Store], T]) -> T:
     """Change the conversation. An answer that has just ended may have to be written down first."""
-    try:
-        return change(_store())
-    except Busy:
-        if not _caught_up(conversation_id):
-            raise
-        return change(_store())
+    until = now() + WRITE_WAIT
+    while True:
+        try:
+            return change(_store())
+        except Busy:
+            if now() >= until or not _caught_up(conversation_id):
+                raise
+        threading.Event().wait(WRITE_TICK)  # another worker's writing is announced to nobody
 
 
 def _caught_up(conversation_id: str) -> bool:
@@ -447,7 +429,9 @@ def _begin(found: Conversation) -> Run:
         try:
             if wanted.prefix:
                 chat = go_on(chat, wanted.prefix)
-            return generations().start(chat, found.owner, ended, toolbox(), prefix=wanted.prefix)
+            return generations().start(
+                chat, found.owner, ended, toolbox(), prefix=wanted.prefix, noted=True
+            )
         except HaltError:
             lengths.end(wanted.stream_id, wanted.asked)
             raise
@@ -477,12 +461,12 @@ def stream(stream_id: str) -> Response:
     # The last event is sent again to a page that has it: without it the page would ask for ever.
     after = min(after_parameter(), run.log.last - (run.log.ended is not None))
     writer = PageWriter(run, after, _answer_template(), _lengths(), saving())
-    session_id = requester or ""
-    tabs: Tabs = current_app.extensions["halt.tabs"]
-    brief = tabs.opened(session_id)
+    tabs = generations().tabs
+    place = tabs.take(LIVE_PER_SESSION, number_of(requester or "", LIVE_PER_SESSION))
 
     def closed() -> None:
-        tabs.closed(session_id)
+        if place is not None:
+            tabs.give_back(place)
 
     try:
         body = EventStream(
@@ -492,7 +476,7 @@ def stream(stream_id: str) -> Response:
             after,
             writer.present,
             interval=FRAME_INTERVAL,
-            brief=brief,
+            brief=place is None,
             aside=writer.aside,
             on_close=closed,
         )

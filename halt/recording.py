@@ -143,6 +143,10 @@ class Recording:
             except OffsetLost:  # it has let go of some more in between
                 continue
 
+    def pieces(self, after: int, upto: int) -> list[tuple[float, str]]:
+        """When each event above `after` and up to `upto` came, and the text that it added."""
+        return list(zip(self._times[after:upto], self._parts[after:upto], strict=True))
+
     def folding(self, upto: int) -> FoldStream:
         """The folds of the events from 1 to `upto`, ready to be fed with what comes behind."""
         stream = FoldStream()
