@@ -75,8 +75,8 @@ class Recording:
         self._was_watched = False
 
     def __repr__(self) -> str:
-        kind = type(self).__name__
-        return f"<{kind} {self.id} {self.state} {self.log.last} viewers={len(self._viewers)}>"
+        what = f"{type(self).__name__} {self.id} {self.state}"
+        return f"<{what} events={self.log.last} viewers={len(self._viewers)}>"
 
     # --- what it is now ---------------------------------------------------------------------------
 
