@@ -225,10 +225,12 @@ def _begin(found: Conversation) -> Run:
             answer = run.answer()[1]
             store.finish(found.id, run.id, answer, run.model, ended, ended_folds(run))
 
-        lengths.begin(wanted.stream_id, wanted.asked)
+        expected = lengths.begin(wanted.stream_id, wanted.asked)
         try:
             chat = ChatRequest(messages, id=wanted.stream_id, model=wanted.asked or None)
-            return generations().start(chat, found.owner, save, toolbox())
+            run = generations().start(chat, found.owner, save, toolbox())
+            run.expected = expected
+            return run
         except HaltError:
             lengths.end(wanted.stream_id, wanted.asked)
             raise
