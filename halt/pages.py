@@ -402,7 +402,7 @@ def _begin(found: Conversation) -> Run:
 
     Returns the first answer's run.
     """
-    store, lengths = _store(), _lengths()
+    store, lengths, recorder = _store(), _lengths(), _recorder()
     titles: Titles = current_app.extensions["halt.titles"]
     exchange = found.exchanges[-1]
     settings = found.settings
@@ -417,8 +417,11 @@ def _begin(found: Conversation) -> Run:
             if wanted is exchange and not found.has_earlier and not found.named:
                 titles.wanted(found.id, exchange.prompt, run.answer()[1], wanted.asked or None)
 
-        if not wanted.prefix:
-            lengths.begin(wanted.stream_id, wanted.asked)
+        def counted(run: Run, usage: dict[str, Any]) -> None:
+            if recorder.written(run.id, WRITE_WAIT):
+                store.count(run.id, usage)
+
+        expected = None if wanted.prefix else lengths.begin(wanted.stream_id, wanted.asked)
         chat = ChatRequest(
             messages[:-1] if wanted.prefix else messages,  # the last one is what it goes on from
             id=wanted.stream_id,
@@ -429,9 +432,17 @@ def _begin(found: Conversation) -> Run:
         try:
             if wanted.prefix:
                 chat = go_on(chat, wanted.prefix)
-            return generations().start(
-                chat, found.owner, ended, toolbox(), prefix=wanted.prefix, noted=True
+            run = generations().start(
+                chat,
+                found.owner,
+                ended,
+                toolbox(),
+                on_usage=counted,
+                prefix=wanted.prefix,
+                noted=True,
             )
+            run.expected = expected
+            return run
         except HaltError:
             lengths.end(wanted.stream_id, wanted.asked)
             raise
