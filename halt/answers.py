@@ -249,7 +249,7 @@ def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerV
         age=now() - run.started_at,
         asked=exchange.asked,
         model=run.model,
-        progress=lengths.percent(run.id, run.chunks),
+        progress=lengths.percent(run.id, run.chunks, run.expected),
         folds=tuple(map(_fold_view, run.folding(after).folds())),
         earlier=_fold_views(exchange.folds),
     )
@@ -335,7 +335,7 @@ class PageWriter:
 
     def _moved(self) -> str:
         """The progress, where it is another than before."""
-        progress = self._lengths.percent(self._run.id, self._run.chunks)
+        progress = self._lengths.percent(self._run.id, self._run.chunks, self._run.expected)
         if progress == self._progress:
             return ""
         self._progress = progress

@@ -156,6 +156,8 @@ _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
 _OPENED = re.compile(r"\s*(?:`{3,}|~{3,})[\w+#.-]*[ \t]*\n")  # a fence that a model has put around
 _LEAD_ENDS = (":", "\u2026", "...", '"', "\u201c", "\u201e", "\u00ab", "`", "'")
 _BLOCK = re.compile(r"(#{1,6} |`{3}|~{3})")
+_WORD = re.compile(r"\w+")
+_LAST_WORD = re.compile(r"\w+\Z")
 _ITEM = re.compile(r"\s*(?:[-*+]|\d+[.)]) ")
 
 
@@ -175,6 +177,7 @@ class Seam:
         self._blank = old[len(self._old) :]  # white space that is on the page already
         self._tail = tail_of(self._old) if repeats else ""
         self._repeats = repeats
+        self._in_fence = repeats and len(_FENCE.findall(old)) % 2 == 1
         self._held = ""
         self._echoed = 0  # characters of the old text that came again, beyond what is held
         self._phase = "repeat" if repeats or echoes else "blank"
@@ -274,7 +277,7 @@ class Seam:
         if not self._repeats:
             return 0, True
         skipped = 0
-        if self._within_fence() and (opened := _OPENED.match(held)):
+        if self._in_fence and (opened := _OPENED.match(held)):
             # Without a language it is more likely the end of the block that is open.
             skipped = opened.end() if opened[0].strip(" \n\t`~") else 0
         rest = held[skipped:]
@@ -291,9 +294,6 @@ class Seam:
         if size >= PARTIAL_LEAST:
             return True
         return not _is_word(new, size) and (size > 1 or _in_word(new[0]))
-
-    def _within_fence(self) -> bool:
-        return len(_FENCE.findall(self._old)) % 2 == 1
 
     # --- what is between the two ------------------------------------------------------------------
 
@@ -316,7 +316,7 @@ class Seam:
         before, after = old[-1], new[:1]
         if not after or after.isspace():
             return ""
-        if not self._within_fence():
+        if not self._in_fence:
             line = old.rpartition("\n")[2]
             if _BLOCK.match(new):
                 return "\n\n"
@@ -324,15 +324,20 @@ class Seam:
                 return "\n"
         if before.isdigit() and after.isdigit():
             return ""
-        if _in_word(before) and _in_word(after):
-            return " "
-        if (
-            before in ".,;:!?"
-            and _in_word(after)
-            and not (after.isdigit() and old[-2:-1].isdigit())
-        ):
-            return " "
-        return ""
+        if not _in_word(after):
+            return ""
+        if _in_word(before):
+            return "" if self._completes_word() else " "
+        decimal = after.isdigit() and old[-2:-1].isdigit()
+        return " " if before in ".,;:!?" and not decimal else ""
+
+    def _completes_word(self) -> bool:
+        """The new text begins within a word, which the old one has elsewhere as a whole only."""
+        ends, begins = _LAST_WORD.search(self._old[-WINDOW:]), _WORD.match(self._held)
+        if ends is None or begins is None:
+            return False
+        words = set(_WORD.findall(self._old[: -len(ends[0])]))
+        return ends[0] + begins[0] in words and ends[0] not in words
 
     def _join_blank(self, *, last: bool) -> str:
         """White space at the seam, as the new text has it, without what is there already."""

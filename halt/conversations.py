@@ -14,9 +14,9 @@ read-only or full; then nothing of what was asked for has happened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from halt.chat import Message
 from halt.errors import HaltError
@@ -440,6 +440,12 @@ class Store(Protocol):
         What is already there is not written twice, so a batch may be tried again. A generation
         that is not known, or that has ended, is passed over. An answer stopped before any text
         leaves no message, nor does its prompt where it has no other answer.
+        """
+
+    def count(self, stream_id: str, usage: Mapping[str, Any]) -> None:
+        """What the provider has counted for a generation, told after its end; no estimate any more.
+
+        A generation that is not known, or has not ended, is passed over.
         """
 
     def recorded(self, stream_id: str, requester: str | None) -> Recorded | None:

@@ -164,7 +164,8 @@ class Recorder:
             try:
                 self._turn()
             except Exception:
-                logger.exception("recorder")
+                if not self._failures:
+                    logger.exception("recorder")
                 self._failed("something went wrong in Halt itself")
 
     def _await_turn(self) -> bool:
@@ -205,7 +206,12 @@ class Recorder:
             given_up = set(self._given_up)
         steps, left = [], BATCH_EVENTS
         for entry in entries:
-            step, taken = self._step(entry, left)
+            try:
+                step, taken = self._step(entry, left)
+            except Exception:
+                logger.exception("stream %s cannot be saved", entry.recording.id)
+                self._let_go(entry)
+                continue
             left -= taken
             if step is not None:
                 steps.append(step)
@@ -232,10 +238,8 @@ class Recorder:
         recording, log = entry.recording, entry.recording.log
         if entry.begun and log.last == entry.written:
             return None, 0
-        terminal = log.ended  # before the events: who sees the end has seen all of them
         events = [] if room <= 0 or log.last <= entry.written else _events(entry)[:room]
-        upto = events[-1][0] if events else entry.written
-        over = terminal is not None and upto == log.last
+        upto, last = events[-1] if events else (entry.written, None)
         if not events and entry.begun:
             return None, 0
         begun: tuple[Begun, ...] = ()
@@ -243,11 +247,11 @@ class Recorder:
         if not entry.begun:
             asked, started = recording.asked, _wall(recording.started_at)
             begun = (Begun(recording.id, recording.owner, self.worker, asked, started),)
-        if terminal is not None and over:
+        if last is not None and is_terminal(last):
             ended = (
                 Ended(
                     recording.id,
-                    terminal,
+                    last,
                     _wall(recording.ended_at or now()),
                     upto,
                     recording.answer()[1],
@@ -257,22 +261,27 @@ class Recorder:
                 ),
             )
         batch = Batch(begun, _chunks(recording, events), ended)
-        return _Step(entry, upto, over, batch), len(events)
+        return _Step(entry, upto, bool(ended), batch), len(events)
 
     def _one_by_one(self, steps: list[_Step]) -> bool:
         """Write what can be written. What can't, though the store is well, is let go of."""
         for step in steps:
-            stream_id = step.entry.recording.id
             try:
                 self._store.write(step.batch)
             except StoreUnavailable as fault:
                 self._failed(fault.reason)
                 return False
             except Exception:
-                logger.exception("stream %s cannot be saved", stream_id)
-                with self._changed:
-                    self._entries.pop(stream_id, None)
+                logger.exception("stream %s cannot be saved", step.entry.recording.id)
+                self._let_go(step.entry)
         return True
+
+    def _let_go(self, entry: _Entry) -> None:
+        """This one cannot be saved, for a reason that is none of the store's."""
+        stream_id = entry.recording.id
+        with self._changed:
+            self._entries.pop(stream_id, None)
+            self._given_up.append(stream_id)
 
     def _succeeded(self, steps: list[_Step], given_up: set[str], at: float, *, more: bool) -> None:
         if self._failures:

@@ -65,6 +65,7 @@ class Recording:
         self.prefix = prefix
         self.started_at = started_at
         self.ended_at: float | None = None
+        self.expected: float | None = None  # tokens that it may come to, where somebody knows
         self.only_text = True  # no event so far was anything else
         self._parts: list[str] = []  # parts[n] is the text of event n + 1, "" of other kinds
         self._times = array("d")  # times[n] is when event n + 1 came

@@ -38,6 +38,7 @@ LAYERS = {
     "events": 0,
     "rendering": 0,
     "config": 1,
+    "counts": 1,
     "data_folder": 1,
     "provider_settings": 1,
     "slots": 1,

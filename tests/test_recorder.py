@@ -248,6 +248,18 @@ def test_an_answer_that_cannot_be_saved_holds_up_no_other(desk: Desk) -> None:
     assert desk.shelf.text("the-good-one") == "text"
     assert desk.shelf.end_of("the-good-one").answer == "text"
     assert bad.log.ended is None
+    desk.shelf.until(lambda: "the-bad-one" in desk.shelf.interrupted)
+
+
+def test_an_answer_that_cannot_even_be_read_holds_up_no_other(desk: Desk) -> None:
+    """A fault of one is its own: the thread lives, the others are written."""
+    bad, good = desk.begin("the-bad-one"), desk.begin("the-good-one")
+    bad.log.append(Content("without a time"))
+    add(good, "text")
+    desk.end(good)
+    assert desk.recorder.written("the-good-one", SOON)
+    assert desk.shelf.text("the-good-one") == "text"
+    desk.shelf.until(lambda: "the-bad-one" in desk.shelf.interrupted)
 
 
 def test_text_that_the_log_has_let_go_of_is_saved_all_the_same(desk: Desk) -> None:
