@@ -39,6 +39,7 @@ from halt.snippets import snippet, words
 from halt.tables import conversations, generations, messages, storable
 
 TITLE_MAX = 200  # characters of a title
+NEWEST = 5_000  # messages that a search on PostgreSQL looks at first
 TITLE_WORDS = 60  # characters of one that is made of the first words
 
 _encode = msgspec.json.Encoder().encode
@@ -128,7 +129,15 @@ class SqlStore(Records):
             values["mine"] = f"'owner {mine}'"
             statement = _POSTGRES_SEARCH
         with self.database.reading() as connection:
-            rows = connection.execute(text(statement), values).all()
+            rows: Sequence[Row[Any]] = []
+            if not self.database.sqlite:
+                # What is found everywhere is found among the newest; else the index is quick.
+                top = connection.scalar(select(func.max(messages.c.id))) or 0
+                values["least"] = min(before, top) - NEWEST
+                rows = connection.execute(text(statement), values).all()
+                values["least"] = 0
+            if len(rows) <= limit:
+                rows = connection.execute(text(statement), values).all()
         hits = tuple(
             Hit(
                 each.conversation_id,
@@ -541,7 +550,7 @@ _SQLITE_SEARCH = """
 
 _POSTGRES_SEARCH = """
     WITH found AS MATERIALIZED (
-      SELECT id FROM messages WHERE id < :before
+      SELECT id FROM messages WHERE id < :before AND id >= :least
       AND words @@ (to_tsquery('simple', :query) && CAST(:mine AS tsquery))
     )
     SELECT m.id, m.conversation_id, c.title, m.role, m.content, m.created_at
