@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import HaltServer, StartHalt, asked, new_id
+from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import PATIENCE, Answer, Client
 
@@ -485,7 +485,7 @@ def test_health_tells_version_streams_and_upstream(fake: FakeOpenAI, start_halt:
         assert client.get("/healthz").json["open_streams"] == 1
         client.stop(events.id)
         events.to_end()
-    assert client.get("/healthz").json["open_streams"] == 0
+    eventually(lambda: client.get("/healthz").json["open_streams"] == 0)
 
 
 def test_health_says_that_the_model_cannot_be_reached(start_halt: StartHalt) -> None:
