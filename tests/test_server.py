@@ -192,6 +192,25 @@ def raw_answer(halt: HaltServer, request: bytes) -> Answer:
     return Answer(int(first.split(" ")[1]), {k.lower(): v for k, _, v in pairs}, body)
 
 
+@pytest.mark.parametrize(
+    ("path", "kind", "part"),
+    [
+        ("/chat/stream", "json", json.dumps({"messages": HELLO})),
+        ("/stop", "x-www-form-urlencoded", "stream_id=broken-off"),
+    ],
+)
+def test_a_body_that_breaks_off_is_not_taken_for_a_shorter_one(
+    halt: HaltServer, path: str, kind: str, part: str
+) -> None:
+    """What came by then may look like a whole request; nothing is done with half of one."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/{kind}\r\n"
+    with socket.create_connection((halt.host, halt.port), timeout=PATIENCE) as sock:
+        sock.sendall(f"{head}Content-Length: {len(part) + 9}\r\n\r\n{part}".encode())
+        sock.shutdown(socket.SHUT_WR)
+        answer = sock.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+
+
 @pytest.mark.parametrize("path", ["/chat/stream", "/stop", "/c/0123456789/messages"])
 def test_a_body_over_the_limit_is_refused_unread(halt: HaltServer, path: str) -> None:
     """413 from the announced length alone, without waiting for gigabytes to arrive."""
