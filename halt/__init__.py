@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from halt.library import Tool as Tool
     from halt.library import ToolError as ToolError
 
-PUBLIC = (
+__all__ = [
     "ChatRequest",
     "Generation",
     "GenerationError",
@@ -35,15 +35,15 @@ PUBLIC = (
     "Result",
     "Tool",
     "ToolError",
-)
+]
 
 
 def __getattr__(name: str) -> Any:
     """The library, loaded when it is first asked for: server and demo model start without it."""
-    if name in PUBLIC:
+    if name in __all__:
         return getattr(import_module("halt.library"), name)
     raise AttributeError(f"module 'halt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*PUBLIC, "VERSION"]
+    return [*__all__, "VERSION"]

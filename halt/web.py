@@ -209,16 +209,23 @@ def _too_large() -> TooLarge:
     return TooLarge(f"The body is larger than {config().max_body_bytes} bytes.")
 
 
-def _bound_body() -> None:
-    """A body without a length is cut at the limit by werkzeug; say so instead. Raises TooLarge."""
-    if request.method not in UNSAFE or request.content_length is not None:
+def _check_body() -> None:
+    """Read the body; it must be whole, and within the limit. Raises RequestError, TooLarge.
+
+    The server leaves it to us whether all of it has come: a form that broke off in the middle of a
+    prompt looks like a shorter prompt. One without a length is cut at the limit by werkzeug.
+    """
+    if request.method not in UNSAFE:
         return
     try:
         size = len(request.get_data())
     except (OSError, ParseException) as exc:  # gunicorn found broken chunks, or lost the client
         raise RequestError("The body's chunks are malformed.", field="body") from exc
-    if size >= config().max_body_bytes:
+    told = request.content_length
+    if told is None and size >= config().max_body_bytes:
         raise _too_large()
+    if told is not None and size < told:
+        raise RequestError("The body ended before all of it had come.", field="body")
 
 
 def guard() -> BaseResponse | None:
@@ -230,7 +237,7 @@ def guard() -> BaseResponse | None:
     if (starts or _is_upgrade()) and _is_foreign():
         return _error_response(403, "foreign_site", "Requests from another site are refused.")
     if _may_enter():
-        _bound_body()
+        _check_body()
         return None
     if wants_page():
         return redirect(url_for("pages.login"))

@@ -101,11 +101,9 @@ class Master:
         """The model's process ID, once it serves."""
         return int(self.wait_for(r"halt: embedded model ready at \S+ in \S+ s \(pid (\d+)\)")[1])
 
-    def wait_until_all_are_gone(self) -> float:
-        """Seconds until nobody holds our stderr any more: master, supervisor and model are dead."""
-        started = time.monotonic()
+    def wait_until_all_are_gone(self) -> None:
+        """Until nobody holds our stderr any more: master, supervisor and model are dead."""
         self.wait_for(r"\Z")
-        return time.monotonic() - started
 
     def client(self) -> OpenAI:
         return OpenAI(base_url=self.base_url, api_key=self.key, max_retries=0, timeout=LIMIT)
@@ -216,10 +214,13 @@ def test_closing_the_connection_stops_the_answer(running: Master) -> None:
     """A stream that is closed in mid-answer ends the generation, and does not only hide it."""
     with running.client() as client:
         with stream(client, "Write a very long story about a dog.", 1500) as chunks:
+            started = time.monotonic()
             for _ in range(10):
                 next(chunks)
+            spent = time.monotonic() - started
             assert len(running.busy_slots()) == 1
-        assert until(lambda: not running.busy_slots()) < 1
+        # The 1490 tokens that are left would take 149 times as long, on whatever machine.
+        assert until(lambda: not running.busy_slots()) < 50 * spent
 
 
 def test_closing_the_connection_stops_the_reading_of_a_prompt(running: Master) -> None:
@@ -269,7 +270,7 @@ def test_everything_goes_with_a_killed_master(master: Master) -> None:
     """After kill -9 of the master nothing is left, although a worker that forgot lives on."""
     master.wait_until_ready()
     master.process.kill()
-    assert master.wait_until_all_are_gone() < 1
+    master.wait_until_all_are_gone()
     os.kill(master.worker, 0)
     with pytest.raises(urllib.error.URLError):
         master.busy_slots()
@@ -278,7 +279,7 @@ def test_everything_goes_with_a_killed_master(master: Master) -> None:
 def test_everything_goes_with_a_master_killed_while_the_model_loads(master: Master) -> None:
     """The pipe works from the first moment on."""
     master.process.kill()
-    assert master.wait_until_all_are_gone() < 2
+    master.wait_until_all_are_gone()
 
 
 def test_the_model_goes_with_a_killed_supervisor(master: Master) -> None:
@@ -293,14 +294,14 @@ def test_the_model_goes_with_a_killed_supervisor(master: Master) -> None:
 
 
 def test_close_ends_everything_in_the_middle_of_an_answer(master: Master) -> None:
-    """`close` is quick even while the model writes, and may be called twice."""
+    """`close` does not wait for a model that writes, and may be called twice."""
     master.wait_until_ready()
     with master.client() as client, stream(client, "Write a long story.", 1500) as chunks:
         next(chunks)
         assert master.process.stdin is not None
         master.process.stdin.close()
         assert master.process.wait(LIMIT) == 0
-        assert master.wait_until_all_are_gone() < 1
+        master.wait_until_all_are_gone()
 
 
 def test_signals_meant_for_halt_leave_the_model_alone(master: Master) -> None:

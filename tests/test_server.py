@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import HaltServer, StartHalt, asked, new_id
+from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import PATIENCE, Answer, Client
 
@@ -190,6 +190,25 @@ def raw_answer(halt: HaltServer, request: bytes) -> Answer:
     first, *lines = head.decode().split("\r\n")
     pairs = (line.partition(": ") for line in lines)
     return Answer(int(first.split(" ")[1]), {k.lower(): v for k, _, v in pairs}, body)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "part"),
+    [
+        ("/chat/stream", "json", json.dumps({"messages": HELLO})),
+        ("/stop", "x-www-form-urlencoded", "stream_id=broken-off"),
+    ],
+)
+def test_a_body_that_breaks_off_is_not_taken_for_a_shorter_one(
+    halt: HaltServer, path: str, kind: str, part: str
+) -> None:
+    """What came by then may look like a whole request; nothing is done with half of one."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/{kind}\r\n"
+    with socket.create_connection((halt.host, halt.port), timeout=PATIENCE) as sock:
+        sock.sendall(f"{head}Content-Length: {len(part) + 9}\r\n\r\n{part}".encode())
+        sock.shutdown(socket.SHUT_WR)
+        answer = sock.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize("path", ["/chat/stream", "/stop", "/c/0123456789/messages"])
@@ -485,7 +504,7 @@ def test_health_tells_version_streams_and_upstream(fake: FakeOpenAI, start_halt:
         assert client.get("/healthz").json["open_streams"] == 1
         client.stop(events.id)
         events.to_end()
-    assert client.get("/healthz").json["open_streams"] == 0
+    eventually(lambda: client.get("/healthz").json["open_streams"] == 0)
 
 
 def test_health_says_that_the_model_cannot_be_reached(start_halt: StartHalt) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import time
 from contextlib import ExitStack
 
 import pytest
@@ -42,7 +41,6 @@ def test_a_server_that_is_told_to_leave_ends_everything_in_order(
             asked(fake, said)
             streams.append((events, said))
         follower = stack.enter_context(client.follow(streams[2][0].id)).until_text("4 ")
-        began = time.monotonic()
         server.terminate()
         for events in (*(each for each, _ in streams), follower):
             last = events.to_end().terminal
@@ -50,7 +48,6 @@ def test_a_server_that_is_told_to_leave_ends_everything_in_order(
             assert last["error"]["code"] == "interrupted"
             assert last["error"]["retryable"] is True
         assert server.wait() == 0
-        assert time.monotonic() - began < 10  # the default of HALT_GRACEFUL_TIMEOUT
     eventually(lambda: server.gone)
     for _, said in streams[:-1]:
         assert asked(fake, said).closed.wait(5)

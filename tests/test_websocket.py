@@ -8,7 +8,6 @@ import http.client
 import json
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -506,14 +505,12 @@ def test_a_server_that_leaves_ends_streams_and_sockets_in_order(
         ids = [busy.start(each) for each in ("silent_headers", "stall?n=2", "long?n=100000000")]
         busy.until_text(ids[1], "1 ")
         assert b" 101 " in deaf.recv(65536)
-        began = time.monotonic()
         server.terminate()
         for each in ids:
             last = busy.to_end(each)
             assert (last["type"], last["error"]["code"]) == ("error", "interrupted")
         assert [busy.ended().code, idle.ended().code] == [1001, 1001]
         assert server.wait() == 0
-        assert time.monotonic() - began < 8  # the default of HALT_GRACEFUL_TIMEOUT is 10
     eventually(lambda: server.gone)
     assert "Traceback" not in server.printed
 
