@@ -366,15 +366,6 @@ def is_address(text: str) -> bool:
         return False
 
 
-def is_postgres(text: str) -> bool:
-    """Whether this is the address of a PostgreSQL database."""
-    try:
-        url = urlsplit(text)
-        return url.scheme in {"postgresql", "postgres"} and len(url.path) > 1 and url.port != 0
-    except ValueError:
-        return False
-
-
 def is_origin(text: str) -> bool:
     """Whether a browser would name an origin so: in lower case, without path and usual port."""
     try:
@@ -409,11 +400,6 @@ def _validate(config: Config) -> None:
                 f"{name}={address!r} is not an address: "
                 f"use http(s)://HOST[:PORT]/PATH, as in {example}."
             )
-    if config.database_url and not is_postgres(config.database_url):
-        raise ConfigError(
-            "DATABASE_URL is not the address of a PostgreSQL database: "
-            "use postgresql://USER:PASSWORD@HOST[:PORT]/NAME."
-        )
     azure = {
         "AZURE_OPENAI_ENDPOINT": config.azure_endpoint,
         "AZURE_OPENAI_API_KEY": config.azure_key,

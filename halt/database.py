@@ -151,9 +151,15 @@ def make_engine(folder: Path, url: str) -> Engine:
         event.listen(engine, "begin", _sqlite_begin)
         return engine
     try:
-        address = make_url(url).set(drivername="postgresql+psycopg")
+        address = make_url(url)
+        if address.drivername not in {"postgresql", "postgres"} or not address.database:
+            raise ValueError
     except (SQLAlchemyError, ValueError):
-        raise ConfigError("DATABASE_URL is not an address that can be understood.") from None
+        raise ConfigError(
+            "DATABASE_URL is not the address of a PostgreSQL database: "
+            "use postgresql://USER:PASSWORD@HOST[:PORT]/NAME."
+        ) from None
+    address = address.set(drivername="postgresql+psycopg")
     limits = f"-c lock_timeout={BUSY_SECONDS}s -c statement_timeout={STATEMENT_SECONDS}s"
     given = address.query.get("options", "")
     options = f"{given if isinstance(given, str) else ' '.join(given)} {limits}".strip()
@@ -197,6 +203,7 @@ def open_database(folder: Path, url: str = "") -> Database:
 
     Raises ConfigError, one line, where that can't be done; the database is then as it was before.
     """
+    engine = make_engine(folder, url)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (folder / "migrate.lock").open("ab")
@@ -204,7 +211,6 @@ def open_database(folder: Path, url: str = "") -> Database:
         raise ConfigError(
             f"HALT_DATA: the folder {str(folder)!r} cannot be written to: {fault.strerror}."
         ) from None
-    engine = make_engine(folder, url)
     what = "DATABASE_URL: the database" if url else f"HALT_DATA: {str(folder / 'halt.db')!r}"
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

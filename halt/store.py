@@ -318,7 +318,7 @@ class SqlStore(Records):
                 prefix_chars=prefix_chars,
             )
             added = self._insert(generations).values(values).on_conflict_do_nothing()
-            if connection.execute(added).rowcount != 1:
+            if connection.scalar(added.returning(generations.c.id)) is None:
                 raise StreamInUse(f"The stream ID {stream_id!r} is in use.", field="id")
 
     def _made(self, connection: Connection, conversation_id: str, owner: str) -> Row[Any]:

@@ -1,87 +1,88 @@
-"""Conversations: what the user saw is saved, and what is saved is what the model is told."""
+"""The contract of the store, on SQLite and PostgreSQL: structure, text, recording, recovery."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
-from halt.errors import StreamInUse
-from halt.events import Cancelled, Done, ErrorInfo, Failed
-from halt.folds import Fold
-from halt.metrics import Meter
-from halt.store import (
+from halt.conversations import (
     BROKEN_NOTE,
-    EXCHANGE_OVERHEAD,
     STOPPED_NOTE,
+    Batch,
     Busy,
+    Chunk,
     Conversation,
+    Ended,
     Exchange,
-    MemoryStore,
+    Settings,
     UnknownConversation,
+    Usage,
 )
+from halt.errors import RequestError, StreamInUse
+from halt.events import (
+    Cancelled,
+    Content,
+    Done,
+    ErrorInfo,
+    Event,
+    Failed,
+    Reasoning,
+)
+from halt.folds import Fold
+from halt.portable import PortableConversation, PortableMessage, read, to_json, to_markdown
+from halt.records import GAP
+from halt.store import SqlStore
 from tests.races import together
+from tests.stores import (
+    DATABASES,
+    DONE,
+    METRICS,
+    WORKER,
+    Chat,
+    Databases,
+    begun,
+    ends,
+    opened,
+)
 
-ROOMY = 10_000_000
-METRICS = Meter().snapshot()
-DONE = Done("stop", METRICS)
 STOPPED = Cancelled(METRICS)
 BROKEN = Failed(ErrorInfo("stalled", "It stalled.", True), METRICS)
+DAY = 86_400.0
 
 
-class Chat:
-    """One conversation of one session, told in short sentences."""
+@pytest.fixture(scope="module")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    with ExitStack() as stack:
+        yield Databases(tmp_path_factory.mktemp("databases"), stack)
 
-    def __init__(self, store: MemoryStore, name: str = "talk", owner: str = "anna") -> None:
-        self.store, self.name, self.owner = store, name, owner
-        self.asked = 0
 
-    def ask(self, prompt: str) -> str:
-        """Ask; the ID of the stream that will answer."""
-        self.asked += 1
-        stream_id = f"{self.name}-{self.asked}"
-        self.store.begin(self.name, self.owner, prompt, stream_id)
-        return stream_id
-
-    def again(self) -> str:
-        self.asked += 1
-        stream_id = f"{self.name}-{self.asked}"
-        self.store.again(self.name, self.owner, stream_id)
-        return stream_id
-
-    def ends(self, stream_id: str, answer: str, how: Done | Cancelled | Failed = DONE) -> None:
-        self.store.finish(self.name, stream_id, answer, "m-1", how)
-
-    def says(self, prompt: str, answer: str, how: Done | Cancelled | Failed = DONE) -> None:
-        self.ends(self.ask(prompt), answer, how)
-
-    def now(self) -> Conversation:
-        return self.store.get(self.name, self.owner)
-
-    def exchanges(self) -> list[tuple[str, str]]:
-        return [(e.prompt, e.answer) for e in self.now().exchanges]
-
-    def told(self, system: str = "") -> list[tuple[str, object]]:
-        """What the model is told, as (role, content)."""
-        return [(m.role, m.content) for m in self.now().messages(system)]
+@pytest.fixture(params=DATABASES)
+def store(request: pytest.FixtureRequest, databases: Databases) -> Iterator[SqlStore]:
+    with opened(*databases.new(request.param)) as found:
+        yield found
 
 
 @pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore(ROOMY)
-
-
-@pytest.fixture
-def chat(store: MemoryStore) -> Chat:
+def chat(store: SqlStore) -> Chat:
     return Chat(store)
 
 
 def test_an_exchange_is_open_until_its_stream_ends(chat: Chat) -> None:
     """The prompt is there at once; answer, model and end are written when the stream ends."""
     stream_id = chat.ask("Hello?")
-    assert chat.now().exchanges == [Exchange("Hello?", stream_id)]
+    (asked,) = chat.now().exchanges
+    assert (asked.prompt, asked.stream_id, asked.answer) == ("Hello?", stream_id, "")
+    assert (asked.ended, asked.state, asked.running) == (None, "running", True)
     chat.ends(stream_id, "Hello.")
-    assert chat.now().exchanges == [Exchange("Hello?", stream_id, "Hello.", "m-1", DONE)]
+    (said,) = chat.now().exchanges
+    assert (said.answer, said.model, said.ended, said.state) == ("Hello.", "m-1", DONE, "done")
+    assert (said.prompt_id, said.answer_id) == (asked.prompt_id, asked.answer_id)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_what_ends_after_it_was_forgotten_changes_nothing(chat: Chat) -> None:
     """A late end for an unknown stream or conversation is passed over."""
     chat.says("a", "1")
     chat.ends("unknown", "text")
-    chat.store.finish("unknown", "unknown", "text", "m", DONE)
+    ends(chat.store, "elsewhere", "text")
     chat.store.take_back(chat.name, "unknown")
     chat.store.take_back("unknown", "unknown")
     assert chat.exchanges() == [("a", "1")]
@@ -193,10 +194,10 @@ def test_a_new_try_that_is_stopped_before_any_text_gives_the_old_answer_back(
 ) -> None:
     """Changing one's mind about "again" loses nothing, however often."""
     chat.says("a", "first", STOPPED)
-    before = chat.now()
+    before = chat.last()
     for _ in range(tries):
         chat.ends(chat.again(), "", STOPPED)
-    assert chat.now() == before
+    assert chat.last() == before
 
 
 def test_a_new_try_that_fails_before_any_text_does_not_lose_the_old_answer(chat: Chat) -> None:
@@ -220,9 +221,9 @@ def test_the_model_is_told_the_answer_that_was_kept(chat: Chat) -> None:
 def test_a_new_try_that_cannot_start_gives_the_old_answer_back(chat: Chat) -> None:
     """When there is no place for the stream of a new try, the answer stands as before."""
     chat.says("a", "first")
-    before = chat.now()
+    before = chat.last()
     chat.store.take_back(chat.name, chat.again())
-    assert chat.now() == before
+    assert chat.last() == before
 
 
 def test_one_answer_at_a_time(chat: Chat) -> None:
@@ -237,17 +238,17 @@ def test_one_answer_at_a_time(chat: Chat) -> None:
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
 
 
-def test_of_prompts_at_the_same_moment_one_is_taken(store: MemoryStore) -> None:
+def test_of_prompts_at_the_same_moment_one_is_taken(store: SqlStore) -> None:
     """Law: two tabs that send at once get one exchange; the other is told that it is busy."""
 
     def send(name: str, number: int) -> bool:
         try:
-            store.begin(name, "anna", "a", f"{name}-{number}")
+            store.begin(name, "anna", "a", [(f"{name}-{number}", "")], worker=WORKER)
         except Busy:
             return False
         return True
 
-    for repeat in range(200):
+    for repeat in range(30):
         name = f"c{repeat}"
         taken = together(partial(send, name, 1), partial(send, name, 2))
         assert sorted(taken) == [False, True]
@@ -258,9 +259,9 @@ def test_a_stream_id_answers_once(chat: Chat) -> None:
     """An ID that has answered in this conversation is refused: its text would be mixed up."""
     chat.says("a", "1")
     with pytest.raises(StreamInUse):
-        chat.store.begin(chat.name, chat.owner, "b", "talk-1")
+        chat.store.begin(chat.name, chat.owner, "b", [("talk-1", "")], worker=WORKER)
     with pytest.raises(StreamInUse):
-        chat.store.again(chat.name, chat.owner, "talk-1")
+        chat.store.again(chat.name, chat.owner, "talk-1", worker=WORKER)
     assert chat.exchanges() == [("a", "1")]
 
 
@@ -289,51 +290,167 @@ def test_there_must_be_a_prompt_to_ask_again(chat: Chat) -> None:
         chat.again()
 
 
-def test_what_is_handed_out_is_a_copy(chat: Chat) -> None:
-    """Whoever changes what they got changes nothing for others."""
+# --- versions: edits, regenerations, Continue, Discard ------------------------------------------------
+
+
+def test_versions_of_an_answer_can_be_gone_through(chat: Chat) -> None:
+    """Each regeneration is a sibling; the one that is shown is the one that the model is told."""
+    chat.says("a", "one")
+    chat.ends(chat.again(), "two")
+    chat.ends(chat.again(), "three")
+    third = chat.last().versions
+    assert (third.number, len(third.ids), third.later) == (3, 3, None)
+    assert third.earlier is not None
+    shown = chat.store.show(chat.name, chat.owner, third.earlier).exchanges[-1]
+    assert (shown.answer, shown.versions.number) == ("two", 2)
+    assert (shown.versions.earlier, shown.versions.later) == (third.ids[0], third.ids[2])
+    chat.ask("b")
+    assert chat.told() == [("user", "a"), ("assistant", "two"), ("user", "b")]
+
+
+def test_an_edited_prompt_is_a_branch_and_the_old_one_can_be_gone_back_to(chat: Chat) -> None:
+    """What was said on the other branch is there again, to its end."""
     chat.says("a", "1")
-    chat.now().exchanges.clear()
+    chat.says("b", "2")
+    chat.says("c", "3")
+    second = chat.now().exchanges[1]
+    chat.says("B", "two", edit_of=second.prompt_id)
+    assert chat.exchanges() == [("a", "1"), ("B", "two")]
+    versions = chat.last().prompts
+    assert versions.number == 2
+    assert versions.earlier == second.prompt_id
+    chat.store.show(chat.name, chat.owner, second.prompt_id)
+    assert chat.exchanges() == [("a", "1"), ("b", "2"), ("c", "3")]
+    chat.says("A", "new", edit_of=chat.now().exchanges[0].prompt_id)
+    assert chat.exchanges() == [("A", "new")]
+    chat.ask("z")
+    assert chat.told() == [("user", "A"), ("assistant", "new"), ("user", "z")]
+
+
+def test_an_edit_that_is_stopped_before_any_text_leaves_the_old_branch(chat: Chat) -> None:
+    """The branch has no message then, and the conversation is as it was before."""
+    chat.says("a", "1")
+    chat.says("b", "2")
+    before = chat.now()
+    chat.says("B", "", STOPPED, edit_of=before.exchanges[1].prompt_id)
+    assert chat.now().exchanges == before.exchanges
+    chat.says("A", "", STOPPED, edit_of=before.exchanges[0].prompt_id)
+    assert chat.now().exchanges == before.exchanges
+
+
+def test_an_earlier_prompt_can_be_answered_again(chat: Chat) -> None:
+    """The path ends there then; what followed the other version is kept with it."""
+    chat.says("a", "1")
+    chat.says("b", "2")
+    first = chat.now().exchanges[0]
+    stream_id = chat.again(first.prompt_id)
+    assert chat.told() == [("user", "a")]
+    chat.ends(stream_id, "one")
+    assert chat.exchanges() == [("a", "one")]
+    chat.store.show(chat.name, chat.owner, first.answer_id)
+    assert chat.exchanges() == [("a", "1"), ("b", "2")]
+
+
+def test_a_message_of_another_branch_can_be_shown(chat: Chat) -> None:
+    """The whole way to it is chosen, however many branches lie between."""
+    chat.says("a", "1")
+    chat.says("b", "2")
+    deep = chat.last().answer_id
+    chat.ends(chat.again(chat.now().exchanges[0].prompt_id), "one")
+    chat.says("A", "new", edit_of=chat.now().exchanges[0].prompt_id)
+    found = chat.store.show(chat.name, chat.owner, deep)
+    assert [(e.prompt, e.answer) for e in found.exchanges] == [("a", "1"), ("b", "2")]
+    for message_id in (deep + 1000, 0, -1, 2**70):
+        with pytest.raises(UnknownConversation):
+            chat.store.show(chat.name, chat.owner, message_id)
+
+
+def test_a_continued_answer_is_one_message_without_a_seam(chat: Chat) -> None:
+    """The model is told the answer as it stands, unmarked and last; then the text is one."""
+    chat.says("a", "Half an", STOPPED)
+    before = chat.last()
+    stream_id = chat.extend()
+    asked = chat.last()
+    assert (asked.prefix, asked.answer_id, asked.ended) == ("Half an", before.answer_id, None)
+    assert chat.told() == [("user", "a"), ("assistant", "Half an")]
+    ends(chat.store, stream_id, "Half an answer.", said=[Content(" answer.")])
+    said = chat.last()
+    assert (said.answer, said.state, said.answer_id) == (
+        "Half an answer.",
+        "done",
+        before.answer_id,
+    )
+    assert chat.told() == [("user", "a"), ("assistant", "Half an answer.")]
+    recorded = chat.store.recorded(stream_id, chat.owner)
+    assert recorded is not None
+    assert recorded.prefix == "Half an"
+    assert [event for _, _, event in recorded.events] == [Content(" answer."), DONE]
+
+
+def test_a_continue_that_brings_nothing_changes_nothing(chat: Chat) -> None:
+    """Stopped before any text, or never begun, the answer stands as it was."""
+    chat.says("a", "Half an", STOPPED)
+    before = chat.last()
+    chat.store.take_back(chat.name, chat.extend())
+    assert chat.last() == before
+    chat.ends(chat.extend(), "Half an", STOPPED)
+    after = chat.last()
+    assert (after.answer, after.state) == ("Half an", "stopped")
+
+
+def test_only_the_last_answer_with_text_can_be_continued(chat: Chat) -> None:
+    """One that more was said after, one without text and a prompt are no answers to go on with."""
+    chat.says("a", "1")
+    first = chat.last()
+    chat.says("b", "", BROKEN)
+    empty = chat.last()
+    for message_id in (first.answer_id, empty.answer_id, empty.prompt_id, 10**9):
+        with pytest.raises(UnknownConversation):
+            chat.store.extend(chat.name, chat.owner, message_id, "new-stream", worker=WORKER)
+    assert not chat.store.exists("new-stream")
+
+
+def test_the_folds_of_a_continued_answer_are_all_kept(store: SqlStore, chat: Chat) -> None:
+    """Each has a number of its own, in the order in which they came."""
+    thoughts = [Fold(1, "thought", "done", text="first"), Fold(1, "thought", "done", text="second")]
+    ends(store, chat.ask("a"), "Half", STOPPED, folds=(thoughts[0],))
+    ends(store, chat.extend(), "Half more", folds=(thoughts[1],))
+    folds = chat.last().folds
+    assert [fold.text for fold in folds] == ["first", "second"]
+    assert len({fold.number for fold in folds}) == 2
+
+
+def test_discarding_the_only_answer_gives_the_prompt_back(chat: Chat) -> None:
+    """Neither is there afterwards; what came before is."""
+    chat.says("a", "1")
+    chat.says("b", "2", STOPPED)
+    assert chat.store.discard(chat.name, chat.owner, chat.last().answer_id) == "b"
     assert chat.exchanges() == [("a", "1")]
+    assert chat.store.discard(chat.name, chat.owner, chat.last().answer_id) == "a"
+    assert chat.exchanges() == []
 
 
-def test_the_least_recently_used_conversations_go_first() -> None:
-    """Memory is bounded; a conversation that was looked at lately outlives one that was not."""
-    room = 3 * (2 * EXCHANGE_OVERHEAD + 2_000)
-    store = MemoryStore(room)
-    chats = [Chat(store, f"chat-{n}") for n in range(4)]
-    for each in chats[:3]:
-        each.says("x" * 500, "y" * 400)
-    chats[0].now()
-    chats[3].says("x" * 500, "y" * 400)
-    assert chats[0].exchanges()
-    assert chats[3].exchanges()
+def test_discarding_one_version_shows_another(chat: Chat) -> None:
+    """The prompt stays as long as there is an answer to it."""
+    chat.says("a", "one")
+    chat.ends(chat.again(), "two")
+    assert chat.store.discard(chat.name, chat.owner, chat.last().answer_id) is None
+    assert chat.exchanges() == [("a", "one")]
+    assert len(chat.last().versions.ids) == 1
+
+
+def test_what_more_was_said_after_cannot_be_discarded(chat: Chat) -> None:
+    """Nor what is being written, nor a prompt."""
+    chat.says("a", "1")
+    chat.says("b", "2")
+    with pytest.raises(RequestError, match="nothing follows") as refused:
+        chat.store.discard(chat.name, chat.owner, chat.now().exchanges[0].answer_id)
+    assert refused.value.field == "answer"
     with pytest.raises(UnknownConversation):
-        chats[1].now()
-
-
-def test_the_conversation_that_grows_is_never_the_one_to_go() -> None:
-    """Even one that is larger than the whole bound stays while it is the newest."""
-    store = MemoryStore(10_000)
-    small, large = Chat(store, "small"), Chat(store, "large")
-    small.says("a", "b")
-    large.says("x", "y" * 100_000)
-    assert large.exchanges() == [("x", "y" * 100_000)]
-    with pytest.raises(UnknownConversation):
-        small.now()
-
-
-def test_memory_is_counted_down_again() -> None:
-    """What is taken back or let go is no longer counted: the store does not shrink over time."""
-    store = MemoryStore(100_000)
-    for number in range(500):
-        each = Chat(store, f"chat-{number}")
-        each.says("x" * 1_000, "y" * 1_000)
-        each.ends(each.again(), "z", STOPPED)
-        each.ends(each.ask("w" * 1_000), "", STOPPED)
-    left = [n for n in range(500) if f"chat-{n}" in store._conversations]
-    assert len(left) >= 5
-    assert left == list(range(500 - len(left), 500))
-    assert store._size == sum(c.size() for c in store._conversations.values()) <= 100_000
+        chat.store.discard(chat.name, chat.owner, chat.last().prompt_id)
+    chat.ask("c")
+    with pytest.raises(Busy):
+        chat.store.discard(chat.name, chat.owner, chat.last().answer_id)
 
 
 # --- several models, one prompt ---------------------------------------------------------------------
@@ -342,32 +459,33 @@ def test_memory_is_counted_down_again() -> None:
 class Comparison(Chat):
     """A conversation whose first prompt went to three models, with the streams a, b and c."""
 
-    def __init__(self, store: MemoryStore) -> None:
-        super().__init__(store)
-        store.begin(self.name, self.owner, "Who?", "a", "m-a", [("b", "m-b"), ("c", "m-c")])
+    def __init__(self, store: SqlStore, name: str = "talk") -> None:
+        super().__init__(store, name)
+        answers = [(f"{name}-{each}", f"m-{each}") for each in "abc"]
+        store.begin(self.name, self.owner, "Who?", answers, worker=WORKER)
 
     def all_end(self, **answers: str) -> None:
-        for stream_id, answer in answers.items():
-            self.ends(stream_id, answer, DONE if answer else STOPPED)
+        for each, answer in answers.items():
+            self.ends(f"{self.name}-{each}", answer, DONE if answer else STOPPED)
 
     def streams(self) -> list[str]:
-        """The streams of the last exchange, the one that is gone on with first."""
-        return [each.stream_id for each in self.now().exchanges[-1].candidates]
+        """The last exchange's streams, the one that is gone on with first."""
+        return [each.stream_id.removeprefix(f"{self.name}-") for each in self.last().candidates]
 
 
 @pytest.fixture
-def three(store: MemoryStore) -> Comparison:
+def three(store: SqlStore) -> Comparison:
     return Comparison(store)
 
 
 def test_a_comparison_is_open_until_its_last_answer_has_ended(three: Comparison) -> None:
     """Each answer is written where it belongs, in whatever order they end."""
-    for stream_id in ("c", "a"):
-        three.ends(stream_id, f"I am {stream_id}.")
+    for each in "ca":
+        three.ends(f"talk-{each}", f"I am {each}.")
         with pytest.raises(Busy):
             three.ask("And?")
-    three.ends("b", "I am b.")
-    answers = [(e.asked, e.answer) for e in three.now().exchanges[0].candidates]
+    three.ends("talk-b", "I am b.")
+    answers = [(e.asked, e.answer) for e in three.last().candidates]
     assert answers == [("m-a", "I am a."), ("m-b", "I am b."), ("m-c", "I am c.")]
     three.ask("And?")
 
@@ -375,6 +493,7 @@ def test_a_comparison_is_open_until_its_last_answer_has_ended(three: Comparison)
 def test_the_model_is_told_the_first_answer_that_there_is(three: Comparison) -> None:
     """Of one that was stopped before any text nothing is told."""
     three.all_end(a="", b="I am b.", c="I am c.")
+    assert three.streams() == ["a", "b", "c"]
     three.ask("And?")
     assert three.told() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
 
@@ -382,26 +501,26 @@ def test_the_model_is_told_the_first_answer_that_there_is(three: Comparison) -> 
 def test_the_one_that_is_picked_goes_on_with_its_model(three: Comparison) -> None:
     """The others stay beside it, and another can be picked as long as nothing more was said."""
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
-    for pick, streams in (("c", ["c", "a", "b"]), ("b", ["b", "c", "a"])):
-        found = three.store.pick(three.name, three.owner, pick)
+    for pick, streams in (("c", ["c", "a", "b"]), ("b", ["b", "a", "c"])):
+        found = three.store.pick(three.name, three.owner, f"talk-{pick}")
         assert three.streams() == streams
-        assert found.model == f"m-{pick}"
+        assert (found.model, found.exchanges[-1].picked) == (f"m-{pick}", True)
     three.ask("And?")
     assert three.told() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
     with pytest.raises(UnknownConversation):
-        three.store.pick(three.name, three.owner, "a")
+        three.store.pick(three.name, three.owner, "talk-a")
 
 
 def test_only_an_answer_of_a_finished_comparison_can_be_picked(
-    three: Comparison, store: MemoryStore
+    three: Comparison, store: SqlStore
 ) -> None:
     """Not while one is written, not a stranger's, and not where there was no choice."""
     with pytest.raises(Busy):
-        three.store.pick(three.name, three.owner, "a")
+        store.pick(three.name, three.owner, "talk-a")
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
-    for owner, stream_id in (("bert", "a"), ("anna", "unknown")):
+    for owner, stream_id in (("bert", "talk-a"), ("anna", "unknown")):
         with pytest.raises(UnknownConversation):
-            three.store.pick(three.name, owner, stream_id)
+            store.pick(three.name, owner, stream_id)
     single = Chat(store, "single")
     single.says("One?", "One.")
     with pytest.raises(UnknownConversation):
@@ -412,42 +531,553 @@ def test_a_comparison_of_which_nothing_was_seen_is_taken_back(three: Comparison)
     """As a single answer is; one word of one model keeps it."""
     three.all_end(a="", b="", c="")
     assert three.exchanges() == []
-    store_with_one = Comparison(MemoryStore(ROOMY))
-    store_with_one.all_end(c="", b="Hm", a="")
-    assert store_with_one.streams() == ["a", "b", "c"]
+    other = Comparison(three.store, "other")
+    other.all_end(c="", b="Hm", a="")
+    assert other.streams() == ["a", "b", "c"]
+
+
+def test_a_comparison_that_cannot_start_leaves_nothing(three: Comparison) -> None:
+    """Taking back one of its streams takes back all of them."""
+    three.store.take_back(three.name, "talk-b")
+    assert three.exchanges() == []
+    assert not any(three.store.exists(f"talk-{each}") for each in "abc")
 
 
 def test_asking_again_keeps_what_was_put_away(three: Comparison) -> None:
-    """A new try replaces the picked answer; withdrawn, it brings that back with all the others."""
+    """A new try is a version of its own; withdrawn, it brings the picked one back with the others."""
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
-    three.store.pick(three.name, three.owner, "b")
+    three.store.pick(three.name, three.owner, "talk-b")
     again = three.again()
-    assert three.streams() == [again, "a", "c"]
+    assert len(three.last().versions.ids) == 4
     three.ends(again, "", STOPPED)
     assert three.streams() == ["b", "a", "c"]
-    again = three.again()
-    three.ends(again, "I am new.")
-    assert three.streams() == [again, "a", "c"]
+    three.ends(three.again(), "I am new.")
     assert three.told()[-1] == ("assistant", "I am new.")
+    three.store.show(three.name, three.owner, three.last().versions.ids[2])
+    assert three.streams() == ["c", "a", "b"]
 
 
-def test_no_stream_answers_twice(three: Comparison, store: MemoryStore) -> None:
+def test_no_stream_answers_twice(three: Comparison, store: SqlStore) -> None:
     """The IDs of a comparison are in use, each of them, and differ from one another."""
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
-    for taken in ("a", "c"):
+    before = three.now()
+    for taken in ([("talk-a", "")], [("talk-c", "")], [("x", ""), ("x", "")]):
         with pytest.raises(StreamInUse):
-            store.begin(three.name, three.owner, "And?", taken)
-    with pytest.raises(StreamInUse):
-        store.begin("other", "anna", "And?", "x", "", [("x", "")])
+            store.begin(three.name, three.owner, "And?", taken, worker=WORKER)
+        with pytest.raises(StreamInUse):
+            store.begin("other", "anna", "And?", taken, worker=WORKER)
+    assert three.now() == before
+    with pytest.raises(UnknownConversation):
+        store.get("other", "anna")
 
 
-def test_folds_are_saved_counted_and_never_told(store: MemoryStore, chat: Chat) -> None:
+def test_folds_are_saved_and_never_told(store: SqlStore, chat: Chat) -> None:
     """What a model thought is for the eye."""
-    stream_id = chat.ask("Why?")
-    before = chat.now().size()
     fold = Fold(1, "thought", "done", text="secret thoughts " * 10, ms=5.0)
-    store.finish(chat.name, stream_id, "Because.", "m-1", DONE, (fold,))
-    assert chat.now().exchanges[0].folds == (fold,)
-    assert chat.now().size() >= before + fold.size()
+    ends(store, chat.ask("Why?"), "Because.", folds=(fold,))
+    assert chat.last().folds == (fold,)
     chat.ask("And?")
     assert "secret" not in str(chat.told())
+
+
+# --- windows ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def long(store: SqlStore) -> Chat:
+    """Twenty exchanges, imported."""
+    messages = [
+        PortableMessage(n, "assistant" if n % 2 else "user", f"{n}", n - 1 if n else None)
+        for n in range(40)
+    ]
+    conversation = PortableConversation("long-conversation", "Long", messages, list(range(40)))
+    store.import_("anna", [conversation])
+    return Chat(store, "long-conversation")
+
+
+def numbers(found: Conversation) -> list[int]:
+    return [int(each.prompt) // 2 for each in found.exchanges]
+
+
+def test_a_long_conversation_is_paged_both_ways(long: Chat) -> None:
+    """Windows follow one another without a gap or an overlap, and say whether there is more."""
+    found = long.now(limit=6)
+    assert numbers(found) == list(range(14, 20))
+    assert (found.has_earlier, found.has_later) == (True, False)
+    seen = numbers(found)
+    while found.has_earlier:
+        found = long.store.get(long.name, long.owner, before=found.first, limit=6)
+        assert found.has_later
+        seen = numbers(found) + seen
+    assert seen == list(range(20))
+    down = numbers(found)
+    while found.has_later:
+        found = long.store.get(long.name, long.owner, after=found.last, limit=6)
+        down += numbers(found)
+    assert down == list(range(20))
+    assert numbers(long.store.get(long.name, long.owner, after=found.last, limit=6)) == []
+
+
+@pytest.mark.parametrize(
+    ("at", "window"), [(0, [0, 1, 2, 3]), (10, [8, 9, 10, 11]), (19, [16, 17, 18, 19])]
+)
+def test_the_window_around_a_message_holds_it(long: Chat, at: int, window: list[int]) -> None:
+    """At the ends it is as large as elsewhere; a prompt and its answer give the same window."""
+    exchange = long.now().exchanges[at]
+    for message_id in (exchange.prompt_id, exchange.answer_id):
+        found = long.store.get(long.name, long.owner, around=message_id, limit=4)
+        assert numbers(found) == window
+
+
+def test_a_place_that_is_not_on_the_path_gives_the_end(long: Chat) -> None:
+    """An old link to a message that is gone opens the conversation all the same."""
+    assert numbers(long.store.get(long.name, long.owner, around=10**9, limit=2)) == [18, 19]
+    assert numbers(long.store.get(long.name, long.owner, before=-1, limit=2)) == [18, 19]
+
+
+# --- the list, titles, settings ---------------------------------------------------------------------
+
+
+def test_the_list_has_the_one_used_last_first_and_shows_what_runs(store: SqlStore) -> None:
+    """Only the owner's, only those in which something was said, page by page."""
+    chats = [Chat(store, f"chat-{n}") for n in range(5)]
+    for each in chats:
+        each.says("Hello?", "Hello.")
+    Chat(store, "foreign", "bert").says("a", "1")
+    Chat(store, "empty").says("Never mind.", "", STOPPED)
+    chats[1].ask("More?")
+    seen: list[tuple[str, bool]] = []
+    cursor: str | None = None
+    while True:
+        page = store.summaries("anna", cursor, limit=2)
+        seen += [(each.id, each.running) for each in page.items]
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert seen == [("chat-1", True), *((f"chat-{n}", False) for n in (4, 3, 2, 0))]
+    assert store.summary("chat-1", "anna").running
+    with pytest.raises(RequestError) as refused:
+        store.summaries("anna", "nonsense")
+    assert refused.value.field == "cursor"
+
+
+def test_a_title_is_the_first_words_then_the_models_then_the_users(chat: Chat) -> None:
+    """The user's own is never replaced."""
+    chat.says("What  is\nthe capital of " + "a very " * 20 + "far country?", "1")
+    first = chat.now().title
+    assert first.startswith("What is the capital of a very")
+    assert first.endswith("…")
+    assert len(first) <= 61
+    assert chat.store.title_from_model(chat.name, chat.owner, "A far capital")
+    assert chat.now().title == "A far capital"
+    assert chat.store.rename(chat.name, chat.owner, "  My   title ").title == "My title"
+    assert not chat.store.title_from_model(chat.name, chat.owner, "Another")
+    chat.says("B", "2")
+    assert chat.now().title == "My title"
+    for wrong in ("", "   ", "x" * 201):
+        with pytest.raises(RequestError) as refused:
+            chat.store.rename(chat.name, chat.owner, wrong)
+        assert refused.value.field == "title"
+
+
+def test_settings_are_a_conversations_own(chat: Chat) -> None:
+    """They can be made before the first prompt, and the system prompt is told from then on."""
+    settings = Settings("m-2", "Be brief.", 0.5, 100)
+    assert chat.store.set_settings(chat.name, chat.owner, settings).settings == settings
+    chat.ask("Hello?")
+    assert chat.now().settings == Settings("", "Be brief.", 0.5, 100)
+    assert chat.told("Be long.")[0] == ("system", "Be brief.")
+    chat.store.set_settings(chat.name, chat.owner, Settings(system_prompt=""))
+    assert chat.told("Be long.") == [("user", "Hello?")]
+    with pytest.raises(UnknownConversation):
+        chat.store.set_settings(chat.name, "bert", settings)
+
+
+def test_a_deleted_conversation_can_be_brought_back_for_a_day(chat: Chat) -> None:
+    """Until then it is nowhere to be found; afterwards nothing of it is left."""
+    chat.says("apple", "pear")
+    with pytest.raises(UnknownConversation):
+        chat.store.delete(chat.name, "bert")
+    for _ in range(2):
+        chat.store.delete(chat.name, chat.owner)
+        assert chat.store.summaries(chat.owner).items == ()
+        assert chat.store.search(chat.owner, "apple").items == ()
+        assert list(chat.store.export(chat.owner)) == []
+        with pytest.raises(UnknownConversation):
+            chat.now()
+        with pytest.raises(UnknownConversation):
+            chat.ask("more")
+        assert not chat.store.title_from_model(chat.name, chat.owner, "x")
+        assert chat.store.undelete(chat.name, chat.owner).id == chat.name
+        assert chat.exchanges() == [("apple", "pear")]
+    chat.store.delete(chat.name, chat.owner)
+    assert chat.store.sweep(time.time() + DAY - 60) == 0
+    assert chat.store.sweep(time.time() + DAY + 60) == 1
+    with pytest.raises(UnknownConversation):
+        chat.store.undelete(chat.name, chat.owner)
+    assert not chat.store.exists(f"{chat.name}-1")
+
+
+def test_a_conversation_with_a_running_answer_is_not_deleted(chat: Chat) -> None:
+    """It has to be stopped first."""
+    chat.ask("a")
+    with pytest.raises(Busy):
+        chat.store.delete(chat.name, chat.owner)
+
+
+# --- search -----------------------------------------------------------------------------------------
+
+
+def test_a_search_finds_words_and_their_beginnings(store: SqlStore) -> None:
+    """In prompts and answers, the newest first, with the hits marked; page by page."""
+    chat = Chat(store)
+    chat.says("Where do giraffes sleep?", "Standing, mostly.")
+    chat.says("And do they snore?", "No GIRAFFE was ever heard to.")
+    Chat(store, "foreign", "bert").says("giraffe", "giraffe")
+    page = store.search("anna", "giraffe", limit=1)
+    (newest,) = page.items
+    assert (newest.role, newest.conversation_id, newest.title) == (
+        "assistant",
+        "talk",
+        "Where do giraffes sleep?",
+    )
+    assert newest.message_id == chat.last().answer_id
+    assert newest.snippet == (("No ", False), ("GIRAFFE", True), (" was ever heard to.", False))
+    rest = store.search("anna", "giraffe", page.cursor, limit=1)
+    assert [hit.role for hit in rest.items] == ["user"]
+    assert rest.cursor is None
+    assert [hit.role for hit in store.search("anna", "do snor").items] == ["user"]
+    assert store.search("anna", "raffe").items == ()
+    assert store.search("anna", "giraffe snore").items == ()
+
+
+@pytest.mark.parametrize(
+    "query", ['"', "* AND (", "owner:bert", "a' OR 1=1 --", "NEAR(", "-", "\0", "%_", ":*&|!", "💥"]
+)
+def test_no_query_is_a_command(store: SqlStore, query: str) -> None:
+    """What the database's own search language knows is text like any other."""
+    Chat(store, "foreign", "bert").says("secret", "bert")
+    Chat(store).says("Hello?", "Hello.")
+    assert store.search("anna", query).items == ()
+
+
+def test_a_search_follows_what_changes(store: SqlStore) -> None:
+    """Continued, discarded and withdrawn texts are found as they are now."""
+    chat = Chat(store)
+    chat.says("alpha", "bravo", STOPPED)
+    ends(store, chat.extend(), "bravo charlie", said=[Content(" charlie")])
+    assert len(store.search("anna", "bravo charlie").items) == 1
+    chat.says("delta", "", STOPPED)
+    assert store.search("anna", "delta").items == ()
+    store.discard(chat.name, chat.owner, chat.last().answer_id)
+    assert store.search("anna", "alpha").items == store.search("anna", "bravo").items == ()
+    with pytest.raises(RequestError):
+        store.search("anna", "a", cursor="x")
+
+
+# --- export and import ------------------------------------------------------------------------------
+
+
+def everything(store: SqlStore) -> Chat:
+    """A conversation with all that there is: branches, versions, rivals, folds, every end."""
+    chat = Chat(store, "everything-there-is")
+    store.set_settings(chat.name, chat.owner, Settings("m-1", "Be *brief*.", 0.25, 50))
+    chat.says("a", "1")
+    ends(store, chat.again(), "one", STOPPED, folds=(Fold(1, "thought", "done", text="Hm"),))
+    chat.says("b", "2", BROKEN)
+    chat.says("B", "two", edit_of=chat.last().prompt_id)
+    answers = [("rival-one", "m-a"), ("rival-two", "m-b")]
+    store.begin(chat.name, chat.owner, "Who?", answers, worker=WORKER)
+    for stream_id, _ in answers:
+        chat.ends(stream_id, f"I, {stream_id}")
+    store.pick(chat.name, chat.owner, "rival-two")
+    return chat
+
+
+def shape(exchange: Exchange) -> tuple[object, ...]:
+    """What of an exchange outlives an export."""
+    return (
+        exchange.prompt,
+        [(e.answer, e.model, e.asked, e.state, e.ended, e.folds) for e in exchange.candidates],
+        exchange.picked,
+        exchange.prompts.number,
+        exchange.versions.number,
+        len(exchange.versions.ids),
+    )
+
+
+def test_what_was_exported_is_the_same_after_its_import(store: SqlStore) -> None:
+    """With all branches, and for the owner who imports it; a taken ID is replaced."""
+    chat = everything(store)
+    before = chat.now()
+    data = b"".join(to_json(store.export("anna")))
+    for owner in ("anna", "bert"):
+        (new_id,) = store.import_(owner, read(data))
+        assert new_id != chat.name
+        after = store.get(new_id, owner)
+        assert list(map(shape, after.exchanges)) == list(map(shape, before.exchanges))
+        assert (after.title, after.settings) == (before.title, before.settings)
+        assert (after.created_at, after.updated_at) == (before.created_at, before.updated_at)
+        second = before.exchanges[1].prompts.ids.index(before.exchanges[1].prompt_id)
+        assert second == 1
+        old = store.show(new_id, owner, after.exchanges[1].prompts.ids[0])
+        assert [(e.prompt, e.answer) for e in old.exchanges] == [("a", "one"), ("b", "2")]
+    assert chat.now() == before
+
+
+def test_an_export_of_all_is_every_conversation_once(store: SqlStore) -> None:
+    """One alone can be exported too; nobody gets another one's."""
+    for n in range(3):
+        Chat(store, f"chat-{n}").says("a", "1")
+    Chat(store, "foreign", "bert").says("secret", "1")
+    assert [each.id for each in store.export("anna")] == ["chat-0", "chat-1", "chat-2"]
+    assert [each.id for each in store.export("anna", "chat-1")] == ["chat-1"]
+    with pytest.raises(UnknownConversation):
+        store.export("anna", "foreign")
+
+
+def test_markdown_holds_what_is_shown(store: SqlStore) -> None:
+    """The chosen path with its system prompt, stopped answers marked."""
+    chat = everything(store)
+    text = b"".join(to_markdown(store.export("anna", chat.name))).decode()
+    assert text == (
+        "# a\n\n## System prompt\n\nBe *brief*.\n\n## You\n\na\n\n## m-1\n\none\n\n*Stopped here.*\n"
+        "\n## You\n\nB\n\n## m-1\n\ntwo\n\n## You\n\nWho?\n\n## m-1\n\nI, rival-two\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ("", "holds no message"),
+        (
+            '{"id":1,"role":"user","content":"a"},{"id":1,"role":"user","content":"b"}',
+            "there twice",
+        ),
+        ('{"id":2,"role":"user","content":"a","parent":1}', "does not come before"),
+        ('{"id":1,"role":"assistant","content":"a"}', "follows no prompt"),
+        ('{"id":1,"role":"robot","content":"a"}', "role"),
+        ('{"id":1,"role":"user"}', "content"),
+        ('{"id":1,"role":"user","content":"a","state":"running"}', "state"),
+    ],
+)
+def test_a_file_that_is_none_is_refused_and_adds_nothing(
+    store: SqlStore, messages: str, said: str
+) -> None:
+    """The error says where; not one conversation of the file is there."""
+    good = '{"id":"good-conversation","title":"","messages":[{"id":1,"role":"user","content":"a"}]}'
+    bad = f'{{"id":"bad-conversation","title":"","messages":[{messages}]}}'
+    file = f'{{"format":"halt-conversations","version":1,"conversations":[{good},{bad}]}}'
+    with pytest.raises(RequestError, match=said) as refused:
+        store.import_("anna", read(file.encode()))
+    assert refused.value.field == "file"
+    assert store.summaries("anna").items == ()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"format":"x","version":1,"conversations":[]}']
+)
+def test_other_files_are_refused(data: bytes) -> None:
+    """Whatever they are."""
+    with pytest.raises(RequestError) as refused:
+        read(data)
+    assert refused.value.field == "file"
+
+
+# --- recording --------------------------------------------------------------------------------------
+
+
+def said(*texts: str) -> list[tuple[float, Event]]:
+    return [(10.0 * n, Content(text)) for n, text in enumerate(texts)]
+
+
+def test_events_are_read_back_exactly(store: SqlStore, chat: Chat) -> None:
+    """Each once and in order, with its number and time, whatever batches they came in."""
+    stream_id = chat.ask("a")
+    events: list[tuple[float, Event]] = [
+        (1.5, Reasoning("Hm\0")),
+        (2.25, Content("He")),
+        (3.0, Content("llo \U0001f44b")),
+        (4.0, DONE),
+    ]
+    first = Chunk(stream_id, 1, events[:2])
+    store.write(Batch(chunks=(first,)))
+    assert store.recorded(stream_id, "anna") is None  # it runs
+    store.write(Batch(chunks=(first,)))  # tried again
+    store.write(Batch(chunks=(Chunk(stream_id, 1, events[:3]),)))  # with more than before
+    end = Ended(stream_id, DONE, time.time(), 4, "Hello \U0001f44b", "m-1", seen=3)
+    batch = Batch(chunks=(Chunk(stream_id, 3, events[2:]),), ended=(end,))
+    store.write(batch)
+    store.write(batch)
+    found = store.recorded(stream_id, "anna")
+    assert found is not None
+    assert found.events == tuple((n, at, event) for n, (at, event) in enumerate(events, 1))
+    assert (found.state, found.last_seq, found.seen, found.model) == ("done", 4, 3, "m-1")
+    assert (found.conversation_id, found.message_id) == ("talk", chat.last().answer_id)
+    assert chat.exchanges() == [("a", "Hello \U0001f44b")]
+
+
+def test_a_log_that_has_a_gap_keeps_it(store: SqlStore) -> None:
+    """Events that could not be written leave their numbers free."""
+    end = Ended("gappy-one", DONE, time.time(), 9, "ab")
+    chunks = (Chunk("gappy-one", 1, said("a")), Chunk("gappy-one", 8, [*said("b"), (9.0, DONE)]))
+    store.write(Batch((begun("gappy-one"),), chunks, (end,)))
+    found = store.recorded("gappy-one", None)
+    assert found is not None
+    assert [seq for seq, _, _ in found.events] == [1, 8, 9]
+
+
+def test_a_generation_is_read_by_those_who_may(store: SqlStore, chat: Chat) -> None:
+    """A session's by that session; a program's by whoever knows its ID."""
+    stream_id = chat.ask("a")
+    chat.ends(stream_id, "1")
+    store.write(Batch(begun=(begun("program-1"),)))
+    ends(store, "program-1", "Hello.")
+    for requester in ("bert", None):
+        assert store.recorded(stream_id, requester) is None
+        assert store.recorded("program-1", requester) is not None
+    assert store.recorded(stream_id, "anna") is not None
+    assert store.recorded("unknown", "anna") is None
+
+
+def test_only_the_first_end_counts(store: SqlStore, chat: Chat) -> None:
+    """A generation that was ended by another process takes neither text nor a second end."""
+    stream_id = chat.ask("a")
+    assert store.interrupt(stream_id)
+    before = chat.last()
+    chat.ends(stream_id, "late")
+    store.write(Batch(chunks=(Chunk(stream_id, 1, said("late")),)))
+    assert chat.last() == before
+    assert not store.interrupt(stream_id)
+
+
+def test_tokens_are_counted_reported_or_estimated(store: SqlStore, chat: Chat) -> None:
+    """A discarded answer has cost its tokens all the same."""
+    metrics = METRICS.__class__(None, 1.0, 7, False, None, 0)
+    done = Done("stop", metrics, {"prompt_tokens": 5, "completion_tokens": 7})
+    chat.says("a", "1", done)
+    chat.says("b", "2", done)
+    assert chat.last().usage == Usage(5, 7)
+    estimated = Cancelled(METRICS.__class__(None, 1.0, 3, True, None, 0))
+    chat.ends(chat.again(), "x", estimated)
+    assert chat.last().usage == Usage(0, 3, True)
+    total = Usage(10, 17, True)
+    assert store.totals(chat.name, chat.owner) == chat.now().usage == total
+    store.discard(chat.name, chat.owner, chat.last().answer_id)
+    assert store.totals(chat.name, chat.owner) == total
+    with pytest.raises(UnknownConversation):
+        store.totals(chat.name, "bert")
+
+
+def test_text_that_no_database_takes_is_kept_as_far_as_it_can_be(chat: Chat) -> None:
+    """A NUL or half a character in a prompt or an answer stops nothing."""
+    chat.says("a\0b\ud800", "c\0d")
+    assert chat.exchanges() == [("a\ufffdb?", "c\ufffdd")]
+
+
+# --- recovery ---------------------------------------------------------------------------------------
+
+
+def test_what_a_dead_worker_wrote_is_kept_as_interrupted(store: SqlStore, chat: Chat) -> None:
+    """Its text and thoughts are in the message, with the end that followers get too."""
+    stream_id = chat.ask("a")
+    thought: list[tuple[float, Event]] = [(1.0, Reasoning("Hm"))]
+    store.write(Batch(chunks=(Chunk(stream_id, 1, [*thought, *said("Hel", "lo")]),)))
+    assert store.workers_running() == {WORKER}
+    assert store.running_of(WORKER) == [stream_id]
+    assert store.interrupt(stream_id)
+    assert store.workers_running() == set()
+    last = chat.last()
+    assert (last.answer, last.state) == ("Hello", "interrupted")
+    assert isinstance(last.ended, Failed)
+    assert (last.ended.error.code, last.ended.error.retryable) == ("interrupted", True)
+    assert last.ended.metrics.tokens_estimated
+    assert [fold.text for fold in last.folds] == ["Hm"]
+    found = store.recorded(stream_id, "anna")
+    assert found is not None
+    assert found.last_seq == 3 + GAP + 1
+    assert [seq for seq, _, _ in found.events] == [1, 2, 3, 3 + GAP + 1]
+    assert found.events[-1][2] == last.ended
+    chat.ask("b")
+    assert chat.told()[1] == ("assistant", f"Hello\n\n{BROKEN_NOTE}")
+
+
+def test_an_interrupted_continue_keeps_what_there_was(store: SqlStore, chat: Chat) -> None:
+    """The text of before, and what was written of the new one."""
+    chat.says("a", "Half", STOPPED)
+    stream_id = chat.extend()
+    store.write(Batch(chunks=(Chunk(stream_id, 1, said(" an")),)))
+    store.interrupt(stream_id)
+    assert (chat.last().answer, chat.last().state) == ("Half an", "interrupted")
+    chat.ends(chat.extend(), "Half an answer")
+    assert chat.last().answer == "Half an answer"
+
+
+def test_what_had_written_nothing_is_interrupted_too(store: SqlStore, chat: Chat) -> None:
+    """The prompt stays, and can be tried again."""
+    store.interrupt(chat.ask("a"))
+    assert (chat.last().answer, chat.last().state) == ("", "interrupted")
+    chat.ends(chat.again(), "1")
+    assert chat.exchanges() == [("a", "1")]
+
+
+def test_of_several_who_recover_one_does(store: SqlStore, chat: Chat) -> None:
+    """Law: a generation ends once, whoever else tries at the same moment."""
+    for n in range(10):
+        stream_id = chat.ask(f"{n}")
+        store.write(Batch(chunks=(Chunk(stream_id, 1, said("x")),)))
+        won = together(*[partial(store.interrupt, stream_id)] * 4)
+        assert sorted(won) == [False, False, False, True]
+        assert chat.last().answer == "x"
+
+
+def test_many_streams_are_written_at_once(store: SqlStore) -> None:
+    """One batch holds what a hundred streams brought, the ends of some among it."""
+    names = [f"stream-{n:03}" for n in range(100)]
+    store.write(Batch(begun=tuple(map(begun, names))))
+    for seq in (1, 2):
+        store.write(Batch(chunks=tuple(Chunk(name, seq, said(f"{seq}")) for name in names)))
+    now = time.time()
+    ended = tuple(Ended(name, DONE, now, 3, "12") for name in names[::2])
+    store.write(Batch(chunks=tuple(Chunk(n, 3, [(30.0, DONE)]) for n in names[::2]), ended=ended))
+    assert sorted(store.running_of(WORKER)) == names[1::2]
+    for name in names[::2]:
+        found = store.recorded(name, None)
+        assert found is not None
+        assert [each[2] for each in found.events] == [Content("1"), Content("2"), DONE]
+        assert all(a[0] < b[0] for a, b in pairwise(found.events))
+
+
+def test_events_are_let_go_after_their_time_and_texts_are_not(store: SqlStore, chat: Chat) -> None:
+    """Generations of programs go as a whole."""
+    stream_id = chat.ask("a")
+    chat.ends(stream_id, "1")
+    store.write(Batch(begun=(begun("program-1"),)))
+    ends(store, "program-1", "Hello.")
+    assert store.sweep(time.time() + 6.9 * DAY) == 0
+    assert store.sweep(time.time() + 7.1 * DAY) == 2
+    assert store.sweep(time.time() + 7.1 * DAY) == 0
+    assert store.recorded(stream_id, "anna") is None
+    assert store.exists(stream_id)
+    assert not store.exists("program-1")
+    assert chat.exchanges() == [("a", "1")]
+    assert chat.last().usage.completion_tokens == METRICS.tokens
+
+
+def test_what_never_held_anything_is_swept(store: SqlStore) -> None:
+    """A conversation whose first prompt was withdrawn is not kept for ever."""
+    chat = Chat(store, "empty")
+    chat.says("Never mind.", "", STOPPED)
+    assert chat.exchanges() == []
+    assert store.sweep(time.time() + DAY + 60) == 1
+    with pytest.raises(UnknownConversation):
+        chat.now()
+
+
+def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
+    """What was answered is in the file, for whoever opens it next."""
+    with opened(tmp_path) as store:
+        everything(store)
+        before = store.get("everything-there-is", "anna")
+    with opened(tmp_path) as store:
+        assert store.get("everything-there-is", "anna") == before

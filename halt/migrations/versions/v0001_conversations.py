@@ -15,7 +15,7 @@ ROW_ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 #: A contentless index of each message's words, and of its owner: a search reads nobody else's.
 SQLITE_SEARCH = (
     "CREATE VIRTUAL TABLE messages_words USING fts5("
-    "content, owner, content='', tokenize='unicode61 remove_diacritics 2')",
+    "content, owner, content='', prefix='1 2 3', tokenize='unicode61 remove_diacritics 2')",
     """
     CREATE TRIGGER messages_words_insert AFTER INSERT ON messages WHEN new.content <> '' BEGIN
       INSERT INTO messages_words (rowid, content, owner) VALUES (new.id, new.content,
@@ -30,18 +30,14 @@ SQLITE_SEARCH = (
     END
     """,
     """
-    CREATE TRIGGER messages_words_replace AFTER UPDATE OF content ON messages
-    WHEN new.content <> old.content AND old.content <> '' BEGIN
-      INSERT INTO messages_words (messages_words, rowid, content, owner)
-        VALUES ('delete', old.id, old.content,
-          (SELECT owner FROM conversations WHERE id = old.conversation_id));
-    END
-    """,
-    """
     CREATE TRIGGER messages_words_update AFTER UPDATE OF content ON messages
-    WHEN new.content <> old.content AND new.content <> '' BEGIN
-      INSERT INTO messages_words (rowid, content, owner) VALUES (new.id, new.content,
-        (SELECT owner FROM conversations WHERE id = new.conversation_id));
+    WHEN new.content <> old.content BEGIN
+      INSERT INTO messages_words (messages_words, rowid, content, owner)
+        SELECT 'delete', old.id, old.content, owner FROM conversations
+        WHERE id = old.conversation_id AND old.content <> '';
+      INSERT INTO messages_words (rowid, content, owner)
+        SELECT new.id, new.content, owner FROM conversations
+        WHERE id = new.conversation_id AND new.content <> '';
     END
     """,
 )

@@ -1,0 +1,168 @@
+"""Stores of a test's own, and a conversation told in short sentences."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from halt.conversations import Batch, Begun, Chunk, Conversation, Ended, Exchange
+from halt.database import open_database
+from halt.events import Content, Done, Event, Terminal
+from halt.folds import Fold
+from halt.metrics import Meter
+from halt.store import SqlStore
+from halt.tables import metadata
+
+METRICS = Meter().snapshot()
+DONE = Done("stop", METRICS)
+POSTGRES = os.environ.get("TEST_DATABASE_URL", "")
+WORKER = "worker-1"
+
+#: The databases that the contract holds for.
+DATABASES = [
+    "sqlite",
+    pytest.param(
+        "postgres",
+        marks=pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL"),
+    ),
+]
+
+
+@contextmanager
+def postgres_schema() -> Iterator[str]:
+    """What DATABASE_URL is to be for an empty schema of PostgreSQL's."""
+    schema = f"test_{secrets.token_hex(8)}"
+    url = POSTGRES.replace("postgresql://", "postgresql+psycopg://", 1)
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect() as connection:
+            connection.execute(text(f"CREATE SCHEMA {schema}"))
+        yield f"{POSTGRES}{'&' if '?' in POSTGRES else '?'}options=-csearch_path%3D{schema}"
+        with engine.connect() as connection:
+            connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
+    finally:
+        engine.dispose()
+
+
+class Databases:
+    """Databases whose tables are made once: each test gets one that is as good as new."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._folder, self._stack = folder, stack
+        self._url = ""
+        self._count = 0
+        open_database(folder / "sqlite").close()
+
+    def new(self, kind: str) -> tuple[Path, str]:
+        """A data folder, and what DATABASE_URL is to be."""
+        self._count += 1
+        folder = self._folder / f"{self._count}"
+        if kind == "sqlite":
+            shutil.copytree(self._folder / "sqlite", folder)
+            return folder, ""
+        if not self._url:
+            self._url = self._stack.enter_context(postgres_schema())
+            open_database(folder, self._url).close()
+        else:
+            database = open_database(folder, self._url)
+            with database.writing() as connection:
+                for table in reversed(metadata.sorted_tables):
+                    connection.execute(table.delete())
+            database.close()
+        return folder, self._url
+
+
+@contextmanager
+def opened(folder: Path, url: str = "", events_days: float = 7.0) -> Iterator[SqlStore]:
+    """A store that is closed at the end."""
+    store = SqlStore(open_database(folder, url), events_days)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def ends(
+    store: SqlStore,
+    stream_id: str,
+    answer: str,
+    how: Terminal = DONE,
+    *,
+    said: Sequence[Event] | None = None,
+    folds: tuple[Fold, ...] = (),
+    model: str = "m-1",
+) -> None:
+    """A generation brings all of its events and ends."""
+    events: list[Event] = [*([Content(answer)] if answer and said is None else said or []), how]
+    timed = [(float(10 * n), event) for n, event in enumerate(events)]
+    store.write(
+        Batch(
+            chunks=(Chunk(stream_id, 1, timed),),
+            ended=(Ended(stream_id, how, time.time(), len(events), answer, model, folds),),
+        )
+    )
+
+
+def begun(stream_id: str, owner: str | None = None) -> Begun:
+    """A program's generation."""
+    return Begun(stream_id, owner, WORKER, "m-1", time.time())
+
+
+class Chat:
+    """One conversation of one session."""
+
+    def __init__(self, store: SqlStore, name: str = "talk", owner: str = "anna") -> None:
+        self.store, self.name, self.owner = store, name, owner
+        self.asked = 0
+
+    def new_stream(self) -> str:
+        self.asked += 1
+        return f"{self.name}-{self.asked}"
+
+    def ask(self, prompt: str, edit_of: int | None = None) -> str:
+        """Ask; the ID of the stream that will answer."""
+        stream_id = self.new_stream()
+        self.store.begin(
+            self.name, self.owner, prompt, [(stream_id, "")], worker=WORKER, edit_of=edit_of
+        )
+        return stream_id
+
+    def again(self, prompt_id: int | None = None) -> str:
+        stream_id = self.new_stream()
+        self.store.again(self.name, self.owner, stream_id, worker=WORKER, prompt_id=prompt_id)
+        return stream_id
+
+    def extend(self) -> str:
+        """Continue the last answer."""
+        stream_id = self.new_stream()
+        self.store.extend(self.name, self.owner, self.last().answer_id, stream_id, worker=WORKER)
+        return stream_id
+
+    def ends(self, stream_id: str, answer: str, how: Terminal = DONE) -> None:
+        ends(self.store, stream_id, answer, how)
+
+    def says(
+        self, prompt: str, answer: str, how: Terminal = DONE, edit_of: int | None = None
+    ) -> None:
+        self.ends(self.ask(prompt, edit_of), answer, how)
+
+    def now(self, limit: int = 1000) -> Conversation:
+        return self.store.get(self.name, self.owner, limit=limit)
+
+    def last(self) -> Exchange:
+        return self.now().exchanges[-1]
+
+    def exchanges(self) -> list[tuple[str, str]]:
+        return [(e.prompt, e.answer) for e in self.now().exchanges]
+
+    def told(self, system: str = "") -> list[tuple[str, object]]:
+        """What the model is told, as (role, content)."""
+        return [(m.role, m.content) for m in self.store.told(self.name, self.owner, system)]

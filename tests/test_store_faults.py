@@ -1,0 +1,371 @@
+"""What goes wrong with a database: said in one sentence, nothing half done, no file harmed."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine, event, text
+
+from halt import database as database_module
+from halt.config import ConfigError
+from halt.conversations import Batch, Chunk
+from halt.database import Database, make_engine, open_database
+from halt.errors import StoreUnavailable
+from halt.events import Content
+from halt.store import SqlStore
+from halt.tables import metadata
+from tests.conftest import ROOT, refused_start
+from tests.races import together
+from tests.stores import DATABASES, POSTGRES, Chat, Databases, opened, postgres_schema
+
+needs_postgres = pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")
+SENTENCE = re.compile(r"This could not be (saved|read): [a-z' -]+\.")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqlStore]:
+    """A store in SQLite that does not wait long for others."""
+    monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.05)
+    with opened(tmp_path) as found:
+        yield found
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a database consists of."""
+    return {each.name: each.read_bytes() for each in sorted(folder.glob("halt.db*"))}
+
+
+def fails(reason: str, *calls: Callable[[], object]) -> None:
+    """Each call is refused for this reason, in a sentence for users."""
+    for call in calls:
+        with pytest.raises(StoreUnavailable) as refused:
+            call()
+        fault = refused.value
+        assert fault.reason == reason
+        assert SENTENCE.fullmatch(fault.message)
+        assert (fault.code, fault.status, fault.retryable) == ("store_unavailable", 503, True)
+
+
+def refused(folder: Path, url: str = "") -> str:
+    """The one line with which a start on this database is refused."""
+    with pytest.raises(ConfigError) as caught:
+        open_database(folder, url)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# --- while it is used -------------------------------------------------------------------------------
+
+
+def test_a_lock_of_somebody_elses_is_waited_for_and_then_said(
+    store: SqlStore, tmp_path: Path
+) -> None:
+    """Nothing of what was asked for has happened, reading goes on, and later all is well."""
+    chat = Chat(store)
+    chat.says("a", "1")
+    stream_id = chat.ask("b")
+    chunk = Batch(chunks=(Chunk(stream_id, 1, [(1.0, Content("2"))]),))
+    with closing(sqlite3.connect(tmp_path / "halt.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        fails(
+            "the database is locked by another program",
+            partial(Chat(store, "other").ask, "c"),
+            partial(store.rename, chat.name, chat.owner, "title"),
+            partial(store.write, chunk),
+            partial(store.interrupt, stream_id),
+        )
+        assert chat.exchanges() == [("a", "1"), ("b", "")]
+    store.write(chunk)
+    chat.ends(stream_id, "2")
+    Chat(store, "other").says("c", "3")
+    assert chat.exchanges() == [("a", "1"), ("b", "2")]
+
+
+@needs_postgres
+def test_a_lock_on_a_row_of_postgres_is_not_waited_for_long(tmp_path: Path) -> None:
+    """The same on PostgreSQL, where others go on with other conversations."""
+    with postgres_schema() as url, opened(tmp_path, url) as store:
+        chat = Chat(store)
+        chat.says("a", "1")
+        engine = make_engine(tmp_path, url)
+        with engine.connect() as other:
+            other.execute(text("SELECT * FROM conversations WHERE id = 'talk' FOR UPDATE"))
+            began = time.monotonic()
+            fails("the database is locked by another program", partial(chat.ask, "b"))
+            assert time.monotonic() - began > 1
+            Chat(store, "other").says("c", "3")
+            other.rollback()
+        engine.dispose()
+        chat.says("b", "2")
+
+
+def test_a_read_only_database_is_said(store: SqlStore) -> None:
+    """What is there can be read."""
+    chat = Chat(store)
+    chat.says("a", "1")
+    event.listen(
+        store.database.engine, "connect", lambda raw, _: raw.execute("PRAGMA query_only=ON")
+    )
+    store.database.engine.dispose()
+    fails("the database is read-only", partial(chat.ask, "b"))
+    assert chat.exchanges() == [("a", "1")]
+
+
+@needs_postgres
+def test_a_read_only_postgres_is_said(tmp_path: Path) -> None:
+    """As of a standby server."""
+    with postgres_schema() as url:
+        open_database(tmp_path, url).close()
+        with opened(tmp_path, f"{url}%20-cdefault_transaction_read_only%3Don") as store:
+            fails("the database is read-only", partial(Chat(store).ask, "b"))
+            assert store.summaries("anna").items == ()
+
+
+def test_a_full_database_is_said_and_goes_on_when_there_is_room(store: SqlStore) -> None:
+    """Nothing half done is left."""
+    chat = Chat(store)
+    chat.says("a", "1")
+    full = True
+
+    def limited(raw: sqlite3.Connection, _: object) -> None:
+        pages = raw.execute("PRAGMA page_count").fetchone()[0]
+        raw.execute(f"PRAGMA max_page_count={pages + 1 if full else 1_000_000}")
+
+    event.listen(store.database.engine, "connect", limited)
+    store.database.engine.dispose()
+    fails("the disk is full", partial(chat.ask, "b" * 100_000))
+    assert chat.exchanges() == [("a", "1")]
+    full = False
+    store.database.engine.dispose()
+    chat.says("b" * 100_000, "2")
+
+
+def test_a_disk_that_takes_no_more_is_said(tmp_path: Path) -> None:
+    """A real limit on the size of files, in a process of its own; what was there before stays."""
+    with opened(tmp_path) as store:
+        Chat(store).says("a", "1")
+    code = f"""
+import sys
+from pathlib import Path
+from halt.errors import StoreUnavailable
+from tests.stores import Chat, opened
+with opened(Path({str(tmp_path)!r})) as store:
+    chat = Chat(store, "other")
+    try:
+        chat.says("b" * 3_000_000, "2")
+    except StoreUnavailable as fault:
+        print(fault.message, chat.store.get("talk", "anna").exchanges[0].answer)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
+    )
+    assert re.fullmatch(
+        r"This could not be saved: the disk (is full|cannot be written to or read from)\. 1\n",
+        result.stdout,
+    )
+    with opened(tmp_path) as store:
+        assert Chat(store).exchanges() == [("a", "1")]
+
+
+def test_a_damaged_page_is_said(tmp_path: Path) -> None:
+    """Where the damage shows up only when it is read."""
+    with opened(tmp_path) as store:
+        Chat(store).says("a" * 200_000, "1")
+    path = tmp_path / "halt.db"
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        for at in range(size // 2 // 4096 * 4096, size, 4096):
+            file.seek(at)
+            file.write(b"\xff" * 64)
+    with opened(tmp_path) as store:
+        fails("the database is damaged", lambda: store.get("talk", "anna"))
+
+
+@needs_postgres
+def test_a_server_that_has_gone_is_said_and_found_again(tmp_path: Path) -> None:
+    """Connections that broke are replaced without anybody noticing."""
+    with postgres_schema() as url, opened(tmp_path, url) as store:
+        chat = Chat(store)
+        chat.says("a", "1")
+        engine = create_engine(make_engine(tmp_path, url).url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as other:
+            other.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE pid <> pg_backend_pid() AND application_name = 'halt'"
+                )
+            )
+        engine.dispose()
+        chat.says("b", "2")
+        assert chat.exchanges() == [("a", "1"), ("b", "2")]
+
+
+@needs_postgres
+def test_a_server_that_is_not_there_is_said(tmp_path: Path) -> None:
+    """Nobody listens; the password is in no message."""
+    url = "postgresql://halt:hush-hush@127.0.0.1:1/halt"
+    store = SqlStore(Database(make_engine(tmp_path, url)))
+    fails("the database cannot be reached", partial(store.get, "a", "b"))
+    message = refused(tmp_path, url)
+    assert "cannot be reached" in message
+    assert "hush" not in message
+
+
+def test_neither_sql_nor_what_was_said_is_logged(
+    store: SqlStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault of the database is logged by its reason."""
+    store.database.engine.dispose()
+    event.listen(
+        store.database.engine, "connect", lambda raw, _: raw.execute("PRAGMA query_only=ON")
+    )
+    fails("the database is read-only", partial(Chat(store).ask, "hush-hush"))
+    (record,) = caplog.records
+    assert record.getMessage() == "The store failed: the database is read-only (OperationalError)"
+
+
+# --- at the start -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[Path]:
+    """A sound database, and its file for somebody to spoil."""
+    with opened(folder) as store:
+        Chat(store).says("a", "1")
+    yield folder / "halt.db"
+
+
+@pytest.mark.parametrize("damage", ["garbage", "header", "truncated"])
+def test_a_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path, damage: str) -> None:
+    """One line says so; every byte is as before."""
+    with made(tmp_path) as path:
+        sound = path.read_bytes()
+        broken = {
+            "garbage": b"This is no database. " * 1000,
+            "header": b"\0" * 100 + sound[100:],
+            "truncated": sound[: len(sound) // 2],
+        }
+        path.write_bytes(broken[damage])
+    before = files(tmp_path)
+    assert "the database is damaged. Nothing was changed" in refused(tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_a_database_of_a_newer_halt_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    """Who goes back to an older Halt is told, and loses nothing."""
+    with made(tmp_path) as path, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("UPDATE alembic_version SET version_num = '9999'")
+    before = files(tmp_path)
+    assert "was made by a newer Halt (its version is '9999')" in refused(tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    """Whether it is below a file, or in a place where nobody may write."""
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "data", Path("/proc/halt-data")):
+        message = refused(folder)
+        assert message.startswith(f"HALT_DATA: the folder {str(folder)!r} cannot be written to: ")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody who may not write")
+def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
+    """Its database is not used in part."""
+    with made(tmp_path):
+        pass
+    before = files(tmp_path)
+    for each in (tmp_path, *tmp_path.parents[:3]):
+        each.chmod(0o555 if each is tmp_path else 0o755)
+    os.seteuid(65534)
+    try:
+        message = refused(tmp_path)
+    finally:
+        os.seteuid(0)
+        tmp_path.chmod(0o755)
+    assert "cannot be written to: Permission denied" in message
+    assert files(tmp_path) == before
+
+
+def test_halt_itself_says_it_in_one_line(tmp_path: Path) -> None:
+    """No traceback, and an exit status that says that it has not started."""
+    (tmp_path / "halt.db").write_bytes(b"This is no database. " * 1000)
+    status, printed = refused_start(HALT_DATA=tmp_path, OPENAI_BASE_URL="http://127.0.0.1:9/v1")
+    assert status != 0
+    (line,) = [each for each in printed.splitlines() if each]
+    assert line.startswith("halt: HALT_DATA: ")
+    assert "the database is damaged" in line
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://halt:hush-hush@db/halt", "postgresql://halt:hush-hush@db", "hush-hush", "://"]
+)
+def test_another_kind_of_database_is_refused(tmp_path: Path, url: str) -> None:
+    """Without saying the password that stands in its address."""
+    message = refused(tmp_path, url)
+    assert message.startswith("DATABASE_URL is not the address of a PostgreSQL database")
+    assert "hush" not in message
+
+
+def test_postgres_without_its_driver_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message says what to install."""
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    message = refused(tmp_path, "postgresql://halt@127.0.0.1:1/halt")
+    assert "pip install -r requirements-postgres.txt" in message
+
+
+@pytest.mark.parametrize("kind", DATABASES)
+def test_starts_at_the_same_moment_make_the_tables_once(tmp_path: Path, kind: str) -> None:
+    """The first one does; the others wait for it and find them."""
+    with ExitStack() as stack:
+        url = "" if kind == "sqlite" else stack.enter_context(postgres_schema())
+        for database in together(*[partial(open_database, tmp_path, url)] * 4):
+            store = SqlStore(database)
+            Chat(store, f"chat-{id(store)}").says("a", "1")
+            store.close()
+        with opened(tmp_path, url) as store:
+            assert len(store.summaries("anna").items) == 4
+
+
+@pytest.mark.parametrize("kind", DATABASES)
+def test_the_migrations_make_the_tables_that_the_code_knows(tmp_path: Path, kind: str) -> None:
+    """Each column and index, and nothing else but the index of all words."""
+    with ExitStack() as stack:
+        folder, url = Databases(tmp_path, stack).new(kind)
+        database = open_database(folder, url)
+        stack.callback(database.close)
+        with database.reading() as connection:
+            context = MigrationContext.configure(
+                connection,
+                opts={
+                    "include_name": lambda name, *_: not (name or "").startswith("messages_words")
+                },
+            )
+            assert compare_metadata(context, metadata) == []
+
+
+def test_the_data_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """Others on the machine read no conversation."""
+    open_database(tmp_path / "a" / "data").close()
+    assert (tmp_path / "a" / "data").stat().st_mode & 0o777 == 0o700
