@@ -153,7 +153,8 @@ def figures(ended: Terminal, model: str) -> tuple[str, ...]:
     if m.tokens:
         count = f"{m.tokens:,} token{'' if m.tokens == 1 else 's'}"
         out.append(f"about {count} (estimated)" if m.tokens_estimated else count)
-    out.append(f"{_seconds(m.duration_ms)} in all")
+    if m.duration_ms:  # not of what was imported
+        out.append(f"{_seconds(m.duration_ms)} in all")
     if isinstance(ended, Done):
         out.append(f"finish reason: {ended.finish_reason or 'none given'}")
     if model:

@@ -9,11 +9,12 @@ answer.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flask import (
     Blueprint,
@@ -51,6 +52,7 @@ from halt.recorder import Recorder
 from halt.recording import Recording
 from halt.relay import SSE_HEADERS, EventStream
 from halt.run import Run
+from halt.titles import Titles
 from halt.web import (
     after_parameter,
     client_socket,
@@ -104,8 +106,9 @@ class Tabs:
                 del self._open[session_id]
 
 
-def install(app: Flask, store: Store, recorder: Recorder) -> None:
+def install(app: Flask, store: Store, recorder: Recorder, titles: Titles) -> None:
     """Put the page into the application; `recorder` is that of its generations."""
+    app.extensions["halt.titles"] = titles
     app.extensions["halt.store"] = store
     app.extensions["halt.recorder"] = recorder
     app.extensions["halt.tabs"] = Tabs()
@@ -137,15 +140,27 @@ def _lengths() -> Lengths:
 
 
 def _page(conversation_id: str, conversation: Conversation | None) -> str:
+    own = conversation.settings.system_prompt if conversation else None
     return render_template(
         "chat.html",
         conversation_id=conversation_id,
-        exchanges=_all_shown(conversation) if conversation else [],
+        title=conversation.title if conversation else "",
+        system_prompt=config().told_system_prompt if own is None else own,
+        **_window(conversation),
         used=used(conversation.usage) if conversation else "",
         config=config(),
         chosen=conversation.model if conversation else None,
         model=_shown_model(generations()),
     )
+
+
+def _window(found: Conversation | None, side: str = "") -> dict[str, Any]:
+    """What `window.html` shows: exchanges, and what is before and after them, or on one side."""
+    return {
+        "exchanges": _all_shown(found) if found else [],
+        "earlier": found.first if found and found.has_earlier and side != "after" else None,
+        "later": found.last if found and found.has_later and side != "before" else None,
+    }
 
 
 def _all_shown(found: Conversation, first: int = 0) -> list[ExchangeView]:
@@ -174,7 +189,38 @@ def index() -> str:
 
 @blueprint.get("/c/<conversation_id>")
 def conversation(conversation_id: str) -> str:
-    return _page(conversation_id, _store().get(conversation_id, owner_made()))
+    """The end of a conversation; with `at`, the part around a message of any version."""
+    mine, at = owner_made(), request.args.get("at", "")
+    if not _is_number(at):
+        return _page(conversation_id, _store().get(conversation_id, mine))
+    found = _store().get(conversation_id, mine, around=int(at))
+    if not _holds(found, int(at)):
+        with contextlib.suppress(Busy, UnknownConversation):
+            found = _store().show(conversation_id, mine, int(at))
+    return _page(conversation_id, found)
+
+
+@blueprint.get("/c/<conversation_id>/exchanges")
+def exchanges(conversation_id: str) -> Response:
+    """The part of a conversation before, or after, a prompt that the page shows."""
+    side = "before" if "before" in request.args else "after"
+    place = _message_id(side)
+    before, after = (place, None) if side == "before" else (None, place)
+    found = _store().get(conversation_id, owner() or "", before=before, after=after)
+    response = Response(
+        render_template("window.html", conversation_id=conversation_id, **_window(found, side)),
+        mimetype="text/html",
+    )
+    if not (found.has_later if side == "before" else found.has_earlier):
+        response.headers["HX-Refresh"] = "true"  # it goes another way by now
+    return response
+
+
+def _holds(found: Conversation, message_id: int) -> bool:
+    return any(
+        message_id in {each.prompt_id, *(answer.answer_id for answer in each.candidates)}
+        for each in found.exchanges
+    )
 
 
 # --- what changes a conversation ------------------------------------------------------------------
@@ -380,6 +426,7 @@ def _begin(found: Conversation) -> Run:
     Returns the first answer's run.
     """
     store, lengths = _store(), _lengths()
+    titles: Titles = current_app.extensions["halt.titles"]
     exchange = found.exchanges[-1]
     settings = found.settings
     messages = store.told(found.id, found.owner, config().told_system_prompt)
@@ -390,6 +437,8 @@ def _begin(found: Conversation) -> Run:
             if isinstance(end, Done) and end.finish_reason == "stop" and not run.prefix:
                 tokens = end.metrics.tokens
             lengths.end(run.id, wanted.asked, tokens)
+            if wanted is exchange and not found.has_earlier and not found.named:
+                titles.wanted(found.id, exchange.prompt, run.answer()[1], wanted.asked or None)
 
         if not wanted.prefix:
             lengths.begin(wanted.stream_id, wanted.asked)
@@ -502,10 +551,14 @@ def _run_of(stream_id: str) -> Recording | None:
         return None
 
 
+def _is_number(raw: str) -> bool:
+    return raw.isascii() and raw.isdigit() and len(raw) <= 15
+
+
 def _message_id(field: str) -> int:
     """A message's ID in the form. Raises RequestError."""
     raw = request.values.get(field, "")
-    if not (raw.isascii() and raw.isdigit() and len(raw) <= 15):
+    if not _is_number(raw):
         raise RequestError(f"{field} must be the ID of a message.", field=field)
     return int(raw)
 

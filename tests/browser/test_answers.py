@@ -265,14 +265,6 @@ def test_regenerate_stopped_before_any_text_brings_the_earlier_answer_back(
     assert (chat.exchanges(), chat.shown()) == (1, "0 1 2")
 
 
-def test_only_the_last_answer_offers_another_try(chat: Chat) -> None:
-    """What came before is part of the conversation."""
-    for _ in range(2):
-        chat.ask("count?n=2")
-        chat.wait_state("done")
-    expect(chat.page.get_by_role("button", name="Regenerate")).to_have_count(1)
-
-
 def test_new_chat_begins_anew_and_the_old_one_stays_at_its_address(chat: Chat) -> None:
     """The next conversation knows nothing of the first; the first can be gone back to."""
     chat.ask("count?n=4")

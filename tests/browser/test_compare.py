@@ -193,7 +193,7 @@ def test_stop_before_any_text_gives_the_prompt_back_once(chat: Chat) -> None:
     chat.stop.click()
     expect(column(chat, "silent_headers")).to_have_attribute("data-state", "withdrawn")
     for _ in range(2):
-        expect(column(chat, "silent_headers").locator(".badge")).to_have_text("Stopped")
+        expect(column(chat, "silent_headers").locator(".badge")).to_have_text("Stopped by you")
         expect(column(chat, "count").locator("> .text")).to_contain_text("98 99")
         chat.reload()
 
