@@ -32,6 +32,11 @@ class Sizes:
     long_stops: int = 10
     surface_seconds: float = 4.0
     surface_stops: int = 30  # on each surface, and with each kind of provider
+    store_rounds: int = 3
+    kills: int = 20
+    messages: int = 1_000_000
+    long_conversation: int = 2_000  # messages, of those
+    lookups: int = 100  # of each kind
 
 
 FULL = Sizes()
@@ -52,4 +57,8 @@ QUICK = Sizes(
     long_stops=3,
     surface_seconds=2.0,
     surface_stops=5,
+    store_rounds=1,
+    kills=4,
+    messages=50_000,
+    lookups=20,
 )
