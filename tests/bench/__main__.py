@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.bench import browser, endurance, load, phases, surfaces, workers
+from tests.bench import browser, endurance, load, phases, stored, surfaces, workers
 from tests.bench.sizes import FULL, QUICK, Sizes
 from tests.bench.table import Row, markdown
 
@@ -28,6 +28,7 @@ GROUPS: dict[str, Group] = {
     "race": load.race,
     "surfaces": surfaces.surfaces,
     "workers": workers.workers,
+    "store": stored.store,
     "leak": endurance.leak,
     "long": endurance.long,
 }

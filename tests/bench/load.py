@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from tests.bench.processes import PORT_WITHIN, Child, Halt, tree
+from tests.bench.processes import PORT_WITHIN, Child, Halt, Storeless, tree
 from tests.bench.readers import RACE_WITHIN, READY_WITHIN, TOGETHER, Job, Way
 from tests.bench.sizes import Sizes
 from tests.bench.table import Row, at_least, at_most, median, number
@@ -39,9 +39,12 @@ def source() -> Iterator[tuple[Child, str]]:
 @contextlib.contextmanager
 def system(kind: str, upstream: str, streams: int) -> Iterator[tuple[Address, list[int]]]:
     """A server to be measured: its address and its processes."""
-    if kind == "halt":
+    if kind in ("halt", "storeless"):
+        server = Halt if kind == "halt" else Storeless
         # The reader answers no pings: none are to come while it measures.
-        with Halt(upstream, HALT_MAX_STREAMS=streams, HALT_MODEL=PACED, HALT_HEARTBEAT=120) as halt:
+        with server(
+            upstream, HALT_MAX_STREAMS=streams, HALT_MODEL=PACED, HALT_HEARTBEAT=120
+        ) as halt:
             yield halt.address, tree(halt.master)
         return
     with Child("tests.bench.relays", kind, upstream) as child:

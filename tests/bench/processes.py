@@ -84,13 +84,21 @@ class Child:
             process.wait(5)
 
 
+class StorelessServer(HaltServer):
+    """See `tests.bench.storeless`."""
+
+    command = ("-m", "gunicorn", "tests.bench.storeless:app")
+
+
 class Halt:
     """A Halt to be measured, and its worker process."""
+
+    kind: type[HaltServer] = HaltServer
 
     def __init__(self, upstream: str, **settings: object) -> None:
         env = {name: str(value) for name, value in settings.items()}
         try:
-            self._server = HaltServer({"OPENAI_BASE_URL": upstream, "OPENAI_API_KEY": "fake"} | env)
+            self._server = self.kind({"OPENAI_BASE_URL": upstream, "OPENAI_API_KEY": "fake"} | env)
         except pytest.fail.Exception as fault:  # not an Exception, and no test is running here
             raise RuntimeError(str(fault)) from None
         self.address = (self._server.host, self._server.port)
@@ -114,6 +122,12 @@ class Halt:
                 os.kill(pid, signal.SIGKILL)
         self._server.kill()
         self._server.close()
+
+
+class Storeless(Halt):
+    """One that writes down nothing of what its streams bring."""
+
+    kind = StorelessServer
 
 
 @contextlib.contextmanager

@@ -35,6 +35,11 @@ class Sizes:
     worker_stops: int = 100  # through another worker than the stream's own
     worker_follows: int = 10  # streams that are read through another worker
     worker_tokens: int = 300  # of each of them
+    store_rounds: int = 3
+    kills: int = 20
+    messages: int = 1_000_000
+    long_conversation: int = 2_000  # messages, of those
+    lookups: int = 100  # of each kind
 
 
 FULL = Sizes()
@@ -57,4 +62,8 @@ QUICK = Sizes(
     surface_stops=5,
     worker_stops=20,
     worker_follows=2,
+    store_rounds=1,
+    kills=4,
+    messages=50_000,
+    lookups=20,
 )
