@@ -42,7 +42,14 @@ from halt.conversations import (
     Store,
     UnknownConversation,
 )
-from halt.errors import HaltError, OffsetLost, RequestError, TooLarge, UnknownStream
+from halt.errors import (
+    HaltError,
+    OffsetLost,
+    RequestError,
+    StoreUnavailable,
+    TooLarge,
+    UnknownStream,
+)
 from halt.events import Done, sse_html
 from halt.generation import Generations, Receipt
 from halt.lengths import Lengths
@@ -319,14 +326,16 @@ def pick(conversation_id: str) -> str:
 
 
 @blueprint.get("/c/<conversation_id>/usage")
-def usage(conversation_id: str) -> str:
+def usage(conversation_id: str) -> tuple[str, int]:
     """The tokens of all that was answered in it, in words."""
     mine = owner_made()
     try:
         _caught_up(conversation_id)
-        return used(_store().totals(conversation_id, mine))
+        return used(_store().totals(conversation_id, mine)), 200
     except UnknownConversation:  # its one prompt was taken back
-        return ""
+        return "", 200
+    except StoreUnavailable:  # said elsewhere; what the page shows may stay
+        return "", 204
 
 
 T = TypeVar("T")
