@@ -33,7 +33,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from halt.answers import ExchangeView, PageWriter, exchange_view, lost, used, view
 from halt.bodies import checked_id, is_id
 from halt.catalog import Catalog, checked_model
-from halt.chat import ChatRequest
+from halt.chat import ChatRequest, Message
 from halt.continuing import go_on
 from halt.conversations import (
     Busy,
@@ -415,9 +415,8 @@ def _begin(found: Conversation) -> Run:
     titles: Titles = current_app.extensions["halt.titles"]
     exchange = found.exchanges[-1]
     settings = found.settings
-    messages = store.told(found.id, found.owner, config().told_system_prompt)
 
-    def started(wanted: Exchange) -> Run:
+    def started(wanted: Exchange, messages: list[Message]) -> Run:
         def ended(run: Run) -> None:
             end, tokens = run.log.ended, None
             if isinstance(end, Done) and end.finish_reason == "stop" and not run.prefix:
@@ -460,8 +459,9 @@ def _begin(found: Conversation) -> Run:
     runs: list[Run] = []
     try:
         count_starts(len(waiting))
+        messages = store.told(found.id, found.owner, config().told_system_prompt)
         for each in waiting:
-            runs.append(started(each))  # noqa: PERF401 - those before a fault are to be stopped
+            runs.append(started(each, messages))  # noqa: PERF401 - those before a fault are stopped
     except HaltError:
         store.take_back(found.id, waiting[0].stream_id)
         for run in runs:
