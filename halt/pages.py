@@ -250,10 +250,14 @@ def send(conversation_id: str) -> Response:
 
 @blueprint.post("/c/<conversation_id>/regenerate")
 def regenerate(conversation_id: str) -> str:
-    """One more answer to a prompt. It may be in the middle: the conversation then ends with it."""
+    """One more answer to a prompt, the last one where none is named.
+
+    It may be in the middle: the conversation then ends with it.
+    """
     (stream_id,) = _stream_ids(1)
     model = checked_model(request.form.get("model", ""))
-    prompt_id, mine = _message_id("prompt_id"), owner_made()
+    prompt_id = _message_id("prompt_id") if "prompt_id" in request.form else None
+    mine = owner_made()
     found = _changed(
         conversation_id,
         lambda store: store.again(
