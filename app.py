@@ -22,6 +22,7 @@ from halt import (
     pages,
     plain,
     rates,
+    shelf,
     sockets,
     streams,
     web,
@@ -37,6 +38,7 @@ from halt.peers import Peers
 from halt.recorder import Recorder
 from halt.stops import StopRegistry
 from halt.store import SqlStore
+from halt.titles import Titles
 from halt.tools import Tool, Toolbox
 from halt.workers import SharedGenerations
 
@@ -96,7 +98,17 @@ def create_app(
     cors.install(app, settings.cors_origins)
     web.install(app)
     rates.install(app)
-    pages.install(app, store, recorder)
+
+    def save_title(conversation_id: str, title: str) -> None:
+        store.title_from_model(conversation_id, None, title)
+
+    def has_room() -> bool:
+        service: Generations = app.extensions["halt"]
+        return service.open_streams < settings.max_streams
+
+    titles = Titles(app.extensions["halt"].upstream, settings, save_title, has_room)
+    pages.install(app, store, recorder, titles)
+    shelf.install(app)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(plain.blueprint)
     app.register_blueprint(openai_api.blueprint)

@@ -135,6 +135,7 @@ def worker_exit(server: Any, worker: Any) -> None:
     application = getattr(worker, "wsgi", None)
     if application is not None:
         application.extensions["halt"].close()
+        application.extensions["halt.titles"].close()
         application.extensions["halt.store"].close()
 
 

@@ -194,6 +194,13 @@ class Config:
     max_body_bytes: int = _setting(
         "HALT_MAX_BODY_BYTES", 4_194_304, "Bytes of one request's body", low=1024, high=268_435_456
     )
+    max_import_bytes: int = _setting(
+        "HALT_MAX_IMPORT_BYTES",
+        67_108_864,
+        "Bytes of a file of conversations that is imported",
+        low=1024,
+        high=1_073_741_824,
+    )
     log_seconds: float = _setting(
         "HALT_LOG_SECONDS", 600.0, "A finished stream can be replayed this long", low=0, high=86400
     )

@@ -14,9 +14,9 @@ read-only or full; then nothing of what was asked for has happened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from halt.chat import Message
 from halt.errors import HaltError
@@ -170,6 +170,7 @@ class Conversation:
     usage: Usage = field(default_factory=Usage)  # of everything that was ever answered in it
     created_at: float = 0.0  # seconds since 1970
     updated_at: float = 0.0
+    named: bool = False  # the title is the user's or the model's, not the first words
 
     @property
     def model(self) -> str:
@@ -402,8 +403,11 @@ class Store(Protocol):
     def rename(self, conversation_id: str, owner: str, title: str) -> Summary:
         """Give it a title of the user's. Raises UnknownConversation, RequestError."""
 
-    def title_from_model(self, conversation_id: str, owner: str, title: str) -> bool:
-        """Give it a title of the model's; False where the user has named or deleted it."""
+    def title_from_model(self, conversation_id: str, owner: str | None, title: str) -> bool:
+        """Give it a title of the model's; False where the user has named or deleted it.
+
+        None for the owner: whosever it is.
+        """
 
     def set_settings(self, conversation_id: str, owner: str, settings: Settings) -> Conversation:
         """Settings of all further answers; makes the conversation if needed.
@@ -423,7 +427,7 @@ class Store(Protocol):
         """One conversation, or all of the owner's, one at a time. Raises UnknownConversation."""
 
     def import_(self, owner: str, conversations: Iterable[PortableConversation]) -> list[str]:
-        """Add exported conversations, each as a whole or not at all; returns their IDs.
+        """Add exported conversations, all of them or none; returns their IDs.
 
         Those whose ID is taken get a new one. Raises RequestError.
         """
@@ -436,6 +440,12 @@ class Store(Protocol):
         What is already there is not written twice, so a batch may be tried again. A generation
         that is not known, or that has ended, is passed over. An answer stopped before any text
         leaves no message, nor does its prompt where it has no other answer.
+        """
+
+    def count(self, stream_id: str, usage: Mapping[str, Any]) -> None:
+        """What the provider has counted for a generation, told after its end; no estimate any more.
+
+        A generation that is not known, or has not ended, is passed over.
         """
 
     def recorded(self, stream_id: str, requester: str | None) -> Recorded | None:

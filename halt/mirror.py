@@ -48,6 +48,7 @@ class Found(msgspec.Struct, frozen=True, tag="found"):
     prefix: str
     started_at: float
     fingerprint: str
+    expected: float | None
     first: int  # number of the first event that is told
     lost: list[tuple[float, str]]
 
@@ -93,6 +94,7 @@ def tell(run: Recording, after: int, channel: Channel) -> int:
                 run.prefix,
                 run.started_at,
                 run.fingerprint,
+                run.expected,
                 first,
                 run.pieces(after, first - 1),
             )
@@ -187,6 +189,7 @@ class Mirror(Recording):
         )
         self.log = log
         self.worker = worker
+        self.expected = found.expected
         self._fingerprint = found.fingerprint
         self._model = ""
         self._chunks = 0

@@ -9,10 +9,11 @@ answer.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flask import (
     Blueprint,
@@ -52,6 +53,7 @@ from halt.recording import Recording
 from halt.relay import SSE_HEADERS, EventStream
 from halt.run import Run
 from halt.slots import number_of
+from halt.titles import Titles
 from halt.web import (
     after_parameter,
     client_socket,
@@ -85,8 +87,9 @@ WRITE_TICK = 0.01  # seconds between two looks whether it is
 blueprint = Blueprint("pages", __name__)
 
 
-def install(app: Flask, store: Store, recorder: Recorder) -> None:
+def install(app: Flask, store: Store, recorder: Recorder, titles: Titles) -> None:
     """Put the page into the application; `recorder` is that of its generations."""
+    app.extensions["halt.titles"] = titles
     app.extensions["halt.store"] = store
     app.extensions["halt.recorder"] = recorder
     app.extensions["halt.lengths"] = Lengths()
@@ -117,15 +120,27 @@ def _lengths() -> Lengths:
 
 
 def _page(conversation_id: str, conversation: Conversation | None) -> str:
+    own = conversation.settings.system_prompt if conversation else None
     return render_template(
         "chat.html",
         conversation_id=conversation_id,
-        exchanges=_all_shown(conversation) if conversation else [],
+        title=conversation.title if conversation else "",
+        system_prompt=config().told_system_prompt if own is None else own,
+        **_window(conversation),
         used=used(conversation.usage) if conversation else "",
         config=config(),
         chosen=conversation.model if conversation else None,
         model=_shown_model(generations()),
     )
+
+
+def _window(found: Conversation | None, side: str = "") -> dict[str, Any]:
+    """What `window.html` shows: exchanges, and what is before and after them, or on one side."""
+    return {
+        "exchanges": _all_shown(found) if found else [],
+        "earlier": found.first if found and found.has_earlier and side != "after" else None,
+        "later": found.last if found and found.has_later and side != "before" else None,
+    }
 
 
 def _all_shown(found: Conversation, first: int = 0) -> list[ExchangeView]:
@@ -154,7 +169,38 @@ def index() -> str:
 
 @blueprint.get("/c/<conversation_id>")
 def conversation(conversation_id: str) -> str:
-    return _page(conversation_id, _store().get(conversation_id, owner_made()))
+    """The end of a conversation; with `at`, the part around a message of any version."""
+    mine, at = owner_made(), request.args.get("at", "")
+    if not _is_number(at):
+        return _page(conversation_id, _store().get(conversation_id, mine))
+    found = _store().get(conversation_id, mine, around=int(at))
+    if not _holds(found, int(at)):
+        with contextlib.suppress(HaltError):  # then its end is shown
+            found = _store().show(conversation_id, mine, int(at))
+    return _page(conversation_id, found)
+
+
+@blueprint.get("/c/<conversation_id>/exchanges")
+def exchanges(conversation_id: str) -> Response:
+    """The part of a conversation before, or after, a prompt that the page shows."""
+    side = "before" if "before" in request.args else "after"
+    place = _message_id(side)
+    before, after = (place, None) if side == "before" else (None, place)
+    found = _store().get(conversation_id, owner() or "", before=before, after=after)
+    response = Response(
+        render_template("window.html", conversation_id=conversation_id, **_window(found, side)),
+        mimetype="text/html",
+    )
+    if not (found.has_later if side == "before" else found.has_earlier):
+        response.headers["HX-Refresh"] = "true"  # it goes another way by now
+    return response
+
+
+def _holds(found: Conversation, message_id: int) -> bool:
+    return any(
+        message_id in {each.prompt_id, *(answer.answer_id for answer in each.candidates)}
+        for each in found.exchanges
+    )
 
 
 # --- what changes a conversation ------------------------------------------------------------------
@@ -215,7 +261,7 @@ def regenerate(conversation_id: str) -> str:
 def continue_(conversation_id: str) -> str:
     """Go on with the last answer from its last word, in the same message."""
     (stream_id,) = _stream_ids(1)
-    answer_id, mine = _shown_answer(conversation_id), owner_made()
+    answer_id, mine = _shown_exchange(conversation_id).answer_id, owner_made()
     found = _changed(
         conversation_id,
         lambda store: store.extend(conversation_id, mine, answer_id, stream_id, worker=_worker()),
@@ -227,13 +273,9 @@ def continue_(conversation_id: str) -> str:
 @blueprint.post("/c/<conversation_id>/discard")
 def discard(conversation_id: str) -> str:
     """Take the last answer away. What is shown instead, which may be nothing, is returned."""
-    prompt_id, mine = _message_id("prompt_id"), owner_made()
-    answer_id = _shown_answer(conversation_id)
-    _changed(conversation_id, lambda store: store.discard(conversation_id, mine, answer_id))
-    try:
-        return _from(_store().get(conversation_id, mine), prompt_id)
-    except UnknownConversation:  # its only prompt has gone, and it with it
-        return ""
+    gone, mine = _shown_exchange(conversation_id), owner_made()
+    _changed(conversation_id, lambda store: store.discard(conversation_id, mine, gone.answer_id))
+    return _from(_store().get(conversation_id, mine), gone.prompt_id, *gone.prompts.ids)
 
 
 @blueprint.post("/c/<conversation_id>/show")
@@ -317,25 +359,25 @@ def _caught_up(conversation_id: str) -> bool:
     return True
 
 
-def _shown_answer(conversation_id: str) -> int:
-    """The answer that the page shows at a prompt. Raises UnknownConversation, RequestError."""
+def _shown_exchange(conversation_id: str) -> Exchange:
+    """The exchange at which a button was pressed. Raises UnknownConversation, RequestError."""
     prompt_id = _message_id("prompt_id")
     found = _store().get(conversation_id, owner_made(), around=prompt_id, limit=1)
     for each in found.exchanges:
         if each.prompt_id == prompt_id:
-            return each.answer_id
-    raise UnknownConversation("There is no such answer any more. Load the page anew.")
+            return each
+    raise UnknownConversation(
+        "This is not a part of the conversation any more. Load the page anew."
+    )
 
 
-def _from(found: Conversation, message_id: int) -> str:
-    """The exchange at which a message is, or was, and all that follow; nothing if there is none."""
+def _from(found: Conversation, *message_ids: int) -> str:
+    """The exchange of one of these messages, and all that follow; nothing if there is none."""
     for index, each in enumerate(found.exchanges):
         ids = {each.prompt_id, each.answer_id, *each.prompts.ids, *each.versions.ids}
-        if message_id in ids:
-            return "".join(
-                render_template("exchange.html", x=shown, conversation_id=found.id)
-                for shown in _all_shown(found, index)
-            )
+        if not ids.isdisjoint(message_ids):
+            rest = _window(found, "after") | {"exchanges": _all_shown(found, index)}
+            return render_template("window.html", conversation_id=found.id, **rest)
     return ""
 
 
@@ -360,7 +402,8 @@ def _begin(found: Conversation) -> Run:
 
     Returns the first answer's run.
     """
-    store, lengths = _store(), _lengths()
+    store, lengths, recorder = _store(), _lengths(), _recorder()
+    titles: Titles = current_app.extensions["halt.titles"]
     exchange = found.exchanges[-1]
     settings = found.settings
     messages = store.told(found.id, found.owner, config().told_system_prompt)
@@ -371,9 +414,14 @@ def _begin(found: Conversation) -> Run:
             if isinstance(end, Done) and end.finish_reason == "stop" and not run.prefix:
                 tokens = end.metrics.tokens
             lengths.end(run.id, wanted.asked, tokens)
+            if wanted is exchange and not found.has_earlier and not found.named:
+                titles.wanted(found.id, exchange.prompt, run.answer()[1], wanted.asked or None)
 
-        if not wanted.prefix:
-            lengths.begin(wanted.stream_id, wanted.asked)
+        def counted(run: Run, usage: dict[str, Any]) -> None:
+            if recorder.written(run.id, WRITE_WAIT):
+                store.count(run.id, usage)
+
+        expected = None if wanted.prefix else lengths.begin(wanted.stream_id, wanted.asked)
         chat = ChatRequest(
             messages[:-1] if wanted.prefix else messages,  # the last one is what it goes on from
             id=wanted.stream_id,
@@ -384,9 +432,17 @@ def _begin(found: Conversation) -> Run:
         try:
             if wanted.prefix:
                 chat = go_on(chat, wanted.prefix)
-            return generations().start(
-                chat, found.owner, ended, toolbox(), prefix=wanted.prefix, noted=True
+            run = generations().start(
+                chat,
+                found.owner,
+                ended,
+                toolbox(),
+                on_usage=counted,
+                prefix=wanted.prefix,
+                noted=True,
             )
+            run.expected = expected
+            return run
         except HaltError:
             lengths.end(wanted.stream_id, wanted.asked)
             raise
@@ -485,10 +541,14 @@ def _run_of(stream_id: str) -> Recording | None:
         return None
 
 
+def _is_number(raw: str) -> bool:
+    return raw.isascii() and raw.isdigit() and len(raw) <= 15
+
+
 def _message_id(field: str) -> int:
     """A message's ID in the form. Raises RequestError."""
     raw = request.values.get(field, "")
-    if not (raw.isascii() and raw.isdigit() and len(raw) <= 15):
+    if not _is_number(raw):
         raise RequestError(f"{field} must be the ID of a message.", field=field)
     return int(raw)
 

@@ -200,9 +200,9 @@ class Peers:
         self._sweep_now.set()
         listener, self._listener = self._listener, None
         if listener is not None and self._sockets is not None:
+            if (bell := self._connect(self.name, b"")) is not None:  # ends `accept`
+                bell.close()
             (self._sockets / f"{self.name}.sock").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)  # ends `accept`
             for thread in self._threads:
                 thread.join(2 * SWEEP_EVERY)
             listener.close()
@@ -229,10 +229,13 @@ class Peers:
                 sock, _ = listener.accept()
             except TimeoutError:
                 continue
-            except OSError as exc:  # no more files, or the listener is shut down
+            except OSError as exc:  # no more files
                 if not self._quit.wait(0.1):
                     logger.error("workers cannot connect: %s", exc)
                 continue
+            if self._quit.is_set():
+                sock.close()
+                return
             self._short.acquire()
             try:
                 threading.Thread(

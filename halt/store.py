@@ -13,7 +13,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, exists, func, insert, select, text, tuple_, update
+from sqlalchemy import (
+    Connection,
+    Row,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    text,
+    true,
+    tuple_,
+    update,
+)
 
 from halt import tree
 from halt.chat import Message
@@ -39,6 +51,7 @@ from halt.snippets import snippet, words
 from halt.tables import conversations, generations, messages, storable
 
 TITLE_MAX = 200  # characters of a title
+IMPORT_STEP = 500  # conversations that one statement of an import names
 TITLE_WORDS = 60  # characters of one that is made of the first words
 
 _encode = msgspec.json.Encoder().encode
@@ -382,14 +395,14 @@ class SqlStore(Records):
             _update(connection, row, {"title": title, "titled_by": "user"})
             return _summary(connection, _find(connection, conversation_id, owner))
 
-    def title_from_model(self, conversation_id: str, owner: str, title: str) -> bool:
+    def title_from_model(self, conversation_id: str, owner: str | None, title: str) -> bool:
         title = storable(" ".join(title.split())[:TITLE_MAX])
         with self.database.writing() as connection:
             changed = connection.execute(
                 update(conversations)
                 .where(
                     conversations.c.id == conversation_id,
-                    conversations.c.owner == owner,
+                    true() if owner is None else conversations.c.owner == owner,
                     conversations.c.deleted_at.is_(None),
                     conversations.c.first_id.is_not(None),
                     conversations.c.titled_by != "user",
@@ -455,11 +468,19 @@ class SqlStore(Records):
             yield one
 
     def import_(self, owner: str, conversations_: Iterable[PortableConversation]) -> list[str]:
+        # Deleted until all are there: others can write in between, and nobody sees half of them.
         added = []
         for each in conversations_:
             check(each)
             with self.database.writing() as connection:
                 added.append(self._import(connection, owner, each))
+        with self.database.writing() as connection:
+            for start in range(0, len(added), IMPORT_STEP):
+                connection.execute(
+                    update(conversations)
+                    .where(conversations.c.id.in_(added[start : start + IMPORT_STEP]))
+                    .values(deleted_at=None)
+                )
         return added
 
     @staticmethod
@@ -486,10 +507,11 @@ class SqlStore(Records):
             insert(conversations).values(
                 id=new_id,
                 owner=owner,
+                deleted_at=at,
                 **self._values(given),
             )
         )
-        row = _find(connection, new_id, owner)
+        row = _find(connection, new_id, owner, deleted=True)
         ids: dict[int | None, int | None] = {None: None}
         groups: dict[int, int] = {}
         chosen = set(given.chosen)

@@ -102,6 +102,7 @@ def window(
         usage=usage(connection, row.id),
         created_at=row.created_at,
         updated_at=row.updated_at,
+        named=row.titled_by != "words",
     )
 
 

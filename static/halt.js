@@ -209,12 +209,13 @@
   const look = () => { // the least step back leaves the end, unless the page has become shorter
     const top = page.scrollTop, below = page.scrollHeight - top - page.clientHeight;
     if (top < last) following = below < 2;
-    else if (below < 40) following = true;
+    else if (below < 40) following = !$(":scope > .later", messages); // the end is not here
     last = top;
     return following;
   };
   addEventListener("scroll", look, { passive: true });
-  scrollToEnd();
+  if (new URLSearchParams(location.search).has("at")) following = false; // opened at a message
+  else scrollToEnd();
 
   // --- copying ------------------------------------------------------------------------------------
   const copy = async text => {

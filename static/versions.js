@@ -7,7 +7,7 @@
 
   document.addEventListener("htmx:after:request", event => {
     const { ctx } = event.detail;
-    if (ctx.response.status >= 400 || ctx.target?.parentElement !== messages || ctx.swap !== "outerHTML") return;
+    if (ctx.response.status >= 400 || !ctx.target?.matches?.("#messages > .exchange") || ctx.swap !== "outerHTML") return;
     while (ctx.target.nextElementSibling) ctx.target.nextElementSibling.remove(); // the response brings what follows now
   });
 

@@ -88,9 +88,11 @@ def test_a_reader_elsewhere_reads_what_a_reader_here_does(begin: Begin) -> None:
     """What was there and what comes, to the end; so does one that comes when it is over."""
     owner, other = begin(), begin()
     run, reply = owner.start("a-stream", "one ", "two ")
+    run.expected = 7.0
     mirror = other.service.get("a-stream", None)
     assert isinstance(mirror, Mirror)
     assert mirror.answer() == (2, "one two ")
+    assert mirror.expected == 7.0
     reader = Reader(mirror)  # type: ignore[arg-type]
     reply.feed("three")
     reader.wait_text("one two three")
@@ -199,7 +201,7 @@ class Told:
 
 
 def mirror_of(source: Told) -> Mirror:
-    found = Found("a-stream", None, "asked-1", "", now(), "", 1, [])
+    found = Found("a-stream", None, "asked-1", "", now(), "", None, 1, [])
     return Mirror(found, "owner", 1_000_000, source)
 
 

@@ -1,0 +1,272 @@
+"""The conversations beside the one that is open: the list, search, settings, files, undo.
+
+What changes the page is a fragment. A fault is shown in the toast, or where the form is that it
+belongs to. The pages of conversations themselves are in `halt.pages`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import chain
+from urllib.parse import quote, urlsplit
+
+from flask import Blueprint, Flask, Response, current_app, render_template, request, url_for
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.wsgi import ClosingIterator
+
+from halt.bodies import is_id
+from halt.catalog import Catalog, checked_model
+from halt.conversations import Conversation, Page, Settings, Store, Summary
+from halt.errors import HaltError, RequestError, TooLarge
+from halt.portable import PortableConversation, read, to_json, to_markdown
+from halt.settings import settings_of
+from halt.web import config, generations, owner, owner_made, refusal, wants_fragment
+
+QUERY_MAX = 500  # characters of a search
+
+Writer = Callable[[Iterable[PortableConversation]], Iterator[bytes]]
+
+#: The kinds of files: what writes them, their names' ending, what they are to a browser.
+KINDS: dict[str, tuple[Writer, str, str]] = {
+    "json": (to_json, "json", "application/json"),
+    "markdown": (to_markdown, "md", "text/markdown"),
+}
+
+blueprint = Blueprint("shelf", __name__)
+
+
+def install(app: Flask) -> None:
+    """Put the list and what belongs to it into the application, which has a store."""
+    app.jinja_env.globals["listed_first"] = listed_first
+    app.jinja_env.filters["moment"] = moment
+    app.register_blueprint(blueprint)
+
+
+def moment(seconds: float) -> str:
+    """Seconds since 1970 as HTML says a time."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def listed_first() -> Page[Summary] | None:
+    """What a page begins its list with; None: it can't be had now."""
+    try:
+        return _store().summaries(owner() or "")
+    except HaltError:
+        return None
+
+
+def _store() -> Store:
+    found: Store = current_app.extensions["halt.store"]
+    return found
+
+
+def _mine() -> str:
+    """Who asks; a program without a session has no conversations."""
+    return owner() or ""
+
+
+@blueprint.errorhandler(HaltError)
+def _refused(error: HaltError) -> Response:
+    response = refusal(error)
+    if wants_fragment():
+        panel = request.endpoint in {"shelf.settings", "shelf.save_settings"}
+        response.headers["HX-Retarget"] = "#settings-fault" if panel else "#toast"
+    return response
+
+
+# --- the list -------------------------------------------------------------------------------------
+
+
+@blueprint.get("/conversations")
+def listed() -> str:
+    page = _store().summaries(_mine(), request.args.get("cursor"))
+    return render_template(
+        "items.html", conversations=page.items, cursor=page.cursor, current=_current()
+    )
+
+
+@blueprint.get("/conversations/search")
+def searched() -> str:
+    query = request.args.get("q", "").strip()
+    if len(query) > QUERY_MAX:
+        raise RequestError(f"Search for at most {QUERY_MAX} characters.", field="q")
+    cursor = request.args.get("cursor")
+    page = _store().search(_mine(), query, cursor) if query else Page()
+    return render_template(
+        "hits.html", hits=page.items, cursor=page.cursor, query=query, further=cursor is not None
+    )
+
+
+@blueprint.get("/c/<conversation_id>/item")
+def item(conversation_id: str) -> str:
+    return _item(_store().summary(conversation_id, _mine()))
+
+
+@blueprint.get("/c/<conversation_id>/title")
+def renaming(conversation_id: str) -> str:
+    """The field for a new title, in the item's place."""
+    found = _store().summary(conversation_id, _mine())
+    return render_template("item.html", c=found, renaming=True)
+
+
+@blueprint.post("/c/<conversation_id>/title")
+def rename(conversation_id: str) -> str:
+    return _item(_store().rename(conversation_id, _mine(), request.form.get("title", "")))
+
+
+@blueprint.post("/c/<conversation_id>/delete")
+def delete(conversation_id: str) -> Response:
+    _store().delete(conversation_id, _mine())
+    if _open_now() == conversation_id:  # there is nothing left to see
+        return Response(
+            headers={"HX-Redirect": url_for("pages.index", deleted=conversation_id)}, status=204
+        )
+    return _toast("The conversation was deleted.", deleted=conversation_id)
+
+
+@blueprint.post("/c/<conversation_id>/undelete")
+def undelete(conversation_id: str) -> Response:
+    found = _store().undelete(conversation_id, _mine())
+    response = _toast(f"“{found.title}” is back." if found.title else "The conversation is back.")
+    if "back" in request.form:  # it was open when it was deleted
+        response.headers["HX-Redirect"] = url_for("pages.conversation", conversation_id=found.id)
+    return response
+
+
+def _item(found: Summary) -> str:
+    return render_template("item.html", c=found, current=_current())
+
+
+def _current() -> str:
+    """The conversation that the page shows, as the page itself says."""
+    given = request.args.get("current") or _open_now()
+    return given if is_id(given) else ""
+
+
+def _open_now() -> str:
+    """The conversation whose page makes this request."""
+    start, _, name = urlsplit(request.headers.get("HX-Current-URL", "")).path.rpartition("/")
+    return name if start.endswith("/c") else ""
+
+
+def _toast(message: str, deleted: str = "", opens: str = "") -> Response:
+    return Response(
+        render_template("toast.html", message=message, deleted=deleted, opens=opens),
+        mimetype="text/html",
+    )
+
+
+# --- how a conversation's answers are asked for ---------------------------------------------------
+
+
+@blueprint.get("/settings")
+def first_settings() -> str:
+    """Those of a conversation that has not begun."""
+    return _panel(Settings())
+
+
+@blueprint.get("/c/<conversation_id>/settings")
+def settings(conversation_id: str) -> str:
+    return _panel(_store().get(conversation_id, _mine(), limit=1).settings)
+
+
+@blueprint.post("/c/<conversation_id>/settings")
+def save_settings(conversation_id: str) -> Response:
+    if not is_id(conversation_id):
+        raise RequestError("This can't name a conversation.", field="conversation_id")
+    wanted = settings_of(request.form, config().told_system_prompt)
+    found: Conversation = _store().set_settings(conversation_id, owner_made(), wanted)
+    prompt = found.settings.system_prompt
+    html = render_template(
+        "settings_saved.html",
+        groups=_catalog().look(),
+        chosen=found.settings.model,
+        model=_default_model(),
+        system_prompt=config().told_system_prompt if prompt is None else prompt,
+    )
+    response = Response(html, mimetype="text/html")
+    response.headers["HX-Push-Url"] = url_for("pages.conversation", conversation_id=found.id)
+    return response
+
+
+def _panel(found: Settings) -> str:
+    picked = request.args.get("model")  # the page's picker may be ahead of what was saved
+    return render_template(
+        "settings.html",
+        s=found,
+        system_prompt=config().told_system_prompt,
+        groups=_catalog().look(),
+        chosen=found.model if picked is None else checked_model(picked),
+        model=_default_model(),
+    )
+
+
+def _catalog() -> Catalog:
+    found: Catalog = current_app.extensions["halt.catalog"]
+    return found
+
+
+def _default_model() -> str:
+    return getattr(generations().upstream, "known_model", "")
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@blueprint.get("/export")
+def export_all() -> Response:
+    return _download(_store().export(_mine()), f"Halt {datetime.now(UTC):%Y-%m-%d}")
+
+
+@blueprint.get("/c/<conversation_id>/export")
+def export(conversation_id: str) -> Response:
+    found = _store().export(_mine(), conversation_id)
+    only = next(found)
+    return _download(chain([only], found), only.title)
+
+
+def _download(conversations: Iterator[PortableConversation], title: str) -> Response:
+    """A file that is written while it is sent; it takes a reader's place, as it may take long."""
+    kind = request.args.get("format", "json")
+    if kind not in KINDS:
+        raise RequestError(f"format must be one of {', '.join(KINDS)}.", field="format")
+    write, ending, mimetype = KINDS[kind]
+    service = generations()
+    service.take_place()
+    response = Response(
+        ClosingIterator(write(conversations), service.give_back_place), mimetype=mimetype
+    )
+    name = file_name(title, ending)
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    names = {"filename": plain, "filename*": f"UTF-8''{quote(name)}"}
+    response.headers.set("Content-Disposition", "attachment", **names)
+    return response
+
+
+def file_name(title: str, ending: str) -> str:
+    """A file's name: of the title what every system takes, never empty."""
+    words = re.sub(r"[^\w.-]", " ", title).split()
+    return f"{'-'.join(words)[:60].strip('-.') or 'conversation'}.{ending}"
+
+
+@blueprint.post("/import")
+def import_() -> Response:
+    most = config().max_import_bytes
+    request.max_content_length = request.max_form_memory_size = most
+    with generations().place():  # a large file may take a while to come
+        try:
+            given = request.files.get("file")
+            data = given.read() if given else b""
+        except RequestEntityTooLarge:
+            raise TooLarge(
+                f"The file is larger than {most:,} bytes (HALT_MAX_IMPORT_BYTES).", field="file"
+            ) from None
+        if not data:
+            raise RequestError("Choose a file that Halt has exported as JSON.", field="file")
+        ids = _store().import_(owner_made(), read(data))
+    count = len(ids)
+    message = f"{count:,} conversation{' was' if count == 1 else 's were'} imported."
+    return _toast(message, opens=ids[0] if count == 1 else "")

@@ -1,0 +1,52 @@
+// A long conversation comes in parts, and may be opened at a message that was searched for.
+"use strict";
+(() => {
+  const messages = document.querySelector("#messages"), page = document.documentElement;
+
+  // --- what comes in above moves nothing of what is read ---------------------------------------------
+  let anchor = null, top = 0;
+  document.addEventListener("htmx:before:swap", ({ detail: { ctx } }) => {
+    if (!ctx.sourceElement.matches?.(".earlier")) return;
+    anchor = ctx.sourceElement.nextElementSibling;
+    if (!anchor) return;
+    page.classList.add("held"); // the browser's own anchoring would do it a second time
+    top = anchor.getBoundingClientRect().top;
+  });
+  new MutationObserver(() => {
+    if (!anchor) return;
+    scrollBy({ top: anchor.getBoundingClientRect().top - top, behavior: "instant" });
+    anchor = null;
+    requestAnimationFrame(() => requestAnimationFrame(() => page.classList.remove("held")));
+  }).observe(messages, { childList: true });
+
+  // --- whoever writes on reads the end: what was sent from amidst is shown there -----------------------
+  document.addEventListener("htmx:after:request", ({ detail: { ctx } }) => {
+    if (ctx.sourceElement.id === "composer" && ctx.response.status < 400 && messages.querySelector(".later")) location.assign(ctx.request.action.replace(/\/messages$/, ""));
+  });
+
+  // --- the message that was searched for ----------------------------------------------------------------
+  const asked = new URLSearchParams(location.search), at = CSS.escape(asked.get("at") ?? "");
+  const exchange = at && messages.querySelector(`[data-prompt="${at}"], [data-answer="${at}"]`);
+  if (!exchange) return;
+  const found = exchange.querySelector(exchange.dataset.prompt === asked.get("at") ? ".prompt" : ".answer") ?? exchange;
+  found.classList.add("found");
+  found.tabIndex = -1;
+  found.focus({ preventScroll: true });
+  found.scrollIntoView({ block: "start", behavior: "instant" });
+  const words = (asked.get("q") ?? "").normalize().toLowerCase().match(/[\p{L}\p{N}\p{M}]+/gu) ?? [];
+  if (!words.length || !CSS.highlights) return;
+  const marks = new Highlight(), texts = document.createTreeWalker(found.querySelector(".text") ?? found, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    for (const match of texts.currentNode.data.matchAll(/[\p{L}\p{N}\p{M}]+/gu)) {
+      if (!words.some(word => match[0].toLowerCase().startsWith(word))) continue;
+      const range = new Range();
+      range.setStart(texts.currentNode, match.index);
+      range.setEnd(texts.currentNode, match.index + match[0].length);
+      marks.add(range);
+    }
+  }
+  CSS.highlights.set("found", marks);
+  const [word] = marks;
+  const where = word?.getBoundingClientRect();
+  if (where && where.bottom > innerHeight * 0.7) scrollBy({ top: where.top - innerHeight / 3, behavior: "instant" });
+})();

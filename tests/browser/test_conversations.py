@@ -1,0 +1,458 @@
+"""The list of conversations beside the page: what a person does with it, in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import FilePayload, Locator, ViewportSize, expect
+
+from tests.browser.chat import AWAY, Chat, numbers
+from tests.browser.conftest import OpenChat
+from tests.conftest import HaltServer, StartHalt
+from tests.fake_openai import FakeOpenAI
+from tests.test_conversations import exported, talk
+
+WIDE: ViewportSize = {"width": 1280, "height": 800}
+PHONE: ViewportSize = {"width": 360, "height": 740}
+READABLE = 4.5
+
+
+class Desk:
+    """A tab with the list beside it, in the words of the person who uses it."""
+
+    def __init__(self, chat: Chat) -> None:
+        self.chat = chat
+        self.page = chat.page
+        self.list = self.page.locator("#conversations")
+        self.items = self.list.locator("> li[id]:visible")
+        self.toast = self.page.locator("#toast")
+        self.search = self.page.get_by_role("searchbox")
+        self.hits = self.page.locator("#hits li a")
+
+    def keep(self, *talks: dict[str, Any]) -> None:
+        """Have these conversations, and see them."""
+        file: FilePayload = {
+            "name": "a.json",
+            "mimeType": "application/json",
+            "buffer": exported(*talks),
+        }
+        url = f"{self.chat.server.url}/import"
+        assert self.chat.context.request.post(url, multipart={"file": file}).ok
+        self.page.reload()
+
+    def item(self, title: str) -> Locator:
+        """The item with this title."""
+        exact = self.page.locator(".title", has_text=re.compile(f"^{re.escape(title)}$"))
+        return self.items.filter(has=exact)
+
+    def titles(self) -> list[str]:
+        return self.items.locator(".title").all_text_contents()
+
+    def open(self, title: str) -> None:
+        self.item(title).get_by_role("link").click()
+        expect(self.item(title).locator("[aria-current]")).to_be_visible()
+
+    def menu(self, title: str, entry: str) -> None:
+        """Open an item's menu and choose an entry."""
+        self.item(title).hover()
+        self.item(title).get_by_role("button", name="More for").click()
+        self.page.locator("#item-menu").get_by_text(entry, exact=True).click()
+
+    def new_chat(self) -> None:
+        self.page.get_by_role("link", name="New chat").click()
+        expect(self.page.locator(".exchange")).to_have_count(0)
+
+
+@pytest.fixture
+def desk(open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI) -> Iterator[Desk]:
+    """A tab on a wide screen; what is left running in it ends with the test."""
+    made = Desk(open_chat(halt, shared_fake, viewport=WIDE))
+    yield made
+    made.chat.context.request.post(f"{halt.url}/stop-all")
+
+
+# --- the list -------------------------------------------------------------------------------------
+
+
+def test_the_list_follows_what_is_done(desk: Desk) -> None:
+    """A new conversation is in it at once, marked as open and as running, until its end."""
+    expect(desk.page.get_by_text("No conversations yet.")).to_be_visible()
+    said = desk.chat.ask("count?n=40&gap_ms=40", "x")
+    expect(desk.items).to_have_count(1)
+    expect(desk.items.locator("[aria-current] .title")).to_have_text(said)
+    expect(desk.items.locator(".live")).to_be_visible()
+    expect(desk.page).to_have_title(f"{said} · Halt")
+    desk.chat.wait_state("done")
+    expect(desk.items.locator(".live")).to_have_count(0)
+    expect(desk.items.locator("time")).not_to_be_empty()
+    expect(desk.page.get_by_text("No conversations yet.")).to_be_hidden()
+
+
+def test_two_answers_are_written_in_two_conversations(desk: Desk) -> None:
+    """Who leaves a running one leaves it running; the list says so; each is whole in the end."""
+    first = desk.chat.ask("count?n=60&gap_ms=40", "first")
+    desk.chat.wait_text("3")
+    desk.new_chat()
+    second = desk.chat.ask("count?n=60&gap_ms=40", "second")
+    expect(desk.items.locator(".live")).to_have_count(2)
+    desk.open(first)
+    desk.chat.wait_state("done")
+    assert desk.chat.shown() == numbers(60)
+    desk.open(second)
+    desk.chat.wait_state("done")
+    assert desk.chat.shown() == numbers(60)
+    expect(desk.items.locator(".live")).to_have_count(0)
+    assert desk.titles() == [second, first]
+
+
+def test_links_and_back_work(desk: Desk) -> None:
+    """A conversation has its address; Back shows the one before, with its place in the list."""
+    desk.keep(talk("Hi", "One is here", title="One"), talk("Hi", "Two is here", title="Two"))
+    desk.open("One")
+    desk.chat.wait_text("One is here")
+    one = desk.page.url
+    expect(desk.page).to_have_title("One · Halt")
+    desk.open("Two")
+    desk.chat.wait_text("Two is here")
+    desk.page.go_back()
+    desk.chat.wait_text("One is here")
+    assert desk.page.url == one
+    expect(desk.item("One").locator("[aria-current]")).to_be_visible()
+    desk.page.go_forward()
+    desk.chat.wait_text("Two is here")
+    expect(desk.item("Two").locator("[aria-current]")).to_be_visible()
+
+
+def test_a_list_of_hundreds_goes_on_as_one_scrolls(desk: Desk) -> None:
+    """Each once and in order, also after the list was brought up to date at its end."""
+    talks = [talk("Hi", "Ho", title=f"Talk {n}", at=1_760_000_000.0 + n) for n in range(150)]
+    desk.keep(*talks)
+    assert desk.items.count() < 60
+    while desk.items.count() < 150:
+        seen = desk.items.count()
+        desk.page.locator("#listed").evaluate("box => box.scrollTo(0, box.scrollHeight)")
+        expect(desk.items.nth(seen)).to_be_attached()
+    wanted = [f"Talk {n}" for n in reversed(range(150))]
+    assert desk.titles() == wanted
+    desk.chat.ask("count?n=2", "newest")
+    expect(desk.items).to_have_count(151)
+    expect(desk.items.locator(".live")).to_have_count(0)
+    assert desk.titles() == ["/fake count?n=2 newest", *wanted]
+
+
+def test_another_tab_is_followed(desk: Desk, open_chat: OpenChat) -> None:
+    """What was done elsewhere is in the list when its tab is looked at again."""
+    desk.keep(talk("Hi", "Ho", title="Here"), talk("Hi", "Ho", title="Gone"))
+    other = Desk(open_chat(desk.chat.server, desk.chat.fake, same=desk.chat))
+    other.page.set_viewport_size(WIDE)
+    other.menu("Gone", "Delete")
+    expect(other.items).to_have_count(1)
+    desk.page.evaluate("dispatchEvent(new Event('focus'))")
+    expect(desk.items).to_have_count(1)
+    assert desk.titles() == ["Here"]
+
+
+def test_the_models_title_is_taken_up(
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """The first words at first, then what the model made of them, in list and title, by itself."""
+    fake.texts["t"] = "Storms at sea"
+    halt = start_halt(fake, HALT_TITLES="model", HALT_MODEL="text?key=t&first_ms=300")
+    desk = Desk(open_chat(halt, fake, viewport=WIDE))
+    desk.chat.say("What of storms?")
+    expect(desk.items.locator(".title")).to_have_text("What of storms?")
+    desk.chat.wait_state("done")
+    expect(desk.items.locator(".title")).to_have_text("Storms at sea")
+    expect(desk.page).to_have_title("Storms at sea · Halt")
+
+
+# --- rename, delete, undo -------------------------------------------------------------------------
+
+
+def test_a_title_is_changed_in_its_place_by_keyboard(desk: Desk) -> None:
+    """Enter takes it and the focus stays; Esc leaves it as it was; it is never markup."""
+    desk.keep(talk("Hi", "Ho", title="Before"))
+    desk.open("Before")
+    link = desk.items.get_by_role("link")
+    link.focus()
+    desk.page.keyboard.press("Tab")
+    desk.page.keyboard.press("Enter")
+    expect(desk.page.get_by_role("button", name="Rename")).to_be_focused()
+    desk.page.keyboard.press("Enter")
+    field = desk.page.get_by_role("textbox", name="Title")
+    expect(field).to_be_focused()
+    desk.page.keyboard.type("<b>After</b>")
+    desk.page.keyboard.press("Enter")
+    expect(desk.items.locator(".title")).to_have_text("<b>After</b>")
+    expect(desk.items.get_by_role("link")).to_be_focused()
+    expect(desk.page).to_have_title("<b>After</b> · Halt")
+    desk.menu("<b>After</b>", "Rename")
+    field.fill("Never")
+    field.press("Escape")
+    expect(field).to_have_count(0)
+    expect(desk.items.get_by_role("link")).to_be_focused()
+    desk.menu("<b>After</b>", "Rename")
+    field.fill("By leaving")
+    desk.chat.prompt.click()
+    expect(desk.items.locator(".title")).to_have_text("By leaving")
+
+
+def test_esc_closes_what_is_open_before_it_stops_an_answer(desk: Desk) -> None:
+    """Menu, field and search each take the key for themselves; then it stops."""
+    said = desk.chat.ask("stall", "x")
+    desk.chat.wait_text("2")
+    desk.item(said).hover()
+    desk.item(said).get_by_role("button", name="More for").click()
+    desk.page.keyboard.press("Escape")
+    expect(desk.page.locator("#item-menu")).to_be_hidden()
+    desk.page.keyboard.press("Control+k")
+    desk.page.keyboard.type("words")
+    desk.page.keyboard.press("Escape")
+    expect(desk.search).to_have_value("")
+    desk.chat.wait_state("running")
+    desk.page.keyboard.press("Escape")
+    desk.chat.wait_state("stopped")
+
+
+def test_a_deletion_is_undone(desk: Desk) -> None:
+    """It goes at once and is back at its place; the open one is left, and opened again."""
+    desk.keep(*(talk("Hi", f"{n} is here", title=n) for n in ("One", "Two", "Three")))
+    before = desk.titles()
+    desk.menu("Two", "Delete")
+    expect(desk.item("Two")).to_have_count(0)
+    undo = desk.toast.get_by_role("button", name="Undo")
+    undo.click()
+    expect(desk.item("Two")).to_be_visible()
+    assert desk.titles() == before
+    desk.open("Two")
+    desk.menu("Two", "Delete")
+    expect(desk.page.locator(".exchange")).to_have_count(0)
+    expect(desk.item("Two")).to_have_count(0)
+    expect(undo).to_be_visible()
+    assert desk.page.url == f"{desk.chat.server.url}/"
+    undo.click()
+    desk.chat.wait_text("Two is here")
+    assert desk.titles() == before
+
+
+def test_what_runs_is_not_deleted_and_the_page_says_why(desk: Desk) -> None:
+    """The item stays, and so does the answer."""
+    desk.chat.forgives = AWAY
+    said = desk.chat.ask("stall", "x")
+    desk.chat.wait_text("2")
+    desk.menu(said, "Delete")
+    expect(desk.toast).to_contain_text("Stop it first")
+    expect(desk.item(said)).to_be_visible()
+    desk.chat.wait_state("running")
+    desk.chat.stop.click()
+    desk.chat.wait_state("stopped")
+
+
+# --- search ---------------------------------------------------------------------------------------
+
+
+def test_a_hit_is_opened_where_it_is(desk: Desk) -> None:
+    """The message is in view, marked, with its words; more comes on both sides, without a jump."""
+    said = [f"said {n}" + " and more words of it" * 20 for n in range(600)]
+    said[301] = "Here are **pelicans** <img src=x onerror=alert(1)>."
+    desk.keep(talk(*said, title="Long"), talk("Other", "thing", title="Other"))
+    desk.search.fill("pelic")
+    expect(desk.hits).to_have_count(1)
+    expect(desk.hits.locator("mark")).to_have_text("pelicans")
+    expect(desk.hits).to_contain_text("<img src=x")
+    desk.hits.click()
+    found = desk.page.locator(".answer.found")
+    expect(found).to_contain_text("Here are pelicans")
+    expect(found).to_be_in_viewport()
+    assert desk.page.evaluate("CSS.highlights.get('found').size") == 1
+    for side, edge in (("earlier", "first"), ("later", "last")):
+        sentinel = desk.page.locator(f".{side}")
+        prompts = desk.page.locator(".prompt")
+        before = prompts.count()
+        known = getattr(prompts, edge).text_content()
+        mark = desk.page.locator(".prompt", has_text=re.compile(f"^{re.escape(str(known))}$"))
+        sentinel.evaluate(
+            "(e, side) => scrollBy(0, e.getBoundingClientRect().top - (side == 'earlier' ? 0 : innerHeight))",
+            side,
+        )
+        place = mark.evaluate("e => e.getBoundingClientRect().top")
+        expect(prompts.nth(before)).to_be_attached()
+        desk.chat.frames()
+        assert abs(mark.evaluate("e => e.getBoundingClientRect().top") - place) < 2
+
+
+def test_a_search_says_that_nothing_was_found_and_gives_the_list_back(desk: Desk) -> None:
+    """Emptied, the field shows the list again."""
+    desk.keep(talk("Hi", "Ho", title="One"))
+    desk.search.fill("walrus")
+    expect(desk.page.get_by_text("Nothing holds these words.")).to_be_visible()
+    expect(desk.list).to_be_hidden()
+    desk.search.fill("")
+    expect(desk.item("One")).to_be_visible()
+
+
+# --- long conversations ---------------------------------------------------------------------------
+
+
+def test_a_long_conversation_is_read_upwards_without_a_jump(desk: Desk) -> None:
+    """It opens at its end; what was in view stays where it was while more comes above it."""
+    desk.keep(talk(*(f"said {n}" + " and more of it" * 30 for n in range(2000)), title="Long"))
+    desk.open("Long")
+    expect(desk.chat.answer).to_contain_text("said 1999 ")
+    assert desk.chat.below() < 2
+    prompts = desk.page.locator(".prompt")
+    for _ in range(3):
+        before = prompts.count()
+        first = prompts.first.text_content() or ""
+        mark = desk.page.locator(".prompt", has_text=re.compile(f"^{re.escape(first)}$"))
+        desk.page.evaluate("scrollTo(0, 300)")
+        place = mark.evaluate("e => e.getBoundingClientRect().top")
+        expect(prompts.nth(before)).to_be_attached()
+        desk.chat.frames()
+        assert abs(mark.evaluate("e => e.getBoundingClientRect().top") - place) < 2
+    assert prompts.count() < 500
+
+
+def test_whoever_writes_from_amidst_sees_the_end(desk: Desk) -> None:
+    """The message goes to the end of the conversation, and the page goes with it."""
+    said = [f"said {n}" + " and more words of it" * 20 for n in range(400)]
+    said[100] = "A pelican"
+    desk.keep(talk(*said, title="Long"))
+    desk.search.fill("pelican")
+    desk.hits.click()
+    expect(desk.page.locator(".prompt.found")).to_be_in_viewport()
+    desk.chat.ask("count?n=30&gap_ms=20", "on")
+    desk.chat.wait_state("done")
+    assert desk.chat.shown() == numbers(30)
+    expect(desk.page.locator(".exchange").nth(-2)).to_contain_text("said 399 ")
+    assert desk.chat.below() < 40
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+def test_settings_are_kept_and_used(desk: Desk) -> None:
+    """Of one that has not begun too: in the request, the picker, the panel and after a reload."""
+    opener = desk.page.get_by_role("button", name="Settings")
+    opener.click()
+    panel = desk.page.get_by_role("dialog")
+    expect(panel.get_by_label("Temperature")).to_have_attribute("placeholder", "Model's default")
+    panel.get_by_label("Model").select_option("count")
+    panel.get_by_label("System prompt").fill("<b>Be short.</b>")
+    panel.get_by_label("Temperature").fill("0.5")
+    panel.get_by_label("Max tokens").fill("50")
+    panel.get_by_role("button", name="Save").click()
+    expect(panel).to_be_hidden()
+    expect(desk.page.get_by_label("Model", exact=True)).to_have_value("count")
+    desk.page.reload()
+    desk.page.get_by_text("System prompt", exact=True).click()
+    expect(desk.page.locator("#system p")).to_have_text("<b>Be short.</b>")
+    desk.chat.ask("count?n=3")
+    desk.chat.wait_state("done")
+    body = desk.chat.record().body
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("count", 0.5, 50)
+    assert body["messages"][0] == {"role": "system", "content": "<b>Be short.</b>"}
+    opener.click()
+    expect(panel.get_by_label("Temperature")).to_have_value("0.5")
+    panel.get_by_label("Temperature").fill("3")
+    panel.get_by_role("button", name="Save").click()
+    expect(panel).to_be_visible()  # the field says what it takes
+    desk.page.keyboard.press("Escape")
+    expect(panel).to_be_hidden()
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_a_file_goes_out_and_comes_in_again(desk: Desk, tmp_path: Path) -> None:
+    """One or all are saved; a file that is chosen is imported; a wrong one is refused with why."""
+    desk.chat.forgives = AWAY
+    desk.keep(talk("Hi", "Ho there", title="One"))
+    with desk.page.expect_download() as saved:
+        desk.menu("One", "Export as Markdown")
+    assert saved.value.suggested_filename == "One.md"
+    assert "Ho there" in saved.value.path().read_text()
+    all_menu = desk.page.get_by_role("button", name="Export and import")
+    all_menu.click()
+    with desk.page.expect_download() as saved:
+        desk.page.get_by_role("link", name="Export all as JSON").click()
+    assert saved.value.suggested_filename.endswith(".json")
+    file = tmp_path / "all.json"
+    saved.value.save_as(file)
+    all_menu.click()
+    desk.page.get_by_label("Import JSON…").set_input_files(file)
+    expect(desk.toast).to_contain_text("1 conversation was imported.")
+    expect(desk.items).to_have_count(2)
+    expect(desk.page.locator("#all-menu")).to_be_hidden()
+    broken = json.loads(file.read_bytes())
+    broken["conversations"][0]["messages"][1]["role"] = "nobody"
+    file.write_text(json.dumps(broken))
+    all_menu.click()
+    desk.page.get_by_label("Import JSON…").set_input_files(file)
+    expect(desk.toast).to_contain_text("conversations[0].messages[1].role")
+    expect(desk.items).to_have_count(2)
+
+
+# --- the drawer, and what everybody can see and reach -----------------------------------------------
+
+
+def test_on_a_phone_the_list_is_a_drawer(
+    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """Opened by a button, it has the focus; Esc and the page behind it close it; nothing sticks out."""
+    desk = Desk(open_chat(halt, shared_fake, viewport=PHONE, has_touch=True, is_mobile=True))
+    desk.keep(talk("Hi", "Ho", title="A long title " * 10), talk("Hi", "Ho", title="שלום עולם"))
+    opener = desk.page.get_by_role("button", name="Conversations")
+    shelf = desk.page.get_by_role("complementary", name="Conversations")
+    expect(shelf).to_be_hidden()
+    ways: list[Callable[[], object]] = [
+        lambda: desk.page.keyboard.press("Escape"),
+        lambda: desk.page.mouse.click(350, 400),
+        lambda: desk.page.get_by_role("button", name="Close the list").click(),
+    ]
+    for close in ways:
+        opener.click()
+        expect(shelf).to_be_visible()
+        expect(opener).to_have_attribute("aria-expanded", "true")
+        expect(desk.page.get_by_role("button", name="Close the list")).to_be_focused()
+        for _ in range(12):
+            desk.page.keyboard.press("Tab")
+            assert desk.page.evaluate(
+                "!document.activeElement.closest('main, body > header, body > footer')"
+            )
+        close()
+        expect(shelf).to_be_hidden()
+        expect(opener).to_be_focused()
+    opener.click()
+    assert desk.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    desk.items.first.get_by_role("link").click()
+    desk.chat.wait_text("Ho")
+    expect(shelf).to_be_hidden()
+    assert desk.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everything_can_be_read(
+    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, scheme: str
+) -> None:
+    """In light and dark the list, the hits, the menus, the panel and the toast have contrast."""
+    desk = Desk(open_chat(halt, shared_fake, viewport=WIDE, color_scheme=scheme))
+    desk.keep(talk("Hi", "A zebra", title="One"), talk("Hi", "Ho", title="Two"))
+    looks: list[Callable[[], object]] = [
+        lambda: desk.open("One"),
+        lambda: desk.item("Two").get_by_role("button").click(),
+        lambda: desk.page.keyboard.press("Escape"),
+        lambda: desk.menu("Two", "Delete"),
+        lambda: desk.search.fill("zebra"),
+        lambda: desk.page.get_by_role("button", name="Settings").click(),
+    ]
+    for look in looks:
+        look()
+        desk.chat.frames()
+        poor = {k: v for k, v in desk.chat.contrasts().items() if v < READABLE}
+        assert not poor, poor
