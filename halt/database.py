@@ -107,7 +107,7 @@ def _faults(done: str) -> Iterator[None]:
     except SQLAlchemyError as fault:
         why = reason(fault)
         # The statement's values are hidden by the engine; the server's own message can hold some.
-        logger.warning("The store failed: %s (%s)", why, type(fault).__name__)
+        logger.debug("The store failed: %s (%s)", why, type(fault).__name__)
         raise StoreUnavailable(f"This could not be {done}: {why}.", why) from fault
 
 

@@ -92,6 +92,20 @@ class Records:
                 events = _gathered(connection, stream_id, last[stream_id])
                 _end(connection, live[stream_id], end, events)
 
+    def count(self, stream_id: str, usage: Mapping[str, Any]) -> None:
+        told = dict(usage)
+        with self.database.writing() as connection:
+            connection.execute(
+                update(generations)
+                .where(generations.c.id == stream_id, generations.c.state != "running")
+                .values(
+                    prompt_tokens=_count(told, "prompt_tokens", "input_tokens"),
+                    completion_tokens=_count(told, "completion_tokens", "output_tokens"),
+                    estimated=False,
+                    usage=_encode(told),
+                )
+            )
+
     def recorded(self, stream_id: str, requester: str | None) -> Recorded | None:
         with self.database.reading() as connection:
             row = connection.execute(

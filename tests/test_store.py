@@ -990,6 +990,21 @@ def test_tokens_are_counted_reported_or_estimated(store: SqlStore, chat: Chat) -
         store.totals(chat.name, "bert")
 
 
+def test_a_providers_count_that_comes_later_replaces_the_estimate(
+    store: SqlStore, chat: Chat
+) -> None:
+    """That of a stopped answer; one that still runs, or that nobody knows, is left alone."""
+    estimated = Cancelled(METRICS.__class__(None, 1.0, 3, True, None, 0))
+    stream_id = chat.ask("a")
+    reported = {"prompt_tokens": 5, "completion_tokens": 40}
+    store.count(stream_id, reported)
+    store.count("unknown", reported)
+    chat.ends(stream_id, "x", estimated)
+    assert chat.last().usage == Usage(0, 3, True)
+    store.count(stream_id, reported)
+    assert chat.last().usage == store.totals(chat.name, chat.owner) == Usage(5, 40)
+
+
 def test_text_that_no_database_takes_is_kept_as_far_as_it_can_be(chat: Chat) -> None:
     """A NUL or half a character in a prompt or an answer stops nothing."""
     chat.says("a\0b\ud800", "c\0d")

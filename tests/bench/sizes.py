@@ -32,6 +32,9 @@ class Sizes:
     long_stops: int = 10
     surface_seconds: float = 4.0
     surface_stops: int = 30  # on each surface, and with each kind of provider
+    worker_stops: int = 100  # through another worker than the stream's own
+    worker_follows: int = 10  # streams that are read through another worker
+    worker_tokens: int = 300  # of each of them
 
 
 FULL = Sizes()
@@ -52,4 +55,6 @@ QUICK = Sizes(
     long_stops=3,
     surface_seconds=2.0,
     surface_stops=5,
+    worker_stops=20,
+    worker_follows=2,
 )

@@ -317,3 +317,26 @@ def test_a_conversation_shows_what_it_took(chat: Chat) -> None:
     for _ in range(2):
         expect(total).to_contain_text(re.compile(r"about 42 written \(in part estimated\)$"))
         chat.reload()
+
+
+def test_the_providers_count_of_a_stopped_answer_replaces_the_estimate(
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """Where that is asked for: the upstream is read on, and nothing of its text is shown."""
+    chat = open_chat(start_halt(fake, HALT_EXACT_USAGE=1), fake)
+    chat.ask("stall?n=5&rest=3")
+    chat.wait_text("3 4")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    figures = chat.answer.locator(".figures")
+    expect(figures).to_contain_text("about 5 tokens (estimated)")
+    chat.record().release()
+
+    def is_counted() -> bool:
+        chat.reload()
+        return "8 tokens" in figures.inner_text()
+
+    eventually(is_counted)
+    expect(figures).not_to_contain_text("estimated")
+    assert chat.shown() == numbers(5)
+    expect(chat.page.locator("#usage")).to_contain_text(re.compile(r"\d+ read, 8 written$"))

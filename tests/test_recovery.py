@@ -1,0 +1,380 @@
+"""Generations whose server was killed, restarted or told to leave: nothing that was saved is lost.
+
+The servers and databases here are real ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import http.client
+import os
+import signal
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from sqlalchemy import event
+
+from halt.archive import Archive
+from halt.database import Database, open_database
+from halt.events import Content, Done, Failed, Reasoning, text_of
+from halt.journal import MemoryLog
+from halt.metrics import Meter, now
+from halt.recorder import Recorder
+from halt.recording import Recording
+from halt.store import SqlStore
+from tests.conftest import HaltServer, StartHalt, eventually, new_id
+from tests.fake_openai import FakeOpenAI
+from tests.scripted import SOON
+from tests.sse import Client, Events, Message
+
+GAP = 100_000  # numbers that nobody gets between the last event that was saved and the end
+
+
+# --- a server that is killed ----------------------------------------------------------------------
+
+
+def ask(folder: Path, question: str, stream_id: str) -> Any:
+    """The database's answer to a question about a generation."""
+    with contextlib.closing(sqlite3.connect(folder / "halt.db")) as database:
+        found = database.execute(question, (stream_id,)).fetchone()
+    return found[0] if found else None
+
+
+def kill_worker(folder: Path, stream_id: str) -> None:
+    """`kill -9` of the one of the workers that has this stream, seen to its end."""
+    name = ask(folder, "SELECT worker FROM generations WHERE id = ?", stream_id)
+    with (folder / "run" / f"{name}.lock").open("rb") as lease:
+        os.kill(int(name.partition("-")[0]), signal.SIGKILL)
+        fcntl.flock(lease, fcntl.LOCK_SH)  # its lease is free when it has died
+
+
+def saved_events(folder: Path, stream_id: str) -> int:
+    """The newest event of a running generation that is in the database."""
+    question = (
+        "SELECT max(first_seq + json_array_length(payload) - 1) FROM chunks WHERE generation_id = ?"
+    )
+    return ask(folder, question, stream_id) or 0
+
+
+def say(client: Client, place: str, text: str, stream_id: str) -> int:
+    """Send a message of the page's; the status of the response."""
+    form = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
+    body = urlencode({"prompt": text, "id": stream_id}).encode()
+    return client.request("POST", f"{place}/messages", body, form).status
+
+
+def read_until_it_breaks(events: Events) -> list[Message]:
+    """Everything that a client got before its server was gone."""
+    with contextlib.suppress(http.client.IncompleteRead, ConnectionError, AssertionError):
+        for _ in events:
+            pass
+    return events.seen
+
+
+@pytest.fixture(scope="module")
+def mortal(
+    shared_fake: FakeOpenAI, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[HaltServer, Path]]:
+    """A server whose workers are killed again and again, and its data folder."""
+    folder = tmp_path_factory.mktemp("data")
+    env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
+    server = HaltServer({**env, "HALT_DATA": str(folder), "WEB_CONCURRENCY": "2"})
+    yield server, folder
+    server.close()
+
+
+@pytest.fixture
+def killed(mortal: tuple[HaltServer, Path]) -> Killed:
+    return Killed(*mortal)
+
+
+class Killed:
+    """A server of two workers, one of which is killed in the middle of its answer."""
+
+    def __init__(self, server: HaltServer, folder: Path) -> None:
+        self.server = server
+        self.folder = folder
+        self.client = server.client()
+
+    def stream(self, **fields: Any) -> tuple[str, list[Message], int]:
+        """The stream's ID, what its client got, and how much was saved for certain."""
+        events = self.client.chat("count?n=100000&gap_ms=5", **fields).until_text("20 ")
+        eventually(lambda: saved_events(self.folder, events.id) >= 20)
+        saved = saved_events(self.folder, events.id)
+        kill_worker(self.folder, events.id)
+        return events.id, read_until_it_breaks(events), saved
+
+
+def test_a_killed_server_loses_nothing_that_was_saved(killed: Killed) -> None:
+    """The replay has each event once, in order, as its reader got it, then the end: interrupted."""
+    stream_id, seen, saved = killed.stream()
+    replay = killed.client.follow(stream_id, 0).to_end()
+    *events, last, done = replay.seen
+    assert done.data == "[DONE]"
+    assert [int(each.id) for each in events] == list(range(1, len(events) + 1))
+    assert len(events) >= saved
+    assert seen[: len(events)] == events[: len(seen)]
+    assert int(last.id) == len(events) + GAP + 1
+    assert last.json["error"]["code"] == "interrupted"
+    assert last.json["error"]["retryable"] is True
+
+
+def test_a_reader_goes_on_behind_the_last_event_that_it_saw(killed: Killed) -> None:
+    """From any place, events that were never saved among them: nothing twice, then the end."""
+    stream_id, seen, saved = killed.stream()
+    whole = killed.client.follow(stream_id, 0).to_end().seen
+    for after in (1, 7, saved, len(seen), int(seen[-1].id) + 500):
+        rest = killed.client.follow(stream_id, after).to_end().seen
+        assert rest == [each for each in whole if not each.id or int(each.id) > after]
+    again = killed.client.follow(stream_id, Last_Event_ID=str(saved)).to_end().seen
+    assert again == killed.client.follow(stream_id, saved).to_end().seen
+
+
+def test_a_stream_belongs_to_its_session_also_after_a_crash(killed: Killed) -> None:
+    """Another session finds nothing."""
+    killed.client.get("/")
+    stream_id, _, _ = killed.stream(id=new_id())
+    assert killed.server.client().get(f"/streams/{stream_id}").status == 404
+    assert killed.client.get(f"/streams/{stream_id}").status == 200
+
+
+def test_the_page_shows_what_was_saved_as_interrupted(killed: Killed) -> None:
+    """The conversation goes on from there: nothing is being written in it any more."""
+    client, stream_id, place = killed.client, new_id(), f"/c/{new_id()}"
+    client.get("/")
+    assert say(client, place, "/fake count?n=100000&gap_ms=5", stream_id) == 200
+    eventually(lambda: saved_events(killed.folder, stream_id) >= 20)
+    kill_worker(killed.folder, stream_id)
+    shown = client.get(place).body.decode()
+    assert 'data-state="interrupted"' in shown
+    assert "0 1 2 3 4 5 6 7 8 9 10" in shown
+    assert 'data-state="running"' not in shown
+    feed = client.follow(f"{stream_id}/page", Last_Event_ID="10")
+    message = feed.next()
+    assert message is not None
+    assert 'data-state="interrupted"' in message.data
+    assert feed.next() is None
+    assert say(client, place, "Hello", new_id()) == 200
+
+
+def test_the_next_message_can_be_sent_as_soon_as_an_end_is_seen(killed: Killed) -> None:
+    """Whichever worker wrote the answer before, and whichever is asked now."""
+    client, place = killed.client, f"/c/{new_id()}"
+    client.get("/")
+    for _ in range(12):
+        stream_id = new_id()
+        assert say(client, place, "/fake count?n=1", stream_id) == 200
+        client.follow(stream_id, 0).to_end()
+
+
+def test_a_server_that_is_told_to_leave_saves_how_far_it_came(
+    start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """SIGTERM: the next server replays exactly what the readers of this one got, end included."""
+    server = start_halt(fake, HALT_DATA=tmp_path)
+    streams = [
+        server.client().chat("count?n=100000&gap_ms=5").until_text("20 "),
+        server.client().chat("reasoning_field?n=5&gap_ms=5"),
+        server.client().chat("silent_headers"),
+    ]
+    server.terminate()
+    got = [events.to_end().seen for events in streams]
+    assert server.wait() == 0
+    client = start_halt(fake, HALT_DATA=tmp_path).client()
+    for events, seen in zip(streams, got, strict=True):
+        assert client.follow(events.id, 0).to_end().seen == seen
+    assert streams[0].terminal["error"]["code"] == "interrupted"
+
+
+def test_an_ended_stream_is_replayed_by_a_later_server(
+    start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """Text, thoughts and calls with their numbers, to the last byte: a stopped one's too."""
+    first = start_halt(fake, HALT_DATA=tmp_path)
+    client = first.client()
+    whole = client.chat("count?n=30").to_end()
+    stopped = client.chat("count?n=100000&gap_ms=5").until_text("9 ")
+    client.stop(stopped.id)
+    stopped.to_end()
+    first.terminate()
+    assert first.wait() == 0
+    client = start_halt(fake, HALT_DATA=tmp_path).client()
+    for events in (whole, stopped):
+        assert client.follow(events.id, 0).to_end().seen == events.seen
+
+
+# --- a store that is not well ---------------------------------------------------------------------
+
+
+class Desk:
+    """A recorder at a real database, to which a test does what may happen to one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.database = open_database(folder)
+        self.store = SqlStore(self.database)
+        self.recorder = Recorder(self.store, "worker-1")
+        self.archive = Archive(self.store, lambda worker: worker == "worker-1")
+
+    def begin(self, stream_id: str = "a-stream") -> Recording:
+        recording = Recording(stream_id, "somebody", MemoryLog(10_000_000), started_at=now())
+        self.recorder.begin(recording)
+        return recording
+
+    def say(self, recording: Recording, *texts: str) -> None:
+        for text in texts:
+            recording.note(text, now())
+            recording.log.append(Content(text))
+
+    def end(self, recording: Recording) -> None:
+        recording.log.end(lambda: Done("stop", Meter().snapshot()))
+        recording.ended_at = now()
+        self.recorder.ended()
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    made = Desk(tmp_path)
+    yield made
+    made.recorder.close()
+    made.store.close()
+
+
+@contextlib.contextmanager
+def locked(desk: Desk) -> Iterator[None]:
+    """Another program has the database for itself."""
+    with contextlib.closing(sqlite3.connect(desk.folder / "halt.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+def spoilt(pragma: str, well: str) -> Callable[[Desk], contextlib.AbstractContextManager[None]]:
+    """Each connection is told this, and told otherwise afterwards."""
+
+    @contextlib.contextmanager
+    def spoil(desk: Desk) -> Iterator[None]:
+        said = pragma
+
+        def tell(connection: sqlite3.Connection, *_: object) -> None:
+            connection.execute(f"PRAGMA {said}").fetchall()
+
+        event.listen(desk.database.engine, "checkout", tell)
+        yield
+        said = well
+
+    return spoil
+
+
+FAULTS = {
+    "locked": (locked, "the database is locked by another program"),
+    "full": (spoilt("max_page_count=1", "max_page_count=1000000"), "the disk is full"),
+    "read-only": (spoilt("query_only=1", "query_only=0"), "the database is read-only"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_store_that_is_not_well_breaks_no_stream_and_catches_up(
+    desk: Desk, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All events reach the readers, it is said why they are not saved, and later they are."""
+    spoil, reason = FAULTS[fault]
+    recording = desk.begin()
+    desk.say(recording, "before ")
+    eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
+    with spoil(desk):
+        desk.say(recording, "meanwhile ", "x" * 100_000)
+        assert recording.log.last == 3  # nobody has waited
+        eventually(lambda: desk.recorder.saving.state == "failed")
+        assert desk.recorder.saving.reason == reason
+    desk.say(recording, " after")
+    desk.end(recording)
+    assert desk.recorder.written("a-stream", SOON)
+    assert desk.recorder.saving.state == "saved"
+    replay = desk.archive.get("a-stream", "somebody")
+    assert replay is not None
+    assert replay.log.read(0) == recording.log.read(0)
+    assert replay.answer() == recording.answer()
+    said = [r.getMessage() for r in caplog.records if r.levelname != "DEBUG"]
+    assert len(said) == 2, said
+
+
+# --- what the store gives back --------------------------------------------------------------------
+
+
+def test_a_recording_from_the_store_is_the_one_that_was_made(desk: Desk) -> None:
+    """Its events with their times, its text, its thoughts, its owner's alone."""
+    recording = desk.begin()
+    for each in (Reasoning("a thought"), Content("some "), Content("text")):
+        recording.note(text_of(each), now())
+        recording.log.append(each)
+    desk.end(recording)
+    assert desk.recorder.written("a-stream", SOON)
+    found = desk.archive.get("a-stream", "somebody")
+    assert found is not None
+    assert found.log.read(0) == recording.log.read(0)
+    assert found.answer() == (3, "some text")
+    assert [fold.text for fold in found.folds()] == ["a thought"]
+    for number in (1, 2, 3):
+        came = recording.came_at(number) - recording.started_at
+        assert found.came_at(number) - found.started_at == pytest.approx(came, abs=0.001)
+    assert found.state == "done"
+    assert desk.archive.get("a-stream", "somebody else") is None
+    assert desk.archive.get("another-stream", "somebody") is None
+
+
+def test_a_running_generation_is_not_the_archives(desk: Desk) -> None:
+    """While its worker lives it is neither handed out nor ended."""
+    recording = desk.begin()
+    desk.say(recording, "text")
+    eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
+    assert desk.archive.get("a-stream", "somebody") is None
+    assert desk.archive.recover() == 0
+    desk.end(recording)
+    assert desk.recorder.written("a-stream", SOON)
+
+
+def test_a_dead_workers_generations_are_ended_once(desk: Desk) -> None:
+    """However many look after it at the same time, and whoever asks for one first."""
+    recordings = [desk.begin(f"stream-{n}") for n in range(5)]
+    for recording in recordings:
+        desk.say(recording, "some ", "text")
+        eventually(lambda: saved_events(desk.folder, recording.id) == 2)
+    databases = [open_database(desk.folder) for _ in range(4)]
+    counts: list[int] = []
+    started = threading.Barrier(len(databases))
+
+    def recover(database: Database) -> None:
+        started.wait(SOON)
+        counts.append(Archive(SqlStore(database), lambda worker: False).recover())
+
+    threads = [threading.Thread(target=recover, args=(each,)) for each in databases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SOON)
+    assert sum(counts) == 5
+    for recording in recordings:
+        found = desk.archive.get(recording.id, "somebody")
+        assert found is not None
+        assert found.answer() == (2, "some text")
+        assert isinstance(found.log.ended, Failed)
+        assert found.log.ended.error.code == "interrupted"
+        assert found.log.last == 2 + GAP + 1
+    for database in databases:
+        database.close()
+
+
+def test_who_asks_for_an_answer_of_a_dead_worker_gets_it_at_once(desk: Desk) -> None:
+    """Nobody has to wait until somebody has looked after the dead."""
+    desk.say(desk.begin(), "text")
+    eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
+    found = Archive(desk.store, lambda worker: False).get("a-stream", "somebody")
+    assert found is not None
+    assert found.answer() == (1, "text")
