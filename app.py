@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -17,6 +16,7 @@ from halt import (
     api,
     cli,
     cors,
+    data_folder,
     openai_api,
     openapi,
     pages,
@@ -31,14 +31,16 @@ from halt.archive import Archive
 from halt.builtin_tools import SHIPPED
 from halt.chat import Upstream
 from halt.choice import make_upstream
-from halt.config import Config, ConfigError, load
+from halt.config import Config, ConfigError, load, override
 from halt.database import open_database
 from halt.generation import Generations
+from halt.peers import Peers
 from halt.recorder import Recorder
 from halt.stops import StopRegistry
 from halt.store import SqlStore
 from halt.titles import Titles
 from halt.tools import Tool, Toolbox
+from halt.workers import SharedGenerations
 
 HERE = Path(__file__).parent
 
@@ -54,6 +56,8 @@ def create_app(
     Raises ConfigError, and TypeError or ValueError for functions that can't be tools.
     """
     settings = config or load()
+    if not settings.secret_key:
+        settings = override(settings, secret_key=data_folder.secret_key(settings.data_folder))
     database = open_database(settings.data_folder, settings.database_url)
     app = Flask(__name__)
     app.config.update(
@@ -71,17 +75,24 @@ def create_app(
     app.extensions["halt.config"] = settings
 
     store = SqlStore(database, settings.events_days)
-    recorder = Recorder(store, secrets.token_urlsafe(8))
+    peers = Peers(settings.data_folder)
+    recorder = Recorder(store, peers.name)
+    archive = Archive(store, peers.alive)
+    peers.recover = archive.recover_worker
+    app.extensions["halt.archive"] = archive
     app.extensions["halt.saving"] = lambda: recorder.saving
     app.jinja_env.globals["how_saving_goes"] = lambda: recorder.saving
 
     def generations(settings: Config) -> Generations:
         return Generations(settings, upstream or make_upstream(settings), StopRegistry())
 
-    archive = Archive(store, lambda worker: worker == recorder.worker)
-    app.extensions["halt.archive"] = archive
-    app.extensions["halt"] = Generations(
-        settings, upstream or make_upstream(settings), StopRegistry(), recorder, archive.get
+    app.extensions["halt"] = SharedGenerations(
+        settings,
+        upstream or make_upstream(settings),
+        StopRegistry(),
+        peers,
+        recorder,
+        archive.get,
     )
     app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
     cors.install(app, settings.cors_origins)
@@ -109,6 +120,10 @@ def create_app(
 
 
 if __name__ == "__main__":
+    try:
+        load()  # before gunicorn is loaded, which reads WEB_CONCURRENCY by itself
+    except ConfigError as fault:
+        sys.exit(f"halt: {fault}")
     os.chdir(HERE)  # where gunicorn finds its settings
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "app:app", *sys.argv[1:]])  # noqa: S606
 else:

@@ -1,7 +1,7 @@
 """gunicorn's settings; it finds this file by its name when it is started from this folder.
 
-The master starts the embedded model where no other is set, and prints where the page is. One worker
-process: streams, their logs and their Stop live in its memory.
+The master starts the embedded model where no other is set, and prints where the page is. The
+workers (WEB_CONCURRENCY, 1 by default) serve the same streams, whichever of them is asked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from halt import config as halt_config
-from halt import embedded
+from halt import data_folder, embedded
 from halt.database import open_database
 from halt.errors import StoreUnavailable
 from halt.provider_settings import setup
@@ -26,6 +26,7 @@ except halt_config.ConfigError as fault:
 
 bind = [f"{'[' + _config.host + ']' if ':' in _config.host else _config.host}:{_config.port}"]
 worker_class = "halt.worker.Worker"
+workers = _config.workers
 threads = _config.threads
 # Streams, short requests, kept-alive and idle connections; the system's limit on open files is the
 # one that counts.
@@ -43,8 +44,6 @@ http_protocols = "h1"
 
 logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level="WARNING")
 logging.getLogger("halt").setLevel("INFO")
-
-_supervisor: embedded.Supervisor | None = None
 
 
 def _check_addresses(server: Any) -> None:
@@ -65,26 +64,28 @@ def _check_addresses(server: Any) -> None:
 
 
 def on_starting(server: Any) -> None:
-    """In the master, before it forks: the embedded model, and a key that outlives a worker."""
-    global _supervisor  # noqa: PLW0603 - gunicorn's hooks are functions of this module
-    if server.cfg.workers != 1:
-        sys.exit(
-            "halt: streams live in the memory of one process: run it with one worker "
-            f"(--workers or WEB_CONCURRENCY is {server.cfg.workers}) and as many threads as needed."
-        )
+    """In the master, before it forks: the embedded model, and a key that all workers share.
+
+    What has to outlive a reload of this file (SIGHUP) is kept at `server`.
+    """
+    if server.cfg.workers < 1:
+        sys.exit(f"halt: --workers={server.cfg.workers} is not allowed: at least one is needed.")
     _check_addresses(server)
     try:
+        key = _config.secret_key or data_folder.secret_key(_config.data_folder)
+        data_folder.run_folder(_config.data_folder)
         open_database(_config.data_folder, _config.database_url).close()
-    except halt_config.ConfigError as fault:
-        sys.exit(f"halt: {fault}")
-    published = {"HALT_SECRET_KEY": _config.secret_key}
+    except halt_config.ConfigError as exc:
+        sys.exit(f"halt: {exc}")
+    published = {"HALT_SECRET_KEY": key}
+    server.halt_supervisor = None
     model = _setup.default or _setup.providers[0].first_model or "the first model"
     talks_to = f"{model} at {', '.join(each.base_url for each in _setup.providers)}"
     if _config.wants_embedded:
         missing = embedded.unavailable()
         if missing is None:
-            _supervisor = embedded.launch()
-            chosen = _supervisor.embedded
+            server.halt_supervisor = embedded.launch()
+            chosen = server.halt_supervisor.embedded
             published |= {
                 "HALT_EMBEDDED_URL": chosen.base_url,
                 "HALT_EMBEDDED_KEY": chosen.api_key,
@@ -114,13 +115,15 @@ def when_ready(server: Any) -> None:
 
 def post_fork(server: Any, worker: Any) -> None:
     """In a worker, before it loads the application."""
-    if _supervisor is not None:
-        _supervisor.forget()
+    if server.halt_supervisor is not None:
+        server.halt_supervisor.forget()
 
 
 def post_worker_init(worker: Any) -> None:
     """In a worker, with the application loaded: streams end in order when it is told to leave."""
-    worker.wsgi.extensions["halt"].alive = lambda: worker.alive
+    service = worker.wsgi.extensions["halt"]
+    service.alive = lambda: worker.alive
+    service.begin()
     try:
         worker.wsgi.extensions["halt.archive"].recover()
     except StoreUnavailable as fault:  # whoever asks for one of these answers tries it again
@@ -138,5 +141,5 @@ def worker_exit(server: Any, worker: Any) -> None:
 
 def on_exit(server: Any) -> None:
     """In the master, about to leave."""
-    if _supervisor is not None:
-        _supervisor.close()
+    if server.halt_supervisor is not None:
+        server.halt_supervisor.close()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 from jinja2 import Template
 
 from halt.conversations import Exchange, Usage, Versions
@@ -142,9 +143,11 @@ def used(usage: Usage) -> str:
     return f"Tokens of this conversation: {', '.join(out)}{estimated}"
 
 
-def figures(ended: Terminal, model: str) -> tuple[str, ...]:
-    """What one answer took, in words."""
+def figures(ended: Terminal, model: str, usage: Usage | None = None) -> tuple[str, ...]:
+    """What one answer took, in words. `usage`: what is known of it by now, where more is."""
     m = ended.metrics
+    if usage and m.tokens_estimated and usage.completion_tokens and not usage.estimated:
+        m = msgspec.structs.replace(m, tokens=usage.completion_tokens, tokens_estimated=False)
     out = []
     if m.ttft_ms is not None:
         out.append(f"first token after {_seconds(m.ttft_ms)}")
@@ -175,7 +178,7 @@ def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
         source=best.answer,
         asked=exchange.asked,
         model=exchange.model,
-        figures=figures(ended, exchange.model),
+        figures=figures(ended, exchange.model, exchange.usage),
         folds=_fold_views(best.folds),
         broken=bool(exchange.answer) and not _is_whole(ended),
     )
@@ -249,7 +252,7 @@ def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerV
         age=now() - run.started_at,
         asked=exchange.asked,
         model=run.model,
-        progress=lengths.percent(run.id, run.chunks),
+        progress=lengths.percent(run.id, run.chunks, run.expected),
         folds=tuple(map(_fold_view, run.folding(after).folds())),
         earlier=_fold_views(exchange.folds),
     )
@@ -335,7 +338,7 @@ class PageWriter:
 
     def _moved(self) -> str:
         """The progress, where it is another than before."""
-        progress = self._lengths.percent(self._run.id, self._run.chunks)
+        progress = self._lengths.percent(self._run.id, self._run.chunks, self._run.expected)
         if progress == self._progress:
             return ""
         self._progress = progress

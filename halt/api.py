@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
+import msgspec
 from flask import Blueprint, Response, request
 
 from halt import VERSION
@@ -17,7 +17,6 @@ from halt.errors import HaltError, RequestError
 from halt.generation import Receipt
 from halt.line import limited
 from halt.metrics import now
-from halt.recording import Recording
 from halt.web import brings_token, generations, json_response, owner, wants_fragment
 
 STOPS_MAX = 16  # streams that one press of the page's Stop can name
@@ -57,8 +56,7 @@ def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
 
     @routes.get("/streams")
     def streams() -> Response:
-        mine = generations().running(owner()) if _may_list() else []
-        return json_response({"streams": [_described(run) for run in mine]})
+        return json_response({"streams": generations().running(owner()) if _may_list() else []})
 
     @routes.post("/stop-all")
     def stop_all() -> Response:
@@ -73,7 +71,7 @@ def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
         health = {
             "status": "draining" if leaving else "ok",
             "version": VERSION,
-            "open_streams": service.open_streams,
+            **msgspec.structs.asdict(service.health()),
             "upstream": probe[0].look(),
         }
         return json_response(health, 503 if leaving else 200)
@@ -84,19 +82,6 @@ def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
 def _may_list() -> bool:
     """A session has streams of its own. Those of nobody are secrets, told to the token's holder."""
     return owner() is not None or brings_token()
-
-
-def _described(run: Recording) -> dict[str, Any]:
-    age = now() - run.started_at
-    return {
-        "id": run.id,
-        "state": run.state,
-        "model": run.model,
-        "age": round(age, 3),
-        "started_at": round(time.time() - age, 3),
-        "events": run.log.last,
-        "characters": run.characters,
-    }
 
 
 def _fields() -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -77,8 +76,12 @@ class Config:
     secret_key: str = _setting(
         "HALT_SECRET_KEY",
         "",
-        "Signs session cookies (at least 16 characters); random at each start when unset",
+        "Signs session cookies (at least 16 characters); unset: one that is made at the first "
+        "start and kept in the data folder",
         secret=True,
+    )
+    workers: int = _setting(
+        "WEB_CONCURRENCY", 1, "Worker processes that serve the same streams", low=1, high=64
     )
 
     data: str = _setting(
@@ -172,7 +175,9 @@ class Config:
         "HALT_RETRIES", 2, "Retries of a run that failed before its first token", low=0, high=10
     )
 
-    max_streams: int = _setting("HALT_MAX_STREAMS", 200, "Streams open at once", low=1, high=2000)
+    max_streams: int = _setting(
+        "HALT_MAX_STREAMS", 200, "Streams open at once, in all workers together", low=1, high=2000
+    )
     max_messages: int = _setting(
         "HALT_MAX_MESSAGES", 500, "Messages in one request", low=1, high=100_000
     )
@@ -254,10 +259,6 @@ class Config:
     embedded_key: str = _setting("HALT_EMBEDDED_KEY", "", "Internal: its key", secret=True)
     embedded_model: str = _setting("HALT_EMBEDDED_MODEL", "", "Internal: its model")
     embedded_fault: str = _setting("HALT_EMBEDDED_FAULT", "", "Internal: why it can't be had")
-
-    def __post_init__(self) -> None:
-        if not self.secret_key:
-            object.__setattr__(self, "secret_key", secrets.token_hex(32))
 
     @property
     def data_folder(self) -> Path:

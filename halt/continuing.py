@@ -20,12 +20,17 @@ from halt.chat import ChatRequest, Message, Part, Reply
 from halt.errors import RequestError, UpstreamError
 from halt.events import Content, Delta, Reasoning
 
-#: How a server is asked. The first three are by prefix: a last message of the assistant's as it is;
-#: that and vLLM's two switches; that, marked with `prefix`.
-Way = Literal["trailing", "switched", "flagged", "instruction"]
+#: How a server is asked. All but the last are by prefix: a last message of the assistant's as it
+#: is; that and vLLM's two switches; that, marked with `prefix`; the same, where the answer begins
+#: with the prefix again.
+Way = Literal["trailing", "switched", "flagged", "echoed", "instruction"]
 
-#: Servers that want the mark -> whether their answer begins with the prefix again.
-FLAGGED_HOSTS = {"api.mistral.ai": True, "codestral.mistral.ai": True, "api.deepseek.com": False}
+#: Services that want the mark.
+HOSTS: dict[str, Way] = {
+    "api.mistral.ai": "echoed",
+    "codestral.mistral.ai": "echoed",
+    "api.deepseek.com": "flagged",
+}
 
 #: What a server calls itself in its list of models -> how it goes on with a message.
 OWNERS: dict[str, Way] = {"llamacpp": "trailing", "vllm": "switched"}
@@ -41,6 +46,7 @@ LINE_LEAST = 12  # characters of a last line that are enough by themselves
 WINDOW = 400  # characters before the end of a text in which a repeat may begin
 LEAD_MOST = 100  # characters that a model may say before its repeat ("Sure, I go on:")
 BLANK_MOST = 200  # characters of white space that are waited for at a seam
+SURE_LEAST = 8  # characters of a repeat behind which nothing is waited for
 PARTIAL_LEAST = 4  # characters that are a repeat also where they end within a word
 
 INSTRUCTION = """\
@@ -51,7 +57,7 @@ Begin with a repeat, character for character, of its last words, which are:
 {tail}
 
 and go on from there at once, also within a word, a line, a list, a table or a block of code. \
-Write no introduction, no comment, no quotation marks and no new code fence, and repeat nothing else."""
+Write no introduction, no comment, no quotation marks and no new code fence; repeat nothing else."""
 
 
 class Unfinished(Message):
@@ -150,6 +156,8 @@ _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
 _OPENED = re.compile(r"\s*(?:`{3,}|~{3,})[\w+#.-]*[ \t]*\n")  # a fence that a model has put around
 _LEAD_ENDS = (":", "\u2026", "...", '"', "\u201c", "\u201e", "\u00ab", "`", "'")
 _BLOCK = re.compile(r"(#{1,6} |`{3}|~{3})")
+_WORD = re.compile(r"\w+")
+_LAST_WORD = re.compile(r"\w+\Z")
 _ITEM = re.compile(r"\s*(?:[-*+]|\d+[.)]) ")
 
 
@@ -169,6 +177,7 @@ class Seam:
         self._blank = old[len(self._old) :]  # white space that is on the page already
         self._tail = tail_of(self._old) if repeats else ""
         self._repeats = repeats
+        self._in_fence = repeats and len(_FENCE.findall(old)) % 2 == 1
         self._held = ""
         self._echoed = 0  # characters of the old text that came again, beyond what is held
         self._phase = "repeat" if repeats or echoes else "blank"
@@ -222,15 +231,15 @@ class Seam:
         if held.startswith(old):
             return len(old), True
         found = held.find(tail)
-        if 0 < found and old.endswith(held[: found + len(tail)]):
+        if found > 0 and old.endswith(held[: found + len(tail)]):
             return found + len(tail), True
         if tail.startswith(held) or held in old[-WINDOW:] or self._is_echo():
             return None
-        if 0 < found and self._is_lead(found):
+        if found > 0 and self._is_lead(found):
             return found + len(tail), True
-        if len(held) < LEAD_MOST + len(tail):
-            return None
-        return self._best_cut()
+        best = self._best_cut()  # fewer words than asked are a repeat as well
+        waited = len(held) >= LEAD_MOST + len(tail)
+        return best if waited or (best[1] and best[0] >= SURE_LEAST) else None
 
     def _is_echo(self) -> bool:
         """All that came is the beginning of the old text. What is long is not kept twice."""
@@ -268,7 +277,7 @@ class Seam:
         if not self._repeats:
             return 0, True
         skipped = 0
-        if self._within_fence() and (opened := _OPENED.match(held)):
+        if self._in_fence and (opened := _OPENED.match(held)):
             # Without a language it is more likely the end of the block that is open.
             skipped = opened.end() if opened[0].strip(" \n\t`~") else 0
         rest = held[skipped:]
@@ -286,16 +295,15 @@ class Seam:
             return True
         return not _is_word(new, size) and (size > 1 or _in_word(new[0]))
 
-    def _within_fence(self) -> bool:
-        return len(_FENCE.findall(self._old)) % 2 == 1
-
     # --- what is between the two ------------------------------------------------------------------
 
     def _cut_off(self, cut: int, repeated: bool) -> str:
         """What is not to be shown is known: go on with what is behind it."""
         self._held = self._held[cut:]
-        if not repeated and not self._blank:
-            self._held = ("\n" if cut else self._between()) + self._held
+        if cut and not repeated:
+            self._held = "\n" + self._held  # what stood behind a fence stands on a line of its own
+        elif not repeated and not self._blank:
+            self._held = self._between() + self._held
         self._phase = "blank" if self._blank else "through"
         if self._phase == "blank":
             return self._join_blank(last=False)
@@ -308,7 +316,7 @@ class Seam:
         before, after = old[-1], new[:1]
         if not after or after.isspace():
             return ""
-        if not self._within_fence():
+        if not self._in_fence:
             line = old.rpartition("\n")[2]
             if _BLOCK.match(new):
                 return "\n\n"
@@ -316,15 +324,20 @@ class Seam:
                 return "\n"
         if before.isdigit() and after.isdigit():
             return ""
-        if _in_word(before) and _in_word(after):
-            return " "
-        if (
-            before in ".,;:!?"
-            and _in_word(after)
-            and not (after.isdigit() and old[-2:-1].isdigit())
-        ):
-            return " "
-        return ""
+        if not _in_word(after):
+            return ""
+        if _in_word(before):
+            return "" if self._completes_word() else " "
+        decimal = after.isdigit() and old[-2:-1].isdigit()
+        return " " if before in ".,;:!?" and not decimal else ""
+
+    def _completes_word(self) -> bool:
+        """The new text begins within a word, which the old one has elsewhere as a whole only."""
+        ends, begins = _LAST_WORD.search(self._old[-WINDOW:]), _WORD.match(self._held)
+        if ends is None or begins is None:
+            return False
+        words = set(_WORD.findall(self._old[: -len(ends[0])]))
+        return ends[0] + begins[0] in words and ends[0] not in words
 
     def _join_blank(self, *, last: bool) -> str:
         """White space at the seam, as the new text has it, without what is there already."""
@@ -342,8 +355,8 @@ class Seam:
 
 def _added(old: str, new: str) -> str:
     """What the new white space adds to the old one before it."""
-    if old.startswith(new) or ("\n" in old and "\n" not in new):
-        return ""
+    if "\n" in old and "\n" not in new:
+        return ""  # a blank within a line, and the line is over
     for size in range(min(len(old), len(new)), 0, -1):
         if old.endswith(new[:size]):
             return new[size:]

@@ -14,9 +14,9 @@ read-only or full; then nothing of what was asked for has happened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from halt.chat import Message
 from halt.errors import HaltError
@@ -442,6 +442,12 @@ class Store(Protocol):
         leaves no message, nor does its prompt where it has no other answer.
         """
 
+    def count(self, stream_id: str, usage: Mapping[str, Any]) -> None:
+        """What the provider has counted for a generation, told after its end; no estimate any more.
+
+        A generation that is not known, or has not ended, is passed over.
+        """
+
     def recorded(self, stream_id: str, requester: str | None) -> Recorded | None:
         """A generation that has ended, and may be read by the requester; None: there is none.
 
@@ -480,7 +486,7 @@ def state_of(ended: Terminal, answer: str) -> State:
         return "done"
     if isinstance(ended, Cancelled):
         return "stopped" if answer else "withdrawn"
-    return "interrupted" if ended.error.code in {"interrupted", "shutdown"} else "error"
+    return "interrupted" if ended.error.code == "interrupted" else "error"
 
 
 def told_text(state: State, text: str) -> str:

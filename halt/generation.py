@@ -18,7 +18,8 @@ import secrets
 import select
 import socket
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,9 @@ from halt.config import Config
 from halt.errors import (
     AtCapacity,
     Draining,
+    HaltError,
     RequestError,
+    StreamInUse,
     TooLarge,
     UnknownStream,
     UpstreamError,
@@ -38,6 +41,7 @@ from halt.metrics import now
 from halt.recorder import Recorder
 from halt.recording import Recording, Viewer
 from halt.run import Run
+from halt.slots import Slots, number_of
 from halt.stops import Pressed, StopRegistry, may_touch
 from halt.tools import Toolbox
 from halt.unheard import Unheard
@@ -70,6 +74,30 @@ class Receipt(msgspec.Struct, frozen=True):
     elapsed_ms: float
 
 
+class Listed(msgspec.Struct, frozen=True):
+    """A running generation in a list. `age` in seconds, `started_at` in seconds since the epoch."""
+
+    id: str
+    state: str
+    model: str
+    age: float
+    started_at: float
+    events: int
+    characters: int
+
+
+class Health(msgspec.Struct, frozen=True):
+    """`open_streams` of all workers, how many those are, and which one says so."""
+
+    open_streams: int
+    workers: int = 1
+    worker: str = ""
+
+
+#: Streams to be stopped: each ID with the last event that the one who stops it was shown.
+Stops = Sequence[tuple[str, int | None]]
+
+
 class Generations:
     """The service that pages, programs and terminals share."""
 
@@ -92,8 +120,13 @@ class Generations:
         self._lock = threading.Lock()  # protects everything below
         self._room = threading.Condition(self._lock)  # a place was given back
         self._runs: dict[str, Run] = {}  # live and kept
-        self._live: set[Run] = set()  # not settled: they have a place
         self._unheard = Unheard(config)  # stopped and read on; has a lock of its own
+        self._live: dict[Run, int] = {}  # not settled: they have a place, and its number
+        # Places for open streams, and IDs in use: `halt.workers` shares them with other processes.
+        self._places = Slots()
+        self._ids = Slots()
+        #: Places for page streams, some for each session: whoever opens one takes it here.
+        self.tabs = Slots()
         self._views = 0  # readers that hold a thread of the server
         self._watched: dict[Viewer, tuple[Recording, socket.socket]] = {}
         self._draining = False
@@ -111,6 +144,7 @@ class Generations:
         grace: float | None = None,
         prefix: str = "",
         on_usage: Callable[[Run, dict[str, Any]], None] | None = None,
+        noted: bool = False,
     ) -> Run:
         """Start a generation. Raises RequestError, StreamInUse, AtCapacity, Draining.
 
@@ -120,8 +154,12 @@ class Generations:
         `prefix` is text that its answer goes on from.
         `on_usage` is called after `on_end`, by another thread, with the provider's own count for a
         run that was stopped, where HALT_EXACT_USAGE asks for it and the provider tells.
+        `noted`: the store knows this ID already, as that of the generation which begins here.
         """
         self._check(request)
+        recorder = self._recorder
+        if request.id and not noted and recorder is not None and recorder.knows(request.id):
+            raise StreamInUse(f"The stream ID {request.id!r} is in use.", field="id")
         run = Run(
             request.id or secrets.token_urlsafe(16),
             request,
@@ -140,25 +178,52 @@ class Generations:
         with self._lock:
             if self.draining:
                 raise Draining("The server is about to restart.", retry_after=RETRY_AFTER)
-            if not self._await_room(self._live, lambda: len(self._live) < self.config.max_streams):
+            place = self._take_place()
+            if place is None:
                 raise AtCapacity(
                     f"All {self.config.max_streams} places for streams are taken.",
                     retry_after=RETRY_AFTER,
                 )
-            stopped = not self._registry.claim(run.id, run.switch)
+            try:
+                stopped = not self._claim(run)
+            except HaltError:
+                self._places.give_back(place)
+                raise
             self._runs[run.id] = run
-            self._live.add(run)
-            if self._keeper is None:
-                self._keeper = threading.Thread(target=self._keep, name="halt-keeper", daemon=True)
-                self._keeper.start()
-        if self._recorder is not None:
-            self._recorder.begin(run)
+            self._live[run] = place
+            self._start_keeper()
+        if recorder is not None:
+            recorder.begin(run)
         if stopped:
             run.switch.press()
             run.discard()
         elif not self._spawn(run, run.produce):
             run.discard()
         return run
+
+    def _take_place(self) -> int | None:
+        """The number of a place for one more open stream. The lock is held."""
+        found: list[int] = []
+
+        def is_there() -> bool:
+            place = self._places.take(self.config.max_streams)
+            found.extend([] if place is None else [place])
+            return place is not None
+
+        return found[0] if self._await_room(self._live, is_there) else None
+
+    def _claim(self, run: Run) -> bool:
+        """Register a run under its ID. False: a Stop was there first. Raises StreamInUse."""
+        number = number_of(run.id)
+        mine = self._ids.take(1, number) is not None
+        try:
+            if not mine and run.id not in self._runs:  # those have a sentence of their own
+                raise StreamInUse(f"The stream ID {run.id!r} is in use.", field="id")
+            return self._registry.claim(run.id, run.switch)
+        except HaltError:
+            if mine:
+                self._ids.give_back(number)
+            raise
 
     def get(self, stream_id: str, requester: str | None) -> Recording:
         """The generation with this ID, live or kept, here or in the archive.
@@ -181,13 +246,15 @@ class Generations:
 
     def stop(self, stream_id: str, requester: str | None, seen: int | None = None) -> Receipt:
         """Stop a stream in whatever phase it is; the answer says what was seen to happen."""
-        began = now()
-        return self._receipt(stream_id, self._registry.press(stream_id, requester, seen), began)
+        return self._stop([(stream_id, seen)], requester)[0]
 
     def stop_each(self, stream_ids: Iterable[str], requester: str | None) -> list[Receipt]:
         """Stop several streams, all before the first is waited for; no longer than for one."""
+        return self._stop([(each, None) for each in stream_ids], requester)
+
+    def _stop(self, stops: Stops, requester: str | None) -> list[Receipt]:
         began = now()
-        pressed = [(each, self._registry.press(each, requester)) for each in stream_ids]
+        pressed = [(each, self._registry.press(each, requester, seen)) for each, seen in stops]
         return [self._receipt(each, status, began) for each, status in pressed]
 
     def _receipt(self, stream_id: str, status: Pressed | None, began: float) -> Receipt:
@@ -200,21 +267,28 @@ class Generations:
         took = round((now() - began) * 1000, 2)
         return Receipt(stream_id, status or "pending", upstream, took)
 
-    def running(self, owner: str | None) -> list[Run]:
-        """The runs of this owner that have not ended, the oldest first."""
+    def running(self, owner: str | None) -> list[Listed]:
+        """The generations of this owner that have not ended, the oldest first."""
+        return sorted(map(_listed, self._running(owner)), key=lambda each: each.started_at)
+
+    def _running(self, owner: str | None) -> list[Run]:
         with self._lock:
             live = list(self._live)
-        mine = [run for run in live if run.owner == owner and run.log.ended is None]
-        return sorted(mine, key=lambda run: run.started_at)
+        return [run for run in live if run.owner == owner and run.log.ended is None]
 
     def stop_all(self, owner: str | None) -> list[Receipt]:
         """Stop every running stream of this owner; together they wait no longer than one Stop."""
-        return self.stop_each([run.id for run in self.running(owner)], owner)
+        mine = sorted(self._running(owner), key=lambda run: run.started_at)
+        return self.stop_each([run.id for run in mine], owner)
 
     @property
     def open_streams(self) -> int:
-        """Generations that are not over."""
+        """Generations of this process that are not over."""
         return len(self._live)
+
+    def health(self) -> Health:
+        """How it is now."""
+        return Health(self.open_streams)
 
     @property
     def draining(self) -> bool:
@@ -274,6 +348,19 @@ class Generations:
             self._views -= 1
             self._room.notify_all()
 
+    def watch(self, run: Recording, client: socket.socket) -> Viewer:
+        """Watch a run on behalf of another process, which answers for its threads itself."""
+        with self._lock:
+            viewer = run.join()
+            self._watched[viewer] = (run, client)
+        return viewer
+
+    def unwatch(self, run: Recording, viewer: Viewer) -> None:
+        """To be called once for each `watch`."""
+        with self._lock:
+            self._watched.pop(viewer, None)
+        self._leave(run, viewer)
+
     def _seat(self) -> None:
         """Count one more reader. The lock is held. Raises AtCapacity."""
         watched = [run for run, _ in self._watched.values()]
@@ -293,6 +380,12 @@ class Generations:
         return leaving and self._room.wait_for(is_there, ROOM_WAIT)
 
     # --- the keeper -------------------------------------------------------------------------------
+
+    def _start_keeper(self) -> None:
+        """The lock is held."""
+        if self._keeper is None:
+            self._keeper = threading.Thread(target=self._keep, name="halt-keeper", daemon=True)
+            self._keeper.start()
 
     def _keep(self) -> None:
         while not self._quit.wait(KEEPER_TICK):
@@ -361,6 +454,7 @@ class Generations:
                 del self._runs[run.id]
         for run in old:
             self._registry.release(run.id)
+            self._ids.give_back(number_of(run.id))
         if self._recorder is not None and (lost := [run.id for run in old if self._unsaved(run)]):
             self._recorder.give_up(lost)
 
@@ -431,8 +525,23 @@ class Generations:
 
     def _settled(self, run: Run) -> None:
         with self._lock:
-            self._live.discard(run)
+            place = self._live.pop(run, None)
+            if place is not None:
+                self._places.give_back(place)
             self._room.notify_all()
+
+
+def _listed(run: Run) -> Listed:
+    age = now() - run.started_at
+    return Listed(
+        run.id,
+        run.state,
+        run.model,
+        round(age, 3),
+        round(time.time() - age, 3),
+        run.log.last,
+        run.characters,
+    )
 
 
 def _has_left(client: socket.socket) -> bool:

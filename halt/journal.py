@@ -136,9 +136,10 @@ class MemoryLog:
         with self._changed:
             if self._ended is not None:
                 return False
-            self._ended = make()
-            self._events.append(self._ended)
-            self._size += _weight(self._ended)
+            ended = make()
+            self._events.append(ended)
+            self._size += _weight(ended)
+            self._ended = ended  # last: who sees the end, without the lock, sees its number too
             self._changed.notify_all()
             listeners = self._listeners
         for listen in listeners:

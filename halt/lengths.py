@@ -24,14 +24,16 @@ class Lengths:
         self._usual: OrderedDict[str, deque[int]] = OrderedDict()
         self._expected: dict[str, float] = {}  # of open streams
 
-    def begin(self, stream_id: str, model: str, max_tokens: int | None = None) -> None:
-        """An answer begins; to be followed by `end` in every case."""
+    def begin(self, stream_id: str, model: str, max_tokens: int | None = None) -> float | None:
+        """An answer begins; to be followed by `end` in every case. How long it is expected to be,
+        in tokens; None: who knows?"""
         with self._lock:
             lengths = self._usual.get(model, ())
             known = [median(lengths)] if len(lengths) >= ENOUGH else []
             known += [max_tokens] if max_tokens else []
             if known:
                 self._expected[stream_id] = max(1, min(known))
+            return self._expected.get(stream_id)
 
     def end(self, stream_id: str, model: str, tokens: int | None = None) -> None:
         """An answer is over. `tokens`: its length, None where that tells nothing of the usual one.
@@ -46,9 +48,12 @@ class Lengths:
                 if len(self._usual) > MODELS_MAX:
                     self._usual.popitem(last=False)
 
-    def percent(self, stream_id: str, tokens: int) -> int | None:
-        """About how far an open answer of so many tokens is, from 0 to 95; None: who knows?"""
-        expected = self._expected.get(stream_id)
+    def percent(self, stream_id: str, tokens: int, elsewhere: float | None = None) -> int | None:
+        """About how far an open answer of so many tokens is, from 0 to 95; None: who knows?
+
+        `elsewhere`: what is expected of it where it began in another process.
+        """
+        expected = self._expected.get(stream_id, elsewhere)
         if expected is None:
             return None
         share = tokens / expected

@@ -136,11 +136,16 @@ class Stopped(Answered):
 
 
 class Health(Answered):
-    """`upstream`: "reachable", "unreachable: CODE", or "unknown" until the first answer."""
+    """`upstream`: "reachable", "unreachable: CODE", or "unknown" until the first answer.
+
+    `open_streams` are those of all `workers`; `worker` is the one that answers.
+    """
 
     status: Literal["ok", "draining"]
     version: str
     open_streams: int
+    workers: int
+    worker: str
     upstream: str
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -47,11 +46,13 @@ from halt.errors import HaltError, OffsetLost, RequestError, TooLarge, UnknownSt
 from halt.events import Done, sse_html
 from halt.generation import Generations, Receipt
 from halt.lengths import Lengths
+from halt.metrics import now
 from halt.rates import count_starts
 from halt.recorder import Recorder
 from halt.recording import Recording
 from halt.relay import SSE_HEADERS, EventStream
 from halt.run import Run
+from halt.slots import number_of
 from halt.titles import Titles
 from halt.web import (
     after_parameter,
@@ -81,29 +82,9 @@ FIRST_TEXT_WAIT = 0.01
 
 #: Seconds that a request waits for an answer that has ended to be written down.
 WRITE_WAIT = 2.0
+WRITE_TICK = 0.01  # seconds between two looks whether it is
 
 blueprint = Blueprint("pages", __name__)
-
-
-class Tabs:
-    """How many page streams each browser session holds open."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # protects the counter
-        self._open: Counter[str] = Counter()
-
-    def opened(self, session_id: str) -> bool:
-        """Count one more. True: the session has enough, and this one is to be brief."""
-        with self._lock:
-            self._open[session_id] += 1
-            return self._open[session_id] > LIVE_PER_SESSION
-
-    def closed(self, session_id: str) -> None:
-        """Count one less; to be called once for each `opened`."""
-        with self._lock:
-            self._open[session_id] -= 1
-            if not self._open[session_id]:
-                del self._open[session_id]
 
 
 def install(app: Flask, store: Store, recorder: Recorder, titles: Titles) -> None:
@@ -111,7 +92,6 @@ def install(app: Flask, store: Store, recorder: Recorder, titles: Titles) -> Non
     app.extensions["halt.titles"] = titles
     app.extensions["halt.store"] = store
     app.extensions["halt.recorder"] = recorder
-    app.extensions["halt.tabs"] = Tabs()
     app.extensions["halt.lengths"] = Lengths()
     app.extensions["halt.catalog"] = Catalog(app.extensions["halt"].upstream)
     app.register_blueprint(blueprint)
@@ -195,7 +175,7 @@ def conversation(conversation_id: str) -> str:
         return _page(conversation_id, _store().get(conversation_id, mine))
     found = _store().get(conversation_id, mine, around=int(at))
     if not _holds(found, int(at)):
-        with contextlib.suppress(Busy, UnknownConversation):
+        with contextlib.suppress(HaltError):  # then its end is shown
             found = _store().show(conversation_id, mine, int(at))
     return _page(conversation_id, found)
 
@@ -281,7 +261,7 @@ def regenerate(conversation_id: str) -> str:
 def continue_(conversation_id: str) -> str:
     """Go on with the last answer from its last word, in the same message."""
     (stream_id,) = _stream_ids(1)
-    answer_id, mine = _shown_answer(conversation_id), owner_made()
+    answer_id, mine = _shown_exchange(conversation_id).answer_id, owner_made()
     found = _changed(
         conversation_id,
         lambda store: store.extend(conversation_id, mine, answer_id, stream_id, worker=_worker()),
@@ -293,13 +273,9 @@ def continue_(conversation_id: str) -> str:
 @blueprint.post("/c/<conversation_id>/discard")
 def discard(conversation_id: str) -> str:
     """Take the last answer away. What is shown instead, which may be nothing, is returned."""
-    prompt_id, mine = _message_id("prompt_id"), owner_made()
-    answer_id = _shown_answer(conversation_id)
-    _changed(conversation_id, lambda store: store.discard(conversation_id, mine, answer_id))
-    try:
-        return _from(_store().get(conversation_id, mine), prompt_id)
-    except UnknownConversation:  # its only prompt has gone, and it with it
-        return ""
+    gone, mine = _shown_exchange(conversation_id), owner_made()
+    _changed(conversation_id, lambda store: store.discard(conversation_id, mine, gone.answer_id))
+    return _from(_store().get(conversation_id, mine), gone.prompt_id, *gone.prompts.ids)
 
 
 @blueprint.post("/c/<conversation_id>/show")
@@ -312,10 +288,9 @@ def show(conversation_id: str) -> str:
 
 @blueprint.get("/c/<conversation_id>/from")
 def from_here(conversation_id: str) -> Response:
-    """A prompt's exchange and all that follow, as they are now.
+    """A prompt's exchange, or that of another version of it, and all that follow.
 
-    Where the prompt has gone, because its answer was stopped before any text, another version of
-    it is returned; a page that knows of none is loaded anew.
+    A page that asks for one that is not there is loaded anew.
     """
     prompt_id = _message_id("prompt_id")
     _caught_up(conversation_id)
@@ -359,12 +334,14 @@ T = TypeVar("T")
 
 def _changed(conversation_id: str, change: Callable[[Store], T]) -> T:
     """Change the conversation. An answer that has just ended may have to be written down first."""
-    try:
-        return change(_store())
-    except Busy:
-        if not _caught_up(conversation_id):
-            raise
-        return change(_store())
+    until = now() + WRITE_WAIT
+    while True:
+        try:
+            return change(_store())
+        except Busy:
+            if now() >= until or not _caught_up(conversation_id):
+                raise
+        threading.Event().wait(WRITE_TICK)  # another worker's writing is announced to nobody
 
 
 def _caught_up(conversation_id: str) -> bool:
@@ -382,25 +359,25 @@ def _caught_up(conversation_id: str) -> bool:
     return True
 
 
-def _shown_answer(conversation_id: str) -> int:
-    """The answer that the page shows at a prompt. Raises UnknownConversation, RequestError."""
+def _shown_exchange(conversation_id: str) -> Exchange:
+    """The exchange at which a button was pressed. Raises UnknownConversation, RequestError."""
     prompt_id = _message_id("prompt_id")
     found = _store().get(conversation_id, owner_made(), around=prompt_id, limit=1)
     for each in found.exchanges:
         if each.prompt_id == prompt_id:
-            return each.answer_id
-    raise UnknownConversation("There is no such answer any more. Load the page anew.")
+            return each
+    raise UnknownConversation(
+        "This is not a part of the conversation any more. Load the page anew."
+    )
 
 
-def _from(found: Conversation, message_id: int) -> str:
-    """The exchange at which a message is, or was, and all that follow; nothing if there is none."""
+def _from(found: Conversation, *message_ids: int) -> str:
+    """The exchange of one of these messages, and all that follow; nothing if there is none."""
     for index, each in enumerate(found.exchanges):
         ids = {each.prompt_id, each.answer_id, *each.prompts.ids, *each.versions.ids}
-        if message_id in ids:
-            return "".join(
-                render_template("exchange.html", x=shown, conversation_id=found.id)
-                for shown in _all_shown(found, index)
-            )
+        if not ids.isdisjoint(message_ids):
+            rest = _window(found, "after") | {"exchanges": _all_shown(found, index)}
+            return render_template("window.html", conversation_id=found.id, **rest)
     return ""
 
 
@@ -425,7 +402,7 @@ def _begin(found: Conversation) -> Run:
 
     Returns the first answer's run.
     """
-    store, lengths = _store(), _lengths()
+    store, lengths, recorder = _store(), _lengths(), _recorder()
     titles: Titles = current_app.extensions["halt.titles"]
     exchange = found.exchanges[-1]
     settings = found.settings
@@ -440,8 +417,11 @@ def _begin(found: Conversation) -> Run:
             if wanted is exchange and not found.has_earlier and not found.named:
                 titles.wanted(found.id, exchange.prompt, run.answer()[1], wanted.asked or None)
 
-        if not wanted.prefix:
-            lengths.begin(wanted.stream_id, wanted.asked)
+        def counted(run: Run, usage: dict[str, Any]) -> None:
+            if recorder.written(run.id, WRITE_WAIT):
+                store.count(run.id, usage)
+
+        expected = None if wanted.prefix else lengths.begin(wanted.stream_id, wanted.asked)
         chat = ChatRequest(
             messages[:-1] if wanted.prefix else messages,  # the last one is what it goes on from
             id=wanted.stream_id,
@@ -452,7 +432,17 @@ def _begin(found: Conversation) -> Run:
         try:
             if wanted.prefix:
                 chat = go_on(chat, wanted.prefix)
-            return generations().start(chat, found.owner, ended, toolbox(), prefix=wanted.prefix)
+            run = generations().start(
+                chat,
+                found.owner,
+                ended,
+                toolbox(),
+                on_usage=counted,
+                prefix=wanted.prefix,
+                noted=True,
+            )
+            run.expected = expected
+            return run
         except HaltError:
             lengths.end(wanted.stream_id, wanted.asked)
             raise
@@ -482,12 +472,12 @@ def stream(stream_id: str) -> Response:
     # The last event is sent again to a page that has it: without it the page would ask for ever.
     after = min(after_parameter(), run.log.last - (run.log.ended is not None))
     writer = PageWriter(run, after, _answer_template(), _lengths(), saving())
-    session_id = requester or ""
-    tabs: Tabs = current_app.extensions["halt.tabs"]
-    brief = tabs.opened(session_id)
+    tabs = generations().tabs
+    place = tabs.take(LIVE_PER_SESSION, number_of(requester or "", LIVE_PER_SESSION))
 
     def closed() -> None:
-        tabs.closed(session_id)
+        if place is not None:
+            tabs.give_back(place)
 
     try:
         body = EventStream(
@@ -497,7 +487,7 @@ def stream(stream_id: str) -> Response:
             after,
             writer.present,
             interval=FRAME_INTERVAL,
-            brief=brief,
+            brief=place is None,
             aside=writer.aside,
             on_close=closed,
         )

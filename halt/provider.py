@@ -29,7 +29,6 @@ from halt.line import TICK, Line, on_line
 from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
 
-
 REMEMBERED_MOST = 1000  # models of which it is kept that they refuse a prefix
 
 logger = logging.getLogger(__name__)
@@ -154,7 +153,7 @@ class Provider:
         if way != by_words:
             try:
                 reply = ask(by_prefix(request), way)
-                return SeamReply(reply, Seam(text, echoes=way == "flagged"))
+                return SeamReply(reply, Seam(text, echoes=way == "echoed"))
             except UpstreamError as refusal:
                 if refusal.code != "bad_request":
                     raise

@@ -3,15 +3,17 @@
 Only starts are counted, by whichever surface they come. Whoever has started enough can still stop,
 read on and look; so every limit here leaves Stop alone.
 
-A limit counts in windows that begin with a client's first start. What is counted is let go of when
-its window is over: memory holds the clients of one window at most.
+A limit counts in windows that begin with a client's first start, in all workers together. What is
+counted is let go of when its window is over: the file holds the clients of one window at most. What
+cannot be counted, because the disk is full or the file is broken, is let through and logged.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import logging
 import math
-import threading
+import sqlite3
 import time
 from collections.abc import Iterable
 
@@ -21,10 +23,14 @@ from limits import RateLimitItem, parse_many
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from halt.config import Config
+from halt.counts import Counts, uri
 from halt.errors import RequestError, TooManyRequests
 from halt.web import owner
 
 NETWORK = 64  # bits that tell one client's IPv6 network from another's; the rest it picks itself
+
+
+logger = logging.getLogger(__name__)
 
 
 class Rates:
@@ -33,10 +39,11 @@ class Rates:
     def __init__(self, app: Flask, settings: Config) -> None:
         self._of_session = _parsed(settings.rate_session)
         self._of_address = _parsed(settings.rate_address)
-        # The strategy with windows is the one whose memory storage forgets whole clients.
-        limiter = Limiter(address, app=app, storage_uri="memory://", strategy="fixed-window")
+        where = uri(settings.data_folder / "rates.db")
+        limiter = Limiter(address, app=app, storage_uri=where, strategy="fixed-window")
         self._counter = limiter.limiter
-        self._lock = threading.Lock()  # nobody starts between another's test and its count
+        assert isinstance(limiter.storage, Counts)  # noqa: S101
+        self._counts = limiter.storage
 
     def count(self, starts: int) -> None:
         """Count so many starts, all or none. Raises TooManyRequests, RequestError."""
@@ -47,13 +54,17 @@ class Rates:
         most = min((limit.amount for limit, _, _ in limits), default=starts)
         if starts > most:
             raise RequestError(f"At most {most} answers can be asked for at once.", field="model")
-        with self._lock:
-            full = [each for each in limits if not self._counter.test(*each, cost=starts)]
-            if not full:
-                for each in limits:
-                    self._counter.hit(*each, cost=starts)
-                return
-            over = max(self._counter.get_window_stats(*each).reset_time for each in full)
+        try:
+            with self._counts.together():  # nobody starts between another's test and its count
+                full = [each for each in limits if not self._counter.test(*each, cost=starts)]
+                if not full:
+                    for each in limits:
+                        self._counter.hit(*each, cost=starts)
+                    return
+                over = max(self._counter.get_window_stats(*each).reset_time for each in full)
+        except (sqlite3.Error, OSError) as exc:
+            logger.error("starts cannot be counted: %s", exc)
+            return
         wait = max(1, math.ceil(over - time.time()))
         limit = str(full[0][0]).replace(" 1 ", " ", 1)
         raise TooManyRequests(

@@ -1,9 +1,10 @@
 """Writes down what the generations of this process produce, behind them, in batches.
 
-One thread looks at the log of every generation each PERIOD and hands what is new to the store, all
-of it in one transaction; an end is written as soon as it happens. Generations know nothing of it: a
-store that is slow, locked, full or gone costs them nothing. What could not be written is still in
-their logs, so it is simply taken from there again, at growing intervals, until the store is well.
+One thread looks at the log of every generation after each PERIOD and hands what is new to the
+store, all of it in one transaction; an end is written as soon as it happens. Generations know
+nothing of it: a store that is slow, locked, full or gone costs them nothing. What could not be
+written is still in their logs, so it is simply taken from there again, at growing intervals, until
+the store is well.
 
 What is lost when the process is killed is what came since the last transaction.
 
@@ -27,6 +28,8 @@ from halt.metrics import now
 from halt.recording import Recording
 
 PERIOD = 0.1  # seconds between two transactions
+PERIOD_MORE = 0.001  # seconds more for each generation: each has its price in a transaction
+PERIOD_MAX = 0.2  # seconds; a quarter of a second is all that may be lost
 BACKOFF_MAX = 2.0  # seconds between two attempts, where the store is not well
 BEHIND = 2.0  # seconds that anything may wait to be written before it is said
 BATCH_EVENTS = 20_000  # of one transaction; what is more goes into the next, at once
@@ -43,6 +46,7 @@ class Writer(Protocol):
     def write(self, batch: Batch) -> None: ...
     def interrupt(self, stream_id: str) -> bool: ...
     def sweep(self, now: float) -> int: ...
+    def exists(self, stream_id: str) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Recorder:
     """All generations of this process that are not in the store as a whole."""
 
     def __init__(self, store: Writer, worker: str) -> None:
-        """`worker` is this process's ID."""
+        """`worker` is this process's ID; it may change until the first generation begins."""
         self.worker = worker
         self._store = store
         self._changed = threading.Condition(threading.Lock())
@@ -105,6 +109,13 @@ class Recorder:
         with self._changed:
             self._hurry = True
             self._changed.notify_all()
+
+    def knows(self, stream_id: str) -> bool:
+        """The store has a generation with this ID; False also while it can't be asked."""
+        try:
+            return self._store.exists(stream_id)
+        except StoreUnavailable:
+            return False
 
     def holds(self, stream_id: str) -> bool:
         """It is not in the store as a whole: whoever lets go of it loses some of it."""
@@ -153,7 +164,8 @@ class Recorder:
             try:
                 self._turn()
             except Exception:
-                logger.exception("recorder")
+                if not self._failures:
+                    logger.exception("recorder")
                 self._failed("something went wrong in Halt itself")
 
     def _await_turn(self) -> bool:
@@ -167,8 +179,9 @@ class Recorder:
                 pause = min(PERIOD * 2 ** min(self._failures, 10), BACKOFF_MAX)
                 self._changed.wait_for(lambda: self._closing_until is not None, pause)
             else:
+                pause = min(PERIOD + PERIOD_MORE * len(self._entries), PERIOD_MAX)
                 self._changed.wait_for(
-                    lambda: self._hurry or self._closing_until is not None, PERIOD
+                    lambda: self._hurry or self._closing_until is not None, pause
                 )
             if self._closing_until is not None:
                 if not self._unwritten() or now() >= self._closing_until:
@@ -193,7 +206,12 @@ class Recorder:
             given_up = set(self._given_up)
         steps, left = [], BATCH_EVENTS
         for entry in entries:
-            step, taken = self._step(entry, left)
+            try:
+                step, taken = self._step(entry, left)
+            except Exception:
+                logger.exception("stream %s cannot be saved", entry.recording.id)
+                self._let_go(entry)
+                continue
             left -= taken
             if step is not None:
                 steps.append(step)
@@ -218,22 +236,22 @@ class Recorder:
     def _step(self, entry: _Entry, room: int) -> tuple[_Step | None, int]:
         """What is new of one generation, at most `room` events of it, and how many there are."""
         recording, log = entry.recording, entry.recording.log
-        terminal = log.ended  # before the events: who sees the end has seen all of them
+        if entry.begun and log.last == entry.written:
+            return None, 0
         events = [] if room <= 0 or log.last <= entry.written else _events(entry)[:room]
-        upto = events[-1][0] if events else entry.written
-        over = terminal is not None and upto == log.last
-        if not (events or over) and entry.begun:
+        upto, last = events[-1] if events else (entry.written, None)
+        if not events and entry.begun:
             return None, 0
         begun: tuple[Begun, ...] = ()
         ended: tuple[Ended, ...] = ()
         if not entry.begun:
             asked, started = recording.asked, _wall(recording.started_at)
             begun = (Begun(recording.id, recording.owner, self.worker, asked, started),)
-        if terminal is not None and over:
+        if last is not None and is_terminal(last):
             ended = (
                 Ended(
                     recording.id,
-                    terminal,
+                    last,
                     _wall(recording.ended_at or now()),
                     upto,
                     recording.answer()[1],
@@ -243,22 +261,27 @@ class Recorder:
                 ),
             )
         batch = Batch(begun, _chunks(recording, events), ended)
-        return _Step(entry, upto, over, batch), len(events)
+        return _Step(entry, upto, bool(ended), batch), len(events)
 
     def _one_by_one(self, steps: list[_Step]) -> bool:
         """Write what can be written. What can't, though the store is well, is let go of."""
         for step in steps:
-            stream_id = step.entry.recording.id
             try:
                 self._store.write(step.batch)
             except StoreUnavailable as fault:
                 self._failed(fault.reason)
                 return False
             except Exception:
-                logger.exception("stream %s cannot be saved", stream_id)
-                with self._changed:
-                    self._entries.pop(stream_id, None)
+                logger.exception("stream %s cannot be saved", step.entry.recording.id)
+                self._let_go(step.entry)
         return True
+
+    def _let_go(self, entry: _Entry) -> None:
+        """This one cannot be saved, for a reason that is none of the store's."""
+        stream_id = entry.recording.id
+        with self._changed:
+            self._entries.pop(stream_id, None)
+            self._given_up.append(stream_id)
 
     def _succeeded(self, steps: list[_Step], given_up: set[str], at: float, *, more: bool) -> None:
         if self._failures:
@@ -323,18 +346,25 @@ def _events(entry: _Entry) -> list[tuple[int, Event]]:
 
 def _chunks(recording: Recording, events: list[tuple[int, Event]]) -> tuple[Chunk, ...]:
     """The events with their times, a chunk for each row of numbers without a gap."""
-    began, chunks = recording.started_at, list[Chunk]()
+    if not events:
+        return ()
+    stream_id, began = recording.id, recording.started_at
+    first, last = events[0][0], events[-1][0]
+    came = recording.came_at
     timed: list[tuple[float, Event]] = []
-    first = following = 0
-    for number, event in events:
-        if number != following:
-            if timed:
-                chunks.append(Chunk(recording.id, first, timed))
-            timed, first = [], number
-        following = number + 1
-        over = is_terminal(event)
-        at = (recording.ended_at or now()) if over else recording.came_at(number)
-        timed.append((round((at - began) * 1000, 1), event))
-    if timed:
-        chunks.append(Chunk(recording.id, first, timed))
-    return tuple(chunks)
+    if is_terminal(events[-1][1]):
+        *events, (_, ended) = events
+        at = recording.ended_at or now()
+        timed = [(_ms(at - began), ended)]
+    if last - first + 1 == len(events) + len(timed):  # as always, unless a log has let go of some
+        said = [(_ms(came(number) - began), event) for number, event in events]
+        return (Chunk(stream_id, first, said + timed),)
+    chunks = [
+        Chunk(stream_id, number, [(_ms(came(number) - began), event)]) for number, event in events
+    ]
+    return (*chunks, Chunk(stream_id, last, timed)) if timed else tuple(chunks)
+
+
+def _ms(seconds: float) -> float:
+    """Milliseconds, to a tenth."""
+    return int(seconds * 10_000) / 10

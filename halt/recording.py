@@ -65,6 +65,7 @@ class Recording:
         self.prefix = prefix
         self.started_at = started_at
         self.ended_at: float | None = None
+        self.expected: float | None = None  # tokens that it may come to, where somebody knows
         self.only_text = True  # no event so far was anything else
         self._parts: list[str] = []  # parts[n] is the text of event n + 1, "" of other kinds
         self._times = array("d")  # times[n] is when event n + 1 came
@@ -75,8 +76,8 @@ class Recording:
         self._was_watched = False
 
     def __repr__(self) -> str:
-        kind = type(self).__name__
-        return f"<{kind} {self.id} {self.state} {self.log.last} viewers={len(self._viewers)}>"
+        what = f"{type(self).__name__} {self.id} {self.state}"
+        return f"<{what} events={self.log.last} viewers={len(self._viewers)}>"
 
     # --- what it is now ---------------------------------------------------------------------------
 
@@ -142,6 +143,10 @@ class Recording:
                 return [each for each in self.log.read(first - 1) if each[0] <= upto]
             except OffsetLost:  # it has let go of some more in between
                 continue
+
+    def pieces(self, after: int, upto: int) -> list[tuple[float, str]]:
+        """When each event above `after` and up to `upto` came, and the text that it added."""
+        return list(zip(self._times[after:upto], self._parts[after:upto], strict=True))
 
     def folding(self, upto: int) -> FoldStream:
         """The folds of the events from 1 to `upto`, ready to be fed with what comes behind."""

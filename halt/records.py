@@ -92,6 +92,20 @@ class Records:
                 events = _gathered(connection, stream_id, last[stream_id])
                 _end(connection, live[stream_id], end, events)
 
+    def count(self, stream_id: str, usage: Mapping[str, Any]) -> None:
+        told = dict(usage)
+        with self.database.writing() as connection:
+            connection.execute(
+                update(generations)
+                .where(generations.c.id == stream_id, generations.c.state != "running")
+                .values(
+                    prompt_tokens=_count(told, "prompt_tokens", "input_tokens"),
+                    completion_tokens=_count(told, "completion_tokens", "output_tokens"),
+                    estimated=False,
+                    usage=_encode(told),
+                )
+            )
+
     def recorded(self, stream_id: str, requester: str | None) -> Recorded | None:
         with self.database.reading() as connection:
             row = connection.execute(
@@ -350,9 +364,9 @@ def _end(
     usage = end.ended.usage if isinstance(end.ended, Done) else None
     metrics = end.ended.metrics
     encoded = _encode(end.ended)
-    connection.execute(
+    ended = connection.execute(
         update(generations)
-        .where(generations.c.id == row.id)
+        .where(generations.c.id == row.id, generations.c.state == "running")
         .values(
             state=state,
             model=storable(end.model),
@@ -367,6 +381,8 @@ def _end(
             events=zlib.compress(_encode(events), 1),
         )
     )
+    if not ended.rowcount:
+        return  # it was ended by another process in between
     connection.execute(delete(chunks).where(chunks.c.generation_id == row.id))
     if row.message_id is None:
         return

@@ -47,6 +47,7 @@ from halt.chat import (
     fingerprint,
 )
 from halt.config import Config
+from halt.continuing import unfinished
 from halt.errors import CODES, Interrupted, UpstreamError
 from halt.events import (
     Cancelled,
@@ -105,7 +106,7 @@ class Run(Recording):
             owner,
             MemoryLog(config.log_bytes),
             asked=request.model or "",
-            prefix=prefix,
+            prefix=prefix or unfinished(request),
             started_at=self.meter.started_at,
         )
         self.request = request
@@ -131,6 +132,7 @@ class Run(Recording):
         self._rounds_left = config.tool_rounds
         self._tool_round: ToolRound | None = None  # while tools run
         self._answering = False  # the reply of this round has brought something
+        self._heard_out = False  # it has brought everything
         self._size = 0  # characters of all events: text, reasoning, calls, results
         self._model = ""  # as the last round's reply named it
         self._usage: dict[str, Any] | None = {}  # of all rounds; None: one of them told none
@@ -301,14 +303,12 @@ class Run(Recording):
         """Read until the provider has counted. Raises UpstreamError, Interrupted."""
         reply = self._reply
         if reply is not None:
-            while reply.finish_reason is None or reply.usage is None:
+            while not self._heard_out and (reply.finish_reason is None or reply.usage is None):
                 try:
-                    ended = reply.read(TICK).ended
+                    self._heard_out = reply.read(TICK).ended
                 except Quiet:
                     continue
-                self.meter.received(0, 0)
-                if ended:
-                    break
+                self.meter.received(0, 0)  # a sign of life, for the limits
             self._count(reply)
         return self._usage or None
 
@@ -452,6 +452,8 @@ class Run(Recording):
 
     def _take(self, reply: Reply, part: Part) -> None:
         """Put what one read brought into the log."""
+        if part.ended:
+            self._heard_out = True
         if part.events:
             self._answering = True
             if not self._add(part):
@@ -515,7 +517,7 @@ class Run(Recording):
         assert reply is not None  # noqa: S101 - it has brought the calls
         self._model = reply.model
         reply.finish()
-        self._reply, self._calls_due = None, False
+        self._reply, self._calls_due, self._heard_out = None, False, False
         calls, self._calls = self._calls, []
         if not self._rounds_left:
             raise UpstreamError("too_many_tool_rounds")

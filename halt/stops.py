@@ -24,6 +24,10 @@ TOMBSTONES_MAX = 10_000  # oldest first out: a flood of Stops costs a megabyte, 
 #: What pressing a switch did: this press ended the stream, or it had ended before.
 Pressed = Literal["stopped", "finished"]
 
+#: A stream's ID, the session that stopped it (None: nobody's), and until when it holds. The clock
+#: of `metrics.now` is the machine's: all processes read the same time.
+Tombstone = tuple[str, str | None, float]
+
 
 class StopSwitch:
     """The Stop of one stream. `owner` is the session that may press it, None: whoever knows the ID.
@@ -100,6 +104,21 @@ class StopRegistry:
             if oldest > at and len(self._tombstones) <= TOMBSTONES_MAX:
                 break
             self._tombstones.popitem(last=False)
+
+    def tombstones(self) -> list[Tombstone]:
+        """Those that wait still, the oldest first."""
+        at = now()
+        with self._lock:
+            return [(*who, until) for who, until in self._tombstones.items() if until > at]
+
+    def inherit(self, tombstones: list[Tombstone]) -> None:
+        """Add another registry's tombstones to those that are here."""
+        with self._lock:
+            for stream_id, owner, until in tombstones:
+                known = self._tombstones.get((stream_id, owner), 0.0)
+                self._tombstones[stream_id, owner] = max(until, known)
+            in_order = sorted(self._tombstones.items(), key=lambda each: each[1])
+            self._tombstones = OrderedDict(in_order[-TOMBSTONES_MAX:])
 
     def release(self, stream_id: str) -> None:
         """Forget a stream whose log is no longer kept."""

@@ -85,12 +85,9 @@ class SqlStore(Records):
     def told(self, conversation_id: str, owner: str, system_prompt: str = "") -> list[Message]:
         with self.database.reading() as connection:
             row = _find(connection, conversation_id, owner)
-            columns = (messages.c.role, messages.c.state, messages.c.content)
-            said = [
-                (each.role, told_text(each.state, each.content))
-                for each in connection.execute(tree.path(row.first_id, *columns))
-            ]
-        return as_told(said, system_prompt if row.system_prompt is None else row.system_prompt)
+            said = tree.said(connection, row)
+        path = ((each.role, told_text(each.state, each.content)) for each in said)
+        return as_told(path, system_prompt if row.system_prompt is None else row.system_prompt)
 
     def summaries(
         self, owner: str, cursor: str | None = None, limit: int = WINDOW
@@ -627,8 +624,8 @@ def _refuse_while_running(connection: Connection, conversation_id: str) -> None:
 
 def _last(connection: Connection, row: Row[Any], role: str) -> int | None:
     """The last message of the path with this role."""
-    found = connection.execute(tree.path(row.first_id, messages.c.id, messages.c.role)).all()
-    return next((int(each.id) for each in reversed(found) if each.role == role), None)
+    found = reversed(tree.path(connection, row))
+    return next((int(each.id) for each in found if each.role == role), None)
 
 
 def _settle(connection: Connection, row: Row[Any]) -> int | None:
@@ -661,7 +658,7 @@ def _lead(connection: Connection, row: Row[Any], message_id: int) -> None:
         .select_from(up.join(messages, messages.c.id == up.c.id))
         .order_by(messages.c.depth)
     ).all()
-    chosen = set(connection.scalars(tree.path(row.first_id, messages.c.id)))
+    chosen = {each.id for each in tree.path(connection, row)}
     for each in way:
         if each.id not in chosen:
             tree.choose(connection, row.id, each.parent_id, each.id)

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import re
 import threading
+import unicodedata
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -28,13 +29,29 @@ SECONDS = 20.0  # for one title
 TOLD_MOST = 1000  # characters of prompt and answer each that the model is shown
 MAX_TOKENS = 256  # of a title; most of them are for the thoughts of models that think
 SAID_MOST = 200  # characters of an answer within which a title must have come to its end
-WORDS_MOST = 12  # more are no title but an answer
+WORDS_MOST = 8  # more are no title but an answer
 CLOSE_WAIT = 2.0  # seconds that closing waits for the thread
 
-INSTRUCTION = (
-    "Give the conversation below a title of three to six words, in its own language. "
-    "Answer with the title alone: no quotation marks, no full stop, nothing else."
-)
+#: With examples, since small models answer the question otherwise.
+INSTRUCTION = """\
+Give the last conversation a title of two to six words, in its own language. Answer with the title \
+alone: no quotation marks, no full stop, nothing else.
+
+User: Wie lange muss ein Ei kochen?
+Assistant: Sechs bis neun Minuten, je nachdem, wie hart es werden soll.
+Title: Kochzeit von Eiern
+
+User: write a poem about autumn for my grandmother
+Assistant: Golden leaves are falling down ...
+Title: Autumn poem for a grandmother
+
+User: Traceback: KeyError: 'name'. what is wrong with my code
+Assistant: The dictionary has no such key ...
+Title: KeyError in Python code
+
+User: {prompt}
+Assistant: {answer}
+Title:"""
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +145,7 @@ class Titles:
         """Ask the model; empty where no title came of it. Raises UpstreamError, Interrupted."""
         if not self._has_room():
             return ""
-        told = f"{INSTRUCTION}\n\nUser: {wanted.prompt}\n\nAssistant: {wanted.answer}\n\nTitle:"
+        told = INSTRUCTION.format(prompt=wanted.prompt.strip(), answer=wanted.answer.strip())
         request = ChatRequest([Message("user", told)], model=wanted.model, max_tokens=MAX_TOKENS)
         with limited(SECONDS) as line:
             with self._changed:
@@ -137,10 +154,11 @@ class Titles:
                 self._line = line
             try:
                 with contextlib.closing(self._upstream.open(request, line)) as reply:
-                    return cleaned(self._read(reply))
+                    title = cleaned(self._read(reply))
             finally:
                 with self._changed:
                     self._line = None
+        return title if is_about(title, wanted.prompt + wanted.answer) else ""
 
     def _read(self, reply: Reply) -> str:
         """What the model says, up to the end of a line; empty where it was given up."""
@@ -161,23 +179,37 @@ class Titles:
 def first_words(prompt: str) -> str:
     """A title of a prompt's own first words: one line of plain text, cut at a word."""
     for line in prompt.splitlines():
-        if title := _shortened(_plain(line)):
-            return title
+        words = "" if line.lstrip().startswith(("```", "~~~")) else _plain(line)
+        if words.strip(_RULES):
+            return _shortened(words)
     return "New conversation"
 
 
 _LABEL = re.compile(r"^(?:the )?title\s*(?:is)?\s*[:\uff1a-]\s*", re.IGNORECASE)
-_QUOTES = "\"'`\u201c\u201d\u2018\u2019\u201e\u201a\u00ab\u00bb\u300c\u300d\u300e\u300f"
+_RULES = "-=_|:+.<> "  # a line of these alone has no words
+_QUOTES = " \"'`\u201c\u201d\u2018\u2019\u201e\u201a\u00ab\u00bb\u300c\u300d\u300e\u300f"
 
 
 def cleaned(said: str) -> str:
     """The title in what a model said: one line, no quotes, no label; empty where it is no title."""
     for line in said.splitlines():
-        title = _LABEL.sub("", _plain(line)).strip(_QUOTES + " ").rstrip(".\u3002").rstrip()
+        title = _LABEL.sub("", _plain(line)).strip(_QUOTES).rstrip(".:\u3002").strip(_QUOTES)
         if title:
             whole = len(title.split()) <= WORDS_MOST
             return _shortened(title) if whole else ""
     return ""
+
+
+def is_about(title: str, exchange: str) -> bool:
+    """Whether a title has a word of the exchange: small models' inventions have none."""
+    words = _words(title)
+    return not words or not words.isdisjoint(_words(exchange))
+
+
+def _words(text: str) -> set[str]:
+    """The longer words' beginnings, and the characters of scripts without blanks."""
+    longer = {word[:4] for word in re.findall(r"\w{4,}", text.lower())}
+    return longer | {char for char in text if unicodedata.east_asian_width(char) in "WF"}
 
 
 _LINK = re.compile(r"!?\[([^\]\n]*)\]\([^)\s]*\)")

@@ -8,7 +8,18 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    bindparam,
+    delete,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from halt.conversations import Conversation, Exchange, Settings, Usage, Versions
 from halt.events import Cancelled, Done, ErrorInfo, Failed, Terminal
@@ -34,9 +45,9 @@ PLACE = (
 NO_FIGURES = Metrics(None, 0.0, 0, True, None, 0)
 
 
-def path(first_id: int | None, *columns: Any) -> Select[Any]:
-    """The messages of a path, from its first one down."""
-    top = select(messages.c.id, messages.c.chosen_id).where(messages.c.id == first_id)
+def _path(*columns: Any) -> Select[Any]:
+    """The messages of a path, from the `first` one down."""
+    top = select(messages.c.id, messages.c.chosen_id).where(messages.c.id == bindparam("first"))
     walk = top.cte("walk", recursive=True)
     below = messages.alias("below")
     walk = walk.union_all(
@@ -49,6 +60,20 @@ def path(first_id: int | None, *columns: Any) -> Select[Any]:
     )
 
 
+_PATH = _path(messages.c.id, messages.c.parent_id, messages.c.role)
+_SAID = _path(messages.c.role, messages.c.state, messages.c.content)
+
+
+def path(connection: Connection, row: Row[Any]) -> Sequence[Row[Any]]:
+    """ID, parent and role of each message that is shown of a conversation's row."""
+    return connection.execute(_PATH, {"first": row.first_id}).all()
+
+
+def said(connection: Connection, row: Row[Any]) -> Sequence[Row[Any]]:
+    """Role, state and text of each message that is shown."""
+    return connection.execute(_SAID, {"first": row.first_id}).all()
+
+
 def window(
     connection: Connection,
     row: Row[Any],
@@ -59,9 +84,7 @@ def window(
     limit: int,
 ) -> Conversation:
     """A conversation's row with a window of its path's exchanges; see `Store.get`."""
-    found = connection.execute(
-        path(row.first_id, messages.c.id, messages.c.parent_id, messages.c.role)
-    ).all()
+    found = path(connection, row)
     prompts = [index for index, each in enumerate(found) if each.role == "user"]
     start, stop = _bounds(found, prompts, around, before, after, max(1, limit))
     exchanges: tuple[Exchange, ...] = ()

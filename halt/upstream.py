@@ -15,7 +15,7 @@ import openai
 
 from halt.chat import ChatRequest, Reply
 from halt.continuing import (
-    FLAGGED_HOSTS,
+    HOSTS,
     NO_THOUGHT,
     OWNERS,
     SWITCHES,
@@ -83,7 +83,7 @@ class OpenAIUpstream(Provider):
             {k: v for k, v in each.items() if k != "opaque"}
             for each in msgspec.to_builtins(settled(request.messages))
         ]
-        if way == "flagged":
+        if way in {"flagged", "echoed"}:
             messages[-1]["prefix"] = True
         elif way == "switched":
             extra = {**NO_THOUGHT, **extra, **SWITCHES}
@@ -106,8 +106,8 @@ class OpenAIUpstream(Provider):
         wish = self._settings.continues
         if wish == "instruction" or (wish == "auto" and self._on_openai):
             return "instruction"
-        if self._host in FLAGGED_HOSTS:
-            return "flagged"
+        if self._host in HOSTS:
+            return HOSTS[self._host]
         return OWNERS.get(
             self._owner(model, line), "trailing" if wish == "prefix" else "instruction"
         )

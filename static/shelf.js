@@ -54,7 +54,7 @@
     if (back && !focused.isConnected) (back[1] ? $(`.${back[1]}`, document.getElementById(back[0])) : link(document.getElementById(back[0])))?.focus({ preventScroll: true });
   };
   let timer = 0, looks = [], asked = 0, shown = "";
-  const later = () => { // a title may be on its way after an answer, so there are a few more looks
+  const later = () => { // a title may be on its way after the first answer, so there are more looks
     clearTimeout(timer);
     const wait = $("[data-running]", list) ? 3000 : looks.shift();
     if (wait && !document.hidden) timer = setTimeout(refresh, wait);
@@ -71,10 +71,14 @@
     } catch { /* the server is away: the page says so where it matters */ }
     if (turn === asked) later();
   };
-  const changed = () => { looks = [1000, 2000, 5000, 10_000, 20_000]; shown = ""; refresh(); };
+  const changed = () => {
+    looks = document.querySelectorAll(".exchange").length === 1 ? [1000, 2000, 5000, 10_000, 20_000] : [1000];
+    shown = "";
+    refresh();
+  };
   document.addEventListener("visibilitychange", refresh);
   addEventListener("focus", refresh);
-  document.addEventListener("htmx:sse:close", changed);
+  document.addEventListener("halt:settled", changed);
   document.addEventListener("htmx:finally:request", ({ detail: { ctx } }) => {
     if (ctx.request.method === "POST" && ctx.response?.status < 400) changed();
   });

@@ -7,7 +7,7 @@
 
   document.addEventListener("htmx:after:request", event => {
     const { ctx } = event.detail;
-    if (ctx.response.status >= 400 || ctx.target?.parentElement !== messages || ctx.swap !== "outerHTML") return;
+    if (ctx.response.status >= 400 || !ctx.target?.matches?.("#messages > .exchange") || ctx.swap !== "outerHTML") return;
     while (ctx.target.nextElementSibling) ctx.target.nextElementSibling.remove(); // the response brings what follows now
   });
 
@@ -57,9 +57,9 @@
   document.addEventListener("halt:settled", async event => {
     const { back, exchange } = event.detail;
     if (!back) return;
-    const { conversation, prompt } = exchange.dataset, place = [...messages.children].indexOf(exchange);
-    const words = "again" in exchange.dataset ? null : $(".prompt .text", exchange).textContent;
-    await htmx.ajax("GET", `/c/${conversation}/from?prompt_id=${prompt}`, { source: exchange, target: exchange, swap: "outerHTML" });
+    const { conversation, prompt, edited, again } = exchange.dataset, place = [...messages.children].indexOf(exchange);
+    const words = again === undefined ? $(".prompt .text", exchange).textContent : null;
+    await htmx.ajax("GET", `/c/${conversation}/from?prompt_id=${words === null ? prompt : edited}`, { source: exchange, target: exchange, swap: "outerHTML" });
     const now = messages.children[place];
     if (words !== null && now && now !== exchange) edit(now, words); // what was written is not lost
   });

@@ -48,6 +48,8 @@ DEFAULTS = {
     "HALT_HOSTS": "",
     "HALT_ALLOW_ANONYMOUS": False,
     "HALT_SECRET_KEY": "",
+    "HALT_DATA": "",
+    "WEB_CONCURRENCY": 1,
     "OPENAI_API_KEY": "",
     "OPENAI_BASE_URL": "",
     "HALT_MODEL": "",
@@ -76,6 +78,7 @@ DEFAULTS = {
     "HALT_MAX_PROMPT_CHARS": 400_000,
     "HALT_MAX_ANSWER_CHARS": 2_000_000,
     "HALT_MAX_BODY_BYTES": 4_194_304,
+    "HALT_MAX_IMPORT_BYTES": 67_108_864,
     "HALT_LOG_SECONDS": 600.0,
     "HALT_LOG_BYTES": 16_777_216,
     "HALT_KEPT_BYTES": 134_217_728,
@@ -109,16 +112,14 @@ def test_the_defaults_are_those_that_were_promised() -> None:
     config = load({})
     assert {s.env: s.default for s in PUBLIC} == DEFAULTS
     for setting in SETTINGS:
-        if setting.name != "secret_key":
-            assert getattr(config, setting.name) == setting.default
+        assert getattr(config, setting.name) == setting.default
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=name)
 def test_an_empty_variable_is_an_unset_one(setting: Setting) -> None:
     """`NAME=` in a shell or a compose file means the default, and so do blanks."""
     for raw in ("", "  "):
-        value = getattr(load({setting.env: raw}), setting.name)
-        assert value == setting.default or setting.name == "secret_key"
+        assert getattr(load({setting.env: raw}), setting.name) == setting.default
 
 
 @pytest.mark.parametrize("setting", NUMBERS, ids=name)
@@ -221,14 +222,6 @@ def test_secrets_do_not_show_in_the_configuration() -> None:
     secrets = {s.env: f"hush-{s.name}-0123456789" for s in SETTINGS if s.secret}
     shown = repr(load(secrets))
     assert [word for word in secrets.values() if word in shown] == []
-
-
-def test_each_start_has_a_secret_key_of_its_own() -> None:
-    """Without HALT_SECRET_KEY the key is random and long; with it, it is the given one."""
-    first, second = load({}), load({})
-    assert first.secret_key != second.secret_key
-    assert len(first.secret_key) >= 32
-    assert load({"HALT_SECRET_KEY": "0123456789abcdef"}).secret_key == "0123456789abcdef"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1", "[::1]"])

@@ -22,6 +22,7 @@ from halt.line import Line
 from halt.provider import Provider
 from halt.providers import Providers
 from halt.run import Run
+from halt.slots import Slots
 from halt.stops import StopRegistry, StopSwitch
 from halt.store import SqlStore
 from halt.transport import Transport
@@ -37,7 +38,10 @@ LAYERS = {
     "events": 0,
     "rendering": 0,
     "config": 1,
+    "counts": 1,
+    "data_folder": 1,
     "provider_settings": 1,
+    "slots": 1,
     "stops": 1,
     "folds": 1,
     "lengths": 1,
@@ -73,8 +77,11 @@ LAYERS = {
     "recording": 2,
     "recorder": 3,
     "archive": 3,
+    "peers": 2,
+    "mirror": 3,
     "run": 3,
     "generation": 4,
+    "workers": 4,
     "relay": 4,
     "feed": 4,
     "aio": 4,
@@ -241,6 +248,7 @@ STATEFUL = (
     Provider,
     Providers,
     Run,
+    Slots,
     StopRegistry,
     StopSwitch,
     Transport,

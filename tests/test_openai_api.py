@@ -437,7 +437,7 @@ def test_a_run_that_somebody_else_follows_goes_on(
         record = asked(shared_fake, said)
         record.release()
         assert second.to_end().terminal["type"] == "done"
-    assert record.finished.is_set()
+    eventually(record.finished.is_set)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -56,6 +56,25 @@ def of_file(path: Path, model: str = "", **environ: str) -> Setup:
     return setup(Config(config_file=str(path), model=model), lambda name: environ.get(name, ""))
 
 
+# --- how answers are gone on with -----------------------------------------------------------------
+
+
+def test_how_models_go_on_is_a_setting_and_a_key_of_the_file(tmp_path: Path) -> None:
+    """HALT_CONTINUE holds for all providers; a provider of the file may have its own way."""
+    path = tmp_path / "halt.toml"
+    path.write_text(
+        '[providers.a]\nkind = "openai"\nbase_url = "http://127.0.0.1:9/v1"\n'
+        '[providers.b]\nkind = "openai"\nbase_url = "http://127.0.0.1:9/v1"\ncontinue = "prefix"\n'
+    )
+    told = setup(load({"HALT_CONFIG": str(path), "HALT_CONTINUE": "instruction"}))
+    assert [each.continues for each in told.providers] == ["instruction", "prefix"]
+    told = setup(load({"OPENAI_API_KEY": "k", "ANTHROPIC_API_KEY": "k", "HALT_CONTINUE": "prefix"}))
+    assert [each.continues for each in told.providers] == ["prefix", "prefix"]
+    assert [each.continues for each in setup(Config(api_key="k")).providers] == ["auto"]
+    with pytest.raises(ConfigError, match="HALT_CONTINUE='no' is not allowed: use auto or prefix"):
+        load({"HALT_CONTINUE": "no"})
+
+
 # --- the environment ------------------------------------------------------------------------------
 
 AZURE = {
@@ -192,7 +211,7 @@ AZURE_TABLE = '[providers.z]\nkind = "azure"\nendpoint = "https://h"\nkey_env = 
         (CLAUDE + "max_tokens = 0", "providers.c.max_tokens = 0 is not allowed: use a whole number from 1 to"),
         (CLAUDE + "max_tokens = true", "providers.c.max_tokens = True is not allowed: "),
         (AZURE_TABLE, "providers.z.models is missing: list your deployments' names."),
-        (AZURE_TABLE.replace("endpoint", "base_url"), "providers.z.base_url is not known here: use api_version, endpoint,"),
+        (AZURE_TABLE.replace("endpoint", "base_url"), "providers.z.base_url is not known here: use api_version, continue, endpoint,"),
         (AZURE_TABLE.replace("https://h", "h") + "models = ['x']", "providers.z.endpoint = 'h' is not allowed: "),
     ],
 )  # fmt: skip

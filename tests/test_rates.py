@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -19,7 +21,7 @@ from flask import Flask
 from app import create_app
 from halt.config import Config, ConfigError, load
 from halt.errors import TooManyRequests
-from halt.rates import Rates, address
+from halt.rates import Rates, address, count_starts
 from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id, refused_start
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Answer, Client
@@ -348,7 +350,8 @@ def test_the_server_does_not_start_with_a_wrong_rate() -> None:
 
 def rates(**settings: Any) -> tuple[Flask, Rates]:
     """An application's limits."""
-    app = create_app(Config(base_url="http://127.0.0.1:9/v1", **settings))
+    data = tempfile.mkdtemp()
+    app = create_app(Config(base_url="http://127.0.0.1:9/v1", data=data, **settings))
     found = app.extensions["halt.rates"]
     assert isinstance(found, Rates)
     return app, found
@@ -392,7 +395,32 @@ def test_a_window_ends_and_takes_its_clients_with_it() -> None:
     for n in range(100):
         assert starts(f"192.0.2.{n}")
     assert not starts("192.0.2.99")
-    assert len(limiter.storage.storage) > 50
+    assert limiter.storage.size > 50
     eventually(lambda: starts("192.0.2.99"))
-    eventually(lambda: starts("192.0.2.99") and len(limiter.storage.storage) < 3)
-    assert len(limiter.storage.locks) < 3
+    eventually(lambda: starts("192.0.2.99") and limiter.storage.size < 3)
+
+
+def test_workers_count_together(tmp_path: Path) -> None:
+    """Two that share a data folder allow together what one alone would allow, and no more."""
+    config = Config(base_url="http://127.0.0.1:9/v1", data=str(tmp_path), rate_address="5/hour")
+    apps = [create_app(config) for _ in range(2)]
+    for turn in range(5):
+        with apps[turn % 2].test_request_context():
+            count_starts()
+    for app in apps:
+        with app.test_request_context(), pytest.raises(TooManyRequests):
+            count_starts()
+
+
+def test_what_cannot_be_counted_is_let_through(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broken file keeps nobody from an answer; the log says so."""
+    (tmp_path / "rates.db").write_text("this is no database, and is left as it is" * 100)
+    app = create_app(
+        Config(base_url="http://127.0.0.1:9/v1", data=str(tmp_path), rate_address="1/hour")
+    )
+    with app.test_request_context():
+        for _ in range(3):
+            count_starts()
+    assert "cannot be counted" in caplog.text

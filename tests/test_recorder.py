@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from halt import recorder as module
+from halt.chat import ChatRequest
+from halt.config import Config
 from halt.conversations import Batch, Chunk, Ended
-from halt.errors import StoreUnavailable
-from halt.events import Content, Delta, Done, Event, Reasoning, text_of
+from halt.errors import StoreUnavailable, StreamInUse, UnknownStream
+from halt.events import Content, Delta, Done, Event, Failed, Reasoning, text_of
+from halt.generation import Generations
 from halt.journal import MemoryLog
 from halt.metrics import Meter, now
 from halt.recorder import Recorder, Saving
 from halt.recording import Recording
-from tests.scripted import SOON
+from halt.run import Run
+from halt.stops import StopRegistry
+from tests.scripted import HI, SOON, Scripted
+from tests.wire import until
 
 FULL = StoreUnavailable("This could not be saved: the disk is full.", "the disk is full")
 METRICS = Meter().snapshot()
@@ -59,6 +67,9 @@ class Shelf:
             self.swept.append(now)
             self._changed.notify_all()
         return int(len(self.swept) < 3)
+
+    def exists(self, stream_id: str) -> bool:
+        return any(each.stream_id == stream_id for b in self.batches for each in b.begun)
 
     def until(self, condition: Callable[[], object]) -> None:
         """Wait until this is so, which is looked at after each change."""
@@ -153,6 +164,7 @@ def test_an_event_is_written_with_the_time_at_which_it_came(desk: Desk) -> None:
 def test_an_end_is_written_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever sends the next message right after an end does not wait for a period."""
     monkeypatch.setattr(module, "PERIOD", 100 * SOON)
+    monkeypatch.setattr(module, "PERIOD_MAX", 100 * SOON)
     recording = desk.begin()
     add(recording, "text")
     desk.end(recording)
@@ -236,6 +248,18 @@ def test_an_answer_that_cannot_be_saved_holds_up_no_other(desk: Desk) -> None:
     assert desk.shelf.text("the-good-one") == "text"
     assert desk.shelf.end_of("the-good-one").answer == "text"
     assert bad.log.ended is None
+    desk.shelf.until(lambda: "the-bad-one" in desk.shelf.interrupted)
+
+
+def test_an_answer_that_cannot_even_be_read_holds_up_no_other(desk: Desk) -> None:
+    """A fault of one is its own: the thread lives, the others are written."""
+    bad, good = desk.begin("the-bad-one"), desk.begin("the-good-one")
+    bad.log.append(Content("without a time"))
+    add(good, "text")
+    desk.end(good)
+    assert desk.recorder.written("the-good-one", SOON)
+    assert desk.shelf.text("the-good-one") == "text"
+    desk.shelf.until(lambda: "the-bad-one" in desk.shelf.interrupted)
 
 
 def test_text_that_the_log_has_let_go_of_is_saved_all_the_same(desk: Desk) -> None:
@@ -320,3 +344,92 @@ def test_a_store_that_is_broken_keeps_no_server_from_leaving(desk: Desk) -> None
     assert not desk.recorder.close(0.2)
     desk.shelf.free.clear()
     assert not desk.recorder.close(0.2)
+
+
+# --- with the generations -------------------------------------------------------------------------
+
+
+class Service(Desk):
+    """Generations of a scripted model that are written down."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.upstream = Scripted()
+        config = Config(**{"log_seconds": 0.0, **settings})
+        self.generations = Generations(config, self.upstream, StopRegistry(), self.recorder)
+
+    def answered(self, text: str = "text") -> Run:
+        """A generation that has ended and whose connection is closed."""
+        run = self.generations.start(ChatRequest(HI))
+        reply = self.upstream.reply()
+        reply.feed(text)
+        reply.end()
+        until(lambda: run.log.ended is not None and self.generations.open_streams == 0)
+        return run
+
+    def kept(self, run: Run) -> bool:
+        try:
+            self.generations.run(run.id, None)
+        except UnknownStream:
+            return False
+        return True
+
+
+@pytest.fixture
+def make_service() -> Iterator[Callable[..., Service]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(**settings: Any) -> Service:
+            made = Service(**settings)
+            stack.callback(made.generations.close)
+            return made
+
+        yield make
+
+
+def test_what_is_not_saved_is_not_forgotten(make_service: Callable[..., Service]) -> None:
+    """A finished answer stays in memory, however long ago it ended, until the store has it."""
+    service = make_service()
+    service.shelf.fault = lambda batch: FULL
+    run = service.answered()
+    service.shelf.attempt(3)  # longer than the keeper waits to forget
+    assert service.kept(run)
+    service.shelf.fault = lambda batch: None
+    until(lambda: not service.kept(run))
+    assert service.shelf.end_of(run.id).answer == "text"
+
+
+def test_memory_is_bounded_also_while_nothing_can_be_saved(
+    make_service: Callable[..., Service],
+) -> None:
+    """Beyond the bound the oldest is given up; when the store is well, nobody waits for it."""
+    service = make_service(kept_bytes=1_024)
+    service.shelf.fault = lambda batch: FULL
+    run = service.answered("x" * 2_000)
+    until(lambda: not service.kept(run))
+    assert not service.recorder.holds(run.id)
+    service.shelf.fault = lambda batch: None
+    service.shelf.until(lambda: run.id in service.shelf.interrupted)
+
+
+def test_an_id_that_the_store_knows_is_in_use(make_service: Callable[..., Service]) -> None:
+    """A client's own choice names one generation, also when memory has long forgotten it."""
+    service = make_service()
+    run = service.answered()
+    until(lambda: not service.kept(run))
+    with pytest.raises(StreamInUse):
+        service.generations.start(ChatRequest(HI, id=run.id))
+    assert service.generations.start(ChatRequest(HI, id=run.id), noted=True).id == run.id
+    assert service.generations.start(ChatRequest(HI, id="another-id")).id == "another-id"
+
+
+def test_leaving_saves_what_was_under_way(make_service: Callable[..., Service]) -> None:
+    """Every running answer ends as interrupted, and is in the store when closing is over."""
+    service = make_service()
+    run = service.generations.start(ChatRequest(HI))
+    service.upstream.reply().feed("as far as it came")
+    until(lambda: run.log.last == 1)
+    service.generations.close()
+    end = service.shelf.end_of(run.id)
+    assert isinstance(end.ended, Failed)
+    assert (end.ended.error.code, end.answer) == ("interrupted", "as far as it came")

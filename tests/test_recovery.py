@@ -6,6 +6,7 @@ The servers and databases here are real ones.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import os
 import signal
@@ -13,6 +14,8 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from sqlalchemy import event
@@ -28,7 +31,8 @@ from halt.store import SqlStore
 from tests.conftest import HaltServer, StartHalt, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.scripted import SOON
-from tests.sse import Events, Message
+from tests.sse import Client, Events, Message
+from tests.ws import WebSocket
 
 GAP = 100_000  # numbers that nobody gets between the last event that was saved and the end
 
@@ -36,29 +40,34 @@ GAP = 100_000  # numbers that nobody gets between the last event that was saved 
 # --- a server that is killed ----------------------------------------------------------------------
 
 
-def worker_of(server: HaltServer) -> int:
-    """The process ID of the worker, 0 where there is none just now."""
-    master = server.process.pid
-    found = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-    return int(found[0]) if found else 0
+def ask(folder: Path, question: str, stream_id: str) -> Any:
+    """The database's answer to a question about a generation."""
+    with contextlib.closing(sqlite3.connect(folder / "halt.db")) as database:
+        found = database.execute(question, (stream_id,)).fetchone()
+    return found[0] if found else None
 
 
-def kill_worker(server: HaltServer) -> None:
-    """`kill -9`; the master starts another worker at once."""
-    worker = worker_of(server)
-    os.kill(worker, signal.SIGKILL)
-    eventually(lambda: worker_of(server) not in {0, worker})
+def kill_worker(folder: Path, stream_id: str) -> None:
+    """`kill -9` of the one of the workers that has this stream, seen to its end."""
+    name = ask(folder, "SELECT worker FROM generations WHERE id = ?", stream_id)
+    with (folder / "run" / f"{name}.lock").open("rb") as lease:
+        os.kill(int(name.partition("-")[0]), signal.SIGKILL)
+        fcntl.flock(lease, fcntl.LOCK_SH)  # its lease is free when it has died
 
 
 def saved_events(folder: Path, stream_id: str) -> int:
     """The newest event of a running generation that is in the database."""
-    with contextlib.closing(sqlite3.connect(folder / "halt.db")) as database:
-        found = database.execute(
-            "SELECT max(first_seq + json_array_length(payload) - 1) FROM chunks"
-            " WHERE generation_id = ?",
-            (stream_id,),
-        ).fetchone()
-    return found[0] or 0
+    question = (
+        "SELECT max(first_seq + json_array_length(payload) - 1) FROM chunks WHERE generation_id = ?"
+    )
+    return ask(folder, question, stream_id) or 0
+
+
+def say(client: Client, place: str, text: str, stream_id: str) -> int:
+    """Send a message of the page's; the status of the response."""
+    form = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
+    body = urlencode({"prompt": text, "id": stream_id}).encode()
+    return client.request("POST", f"{place}/messages", body, form).status
 
 
 def read_until_it_breaks(events: Events) -> list[Message]:
@@ -73,10 +82,10 @@ def read_until_it_breaks(events: Events) -> list[Message]:
 def mortal(
     shared_fake: FakeOpenAI, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[HaltServer, Path]]:
-    """A server that is killed again and again, and its data folder."""
+    """A server whose workers are killed again and again, and its data folder."""
     folder = tmp_path_factory.mktemp("data")
     env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
-    server = HaltServer({**env, "HALT_DATA": str(folder)})
+    server = HaltServer({**env, "HALT_DATA": str(folder), "WEB_CONCURRENCY": "2"})
     yield server, folder
     server.close()
 
@@ -87,19 +96,19 @@ def killed(mortal: tuple[HaltServer, Path]) -> Killed:
 
 
 class Killed:
-    """A server whose worker is killed in the middle of an answer."""
+    """A server of two workers, one of which is killed in the middle of its answer."""
 
     def __init__(self, server: HaltServer, folder: Path) -> None:
         self.server = server
         self.folder = folder
         self.client = server.client()
 
-    def stream(self, **fields: object) -> tuple[str, list[Message], int]:
+    def stream(self, **fields: Any) -> tuple[str, list[Message], int]:
         """The stream's ID, what its client got, and how much was saved for certain."""
         events = self.client.chat("count?n=100000&gap_ms=5", **fields).until_text("20 ")
         eventually(lambda: saved_events(self.folder, events.id) >= 20)
         saved = saved_events(self.folder, events.id)
-        kill_worker(self.server)
+        kill_worker(self.folder, events.id)
         return events.id, read_until_it_breaks(events), saved
 
 
@@ -128,6 +137,21 @@ def test_a_reader_goes_on_behind_the_last_event_that_it_saw(killed: Killed) -> N
     assert again == killed.client.follow(stream_id, saved).to_end().seen
 
 
+def test_every_surface_replays_what_was_saved(killed: Killed) -> None:
+    """A socket and an EventSource get the same events and the same end as a stream of JSON."""
+    stream_id, _, _ = killed.stream()
+    whole = killed.client.follow(stream_id, 0).to_end().seen[:-1]
+    text = "".join(each.json["content"] for each in whole)
+    with WebSocket(killed.server) as socket:
+        socket.say(type="follow", id=stream_id)
+        socket.to_end(stream_id)
+        assert socket.seen[stream_id] == [(int(each.id), each.json) for each in whole]
+    source = killed.client.stream("GET", "/stream", headers={"Last-Event-ID": f"{stream_id}.3"})
+    messages = [each.json for each in source]
+    assert "".join(each["content"] for each in messages) == text.partition("2 ")[2]
+    assert messages[-1]["error"]["code"] == "interrupted"
+
+
 def test_a_stream_belongs_to_its_session_also_after_a_crash(killed: Killed) -> None:
     """Another session finds nothing."""
     killed.client.get("/")
@@ -138,18 +162,11 @@ def test_a_stream_belongs_to_its_session_also_after_a_crash(killed: Killed) -> N
 
 def test_the_page_shows_what_was_saved_as_interrupted(killed: Killed) -> None:
     """The conversation goes on from there: nothing is being written in it any more."""
-    client, stream_id = killed.client, new_id()
+    client, stream_id, place = killed.client, new_id(), f"/c/{new_id()}"
     client.get("/")
-    place = f"/c/{new_id()}"
-
-    def say(text: str, stream_id: str) -> int:
-        body = f"prompt={text}&id={stream_id}".encode()
-        form = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
-        return client.request("POST", f"{place}/messages", body, form).status
-
-    assert say("/fake%20count?n=100000%26gap_ms=5", stream_id) == 200
+    assert say(client, place, "/fake count?n=100000&gap_ms=5", stream_id) == 200
     eventually(lambda: saved_events(killed.folder, stream_id) >= 20)
-    kill_worker(killed.server)
+    kill_worker(killed.folder, stream_id)
     shown = client.get(place).body.decode()
     assert 'data-state="interrupted"' in shown
     assert "0 1 2 3 4 5 6 7 8 9 10" in shown
@@ -159,7 +176,17 @@ def test_the_page_shows_what_was_saved_as_interrupted(killed: Killed) -> None:
     assert message is not None
     assert 'data-state="interrupted"' in message.data
     assert feed.next() is None
-    assert say("Hello", new_id()) == 200
+    assert say(client, place, "Hello", new_id()) == 200
+
+
+def test_the_next_message_can_be_sent_as_soon_as_an_end_is_seen(killed: Killed) -> None:
+    """Whichever worker wrote the answer before, and whichever is asked now."""
+    client, place = killed.client, f"/c/{new_id()}"
+    client.get("/")
+    for _ in range(12):
+        stream_id = new_id()
+        assert say(client, place, "/fake count?n=1", stream_id) == 200
+        client.follow(stream_id, 0).to_end()
 
 
 def test_a_server_that_is_told_to_leave_saves_how_far_it_came(

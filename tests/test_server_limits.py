@@ -160,7 +160,7 @@ def test_a_viewer_that_comes_back_in_time_keeps_the_run_alive(
     shown += events.to_end().text
     assert shown == numbers(400)
     assert events.terminal["type"] == "done"
-    assert asked(shared_fake, said).finished.is_set()
+    eventually(asked(shared_fake, said).finished.is_set)
 
 
 def test_a_reader_that_does_not_read_holds_up_nobody_else(

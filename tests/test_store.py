@@ -665,11 +665,15 @@ def test_a_title_is_the_first_words_then_the_models_then_the_users(chat: Chat) -
     """The user's own is never replaced."""
     chat.says("What  is\nthe capital of " + "a very " * 20 + "far country?", "1")
     first = chat.now().title
+    assert not chat.now().named
     assert first.startswith("What is the capital of a very")
     assert first.endswith("…")
     assert len(first) <= 61
     assert chat.store.title_from_model(chat.name, chat.owner, "A far capital")
     assert chat.now().title == "A far capital"
+    assert chat.store.title_from_model(chat.name, None, "A capital far away")
+    assert chat.now().title == "A capital far away"
+    assert chat.now().named
     assert chat.store.rename(chat.name, chat.owner, "  My   title ").title == "My title"
     assert not chat.store.title_from_model(chat.name, chat.owner, "Another")
     chat.says("B", "2")
@@ -874,6 +878,23 @@ def test_a_file_that_is_none_is_refused_and_adds_nothing(
     assert store.summaries("anna").items == ()
 
 
+def test_an_import_that_breaks_off_adds_nothing(store: SqlStore) -> None:
+    """Not in the list, a search or an export: nobody sees the half that was written."""
+    chat = Chat(store)
+    chat.says("zebra", "1")
+    (one,) = store.export("anna")
+
+    def breaking() -> Iterator[PortableConversation]:
+        yield one
+        raise RuntimeError("the middle")
+
+    with pytest.raises(RuntimeError):
+        store.import_("anna", breaking())
+    assert [each.id for each in store.summaries("anna").items] == [chat.name]
+    assert [each.conversation_id for each in store.search("anna", "zebra").items] == [chat.name]
+    assert [each.id for each in store.export("anna")] == [chat.name]
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"format":"x","version":1,"conversations":[]}']
 )
@@ -967,6 +988,21 @@ def test_tokens_are_counted_reported_or_estimated(store: SqlStore, chat: Chat) -
     assert store.totals(chat.name, chat.owner) == total
     with pytest.raises(UnknownConversation):
         store.totals(chat.name, "bert")
+
+
+def test_a_providers_count_that_comes_later_replaces_the_estimate(
+    store: SqlStore, chat: Chat
+) -> None:
+    """That of a stopped answer; one that still runs, or that nobody knows, is left alone."""
+    estimated = Cancelled(METRICS.__class__(None, 1.0, 3, True, None, 0))
+    stream_id = chat.ask("a")
+    reported = {"prompt_tokens": 5, "completion_tokens": 40}
+    store.count(stream_id, reported)
+    store.count("unknown", reported)
+    chat.ends(stream_id, "x", estimated)
+    assert chat.last().usage == Usage(0, 3, True)
+    store.count(stream_id, reported)
+    assert chat.last().usage == store.totals(chat.name, chat.owner) == Usage(5, 40)
 
 
 def test_text_that_no_database_takes_is_kept_as_far_as_it_can_be(chat: Chat) -> None:

@@ -340,9 +340,9 @@ def test_starts_at_the_same_moment_make_the_tables_once(tmp_path: Path, kind: st
     """The first one does; the others wait for it and find them."""
     with ExitStack() as stack:
         url = "" if kind == "sqlite" else stack.enter_context(postgres_schema())
-        for database in together(*[partial(open_database, tmp_path, url)] * 4):
+        for n, database in enumerate(together(*[partial(open_database, tmp_path, url)] * 4)):
             store = SqlStore(database)
-            Chat(store, f"chat-{id(store)}").says("a", "1")
+            Chat(store, f"chat-{n}").says("a", "1")
             store.close()
         with opened(tmp_path, url) as store:
             assert len(store.summaries("anna").items) == 4

@@ -36,13 +36,15 @@ class WebSocket:
         origin: str | None = None,
         receive_buffer: int | None = None,
         path: str = "/ws",
+        connected: socket.socket | None = None,
         **headers: str,
     ) -> None:
-        sock = socket.socket()
+        sock = connected or socket.socket()
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.settimeout(PATIENCE)
-        sock.connect((server.host, server.port))
+        if connected is None:
+            sock.connect((server.host, server.port))
         self.address = sock.getsockname()
         try:
             self._opened = connect(

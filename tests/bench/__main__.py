@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.bench import browser, endurance, load, phases, stored, surfaces
+from tests.bench import browser, endurance, load, phases, stored, surfaces, workers
 from tests.bench.sizes import FULL, QUICK, Sizes
 from tests.bench.table import Row, markdown
 
@@ -27,6 +27,7 @@ GROUPS: dict[str, Group] = {
     "answer": browser.page_answer,
     "race": load.race,
     "surfaces": surfaces.surfaces,
+    "workers": workers.workers,
     "store": stored.store,
     "leak": endurance.leak,
     "long": endurance.long,

@@ -13,6 +13,8 @@ from playwright.sync_api import expect
 
 from tests.browser.chat import AWAY, Chat, numbers
 from tests.browser.conftest import OpenChat
+from tests.browser.test_compare import add
+from tests.browser.test_models import choose
 from tests.browser.test_stop import Held
 from tests.conftest import StartHalt, eventually, new_id
 from tests.fake_openai import FakeOpenAI
@@ -62,9 +64,8 @@ def begin(chat: Chat, whole: str, first: int, **more: Any) -> str:
 
 def tell(chat: Chat, model: str) -> str:
     """Ask this model: a continuation has other last words than the prompt's."""
-    chat.page.locator("#model").evaluate(
-        "(e, name) => e.add(new Option(name, name, true, true))", model
-    )
+    add(chat, model)
+    choose(chat, model)
     chat.said = f"Tell me. {new_id()}"
     chat.say(chat.said)
     return chat.said
@@ -316,3 +317,26 @@ def test_a_conversation_shows_what_it_took(chat: Chat) -> None:
     for _ in range(2):
         expect(total).to_contain_text(re.compile(r"about 42 written \(in part estimated\)$"))
         chat.reload()
+
+
+def test_the_providers_count_of_a_stopped_answer_replaces_the_estimate(
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """Where that is asked for: the upstream is read on, and nothing of its text is shown."""
+    chat = open_chat(start_halt(fake, HALT_EXACT_USAGE=1), fake)
+    chat.ask("stall?n=5&rest=3")
+    chat.wait_text("3 4")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    figures = chat.answer.locator(".figures")
+    expect(figures).to_contain_text("about 5 tokens (estimated)")
+    chat.record().release()
+
+    def is_counted() -> bool:
+        chat.reload()
+        return "8 tokens" in figures.inner_text()
+
+    eventually(is_counted)
+    expect(figures).not_to_contain_text("estimated")
+    assert chat.shown() == numbers(5)
+    expect(chat.page.locator("#usage")).to_contain_text(re.compile(r"\d+ read, 8 written$"))

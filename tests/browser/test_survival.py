@@ -7,9 +7,11 @@ import random
 import re
 import secrets
 import socket
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from math import inf
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
@@ -425,23 +427,37 @@ def test_a_prompt_that_cannot_be_sent_is_kept(chat: Chat) -> None:
     assert chat.shown() == numbers(3)
 
 
+def kept(folder: Path) -> dict[str, str]:
+    """Settings of servers that come after one another: the sessions' key and the data."""
+    return {
+        "PORT": str(free_port()),
+        "HALT_DATA": str(folder),
+        "HALT_SECRET_KEY": "a key that outlives a server",
+    }
+
+
 def test_a_server_that_dies_is_shown_and_its_return_noticed(
-    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """The text stays; when the server is back, the page says that the answer is gone and works."""
-    port = free_port()
-    server = start_halt(fake, PORT=port)
+    """The text stays; when the server is back, the page picks up what was saved, and goes on."""
+    settings = kept(tmp_path)
+    server = start_halt(fake, **settings)
     chat = open_chat(server, fake)
     chat.forgives = BROKEN
     chat.ask("count?n=100000&gap_ms=8")
-    chat.wait_text("30 31 32")
+    chat.wait_text("60 61 62")
     server.kill()
     expect(chat.page.get_by_text(LOST)).to_be_visible()
     assert chat.shown().startswith(numbers(30))
-    start_halt(fake, PORT=port)
-    expect(chat.answer).to_contain_text("no longer has this answer: it was restarted")
+    start_halt(fake, **settings)
+    chat.wait_state("interrupted")
     expect(chat.page.get_by_text(LOST)).to_be_hidden()
     assert chat.shown().startswith(numbers(30))
+    shown = [int(each) for each in chat.shown().split()]
+    assert shown == list(range(len(shown)))
+    chat.reload()
+    chat.wait_state("interrupted")
+    assert [int(each) for each in chat.shown().split()] == shown
     expect(chat.send).to_be_visible()
     chat.ask("count?n=3")
     expect(chat.page.locator(".exchange")).to_have_count(2)
@@ -449,23 +465,49 @@ def test_a_server_that_dies_is_shown_and_its_return_noticed(
     assert chat.shown() == numbers(3)
 
 
-def test_a_restart_in_order_ends_the_answer_with_retry(
-    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
+def test_a_restart_in_order_leaves_an_answer_to_go_on_with(
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """The person is told that the server was restarted, and the text so far stays, come what may."""
-    port = free_port()
-    server = start_halt(fake, PORT=port)
+    """The person is told that the server was restarted; the text is there, and can be continued."""
+    settings = kept(tmp_path)
+    server = start_halt(fake, **settings)
     chat = open_chat(server, fake)
     chat.forgives = BROKEN
     chat.ask("count?n=100000&gap_ms=8")
     chat.wait_text("30 31 32")
     server.terminate()
-    chat.wait_state("error")
-    expect(chat.answer.locator(".fault")).to_contain_text("restarted")
-    expect(chat.button("Retry")).to_be_visible()
-    assert chat.shown().startswith(numbers(30))
+    chat.wait_state("interrupted")
+    expect(chat.answer.locator(".badge")).to_contain_text("restarted")
+    shown = chat.shown()
+    assert shown.startswith(numbers(30))
     assert server.wait() == 0
-    start_halt(fake, PORT=port)
-    chat.button("Retry").click()
-    expect(chat.page.locator("#notice")).to_contain_text("A restart of the server forgets them")
-    assert chat.shown().startswith(numbers(30))
+    start_halt(fake, **settings)
+    chat.reload()
+    assert chat.shown() == shown
+    expect(chat.button("Continue")).to_be_visible()
+    chat.button("Regenerate").click()
+    chat.wait_state("running")
+    chat.stop.click()
+
+
+def test_the_page_says_that_saving_fails_until_it_works_again(
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """In the middle of an answer, legible in the dark too; the answer goes on as if nothing were."""
+    server = start_halt(fake, **kept(tmp_path))
+    chat = open_chat(server, fake, color_scheme="dark", viewport={"width": 375, "height": 700})
+    chat.ask("count?n=100000&gap_ms=20")
+    chat.wait_text("3 4")
+    notice = chat.page.locator("#saving")
+    expect(notice).to_be_hidden()
+    with contextlib.closing(sqlite3.connect(tmp_path / "halt.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        expect(notice).to_contain_text("the database is locked by another program")
+        assert {name: c for name, c in chat.contrasts().items() if c < 4.5} == {}
+        other_tab = open_chat(server, fake, same=chat)
+        expect(other_tab.page.locator("#saving")).to_be_visible()
+        other.execute("ROLLBACK")
+    expect(notice).to_be_hidden()
+    expect(other_tab.page.locator("#saving")).to_be_hidden()
+    chat.stop.click()
+    chat.wait_state("stopped")

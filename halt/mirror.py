@@ -1,0 +1,367 @@
+"""A generation of another worker, as its readers here know it.
+
+The owner tells what a reader may need: first a `Found`, then the numbered events, each with its
+time, in `Batch`es. A `Mirror` keeps them as the owner does, so that every surface reads it like a
+run of its own worker.
+
+A mirror has a connection and a thread while somebody watches it, and only then; all its viewers
+share them. At the owner they count as one viewer: a run with a viewer anywhere is no orphan, and
+one that is to end with its last viewer (grace 0) does so wherever that one was.
+
+Each event comes once and in order, whatever happens to the connection: what has been taken already
+is passed over by its number. When the owner dies the mirror waits for the generation as it was
+saved (`archive`), up to ORPHAN_WAIT seconds, goes on with what it has not seen of that, and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from halt.errors import CODES, OffsetLost
+from halt.events import ErrorInfo, Event, Failed, Terminal, is_terminal, text_of
+from halt.journal import MemoryLog
+from halt.metrics import Meter, now
+from halt.peers import Channel
+from halt.recording import Recording, Viewer
+
+INTERVAL = 0.004  # seconds between two batches of one stream, at least; the first goes at once
+BATCH_MAX = 512  # events in one batch
+ORPHAN_WAIT = 10.0  # seconds that readers wait for what was saved of a run whose worker has died
+ORPHAN_TICK = 0.1  # seconds between two questions for it
+
+logger = logging.getLogger(__name__)
+
+
+class Found(msgspec.Struct, frozen=True, tag="found"):
+    """A generation, as far as it does not change. `lost`: time and text of events that the
+    reader does not have and the log no longer has."""
+
+    id: str
+    owner: str | None
+    asked: str
+    prefix: str
+    started_at: float
+    fingerprint: str
+    expected: float | None
+    first: int  # number of the first event that is told
+    lost: list[tuple[float, str]]
+
+
+class Unknown(msgspec.Struct, frozen=True, tag="unknown"):
+    """There is no such generation here, or it is another session's."""
+
+
+class Batch(msgspec.Struct, frozen=True, array_like=True):
+    """Events that follow one another, each with its number and time, and what goes with them."""
+
+    events: list[tuple[int, float, Event]]
+    model: str
+    chunks: int
+    kept: int | None
+    ended_at: float | None
+    more: bool  # another batch of what there is already follows at once
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_answer = msgspec.msgpack.Decoder(Found | Unknown)
+_batch = msgspec.msgpack.Decoder(Batch)
+
+
+# --- the owner's side -----------------------------------------------------------------------------
+
+
+def tell(run: Recording, after: int, channel: Channel) -> int:
+    """Say what there is above `after`; the number of the last event that was told."""
+    while True:
+        first = max(run.log.first, after + 1)
+        try:
+            events = run.log.read(first - 1)
+        except OffsetLost:  # it has let go of some more in between
+            continue
+        break
+    channel.send(
+        _encode(
+            Found(
+                run.id,
+                run.owner,
+                run.asked,
+                run.prefix,
+                run.started_at,
+                run.fingerprint,
+                run.expected,
+                first,
+                run.pieces(after, first - 1),
+            )
+        )
+    )
+    tell_more(run, events, channel)
+    return events[-1][0] if events else first - 1
+
+
+def tell_unknown(channel: Channel) -> None:
+    """Say that there is no such generation here."""
+    channel.send(_encode(Unknown()))
+
+
+def tell_more(run: Recording, events: list[tuple[int, Event]], channel: Channel) -> None:
+    """Say these events, in one batch at least."""
+    for start in range(0, len(events) or 1, BATCH_MAX):
+        part = events[start : start + BATCH_MAX]
+        timed = [
+            (n, (run.ended_at or now()) if is_terminal(each) else run.came_at(n), each)
+            for n, each in part
+        ]
+        more = start + BATCH_MAX < len(events)
+        channel.send(_encode(Batch(timed, run.model, run.chunks, run.kept, run.ended_at, more)))
+
+
+# --- the readers' side ----------------------------------------------------------------------------
+
+
+class MirrorLog(MemoryLog):
+    """A log whose first event need not be number 1, and whose end may leave a gap before it."""
+
+    def __init__(self, max_bytes: int, first: int) -> None:
+        super().__init__(max_bytes)
+        self._dropped = first - 1
+        self._gap = 0  # numbers before the terminal event that no event has
+
+    @property
+    def last(self) -> int:
+        ended = self._ended is not None
+        return self._dropped + len(self._events) + (self._gap if ended else 0)
+
+    def read(self, after: int) -> list[tuple[int, Event]]:
+        last = self.last
+        if self._ended is None or not self._gap:
+            return super().read(after)
+        events = super().read(min(after, last - self._gap - 1))
+        events[-1] = (last, events[-1][1])
+        return events if after < last else []
+
+    def end_at(self, number: int, make: Callable[[], Terminal]) -> bool:
+        """End the log with this number. False: it had ended already."""
+
+        def made() -> Terminal:
+            self._gap = max(0, number - (self._dropped + len(self._events) + 1))
+            return make()
+
+        return self.end(made)
+
+    def skip(self, first: int) -> None:
+        """The events before this one are not to be had: let go of those that are here."""
+        with self._lock:
+            self._events.clear()
+            self._size = 0
+            self._dropped = first - 1
+
+
+class Source(Protocol):
+    """Where a mirror gets its generation from."""
+
+    def open(self, mirror: Mirror) -> Channel | None:
+        """Ask its owner to tell it from the last event on, and to go on. None: it has it not."""
+
+    def saved(self, mirror: Mirror) -> Recording | None:
+        """What was saved of it, None where there is nothing (yet)."""
+
+
+class Mirror(Recording):
+    """See the module. `worker` is the owner's name."""
+
+    log: MirrorLog
+
+    def __init__(self, found: Found, worker: str, max_bytes: int, source: Source) -> None:
+        log = MirrorLog(max_bytes, found.first)
+        super().__init__(
+            found.id,
+            found.owner,
+            log,
+            asked=found.asked,
+            prefix=found.prefix,
+            started_at=found.started_at,
+        )
+        self.log = log
+        self.worker = worker
+        self.expected = found.expected
+        self._fingerprint = found.fingerprint
+        self._model = ""
+        self._chunks = 0
+        self._source = source
+        self._taking = threading.Lock()  # one at a time adds events; protects the two above
+        self._link = threading.Lock()  # protects the two below; taken before the viewers' lock
+        self._channel: Channel | None = None
+        self._following = False  # there is a thread
+        self._never = threading.Event()
+
+    @property
+    def model(self) -> str:
+        return self._model or self.asked
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @property
+    def chunks(self) -> int:
+        return self._chunks
+
+    # --- taking what is told ----------------------------------------------------------------------
+
+    def receive(self, channel: Channel, first: bytes, timeout: float) -> None:
+        """Take all that is told at first. Raises OSError, msgspec.DecodeError."""
+        found = _answer.decode(first)
+        if isinstance(found, Found):
+            self._miss(found)
+            while self._take_next(channel, timeout):
+                pass
+
+    def _take_next(self, channel: Channel, timeout: float | None) -> bool:
+        """Take one batch; whether another follows at once. Raises OSError, DecodeError."""
+        frame = channel.receive(timeout)
+        if frame is None:
+            raise ConnectionResetError("the owner has closed the connection")
+        batch = _batch.decode(frame)
+        self._take(batch)
+        return batch.more
+
+    def _miss(self, found: Found) -> None:
+        """Take what the owner's log has let go of."""
+        with self._taking:
+            after = found.first - 1 - len(found.lost)
+            known = len(self._parts)
+            for at, text in found.lost[max(0, known - after) :]:
+                self.note(text, at)
+            if found.first > self.log.last + 1:
+                self.log.skip(found.first)
+
+    def _take(self, batch: Batch) -> None:
+        with self._taking:
+            self._model, self._chunks = batch.model, batch.chunks
+            for number, at, event in batch.events:
+                if self.log.ended is not None:
+                    return
+                if number <= self.log.last:
+                    continue
+                if isinstance(event, Terminal):
+                    self._end(number, event, batch.kept, batch.ended_at or at)
+                    return
+                self.note(text_of(event), at)
+                self.log.append(event)
+
+    def _end(self, number: int, ended: Terminal, kept: int | None, at: float) -> None:
+        """End with this number. The role of the taker is held."""
+
+        def make() -> Terminal:
+            self._kept, self.ended_at = kept, at
+            return ended
+
+        self.log.end_at(number, make)
+
+    # --- watching ---------------------------------------------------------------------------------
+
+    def join(self) -> Viewer:
+        """Begin to watch. Raises RuntimeError where the system has no more threads."""
+        viewer = super().join()
+        with self._link:
+            if not self._following and self.log.ended is None:
+                name = f"halt-mirror-{self.id[:8]}"
+                threading.Thread(target=self._follow, name=name, daemon=True).start()
+                self._following = True
+        return viewer
+
+    def leave(self, viewer: Viewer) -> None:
+        super().leave(viewer)
+        with self._link:
+            if not self._viewers and self._channel is not None:
+                self._channel.interrupt()
+
+    def dismiss(self) -> None:
+        """Let all viewers go before its end: this worker leaves, they find it through another."""
+        with self._viewers_lock:
+            for viewer in self._viewers:
+                viewer.gone = True
+        self.log.wake()
+
+    def _follow(self) -> None:
+        """The thread's body: take what the owner says, until the end or the last viewer's leave."""
+        try:
+            alone_since: float | None = None
+            while self._goes_on():
+                known = self.log.last
+                channel = self._source.open(self)
+                if channel is not None:
+                    with channel:
+                        self._take_all(channel)
+                if self.log.last > known:
+                    alone_since = None
+                    continue
+                alone_since = alone_since or now()
+                if channel is None:
+                    self._outlive(alone_since)
+                if self.log.ended is None and self._viewers:
+                    self._never.wait(ORPHAN_TICK)
+        except Exception:
+            logger.exception("mirror of stream %s", self.id)
+            self._fail("internal")
+
+    def _goes_on(self) -> bool:
+        """Whether the thread has something to do. False: it is counted as gone from now on."""
+        with self._link:
+            self._following = self.log.ended is None and bool(self._viewers)
+            return self._following
+
+    def _take_all(self, channel: Channel) -> None:
+        with self._link:
+            if not self._viewers:
+                return
+            self._channel = channel
+        try:
+            with contextlib.suppress(OSError):
+                while self.log.ended is None:
+                    self._take_next(channel, None)
+        finally:
+            with self._link:
+                self._channel = None
+
+    # --- the owner's death ------------------------------------------------------------------------
+
+    def _outlive(self, since: float) -> None:
+        """The owner is gone: end with what was saved, or without it when that takes too long."""
+        saved = self._source.saved(self)
+        if saved is not None and saved.log.ended is not None:
+            self._adopt(saved, saved.log.ended)
+        elif now() - since > ORPHAN_WAIT:
+            self._fail("interrupted")
+
+    def _adopt(self, saved: Recording, ended: Terminal) -> None:
+        """Go on with what was saved. Text that was seen here and not saved is not kept."""
+        last, upto = saved.log.last, saved.answer()[0]
+        with self._taking:
+            self._model = saved.model
+            for number, event in saved.events(last):
+                if number > self.log.last and not isinstance(event, Terminal):
+                    self.note(text_of(event), saved.came_at(number))
+                    self.log.append(event)
+            kept = upto if upto < self.log.last else saved.kept
+            self._end(max(last, self.log.last + 1), ended, kept, saved.ended_at or now())
+
+    def _fail(self, code: str) -> None:
+        message, retryable = CODES[code]
+        meter = Meter()
+        meter.started_at = self.started_at
+        with self._taking:
+            ended = Failed(ErrorInfo(code, message, retryable), meter.snapshot())
+            self._end(self.log.last + 1, ended, None, now())
+
+
+def told(answer: bytes) -> Found | None:
+    """The generation that an answer is about, None where it is not there."""
+    found = _answer.decode(answer)
+    return found if isinstance(found, Found) else None

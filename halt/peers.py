@@ -1,0 +1,401 @@
+"""The other workers on this machine: who is there, what they are asked, and who has died.
+
+Each worker process has a name, and files in the run folder that all workers share:
+
+    NAME.lock   locked (flock) by the worker for as long as it lives: the kernel's lease
+    NAME.sock   a Unix socket, where it answers the others
+    NAME.word   what it left for those that begin after it, which nobody may have seen alive
+
+The folder is its owner's alone (0700), so nobody else can connect. A request is one frame on a
+connection of its own, answered by one frame or by many: four bytes of length, then the payload.
+
+A worker that hangs holds up nobody: to connect and to send never wait, and answers are waited for
+together, for as long as the asker allows.
+
+Who finds the lock of another worker free holds it while it tidies up after that one, and then
+removes the files. So of all that look, once a second each, exactly one does it. A worker that
+leaves in order leaves its lock file in the same way: there is one way out, however it came to it.
+
+Threads of a worker: one accepts, one looks for the dead, one for each request that is answered
+(SHORT_MAX at once), one for each stream that another worker follows here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self
+
+from halt.data_folder import run_folder, socket_folder
+from halt.metrics import now
+
+SWEEP_EVERY = 1.0  # seconds between two looks for workers that have died
+REQUEST_WITHIN = 1.0  # seconds for a worker that has connected to say what it wants
+LEAVE_WITHIN = 1.0  # seconds that leaving waits for answers that are being given
+SHORT_MAX = 64  # requests that are answered at once; further ones wait to be accepted
+LONG_MAX = 4096  # streams that other workers follow here
+BACKLOG = 512
+FRAME_MAX = 1 << 30  # bytes
+READ_SIZE = 65_536
+
+_LENGTH = struct.Struct("!I")
+
+logger = logging.getLogger(__name__)
+
+
+class Channel:
+    """One connection between two workers. Used by one thread at a time, apart from `interrupt`."""
+
+    def __init__(self, sock: socket.socket, long: Callable[[], bool] = lambda: True) -> None:
+        self.sock = sock
+        self.kept = False  # by the asker: it reads on
+        #: The answer will be a long one: count it as such. False: there are too many of them.
+        self.long = long
+        self._received = bytearray()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def send(self, payload: bytes) -> None:
+        """Send a frame. Raises OSError."""
+        self.sock.sendall(_LENGTH.pack(len(payload)) + payload)
+
+    def receive(self, timeout: float | None) -> bytes | None:
+        """The next frame; None at the end. Raises OSError, of which TimeoutError is one.
+
+        `timeout` is in seconds of silence, None: for ever.
+        """
+        self.sock.settimeout(timeout)
+        while (frame := self._next()) is None:
+            data = self.sock.recv(READ_SIZE)
+            if not data:
+                return None
+            self._received += data
+        return frame
+
+    def look(self) -> tuple[bytes | None, bool]:
+        """The next frame if it is there, without waiting; and whether more may come."""
+        self.sock.settimeout(0)
+        try:
+            while (frame := self._next()) is None:
+                data = self.sock.recv(READ_SIZE)
+                if not data:
+                    return None, False
+                self._received += data
+        except BlockingIOError:
+            return None, True
+        except OSError:
+            return None, False
+        return frame, True
+
+    def interrupt(self) -> None:
+        """Wake whoever reads. By any thread, as long as the channel is not closed."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def _next(self) -> bytes | None:
+        if len(self._received) < _LENGTH.size:
+            return None
+        (size,) = _LENGTH.unpack_from(self._received)
+        if size > FRAME_MAX:
+            raise OSError("a frame that is too long")
+        end = _LENGTH.size + size
+        if len(self._received) < end:
+            return None
+        frame = bytes(self._received[_LENGTH.size : end])
+        del self._received[:end]
+        return frame
+
+
+#: Answers one request: sends frames until there is no more to say. What it raises is logged.
+Serve = Callable[[bytes, Channel], None]
+
+
+class Peers:
+    """This worker among the others."""
+
+    def __init__(self, data: Path, recover: Callable[[str], object] = lambda name: None) -> None:
+        """Touches nothing. `recover` tidies up after the worker of this name, which has died."""
+        self.name = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self.recover = recover
+        self._data = data
+        self._run: Path | None = None
+        self._sockets: Path | None = None
+        self._lease = -1
+        self._listener: socket.socket | None = None
+        self._threads: list[threading.Thread] = []
+        self._quit = threading.Event()
+        self._sweep_now = threading.Event()
+        self._sweeping = threading.Lock()
+        self._short = threading.BoundedSemaphore(SHORT_MAX)
+        self._long = threading.BoundedSemaphore(LONG_MAX)
+        self._idle = threading.Condition()  # protects the number below
+        self._answering = 0
+
+    # --- life -------------------------------------------------------------------------------------
+
+    def begin(self, serve: Serve) -> Path:
+        """Be there for the others; returns the folder that all share. Raises ConfigError, OSError.
+
+        To be called after the fork: it starts threads, and locks belong to a process.
+        """
+        self.name = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._run = run_folder(self._data)
+        self._sockets = socket_folder(self._run)
+        self._take_lease(self._run)
+        path = self._sockets / f"{self.name}.sock"
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(os.fspath(path.absolute()))
+        listener.listen(BACKLOG)
+        listener.settimeout(SWEEP_EVERY)
+        self._listener = listener
+        self._start("accept", self._accept, listener, serve)
+        return self._run
+
+    def watch(self) -> None:
+        """Look for workers that have died, now and from now on."""
+        self.sweep()
+        self._start("watch", self._watch)
+
+    def leave_word(self, payload: bytes) -> None:
+        """Leave something for workers that begin after this one has left. Raises OSError."""
+        if self._run is not None:
+            part = self._run / f"{self.name}.new"
+            part.write_bytes(payload)
+            part.rename(self._run / f"{self.name}.word")
+
+    def words(self, max_age: float) -> list[bytes]:
+        """What workers have left in the last `max_age` seconds. What is older is removed."""
+        found = []
+        for path in self._run.glob("*.word") if self._run is not None else ():
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime <= max_age:
+                    found.append(path.read_bytes())
+                else:
+                    path.unlink()
+        return found
+
+    def close(self) -> None:
+        """Answer nobody any more. Harmless when repeated.
+
+        The lock is given back by the end of the process, so that nobody tidies up before.
+        """
+        self._quit.set()
+        self._sweep_now.set()
+        listener, self._listener = self._listener, None
+        if listener is not None and self._sockets is not None:
+            if (bell := self._connect(self.name, b"")) is not None:  # ends `accept`
+                bell.close()
+            (self._sockets / f"{self.name}.sock").unlink(missing_ok=True)
+            for thread in self._threads:
+                thread.join(2 * SWEEP_EVERY)
+            listener.close()
+            with self._idle:  # the last words of streams that have ended just now
+                self._idle.wait_for(lambda: not self._answering, LEAVE_WITHIN)
+
+    def _take_lease(self, run: Path) -> None:
+        """Locked before it has its name: nobody ever finds it free while this process lives."""
+        part = run / f"{self.name}.new"
+        self._lease = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(self._lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        part.rename(run / f"{self.name}.lock")
+
+    def _start(self, what: str, body: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=body, args=args, name=f"halt-peers-{what}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    # --- answering --------------------------------------------------------------------------------
+
+    def _accept(self, listener: socket.socket, serve: Serve) -> None:
+        while not self._quit.is_set():
+            try:
+                sock, _ = listener.accept()
+            except TimeoutError:
+                continue
+            except OSError as exc:  # no more files
+                if not self._quit.wait(0.1):
+                    logger.error("workers cannot connect: %s", exc)
+                continue
+            if self._quit.is_set():
+                sock.close()
+                return
+            self._short.acquire()
+            try:
+                threading.Thread(
+                    target=self._answer, args=(sock, serve), name="halt-peer", daemon=True
+                ).start()
+            except RuntimeError:  # the system has no more threads
+                self._short.release()
+                sock.close()
+
+    def _answer(self, sock: socket.socket, serve: Serve) -> None:
+        held = self._short
+
+        def long() -> bool:
+            nonlocal held
+            if held is self._short and self._long.acquire(blocking=False):
+                held.release()
+                held = self._long
+            return held is self._long
+
+        with self._idle:
+            self._answering += 1
+        try:
+            with Channel(sock, long) as channel:
+                request = channel.receive(REQUEST_WITHIN)
+                if request is not None:
+                    sock.settimeout(None)
+                    serve(request, channel)
+        except OSError:
+            pass  # the one who asked has left
+        except Exception:
+            logger.exception("a request of another worker")
+        finally:
+            held.release()
+            with self._idle:
+                self._answering -= 1
+                self._idle.notify_all()
+
+    # --- asking -----------------------------------------------------------------------------------
+
+    @property
+    def others(self) -> list[str]:
+        """Names of the other workers that have a socket, one that has died just now included."""
+        if self._sockets is None:
+            return []
+        found = (each.stem for each in self._sockets.glob("*.sock"))
+        return sorted(name for name in found if name != self.name)
+
+    def ask(
+        self, request: bytes, timeout: float, only: str | None = None
+    ) -> Iterator[tuple[str, bytes, Channel]]:
+        """Send a request to all others, or to one; the first frame of each answer, as they come.
+
+        It is sent before this returns. `timeout` is in seconds, for all of them together; who does
+        not answer in time is left out. Whoever wants more than the first frame sets
+        `channel.kept`, and closes the channel afterwards.
+        """
+        asked = {}
+        for name in self.others if only is None else [only]:
+            channel = self._connect(name, request)
+            if channel is not None:
+                asked[channel.sock.fileno()] = name, channel
+        return self._answers(asked, now() + timeout)
+
+    def _answers(
+        self, asked: dict[int, tuple[str, Channel]], deadline: float
+    ) -> Iterator[tuple[str, bytes, Channel]]:
+        poller = select.poll()
+        for number in asked:
+            poller.register(number, select.POLLIN)
+        waiting = dict(asked)
+        try:
+            while waiting and (left := deadline - now()) > 0:
+                for number, _ in poller.poll(left * 1000):
+                    name, channel = waiting[number]
+                    frame, more = channel.look()
+                    if frame is None and more:
+                        continue
+                    poller.unregister(number)
+                    del waiting[number]
+                    if frame is not None:
+                        yield name, frame, channel
+        finally:
+            for _, channel in asked.values():
+                if not channel.kept:
+                    channel.close()
+
+    def _connect(self, name: str, request: bytes) -> Channel | None:
+        """A channel on which the request was sent; None where nobody listens, or too many ask."""
+        if self._sockets is None:
+            return None
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.connect(os.fspath((self._sockets / f"{name}.sock").absolute()))
+            channel = Channel(sock)
+            channel.send(request)  # fits the kernel's buffer, or counts as not to be had
+        except OSError:
+            sock.close()
+            return None
+        return channel
+
+    # --- the dead ---------------------------------------------------------------------------------
+
+    def sweep_soon(self) -> None:
+        """There is reason to believe that a worker has died."""
+        self._sweep_now.set()
+
+    def _watch(self) -> None:
+        while not self._quit.is_set():
+            self._sweep_now.wait(SWEEP_EVERY)
+            self._sweep_now.clear()
+            if not self._quit.is_set():
+                self.sweep()
+
+    def alive(self, name: str) -> bool:
+        """Whether the worker of this name holds its lease."""
+        if name == self.name:
+            return True
+        try:
+            file = os.open(self._data / "run" / f"{name}.lock", os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        else:
+            return False
+        finally:
+            os.close(file)
+
+    def sweep(self) -> None:
+        """Tidy up after every worker that has died. What goes wrong is logged and tried again."""
+        if self._run is None:
+            return
+        with self._sweeping:
+            for lock in self._run.glob("*.lock"):
+                if lock.stem == self.name:
+                    continue
+                try:
+                    self._bury(lock)
+                except Exception:
+                    logger.exception("worker %s", lock.stem)
+
+    def _bury(self, lock: Path) -> None:
+        """Tidy up after the worker of this lock file, if it is dead and nobody else does."""
+        try:
+            file = os.open(lock, os.O_RDWR)
+        except FileNotFoundError:
+            return
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return  # it lives, or another one is at it
+            if not os.fstat(file).st_nlink:
+                return  # another one was at it
+            self.recover(lock.stem)
+            if self._sockets is not None:
+                (self._sockets / f"{lock.stem}.sock").unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
+        finally:
+            os.close(file)

@@ -1,0 +1,312 @@
+"""The generations of all worker processes on this machine, whichever of them is asked.
+
+Each generation is made by one worker, its owner, and is in that one's memory alone. The others ask:
+to stop it, to read it (see `halt.mirror`), to list it. Who owns a stream is not written anywhere;
+all others are asked at once and the owner answers, which takes about a millisecond.
+
+What holds for all workers together, and why:
+
+- An ID belongs to one stream: a lock of the kernel on a number made of it (`halt.slots`), held
+  while the run is kept. So of two workers that start the same ID at once, one is refused.
+- HALT_MAX_STREAMS: places that are locks of the kernel too. A worker that dies gives back its own.
+- Stop finds its stream, or the stream finds the Stop, in whatever order the two come. Stop first
+  buries the ID in its own worker's registry, then tells all others, and each of these presses or
+  buries, under the lock under which it starts streams. So a stream that starts in any worker that
+  was told is ended by the one or by the other. A worker that comes up during this becomes visible
+  first and copies the others' tombstones then, before it serves anybody. So either the Stop finds
+  it among the others, or the Stop had buried the ID in its own worker before the copy was made.
+- A worker that hangs delays a Stop of a stream that no other worker has, by STOP_WITHIN at most,
+  and no other Stop. It finds the Stop when it comes to itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from halt.chat import Upstream
+from halt.config import Config
+from halt.errors import OffsetLost, UnknownStream
+from halt.generation import (
+    RECEIPT_WAIT,
+    ROOM_WAIT,
+    Finder,
+    Generations,
+    Health,
+    Listed,
+    Receipt,
+    Stops,
+)
+from halt.metrics import now
+from halt.mirror import INTERVAL, Mirror, tell, tell_more, tell_unknown, told
+from halt.peers import Channel, Peers
+from halt.recorder import Recorder
+from halt.recording import Recording
+from halt.stops import TOMBSTONE_SECONDS, StopRegistry, Tombstone, may_touch
+
+STOP_WITHIN = RECEIPT_WAIT + 0.1  # seconds for the others to answer a Stop
+FIND_WITHIN = 1.0  # seconds for them to say whether they have a stream
+LIST_WITHIN = 0.5  # seconds for them to say what they have
+COPY_WITHIN = 2.0  # seconds for them to hand over their tombstones
+ROOM_TICK = 0.01  # seconds between two looks for a place that another worker gives back
+LAST_WORDS = 1.0  # seconds for the others' streams to end here, once this worker leaves
+
+logger = logging.getLogger(__name__)
+
+
+class Press(msgspec.Struct, frozen=True, tag="press"):
+    """Stop these, or leave tombstones. Answered by their receipts."""
+
+    stops: list[tuple[str, int | None]]
+    requester: str | None
+
+
+class Find(msgspec.Struct, frozen=True, tag="find"):
+    """Tell of a generation from this event on; `live`: to its end."""
+
+    id: str
+    requester: str | None
+    after: int
+    live: bool
+
+
+class List(msgspec.Struct, frozen=True, tag="list"):
+    """List this owner's running generations; with `stop`, stop them, and answer by receipts."""
+
+    owner: str | None
+    stop: bool = False
+
+
+class Count(msgspec.Struct, frozen=True, tag="count"):
+    """Say how many streams are open."""
+
+
+class Copy(msgspec.Struct, frozen=True, tag="copy"):
+    """Hand over the tombstones."""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_request = msgspec.msgpack.Decoder(Press | Find | List | Count | Copy)
+_receipts = msgspec.msgpack.Decoder(list[Receipt])
+_listed = msgspec.msgpack.Decoder(list[Listed])
+_count = msgspec.msgpack.Decoder(int)
+_tombstones = msgspec.msgpack.Decoder(list[Tombstone])
+
+
+class SharedGenerations(Generations):
+    """See the module. Until `begin` it is this process's alone."""
+
+    def __init__(
+        self,
+        config: Config,
+        upstream: Upstream,
+        registry: StopRegistry,
+        peers: Peers,
+        recorder: Recorder | None = None,
+        archive: Finder | None = None,
+    ) -> None:
+        super().__init__(config, upstream, registry, recorder, archive)
+        self._peers = peers
+        self._mirrors_lock = threading.Lock()  # protects the table below
+        self._mirrors: WeakValueDictionary[str, Mirror] = WeakValueDictionary()
+        self._leaving_since: float | None = None
+
+    def begin(self) -> None:
+        """Be one of the workers. To be called after the fork, before anybody is served.
+
+        Raises ConfigError, OSError.
+        """
+        run = self._peers.begin(self._serve)
+        if self._recorder is not None:
+            self._recorder.worker = self._peers.name
+        self._places.share(run / "streams.slots")
+        self._ids.share(run / "ids.slots")
+        self.tabs.share(run / "tabs.slots")
+        for _, copied, _ in self._peers.ask(_encode(Copy()), COPY_WITHIN):
+            self._registry.inherit(_tombstones.decode(copied))
+        for left in self._peers.words(TOMBSTONE_SECONDS):
+            self._registry.inherit(_tombstones.decode(left))
+        self._peers.watch()
+        with self._lock:
+            self._start_keeper()
+
+    # --- start, find, stop ------------------------------------------------------------------------
+
+    def _take_place(self) -> int | None:
+        place = super()._take_place()
+        if place is None and self._peers.others:  # theirs announce nothing when they come free
+            until = now() + ROOM_WAIT
+            while place is None and now() < until:
+                self._room.wait(ROOM_TICK)
+                place = self._places.take(self.config.max_streams)
+        return place
+
+    def get(self, stream_id: str, requester: str | None) -> Recording:
+        try:
+            return self.run(stream_id, requester)
+        except UnknownStream:
+            mirror = self._mirror(stream_id, requester)
+            return super().get(stream_id, requester) if mirror is None else mirror
+
+    def _mirror(self, stream_id: str, requester: str | None) -> Mirror | None:
+        """A generation of another worker, as it is now. None: nobody has it."""
+        known = self._mirrors.get(stream_id)
+        after = 0 if known is None else known.log.last
+        request = _encode(Find(stream_id, requester, after, live=False))
+        for name, answer, channel in self._peers.ask(request, FIND_WITHIN):
+            found = told(answer)
+            if found is None:
+                continue
+            with self._mirrors_lock:
+                mirror = self._mirrors.get(stream_id) or Mirror(
+                    found, name, self.config.log_bytes, self
+                )
+                self._mirrors[stream_id] = mirror
+            mirror.receive(channel, answer, FIND_WITHIN)
+            return mirror
+        if known is not None and may_touch(known.owner, requester):
+            return known  # its owner has died just now, or hangs
+        return None
+
+    def open(self, mirror: Mirror) -> Channel | None:
+        """For a mirror: go on with it where its owner has come to."""
+        request = _encode(Find(mirror.id, mirror.owner, mirror.log.last, live=True))
+        for _, answer, channel in self._peers.ask(request, FIND_WITHIN, mirror.worker):
+            if told(answer) is not None:
+                channel.kept = True
+                try:
+                    mirror.receive(channel, answer, FIND_WITHIN)
+                except OSError:
+                    channel.close()
+                    break
+                return channel
+        self._peers.sweep_soon()
+        return None
+
+    def saved(self, mirror: Mirror) -> Recording | None:
+        """For a mirror: what was saved of it."""
+        try:
+            return super().get(mirror.id, mirror.owner)
+        except UnknownStream:
+            return None
+
+    def _stop(self, stops: Stops, requester: str | None) -> list[Receipt]:
+        began = now()
+        pressed = [(each, self._registry.press(each, requester, seen)) for each, seen in stops]
+        missing = [stop for stop, (_, status) in zip(stops, pressed, strict=True) if status is None]
+        asked = self._ask(Press(missing, requester), STOP_WITHIN) if missing else iter(())
+        receipts = [self._receipt(each, status, began) for each, status in pressed]
+        theirs: dict[str, Receipt] = {}
+        for answer in asked:
+            for each in _receipts.decode(answer):
+                if each.status != "pending":
+                    theirs[each.id] = each
+            if len(theirs) == len(missing):
+                break
+        took = round((now() - began) * 1000, 2)
+        return [
+            msgspec.structs.replace(theirs.get(each.id, each), elapsed_ms=took) for each in receipts
+        ]
+
+    def running(self, owner: str | None) -> list[Listed]:
+        asked = self._ask(List(owner), LIST_WITHIN)
+        found = super().running(owner)
+        for answer in asked:
+            found += _listed.decode(answer)
+        return sorted(found, key=lambda each: each.started_at)
+
+    def stop_all(self, owner: str | None) -> list[Receipt]:
+        asked = self._ask(List(owner, stop=True), STOP_WITHIN)
+        receipts = self._stop_mine(owner)
+        for answer in asked:
+            receipts += _receipts.decode(answer)
+        return receipts
+
+    def health(self) -> Health:
+        asked = self._ask(Count(), LIST_WITHIN)
+        counts = [self.open_streams, *map(_count.decode, asked)]
+        return Health(sum(counts), len(counts), self._peers.name)
+
+    def _ask(self, request: Press | List | Count, timeout: float) -> Iterator[bytes]:
+        """What the others answer; they are asked before this returns."""
+        answers = self._peers.ask(_encode(request), timeout)
+        return (answer for _, answer, _ in answers)
+
+    # --- for the others ---------------------------------------------------------------------------
+
+    def _serve(self, said: bytes, channel: Channel) -> None:
+        request = _request.decode(said)
+        if isinstance(request, Find):
+            self._tell(request, channel)
+            return
+        answer: object
+        if isinstance(request, Press):
+            answer = super()._stop(request.stops, request.requester)
+        elif isinstance(request, List):
+            mine = self._stop_mine if request.stop else super().running
+            answer = mine(request.owner)
+        elif isinstance(request, Count):
+            answer = self.open_streams
+        else:
+            answer = self._registry.tombstones()
+        channel.send(_encode(answer))
+
+    def _stop_mine(self, owner: str | None) -> list[Receipt]:
+        runs = sorted(self._running(owner), key=lambda run: run.started_at)
+        return super()._stop([(run.id, None) for run in runs], owner)
+
+    def _tell(self, asked: Find, channel: Channel) -> None:
+        try:
+            run = self.run(asked.id, asked.requester)
+        except UnknownStream:
+            tell_unknown(channel)
+            return
+        if not asked.live:
+            tell(run, asked.after, channel)
+            return
+        if not channel.long():
+            logger.error("other workers follow too many streams of this one")
+            return
+        viewer = self.watch(run, channel.sock)
+        try:
+            viewer.writing_since = now()
+            after = tell(run, asked.after, channel)
+            viewer.writing_since = None
+            for events in run.follow(after, viewer, INTERVAL):
+                if events:
+                    viewer.writing_since = now()
+                    tell_more(run, events, channel)
+                    viewer.writing_since = None
+        except OffsetLost:
+            pass  # the other one was slower than the log is long: it comes again and is told so
+        finally:
+            self.unwatch(run, viewer)
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        super().drain()
+        since = self._leaving_since = self._leaving_since or now()
+        if now() - since > LAST_WORDS:
+            self._dismiss()
+
+    def close(self) -> None:
+        super().close()
+        self._dismiss()
+        try:
+            if tombstones := self._registry.tombstones():
+                self._peers.leave_word(_encode(tombstones))
+        except OSError as exc:
+            logger.error("Stops of streams that have not begun are lost: %s", exc)
+        self._peers.close()
+
+    def _dismiss(self) -> None:
+        """Whoever follows another worker's stream here finds it through another one."""
+        with self._mirrors_lock:
+            mirrors = list(self._mirrors.values())
+        for mirror in mirrors:
+            mirror.dismiss()

@@ -1,0 +1,351 @@
+"""Messages that are written while an answer comes: they wait, and go out when it is done."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Locator, expect
+
+from tests.browser.chat import AWAY, Chat, numbers
+from tests.browser.conftest import OpenChat
+from tests.conftest import HaltServer, asked, new_id
+from tests.fake_openai import FakeOpenAI
+
+
+def queue(chat: Chat) -> Locator:
+    """The list of what waits."""
+    return chat.page.locator("#queue")
+
+
+def waiting(chat: Chat) -> Locator:
+    """The texts that wait, the next one first."""
+    return queue(chat).locator("li .text")
+
+
+def state(chat: Chat) -> Locator:
+    """What the list says of itself."""
+    return chat.page.locator("#queue-state")
+
+
+def go(chat: Chat) -> Locator:
+    """The button that lets a held list go."""
+    return queue(chat).get_by_role("button", name="Send")
+
+
+def prompt(n: int) -> str:
+    """A message whose answer is so many numbers."""
+    return f"/fake count?n={n} {new_id()}"
+
+
+def begin(chat: Chat) -> None:
+    """Let an answer be under way that ends when its record is released."""
+    chat.ask("stall?n=3&rest=2")
+    chat.wait_text("0 1 2")
+
+
+def prompts(chat: Chat) -> list[str]:
+    """What has been said in the conversation."""
+    return chat.page.locator(".prompt .text").all_inner_texts()
+
+
+def test_what_is_sent_meanwhile_waits_and_goes_out_in_order(chat: Chat) -> None:
+    """Enter puts it in the list; when the answer is done the first goes out, then the next."""
+    expect(queue(chat)).to_be_hidden()
+    begin(chat)
+    first, record = chat.said, chat.record()
+    second, third = prompt(4), prompt(5)
+    chat.say(second)
+    expect(chat.prompt).to_have_value("")
+    expect(state(chat)).to_have_text("1 message waits for the answer")
+    expect(chat.page.locator("#announcer")).to_have_text("Your message waits for the answer.")
+    chat.say(third)
+    expect(waiting(chat)).to_have_text([second, third])
+    expect(state(chat)).to_have_text("2 messages wait for the answer")
+    assert chat.exchanges() == 1
+    record.release()
+    expect(chat.page.locator(".exchange")).to_have_count(3)
+    chat.wait_state("done")
+    assert chat.shown() == numbers(5)
+    expect(queue(chat)).to_be_hidden()
+    assert prompts(chat) == [first, second, third]
+    told = [each["content"].strip() for each in asked(chat.fake, third).body["messages"]]
+    assert told == [first, numbers(5), second, numbers(4), third]
+    chat.reload()
+    assert prompts(chat) == [first, second, third]
+
+
+def test_the_queue_button_does_what_enter_does_and_stop_keeps_its_place(chat: Chat) -> None:
+    """It is there as soon as there is something to wait, beside Stop."""
+    begin(chat)
+    place = chat.stop.bounding_box()
+    button = chat.page.get_by_role("button", name="Queue", exact=True)
+    expect(button).to_be_hidden()
+    said = prompt(1)
+    chat.prompt.fill(said)
+    expect(button).to_be_visible()
+    assert chat.stop.bounding_box() == place
+    button.click()
+    expect(waiting(chat)).to_have_text([said])
+    expect(button).to_be_hidden()
+    assert chat.stop.bounding_box() == place
+    chat.record().release()
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_state("done")
+
+
+def test_what_waits_can_be_edited_and_removed(chat: Chat) -> None:
+    """By keyboard; Esc gives an edit up and stops no answer; what is empty is removed."""
+    begin(chat)
+    record, texts = chat.record(), [prompt(n) for n in (4, 5, 6)]
+    for each in texts:
+        chat.say(each)
+    expect(waiting(chat)).to_have_text(texts)
+    lines = queue(chat).locator("li")
+    lines.nth(0).get_by_role("button", name="Edit").press("Enter")
+    field = queue(chat).get_by_role("textbox", name="Edit the waiting message")
+    expect(field).to_be_focused()
+    expect(field).to_have_value(texts[0])
+    field.fill("given up")
+    field.press("Escape")
+    expect(waiting(chat)).to_have_text(texts)
+    expect(lines.nth(0).get_by_role("button", name="Edit")).to_be_focused()
+    lines.nth(0).get_by_role("button", name="Edit").press("Enter")
+    changed = texts[0].replace("n=4", "n=7")
+    field.fill(changed)
+    field.press("Enter")
+    expect(waiting(chat)).to_have_text([changed, *texts[1:]])
+    lines.nth(1).get_by_role("button", name="Remove").press("Enter")
+    expect(waiting(chat)).to_have_text([changed, texts[2]])
+    expect(lines.nth(1).get_by_role("button", name="Remove")).to_be_focused()
+    lines.nth(1).get_by_role("button", name="Edit").click()
+    field.fill("")
+    field.press("Enter")
+    expect(waiting(chat)).to_have_text([changed])
+    expect(chat.answer).to_have_attribute("data-state", "running")
+    record.release()
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_state("done")
+    assert chat.shown() == numbers(7)
+    assert not [each for each in chat.fake.requests if texts[1] in str(each.body)]
+
+
+def test_what_is_being_edited_is_not_sent_under_the_hands(chat: Chat) -> None:
+    """The answer is done meanwhile: the message goes out when its edit is."""
+    begin(chat)
+    chat.say(prompt(4))
+    queue(chat).get_by_role("button", name="Edit").click()
+    chat.record().release()
+    chat.wait_state("done")
+    chat.frames()
+    assert chat.exchanges() == 1
+    field = queue(chat).get_by_role("textbox", name="Edit the waiting message")
+    field.fill(prompt(6))
+    field.press("Enter")
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_state("done")
+    assert chat.shown() == numbers(6)
+
+
+@pytest.mark.parametrize("how", ["click", "Escape"])
+def test_stop_holds_what_waits(chat: Chat, how: str) -> None:
+    """It neither sends nor drops it; a button sends it, one by one as before."""
+    begin(chat)
+    texts = [prompt(4), prompt(5)]
+    for each in texts:
+        chat.say(each)
+    if how == "click":
+        chat.stop.click()
+    else:
+        chat.page.keyboard.press(how)
+    chat.wait_state("stopped")
+    for _ in range(2):
+        expect(state(chat)).to_have_text("Held, as you stopped the answer")
+        expect(waiting(chat)).to_have_text(texts)
+        expect(go(chat)).to_have_text("Send now")
+        assert chat.exchanges() == 1
+        chat.reload()
+    unasked = [each for each in chat.fake.requests if texts[0] in str(each.body)]
+    assert unasked == []
+    go(chat).click()
+    expect(chat.page.locator(".exchange")).to_have_count(3)
+    chat.wait_state("done")
+    assert prompts(chat)[1:] == texts
+    expect(queue(chat)).to_be_hidden()
+
+
+def test_stop_before_any_text_holds_the_queue_and_gives_the_prompt_back(chat: Chat) -> None:
+    """Into the message field where that is empty, else to the head of what waits."""
+    said = chat.ask("silent_first_token")
+    chat.record()
+    second = prompt(4)
+    chat.say(second)
+    chat.page.keyboard.press("Escape")
+    expect(chat.prompt).to_have_value(said)
+    expect(waiting(chat)).to_have_text([second])
+    expect(state(chat)).to_contain_text("Held")
+    chat.prompt.press("Enter")
+    chat.record(1)
+    chat.prompt.fill("half a thought")
+    expect(go(chat)).to_have_text("Send when it is done")
+    chat.page.keyboard.press("Escape")
+    expect(waiting(chat)).to_have_text([said, second])
+    expect(chat.prompt).to_have_value("half a thought")
+    assert chat.exchanges() == 0
+
+
+def test_an_error_holds_what_waits(chat: Chat) -> None:
+    """The person decides whether to go on; a new message may be sent before."""
+    chat.ask("error_in_stream?n=3&gap_ms=300")
+    second = prompt(4)
+    chat.say(second)
+    expect(waiting(chat)).to_have_text([second])
+    chat.wait_state("error")
+    expect(state(chat)).to_have_text("Held, as the answer failed")
+    other = chat.ask("count?n=2")
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_state("done")
+    assert prompts(chat)[1] == other
+    expect(waiting(chat)).to_have_text([second])
+    go(chat).click()
+    expect(chat.page.locator(".exchange")).to_have_count(3)
+    chat.wait_state("done")
+    assert chat.shown() == numbers(4)
+
+
+def test_a_held_queue_can_be_let_go_while_another_answer_comes(chat: Chat) -> None:
+    """Then it waits for that one."""
+    begin(chat)
+    second = prompt(4)
+    chat.say(second)
+    chat.stop.click()
+    chat.wait_state("stopped")
+    chat.ask("stall?n=3&rest=2")
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_text("0 1 2")
+    go(chat).click()
+    expect(state(chat)).to_have_text("1 message waits for the answer")
+    assert chat.exchanges() == 2
+    chat.record().release()
+    expect(chat.page.locator(".exchange")).to_have_count(3)
+    chat.wait_state("done")
+    assert prompts(chat)[2] == second
+
+
+def test_what_waits_survives_a_reload_and_is_sent_once(chat: Chat) -> None:
+    """In the middle of an answer, and when it has ended meanwhile."""
+    begin(chat)
+    record, texts = chat.record(), [prompt(4), prompt(5)]
+    for each in texts:
+        chat.say(each)
+    chat.reload()
+    expect(waiting(chat)).to_have_text(texts)
+    chat.wait_text("0 1 2")
+    address = chat.page.url
+    chat.page.goto("about:blank")
+    record.release()
+    chat.page.goto(address)
+    expect(chat.page.locator(".exchange")).to_have_count(3)
+    chat.wait_state("done")
+    chat.reload()
+    assert prompts(chat)[1:] == texts
+    for each in texts:
+        asked(chat.fake, each)
+        mine = [r for r in chat.fake.requests if (r.body or {}).get("messages", [{}])[-1].get("content") == each]  # fmt: skip
+        assert len(mine) == 1
+
+
+def test_a_reload_while_a_message_goes_out_does_not_send_it_twice(chat: Chat) -> None:
+    """The server has taken it, the page has not heard of it: it is known by its stream."""
+    begin(chat)
+    second = prompt(4)
+    chat.say(second)
+    chat.page.route("**/messages", lambda route: (route.fetch(), route.abort()))  # type: ignore[func-returns-value]
+    chat.forgives = AWAY + "|Failed to fetch"
+    chat.record().release()
+    expect(state(chat)).to_have_text("Held, as the first could not be sent")
+    asked(chat.fake, second)
+    chat.page.unroute("**/messages")
+    go(chat).click()
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_state("done")
+    expect(queue(chat)).to_be_hidden()
+    assert prompts(chat)[1] == second
+    mine = [r for r in chat.fake.requests if (r.body or {}).get("messages", [{}])[-1].get("content") == second]  # fmt: skip
+    assert len(mine) == 1
+
+
+def test_what_cannot_be_sent_is_held(chat: Chat) -> None:
+    """Without a network nothing is lost; the person sends it when it is back."""
+    chat.forgives = AWAY + "|Failed to fetch"
+    begin(chat)
+    second = prompt(4)
+    chat.say(second)
+    chat.page.route("**/messages", lambda route: route.abort())
+    chat.record().release()
+    expect(state(chat)).to_have_text("Held, as the first could not be sent")
+    expect(waiting(chat)).to_have_text([second])
+    chat.page.unroute("**/messages")
+    go(chat).click()
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_state("done")
+    assert chat.shown() == numbers(4)
+
+
+def test_each_conversation_has_a_queue_of_its_own(chat: Chat) -> None:
+    """Another one is left alone, in this tab too."""
+    begin(chat)
+    record, second = chat.record(), prompt(4)
+    chat.say(second)
+    address = chat.page.url
+    chat.page.get_by_role("link", name="New chat").click()
+    expect(queue(chat)).to_be_hidden()
+    chat.ask("count?n=2")
+    chat.wait_state("done")
+    assert chat.exchanges() == 1
+    chat.page.goto(address)
+    expect(waiting(chat)).to_have_text([second])
+    record.release()
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_state("done")
+
+
+def test_no_more_wait_than_can_be_looked_over(chat: Chat) -> None:
+    """The page says so, and the message stays in its field."""
+    begin(chat)
+    for n in range(20):
+        chat.say(f"message {n}")
+    expect(waiting(chat)).to_have_count(20)
+    chat.say("one too many")
+    expect(chat.page.locator("#notice")).to_have_text("At most 20 messages can wait.")
+    expect(chat.prompt).to_have_value("one too many")
+    expect(chat.stop).to_be_in_viewport(ratio=1)
+    chat.stop.click()
+    chat.wait_state("stopped")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_queue_fits_a_phone(
+    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, scheme: str
+) -> None:
+    """At 360 pixels nothing overflows; all can be read and is large enough to be pressed."""
+    size = {"width": 360, "height": 640}
+    chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True, color_scheme=scheme)  # fmt: skip
+    begin(chat)
+    chat.say("a message " * 30)
+    chat.say("w" * 300)
+    chat.prompt.fill("another")
+    found = chat.contrasts()
+    queue(chat).get_by_role("button", name="Edit").first.click()
+    chat.frames()
+    wide = "(p => p.scrollWidth - p.offsetWidth)(document.scrollingElement)"
+    assert chat.page.evaluate(wide) == 0
+    chat.stop.click()
+    chat.wait_state("stopped")
+    found |= chat.contrasts()
+    assert {name: round(c, 2) for name, c in found.items() if c < 4.5} == {}
+    assert chat.page.evaluate(wide) == 0
+    for each in (chat.prompt, chat.send, go(chat)):
+        expect(each).to_be_in_viewport(ratio=1)
+    for each in chat.page.locator("button:visible").all():
+        box = each.bounding_box()
+        assert box is not None
+        assert min(box["height"], box["width"]) >= 24, each.inner_text()

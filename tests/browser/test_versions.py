@@ -1,0 +1,337 @@
+"""Versions: answers asked for again, prompts edited where they stand, and the way between them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Locator, expect
+
+from tests.browser.chat import Chat
+from tests.browser.conftest import OpenChat
+from tests.browser.test_models import choose
+from tests.conftest import HaltServer, asked, new_id
+from tests.fake_openai import FakeOpenAI
+from tests.fake_scenarios import SCENARIOS
+from tests.fake_wire import Reply
+
+
+@pytest.fixture
+def numbered(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model that says which of its answers this is; it is silent where a prompt says so."""
+
+    def says(reply: Reply, key: str = "", silent: int = 0) -> None:
+        nth = reply.failures(key)
+        if nth == silent:
+            SCENARIOS["silent_first_token"](reply)
+        else:
+            reply.tokens([f"Answer {nth} ", f"to {key}."])
+            reply.finish()
+
+    monkeypatch.setitem(SCENARIOS, "says", says)
+    return f"k{new_id()[-6:]}"
+
+
+def exchange(chat: Chat, nth: int) -> Locator:
+    """The nth exchange of the page, from 1."""
+    return chat.page.locator(f".exchange:nth-child({nth})")
+
+
+def button(chat: Chat, nth: int, name: str) -> Locator:
+    """A button of it, seen as the pointer is there."""
+    exchange(chat, nth).hover()
+    return exchange(chat, nth).get_by_role("button", name=name, exact=True)
+
+
+def versions(chat: Chat, nth: int, what: str) -> Locator:
+    """The switcher at the answer, or at the message."""
+    return exchange(chat, nth).get_by_role("group", name=f"Versions of the {what}")
+
+
+def says(chat: Chat, nth: int, text: str) -> None:
+    """Wait until the nth exchange's answer is this."""
+    expect(exchange(chat, nth).locator("> .answer > .text")).to_have_text(re.compile(rf"^\s*{text}\s*$"))  # fmt: skip
+    expect(exchange(chat, nth).locator("> .answer")).to_have_attribute("data-state", "done")
+
+
+def number(chat: Chat, nth: int, what: str, shown: str) -> None:
+    """Wait until the switcher says this, as 1/2."""
+    expect(versions(chat, nth, what).locator(".number")).to_have_text(
+        "Version " + shown.replace("/", "/ of ")
+    )
+
+
+def editor(chat: Chat) -> Locator:
+    """The field in which a prompt is edited."""
+    return chat.page.get_by_role("textbox", name="Edit your message")
+
+
+def test_regenerated_answers_are_versions_to_switch_between(chat: Chat, numbered: str) -> None:
+    """Back and forth, by keyboard too; the one that is shown stays so and is what the model hears."""
+    said = chat.ask(f"says?key={numbered}")
+    says(chat, 1, f"Answer 1 to {numbered}.")
+    expect(versions(chat, 1, "answer")).to_have_count(0)
+    for nth in (2, 3):
+        button(chat, 1, "Regenerate").click()
+        says(chat, 1, f"Answer {nth} to {numbered}.")
+        number(chat, 1, "answer", f"{nth}/{nth}")
+    group = versions(chat, 1, "answer")
+    expect(group.get_by_role("button", name="Version after")).to_be_disabled()
+    before = group.get_by_role("button", name="Version before")
+    before.focus()
+    chat.page.keyboard.press("Enter")
+    says(chat, 1, f"Answer 2 to {numbered}.")
+    expect(before).to_be_focused()
+    expect(chat.page.locator("#announcer")).to_have_text("Version 2 of 3")
+    chat.page.keyboard.press("Enter")
+    says(chat, 1, f"Answer 1 to {numbered}.")
+    expect(before).to_be_disabled()
+    expect(group.get_by_role("button", name="Version after")).to_be_focused()
+    chat.page.keyboard.press("Enter")
+    says(chat, 1, f"Answer 2 to {numbered}.")
+    chat.reload()
+    says(chat, 1, f"Answer 2 to {numbered}.")
+    number(chat, 1, "answer", "2/3")
+    chat.ask("count?n=1")
+    says(chat, 2, "0")
+    told = [each["content"] for each in chat.record().body["messages"]]
+    assert told == [said, f"Answer 2 to {numbered}.", chat.said]
+
+
+def test_regenerating_in_the_middle_begins_a_branch(chat: Chat, numbered: str) -> None:
+    """What followed belongs to the version before it, and comes back with it."""
+    chat.ask(f"says?key={numbered}")
+    says(chat, 1, f"Answer 1 to {numbered}.")
+    chat.ask(f"says?key={numbered}b")
+    says(chat, 2, f"Answer 1 to {numbered}b.")
+    button(chat, 1, "Regenerate").click()
+    says(chat, 1, f"Answer 2 to {numbered}.")
+    assert chat.exchanges() == 1
+    chat.ask(f"says?key={numbered}c")
+    says(chat, 2, f"Answer 1 to {numbered}c.")
+    assert f"{numbered}b" not in str(chat.record().body)
+    button(chat, 1, "Version before").click()
+    says(chat, 2, f"Answer 1 to {numbered}b.")
+    for _ in range(2):
+        assert chat.exchanges() == 2
+        says(chat, 1, f"Answer 1 to {numbered}.")
+        says(chat, 2, f"Answer 1 to {numbered}b.")
+        chat.reload()
+    button(chat, 1, "Version after").click()
+    says(chat, 1, f"Answer 2 to {numbered}.")
+    says(chat, 2, f"Answer 1 to {numbered}c.")
+
+
+@pytest.mark.parametrize("by", ["Enter", "Control+Enter", "click"])
+def test_an_edited_prompt_is_another_version_with_a_rest_of_its_own(chat: Chat, by: str) -> None:
+    """It is edited where it stands and sent as in the message field; the page below changes."""
+    first = chat.ask("count?n=3")
+    says(chat, 1, "0 1 2")
+    second = chat.ask("count?n=2")
+    says(chat, 2, "0 1")
+    button(chat, 1, "Edit").click()
+    expect(editor(chat)).to_have_value(first)
+    expect(editor(chat)).to_be_focused()
+    edited = first.replace("n=3", "n=5")
+    editor(chat).fill(edited)
+    if by == "click":
+        exchange(chat, 1).locator(".editor").get_by_role("button", name="Send").click()
+    else:
+        editor(chat).press(by)
+    says(chat, 1, "0 1 2 3 4")
+    assert chat.exchanges() == 1
+    number(chat, 1, "message", "2/2")
+    expect(chat.prompt).to_have_value("")
+    assert len(asked(chat.fake, edited).body["messages"]) == 1
+    third = chat.ask("count?n=1")
+    says(chat, 2, "0")
+    assert [each["content"].strip() for each in chat.record().body["messages"]] == [
+        edited,
+        "0 1 2 3 4",
+        third,
+    ]
+    button(chat, 1, "Version before").click()
+    says(chat, 1, "0 1 2")
+    for _ in range(2):
+        expect(chat.page.locator(".prompt .text")).to_have_text([first, second])
+        says(chat, 2, "0 1")
+        number(chat, 1, "message", "1/2")
+        chat.reload()
+
+
+def test_editing_can_be_given_up(chat: Chat) -> None:
+    """By Esc or Cancel; nothing is sent, nothing stopped, and the focus is where it was."""
+    first = chat.ask("count?n=3")
+    says(chat, 1, "0 1 2")
+    posts: list[str] = []
+    chat.page.on("request", lambda request: posts.append(request.method))
+    for leave in ("Escape", "Cancel"):
+        button(chat, 1, "Edit").click()
+        editor(chat).fill("something else")
+        chat.page.keyboard.press("Shift+Enter")
+        if leave == "Escape":
+            chat.page.keyboard.press("Escape")
+        else:
+            chat.page.get_by_role("button", name="Cancel").click()
+        expect(editor(chat)).to_have_count(0)
+        expect(chat.page.locator(".prompt .text")).to_have_text(first)
+        expect(button(chat, 1, "Edit")).to_be_focused()
+    button(chat, 1, "Edit").click()
+    editor(chat).fill("  ")
+    editor(chat).press("Enter")
+    expect(editor(chat)).to_be_visible()
+    assert "POST" not in posts
+
+
+def test_esc_in_the_editor_does_not_stop_the_answer(chat: Chat) -> None:
+    """It was opened before another tab, or the queue, asked for one; what is sent waits."""
+    chat.ask("count?n=3")
+    says(chat, 1, "0 1 2")
+    button(chat, 1, "Edit").click()
+    chat.ask("stall?n=3&rest=2")
+    chat.wait_text("0 1 2")
+    editor(chat).press("Enter")
+    expect(chat.page.locator("#notice")).to_contain_text("An answer is being written")
+    editor(chat).press("Escape")
+    expect(editor(chat)).to_have_count(0)
+    chat.record().release()
+    chat.wait_state("done")
+    assert chat.shown() == "0 1 2 3 4"
+
+
+def test_an_edit_stopped_before_any_text_leaves_nothing_and_keeps_the_words(
+    chat: Chat, numbered: str
+) -> None:
+    """The version before it is there again with all that followed; the words are in the editor."""
+    first = chat.ask(f"says?key={numbered}")
+    says(chat, 1, f"Answer 1 to {numbered}.")
+    chat.ask("count?n=2")
+    says(chat, 2, "0 1")
+    button(chat, 1, "Edit").click()
+    edited = f"/fake silent_headers {new_id()}"
+    editor(chat).fill(edited)
+    editor(chat).press("Enter")
+    asked(chat.fake, edited)
+    chat.wait_state("running")
+    chat.stop.click()
+    expect(editor(chat)).to_have_value(edited)
+    expect(editor(chat)).to_be_focused()
+    says(chat, 1, f"Answer 1 to {numbered}.")
+    says(chat, 2, "0 1")
+    expect(chat.prompt).to_have_value("")
+    chat.reload()
+    expect(chat.page.locator(".prompt .text")).to_have_text([first, chat.said])
+    expect(chat.page.locator(".versions")).to_have_count(0)
+
+
+def test_a_new_try_stopped_before_any_text_brings_back_what_was_there(
+    chat: Chat, numbered: str
+) -> None:
+    """In the middle, too: the answer before it, and all that followed it."""
+    chat.ask(f"says?key={numbered}&silent=2")
+    says(chat, 1, f"Answer 1 to {numbered}.")
+    chat.ask("count?n=2")
+    says(chat, 2, "0 1")
+    button(chat, 1, "Regenerate").click()
+    expect(chat.page.locator(".exchange")).to_have_count(1)
+    chat.wait_state("running")
+    chat.page.keyboard.press("Escape")
+    for _ in range(2):
+        says(chat, 2, "0 1")
+        says(chat, 1, f"Answer 1 to {numbered}.")
+        expect(chat.page.locator(".versions")).to_have_count(0)
+        expect(chat.prompt).to_have_value("")
+        chat.reload()
+
+
+def test_discarding_a_version_shows_the_one_before_it(chat: Chat, numbered: str) -> None:
+    """The prompt stays where it is."""
+    chat.ask(f"says?key={numbered}")
+    says(chat, 1, f"Answer 1 to {numbered}.")
+    choose(chat, "stall")
+    button(chat, 1, "Edit").click()
+    editor(chat).fill("Tell me")
+    editor(chat).press("Enter")
+    chat.wait_text("3 4")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    number(chat, 1, "message", "2/2")
+    button(chat, 1, "Discard").click()
+    says(chat, 1, f"Answer 1 to {numbered}.")
+    expect(chat.page.locator(".versions")).to_have_count(0)
+    expect(chat.prompt).to_have_value("")
+    chat.reload()
+    says(chat, 1, f"Answer 1 to {numbered}.")
+
+
+def test_an_earlier_exchange_can_be_changed_by_keyboard_alone(chat: Chat, numbered: str) -> None:
+    """What the pointer uncovers, the focus uncovers too."""
+    chat.ask(f"says?key={numbered}")
+    says(chat, 1, f"Answer 1 to {numbered}.")
+    chat.ask("count?n=2")
+    says(chat, 2, "0 1")
+    chat.page.mouse.move(5, 5)
+    edit = exchange(chat, 1).get_by_role("button", name="Edit")
+    expect(edit).to_have_css("opacity", "0")
+    edit.focus()
+    expect(edit).to_have_css("opacity", "1")
+    again = exchange(chat, 1).get_by_role("button", name="Regenerate")
+    for _ in range(5):
+        if again.evaluate("e => e === document.activeElement"):
+            break
+        chat.page.keyboard.press("Tab")
+    expect(again).to_be_focused()
+    expect(exchange(chat, 1).locator(".answer .actions")).to_have_css("opacity", "1")
+
+
+def test_a_version_of_another_session_or_of_none_is_not_shown(
+    chat: Chat, open_chat: Callable[..., Chat]
+) -> None:
+    """Whoever makes up the number of a message is told so, and nothing changes."""
+    chat.ask("count?n=2")
+    says(chat, 1, "0 1")
+    chat.forgives = "404|422|400"
+    path = chat.page.url + "/show"
+    for number_ in ("999999", "x", "-1"):
+        status = chat.page.evaluate(
+            """async ([path, number]) => (await fetch(path, { method: 'POST',
+              headers: { 'HX-Request': 'true' }, body: new URLSearchParams({ message_id: number }) })).status""",
+            [path, number_],
+        )
+        assert status in {400, 404, 422}
+    other = open_chat(chat.server, chat.fake)
+    other.forgives = "404"
+    status = other.page.evaluate(
+        """async path => (await fetch(path, { method: 'POST',
+          headers: { 'HX-Request': 'true' }, body: new URLSearchParams({ message_id: '1' }) })).status""",
+        path,
+    )
+    assert status == 404
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_versions_and_editor_fit_a_phone(
+    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI, numbered: str, scheme: str
+) -> None:
+    """At 360 pixels nothing overflows; all can be read and is large enough to be pressed."""
+    size = {"width": 360, "height": 640}
+    chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True, color_scheme=scheme)  # fmt: skip
+    chat.ask(f"says?key={numbered}")
+    says(chat, 1, f"Answer 1 to {numbered}.")
+    chat.button("Regenerate").click()
+    says(chat, 1, f"Answer 2 to {numbered}.")
+    chat.ask("stall?n=5")
+    chat.wait_text("3 4")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    exchange(chat, 1).get_by_role("button", name="Edit").click()
+    chat.frames()
+    assert (
+        chat.page.evaluate("(p => p.scrollWidth - p.offsetWidth)(document.scrollingElement)") == 0
+    )
+    assert {name: round(c, 2) for name, c in chat.contrasts().items() if c < 4.5} == {}
+    for each in chat.page.locator("button:visible").all():
+        box = each.bounding_box()
+        assert box is not None
+        assert min(box["height"], box["width"]) >= 24, each.inner_text()

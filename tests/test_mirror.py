@@ -1,0 +1,291 @@
+"""A generation of another worker, as it is read here: whole, in order, and never for ever.
+
+Two services in one process, each a worker of the same folder, talk over real sockets.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from halt import mirror as module
+from halt.chat import ChatRequest
+from halt.config import Config
+from halt.errors import OffsetLost, UnknownStream
+from halt.events import (
+    Cancelled,
+    Content,
+    Done,
+    ErrorInfo,
+    Event,
+    Failed,
+    Reasoning,
+    ToolCall,
+    is_terminal,
+)
+from halt.journal import Log
+from halt.metrics import Meter, now
+from halt.mirror import Batch, Found, Mirror, MirrorLog
+from halt.peers import Channel, Peers
+from halt.recording import Recording
+from halt.run import Run
+from halt.stops import StopRegistry
+from halt.workers import SharedGenerations
+from tests.scripted import HI, Reader, Scripted, ScriptedReply
+from tests.wire import until
+
+ENDLESS = {"run_timeout": 1e9, "first_byte_timeout": 1e9, "gap_timeout": 1e9, "orphan_grace": 1e9}
+METRICS = Meter().snapshot()
+
+
+class Worker:
+    """One of the workers, on an upstream whose moves the test decides."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.upstream = Scripted()
+        self.died: list[str] = []
+        config = Config(**{**ENDLESS, **settings})
+        peers = Peers(folder, self.died.append)
+        self.service = SharedGenerations(config, self.upstream, StopRegistry(), peers)
+        self.service.begin()
+
+    def start(self, stream_id: str, *fed: str, **more: Any) -> tuple[Run, ScriptedReply]:
+        """A run whose model has said this."""
+        run = self.service.start(ChatRequest(HI, id=stream_id), **more)
+        reply = self.upstream.reply()
+        reply.feed(*fed)
+        until(lambda: run.log.last >= len(fed))
+        return run, reply
+
+    def close(self) -> None:
+        self.service.close()
+        self.upstream.dispose()
+
+
+Begin = Callable[..., Worker]
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Begin]:
+    """A worker, as often as it is called."""
+    workers: list[Worker] = []
+
+    def one(**settings: Any) -> Worker:
+        workers.append(Worker(tmp_path, **settings))
+        return workers[-1]
+
+    yield one
+    for worker in workers:
+        worker.close()
+
+
+def test_a_reader_elsewhere_reads_what_a_reader_here_does(begin: Begin) -> None:
+    """What was there and what comes, to the end; so does one that comes when it is over."""
+    owner, other = begin(), begin()
+    run, reply = owner.start("a-stream", "one ", "two ")
+    run.expected = 7.0
+    mirror = other.service.get("a-stream", None)
+    assert isinstance(mirror, Mirror)
+    assert mirror.answer() == (2, "one two ")
+    assert mirror.expected == 7.0
+    reader = Reader(mirror)  # type: ignore[arg-type]
+    reply.feed("three")
+    reader.wait_text("one two three")
+    assert other.service.get("a-stream", None) is mirror
+    reply.end(usage={"completion_tokens": 3})
+    told = reader.finish()
+    assert told == run.log.read(0)
+    late = other.service.get("a-stream", None)
+    assert late.log.read(0) == told
+    assert (late.state, late.model, late.fingerprint) == ("done", run.model, run.fingerprint)
+    assert late.came_at(2) == run.came_at(2)
+
+
+def test_a_mirror_is_read_by_its_owner_alone(begin: Begin) -> None:
+    """Another session is told that there is no such stream."""
+    owner, other = begin(), begin()
+    owner.start("a-stream", "x", owner="me")
+    assert other.service.get("a-stream", "me").owner == "me"
+    for stranger in ("you", None):
+        with pytest.raises(UnknownStream):
+            other.service.get("a-stream", stranger)
+
+
+def test_viewers_elsewhere_are_one_viewer_at_the_owner(begin: Begin) -> None:
+    """They share a connection, which ends with the last of them; so does a run without grace."""
+    owner, other = begin(), begin()
+    run, reply = owner.start("a-stream", "x", grace=0.0)
+    mirror = other.service.get("a-stream", None)
+    first, second = Reader(mirror), Reader(mirror)  # type: ignore[arg-type]
+    first.wait_text("x")
+    second.wait_text("x")
+    until(lambda: len(run._viewers) == 1)
+    first.leave()
+    reply.feed("y")
+    second.wait_text("xy")
+    assert run.state == "running"
+    second.leave()
+    until(lambda: run.state == "cancelled")
+
+
+def test_a_stop_elsewhere_says_what_it_did_and_cuts_what_was_not_seen(begin: Begin) -> None:
+    """The receipt is the owner's; the answer ends with what the stopper had seen."""
+    owner, other = begin(), begin()
+    run, _ = owner.start("a-stream", "one ", "two ", "three ")
+    receipt = other.service.stop("a-stream", None, seen=2)
+    assert (receipt.status, receipt.upstream) == ("stopped", "closed")
+    assert isinstance(run.log.ended, Cancelled)
+    mirror = other.service.get("a-stream", None)
+    assert mirror.answer() == (2, "one two ") == run.answer()
+    assert other.service.stop("a-stream", None).status == "finished"
+
+
+def test_a_worker_that_begins_inherits_every_tombstone(begin: Begin) -> None:
+    """Of workers that are there, and of such as have left."""
+    first = begin()
+    assert first.service.stop("stopped-1", None).status == "pending"
+    gone = begin()
+    assert gone.service.stop("stopped-2", None).status == "pending"
+    gone.close()
+    first.close()
+    late = begin()
+    for stream_id in ("stopped-1", "stopped-2"):
+        run = late.service.start(ChatRequest(HI, id=stream_id))
+        assert isinstance(run.log.ended, Cancelled)
+
+
+def test_text_is_whole_where_the_owners_log_is_not(begin: Begin) -> None:
+    """Events that its log has let go of are lost here too, their text is not."""
+    owner, other = begin(log_bytes=1024), begin()
+    words = [f"{number} " for number in range(40)]
+    run, reply = owner.start("a-stream", *words)
+    mirror = other.service.get("a-stream", None)
+    assert mirror.answer() == (40, "".join(words))
+    assert mirror.log.first == run.log.first > 1
+    with pytest.raises(OffsetLost):
+        mirror.log.read(0)
+    reader = Reader(mirror, after=40)  # type: ignore[arg-type]
+    reply.feed("end")
+    reader.wait_text("end")
+    assert mirror.text(41) == run.text(41)
+
+
+# --- connections that break -----------------------------------------------------------------------
+
+
+class Told:
+    """A Source that says what a test has prepared: one list of frames for each connection."""
+
+    def __init__(self, *connections: list[object]) -> None:
+        self.left = list(connections)
+        self.kept: Recording | None = None
+        self.asked: list[int] = []  # from which event on
+
+    def open(self, mirror: Mirror) -> Channel | None:
+        self.asked.append(mirror.log.last)
+        if not self.left:
+            return None
+        ours, theirs = socket.socketpair()
+        with Channel(theirs) as speaker:
+            for each in self.left.pop(0):
+                speaker.send(msgspec.msgpack.encode(each))
+        return Channel(ours)
+
+    def saved(self, mirror: Mirror) -> Recording | None:
+        return self.kept
+
+
+def mirror_of(source: Told) -> Mirror:
+    found = Found("a-stream", None, "asked-1", "", now(), "", None, 1, [])
+    return Mirror(found, "owner", 1_000_000, source)
+
+
+def batch(first: int, *events: Event) -> Batch:
+    timed = [(first + step, now(), event) for step, event in enumerate(events)]
+    ended = now() if is_terminal(events[-1]) else None
+    return Batch(timed, "model-1", len(events), None, ended, more=False)
+
+
+def saved(numbered: list[tuple[int, Event]]) -> Recording:
+    """A generation as a store has it; its last event may leave a gap before it."""
+    log = MirrorLog(1_000_000, 1)
+    kept = Recording("a-stream", None, log, started_at=now())
+    for number, event in numbered:
+        if isinstance(event, Done | Cancelled | Failed):
+            log.end_at(number, lambda event=event: event)  # type: ignore[misc]
+        else:
+            kept.note(getattr(event, "content", ""), now())
+            log.append(event)
+    return kept
+
+
+A, B, C = Content("a"), Content("b"), Content("c")
+DONE = Done("stop", METRICS)
+
+
+def test_a_connection_that_breaks_is_made_again_and_repeats_nothing() -> None:
+    """Each event once and in order, whatever is told twice."""
+    source = Told([batch(1, A, B)], [], [batch(1, A, B, C)], [batch(3, C, DONE)])
+    assert Reader(mirror_of(source)).finish() == [(1, A), (2, B), (3, C), (4, DONE)]  # type: ignore[arg-type]
+    assert source.asked == [0, 2, 2, 3]
+
+
+def test_what_was_saved_goes_on_where_the_owner_died() -> None:
+    """What was not seen yet comes first, then the end, which has a number far behind."""
+    lost = Failed(ErrorInfo("interrupted", "Gone.", retryable=True), METRICS)
+    source = Told([batch(1, A)])
+    source.kept = saved([(1, A), (2, Reasoning("hm")), (3, B), (100_003, lost)])
+    mirror = mirror_of(source)
+    assert Reader(mirror).finish() == [(1, A), (2, Reasoning("hm")), (3, B), (100_003, lost)]  # type: ignore[arg-type]
+    assert mirror.log.last == 100_003
+    assert mirror.log.read(2) == [(3, B), (100_003, lost)]
+    assert mirror.log.read(3) == mirror.log.read(50_000) == [(100_003, lost)]
+    assert mirror.log.read(100_003) == []
+    assert mirror.answer() == (3, "ab")
+
+
+def test_text_that_was_seen_and_not_saved_is_not_kept() -> None:
+    """The answer is the one that the store has, so that it does not change with a reload."""
+    lost = Failed(ErrorInfo("interrupted", "Gone.", retryable=True), METRICS)
+    source = Told([batch(1, A, B, C)])
+    source.kept = saved([(1, A), (100_001, lost)])
+    mirror = mirror_of(source)
+    assert Reader(mirror).finish() == [(1, A), (2, B), (3, C), (100_001, lost)]  # type: ignore[arg-type]
+    assert mirror.answer() == (1, "a")
+
+
+def test_nobody_waits_for_ever_for_a_dead_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nothing saved the readers are told that the answer was interrupted."""
+    monkeypatch.setattr(module, "ORPHAN_WAIT", 0.2)
+    told = Reader(mirror_of(Told([batch(1, A)]))).finish()  # type: ignore[arg-type]
+    number, ended = told[-1]
+    assert (number, told[0]) == (2, (1, A))
+    assert isinstance(ended, Failed)
+    assert (ended.error.code, ended.error.retryable) == ("interrupted", True)
+
+
+def test_an_unfinished_record_is_not_taken_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until somebody has ended it in the store, it is waited for."""
+    source = Told([batch(1, A)])
+    source.kept = Recording("a-stream", None, MirrorLog(1000, 1), started_at=now())
+    reader = Reader(mirror_of(source))  # type: ignore[arg-type]
+    until(lambda: len(source.asked) > 3)
+    source.kept = saved([(1, A), (2, ToolCall("1", "f", "{}")), (3, DONE)])
+    assert [number for number, _ in reader.finish()] == [1, 2, 3]
+
+
+def test_the_log_of_a_mirror_is_a_log() -> None:
+    """It may begin anywhere, and a gap before its end is passed over, at its first event too."""
+    log: Log = (made := MirrorLog(10_000, 5))
+    assert (log.first, log.last, log.read(4)) == (5, 4, [])
+    made.end_at(50, lambda: DONE)
+    assert log.read(4) == log.read(49) == [(50, DONE)]
+    assert log.read(50) == []
+    assert log.last == 50
+    with pytest.raises(OffsetLost):
+        log.read(3)

@@ -1,0 +1,328 @@
+"""Titles: made by the model in the background, taking nothing from anybody, else the first words."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from halt import titles as module
+from halt.chat import Part
+from halt.choice import make_upstream
+from halt.config import Config, ConfigError, load
+from halt.errors import UpstreamError
+from halt.events import Reasoning
+from halt.titles import QUEUE_MOST, TITLE_MOST, Titles, cleaned, first_words, is_about
+from tests.fake_openai import FakeOpenAI
+from tests.scripted import SOON, Scripted
+from tests.wire import until
+
+Make = Callable[..., Titles]
+
+
+class Saved:
+    """What was saved, in order."""
+
+    def __init__(self) -> None:
+        self._saved: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+
+    def __call__(self, conversation_id: str, title: str) -> None:
+        if title == "Answer":
+            raise RuntimeError("the store is full")
+        self._saved.put((conversation_id, title))
+
+    def next(self) -> tuple[str, str]:
+        return self._saved.get(timeout=SOON)
+
+    def nothing(self) -> bool:
+        return self._saved.empty()
+
+
+@pytest.fixture
+def saved() -> Saved:
+    return Saved()
+
+
+@pytest.fixture
+def upstream() -> Iterator[Scripted]:
+    made = Scripted()
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def make(upstream: Scripted, saved: Saved) -> Iterator[Make]:
+    """Makers of titles that ask the scripted upstream; closed at the end."""
+    made: list[Titles] = []
+
+    def make(has_room: Callable[[], bool] = lambda: True, **settings: Any) -> Titles:
+        made.append(Titles(upstream, Config(**settings), saved, has_room))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def idle() -> None:
+    """Wait until no thread makes titles."""
+    until(lambda: all(thread.name != "halt-titles" for thread in threading.enumerate()))
+
+
+# --- from the model -------------------------------------------------------------------------------
+
+
+def test_the_model_titles_the_first_exchange(make: Make, upstream: Scripted, saved: Saved) -> None:
+    """It is told both messages, briefly; its first line is the title; its thread then ends."""
+    assert make().wanted("c1", "Why is the sky blue?" * 500, "Because " * 500, "small-1")
+    reply = upstream.reply()
+    reply.feed(Part((Reasoning("hm\nhm"),), 1), '"Blue ', "skies\n", "and so on")
+    assert saved.next() == ("c1", "Blue skies")
+    assert reply.over.wait(SOON)
+    (request,) = upstream.asked
+    assert request.model == "small-1"
+    assert request.max_tokens is not None
+    assert request.size() < 3000
+    idle()
+
+
+def test_titles_are_made_one_after_the_other(make: Make, upstream: Scripted, saved: Saved) -> None:
+    """One thread and one connection, however many conversations begin at once."""
+    titles = make()
+    for number in range(3):
+        assert titles.wanted(f"c{number}", "a question", "an answer")
+    for number in range(3):
+        reply = upstream.reply(number)
+        assert len(upstream.opened) == number + 1
+        reply.feed(f"Question {number}")
+        reply.end()
+        assert saved.next() == (f"c{number}", f"Question {number}")
+
+
+def test_the_queue_is_short(make: Make, upstream: Scripted) -> None:
+    """Beyond it conversations keep their first words; nobody waits."""
+    titles = make()
+    titles.wanted("first", "a question", "an answer")
+    upstream.wait_asked()
+    assert all(titles.wanted("more", "a question", "an answer") for _ in range(QUEUE_MOST))
+    assert not titles.wanted("too many", "a question", "an answer")
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["", "   \n", "***", "The sky is blue because air scatters blue light more", "A placeholder"],
+)
+def test_what_is_no_title_is_not_saved(
+    make: Make, upstream: Scripted, saved: Saved, said: str
+) -> None:
+    """An empty answer, or an essay, leaves the first words; the next title is made all the same."""
+    titles = make()
+    titles.wanted("c1", "a question", "an answer")
+    titles.wanted("c2", "a question", "an answer")
+    upstream.reply(0).feed(said)
+    upstream.reply(0).end("length")
+    upstream.reply(1).feed("Questions")
+    upstream.reply(1).end()
+    assert saved.next() == ("c2", "Questions")
+
+
+def test_an_endless_line_is_left(make: Make, upstream: Scripted, saved: Saved) -> None:
+    """A model that tells a tale instead is not listened to."""
+    make().wanted("c1", "a question", "an answer")
+    reply = upstream.reply()
+    reply.feed("word " * 100)
+    assert reply.over.wait(SOON)
+    idle()
+    assert saved.nothing()
+
+
+def test_a_fault_is_not_tried_again(saved: Saved, caplog: pytest.LogCaptureFixture) -> None:
+    """One line in the log, and no more than one request."""
+    caplog.set_level(logging.INFO)
+    upstream = Scripted(UpstreamError("rate_limited", retry_after=0))
+    titles = Titles(upstream, Config(), saved)
+    titles.wanted("c1", "a question", "an answer")
+    idle()
+    titles.close()
+    assert len(upstream.asked) == 1
+    assert "no title for conversation c1" in caplog.text
+    assert saved.nothing()
+
+
+def test_a_store_that_fails_ends_no_thread(
+    make: Make, upstream: Scripted, saved: Saved, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, and the next title is made."""
+    titles = make()
+    for number, title in enumerate(["Answer", "Questions"]):
+        titles.wanted(f"c{number}", "a question", "an answer")
+        upstream.reply(number).feed(title)
+        upstream.reply(number).end()
+    assert saved.next() == ("c1", "Questions")
+    assert "the store is full" in caplog.text
+
+
+def test_users_come_first(make: Make, upstream: Scripted, saved: Saved) -> None:
+    """No title is begun without a free place, and one that is being made is given up."""
+    room = threading.Event()
+    titles = make(room.is_set)
+    titles.wanted("c1", "a question", "an answer")
+    idle()
+    assert upstream.asked == []
+    room.set()
+    titles.wanted("c2", "a question", "an answer")
+    reply = upstream.reply()
+    reply.wait_reads()
+    room.clear()
+    reply.feed("Late")
+    assert reply.over.wait(SOON)
+    idle()
+    assert saved.nothing()
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["reading", "opening"])
+def test_a_shutdown_waits_for_no_title(saved: Saved, silent: bool) -> None:
+    """The connection is interrupted in whatever phase it is, and the queue forgotten."""
+    upstream = Scripted(silent=silent)
+    titles = Titles(upstream, Config(), saved)
+    for _ in range(3):
+        titles.wanted("c1", "a question", "an answer")
+    if silent:
+        assert upstream.waiting.wait(SOON)
+    else:
+        upstream.reply().wait_reads()
+    titles.close()
+    titles.close()
+    idle()
+    assert len(upstream.asked) == 1
+    assert not titles.wanted("c2", "a question", "an answer")
+    upstream.dispose()
+
+
+def test_a_title_has_a_time_limit(
+    make: Make, upstream: Scripted, saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A silent model is given up."""
+    monkeypatch.setattr(module, "SECONDS", 0.05)
+    make().wanted("c1", "a question", "an answer")
+    assert upstream.reply().over.wait(SOON)
+    idle()
+    assert saved.nothing()
+
+
+def test_a_system_without_threads_keeps_the_first_words(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no error."""
+
+    def none(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    assert not make().wanted("c1", "a question", "an answer")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"), [("", "an answer"), (" \n", "a"), ("a question", "")]
+)
+def test_half_an_exchange_is_not_titled(make: Make, prompt: str, answer: str) -> None:
+    """There is nothing yet to make it from."""
+    assert not make().wanted("c1", prompt, answer)
+
+
+def test_titles_can_be_the_first_words(make: Make) -> None:
+    """Then no model is asked."""
+    assert not make(titles="words").wanted("c1", "a question", "an answer")
+    assert load({"HALT_TITLES": "words"}).titles == "words"
+    with pytest.raises(ConfigError, match="HALT_TITLES='both' is not allowed: use model or words"):
+        load({"HALT_TITLES": "both"})
+
+
+def test_a_real_server_is_asked_once(fake: FakeOpenAI, saved: Saved) -> None:
+    """Over the wire, thoughts in tags and all."""
+    config = Config(base_url=fake.base_url, api_key="fake", model="text?key=title")
+    fake.texts["title"] = "<think>\nA title?\n</think>\n\n**Title:** Blue skies."
+    upstream = make_upstream(config)
+    titles = Titles(upstream, config, saved)
+    titles.wanted("c1", "Why is the sky blue?", "Because of the air.")
+    assert saved.next() == ("c1", "Blue skies")
+    titles.close()
+    upstream.close()
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("title", "exchange", "about"),
+    [
+        ("Sorting lists in Python", "how to sort a list?", True),
+        ("A placeholder for a response", "how to sort a list?", False),
+        ("青い空", "空はなぜ青いの?", True),
+        ("五国", "空はなぜ青いの?", False),
+        ("Egg", "boil an egg", True),
+    ],
+)
+def test_a_title_is_about_the_exchange(title: str, exchange: str, about: bool) -> None:
+    """What a small model has made up shares no word with it."""
+    assert is_about(title, exchange) is about
+
+
+# --- the words ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "title"),
+    [
+        ("Why is the sky blue?", "Why is the sky blue?"),
+        ("\n\n  # Why  is\tit *so* `blue`?\nSecond line", "Why is it so blue?"),
+        ("- [a link](https://example.org) to ![a picture](x.png)", "a link to a picture"),
+        ("```python\nprint(snake_case)\n```", "print(snake_case)"),
+        ("Explain __init__ and snake_case_names to me", "Explain init and snake_case_names to me"),
+        ("> 1. quoted", "quoted"),
+        ("", "New conversation"),
+        ("*** \n ---", "New conversation"),
+        ("word " * 40, "word word word word word word word word word word…"[:50]),
+        ("x" * 80, "x" * 49 + "…"),
+        ("中文字符" * 20, "中文字符" * 12 + "中…"),
+        ("Line\u2028separated \u202eand\x07 odd", "Line"),
+    ],
+)  # fmt: skip
+def test_first_words(prompt: str, title: str) -> None:
+    """One line of plain text, cut at a word."""
+    assert first_words(prompt) == title
+
+
+@given(st.text(max_size=200))
+def test_a_title_is_short_plain_and_one_line(text: str) -> None:
+    """Whatever anybody writes."""
+    for title in (first_words(text), cleaned(text)):
+        assert len(title) <= TITLE_MOST
+        assert title.isprintable()
+        assert title == title.strip()
+    assert first_words(text)
+
+
+@pytest.mark.parametrize(
+    ("said", "title"),
+    [
+        ("Blue skies", "Blue skies"),
+        ('"Blue skies."', "Blue skies"),
+        ("Title: Blue skies", "Blue skies"),
+        ("**Title:** “Blue skies”", "Blue skies"),
+        ("The title is: Blue skies", "Blue skies"),
+        ("# Blue skies\n\nIt is about …", "Blue skies"),
+        ("«Ciels bleus»", "Ciels bleus"),
+        ("「青い空」。", "青い空"),
+        ("What's up?", "What's up?"),
+        ("Titles of books", "Titles of books"),
+        ("\n\n", ""),
+    ],
+)
+def test_what_a_model_says_is_cleaned(said: str, title: str) -> None:
+    """Quotes, labels, marks and full stops are no part of a title."""
+    assert cleaned(said) == title
