@@ -134,8 +134,7 @@ class Worker:
         self.store = app.extensions["halt.store"]
         self.recorder = app.extensions["halt.recorder"]
         self.service = app.extensions["halt"]
-        if hasattr(self.service, "begin"):
-            self.service.begin()
+        self.service.begin()
         self.followers: dict[int, Follower] = {}
 
     def ask(self, stream_id: str, owner: str | None, conversation_id: str) -> None:
@@ -150,7 +149,7 @@ class Worker:
                 worker=self.recorder.worker,
             )
             messages = self.store.told(conversation_id, owner)
-        self.service.start(ChatRequest(messages, id=stream_id), owner)
+        self.service.start(ChatRequest(messages, id=stream_id), owner, noted=bool(conversation_id))
 
     def feed(self, stream_id: str, owner: str | None, text: str) -> None:
         """The model says this; returns when it is in the log."""

@@ -32,7 +32,7 @@ from tests.law_worker import Process, Told
 
 OWNER = "somebody"
 STATES: dict[str, State] = {"done": "done", "cancelled": "stopped", "error": "interrupted"}
-WORKERS = 1
+WORKERS = 2
 WORKER = st.integers(0, WORKERS - 1)
 WHICH = st.integers(0, 99)  # of things whose number depends on what happened when
 
