@@ -197,6 +197,63 @@ def test_a_continuation_can_be_stopped_at_any_time(chat: Chat) -> None:
     assert letters(chat.shown()) == letters(WHOLE)
 
 
+def test_thoughts_of_both_parts_stay(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the first part are there while the second is written, at its end, and later."""
+
+    def thinks(reply: Reply) -> None:
+        first = len(reply.request["messages"]) == 1
+        reply.tokens(["early " if first else "late "], kind="reasoning_content")
+        reply.tokens(["one ", "two "] if first else ["one ", "two ", "three "])
+        reply.hold()
+        reply.finish()
+
+    monkeypatch.setitem(SCENARIOS, "thinks", thinks)
+    said = tell(chat, "thinks?gap_ms=1")
+    chat.wait_text("one two")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    chat.button("Continue").click()
+    chat.wait_text("one two three")
+    folds = chat.answer.locator(".fold")
+    expect(folds.locator(".folded")).to_have_text(["early ", "late "])
+    for each in chat.fake.requests:
+        if said in str(each.body):
+            each.release()
+    chat.wait_state("done")
+    for _ in range(2):
+        expect(folds.locator(".folded")).to_have_text(["early ", "late "])
+        expect(folds.locator("summary")).to_have_text([re.compile("^Thought for")] * 2)
+        assert chat.shown() == "one two three"
+        chat.reload()
+
+
+def test_without_room_for_it_an_answer_stays_as_it_was(
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """The page says so; Continue and Regenerate can be pressed again when there is room."""
+    server = start_halt(fake, HALT_MAX_STREAMS=1)
+    chat = open_chat(server, fake)
+    chat.forgives = "503"
+    begin(chat, WHOLE, 84)
+    eventually(lambda: letters(chat.shown()) == letters(WHOLE[:84]))
+    chat.stop.click()
+    chat.wait_state("stopped")
+    with server.client().chat("stall?n=1") as events:
+        events.until_text("0 ")
+        for name in ("Continue", "Regenerate"):
+            chat.button(name).click()
+            expect(chat.page.locator("#notice")).to_contain_text("places for streams are taken")
+            expect(chat.button(name)).to_be_visible()
+        chat.reload()
+        expect(chat.answer.locator(".badge")).to_have_text("Stopped by you")
+        assert letters(chat.shown()) == letters(WHOLE[:84])
+        server.client().stop(events.id)
+        events.to_end()
+    chat.button("Continue").click()
+    chat.wait_state("done")
+    assert letters(chat.shown()) == letters(WHOLE)
+
+
 def test_what_arrived_after_the_last_word_shown_is_kept_nowhere_but_counted(chat: Chat) -> None:
     """Not shown again, not told, not gone on from; the figures count what was received."""
     chat.ask("count?n=100000&gap_ms=3")
