@@ -396,6 +396,7 @@ class Peers:
                 return  # it lives, or another one is at it
             if not os.fstat(file).st_nlink:
                 return  # another one was at it
+            fcntl.flock(file, fcntl.LOCK_SH)  # for `alive` it is dead from now on
             self.recover(lock.stem)
             if self._sockets is not None:
                 (self._sockets / f"{lock.stem}.sock").unlink(missing_ok=True)

@@ -30,7 +30,7 @@ import msgspec
 
 from halt.chat import Upstream
 from halt.config import Config
-from halt.errors import OffsetLost, UnknownStream
+from halt.errors import OffsetLost, StoreUnavailable, UnknownStream
 from halt.generation import (
     RECEIPT_WAIT,
     ROOM_WAIT,
@@ -149,12 +149,22 @@ class SharedGenerations(Generations):
         try:
             return self.run(stream_id, requester)
         except UnknownStream:
-            mirror = self._mirror(stream_id, requester)
-            return super().get(stream_id, requester) if mirror is None else mirror
+            known = self._mirrors.get(stream_id)
+            mirror = self._mirror(stream_id, requester, known)
+            if mirror is not None:
+                return mirror
+            try:
+                return super().get(stream_id, requester)
+            except (UnknownStream, StoreUnavailable):
+                if known is None or not may_touch(known.owner, requester):
+                    raise
+                return known
 
-    def _mirror(self, stream_id: str, requester: str | None) -> Mirror | None:
-        """A generation of another worker, as it is now. None: nobody has it."""
-        known = self._mirrors.get(stream_id)
+    def _mirror(self, stream_id: str, requester: str | None, known: Mirror | None) -> Mirror | None:
+        """A generation of another worker, as it is now. None: nobody has it.
+
+        One that ended because its owner died is not told any more: some of it may not be saved.
+        """
         after = 0 if known is None else known.log.last
         request = _encode(Find(stream_id, requester, after, live=False))
         for name, answer, channel in self._peers.ask(request, FIND_WITHIN):
@@ -168,9 +178,9 @@ class SharedGenerations(Generations):
                 self._mirrors[stream_id] = mirror
             mirror.receive(channel, answer, FIND_WITHIN)
             return mirror
-        if known is not None and may_touch(known.owner, requester):
-            return known  # its owner has died just now, or hangs
-        return None
+        if known is None or known.log.ended is not None or not may_touch(known.owner, requester):
+            return None
+        return known  # its owner has died just now, or hangs
 
     def open(self, mirror: Mirror) -> Channel | None:
         """For a mirror: go on with it where its owner has come to."""

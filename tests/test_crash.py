@@ -28,7 +28,7 @@ import pytest
 
 from tests.conftest import ROOT, HaltServer, eventually, new_id
 from tests.fake_openai import FakeOpenAI
-from tests.sse import Client, Message
+from tests.sse import Client, Events, Message
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 GAP = 100_000  # numbers that nobody gets between the last event that was saved and the end
@@ -162,27 +162,42 @@ def nothing_runs(folder: Path) -> None:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def replayed(stream: Stream, client: Client, killed_at: float) -> list[Message]:
-    """The stream as a new server tells it, compared with what its reader had got of it before."""
-    answer = client.follow(stream.id, 0)
+def replayed(stream: Stream, answer: Events, killed_at: float) -> list[Message]:
+    """The stream as it is told afterwards, compared with what its reader had got of it before."""
     old = [message for at, message in stream.seen if at < killed_at - LOST_AT_MOST]
     if answer.status == 404:  # it had begun just before, and of that nothing was written yet
         assert not stream.place
         assert not old
         return []
     whole = answer.to_end().seen
+    stream.join(15)
+    assert not stream.is_alive(), "a reader waits for ever"
     text, numbers, last = checked(whole)
     assert ALL.startswith(text)
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) >= len(old), "text was lost"
     seen = [each for each in stream.messages if each.id]
-    if stream.messages and stream.messages[-1].data == "[DONE]":  # it was told its end
+    if last.json.get("error", {}).get("code") == "interrupted":
+        seen = [each for each in seen if int(each.id) < GAP]
+        assert seen[: len(numbers)] == whole[: min(len(seen), len(numbers))]
+    else:  # its worker lives
         assert whole == stream.messages
-    else:
-        assert seen[: len(numbers)] == whole[: len(seen)][: len(numbers)]
-        assert int(last.id) == len(numbers) + GAP + 1
-    assert last.json["error"]["code"] == "interrupted"
     return whole
+
+
+def kept(stream: Stream, client: Client, whole: list[Message], killed_at: float) -> list[Message]:
+    """The stream once more. Of one that was cut short it is what was saved, which is no more than
+    a worker that had followed it has told.
+    """
+    saved = client.follow(stream.id, 0).to_end().seen
+    if saved != whole:
+        _, numbers, last = checked(saved)
+        assert last.json["error"]["code"] == "interrupted"
+        assert saved[-2:] == whole[-2:]
+        assert saved[:-2] == whole[: len(numbers)]
+        assert int(last.id) == len(numbers) + GAP + 1
+        assert not [at for at, _ in stream.seen[len(numbers) :] if at < killed_at - LOST_AT_MOST]
+    return saved
 
 
 def resumed(stream: Stream, client: Client, whole: list[Message]) -> None:
@@ -195,8 +210,12 @@ def resumed(stream: Stream, client: Client, whole: list[Message]) -> None:
 def goes_on(stream: Stream, client: Client, folder: Path, whole: list[Message]) -> None:
     """Its conversation shows the answer as far as it was saved, marked, and takes a prompt."""
     text, _, last = checked(whole)
-    code = last.json.get("error", {}).get("code")
-    state = {"interrupted": "interrupted", None: "done"}.get(code, "error")
+    if not text and last.json["type"] == "cancelled":
+        assert client.get(stream.place).status == 404  # the prompt was given back
+        return
+    state = {"done": "done", "cancelled": "stopped", "error": "error"}[last.json["type"]]
+    if last.json.get("error", {}).get("code") == "interrupted":
+        state = "interrupted"
     eventually(lambda: saved(folder, stream) == (state, text))
     page = client.get(stream.place).body.decode()
     assert re.findall(r'data-state="(\w+)"', page) == [state]
@@ -210,12 +229,16 @@ def goes_on(stream: Stream, client: Client, folder: Path, whole: list[Message]) 
 
 
 def all_is_well(crowd: Crowd, client: Client, folder: Path, killed_at: float) -> None:
-    """Of every stream what was saved is there, in each way in which it can be read."""
+    """Of every stream what was saved is there at once, in each way in which it can be read.
+
+    Those of workers that live are stopped first.
+    """
+    answers = [client.follow(stream.id, 0) for stream in crowd.streams]
     for stream in crowd.streams:
-        stream.join(15)
-        assert not stream.is_alive(), "a reader waits for ever"
-    for stream in crowd.streams:
-        if whole := replayed(stream, client, killed_at):
+        client.stop(stream.id)
+    for stream, answer in zip(crowd.streams, answers, strict=True):
+        if whole := replayed(stream, answer, killed_at):
+            whole = kept(stream, client, whole, killed_at)
             resumed(stream, client, whole)
             if stream.place:
                 goes_on(stream, client, folder, whole)
@@ -225,7 +248,7 @@ def all_is_well(crowd: Crowd, client: Client, folder: Path, killed_at: float) ->
 def all_closed(fake: FakeOpenAI) -> None:
     """No connection of a dead process is open at the model's server."""
     for record in fake.requests:
-        assert record.ended.wait(10)
+        assert record.ended.wait(10), record
     fake.clear()
 
 
@@ -273,13 +296,6 @@ class Mortal:
         self.server.close()
 
 
-@pytest.fixture
-def mortal(fake: FakeOpenAI, tmp_path: Path) -> Iterator[Mortal]:
-    server = Mortal(fake.base_url, tmp_path)
-    yield server
-    server.close()
-
-
 @contextlib.contextmanager
 def newcomer(client: Client) -> Iterator[str]:
     """A prompt that is sent at the moment of the kill; the path of its conversation."""
@@ -296,31 +312,33 @@ def newcomer(client: Client) -> Iterator[str]:
     assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_worker_is_killed(
-    mortal: Mortal, fake: FakeOpenAI, chance: random.Random, part: int
+    workers: int, fake: FakeOpenAI, tmp_path: Path, chance: random.Random
 ) -> None:
-    """Ten times: each reader gets from the next worker what was saved, and the end."""
-    for _ in range(10):
-        crowd = in_progress(mortal.client)
-        crowd.wait_events(chance.randrange(300))
-        with newcomer(mortal.client) as place:
-            killed_at = mortal.kill_worker(chance)
-        all_is_well(crowd, mortal.client, mortal.folder, killed_at)
-        page = mortal.client.get(place)
-        assert page.status in {200, 404}
-        assert b'data-state="running"' not in page.body
-        all_closed(fake)
+    """Fifteen times: each reader gets what was saved, and the end, from whichever worker answers."""
+    with contextlib.closing(Mortal(fake.base_url, tmp_path, workers)) as mortal:
+        for _ in range(15):
+            crowd = in_progress(mortal.client)
+            crowd.wait_events(chance.randrange(300))
+            with newcomer(mortal.client) as place:
+                killed_at = mortal.kill_worker(chance)
+            all_is_well(crowd, mortal.client, tmp_path, killed_at)
+            page = mortal.client.get(place)
+            assert page.status in {200, 404}
+            assert b'data-state="running"' not in page.body
+            all_closed(fake)
 
 
-def test_the_master_is_killed(mortal: Mortal, fake: FakeOpenAI, chance: random.Random) -> None:
+def test_the_master_is_killed(fake: FakeOpenAI, tmp_path: Path, chance: random.Random) -> None:
     """Ten times: its worker leaves by itself, and the next server has what it had."""
-    for _ in range(10):
-        crowd = in_progress(mortal.client)
-        crowd.wait_events(chance.randrange(300))
-        killed_at = mortal.kill_master()
-        all_is_well(crowd, mortal.client, mortal.folder, killed_at)
-        all_closed(fake)
+    with contextlib.closing(Mortal(fake.base_url, tmp_path)) as mortal:
+        for _ in range(10):
+            crowd = in_progress(mortal.client)
+            crowd.wait_events(chance.randrange(300))
+            killed_at = mortal.kill_master()
+            all_is_well(crowd, mortal.client, tmp_path, killed_at)
+            all_closed(fake)
 
 
 # --- the model's server ---------------------------------------------------------------------------
