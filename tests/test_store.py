@@ -1132,3 +1132,17 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
         before = store.get("everything-there-is", "anna")
     with opened(tmp_path) as store:
         assert store.get("everything-there-is", "anna") == before
+
+
+def test_numbers_that_no_database_takes_lose_no_answer(store: SqlStore, chat: Chat) -> None:
+    """A provider's count and a page's `seen` may be anything."""
+    end = Done("stop", METRICS.__class__(None, 1.0, 10**30, False, None, 0))
+    stream_id = chat.ask("a")
+    said: list[tuple[float, Event]] = [(0.0, Content("b")), (1.0, end)]
+    ended = Ended(stream_id, end, 1.0, 2, "b", "m-1", seen=10**15 - 1)
+    store.write(Batch(chunks=(Chunk(stream_id, 1, said),), ended=(ended,)))
+    assert chat.exchanges() == [("a", "b")]
+    recorded = store.recorded(stream_id, chat.owner)
+    assert recorded is not None
+    assert recorded.seen == 2
+    assert chat.last().usage == Usage()
