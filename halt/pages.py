@@ -321,9 +321,8 @@ def pick(conversation_id: str) -> str:
     last = _store().get(conversation_id, mine, limit=1).exchanges[-1:]
     candidates = last[0].candidates if last and last[0].rivals else ()
     if any(each.stream_id == chosen for each in candidates):
-        for each in candidates:
-            if each.ended is None:
-                generations().stop(each.stream_id, mine)
+        running = [(each.stream_id, None) for each in candidates if each.ended is None]
+        generations().stop_each(running, mine)
     return _exchange(
         _changed(conversation_id, lambda store: store.pick(conversation_id, mine, chosen))
     )
@@ -472,7 +471,7 @@ def _begin(found: Conversation) -> Run:
             store.take_back(found.id, idle[0])
         except StoreUnavailable:
             recorder.abandon(idle)
-        generations().stop_each([run.id for run in runs], found.owner)
+        generations().stop_each([(run.id, None) for run in runs], found.owner)
         raise
     runs[0].log.wait(0, FIRST_TEXT_WAIT)
     return runs[0]

@@ -1,4 +1,4 @@
-"""An answer that was asked for and cannot begin: nothing of it stays behind."""
+"""Beginnings and Stops that meet a fault: nothing stays behind, and nobody is held up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app import create_app
 from halt.config import load
 from halt.conversations import Conversation
 from halt.errors import AtCapacity, StoreUnavailable
-from halt.generation import Generations
+from halt.generation import Generations, Receipt
 from halt.run import Run
 from halt.store import SqlStore
 from tests.conftest import eventually, new_id
@@ -123,3 +123,22 @@ def test_a_stop_needs_no_store(
     assert not caplog.records
     late = desk.client.post("/stop", data={"stream_id": new_id(), "shown": "1"}, headers=page)
     assert (late.status_code, late.data) == (200, b"")
+
+
+def test_one_press_stops_all_before_it_waits_for_one(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that closes slowly holds up no other answer's Stop."""
+    assert desk.ask("a", "b", "c") == 200
+    service: Generations = desk.app.extensions["halt"]
+    ids = [each.stream_id for each in desk.conversation().exchanges[-1].candidates]
+    receipt, left = service._receipt, list[int]()
+
+    def waiting(*args: Any) -> Receipt:
+        left.append(sum(service._runs[each].log.ended is None for each in ids))
+        return receipt(*args)
+
+    monkeypatch.setattr(service, "_receipt", waiting)
+    page = {"HX-Request": "true"}
+    assert desk.client.post("/stop", data={"stream_id": ids}, headers=page).status_code == 200
+    assert left[0] == 0
