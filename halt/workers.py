@@ -21,6 +21,7 @@ What holds for all workers together, and why:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Iterator
@@ -176,7 +177,8 @@ class SharedGenerations(Generations):
                     found, name, self.config.log_bytes, self
                 )
                 self._mirrors[stream_id] = mirror
-            mirror.receive(channel, answer, FIND_WITHIN)
+            with contextlib.suppress(OSError):  # it dies while it tells: what was saved will follow
+                mirror.receive(channel, answer, FIND_WITHIN)
             return mirror
         if known is None or known.log.ended is not None or not may_touch(known.owner, requester):
             return None
