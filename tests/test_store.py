@@ -10,7 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
+from halt import store as module
 from halt.conversations import (
     BROKEN_NOTE,
     STOPPED_NOTE,
@@ -860,6 +862,7 @@ def test_markdown_holds_what_is_shown(store: SqlStore) -> None:
         ),
         ('{"id":2,"role":"user","content":"a","parent":1}', "does not come before"),
         ('{"id":1,"role":"assistant","content":"a"}', "follows no prompt"),
+        ('{"id":1,"role":"user","content":"a","rivals":1}', "no rival"),
         ('{"id":1,"role":"robot","content":"a"}', "role"),
         ('{"id":1,"role":"user"}', "content"),
         ('{"id":1,"role":"user","content":"a","state":"running"}', "state"),
@@ -893,6 +896,25 @@ def test_an_import_that_breaks_off_adds_nothing(store: SqlStore) -> None:
     assert [each.id for each in store.summaries("anna").items] == [chat.name]
     assert [each.conversation_id for each in store.search("anna", "zebra").items] == [chat.name]
     assert [each.id for each in store.export("anna")] == [chat.name]
+
+
+def test_a_long_import_holds_up_nobody(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversation's messages are written in steps, and its tree is whole in the end."""
+    monkeypatch.setattr(module, "IMPORT_STEP", 3)
+    chat = Chat(store)
+    for number in range(5):
+        chat.says(f"prompt {number}", f"answer {number}")
+    chat.ends(chat.again(), "another answer")
+    (one,) = store.export("anna")
+    transactions: list[object] = []
+    event.listen(store.database.engine, "commit", transactions.append)
+    (name,) = store.import_("bert", [one])
+    assert len(transactions) >= 2 * len(one.messages) / 3
+    (again,) = store.export("bert", name)
+    assert [(each.role, each.content, each.parent) for each in again.messages] == [
+        (each.role, each.content, each.parent) for each in one.messages
+    ]
+    assert again.chosen == one.chosen
 
 
 @pytest.mark.parametrize(
