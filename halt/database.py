@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,6 +219,8 @@ def open_database(folder: Path, url: str = "") -> Database:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (folder / "migrate.lock").open("ab")
+        if not url:  # for its owner alone, also in a folder that is not
+            os.close(os.open(folder / "halt.db", os.O_RDONLY | os.O_CREAT, 0o600))
     except OSError as fault:
         raise ConfigError(
             f"HALT_DATA: the folder {str(folder)!r} cannot be written to: {fault.strerror}."

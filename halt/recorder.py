@@ -114,7 +114,12 @@ class Recorder:
             self._wake()
 
     def knows(self, stream_id: str) -> bool:
-        """The store has a generation with this ID; False also while it can't be asked."""
+        """The store has a generation with this ID; False also while it can't be asked.
+
+        One that fails is not asked: nobody who starts something waits for it.
+        """
+        if self._fault:
+            return False
         try:
             return self._store.exists(stream_id)
         except StoreUnavailable:

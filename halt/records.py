@@ -41,6 +41,7 @@ GAP = 100_000
 
 #: Rows that one `sweep` touches at most, of each kind.
 SWEEP = 200
+PURGE = 10  # conversations of those, which may be long
 
 DELETED_FOR = 86_400.0  # seconds that a deleted conversation can be brought back
 DAY = 86_400.0
@@ -219,7 +220,7 @@ class Records:
                         conversations.c.updated_at < now - DELETED_FOR,
                     )
                 )
-                .limit(SWEEP)
+                .limit(PURGE)
             )
         )
         if gone:

@@ -49,7 +49,7 @@ from halt.errors import RequestError, StreamInUse
 from halt.portable import PortableConversation, PortableMessage, PortableSettings, check
 from halt.records import Records, earlier, generation
 from halt.snippets import snippet, words
-from halt.tables import conversations, generations, messages, storable
+from halt.tables import chunks, conversations, generations, messages, storable
 
 TITLE_MAX = 200  # characters of a title
 IMPORT_STEP = 500  # messages that one transaction of an import writes
@@ -287,6 +287,7 @@ class SqlStore(Records):
                     connection.scalars(select(messages.c.stream_id).where(messages.c.id.in_(ids)))
                 )
                 tree.remove(connection, conversation_id, ids)
+            connection.execute(delete(chunks).where(chunks.c.generation_id.in_(gone)))
             connection.execute(delete(generations).where(generations.c.id.in_(gone)))
 
     def _ask(

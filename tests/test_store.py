@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, func, select
 
 from halt import store as module
 from halt.conversations import (
@@ -40,6 +40,7 @@ from halt.folds import Fold
 from halt.portable import PortableConversation, PortableMessage, read, to_json, to_markdown
 from halt.records import GAP
 from halt.store import SqlStore
+from halt.tables import chunks
 from tests.races import together
 from tests.stores import (
     DATABASES,
@@ -153,8 +154,11 @@ def test_a_failure_before_any_text_is_kept(chat: Chat) -> None:
 def test_taking_back_is_as_if_it_had_never_been_asked(chat: Chat) -> None:
     """A stream that could not be started leaves nothing, and asking again works at once."""
     stream_id = chat.ask("Too much.")
+    chat.store.write(Batch(chunks=(Chunk(stream_id, 1, said("early")),)))
     chat.store.take_back(chat.name, stream_id)
     assert chat.exchanges() == []
+    with chat.store.database.reading() as connection:
+        assert connection.scalar(select(func.count()).select_from(chunks)) == 0
     chat.says("Less.", "Fine.")
     assert chat.exchanges() == [("Less.", "Fine.")]
 

@@ -366,8 +366,12 @@ def test_the_migrations_make_the_tables_that_the_code_knows(tmp_path: Path, kind
 
 def test_the_data_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
     """Others on the machine read no conversation."""
-    open_database(tmp_path / "a" / "data").close()
-    assert (tmp_path / "a" / "data").stat().st_mode & 0o777 == 0o700
+    folder = tmp_path / "a" / "data"
+    with opened(folder) as store:
+        Chat(store).says("secret", "secret too")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        modes = {each.name: each.stat().st_mode & 0o777 for each in folder.glob("halt.db*")}
+    assert modes == dict.fromkeys(["halt.db", "halt.db-wal", "halt.db-shm"], 0o600)
 
 
 def test_values_that_it_does_not_take_are_no_outage(store: SqlStore) -> None:
