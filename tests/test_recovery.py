@@ -32,6 +32,7 @@ from tests.conftest import HaltServer, StartHalt, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.scripted import SOON
 from tests.sse import Client, Events, Message
+from tests.ws import WebSocket
 
 GAP = 100_000  # numbers that nobody gets between the last event that was saved and the end
 
@@ -134,6 +135,21 @@ def test_a_reader_goes_on_behind_the_last_event_that_it_saw(killed: Killed) -> N
         assert rest == [each for each in whole if not each.id or int(each.id) > after]
     again = killed.client.follow(stream_id, Last_Event_ID=str(saved)).to_end().seen
     assert again == killed.client.follow(stream_id, saved).to_end().seen
+
+
+def test_every_surface_replays_what_was_saved(killed: Killed) -> None:
+    """A socket and an EventSource get the same events and the same end as a stream of JSON."""
+    stream_id, _, _ = killed.stream()
+    whole = killed.client.follow(stream_id, 0).to_end().seen[:-1]
+    text = "".join(each.json["content"] for each in whole)
+    with WebSocket(killed.server) as socket:
+        socket.say(type="follow", id=stream_id)
+        socket.to_end(stream_id)
+        assert socket.seen[stream_id] == [(int(each.id), each.json) for each in whole]
+    source = killed.client.stream("GET", "/stream", headers={"Last-Event-ID": f"{stream_id}.3"})
+    messages = [each.json for each in source]
+    assert "".join(each["content"] for each in messages) == text.partition("2 ")[2]
+    assert messages[-1]["error"]["code"] == "interrupted"
 
 
 def test_a_stream_belongs_to_its_session_also_after_a_crash(killed: Killed) -> None:
