@@ -107,7 +107,9 @@ def _faults(done: str) -> Iterator[None]:
     except SQLAlchemyError as fault:
         why = reason(fault)
         # The statement's values are hidden by the engine; the server's own message can hold some.
-        logger.debug("The store failed: %s (%s)", why, type(fault).__name__)
+        origin = getattr(fault, "orig", None) or fault
+        code = getattr(origin, "sqlite_errorname", type(origin).__name__)
+        logger.debug("The store failed: %s (%s)", why, code)
         raise StoreUnavailable(f"This could not be {done}: {why}.", why) from fault
 
 

@@ -52,6 +52,7 @@ from halt.tables import conversations, generations, messages, storable
 
 TITLE_MAX = 200  # characters of a title
 IMPORT_STEP = 500  # conversations that one statement of an import names
+NEWEST = 5_000  # messages that a search on PostgreSQL looks at first
 TITLE_WORDS = 60  # characters of one that is made of the first words
 
 _encode = msgspec.json.Encoder().encode
@@ -128,18 +129,28 @@ class SqlStore(Records):
         if not wanted:
             return Page()
         before = 2**62 if cursor is None else _number(cursor, int)
-        values = {"owner": owner, "before": before, "limit": limit + 1}
+        values: dict[str, Any] = {"owner": owner, "before": before, "limit": limit + 1}
+        # The owner is in the index, so that no other one's texts are looked at.
         if self.database.sqlite:
-            # The owner is a column of the index, so that no other one's texts are looked at.
             terms = " AND ".join(f'"{each}"*' for each in wanted)
             mine = owner.replace('"', '""')
             values["query"] = f'owner : "{mine}" AND content : ({terms})'
             statement = _SQLITE_SEARCH
         else:
             values["query"] = " & ".join(f"'{each}':*" for each in wanted)
+            mine = owner.replace("\\", "\\\\").replace("'", "''")
+            values["mine"] = f"'owner {mine}'"
             statement = _POSTGRES_SEARCH
         with self.database.reading() as connection:
-            rows = connection.execute(text(statement), values).all()
+            rows: Sequence[Row[Any]] = []
+            if not self.database.sqlite:
+                # What is found everywhere is found among the newest; else the index is quick.
+                top = connection.scalar(select(func.max(messages.c.id))) or 0
+                values["least"] = min(before, top) - NEWEST
+                rows = connection.execute(text(statement), values).all()
+                values["least"] = 0
+            if len(rows) <= limit:
+                rows = connection.execute(text(statement), values).all()
         hits = tuple(
             Hit(
                 each.conversation_id,
@@ -560,11 +571,14 @@ _SQLITE_SEARCH = """
 """
 
 _POSTGRES_SEARCH = """
+    WITH found AS MATERIALIZED (
+      SELECT id FROM messages WHERE id < :before AND id >= :least
+      AND words @@ (to_tsquery('simple', :query) && CAST(:mine AS tsquery))
+    )
     SELECT m.id, m.conversation_id, c.title, m.role, m.content, m.created_at
-    FROM messages m JOIN conversations c ON c.id = m.conversation_id
-    WHERE to_tsvector('simple', left(m.content, 200000)) @@ to_tsquery('simple', :query)
-    AND m.id < :before AND c.owner = :owner AND c.deleted_at IS NULL
-    ORDER BY m.id DESC LIMIT :limit
+    FROM found JOIN messages m ON m.id = found.id JOIN conversations c ON c.id = m.conversation_id
+    WHERE c.owner = :owner AND c.deleted_at IS NULL
+    ORDER BY found.id DESC LIMIT :limit
 """
 
 

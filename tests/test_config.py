@@ -306,3 +306,14 @@ def test_every_setting_is_documented_with_its_default(setting: Setting) -> None:
 def test_no_setting_is_documented_that_does_not_exist() -> None:
     """What the table promises can be set."""
     assert set(documented()) <= {s.env for s in PUBLIC}
+
+
+def test_the_data_folder_is_a_whole_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`~` means what it means in a shell; unset, it is the folder of the user's data."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    assert load({"HALT_DATA": "~/mine"}).data_folder == tmp_path / "mine"
+    assert load({"HALT_DATA": "mine"}).data_folder == tmp_path / "mine"
+    assert load({}).data_folder.is_absolute()
+    assert load({}).data_folder.name == "halt"

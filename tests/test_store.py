@@ -1067,6 +1067,21 @@ def test_of_several_who_recover_one_does(store: SqlStore, chat: Chat) -> None:
         assert chat.last().answer == "x"
 
 
+def test_an_end_and_a_recovery_at_the_same_moment_are_one_end(store: SqlStore, chat: Chat) -> None:
+    """Law: whichever was first, the message and the recorded events tell of the same end."""
+    for n in range(15):
+        stream_id = chat.ask(f"{n}")
+        store.write(Batch(chunks=(Chunk(stream_id, 1, said("a")),)))
+        end = partial(ends, store, stream_id, "ab", said=[Content("a"), Content("b")])
+        interrupted, _ = together(partial(store.interrupt, stream_id), end)
+        found = store.recorded(stream_id, "anna")
+        assert found is not None
+        assert found.events[-1][2] == chat.last().ended
+        expected = ("a", "interrupted") if interrupted else ("ab", "done")
+        assert (chat.last().answer, chat.last().state) == expected
+        assert found.state == chat.last().state
+
+
 def test_many_streams_are_written_at_once(store: SqlStore) -> None:
     """One batch holds what a hundred streams brought, the ends of some among it."""
     names = [f"stream-{n:03}" for n in range(100)]

@@ -42,10 +42,22 @@ SQLITE_SEARCH = (
     """,
 )
 
-#: PostgreSQL refuses an index entry beyond a megabyte, which only the longest texts could make.
+#: The same. PostgreSQL refuses more than a megabyte of words, which only the longest texts have.
 POSTGRES_SEARCH = (
-    "CREATE INDEX messages_words ON messages "
-    "USING gin (to_tsvector('simple', left(content, 200000)))",
+    "ALTER TABLE messages ADD COLUMN words tsvector",
+    """
+    CREATE FUNCTION messages_words() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+      NEW.words := CASE WHEN NEW.content <> '' THEN
+        to_tsvector('simple', left(NEW.content, 200000)) || array_to_tsvector(ARRAY[
+          'owner ' || (SELECT owner FROM conversations WHERE id = NEW.conversation_id)])
+      END;
+      RETURN NEW;
+    END $$
+    """,
+    "CREATE TRIGGER messages_words BEFORE INSERT OR UPDATE OF content ON messages "
+    "FOR EACH ROW EXECUTE FUNCTION messages_words()",
+    "CREATE INDEX messages_words ON messages USING gin (words)",
 )
 
 
