@@ -140,6 +140,7 @@ def test_an_answer_that_was_cut_off_or_failed_can_be_gone_on_with(
     assert chat.shown() == numbers(10)
     chat.reload()
     chat.button("Continue").click()
+    chat.wait_text("18 19")
     chat.wait_state("done")
     assert chat.shown() == numbers(20)
     expect(chat.answer).not_to_contain_text(label)
