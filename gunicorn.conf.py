@@ -12,6 +12,13 @@ import socket
 import sys
 from typing import Any
 
+# Every worker needs these, and they take most of the time to load: here it is done once, before the
+# fork, so that workers, and the one that takes the place of one that died, are there at once.
+import flask_limiter  # noqa: F401
+import flask_sock  # noqa: F401
+import markdown_it  # noqa: F401
+import openai  # noqa: F401
+
 from halt import config as halt_config
 from halt import data_folder, embedded
 from halt.database import open_database

@@ -39,6 +39,14 @@ Environment = dict[str, str]
 Open = Callable[..., Terminal]
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """A Ctrl-C is one, also where the tests run in the background and were told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def env(shared_fake: FakeOpenAI, tmp_path: Path) -> Environment:
     """What the commands are started with: the fake upstream, and a data folder of their own."""

@@ -141,14 +141,14 @@ def test_every_surface_replays_what_was_saved(killed: Killed) -> None:
     """A socket and an EventSource get the same events and the same end as a stream of JSON."""
     stream_id, _, _ = killed.stream()
     whole = killed.client.follow(stream_id, 0).to_end().seen[:-1]
-    text = "".join(each.json["content"] for each in whole)
+    text = "".join(each.json["content"] for each in whole if int(each.id) > 3)
     with WebSocket(killed.server) as socket:
         socket.say(type="follow", id=stream_id)
         socket.to_end(stream_id)
         assert socket.seen[stream_id] == [(int(each.id), each.json) for each in whole]
     source = killed.client.stream("GET", "/stream", headers={"Last-Event-ID": f"{stream_id}.3"})
     messages = [each.json for each in source]
-    assert "".join(each["content"] for each in messages) == text.partition("2 ")[2]
+    assert "".join(each["content"] for each in messages) == text
     assert messages[-1]["error"]["code"] == "interrupted"
 
 

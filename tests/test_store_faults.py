@@ -236,6 +236,7 @@ def test_neither_sql_nor_what_was_said_is_logged(
     event.listen(
         store.database.engine, "connect", lambda raw, _: raw.execute("PRAGMA query_only=ON")
     )
+    caplog.set_level("DEBUG", logger="halt")
     fails("the database is read-only", partial(Chat(store).ask, "hush-hush"))
     (record,) = caplog.records
     assert record.getMessage() == "The store failed: the database is read-only (SQLITE_READONLY)"

@@ -284,6 +284,7 @@ def test_everything_can_be_read_in_light_and_dark(
     chat.ask("error_in_stream")
     chat.wait_state("error")
     chat.ask("stall?n=2")
+    chat.wait_state("running")
     chat.wait_text("0 1")
     found |= chat.contrasts()
     chat.stop.click()
