@@ -226,14 +226,18 @@ class Peers:
     # --- answering --------------------------------------------------------------------------------
 
     def _accept(self, listener: socket.socket, serve: Serve) -> None:
+        failing = False
         while not self._quit.is_set():
             try:
                 sock, _ = listener.accept()
+                failing = False
             except TimeoutError:
                 continue
             except OSError as exc:  # no more files
-                if not self._quit.wait(0.1):
+                if not failing and not self._quit.is_set():
                     logger.error("workers cannot connect: %s", exc)
+                failing = True
+                self._quit.wait(0.1)
                 continue
             if self._quit.is_set():
                 sock.close()

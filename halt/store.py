@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -53,6 +53,7 @@ from halt.tables import chunks, conversations, generations, messages, storable
 
 TITLE_MAX = 200  # characters of a title
 IMPORT_STEP = 500  # messages that one transaction of an import writes
+IMPORT_CHARS = 1_000_000  # characters of them, after which there is none more
 NEWEST = 5_000  # messages that a search on PostgreSQL looks at first
 TITLE_WORDS = 60  # characters of one that is made of the first words
 
@@ -518,7 +519,7 @@ class SqlStore(Records):
             values = {"id": new_id, "owner": owner, "deleted_at": time.time()}
             connection.execute(insert(conversations).values(values | self._values(given)))
         ids: dict[int | None, int | None] = {None: None}
-        for some in _steps(given.messages):
+        for some in _steps(given.messages, lambda each: len(each.content)):
             with self.database.writing() as connection:
                 added = connection.scalars(
                     insert(messages).returning(messages.c.id, sort_by_parameter_order=True),
@@ -566,8 +567,18 @@ _PLACED = (
 T = TypeVar("T")
 
 
-def _steps(rows: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (rows[start : start + IMPORT_STEP] for start in range(0, len(rows), IMPORT_STEP))
+def _steps(rows: Iterable[T], size: Callable[[T], int] = lambda row: 0) -> Iterator[list[T]]:
+    """The rows in parts that take a moment each."""
+    step: list[T] = []
+    total = 0
+    for row in rows:
+        step.append(row)
+        total += size(row)
+        if len(step) >= IMPORT_STEP or total >= IMPORT_CHARS:
+            yield step
+            step, total = [], 0
+    if step:
+        yield step
 
 
 def _imported(conversation_id: str, given: PortableMessage) -> dict[str, Any]:
