@@ -78,6 +78,10 @@ class Database:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._writing = engine.execution_options(write=True)
+        # Whoever reads sees one state from its first statement to its last, as SQLite has it.
+        self._reading = (
+            engine if self.sqlite else engine.execution_options(isolation_level="REPEATABLE READ")
+        )
 
     @property
     def sqlite(self) -> bool:
@@ -87,7 +91,7 @@ class Database:
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that changes nothing. Raises StoreUnavailable, Unstorable."""
-        with _faults("read"), self.engine.begin() as connection:
+        with _faults("read"), self._reading.begin() as connection:
             yield connection
 
     @contextlib.contextmanager

@@ -635,6 +635,23 @@ def test_the_window_around_a_message_holds_it(long: Chat, at: int, window: list[
         assert numbers(found) == window
 
 
+def test_what_is_read_is_of_one_moment(store: SqlStore, chat: Chat) -> None:
+    """A change in the middle of a page's reading is seen by the next one."""
+    chat.says("Hi", "first")
+    chat.ends(chat.again(), "second")
+    last = chat.last()
+
+    left = [last.answer_id]
+
+    def change(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if left and statement.startswith("SELECT"):
+            store.discard(chat.name, chat.owner, left.pop())
+
+    event.listen(store.database.engine, "after_cursor_execute", change)
+    assert chat.now().exchanges == (last,)
+    assert chat.exchanges() == [("Hi", "first")]
+
+
 def test_a_place_that_is_not_on_the_path_gives_the_end(long: Chat) -> None:
     """An old link to a message that is gone opens the conversation all the same."""
     assert numbers(long.store.get(long.name, long.owner, around=10**9, limit=2)) == [18, 19]
