@@ -223,8 +223,8 @@ def open_database(folder: Path, url: str = "") -> Database:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (folder / "migrate.lock").open("ab")
-        if not url:  # for its owner alone, also in a folder that is not
-            os.close(os.open(folder / "halt.db", os.O_RDONLY | os.O_CREAT, 0o600))
+        if not url:
+            _make_private(folder / "halt.db")
     except OSError as fault:
         raise ConfigError(
             f"HALT_DATA: the folder {str(folder)!r} cannot be written to: {fault.strerror}."
@@ -241,6 +241,15 @@ def open_database(folder: Path, url: str = "") -> Database:
         finally:
             engine.dispose()  # until it is used, nothing is held open, nor shared by a fork
     return Database(engine)
+
+
+def _make_private(path: Path) -> None:
+    """Make the file if it is not there: for its owner alone, also in a folder that is not.
+
+    One that is there is not even opened: closing it would take SQLite's own locks from this process.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _migrate(engine: Engine, what: str) -> None:
