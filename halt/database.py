@@ -246,7 +246,7 @@ def open_database(folder: Path, url: str = "") -> Database:
 def _make_private(path: Path) -> None:
     """Make the file if it is not there: for its owner alone, also in a folder that is not.
 
-    One that is there is not even opened: closing it would take SQLite's own locks from this process.
+    One that is there is not even opened: to close it would take from this process SQLite's locks.
     """
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))

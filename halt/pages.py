@@ -454,7 +454,7 @@ def _begin(found: Conversation) -> Run:
             )
             run.expected = expected
             return run
-        except HaltError:
+        except Exception:
             lengths.end(wanted.stream_id, wanted.asked)
             raise
 
