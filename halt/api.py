@@ -31,12 +31,12 @@ def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
     routes = Blueprint("api", __name__)
     probe: list[Probe] = []
 
-    def press(stream_id: object, seen: object) -> Receipt:
-        given = checked_id(stream_id, "stream_id")
-        return generations().stop(given, owner(), _number(seen))
+    def press(*stops: tuple[object, object]) -> list[Receipt]:
+        checked = [(checked_id(each, "stream_id"), _number(seen)) for each, seen in stops]
+        return generations().stop_each(checked, owner())
 
     def answer(stream_id: object, seen: object) -> Response:
-        receipt = press(stream_id, seen)
+        (receipt,) = press((stream_id, seen))
         if wants_fragment():
             return Response(fragment(receipt), 200, mimetype="text/html")
         return json_response(receipt, 202 if receipt.status == "pending" else 200)
@@ -50,8 +50,7 @@ def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
     def stop() -> Response:
         if wants_fragment():  # one press of the page's may stop several answers side by side
             ids = request.form.getlist("stream_id")[:STOPS_MAX] or [""]
-            seen = zip_longest(ids, request.form.getlist("seen")[: len(ids)])
-            receipts = [press(each, number) for each, number in seen]
+            receipts = press(*zip_longest(ids, request.form.getlist("seen")[: len(ids)]))
             return Response("".join(map(fragment, receipts)), 200, mimetype="text/html")
         fields = _fields()
         return answer(fields.get("stream_id"), fields.get("seen"))

@@ -3,7 +3,8 @@
 `open_database` makes the tables, or brings those of an earlier Halt up to date, one process at a
 time; what it can't use it leaves as it is and says so (ConfigError). Afterwards `reading` and
 `writing` give a connection within a transaction, and each fault of the database becomes a
-StoreUnavailable: within about BUSY_SECONDS where somebody else holds a lock.
+StoreUnavailable, within about BUSY_SECONDS where somebody else holds a lock; values that it does
+not take become Unstorable.
 
 For developers: `alembic` finds the migrations by pyproject.toml and works on the database of the
 settings. `HALT_DATA=/tmp/scratch alembic revision -m "What changes"` begins a new step in
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,12 +27,12 @@ from alembic.config import Config as AlembicConfig
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
 from halt.config import ConfigError
-from halt.errors import StoreUnavailable
+from halt.errors import StoreUnavailable, Unstorable
 
 BUSY_SECONDS = 2  # for a lock that somebody else holds, a free connection, a connection at all
 STATEMENT_SECONDS = 30  # for one statement of PostgreSQL's, migrations apart
@@ -84,13 +86,16 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that changes nothing. Raises StoreUnavailable."""
+        """A transaction that changes nothing. Raises StoreUnavailable, Unstorable."""
         with _faults("read"), self.engine.begin() as connection:
             yield connection
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction: all of it or, after any exception, nothing. Raises StoreUnavailable."""
+        """A transaction: all of it or, after any exception, nothing.
+
+        Raises StoreUnavailable, Unstorable.
+        """
         with _faults("saved"), self._writing.begin() as connection:
             yield connection
 
@@ -110,13 +115,18 @@ def _faults(done: str) -> Iterator[None]:
         origin = getattr(fault, "orig", None) or fault
         code = getattr(origin, "sqlite_errorname", type(origin).__name__)
         logger.debug("The store failed: %s (%s)", why, code)
-        raise StoreUnavailable(f"This could not be {done}: {why}.", why) from fault
+        message = f"This could not be {done}: {why}."
+        if isinstance(fault, DataError | IntegrityError):
+            raise Unstorable(message) from fault
+        raise StoreUnavailable(message, why) from fault
 
 
 def reason(fault: SQLAlchemyError) -> str:
     """Why the database failed, in words for a user: no SQL, no secret, no text of anyone's."""
     if isinstance(fault, PoolTimeout):
         return "the database has too much to do"
+    if isinstance(fault, DataError | IntegrityError):
+        return "the database does not take these values"
     origin = fault.orig if isinstance(fault, DBAPIError) else None
     if isinstance(origin, sqlite3.Error):
         code = getattr(origin, "sqlite_errorcode", None)
@@ -209,6 +219,8 @@ def open_database(folder: Path, url: str = "") -> Database:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (folder / "migrate.lock").open("ab")
+        if not url:  # for its owner alone, also in a folder that is not
+            os.close(os.open(folder / "halt.db", os.O_RDONLY | os.O_CREAT, 0o600))
     except OSError as fault:
         raise ConfigError(
             f"HALT_DATA: the folder {str(folder)!r} cannot be written to: {fault.strerror}."

@@ -19,7 +19,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -246,13 +246,10 @@ class Generations:
 
     def stop(self, stream_id: str, requester: str | None, seen: int | None = None) -> Receipt:
         """Stop a stream in whatever phase it is; the answer says what was seen to happen."""
-        return self._stop([(stream_id, seen)], requester)[0]
+        return self.stop_each([(stream_id, seen)], requester)[0]
 
-    def stop_each(self, stream_ids: Iterable[str], requester: str | None) -> list[Receipt]:
+    def stop_each(self, stops: Stops, requester: str | None) -> list[Receipt]:
         """Stop several streams, all before the first is waited for; no longer than for one."""
-        return self._stop([(each, None) for each in stream_ids], requester)
-
-    def _stop(self, stops: Stops, requester: str | None) -> list[Receipt]:
         began = now()
         pressed = [(each, self._registry.press(each, requester, seen)) for each, seen in stops]
         return [self._receipt(each, status, began) for each, status in pressed]
@@ -279,7 +276,7 @@ class Generations:
     def stop_all(self, owner: str | None) -> list[Receipt]:
         """Stop every running stream of this owner; together they wait no longer than one Stop."""
         mine = sorted(self._running(owner), key=lambda run: run.started_at)
-        return self.stop_each([run.id for run in mine], owner)
+        return self.stop_each([(run.id, None) for run in mine], owner)
 
     @property
     def open_streams(self) -> int:
@@ -394,12 +391,12 @@ class Generations:
                     self.drain()
                 self._notice_departures()
                 self._forget_old()
+                self._unheard.tend(now())
             except Exception:
                 logger.exception("keeper")
-            at = now()
-            self._unheard.tend(at)
             with self._lock:
                 live = list(self._live)
+            at = now()
             for run in live:
                 try:
                     self._tend(run, at)

@@ -97,8 +97,8 @@ class Merged:
 
         All are stopped before the first connection is waited for, at most 0.25 s altogether.
         """
-        ids = [member.id for member in self._members.values()]
-        return dict(zip(self._members, self._generations.stop_each(ids, None), strict=True))
+        stops = [(member.id, None) for member in self._members.values()]
+        return dict(zip(self._members, self._generations.stop_each(stops, None), strict=True))
 
     def _press(self) -> None:
         for member in self._members.values():

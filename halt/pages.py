@@ -321,9 +321,8 @@ def pick(conversation_id: str) -> str:
     last = _store().get(conversation_id, mine, limit=1).exchanges[-1:]
     candidates = last[0].candidates if last and last[0].rivals else ()
     if any(each.stream_id == chosen for each in candidates):
-        for each in candidates:
-            if each.ended is None:
-                generations().stop(each.stream_id, mine)
+        running = [(each.stream_id, None) for each in candidates if each.ended is None]
+        generations().stop_each(running, mine)
     return _exchange(
         _changed(conversation_id, lambda store: store.pick(conversation_id, mine, chosen))
     )
@@ -466,10 +465,13 @@ def _begin(found: Conversation) -> Run:
         messages = store.told(found.id, found.owner, config().told_system_prompt)
         for each in waiting:
             runs.append(started(each, messages))  # noqa: PERF401 - those before a fault are stopped
-    except HaltError:
-        store.take_back(found.id, waiting[0].stream_id)
-        for run in runs:
-            generations().stop(run.id, found.owner)
+    except Exception:
+        idle = [each.stream_id for each in waiting[len(runs) :]]
+        try:
+            store.take_back(found.id, idle[0])
+        except StoreUnavailable:
+            recorder.abandon(idle)
+        generations().stop_each([(run.id, None) for run in runs], found.owner)
         raise
     runs[0].log.wait(0, FIRST_TEXT_WAIT)
     return runs[0]
@@ -538,12 +540,15 @@ def login() -> BaseResponse | tuple[str, int] | str:
 
 def stop_fragment(receipt: Receipt) -> str:
     """What the page shows after a Stop: the answer as it was stopped."""
+    shown = request.form.get("shown")
+    if receipt.status == "pending" and not shown:
+        return ""  # it has not begun; its own response will say that it was stopped
     try:
         run = generations().get(receipt.id, owner())
     except UnknownStream:
-        if request.form.get("shown"):  # of another session, or no longer kept
-            return lost(receipt.id)
-        return ""  # it has not begun; its own response will say that it was stopped
+        return lost(receipt.id) if shown else ""  # of another session, or no longer kept
+    except StoreUnavailable:
+        return ""  # it was stopped all the same; what the page shows stays
     return PageWriter(run, 0, _answer_template(), _lengths()).whole()
 
 

@@ -41,6 +41,7 @@ from halt.metrics import now
 
 SWEEP_EVERY = 1.0  # seconds between two looks for workers that have died
 REQUEST_WITHIN = 1.0  # seconds for a worker that has connected to say what it wants
+ANSWER_WITHIN = 5.0  # seconds for a worker that has asked to take a short answer
 LEAVE_WITHIN = 1.0  # seconds that leaving waits for answers that are being given
 SHORT_MAX = 64  # requests that are answered at once; further ones wait to be accepted
 LONG_MAX = 4096  # streams that other workers follow here
@@ -254,6 +255,7 @@ class Peers:
             if held is self._short and self._long.acquire(blocking=False):
                 held.release()
                 held = self._long
+                sock.settimeout(None)
             return held is self._long
 
         with self._idle:
@@ -262,7 +264,7 @@ class Peers:
             with Channel(sock, long) as channel:
                 request = channel.receive(REQUEST_WITHIN)
                 if request is not None:
-                    sock.settimeout(None)
+                    sock.settimeout(ANSWER_WITHIN)
                     serve(request, channel)
         except OSError:
             pass  # the one who asked has left
@@ -327,14 +329,16 @@ class Peers:
         """A channel on which the request was sent; None where nobody listens, or too many ask."""
         if self._sockets is None:
             return None
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            sock.setblocking(False)
-            sock.connect(os.fspath((self._sockets / f"{name}.sock").absolute()))
-            channel = Channel(sock)
+            channel = Channel(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        except OSError:  # no more files
+            return None
+        try:
+            channel.sock.setblocking(False)
+            channel.sock.connect(os.fspath((self._sockets / f"{name}.sock").absolute()))
             channel.send(request)  # fits the kernel's buffer, or counts as not to be had
         except OSError:
-            sock.close()
+            channel.close()
             return None
         return channel
 
@@ -349,7 +353,8 @@ class Peers:
             self._sweep_now.wait(SWEEP_EVERY)
             self._sweep_now.clear()
             if not self._quit.is_set():
-                self.sweep()
+                with contextlib.suppress(OSError):  # no more files: the next turn finds some
+                    self.sweep()
 
     def alive(self, name: str) -> bool:
         """Whether the worker of this name holds its lease."""

@@ -103,6 +103,7 @@ def read(data: bytes) -> list[PortableConversation]:
 def check(given: PortableConversation) -> None:
     """Whether the messages make a tree. Raises RequestError (`file`), which names the message."""
     roles: dict[int, str] = {}
+    compared: dict[int, int | None] = {}  # rivals -> the prompt that they answer
     if not given.messages:
         raise RequestError(f"The conversation {given.id!r} holds no message.", field="file")
     for each in given.messages:
@@ -117,6 +118,10 @@ def check(given: PortableConversation) -> None:
         before = None if each.parent is None else roles[each.parent]
         if each.role == "assistant" and before != "user":
             raise RequestError(f"{where} is an answer and follows no prompt.", field="file")
+        if each.rivals is not None and (
+            each.role == "user" or compared.setdefault(each.rivals, each.parent) != each.parent
+        ):
+            raise RequestError(f"{where} is no rival of the others of its number.", field="file")
         roles[each.id] = each.role
 
 

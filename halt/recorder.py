@@ -99,19 +99,27 @@ class Recorder:
             if not self._entries:
                 self._clean_at = now()
             self._entries[recording.id] = _Entry(recording)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="halt-recorder", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+            self._wake()
 
     def ended(self) -> None:
         """A generation has ended: it is written down at once."""
         with self._changed:
             self._hurry = True
-            self._changed.notify_all()
+            self._wake()
+
+    def abandon(self, stream_ids: Iterable[str]) -> None:
+        """The store believes that these run, and they do not: they are ended there."""
+        with self._changed:
+            self._given_up = [*self._given_up, *stream_ids][-GIVEN_UP_MAX:]
+            self._wake()
 
     def knows(self, stream_id: str) -> bool:
-        """The store has a generation with this ID; False also while it can't be asked."""
+        """The store has a generation with this ID; False also while it can't be asked.
+
+        One that fails is not asked: nobody who starts something waits for it.
+        """
+        if self._fault:
+            return False
         try:
             return self._store.exists(stream_id)
         except StoreUnavailable:
@@ -153,11 +161,25 @@ class Recorder:
             thread = self._thread
         if thread is not None:
             thread.join(timeout)
-        if left := self._unwritten():
+        with self._changed:
+            left = self._unwritten()
+        if left:
             logger.error("%d answers could not be saved as a whole: %s", left, self._fault)
         return not left
 
     # --- the thread -------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """Let the thread look; start it where there is none. The lock is held."""
+        if self._thread is None and self._closing_until is None:
+            thread = threading.Thread(target=self._run, name="halt-recorder", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the system has no more threads: the next event tries again
+                logger.exception("recorder")
+                return
+            self._thread = thread
+        self._changed.notify_all()
 
     def _run(self) -> None:
         while self._await_turn():

@@ -41,6 +41,7 @@ GAP = 100_000
 
 #: Rows that one `sweep` touches at most, of each kind.
 SWEEP = 200
+PURGE = 10  # conversations of those, which may be long
 
 DELETED_FOR = 86_400.0  # seconds that a deleted conversation can be brought back
 DAY = 86_400.0
@@ -219,7 +220,7 @@ class Records:
                         conversations.c.updated_at < now - DELETED_FOR,
                     )
                 )
-                .limit(SWEEP)
+                .limit(PURGE)
             )
         )
         if gone:
@@ -372,9 +373,9 @@ def _end(
             model=storable(end.model),
             ended_at=end.ended_at,
             last_seq=end.last_seq,
-            seen=end.seen,
+            seen=None if end.seen is None else min(end.seen, end.last_seq),
             prompt_tokens=_count(usage, "prompt_tokens", "input_tokens"),
-            completion_tokens=metrics.tokens,
+            completion_tokens=_fitting(metrics.tokens),
             estimated=metrics.tokens_estimated and metrics.tokens > 0,
             usage=None if usage is None else _encode(usage),
             ended=encoded,
@@ -462,5 +463,9 @@ def _measured(said: Sequence[Timed]) -> Metrics:
 
 def _count(usage: dict[str, Any] | None, *names: str) -> int:
     """A count of the provider's, under the first of these names that is there."""
-    found = next((usage[name] for name in names if name in usage), 0) if usage else 0
-    return found if isinstance(found, int) and 0 <= found < 2**31 else 0
+    return _fitting(next((usage[name] for name in names if name in usage), 0)) if usage else 0
+
+
+def _fitting(count: object) -> int:
+    """A count that a column holds; 0 for what is none, whatever a provider has said."""
+    return int(count) if isinstance(count, int) and 0 <= count < 2**31 else 0

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import chain
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from flask import Blueprint, Flask, Response, current_app, render_template, request, url_for
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -148,8 +148,8 @@ def _current() -> str:
 
 def _open_now() -> str:
     """The conversation whose page makes this request."""
-    start, _, name = urlsplit(request.headers.get("HX-Current-URL", "")).path.rpartition("/")
-    return name if start.endswith("/c") else ""
+    found = re.search(r"/c/([\w-]+)(?:[?#]|$)", request.headers.get("HX-Current-URL", ""))
+    return found[1] if found else ""
 
 
 def _toast(message: str, deleted: str = "", opens: str = "") -> Response:

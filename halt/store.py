@@ -10,12 +10,13 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy import (
     Connection,
     Row,
+    bindparam,
     delete,
     exists,
     func,
@@ -48,10 +49,10 @@ from halt.errors import RequestError, StreamInUse
 from halt.portable import PortableConversation, PortableMessage, PortableSettings, check
 from halt.records import Records, earlier, generation
 from halt.snippets import snippet, words
-from halt.tables import conversations, generations, messages, storable
+from halt.tables import chunks, conversations, generations, messages, storable
 
 TITLE_MAX = 200  # characters of a title
-IMPORT_STEP = 500  # conversations that one statement of an import names
+IMPORT_STEP = 500  # messages that one transaction of an import writes
 NEWEST = 5_000  # messages that a search on PostgreSQL looks at first
 TITLE_WORDS = 60  # characters of one that is made of the first words
 
@@ -286,6 +287,7 @@ class SqlStore(Records):
                     connection.scalars(select(messages.c.stream_id).where(messages.c.id.in_(ids)))
                 )
                 tree.remove(connection, conversation_id, ids)
+            connection.execute(delete(chunks).where(chunks.c.generation_id.in_(gone)))
             connection.execute(delete(generations).where(generations.c.id.in_(gone)))
 
     def _ask(
@@ -483,13 +485,12 @@ class SqlStore(Records):
         added = []
         for each in conversations_:
             check(each)
-            with self.database.writing() as connection:
-                added.append(self._import(connection, owner, each))
+            added.append(self._import(owner, each))
         with self.database.writing() as connection:
-            for start in range(0, len(added), IMPORT_STEP):
+            for some in _steps(added):
                 connection.execute(
                     update(conversations)
-                    .where(conversations.c.id.in_(added[start : start + IMPORT_STEP]))
+                    .where(conversations.c.id.in_(some))
                     .values(deleted_at=None)
                 )
         return added
@@ -509,47 +510,82 @@ class SqlStore(Records):
             "updated_at": given.updated_at or at,
         }
 
-    def _import(self, connection: Connection, owner: str, given: PortableConversation) -> str:
-        new_id = given.id
-        if connection.scalar(select(conversations.c.id).where(conversations.c.id == new_id)):
-            new_id = secrets.token_urlsafe(16)
-        at = time.time()
-        connection.execute(
-            insert(conversations).values(
-                id=new_id,
-                owner=owner,
-                deleted_at=at,
-                **self._values(given),
-            )
-        )
-        row = _find(connection, new_id, owner, deleted=True)
+    def _import(self, owner: str, given: PortableConversation) -> str:
+        """Add one conversation, deleted as yet, in steps that hold up nobody for long."""
+        with self.database.writing() as connection:
+            taken = select(conversations.c.id).where(conversations.c.id == given.id)
+            new_id = secrets.token_urlsafe(16) if connection.scalar(taken) else given.id
+            values = {"id": new_id, "owner": owner, "deleted_at": time.time()}
+            connection.execute(insert(conversations).values(values | self._values(given)))
         ids: dict[int | None, int | None] = {None: None}
-        groups: dict[int, int] = {}
-        chosen = set(given.chosen)
-        for each in given.messages:
-            added = _add(
-                connection,
-                row,
-                ids[each.parent],
-                each.role,
-                each.content,
-                state=each.state,
-                model=storable(each.model),
-                asked_model=storable(each.asked),
-                stream_id=secrets.token_urlsafe(16) if each.role == "assistant" else "",
-                picked=each.picked,
-                created_at=each.created_at or at,
-                ended=_encode(each.ended or tree.ended_as(each.state)),
-                folds=_encode(each.folds) if each.folds else None,
-                chosen=each.id in chosen,
-            )
-            ids[each.id] = added
-            if each.rivals is not None:
-                group = groups.setdefault(each.rivals, added)
-                connection.execute(
-                    update(messages).where(messages.c.id == added).values(rivals=group)
+        for some in _steps(given.messages):
+            with self.database.writing() as connection:
+                added = connection.scalars(
+                    insert(messages).returning(messages.c.id, sort_by_parameter_order=True),
+                    [_imported(new_id, each) for each in some],
                 )
+                ids.update(zip((each.id for each in some), added, strict=True))
+        wanted = set(given.chosen)
+        chosen = {each.parent: ids[each.id] for each in given.messages if each.id in wanted}
+        depths: dict[int | None, int] = {None: -1}
+        groups: dict[int, int | None] = {}
+        places = []
+        for each in given.messages:
+            depths[each.id] = depths[each.parent] + 1
+            group = None
+            if each.rivals is not None:
+                group = groups.setdefault(each.rivals, ids[each.id])
+            places.append(
+                {
+                    "message": ids[each.id],
+                    "above": ids[each.parent],
+                    "below": chosen.get(each.id),
+                    "level": depths[each.id],
+                    "group": group,
+                }
+            )
+        for part in _steps(places):
+            with self.database.writing() as connection:
+                connection.execute(_PLACED, part)
+        with self.database.writing() as connection:
+            tree.choose(connection, new_id, None, chosen.get(None))
         return new_id
+
+
+_PLACED = (
+    update(messages)
+    .where(messages.c.id == bindparam("message"))
+    .values(
+        parent_id=bindparam("above"),
+        chosen_id=bindparam("below"),
+        depth=bindparam("level"),
+        rivals=bindparam("group"),
+    )
+)
+
+T = TypeVar("T")
+
+
+def _steps(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (rows[start : start + IMPORT_STEP] for start in range(0, len(rows), IMPORT_STEP))
+
+
+def _imported(conversation_id: str, given: PortableMessage) -> dict[str, Any]:
+    """The row of a message of a file, without its place in the tree."""
+    return {
+        "conversation_id": conversation_id,
+        "depth": 0,
+        "role": given.role,
+        "content": storable(given.content),
+        "state": given.state,
+        "model": storable(given.model),
+        "asked_model": storable(given.asked),
+        "stream_id": secrets.token_urlsafe(16) if given.role == "assistant" else "",
+        "picked": given.picked,
+        "created_at": given.created_at or time.time(),
+        "ended": _encode(given.ended or tree.ended_as(given.state)),
+        "folds": _encode(given.folds) if given.folds else None,
+    }
 
 
 def first_words(prompt: str) -> str:

@@ -21,6 +21,7 @@ What holds for all workers together, and why:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Iterator
@@ -176,7 +177,8 @@ class SharedGenerations(Generations):
                     found, name, self.config.log_bytes, self
                 )
                 self._mirrors[stream_id] = mirror
-            mirror.receive(channel, answer, FIND_WITHIN)
+            with contextlib.suppress(OSError):  # it dies while it tells: what was saved will follow
+                mirror.receive(channel, answer, FIND_WITHIN)
             return mirror
         if known is None or known.log.ended is not None or not may_touch(known.owner, requester):
             return None
@@ -204,7 +206,7 @@ class SharedGenerations(Generations):
         except UnknownStream:
             return None
 
-    def _stop(self, stops: Stops, requester: str | None) -> list[Receipt]:
+    def stop_each(self, stops: Stops, requester: str | None) -> list[Receipt]:
         began = now()
         pressed = [(each, self._registry.press(each, requester, seen)) for each, seen in stops]
         missing = [stop for stop, (_, status) in zip(stops, pressed, strict=True) if status is None]
@@ -255,7 +257,7 @@ class SharedGenerations(Generations):
             return
         answer: object
         if isinstance(request, Press):
-            answer = super()._stop(request.stops, request.requester)
+            answer = super().stop_each(request.stops, request.requester)
         elif isinstance(request, List):
             mine = self._stop_mine if request.stop else super().running
             answer = mine(request.owner)
@@ -267,7 +269,7 @@ class SharedGenerations(Generations):
 
     def _stop_mine(self, owner: str | None) -> list[Receipt]:
         runs = sorted(self._running(owner), key=lambda run: run.started_at)
-        return super()._stop([(run.id, None) for run in runs], owner)
+        return super().stop_each([(run.id, None) for run in runs], owner)
 
     def _tell(self, asked: Find, channel: Channel) -> None:
         try:

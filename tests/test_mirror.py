@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from halt import mirror as module
+from halt import peers, workers
 from halt.chat import ChatRequest
 from halt.config import Config
 from halt.errors import OffsetLost, UnknownStream
@@ -35,7 +36,7 @@ from halt.peers import Channel, Peers
 from halt.recording import Recording
 from halt.run import Run
 from halt.stops import StopRegistry
-from halt.workers import SharedGenerations
+from halt.workers import Find, SharedGenerations
 from tests.scripted import HI, Reader, Scripted, ScriptedReply
 from tests.wire import until
 
@@ -50,8 +51,8 @@ class Worker:
         self.upstream = Scripted()
         self.died: list[str] = []
         config = Config(**{**ENDLESS, **settings})
-        peers = Peers(folder, self.died.append)
-        self.service = SharedGenerations(config, self.upstream, StopRegistry(), peers)
+        others = Peers(folder, self.died.append)
+        self.service = SharedGenerations(config, self.upstream, StopRegistry(), others)
         self.service.begin()
 
     def start(self, stream_id: str, *fed: str, **more: Any) -> tuple[Run, ScriptedReply]:
@@ -194,6 +195,32 @@ def test_a_worker_without_a_lock_is_tidied_up_after_once(
     assert worker.died == ["7-dead", "8-dead"]
     begin().service._peers.sweep()
     assert worker.died == ["7-dead", "8-dead"]
+
+
+def test_an_owner_that_dies_while_it_tells_is_no_error(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its readers have a generation that they can follow: what was saved of it comes later."""
+    owner, other = begin(), begin()
+    owner.start("a-stream", "text")
+    monkeypatch.setattr(workers, "tell_more", lambda *said: None)
+    monkeypatch.setattr(module, "tell_more", lambda *said: None)
+    assert other.service.get("a-stream", None).log.ended is None
+
+
+def test_who_takes_no_answer_keeps_no_stop_from_being_heard(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A worker that hangs while it is answered has the other's attention for a moment only."""
+    monkeypatch.setattr(peers, "SHORT_MAX", 1)
+    monkeypatch.setattr(peers, "ANSWER_WITHIN", 0.01)
+    owner, other = begin(), begin()
+    owner.start("a-stream", "x" * 2_000_000)
+    with socket.socket(socket.AF_UNIX) as hanging:
+        hanging.connect(str(tmp_path / "run" / f"{owner.service._peers.name}.sock"))
+        Channel(hanging).send(msgspec.msgpack.encode(Find("a-stream", None, 0, live=False)))
+        assert hanging.recv(1, socket.MSG_PEEK)
+        assert other.service.stop("a-stream", None).status == "stopped"
 
 
 def test_text_is_whole_where_the_owners_log_is_not(begin: Begin) -> None:

@@ -423,6 +423,16 @@ def test_an_id_that_the_store_knows_is_in_use(make_service: Callable[..., Servic
     assert service.generations.start(ChatRequest(HI, id="another-id")).id == "another-id"
 
 
+def test_a_store_that_fails_is_not_asked_for_an_id(make_service: Callable[..., Service]) -> None:
+    """Its silence would be a delay of the start, and of the Stop behind it on the same socket."""
+    service = make_service()
+    service.shelf.fault = lambda batch: FULL
+    service.generations.start(ChatRequest(HI))
+    until(lambda: service.recorder._fault != "")
+    service.shelf.exists = lambda stream_id: pytest.fail("it was asked")  # type: ignore[method-assign]
+    service.generations.start(ChatRequest(HI, id="a-new-one"))
+
+
 def test_leaving_saves_what_was_under_way(make_service: Callable[..., Service]) -> None:
     """Every running answer ends as interrupted, and is in the store when closing is over."""
     service = make_service()

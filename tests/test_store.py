@@ -10,7 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event, func, select
 
+from halt import store as module
 from halt.conversations import (
     BROKEN_NOTE,
     STOPPED_NOTE,
@@ -38,6 +40,7 @@ from halt.folds import Fold
 from halt.portable import PortableConversation, PortableMessage, read, to_json, to_markdown
 from halt.records import GAP
 from halt.store import SqlStore
+from halt.tables import chunks
 from tests.races import together
 from tests.stores import (
     DATABASES,
@@ -151,8 +154,11 @@ def test_a_failure_before_any_text_is_kept(chat: Chat) -> None:
 def test_taking_back_is_as_if_it_had_never_been_asked(chat: Chat) -> None:
     """A stream that could not be started leaves nothing, and asking again works at once."""
     stream_id = chat.ask("Too much.")
+    chat.store.write(Batch(chunks=(Chunk(stream_id, 1, said("early")),)))
     chat.store.take_back(chat.name, stream_id)
     assert chat.exchanges() == []
+    with chat.store.database.reading() as connection:
+        assert connection.scalar(select(func.count()).select_from(chunks)) == 0
     chat.says("Less.", "Fine.")
     assert chat.exchanges() == [("Less.", "Fine.")]
 
@@ -860,6 +866,7 @@ def test_markdown_holds_what_is_shown(store: SqlStore) -> None:
         ),
         ('{"id":2,"role":"user","content":"a","parent":1}', "does not come before"),
         ('{"id":1,"role":"assistant","content":"a"}', "follows no prompt"),
+        ('{"id":1,"role":"user","content":"a","rivals":1}', "no rival"),
         ('{"id":1,"role":"robot","content":"a"}', "role"),
         ('{"id":1,"role":"user"}', "content"),
         ('{"id":1,"role":"user","content":"a","state":"running"}', "state"),
@@ -893,6 +900,25 @@ def test_an_import_that_breaks_off_adds_nothing(store: SqlStore) -> None:
     assert [each.id for each in store.summaries("anna").items] == [chat.name]
     assert [each.conversation_id for each in store.search("anna", "zebra").items] == [chat.name]
     assert [each.id for each in store.export("anna")] == [chat.name]
+
+
+def test_a_long_import_holds_up_nobody(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversation's messages are written in steps, and its tree is whole in the end."""
+    monkeypatch.setattr(module, "IMPORT_STEP", 3)
+    chat = Chat(store)
+    for number in range(5):
+        chat.says(f"prompt {number}", f"answer {number}")
+    chat.ends(chat.again(), "another answer")
+    (one,) = store.export("anna")
+    transactions: list[object] = []
+    event.listen(store.database.engine, "commit", transactions.append)
+    (name,) = store.import_("bert", [one])
+    assert len(transactions) >= 2 * len(one.messages) / 3
+    (again,) = store.export("bert", name)
+    assert [(each.role, each.content, each.parent) for each in again.messages] == [
+        (each.role, each.content, each.parent) for each in one.messages
+    ]
+    assert again.chosen == one.chosen
 
 
 @pytest.mark.parametrize(
@@ -1132,3 +1158,17 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
         before = store.get("everything-there-is", "anna")
     with opened(tmp_path) as store:
         assert store.get("everything-there-is", "anna") == before
+
+
+def test_numbers_that_no_database_takes_lose_no_answer(store: SqlStore, chat: Chat) -> None:
+    """A provider's count and a page's `seen` may be anything."""
+    end = Done("stop", METRICS.__class__(None, 1.0, 10**30, False, None, 0))
+    stream_id = chat.ask("a")
+    said: list[tuple[float, Event]] = [(0.0, Content("b")), (1.0, end)]
+    ended = Ended(stream_id, end, 1.0, 2, "b", "m-1", seen=10**15 - 1)
+    store.write(Batch(chunks=(Chunk(stream_id, 1, said),), ended=(ended,)))
+    assert chat.exchanges() == [("a", "b")]
+    recorded = store.recorded(stream_id, chat.owner)
+    assert recorded is not None
+    assert recorded.seen == 2
+    assert chat.last().usage == Usage()

@@ -23,7 +23,7 @@ from halt import database as database_module
 from halt.config import ConfigError
 from halt.conversations import Batch, Chunk
 from halt.database import Database, make_engine, open_database
-from halt.errors import StoreUnavailable
+from halt.errors import StoreUnavailable, Unstorable
 from halt.events import Content
 from halt.store import SqlStore
 from halt.tables import metadata
@@ -161,7 +161,7 @@ def test_a_disk_that_takes_no_more_is_said(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from halt.errors import StoreUnavailable
+from halt.errors import StoreUnavailable, Unstorable
 from tests.stores import Chat, opened
 with opened(Path({str(tmp_path)!r})) as store:
     chat = Chat(store, "other")
@@ -367,5 +367,19 @@ def test_the_migrations_make_the_tables_that_the_code_knows(tmp_path: Path, kind
 
 def test_the_data_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
     """Others on the machine read no conversation."""
-    open_database(tmp_path / "a" / "data").close()
-    assert (tmp_path / "a" / "data").stat().st_mode & 0o777 == 0o700
+    folder = tmp_path / "a" / "data"
+    with opened(folder) as store:
+        Chat(store).says("secret", "secret too")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        modes = {each.name: each.stat().st_mode & 0o777 for each in folder.glob("halt.db*")}
+    assert modes == dict.fromkeys(["halt.db", "halt.db-wal", "halt.db-shm"], 0o600)
+
+
+def test_values_that_it_does_not_take_are_no_outage(store: SqlStore) -> None:
+    """To try the same again is in vain, so that the recorder goes on without them."""
+    with pytest.raises(Unstorable) as refused, store.database.writing() as connection:
+        connection.execute(text("INSERT INTO conversations (id) VALUES ('incomplete')"))
+    assert refused.value.status == 400
+    assert refused.value.message == (
+        "This could not be saved: the database does not take these values."
+    )
