@@ -34,6 +34,7 @@ INTERVAL = 0.004  # seconds between two batches of one stream, at least; the fir
 BATCH_MAX = 512  # events in one batch
 ORPHAN_WAIT = 10.0  # seconds that readers wait for what was saved of a run whose worker has died
 ORPHAN_TICK = 0.1  # seconds between two questions for it
+STEADY = 1.0  # seconds after which a connection that breaks counts as one that was there
 
 logger = logging.getLogger(__name__)
 
@@ -267,13 +268,18 @@ class Mirror(Recording):
     # --- watching ---------------------------------------------------------------------------------
 
     def join(self) -> Viewer:
-        """Begin to watch. Raises RuntimeError where the system has no more threads."""
         viewer = super().join()
+        started = True
         with self._link:
             if not self._following and self.log.ended is None:
                 name = f"halt-mirror-{self.id[:8]}"
-                threading.Thread(target=self._follow, name=name, daemon=True).start()
-                self._following = True
+                try:
+                    threading.Thread(target=self._follow, name=name, daemon=True).start()
+                    self._following = True
+                except RuntimeError:  # the system has no more threads
+                    started = False
+        if not started:
+            self._fail("internal")
         return viewer
 
     def leave(self, viewer: Viewer) -> None:
@@ -294,17 +300,16 @@ class Mirror(Recording):
         try:
             alone_since: float | None = None
             while self._goes_on():
-                known = self.log.last
+                known, at = self.log.last, now()
                 channel = self._source.open(self)
                 if channel is not None:
                     with channel:
                         self._take_all(channel)
-                if self.log.last > known:
+                if self.log.last > known or (channel is not None and now() - at > STEADY):
                     alone_since = None
                     continue
-                alone_since = alone_since or now()
-                if channel is None:
-                    self._outlive(alone_since)
+                alone_since = alone_since or at
+                self._outlive(alone_since)
                 if self.log.ended is None and self._viewers:
                     self._never.wait(ORPHAN_TICK)
         except Exception:

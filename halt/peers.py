@@ -143,6 +143,7 @@ class Peers:
         self._quit = threading.Event()
         self._sweep_now = threading.Event()
         self._sweeping = threading.Lock()
+        self._troubled: set[str] = set()  # workers that could not be tidied up after at once
         self._short = threading.BoundedSemaphore(SHORT_MAX)
         self._long = threading.BoundedSemaphore(LONG_MAX)
         self._idle = threading.Condition()  # protects the number below
@@ -368,7 +369,7 @@ class Peers:
             os.close(file)
 
     def sweep(self) -> None:
-        """Tidy up after every worker that has died. What goes wrong is logged and tried again."""
+        """Tidy up after every worker that has died. What goes wrong is tried again, logged once."""
         if self._run is None:
             return
         with self._sweeping:
@@ -377,8 +378,10 @@ class Peers:
                     continue
                 try:
                     self._bury(lock)
-                except Exception:
-                    logger.exception("worker %s", lock.stem)
+                except Exception as fault:
+                    if lock.stem not in self._troubled:
+                        logger.error("worker %s has died: %s", lock.stem, fault, exc_info=fault)
+                    self._troubled.add(lock.stem)
 
     def _bury(self, lock: Path) -> None:
         """Tidy up after the worker of this lock file, if it is dead and nobody else does."""

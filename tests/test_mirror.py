@@ -149,14 +149,51 @@ def test_a_worker_that_begins_inherits_every_tombstone(begin: Begin) -> None:
     """Of workers that are there, and of such as have left."""
     first = begin()
     assert first.service.stop("stopped-1", None).status == "pending"
-    gone = begin()
-    assert gone.service.stop("stopped-2", None).status == "pending"
-    gone.close()
+    second = begin()
+    run = second.service.start(ChatRequest(HI, id="stopped-1"))
+    assert isinstance(run.log.ended, Cancelled)
+    assert second.service.stop("stopped-2", None).status == "pending"
+    second.close()
     first.close()
-    late = begin()
-    for stream_id in ("stopped-1", "stopped-2"):
-        run = late.service.start(ChatRequest(HI, id=stream_id))
-        assert isinstance(run.log.ended, Cancelled)
+    run = begin().service.start(ChatRequest(HI, id="stopped-2"))
+    assert isinstance(run.log.ended, Cancelled)
+
+
+def test_a_worker_that_leaves_lets_its_readers_go_elsewhere(begin: Begin) -> None:
+    """They get all that has come and no end, so that they ask another worker for the rest."""
+    owner, leaving, other = begin(), begin(), begin()
+    run, reply = owner.start("a-stream", "one ")
+    reader = Reader(leaving.service.get("a-stream", None))  # type: ignore[arg-type]
+    reader.wait_text("one ")
+    leaving.close()
+    assert reader.finish() == run.log.read(0)
+    assert run.state == "running"
+    again = Reader(other.service.get("a-stream", None), after=1)  # type: ignore[arg-type]
+    reply.feed("two")
+    again.wait_text("two")
+
+
+def test_a_worker_without_a_lock_is_tidied_up_after_once(
+    tmp_path: Path, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever finds it does it and removes its files; where that fails, it is tried again."""
+    worker = begin()
+    run = tmp_path / "run"
+    (run / "7-dead.lock").write_text("")
+    (run / "7-dead.sock").write_text("")
+    worker.service._peers.sweep()
+    worker.service._peers.sweep()
+    assert worker.died == ["7-dead"]
+    assert list(run.glob("7-dead.*")) == []
+    (run / "8-dead.lock").write_text("")
+    monkeypatch.setattr(worker.service._peers, "recover", None)
+    worker.service._peers.sweep()
+    assert (run / "8-dead.lock").exists()
+    monkeypatch.undo()
+    worker.service._peers.sweep()
+    assert worker.died == ["7-dead", "8-dead"]
+    begin().service._peers.sweep()
+    assert worker.died == ["7-dead", "8-dead"]
 
 
 def test_text_is_whole_where_the_owners_log_is_not(begin: Begin) -> None:
