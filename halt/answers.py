@@ -66,6 +66,7 @@ class ExchangeView:
     prompt_id: int = 0
     prompts: Versions = field(default_factory=Versions)  # what it was edited from and to
     versions: Versions = field(default_factory=Versions)  # of the answer
+    answer_ids: tuple[int, ...] = ()  # of the answer and its rivals
 
     @property
     def withdrawn(self) -> bool:
@@ -220,6 +221,7 @@ def exchange_view(
         prompt_id=exchange.prompt_id,
         prompts=exchange.prompts,
         versions=exchange.versions,
+        answer_ids=tuple(each.answer_id for each in exchange.candidates),
     )
 
 

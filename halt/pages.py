@@ -33,7 +33,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from halt.answers import ExchangeView, PageWriter, exchange_view, lost, used, view
 from halt.bodies import checked_id, is_id
 from halt.catalog import Catalog, checked_model
-from halt.chat import ChatRequest
+from halt.chat import ChatRequest, Message
 from halt.continuing import go_on
 from halt.conversations import (
     Busy,
@@ -42,7 +42,14 @@ from halt.conversations import (
     Store,
     UnknownConversation,
 )
-from halt.errors import HaltError, OffsetLost, RequestError, TooLarge, UnknownStream
+from halt.errors import (
+    HaltError,
+    OffsetLost,
+    RequestError,
+    StoreUnavailable,
+    TooLarge,
+    UnknownStream,
+)
 from halt.events import Done, sse_html
 from halt.generation import Generations, Receipt
 from halt.lengths import Lengths
@@ -243,10 +250,14 @@ def send(conversation_id: str) -> Response:
 
 @blueprint.post("/c/<conversation_id>/regenerate")
 def regenerate(conversation_id: str) -> str:
-    """One more answer to a prompt. It may be in the middle: the conversation then ends with it."""
+    """One more answer to a prompt, the last one where none is named.
+
+    It may be in the middle: the conversation then ends with it.
+    """
     (stream_id,) = _stream_ids(1)
     model = checked_model(request.form.get("model", ""))
-    prompt_id, mine = _message_id("prompt_id"), owner_made()
+    prompt_id = _message_id("prompt_id") if "prompt_id" in request.form else None
+    mine = owner_made()
     found = _changed(
         conversation_id,
         lambda store: store.again(
@@ -319,14 +330,16 @@ def pick(conversation_id: str) -> str:
 
 
 @blueprint.get("/c/<conversation_id>/usage")
-def usage(conversation_id: str) -> str:
+def usage(conversation_id: str) -> tuple[str, int]:
     """The tokens of all that was answered in it, in words."""
     mine = owner_made()
     try:
         _caught_up(conversation_id)
-        return used(_store().totals(conversation_id, mine))
+        return used(_store().totals(conversation_id, mine)), 200
     except UnknownConversation:  # its one prompt was taken back
-        return ""
+        return "", 200
+    except StoreUnavailable:  # said elsewhere; what the page shows may stay
+        return "", 204
 
 
 T = TypeVar("T")
@@ -406,9 +419,8 @@ def _begin(found: Conversation) -> Run:
     titles: Titles = current_app.extensions["halt.titles"]
     exchange = found.exchanges[-1]
     settings = found.settings
-    messages = store.told(found.id, found.owner, config().told_system_prompt)
 
-    def started(wanted: Exchange) -> Run:
+    def started(wanted: Exchange, messages: list[Message]) -> Run:
         def ended(run: Run) -> None:
             end, tokens = run.log.ended, None
             if isinstance(end, Done) and end.finish_reason == "stop" and not run.prefix:
@@ -451,8 +463,9 @@ def _begin(found: Conversation) -> Run:
     runs: list[Run] = []
     try:
         count_starts(len(waiting))
+        messages = store.told(found.id, found.owner, config().told_system_prompt)
         for each in waiting:
-            runs.append(started(each))  # noqa: PERF401 - those before a fault are to be stopped
+            runs.append(started(each, messages))  # noqa: PERF401 - those before a fault are stopped
     except HaltError:
         store.take_back(found.id, waiting[0].stream_id)
         for run in runs:

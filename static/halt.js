@@ -214,6 +214,7 @@
     return following;
   };
   addEventListener("scroll", look, { passive: true });
+  new ResizeObserver(() => { if (following) scrollToEnd(); }).observe($("body > footer")); // it covers what is below it
   if (new URLSearchParams(location.search).has("at")) following = false; // opened at a message
   else scrollToEnd();
 

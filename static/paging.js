@@ -26,16 +26,18 @@
 
   // --- the message that was searched for ----------------------------------------------------------------
   const asked = new URLSearchParams(location.search), at = CSS.escape(asked.get("at") ?? "");
-  const exchange = at && messages.querySelector(`[data-prompt="${at}"], [data-answer="${at}"]`);
+  const exchange = at && messages.querySelector(`[data-prompt="${at}"], [data-answers~="${at}"]`);
   if (!exchange) return;
-  const found = exchange.querySelector(exchange.dataset.prompt === asked.get("at") ? ".prompt" : ".answer") ?? exchange;
+  const others = exchange.querySelector(".others"), beside = exchange.dataset.answers.includes(" ");
+  const found = exchange.dataset.prompt === asked.get("at") ? exchange.querySelector(".prompt") : beside ? exchange : exchange.querySelector(".answer");
+  if (others && found === exchange) others.open = true;
   found.classList.add("found");
   found.tabIndex = -1;
   found.focus({ preventScroll: true });
   found.scrollIntoView({ block: "start", behavior: "instant" });
   const words = (asked.get("q") ?? "").normalize().toLowerCase().match(/[\p{L}\p{N}\p{M}]+/gu) ?? [];
   if (!words.length || !CSS.highlights) return;
-  const marks = new Highlight(), texts = document.createTreeWalker(found.querySelector(".text") ?? found, NodeFilter.SHOW_TEXT);
+  const marks = new Highlight(), texts = document.createTreeWalker(found === exchange ? found : found.querySelector(".text"), NodeFilter.SHOW_TEXT);
   while (texts.nextNode()) {
     for (const match of texts.currentNode.data.matchAll(/[\p{L}\p{N}\p{M}]+/gu)) {
       if (!words.some(word => match[0].toLowerCase().startsWith(word))) continue;

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import event, text
 
 from halt import database as database_module
 from halt.config import ConfigError
@@ -207,14 +207,11 @@ def test_a_server_that_has_gone_is_said_and_found_again(tmp_path: Path) -> None:
     with postgres_schema() as url, opened(tmp_path, url) as store:
         chat = Chat(store)
         chat.says("a", "1")
-        engine = create_engine(make_engine(tmp_path, url).url, isolation_level="AUTOCOMMIT")
+        with store.database.reading() as connection:
+            pid = connection.scalar(text("SELECT pg_backend_pid()"))
+        engine = make_engine(tmp_path, url)
         with engine.connect() as other:
-            other.execute(
-                text(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE pid <> pg_backend_pid() AND application_name = 'halt'"
-                )
-            )
+            other.execute(text(f"SELECT pg_terminate_backend({pid})"))
         engine.dispose()
         chat.says("b", "2")
         assert chat.exchanges() == [("a", "1"), ("b", "2")]

@@ -286,6 +286,19 @@ def test_a_hit_is_opened_where_it_is(desk: Desk) -> None:
         assert abs(mark.evaluate("e => e.getBoundingClientRect().top") - place) < 2
 
 
+def test_a_hit_in_an_answer_that_was_not_picked_is_shown(desk: Desk) -> None:
+    """The answers beside the picked one are unfolded, and the words marked."""
+    given = talk("Which?", "A heron", "Thanks", "Welcome", title="Compared")
+    rival = {"id": 9, "parent": 1, "role": "assistant", "content": "A cormorant", "rivals": 1}
+    given["messages"][1] |= {"rivals": 1, "picked": True}
+    given["messages"].append(rival)
+    desk.keep(given)
+    desk.search.fill("cormorant")
+    desk.hits.click()
+    expect(desk.page.get_by_text("A cormorant")).to_be_in_viewport()
+    assert desk.page.evaluate("CSS.highlights.get('found').size") == 1
+
+
 def test_a_search_says_that_nothing_was_found_and_gives_the_list_back(desk: Desk) -> None:
     """Emptied, the field shows the list again."""
     desk.keep(talk("Hi", "Ho", title="One"))

@@ -7,7 +7,7 @@ from playwright.sync_api import Locator, expect
 
 from tests.browser.chat import AWAY, Chat, numbers
 from tests.browser.conftest import OpenChat
-from tests.conftest import HaltServer, asked, new_id
+from tests.conftest import HaltServer, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 
 
@@ -90,6 +90,28 @@ def test_the_queue_button_does_what_enter_does_and_stop_keeps_its_place(chat: Ch
     chat.record().release()
     expect(chat.page.locator(".exchange")).to_have_count(2)
     chat.wait_state("done")
+
+
+def test_the_end_of_the_answer_stays_in_sight_as_the_queue_grows(
+    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """Who reads along is not covered up; who reads further up is left alone."""
+    chat = open_chat(halt, shared_fake, viewport={"width": 390, "height": 640})
+    chat.ask_for("\n\n".join(f"Paragraph {n} of the text." for n in range(40)))
+    chat.wait_state("done")
+    begin(chat)
+    for n in range(3):
+        chat.say(prompt(n))
+        expect(chat.text).to_be_in_viewport(ratio=1)
+    chat.page.mouse.move(200, 200)
+    chat.page.mouse.wheel(0, -300)
+    eventually(lambda: chat.below() > 200)
+    there = chat.scrolled()
+    chat.say(prompt(3))
+    chat.frames()
+    assert chat.scrolled() == there
+    chat.stop.click()
+    chat.wait_state("stopped")
 
 
 def test_what_waits_can_be_edited_and_removed(chat: Chat) -> None:
@@ -258,7 +280,7 @@ def test_a_reload_while_a_message_goes_out_does_not_send_it_twice(chat: Chat) ->
     begin(chat)
     second = prompt(4)
     chat.say(second)
-    chat.page.route("**/messages", lambda route: (route.fetch(), route.abort()))  # type: ignore[func-returns-value]
+    chat.page.route("**/messages", lambda route: (route.fetch(), route.abort()))
     chat.forgives = AWAY + "|Failed to fetch"
     chat.record().release()
     expect(state(chat)).to_have_text("Held, as the first could not be sent")
