@@ -466,8 +466,11 @@ def _begin(found: Conversation) -> Run:
         messages = store.told(found.id, found.owner, config().told_system_prompt)
         for each in waiting:
             runs.append(started(each, messages))  # noqa: PERF401 - those before a fault are stopped
-    except HaltError:
-        store.take_back(found.id, waiting[0].stream_id)
+    except Exception:
+        try:
+            store.take_back(found.id, waiting[0].stream_id)
+        except StoreUnavailable:
+            recorder.disown(each.stream_id for each in waiting[len(runs) :])
         for run in runs:
             generations().stop(run.id, found.owner)
         raise

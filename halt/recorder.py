@@ -99,10 +99,7 @@ class Recorder:
             if not self._entries:
                 self._clean_at = now()
             self._entries[recording.id] = _Entry(recording)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="halt-recorder", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+            self._start()
 
     def ended(self) -> None:
         """A generation has ended: it is written down at once."""
@@ -136,6 +133,12 @@ class Recorder:
         if first:
             logger.error("no memory is left for what could not be saved: answers are being lost")
 
+    def disown(self, stream_ids: Iterable[str]) -> None:
+        """The store has these as running, and nobody makes them: it is told so when it is well."""
+        with self._changed:
+            self._given_up = [*self._given_up, *stream_ids][-GIVEN_UP_MAX:]
+            self._start()
+
     @property
     def saving(self) -> Saving:
         """How it goes."""
@@ -158,6 +161,13 @@ class Recorder:
         return not left
 
     # --- the thread -------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """There is something to do. The lock is held."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="halt-recorder", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
 
     def _run(self) -> None:
         while self._await_turn():
