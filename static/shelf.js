@@ -27,11 +27,12 @@
     const title = $('[aria-current="page"] .title', list)?.textContent;
     if (title) document.title = `${title} · Halt`;
   };
+  const drawn = new WeakMap(); // items -> as the server drew them
+  for (const li of list.children) drawn.set(li, li.outerHTML);
   new MutationObserver(() => { tell(shelf); name(); }).observe(shelf, { childList: true, subtree: true });
   tell(shelf);
 
   // --- kept fresh: after what is done here, when the page is seen again, and while something runs ---
-  const drawn = new WeakMap(); // items -> as the server drew them
   const merge = html => {
     const fresh = document.createElement("template");
     fresh.innerHTML = html;
@@ -96,7 +97,7 @@
     const { ctx } = event.detail, source = ctx.sourceElement;
     if (source.matches(".rename-it")) {
       ctx.request.action = `/c/${chosen.dataset.id}/title`;
-      ctx.target = chosen;
+      ctx.target = `#c-${chosen.dataset.id}`; // which may be drawn anew in between
     } else if (source.matches(".delete-it")) {
       ctx.request.action = `/c/${chosen.dataset.id}/delete`;
     } else if (source.matches("#import") && source.file.files[0]?.size > source.dataset.most) {
@@ -115,7 +116,8 @@
     const source = ctx.sourceElement;
     if (!(ctx.response?.status < 400)) return;
     if (source.matches(".delete-it")) {
-      chosen.hidden = true; // until it is known to have gone, or is back
+      const gone = item(chosen.dataset.id);
+      if (gone) gone.hidden = true; // until it is known to have gone, or is back
       $("button", toast)?.focus();
     } else if (source.matches(".undo")) {
       const undone = item(source.dataset.id);
@@ -139,7 +141,7 @@
   const leave = async (input, focus) => {
     const li = input.closest("li");
     input.form.dataset.over = "";
-    await htmx.ajax("GET", `/c/${li.dataset.id}/item?current=${here()}`, { source: li, target: li, swap: "outerHTML" });
+    await htmx.ajax("GET", `/c/${li.dataset.id}/item?current=${here()}`, { source: li, target: `#${li.id}`, swap: "outerHTML" });
     if (focus) link(item(li.dataset.id))?.focus();
   };
   list.addEventListener("submit", event => {

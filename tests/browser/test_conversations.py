@@ -102,9 +102,11 @@ def test_two_answers_are_written_in_two_conversations(desk: Desk) -> None:
     expect(desk.items.locator(".live")).to_have_count(2)
     desk.open(first)
     desk.chat.wait_state("done")
+    desk.chat.wait_text("58 59")
     assert desk.chat.shown() == numbers(60)
     desk.open(second)
     desk.chat.wait_state("done")
+    desk.chat.wait_text("58 59")
     assert desk.chat.shown() == numbers(60)
     expect(desk.items.locator(".live")).to_have_count(0)
     assert desk.titles() == [second, first]
@@ -340,7 +342,9 @@ def test_whoever_writes_from_amidst_sees_the_end(desk: Desk) -> None:
     desk.hits.click()
     expect(desk.page.locator(".prompt.found")).to_be_in_viewport()
     desk.chat.ask("count?n=30&gap_ms=20", "on")
+    expect(desk.page).not_to_have_url(re.compile("at="))
     desk.chat.wait_state("done")
+    desk.chat.wait_text("28 29")
     assert desk.chat.shown() == numbers(30)
     expect(desk.page.locator(".exchange").nth(-2)).to_contain_text("said 399 ")
     assert desk.chat.below() < 40
