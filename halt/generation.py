@@ -32,6 +32,7 @@ from halt.errors import (
     Draining,
     HaltError,
     RequestError,
+    StoreUnavailable,
     StreamInUse,
     TooLarge,
     UnknownStream,
@@ -246,11 +247,27 @@ class Generations:
 
     def stop(self, stream_id: str, requester: str | None, seen: int | None = None) -> Receipt:
         """Stop a stream in whatever phase it is; the answer says what was seen to happen."""
-        return self._stop([(stream_id, seen)], requester)[0]
+        return self._seen_to([(stream_id, seen)], requester)[0]
 
     def stop_each(self, stream_ids: Iterable[str], requester: str | None) -> list[Receipt]:
         """Stop several streams, all before the first is waited for; no longer than for one."""
-        return self._stop([(each, None) for each in stream_ids], requester)
+        return self._seen_to([(each, None) for each in stream_ids], requester)
+
+    def _seen_to(self, stops: Stops, requester: str | None) -> list[Receipt]:
+        """Stop them. What nobody has may be over: since long, or since its worker's death."""
+
+        def is_over(stream_id: str) -> bool:
+            try:
+                return bool(self._archive and self._archive(stream_id, requester))
+            except StoreUnavailable:
+                return False
+
+        return [
+            msgspec.structs.replace(each, status="finished")
+            if each.status == "pending" and is_over(each.id)
+            else each
+            for each in self._stop(stops, requester)
+        ]
 
     def _stop(self, stops: Stops, requester: str | None) -> list[Receipt]:
         began = now()

@@ -125,6 +125,7 @@ def test_a_killed_server_loses_nothing_that_was_saved(killed: Killed) -> None:
     assert int(last.id) == len(events) + GAP + 1
     assert last.json["error"]["code"] == "interrupted"
     assert last.json["error"]["retryable"] is True
+    assert killed.client.stop(stream_id).json["status"] == "finished"
 
 
 def test_a_reader_goes_on_behind_the_last_event_that_it_saw(killed: Killed) -> None:
@@ -224,6 +225,7 @@ def test_an_ended_stream_is_replayed_by_a_later_server(
     client = start_halt(fake, HALT_DATA=tmp_path).client()
     for events in (whole, stopped):
         assert client.follow(events.id, 0).to_end().seen == events.seen
+        assert client.stop(events.id).json["status"] == "finished"
 
 
 # --- a store that is not well ---------------------------------------------------------------------
