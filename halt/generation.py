@@ -32,6 +32,7 @@ from halt.errors import (
     Draining,
     HaltError,
     RequestError,
+    StoreUnavailable,
     StreamInUse,
     TooLarge,
     UnknownStream,
@@ -250,6 +251,22 @@ class Generations:
 
     def stop_each(self, stops: Stops, requester: str | None) -> list[Receipt]:
         """Stop several streams, all before the first is waited for; no longer than for one."""
+
+        # What nobody has may be over: since long, or since its worker's death.
+        def is_over(stream_id: str) -> bool:
+            try:
+                return bool(self._archive and self._archive(stream_id, requester))
+            except StoreUnavailable:
+                return False
+
+        return [
+            msgspec.structs.replace(each, status="finished")
+            if each.status == "pending" and is_over(each.id)
+            else each
+            for each in self._stop(stops, requester)
+        ]
+
+    def _stop(self, stops: Stops, requester: str | None) -> list[Receipt]:
         began = now()
         pressed = [(each, self._registry.press(each, requester, seen)) for each, seen in stops]
         return [self._receipt(each, status, began) for each, status in pressed]

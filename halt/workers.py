@@ -206,7 +206,7 @@ class SharedGenerations(Generations):
         except UnknownStream:
             return None
 
-    def stop_each(self, stops: Stops, requester: str | None) -> list[Receipt]:
+    def _stop(self, stops: Stops, requester: str | None) -> list[Receipt]:
         began = now()
         pressed = [(each, self._registry.press(each, requester, seen)) for each, seen in stops]
         missing = [stop for stop, (_, status) in zip(stops, pressed, strict=True) if status is None]
@@ -257,7 +257,7 @@ class SharedGenerations(Generations):
             return
         answer: object
         if isinstance(request, Press):
-            answer = super().stop_each(request.stops, request.requester)
+            answer = super()._stop(request.stops, request.requester)
         elif isinstance(request, List):
             mine = self._stop_mine if request.stop else super().running
             answer = mine(request.owner)
@@ -269,7 +269,7 @@ class SharedGenerations(Generations):
 
     def _stop_mine(self, owner: str | None) -> list[Receipt]:
         runs = sorted(self._running(owner), key=lambda run: run.started_at)
-        return super().stop_each([(run.id, None) for run in runs], owner)
+        return super()._stop([(run.id, None) for run in runs], owner)
 
     def _tell(self, asked: Find, channel: Channel) -> None:
         try:

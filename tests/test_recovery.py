@@ -25,6 +25,7 @@ from halt.database import Database, open_database
 from halt.events import Content, Done, Failed, Reasoning, text_of
 from halt.journal import MemoryLog
 from halt.metrics import Meter, now
+from halt.peers import Peers
 from halt.recorder import Recorder
 from halt.recording import Recording
 from halt.store import SqlStore
@@ -124,6 +125,7 @@ def test_a_killed_server_loses_nothing_that_was_saved(killed: Killed) -> None:
     assert int(last.id) == len(events) + GAP + 1
     assert last.json["error"]["code"] == "interrupted"
     assert last.json["error"]["retryable"] is True
+    assert killed.client.stop(stream_id).json["status"] == "finished"
 
 
 def test_a_reader_goes_on_behind_the_last_event_that_it_saw(killed: Killed) -> None:
@@ -223,6 +225,7 @@ def test_an_ended_stream_is_replayed_by_a_later_server(
     client = start_halt(fake, HALT_DATA=tmp_path).client()
     for events in (whole, stopped):
         assert client.follow(events.id, 0).to_end().seen == events.seen
+        assert client.stop(events.id).json["status"] == "finished"
 
 
 # --- a store that is not well ---------------------------------------------------------------------
@@ -394,3 +397,19 @@ def test_who_asks_for_an_answer_of_a_dead_worker_gets_it_at_once(desk: Desk) -> 
     found = Archive(desk.store, lambda worker: False).get("a-stream", "somebody")
     assert found is not None
     assert found.answer() == (1, "text")
+
+
+def test_a_worker_that_is_being_tidied_up_after_counts_as_dead(tmp_path: Path) -> None:
+    """Who asks for one of its answers meanwhile is not told that there is none."""
+    seen: list[bool] = []
+    dead, asking = Peers(tmp_path), Peers(tmp_path)
+    tidying = Peers(tmp_path, lambda name: seen.append(asking.alive(name)))
+    for each in (dead, asking, tidying):
+        each.begin(lambda said, channel: None)
+    assert asking.alive(dead.name)
+    os.close(dead._lease)  # as the system does at its death
+    tidying.sweep()
+    assert seen == [False]
+    assert not asking.alive(dead.name)
+    for each in (dead, asking, tidying):
+        each.close()
