@@ -1,10 +1,14 @@
-"""gunicorn's threaded worker, changed in one point: no thread waits for a request to arrive.
+"""gunicorn's threaded worker, changed in two points.
 
-The original hands each accepted connection to a thread, which waits up to five seconds for its
-first byte, and for the rest of the request as long as it takes. Browsers open connections ahead of
-need and slow clients send a byte now and then, so a few dozen of those are enough to keep every
-thread from a Stop. Here a connection waits in the poller until a request's head and, when it is
-short, its body are there. A shutdown does not wait for it either.
+A worker whose master is gone ends its streams at once; the original lets them go on until its
+grace is over.
+
+And no thread waits for a request to arrive. The original hands each accepted connection to a
+thread, which waits up to five seconds for its first byte, and for the rest of the request as long
+as it takes. Browsers open connections ahead of need and slow clients send a byte now and then, so a
+few dozen of those are enough to keep every thread from a Stop. Here a connection waits in the
+poller until a request's head and, when it is short, its body are there. A shutdown does not wait
+for it either.
 """
 
 from __future__ import annotations
@@ -69,6 +73,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def on_client_socket_readable(self, conn: Any, client: Any) -> None:
         if self._has_arrived(conn):
             super().on_client_socket_readable(conn, client)
+
+    def is_parent_alive(self) -> bool:
+        """Whether the master is there. A worker without one leaves as one that was told to."""
+        if not super().is_parent_alive():
+            self.alive = False
+        return bool(self.alive)
 
     def murder_pending(self) -> None:
         """Close silent connections whose time is over; all of them when the worker leaves."""
