@@ -251,20 +251,16 @@ class Generations:
 
     def stop_each(self, stops: Stops, requester: str | None) -> list[Receipt]:
         """Stop several streams, all before the first is waited for; no longer than for one."""
-
-        # What nobody has may be over: since long, or since its worker's death.
-        def is_over(stream_id: str) -> bool:
-            try:
-                return bool(self._archive and self._archive(stream_id, requester))
-            except StoreUnavailable:
-                return False
-
-        return [
-            msgspec.structs.replace(each, status="finished")
-            if each.status == "pending" and is_over(each.id)
-            else each
-            for each in self._stop(stops, requester)
-        ]
+        receipts = self._stop(stops, requester)
+        if self._archive is None or (self._recorder is not None and self._recorder.failing):
+            return receipts
+        # What nobody has may be over: since long, or since its worker's death. All is stopped by
+        # now; a store that does not answer is waited for once at most.
+        with contextlib.suppress(StoreUnavailable):
+            for index, each in enumerate(receipts):
+                if each.status == "pending" and self._archive(each.id, requester) is not None:
+                    receipts[index] = msgspec.structs.replace(each, status="finished")
+        return receipts
 
     def _stop(self, stops: Stops, requester: str | None) -> list[Receipt]:
         began = now()

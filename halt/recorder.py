@@ -118,12 +118,17 @@ class Recorder:
 
         One that fails is not asked: nobody who starts something waits for it.
         """
-        if self._fault:
+        if self.failing:
             return False
         try:
             return self._store.exists(stream_id)
         except StoreUnavailable:
             return False
+
+    @property
+    def failing(self) -> bool:
+        """The last attempt to write was in vain: whoever can do without the store asks it not."""
+        return bool(self._fault)
 
     def holds(self, stream_id: str) -> bool:
         """It is not in the store as a whole: whoever lets go of it loses some of it."""

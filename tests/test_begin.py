@@ -15,6 +15,7 @@ from halt.config import load
 from halt.conversations import Conversation
 from halt.errors import AtCapacity, StoreUnavailable
 from halt.generation import Generations, Receipt
+from halt.recorder import Recorder
 from halt.run import Run
 from halt.store import SqlStore
 from tests.conftest import eventually, new_id
@@ -108,7 +109,10 @@ def test_what_cannot_be_taken_back_blocks_no_conversation(
 def test_a_stop_needs_no_store(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither before its stream nor after it: the page is told nothing, which is no error."""
 
+    asked: list[object] = []
+
     def locked(*args: object) -> None:
+        asked.append(args)
         raise LOCKED
 
     monkeypatch.setattr(desk.store, "recorded", locked)
@@ -118,6 +122,13 @@ def test_a_stop_needs_no_store(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> N
     assert (early.status_code, early.data) == (200, b"")
     late = desk.client.post("/stop", data={"stream_id": new_id(), "shown": "1"}, headers=page)
     assert (late.status_code, late.data) == (200, b"")
+    asked.clear()
+    ids = [new_id() for _ in range(5)]
+    assert desk.client.post("/stop", data={"stream_id": ids}, headers=page).status_code == 200
+    assert len(asked) <= 1
+    monkeypatch.setattr(Recorder, "failing", True)
+    assert desk.client.post("/stop", data={"stream_id": ids}, headers=page).status_code == 200
+    assert len(asked) <= 1
 
 
 def test_one_press_stops_all_before_it_waits_for_one(

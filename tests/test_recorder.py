@@ -428,7 +428,7 @@ def test_a_store_that_fails_is_not_asked_for_an_id(make_service: Callable[..., S
     service = make_service()
     service.shelf.fault = lambda batch: FULL
     service.generations.start(ChatRequest(HI))
-    until(lambda: service.recorder._fault != "")
+    until(lambda: service.recorder.failing)
     service.shelf.exists = lambda stream_id: pytest.fail("it was asked")  # type: ignore[method-assign]
     service.generations.start(ChatRequest(HI, id="a-new-one"))
 
