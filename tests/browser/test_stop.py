@@ -321,6 +321,20 @@ def test_a_page_of_a_proxy_has_no_place_in_the_conversation(chat: Chat) -> None:
     expect(notice).to_be_empty()
 
 
+def test_a_discard_that_failed_is_not_said_to_be_done(chat: Chat) -> None:
+    """Who hears the page is not told that an answer has gone which is still there."""
+    chat.forgives = AWAY
+    chat.ask("stall")
+    chat.wait_text("3 4")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    chat.page.route("**/discard", lambda route: route.fulfill(status=502, body=BAD_GATEWAY))
+    chat.button("Discard").click()
+    expect(chat.page.locator("#notice")).to_contain_text("could not be reached (502).")
+    chat.frames()
+    assert "Discarded" not in chat.page.locator("#announcer").inner_text()
+
+
 def test_pressing_stop_many_times_does_nothing_worse(chat: Chat) -> None:
     """A person in a hurry presses what there is."""
     chat.ask("count?n=100000&gap_ms=3")
