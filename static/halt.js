@@ -102,12 +102,24 @@
     sender = null;
     dropEarly();
   });
+  const unreached = (source, status) => {
+    const server = `could not be reached${status ? ` (${status})` : ""}`;
+    if (source.matches("#stopper, .stop-one")) { notice("Stop could not reach the server. Press it again."); stopLater(source); }
+    else if (source.matches(".feed")) { lost(true); retryFeed(source); }
+    else if (source.matches(`${STARTS}, [data-do]`)) notice(`The server ${server}. Your message is still here: try again.`);
+    else if (source.closest("#toast, #import, .menu, .rename, #settings")) notice(`The server ${server}. Try again.`);
+  };
   document.addEventListener("htmx:error", event => {
     const source = event.detail.ctx?.sourceElement;
-    if (!source || event.detail.error?.name === "AbortError") return;
-    if (source.matches("#stopper, .stop-one")) notice("Stop could not reach the server. Press it again.");
-    else if (source.matches(".feed")) { lost(true); retryFeed(source); }
-    else if (source.matches(`${STARTS}, [data-do]`)) notice("The server could not be reached. Your message is still here: try again.");
+    if (source && event.detail.error?.name !== "AbortError") unreached(source);
+  });
+  // Halt says where its errors are to be shown. One without that comes from a proxy in front of it: a
+  // whole page, which has no place in the conversation.
+  document.addEventListener("htmx:before:swap", event => {
+    const { ctx } = event.detail, { status, headers } = ctx.response ?? {};
+    if (!(status >= 400) || headers.has("HX-Retarget")) return;
+    event.preventDefault();
+    if (!ctx.sourceElement.matches(".feed")) unreached(ctx.sourceElement, status); // a feed has heard of it
   });
 
   // --- Stop: the text stands still, a connection is freed, then the server is told ---------------
@@ -123,6 +135,14 @@
       connection.delayCanceller?.();
     }
     return shown || "0";
+  };
+  let pressedAgain = 0; // a Stop that was lost on its way: its text stands still, so nothing else would learn the end
+  const stopLater = stopper => {
+    clearTimeout(pressedAgain);
+    pressedAgain = setTimeout(() => {
+      const answers = stopper.id ? running() : [stopper.closest(".answer")];
+      if (stopper.isConnected && answers.some(each => frozen.has(each.dataset.stream))) stopper.requestSubmit();
+    }, 2000);
   };
   document.addEventListener("keydown", event => {
     if (event.key === "Escape" && !event.isComposing && busy()) { event.preventDefault(); $("#stopper").requestSubmit(); }
@@ -214,7 +234,9 @@
     return following;
   };
   addEventListener("scroll", look, { passive: true });
-  new ResizeObserver(() => { if (following) scrollToEnd(); }).observe($("body > footer")); // it covers what is below it
+  const around = new ResizeObserver(() => { if (following) scrollToEnd(); });
+  around.observe($("body > footer")); // it covers what is below it
+  around.observe($("#usage"));        // it grows when the answer is complete
   if (new URLSearchParams(location.search).has("at")) following = false; // opened at a message
   else scrollToEnd();
 

@@ -76,7 +76,7 @@
   });
   document.addEventListener("htmx:finally:request", event => {
     const { ctx } = event.detail;
-    if (ctx.place === undefined || ctx.status !== "swapped") return;
+    if (ctx.place === undefined || ctx.status !== "swapped" || ctx.response.status >= 400) return;
     const exchange = messages.children[ctx.place];
     if (!ctx.group) { // discarded
       const prompt = $("#prompt");

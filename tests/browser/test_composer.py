@@ -352,6 +352,22 @@ def test_the_page_follows_the_text_while_the_reader_is_at_its_end(chat: Chat) ->
     expect(chat.answer.locator(".figures")).to_be_in_viewport()
 
 
+def test_the_page_follows_what_comes_below_a_complete_answer(chat: Chat) -> None:
+    """The tokens of the conversation come last, on a narrow page in two lines."""
+    chat.page.set_viewport_size({"width": 360, "height": 500})
+    chat.ask_for("One line.")
+    chat.wait_state("done")
+    total = chat.page.locator("#usage")
+    expect(total).to_contain_text("written")
+    chat.ask("stall?n=100")
+    chat.wait_text("98 99")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    expect(total).to_contain_text("in part estimated")
+    chat.frames()
+    assert chat.below() < 2
+
+
 @pytest.mark.parametrize("pixels", [15, 300])
 def test_a_reader_who_scrolls_up_stays_there(chat: Chat, pixels: int) -> None:
     """However little: the text comes below, until the reader goes to the end again."""

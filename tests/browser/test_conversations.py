@@ -447,6 +447,10 @@ def test_on_a_phone_the_list_is_a_drawer(
         expect(opener).to_be_focused()
     opener.click()
     assert desk.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert desk.items.first.evaluate(  # at one moment: the drawer is still moving
+        """item => item.querySelector('.when').getBoundingClientRect().right
+          <= item.querySelector('.more').getBoundingClientRect().left"""
+    )
     desk.items.first.get_by_role("link").click()
     desk.chat.wait_text("Ho")
     expect(shelf).to_be_hidden()

@@ -12,6 +12,10 @@ from tests.browser.chat import AWAY, Chat, numbers
 from tests.conftest import eventually
 
 SEEN_WITHIN = 5.0  # seconds for the provider to see the close
+#: What a proxy says while the server behind it is away.
+BAD_GATEWAY = (
+    "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"
+)
 
 
 class Held:
@@ -261,6 +265,74 @@ def test_stop_that_does_not_reach_the_server_says_so(chat: Chat) -> None:
     chat.reload()
     chat.wait_state("stopped")
     assert chat.shown() == shown
+
+
+@pytest.mark.parametrize("lost", ["the way", "a proxy"])
+def test_stop_that_was_lost_is_pressed_again_by_the_page(chat: Chat, lost: str) -> None:
+    """The text stands still, so the page must not wait for the person: the model would write on."""
+    chat.forgives = AWAY + "|Failed to fetch"
+    chat.ask("count?n=100000&gap_ms=5")
+    chat.wait_text("5 6 7")
+
+    def lose(route: Route) -> None:
+        if lost == "the way":
+            route.abort()
+        else:
+            route.fulfill(status=502, content_type="text/html", body=BAD_GATEWAY)
+
+    chat.page.route("**/stop", lose)
+    chat.stop.click()
+    notice = chat.page.locator("#notice")
+    expect(notice).to_have_text("Stop could not reach the server. Press it again.")
+    shown = chat.shown()
+    chat.page.unroute("**/stop")
+    chat.wait_state("stopped")
+    expect(notice).to_be_empty()
+    assert chat.shown() == shown
+    assert chat.record().closed.wait(SEEN_WITHIN)
+
+
+def test_a_page_of_a_proxy_has_no_place_in_the_conversation(chat: Chat) -> None:
+    """While the server restarts, a proxy answers for it: what is there stays, and can be tried again."""
+    chat.forgives = AWAY
+    chat.ask("count?n=3")
+    chat.wait_state("done")
+    notice, messages = chat.page.locator("#notice"), chat.page.locator("#messages")
+    before, title = messages.inner_text(), chat.page.title()
+
+    def bad_gateway(route: Route) -> None:
+        route.fulfill(status=502, content_type="text/html", body=BAD_GATEWAY)
+
+    ways: list[tuple[str, Callable[[], None]]] = [
+        ("**/messages", lambda: chat.say("Still here")),
+        ("**/regenerate", lambda: chat.button("Regenerate").click()),
+    ]
+    for path, act in ways:
+        chat.page.route(path, bad_gateway)
+        act()
+        expect(notice).to_contain_text("The server could not be reached (502).")
+        expect(chat.send).to_be_visible()
+        chat.page.unroute(path)
+        assert messages.inner_text() == before
+        assert chat.page.title() == title
+        expect(chat.prompt).to_have_value("Still here")
+    chat.prompt.press("Enter")
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    expect(notice).to_be_empty()
+
+
+def test_a_discard_that_failed_is_not_said_to_be_done(chat: Chat) -> None:
+    """Who hears the page is not told that an answer has gone which is still there."""
+    chat.forgives = AWAY
+    chat.ask("stall")
+    chat.wait_text("3 4")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    chat.page.route("**/discard", lambda route: route.fulfill(status=502, body=BAD_GATEWAY))
+    chat.button("Discard").click()
+    expect(chat.page.locator("#notice")).to_contain_text("could not be reached (502).")
+    chat.frames()
+    assert "Discarded" not in chat.page.locator("#announcer").inner_text()
 
 
 def test_pressing_stop_many_times_does_nothing_worse(chat: Chat) -> None:
