@@ -179,7 +179,7 @@ class Config:
         "HALT_MAX_STREAMS", 200, "Streams open at once, in all workers together", low=1, high=2000
     )
     max_messages: int = _setting(
-        "HALT_MAX_MESSAGES", 500, "Messages in one request", low=1, high=100_000
+        "HALT_MAX_MESSAGES", 10_000, "Messages in one request", low=1, high=100_000
     )
     max_prompt_chars: int = _setting(
         "HALT_MAX_PROMPT_CHARS",

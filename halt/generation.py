@@ -505,11 +505,14 @@ class Generations:
     def _check(self, request: ChatRequest) -> None:
         if len(request.messages) > self.config.max_messages:
             raise RequestError(
-                f"At most {self.config.max_messages} messages are allowed.", field="messages"
+                f"At most {self.config.max_messages:,} messages are allowed (HALT_MAX_MESSAGES). "
+                "Begin a new conversation.",
+                field="messages",
             )
         if request.size() > self.config.max_prompt_chars:
             raise TooLarge(
-                f"The messages are longer than {self.config.max_prompt_chars} characters.",
+                f"The messages are longer than {self.config.max_prompt_chars:,} characters "
+                "(HALT_MAX_PROMPT_CHARS). Begin a new conversation.",
                 field="messages",
             )
 
