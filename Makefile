@@ -1,9 +1,10 @@
 # make run: everything to chat. make test: everything that must hold. make bench: the measurements.
+# make coverage: what the tests reach.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test bench lint types clean
+.PHONY: run test coverage bench clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
@@ -14,6 +15,12 @@ test: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	sh tests/with_postgres.sh $(BIN)/python -m pytest -n 3 --dist loadfile --ignore tests/browser
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/browser
+
+# What the tests run of the code, servers included. It takes half as long again.
+coverage: $(VENV)/test.stamp
+	@PYTHON=$(BIN)/python sh tests/system.sh
 	$(BIN)/python -m coverage erase
 	sh tests/with_postgres.sh $(BIN)/python -m coverage run -m pytest -n 3 --dist loadfile --ignore tests/browser
 	$(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile tests/browser
