@@ -17,6 +17,7 @@ from halt import mirror as module
 from halt import peers, workers
 from halt.chat import ChatRequest
 from halt.config import Config
+from halt.data_folder import socket_folder
 from halt.errors import OffsetLost, UnknownStream
 from halt.events import (
     Cancelled,
@@ -181,11 +182,13 @@ def test_a_worker_without_a_lock_is_tidied_up_after_once(
     worker = begin()
     run = tmp_path / "run"
     (run / "7-dead.lock").write_text("")
-    (run / "7-dead.sock").write_text("")
+    sock = socket_folder(run) / "7-dead.sock"
+    sock.write_text("")
     worker.service._peers.sweep()
     worker.service._peers.sweep()
     assert worker.died == ["7-dead"]
     assert list(run.glob("7-dead.*")) == []
+    assert not sock.exists()
     (run / "8-dead.lock").write_text("")
     monkeypatch.setattr(worker.service._peers, "recover", None)
     worker.service._peers.sweep()
@@ -217,7 +220,7 @@ def test_who_takes_no_answer_keeps_no_stop_from_being_heard(
     owner, other = begin(), begin()
     owner.start("a-stream", "x" * 2_000_000)
     with socket.socket(socket.AF_UNIX) as hanging:
-        hanging.connect(str(tmp_path / "run" / f"{owner.service._peers.name}.sock"))
+        hanging.connect(str(socket_folder(tmp_path / "run") / f"{owner.service._peers.name}.sock"))
         Channel(hanging).send(msgspec.msgpack.encode(Find("a-stream", None, 0, live=False)))
         assert hanging.recv(1, socket.MSG_PEEK)
         assert other.service.stop("a-stream", None).status == "stopped"
