@@ -131,8 +131,8 @@ class Meter:
 
     def snapshot(self) -> Metrics:
         """The figures as of now."""
-        at = now()
         first = self.first_at
+        at = now()  # after all that has come
         tokens = self.chunks if self.reported is None else self.reported
         streaming = 0.0 if first is None else self.token_at - first - self.away
         # The first token opens the interval, so it is not counted in the rate.

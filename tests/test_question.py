@@ -69,6 +69,9 @@ def test_a_surprise_is_a_fault_at_once_and_the_next_question_is_asked(
     assert fault is not None
     assert fault.code == "internal"
     assert answer(one) == ("second", None)
+    for thread in threading.enumerate():
+        if thread.name == "halt-ask-test":
+            thread.join()  # what it raised is reported here, and not in the next test
 
 
 def test_a_fault_is_kept_for_its_own_time() -> None:
