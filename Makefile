@@ -16,7 +16,7 @@ test: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	sh tests/with_postgres.sh $(BIN)/python -m pytest -n 3 --dist loadfile --ignore tests/browser
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/browser
+	$(BIN)/python -m pytest -n 3 --dist loadfile tests/browser
 
 # What the tests run of the code, servers included. It takes half as long again.
 coverage: $(VENV)/test.stamp

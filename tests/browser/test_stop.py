@@ -298,7 +298,7 @@ def test_a_page_of_a_proxy_has_no_place_in_the_conversation(chat: Chat) -> None:
     chat.ask("count?n=3")
     chat.wait_state("done")
     notice, messages = chat.page.locator("#notice"), chat.page.locator("#messages")
-    before, title = messages.inner_text(), chat.page.title()
+    before = messages.inner_text()
 
     def bad_gateway(route: Route) -> None:
         route.fulfill(status=502, content_type="text/html", body=BAD_GATEWAY)
@@ -314,7 +314,7 @@ def test_a_page_of_a_proxy_has_no_place_in_the_conversation(chat: Chat) -> None:
         expect(chat.send).to_be_visible()
         chat.page.unroute(path)
         assert messages.inner_text() == before
-        assert chat.page.title() == title
+        assert "502" not in chat.page.title()
         expect(chat.prompt).to_have_value("Still here")
     chat.prompt.press("Enter")
     expect(chat.page.locator(".exchange")).to_have_count(2)
