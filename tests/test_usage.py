@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -257,17 +258,16 @@ def test_a_real_server_is_read_to_its_count(fake: FakeOpenAI) -> None:
     config = Config(base_url=fake.base_url, api_key="fake", exact_usage=True)
     reported: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     generations = Generations(config, make_upstream(config), StopRegistry())
-    run = generations.start(
-        ChatRequest(HI, model="stall?n=5&rest=5"), on_usage=lambda _, usage: reported.put(usage)
-    )
-    record = fake.wait_request()
-    record.wait_tokens(5)
-    assert generations.stop(run.id, None).upstream == "closing"
-    assert not record.closed.is_set()
-    record.release()
-    assert reported.get(timeout=SOON)["completion_tokens"] == 10
-    assert record.finished.wait(SOON)
-    generations.close()
+    with contextlib.closing(generations):
+        run = generations.start(
+            ChatRequest(HI, model="stall?n=5&rest=5"), on_usage=lambda _, usage: reported.put(usage)
+        )
+        record = fake.wait_request()
+        record.wait_tokens(5)
+        assert generations.stop(run.id, None).upstream == "closing"
+        assert not record.closed.is_set()
+        record.release()
+        assert reported.get(timeout=SOON)["completion_tokens"] == 10
 
 
 class Idle:
