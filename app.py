@@ -81,7 +81,7 @@ def create_app(
     peers.recover = archive.recover_worker
     app.extensions["halt.archive"] = archive
     app.extensions["halt.saving"] = lambda: recorder.saving
-    app.jinja_env.globals["how_saving_goes"] = lambda: recorder.saving
+    app.jinja_env.globals["how_saving_goes"] = app.extensions["halt.saving"]
 
     def generations(settings: Config, only: str = "") -> Generations:
         return Generations(settings, upstream or make_upstream(settings, only), StopRegistry())

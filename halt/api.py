@@ -10,7 +10,7 @@ import msgspec
 from flask import Blueprint, Response, request
 
 from halt import VERSION
-from halt.bodies import checked_id
+from halt.bodies import checked_id, is_number
 from halt.chat import Upstream
 from halt.errors import HaltError, RequestError
 from halt.generation import Receipt
@@ -101,7 +101,7 @@ def _number(raw: object) -> int | None:
     if raw is None or raw == "":
         return None
     text = str(raw)
-    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+    if not is_number(text):
         raise RequestError("seen must be the number of an event, 0 or more.", field="seen")
     return int(text)
 

@@ -21,6 +21,11 @@ def is_id(given: object) -> TypeGuard[str]:
     return isinstance(given, str) and _ID.fullmatch(given) is not None
 
 
+def is_number(given: str) -> bool:
+    """Whether this is a whole number, 0 or more, as clients send those of events and messages."""
+    return given.isascii() and given.isdigit() and len(given) <= 15
+
+
 def checked_id(given: object, field: str) -> str:
     """A stream's ID as a client sent it. Raises RequestError that names the field."""
     if not is_id(given):

@@ -143,7 +143,6 @@ class Generations:
         on_end: Callable[[Run], None] | None = None,
         tools: Toolbox | None = None,
         grace: float | None = None,
-        prefix: str = "",
         on_usage: Callable[[Run, dict[str, Any]], None] | None = None,
         noted: bool = False,
     ) -> Run:
@@ -152,7 +151,6 @@ class Generations:
         `tools` are offered to the model and run here when it calls them. `on_end` is called once,
         by the thread that ended the run, with nothing locked. `grace`: seconds that the run goes on
         with nobody watching, where it is not the configured time; 0 ends it with its last viewer.
-        `prefix` is text that its answer goes on from.
         `on_usage` is called after `on_end`, by another thread, with the provider's own count for a
         run that was stopped, where HALT_EXACT_USAGE asks for it and the provider tells.
         `noted`: the store knows this ID already, as that of the generation which begins here.
@@ -172,7 +170,6 @@ class Generations:
             self._spawn,
             tools,
             grace,
-            prefix,
             unheard=self._unheard,
             on_usage=on_usage,
         )
@@ -279,17 +276,21 @@ class Generations:
 
     def running(self, owner: str | None) -> list[Listed]:
         """The generations of this owner that have not ended, the oldest first."""
-        return sorted(map(_listed, self._running(owner)), key=lambda each: each.started_at)
+        return list(map(_listed, self._running(owner)))
 
     def _running(self, owner: str | None) -> list[Run]:
         with self._lock:
             live = list(self._live)
-        return [run for run in live if run.owner == owner and run.log.ended is None]
+        mine = [run for run in live if run.owner == owner and run.log.ended is None]
+        return sorted(mine, key=lambda run: run.started_at)
+
+    def _stop_mine(self, owner: str | None) -> list[Receipt]:
+        """Stop what this owner has running in this process; no other process is asked."""
+        return Generations._stop(self, [(run.id, None) for run in self._running(owner)], owner)
 
     def stop_all(self, owner: str | None) -> list[Receipt]:
         """Stop every running stream of this owner; together they wait no longer than one Stop."""
-        mine = sorted(self._running(owner), key=lambda run: run.started_at)
-        return self.stop_each([(run.id, None) for run in mine], owner)
+        return self._stop_mine(owner)
 
     @property
     def open_streams(self) -> int:

@@ -31,7 +31,7 @@ from jinja2 import Template
 from werkzeug.wrappers import Response as BaseResponse
 
 from halt.answers import ExchangeView, PageWriter, exchange_view, lost, used, view
-from halt.bodies import checked_id, is_id
+from halt.bodies import checked_id, is_id, is_number
 from halt.catalog import Catalog, checked_model
 from halt.chat import ChatRequest, Message
 from halt.continuing import go_on
@@ -51,7 +51,7 @@ from halt.errors import (
     UnknownStream,
 )
 from halt.events import Done, sse_html
-from halt.generation import Generations, Receipt
+from halt.generation import Receipt
 from halt.lengths import Lengths
 from halt.metrics import now
 from halt.rates import count_starts
@@ -63,8 +63,10 @@ from halt.slots import number_of
 from halt.titles import Titles
 from halt.web import (
     after_parameter,
+    catalog,
     client_socket,
     config,
+    conversations,
     generations,
     login_mark,
     owner,
@@ -104,11 +106,6 @@ def install(app: Flask, store: Store, recorder: Recorder, titles: Titles) -> Non
     app.register_blueprint(blueprint)
 
 
-def _store() -> Store:
-    found: Store = current_app.extensions["halt.store"]
-    return found
-
-
 def _recorder() -> Recorder:
     found: Recorder = current_app.extensions["halt.recorder"]
     return found
@@ -137,7 +134,7 @@ def _page(conversation_id: str, conversation: Conversation | None) -> str:
         used=used(conversation.usage) if conversation else "",
         config=config(),
         chosen=conversation.model if conversation else None,
-        model=_shown_model(generations()),
+        model=generations().upstream.known_model,
     )
 
 
@@ -178,12 +175,12 @@ def index() -> str:
 def conversation(conversation_id: str) -> str:
     """The end of a conversation; with `at`, the part around a message of any version."""
     mine, at = owner_made(), request.args.get("at", "")
-    if not _is_number(at):
-        return _page(conversation_id, _store().get(conversation_id, mine))
-    found = _store().get(conversation_id, mine, around=int(at))
+    if not is_number(at):
+        return _page(conversation_id, conversations().get(conversation_id, mine))
+    found = conversations().get(conversation_id, mine, around=int(at))
     if not _holds(found, int(at)):
         with contextlib.suppress(HaltError):  # then its end is shown
-            found = _store().show(conversation_id, mine, int(at))
+            found = conversations().show(conversation_id, mine, int(at))
     return _page(conversation_id, found)
 
 
@@ -193,7 +190,7 @@ def exchanges(conversation_id: str) -> Response:
     side = "before" if "before" in request.args else "after"
     place = _message_id(side)
     before, after = (place, None) if side == "before" else (None, place)
-    found = _store().get(conversation_id, owner() or "", before=before, after=after)
+    found = conversations().get(conversation_id, owner() or "", before=before, after=after)
     response = Response(
         render_template("window.html", conversation_id=conversation_id, **_window(found, side)),
         mimetype="text/html",
@@ -286,7 +283,7 @@ def discard(conversation_id: str) -> str:
     """Take the last answer away. What is shown instead, which may be nothing, is returned."""
     gone, mine = _shown_exchange(conversation_id), owner_made()
     _changed(conversation_id, lambda store: store.discard(conversation_id, mine, gone.answer_id))
-    return _from(_store().get(conversation_id, mine), gone.prompt_id, *gone.prompts.ids)
+    return _from(conversations().get(conversation_id, mine), gone.prompt_id, *gone.prompts.ids)
 
 
 @blueprint.post("/c/<conversation_id>/show")
@@ -305,7 +302,7 @@ def from_here(conversation_id: str) -> Response:
     """
     prompt_id = _message_id("prompt_id")
     _caught_up(conversation_id)
-    found = _store().get(conversation_id, owner_made(), around=prompt_id)
+    found = conversations().get(conversation_id, owner_made(), around=prompt_id)
     shown = _from(found, prompt_id)
     response = Response(shown, mimetype="text/html")
     if not shown:
@@ -318,7 +315,7 @@ def pick(conversation_id: str) -> str:
     """Go on with one of several answers; those that are still being written are stopped."""
     mine = owner_made()
     chosen = request.form.get("stream_id", "")
-    last = _store().get(conversation_id, mine, limit=1).exchanges[-1:]
+    last = conversations().get(conversation_id, mine, limit=1).exchanges[-1:]
     candidates = last[0].candidates if last and last[0].rivals else ()
     if any(each.stream_id == chosen for each in candidates):
         running = [(each.stream_id, None) for each in candidates if each.ended is None]
@@ -334,7 +331,7 @@ def usage(conversation_id: str) -> tuple[str, int]:
     mine = owner_made()
     try:
         _caught_up(conversation_id)
-        return used(_store().totals(conversation_id, mine)), 200
+        return used(conversations().totals(conversation_id, mine)), 200
     except UnknownConversation:  # its one prompt was taken back
         return "", 200
     except StoreUnavailable:  # said elsewhere; what the page shows may stay
@@ -349,7 +346,7 @@ def _changed(conversation_id: str, change: Callable[[Store], T]) -> T:
     until = now() + WRITE_WAIT
     while True:
         try:
-            return change(_store())
+            return change(conversations())
         except Busy:
             if now() >= until or not _caught_up(conversation_id):
                 raise
@@ -358,7 +355,7 @@ def _changed(conversation_id: str, change: Callable[[Store], T]) -> T:
 
 def _caught_up(conversation_id: str) -> bool:
     """Wait until what has ended in it is written down. False: something is still being written."""
-    last = _store().get(conversation_id, owner_made(), limit=1).exchanges[-1:]
+    last = conversations().get(conversation_id, owner_made(), limit=1).exchanges[-1:]
     for each in last[0].candidates if last else ():
         if each.ended is None:
             run = _run_of(each.stream_id)
@@ -374,7 +371,7 @@ def _caught_up(conversation_id: str) -> bool:
 def _shown_exchange(conversation_id: str) -> Exchange:
     """The exchange at which a button was pressed. Raises UnknownConversation, RequestError."""
     prompt_id = _message_id("prompt_id")
-    found = _store().get(conversation_id, owner_made(), around=prompt_id, limit=1)
+    found = conversations().get(conversation_id, owner_made(), around=prompt_id, limit=1)
     for each in found.exchanges:
         if each.prompt_id == prompt_id:
             return each
@@ -396,12 +393,11 @@ def _from(found: Conversation, *message_ids: int) -> str:
 @blueprint.get("/models")
 def models() -> str:
     """What can be chosen, as options; the one that is chosen stays so where it is still offered."""
-    catalog: Catalog = current_app.extensions["halt.catalog"]
     return render_template(
         "models.html",
-        groups=catalog.look(),
+        groups=catalog().look(),
         chosen=checked_model(request.args.get("model", "")),
-        model=_shown_model(generations()),
+        model=generations().upstream.known_model,
     )
 
 
@@ -414,7 +410,7 @@ def _begin(found: Conversation) -> Run:
 
     Returns the first answer's run.
     """
-    store, lengths, recorder = _store(), _lengths(), _recorder()
+    store, lengths, recorder = conversations(), _lengths(), _recorder()
     titles: Titles = current_app.extensions["halt.titles"]
     exchange = found.exchanges[-1]
     settings = found.settings
@@ -449,7 +445,6 @@ def _begin(found: Conversation) -> Run:
                 ended,
                 toolbox(),
                 on_usage=counted,
-                prefix=wanted.prefix,
                 noted=True,
             )
             run.expected = expected
@@ -559,14 +554,10 @@ def _run_of(stream_id: str) -> Recording | None:
         return None
 
 
-def _is_number(raw: str) -> bool:
-    return raw.isascii() and raw.isdigit() and len(raw) <= 15
-
-
 def _message_id(field: str) -> int:
     """A message's ID in the form. Raises RequestError."""
     raw = request.values.get(field, "")
-    if not _is_number(raw):
+    if not is_number(raw):
         raise RequestError(f"{field} must be the ID of a message.", field=field)
     return int(raw)
 
@@ -575,10 +566,6 @@ def _stream_ids(count: int) -> list[str]:
     """The streams' IDs: those that the page has chosen, made up where it has not."""
     given = [checked_id(each, "id") for each in request.form.getlist("id") if each]
     return (given + [secrets.token_urlsafe(16) for _ in range(count)])[:count]
-
-
-def _shown_model(service: Generations) -> str:
-    return service.upstream.known_model
 
 
 def _answer_template() -> Template:

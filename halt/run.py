@@ -96,7 +96,6 @@ class Run(Recording):
         spawn: Callable[[Run, Callable[[], None]], bool],
         tools: Toolbox | None = None,
         grace: float | None = None,
-        prefix: str = "",
         unheard: Unheard | None = None,
         on_usage: Callable[[Run, dict[str, Any]], None] | None = None,
     ) -> None:
@@ -106,7 +105,7 @@ class Run(Recording):
             owner,
             MemoryLog(config.log_bytes),
             asked=request.model or "",
-            prefix=prefix or unfinished(request),
+            prefix=unfinished(request),
             started_at=self.meter.started_at,
         )
         self.request = request

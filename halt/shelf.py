@@ -13,17 +13,26 @@ from datetime import UTC, datetime
 from itertools import chain
 from urllib.parse import quote
 
-from flask import Blueprint, Flask, Response, current_app, render_template, request, url_for
+from flask import Blueprint, Flask, Response, render_template, request, url_for
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import ClosingIterator
 
 from halt.bodies import is_id
-from halt.catalog import Catalog, checked_model
-from halt.conversations import Conversation, Page, Settings, Store, Summary
+from halt.catalog import checked_model
+from halt.conversations import Conversation, Page, Settings, Summary
 from halt.errors import HaltError, RequestError, TooLarge
 from halt.portable import PortableConversation, read, to_json, to_markdown
 from halt.settings import settings_of
-from halt.web import config, generations, owner, owner_made, refusal, wants_fragment
+from halt.web import (
+    catalog,
+    config,
+    conversations,
+    generations,
+    owner,
+    owner_made,
+    refusal,
+    wants_fragment,
+)
 
 QUERY_MAX = 500  # characters of a search
 
@@ -53,14 +62,9 @@ def moment(seconds: float) -> str:
 def listed_first() -> Page[Summary] | None:
     """What a page begins its list with; None: it can't be had now."""
     try:
-        return _store().summaries(owner() or "")
+        return conversations().summaries(owner() or "")
     except HaltError:
         return None
-
-
-def _store() -> Store:
-    found: Store = current_app.extensions["halt.store"]
-    return found
 
 
 def _mine() -> str:
@@ -82,7 +86,7 @@ def _refused(error: HaltError) -> Response:
 
 @blueprint.get("/conversations")
 def listed() -> str:
-    page = _store().summaries(_mine(), request.args.get("cursor"))
+    page = conversations().summaries(_mine(), request.args.get("cursor"))
     return render_template(
         "items.html", conversations=page.items, cursor=page.cursor, current=_current()
     )
@@ -94,7 +98,7 @@ def searched() -> str:
     if len(query) > QUERY_MAX:
         raise RequestError(f"Search for at most {QUERY_MAX} characters.", field="q")
     cursor = request.args.get("cursor")
-    page = _store().search(_mine(), query, cursor) if query else Page()
+    page = conversations().search(_mine(), query, cursor) if query else Page()
     return render_template(
         "hits.html", hits=page.items, cursor=page.cursor, query=query, further=cursor is not None
     )
@@ -102,24 +106,24 @@ def searched() -> str:
 
 @blueprint.get("/c/<conversation_id>/item")
 def item(conversation_id: str) -> str:
-    return _item(_store().summary(conversation_id, _mine()))
+    return _item(conversations().summary(conversation_id, _mine()))
 
 
 @blueprint.get("/c/<conversation_id>/title")
 def renaming(conversation_id: str) -> str:
     """The field for a new title, in the item's place."""
-    found = _store().summary(conversation_id, _mine())
+    found = conversations().summary(conversation_id, _mine())
     return render_template("item.html", c=found, renaming=True)
 
 
 @blueprint.post("/c/<conversation_id>/title")
 def rename(conversation_id: str) -> str:
-    return _item(_store().rename(conversation_id, _mine(), request.form.get("title", "")))
+    return _item(conversations().rename(conversation_id, _mine(), request.form.get("title", "")))
 
 
 @blueprint.post("/c/<conversation_id>/delete")
 def delete(conversation_id: str) -> Response:
-    _store().delete(conversation_id, _mine())
+    conversations().delete(conversation_id, _mine())
     if _open_now() == conversation_id:  # there is nothing left to see
         return Response(
             headers={"HX-Redirect": url_for("pages.index", deleted=conversation_id)}, status=204
@@ -129,7 +133,7 @@ def delete(conversation_id: str) -> Response:
 
 @blueprint.post("/c/<conversation_id>/undelete")
 def undelete(conversation_id: str) -> Response:
-    found = _store().undelete(conversation_id, _mine())
+    found = conversations().undelete(conversation_id, _mine())
     response = _toast(f"“{found.title}” is back." if found.title else "The conversation is back.")
     if "back" in request.form:  # it was open when it was deleted
         response.headers["HX-Redirect"] = url_for("pages.conversation", conversation_id=found.id)
@@ -170,7 +174,7 @@ def first_settings() -> str:
 
 @blueprint.get("/c/<conversation_id>/settings")
 def settings(conversation_id: str) -> str:
-    return _panel(_store().get(conversation_id, _mine(), limit=1).settings)
+    return _panel(conversations().get(conversation_id, _mine(), limit=1).settings)
 
 
 @blueprint.post("/c/<conversation_id>/settings")
@@ -178,13 +182,13 @@ def save_settings(conversation_id: str) -> Response:
     if not is_id(conversation_id):
         raise RequestError("This can't name a conversation.", field="conversation_id")
     wanted = settings_of(request.form, config().told_system_prompt)
-    found: Conversation = _store().set_settings(conversation_id, owner_made(), wanted)
+    found: Conversation = conversations().set_settings(conversation_id, owner_made(), wanted)
     prompt = found.settings.system_prompt
     html = render_template(
         "settings_saved.html",
-        groups=_catalog().look(),
+        groups=catalog().look(),
         chosen=found.settings.model,
-        model=_default_model(),
+        model=generations().upstream.known_model,
         system_prompt=config().told_system_prompt if prompt is None else prompt,
     )
     response = Response(html, mimetype="text/html")
@@ -198,19 +202,10 @@ def _panel(found: Settings) -> str:
         "settings.html",
         s=found,
         system_prompt=config().told_system_prompt,
-        groups=_catalog().look(),
+        groups=catalog().look(),
         chosen=found.model if picked is None else checked_model(picked),
-        model=_default_model(),
+        model=generations().upstream.known_model,
     )
-
-
-def _catalog() -> Catalog:
-    found: Catalog = current_app.extensions["halt.catalog"]
-    return found
-
-
-def _default_model() -> str:
-    return getattr(generations().upstream, "known_model", "")
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -218,12 +213,12 @@ def _default_model() -> str:
 
 @blueprint.get("/export")
 def export_all() -> Response:
-    return _download(_store().export(_mine()), f"Halt {datetime.now(UTC):%Y-%m-%d}")
+    return _download(conversations().export(_mine()), f"Halt {datetime.now(UTC):%Y-%m-%d}")
 
 
 @blueprint.get("/c/<conversation_id>/export")
 def export(conversation_id: str) -> Response:
-    found = _store().export(_mine(), conversation_id)
+    found = conversations().export(_mine(), conversation_id)
     only = next(found)
     return _download(chain([only], found), only.title)
 
@@ -266,7 +261,7 @@ def import_() -> Response:
             ) from None
         if not data:
             raise RequestError("Choose a file that Halt has exported as JSON.", field="file")
-        ids = _store().import_(owner_made(), read(data))
+        ids = conversations().import_(owner_made(), read(data))
     count = len(ids)
     message = f"{count:,} conversation{' was' if count == 1 else 's were'} imported."
     return _toast(message, opens=ids[0] if count == 1 else "")

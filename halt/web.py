@@ -35,7 +35,10 @@ from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
+from halt.bodies import is_number
+from halt.catalog import Catalog
 from halt.config import Config
+from halt.conversations import Store
 from halt.cors import admitted
 from halt.errors import HaltError, RequestError, TooLarge
 from halt.events import encode
@@ -67,6 +70,18 @@ def generations() -> Generations:
     """The generations of the application that serves this request."""
     found = current_app.extensions["halt"]
     assert isinstance(found, Generations)  # noqa: S101
+    return found
+
+
+def conversations() -> Store:
+    """What the application that serves this request keeps conversations in."""
+    found: Store = current_app.extensions["halt.store"]
+    return found
+
+
+def catalog() -> Catalog:
+    """The models that can be chosen."""
+    found: Catalog = current_app.extensions["halt.catalog"]
     return found
 
 
@@ -131,7 +146,7 @@ def json_response(value: Any, status: int = 200) -> Response:
 def after_parameter() -> int:
     """The event after which a reader wants to go on. Raises RequestError."""
     raw = request.headers.get("Last-Event-ID") or request.args.get("after") or "0"
-    if not (raw.isascii() and raw.isdigit() and len(raw) <= 15):
+    if not is_number(raw):
         raise RequestError("after must be the number of an event, 0 or more.", field="after")
     return int(raw)
 

@@ -267,10 +267,6 @@ class SharedGenerations(Generations):
             answer = self._registry.tombstones()
         channel.send(_encode(answer))
 
-    def _stop_mine(self, owner: str | None) -> list[Receipt]:
-        runs = sorted(self._running(owner), key=lambda run: run.started_at)
-        return super()._stop([(run.id, None) for run in runs], owner)
-
     def _tell(self, asked: Find, channel: Channel) -> None:
         try:
             run = self.run(asked.id, asked.requester)
