@@ -328,13 +328,18 @@ class Wire:
 
         The kernel is given more room for it: a reader that is too slow finds it when it reads on.
         """
-        with self._role, contextlib.suppress(OSError):
+        with self._role:
             if not self._closing:
                 self._frames.append(frame(_CLOSE, struct.pack("!H", code) + reason.encode()))
                 self._closing = True
+            self._write_last()
+
+    def _write_last(self) -> None:
+        """Write the close and what has been begun before it. The role is held."""
+        with contextlib.suppress(OSError):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LAST_BUFFER)
-            self._write()
-            self._write()  # the first may have been the rest of another
+        self._write()
+        self._write()  # the first may have been the rest of another
 
     def end(self, until: float) -> None:
         """Shut the connection down; nobody touches it afterwards.
@@ -343,6 +348,8 @@ class Wire:
         words in a connection that is closed over something unread.
         """
         with self._role:
+            if self._closing:
+                self._write_last()  # put while another wrote, who would find the connection broken
             self.broken = True
         self.obeyed()
         poller = select.poll()
