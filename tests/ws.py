@@ -18,7 +18,7 @@ from tests.sse import PATIENCE, Answer
 
 
 class Ended(Exception):
-    """The server has closed the socket, with this code (1006: without a word) and reason."""
+    """The server has closed the socket, with this code (1006: without a word) and reason, or why none was read."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{code} {reason}")
@@ -80,9 +80,9 @@ class WebSocket:
             said = self.connection.recv(PATIENCE)
         except ConnectionClosed as closed:
             received = closed.rcvd
-            raise Ended(
-                received.code if received else 1006, received.reason if received else ""
-            ) from None
+            if received is None:
+                raise Ended(1006, f"{closed} ({closed.__cause__!r})") from None
+            raise Ended(received.code, received.reason) from None
         assert isinstance(said, str)
         message = json.loads(said)
         assert isinstance(message, dict)
