@@ -124,8 +124,11 @@ if __name__ == "__main__":
         load()  # before gunicorn is loaded, which reads WEB_CONCURRENCY by itself
     except ConfigError as fault:
         sys.exit(f"halt: {fault}")
+    from gunicorn.app.wsgiapp import run
+
     os.chdir(HERE)  # where gunicorn finds its settings
-    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "app:app", *sys.argv[1:]])  # noqa: S606
+    sys.argv[0] = str(HERE / "app.py")  # what it starts again when it is to replace itself
+    run()  # in this process: all that was loaded above, the workers have too
 else:
     try:
         app = create_app()

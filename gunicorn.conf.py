@@ -6,6 +6,7 @@ workers (WEB_CONCURRENCY, 1 by default) serve the same streams, whichever of the
 
 from __future__ import annotations
 
+import gc
 import logging
 import resource
 import socket
@@ -31,6 +32,7 @@ try:
 except halt_config.ConfigError as fault:
     sys.exit(f"halt: {fault}")
 
+wsgi_app = "app:app"
 bind = [f"{'[' + _config.host + ']' if ':' in _config.host else _config.host}:{_config.port}"]
 worker_class = "halt.worker.Worker"
 workers = _config.workers
@@ -112,7 +114,9 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """In the master, listening."""
+    """In the master, listening, before it forks."""
+    # What is loaded by now stays: no collection need look at it, and workers share its memory.
+    gc.freeze()
     where = ", ".join(
         f"http://{listener}" if "http" not in str(listener) else str(listener)
         for listener in server.LISTENERS
@@ -128,6 +132,7 @@ def post_fork(server: Any, worker: Any) -> None:
 
 def post_worker_init(worker: Any) -> None:
     """In a worker, with the application loaded: streams end in order when it is told to leave."""
+    gc.freeze()
     service = worker.wsgi.extensions["halt"]
     service.alive = lambda: worker.alive
     service.begin()
