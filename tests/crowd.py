@@ -16,7 +16,7 @@ from tests.conftest import HaltServer, eventually
 from tests.sse import Client
 from tests.ws import WebSocket
 
-STARTS_WITHIN = 40.0  # seconds for all workers
+STARTS_WITHIN = 90.0  # seconds for all workers
 TRIES = 1000  # connections until one is accepted by a certain worker
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pyte
 import pytest
 
-PATIENCE = 20.0  # seconds; two are usual
+PATIENCE = 60.0  # seconds; two are usual
 #: The program becomes the master of its terminal, so that Ctrl-C becomes a signal to it.
 TAKE_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from http.cookies import SimpleCookie
 from typing import Any, Self
 
-PATIENCE = 15.0  # seconds without a byte, after which a test has failed
+PATIENCE = 40.0  # seconds without a byte, after which a test has failed
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,15 @@ from halt.generation import Receipt
 from halt.metrics import Meter
 from halt.screen import LAG, PACE, PlainScreen, Typewriter, clean
 from halt.terminal import STOPPED, ask
-from tests.conftest import ROOT, HaltServer, asked, halt_environment, new_id
+from tests.conftest import (
+    LEAVES_WITHIN,
+    ROOT,
+    SEEN_WITHIN,
+    HaltServer,
+    asked,
+    halt_environment,
+    new_id,
+)
 from tests.fake_openai import FakeOpenAI
 from tests.pseudo_terminal import Terminal
 
@@ -82,7 +90,7 @@ def piped(env: Environment, said: str, *options: str) -> subprocess.CompletedPro
         input=said,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 
@@ -122,9 +130,9 @@ def test_ctrl_c_in_a_pipe_keeps_what_came_and_says_130(
         process.stdin.close()
         assert process.stdout.read(6) == "0 1 2 "
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
+        assert process.wait(LEAVES_WITHIN) == 130
         assert process.stdout.read() == "\n"
-    assert asked(shared_fake, "stop me in the pipe").closed.wait(5)
+    assert asked(shared_fake, "stop me in the pipe").closed.wait(SEEN_WITHIN)
 
 
 # --- at a prompt ----------------------------------------------------------------------------------
@@ -139,7 +147,7 @@ def test_ctrl_c_stops_the_answer_and_the_model_is_told(chat: Open, shared_fake: 
     terminal.type("\x03")
     terminal.wait(r"Stopped\.")
     terminal.wait(r"connection closed after \d+ ms")
-    assert record.closed.wait(5)
+    assert record.closed.wait(SEEN_WITHIN)
     terminal.say("/model echo")
     terminal.say("and then the second")
     second = asked(shared_fake, "and then the second")
@@ -268,7 +276,7 @@ def test_a_chat_with_a_running_halt(chat: Open, halt: HaltServer, shared_fake: F
     terminal.wait("(?m)^0 1 2")
     terminal.type("\x03")
     terminal.wait(r"Stopped\.")
-    assert asked(shared_fake, "remote and stopped").closed.wait(5)
+    assert asked(shared_fake, "remote and stopped").closed.wait(SEEN_WITHIN)
     terminal.say("/model echo")
     terminal.say("remote once more")
     terminal.wait("(?m)^remote once more")
@@ -402,11 +410,11 @@ class Stuck:
     def start(self, request: ChatRequest) -> Iterator[Group]:
         yield [(1, Content("seen"))]
         os.kill(os.getpid(), signal.SIGINT)
-        self.released.wait(10)
+        self.released.wait(60)
 
     def stop(self, stream_id: str, seen: int) -> Receipt:
         os.kill(os.getpid(), signal.SIGINT)
-        self.released.wait(10)
+        self.released.wait(60)
         return Receipt(stream_id, "stopped", "closed", 1.0)
 
     def model(self, stream_id: str) -> str:
@@ -451,7 +459,7 @@ class Quick:
 
     def start(self, request: ChatRequest) -> Iterator[Group]:
         if self._is_stopped:
-            assert self._stopped.wait(10)
+            assert self._stopped.wait(60)
         yield [(1, Content("whole")), (2, Done("stop", Meter().snapshot()))]
 
     def stop(self, stream_id: str, seen: int) -> Receipt:

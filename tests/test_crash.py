@@ -26,7 +26,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.conftest import ROOT, HaltServer, eventually, new_id
+from tests.conftest import ROOT, SEEN_WITHIN, HaltServer, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Client, Events, Message
 
@@ -170,7 +170,7 @@ def replayed(stream: Stream, answer: Events, killed_at: float) -> list[Message]:
         assert not old
         return []
     whole = answer.to_end().seen
-    stream.join(15)
+    stream.join(60)
     assert not stream.is_alive(), "a reader waits for ever"
     text, numbers, last = checked(whole)
     assert ALL.startswith(text)
@@ -248,7 +248,7 @@ def all_is_well(crowd: Crowd, client: Client, folder: Path, killed_at: float) ->
 def all_closed(fake: FakeOpenAI) -> None:
     """No connection of a dead process is open at the model's server."""
     for record in fake.requests:
-        assert record.ended.wait(10), record
+        assert record.ended.wait(SEEN_WITHIN), record
     fake.clear()
 
 
@@ -311,7 +311,7 @@ def newcomer(client: Client) -> Iterator[str]:
     thread = threading.Thread(target=send, name="newcomer")
     thread.start()
     yield place
-    thread.join(15)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -419,7 +419,7 @@ def test_the_models_server_is_killed(
             upstream.kill()
             upstream.start()
             for stream in crowd.streams:
-                stream.join(15)
+                stream.join(60)
                 assert not stream.is_alive(), "a reader waits for ever"
                 text, numbers, _ = checked(stream.messages)
                 assert ALL.startswith(text)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.conftest import ROOT, HaltServer, StartHalt
+from tests.conftest import ROOT, SEEN_WITHIN, HaltServer, StartHalt
 from tests.fake_openai import FakeOpenAI
 
 NAME = "chat.example.org"
@@ -141,7 +141,7 @@ def test_stop_reaches_the_model_through_the_proxy(nginx: Proxy, fake: FakeOpenAI
     stopper.request("POST", "/stop/behind-nginx-2", headers={"Host": NAME})
     receipt = json.loads(stopper.getresponse().read())
     assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
-    assert record.closed.wait(5)
+    assert record.closed.wait(SEEN_WITHIN)
     assert b'"type":"cancelled"' in response.read()
 
 

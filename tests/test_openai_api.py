@@ -12,11 +12,10 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk, ChatCompletionToolParam
 
-from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id
+from tests.conftest import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Answer
 
-SEEN_WITHIN = 5.0  # seconds for the provider to see what happened at its end
 PATH = "/v1/chat/completions"
 
 WEATHER: ChatCompletionToolParam = {

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.conftest import HaltServer, asked, new_id
+from tests.conftest import SEEN_WITHIN, HaltServer, asked, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Answer, Client
 
@@ -89,5 +89,5 @@ def test_one_press_of_the_page_stops_several_answers(
     for stream_id in ids:
         assert re.search(f'hx-target="#a-{stream_id}"', pressed.body.decode())
     for record in records:
-        assert record.closed.wait(5.0)
+        assert record.closed.wait(SEEN_WITHIN)
     assert send(client, "/stop").status == 400

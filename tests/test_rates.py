@@ -22,7 +22,15 @@ from app import create_app
 from halt.config import Config, ConfigError, load
 from halt.errors import TooManyRequests
 from halt.rates import Rates, address, count_starts
-from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id, refused_start
+from tests.conftest import (
+    SEEN_WITHIN,
+    HaltServer,
+    StartHalt,
+    asked,
+    eventually,
+    new_id,
+    refused_start,
+)
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Answer, Client
 from tests.ws import WebSocket
@@ -200,7 +208,7 @@ def test_whoever_has_started_enough_can_still_do_everything_else(
         with client.follow(running.id) as again:
             again.until_text("0 ")
         assert client.stop(running.id).json["status"] == "stopped"
-        assert asked(shared_fake, said).closed.wait(5)
+        assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
         for _ in range(STARTS + 1):
             assert client.stop(running.id).json["status"] == "finished"
 

@@ -8,7 +8,15 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id, refused_start
+from tests.conftest import (
+    SEEN_WITHIN,
+    HaltServer,
+    StartHalt,
+    asked,
+    eventually,
+    new_id,
+    refused_start,
+)
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Client
 
@@ -50,7 +58,7 @@ def test_a_server_that_is_told_to_leave_ends_everything_in_order(
         assert server.wait() == 0
     eventually(lambda: server.gone)
     for _, said in streams[:-1]:
-        assert asked(fake, said).closed.wait(5)
+        assert asked(fake, said).closed.wait(SEEN_WITHIN)
     eventually(lambda: fake.open_connections == 0)
     assert "Traceback" not in server.printed
 
@@ -62,7 +70,7 @@ def test_an_idle_server_leaves_at_once(start_halt: StartHalt, fake: FakeOpenAI) 
     connection.request("GET", "/healthz")
     connection.getresponse().read()
     server.terminate()
-    assert server.wait(5) == 0
+    assert server.wait() == 0
     eventually(lambda: server.gone)
     connection.close()
 
@@ -77,9 +85,9 @@ def test_a_client_that_never_reads_cannot_keep_a_server_from_leaving(
     with client.stream("POST", "/chat/stream", body, receive_buffer=2048):
         fake.wait_request().wait_tokens(50_000)
         server.terminate()
-        assert server.wait(10) == 0
+        assert server.wait() == 0
         eventually(lambda: server.gone)
-    assert fake.wait_request().closed.wait(5)
+    assert fake.wait_request().closed.wait(SEEN_WITHIN)
 
 
 # --- starting -------------------------------------------------------------------------------------

@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 
 from halt.errors import CODES
-from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id
+from tests.conftest import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.fake_scenarios import WIDE
 from tests.sse import Client, Events
-
-SEEN_WITHIN = 5.0  # seconds for the provider to see what happened at its end
 
 #: Seconds for which gunicorn lets a connection without a request hold a thread, if it has one.
 IDLE_HOLDS = 5.0

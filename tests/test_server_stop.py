@@ -8,11 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id
+from tests.conftest import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Client, Events
-
-SEEN_WITHIN = 5.0  # seconds for the provider to see what happened at its end
 
 #: A phase: the model that goes there and stays, and the text that shows that it has arrived.
 PHASES = {

@@ -15,7 +15,6 @@ from tests.conftest import HaltServer, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import PATIENCE, Client, Events
 
-SEEN_WITHIN = 5.0  # seconds for the provider to see what happened at its end
 TEXT = {"Accept": "text/plain"}
 JSON = {"Accept": "application/json"}
 

@@ -16,9 +16,9 @@ import pytest
 
 from halt.metrics import now
 from halt.sockets import MAX_STREAMS, Wire, frame
-from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id
+from tests.conftest import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
-from tests.test_server_stop import PHASES, SEEN_WITHIN
+from tests.test_server_stop import PHASES
 from tests.ws import WebSocket, refused
 
 TOKEN = "a-token-for-tests"
@@ -548,7 +548,7 @@ def test_connections_are_counted_right(start_halt: StartHalt, fake: FakeOpenAI) 
         events.until_text("0 ")
         server.terminate()
         assert events.to_end().terminal["error"]["code"] == "interrupted"
-    assert server.wait(5) == 0
+    assert server.wait() == 0
     assert "Traceback" not in server.printed
 
 

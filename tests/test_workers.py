@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.conftest import asked, eventually, new_id
+from tests.conftest import SEEN_WITHIN, asked, eventually, new_id
 from tests.crowd import GO_ON, HOLD, Crowd, WorkerClient, process_of
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Client, Events
@@ -90,7 +90,7 @@ def test_stop_through_every_worker_ends_stream_and_upstream_in_every_phase(
             assert receipt.status == 200
             assert receipt.json["status"] == "stopped"
             assert receipt.json["upstream"] == "closed"
-            assert record.closed.wait(5)
+            assert record.closed.wait(SEEN_WITHIN)
             assert events.to_end().terminal["type"] == "cancelled"
             again = crowd.at(crowd.names[number - 1]).stop(events.id)
             assert again.json["status"] == "finished"
@@ -258,7 +258,7 @@ def test_the_page_is_served_by_any_worker(crowd: Crowd, shared_fake: FakeOpenAI)
         assert "Stopped" in stopped
         rest = "".join(message.data for message in page)
         assert "Stopped" in rest
-    assert asked(shared_fake, said).closed.wait(5)
+    assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
 
 
 def test_what_the_stopper_had_seen_is_what_every_worker_keeps(
@@ -356,7 +356,7 @@ def _grace_holds(one: WorkerClient, two: WorkerClient, fake: FakeOpenAI) -> None
     record = asked(fake, said)
     assert not record.closed.is_set()
     follower.close()
-    assert record.closed.wait(10)
+    assert record.closed.wait(SEEN_WITHIN)
     with one.follow(stream_id) as replay:
         assert replay.to_end().terminal["reason"] == "no_viewer"
 

@@ -10,7 +10,7 @@ from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Locator,
 from tests.conftest import HaltServer, asked, new_id
 from tests.fake_openai import FakeOpenAI, Record
 
-PATIENCE = 15_000  # milliseconds after which something on the page is not going to happen
+PATIENCE = 30_000  # milliseconds after which something on the page is not going to happen
 
 #: What a browser says in its console when a server or the network is away.
 AWAY = r"Failed to load resource|net::ERR_"

@@ -9,10 +9,8 @@ from tests.browser.chat import Chat, numbers
 from tests.browser.conftest import OpenChat
 from tests.browser.test_models import choose
 from tests.browser.test_stop import Held
-from tests.conftest import HaltServer, StartHalt, eventually, new_id
+from tests.conftest import SEEN_WITHIN, HaltServer, StartHalt, eventually, new_id
 from tests.fake_openai import FakeOpenAI, Record
-
-SEEN_WITHIN = 5.0  # seconds for the provider to see the close
 
 
 def compare(chat: Chat, *models: str) -> str:

@@ -16,12 +16,11 @@ from tests.browser.conftest import OpenChat
 from tests.browser.test_compare import add
 from tests.browser.test_models import choose
 from tests.browser.test_stop import Held
-from tests.conftest import StartHalt, eventually, new_id
+from tests.conftest import SEEN_WITHIN, StartHalt, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.fake_scenarios import SCENARIOS
 from tests.fake_wire import Reply
 
-SEEN_WITHIN = 5.0  # seconds for the provider to see the close
 BROKEN = AWAY + "|Failed to fetch|network error"  # what the console may say of a lost server
 
 #: A text in which a seam would be seen: within a word, a list, a block of code.

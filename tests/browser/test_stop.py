@@ -9,9 +9,8 @@ import pytest
 from playwright.sync_api import Route, expect
 
 from tests.browser.chat import AWAY, Chat, numbers
-from tests.conftest import eventually
+from tests.conftest import SEEN_WITHIN, eventually
 
-SEEN_WITHIN = 5.0  # seconds for the provider to see the close
 #: What a proxy says while the server behind it is away.
 BAD_GATEWAY = (
     "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1></body></html>"

@@ -18,13 +18,12 @@ from playwright.sync_api import expect
 
 from tests.browser.chat import AWAY, Chat, numbers
 from tests.browser.conftest import OpenChat
-from tests.conftest import HaltServer, StartHalt
+from tests.conftest import SEEN_WITHIN, HaltServer, StartHalt
 from tests.fake_openai import FakeOpenAI
 from tests.fake_scenarios import MARKDOWN, SCENARIOS, pieces
 from tests.fake_wire import Reply
 from tests.wire import HandMade, Peer
 
-SEEN_WITHIN = 5.0  # seconds for the provider to see the close
 LOST = "The connection is lost"
 BROKEN = AWAY + "|Failed to fetch|network error"  # what the console may say of it
 
