@@ -15,15 +15,15 @@ test: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	sh tests/with_postgres.sh $(BIN)/python -m pytest -n 3 --dist loadfile --ignore tests/browser
-	$(BIN)/python -m pytest -n 3 --dist loadfile tests/browser
+	sh tests/with_postgres.sh $(BIN)/python -m pytest -n 3 --dist worksteal --ignore tests/browser
+	$(BIN)/python -m pytest -n 3 --dist worksteal tests/browser
 
 # What the tests run of the code, servers included. It takes half as long again.
 coverage: $(VENV)/test.stamp
 	@PYTHON=$(BIN)/python sh tests/system.sh
 	$(BIN)/python -m coverage erase
-	sh tests/with_postgres.sh $(BIN)/python -m coverage run -m pytest -n 3 --dist loadfile --ignore tests/browser
-	$(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile tests/browser
+	sh tests/with_postgres.sh $(BIN)/python -m coverage run -m pytest -n 3 --dist worksteal --ignore tests/browser
+	$(BIN)/python -m coverage run -m pytest -n 2 --dist worksteal tests/browser
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 
