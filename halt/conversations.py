@@ -33,8 +33,8 @@ T = TypeVar("T")
 #: Exchanges of a window, where the reader does not say how many.
 WINDOW = 40
 
-#: State of an answer. `withdrawn`: stopped before any text; kept only beside answers of rivals.
-#: `interrupted`: its server went away, or died.
+#: State of an answer. `withdrawn`: stopped by its user before any text; kept only beside answers of
+#: rivals. `interrupted`: its server went away, or died.
 State = Literal["running", "done", "stopped", "withdrawn", "error", "interrupted"]
 
 
@@ -142,8 +142,8 @@ class Exchange:
 
     @property
     def withdrawn(self) -> bool:
-        """It was stopped before it brought any text."""
-        return isinstance(self.ended, Cancelled) and not self.answer
+        """Its user stopped it before it brought any text."""
+        return self.ended is not None and state_of(self.ended, self.answer) == "withdrawn"
 
     def told(self) -> Exchange:
         """The answer that the conversation goes on with: the first with text, or the picked one."""
@@ -484,8 +484,8 @@ def state_of(ended: Terminal, answer: str) -> State:
     """The state in which an answer is after this end."""
     if isinstance(ended, Done):
         return "done"
-    if isinstance(ended, Cancelled):
-        return "stopped" if answer else "withdrawn"
+    if isinstance(ended, Cancelled):  # whoever was not there can't be given the prompt back
+        return "withdrawn" if ended.reason == "stop" and not answer else "stopped"
     return "interrupted" if ended.error.code == "interrupted" else "error"
 
 

@@ -55,6 +55,7 @@ from tests.stores import (
 )
 
 STOPPED = Cancelled(METRICS)
+UNWATCHED = Cancelled(METRICS, "no_viewer")
 BROKEN = Failed(ErrorInfo("stalled", "It stalled.", True), METRICS)
 DAY = 86_400.0
 
@@ -93,7 +94,7 @@ def test_an_exchange_is_open_until_its_stream_ends(chat: Chat) -> None:
     [
         (DONE, "Half an"),
         (STOPPED, f"Half an\n\n{STOPPED_NOTE}"),
-        (Cancelled(METRICS, "no_viewer"), f"Half an\n\n{STOPPED_NOTE}"),
+        (UNWATCHED, f"Half an\n\n{STOPPED_NOTE}"),
         (BROKEN, f"Half an\n\n{BROKEN_NOTE}"),
     ],
     ids=["done", "stopped", "unwatched", "broken"],
@@ -121,6 +122,19 @@ def test_prompts_without_an_answer_go_as_one(chat: Chat) -> None:
     chat.says("Two?", "", BROKEN)
     chat.ask("Three?")
     assert chat.told("S") == [("system", "S"), ("user", "One?\n\nTwo?\n\nThree?")]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
+def test_a_prompt_whose_answer_nobody_waited_for_is_kept(chat: Chat, again: bool) -> None:
+    """Whoever was not there could not be given it back; it can be answered again, or discarded."""
+    if again:
+        chat.says("Why?", "So.")
+    stream_id = chat.again() if again else chat.ask("Why?")
+    chat.ends(stream_id, "", UNWATCHED)
+    assert (chat.last().prompt, chat.last().answer, chat.last().state) == ("Why?", "", "stopped")
+    left = chat.store.discard(chat.name, chat.owner, chat.last().answer_id)
+    assert left == (None if again else "Why?")
+    assert chat.exchanges() == ([("Why?", "So.")] if again else [])
 
 
 def test_turns_always_alternate(chat: Chat) -> None:
