@@ -499,9 +499,10 @@ class SqlStore(Records):
     @staticmethod
     def _values(given: PortableConversation) -> dict[str, Any]:
         at = time.time()
+        title = " ".join(storable(given.title).split())[:TITLE_MAX]
         return {
-            "title": storable(given.title)[:TITLE_MAX] or first_words(given.messages[0].content),
-            "titled_by": "user" if given.title else "words",
+            "title": title or first_words(given.messages[0].content),
+            "titled_by": "user" if title else "words",
             "model": storable(given.settings.model),
             "system_prompt": given.settings.system_prompt
             and storable(given.settings.system_prompt),
@@ -527,7 +528,8 @@ class SqlStore(Records):
                 )
                 ids.update(zip((each.id for each in some), added, strict=True))
         wanted = set(given.chosen)
-        chosen = {each.parent: ids[each.id] for each in given.messages if each.id in wanted}
+        chosen = {each.parent: ids[each.id] for each in given.messages}  # where none is named
+        chosen |= {each.parent: ids[each.id] for each in given.messages if each.id in wanted}
         depths: dict[int | None, int] = {None: -1}
         groups: dict[int, int | None] = {}
         places = []

@@ -916,6 +916,20 @@ def test_a_file_that_is_none_is_refused_and_adds_nothing(
     assert store.summaries("anna").items == ()
 
 
+def test_a_file_that_names_no_choice_is_shown_with_its_last_messages(store: SqlStore) -> None:
+    """Nothing of what was imported is out of reach; a title of blanks alone is none."""
+    written = [
+        PortableMessage(1, "user", "Hello?"),
+        PortableMessage(2, "assistant", "Yes?", parent=1),
+        PortableMessage(3, "assistant", "Hello.", parent=1),
+    ]
+    for name, chosen, answer in [("no-choice", [], "Hello."), ("a-choice", [1, 2], "Yes?")]:
+        store.import_("anna", [PortableConversation(name, "  ", written, chosen)])
+        (shown,) = store.get(name, "anna").exchanges
+        assert (shown.prompt, shown.answer) == ("Hello?", answer)
+    assert [each.title for each in store.summaries("anna").items] == ["Hello?", "Hello?"]
+
+
 def test_an_import_that_breaks_off_adds_nothing(store: SqlStore) -> None:
     """Not in the list, a search or an export: nobody sees the half that was written."""
     chat = Chat(store)
