@@ -27,11 +27,15 @@
     event.preventDefault();
     composer.requestSubmit();
   });
+  // While a message is under way it stays in the field; what was typed behind it, or instead, is new.
+  const underway = () => sender?.sourceElement === composer ? sender.request.body.get("prompt") : "";
+  const unsent = () => prompt.value.startsWith(underway()) ? prompt.value.slice(underway().length).trimStart() : prompt.value;
   document.addEventListener("submit", event => {
     if (event.target !== composer) return;
-    const text = prompt.value.trim(), waits = busy();
+    const text = unsent().trim(), waits = busy();
     if (waits || !text) { event.preventDefault(); event.stopImmediatePropagation(); }
     if (waits && text) said("queue", { text });
+    if (!prompt.value) { prompt.value = underway(); grow(prompt); } // it may be refused still
   }, true);
   const STARTS = "#composer, #sender, .editor, .regenerate, .continue"; // each asks for an answer
   document.addEventListener("htmx:config:request", event => {
@@ -94,7 +98,7 @@
   };
   document.addEventListener("htmx:after:request", event => {
     const { ctx } = event.detail;
-    if (ctx.sourceElement === composer && ctx.response.status < 400) { prompt.value = ""; prompt.style.height = ""; }
+    if (ctx.sourceElement === composer && ctx.response.status < 400) { prompt.value = unsent(); grow(prompt); }
   });
   document.addEventListener("htmx:finally:request", event => {
     if (event.detail.ctx !== sender) return;
