@@ -27,6 +27,7 @@ from halt.portable import PortableConversation
 STOPPED_NOTE = "[The user stopped this answer here.]"
 BROKEN_NOTE = "[This answer broke off here.]"
 BUSY = "An answer is being written. Stop it first, or wait for its end."
+MOVED = "This conversation went on in another tab or on another device. Load the page anew."
 
 T = TypeVar("T")
 
@@ -49,6 +50,13 @@ class Busy(HaltError):
     """An answer is being written in this conversation already."""
 
     code = "busy"
+    status = 409
+
+
+class Moved(HaltError):
+    """The conversation no longer ends where the one who goes on with it believes."""
+
+    code = "conversation_moved"
     status = 409
 
 
@@ -339,13 +347,16 @@ class Store(Protocol):
         *,
         worker: str,
         edit_of: int | None = None,
+        after: int | None = None,
     ) -> Conversation:
         """Add a prompt at the end of the path; makes the conversation if needed.
 
         `answers` are the streams that will answer it, each with the model asked for. `edit_of`
-        names a prompt of the conversation which this one is another version of.
+        names a prompt of the conversation which this one is another version of. `after` names
+        the prompt that is the path's last one as far as the asker knows, 0 where there is none.
         Returns the conversation with this exchange alone. Raises Busy while another answer is
-        being written, StreamInUse, UnknownConversation for another owner's.
+        being written, Moved where `after` is wrong, StreamInUse, UnknownConversation for another
+        owner's.
         """
 
     def again(

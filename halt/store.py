@@ -32,10 +32,12 @@ from halt import tree
 from halt.chat import Message
 from halt.conversations import (
     BUSY,
+    MOVED,
     WINDOW,
     Busy,
     Conversation,
     Hit,
+    Moved,
     Page,
     Settings,
     Summary,
@@ -185,12 +187,16 @@ class SqlStore(Records):
         *,
         worker: str,
         edit_of: int | None = None,
+        after: int | None = None,
     ) -> Conversation:
         with self.database.writing() as connection:
             row = self._made(connection, conversation_id, owner)
             _refuse_while_running(connection, conversation_id)
             if edit_of is None:
-                parent_id = _settle(connection, row)
+                last = _last(connection, row, "user")
+                if after is not None and after != (last or 0):
+                    raise Moved(MOVED)
+                parent_id = _settle(connection, row, last)
             else:
                 parent_id = _message(connection, row, edit_of, "user").parent_id
                 if parent_id is not None:
@@ -691,9 +697,8 @@ def _last(connection: Connection, row: Row[Any], role: str) -> int | None:
     return next((int(each.id) for each in found if each.role == role), None)
 
 
-def _settle(connection: Connection, row: Row[Any]) -> int | None:
-    """The message that the next prompt follows, on the path: the answer that is gone on with."""
-    prompt_id = _last(connection, row, "user")
+def _settle(connection: Connection, row: Row[Any], prompt_id: int | None) -> int | None:
+    """What the next prompt follows: of the path's last prompt the answer that is gone on with."""
     if prompt_id is None:
         return None
     answers = tree.versions(connection, row.id, prompt_id, "assistant")

@@ -57,6 +57,7 @@
       setSending(source.dataset.ids?.split(" ") ?? (models.length ? models.map(newId) : [newId()])); // an answer for each model
       sender = ctx;
       for (const id of sending) body.append("id", id);
+      if (source.matches("#composer, #sender") && !$(":scope > .later", messages)) body.set("after", $(":scope > .exchange:last-child", messages)?.dataset.prompt ?? "0");
       $("#notice").replaceChildren();
       following = true;
     } else if (source.matches("#stopper, .stop-one")) {

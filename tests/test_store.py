@@ -22,6 +22,7 @@ from halt.conversations import (
     Conversation,
     Ended,
     Exchange,
+    Moved,
     Settings,
     UnknownConversation,
     Usage,
@@ -135,6 +136,24 @@ def test_a_prompt_whose_answer_nobody_waited_for_is_kept(chat: Chat, again: bool
     left = chat.store.discard(chat.name, chat.owner, chat.last().answer_id)
     assert left == (None if again else "Why?")
     assert chat.exchanges() == ([("Why?", "So.")] if again else [])
+
+
+def test_nobody_goes_on_with_what_they_have_not_seen(chat: Chat) -> None:
+    """A prompt that names another last prompt than the path's is refused, and leaves nothing."""
+
+    def ask(after: int) -> None:
+        answers = [(chat.new_stream(), "")]
+        chat.store.begin(chat.name, chat.owner, "Next?", answers, worker=WORKER, after=after)
+
+    chat.says("a", "1")
+    first = chat.last().prompt_id
+    chat.says("b", "2")
+    for after in (first, 0):
+        with pytest.raises(Moved):
+            ask(after)
+    assert chat.exchanges() == [("a", "1"), ("b", "2")]
+    ask(chat.last().prompt_id)
+    assert chat.exchanges() == [("a", "1"), ("b", "2"), ("Next?", "")]
 
 
 def test_turns_always_alternate(chat: Chat) -> None:
