@@ -438,7 +438,7 @@ def test_a_page_with_a_token_asks_for_it(
 def test_enter_pressed_twice_sends_a_message_once(chat: Chat) -> None:
     """Also where the request takes a while; what was typed behind it waits in the queue alone."""
     held: list[Route] = []
-    chat.page.route("**/messages", lambda route: held.append(route))
+    chat.page.route("**/messages", lambda route: held.append(route))  # noqa: PLW0108 - no method of a list will do
     with chat.page.expect_request("**/messages"):
         said = chat.ask("stall?n=3")
     chat.prompt.press("Enter")
@@ -459,7 +459,7 @@ def test_enter_pressed_twice_sends_a_message_once(chat: Chat) -> None:
 def test_what_is_typed_while_a_message_is_sent_stays(chat: Chat, typed: str | None) -> None:
     """An answer to the request takes from the field what was sent, and nothing else."""
     held: list[Route] = []
-    chat.page.route("**/messages", lambda route: held.append(route))
+    chat.page.route("**/messages", lambda route: held.append(route))  # noqa: PLW0108 - no method of a list will do
     with chat.page.expect_request("**/messages"):
         said = chat.ask("count?n=3")
     expect(chat.stop).to_be_visible()
