@@ -49,7 +49,7 @@ from halt.conversations import (
 )
 from halt.errors import RequestError, StreamInUse
 from halt.portable import PortableConversation, PortableMessage, PortableSettings, check
-from halt.records import Records, earlier, generation
+from halt.records import Records, earlier, generation, text_so_far
 from halt.snippets import snippet, words
 from halt.tables import chunks, conversations, generations, messages, storable
 
@@ -815,6 +815,10 @@ def _portable(connection: Connection, row: Row[Any]) -> PortableConversation:
         .where(messages.c.conversation_id == row.id)
         .order_by(messages.c.depth, messages.c.id)
     ).all()
+
+    def running(each: Row[Any]) -> bool:
+        return bool(each.state == "running")
+
     chosen = {each.chosen_id for each in rows} | {row.first_id}
     number = {each.id: n for n, each in enumerate(rows, 1)}
     return PortableConversation(
@@ -824,11 +828,11 @@ def _portable(connection: Connection, row: Row[Any]) -> PortableConversation:
             PortableMessage(
                 number[each.id],
                 each.role,
-                each.content,
+                each.content + (text_so_far(connection, each.stream_id) if running(each) else ""),
                 None if each.parent_id is None else number[each.parent_id],
                 each.model,
                 each.asked_model,
-                "interrupted" if each.state == "running" else each.state,
+                "interrupted" if running(each) else each.state,
                 each.rivals,
                 each.picked,
                 each.created_at,

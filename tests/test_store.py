@@ -949,6 +949,21 @@ def test_a_file_that_names_no_choice_is_shown_with_its_last_messages(store: SqlS
     assert [each.title for each in store.summaries("anna").items] == ["Hello?", "Hello?"]
 
 
+def test_what_is_being_written_is_exported_as_far_as_it_was_saved(
+    store: SqlStore, chat: Chat
+) -> None:
+    """An answer that runs, and one that is gone on with, with all of their text so far."""
+    chat.says("Hello?", "One ", STOPPED)
+    stream_id = chat.extend()
+    events = [(1.0, Content("two ")), (2.0, Content("three"))]
+    store.write(Batch(chunks=(Chunk(stream_id, 1, events),)))
+    (exported,) = store.export("anna", chat.name)
+    assert [(each.content, each.state) for each in exported.messages] == [
+        ("Hello?", "done"),
+        ("One two three", "interrupted"),
+    ]
+
+
 def test_an_import_that_breaks_off_adds_nothing(store: SqlStore) -> None:
     """Not in the list, a search or an export: nobody sees the half that was written."""
     chat = Chat(store)
