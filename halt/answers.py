@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from jinja2 import Template
 
-from halt.conversations import Exchange, Usage, Versions
+from halt.conversations import Exchange, Usage, Versions, state_of
 from halt.events import Cancelled, Done, Event, Failed, Terminal, is_terminal, sse_html, text_of
 from halt.folds import Fold, FoldPatch
 from halt.lengths import Lengths
@@ -194,7 +194,7 @@ def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
     if isinstance(ended, Cancelled):
         by_hand = ended.reason == "stop"
         note = "Stopped by you" if by_hand else "Stopped, as nobody was watching"
-        return replace(shown, state="stopped" if exchange.answer else "withdrawn", note=note)
+        return replace(shown, state=state_of(ended, exchange.answer), note=note)
     return replace(shown, note=CUT_OFF.get(ended.finish_reason or "", ""))
 
 

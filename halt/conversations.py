@@ -27,14 +27,15 @@ from halt.portable import PortableConversation
 STOPPED_NOTE = "[The user stopped this answer here.]"
 BROKEN_NOTE = "[This answer broke off here.]"
 BUSY = "An answer is being written. Stop it first, or wait for its end."
+MOVED = "This conversation went on in another tab or on another device. Load the page anew."
 
 T = TypeVar("T")
 
 #: Exchanges of a window, where the reader does not say how many.
 WINDOW = 40
 
-#: State of an answer. `withdrawn`: stopped before any text; kept only beside answers of rivals.
-#: `interrupted`: its server went away, or died.
+#: State of an answer. `withdrawn`: stopped by its user before any text; kept only beside answers of
+#: rivals. `interrupted`: its server went away, or died.
 State = Literal["running", "done", "stopped", "withdrawn", "error", "interrupted"]
 
 
@@ -49,6 +50,13 @@ class Busy(HaltError):
     """An answer is being written in this conversation already."""
 
     code = "busy"
+    status = 409
+
+
+class Moved(HaltError):
+    """The conversation no longer ends where the one who goes on with it believes."""
+
+    code = "conversation_moved"
     status = 409
 
 
@@ -142,8 +150,8 @@ class Exchange:
 
     @property
     def withdrawn(self) -> bool:
-        """It was stopped before it brought any text."""
-        return isinstance(self.ended, Cancelled) and not self.answer
+        """Its user stopped it before it brought any text."""
+        return self.ended is not None and state_of(self.ended, self.answer) == "withdrawn"
 
     def told(self) -> Exchange:
         """The answer that the conversation goes on with: the first with text, or the picked one."""
@@ -339,13 +347,16 @@ class Store(Protocol):
         *,
         worker: str,
         edit_of: int | None = None,
+        after: int | None = None,
     ) -> Conversation:
         """Add a prompt at the end of the path; makes the conversation if needed.
 
         `answers` are the streams that will answer it, each with the model asked for. `edit_of`
-        names a prompt of the conversation which this one is another version of.
+        names a prompt of the conversation which this one is another version of. `after` names
+        the prompt that is the path's last one as far as the asker knows, 0 where there is none.
         Returns the conversation with this exchange alone. Raises Busy while another answer is
-        being written, StreamInUse, UnknownConversation for another owner's.
+        being written, Moved where `after` is wrong, StreamInUse, UnknownConversation for another
+        owner's.
         """
 
     def again(
@@ -484,8 +495,8 @@ def state_of(ended: Terminal, answer: str) -> State:
     """The state in which an answer is after this end."""
     if isinstance(ended, Done):
         return "done"
-    if isinstance(ended, Cancelled):
-        return "stopped" if answer else "withdrawn"
+    if isinstance(ended, Cancelled):  # whoever was not there can't be given the prompt back
+        return "withdrawn" if ended.reason == "stop" and not answer else "stopped"
     return "interrupted" if ended.error.code == "interrupted" else "error"
 
 

@@ -75,8 +75,10 @@ POSTGRES_REASONS = {
 class Database:
     """Connections, one for each transaction, from a pool that all threads share."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, file: Path | None = None) -> None:
+        """`file` is SQLite's, which is there."""
         self.engine = engine
+        self._file, self._inode = file, _inode(file)
         self._writing = engine.execution_options(write=True)
         # Whoever reads sees one state from its first statement to its last, as SQLite has it.
         self._reading = (
@@ -91,6 +93,7 @@ class Database:
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that changes nothing. Raises StoreUnavailable, Unstorable."""
+        self._refuse_without_file("read")
         with _faults("read"), self._reading.begin() as connection:
             yield connection
 
@@ -100,13 +103,27 @@ class Database:
 
         Raises StoreUnavailable, Unstorable.
         """
+        self._refuse_without_file("saved")
         with _faults("saved"), self._writing.begin() as connection:
             yield connection
+
+    def _refuse_without_file(self, done: str) -> None:
+        """Open connections go on with a file that was deleted, and what they write is lost."""
+        if _inode(self._file) != self._inode:
+            why = "the database's file is not there any more"
+            raise StoreUnavailable(f"This could not be {done}: {why}.", why)
 
     def close(self) -> None:
         """Close the connections that nobody uses; those in use close when they are given back."""
         with contextlib.suppress(SQLAlchemyError):
             self.engine.dispose()
+
+
+def _inode(file: Path | None) -> int | None:
+    """What tells a file from any other that comes in its place; None where there is none."""
+    with contextlib.suppress(OSError):
+        return None if file is None else file.stat().st_ino
+    return None
 
 
 @contextlib.contextmanager
@@ -240,7 +257,7 @@ def open_database(folder: Path, url: str = "") -> Database:
             ) from None
         finally:
             engine.dispose()  # until it is used, nothing is held open, nor shared by a fork
-    return Database(engine)
+    return Database(engine, None if url else folder / "halt.db")
 
 
 def _make_private(path: Path) -> None:

@@ -36,9 +36,11 @@ from halt.catalog import Catalog, checked_model
 from halt.chat import ChatRequest, Message
 from halt.continuing import go_on
 from halt.conversations import (
+    MOVED,
     Busy,
     Conversation,
     Exchange,
+    Moved,
     Store,
     UnknownConversation,
 )
@@ -212,7 +214,11 @@ def _holds(found: Conversation, message_id: int) -> bool:
 
 @blueprint.post("/c/<conversation_id>/messages")
 def send(conversation_id: str) -> Response:
-    """A new prompt; with `edit_of`, another version of one that is there."""
+    """A new prompt; with `edit_of`, another version of one that is there.
+
+    `after` is the last prompt that the page shows, 0 where it shows none: nobody goes on with what
+    they have not seen.
+    """
     if not is_id(conversation_id):
         abort(404)
     prompt = request.form.get("prompt", "").replace("\r\n", "\n").strip()
@@ -228,17 +234,26 @@ def send(conversation_id: str) -> Response:
         raise RequestError(f"At most {LIVE_PER_SESSION} models can be compared.", field="model")
     answers = list(zip(_stream_ids(len(models)), models, strict=True))
     mine = owner_made()
-    found = _changed(
-        conversation_id,
-        lambda store: store.begin(
+    edit_of = _message_id("edit_of") if "edit_of" in request.form else None
+    after = _message_id("after") if "after" in request.form else None
+    try:
+        found = _changed(
             conversation_id,
-            mine,
-            prompt,
-            answers,
-            worker=_worker(),
-            edit_of=_message_id("edit_of") if "edit_of" in request.form else None,
-        ),
-    )
+            lambda store: store.begin(
+                conversation_id,
+                mine,
+                prompt,
+                answers,
+                worker=_worker(),
+                edit_of=edit_of,
+                after=after,
+            ),
+        )
+    except Busy:
+        last = conversations().get(conversation_id, mine, limit=1).last
+        if edit_of is None and after not in {None, last or 0}:
+            raise Moved(MOVED) from None  # it is another answer than the one that the page shows
+        raise
     _begin(found)
     response = Response(_exchange(found), mimetype="text/html")
     response.headers["HX-Push-Url"] = url_for("pages.conversation", conversation_id=found.id)

@@ -8,7 +8,7 @@
        "chosen": [1, 2]}]}
 
 `messages` are the whole tree, parents first; `chosen` are those that are the choice among their
-siblings. All times are seconds since 1970.
+siblings; where none of them is, it is the last one. All times are seconds since 1970.
 """
 
 from __future__ import annotations

@@ -357,6 +357,12 @@ def _gathered(
     return out
 
 
+def text_so_far(connection: Connection, stream_id: str) -> str:
+    """What is written down of the text of a generation that runs."""
+    parts = _gathered(connection, stream_id, [])
+    return "".join(text_of(event) for _, part in parts for _, event in part)
+
+
 def _end(
     connection: Connection, row: Row[Any], end: Ended, events: list[tuple[int, list[Timed]]]
 ) -> None:

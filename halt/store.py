@@ -32,10 +32,12 @@ from halt import tree
 from halt.chat import Message
 from halt.conversations import (
     BUSY,
+    MOVED,
     WINDOW,
     Busy,
     Conversation,
     Hit,
+    Moved,
     Page,
     Settings,
     Summary,
@@ -47,8 +49,8 @@ from halt.conversations import (
 )
 from halt.errors import RequestError, StreamInUse
 from halt.portable import PortableConversation, PortableMessage, PortableSettings, check
-from halt.records import Records, earlier, generation
-from halt.snippets import snippet, words
+from halt.records import Records, earlier, generation, text_so_far
+from halt.snippets import is_unspaced, snippet, words
 from halt.tables import chunks, conversations, generations, messages, storable
 
 TITLE_MAX = 200  # characters of a title
@@ -132,17 +134,21 @@ class SqlStore(Records):
             return Page()
         before = 2**62 if cursor is None else _number(cursor, int)
         values: dict[str, Any] = {"owner": owner, "before": before, "limit": limit + 1}
+        whole = [each for each in wanted if not is_unspaced(each)]
+        inside = [each for each in wanted if is_unspaced(each)]  # the index knows no words there
+        values |= {f"inside{number}": f"%{each}%" for number, each in enumerate(inside)}
+        also = "".join(f" AND m.content LIKE :inside{number}" for number in range(len(inside)))
         # The owner is in the index, so that no other one's texts are looked at.
         if self.database.sqlite:
-            terms = " AND ".join(f'"{each}"*' for each in wanted)
+            terms = " AND ".join(f'"{each}"*' for each in whole)
             mine = owner.replace('"', '""')
-            values["query"] = f'owner : "{mine}" AND content : ({terms})'
-            statement = _SQLITE_SEARCH
+            values["query"] = f'owner : "{mine}"' + (f" AND content : ({terms})" if whole else "")
+            statement = _SQLITE_SEARCH.format(also=also)
         else:
-            values["query"] = " & ".join(f"'{each}':*" for each in wanted)
+            values["query"] = " & ".join(f"'{each}':*" for each in whole)
             mine = owner.replace("\\", "\\\\").replace("'", "''")
             values["mine"] = f"'owner {mine}'"
-            statement = _POSTGRES_SEARCH
+            statement = _POSTGRES_SEARCH.format(also=also)
         with self.database.reading() as connection:
             rows: Sequence[Row[Any]] = []
             if not self.database.sqlite:
@@ -185,12 +191,16 @@ class SqlStore(Records):
         *,
         worker: str,
         edit_of: int | None = None,
+        after: int | None = None,
     ) -> Conversation:
         with self.database.writing() as connection:
             row = self._made(connection, conversation_id, owner)
             _refuse_while_running(connection, conversation_id)
             if edit_of is None:
-                parent_id = _settle(connection, row)
+                last = _last(connection, row, "user")
+                if after is not None and after != (last or 0):
+                    raise Moved(MOVED)
+                parent_id = _settle(connection, row, last)
             else:
                 parent_id = _message(connection, row, edit_of, "user").parent_id
                 if parent_id is not None:
@@ -499,9 +509,10 @@ class SqlStore(Records):
     @staticmethod
     def _values(given: PortableConversation) -> dict[str, Any]:
         at = time.time()
+        title = " ".join(storable(given.title).split())[:TITLE_MAX]
         return {
-            "title": storable(given.title)[:TITLE_MAX] or first_words(given.messages[0].content),
-            "titled_by": "user" if given.title else "words",
+            "title": title or first_words(given.messages[0].content),
+            "titled_by": "user" if title else "words",
             "model": storable(given.settings.model),
             "system_prompt": given.settings.system_prompt
             and storable(given.settings.system_prompt),
@@ -527,7 +538,8 @@ class SqlStore(Records):
                 )
                 ids.update(zip((each.id for each in some), added, strict=True))
         wanted = set(given.chosen)
-        chosen = {each.parent: ids[each.id] for each in given.messages if each.id in wanted}
+        chosen = {each.parent: ids[each.id] for each in given.messages}  # where none is named
+        chosen |= {each.parent: ids[each.id] for each in given.messages if each.id in wanted}
         depths: dict[int | None, int] = {None: -1}
         groups: dict[int, int | None] = {}
         places = []
@@ -613,7 +625,7 @@ _SQLITE_SEARCH = """
     FROM messages_words JOIN messages m ON m.id = messages_words.rowid
     JOIN conversations c ON c.id = m.conversation_id
     WHERE messages_words MATCH :query AND messages_words.rowid < :before
-    AND c.owner = :owner AND c.deleted_at IS NULL
+    AND c.owner = :owner AND c.deleted_at IS NULL{also}
     ORDER BY messages_words.rowid DESC LIMIT :limit
 """
 
@@ -624,7 +636,7 @@ _POSTGRES_SEARCH = """
     )
     SELECT m.id, m.conversation_id, c.title, m.role, m.content, m.created_at
     FROM found JOIN messages m ON m.id = found.id JOIN conversations c ON c.id = m.conversation_id
-    WHERE c.owner = :owner AND c.deleted_at IS NULL
+    WHERE c.owner = :owner AND c.deleted_at IS NULL{also}
     ORDER BY found.id DESC LIMIT :limit
 """
 
@@ -689,9 +701,8 @@ def _last(connection: Connection, row: Row[Any], role: str) -> int | None:
     return next((int(each.id) for each in found if each.role == role), None)
 
 
-def _settle(connection: Connection, row: Row[Any]) -> int | None:
-    """The message that the next prompt follows, on the path: the answer that is gone on with."""
-    prompt_id = _last(connection, row, "user")
+def _settle(connection: Connection, row: Row[Any], prompt_id: int | None) -> int | None:
+    """What the next prompt follows: of the path's last prompt the answer that is gone on with."""
     if prompt_id is None:
         return None
     answers = tree.versions(connection, row.id, prompt_id, "assistant")
@@ -808,6 +819,10 @@ def _portable(connection: Connection, row: Row[Any]) -> PortableConversation:
         .where(messages.c.conversation_id == row.id)
         .order_by(messages.c.depth, messages.c.id)
     ).all()
+
+    def running(each: Row[Any]) -> bool:
+        return bool(each.state == "running")
+
     chosen = {each.chosen_id for each in rows} | {row.first_id}
     number = {each.id: n for n, each in enumerate(rows, 1)}
     return PortableConversation(
@@ -817,11 +832,11 @@ def _portable(connection: Connection, row: Row[Any]) -> PortableConversation:
             PortableMessage(
                 number[each.id],
                 each.role,
-                each.content,
+                each.content + (text_so_far(connection, each.stream_id) if running(each) else ""),
                 None if each.parent_id is None else number[each.parent_id],
                 each.model,
                 each.asked_model,
-                "interrupted" if each.state == "running" else each.state,
+                "interrupted" if running(each) else each.state,
                 each.rivals,
                 each.picked,
                 each.created_at,

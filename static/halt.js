@@ -27,11 +27,15 @@
     event.preventDefault();
     composer.requestSubmit();
   });
+  // While a message is under way it stays in the field; what was typed behind it, or instead, is new.
+  const underway = () => sender?.sourceElement === composer ? sender.request.body.get("prompt") : "";
+  const unsent = () => prompt.value.startsWith(underway()) ? prompt.value.slice(underway().length).trimStart() : prompt.value;
   document.addEventListener("submit", event => {
     if (event.target !== composer) return;
-    const text = prompt.value.trim(), waits = busy();
+    const text = unsent().trim(), waits = busy();
     if (waits || !text) { event.preventDefault(); event.stopImmediatePropagation(); }
     if (waits && text) said("queue", { text });
+    if (!prompt.value) { prompt.value = underway(); grow(prompt); } // it may be refused still
   }, true);
   const STARTS = "#composer, #sender, .editor, .regenerate, .continue"; // each asks for an answer
   document.addEventListener("htmx:config:request", event => {
@@ -53,6 +57,7 @@
       setSending(source.dataset.ids?.split(" ") ?? (models.length ? models.map(newId) : [newId()])); // an answer for each model
       sender = ctx;
       for (const id of sending) body.append("id", id);
+      if (source.matches("#composer, #sender") && !$(":scope > .later", messages)) body.set("after", $(":scope > .exchange:last-child", messages)?.dataset.prompt ?? "0");
       $("#notice").replaceChildren();
       following = true;
     } else if (source.matches("#stopper, .stop-one")) {
@@ -94,7 +99,7 @@
   };
   document.addEventListener("htmx:after:request", event => {
     const { ctx } = event.detail;
-    if (ctx.sourceElement === composer && ctx.response.status < 400) { prompt.value = ""; prompt.style.height = ""; }
+    if (ctx.sourceElement === composer && ctx.response.status < 400) { prompt.value = unsent(); grow(prompt); }
   });
   document.addEventListener("htmx:finally:request", event => {
     if (event.detail.ctx !== sender) return;

@@ -12,6 +12,7 @@
     stopped: "Held, as you stopped the answer",
     interrupted: "Held, as the answer was interrupted",
     refused: "Held, as the first could not be sent",
+    moved: "Held, as the conversation went on elsewhere",
     error: "Held, as the answer failed",
   };
   let waiting = [];    // { text, models, ids }: `ids` once it has been sent
@@ -106,13 +107,14 @@
       end(true);
     }
   });
+  const chosen = () => [...document.querySelectorAll(".choices select[name=model]")].map(each => each.value);
   document.addEventListener("halt:queue", event => {
     const { text, first } = event.detail;
     if (waiting.length >= MOST && !first) {
       $("#notice").replaceChildren(make("p", "fault", `At most ${MOST} messages can wait.`));
       return;
     }
-    const models = [...document.querySelectorAll(".choices select[name=model]")].map(each => each.value);
+    const models = chosen();
     if (first) { waiting.unshift({ text, models }); held ||= "stopped"; } // given back by an answer that brought nothing
     else {
       waiting.push({ text, models });
@@ -138,6 +140,12 @@
   };
   document.addEventListener("htmx:after:request", event => {
     const { ctx } = event.detail;
+    if (ctx.text?.includes('data-code="conversation_moved"')) { // to be seen before it is gone on with
+      if (ctx.sourceElement !== sender) waiting.unshift({ text: prompt.value.trim(), models: chosen() });
+      hold("moved");
+      location.assign(ctx.request.action.replace(/\/messages$/, ""));
+      return;
+    }
     if (ctx.sourceElement !== sender) return;
     const taken = ctx.text.includes('data-code="stream_in_use"'); // by another tab, or before a reload
     if (ctx.response.status < 400 || taken) {

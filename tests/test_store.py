@@ -22,6 +22,7 @@ from halt.conversations import (
     Conversation,
     Ended,
     Exchange,
+    Moved,
     Settings,
     UnknownConversation,
     Usage,
@@ -55,6 +56,7 @@ from tests.stores import (
 )
 
 STOPPED = Cancelled(METRICS)
+UNWATCHED = Cancelled(METRICS, "no_viewer")
 BROKEN = Failed(ErrorInfo("stalled", "It stalled.", True), METRICS)
 DAY = 86_400.0
 
@@ -93,7 +95,7 @@ def test_an_exchange_is_open_until_its_stream_ends(chat: Chat) -> None:
     [
         (DONE, "Half an"),
         (STOPPED, f"Half an\n\n{STOPPED_NOTE}"),
-        (Cancelled(METRICS, "no_viewer"), f"Half an\n\n{STOPPED_NOTE}"),
+        (UNWATCHED, f"Half an\n\n{STOPPED_NOTE}"),
         (BROKEN, f"Half an\n\n{BROKEN_NOTE}"),
     ],
     ids=["done", "stopped", "unwatched", "broken"],
@@ -121,6 +123,37 @@ def test_prompts_without_an_answer_go_as_one(chat: Chat) -> None:
     chat.says("Two?", "", BROKEN)
     chat.ask("Three?")
     assert chat.told("S") == [("system", "S"), ("user", "One?\n\nTwo?\n\nThree?")]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
+def test_a_prompt_whose_answer_nobody_waited_for_is_kept(chat: Chat, again: bool) -> None:
+    """Whoever was not there could not be given it back; it can be answered again, or discarded."""
+    if again:
+        chat.says("Why?", "So.")
+    stream_id = chat.again() if again else chat.ask("Why?")
+    chat.ends(stream_id, "", UNWATCHED)
+    assert (chat.last().prompt, chat.last().answer, chat.last().state) == ("Why?", "", "stopped")
+    left = chat.store.discard(chat.name, chat.owner, chat.last().answer_id)
+    assert left == (None if again else "Why?")
+    assert chat.exchanges() == ([("Why?", "So.")] if again else [])
+
+
+def test_nobody_goes_on_with_what_they_have_not_seen(chat: Chat) -> None:
+    """A prompt that names another last prompt than the path's is refused, and leaves nothing."""
+
+    def ask(after: int) -> None:
+        answers = [(chat.new_stream(), "")]
+        chat.store.begin(chat.name, chat.owner, "Next?", answers, worker=WORKER, after=after)
+
+    chat.says("a", "1")
+    first = chat.last().prompt_id
+    chat.says("b", "2")
+    for after in (first, 0):
+        with pytest.raises(Moved):
+            ask(after)
+    assert chat.exchanges() == [("a", "1"), ("b", "2")]
+    ask(chat.last().prompt_id)
+    assert chat.exchanges() == [("a", "1"), ("b", "2"), ("Next?", "")]
 
 
 def test_turns_always_alternate(chat: Chat) -> None:
@@ -788,6 +821,31 @@ def test_no_query_is_a_command(store: SqlStore, query: str) -> None:
     assert store.search("anna", query).items == ()
 
 
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("東京", "東京"),
+        ("東京に 住んで", "東京に"),
+        ("tokyo 東京", "Tokyo"),
+        ("ประเทศ", "ประเทศ"),
+        ("大阪", ""),
+        ("osaka 東京", ""),
+        ("京東", ""),
+    ],
+)
+def test_a_search_finds_words_of_scripts_without_blanks(
+    store: SqlStore, query: str, found: str
+) -> None:
+    """Anywhere in a text, since nothing there says where a word begins; and nobody else's."""
+    text = "Tokyo: 私は東京に住んでいます。 ฉันอยู่ประเทศไทย"
+    Chat(store).says("Where?", text)
+    Chat(store, "other", "bert").says("Where?", text)
+    hits = store.search("anna", query).items
+    assert [hit.conversation_id for hit in hits] == (["talk"] if found else [])
+    for hit in hits:
+        assert found in [piece for piece, marked in hit.snippet if marked]
+
+
 def test_a_search_follows_what_changes(store: SqlStore) -> None:
     """Continued, discarded and withdrawn texts are found as they are now."""
     chat = Chat(store)
@@ -900,6 +958,35 @@ def test_a_file_that_is_none_is_refused_and_adds_nothing(
         store.import_("anna", read(file.encode()))
     assert refused.value.field == "file"
     assert store.summaries("anna").items == ()
+
+
+def test_a_file_that_names_no_choice_is_shown_with_its_last_messages(store: SqlStore) -> None:
+    """Nothing of what was imported is out of reach; a title of blanks alone is none."""
+    written = [
+        PortableMessage(1, "user", "Hello?"),
+        PortableMessage(2, "assistant", "Yes?", parent=1),
+        PortableMessage(3, "assistant", "Hello.", parent=1),
+    ]
+    for name, chosen, answer in [("no-choice", [], "Hello."), ("a-choice", [1, 2], "Yes?")]:
+        store.import_("anna", [PortableConversation(name, "  ", written, chosen)])
+        (shown,) = store.get(name, "anna").exchanges
+        assert (shown.prompt, shown.answer) == ("Hello?", answer)
+    assert [each.title for each in store.summaries("anna").items] == ["Hello?", "Hello?"]
+
+
+def test_what_is_being_written_is_exported_as_far_as_it_was_saved(
+    store: SqlStore, chat: Chat
+) -> None:
+    """An answer that runs, and one that is gone on with, with all of their text so far."""
+    chat.says("Hello?", "One ", STOPPED)
+    stream_id = chat.extend()
+    events = [(1.0, Content("two ")), (2.0, Content("three"))]
+    store.write(Batch(chunks=(Chunk(stream_id, 1, events),)))
+    (exported,) = store.export("anna", chat.name)
+    assert [(each.content, each.state) for each in exported.messages] == [
+        ("Hello?", "done"),
+        ("One two three", "interrupted"),
+    ]
 
 
 def test_an_import_that_breaks_off_adds_nothing(store: SqlStore) -> None:

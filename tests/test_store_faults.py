@@ -187,6 +187,25 @@ with opened(Path({str(tmp_path)!r})) as store:
         assert Chat(store).exchanges() == [("a", "1")]
 
 
+@pytest.mark.parametrize("replaced", [False, True], ids=["gone", "replaced"])
+def test_a_database_that_is_taken_away_is_said(
+    store: SqlStore, tmp_path: Path, replaced: bool
+) -> None:
+    """Nothing is written to a file that nobody will find again; when it is back all goes on."""
+    chat = Chat(store)
+    chat.says("a", "1")
+    path, away = tmp_path / "halt.db", tmp_path / "away.db"
+    path.rename(away)
+    if replaced:
+        path.touch()
+    gone = "the database's file is not there any more"
+    fails(gone, partial(chat.ask, "b"), chat.now, partial(store.running_of, "worker-1"))
+    assert path.exists() == replaced
+    away.replace(path)
+    chat.says("b", "2")
+    assert chat.exchanges() == [("a", "1"), ("b", "2")]
+
+
 def test_a_damaged_page_is_said(tmp_path: Path) -> None:
     """Where the damage shows up only when it is read."""
     with opened(tmp_path) as store:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.browser.chat import Chat
 from tests.browser.conftest import OpenChat
@@ -433,3 +433,41 @@ def test_a_page_with_a_token_asks_for_it(
     chat.wait_state("done")
     chat.reload()
     assert chat.shown() == "0 1 2"
+
+
+def test_enter_pressed_twice_sends_a_message_once(chat: Chat) -> None:
+    """Also where the request takes a while; what was typed behind it waits in the queue alone."""
+    held: list[Route] = []
+    chat.page.route("**/messages", lambda route: held.append(route))  # noqa: PLW0108 - no method of a list will do
+    with chat.page.expect_request("**/messages"):
+        said = chat.ask("stall?n=3")
+    chat.prompt.press("Enter")
+    chat.prompt.press_sequentially(" More")
+    chat.prompt.press("Enter")
+    expect(chat.page.locator("#queue li .text")).to_have_text(["More"])
+    expect(chat.prompt).to_have_value(said)
+    held.pop().continue_()
+    chat.wait_text("0 1 2")
+    expect(chat.prompt).to_have_value("")
+    assert chat.page.locator(".prompt .text").inner_text() == said
+    expect(chat.page.locator("#queue li .text")).to_have_text(["More"])
+    chat.stop.click()
+    chat.wait_state("stopped")
+
+
+@pytest.mark.parametrize("typed", ["The next words", None], ids=["instead", "behind"])
+def test_what_is_typed_while_a_message_is_sent_stays(chat: Chat, typed: str | None) -> None:
+    """An answer to the request takes from the field what was sent, and nothing else."""
+    held: list[Route] = []
+    chat.page.route("**/messages", lambda route: held.append(route))  # noqa: PLW0108 - no method of a list will do
+    with chat.page.expect_request("**/messages"):
+        said = chat.ask("count?n=3")
+    expect(chat.stop).to_be_visible()
+    if typed:
+        chat.prompt.fill(typed)
+    else:
+        chat.prompt.press_sequentially(" More")
+    held.pop().continue_()
+    chat.wait_state("done")
+    assert chat.page.locator(".prompt .text").inner_text() == said
+    expect(chat.prompt).to_have_value(typed or "More")

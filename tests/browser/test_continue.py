@@ -305,6 +305,28 @@ def test_an_answer_says_why_it_was_stopped(
             chat.reload()
 
 
+def test_a_prompt_whose_answer_nobody_waited_for_is_still_there(
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """Also when the model had said nothing: it can be asked again, and taken back."""
+    chat = open_chat(start_halt(fake, HALT_ORPHAN_GRACE=1), fake)
+    said = chat.ask("silent_headers")
+    record = chat.record()
+    chat.page.wait_for_url("**/c/*")
+    address = chat.page.url
+    chat.page.goto("about:blank")
+    assert record.closed.wait(SEEN_WITHIN)
+    chat.page.goto(address)
+    chat.wait_state("stopped")
+    expect(chat.page.locator(".prompt .text")).to_have_text(said)
+    expect(chat.answer.locator(".badge")).to_have_text("Stopped, as nobody was watching")
+    expect(chat.button("Regenerate")).to_be_visible()
+    expect(chat.button("Continue")).to_have_count(0)
+    chat.button("Discard").click()
+    expect(chat.prompt).to_have_value(said)
+    expect(chat.page.locator(".exchange")).to_have_count(0)
+
+
 def test_a_discarded_answer_goes_and_gives_its_prompt_back(chat: Chat) -> None:
     """The conversation is as if it had not been asked; the words are in the message field."""
     chat.ask("count?n=3")

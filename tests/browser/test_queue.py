@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from playwright.sync_api import Locator, expect
 
@@ -371,3 +373,34 @@ def test_the_queue_fits_a_phone(
         box = each.bounding_box()
         assert box is not None
         assert min(box["height"], box["width"]) >= 24, each.inner_text()
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["over", "running"])
+def test_what_went_on_in_another_tab_is_shown_before_it_is_gone_on_with(
+    chat: Chat, tab: Callable[[], Chat], running: bool
+) -> None:
+    """The message waits while its writer looks at what they have not seen; nothing is lost."""
+    chat.forgives = AWAY
+    chat.ask("count?n=2")
+    chat.wait_state("done")
+    other = tab()
+    other.page.goto(chat.page.url)
+    elsewhere = other.ask("stall?n=3&rest=2" if running else "count?n=3")
+    other.wait_text("0 1 2")
+    if not running:
+        other.wait_state("done")
+    mine = prompt(4)
+    chat.say(mine)
+    expect(state(chat)).to_have_text("Held, as the conversation went on elsewhere")
+    expect(waiting(chat)).to_have_text([mine])
+    assert prompts(chat)[1:] == [elsewhere]
+    expect(chat.prompt).to_have_value("")
+    if running:
+        other.record().release()
+        chat.wait_state("done")
+    go(chat).click()
+    expect(chat.page.locator(".exchange")).to_have_count(3)
+    chat.wait_state("done")
+    assert prompts(chat)[1:] == [elsewhere, mine]
+    told = [each["content"] for each in asked(chat.fake, mine).body["messages"]]
+    assert told[-3:] == [elsewhere, numbers(5 if running else 3) + " ", mine]
