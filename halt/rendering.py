@@ -87,10 +87,12 @@ TAGS = (
     "a blockquote br button code div em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong"
     " table tbody td th thead tr ul"
 )
+DIRECTED = ("blockquote", "ol", "table", "ul")  # their marks and columns follow their own script
 CLEANER = nh3.Cleaner(
     tags=set(TAGS.split()),
     attributes={"a": {"href", "title"}, "ol": {"start"}},
     tag_attribute_values={
+        **{tag: {"dir": {"auto"}} for tag in DIRECTED},
         "button": {"type": {"button"}, "data-copy": {"code"}},
         "pre": {"tabindex": {"0"}},
     },
@@ -201,10 +203,12 @@ def _plain(tokens: Sequence[Token]) -> str:
 
 
 def _adapt(state: StateCore) -> None:
-    """What the page needs otherwise than the parser gives it: no images, no inline style."""
+    """What the page needs otherwise than the parser gives it: no images, no style, directions."""
     for token in state.tokens:
         if token.children:
             token.children = list(_without_images(token.children))
+        elif token.nesting > 0 and token.tag in DIRECTED:
+            token.attrs["dir"] = "auto"
         elif token.type in ("td_open", "th_open"):
             style = str(token.attrs.pop("style", ""))
             if style:
@@ -221,7 +225,7 @@ def _parser() -> MarkdownIt:
     parser.validateLink = lambda url: bool(web.match(url))  # type: ignore[method-assign]
     parser.add_render_rule("fence", _code)
     parser.add_render_rule("code_block", _code)
-    parser.add_render_rule("table_open", lambda *_: '<div class="table"><table>\n')
+    parser.add_render_rule("table_open", lambda *_: '<div class="table"><table dir="auto">\n')
     parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
     # The first parse compiles the rules, and a second thread would see them half compiled.
     parser.render("first")

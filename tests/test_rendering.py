@@ -49,7 +49,10 @@ ALLOWED = {
     "button": {"type": "button", "class": "copy", "data-copy": "code"},
     "code": {"class": r"highlight( language-[a-z0-9+-]+)?"},
     "div": {"class": "code|code-bar|table"},
-    "ol": {"start": r"\d+"},
+    "blockquote": {"dir": "auto"},
+    "ol": {"start": r"\d+", "dir": "auto"},
+    "table": {"dir": "auto"},
+    "ul": {"dir": "auto"},
     "pre": {"tabindex": "0"},
     "span": {"class": "code-lang|[a-z]{1,2}"},
     "td": {"class": "left|center|right"},
@@ -57,8 +60,8 @@ ALLOWED = {
 } | {
     tag: {}
     for tag in (
-        *("blockquote", "br", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "p", "s"),
-        *("strong", "table", "tbody", "thead", "tr", "ul"),
+        *("br", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "p", "s"),
+        *("strong", "tbody", "thead", "tr"),
     )
 }
 
@@ -120,9 +123,9 @@ def cut(text: str, places: list[int]) -> list[str]:
     [
         ("# One\n\n### Three", "<h1>One</h1>\n<h3>Three</h3>\n"),
         ("a *b* **c** `d` ~~e~~", None),
-        ("- a\n- b\n", "<ul>\n<li>a</li>\n<li>b</li>\n</ul>\n"),
-        ("3. a\n4. b", '<ol start="3">\n<li>a</li>\n<li>b</li>\n</ol>\n'),
-        ("> quoted", "<blockquote>\n<p>quoted</p>\n</blockquote>\n"),
+        ("- a\n- b\n", '<ul dir="auto">\n<li>a</li>\n<li>b</li>\n</ul>\n'),
+        ("3. a\n4. b", '<ol start="3" dir="auto">\n<li>a</li>\n<li>b</li>\n</ol>\n'),
+        ("> quoted", '<blockquote dir="auto">\n<p>quoted</p>\n</blockquote>\n'),
         ("a  \nb\nc", "<p>a<br>\nb\nc</p>\n"),
         ("---", "<hr>\n"),
         ("a &amp; b < c", "<p>a &amp; b &lt; c</p>\n"),
@@ -172,7 +175,7 @@ def test_images_become_links(source: str, text: str | None, links: list[str]) ->
 def test_tables_scroll_and_align_without_inline_style() -> None:
     """A table stands in a box of its own, and its alignment is a class."""
     rendered = gate(render("| a | b | c |\n|:--|--:|:-:|\n| 1 | `x` | ~~3~~ |\n"))
-    assert rendered.startswith('<div class="table"><table>')
+    assert rendered.startswith('<div class="table"><table dir="auto">')
     assert rendered.endswith("</table></div>\n")
     assert '<td class="left">1</td>\n<td class="right"><code>x</code></td>' in rendered
     assert "style" not in rendered
@@ -319,7 +322,7 @@ def test_a_wide_table_of_short_rows_is_not_blown_up() -> None:
     """A table is not completed to many times its size; an ordinary ragged one is a table."""
     wide = "|" + "a|" * 300 + "\n|" + "-|" * 300 + "\n" + "a\n" * 200
     assert len(render(wide)) < 4 * len(wide)
-    assert "<table>" in render("| a | b | c |\n|---|---|---|\n| 1 |\n| 2 | 3 |\n")
+    assert "<table" in render("| a | b | c |\n|---|---|---|\n| 1 |\n| 2 | 3 |\n")
 
 
 @pytest.mark.parametrize(

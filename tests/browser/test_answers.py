@@ -76,6 +76,20 @@ def test_an_answer_is_shown_as_rendered_markdown(chat: Chat) -> None:
     assert "noopener" in (link.get_attribute("rel") or "")
 
 
+def test_an_answer_runs_in_the_direction_of_its_script(chat: Chat) -> None:
+    """Marks of lists and quotes stand where their lines begin, also while a line is written."""
+    chat.ask_for("- \u05d0\u05d1\n- \u05d2\n\n- left\n\n> \u05d3\n\nleft\n\n1. left\n\n\u05d4")
+    chat.wait_state("done")
+    direction = "element => getComputedStyle(element).direction"
+    first = chat.answer.locator(".text > div").first
+    for tag, expected in (("ul", "rtl"), ("blockquote", "rtl"), ("ol", "ltr")):
+        assert first.locator(tag).first.evaluate(direction) == expected
+    chat.ask("stall?n=1")
+    tail = chat.answer.locator(".tail")
+    assert tail.evaluate("element => getComputedStyle(element).unicodeBidi") == "plaintext"
+    chat.stop.click()
+
+
 def test_code_can_be_copied_with_one_click(chat: Chat) -> None:
     """The code's own text lands on the clipboard, nothing around it."""
     chat.context.grant_permissions(["clipboard-read", "clipboard-write"])
