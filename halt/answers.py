@@ -44,6 +44,7 @@ class AnswerView:
     source: str = ""
     after: int = 0  # the event up to which `patch` shows the answer
     age: float = 0.0  # seconds since the run began
+    silent: float = 0.0  # seconds since the event `after`, or since the run began
     asked: str = ""  # the model that was chosen, "" for the default one
     model: str = ""  # the model that answers
     progress: int | None = None  # percent, roughly; None: nothing is known of it
@@ -252,6 +253,7 @@ def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerV
         patch=BlockStream().feed(text),
         after=after,
         age=now() - run.started_at,
+        silent=now() - (run.came_at(after) if after else run.started_at),
         asked=exchange.asked,
         model=run.model,
         progress=lengths.percent(run.id, run.chunks, run.expected),

@@ -174,7 +174,11 @@
   document.addEventListener("htmx:sse:close", event => connections.delete(event.target.id));
   document.addEventListener("htmx:sse:before:message", event => {
     if (frozen.has(event.target.id.slice(5))) event.preventDefault();
-    else event.detail.connection.shown = event.detail.message.id;
+    else {
+      const { connection, message } = event.detail;
+      if (connection.shown !== message.id) heard(event.target.closest(".answer"));
+      connection.shown = message.id;
+    }
   });
 
   // --- what a change of the conversation means ----------------------------------------------------
@@ -208,17 +212,24 @@
       else if (node.matches(".answer > .note")) { // in its feed's place: the server has lost it
         node.parentElement.dataset.state = "lost";
         said("settled", { state: "lost" });
-        for (const waiting of node.parentElement.querySelectorAll(".thinking, .elapsed")) waiting.remove();
+        for (const waiting of node.parentElement.querySelectorAll(".thinking, .silence, .elapsed")) waiting.remove();
       }
     }
     if (following && look()) scrollToEnd();
   }).observe(messages, { childList: true, subtree: true });
 
   // --- how long something has been going on ---------------------------------------------------------
+  const SILENT = 2; // seconds without anything new, after which it is shown that the model is waited for
+  const heard = answer => {
+    const elapsed = $(".silence > .elapsed", answer);
+    if (elapsed) { elapsed.since = performance.now(); elapsed.parentElement.hidden = true; }
+  };
   setInterval(() => {
     for (const elapsed of document.querySelectorAll(".elapsed")) {
       elapsed.since ??= performance.now() - 1000 * elapsed.dataset.age;
-      elapsed.textContent = ` ${Math.floor((performance.now() - elapsed.since) / 1000)} s`;
+      const seconds = Math.floor((performance.now() - elapsed.since) / 1000);
+      elapsed.textContent = ` ${seconds} s`;
+      if (elapsed.parentElement.matches(".silence")) elapsed.parentElement.hidden = seconds < SILENT;
     }
   }, 250);
 

@@ -170,6 +170,22 @@ def test_a_silent_model_is_shown_to_think_and_for_how_long(chat: Chat) -> None:
     expect(thinking).to_be_hidden()
 
 
+def test_a_model_that_falls_silent_is_shown_to_be_waited_for(chat: Chat) -> None:
+    """In the middle of an answer, too, seconds are counted, also over a reload, until it goes on."""
+    chat.ask("stall?n=3&rest=2")
+    chat.wait_text("0 1 2")
+    waiting = chat.answer.locator(".silence")
+    expect(waiting).to_have_text(re.compile(r"Waiting for the model [2-9] s"))
+    expect(waiting).to_be_visible()
+    chat.reload()
+    expect(waiting).to_have_text(re.compile(r"Waiting for the model ([2-9]|\d\d) s"))
+    expect(waiting).to_be_visible()
+    expect(chat.answer.locator(".thinking")).to_be_hidden()
+    chat.record().release()
+    chat.wait_text("0 1 2 3 4")
+    expect(waiting).to_be_hidden()
+
+
 @pytest.mark.parametrize("how", ["click", "Esc"])
 @pytest.mark.parametrize("model", ["silent_headers", "silent_first_token"])
 def test_stop_before_any_text_gives_the_prompt_back(chat: Chat, model: str, how: str) -> None:
