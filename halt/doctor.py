@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -37,6 +36,7 @@ from halt.events import (
 from halt.generation import Generations
 from halt.line import limited
 from halt.metrics import Metrics, now
+from halt.names import Names
 from halt.provider_settings import ProviderSettings, setup
 from halt.run import Run
 from halt.screen import one_line
@@ -227,7 +227,7 @@ def reach(
     """Look up a name and connect; the connection, None where there is none."""
     began = now()
     try:
-        found = _look_up(host, port, ANSWER_WITHIN)
+        found = Names().addresses(host, port, now() + ANSWER_WITHIN)[0][4][0]
     except OSError as exc:
         report.fail("name", f"{host}: {exc.strerror or exc}.", f"Correct the name in {setting}.")
         return None
@@ -254,30 +254,6 @@ def reach(
         report.ok("connection", f"{host}:{port} accepts ({milliseconds(now() - began)})")
         return sock
     return None
-
-
-def _look_up(host: str, port: int, limit: float) -> str:
-    """The host's first address. A resolver can't be interrupted, so it is asked in a thread.
-
-    Raises OSError.
-    """
-    said: list[str | OSError] = []
-
-    def look() -> None:
-        try:
-            said.append(str(socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)[0][4][0]))
-        except OSError as exc:
-            said.append(exc)
-        except UnicodeError as exc:
-            said.append(OSError(f"not a name ({exc})"))
-
-    thread = threading.Thread(target=look, name="halt-resolver", daemon=True)
-    thread.start()
-    thread.join(limit)
-    found = said[0] if said else TimeoutError(f"the resolver does not answer within {limit:g} s")
-    if isinstance(found, OSError):
-        raise found
-    return found
 
 
 def trusts(report: Report, sock: socket.socket, host: str) -> bool:

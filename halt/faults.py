@@ -9,6 +9,7 @@ import ssl
 import httpx2
 
 from halt.errors import CODES, Interrupted, UpstreamError
+from halt.transport import ProxyFault
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,10 @@ def _translate(exc: BaseException) -> UpstreamError:
     while cause is not None and cause not in chain:
         chain.append(cause)
         cause = cause.__cause__
+    for link in chain:
+        if isinstance(link, ProxyFault):
+            hint = f"The proxy on the way could not be used: {str(link).rstrip('.')}."
+            return UpstreamError("upstream_unreachable", str(link), hint=hint)
     for kind, code in _CONNECTION_CODES:
         for link in chain:
             if isinstance(link, kind):

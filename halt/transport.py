@@ -22,6 +22,7 @@ from halt.errors import Interrupted
 from halt.http1 import Body, read_head, readable, serialize
 from halt.line import TICK, Line, current_line
 from halt.metrics import now
+from halt.names import Names
 
 PROXY_PORT = 3128  # of a proxy that is named without one
 IDLE_MAX = 64  # kept-alive connections in all
@@ -32,12 +33,17 @@ _TICK_OPTION = struct.pack("ll", int(TICK), int(TICK % 1 * 1e6))
 _Key = tuple[str, str, int]
 
 
+class ProxyFault(httpx2.ConnectError):
+    """The proxy could not be used; what the server behind it would do is not known."""
+
+
 class Transport(httpx2.BaseTransport):
     """A pool of kept-alive HTTP/1.1 connections; proxies are taken from the environment."""
 
     def __init__(self, connect_timeout: float, context: ssl.SSLContext | None = None) -> None:
         self._connect_timeout = connect_timeout
         self._context = context or httpx2.create_ssl_context()
+        self._names = Names()
         self._lock = threading.Lock()  # protects the two below; taken for no longer than a look
         self._idle: deque[tuple[_Key, socket.socket, float]] = deque()
         self._closed = False
@@ -110,7 +116,12 @@ class Transport(httpx2.BaseTransport):
         first = (host, port) if proxy is None else (proxy.host, proxy.port or PROXY_PORT)
         deadline = now() + self._connect_timeout
         try:
-            sock = self._dial(line, first, deadline)
+            try:
+                sock = self._dial(line, first, deadline)
+            except OSError as exc:
+                if proxy is None or isinstance(exc, TimeoutError):
+                    raise
+                raise ProxyFault(exc.strerror or str(exc), request=request) from exc
             try:
                 if proxy is not None and scheme == "https":
                     self._tunnel(line, sock, host, port, proxy)
@@ -136,7 +147,7 @@ class Transport(httpx2.BaseTransport):
     def _dial(self, line: Line, address: tuple[str, int], deadline: float) -> socket.socket:
         """Try each address of the host in turn until one accepts. Raises OSError."""
         fault: OSError = OSError("the name has no address")
-        for family, kind, proto, _, target in socket.getaddrinfo(*address, 0, socket.SOCK_STREAM):
+        for family, kind, proto, _, target in self._names.addresses(*address, deadline):
             sock = socket.socket(family, kind, proto)
             try:
                 line.attach(sock)
@@ -162,7 +173,7 @@ class Transport(httpx2.BaseTransport):
         sock.sendall(b"\r\n".join((*head, b"", b"")))
         status, _, _ = read_head(line, sock, None)
         if not 200 <= status < 300:
-            raise OSError(f"the proxy refused the connection with status {status}")
+            raise ProxyFault(f"it refused the connection with status {status}")
 
     def _exchange(
         self, line: Line, key: _Key, sock: socket.socket, request: httpx2.Request, message: bytes
@@ -193,7 +204,7 @@ def _proxy_for(request: httpx2.Request) -> httpx2.URL | None:
         return None
     url = httpx2.URL(proxy if "://" in proxy else f"http://{proxy}")
     if url.scheme != "http":
-        raise httpx2.ConnectError(f"proxies of the kind {url.scheme}:// are not supported")
+        raise ProxyFault(f"those of the kind {url.scheme}:// are not supported")
     return url
 
 

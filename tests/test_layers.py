@@ -46,6 +46,7 @@ LAYERS = {
     "folds": 1,
     "lengths": 1,
     "line": 2,
+    "names": 2,
     "http1": 2,
     "transport": 2,
     "chat": 2,

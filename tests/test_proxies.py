@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
+from halt.faults import fault
 from halt.line import Line
 from halt.transport import Transport
 from tests.fake_openai import FakeOpenAI
@@ -238,3 +239,19 @@ def test_a_kind_of_proxy_that_is_not_supported_is_said(
     monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:9")
     with pytest.raises(httpx2.ConnectError, match="socks5"):
         get(transport, f"https://{NAME}/v1/models")
+
+
+def test_a_fault_of_the_proxy_is_not_said_to_be_the_server_s(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody looks for the fault at a server that was never reached."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for proxy, reason in ((f"http://127.0.0.1:{port}", "refused"), ("socks5://[::1]:9", "socks5")):
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        with pytest.raises(httpx2.ConnectError) as caught:
+            get(transport, f"https://{NAME}/v1/models")
+        told = fault(caught.value, "")
+        assert told.code == "upstream_unreachable"
+        assert "proxy" in told.message
+        assert reason in told.message

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 import ssl
 import struct
 import threading
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 
 from halt import http1
 from halt import transport as module
+from halt.faults import fault
 from halt.http1 import HEAD_MAX, READ_SIZE, REFUSAL_MAX, Body
 from halt.line import Line, Quiet, on_line
 from halt.transport import Transport
@@ -616,3 +618,37 @@ def test_an_unknown_authority_is_not_trusted(transport: Transport, tls_fake: Fak
     assert isinstance(caught.value.__cause__, ssl.SSLCertVerificationError)
     until(lambda: not tls_fake.open_connections)
     assert tls_fake.requests == []
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_a_resolver_that_is_silent_is_waited_for_as_long_as_for_a_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The time to connect includes the name's, and however many wait, it is asked for once."""
+    asked: list[object] = []
+    answer = threading.Event()
+
+    def look_up(*name: object) -> list[object]:
+        asked.append(name)
+        answer.wait(SOON)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    transport = Transport(0.1)
+    try:
+        for _ in range(2):
+            with pytest.raises(httpx2.ConnectTimeout):
+                get(transport, "http://silent.example/v1/models")
+        assert len(asked) == 1
+    finally:
+        answer.set()
+        transport.close()
+
+
+def test_what_is_no_name_is_not_found(transport: Transport) -> None:
+    """A part of a name that is too long is a fault of the address, not of ours."""
+    with pytest.raises(httpx2.ConnectError) as caught:
+        get(transport, f"http://{'x' * 64}.example/v1/models")
+    assert fault(caught.value, "").code == "upstream_dns"
