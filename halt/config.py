@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -469,6 +470,31 @@ def _validate_lists(config: Config) -> None:
             )
 
 
+def _validate_way(env: Mapping[str, str]) -> None:
+    """What is taken from the environment on the way to the model: proxies and certificates."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        for variable_name in (name, name.lower()):
+            proxy = env.get(variable_name, "").strip()
+            try:
+                url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+                fits = fits_header(proxy) and bool(url.hostname) and url.port != 0
+            except ValueError:
+                fits = False
+            if proxy and not fits:  # it may hold a password, so it is not shown
+                raise ConfigError(
+                    f"{variable_name} is not the address of a proxy: use http://HOST:PORT."
+                )
+    bundle = env.get("SSL_CERT_FILE", "")
+    try:
+        if bundle:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(bundle)
+    except OSError as exc:
+        reason = "there is no certificate in it" if isinstance(exc, ssl.SSLError) else exc.strerror
+        raise ConfigError(
+            f"SSL_CERT_FILE={bundle!r} cannot be used: {reason}. Use a file of certificates (PEM)."
+        ) from None
+
+
 def load(environ: Mapping[str, str] | None = None) -> Config:
     """Read the settings from `environ` (default: the process's).
 
@@ -483,6 +509,7 @@ def load(environ: Mapping[str, str] | None = None) -> Config:
             values[item.name] = _parse(meta["env"], raw, str(item.type), meta["low"], meta["high"])
     config = Config(**values)
     _validate(config)
+    _validate_way(env)
     return config
 
 

@@ -216,6 +216,28 @@ def test_a_secret_that_no_header_can_carry_is_refused(env: str, bad: str) -> Non
     assert "secret" not in message
 
 
+@pytest.mark.parametrize("env", ["HTTP_PROXY", "https_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("bad", ["::::", "http://", "http://hush:pass@:99999", "http://hush host"])
+def test_a_proxy_that_has_no_address_is_refused_and_not_shown(env: str, bad: str) -> None:
+    """It would fail each request, long after the start; its address may hold a password."""
+    message = refused(**{env: bad})
+    assert env in message
+    assert "hush" not in message
+    for good in ("proxy.example:3128", "http://hush:pass@10.0.0.1:80", "socks5://[::1]:9", ""):
+        load({env: good})
+
+
+def test_certificates_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    """The line names the file and what is wrong with it."""
+    for name, reason in (("missing.pem", "No such file"), ("empty.pem", "no certificate")):
+        path = tmp_path / name
+        if name == "empty.pem":
+            path.write_text("nothing")
+        message = refused(SSL_CERT_FILE=str(path))
+        assert name in message
+        assert reason in message
+
+
 def test_secrets_do_not_show_in_the_configuration() -> None:
     """Whoever prints or logs the configuration prints no key, token or secret."""
     secrets = {s.env: f"hush-{s.name}-0123456789" for s in SETTINGS if s.secret}
