@@ -431,6 +431,11 @@ def _validate(config: Config) -> None:
     ):
         if not fits_header(value):
             raise ConfigError(f"{name} holds a space or a character that no header can carry.")
+    if len(config.system_prompt) >= config.max_prompt_chars:
+        raise ConfigError(
+            f"HALT_SYSTEM_PROMPT has {len(config.system_prompt)} characters: use fewer than "
+            f"HALT_MAX_PROMPT_CHARS={config.max_prompt_chars}, which counts them in each request."
+        )
     _validate_lists(config)
     if not _is_loopback(config.host) and not config.token and not config.allow_anonymous:
         raise ConfigError(

@@ -20,6 +20,7 @@ succeed later. A message never holds a secret or a traceback.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -150,7 +151,7 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
         "unauthorized": ("The model's server did not accept the API key.", False),
         "forbidden": ("The API key may not use this model.", False),
         "model_not_found": ("The model's server does not have this model.", False),
-        "rate_limited": ("The model's server is limiting requests. Try again in a moment.", True),
+        "rate_limited": ("The model's server is limiting requests.", True),
         "upstream_server_error": ("The model's server had an internal error.", True),
         # faults in the stream
         "upstream_dropped": ("The connection to the model's server broke off.", True),
@@ -222,6 +223,9 @@ class UpstreamError(HaltError):
         self.status = STATUSES.get(code, 502)
         self.detail = detail[:500]
         self.hint = hint
+        if code == "rate_limited":
+            when = f"in {math.ceil(retry_after)} s" if retry_after else "in a moment"
+            message = f"{message} Try again {when}."
         if code in QUOTED and detail:
             message = f"{message} It said: {self.detail[:300]}"
         if hint:

@@ -424,12 +424,11 @@ class Run(Recording):
         """Return when another try may begin. Raises the fault where there is none, Interrupted."""
         if self.log.ended is not None:
             raise Interrupted("ended while it was opened") from fault
-        wait = fault.retry_after
-        if wait is None:
-            wait = RETRY_BASE * 2 ** (self._config.retries - self._retries_left)
-            wait *= random.uniform(0.5, 1.5)  # noqa: S311 - spreads load, keeps no secret
-        if not fault.retryable or not self._retries_left or wait > RETRY_AFTER_MAX:
+        asked, growth = fault.retry_after, 2 ** (self._config.retries - self._retries_left)
+        if not fault.retryable or not self._retries_left or (asked or 0.0) > RETRY_AFTER_MAX:
             raise fault
+        wait = RETRY_BASE * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load, keeps no secret
+        wait = wait * growth if asked is None else asked + wait  # all were told the same
         self._retries_left -= 1
         logger.info("stream %s: %s, trying again in %.1f s", self.id, fault.code, wait)
         if self.switch.event.wait(wait):

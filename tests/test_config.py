@@ -227,6 +227,14 @@ def test_a_proxy_that_has_no_address_is_refused_and_not_shown(env: str, bad: str
         load({env: good})
 
 
+def test_a_system_prompt_that_leaves_no_room_is_refused() -> None:
+    """With it, every message on the page would be too long."""
+    message = refused(HALT_SYSTEM_PROMPT="x" * 20, HALT_MAX_PROMPT_CHARS="20")
+    assert "HALT_SYSTEM_PROMPT" in message
+    assert "HALT_MAX_PROMPT_CHARS=20" in message
+    load({"HALT_SYSTEM_PROMPT": "x" * 20, "HALT_MAX_PROMPT_CHARS": "21"})
+
+
 def test_certificates_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     """The line names the file and what is wrong with it."""
     for name, reason in (("missing.pem", "No such file"), ("empty.pem", "no certificate")):

@@ -542,7 +542,7 @@ def test_the_server_says_when_to_come_back(stage: Stage, caplog: pytest.LogCaptu
     caplog.set_level("INFO", "halt.run")
     fault = UpstreamError("rate_limited", retry_after=4.0)
     run, upstream = stage.begin(Scripted(fault))
-    until(lambda: "trying again in 4.0 s" in caplog.text)
+    until(lambda: "trying again in 4." in caplog.text)
     assert len(upstream.asked) == 1
     run.cancel("stop")
 
@@ -555,6 +555,17 @@ def test_a_short_retry_after_leads_to_an_answer(stage: Stage) -> None:
     reply.end()
     over(run)
     assert (run.state, len(upstream.asked)) == ("done", 2)
+
+
+def test_those_who_were_told_the_same_wait_do_not_return_at_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that sends everybody away for a while is not met by all of them together."""
+    monkeypatch.setattr(module, "RETRY_BASE", 1_000.0)
+    run, upstream = stage.begin(Scripted(UpstreamError("rate_limited", retry_after=0.0)))
+    until(lambda: run._retries_left < 2)
+    assert len(upstream.asked) == 1
+    run.cancel("stop")
 
 
 def test_a_long_retry_after_is_shown_instead(stage: Stage) -> None:

@@ -316,7 +316,7 @@ def test_an_address_without_a_list_of_models_is_told_as_such(make: Make, fake: F
         ("403", "forbidden", None),
         ("404", "model_not_found", "does not exist"),
         ("422", "bad_request", "Unprocessable entity."),
-        ("429", "rate_limited", None),
+        ("429", "rate_limited", "Try again in a moment."),
         ("500", "upstream_server_error", None),
         ("503", "upstream_server_error", None),
         ("html", "upstream_invalid", None),
@@ -394,6 +394,13 @@ def test_retry_after_is_taken_where_it_makes_sense(
     """A sensible number of seconds comes with the error; anything else is no promise."""
     fault = refused(ask(upstream, f"429?retry_after={given}"), "rate_limited")
     assert fault.retry_after == seconds
+
+
+def test_a_limit_says_when_to_try_again(upstream: OpenAIUpstream) -> None:
+    """Where the server said how long, the sentence does; else it promises nothing."""
+    told = refused(ask(upstream, "429?retry_after=6.5"), "rate_limited")
+    assert told.message.endswith("Try again in 7 s.")
+    assert refused(ask(upstream, "429"), "rate_limited").message.endswith("Try again in a moment.")
 
 
 def closed_port() -> int:
