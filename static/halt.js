@@ -7,6 +7,7 @@
   const frozen = new Map();      // streams whose text must not move any more -> last event shown
   let sending = [];              // IDs of the streams whose request is under way
   let sender = null;             // that request; the swap may change the element it names
+  let leaving = "";              // the message that has left the field and that the server may not have
 
   const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), b => b.toString(16).padStart(2, "0")).join("");
   const running = () => [...document.querySelectorAll('.answer[data-state="running"]')];
@@ -27,15 +28,11 @@
     event.preventDefault();
     composer.requestSubmit();
   });
-  // While a message is under way it stays in the field; what was typed behind it, or instead, is new.
-  const underway = () => sender?.sourceElement === composer ? sender.request.body.get("prompt") : "";
-  const unsent = () => prompt.value.startsWith(underway()) ? prompt.value.slice(underway().length).trimStart() : prompt.value;
   document.addEventListener("submit", event => {
     if (event.target !== composer) return;
-    const text = unsent().trim(), waits = busy();
+    const text = prompt.value.trim(), waits = busy();
     if (waits || !text) { event.preventDefault(); event.stopImmediatePropagation(); }
     if (waits && text) said("queue", { text });
-    if (!prompt.value) { prompt.value = underway(); grow(prompt); } // it may be refused still
   }, true);
   const STARTS = "#composer, #sender, .editor, .regenerate, .continue"; // each asks for an answer
   document.addEventListener("htmx:config:request", event => {
@@ -60,6 +57,7 @@
       if (source.matches("#composer, #sender") && !$(":scope > .later", messages)) body.set("after", $(":scope > .exchange:last-child", messages)?.dataset.prompt ?? "0");
       $("#notice").replaceChildren();
       following = true;
+      if (source === composer) { leaving = prompt.value; prompt.value = ""; prompt.style.height = ""; } // the next one can be typed
     } else if (source.matches("#stopper, .stop-one")) {
       const answers = source.id ? running() : [source.closest(".answer")];
       if (!answers.length && !sending.length) { event.preventDefault(); return; }
@@ -99,13 +97,14 @@
   };
   document.addEventListener("htmx:after:request", event => {
     const { ctx } = event.detail;
-    if (ctx.sourceElement === composer && ctx.response.status < 400) { prompt.value = unsent(); grow(prompt); }
+    if (ctx.sourceElement === composer && ctx.response.status < 400) leaving = "";
   });
   document.addEventListener("htmx:finally:request", event => {
     if (event.detail.ctx !== sender) return;
     setSending([]);
     sender = null;
     dropEarly();
+    if (leaving) { prompt.value = leaving + (prompt.value && `\n${prompt.value}`); leaving = ""; grow(prompt); }
   });
   const unreached = (source, status) => {
     const server = `could not be reached${status ? ` (${status})` : ""}`;

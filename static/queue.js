@@ -141,7 +141,7 @@
   document.addEventListener("htmx:after:request", event => {
     const { ctx } = event.detail;
     if (ctx.text?.includes('data-code="conversation_moved"')) { // to be seen before it is gone on with
-      if (ctx.sourceElement !== sender) waiting.unshift({ text: prompt.value.trim(), models: chosen() });
+      if (ctx.sourceElement !== sender) waiting.unshift({ text: ctx.request.body.get("prompt").trim(), models: chosen() });
       hold("moved");
       location.assign(ctx.request.action.replace(/\/messages$/, ""));
       return;

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Route, expect
 
-from tests.browser.chat import Chat
+from tests.browser.chat import AWAY, Chat
 from tests.browser.conftest import OpenChat
 from tests.conftest import HaltServer, StartHalt, asked, eventually
 from tests.fake_openai import FakeOpenAI
@@ -46,6 +46,32 @@ def test_enter_sends_and_the_field_is_empty_again(chat: Chat) -> None:
     expect(chat.page.locator(".prompt .text")).to_have_text(said)
     expect(chat.prompt).to_have_value("")
     expect(chat.prompt).to_be_focused()
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_what_is_typed_while_a_message_is_on_its_way_stays(chat: Chat, status: int) -> None:
+    """A second Enter sends nothing twice; the next words are kept, and so is what was not taken."""
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    chat.page.route("**/messages", hold, times=1)
+    chat.forgives = AWAY
+    said = chat.ask("count?n=2")
+    chat.prompt.press("Enter")
+    expect(chat.stop).to_be_visible()
+    chat.prompt.press_sequentially("the next")
+    expect(chat.prompt).to_have_value("the next")
+    if status == 200:
+        held[0].continue_()
+        chat.wait_state("done")
+        expect(chat.prompt).to_have_value("the next")
+    else:
+        held[0].fulfill(status=status, body="away")
+        expect(chat.prompt).to_have_value(f"{said}\nthe next")
+    assert chat.exchanges() == (status == 200)
+    expect(chat.page.locator("#queue li")).to_have_count(0)
 
 
 def test_shift_and_enter_break_the_line(chat: Chat) -> None:
@@ -445,7 +471,7 @@ def test_enter_pressed_twice_sends_a_message_once(chat: Chat) -> None:
     chat.prompt.press_sequentially(" More")
     chat.prompt.press("Enter")
     expect(chat.page.locator("#queue li .text")).to_have_text(["More"])
-    expect(chat.prompt).to_have_value(said)
+    expect(chat.prompt).to_have_value("")
     held.pop().continue_()
     chat.wait_text("0 1 2")
     expect(chat.prompt).to_have_value("")
@@ -453,21 +479,3 @@ def test_enter_pressed_twice_sends_a_message_once(chat: Chat) -> None:
     expect(chat.page.locator("#queue li .text")).to_have_text(["More"])
     chat.stop.click()
     chat.wait_state("stopped")
-
-
-@pytest.mark.parametrize("typed", ["The next words", None], ids=["instead", "behind"])
-def test_what_is_typed_while_a_message_is_sent_stays(chat: Chat, typed: str | None) -> None:
-    """An answer to the request takes from the field what was sent, and nothing else."""
-    held: list[Route] = []
-    chat.page.route("**/messages", lambda route: held.append(route))  # noqa: PLW0108 - no method of a list will do
-    with chat.page.expect_request("**/messages"):
-        said = chat.ask("count?n=3")
-    expect(chat.stop).to_be_visible()
-    if typed:
-        chat.prompt.fill(typed)
-    else:
-        chat.prompt.press_sequentially(" More")
-    held.pop().continue_()
-    chat.wait_state("done")
-    assert chat.page.locator(".prompt .text").inner_text() == said
-    expect(chat.prompt).to_have_value(typed or "More")
