@@ -11,13 +11,6 @@ SHOWN = 240  # characters of a snippet
 
 Piece = tuple[str, bool]
 
-#: Letters of scripts without blanks between words (Thai to Khmer, Chinese, Japanese): there a word
-#: may be found anywhere.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\uf900-\ufaff\U00020000-\U0003ffff]"
-)
-
 
 def words(query: str) -> list[str]:
     """The words of a query: letters and digits, in lower case, each once."""
@@ -25,22 +18,15 @@ def words(query: str) -> list[str]:
     return list(dict.fromkeys(found))[:WORDS_MAX]
 
 
-def is_unspaced(word: str) -> bool:
-    """Whether a word is of a script that puts no blanks between words."""
-    return _UNSPACED.search(word) is not None
-
-
 def snippet(text: str, wanted: list[str]) -> tuple[Piece, ...]:
     """The part of a text around the first of these words, in pieces: (text, was searched for).
 
-    Words count as found where they begin so, or anywhere, as in the search itself. The pieces are
-    plain text.
+    Words count as found where they begin so, as in the search itself. The pieces are plain text.
     """
-    longest = sorted(wanted, key=len, reverse=True)
-    begins = "|".join(each for each in longest if not is_unspaced(each))
-    holds = "|".join(each for each in longest if is_unspaced(each))
-    ways = [rf"(?<![^\W_])(?:{begins})[^\W_]*"] if begins else []
-    pattern = re.compile("|".join([*ways, *([holds] if holds else [])]), re.IGNORECASE)
+    pattern = re.compile(
+        rf"(?<![^\W_])(?:{'|'.join(map(re.escape, sorted(wanted, key=len, reverse=True)))})[^\W_]*",
+        re.IGNORECASE,
+    )
     first = pattern.search(text)
     start = max(0, first.start() - BEFORE) if first else 0
     if start:

@@ -50,7 +50,7 @@ from halt.conversations import (
 from halt.errors import RequestError, StreamInUse
 from halt.portable import PortableConversation, PortableMessage, PortableSettings, check
 from halt.records import Records, earlier, generation, text_so_far
-from halt.snippets import is_unspaced, snippet, words
+from halt.snippets import snippet, words
 from halt.tables import chunks, conversations, generations, messages, storable
 
 TITLE_MAX = 200  # characters of a title
@@ -134,21 +134,17 @@ class SqlStore(Records):
             return Page()
         before = 2**62 if cursor is None else _number(cursor, int)
         values: dict[str, Any] = {"owner": owner, "before": before, "limit": limit + 1}
-        whole = [each for each in wanted if not is_unspaced(each)]
-        inside = [each for each in wanted if is_unspaced(each)]  # the index knows no words there
-        values |= {f"inside{number}": f"%{each}%" for number, each in enumerate(inside)}
-        also = "".join(f" AND m.content LIKE :inside{number}" for number in range(len(inside)))
         # The owner is in the index, so that no other one's texts are looked at.
         if self.database.sqlite:
-            terms = " AND ".join(f'"{each}"*' for each in whole)
+            terms = " AND ".join(f'"{each}"*' for each in wanted)
             mine = owner.replace('"', '""')
-            values["query"] = f'owner : "{mine}"' + (f" AND content : ({terms})" if whole else "")
-            statement = _SQLITE_SEARCH.format(also=also)
+            values["query"] = f'owner : "{mine}" AND content : ({terms})'
+            statement = _SQLITE_SEARCH
         else:
-            values["query"] = " & ".join(f"'{each}':*" for each in whole)
+            values["query"] = " & ".join(f"'{each}':*" for each in wanted)
             mine = owner.replace("\\", "\\\\").replace("'", "''")
             values["mine"] = f"'owner {mine}'"
-            statement = _POSTGRES_SEARCH.format(also=also)
+            statement = _POSTGRES_SEARCH
         with self.database.reading() as connection:
             rows: Sequence[Row[Any]] = []
             if not self.database.sqlite:
@@ -625,7 +621,7 @@ _SQLITE_SEARCH = """
     FROM messages_words JOIN messages m ON m.id = messages_words.rowid
     JOIN conversations c ON c.id = m.conversation_id
     WHERE messages_words MATCH :query AND messages_words.rowid < :before
-    AND c.owner = :owner AND c.deleted_at IS NULL{also}
+    AND c.owner = :owner AND c.deleted_at IS NULL
     ORDER BY messages_words.rowid DESC LIMIT :limit
 """
 
@@ -636,7 +632,7 @@ _POSTGRES_SEARCH = """
     )
     SELECT m.id, m.conversation_id, c.title, m.role, m.content, m.created_at
     FROM found JOIN messages m ON m.id = found.id JOIN conversations c ON c.id = m.conversation_id
-    WHERE c.owner = :owner AND c.deleted_at IS NULL{also}
+    WHERE c.owner = :owner AND c.deleted_at IS NULL
     ORDER BY found.id DESC LIMIT :limit
 """
 

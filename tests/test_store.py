@@ -821,31 +821,6 @@ def test_no_query_is_a_command(store: SqlStore, query: str) -> None:
     assert store.search("anna", query).items == ()
 
 
-@pytest.mark.parametrize(
-    ("query", "found"),
-    [
-        ("東京", "東京"),
-        ("東京に 住んで", "東京に"),
-        ("tokyo 東京", "Tokyo"),
-        ("ประเทศ", "ประเทศ"),
-        ("大阪", ""),
-        ("osaka 東京", ""),
-        ("京東", ""),
-    ],
-)
-def test_a_search_finds_words_of_scripts_without_blanks(
-    store: SqlStore, query: str, found: str
-) -> None:
-    """Anywhere in a text, since nothing there says where a word begins; and nobody else's."""
-    text = "Tokyo: 私は東京に住んでいます。 ฉันอยู่ประเทศไทย"
-    Chat(store).says("Where?", text)
-    Chat(store, "other", "bert").says("Where?", text)
-    hits = store.search("anna", query).items
-    assert [hit.conversation_id for hit in hits] == (["talk"] if found else [])
-    for hit in hits:
-        assert found in [piece for piece, marked in hit.snippet if marked]
-
-
 def test_a_search_follows_what_changes(store: SqlStore) -> None:
     """Continued, discarded and withdrawn texts are found as they are now."""
     chat = Chat(store)
