@@ -46,6 +46,7 @@ from halt.conversations import (
     told_text,
 )
 from halt.errors import RequestError, StreamInUse
+from halt.headings import first_words
 from halt.portable import PortableConversation, PortableMessage, PortableSettings, check
 from halt.records import Records, earlier, generation
 from halt.snippets import snippet, words
@@ -55,7 +56,6 @@ TITLE_MAX = 200  # characters of a title
 IMPORT_STEP = 500  # messages that one transaction of an import writes
 IMPORT_CHARS = 1_000_000  # characters of them, after which there is none more
 NEWEST = 5_000  # messages that a search on PostgreSQL looks at first
-TITLE_WORDS = 60  # characters of one that is made of the first words
 
 _encode = msgspec.json.Encoder().encode
 
@@ -597,15 +597,6 @@ def _imported(conversation_id: str, given: PortableMessage) -> dict[str, Any]:
         "ended": _encode(given.ended or tree.ended_as(given.state)),
         "folds": _encode(given.folds) if given.folds else None,
     }
-
-
-def first_words(prompt: str) -> str:
-    """A title made of a prompt's first words."""
-    line = " ".join(storable(prompt)[: 4 * TITLE_WORDS].split())
-    if len(line) <= TITLE_WORDS:
-        return line
-    cut, _, _ = line[: TITLE_WORDS + 1].rpartition(" ")
-    return (cut or line[:TITLE_WORDS]).rstrip() + "…"
 
 
 _SQLITE_SEARCH = """

@@ -70,6 +70,7 @@ LAYERS = {
     "tables": 1,
     "database": 2,
     "snippets": 0,
+    "headings": 0,
     "tree": 2,
     "records": 2,
     "conversations": 2,

@@ -37,6 +37,7 @@ from halt.events import (
     Reasoning,
 )
 from halt.folds import Fold
+from halt.headings import TITLE_MOST
 from halt.portable import PortableConversation, PortableMessage, read, to_json, to_markdown
 from halt.records import GAP
 from halt.store import SqlStore
@@ -686,12 +687,12 @@ def test_the_list_has_the_one_used_last_first_and_shows_what_runs(store: SqlStor
 
 def test_a_title_is_the_first_words_then_the_models_then_the_users(chat: Chat) -> None:
     """The user's own is never replaced."""
-    chat.says("What  is\nthe capital of " + "a very " * 20 + "far country?", "1")
+    chat.says("## What  *is* the `capital` of " + "a very " * 20 + "far country?", "1")
     first = chat.now().title
     assert not chat.now().named
     assert first.startswith("What is the capital of a very")
     assert first.endswith("…")
-    assert len(first) <= 61
+    assert len(first) <= TITLE_MOST
     assert chat.store.title_from_model(chat.name, chat.owner, "A far capital")
     assert chat.now().title == "A far capital"
     assert chat.store.title_from_model(chat.name, None, "A capital far away")
