@@ -50,7 +50,6 @@ LAYERS = {
     "transport": 2,
     "chat": 2,
     "continuing": 2,
-    "usage": 1,
     "unheard": 2,
     "titles": 3,
     "faults": 2,
