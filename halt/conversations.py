@@ -415,8 +415,12 @@ class Store(Protocol):
         Raises UnknownConversation for another owner's.
         """
 
-    def delete(self, conversation_id: str, owner: str) -> None:
-        """It is gone, and can be brought back for a day. Raises Busy, UnknownConversation."""
+    def delete(self, conversation_id: str, owner: str) -> list[str]:
+        """It is gone, and can be brought back for a day. Raises UnknownConversation.
+
+        Returns the streams that are still writing in it, and are to be stopped. A prompt whose
+        answer has no text by then stays, other than in `write`.
+        """
 
     def undelete(self, conversation_id: str, owner: str) -> Summary:
         """Bring it back. Raises UnknownConversation."""

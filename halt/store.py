@@ -439,11 +439,17 @@ class SqlStore(Records):
                 },
             )
 
-    def delete(self, conversation_id: str, owner: str) -> None:
+    def delete(self, conversation_id: str, owner: str) -> list[str]:
         with self.database.writing() as connection:
             row = _find(connection, conversation_id, owner, lock=True)
-            _refuse_while_running(connection, conversation_id)
             _update(connection, row, {"deleted_at": time.time()})
+            return list(
+                connection.scalars(
+                    select(messages.c.stream_id).where(
+                        messages.c.conversation_id == row.id, messages.c.state == "running"
+                    )
+                )
+            )
 
     def undelete(self, conversation_id: str, owner: str) -> Summary:
         with self.database.writing() as connection:

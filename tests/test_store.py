@@ -746,11 +746,26 @@ def test_a_deleted_conversation_can_be_brought_back_for_a_day(chat: Chat) -> Non
     assert not chat.store.exists(f"{chat.name}-1")
 
 
-def test_a_conversation_with_a_running_answer_is_not_deleted(chat: Chat) -> None:
-    """It has to be stopped first."""
-    chat.ask("a")
-    with pytest.raises(Busy):
-        chat.store.delete(chat.name, chat.owner)
+def test_what_runs_in_a_deleted_conversation_is_told_and_its_end_is_kept(chat: Chat) -> None:
+    """For those who stop it; brought back, it has what was written until then."""
+    chat.says("a", "1")
+    running = chat.ask("b")
+    assert chat.store.delete(chat.name, chat.owner) == [running]
+    chat.ends(running, "half", STOPPED)
+    chat.store.undelete(chat.name, chat.owner)
+    assert chat.exchanges() == [("a", "1"), ("b", "half")]
+    assert chat.store.delete(chat.name, chat.owner) == []
+
+
+def test_a_prompt_stays_in_a_deleted_conversation_though_its_answer_had_no_text(chat: Chat) -> None:
+    """Brought back, it can be answered again, or be followed by another."""
+    running = chat.ask("a")
+    assert chat.store.delete(chat.name, chat.owner) == [running]
+    chat.ends(running, "", STOPPED)
+    assert chat.store.undelete(chat.name, chat.owner).title == "a"
+    assert chat.exchanges() == [("a", "")]
+    chat.ends(chat.again(), "1")
+    assert chat.exchanges() == [("a", "1")]
 
 
 # --- search -----------------------------------------------------------------------------------------

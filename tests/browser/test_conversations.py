@@ -242,16 +242,15 @@ def test_a_deletion_is_undone(desk: Desk) -> None:
     assert desk.titles() == before
 
 
-def test_what_runs_is_not_deleted_and_the_page_says_why(desk: Desk) -> None:
-    """The item stays, and so does the answer."""
-    desk.chat.forgives = AWAY
+def test_what_runs_is_stopped_when_it_is_deleted_and_undo_brings_it_back(desk: Desk) -> None:
+    """The page says so; what had been written is there again."""
     said = desk.chat.ask("stall", "x")
     desk.chat.wait_text("2")
     desk.menu(said, "Delete")
-    expect(desk.toast).to_contain_text("Stop it first")
-    expect(desk.item(said)).to_be_visible()
-    desk.chat.wait_state("running")
-    desk.chat.stop.click()
+    expect(desk.toast).to_contain_text("deleted, and its answer stopped")
+    assert desk.page.url == f"{desk.chat.server.url}/"
+    desk.toast.get_by_role("button", name="Undo").click()
+    desk.chat.wait_text("2")
     desk.chat.wait_state("stopped")
 
 
