@@ -900,8 +900,8 @@ def test_markdown_holds_what_is_shown(store: SqlStore) -> None:
         ('{"id":2,"role":"user","content":"a","parent":1}', "does not come before"),
         ('{"id":1,"role":"assistant","content":"a"}', "follows no prompt"),
         ('{"id":1,"role":"user","content":"a","rivals":1}', "no rival"),
-        ('{"id":1,"role":"robot","content":"a"}', "role"),
-        ('{"id":1,"role":"user"}', "content"),
+        ('{"id":1,"role":"robot","content":"a"}', "in conversation 2, message 1, the field “role”"),
+        ('{"id":1,"role":"user"}', "the field “content” is missing"),
         ('{"id":1,"role":"user","content":"a","state":"running"}', "state"),
     ],
 )

@@ -410,7 +410,7 @@ def test_a_file_goes_out_and_comes_in_again(desk: Desk, tmp_path: Path) -> None:
     file.write_text(json.dumps(broken))
     all_menu.click()
     desk.page.get_by_label("Import JSON…").set_input_files(file)
-    expect(desk.toast).to_contain_text("conversations[0].messages[1].role")
+    expect(desk.toast).to_contain_text("in conversation 1, message 2, the field “role” must be")
     expect(desk.items).to_have_count(2)
 
 
