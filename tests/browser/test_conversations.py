@@ -254,6 +254,31 @@ def test_what_runs_is_stopped_when_it_is_deleted_and_undo_brings_it_back(desk: D
     desk.chat.wait_state("stopped")
 
 
+# --- the head of the page ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["desktop", "phone"])
+def test_settings_stop_and_models_stay_in_view_in_a_long_conversation(
+    desk: Desk, size: ViewportSize
+) -> None:
+    """Wherever it is scrolled to, and using them moves nothing."""
+    desk.chat.page.set_viewport_size(size)
+    desk.keep(talk(*["some words " * 60] * 20, title="Long"))
+    place = desk.page.locator("#conversations a").get_attribute("href")
+    desk.page.goto(f"{desk.chat.server.url}{place}")
+    desk.page.evaluate("scrollTo(0, 700)")
+    desk.page.get_by_text("Display", exact=True).click()
+    desk.page.get_by_label("Even out text").focus()
+    for each in ("Display", "Even out text that comes in bursts"):
+        expect(desk.page.get_by_text(each, exact=True)).to_be_in_viewport(ratio=1)
+    for each in ("#open-settings", "#model", "#send"):
+        expect(desk.page.locator(each)).to_be_in_viewport(ratio=1)
+    assert desk.page.evaluate("scrollY") == 700
+    assert desk.page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+    covered = "document.elementFromPoint(innerWidth - 200, 10).closest('body > header') !== null"
+    assert desk.page.evaluate(covered)
+
+
 # --- search ---------------------------------------------------------------------------------------
 
 
