@@ -77,7 +77,7 @@ def create_app(
     store = SqlStore(database, settings.events_days)
     peers = Peers(settings.data_folder)
     recorder = Recorder(store, peers.name)
-    archive = Archive(store, peers.alive)
+    archive = Archive(store, peers.alive, settings.run_timeout)
     peers.recover = archive.recover_worker
     app.extensions["halt.archive"] = archive
     app.extensions["halt.saving"] = lambda: recorder.saving

@@ -14,6 +14,8 @@ from halt.journal import StoredLog
 from halt.metrics import now
 from halt.recording import Recording
 
+HOUR = 3600.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -22,7 +24,7 @@ class Records(Protocol):
 
     def recorded(self, stream_id: str, requester: str | None) -> Recorded | None: ...
     def exists(self, stream_id: str) -> bool: ...
-    def workers_running(self) -> set[str]: ...
+    def workers_running(self) -> dict[str, float]: ...
     def running_of(self, worker: str) -> list[str]: ...
     def interrupt(self, stream_id: str) -> bool: ...
 
@@ -60,10 +62,17 @@ class StoredRecording(Recording):
 class Archive:
     """What the store knows of generations that no process makes any more."""
 
-    def __init__(self, store: Records, alive: Callable[[str], bool]) -> None:
-        """`alive` says whether the worker process with this ID lives, here or elsewhere."""
+    def __init__(
+        self, store: Records, alive: Callable[[str], bool | None], run_timeout: float = 0.0
+    ) -> None:
+        """`alive` says whether the worker process with this name lives; None: it can't be known.
+
+        Such a one is given up when it has begun nothing for HOUR and the seconds that an answer
+        may take.
+        """
         self._store = store
         self._alive = alive
+        self._given_up_after = run_timeout + HOUR
         self._recovering = threading.Lock()  # one at a time; the others find it done
 
     def get(self, stream_id: str, requester: str | None) -> Recording | None:
@@ -84,7 +93,12 @@ class Archive:
         Raises StoreUnavailable.
         """
         with self._recovering:
-            dead = [each for each in self._store.workers_running() if not self._alive(each)]
+            before = time.time() - self._given_up_after
+            dead = [
+                worker
+                for worker, began in self._store.workers_running().items()
+                if not (began > before if (lives := self._alive(worker)) is None else lives)
+            ]
             return sum(map(self.recover_worker, dead))
 
     def recover_worker(self, worker: str) -> int:

@@ -461,8 +461,11 @@ class Store(Protocol):
     def exists(self, stream_id: str) -> bool:
         """Whether a generation has this ID, of whomever, running or ended."""
 
-    def workers_running(self) -> set[str]:
-        """The workers that have generations which have not ended."""
+    def workers_running(self) -> dict[str, float]:
+        """The workers that have generations which have not ended, and when the last of them began.
+
+        In seconds since 1970.
+        """
 
     def running_of(self, worker: str) -> list[str]:
         """Its generations that have not ended."""

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, select, update
+from sqlalchemy import Connection, Row, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from halt import tree
@@ -148,10 +148,14 @@ class Records:
             found = select(generations.c.id).where(generations.c.id == stream_id)
             return connection.scalar(found) is not None
 
-    def workers_running(self) -> set[str]:
+    def workers_running(self) -> dict[str, float]:
         with self.database.reading() as connection:
-            found = select(generations.c.worker).where(generations.c.state == "running").distinct()
-            return set(connection.scalars(found))
+            found = (
+                select(generations.c.worker, func.max(generations.c.started_at).label("began"))
+                .where(generations.c.state == "running")
+                .group_by(generations.c.worker)
+            )
+            return {each.worker: each.began for each in connection.execute(found)}
 
     def running_of(self, worker: str) -> list[str]:
         with self.database.reading() as connection:
