@@ -92,7 +92,7 @@ def create_app(
         StopRegistry(),
         peers,
         recorder,
-        archive.get,
+        archive,
     )
     app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
     cors.install(app, settings.cors_origins)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from halt.conversations import Recorded
+from halt.conversations import Recorded, State
 from halt.events import is_terminal, text_of
 from halt.journal import StoredLog
 from halt.metrics import now
@@ -23,6 +23,7 @@ class Records(Protocol):
     """What the archive needs of a store."""
 
     def recorded(self, stream_id: str, requester: str | None) -> Recorded | None: ...
+    def state(self, stream_id: str, requester: str | None) -> State | None: ...
     def exists(self, stream_id: str) -> bool: ...
     def workers_running(self) -> dict[str, float]: ...
     def running_of(self, worker: str) -> list[str]: ...
@@ -86,6 +87,14 @@ class Archive:
             self.recover()
             kept = self._store.recorded(stream_id, requester)
         return None if kept is None else StoredRecording(kept)
+
+    def is_over(self, stream_id: str, requester: str | None) -> bool:
+        """Whether there is one of the requester's that has ended. Raises StoreUnavailable."""
+        state = self._store.state(stream_id, requester)
+        if state == "running":
+            self.recover()
+            state = self._store.state(stream_id, requester)
+        return state not in {None, "running"}
 
     def recover(self) -> int:
         """End what the workers that are no longer alive have left; how many generations it was.

@@ -458,6 +458,9 @@ class Store(Protocol):
         Nor is there one when its events have gone, HALT_EVENTS_DAYS after its end.
         """
 
+    def state(self, stream_id: str, requester: str | None) -> State | None:
+        """How a generation is that the requester may read; None: there is none."""
+
     def exists(self, stream_id: str) -> bool:
         """Whether a generation has this ID, of whomever, running or ended."""
 

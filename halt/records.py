@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Row, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from halt import tree
-from halt.conversations import Batch, Begun, Chunk, Ended, Recorded, state_of
+from halt.conversations import Batch, Begun, Chunk, Ended, Recorded, State, state_of
 from halt.database import Database
 from halt.errors import CODES
 from halt.events import (
@@ -142,6 +142,12 @@ class Records:
                 for index, (at, event) in enumerate(events)
             ),
         )
+
+    def state(self, stream_id: str, requester: str | None) -> State | None:
+        with self.database.reading() as connection:
+            found = select(generations.c.state, generations.c.owner)
+            row = connection.execute(found.where(generations.c.id == stream_id)).one_or_none()
+        return None if row is None or not may_touch(row.owner, requester) else row.state
 
     def exists(self, stream_id: str) -> bool:
         with self.database.reading() as connection:

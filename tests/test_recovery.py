@@ -22,18 +22,21 @@ import pytest
 from sqlalchemy import event
 
 from halt.archive import HOUR, Archive
+from halt.config import Config
 from halt.conversations import Batch, Begun
 from halt.database import Database, open_database
 from halt.events import Content, Done, Failed, Reasoning, text_of
+from halt.generation import Generations
 from halt.journal import MemoryLog
 from halt.metrics import Meter, now
 from halt.peers import Peers
 from halt.recorder import Recorder
 from halt.recording import Recording
+from halt.stops import StopRegistry
 from halt.store import SqlStore
 from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
-from tests.scripted import SOON
+from tests.scripted import SOON, Scripted
 from tests.sse import Client, Events, Message
 from tests.stores import POSTGRES, opened, postgres_schema
 from tests.ws import WebSocket
@@ -349,6 +352,29 @@ def test_a_recording_from_the_store_is_the_one_that_was_made(desk: Desk) -> None
     assert found.state == "done"
     assert desk.archive.get("a-stream", "somebody else") is None
     assert desk.archive.get("another-stream", "somebody") is None
+
+
+def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
+    """It learns that it is over, whatever its length; of another session's it learns nothing."""
+    for stream_id in ("a-stream", "dead-stream"):
+        desk.say(desk.begin(stream_id), "text")
+    desk.end(recording := desk.begin("an-end"))
+    assert desk.recorder.written(recording.id, SOON)
+    eventually(lambda: saved_events(desk.folder, "dead-stream") == 1)
+    statements: list[str] = []
+    event.listen(
+        desk.database.engine, "before_cursor_execute", lambda *told: statements.append(told[2])
+    )
+    upstream = Scripted()
+    service = Generations(Config(), upstream, StopRegistry(), archive=desk.archive)
+    ids = ("an-end", "a-stream", "unknown-stream")
+    with contextlib.closing(service):
+        receipts = service.stop_each([(each, None) for each in ids], "somebody")
+        assert [each.status for each in receipts] == ["finished", "pending", "pending"]
+        assert service.stop("an-end", "somebody else").status == "pending"
+    assert not [each for each in statements if "generations.events" in each]
+    upstream.dispose()
+    assert Archive(desk.store, lambda worker: False).is_over("dead-stream", "somebody")
 
 
 def test_a_running_generation_is_not_the_archives(desk: Desk) -> None:
