@@ -1,10 +1,10 @@
 """The database: SQLite in the data folder, or PostgreSQL; its connections and their faults.
 
 `open_database` makes the tables, or brings those of an earlier Halt up to date, one process at a
-time; what it can't use it leaves as it is and says so (ConfigError). Afterwards `reading` and
-`writing` give a connection within a transaction, and each fault of the database becomes a
-StoreUnavailable, within about BUSY_SECONDS where somebody else holds a lock; values that it does
-not take become Unstorable.
+time; what it can't use it leaves as it is and says so (ConfigError). A `database` does so when it
+is first used, after a look whether another process has. Then `reading` and `writing` give a
+connection within a transaction, and each fault of the database becomes a StoreUnavailable, within
+about BUSY_SECONDS where somebody else holds a lock; values that it does not take become Unstorable.
 
 For developers: `alembic` finds the migrations by pyproject.toml and works on the database of the
 settings. `HALT_DATA=/tmp/scratch alembic revision -m "What changes"` begins a new step in
@@ -18,14 +18,11 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config as AlembicConfig
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -33,6 +30,7 @@ from sqlalchemy.pool import QueuePool
 
 from halt.config import ConfigError
 from halt.errors import StoreUnavailable, Unstorable
+from halt.tables import REVISION
 
 BUSY_SECONDS = 2  # for a lock that somebody else holds, a free connection, a connection at all
 STATEMENT_SECONDS = 30  # for one statement of PostgreSQL's, migrations apart
@@ -75,8 +73,11 @@ POSTGRES_REASONS = {
 class Database:
     """Connections, one for each transaction, from a pool that all threads share."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, prepare: Callable[[], None] = lambda: None) -> None:
+        """`prepare` is called before the first transaction. It may raise ConfigError."""
         self.engine = engine
+        self._prepare: Callable[[], None] | None = prepare
+        self._preparing = threading.Lock()
         self._writing = engine.execution_options(write=True)
         # Whoever reads sees one state from its first statement to its last, as SQLite has it.
         self._reading = (
@@ -91,8 +92,10 @@ class Database:
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that changes nothing. Raises StoreUnavailable, Unstorable."""
-        with _faults("read"), self._reading.begin() as connection:
-            yield connection
+        with _faults("read"):
+            self._prepared()
+            with self._reading.begin() as connection:
+                yield connection
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Connection]:
@@ -100,8 +103,18 @@ class Database:
 
         Raises StoreUnavailable, Unstorable.
         """
-        with _faults("saved"), self._writing.begin() as connection:
-            yield connection
+        with _faults("saved"):
+            self._prepared()
+            with self._writing.begin() as connection:
+                yield connection
+
+    def _prepared(self) -> None:
+        """Raises ConfigError."""
+        if self._prepare is not None:
+            with self._preparing:
+                if self._prepare is not None:
+                    self._prepare()
+                    self._prepare = None
 
     def close(self) -> None:
         """Close the connections that nobody uses; those in use close when they are given back."""
@@ -113,6 +126,10 @@ class Database:
 def _faults(done: str) -> Iterator[None]:
     try:
         yield
+    except ConfigError as fault:
+        logger.error("%s", fault)
+        why = "the database cannot be opened"
+        raise StoreUnavailable(f"This could not be {done}: {why}.", why) from fault
     except SQLAlchemyError as fault:
         why = reason(fault)
         # The statement's values are hidden by the engine; the server's own message can hold some.
@@ -214,12 +231,43 @@ def _sqlite_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+def database(folder: Path, url: str = "") -> Database:
+    """The database, which is opened when it is first used; touches nothing. Raises ConfigError."""
+    engine = make_engine(folder, url)
+
+    def prepare() -> None:
+        if (url or (folder / "halt.db").exists()) and _is_current(engine):
+            return
+        _open(engine, folder, url)
+
+    return Database(engine, prepare)
+
+
 def open_database(folder: Path, url: str = "") -> Database:
     """Open the database, its tables up to date. `folder` is made where it is missing.
 
     Raises ConfigError, one line, where that can't be done; the database is then as it was before.
     """
     engine = make_engine(folder, url)
+    _open(engine, folder, url)
+    return Database(engine)
+
+
+def _is_current(engine: Engine) -> bool:
+    """Whether another process has brought it up to date: the server's first one, before the fork.
+
+    A program that is newer than its first process, after a reload, finds that it has not.
+    """
+    try:
+        with engine.connect() as connection:
+            found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+            return found == REVISION
+    except SQLAlchemyError:
+        return False
+
+
+def _open(engine: Engine, folder: Path, url: str) -> None:
+    """Bring the tables up to date. Raises ConfigError."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (folder / "migrate.lock").open("ab")
@@ -240,7 +288,6 @@ def open_database(folder: Path, url: str = "") -> Database:
             ) from None
         finally:
             engine.dispose()  # until it is used, nothing is held open, nor shared by a fork
-    return Database(engine)
 
 
 def _make_private(path: Path) -> None:
@@ -253,6 +300,12 @@ def _make_private(path: Path) -> None:
 
 
 def _migrate(engine: Engine, what: str) -> None:
+    # Only whoever migrates needs these: they take long to load.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config as AlembicConfig  # noqa: PLC0415
+    from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
     alembic = AlembicConfig()
     alembic.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     script = ScriptDirectory.from_config(alembic)

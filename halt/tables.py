@@ -25,6 +25,9 @@ from sqlalchemy import (
 #: SQLite counts its rows with plain INTEGER only.
 RowId = BigInteger().with_variant(Integer, "sqlite")
 
+#: The last of the steps, which leads to these tables.
+REVISION = "0001"
+
 metadata = MetaData()
 
 conversations = Table(
