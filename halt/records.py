@@ -33,6 +33,7 @@ from halt.events import (
 )
 from halt.folds import Fold, FoldStream
 from halt.metrics import Metrics
+from halt.snippets import paired
 from halt.stops import may_touch
 from halt.tables import chunks, conversations, generations, messages, storable
 
@@ -282,6 +283,12 @@ class Records:
         return (sqlite if self.database.sqlite else postgresql).insert(table)
 
 
+def written(text: str) -> dict[str, str | None]:
+    """A message's text, and what a search finds of it."""
+    content = storable(text)
+    return {"content": content, "paired": paired(content)}
+
+
 def generation(
     stream_id: str,
     owner: str | None,
@@ -406,7 +413,7 @@ def _end(
         update(messages)
         .where(messages.c.id == row.message_id)
         .values(
-            content=storable(end.answer),
+            **written(end.answer),
             model=storable(end.model or message.model),
             state=state,
             ended=encoded,

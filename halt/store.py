@@ -48,8 +48,8 @@ from halt.conversations import (
 from halt.errors import RequestError, StreamInUse
 from halt.headings import first_words
 from halt.portable import PortableConversation, PortableMessage, PortableSettings, check
-from halt.records import Records, earlier, generation
-from halt.snippets import snippet, words
+from halt.records import Records, earlier, generation, written
+from halt.snippets import snippet, terms, words
 from halt.tables import chunks, conversations, generations, messages, storable
 
 TITLE_MAX = 200  # characters of a title
@@ -127,19 +127,19 @@ class SqlStore(Records):
         self, owner: str, query: str, cursor: str | None = None, limit: int = 20
     ) -> Page[Hit]:
         limit = max(1, limit)
-        wanted = words(query)
-        if not wanted:
+        wanted, asked = words(query), terms(query)
+        if not asked:
             return Page()
         before = 2**62 if cursor is None else _number(cursor, int)
         values: dict[str, Any] = {"owner": owner, "before": before, "limit": limit + 1}
         # The owner is in the index, so that no other one's texts are looked at.
         if self.database.sqlite:
-            terms = " AND ".join(f'"{each}"*' for each in wanted)
+            all_of = " AND ".join(f'"{each}"*' for each in asked)
             mine = owner.replace('"', '""')
-            values["query"] = f'owner : "{mine}" AND content : ({terms})'
+            values["query"] = f'owner : "{mine}" AND content : ({all_of})'
             statement = _SQLITE_SEARCH
         else:
-            values["query"] = " & ".join(f"'{each}':*" for each in wanted)
+            values["query"] = " & ".join(f"'{each}':*" for each in asked)
             mine = owner.replace("\\", "\\\\").replace("'", "''")
             values["mine"] = f"'owner {mine}'"
             statement = _POSTGRES_SEARCH
@@ -593,7 +593,7 @@ def _imported(conversation_id: str, given: PortableMessage) -> dict[str, Any]:
         "conversation_id": conversation_id,
         "depth": 0,
         "role": given.role,
-        "content": storable(given.content),
+        **written(given.content),
         "state": given.state,
         "model": storable(given.model),
         "asked_model": storable(given.asked),
@@ -756,7 +756,7 @@ def _add(
                 "parent_id": parent_id,
                 "depth": depth.scalar_subquery(),
                 "role": role,
-                "content": storable(content),
+                **written(content),
             }
         )
         .returning(messages.c.id)

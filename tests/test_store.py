@@ -10,7 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event, func, select
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from sqlalchemy import event, func, insert, select
 
 from halt import store as module
 from halt.conversations import (
@@ -26,6 +28,7 @@ from halt.conversations import (
     UnknownConversation,
     Usage,
 )
+from halt.database import MIGRATIONS, make_engine
 from halt.errors import RequestError, StreamInUse
 from halt.events import (
     Cancelled,
@@ -41,7 +44,7 @@ from halt.headings import TITLE_MOST
 from halt.portable import PortableConversation, PortableMessage, read, to_json, to_markdown
 from halt.records import GAP
 from halt.store import SqlStore
-from halt.tables import chunks
+from halt.tables import chunks, conversations, messages
 from tests.races import together
 from tests.stores import (
     DATABASES,
@@ -53,6 +56,7 @@ from tests.stores import (
     begun,
     ends,
     opened,
+    postgres_schema,
 )
 
 STOPPED = Cancelled(METRICS)
@@ -792,6 +796,71 @@ def test_a_search_finds_words_and_their_beginnings(store: SqlStore) -> None:
     assert [hit.role for hit in store.search("anna", "do snor").items] == ["user"]
     assert store.search("anna", "raffe").items == ()
     assert store.search("anna", "giraffe snore").items == ()
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("京都", "京都"),
+        ("東京都", "東京都"),
+        ("都に住", "都に住"),
+        ("む", "む"),
+        ("都", "都"),
+        ("住む タワー", "住む"),
+        ("ประเทศ", "ประเทศ"),
+        ("เทศไทย", "เทศไทย"),
+        ("东西", ""),
+        ("都東", ""),
+        ("タワ東", ""),
+        ("vie", "view"),
+        ("iew", ""),
+    ],
+)
+def test_what_is_written_without_blanks_is_found_inside(
+    store: SqlStore, query: str, shown: str
+) -> None:
+    """In prompts and answers; the words of other scripts beside it by their beginnings."""
+    chat = Chat(store)
+    chat.says("Hi", "Nothing of it.")
+    chat.says("東京都に住む。タワーのview", "อยู่ในประเทศไทย 東京都に住むタワー view")
+    hits = store.search("anna", query).items
+    both = 1 if query.startswith(("ป", "เ")) else 2
+    assert len(hits) == (both if shown else 0)
+    for hit in hits:
+        assert shown in [piece for piece, found in hit.snippet if found]
+
+
+@pytest.mark.parametrize("kind", DATABASES)
+def test_such_texts_of_before_are_found_too(tmp_path: Path, kind: str) -> None:
+    """The step to this version indexes them anew."""
+    conversation = {"id": "talk", "owner": "anna", "title": "", "titled_by": "words", "model": ""}
+    message = {
+        "conversation_id": "talk",
+        "depth": 0,
+        "role": "user",
+        "asked_model": "",
+        "model": "",
+        "stream_id": "",
+        "state": "done",
+        "picked": False,
+        "created_at": 0.0,
+    }
+    with ExitStack() as stack:
+        url = "" if kind == "sqlite" else stack.enter_context(postgres_schema())
+        engine = make_engine(tmp_path, url)
+        config = AlembicConfig()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with engine.execution_options(write=True).begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "0001")
+            times = {"created_at": 0.0, "updated_at": 0.0}
+            connection.execute(insert(conversations).values(conversation | times))
+            for content in ("plain words", "東京都に住む"):
+                connection.execute(insert(messages).values(message | {"content": content}))
+        engine.dispose()
+        store = stack.enter_context(opened(tmp_path, url))
+        assert len(store.search("anna", "京都").items) == 1
+        assert len(store.search("anna", "plain wor").items) == 1
 
 
 @pytest.mark.parametrize(
