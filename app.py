@@ -16,7 +16,6 @@ from halt import (
     api,
     cli,
     cors,
-    data_folder,
     openai_api,
     openapi,
     pages,
@@ -31,8 +30,8 @@ from halt.archive import Archive
 from halt.builtin_tools import SHIPPED
 from halt.chat import Upstream
 from halt.choice import make_upstream
-from halt.config import Config, ConfigError, load, override
-from halt.database import open_database
+from halt.config import Config, ConfigError, load
+from halt.database import database
 from halt.generation import Generations
 from halt.peers import Peers
 from halt.recorder import Recorder
@@ -56,12 +55,9 @@ def create_app(
     Raises ConfigError, and TypeError or ValueError for functions that can't be tools.
     """
     settings = config or load()
-    if not settings.secret_key:
-        settings = override(settings, secret_key=data_folder.secret_key(settings.data_folder))
-    database = open_database(settings.data_folder, settings.database_url)
     app = Flask(__name__)
     app.config.update(
-        SECRET_KEY=settings.secret_key,
+        SECRET_KEY=settings.secret_key,  # else the data folder's: see `halt.web`
         MAX_CONTENT_LENGTH=settings.max_body_bytes,
         MAX_FORM_MEMORY_SIZE=settings.max_body_bytes,
         # Browsers send a cookie to every port of a host; two Halts there must not share theirs.
@@ -74,10 +70,10 @@ def create_app(
     app.jinja_env.globals["halt_version"] = VERSION
     app.extensions["halt.config"] = settings
 
-    store = SqlStore(database, settings.events_days)
+    store = SqlStore(database(settings.data_folder, settings.database_url), settings.events_days)
     peers = Peers(settings.data_folder)
     recorder = Recorder(store, peers.name)
-    archive = Archive(store, peers.alive)
+    archive = Archive(store, peers.alive, settings.run_timeout)
     peers.recover = archive.recover_worker
     app.extensions["halt.archive"] = archive
     app.extensions["halt.saving"] = lambda: recorder.saving
@@ -92,7 +88,7 @@ def create_app(
         StopRegistry(),
         peers,
         recorder,
-        archive.get,
+        archive,
     )
     app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
     cors.install(app, settings.cors_origins)

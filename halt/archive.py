@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from halt.conversations import Recorded
+from halt.conversations import Recorded, State
 from halt.events import is_terminal, text_of
 from halt.journal import StoredLog
 from halt.metrics import now
 from halt.recording import Recording
+
+HOUR = 3600.0
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +23,9 @@ class Records(Protocol):
     """What the archive needs of a store."""
 
     def recorded(self, stream_id: str, requester: str | None) -> Recorded | None: ...
+    def state(self, stream_id: str, requester: str | None) -> State | None: ...
     def exists(self, stream_id: str) -> bool: ...
-    def workers_running(self) -> set[str]: ...
+    def workers_running(self) -> dict[str, float]: ...
     def running_of(self, worker: str) -> list[str]: ...
     def interrupt(self, stream_id: str) -> bool: ...
 
@@ -60,10 +63,17 @@ class StoredRecording(Recording):
 class Archive:
     """What the store knows of generations that no process makes any more."""
 
-    def __init__(self, store: Records, alive: Callable[[str], bool]) -> None:
-        """`alive` says whether the worker process with this ID lives, here or elsewhere."""
+    def __init__(
+        self, store: Records, alive: Callable[[str], bool | None], run_timeout: float = 0.0
+    ) -> None:
+        """`alive` says whether the worker process with this name lives; None: it can't be known.
+
+        Such a one is given up when it has begun nothing for HOUR and the seconds that an answer
+        may take.
+        """
         self._store = store
         self._alive = alive
+        self._given_up_after = run_timeout + HOUR
         self._recovering = threading.Lock()  # one at a time; the others find it done
 
     def get(self, stream_id: str, requester: str | None) -> Recording | None:
@@ -78,13 +88,26 @@ class Archive:
             kept = self._store.recorded(stream_id, requester)
         return None if kept is None else StoredRecording(kept)
 
+    def is_over(self, stream_id: str, requester: str | None) -> bool:
+        """Whether there is one of the requester's that has ended. Raises StoreUnavailable."""
+        state = self._store.state(stream_id, requester)
+        if state == "running":
+            self.recover()
+            state = self._store.state(stream_id, requester)
+        return state not in {None, "running"}
+
     def recover(self) -> int:
         """End what the workers that are no longer alive have left; how many generations it was.
 
         Raises StoreUnavailable.
         """
         with self._recovering:
-            dead = [each for each in self._store.workers_running() if not self._alive(each)]
+            before = time.time() - self._given_up_after
+            dead = [
+                worker
+                for worker, began in self._store.workers_running().items()
+                if not (began > before if (lives := self._alive(worker)) is None else lives)
+            ]
             return sum(map(self.recover_worker, dead))
 
     def recover_worker(self, worker: str) -> int:

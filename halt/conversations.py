@@ -426,8 +426,12 @@ class Store(Protocol):
         Raises UnknownConversation for another owner's.
         """
 
-    def delete(self, conversation_id: str, owner: str) -> None:
-        """It is gone, and can be brought back for a day. Raises Busy, UnknownConversation."""
+    def delete(self, conversation_id: str, owner: str) -> list[str]:
+        """It is gone, and can be brought back for a day. Raises UnknownConversation.
+
+        Returns the streams that are still writing in it, and are to be stopped. A prompt whose
+        answer has no text by then stays, other than in `write`.
+        """
 
     def undelete(self, conversation_id: str, owner: str) -> Summary:
         """Bring it back. Raises UnknownConversation."""
@@ -465,11 +469,17 @@ class Store(Protocol):
         Nor is there one when its events have gone, HALT_EVENTS_DAYS after its end.
         """
 
+    def state(self, stream_id: str, requester: str | None) -> State | None:
+        """How a generation is that the requester may read; None: there is none."""
+
     def exists(self, stream_id: str) -> bool:
         """Whether a generation has this ID, of whomever, running or ended."""
 
-    def workers_running(self) -> set[str]:
-        """The workers that have generations which have not ended."""
+    def workers_running(self) -> dict[str, float]:
+        """The workers that have generations which have not ended, and when the last of them began.
+
+        In seconds since 1970.
+        """
 
     def running_of(self, worker: str) -> list[str]:
         """Its generations that have not ended."""

@@ -1,6 +1,7 @@
 """The folder where Halt keeps what outlives a process: the session key, and the workers' meeting.
 
 secret_key   signs session cookies; made at the first start, for its owner's eyes only
+mark         tells this folder's workers from those of another one that use the same database
 run/         lock files and sockets of the workers that run now (see `halt.peers`)
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -50,6 +52,24 @@ def secret_key(folder: Path) -> str:
     if len(key) < SECRET_MIN:
         raise ConfigError(f"The session key in {path} is too short: delete the file for a new one.")
     return key
+
+
+def mark(folder: Path) -> str:
+    """The folder's mark, as random as needed and no secret; made where there is none.
+
+    Raises ConfigError.
+    """
+    path = prepare(folder) / "mark"
+    try:
+        if not path.exists():
+            _write_new(path, secrets.token_hex(4))
+        found = path.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = getattr(exc, "strerror", None) or "it holds no text"
+        raise ConfigError(f"The mark in {path} cannot be read or made: {reason}.") from None
+    if not re.fullmatch("[0-9a-f]{8}", found):
+        raise ConfigError(f"The mark in {path} is none: delete the file for a new one.")
+    return found
 
 
 def _write_new(path: Path, text: str) -> None:

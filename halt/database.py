@@ -1,10 +1,10 @@
 """The database: SQLite in the data folder, or PostgreSQL; its connections and their faults.
 
 `open_database` makes the tables, or brings those of an earlier Halt up to date, one process at a
-time; what it can't use it leaves as it is and says so (ConfigError). Afterwards `reading` and
-`writing` give a connection within a transaction, and each fault of the database becomes a
-StoreUnavailable, within about BUSY_SECONDS where somebody else holds a lock; values that it does
-not take become Unstorable.
+time; what it can't use it leaves as it is and says so (ConfigError). A `database` does so when it
+is first used, after a look whether another process has. Then `reading` and `writing` give a
+connection within a transaction, and each fault of the database becomes a StoreUnavailable, within
+about BUSY_SECONDS where somebody else holds a lock; values that it does not take become Unstorable.
 
 For developers: `alembic` finds the migrations by pyproject.toml and works on the database of the
 settings. `HALT_DATA=/tmp/scratch alembic revision -m "What changes"` begins a new step in
@@ -18,14 +18,11 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config as AlembicConfig
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -33,6 +30,7 @@ from sqlalchemy.pool import QueuePool
 
 from halt.config import ConfigError
 from halt.errors import StoreUnavailable, Unstorable
+from halt.tables import REVISION
 
 BUSY_SECONDS = 2  # for a lock that somebody else holds, a free connection, a connection at all
 STATEMENT_SECONDS = 30  # for one statement of PostgreSQL's, migrations apart
@@ -75,10 +73,21 @@ POSTGRES_REASONS = {
 class Database:
     """Connections, one for each transaction, from a pool that all threads share."""
 
-    def __init__(self, engine: Engine, file: Path | None = None) -> None:
-        """`file` is SQLite's, which is there."""
+    def __init__(
+        self,
+        engine: Engine,
+        prepare: Callable[[], None] = lambda: None,
+        file: Path | None = None,
+    ) -> None:
+        """`prepare` is called before the first transaction; it may raise ConfigError.
+
+        `file` is SQLite's, which is there from then on.
+        """
         self.engine = engine
-        self._file, self._inode = file, _inode(file)
+        self._prepare: Callable[[], None] | None = prepare
+        self._preparing = threading.Lock()  # protects `_prepare`
+        self._file = file
+        self._inode: int | None = None
         self._writing = engine.execution_options(write=True)
         # Whoever reads sees one state from its first statement to its last, as SQLite has it.
         self._reading = (
@@ -93,9 +102,10 @@ class Database:
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that changes nothing. Raises StoreUnavailable, Unstorable."""
-        self._refuse_without_file("read")
-        with _faults("read"), self._reading.begin() as connection:
-            yield connection
+        with _faults("read"):
+            self._be_ready("read")
+            with self._reading.begin() as connection:
+                yield connection
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Connection]:
@@ -103,12 +113,20 @@ class Database:
 
         Raises StoreUnavailable, Unstorable.
         """
-        self._refuse_without_file("saved")
-        with _faults("saved"), self._writing.begin() as connection:
-            yield connection
+        with _faults("saved"):
+            self._be_ready("saved")
+            with self._writing.begin() as connection:
+                yield connection
 
-    def _refuse_without_file(self, done: str) -> None:
-        """Open connections go on with a file that was deleted, and what they write is lost."""
+    def _be_ready(self, done: str) -> None:
+        """Raises ConfigError, StoreUnavailable."""
+        if self._prepare is not None:
+            with self._preparing:
+                if self._prepare is not None:
+                    self._prepare()
+                    self._inode = _inode(self._file)
+                    self._prepare = None
+        # Open connections go on with a file that was deleted, and what they write is lost.
         if _inode(self._file) != self._inode:
             why = "the database's file is not there any more"
             raise StoreUnavailable(f"This could not be {done}: {why}.", why)
@@ -130,6 +148,10 @@ def _inode(file: Path | None) -> int | None:
 def _faults(done: str) -> Iterator[None]:
     try:
         yield
+    except ConfigError as fault:
+        logger.error("%s", fault)
+        why = "the database cannot be opened"
+        raise StoreUnavailable(f"This could not be {done}: {why}.", why) from fault
     except SQLAlchemyError as fault:
         why = reason(fault)
         # The statement's values are hidden by the engine; the server's own message can hold some.
@@ -231,12 +253,43 @@ def _sqlite_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+def database(folder: Path, url: str = "") -> Database:
+    """The database, which is opened when it is first used; touches nothing. Raises ConfigError."""
+    engine = make_engine(folder, url)
+
+    def prepare() -> None:
+        if (url or (folder / "halt.db").exists()) and _is_current(engine):
+            return
+        _open(engine, folder, url)
+
+    return Database(engine, prepare, None if url else folder / "halt.db")
+
+
 def open_database(folder: Path, url: str = "") -> Database:
     """Open the database, its tables up to date. `folder` is made where it is missing.
 
     Raises ConfigError, one line, where that can't be done; the database is then as it was before.
     """
     engine = make_engine(folder, url)
+    _open(engine, folder, url)
+    return Database(engine, file=None if url else folder / "halt.db")
+
+
+def _is_current(engine: Engine) -> bool:
+    """Whether another process has brought it up to date: the server's first one, before the fork.
+
+    A program that is newer than its first process, after a reload, finds that it has not.
+    """
+    try:
+        with engine.connect() as connection:
+            found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+            return found == REVISION
+    except SQLAlchemyError:
+        return False
+
+
+def _open(engine: Engine, folder: Path, url: str) -> None:
+    """Bring the tables up to date. Raises ConfigError."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (folder / "migrate.lock").open("ab")
@@ -257,7 +310,6 @@ def open_database(folder: Path, url: str = "") -> Database:
             ) from None
         finally:
             engine.dispose()  # until it is used, nothing is held open, nor shared by a fork
-    return Database(engine, None if url else folder / "halt.db")
 
 
 def _make_private(path: Path) -> None:
@@ -270,6 +322,12 @@ def _make_private(path: Path) -> None:
 
 
 def _migrate(engine: Engine, what: str) -> None:
+    # Only whoever migrates needs these: they take long to load.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config as AlembicConfig  # noqa: PLC0415
+    from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
     alembic = AlembicConfig()
     alembic.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     script = ScriptDirectory.from_config(alembic)

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -54,8 +54,13 @@ ROOM_WAIT = 0.05  # seconds that a start waits for a place that is being given b
 CLOSE_WAIT = 2.0  # seconds that closing waits for the keeper, and for connections to be let go of
 RETRY_AFTER = 2.0  # seconds, told to clients that found no place
 
-#: Finds a generation by its ID for a requester. Raises StoreUnavailable.
-Finder = Callable[[str, str | None], Recording | None]
+
+class Kept(Protocol):
+    """Generations that are not in memory, by ID and requester. Each raises StoreUnavailable."""
+
+    def get(self, stream_id: str, requester: str | None) -> Recording | None: ...
+    def is_over(self, stream_id: str, requester: str | None) -> bool: ...
+
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +113,7 @@ class Generations:
         upstream: Upstream,
         registry: StopRegistry,
         recorder: Recorder | None = None,
-        archive: Finder | None = None,
+        archive: Kept | None = None,
     ) -> None:
         """`recorder` writes down what is produced; `archive` finds what is not in memory here."""
         self.config = config
@@ -230,7 +235,7 @@ class Generations:
         """
         run = self._runs.get(stream_id)
         if run is None and self._archive is not None:
-            found = self._archive(stream_id, requester)
+            found = self._archive.get(stream_id, requester)
             if found is not None:
                 return found
         return self.run(stream_id, requester)
@@ -255,7 +260,7 @@ class Generations:
         # now; a store that does not answer is waited for once at most.
         with contextlib.suppress(StoreUnavailable):
             for index, each in enumerate(receipts):
-                if each.status == "pending" and self._archive(each.id, requester) is not None:
+                if each.status == "pending" and self._archive.is_over(each.id, requester):
                     receipts[index] = msgspec.structs.replace(each, status="finished")
         return receipts
 

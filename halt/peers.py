@@ -1,6 +1,7 @@
 """The other workers on this machine: who is there, what they are asked, and who has died.
 
-Each worker process has a name, and files in the run folder that all workers share:
+Each worker process has a name, which ends with the data folder's mark, and files in the run folder
+that all workers share:
 
     NAME.lock   locked (flock) by the worker for as long as it lives: the kernel's lease
     NAME.sock   a Unix socket, where it answers the others
@@ -36,7 +37,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
-from halt.data_folder import run_folder, socket_folder
+from halt.data_folder import mark, run_folder, socket_folder
 from halt.metrics import now
 
 SWEEP_EVERY = 1.0  # seconds between two looks for workers that have died
@@ -136,6 +137,7 @@ class Peers:
         self.name = f"{os.getpid()}-{secrets.token_hex(4)}"
         self.recover = recover
         self._data = data
+        self._mark = ""
         self._run: Path | None = None
         self._sockets: Path | None = None
         self._lease = -1
@@ -157,7 +159,8 @@ class Peers:
 
         To be called after the fork: it starts threads, and locks belong to a process.
         """
-        self.name = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._mark = mark(self._data)
+        self.name = f"{os.getpid()}-{secrets.token_hex(4)}-{self._mark}"
         self._run = run_folder(self._data)
         self._sockets = socket_folder(self._run)
         self._take_lease(self._run)
@@ -360,10 +363,16 @@ class Peers:
                 with contextlib.suppress(OSError):  # no more files: the next turn finds some
                     self.sweep()
 
-    def alive(self, name: str) -> bool:
-        """Whether the worker of this name holds its lease."""
+    def alive(self, name: str) -> bool | None:
+        """Whether the worker of this name holds its lease; None: nobody here can know.
+
+        Those of another data folder use the same database, where it is PostgreSQL. A name without
+        a mark is that of an earlier Halt.
+        """
         if name == self.name:
             return True
+        if name.count("-") > 1 and not name.endswith(f"-{self._mark}"):
+            return None
         try:
             file = os.open(self._data / "run" / f"{name}.lock", os.O_RDWR)
         except FileNotFoundError:

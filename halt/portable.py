@@ -13,8 +13,9 @@ siblings; where none of them is, it is the last one. All times are seconds since
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -31,16 +32,20 @@ Number = Annotated[int, msgspec.Meta(ge=0, lt=NUMBERS_MAX)]
 Moment = Annotated[float, msgspec.Meta(ge=0, lt=1e11)]
 
 
+Role = Literal["user", "assistant"]
+State = Literal["done", "stopped", "withdrawn", "error", "interrupted"]
+
+
 class PortableMessage(msgspec.Struct, omit_defaults=True):
     """A message of an exported conversation; IDs count within the conversation only."""
 
     id: Number
-    role: Literal["user", "assistant"]
+    role: Role
     content: str
     parent: Number | None = None
     model: str = ""  # the model that answered
     asked: str = ""  # the model that was chosen
-    state: Literal["done", "stopped", "withdrawn", "error", "interrupted"] = "done"
+    state: State = "done"
     rivals: Number | None = None  # answers with the same number were asked for together
     picked: bool = False
     created_at: Moment = 0.0
@@ -83,21 +88,73 @@ def read(data: bytes) -> list[PortableConversation]:
     """The conversations of a file, each of them checked. Raises RequestError (`file`)."""
     try:
         found = _file.decode(data)
-    except msgspec.MsgspecError as fault:
+    except msgspec.ValidationError as fault:
+        raise RequestError(_explained(str(fault)), field="file") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise RequestError(
-            f"This is no file of exported conversations: {fault}.", field="file"
+            "This file can't be imported: it is not JSON, or not all of it.", field="file"
         ) from None
-    except (UnicodeDecodeError, RecursionError):
-        raise RequestError("This is no file of exported conversations.", field="file") from None
     if found.format != FORMAT or found.version != VERSION:
         raise RequestError(
-            f"This file's format is {found.format[:40]!r}, version {found.version}; "
-            f"{FORMAT!r}, version {VERSION}, can be imported.",
+            f"This file can't be imported: its format is “{found.format[:40]}”, version "
+            f"{found.version}, and must be “{FORMAT}”, version {VERSION}.",
             field="file",
         )
     for each in found.conversations:
         check(each)
     return found.conversations
+
+
+_FAULTS = {
+    r"Object missing required field `(?P<field>.+)`": "is missing",
+    r"Expected `(?P<wanted>.+)`, got `(?P<found>.+)`": "must be {wanted}, and is {found}",
+    r"Expected `.+` matching regex .*": "must be 8 to 64 letters, digits, - or _",
+    r"Expected `.+` >= (?P<least>\S+)": "must be {least} or more",
+    r"Expected `.+` <= (?P<most>\S+)": "must be {most} or less",
+    r"Expected `.+` of length <= (?P<most>\d+)": "must hold {most} at most",
+    r"Number out of range": "is a number that is too large",
+}
+_KINDS = {
+    "object": "an object",
+    "array": "a list",
+    "str": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "null",
+}
+_VALUES = {"role": get_args(Role), "state": get_args(State)}
+
+
+def _explained(fault: str) -> str:
+    """What is wrong with a file, and where, of what the decoder says: for a person."""
+    what, _, path = fault.partition(" - at ")
+    *around, field = path.strip("`").lstrip("$").split(".")
+    wrong = "has a value that is not known here"
+    for pattern, said in _FAULTS.items():
+        if found := re.fullmatch(pattern, what, re.DOTALL):
+            parts = {
+                name: " or ".join(_KINDS.get(each, each) for each in value.split(" | "))
+                for name, value in found.groupdict().items()
+            }
+            if "field" in parts:
+                around, field = [*around, field], parts["field"]
+            wrong = said.format_map(parts)
+    if what.startswith("Invalid enum value") and field in _VALUES:
+        wrong = f"must be one of {', '.join(_VALUES[field])}"
+    place = ", ".join(map(_counted, filter(None, around)))
+    name = f"the field “{field}”" if field.isidentifier() else _counted(field)
+    where = f"in {place}, {name}" if place else name or "it"
+    return f"This file can't be imported: {where} {wrong}."
+
+
+def _counted(part: str) -> str:
+    """A part of the decoder's path, which counts from 0, as people count."""
+    name, _, index = part.partition("[")
+    number = index.rstrip("]")
+    if number.isdigit():
+        return f"{name.removesuffix('s')} {int(number) + 1}"
+    return f"a part of {name}" if index else name
 
 
 def check(given: PortableConversation) -> None:

@@ -15,11 +15,11 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, select, update
+from sqlalchemy import Connection, Row, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from halt import tree
-from halt.conversations import Batch, Begun, Chunk, Ended, Recorded, state_of
+from halt.conversations import Batch, Begun, Chunk, Ended, Recorded, State, state_of
 from halt.database import Database
 from halt.errors import CODES
 from halt.events import (
@@ -33,6 +33,7 @@ from halt.events import (
 )
 from halt.folds import Fold, FoldStream
 from halt.metrics import Metrics
+from halt.snippets import paired
 from halt.stops import may_touch
 from halt.tables import chunks, conversations, generations, messages, storable
 
@@ -143,15 +144,25 @@ class Records:
             ),
         )
 
+    def state(self, stream_id: str, requester: str | None) -> State | None:
+        with self.database.reading() as connection:
+            found = select(generations.c.state, generations.c.owner)
+            row = connection.execute(found.where(generations.c.id == stream_id)).one_or_none()
+        return None if row is None or not may_touch(row.owner, requester) else row.state
+
     def exists(self, stream_id: str) -> bool:
         with self.database.reading() as connection:
             found = select(generations.c.id).where(generations.c.id == stream_id)
             return connection.scalar(found) is not None
 
-    def workers_running(self) -> set[str]:
+    def workers_running(self) -> dict[str, float]:
         with self.database.reading() as connection:
-            found = select(generations.c.worker).where(generations.c.state == "running").distinct()
-            return set(connection.scalars(found))
+            found = (
+                select(generations.c.worker, func.max(generations.c.started_at).label("began"))
+                .where(generations.c.state == "running")
+                .group_by(generations.c.worker)
+            )
+            return {each.worker: each.began for each in connection.execute(found)}
 
     def running_of(self, worker: str) -> list[str]:
         with self.database.reading() as connection:
@@ -270,6 +281,12 @@ class Records:
     def _insert(self, table: Any) -> Any:
         """An insert that can say what is to be done with rows that are there already."""
         return (sqlite if self.database.sqlite else postgresql).insert(table)
+
+
+def written(text: str) -> dict[str, str | None]:
+    """A message's text, and what a search finds of it."""
+    content = storable(text)
+    return {"content": content, "paired": paired(content)}
 
 
 def generation(
@@ -402,7 +419,7 @@ def _end(
         update(messages)
         .where(messages.c.id == row.message_id)
         .values(
-            content=storable(end.answer),
+            **written(end.answer),
             model=storable(end.model or message.model),
             state=state,
             ended=encoded,

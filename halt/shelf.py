@@ -50,6 +50,7 @@ blueprint = Blueprint("shelf", __name__)
 def install(app: Flask) -> None:
     """Put the list and what belongs to it into the application, which has a store."""
     app.jinja_env.globals["listed_first"] = listed_first
+    app.jinja_env.globals["deletion_said"] = deletion_said
     app.jinja_env.filters["moment"] = moment
     app.register_blueprint(blueprint)
 
@@ -123,12 +124,20 @@ def rename(conversation_id: str) -> str:
 
 @blueprint.post("/c/<conversation_id>/delete")
 def delete(conversation_id: str) -> Response:
-    conversations().delete(conversation_id, _mine())
+    """Delete it and stop what is being written in it, by whichever worker."""
+    running = conversations().delete(conversation_id, _mine())
+    if running:  # nothing new can begin in it
+        generations().stop_each([(each, None) for each in running], _mine())
     if _open_now() == conversation_id:  # there is nothing left to see
-        return Response(
-            headers={"HX-Redirect": url_for("pages.index", deleted=conversation_id)}, status=204
-        )
-    return _toast("The conversation was deleted.", deleted=conversation_id)
+        stopped = "1" if running else None
+        there = url_for("pages.index", deleted=conversation_id, stopped=stopped)
+        return Response(headers={"HX-Redirect": there}, status=204)
+    return _toast(deletion_said(stopped=bool(running)), deleted=conversation_id)
+
+
+def deletion_said(*, stopped: bool) -> str:
+    """What the one who deletes a conversation is told."""
+    return f"The conversation was deleted{', and its answer stopped' if stopped else ''}."
 
 
 @blueprint.post("/c/<conversation_id>/undelete")

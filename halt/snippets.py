@@ -1,15 +1,44 @@
-"""What a search is for, and where in a text it was found."""
+"""What a search is for, and where in a text it was found.
+
+Words are found by their beginnings. Chinese, Japanese, Thai and others are written without blanks
+between words; there each pair of neighbouring letters is a word of the index (`paired`), so that
+they are found inside of a text as well.
+"""
 
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 WORDS_MAX = 20  # words of one query
 LONGEST = 100  # characters of one word
 BEFORE = 60  # characters shown before the first hit
 SHOWN = 240  # characters of a snippet
 
+#: Thai, Lao, Myanmar, Khmer, Japanese, Chinese.
+_UNSPACED = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff"
+    r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003134f"
+)
+_RUN = re.compile(f"[{_UNSPACED}]+")
+_BEGINNING = rf"(?:(?<![^\W_])|(?<=[{_UNSPACED}]))"  # of a word of the other scripts
+
 Piece = tuple[str, bool]
+
+
+def paired(text: str) -> str | None:
+    """A text as its words go into the index; None where that is the text itself."""
+    return _RUN.sub(lambda run: _pairs(run[0], alone=True), text) if _RUN.search(text) else None
+
+
+def _pairs(run: str, *, alone: bool) -> str:
+    """The pairs of a run, without its marks; with `alone`, its last letter too, which begins none.
+
+    A search for a single letter finds it so; otherwise it would find no more than its pairs do.
+    """
+    letters = [each for each in run if each.isalnum()]
+    last = letters[-1:] if alone or len(letters) == 1 else []
+    return f" {' '.join([a + b for a, b in pairwise(letters)] + last)} "
 
 
 def words(query: str) -> list[str]:
@@ -18,15 +47,21 @@ def words(query: str) -> list[str]:
     return list(dict.fromkeys(found))[:WORDS_MAX]
 
 
+def terms(query: str) -> list[str]:
+    """What the index is asked for: its words begin with these."""
+    return words(_RUN.sub(lambda run: _pairs(run[0], alone=False), query))
+
+
 def snippet(text: str, wanted: list[str]) -> tuple[Piece, ...]:
     """The part of a text around the first of these words, in pieces: (text, was searched for).
 
-    Words count as found where they begin so, as in the search itself. The pieces are plain text.
+    Words count as found as in the search itself. The pieces are plain text.
     """
-    pattern = re.compile(
-        rf"(?<![^\W_])(?:{'|'.join(map(re.escape, sorted(wanted, key=len, reverse=True)))})[^\W_]*",
-        re.IGNORECASE,
-    )
+    longest = sorted(wanted, key=len, reverse=True)
+    inside = [re.escape(each) for each in longest if _RUN.search(each)]
+    begun = [re.escape(each) for each in longest if not _RUN.search(each)]
+    whole = [rf"{_BEGINNING}(?:{'|'.join(begun)})[^\W_]*"] if begun else []
+    pattern = re.compile("|".join(inside + whole), re.IGNORECASE)
     first = pattern.search(text)
     start = max(0, first.start() - BEFORE) if first else 0
     if start:

@@ -48,16 +48,16 @@ from halt.conversations import (
     told_text,
 )
 from halt.errors import RequestError, StreamInUse
+from halt.headings import first_words
 from halt.portable import PortableConversation, PortableMessage, PortableSettings, check
-from halt.records import Records, earlier, generation, text_so_far
-from halt.snippets import snippet, words
+from halt.records import Records, earlier, generation, text_so_far, written
+from halt.snippets import snippet, terms, words
 from halt.tables import chunks, conversations, generations, messages, storable
 
 TITLE_MAX = 200  # characters of a title
 IMPORT_STEP = 500  # messages that one transaction of an import writes
 IMPORT_CHARS = 1_000_000  # characters of them, after which there is none more
 NEWEST = 5_000  # messages that a search on PostgreSQL looks at first
-TITLE_WORDS = 60  # characters of one that is made of the first words
 
 _encode = msgspec.json.Encoder().encode
 
@@ -129,19 +129,19 @@ class SqlStore(Records):
         self, owner: str, query: str, cursor: str | None = None, limit: int = 20
     ) -> Page[Hit]:
         limit = max(1, limit)
-        wanted = words(query)
-        if not wanted:
+        wanted, asked = words(query), terms(query)
+        if not asked:
             return Page()
         before = 2**62 if cursor is None else _number(cursor, int)
         values: dict[str, Any] = {"owner": owner, "before": before, "limit": limit + 1}
         # The owner is in the index, so that no other one's texts are looked at.
         if self.database.sqlite:
-            terms = " AND ".join(f'"{each}"*' for each in wanted)
+            all_of = " AND ".join(f'"{each}"*' for each in asked)
             mine = owner.replace('"', '""')
-            values["query"] = f'owner : "{mine}" AND content : ({terms})'
+            values["query"] = f'owner : "{mine}" AND content : ({all_of})'
             statement = _SQLITE_SEARCH
         else:
-            values["query"] = " & ".join(f"'{each}':*" for each in wanted)
+            values["query"] = " & ".join(f"'{each}':*" for each in asked)
             mine = owner.replace("\\", "\\\\").replace("'", "''")
             values["mine"] = f"'owner {mine}'"
             statement = _POSTGRES_SEARCH
@@ -445,11 +445,17 @@ class SqlStore(Records):
                 },
             )
 
-    def delete(self, conversation_id: str, owner: str) -> None:
+    def delete(self, conversation_id: str, owner: str) -> list[str]:
         with self.database.writing() as connection:
             row = _find(connection, conversation_id, owner, lock=True)
-            _refuse_while_running(connection, conversation_id)
             _update(connection, row, {"deleted_at": time.time()})
+            return list(
+                connection.scalars(
+                    select(messages.c.stream_id).where(
+                        messages.c.conversation_id == row.id, messages.c.state == "running"
+                    )
+                )
+            )
 
     def undelete(self, conversation_id: str, owner: str) -> Summary:
         with self.database.writing() as connection:
@@ -595,7 +601,7 @@ def _imported(conversation_id: str, given: PortableMessage) -> dict[str, Any]:
         "conversation_id": conversation_id,
         "depth": 0,
         "role": given.role,
-        "content": storable(given.content),
+        **written(given.content),
         "state": given.state,
         "model": storable(given.model),
         "asked_model": storable(given.asked),
@@ -605,15 +611,6 @@ def _imported(conversation_id: str, given: PortableMessage) -> dict[str, Any]:
         "ended": _encode(given.ended or tree.ended_as(given.state)),
         "folds": _encode(given.folds) if given.folds else None,
     }
-
-
-def first_words(prompt: str) -> str:
-    """A title made of a prompt's first words."""
-    line = " ".join(storable(prompt)[: 4 * TITLE_WORDS].split())
-    if len(line) <= TITLE_WORDS:
-        return line
-    cut, _, _ = line[: TITLE_WORDS + 1].rpartition(" ")
-    return (cut or line[:TITLE_WORDS]).rstrip() + "…"
 
 
 _SQLITE_SEARCH = """
@@ -766,7 +763,7 @@ def _add(
                 "parent_id": parent_id,
                 "depth": depth.scalar_subquery(),
                 "role": role,
-                "content": storable(content),
+                **written(content),
             }
         )
         .returning(messages.c.id)

@@ -25,6 +25,9 @@ from sqlalchemy import (
 #: SQLite counts its rows with plain INTEGER only.
 RowId = BigInteger().with_variant(Integer, "sqlite")
 
+#: The last of the steps, which leads to these tables.
+REVISION = "0002"
+
 metadata = MetaData()
 
 conversations = Table(
@@ -75,6 +78,7 @@ messages = Table(
     Column("created_at", Double, nullable=False),
     Column("ended", LargeBinary),  # the terminal event, JSON
     Column("folds", LargeBinary),  # JSON
+    Column("paired", Text),  # what is indexed instead of the content: see `halt.snippets`
     Column("content", Text, nullable=False),
     Index("messages_tree", "conversation_id", "parent_id"),
     Index(

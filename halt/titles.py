@@ -1,7 +1,7 @@
 """Titles of conversations, made by the model from the first exchange, in the background.
 
 A title is a convenience: it delays nobody and takes nothing from anybody. A conversation has its
-first words for a title from the beginning (`first_words`); where the model makes a better one in
+first words for a title from the beginning (`halt.headings`); where the model makes a better one in
 time, `save` is called with it, and otherwise nothing happens. One thread at most, which lives as
 long as there is something to do; a short queue; one try for each; no place of a stream's.
 """
@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import threading
-import unicodedata
 from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,15 +19,14 @@ from halt.chat import ChatRequest, Message, Reply, Upstream
 from halt.config import Config
 from halt.errors import HaltError
 from halt.events import Content
+from halt.headings import cleaned, is_about
 from halt.line import TICK, Line, Quiet, limited
 
-TITLE_MOST = 50  # characters
 QUEUE_MOST = 32  # conversations that wait for a title; further ones keep their first words
 SECONDS = 20.0  # for one title
 TOLD_MOST = 1000  # characters of prompt and answer each that the model is shown
 MAX_TOKENS = 256  # of a title; most of them are for the thoughts of models that think
 SAID_MOST = 200  # characters of an answer within which a title must have come to its end
-WORDS_MOST = 8  # more are no title but an answer
 CLOSE_WAIT = 2.0  # seconds that closing waits for the thread
 
 #: With examples, since small models answer the question otherwise.
@@ -174,60 +171,3 @@ class Titles:
             if part.ended or "\n" in said.strip():
                 return said
         return ""
-
-
-def first_words(prompt: str) -> str:
-    """A title of a prompt's own first words: one line of plain text, cut at a word."""
-    for line in prompt.splitlines():
-        words = "" if line.lstrip().startswith(("```", "~~~")) else _plain(line)
-        if words.strip(_RULES):
-            return _shortened(words)
-    return "New conversation"
-
-
-_LABEL = re.compile(r"^(?:the )?title\s*(?:is)?\s*[:\uff1a-]\s*", re.IGNORECASE)
-_RULES = "-=_|:+.<> "  # a line of these alone has no words
-_QUOTES = " \"'`\u201c\u201d\u2018\u2019\u201e\u201a\u00ab\u00bb\u300c\u300d\u300e\u300f"
-
-
-def cleaned(said: str) -> str:
-    """The title in what a model said: one line, no quotes, no label; empty where it is no title."""
-    for line in said.splitlines():
-        title = _LABEL.sub("", _plain(line)).strip(_QUOTES).rstrip(".:\u3002").strip(_QUOTES)
-        if title:
-            whole = len(title.split()) <= WORDS_MOST
-            return _shortened(title) if whole else ""
-    return ""
-
-
-def is_about(title: str, exchange: str) -> bool:
-    """Whether a title has a word of the exchange: small models' inventions have none."""
-    words = _words(title)
-    return not words or not words.isdisjoint(_words(exchange))
-
-
-def _words(text: str) -> set[str]:
-    """The longer words' beginnings, and the characters of scripts without blanks."""
-    longer = {word[:4] for word in re.findall(r"\w{4,}", text.lower())}
-    return longer | {char for char in text if unicodedata.east_asian_width(char) in "WF"}
-
-
-_LINK = re.compile(r"!?\[([^\]\n]*)\]\([^)\s]*\)")
-_MARKS = re.compile(r"^\s*(?:(?:#{1,6}|[-*+>]|\d{1,9}[.)])\s+)+|[*`~]+|(?<!\w)_+|_+(?!\w)|^\s*\|")
-
-
-def _plain(line: str) -> str:
-    """A line of Markdown without its marks, in single blanks."""
-    text = _MARKS.sub("", _LINK.sub(r"\1", line))
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def _shortened(text: str) -> str:
-    """At most TITLE_MOST characters, cut at a word where there is one."""
-    if len(text) <= TITLE_MOST:
-        return text
-    cut = text[: TITLE_MOST - 1]
-    head, blank, _ = cut.rpartition(" ")
-    if blank and text[TITLE_MOST - 1] != " " and len(head) > TITLE_MOST // 2:
-        cut = head
-    return cut.rstrip(" ,;:.-") + "\u2026"

@@ -265,7 +265,7 @@ def remove(connection: Connection, conversation_id: str, answers: Collection[int
     """Remove answers to one prompt that nothing follows.
 
     Another version is shown in their place (None); where there is none the prompt goes too, and
-    its text is returned.
+    its text is returned. In a conversation that was deleted it stays, for when that is undone.
     """
     prompt_id = connection.scalar(
         select(messages.c.parent_id).where(messages.c.id.in_(answers)).limit(1)
@@ -276,6 +276,10 @@ def remove(connection: Connection, conversation_id: str, answers: Collection[int
     if left:
         if prompt.chosen_id in answers:
             choose(connection, conversation_id, prompt.id, fallback(left))
+        return None
+    deleted = select(conversations.c.deleted_at).where(conversations.c.id == conversation_id)
+    if connection.scalar(deleted) is not None:
+        choose(connection, conversation_id, prompt.id, None)
         return None
     _drop(connection, [prompt.id])
     if _chosen_below(connection, conversation_id, prompt.parent_id) == prompt.id:

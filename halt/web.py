@@ -31,10 +31,13 @@ from flask import (
     session,
     url_for,
 )
+from flask.sessions import SecureCookieSessionInterface
 from gunicorn.http.errors import ParseException
+from itsdangerous import URLSafeTimedSerializer
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
+from halt import data_folder
 from halt.bodies import is_number
 from halt.catalog import Catalog
 from halt.config import Config
@@ -171,9 +174,28 @@ def brings_token() -> bool:
     return bool(config().token) and scheme.lower() == "bearer" and token_matches(given.strip())
 
 
+class _Sessions(SecureCookieSessionInterface):
+    """Cookies signed with the application's key; it is asked for when the first of them comes."""
+
+    def get_signing_serializer(self, app: Flask) -> URLSafeTimedSerializer | None:
+        _key(app)
+        return super().get_signing_serializer(app)
+
+
+def _key(app: Flask) -> str:
+    """What the application signs with: where none is set, what its data folder keeps.
+
+    Raises ConfigError.
+    """
+    if not app.secret_key:
+        settings: Config = app.extensions["halt.config"]
+        app.secret_key = data_folder.secret_key(settings.data_folder)
+    return str(app.secret_key)
+
+
 def login_mark() -> str:
     """What a logged-in session carries: changes with the token, tells nothing about it."""
-    digest = hmac.new(config().secret_key.encode(), config().token.encode(), hashlib.sha256)
+    digest = hmac.new(_key(current_app).encode(), config().token.encode(), hashlib.sha256)
     return digest.hexdigest()
 
 
@@ -362,6 +384,7 @@ def _on_surprise(error: Exception) -> Response:
 
 def install(app: Flask) -> None:
     """Put guards, headers and error handlers into the application."""
+    app.session_interface = _Sessions()
     app.before_request(guard)
     app.after_request(secure)
     app.register_error_handler(HaltError, refusal)

@@ -35,9 +35,9 @@ from halt.errors import OffsetLost, StoreUnavailable, UnknownStream
 from halt.generation import (
     RECEIPT_WAIT,
     ROOM_WAIT,
-    Finder,
     Generations,
     Health,
+    Kept,
     Listed,
     Receipt,
     Stops,
@@ -108,7 +108,7 @@ class SharedGenerations(Generations):
         registry: StopRegistry,
         peers: Peers,
         recorder: Recorder | None = None,
-        archive: Finder | None = None,
+        archive: Kept | None = None,
     ) -> None:
         super().__init__(config, upstream, registry, recorder, archive)
         self._peers = peers

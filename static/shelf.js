@@ -212,7 +212,7 @@
   show();
   const url = new URL(location);
   if (url.searchParams.has("deleted")) { // said once
-    url.searchParams.delete("deleted");
+    for (const each of ["deleted", "stopped"]) url.searchParams.delete(each);
     history.replaceState(history.state, "", url);
   }
 

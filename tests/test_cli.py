@@ -104,6 +104,15 @@ def test_a_question_through_a_pipe_prints_the_answer_and_nothing_else(env: Envir
     assert (done.returncode, done.stdout, done.stderr) == (0, "What is **this**?\n", "")
 
 
+def test_the_data_folder_is_neither_needed_nor_made(env: Environment, tmp_path: Path) -> None:
+    """A chat in the terminal keeps nothing there."""
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file" / "halt", tmp_path / "new"):
+        done = piped({**env, "HALT_DATA": str(folder)}, "Hello?")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "Hello?\n", "")
+        assert not folder.exists()
+
+
 def test_an_error_is_a_sentence_and_an_exit_status(env: Environment) -> None:
     """Standard error has the sentence, without a traceback."""
     done = piped(env, "Hello", "--model", "401")

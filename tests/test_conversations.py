@@ -231,15 +231,23 @@ def test_the_open_one_is_left_when_it_is_deleted(anna: Person) -> None:
     assert "<b>x" not in hostile
 
 
-def test_what_is_being_written_is_not_deleted(anna: Person) -> None:
-    """Whoever wants it gone stops it first, and is told so."""
-    conversation = anna.ask(f"/fake stall {new_id()}")
-    refused = anna.send(f"/c/{conversation}/delete", page=False)
-    assert (refused.status, refused.error["code"]) == (409, "busy")
-    shown = anna.send(f"/c/{conversation}/delete")
-    assert shown.headers["hx-retarget"] == "#toast"
-    assert "Stop it first" in shown.body.decode()
-    assert anna.item(conversation)["running"]
+@pytest.mark.parametrize("page", [True, False], ids=["page", "program"])
+def test_what_is_being_written_is_stopped_when_it_is_deleted(
+    anna: Person, shared_fake: FakeOpenAI, page: bool
+) -> None:
+    """The upstream is let go of; brought back, the conversation has what was written."""
+    said = new_id()
+    conversation = anna.ask(said, model="stall?n=10")
+    record = asked(shared_fake, said)
+    eventually(lambda: "8 9" in anna.get(f"/c/{conversation}").body.decode())
+    gone = anna.send(f"/c/{conversation}/delete", page=page)
+    assert "deleted, and its answer stopped" in gone.body.decode()
+    assert record.closed.wait(10)
+    anna.send(f"/c/{conversation}/undelete")
+    anna.settled(conversation)
+    back = anna.get(f"/c/{conversation}").body.decode()
+    assert 'data-state="stopped"' in back
+    assert "8 9" in back
 
 
 def test_the_model_names_a_conversation_in_the_background(
@@ -520,16 +528,19 @@ GOOD = talk("Hi", "Ho")
         (b"", "Choose a file"),
         (b"no JSON", "JSON"),
         (b"\xff\xfe", "file"),
-        (b"[]", "Expected `object`"),
+        (b"[]", "it must be an object, and is a list"),
         (b'{"format": "halt-conversations", "version": 1}', "conversations"),
         (exported(GOOD).replace(b"halt-conversations", b"somebody-elses"), "somebody-elses"),
         (exported(GOOD).replace(b'"version": 1', b'"version": 99'), "99"),
-        (exported(GOOD, {**talk("a", "b"), "messages": 5}), r"conversations\[1\].messages"),
-        (exported(GOOD, {**GOOD, "id": "../x"}), "id"),
-        (exported(GOOD).replace(b'"user"', b'"system"'), "role"),
+        (
+            exported(GOOD, {**talk("a", "b"), "messages": 5}),
+            "in conversation 2, the field “messages” must be",
+        ),
+        (exported(GOOD, {**GOOD, "id": "../x"}), "“id” must be 8 to 64 letters"),
+        (exported(GOOD).replace(b'"user"', b'"system"'), "“role” must be one of user, assistant"),
         (exported(GOOD).replace(b'"parent": 1', b'"parent": 7'), "7"),
         (exported(GOOD).replace(b'"parent": 1', b'"parent": null'), "answer"),
-        (exported({**GOOD, "settings": {"temperature": 9}}), "temperature"),
+        (exported({**GOOD, "settings": {"temperature": 9}}), "temperature” must be 2.0 or less"),
         (b"[" * 100_000, ""),
     ],
 )

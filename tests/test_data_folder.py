@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from halt.config import ConfigError
-from halt.data_folder import prepare, run_folder, secret_key, socket_folder
+from halt.data_folder import mark, prepare, run_folder, secret_key, socket_folder
 from tests.races import together
 
 
@@ -48,6 +48,16 @@ def test_a_key_that_cannot_be_one_is_a_clear_error(tmp_path: Path) -> None:
         assert "secret_key" in str(caught.value)
         assert "short-key" not in str(caught.value)
         assert (tmp_path / "secret_key").read_bytes() == content
+
+
+def test_a_folder_has_a_mark_of_its_own(tmp_path: Path) -> None:
+    """It stays as it is; one that was damaged is a clear error."""
+    marks = together(*[partial(mark, tmp_path)] * 4)
+    assert len(set(marks)) == 1
+    assert mark(tmp_path / "other") not in marks
+    (tmp_path / "mark").write_text("mine\n")
+    with pytest.raises(ConfigError, match="mark"):
+        mark(tmp_path)
 
 
 def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:

@@ -73,6 +73,15 @@ def test_a_good_upstream_is_well(shared_fake: FakeOpenAI) -> None:
     assert "was closed" in found.findings["stop"]["text"]
 
 
+def test_the_data_folder_is_not_needed(shared_fake: FakeOpenAI, tmp_path: Path) -> None:
+    """What the doctor says does not depend on whether Halt could keep anything."""
+    (tmp_path / "file").write_text("")
+    data = str(tmp_path / "file" / "halt")
+    found = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL=PACED, HALT_DATA=data)
+    assert found.exit_code == 0
+    assert found.findings["answer"]["status"] == "ok"
+
+
 def test_findings_are_lines_for_people_too(shared_fake: FakeOpenAI) -> None:
     """One line each: the status, the name, the words and, where it is not well, the remedy."""
     settings = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "x", "HALT_MODEL": "401"}

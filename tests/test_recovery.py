@@ -12,6 +12,7 @@ import os
 import signal
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,24 @@ from urllib.parse import urlencode
 import pytest
 from sqlalchemy import event
 
-from halt.archive import Archive
+from halt.archive import HOUR, Archive
+from halt.config import Config
+from halt.conversations import Batch, Begun
 from halt.database import Database, open_database
 from halt.events import Content, Done, Failed, Reasoning, text_of
+from halt.generation import Generations
 from halt.journal import MemoryLog
 from halt.metrics import Meter, now
 from halt.peers import Peers
 from halt.recorder import Recorder
 from halt.recording import Recording
+from halt.stops import StopRegistry
 from halt.store import SqlStore
-from tests.conftest import HaltServer, StartHalt, eventually, new_id
+from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
-from tests.scripted import SOON
+from tests.scripted import SOON, Scripted
 from tests.sse import Client, Events, Message
+from tests.stores import POSTGRES, opened, postgres_schema
 from tests.ws import WebSocket
 
 GAP = 100_000  # numbers that nobody gets between the last event that was saved and the end
@@ -348,6 +354,29 @@ def test_a_recording_from_the_store_is_the_one_that_was_made(desk: Desk) -> None
     assert desk.archive.get("another-stream", "somebody") is None
 
 
+def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
+    """It learns that it is over, whatever its length; of another session's it learns nothing."""
+    for stream_id in ("a-stream", "dead-stream"):
+        desk.say(desk.begin(stream_id), "text")
+    desk.end(recording := desk.begin("an-end"))
+    assert desk.recorder.written(recording.id, SOON)
+    eventually(lambda: saved_events(desk.folder, "dead-stream") == 1)
+    statements: list[str] = []
+    event.listen(
+        desk.database.engine, "before_cursor_execute", lambda *told: statements.append(told[2])
+    )
+    upstream = Scripted()
+    service = Generations(Config(), upstream, StopRegistry(), archive=desk.archive)
+    ids = ("an-end", "a-stream", "unknown-stream")
+    with contextlib.closing(service):
+        receipts = service.stop_each([(each, None) for each in ids], "somebody")
+        assert [each.status for each in receipts] == ["finished", "pending", "pending"]
+        assert service.stop("an-end", "somebody else").status == "pending"
+    assert not [each for each in statements if "generations.events" in each]
+    upstream.dispose()
+    assert Archive(desk.store, lambda worker: False).is_over("dead-stream", "somebody")
+
+
 def test_a_running_generation_is_not_the_archives(desk: Desk) -> None:
     """While its worker lives it is neither handed out nor ended."""
     recording = desk.begin()
@@ -399,9 +428,49 @@ def test_who_asks_for_an_answer_of_a_dead_worker_gets_it_at_once(desk: Desk) -> 
     assert found.answer() == (1, "text")
 
 
+def test_a_worker_of_another_folder_is_dead_only_when_it_began_nothing_for_long(
+    desk: Desk, tmp_path: Path
+) -> None:
+    """Whether it lives can't be known here; a name of an earlier Halt is one of this folder."""
+    mine, other = Peers(tmp_path / "mine"), Peers(tmp_path / "other")
+    for each in (mine, other):
+        each.begin(lambda said, channel: None)
+    began = time.time()
+    for stream_id, worker in (("old-stream", "77-abcdef12"), ("its-stream", other.name)):
+        desk.store.write(Batch((Begun(stream_id, "somebody", worker, "", began),)))
+    other.close()
+    assert Archive(desk.store, mine.alive, 10.0).recover() == 1
+    assert desk.store.workers_running().keys() == {other.name}
+    assert Archive(desk.store, mine.alive, -HOUR).get("its-stream", "somebody") is not None
+    mine.close()
+
+
+@pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")
+def test_two_halts_on_one_database_leave_each_others_answers_alone(
+    start_halt: StartHalt, shared_fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """Each has a folder of its own. Neither one that starts nor one that is asked ends them."""
+    with postgres_schema() as url:
+        first, second = (start_halt(shared_fake, DATABASE_URL=url) for _ in range(2))
+        said = new_id()
+        with first.client().chat("stall?n=5&rest=5", said) as events:
+            events.until_text("4 ")
+            place = f"/streams/{events.id}"
+            with opened(tmp_path, url) as store:
+                eventually(lambda: store.exists(events.id))
+            third = start_halt(shared_fake, DATABASE_URL=url)
+            assert [each.client().get(place).status for each in (second, third)] == [404, 404]
+            asked(shared_fake, said).release()
+            assert events.to_end().terminal["type"] == "done"
+        eventually(lambda: second.client().get(place).status == 200)
+        assert '"type":"done"' in second.client().get(place).body.decode()
+        for each in (first, second, third):
+            each.close()
+
+
 def test_a_worker_that_is_being_tidied_up_after_counts_as_dead(tmp_path: Path) -> None:
     """Who asks for one of its answers meanwhile is not told that there is none."""
-    seen: list[bool] = []
+    seen: list[bool | None] = []
     dead, asking = Peers(tmp_path), Peers(tmp_path)
     tidying = Peers(tmp_path, lambda name: seen.append(asking.alive(name)))
     for each in (dead, asking, tidying):

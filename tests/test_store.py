@@ -10,7 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event, func, select
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from sqlalchemy import event, func, insert, select
 
 from halt import store as module
 from halt.conversations import (
@@ -27,6 +29,7 @@ from halt.conversations import (
     UnknownConversation,
     Usage,
 )
+from halt.database import MIGRATIONS, make_engine
 from halt.errors import RequestError, StreamInUse
 from halt.events import (
     Cancelled,
@@ -38,10 +41,11 @@ from halt.events import (
     Reasoning,
 )
 from halt.folds import Fold
+from halt.headings import TITLE_MOST
 from halt.portable import PortableConversation, PortableMessage, read, to_json, to_markdown
 from halt.records import GAP
 from halt.store import SqlStore
-from halt.tables import chunks
+from halt.tables import chunks, conversations, messages
 from tests.races import together
 from tests.stores import (
     DATABASES,
@@ -53,6 +57,7 @@ from tests.stores import (
     begun,
     ends,
     opened,
+    postgres_schema,
 )
 
 STOPPED = Cancelled(METRICS)
@@ -719,12 +724,12 @@ def test_the_list_has_the_one_used_last_first_and_shows_what_runs(store: SqlStor
 
 def test_a_title_is_the_first_words_then_the_models_then_the_users(chat: Chat) -> None:
     """The user's own is never replaced."""
-    chat.says("What  is\nthe capital of " + "a very " * 20 + "far country?", "1")
+    chat.says("## What  *is* the `capital` of " + "a very " * 20 + "far country?", "1")
     first = chat.now().title
     assert not chat.now().named
     assert first.startswith("What is the capital of a very")
     assert first.endswith("…")
-    assert len(first) <= 61
+    assert len(first) <= TITLE_MOST
     assert chat.store.title_from_model(chat.name, chat.owner, "A far capital")
     assert chat.now().title == "A far capital"
     assert chat.store.title_from_model(chat.name, None, "A capital far away")
@@ -778,11 +783,26 @@ def test_a_deleted_conversation_can_be_brought_back_for_a_day(chat: Chat) -> Non
     assert not chat.store.exists(f"{chat.name}-1")
 
 
-def test_a_conversation_with_a_running_answer_is_not_deleted(chat: Chat) -> None:
-    """It has to be stopped first."""
-    chat.ask("a")
-    with pytest.raises(Busy):
-        chat.store.delete(chat.name, chat.owner)
+def test_what_runs_in_a_deleted_conversation_is_told_and_its_end_is_kept(chat: Chat) -> None:
+    """For those who stop it; brought back, it has what was written until then."""
+    chat.says("a", "1")
+    running = chat.ask("b")
+    assert chat.store.delete(chat.name, chat.owner) == [running]
+    chat.ends(running, "half", STOPPED)
+    chat.store.undelete(chat.name, chat.owner)
+    assert chat.exchanges() == [("a", "1"), ("b", "half")]
+    assert chat.store.delete(chat.name, chat.owner) == []
+
+
+def test_a_prompt_stays_in_a_deleted_conversation_though_its_answer_had_no_text(chat: Chat) -> None:
+    """Brought back, it can be answered again, or be followed by another."""
+    running = chat.ask("a")
+    assert chat.store.delete(chat.name, chat.owner) == [running]
+    chat.ends(running, "", STOPPED)
+    assert chat.store.undelete(chat.name, chat.owner).title == "a"
+    assert chat.exchanges() == [("a", "")]
+    chat.ends(chat.again(), "1")
+    assert chat.exchanges() == [("a", "1")]
 
 
 # --- search -----------------------------------------------------------------------------------------
@@ -809,6 +829,71 @@ def test_a_search_finds_words_and_their_beginnings(store: SqlStore) -> None:
     assert [hit.role for hit in store.search("anna", "do snor").items] == ["user"]
     assert store.search("anna", "raffe").items == ()
     assert store.search("anna", "giraffe snore").items == ()
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("京都", "京都"),
+        ("東京都", "東京都"),
+        ("都に住", "都に住"),
+        ("む", "む"),
+        ("都", "都"),
+        ("住む タワー", "住む"),
+        ("ประเทศ", "ประเทศ"),
+        ("เทศไทย", "เทศไทย"),
+        ("东西", ""),
+        ("都東", ""),
+        ("タワ東", ""),
+        ("vie", "view"),
+        ("iew", ""),
+    ],
+)
+def test_what_is_written_without_blanks_is_found_inside(
+    store: SqlStore, query: str, shown: str
+) -> None:
+    """In prompts and answers; the words of other scripts beside it by their beginnings."""
+    chat = Chat(store)
+    chat.says("Hi", "Nothing of it.")
+    chat.says("東京都に住む。タワーのview", "อยู่ในประเทศไทย 東京都に住むタワー view")
+    hits = store.search("anna", query).items
+    both = 1 if query.startswith(("ป", "เ")) else 2
+    assert len(hits) == (both if shown else 0)
+    for hit in hits:
+        assert shown in [piece for piece, found in hit.snippet if found]
+
+
+@pytest.mark.parametrize("kind", DATABASES)
+def test_such_texts_of_before_are_found_too(tmp_path: Path, kind: str) -> None:
+    """The step to this version indexes them anew."""
+    conversation = {"id": "talk", "owner": "anna", "title": "", "titled_by": "words", "model": ""}
+    message = {
+        "conversation_id": "talk",
+        "depth": 0,
+        "role": "user",
+        "asked_model": "",
+        "model": "",
+        "stream_id": "",
+        "state": "done",
+        "picked": False,
+        "created_at": 0.0,
+    }
+    with ExitStack() as stack:
+        url = "" if kind == "sqlite" else stack.enter_context(postgres_schema())
+        engine = make_engine(tmp_path, url)
+        config = AlembicConfig()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with engine.execution_options(write=True).begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "0001")
+            times = {"created_at": 0.0, "updated_at": 0.0}
+            connection.execute(insert(conversations).values(conversation | times))
+            for content in ("plain words", "東京都に住む"):
+                connection.execute(insert(messages).values(message | {"content": content}))
+        engine.dispose()
+        store = stack.enter_context(opened(tmp_path, url))
+        assert len(store.search("anna", "京都").items) == 1
+        assert len(store.search("anna", "plain wor").items) == 1
 
 
 @pytest.mark.parametrize(
@@ -917,8 +1002,8 @@ def test_markdown_holds_what_is_shown(store: SqlStore) -> None:
         ('{"id":2,"role":"user","content":"a","parent":1}', "does not come before"),
         ('{"id":1,"role":"assistant","content":"a"}', "follows no prompt"),
         ('{"id":1,"role":"user","content":"a","rivals":1}', "no rival"),
-        ('{"id":1,"role":"robot","content":"a"}', "role"),
-        ('{"id":1,"role":"user"}', "content"),
+        ('{"id":1,"role":"robot","content":"a"}', "in conversation 2, message 1, the field “role”"),
+        ('{"id":1,"role":"user"}', "the field “content” is missing"),
         ('{"id":1,"role":"user","content":"a","state":"running"}', "state"),
     ],
 )
@@ -1127,10 +1212,10 @@ def test_what_a_dead_worker_wrote_is_kept_as_interrupted(store: SqlStore, chat: 
     stream_id = chat.ask("a")
     thought: list[tuple[float, Event]] = [(1.0, Reasoning("Hm"))]
     store.write(Batch(chunks=(Chunk(stream_id, 1, [*thought, *said("Hel", "lo")]),)))
-    assert store.workers_running() == {WORKER}
+    assert store.workers_running().keys() == {WORKER}
     assert store.running_of(WORKER) == [stream_id]
     assert store.interrupt(stream_id)
-    assert store.workers_running() == set()
+    assert store.workers_running() == {}
     last = chat.last()
     assert (last.answer, last.state) == ("Hello", "interrupted")
     assert isinstance(last.ended, Failed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import resource
@@ -16,7 +17,9 @@ from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config as AlembicConfig
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import event, text
 
 from halt import database as database_module
@@ -26,7 +29,7 @@ from halt.database import Database, make_engine, open_database
 from halt.errors import StoreUnavailable, Unstorable
 from halt.events import Content
 from halt.store import SqlStore
-from halt.tables import metadata
+from halt.tables import REVISION, metadata
 from tests.conftest import ROOT, refused_start
 from tests.races import together
 from tests.stores import DATABASES, POSTGRES, Chat, Databases, opened, postgres_schema
@@ -363,6 +366,35 @@ def test_starts_at_the_same_moment_make_the_tables_once(tmp_path: Path, kind: st
             store.close()
         with opened(tmp_path, url) as store:
             assert len(store.summaries("anna").items) == 4
+
+
+@pytest.mark.parametrize("kind", DATABASES)
+def test_a_database_is_opened_when_it_is_used_and_looked_at_once(tmp_path: Path, kind: str) -> None:
+    """Made where it is new; where it is up to date, nobody who migrates is waited for."""
+    with ExitStack() as stack:
+        url = "" if kind == "sqlite" else stack.enter_context(postgres_schema())
+        folder = tmp_path / "data"
+        first, second = database_module.database(folder, url), database_module.database(folder, url)
+        assert not folder.exists()
+        Chat(SqlStore(first)).says("a", "1")
+        with (folder / "migrate.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert Chat(SqlStore(second)).exchanges() == [("a", "1")]
+        with second.writing() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = 'of the future'"))
+        fails(
+            "the database cannot be opened",
+            partial(SqlStore(database_module.database(folder, url)).summaries, "anna"),
+        )
+        for each in (first, second):
+            each.close()
+
+
+def test_the_code_knows_the_last_step() -> None:
+    """By it a worker sees that there is nothing to do."""
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(database_module.MIGRATIONS))
+    assert ScriptDirectory.from_config(config).get_current_head() == REVISION
 
 
 @pytest.mark.parametrize("kind", DATABASES)

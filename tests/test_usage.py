@@ -1,4 +1,4 @@
-"""Tokens: what providers reported, estimates marked as such, and the count behind a Stop."""
+"""The count behind a Stop: what a provider reports of an answer that nobody reads any more."""
 
 from __future__ import annotations
 
@@ -13,58 +13,17 @@ from halt.chat import ChatRequest, Part
 from halt.choice import make_upstream
 from halt.config import Config
 from halt.errors import UpstreamError
-from halt.events import Cancelled, Done, ErrorInfo, Failed, Terminal
+from halt.events import Cancelled
 from halt.generation import Generations
 from halt.line import Line
-from halt.metrics import Metrics
 from halt.run import Run
 from halt.stops import StopRegistry
 from halt.unheard import Unheard
-from halt.usage import Tokens, tokens_of, total
 from tests.fake_openai import FakeOpenAI
 from tests.scripted import HI, SOON, Reader, Scripted, ScriptedReply, piece
 from tests.wire import until
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 40, "total_tokens": 45}
-
-
-def metrics(tokens: int, *, estimated: bool = True) -> Metrics:
-    return Metrics(1.0, 2.0, tokens, estimated, None, 4 * tokens)
-
-
-# --- totals ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("ended", "usage", "found"),
-    [
-        (Done("stop", metrics(40, estimated=False), USAGE), None, Tokens(5, 40)),
-        (Done("stop", metrics(7)), None, Tokens(3, 7, estimated=True)),
-        (Cancelled(metrics(7)), None, Tokens(3, 7, estimated=True)),
-        (Cancelled(metrics(7)), USAGE, Tokens(5, 40)),
-        (Cancelled(metrics(0)), None, Tokens()),
-        (Failed(ErrorInfo("stalled", "", True), metrics(2)), None, Tokens(3, 2, estimated=True)),
-        (Done("stop", metrics(7), {"completion_tokens": 6}), None, Tokens(3, 6, estimated=True)),
-        (Done("stop", metrics(7), {"prompt_tokens": "5"}), None, Tokens(3, 7, estimated=True)),
-    ],
-)
-def test_tokens_of_a_generation(
-    ended: Terminal, usage: dict[str, Any] | None, found: Tokens
-) -> None:
-    """A report counts as it is; what nobody has reported is an estimate, and says so."""
-    assert tokens_of(ended, usage, prompt_chars=12) == found
-
-
-def test_one_estimate_marks_the_total() -> None:
-    """A sum is no better than its parts."""
-    exact = [Tokens(5, 40), Tokens(6, 1)]
-    assert total(exact) == Tokens(11, 41)
-    assert total(exact).total == 52
-    assert total([*exact, Tokens(0, 1, estimated=True)]) == Tokens(11, 42, estimated=True)
-    assert total([]) == Tokens()
-
-
-# --- the count behind a Stop ----------------------------------------------------------------------
 
 
 class Stage:

@@ -261,6 +261,26 @@ def test_the_page_is_served_by_any_worker(crowd: Crowd, shared_fake: FakeOpenAI)
     assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
 
 
+def test_a_conversation_is_deleted_while_another_worker_writes_in_it(
+    crowd: Crowd, shared_fake: FakeOpenAI
+) -> None:
+    """Its answer is stopped there, and comes back with the conversation."""
+    visitor = crowd.client()
+    visitor.get("/")
+    owner, other = (crowd.at(name, like=visitor) for name in crowd.names[:2])
+    said, place = new_id(), f"/c/{new_id()}"
+    form = urlencode({"prompt": said, "model": "stall?n=5"}).encode()
+    assert owner.request("POST", f"{place}/messages", form, PAGE).status == 200
+    record = asked(shared_fake, said)
+    eventually(lambda: "3 4" in owner.get(place).body.decode())
+    assert "its answer stopped" in other.request("POST", f"{place}/delete", b"", PAGE).body.decode()
+    assert record.closed.wait(5)
+    assert other.get(place).status == 404
+    other.request("POST", f"{place}/undelete", b"", PAGE)
+    eventually(lambda: 'data-state="stopped"' in other.get(place).body.decode())
+    assert "3 4" in other.get(place).body.decode()
+
+
 def test_what_the_stopper_had_seen_is_what_every_worker_keeps(
     crowd: Crowd, shared_fake: FakeOpenAI
 ) -> None:

@@ -242,17 +242,41 @@ def test_a_deletion_is_undone(desk: Desk) -> None:
     assert desk.titles() == before
 
 
-def test_what_runs_is_not_deleted_and_the_page_says_why(desk: Desk) -> None:
-    """The item stays, and so does the answer."""
-    desk.chat.forgives = AWAY
+def test_what_runs_is_stopped_when_it_is_deleted_and_undo_brings_it_back(desk: Desk) -> None:
+    """The page says so; what had been written is there again."""
     said = desk.chat.ask("stall", "x")
     desk.chat.wait_text("2")
     desk.menu(said, "Delete")
-    expect(desk.toast).to_contain_text("Stop it first")
-    expect(desk.item(said)).to_be_visible()
-    desk.chat.wait_state("running")
-    desk.chat.stop.click()
+    expect(desk.toast).to_contain_text("deleted, and its answer stopped")
+    assert desk.page.url == f"{desk.chat.server.url}/"
+    desk.toast.get_by_role("button", name="Undo").click()
+    desk.chat.wait_text("2")
     desk.chat.wait_state("stopped")
+
+
+# --- the head of the page ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["desktop", "phone"])
+def test_settings_stop_and_models_stay_in_view_in_a_long_conversation(
+    desk: Desk, size: ViewportSize
+) -> None:
+    """Wherever it is scrolled to, and using them moves nothing."""
+    desk.chat.page.set_viewport_size(size)
+    desk.keep(talk(*["some words " * 60] * 20, title="Long"))
+    place = desk.page.locator("#conversations a").get_attribute("href")
+    desk.page.goto(f"{desk.chat.server.url}{place}")
+    desk.page.evaluate("scrollTo(0, 700)")
+    desk.page.get_by_text("Display", exact=True).click()
+    desk.page.get_by_label("Even out text").focus()
+    for each in ("Display", "Even out text that comes in bursts"):
+        expect(desk.page.get_by_text(each, exact=True)).to_be_in_viewport(ratio=1)
+    for each in ("#open-settings", "#model", "#send"):
+        expect(desk.page.locator(each)).to_be_in_viewport(ratio=1)
+    assert desk.page.evaluate("scrollY") == 700
+    assert desk.page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+    covered = "document.elementFromPoint(innerWidth - 200, 10).closest('body > header') !== null"
+    assert desk.page.evaluate(covered)
 
 
 # --- search ---------------------------------------------------------------------------------------
@@ -411,7 +435,7 @@ def test_a_file_goes_out_and_comes_in_again(desk: Desk, tmp_path: Path) -> None:
     file.write_text(json.dumps(broken))
     all_menu.click()
     desk.page.get_by_label("Import JSON…").set_input_files(file)
-    expect(desk.toast).to_contain_text("conversations[0].messages[1].role")
+    expect(desk.toast).to_contain_text("in conversation 1, message 2, the field “role” must be")
     expect(desk.items).to_have_count(2)
 
 
