@@ -38,13 +38,20 @@
   const words = (asked.get("q") ?? "").normalize().toLowerCase().match(/[\p{L}\p{N}\p{M}]+/gu) ?? [];
   if (!words.length || !CSS.highlights) return;
   const marks = new Highlight(), texts = document.createTreeWalker(found === exchange ? found : found.querySelector(".text"), NodeFilter.SHOW_TEXT);
+  const unspaced = /[\p{sc=Han}\p{sc=Hira}\p{sc=Kana}\p{sc=Thai}\p{sc=Laoo}\p{sc=Mymr}\p{sc=Khmr}]/u; // found anywhere in a text
+  const mark = (start, length) => {
+    const range = new Range();
+    range.setStart(texts.currentNode, start);
+    range.setEnd(texts.currentNode, start + length);
+    marks.add(range);
+  };
   while (texts.nextNode()) {
-    for (const match of texts.currentNode.data.matchAll(/[\p{L}\p{N}\p{M}]+/gu)) {
-      if (!words.some(word => match[0].toLowerCase().startsWith(word))) continue;
-      const range = new Range();
-      range.setStart(texts.currentNode, match.index);
-      range.setEnd(texts.currentNode, match.index + match[0].length);
-      marks.add(range);
+    const { data } = texts.currentNode;
+    for (const match of data.matchAll(/[\p{L}\p{N}\p{M}]+/gu)) {
+      if (words.some(word => !unspaced.test(word) && match[0].toLowerCase().startsWith(word))) mark(match.index, match[0].length);
+    }
+    for (const word of words.filter(each => unspaced.test(each))) {
+      for (let at = data.indexOf(word); at >= 0; at = data.indexOf(word, at + word.length)) mark(at, word.length);
     }
   }
   CSS.highlights.set("found", marks);
