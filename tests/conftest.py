@@ -76,7 +76,7 @@ def refused_start(*args: str, **settings: Any) -> tuple[int, str]:
     return process.returncode, printed
 
 
-def eventually(condition: Callable[[], object], within: float = 10.0) -> None:
+def eventually(condition: Callable[[], object], within: float = 30.0) -> None:
     """Look again and again until the condition holds; for what announces itself to nobody."""
     deadline = time.monotonic() + within
     while not condition():
@@ -89,7 +89,7 @@ def new_id() -> str:
     return f"test-{secrets.token_hex(12)}"
 
 
-def asked(fake: FakeOpenAI, said: str, nth: int = 0, timeout: float = 5.0) -> Record:
+def asked(fake: FakeOpenAI, said: str, nth: int = 0, timeout: float = SEEN_WITHIN) -> Record:
     """The nth request (from 0) whose last user message is `said`, awaited."""
 
     def is_it(record: Record) -> bool:

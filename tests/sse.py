@@ -190,7 +190,11 @@ class Client:
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.settimeout(PATIENCE)
-        sock.connect(self.address)
+        try:
+            sock.connect(self.address)
+        except OSError:
+            sock.close()
+            raise
         connection.sock = sock
         return connection
 
@@ -244,7 +248,11 @@ class Client:
     ) -> Events:
         """A request whose response is read as it comes."""
         connection = self.connect(receive_buffer)
-        self.send(connection, method, path, body, headers)
+        try:
+            self.send(connection, method, path, body, headers)
+        except OSError:
+            connection.close()
+            raise
         return Events(connection)
 
     def chat(self, model: str, said: str = "Hello", **fields: Any) -> Events:
