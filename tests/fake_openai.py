@@ -139,7 +139,7 @@ class FakeOpenAI:
             Path(self.ca_pem_path).unlink(missing_ok=True)
 
     def wait_request(
-        self, which: int | Callable[[Record], bool] = 0, timeout: float = 5.0
+        self, which: int | Callable[[Record], bool] = 0, timeout: float = 20.0
     ) -> Record:
         """The record at this index, or the first that fits; TimeoutError if it does not come."""
 

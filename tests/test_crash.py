@@ -63,7 +63,7 @@ class Crowd:
     def wait_tokens(self, count: int) -> None:
         """Wait until they have got so many."""
         with self.changed:
-            assert self.changed.wait_for(lambda: self.count >= count, 15), self.count
+            assert self.changed.wait_for(lambda: self.count >= count, 60), self.count
 
 
 class Stream(threading.Thread):
