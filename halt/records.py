@@ -33,7 +33,7 @@ from halt.events import (
 )
 from halt.folds import Fold, FoldStream
 from halt.metrics import Metrics
-from halt.snippets import paired
+from halt.snippets import trigrams
 from halt.stops import may_touch
 from halt.tables import chunks, conversations, generations, messages, storable
 
@@ -286,7 +286,7 @@ class Records:
 def written(text: str) -> dict[str, str | None]:
     """A message's text, and what a search finds of it."""
     content = storable(text)
-    return {"content": content, "paired": paired(content)}
+    return {"content": content, "trigrams": trigrams(content)}
 
 
 def generation(

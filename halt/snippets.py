@@ -1,14 +1,13 @@
 """What a search is for, and where in a text it was found.
 
 Words are found by their beginnings. Chinese, Japanese, Thai and others are written without blanks
-between words; there each pair of neighbouring letters is a word of the index (`paired`), so that
-they are found inside of a text as well.
+between words; there each three letters in a row are a word of the index (`trigrams`), so that what
+is inside of a text is found as well: one or two letters are the beginning of such a word.
 """
 
 from __future__ import annotations
 
 import re
-from itertools import pairwise
 
 WORDS_MAX = 20  # words of one query
 LONGEST = 100  # characters of one word
@@ -26,19 +25,16 @@ _BEGINNING = rf"(?:(?<![^\W_])|(?<=[{_UNSPACED}]))"  # of a word of the other sc
 Piece = tuple[str, bool]
 
 
-def paired(text: str) -> str | None:
+def trigrams(text: str) -> str | None:
     """A text as its words go into the index; None where that is the text itself."""
-    return _RUN.sub(lambda run: _pairs(run[0], alone=True), text) if _RUN.search(text) else None
+    return _RUN.sub(lambda run: _cut(run[0], end=1), text) if _RUN.search(text) else None
 
 
-def _pairs(run: str, *, alone: bool) -> str:
-    """The pairs of a run, without its marks; with `alone`, its last letter too, which begins none.
-
-    A search for a single letter finds it so; otherwise it would find no more than its pairs do.
-    """
-    letters = [each for each in run if each.isalnum()]
-    last = letters[-1:] if alone or len(letters) == 1 else []
-    return f" {' '.join([a + b for a, b in pairwise(letters)] + last)} "
+def _cut(run: str, end: int) -> str:
+    """The trigrams of a run, without its marks; those at its end may be shorter, down to `end`."""
+    letters = "".join(each for each in run if each.isalnum())
+    parts = [letters[at : at + 3] for at in range(max(1, len(letters) - end + 1))]
+    return f" {' '.join(parts)} "
 
 
 def words(query: str) -> list[str]:
@@ -49,7 +45,7 @@ def words(query: str) -> list[str]:
 
 def terms(query: str) -> list[str]:
     """What the index is asked for: its words begin with these."""
-    return words(_RUN.sub(lambda run: _pairs(run[0], alone=False), query))
+    return words(_RUN.sub(lambda run: _cut(run[0], end=3), query))
 
 
 def snippet(text: str, wanted: list[str]) -> tuple[Piece, ...]:

@@ -78,7 +78,7 @@ messages = Table(
     Column("created_at", Double, nullable=False),
     Column("ended", LargeBinary),  # the terminal event, JSON
     Column("folds", LargeBinary),  # JSON
-    Column("paired", Text),  # what is indexed instead of the content: see `halt.snippets`
+    Column("trigrams", Text),  # what is indexed instead of the content: see `halt.snippets`
     Column("content", Text, nullable=False),
     Index("messages_tree", "conversation_id", "parent_id"),
     Index(

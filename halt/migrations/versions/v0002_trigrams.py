@@ -1,11 +1,11 @@
-"""Texts without blanks between words are indexed by pairs of letters: see `halt.snippets`."""
+"""Texts without blanks between words are indexed by trigrams: see `halt.snippets`."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
 
-from halt.snippets import paired
+from halt.snippets import trigrams
 
 revision = "0002"
 down_revision = "0001"
@@ -21,46 +21,46 @@ SQLITE_SEARCH = (
     """
     CREATE TRIGGER messages_words_insert AFTER INSERT ON messages WHEN new.content <> '' BEGIN
       INSERT INTO messages_words (rowid, content, owner)
-        VALUES (new.id, coalesce(new.paired, new.content),
+        VALUES (new.id, coalesce(new.trigrams, new.content),
           (SELECT owner FROM conversations WHERE id = new.conversation_id));
     END
     """,
     """
     CREATE TRIGGER messages_words_delete AFTER DELETE ON messages WHEN old.content <> '' BEGIN
       INSERT INTO messages_words (messages_words, rowid, content, owner)
-        VALUES ('delete', old.id, coalesce(old.paired, old.content),
+        VALUES ('delete', old.id, coalesce(old.trigrams, old.content),
           (SELECT owner FROM conversations WHERE id = old.conversation_id));
     END
     """,
     """
-    CREATE TRIGGER messages_words_update AFTER UPDATE OF content, paired ON messages
-    WHEN coalesce(new.paired, new.content) <> coalesce(old.paired, old.content) BEGIN
+    CREATE TRIGGER messages_words_update AFTER UPDATE OF content, trigrams ON messages
+    WHEN coalesce(new.trigrams, new.content) <> coalesce(old.trigrams, old.content) BEGIN
       INSERT INTO messages_words (messages_words, rowid, content, owner)
-        SELECT 'delete', old.id, coalesce(old.paired, old.content), owner FROM conversations
+        SELECT 'delete', old.id, coalesce(old.trigrams, old.content), owner FROM conversations
         WHERE id = old.conversation_id AND old.content <> '';
       INSERT INTO messages_words (rowid, content, owner)
-        SELECT new.id, coalesce(new.paired, new.content), owner FROM conversations
+        SELECT new.id, coalesce(new.trigrams, new.content), owner FROM conversations
         WHERE id = new.conversation_id AND new.content <> '';
     END
     """,
 )
 
-#: Here the pairs need not be kept: what is indexed is a column of its own.
+#: Here they need not be kept: what is indexed is a column of its own.
 POSTGRES_SEARCH = (
     "DROP TRIGGER messages_words ON messages",
     """
     CREATE OR REPLACE FUNCTION messages_words() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
       NEW.words := CASE WHEN NEW.content <> '' THEN
-        to_tsvector('simple', left(coalesce(NEW.paired, NEW.content), 200000))
+        to_tsvector('simple', left(coalesce(NEW.trigrams, NEW.content), 200000))
         || array_to_tsvector(ARRAY[
           'owner ' || (SELECT owner FROM conversations WHERE id = NEW.conversation_id)])
       END;
-      NEW.paired := NULL;
+      NEW.trigrams := NULL;
       RETURN NEW;
     END $$
     """,
-    "CREATE TRIGGER messages_words BEFORE INSERT OR UPDATE OF content, paired ON messages "
+    "CREATE TRIGGER messages_words BEFORE INSERT OR UPDATE OF content, trigrams ON messages "
     "FOR EACH ROW EXECUTE FUNCTION messages_words()",
 )
 
@@ -68,14 +68,14 @@ POSTGRES_SEARCH = (
 def upgrade() -> None:
     """Index the messages anew that hold such texts."""
     connection = op.get_bind()
-    op.add_column("messages", sa.Column("paired", sa.Text))
+    op.add_column("messages", sa.Column("trigrams", sa.Text))
     for statement in SQLITE_SEARCH if connection.dialect.name == "sqlite" else POSTGRES_SEARCH:
         op.execute(statement)
     some = sa.text("SELECT id, content FROM messages WHERE id > :last ORDER BY id LIMIT :step")
-    change = sa.text("UPDATE messages SET paired = :paired WHERE id = :id")
+    change = sa.text("UPDATE messages SET trigrams = :trigrams WHERE id = :id")
     last = 0
     while rows := connection.execute(some, {"last": last, "step": STEP}).all():
         last = rows[-1].id
-        found = [{"id": each.id, "paired": paired(each.content)} for each in rows]
-        if wanted := [each for each in found if each["paired"] is not None]:
+        found = [{"id": each.id, "trigrams": trigrams(each.content)} for each in rows]
+        if wanted := [each for each in found if each["trigrams"] is not None]:
             connection.execute(change, wanted)
