@@ -578,12 +578,14 @@ def error_in_stream(
     message: str = "The server had an error while processing your request. Sorry about that!",
     kind: str = "server_error",
     code: str = "server_error",
+    seconds: float = 0.0,
 ) -> None:
-    """n tokens, then an error object as an event."""
+    """n tokens, silence, then an error object as an event."""
     if not reply.streaming:
         reply.error(500, message, kind, code=code)
         return
     reply.tokens(numbers(n))
+    reply.hold(seconds)
     reply.event(as_json({"error": {"message": message, "type": kind, "code": code}}))
     reply.end()
 

@@ -170,7 +170,7 @@ def test_finished_blocks_are_drawn_once_and_text_only_grows(chat: Chat) -> None:
     seen = chat.page.evaluate("({ ...seen, blocks: seen.blocks.length })")
     assert seen["faults"] == []
     assert seen["blocks"] > 20
-    assert seen["frames"] > 10, "it did not stream"
+    assert seen["frames"] > 2, "it did not stream"
 
 
 def test_an_answer_is_sent_once_while_it_streams(chat: Chat) -> None:

@@ -218,10 +218,11 @@ def test_stop_before_any_text_holds_the_queue_and_gives_the_prompt_back(chat: Ch
 
 def test_an_error_holds_what_waits(chat: Chat) -> None:
     """The person decides whether to go on; a new message may be sent before."""
-    chat.ask("error_in_stream?n=3&gap_ms=300")
+    chat.ask("error_in_stream?n=3&seconds=60")
     second = prompt(4)
     chat.say(second)
     expect(waiting(chat)).to_have_text([second])
+    chat.record().release()
     chat.wait_state("error")
     expect(state(chat)).to_have_text("Held, as the answer failed")
     other = chat.ask("count?n=2")
