@@ -619,6 +619,24 @@ def test_folds_are_saved_and_never_told(store: SqlStore, chat: Chat) -> None:
     assert "secret" not in str(chat.told())
 
 
+def test_thoughts_that_were_seen_keep_a_stopped_answer(store: SqlStore, chat: Chat) -> None:
+    """It is no withdrawn one: asked again it is a version, and discarded it is gone."""
+    thought = Fold(1, "thought", "done", text="Hm.", ms=5.0)
+    ends(store, chat.ask("Why?"), "", STOPPED, folds=(thought,))
+    assert (chat.last().state, chat.last().withdrawn) == ("stopped", False)
+    assert chat.last().folds == (thought,)
+    chat.ends(chat.again(), "So.")
+    assert len(chat.last().versions.ids) == 2
+    ends(store, chat.again(), "", STOPPED, folds=(thought,))
+    last = chat.last()
+    assert (last.best().folds, last.previous, len(last.versions.ids)) == ((thought,), None, 3)
+    chat.ask("And?")
+    assert chat.told() == [("user", "Why?\n\nAnd?")]  # as it is shown: nothing was said
+    chat.store.take_back(chat.name, chat.last().stream_id)
+    assert chat.store.discard(chat.name, chat.owner, chat.last().answer_id) is None
+    assert chat.exchanges() == [("Why?", "So.")]
+
+
 # --- windows ----------------------------------------------------------------------------------------
 
 
