@@ -190,6 +190,32 @@ def test_the_focus_is_seen_wherever_it_goes(chat: Chat) -> None:
     assert names[0] == "Skip to the message field"
 
 
+def test_a_draft_survives_a_reload_and_is_gone_when_it_was_sent(chat: Chat) -> None:
+    """Each conversation has its own, also one that has no name yet."""
+    draft = "Dear model,\n\nhow are you?\nYours"
+    chat.prompt.fill("For later")
+    chat.reload()
+    expect(chat.prompt).to_have_value("For later")
+    chat.ask("count?n=2")
+    chat.wait_state("done")
+    chat.reload()
+    expect(chat.prompt).to_have_value("")
+    there = chat.page.url
+    height = chat.prompt.bounding_box()
+    chat.prompt.fill(draft)
+    chat.page.goto(chat.server.url)
+    expect(chat.prompt).to_have_value("")
+    chat.page.goto(there)
+    expect(chat.prompt).to_have_value(draft)
+    grown = chat.prompt.bounding_box()
+    assert height is not None
+    assert grown is not None
+    assert grown["height"] > height["height"]
+    chat.prompt.evaluate("field => { field.value = 'x '.repeat(100_001); }")  # there is a bound
+    chat.reload()
+    expect(chat.prompt).to_have_value("")
+
+
 def test_the_focus_stays_in_the_message_field(chat: Chat) -> None:
     """The next message can be typed while the answer comes, and when it is there or stopped."""
     chat.ask("stall?n=3&rest=3")
