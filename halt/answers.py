@@ -109,7 +109,8 @@ def _fold_view(fold: Fold, key: str = "") -> FoldView:
     took = _took(fold.ms)
     name = fold.name or "a tool"
     if fold.kind == "thought":
-        label = "Thinking…" if fold.state == "running" else f"Thought for {took}"
+        thought = f"Thought for {took}" if took else "Thought"
+        label = "Thinking…" if fold.state == "running" else thought
         took = ""
     elif fold.state == "running":
         label = f"Calling {name}…"

@@ -24,7 +24,7 @@ from sqlalchemy import (
 from halt.conversations import Conversation, Exchange, Settings, Usage, Versions, stands
 from halt.events import Cancelled, Done, ErrorInfo, Failed, Terminal
 from halt.folds import Fold
-from halt.metrics import Metrics
+from halt.metrics import NO_FIGURES
 from halt.tables import conversations, generations, messages
 
 _terminal = msgspec.json.Decoder(Terminal)
@@ -41,9 +41,6 @@ PLACE = (
     (messages.c.content != "").label("has_text"),
     (func.coalesce(func.length(messages.c.folds), 0) > len("[]")).label("has_folds"),
 )
-
-#: Of a message that was never written to its end, nor timed: an imported one's.
-NO_FIGURES = Metrics(None, 0.0, 0, True, None, 0)
 
 
 def _path(*columns: Any) -> Select[Any]:

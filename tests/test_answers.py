@@ -20,9 +20,9 @@ from halt.conversations import Exchange
 from halt.errors import UpstreamError
 from halt.events import Cancelled, Content, Delta, Reasoning, ToolCall, ToolCallDelta, is_terminal
 from halt.lengths import Lengths
+from halt.metrics import NO_FIGURES
 from halt.run import Run
 from halt.tools import Toolbox
-from halt.tree import NO_FIGURES
 from tests.scripted import HI, Scripted, ScriptedReply
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
@@ -174,6 +174,13 @@ def test_a_page_that_comes_back_is_sent_the_rest_for_the_same_folds(
     ages = re.compile(r'data-age="[\d.]+"')
     whole, rest = messages(run, template), messages(run, template, after)
     assert [ages.sub("", each) for each in rest] == [ages.sub("", each) for each in whole[after:]]
+
+
+def test_a_thought_whose_time_is_not_known_is_said_without_it() -> None:
+    """As one from a file may be."""
+    fold = folds.Fold(1, "thought", "done", text="Hm")
+    exchange = Exchange("Hi", "a", "Ho", ended=Cancelled(NO_FIGURES), folds=(fold,))
+    assert [each.label for each in view(exchange, None, Lengths()).folds] == ["Thought"]
 
 
 def test_a_stopped_answer_has_the_folds_that_were_seen(played: Played) -> None:
