@@ -71,7 +71,7 @@ class ExchangeView:
 
     @property
     def withdrawn(self) -> bool:
-        """It was stopped before there was any answer."""
+        """It was stopped before any of the answer was shown."""
         return all(each.state == "withdrawn" for each in self.answers)
 
 
@@ -109,7 +109,8 @@ def _fold_view(fold: Fold, key: str = "") -> FoldView:
     took = _took(fold.ms)
     name = fold.name or "a tool"
     if fold.kind == "thought":
-        label = "Thinking…" if fold.state == "running" else f"Thought for {took}"
+        thought = f"Thought for {took}" if took else "Thought"
+        label = "Thinking…" if fold.state == "running" else thought
         took = ""
     elif fold.state == "running":
         label = f"Calling {name}…"
@@ -195,7 +196,7 @@ def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
     if isinstance(ended, Cancelled):
         by_hand = ended.reason == "stop"
         note = "Stopped by you" if by_hand else "Stopped, as nobody was watching"
-        return replace(shown, state=state_of(ended, exchange.answer), note=note)
+        return replace(shown, state=state_of(ended, exchange.answer, exchange.folds), note=note)
     return replace(shown, note=CUT_OFF.get(ended.finish_reason or "", ""))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, NoReturn, TypeGuard, TypeVar
 
@@ -13,6 +14,7 @@ T = TypeVar("T")
 
 _PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+_NAME = re.compile(r"matching regex '\^\[A-Za-z0-9_-\]\{(\d+),64\}")
 _UNKNOWN = re.compile(r"unknown field `(.*?)`|missing required field `(.*?)`")
 
 
@@ -29,10 +31,14 @@ def is_number(given: str) -> bool:
 def checked_id(given: object, field: str) -> str:
     """A stream's ID as a client sent it. Raises RequestError that names the field."""
     if not is_id(given):
-        raise RequestError(
-            f"{field} must be 8 to 64 characters of A-Z, a-z, 0-9, _ and -.", field=field
-        )
+        raise _misnamed(field)
     return given
+
+
+def _misnamed(field: str, least: str = "8") -> RequestError:
+    return RequestError(
+        f"{field} must be {least} to 64 characters of A-Z, a-z, 0-9, _ and -.", field=field
+    )
 
 
 def decode(body: bytes | str, kind: type[T], whole: str = "body") -> T:
@@ -47,7 +53,9 @@ def decode(body: bytes | str, kind: type[T], whole: str = "body") -> T:
     except RecursionError:
         raise RequestError(f"The {whole} is nested too deep.", field=whole) from None
     except (msgspec.DecodeError, UnicodeError) as exc:
-        raise RequestError(f"The {whole} is not valid JSON: {exc}", field=whole) from None
+        raise RequestError(
+            f"The {whole} is not valid JSON: {_malformed(body, exc)}.", field=whole
+        ) from None
 
 
 def convert(value: Any, kind: type[T], *, words: bool = False) -> T:
@@ -60,10 +68,33 @@ def convert(value: Any, kind: type[T], *, words: bool = False) -> T:
         raise RequestError("The body is nested too deep.", field="body") from None
 
 
+def _malformed(body: bytes | str, fault: Exception) -> str:
+    """What is wrong with JSON that cannot be read."""
+    said = str(fault)
+    if not body.strip():
+        return "it is empty"
+    if isinstance(fault, UnicodeError):
+        return "it is not UTF-8"
+    halved = "surrogate" in said
+    if "truncated" in said:  # msgspec says so also of half a pair at the end of a text
+        try:
+            json.loads(body)
+            halved = True
+        except (ValueError, RecursionError):
+            return "it ends in the middle"
+    if halved:
+        return r"it holds half of a surrogate pair (\ud800 to \udfff), which is no character"
+    return said.removeprefix("JSON is malformed: ")
+
+
 def _refuse(exc: msgspec.ValidationError, whole: str = "body") -> NoReturn:
     message = str(exc)
     path = _PATH.search(message)
     name = _UNKNOWN.search(message)
     parts = [path[1] if path else "", (name[1] or name[2]) if name else ""]
     field = ".".join(part for part in parts if part) or whole
+    if short := _NAME.search(message):
+        raise _misnamed(field, short[1]) from None
+    if field == whole and message.startswith("Expected `object`"):
+        raise RequestError(f"The {whole} must be a JSON object.", field=whole) from None
     raise RequestError(f"{field}: {_PATH.sub('', message)}", field=field) from None

@@ -367,10 +367,11 @@ def _is_loopback(host: str) -> bool:
 
 
 def is_address(text: str) -> bool:
-    """Whether this is the address of an HTTP server."""
+    """Whether this is the address of an HTTP server, to which paths can be added."""
     try:
         url = urlsplit(text)
-        return url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+        known = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
+        return known and not {"?", "#"} & set(text)
     except ValueError:
         return False
 
@@ -404,6 +405,11 @@ def _validate(config: Config) -> None:
         ("ANTHROPIC_BASE_URL", config.anthropic_url, "https://api.anthropic.com"),
         ("AZURE_OPENAI_ENDPOINT", config.azure_endpoint, "https://NAME.openai.azure.com"),
     ):
+        if {"?", "#"} & set(address):  # which may hold a key, so it is not quoted
+            raise ConfigError(
+                f"{name} holds a ? or a #: paths are put behind it, "
+                f"so use http(s)://HOST[:PORT]/PATH alone, as in {example}."
+            )
         if address and not is_address(address):
             raise ConfigError(
                 f"{name}={address!r} is not an address: "

@@ -34,8 +34,8 @@ T = TypeVar("T")
 #: Exchanges of a window, where the reader does not say how many.
 WINDOW = 40
 
-#: State of an answer. `withdrawn`: stopped by its user before any text; kept only beside answers of
-#: rivals. `interrupted`: its server went away, or died.
+#: State of an answer. `withdrawn`: stopped by its user before any of it was shown; kept only beside
+#: answers of rivals. `interrupted`: its server went away, or died.
 State = Literal["running", "done", "stopped", "withdrawn", "error", "interrupted"]
 
 
@@ -113,7 +113,7 @@ class Settings:
 class Exchange:
     """A prompt and the answer to it that is shown. `ended` is None while the stream runs.
 
-    `previous` is the version before this one, where this one has brought no text (yet).
+    `previous` is the version before this one, where this one does not stand for itself (yet).
     """
 
     prompt: str
@@ -150,8 +150,14 @@ class Exchange:
 
     @property
     def withdrawn(self) -> bool:
-        """Its user stopped it before it brought any text."""
-        return self.ended is not None and state_of(self.ended, self.answer) == "withdrawn"
+        """Its user stopped it before any of it was shown."""
+        return self._state_now == "withdrawn"
+
+    @property
+    def _state_now(self) -> State:
+        """Its state, also where the store does not know of its end yet."""
+        ended = self.ended
+        return "running" if ended is None else state_of(ended, self.answer, self.folds)
 
     def told(self) -> Exchange:
         """The answer that the conversation goes on with: the first with text, or the picked one."""
@@ -160,8 +166,10 @@ class Exchange:
         return next((each for each in self.candidates if each.answer), self)
 
     def best(self) -> Exchange:
-        """This answer; the version before it, where this one brought no text."""
-        return self if self.answer or self.previous is None else self.previous
+        """This answer; the version before it, where this one does not stand for itself."""
+        if self.previous is None:
+            return self
+        return self if stands(self._state_now, self.answer, self.folds) else self.previous
 
 
 @dataclass(frozen=True)
@@ -453,7 +461,7 @@ class Store(Protocol):
         """Write down what generations produced, in one transaction.
 
         What is already there is not written twice, so a batch may be tried again. A generation
-        that is not known, or that has ended, is passed over. An answer stopped before any text
+        that is not known, or that has ended, is passed over. An answer stopped before anything
         leaves no message, nor does its prompt where it has no other answer.
         """
 
@@ -501,13 +509,21 @@ class Store(Protocol):
         """Close all connections to the database."""
 
 
-def state_of(ended: Terminal, answer: str) -> State:
-    """The state in which an answer is after this end."""
+def state_of(ended: Terminal, answer: str, folds: Sequence[Fold]) -> State:
+    """The state in which an answer is after this end, with what was shown of it."""
     if isinstance(ended, Done):
         return "done"
     if isinstance(ended, Cancelled):  # whoever was not there can't be given the prompt back
-        return "withdrawn" if ended.reason == "stop" and not answer else "stopped"
+        return "withdrawn" if ended.reason == "stop" and not (answer or folds) else "stopped"
     return "interrupted" if ended.error.code == "interrupted" else "error"
+
+
+def stands(state: State, text: object, folds: object) -> bool:
+    """The answer is shown itself, and not the version with text before it.
+
+    One with text; and one that was stopped when there were thoughts or tool calls alone.
+    """
+    return bool(text or (state == "stopped" and folds))
 
 
 def told_text(state: State, text: str) -> str:
@@ -542,6 +558,7 @@ def exchanges_told(exchanges: Iterable[Exchange], system_prompt: str = "") -> li
             yield "user", each.prompt
             best = each.told()
             if best.ended is not None:
-                yield "assistant", told_text(state_of(best.ended, best.answer), best.answer)
+                state = state_of(best.ended, best.answer, best.folds)
+                yield "assistant", told_text(state, best.answer)
 
     return as_told(path(), system_prompt)

@@ -58,6 +58,8 @@ REMEDIES = {
     "upstream_dns": "Correct the name in {address}, or this machine's resolver.",
     "upstream_tls": "Give the server a certificate for this name; for an authority of your own "
     "set SSL_CERT_FILE.",
+    "upstream_no_tls": "Correct {address}: a server without TLS has one with http://.",
+    "upstream_tls_timeout": "Correct {address}: a server without TLS has one with http://.",
     "upstream_connect_timeout": "Look for a firewall on the way; correct {address}.",
     "upstream_unreachable": "Correct {address}; look for a firewall or proxy on the way.",
     "unauthorized": "Set {key} to a key of this server.",
@@ -66,6 +68,8 @@ REMEDIES = {
     "rate_limited": "Wait, or raise the limits of your account.",
     "upstream_invalid": "Correct {address}: it must lead to the API, up to and with /v1 where the "
     "API's paths begin so.",
+    "upstream_web_page": "Correct {address}: it must lead to the API, up to and with /v1 where the "
+    "API's paths begin so. Where the network wants a sign-in, sign in.",
     "first_byte_timeout": "Look at the model's server: is the model loaded, is it busy? "
     "Or allow more with --timeout.",
     "stalled": "Look at the model's server and at proxies on the way.",
@@ -265,7 +269,9 @@ def trusts(report: Report, sock: socket.socket, host: str) -> bool:
             version = secure.version()
     except (ssl.SSLError, OSError) as exc:
         reason = getattr(exc, "verify_message", "") or exc
-        report.fail("TLS", f"no trusted connection: {reason}.", report.remedy("upstream_tls"))
+        distrusted = isinstance(exc, ssl.SSLCertVerificationError)
+        remedy = report.remedy("upstream_tls" if distrusted else "upstream_no_tls")
+        report.fail("TLS", f"no trusted connection: {reason}.", remedy)
         return False
     ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(str(certificate["notAfter"])), UTC)
     days = (ends - datetime.now(UTC)).days

@@ -139,6 +139,15 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
             "The model's server did not accept a connection in time.",
             True,
         ),
+        "upstream_no_tls": (
+            "The model's server does not speak TLS: its address begins with http://, not https://.",
+            False,
+        ),
+        "upstream_tls_timeout": (
+            "The model's server accepted the connection and did not begin TLS in time. Does its "
+            "address begin with http://?",
+            True,
+        ),
         "upstream_unreachable": ("The model's server could not be reached.", True),
         # answers that are refusals
         "bad_request": ("The model's server refused this request.", False),
@@ -160,6 +169,11 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
             True,
         ),
         "upstream_invalid": ("The model's server sent something that is not a valid stream.", True),
+        "upstream_web_page": (
+            "A web page came from the address of the model's server: it does not lead to an API, "
+            "or the network wants a sign-in first.",
+            False,
+        ),
         "upstream_error": ("The model's server reported an error.", True),
         # limits of ours
         "first_byte_timeout": ("The model did not begin to answer in time.", True),
@@ -185,6 +199,7 @@ STATUSES: Mapping[str, int] = MappingProxyType(
         "interrupted": 503,
         "no_model": 503,
         "upstream_connect_timeout": 504,
+        "upstream_tls_timeout": 504,
         "first_byte_timeout": 504,
         "stalled": 504,
         "run_too_long": 504,

@@ -9,7 +9,7 @@ import ssl
 import httpx2
 
 from halt.errors import CODES, Interrupted, UpstreamError
-from halt.transport import ProxyFault
+from halt.transport import ProxyFault, TLSTimeout
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +79,14 @@ def _status_fault(response: httpx2.Response, body: object) -> UpstreamError:
     )
 
 
+#: What OpenSSL says of a server that answers in something else than TLS.
+PLAIN = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
+
 #: Faults below the client, the most specific first.
 _CONNECTION_CODES: tuple[tuple[type[BaseException], str], ...] = (
     (socket.gaierror, "upstream_dns"),
     (ssl.SSLError, "upstream_tls"),
+    (TLSTimeout, "upstream_tls_timeout"),
     (ConnectionRefusedError, "upstream_refused"),
     (httpx2.ConnectTimeout, "upstream_connect_timeout"),
     (httpx2.ConnectError, "upstream_unreachable"),
@@ -110,6 +114,10 @@ def _translate(exc: BaseException) -> UpstreamError:
         chain.append(cause)
         cause = cause.__cause__
     for link in chain:
+        if isinstance(link, UpstreamError):  # ours, in a client's wrapping
+            return link
+        if isinstance(link, ssl.SSLError) and link.reason in PLAIN:
+            return UpstreamError("upstream_no_tls", str(link))
         if isinstance(link, ProxyFault):
             hint = f"The proxy on the way could not be used: {str(link).rstrip('.')}."
             return UpstreamError("upstream_unreachable", str(link), hint=hint)

@@ -37,6 +37,10 @@ class Metrics(msgspec.Struct, frozen=True):
     gap_p99_ms: float | None = None
 
 
+#: Of an answer that was never written to its end, nor timed: an imported one's.
+NO_FIGURES = Metrics(None, 0.0, 0, True, None, 0)
+
+
 class Gaps:
     """A histogram of durations in bounded memory: eight buckets for each doubling.
 

@@ -17,6 +17,9 @@ Who finds the lock of another worker free holds it while it tidies up after that
 removes the files. So of all that look, once a second each, exactly one does it. A worker that
 leaves in order leaves its lock file in the same way: there is one way out, however it came to it.
 
+A lock file that is not there means a death only where nobody has taken the files away: a worker
+that finds its own one gone makes it and its socket again, and gives the others time to do the same.
+
 Threads of a worker: one accepts, one looks for the dead, one for each request that is answered
 (SHORT_MAX at once), one for each stream that another worker follows here.
 """
@@ -37,10 +40,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
+from halt.config import ConfigError
 from halt.data_folder import mark, run_folder, socket_folder
 from halt.metrics import now
 
 SWEEP_EVERY = 1.0  # seconds between two looks for workers that have died
+MENDED_WITHIN = 5.0  # seconds for living workers to make files again that were taken away
 REQUEST_WITHIN = 1.0  # seconds for a worker that has connected to say what it wants
 ANSWER_WITHIN = 5.0  # seconds for a worker that has asked to take a short answer
 LEAVE_WITHIN = 1.0  # seconds that leaving waits for answers that are being given
@@ -140,7 +145,11 @@ class Peers:
         self._mark = ""
         self._run: Path | None = None
         self._sockets: Path | None = None
+        self._files = threading.Lock()  # protects this worker's own files and the four below
         self._lease = -1
+        self._disturbed_at: float | None = None  # when the files were last found to be gone
+        self._saw_them_go = False  # while this worker was there; else it came soon afterwards
+        self._said = False  # that they are gone, or cannot be made again
         self._listener: socket.socket | None = None
         self._threads: list[threading.Thread] = []
         self._quit = threading.Event()
@@ -161,16 +170,13 @@ class Peers:
         """
         self._mark = mark(self._data)
         self.name = f"{os.getpid()}-{secrets.token_hex(4)}-{self._mark}"
+        if not (self._data / "run").exists():  # the first one here, or others have lost it just now
+            self._disturbed_at = now()
         self._run = run_folder(self._data)
         self._sockets = socket_folder(self._run)
-        self._take_lease(self._run)
-        path = self._sockets / f"{self.name}.sock"
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(os.fspath(path.absolute()))
-        listener.listen(BACKLOG)
-        listener.settimeout(SWEEP_EVERY)
-        self._listener = listener
-        self._start("accept", self._accept, listener, serve)
+        self._lease = self._new_lease(self._run)
+        self._listener = self._new_listener(self._sockets)
+        self._start("accept", self._accept, self._listener, serve)
         return self._run
 
     def watch(self) -> None:
@@ -214,12 +220,80 @@ class Peers:
             with self._idle:  # the last words of streams that have ended just now
                 self._idle.wait_for(lambda: not self._answering, LEAVE_WITHIN)
 
-    def _take_lease(self, run: Path) -> None:
+    def _new_lease(self, run: Path) -> int:
         """Locked before it has its name: nobody ever finds it free while this process lives."""
         part = run / f"{self.name}.new"
-        self._lease = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(self._lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lease = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
         part.rename(run / f"{self.name}.lock")
+        return lease
+
+    def _new_listener(self, sockets: Path) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(os.fspath((sockets / f"{self.name}.sock").absolute()))
+            listener.listen(BACKLOG)
+            listener.settimeout(SWEEP_EVERY)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+
+    # --- files that are taken away ----------------------------------------------------------------
+
+    def _look(self, run: Path) -> bool:
+        """Whether this worker's lock file is where it belongs. Under `_files`."""
+        try:
+            there = os.path.samestat((run / f"{self.name}.lock").stat(), os.fstat(self._lease))
+        except FileNotFoundError:
+            there = False
+        if not there:
+            self._disturbed_at = now()
+            self._saw_them_go = True
+        return there
+
+    def _mend(self) -> None:
+        """Have this worker's lock where it belongs, also where somebody has deleted it."""
+        with self._files:
+            run = self._run
+            if run is None or self._quit.is_set():
+                return
+            if self._look(run):
+                self._said = False
+                return
+            try:
+                lease = self._new_lease(run_folder(self._data))
+                os.close(self._lease)
+                self._lease = lease
+                what = "they are made again"
+            except (ConfigError, OSError) as exc:
+                what = f"they cannot be made again as yet: {exc}"
+            if not self._said:
+                logger.error("this worker's files in %s were taken away; %s", run, what)
+            self._said = True
+
+    def _listen_again(self, listener: socket.socket) -> socket.socket:
+        """This worker's socket; a new one where it has its lock and somebody deleted the socket."""
+        run, sockets = self._run, self._sockets
+        with self._files, contextlib.suppress(ConfigError, OSError):  # the next turn tries again
+            if run is None or sockets is None or self._quit.is_set() or not self._look(run):
+                return listener
+            if not (sockets / f"{self.name}.sock").exists():
+                new = self._new_listener(socket_folder(run))
+                listener.close()
+                return new
+        return listener
+
+    def _may_live(self, name: str) -> bool:
+        """Whether a worker whose lock file is not there may be alive all the same."""
+        with self._files:
+            if self._run is not None:
+                self._look(self._run)
+            if self._disturbed_at is None:
+                return False
+            if now() - self._disturbed_at < MENDED_WITHIN:
+                return True
+            return self._saw_them_go and _runs(name)
 
     def _start(self, what: str, body: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=body, args=args, name=f"halt-peers-{what}", daemon=True)
@@ -235,6 +309,7 @@ class Peers:
                 sock, _ = listener.accept()
                 failing = False
             except TimeoutError:
+                listener = self._listen_again(listener)
                 continue
             except OSError as exc:  # no more files
                 if not failing and not self._quit.is_set():
@@ -244,7 +319,7 @@ class Peers:
                 continue
             if self._quit.is_set():
                 sock.close()
-                return
+                break
             self._short.acquire()
             try:
                 threading.Thread(
@@ -253,6 +328,7 @@ class Peers:
             except RuntimeError:  # the system has no more threads
                 self._short.release()
                 sock.close()
+        listener.close()
 
     def _answer(self, sock: socket.socket, serve: Serve) -> None:
         held = self._short
@@ -361,6 +437,7 @@ class Peers:
             self._sweep_now.clear()
             if not self._quit.is_set():
                 with contextlib.suppress(OSError):  # no more files: the next turn finds some
+                    self._mend()
                     self.sweep()
 
     def alive(self, name: str) -> bool | None:
@@ -376,7 +453,7 @@ class Peers:
         try:
             file = os.open(self._data / "run" / f"{name}.lock", os.O_RDWR)
         except FileNotFoundError:
-            return False
+            return self._may_live(name)
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -421,3 +498,14 @@ class Peers:
             lock.unlink(missing_ok=True)
         finally:
             os.close(file)
+
+
+def _runs(name: str) -> bool:
+    """Whether there is a process with the number in this worker's name."""
+    try:
+        os.kill(int(name.partition("-")[0]), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's
+    return True

@@ -13,8 +13,11 @@ siblings; where none of them is, it is the last one. All times are seconds since
 
 from __future__ import annotations
 
+import codecs
 import re
+import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Annotated, Literal, get_args
 
 import msgspec
@@ -22,11 +25,13 @@ import msgspec
 from halt.errors import RequestError
 from halt.events import Terminal
 from halt.folds import Fold
+from halt.metrics import NO_FIGURES
 
 FORMAT = "halt-conversations"
 VERSION = 1
 CONVERSATIONS_MAX = 100_000  # of one file
 NUMBERS_MAX = 2**53  # of IDs in a file
+FIGURE_MAX = 1e11  # of a figure that says anything: three years in milliseconds
 
 Number = Annotated[int, msgspec.Meta(ge=0, lt=NUMBERS_MAX)]
 Moment = Annotated[float, msgspec.Meta(ge=0, lt=1e11)]
@@ -87,7 +92,7 @@ _file = msgspec.json.Decoder(_File)
 def read(data: bytes) -> list[PortableConversation]:
     """The conversations of a file, each of them checked. Raises RequestError (`file`)."""
     try:
-        found = _file.decode(data)
+        found = _file.decode(data.removeprefix(codecs.BOM_UTF8))
     except msgspec.ValidationError as fault:
         raise RequestError(_explained(str(fault)), field="file") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -102,7 +107,34 @@ def read(data: bytes) -> list[PortableConversation]:
         )
     for each in found.conversations:
         check(each)
+        _mend(each)
     return found.conversations
+
+
+def _mend(given: PortableConversation) -> None:
+    """What cannot be so is put right: nothing runs, nothing is of tomorrow, no figure is absurd."""
+    at = time.time()
+    given.created_at = min(given.created_at, at)
+    given.updated_at = min(given.updated_at, at)
+    for message in given.messages:
+        message.folds = [_ended(fold) for fold in message.folds]
+        if message.ended is not None and not all(
+            _is_figure(each) for each in msgspec.structs.astuple(message.ended.metrics)
+        ):
+            message.ended = msgspec.structs.replace(message.ended, metrics=NO_FIGURES)
+
+
+def _ended(fold: Fold) -> Fold:
+    """A fold of an answer that has ended."""
+    ms = fold.ms if _is_figure(fold.ms) else None
+    state = fold.state
+    if state == "running":
+        state = "done" if fold.kind == "thought" else "called"
+    return replace(fold, state=state, ms=ms)
+
+
+def _is_figure(value: float | None) -> bool:
+    return value is None or 0 <= value <= FIGURE_MAX
 
 
 _FAULTS = {

@@ -36,7 +36,14 @@ logger = logging.getLogger(__name__)
 
 def http_client(transport: Transport) -> httpx2.Client:
     """What a provider's client sends its requests with."""
-    return httpx2.Client(transport=transport, follow_redirects=True)
+    hooks = {"response": [_refuse_page]}
+    return httpx2.Client(transport=transport, follow_redirects=True, event_hooks=hooks)
+
+
+def _refuse_page(response: httpx2.Response) -> None:
+    """An API answers with no web page; it is looked at once, and not asked for again."""
+    if response.is_success and response.headers.get("content-type", "").startswith("text/html"):
+        raise UpstreamError("upstream_web_page")
 
 
 class EventReply:

@@ -282,7 +282,7 @@ class _Table:
     def address(self, key: str, default: str) -> str:
         value = self._table.get(key, default)
         if not isinstance(value, str) or not is_address(value):
-            raise self._wrong(key, "http(s)://HOST[:PORT][/PATH]")
+            raise self._wrong(key, "http(s)://HOST[:PORT][/PATH], without ? or #")
         return value
 
     def key(self, lookup: Callable[[str], str], *, needed: bool) -> str:

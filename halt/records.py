@@ -384,7 +384,7 @@ def _end(
     connection: Connection, row: Row[Any], end: Ended, events: list[tuple[int, list[Timed]]]
 ) -> None:
     """End a generation that runs: its own row, its chunks, its message."""
-    state = state_of(end.ended, end.answer)
+    state = state_of(end.ended, end.answer, end.folds)
     usage = end.ended.usage if isinstance(end.ended, Done) else None
     metrics = end.ended.metrics
     encoded = _encode(end.ended)
@@ -436,7 +436,7 @@ def _end(
 
 
 def _withdraw(connection: Connection, message: Row[Any]) -> None:
-    """Remove what was stopped before any text; of rivals, when that holds for all of them."""
+    """Remove what was stopped before it was shown; of rivals, when that holds for all of them."""
     group = [message.id]
     if message.rivals is not None:
         rivals = connection.execute(

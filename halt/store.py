@@ -785,7 +785,7 @@ def _restore(connection: Connection, answer: Row[Any], stream_id: str) -> None:
         update(messages)
         .where(messages.c.id == answer.id)
         .values(
-            state=state_of(tree.end_of(answer), answer.content),
+            state=state_of(tree.end_of(answer), answer.content, tree.folds_of(answer.folds)),
             stream_id=before or secrets.token_urlsafe(16),
         )
     )

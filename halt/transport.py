@@ -37,6 +37,10 @@ class ProxyFault(httpx2.ConnectError):
     """The proxy could not be used; what the server behind it would do is not known."""
 
 
+class TLSTimeout(httpx2.ConnectTimeout):
+    """The connection was accepted and TLS did not begin in time."""
+
+
 class Transport(httpx2.BaseTransport):
     """A pool of kept-alive HTTP/1.1 connections; proxies are taken from the environment."""
 
@@ -132,7 +136,10 @@ class Transport(httpx2.BaseTransport):
                     )
                     line.attach(sock)
                     assert isinstance(sock, ssl.SSLSocket)  # noqa: S101 - for the type checker
-                    sock.do_handshake()
+                    try:
+                        sock.do_handshake()
+                    except TimeoutError as exc:
+                        raise TLSTimeout(str(exc), request=request) from exc
                 sock.settimeout(None)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TICK_OPTION)
             except BaseException:

@@ -21,10 +21,10 @@ from sqlalchemy import (
     update,
 )
 
-from halt.conversations import Conversation, Exchange, Settings, Usage, Versions
+from halt.conversations import Conversation, Exchange, Settings, Usage, Versions, stands
 from halt.events import Cancelled, Done, ErrorInfo, Failed, Terminal
 from halt.folds import Fold
-from halt.metrics import Metrics
+from halt.metrics import NO_FIGURES
 from halt.tables import conversations, generations, messages
 
 _terminal = msgspec.json.Decoder(Terminal)
@@ -39,10 +39,8 @@ PLACE = (
     messages.c.rivals,
     messages.c.picked,
     (messages.c.content != "").label("has_text"),
+    (func.coalesce(func.length(messages.c.folds), 0) > len("[]")).label("has_folds"),
 )
-
-#: Of a message that was never written to its end, nor timed: an imported one's.
-NO_FIGURES = Metrics(None, 0.0, 0, True, None, 0)
 
 
 def _path(*columns: Any) -> Select[Any]:
@@ -211,8 +209,8 @@ def together(answer: Row[Any], answers: Sequence[Row[Any]]) -> list[Row[Any]]:
 
 
 def before_it(answer: Row[Any], answers: Sequence[Row[Any]]) -> int | None:
-    """The version that stands in for an answer without text: the newest before it that has some."""
-    if answer.has_text or answer.rivals is not None:
+    """The version in place of an answer that does not stand for itself: the newest with text."""
+    if stands(answer.state, answer.has_text, answer.has_folds) or answer.rivals is not None:
         return None
     return fallback([each for each in answers if each.id < answer.id and each.has_text])
 

@@ -37,6 +37,7 @@ from halt.transport import Transport
 DEEPSEEK_BETA = "https://api.deepseek.com/beta"  # the one address where it takes a prefix
 #: How the addresses of nearly all servers end; one that does not is suspected where it fails.
 WHOLE = re.compile(r"/(v\d+\w*|openai)/?")
+CHECK = "Check OPENAI_BASE_URL, or the base_url in the file: up to and with /v1."
 NOWHERE = "http://127.0.0.1:9/v1"  # for the client, which wants an address; never asked
 
 logger = logging.getLogger(__name__)
@@ -142,6 +143,8 @@ class OpenAIUpstream(Provider):
         try:
             yield
         except UpstreamError as exc:
+            if exc.code == "upstream_web_page" and self._settings.kind != "azure":
+                raise exc.hinting(CHECK) from exc
             if self._is_whole or exc.code not in {"model_not_found", "upstream_invalid"}:
                 raise
             raise exc.hinting(

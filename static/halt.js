@@ -28,8 +28,16 @@
     event.preventDefault();
     composer.requestSubmit();
   });
+  let ready = false; // from then on forms are htmx's; before, the browser would load another page
+  document.addEventListener("DOMContentLoaded", () => { ready = true; });
   document.addEventListener("submit", event => {
     if (event.target !== composer) return;
+    if (!ready) {
+      event.preventDefault();
+      event.stopImmediatePropagation();
+      document.addEventListener("DOMContentLoaded", () => composer.requestSubmit(), { once: true });
+      return;
+    }
     const text = prompt.value.trim(), waits = busy();
     if (waits || !text) { event.preventDefault(); event.stopImmediatePropagation(); }
     if (waits && text) said("queue", { text });
@@ -97,7 +105,8 @@
   };
   document.addEventListener("htmx:after:request", event => {
     const { ctx } = event.detail;
-    if (ctx.sourceElement === composer && ctx.response.status < 400) leaving = "";
+    const waits = ctx.text?.includes('data-code="conversation_moved"'); // in the queue, see queue.js
+    if (ctx.sourceElement === composer && (ctx.response.status < 400 || waits)) leaving = "";
   });
   document.addEventListener("htmx:finally:request", event => {
     if (event.detail.ctx !== sender) return;

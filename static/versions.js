@@ -53,7 +53,7 @@
   }, true);
 
   // --- another version is there -------------------------------------------------------------------
-  // Stopped before any text, a new version leaves nothing: the one before it comes back.
+  // Stopped before any of it was shown, a new version leaves nothing: the one before it comes back.
   document.addEventListener("halt:settled", async event => {
     const { back, exchange } = event.detail;
     if (!back) return;

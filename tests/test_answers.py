@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from halt.chat import ChatRequest, Part
 from halt.config import Config
 from halt.conversations import Exchange
 from halt.errors import UpstreamError
-from halt.events import Content, Delta, Reasoning, ToolCall, ToolCallDelta, is_terminal
+from halt.events import Cancelled, Content, Delta, Reasoning, ToolCall, ToolCallDelta, is_terminal
 from halt.lengths import Lengths
+from halt.metrics import NO_FIGURES
 from halt.run import Run
 from halt.tools import Toolbox
 from tests.scripted import HI, Scripted, ScriptedReply
@@ -174,6 +176,13 @@ def test_a_page_that_comes_back_is_sent_the_rest_for_the_same_folds(
     assert [ages.sub("", each) for each in rest] == [ages.sub("", each) for each in whole[after:]]
 
 
+def test_a_thought_whose_time_is_not_known_is_said_without_it() -> None:
+    """As one from a file may be."""
+    fold = folds.Fold(1, "thought", "done", text="Hm")
+    exchange = Exchange("Hi", "a", "Ho", ended=Cancelled(NO_FIGURES), folds=(fold,))
+    assert [each.label for each in view(exchange, None, Lengths()).folds] == ["Thought"]
+
+
 def test_a_stopped_answer_has_the_folds_that_were_seen(played: Played) -> None:
     """What came after the last event that was shown is not there either."""
     run = played([Reasoning("a"), Content("b"), *call("Oslo")], stop_at=2)
@@ -181,6 +190,23 @@ def test_a_stopped_answer_has_the_folds_that_were_seen(played: Played) -> None:
     run = played([Reasoning("a"), Reasoning("b")], stop_at=1)
     (fold,) = run.folds()
     assert (fold.text, fold.state) == ("a", "done")
+
+
+@pytest.mark.parametrize(
+    ("seen", "state", "kinds"),
+    [(0, "withdrawn", []), (1, "stopped", ["thought"]), (3, "stopped", ["thought", "tool"])],
+)
+def test_only_an_answer_of_which_nothing_was_seen_is_withdrawn(
+    played: Played, seen: int, state: str, kinds: list[str]
+) -> None:
+    """A thought or a tool call that was on the screen stays there, also beside an older answer."""
+    run = played([Reasoning("a"), *call("Oslo")], stop_at=seen)
+    first = Exchange("Hi", run.id, ended=Cancelled(NO_FIGURES), folds=run.folds())
+    again = replace(first, previous=Exchange("Hi", "before", "What there was."))
+    for exchange in (first, again) if kinds else (first,):
+        shown = view(exchange, None, Lengths())
+        assert (shown.state, [fold.kind for fold in shown.folds]) == (state, kinds)
+        assert shown.source == ""
 
 
 def test_folds_of_a_log_that_let_go_of_its_beginning_are_shown_as_far_as_they_are_there(

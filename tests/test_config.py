@@ -189,6 +189,14 @@ def test_a_wrong_address_is_refused(url: str) -> None:
     assert "http(s)://HOST[:PORT]/PATH" in message
 
 
+@pytest.mark.parametrize("end", ["?key=hidden-word", "?", "#top"])
+def test_an_address_with_a_query_is_refused_and_not_quoted(end: str) -> None:
+    """Nothing could be put behind it; and it may hold a secret."""
+    message = refused(OPENAI_BASE_URL=f"https://example.org/v1{end}")
+    assert "OPENAI_BASE_URL holds a ? or a #" in message
+    assert "hidden-word" not in message
+
+
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:11434/v1", "https://api.example.org/v1", "http://[::1]:8080/v1"]
 )

@@ -172,7 +172,7 @@ def test_calls_come_in_pieces_and_whole(upstream: Upstream) -> None:
         ("529", "upstream_server_error"),
         ("context", "context_too_long"),
         ("context?style=anthropic", "context_too_long"),
-        ("html", "upstream_invalid"),
+        ("html", "upstream_web_page"),
         ("drop_headers", "upstream_dropped"),
         ("garbage?n=3", "upstream_invalid"),
         ("drop?n=3", "upstream_dropped"),

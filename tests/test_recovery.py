@@ -9,8 +9,11 @@ import contextlib
 import fcntl
 import http.client
 import os
+import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +24,7 @@ from urllib.parse import urlencode
 import pytest
 from sqlalchemy import event
 
+from halt import peers
 from halt.archive import HOUR, Archive
 from halt.config import Config
 from halt.conversations import Batch, Begun
@@ -482,3 +486,55 @@ def test_a_worker_that_is_being_tidied_up_after_counts_as_dead(tmp_path: Path) -
     assert not asking.alive(dead.name)
     for each in (dead, asking, tidying):
         each.close()
+
+
+def test_workers_whose_files_are_taken_away_are_not_taken_for_dead(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each makes its own again and says so once; one that begins meanwhile buries nobody either."""
+    buried: list[str] = []
+    first, second, third = (Peers(tmp_path, buried.append) for _ in range(3))
+    run = tmp_path / "run"
+
+    def is_there(each: Peers) -> bool:
+        return all((run / f"{each.name}.{kind}").exists() for kind in ("lock", "sock"))
+
+    for each in (first, second):
+        each.begin(lambda said, channel: channel.send(said))
+        each.watch()
+    for _ in range(2):
+        shutil.rmtree(run)
+        assert first.alive(second.name)
+        assert second.alive(first.name)
+        eventually(lambda: is_there(first) and is_there(second))
+        assert [said for _, said, _ in first.ask(b"Who?", SOON)] == [b"Who?"]
+    said = [each for each in caplog.messages if "taken away" in each]
+    assert 2 <= len(said) <= 4  # once each time, where it was well in between
+    shutil.rmtree(run)
+    third.begin(lambda said, channel: None)
+    assert third.alive(first.name)
+    third.watch()
+    eventually(lambda: is_there(first) and is_there(second))
+    assert buried == []
+    for each in (first, second, third):
+        each.close()
+
+
+def test_a_worker_without_files_whose_process_is_gone_is_dead_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Living ones have made theirs again by then; one without a file at all was never here."""
+    worker = Peers(tmp_path)
+    (tmp_path / "run").mkdir(mode=0o700)
+    worker.begin(lambda said, channel: None)
+    assert not worker.alive("1-unknown")
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    shutil.rmtree(tmp_path / "run")
+    assert worker.alive(f"{gone.pid}-gone")
+    worker.watch()
+    eventually((tmp_path / "run" / f"{worker.name}.lock").exists)
+    monkeypatch.setattr(peers, "MENDED_WITHIN", 0.0)
+    assert not worker.alive(f"{gone.pid}-gone")
+    assert worker.alive(f"{os.getpid()}-hangs")
+    worker.close()

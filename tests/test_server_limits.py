@@ -295,7 +295,7 @@ FAULTS = [
         "error_in_stream?n=2&code=context_length_exceeded", "context_too_long", False, numbers(2)
     ),
     Fault("garbage?n=5", "upstream_invalid", True, FIVE),
-    Fault("html", "upstream_invalid", True),
+    Fault("html", "upstream_web_page", False),
     Fault("latin1_garbage?n=5", "upstream_invalid", True, FIVE),
     Fault("endless_line", "upstream_invalid", True),
     Fault("400", "bad_request", False),

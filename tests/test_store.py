@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import msgspec
 import pytest
 from alembic import command
 from alembic.config import Config as AlembicConfig
@@ -42,6 +43,7 @@ from halt.events import (
 )
 from halt.folds import Fold
 from halt.headings import TITLE_MOST
+from halt.metrics import NO_FIGURES
 from halt.portable import PortableConversation, PortableMessage, read, to_json, to_markdown
 from halt.records import GAP
 from halt.store import SqlStore
@@ -624,6 +626,24 @@ def test_folds_are_saved_and_never_told(store: SqlStore, chat: Chat) -> None:
     assert "secret" not in str(chat.told())
 
 
+def test_thoughts_that_were_seen_keep_a_stopped_answer(store: SqlStore, chat: Chat) -> None:
+    """It is no withdrawn one: asked again it is a version, and discarded it is gone."""
+    thought = Fold(1, "thought", "done", text="Hm.", ms=5.0)
+    ends(store, chat.ask("Why?"), "", STOPPED, folds=(thought,))
+    assert (chat.last().state, chat.last().withdrawn) == ("stopped", False)
+    assert chat.last().folds == (thought,)
+    chat.ends(chat.again(), "So.")
+    assert len(chat.last().versions.ids) == 2
+    ends(store, chat.again(), "", STOPPED, folds=(thought,))
+    last = chat.last()
+    assert (last.best().folds, last.previous, len(last.versions.ids)) == ((thought,), None, 3)
+    chat.ask("And?")
+    assert chat.told() == [("user", "Why?\n\nAnd?")]  # as it is shown: nothing was said
+    chat.store.take_back(chat.name, chat.last().stream_id)
+    assert chat.store.discard(chat.name, chat.owner, chat.last().answer_id) is None
+    assert chat.exchanges() == [("Why?", "So.")]
+
+
 # --- windows ----------------------------------------------------------------------------------------
 
 
@@ -1018,6 +1038,30 @@ def test_a_file_that_is_none_is_refused_and_adds_nothing(
         store.import_("anna", read(file.encode()))
     assert refused.value.field == "file"
     assert store.summaries("anna").items == ()
+
+
+def test_a_file_is_put_right_where_it_cannot_be_so(store: SqlStore) -> None:
+    """A byte order mark, a time to come, a thought that still runs, figures beyond all sense."""
+    strange = msgspec.structs.replace(METRICS, tokens=10**30)
+    message = PortableMessage(2, "assistant", "Ho.", parent=1, ended=Done("stop", strange))
+    message.folds = [
+        Fold(1, "thought", "running", text="Hm", ms=1e300),
+        Fold(2, "tool", "running", name="ask", ms=-5.0),
+        Fold(3, "tool", "done", name="ask", ms=5.0),
+    ]
+    talk = PortableConversation("of-tomorrow", "", [PortableMessage(1, "user", "Hi?"), message])
+    talk.created_at = talk.updated_at = time.time() + 10 * DAY
+    data = b"\xef\xbb\xbf" + b"".join(to_json([talk]))
+    store.import_("anna", read(data))
+    found = store.get("of-tomorrow", "anna")
+    assert max(found.created_at, found.updated_at) <= time.time()
+    (shown,) = found.exchanges
+    assert shown.ended == Done("stop", NO_FIGURES)
+    assert [(each.state, each.ms) for each in shown.folds] == [
+        ("done", None),
+        ("called", None),
+        ("done", 5.0),
+    ]
 
 
 def test_a_file_that_names_no_choice_is_shown_with_its_last_messages(store: SqlStore) -> None:

@@ -282,7 +282,7 @@ def test_all_models_are_listed(upstream: OpenAIUpstream) -> None:
         (b"Content-Type: application/json\r\nContent-Length: 5\r\n\r\n{nope", "upstream_invalid"),
         (b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n\xff\xfe",
          "upstream_invalid"),
-        (b"Content-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>", "upstream_invalid"),
+        (b"Content-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>", "upstream_web_page"),
         (b"Content-Length: 0\r\n\r\n", "upstream_invalid"),
     ],
     ids=["empty", "no-list", "a-list", "null", "no-id", "no-json", "no-utf8", "html", "nothing"],
@@ -319,7 +319,7 @@ def test_an_address_without_a_list_of_models_is_told_as_such(make: Make, fake: F
         ("429", "rate_limited", "Try again in a moment."),
         ("500", "upstream_server_error", None),
         ("503", "upstream_server_error", None),
-        ("html", "upstream_invalid", None),
+        ("html", "upstream_web_page", "Check OPENAI_BASE_URL"),
         ("drop_headers", "upstream_dropped", None),
     ],
 )
@@ -426,6 +426,31 @@ def test_no_trust(make: Make) -> None:
         assert fake.requests == []
 
 
+@pytest.mark.parametrize(
+    ("says", "code", "retryable"),
+    [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "upstream_no_tls", False),
+     (b"", "upstream_tls_timeout", True)],
+    ids=["refuses", "waits"],
+)  # fmt: skip
+def test_a_server_that_speaks_plain_http_is_told_as_such(
+    make: Make, says: bytes, code: str, retryable: bool
+) -> None:
+    """It accepts a connection for https, and answers in words of its own or waits for a line."""
+
+    def plain(peer: Peer) -> None:
+        peer.sock.recv(4096)
+        if says:
+            peer.sock.sendall(says)
+        while peer.sock.recv(4096):
+            pass
+
+    with HandMade(plain) as server:
+        address = server.url.replace("http://", "https://")
+        fault = refused(ask(make(address, connect_timeout=0.5)), code)
+    assert fault.retryable is retryable
+    assert "TLS" in fault.message
+
+
 def test_no_answer_to_the_connection(make: Make) -> None:
     """A server that does not accept is given up after the time to connect."""
     with FakeOpenAI.unaccepting() as url:
@@ -436,7 +461,7 @@ def test_no_greeting(make: Make) -> None:
     """The time to connect includes the TLS handshake."""
     with HandMade(answer()) as server:
         url = server.url.replace("http:", "https:")
-        refused(ask(make(url, connect_timeout=0.1)), "upstream_connect_timeout")
+        refused(ask(make(url, connect_timeout=0.1)), "upstream_tls_timeout")
 
 
 def test_no_http(make: Make) -> None:

@@ -76,6 +76,7 @@ class Chat:
 
     def say(self, text: str) -> None:
         """Type and press Enter."""
+        self.page.wait_for_load_state()  # behind a link that was followed too
         self.prompt.fill(text)
         self.prompt.press("Enter")
 

@@ -48,6 +48,30 @@ def test_enter_sends_and_the_field_is_empty_again(chat: Chat) -> None:
     expect(chat.prompt).to_be_focused()
 
 
+def test_enter_while_the_page_is_still_loading_sends_as_soon_as_it_can(chat: Chat) -> None:
+    """The browser itself would take the message for the address of another page."""
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    chat.page.route("**/draft.js*", hold, times=1)
+    chat.page.reload(wait_until="commit")
+    chat.prompt.fill("/fake count?n=2")
+    chat.page.wait_for_function(
+        """() => { const field = document.querySelector('#prompt');
+                   field.dispatchEvent(new Event('input', { bubbles: true }));
+                   return field.style.height; }"""
+    )  # the first scripts run
+    chat.prompt.press("Enter")
+    chat.prompt.press("Enter")
+    expect(chat.prompt).to_have_value("/fake count?n=2")
+    held[0].continue_()
+    chat.wait_state("done")
+    assert chat.exchanges() == 1
+    expect(chat.prompt).to_have_value("")
+
+
 @pytest.mark.parametrize("status", [200, 503])
 def test_what_is_typed_while_a_message_is_on_its_way_stays(chat: Chat, status: int) -> None:
     """A second Enter sends nothing twice; the next words are kept, and so is what was not taken."""
@@ -188,6 +212,32 @@ def test_the_focus_is_seen_wherever_it_goes(chat: Chat) -> None:
         chat.page.keyboard.press("Tab")
     assert {"Halt", "new-chat", "Copy", "Regenerate", "prompt"} <= set(names), names
     assert names[0] == "Skip to the message field"
+
+
+def test_a_draft_survives_a_reload_and_is_gone_when_it_was_sent(chat: Chat) -> None:
+    """Each conversation has its own, also one that has no name yet."""
+    draft = "Dear model,\n\nhow are you?\nYours"
+    chat.prompt.fill("For later")
+    chat.reload()
+    expect(chat.prompt).to_have_value("For later")
+    chat.ask("count?n=2")
+    chat.wait_state("done")
+    chat.reload()
+    expect(chat.prompt).to_have_value("")
+    there = chat.page.url
+    height = chat.prompt.bounding_box()
+    chat.prompt.fill(draft)
+    chat.page.goto(chat.server.url)
+    expect(chat.prompt).to_have_value("")
+    chat.page.goto(there)
+    expect(chat.prompt).to_have_value(draft)
+    grown = chat.prompt.bounding_box()
+    assert height is not None
+    assert grown is not None
+    assert grown["height"] > height["height"]
+    chat.prompt.evaluate("field => { field.value = 'x '.repeat(100_001); }")  # there is a bound
+    chat.reload()
+    expect(chat.prompt).to_have_value("")
 
 
 def test_the_focus_stays_in_the_message_field(chat: Chat) -> None:

@@ -79,13 +79,31 @@ def test_a_tool_call_is_shown_as_it_forms(chat: Chat) -> None:
         chat.reload()
 
 
-def test_stop_while_the_model_thinks_gives_the_prompt_back(chat: Chat) -> None:
-    """Nothing was answered yet, so nothing stays."""
+def test_stop_while_the_model_thinks_keeps_what_it_thought(chat: Chat) -> None:
+    """It was seen, so it stays; it can be asked for again, and thrown away."""
     said = chat.ask("think?n=2")
-    expect(folds(chat).locator(".folded")).to_contain_text("thought4")
+    seen = folds(chat).locator(".folded")
+    expect(seen).to_contain_text("thought4")
+    chat.page.keyboard.press("Escape")
+    chat.wait_state("stopped")
+    for _ in range(2):
+        expect(seen).to_have_text("thought0 thought1 thought2 thought3 thought4 ")
+        expect(chat.answer.locator(".badge")).to_have_text("Stopped by you")
+        expect(chat.prompt).to_have_value("")
+        expect(chat.button("Continue")).to_have_count(0)  # there is no word to go on from
+        chat.reload()
+    chat.button("Regenerate").click()
+    expect(chat.page.locator(".versions .number")).to_contain_text("2/")
+    expect(seen).to_contain_text("thought4")
     chat.stop.click()
+    chat.wait_state("stopped")
+    expect(seen).to_contain_text("thought4")
+    chat.button("Discard").click()
+    expect(chat.page.locator(".versions")).to_have_count(0)
+    expect(seen).to_contain_text("thought4")
+    chat.button("Discard").click()
+    expect(chat.page.locator(".exchange")).to_have_count(0)
     expect(chat.prompt).to_have_value(said)
-    assert chat.exchanges() == 0
 
 
 def test_folds_are_used_by_keyboard(chat: Chat) -> None:

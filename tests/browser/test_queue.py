@@ -393,6 +393,7 @@ def test_what_went_on_in_another_tab_is_shown_before_it_is_gone_on_with(
     mine = prompt(4)
     chat.say(mine)
     expect(state(chat)).to_have_text("Held, as the conversation went on elsewhere")
+    expect(chat.prompt).to_have_value("")
     expect(waiting(chat)).to_have_text([mine])
     assert prompts(chat)[1:] == [elsewhere]
     expect(chat.prompt).to_have_value("")

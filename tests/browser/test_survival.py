@@ -178,6 +178,100 @@ def test_a_second_tab_shows_the_same_and_stop_in_one_is_seen_in_the_other(
         assert each.shown() == stopped
 
 
+def looked_at_again(chat: Chat) -> None:
+    """What the browser says of a tab that the person comes back to."""
+    chat.page.evaluate("dispatchEvent(new Event('focus'))")
+
+
+def asks_what_is_new(url: str) -> bool:
+    """The page wants to know what was said elsewhere."""
+    return "/from?" in url
+
+
+def test_what_another_tab_said_is_shown_when_this_one_is_looked_at_again(
+    chat: Chat, tab: Callable[[], Chat]
+) -> None:
+    """What ended and what is being written, which streams here; nothing is asked while it does."""
+    chat.ask("count?n=2")
+    chat.wait_state("done")
+    other = tab()
+    other.page.goto(chat.page.url)
+    other.ask("count?n=3")
+    other.wait_text("0 1 2")
+    other.wait_state("done")
+    other.ask("stall?n=3&rest=2")
+    expect(other.page.locator(".exchange")).to_have_count(3)
+    other.wait_text("0 1 2")
+    assert chat.exchanges() == 1
+    looked_at_again(chat)
+    chat.wait_state("running")
+    chat.wait_text("0 1 2")
+    assert chat.exchanges() == 3
+    asked_for: list[str] = []
+    chat.page.on("request", lambda request: asked_for.append(request.url))
+    looked_at_again(chat)
+    other.record().release()
+    for each in (chat, other):
+        each.wait_state("done")
+        assert each.shown() == numbers(5)
+    assert not any(map(asks_what_is_new, asked_for))
+    with chat.page.expect_response(lambda response: asks_what_is_new(response.url)):
+        looked_at_again(chat)
+    chat.ask("count?n=4")  # it goes on from there without a word of what was not seen
+    expect(chat.page.locator(".exchange")).to_have_count(4)
+    chat.wait_state("done")
+    assert chat.shown() == numbers(4)
+
+
+def test_what_was_answered_again_or_taken_away_elsewhere_is_so_here(
+    chat: Chat, tab: Callable[[], Chat]
+) -> None:
+    """The last answer is another one, then there is one exchange less."""
+    chat.ask("count?n=2")
+    chat.wait_state("done")
+    chat.ask("count?n=3")
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_state("done")
+    other = tab()
+    other.page.goto(chat.page.url)
+    other.button("Regenerate").click()
+    expect(other.page.locator(".number")).to_contain_text("2/")
+    other.wait_state("done")
+    looked_at_again(chat)
+    expect(chat.page.locator(".number")).to_contain_text("2/")
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    other.page.locator(".exchange").first.get_by_role("button", name="Regenerate").click()
+    expect(other.page.locator(".exchange")).to_have_count(1)
+    other.wait_state("done")
+    looked_at_again(chat)
+    expect(chat.page.locator(".exchange")).to_have_count(1)
+    expect(chat.page.locator(".number")).to_contain_text("2/")
+
+
+def test_what_comes_from_elsewhere_moves_nothing_of_what_is_read(
+    chat: Chat, tab: Callable[[], Chat]
+) -> None:
+    """It is below; whoever reads the end sees it."""
+    chat.ask("count?n=3000")
+    chat.wait_state("done")
+    other = tab()
+    other.page.goto(chat.page.url)
+    for there in (300, None):
+        if there is None:
+            chat.page.evaluate("scrollTo(0, document.scrollingElement.scrollHeight)")
+        else:
+            chat.page.evaluate(f"scrollTo(0, {there})")
+        chat.frames()
+        exchanges = other.exchanges()
+        other.ask("count?n=500")
+        expect(other.page.locator(".exchange")).to_have_count(exchanges + 1)
+        other.wait_state("done")
+        looked_at_again(chat)
+        expect(chat.page.locator(".exchange")).to_have_count(exchanges + 1)
+        chat.frames()
+        assert chat.scrolled() == there if there else chat.below() < 40
+
+
 def test_a_second_tab_follows_to_the_end(chat: Chat, tab: Callable[[], Chat]) -> None:
     """Both have every token, also when the second is reloaded on the way."""
     chat.ask("stall?n=200&rest=50&gap_ms=8")

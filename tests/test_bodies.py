@@ -1,0 +1,59 @@
+"""What is said of JSON that cannot be taken: a person's sentence, with the field's name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from halt.bodies import convert, decode
+from halt.chat import ChatRequest
+from halt.errors import RequestError
+
+HELLO = {"role": "user", "content": "Hello"}
+HALF = r'{"messages": [{"role": "user", "content": "%s"}]}'
+NAME = "8 to 64 characters of A-Z, a-z, 0-9, _ and -."
+
+
+def tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "said"),
+    [
+        (b"", "body", "it is empty."),
+        (b'{"messages": [', "body", "it ends in the middle."),
+        (b'{"messages": [{"role": "user', "body", "it ends in the middle."),
+        (HALF % r"\ud83d", "body", "half of a surrogate pair"),
+        (HALF % r"\ud83d and so on, and so on, and so on", "body", "half of a surrogate pair"),
+        (HALF % r"\ud83d\u0041", "body", "half of a surrogate pair"),
+        (b'{"messages" 1}', "body", "expected ':' (byte 12)."),
+        (b'{"messages":[{"role":"user","content":"\xff"}]}', "body", "it is not UTF-8."),
+        (b"[]", "body", "The body must be a JSON object."),
+        (json.dumps({"messages": [HELLO], "id": "no"}), "id", f"id must be {NAME}"),
+        (
+            json.dumps({"messages": [HELLO], "tools": [tool("a b")]}),
+            "tools[0].function.name",
+            f"tools[0].function.name must be 1{NAME[1:]}",
+        ),
+    ],
+)
+def test_json_that_cannot_be_taken_is_refused_in_plain_words(
+    body: bytes | str, field: str, said: str
+) -> None:
+    """No program's words: neither where a parser stood, nor a regular expression."""
+    with pytest.raises(RequestError) as refused:
+        decode(body, ChatRequest)
+    message = refused.value.args[0]
+    assert refused.value.field == field
+    assert said in message
+    assert "truncated" not in message
+    assert "regex" not in message
+
+
+def test_a_bad_id_is_refused_alike_wherever_it_comes_from() -> None:
+    """Also in JSON that was decoded before."""
+    with pytest.raises(RequestError, match=r"^id must be 8 to 64 characters"):
+        convert({"messages": [HELLO], "id": "no"}, ChatRequest)
