@@ -291,9 +291,8 @@ class Peers:
                 self._look(self._run)
             if self._disturbed_at is None:
                 return False
-            if now() - self._disturbed_at < MENDED_WITHIN:
-                return True
-            return self._saw_them_go and _runs(name)
+            recent = now() - self._disturbed_at < MENDED_WITHIN
+            return (recent or self._saw_them_go) and _runs(name)
 
     def _start(self, what: str, body: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=body, args=args, name=f"halt-peers-{what}", daemon=True)
