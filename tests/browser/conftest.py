@@ -15,7 +15,14 @@ from tests.browser.chat import PATIENCE, Chat
 from tests.conftest import HaltServer
 from tests.fake_openai import FakeOpenAI
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+NAMES = (
+    "chromium-headless-shell",
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+)
 MAC = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
 FLAGS = [
     "--disable-gpu",

@@ -236,7 +236,7 @@ def test_a_deletion_is_undone(desk: Desk) -> None:
     expect(desk.page.locator(".exchange")).to_have_count(0)
     expect(desk.item("Two")).to_have_count(0)
     expect(undo).to_be_visible()
-    assert desk.page.url == f"{desk.chat.server.url}/"
+    expect(desk.page).to_have_url(f"{desk.chat.server.url}/")
     undo.click()
     desk.chat.wait_text("Two is here")
     assert desk.titles() == before
@@ -248,7 +248,7 @@ def test_what_runs_is_stopped_when_it_is_deleted_and_undo_brings_it_back(desk: D
     desk.chat.wait_text("2")
     desk.menu(said, "Delete")
     expect(desk.toast).to_contain_text("deleted, and its answer stopped")
-    assert desk.page.url == f"{desk.chat.server.url}/"
+    expect(desk.page).to_have_url(f"{desk.chat.server.url}/")
     desk.toast.get_by_role("button", name="Undo").click()
     desk.chat.wait_text("2")
     desk.chat.wait_state("stopped")
