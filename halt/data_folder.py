@@ -37,18 +37,8 @@ def prepare(folder: Path) -> Path:
 
 
 def secret_key(folder: Path) -> str:
-    """The key that is kept in the folder; made where there is none. Raises ConfigError.
-
-    Of several that start at once the first one's key is everybody's.
-    """
-    path = prepare(folder) / "secret_key"
-    try:
-        if not path.exists():
-            _write_new(path, secrets.token_hex(32))
-        key = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = getattr(exc, "strerror", None) or "it holds no text"
-        raise ConfigError(f"The session key in {path} cannot be read or made: {reason}.") from None
+    """The key that is kept in the folder; made where there is none. Raises ConfigError."""
+    path, key = _kept(folder, "secret_key", "session key", size=32)
     if len(key) < SECRET_MIN:
         raise ConfigError(f"The session key in {path} is too short: delete the file for a new one.")
     return key
@@ -59,17 +49,25 @@ def mark(folder: Path) -> str:
 
     Raises ConfigError.
     """
-    path = prepare(folder) / "mark"
-    try:
-        if not path.exists():
-            _write_new(path, secrets.token_hex(4))
-        found = path.read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = getattr(exc, "strerror", None) or "it holds no text"
-        raise ConfigError(f"The mark in {path} cannot be read or made: {reason}.") from None
+    path, found = _kept(folder, "mark", "mark", size=4)
     if not re.fullmatch("[0-9a-f]{8}", found):
         raise ConfigError(f"The mark in {path} is none: delete the file for a new one.")
     return found
+
+
+def _kept(folder: Path, name: str, what: str, size: int) -> tuple[Path, str]:
+    """A file of the folder and what it holds; made of so many random bytes where there is none.
+
+    Of several that start at once the first one's is everybody's. Raises ConfigError.
+    """
+    path = prepare(folder) / name
+    try:
+        if not path.exists():
+            _write_new(path, secrets.token_hex(size))
+        return path, path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = getattr(exc, "strerror", None) or "it holds no text"
+        raise ConfigError(f"The {what} in {path} cannot be read or made: {reason}.") from None
 
 
 def _write_new(path: Path, text: str) -> None:
@@ -99,8 +97,8 @@ def socket_folder(run: Path) -> Path:
     """
     if len(os.fsencode(run.absolute())) + 1 + LONGEST_NAME <= SOCKET_PATH_MAX:
         return run
-    mark = blake2b(os.fsencode(run.resolve()), digest_size=8).hexdigest()
-    found = Path(tempfile.gettempdir()) / f"halt-{os.getuid()}-{mark}"
+    place = blake2b(os.fsencode(run.resolve()), digest_size=8).hexdigest()
+    found = Path(tempfile.gettempdir()) / f"halt-{os.getuid()}-{place}"
     with contextlib.suppress(FileExistsError):
         found.mkdir(mode=0o700)
     known = found.lstat()
