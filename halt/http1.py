@@ -27,6 +27,10 @@ BODILESS = frozenset({204, 304})  # statuses whose responses have no body, whate
 DRAIN_SECONDS = 0.25  # to wait for the end of a body whose [DONE] was seen
 
 
+class Unanswered(httpx2.ReadError):
+    """The connection failed before the first byte of a response."""
+
+
 def serialize(
     request: httpx2.Request, target: bytes | None = None, extra: list[bytes] | None = None
 ) -> bytes:
@@ -45,8 +49,13 @@ def serialize(
 def read_head(
     line: Line, sock: socket.socket, request: httpx2.Request | None
 ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, headers and the bytes that came behind them; interim (1xx) responses are skipped."""
+    """Status, headers and the bytes that came behind them; interim (1xx) responses are skipped.
+
+    Raises Unanswered where no byte came, httpx2.ReadError, httpx2.RemoteProtocolError, TimeoutError
+    while the socket has a timeout.
+    """
     data = b""
+    broken: type[httpx2.ReadError] = Unanswered
     while True:
         head, end, rest = data.partition(b"\r\n\r\n")
         if end:
@@ -64,11 +73,12 @@ def read_head(
         except TimeoutError:
             raise  # still connecting: the proxy is slow
         except OSError as exc:
-            raise httpx2.ReadError(str(exc), request=request) from exc
+            raise broken(str(exc), request=request) from exc
         if not more:
             fault = "interrupted" if line.interrupted else "the server closed without an answer"
-            raise httpx2.ReadError(fault, request=request)
+            raise broken(fault, request=request)
         data += more
+        broken = httpx2.ReadError
 
 
 def _parse_head(

@@ -35,21 +35,31 @@ class Line:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())  # protects the three below
+        self._changed = threading.Condition(threading.Lock())  # protects the four below
         self._socket: socket.socket | None = None
-        self._closed = False
+        self._connected = False  # the peer has accepted that socket
+        self._closed = False  # the last socket was closed after the peer had accepted it
         self._interrupted = False
 
     @property
     def interrupted(self) -> bool:
         return self._interrupted
 
-    def attach(self, sock: socket.socket) -> None:
-        """Run on this socket from now on. Raises Interrupted after an interrupt."""
+    def attach(self, sock: socket.socket, *, connected: bool = True) -> None:
+        """Run on this socket from now on. Raises Interrupted after an interrupt.
+
+        `connected`: the peer has accepted it. For one that is about to connect it is False, and
+        `connected` is called afterwards.
+        """
         with self._changed:
             if self._interrupted:
                 raise Interrupted("stopped while the connection was being made")
-            self._socket = sock
+            self._socket, self._connected, self._closed = sock, connected, False
+
+    def connected(self) -> None:
+        """The peer has accepted the socket: from now on a close is the close of a connection."""
+        with self._changed:
+            self._connected = True
 
     def detach(self) -> None:
         """The socket is healthy and goes to another run; an interrupt must not find it here."""
@@ -61,7 +71,7 @@ class Line:
         """Close a socket of this line."""
         with self._changed:
             self._socket = None  # a line has one connection at a time; TLS replaces its object
-            self._closed = True
+            self._closed, self._connected = self._connected, False
             sock.close()
             self._changed.notify_all()
 
@@ -75,9 +85,10 @@ class Line:
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def wait_closed(self, timeout: float) -> str:
-        """Wait for the connection's end: "closed", still "closing", or "none".
+        """Wait at most `timeout` seconds for the connection's end: "closed", "closing" or "none".
 
-        None: there was none yet, or its answer was complete and it serves other runs.
+        "closing": not closed by then. "none": the peer has accepted no connection, or its answer
+        was complete and it serves other runs.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._socket is None, timeout):

@@ -19,7 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx2
 
 from halt.errors import Interrupted
-from halt.http1 import Body, read_head, readable, serialize
+from halt.http1 import Body, Unanswered, read_head, readable, serialize
 from halt.line import TICK, Line, current_line
 from halt.metrics import now
 from halt.names import Names
@@ -27,6 +27,7 @@ from halt.names import Names
 PROXY_PORT = 3128  # of a proxy that is named without one
 IDLE_MAX = 64  # kept-alive connections in all
 IDLE_SECONDS = 30.0  # below the keep-alive of the usual servers
+RESEND_WITHIN = 1.0  # seconds; a round trip and some more
 
 _TICK_OPTION = struct.pack("ll", int(TICK), int(TICK % 1 * 1e6))
 
@@ -66,12 +67,13 @@ class Transport(httpx2.BaseTransport):
             message = serialize(request)
         sock = self._take(key)
         if sock is not None:
+            sent_at = now()
             try:
                 return self._exchange(line, key, sock, request, message)
-            except (httpx2.ReadError, httpx2.WriteError):
-                # The server let the kept-alive connection go as we took it. Nothing of this
-                # request was answered, so it is made once more, on a new connection.
-                if line.interrupted:
+            except (Unanswered, httpx2.WriteError):
+                # A server that closes an idle connection as a request arrives says so at once.
+                # One that fails later may have worked on it: sent again, it would be billed twice.
+                if line.interrupted or now() - sent_at > RESEND_WITHIN:
                     raise
         return self._exchange(line, key, self._connect(line, request, key, proxy), request, message)
 
@@ -157,10 +159,11 @@ class Transport(httpx2.BaseTransport):
         for family, kind, proto, _, target in self._names.addresses(*address, deadline):
             sock = socket.socket(family, kind, proto)
             try:
-                line.attach(sock)
+                line.attach(sock, connected=False)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.settimeout(max(0.001, deadline - now()))
                 sock.connect(target)
+                line.connected()
             except OSError as exc:
                 line.close(sock)
                 fault = exc

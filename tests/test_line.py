@@ -49,8 +49,8 @@ class WatchedLine(Line):
         self.attached = threading.Event()
         self.sockets: list[socket.socket] = []
 
-    def attach(self, sock: socket.socket) -> None:
-        super().attach(sock)
+    def attach(self, sock: socket.socket, *, connected: bool = True) -> None:
+        super().attach(sock, connected=connected)
         self.sockets.append(sock)
         self.attached.set()
 
@@ -62,8 +62,8 @@ class HastyLine(Line):
         super().__init__()
         self._after = after
 
-    def attach(self, sock: socket.socket) -> None:
-        super().attach(sock)
+    def attach(self, sock: socket.socket, *, connected: bool = True) -> None:
+        super().attach(sock, connected=connected)
         self._after -= 1
         if not self._after:
             self.interrupt()
@@ -154,6 +154,11 @@ def between_bytes(
 PHASES = [connecting, greeting, asking, between_bytes]
 
 
+def receipt(phase: Phase) -> str:
+    """What is said of the connection that an interrupt in this phase ends."""
+    return "none" if phase is connecting else "closed"
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_an_interrupt_wakes_whoever_blocks(transport: Transport, phase: Phase) -> None:
     """In every phase the blocked thread comes back at once, with an error, and all is closed."""
@@ -163,7 +168,7 @@ def test_an_interrupt_wakes_whoever_blocks(transport: Transport, phase: Phase) -
         assert line.wait_closed(0) == "closing"
         line.interrupt()
         assert isinstance(blocked.end(), (httpx2.TransportError, Interrupted))
-        assert line.wait_closed(0) == "closed"
+        assert line.wait_closed(0) == receipt(phase)
         assert line.interrupted
         assert [sock.fileno() for sock in line.sockets] == [-1] * len(line.sockets)
 
@@ -177,7 +182,7 @@ def test_interrupting_again_is_harmless(transport: Transport, phase: Phase) -> N
         together(*[line.interrupt] * 3)
         blocked.end()
         line.interrupt()
-        assert line.wait_closed(0) == "closed"
+        assert line.wait_closed(0) == receipt(phase)
 
 
 # --- before and after -----------------------------------------------------------------------------
@@ -333,6 +338,37 @@ def test_receipts_say_what_was_seen(transport: Transport) -> None:
         assert line.wait_closed(0) == "closing"  # nobody has seen it closed yet
         body.close()
         assert line.wait_closed(0) == "closed"
+
+
+def test_a_refused_connection_was_never_open(transport: Transport) -> None:
+    """The receipt of a connection that the peer refuses is none: nothing was there to be closed."""
+    line = Line()
+    with socket.socket() as bound:  # it does not listen
+        bound.bind(("127.0.0.1", 0))
+        with pytest.raises(httpx2.ConnectError):
+            get(transport, f"http://127.0.0.1:{bound.getsockname()[1]}", line)
+    assert line.wait_closed(0) == "none"
+
+
+def test_a_refused_attempt_hides_an_earlier_connection(transport: Transport) -> None:
+    """The receipt is about the last attempt: one that was refused is none, whatever came before."""
+    line = Line()
+    with HandMade(answer(HELLO)) as server:
+        body_of(get(transport, server.url, line)).close()
+        assert line.wait_closed(0) == "closed"
+    with pytest.raises(httpx2.ConnectError):
+        get(transport, server.url, line)
+    assert line.wait_closed(0) == "none"
+
+
+def test_a_connection_in_the_pool_is_not_closed(transport: Transport) -> None:
+    """A run whose first connection was closed and whose second serves others says none."""
+    line = Line()
+    with HandMade(answer(HELLO), answer(HELLO)) as server:
+        body_of(get(transport, server.url, line)).close()
+        assert line.wait_closed(0) == "closed"
+        assert fetch(transport, server.url, line) == b"hello"
+        assert line.wait_closed(0) == "none"
 
 
 def test_a_receipt_waits_for_the_close(transport: Transport) -> None:

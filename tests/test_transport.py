@@ -422,6 +422,34 @@ def test_a_connection_that_closes_as_it_is_used_is_replaced_once(transport: Tran
         assert server.accepted == 2
 
 
+def test_a_request_is_not_sent_again_after_a_silence(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kept connection that breaks later than at once may have been worked on: no second POST."""
+    monkeypatch.setattr(module, "RESEND_WITHIN", -1.0)  # any time is too late
+    with HandMade(close_at_second_request, answer(HELLO)) as server:
+        assert fetch(transport, server.url) == b"hello"
+        with pytest.raises(httpx2.ReadError):
+            fetch(transport, server.url)
+        assert server.accepted == 1
+
+
+def test_a_request_is_not_sent_again_after_a_byte(transport: Transport) -> None:
+    """A kept connection that breaks within a response's head was answered: no second POST."""
+
+    def begins_to_answer(peer: Peer) -> None:
+        peer.request()
+        peer.send(HELLO)
+        peer.request()
+        peer.send(HELLO[:20])
+
+    with HandMade(begins_to_answer, answer(HELLO)) as server:
+        assert fetch(transport, server.url) == b"hello"
+        with pytest.raises(httpx2.ReadError):
+            fetch(transport, server.url)
+        assert server.accepted == 1
+
+
 def never_answers(peer: Peer) -> None:
     """Take a request and close."""
     peer.request()
