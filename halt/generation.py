@@ -1,8 +1,9 @@
 """All generations of this process: start, stop, find, shut down; the one place with a lifecycle.
 
 Shared things and their locks:
-- `_lock`: the tables of runs and the counts. Held for table work only; order: `_lock`, then the
-  stop registry's own lock.
+- `_lock`: the tables of runs and the counts. No file, no other process and no thread's start is
+  waited for while it is held; order: `_lock`, then the stop registry's own lock.
+- places and IDs in use are locks of the kernel (`halt.slots`), taken and given back without it.
 - each run's own locks: see `halt.run`.
 
 One thread, the keeper, looks at every run each KEEPER_TICK seconds: limits, viewers that left, runs
@@ -19,7 +20,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -51,6 +52,8 @@ KEEPER_TICK = 0.25  # seconds
 SLOW_READER_MAX = 30.0  # seconds that one write to a reader may take; it can resume afterwards
 RECEIPT_WAIT = 0.25  # seconds that a Stop waits to see the upstream's connection closed
 ROOM_WAIT = 0.05  # seconds that a start waits for a place that is being given back
+ROOM_TICK = 0.01  # seconds between two looks for a place that another process gives back
+FORGET_STEP = 256  # finished runs that are let go of while the lock is held once
 CLOSE_WAIT = 2.0  # seconds that closing waits for the keeper, and for connections to be let go of
 RETRY_AFTER = 2.0  # seconds, told to clients that found no place
 
@@ -128,6 +131,10 @@ class Generations:
         self._runs: dict[str, Run] = {}  # live and kept
         self._unheard = Unheard(config)  # stopped and read on; has a lock of its own
         self._live: dict[Run, int] = {}  # not settled: they have a place, and its number
+        self._finished: dict[str, Run] = {}  # settled and kept, in the order in which they settled
+        self._finished_bytes = 0  # memory of those
+        self._returning = 0  # places of settled runs that are being given back
+        self._returned = 0  # places that have been given back since the start
         # Places for open streams, and IDs in use: `halt.workers` shares them with other processes.
         self._places = Slots()
         self._ids = Slots()
@@ -136,6 +143,7 @@ class Generations:
         self._views = 0  # readers that hold a thread of the server
         self._watched: dict[Viewer, tuple[Recording, socket.socket]] = {}
         self._draining = False
+        self._keeper_lock = threading.Lock()  # protects the one below
         self._keeper: threading.Thread | None = None
         self._quit = threading.Event()
 
@@ -164,6 +172,8 @@ class Generations:
         recorder = self._recorder
         if request.id and not noted and recorder is not None and recorder.knows(request.id):
             raise StreamInUse(f"The stream ID {request.id!r} is in use.", field="id")
+        self._refuse_draining()
+        self._start_keeper()
         run = Run(
             request.id or secrets.token_urlsafe(16),
             request,
@@ -178,23 +188,20 @@ class Generations:
             unheard=self._unheard,
             on_usage=on_usage,
         )
-        with self._lock:
-            if self.draining:
-                raise Draining("The server is about to restart.", retry_after=RETRY_AFTER)
-            place = self._take_place()
-            if place is None:
-                raise AtCapacity(
-                    f"All {self.config.max_streams} places for streams are taken.",
-                    retry_after=RETRY_AFTER,
-                )
-            try:
-                stopped = not self._claim(run)
-            except HaltError:
-                self._places.give_back(place)
-                raise
-            self._runs[run.id] = run
-            self._live[run] = place
-            self._start_keeper()
+        place = self._take_place()
+        number: int | None = None
+        try:
+            number = self._take_id(run.id)
+            with self._lock:
+                self._refuse_draining()
+                stopped = not self._registry.claim(run.id, run.switch)
+                self._runs[run.id] = run
+                self._live[run] = place
+        except HaltError:
+            if number is not None:
+                self._ids.give_back(number)
+            self._give_back(place)
+            raise
         if recorder is not None:
             recorder.begin(run)
         if stopped:
@@ -204,29 +211,71 @@ class Generations:
             run.discard()
         return run
 
-    def _take_place(self) -> int | None:
-        """The number of a place for one more open stream. The lock is held."""
-        found: list[int] = []
+    def expect_room(self, starts: int = 1) -> None:
+        """Raise what `start` would raise now for want of a place: AtCapacity, Draining.
 
-        def is_there() -> bool:
-            place = self._places.take(self.config.max_streams)
-            found.extend([] if place is None else [place])
-            return place is not None
-
-        return found[0] if self._await_room(self._live, is_there) else None
-
-    def _claim(self, run: Run) -> bool:
-        """Register a run under its ID. False: a Stop was there first. Raises StreamInUse."""
-        number = number_of(run.id)
-        mine = self._ids.take(1, number) is not None
+        So that a start that will be refused is not written down first. The places are free again
+        afterwards: a start that follows may still find none.
+        """
+        self._refuse_draining()
+        places: list[int] = []
         try:
-            if not mine and run.id not in self._runs:  # those have a sentence of their own
-                raise StreamInUse(f"The stream ID {run.id!r} is in use.", field="id")
-            return self._registry.claim(run.id, run.switch)
-        except HaltError:
-            if mine:
-                self._ids.give_back(number)
-            raise
+            for _ in range(starts):
+                places.append(self._take_place())  # noqa: PERF401 - given back after a refusal
+        finally:
+            for place in places:
+                self._give_back(place)
+
+    def _refuse_draining(self) -> None:
+        if self.draining:
+            raise Draining("The server is about to restart.", retry_after=RETRY_AFTER)
+
+    def _take_place(self) -> int:
+        """The number of a place for one more open stream. Raises AtCapacity.
+
+        A place that an ended run, or another process, is about to give back is waited for, up to
+        ROOM_WAIT. So a client that was told the end can start anew at once, on a full server too.
+        """
+        until = now() + ROOM_WAIT
+        shared: bool | None = None
+        while True:
+            returned = self._returned  # before the look: a place that comes back after it counts
+            place = self._places.take(self.config.max_streams)
+            if place is not None:
+                return place
+            if shared is None:
+                shared = self._shares_places()
+            with self._lock:
+                leaving = self._returning or any(run.log.ended is not None for run in self._live)
+                left = until - now()
+                if left <= 0 or not (leaving or shared):
+                    raise AtCapacity(
+                        f"All {self.config.max_streams} places for streams are taken.",
+                        retry_after=RETRY_AFTER,
+                    )
+                # Places of other processes come back without a word.
+                self._room.wait_for(
+                    lambda: self._returned != returned,  # noqa: B023 - called before the next turn
+                    min(left, ROOM_TICK) if shared else left,
+                )
+
+    def _shares_places(self) -> bool:
+        """Whether other processes take and give back places, too."""
+        return False
+
+    def _give_back(self, place: int) -> None:
+        """Give back a place of an open stream, and wake the starts that wait for one."""
+        self._places.give_back(place)
+        with self._lock:
+            self._returned += 1
+            self._room.notify_all()
+
+    def _take_id(self, stream_id: str) -> int:
+        """Take a stream's ID among all processes; the number that holds it. Raises StreamInUse."""
+        number = number_of(stream_id)
+        if self._ids.take(1, number) is None:
+            raise StreamInUse(f"The stream ID {stream_id!r} is in use.", field="id")
+        return number
 
     def get(self, stream_id: str, requester: str | None) -> Recording:
         """The generation with this ID, live or kept, here or in the archive.
@@ -320,10 +369,11 @@ class Generations:
         """
         with self._lock:
             self._seat()
-            viewer = run.join()
-            if client is not None:
-                self._watched[viewer] = (run, client)
-        return viewer
+        try:
+            return self._join(run, client)
+        except BaseException:
+            self.give_back_place()
+            raise
 
     def unview(self, run: Recording, viewer: Viewer) -> None:
         """Watch no more; the reader's thread is free again. To be called once for each `view`."""
@@ -353,8 +403,7 @@ class Generations:
 
         Raises AtCapacity, Draining.
         """
-        if self.draining:
-            raise Draining("The server is about to restart.", retry_after=RETRY_AFTER)
+        self._refuse_draining()
         with self._lock:
             self._seat()
 
@@ -366,9 +415,13 @@ class Generations:
 
     def watch(self, run: Recording, client: socket.socket) -> Viewer:
         """Watch a run on behalf of another process, which answers for its threads itself."""
-        with self._lock:
-            viewer = run.join()
-            self._watched[viewer] = (run, client)
+        return self._join(run, client)
+
+    def _join(self, run: Recording, client: socket.socket | None) -> Viewer:
+        viewer = run.join()
+        if client is not None:
+            with self._lock:
+                self._watched[viewer] = (run, client)
         return viewer
 
     def unwatch(self, run: Recording, viewer: Viewer) -> None:
@@ -378,30 +431,31 @@ class Generations:
         self._leave(run, viewer)
 
     def _seat(self) -> None:
-        """Count one more reader. The lock is held. Raises AtCapacity."""
-        watched = [run for run, _ in self._watched.values()]
-        if not self._await_room(watched, lambda: self._views < self.config.max_streams):
-            raise AtCapacity("All places for readers are taken.", retry_after=RETRY_AFTER)
-        self._views += 1
+        """Count one more reader. The lock is held. Raises AtCapacity.
 
-    def _await_room(self, runs: Collection[Recording], is_there: Callable[[], bool]) -> bool:
-        """Whether there is a place; one that an ended run is about to give back is waited for.
-
-        So a client that was told the end can start anew at once, on a full server too. The lock is
-        held, and let go of while this waits.
+        A place of a reader whose run has ended is waited for, up to ROOM_WAIT.
         """
-        if is_there():
-            return True
-        leaving = any(run.log.ended is not None for run in runs)
-        return leaving and self._room.wait_for(is_there, ROOM_WAIT)
+        most = self.config.max_streams
+        if self._views >= most:
+            leaving = any(run.log.ended is not None for run, _ in self._watched.values())
+            if not (leaving and self._room.wait_for(lambda: self._views < most, ROOM_WAIT)):
+                raise AtCapacity("All places for readers are taken.", retry_after=RETRY_AFTER)
+        self._views += 1
 
     # --- the keeper -------------------------------------------------------------------------------
 
     def _start_keeper(self) -> None:
-        """The lock is held."""
-        if self._keeper is None:
-            self._keeper = threading.Thread(target=self._keep, name="halt-keeper", daemon=True)
-            self._keeper.start()
+        """Have the keeper run. Raises AtCapacity where the system has no thread for it."""
+        with self._keeper_lock:
+            if self._keeper is None:
+                keeper = threading.Thread(target=self._keep, name="halt-keeper", daemon=True)
+                try:
+                    keeper.start()
+                except RuntimeError as exc:
+                    raise AtCapacity(
+                        "There is no thread to be had.", retry_after=RETRY_AFTER
+                    ) from exc
+                self._keeper = keeper
 
     def _keep(self) -> None:
         while not self._quit.wait(KEEPER_TICK):
@@ -453,21 +507,28 @@ class Generations:
                             socket.socket.shutdown(client, socket.SHUT_RDWR)  # ends the write
 
     def _forget_old(self) -> None:
-        at = now()
+        """Let go of finished runs whose time is over, the oldest first, and of those beyond the
+        memory that is set. Each costs the same, however many are kept."""
+        while len(old := self._take_old(now())) == FORGET_STEP:
+            self._release(old)
+        self._release(old)
+
+    def _take_old(self, at: float) -> list[Run]:
+        """Take the next FORGET_STEP runs out of the tables, or as many as there are."""
+        config, old = self.config, list[Run]()
         with self._lock:
-            finished = [
-                run for run in self._runs.values() if run.ended_at and run not in self._live
-            ]
-            finished.sort(key=lambda run: run.ended_at or at)
-            size = sum(run.log.size for run in finished)
-            old = []
-            for run in finished:
-                fresh = at - (run.ended_at or at) <= self.config.log_seconds
-                if (fresh or self._unsaved(run)) and size <= self.config.kept_bytes:
+            for run in self._finished.values():
+                fresh = at - (run.ended_at or at) <= config.log_seconds
+                fits = self._finished_bytes <= config.kept_bytes
+                if len(old) == FORGET_STEP or ((fresh or self._unsaved(run)) and fits):
                     break
-                size -= run.log.size
+                self._finished_bytes -= run.size
                 old.append(run)
-                del self._runs[run.id]
+            for run in old:
+                del self._finished[run.id], self._runs[run.id]
+        return old
+
+    def _release(self, old: list[Run]) -> None:
         for run in old:
             self._registry.release(run.id)
             self._ids.give_back(number_of(run.id))
@@ -535,19 +596,28 @@ class Generations:
         return True
 
     def _ended(self, on_end: Callable[[Run], None] | None, run: Run) -> None:
+        """Call the callback of its end; a fault in there is logged and changes nothing here."""
         try:
             if on_end is not None:
                 on_end(run)
+        except Exception:
+            logger.exception("stream %s, the callback of its end", run.id)
         finally:
             if self._recorder is not None:
                 self._recorder.ended()
 
     def _settled(self, run: Run) -> None:
+        """The run needs its place no longer. Harmless when repeated."""
         with self._lock:
             place = self._live.pop(run, None)
-            if place is not None:
-                self._places.give_back(place)
-            self._room.notify_all()
+            if place is None:
+                return
+            self._finished[run.id] = run
+            self._finished_bytes += run.size
+            self._returning += 1
+        self._give_back(place)
+        with self._lock:
+            self._returning -= 1
 
 
 def _listed(run: Run) -> Listed:

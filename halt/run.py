@@ -109,7 +109,8 @@ class Run(Recording):
             started_at=self.meter.started_at,
         )
         self.request = request
-        self._question = request.messages  # as it was asked, without later rounds
+        self._question = request.messages  # as it was asked, without later rounds; [] once settled
+        self._fingerprint = ""  # of those, once settled
         self.line = Line()
         self.switch = StopSwitch(self._pressed, owner)
         self._upstream = upstream
@@ -153,7 +154,13 @@ class Run(Recording):
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self._question)
+        question = self._question  # read first: it is emptied after `_fingerprint` is set
+        return self._fingerprint or fingerprint(question)
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that it takes once it is settled, roughly."""
+        return self.log.size + len(self.prefix)
 
     @property
     def chunks(self) -> int:
@@ -235,11 +242,19 @@ class Run(Recording):
                     self._reply.finish()
                 else:
                     self._reply.close()
+            self._forget_request()
             self._settled = True
         finally:
             self._pump.release()
         self._on_settled(self)
         return True
+
+    def _forget_request(self) -> None:
+        """Let go of the prompt, which a run that is over does not need. The role is held."""
+        self._model, self._fingerprint = self.model, self.fingerprint
+        self.request = ChatRequest([], id=self.id, model=self.request.model)
+        self._question, self._calls = [], []
+        self._reply = self._counted = self._on_usage = None  # they hold the request too
 
     def _pressed(self, seen: int | None) -> Pressed:
         reporting = self._on_usage is not None and self.log.ended is None
@@ -260,8 +275,9 @@ class Run(Recording):
         if interrupt:
             self.line.interrupt()
             self.settle()
-        if self._on_end is not None:
-            self._on_end(self)
+        on_end, self._on_end = self._on_end, None  # it may hold the conversation
+        if on_end is not None:
+            on_end(self)
         if self._reading_on:
             self._on_settled(self)  # it needs no place any more
             if not self._spawn(self, self.read_on):
@@ -387,9 +403,8 @@ class Run(Recording):
         except UpstreamError as fault:
             self.fail(fault)
         except Exception as exc:
-            if self.log.ended is None:
-                logger.exception("stream %s", self.id)
-                self.fail(UpstreamError("internal", type(exc).__name__))
+            logger.exception("stream %s", self.id)
+            self.fail(UpstreamError("internal", type(exc).__name__))
         except BaseException:  # Ctrl-C in a program's own thread, in the middle of a read
             self.cancel("stop")
             raise

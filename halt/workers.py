@@ -34,7 +34,6 @@ from halt.config import Config
 from halt.errors import OffsetLost, StoreUnavailable, UnknownStream
 from halt.generation import (
     RECEIPT_WAIT,
-    ROOM_WAIT,
     Generations,
     Health,
     Kept,
@@ -53,7 +52,6 @@ STOP_WITHIN = RECEIPT_WAIT + 0.1  # seconds for the others to answer a Stop
 FIND_WITHIN = 1.0  # seconds for them to say whether they have a stream
 LIST_WITHIN = 0.5  # seconds for them to say what they have
 COPY_WITHIN = 2.0  # seconds for them to hand over their tombstones
-ROOM_TICK = 0.01  # seconds between two looks for a place that another worker gives back
 LAST_WORDS = 1.0  # seconds for the others' streams to end here, once this worker leaves
 
 logger = logging.getLogger(__name__)
@@ -132,19 +130,12 @@ class SharedGenerations(Generations):
         for left in self._peers.words(TOMBSTONE_SECONDS):
             self._registry.inherit(_tombstones.decode(left))
         self._peers.watch()
-        with self._lock:
-            self._start_keeper()
+        self._start_keeper()
 
     # --- start, find, stop ------------------------------------------------------------------------
 
-    def _take_place(self) -> int | None:
-        place = super()._take_place()
-        if place is None and self._peers.others:  # theirs announce nothing when they come free
-            until = now() + ROOM_WAIT
-            while place is None and now() < until:
-                self._room.wait(ROOM_TICK)
-                place = self._places.take(self.config.max_streams)
-        return place
+    def _shares_places(self) -> bool:
+        return bool(self._peers.others)
 
     def get(self, stream_id: str, requester: str | None) -> Recording:
         try:
