@@ -93,7 +93,8 @@ FIRST_TEXT_WAIT = 0.01
 
 #: Seconds that a request waits for an answer that has ended to be written down.
 WRITE_WAIT = 2.0
-WRITE_TICK = 0.01  # seconds between two looks whether it is
+WRITE_TICK = 0.01  # seconds before the first further look whether it is; each waits twice as long
+WRITE_TICK_MAX = 0.16
 
 blueprint = Blueprint("pages", __name__)
 
@@ -236,6 +237,7 @@ def send(conversation_id: str) -> Response:
     mine = owner_made()
     edit_of = _message_id("edit_of") if "edit_of" in request.form else None
     after = _message_id("after") if "after" in request.form else None
+    _expect_room(len(answers))
     try:
         found = _changed(
             conversation_id,
@@ -270,6 +272,7 @@ def regenerate(conversation_id: str) -> str:
     model = checked_model(request.form.get("model", ""))
     prompt_id = _message_id("prompt_id") if "prompt_id" in request.form else None
     mine = owner_made()
+    _expect_room()
     found = _changed(
         conversation_id,
         lambda store: store.again(
@@ -285,6 +288,7 @@ def continue_(conversation_id: str) -> str:
     """Go on with the last answer from its last word, in the same message."""
     (stream_id,) = _stream_ids(1)
     answer_id, mine = _shown_exchange(conversation_id).answer_id, owner_made()
+    _expect_room()
     found = _changed(
         conversation_id,
         lambda store: store.extend(conversation_id, mine, answer_id, stream_id, worker=_worker()),
@@ -356,16 +360,32 @@ def usage(conversation_id: str) -> tuple[str, int]:
 T = TypeVar("T")
 
 
+def _expect_room(answers: int = 1) -> None:
+    """Refuse what would be refused at its start, before the store is written to.
+
+    Raises TooManyRequests, AtCapacity, Draining.
+    """
+    count_starts(answers, hit=False)
+    generations().expect_room(answers)
+
+
 def _changed(conversation_id: str, change: Callable[[Store], T]) -> T:
     """Change the conversation. An answer that has just ended may have to be written down first."""
-    until = now() + WRITE_WAIT
+    try:
+        return change(conversations())
+    except Busy:
+        if not _caught_up(conversation_id):  # asks the other workers, once
+            raise
+    # What ended here is written. What ended in another worker is announced by the store alone.
+    until, pause = now() + WRITE_WAIT, WRITE_TICK
     while True:
         try:
             return change(conversations())
         except Busy:
-            if now() >= until or not _caught_up(conversation_id):
+            if now() >= until:
                 raise
-        threading.Event().wait(WRITE_TICK)  # another worker's writing is announced to nobody
+        threading.Event().wait(pause)
+        pause = min(2 * pause, WRITE_TICK_MAX)
 
 
 def _caught_up(conversation_id: str) -> bool:
@@ -519,7 +539,7 @@ def stream(stream_id: str) -> Response:
     except OffsetLost:
         closed()
         return _one_message(writer.whole())
-    except HaltError:
+    except BaseException:
         closed()
         raise
     return Response(

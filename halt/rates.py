@@ -45,8 +45,11 @@ class Rates:
         assert isinstance(limiter.storage, Counts)  # noqa: S101
         self._counts = limiter.storage
 
-    def count(self, starts: int) -> None:
-        """Count so many starts, all or none. Raises TooManyRequests, RequestError."""
+    def count(self, starts: int, *, hit: bool = True) -> None:
+        """Count so many starts, all or none; without `hit` only look whether they are allowed.
+
+        Raises TooManyRequests, RequestError.
+        """
         limits = [(limit, "address", address()) for limit in self._of_address]
         session = owner()
         if session is not None:
@@ -58,7 +61,7 @@ class Rates:
             with self._counts.together():  # nobody starts between another's test and its count
                 full = [each for each in limits if not self._counter.test(*each, cost=starts)]
                 if not full:
-                    for each in limits:
+                    for each in limits if hit else ():
                         self._counter.hit(*each, cost=starts)
                     return
                 over = max(self._counter.get_window_stats(*each).reset_time for each in full)
@@ -91,11 +94,14 @@ def address() -> str:
     return str(ipaddress.IPv6Network((int(known), NETWORK), strict=False))
 
 
-def count_starts(starts: int = 1) -> None:
-    """To be called before streams are started for this request. Raises TooManyRequests."""
+def count_starts(starts: int = 1, *, hit: bool = True) -> None:
+    """To be called before streams are started for this request. Raises TooManyRequests.
+
+    Without `hit` nothing is counted: for starts that are written down before they are counted.
+    """
     rates: Rates | None = current_app.extensions["halt.rates"]
     if rates is not None:
-        rates.count(starts)
+        rates.count(starts, hit=hit)
 
 
 def install(app: Flask) -> None:

@@ -34,6 +34,7 @@ BACKOFF_MAX = 2.0  # seconds between two attempts, where the store is not well
 BEHIND = 2.0  # seconds that anything may wait to be written before it is said
 BATCH_EVENTS = 20_000  # of one transaction; what is more goes into the next, at once
 GIVEN_UP_MAX = 10_000  # generations that are remembered after they were given up, the newest
+INTERRUPT_TRIES = 3  # attempts to end one of them in a store that is well
 SWEEP_EVERY = 3600.0  # seconds between two looks for what is kept for a time only
 CLOSE_WAIT = 3.0  # seconds that leaving waits for the store
 
@@ -89,9 +90,16 @@ class Recorder:
         self._fault = ""  # why the last attempt failed
         self._failures = 0  # since the last success
         self._given_up: list[str] = []  # let go of before they could be written
+        self._tries: dict[str, int] = {}  # attempts to end one of those that went wrong
         self._sweep_at = now()
 
     # --- what generations and their readers use ---------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread now, and not with the first generation: what is kept for a time only is
+        removed from the store also while nothing is generated. Harmless when repeated."""
+        with self._changed:
+            self._wake()
 
     def begin(self, recording: Recording) -> None:
         """Write this one down from now on."""
@@ -200,7 +208,7 @@ class Recorder:
         with self._changed:
             self._changed.wait_for(
                 lambda: self._entries or self._given_up or self._closing_until is not None,
-                SWEEP_EVERY,
+                max(0.0, self._sweep_at - now()),
             )
             if self._failures:
                 pause = min(PERIOD * 2 ** min(self._failures, 10), BACKOFF_MAX)
@@ -230,7 +238,7 @@ class Recorder:
         at = now()
         with self._changed:
             entries = list(self._entries.values())
-            given_up = set(self._given_up)
+            given_up = list(self._given_up)
         steps, left = [], BATCH_EVENTS
         for entry in entries:
             try:
@@ -243,22 +251,57 @@ class Recorder:
             if step is not None:
                 steps.append(step)
         try:
-            if steps:
-                self._store.write(_joined(steps))
-            for stream_id in given_up:
-                self._store.interrupt(stream_id)
-            if at >= self._sweep_at:  # a little at a time, until there is no more
-                self._sweep_at = at + SWEEP_EVERY
-                if self._store.sweep(time.time()):
-                    self._sweep_at = at
+            self._write(steps)
+            ended = self._interrupt(given_up)
+            self._sweep(at)
         except StoreUnavailable as fault:
             self._failed(fault.reason)
             return
+        self._succeeded(steps, ended, at, more=left <= 0)
+
+    def _write(self, steps: list[_Step]) -> None:
+        """Write all of it, or what can be written. Raises StoreUnavailable."""
+        try:
+            if steps:
+                self._store.write(_joined(steps))
+        except StoreUnavailable:
+            raise
         except Exception:
             logger.exception("a batch of events could not be saved; it is tried one by one")
-            if not self._one_by_one(steps):
-                return
-        self._succeeded(steps, given_up, at, more=left <= 0)
+            self._one_by_one(steps)
+
+    def _interrupt(self, stream_ids: Iterable[str]) -> set[str]:
+        """End these in the store; those that need no further attempt. Raises StoreUnavailable.
+
+        One that cannot be ended is tried again in the next turns, and holds up no other.
+        """
+        ended = set()
+        for stream_id in stream_ids:
+            try:
+                self._store.interrupt(stream_id)
+            except StoreUnavailable:
+                raise
+            except Exception:
+                logger.exception("stream %s cannot be ended in the store", stream_id)
+                self._tries[stream_id] = self._tries.get(stream_id, 0) + 1
+                if self._tries[stream_id] < INTERRUPT_TRIES:
+                    continue
+            self._tries.pop(stream_id, None)
+            ended.add(stream_id)
+        return ended
+
+    def _sweep(self, at: float) -> None:
+        """Remove what is kept for a time only, a little in each turn. Raises StoreUnavailable."""
+        if at < self._sweep_at:
+            return
+        try:
+            more = self._store.sweep(time.time())
+        except StoreUnavailable:
+            raise
+        except Exception:
+            logger.exception("what is kept for a time only cannot be removed; later again")
+            more = 0
+        self._sweep_at = at if more else at + SWEEP_EVERY
 
     def _step(self, entry: _Entry, room: int) -> tuple[_Step | None, int]:
         """What is new of one generation, at most `room` events of it, and how many there are."""
@@ -290,18 +333,19 @@ class Recorder:
         batch = Batch(begun, _chunks(recording, events), ended)
         return _Step(entry, upto, bool(ended), batch), len(events)
 
-    def _one_by_one(self, steps: list[_Step]) -> bool:
-        """Write what can be written. What can't, though the store is well, is let go of."""
+    def _one_by_one(self, steps: list[_Step]) -> None:
+        """Write what can be written. What can't, though the store is well, is let go of.
+
+        Raises StoreUnavailable.
+        """
         for step in steps:
             try:
                 self._store.write(step.batch)
-            except StoreUnavailable as fault:
-                self._failed(fault.reason)
-                return False
+            except StoreUnavailable:
+                raise
             except Exception:
                 logger.exception("stream %s cannot be saved", step.entry.recording.id)
                 self._let_go(step.entry)
-        return True
 
     def _let_go(self, entry: _Entry) -> None:
         """This one cannot be saved, for a reason that is none of the store's."""
@@ -310,7 +354,7 @@ class Recorder:
             self._entries.pop(stream_id, None)
             self._given_up.append(stream_id)
 
-    def _succeeded(self, steps: list[_Step], given_up: set[str], at: float, *, more: bool) -> None:
+    def _succeeded(self, steps: list[_Step], ended: set[str], at: float, *, more: bool) -> None:
         if self._failures:
             logger.warning("saving works again")
         with self._changed:
@@ -318,7 +362,7 @@ class Recorder:
                 step.entry.begun, step.entry.written = True, step.upto
                 if step.over:
                     self._entries.pop(step.entry.recording.id, None)
-            self._given_up = [each for each in self._given_up if each not in given_up]
+            self._given_up = [each for each in self._given_up if each not in ended]
             if not more:
                 self._clean_at = at
             self._hurry = self._hurry or more

@@ -16,7 +16,7 @@ from typing import Self, TypeVar
 
 import msgspec
 
-from halt.errors import AnswerFailed, HaltError, OffsetLost, RequestError
+from halt.errors import AnswerFailed, OffsetLost, RequestError
 from halt.events import (
     FINAL_FRAME,
     HEARTBEAT,
@@ -271,6 +271,6 @@ def watched(run: Run, make: Callable[[], T]) -> T:
     """What `make` makes of a run that was just started; where it can't, the run ends too."""
     try:
         return make()
-    except HaltError:
+    except BaseException:
         run.cancel("no_viewer")
         raise

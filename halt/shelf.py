@@ -238,15 +238,15 @@ def _download(conversations: Iterator[PortableConversation], title: str) -> Resp
     if kind not in KINDS:
         raise RequestError(f"format must be one of {', '.join(KINDS)}.", field="format")
     write, ending, mimetype = KINDS[kind]
-    service = generations()
-    service.take_place()
-    response = Response(
-        ClosingIterator(write(conversations), service.give_back_place), mimetype=mimetype
-    )
     name = file_name(title, ending)
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     names = {"filename": plain, "filename*": f"UTF-8''{quote(name)}"}
+    service = generations()
+    response = Response(
+        ClosingIterator(write(conversations), service.give_back_place), mimetype=mimetype
+    )
     response.headers.set("Content-Disposition", "attachment", **names)
+    service.take_place()  # last: the response's close gives it back
     return response
 
 

@@ -534,13 +534,14 @@ def install(app: Flask) -> None:
             # Two threads must not use one TLS connection.
             raise RequestError("WebSockets need a proxy in front that ends TLS.", field="Upgrade")
         generations().take_place()
+        g.has_place = True  # first: what follows fails where the client has left
         g.wire = request.environ["gunicorn.socket"] = Wire(client)
         # Without compression: it would cost more than all the rest, for messages this small.
         request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
 
     @routes.teardown_request
     def give_back_place(_: BaseException | None) -> None:
-        if g.pop("wire", None) is not None:
+        if g.pop("has_place", False):
             generations().give_back_place()
 
     @routes.errorhandler(RemoteProtocolError)

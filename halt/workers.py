@@ -131,6 +131,8 @@ class SharedGenerations(Generations):
             self._registry.inherit(_tombstones.decode(left))
         self._peers.watch()
         self._start_keeper()
+        if self._recorder is not None:
+            self._recorder.start()
 
     # --- start, find, stop ------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,16 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from app import create_app
+from halt import sockets
 from halt.config import load
-from halt.conversations import Conversation
-from halt.errors import AtCapacity, StoreUnavailable
+from halt.conversations import BUSY, Busy, Conversation
+from halt.errors import AtCapacity, StoreUnavailable, UnknownStream
+from halt.events import Done
 from halt.generation import Generations, Receipt
+from halt.journal import MemoryLog
+from halt.metrics import Meter, now
 from halt.recorder import Recorder
+from halt.recording import Recording
 from halt.run import Run
 from halt.store import SqlStore
 from tests.conftest import eventually, new_id
@@ -45,10 +52,12 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
+def desk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Desk]:
+    """A desk with default settings, or with those of an indirect parameter."""
     upstream = Scripted()
     settings = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "HALT_DATA": str(tmp_path)}
-    app = create_app(load({**settings, "HALT_TITLES": "words"}), upstream)
+    more = getattr(request, "param", {})
+    app = create_app(load({**settings, "HALT_TITLES": "words", **more}), upstream)
     made = Desk(app, upstream)
     made.client.get("/")
     yield made
@@ -148,3 +157,113 @@ def test_one_press_stops_all_before_it_waits_for_one(
     page = {"HX-Request": "true"}
     assert desk.client.post("/stop", data={"stream_id": ids}, headers=page).status_code == 200
     assert left[0] == 0
+
+
+# --- starts that are refused ----------------------------------------------------------------------
+
+
+def count_writes(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls that write a start into the store, from now on."""
+    written: list[str] = []
+    for name in ("begin", "again", "extend"):
+        real = getattr(desk.store, name)
+
+        def spy(*args: Any, name: str = name, real: Any = real, **more: Any) -> Any:
+            written.append(name)
+            return real(*args, **more)
+
+        monkeypatch.setattr(desk.store, name, spy)
+    return written
+
+
+@pytest.mark.parametrize(
+    ("desk", "status"),
+    [({"HALT_RATE_SESSION": "1/hour"}, 429), ({"HALT_MAX_STREAMS": "1"}, 503)],
+    indirect=["desk"],
+)
+def test_a_refused_start_is_not_written(
+    desk: Desk, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start beyond a limit reaches neither the store nor the model, on every way to start."""
+    assert desk.ask() == 200
+    if status == 429:
+        desk.upstream.reply().feed("Hi")
+        desk.upstream.reply().end()
+        eventually(lambda: desk.conversation().exchanges[-1].ended is not None)
+    (exchange,) = desk.conversation().exchanges
+    written = count_writes(desk, monkeypatch)
+    prompt_id = {"prompt_id": str(exchange.prompt_id)}
+    for route, form in (
+        ("messages", {"prompt": "Hello again"}),
+        ("regenerate", prompt_id),
+        ("continue", prompt_id),
+    ):
+        assert desk.client.post(f"{desk.path}/{route}", data=form).status_code == status, route
+    assert written == []
+    assert len(desk.upstream.asked) == 1
+
+
+def test_the_workers_are_asked_once_while_a_write_is_awaited(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that has ended in another worker is asked for once; then the store is looked at."""
+    service: Generations = desk.app.extensions["halt"]
+    assert desk.ask() == 200
+    desk.upstream.reply().end()
+    stream_id = desk.conversation().exchanges[-1].stream_id
+    assert desk.app.extensions["halt.recorder"].written(stream_id, SOON)
+
+    elsewhere = Recording(stream_id, None, MemoryLog(1_000), started_at=now())
+    elsewhere.log.end(lambda: Done("stop", Meter().snapshot()))
+    asked: list[str] = []
+
+    def get(stream_id: str, requester: str | None) -> Recording:
+        asked.append(stream_id)
+        if len(asked) > 1:
+            raise UnknownStream("asked again")
+        return elsewhere
+
+    begin, busy = desk.store.begin, iter(range(4))
+
+    def begin_late(*args: Any, **more: Any) -> Conversation:
+        if next(busy, None) is not None:
+            raise Busy(BUSY)
+        monkeypatch.setattr(service, "get", real_get)
+        return begin(*args, **more)
+
+    real_get = service.get
+    last = desk.conversation()
+    running = still_running(last)
+    monkeypatch.setattr(service, "get", get)
+    monkeypatch.setattr(desk.store, "begin", begin_late)
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.store, "get", lambda *_, **__: running)
+        assert desk.ask() == 200
+    assert asked == [stream_id]
+
+
+def still_running(found: Conversation) -> Conversation:
+    """The conversation with its last answer as one that is still being written."""
+    last = dataclasses.replace(found.exchanges[-1], ended=None)
+    return dataclasses.replace(found, exchanges=(*found.exchanges[:-1], last))
+
+
+@pytest.mark.parametrize("desk", [{"HALT_MAX_STREAMS": "1"}], indirect=True)
+def test_a_socket_whose_client_has_left_takes_no_place(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that fails while it is set up gives its reader's place back."""
+
+    def gone(_: socket.socket) -> None:
+        raise OSError("the client has left")
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        monkeypatch.setattr(sockets, "Wire", gone)
+        headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+        environ = {"gunicorn.socket": ours}
+        got = desk.client.get("/ws", headers=headers, environ_overrides=environ)
+        assert got.status_code == 500
+    service: Generations = desk.app.extensions["halt"]
+    service.take_place()
+    service.give_back_place()

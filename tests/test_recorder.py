@@ -38,6 +38,7 @@ class Shelf:
         self._changed = threading.Condition()
         self.batches: list[Batch] = []
         self.interrupted: list[str] = []
+        self.unreadable: set[str] = set()  # generations whose end in the store goes wrong
         self.swept: list[float] = []
         self.attempts = 0
         self.fault: Callable[[Batch], Exception | None] = lambda batch: None
@@ -60,6 +61,8 @@ class Shelf:
         with self._changed:
             self.interrupted.append(stream_id)
             self._changed.notify_all()
+        if stream_id in self.unreadable:
+            raise ValueError(f"{stream_id} is broken")
         return True
 
     def sweep(self, now: float) -> int:
@@ -315,6 +318,44 @@ def test_what_is_given_up_is_ended_in_the_store_when_it_is_well(
     assert sorted(desk.shelf.interrupted) == [f"given-up-{n}" for n in range(3)]
     assert desk.recorder.holds("the-kept-one")
     assert sum("memory" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_one_that_cannot_be_ended_holds_up_no_other(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault in the end of one generation is logged; those given up after it are ended."""
+    desk.shelf.unreadable = {"broken"}
+    desk.recorder.abandon(["broken", "after-it", "and-that"])
+    desk.shelf.until(lambda: {"after-it", "and-that"} <= set(desk.shelf.interrupted))
+    desk.shelf.until(lambda: desk.shelf.interrupted.count("broken") == module.INTERRUPT_TRIES)
+    assert desk.shelf.interrupted.count("after-it") == 1
+    desk.recorder.abandon(["the-next"])
+    desk.shelf.until(lambda: "the-next" in desk.shelf.interrupted)
+    assert desk.shelf.interrupted.count("broken") == module.INTERRUPT_TRIES
+    assert "broken is broken" in caplog.text
+
+
+def test_what_is_kept_for_a_time_is_swept_while_nothing_is_generated(desk: Desk) -> None:
+    """A server that is only looked at removes what was deleted a day ago, all of it."""
+    desk.recorder.start()
+    desk.shelf.until(lambda: len(desk.shelf.swept) == 3)
+
+
+def test_a_sweep_that_goes_wrong_is_logged_and_loses_no_event(
+    desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written in the same turn counts as written, once."""
+
+    def broken(_: float) -> int:
+        raise ValueError("the sweep is broken")
+
+    monkeypatch.setattr(desk.shelf, "sweep", broken)
+    recording = desk.begin()
+    add(recording, "text")
+    desk.end(recording)
+    assert desk.recorder.written(recording.id, SOON)
+    assert desk.shelf.text(recording.id) == "text"
+    assert "the sweep is broken" in caplog.text
 
 
 def test_what_is_kept_for_a_time_is_swept_a_little_at_a_time(desk: Desk) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, update
 
 from halt import peers
 from halt.archive import HOUR, Archive
@@ -39,6 +39,7 @@ from halt.recorder import Recorder
 from halt.recording import Recording
 from halt.stops import StopRegistry
 from halt.store import SqlStore
+from halt.tables import conversations
 from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.scripted import SOON, Scripted
@@ -540,3 +541,24 @@ def test_a_worker_without_files_is_dead_when_its_process_is_gone(
     monkeypatch.setattr(peers, "MENDED_WITHIN", 0.0)
     assert worker.alive(f"{os.getpid()}-hangs")
     worker.close()
+
+
+# --- what is kept for a time only -----------------------------------------------------------------
+
+
+def test_deleted_conversations_are_gone_on_a_server_that_is_only_looked_at(
+    tmp_path: Path, start_halt: StartHalt, shared_fake: FakeOpenAI
+) -> None:
+    """60 conversations that were deleted three days ago are removed, though nothing is generated."""
+    store = SqlStore(open_database(tmp_path, ""))
+    for number in range(60):
+        conversation_id = f"deleted-{number:03}"
+        store.begin(conversation_id, "somebody", "Hello", [(new_id(), "")], worker="gone")
+        store.delete(conversation_id, "somebody")
+    with store.database.writing() as connection:
+        connection.execute(update(conversations).values(deleted_at=time.time() - 3 * 86_400))
+    store.close()
+    server = start_halt(shared_fake, HALT_DATA=str(tmp_path))
+    assert server.client().get("/").status == 200
+    eventually(lambda: ask(tmp_path, "SELECT count(*) FROM conversations WHERE id <> ?", "") == 0)
+    assert ask(tmp_path, "SELECT count(*) FROM messages WHERE role <> ?", "") == 0
