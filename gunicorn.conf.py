@@ -143,12 +143,15 @@ def post_worker_init(worker: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """In a worker, about to leave."""
+    """In a worker, about to leave. A part that cannot be closed keeps no other from it."""
     application = getattr(worker, "wsgi", None)
-    if application is not None:
-        application.extensions["halt"].close()
-        application.extensions["halt.titles"].close()
-        application.extensions["halt.store"].close()
+    if application is None:
+        return
+    for name in ("halt", "halt.titles", "halt.store"):
+        try:
+            application.extensions[name].close()
+        except Exception:
+            logging.getLogger("halt").exception("closing %s", name)
 
 
 def on_exit(server: Any) -> None:

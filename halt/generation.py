@@ -465,6 +465,7 @@ class Generations:
                 self._notice_departures()
                 self._forget_old()
                 self._unheard.tend(now())
+                self._tick()
             except Exception:
                 logger.exception("keeper")
             with self._lock:
@@ -475,6 +476,9 @@ class Generations:
                     self._tend(run, at)
                 except Exception:
                     logger.exception("keeper, stream %s", run.id)
+
+    def _tick(self) -> None:
+        """What else is done in each turn."""
 
     def _tend(self, run: Run, at: float) -> None:
         if run.log.ended is not None:

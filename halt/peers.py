@@ -13,9 +13,11 @@ connection of its own, answered by one frame or by many: four bytes of length, t
 A worker that hangs holds up nobody: to connect and to send never wait, and answers are waited for
 together, for as long as the asker allows.
 
-Who finds the lock of another worker free holds it while it tidies up after that one, and then
-removes the files. So of all that look, once a second each, exactly one does it. A worker that
-leaves in order leaves its lock file in the same way: there is one way out, however it came to it.
+A worker that finds the lock of another one free tidies up after that one, and then removes the
+files. Meanwhile it holds the lock of another file, NAME.grave, so of all that look, once a second
+each, one does it, and the dead worker counts as dead for all. (NAME.lock could serve for both only
+if it were changed from exclusive to shared, which the system does in two steps: another worker
+comes in between.) A worker that leaves in order leaves its lock file in the same way.
 
 A lock file that is not there means a death only where nobody has taken the files away: a worker
 that finds its own one gone makes it and its socket again, and gives the others time to do the same.
@@ -36,8 +38,9 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 from halt.config import ConfigError
@@ -130,6 +133,49 @@ class Channel:
         return frame
 
 
+class Answers:
+    """The first frame of each answer of (worker, frame, channel), as they come, in one iteration.
+
+    To be used in a `with`, at whose end every channel that is not `kept` is closed. `unreached` are
+    the workers to which the request could not be sent: their queues are full, or they are dying.
+    """
+
+    def __init__(
+        self,
+        asked: Mapping[str, Channel] = MappingProxyType({}),
+        deadline: float = 0.0,
+        unreached: Sequence[str] = (),
+    ) -> None:
+        self.unreached = unreached
+        self._asked = asked
+        self._deadline = deadline
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for channel in self._asked.values():
+            if not channel.kept:
+                channel.close()
+
+    def __iter__(self) -> Iterator[tuple[str, bytes, Channel]]:
+        poller = select.poll()
+        waiting = {}
+        for name, channel in self._asked.items():
+            waiting[channel.sock.fileno()] = name, channel
+            poller.register(channel.sock, select.POLLIN)
+        while waiting and (left := self._deadline - now()) > 0:
+            for number, _ in poller.poll(left * 1000):
+                name, channel = waiting[number]
+                frame, more = channel.look()
+                if frame is None and more:
+                    continue
+                poller.unregister(number)
+                del waiting[number]
+                if frame is not None:
+                    yield name, frame, channel
+
+
 #: Answers one request: sends frames until there is no more to say. What it raises is logged.
 Serve = Callable[[bytes, Channel], None]
 
@@ -211,8 +257,8 @@ class Peers:
         self._sweep_now.set()
         listener, self._listener = self._listener, None
         if listener is not None and self._sockets is not None:
-            if (bell := self._connect(self.name, b"")) is not None:  # ends `accept`
-                bell.close()
+            with contextlib.suppress(OSError):
+                self._connect(self.name, b"").close()  # ends `accept`
             (self._sockets / f"{self.name}.sock").unlink(missing_ok=True)
             for thread in self._threads:
                 thread.join(2 * SWEEP_EVERY)
@@ -368,60 +414,36 @@ class Peers:
         found = (each.stem for each in self._sockets.glob("*.sock"))
         return sorted(name for name in found if name != self.name)
 
-    def ask(
-        self, request: bytes, timeout: float, only: str | None = None
-    ) -> Iterator[tuple[str, bytes, Channel]]:
-        """Send a request to all others, or to one; the first frame of each answer, as they come.
+    def ask(self, request: bytes, timeout: float, only: str | None = None) -> Answers:
+        """Send a request to all others, or to one.
 
         It is sent before this returns. `timeout` is in seconds, for all of them together; who does
         not answer in time is left out. Whoever wants more than the first frame sets
         `channel.kept`, and closes the channel afterwards.
         """
-        asked = {}
+        asked: dict[str, Channel] = {}
+        unreached = []
         for name in self.others if only is None else [only]:
-            channel = self._connect(name, request)
-            if channel is not None:
-                asked[channel.sock.fileno()] = name, channel
-        return self._answers(asked, now() + timeout)
+            try:
+                asked[name] = self._connect(name, request)
+            except FileNotFoundError:
+                continue  # it has left
+            except OSError:
+                unreached.append(name)
+        return Answers(asked, now() + timeout, unreached)
 
-    def _answers(
-        self, asked: dict[int, tuple[str, Channel]], deadline: float
-    ) -> Iterator[tuple[str, bytes, Channel]]:
-        poller = select.poll()
-        for number in asked:
-            poller.register(number, select.POLLIN)
-        waiting = dict(asked)
-        try:
-            while waiting and (left := deadline - now()) > 0:
-                for number, _ in poller.poll(left * 1000):
-                    name, channel = waiting[number]
-                    frame, more = channel.look()
-                    if frame is None and more:
-                        continue
-                    poller.unregister(number)
-                    del waiting[number]
-                    if frame is not None:
-                        yield name, frame, channel
-        finally:
-            for _, channel in asked.values():
-                if not channel.kept:
-                    channel.close()
-
-    def _connect(self, name: str, request: bytes) -> Channel | None:
-        """A channel on which the request was sent; None where nobody listens, or too many ask."""
+    def _connect(self, name: str, request: bytes) -> Channel:
+        """A channel on which the request was sent, without waiting. Raises OSError."""
         if self._sockets is None:
-            return None
-        try:
-            channel = Channel(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        except OSError:  # no more files
-            return None
+            raise FileNotFoundError(name)
+        channel = Channel(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         try:
             channel.sock.setblocking(False)
             channel.sock.connect(os.fspath((self._sockets / f"{name}.sock").absolute()))
             channel.send(request)  # fits the kernel's buffer, or counts as not to be had
-        except OSError:
+        except BaseException:
             channel.close()
-            return None
+            raise
         return channel
 
     # --- the dead ---------------------------------------------------------------------------------
@@ -450,17 +472,9 @@ class Peers:
         if name.count("-") > 1 and not name.endswith(f"-{self._mark}"):
             return None
         try:
-            file = os.open(self._data / "run" / f"{name}.lock", os.O_RDWR)
+            return _is_held(self._data / "run" / f"{name}.lock")
         except FileNotFoundError:
             return self._may_live(name)
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        else:
-            return False
-        finally:
-            os.close(file)
 
     def sweep(self) -> None:
         """Tidy up after every worker that has died. What goes wrong is tried again, logged once."""
@@ -478,25 +492,38 @@ class Peers:
                     self._troubled.add(lock.stem)
 
     def _bury(self, lock: Path) -> None:
-        """Tidy up after the worker of this lock file, if it is dead and nobody else does."""
-        try:
-            file = os.open(lock, os.O_RDWR)
-        except FileNotFoundError:
-            return
+        """Tidy up after the worker of this lock file, if it is dead and no other worker does."""
+        with contextlib.suppress(FileNotFoundError):  # told below
+            if _is_held(lock):
+                return
+        grave = lock.with_suffix(".grave")
+        file = os.open(grave, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                return  # it lives, or another one is at it
-            if not os.fstat(file).st_nlink:
-                return  # another one was at it
-            fcntl.flock(file, fcntl.LOCK_SH)  # for `alive` it is dead from now on
-            self.recover(lock.stem)
-            if self._sockets is not None:
-                (self._sockets / f"{lock.stem}.sock").unlink(missing_ok=True)
-            lock.unlink(missing_ok=True)
+                return  # another worker is at it
+            if lock.exists():  # else another worker was at it
+                self.recover(lock.stem)
+                if self._sockets is not None:
+                    (self._sockets / f"{lock.stem}.sock").unlink(missing_ok=True)
+                lock.unlink(missing_ok=True)
+            # Last: a worker that makes the file anew from here on finds no lock file.
+            grave.unlink(missing_ok=True)
         finally:
             os.close(file)
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a worker holds this lock file. Raises OSError, of which FileNotFoundError is one."""
+    file = os.open(lock, os.O_RDWR)
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
 
 
 def _runs(name: str) -> bool:

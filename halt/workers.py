@@ -16,7 +16,8 @@ What holds for all workers together, and why:
   first and copies the others' tombstones then, before it serves anybody. So either the Stop finds
   it among the others, or the Stop had buried the ID in its own worker before the copy was made.
 - A worker that hangs delays a Stop of a stream that no other worker has, by STOP_WITHIN at most,
-  and no other Stop. It finds the Stop when it comes to itself.
+  and no other Stop. It finds the Stop when it goes on: in its queue, or, where that was full, sent
+  again by the worker that was asked (`Undelivered`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections import OrderedDict, defaultdict
+from collections.abc import Collection
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -43,7 +45,7 @@ from halt.generation import (
 )
 from halt.metrics import now
 from halt.mirror import INTERVAL, Mirror, tell, tell_more, tell_unknown, told
-from halt.peers import Channel, Peers
+from halt.peers import Answers, Channel, Peers
 from halt.recorder import Recorder
 from halt.recording import Recording
 from halt.stops import TOMBSTONE_SECONDS, StopRegistry, Tombstone, may_touch
@@ -52,6 +54,9 @@ STOP_WITHIN = RECEIPT_WAIT + 0.1  # seconds for the others to answer a Stop
 FIND_WITHIN = 1.0  # seconds for them to say whether they have a stream
 LIST_WITHIN = 0.5  # seconds for them to say what they have
 COPY_WITHIN = 2.0  # seconds for them to hand over their tombstones
+UNDELIVERED_SECONDS = 60.0  # for a worker that hangs to go on and take the Stops it has missed
+UNDELIVERED_MAX = 10_000  # Stops that are kept for such workers
+PRESS_MOST = 500  # of them in one request, which fits the kernel's buffer
 LAST_WORDS = 1.0  # seconds for the others' streams to end here, once this worker leaves
 
 logger = logging.getLogger(__name__)
@@ -96,6 +101,53 @@ _count = msgspec.msgpack.Decoder(int)
 _tombstones = msgspec.msgpack.Decoder(list[Tombstone])
 
 
+class Undelivered:
+    """Stops for workers whose queue of requests was full: kept to be sent again, for a time.
+
+    A worker that hangs takes no request, so its queue fills up with those of others; it finds these
+    Stops when it goes on. gunicorn ends a worker that hangs for longer than UNDELIVERED_SECONDS.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # protects the table below
+        self._stops: OrderedDict[tuple[str, str | None, str], tuple[int | None, float]]
+        self._stops = OrderedDict()  # (worker, requester, stream) -> (seen, until when), as added
+
+    def add(self, worker: str, stops: Stops, requester: str | None) -> None:
+        """Keep these; beyond UNDELIVERED_MAX the oldest go."""
+        until = now() + UNDELIVERED_SECONDS
+        with self._lock:
+            for stream_id, seen in stops:
+                self._stops.setdefault((worker, requester, stream_id), (seen, until))
+            while len(self._stops) > UNDELIVERED_MAX:
+                self._stops.popitem(last=False)
+
+    def due(self, workers: Collection[str]) -> list[tuple[str, Press]]:
+        """What each of these workers has to be sent. What is too old, or for a worker that is not
+        among them, is dropped."""
+        at = now()
+        by_asker: defaultdict[tuple[str, str | None], list[tuple[str, int | None]]]
+        by_asker = defaultdict(list)
+        with self._lock:
+            for key, (seen, until) in list(self._stops.items()):
+                worker, requester, stream_id = key
+                if worker in workers and until > at:
+                    by_asker[worker, requester].append((stream_id, seen))
+                else:
+                    del self._stops[key]
+        return [
+            (worker, Press(stops[at : at + PRESS_MOST], requester))
+            for (worker, requester), stops in by_asker.items()
+            for at in range(0, len(stops), PRESS_MOST)
+        ]
+
+    def delivered(self, worker: str, press: Press) -> None:
+        """The worker has these in its queue."""
+        with self._lock:
+            for stream_id, _ in press.stops:
+                self._stops.pop((worker, press.requester, stream_id), None)
+
+
 class SharedGenerations(Generations):
     """See the module. Until `begin` it is this process's alone."""
 
@@ -112,6 +164,7 @@ class SharedGenerations(Generations):
         self._peers = peers
         self._mirrors_lock = threading.Lock()  # protects the table below
         self._mirrors: WeakValueDictionary[str, Mirror] = WeakValueDictionary()
+        self._undelivered = Undelivered()
         self._leaving_since: float | None = None
 
     def begin(self) -> None:
@@ -125,8 +178,9 @@ class SharedGenerations(Generations):
         self._places.share(run / "streams.slots")
         self._ids.share(run / "ids.slots")
         self.tabs.share(run / "tabs.slots")
-        for _, copied, _ in self._peers.ask(_encode(Copy()), COPY_WITHIN):
-            self._registry.inherit(_tombstones.decode(copied))
+        with self._peers.ask(_encode(Copy()), COPY_WITHIN) as answers:
+            for _, copied, _ in answers:
+                self._registry.inherit(_tombstones.decode(copied))
         for left in self._peers.words(TOMBSTONE_SECONDS):
             self._registry.inherit(_tombstones.decode(left))
         self._peers.watch()
@@ -161,18 +215,19 @@ class SharedGenerations(Generations):
         """
         after = 0 if known is None else known.log.last
         request = _encode(Find(stream_id, requester, after, live=False))
-        for name, answer, channel in self._peers.ask(request, FIND_WITHIN):
-            found = told(answer)
-            if found is None:
-                continue
-            with self._mirrors_lock:
-                mirror = self._mirrors.get(stream_id) or Mirror(
-                    found, name, self.config.log_bytes, self
-                )
-                self._mirrors[stream_id] = mirror
-            with contextlib.suppress(OSError):  # it dies while it tells: what was saved will follow
-                mirror.receive(channel, answer, FIND_WITHIN)
-            return mirror
+        with self._peers.ask(request, FIND_WITHIN) as answers:
+            for name, answer, channel in answers:
+                found = told(answer)
+                if found is None:
+                    continue
+                with self._mirrors_lock:
+                    mirror = self._mirrors.get(stream_id) or Mirror(
+                        found, name, self.config.log_bytes, self
+                    )
+                    self._mirrors[stream_id] = mirror
+                with contextlib.suppress(OSError):  # it dies meanwhile: what was saved will follow
+                    mirror.receive(channel, answer, FIND_WITHIN)
+                return mirror
         if known is None or known.log.ended is not None or not may_touch(known.owner, requester):
             return None
         return known  # its owner has died just now, or hangs
@@ -180,15 +235,13 @@ class SharedGenerations(Generations):
     def open(self, mirror: Mirror) -> Channel | None:
         """For a mirror: go on with it where its owner has come to."""
         request = _encode(Find(mirror.id, mirror.owner, mirror.log.last, live=True))
-        for _, answer, channel in self._peers.ask(request, FIND_WITHIN, mirror.worker):
-            if told(answer) is not None:
-                channel.kept = True
-                try:
-                    mirror.receive(channel, answer, FIND_WITHIN)
-                except OSError:
-                    channel.close()
-                    break
-                return channel
+        with self._peers.ask(request, FIND_WITHIN, mirror.worker) as answers:
+            for _, answer, channel in answers:
+                if told(answer) is not None:
+                    with contextlib.suppress(OSError):
+                        mirror.receive(channel, answer, FIND_WITHIN)
+                        channel.kept = True
+                        return channel
         self._peers.sweep_soon()
         return None
 
@@ -203,43 +256,51 @@ class SharedGenerations(Generations):
         began = now()
         pressed = [(each, self._registry.press(each, requester, seen)) for each, seen in stops]
         missing = [stop for stop, (_, status) in zip(stops, pressed, strict=True) if status is None]
-        asked = self._ask(Press(missing, requester), STOP_WITHIN) if missing else iter(())
-        receipts = [self._receipt(each, status, began) for each, status in pressed]
         theirs: dict[str, Receipt] = {}
-        for answer in asked:
-            for each in _receipts.decode(answer):
-                if each.status != "pending":
-                    theirs[each.id] = each
-            if len(theirs) == len(missing):
-                break
+        with self._ask(Press(missing, requester), STOP_WITHIN) if missing else Answers() as answers:
+            for name in answers.unreached:
+                self._undelivered.add(name, missing, requester)
+            receipts = [self._receipt(each, status, began) for each, status in pressed]
+            for _, answer, _ in answers:
+                for each in _receipts.decode(answer):
+                    if each.status != "pending":
+                        theirs[each.id] = each
+                if len(theirs) == len(missing):
+                    break
         took = round((now() - began) * 1000, 2)
         return [
             msgspec.structs.replace(theirs.get(each.id, each), elapsed_ms=took) for each in receipts
         ]
 
     def running(self, owner: str | None) -> list[Listed]:
-        asked = self._ask(List(owner), LIST_WITHIN)
-        found = super().running(owner)
-        for answer in asked:
-            found += _listed.decode(answer)
+        with self._ask(List(owner), LIST_WITHIN) as answers:
+            found = super().running(owner)
+            for _, answer, _ in answers:
+                found += _listed.decode(answer)
         return sorted(found, key=lambda each: each.started_at)
 
     def stop_all(self, owner: str | None) -> list[Receipt]:
-        asked = self._ask(List(owner, stop=True), STOP_WITHIN)
-        receipts = self._stop_mine(owner)
-        for answer in asked:
-            receipts += _receipts.decode(answer)
+        with self._ask(List(owner, stop=True), STOP_WITHIN) as answers:
+            receipts = self._stop_mine(owner)
+            for _, answer, _ in answers:
+                receipts += _receipts.decode(answer)
         return receipts
 
     def health(self) -> Health:
-        asked = self._ask(Count(), LIST_WITHIN)
-        counts = [self.open_streams, *map(_count.decode, asked)]
+        with self._ask(Count(), LIST_WITHIN) as answers:
+            counts = [self.open_streams, *(_count.decode(answer) for _, answer, _ in answers)]
         return Health(sum(counts), len(counts), self._peers.name)
 
-    def _ask(self, request: Press | List | Count, timeout: float) -> Iterator[bytes]:
+    def _ask(self, request: Press | List | Count, timeout: float) -> Answers:
         """What the others answer; they are asked before this returns."""
-        answers = self._peers.ask(_encode(request), timeout)
-        return (answer for _, answer, _ in answers)
+        return self._peers.ask(_encode(request), timeout)
+
+    def _tick(self) -> None:
+        """Send the Stops that a worker's full queue has refused."""
+        for name, press in self._undelivered.due(self._peers.others):
+            with self._peers.ask(_encode(press), 0.0, name) as answers:
+                if not answers.unreached:
+                    self._undelivered.delivered(name, press)
 
     # --- for the others ---------------------------------------------------------------------------
 

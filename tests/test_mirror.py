@@ -5,7 +5,9 @@ Two services in one process, each a worker of the same folder, talk over real so
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,8 @@ from halt.peers import Channel, Peers
 from halt.recording import Recording
 from halt.run import Run
 from halt.stops import StopRegistry
-from halt.workers import Find, SharedGenerations
-from tests.scripted import HI, Reader, Scripted, ScriptedReply
+from halt.workers import Find, Press, SharedGenerations, Undelivered
+from tests.scripted import HI, SOON, Reader, Scripted, ScriptedReply
 from tests.wire import until
 
 ENDLESS = {"run_timeout": 1e9, "first_byte_timeout": 1e9, "gap_timeout": 1e9, "orphan_grace": 1e9}
@@ -356,3 +358,64 @@ def test_the_log_of_a_mirror_is_a_log() -> None:
     assert log.last == 50
     with pytest.raises(OffsetLost):
         log.read(3)
+
+
+# --- a worker that takes no requests --------------------------------------------------------------
+
+
+def test_a_stop_reaches_a_worker_whose_queue_was_full(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Stop that a hanging worker could not be sent is sent again until it takes it."""
+    monkeypatch.setattr(peers, "SHORT_MAX", 1)
+    monkeypatch.setattr(peers, "BACKLOG", 1)
+    monkeypatch.setattr(workers, "STOP_WITHIN", 0.01)
+    hangs, go_on = threading.Event(), threading.Event()
+    serve = SharedGenerations._serve
+
+    def hang(service: SharedGenerations, said: bytes, channel: Channel) -> None:
+        hangs.set()
+        assert go_on.wait(SOON)
+        serve(service, said, channel)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SharedGenerations, "_serve", hang)
+        owner = begin()
+    other = begin()
+    run, _ = owner.start("a-stream", "one ", owner="me")
+    (name,) = other.service._peers.others
+    with contextlib.ExitStack() as stack:
+        full = False
+        while not full:
+            full = bool(stack.enter_context(other.service._peers.ask(b"?", 0.0, name)).unreached)
+        assert hangs.wait(SOON)
+        for requester in ("me", "somebody else"):
+            assert other.service.stop("a-stream", requester, seen=0).status == "pending"
+        assert run.log.ended is None
+        go_on.set()
+        until(lambda: run.log.ended is not None)
+    assert (run.state, run.answer()) == ("cancelled", (0, ""))
+
+
+def test_stops_for_a_worker_are_kept_for_a_time_and_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The oldest go first; a worker that has gone, or that hangs for too long, is not waited for."""
+    monkeypatch.setattr(workers, "UNDELIVERED_MAX", 5)
+    monkeypatch.setattr(workers, "PRESS_MOST", 2)
+    kept = Undelivered()
+    kept.add("w1", [(f"stream-{n}", n) for n in range(6)], None)
+    kept.add("w1", [("stream-5", 7)], None)
+
+    def due(*workers: str) -> list[list[str]]:
+        return [[stream_id for stream_id, _ in press.stops] for _, press in kept.due(workers)]
+
+    assert due("w1") == [["stream-1", "stream-2"], ["stream-3", "stream-4"], ["stream-5"]]
+    kept.delivered("w1", Press([("stream-1", 1), ("stream-2", 2)], None))
+    kept.delivered("w1", Press([("stream-3", 3)], "me"))
+    assert due("w1", "w2") == [["stream-3", "stream-4"], ["stream-5"]]
+    assert due("w2") == []
+    assert due("w1") == []
+    monkeypatch.setattr(workers, "UNDELIVERED_SECONDS", -1.0)
+    kept.add("w1", [("stream-1", 1)], None)
+    assert due("w1") == []

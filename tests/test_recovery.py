@@ -42,6 +42,7 @@ from halt.store import SqlStore
 from halt.tables import conversations
 from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
+from tests.races import together
 from tests.scripted import SOON, Scripted
 from tests.sse import Client, Events, Message
 from tests.stores import POSTGRES, opened, postgres_schema
@@ -490,6 +491,24 @@ def test_a_worker_that_is_being_tidied_up_after_counts_as_dead(tmp_path: Path) -
         each.close()
 
 
+def test_one_of_several_workers_tidies_up_after_a_dead_one(tmp_path: Path) -> None:
+    """Of three that look at the same moment one does it, and no file is left of the dead ones."""
+    buried: list[str] = []
+    living = [Peers(tmp_path, buried.append) for _ in range(3)]
+    for each in living:
+        each.begin(lambda said, channel: None)
+    run = tmp_path / "run"
+    dead = {f"{number}-dead" for number in range(200)}
+    for name in dead:
+        (run / f"{name}.lock").touch()
+    together(*(each.sweep for each in living))
+    assert sorted(buried) == sorted(dead)
+    assert {path.stem for path in run.glob("*.lock")} == {each.name for each in living}
+    assert not list(run.glob("*.grave"))
+    for each in living:
+        each.close()
+
+
 def test_workers_whose_files_are_taken_away_are_not_taken_for_dead(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -510,7 +529,8 @@ def test_workers_whose_files_are_taken_away_are_not_taken_for_dead(
         assert first.alive(second.name)
         assert second.alive(first.name)
         eventually(lambda: is_there(first) and is_there(second))
-        assert [said for _, said, _ in first.ask(b"Who?", SOON)] == [b"Who?"]
+        with first.ask(b"Who?", SOON) as answers:
+            assert [said for _, said, _ in answers] == [b"Who?"]
     said = [each for each in caplog.messages if "taken away" in each]
     assert 2 <= len(said) <= 4  # once each time, where it was well in between
     shutil.rmtree(run)
