@@ -72,9 +72,10 @@ class Receipt(msgspec.Struct, frozen=True):
     """What a Stop did, as far as it was seen.
 
     `status`: stopped (by this Stop), finished (had ended before), pending (no such stream yet; one
-    that starts with this ID within 30 s ends at once). `upstream`: closed, closing (not seen closed
-    within RECEIPT_WAIT, or left open by HALT_EXACT_USAGE), none (no connection was there to be
-    closed).
+    that starts with this ID within 30 s ends at once). `upstream`: closed (the connection to the
+    model's server was open and is closed), closing (not seen closed within RECEIPT_WAIT, or left
+    open by HALT_EXACT_USAGE), none (no connection was open, or its answer was complete and it
+    serves other runs).
     """
 
     id: str
@@ -239,16 +240,21 @@ class Generations:
         until = now() + ROOM_WAIT
         shared: bool | None = None
         while True:
-            returned = self._returned  # before the look: a place that comes back after it counts
+            returned = self._returned  # before the look: a place that comes back after it is seen
             place = self._places.take(self.config.max_streams)
             if place is not None:
                 return place
             if shared is None:
                 shared = self._shares_places()
             with self._lock:
-                leaving = self._returning or any(run.log.ended is not None for run in self._live)
+                leaving = (
+                    shared
+                    or self._returning
+                    or self._returned != returned
+                    or any(run.log.ended is not None for run in self._live)
+                )
                 left = until - now()
-                if left <= 0 or not (leaving or shared):
+                if left <= 0 or not leaving:
                     raise AtCapacity(
                         f"All {self.config.max_streams} places for streams are taken.",
                         retry_after=RETRY_AFTER,
