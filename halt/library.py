@@ -22,12 +22,13 @@ import msgspec
 from halt.bodies import convert
 from halt.chat import ChatRequest, Message, Upstream
 from halt.choice import make_upstream
-from halt.config import Config, ConfigError, load, override
+from halt.config import Config, ConfigError, load
 from halt.errors import Draining, HaltError, RequestError
 from halt.feed import Feed, Followers
 from halt.generation import Generations, Receipt
 from halt.handle import Callbacks, Generation, GenerationError, Result
 from halt.merge import Merged
+from halt.provider_settings import Kind, with_provider
 from halt.stops import StopRegistry
 from halt.tools import Tool, Toolbox, ToolError
 
@@ -75,8 +76,10 @@ class Halt:
     def __init__(
         self,
         *,
+        provider: Kind | None = None,
         base_url: str | None = None,
         api_key: str | None = None,
+        api_version: str | None = None,
         model: str | None = None,
         config: Config | None = None,
         upstream: Upstream | None = None,
@@ -84,11 +87,23 @@ class Halt:
     ) -> None:
         """What is not given is read from the environment, or taken from `config` instead.
 
-        `upstream` stands in for the OpenAI-compatible server, and is closed together with this.
-        `tools` are functions that the model may call. Raises ConfigError when a setting is wrong
-        or there is no model's server at all.
+        With `provider`, `base_url` or `api_key` there is one provider, of the kind `provider`
+        ("openai" where it is not given). A key of the environment is then sent to the server of
+        the environment alone, never to a `base_url` of another one. `model` is the deployment on
+        Azure; `api_version` is for Azure.
+
+        `upstream` stands in for the model's server, and is closed together with this. `tools` are
+        functions that the model may call. Raises ConfigError when a setting is wrong or there is
+        no model's server at all.
         """
-        settings = override(config or load(), base_url=base_url, api_key=api_key, model=model)
+        settings = with_provider(
+            config or load(),
+            provider=provider,
+            base_url=base_url,
+            api_key=api_key,
+            api_version=api_version,
+            model=model,
+        )
         if upstream is None and settings.wants_embedded and not settings.upstream_url:
             raise ConfigError(
                 "There is no model's server: give base_url or api_key, or set OPENAI_BASE_URL or "

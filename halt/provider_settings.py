@@ -33,6 +33,7 @@ from halt.config import (
     ConfigError,
     fits_header,
     is_address,
+    override,
     variable,
 )
 from halt.embedded import REQUEST_EXTRA
@@ -143,6 +144,96 @@ def _of_environment(config: Config) -> Setup:
             )
         )
     return Setup(providers=tuple(found), default=config.model)
+
+
+# --- a program's arguments ------------------------------------------------------------------------
+
+
+def with_provider(
+    config: Config,
+    *,
+    provider: str | None = None,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    api_version: str | None = None,
+    model: str | None = None,
+) -> Config:
+    """These settings with the one provider that the arguments name. Raises ConfigError.
+
+    Without an argument but `model` the providers of the settings stay. An empty argument counts as
+    not given; what is not given is taken from the settings of the same kind of provider. A key of
+    the settings is sent to no other server than the one of the settings.
+    """
+    _check_arguments(provider, base_url, api_key)
+    kind = provider or "openai"
+    if api_version and kind != "azure":
+        raise ConfigError('api_version is for provider="azure" alone: leave it out.')
+    if not (provider or base_url or api_key):
+        return override(config, model=model)
+    own_url, own_key = {
+        "openai": (config.base_url or OPENAI_URL, config.api_key),
+        "azure": (config.azure_endpoint, config.azure_key),
+        "anthropic": (config.anthropic_url or ANTHROPIC_URL, config.anthropic_key),
+    }[kind]
+    url = base_url or own_url
+    key = api_key or (own_key if _origin(url) == _origin(own_url) else "")
+    deployment = model or config.azure_deployment
+    if kind == "azure" and not url:
+        raise ConfigError(
+            'base_url is missing: provider="azure" needs https://NAME.openai.azure.com.'
+        )
+    if not key and (kind != "openai" or _origin(url) == _origin(OPENAI_URL)):
+        raise ConfigError(f'api_key is missing: provider="{kind}" needs a key for {_server(url)}.')
+    if kind == "azure" and not deployment:
+        raise ConfigError('model is missing: provider="azure" needs the name of a deployment.')
+    chosen = {
+        "openai": {"base_url": url, "api_key": key},
+        "azure": {
+            "azure_endpoint": url,
+            "azure_key": key,
+            "azure_version": api_version or config.azure_version,
+            "azure_deployment": deployment,
+        },
+        "anthropic": {"anthropic_url": url, "anthropic_key": key},
+    }[kind]
+    return override(config, **dict.fromkeys(_OF_PROVIDERS, "") | chosen, model=model)
+
+
+#: The settings that say which providers there are.
+_OF_PROVIDERS = (
+    "base_url",
+    "api_key",
+    "azure_endpoint",
+    "azure_key",
+    "azure_deployment",
+    "anthropic_url",
+    "anthropic_key",
+    "config_file",
+)
+
+
+def _check_arguments(provider: str | None, base_url: str | None, api_key: str | None) -> None:
+    if provider and provider not in KINDS:
+        choice = ", ".join(f'"{kind}"' for kind in KINDS)
+        raise ConfigError(f"provider={provider!r} is not allowed: use one of {choice}.")
+    if base_url and not is_address(base_url):  # it may hold a key, so it is not quoted
+        raise ConfigError(
+            "base_url is not an address: use http(s)://HOST[:PORT]/PATH, without ? or #."
+        )
+    if api_key and not fits_header(api_key):
+        raise ConfigError("api_key holds a space or a character that no header can carry.")
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    """The server of an address: two of one origin are the same server."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return parts.scheme, (parts.hostname or "").lower(), port
+
+
+def _server(url: str) -> str:
+    """The host of an address and its port, as an address has them."""
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 # --- the file -------------------------------------------------------------------------------------
