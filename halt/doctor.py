@@ -40,6 +40,7 @@ from halt.names import Names
 from halt.provider_settings import ProviderSettings, setup
 from halt.run import Run
 from halt.screen import one_line
+from halt.server_load import ServerLoad
 
 SHORT, LONG = "Count from 1 to 20.", "Count from 1 to 500, one number a line."
 #: Fewer pieces than this say nothing about how they were sent on.
@@ -48,6 +49,8 @@ PIECES_MIN = 8
 GATHERED = 5
 FEW_DAYS = 14  # days until a certificate ends that call for a warning
 SLOW_STOP = 1000.0  # milliseconds
+SETTLES_WITHIN = 1.0  # seconds for a server to be idle after an answer that was read to its end
+WATCHED_AFTER_STOP = 5.0  # seconds that the model's server is looked at after a Stop
 TEXT_MAX = 400  # characters of a finding
 
 Status = Literal["ok", "warn", "fail"]
@@ -195,7 +198,11 @@ def _examine(report: Report, config: Config, provider: ProviderSettings, make: M
             return
         if not _answer(report, generations):
             return
-        _stop(report, generations)
+        load = ServerLoad(provider, generations.upstream.known_model)
+        try:
+            _stop(report, generations, load)
+        finally:
+            load.close()
         _extras(report, generations)
     finally:
         generations.close()
@@ -421,25 +428,64 @@ def _streaming(report: Report, figures: Metrics, reads: int) -> None:
         report.ok("streaming", f"{pieces} pieces, one by one, {gap:.0f} ms apart")
 
 
-def _stop(report: Report, generations: Generations) -> None:
-    """Stop an answer in the middle and see what becomes of the connection."""
+def _stop(report: Report, generations: Generations, load: ServerLoad) -> None:
+    """Stop an answer in the middle; see what becomes of the connection, and of the model."""
+    before = load.wait_idle(SETTLES_WITHIN)
     with _watched(generations, ask(LONG)) as (run, watch):
         watch.until_begun()
         if isinstance(watch.ended, Failed):
             report.fail("stop", watch.ended.error.message, "Try again.")
             return
+        during = None if before is None else load.count()
+        pressed = now()
         receipt = generations.stop(run.id, None)
     spent = f"{receipt.elapsed_ms:.0f} ms"
     if receipt.status == "finished":
         report.warn("stop", "the answer was over before Stop could be pressed.", "Try again.")
     elif receipt.upstream == "closed":
         report.ok("stop", f"the connection to the model was closed after {spent}")
+        _after_stop(report, load, before, during, pressed)
     else:
         report.fail(
             "stop",
             f"the connection to the model is still {receipt.upstream} after {spent}.",
             "Report this with the name of the model's server.",
         )
+
+
+def _after_stop(
+    report: Report, load: ServerLoad, before: int | None, during: int | None, pressed: float
+) -> None:
+    """See when the model's server is idle, where it says what it works on.
+
+    `before` and `during` are the requests in work before the answer and while it was written.
+    """
+    name = "model stop"
+    is_alone = (before, during) == (0, 1)
+    after = load.wait_idle(WATCHED_AFTER_STOP) if is_alone else None
+    spent = now() - pressed
+    if before or (during or 0) > 1 or (after or 0) > 1:
+        report.ok(
+            name,
+            f"not known: the server works on other requests at the same time ({load.source})",
+        )
+    elif after is None:
+        report.ok(name, "not known: this server does not say what it works on (docs/stop.md)")
+    elif after:
+        report.warn(
+            name,
+            f"the model writes on: {spent:.1f} s after Stop the server still works on a request "
+            f"({load.source}).",
+            "See docs/stop.md: what is known of this server, and of proxies before it.",
+        )
+    elif spent * 1000 > SLOW_STOP:
+        report.warn(
+            name,
+            f"the model had stopped only {spent:.1f} s after Stop ({load.source}).",
+            "See docs/stop.md: what is known of this server, and of proxies before it.",
+        )
+    else:
+        report.ok(name, f"the model had stopped {milliseconds(spent)} after Stop ({load.source})")
 
 
 def _extras(report: Report, generations: Generations) -> None:

@@ -242,6 +242,7 @@ def serve() -> NoReturn:
     params.n_gpu_layers = 0
     params.fit_params = False  # measures how much fits into a GPU: 0.3 s of the start for nothing
     params.ui = False
+    params.endpoint_slots = True  # says what the model works on, to those that have the key
     params.offline = True
     params.use_jinja = True
     params.verbosity = ERRORS_ONLY

@@ -4,6 +4,7 @@
     POST /v1/chat/completions    streamed or whole; `model` is `NAME` or `NAME?key=value&...`
     POST /v1/messages            the same in Anthropic's words, always streamed
     POST /openai/deployments/NAME/chat/completions?api-version=...    the same as Azure does it
+    GET  /slots, GET /metrics    what it works on, where a test has set `work`
     GET  /_log                   what was recorded, as a JSON list (of /v1 alone)
     POST /_release               lets every silent answer go on
     POST /_clear                 forgets what was recorded
@@ -36,6 +37,7 @@ from urllib.parse import unquote
 from tests.fake_dialects import AzureReply, MessagesReply, listed
 from tests.fake_scenarios import SCENARIOS, choose, play
 from tests.fake_wire import Gone, Pace, Peer, Record, Reply, ServerClosing, as_json
+from tests.fake_work import WorkReply
 
 __all__ = ["FakeOpenAI", "Record", "scenarios"]
 
@@ -74,6 +76,9 @@ class FakeOpenAI:
         self.scheme = "https" if tls else "http"
         self.ca_pem_path = ""  # the certificate authority to trust, while the server runs on TLS
         self.texts: dict[str, str] = {}
+        self.work: dict[str, WorkReply] = {}  # what /slots and /metrics answer, by path
+        self.works_on = 0.0  # seconds that a model writes on after its client has gone
+        self.others = 0  # requests of other clients that are in work all the time
         self._unknown_model = unknown_model
         self.owner = owner  # as the list of models has it: "llamacpp", "vllm"
         self._tls: ssl.SSLContext | None = None
@@ -107,6 +112,21 @@ class FakeOpenAI:
         """A copy of the records, in the order in which the requests were read."""
         with self._changed:
             return list(self._requests)
+
+    @property
+    def in_work(self) -> int:
+        """Completions that the model writes at, those that it writes for a client that has gone."""
+        since = time.monotonic() - self.works_on
+        running = [
+            record
+            for record in self.requests
+            if record.scenario
+            and (
+                not record.ended.is_set()
+                or (record.closed_at is not None and record.closed_at > since)
+            )
+        ]
+        return len(running) + self.others
 
     @property
     def open_connections(self) -> int:
@@ -292,6 +312,10 @@ class FakeOpenAI:
                     answer = {"object": "list", "data": data}
             case "GET", "/openai/models":
                 answer = {"object": "list", "data": [{"id": "gpt-4.1", "object": "model"}]}
+            case "GET", path if path in self.work:
+                status, content_type, content = self.work[path](self.in_work)
+                reply.whole(status, content, content_type)
+                return
             case "GET", "/_log":
                 answer = [record.as_json() for record in self.requests]
             case "POST", "/_release":

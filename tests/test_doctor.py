@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from app import create_app
 from halt.config import load
+from tests import fake_work
 from tests.conftest import HaltServer
 from tests.fake_openai import FakeOpenAI
 from tests.test_deployment import _wait_listening, free_port
@@ -66,6 +68,7 @@ def test_a_good_upstream_is_well(shared_fake: FakeOpenAI) -> None:
         "streaming": "ok",
         "usage": "ok",
         "stop": "ok",
+        "model stop": "ok",
         "tools": "ok",
         "reasoning": "ok",
     }
@@ -212,6 +215,97 @@ def test_usage_that_is_not_reported(shared_fake: FakeOpenAI) -> None:
     """Then counts are estimated, and the doctor says so."""
     found = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL="no_usage")
     assert found.statuses()["usage"] == "warn"
+
+
+# --- whether the model stops ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def model_server() -> Iterator[FakeOpenAI]:
+    """A model's server that can be made to tell what it works on."""
+    with FakeOpenAI(unknown_model="echo") as fake:
+        yield fake
+
+
+def model_stop(fake: FakeOpenAI) -> tuple[str, str]:
+    """Status and words of the finding on whether the model stops."""
+    found = doctor(OPENAI_BASE_URL=fake.base_url, HALT_MODEL=PACED).findings["model stop"]
+    return str(found["status"]), str(found["text"])
+
+
+def test_a_model_that_stops_is_seen_to_stop(model_server: FakeOpenAI) -> None:
+    """Where the server tells what it works on, the time until it is idle is measured.
+
+    It is asked with the key of the answers.
+    """
+    model_server.work["/slots"] = fake_work.slots
+    status, text = model_stop(model_server)
+    assert status == "ok"
+    assert re.fullmatch(r"the model had stopped \d+ ms after Stop \(GET /slots\)", text)
+    asked = [each for each in model_server.requests if each.path == "/slots"]
+    assert {each.headers["authorization"] for each in asked} == {"Bearer fake-key-of-tests"}
+
+
+def test_a_model_that_writes_on_for_a_while_is_a_warning(model_server: FakeOpenAI) -> None:
+    """The time is said, in seconds."""
+    model_server.work["/slots"] = fake_work.slots
+    model_server.works_on = 1.2
+    status, text = model_stop(model_server)
+    assert status == "warn"
+    assert re.fullmatch(r"the model had stopped only [1-4]\.\d s after Stop \(GET /slots\)\.", text)
+
+
+def test_a_model_that_writes_on_is_a_warning(
+    model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked at for a limited time, and the finding says for how long."""
+    monkeypatch.setattr("halt.doctor.WATCHED_AFTER_STOP", 0.3)
+    model_server.work["/metrics"] = fake_work.metrics
+    model_server.works_on = 60.0
+    status, text = model_stop(model_server)
+    assert status == "warn"
+    assert re.fullmatch(
+        r"the model writes on: \d\.\d s after Stop the server still works on a request "
+        r"\(GET /metrics\)\.",
+        text,
+    )
+
+
+def test_nothing_is_claimed_of_a_server_that_works_for_others(
+    model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests of others are counted as well, so the doctor does not tell them from its own."""
+    monkeypatch.setattr("halt.doctor.SETTLES_WITHIN", 0.2)
+    model_server.work["/slots"] = fake_work.slots
+    model_server.others = 2
+    status, text = model_stop(model_server)
+    assert status == "ok"
+    assert text == "not known: the server works on other requests at the same time (GET /slots)"
+
+
+def test_others_that_come_after_the_stop_are_not_taken_for_the_own_answer(
+    model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than one request after the Stop: another client has come, and nothing is claimed."""
+    monkeypatch.setattr("halt.doctor.WATCHED_AFTER_STOP", 0.2)
+
+    def answer(in_work: int) -> tuple[int, str, bytes]:
+        stopped = any(each.closed.is_set() for each in model_server.requests)
+        return fake_work.slots(2 if stopped else in_work)
+
+    model_server.work["/slots"] = answer
+    status, text = model_stop(model_server)
+    assert (status, text.partition(":")[0]) == ("ok", "not known")
+
+
+def test_nothing_is_claimed_of_a_server_that_does_not_count_the_answer(
+    model_server: FakeOpenAI,
+) -> None:
+    """One that is idle while it answers is another server, or counts late: it proves nothing."""
+    model_server.work["/slots"] = lambda _: fake_work.slots(0)
+    status, text = model_stop(model_server)
+    assert status == "ok"
+    assert text == "not known: this server does not say what it works on (docs/stop.md)"
 
 
 # --- what stands before Halt ----------------------------------------------------------------------

@@ -49,6 +49,7 @@ LAYERS = {
     "names": 2,
     "http1": 2,
     "transport": 2,
+    "server_load": 2,
     "chat": 2,
     "continuing": 2,
     "unheard": 2,

@@ -1,0 +1,148 @@
+"""How many requests a model's server works on, where the server says so.
+
+    llama.cpp   GET /slots     a list of slots, each with `is_processing` (older: `state`)
+    vLLM        GET /metrics   the gauge `vllm:num_requests_running` in Prometheus' text format
+
+Both count the requests of all clients. A server that has neither, refuses, or answers with
+something else is not known: nothing is concluded from its silence.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable
+
+import httpx2
+import msgspec
+
+from halt.errors import HaltError
+from halt.http1 import Body
+from halt.line import Quiet, limited
+from halt.metrics import now
+from halt.provider_settings import ProviderSettings
+from halt.transport import Transport
+
+ANSWER_WITHIN = 2.0  # seconds for one look
+BODY_MAX = 4_194_304  # bytes of an answer; the metrics of a busy vLLM have some 100,000
+PAUSE = 0.05  # seconds between two looks
+
+_RUNNING = re.compile(r"^vllm:num_requests_running(?:\{.*\})?[ \t]+(\S+)", re.MULTILINE)
+_VERSION_PATH = re.compile(r"/v1/?$")
+
+
+class _Slot(msgspec.Struct):
+    is_processing: bool | None = None
+    state: int | None = None  # of a llama.cpp before September 2024: 0 is idle
+
+    @property
+    def is_busy(self) -> bool | None:
+        """Whether a request is worked on in this slot, None where it does not say."""
+        if self.is_processing is not None:
+            return self.is_processing
+        return None if self.state is None else self.state != 0
+
+
+_slots: msgspec.json.Decoder[list[_Slot]] = msgspec.json.Decoder(list[_Slot])
+
+
+def busy_slots(body: bytes) -> int | None:
+    """Slots that work on a request, in what llama.cpp's GET /slots answers."""
+    try:
+        states = [slot.is_busy for slot in _slots.decode(body)]
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+    return None if not states or None in states else states.count(True)
+
+
+def running_requests(body: bytes) -> int | None:
+    """The sum over all engines in what vLLM's GET /metrics answers."""
+    try:
+        values = [float(value) for value in _RUNNING.findall(body.decode("utf-8", "replace"))]
+    except ValueError:
+        return None
+    total = sum(values)
+    return int(total) if values and math.isfinite(total) and total >= 0 else None
+
+
+#: What is asked, in this order.
+_SOURCES: tuple[tuple[str, Callable[[bytes], int | None]], ...] = (
+    ("/slots", busy_slots),
+    ("/metrics", running_requests),
+)
+
+
+class ServerLoad:
+    """The requests that one provider's server works on. For one thread."""
+
+    def __init__(self, provider: ProviderSettings, model: str) -> None:
+        """`model` is asked about where the server is a router for several."""
+        is_asked = provider.kind == "openai" and "//api.openai.com" not in provider.base_url
+        self._sources = _SOURCES if is_asked else ()
+        self._root = _VERSION_PATH.sub("", provider.base_url.rstrip("/"))
+        self._parameters = {"model": model} if model else {}
+        headers = {} if provider.key == "none" else {"Authorization": f"Bearer {provider.key}"}
+        self._transport = Transport(min(provider.connect_timeout, ANSWER_WITHIN))
+        self._client = httpx2.Client(transport=self._transport, headers=headers, timeout=None)
+
+    @property
+    def source(self) -> str:
+        """What was asked, for people: `GET /slots`. Meaningful after a count."""
+        return f"GET {self._sources[0][0]}" if self._sources else ""
+
+    def count(self) -> int | None:
+        """Requests that are worked on now, None where that is not known."""
+        for source in self._sources:
+            body = self._get(source[0])
+            found = None if body is None else source[1](body)
+            if found is not None:
+                self._sources = (source,)
+                return found
+        return None
+
+    def wait_idle(self, seconds: float) -> int | None:
+        """0 as soon as nothing is worked on, else the count after so many seconds."""
+        deadline = now() + seconds
+        found = self.count()
+        while found and now() < deadline:
+            time.sleep(PAUSE)  # the server announces nothing: it has to be asked again
+            found = self.count()
+        return found
+
+    def close(self) -> None:
+        """Close the connection to the server."""
+        self._client.close()
+        self._transport.close()
+
+    def _get(self, path: str) -> bytes | None:
+        """The body of a whole answer with status 200."""
+        with limited(ANSWER_WITHIN):
+            try:
+                request = self._client.build_request(
+                    "GET", self._root + path, params=self._parameters
+                )
+                response = self._client.send(request, stream=True)
+                body: Body = response.extensions["halt.body"]
+                try:
+                    return _whole(body) if response.status_code == 200 else None
+                finally:
+                    body.finish()
+            except (HaltError, httpx2.HTTPError):
+                return None
+
+
+def _whole(body: Body) -> bytes | None:
+    """All of a body, None where it is too large. Raises httpx2.HTTPError."""
+    parts: list[bytes] = []
+    size = 0
+    while size <= BODY_MAX:
+        try:
+            part = body.read()
+        except Quiet:
+            continue
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+        size += len(part)
+    return None
