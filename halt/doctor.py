@@ -430,21 +430,20 @@ def _streaming(report: Report, figures: Metrics, reads: int) -> None:
 
 def _stop(report: Report, generations: Generations, load: ServerLoad) -> None:
     """Stop an answer in the middle; see what becomes of the connection, and of the model."""
-    before = load.wait_idle(SETTLES_WITHIN)
+    before = load.wait_idle(SETTLES_WITHIN).left
     with _watched(generations, ask(LONG)) as (run, watch):
         watch.until_begun()
         if isinstance(watch.ended, Failed):
             report.fail("stop", watch.ended.error.message, "Try again.")
             return
         during = None if before is None else load.count()
-        pressed = now()
         receipt = generations.stop(run.id, None)
     spent = f"{receipt.elapsed_ms:.0f} ms"
     if receipt.status == "finished":
         report.warn("stop", "the answer was over before Stop could be pressed.", "Try again.")
     elif receipt.upstream == "closed":
         report.ok("stop", f"the connection to the model was closed after {spent}")
-        _after_stop(report, load, before, during, pressed)
+        _after_stop(report, load, before, during)
     else:
         report.fail(
             "stop",
@@ -453,39 +452,31 @@ def _stop(report: Report, generations: Generations, load: ServerLoad) -> None:
         )
 
 
-def _after_stop(
-    report: Report, load: ServerLoad, before: int | None, during: int | None, pressed: float
-) -> None:
+def _after_stop(report: Report, load: ServerLoad, before: int | None, during: int | None) -> None:
     """See when the model's server is idle, where it says what it works on.
 
     `before` and `during` are the requests in work before the answer and while it was written.
     """
     name = "model stop"
-    is_alone = (before, during) == (0, 1)
-    after = load.wait_idle(WATCHED_AFTER_STOP) if is_alone else None
-    spent = now() - pressed
-    if before or (during or 0) > 1 or (after or 0) > 1:
-        report.ok(
-            name,
-            f"not known: the server works on other requests at the same time ({load.source})",
-        )
-    elif after is None:
-        report.ok(name, "not known: this server does not say what it works on (docs/stop.md)")
-    elif after:
-        report.warn(
-            name,
-            f"the model writes on: {spent:.1f} s after Stop the server still works on a request "
-            f"({load.source}).",
-            "See docs/stop.md: what is known of this server, and of proxies before it.",
-        )
-    elif spent * 1000 > SLOW_STOP:
-        report.warn(
-            name,
-            f"the model had stopped only {spent:.1f} s after Stop ({load.source}).",
-            "See docs/stop.md: what is known of this server, and of proxies before it.",
-        )
+    remedy = "See docs/stop.md: what is known of this server, and of proxies before it."
+    if (before, during) == (0, 1):
+        left, busy, over = load.wait_idle(WATCHED_AFTER_STOP)
     else:
-        report.ok(name, f"the model had stopped {milliseconds(spent)} after Stop ({load.source})")
+        left, busy, over = None, 0.0, 0.0
+    if any(known and known > most for known, most in ((before, 0), (during, 1), (left, 1))):
+        text = f"not known: the server works on other requests at the same time ({load.source})"
+        report.ok(name, text)
+    elif left is None:
+        report.ok(name, "not known: this server does not say what it works on (docs/stop.md)")
+    elif left:
+        text = f"the model writes on: {over:.1f} s after Stop the server still works on a request"
+        report.warn(name, f"{text} ({load.source}).", remedy)
+    elif over * 1000 > SLOW_STOP:
+        text = f"the model stopped {busy:.1f} to {over:.1f} s after Stop ({load.source})."
+        report.warn(name, text, remedy)
+    else:
+        text = f"the model had stopped {milliseconds(over)} after Stop ({load.source})"
+        report.ok(name, text)
 
 
 def _extras(report: Report, generations: Generations) -> None:

@@ -13,6 +13,8 @@ import math
 import re
 import time
 from collections.abc import Callable
+from itertools import chain, repeat
+from typing import NamedTuple
 
 import httpx2
 import msgspec
@@ -26,7 +28,10 @@ from halt.transport import Transport
 
 ANSWER_WITHIN = 2.0  # seconds for one look
 BODY_MAX = 4_194_304  # bytes of an answer; the metrics of a busy vLLM have some 100,000
-PAUSE = 0.05  # seconds between two looks
+# Seconds between looks, the last again and again. A llama.cpp that reads a prompt notices a closed
+# connection only after a second in which it has answered nobody: with a look each 20 ms it went on
+# for 30 s, and stopped after 0.9 s when it was left alone.
+PAUSES = (0.05, 0.1, 0.2, 0.4, 1.2)
 
 _RUNNING = re.compile(r"^vllm:num_requests_running(?:\{.*\})?[ \t]+(\S+)", re.MULTILINE)
 _VERSION_PATH = re.compile(r"/v1/?$")
@@ -73,6 +78,14 @@ _SOURCES: tuple[tuple[str, Callable[[bytes], int | None]], ...] = (
 )
 
 
+class Waited(NamedTuple):
+    """How waiting for an idle server went. Times in seconds from its beginning."""
+
+    left: int | None  # requests in work at the last look, None where that is not known
+    busy: float  # when the last look but one was made, which found the server at work; else 0
+    over: float  # when the last look was answered
+
+
 class ServerLoad:
     """The requests that one provider's server works on. For one thread."""
 
@@ -101,14 +114,19 @@ class ServerLoad:
                 return found
         return None
 
-    def wait_idle(self, seconds: float) -> int | None:
-        """0 as soon as nothing is worked on, else the count after so many seconds."""
-        deadline = now() + seconds
-        found = self.count()
-        while found and now() < deadline:
-            time.sleep(PAUSE)  # the server announces nothing: it has to be asked again
-            found = self.count()
-        return found
+    def wait_idle(self, seconds: float) -> Waited:
+        """Look until nothing is worked on, or for so many seconds."""
+        began = now()
+        busy = 0.0
+        pauses = chain(PAUSES, repeat(PAUSES[-1]))
+        while True:
+            asked = now() - began
+            count = self.count()
+            if not count or asked >= seconds:
+                return Waited(count, busy, now() - began)
+            busy = asked
+            # The server announces nothing: it has to be asked again.
+            time.sleep(min(next(pauses), max(0.0, seconds - (now() - began))))
 
     def close(self) -> None:
         """Close the connection to the server."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from halt.provider_settings import ProviderSettings
-from halt.server_load import ServerLoad, busy_slots, running_requests
+from halt.server_load import PAUSES, ServerLoad, busy_slots, running_requests
 from tests import fake_work
 from tests.fake_openai import FakeOpenAI
 from tests.fake_work import WorkReply
@@ -66,7 +66,7 @@ def test_a_server_that_does_not_tell_is_not_known(
     """An endpoint that is missing, refuses or answers something else is no count of 0."""
     fake.work.update(work)
     assert load.count() is None
-    assert load.wait_idle(5.0) is None
+    assert load.wait_idle(5.0).left is None
 
 
 def test_a_server_that_is_silent_is_given_up(
@@ -91,9 +91,16 @@ def test_waiting_ends_when_nothing_is_in_work(fake: FakeOpenAI, load: ServerLoad
     """0 as soon as it is idle, the count when the time is over."""
     left = iter([2, 1, 0])
     fake.work["/slots"] = lambda _: fake_work.slots(next(left))
-    assert load.wait_idle(60.0) == 0
+    waited = load.wait_idle(60.0)
+    assert waited.left == 0
+    assert 0 < waited.busy < waited.over < 60
     fake.work["/slots"] = lambda _: fake_work.slots(2)
-    assert load.wait_idle(0.0) == 2
+    assert load.wait_idle(0.0).left == 2
+
+
+def test_a_server_is_left_alone_between_looks() -> None:
+    """A llama.cpp that reads a prompt needs a second without an answer to notice a Stop."""
+    assert PAUSES[-1] > 1.0
 
 
 @pytest.mark.parametrize("kind", ["azure", "anthropic", "openai"])
