@@ -1,4 +1,4 @@
-"""Halt: a streaming chat for any OpenAI-compatible model, whose Stop really stops.
+"""Halt: a streaming chat for any OpenAI-compatible model, whose Stop closes the connection.
 
 For programs: `from halt import Halt`; see `halt.library`.
 """

@@ -203,7 +203,11 @@ class Config:
         high=1_073_741_824,
     )
     log_seconds: float = _setting(
-        "HALT_LOG_SECONDS", 600.0, "A finished stream can be replayed this long", low=0, high=86400
+        "HALT_LOG_SECONDS",
+        600.0,
+        "A finished stream is kept in memory this long; then it is read from the store",
+        low=0,
+        high=86400,
     )
     log_bytes: int = _setting(
         "HALT_LOG_BYTES",
@@ -215,7 +219,7 @@ class Config:
     kept_bytes: int = _setting(
         "HALT_KEPT_BYTES",
         134_217_728,
-        "Memory of all finished logs, and of all conversations; the oldest go first",
+        "Memory of all finished logs; the oldest go first",
         low=1024,
         high=17_179_869_184,
     )

@@ -73,9 +73,9 @@ class Receipt(msgspec.Struct, frozen=True):
 
     `status`: stopped (by this Stop), finished (had ended before), pending (no such stream yet; one
     that starts with this ID within 30 s ends at once). `upstream`: closed (the connection to the
-    model's server was open and is closed), closing (not seen closed within RECEIPT_WAIT, or left
-    open by HALT_EXACT_USAGE), none (no connection was open, or its answer was complete and it
-    serves other runs).
+    model's server was open and is closed; what the model does then is not seen), closing (not seen
+    closed within RECEIPT_WAIT, or left open by HALT_EXACT_USAGE), none (no connection was open, or
+    its answer was complete and it serves other runs).
     """
 
     id: str

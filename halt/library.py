@@ -8,8 +8,8 @@
             print(piece, end="", flush=True)
         print(gen.metrics.tokens_per_second)
 
-`gen.stop()`, from any thread, really stops it. This is the composition root for programs, as
-`app.py` is for the server.
+`gen.stop()`, from any thread, stops it and closes its connection to the model. This is the
+composition root for programs, as `app.py` is for the server.
 """
 
 from __future__ import annotations

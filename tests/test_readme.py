@@ -1,0 +1,66 @@
+"""What README and docs say of the code, where a list, a number or a link can be compared with it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from halt.chat import ChatRequest
+from halt.provider_settings import KINDS
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def heading_anchor(heading: str) -> str:
+    """The anchor that a heading of Markdown gets."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    """Each link within the project names a file that is there, or a heading."""
+    text = document.read_text("utf-8")
+    anchors = {heading_anchor(each) for each in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        assert not path or (document.parent / path).exists(), target
+        assert path or anchor in anchors, target
+
+
+def test_the_fields_of_a_request_are_those_that_are_taken() -> None:
+    """The row of POST /chat/stream names each field of a request, and no other."""
+    row = next(line for line in README.splitlines() if line.startswith("| `POST /chat/stream` |"))
+    named = set(re.findall(r"`([a-z_]+)`", row.split("|")[2]))
+    assert named - {"true"} == set(ChatRequest.__struct_fields__)
+
+
+def test_the_core_has_the_size_that_is_told() -> None:
+    """About 2,000 lines: run, generation, stop registry, log and relay."""
+    said = re.search(
+        r"core \(run, generation, .*\) is five\s+modules of about ([\d,]+) lines", README
+    )
+    assert said is not None
+    modules = ("run", "generation", "stops", "journal", "relay")
+    lines = sum(
+        len((ROOT / "halt" / f"{name}.py").read_text("utf-8").splitlines()) for name in modules
+    )
+    assert lines == pytest.approx(int(said[1].replace(",", "")), rel=0.25)
+
+
+def test_no_document_claims_what_only_the_models_server_knows() -> None:
+    """A closed connection is no promise that the model stops, or that nothing is billed."""
+    for document in DOCUMENTS:
+        text = " ".join(document.read_text("utf-8").split()).lower()
+        for claim in ("nothing more is generated", "nothing more is billed", "really stops"):
+            assert claim not in text, (document.name, claim)
+
+
+def test_the_library_names_each_kind_of_provider() -> None:
+    """As an argument, in README's section on the library."""
+    section = README.partition("## Halt as a Python library")[2].partition("\n## ")[0]
+    for kind in KINDS:
+        assert f'"{kind}"' in section
