@@ -119,33 +119,42 @@ class Frames:
 
     def __init__(self) -> None:
         self.comments = 0
-        self._rest = b""
+        self._rest = b""  # the beginning of a line
+        self._seq, self._data = 0, b""  # of the event that is coming in
 
     def feed(self, raw: bytes) -> Group:
         """The events that are complete. Raises RemoteError for what is no event of Halt's."""
-        *blocks, self._rest = (self._rest + raw.replace(b"\r\n", b"\n")).split(b"\n\n")
+        *lines, self._rest = (self._rest + raw).split(b"\n")
         if len(self._rest) > EVENT_MAX:
             raise RemoteError("Halt sent an event without an end.", "invalid")
         group: Group = []
-        for block in blocks:
-            seq, data = 0, b""
-            for line in block.split(b"\n"):
-                name, _, value = line.partition(b":")
-                value = value.removeprefix(b" ")
-                if not name:
-                    self.comments += 1
-                elif name == b"id" and value.isdigit():
-                    seq = int(value)
-                elif name == b"data":
-                    data = value
-            if data and data != b"[DONE]":
-                try:
-                    group.append((seq, _decode_event(data)))
-                except msgspec.ValidationError:
-                    continue  # a newer Halt has more kinds of events
-                except msgspec.DecodeError as exc:
-                    raise RemoteError("Halt sent something that is no event.", "invalid") from exc
+        for each in lines:
+            line = each.removesuffix(b"\r")
+            if not line:
+                group += self._event()
+                continue
+            name, _, value = line.partition(b":")
+            value = value.removeprefix(b" ")
+            if not name:
+                self.comments += 1
+            elif name == b"id" and value.isdigit():
+                self._seq = int(value)
+            elif name == b"data":
+                self._data = value
         return group
+
+    def _event(self) -> Group:
+        """The event that an empty line ends, if it is one."""
+        seq, data = self._seq, self._data
+        self._seq, self._data = 0, b""
+        if not data or data == b"[DONE]":
+            return []
+        try:
+            return [(seq, _decode_event(data))]
+        except msgspec.ValidationError:
+            return []  # a newer Halt has more kinds of events
+        except msgspec.DecodeError as exc:
+            raise RemoteError("Halt sent something that is no event.", "invalid") from exc
 
 
 _decode_event: Any = msgspec.json.Decoder(Event).decode

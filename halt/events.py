@@ -1,16 +1,22 @@
 """The events of a generation: frozen values with one wire form for the log and for every client.
 
     {"type":"content","content":"text"}
-    {"type":"reasoning","text":"..."}
-    {"type":"tool_call_delta","index":0,"id":"...","name":"...","arguments":"a piece"}
-    {"type":"tool_call","id":"...","name":"...","arguments":"{...}"}
-    {"type":"tool_result","id":"...","name":"...","result":"...","ok":true,"duration_ms":1.5}
+    {"type":"reasoning","text":"...","content":""}
+    {"type":"tool_call_delta","index":0,"id":"...","name":"...","arguments":"a piece","content":""}
+    {"type":"tool_call","id":"...","name":"...","arguments":"{...}","content":""}
+    {"type":"tool_result","id":"...","name":"...","result":"...","ok":true,"duration_ms":1.5,
+     "content":""}
     {"type":"done","done":true,"content":"","finish_reason":"stop","usage":{...},"metrics":{...}}
     {"type":"cancelled","done":true,"content":"","reason":"stop","metrics":{...}}
     {"type":"error","done":true,"content":"","error":{...},"metrics":{...}}
 
+Every event has `content`, which is what it adds to the answer's text: a client that appends it and
+looks at nothing else has the text.
+
 Framed as Server-Sent Events by the WHATWG's rules: `id: SEQ`, one `data:` line (JSON holds no line
-break), an empty line. A terminal event is followed by `data: [DONE]`.
+break), an empty line. A terminal event is followed by `data: [DONE]`. In silence a comment line is
+sent without an empty line behind it: clients that follow older libraries take each empty line for
+an event once they have seen an ID.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ import msgspec
 from halt.metrics import Metrics
 
 FINAL_FRAME = b"data: [DONE]\n\n"
-HEARTBEAT = b":\n\n"
+HEARTBEAT = b":\n"
 
 #: Why a run was cancelled: a Stop was pressed, or nobody was watching any more.
 CancelReason = Literal["stop", "no_viewer"]
@@ -38,6 +44,7 @@ class Reasoning(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
     """What the model thinks before it answers. Never part of the answer, so never `content`."""
 
     text: str
+    content: str = ""
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, tag_field="type", tag="tool_call_delta"):
@@ -50,6 +57,7 @@ class ToolCallDelta(msgspec.Struct, frozen=True, tag_field="type", tag="tool_cal
     id: str
     name: str
     arguments: str
+    content: str = ""
 
 
 class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="tool_call"):
@@ -58,6 +66,7 @@ class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="tool_call"):
     id: str
     name: str
     arguments: str
+    content: str = ""
 
 
 class ToolResult(msgspec.Struct, frozen=True, tag_field="type", tag="tool_result"):
@@ -68,6 +77,7 @@ class ToolResult(msgspec.Struct, frozen=True, tag_field="type", tag="tool_result
     result: str
     ok: bool
     duration_ms: float
+    content: str = ""
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):

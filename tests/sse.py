@@ -70,6 +70,7 @@ class Events:
             connection.close()
             raise
         self._buffer = b""
+        self._fields: dict[str, list[str]] = {}  # of the block that is coming in
         self._waiting: list[Message] = []
         self.status = self._response.status
         self.headers = _lower(self._response)
@@ -150,21 +151,23 @@ class Events:
     def _read(self) -> bool:
         piece = self._response.read1(65536)
         if not piece:
-            assert not self._buffer, f"half an event at the end: {self._buffer!r}"
+            half = self._buffer or self._fields
+            assert not half, f"half an event at the end: {half!r}"
             return False
-        *blocks, self._buffer = (self._buffer + piece).split(b"\n\n")
-        for block in blocks:
-            self._take(block.decode())
+        *lines, self._buffer = (self._buffer + piece).split(b"\n")
+        for line in lines:
+            self._take(line.decode())
         return True
 
-    def _take(self, block: str) -> None:
-        fields: dict[str, list[str]] = {}
-        for line in block.split("\n"):
-            name, _, value = line.partition(":")
-            if name:
-                fields.setdefault(name, []).append(value.removeprefix(" "))
-            else:
-                self.comments += 1
+    def _take(self, line: str) -> None:
+        name, _, value = line.partition(":")
+        if name:
+            self._fields.setdefault(name, []).append(value.removeprefix(" "))
+            return
+        if line:
+            self.comments += 1
+            return
+        fields, self._fields = self._fields, {}
         if "data" in fields:
             self._waiting.append(
                 Message(

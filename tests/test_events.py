@@ -30,6 +30,7 @@ from halt.events import (
     encode,
     sse,
     sse_html,
+    text_of,
 )
 from halt.metrics import Metrics
 
@@ -106,15 +107,24 @@ def wire(event: Event) -> Any:
         pytest.param(
             Content("Grüße\n👋"), {"type": "content", "content": "Grüße\n👋"}, id="content"
         ),
-        pytest.param(Reasoning("hm"), {"type": "reasoning", "text": "hm"}, id="reasoning"),
+        pytest.param(
+            Reasoning("hm"), {"type": "reasoning", "text": "hm", "content": ""}, id="reasoning"
+        ),
         pytest.param(
             ToolCallDelta(1, "c", "add", '{"a"'),
-            {"type": "tool_call_delta", "index": 1, "id": "c", "name": "add", "arguments": '{"a"'},
+            {
+                "type": "tool_call_delta",
+                "index": 1,
+                "id": "c",
+                "name": "add",
+                "arguments": '{"a"',
+                "content": "",
+            },
             id="tool-call-delta",
         ),
         pytest.param(
             ToolCall("c", "add", "{}"),
-            {"type": "tool_call", "id": "c", "name": "add", "arguments": "{}"},
+            {"type": "tool_call", "id": "c", "name": "add", "arguments": "{}", "content": ""},
             id="tool-call",
         ),
         pytest.param(
@@ -126,6 +136,7 @@ def wire(event: Event) -> Any:
                 "result": "3",
                 "ok": True,
                 "duration_ms": 1.5,
+                "content": "",
             },
             id="tool-result",
         ),
@@ -233,6 +244,21 @@ def test_no_html_breaks_out_of_its_frame(parts: list[str]) -> None:
     (message,) = parse(sse_html(1, html))
     assert message.id == "1"
     assert message.data == html.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def test_a_row_of_an_older_halt_is_read() -> None:
+    """Thoughts and calls that were saved without `content` are the same events."""
+    decode = msgspec.json.Decoder(Event).decode
+    for event in (
+        Reasoning("hm"),
+        ToolCallDelta(1, "c", "add", "{"),
+        ToolCall("c", "add", "{}"),
+        ToolResult("c", "add", "3", True, 1.5),
+    ):
+        older = encode(event).replace(b',"content":""', b"")
+        assert b"content" not in older
+        assert decode(older) == event
+        assert text_of(event) == ""
 
 
 def test_the_wire_form_reads_back_as_the_same_event() -> None:
