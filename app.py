@@ -35,6 +35,7 @@ from halt.database import database
 from halt.generation import Generations
 from halt.peers import Peers
 from halt.recorder import Recorder
+from halt.request_ids import RequestIds, add_to_log
 from halt.stops import StopRegistry
 from halt.store import SqlStore
 from halt.titles import Titles
@@ -112,6 +113,8 @@ def create_app(
     sockets.install(app)
     app.register_blueprint(api.blueprint(pages.stop_fragment))
     cli.install(app, generations)
+    app.wsgi_app = RequestIds(app.wsgi_app)  # type: ignore[method-assign]
+    add_to_log()
     return app
 
 

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, g, request
 
 METHODS = "GET, POST"
-HEADERS = ("Authorization", "Content-Type", "Last-Event-ID", "X-Stream-Id")
+HEADERS = ("Authorization", "Content-Type", "Last-Event-ID", "X-Request-Id", "X-Stream-Id")
 OPENAI_HEADERS = "x-stainless-"  # what OpenAI's client for browsers says of itself
-EXPOSED = "X-Stream-Id, Retry-After"
+EXPOSED = "X-Stream-Id, X-Request-Id, Retry-After"
 MAX_AGE = 7200  # seconds that a browser remembers a preflight; no browser does for longer
 
 

@@ -42,6 +42,7 @@ from halt.errors import (
 from halt.metrics import now
 from halt.recorder import Recorder
 from halt.recording import Recording, Viewer
+from halt.request_ids import about, named
 from halt.run import Run
 from halt.slots import Slots, number_of
 from halt.stops import Pressed, StopRegistry, may_touch
@@ -387,7 +388,7 @@ class Generations:
             self._views -= 1
             self._watched.pop(viewer, None)
             self._room.notify_all()
-        self._leave(run, viewer)
+        run.leave(viewer)
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
@@ -397,12 +398,6 @@ class Generations:
             yield
         finally:
             self.give_back_place()
-
-    @staticmethod
-    def _leave(run: Recording, viewer: Viewer) -> None:
-        run.leave(viewer)
-        if isinstance(run, Run) and run.deserted:
-            run.cancel("no_viewer")
 
     def take_place(self) -> None:
         """Take a reader's place for a connection that follows runs by itself: it holds a thread.
@@ -434,7 +429,7 @@ class Generations:
         """To be called once for each `watch`."""
         with self._lock:
             self._watched.pop(viewer, None)
-        self._leave(run, viewer)
+        run.leave(viewer)
 
     def _seat(self) -> None:
         """Count one more reader. The lock is held. Raises AtCapacity.
@@ -481,7 +476,7 @@ class Generations:
                 try:
                     self._tend(run, at)
                 except Exception:
-                    logger.exception("keeper, stream %s", run.id)
+                    logger.exception("keeper, stream %s", run.id, extra=about(run.request_id))
 
     def _tick(self) -> None:
         """What else is done in each turn."""
@@ -508,7 +503,7 @@ class Generations:
             since = viewer.writing_since
             stuck = since is not None and at - since > SLOW_READER_MAX
             if stuck or _has_left(client):
-                self._leave(run, viewer)
+                run.leave(viewer)
                 with self._lock:
                     # Under the lock, since `unview` comes before the server closes the socket:
                     # as long as the viewer is in the table, the socket's number is still its own.
@@ -598,8 +593,13 @@ class Generations:
 
         False: there is none to be had, and the run has failed.
         """
+
+        def work() -> None:
+            with named(run.request_id):
+                body()
+
         try:
-            threading.Thread(target=body, name=f"halt-run-{run.id[:8]}", daemon=True).start()
+            threading.Thread(target=work, name=f"halt-run-{run.id[:8]}", daemon=True).start()
         except RuntimeError:  # the system has no more threads
             run.fail(UpstreamError("internal", "no thread"))
             return False
@@ -611,7 +611,8 @@ class Generations:
             if on_end is not None:
                 on_end(run)
         except Exception:
-            logger.exception("stream %s, the callback of its end", run.id)
+            told = "stream %s, the callback of its end"
+            logger.exception(told, run.id, extra=about(run.request_id))
         finally:
             if self._recorder is not None:
                 self._recorder.ended()

@@ -67,7 +67,8 @@ from halt.events import (
 from halt.journal import MemoryLog
 from halt.line import TICK, Line, Quiet
 from halt.metrics import Meter, now
-from halt.recording import Recording
+from halt.recording import Recording, Viewer
+from halt.request_ids import about, current, quoted
 from halt.stops import Pressed, StopSwitch
 from halt.tools import Toolbox, ToolRound
 from halt.unheard import Unheard
@@ -76,6 +77,7 @@ ATTEND_AFTER = 0.2  # seconds without a pump until an attendant is sent
 FIRST_VIEW = 10.0  # seconds that the first viewer has to come, however short the grace
 RETRY_BASE = 0.5  # seconds before the first retry; doubles, and varies by half to spread the load
 CUT_SHORT = frozenset({"length", "content_filter"})  # what a model asked for then is not whole
+COUNT_MAX = 2**53  # of a usage: what every reader of JSON takes for the same number
 RETRY_AFTER_MAX = 5.0  # seconds; a server that wants us to wait longer is shown to the user instead
 
 logger = logging.getLogger(__name__)
@@ -109,6 +111,7 @@ class Run(Recording):
             started_at=self.meter.started_at,
         )
         self.request = request
+        self.request_id = current()  # of the request that starts it, "" where there is none
         self._question = request.messages  # as it was asked, without later rounds; [] once settled
         self._fingerprint = ""  # of those, once settled
         self.line = Line()
@@ -170,12 +173,13 @@ class Run(Recording):
     def characters(self) -> int:
         return self.meter.characters
 
-    @property
-    def deserted(self) -> bool:
-        """It was to end with its last viewer, and that one has left."""
-        return self._grace == 0 and self._was_watched and not self._viewers
-
     # --- reading ----------------------------------------------------------------------------------
+
+    def leave(self, viewer: Viewer) -> None:
+        """Watch no more. A run whose grace is 0 ends with its last viewer."""
+        super().leave(viewer)
+        if self._grace == 0 and not self._viewers:
+            self.cancel("no_viewer")
 
     def advance(self, after: int, timeout: float) -> None:
         """Return when there may be events above `after`, or after at most `timeout` seconds.
@@ -207,7 +211,8 @@ class Run(Recording):
         """
 
         def make() -> Terminal:
-            self._kept = seen
+            # No more than there is: a client may name any number, and this one is saved.
+            self._kept = None if seen is None else min(seen, self.log.last)
             self._reading_on = read_on
             return Cancelled(self.meter.snapshot(), reason)
 
@@ -217,12 +222,16 @@ class Run(Recording):
         """End the run with an error. False: it had ended already."""
 
         def make() -> Terminal:
-            info = ErrorInfo(fault.code, fault.message, fault.retryable, fault.retry_after)
+            message = fault.message
+            if fault.code == "internal":  # what has happened stands in the log alone
+                message += quoted(self.request_id)
+            info = ErrorInfo(fault.code, message, fault.retryable, fault.retry_after)
             return Failed(info, self.meter.snapshot())
 
         if not self._end(make, interrupt=True):
             return False
-        logger.warning("stream %s failed: %s %s", self.id, fault.code, fault.detail)
+        told = self.id, fault.code, fault.detail
+        logger.warning("stream %s failed: %s %s", *told, extra=about(self.request_id))
         return True
 
     def settle(self, *, drain: bool = False) -> bool:
@@ -403,7 +412,7 @@ class Run(Recording):
         except UpstreamError as fault:
             self.fail(fault)
         except Exception as exc:
-            logger.exception("stream %s", self.id)
+            logger.exception("stream %s", self.id, extra=about(self.request_id))
             self.fail(UpstreamError("internal", type(exc).__name__))
         except BaseException:  # Ctrl-C in a program's own thread, in the middle of a read
             self.cancel("stop")
@@ -445,7 +454,8 @@ class Run(Recording):
         wait = RETRY_BASE * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load, keeps no secret
         wait = wait * growth if asked is None else asked + wait  # all were told the same
         self._retries_left -= 1
-        logger.info("stream %s: %s, trying again in %.1f s", self.id, fault.code, wait)
+        told = self.id, fault.code, wait
+        logger.info("stream %s: %s, trying again in %.1f s", *told, extra=about(self.request_id))
         if self.switch.event.wait(wait):
             raise Interrupted("ended while it waited for a retry")
 
@@ -522,7 +532,8 @@ class Run(Recording):
             return
         self._counted = reply
         if self._usage is not None:
-            self._usage = None if reply.usage is None else _sum(self._usage, reply.usage)
+            told = reply.usage
+            self._usage = None if told is None else _sum(self._usage, _counts(told))
 
     def _run_tools(self) -> None:
         """Run what the model asked for, then ask it again with the results. The role is held."""
@@ -610,6 +621,15 @@ class Run(Recording):
             self.settle()
         elif drain or not self._viewers:
             self.settle(drain=True)
+
+
+def _counts(usage: dict[str, Any]) -> dict[str, Any]:
+    """A server's usage without whole numbers that count nothing: negative, or past any sense."""
+    return {
+        name: _counts(value) if isinstance(value, dict) else value
+        for name, value in usage.items()
+        if not isinstance(value, int) or 0 <= value <= COUNT_MAX
+    }
 
 
 def _sum(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

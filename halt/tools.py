@@ -25,6 +25,7 @@ import msgspec
 from halt.chat import ToolFunction, ToolSpec
 from halt.events import ToolCall, ToolResult
 from halt.metrics import now
+from halt.request_ids import current, named
 
 RESULT_MAX = 100_000  # characters of a result that the model is told
 THREADS_MAX = 256  # calls of one toolbox under way, those that nobody waits for included
@@ -153,8 +154,11 @@ class Toolbox:
             done(f"There is no tool named {call.name[:64]!r}. The tools are: {known}.", False)
             return 0.0
 
+        request_id = current()
+
         def work() -> None:
-            told, ok = tool.answer(call.arguments, stop)
+            with named(request_id):
+                told, ok = tool.answer(call.arguments, stop)
             self._free.release()
             done(told, ok)
 

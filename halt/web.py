@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import logging
 import math
+import re
 import secrets
 import socket
 from collections.abc import Callable
@@ -47,6 +48,7 @@ from halt.errors import HaltError, RequestError, TooLarge
 from halt.events import encode
 from halt.generation import Generations
 from halt.recorder import Saving
+from halt.request_ids import current, signed
 from halt.tools import Toolbox
 
 #: No inline script or style, nothing from elsewhere, no frame around the page.
@@ -139,6 +141,11 @@ def wants_page() -> bool:
         and not wants_fragment()
         and "text/html" in request.headers.get("Accept", "")
     )
+
+
+def is_openai() -> bool:
+    """The request is to a path that OpenAI's clients ask, there or not."""
+    return f"{request.path}/".startswith("/v1/")
 
 
 def json_response(value: Any, status: int = 200) -> Response:
@@ -309,13 +316,16 @@ _OPENAI_CODES = {
 }
 
 
-def openai_error(status: int, code: str, message: str, field: str | None = None) -> dict[str, Any]:
+def openai_error(
+    status: int, code: str, message: str, request_id: str, field: str | None = None
+) -> dict[str, Any]:
     """An error in OpenAI's shape and, where it has some, in its words."""
     kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     if status == 401:
         code = "invalid_api_key"
     known = _OPENAI_CODES.get(code, code)
-    return {"error": {"message": message, "type": kind, "param": field, "code": known}}
+    said = signed(message, request_id)
+    return {"error": {"message": said, "type": kind, "param": field, "code": known}}
 
 
 def _error_response(
@@ -327,20 +337,28 @@ def _error_response(
     retryable: bool = False,
     retry_after: float | None = None,
 ) -> Response:
+    request_id = current()
+    if status == 500:  # what has happened stands in the log alone
+        message = signed(message, request_id)
     if wants_fragment():
         html = render_template("notice.html", message=message, code=code)
         response = Response(html, status, mimetype="text/html")
         response.headers["HX-Retarget"] = "#notice"
         response.headers["HX-Reswap"] = "innerHTML"
-    elif wants_page():
-        response = Response(render_template("error.html", message=message), status)
-    elif request.path.startswith("/v1/"):
-        response = json_response(openai_error(status, code, message, field), status)
+    elif is_openai():
+        response = json_response(openai_error(status, code, message, request_id, field), status)
         if not retryable or "X-Stream-Id" in request.headers:
             # Heard by OpenAI's clients, which would ask again: in vain, or with an ID in use.
             response.headers["X-Should-Retry"] = "false"
+    elif wants_page():
+        response = Response(render_template("error.html", message=message), status)
     else:
-        error: dict[str, Any] = {"code": code, "message": message, "retryable": retryable}
+        error: dict[str, Any] = {
+            "code": code,
+            "message": message,
+            "retryable": retryable,
+            "request_id": request_id,
+        }
         if field is not None:
             error["field"] = field
         response = json_response({"error": error}, status)
@@ -368,11 +386,25 @@ def _on_http_error(error: HTTPException) -> BaseResponse:
     if status == 413:
         return refusal(_too_large())
     name = error.name.lower().replace(" ", "_")
-    response = _error_response(status, name, error.description or error.name)
+    message = error.description or error.name
+    if status == 404 and is_openai():
+        name, message = "unknown_path", _known_paths()
+    response = _error_response(status, name, message)
     for header, value in error.get_headers():
         if header.lower() == "allow":
             response.headers["Allow"] = value
     return response
+
+
+def _known_paths() -> str:
+    """What a client is told that asks for a path which OpenAI has and Halt has not."""
+    known = sorted(
+        f"{method} {re.sub('<.*>', 'NAME', rule.rule)}"
+        for rule in current_app.url_map.iter_rules()
+        if rule.rule.startswith("/v1/")
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    )
+    return f"There is no {request.path[:200]} here. There are: {', '.join(known)}."
 
 
 def _on_surprise(error: Exception) -> Response:

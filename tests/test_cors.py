@@ -76,6 +76,7 @@ def test_a_preflight_says_what_a_page_may_ask(listed: HaltServer, path: str) -> 
         "authorization",
         "content-type",
         "last-event-id",
+        "x-request-id",
         "x-stream-id",
     }
     assert "access-control-allow-credentials" not in answer.headers
@@ -94,7 +95,7 @@ def test_what_openais_client_adds_in_a_browser_is_allowed(listed: HaltServer) ->
 
 
 def test_a_listed_origin_streams_and_reads_the_streams_id(listed: HaltServer) -> None:
-    """Its page may start and follow a stream, and may read the two headers that matter."""
+    """Its page may start and follow a stream, and may read the headers that matter."""
     headers = {"Origin": SHOP, "Sec-Fetch-Site": "cross-site"}
     with listed.client().stream("POST", "/chat/stream", CHAT, headers) as events:
         events.to_end()
@@ -102,7 +103,8 @@ def test_a_listed_origin_streams_and_reads_the_streams_id(listed: HaltServer) ->
     assert events.text == "0 1 "
     assert events.headers[ALLOWED] == SHOP
     assert "origin" in names(events.headers["vary"])
-    assert names(events.headers["access-control-expose-headers"]) == {"x-stream-id", "retry-after"}
+    exposed = names(events.headers["access-control-expose-headers"])
+    assert exposed == {"x-stream-id", "x-request-id", "retry-after"}
     assert events.headers["cross-origin-resource-policy"] == "cross-origin"
     assert "access-control-allow-credentials" not in events.headers
 

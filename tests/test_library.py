@@ -286,7 +286,17 @@ def test_waiting_has_an_end_that_changes_nothing(program: Halt, fake: FakeOpenAI
         ("x", {"bogus": 1}, "bogus"),
         ("x", {"id": "a b"}, "id"),
         ("x", {"model": object()}, "body"),
-        ("\ud800", {}, "body"),
+        ("\ud800", {}, "messages"),
+        ("x", {"seed": 2**63}, "seed"),
+        ("x", {"seed": -(2**70)}, "seed"),
+        ("x", {"seed": 10**5000}, "seed"),
+        ("x", {"seed": 1.5}, "seed"),
+        ("x", {"max_tokens": 2**64}, "max_tokens"),
+        ("x", {"temperature": float("nan")}, "temperature"),
+        ("x", {"extra_body": {"a": [float("nan")]}}, "extra_body"),
+        ("x", {"extra_body": {"a": float("inf")}}, "extra_body"),
+        ("x", {"extra_body": {"a": 10**5000}}, "extra_body"),
+        ("x", {"response_format": {"a": float("nan")}}, "response_format"),
         (ChatRequest([]), {}, "messages"),
     ],
 )
@@ -487,9 +497,11 @@ def test_a_generation_goes_on_as_long_as_somebody_holds_it() -> None:
 def test_a_generation_that_nobody_can_read_any_more_is_stopped(fake: FakeOpenAI) -> None:
     """When the last handle is dropped the grace begins, after which the upstream is left."""
     with Halt(config=settings(fake, orphan_grace=0.0)) as program:
-        program.generate("x", model="stall?n=1", id="dropped-handle")
+        handle = program.generate("x", model="stall?n=1", id="dropped-handle")
+        record = fake.wait_request()
+        del handle
         gc.collect()
-        assert fake.wait_request().closed.wait(SOON)
+        assert record.closed.wait(SOON)
         ended = program.get("dropped-handle").result().terminal
         assert isinstance(ended, Cancelled)
         assert ended.reason == "no_viewer"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 
 from halt import run as module
@@ -147,6 +148,22 @@ def test_an_answer_from_beginning_to_end(stage: Stage) -> None:
     assert (run.state, run.model, run.answer()) == ("done", "scripted-1", (2, "Hello, world"))
 
 
+@pytest.mark.parametrize("count", [2**63, 2**64, 2**70, -1, -(2**70)])
+def test_a_count_that_counts_nothing_is_dropped(stage: Stage, count: int) -> None:
+    """A server's usage holds no number that a reader, another worker or a column could not take."""
+    run, reply = stage.running()
+    reader = Reader(run)
+    reply.feed("a")
+    details = {"cached_tokens": count, "audio_tokens": 2}
+    told = {"completion_tokens": count, "prompt_tokens": 3, "prompt_tokens_details": details}
+    reply.end(usage=told)
+    done = reader.finish()[-1][1]
+    assert isinstance(done, Done)
+    assert done.usage == {"prompt_tokens": 3, "prompt_tokens_details": {"audio_tokens": 2}}
+    assert (done.metrics.tokens, done.metrics.tokens_estimated) == (1, True)
+    assert msgspec.msgpack.encode(done)
+
+
 def test_tokens_are_estimated_where_nobody_counted(stage: Stage) -> None:
     """Without usage the pieces are counted, and the figures say that this is an estimate."""
     run, reply = stage.running()
@@ -247,7 +264,8 @@ def test_stop_after_the_end_finds_it_finished(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seen", "kept"), [(None, "abc"), (0, ""), (2, "ab"), (3, "abc"), (99, "abc")]
+    ("seen", "kept"),
+    [(None, "abc"), (0, ""), (2, "ab"), (3, "abc"), (99, "abc"), (10**15 - 1, "abc")],
 )
 def test_what_was_seen_is_what_is_kept(stage: Stage, seen: int | None, kept: str) -> None:
     """The answer of a stopped run is cut to what the one who stopped it had been shown."""
@@ -257,6 +275,7 @@ def test_what_was_seen_is_what_is_kept(stage: Stage, seen: int | None, kept: str
     run.switch.press(seen)
     assert run.answer()[1] == kept
     assert run.log.last == 4
+    assert run.kept is None or run.kept <= 3, "a number that a client made up is saved"
 
 
 def test_what_was_seen_matters_only_to_the_stop_that_ended_it(stage: Stage) -> None:
@@ -267,6 +286,20 @@ def test_what_was_seen_matters_only_to_the_stop_that_ended_it(stage: Stage) -> N
     over(run)
     assert run.switch.press(1) == "finished"
     assert run.answer() == (2, "ab")
+
+
+def test_a_run_without_grace_ends_as_its_last_viewer_leaves(stage: Stage) -> None:
+    """By that very call, whoever makes it; a viewer that is still there keeps it."""
+    run, reply = stage.running(orphan_grace=0.0)
+    one, two = run.join(), run.join()
+    run.leave(one)
+    run.leave(one)
+    assert run.state == "running"
+    run.leave(two)
+    ended = run.log.ended
+    assert isinstance(ended, Cancelled)
+    assert ended.reason == "no_viewer"
+    assert reply.over.wait(SOON)
 
 
 # --- races ----------------------------------------------------------------------------------------
