@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, NoReturn, TypeGuard, TypeVar
+from typing import Annotated, Any, NoReturn, TypeGuard, TypeVar
 
 import msgspec
 
@@ -15,7 +15,16 @@ T = TypeVar("T")
 _PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _NAME = re.compile(r"matching regex '\^\[A-Za-z0-9_-\]\{(\d+),64\}")
+_SOME_KEY = "[...]"  # in a path of msgspec's: of a dict, it does not say which
 _UNKNOWN = re.compile(r"unknown field `(.*?)`|missing required field `(.*?)`")
+
+
+#: The largest number of an event or a message that clients may name: what JavaScript, and every
+#: column and message of Halt, can hold.
+NUMBER_MAX = 10**15 - 1
+
+#: The number of an event, 0 for none.
+EventNumber = Annotated[int, msgspec.Meta(ge=0, le=NUMBER_MAX)]
 
 
 def is_id(given: object) -> TypeGuard[str]:
@@ -25,7 +34,7 @@ def is_id(given: object) -> TypeGuard[str]:
 
 def is_number(given: str) -> bool:
     """Whether this is a whole number, 0 or more, as clients send those of events and messages."""
-    return given.isascii() and given.isdigit() and len(given) <= 15
+    return given.isascii() and given.isdigit() and len(given) <= len(str(NUMBER_MAX))
 
 
 def checked_id(given: object, field: str) -> str:
@@ -49,7 +58,7 @@ def decode(body: bytes | str, kind: type[T], whole: str = "body") -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as exc:
-        _refuse(exc, whole)
+        _refuse(exc, whole, body)
     except RecursionError:
         raise RequestError(f"The {whole} is nested too deep.", field=whole) from None
     except (msgspec.DecodeError, UnicodeError) as exc:
@@ -87,11 +96,34 @@ def _malformed(body: bytes | str, fault: Exception) -> str:
     return said.removeprefix("JSON is malformed: ")
 
 
-def _refuse(exc: msgspec.ValidationError, whole: str = "body") -> NoReturn:
+_raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_anything = msgspec.json.Decoder()
+
+
+def _field_at_fault(body: bytes | str) -> str:
+    """The field of an object that holds a number which is too large, "" where it is none."""
+    try:
+        fields = _raw_fields.decode(body)
+    except msgspec.DecodeError:
+        return ""
+    for name, raw in fields.items():
+        try:
+            _anything.decode(raw)
+        except msgspec.DecodeError:
+            return name
+    return ""
+
+
+def _refuse(
+    exc: msgspec.ValidationError, whole: str = "body", body: bytes | str | None = None
+) -> NoReturn:
     message = str(exc)
+    if f"`${_SOME_KEY}" in message and body is not None:
+        message = message.replace(f"`${_SOME_KEY}", f"`$.{_field_at_fault(body)}")
+    message = message.replace(_SOME_KEY, "")
     path = _PATH.search(message)
-    name = _UNKNOWN.search(message)
-    parts = [path[1] if path else "", (name[1] or name[2]) if name else ""]
+    named = _UNKNOWN.search(message)
+    parts = [path[1] if path else "", (named[1] or named[2]) if named else ""]
     field = ".".join(part for part in parts if part) or whole
     if short := _NAME.search(message):
         raise _misnamed(field, short[1]) from None

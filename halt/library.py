@@ -14,6 +14,7 @@ composition root for programs, as `app.py` is for the server.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self, TypedDict, Unpack, overload
 
@@ -48,6 +49,10 @@ __all__ = [
 
 #: What is asked: the user's words, a whole conversation, or a request that was made before.
 Prompt = str | Sequence[Message | Mapping[str, Any]] | ChatRequest
+
+
+#: Fields whose values may be anything that JSON can say; NaN is nothing of that.
+FREE = frozenset({"extra_body", "tools", "tool_choice", "response_format"})
 
 
 class Options(TypedDict, total=False):
@@ -226,7 +231,14 @@ def request(prompt: Prompt, options: Options) -> ChatRequest:
         fields = {"messages": prompt}
     try:
         fields = msgspec.to_builtins({**fields, **options})
-        msgspec.json.encode(fields)  # finds halves of characters, which no request can carry
-    except (TypeError, UnicodeEncodeError) as exc:  # a value that has no form in JSON
+    except (TypeError, RecursionError) as exc:  # a value that has no form in JSON
         raise RequestError(f"The request does not fit: {exc}", field="body") from None
+    for name, value in fields.items():
+        try:
+            # Finds halves of characters, NaN, and numbers too long to write.
+            msgspec.json.encode(value)
+            if name in FREE:
+                json.dumps(value, allow_nan=False)
+        except (ValueError, OverflowError, RecursionError) as exc:
+            raise RequestError(f"{name}: {exc}", field=name) from None
     return convert(fields, ChatRequest)

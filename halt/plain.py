@@ -4,9 +4,12 @@
     GET  /stream?prompt=  Server-Sent Events for `new EventSource(...)`
 
 An EventSource asks again by itself after every end, with the ID of the last event it saw. Each ID
-here names its stream too (`STREAM.SEQ`), and the first comes before the model is asked; so a
-reconnect finds its run and never runs the prompt again. The last event's ID is `STREAM.end`, which
-is answered with 204: that tells an EventSource to stop.
+here names its stream too (`STREAM.SEQ`), and the first comes before the model is asked, with an
+event that adds nothing; so a reconnect finds its run and never runs the prompt again. The last
+event's ID is `STREAM.end`, which is answered with 204: that tells an EventSource to stop.
+
+Every block has data: clients that are no EventSource take one without for an event, and find no
+JSON in it.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import msgspec
 from flask import Blueprint, Response, request
 
 from halt.bodies import convert, decode
-from halt.chat import ChatRequest, fingerprint
+from halt.chat import fingerprint
 from halt.errors import AtCapacity, OffsetLost, RequestError, StreamInUse, UnknownStream
 from halt.events import Cancelled, Content, Done, Event, encode, is_terminal, text_of
 from halt.rates import count_starts
@@ -34,7 +37,16 @@ from halt.relay import (
     watched,
 )
 from halt.run import Run
-from halt.web import client_socket, generations, json_response, owner, tell_id, toolbox
+from halt.starts import StartRequest, grace_of
+from halt.web import (
+    client_socket,
+    config,
+    generations,
+    json_response,
+    owner,
+    tell_id,
+    toolbox,
+)
 
 TEXT_HEADERS = {
     "Content-Type": "text/plain; charset=utf-8",
@@ -45,13 +57,15 @@ EVENT_SOURCE_HEADERS = {**SSE_HEADERS, "Cache-Control": "no-store, no-transform"
 RETRY = (
     b"retry: 1000\n"  # milliseconds until an EventSource asks again; most wait for three seconds
 )
-PARAMETERS = frozenset({"prompt", "system", "id", "model", "temperature", "max_tokens"})
+PARAMETERS = frozenset(
+    {"prompt", "system", "id", "model", "temperature", "max_tokens", "on_disconnect"}
+)
 LAST_EVENT = re.compile(r"([A-Za-z0-9_-]{8,64})\.([0-9]{1,15}|end)")
 
 blueprint = Blueprint("plain", __name__)
 
 
-def _asked(fields: dict[str, Any], *, words: bool = False) -> ChatRequest:
+def _asked(fields: dict[str, Any], *, words: bool = False) -> StartRequest:
     """`prompt` or `messages`, `system` and options as a request. Raises RequestError."""
     fields = dict(fields)
     prompt, system = fields.pop("prompt", None), fields.pop("system", None)
@@ -68,7 +82,7 @@ def _asked(fields: dict[str, Any], *, words: bool = False) -> ChatRequest:
             raise RequestError("system must be a text.", field="system")
         if isinstance(fields["messages"], list):
             fields["messages"] = [{"role": "system", "content": system}, *fields["messages"]]
-    return convert(fields, ChatRequest, words=words)
+    return convert(fields, StartRequest, words=words)
 
 
 # --- POST /chat -----------------------------------------------------------------------------------
@@ -80,7 +94,9 @@ def chat() -> Response:
     asked = _asked(decode(request.get_data(), dict[str, Any]))
     service = generations()
     count_starts()
-    run = service.start(asked, owner(), tools=toolbox())
+    # With an ID, too: the answer is the response's text, which nobody reads on.
+    grace = grace_of(asked.on_disconnect, "stop")
+    run = service.start(asked.chat(), owner(), tools=toolbox(), grace=grace)
     tell_id(run.id)
     accepts = request.accept_mimetypes
     if accepts["application/json"] > accepts["text/plain"]:
@@ -88,7 +104,9 @@ def chat() -> Response:
             return json_response(_whole(run, gather(reading)))
     body = watched(run, lambda: TextStream(service, run, client_socket()))
     try:
-        body.wait(is_text)  # the status says whether there is an answer
+        # The status says whether there is an answer. A model that is silent is waited for as long
+        # as no proxy takes the connection for dead.
+        body.wait(is_text, config().heartbeat)
     except BaseException:
         body.close()
         raise
@@ -137,7 +155,7 @@ def stream() -> Response:
         return _follow(run, 0)
     count_starts()
     try:
-        run = generations().start(asked, owner(), tools=toolbox())
+        run = generations().start(asked.chat(), owner(), tools=toolbox(), grace=asked.grace)
     except StreamInUse:
         run = _same(asked)  # was started just now
         if run is None:
@@ -146,7 +164,7 @@ def stream() -> Response:
     return watched(run, lambda: _follow(run, 0))
 
 
-def _same(asked: ChatRequest) -> Recording | None:
+def _same(asked: StartRequest) -> Recording | None:
     """The run of this ID, where the same was asked: the answer to its start was lost on the way.
 
     None where this client knows no such run. Raises StreamInUse.
@@ -173,7 +191,7 @@ def _resume(last: str) -> Response:
         # Said as an event: of a refusal, an EventSource tells its page nothing.
         return Response(_lost(stream_id, lost), headers=EVENT_SOURCE_HEADERS)
     except AtCapacity:
-        return Response(RETRY + b"\n", headers=EVENT_SOURCE_HEADERS)  # it comes again
+        return Response(_opening(stream_id, int(seq)), headers=EVENT_SOURCE_HEADERS)  # comes again
 
 
 def _follow(run: Recording, after: int) -> Response:
@@ -193,8 +211,7 @@ class PromptStream(EventStream):
             client_socket(),
             after,
             self._messages,
-            # An ID without data makes no event, and is remembered.
-            opening=RETRY + _message(run.id, after, b""),
+            opening=_opening(run.id, after),
             nothing=_message(run.id, "end", encode({"done": True, "content": ""})),
         )
 
@@ -213,8 +230,12 @@ class PromptStream(EventStream):
 
 
 def _message(stream_id: str, seq: int | str, data: bytes) -> bytes:
-    line = b"data: %b\n" % data if data else b""
-    return b"id: %b.%b\n%b\n" % (stream_id.encode(), str(seq).encode(), line)
+    return b"id: %b.%b\ndata: %b\n\n" % (stream_id.encode(), str(seq).encode(), data)
+
+
+def _opening(stream_id: str, after: int) -> bytes:
+    """What a client may remember before the next text: the last event, and when to ask again."""
+    return RETRY + _message(stream_id, after, encode(Content("")))
 
 
 def _lost(stream_id: str, lost: UnknownStream | OffsetLost) -> bytes:

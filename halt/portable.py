@@ -144,7 +144,7 @@ _FAULTS = {
     r"Expected `.+` >= (?P<least>\S+)": "must be {least} or more",
     r"Expected `.+` <= (?P<most>\S+)": "must be {most} or less",
     r"Expected `.+` of length <= (?P<most>\d+)": "must hold {most} at most",
-    r"Number out of range": "is a number that is too large",
+    r"(Number|Integer value) out of range": "is a number that is too large",
 }
 _KINDS = {
     "object": "an object",

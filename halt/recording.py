@@ -183,7 +183,7 @@ class Recording:
         return viewer
 
     def leave(self, viewer: Viewer) -> None:
-        """Watch no more. Changes nothing for the generation. Harmless when repeated."""
+        """Watch no more. A run may end by it (see `halt.run`). Harmless when repeated."""
         viewer.gone = True
         with self._viewers_lock:
             self._viewers.discard(viewer)

@@ -1,10 +1,10 @@
 """From a run's log to the bytes of one client's response.
 
 `Reading` is a reader's place at a run, from the view that looks how the answer begins to the last
-byte of the response. `EventStream` is a WSGI response body made of it: it sends a comment at once
-(headers leave with the first bytes) and after each `heartbeat` of silence, and what `present` makes
-of the events in between. It serves every kind of Server-Sent Events; `present` decides what they
-carry. `TextStream` is the same for the answer's text alone.
+byte of the response. `EventStream` is a WSGI response body made of it: it sends a comment line at
+once (headers leave with the first bytes) and after each `heartbeat` of silence, and what `present`
+makes of the events in between. It serves every kind of Server-Sent Events; `present` decides what
+they carry. `TextStream` is the same for the answer's text alone.
 """
 
 from __future__ import annotations

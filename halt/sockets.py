@@ -2,7 +2,8 @@
 
 The client sends JSON text messages, as many as it likes, and they are obeyed in their order:
 
-    {"type":"start","messages":[...],"id"?,...}   as POST /chat/stream, with all of its fields
+    {"type":"start","messages":[...],"id"?,...}   as POST /chat/stream, with all of its fields;
+                                                  `on_disconnect` is "continue" where not said
     {"type":"stop","id":ID,"seen"?}               as POST /stop/ID
     {"type":"follow","id":ID,"after"?}            as GET /streams/ID?after=N
     {"type":"unfollow","id":ID}
@@ -39,7 +40,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 from flask import Blueprint, Flask, g, request
@@ -48,14 +49,16 @@ from simple_websocket import ConnectionClosed, Server
 from werkzeug.wrappers import Response
 from wsproto.utilities import RemoteProtocolError
 
-from halt.bodies import decode
-from halt.chat import ChatRequest, StreamId
+from halt.bodies import EventNumber, decode
+from halt.chat import StreamId
 from halt.errors import AtCapacity, HaltError, OffsetLost, RequestError
 from halt.events import Event, encode, is_terminal
 from halt.generation import RETRY_AFTER, Generations
 from halt.metrics import now
 from halt.rates import count_starts
 from halt.recording import Recording
+from halt.request_ids import current, signed
+from halt.starts import StartRequest, grace_of
 from halt.web import client_socket, generations, owner, refusal
 
 MAX_STREAMS = 32  # that one socket follows at once
@@ -73,13 +76,15 @@ LAST_WORDS = 2.0  # seconds for streams to end at a shutdown
 CLOSE_WITHIN = 3.0  # seconds for the client to answer a close
 READER_ENDS = 5.0  # seconds; it takes none once the connection is shut down
 
+REASON_MAX = 123  # bytes of a close's reason, by the protocol
+
 GOING_AWAY, INTERNAL_ERROR, TOO_SLOW = 1001, 1011, 4008
 _TEXT, _CLOSE = b"\x81", b"\x88"
 
 logger = logging.getLogger(__name__)
 
 
-class Start(ChatRequest, tag_field="type", tag="start"):
+class Start(StartRequest, tag_field="type", tag="start"):
     """Start a stream and follow it."""
 
 
@@ -87,18 +92,18 @@ class Stop(msgspec.Struct, tag_field="type", tag="stop", forbid_unknown_fields=T
     """Stop a stream. `seen`: the last event that was shown."""
 
     id: StreamId
-    seen: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    seen: EventNumber | None = None
 
 
 class Follow(msgspec.Struct, tag_field="type", tag="follow", forbid_unknown_fields=True):
     """Send all events of a stream above `after`, again where they have been sent before."""
 
     id: StreamId
-    after: Annotated[int, msgspec.Meta(ge=0)] = 0
+    after: EventNumber = 0
 
 
 class Unfollow(msgspec.Struct, tag_field="type", tag="unfollow", forbid_unknown_fields=True):
-    """Send no more of a stream; it goes on."""
+    """Send no more of a stream; what becomes of it says its `on_disconnect`."""
 
     id: StreamId
 
@@ -177,7 +182,7 @@ class Feed:
         ], again
 
     def end(self) -> None:
-        """Send no more. The stream goes on. Harmless when repeated."""
+        """Send no more. The reader has left. Harmless when repeated."""
         self.over = True
         self._run.log.unsubscribe(self.changed)
         self._run.leave(self._viewer)
@@ -386,6 +391,8 @@ class Conversation:
         except Exception:
             logger.exception("socket")
             code, reason = INTERNAL_ERROR, "Something went wrong in Halt itself."
+            if len(known := signed(reason, current())) <= REASON_MAX:
+                reason = known
         finally:
             for feed in self._feeds.values():
                 feed.end()
@@ -449,8 +456,8 @@ class Conversation:
         if isinstance(message, Start):
             self._check_room()
             count_starts()
-            request = ChatRequest(**msgspec.structs.asdict(message))
-            run = self._service.start(request, self._owner)
+            grace = grace_of(message.on_disconnect, "continue")
+            run = self._service.start(message.chat(), self._owner, grace=grace)
             self._tell({"type": "started", "id": run.id})
             self._feeds[run.id] = Feed(run, 0, self._wire)
         elif isinstance(message, Stop):
@@ -487,7 +494,7 @@ def _error(fault: HaltError, stream_id: str | None) -> bytes:
     """The frame that says an error, and which stream it is about where that is known."""
     error: dict[str, Any] = {
         "code": fault.code,
-        "message": fault.message,
+        "message": signed(fault.message, current()) if fault.status == 500 else fault.message,
         "retryable": fault.retryable,
     }
     if fault.field is not None:

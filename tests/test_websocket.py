@@ -286,6 +286,30 @@ def test_a_wrong_message_is_answered_and_ends_nothing(
     ws.fence()
 
 
+START = '{"type":"start","messages":[{"role":"user","content":"x"}],'
+
+
+@pytest.mark.parametrize(
+    "number", [str(2**63), str(2**64), str(2**70), "-1", "1e400", "1.5", "9" * 5000], ids=range(7)
+)
+def test_a_number_that_no_field_takes_ends_no_socket(ws: WebSocket, number: str) -> None:
+    """The error names the field; what came before and comes after is obeyed."""
+    stream_id = ws.start("stall?n=1")
+    says = [
+        (f'{{"type":"stop","id":"{stream_id}","seen":{number}}}', "seen"),
+        (f'{{"type":"follow","id":"{stream_id}","after":{number}}}', "after"),
+        (f'{START}"max_tokens":{number}}}', "max_tokens"),
+    ]
+    if number != "-1":
+        says.append((f'{START}"seed":{number}}}', "seed"))
+    for said, field in says:
+        ws.connection.send(said)
+        error = ws.until("error")["error"]
+        assert (error["code"], error["field"]) == ("invalid_request", field)
+    assert ws.stop(stream_id, seen=10**15 - 1)["status"] == "stopped"
+    assert ws.to_end(stream_id)["type"] == "cancelled"
+
+
 def test_what_cannot_be_started_is_told_with_its_id(ws: WebSocket) -> None:
     """An ID in use, a stream that is not known: errors with the codes of the HTTP API."""
     stream_id = ws.start("count?n=1", id=new_id())
@@ -450,6 +474,44 @@ def test_a_client_that_left_is_noticed_in_silence(
     assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
     ended = hasty.client().follow(stream_id).to_end().terminal
     assert (ended["type"], ended["reason"]) == ("cancelled", "no_viewer")
+
+
+@pytest.mark.parametrize("leaves", ["unfollow", "close", "breaks"])
+@pytest.mark.parametrize("model", ["silent_first_token", "count?n=100000&gap_ms=5"])
+def test_a_stream_that_is_to_stop_ends_with_its_last_reader(
+    halt: HaltServer, shared_fake: FakeOpenAI, model: str, leaves: str
+) -> None:
+    """`on_disconnect: "stop"`: at once, silent or not, however the reader leaves."""
+    said = new_id()
+    with WebSocket(halt) as ws:
+        stream_id = ws.start(model, said, on_disconnect="stop")
+        other = ws.start("stall?n=1")
+        record = asked(shared_fake, said)
+        if leaves == "unfollow":
+            ws.say(type="unfollow", id=stream_id)
+            assert record.closed.wait(SEEN_WITHIN)
+            assert ws.stop(other)["status"] == "stopped"  # the socket and its others go on
+        elif leaves == "breaks":
+            ws.connection.socket.shutdown(socket.SHUT_RDWR)
+    assert record.closed.wait(SEEN_WITHIN)
+    ended = halt.client().follow(stream_id).to_end().terminal
+    assert (ended["type"], ended["reason"]) == ("cancelled", "no_viewer")
+
+
+def test_a_stream_that_is_to_stop_is_followed_again_without_a_gap(ws: WebSocket) -> None:
+    """A follow in place of a follow is no leaving."""
+    stream_id = ws.start("count?n=60&gap_ms=5", on_disconnect="stop")
+    ws.until_text(stream_id, "5 ")
+    ws.say(type="follow", id=stream_id, after=0)
+    ws.fence()
+    assert ws.to_end(stream_id)["type"] == "done"
+
+
+def test_a_refused_handshake_says_which_request_it_was(halt: HaltServer) -> None:
+    """The client's own ID comes back, in the header and in the error."""
+    answer = refused(halt, origin="https://evil.example", X_Request_Id="socket-1")
+    assert (answer.status, answer.headers["x-request-id"]) == (403, "socket-1")
+    assert answer.error["request_id"] == "socket-1"
 
 
 def test_a_client_that_comes_back_in_time_keeps_its_stream(halt: HaltServer) -> None:

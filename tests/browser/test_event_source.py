@@ -124,12 +124,13 @@ def test_an_eventsource_that_loses_its_connection_loses_no_word(
 ) -> None:
     """Before the first word and in the middle: it finds its run again, which has gone on."""
     said = new_id()
-    page.evaluate(OPEN, f"/stream?model={quote(model)}&prompt={said}")
+    address = f"/stream?model={quote(model)}&prompt={said}&on_disconnect=continue"
+    page.evaluate(OPEN, address)
     record = asked(shared_fake, said)
     if model.startswith("stall"):
         page.wait_for_function("() => window.heard.map(e => e.content).join('').includes('2 ')")
     else:
-        cable.wait_carried(b".0\n\n")
+        cable.wait_carried(b".0\ndata: ")
     cable.cut()
     page.wait_for_function("() => window.source.readyState === EventSource.CONNECTING")
     record.release()

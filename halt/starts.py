@@ -1,0 +1,34 @@
+"""What a client sends to start a run: what the model is asked, and what readers mean to the run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from halt.chat import ChatRequest
+
+#: What becomes of a run when its last reader has left: it stops, or it goes on for the grace.
+OnDisconnect = Literal["stop", "continue"]
+
+
+class StartRequest(ChatRequest):
+    """A ChatRequest, and what becomes of its run when its last reader has left.
+
+    `on_disconnect`: "stop" ends the run at once, "continue" lets it go on for HALT_ORPHAN_GRACE.
+    """
+
+    on_disconnect: OnDisconnect | None = None
+
+    def chat(self) -> ChatRequest:
+        """What the model is asked."""
+        names = ChatRequest.__struct_fields__
+        return ChatRequest(**{name: getattr(self, name) for name in names})
+
+    @property
+    def grace(self) -> float | None:
+        """As `grace_of`. Without an ID of the client's own there is nothing to come back to."""
+        return grace_of(self.on_disconnect, "stop" if self.id is None else "continue")
+
+
+def grace_of(choice: OnDisconnect | None, default: OnDisconnect) -> float | None:
+    """The `grace` of `Generations.start`: 0 ends the run with its last reader."""
+    return 0.0 if (choice or default) == "stop" else None
