@@ -198,6 +198,74 @@ def test_a_conversation_with_tools_goes_on_with_what_the_client_was_given(
     assert sent[1]["tool_calls"][1]["function"]["arguments"] == '{"city": "town 1"}'
 
 
+GREET: Any = {"name": "weather", "description": "Say how warm it is.", "parameters": {}}
+
+
+def test_functions_are_tools_in_their_older_form(
+    llm: openai.OpenAI, shared_fake: FakeOpenAI
+) -> None:
+    """The model's server is given tools; the client gets the first call as a function_call."""
+    said = new_id()
+    create: Callable[..., Any] = llm.chat.completions.create
+    answer = create(
+        model="asks_tools?calls=2",
+        messages=hello(said),
+        functions=[GREET],
+        function_call={"name": "weather"},
+    )
+    sent = asked(shared_fake, said).body
+    assert sent["tools"] == [{"type": "function", "function": GREET}]
+    assert sent["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
+    assert not {"functions", "function_call"} & sent.keys()
+    (choice,) = answer.choices
+    assert choice.finish_reason == "function_call"
+    call = choice.message.function_call
+    assert (call.name, json.loads(call.arguments)) == ("weather", {"city": "town 0"})
+    assert choice.message.tool_calls is None
+
+
+def test_a_function_call_comes_in_pieces(llm: openai.OpenAI) -> None:
+    """The name once, then the arguments, of the first call alone; a proper finish reason."""
+    create: Callable[..., Any] = llm.chat.completions.create
+    with create(
+        model="asks_tools?calls=2&n=2", messages=hello(), functions=[GREET], stream=True
+    ) as stream:
+        choices = [chunk.choices[0] for chunk in stream]
+    calls = [c.delta.function_call for c in choices if c.delta.function_call]
+    assert [call.name for call in calls if call.name] == ["weather"]
+    assert len(calls) > 1
+    assert json.loads("".join(call.arguments or "" for call in calls)) == {"city": "town 0"}
+    assert not any(c.delta.tool_calls for c in choices)
+    assert "".join(c.delta.content or "" for c in choices) == numbers(2)
+    assert choices[-1].finish_reason == "function_call"
+
+
+def test_a_conversation_with_functions_goes_on(llm: openai.OpenAI, shared_fake: FakeOpenAI) -> None:
+    """Calls and results of functions become those of tools, with IDs that match."""
+    said = new_id()
+    create: Callable[..., Any] = llm.chat.completions.create
+    messages: list[Any] = hello(said)
+    for degrees in ("21", "22"):
+        call = {"name": "weather", "arguments": degrees}
+        messages.append({"role": "assistant", "content": None, "function_call": call})
+        messages.append({"role": "function", "name": "weather", "content": degrees})
+    messages.append({"role": "assistant", "content": "Warm.", "function_call": None})
+    messages.append({"role": "user", "content": "Thanks."})
+    answer = create(model="echo", messages=messages, functions=[GREET], function_call="auto")
+    assert answer.choices[0].finish_reason == "stop"
+    (sent,) = [each.body for each in shared_fake.requests if said in str(each.body)]
+    assert sent["tool_choice"] == "auto"
+    rounds = sent["messages"][1:5]
+    assert [m["role"] for m in rounds] == ["assistant", "tool"] * 2
+    for asks, told, degrees in ((*rounds[:2], "21"), (*rounds[2:], "22")):
+        (made,) = asks["tool_calls"]
+        assert made["function"] == {"name": "weather", "arguments": degrees}
+        assert (told["tool_call_id"], told["content"]) == (made["id"], degrees)
+        assert "name" not in told
+    assert rounds[0]["tool_calls"][0]["id"] != rounds[2]["tool_calls"][0]["id"]
+    assert "function_call" not in str(sent["messages"])
+
+
 # --- what reaches the model's server --------------------------------------------------------------
 
 
@@ -233,7 +301,18 @@ def test_what_halt_does_not_know_is_passed_on(llm: openai.OpenAI, shared_fake: F
         ({"n": 2}, "n"),
         ({"n": "x"}, "n"),
         ({"logprobs": True}, "logprobs"),
-        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"functions": [{"name": "f x"}]}, "functions[0].name"),
+        ({"functions": [{}]}, "functions[0].name"),
+        ({"functions": [{"name": "f"}], "tools": [{"function": {"name": "f"}}]}, "tools"),
+        ({"functions": [{"name": "f"}], "tool_choice": "auto"}, "tool_choice"),
+        ({"function_call": {"name": "f"}}, "function_call"),
+        ({"function_call": {}, "functions": [{"name": "f"}]}, "function_call.name"),
+        ({"function_call": "perhaps", "functions": [{"name": "f"}]}, "function_call"),
+        ({"messages": [{"role": "function", "content": "1", "name": "f"}]}, "messages[0].name"),
+        (
+            {"messages": [{"role": "assistant", "content": None, "function_call": {"name": "f"}}]},
+            "messages[0].function_call.arguments",
+        ),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"temperature": 3}, "temperature"),
         ({"stream": "yes"}, "stream"),
@@ -359,12 +438,52 @@ def test_refusals_of_the_server_itself_have_openais_shape(strict: HaltServer) ->
         (strict.client().post(PATH, body), 401, "invalid_api_key"),
         (strict.client(Authorization="Bearer wrong").post(PATH, body), 401, "invalid_api_key"),
         (foreign, 403, "foreign_site"),
-        (program.get("/v1/nothing"), 404, "not_found"),
+        (program.get("/v1/nothing"), 404, "unknown_path"),
         (program.get(PATH), 405, "method_not_allowed"),
         (large, 413, "too_large"),
     ):
         assert (answer.status, openai_error(answer)["code"]) == (status, code)
     assert set(program.get(PATH).headers["allow"].split(", ")) == {"POST", "OPTIONS"}
+
+
+PATHS = "GET /v1/models, GET /v1/models/NAME, POST /v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/embeddings", "/v1/responses", "/v1/", "/v1", "/v1/v1/models", "/v1/chat"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_unknown_path_is_told_the_known_ones(halt: HaltServer, method: str, path: str) -> None:
+    """404 with a code of its own, which no client takes for a model that is missing."""
+    refused = halt.client().request(method, path, headers={"Accept": "text/html"})
+    error = openai_error(refused)
+    assert (refused.status, error["code"]) == (404, "unknown_path")
+    assert error["message"].startswith(f"There is no {path} here. There are: {PATHS}. (request ID:")
+
+
+def test_an_unknown_model_is_told_where_the_known_ones_are(halt: HaltServer) -> None:
+    """Its code is the one that clients know."""
+    error = openai_error(halt.client().get("/v1/models/no/such-model"))
+    assert error["code"] == "model_not_found"
+    assert "GET /v1/models" in error["message"]
+
+
+def test_openais_client_knows_the_requests_id(strict_llm: openai.OpenAI) -> None:
+    """`_request_id` of an answer, `request_id` of an error, in whose sentence it stands as well."""
+    answer = strict_llm.chat.completions.create(model="count?n=1", messages=hello())
+    assert answer._request_id is not None
+    assert answer._request_id.startswith("req_")
+    own = {"X-Request-Id": "mine-1"}
+    with pytest.raises(openai.BadRequestError) as caught:
+        strict_llm.chat.completions.create(model="400", messages=hello(), extra_headers=own)
+    assert caught.value.request_id == "mine-1"
+    assert caught.value.message.count("(request ID: mine-1)") == 1
+    with strict_llm.chat.completions.create(
+        model="error_in_stream?n=5&gap_ms=10", messages=hello(), stream=True, extra_headers=own
+    ) as stream:
+        assert stream.response.headers["x-request-id"] == "mine-1"
+        with pytest.raises(openai.APIError, match=r" \(request ID: mine-1\)$"):
+            list(stream)
 
 
 def test_beyond_the_cap_the_client_is_told_when_to_come_back(
