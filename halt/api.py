@@ -10,7 +10,7 @@ import msgspec
 from flask import Blueprint, Response, request
 
 from halt import VERSION
-from halt.bodies import checked_id, is_number
+from halt.bodies import checked_id, decode, is_number
 from halt.chat import Upstream
 from halt.errors import HaltError, RequestError
 from halt.generation import Receipt
@@ -43,7 +43,7 @@ def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
 
     @routes.post("/stop/<stream_id>")
     def stop_one(stream_id: str) -> Response:
-        fields = _fields() if request.content_length else request.args
+        fields = _fields() if request.get_data() else request.args
         return answer(stream_id, fields.get("seen"))
 
     @routes.post("/stop")
@@ -87,13 +87,7 @@ def _may_list() -> bool:
 
 def _fields() -> dict[str, Any]:
     if request.is_json:
-        try:
-            fields = request.get_json(silent=True)
-        except RecursionError:
-            fields = None
-        if not isinstance(fields, dict):
-            raise RequestError("The body must be a JSON object.", field="body")
-        return fields
+        return decode(request.get_data(), dict[str, Any])
     return {**request.args, **request.form}
 
 

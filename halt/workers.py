@@ -265,7 +265,7 @@ class SharedGenerations(Generations):
                 for each in _receipts.decode(answer):
                     if each.status != "pending":
                         theirs[each.id] = each
-                if len(theirs) == len(missing):
+                if len(theirs) == len({each for each, _ in missing}):
                     break
         took = round((now() - began) * 1000, 2)
         return [

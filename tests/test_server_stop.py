@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from urllib.parse import urlencode
 
 import pytest
 
 from tests.conftest import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Client, Events
+
+FORM = "application/x-www-form-urlencoded"
 
 #: A phase: the model that goes there and stays, and the text that shows that it has arrived.
 PHASES = {
@@ -136,6 +140,33 @@ def test_form_and_json_press_the_same_button(halt: HaltServer) -> None:
             assert receipt.status == 200
             assert (receipt.json["id"], receipt.json["status"]) == (each.id, "stopped")
             assert each.to_end().terminal["type"] == "cancelled"
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "application/json"])
+@pytest.mark.parametrize("path", ["/stop/ID", "/stop"])
+def test_a_body_in_chunks_is_a_body(halt: HaltServer, path: str, kind: str) -> None:
+    """Without a Content-Length, what was seen counts as well, and the rest is not kept."""
+    client = halt.client()
+    with client.chat("stall?n=9&gap_ms=5").until_text("8 ") as events:
+        fields = {"stream_id": events.id, "seen": "2"}
+        body = json.dumps(fields) if kind.endswith("json") else urlencode(fields)
+        connection = client.connect()
+        connection.request(
+            "POST",
+            path.replace("ID", events.id),
+            iter([body[:9].encode(), body[9:].encode()]),
+            {"Content-Type": kind},
+            encode_chunked=True,
+        )
+        assert connection.getresponse().status == 200
+        connection.close()
+        assert events.to_end().terminal["type"] == "cancelled"
+    refused = client.connect()
+    refused.request(
+        "POST", f"/stop/{events.id}", iter([b"seen=x"]), {"Content-Type": FORM}, encode_chunked=True
+    )
+    assert refused.getresponse().status == 400
+    refused.close()
 
 
 def test_stop_pressed_twice_is_harmless(halt: HaltServer) -> None:

@@ -13,11 +13,18 @@ from itertools import cycle
 from pathlib import Path
 from urllib.parse import urlencode
 
+import msgspec
 import pytest
 
+from halt.config import Config
+from halt.generation import Receipt
+from halt.peers import Answers, Channel, Peers
+from halt.stops import StopRegistry
+from halt.workers import SharedGenerations
 from tests.conftest import SEEN_WITHIN, asked, eventually, new_id
 from tests.crowd import GO_ON, HOLD, Crowd, WorkerClient, process_of
 from tests.fake_openai import FakeOpenAI
+from tests.scripted import Scripted
 from tests.sse import Client, Events
 
 PAGE = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
@@ -129,6 +136,37 @@ def test_a_worker_that_hangs_holds_up_no_stop_of_another_ones_stream(
     asker.close()
 
 
+class OneAnswer(Answers):
+    """One of the others has the stream that is asked for; another answer never comes."""
+
+    def __init__(self, stream_id: str) -> None:
+        super().__init__()
+        self._told = msgspec.msgpack.encode([Receipt(stream_id, "stopped", "closed", 0.1)])
+
+    def __iter__(self) -> Iterator[tuple[str, bytes, Channel]]:
+        yield "1-a", self._told, Channel.__new__(Channel)
+        pytest.fail("it waits for one that hangs")
+
+
+class OneAnswers(Peers):
+    """Others of whom one has a stream."""
+
+    def __init__(self, stream_id: str) -> None:
+        self._others = OneAnswer(stream_id)
+
+    def ask(self, request: bytes, timeout: float, only: str | None = None) -> Answers:
+        return self._others
+
+
+def test_the_same_id_twice_in_one_press_waits_for_nobody_else() -> None:
+    """When all that were asked for are answered, no other worker is waited for."""
+    one = new_id()
+    config = Config(base_url="http://127.0.0.1:9/v1", api_key="fake")
+    service = SharedGenerations(config, Scripted(), StopRegistry(), OneAnswers(one))
+    receipts = service.stop_each([(one, None), (one, 3)], None)
+    assert [each.status for each in receipts] == ["stopped", "stopped"]
+
+
 def test_a_session_sees_and_stops_all_its_streams_through_any_worker(
     crowd: Crowd, shared_fake: FakeOpenAI
 ) -> None:
@@ -195,7 +233,7 @@ def test_an_event_source_goes_on_through_another_worker(
     """A reconnect finds its stream wherever it lands, and does not run the prompt again."""
     owner, reader = crowd.names[:2]
     said = new_id()
-    query = urlencode({"prompt": said, "model": "stall?n=5&rest=5"})
+    query = urlencode({"prompt": said, "model": "stall?n=5&rest=5", "on_disconnect": "continue"})
     with crowd.at(owner).stream("GET", f"/stream?{query}") as events:
         events.until_text("4 ")
         last = events.seen[-1].id
