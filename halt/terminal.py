@@ -38,9 +38,12 @@ GROUPS_AHEAD = 256  # groups of events that are read ahead of what is shown
 LATE_STOP = 1.0  # seconds after an answer in which a Ctrl-C was meant for it
 HISTORY_MAX = 1_048_576  # bytes of the history file; half of it is kept when it grows beyond
 
-COMMANDS = ["/clear", "/system", "/model", "/retry", "/save", "/help", "quit", "exit"]
+COMMANDS = ["/clear", "/system", "/model", "/retry", "/save", "/help", "clear", "quit", "exit"]
+
+#: Commands that need no slash where they stand alone: many terminal chats know them so.
+BARE = frozenset({"clear", "quit", "exit"})
 HELP = """\
-/clear          begin a new conversation
+/clear, clear   begin a new conversation
 /system TEXT    instructions for the model; without TEXT: show them
 /model NAME     let another model answer; without NAME: list the models
 /retry          ask the last question again
@@ -329,6 +332,8 @@ class Chat:
         self._kept: int | None = None  # a signal that came when nobody listened
         self._commands: dict[str, Callable[[str], None]] = {
             "/clear": self._clear,
+            "/quit": self._quit,
+            "/exit": self._quit,
             "/system": self._tell_system,
             "/model": self._choose_model,
             "/retry": self._retry,
@@ -390,9 +395,9 @@ class Chat:
         said = line.strip()
         if not said:
             return
-        if said in {"quit", "exit", "/quit", "/exit"}:
-            raise Leave
-        if not line.startswith("/"):
+        if said.lower() in BARE and not line[0].isspace():
+            said = f"/{said.lower()}"
+        elif not line.startswith("/"):
             self._talk.append(new_exchange(said))
             self._answer()
             return
@@ -448,6 +453,9 @@ class Chat:
             self._screen.note(" · ".join(told))
 
     # --- commands ---------------------------------------------------------------------------------
+
+    def _quit(self, rest: str) -> None:
+        raise Leave
 
     def _clear(self, rest: str) -> None:
         self._talk.clear()

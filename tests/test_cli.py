@@ -23,7 +23,7 @@ from halt import terminal as chats
 from halt.chat import ChatRequest, Message
 from halt.client import Frames, Group, Remote, RemoteError
 from halt.conversations import STOPPED_NOTE
-from halt.events import Content, Done, Event, Reasoning, ToolCall, ToolResult, sse
+from halt.events import HEARTBEAT, Content, Done, Event, Reasoning, ToolCall, ToolResult, sse
 from halt.generation import Receipt
 from halt.metrics import Meter
 from halt.screen import LAG, PACE, PlainScreen, Typewriter, clean
@@ -524,6 +524,37 @@ def test_a_ctrl_c_at_an_odd_moment_counts_for_what_comes_next(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+class Listening(Quick):
+    """A source that remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__("nowhere")
+        self.asked: list[list[str]] = []
+
+    def start(self, request: ChatRequest) -> Iterator[Group]:
+        self.asked.append([str(message.content) for message in request.messages])
+        return super().start(request)
+
+
+@pytest.mark.parametrize(
+    ("lines", "asked"),
+    [
+        (["one", "clear", "two", "quit"], [["one"], ["two"]]),
+        (["one", "Clear", "two", "EXIT"], [["one"], ["two"]]),
+        (["one", "/clear", "two", "/exit"], [["one"], ["two"]]),
+        (["one", " clear", "quit"], [["one"], ["one", "whole", "clear"]]),
+        ([" quit", "exit"], [["quit"]]),
+        (["clear the table", "quit"], [["clear the table"]]),
+        (["quit now", "exit"], [["quit now"]]),
+    ],
+)
+def test_clear_quit_and_exit_need_no_slash(lines: list[str], asked: list[list[str]]) -> None:
+    """Where they stand alone, in any case; a blank before the line sends it to the model."""
+    source, out, said = Listening(), io.StringIO(), iter(lines)
+    assert chats.Chat(source, PlainScreen(out, out), lambda _: next(said)).run() == 0
+    assert source.asked == asked
+
+
 def test_tool_calls_are_one_line_each() -> None:
     """A tool's name, arguments and result on a line of their own, however long they are."""
     out = io.StringIO()
@@ -549,13 +580,17 @@ def test_clean_leaves_nothing_to_obey(text: str) -> None:
 
 
 def test_frames_may_be_cut_anywhere() -> None:
-    """Bytes one by one give the same events; comments are counted, unknown kinds passed over."""
+    """Bytes one by one give the same events; comments are counted, unknown kinds passed over.
+
+    A comment may stand before an event, or by itself.
+    """
     events: list[tuple[int, Event]] = [(1, Content("å")), (2, Done("stop", Meter().snapshot()))]
-    wire = b":\n\n" + sse(*events[0]) + b'id: 9\ndata: {"type":"news"}\n\n' + sse(*events[1])
+    news = b'id: 9\ndata: {"type":"news"}\n\n'
+    wire = b":\n\n" + sse(*events[0]) + HEARTBEAT + news + HEARTBEAT + sse(*events[1]) + HEARTBEAT
     frames = Frames()
     found = [pair for i in range(len(wire)) for pair in frames.feed(wire[i : i + 1])]
     assert found == events
-    assert frames.comments == 1
+    assert frames.comments == 4
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x", "http://", "http://x:0"])
