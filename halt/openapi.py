@@ -12,10 +12,13 @@ import msgspec
 from flask import Blueprint, Response, render_template
 
 from halt import VERSION
-from halt.chat import ChatRequest, StreamId
+from halt.bodies import EventNumber
+from halt.chat import StreamId
 from halt.events import CancelReason, ErrorInfo, Event
 from halt.generation import Receipt
 from halt.metrics import Metrics
+from halt.request_ids import HEADER
+from halt.starts import StartRequest
 from halt.web import config, json_response
 
 Schema = dict[str, Any]
@@ -25,14 +28,21 @@ REF = "#/components/schemas/{name}"
 ABOUT = """\
 A stream is one answer of a model, a log of events numbered from 1. Whoever starts a stream may \
 choose its `id`, and so can stop it before the first byte of the answer is back. Reading and \
-writing are apart: a reader that comes back is sent every event after the last one it saw, and \
-only the model's end, a Stop or a limit ends a stream.
+writing are apart: a reader that comes back is sent every event after the last one it saw. The \
+model's end, a Stop or a limit ends a stream, and with `on_disconnect: "stop"` also its last \
+reader's leaving; with `"continue"` it goes on for HALT_ORPHAN_GRACE without readers. Where \
+neither is said, a stream stops on `/chat` and `/v1`, and on `/chat/stream` and `/stream` where it \
+was given no `id`.
+
+Every response names its request in the header `X-Request-Id`, by the ID that the request brought \
+in a header of that name, or one that was made up. It stands in the log, and in errors.
 
 A stream that a program starts belongs to nobody: whoever knows its ID may read and stop it.
 
 Many streams over one connection: `GET /ws` is a WebSocket. It takes JSON text messages: `start` \
-with the fields of a ChatRequest, `stop` with `id` and `seen`, `follow` with `id` and `after`, \
-`unfollow` with `id`, `ping`; the kind stands in the field `type`. It answers with `started`, \
+with the fields of a ChatRequest (its `on_disconnect` is "continue" where not said), `stop` with \
+`id` and `seen`, `follow` with `id` and `after`, `unfollow` with `id`, `ping`; the kind stands in \
+the field `type`. It answers with `started`, \
 `receipt` (the fields of a Receipt), `error` (an ErrorDetail in the field `error`), `pong`, and \
 for each event `{"stream": ID, "seq": N, "event": Event}`."""
 
@@ -47,12 +57,13 @@ class Answered(msgspec.Struct, forbid_unknown_fields=True):
 class ErrorDetail(Answered):
     """`code` is for programs, `message` for people; `field` names the part that is at fault.
 
-    `retryable`: the same request may succeed later.
+    `retryable`: the same request may succeed later. `request_id`: as in the header X-Request-Id.
     """
 
     code: str
     message: str
     retryable: bool
+    request_id: str
     field: str | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -172,6 +183,7 @@ class CompletionAnswer(Answered):
     refusal: None
     reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
     tool_calls: list[CompletionCall] | msgspec.UnsetType = msgspec.UNSET
+    function_call: CompletionFunction | msgspec.UnsetType = msgspec.UNSET
 
 
 class Choice(Answered):
@@ -226,7 +238,7 @@ ANSWERS = (Error, OpenAIError, Lost, WholeAnswer, Streams, Stopped, Health, Comp
 # --- schemas --------------------------------------------------------------------------------------
 
 STREAM_ID: Schema = msgspec.json.schema(StreamId)
-NUMBER: Schema = {"type": "integer", "minimum": 0, "maximum": 999_999_999_999_999}
+NUMBER: Schema = msgspec.json.schema(EventNumber)
 SEEN: Schema = {"anyOf": [NUMBER, {"type": "string", "pattern": "^[0-9]{0,15}$"}, {"type": "null"}]}
 
 #: Fields of an answer's message that may be sent back; see `halt.openai_api`.
@@ -243,8 +255,10 @@ def _or_null(schema: Schema) -> Schema:
 
 def _schemas() -> dict[str, Schema]:
     """Every shape that the document names."""
-    kinds = [ChatRequest, Event, Receipt, *ANSWERS]
+    kinds = [StartRequest, Event, Receipt, *ANSWERS]
     (_, event, *_), found = msgspec.json.schema_components(kinds, ref_template=REF)
+    # Of all requests to start, the one that a client needs no other name for.
+    found["ChatRequest"] = {**found.pop("StartRequest"), "title": "ChatRequest"}
     found["Event"] = {"description": "One event of a stream; the last has `done`.", **event}
     return {
         **found,
@@ -280,12 +294,14 @@ def _completions(found: dict[str, Schema]) -> dict[str, Schema]:
     """What POST /v1/chat/completions takes, where that is not what Halt's own routes do."""
     chat, message, call = found["ChatRequest"], found["Message"], found["AskedTool"]
     own = {"id", "extra_body", "stream", "messages"}
+    one = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
     usage = {"type": "object", "properties": {"include_usage": _or_null({"type": "boolean"})}}
     return {
         "CompletionRequest": {
             "title": "CompletionRequest",
             "description": "OpenAI's request. Fields that are not named here are passed on to the "
-            "model's server.",
+            "model's server. Where tools are given as `functions`, the answer has its first call "
+            "as `function_call`.",
             "type": "object",
             "properties": {
                 "messages": {**chat["properties"]["messages"], "items": _ref("CompletionMessage")},
@@ -294,7 +310,8 @@ def _completions(found: dict[str, Schema]) -> dict[str, Schema]:
                 **{name: each for name, each in chat["properties"].items() if name not in own},
                 "n": {"enum": [1, None]},
                 "logprobs": {"enum": [False, None]},
-                "functions": {"enum": [[], None]},
+                "functions": _or_null({"type": "array", "items": _ref("ToolFunction")}),
+                "function_call": _or_null({"anyOf": [{"enum": ["none", "auto"]}, one]}),
                 "modalities": {"enum": [["text"], None]},
             },
             "required": ["messages"],
@@ -306,8 +323,10 @@ def _completions(found: dict[str, Schema]) -> dict[str, Schema]:
             "only an answer has is left out: clients can send answers back as they came.",
             "properties": {
                 **message["properties"],
+                "role": {"enum": [*message["properties"]["role"]["enum"], "function"]},
                 "tool_calls": _or_null({"type": "array", "items": _ref("AnsweredTool")}),
                 **dict.fromkeys(OF_ANSWERS, True),
+                "function_call": _or_null(_ref("FunctionCall")),
             },
         },
         "AnsweredTool": {
@@ -350,6 +369,8 @@ GUARD = ("400", "401", "403")  # what may become of any request
 STARTS = (*GUARD, "409", "413", "503")  # of one that starts a stream
 WAITS = (*STARTS, "404", "429", "500", "502", "504")  # and tells by its status how it began
 ASKS = (*GUARD, "404", "429", "500", "502", "503", "504")  # of one that asks the model's server
+
+REQUEST_ID: Schema = {"$ref": f"#/components/headers/{HEADER}"}  # every response has it
 
 JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
 FORM = "application/x-www-form-urlencoded"
@@ -398,13 +419,17 @@ def _operation(
     shape: str = "Error",
     **more: Any,
 ) -> dict[str, Any]:
+    responses = {
+        status: {**told, "headers": {**told.get("headers", {}), HEADER: REQUEST_ID}}
+        for status, told in {**answers, **_errors(errors, shape)}.items()
+    }
     return {
         "operationId": name,
         "tags": [tag],
         "summary": summary,
         "description": description,
         **more,
-        "responses": {**answers, **_errors(errors, shape)},
+        "responses": responses,
     }
 
 
@@ -429,7 +454,8 @@ ID_IN_PATH = _parameter("stream_id", "path", STREAM_ID, "The stream's ID.")
 
 def _paths(chat: Schema) -> dict[str, Any]:
     """Every route that is there for programs."""
-    options = {name: chat["properties"][name] for name in ("model", "temperature", "max_tokens")}
+    names = ("model", "temperature", "max_tokens", "on_disconnect")
+    options = {name: chat["properties"][name] for name in names}
     return {
         "/chat/stream": {
             "post": _operation(
@@ -437,7 +463,7 @@ def _paths(chat: Schema) -> dict[str, Any]:
                 "Streams",
                 "Start a stream and follow it",
                 "Each message has the event's number as `id` and one Event as `data`; after the "
-                "last event comes `data: [DONE]`. Heartbeats are comments.",
+                "last event comes `data: [DONE]`. Heartbeats are comment lines.",
                 {"200": _told("The stream's events.", stream=True, events=EVENT)},
                 STARTS,
                 requestBody=_body(_ref("ChatRequest"), JSON),
@@ -511,7 +537,8 @@ def _paths(chat: Schema) -> dict[str, Any]:
                 "An answer as text, or as one JSON object",
                 "The text comes as the model writes it; with `Accept: application/json` the whole "
                 "answer at its end. A text that is not whole ends without the end that HTTP asks "
-                "for, which every HTTP client reports.",
+                "for, which every HTTP client reports. A model that is silent for longer than "
+                "HALT_HEARTBEAT is waited for behind the status 200.",
                 {
                     "200": _told(
                         "The answer.",
@@ -531,7 +558,8 @@ def _paths(chat: Schema) -> dict[str, Any]:
                 "promptStream",
                 "Plain",
                 "An answer for `new EventSource(...)`",
-                "Each message's data is an Event with text, or the last. Each `id` names the "
+                "Each message's data is an Event with text, or the last; the first adds nothing. "
+                "Each `id` names the "
                 "stream too. An EventSource that asks again sends the last as the header "
                 "`Last-Event-ID`: it goes on there, whatever else is asked, and no prompt runs "
                 "twice.",
@@ -569,7 +597,8 @@ def _paths(chat: Schema) -> dict[str, Any]:
                 "OpenAI's chat completions",
                 "For OpenAI's clients: set their base URL to this server's address and `/v1`. With "
                 "`stream` the answer comes as `chat.completion.chunk` objects. A client that drops "
-                "its connection stops its stream, if nobody else follows it.",
+                "its connection stops its stream, if nobody else follows it and `on_disconnect` "
+                'is not "continue".',
                 {
                     "200": _told(
                         "The answer.",
@@ -681,6 +710,10 @@ def document(*, token: bool) -> dict[str, Any]:
             "schemas": schemas,
             "headers": {
                 "X-Stream-Id": {"description": "The stream's ID.", "schema": STREAM_ID},
+                HEADER: {
+                    "description": "The request's own ID, or one that was made up for it.",
+                    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
+                },
                 "Retry-After": {
                     "description": "Seconds after which to ask again, where they are known.",
                     "schema": {"type": "integer", "minimum": 0},

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 from urllib.parse import urlencode
 
+import anthropic._streaming as anthropic_streaming
+import openai._streaming as openai_streaming
 import pytest
 
-from tests.conftest import HaltServer, asked, eventually, new_id
+from app import create_app
+from halt.config import load
+from tests.conftest import SEEN_WITHIN, HaltServer, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import PATIENCE, Client, Events
 
@@ -43,6 +49,22 @@ def strict(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
             "HALT_FIRST_BYTE_TIMEOUT": "0.5",
             "HALT_TOKEN": "open-sesame",
             "HALT_LOG_SECONDS": "0",
+        }
+    )
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def lively(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server that soon speaks up in silence, and has no patience with a model for long."""
+    server = HaltServer(
+        {
+            "OPENAI_BASE_URL": shared_fake.base_url,
+            "OPENAI_API_KEY": "fake",
+            "HALT_RETRIES": "0",
+            "HALT_HEARTBEAT": "0.2",
+            "HALT_FIRST_BYTE_TIMEOUT": "2.5",
         }
     )
     yield server
@@ -170,6 +192,32 @@ def test_a_broken_off_answer_is_no_fault_of_the_servers(
     assert "Traceback" not in strict.printed
 
 
+def test_a_silent_model_holds_back_no_head(lively: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """After HALT_HEARTBEAT a proxy sees the response begin; the text comes when the model speaks."""
+    said = new_id()
+    body = json.dumps({"prompt": said, "model": "silent_first_token?n=3"}).encode()
+    request = b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b"
+    with socket.create_connection((lively.host, lively.port), timeout=PATIENCE) as sock:
+        sock.sendall(request % (len(body), body))
+        head = sock.recv(65536)
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert head.endswith(b"\r\n\r\n"), "the model has said nothing"
+        asked(shared_fake, said).release()
+        answer = b""
+        while not answer.endswith(b"0\r\n\r\n"):
+            answer += sock.recv(65536)
+    assert b"2 " in answer
+
+
+def test_a_fault_behind_the_head_breaks_the_text_off(lively: HaltServer) -> None:
+    """A model that stays silent is told as a fault in mid-answer is."""
+    text = Text(lively.client(), {"prompt": "Hello", "model": "silent_first_token"})
+    assert text.response.status == 200
+    with pytest.raises(http.client.IncompleteRead):
+        text.to_end()
+    assert text.said.startswith(b"\n[error: first_byte_timeout] ")
+
+
 def test_a_stopped_text_ends_in_order(client: Client) -> None:
     """What came before the Stop is all there is, and that is no error."""
     text = Text(client, {"prompt": "Hello", "model": "stall?n=3"})
@@ -189,18 +237,105 @@ def test_a_text_that_is_stopped_before_it_begins_is_empty(
     assert answer.headers["x-stream-id"] == chosen
 
 
-def test_who_leaves_a_text_may_come_back_to_its_stream(
+# --- what becomes of a run whose reader leaves ----------------------------------------------------
+
+#: How each surface is asked for the same, and what it does where nothing is said: with an ID of the
+#: client's own, and without.
+STARTS: dict[str, tuple[str, str, dict[str, str], str, str]] = {
+    "text": ("POST", "/chat", TEXT, "stop", "stop"),
+    "json": ("POST", "/chat", JSON, "stop", "stop"),
+    "stream": ("POST", "/chat/stream", {}, "continue", "stop"),
+    "eventsource": ("GET", "/stream", {}, "continue", "stop"),
+    "openai": ("POST", "/v1/chat/completions", {}, "stop", "stop"),
+}
+
+
+def begun(client: Client, surface: str, said: str, model: str, **fields: Any) -> Any:
+    """Start a run on this surface and return its connection; a chosen ID is sent as it is there."""
+    method, path, headers, *_ = STARTS[surface]
+    body: dict[str, Any] = {"model": model, **fields}
+    if surface == "openai" and "id" in body:
+        headers = {"X-Stream-Id": body.pop("id")}
+    if surface == "eventsource":
+        path += "?" + urlencode({**body, "prompt": said})
+    elif surface in {"text", "json"}:
+        body["prompt"] = said
+    else:
+        body["messages"] = [{"role": "user", "content": said}]
+    if surface == "openai":
+        body["stream"] = True
+    connection = client.connect()
+    client.send(connection, method, path, None if method == "GET" else body, headers)
+    return connection
+
+
+def test_each_start_says_what_becomes_of_a_run_without_readers(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:
-    """A dropped connection ends nothing before the grace is over."""
-    said = new_id()
-    text = Text(client, {"prompt": said, "model": "stall?n=3"})
+    """`on_disconnect` decides; without it, whether there is an ID to come back to, or the surface.
+
+    The model's server is the judge: it sees the connection close in the middle, or all of it taken.
+    """
+    models = {"stop": "count?n=100000&gap_ms=10", "continue": "count?n=200&gap_ms=10"}
+    started = []
+    for surface, choice, chosen in product(STARTS, ("stop", "continue", None), (True, False)):
+        said = new_id()
+        fields = {"id": new_id()} if chosen else {}
+        if choice is not None:
+            fields["on_disconnect"] = choice
+        *_, named, unnamed = STARTS[surface]
+        expected = choice or (named if chosen else unnamed)
+        connection = begun(client, surface, said, models[expected], **fields)
+        started.append(((surface, choice, chosen), expected, said, connection))
+    for _, _, said, connection in started:
+        asked(shared_fake, said).wait_tokens(1)
+        connection.close()
+    for case, expected, said, _ in started:
+        record = asked(shared_fake, said)
+        seen = record.closed if expected == "stop" else record.finished
+        assert seen.wait(SEEN_WITHIN), (case, expected, record)
+        assert "on_disconnect" not in record.body
+
+
+def test_a_silent_model_is_stopped_too_when_its_reader_leaves(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """Before the first text, where nothing is written that could fail."""
+    for surface in STARTS:
+        said = new_id()
+        fields = {"on_disconnect": "stop", "id": new_id()}
+        connection = begun(client, surface, said, "silent_first_token", **fields)
+        record = asked(shared_fake, said)
+        connection.close()
+        assert record.closed.wait(SEEN_WITHIN), surface
+        with client.follow(fields["id"]) as events:
+            ended = events.to_end().terminal
+        assert (ended["type"], ended["reason"]) == ("cancelled", "no_viewer")
+
+
+def test_a_run_that_is_to_stop_lasts_as_long_as_its_last_reader(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """Another reader, on whatever surface, keeps it; who leaves and comes back finds it ended."""
+    said, chosen = new_id(), new_id()
+    text = Text(client, {"prompt": said, "model": "stall?n=3", "id": chosen})
     text.until("2 ")
-    text.leave()
-    with client.follow(text.response.headers["x-stream-id"]) as events:
-        asked(shared_fake, said).release()
-        assert events.to_end().text == numbers(10)[: len(events.text)]
-        assert events.terminal["type"] == "done"
+    with client.follow(chosen).until_text("2 ") as events:
+        text.leave()
+        record = asked(shared_fake, said)
+        record.release()
+        assert events.to_end().terminal["type"] == "done"
+
+
+def test_another_word_for_what_becomes_of_it_is_refused(client: Client) -> None:
+    """400 names the field."""
+    for surface in STARTS:
+        connection = begun(client, surface, "Hello", "count?n=1", on_disconnect="maybe")
+        response = connection.getresponse()
+        error = json.loads(response.read())["error"]
+        connection.close()
+        assert response.status == 400
+        assert error.get("field", error.get("param")) == "on_disconnect"
 
 
 # --- POST /chat as JSON ---------------------------------------------------------------------------
@@ -445,7 +580,11 @@ def test_an_eventsource_that_lost_its_connection_goes_on_where_it_was(
 ) -> None:
     """The last ID names run and event: the rest follows, and the prompt is not run again."""
     said = new_id()
-    parameters: dict[str, Any] = {"prompt": said, "model": "stall?n=5&gap_ms=5&rest=5"}
+    parameters: dict[str, Any] = {
+        "prompt": said,
+        "model": "stall?n=5&gap_ms=5&rest=5",
+        "on_disconnect": "continue",
+    }
     with ask(client, **parameters) as first:
         first.until_text("4 ")
         last = first.seen[-1].id
@@ -460,16 +599,88 @@ def test_the_id_is_known_before_the_first_word(client: Client, shared_fake: Fake
     """A connection that is lost while the model is silent finds its run again too."""
     said = new_id()
     connection = client.connect()
-    client.send(connection, "GET", f"/stream?model=silent_first_token&prompt={said}")
+    path = f"/stream?model=silent_first_token&on_disconnect=continue&prompt={said}"
+    client.send(connection, "GET", path)
     response = connection.getresponse()
     opening = response.read1(65536).decode()
     response.close()
     connection.close()
     stream_id = response.headers["x-stream-id"]
-    assert opening == f"retry: 1000\nid: {stream_id}.0\n\n"
+    nothing = '{"type":"content","content":""}'
+    assert opening == f"retry: 1000\nid: {stream_id}.0\ndata: {nothing}\n\n"
     asked(shared_fake, said).release()
     events = all_of(ask(client, {"Last-Event-ID": f"{stream_id}.0"}, prompt=said))
     assert events.text == numbers(20)
+
+
+def events_of_httpx_sse(raw: bytes) -> list[str]:
+    """The data of each event as httpx-sse dispatches it: at every empty line behind an ID."""
+    found: list[str] = []
+    data: list[str] = []
+    fields: dict[str, str] = {}
+    for line in raw.decode().split("\n")[:-1]:
+        name, _, value = line.partition(":")
+        if name == "data":
+            data.append(value.removeprefix(" "))
+        elif name:
+            fields[name] = value
+        elif not line and (data or fields):
+            found.append("\n".join(data))
+            data, fields = [], {name: fields[name] for name in ("id",) if name in fields}
+    return found
+
+
+DECODERS: dict[str, Callable[[bytes], list[str]]] = {
+    "httpx-sse": events_of_httpx_sse,
+    "openai": lambda raw: [e.data for e in openai_streaming.SSEDecoder().iter_bytes(iter([raw]))],
+    "anthropic": lambda raw: [
+        e.data for e in anthropic_streaming.SSEDecoder().iter_bytes(iter([raw]))
+    ],
+}
+
+
+@pytest.mark.parametrize("surface", ["stream", "eventsource", "openai", "follow"])
+def test_no_client_finds_an_event_in_silence(
+    lively: HaltServer, shared_fake: FakeOpenAI, surface: str
+) -> None:
+    """Libraries that dispatch at every empty line find JSON, or [DONE], and nothing else."""
+    client, said, chosen = lively.client(), new_id(), new_id()
+    start = "stream" if surface == "follow" else surface
+    connection = begun(client, start, said, "stall?n=3", id=chosen, on_disconnect="continue")
+    response = connection.getresponse()
+    if surface == "follow":
+        connection.close()
+        connection = client.connect()
+        client.send(connection, "GET", f"/streams/{chosen}")
+        response = connection.getresponse()
+    raw = b""
+    while b"\n\n:\n" not in raw:  # a heartbeat behind an event
+        raw += response.read1(65536)
+    asked(shared_fake, said).release()
+    while piece := response.read1(65536):
+        raw += piece
+    connection.close()
+    for name, decode in DECODERS.items():
+        messages = decode(raw)
+        assert messages, name
+        text = ""
+        for data in messages:
+            if data != "[DONE]":
+                event = json.loads(data)
+                text += "" if surface == "openai" else event["content"]
+        assert surface == "openai" or text == numbers(8), name
+
+
+def test_every_event_has_content_to_append(client: Client) -> None:
+    """Thoughts and calls add nothing, and a client that looks at no type never says undefined."""
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    for model in ("reasoning?thoughts=2&n=2", "asks_tools?calls=2&n=2", "drop?n=2&gap_ms=5"):
+        events = client.chat(model, tools=[tool]).to_end()
+        said = [m.json for m in events.seen if m.data != "[DONE]"]
+        assert "".join(event["content"] for event in said) == numbers(2)
+        assert {event["type"] for event in said} > {"content"}
+    lost = all_of(ask(client, {"Last-Event-ID": f"{new_id()}.7"}, prompt="Hello"))
+    assert lost.seen[0].json["content"] == ""
 
 
 def test_a_start_whose_answer_was_lost_is_no_second_start(
@@ -588,3 +799,176 @@ def test_old_clients_are_given_the_text_too(halt: HaltServer) -> None:
         sock.sendall(head + body)
         answer = b"".join(iter(lambda: sock.recv(65536), b""))
     assert answer.partition(b"\r\n\r\n")[2] == numbers(3).encode()
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+HUGE = "9" * 5000
+MESSAGES = '"messages":[{"role":"user","content":"Hello"}],"model":"count?n=1"'
+
+#: Numbers in JSON that no field of Halt's own takes.
+NOT_THESE = [str(2**63), str(2**64), str(2**70), "-1", "1e400", HUGE, "1.5"]
+
+
+@pytest.mark.parametrize("number", NOT_THESE, ids=lambda number: number[:24])
+def test_a_number_that_no_field_takes_is_refused_by_its_name(client: Client, number: str) -> None:
+    """In bodies, forms, addresses and headers: 400 with the field, and never a fault of Halt's."""
+    stream = new_id()
+    asks = [
+        ("POST", "/chat/stream", f'{{{MESSAGES},"max_tokens":{number}}}', "max_tokens"),
+        ("POST", "/chat", f'{{"prompt":"x","max_tokens":{number}}}', "max_tokens"),
+        ("POST", "/v1/chat/completions", f'{{{MESSAGES},"max_tokens":{number}}}', "max_tokens"),
+        ("POST", "/v1/chat/completions", f'{{{MESSAGES},"n":{number}}}', "n"),
+        ("POST", "/stop", f'{{"stream_id":"{stream}","seen":{number}}}', "seen"),
+        ("POST", f"/stop/{stream}", f'{{"seen":{number}}}', "seen"),
+        ("POST", f"/stop/{stream}?seen={number}", None, "seen"),
+        ("GET", f"/stream?prompt=x&max_tokens={number}", None, "max_tokens"),
+    ]
+    if number != "1.5":
+        asks += [("POST", "/chat/stream", f'{{{MESSAGES},"temperature":{number}}}', "temperature")]
+    if number != "-1":
+        asks += [
+            ("POST", "/chat/stream", f'{{{MESSAGES},"seed":{number}}}', "seed"),
+            ("POST", "/v1/chat/completions", f'{{{MESSAGES},"seed":{number}}}', "seed"),
+        ]
+    if len(number) < 4000:  # more than an address or a header may hold
+        events = client.chat("count?n=1").to_end()
+        asks += [("GET", f"/streams/{events.id}?after={number}", None, "after")]
+        refused = client.get(f"/streams/{events.id}", Last_Event_ID=number)
+        assert (refused.status, refused.error["field"]) == (400, "after")
+        refused = client.get("/stream?prompt=x", Last_Event_ID=f"{events.id}.{number}")
+        assert (refused.status, refused.error["field"]) == (400, "Last-Event-ID")
+    for method, path, body, field in asks:
+        if len(path) > 4000:
+            continue
+        refused = client.request(
+            method,
+            path,
+            None if body is None else body.encode(),
+            {"Content-Type": "application/json"},
+        )
+        assert refused.status == 400, (path, body, refused)
+        assert refused.error.get("field", refused.error.get("param")) == field, (path, body)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_json_is_refused_as_a_body(client: Client, number: str) -> None:
+    """JSON has no such numbers; in an address they are words, and the field is named."""
+    for path in ("/chat/stream", "/chat", "/v1/chat/completions", "/stop"):
+        refused = client.post(path, f'{{{MESSAGES},"temperature":{number}}}'.encode())
+        assert refused.status == 400, path
+        assert refused.error.get("field", refused.error.get("param")) in {"body", "stream_id"}
+    refused = client.get(f"/stream?prompt=x&temperature={number}")
+    assert (refused.status, refused.error["field"]) == (400, "temperature")
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64, 2**70, -(2**70), 1e300])
+def test_a_number_that_is_the_models_servers_matter_reaches_it(
+    client: Client, shared_fake: FakeOpenAI, number: float
+) -> None:
+    """What Halt has no field for, and what schemas hold, is passed on as it is."""
+    said = new_id()
+    parameters = {"type": "object", "properties": {"n": {"type": "integer", "maximum": number}}}
+    body = {
+        "model": "echo",
+        "messages": [{"role": "user", "content": said}],
+        "top_k": number,
+        "response_format": {"type": "json_schema", "json_schema": {"maximum": number}},
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": parameters}}],
+    }
+    assert client.post("/v1/chat/completions", body).status == 200
+    sent = asked(shared_fake, said).body
+    for name in ("top_k", "response_format", "tools"):
+        assert sent[name] == body[name]
+
+
+@pytest.mark.parametrize("number", ["1e400", HUGE], ids=["1e400", "5000-digits"])
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/chat/stream", "extra_body"), ("/v1/chat/completions", "top_k"), ("/chat", "top_k")],
+)
+def test_a_number_that_nothing_can_hold_is_refused(
+    client: Client, path: str, field: str, number: str
+) -> None:
+    """Also where a server's own field has it: the answer names the field."""
+    inner = f'{{"a":[{number}]}}'
+    refused = client.post(path, f'{{{MESSAGES},"{field}":{inner}}}'.encode())
+    assert refused.status == 400
+    assert refused.error.get("field", refused.error.get("param")) == f"{field}[0]"
+
+
+# --- which request it was -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/"),
+        ("GET", "/static/halt.css"),
+        ("GET", "/static/no-such-file"),
+        ("GET", "/nowhere"),
+        ("GET", "/healthz"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/nowhere"),
+        ("PUT", "/chat"),
+        ("POST", "/chat"),
+        ("GET", "/stream?prompt=x&model=echo"),
+        ("GET", "/streams/no-such-stream"),
+        ("GET", "/ws"),
+        ("HEAD", "/stream"),
+        ("OPTIONS", "/chat"),
+    ],
+)
+def test_every_response_says_which_request_it_answers(
+    client: Client, method: str, path: str
+) -> None:
+    """The client's own ID where it can be one, another one each time where it can not."""
+    answer = client.request(method, path, headers={"X-Request-Id": "my.request-1_A"})
+    assert answer.headers["x-request-id"] == "my.request-1_A"
+    if answer.status >= 400 and method != "HEAD":
+        error = answer.error
+        if path.startswith("/v1/"):
+            assert error["message"].endswith(" (request ID: my.request-1_A)")
+        else:
+            assert error["request_id"] == "my.request-1_A"
+    made = {
+        client.request(method, path, headers={"X-Request-Id": bad}).headers["x-request-id"]
+        for bad in ("", "a b", "x" * 129, "a,b", "<b>", "é".encode().decode("latin-1"))
+    }
+    assert len(made) == 6
+    assert all(re.fullmatch(r"req_[0-9a-f]{24}", each) for each in made)
+
+
+def test_the_log_says_which_request_has_started_a_run_that_failed(lively: HaltServer) -> None:
+    """Also where the run fails long after its request's thread has gone on."""
+    own = f"req.{new_id()}"
+    body = {"messages": [{"role": "user", "content": "Hello"}], "model": "drop?n=3&gap_ms=20"}
+    with lively.client().stream("POST", "/chat/stream", body, {"X-Request-Id": own}) as events:
+        assert events.headers["x-request-id"] == own
+        events.to_end()
+    lively.wait_printed(rf"stream {events.id} failed: upstream_dropped.* \(request ID: {own}\)\n")
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Accept": "text/html"}, {"HX-Request": "true"}], ids=["json", "page", "part"]
+)
+@pytest.mark.parametrize("path", ["/streams", "/v1/models"])
+def test_a_fault_of_halts_own_is_found_in_the_log_by_its_request(
+    caplog: pytest.LogCaptureFixture, path: str, headers: dict[str, str]
+) -> None:
+    """The sentence has the ID, whatever form it is said in, and so has the line with the fault."""
+    app = create_app(load({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "fake"}))
+    app.config["PROPAGATE_EXCEPTIONS"] = False
+
+    def fails() -> str:
+        raise ZeroDivisionError
+
+    app.view_functions["api.streams"] = app.view_functions["openai_api.models"] = fails
+    own = {"X-Request-Id": "fault-1", **headers}
+    answer = app.test_client().get(path, headers=own)
+    assert answer.status_code == 500
+    assert answer.headers["X-Request-Id"] == "fault-1"
+    assert "It has been logged. (request ID: fault-1)" in answer.text
+    assert answer.text.count("(request ID: fault-1)") == 1
+    (record,) = [each for each in caplog.records if each.name == "halt.web"]
+    assert record.getMessage() == f"unforeseen error in GET {path} (request ID: fault-1)"
