@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from halt.chat import ChatRequest
 from halt.provider_settings import KINDS
+from halt.starts import StartRequest
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -35,7 +35,7 @@ def test_the_fields_of_a_request_are_those_that_are_taken() -> None:
     """The row of POST /chat/stream names each field of a request, and no other."""
     row = next(line for line in README.splitlines() if line.startswith("| `POST /chat/stream` |"))
     named = set(re.findall(r"`([a-z_]+)`", row.split("|")[2]))
-    assert named - {"true"} == set(ChatRequest.__struct_fields__)
+    assert named - {"true"} == set(StartRequest.__struct_fields__)
 
 
 def test_the_core_has_the_size_that_is_told() -> None:
