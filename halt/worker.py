@@ -1,4 +1,4 @@
-"""gunicorn's threaded worker, changed in two points.
+"""gunicorn's threaded worker, changed in three points.
 
 A worker whose master is gone ends its streams at once; the original lets them go on until its
 grace is over.
@@ -9,6 +9,12 @@ as it takes. Browsers open connections ahead of need and slow clients send a byt
 few dozen of those are enough to keep every thread from a Stop. Here a connection waits in the
 poller until a request's head and, when it is short, its body are there. A shutdown does not wait
 for it either.
+
+And a connection is closed only when its client has closed it, or after REQUEST_SECONDS; what the
+client still sends until then is dropped. The original closes after 64 KiB, or after two seconds in
+which its main loop stands still. If a connection is closed with bytes unread, the client's system
+throws the answer away: a file that is too large would end with a reset, or with a proxy's 502, in
+place of the sentence that says so.
 """
 
 from __future__ import annotations
@@ -73,6 +79,36 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def on_client_socket_readable(self, conn: Any, client: Any) -> None:
         if self._has_arrived(conn):
             super().on_client_socket_readable(conn, client)
+
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        if fs.cancelled() or fs.exception() is not None or fs.result() or self.cfg.is_ssl:
+            super().finish_request(conn, fs)
+            return
+        try:
+            conn.sock.shutdown(socket.SHUT_WR)
+            conn.sock.setblocking(False)
+            conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        except OSError:  # the client has gone, or the request has closed the connection itself
+            self.nr_conns -= 1
+            conn.close()
+            return
+        conn.timeout = time.monotonic() + max(REQUEST_SECONDS, self.cfg.keepalive)
+        self.pending_conns.append(conn)
+        self.poller.register(conn.sock, EVENT_READ, partial(self.on_unwanted_bytes, conn))
+
+    def on_unwanted_bytes(self, conn: Any, client: Any) -> None:
+        """Drop what a client sends behind its answer, and close when it has closed."""
+        try:
+            if client.recv(WHOLE_MAX):
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            pass
+        self.poller.unregister(client)
+        self.pending_conns.remove(conn)
+        self.nr_conns -= 1
+        conn.close()
 
     def is_parent_alive(self) -> bool:
         """Whether the master is there. A worker without one leaves as one that was told to."""

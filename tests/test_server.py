@@ -221,6 +221,18 @@ def test_a_body_over_the_limit_is_refused_unread(halt: HaltServer, path: str) ->
     assert refused.error["code"] == "too_large"
 
 
+@pytest.mark.parametrize("connection", ["close", "keep-alive"])
+def test_a_refusal_reaches_a_client_that_sends_all_of_its_body(
+    halt: HaltServer, connection: str
+) -> None:
+    """The connection stays open until the client has had its say: no reset takes the words away."""
+    size = 20_000_000
+    head = f"POST /chat/stream HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\n"
+    kind = "Content-Type: application/json\r\n"
+    whole = f"{head}{kind}Content-Length: {size}\r\n\r\n".encode() + b" " * size
+    assert raw_answer(halt, whole).status == 413
+
+
 def test_a_body_without_a_length_is_bounded_too(client: Client) -> None:
     """A body in chunks is refused once it is over the limit, never cut in silence."""
     pieces = (b" " * 0x100000 for _ in range(6))
