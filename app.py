@@ -20,6 +20,7 @@ from halt import (
     openapi,
     pages,
     plain,
+    proxies,
     rates,
     shelf,
     sockets,
@@ -94,6 +95,7 @@ def create_app(
     app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
     cors.install(app, settings.cors_origins)
     web.install(app)
+    proxies.install(app)
     rates.install(app)
 
     def save_title(conversation_id: str, title: str) -> None:

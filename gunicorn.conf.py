@@ -50,6 +50,11 @@ proc_name = "halt"
 control_socket_disable = True  # nothing here needs it, and it is one more thread before the fork
 # HTTP/2 would queue a Stop behind the stream on the same connection; a proxy may speak it.
 http_protocols = "h1"
+# HALT_TRUSTED_PROXIES alone says whether a header may name a client's scheme or address. By default
+# gunicorn believes any connection from this machine or over a Unix socket, and takes SCRIPT_NAME
+# from there too, which some proxies pass on from their clients.
+secure_scheme_headers: dict[str, str] = {}
+forwarder_headers = ""
 
 logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level="WARNING")
 logging.getLogger("halt").setLevel("INFO")

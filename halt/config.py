@@ -249,7 +249,8 @@ class Config:
     trusted_proxies: int = _setting(
         "HALT_TRUSTED_PROXIES",
         0,
-        "Proxies in front of Halt, each of which adds to `X-Forwarded-For`",
+        "Proxies in front of Halt: so many values of `X-Forwarded-For` and the last of "
+        "`X-Forwarded-Proto` count",
         low=0,
         high=10,
     )

@@ -20,7 +20,6 @@ from collections.abc import Iterable
 from flask import Flask, current_app, request
 from flask_limiter import Limiter
 from limits import RateLimitItem, parse_many
-from werkzeug.middleware.proxy_fix import ProxyFix
 
 from halt.config import Config
 from halt.counts import Counts, uri
@@ -81,7 +80,7 @@ def _parsed(rates: str) -> Iterable[RateLimitItem]:
 
 
 def address() -> str:
-    """The client's address as far as it tells clients apart."""
+    """The client's address (see `halt.proxies`) as far as it tells clients apart."""
     found = request.remote_addr or ""
     try:
         known = ipaddress.ip_address(found)
@@ -105,11 +104,7 @@ def count_starts(starts: int = 1, *, hit: bool = True) -> None:
 
 
 def install(app: Flask) -> None:
-    """Put the limits into the application, and whom it believes about addresses."""
+    """Put the limits into the application."""
     settings: Config = app.extensions["halt.config"]
     limited = bool(settings.rate_session or settings.rate_address)
     app.extensions["halt.rates"] = Rates(app, settings) if limited else None
-    if settings.trusted_proxies:
-        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
-            app.wsgi_app, x_for=settings.trusted_proxies, x_proto=0
-        )

@@ -188,6 +188,13 @@ class _Sessions(SecureCookieSessionInterface):
         _key(app)
         return super().get_signing_serializer(app)
 
+    def get_cookie_secure(self, app: Flask) -> bool:
+        """Whether browsers send the cookie over HTTPS alone: where it was set over HTTPS.
+
+        Halt on a local network without TLS has to work as well.
+        """
+        return request.is_secure  # behind a proxy: see `halt.proxies`
+
 
 def _key(app: Flask) -> str:
     """What the application signs with: where none is set, what its data folder keeps.

@@ -97,6 +97,7 @@ LAYERS = {
     "answers": 4,
     "cors": 5,
     "web": 5,
+    "proxies": 5,
     "rates": 5,
     "client": 5,
     "screen": 5,

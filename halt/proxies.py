@@ -1,0 +1,59 @@
+"""What is believed of the headers that a proxy adds, and how a program can ask for it.
+
+HALT_TRUSTED_PROXIES=N is the only source of trust. With N > 0, the client's address is the Nth
+value from the end of X-Forwarded-For, and the scheme is the last value of X-Forwarded-Proto: the
+proxy next to Halt says it, also where it passes on what the outer proxies have said. With N = 0
+both headers are ignored. Requests with fewer values keep the address of the connection.
+
+The server must not decide about these headers on its own; see gunicorn.conf.py.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from flask import Flask, Response, request
+from werkzeug.http import parse_list_header
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from halt.config import Config
+from halt.web import brings_token, config, json_response
+
+#: A request with this header is answered with a `Seen`, whatever its path and method.
+INSPECT = "X-Halt-Inspect"
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """How a request has arrived. It names no address, neither the client's nor a proxy's."""
+
+    trusted_proxies: int  # HALT_TRUSTED_PROXIES
+    forwarded: int  # values in X-Forwarded-For, the client's own among them
+    secure: bool  # the client's connection counts as HTTPS
+    max_import_bytes: int
+
+
+def inspected() -> Response | None:
+    """Before each request that `web.guard` has let in: answer one that asks how it arrived.
+
+    With HALT_TOKEN set, only the token's holder is answered so, also on routes that are open to
+    all. Every route answers, since a proxy may treat paths and upgrades differently.
+    """
+    if INSPECT not in request.headers or (config().token and not brings_token()):
+        return None
+    return json_response(
+        Seen(
+            trusted_proxies=config().trusted_proxies,
+            forwarded=len(parse_list_header(request.headers.get("X-Forwarded-For", ""))),
+            secure=request.is_secure,
+            max_import_bytes=config().max_import_bytes,
+        )
+    )
+
+
+def install(app: Flask) -> None:
+    """Put both into the application, after the guards."""
+    settings: Config = app.extensions["halt.config"]
+    app.before_request(inspected)
+    if settings.trusted_proxies:
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=settings.trusted_proxies, x_proto=1
+        )
