@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
@@ -272,11 +272,13 @@ class Remote:
         self._line.interrupt()
         self._transport.close()
 
-    def request(self, method: str, path: str) -> httpx2.Response:
+    def request(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None
+    ) -> httpx2.Response:
         """A short request and its whole answer. Raises RemoteError, for a refusal too."""
         with limited(ANSWER_WITHIN) as line:
             try:
-                response = self.open(method, path, line)
+                response = self.open(method, path, line, headers=headers)
                 response.read()
             except (HaltError, httpx2.HTTPError) as exc:
                 if line.interrupted:
@@ -293,9 +295,11 @@ class Remote:
         path: str,
         line: Line,
         body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> httpx2.Response:
         """Send a request and read the answer's head. Raises RemoteError, for a refusal too."""
         more = {} if body is None else {"Content-Type": "application/json"}
+        more |= headers or {}
         try:
             request = self._client.build_request(
                 method, self.url + path, content=body, headers=more

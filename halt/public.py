@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx2
 import msgspec
 
+from halt import proxy_checks
 from halt.chat import ChatRequest, Message
 from halt.client import ANSWER_WITHIN, Frames, Remote, RemoteError, body_of
 from halt.doctor import GATHERED, LONG, SHORT, SLOW_STOP, Report, milliseconds, reach, trusts
@@ -27,8 +28,8 @@ from halt.metrics import now
 
 PATIENCE = 2.0  # seconds without the first byte, which Halt sends at once, that mean a delay
 BUFFERING = (
-    "nginx: `proxy_http_version 1.1; proxy_buffering off;` for Halt's location; "
-    "elsewhere: no buffering of responses."
+    "Neither buffer nor compress Halt's responses "
+    "(nginx: `proxy_http_version 1.1; proxy_buffering off; gzip off;`)."
 )
 #: Shares of the time in which the model wrote: below, its words were kept back.
 TOGETHER = 0.5
@@ -97,8 +98,11 @@ def examine(report: Report, url: str, token: str, timeout: float, connect_timeou
         return
     try:
         if _reach(report, remote, connect_timeout) and _is_halt(report, remote):
-            _page(report, remote)
-            _streams(report, remote, timeout)
+            session = _page(report, remote)
+            proxy_checks.arrivals(report, remote, connect_timeout)
+            proxy_checks.websocket(report, remote, connect_timeout)
+            if _streams(report, remote, timeout):
+                proxy_checks.departure(report, remote, session, connect_timeout)
     finally:
         remote.close()
 
@@ -155,12 +159,13 @@ def _is_halt(report: Report, remote: Remote) -> bool:
 # --- the page -------------------------------------------------------------------------------------
 
 
-def _page(report: Report, remote: Remote) -> None:
+def _page(report: Report, remote: Remote) -> str:
+    """Look at the page; the cookies that it sets, as a request sends them back."""
     try:
         page = remote.request("GET", "/")
     except RemoteError as fault:
         report.fail("page", fault.message, "Look at the proxy's log.")
-        return
+        return ""
     policy = page.headers.get_list("content-security-policy")
     if not any("default-src 'self'" in each for each in policy):
         report.fail(
@@ -178,38 +183,41 @@ def _page(report: Report, remote: Remote) -> None:
         report.ok("headers", "the page's Content-Security-Policy arrives")
     cookies = [SimpleCookie(each) for each in page.headers.get_list("set-cookie")]
     morsels = [morsel for jar in cookies for morsel in jar.values()]
-    if not remote.url.startswith("https") or not morsels:
-        return
-    if all(morsel["secure"] and morsel["httponly"] for morsel in morsels):
-        report.ok("cookies", "they are for HTTPS alone")
-    else:
-        report.warn(
-            "cookies",
-            "the session's cookie would also be sent without HTTPS.",
-            "nginx: `proxy_cookie_flags ~ secure httponly samesite=lax;`",
-        )
+    if remote.url.startswith("https") and morsels:
+        if all(morsel["secure"] for morsel in morsels):
+            report.ok("cookies", "they are for HTTPS alone")
+        else:
+            report.warn(
+                "cookies",
+                "the session's cookie would also be sent without HTTPS.",
+                "Let the proxy send X-Forwarded-Proto "
+                "(nginx: `proxy_set_header X-Forwarded-Proto $scheme;`), "
+                "and start Halt with HALT_TRUSTED_PROXIES=1.",
+            )
+    return "; ".join(f"{morsel.key}={morsel.value}" for morsel in morsels)
 
 
 # --- streams --------------------------------------------------------------------------------------
 
 
-def _streams(report: Report, remote: Remote, timeout: float) -> None:
+def _streams(report: Report, remote: Remote, timeout: float) -> bool:
+    """Look at two answers, a whole and a stopped one; whether a third can be looked at."""
     try:
         whole = _stream(remote, SHORT, timeout, None)
     except HaltError as fault:
         report.fail("stream", fault.message, "Look at the logs of the proxy and of Halt.")
-        return
+        return False
     _headers(report, whole.headers)
     if not _complete(report, whole):
-        return
-    _packs(report, remote, whole.id, timeout)
-    held = _buffers(report, whole)
+        return False
+    held = _buffers(report, whole, _encoding(report, remote, whole.id, timeout))
     try:
         stopped = _stream(remote, LONG, timeout, PATIENCE / 2 if held else PATIENCE)
     except HaltError as fault:
         report.fail("stop", fault.message, "Let POST /stop/... through to Halt.")
-        return
+        return False
     _stopped(report, stopped)
+    return True
 
 
 def _stream(remote: Remote, prompt: str, timeout: float, patience: float | None) -> Stream:
@@ -264,27 +272,21 @@ def _follow(stream: Stream, body: Body, began: float, stopper: Stopper | None) -
     stream.over = now() - began
 
 
-def _packs(report: Report, remote: Remote, stream_id: str, timeout: float) -> None:
-    """Replay the stream as a browser asks for it, which takes compressed answers."""
-    headers = {"Accept-Encoding": "gzip, deflate, br"}
+def _encoding(report: Report, remote: Remote, stream_id: str, timeout: float) -> str:
+    """How a stream is compressed for a browser, which takes that; empty where it is not."""
+    headers = {"Accept-Encoding": "gzip, deflate, br, zstd"}
     if remote.token:
         headers["Authorization"] = f"Bearer {remote.token}"
     url = f"{remote.url}/streams/{stream_id}"
     try:
         with httpx2.stream("GET", url, headers=headers, timeout=timeout) as response:
-            encoding = response.headers.get("content-encoding")
+            encoding: str = response.headers.get("content-encoding", "")
             response.raise_for_status()
     except httpx2.HTTPError as exc:
-        report.fail("compression", f"the stream can't be read again: {exc}.", "Try again.")
-        return
-    if encoding:
-        report.fail(
-            "compression",
-            f"streams are compressed ({encoding}), which keeps events back.",
-            "Leave text/event-stream out (nginx: `gzip off;` for Halt's location).",
-        )
-    else:
-        report.ok("compression", "streams are not compressed")
+        text = f"the stream can't be read again: {exc}."
+        report.fail("replay", text, "Let GET /streams/... through to Halt.")
+        return ""
+    return encoding
 
 
 def _headers(report: Report, headers: httpx2.Headers) -> None:
@@ -323,8 +325,8 @@ def _complete(report: Report, stream: Stream) -> bool:
     return False
 
 
-def _buffers(report: Report, stream: Stream) -> bool:
-    """Whether words are kept back on the way."""
+def _buffers(report: Report, stream: Stream, encoding: str) -> bool:
+    """Whether words are kept back on the way, by a buffer or by a compressor."""
     ended = stream.ended
     assert ended is not None  # noqa: S101 - it is complete
     wrote = ended.metrics.streaming_ms or 0.0
@@ -335,14 +337,20 @@ def _buffers(report: Report, stream: Stream) -> bool:
     # model is, unless somebody keeps it.
     kept_first = took > SPREAD_MIN and first > TOGETHER * took
     kept_words = wrote > SPREAD_MIN and arrived < TOGETHER * wrote
-    if kept_first or kept_words:
-        report.fail(
-            "buffering",
-            f"the answer took {took:.0f} ms and arrived within {arrived:.0f} ms, "
-            f"its first byte after {first:.0f} ms: the proxy keeps it back.",
-            BUFFERING,
-        )
-        return True
+    held = kept_first or kept_words
+    if held or encoding:
+        faults = []
+        if held:
+            faults.append(
+                f"the answer took {took:.0f} ms and arrived within {arrived:.0f} ms, "
+                f"its first byte after {first:.0f} ms: the proxy keeps it back."
+            )
+        if encoding:
+            faults.append(
+                f"The proxy compresses streams for browsers ({encoding}), which keeps events back."
+            )
+        report.fail("buffering", " ".join(faults), BUFFERING)
+        return held
     if wrote <= SPREAD_MIN:
         report.warn(
             "buffering",

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import trustme
 
 from app import create_app
 from halt.config import load
+from halt.proxies import Seen
+from halt.proxy_checks import misjudged
 from tests import fake_work
 from tests.conftest import HaltServer
 from tests.fake_openai import FakeOpenAI
-from tests.test_deployment import _wait_listening, free_port
+from tests.reverse_proxies import binary, free_port, nginx_around, started
 
 PACED = "count?rate=60&n=30"  # slow enough to see whether something keeps words back
 
@@ -336,51 +337,85 @@ def silent(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
 
 
 @pytest.fixture(scope="module")
+def trusting(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A Halt that is told of one proxy, whose model thinks for a while before it writes."""
+    env = {
+        "OPENAI_BASE_URL": shared_fake.base_url,
+        "OPENAI_API_KEY": "fake",
+        "HALT_MODEL": "silent_first_token?seconds=0.3&n=30&rate=60",
+        "HALT_TRUSTED_PROXIES": "1",
+    }
+    server = HaltServer(env)
+    yield server
+    server.close()
+
+
+#: Settings that are well, apart from what each way leaves out or adds.
+STREAMS = "proxy_http_version 1.1; proxy_buffering off; client_max_body_size 0;"
+UPGRADES = "proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection $upgraded;"
+FORWARDS = "proxy_set_header X-Forwarded-For $remote_addr;"
+SCHEME = "proxy_set_header X-Forwarded-Proto $scheme;"
+
+
+@pytest.fixture(scope="module")
 def proxies(
-    tmp_path_factory: pytest.TempPathFactory, paced: HaltServer, silent: HaltServer
+    tmp_path_factory: pytest.TempPathFactory,
+    paced: HaltServer,
+    silent: HaltServer,
+    trusting: HaltServer,
 ) -> Iterator[dict[str, str]]:
-    """nginx before Halt, set up well and in three ways badly: addresses by name."""
-    binary = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
-    if binary is None:
-        pytest.skip("nginx is not installed (apt install nginx)")
+    """nginx before Halt, set up well and badly: addresses by name. Those with "tls" have TLS."""
+    program = binary("nginx")
     folder: Path = tmp_path_factory.mktemp("nginx")
+    well = STREAMS + UPGRADES
     ways = {
-        "good": (paced, "proxy_http_version 1.1; proxy_buffering off;"),
+        "good": (paced, well),
         "buffering": (paced, "proxy_http_version 1.0; proxy_ignore_headers X-Accel-Buffering;"),
         "packing": (
             paced,
-            "proxy_buffering off; gzip on; gzip_types text/event-stream; gzip_min_length 1; "
-            "gzip_proxied any;",
+            f"{well} gzip on; gzip_types text/event-stream; gzip_min_length 1; gzip_proxied any;",
+        ),
+        "both": (
+            paced,
+            "proxy_http_version 1.0; proxy_ignore_headers X-Accel-Buffering; gzip on; "
+            "gzip_types text/event-stream; gzip_min_length 1; gzip_proxied any;",
         ),
         "impatient": (silent, "proxy_buffering off; proxy_read_timeout 1s;"),
+        "good tls": (trusting, well + FORWARDS + SCHEME),
+        "bare tls": (paced, well),
+        "credulous": (trusting, well),
+        "unknown": (paced, well + FORWARDS),
+        "small": (paced, well.replace("size 0", "size 4m")),
+        "plain": (paced, STREAMS),
+        "deaf": (trusting, well + FORWARDS + "proxy_ignore_client_abort on;"),
     }
+    #: In `credulous` /ws is the location in which the header was forgotten.
+    more = {
+        "credulous": f"location /chat/ {{ proxy_pass {trusting.url}; {well}{FORWARDS} "
+        "proxy_set_header Host $http_host; }"
+    }
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "authority.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(folder / "pem")
+    tls = f"ssl_certificate {folder}/pem; ssl_certificate_key {folder}/pem;"
     ports = {name: free_port() for name in ways}
     servers = "".join(
-        f"server {{ listen 127.0.0.1:{ports[name]}; location / {{ proxy_pass {halt.url}; "
+        f"server {{ listen 127.0.0.1:{ports[name]}{' ssl' if 'tls' in name else ''}; "
+        f"{tls if 'tls' in name else ''} {more.get(name, '')} "
+        f"location / {{ proxy_pass {halt.url}; "
         f"proxy_set_header Host $http_host; {settings} }} }}\n"
         for name, (halt, settings) in ways.items()
     )
-    temporary = "".join(
-        f"{kind}_temp_path {folder}/{kind};"
-        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
+    upgraded = "map $http_upgrade $upgraded { default upgrade; '' ''; }\n"
     conf = folder / "nginx.conf"
-    conf.write_text(
-        f"daemon off; pid {folder}/pid; error_log stderr crit; events {{}}\n"
-        f"http {{ access_log off; {temporary}\n{servers}}}"
-    )
-    process = subprocess.Popen(
-        [binary, "-p", str(folder), "-c", str(conf), "-e", "stderr"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        for port in ports.values():
-            _wait_listening(port, process)
-        yield {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
-    finally:
-        process.terminate()
-        process.communicate(timeout=10)
+    conf.write_text(nginx_around(folder, upgraded + servers))
+    command = [program, "-p", str(folder), "-c", str(conf), "-e", "stderr"]
+    with started(command, folder, *ports.values()), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(folder / "authority.pem"))
+        yield {
+            name: f"{'https' if 'tls' in name else 'http'}://127.0.0.1:{port}"
+            for name, port in ports.items()
+        }
 
 
 def outside(url: str, *args: str) -> Found:
@@ -393,10 +428,29 @@ def test_a_good_proxy_is_well(proxies: dict[str, str]) -> None:
     found = outside(proxies["good"])
     assert found.exit_code == 0
     assert set(found.statuses().values()) == {"ok"}, found.text
-    assert {"Halt", "headers", "compression", "stream headers", "buffering", "stop"} <= set(
-        found.findings
-    )
+    assert set(found.findings) == {
+        "name",
+        "connection",
+        "Halt",
+        "headers",
+        "client address",
+        "uploads",
+        "websocket",
+        "stream headers",
+        "buffering",
+        "stop",
+        "departure",
+    }
     assert "was closed" in found.findings["stop"]["text"]
+
+
+def test_a_good_proxy_with_tls_is_well(proxies: dict[str, str]) -> None:
+    """The cookies are looked at as well, and a client that leaves before the first word."""
+    found = outside(proxies["good tls"])
+    assert set(found.statuses().values()) == {"ok"}, found.text
+    assert {"TLS", "cookies"} <= set(found.findings)
+    assert "as 1 proxy told it" in found.findings["client address"]["text"]
+    assert "before the model writes" in found.findings["departure"]["text"]
 
 
 def test_halt_without_a_proxy_is_well(paced: HaltServer) -> None:
@@ -404,19 +458,94 @@ def test_halt_without_a_proxy_is_well(paced: HaltServer) -> None:
     assert set(outside(paced.url).statuses().values()) == {"ok"}
 
 
-def test_a_proxy_that_buffers_is_found(proxies: dict[str, str]) -> None:
-    """The answer's words all arrive at its end: the remedy is nginx's own word."""
-    found = outside(proxies["buffering"])
+@pytest.mark.parametrize("way", ["buffering", "packing", "both"])
+def test_a_proxy_that_keeps_events_back_is_one_finding(proxies: dict[str, str], way: str) -> None:
+    """By a buffer, a compressor or both: one finding, with one remedy in nginx's own words."""
+    found = outside(proxies[way])
     assert found.statuses()["buffering"] == "fail", found.text
     assert found.exit_code == 1
-    assert "proxy_buffering off;" in found.remedy("buffering")
+    assert "proxy_buffering off; gzip off;" in found.remedy("buffering")
+    text = found.findings["buffering"]["text"]
+    assert ("arrived within" in text) is (way != "packing")
+    assert ("compresses streams for browsers (gzip)" in text) is (way != "buffering")
+    assert "compression" not in found.findings
 
 
-def test_a_proxy_that_packs_is_found(proxies: dict[str, str]) -> None:
-    """A compressed stream is told from a plain one."""
-    found = outside(proxies["packing"])
-    assert found.statuses()["compression"] == "fail", found.text
-    assert "gzip off;" in found.remedy("compression"), found.findings["compression"]
+def test_a_header_that_one_location_forgets_is_found(proxies: dict[str, str]) -> None:
+    """There a client can invent its address: the doctor looks at each kind of request."""
+    found = outside(proxies["credulous"])
+    assert found.statuses()["client address"] == "fail", found.text
+    assert found.findings["client address"]["text"].startswith("/ws: a client can invent")
+    assert "proxy_set_header X-Forwarded-For $remote_addr;" in found.remedy("client address")
+
+
+def test_proxies_that_halt_was_not_told_of_are_found(proxies: dict[str, str]) -> None:
+    """All their clients count as one."""
+    found = outside(proxies["unknown"])
+    assert found.statuses()["client address"] == "warn", found.text
+    assert found.remedy("client address") == "Start Halt with HALT_TRUSTED_PROXIES=1."
+
+
+def test_cookies_that_are_not_secure_are_found(proxies: dict[str, str]) -> None:
+    """The cure is the header and the setting; the address is not known there either."""
+    found = outside(proxies["bare tls"])
+    assert found.statuses()["cookies"] == "warn", found.text
+    assert "X-Forwarded-Proto" in found.remedy("cookies")
+    assert "HALT_TRUSTED_PROXIES=1" in found.remedy("cookies")
+    assert found.statuses()["client address"] == "warn"
+    assert "HALT_TRUSTED_PROXIES=1" in found.remedy("client address")
+
+
+def test_files_that_the_proxy_refuses_are_found(proxies: dict[str, str]) -> None:
+    """Halt would take 64 MB; nothing of it is sent."""
+    found = outside(proxies["small"])
+    assert found.statuses()["uploads"] == "fail", found.text
+    assert "status 413" in found.findings["uploads"]["text"]
+    assert "client_max_body_size 0;" in found.remedy("uploads")
+
+
+def test_websockets_that_are_not_passed_on_are_found(proxies: dict[str, str]) -> None:
+    """The remedy is nginx's own words."""
+    found = outside(proxies["plain"])
+    assert found.statuses()["websocket"] == "fail", found.text
+    assert "proxy_set_header Upgrade $http_upgrade;" in found.remedy("websocket")
+
+
+def test_a_proxy_that_does_not_tell_of_departures_is_found(proxies: dict[str, str]) -> None:
+    """It is noticed when the model writes, not while it is silent; how long that took is said."""
+    found = outside(proxies["deaf"])
+    assert found.statuses()["departure"] == "warn", found.text
+    assert "only when the model wrote" in found.findings["departure"]["text"]
+    assert "proxy_ignore_client_abort off;" in found.remedy("departure")
+    assert found.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("trusted", "plain", "forged", "status", "words"),
+    [
+        (0, 0, 1, "", ""),  # no proxy, or one that passes everything on
+        (0, 0, 0, "warn", "HALT_TRUSTED_PROXIES=1"),  # the header is taken away
+        (0, 2, 2, "warn", "HALT_TRUSTED_PROXIES=2"),
+        (1, 1, 1, "", ""),  # replaced
+        (1, 1, 2, "", ""),  # appended
+        (1, 0, 1, "fail", "HALT_TRUSTED_PROXIES=0"),
+        (1, 0, 0, "warn", "X-Forwarded-For"),
+        (1, 2, 3, "warn", "HALT_TRUSTED_PROXIES=2"),
+        (2, 1, 2, "fail", "HALT_TRUSTED_PROXIES=1"),
+        (2, 1, 1, "warn", "HALT_TRUSTED_PROXIES=1"),
+        (3, 1, 2, "fail", "HALT_TRUSTED_PROXIES=1"),  # by two values of a client's own
+    ],
+)
+def test_every_mismatch_of_proxies_has_its_remedy(
+    trusted: int, plain: int, forged: int, status: str, words: str
+) -> None:
+    """Numbers of values in X-Forwarded-For, without and with one that the client has written."""
+    found = misjudged(Seen(trusted, plain, False, 0), Seen(trusted, forged, False, 0), False)
+    assert (found is None) is (status == "")
+    if found is not None:
+        forgeable, _, remedy = found
+        assert forgeable is (status == "fail")
+        assert words in remedy
 
 
 def test_a_proxy_that_hangs_up_in_silence_is_found(proxies: dict[str, str]) -> None:

@@ -98,6 +98,7 @@ LAYERS = {
     "cors": 5,
     "web": 5,
     "proxies": 5,
+    "proxy_checks": 5,
     "rates": 5,
     "client": 5,
     "screen": 5,
