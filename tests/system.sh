@@ -1,8 +1,8 @@
 #!/bin/sh
-# What the tests need of the system: a browser, nginx for the test of the deployment, PostgreSQL for
+# What the tests need of the system: a browser, the proxies of the deployment's tests, PostgreSQL for
 # the store's.
 # An installed Chromium or Chrome will do; else Debian's packages where we may install them; else
-# Playwright's own download. Without a browser the tests do not run; without nginx or PostgreSQL
+# Playwright's own download. Without a browser the tests do not run; without a proxy or PostgreSQL
 # their tests say so. Where there is one, Chromium's headless shell is preferred, as Playwright does
 # itself: the same engine without the browser's windows, which takes half the time.
 # What is going to be installed is said before; with NO_INSTALL=1 nothing is.
@@ -19,13 +19,13 @@ with sync_playwright() as p:
     sys.exit(not os.path.exists(p.chromium.executable_path))
 PY
 }
-find_nginx() { PATH="$PATH:/usr/sbin:/usr/local/sbin" command -v nginx >/dev/null 2>&1; }
+find_proxy() { PATH="$PATH:/usr/sbin:/usr/local/sbin" command -v "$1" >/dev/null 2>&1; }
 find_postgres() { command -v initdb || ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1
 purpose() {
     case $1 in
         chromium) echo "the browser of the page's tests" ;;
         chromium-headless-shell) echo "the same browser without windows: the tests take half the time" ;;
-        nginx) echo "the proxy of the deployment's tests" ;;
+        nginx | caddy | haproxy | apache2-bin) echo "the proxy ${1%2-bin}, for the deployment's tests" ;;
         postgresql) echo "the other database of the store's tests" ;;
     esac
 }
@@ -43,19 +43,31 @@ missing=
 find_browser 2>/dev/null || missing="chromium"
 shell=
 command -v chromium-headless-shell >/dev/null 2>&1 || shell="chromium-headless-shell"
-find_nginx || missing="$missing nginx"
+proxies=
+for name in nginx caddy haproxy; do
+    find_proxy "$name" || proxies="$proxies $name"
+done
+find_proxy apache2 || proxies="$proxies apache2-bin" # the program without its service
 find_postgres || missing="$missing postgresql"
-if [ -z "${NO_INSTALL:-}" ] && [ -n "$missing$shell" ] && [ "$(id -u)" = 0 ] &&
+if [ -z "${NO_INSTALL:-}" ] && [ -n "$missing$proxies$shell" ] && [ "$(id -u)" = 0 ] &&
     command -v apt-get >/dev/null 2>&1; then
     # shellcheck disable=SC2086 # a list of names
-    announce $missing $shell
+    announce $missing $proxies $shell
     # The tests start a PostgreSQL of their own; Debian's package would make and start another.
     find_postgres || [ -e /etc/postgresql-common/createcluster.conf ] || {
         mkdir -p /etc/postgresql-common
         echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
     }
+    # Nor may the proxies' packages start anything: port 80 may be in use.
+    policy=/usr/sbin/policy-rc.d
+    [ -e "$policy" ] || {
+        trap 'rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    }
     apt-get update -q >/dev/null 2>&1
-    for packages in "$missing" "$shell"; do # not every system has the second
+    # shellcheck disable=SC2086 # a list of names
+    for packages in "$missing" $proxies "$shell"; do # not every system has all of them
         # shellcheck disable=SC2086 # a list of names
         [ -z "$packages" ] || apt-get install -qy --no-install-recommends $packages >/dev/null 2>&1
     done

@@ -93,7 +93,12 @@ def prepare(tmp_path: Path, **environment: str) -> tuple[str, list[str]]:
     program(folder / "python", f"#!/bin/sh\n[ -e {tmp_path}/told ]\n")
     script = (ROOT / "tests" / "system.sh").read_text()
     # Nothing of this machine is looked at, and nothing is written into its folders.
-    for real in ("/usr/sbin:/usr/local/sbin", "/usr/lib/postgresql", "/etc/postgresql-common"):
+    for real in (
+        "/usr/sbin:/usr/local/sbin",
+        "/usr/lib/postgresql",
+        "/etc/postgresql-common",
+        "/usr/sbin/policy-rc.d",
+    ):
         assert real in script
         script = script.replace(real, f"{tmp_path}/nowhere")
     done = subprocess.run(
@@ -114,7 +119,8 @@ def test_what_is_installed_for_the_tests_is_said_before(tmp_path: Path) -> None:
     assert told[0] == "update -q"
     options = ["install", "-qy", "--no-install-recommends"]
     installed = [name for line in told[1:] for name in line.split() if name not in options]
-    assert {"chromium", "nginx", "postgresql"} <= set(installed)
+    proxies = {"nginx", "caddy", "haproxy", "apache2-bin"}
+    assert {"chromium", "postgresql"} | proxies <= set(installed)
     for package in installed:
         assert f"    {package}: the " in said
     assert "NO_INSTALL=1 make test" in said

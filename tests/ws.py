@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import socket
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
-from tests.conftest import HaltServer
 from tests.sse import PATIENCE, Answer
 
 
@@ -26,12 +25,22 @@ class Ended(Exception):
         self.reason = reason
 
 
+class Listening(Protocol):
+    """What a socket is opened to: Halt itself, or a proxy before it."""
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
+
+
 class WebSocket:
     """One socket. `seen` holds the events of each stream, by number, in the order they came in."""
 
     def __init__(
         self,
-        server: HaltServer,
+        server: Listening,
         *,
         origin: str | None = None,
         receive_buffer: int | None = None,
@@ -149,7 +158,7 @@ class WebSocket:
             return end
 
 
-def refused(server: HaltServer, **more: Any) -> Answer:
+def refused(server: Listening, **more: Any) -> Answer:
     """The answer to a handshake that is turned down."""
     try:
         socket_ = WebSocket(server, **more)
