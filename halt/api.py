@@ -10,7 +10,7 @@ import msgspec
 from flask import Blueprint, Response, request
 
 from halt import VERSION
-from halt.bodies import checked_id, decode, is_number
+from halt.bodies import JSON_OBJECT, checked_id, is_number
 from halt.chat import Upstream
 from halt.errors import HaltError, RequestError
 from halt.generation import Receipt
@@ -87,7 +87,7 @@ def _may_list() -> bool:
 
 def _fields() -> dict[str, Any]:
     if request.is_json:
-        return decode(request.get_data(), dict[str, Any])
+        return JSON_OBJECT.decode(request.get_data())
     return {**request.args, **request.form}
 
 

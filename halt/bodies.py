@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, NoReturn, TypeGuard, TypeVar
+from typing import Annotated, Any, Generic, NoReturn, TypeGuard, TypeVar
 
 import msgspec
 
@@ -50,31 +50,46 @@ def _misnamed(field: str, least: str = "8") -> RequestError:
     )
 
 
-def decode(body: bytes | str, kind: type[T], whole: str = "body") -> T:
-    """JSON as this type. Raises RequestError that names the field at fault.
+class TypeDecoder(Generic[T]):
+    """Decodes JSON to values of one type. Any number of threads may use one decoder at once.
 
-    `whole` is what the data as such is called where no field of it is at fault.
+    Make it at import time, before a second thread exists. msgspec builds a type's tables at the
+    type's first use and does not guard this with a lock: two threads that are the first ones crash
+    the process (docs/msgspec-race.md). The constructor is that first use.
     """
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as exc:
-        _refuse(exc, whole, body)
-    except RecursionError:
-        raise RequestError(f"The {whole} is nested too deep.", field=whole) from None
-    except (msgspec.DecodeError, UnicodeError) as exc:
-        raise RequestError(
-            f"The {whole} is not valid JSON: {_malformed(body, exc)}.", field=whole
-        ) from None
+
+    def __init__(self, kind: type[T]) -> None:
+        self._kind = kind
+        self._decoder = msgspec.json.Decoder(kind)
+
+    def decode(self, body: bytes | str, whole: str = "body") -> T:
+        """JSON text as a value. Raises RequestError that names the field at fault.
+
+        `whole` is what the data as such is called where no field of it is at fault.
+        """
+        try:
+            return self._decoder.decode(body)
+        except msgspec.ValidationError as exc:
+            _refuse(exc, whole, body)
+        except RecursionError:
+            raise RequestError(f"The {whole} is nested too deep.", field=whole) from None
+        except (msgspec.DecodeError, UnicodeError) as exc:
+            raise RequestError(
+                f"The {whole} is not valid JSON: {_malformed(body, exc)}.", field=whole
+            ) from None
+
+    def convert(self, value: Any, *, words: bool = False) -> T:
+        """Decoded JSON as a value, `words`: with numbers as strings. Raises RequestError."""
+        try:
+            return msgspec.convert(value, self._kind, strict=not words)
+        except msgspec.ValidationError as exc:
+            _refuse(exc)
+        except RecursionError:
+            raise RequestError("The body is nested too deep.", field="body") from None
 
 
-def convert(value: Any, kind: type[T], *, words: bool = False) -> T:
-    """Decoded JSON as this type, `words`: with numbers as strings. Raises RequestError."""
-    try:
-        return msgspec.convert(value, kind, strict=not words)
-    except msgspec.ValidationError as exc:
-        _refuse(exc)
-    except RecursionError:
-        raise RequestError("The body is nested too deep.", field="body") from None
+#: Any JSON object.
+JSON_OBJECT = TypeDecoder(dict[str, Any])
 
 
 def _malformed(body: bytes | str, fault: Exception) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 
+from halt.bodies import TypeDecoder
 from halt.events import Content, Delta
 from halt.line import Line
 
@@ -149,6 +150,9 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
         """The optional fields that were set, under OpenAI's names."""
         given = msgspec.to_builtins(self)
         return {k: v for k, v in given.items() if k not in {"messages", "id", "model", "stream"}}
+
+
+CHAT_REQUEST = TypeDecoder(ChatRequest)
 
 
 def fingerprint(messages: list[Message]) -> str:

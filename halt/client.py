@@ -238,7 +238,7 @@ class Remote:
     def stop(self, stream_id: str, seen: int) -> Receipt:
         answer = self.request("POST", f"/stop/{quote(stream_id)}?seen={seen}")
         try:
-            return msgspec.json.decode(answer.content, type=Receipt)
+            return _receipt.decode(answer.content)
         except msgspec.MsgspecError as exc:
             raise RemoteError("The answer to Stop is not one of Halt's.", "invalid") from exc
 
@@ -248,7 +248,7 @@ class Remote:
     def models(self) -> list[str]:
         try:
             answer = self.request("GET", "/v1/models")
-            found = msgspec.json.decode(answer.content, type=_Models)
+            found = _models.decode(answer.content)
         except RemoteError as fault:
             if fault.status != 404:
                 raise
@@ -329,6 +329,10 @@ class _Model(msgspec.Struct):
 
 class _Models(msgspec.Struct):
     data: list[_Model]
+
+
+_receipt = msgspec.json.Decoder(Receipt)
+_models = msgspec.json.Decoder(_Models)
 
 
 def body_of(response: httpx2.Response) -> Body:

@@ -20,8 +20,7 @@ from typing import Any, Self, TypedDict, Unpack, overload
 
 import msgspec
 
-from halt.bodies import convert
-from halt.chat import ChatRequest, Message, Upstream
+from halt.chat import CHAT_REQUEST, ChatRequest, Message, Upstream
 from halt.choice import make_upstream
 from halt.config import Config, ConfigError, load
 from halt.errors import Draining, HaltError, RequestError
@@ -241,4 +240,4 @@ def request(prompt: Prompt, options: Options) -> ChatRequest:
                 json.dumps(value, allow_nan=False)
         except (ValueError, OverflowError, RecursionError) as exc:
             raise RequestError(f"{name}: {exc}", field=name) from None
-    return convert(fields, ChatRequest)
+    return CHAT_REQUEST.convert(fields)

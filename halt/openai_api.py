@@ -21,8 +21,8 @@ from typing import Any, Literal
 import msgspec
 from flask import Blueprint, Response, request
 
-from halt.bodies import checked_id, convert, decode
-from halt.chat import ChatRequest, FunctionCall, ToolFunction
+from halt.bodies import JSON_OBJECT, TypeDecoder, checked_id
+from halt.chat import CHAT_REQUEST, ChatRequest, FunctionCall, ToolFunction
 from halt.errors import HaltError, Interrupted, OffsetLost, RequestError, UpstreamError
 from halt.events import (
     FINAL_FRAME,
@@ -111,10 +111,13 @@ class Manner(msgspec.Struct):
     modalities: list[str] | None = None
 
 
+_MANNER = TypeDecoder(Manner)
+
+
 def asked(body: bytes, stream_id: str | None) -> Asked:
     """A request's body. Raises RequestError that names the field."""
-    fields = decode(body, dict[str, Any])
-    manner = convert(fields, Manner)
+    fields = JSON_OBJECT.decode(body)
+    manner = _MANNER.convert(fields)
     if manner.n not in {None, 1}:
         raise RequestError("n: one answer is given to a request; ask again for more.", field="n")
     if manner.logprobs:
@@ -133,7 +136,7 @@ def asked(body: bytes, stream_id: str | None) -> Asked:
         named["id"] = stream_id
     options = manner.stream_options
     return Asked(
-        convert(named, ChatRequest),
+        CHAT_REQUEST.convert(named),
         stream=bool(manner.stream),
         include_usage=options is not None and bool(options.include_usage),
         functions=bool(manner.functions),
@@ -164,7 +167,7 @@ def _typed(function: dict[str, Any]) -> dict[str, Any]:
 def _cleaned(messages: Any) -> Any:
     """Messages without what an answer alone has; calls of functions become calls of tools.
 
-    What is malformed is left for `convert`. Raises RequestError for a result without its call.
+    What is malformed is left for the decoder. Raises RequestError for a result without its call.
     """
     if not isinstance(messages, list):
         return messages

@@ -253,10 +253,15 @@ def _or_null(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}], "default": None}
 
 
+KINDS: tuple[Any, ...] = (StartRequest, Event, Receipt, *ANSWERS)
+#: `schema_components` builds the types that it describes as a decoder does, so it has to find them
+#: built: it is called for each request. See `halt.bodies.TypeDecoder`.
+_built = msgspec.json.Decoder(tuple[KINDS])  # type: ignore[valid-type]
+
+
 def _schemas() -> dict[str, Schema]:
     """Every shape that the document names."""
-    kinds = [StartRequest, Event, Receipt, *ANSWERS]
-    (_, event, *_), found = msgspec.json.schema_components(kinds, ref_template=REF)
+    (_, event, *_), found = msgspec.json.schema_components(KINDS, ref_template=REF)
     # Of all requests to start, the one that a client needs no other name for.
     found["ChatRequest"] = {**found.pop("StartRequest"), "title": "ChatRequest"}
     found["Event"] = {"description": "One event of a stream; the last has `done`.", **event}

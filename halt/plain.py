@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Response, request
 
-from halt.bodies import convert, decode
+from halt.bodies import JSON_OBJECT
 from halt.chat import fingerprint
 from halt.errors import AtCapacity, OffsetLost, RequestError, StreamInUse, UnknownStream
 from halt.events import Cancelled, Content, Done, Event, encode, is_terminal, text_of
@@ -37,7 +37,7 @@ from halt.relay import (
     watched,
 )
 from halt.run import Run
-from halt.starts import StartRequest, grace_of
+from halt.starts import START_REQUEST, StartRequest, grace_of
 from halt.web import (
     client_socket,
     config,
@@ -82,7 +82,7 @@ def _asked(fields: dict[str, Any], *, words: bool = False) -> StartRequest:
             raise RequestError("system must be a text.", field="system")
         if isinstance(fields["messages"], list):
             fields["messages"] = [{"role": "system", "content": system}, *fields["messages"]]
-    return convert(fields, StartRequest, words=words)
+    return START_REQUEST.convert(fields, words=words)
 
 
 # --- POST /chat -----------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def _asked(fields: dict[str, Any], *, words: bool = False) -> StartRequest:
 @blueprint.post("/chat")
 def chat() -> Response:
     """Start a generation and give its text, or all of it at its end."""
-    asked = _asked(decode(request.get_data(), dict[str, Any]))
+    asked = _asked(JSON_OBJECT.decode(request.get_data()))
     service = generations()
     count_starts()
     # With an ID, too: the answer is the response's text, which nobody reads on.

@@ -132,10 +132,13 @@ class _Health(msgspec.Struct):
     upstream: str = "unknown"
 
 
+_health = msgspec.json.Decoder(_Health)
+
+
 def _is_halt(report: Report, remote: Remote) -> bool:
     began = now()
     try:
-        health = msgspec.json.decode(remote.request("GET", "/healthz").content, type=_Health)
+        health = _health.decode(remote.request("GET", "/healthz").content)
     except RemoteError as fault:
         report.fail("Halt", fault.message, "Start Halt; let the proxy lead to its HOST and PORT.")
         return False

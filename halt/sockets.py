@@ -49,7 +49,7 @@ from simple_websocket import ConnectionClosed, Server
 from werkzeug.wrappers import Response
 from wsproto.utilities import RemoteProtocolError
 
-from halt.bodies import EventNumber, decode
+from halt.bodies import EventNumber, TypeDecoder
 from halt.chat import StreamId
 from halt.errors import AtCapacity, HaltError, OffsetLost, RequestError
 from halt.events import Event, encode, is_terminal
@@ -112,7 +112,9 @@ class Ping(msgspec.Struct, tag_field="type", tag="ping", forbid_unknown_fields=T
     """Answer this: everything before it has been obeyed."""
 
 
-Message: Any = Start | Stop | Follow | Unfollow | Ping
+_MESSAGE: TypeDecoder[Start | Stop | Follow | Unfollow | Ping] = TypeDecoder(
+    Start | Stop | Follow | Unfollow | Ping  # type: ignore[arg-type]  # a union is no type
+)
 
 
 def frame(kind: bytes, payload: bytes) -> bytes:
@@ -447,7 +449,7 @@ class Conversation:
         try:
             if isinstance(said, bytes):
                 raise RequestError("Messages are JSON text; this one was binary.", field="message")
-            self._obey(decode(said, Message, "message"))
+            self._obey(_MESSAGE.decode(said, "message"))
         except HaltError as fault:
             self._wire.put(_error(fault, _id_in(said)))
 
@@ -509,10 +511,13 @@ class _Named(msgspec.Struct):
     id: StreamId
 
 
+_named = msgspec.json.Decoder(_Named)
+
+
 def _id_in(said: str | bytes) -> str | None:
     """The stream that a message names, also when nothing else of it is right."""
     try:
-        return msgspec.json.decode(said, type=_Named).id
+        return _named.decode(said).id
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
 

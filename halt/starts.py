@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from halt.bodies import TypeDecoder
 from halt.chat import ChatRequest
 
 #: What becomes of a run when its last reader has left: it stops, or it goes on for the grace.
@@ -27,6 +28,9 @@ class StartRequest(ChatRequest):
     def grace(self) -> float | None:
         """As `grace_of`. Without an ID of the client's own there is nothing to come back to."""
         return grace_of(self.on_disconnect, "stop" if self.id is None else "continue")
+
+
+START_REQUEST = TypeDecoder(StartRequest)
 
 
 def grace_of(choice: OnDisconnect | None, default: OnDisconnect) -> float | None:

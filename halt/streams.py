@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, request
 
-from halt.bodies import decode
 from halt.events import FINAL_FRAME
 from halt.rates import count_starts
 from halt.recording import Recording
 from halt.relay import SSE_HEADERS, EventStream, json_frames, watched
-from halt.starts import StartRequest
+from halt.starts import START_REQUEST
 from halt.web import after_parameter, client_socket, generations, owner, toolbox
 
 blueprint = Blueprint("streams", __name__)
@@ -28,7 +27,7 @@ def _stream(run: Recording, after: int) -> Response:
 @blueprint.post("/chat/stream")
 def chat_stream() -> Response:
     """Start a generation and follow it."""
-    asked = decode(request.get_data(), StartRequest)
+    asked = START_REQUEST.decode(request.get_data())
     count_starts()
     run = generations().start(asked.chat(), owner(), tools=toolbox(), grace=asked.grace)
     return watched(run, lambda: _stream(run, 0))

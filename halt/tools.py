@@ -57,8 +57,11 @@ class Tool:
             raise TypeError(f"{self.name}: a tool is a plain function, which may block")
         self._events: list[str] = []  # parameters that are given the call's Event
         try:
-            self._arguments = self._struct()
-            parameters = _schema(self._arguments)
+            arguments = self._struct()
+            parameters = _schema(arguments)
+            # Not strict: many a model writes "5" where a number is wanted. Made here, since the
+            # first calls may come from several threads at once.
+            self._decoder = msgspec.json.Decoder(arguments, strict=False)
         except (NameError, TypeError) as exc:
             raise TypeError(f"{self.name}: {exc}") from exc
         self.spec = ToolSpec(ToolFunction(self.name, inspect.getdoc(function) or None, parameters))
@@ -86,10 +89,7 @@ class Tool:
     def __call__(self, arguments: str, stop: threading.Event) -> str:
         """Check the arguments and run. Raises ToolError, and whatever the function raises."""
         try:
-            # Not strict: many a model writes "5" where a number is wanted.
-            given = msgspec.json.decode(
-                arguments.strip() or "{}", type=self._arguments, strict=False
-            )
+            given = self._decoder.decode(arguments.strip() or "{}")
         except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as exc:
             raise ToolError(f"The arguments do not fit: {exc}") from exc
         values = {name: getattr(given, name) for name in given.__struct_fields__}

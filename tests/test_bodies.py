@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from halt.bodies import convert, decode
-from halt.chat import ChatRequest
+from halt.chat import CHAT_REQUEST
 from halt.errors import RequestError
 
 HELLO = {"role": "user", "content": "Hello"}
@@ -45,7 +44,7 @@ def test_json_that_cannot_be_taken_is_refused_in_plain_words(
 ) -> None:
     """No program's words: neither where a parser stood, nor a regular expression."""
     with pytest.raises(RequestError) as refused:
-        decode(body, ChatRequest)
+        CHAT_REQUEST.decode(body)
     message = refused.value.args[0]
     assert refused.value.field == field
     assert said in message
@@ -56,4 +55,4 @@ def test_json_that_cannot_be_taken_is_refused_in_plain_words(
 def test_a_bad_id_is_refused_alike_wherever_it_comes_from() -> None:
     """Also in JSON that was decoded before."""
     with pytest.raises(RequestError, match=r"^id must be 8 to 64 characters"):
-        convert({"messages": [HELLO], "id": "no"}, ChatRequest)
+        CHAT_REQUEST.convert({"messages": [HELLO], "id": "no"})
