@@ -228,6 +228,7 @@ class Records:
                 .union(
                     select(conversations.c.id).where(
                         conversations.c.first_id.is_(None),
+                        conversations.c.deleted_at.is_(None),  # else it is being imported
                         conversations.c.updated_at < now - DELETED_FOR,
                     )
                 )

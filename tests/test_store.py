@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -1130,6 +1131,24 @@ def test_a_long_import_holds_up_nobody(
         (each.role, each.content, each.parent) for each in one.messages
     ]
     assert again.chosen == one.chosen
+
+
+def test_a_sweep_leaves_what_is_being_imported(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversation of long ago has no messages yet when its import begins; it is kept."""
+    steps = module._steps
+
+    def swept_steps(*given: Any) -> Iterator[list[Any]]:
+        monkeypatch.setattr(module, "_steps", steps)
+        assert store.sweep(time.time()) == 0  # the messages are written in these steps
+        return steps(*given)
+
+    monkeypatch.setattr(module, "_steps", swept_steps)
+    said = PortableMessage(1, "user", "Hi?", created_at=1.0)
+    talk = PortableConversation("of-long-ago", "", [said], created_at=1.0, updated_at=1.0)
+    (name,) = store.import_("anna", [talk])
+    assert [each.id for each in store.summaries("anna").items] == [name]
 
 
 @pytest.mark.parametrize(
