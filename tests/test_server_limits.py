@@ -117,6 +117,24 @@ def impatient(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     server.close()
 
 
+def test_clients_that_do_not_close_hold_up_nobody(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """Each of them, one by one, would keep the server from everything else for two seconds."""
+    client = start_halt(fake).client(Connection="close")
+    body = {"messages": [{"role": "user", "content": "x"}], "model": "silent_first_token"}
+    with ExitStack() as stack:
+        streams = []
+        for _ in range(30):
+            connection = client.connect()
+            stack.enter_context(connection.sock.dup())  # open until the test is over
+            client.send(connection, "POST", "/chat/stream", body)
+            streams.append(stack.enter_context(Events(connection)))
+        eventually(lambda: len(fake.requests) == len(streams))
+        fake.release()
+        for events in streams:
+            events.to_end()
+        assert client.get("/healthz").status == 200  # one by one, it would be answered after 60 s
+
+
 @pytest.mark.parametrize("model", ["silent_headers", "silent_first_token", "stall?n=3"])
 def test_a_run_that_nobody_watches_is_stopped(
     impatient: HaltServer, shared_fake: FakeOpenAI, model: str
