@@ -25,6 +25,7 @@ from halt import (
     shelf,
     sockets,
     streams,
+    templates,
     web,
 )
 from halt.archive import Archive
@@ -113,10 +114,13 @@ def create_app(
     app.register_blueprint(openai_api.blueprint)
     app.register_blueprint(openapi.blueprint)
     sockets.install(app)
-    app.register_blueprint(api.blueprint(pages.stop_fragment))
+    app.register_blueprint(api.blueprint(pages.stop_fragment, app.extensions["halt"].upstream))
     cli.install(app, generations)
     app.wsgi_app = RequestIds(app.wsgi_app)  # type: ignore[method-assign]
     add_to_log()
+    # What a first request would build, with other requests beside it:
+    templates.load_all(app)
+    app.url_map.update()
     return app
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import flask_limiter  # noqa: F401
 import flask_sock  # noqa: F401
 import markdown_it  # noqa: F401
-import openai  # noqa: F401
 
+import halt.upstream  # noqa: F401
 from halt import config as halt_config
 from halt import data_folder, embedded
 from halt.database import open_database

@@ -7,6 +7,7 @@ provider. What it has no word for (`seed`, the penalties, the names of speakers)
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterable
@@ -23,7 +24,7 @@ from halt.errors import UpstreamError
 from halt.events import Content, Reasoning
 from halt.faults import error_object, fault
 from halt.line import Line, on_line
-from halt.provider import EventReply, Provider, begin, http_client
+from halt.provider import EventReply, Provider, begin, http_client, rehearsal
 from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
 
@@ -347,6 +348,27 @@ def _may_think(messages: list[Message]) -> bool:
     return True
 
 
+def _rehearse() -> None:
+    """See `halt.provider.rehearsal`."""
+    with anthropic.Anthropic(
+        api_key="none",
+        base_url="http://127.0.0.1:9",
+        max_retries=0,
+        http_client=rehearsal({"/models": {"data": [{"id": "none", "type": "model"}]}}),
+    ) as client:
+        client.models.list(limit=MODELS_MAX)
+        with contextlib.suppress(anthropic.BadRequestError):
+            client.messages.with_raw_response.create(
+                model="none",
+                max_tokens=1,
+                messages=[{"role": "user", "content": "none"}],
+                stream=True,
+            )
+
+
+_rehearse()
+
+
 class AnthropicUpstream(Provider):
     """Anthropic, or a server that speaks its Messages API."""
 
@@ -362,6 +384,9 @@ class AnthropicUpstream(Provider):
             timeout=None,
             http_client=http_client(self._transport),
         )
+        # Made here, in one thread, and not when they are first asked for.
+        self._messages: Any = self._client.messages.with_raw_response
+        self._models = self._client.models
         self._budgeted: set[str] = set()  # models that want a budget instead of an effort
 
     def open(self, request: ChatRequest, line: Line) -> Reply:
@@ -423,7 +448,7 @@ class AnthropicUpstream(Provider):
 
     def _create(self, model: str, asked: dict[str, Any], request: ChatRequest) -> httpx2.Response:
         """Send the request; models differ in how they are told to think, so perhaps twice."""
-        create: Any = self._client.messages.with_raw_response.create
+        create = self._messages.create
         effort = request.reasoning_effort or "none"
         if effort not in {*EFFORTS, "none"}:
             raise _bad(f"reasoning_effort must be none or one of {', '.join(EFFORTS)}")
@@ -449,7 +474,7 @@ class AnthropicUpstream(Provider):
         return _sent(create, asked)
 
     def _list(self) -> list[str]:
-        return [model.id for model in self._client.models.list(limit=MODELS_MAX).data]
+        return [model.id for model in self._models.list(limit=MODELS_MAX).data]
 
 
 def _sent(create: Any, asked: dict[str, Any]) -> httpx2.Response:

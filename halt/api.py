@@ -26,10 +26,10 @@ PROBE_WAIT = 1.0  # seconds that a health request waits for the upstream's answe
 REFUSALS = frozenset({"unauthorized", "forbidden", "bad_request", "rate_limited"})
 
 
-def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
-    """The routes; `fragment` draws what the page shows after a Stop."""
+def blueprint(fragment: Callable[[Receipt], str], upstream: Upstream) -> Blueprint:
+    """The routes; `fragment` draws what the page shows after a Stop, health looks at `upstream`."""
     routes = Blueprint("api", __name__)
-    probe: list[Probe] = []
+    probe = Probe(upstream)
 
     def press(*stops: tuple[object, object]) -> list[Receipt]:
         checked = [(checked_id(each, "stream_id"), _number(seen)) for each, seen in stops]
@@ -66,14 +66,12 @@ def blueprint(fragment: Callable[[Receipt], str]) -> Blueprint:
     @routes.get("/healthz")
     def healthz() -> Response:
         service = generations()
-        if not probe:
-            probe.append(Probe(service.upstream))
         leaving = service.draining
         health = {
             "status": "draining" if leaving else "ok",
             "version": VERSION,
             **msgspec.structs.asdict(service.health()),
-            "upstream": probe[0].look(),
+            "upstream": probe.look(),
         }
         return json_response(health, 503 if leaving else 200)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx2
@@ -38,6 +38,23 @@ def http_client(transport: Transport) -> httpx2.Client:
     """What a provider's client sends its requests with."""
     hooks = {"response": [_refuse_page]}
     return httpx2.Client(transport=transport, follow_redirects=True, event_hooks=hooks)
+
+
+def rehearsal(answers: Mapping[str, Any]) -> httpx2.Client:
+    """A client for requests that go nowhere: JSON by the end of the path, a refusal elsewhere.
+
+    A provider's client imports modules and builds the types of its requests and answers when it is
+    first used. A provider's module uses it once while it is imported, so that two threads are never
+    the first to do so.
+    """
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        for path, told in answers.items():
+            if request.url.path.endswith(path):
+                return httpx2.Response(200, json=told)
+        return httpx2.Response(400, json={"error": {"message": "a rehearsal"}})
+
+    return httpx2.Client(transport=httpx2.MockTransport(answer))
 
 
 def _refuse_page(response: httpx2.Response) -> None:

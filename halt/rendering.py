@@ -13,6 +13,7 @@ anywhere), and nh3 lets through only what is listed in the tables here, with no 
 
 import html
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -114,6 +115,9 @@ CLEANER = nh3.Cleaner(
 # --- Markdown to HTML -------------------------------------------------------------------------
 
 
+_making_lexer = threading.Lock()
+
+
 @cache
 def _token_class(kind: Any) -> str:
     while kind not in TOKEN_CLASSES:
@@ -124,8 +128,10 @@ def _token_class(kind: Any) -> str:
 def _highlight(code: str, language: str) -> str | None:
     """The code as escaped HTML with a span for each coloured run; None if it took too long."""
     # Lexers keep state while they work: one for each block. Made before the clock starts, because
-    # the first of a kind is imported and compiled.
-    lexer = lexers.get_lexer_by_name(language, stripnl=False, ensurenl=False)
+    # the first of a kind is imported and compiled. By one thread at a time, since pygments changes
+    # its rules while it compiles them; not at the start, since all of them take 0.6 s.
+    with _making_lexer:
+        lexer = lexers.get_lexer_by_name(language, stripnl=False, ensurenl=False)
     # CPU time of this thread, so that other threads' work does not take the colours away.
     end = time.thread_time() + HIGHLIGHT_SECONDS + HIGHLIGHT_SECONDS_A_CHARACTER * len(code)
     runs: list[tuple[str, list[str]]] = []

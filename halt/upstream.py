@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx2
 import msgspec
 import openai
+from openai.resources.chat.completions import CompletionsWithRawResponse
 
 from halt.chat import ChatRequest, Reply
 from halt.continuing import (
@@ -30,7 +31,7 @@ from halt.decoder import ChatDecoder
 from halt.errors import UpstreamError
 from halt.faults import fault
 from halt.line import Line, on_line
-from halt.provider import Provider, begin, http_client
+from halt.provider import Provider, begin, http_client, rehearsal
 from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
 
@@ -43,6 +44,27 @@ NOWHERE = "http://127.0.0.1:9/v1"  # for the client, which wants an address; nev
 logger = logging.getLogger(__name__)
 
 
+def _rehearse() -> None:
+    """See `halt.provider.rehearsal`."""
+    with openai.OpenAI(
+        api_key="none",
+        base_url=NOWHERE,
+        max_retries=0,
+        http_client=rehearsal({"/models": {"object": "list", "data": [{"id": "none"}]}}),
+    ) as client:
+        client.models.list()
+        with contextlib.suppress(openai.BadRequestError):
+            client.chat.completions.with_raw_response.create(
+                model="none",
+                messages=[{"role": "user", "content": "none"}],
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+
+
+_rehearse()
+
+
 class OpenAIUpstream(Provider):
     """OpenAI itself or any server that speaks its chat completions."""
 
@@ -51,8 +73,15 @@ class OpenAIUpstream(Provider):
     def __init__(self, settings: ProviderSettings, transport: Transport | None = None) -> None:
         super().__init__(settings, transport)
         self._client = self._make_client(settings)
+        # The client makes its resources when they are first asked for: here, in one thread.
+        self._completions = self._client.chat.completions.with_raw_response
+        self._models = self._client.models
         self._host = urlsplit(settings.base_url).hostname or ""
         self._on_openai = self._host == "api.openai.com"
+        self._flagging = self._completions  # takes a prefix where that has an address of its own
+        if self._host == "api.deepseek.com":
+            beta = self._client.with_options(base_url=DEEPSEEK_BETA)
+            self._flagging = beta.chat.completions.with_raw_response
         self._owners: dict[str, str] | None = None  # model -> what its server calls itself
         self._path = urlsplit(settings.base_url).path.rstrip("/")
         self._is_whole = settings.kind == "azure" or WHOLE.search(self._path) is not None
@@ -99,13 +128,11 @@ class OpenAIUpstream(Provider):
             extra = {**NO_THOUGHT, **extra}
         if extra:
             options["extra_body"] = extra
-        client = self._client
-        if way == "flagged" and self._host == "api.deepseek.com":
-            client = client.with_options(base_url=DEEPSEEK_BETA)
+        completions = self._flagging if way == "flagged" else self._completions
         with self._asking("POST", "/chat/completions"):
             with on_line(line):
                 try:
-                    response = self._create(client, model, messages, options)
+                    response = self._create(completions, model, messages, options)
                 except openai.APIError as exc:
                     raise fault(exc, self._secret) from exc
             return begin(response, ChatDecoder(), model, self._secret)
@@ -153,9 +180,13 @@ class OpenAIUpstream(Provider):
             ) from exc
 
     def _create(
-        self, client: openai.OpenAI, model: str, messages: Any, options: dict[str, Any]
+        self,
+        completions: CompletionsWithRawResponse,
+        model: str,
+        messages: Any,
+        options: dict[str, Any],
     ) -> httpx2.Response:
-        create = client.chat.completions.with_raw_response.create
+        create = completions.create
         if model not in self._uncounted:
             try:
                 return create(
@@ -173,7 +204,7 @@ class OpenAIUpstream(Provider):
         return create(model=model, messages=messages, stream=True, **options).http_response
 
     def _list(self) -> list[str]:
-        models = self._client.models.list().data
+        models = self._models.list().data
         owners = {model.id: str(getattr(model, "owned_by", "")) for model in models}
         with self._lock:
             self._owners = owners
