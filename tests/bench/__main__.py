@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.bench import browser, endurance, load, phases, stored, surfaces, workers
+from tests.bench import browser, endurance, fresh, load, phases, stored, surfaces, workers
 from tests.bench.sizes import FULL, QUICK, Sizes
 from tests.bench.table import Row, markdown
 
@@ -26,6 +26,7 @@ GROUPS: dict[str, Group] = {
     "page": browser.page_turns,
     "answer": browser.page_answer,
     "race": load.race,
+    "burst": fresh.fresh,
     "surfaces": surfaces.surfaces,
     "workers": workers.workers,
     "store": stored.store,

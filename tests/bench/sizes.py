@@ -37,6 +37,7 @@ class Sizes:
     worker_tokens: int = 300  # of each of them
     store_rounds: int = 3
     kills: int = 20
+    fresh_starts: int = 30
     messages: int = 1_000_000
     long_conversation: int = 2_000  # messages, of those
     lookups: int = 100  # of each kind
@@ -64,6 +65,7 @@ QUICK = Sizes(
     worker_follows=2,
     store_rounds=1,
     kills=4,
+    fresh_starts=4,
     messages=50_000,
     lookups=20,
 )
