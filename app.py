@@ -22,6 +22,7 @@ from halt import (
     plain,
     proxies,
     rates,
+    server_check,
     shelf,
     sockets,
     streams,
@@ -55,9 +56,11 @@ def create_app(
     """The application. `config` and `upstream` default to what the environment says.
 
     `tools` are offered to models beside those of HALT_TOOLS: typed functions, or `halt.tools.Tool`.
-    Raises ConfigError, and TypeError or ValueError for functions that can't be tools.
+    Raises ConfigError, also for a server in which Stop cannot work, and TypeError or ValueError for
+    functions that can't be tools.
     """
     settings = config or load()
+    server_check.check(settings)
     app = Flask(__name__)
     app.config.update(
         SECRET_KEY=settings.secret_key,  # else the data folder's: see `halt.web`
@@ -138,4 +141,5 @@ else:
     try:
         app = create_app()
     except ConfigError as fault:
-        sys.exit(f"halt: {fault}")
+        print(f"halt: {fault}", file=sys.stderr, flush=True)
+        sys.exit(server_check.EXIT_STATUS)

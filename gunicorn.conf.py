@@ -21,7 +21,7 @@ import markdown_it  # noqa: F401
 
 import halt.upstream  # noqa: F401
 from halt import config as halt_config
-from halt import data_folder, embedded
+from halt import data_folder, embedded, server_check
 from halt.database import open_database
 from halt.errors import StoreUnavailable
 from halt.provider_settings import setup
@@ -86,6 +86,7 @@ def on_starting(server: Any) -> None:
         sys.exit(f"halt: --workers={server.cfg.workers} is not allowed: at least one is needed.")
     _check_addresses(server)
     try:
+        server_check.check_gunicorn(server.cfg, _config)
         key = _config.secret_key or data_folder.secret_key(_config.data_folder)
         data_folder.run_folder(_config.data_folder)
         open_database(_config.data_folder, _config.database_url).close()

@@ -107,6 +107,7 @@ class HaltServer:
     """gunicorn with Halt, as a user starts it, on a free port. What it prints is kept."""
 
     command: tuple[str, ...] = ("app.py",)  # what Python is given
+    is_at = r"Halt is at http://([^\s,]+):(\d+)"  # what it prints when it listens
 
     def __init__(self, env: dict[str, str], *args: str) -> None:
         self._data = tempfile.TemporaryDirectory(prefix="halt-data-")
@@ -124,7 +125,7 @@ class HaltServer:
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, name="halt-output", daemon=True)
         self._reader.start()
-        match = self.wait_printed(r"Halt is at http://([^\s,]+):(\d+)")
+        match = self.wait_printed(self.is_at)
         self.host, self.port = match[1].strip("[]"), int(match[2])
         self.url = f"http://{match[1]}:{match[2]}"
 

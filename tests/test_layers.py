@@ -73,6 +73,7 @@ LAYERS = {
     "tables": 1,
     "database": 2,
     "templates": 5,
+    "server_check": 2,
     "snippets": 0,
     "headings": 0,
     "tree": 2,

@@ -1,0 +1,69 @@
+"""Looks at the server that loads the application, and refuses one in which Stop cannot work.
+
+gunicorn must run `halt.worker.Worker` with a thread for each stream and some more. Its synchronous
+worker has one thread, which holds the stream while the Stop waits; its asynchronous ones run every
+view in one event loop; its threaded one lets idle connections take every thread, and cuts streams
+off when it leaves. gunicorn tells an application nothing about its settings, but it loads the
+application itself: the object that has the settings is on the stack while the application is made.
+
+Other servers (Flask's own, waitress, a test client) give each request a thread; they may go on.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from shlex import quote
+from types import FrameType
+from typing import Any
+
+import click
+
+from halt.config import Config, ConfigError
+
+#: A worker that leaves with this status makes gunicorn's master leave too; for any other it starts
+#: the next one, for ever.
+EXIT_STATUS = 4
+
+WORKER = "halt.worker.Worker"  # gunicorn loads it by this name, when it is to
+HERE = Path(__file__).parent.parent
+
+
+def check(settings: Config) -> None:
+    """To be called while the application is made. Raises ConfigError."""
+    gunicorn = _gunicorn()
+    if gunicorn is not None:
+        check_gunicorn(gunicorn, settings)
+    command = click.get_current_context(silent=True)
+    if command is not None and command.params.get("with_threads") is False:  # of `flask run`
+        raise ConfigError("One thread cannot stop a stream: leave out --without-threads.")
+
+
+def check_gunicorn(gunicorn: Any, settings: Config) -> None:
+    """`gunicorn` is its `Config`. Raises ConfigError."""
+    start = f"Start Halt by `cd {quote(str(HERE))} && gunicorn app:app`, without -k and --threads."
+    kinds = {f"{each.__module__}.{each.__name__}" for each in gunicorn.worker_class.__mro__}
+    if WORKER not in kinds:
+        raise ConfigError(
+            f"gunicorn runs its {gunicorn.worker_class_str} worker, and Stop needs Halt's own, "
+            f"which gunicorn.conf.py sets. {start}"
+        )
+    if gunicorn.threads < settings.threads:
+        raise ConfigError(
+            f"--threads={gunicorn.threads} is too few: {settings.max_streams} streams "
+            f"(HALT_MAX_STREAMS) and Stop need {settings.threads}. {start}"
+        )
+
+
+def _gunicorn() -> Any:
+    """The `Config` of the gunicorn that loads the application; None for any other server."""
+    base = sys.modules.get("gunicorn.app.base")
+    if base is None:
+        return None
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        loader = frame.f_locals.get("self")
+        if isinstance(loader, base.BaseApplication):
+            return loader.cfg
+        frame = frame.f_back
+    return None
