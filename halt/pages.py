@@ -82,10 +82,21 @@ from halt.web import (
 #: more often only falls behind; the first message is never held back.
 FRAME_INTERVAL = 0.016
 
-#: Streams that one browser session may hold open. A browser has six connections to a host for all
-#: its tabs, and a Stop needs one of them. Further tabs get what is there and come back for more,
-#: about twice a second, which the page's stream reader does by itself.
+#: Page streams that one session may hold open over HTTP/1.1, where a browser has six connections
+#: to a host for all its tabs, and a Stop needs one of them. A further stream ends after the events
+#: that are there, and the page's stream reader asks again, about twice a second.
 LIVE_PER_SESSION = 4
+
+#: The request header in which the page tells by which protocol its browser has loaded it: an ALPN
+#: protocol ID, or nothing where the browser does not know. Only the browser sees it; a proxy speaks
+#: HTTP/1.1 to Halt whatever it speaks outside.
+PROTOCOL_HEADER = "Halt-Protocol"
+#: Protocols that carry all of a browser's streams in one connection. HALT_MAX_STREAMS alone bounds
+#: the streams of a page that was loaded by one of them.
+MULTIPLEXED = frozenset({"h2", "h3"})
+
+#: Models that one prompt may be sent to; the page shows their answers side by side.
+COMPARED_MODELS = 4
 
 #: Seconds that a prompt's response waits for a model that answers at once: its first text comes
 #: with its place, and not a request later.
@@ -231,8 +242,8 @@ def send(conversation_id: str) -> Response:
             field="prompt",
         )
     models = [checked_model(each) for each in request.form.getlist("model")] or [""]
-    if len(models) > LIVE_PER_SESSION:
-        raise RequestError(f"At most {LIVE_PER_SESSION} models can be compared.", field="model")
+    if len(models) > COMPARED_MODELS:
+        raise RequestError(f"At most {COMPARED_MODELS} models can be compared.", field="model")
     answers = list(zip(_stream_ids(len(models)), models, strict=True))
     mine = owner_made()
     edit_of = _message_id("edit_of") if "edit_of" in request.form else None
@@ -518,7 +529,10 @@ def stream(stream_id: str) -> Response:
     after = min(after_parameter(), run.log.last - (run.log.ended is not None))
     writer = PageWriter(run, after, _answer_template(), _lengths(), saving())
     tabs = generations().tabs
-    place = tabs.take(LIVE_PER_SESSION, number_of(requester or "", LIVE_PER_SESSION))
+    multiplexed = request.headers.get(PROTOCOL_HEADER, "") in MULTIPLEXED
+    place = None
+    if not multiplexed:
+        place = tabs.take(LIVE_PER_SESSION, number_of(requester or "", LIVE_PER_SESSION))
 
     def closed() -> None:
         if place is not None:
@@ -532,7 +546,7 @@ def stream(stream_id: str) -> Response:
             after,
             writer.present,
             interval=FRAME_INTERVAL,
-            brief=place is None,
+            brief=place is None and not multiplexed,
             aside=writer.aside,
             on_close=closed,
         )

@@ -82,13 +82,20 @@
       $("#notice").replaceChildren(); // what an earlier press had to say
     }
   });
+  // The server limits a session's streams over HTTP/1.1, where a browser's connections are few. Where
+  // the browser does not know the protocol it is empty, and the server takes it for HTTP/1.1.
+  const protocol = { "Halt-Protocol": performance.getEntriesByType("navigation")[0]?.nextHopProtocol ?? "" };
+  document.addEventListener("htmx:config:request", event => {
+    const { ctx } = event.detail;
+    if (ctx.sourceElement.matches(".feed")) Object.assign(ctx.request.headers, protocol); // kept when it connects again
+  });
   // A stream is asked for as soon as the server has begun it, while its place is still being made.
   const early = new Map(); // where it was asked for -> the response
   document.addEventListener("htmx:before:response", event => {
     const { ctx } = event.detail;
     if (ctx !== sender || ctx.response.status >= 400) return;
     for (const id of sending) {
-      const url = `/streams/${id}/page?after=0`, response = fetch(url, { headers: { "HX-Request": "true" } });
+      const url = `/streams/${id}/page?after=0`, response = fetch(url, { headers: { "HX-Request": "true", ...protocol } });
       response.catch(() => {}); // told where it is used
       early.set(url, response);
     }

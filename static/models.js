@@ -1,7 +1,7 @@
 // Which model answers. The choice is remembered; "Compare" asks further models at the same time.
 "use strict";
 (() => {
-  const MOST = 4; // as many as the server takes: a browser has six connections, and Stop needs one
+  const MOST = 4; // as many as the server takes
   const first = document.querySelector("#model"), more = document.querySelector("#compare");
   const recall = () => { try { return localStorage.getItem("halt.model"); } catch { return null; } };
   const remember = name => { try { localStorage.setItem("halt.model", name); } catch { /* not allowed here */ } };

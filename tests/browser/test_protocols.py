@@ -1,0 +1,160 @@
+"""Several tabs of one session behind nginx with TLS, over HTTP/2 and over HTTP/1.1."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+import trustme
+from playwright.sync_api import Request
+
+from tests.browser.chat import Chat
+from tests.browser.conftest import OpenChat
+from tests.conftest import SEEN_WITHIN, STARTS_WITHIN, HaltServer
+from tests.fake_openai import FakeOpenAI
+
+TABS = 7
+LIVE_OVER_HTTP_1 = 4
+ENDLESS = "count?n=100000&gap_ms=5"
+
+CONFIGURATION = """
+daemon off; pid {folder}/pid; error_log stderr; events {{}}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+  server {{
+    listen 127.0.0.1:{port} ssl{http2};
+    ssl_certificate {folder}/cert.pem;
+    ssl_certificate_key {folder}/key.pem;
+    location / {{
+      proxy_pass {upstream};
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_set_header Host $http_host;
+      proxy_buffering off;
+    }}
+  }}
+}}
+"""
+
+
+class Proxy:
+    """nginx with TLS in front of a server; to a `Chat` it is the server, since it has a `url`."""
+
+    def __init__(self, folder: Path, server: HaltServer, protocol: str) -> None:
+        binary = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+        if binary is None:
+            pytest.skip("nginx is not installed (apt install nginx)")
+        certificate = trustme.CA().issue_cert("127.0.0.1")
+        certificate.private_key_and_cert_chain_pem.write_to_path(folder / "cert.pem")
+        certificate.private_key_pem.write_to_path(folder / "key.pem")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        configuration = CONFIGURATION.format(
+            folder=folder,
+            port=port,
+            http2=" http2" if protocol == "h2" else "",
+            upstream=server.url,
+        )
+        (folder / "nginx.conf").write_text(configuration)
+        self.url = f"https://127.0.0.1:{port}"
+        self.process = subprocess.Popen(
+            [binary, "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"]
+        )
+        deadline = time.monotonic() + STARTS_WITHIN
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                return
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.close()
+                    pytest.fail(f"nginx did not start: {(folder / 'error.log').read_text()}")
+                time.sleep(0.02)
+
+    def close(self) -> None:
+        """End it, and what it has connected."""
+        self.process.terminate()
+        self.process.wait(SEEN_WITHIN)
+
+
+class Tab:
+    """A tab of the session, and the requests for page streams that it has made."""
+
+    def __init__(self, chat: Chat) -> None:
+        self.chat = chat
+        self.requests: list[Request] = []
+        chat.page.on("request", self._request)
+
+    def _request(self, request: Request) -> None:
+        if "/page?" in request.url:
+            self.requests.append(request)
+
+    @property
+    def is_live(self) -> bool:
+        """Its stream has not ended: it did not ask again from the last event on."""
+        return not any("last-event-id" in request.headers for request in self.requests)
+
+
+@pytest.fixture
+def proxy(request: pytest.FixtureRequest, tmp_path: Path, halt: HaltServer) -> Iterator[Proxy]:
+    """nginx that speaks the protocol of the test's parameter."""
+    made = Proxy(tmp_path, halt, request.param)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tabs(proxy: Proxy, open_chat: OpenChat, shared_fake: FakeOpenAI) -> list[Tab]:
+    """Tabs of one session, each with an answer under way."""
+    server = cast("HaltServer", proxy)
+    first = open_chat(server, shared_fake, ignore_https_errors=True)
+    others = [open_chat(server, shared_fake, same=first) for _ in range(TABS - 1)]
+    opened = [Tab(chat) for chat in (first, *others)]
+    for tab in opened:
+        tab.chat.ask(ENDLESS)
+    return opened
+
+
+def stop_each(tabs: list[Tab]) -> None:
+    """Stop the answer of each tab, and see its upstream closed."""
+    for tab in tabs:
+        tab.chat.stop.click()
+        tab.chat.wait_state("stopped")
+        assert tab.chat.record().closed.wait(SEEN_WITHIN)
+
+
+@pytest.mark.parametrize("proxy", ["h2"], indirect=True)
+def test_every_tab_is_live_over_http_2(tabs: list[Tab]) -> None:
+    """Seven tabs of one session hold a stream each, also after a reload, and Stop works in each."""
+    for tab in tabs:
+        tab.chat.wait_text("100 101 102")
+    tabs[0].chat.reload()  # htmx alone asks for the stream then
+    for tab in tabs:
+        tab.chat.wait_text("400 401 402")
+    assert [tab.is_live for tab in tabs] == [True] * TABS
+    for tab in tabs:
+        assert {request.headers["halt-protocol"] for request in tab.requests} == {"h2"}
+    stop_each(tabs)
+
+
+@pytest.mark.parametrize("proxy", ["http/1.1"], indirect=True)
+def test_four_tabs_are_live_over_http_1(tabs: list[Tab]) -> None:
+    """The others are brought up to date, so that the browser keeps connections for Stop."""
+    for tab in tabs:
+        tab.chat.wait_text("100 101 102")
+        tab.requests.clear()
+    for tab in tabs:
+        tab.chat.wait_text("400 401 402")
+    assert [tab.is_live for tab in tabs].count(True) == LIVE_OVER_HTTP_1
+    for tab in tabs:
+        assert all(request.headers["halt-protocol"] == "http/1.1" for request in tab.requests)
+    stop_each(tabs)
