@@ -191,7 +191,7 @@
     if (frozen.has(event.target.id.slice(5))) event.preventDefault();
     else {
       const { connection, message } = event.detail;
-      if (connection.shown !== message.id) heard(event.target.closest(".answer"));
+      if (connection.shown !== message.id) heard(event.target.id.slice(5));
       connection.shown = message.id;
     }
   });
@@ -230,13 +230,13 @@
         for (const waiting of node.parentElement.querySelectorAll(".thinking, .silence, .elapsed")) waiting.remove();
       }
     }
-    if (following && look()) scrollToEnd();
+    follow();
   }).observe(messages, { childList: true, subtree: true });
 
   // --- how long something has been going on ---------------------------------------------------------
   const SILENT = 2; // seconds without anything new, after which it is shown that the model is waited for
-  const heard = answer => {
-    const elapsed = $(".silence > .elapsed", answer);
+  const heard = id => {
+    const elapsed = document.getElementById(`silence-${id}`)?.firstElementChild; // by its ID: an answer may have thousands of elements
     if (elapsed) { elapsed.since = performance.now(); elapsed.parentElement.hidden = true; }
   };
   setInterval(() => {
@@ -265,6 +265,16 @@
     return following;
   };
   addEventListener("scroll", look, { passive: true });
+  // Heights are read once a frame: each read after a change has the browser lay the page out.
+  let scheduled = false;
+  const follow = () => {
+    if (scheduled || !following) return;
+    scheduled = true;
+    requestAnimationFrame(() => {
+      scheduled = false;
+      if (following && look()) scrollToEnd();
+    });
+  };
   const around = new ResizeObserver(() => { if (following) scrollToEnd(); });
   around.observe($("body > footer")); // it covers what is below it
   around.observe($("#usage"));        // it grows when the answer is complete

@@ -153,10 +153,17 @@ class Chat:
         return float(self.page.evaluate("document.scrollingElement.scrollTop"))
 
     def below(self) -> float:
-        """How many pixels of the page are below what is seen."""
+        """How many pixels of the page are below what is seen, in a frame as it is drawn."""
         return float(
             self.page.evaluate(
-                "(p => p.scrollHeight - p.scrollTop - p.clientHeight)(document.scrollingElement)"
+                """() => new Promise(done => requestAnimationFrame(() => {
+                  // Told when the frame's own scripts are through and before it is drawn.
+                  new ResizeObserver((_, observer) => {
+                    observer.disconnect();
+                    const page = document.scrollingElement;
+                    done(page.scrollHeight - page.scrollTop - page.clientHeight);
+                  }).observe(document.body);
+                }))"""
             )
         )
 
