@@ -8,18 +8,21 @@ one replaces the whole answer. Needs no request: streams outlive theirs.
 from __future__ import annotations
 
 import html
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 from jinja2 import Template
+from markupsafe import Markup
 
 from halt.conversations import Exchange, Usage, Versions, state_of
 from halt.events import Cancelled, Done, Event, Failed, Terminal, is_terminal, sse_html, text_of
 from halt.folds import Fold, FoldPatch
 from halt.lengths import Lengths
 from halt.metrics import now
+from halt.open_text import OpenText
 from halt.recorder import Saving
 from halt.recording import Recording
 from halt.rendering import BlockStream, Patch, render
@@ -85,7 +88,7 @@ class FoldView:
     label: str
     took: str  # how long, where that is known
     age: float  # seconds since it began
-    text: str
+    text: str | Markup
     result: str
 
 
@@ -118,7 +121,10 @@ def _fold_view(fold: Fold, key: str = "") -> FoldView:
         label = f"{name} failed" if fold.state == "failed" else f"Called {name}"
     age = now() - fold.began
     key = key or str(fold.number)
-    return FoldView(key, fold.kind, fold.state, label, took, age, fold.text, fold.result)
+    text: str | Markup = fold.text
+    if fold.state == "running":  # it may grow
+        text = Markup(OpenText().draw(html.escape(fold.text)))  # noqa: S704 - escaped
+    return FoldView(key, fold.kind, fold.state, label, took, age, text, fold.result)
 
 
 def _fold_views(folds: Sequence[Fold]) -> tuple[FoldView, ...]:
@@ -248,10 +254,11 @@ def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerV
         folds = (*exchange.folds, *run.folds())
         saved = replace(exchange, answer=text, model=run.model, ended=ended, folds=folds)
         return _ended_view(saved, ended)
+    patch = BlockStream().feed(text)
     return AnswerView(
         id=run.id,
         state="running",
-        patch=BlockStream().feed(text),
+        patch=replace(patch, tail=OpenText().draw(patch.tail)),
         after=after,
         age=now() - run.started_at,
         silent=now() - (run.came_at(after) if after else run.started_at),
@@ -287,8 +294,12 @@ class PageWriter:
         self._progress: int | None = None
         self._template = template
         self._blocks = BlockStream()
-        self._blocks.feed(run.text(after), render=False)
+        self._tail = OpenText()
+        self._tail.draw(self._blocks.feed(run.text(after), render=False).tail)
         self._folds = run.folding(after)
+        self._folded_texts: defaultdict[int, OpenText] = defaultdict(OpenText)  # by fold number
+        for fold in self._folds.folds():
+            self._folded_texts[fold.number].draw(html.escape(fold.text))
         self._draw: Any = template.environment.get_template("parts.html").module
 
     def present(self, events: list[tuple[int, Event]]) -> bytes:
@@ -333,7 +344,8 @@ class PageWriter:
         ]
         for number, text in patch.added:
             box = f"fold-{stream_id}-{number}-text"
-            out.append(_partial(box, "beforeend", html.escape(text)))
+            drawn = self._folded_texts[number].draw(html.escape(text))
+            out.append(_partial(box, "beforeend", drawn))
         for fold in map(_fold_view, patch.changed):
             at = f"fold-{stream_id}-{fold.key}"
             out.append(_partial(f"{at}-summary", "innerHTML", draw.summary(fold)))
@@ -355,10 +367,13 @@ class PageWriter:
         if patch.finished:
             out.append(_partial(f"done-{stream_id}", "beforeend", patch.finished))
         if patch.fresh:
-            tail = f'<div class="tail {patch.form}" id="tail-{stream_id}">{patch.tail}</div>'
+            self._tail = OpenText()
+        text = self._tail.draw(patch.tail)
+        if patch.fresh:
+            tail = f'<div class="tail {patch.form}" id="tail-{stream_id}">{text}</div>'
             out.append(_partial(f"tail-{stream_id}", "outerHTML", tail))
-        elif patch.tail:
-            out.append(_partial(f"tail-{stream_id}", "beforeend", patch.tail))
+        elif text:
+            out.append(_partial(f"tail-{stream_id}", "beforeend", text))
         return "".join(out)
 
 

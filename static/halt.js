@@ -222,7 +222,8 @@
   new MutationObserver(changes => {
     for (const change of changes) for (const node of change.addedNodes) {
       if (node.nodeType !== Node.ELEMENT_NODE) continue;
-      if (node.matches(".answer")) { unfold(node); settle(node); }
+      if (node.matches(".seam")) node.parentElement?.normalize(); // the pieces before it become one, which is shaped once; selections stay
+      else if (node.matches(".answer")) { unfold(node); settle(node); }
       else if (node.matches(".exchange") && sending.length) settle($('.answer[data-state="running"]', node) ?? $(".answer", node));
       else if (node.matches(".answer > .note")) { // in its feed's place: the server has lost it
         node.parentElement.dataset.state = "lost";

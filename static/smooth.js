@@ -57,7 +57,9 @@
       if (!text) continue;
       let count = counts.get(text) ?? 0;
       for (const node of change.addedNodes) count += node.textContent.length;
-      for (const node of change.removedNodes) count -= node.textContent.length;
+      for (const node of change.removedNodes) {
+        if (node.nodeType === Node.ELEMENT_NODE) count -= node.textContent.length; // text alone was joined with the text before it
+      }
       counts.set(text, count);
     }
     for (const [text, count] of counts) grown(text, count);

@@ -21,6 +21,7 @@ from halt.errors import UpstreamError
 from halt.events import Cancelled, Content, Delta, Reasoning, ToolCall, ToolCallDelta, is_terminal
 from halt.lengths import Lengths
 from halt.metrics import NO_FIGURES
+from halt.open_text import SEAM
 from halt.run import Run
 from halt.tools import Toolbox
 from tests.scripted import HI, Scripted, ScriptedReply
@@ -136,6 +137,33 @@ def test_a_thought_is_sent_as_it_comes_and_its_time_at_its_end(
     assert 'hx-target="#fold-a-stream-1-summary"' in answer
     assert re.search(r"Thought for \d+ ms", answer)
     assert "Yes." in answer
+
+
+SAID = ["".join(f"word {n} &c. " for n in range(at, at + 12)) for at in range(0, 600, 12)]
+
+
+def test_long_text_is_sent_in_parts(played: Played, template: Template) -> None:
+    """An open paragraph and an open thought get seams; an answer that has ended has none."""
+    run = played([*map(Reasoning, SAID), *map(Content, SAID)])
+    sent = messages(run, template)
+    thought, answer = "".join(sent[: len(SAID)]), "".join(sent[len(SAID) :])
+    assert thought.count(SEAM) >= 2
+    assert answer.count(SEAM) >= 2
+    assert text_in(answer).endswith("word 599 &c. ")
+    assert "seam" not in template.render(a=of(run))
+
+
+@pytest.mark.parametrize("kind", [Reasoning, Content])
+def test_a_page_that_comes_back_for_each_message_is_sent_parts_as_well(
+    played: Played, template: Template, kind: Callable[[str], Delta]
+) -> None:
+    """A new writer knows how long the last part is that the page has."""
+    run = played([kind(each) for each in SAID])
+    sent = ""
+    for after in range(len(SAID)):
+        writer = PageWriter(run, after, template, Lengths())
+        sent += writer.present(run.log.read(after)[:1]).decode()
+    assert sent.count(SEAM) >= 2
 
 
 def test_a_tool_call_is_sent_as_it_forms_and_then_its_result(

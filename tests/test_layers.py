@@ -37,6 +37,7 @@ LAYERS = {
     "metrics": 0,
     "events": 0,
     "request_ids": 0,
+    "open_text": 0,
     "rendering": 0,
     "config": 1,
     "counts": 1,

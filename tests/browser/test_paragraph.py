@@ -1,0 +1,171 @@
+"""A long paragraph while it is open: drawn in parts, laid out once a frame, and otherwise the same."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from playwright.sync_api import CDPSession
+
+from tests.browser.chat import Chat
+
+WORDS = ("AV", "To", "fi", "flow", "office", "waffle", "“quoted”", "words", "—", "e.g.", "A/V", "I")
+TAIL = ".answer .tail"
+
+#: Where each word of an open text stands, its pieces joined.
+PLACES = """tail => {
+  tail.normalize();
+  const places = [], range = new Range();
+  for (const node of tail.childNodes) {
+    for (const { index } of node.data?.matchAll(/\\S+/g) ?? []) {
+      range.setStart(node, index);
+      range.setEnd(node, index + 1);
+      const { x, y } = range.getBoundingClientRect();
+      places.push([x, y]);
+    }
+  }
+  return places;
+}"""
+
+
+def paragraph(size: int) -> str:
+    """So many characters of words, without a newline."""
+    draw = random.Random(3)
+    return " ".join(draw.choices(WORDS, k=size // 3))[:size].rstrip()
+
+
+def ask_for_open(chat: Chat, text: str) -> None:
+    """Let the model write this text and then nothing more, so that the paragraph stays open."""
+    key = f"open {len(text)}"
+    chat.fake.texts[key] = text
+    chat.ask(f"go_on?key={key.replace(' ', '+')}&first={len(text)}&rate=2000")
+    chat.page.wait_for_function(
+        "([tail, length]) => document.querySelector(tail)?.textContent.length === length",
+        arg=[TAIL, len(text)],
+    )
+    chat.frames()
+
+
+def layouts(session: CDPSession) -> float:
+    """How often the page was laid out so far."""
+    metrics = session.send("Performance.getMetrics")["metrics"]
+    return next(float(each["value"]) for each in metrics if each["name"] == "LayoutCount")
+
+
+def test_many_messages_in_a_frame_are_one_layout(chat: Chat) -> None:
+    """Each message changes the page; none has it laid out before the frame is drawn."""
+    ask_for_open(chat, paragraph(300))
+    session = chat.page.context.new_cdp_session(chat.page)
+    session.send("Performance.enable")
+    before = layouts(session)
+    added = chat.page.evaluate(
+        """async selector => {
+          const tail = document.querySelector(selector);
+          for (let i = 0; i < 100; i++) {
+            tail.append(`message ${i} `);
+            await null; // what watches the page is told
+            await null;
+          }
+          return tail.textContent.length;
+        }""",
+        TAIL,
+    )
+    chat.frames()
+    assert added > 1000
+    assert layouts(session) - before < 10
+    assert chat.below() < 2, "the page follows the text"
+    chat.stop.click()
+    chat.wait_state("stopped")
+
+
+def test_a_long_paragraph_is_drawn_in_parts(chat: Chat) -> None:
+    """Each part is one text node of bounded length; what is read and copied is the text."""
+    text = paragraph(20_000)
+    ask_for_open(chat, text)
+    seen = chat.page.evaluate(
+        """selector => {
+          const tail = document.querySelector(selector), nodes = [...tail.childNodes];
+          const last = nodes.findLastIndex(each => each.nodeType === Node.ELEMENT_NODE);
+          getSelection().selectAllChildren(tail);
+          const selected = getSelection().toString();
+          getSelection().removeAllRanges();
+          return {
+            parts: nodes.slice(0, last).filter(each => each.nodeType === Node.TEXT_NODE).map(each => each.length),
+            seams: nodes.filter(each => each.nodeType === Node.ELEMENT_NODE).map(each => each.outerHTML),
+            read: tail.textContent, selected,
+          };
+        }""",
+        TAIL,
+    )
+    assert set(seen["seams"]) == {'<span class="seam"></span>'}
+    assert len(seen["parts"]) == len(seen["seams"]) >= 5
+    assert max(seen["parts"]) <= 4000
+    assert seen["read"] == seen["selected"] == text
+    chat.stop.click()
+    chat.wait_state("stopped")
+    assert chat.page.locator(".seam").count() == 0
+    assert chat.shown() == text
+
+
+@pytest.mark.parametrize("width", [1000, 390])
+def test_seams_move_nothing(chat: Chat, width: int) -> None:
+    """With its seams or without them, each word of a paragraph stands in the same place."""
+    chat.page.set_viewport_size({"width": width, "height": 800})
+    ask_for_open(chat, paragraph(9_000))
+    assert chat.page.locator(".tail .seam").count() >= 3
+    tail = chat.page.locator(TAIL)
+    with_seams = tail.evaluate(PLACES)
+    tail.evaluate("tail => { for (const seam of tail.querySelectorAll('.seam')) seam.remove(); }")
+    without = tail.evaluate(PLACES)
+    assert len(with_seams) == len(without) > 1_000
+    for (x, y), place in zip(with_seams, without, strict=True):
+        assert place == [pytest.approx(x, abs=0.1), pytest.approx(y, abs=0.1)]
+    chat.stop.click()
+    chat.wait_state("stopped")
+
+
+def test_a_selection_stays_when_a_part_is_complete(chat: Chat) -> None:
+    """Pieces are joined around what the reader has selected, across several of them."""
+    ask_for_open(chat, paragraph(1_500))
+    selected = chat.page.evaluate(
+        """async selector => {
+          const tail = document.querySelector(selector), texts = tail.childNodes, range = new Range();
+          range.setStart(texts[1], 2);
+          range.setEnd(texts[texts.length - 2], 3);
+          getSelection().removeAllRanges();
+          getSelection().addRange(range);
+          const before = getSelection().toString();
+          const seam = document.createElement('span');
+          seam.className = 'seam';
+          tail.append(seam, 'more');
+          await null;
+          await null;
+          return [before, getSelection().toString(), texts.length];
+        }""",
+        TAIL,
+    )
+    assert len(selected[0]) > 100
+    assert selected[1] == selected[0]
+    assert selected[2] == 3, "the pieces were joined"
+    chat.stop.click()
+    chat.wait_state("stopped")
+
+
+def test_text_is_evened_out_also_where_a_part_ends(chat: Chat) -> None:
+    """What has just come waits for its ink, though the pieces before it are joined."""
+    ask_for_open(chat, paragraph(1_500))
+    hidden = chat.page.evaluate(
+        """async selector => {
+          const tail = document.querySelector(selector), seam = document.createElement('span');
+          seam.className = 'seam';
+          tail.append('x'.repeat(500), seam, 'y'.repeat(500));
+          await null;
+          await null;
+          await null;
+          return [...CSS.highlights.get('unread')].reduce((sum, range) => sum + range.toString().length, 0);
+        }""",
+        TAIL,
+    )
+    assert hidden > 900
+    chat.stop.click()
+    chat.wait_state("stopped")

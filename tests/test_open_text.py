@@ -1,0 +1,69 @@
+"""Open text in parts: what is drawn is the text, and no part is long."""
+
+from __future__ import annotations
+
+import html
+import re
+
+import pytest
+
+from halt.open_text import PART, SEAM, OpenText
+from halt.rendering import BlockStream
+
+TEXTS = {
+    "words": "one two three four " * 2000,
+    "lines": "a line of it\n\n\n" * 2000,
+    "one word": "abcdefghij" * 4000,
+    "references": "<&>\"'" * 4000,
+    "references and letters": "a<b" * 8000,
+    "ideographs": "文字列" * 8000,
+    "signs": "=-" * 8000,
+}
+
+
+def pieces(text: str, size: int) -> list[str]:
+    """The text as an upstream sends it."""
+    return [text[at : at + size] for at in range(0, len(text), size)]
+
+
+@pytest.mark.parametrize("size", [1, 7, 333, 100_000])
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_parts_are_bounded_and_hold_the_text(text: str, size: int) -> None:
+    """Without its seams the drawn text is the text; whatever it is, no part is long."""
+    open_text = OpenText()
+    drawn = "".join(open_text.draw(html.escape(piece)) for piece in pieces(text, size))
+    parts = drawn.split(SEAM)
+    assert html.unescape("".join(parts)) == text
+    assert "".join(html.unescape(part) for part in parts) == text, "a reference was cut"
+    longest = 2 * PART + len("&quot;") * min(size, PART)
+    assert max(map(len, parts)) <= longest
+    assert len(parts) > len(text) // longest
+
+
+def test_a_seam_follows_white_space_where_there_is_any() -> None:
+    """No word is cut, so that kerning and ligatures are those of the finished text."""
+    drawn = OpenText().draw("some words " * 2000)
+    assert SEAM in drawn
+    assert all(re.search(r"\s\Z", part) for part in drawn.split(SEAM)[:-1])
+
+
+def test_an_accent_stays_with_its_letter() -> None:
+    """Where no white space comes, no seam stands before a combining character."""
+    drawn = OpenText().draw("e\u0301\u0323" * 4000)
+    assert SEAM in drawn
+    assert SEAM + "\u0301" not in drawn
+    assert SEAM + "\u0323" not in drawn
+
+
+def test_a_short_text_has_no_seam() -> None:
+    """Ordinary answers are drawn as they are."""
+    open_text = OpenText()
+    assert "".join(open_text.draw(piece) for piece in pieces("x" * PART, 9)) == "x" * PART
+
+
+def test_the_work_is_in_proportion_to_the_text() -> None:
+    """Text without any place for a seam is looked at once, not again with each piece."""
+    open_text = OpenText()
+    text = "\u0301" * 200_000
+    assert "".join(open_text.draw(piece) for piece in pieces(text, 50)) == text
+    assert BlockStream().feed(text).tail == text
