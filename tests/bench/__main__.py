@@ -25,6 +25,7 @@ GROUPS: dict[str, Group] = {
     "relay": load.relay,
     "page": browser.page_turns,
     "answer": browser.page_answer,
+    "paragraph": browser.page_paragraph,
     "race": load.race,
     "burst": fresh.fresh,
     "surfaces": surfaces.surfaces,

@@ -44,6 +44,8 @@ FLOW = "count?n=100000&rate=100"
 TOKENS = 4000
 RATE = 500
 PIECE = 4  # characters of a token
+PARAGRAPH_PIECE = 40  # characters of a token of the long paragraph
+PARAGRAPH_RATE = 500  # such tokens a second
 WORDS = "the quick brown fox `jumps` over a **lazy** dog *and* sleeps"
 
 
@@ -267,6 +269,102 @@ def page_answer(sizes: Sizes) -> Iterator[Row]:
         f"{number(median(p99))} ms (median {number(median(g for each in gaps for g in each))}, "
         f"longest {number(max(map(max, gaps)))})",
         note,
+    )
+
+
+# --- a long paragraph -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """How the page drew an answer that is one paragraph, in milliseconds."""
+
+    gaps: list[float]  # between two frames, from the first text to the last
+    end: float  # the frame in which the finished answer takes the place of the open one
+    halves: tuple[float, float]  # the main thread's work for each half of the text
+    behind: float  # the upstream's last token to the complete answer
+
+
+def page_paragraph(sizes: Sizes) -> Iterator[Row]:
+    """An answer that is one paragraph without a newline: does a token cost more as it grows?"""
+    size = sizes.paragraph
+    with (
+        own_fake() as fake,
+        Halt(fake.base_url, HALT_MODEL="echo") as halt,
+        browser() as chromium,
+    ):
+        fake.texts["paragraph"] = paragraph_text(size)
+        page = chromium.new_page()
+        page.add_init_script(path=SCRIPT)
+        send(page, halt, "/fake count?n=20&rate=100")  # what only the first one takes
+        drawn = _follow_paragraph(page, halt, fake, size // PARAGRAPH_PIECE)
+    note = (
+        f"one paragraph of {size:,} characters at {PARAGRAPH_PIECE * PARAGRAPH_RATE:,} characters "
+        "a second; frames from the first text to the last; the end is the one frame in which the "
+        "finished answer is laid out; work is the main thread's task time while the first and the "
+        "second half of the text came"
+    )
+    p99 = percentile(drawn.gaps, 99)
+    yield at_most(
+        f"Page: gap between two frames in a paragraph of {size:,} characters, p99",
+        p99,
+        50,
+        34,
+        " ms",
+        f"{number(p99)} ms (median {number(median(drawn.gaps))}, longest "
+        f"{number(max(drawn.gaps))}; the end {number(drawn.end)}, "
+        f"{number(drawn.behind)} after the last token)",
+        note,
+    )
+    first, second = drawn.halves
+    yield at_most(
+        "Page: work for a long paragraph, second half over first",
+        second / first,
+        2,
+        1.5,
+        "",
+        f"{number(second / first)} ({number(first)} and {number(second)} ms)",
+        note,
+    )
+
+
+def paragraph_text(size: int) -> str:
+    """So many characters of words in one paragraph."""
+    draw = random.Random(7)
+    words = WORDS.replace("`", "").replace("*", "").split()
+    return " ".join(draw.choices(words, k=size // 4))[:size].rstrip().ljust(size, ".")
+
+
+def _follow_paragraph(page: Page, halt: Halt, fake: FakeOpenAI, tokens: int) -> Paragraph:
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable")
+
+    def work() -> float:
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return 1000 * next(float(m["value"]) for m in metrics if m["name"] == "TaskDuration")
+
+    said = f"/fake text?key=paragraph&piece={PARAGRAPH_PIECE}&rate={PARAGRAPH_RATE} long paragraph"
+    send(page, halt, said, watch_text=False)
+    begun = work()
+    record = fake.wait_request(lambda r: _said(r).endswith("long paragraph"))
+    within = 2 * tokens / PARAGRAPH_RATE + 10
+    record.wait_tokens(tokens // 2, within)
+    half = work()
+    record.wait_tokens(tokens, within)
+    last_sent = time.monotonic()
+    whole = work()
+    wait_seen(page, "done", 60_000)
+    time.sleep(LINGER)
+    seen: dict[str, Any] = page.evaluate("bench")
+    if page.get_attribute(".answer", "data-state") != "done":
+        raise RuntimeError("the long paragraph did not end as it should")
+    behind = Clock(page).monotonic(seen["done"]) - last_sent
+    frames = list(pairwise(seen["frames"]))
+    return Paragraph(
+        [b - a for a, b in frames if b <= seen["done"]],
+        max(b - a for a, b in frames if b > seen["done"]),
+        (half - begun, whole - half),
+        behind * 1000,
     )
 
 

@@ -25,6 +25,7 @@ class Sizes:
     race_rounds: int = 1
     page_stops: int = 16  # of each kind
     page_answers: int = 3
+    paragraph: int = 200_000  # characters
     warm_generations: int = 1000  # Python, its allocator and its pools take that long to settle
     generations: int = 1000
     long_tokens: int = 50_000
@@ -55,6 +56,7 @@ QUICK = Sizes(
     race_tokens_relay=50,
     page_stops=3,
     page_answers=1,
+    paragraph=100_000,
     warm_generations=40,
     generations=100,
     long_rounds=2,
