@@ -294,7 +294,7 @@ def test_only_start_and_end_of_an_answer_are_announced(chat: Chat) -> None:
     chat.wait_text("20 21 22")
     chat.stop.click()
     chat.wait_state("stopped")
-    chat.ask("error_in_stream?message=sorry")
+    chat.ask("error_in_stream?message=sorry&seconds=0.3")
     expect(chat.page.locator(".exchange")).to_have_count(3)
     chat.wait_state("error")
     told = chat.page.evaluate("told")
