@@ -216,24 +216,23 @@ class Generations:
     def expect_room(self, starts: int = 1) -> None:
         """Raise what `start` would raise now for want of a place: AtCapacity, Draining.
 
-        So that a start that will be refused is not written down first. The places are free again
-        afterwards: a start that follows may still find none.
+        So that a start that will be refused is not written down first. No place is taken: a start
+        that follows may still find none.
         """
         self._refuse_draining()
-        places: list[int] = []
-        try:
-            for _ in range(starts):
-                places.append(self._take_place())  # noqa: PERF401 - given back after a refusal
-        finally:
-            for place in places:
-                self._give_back(place)
+        most = self.config.max_streams
+        self._find_room(lambda: self._places.are_free(most, starts) or None)
 
     def _refuse_draining(self) -> None:
         if self.draining:
             raise Draining("The server is about to restart.", retry_after=RETRY_AFTER)
 
     def _take_place(self) -> int:
-        """The number of a place for one more open stream. Raises AtCapacity.
+        """The number of a place for one more open stream. Raises AtCapacity."""
+        return self._find_room(lambda: self._places.take(self.config.max_streams))
+
+    def _find_room(self, look: Callable[[], int | None]) -> int:
+        """What `look` finds among the places for open streams. Raises AtCapacity.
 
         A place that an ended run, or another process, is about to give back is waited for, up to
         ROOM_WAIT. So a client that was told the end can start anew at once, on a full server too.
@@ -242,9 +241,9 @@ class Generations:
         shared: bool | None = None
         while True:
             returned = self._returned  # before the look: a place that comes back after it is seen
-            place = self._places.take(self.config.max_streams)
-            if place is not None:
-                return place
+            found = look()
+            if found is not None:
+                return found
             if shared is None:
                 shared = self._shares_places()
             with self._lock:

@@ -15,7 +15,9 @@ import contextlib
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 
 if sys.platform != "win32":
@@ -44,13 +46,22 @@ class Slots:
         Never waits.
         """
         with self._lock:
-            for step in range(count):
-                place = first + (self._next + step) % count
-                if place not in self._mine and self._locked(place):
-                    self._mine.add(place)
-                    self._next = place - first + 1
-                    return place
+            for place in self._free(count, first):
+                self._mine.add(place)
+                self._next = place - first + 1
+                return place
         return None
+
+    def are_free(self, count: int, wanted: int) -> bool:
+        """Whether `wanted` of the places from 0 to `count` - 1 could be taken now. Takes none.
+
+        Never waits. Another process may find them taken at this moment; no thread of this one does.
+        """
+        with self._lock:
+            locked = list(islice(self._free(count, 0), wanted))
+            for place in locked:
+                self._unlock(place)
+        return len(locked) == wanted
 
     def give_back(self, place: int) -> None:
         """Harmless when repeated."""
@@ -58,9 +69,14 @@ class Slots:
             if place not in self._mine:
                 return
             self._mine.remove(place)
-            if self._file is not None:
-                with contextlib.suppress(OSError):  # of a file system that went away
-                    fcntl.lockf(self._file, fcntl.LOCK_UN, 1, place)
+            self._unlock(place)
+
+    def _free(self, count: int, first: int) -> Iterator[int]:
+        """Places that are free, each locked when it is yielded. `_lock` is held."""
+        for step in range(count):
+            place = first + (self._next + step) % count
+            if place not in self._mine and self._locked(place):
+                yield place
 
     def _locked(self, place: int) -> bool:
         if self._file is None:
@@ -70,6 +86,11 @@ class Slots:
         except OSError:
             return False
         return True
+
+    def _unlock(self, place: int) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # of a file system that went away
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, place)
 
 
 def number_of(name: str, each: int = 1) -> int:

@@ -64,6 +64,21 @@ def test_places_are_counted_over_processes_and_outlive_none(tmp_path: Path) -> N
     assert slots.take(3) is None
 
 
+def test_free_places_are_counted_without_taking_any(tmp_path: Path) -> None:
+    """Those of another process and of this one count as taken; a look leaves all as it was."""
+    slots = Slots()
+    slots.share(tmp_path / "places")
+    assert slots.are_free(3, 3)
+    assert slots.take(3) is not None
+    taker = Taker(tmp_path / "places", 1)
+    assert slots.are_free(3, 1)
+    assert not slots.are_free(3, 2)
+    other = Taker(tmp_path / "places", 3)
+    assert other.got == 1
+    for each in (taker, other):
+        each.kill()
+
+
 def test_without_a_file_they_are_this_processs_own() -> None:
     """No more than there are; each has a number of its own."""
     slots = Slots()
