@@ -30,6 +30,7 @@ SOON = 0.1  # seconds to notice that a client has left: less says nothing about 
 LATE = 1.0  # from which on that is late
 NOTICED_WITHIN = 5.0  # seconds after which a client that has left is given up
 LOOK = 0.02  # seconds between two looks whether an answer is over
+HEAD_MAX = 65_536  # bytes of a response's head
 WEBSOCKETS = (
     "nginx: `proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; "
     "proxy_set_header Connection upgrade;`; Apache: `upgrade=websocket` in ProxyPass."
@@ -87,7 +88,9 @@ def _status(sock: socket.socket) -> tuple[int, bytes]:
         if not part:
             raise ConnectionResetError("the connection was closed without an answer")
         data += part
-    status = data.split(b" ", 2)[1]
+        if len(data) > HEAD_MAX:
+            raise ConnectionError("the answer is none of HTTP")
+    status = data.partition(b" ")[2][:3]
     return int(status) if status.isdigit() else 0, data.partition(b"\r\n\r\n")[2]
 
 
@@ -101,8 +104,8 @@ def _seen(remote: Remote, path: str, headers: Mapping[str, str], connect_timeout
 
 
 def arrivals(report: Report, remote: Remote, connect_timeout: float) -> None:
-    """Whose address counts, and whether large files are let through."""
-    invented = {"X-Forwarded-For": "192.0.2.1"}  # an address of nobody's (RFC 5737)
+    """Which address counts as the client's, and whether large files are let through."""
+    invented = {"X-Forwarded-For": "192.0.2.1"}  # an address that no host has (RFC 5737)
     ways: list[tuple[str, dict[str, str]]] = [("/chat/stream", {}), ("/ws", HANDSHAKE)]
     try:
         found = [

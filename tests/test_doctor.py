@@ -13,13 +13,16 @@ import pytest
 import trustme
 
 from app import create_app
+from halt.client import Remote
 from halt.config import load
+from halt.doctor import Report
 from halt.proxies import Seen
-from halt.proxy_checks import misjudged
+from halt.proxy_checks import misjudged, websocket
 from tests import fake_work
 from tests.conftest import HaltServer
 from tests.fake_openai import FakeOpenAI
 from tests.reverse_proxies import binary, free_port, nginx_around, started
+from tests.wire import HandMade, answer
 
 PACED = "count?rate=60&n=30"  # slow enough to see whether something keeps words back
 
@@ -509,6 +512,16 @@ def test_websockets_that_are_not_passed_on_are_found(proxies: dict[str, str]) ->
     found = outside(proxies["plain"])
     assert found.statuses()["websocket"] == "fail", found.text
     assert "proxy_set_header Upgrade $http_upgrade;" in found.remedy("websocket")
+
+
+@pytest.mark.parametrize("head", [b"nonsense\r\n\r\n", b"x" * 70_000])
+def test_an_answer_that_is_no_http_is_a_finding(head: bytes) -> None:
+    """A server that speaks something else, or sends no end of a head, ends no examination."""
+    report = Report(None)
+    with HandMade(answer(head)) as server:
+        websocket(report, Remote(f"http://127.0.0.1:{server.port}"), 5.0)
+    (finding,) = report.findings
+    assert (finding.name, finding.status) == ("websocket", "fail")
 
 
 def test_a_proxy_that_does_not_tell_of_departures_is_found(proxies: dict[str, str]) -> None:
