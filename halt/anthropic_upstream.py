@@ -24,7 +24,7 @@ from halt.errors import UpstreamError
 from halt.events import Content, Reasoning
 from halt.faults import error_object, fault
 from halt.line import Line, on_line
-from halt.provider import EventReply, Provider, begin, http_client, rehearsal
+from halt.provider import EventReply, Provider, begin, http_client, warm_up_client
 from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
 
@@ -348,13 +348,13 @@ def _may_think(messages: list[Message]) -> bool:
     return True
 
 
-def _rehearse() -> None:
-    """See `halt.provider.rehearsal`."""
+def _warm_up() -> None:
+    """See `halt.provider.warm_up_client`."""
     with anthropic.Anthropic(
         api_key="none",
         base_url="http://127.0.0.1:9",
         max_retries=0,
-        http_client=rehearsal({"/models": {"data": [{"id": "none", "type": "model"}]}}),
+        http_client=warm_up_client({"/models": {"data": [{"id": "none", "type": "model"}]}}),
     ) as client:
         client.models.list(limit=MODELS_MAX)
         with contextlib.suppress(anthropic.BadRequestError):
@@ -366,7 +366,7 @@ def _rehearse() -> None:
             )
 
 
-_rehearse()
+_warm_up()
 
 
 class AnthropicUpstream(Provider):

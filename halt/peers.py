@@ -14,7 +14,7 @@ A worker that hangs holds up nobody: to connect and to send never wait, and answ
 together, for as long as the asker allows.
 
 A worker that finds the lock of another one free tidies up after that one, and then removes the
-files. Meanwhile it holds the lock of another file, NAME.grave, so of all that look, once a second
+files. Meanwhile it holds the lock of another file, NAME.cleanup, so of all that look, once a second
 each, one does it, and the dead worker counts as dead for all. (NAME.lock could serve for both only
 if it were changed from exclusive to shared, which the system does in two steps: another worker
 comes in between.) A worker that leaves in order leaves its lock file in the same way.
@@ -496,8 +496,8 @@ class Peers:
         with contextlib.suppress(FileNotFoundError):  # told below
             if _is_held(lock):
                 return
-        grave = lock.with_suffix(".grave")
-        file = os.open(grave, os.O_RDWR | os.O_CREAT, 0o600)
+        cleanup = lock.with_suffix(".cleanup")
+        file = os.open(cleanup, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -509,7 +509,7 @@ class Peers:
                     (self._sockets / f"{lock.stem}.sock").unlink(missing_ok=True)
                 lock.unlink(missing_ok=True)
             # Last: a worker that makes the file anew from here on finds no lock file.
-            grave.unlink(missing_ok=True)
+            cleanup.unlink(missing_ok=True)
         finally:
             os.close(file)
 

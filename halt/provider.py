@@ -40,7 +40,7 @@ def http_client(transport: Transport) -> httpx2.Client:
     return httpx2.Client(transport=transport, follow_redirects=True, event_hooks=hooks)
 
 
-def rehearsal(answers: Mapping[str, Any]) -> httpx2.Client:
+def warm_up_client(answers: Mapping[str, Any]) -> httpx2.Client:
     """A client for requests that go nowhere: JSON by the end of the path, a refusal elsewhere.
 
     A provider's client imports modules and builds the types of its requests and answers when it is
@@ -52,7 +52,7 @@ def rehearsal(answers: Mapping[str, Any]) -> httpx2.Client:
         for path, told in answers.items():
             if request.url.path.endswith(path):
                 return httpx2.Response(200, json=told)
-        return httpx2.Response(400, json={"error": {"message": "a rehearsal"}})
+        return httpx2.Response(400, json={"error": {"message": "a warm-up"}})
 
     return httpx2.Client(transport=httpx2.MockTransport(answer))
 

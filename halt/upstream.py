@@ -31,7 +31,7 @@ from halt.decoder import ChatDecoder
 from halt.errors import UpstreamError
 from halt.faults import fault
 from halt.line import Line, on_line
-from halt.provider import Provider, begin, http_client, rehearsal
+from halt.provider import Provider, begin, http_client, warm_up_client
 from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
 
@@ -44,13 +44,13 @@ NOWHERE = "http://127.0.0.1:9/v1"  # for the client, which wants an address; nev
 logger = logging.getLogger(__name__)
 
 
-def _rehearse() -> None:
-    """See `halt.provider.rehearsal`."""
+def _warm_up() -> None:
+    """See `halt.provider.warm_up_client`."""
     with openai.OpenAI(
         api_key="none",
         base_url=NOWHERE,
         max_retries=0,
-        http_client=rehearsal({"/models": {"object": "list", "data": [{"id": "none"}]}}),
+        http_client=warm_up_client({"/models": {"object": "list", "data": [{"id": "none"}]}}),
     ) as client:
         client.models.list()
         with contextlib.suppress(openai.BadRequestError):
@@ -62,7 +62,7 @@ def _rehearse() -> None:
             )
 
 
-_rehearse()
+_warm_up()
 
 
 class OpenAIUpstream(Provider):

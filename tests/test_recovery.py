@@ -504,7 +504,7 @@ def test_one_of_several_workers_tidies_up_after_a_dead_one(tmp_path: Path) -> No
     together(*(each.sweep for each in living))
     assert sorted(buried) == sorted(dead)
     assert {path.stem for path in run.glob("*.lock")} == {each.name for each in living}
-    assert not list(run.glob("*.grave"))
+    assert not list(run.glob("*.cleanup"))
     for each in living:
         each.close()
 
