@@ -50,7 +50,7 @@ __all__ = [
 Prompt = str | Sequence[Message | Mapping[str, Any]] | ChatRequest
 
 
-#: Fields whose values may be anything that JSON can say; NaN is nothing of that.
+#: Fields whose values may be any JSON, which has no NaN.
 FREE = frozenset({"extra_body", "tools", "tool_choice", "response_format"})
 
 

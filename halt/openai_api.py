@@ -307,7 +307,7 @@ class ChunkStream(EventStream):
         super().__init__(generations(), run, client_socket(), 0, self._chunks)
         self._include_usage = given.include_usage
         self._functions = given.functions
-        self._request_id = current()  # nobody answers a request while a body is read
+        self._request_id = current()  # while a body is read there is no current request
         self._created = int(time.time())
         self._before = self._after_delta = b""  # the bytes of a chunk around its delta
         self._calls: dict[int, tuple[str, str]] = {}  # index -> ID and name, as far as told

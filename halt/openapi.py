@@ -602,8 +602,8 @@ def _paths(chat: Schema) -> dict[str, Any]:
                 "OpenAI's chat completions",
                 "For OpenAI's clients: set their base URL to this server's address and `/v1`. With "
                 "`stream` the answer comes as `chat.completion.chunk` objects. A client that drops "
-                "its connection stops its stream, if nobody else follows it and `on_disconnect` "
-                'is not "continue".',
+                "its connection stops its stream, if no other reader follows it and "
+                '`on_disconnect` is not "continue".',
                 {
                     "200": _told(
                         "The answer.",

@@ -94,7 +94,7 @@ def chat() -> Response:
     asked = _asked(JSON_OBJECT.decode(request.get_data()))
     service = generations()
     count_starts()
-    # With an ID, too: the answer is the response's text, which nobody reads on.
+    # Also with an ID: the answer is this response's text, and no other reader goes on with it.
     grace = grace_of(asked.on_disconnect, "stop")
     run = service.start(asked.chat(), owner(), tools=toolbox(), grace=grace)
     tell_id(run.id)

@@ -100,7 +100,7 @@ class Reading:
                 return
 
     def close(self) -> None:
-        """Give the place back. The run goes on."""
+        """Give the place back. The reader has left: see `Run.leave`."""
         if self._open:
             self._open = False
             self._generations.unview(self.run, self._viewer)

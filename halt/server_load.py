@@ -29,8 +29,8 @@ from halt.transport import Transport
 ANSWER_WITHIN = 2.0  # seconds for one look
 BODY_MAX = 4_194_304  # bytes of an answer; the metrics of a busy vLLM have some 100,000
 # Seconds between looks, the last again and again. A llama.cpp that reads a prompt notices a closed
-# connection only after a second in which it has answered nobody: with a look each 20 ms it went on
-# for 30 s, and stopped after 0.9 s when it was left alone.
+# connection only after a second in which it has answered no request: with a look each 20 ms it went
+# on for 30 s, and stopped after 0.9 s when it was left alone.
 PAUSES = (0.05, 0.1, 0.2, 0.4, 1.2)
 
 _RUNNING = re.compile(r"^vllm:num_requests_running(?:\{.*\})?[ \t]+(\S+)", re.MULTILINE)

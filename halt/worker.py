@@ -10,11 +10,11 @@ few dozen of those are enough to keep every thread from a Stop. Here a connectio
 poller until a request's head and, when it is short, its body are there. A shutdown does not wait
 for it either.
 
-And a connection is closed only when its client has closed it, or after REQUEST_SECONDS; what the
-client still sends until then is dropped. The original closes after 64 KiB, or after two seconds in
-which its main loop stands still. If a connection is closed with bytes unread, the client's system
-throws the answer away: a file that is too large would end with a reset, or with a proxy's 502, in
-place of the sentence that says so.
+And after its last response a connection is closed when its client has closed it, after
+REQUEST_SECONDS, or when the worker leaves; what the client still sends until then is dropped. The
+original closes after 64 KiB, or after two seconds in which its main loop stands still. If a
+connection is closed with bytes unread, the client's system throws the answer away: a file that is
+too large would end with a reset, or with a proxy's 502, in place of the sentence that says so.
 """
 
 from __future__ import annotations
