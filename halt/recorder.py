@@ -36,6 +36,7 @@ BATCH_EVENTS = 20_000  # of one transaction; what is more goes into the next, at
 GIVEN_UP_MAX = 10_000  # generations that are remembered after they were given up, the newest
 INTERRUPT_TRIES = 3  # attempts to end one of them in a store that is well
 SWEEP_EVERY = 3600.0  # seconds between two looks for what is kept for a time only
+SWEEP_AGAIN = 60.0  # seconds until the next look after one for which the store was not well
 CLOSE_WAIT = 3.0  # seconds that leaving waits for the store
 
 logger = logging.getLogger(__name__)
@@ -253,11 +254,11 @@ class Recorder:
         try:
             self._write(steps)
             ended = self._interrupt(given_up)
-            self._sweep(at)
         except StoreUnavailable as fault:
             self._failed(fault.reason)
             return
         self._succeeded(steps, ended, at, more=left <= 0)
+        self._sweep(at)
 
     def _write(self, steps: list[_Step]) -> None:
         """Write all of it, or what can be written. Raises StoreUnavailable."""
@@ -291,17 +292,22 @@ class Recorder:
         return ended
 
     def _sweep(self, at: float) -> None:
-        """Remove what is kept for a time only, a little in each turn. Raises StoreUnavailable."""
+        """Remove what is kept for a time only, a little in each turn.
+
+        A fault is logged and says nothing of what was written.
+        """
         if at < self._sweep_at:
             return
+        pause = SWEEP_EVERY
         try:
-            more = self._store.sweep(time.time())
-        except StoreUnavailable:
-            raise
+            if self._store.sweep(time.time()):
+                pause = 0.0
+        except StoreUnavailable as fault:
+            logger.warning("what is kept for a time only cannot be removed: %s", fault.reason)
+            pause = SWEEP_AGAIN
         except Exception:
             logger.exception("what is kept for a time only cannot be removed; later again")
-            more = 0
-        self._sweep_at = at if more else at + SWEEP_EVERY
+        self._sweep_at = at + pause
 
     def _step(self, entry: _Entry, room: int) -> tuple[_Step | None, int]:
         """What is new of one generation, at most `room` events of it, and how many there are."""

@@ -341,13 +341,16 @@ def test_what_is_kept_for_a_time_is_swept_while_nothing_is_generated(desk: Desk)
     desk.shelf.until(lambda: len(desk.shelf.swept) == 3)
 
 
+@pytest.mark.parametrize(
+    "fault", [ValueError("it is broken"), StoreUnavailable("No.", "it is broken")]
+)
 def test_a_sweep_that_goes_wrong_is_logged_and_loses_no_event(
-    desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
-    """What is written in the same turn counts as written, once."""
+    """What is written in the same turn counts as written, once, and saving as well."""
 
     def broken(_: float) -> int:
-        raise ValueError("the sweep is broken")
+        raise fault
 
     monkeypatch.setattr(desk.shelf, "sweep", broken)
     recording = desk.begin()
@@ -355,7 +358,8 @@ def test_a_sweep_that_goes_wrong_is_logged_and_loses_no_event(
     desk.end(recording)
     assert desk.recorder.written(recording.id, SOON)
     assert desk.shelf.text(recording.id) == "text"
-    assert "the sweep is broken" in caplog.text
+    until(lambda: "it is broken" in caplog.text)
+    assert not desk.recorder.failing
 
 
 def test_what_is_kept_for_a_time_is_swept_a_little_at_a_time(desk: Desk) -> None:
