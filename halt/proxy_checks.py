@@ -191,7 +191,7 @@ def _uploads(report: Report, remote: Remote, size: int, connect_timeout: float) 
         report.fail(
             "uploads",
             f"the proxy refuses a file of {megabytes}, which Halt takes, with status {status}.",
-            "Let Halt limit bodies itself (nginx: `client_max_body_size 0;`, "
+            "Let Halt limit bodies itself (nginx: `client_max_body_size 100m;`, "
             "Apache: `LimitRequestBody 0`).",
         )
 

@@ -86,8 +86,9 @@ def nginx_around(folder: Path, servers: str) -> str:
         f"{kind}_temp_path {folder}/{kind};"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
+    user = "user root; " if os.getuid() == 0 else ""  # its workers write to the test's own folder
     return (
-        f"daemon off; pid {folder}/pid; error_log stderr crit; events {{}}\n"
+        f"{user}daemon off; pid {folder}/pid; error_log stderr crit; events {{}}\n"
         f"http {{ access_log off; {temporary}\n{servers}\n}}"
     )
 

@@ -504,7 +504,7 @@ def test_files_that_the_proxy_refuses_are_found(proxies: dict[str, str]) -> None
     found = outside(proxies["small"])
     assert found.statuses()["uploads"] == "fail", found.text
     assert "status 413" in found.findings["uploads"]["text"]
-    assert "client_max_body_size 0;" in found.remedy("uploads")
+    assert "client_max_body_size 100m;" in found.remedy("uploads")
 
 
 def test_websockets_that_are_not_passed_on_are_found(proxies: dict[str, str]) -> None:
