@@ -31,7 +31,6 @@ from halt.config import Config
 from halt.errors import (
     AtCapacity,
     Draining,
-    HaltError,
     RequestError,
     StoreUnavailable,
     StreamInUse,
@@ -199,10 +198,11 @@ class Generations:
                 stopped = not self._registry.claim(run.id, run.switch)
                 self._runs[run.id] = run
                 self._live[run] = place
-        except HaltError:
-            if number is not None:
-                self._ids.give_back(number)
-            self._give_back(place)
+        except BaseException:  # Ctrl-C in a program's own thread, too
+            if run not in self._live:
+                if number is not None:
+                    self._ids.give_back(number)
+                self._give_back(place)
             raise
         if recorder is not None:
             recorder.begin(run)
@@ -344,9 +344,13 @@ class Generations:
         mine = [run for run in live if run.owner == owner and run.log.ended is None]
         return sorted(mine, key=lambda run: run.started_at)
 
-    def _stop_mine(self, owner: str | None) -> list[Receipt]:
-        """Stop what this owner has running in this process; no other process is asked."""
-        return Generations._stop(self, [(run.id, None) for run in self._running(owner)], owner)
+    def _stop_mine(self, owner: str | None, before: float = float("inf")) -> list[Receipt]:
+        """Stop what this owner has running in this process; no other process is asked.
+
+        What began after the time `before` goes on.
+        """
+        runs = [run for run in self._running(owner) if run.started_at <= before]
+        return Generations._stop(self, [(run.id, None) for run in runs], owner)
 
     def stop_all(self, owner: str | None) -> list[Receipt]:
         """Stop every running stream of this owner; together they wait no longer than one Stop."""

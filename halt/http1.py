@@ -30,6 +30,8 @@ DRAIN_SECONDS = 0.25  # to wait for the end of a body whose [DONE] was seen
 class Unanswered(httpx2.ReadError):
     """The connection failed before the first byte of a response."""
 
+    waited = 0.0  # seconds from the last byte of the request
+
 
 def serialize(
     request: httpx2.Request, target: bytes | None = None, extra: list[bytes] | None = None

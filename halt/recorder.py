@@ -36,7 +36,7 @@ BATCH_EVENTS = 20_000  # of one transaction; what is more goes into the next, at
 GIVEN_UP_MAX = 10_000  # generations that are remembered after they were given up, the newest
 INTERRUPT_TRIES = 3  # attempts to end one of them in a store that is well
 SWEEP_EVERY = 3600.0  # seconds between two looks for what is kept for a time only
-SWEEP_AGAIN = 60.0  # seconds until the next look after one for which the store was not well
+LATER = 60.0  # seconds until the next look after one for which the store was not well
 CLOSE_WAIT = 3.0  # seconds that leaving waits for the store
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,8 @@ class Recorder:
         self._fault = ""  # why the last attempt failed
         self._failures = 0  # since the last success
         self._given_up: list[str] = []  # let go of before they could be written
-        self._tries: dict[str, int] = {}  # attempts to end one of those that went wrong
+        #: Of those whose end in the store went wrong: attempts so far, and the time of the next.
+        self._broken: dict[str, tuple[int, float]] = {}
         self._sweep_at = now()
 
     # --- what generations and their readers use ---------------------------------------------------
@@ -209,7 +210,7 @@ class Recorder:
         with self._changed:
             self._changed.wait_for(
                 lambda: self._entries or self._given_up or self._closing_until is not None,
-                max(0.0, self._sweep_at - now()),
+                max(0.0, min([self._sweep_at, *(at for _, at in self._broken.values())]) - now()),
             )
             if self._failures:
                 pause = min(PERIOD * 2 ** min(self._failures, 10), BACKOFF_MAX)
@@ -240,6 +241,7 @@ class Recorder:
         with self._changed:
             entries = list(self._entries.values())
             given_up = list(self._given_up)
+        given_up += [stream_id for stream_id, (_, due) in self._broken.items() if due <= at]
         steps, left = [], BATCH_EVENTS
         for entry in entries:
             try:
@@ -253,7 +255,7 @@ class Recorder:
                 steps.append(step)
         try:
             self._write(steps)
-            ended = self._interrupt(given_up)
+            ended = self._interrupt(given_up, at)
         except StoreUnavailable as fault:
             self._failed(fault.reason)
             return
@@ -271,25 +273,22 @@ class Recorder:
             logger.exception("a batch of events could not be saved; it is tried one by one")
             self._one_by_one(steps)
 
-    def _interrupt(self, stream_ids: Iterable[str]) -> set[str]:
-        """End these in the store; those that need no further attempt. Raises StoreUnavailable.
+    def _interrupt(self, stream_ids: Iterable[str], at: float) -> set[str]:
+        """End these in the store; all of them have had an attempt. Raises StoreUnavailable.
 
-        One that cannot be ended is tried again in the next turns, and holds up no other.
+        One that cannot be ended is tried again after LATER seconds, INTERRUPT_TRIES times in all.
         """
-        ended = set()
         for stream_id in stream_ids:
+            tries, _ = self._broken.pop(stream_id, (0, 0.0))
             try:
                 self._store.interrupt(stream_id)
             except StoreUnavailable:
                 raise
             except Exception:
                 logger.exception("stream %s cannot be ended in the store", stream_id)
-                self._tries[stream_id] = self._tries.get(stream_id, 0) + 1
-                if self._tries[stream_id] < INTERRUPT_TRIES:
-                    continue
-            self._tries.pop(stream_id, None)
-            ended.add(stream_id)
-        return ended
+                if tries + 1 < INTERRUPT_TRIES and len(self._broken) < GIVEN_UP_MAX:
+                    self._broken[stream_id] = (tries + 1, at + LATER)
+        return set(stream_ids)
 
     def _sweep(self, at: float) -> None:
         """Remove what is kept for a time only, a little in each turn.
@@ -304,7 +303,7 @@ class Recorder:
                 pause = 0.0
         except StoreUnavailable as fault:
             logger.warning("what is kept for a time only cannot be removed: %s", fault.reason)
-            pause = SWEEP_AGAIN
+            pause = LATER
         except Exception:
             logger.exception("what is kept for a time only cannot be removed; later again")
         self._sweep_at = at + pause

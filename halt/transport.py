@@ -67,13 +67,14 @@ class Transport(httpx2.BaseTransport):
             message = serialize(request)
         sock = self._take(key)
         if sock is not None:
-            sent_at = now()
             try:
                 return self._exchange(line, key, sock, request, message)
-            except (Unanswered, httpx2.WriteError):
+            except (Unanswered, httpx2.WriteError) as exc:
                 # A server that closes an idle connection as a request arrives says so at once.
                 # One that fails later may have worked on it: sent again, it would be billed twice.
-                if line.interrupted or now() - sent_at > RESEND_WITHIN:
+                # (It has not worked on a request of which it did not take the end.)
+                late = isinstance(exc, Unanswered) and exc.waited > RESEND_WITHIN
+                if line.interrupted or late:
                     raise
         return self._exchange(line, key, self._connect(line, request, key, proxy), request, message)
 
@@ -194,7 +195,12 @@ class Transport(httpx2.BaseTransport):
                 sock.sendall(message)
             except OSError as exc:
                 raise httpx2.WriteError(str(exc), request=request) from exc
-            status, headers, rest = read_head(line, sock, request)
+            sent_at = now()
+            try:
+                status, headers, rest = read_head(line, sock, request)
+            except Unanswered as exc:
+                exc.waited = now() - sent_at
+                raise
             give_back = partial(self.give_back, key)
             body = Body(line, sock, give_back, headers, rest, request, status)
         except BaseException:

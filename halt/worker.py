@@ -10,8 +10,8 @@ few dozen of those are enough to keep every thread from a Stop. Here a connectio
 poller until a request's head and, when it is short, its body are there. A shutdown does not wait
 for it either.
 
-And after its last response a connection is closed when its client has closed it, after
-REQUEST_SECONDS, or when the worker leaves; what the client still sends until then is dropped. The
+And after its last response a connection is closed when its client has closed it, or after
+REQUEST_SECONDS (LAST_ANSWERS where the worker leaves); what the client still sends is dropped. The
 original closes after 64 KiB, or after two seconds in which its main loop stands still. If a
 connection is closed with bytes unread, the client's system throws the answer away: a file that is
 too large would end with a reset, or with a proxy's 502, in place of the sentence that says so.
@@ -24,7 +24,9 @@ import re
 import socket
 import struct
 import time
+from collections import deque
 from functools import partial
+from operator import attrgetter
 from selectors import EVENT_READ
 from typing import Any
 
@@ -33,6 +35,9 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 #: Seconds for a new connection to send its request's head, and of silence within a long body.
 REQUEST_SECONDS = 30
 _RECEIVE_TIMEOUT = struct.pack("ll", REQUEST_SECONDS, 0)
+
+#: Seconds that a leaving worker gives clients to take their last answers and close.
+LAST_ANSWERS = 2.0
 
 #: Bytes of a request that is waited for as a whole. The body of a longer one is read by a thread.
 WHOLE_MAX = 65_536
@@ -55,6 +60,8 @@ def missing(seen: bytes) -> int:
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     """See the module."""
+
+    leave_by = 0.0  # when a leaving worker has waited for its clients; 0 while it stays
 
     def accept(self, listener: Any) -> None:
         try:
@@ -92,6 +99,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self.nr_conns -= 1
             conn.close()
             return
+        conn.halt_lingers = True
         conn.timeout = time.monotonic() + max(REQUEST_SECONDS, self.cfg.keepalive)
         self.pending_conns.append(conn)
         self.poller.register(conn.sock, EVENT_READ, partial(self.on_unwanted_bytes, conn))
@@ -117,10 +125,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         return bool(self.alive)
 
     def murder_pending(self) -> None:
-        """Close silent connections whose time is over; all of them when the worker leaves."""
+        """Close silent connections whose time is over.
+
+        When the worker leaves: all, but those that were answered have LAST_ANSWERS seconds.
+        """
         if not self.alive:
+            self.leave_by = self.leave_by or time.monotonic() + LAST_ANSWERS
             for conn in self.pending_conns:
-                conn.timeout = 0.0
+                lingers = getattr(conn, "halt_lingers", False)
+                conn.timeout = min(conn.timeout, self.leave_by) if lingers else 0.0
+            in_order = sorted(self.pending_conns, key=attrgetter("timeout"))
+            self.pending_conns: deque[Any] = deque(in_order)
         super().murder_pending()
 
     def _has_arrived(self, conn: Any) -> bool:

@@ -26,7 +26,7 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -79,10 +79,12 @@ class Find(msgspec.Struct, frozen=True, tag="find"):
 
 
 class List(msgspec.Struct, frozen=True, tag="list"):
-    """List this owner's running generations; with `stop`, stop them, and answer by receipts."""
+    """List this owner's running generations; with `stop`, stop those that began `before` that time,
+    and answer by receipts."""
 
     owner: str | None
     stop: bool = False
+    before: float = float("inf")  # on the clock of `metrics.now`, which is the machine's
 
 
 class Count(msgspec.Struct, frozen=True, tag="count"):
@@ -110,42 +112,65 @@ class Undelivered:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # protects the table below
-        self._stops: OrderedDict[tuple[str, str | None, str], tuple[int | None, float]]
-        self._stops = OrderedDict()  # (worker, requester, stream) -> (seen, until when), as added
+        # (worker, requester, stream) -> (seen, until when), as added; stream None: all of them
+        self._stops: OrderedDict[tuple[str, str | None, str | None], tuple[int | None, float]]
+        self._stops = OrderedDict()
 
-    def add(self, worker: str, stops: Stops, requester: str | None) -> None:
-        """Keep these; beyond UNDELIVERED_MAX the oldest go."""
+    def __bool__(self) -> bool:
+        return bool(self._stops)
+
+    def add(
+        self,
+        workers: Collection[str],
+        stops: Sequence[tuple[str | None, int | None]],
+        requester: str | None,
+    ) -> None:
+        """Keep these for each of the workers; beyond UNDELIVERED_MAX the oldest go.
+
+        A stop is a stream's ID, None for all streams of the requester, and the last event seen.
+        """
         until = now() + UNDELIVERED_SECONDS
         with self._lock:
-            for stream_id, seen in stops:
-                self._stops.setdefault((worker, requester, stream_id), (seen, until))
+            for worker in workers:
+                for stream_id, seen in stops:
+                    self._stops.setdefault((worker, requester, stream_id), (seen, until))
             while len(self._stops) > UNDELIVERED_MAX:
                 self._stops.popitem(last=False)
 
-    def due(self, workers: Collection[str]) -> list[tuple[str, Press]]:
+    def due(self, workers: Collection[str]) -> list[tuple[str, Press | List]]:
         """What each of these workers has to be sent. What is too old, or for a worker that is not
         among them, is dropped."""
         at = now()
+        requests: list[tuple[str, Press | List]] = []
         by_asker: defaultdict[tuple[str, str | None], list[tuple[str, int | None]]]
         by_asker = defaultdict(list)
         with self._lock:
             for key, (seen, until) in list(self._stops.items()):
                 worker, requester, stream_id = key
-                if worker in workers and until > at:
-                    by_asker[worker, requester].append((stream_id, seen))
-                else:
+                if worker not in workers or until <= at:
                     del self._stops[key]
-        return [
-            (worker, Press(stops[at : at + PRESS_MOST], requester))
+                elif stream_id is None:
+                    pressed_at = until - UNDELIVERED_SECONDS
+                    requests.append((worker, List(requester, stop=True, before=pressed_at)))
+                else:
+                    by_asker[worker, requester].append((stream_id, seen))
+        requests += [
+            (worker, Press(stops[first : first + PRESS_MOST], requester))
             for (worker, requester), stops in by_asker.items()
-            for at in range(0, len(stops), PRESS_MOST)
+            for first in range(0, len(stops), PRESS_MOST)
         ]
+        return requests
 
-    def delivered(self, worker: str, press: Press) -> None:
-        """The worker has these in its queue."""
+    def delivered(self, worker: str, request: Press | List) -> None:
+        """The worker has this in its queue."""
+        keys: list[tuple[str, str | None, str | None]]
+        if isinstance(request, Press):
+            keys = [(worker, request.requester, stream_id) for stream_id, _ in request.stops]
+        else:
+            keys = [(worker, request.owner, None)]
         with self._lock:
-            for stream_id, _ in press.stops:
-                self._stops.pop((worker, press.requester, stream_id), None)
+            for key in keys:
+                self._stops.pop(key, None)
 
 
 class SharedGenerations(Generations):
@@ -258,8 +283,7 @@ class SharedGenerations(Generations):
         missing = [stop for stop, (_, status) in zip(stops, pressed, strict=True) if status is None]
         theirs: dict[str, Receipt] = {}
         with self._ask(Press(missing, requester), STOP_WITHIN) if missing else Answers() as answers:
-            for name in answers.unreached:
-                self._undelivered.add(name, missing, requester)
+            self._undelivered.add(answers.unreached, missing, requester)
             receipts = [self._receipt(each, status, began) for each, status in pressed]
             for _, answer, _ in answers:
                 for each in _receipts.decode(answer):
@@ -280,7 +304,8 @@ class SharedGenerations(Generations):
         return sorted(found, key=lambda each: each.started_at)
 
     def stop_all(self, owner: str | None) -> list[Receipt]:
-        with self._ask(List(owner, stop=True), STOP_WITHIN) as answers:
+        with self._ask(List(owner, stop=True, before=now()), STOP_WITHIN) as answers:
+            self._undelivered.add(answers.unreached, [(None, None)], owner)
             receipts = self._stop_mine(owner)
             for _, answer, _ in answers:
                 receipts += _receipts.decode(answer)
@@ -297,10 +322,12 @@ class SharedGenerations(Generations):
 
     def _tick(self) -> None:
         """Send the Stops that a worker's full queue has refused."""
-        for name, press in self._undelivered.due(self._peers.others):
-            with self._peers.ask(_encode(press), 0.0, name) as answers:
+        if not self._undelivered:
+            return
+        for name, request in self._undelivered.due(self._peers.others):
+            with self._peers.ask(_encode(request), 0.0, name) as answers:
                 if not answers.unreached:
-                    self._undelivered.delivered(name, press)
+                    self._undelivered.delivered(name, request)
 
     # --- for the others ---------------------------------------------------------------------------
 
@@ -313,8 +340,10 @@ class SharedGenerations(Generations):
         if isinstance(request, Press):
             answer = super()._stop(request.stops, request.requester)
         elif isinstance(request, List):
-            mine = self._stop_mine if request.stop else super().running
-            answer = mine(request.owner)
+            if request.stop:
+                answer = self._stop_mine(request.owner, request.before)
+            else:
+                answer = super().running(request.owner)
         elif isinstance(request, Count):
             answer = self.open_streams
         else:

@@ -33,6 +33,13 @@ def program(path: Path, text: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
+def without_make() -> dict[str, str]:
+    """The environment, without what a `make` around the tests adds for the ones that it starts."""
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }
+
+
 def run_make(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """`make run` in a folder with the Makefile and nothing else that is real."""
     for name in ("Makefile", "requirements.txt", "requirements-demo.txt"):
@@ -41,7 +48,7 @@ def run_make(folder: Path, **environment: str) -> subprocess.CompletedProcess[st
     return subprocess.run(
         ["make", f"PYTHON={folder}/python", "run"],
         cwd=folder,
-        env=os.environ | environment,
+        env=without_make() | environment,
         capture_output=True,
         text=True,
         check=False,

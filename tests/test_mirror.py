@@ -58,10 +58,12 @@ class Worker:
         self.service = SharedGenerations(config, self.upstream, StopRegistry(), others)
         self.service.begin()
 
-    def start(self, stream_id: str, *fed: str, **more: Any) -> tuple[Run, ScriptedReply]:
-        """A run whose model has said this."""
+    def start(
+        self, stream_id: str, *fed: str, number: int = 0, **more: Any
+    ) -> tuple[Run, ScriptedReply]:
+        """A run whose model has said this; the worker's first where no `number` says otherwise."""
         run = self.service.start(ChatRequest(HI, id=stream_id), **more)
-        reply = self.upstream.reply()
+        reply = self.upstream.reply(number)
         reply.feed(*fed)
         until(lambda: run.log.last >= len(fed))
         return run, reply
@@ -363,8 +365,16 @@ def test_the_log_of_a_mirror_is_a_log() -> None:
 # --- a worker that takes no requests --------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "press",
+    [
+        lambda worker, who: worker.service.stop("a-stream", who, seen=0),
+        lambda worker, who: worker.service.stop_all(who),
+    ],
+    ids=["stop", "stop-all"],
+)
 def test_a_stop_reaches_a_worker_whose_queue_was_full(
-    begin: Begin, monkeypatch: pytest.MonkeyPatch
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, press: Callable[[Worker, str], object]
 ) -> None:
     """A Stop that a hanging worker could not be sent is sent again until it takes it."""
     monkeypatch.setattr(peers, "SHORT_MAX", 1)
@@ -389,12 +399,15 @@ def test_a_stop_reaches_a_worker_whose_queue_was_full(
         while not full:
             full = bool(stack.enter_context(other.service._peers.ask(b"?", 0.0, name)).unreached)
         assert hangs.wait(SOON)
-        for requester in ("me", "somebody else"):
-            assert other.service.stop("a-stream", requester, seen=0).status == "pending"
+        press(other, "somebody else")
+        press(other, "me")
         assert run.log.ended is None
         go_on.set()
         until(lambda: run.log.ended is not None)
-    assert (run.state, run.answer()) == ("cancelled", (0, ""))
+        assert run.state == "cancelled"
+        later, _ = owner.start("another", "two ", owner="me", number=1)
+        until(lambda: not other.service._undelivered)
+        assert later.log.ended is None  # it began after the press
 
 
 def test_stops_for_a_worker_are_kept_for_a_time_and_bounded(
@@ -404,11 +417,12 @@ def test_stops_for_a_worker_are_kept_for_a_time_and_bounded(
     monkeypatch.setattr(workers, "UNDELIVERED_MAX", 5)
     monkeypatch.setattr(workers, "PRESS_MOST", 2)
     kept = Undelivered()
-    kept.add("w1", [(f"stream-{n}", n) for n in range(6)], None)
-    kept.add("w1", [("stream-5", 7)], None)
+    kept.add(["w1"], [(f"stream-{n}", n) for n in range(6)], None)
+    kept.add(["w1"], [("stream-5", 7)], None)
 
     def due(*workers: str) -> list[list[str]]:
-        return [[stream_id for stream_id, _ in press.stops] for _, press in kept.due(workers)]
+        presses = [request for _, request in kept.due(workers) if isinstance(request, Press)]
+        return [[stream_id for stream_id, _ in press.stops] for press in presses]
 
     assert due("w1") == [["stream-1", "stream-2"], ["stream-3", "stream-4"], ["stream-5"]]
     kept.delivered("w1", Press([("stream-1", 1), ("stream-2", 2)], None))
@@ -417,5 +431,6 @@ def test_stops_for_a_worker_are_kept_for_a_time_and_bounded(
     assert due("w2") == []
     assert due("w1") == []
     monkeypatch.setattr(workers, "UNDELIVERED_SECONDS", -1.0)
-    kept.add("w1", [("stream-1", 1)], None)
+    kept.add(["w1"], [("stream-1", 1)], None)
     assert due("w1") == []
+    assert not kept

@@ -321,9 +321,13 @@ def test_what_is_given_up_is_ended_in_the_store_when_it_is_well(
 
 
 def test_one_that_cannot_be_ended_holds_up_no_other(
-    desk: Desk, caplog: pytest.LogCaptureFixture
+    desk: Desk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fault in the end of one generation is logged; those given up after it are ended."""
+    """A fault in the end of one generation is logged; those given up after it are ended.
+
+    It is tried again a few times, and not more often.
+    """
+    monkeypatch.setattr(module, "LATER", 0.01)
     desk.shelf.unreadable = {"broken"}
     desk.recorder.abandon(["broken", "after-it", "and-that"])
     desk.shelf.until(lambda: {"after-it", "and-that"} <= set(desk.shelf.interrupted))
