@@ -6,31 +6,34 @@ BIN := $(VENV)/bin
 LOG := $(VENV)/install.log
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: run test coverage bench clean
+.PHONY: run test system lint coverage bench clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
 	@$(BIN)/python app.py
 
 test: $(VENV)/test.stamp
-	@PYTHON=$(BIN)/python sh tests/system.sh
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@$(MAKE) --no-print-directory -j 2 system lint # the one waits for the network, the other computes
 	sh tests/with_postgres.sh $(BIN)/python -m pytest -n 3 --dist worksteal --ignore tests/browser
 	$(BIN)/python -m pytest -n 3 --dist worksteal tests/browser
 
-# What the tests run of the code, servers included. It takes half as long again.
-coverage: $(VENV)/test.stamp
+system: $(VENV)/test.stamp
 	@PYTHON=$(BIN)/python sh tests/system.sh
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# What the tests run of the code, servers included. It takes half as long again.
+coverage: system
 	$(BIN)/python -m coverage erase
 	sh tests/with_postgres.sh $(BIN)/python -m coverage run -m pytest -n 3 --dist worksteal --ignore tests/browser
 	$(BIN)/python -m coverage run -m pytest -n 2 --dist worksteal tests/browser
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 
-bench: $(VENV)/test.stamp
-	@PYTHON=$(BIN)/python sh tests/system.sh
+bench: system
 	$(BIN)/python -m tests.bench
 
 clean:
