@@ -33,7 +33,7 @@ from halt.archive import Archive
 from halt.builtin_tools import SHIPPED
 from halt.chat import Upstream
 from halt.choice import make_upstream
-from halt.config import Config, ConfigError, load
+from halt.config import Config, ConfigError, drop_empty, load
 from halt.database import database
 from halt.generation import Generations
 from halt.peers import Peers
@@ -106,10 +106,10 @@ def create_app(
         store.title_from_model(conversation_id, None, title)
 
     def has_room() -> bool:
-        service: Generations = app.extensions["halt"]
         return service.open_streams < settings.max_streams
 
-    titles = Titles(app.extensions["halt"].upstream, settings, save_title, has_room)
+    service: Generations = app.extensions["halt"]
+    titles = Titles(service.upstream, settings, save_title, has_room, store.is_listed)
     pages.install(app, store, recorder, titles)
     shelf.install(app)
     app.register_blueprint(streams.blueprint)
@@ -117,7 +117,7 @@ def create_app(
     app.register_blueprint(openai_api.blueprint)
     app.register_blueprint(openapi.blueprint)
     sockets.install(app)
-    app.register_blueprint(api.blueprint(pages.stop_fragment, app.extensions["halt"].upstream))
+    app.register_blueprint(api.blueprint(pages.stop_fragment, service.upstream))
     cli.install(app, generations)
     app.wsgi_app = RequestIds(app.wsgi_app)  # type: ignore[method-assign]
     add_to_log()
@@ -130,6 +130,7 @@ def create_app(
 if __name__ == "__main__":
     try:
         load()  # before gunicorn is loaded, which reads WEB_CONCURRENCY by itself
+        drop_empty("WEB_CONCURRENCY")
     except ConfigError as fault:
         sys.exit(f"halt: {fault}")
     from gunicorn.app.wsgiapp import run

@@ -12,6 +12,7 @@ VERSION = "0.1.0"
 
 if TYPE_CHECKING:
     from halt.library import ChatRequest as ChatRequest
+    from halt.library import ConfigError as ConfigError
     from halt.library import Generation as Generation
     from halt.library import GenerationError as GenerationError
     from halt.library import Halt as Halt
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChatRequest",
+    "ConfigError",
     "Generation",
     "GenerationError",
     "Halt",

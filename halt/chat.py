@@ -117,6 +117,10 @@ class ToolSpec(msgspec.Struct, forbid_unknown_fields=True):
     type: Literal["function"] = "function"
 
 
+#: Fields that Halt itself sends to the model's server; `extra_body` cannot replace them.
+OWN_FIELDS = frozenset({"messages", "model", "stream"})
+
+
 class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """What a model is asked. The optional fields mean what they mean in OpenAI's API."""
 
@@ -138,6 +142,10 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     response_format: dict[str, Any] | None = None
     extra_body: dict[str, Any] | None = None  # fields of the model's server that are not named here
     stream: Literal[True] = True  # accepted because clients send it; an answer always streams
+
+    def __post_init__(self) -> None:
+        for name in OWN_FIELDS & (self.extra_body or {}).keys():
+            raise ValueError(f"unknown field `extra_body.{name}`: it is a field of its own")
 
     def size(self) -> int:
         """Characters of all messages."""

@@ -320,7 +320,7 @@ class Config:
         A page of anybody's can point its own name at this machine and then talk to a server that
         asks for nothing (DNS rebinding). It cannot make the browser say another name.
         """
-        if self.token or not _is_loopback(self.host):
+        if self.token or not is_loopback(self.host):
             return None
         more = [name.strip() for name in self.hosts.split(",") if name.strip()]
         return ["localhost", "127.0.0.1", "::1", self.host.strip("[]"), *more]
@@ -362,7 +362,8 @@ def _parse(name: str, raw: str, kind: str, low: float | None, high: float | None
     raise ConfigError(f"{name}={raw!r} is not allowed: use {noun} from {low:g} to {high:g}.")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether this address can be reached from this machine alone."""
     if host == "localhost":
         return True
     try:
@@ -448,7 +449,7 @@ def _validate(config: Config) -> None:
             f"HALT_MAX_PROMPT_CHARS={config.max_prompt_chars}, which counts them in each request."
         )
     _validate_lists(config)
-    if not _is_loopback(config.host) and not config.token and not config.allow_anonymous:
+    if not is_loopback(config.host) and not config.token and not config.allow_anonymous:
         raise ConfigError(
             f"HOST={config.host!r} is reachable from other machines and no HALT_TOKEN is set: "
             "set HALT_TOKEN, or HALT_ALLOW_ANONYMOUS=1 to let anyone in."
@@ -544,6 +545,12 @@ def override(config: Config, **values: Any) -> Config:
 def user_data_folder() -> Path:
     """Where this platform keeps what belongs to one user; it may not exist yet."""
     return platformdirs.user_data_path("halt", appauthor=False)
+
+
+def drop_empty(name: str) -> None:
+    """Take a variable away that is empty, and so counts as unset, from others that read it."""
+    if not os.environ.get(name, "?").strip():
+        del os.environ[name]
 
 
 def publish(values: Mapping[str, str]) -> None:

@@ -422,6 +422,9 @@ class Store(Protocol):
     def rename(self, conversation_id: str, owner: str, title: str) -> Summary:
         """Give it a title of the user's. Raises UnknownConversation, RequestError."""
 
+    def is_listed(self, conversation_id: str) -> bool:
+        """Whether there is such a conversation, whosever it is, and it has not been deleted."""
+
     def title_from_model(self, conversation_id: str, owner: str | None, title: str) -> bool:
         """Give it a title of the model's; False where the user has named or deleted it.
 

@@ -181,7 +181,7 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
         "run_too_long": ("The answer took longer than is allowed here.", False),
         "answer_too_long": ("The answer grew longer than is allowed here.", False),
         "too_many_tool_rounds": ("The model called tools more often than is allowed here.", False),
-        "interrupted": ("The server was restarted while it answered.", True),
+        "interrupted": ("Halt ended before the answer did.", True),
         "no_model": ("No model is set up. See the note at the top of the page.", False),
         "internal": ("Something went wrong in Halt itself. It has been logged.", True),
     }

@@ -34,6 +34,7 @@ from halt.tools import Tool, Toolbox, ToolError
 
 __all__ = [
     "ChatRequest",
+    "ConfigError",
     "Generation",
     "GenerationError",
     "Halt",

@@ -31,6 +31,8 @@ BUFFERING = (
     "Neither buffer nor compress Halt's responses "
     "(nginx: `proxy_http_version 1.1; proxy_buffering off; gzip off;`)."
 )
+#: Codes of refusals that only a limit of this Halt makes.
+LIMITS = frozenset({"too_many_requests", "at_capacity"})
 #: Shares of the time in which the model wrote: below, its words were kept back.
 TOGETHER = 0.5
 SPREAD_MIN = 100.0  # milliseconds; a model that wrote for less says nothing about a proxy
@@ -208,7 +210,7 @@ def _streams(report: Report, remote: Remote, timeout: float) -> bool:
     try:
         whole = _stream(remote, SHORT, timeout, None)
     except HaltError as fault:
-        report.fail("stream", fault.message, "Look at the logs of the proxy and of Halt.")
+        report.fail("stream", fault.message, _remedy(fault, "Look at the proxy's and Halt's logs."))
         return False
     _headers(report, whole.headers)
     if not _complete(report, whole):
@@ -217,10 +219,17 @@ def _streams(report: Report, remote: Remote, timeout: float) -> bool:
     try:
         stopped = _stream(remote, LONG, timeout, PATIENCE / 2 if held else PATIENCE)
     except HaltError as fault:
-        report.fail("stop", fault.message, "Let POST /stop/... through to Halt.")
+        report.fail("stop", fault.message, _remedy(fault, "Let POST /stop/... through to Halt."))
         return False
     _stopped(report, stopped)
     return True
+
+
+def _remedy(fault: HaltError, usual: str) -> str:
+    """What to do about a refusal; the usual thing where it is not Halt's own limit."""
+    if fault.code in LIMITS:
+        return "Halt's own limit refused the doctor: wait, or raise it, and ask again."
+    return usual
 
 
 def _stream(remote: Remote, prompt: str, timeout: float, patience: float | None) -> Stream:

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from halt.config import Config, ConfigError
+from halt.config import Config, ConfigError, is_loopback
 
 #: A worker that leaves with this status makes gunicorn's master leave too; for any other it starts
 #: the next one, for ever.
@@ -48,11 +48,23 @@ def check_gunicorn(gunicorn: Any, settings: Config) -> None:
             f"gunicorn runs its {gunicorn.worker_class_str} worker, and Stop needs Halt's own, "
             f"which gunicorn.conf.py sets. {start}"
         )
+    if gunicorn.max_requests:
+        raise ConfigError(
+            f"--max-requests={gunicorn.max_requests} is not allowed: a worker that is replaced "
+            f"cuts its streams off. {start}"
+        )
     if gunicorn.threads < settings.threads:
         raise ConfigError(
             f"--threads={gunicorn.threads} is too few: {settings.max_streams} streams "
             f"(HALT_MAX_STREAMS) and Stop need {settings.threads}. {start}"
         )
+    if not settings.token and not settings.allow_anonymous:
+        for address in gunicorn.address:
+            if isinstance(address, tuple) and not is_loopback(address[0]):
+                raise ConfigError(
+                    f"--bind={address[0]} is reachable from other machines and no HALT_TOKEN is "
+                    "set: set HALT_TOKEN, or HALT_ALLOW_ANONYMOUS=1 to let anyone in."
+                )
 
 
 def _gunicorn() -> Any:

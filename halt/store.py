@@ -415,6 +415,13 @@ class SqlStore(Records):
             _update(connection, row, {"title": title, "titled_by": "user"})
             return _summary(connection, _find(connection, conversation_id, owner))
 
+    def is_listed(self, conversation_id: str) -> bool:
+        with self.database.reading() as connection:
+            found = select(conversations.c.id).where(
+                conversations.c.id == conversation_id, conversations.c.deleted_at.is_(None)
+            )
+            return connection.scalar(found) is not None
+
     def title_from_model(self, conversation_id: str, owner: str | None, title: str) -> bool:
         title = storable(" ".join(title.split())[:TITLE_MAX])
         with self.database.writing() as connection:

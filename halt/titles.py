@@ -71,15 +71,18 @@ class Titles:
         config: Config,
         save: Save,
         has_room: Callable[[], bool] = lambda: True,
+        is_there: Callable[[str], bool] = lambda conversation_id: True,
     ) -> None:
         """`save` is called with a conversation's ID and its title, by the thread that makes titles.
 
         What it raises is logged and ends nothing. `has_room` says whether a place for a stream is
-        free: without one no title is begun, and one that is being made is given up.
+        free: without one no title is begun, and one that is being made is given up. `is_there` says
+        whether a conversation has not been deleted: no title is made for one that has.
         """
         self._upstream = upstream
         self._save = save
         self._has_room = has_room
+        self._is_there = is_there
         self._by_model = config.titles == "model"
         self._changed = threading.Condition()  # protects the four below
         self._queue: deque[_Wanted] = deque()
@@ -140,7 +143,7 @@ class Titles:
 
     def _make(self, wanted: _Wanted) -> str:
         """Ask the model; empty where no title came of it. Raises UpstreamError, Interrupted."""
-        if not self._has_room():
+        if not self._has_room() or not self._is_there(wanted.conversation_id):
             return ""
         told = INSTRUCTION.format(prompt=wanted.prompt.strip(), answer=wanted.answer.strip())
         request = ChatRequest([Message("user", told)], model=wanted.model, max_tokens=MAX_TOKENS)

@@ -56,3 +56,12 @@ def test_a_bad_id_is_refused_alike_wherever_it_comes_from() -> None:
     """Also in JSON that was decoded before."""
     with pytest.raises(RequestError, match=r"^id must be 8 to 64 characters"):
         CHAT_REQUEST.convert({"messages": [HELLO], "id": "no"})
+
+
+@pytest.mark.parametrize("name", ["stream", "model", "messages"])
+def test_further_fields_replace_none_of_halts_own(name: str) -> None:
+    """A server that is told not to stream answers with what is no stream, and bills it."""
+    body = {"messages": [{"role": "user", "content": "Hi"}], "extra_body": {name: False}}
+    with pytest.raises(RequestError, match=f"extra_body.{name}") as refused:
+        CHAT_REQUEST.convert(body)
+    assert refused.value.field == f"extra_body.{name}"

@@ -17,7 +17,15 @@ import pytest
 
 from app import create_app
 from halt.config import Config
-from tests.conftest import REFUSES_WITHIN, ROOT, HaltServer, halt_environment, new_id, refused_start
+from tests.conftest import (
+    REFUSES_WITHIN,
+    ROOT,
+    HaltServer,
+    StartHalt,
+    halt_environment,
+    new_id,
+    refused_start,
+)
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Client
 from tests.wire import SOON
@@ -70,6 +78,7 @@ def test_gunicorn_without_its_settings_is_refused(
         (["-k", "sync", "--threads", "1"], "gunicorn runs its sync worker, "),
         (["-k", "gthread"], "gunicorn runs its gthread worker, "),
         (["--threads", "1"], "--threads=1 is too few: 200 streams "),
+        (["--max-requests", "3"], "--max-requests=3 is not allowed: "),
     ],
 )
 def test_other_workers_are_refused(args: list[str], why: str) -> None:
@@ -162,3 +171,18 @@ def stops(client: Client) -> None:
         events.until_text("4 ")
         assert client.stop(stream_id).json["status"] == "stopped"
         assert events.to_end().terminal["type"] == "cancelled"
+
+
+def test_an_address_that_others_reach_needs_a_token() -> None:
+    """gunicorn's own --bind is held to the same rule as HOST; a token lets it pass."""
+    model = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+    status, printed = refused_start("--bind", "0.0.0.0:0", **model)
+    assert status == 1
+    assert re.fullmatch("halt: --bind=0.0.0.0 is reachable from other machines and .*\n", printed)
+    server = HaltServer({**model, "HALT_TOKEN": "a-good-token"}, "--bind", "0.0.0.0:0")
+    server.close()
+
+
+def test_an_empty_number_of_workers_counts_as_unset(start_halt: StartHalt) -> None:
+    """gunicorn reads WEB_CONCURRENCY by itself, and fails on an empty one."""
+    assert start_halt("http://127.0.0.1:9/v1", WEB_CONCURRENCY="").client().get("/").status == 200

@@ -328,3 +328,19 @@ def test_a_title_is_short_plain_and_one_line(text: str) -> None:
 def test_what_a_model_says_is_cleaned(said: str, title: str) -> None:
     """Quotes, labels, marks and full stops are no part of a title."""
     assert cleaned(said) == title
+
+
+def test_a_deleted_conversation_gets_no_title(upstream: Scripted, saved: Saved) -> None:
+    """The model is not asked, and so not paid, for a conversation that was deleted meanwhile."""
+    asked: list[str] = []
+
+    def is_there(conversation_id: str) -> bool:
+        asked.append(conversation_id)
+        return False
+
+    titles = Titles(upstream, Config(), saved, is_there=is_there)
+    assert titles.wanted("c-1", "Question", "Answer")
+    until(lambda: asked == ["c-1"])
+    titles.close()
+    assert upstream.asked == []
+    assert saved.nothing()
