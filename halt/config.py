@@ -320,7 +320,7 @@ class Config:
         A page of anybody's can point its own name at this machine and then talk to a server that
         asks for nothing (DNS rebinding). It cannot make the browser say another name.
         """
-        if self.token or not is_loopback(self.host):
+        if self.token or not _is_loopback(self.host):
             return None
         more = [name.strip() for name in self.hosts.split(",") if name.strip()]
         return ["localhost", "127.0.0.1", "::1", self.host.strip("[]"), *more]
@@ -362,8 +362,19 @@ def _parse(name: str, raw: str, kind: str, low: float | None, high: float | None
     raise ConfigError(f"{name}={raw!r} is not allowed: use {noun} from {low:g} to {high:g}.")
 
 
-def is_loopback(host: str) -> bool:
-    """Whether this address can be reached from this machine alone."""
+def check_reachable(config: Config, setting: str, host: str) -> None:
+    """An address that other machines reach needs a token, or the word that none is wanted.
+
+    `setting` is where the address was set, as an error shows it. Raises ConfigError.
+    """
+    if not _is_loopback(host) and not config.token and not config.allow_anonymous:
+        raise ConfigError(
+            f"{setting} is reachable from other machines and no HALT_TOKEN is set: "
+            "set HALT_TOKEN, or HALT_ALLOW_ANONYMOUS=1 to let anyone in."
+        )
+
+
+def _is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
@@ -449,11 +460,7 @@ def _validate(config: Config) -> None:
             f"HALT_MAX_PROMPT_CHARS={config.max_prompt_chars}, which counts them in each request."
         )
     _validate_lists(config)
-    if not is_loopback(config.host) and not config.token and not config.allow_anonymous:
-        raise ConfigError(
-            f"HOST={config.host!r} is reachable from other machines and no HALT_TOKEN is set: "
-            "set HALT_TOKEN, or HALT_ALLOW_ANONYMOUS=1 to let anyone in."
-        )
+    check_reachable(config, f"HOST={config.host!r}", config.host)
 
 
 def _validate_lists(config: Config) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from halt.config import Config, ConfigError, is_loopback
+from halt.config import Config, ConfigError, check_reachable
 
 #: A worker that leaves with this status makes gunicorn's master leave too; for any other it starts
 #: the next one, for ever.
@@ -58,13 +58,9 @@ def check_gunicorn(gunicorn: Any, settings: Config) -> None:
             f"--threads={gunicorn.threads} is too few: {settings.max_streams} streams "
             f"(HALT_MAX_STREAMS) and Stop need {settings.threads}. {start}"
         )
-    if not settings.token and not settings.allow_anonymous:
-        for address in gunicorn.address:
-            if isinstance(address, tuple) and not is_loopback(address[0]):
-                raise ConfigError(
-                    f"--bind={address[0]} is reachable from other machines and no HALT_TOKEN is "
-                    "set: set HALT_TOKEN, or HALT_ALLOW_ANONYMOUS=1 to let anyone in."
-                )
+    for address in gunicorn.address:
+        if isinstance(address, tuple):  # else a Unix socket
+            check_reachable(settings, f"--bind={address[0]}", address[0])
 
 
 def _gunicorn() -> Any:

@@ -58,11 +58,15 @@ def halt_environment(env: dict[str, str]) -> dict[str, str]:
 
 def refused_start(*args: str, **settings: Any) -> tuple[int, str]:
     """Start Halt with what it must refuse; its exit status and what it printed."""
-    env = halt_environment({name: str(value) for name, value in settings.items()})
+    return refused([sys.executable, "app.py", *args], ROOT, settings)
+
+
+def refused(command: list[str], folder: Path, settings: dict[str, Any]) -> tuple[int, str]:
+    """Run a command in a folder that must refuse to start Halt; its exit status and its output."""
     with subprocess.Popen(
-        [sys.executable, "app.py", *args],
-        cwd=ROOT,
-        env=env,
+        command,
+        cwd=folder,
+        env=halt_environment({name: str(value) for name, value in settings.items()}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

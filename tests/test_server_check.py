@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +22,7 @@ from tests.conftest import (
     StartHalt,
     halt_environment,
     new_id,
+    refused,
     refused_start,
 )
 from tests.fake_openai import FakeOpenAI
@@ -35,21 +34,8 @@ RIGHT = re.escape(f"Start Halt by `cd {ROOT} && gunicorn app:app`, without -k an
 
 def elsewhere(folder: Path, *args: str, **env: str) -> tuple[int, str]:
     """gunicorn from another folder, where it does not find its settings: exit status, output."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "--chdir", str(ROOT), *args],
-        cwd=folder,
-        env=halt_environment({"HALT_DATA": str(folder / "data"), "HOME": str(folder), **env}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            printed, _ = process.communicate(timeout=REFUSES_WITHIN)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            pytest.fail(f"gunicorn goes on and printed:\n{process.communicate()[0]}")
-    return process.returncode, printed
+    command = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "--chdir", str(ROOT), *args]
+    return refused(command, folder, {"HALT_DATA": folder / "data", "HOME": folder, **env})
 
 
 @pytest.mark.parametrize(
