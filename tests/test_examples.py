@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ def run(name: str, *arguments: str) -> str:
     return done.stdout
 
 
+def read_until(pieces: Iterator[str], text: str) -> str:
+    """Read on until `text` has come; all that was read."""
+    got = ""
+    while text not in got:
+        got += next(pieces)
+    return got
+
+
 def test_requests_prints_an_answer(halt: HaltServer) -> None:
     """The script alone: an answer from its first to its last word."""
     assert run("python_requests.py", halt.url, "as it was said") == "as it was said\n"
@@ -42,7 +51,7 @@ def test_requests_stops_an_answer(halt: HaltServer, shared_fake: FakeOpenAI) -> 
     said = f"/fake stall?n=3 {new_id()}"
     with python_requests.ask(halt.url, said) as response:
         text = python_requests.pieces(response)
-        got = next(text)
+        got = read_until(text, "2 ")
         receipt = python_requests.stop(halt.url, response.headers["X-Stream-Id"])
         assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
         assert got + "".join(text) == "0 1 2 "
@@ -68,7 +77,7 @@ def test_openai_s_client_is_stopped(halt: HaltServer, shared_fake: FakeOpenAI) -
     said, stream_id = f"/fake stall?n=3 {new_id()}", new_id()
     with OpenAI(base_url=f"{halt.url}/v1", api_key="any") as llm:
         text = openai_client.pieces(llm, "echo", said, stream_id)
-        got = next(text)
+        got = read_until(text, "2 ")
         receipt = openai_client.stop(halt.url, stream_id)
         assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
         assert got + "".join(text) == "0 1 2 "
