@@ -131,7 +131,7 @@ class EventStream(Reading):
 
         `opening`: the first bytes, where they are no comment. `interval`: the least time between
         two frames, in seconds. `brief`: end after the events that are there now; the client comes
-        back for more. `nothing` is sent to a reader that has all of an ended stream already.
+        back for more. `nothing` is sent at the stream's end to a reader that had all of it already.
         `aside` is asked in silence whether there is something else to be said.
         """
         super().__init__(generations, run, client, after)
@@ -156,13 +156,11 @@ class EventStream(Reading):
         yield self._opening
         heartbeat = self._generations.config.heartbeat
         spoke_at = now()
-        if self.run.log.ended is not None and self._after >= self.run.log.last:
-            yield self._nothing
-        viewer = self._viewer
+        viewer, told = self._viewer, False
         try:
             for events in self.run.follow(self._after, viewer, self._interval):
                 if events:
-                    frame = self._present(events)
+                    frame, told = self._present(events), True
                 elif self._aside is not None and (said := self._aside()):
                     frame = said
                 elif now() - spoke_at >= heartbeat:
@@ -175,6 +173,9 @@ class EventStream(Reading):
         except OffsetLost as lost:
             # The reader was slower than the log is long. It is told, never given a gap.
             yield self.lost(lost)
+        else:
+            if not told and not viewer.gone:
+                yield self._nothing
 
     def lost(self, lost: OffsetLost) -> bytes:
         """The last frame of a reader whose next events are no longer kept."""

@@ -373,6 +373,19 @@ def test_an_offset_that_is_no_number_is_refused(client: Client, after: str) -> N
     assert refused.error["field"] == "after"
 
 
+def test_a_reader_beyond_the_end_is_told_that_it_is_over(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """Whoever has more than there will be gets the protocol's end, running or ended."""
+    said = new_id()
+    with client.chat("stall?n=3", said) as events:
+        early = client.follow(events.until_text("2 ").id, after=1000)
+        asked(shared_fake, said).release()
+        events.to_end()
+        for reader in (early, client.follow(events.id, after=1000)):
+            assert [each.data for each in reader.to_end().seen] == ["[DONE]"]
+
+
 def test_a_reader_below_the_kept_part_is_told_offset_lost(
     small_logs: HaltServer, shared_fake: FakeOpenAI
 ) -> None:

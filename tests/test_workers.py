@@ -210,7 +210,9 @@ def test_every_worker_tells_every_event_once_and_in_order(
         told = taken(first.to_end())
         assert [number for number, _ in told[:-1]] == [str(n) for n in range(1, len(told))]
         for after, events in readers:
-            assert taken(events.to_end()) == told[after:]
+            # On a busy machine tokens come together: fewer events than 200, and these readers
+            # have all of them but the end.
+            assert taken(events.to_end()) == told[min(after, len(told) - 1) :]
         for name in crowd.names:
             with crowd.at(name).follow(first.id, 7) as replay:
                 assert taken(replay.to_end()) == told[7:]
