@@ -119,7 +119,7 @@ def test_every_provider_of_a_file_is_looked_at(shared_fake: FakeOpenAI, tmp_path
     file = tmp_path / "halt.toml"
     file.write_text(
         f"""
-        default = "claude/count?n=20"
+        default = "claude/{PACED}"
         [providers.local]
         kind = "openai"
         base_url = "http://127.0.0.1:{free_port()}/v1"
@@ -127,7 +127,7 @@ def test_every_provider_of_a_file_is_looked_at(shared_fake: FakeOpenAI, tmp_path
         kind = "anthropic"
         base_url = "{shared_fake.origin}"
         key_env = "KEY_OF_DOCTOR"
-        models = ["echo", "count?n=20"]
+        models = ["echo", "{PACED}"]
         [providers.work]
         kind = "azure"
         endpoint = "{shared_fake.origin}"
@@ -142,7 +142,7 @@ def test_every_provider_of_a_file_is_looked_at(shared_fake: FakeOpenAI, tmp_path
     assert found.exit_code == 1
     assert statuses["local: connection"] == "fail"
     assert "base_url of [providers.local]" in found.remedy("local: connection")
-    assert found.findings["claude: models"]["text"].endswith("count?n=20 answers")
+    assert found.findings["claude: models"]["text"].endswith(f"{PACED} answers")
     assert (statuses["claude: answer"], statuses["claude: stop"]) == ("ok", "ok")
     assert statuses["work: models"] == "ok"
     assert statuses["work: answer"] == "fail"
