@@ -46,7 +46,7 @@ def strict(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
             "HALT_RETRIES": "0",
             "HALT_MAX_STREAMS": "2",
             "HALT_MAX_BODY_BYTES": "8192",
-            "HALT_FIRST_BYTE_TIMEOUT": "0.5",
+            "HALT_FIRST_BYTE_TIMEOUT": "1.5",
             "HALT_TOKEN": "open-sesame",
             "HALT_LOG_SECONDS": "0",
         }
