@@ -415,9 +415,10 @@ def test_nothing_is_compressed(ws: WebSocket) -> None:
 
 def test_a_slow_reader_is_dropped_and_resumes(hasty: HaltServer) -> None:
     """It finds a close code that says why behind what it was sent, and can follow from there."""
+    dropped = hasty.printed.count("too slow")
     with WebSocket(hasty, receive_buffer=4096) as slow:
         stream_id = slow.start("count?n=50000&burst=10")
-        hasty.wait_printed("too slow")
+        eventually(lambda: hasty.printed.count("too slow") > dropped)
         end = slow.ended()
         assert (end.code, "follow" in end.reason) == (4008, True)
     seen = slow.seen[stream_id]
@@ -447,10 +448,12 @@ def test_answers_that_nobody_takes_are_not_kept(hasty: HaltServer) -> None:
     """Who asks on and on and never reads is dropped as too slow; nothing grows meanwhile."""
     wrong = b'{"type":"none"}'  # each is answered with more bytes than it has
     asked_for = 50_000  # the answers are more than any system keeps for a reader
+    dropped = hasty.printed.count("too slow")
     with raw_handshake(hasty) as sock:
         assert b" 101 " in sock.recv(65536)
         with contextlib.suppress(ConnectionError):  # it may be dropped before it has said it all
             sock.sendall((b"\x81%c\0\0\0\0%b" % (128 | len(wrong), wrong)) * asked_for)
+        eventually(lambda: hasty.printed.count("too slow") > dropped)  # nothing is taken until then
         said = b""
         with contextlib.suppress(ConnectionError):
             while piece := sock.recv(65536):
