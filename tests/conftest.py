@@ -115,7 +115,10 @@ class HaltServer:
 
     def __init__(self, env: dict[str, str], *args: str) -> None:
         self._data = tempfile.TemporaryDirectory(prefix="halt-data-")
-        clean = halt_environment({"HALT_DATA": self._data.name, **env})
+        # A model that floods writes as much as the default allows in four seconds, which a test
+        # on a busy machine may take to stop it.
+        roomy = {"HALT_DATA": self._data.name, "HALT_MAX_ANSWER_CHARS": "50000000"}
+        clean = halt_environment({**roomy, **env})
         self.process = subprocess.Popen(
             [sys.executable, *self.command, *args],
             cwd=ROOT,

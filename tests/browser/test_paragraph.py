@@ -12,16 +12,17 @@ from tests.browser.chat import Chat
 WORDS = ("AV", "To", "fi", "flow", "office", "waffle", "“quoted”", "words", "—", "e.g.", "A/V", "I")
 TAIL = ".answer .tail"
 
-#: Where each word of an open text stands, its pieces joined.
+#: Where each word of an open text stands in it, its pieces joined.
 PLACES = """tail => {
   tail.normalize();
+  const corner = tail.getBoundingClientRect();
   const places = [], range = new Range();
   for (const node of tail.childNodes) {
     for (const { index } of node.data?.matchAll(/\\S+/g) ?? []) {
       range.setStart(node, index);
       range.setEnd(node, index + 1);
       const { x, y } = range.getBoundingClientRect();
-      places.push([x, y]);
+      places.push([x - corner.x, y - corner.y]);
     }
   }
   return places;
