@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 STOPPED = 130  # exit status, as a shell says it of a program that Ctrl-C has ended
 GROUPS_AHEAD = 256  # groups of events that are read ahead of what is shown
+#: Seconds until the main thread looks for signals by itself. One that comes in the moment between
+#: Python's own look and the system's wait does not end the wait, and would be heard with the next
+#: event: of a silent model never.
+LISTENS_EVERY = 0.1
 LATE_STOP = 1.0  # seconds after an answer in which a Ctrl-C was meant for it
 HISTORY_MAX = 1_048_576  # bytes of the history file; half of it is kept when it grows beyond
 
@@ -164,7 +168,8 @@ class _Asking:
         ended: Terminal | None = None
         receipt: Receipt | None = None
         while ended is None or screen.behind or (self._stopping and receipt is None):
-            wait = screen.tick()
+            due = screen.tick()
+            wait = LISTENS_EVERY if due is None else min(due, LISTENS_EVERY)
             try:
                 item = self._inbox.get(timeout=wait)
             except queue.Empty:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import io
 import os
@@ -34,11 +35,13 @@ from tests.conftest import (
     SEEN_WITHIN,
     HaltServer,
     asked,
+    eventually,
     halt_environment,
     new_id,
 )
 from tests.fake_openai import FakeOpenAI
 from tests.pseudo_terminal import Terminal
+from tests.scripted import SOON
 
 CHAT = [sys.executable, "-m", "flask", "--app", "app", "chat"]
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -454,7 +457,7 @@ class Quick:
     def __init__(self, place: str) -> None:
         self._place = place
         self._stopped = threading.Event()
-        self._is_stopped = place in {"before the answer", "as it begins"}
+        self._is_stopped = place in {"before the answer", "as it begins", "as it is waited for"}
 
     def press(self, place: str) -> None:
         if place == self._place:
@@ -467,8 +470,14 @@ class Quick:
         return "quick"
 
     def start(self, request: ChatRequest) -> Iterator[Group]:
+        if self._place == "as it is waited for":
+            main = threading.main_thread().ident
+            assert main is not None
+            eventually(lambda: sys._current_frames()[main].f_code.co_name == "_show")
+            self._place = ""
+            _thread.interrupt_main()  # as a signal that does not end the system's wait
         if self._is_stopped:
-            assert self._stopped.wait(60)
+            assert self._stopped.wait(SOON)
         yield [(1, Content("whole")), (2, Done("stop", Meter().snapshot()))]
 
     def stop(self, stream_id: str, seen: int) -> Receipt:
@@ -504,6 +513,7 @@ class Beginning(PlainScreen):
         ("before the first prompt", "", STOPPED),
         ("before the answer", "Stopped.", 0),
         ("as it begins", "Stopped.", 0),
+        ("as it is waited for", "Stopped.", 0),
         ("behind the answer", "The answer was complete already. Ctrl-C again leaves.", 0),
     ],
 )
