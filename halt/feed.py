@@ -24,6 +24,7 @@ from weakref import WeakSet
 from halt.errors import AtCapacity, HaltError, UpstreamError
 from halt.events import Event, is_terminal
 from halt.generation import RETRY_AFTER, Generations
+from halt.line import TICK
 from halt.metrics import now
 from halt.recording import Recording, Viewer
 
@@ -134,7 +135,8 @@ class Feed:
                 self._waiting = True
             if not wait:
                 return []
-            self._bell.acquire()
+            # Not for ever: a Ctrl-C that comes as the wait begins does not end it.
+            self._bell.acquire(timeout=TICK)
 
     @property
     def over(self) -> bool:

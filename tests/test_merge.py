@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -147,6 +149,25 @@ def test_leaving_a_with_stops_all(program: Halt, fake: FakeOpenAI) -> None:
     with program.merge({"a": "x", "b": "y"}, model="silent_headers") as merged:
         fake.wait_request(1)
     assert {merged[label].state for label in merged.labels} == {"cancelled"}
+
+
+def test_ctrl_c_is_heard_as_the_wait_for_a_silent_model_begins(program: Halt) -> None:
+    """A signal that comes just before the system's wait does not end it; one is sent like that."""
+    main, heard, in_time = threading.get_ident(), threading.Event(), []
+    with program.merge({"a": "x"}, model="silent_headers") as merged:
+
+        def press() -> None:
+            until(lambda: sys._current_frames()[main].f_code is Feed.take.__code__)
+            _thread.interrupt_main()
+            in_time.append(heard.wait(SOON))
+            merged.stop()
+
+        pressing = Background(press)
+        with pytest.raises(KeyboardInterrupt):
+            next(iter(merged))
+        heard.set()
+        pressing.end()
+    assert in_time == [True]
 
 
 def test_a_merge_that_is_dropped_lets_its_threads_go() -> None:
