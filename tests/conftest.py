@@ -227,6 +227,14 @@ def start_halt() -> Iterator[StartHalt]:
 
 
 @pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """A Ctrl-C is one, also where the tests run in the background and were told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def fake() -> Iterator[FakeOpenAI]:
     """A fake upstream of this test's own; models it does not know are `echo`."""
     with FakeOpenAI(unknown_model="echo") as server:

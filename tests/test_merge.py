@@ -151,6 +151,7 @@ def test_leaving_a_with_stops_all(program: Halt, fake: FakeOpenAI) -> None:
     assert {merged[label].state for label in merged.labels} == {"cancelled"}
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_is_heard_as_the_wait_for_a_silent_model_begins(program: Halt) -> None:
     """A signal that comes just before the system's wait does not end it; one is sent like that."""
     main, heard, in_time = threading.get_ident(), threading.Event(), []
