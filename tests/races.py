@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import sys
 import threading
 from collections.abc import Callable
+from types import CodeType
 from typing import TypeVar
+
+from tests.wire import until
 
 T = TypeVar("T")
 
@@ -47,3 +51,14 @@ def together(*bodies: Callable[[], T]) -> list[T]:
     if faults:
         raise faults[0]
     return [results[n] for n in range(len(bodies))]
+
+
+def interrupt_in(code: CodeType) -> None:
+    """Send the main thread a Ctrl-C once it is in the function of this code.
+
+    It is one that does not end a wait of the system's, as a signal that comes just before the wait.
+    """
+    main = threading.main_thread().ident
+    assert main is not None
+    until(lambda: sys._current_frames()[main].f_code is code)
+    _thread.interrupt_main()

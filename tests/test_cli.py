@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import io
 import os
@@ -35,12 +34,12 @@ from tests.conftest import (
     SEEN_WITHIN,
     HaltServer,
     asked,
-    eventually,
     halt_environment,
     new_id,
 )
 from tests.fake_openai import FakeOpenAI
 from tests.pseudo_terminal import Terminal
+from tests.races import interrupt_in
 from tests.scripted import SOON
 
 CHAT = [sys.executable, "-m", "flask", "--app", "app", "chat"]
@@ -465,11 +464,8 @@ class Quick:
 
     def start(self, request: ChatRequest) -> Iterator[Group]:
         if self._place == "as it is waited for":
-            main = threading.main_thread().ident
-            assert main is not None
-            eventually(lambda: sys._current_frames()[main].f_code.co_name == "_show")
             self._place = ""
-            _thread.interrupt_main()  # as a signal that does not end the system's wait
+            interrupt_in(chats._Asking._show.__code__)
         if self._is_stopped:
             assert self._stopped.wait(SOON)
         yield [(1, Content("whole")), (2, Done("stop", Meter().snapshot()))]
