@@ -19,13 +19,15 @@ import msgspec
 
 from halt.chat import ChatRequest, FilePart, ImagePart, Message, Reply, TextPart, ToolTurn
 from halt.continuing import Way, unfinished
-from halt.decoder import CallAssembler, EventDecoder, Gathering
+from halt.decoder import EventDecoder
 from halt.errors import UpstreamError
 from halt.events import Content, Reasoning
 from halt.faults import error_object, fault
+from halt.gathering import Gathering
 from halt.line import Line, on_line
 from halt.provider import EventReply, Provider, begin, http_client, warm_up_client
 from halt.provider_settings import ProviderSettings
+from halt.tool_calls import CallAssembler
 from halt.transport import Transport
 
 MODELS_MAX = 1000  # of one page of the list, as many as the API gives

@@ -8,61 +8,19 @@ Decoded with typed structs, because building the SDK's objects costs more than a
 from __future__ import annotations
 
 import codecs
-import contextlib
-import secrets
 from typing import Any
 
 import msgspec
 
 from halt.chat import Part
 from halt.errors import UpstreamError
-from halt.events import Content, Delta, Reasoning, ToolCall, ToolCallDelta
+from halt.events import Content, Reasoning
 from halt.faults import error_object
+from halt.gathering import Gathering
+from halt.think_tags import ThinkSplitter
+from halt.tool_calls import CallAssembler
 
 LINE_MAX = 1_048_576  # bytes of one event; no model's piece of an answer is near it
-CALLS_MAX = 64  # tool calls of one answer
-THINK, THOUGHT = "<think>", "</think>"
-
-
-class Gathering:
-    """The deltas of one read; text of one kind that arrived together becomes one delta."""
-
-    __slots__ = ("_kind", "_texts", "chunks", "events")
-
-    def __init__(self) -> None:
-        self.events: list[Delta] = []
-        self.chunks = 0
-        self._kind: type[Content] | type[Reasoning] = Content
-        self._texts: list[str] = []
-
-    def text(self, kind: type[Content] | type[Reasoning], text: str) -> None:
-        """Add text of an answer or of reasoning."""
-        if not text:
-            return
-        if kind is not self._kind:
-            self._close()
-            self._kind = kind
-        self._texts.append(text)
-
-    def add(self, event: Delta) -> None:
-        """Add anything else."""
-        self._close()
-        self.events.append(event)
-
-    def part(self, *, ended: bool) -> Part:
-        """All of it."""
-        if len(self._texts) == 1 and not self.events:  # the usual read: one token
-            return Part((self._kind(self._texts[0]),), self.chunks, ended)
-        self._close()
-        return Part(tuple(self.events), self.chunks, ended)
-
-    def __bool__(self) -> bool:
-        return bool(self._texts or self.events)
-
-    def _close(self) -> None:
-        if self._texts:
-            self.events.append(self._kind("".join(self._texts)))
-            self._texts.clear()
 
 
 class EventDecoder:
@@ -158,150 +116,6 @@ class EventDecoder:
                 self._data.clear()
                 self._size = 0
         return events
-
-
-class ThinkSplitter:
-    """Tells `<think>...</think>` at the beginning of an answer from the answer itself.
-
-    Many servers hand such models' output through as it is. The tags may be cut anywhere; what might
-    be the beginning of one is held back until it is clear. Line breaks behind either tag belong to
-    the tag.
-    """
-
-    __slots__ = ("_held", "_phase", "through")
-
-    def __init__(self) -> None:
-        self.through = False  # nothing is left to be split: what comes is the answer
-        self._phase = "start"  # then "opened", "thinking", "closed", "answer"; or "answer" at once
-        self._held = ""
-
-    def feed(self, text: str, out: Gathering) -> None:
-        """Sort a piece of text into `out`."""
-        text, self._held = self._held + text, ""
-        if self._phase == "start":
-            begun = text.lstrip()
-            if begun.startswith(THINK):
-                self._phase, text = "opened", begun[len(THINK) :]
-            elif THINK.startswith(begun):
-                self._held = text
-                return
-            else:
-                self._begin_answer()
-        if self._phase == "opened":
-            text = text.lstrip("\n")
-            if not text:
-                return
-            self._phase = "thinking"
-        if self._phase == "thinking":
-            thought, tag, rest = text.partition(THOUGHT)
-            if not tag:
-                keep = _overlap(text, THOUGHT)
-                self._held = text[len(text) - keep :]
-                out.text(Reasoning, text[: len(text) - keep])
-                return
-            out.text(Reasoning, thought)
-            self._phase, text = "closed", rest
-        if self._phase == "closed":
-            text = text.lstrip("\n")
-            if not text:
-                return
-            self._begin_answer()
-        out.text(Content, text)
-
-    def end(self, out: Gathering) -> None:
-        """The text is complete: what was held back was no tag."""
-        out.text(Reasoning if self._phase == "thinking" else Content, self._held)
-        self._held = ""
-        self._begin_answer()
-
-    def _begin_answer(self) -> None:
-        self._phase, self.through = "answer", True
-
-
-def _overlap(text: str, tag: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `tag`."""
-    for size in range(min(len(tag) - 1, len(text)), 0, -1):
-        if tag.startswith(text[-size:]):
-            return size
-    return 0
-
-
-class _Assembly:
-    """A tool call that is coming in."""
-
-    __slots__ = ("arguments", "given", "id", "name", "number")
-
-    def __init__(self, number: int, given: str, own: str, name: str) -> None:
-        self.number = number
-        self.given = given  # the ID as the server gave it, perhaps none
-        self.id = own
-        self.name = name
-        self.arguments: list[str] = []
-
-    def is_whole(self) -> bool:
-        """Its arguments are a complete JSON value."""
-        with contextlib.suppress(msgspec.DecodeError):
-            msgspec.json.decode("".join(self.arguments))
-            return True
-        return False
-
-
-class CallAssembler:
-    """Tool calls from their fragments: several at once, arguments in pieces, the IDs only once.
-
-    Servers differ. Some leave the index out; Ollama gives whole calls that all have index 0 and an
-    ID each; some give no IDs, or a new one with every piece. What begins a call has a name.
-    """
-
-    def __init__(self) -> None:
-        self._calls: list[_Assembly] = []
-        self._slots: dict[int, _Assembly] = {}  # the server's index -> the call it means now
-
-    def fragment(self, index: int | None, id_: str, name: str, pieces: str, out: Gathering) -> None:
-        """Add a fragment. Raises UpstreamError where there are too many calls."""
-        call = self._find(index, id_)
-        if call is None or self._begins(call, id_, name, pieces):
-            call = self._begin(id_, name)
-        elif name and not call.name:
-            call.name = name
-        if index is not None:
-            self._slots[index] = call
-        if pieces:
-            call.arguments.append(pieces)
-        out.add(ToolCallDelta(call.number, call.id, call.name, pieces))
-
-    def finish(self, out: Gathering) -> None:
-        """Give out the whole calls, in the order in which they began."""
-        for call in self._calls:
-            out.add(ToolCall(call.id, call.name, "".join(call.arguments)))
-        self._calls.clear()
-        self._slots.clear()
-
-    def _find(self, index: int | None, id_: str) -> _Assembly | None:
-        if index is not None:
-            return self._slots.get(index)
-        if id_:
-            same = [call for call in self._calls if call.given == id_]
-            if same:
-                return same[-1]
-        return self._calls[-1] if self._calls else None
-
-    def _begins(self, call: _Assembly, id_: str, name: str, pieces: str) -> bool:
-        """The fragment is not a piece of this call, though the server put it in its place."""
-        if not name or not call.name:
-            return False
-        if id_ and call.given:
-            return id_ != call.given
-        return name != call.name or (bool(pieces) and call.is_whole())
-
-    def _begin(self, given: str, name: str) -> _Assembly:
-        if len(self._calls) >= CALLS_MAX:
-            raise UpstreamError("upstream_invalid", "too many tool calls")
-        taken = {call.id for call in self._calls}
-        own = given if given and given not in taken else f"call_{secrets.token_hex(8)}"
-        call = _Assembly(len(self._calls), given, own, name)
-        self._calls.append(call)
-        return call
 
 
 # --- OpenAI's chat completions --------------------------------------------------------------------

@@ -6,6 +6,7 @@
     {"type":"tool_call","id":"...","name":"...","arguments":"{...}","content":""}
     {"type":"tool_result","id":"...","name":"...","result":"...","ok":true,"duration_ms":1.5,
      "content":""}
+    {"type":"extra","chunk":{...},"choice":{...},"delta":{...},"content":""}
     {"type":"done","done":true,"content":"","finish_reason":"stop","usage":{...},"metrics":{...}}
     {"type":"cancelled","done":true,"content":"","reason":"stop","metrics":{...}}
     {"type":"error","done":true,"content":"","error":{...},"metrics":{...}}
@@ -50,7 +51,8 @@ class Reasoning(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
 class ToolCallDelta(msgspec.Struct, frozen=True, tag_field="type", tag="tool_call_delta"):
     """A piece of a tool call that is being written; `index` tells calls of one round apart.
 
-    `id` and `name` are as far as they are known; `arguments` is what has been added.
+    `id` and `name` are as far as they are known; `arguments` is what has been added. `extra` holds
+    fields of the model's server that have no place here (thought signatures), as they came.
     """
 
     index: int
@@ -58,15 +60,20 @@ class ToolCallDelta(msgspec.Struct, frozen=True, tag_field="type", tag="tool_cal
     name: str
     arguments: str
     content: str = ""
+    extra: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="tool_call"):
-    """A whole tool call. `arguments` is JSON as the model wrote it, which may be broken."""
+    """A whole tool call. `arguments` is JSON as the model wrote it, which may be broken.
+
+    `extra` is that of all its pieces.
+    """
 
     id: str
     name: str
     arguments: str
     content: str = ""
+    extra: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ToolResult(msgspec.Struct, frozen=True, tag_field="type", tag="tool_result"):
@@ -77,6 +84,19 @@ class ToolResult(msgspec.Struct, frozen=True, tag_field="type", tag="tool_result
     result: str
     ok: bool
     duration_ms: float
+    content: str = ""
+
+
+class Extra(msgspec.Struct, frozen=True, tag_field="type", tag="extra"):
+    """Fields of a chunk of the model's server that Halt has no event for, as they came.
+
+    `chunk` are those beside the choices (citations), `choice` those of the answer's choice, `delta`
+    those of its delta (images).
+    """
+
+    chunk: dict[str, Any] = {}
+    choice: dict[str, Any] = {}
+    delta: dict[str, Any] = {}
     content: str = ""
 
 
@@ -118,7 +138,7 @@ class Failed(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
 
 
 #: What a model, or a tool on its behalf, adds to an answer.
-Delta = Content | Reasoning | ToolCallDelta | ToolCall | ToolResult
+Delta = Content | Reasoning | ToolCallDelta | ToolCall | ToolResult | Extra
 Terminal = Done | Cancelled | Failed
 Event = Delta | Terminal
 
@@ -143,6 +163,8 @@ def size_of(event: Event) -> int:
         return len(event.text)
     if isinstance(event, ToolCallDelta):
         return len(event.arguments)
+    if isinstance(event, Extra):
+        return len(encode(event))
     return len(event.result) if isinstance(event, ToolResult) else 0  # a call was counted in pieces
 
 

@@ -22,11 +22,13 @@ from halt.events import (
     Content,
     Delta,
     Event,
+    Extra,
     Reasoning,
     Terminal,
     ToolCall,
     ToolCallDelta,
     ToolResult,
+    encode,
     is_terminal,
 )
 
@@ -264,6 +266,8 @@ def _weight(event: Event) -> int:
         text = event.arguments
     elif isinstance(event, ToolResult):
         text = event.result
+    elif isinstance(event, Extra):
+        text = encode(event).decode()
     # ASCII takes a byte a character, other scripts two or four; four is never too little for the
     # rare and near enough for the usual.
     return EVENT_OVERHEAD + (len(text) if text.isascii() else 4 * len(text))

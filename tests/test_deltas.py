@@ -8,9 +8,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from halt.decoder import CALLS_MAX, CallAssembler, Gathering, ThinkSplitter
 from halt.errors import UpstreamError
 from halt.events import Content, Delta, Reasoning, ToolCall, ToolCallDelta
+from halt.gathering import Gathering
+from halt.think_tags import ThinkSplitter
+from halt.tool_calls import CALLS_MAX, CallAssembler
 
 #: Text that is rich in tags and halves of tags.
 TAGGED = st.lists(

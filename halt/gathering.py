@@ -1,0 +1,47 @@
+"""What one read of an answer brought, as a decoder gathers it."""
+
+from __future__ import annotations
+
+from halt.chat import Part
+from halt.events import Content, Delta, Reasoning
+
+
+class Gathering:
+    """The deltas of one read; text of one kind that arrived together becomes one delta."""
+
+    __slots__ = ("_kind", "_texts", "chunks", "events")
+
+    def __init__(self) -> None:
+        self.events: list[Delta] = []
+        self.chunks = 0
+        self._kind: type[Content] | type[Reasoning] = Content
+        self._texts: list[str] = []
+
+    def text(self, kind: type[Content] | type[Reasoning], text: str) -> None:
+        """Add text of an answer or of reasoning."""
+        if not text:
+            return
+        if kind is not self._kind:
+            self._close()
+            self._kind = kind
+        self._texts.append(text)
+
+    def add(self, event: Delta) -> None:
+        """Add anything else."""
+        self._close()
+        self.events.append(event)
+
+    def part(self, *, ended: bool) -> Part:
+        """All of it."""
+        if len(self._texts) == 1 and not self.events:  # the usual read: one token
+            return Part((self._kind(self._texts[0]),), self.chunks, ended)
+        self._close()
+        return Part(tuple(self.events), self.chunks, ended)
+
+    def __bool__(self) -> bool:
+        return bool(self._texts or self.events)
+
+    def _close(self) -> None:
+        if self._texts:
+            self.events.append(self._kind("".join(self._texts)))
+            self._texts.clear()
