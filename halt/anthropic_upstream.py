@@ -22,7 +22,7 @@ from halt.continuing import Way, unfinished
 from halt.decoder import EventDecoder
 from halt.errors import UpstreamError
 from halt.events import Content, Reasoning
-from halt.faults import error_object, fault
+from halt.faults import error_of, fault
 from halt.gathering import Gathering
 from halt.line import Line, on_line
 from halt.provider import EventReply, Provider, begin, http_client, warm_up_client
@@ -144,8 +144,8 @@ class MessagesDecoder(EventDecoder):
             event = _decode_event(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise UpstreamError("upstream_invalid", str(exc)) from exc
-        if event.error:
-            raise error_object({"error": event.error})
+        if event.error and (error := error_of({"error": event.error})):
+            raise error
         match event.type:
             case "content_block_delta" if event.delta is not None:
                 self._take_delta(event.index, event.delta, out)

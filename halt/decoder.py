@@ -15,7 +15,7 @@ import msgspec
 from halt.chat import Part
 from halt.errors import UpstreamError
 from halt.events import Content, Reasoning
-from halt.faults import error_object
+from halt.faults import error_of
 from halt.gathering import Gathering
 from halt.think_tags import ThinkSplitter
 from halt.tool_calls import CallAssembler
@@ -193,10 +193,10 @@ class ChatDecoder(EventDecoder):
             chunk = _decode_chunk(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise UpstreamError("upstream_invalid", str(exc)) from exc
-        if chunk.error:
-            raise error_object(chunk.error)
-        if chunk.object == "error":  # vLLM: the error object itself, not inside another
-            raise error_object(msgspec.json.decode(data))
+        if (chunk.error or chunk.object == "error") and (
+            error := error_of(msgspec.json.decode(data))
+        ):
+            raise error
         if chunk.usage is not None:
             self.usage = chunk.usage
         if self.model is None:

@@ -23,6 +23,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
+from urllib.parse import quote
 
 SECRET_MIN = 8  # characters; shorter words ("none", "fake") keep no secret
 
@@ -158,8 +160,22 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
         ),
         "context_too_long": ("The conversation is too long for this model.", False),
         "unauthorized": ("The model's server did not accept the API key.", False),
-        "forbidden": ("The API key may not use this model.", False),
+        "forbidden": ("The model's server does not allow this with this API key.", False),
+        "region_not_supported": (
+            "The model's server does not offer this in this country or region.",
+            False,
+        ),
+        "content_filter": ("The model's server refused this content.", False),
+        "quota_exceeded": (
+            "The account at the model's server has no credit left, or has used up its quota.",
+            False,
+        ),
         "model_not_found": ("The model's server does not have this model.", False),
+        "endpoint_not_found": (
+            "No API answers at the address of the model's server: correct the address.",
+            False,
+        ),
+        "model_loading": ("The model's server is still loading the model.", True),
         "rate_limited": ("The model's server is limiting requests.", True),
         "upstream_server_error": ("The model's server had an internal error.", True),
         # faults in the stream
@@ -193,8 +209,11 @@ STATUSES: Mapping[str, int] = MappingProxyType(
     {
         "bad_request": 400,
         "context_too_long": 400,
+        "content_filter": 400,
         "model_not_found": 404,
         "rate_limited": 429,
+        "quota_exceeded": 429,
+        "model_loading": 503,
         "internal": 500,
         "interrupted": 503,
         "no_model": 503,
@@ -210,17 +229,43 @@ STATUSES: Mapping[str, int] = MappingProxyType(
 class AnswerFailed(HaltError):
     """A run failed before its answer began, so the request itself is answered with the error."""
 
-    def __init__(self, code: str, message: str, *, retryable: bool, retry_after: float | None):
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        retryable: bool,
+        retry_after: float | None,
+        status: int | None = None,
+    ):
         super().__init__(message, retry_after=retry_after)
         self.code = code
-        self.status = STATUSES.get(code, 502)
+        self.status = status or STATUSES.get(code, 502)
         self.retryable = retryable
 
 
 #: Codes whose sentence is followed by what the server said.
 QUOTED = frozenset(
-    {"bad_request", "tools_refused", "context_too_long", "model_not_found", "upstream_error"}
+    {
+        "bad_request",
+        "tools_refused",
+        "context_too_long",
+        "unauthorized",
+        "forbidden",
+        "region_not_supported",
+        "content_filter",
+        "quota_exceeded",
+        "model_not_found",
+        "endpoint_not_found",
+        "model_loading",
+        "rate_limited",
+        "upstream_server_error",
+        "upstream_web_page",
+        "upstream_error",
+    }
 )
+DETAIL_MAX = 5_000  # characters of what a server said that are kept
+QUOTE_MAX = 300  # characters of them that are shown
 
 
 class UpstreamError(HaltError):
@@ -228,36 +273,60 @@ class UpstreamError(HaltError):
 
     `detail` is what the server said, for the log and, shortened, for the user: it comes from the
     provider, never from our own configuration. `hint` is ours, and is shown behind all of it.
+    `sentence` and `retryable` stand in for those of the code, and `status` for its status.
     """
 
     def __init__(
-        self, code: str, detail: str = "", *, retry_after: float | None = None, hint: str = ""
+        self,
+        code: str,
+        detail: str = "",
+        *,
+        retry_after: float | None = None,
+        hint: str = "",
+        sentence: str = "",
+        retryable: bool | None = None,
+        status: int | None = None,
     ):
-        message, self.retryable = CODES[code]
+        usual, again = CODES[code]
         self.code = code
-        self.status = STATUSES.get(code, 502)
-        self.detail = detail[:500]
+        self.retryable = again if retryable is None else retryable
+        self.status = status or STATUSES.get(code, 502)
+        self.detail = detail[:DETAIL_MAX]
         self.hint = hint
-        if code == "rate_limited":
-            when = f"in {math.ceil(retry_after)} s" if retry_after else "in a moment"
-            message = f"{message} Try again {when}."
+        self._own: dict[str, Any] = {"sentence": sentence, "retryable": retryable, "status": status}
+        message = sentence or usual
+        if code in {"rate_limited", "model_loading"} and self.retryable:
+            message += f" Try again {_when(retry_after)}."
         if code in QUOTED and detail:
-            message = f"{message} It said: {self.detail[:300]}"
+            message = f"{message} It said: {shortened(detail, QUOTE_MAX)}"
         if hint:
-            message = f"{message.rstrip('.')}. {hint}"
+            end = "" if message.endswith((".", "!", "?", "…")) else "."
+            message = f"{message}{end} {hint}"
         super().__init__(message, retry_after=retry_after)
 
     def hinting(self, hint: str) -> UpstreamError:
         """This error with a hint."""
-        return UpstreamError(self.code, self.detail, retry_after=self.retry_after, hint=hint)
+        return self._with(self.detail, hint)
 
     def without(self, secret: str) -> UpstreamError:
         """This error with a secret that the server quoted taken out."""
-        if len(secret) < SECRET_MIN or secret not in self.detail:
+        if len(secret) < SECRET_MIN:
             return self
+        detail = self.detail
+        for form in {secret, quote(secret, safe="")}:
+            detail = detail.replace(form, "[key]")
+        return self if detail == self.detail else self._with(detail, self.hint)
+
+    def _with(self, detail: str, hint: str) -> UpstreamError:
         return UpstreamError(
-            self.code,
-            self.detail.replace(secret, "[key]"),
-            retry_after=self.retry_after,
-            hint=self.hint,
+            self.code, detail, retry_after=self.retry_after, hint=hint, **self._own
         )
+
+
+def _when(seconds: float | None) -> str:
+    return f"in {math.ceil(seconds)} s" if seconds else "in a moment"
+
+
+def shortened(text: str, limit: int) -> str:
+    """At most `limit` characters of a text, with a mark where it was cut."""
+    return text if len(text) <= limit else f"{text[: limit - 1].rstrip()}…"

@@ -2,82 +2,232 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import socket
 import ssl
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from time import time
+from typing import Any
 
 import httpx2
 
+from halt.error_body import Said, plain_name, read, seconds_of
+from halt.error_code import code_of, is_overloaded
 from halt.errors import CODES, Interrupted, UpstreamError
 from halt.transport import ProxyFault, TLSTimeout
 
 logger = logging.getLogger(__name__)
 
-_STATUS_CODES = {
-    400: "bad_request",
-    401: "unauthorized",
-    403: "forbidden",
-    404: "model_not_found",
-    408: "upstream_server_error",
-    413: "context_too_long",
-    422: "bad_request",
-    429: "rate_limited",
-}
+WAIT_MAX = 86_400.0 * 31  # seconds; a server that says more says nothing
+_LIMITS = re.compile(r"limit:? (\d[\d,]*).{0,60}?requested:? (\d[\d,]*)", re.IGNORECASE)
+
+# --- whether a value is an error ------------------------------------------------------------------
+
+_SUCCESS = frozenset(("", "0", "ok", "success", "succeeded", "successful", "completed", "none"))
+_CODES = ("code", "errorcode", "errcode", "statuscode", "status", "errno")
+_WORDS = ("message", "msg", "detail", "error", "errormessage", "errormsg", "errmsg", "statusmsg")
 
 
-def _said(body: object) -> tuple[str, str]:
-    """What an error object says, and its code and type in one lower-case string."""
-    if isinstance(body, dict):
-        inner = body.get("error")
-        if isinstance(inner, (dict, str)):
-            return _said(inner)
-        message = body.get("message") or body.get("detail") or ""
-        return str(message), f"{body.get('code')} {body.get('type')}".lower()
-    return (body, "") if isinstance(body, str) else ("", "")
+def error_of(value: object, *, event: str = "") -> UpstreamError | None:
+    """The error that a decoded JSON value is, None where it is none.
 
-
-def _is_context(message: str, kind: str) -> bool:
-    text = message.lower()
-    return (
-        "context_length" in kind
-        or "exceed_context" in kind
-        or "prompt is too long" in text
-        or ("context" in text and any(w in text for w in ("length", "size", "window", "too long")))
-    )
-
-
-def error_object(body: object) -> UpstreamError:
-    """An error that came inside a stream."""
-    message, kind = _said(body)
-    if _is_context(message, kind):
-        return UpstreamError("context_too_long", message)
-    if "rate_limit" in kind or kind.startswith("429"):
-        return UpstreamError("rate_limited", message)
-    if "overloaded" in kind:
-        return UpstreamError("upstream_server_error", message)
-    return UpstreamError("upstream_error", message)
-
-
-def _retry_after(headers: httpx2.Headers) -> float | None:
-    try:
-        seconds = float(headers.get("retry-after", ""))
-    except ValueError:
+    `value` is the body of an answer, or the data of an event with the name `event`. An event whose
+    name says "error" is one, whatever its value.
+    """
+    if "error" in event.lower() and value not in (None, "", [], {}):
+        return _told(read(value))
+    if isinstance(value, list):
+        return next((error for each in value[:8] if (error := _of_item(each))), None)
+    if not isinstance(value, dict) or not _is_error(value):
         return None
-    return seconds if 0 <= seconds <= 86_400 else None
+    return _told(read(_payload(value)))
 
 
-def _status_fault(response: httpx2.Response, body: object) -> UpstreamError:
-    message, kind = _said(body)
-    status = response.status_code
-    code = _STATUS_CODES.get(status)
-    if code is None:
-        code = "upstream_server_error" if status >= 500 else "bad_request"
-    if code == "bad_request" and _is_context(message, kind):
-        code = "context_too_long"
+def _of_item(item: object) -> UpstreamError | None:
+    """The error that an item of a list is, as Gemini and FastAPI send them."""
+    if isinstance(item, dict) and "loc" in item and "msg" in item:
+        return _told(read(item))
+    return error_of(item) if isinstance(item, dict) else None
+
+
+def _payload(value: Mapping[str, Any]) -> object:
+    """The part of an object that tells the error: of a chunk not its deltas."""
+    choices = value.get("choices")
+    if isinstance(choices, list):
+        inner = [each["error"] for each in choices if isinstance(each, dict) and each.get("error")]
+        if inner:
+            return {"error": inner[0]}
+    return {name: each for name, each in value.items() if name not in {"choices", "usage", "data"}}
+
+
+def _is_error(value: Mapping[str, Any]) -> bool:
+    fields = {plain_name(name): each for name, each in value.items()}
+    choices = fields.get("choices")
+    if _says(fields.get("error")) or _fails(fields.get("baseresp")):
+        return True
+    if isinstance(choices, list) and any(isinstance(each, dict) for each in choices):
+        return any(isinstance(each, dict) and _says(each.get("error")) for each in choices)
+    kind = fields.get("type")
+    if "error" in {fields.get("object"), kind} or _says(fields.get("errors")):
+        return True
+    if any(_says(fields.get(name)) for name in ("detail", "errormessage", "errormsg", "errmsg")):
+        return not _succeeds(fields)
+    if any(name.endswith("exception") and _says(each) for name, each in fields.items()):
+        return True
+    return _fails(fields)
+
+
+def _says(value: object) -> bool:
+    """Whether the value of a field for errors is one."""
+    if isinstance(value, dict):
+        return bool(value) and not _succeeds({plain_name(name): v for name, v in value.items()})
+    if isinstance(value, str):
+        return value.strip().lower() not in {*_SUCCESS, "null", "false"}
+    return value is True or (isinstance(value, list) and any(_says(each) for each in value))
+
+
+def _succeeds(fields: Mapping[str, Any]) -> bool:
+    """Whether an object with a code says that all is well: {"code": 0, "message": "success"}."""
+    told = [str(fields[name]).lower() for name in _CODES if fields.get(name) is not None]
+    words = str(fields.get("message") or fields.get("msg") or "").strip().lower()
+    return words in _SUCCESS and bool(told) and all(map(_is_success, told))
+
+
+def _is_success(code: str) -> bool:
+    return code in _SUCCESS or (code.isdigit() and 200 <= int(code) < 300)
+
+
+def _fails(value: object) -> bool:
+    """Whether an object has the code of a failure, and words for it."""
+    if not isinstance(value, dict):
+        return False
+    fields = {plain_name(name): each for name, each in value.items()}
+    if not any(isinstance(fields.get(name), str | dict | list) for name in _WORDS):
+        return False
+    if str(fields.get("message") or fields.get("msg") or "x").strip().lower() in _SUCCESS:
+        return False
+    if fields.get("success") is False or fields.get("ok") is False:
+        return True
+    for name in _CODES:
+        code = fields.get(name)
+        if code is None or isinstance(code, bool | dict | list):
+            continue
+        text = str(code).strip().lower()
+        if name == "status" and not text.isdigit():  # "completed", "in_progress", "failed"
+            if text.startswith(("err", "fail")):
+                return True
+        elif name == "status" and int(text) < 400:
+            continue
+        elif not _is_success(text):
+            return True
+    return False
+
+
+# --- what an error means --------------------------------------------------------------------------
+
+
+def _told(said: Said, status: int | None = None, wait: float | None = None) -> UpstreamError:
+    """The error of what was said.
+
+    `status` is that of the answer, None in a stream; `wait` is what the headers said of it.
+    """
+    code = code_of(said, status or said.status)
+    if status is None:  # the address is right, and so was the status
+        if code == "endpoint_not_found":
+            code = "bad_request"
+        elif code == "upstream_server_error" and not is_overloaded(said):
+            code = "upstream_error"
+    status = status or said.status
+    if said.wait is not None:  # the body knows more of it than what stands between
+        wait = said.wait if wait is None else max(said.wait, wait)
+    sentence, hint, retryable = "", "", CODES[code][1]
+    if code == "upstream_server_error":
+        if status == 529 or is_overloaded(said):
+            sentence = "The model's server is overloaded."
+        elif status in {408, 409, 425}:
+            sentence = "The model's server could not take the request just now."
+    if code == "rate_limited" and (match := _LIMITS.search(said.words)):
+        limit, asked = (int(number.replace(",", "")) for number in match.groups())
+        if asked > limit:
+            retryable, wait = False, None
+            hint = "This request alone is over that limit: shorten it, or choose another model."
     return UpstreamError(
-        code, message or f"status {status}", retry_after=_retry_after(response.headers)
+        code,
+        said.words,
+        sentence=sentence,
+        retryable=retryable,
+        retry_after=wait if retryable and wait is not None and wait <= WAIT_MAX else None,
+        status=402 if code == "quota_exceeded" and status == 402 else None,
+        hint=hint,
     )
 
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def _status_fault(response: httpx2.Response) -> UpstreamError:
+    said = read(_body(response))
+    said.words = said.words or f"status {response.status_code}"
+    wait = wait_of(response.headers, time())
+    if wait is None and said.limits:
+        wait = wait_of({str(k).lower(): str(v) for k, v in said.limits.items()}, time())
+    return _told(said, response.status_code, wait)
+
+
+def _body(response: httpx2.Response) -> object:
+    """The body of a refusal: its JSON, or its text where it is none."""
+    try:
+        text = response.content.decode("utf-8", "replace")
+    except httpx2.StreamError:  # it was not read to its end
+        return ""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def wait_of(headers: Mapping[str, str], at: float) -> float | None:
+    """How many seconds these headers want us to wait. `at` is the time since the epoch."""
+    milliseconds = seconds_of(headers.get("retry-after-ms"), "ms")
+    if milliseconds is not None:
+        return milliseconds
+    value = headers.get("retry-after", "").strip()
+    seconds = seconds_of(value) if value[:1].isdigit() else None
+    if seconds is None and value:
+        try:
+            seconds = max(0.0, parsedate_to_datetime(value).timestamp() - at)
+        except (ValueError, TypeError, OverflowError):
+            seconds = None
+    if seconds is None:
+        seconds = _reset(headers, at)
+    return seconds
+
+
+def _reset(headers: Mapping[str, str], at: float) -> float | None:
+    """When a limit that is used up begins anew, where a server says no more than that.
+
+    A number is seconds to wait, or a time since the epoch in seconds or milliseconds.
+    """
+    waits = []
+    for name, value in headers.items():
+        if not name.startswith(("x-ratelimit-reset", "ratelimit-reset")):
+            continue
+        left = headers.get(name.replace("reset", "remaining"))
+        seconds = seconds_of(value)
+        if seconds is None or (left is not None and left.strip() not in {"0", "0.0"}):
+            continue
+        if seconds > 1e11:
+            seconds /= 1000
+        if seconds > 1e9:
+            seconds = max(0.0, seconds - at)
+        waits.append(seconds)
+    return max(waits, default=None)
+
+
+# --- the way there --------------------------------------------------------------------------------
 
 #: What OpenSSL says of a server that answers in something else than TLS.
 PLAIN = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
@@ -107,7 +257,7 @@ def _translate(exc: BaseException) -> UpstreamError:
     # The clients of OpenAI and Anthropic are siblings: their refusals have the same shape.
     response = getattr(exc, "response", None)
     if isinstance(response, httpx2.Response) and response.is_error:
-        return _status_fault(response, getattr(exc, "body", None))
+        return _status_fault(response)
     chain: list[BaseException] = []
     cause: BaseException | None = exc
     while cause is not None and cause not in chain:
@@ -129,4 +279,4 @@ def _translate(exc: BaseException) -> UpstreamError:
     return UpstreamError("internal", type(exc).__name__)
 
 
-assert {code for _, code in _CONNECTION_CODES} | set(_STATUS_CODES.values()) <= set(CODES)  # noqa: S101
+assert {code for _, code in _CONNECTION_CODES} <= set(CODES)  # noqa: S101

@@ -1,0 +1,329 @@
+"""Which code an error has: what its words and labels mean.
+
+What a server says decides, its status only where the words decide nothing: servers agree on
+neither, and the same status stands for different things. A code names what has to be done.
+"""
+
+from __future__ import annotations
+
+import re
+
+from halt.error_body import Said
+from halt.errors import CODES
+
+WORDS_MAX = 2_000  # characters of an error that are looked at
+
+
+def _phrases(*patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(patterns), re.IGNORECASE)
+
+
+_MONEY = (
+    r"(?:(?<!disk )(?<!storage )quota|\bcredits?\b|\bbalance\b|\bbilling\b|\bfunds?\b|\bpayment"
+    r"|\bspend(?:ing)?\b|\bprepaid\b|\bmoney\b|\barrears?\b|\boverdue\b|\binvoice"
+    r"|\b(?:usage|monthly|weekly|daily|key) limit|free allocation)"
+)
+_GONE = (
+    r"(?:insufficient|exceed|\bover\b|out of|used|exhaust|deplet|too low|not enough|\bno\b"
+    r"|negative|reached|expired|required|\blimit|purchase|\bbuy\b|suspend|\blow\b|lack|\bneeds?\b"
+    r"|more|left|spent|unpaid|past due|inactive|not active|doesn.t have|disabled|ran out|empty"
+    r"|zero|add|increase|check|update)"
+)
+_SPENT = _phrases(
+    rf"{_MONEY}.{{0,80}}{_GONE}",
+    rf"{_GONE}.{{0,80}}{_MONEY}",
+    r"\btop.?up\b|\brecharge\b|payment required|pay your|budget has been exceeded|ExceededBudget",
+    r"(?:余额|额度|配额).{0,12}(?:不足|用完|用尽|耗尽|超)|欠费|充值",
+)
+_SPENT_LABELS = (
+    "insufficient_quota",
+    "insufficient_balance",
+    "insufficient_credit",
+    "insufficient_fund",
+    "insufficient_user_quota",
+    "exceeded_current_quota",
+    "quota_exceeded",
+    "quota_exhausted",
+    "quota_reached",
+    "billing",
+    "payment",
+    "credit_limit",
+    "credits_",
+    "out_of_credit",
+    "arrear",
+    "budget_exceeded",
+    "spend_limit",
+    "spending_limit",
+    "usage_limit",
+)
+_RATE = _phrases(
+    r"rate.?limit|too many (?:requests|concurrent)|throttl|slow down",
+    r"concurren\w* (?:request|limit|connection|session|generation)",
+    r"\b(?:per|each|every|an?|/)[ _-]?(?:sec|min|hour|day)(?:ond|ute)?s?\b",
+    r"\b[rt]p[mdshi]\b",
+    r"频率|并发|限流|速率|请求过多|请求数",
+)
+_RATE_LABELS = ("rate_limit", "throttl", "too_many_requests", "resource_exhausted", "concurren")
+
+_FLAGGED = _phrases(
+    r"(?:input|prompt|content|message|request|text|image|output|completion)s?\b.{0,60}"
+    r"\b(?:flagged|moderat\w+|inappropriate|unsafe content"
+    r"|violat\w+.{0,40}(?:polic|guideline|terms|rules))",
+    r"\b(?:requires? moderation|flagged (?:by|for|as)|content (?:management |usage |safety )?polic"
+    r"|content.?filter|safety (?:system|filter|reason|polic)|usage polic|responsible ai"
+    r"|prohibited (?:content|use)|inappropriate content|sensitive (?:content|word|information))",
+    r"敏感|违规|不安全",
+)
+_FLAGGED_LABELS = (
+    "content_filter",
+    "content_policy",
+    "content_moderation",
+    "moderation",
+    "responsible_ai",
+    "data_inspection",
+    "sensitive",
+    "safety",
+    "flagged",
+    "prohibited_content",
+    "policy_violation",
+)
+_REGION = _phrases(
+    r"\b(?:countr(?:y|ies)|regions?|territor(?:y|ies)|location|jurisdiction)\b.{0,60}"
+    r"\b(?:not (?:be )?(?:supported|available|allowed|permitted|served|accessible|eligible)"
+    r"|un(?:supported|available)|restrict|blocked|forbidden|prohibited|embargo)",
+    r"\b(?:not (?:supported|available|allowed|permitted|served|offered|accessible)|unsupported"
+    r"|unavailable|restricted|blocked|prohibited)\b.{0,60}"
+    r"\b(?:countr(?:y|ies)|your (?:region|area|location)|regions?\b(?!:)|territor(?:y|ies))",
+    r"地区",
+)
+_REGION_LABELS = ("unsupported_country", "country_", "region_", "territory", "geo_", "location_not")
+_KEY = _phrases(
+    r"\b(?:invalid|incorrect|wrong|bad|missing|expired|no|malformed|revoked|disabled|unknown)\b"
+    r"[^.]{0,20}\b(?:api.?key|access.?key|(?:auth\w*|access|bearer|api) token|credentials?)\b",
+    r"\bapi.?(?:key|token)\b[^.]{0,40}\b(?:not (?:valid|found|provided|recogni)|invalid|incorrect"
+    r"|expired|missing|required|revoked|disabled|malformed)",
+    r"\bunauthenticated\b|authentication (?:failed|required|fails)",
+)
+_KEY_LABELS = ("invalid_api_key", "api_key_invalid", "authentication", "unauthenticated")
+_LOADING = _phrases(
+    r"^loading\b.{0,40}\bmodel\b",
+    r"\b(?:is|are|still|currently) (?:\w+ ){0,3}"
+    r"(?:loading|warming.?up|starting|initiali[sz]ing|spinning up|downloading)\b",
+    r"\bbeing (?:loaded|started|initiali[sz]ed|downloaded)|\bnot (?:yet ready|ready yet)",
+    r"\b(?:model|server) (?:is )?not ready\b|加载中|启动中",
+)
+_BROKEN = _phrases(r"\b(?:fail|error|unable|could not|couldn.t|cannot|can.t|overload)")
+_OVERLOADED = _phrases(
+    r"overload|(?:at|over|out of|insufficient|no|lacks?|not enough).{0,20} capacity",
+    r"high (?:demand|load|traffic)|temporarily unavailable",
+    r"\b(?:server|model|engine|service|system|upstream)s?\b.{0,30}\bbusy\b",
+    r"no (?:available|healthy|free) \w+|queue is full|繁忙|过载",
+)
+_OVERLOADED_LABELS = ("overloaded", "unavailable", "engine_busy", "capacity", "busy")
+
+#: An option that a server does not know: what else it names belongs to the option.
+_OPTION = _phrases(
+    r"\b(?:unknown|unrecogni[sz]ed|unsupported|unexpected|undefined|extra|additional|no such)"
+    r" (?:keyword |request |input )?"
+    r"(?:option|param|parameter|field|argument|key|property|propertie|input|flag|attribute)s?\b",
+    r"extra inputs are not permitted",
+    r"did you mean",
+)
+_OPTION_LABELS = ("unsupported_parameter", "unknown_parameter", "extra_forbidden", "unknown_field")
+
+_LONG = (
+    r"(?:too (?:long|large|big|many)|exceed\w*|longer than|larger than|greater than|more than"
+    r"|bigger than|over(?:flow|run)\w*|beyond|(?:does|do|will)(?: not|n.t) fit|above|past|over)"
+)
+_CONTEXT = _phrases(
+    # the prompt, and that it is too long
+    rf"(?<![\w.'\[])(?:prompt|inputs?|input (?:token|text|length|sequence)\w*|conversation|context"
+    rf"|chat history|history|messages|token count|sequence|instruction)`?(?![\w\[.'])"
+    rf".{{0,70}}\b{_LONG}",
+    rf"{_LONG}.{{0,60}}\b(?:context|maximum (?:prompt|input)|prompt (?:length|limit)"
+    rf"|input (?:length|limit|token)|model token limit|model.{{0,10}} maximum (?:model )?length)",
+    # a limit that is the context's, and a request over it
+    r"(?:maximum|max|available|model.s) (?:context|prompt|input|sequence) (?:length|size|window)"
+    r"\b.{0,60}\b(?:however|but|request|you|tokens)",
+    r"context.{0,20}(?:overflow|is full|not (?:large|big|long) enough|exceeded)"
+    r"|context[_ -]length[_ -]exceeded",
+    r"too many (?:input |prompt |total )?tokens|input tokens? exceeded",
+    r"(?:reduce|shorten|shorter|decrease|trim|truncate).{0,40}"
+    r"\b(?:messages|prompt|input|inputs|conversation|context|history)\b",
+    r"range of input length|`?inputs`? (?:must|should) have (?:less|fewer)|while limit is",
+    r"(?:上下文|输入|提示词|prompt|对话|文本).{0,12}(?:过长|超长|超出|超过|太长)",
+)
+_CONTEXT_LABELS = (
+    "context_length",
+    "exceed_context",
+    "context_window_exceed",
+    "context_too_long",
+    "context_size",
+    "prompt_too_long",
+    "input_too_long",
+    "max_prompt_tokens_exceeded",
+    "prompt_tokens_exceeded",
+)
+_NO_CONTEXT = _phrases(r"deadline|canceled|cancelled|timed? ?out|payload size|\bbytes\b|file|image")
+_MAX = r"max(?:imum)?[ _]?(?:new|completion|output|generated)?[ _]?tokens\b|maxTokens|num_predict"
+_ANSWER = _phrases(
+    # the limit of the answer is what is too large
+    rf"(?:{_MAX})\W.{{0,60}}?(?:too (?:large|big|high|many)|exceed|greater than|larger than|above"
+    r"|must be|should be|at most|less than|> ?\d|cannot be|at least|invalid|range)",
+    rf"range of (?:{_MAX})|at most \d+ (?:completion|output) tokens",
+)
+_ASKED_PROMPT = re.compile(
+    r"(\d+)(?: tokens)? (?:in|from|of|for) (?:the |your |input |text )*(?:messages|prompt|input)"
+    r"|(\d+) `?(?:input|prompt|inputs)`? tokens|(?:prompt|input)\w*\W{1,3}(\d+) tokens"
+    r"|context limit: (\d+) \+",
+    re.IGNORECASE,
+)
+_ASKED_ANSWER = re.compile(
+    r"(\d+)(?: tokens)? (?:in|for|from|of) (?:the |your )?(?:completion|output|answer|response)"
+    r"|too large: (\d+)|(\d+) `?max_new_tokens|max_\w*tokens\W{1,3}(\d+)|limit: \d+ \+ (\d+)"
+    r"|(\d+) (?:output|completion) tokens",
+    re.IGNORECASE,
+)
+_MODEL_MISSING = _phrases(
+    r"\bmodels?\b.{0,100}?(?:\bnot (?:be )?(?:found|exist|available|deployed|served|loaded|known)"
+    r"|does ?n[o']t exist|unknown|is not a valid|not a valid model|no longer|retired|decommission"
+    r"|deprecated)",
+    r"\b(?:unknown|invalid|no such|nonexistent|no) (?:model|deployment)\b(?: id| name)?"
+    r"(?=[\W]*$|[:'\"` ])",
+    r"deployment\b.{0,60}(?:not (?:found|exist)|does not exist)|no endpoints? found for"
+    r"|not a valid model|模型不存在",
+)
+_MODEL_LABELS = ("model_not_found", "deployment_not_found", "unknown_model", "invalid_model")
+_MODEL = _phrases(
+    r"\b(?:models?|deployment|engine|checkpoint|adapter|lora|endpoints? found|function)\b|模型"
+)
+_PATH = _phrases(
+    r"cannot (?:get|post|put|head)|page|route|\burl\b|\buri\b|\bpath\b|method not allowed"
+)
+
+_CAPABLE = _phrases(r"\b(?:support|takes?|accept|capab)")
+
+_BY_STATUS = {
+    401: "unauthorized",
+    402: "quota_exceeded",
+    403: "forbidden",
+    404: "endpoint_not_found",
+    405: "endpoint_not_found",
+    408: "upstream_server_error",
+    409: "upstream_server_error",
+    410: "endpoint_not_found",
+    413: "context_too_long",
+    425: "upstream_server_error",
+    429: "rate_limited",
+    501: "bad_request",
+    505: "bad_request",
+}
+#: Labels that say what a status would, where there is none: in a stream.
+_BY_LABEL = (
+    ("unauthorized", "unauthorized"),
+    ("invalid_api_key", "unauthorized"),
+    ("authentication", "unauthorized"),
+    ("permission", "forbidden"),
+    ("forbidden", "forbidden"),
+    ("invalid_request", "bad_request"),
+    ("bad_request", "bad_request"),
+    ("invalid_argument", "bad_request"),
+    ("invalid_parameter", "bad_request"),
+    ("model_not_found", "model_not_found"),
+)
+#: Statuses of refusals whose words decide what was refused.
+_REFUSALS = frozenset((None, 400, 403, 404, 406, 409, 410, 412, 413, 415, 422, 451))
+
+
+def code_of(said: Said, status: int | None) -> str:
+    """The code of an error. `status` is the answer's, or the one that the body names."""
+    words = said.words[:WORDS_MAX]
+    is_option = said.has(*_OPTION_LABELS) or _OPTION.search(words) is not None
+    is_rate = said.has(*_RATE_LABELS) or _RATE.search(words) is not None
+    if said.reasons or said.has(*_FLAGGED_LABELS):
+        return "content_filter"
+    if _is_spent(said, words, status, is_timed=is_option or is_rate or said.wait is not None):
+        return "quota_exceeded"
+    if code := _denied(said, words, status, is_option=is_option):
+        return code
+    if status == 429 or (is_rate and not is_option):
+        return "rate_limited"
+    if _is_loading(said, words, status):
+        return "model_loading"
+    if status not in {403, 404} and not is_option and (code := _too_long(said, words)):
+        return code
+    if status in _REFUSALS - {403} and not is_option and _is_missing(said, words):
+        return "model_not_found"
+    return _by_status(said, words, status)
+
+
+def _is_spent(said: Said, words: str, status: int | None, *, is_timed: bool) -> bool:
+    """Whether money or a quota is used up: time alone brings neither back."""
+    if status == 402 or (said.has(*_SPENT_LABELS) and not said.has("throttl")):
+        return True
+    return not is_timed and _SPENT.search(words) is not None
+
+
+def _denied(said: Said, words: str, status: int | None, *, is_option: bool) -> str:
+    """The code of a refusal that has to do with the place, the content or the key."""
+    if status not in _REFUSALS and status != 401:
+        return ""
+    if said.has(*_REGION_LABELS) or (_REGION.search(words) and not is_option):
+        return "region_not_supported"
+    if _FLAGGED.search(words) and not is_option:
+        return "content_filter"
+    if status == 401 or (status != 404 and (said.has(*_KEY_LABELS) or _KEY.search(words))):
+        return "unauthorized"
+    return ""
+
+
+def _is_missing(said: Said, words: str) -> bool:
+    return said.has(*_MODEL_LABELS) or _MODEL_MISSING.search(words) is not None
+
+
+def _is_loading(said: Said, words: str, status: int | None) -> bool:
+    if status is not None and status < 500 and status not in {400, 404, 409, 425}:
+        return False
+    if said.has("model_loading", "loading_model", "model_not_ready"):
+        return True
+    return _LOADING.search(words) is not None and not _BROKEN.search(words)
+
+
+def _too_long(said: Said, words: str) -> str:
+    """Whether the prompt, or the answer that was asked for, is over a limit of the model's."""
+    is_labelled = said.has(*_CONTEXT_LABELS)
+    is_prompt = is_labelled or (_CONTEXT.search(words) and not _NO_CONTEXT.search(words))
+    is_answer = _ANSWER.search(words) is not None
+    if not is_prompt and not is_answer:
+        return ""
+    prompt, answer = _number(_ASKED_PROMPT, words), _number(_ASKED_ANSWER, words)
+    if prompt and answer:  # together they are too long: the larger one is at fault
+        return "context_too_long" if prompt >= answer else "bad_request"
+    return "context_too_long" if is_labelled or not is_answer else "bad_request"
+
+
+def _number(pattern: re.Pattern[str], words: str) -> int | None:
+    match = pattern.search(words)
+    return next((int(group) for group in match.groups() if group), None) if match else None
+
+
+def _by_status(said: Said, words: str, status: int | None) -> str:
+    """The code where the words decide nothing."""
+    if status is None:
+        told = (code for part, code in _BY_LABEL if said.has(part))
+        return next(told, "upstream_server_error" if is_overloaded(said) else "upstream_error")
+    names_model = _MODEL.search(words) and not _PATH.search(words) and not said.is_page
+    if status == 404 and names_model:
+        return "bad_request" if _CAPABLE.search(words) else "model_not_found"
+    if status == 413 and _NO_CONTEXT.search(words):
+        return "bad_request"
+    usual = "upstream_server_error" if status >= 500 else "bad_request"
+    return _BY_STATUS.get(status, usual)
+
+
+def is_overloaded(said: Said) -> bool:
+    """Whether the server says that it has too much to do."""
+    return said.has(*_OVERLOADED_LABELS) or _OVERLOADED.search(said.words[:WORDS_MAX]) is not None
+
+
+assert set(_BY_STATUS.values()) <= set(CODES)  # noqa: S101
