@@ -31,6 +31,8 @@ from halt.tool_calls import CallAssembler
 from halt.transport import Transport
 
 MODELS_MAX = 1000  # of one page of the list, as many as the API gives
+#: What an address ends with that was copied with the path of a request.
+ENDPOINT = re.compile(r"/+(?:v1(?:/+(?:messages|models|complete))?|messages)?/*$")
 BUDGET_MIN = 1024  # tokens of thought, the least that the API takes
 
 #: OpenAI's efforts -> Anthropic's word for it, and tokens of thought for models without efforts.
@@ -358,7 +360,7 @@ def _warm_up() -> None:
         max_retries=0,
         http_client=warm_up_client({"/models": {"data": [{"id": "none", "type": "model"}]}}),
     ) as client:
-        client.models.list(limit=MODELS_MAX)
+        client.models.with_raw_response.list(limit=MODELS_MAX)
         with contextlib.suppress(anthropic.BadRequestError):
             client.messages.with_raw_response.create(
                 model="none",
@@ -375,20 +377,24 @@ class AnthropicUpstream(Provider):
     """Anthropic, or a server that speaks its Messages API."""
 
     client_error = anthropic.APIError
+    address_setting = "ANTHROPIC_BASE_URL"
+    list_path = "/v1/models"
+    usual_end = ""
 
     def __init__(self, settings: ProviderSettings, transport: Transport | None = None) -> None:
         super().__init__(settings, transport)
+        self._base = ENDPOINT.sub("", settings.base_url)
         # No timeouts and no retries here, for the reasons that `halt.upstream` gives.
         self._client = anthropic.Anthropic(
             api_key=settings.key,
-            base_url=settings.base_url.rstrip("/").removesuffix("/v1"),
+            base_url=self._base,
             max_retries=0,
             timeout=None,
             http_client=http_client(self._transport),
         )
         # Made here, in one thread, and not when they are first asked for.
         self._messages: Any = self._client.messages.with_raw_response
-        self._models = self._client.models
+        self._models = self._client.models.with_raw_response
         self._budgeted: set[str] = set()  # models that want a budget instead of an effort
 
     def open(self, request: ChatRequest, line: Line) -> Reply:
@@ -409,12 +415,13 @@ class AnthropicUpstream(Provider):
 
     def _send(self, model: str, request: ChatRequest, line: Line) -> EventReply:
         asked = self._asked(request) | {"model": model, "stream": True}
-        with on_line(line):
-            try:
-                response = self._create(model, asked, request)
-            except anthropic.APIError as exc:
-                raise fault(exc, self._secret) from exc
-        return begin(response, MessagesDecoder(), model, self._secret)
+        with self._asking("POST", "/v1/messages"):
+            with on_line(line):
+                try:
+                    response = self._create(model, asked, request)
+                except anthropic.APIError as exc:
+                    raise fault(exc, self._secret) from exc
+            return begin(response, MessagesDecoder(), model, self._secret)
 
     def _asked(self, request: ChatRequest) -> dict[str, Any]:
         """What is asked, apart from the model and its thinking, in Anthropic's words."""
@@ -475,8 +482,8 @@ class AnthropicUpstream(Provider):
             asked = {**asked, "thinking": {"type": "enabled", "budget_tokens": budget}}
         return _sent(create, asked)
 
-    def _list(self) -> list[str]:
-        return [model.id for model in self._models.list(limit=MODELS_MAX).data]
+    def _list(self) -> httpx2.Response:
+        return self._models.list(limit=MODELS_MAX).http_response
 
 
 def _sent(create: Any, asked: dict[str, Any]) -> httpx2.Response:

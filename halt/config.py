@@ -142,13 +142,13 @@ class Config:
     )
     first_byte_timeout: float = _setting(
         "HALT_FIRST_BYTE_TIMEOUT",
-        120.0,
+        900.0,
         "From the request to the first token",
         low=0.05,
         high=86400,
     )
     gap_timeout: float = _setting(
-        "HALT_GAP_TIMEOUT", 60.0, "Between two pieces of an answer", low=0.05, high=86400
+        "HALT_GAP_TIMEOUT", 300.0, "Between two pieces of an answer", low=0.05, high=86400
     )
     run_timeout: float = _setting(
         "HALT_RUN_TIMEOUT", 1800.0, "For one answer as a whole", low=0.05, high=86400
@@ -311,7 +311,7 @@ class Config:
     @property
     def on_openai(self) -> bool:
         """The requests go to OpenAI itself."""
-        return urlsplit(self.upstream_url).hostname == "api.openai.com"
+        return is_openai(self.upstream_url)
 
     @property
     def trusted_hosts(self) -> list[str] | None:
@@ -391,6 +391,11 @@ def is_address(text: str) -> bool:
         return known and not {"?", "#"} & set(text)
     except ValueError:
         return False
+
+
+def is_openai(url: str) -> bool:
+    """Whether an address is OpenAI's own, in any region."""
+    return f".{urlsplit(url).hostname or ''}".endswith(".api.openai.com")
 
 
 def is_origin(text: str) -> bool:

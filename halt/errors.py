@@ -293,6 +293,7 @@ class UpstreamError(HaltError):
         self.status = status or STATUSES.get(code, 502)
         self.detail = detail[:DETAIL_MAX]
         self.hint = hint
+        self.own_status = status
         self._own: dict[str, Any] = {"sentence": sentence, "retryable": retryable, "status": status}
         message = sentence or usual
         if code in {"rate_limited", "model_loading"} and self.retryable:
@@ -308,6 +309,10 @@ class UpstreamError(HaltError):
         """This error with a hint."""
         return self._with(self.detail, hint)
 
+    def instead(self, code: str, *, sentence: str = "") -> UpstreamError:
+        """What this one says, with another code."""
+        return UpstreamError(code, self.detail, sentence=sentence)
+
     def without(self, secret: str) -> UpstreamError:
         """This error with a secret that the server quoted taken out."""
         if len(secret) < SECRET_MIN:
@@ -321,6 +326,11 @@ class UpstreamError(HaltError):
         return UpstreamError(
             self.code, detail, retry_after=self.retry_after, hint=hint, **self._own
         )
+
+
+def waited(seconds: float, setting: str) -> str:
+    """A hint of how long Halt has waited, and which setting says so."""
+    return f"Halt waited {seconds:g} s; {setting} says how long."
 
 
 def _when(seconds: float | None) -> str:

@@ -101,12 +101,16 @@ class Extra(msgspec.Struct, frozen=True, tag_field="type", tag="extra"):
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What went wrong; `code` is one of `halt.errors.CODES`, `retry_after` is in seconds."""
+    """What went wrong; `code` is one of `halt.errors.CODES`, `retry_after` is in seconds.
+
+    `status` is that of the model's server, where Halt answers with the same one.
+    """
 
     code: str
     message: str
     retryable: bool
     retry_after: float | None = None
+    status: int | None = None
 
 
 class Done(msgspec.Struct, frozen=True, tag_field="type", tag="done"):

@@ -16,12 +16,13 @@ import httpx2
 
 from halt.error_body import Said, plain_name, read, seconds_of
 from halt.error_code import code_of, is_overloaded
-from halt.errors import CODES, Interrupted, UpstreamError
-from halt.transport import ProxyFault, TLSTimeout
+from halt.errors import CODES, Interrupted, UpstreamError, waited
+from halt.transport import NoConnection, ProxyFault, TLSTimeout
 
 logger = logging.getLogger(__name__)
 
 WAIT_MAX = 86_400.0 * 31  # seconds; a server that says more says nothing
+HEADER_MAX = 86_400.0  # seconds; of a header
 _LIMITS = re.compile(r"limit:? (\d[\d,]*).{0,60}?requested:? (\d[\d,]*)", re.IGNORECASE)
 
 # --- whether a value is an error ------------------------------------------------------------------
@@ -135,15 +136,15 @@ def _told(said: Said, status: int | None = None, wait: float | None = None) -> U
     `status` is that of the answer, None in a stream; `wait` is what the headers said of it.
     """
     code = code_of(said, status or said.status)
-    if status is None:  # the address is right, and so was the status
-        if code == "endpoint_not_found":
-            code = "bad_request"
+    sentence, hint, retryable = "", "", CODES[code][1]
+    if status is None:  # the address is right, and the request was accepted at first
+        if code in {"bad_request", "endpoint_not_found"}:
+            code, retryable = "upstream_error", False
         elif code == "upstream_server_error" and not is_overloaded(said):
             code = "upstream_error"
     status = status or said.status
     if said.wait is not None:  # the body knows more of it than what stands between
         wait = said.wait if wait is None else max(said.wait, wait)
-    sentence, hint, retryable = "", "", CODES[code][1]
     if code == "upstream_server_error":
         if status == 529 or is_overloaded(said):
             sentence = "The model's server is overloaded."
@@ -192,18 +193,18 @@ def _body(response: httpx2.Response) -> object:
 def wait_of(headers: Mapping[str, str], at: float) -> float | None:
     """How many seconds these headers want us to wait. `at` is the time since the epoch."""
     milliseconds = seconds_of(headers.get("retry-after-ms"), "ms")
-    if milliseconds is not None:
+    if milliseconds is not None and milliseconds <= HEADER_MAX * 1000:
         return milliseconds
     value = headers.get("retry-after", "").strip()
     seconds = seconds_of(value) if value[:1].isdigit() else None
     if seconds is None and value:
         try:
-            seconds = max(0.0, parsedate_to_datetime(value).timestamp() - at)
+            seconds = parsedate_to_datetime(value).timestamp() - at
         except (ValueError, TypeError, OverflowError):
             seconds = None
     if seconds is None:
         seconds = _reset(headers, at)
-    return seconds
+    return seconds if seconds is not None and 0 <= seconds <= HEADER_MAX else None
 
 
 def _reset(headers: Mapping[str, str], at: float) -> float | None:
@@ -238,6 +239,7 @@ _CONNECTION_CODES: tuple[tuple[type[BaseException], str], ...] = (
     (ssl.SSLError, "upstream_tls"),
     (TLSTimeout, "upstream_tls_timeout"),
     (ConnectionRefusedError, "upstream_refused"),
+    (NoConnection, "upstream_connect_timeout"),
     (httpx2.ConnectTimeout, "upstream_connect_timeout"),
     (httpx2.ConnectError, "upstream_unreachable"),
     (httpx2.ReadError, "upstream_dropped"),
@@ -256,7 +258,7 @@ def fault(exc: BaseException, secret: str) -> UpstreamError:
 def _translate(exc: BaseException) -> UpstreamError:
     # The clients of OpenAI and Anthropic are siblings: their refusals have the same shape.
     response = getattr(exc, "response", None)
-    if isinstance(response, httpx2.Response) and response.is_error:
+    if isinstance(response, httpx2.Response) and not response.is_success:
         return _status_fault(response)
     chain: list[BaseException] = []
     cause: BaseException | None = exc
@@ -274,7 +276,10 @@ def _translate(exc: BaseException) -> UpstreamError:
     for kind, code in _CONNECTION_CODES:
         for link in chain:
             if isinstance(link, kind):
-                return UpstreamError(code, str(link))
+                hint = ""
+                if isinstance(link, NoConnection):
+                    hint = waited(link.seconds, "HALT_CONNECT_TIMEOUT")
+                return UpstreamError(code, str(link), hint=hint)
     logger.error("unmapped upstream fault", exc_info=exc)
     return UpstreamError("internal", type(exc).__name__)
 

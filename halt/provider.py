@@ -5,10 +5,14 @@ They differ in their client, in what they ask and in the decoder of what comes.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -22,14 +26,22 @@ from halt.continuing import (
     unfinished,
 )
 from halt.decoder import EventDecoder
+from halt.error_body import is_markup, page_words
 from halt.errors import UpstreamError
-from halt.faults import fault
+from halt.faults import error_of, fault
 from halt.http1 import Body
 from halt.line import TICK, Line, on_line
+from halt.model_list import Model, default_of, models_of
 from halt.provider_settings import ProviderSettings
+from halt.redirects import Redirects, public_address
 from halt.transport import Transport
 
 LEARNT_MAX = 1000  # models about which the same thing is remembered
+WHOLE = re.compile(r"/(v\d+\w*|openai)/?")  # in an address that leads to an API
+NO_LIST = (
+    "The model's server has no list of models: set HALT_MODEL, or models in the file, to one that "
+    "it has."
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +49,7 @@ logger = logging.getLogger(__name__)
 def http_client(transport: Transport) -> httpx2.Client:
     """What a provider's client sends its requests with."""
     hooks = {"response": [_refuse_page]}
-    return httpx2.Client(transport=transport, follow_redirects=True, event_hooks=hooks)
+    return httpx2.Client(transport=Redirects(transport), event_hooks=hooks)
 
 
 def warm_up_client(answers: Mapping[str, Any]) -> httpx2.Client:
@@ -58,8 +70,12 @@ def warm_up_client(answers: Mapping[str, Any]) -> httpx2.Client:
 
 
 def _refuse_page(response: httpx2.Response) -> None:
-    """An API answers with no web page; it is looked at once, and not asked for again."""
-    if response.is_success and response.headers.get("content-type", "").startswith("text/html"):
+    """An API answers with no web page; it is looked at once, and not asked for again.
+
+    A list of models is looked at itself: `_listed`.
+    """
+    is_page = response.headers.get("content-type", "").lower().startswith("text/html")
+    if response.is_success and is_page and response.request.method == "POST":
         raise UpstreamError("upstream_web_page")
 
 
@@ -126,6 +142,11 @@ class Provider:
 
     #: What its client raises.
     client_error: type[Exception]
+    #: The setting that holds its address, and how the address goes on to its models.
+    address_setting = "OPENAI_BASE_URL"
+    list_path = "/models"
+    #: How the addresses of nearly all servers end; empty: any may be right.
+    usual_end = "/v1"
 
     def __init__(self, settings: ProviderSettings, transport: Transport | None = None) -> None:
         self._settings = settings
@@ -133,11 +154,15 @@ class Provider:
         self._secret = settings.key
         self._lock = threading.Lock()  # protects what is learnt on the way
         self._model = settings.first_model
+        self._base = settings.base_url  # as it is asked
         self._refusing: set[str] = set()  # models that do not go on with a prefix
 
-    def _list(self) -> list[str]:
+    def _list(self) -> httpx2.Response:
         """Ask the client for the models. Raises what the client raises."""
         raise NotImplementedError
+
+    def _note(self, models: list[Model]) -> None:
+        """Keep what a list tells about its models."""
 
     @property
     def known_model(self) -> str:
@@ -146,11 +171,11 @@ class Provider:
     def default_model(self, line: Line) -> str:
         """The model that answers when a request names none. Raises UpstreamError, Interrupted."""
         if not self._model:
-            names = self.models(line)
-            if not names:
+            model = default_of(self._listed(line))
+            if not model:
                 raise UpstreamError("model_not_found", "its list of models is empty")
             with self._lock:
-                self._model = self._model or names[0]
+                self._model = self._model or model
         return self._model
 
     def models(self, line: Line) -> list[str]:
@@ -196,18 +221,59 @@ class Provider:
                 about.add(model)
 
     def _ask(self, line: Line) -> list[str]:
+        return [model.name for model in self._listed(line)]
+
+    def _listed(self, line: Line) -> list[Model]:
+        """The models that the server lists. Raises UpstreamError, Interrupted."""
         if not self._settings.base_url:
             raise UpstreamError("no_model")
-        with on_line(line):
+        with self._asking("GET", self.list_path), on_line(line):
             try:
-                names = self._list()
+                body = self._list().content
             except self.client_error as exc:
-                told = fault(exc, self._secret)
-                if told.code == "model_not_found":  # 404: the address is wrong, not a model
-                    told = UpstreamError("upstream_invalid", "it has no list of models")
-                raise told from exc
-            except (AttributeError, TypeError, ValueError) as exc:  # the client expects the shape
-                raise UpstreamError("upstream_invalid", "its list of models is malformed") from exc
-        if not all(isinstance(name, str) for name in names):
-            raise UpstreamError("upstream_invalid", "its list of models is malformed")
-        return names
+                error = fault(exc, self._secret)
+                if error.code in {"endpoint_not_found", "model_not_found"}:
+                    raise error.instead("endpoint_not_found", sentence=NO_LIST) from exc
+                raise error from exc
+            except httpx2.HTTPError as exc:  # the body broke off, or is not what its labels say
+                raise fault(exc, self._secret) from exc
+            models = _models(body, self._secret)
+        self._note(models)
+        return models
+
+    @contextlib.contextmanager
+    def _asking(self, method: str, path: str) -> Iterator[None]:
+        """A fault that may be the address's names it, and the setting to look at."""
+        try:
+            yield
+        except UpstreamError as exc:
+            asked = f"Asked was {method} {public_address(self._base.rstrip('/') + path)}"
+            check = f"check {self.address_setting}, or the address in the file."
+            if self.usual_end and WHOLE.search(urlsplit(self._base).path) is None:
+                check = f"on most servers the address must lead up to and with {self.usual_end}."
+            if exc.code == "upstream_web_page":
+                raise exc.hinting(f"{asked}: {check}") from exc
+            if exc.hint:
+                raise
+            if exc.code == "endpoint_not_found":
+                raise exc.hinting(f"{asked}: {check}") from exc
+            if "most servers" in check and exc.code in {"model_not_found", "upstream_invalid"}:
+                raise exc.hinting(f"{asked}: {check}") from exc
+            raise
+
+
+def _models(body: bytes, secret: str) -> list[Model]:
+    """The models of a list's body. Raises UpstreamError."""
+    text = body.decode("utf-8", "replace")
+    if is_markup(text):
+        raise UpstreamError("upstream_web_page", page_words(text)).without(secret)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise UpstreamError("upstream_invalid", "its list of models is malformed") from exc
+    models = models_of(value)
+    if models is None:
+        if (error := error_of(value)) is not None:
+            raise error.without(secret)
+        raise UpstreamError("upstream_invalid", "its list of models is malformed")
+    return models

@@ -33,6 +33,7 @@ from halt.config import (
     ConfigError,
     fits_header,
     is_address,
+    is_openai,
     override,
     variable,
 )
@@ -300,7 +301,7 @@ def _provider(
             raise ConfigError(f"{path}: {where}.models is missing: list your deployments' names.")
     else:
         base_url = table.address("base_url", ANTHROPIC_URL if kind == "anthropic" else OPENAI_URL)
-    on_openai = urlsplit(base_url).hostname == "api.openai.com"
+    on_openai = is_openai(base_url)
     return ProviderSettings(
         name=name,
         kind=kind,

@@ -259,7 +259,11 @@ def failure(event: Failed) -> AnswerFailed:
     """A run's error as the answer to the request that started it."""
     error = event.error
     return AnswerFailed(
-        error.code, error.message, retryable=error.retryable, retry_after=error.retry_after
+        error.code,
+        error.message,
+        retryable=error.retryable,
+        retry_after=error.retry_after,
+        status=error.status,
     )
 
 

@@ -48,7 +48,7 @@ from halt.chat import (
 )
 from halt.config import Config
 from halt.continuing import unfinished
-from halt.errors import CODES, Interrupted, UpstreamError
+from halt.errors import CODES, Interrupted, UpstreamError, shortened, waited
 from halt.events import (
     Cancelled,
     CancelReason,
@@ -77,6 +77,7 @@ ATTEND_AFTER = 0.2  # seconds without a pump until an attendant is sent
 FIRST_VIEW = 10.0  # seconds that the first viewer has to come, however short the grace
 RETRY_BASE = 0.5  # seconds before the first retry; doubles, and varies by half to spread the load
 CUT_SHORT = frozenset({"length", "content_filter"})  # what a model asked for then is not whole
+LOGGED_MAX = 500  # characters of what a server said that go into the server's log
 COUNT_MAX = 2**53  # of a usage: what every reader of JSON takes for the same number
 RETRY_AFTER_MAX = 5.0  # seconds; a server that wants us to wait longer is shown to the user instead
 
@@ -225,12 +226,14 @@ class Run(Recording):
             message = fault.message
             if fault.code == "internal":  # what has happened stands in the log alone
                 message += quoted(self.request_id)
-            info = ErrorInfo(fault.code, message, fault.retryable, fault.retry_after)
+            info = ErrorInfo(
+                fault.code, message, fault.retryable, fault.retry_after, fault.own_status
+            )
             return Failed(info, self.meter.snapshot())
 
         if not self._end(make, interrupt=True):
             return False
-        told = self.id, fault.code, fault.detail
+        told = self.id, fault.code, shortened(fault.detail, LOGGED_MAX)
         logger.warning("stream %s failed: %s %s", *told, extra=about(self.request_id))
         return True
 
@@ -392,15 +395,17 @@ class Run(Recording):
         """The limit that is over at this time."""
         config, meter = self._config, self.meter
         if at - meter.started_at > config.run_timeout:
-            return UpstreamError("run_too_long")
+            return _over("run_too_long", config.run_timeout, "HALT_RUN_TIMEOUT")
         silent = at - meter.last_at
         if self._tool_round is not None:
             pass  # tools have limits of their own
         elif not self._answering:
             if silent > config.first_byte_timeout:
-                return UpstreamError("first_byte_timeout")
+                return _over(
+                    "first_byte_timeout", config.first_byte_timeout, "HALT_FIRST_BYTE_TIMEOUT"
+                )
         elif silent > config.gap_timeout:
-            return UpstreamError("stalled")
+            return _over("stalled", config.gap_timeout, "HALT_GAP_TIMEOUT")
         return None
 
     def _guarded(self, body: Callable[..., None], *args: Any) -> None:
@@ -441,7 +446,7 @@ class Run(Recording):
                 return
             except UpstreamError as fault:
                 if self._tools and _refuses_tools(fault):
-                    raise UpstreamError("tools_refused", fault.detail) from fault
+                    raise fault.instead("tools_refused") from fault
                 self._wait_for_retry(fault)
 
     def _wait_for_retry(self, fault: UpstreamError) -> None:
@@ -482,7 +487,7 @@ class Run(Recording):
             if not self._add(part):
                 return
             if self._size > self._config.max_answer_chars:
-                self.fail(UpstreamError("answer_too_long"))
+                self.fail(self._too_long())
                 return
         else:
             self.meter.received(0, 0)
@@ -544,7 +549,9 @@ class Run(Recording):
         self._reply, self._calls_due, self._heard_out = None, False, False
         calls, self._calls = self._calls, []
         if not self._rounds_left:
-            raise UpstreamError("too_many_tool_rounds")
+            rounds = self._config.tool_rounds
+            hint = f"It may do so {rounds} times; HALT_TOOL_ROUNDS says how often."
+            raise UpstreamError("too_many_tool_rounds", hint=hint)
         self._rounds_left -= 1
         results = self._results_of(calls)
         if self.log.ended is not None:
@@ -564,6 +571,11 @@ class Run(Recording):
         )
         self._open()
 
+    def _too_long(self) -> UpstreamError:
+        most = self._config.max_answer_chars
+        hint = f"{most} characters are; HALT_MAX_ANSWER_CHARS says how many."
+        return UpstreamError("answer_too_long", hint=hint)
+
     def _results_of(self, calls: list[ToolCall]) -> list[ToolResult]:
         """Run the calls; their results in the order of the calls, some missing after an end."""
         assert self._tools is not None  # noqa: S101 - else none is asked for
@@ -573,7 +585,7 @@ class Run(Recording):
         for result in under_way.results():
             self._size += len(result.result)
             if self._size > self._config.max_answer_chars:
-                raise UpstreamError("answer_too_long")
+                raise self._too_long()
             self.meter.tools_ran()
             self.note("", self.meter.last_at)
             if not self.log.append(result):
@@ -621,6 +633,10 @@ class Run(Recording):
             self.settle()
         elif drain or not self._viewers:
             self.settle(drain=True)
+
+
+def _over(code: str, seconds: float, setting: str) -> UpstreamError:
+    return UpstreamError(code, hint=waited(seconds, setting))
 
 
 def _counts(usage: dict[str, Any]) -> dict[str, Any]:

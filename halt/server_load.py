@@ -19,6 +19,7 @@ from typing import NamedTuple
 import httpx2
 import msgspec
 
+from halt.config import is_openai
 from halt.errors import HaltError
 from halt.http1 import Body
 from halt.line import Quiet, limited
@@ -91,7 +92,7 @@ class ServerLoad:
 
     def __init__(self, provider: ProviderSettings, model: str) -> None:
         """`model` is asked about where the server is a router for several."""
-        is_asked = provider.kind == "openai" and "//api.openai.com" not in provider.base_url
+        is_asked = provider.kind == "openai" and not is_openai(provider.base_url)
         self._sources = _SOURCES if is_asked else ()
         self._root = _VERSION_PATH.sub("", provider.base_url.rstrip("/"))
         self._parameters = {"model": model} if model else {}

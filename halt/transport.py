@@ -8,6 +8,7 @@ request and reads every refusal; only the bytes go through here.
 from __future__ import annotations
 
 import base64
+import ipaddress
 import socket
 import ssl
 import struct
@@ -38,7 +39,13 @@ class ProxyFault(httpx2.ConnectError):
     """The proxy could not be used; what the server behind it would do is not known."""
 
 
-class TLSTimeout(httpx2.ConnectTimeout):
+class NoConnection(httpx2.ConnectTimeout):
+    """No connection was accepted in time. `seconds` is how long it was waited for."""
+
+    seconds = 0.0
+
+
+class TLSTimeout(NoConnection):
     """The connection was accepted and TLS did not begin in time."""
 
 
@@ -58,7 +65,7 @@ class Transport(httpx2.BaseTransport):
         line = current_line()
         url = request.url
         key = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
-        proxy = _proxy_for(request)
+        proxy = _usable_proxy(url)
         if proxy is not None and url.scheme == "http":
             # A proxy is asked for the whole address; https goes through a tunnel instead.
             target = b"http://%b%b" % (url.netloc, url.raw_path)
@@ -142,17 +149,24 @@ class Transport(httpx2.BaseTransport):
                     try:
                         sock.do_handshake()
                     except TimeoutError as exc:
-                        raise TLSTimeout(str(exc), request=request) from exc
+                        raise self._late(TLSTimeout, exc, request) from exc
                 sock.settimeout(None)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TICK_OPTION)
             except BaseException:
                 line.close(sock)
                 raise
         except TimeoutError as exc:
-            raise httpx2.ConnectTimeout(str(exc), request=request) from exc
+            raise self._late(NoConnection, exc, request) from exc
         except OSError as exc:
             raise httpx2.ConnectError(str(exc), request=request) from exc
         return sock
+
+    def _late(
+        self, kind: type[NoConnection], exc: TimeoutError, request: httpx2.Request
+    ) -> NoConnection:
+        late = kind(str(exc), request=request)
+        late.seconds = self._connect_timeout
+        return late
 
     def _dial(self, line: Line, address: tuple[str, int], deadline: float) -> socket.socket:
         """Try each address of the host in turn until one accepts. Raises OSError."""
@@ -211,17 +225,95 @@ class Transport(httpx2.BaseTransport):
         )
 
 
-def _proxy_for(request: httpx2.Request) -> httpx2.URL | None:
-    """The proxy that HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY name for this request."""
-    scheme, host = request.url.scheme, request.url.host
-    proxies = getproxies()
-    proxy = proxies.get(scheme) or proxies.get("all")
-    if not proxy or host in {"localhost", "127.0.0.1", "::1"} or proxy_bypass(host):
+def proxy_for(url: str) -> str | None:
+    """The proxy through which a request to this address goes, without its user's name and password.
+
+    None: it goes to the server itself. HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY decide.
+    """
+    proxy = _proxy_of(httpx2.URL(url))
+    if proxy is None:
         return None
-    url = httpx2.URL(proxy if "://" in proxy else f"http://{proxy}")
-    if url.scheme != "http":
-        raise ProxyFault(f"those of the kind {url.scheme}:// are not supported")
-    return url
+    return str(proxy.copy_with(username="", password="", path="/", query=None)).rstrip("/")
+
+
+def passes_by(entries: str, host: str, port: int) -> bool:
+    """Whether a request to this host and port goes by the proxy, by the entries of NO_PROXY.
+
+    An entry is `*`, a host (with all below it, whether or not it begins with `.` or `*.`), an
+    address, or a range of addresses as in 192.168.0.0/16; `:PORT` may follow a host or an address.
+    Names are not looked up, so a range holds addresses alone.
+    """
+    host = host.lower().strip("[]").rstrip(".")
+    address = _ip(host)
+    for entry in entries.lower().replace(",", " ").split():
+        name, wanted = _split_port(entry)
+        if wanted is not None and wanted != port:
+            continue
+        if name == "*":
+            return True
+        if address is not None:
+            network = _network(name)
+            if network is not None and address in network:
+                return True
+            continue
+        name = name.removeprefix("*").removeprefix(".").rstrip(".")
+        if name and (host == name or host.endswith(f".{name}")):
+            return True
+    return False
+
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _split_port(entry: str) -> tuple[str, int | None]:
+    """An entry's host or range, and its port."""
+    name, colon, port = entry.rpartition(":")
+    if colon and port.isdigit() and (":" not in name or name.endswith("]")):
+        return name.strip("[]"), int(port)
+    return entry.replace("[", "").replace("]", ""), None
+
+
+def _ip(host: str) -> _Address | None:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+def _network(name: str) -> _Network | None:
+    try:
+        return ipaddress.ip_network(name, strict=False)
+    except ValueError:
+        return None
+
+
+def _proxy_of(url: httpx2.URL) -> httpx2.URL | None:
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if not proxy or _is_here(url.host):
+        return None
+    port = url.port or (443 if url.scheme == "https" else 80)
+    # The system's own settings have exceptions too, on macOS and Windows.
+    if passes_by(proxies.get("no", ""), url.host, port) or proxy_bypass(url.host):
+        return None
+    return httpx2.URL(proxy if "://" in proxy else f"http://{proxy}")
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host is this machine, which no proxy leads to."""
+    address = _ip(host.strip("[]"))
+    return address.is_loopback if address else host.lower().rstrip(".") == "localhost"
+
+
+def _usable_proxy(url: httpx2.URL) -> httpx2.URL | None:
+    """The proxy for this address. Raises ProxyFault where it cannot be used."""
+    proxy = _proxy_of(url)
+    if proxy is not None and proxy.scheme != "http":
+        raise ProxyFault(f"those of the kind {proxy.scheme}:// are not supported")
+    return proxy
 
 
 def _proxy_credentials(proxy: httpx2.URL) -> list[bytes]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +17,7 @@ import openai
 from openai.resources.chat.completions import CompletionsWithRawResponse
 
 from halt.chat import ChatRequest, Reply
+from halt.config import is_openai
 from halt.continuing import (
     HOSTS,
     NO_THOUGHT,
@@ -31,14 +31,30 @@ from halt.decoder import ChatDecoder
 from halt.errors import UpstreamError
 from halt.faults import fault
 from halt.line import Line, on_line
+from halt.model_list import Model
 from halt.provider import Provider, begin, http_client, warm_up_client
 from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
 
 DEEPSEEK_BETA = "https://api.deepseek.com/beta"  # the one address where it takes a prefix
-#: How the addresses of nearly all servers end; one that does not is suspected where it fails.
-WHOLE = re.compile(r"/(v\d+\w*|openai)/?")
-CHECK = "Check OPENAI_BASE_URL, or the base_url in the file: up to and with /v1."
+#: What an address ends with that was copied with the path of a request.
+ENDPOINT = re.compile(r"/+(?:chat/completions|completions|responses|embeddings|models)/*$")
+AZURE_PATH = re.compile(r"/+openai(?:/+(?:deployments|v1)(?:/.*)?)?/*$")
+USAGE = {"include_usage": True}
+#: Options that a server may refuse, and the other name that they then go by; empty: none.
+OTHER_NAMES = {
+    "stream_options": "",  # its usage is estimated then
+    "max_tokens": "max_completion_tokens",
+    "max_completion_tokens": "max_tokens",
+}
+#: How a server says that it does not know an option, not that its value is wrong.
+UNKNOWN = re.compile(
+    r"(?:un|not |n't )(?:supported|recogni[sz]ed|permitted|allowed|expected|accepted|available)"
+    r"|\bnot (?:be )?(?:a )?(?:valid|known|used)|n.t (?:support|accept|recogni|allow)"
+    r"|not (?:support|accept|recogni|allow)|unknown|extra_?forbidden|deprecated|\buse ['\"`\\]*max_"
+    r"|no such|no longer|instead",
+    re.IGNORECASE,
+)
 NOWHERE = "http://127.0.0.1:9/v1"  # for the client, which wants an address; never asked
 
 logger = logging.getLogger(__name__)
@@ -52,7 +68,7 @@ def _warm_up() -> None:
         max_retries=0,
         http_client=warm_up_client({"/models": {"object": "list", "data": [{"id": "none"}]}}),
     ) as client:
-        client.models.list()
+        client.models.with_raw_response.list()
         with contextlib.suppress(openai.BadRequestError):
             client.chat.completions.with_raw_response.create(
                 model="none",
@@ -72,27 +88,31 @@ class OpenAIUpstream(Provider):
 
     def __init__(self, settings: ProviderSettings, transport: Transport | None = None) -> None:
         super().__init__(settings, transport)
+        self._base = self._address(settings)
         self._client = self._make_client(settings)
         # The client makes its resources when they are first asked for: here, in one thread.
         self._completions = self._client.chat.completions.with_raw_response
-        self._models = self._client.models
+        self._models = self._client.models.with_raw_response
         self._host = urlsplit(settings.base_url).hostname or ""
-        self._on_openai = self._host == "api.openai.com"
+        self._on_openai = is_openai(settings.base_url)
         self._flagging = self._completions  # takes a prefix where that has an address of its own
         if self._host == "api.deepseek.com":
             beta = self._client.with_options(base_url=DEEPSEEK_BETA)
             self._flagging = beta.chat.completions.with_raw_response
         self._owners: dict[str, str] | None = None  # model -> what its server calls itself
-        self._path = urlsplit(settings.base_url).path.rstrip("/")
-        self._is_whole = settings.kind == "azure" or WHOLE.search(self._path) is not None
-        self._uncounted: set[str] = set()  # models for which the server refuses to report usage
+        # Options -> the models for which the server refuses them.
+        self._refused: dict[str, set[str]] = {name: set() for name in OTHER_NAMES}
+
+    def _address(self, settings: ProviderSettings) -> str:
+        """The address that paths are put behind."""
+        return ENDPOINT.sub("", settings.base_url)
 
     def _make_client(self, settings: ProviderSettings) -> openai.OpenAI:
         # No timeouts and no retries here: the limits of a run are watched by `generation`, which
         # interrupts the line, and a retry inside the client could not be stopped.
         return openai.OpenAI(
             api_key=settings.key,
-            base_url=settings.base_url or NOWHERE,
+            base_url=self._base or NOWHERE,
             max_retries=0,
             timeout=None,
             http_client=http_client(self._transport),
@@ -129,13 +149,16 @@ class OpenAIUpstream(Provider):
         if extra:
             options["extra_body"] = extra
         completions = self._flagging if way == "flagged" else self._completions
-        with self._asking("POST", "/chat/completions"):
+        with self._asking("POST", self._path(model)):
             with on_line(line):
                 try:
                     response = self._create(completions, model, messages, options)
                 except openai.APIError as exc:
                     raise fault(exc, self._secret) from exc
             return begin(response, ChatDecoder(), model, self._secret)
+
+    def _path(self, model: str) -> str:
+        return "/chat/completions"
 
     def _way(self, model: str, line: Line) -> Way:
         """How this model is asked to go on with an answer. Raises Interrupted."""
@@ -152,32 +175,13 @@ class OpenAIUpstream(Provider):
         """What the server of a model calls itself in its list, empty where it does not say."""
         if self._owners is None:
             try:
-                self._ask(line)
+                self._listed(line)
             except UpstreamError:
                 with self._lock:
                     self._owners = self._owners or {}  # asked once; a later list tells more
         owners = self._owners or {}
         told = set(owners.values())
         return owners.get(model) or (told.pop() if len(told) == 1 else "")
-
-    def _ask(self, line: Line) -> list[str]:
-        with self._asking("GET", "/models"):
-            return super()._ask(line)
-
-    @contextlib.contextmanager
-    def _asking(self, method: str, path: str) -> Iterator[None]:
-        """Whoever has forgotten the address's end is told of it where something else answers."""
-        try:
-            yield
-        except UpstreamError as exc:
-            if exc.code == "upstream_web_page" and self._settings.kind != "azure":
-                raise exc.hinting(CHECK) from exc
-            if self._is_whole or exc.code not in {"model_not_found", "upstream_invalid"}:
-                raise
-            raise exc.hinting(
-                f"Asked was {method} {self._path}{path}: on most servers the address must lead "
-                "up to and with /v1."
-            ) from exc
 
     def _create(
         self,
@@ -186,38 +190,63 @@ class OpenAIUpstream(Provider):
         messages: Any,
         options: dict[str, Any],
     ) -> httpx2.Response:
-        create = completions.create
-        if model not in self._uncounted:
+        """Send the request, with what the server has refused of this model under another name."""
+        refused = {name for name, models in self._refused.items() if model in models}
+        while True:
+            asked = _renamed({**options, "stream_options": USAGE}, refused)
             try:
-                return create(
-                    model=model,
-                    messages=messages,
-                    stream=True,
-                    stream_options={"include_usage": True},
-                    **options,
+                return completions.create(
+                    model=model, messages=messages, stream=True, **asked
                 ).http_response
             except (openai.BadRequestError, openai.UnprocessableEntityError) as exc:
-                if "stream_options" not in str(exc.body):
+                name = next((each for each in asked if _is_refused(each, exc.response)), "")
+                if not name or name in refused or OTHER_NAMES[name] in refused:
                     raise
-                logger.info("stream_options is refused for %s; its usage is estimated", model)
-                self._learn(self._uncounted, model)
-        return create(model=model, messages=messages, stream=True, **options).http_response
+                logger.info("%s is refused for %s", name, model)
+                self._learn(self._refused[name], model)
+                refused.add(name)
 
-    def _list(self) -> list[str]:
-        models = self._models.list().data
-        owners = {model.id: str(getattr(model, "owned_by", "")) for model in models}
+    def _list(self) -> httpx2.Response:
+        return self._models.list().http_response
+
+    def _note(self, models: list[Model]) -> None:
         with self._lock:
-            self._owners = owners
-        return [model.id for model in models]
+            self._owners = {model.name: model.owner for model in models}
+
+
+def _renamed(options: dict[str, Any], refused: set[str]) -> dict[str, Any]:
+    """The options without refused names: under their other name, or left out if there is none."""
+    renamed: dict[str, Any] = {}
+    for name, value in options.items():
+        other = OTHER_NAMES.get(name)
+        if name not in refused or other in refused:
+            renamed[name] = value
+        elif other:
+            renamed[other] = options.get(other, value)
+    return renamed
+
+
+def _is_refused(name: str, response: httpx2.Response) -> bool:
+    """Whether a refusal says that the server does not know an option of this name."""
+    if name not in OTHER_NAMES or name not in response.text:
+        return False
+    return not OTHER_NAMES[name] or UNKNOWN.search(response.text) is not None
 
 
 class AzureUpstream(OpenAIUpstream):
     """Azure OpenAI. Its models are the deployments of a resource, which it does not list."""
 
+    address_setting = "AZURE_OPENAI_ENDPOINT"
+    list_path = "/openai/models"
+    usual_end = ""
+
+    def _address(self, settings: ProviderSettings) -> str:
+        return AZURE_PATH.sub("", settings.base_url)
+
     def _make_client(self, settings: ProviderSettings) -> openai.OpenAI:
         return openai.AzureOpenAI(
             api_key=settings.key,
-            azure_endpoint=settings.base_url,
+            azure_endpoint=self._base,
             api_version=settings.api_version,
             max_retries=0,
             timeout=None,
@@ -229,6 +258,9 @@ class AzureUpstream(OpenAIUpstream):
         if not model.strip(".") or "/" in model:  # it would be a part of the path
             raise UpstreamError("model_not_found", f"{model!r} is no name of a deployment")
         return super().open(request, line)
+
+    def _path(self, model: str) -> str:
+        return f"/openai/deployments/{model}/chat/completions"
 
     def _way(self, model: str, line: Line) -> Way:
         return "trailing" if self._settings.continues == "prefix" else "instruction"

@@ -319,6 +319,7 @@ _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rat
 _OPENAI_CODES = {
     "context_too_long": "context_length_exceeded",
     "rate_limited": "rate_limit_exceeded",
+    "quota_exceeded": "insufficient_quota",
     "too_many_requests": "rate_limit_exceeded",
 }
 
