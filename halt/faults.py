@@ -171,7 +171,7 @@ def _told(said: Said, status: int | None = None, wait: float | None = None) -> U
 
 def _status_fault(response: httpx2.Response) -> UpstreamError:
     said = read(_body(response))
-    said.words = said.words or f"status {response.status_code}"
+    said.words = said.words or f"{response.status_code} {response.reason_phrase}".strip()
     wait = wait_of(response.headers, time())
     if wait is None and said.limits:
         wait = wait_of({str(k).lower(): str(v) for k, v in said.limits.items()}, time())
