@@ -23,7 +23,16 @@ STOPS_MAX = 16  # streams that one press of the page's Stop can name
 PROBE_SECONDS = 10.0  # a health answer is never older than this when the probe can run
 PROBE_WAIT = 1.0  # seconds that a health request waits for the upstream's answer
 #: A refusal is an answer: the server is there.
-REFUSALS = frozenset({"unauthorized", "forbidden", "bad_request", "rate_limited"})
+REFUSALS = frozenset(
+    {
+        "unauthorized",
+        "forbidden",
+        "region_not_supported",
+        "quota_exceeded",
+        "bad_request",
+        "rate_limited",
+    }
+)
 
 
 def blueprint(fragment: Callable[[Receipt], str], upstream: Upstream) -> Blueprint:

@@ -66,7 +66,13 @@ REMEDIES = {
     "upstream_connect_timeout": "Look for a firewall on the way; correct {address}.",
     "upstream_unreachable": "Correct {address}; look for a firewall or proxy on the way.",
     "unauthorized": "Set {key} to a key of this server.",
-    "forbidden": "Use a key that may use this model, or set {model} to another one.",
+    "forbidden": "Use a key that may do this, or set {model} to another model.",
+    "region_not_supported": "Set {model} or {address} to what is offered where this machine is.",
+    "content_filter": "Change the message, or set {model} to another model.",
+    "quota_exceeded": "Add credit to the account of {key}, or use the key of another one.",
+    "endpoint_not_found": "Correct {address}: it must lead to the API, up to and with /v1 where "
+    "the API's paths begin so.",
+    "model_loading": "Wait until the model is loaded.",
     "model_not_found": "Set {model} to a model of this server.",
     "rate_limited": "Wait, or raise the limits of your account.",
     "upstream_invalid": "Correct {address}: it must lead to the API, up to and with /v1 where the "
@@ -307,7 +313,7 @@ def _models(report: Report, provider: ProviderSettings, generations: Generations
             remedy = report.remedy("first_byte_timeout")
             report.fail("models", "no answer to the list of models.", remedy)
             return False
-        if error.code == "upstream_invalid" and model:
+        if error.code in {"upstream_invalid", "endpoint_not_found"} and model:
             remedy = f"Nothing, as long as {report.names['model']} is right."
             report.warn("models", error.message, remedy)
             return True

@@ -28,12 +28,12 @@ from halt.continuing import (
 from halt.decoder import EventDecoder
 from halt.error_body import is_markup, page_words
 from halt.errors import UpstreamError
+from halt.exchange import Exchange, public_address
 from halt.faults import error_of, fault
 from halt.http1 import Body
 from halt.line import TICK, Line, on_line
 from halt.model_list import Model, default_of, models_of
 from halt.provider_settings import ProviderSettings
-from halt.redirects import Redirects, public_address
 from halt.transport import Transport
 
 LEARNT_MAX = 1000  # models about which the same thing is remembered
@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 def http_client(transport: Transport) -> httpx2.Client:
     """What a provider's client sends its requests with."""
     hooks = {"response": [_refuse_page]}
-    return httpx2.Client(transport=Redirects(transport), event_hooks=hooks)
+    return httpx2.Client(transport=Exchange(transport), event_hooks=hooks)
 
 
 def warm_up_client(answers: Mapping[str, Any]) -> httpx2.Client:
@@ -243,23 +243,23 @@ class Provider:
 
     @contextlib.contextmanager
     def _asking(self, method: str, path: str) -> Iterator[None]:
-        """A fault that may be the address's names it, and the setting to look at."""
+        """Raises faults with what `_hinted` adds."""
         try:
             yield
         except UpstreamError as exc:
-            asked = f"Asked was {method} {public_address(self._base.rstrip('/') + path)}"
-            check = f"check {self.address_setting}, or the address in the file."
-            if self.usual_end and WHOLE.search(urlsplit(self._base).path) is None:
-                check = f"on most servers the address must lead up to and with {self.usual_end}."
-            if exc.code == "upstream_web_page":
-                raise exc.hinting(f"{asked}: {check}") from exc
-            if exc.hint:
-                raise
-            if exc.code == "endpoint_not_found":
-                raise exc.hinting(f"{asked}: {check}") from exc
-            if "most servers" in check and exc.code in {"model_not_found", "upstream_invalid"}:
-                raise exc.hinting(f"{asked}: {check}") from exc
-            raise
+            raise self._hinted(method, path, exc) from exc
+
+    def _hinted(self, method: str, path: str, fault: UpstreamError) -> UpstreamError:
+        """A fault that may be the address's, with what was asked and what to look at."""
+        suspect = {"endpoint_not_found", "upstream_web_page"}
+        check = f"check {self.address_setting}, or the address in the file."
+        if self.usual_end and WHOLE.search(urlsplit(self._base).path) is None:
+            suspect |= {"model_not_found", "upstream_invalid"}
+            check = f"on most servers the address must lead up to and with {self.usual_end}."
+        if fault.hint or fault.code not in suspect:
+            return fault
+        address = public_address(self._base.rstrip("/") + path)
+        return fault.hinting(f"Asked was {method} {address}: {check}")
 
 
 def _models(body: bytes, secret: str) -> list[Model]:

@@ -272,5 +272,5 @@ class AzureUpstream(OpenAIUpstream):
         try:
             super().check(line)  # it answers with the models that the resource could deploy
         except UpstreamError as exc:
-            if exc.code != "upstream_invalid":  # gateways before it let only deployments through
+            if exc.code != "endpoint_not_found":  # gateways before it let only deployments through
                 raise

@@ -1,25 +1,33 @@
-"""Redirects of a model's server: followed with the key and the request where that is safe.
+"""A request of a provider's client and its answer: redirects are followed, refusals read whole.
 
 Clients turn a POST that is answered with 301 or 302 into a GET without a body, and carry the key to
-any address of the same scheme and host. Here the request is kept as it is, on the same server or
-from http:// to https:// on it, and goes nowhere else.
+any address of the same host. Here the request is kept as it is, on the same server or from http://
+to https:// on it, and goes nowhere else.
+
+They also lose a refusal whose body breaks off or is not what its labels say. Here what has come of
+it is kept.
 """
 
 from __future__ import annotations
 
+import contextlib
+
 import httpx2
 
 from halt.errors import UpstreamError
-from halt.http1 import Body
+from halt.http1 import REFUSAL_MAX, Body
+from halt.line import Quiet
+from halt.metrics import now
 
 REDIRECTS_MAX = 5
 #: Statuses after which the same request is sent to the new address; 303 wants a GET.
 SAME = frozenset((301, 302, 307, 308))
+REFUSAL_SECONDS = 10.0  # without a byte, in which a refusal's body is waited for
 PORTS = {"http": 80, "https": 443}
 
 
-class Redirects(httpx2.BaseTransport):
-    """A transport that follows redirects."""
+class Exchange(httpx2.BaseTransport):
+    """A transport that follows redirects and brings refusals with their bodies."""
 
     def __init__(self, transport: httpx2.BaseTransport) -> None:
         self._transport = transport
@@ -28,8 +36,10 @@ class Redirects(httpx2.BaseTransport):
         """Send a request, also to where its server leads. Raises UpstreamError, and as inside."""
         for _ in range(REDIRECTS_MAX):
             response = self._transport.handle_request(request)
-            if not response.has_redirect_location:
+            if response.is_success:
                 return response
+            if not response.has_redirect_location:
+                return _whole(response, request)
             request = _moved(request, response)
         raise _astray(request, "it leads from address to address without an end.")
 
@@ -66,6 +76,35 @@ def _moved(request: httpx2.Request, response: httpx2.Response) -> httpx2.Request
     return httpx2.Request(
         request.method, url, headers=headers, stream=request.stream, extensions=request.extensions
     )
+
+
+def _whole(response: httpx2.Response, request: httpx2.Request) -> httpx2.Response:
+    """A refusal with as much of its body as comes."""
+    body = response.extensions.get("halt.body")
+    if not isinstance(body, Body):
+        return response
+    pieces: list[bytes] = []
+    size, heard_at = 0, now()
+    with contextlib.suppress(httpx2.HTTPError):
+        while size < REFUSAL_MAX and now() - heard_at < REFUSAL_SECONDS:
+            try:
+                piece = body.read()
+            except Quiet:
+                continue
+            if not piece:
+                break
+            pieces.append(piece)
+            size, heard_at = size + len(piece), now()
+    body.close()
+    headers = response.headers.copy()
+    for name in ("content-length", "transfer-encoding"):
+        headers.pop(name, None)
+    status, content = response.status_code, b"".join(pieces)
+    try:
+        return httpx2.Response(status, headers=headers, content=content, request=request)
+    except httpx2.DecodingError:  # it is not encoded as its label says, or it broke off
+        del headers["content-encoding"]
+        return httpx2.Response(status, headers=headers, content=content, request=request)
 
 
 def _is_safe(old: httpx2.URL, new: httpx2.URL) -> bool:
