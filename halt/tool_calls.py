@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from halt.errors import UpstreamError
 from halt.events import ToolCall, ToolCallDelta
@@ -17,7 +19,7 @@ CALLS_MAX = 64  # tool calls of one answer
 class _Assembly:
     """A tool call that is coming in."""
 
-    __slots__ = ("arguments", "given", "id", "name", "number")
+    __slots__ = ("arguments", "extra", "given", "id", "name", "number")
 
     def __init__(self, number: int, given: str, own: str, name: str) -> None:
         self.number = number
@@ -25,6 +27,7 @@ class _Assembly:
         self.id = own
         self.name = name
         self.arguments: list[str] = []
+        self.extra: dict[str, Any] = {}
 
     def is_whole(self) -> bool:
         """Its arguments are a complete JSON value."""
@@ -45,8 +48,19 @@ class CallAssembler:
         self._calls: list[_Assembly] = []
         self._slots: dict[int, _Assembly] = {}  # the server's index -> the call it means now
 
-    def fragment(self, index: int | None, id_: str, name: str, pieces: str, out: Gathering) -> None:
-        """Add a fragment. Raises UpstreamError where there are too many calls."""
+    def fragment(
+        self,
+        index: int | None,
+        id_: str,
+        name: str,
+        pieces: str,
+        out: Gathering,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        """Add a fragment. Raises UpstreamError where there are too many calls.
+
+        `extra`: fields of it that Halt does not know; the whole call has those of all fragments.
+        """
         call = self._find(index, id_)
         if call is None or self._begins(call, id_, name, pieces):
             call = self._begin(id_, name)
@@ -56,12 +70,15 @@ class CallAssembler:
             self._slots[index] = call
         if pieces:
             call.arguments.append(pieces)
-        out.add(ToolCallDelta(call.number, call.id, call.name, pieces))
+        if extra:
+            merge(call.extra, extra)
+        out.add(ToolCallDelta(call.number, call.id, call.name, pieces, extra=extra or UNSET))
 
     def finish(self, out: Gathering) -> None:
         """Give out the whole calls, in the order in which they began."""
         for call in self._calls:
-            out.add(ToolCall(call.id, call.name, "".join(call.arguments)))
+            arguments = "".join(call.arguments)
+            out.add(ToolCall(call.id, call.name, arguments, extra=call.extra or UNSET))
         self._calls.clear()
         self._slots.clear()
 
@@ -90,3 +107,14 @@ class CallAssembler:
         call = _Assembly(len(self._calls), given, own, name)
         self._calls.append(call)
         return call
+
+
+def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
+    """Add fields to others: objects are merged, the newer of two other values counts."""
+    for name, value in more.items():
+        known = into.get(name)
+        if isinstance(known, dict) and isinstance(value, dict):
+            into[name] = known = dict(known)
+            merge(known, value)
+        elif value is not None or name not in into:
+            into[name] = value
