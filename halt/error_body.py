@@ -108,7 +108,7 @@ class Said:
 def read(value: object) -> Said:
     """What this decoded JSON value, or text, says."""
     said = Said()
-    said.words = _joined(_pieces(value, said, 0))
+    said.words = _joined(_pieces(value, said, 0)) or _joined(_pieces({"error": value}, said, 0))
     if not said.words:
         said.words = next((label for label in said.labels if not label.isdigit()), "")
     if said.wait is None:

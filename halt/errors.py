@@ -203,6 +203,9 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
     }
 )
 
+#: In place of the sentence of `upstream_server_error`, where the server says so itself.
+OVERLOADED = "The model's server is overloaded."
+
 #: The status of an error of CODES where an answer has not begun; 502 for all that are not here.
 #: That the model's server refuses our key is 502 too: the client's own token was accepted.
 STATUSES: Mapping[str, int] = MappingProxyType(

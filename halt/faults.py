@@ -16,7 +16,7 @@ import httpx2
 
 from halt.error_body import Said, plain_name, read, seconds_of
 from halt.error_code import code_of, is_overloaded
-from halt.errors import CODES, Interrupted, UpstreamError, waited
+from halt.errors import CODES, OVERLOADED, Interrupted, UpstreamError, waited
 from halt.transport import NoConnection, ProxyFault, TLSTimeout
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def _told(said: Said, status: int | None = None, wait: float | None = None) -> U
         wait = said.wait if wait is None else max(said.wait, wait)
     if code == "upstream_server_error":
         if status == 529 or is_overloaded(said):
-            sentence = "The model's server is overloaded."
+            sentence = OVERLOADED
         elif status in {408, 409, 425}:
             sentence = "The model's server could not take the request just now."
     if code == "rate_limited" and (match := _LIMITS.search(said.words)):

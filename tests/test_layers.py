@@ -34,6 +34,9 @@ VENDOR = ROOT / "static" / "vendor"
 LAYERS = {
     "embedded": 0,
     "errors": 0,
+    "error_body": 0,
+    "error_code": 0,
+    "model_list": 0,
     "metrics": 0,
     "events": 0,
     "request_ids": 0,
@@ -51,6 +54,7 @@ LAYERS = {
     "names": 2,
     "http1": 2,
     "transport": 2,
+    "exchange": 2,
     "server_load": 2,
     "chat": 2,
     "starts": 2,

@@ -360,7 +360,7 @@ def openai_error(answer: Answer) -> dict[str, Any]:
 FAULTS: list[tuple[str, int, str, type[openai.APIStatusError]]] = [
     ("400", 400, "bad_request", openai.BadRequestError),
     ("401", 502, "unauthorized", openai.InternalServerError),
-    ("403", 502, "forbidden", openai.InternalServerError),
+    ("403", 502, "region_not_supported", openai.InternalServerError),
     ("404", 404, "model_not_found", openai.NotFoundError),
     ("429?retry_after=17", 429, "rate_limit_exceeded", openai.RateLimitError),
     ("500", 502, "upstream_server_error", openai.InternalServerError),

@@ -163,7 +163,7 @@ def test_calls_come_in_pieces_and_whole(upstream: Upstream) -> None:
     [
         ("400", "bad_request"),
         ("401", "unauthorized"),
-        ("403", "forbidden"),
+        ("403", "region_not_supported"),
         ("404", "model_not_found"),
         ("422", "bad_request"),
         ("429", "rate_limited"),
@@ -286,7 +286,7 @@ def test_a_refusal_that_quotes_the_key_is_not_quoted(make: Make, kind: Kind, sta
     assert KEY not in f"{fault.message} {fault.detail} {fault!r}"
 
 
-@pytest.mark.parametrize("body", [b"{}", b"[{}]", b'{"data":[null]}', b"{nope", b"<html>", b""])
+@pytest.mark.parametrize("body", [b"{}", b"[{}]", b'{"data":[null]}', b"{nope", b""])
 def test_a_list_of_models_that_is_none_is_told(make: Make, body: bytes) -> None:
     """Anthropic's client, too, meets wrong addresses that answer with something."""
     head = OK + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)

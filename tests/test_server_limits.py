@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from halt.errors import CODES
+from halt.errors import CODES, OVERLOADED
 from tests.conftest import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.fake_scenarios import WIDE
@@ -318,7 +318,7 @@ FAULTS = [
     Fault("endless_line", "upstream_invalid", True),
     Fault("400", "bad_request", False),
     Fault("401", "unauthorized", False),
-    Fault("403", "forbidden", False),
+    Fault("403", "region_not_supported", False),
     Fault("404", "model_not_found", False),
     Fault("422", "bad_request", False),
     Fault("429", "rate_limited", True),
@@ -346,7 +346,7 @@ def only_error(events: Events) -> dict[str, Any]:
     assert last["content"] == ""
     error = last["error"]
     assert isinstance(error, dict)
-    assert error["message"].startswith(CODES[error["code"]][0])
+    assert error["message"].startswith((CODES[error["code"]][0], OVERLOADED))
     assert "Traceback" not in error["message"]
     return error
 

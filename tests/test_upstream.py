@@ -19,7 +19,7 @@ import pytest
 
 from halt.chat import ChatRequest, Message, Reply, Upstream
 from halt.config import Config
-from halt.errors import CODES, UpstreamError
+from halt.errors import CODES, OVERLOADED, UpstreamError
 from halt.events import Delta
 from halt.line import Line, Quiet
 from halt.provider_settings import setup
@@ -96,13 +96,20 @@ def ask(upstream: Upstream, model: str | None = None, **more: Any) -> Answer:
     return read(reply)
 
 
+def refused_list(outcome: Answer) -> UpstreamError:
+    """The fault of a server that has no list of models."""
+    assert outcome.fault is not None
+    assert outcome.fault.code == "endpoint_not_found"
+    return outcome.fault
+
+
 def refused(outcome: Answer, code: str) -> UpstreamError:
     """The fault, which is this one as it is documented."""
     fault = outcome.fault
     assert fault is not None, outcome
     assert (fault.code, fault.retryable) == (code, CODES[code][1]), fault.detail
-    assert fault.message.startswith(CODES[code][0])
-    assert len(fault.message) < 500
+    assert fault.message.startswith((CODES[code][0], OVERLOADED))
+    assert len(fault.message) < 600
     return fault
 
 
@@ -299,7 +306,9 @@ def test_a_list_of_models_that_is_none_is_told(make: Make, response: bytes, code
 
 def test_an_address_without_a_list_of_models_is_told_as_such(make: Make, fake: FakeOpenAI) -> None:
     """404 for the list means a wrong address, not a missing model: the message says so."""
-    refused(ask(make(f"{fake.base_url}/nope", model="")), "upstream_invalid")
+    fault = refused_list(ask(make(f"{fake.base_url}/nope", model="")))
+    assert "HALT_MODEL" in fault.message
+    assert f"Asked was GET {fake.base_url}/nope/models" in fault.message
 
 
 # --- faults ---------------------------------------------------------------------------------------
@@ -312,14 +321,14 @@ def test_an_address_without_a_list_of_models_is_told_as_such(make: Make, fake: F
         ("context?style=openai", "context_too_long", "9412 tokens"),
         ("context?style=llamacpp", "context_too_long", "9412 tokens"),
         ("context?style=vllm", "context_too_long", "9412 tokens"),
-        ("401", "unauthorized", None),
-        ("403", "forbidden", None),
+        ("401", "unauthorized", "It said: Incorrect API key provided"),
+        ("403", "region_not_supported", "It said: Country, region"),
         ("404", "model_not_found", "does not exist"),
         ("422", "bad_request", "Unprocessable entity."),
         ("429", "rate_limited", "Try again in a moment."),
-        ("500", "upstream_server_error", None),
-        ("503", "upstream_server_error", None),
-        ("html", "upstream_web_page", "Check OPENAI_BASE_URL"),
+        ("500", "upstream_server_error", "It said: The server had an error"),
+        ("503", "upstream_server_error", "overloaded. It said: The server is currently overloaded"),
+        ("html", "upstream_web_page", "check OPENAI_BASE_URL"),
         ("drop_headers", "upstream_dropped", None),
     ],
 )
@@ -399,8 +408,9 @@ def test_retry_after_is_taken_where_it_makes_sense(
 def test_a_limit_says_when_to_try_again(upstream: OpenAIUpstream) -> None:
     """Where the server said how long, the sentence does; else it promises nothing."""
     told = refused(ask(upstream, "429?retry_after=6.5"), "rate_limited")
-    assert told.message.endswith("Try again in 7 s.")
-    assert refused(ask(upstream, "429"), "rate_limited").message.endswith("Try again in a moment.")
+    assert "Try again in 7 s. It said: Rate limit reached" in told.message
+    told = refused(ask(upstream, "429"), "rate_limited")
+    assert "Try again in a moment. It said: Rate limit reached" in told.message
 
 
 def closed_port() -> int:

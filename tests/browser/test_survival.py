@@ -412,7 +412,7 @@ def test_an_error_that_may_pass_is_said_in_plain_words_with_retry(
     ("model", "words"),
     [
         ("401", "did not accept the API key"),
-        ("403", "may not use this model"),
+        ("403", "Country, region, or territory not supported"),
         ("404", "does not have this model"),
         ("400", "refused this request"),
         ("context", "too long for this model"),
