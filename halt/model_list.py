@@ -21,7 +21,7 @@ _NAMES = ("id", "model", "name", "modelid", "modelname")
 _KINDS = ("type", "modeltype", "mode", "task", "pipelinetag", "kind", "purpose")
 
 _CHATS = re.compile(
-    r"\b(?:chat|llm|vlm|language|text|completion|completions|generate|text.?generation"
+    r"^text$|\b(?:chat|llm|vlm|language|completion|completions|generate|text.?generation"
     r"|image.?text.?to.?text|conversational|responses)\b"
 )
 _OTHER = re.compile(
@@ -136,7 +136,7 @@ def _told(fields: Mapping[str, Any]) -> bool | None:
 def _words(label: str) -> str:
     """A label with blanks in place of its separators."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", str(label)).lower()
-    return re.sub(r"[^a-z0-9]+", " ", spaced)
+    return re.sub(r"[^a-z0-9]+", " ", spaced).strip()
 
 
 def _named_for_chat(name: str) -> bool:

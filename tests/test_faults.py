@@ -1074,4 +1074,5 @@ def test_what_is_no_error_is_none(value: object) -> None:
 
 def test_an_empty_event_of_errors_is_no_error() -> None:
     """Some servers end every stream with one."""
-    assert [error_of(value, event="error") for value in (None, "", {}, [])] == [None] * 4
+    empty: list[object] = [None, "", {}, []]
+    assert [error_of(value, event="error") for value in empty] == [None] * 4
