@@ -331,11 +331,6 @@ class UpstreamError(HaltError):
         )
 
 
-def waited(seconds: float, setting: str) -> str:
-    """A hint of how long Halt has waited, and which setting says so."""
-    return f"Halt waited {seconds:g} s; {setting} says how long."
-
-
 def _when(seconds: float | None) -> str:
     return f"in {math.ceil(seconds)} s" if seconds else "in a moment"
 

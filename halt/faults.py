@@ -16,7 +16,7 @@ import httpx2
 
 from halt.error_body import Said, plain_name, read, seconds_of
 from halt.error_code import code_of, is_overloaded
-from halt.errors import CODES, OVERLOADED, Interrupted, UpstreamError, waited
+from halt.errors import CODES, OVERLOADED, Interrupted, UpstreamError
 from halt.transport import NoConnection, ProxyFault, TLSTimeout
 
 logger = logging.getLogger(__name__)
@@ -278,7 +278,7 @@ def _translate(exc: BaseException) -> UpstreamError:
             if isinstance(link, kind):
                 hint = ""
                 if isinstance(link, NoConnection):
-                    hint = waited(link.seconds, "HALT_CONNECT_TIMEOUT")
+                    hint = f"Halt waited {link.seconds:g} s: HALT_CONNECT_TIMEOUT."
                 return UpstreamError(code, str(link), hint=hint)
     logger.error("unmapped upstream fault", exc_info=exc)
     return UpstreamError("internal", type(exc).__name__)

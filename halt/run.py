@@ -48,7 +48,7 @@ from halt.chat import (
 )
 from halt.config import Config
 from halt.continuing import unfinished
-from halt.errors import CODES, Interrupted, UpstreamError, shortened, waited
+from halt.errors import CODES, Interrupted, UpstreamError, shortened
 from halt.events import (
     Cancelled,
     CancelReason,
@@ -395,17 +395,19 @@ class Run(Recording):
         """The limit that is over at this time."""
         config, meter = self._config, self.meter
         if at - meter.started_at > config.run_timeout:
-            return _over("run_too_long", config.run_timeout, "HALT_RUN_TIMEOUT")
+            return UpstreamError(
+                "run_too_long", hint=f"It may take {config.run_timeout:g} s: HALT_RUN_TIMEOUT."
+            )
         silent = at - meter.last_at
         if self._tool_round is not None:
             pass  # tools have limits of their own
         elif not self._answering:
             if silent > config.first_byte_timeout:
-                return _over(
+                return _silent(
                     "first_byte_timeout", config.first_byte_timeout, "HALT_FIRST_BYTE_TIMEOUT"
                 )
         elif silent > config.gap_timeout:
-            return _over("stalled", config.gap_timeout, "HALT_GAP_TIMEOUT")
+            return _silent("stalled", config.gap_timeout, "HALT_GAP_TIMEOUT")
         return None
 
     def _guarded(self, body: Callable[..., None], *args: Any) -> None:
@@ -550,7 +552,7 @@ class Run(Recording):
         calls, self._calls = self._calls, []
         if not self._rounds_left:
             rounds = self._config.tool_rounds
-            hint = f"It may do so {rounds} times; HALT_TOOL_ROUNDS says how often."
+            hint = f"It may do so {rounds} times: HALT_TOOL_ROUNDS."
             raise UpstreamError("too_many_tool_rounds", hint=hint)
         self._rounds_left -= 1
         results = self._results_of(calls)
@@ -573,7 +575,7 @@ class Run(Recording):
 
     def _too_long(self) -> UpstreamError:
         most = self._config.max_answer_chars
-        hint = f"{most} characters are; HALT_MAX_ANSWER_CHARS says how many."
+        hint = f"It may have {most} characters: HALT_MAX_ANSWER_CHARS."
         return UpstreamError("answer_too_long", hint=hint)
 
     def _results_of(self, calls: list[ToolCall]) -> list[ToolResult]:
@@ -635,8 +637,8 @@ class Run(Recording):
             self.settle(drain=True)
 
 
-def _over(code: str, seconds: float, setting: str) -> UpstreamError:
-    return UpstreamError(code, hint=waited(seconds, setting))
+def _silent(code: str, seconds: float, setting: str) -> UpstreamError:
+    return UpstreamError(code, hint=f"Nothing came for {seconds:g} s: {setting}.")
 
 
 def _counts(usage: dict[str, Any]) -> dict[str, Any]:

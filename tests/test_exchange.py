@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx2
 import pytest
 
 from halt.anthropic_upstream import AnthropicUpstream
@@ -17,10 +18,12 @@ from halt.errors import UpstreamError
 from halt.line import Line, Quiet
 from halt.provider import Provider
 from halt.provider_settings import ProviderSettings
+from halt.transport import Transport
 from halt.upstream import AzureUpstream, OpenAIUpstream
 from tests.wire import SOON, HandMade, Peer
 
 KEY = "sk-hush-0123456789abcdef"
+CONTEXT = httpx2.create_ssl_context()  # takes a while to make
 JSON = b"Content-Type: application/json\r\n"
 KINDS: dict[str, type[Provider]] = {
     "openai": OpenAIUpstream,
@@ -86,7 +89,7 @@ class Server(HandMade):
 @contextmanager
 def provider(kind: str, address: str, **more: Any) -> Iterator[Provider]:
     settings = ProviderSettings(name="x", kind=kind, base_url=address, key=KEY, **more)  # type: ignore[arg-type]
-    upstream = KINDS[kind](settings)
+    upstream = KINDS[kind](settings, Transport(5.0, CONTEXT))
     try:
         yield upstream
     finally:

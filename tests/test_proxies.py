@@ -18,7 +18,7 @@ import pytest
 
 from halt.faults import fault
 from halt.line import Line
-from halt.transport import Transport
+from halt.transport import Transport, passes_by, proxy_for
 from tests.fake_openai import FakeOpenAI
 from tests.wire import (
     SOON,
@@ -255,3 +255,68 @@ def test_a_fault_of_the_proxy_is_not_said_to_be_the_server_s(
         assert told.code == "upstream_unreachable"
         assert "proxy" in told.message
         assert reason in told.message
+
+
+@pytest.mark.parametrize(
+    ("entries", "host", "port", "past"),
+    [
+        ("192.168.0.0/16", "192.168.1.10", 11434, True),
+        ("192.168.0.0/16", "192.169.1.10", 11434, False),
+        ("192.168.1.7/16", "192.168.9.9", 80, True),  # with bits below the range's
+        ("10.0.0.0/8,172.16.0.0/12", "172.31.255.1", 80, True),
+        ("10.0.0.0/8 172.16.0.0/12", "172.32.0.1", 80, False),
+        ("fd00::/8", "fd12::1", 80, True),
+        ("[fd00::]/8", "fd12::1", 80, True),
+        ("192.168.1.10", "192.168.1.10", 80, True),
+        ("192.168.1.10:8080", "192.168.1.10", 8080, True),
+        ("192.168.1.10:8080", "192.168.1.10", 80, False),
+        ("[fd00::1]:8080", "fd00::1", 8080, True),
+        ("fd00::1", "fd00::1", 80, True),
+        ("192.168.0.0/16", "::ffff:192.168.1.1", 80, True),
+        ("192.168.0.0/16", "name.example", 80, False),  # names are not looked up
+        ("example.org", "example.org", 443, True),
+        ("example.org", "api.example.org", 443, True),
+        (".example.org", "api.example.org", 443, True),
+        ("*.example.org", "api.example.org", 443, True),
+        ("*.example.org", "a.b.example.org", 443, True),
+        ("Example.ORG", "API.example.org.", 443, True),
+        ("example.org", "notexample.org", 443, False),
+        ("example.org:8080", "example.org", 8080, True),
+        ("example.org:8080", "example.org", 443, False),
+        ("*.example.org:8080", "api.example.org", 8080, True),
+        ("a, b ,example.org", "example.org", 443, True),
+        ("*", "anything.example", 443, True),
+        ("*:8080", "anything.example", 443, False),
+        ("", "example.org", 443, False),
+        (",,", "example.org", 443, False),
+        (".", "example.org", 443, False),
+        ("300.1.1.0/24", "example.org", 443, False),
+    ],
+)
+def test_an_entry_of_no_proxy_is_a_host_a_domain_or_a_range(
+    entries: str, host: str, port: int, past: bool
+) -> None:
+    """As other programs take them, ports included."""
+    assert passes_by(entries, host, port) is past
+
+
+@pytest.mark.parametrize(
+    ("url", "proxy"),
+    [
+        ("http://192.168.1.10:11434/v1", None),
+        ("http://10.0.0.1/v1", "http://proxy.example:8080"),
+        ("https://api.example.org/v1", "http://secure.example:3129"),
+        ("https://inside.example.org/v1", None),
+        ("http://127.0.0.2:1/v1", None),
+        ("http://localhost/v1", None),
+        ("http://[::1]:8080/v1", None),
+    ],
+)
+def test_the_proxy_for_an_address_can_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch, url: str, proxy: str | None
+) -> None:
+    """Without the name and the password that it is used with."""
+    monkeypatch.setenv("HTTP_PROXY", "http://anna:secret@proxy.example:8080/")
+    monkeypatch.setenv("HTTPS_PROXY", "secure.example:3129")
+    monkeypatch.setenv("NO_PROXY", "192.168.0.0/16, inside.example.org")
+    assert proxy_for(url) == proxy

@@ -632,6 +632,42 @@ def test_the_limits_of_a_silent_run(stage: Stage) -> None:
     run.cancel("stop")
 
 
+def test_a_limit_names_its_setting(stage: Stage) -> None:
+    """The sentence says how long it was waited, and what allows more."""
+    run, reply = stage.running(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
+
+    def told(at: float) -> str:
+        verdict = run.check(at)
+        assert isinstance(verdict, UpstreamError)
+        return verdict.message
+
+    assert "100 s: HALT_FIRST_BYTE_TIMEOUT" in told(run.meter.started_at + 101.0)
+    assert "1000 s: HALT_RUN_TIMEOUT" in told(run.meter.started_at + 1_001.0)
+    reply.feed("a")
+    until(lambda: run.meter.first_at is not None)
+    assert "10 s: HALT_GAP_TIMEOUT" in told(run.meter.last_at + 11.0)
+    run.cancel("stop")
+
+
+def test_a_sign_of_life_is_no_silence(stage: Stage) -> None:
+    """A comment, or a chunk without text, shows that the server is there: it has time again."""
+    run, reply = stage.running(first_byte_timeout=100.0, gap_timeout=10.0)
+    before = run.meter.last_at
+    reply.feed(Part())
+    until(lambda: run.meter.last_at > before)
+    assert run.check(before + 99.0) is None or run.check(before + 99.0) == "attend"
+    assert code_of(run.check(run.meter.last_at + 99.0)) != "first_byte_timeout"
+    assert code_of(run.check(run.meter.last_at + 101.0)) == "first_byte_timeout"
+    run.cancel("stop")
+
+
+def test_the_defaults_let_a_local_model_read_a_long_prompt() -> None:
+    """Ten minutes before the first word, and pauses of minutes behind it."""
+    assert Config().first_byte_timeout > 600
+    assert Config().gap_timeout > 200
+    assert Config().run_timeout > Config().first_byte_timeout
+
+
 def test_a_run_that_nobody_watches_ends_after_its_grace(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
