@@ -112,6 +112,7 @@ _LOADING = _phrases(
     r"\bbeing (?:loaded|started|initiali[sz]ed|downloaded)|\bnot (?:yet ready|ready yet)",
     r"\b(?:model|server) (?:is )?not ready\b|加载中|启动中",
 )
+_PLAIN = _phrases(r"\bhttp request\b.{0,30}\bhttps\b|plain http\b.{0,30}\b(?:https|ssl|tls)\b")
 _BROKEN = _phrases(r"\b(?:fail|error|unable|could not|couldn.t|cannot|can.t|overload)")
 _OVERLOADED = _phrases(
     r"overload|(?:at|over|out of|insufficient|no|lacks?|not enough).{0,20} capacity",
@@ -315,8 +316,10 @@ def _by_status(said: Said, words: str, status: int | None) -> str:
     names_model = _MODEL.search(words) and not _PATH.search(words) and not said.is_page
     if status == 404 and names_model:
         return "bad_request" if _CAPABLE.search(words) else "model_not_found"
-    if status == 413 and _NO_CONTEXT.search(words):
-        return "bad_request"
+    if status == 413 and (said.is_page or _NO_CONTEXT.search(words)):
+        return "bad_request"  # a limit on bytes
+    if status == 400 and _PLAIN.search(words):
+        return "endpoint_not_found"
     usual = "upstream_server_error" if status >= 500 else "bad_request"
     return _BY_STATUS.get(status, usual)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 import socket
 import ssl
 from collections.abc import Mapping
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any
@@ -214,15 +216,18 @@ def _reset(headers: Mapping[str, str], at: float) -> float | None:
     """
     waits = []
     for name, value in headers.items():
-        if not name.startswith(("x-ratelimit-reset", "ratelimit-reset")):
+        if "ratelimit" not in name or "reset" not in name:
             continue
         left = headers.get(name.replace("reset", "remaining"))
         seconds = seconds_of(value)
+        if seconds is None:  # Anthropic's is a date
+            with contextlib.suppress(ValueError):
+                seconds = datetime.fromisoformat(value).timestamp()
         if seconds is None or (left is not None and left.strip() not in {"0", "0.0"}):
             continue
         if seconds > 1e11:
             seconds /= 1000
-        if seconds > 1e9:
+        if seconds > 1e9 or "T" in value:
             seconds = max(0.0, seconds - at)
         waits.append(seconds)
     return max(waits, default=None)

@@ -38,6 +38,9 @@ from halt.transport import Transport
 
 LEARNT_MAX = 1000  # models about which the same thing is remembered
 WHOLE = re.compile(r"/(v\d+\w*|openai)/?")  # in an address that leads to an API
+NO_MODEL = "HALT_MODEL, or models in the file, can name a model instead of the list."
+BAD_LIST = "The list of models from the model's server cannot be read."
+EMPTY_LIST = "The model's server lists no models: load one there, or set HALT_MODEL."
 NO_LIST = (
     "The model's server has no list of models: set HALT_MODEL, or models in the file, to one that "
     "it has."
@@ -171,9 +174,14 @@ class Provider:
     def default_model(self, line: Line) -> str:
         """The model that answers when a request names none. Raises UpstreamError, Interrupted."""
         if not self._model:
-            model = default_of(self._listed(line))
+            try:
+                model = default_of(self._listed(line))
+            except UpstreamError as exc:
+                if exc.code not in {"upstream_invalid", "bad_request", "forbidden"}:
+                    raise
+                raise exc.hinting(f"{exc.hint} {NO_MODEL}".strip()) from exc
             if not model:
-                raise UpstreamError("model_not_found", "its list of models is empty")
+                raise UpstreamError("model_not_found", sentence=EMPTY_LIST)
             with self._lock:
                 self._model = self._model or model
         return self._model
@@ -270,10 +278,10 @@ def _models(body: bytes, secret: str) -> list[Model]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise UpstreamError("upstream_invalid", "its list of models is malformed") from exc
+        raise UpstreamError("upstream_invalid", sentence=BAD_LIST) from exc
     models = models_of(value)
     if models is None:
         if (error := error_of(value)) is not None:
             raise error.without(secret)
-        raise UpstreamError("upstream_invalid", "its list of models is malformed")
+        raise UpstreamError("upstream_invalid", sentence=BAD_LIST)
     return models

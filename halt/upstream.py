@@ -49,10 +49,10 @@ OTHER_NAMES = {
 }
 #: How a server says that it does not know an option, not that its value is wrong.
 UNKNOWN = re.compile(
-    r"(?:un|not |n't )(?:supported|recogni[sz]ed|permitted|allowed|expected|accepted|available)"
+    r"(?:un|not |n't )(?:supported|recogni[sz]ed|permitted|allowed|expected|accepted)"
     r"|\bnot (?:be )?(?:a )?(?:valid|known|used)|n.t (?:support|accept|recogni|allow)"
     r"|not (?:support|accept|recogni|allow)|unknown|extra_?forbidden|deprecated|\buse ['\"`\\]*max_"
-    r"|no such|no longer|instead",
+    r"|no such|no longer",
     re.IGNORECASE,
 )
 NOWHERE = "http://127.0.0.1:9/v1"  # for the client, which wants an address; never asked
@@ -190,21 +190,29 @@ class OpenAIUpstream(Provider):
         messages: Any,
         options: dict[str, Any],
     ) -> httpx2.Response:
-        """Send the request, with what the server has refused of this model under another name."""
-        refused = {name for name, models in self._refused.items() if model in models}
+        """Send the request, without names of options that the server has refused for this model.
+
+        A refusal counts where the request is taken without that name.
+        """
+        known = {name for name, models in self._refused.items() if model in models}
+        refused = set(known)
         while True:
             asked = _renamed({**options, "stream_options": USAGE}, refused)
             try:
-                return completions.create(
+                response = completions.create(
                     model=model, messages=messages, stream=True, **asked
                 ).http_response
             except (openai.BadRequestError, openai.UnprocessableEntityError) as exc:
                 name = next((each for each in asked if _is_refused(each, exc.response)), "")
                 if not name or name in refused or OTHER_NAMES[name] in refused:
                     raise
-                logger.info("%s is refused for %s", name, model)
-                self._learn(self._refused[name], model)
                 refused.add(name)
+            else:
+                break
+        for name in refused - known:
+            logger.info("%s is refused for %s", name, model)
+            self._learn(self._refused[name], model)
+        return response
 
     def _list(self) -> httpx2.Response:
         return self._models.list().http_response

@@ -616,6 +616,14 @@ OTHERS = [
         openai("Invalid URL (POST /v1/models/chat/completions)", type="invalid_request_error"),
     ),
     ("endpoint_not_found", 404, ""),
+    ("endpoint_not_found", 400, "Client sent an HTTP request to an HTTPS server."),
+    (
+        "endpoint_not_found",
+        400,
+        "<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>",
+    ),
+    ("bad_request", 413, "<html><title>413 Request Entity Too Large</title></html>"),
+    ("context_too_long", 413, ""),
     ("endpoint_not_found", 405, {"detail": "Method Not Allowed"}),
     ("model_loading", 503, openai("Loading model", type="unavailable_error", code=503)),
     ("model_loading", 503, {"error": "Model m is currently loading", "estimated_time": 20.0}),
@@ -854,6 +862,14 @@ def test_what_the_server_has_masked_itself_stays() -> None:
         ({"x-ratelimit-reset-tokens": "6ms", "x-ratelimit-remaining-tokens": "9"}, None),
         ({"x-ratelimit-reset-tokens": "250ms", "x-ratelimit-remaining-tokens": "0"}, 0.25),
         ({"x-ratelimit-reset": "60"}, 60.0),
+        (
+            {
+                "anthropic-ratelimit-tokens-reset": "1970-01-01T00:01:00Z",
+                "anthropic-ratelimit-tokens-remaining": "0",
+            },
+            20.0,
+        ),
+        ({"x-ratelimit-reset": "soon"}, None),
         ({}, None),
     ],
 )
