@@ -57,13 +57,13 @@ _SPENT_LABELS = (
     "usage_limit",
 )
 _RATE = _phrases(
-    r"rate.?limit|too many (?:requests|concurrent)|throttl|slow down",
+    r"rate.?limit|rate (?:is |was )?exceeded|too many (?:requests|concurrent)|throttl|slow down",
     r"concurren\w* (?:request|limit|connection|session|generation)",
     r"\b(?:per|each|every|an?|/)[ _-]?(?:sec|min|hour|day)(?:ond|ute)?s?\b",
     r"\b[rt]p[mdshi]\b",
     r"频率|并发|限流|速率|请求过多|请求数",
 )
-_RATE_LABELS = ("rate_limit", "throttl", "too_many_requests", "resource_exhausted", "concurren")
+_RATE_LABELS = ("rate_limit", "throttl", "too_many_requests", "resource_exhausted", "concurrency")
 
 _FLAGGED = _phrases(
     r"(?:input|prompt|content|message|request|text|image|output|completion)s?\b.{0,60}"
@@ -72,7 +72,7 @@ _FLAGGED = _phrases(
     r"\b(?:requires? moderation|flagged (?:by|for|as)|content (?:management |usage |safety )?polic"
     r"|content.?filter|safety (?:system|filter|reason|polic)|usage polic|responsible ai"
     r"|prohibited (?:content|use)|inappropriate content|sensitive (?:content|word|information))",
-    r"敏感|违规|不安全",
+    r"\bcontent (?:exists?|contains?|has|poses?) (?:\w+ )?risk|敏感|违规|不安全",
 )
 _FLAGGED_LABELS = (
     "content_filter",
@@ -106,7 +106,7 @@ _KEY = _phrases(
 )
 _KEY_LABELS = ("invalid_api_key", "api_key_invalid", "authentication", "unauthenticated")
 _LOADING = _phrases(
-    r"^loading\b.{0,40}\bmodel\b",
+    r"\bloading (?:\w+ ){0,3}model\b",
     r"\b(?:is|are|still|currently) (?:\w+ ){0,3}"
     r"(?:loading|warming.?up|starting|initiali[sz]ing|spinning up|downloading)\b",
     r"\bbeing (?:loaded|started|initiali[sz]ed|downloaded)|\bnot (?:yet ready|ready yet)",
@@ -181,7 +181,7 @@ _ASKED_PROMPT = re.compile(
 )
 _ASKED_ANSWER = re.compile(
     r"(\d+)(?: tokens)? (?:in|for|from|of) (?:the |your )?(?:completion|output|answer|response)"
-    r"|too large: (\d+)|(\d+) `?max_new_tokens|max_\w*tokens\W{1,3}(\d+)|limit: \d+ \+ (\d+)"
+    r"|too large: (\d+)|(\d+) [`'\"]?max_\w*tokens|max_\w*tokens\W{1,3}(\d+)|limit: \d+ \+ (\d+)"
     r"|(\d+) (?:output|completion) tokens",
     re.IGNORECASE,
 )

@@ -320,10 +320,12 @@ class UpstreamError(HaltError):
         """This error with a secret that the server quoted taken out."""
         if len(secret) < SECRET_MIN:
             return self
-        detail = self.detail
+        detail, hint = self.detail, self.hint
         for form in {secret, quote(secret, safe="")}:
-            detail = detail.replace(form, "[key]")
-        return self if detail == self.detail else self._with(detail, self.hint)
+            detail, hint = detail.replace(form, "[key]"), hint.replace(form, "[key]")
+        if (detail, hint) == (self.detail, self.hint):
+            return self
+        return self._with(detail, hint)
 
     def _with(self, detail: str, hint: str) -> UpstreamError:
         return UpstreamError(

@@ -265,9 +265,9 @@ class Provider:
             suspect |= {"model_not_found", "upstream_invalid"}
             check = f"on most servers the address must lead up to and with {self.usual_end}."
         if fault.hint or fault.code not in suspect:
-            return fault
+            return fault.without(self._secret)
         address = public_address(self._base.rstrip("/") + path)
-        return fault.hinting(f"Asked was {method} {address}: {check}")
+        return fault.hinting(f"Asked was {method} {address}: {check}").without(self._secret)
 
 
 def _models(body: bytes, secret: str) -> list[Model]:

@@ -168,6 +168,18 @@ def test_the_key_goes_to_no_other_server(kind: str, status: int) -> None:
     assert KEY not in fault.message
 
 
+@pytest.mark.parametrize("status", [302, 404])
+def test_a_key_that_stands_in_an_address_is_not_shown(status: int) -> None:
+    """Some gateways want it in the path, and some servers put it into a redirect."""
+    with (
+        Server(lambda *_: moved(status, f"http://127.0.0.1:9/{KEY}/v1")) as server,
+        provider("openai", f"{server.root}/{KEY}/v1") as upstream,
+    ):
+        message = fault_of(upstream).message
+    assert "[key]" in message
+    assert KEY not in message
+
+
 @pytest.mark.parametrize(
     "location", ["ftp://127.0.0.1/x", "http://[::bad/", "javascript:alert(1)", "https://"]
 )

@@ -655,12 +655,224 @@ OTHERS = [
     ("upstream_server_error", 409, openai("Conflict")),
     ("upstream_server_error", 425, ""),
 ]
+#: More of the same, from many servers.
+MORE: list[tuple[str, int, Any]] = [
+    (
+        "bad_request",
+        400,
+        openai(
+            "This model's maximum context length is 2048 tokens. However, your request has 8 input tokens plus 2045 'max_tokens'. Please reduce one or the other. (parameter=input_tokens, max_tokens, value=(8, 2045))"
+        ),
+    ),
+    (
+        "bad_request",
+        400,
+        openai(
+            "This model's maximum context length is 2048 tokens. However, you requested 2045 output tokens and your prompt contains at least 8 input tokens, for a total of at least 2053 tokens. Please reduce the length of the input prompt or the number of requested output tokens."
+        ),
+    ),
+    (
+        "context_too_long",
+        400,
+        openai(
+            "This model's maximum context length is 2048 tokens. However, you requested 45 output tokens and your prompt contains at least 2040 input tokens, for a total of at least 2085 tokens. Please reduce the length of the input prompt or the number of requested output tokens."
+        ),
+    ),
+    ("context_too_long", 500, {"detail": "Requested tokens (5000) exceed context window of 512"}),
+    (
+        "context_too_long",
+        400,
+        openai("Input prompt (35247 tokens) is too long and exceeds limit of 1000"),
+    ),
+    (
+        "quota_exceeded",
+        429,
+        {
+            "type": "error",
+            "error": {
+                "type": "rate_limit_error",
+                "message": 'Upstream provider KIMI returned HTTP 429.\nCategory:\n exceeded_current_quota_error\nMapped message: Provider rate limit reached. Please retry shortly.\n\nUpstream error:\n{"message":"Your account org-x is suspended due to insufficient balance, please recharge your account or check your plan and billing details","type":"exceeded_current_quota_error"}\n\nRequest ID: r',
+            },
+        },
+    ),
+    (
+        "quota_exceeded",
+        429,
+        openai(
+            "Your account org-e <ak-f> is suspended due to insufficient balance, please recharge your account or check your plan and billing details"
+        ),
+    ),
+    (
+        "quota_exceeded",
+        403,
+        openai(
+            "Your account c<ak-e> is not active, current state: suspended, you may consider to check your account balance"
+        ),
+    ),
+    (
+        "rate_limited",
+        429,
+        openai(
+            "The engine is currently overloaded, please try again later",
+            type="engine_overloaded_error",
+        ),
+    ),
+    ("quota_exceeded", 429, openai("No money left on this account")),
+    ("quota_exceeded", 400, openai("Your prepaid balance is exhausted")),
+    ("quota_exceeded", 403, {"error": "Free trial expired, please add a payment method"}),
+    ("quota_exceeded", 429, openai("Monthly usage limit reached")),
+    (
+        "quota_exceeded",
+        429,
+        openai("You've reached your hourly usage limit, please upgrade to continue"),
+    ),
+    (
+        "rate_limited",
+        429,
+        openai(
+            "Quota exceeded for quota metric 'Generate requests' and limit 'Generate requests per minute' of service",
+            status="RESOURCE_EXHAUSTED",
+        ),
+    ),
+    (
+        "rate_limited",
+        429,
+        openai(
+            "Resource has been exhausted (e.g. check quota).", status="RESOURCE_EXHAUSTED", code=429
+        ),
+    ),
+    ("rate_limited", 413, openai("Request too large: tokens per min limit")),
+    ("rate_limited", 400, {"message": "Rate exceeded"}),
+    ("rate_limited", 400, {"message": "Too many requests, please wait before trying again."}),
+    (
+        "bad_request",
+        400,
+        openai(
+            "Invalid 'max_output_tokens': integer above maximum value. Expected a value <= 16384, but got 100000 instead."
+        ),
+    ),
+    (
+        "bad_request",
+        400,
+        openai(
+            "max_completion_tokens is too large: 200000. This model supports at most 100000 completion tokens"
+        ),
+    ),
+    ("bad_request", 400, openai("num_ctx must be smaller than 131072")),
+    ("bad_request", 400, openai("property 'context_length' is unsupported")),
+    ("bad_request", 400, openai("Invalid parameter: context_window_size")),
+    ("bad_request", 400, openai("Tool description too long")),
+    ("bad_request", 400, openai("prompt_cache_key is too long: at most 64 characters")),
+    ("bad_request", 400, openai("Invalid value: 'user' exceeds the maximum length of 512")),
+    ("bad_request", 400, openai("messages: text content blocks must be non-empty")),
+    ("bad_request", 400, openai("messages.1.content: Input should be a valid string")),
+    (
+        "bad_request",
+        400,
+        openai(
+            "`temperature` and `top_p` cannot both be specified for this model. Please use only one."
+        ),
+    ),
+    (
+        "bad_request",
+        400,
+        openai("Conversation roles must alternate user/assistant/user/assistant/..."),
+    ),
+    ("bad_request", 400, openai("The chat template of this model is missing")),
+    ("bad_request", 400, openai("At most 5 images may be provided in one prompt")),
+    (
+        "bad_request",
+        400,
+        openai("An assistant message with 'tool_calls' must be followed by tool messages"),
+    ),
+    ("bad_request", 400, openai("Could not process image")),
+    ("bad_request", 400, openai("Image size exceeds 5 MB in messages.0")),
+    (
+        "bad_request",
+        400,
+        openai("reasoning_effort 'none' is not supported by this model", code="unsupported_value"),
+    ),
+    ("bad_request", 400, openai("Logprobs are not supported with this model")),
+    (
+        "bad_request",
+        400,
+        openai("Streaming is not available for your organization; verify it in the settings"),
+    ),
+    (
+        "content_filter",
+        400,
+        openai(
+            "Your request was flagged as potentially violating our usage policy. Please try again with a different prompt.",
+            code="invalid_prompt",
+        ),
+    ),
+    ("content_filter", 403, openai("Prompt violates our terms of use: harmful content")),
+    ("content_filter", 400, {"error": {"code": "400", "message": "Content Exists Risk"}}),
+    ("unauthorized", 401, "<html><head><title>401 Authorization Required</title></head></html>"),
+    ("unauthorized", 403, openai("Invalid API key")),
+    ("unauthorized", 400, openai("Missing bearer token: no API key was provided")),
+    ("unauthorized", 401, {"message": "Unauthorized"}),
+    ("forbidden", 403, {"message": "Forbidden"}),
+    ("model_not_found", 404, {"error": {"message": 'Model "m" not found. Available: x'}}),
+    ("model_not_found", 400, openai("Model Not Exist")),
+    ("model_not_found", 404, {"detail": "No model named m is registered"}),
+    (
+        "model_not_found",
+        404,
+        {"status": 404, "title": "Not Found", "detail": "Function 'x': Not found for account 'y'"},
+    ),
+    ("endpoint_not_found", 404, {"error": {"code": "404", "message": "Resource not found"}}),
+    ("endpoint_not_found", 404, {"message": "no Route matched with those values"}),
+    (
+        "endpoint_not_found",
+        404,
+        {"error": "Unexpected endpoint or method. (POST /chat/completions)"},
+    ),
+    (
+        "endpoint_not_found",
+        404,
+        {"timestamp": "t", "status": 404, "error": "Not Found", "path": "/v1/chat/completions"},
+    ),
+    (
+        "endpoint_not_found",
+        404,
+        {"error": {"message": "File Not Found", "type": "not_found_error", "code": 404}},
+    ),
+    ("model_loading", 503, openai("The model is warming up, please retry")),
+    ("model_loading", 503, {"error": "Model is starting"}),
+    ("model_loading", 503, {"detail": "Server is initializing"}),
+    ("model_loading", 503, openai("llama runner is not ready: loading the model")),
+    ("upstream_server_error", 503, openai("No available workers")),
+    ("upstream_server_error", 503, "no healthy upstream"),
+    (
+        "upstream_server_error",
+        500,
+        {"error": "llama runner process has terminated: cudaMalloc failed: out of memory"},
+    ),
+    ("upstream_server_error", 504, "<html><title>504 Gateway Time-out</title></html>"),
+    ("upstream_server_error", 524, "error code: 524"),
+    ("upstream_server_error", 500, openai("CUDA out of memory. Tried to allocate 2.00 GiB")),
+    (
+        "upstream_server_error",
+        500,
+        openai('POST predict: Post "http://127.0.0.1:1/completion": EOF'),
+    ),
+    (
+        "upstream_server_error",
+        500,
+        {"error": "timed out waiting for llama runner to start - progress 0.00"},
+    ),
+    ("upstream_server_error", 500, {"error": "concurrent.futures._base.TimeoutError"}),
+    ("region_not_supported", 403, openai("Sorry, this service is unavailable in your location")),
+    ("region_not_supported", 451, "Unavailable For Legal Reasons: blocked in your country"),
+]
 CASES = (
     [("context_too_long", *case) for case in CONTEXT]
     + [("bad_request", *case) for case in BAD]
     + [("rate_limited", *case) for case in RATE]
     + [("quota_exceeded", *case) for case in SPENT]
     + OTHERS
+    + MORE
 )
 
 
