@@ -11,7 +11,8 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterable
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import anthropic
 import httpx2
@@ -19,17 +20,19 @@ import msgspec
 
 from halt.chat import ChatRequest, FilePart, ImagePart, Message, Reply, TextPart, ToolTurn
 from halt.continuing import Way, unfinished
-from halt.decoder import EventDecoder
+from halt.decoder import UNUSUAL, EventDecoder, Kind, reason_of, usage_of
 from halt.errors import UpstreamError
-from halt.events import Content, Reasoning
+from halt.events import Content, Extra, Reasoning
 from halt.faults import error_of, fault
 from halt.gathering import Gathering
 from halt.line import Line, on_line
+from halt.loose_json import clean, index_of, object_of, objects_of, text_of, whole
 from halt.provider import EventReply, Provider, begin, http_client, warm_up_client
 from halt.provider_settings import ProviderSettings
 from halt.tool_calls import CallAssembler
 from halt.transport import Transport
 
+BLOCKS_MAX = 10_000  # of one answer
 MODELS_MAX = 1000  # of one page of the list, as many as the API gives
 #: What an address ends with that was copied with the path of a request.
 ENDPOINT = re.compile(r"/+(?:v1(?:/+(?:messages|models|complete))?|messages)?/*$")
@@ -65,45 +68,34 @@ logger = logging.getLogger(__name__)
 # --- the answer -----------------------------------------------------------------------------------
 
 
-class _Block(msgspec.Struct):
+# The usual event: a piece of a block.
+
+
+class _Piece(msgspec.Struct, forbid_unknown_fields=True):
     type: str = ""
-    id: str = ""
-    name: str = ""
     text: str = ""
     thinking: str = ""
-    signature: str = ""
-    data: str = ""
-    input: dict[str, Any] | None = None
     partial_json: str = ""
-    stop_reason: str | None = None
 
 
-class _Message(msgspec.Struct):
-    model: str | None = None
-    usage: dict[str, Any] | None = None
-
-
-class _Event(msgspec.Struct):
-    type: str = ""
-    index: int = 0
-    message: _Message | None = None
-    content_block: _Block | None = None
-    delta: _Block | None = None
-    usage: dict[str, Any] | None = None
-    error: Any = None
+class _Delta(msgspec.Struct, forbid_unknown_fields=True):
+    type: Literal["content_block_delta"]
+    index: int
+    delta: _Piece
 
 
 class _Written:
     """A block of the answer, gathered to be given back as it was."""
 
-    __slots__ = ("id", "json", "name", "opaque", "signature", "text", "type")
+    __slots__ = ("id", "json", "kind", "name", "opaque", "signature", "text", "type")
 
-    def __init__(self, block: _Block) -> None:
-        self.type = block.type
-        self.id = block.id
-        self.name = block.name
-        self.opaque = block.data
-        self.signature = block.signature
+    def __init__(self, block: dict[str, Any]) -> None:
+        self.type = str(block.get("type") or "text")
+        self.kind: Kind = Reasoning if "thinking" in self.type else Content  # what its text is
+        self.id = whole(text_of(block.get("id")))
+        self.name = whole(text_of(block.get("name")))
+        self.opaque = whole(text_of(block.get("data")))
+        self.signature = whole(text_of(block.get("signature")))
         self.text: list[str] = []
         self.json: list[str] = []
 
@@ -121,88 +113,196 @@ class _Written:
         return None
 
 
-_decode_event = msgspec.json.Decoder(_Event).decode
+_decode_delta = msgspec.json.Decoder(_Delta).decode
 
 
 class MessagesDecoder(EventDecoder):
-    """The stream of a message of Anthropic's."""
+    """The stream of a message of Anthropic's, or a whole message."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._blocks: dict[int, _Written] = {}
+        self._all: list[_Written] = []  # in the order in which they began
+        self._blocks: dict[int, _Written] = {}  # the server's index -> the block it means now
+        self._newest = 0  # index of the block that was begun last
+        self._into: _Written | None = None  # the block that text was written to last
         self._calls = CallAssembler()
         self._counts: dict[str, Any] = {}
 
     @property
     def opaque(self) -> list[dict[str, Any]] | None:
         """The whole answer with its signed thoughts, None where there are no thoughts."""
-        blocks = [self._blocks[index] for index in sorted(self._blocks)]
-        if not any("thinking" in block.type for block in blocks):
+        if not any("thinking" in block.type for block in self._all):
             return None
-        return [native for block in blocks if (native := block.native()) is not None]
+        return [native for block in self._all if (native := block.native()) is not None]
 
-    def _take(self, data: bytes, out: Gathering) -> None:
+    def _take(self, data: bytes, event: str | None, out: Gathering) -> None:
         try:
-            event = _decode_event(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise UpstreamError("upstream_invalid", str(exc)) from exc
-        if event.error and (error := error_of({"error": event.error})):
-            raise error
-        match event.type:
-            case "content_block_delta" if event.delta is not None:
-                self._take_delta(event.index, event.delta, out)
-            case "content_block_start" if event.content_block is not None:
-                self._begin_block(event.index, event.content_block, out)
-            case "message_start" if event.message is not None:
-                self.model = event.message.model
-                self._counts.update(event.message.usage or {})
-            case "message_delta":
-                if event.delta is not None and event.delta.stop_reason:
-                    reason = event.delta.stop_reason
-                    self.finish_reason = FINISH_REASONS.get(reason, reason)
-                self._counts.update(event.usage or {})
+            usual = _decode_delta(data)
+        except UNUSUAL:
+            self._take_unusual(data, event, out)
+            return
+        written = self._blocks.get(usual.index)
+        piece = usual.delta
+        if self._halves or written is None:
+            self._take_unusual(data, event, out)
+        elif text := piece.text or piece.thinking:
+            out.chunks += 1
+            self._into = written
+            self._give(written.kind if piece.text else Reasoning, text, out)
+        elif piece.partial_json and written.type == "tool_use":
+            self._add_input(usual.index, written, piece.partial_json, out)
+
+    def _take_object(self, value: dict[str, Any], event: str | None, out: Gathering) -> None:
+        kind = _kind_of(value, event)
+        index = index_of(value.get("index"))
+        delta = value.get("delta")
+        if fault := error_of(value, event=event or ""):
+            if not self._is_finished:
+                raise fault
+            return
+        if kind in {"message_start", "message"}:
+            message = object_of(value.get("message")) or value
+            self._take_message(message, out)
+            if kind == "message":
+                self._is_whole = True
+        elif kind == "content_block_start":
+            block = object_of(value.get("content_block"))
+            self._begin_block(self._next if index is None else index, block, out)
+        elif kind == "content_block_delta":
+            fields = delta if isinstance(delta, dict) else {"text": delta or value.get("text")}
+            self._take_delta(self._newest if index is None else index, fields, out)
+        elif kind in {"message_delta", "message_stop"}:
+            self._understood = True
+            fields = object_of(delta)
+            self._take_end(fields)
+            self._take_end(object_of(value.get("message")))
+            self._take_end(value)
+            if self._counts:
                 self.usage = _usage(self._counts)
-            case "message_stop":
-                self.ended = True
-            case "error":
-                raise UpstreamError("upstream_error")
-            case _:
-                pass  # ping, content_block_stop, and what may come in later versions
+            self.ended = kind == "message_stop"
+        # ping, content_block_stop, and what may come in later versions
 
-    def _begin_block(self, index: int, block: _Block, out: Gathering) -> None:
-        self._blocks[index] = _Written(block)
-        if block.type == "tool_use":
-            out.chunks += 1
-            self._calls.fragment(index, block.id, block.name, "", out)
-            if block.input:  # some servers give the whole input here
-                whole = msgspec.json.encode(block.input).decode()
-                self._take_delta(index, _Block("input_json_delta", partial_json=whole), out)
-        else:
-            self._take_text(self._blocks[index], block, out)
+    @property
+    def _next(self) -> int:
+        """The index of a block that comes without one."""
+        return self._newest + 1 if self._blocks else 0
 
-    def _take_delta(self, index: int, delta: _Block, out: Gathering) -> None:
+    def _take_message(self, message: dict[str, Any], out: Gathering) -> None:
+        """The beginning of a message, or all of it."""
+        self._understood = True
+        model = message.get("model")
+        if isinstance(model, str) and model:
+            self.model = whole(model)
+        content = message.get("content")
+        if isinstance(content, str):
+            content = [{"type": "text", "text": content}]
+        for block in objects_of(content):
+            self._begin_block(self._next, block, out)
+        self._take_end(message)
+        if self.finish_reason is not None and self._counts:
+            self.usage = _usage(self._counts)
+
+    def _take_end(self, fields: dict[str, Any]) -> None:
+        """The reason of the end, and the counts."""
+        self._counts.update(usage_of(fields.get("usage")) or {})
+        if reason := reason_of(fields.get("stop_reason")):
+            self.finish_reason = FINISH_REASONS.get(reason, reason)
+
+    def _begin_block(self, index: int, block: dict[str, Any], out: Gathering) -> None:
+        self._understood = True
+        if len(self._all) >= BLOCKS_MAX:
+            raise UpstreamError("upstream_invalid", "too many blocks")
+        written = self._blocks[index] = _Written(block)
+        self._all.append(written)
+        self._newest = index
+        if written.type != "tool_use":
+            self._take_piece(written, block, out)
+            return
+        out.chunks += 1
+        self._calls.fragment(index, written.id, written.name, "", out)
+        given = block.get("input")
+        if given:  # some servers give the whole input here
+            text = given if isinstance(given, str) else msgspec.json.encode(clean(given)).decode()
+            self._add_input(index, written, text, out)
+
+    def _take_delta(self, index: int, delta: dict[str, Any], out: Gathering) -> None:
+        kind = str(delta.get("type"))
         written = self._blocks.get(index)
-        if written is None:
-            raise UpstreamError("upstream_invalid", "a delta of a block that was not begun")
-        if delta.type == "input_json_delta":
-            if written.type == "tool_use" and delta.partial_json:
-                out.chunks += 1
-                written.json.append(delta.partial_json)
-                self._calls.fragment(index, "", "", delta.partial_json, out)
-        elif delta.type == "signature_delta":
-            written.signature += delta.signature
-        else:
-            self._take_text(written, delta, out)
+        if written is None:  # it was never begun
+            about_thought = "thinking" in delta or "signature" in delta
+            self._begin_block(index, {"type": "thinking" if about_thought else "text"}, out)
+            written = self._blocks[index]
+        if kind == "input_json_delta" or "partial_json" in delta:
+            if written.type == "tool_use":
+                self._add_input(index, written, text_of(delta.get("partial_json")), out)
+            return
+        if kind == "signature_delta":
+            written.signature += whole(text_of(delta.get("signature")))
+            return
+        self._take_piece(written, delta, out)
 
-    def _take_text(self, written: _Written, piece: _Block, out: Gathering) -> None:
-        text = piece.text or piece.thinking
-        if text and written.type in {"text", "thinking"}:
+    def _add_input(self, index: int, written: _Written, text: str, out: Gathering) -> None:
+        text = self._joined(index, text)
+        if text:
             out.chunks += 1
-            written.text.append(text)
-            out.text(Content if written.type == "text" else Reasoning, text)
+            written.json.append(text)
+            self._calls.fragment(index, "", "", text, out)
+
+    def _take_piece(self, written: _Written, piece: dict[str, Any], out: Gathering) -> None:
+        """Thoughts, text and sources of a block, or of a piece of one."""
+        thought = text_of(piece.get("thinking"))
+        text = text_of(piece.get("text"))
+        if not text and str(piece.get("type", "text")) in {"text", "text_delta"}:
+            text = text_of(piece.get("content"))
+        if thought:
+            self._write(written, Reasoning, thought, out)
+        if text:
+            self._write(written, written.kind, text, out)
+        sources = [*objects_of(piece.get("citations")), *objects_of(piece.get("citation"))]
+        for name, source in map(_source_of, filter(None, sources)):
+            out.add(Extra(delta={name: [source]}))
+
+    def _write(self, written: _Written, kind: Kind, text: str, out: Gathering) -> None:
+        out.chunks += 1
+        self._into = written
+        self._say(kind, text, out)
+
+    def _give(self, kind: Kind, text: str, out: Gathering) -> None:
+        if self._into is not None and self._into.kind is kind:
+            self._into.text.append(text)
+        out.text(kind, text)
 
     def _last(self, out: Gathering) -> None:
+        super()._last(out)
+        waiting, self._halves = self._halves, {}
+        for index, halves in waiting.items():
+            self._add_input(index, self._blocks[index], halves.feed("", last=True), out)
         self._calls.finish(out)
+
+
+def _kind_of(value: dict[str, Any], event: str | None) -> str:
+    """What an event is: by its type, else by its name, else by what it holds."""
+    for name in (value.get("type"), event):
+        if isinstance(name, str) and name:
+            return name
+    if "content_block" in value:
+        return "content_block_start"
+    if "delta" in value:
+        return (
+            "message_delta" if "stop_reason" in object_of(value["delta"]) else "content_block_delta"
+        )
+    return "message" if "content" in value and "role" in value else ""
+
+
+def _source_of(citation: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A source of a block's text, under OpenAI's name and in its words where it is an address."""
+    source = clean(citation)
+    if not isinstance(source.get("url"), str):
+        return "citations", source
+    told = {"url": source["url"], "title": text_of(source.get("title"))}
+    if quoted := text_of(source.get("cited_text")):
+        told["content"] = quoted
+    return "annotations", {"type": "url_citation", "url_citation": told}
 
 
 def _usage(counts: dict[str, Any]) -> dict[str, Any]:
@@ -415,13 +515,15 @@ class AnthropicUpstream(Provider):
 
     def _send(self, model: str, request: ChatRequest, line: Line) -> EventReply:
         asked = self._asked(request) | {"model": model, "stream": True}
-        with self._asking("POST", "/v1/messages"):
-            with on_line(line):
-                try:
-                    response = self._create(model, asked, request)
-                except anthropic.APIError as exc:
-                    raise fault(exc, self._secret) from exc
-            return begin(response, MessagesDecoder(), model, self._secret)
+        path = "/v1/messages"
+        with self._asking("POST", path), on_line(line):
+            try:
+                response = self._create(model, asked, request)
+            except anthropic.APIError as exc:
+                raise fault(exc, self._secret) from exc
+        return begin(
+            response, MessagesDecoder(), model, self._secret, partial(self._hinted, "POST", path)
+        )
 
     def _asked(self, request: ChatRequest) -> dict[str, Any]:
         """What is asked, apart from the model and its thinking, in Anthropic's words."""

@@ -1,32 +1,71 @@
-"""A model's stream of bytes to deltas: text, reasoning, tool calls.
+"""A model's stream of bytes to deltas: text, reasoning, tool calls, and fields that have no name.
 
-`EventDecoder` cuts the bytes into the data of Server-Sent Events; `ChatDecoder` understands those
-of OpenAI's chat completions, and `halt.anthropic_upstream` has one for Anthropic's messages.
-Decoded with typed structs, because building the SDK's objects costs more than all the rest.
+`EventDecoder` cuts the bytes into the data of Server-Sent Events, or of lines of JSON;
+`ChatDecoder` understands those of OpenAI's chat completions, and `halt.anthropic_upstream` has one
+for Anthropic's messages. A piece as the API has it is decoded by a typed struct, which costs a
+fraction of the SDK's objects. What the struct refuses is read liberally: what is needed is taken
+from where it stands, and what is not needed cannot fail.
 """
 
 from __future__ import annotations
 
 import codecs
-from typing import Any
+import contextlib
+import html
+import re
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import msgspec
 
 from halt.chat import Part
 from halt.errors import UpstreamError
-from halt.events import Content, Reasoning
+from halt.events import Content, Extra, Reasoning
 from halt.faults import error_of
 from halt.gathering import Gathering
+from halt.loose_json import (
+    TEXT_DEPTH_MAX,
+    Halves,
+    clean,
+    index_of,
+    is_whole,
+    object_of,
+    objects_of,
+    text_of,
+    values,
+    whole,
+)
 from halt.think_tags import ThinkSplitter
 from halt.tool_calls import CallAssembler
 
-LINE_MAX = 1_048_576  # bytes of one event; no model's piece of an answer is near it
+LINE_MAX = 33_554_432  # bytes of one event; a picture in an answer has a few million
+LINE_COST = 50  # bytes of memory that a line takes beside its own
+WORDS_MAX = 20_000  # bytes that are kept of lines which are no event
+NAMES_MAX = 200  # fields of one answer whose last value is remembered
+
+#: What an event's data is where a typed struct does not take it.
+UNUSUAL = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+Kind = type[Content] | type[Reasoning]
+#: Data of an event, and the event's name; None: a line of JSON that is not framed as an event.
+Framed = tuple[bytes, str | None]
+
+_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[{}\[\]]', re.DOTALL)
+_STEPS = {ord("{"): 1, ord("["): 1, ord("}"): -1, ord("]"): -1}
+_FIELD = re.compile(rb"\s*(data|event|id|retry)\s*(?::\s?|\Z)", re.IGNORECASE)
+_PAGE = re.compile(
+    rb"\s*(?:<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|title|meta|h\d)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_TITLE = re.compile(r"<title\b[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 
 
 class EventDecoder:
-    """Bytes of an event stream to deltas, by the WHATWG's rules. `_take` is the provider's part.
+    """Bytes of an answer to deltas. `_take` is the provider's part.
 
     Bytes may be cut anywhere, within a character too: lines are cut as bytes and decoded whole.
+    Events are told by the WHATWG's rules. JSON that stands in lines of its own is taken as well:
+    a whole answer instead of a stream, an error, a stream of lines (NDJSON).
     """
 
     def __init__(self) -> None:
@@ -34,11 +73,22 @@ class EventDecoder:
         self.usage: dict[str, Any] | None = None
         self.model: str | None = None
         self.ended = False
-        self._rest = b""  # the beginning of a line
+        self.label = ""  # what the response says of its body, where that is no event stream
+        self._understood = False  # a part of an answer has come
+        self._is_whole = False  # it was a whole answer, so no finish reason has to follow
+        self._rest = bytearray()  # the beginning of a line
         self._data: list[bytes] = []  # data lines of the event that is coming in
-        self._size = 0  # bytes of those, with their line breaks
+        self._event = ""  # its name
+        self._bare: list[bytes] = []  # lines of a JSON value that is coming in
+        self._depth = 0  # its brackets that are open
+        self._size = self._bare_size = 0  # bytes of memory of those lines
+        self._words = b""  # lines behind the last event that are none
+        self._on_page = False  # they are those of a web page
         self._at_start = True  # no line has been seen; it may begin with a byte order mark
+        self._is_fresh = False  # nothing is kept of what came before
         self._skip_lf = False  # the last byte was a CR, so an LF that follows belongs to it
+        self._cut = False  # the body has ended, so what comes last may be incomplete
+        self._halves: dict[Any, Halves] = {}  # a kind of text, or a call -> what waits in it
         self._fault: UpstreamError | None = None
 
     @property
@@ -46,12 +96,10 @@ class EventDecoder:
         """What the provider wants back with this answer when tools were called."""
         return None
 
-    def _take(self, data: bytes, out: Gathering) -> None:
-        """Understand one event. Raises UpstreamError."""
-        raise NotImplementedError
-
-    def _last(self, out: Gathering) -> None:
-        """The answer has ended: give out what was held back."""
+    @property
+    def begun(self) -> bool:
+        """Whether a part of an answer has come."""
+        return self._understood
 
     def check(self) -> None:
         """Raise the UpstreamError that came behind text which was returned before, if any."""
@@ -60,41 +108,199 @@ class EventDecoder:
 
     def feed(self, raw: bytes) -> Part:
         """Decode what has come. Raises UpstreamError, after all text before it was returned."""
-        self.check()
+        if self._fault is not None:
+            raise self._fault
         out = Gathering()
         try:
-            for data in self._events(raw):
-                self._take(data, out)
-                if self.ended:
-                    self._last(out)
-                    break
-            if len(self._rest) + self._size > LINE_MAX:
-                raise UpstreamError("upstream_invalid", "an event without an end")
+            if (  # the usual read: one whole event, behind whole events
+                self._is_fresh
+                and raw.startswith(b"data: ")
+                and raw.endswith(b"\n\n")
+                and raw.count(b"\n") == 2
+                and b"\r" not in raw
+            ):
+                self._skip_lf = False
+                self._take(raw[6:-2], "", out)
+            else:
+                self._take_events(raw, out)
         except UpstreamError as fault:
-            if not out:
-                raise
-            self._fault = fault
+            return self._broken(fault, out)
+        if self.ended:
+            self._last(out)
         return out.part(ended=self.ended)
 
-    def end(self) -> Part:
-        """The body has ended. Raises UpstreamError where the answer had not."""
+    def _take_events(self, raw: bytes, out: Gathering) -> None:
+        for data, event in self._events(raw):
+            self._take(data, event, out)
+            if self.ended:
+                return
+        if self._on_page and (b"</title" in self._words.lower() or len(self._words) >= WORDS_MAX):
+            raise self._web_page()
+        if len(self._rest) + self._size + self._bare_size > LINE_MAX:
+            if not self._is_finished:
+                raise UpstreamError("upstream_invalid", "an event without an end")
+            self.ended = True
+
+    def end(self, cause: UpstreamError | None = None) -> Part:
+        """The body has ended, in order or by this fault. Raises UpstreamError.
+
+        It is raised where the answer had not ended, after all text was returned.
+        """
         self.check()
-        if self.finish_reason is None:
-            raise UpstreamError("upstream_incomplete")
-        self.ended = True
+        self._cut = True
         out = Gathering()
+        try:
+            for data, event in self._last_events():
+                self._take(data, event, out)
+                if self.ended:
+                    break
+            if not (self.ended or self._is_whole or self.finish_reason is not None):
+                raise cause or self._incomplete()
+        except UpstreamError as fault:
+            return self._broken(fault, out)
+        self.ended = True
         self._last(out)
         return out.part(ended=True)
 
-    def _events(self, raw: bytes) -> list[bytes]:
-        if (  # the usual read: one whole event, behind whole events
-            raw.startswith(b"data: ")
-            and raw.endswith(b"\n\n")
-            and raw.count(b"\n") == 2
-            and not (self._rest or self._data or self._at_start or b"\r" in raw)
-        ):
-            self._skip_lf = False
-            return [raw[6:-2]]
+    # --- the provider's part ----------------------------------------------------------------------
+
+    def _take(self, data: bytes, event: str | None, out: Gathering) -> None:
+        """Understand one event. Raises UpstreamError."""
+        raise NotImplementedError
+
+    def _take_object(self, value: dict[str, Any], event: str | None, out: Gathering) -> None:
+        """Understand the JSON object of an unusual event. Raises UpstreamError."""
+        raise NotImplementedError
+
+    def _give(self, kind: Kind, text: str, out: Gathering) -> None:
+        """Give out text of whole characters."""
+        out.text(kind, text)
+
+    def _give_rest(self, out: Gathering) -> None:
+        """Give out the text that is held back."""
+        for kind in (Reasoning, Content):
+            self._end_half(kind, out)
+
+    def _last(self, out: Gathering) -> None:
+        """The answer has ended: give out what was held back."""
+        self._give_rest(out)
+
+    # --- what has come of an event ----------------------------------------------------------------
+
+    def _take_unusual(self, data: bytes, event: str | None, out: Gathering) -> None:
+        """Understand an event that the typed struct does not take. Raises UpstreamError."""
+        data = data.strip()
+        if not data:
+            return
+        if _is_done(data):
+            self.ended = True
+            return
+        try:
+            found = values(data)
+        except ValueError as exc:
+            self._not_json(data, event, exc)
+            return
+        for value in found:
+            for each in value if isinstance(value, list) else (value,):
+                if isinstance(each, dict):
+                    self._take_object(each, event, out)
+            if not isinstance(value, dict):
+                self._fail_by(value, event)
+
+    def _not_json(self, data: bytes, event: str | None, exc: ValueError) -> None:
+        """A piece of an answer that is broken ends it; anything else is noise."""
+        self._fail_by(data.decode("utf-8", "replace"), event)
+        if data.startswith((b"{", b"[{")) and event is not None:
+            if not (self._cut or self._is_finished):
+                raise UpstreamError("upstream_invalid", str(exc)) from exc
+            if b'"error"' not in data[:200]:
+                return
+        self._note(data)
+
+    def _fail_by(self, value: Any, event: str | None) -> None:
+        """Raise the UpstreamError that a value tells, if it tells one.
+
+        Behind its finish reason an answer is complete, and an error takes nothing from it.
+        """
+        fault = error_of(value, event=event or "")
+        if fault is not None and not self._is_finished:
+            raise fault
+
+    @property
+    def _is_finished(self) -> bool:
+        """Whether the model has come to an end, so that nothing more is needed."""
+        return self.finish_reason is not None and self.finish_reason.lower() != "error"
+
+    def _say(self, kind: Kind, text: str, out: Gathering) -> None:
+        """Give out text, but half a character with its other half."""
+        if self._halves:
+            self._end_half(Reasoning if kind is Content else Content, out)
+        text = self._joined(kind, text)
+        if text:
+            self._give(kind, text, out)
+
+    def _joined(self, key: Any, text: str) -> str:
+        """The whole characters of the text `key` so far; a half at its end waits."""
+        halves = self._halves.get(key)
+        if halves is None:
+            if is_whole(text):
+                return text
+            halves = Halves()
+        text = halves.feed(text)
+        if halves:
+            self._halves[key] = halves
+        else:
+            self._halves.pop(key, None)
+        return text
+
+    def _end_half(self, kind: Kind, out: Gathering) -> None:
+        """No other half came: U+FFFD stands for the character."""
+        halves = self._halves.pop(kind, None)
+        if halves is not None:
+            self._give(kind, halves.feed("", last=True), out)
+
+    # --- how an answer breaks off -----------------------------------------------------------------
+
+    def _broken(self, fault: UpstreamError, out: Gathering) -> Part:
+        """What came before this fault. Raises it where that is nothing."""
+        self._give_rest(out)
+        if not out:
+            raise fault
+        self._fault = fault
+        return out.part(ended=False)
+
+    def _incomplete(self) -> UpstreamError:
+        """The fault of a body that ended before its answer did."""
+        if self._on_page:
+            return self._web_page()
+        words = self._said()
+        if not self._understood:
+            if words and (fault := error_of(words, event="error")):
+                return fault
+            if self.label:
+                return UpstreamError("upstream_invalid", self.label)
+        return UpstreamError("upstream_incomplete", words)
+
+    def _web_page(self) -> UpstreamError:
+        title = _TITLE.search(self._said())
+        words = " ".join(html.unescape(title[1]).split()) if title else ""
+        return UpstreamError("upstream_web_page", words)
+
+    def _note(self, line: bytes) -> None:
+        """Keep a line that is no event: the last ones may say why there are no more."""
+        if len(self._words) < WORDS_MAX:
+            self._words += line[: WORDS_MAX - len(self._words)] + b"\n"
+
+    def _said(self) -> str:
+        """The last lines that were no event, empty where they are no text."""
+        text = self._words.decode("utf-8", "replace").strip()
+        readable = sum(char.isprintable() or char.isspace() for char in text)
+        return text if readable * 10 > len(text) * 9 and "\ufffd" not in text else ""
+
+    # --- lines ------------------------------------------------------------------------------------
+
+    def _events(self, raw: bytes) -> list[Framed]:
+        """The events that these bytes complete."""
         if self._skip_lf and raw:
             self._skip_lf = False
             if raw.startswith(b"\n"):
@@ -102,79 +308,213 @@ class EventDecoder:
         if b"\r" in raw:
             self._skip_lf = raw.endswith(b"\r")
             raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *lines, self._rest = (self._rest + raw).split(b"\n")
+        lines = raw.split(b"\n")
+        rest = lines.pop()
+        if self._rest:
+            self._rest += lines[0] if lines else rest  # not copied by each read of a long line
+            if not lines:
+                return []
+            lines[0] = bytes(self._rest)
+            self._rest = bytearray(rest)
+        elif rest:
+            self._rest = bytearray(rest)
         if self._at_start and lines:
             self._at_start = False
             lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
-        events = []
+        out: list[Framed] = []
+        self._take_lines(lines, out)
+        self._is_fresh = not (
+            self._rest or self._data or self._event or self._bare or self._words or self._at_start
+        )
+        return out
+
+    def _last_events(self) -> list[Framed]:
+        """What the end of the body completes.
+
+        An event is whole with its empty line; without it, it counts where the answer needs it.
+        """
+        out: list[Framed] = []
+        if self._rest:
+            line = bytes(self._rest)
+            self._take_lines([line.removeprefix(codecs.BOM_UTF8) if self._at_start else line], out)
+            self._rest = bytearray()
+        if self._bare:
+            out.append((b"\n".join(self._bare_lines()), None))
+        if self._data and self.finish_reason is None:
+            out.append(self._whole_event())
+        return out
+
+    def _take_lines(self, lines: list[bytes], out: list[Framed]) -> None:
         for line in lines:
             if line.startswith(b"data:"):
+                if self._bare:
+                    self._drop_bare()
                 self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
-                self._size += len(line) + 1
-            elif not line and self._data:
-                events.append(self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
-                self._data.clear()
-                self._size = 0
-        return events
+                self._size += len(line) + LINE_COST
+            elif not line:
+                if self._data or self._event:
+                    out.append(self._whole_event())
+            elif line.startswith(b"event: ") and not self._bare:
+                self._event = line[7:100].decode("utf-8", "replace")
+            else:
+                self._take_other_line(line, out)
+
+    def _whole_event(self) -> Framed:
+        data, event = self._data, self._event
+        self._data, self._event, self._words = [], "", b""
+        self._size = 0
+        return data[0] if len(data) == 1 else b"\n".join(data), event
+
+    def _take_other_line(self, line: bytes, out: list[Framed]) -> None:
+        """A line that is no `data:`, or is written in an unusual way."""
+        if line.startswith(b":"):
+            return
+        field = _FIELD.match(line)
+        if self._bare:
+            if field is None or line[:1].isspace():
+                self._take_bare_line(line, out)
+                return
+            self._drop_bare()
+        stripped = line.strip()
+        if self._on_page or (not self._understood and is_page(line)):
+            self._on_page = True
+            self._note(line)
+        elif not stripped:
+            if self._data or self._event:
+                out.append(self._whole_event())
+        elif stripped.startswith((b"{", b"[")):
+            self._take_bare_line(line, out)
+        elif field is not None:
+            name, value = field[1].lower(), line[field.end() :]
+            if name == b"data" and value:
+                self._data.append(value)
+                self._size += len(line) + LINE_COST
+            elif name == b"event":
+                self._event = value.strip()[:100].decode("utf-8", "replace")
+        elif stripped[:6].lower() == b"error:":
+            out.append((stripped[6:], "error"))
+        else:
+            self._note(stripped)
+
+    def _take_bare_line(self, line: bytes, out: list[Framed]) -> None:
+        """A line of a JSON value that is no event's. The value is taken when it is whole."""
+        for bracket in _BRACKETS.finditer(line):
+            self._depth += _STEPS.get(line[bracket.start()], 0)
+        self._bare.append(line)
+        self._bare_size += len(line) + LINE_COST
+        if self._depth <= 0:
+            out.append((b"\n".join(self._bare_lines()), None))
+
+    def _bare_lines(self) -> list[bytes]:
+        lines, self._bare = self._bare, []
+        self._depth = self._bare_size = 0
+        return lines
+
+    def _drop_bare(self) -> None:
+        """The lines that began as a JSON value were none."""
+        self._note(b"\n".join(self._bare_lines()))
+
+
+def is_page(body: bytes) -> bool:
+    """Whether this is the beginning of a web page."""
+    return _PAGE.match(body[:WORDS_MAX]) is not None
+
+
+def _is_done(data: bytes) -> bool:
+    """Whether this is OpenAI's mark of the end, in one of its forms."""
+    return data[:6].upper() == b"[DONE]" or data[:20].strip(b" \"'[]<|>").upper() == b"DONE"
 
 
 # --- OpenAI's chat completions --------------------------------------------------------------------
 
+# The usual chunk: what the API and its servers send with each token. A field that is `None` here is
+# understood where it has another value, by the liberal way.
 
-class _Function(msgspec.Struct):
+
+_NONE = msgspec.Raw(b"")
+
+
+class _Function(msgspec.Struct, forbid_unknown_fields=True):
     name: str | None = None
-    arguments: str | dict[str, Any] | None = None
-
-    @property
-    def piece(self) -> str:
-        """The arguments as text; a few servers send them as an object."""
-        if isinstance(self.arguments, dict):
-            return msgspec.json.encode(self.arguments).decode()
-        return self.arguments or ""
+    arguments: str | None = None
 
 
-class _Call(msgspec.Struct):
+class _Call(msgspec.Struct, forbid_unknown_fields=True):
     index: int | None = None
     id: str | None = None
+    type: str | None = None
     function: _Function | None = None
 
 
-class _Delta(msgspec.Struct):
-    content: str | list[dict[str, Any]] | None = None  # a list of parts: Mistral's thinking models
-    reasoning_content: str | None = None  # DeepSeek, llama.cpp, vLLM, LM Studio
+class _Delta(msgspec.Struct, forbid_unknown_fields=True):
+    role: str | None = None
+    content: str | None = None
+    reasoning_content: str | None = None  # DeepSeek, llama.cpp, SGLang, LM Studio
     reasoning: str | None = None  # OpenRouter, Ollama, newer vLLM
-    tool_calls: list[_Call] | None = None
-    function_call: _Function | None = None
     refusal: str | None = None
+    tool_calls: list[_Call] | None = None
+    function_call: None = None
+    token_id: msgspec.Raw = _NONE  # Together
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, forbid_unknown_fields=True):
     delta: _Delta | None = None
     finish_reason: str | None = None
     index: int = 0
+    logprobs: msgspec.Raw = _NONE  # never asked for
+    native_finish_reason: None = None  # OpenRouter
+    stop_reason: None = None  # vLLM
+    token_ids: None = None
+    matched_stop: None = None  # SGLang
+    text: str | None = None  # Together, where it is that of the delta
+    seed: msgspec.Raw = _NONE
+    content_filter_results: msgspec.Raw = _NONE  # Azure
 
 
-class _Chunk(msgspec.Struct):
+class _Chunk(msgspec.Struct, forbid_unknown_fields=True):
     choices: list[_Choice] | None = None
     usage: dict[str, Any] | None = None
     model: str | None = None
-    error: Any = None
-    object: Any = None
+    id: msgspec.Raw = _NONE
+    object: Literal["chat.completion.chunk", ""] | None = None
+    created: msgspec.Raw = _NONE
+    error: None = None
+    provider: str | None = None  # OpenRouter
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
+    obfuscation: msgspec.Raw = _NONE  # padding
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
+#: Names of thoughts beside an answer's text.
+THOUGHTS = ("reasoning_content", "reasoning", "thinking", "reasoning_text")
+#: Fields that say why the model has come to its end; the first that is there counts.
+REASONS = ("finish_reason", "finishReason", "done_reason", "finish_details", "stop_reason")
 
-def _of_parts(parts: list[dict[str, Any]]) -> tuple[str, str]:
-    """Thoughts and text of content that comes as a list."""
-    thoughts, texts = [], []
-    for part in parts:
-        inner = part.get("thinking")
-        if isinstance(inner, list):
-            thoughts += [str(each.get("text", "")) for each in inner if isinstance(each, dict)]
-        else:
-            texts.append(str(part.get("text") or ""))
-    return "".join(thoughts), "".join(texts)
+# Fields that Halt has a place for, or that say nothing to anybody; others are handed on.
+# fmt: off
+_OF_CHUNK = frozenset({
+    "id", "object", "created", "model", "choices", "usage", "error", "obfuscation", "p", "nonce",
+})
+_OF_CHOICE = frozenset({
+    "index", "delta", "message", "text", "content", "finish_reason", "finishReason", "usage",
+    "logprobs", "error",
+})
+_OF_DELTA = frozenset({
+    "role", "content", "text", "refusal", "tool_calls", "function_call", "error", *THOUGHTS,
+})
+_OF_CALL = frozenset({"index", "id", "type", "function", "name", "arguments"})
+#: A chunk that has a choice and no other field tells no error.
+_QUIET = _OF_CHUNK - {"error"} | {"provider", "system_fingerprint", "service_tier"}
+_PER_TOKEN = frozenset({"token_id", "token_ids", "seed"})
+#: Ollama's own words -> OpenAI's.
+_COUNTS = {"prompt_eval_count": "prompt_tokens", "eval_count": "completion_tokens"}
+#: Those of an object that is a choice itself.
+_OF_LINE = _OF_CHUNK | _OF_CHOICE | _COUNTS.keys() | {
+    "created_at", "response", "done", "done_reason", "context", "type", "role", "stop_reason",
+}
+# fmt: on
 
 
 class ChatDecoder(EventDecoder):
@@ -184,53 +524,357 @@ class ChatDecoder(EventDecoder):
         super().__init__()
         self._splitter = ThinkSplitter()
         self._calls = CallAssembler()
+        self._call_ids: set[str] = set()  # of calls that came
+        self._has_calls = False
+        self._has_begun = False  # something was given out
+        self._texts: dict[Kind, list[str]] = {Content: [], Reasoning: []}  # all that came
+        self._last_fields: dict[tuple[str, str], Any] = {}  # as they were handed on
+        self._constants: tuple[str | None, str | None, str | None] = (None, None, None)
+        self._filters = _NONE  # Azure's verdict on the last piece
+        self._waiting: dict[str, dict[str, Any]] = {}  # fields to be handed on with what comes next
+        self._figures: dict[str, dict[str, Any]] = {}  # the same with the end
 
-    def _take(self, data: bytes, out: Gathering) -> None:
-        if data.startswith(b"[DONE]"):
-            self.ended = True
+    # --- the usual chunk --------------------------------------------------------------------------
+
+    def _take(self, data: bytes, event: str | None, out: Gathering) -> None:
+        if event or self._halves:
+            self._take_unusual(data, event, out)
             return
         try:
             chunk = _decode_chunk(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise UpstreamError("upstream_invalid", str(exc)) from exc
-        if (chunk.error or chunk.object == "error") and (
-            error := error_of(msgspec.json.decode(data))
+        except UNUSUAL:
+            self._take_unusual(data, event, out)
+            return
+        choices = chunk.choices
+        if (chunk.system_fingerprint, chunk.service_tier, chunk.provider) != self._constants or (
+            choices and self._is_unusual(choices[0])
         ):
-            raise error
-        if chunk.usage is not None:
-            self.usage = chunk.usage
+            self._take_unusual(data, event, out)
+            return
+        if chunk.usage:
+            self.usage = usage_of(chunk.usage)
         if self.model is None:
-            self.model = chunk.model
-        for choice in chunk.choices or ():
+            self.model = chunk.model or None
+        for choice in choices or ():
+            self._understood = True
             if choice.index:
                 continue  # one answer is shown; others are never asked for
             if choice.delta is not None:
                 self._take_delta(choice.delta, out)
             if choice.finish_reason:  # some send "" until there is one
-                self.finish_reason = choice.finish_reason
+                self.finish_reason = reason_of(choice.finish_reason) or self.finish_reason
+        if self._waiting and out:
+            self._hand_on_waiting(out)
+
+    def _is_unusual(self, choice: _Choice) -> bool:
+        """Whether a choice has what is to be handed on, or text outside its delta."""
+        if choice.content_filter_results != self._filters:
+            self._filters = choice.content_filter_results
+            return True
+        return bool(choice.text) and (choice.delta is None or choice.delta.content != choice.text)
 
     def _take_delta(self, delta: _Delta, out: Gathering) -> None:
         thought, text = delta.reasoning_content or delta.reasoning, delta.content or delta.refusal
-        if isinstance(text, list):
-            thought, text = _of_parts(text)
         if thought:
+            self._texts[Reasoning].append(thought)
             out.text(Reasoning, thought)
         if text:
+            self._texts[Content].append(text)
             if self._splitter.through:
                 out.text(Content, text)
             else:
                 self._splitter.feed(text, out)
         if thought or text:
+            self._has_begun = True
             out.chunks += 1
         for call in delta.tool_calls or ():
-            self._take_call(call.index, call.id or "", call.function or _Function(), out)
-        if delta.function_call is not None:
-            self._take_call(0, "", delta.function_call, out)
+            told = call.function or _Function()
+            self._take_call(call.index, call.id or "", told.name or "", told.arguments or "", out)
 
-    def _take_call(self, index: int | None, id_: str, told: _Function, out: Gathering) -> None:
+    def _take_texts(self, thought: str | None, text: str | None, out: Gathering) -> None:
+        """Thoughts and text of one piece."""
+        if thought:
+            self._texts[Reasoning].append(thought)
+            self._say(Reasoning, thought, out)
+        if text:
+            self._texts[Content].append(text)
+            self._say(Content, text, out)
+        if thought or text:
+            self._has_begun = True
+            out.chunks += 1
+
+    def _take_call(
+        self,
+        index: int | None,
+        id_: str,
+        name: str,
+        arguments: str,
+        out: Gathering,
+        extra: dict[str, Any] | None = None,
+    ) -> None:
+        if not (id_ or name or arguments or extra):
+            return
+        self._has_begun = self._has_calls = True
+        if id_:
+            self._call_ids.add(id_)
         out.chunks += 1
-        self._calls.fragment(index, id_, told.name or "", told.piece, out)
+        self._calls.fragment(index, id_, name, arguments, out, extra)
+
+    def _give(self, kind: Kind, text: str, out: Gathering) -> None:
+        if kind is Content and not self._splitter.through:
+            self._splitter.feed(text, out)
+        else:
+            out.text(kind, text)
+
+    def _give_rest(self, out: Gathering) -> None:
+        super()._give_rest(out)
+        self._splitter.end(out)
 
     def _last(self, out: Gathering) -> None:
-        self._splitter.end(out)
+        super()._last(out)
+        for key, halves in self._halves.items():
+            index, id_ = (None, key) if isinstance(key, str) else (key, "")
+            self._calls.fragment(index, id_, "", halves.feed("", last=True), out)
+        self._halves.clear()
         self._calls.finish(out)
+        for level, fields in self._figures.items():
+            self._waiting.setdefault(level, {}).update(fields)
+        self._figures.clear()
+        self._hand_on_waiting(out)
+
+    # --- any other chunk, whole answer or line ----------------------------------------------------
+
+    def _take_object(self, value: dict[str, Any], event: str | None, out: Gathering) -> None:
+        choices = objects_of(value.get("choices"))
+        own = _OF_CHUNK
+        fault = None
+        if event or not choices or value.keys() - _QUIET or any("error" in c for c in choices):
+            fault = error_of(value, event=event or "")
+        if not choices and fault is None and _is_choice(value):
+            choices, own = [value], _OF_LINE
+        is_bare = event is None and "done" not in value
+        for choice in choices:
+            self._understood = True
+            if not index_of(choice.get("index")):
+                self._take_choice(choice, out, is_bare=is_bare, has_failed=fault is not None)
+                self._count(choice.get("usage"))
+                if choice is not value:
+                    self._hand_on("choice", choice, _OF_CHOICE)
+        self._count(value.get("usage"))
+        self._count({_COUNTS[name]: value[name] for name in _COUNTS if name in value})
+        self._count(object_of(value.get("x_groq")).get("usage"))
+        model = value.get("model")
+        if self.model is None and isinstance(model, str) and model:
+            self.model = whole(model)
+        if fault is not None:
+            if not self._is_finished:
+                raise fault
+            return
+        if not (choices or _is_chunk(value)):
+            return  # a sign of life
+        self._hand_on("chunk", value, own)
+        fixed = (value.get("system_fingerprint"), value.get("service_tier"), value.get("provider"))
+        if all(each is None or isinstance(each, str) for each in fixed):
+            self._constants = fixed
+        if self._waiting and self._has_begun:
+            self._hand_on_waiting(out)
+
+    def _take_choice(
+        self, choice: dict[str, Any], out: Gathering, *, is_bare: bool, has_failed: bool
+    ) -> None:
+        delta, message = choice.get("delta"), choice.get("message")
+        if not isinstance(delta, dict):
+            delta = {"content": delta}
+        brought = self._take_part(delta, out)
+        if isinstance(message, dict) and not brought:
+            # Ollama's lines hold a piece under this name; elsewhere it is all of the answer.
+            brought = self._take_part(message, out, is_whole="done" not in choice)
+            self._is_whole = self._is_whole or (is_bare and brought)
+        for name in ("text", "content", "response"):
+            if not brought and (text := text_of(choice.get(name))):
+                brought = True
+                self._take_texts(None, text, out)
+        if not has_failed and (reason := _reason_in(choice)):
+            self.finish_reason = reason
+
+    def _take_part(self, part: dict[str, Any], out: Gathering, *, is_whole: bool = False) -> bool:
+        """A delta, or a message. True where it had something of the answer in it."""
+        thought = next((text for name in THOUGHTS if (text := text_of(part.get(name)))), "")
+        content = part.get("content")
+        others: list[Any] = []
+        if isinstance(content, list):
+            thoughts, text, others = _of_parts(content)
+            thought = thoughts or thought
+        else:
+            text = text_of(content)
+        text = text or text_of(part.get("text")) or text_of(part.get("refusal"))
+        thought = thought or text_of(part.get("reasoning_details"))
+        if is_whole:
+            thought, text = self._new(Reasoning, thought), self._new(Content, text)
+        self._take_texts(thought, text, out)
+        has_calls = self._take_calls(part, out, is_whole=is_whole)
+        extras = self._extras("delta", part, _OF_DELTA)
+        for each in others:
+            name = "images" if "image" in str(each.get("type")) else "content_parts"
+            extras.setdefault(name, []).append(clean(each))
+        if extras:
+            self._has_begun = True
+            out.add(Extra(delta=extras))
+        return bool(thought or text or has_calls or extras)
+
+    def _new(self, kind: Kind, text: str) -> str:
+        """What of a whole text has not come yet. Servers repeat all that they sent in pieces."""
+        known = self._texts[kind]
+        size = sum(map(len, known))
+        if not size or len(text) < size:
+            return text
+        return text.removeprefix("".join(known))
+
+    def _take_calls(self, part: dict[str, Any], out: Gathering, *, is_whole: bool) -> bool:
+        """The tool calls of a delta, or of a message. True where there are any."""
+        calls = objects_of(part.get("tool_calls"))
+        if isinstance(part.get("function_call"), dict):
+            calls.append({"index": 0, "function": part["function_call"]})
+        known, had_calls = self._call_ids.copy() if is_whole else set(), self._has_calls
+        for call in calls:
+            function = call.get("function")
+            told = function if isinstance(function, dict) else call
+            name = told.get("name", function if isinstance(function, str) else None)
+            id_ = whole(text_of(call.get("id")))
+            arguments, index = _arguments(told), index_of(call.get("index"))
+            if is_whole and (id_ in known or (had_calls and not id_)):
+                continue  # it came in pieces
+            key = id_ if index is None else index
+            extra = self._extras("call", call, _OF_CALL)
+            self._take_call(
+                index, id_, whole(text_of(name)), self._joined(key, arguments), out, extra
+            )
+        return bool(calls)
+
+    def _count(self, usage: Any) -> None:
+        self.usage = usage_of(usage) or self.usage
+
+    # --- fields that have no event ----------------------------------------------------------------
+
+    def _extras(self, level: str, fields: dict[str, Any], own: frozenset[str]) -> dict[str, Any]:
+        """The fields of a part of a chunk that are to be handed on.
+
+        Left out is what is empty, and what was handed on under this name the last time: many fields
+        come again with each chunk. Figures that run along with the text are handed on at the end.
+        """
+        extras: dict[str, Any] = {}
+        for name, given in fields.items():
+            if name in own or name in _PER_TOKEN or given is None or given in ("", [], {}):
+                continue
+            value = clean(given)
+            if level != "call" and _is_figure(value):
+                figures = self._figures.setdefault(level, {})
+                if name in figures or len(figures) < NAMES_MAX:
+                    figures[whole(name)] = value
+                continue
+            if level in {"chunk", "choice"} or (level == "delta" and isinstance(value, str)):
+                key = level, name
+                if self._last_fields.get(key) == value:
+                    continue
+                if key in self._last_fields or len(self._last_fields) < NAMES_MAX:
+                    self._last_fields[key] = value
+            extras[whole(name)] = value
+        return extras
+
+    def _hand_on(self, level: str, fields: dict[str, Any], own: Iterable[str]) -> None:
+        """Keep fields for the next event: before the answer's first piece nothing is given out."""
+        extras = self._extras(level, fields, frozenset(own))
+        if extras:
+            self._waiting.setdefault(level, {}).update(extras)
+
+    def _hand_on_waiting(self, out: Gathering) -> None:
+        waiting, self._waiting = self._waiting, {}
+        if waiting:
+            out.add(
+                Extra(waiting.get("chunk", {}), waiting.get("choice", {}), waiting.get("delta", {}))
+            )
+
+
+def _is_choice(value: dict[str, Any]) -> bool:
+    """Whether an object without choices is one itself: Ollama's lines, and similar ones."""
+    if isinstance(value.get("message"), dict) or isinstance(value.get("delta"), dict):
+        return True
+    if isinstance(value.get("response"), str) or isinstance(value.get("done"), bool):
+        return True
+    names = ("content", "text", "finish_reason")
+    return "type" not in value and any(isinstance(value.get(name), str) for name in names)
+
+
+def _is_chunk(value: dict[str, Any]) -> bool:
+    """Whether an object without text is a part of an answer all the same."""
+    return any(name in value for name in ("choices", "usage", "model"))
+
+
+def _of_parts(parts: list[Any]) -> tuple[str, str, list[dict[str, Any]]]:
+    """Thoughts and text of content that comes as a list, and its other parts."""
+    thoughts, texts, others = [], [], []
+    for part in parts:
+        fields = object_of(part)
+        thought = fields.get("thinking") or fields.get("reasoning")
+        if thought or str(fields.get("type")) in {"thinking", "reasoning"}:
+            thoughts.append(text_of(thought) or text_of(part))
+        elif text := text_of(part) or text_of(fields.get("refusal")):
+            texts.append(text)
+        elif len(fields) > 1 and fields.get("type") not in {"text", "output_text"}:
+            others.append(fields)
+    return "".join(thoughts), "".join(texts), others
+
+
+def _arguments(told: dict[str, Any]) -> str:
+    """A call's arguments as text; a few servers send them as an object, or as PHP's empty list."""
+    for name in ("arguments", "parameters", "input"):
+        value = told.get(name)
+        if isinstance(value, str) or value is None:
+            if value:
+                return str(value)
+            continue
+        if value or told.get("name"):
+            return msgspec.json.encode(clean(value) or {}).decode()
+    return ""
+
+
+def _reason_in(choice: dict[str, Any]) -> str | None:
+    """Why the model has come to its end, None where it has not."""
+    for name in REASONS:
+        if reason := reason_of(choice.get(name)):
+            return reason
+    return "stop" if choice.get("done") is True else None
+
+
+def reason_of(value: Any) -> str | None:
+    """A finish reason, None for what stands where there is none yet."""
+    if isinstance(value, dict):
+        value = value.get("type") or value.get("reason")
+    if value is True:
+        return "stop"
+    if not isinstance(value, str) or value.strip().lower() in {"", "null", "none", "false"}:
+        return None
+    return whole(value.strip())
+
+
+def usage_of(value: Any) -> dict[str, Any] | None:
+    """A server's counts, whole numbers as such; None where it reports none."""
+    if not isinstance(value, dict) or not value:
+        return None
+    counts: dict[str, Any] = clean(value)
+    for name, count in counts.items():
+        if isinstance(count, float | str) and name.endswith("tokens"):
+            with contextlib.suppress(ValueError, OverflowError):
+                counts[name] = int(float(count))
+    return counts
+
+
+def _is_figure(value: Any, depth: int = 0) -> bool:
+    """Whether a value is a number, or holds nothing else."""
+    if isinstance(value, int | float):
+        return True
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list) or depth > TEXT_DEPTH_MAX:
+        return False
+    return bool(value) and all(_is_figure(each, depth + 1) for each in value)

@@ -51,8 +51,7 @@ logger = logging.getLogger(__name__)
 
 def http_client(transport: Transport) -> httpx2.Client:
     """What a provider's client sends its requests with."""
-    hooks = {"response": [_refuse_page]}
-    return httpx2.Client(transport=Exchange(transport), event_hooks=hooks)
+    return httpx2.Client(transport=Exchange(transport))
 
 
 def warm_up_client(answers: Mapping[str, Any]) -> httpx2.Client:
@@ -72,25 +71,26 @@ def warm_up_client(answers: Mapping[str, Any]) -> httpx2.Client:
     return httpx2.Client(transport=httpx2.MockTransport(answer))
 
 
-def _refuse_page(response: httpx2.Response) -> None:
-    """An API answers with no web page; it is looked at once, and not asked for again.
-
-    A list of models is looked at itself: `_listed`.
-    """
-    is_page = response.headers.get("content-type", "").lower().startswith("text/html")
-    if response.is_success and is_page and response.request.method == "POST":
-        raise UpstreamError("upstream_web_page")
-
-
 class EventReply:
     """The Reply that a decoder makes of a response's body."""
 
-    def __init__(self, body: Body, decoder: EventDecoder, model: str, secret: str = "") -> None:
-        """`model` is the one that was asked; `secret` is taken out of every fault."""
+    def __init__(
+        self,
+        body: Body,
+        decoder: EventDecoder,
+        model: str,
+        secret: str = "",
+        hinted: Callable[[UpstreamError], UpstreamError] | None = None,
+    ) -> None:
+        """`model` is the one that was asked; `secret` is taken out of every fault.
+
+        `hinted` makes the fault that is raised of one that came before any part of an answer.
+        """
         self._body = body
         self._decoder = decoder
         self._asked = model
         self._secret = secret
+        self._hinted = hinted
 
     @property
     def model(self) -> str:
@@ -114,11 +114,17 @@ class EventReply:
             raw = self._body.read(timeout)
             return self._decoder.feed(raw) if raw else self._decoder.end()
         except UpstreamError as exc:
-            raise exc.without(self._secret) from exc
+            raise self._told(exc) from exc
         except httpx2.HTTPError as exc:
-            if self.finish_reason is not None:  # only the farewell is missing
-                return self._decoder.end()
-            raise fault(exc, self._secret) from exc
+            try:
+                return self._decoder.end(fault(exc, self._secret))
+            except UpstreamError as told:
+                raise self._told(told) from exc
+
+    def _told(self, fault: UpstreamError) -> UpstreamError:
+        if self._hinted is not None and not self._decoder.begun:
+            fault = self._hinted(fault)
+        return fault.without(self._secret)
 
     def finish(self) -> None:
         self._body.finish()
@@ -128,16 +134,26 @@ class EventReply:
 
 
 def begin(
-    response: httpx2.Response, decoder: EventDecoder, model: str, secret: str = ""
+    response: httpx2.Response,
+    decoder: EventDecoder,
+    model: str,
+    secret: str = "",
+    hinted: Callable[[UpstreamError], UpstreamError] | None = None,
 ) -> EventReply:
-    """The Reply of a response that our transport brought. Raises UpstreamError."""
+    """The Reply of a response that our transport brought.
+
+    What its headers say of its body is told where that turns out to be no answer. `hinted`: see
+    `EventReply`.
+    """
     body = response.extensions["halt.body"]
     assert isinstance(body, Body)  # noqa: S101 - our own transport put it there
     kind = response.headers.get("content-type", "")
-    if not kind.startswith("text/event-stream") or "content-encoding" in response.headers:
-        body.close()
-        raise UpstreamError("upstream_invalid", f"an answer of type {kind[:80]!r}")
-    return EventReply(body, decoder, model, secret)
+    coding = response.headers.get("content-encoding", "")
+    if coding:
+        decoder.label = f"an answer in the encoding {coding[:80]!r}"
+    elif not kind.lower().startswith("text/event-stream"):
+        decoder.label = f"an answer of type {kind[:80]!r}"
+    return EventReply(body, decoder, model, secret, hinted)
 
 
 class Provider:

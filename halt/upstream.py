@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -149,13 +150,14 @@ class OpenAIUpstream(Provider):
         if extra:
             options["extra_body"] = extra
         completions = self._flagging if way == "flagged" else self._completions
-        with self._asking("POST", self._path(model)):
-            with on_line(line):
-                try:
-                    response = self._create(completions, model, messages, options)
-                except openai.APIError as exc:
-                    raise fault(exc, self._secret) from exc
-            return begin(response, ChatDecoder(), model, self._secret)
+        path = self._path(model)
+        with self._asking("POST", path), on_line(line):
+            try:
+                response = self._create(completions, model, messages, options)
+            except openai.APIError as exc:
+                raise fault(exc, self._secret) from exc
+        hinted = partial(self._hinted, "POST", path)
+        return begin(response, ChatDecoder(), model, self._secret, hinted)
 
     def _path(self, model: str) -> str:
         return "/chat/completions"

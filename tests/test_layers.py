@@ -63,6 +63,7 @@ LAYERS = {
     "titles": 3,
     "faults": 2,
     "decoder": 2,
+    "loose_json": 2,
     "gathering": 2,
     "think_tags": 2,
     "tool_calls": 2,
