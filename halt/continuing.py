@@ -18,7 +18,7 @@ import msgspec
 
 from halt.chat import ChatRequest, Message, Part, Reply
 from halt.errors import RequestError, UpstreamError
-from halt.events import Content, Delta, Reasoning
+from halt.events import Content, Delta, Extra, Reasoning
 
 #: How a server is asked. All but the last are by prefix: a last message of the assistant's as it
 #: is; that and vLLM's two switches; that, marked with `prefix`; the same, where the answer begins
@@ -411,8 +411,8 @@ class SeamReply:
         for event in part.events:
             if isinstance(event, Content):
                 text = self._seam.feed(event.content)
-            else:  # thoughts come before the text, a call behind all of it
-                text = "" if isinstance(event, Reasoning) else self._seam.end()
+            else:  # thoughts come before the text, fields anywhere, a call behind all of it
+                text = "" if isinstance(event, Reasoning | Extra) else self._seam.end()
             if text:
                 events.append(Content(text))
             if not isinstance(event, Content):

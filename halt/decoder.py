@@ -112,25 +112,31 @@ class EventDecoder:
             raise self._fault
         out = Gathering()
         try:
-            if (  # the usual read: one whole event, behind whole events
-                self._is_fresh
-                and raw.startswith(b"data: ")
-                and raw.endswith(b"\n\n")
-                and raw.count(b"\n") == 2
-                and b"\r" not in raw
-            ):
-                self._skip_lf = False
-                self._take(raw[6:-2], "", out)
+            if self._is_fresh and raw.startswith(b"data: ") and raw.endswith(b"\n\n"):
+                breaks = raw.count(b"\n")
+                if breaks == 2 and b"\r" not in raw:  # the usual read
+                    self._skip_lf = False
+                    self._take(raw[6:-2], "", out)
+                else:
+                    self._take_all(self._single_lines(raw, breaks) or self._events(raw), out)
             else:
-                self._take_events(raw, out)
+                self._take_all(self._events(raw), out)
         except UpstreamError as fault:
             return self._broken(fault, out)
         if self.ended:
             self._last(out)
         return out.part(ended=self.ended)
 
-    def _take_events(self, raw: bytes, out: Gathering) -> None:
-        for data, event in self._events(raw):
+    def _single_lines(self, raw: bytes, breaks: int) -> list[Framed]:
+        """The events of a read that is whole events of one line each; empty where it is not."""
+        pieces = raw[6:-2].split(b"\n\ndata: ")
+        if breaks != 2 * len(pieces) or b"\r" in raw:
+            return []
+        self._skip_lf = False
+        return [(data, "") for data in pieces]
+
+    def _take_all(self, events: list[Framed], out: Gathering) -> None:
+        for data, event in events:
             self._take(data, event, out)
             if self.ended:
                 return

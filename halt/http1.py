@@ -11,6 +11,7 @@ import contextlib
 import select
 import socket
 import ssl
+import zlib
 from collections.abc import Callable, Iterator
 
 import httpx2
@@ -24,6 +25,8 @@ REFUSAL_MAX = 1_048_576  # bytes of a body that is read as a whole: errors, the 
 CHUNK_LINE_MAX = 4_096  # bytes of a chunk's size line with its extensions
 LENGTH_DIGITS = 18  # of a Content-Length
 BODILESS = frozenset({204, 304})  # statuses whose responses have no body, whatever they say
+GZIP = b"\x1f\x8b"  # the first bytes of a gzip stream
+INFLATED_MAX = 16_777_216  # bytes that one read may be inflated to
 DRAIN_SECONDS = 0.25  # to wait for the end of a body whose [DONE] was seen
 
 
@@ -101,6 +104,61 @@ def _parse_head(
     return int(tail[:3]), headers
 
 
+#: Codings that `Inflater` undoes, and labels for none.
+CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate", b"identity"})
+
+
+class Inflater:
+    """Undoes gzip and zlib where a body begins with them, whatever its label says.
+
+    We ask for no compression; some servers and proxies compress all the same, and others only say
+    so. Each piece is undone as it comes.
+    """
+
+    def __init__(self, label: bytes) -> None:
+        self._label = label
+        self._begun = b""  # the first bytes, until there are enough
+        self._stream: zlib._Decompress | None = None
+        self.is_plain = False  # the body is not compressed, or what is left of it is not
+
+    def feed(self, data: bytes) -> bytes:
+        """What these bytes stand for, perhaps nothing yet. Raises zlib.error."""
+        if self._stream is None:
+            data = self._begun + data
+            if len(data) < len(GZIP) and (b"deflate" in self._label or GZIP.startswith(data)):
+                self._begun = data
+                return b""
+            if not self._is_compressed(data):
+                self.is_plain = True
+                return data
+            self._stream = zlib.decompressobj(wbits=47)
+        out = []
+        size = 0
+        while data:
+            if self._stream.eof:
+                if not data.startswith(GZIP):
+                    break  # padding
+                self._stream = zlib.decompressobj(wbits=47)
+            out.append(self._stream.decompress(data, INFLATED_MAX))
+            size += len(out[-1])
+            if size >= INFLATED_MAX:
+                raise zlib.error(f"more than {INFLATED_MAX} bytes at once")
+            data = self._stream.unused_data
+        return b"".join(out)
+
+    def end(self) -> bytes:
+        """The rest, where the body has ended."""
+        self.is_plain = True
+        return self._begun if self._stream is None else self._stream.flush()
+
+    def _is_compressed(self, data: bytes) -> bool:
+        if data.startswith(GZIP):
+            return True
+        # A zlib header is no text either, but by chance.
+        is_zlib = data[0] & 0x0F == 8 and int.from_bytes(data[:2]) % 31 == 0
+        return b"deflate" in self._label and is_zlib
+
+
 class Body(httpx2.SyncByteStream):
     """A response's body as it comes: everything that one read of the socket brought, unframed.
 
@@ -136,6 +194,7 @@ class Body(httpx2.SyncByteStream):
             self._left = int(length)
         else:
             self._left = None  # until the end of file
+        self._coding: Inflater | None = Inflater(fields.get(b"content-encoding", b""))
         self._gap = 0  # bytes of the line break behind a chunk that are still to come
         self._trailer = False
         self._complete = self._left == 0 and not self._chunked
@@ -166,9 +225,24 @@ class Body(httpx2.SyncByteStream):
                 if self._partial:
                     raw, self._partial = self._partial + raw, b""
             data = self._unframe(raw)
+            if self._coding is not None and data:
+                data = self._inflate(data)
             if data:
                 return data
-        return b""
+        return self._inflate(b"") if self._coding is not None else b""
+
+    def _inflate(self, data: bytes) -> bytes:
+        """The data as it was before it was compressed; b"": its end."""
+        coding = self._coding
+        assert coding is not None  # noqa: S101 - the caller has looked
+        try:
+            data = coding.feed(data) if data else coding.end()
+        except zlib.error as exc:
+            message = f"the compressed body is malformed: {exc}"
+            raise httpx2.RemoteProtocolError(message, request=self._request) from exc
+        if coding.is_plain:
+            self._coding = None
+        return data
 
     def _receive(self, timeout: float) -> bytes:
         sock = self._sock

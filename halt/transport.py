@@ -20,7 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx2
 
 from halt.errors import Interrupted
-from halt.http1 import Body, Unanswered, read_head, readable, serialize
+from halt.http1 import CODINGS, Body, Unanswered, read_head, readable, serialize
 from halt.line import TICK, Line, current_line
 from halt.metrics import now
 from halt.names import Names
@@ -220,6 +220,12 @@ class Transport(httpx2.BaseTransport):
         except BaseException:
             line.close(sock)
             raise
+        # The body undoes those itself, by its contents.
+        headers = [
+            (name, value)
+            for name, value in headers
+            if name.lower() != b"content-encoding" or value.strip().lower() not in CODINGS
+        ]
         return httpx2.Response(
             status, headers=headers, stream=body, request=request, extensions={"halt.body": body}
         )
