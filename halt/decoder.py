@@ -137,11 +137,11 @@ class EventDecoder:
 
     def _take_all(self, events: list[Framed], out: Gathering) -> None:
         for data, event in events:
+            if self._words and event is not None:
+                self._words = b""
             self._take(data, event, out)
             if self.ended:
                 return
-        if self._on_page and (b"</title" in self._words.lower() or len(self._words) >= WORDS_MAX):
-            raise self._web_page()
         if len(self._rest) + self._size + self._bare_size > LINE_MAX:
             if not self._is_finished:
                 raise UpstreamError("upstream_invalid", "an event without an end")
@@ -156,10 +156,7 @@ class EventDecoder:
         self._cut = True
         out = Gathering()
         try:
-            for data, event in self._last_events():
-                self._take(data, event, out)
-                if self.ended:
-                    break
+            self._take_all(self._last_events(), out)
             if not (self.ended or self._is_whole or self.finish_reason is not None):
                 raise cause or self._incomplete()
         except UpstreamError as fault:
@@ -201,6 +198,9 @@ class EventDecoder:
         if _is_done(data):
             self.ended = True
             return
+        if event is None and (self._on_page or (not self._understood and is_page(data))):
+            self._take_page(data)
+            return
         try:
             found = values(data)
         except ValueError as exc:
@@ -222,6 +222,13 @@ class EventDecoder:
             if b'"error"' not in data[:200]:
                 return
         self._note(data)
+
+    def _take_page(self, line: bytes) -> None:
+        """A line of a web page. Raises UpstreamError when its title has come."""
+        self._on_page = True
+        self._note(line)
+        if b"</title" in line.lower() or len(self._words) >= WORDS_MAX:
+            raise self._web_page()
 
     def _fail_by(self, value: Any, event: str | None) -> None:
         """Raise the UpstreamError that a value tells, if it tells one.
@@ -294,6 +301,7 @@ class EventDecoder:
 
     def _note(self, line: bytes) -> None:
         """Keep a line that is no event: the last ones may say why there are no more."""
+        self._is_fresh = False
         if len(self._words) < WORDS_MAX:
             self._words += line[: WORDS_MAX - len(self._words)] + b"\n"
 
@@ -330,7 +338,7 @@ class EventDecoder:
         out: list[Framed] = []
         self._take_lines(lines, out)
         self._is_fresh = not (
-            self._rest or self._data or self._event or self._bare or self._words or self._at_start
+            self._rest or self._data or self._event or self._bare or self._at_start
         )
         return out
 
@@ -354,7 +362,7 @@ class EventDecoder:
         for line in lines:
             if line.startswith(b"data:"):
                 if self._bare:
-                    self._drop_bare()
+                    self._drop_bare(out)
                 self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
                 self._size += len(line) + LINE_COST
             elif not line:
@@ -367,7 +375,7 @@ class EventDecoder:
 
     def _whole_event(self) -> Framed:
         data, event = self._data, self._event
-        self._data, self._event, self._words = [], "", b""
+        self._data, self._event = [], ""
         self._size = 0
         return data[0] if len(data) == 1 else b"\n".join(data), event
 
@@ -380,12 +388,9 @@ class EventDecoder:
             if field is None or line[:1].isspace():
                 self._take_bare_line(line, out)
                 return
-            self._drop_bare()
+            self._drop_bare(out)
         stripped = line.strip()
-        if self._on_page or (not self._understood and is_page(line)):
-            self._on_page = True
-            self._note(line)
-        elif not stripped:
+        if not stripped:
             if self._data or self._event:
                 out.append(self._whole_event())
         elif stripped.startswith((b"{", b"[")):
@@ -400,7 +405,7 @@ class EventDecoder:
         elif stripped[:6].lower() == b"error:":
             out.append((stripped[6:], "error"))
         else:
-            self._note(stripped)
+            out.append((stripped, None))
 
     def _take_bare_line(self, line: bytes, out: list[Framed]) -> None:
         """A line of a JSON value that is no event's. The value is taken when it is whole."""
@@ -416,9 +421,9 @@ class EventDecoder:
         self._depth = self._bare_size = 0
         return lines
 
-    def _drop_bare(self) -> None:
+    def _drop_bare(self, out: list[Framed]) -> None:
         """The lines that began as a JSON value were none."""
-        self._note(b"\n".join(self._bare_lines()))
+        out.append((b"\n".join(self._bare_lines()), None))
 
 
 def is_page(body: bytes) -> bool:
@@ -638,10 +643,10 @@ class ChatDecoder(EventDecoder):
 
     def _last(self, out: Gathering) -> None:
         super()._last(out)
-        for key, halves in self._halves.items():
+        waiting, self._halves = self._halves, {}
+        for key, halves in waiting.items():
             index, id_ = (None, key) if isinstance(key, str) else (key, "")
             self._calls.fragment(index, id_, "", halves.feed("", last=True), out)
-        self._halves.clear()
         self._calls.finish(out)
         for level, fields in self._figures.items():
             self._waiting.setdefault(level, {}).update(fields)
@@ -778,7 +783,7 @@ class ChatDecoder(EventDecoder):
                 if name in figures or len(figures) < NAMES_MAX:
                     figures[whole(name)] = value
                 continue
-            if level in {"chunk", "choice"} or (level == "delta" and isinstance(value, str)):
+            if level in {"chunk", "choice"} or (level == "delta" and isinstance(value, str | bool)):
                 key = level, name
                 if self._last_fields.get(key) == value:
                     continue
@@ -826,7 +831,7 @@ def _of_parts(parts: list[Any]) -> tuple[str, str, list[dict[str, Any]]]:
             thoughts.append(text_of(thought) or text_of(part))
         elif text := text_of(part) or text_of(fields.get("refusal")):
             texts.append(text)
-        elif len(fields) > 1 and fields.get("type") not in {"text", "output_text"}:
+        elif len(fields) > 1 and str(fields.get("type")) not in {"text", "output_text"}:
             others.append(fields)
     return "".join(thoughts), "".join(texts), others
 
@@ -877,6 +882,8 @@ def usage_of(value: Any) -> dict[str, Any] | None:
 
 def _is_figure(value: Any, depth: int = 0) -> bool:
     """Whether a value is a number, or holds nothing else."""
+    if value is None or isinstance(value, bool):
+        return depth > 0 and value is None
     if isinstance(value, int | float):
         return True
     if isinstance(value, dict):
