@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import html
 import re
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from halt.chat import Part
+from halt.error_body import page_words
 from halt.errors import UpstreamError
 from halt.events import Content, Extra, Reasoning
 from halt.faults import error_of
@@ -57,7 +57,6 @@ _PAGE = re.compile(
     rb"\s*(?:<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body|title|meta|h\d)\b",
     re.IGNORECASE | re.DOTALL,
 )
-_TITLE = re.compile(r"<title\b[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 
 
 class EventDecoder:
@@ -295,9 +294,7 @@ class EventDecoder:
         return UpstreamError("upstream_incomplete", words)
 
     def _web_page(self) -> UpstreamError:
-        title = _TITLE.search(self._said())
-        words = " ".join(html.unescape(title[1]).split()) if title else ""
-        return UpstreamError("upstream_web_page", words)
+        return UpstreamError("upstream_web_page", page_words(self._said()))
 
     def _note(self, line: bytes) -> None:
         """Keep a line that is no event: the last ones may say why there are no more."""

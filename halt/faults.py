@@ -74,7 +74,7 @@ def _is_error(value: Mapping[str, Any]) -> bool:
     if isinstance(choices, list) and any(isinstance(each, dict) for each in choices):
         return any(isinstance(each, dict) and _says(each.get("error")) for each in choices)
     kind = fields.get("type")
-    if "error" in {fields.get("object"), kind} or _says(fields.get("errors")):
+    if "error" in (fields.get("object"), kind) or _says(fields.get("errors")):
         return True
     if any(_says(fields.get(name)) for name in ("detail", "errormessage", "errormsg", "errmsg")):
         return not _succeeds(fields)
