@@ -136,7 +136,7 @@ class Inflater:
         size = 0
         while data:
             if self._stream.eof:
-                if not data.startswith(GZIP):
+                if data[:1] != GZIP[:1]:
                     break  # padding
                 self._stream = zlib.decompressobj(wbits=47)
             out.append(self._stream.decompress(data, INFLATED_MAX))

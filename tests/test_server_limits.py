@@ -314,7 +314,6 @@ FAULTS = [
     ),
     Fault("garbage?n=5", "upstream_invalid", True, FIVE),
     Fault("html", "upstream_web_page", False),
-    Fault("latin1_garbage?n=5", "upstream_invalid", True, FIVE),
     Fault("endless_line", "upstream_invalid", True),
     Fault("400", "bad_request", False),
     Fault("401", "unauthorized", False),
