@@ -18,7 +18,7 @@ import anthropic
 import httpx2
 import msgspec
 
-from halt.chat import ChatRequest, FilePart, ImagePart, Message, Reply, TextPart, ToolTurn
+from halt.chat import ChatRequest, Message, Reply, ToolTurn
 from halt.continuing import Way, unfinished
 from halt.decoder import UNUSUAL, EventDecoder, Kind, reason_of, usage_of
 from halt.errors import UpstreamError
@@ -337,11 +337,13 @@ def _call_id(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", text) or "call"
 
 
-def _tool_use(id_: str, name: str, arguments: str) -> dict[str, Any]:
-    try:
-        given = msgspec.json.decode(arguments or "{}")
-    except (msgspec.DecodeError, UnicodeEncodeError):
-        given = {}  # the model wrote no JSON; the tool's result tells it so
+def _tool_use(id_: str, name: str, arguments: Any) -> dict[str, Any]:
+    given = arguments
+    if isinstance(arguments, str):
+        try:
+            given = msgspec.json.decode(arguments or "{}")
+        except (msgspec.DecodeError, UnicodeEncodeError):
+            given = {}  # the model wrote no JSON; the tool's result tells it so
     if not isinstance(given, dict):
         given = {}
     return {"type": "tool_use", "id": _call_id(id_), "name": name, "input": given}
@@ -365,53 +367,107 @@ def _source(url: str, kind: str) -> dict[str, Any]:
     raise _bad(f"{kind} is neither a data: URL nor an address")
 
 
-def _content(message: Message) -> list[dict[str, Any]]:
+def _content(content: Any) -> list[dict[str, Any]]:
     """A message's content as blocks. Raises UpstreamError for what the API does not take."""
-    if message.content is None or isinstance(message.content, str):
-        return _text(message.content or "")
+    if content is None or isinstance(content, str):
+        return _text(content or "")
+    if not isinstance(content, list):
+        raise _bad("the content of a message is neither a text nor a list of parts")
     blocks: list[dict[str, Any]] = []
-    for part in message.content:
-        if isinstance(part, TextPart):
-            blocks += _text(part.text)
-        elif isinstance(part, ImagePart):
-            blocks.append({"type": "image", "source": _source(part.image_url.url, "an image")})
-        elif isinstance(part, FilePart) and "file_data" in part.file:
-            source = _source(part.file["file_data"], "a file")
-            blocks.append({"type": "document", "source": source})
+    for part in content:
+        if isinstance(part, str):
+            blocks += _text(part)
+        elif isinstance(part, dict):
+            blocks += _part(part)
         else:
-            raise _bad("Anthropic's API takes text, images and PDF files")
+            raise _bad("a part of a message's content is no object")
     return blocks
 
 
-def to_messages(messages: Iterable[Message]) -> tuple[str, list[dict[str, Any]]]:
-    """The system prompt and the turns, which alternate. Raises UpstreamError."""
-    system: list[str] = []
+def _part(part: dict[str, Any]) -> list[dict[str, Any]]:
+    """A part as blocks, with the fields that OpenAI's parts do not have (`cache_control`).
+
+    One of another kind goes to the API as it is: its own, or one that it refuses in its own words.
+    """
+
+    def block(kind: str, url: str, noun: str) -> list[dict[str, Any]]:
+        more = {k: v for k, v in part.items() if k not in {"type", "image_url", "file"}}
+        return [{"type": kind, "source": _source(url, noun), **more}]
+
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return [part] if text.strip() else []
+        case {"type": "image_url", "image_url": {"url": str(url)} | str(url)}:
+            return block("image", url, "an image")
+        case {"type": "file", "file": {"file_data": str(url)}}:
+            return block("document", url, "a file")
+        case {"type": "image_url" | "file" | "input_audio"}:
+            raise _bad("Anthropic's API takes text, images and PDF files")
+        case _:
+            return [part]
+
+
+def _calls(message: Message) -> list[dict[str, Any]]:
+    """The tools that an assistant's message has called. Raises UpstreamError."""
+    blocks = []
+    for call in message.get("tool_calls") or ():
+        match call:
+            case {"function": {"name": str(name), **function}}:
+                id_ = str(call.get("id") or "")
+                blocks.append(_tool_use(id_, name, function.get("arguments") or "{}"))
+            case _:
+                raise _bad("a tool call has no function with a name")
+    return blocks
+
+
+def to_messages(messages: Iterable[Message]) -> tuple[str | list[dict[str, Any]], list[Any]]:
+    """The system prompt and the turns, which alternate. Raises UpstreamError.
+
+    A role that is not OpenAI's goes to the API as it is. Of a message's own fields, the API has a
+    place for `cache_control` alone: behind the message's last block.
+    """
+    system: list[dict[str, Any]] = []
     turns: list[dict[str, Any]] = []
     for message in messages:
-        blocks = _content(message)
-        role = "user"
-        if message.role in {"system", "developer"}:
-            system += [block["text"] for block in blocks if block["type"] == "text"]
-            continue
-        if message.role == "assistant":
-            role = "assistant"
-            if isinstance(message, ToolTurn) and message.opaque:
-                blocks = message.opaque
-            else:
-                blocks += [
-                    _tool_use(call.id, call.function.name, call.function.arguments)
-                    for call in message.tool_calls or ()
-                ]
-        elif message.role == "tool":
-            result = {"type": "tool_result", "tool_use_id": _call_id(message.tool_call_id or "")}
+        role = "user" if message.role == "tool" else message.role
+        if isinstance(message, ToolTurn) and message.opaque:
+            blocks = message.opaque
+        else:
+            blocks = _content(message.content) + _calls(message)
+        if message.role == "tool":
+            result = {
+                "type": "tool_result",
+                "tool_use_id": _call_id(str(message.get("tool_call_id"))),
+            }
             blocks = [result | ({"content": blocks} if blocks else {})]
-        if not blocks:
+        if blocks and (cached := message.get("cache_control")):
+            blocks = [*blocks[:-1], {**blocks[-1], "cache_control": cached}]
+        if role in {"system", "developer"}:
+            system += [block for block in blocks if block.get("type") == "text"]
+        elif not blocks:
             continue  # an answer that was stopped before its first word
-        if turns and turns[-1]["role"] == role:  # results of calls made together stay together
+        elif turns and turns[-1]["role"] == role:  # results of calls made together stay together
             turns[-1]["content"] = [*turns[-1]["content"], *blocks]
         else:
             turns.append({"role": role, "content": blocks})
-    return "\n\n".join(system), turns
+    if any(block.keys() != {"type", "text"} for block in system):
+        return system, turns
+    return "\n\n".join(block["text"] for block in system), turns
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """A function in Anthropic's words; a tool of another kind goes to the API as it is."""
+    function = tool.get("function")
+    if tool.get("type") != "function" or not isinstance(function, dict):
+        return tool
+    given = {
+        "name": function.get("name"),
+        "description": function.get("description"),
+        "strict": function.get("strict"),
+        "cache_control": tool.get("cache_control") or function.get("cache_control"),
+    }
+    schema = function.get("parameters") or {"type": "object", "properties": {}}
+    return {k: v for k, v in given.items() if v} | {"input_schema": schema}
 
 
 def _tool_choice(request: ChatRequest) -> dict[str, Any] | None:
@@ -422,10 +478,12 @@ def _tool_choice(request: ChatRequest) -> dict[str, Any] | None:
             pass
         case "auto" | "none":
             chosen = {"type": choice}
-        case "required":
+        case "required" | "any":
             chosen = {"type": "any"}
         case {"type": "function", "function": {"name": str(name)}}:
             chosen = {"type": "tool", "name": name}
+        case dict():
+            chosen = choice  # the API's own, or one that it refuses in its own words
         case _:
             raise _bad(f"tool_choice {choice!r} is not known")
     if request.parallel_tool_calls is False and choice != "none":
@@ -447,7 +505,7 @@ def _may_think(messages: list[Message]) -> bool:
     for message in reversed(messages):
         if message.role == "user":
             break
-        if message.tool_calls and not (isinstance(message, ToolTurn) and message.opaque):
+        if message.get("tool_calls") and not (isinstance(message, ToolTurn) and message.opaque):
             return False
     return True
 
@@ -529,15 +587,7 @@ class AnthropicUpstream(Provider):
         """What is asked, apart from the model and its thinking, in Anthropic's words."""
         system, turns = to_messages(request.messages)
         given = request.max_completion_tokens or request.max_tokens
-        tools = [
-            {
-                "name": tool.function.name,
-                "input_schema": tool.function.parameters or {"type": "object", "properties": {}},
-            }
-            | ({"description": tool.function.description} if tool.function.description else {})
-            | ({"strict": True} if tool.function.strict else {})
-            for tool in request.tools or ()
-        ]
+        tools = [_tool(tool) for tool in request.tools or ()]
         output = _output_format(request.response_format)
         stop = [request.stop] if isinstance(request.stop, str) else request.stop
         # The client has no names for these two any more; older models and other servers take them.

@@ -8,113 +8,126 @@ the connection brought, decoded. Each fault of a server becomes one UpstreamErro
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, Self
 
 import msgspec
 
 from halt.bodies import TypeDecoder
-from halt.events import Content, Delta
+from halt.events import Content, Delta, ToolCall, ToolCallDelta
 from halt.line import Line
 
+_NAME = "^[A-Za-z0-9_-]{8,64}"
 
-def named(least: int) -> msgspec.Meta:
-    r"""A name of letters, digits, _ and -. JSON schemas say `$` where Python has to say `\Z`."""
-    pattern = f"^[A-Za-z0-9_-]{{{least},64}}"
-    return msgspec.Meta(pattern=rf"{pattern}\Z", extra_json_schema={"pattern": f"{pattern}$"})
-
-
-#: How streams are named, by clients and by Halt.
-StreamId = Annotated[str, named(8)]
+#: How streams are named, by clients and by Halt. JSON schemas say `$` where Python says `\Z`.
+StreamId = Annotated[
+    str, msgspec.Meta(pattern=rf"{_NAME}\Z", extra_json_schema={"pattern": f"{_NAME}$"})
+]
 Bounded = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
 
-class TextPart(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
-    """Text as a part of a message."""
+class Message(dict[str, Any]):
+    """One message of a conversation: a JSON object whose fields go to the model's server as given.
 
-    text: str
+    `content` is text, a list of parts as OpenAI defines them, or what else the server takes.
+    """
+
+    def __init__(self, role: str, content: Any = None, /, **fields: Any) -> None:
+        """Fields that are None are left out."""
+        given = {"content": content, **fields}
+        super().__init__(role=role, **{k: v for k, v in given.items() if v is not None})
+
+    @classmethod
+    def of(cls, fields: Any) -> Self:
+        """A message from decoded JSON. Raises ValueError that names a field which Halt needs.
+
+        A field that is null counts as left out, as in every request; a content stays as it is:
+        servers tell the two apart. Calls that have no type are calls of functions.
+        """
+        if not isinstance(fields, dict):
+            raise ValueError("Expected `object`")
+        if not isinstance(fields.get("role"), str):
+            raise ValueError("missing required field `role`, which is a text")
+        message = cls.__new__(cls)
+        message.update({k: v for k, v in fields.items() if v is not None or k == "content"})
+        if isinstance(calls := message.get("tool_calls"), list):
+            message["tool_calls"] = [_typed(each) for each in calls]
+        return message
+
+    @property
+    def role(self) -> str:
+        """Whose message it is."""
+        return str(self["role"])
+
+    @property
+    def content(self) -> Any:
+        """None where there is none."""
+        return self.get("content")
+
+    @property
+    def size(self) -> int:
+        """Characters: of the text, and of everything else in it as JSON."""
+        content = self.get("content")
+        if isinstance(content, str) and len(self) == 2:  # beside the role
+            return len(content)
+        return len(msgspec.json.encode(self))
 
 
-class ImageUrl(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """Where an image is, or the image itself as a data: URL."""
-
-    url: str
-    detail: str | None = None
-
-
-class ImagePart(msgspec.Struct, tag_field="type", tag="image_url", forbid_unknown_fields=True):
-    """An image as a part of a message."""
-
-    image_url: ImageUrl
-
-
-class AudioPart(msgspec.Struct, tag_field="type", tag="input_audio", forbid_unknown_fields=True):
-    """Sound as a part of a message."""
-
-    input_audio: dict[str, str]
-
-
-class FilePart(msgspec.Struct, tag_field="type", tag="file", forbid_unknown_fields=True):
-    """A file as a part of a message."""
-
-    file: dict[str, str]
-
-
-class FunctionCall(msgspec.Struct, forbid_unknown_fields=True):
-    """The function that a tool call names, and its arguments as JSON text."""
-
-    name: str
-    arguments: str
-
-
-class AskedTool(msgspec.Struct, forbid_unknown_fields=True):
-    """A tool call that the assistant made in an earlier message."""
-
-    id: str
-    function: FunctionCall
-    type: Literal["function"] = "function"
-
-
-class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """One message of a conversation. `content` may be a list of parts, as OpenAI defines them."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart | ImagePart | AudioPart | FilePart] | None = None
-    name: str | None = None
-    tool_calls: list[AskedTool] | None = None
-    tool_call_id: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.content is None and not self.tool_calls:
-            raise ValueError("missing required field `content`")
-        if (self.role == "tool") != (self.tool_call_id is not None):
-            name = "unknown" if self.tool_call_id else "missing required"
-            raise ValueError(f"{name} field `tool_call_id` in a message of the role {self.role}")
+#: Fields of an answer's message that some servers want in a prompt's, and others refuse. Clients
+#: send answers back as they came.
+OF_ANSWERS = frozenset(
+    {"refusal", "annotations", "audio", "function_call", "reasoning", "reasoning_content"}
+)
 
 
 class ToolTurn(Message):
     """The assistant's own message of a round in which it called tools.
 
-    `opaque` is what its provider wants back with it (its signed thoughts), None for most. Made by a
-    run, never by a client, and never sent to another kind of provider.
+    `opaque` is what its provider wants back with it, as its Reply gave it, None where there is
+    nothing. Made by a run, never by a client, and never sent to another kind of provider.
     """
 
-    opaque: Any = None
+    def __init__(self, content: str | None, calls: list[ToolCall], opaque: Any = None) -> None:
+        super().__init__("assistant", content, tool_calls=[told_call(each) for each in calls])
+        self.opaque = opaque
 
 
-class ToolFunction(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """What a model is told of a function: `parameters` is a JSON schema."""
-
-    name: Annotated[str, named(1)]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+def fields_of(call: ToolCall | ToolCallDelta) -> dict[str, Any]:
+    """The fields of its server's that came with a call, in its `function` too."""
+    extra = {} if call.extra is msgspec.UNSET else call.extra
+    return extra if isinstance(extra.get("function", {}), dict) else {**extra, "function": {}}
 
 
-class ToolSpec(msgspec.Struct, forbid_unknown_fields=True):
-    """A tool that the model may call."""
+def told_call(call: ToolCall) -> dict[str, Any]:
+    """A call that the model has made, in OpenAI's form."""
+    more = fields_of(call)
+    function = {**more.get("function", {}), "name": call.name, "arguments": call.arguments}
+    return {**more, "id": call.id, "type": "function", "function": function}
 
-    function: ToolFunction
-    type: Literal["function"] = "function"
+
+def _typed(tool: Any) -> Any:
+    """A tool, or a call of one, with its type where that goes without saying."""
+    if isinstance(tool, dict) and "function" in tool and tool.get("type") is None:
+        return {**tool, "type": "function"}
+    return tool
+
+
+class ToolSpec(dict[str, Any]):
+    """A tool that the model may call, or one of its server's own: a JSON object, sent as given."""
+
+    @classmethod
+    def of(cls, fields: Any) -> Self:
+        """A tool from decoded JSON. Raises ValueError."""
+        if not isinstance(fields, dict):
+            raise ValueError("Expected `object`")
+        return cls(_typed(fields))
+
+    @classmethod
+    def of_function(
+        cls, name: str, description: str | None = None, parameters: dict[str, Any] | None = None
+    ) -> Self:
+        """A function; `parameters` is the JSON schema of its arguments."""
+        told = {"name": name, "description": description, "parameters": parameters}
+        return cls(type="function", function={k: v for k, v in told.items() if v is not None})
 
 
 #: Fields that Halt itself sends to the model's server; `extra_body` cannot replace them.
@@ -149,10 +162,7 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
 
     def size(self) -> int:
         """Characters of all messages."""
-        return sum(
-            len(m.content) if isinstance(m.content, str) else len(msgspec.json.encode(m))
-            for m in self.messages
-        )
+        return sum(message.size for message in self.messages)
 
     def options(self) -> dict[str, Any]:
         """The optional fields that were set, under OpenAI's names."""

@@ -10,13 +10,14 @@ so nobody behind it needs to know that an answer is a continuation.
 
 from __future__ import annotations
 
+import copy
 import re
 import unicodedata
 from typing import Any, Literal
 
 import msgspec
 
-from halt.chat import ChatRequest, Message, Part, Reply
+from halt.chat import ChatRequest, Message, Part, Reply, ToolTurn
 from halt.errors import RequestError, UpstreamError
 from halt.events import Content, Delta, Extra, Reasoning
 
@@ -111,11 +112,19 @@ def settled(messages: list[Message]) -> list[Message]:
     for message in messages:
         before = out[-1] if out else None
         if isinstance(before, Unfinished) and message.role == "assistant":
-            said = f"{before.content} {message.content or ''}".rstrip()
-            out[-1] = msgspec.structs.replace(message, content=said)
+            out[-1] = _behind(str(before.content), message)
         else:
             out.append(message)
     return out
+
+
+def _behind(text: str, message: Message) -> Message:
+    """The assistant's message that goes on from this text."""
+    whole = copy.copy(message)
+    whole["content"] = f"{text} {message.content or ''}".rstrip()
+    if isinstance(whole, ToolTurn) and isinstance(whole.opaque, dict):
+        whole.opaque = {k: v for k, v in whole.opaque.items() if k != "content"}
+    return whole
 
 
 # --- the seam -------------------------------------------------------------------------------------

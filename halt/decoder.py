@@ -35,6 +35,7 @@ from halt.loose_json import (
     values,
     whole,
 )
+from halt.returned import Returned
 from halt.think_tags import ThinkSplitter
 from halt.tool_calls import CallAssembler
 
@@ -469,7 +470,7 @@ class _Choice(msgspec.Struct, forbid_unknown_fields=True):
     delta: _Delta | None = None
     finish_reason: str | None = None
     index: int = 0
-    logprobs: msgspec.Raw = _NONE  # never asked for
+    logprobs: msgspec.Raw = _NONE
     native_finish_reason: None = None  # OpenRouter
     stop_reason: None = None  # vLLM
     token_ids: None = None
@@ -528,8 +529,10 @@ _OF_LINE = _OF_CHUNK | _OF_CHOICE | _COUNTS.keys() | {
 class ChatDecoder(EventDecoder):
     """The stream of a chat completion."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, logprobs: bool = False) -> None:
+        """`logprobs`: they were asked for; servers that send them unasked are not listened to."""
         super().__init__()
+        self._wants_logprobs = logprobs
         self._splitter = ThinkSplitter()
         self._calls = CallAssembler()
         self._call_ids: set[str] = set()  # of calls that came
@@ -541,6 +544,13 @@ class ChatDecoder(EventDecoder):
         self._filters = _NONE  # Azure's verdict on the last piece
         self._waiting: dict[str, dict[str, Any]] = {}  # fields to be handed on with what comes next
         self._figures: dict[str, dict[str, Any]] = {}  # the same with the end
+        self._returned = Returned()
+
+    @property
+    def opaque(self) -> dict[str, Any] | None:
+        """Fields of the message: see `Returned`."""
+        thoughts, texts = self._texts[Reasoning], self._texts[Content]
+        return self._returned.fields(thoughts, texts, marked=self._splitter.marked)
 
     # --- the usual chunk --------------------------------------------------------------------------
 
@@ -576,6 +586,8 @@ class ChatDecoder(EventDecoder):
 
     def _is_unusual(self, choice: _Choice) -> bool:
         """Whether a choice has what is to be handed on, or text outside its delta."""
+        if self._wants_logprobs and bytes(choice.logprobs) not in {b"", b"null"}:
+            return True
         if choice.content_filter_results != self._filters:
             self._filters = choice.content_filter_results
             return True
@@ -584,6 +596,7 @@ class ChatDecoder(EventDecoder):
     def _take_delta(self, delta: _Delta, out: Gathering) -> None:
         thought, text = delta.reasoning_content or delta.reasoning, delta.content or delta.refusal
         if thought:
+            self._returned.name = "reasoning_content" if delta.reasoning_content else "reasoning"
             self._texts[Reasoning].append(thought)
             out.text(Reasoning, thought)
         if text:
@@ -666,6 +679,8 @@ class ChatDecoder(EventDecoder):
             if not index_of(choice.get("index")):
                 self._take_choice(choice, out, is_bare=is_bare, has_failed=fault is not None)
                 self._count(choice.get("usage"))
+                if self._wants_logprobs and isinstance(choice.get("logprobs"), dict):
+                    out.add(Extra(choice={"logprobs": clean(choice["logprobs"])}))
                 if choice is not value:
                     self._hand_on("choice", choice, _OF_CHOICE)
         self._count(value.get("usage"))
@@ -707,12 +722,15 @@ class ChatDecoder(EventDecoder):
 
     def _take_part(self, part: dict[str, Any], out: Gathering, *, is_whole: bool = False) -> bool:
         """A delta, or a message. True where it had something of the answer in it."""
-        thought = next((text for name in THOUGHTS if (text := text_of(part.get(name)))), "")
+        name = next((name for name in THOUGHTS if text_of(part.get(name))), "")
+        thought = text_of(part.get(name))
+        self._returned.name = name or self._returned.name
         content = part.get("content")
         others: list[Any] = []
         if isinstance(content, list):
             thoughts, text, others = _of_parts(content)
             thought = thoughts or thought
+            self._returned.take_parts(clean(content))
         else:
             text = text_of(content)
         text = text or text_of(part.get("text")) or text_of(part.get("refusal"))
@@ -722,6 +740,7 @@ class ChatDecoder(EventDecoder):
         self._take_texts(thought, text, out)
         has_calls = self._take_calls(part, out, is_whole=is_whole)
         extras = self._extras("delta", part, _OF_DELTA)
+        self._returned.take_fields(dict(extras))
         for each in others:
             name = "images" if "image" in str(each.get("type")) else "content_parts"
             extras.setdefault(name, []).append(clean(each))

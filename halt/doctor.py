@@ -18,7 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 import httpx2
 import msgspec
 
-from halt.chat import ChatRequest, Message, ToolFunction, ToolSpec
+from halt.chat import ChatRequest, Message, ToolSpec
 from halt.client import ANSWER_WITHIN
 from halt.config import Config
 from halt.errors import HaltError
@@ -488,7 +488,7 @@ def _after_stop(report: Report, load: ServerLoad, before: int | None, during: in
 def _extras(report: Report, generations: Generations) -> None:
     """Whether the model's server takes tools and reasoning; nobody is worse off where not."""
     parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
-    tool = ToolSpec(ToolFunction("weather", "The weather in a city.", parameters))
+    tool = ToolSpec.of_function("weather", "The weather in a city.", parameters)
     for name, request, setting in (
         ("tools", ChatRequest([Message("user", SHORT)], tools=[tool]), "tools"),
         (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from halt.events import Content, Event, Reasoning, ToolCall, ToolCallDelta, ToolResult
+from halt.events import Content, Event, Extra, Reasoning, ToolCall, ToolCallDelta, ToolResult
 
 FOLDS_MAX = 100  # folds of one answer
 FOLDED_MAX = 200_000  # characters in all folds of one answer
@@ -84,6 +84,8 @@ class FoldStream:
 
     def feed(self, number: int, event: Event, at: float) -> None:
         """Take an event: its number in the log, and when it came."""
+        if isinstance(event, Extra):
+            return
         if isinstance(event, Reasoning):
             if self._thought is None:
                 self._thought = self._open(number, "thought", at)

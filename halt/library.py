@@ -52,7 +52,7 @@ Prompt = str | Sequence[Message | Mapping[str, Any]] | ChatRequest
 
 
 #: Fields whose values may be any JSON, which has no NaN.
-FREE = frozenset({"extra_body", "tools", "tool_choice", "response_format"})
+FREE = frozenset({"messages", "extra_body", "tools", "tool_choice", "response_format"})
 
 
 class Options(TypedDict, total=False):

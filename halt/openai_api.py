@@ -8,21 +8,23 @@ that drops its connection stops its run at once, if nobody else follows it. A ru
 from elsewhere ends with the finish reason "stop", since strict clients know no other word for it;
 the field `halt` beside the choices says `"state": "cancelled"`, and the run's figures.
 
-What Halt has no field for is passed on to the model's server. Tools are the client's own. A client
-that knows them as `functions` is answered in that form, which has one call: the first.
+What Halt has no field for is passed on to the model's server, and so is a value that no field of
+Halt's own wire would take: the server knows what it takes. What Halt has no event for comes back in
+the chunks, at the place where the server put it. Tools are the client's own. A client that knows
+them as `functions` is answered in that form, which has one call: the first.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from flask import Blueprint, Response, request
 
 from halt.bodies import JSON_OBJECT, TypeDecoder, checked_id
-from halt.chat import CHAT_REQUEST, ChatRequest, FunctionCall, ToolFunction
+from halt.chat import CHAT_REQUEST, OF_ANSWERS, ChatRequest, fields_of, told_call
 from halt.errors import HaltError, Interrupted, OffsetLost, RequestError, UpstreamError
 from halt.events import (
     FINAL_FRAME,
@@ -30,6 +32,7 @@ from halt.events import (
     Content,
     Done,
     Event,
+    Extra,
     Failed,
     Reasoning,
     Terminal,
@@ -60,8 +63,24 @@ MODELS_SECONDS = 10.0  # for the model's server to list its models
 #: Fields that ChatRequest has a place for; those of Halt's own wire are none of OpenAI's.
 NAMED = frozenset(ChatRequest.__struct_fields__) - {"id", "extra_body", "stream"}
 
-#: What an answer carries and a prompt has no use for; clients send their answers back as they are.
-OF_ANSWERS = ("refusal", "annotations", "audio", "function_call", "reasoning", "reasoning_content")
+#: What each of them takes. The model and the messages have to fit; the others go on as they are.
+FITTING = {
+    each.name: TypeDecoder(each.type)
+    for each in msgspec.structs.fields(ChatRequest)
+    if each.name in NAMED - {"model", "messages"}
+}
+
+#: Fields that say how to answer, and go to no server.
+MANNERS = frozenset({"on_disconnect", "stream", "stream_options", "n"})
+
+#: Values that say as much as a field that is left out.
+SAYS_NOTHING: dict[str, tuple[Any, ...]] = {
+    "model": ("",),
+    "logprobs": (None, False),
+    "modalities": (None, ["text"]),
+    "functions": (None, []),
+    "function_call": (None,),
+}
 
 #: Finish reasons of an answer that calls: of tools, and of functions, their older form.
 CALLED = frozenset({"tool_calls", "function_call"})
@@ -85,30 +104,15 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class FunctionChoice(msgspec.Struct):
-    """The one function that is to be called."""
-
-    name: str
-
-
-class CallingMessage(msgspec.Struct):
-    """What a message may have of the older form of calls."""
-
-    function_call: FunctionCall | None = None
-
-
 class Manner(msgspec.Struct):
     """The fields that say how to answer, and those of the older form of calls."""
 
-    messages: list[CallingMessage] | None = None
     on_disconnect: OnDisconnect | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
-    logprobs: bool | None = None
-    functions: list[ToolFunction] | None = None
-    function_call: Literal["none", "auto"] | FunctionChoice | None = None
-    modalities: list[str] | None = None
+    functions: Any = None
+    function_call: Any = None
 
 
 _MANNER = TypeDecoder(Manner)
@@ -120,44 +124,60 @@ def asked(body: bytes, stream_id: str | None) -> Asked:
     manner = _MANNER.convert(fields)
     if manner.n not in {None, 1}:
         raise RequestError("n: one answer is given to a request; ask again for more.", field="n")
-    if manner.logprobs:
-        raise RequestError("logprobs: they are not kept of an answer.", field="logprobs")
-    if manner.modalities not in (None, ["text"]):
-        raise RequestError("modalities: answers are text.", field="modalities")
     if stream_id is not None:
         checked_id(stream_id, "X-Stream-Id")
-    named = {name: value for name, value in fields.items() if name in NAMED}
-    named["messages"] = _cleaned(fields.get("messages"))
-    named |= _tools(manner, named)
-    rest = fields.keys() - NAMED - frozenset(Manner.__struct_fields__)
+    given = {
+        name: value
+        for name, value in fields.items()
+        if name not in MANNERS and value not in SAYS_NOTHING.get(name, ())
+    }
+    functions = _are_functions(manner.functions) and not given.get("tools")
+    if functions:
+        given |= _tools(given.pop("functions"), given.pop("function_call", None))
+    given["messages"] = _cleaned(fields.get("messages"))
+    named = {name: given[name] for name in given if name in NAMED and _fits(name, given[name])}
+    rest = {name: given[name] for name in given if name not in named}
+    options = manner.stream_options or StreamOptions()
+    more = fields.get("stream_options") or {}
+    if more.keys() - {"include_usage"}:
+        rest["stream_options"] = {**more, "include_usage": True}  # Halt counts in any case
     if rest:
-        named["extra_body"] = {name: fields[name] for name in fields if name in rest}
+        named["extra_body"] = rest
     if stream_id is not None:
         named["id"] = stream_id
-    options = manner.stream_options
     return Asked(
         CHAT_REQUEST.convert(named),
         stream=bool(manner.stream),
-        include_usage=options is not None and bool(options.include_usage),
-        functions=bool(manner.functions),
+        include_usage=bool(options.include_usage),
+        functions=functions,
         grace=grace_of(manner.on_disconnect, "stop"),
     )
 
 
-def _tools(manner: Manner, named: dict[str, Any]) -> dict[str, Any]:
-    """The fields that say the same as `functions` and `function_call`. Raises RequestError."""
-    choice = manner.function_call
-    if not manner.functions:
-        if isinstance(choice, FunctionChoice):
-            raise RequestError("function_call: there are no functions.", field="function_call")
-        return {}
-    for name in ("tools", "tool_choice"):
-        if named.get(name):
-            raise RequestError(f"{name}: give tools or functions, not both.", field=name)
-    tools: list[Any] = [{"function": msgspec.to_builtins(each)} for each in manner.functions]
-    if isinstance(choice, FunctionChoice):
-        return {"tools": tools, "tool_choice": _typed({"name": choice.name})}
-    return {"tools": tools, "tool_choice": choice}
+def _fits(name: str, value: Any) -> bool:
+    """The field takes this value; where it has to, it is not asked."""
+    try:
+        if name in FITTING:
+            FITTING[name].convert(value)
+    except RequestError:
+        return False
+    return True
+
+
+def _are_functions(functions: Any) -> bool:
+    return (
+        isinstance(functions, list)
+        and bool(functions)
+        and all(isinstance(each, dict) for each in functions)
+    )
+
+
+def _tools(functions: list[dict[str, Any]], choice: Any) -> dict[str, Any]:
+    """The fields that say the same as `functions` and `function_call`."""
+    tools: dict[str, Any] = {"tools": [_typed(each) for each in functions]}
+    if choice is None:
+        return tools
+    return {**tools, "tool_choice": _typed(choice) if isinstance(choice, dict) else choice}
 
 
 def _typed(function: dict[str, Any]) -> dict[str, Any]:
@@ -165,9 +185,9 @@ def _typed(function: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cleaned(messages: Any) -> Any:
-    """Messages without what an answer alone has; calls of functions become calls of tools.
+    """Messages whose calls of functions are calls of tools, and that are no list of an answer's.
 
-    What is malformed is left for the decoder. Raises RequestError for a result without its call.
+    What is malformed is left for the decoder, or for the model's server.
     """
     if not isinstance(messages, list):
         return messages
@@ -180,33 +200,33 @@ def _cleaned(messages: Any) -> Any:
 
 def _prompt(message: dict[str, Any], number: int, calls: list[tuple[str, str]]) -> dict[str, Any]:
     if message.get("role") == "function":
-        return _result(message, number, calls)
+        return _result(message, calls)
     if message.get("role") != "assistant":
         return message
-    kept = {name: value for name, value in message.items() if name not in OF_ANSWERS}
-    if isinstance(asked := kept.get("tool_calls"), list):
-        # Put together from a stream, calls still have their number.
+    # Clients send answers back as they are: with fields that are empty, and calls that still have
+    # their number in a stream.
+    kept = {k: v for k, v in message.items() if not (k in OF_ANSWERS and v in (None, []))}
+    if isinstance(called := kept.get("tool_calls"), list):
         kept["tool_calls"] = [
-            _unnumbered(each) if isinstance(each, dict) else each for each in asked
+            _unnumbered(each) if isinstance(each, dict) else each for each in called
         ]
-    if (function := message.get("function_call")) and not kept.get("tool_calls"):
-        made_up = f"call_{number}"  # the same each time: a server may know the conversation again
-        kept["tool_calls"] = [{"id": made_up, **_typed(function)}]
-        calls.append((function["name"], made_up))
+    function = kept.get("function_call")
+    if isinstance(function, dict) and isinstance(function.get("name"), str):
+        del kept["function_call"]
+        if not kept.get("tool_calls"):
+            made_up = f"call_{number}"  # the same each time: a server may know it all again
+            kept["tool_calls"] = [{"id": made_up, **_typed(function)}]
+            calls.append((function["name"], made_up))
     return kept
 
 
-def _result(message: dict[str, Any], number: int, calls: list[tuple[str, str]]) -> dict[str, Any]:
-    """A function's result as that of the newest call of its name that has none."""
-    kept = {name: value for name, value in message.items() if name != "name"}
+def _result(message: dict[str, Any], calls: list[tuple[str, str]]) -> dict[str, Any]:
+    """A function's result as that of the newest call of its name that has none, if there is one."""
     known = [call for call in calls if call[0] == message.get("name")]
     if not known:
-        raise RequestError(
-            f"messages[{number}]: no function_call of this name comes before the function's result "
-            "and has none yet.",
-            field=f"messages[{number}].name",
-        )
+        return message
     calls.remove(known[-1])
+    kept = {name: value for name, value in message.items() if name != "name"}
     content = kept.get("content")
     told = {"role": "tool", "tool_call_id": known[-1][1]}
     return {**kept, **told, "content": "" if content is None else content}
@@ -233,7 +253,9 @@ def completions() -> Response:
     try:
         # So a fault before the first token has its own status. A model that thinks in silence is
         # waited for as long as no proxy takes the connection for dead.
-        body.wait(lambda event: not is_terminal(event), config().heartbeat)
+        body.wait(
+            lambda event: not (isinstance(event, Extra) or is_terminal(event)), config().heartbeat
+        )
     except BaseException:
         body.close()
         raise
@@ -242,27 +264,31 @@ def completions() -> Response:
 
 def whole(run: Run, answer: Answer, *, functions: bool) -> dict[str, Any]:
     """A whole answer as a `chat.completion`."""
-    ended = answer.ended
-    message: dict[str, Any] = {"role": "assistant", "content": answer.content, "refusal": None}
+    ended, extras = answer.ended, answer.extras
+    message: dict[str, Any] = {
+        **extras.delta,
+        "role": "assistant",
+        "content": answer.content,
+        "refusal": None,
+    }
     if answer.reasoning:
         message["reasoning_content"] = answer.reasoning
     if answer.calls:
         message["content"] = answer.content or None
-        told = [_function(call.name, call.arguments) for call in answer.calls]
+        calls = [told_call(call) for call in answer.calls]
         if functions:
-            message["function_call"] = told[0]
+            message["function_call"] = calls[0]["function"]
         else:
-            message["tool_calls"] = [
-                {"id": call.id, **_typed(function)}
-                for call, function in zip(answer.calls, told, strict=True)
-            ]
+            message["tool_calls"] = calls
     choice = {
+        "logprobs": None,
+        **extras.choice,
         "index": 0,
         "message": message,
-        "logprobs": None,
         "finish_reason": finish_reason(ended, called=bool(answer.calls), functions=functions),
     }
     completion = {
+        **extras.chunk,
         "id": f"chatcmpl-{run.id}",
         "object": "chat.completion",
         "created": int(time.time()),
@@ -273,10 +299,6 @@ def whole(run: Run, answer: Answer, *, functions: bool) -> dict[str, Any]:
     if isinstance(ended, Done) and ended.usage:
         completion["usage"] = ended.usage
     return completion
-
-
-def _function(name: str, arguments: str) -> dict[str, str]:
-    return {"name": name, "arguments": arguments}
 
 
 def finish_reason(ended: Terminal, *, called: bool, functions: bool) -> str:
@@ -323,12 +345,14 @@ class ChunkStream(EventStream):
             elif isinstance(event, Reasoning):
                 out.append(self._chunk(b'{"reasoning_content":%b}' % encode(event.text)))
             elif isinstance(event, ToolCallDelta):
-                out.append(self._fragment(event.index, event.id, event.name, event.arguments))
+                out.append(self._fragment(event.index, event))
             elif isinstance(event, ToolCall):
                 # Most have come in fragments, which a client has put together by now.
                 if event.id not in {known for known, _ in self._calls.values()}:
                     index = max(self._calls, default=-1) + 1
-                    out.append(self._fragment(index, event.id, event.name, event.arguments))
+                    out.append(self._fragment(index, event))
+            elif isinstance(event, Extra):
+                out.append(self._extra(event))
             elif isinstance(event, Failed):
                 fault = failure(event)
                 error = openai_error(fault.status, fault.code, fault.message, self._request_id)
@@ -358,18 +382,27 @@ class ChunkStream(EventStream):
     def _chunk(self, delta: bytes) -> bytes:
         return self._before + delta + self._after_delta
 
-    def _fragment(self, index: int, call_id: str, name: str, arguments: str) -> bytes:
+    def _extra(self, event: Extra) -> bytes:
+        """Fields that the model's server put into a chunk, each in its place, under Halt's own."""
+        own = {"index": 0, "delta": event.delta, "finish_reason": None}
+        chunk = self._object([{"logprobs": None, **event.choice, **own}])
+        more = {name: value for name, value in event.chunk.items() if name != "halt"}
+        if self._include_usage:
+            chunk["usage"] = None
+        return b"data: %b\n\n" % encode({**more, **chunk})
+
+    def _fragment(self, index: int, piece: ToolCallDelta | ToolCall) -> bytes:
         """A piece of a tool call. Clients append what they are sent: ID and name come once."""
         if self._functions and self._calls and index not in self._calls:
             return b""  # the older form has room for one call
-        call: dict[str, Any] = {"index": index}
-        function = {"arguments": arguments}
+        call = {**fields_of(piece), "index": index}
+        function = {**call.get("function", {}), "arguments": piece.arguments}
         told_id, told_name = self._calls.get(index, ("", ""))
-        if call_id and not told_id:
-            call |= {"id": call_id, "type": "function"}
-        if name and not told_name:
-            function = _function(name, arguments)
-        self._calls[index] = told_id or call_id, told_name or name
+        if piece.id and not told_id:
+            call |= {"id": piece.id, "type": "function"}
+        if piece.name and not told_name:
+            function = {**function, "name": piece.name}
+        self._calls[index] = told_id or piece.id, told_name or piece.name
         if self._functions:
             return self._chunk(b'{"function_call":%b}' % encode(function))
         return self._chunk(b'{"tool_calls":%b}' % encode([{**call, "function": function}]))

@@ -160,14 +160,18 @@ class Health(Answered):
     upstream: str
 
 
-class CompletionFunction(Answered):
+class Passing(msgspec.Struct):
+    """Has further fields, where the model's server gives them."""
+
+
+class CompletionFunction(Passing):
     """The function that a tool call names."""
 
     name: str
     arguments: str
 
 
-class CompletionCall(Answered):
+class CompletionCall(Passing):
     """A tool that the model has called."""
 
     id: str
@@ -175,7 +179,7 @@ class CompletionCall(Answered):
     function: CompletionFunction
 
 
-class CompletionAnswer(Answered):
+class CompletionAnswer(Passing):
     """The message that the model has written."""
 
     role: Literal["assistant"]
@@ -186,12 +190,12 @@ class CompletionAnswer(Answered):
     function_call: CompletionFunction | msgspec.UnsetType = msgspec.UNSET
 
 
-class Choice(Answered):
+class Choice(Passing):
     """The one answer to a request."""
 
     index: Literal[0]
     message: CompletionAnswer
-    logprobs: None
+    logprobs: Any
     finish_reason: str
 
 
@@ -204,7 +208,7 @@ class AboutRun(Answered):
     reason: CancelReason | msgspec.UnsetType = msgspec.UNSET
 
 
-class Completion(Answered):
+class Completion(Passing):
     """A whole answer as OpenAI's clients know it."""
 
     id: str
@@ -241,12 +245,14 @@ STREAM_ID: Schema = msgspec.json.schema(StreamId)
 NUMBER: Schema = msgspec.json.schema(EventNumber)
 SEEN: Schema = {"anyOf": [NUMBER, {"type": "string", "pattern": "^[0-9]{0,15}$"}, {"type": "null"}]}
 
-#: Fields of an answer's message that may be sent back; see `halt.openai_api`.
-OF_ANSWERS = ("refusal", "annotations", "audio", "function_call", "reasoning", "reasoning_content")
-
 
 def _ref(name: str) -> Schema:
     return {"$ref": REF.format(name=name)}
+
+
+def _of_hook(kind: type) -> Schema:
+    """Types that are checked by themselves are described by hand."""
+    return _ref(kind.__name__)
 
 
 def _or_null(schema: Schema) -> Schema:
@@ -261,16 +267,41 @@ _built = msgspec.json.Decoder(tuple[KINDS])  # type: ignore[valid-type]
 
 def _schemas() -> dict[str, Schema]:
     """Every shape that the document names."""
-    (_, event, *_), found = msgspec.json.schema_components(KINDS, ref_template=REF)
+    (_, event, *_), found = msgspec.json.schema_components(
+        KINDS, schema_hook=_of_hook, ref_template=REF
+    )
     # Of all requests to start, the one that a client needs no other name for.
     found["ChatRequest"] = {**found.pop("StartRequest"), "title": "ChatRequest"}
     found["Event"] = {"description": "One event of a stream; the last has `done`.", **event}
     return {
         **found,
+        "Message": MESSAGE,
+        "ToolSpec": TOOL,
         **_prompts(found["ChatRequest"]),
         **_completions(found),
         "StopRequest": _stop(),
     }
+
+
+MESSAGE: Schema = {
+    "title": "Message",
+    "description": "One message of a conversation, as OpenAI defines it. Fields that are not named "
+    "here, parts of any type and further roles go to the model's server as they are.",
+    "type": "object",
+    "properties": {
+        "role": {"type": "string", "examples": ["system", "user", "assistant", "tool"]},
+        "content": {"description": "A text, or a list of parts."},
+        "tool_calls": {"description": "What the assistant has called in this message."},
+        "tool_call_id": {"description": "Of a tool's message: the call whose result it is."},
+    },
+    "required": ["role"],
+}
+TOOL: Schema = {
+    "title": "ToolSpec",
+    "description": 'A tool that the model may call: `{"type": "function", "function": {"name", '
+    '"description", "parameters"}}`, or one of the model\'s server\'s own.',
+    "type": "object",
+}
 
 
 def _prompts(chat: Schema) -> dict[str, Schema]:
@@ -297,9 +328,9 @@ def _prompts(chat: Schema) -> dict[str, Schema]:
 
 def _completions(found: dict[str, Schema]) -> dict[str, Schema]:
     """What POST /v1/chat/completions takes, where that is not what Halt's own routes do."""
-    chat, message, call = found["ChatRequest"], found["Message"], found["AskedTool"]
-    own = {"id", "extra_body", "stream", "messages"}
-    one = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    chat = found["ChatRequest"]["properties"]
+    options = chat.keys() - {"id", "extra_body", "stream", "messages", "model", "on_disconnect"}
+    free = {"description": "As in a ChatRequest, or what else the model's server takes."}
     usage = {"type": "object", "properties": {"include_usage": _or_null({"type": "boolean"})}}
     return {
         "CompletionRequest": {
@@ -309,35 +340,17 @@ def _completions(found: dict[str, Schema]) -> dict[str, Schema]:
             "as `function_call`.",
             "type": "object",
             "properties": {
-                "messages": {**chat["properties"]["messages"], "items": _ref("CompletionMessage")},
+                "messages": chat["messages"],
+                "model": {"anyOf": [chat["model"], {"const": ""}]},
+                "on_disconnect": chat["on_disconnect"],
                 "stream": _or_null({"type": "boolean"}),
                 "stream_options": _or_null(usage),
-                **{name: each for name, each in chat["properties"].items() if name not in own},
                 "n": {"enum": [1, None]},
-                "logprobs": {"enum": [False, None]},
-                "functions": _or_null({"type": "array", "items": _ref("ToolFunction")}),
-                "function_call": _or_null({"anyOf": [{"enum": ["none", "auto"]}, one]}),
-                "modalities": {"enum": [["text"], None]},
+                **{name: free for name in chat if name in options},
+                "functions": {"description": "The older form of `tools`."},
+                "function_call": {"description": "The older form of `tool_choice`."},
             },
             "required": ["messages"],
-        },
-        "CompletionMessage": {
-            **message,
-            "title": "CompletionMessage",
-            "description": "One message of a conversation. Of an assistant's own messages, what "
-            "only an answer has is left out: clients can send answers back as they came.",
-            "properties": {
-                **message["properties"],
-                "role": {"enum": [*message["properties"]["role"]["enum"], "function"]},
-                "tool_calls": _or_null({"type": "array", "items": _ref("AnsweredTool")}),
-                **dict.fromkeys(OF_ANSWERS, True),
-                "function_call": _or_null(_ref("FunctionCall")),
-            },
-        },
-        "AnsweredTool": {
-            **call,
-            "title": "AnsweredTool",
-            "properties": {**call["properties"], "index": True},
         },
     }
 

@@ -24,6 +24,7 @@ from halt.events import (
     Content,
     Done,
     Event,
+    Extra,
     Failed,
     Reasoning,
     ToolCall,
@@ -32,6 +33,7 @@ from halt.events import (
     sse,
     text_of,
 )
+from halt.extras import Extras
 from halt.generation import Generations
 from halt.metrics import now
 from halt.recording import Recording, Viewer
@@ -233,6 +235,7 @@ class Answer(msgspec.Struct, frozen=True):
     content: str
     reasoning: str
     calls: list[ToolCall]
+    extras: Extras
     ended: Done | Cancelled
 
 
@@ -240,19 +243,22 @@ def gather(reading: Reading) -> Answer:
     """Wait for the whole answer. Raises AnswerFailed, OffsetLost, RequestError."""
     thoughts: list[str] = []
     calls: list[ToolCall] = []
+    extras = Extras()
     ended: Done | Cancelled | None = None
     for event in reading.events():  # to its end, where the model's connection is let go of
         if isinstance(event, Reasoning):
             thoughts.append(event.text)
         elif isinstance(event, ToolCall):
             calls.append(event)
+        elif isinstance(event, Extra):
+            extras.add(event)
         elif isinstance(event, Failed):
             raise failure(event)
         elif isinstance(event, Done | Cancelled):
             ended = event
     if ended is None:  # most likely nobody reads this any more
         raise RequestError("The connection was closed for sending, which is taken for leaving.")
-    return Answer(reading.run.answer()[1], "".join(thoughts), calls, ended)
+    return Answer(reading.run.answer()[1], "".join(thoughts), calls, extras, ended)
 
 
 def failure(event: Failed) -> AnswerFailed:

@@ -36,9 +36,7 @@ from typing import Any, Literal
 import msgspec
 
 from halt.chat import (
-    AskedTool,
     ChatRequest,
-    FunctionCall,
     Message,
     Part,
     Reply,
@@ -561,9 +559,8 @@ class Run(Recording):
         said = "".join(self._parts[self._round_from :]).strip()
         self._new_paragraph = self._new_paragraph or bool(said)
         self._round_from = len(self._parts)
-        asked = [AskedTool(call.id, FunctionCall(call.name, call.arguments)) for call in calls]
         told: list[Message] = [
-            ToolTurn("assistant", said or None, tool_calls=asked, opaque=reply.opaque),
+            ToolTurn(said or None, calls, reply.opaque),
             *(Message("tool", each.result, tool_call_id=each.id) for each in results),
         ]
         self.request = msgspec.structs.replace(

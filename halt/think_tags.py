@@ -16,10 +16,11 @@ class ThinkSplitter:
     the tag.
     """
 
-    __slots__ = ("_held", "_phase", "through")
+    __slots__ = ("_held", "_phase", "marked", "through")
 
     def __init__(self) -> None:
         self.through = False  # nothing is left to be split: what comes is the answer
+        self.marked = False  # a mark of a thought has come
         self._phase = "start"  # then "opened", "thinking", "closed", "answer"; or "answer" at once
         self._held = ""
 
@@ -30,6 +31,7 @@ class ThinkSplitter:
             begun = text.lstrip()
             if begun.startswith(THINK):
                 self._phase, text = "opened", begun[len(THINK) :]
+                self.marked = True
             elif THINK.startswith(begun):
                 self._held = text
                 return

@@ -22,7 +22,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from halt.chat import ToolFunction, ToolSpec
+from halt.chat import ToolSpec
 from halt.events import ToolCall, ToolResult
 from halt.metrics import now
 from halt.request_ids import current, named
@@ -64,7 +64,7 @@ class Tool:
             self._decoder = msgspec.json.Decoder(arguments, strict=False)
         except (NameError, TypeError) as exc:
             raise TypeError(f"{self.name}: {exc}") from exc
-        self.spec = ToolSpec(ToolFunction(self.name, inspect.getdoc(function) or None, parameters))
+        self.spec = ToolSpec.of_function(self.name, inspect.getdoc(function) or None, parameters)
 
     def _struct(self) -> type[msgspec.Struct]:
         """The arguments that the model gives, as a type that decodes and checks them."""

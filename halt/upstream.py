@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
-import msgspec
 import openai
 from openai.resources.chat.completions import CompletionsWithRawResponse
 
@@ -33,8 +32,9 @@ from halt.errors import UpstreamError
 from halt.faults import fault
 from halt.line import Line, on_line
 from halt.model_list import Model
-from halt.provider import Provider, begin, http_client, warm_up_client
+from halt.provider import LEARNT_MAX, Provider, begin, http_client, warm_up_client
 from halt.provider_settings import ProviderSettings
+from halt.returned import given_back, returned_fields
 from halt.transport import Transport
 
 DEEPSEEK_BETA = "https://api.deepseek.com/beta"  # the one address where it takes a prefix
@@ -103,6 +103,7 @@ class OpenAIUpstream(Provider):
         self._owners: dict[str, str] | None = None  # model -> what its server calls itself
         # Options -> the models for which the server refuses them.
         self._refused: dict[str, set[str]] = {name: set() for name in OTHER_NAMES}
+        self._unreturned: dict[str, frozenset[str]] = {}  # model -> fields refused in messages
 
     def _address(self, settings: ProviderSettings) -> str:
         """The address that paths are put behind."""
@@ -137,13 +138,7 @@ class OpenAIUpstream(Provider):
             # OpenAI's current models only take the newer name.
             options["max_completion_tokens"] = options.pop("max_tokens")
         extra = {**self._settings.extra_body, **options.get("extra_body", {})}
-        messages = [
-            {k: v for k, v in each.items() if k != "opaque"}
-            for each in msgspec.to_builtins(settled(request.messages))
-        ]
-        if way in {"flagged", "echoed"}:
-            messages[-1]["prefix"] = True
-        elif way == "switched":
+        if way == "switched":
             extra = {**NO_THOUGHT, **extra, **SWITCHES}
         elif way == "trailing":
             extra = {**NO_THOUGHT, **extra}
@@ -153,11 +148,12 @@ class OpenAIUpstream(Provider):
         path = self._path(model)
         with self._asking("POST", path), on_line(line):
             try:
-                response = self._create(completions, model, messages, options)
+                response = self._create_with(completions, model, request, way, options)
             except openai.APIError as exc:
                 raise fault(exc, self._secret) from exc
         hinted = partial(self._hinted, "POST", path)
-        return begin(response, ChatDecoder(), model, self._secret, hinted)
+        decoder = ChatDecoder(logprobs=bool(extra.get("logprobs")))
+        return begin(response, decoder, model, self._secret, hinted)
 
     def _path(self, model: str) -> str:
         return "/chat/completions"
@@ -184,6 +180,44 @@ class OpenAIUpstream(Provider):
         owners = self._owners or {}
         told = set(owners.values())
         return owners.get(model) or (told.pop() if len(told) == 1 else "")
+
+    def _create_with(
+        self,
+        completions: CompletionsWithRawResponse,
+        model: str,
+        request: ChatRequest,
+        way: Way | None,
+        options: dict[str, Any],
+    ) -> httpx2.Response:
+        """`_create`, and once more without the fields of answers that the server refuses by name.
+
+        A server that does refuses them in every conversation: it is not sent them again.
+        """
+        given = settled(request.messages)
+
+        def create(refused: frozenset[str]) -> httpx2.Response:
+            messages = [given_back(message, refused) for message in given]
+            if way in {"flagged", "echoed"}:
+                messages[-1]["prefix"] = True
+            return self._create(completions, model, messages, options)
+
+        known = self._unreturned.get(model, frozenset())
+        try:
+            return create(known)
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as refusal:
+            fields = {name for message in given for name in returned_fields(message)} - known
+            refused = known | fields.intersection(re.findall(r"\w+", refusal.response.text))
+            if refused == known:
+                raise
+            try:
+                response = create(refused)
+            except (openai.BadRequestError, openai.UnprocessableEntityError):
+                raise refusal from None  # it was about something else
+        logger.info("%s is refused in messages for %s", ", ".join(sorted(refused)), model)
+        with self._lock:
+            if len(self._unreturned) < LEARNT_MAX:
+                self._unreturned[model] = refused
+        return response
 
     def _create(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
@@ -13,10 +12,6 @@ from halt.errors import RequestError
 HELLO = {"role": "user", "content": "Hello"}
 HALF = r'{"messages": [{"role": "user", "content": "%s"}]}'
 NAME = "8 to 64 characters of A-Z, a-z, 0-9, _ and -."
-
-
-def tool(name: str) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name}}
 
 
 @pytest.mark.parametrize(
@@ -32,11 +27,8 @@ def tool(name: str) -> dict[str, Any]:
         (b'{"messages":[{"role":"user","content":"\xff"}]}', "body", "it is not UTF-8."),
         (b"[]", "body", "The body must be a JSON object."),
         (json.dumps({"messages": [HELLO], "id": "no"}), "id", f"id must be {NAME}"),
-        (
-            json.dumps({"messages": [HELLO], "tools": [tool("a b")]}),
-            "tools[0].function.name",
-            f"tools[0].function.name must be 1{NAME[1:]}",
-        ),
+        (json.dumps({"messages": [HELLO, 1]}), "messages[1]", "Expected `object`"),
+        (json.dumps({"messages": [{}]}), "messages[0].role", "missing required field `role`"),
     ],
 )
 def test_json_that_cannot_be_taken_is_refused_in_plain_words(

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from halt import upstream as module
-from halt.chat import AskedTool, ChatRequest, FunctionCall, Message, Part, ToolTurn, Upstream
+from halt.chat import ChatRequest, Message, Part, ToolTurn, Upstream, told_call
 from halt.choice import make_provider
 from halt.config import Config
 from halt.continuing import (
@@ -313,15 +313,17 @@ def test_no_client_can_make_a_continuation() -> None:
 
 def test_tools_in_a_continuation_make_one_turn_of_it() -> None:
     """What was said before and behind the seam is one message when the results are told."""
-    calls = [AskedTool("1", FunctionCall("add", "{}"))]
-    told = settled(
-        [*HI, Unfinished("assistant", "Once"), ToolTurn("assistant", "there", tool_calls=calls)]
-    )
+    call, back = ToolCall("1", "add", "{}"), {"content": "<think>", "reasoning": "Hm."}
+    turn = ToolTurn("there", [call], back)
+    told = settled([*HI, Unfinished("assistant", "Once"), turn])
     assert [(each.role, each.content) for each in told] == [
         ("user", "hi"),
         ("assistant", "Once there"),
     ]
-    assert told[1].tool_calls == calls
+    assert told[1]["tool_calls"] == [told_call(call)]
+    assert isinstance(told[1], ToolTurn)
+    assert told[1].opaque == {"reasoning": "Hm."}
+    assert turn.opaque == back
 
 
 # --- providers ------------------------------------------------------------------------------------

@@ -27,8 +27,6 @@ SOURCES = sorted([*(ROOT / "halt").rglob("*.py"), ROOT / "app.py", ROOT / "gunic
 #: Types that only Halt itself makes: no decoder is ever told of them.
 NEVER_DECODED = {
     "chat.Part",
-    "chat.ToolTurn",
-    "continuing.Unfinished",
     "generation.Health",
     "handle.Result",
     "openai_api.Asked",

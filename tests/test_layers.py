@@ -66,6 +66,8 @@ LAYERS = {
     "loose_json": 2,
     "gathering": 2,
     "think_tags": 2,
+    "extras": 2,
+    "returned": 2,
     "tool_calls": 2,
     "tools": 2,
     "builtin_tools": 3,

@@ -281,7 +281,8 @@ def test_waiting_has_an_end_that_changes_nothing(program: Halt, fake: FakeOpenAI
     [
         ([], {}, "messages"),
         (5, {}, "messages"),
-        ([{"role": "user"}], {}, "messages[0].content"),
+        ([{"content": "x"}], {}, "messages[0].role"),
+        ([{"role": "user", "content": [{"x": float("nan")}]}], {}, "messages"),
         ("x", {"temperature": 3}, "temperature"),
         ("x", {"bogus": 1}, "bogus"),
         ("x", {"id": "a b"}, "id"),
@@ -626,7 +627,7 @@ def test_functions_are_tools() -> None:
         assert gen.result().usage == {"completion_tokens": 7}
         program.generate("x", tools=[]).cancel()
         upstream.wait_asked(3)
-    told = [request.tools and request.tools[0].function.name for request in upstream.asked]
+    told = [each.tools and each.tools[0]["function"]["name"] for each in upstream.asked]
     assert told == ["warmth", "warmth", None]
     upstream.dispose()
     no_thread_left()

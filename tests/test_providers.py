@@ -13,21 +13,19 @@ import ssl
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from halt.anthropic_upstream import MessagesDecoder, to_messages
 from halt.chat import (
-    AskedTool,
+    CHAT_REQUEST,
     ChatRequest,
-    FunctionCall,
     Message,
-    ToolFunction,
     ToolSpec,
     ToolTurn,
     Upstream,
+    told_call,
 )
 from halt.choice import make_provider
 from halt.config import Config
@@ -488,15 +486,15 @@ def test_messages_are_put_into_anthropics_words(make: Make, fake: FakeOpenAI) ->
     ]
     messages = [
         Message("system", "Be brief."),
-        msgspec.convert({"role": "user", "content": parts, "name": "anna"}, Message),
-        Message("assistant", "I look.", tool_calls=[AskedTool("f:1", FunctionCall("look", "{"))]),
+        Message("user", parts, name="anna"),
+        Message("assistant", "I look.", tool_calls=[told_call(ToolCall("f:1", "look", "{"))]),
         Message("tool", "a cat", tool_call_id="f:1"),
         Message("user", "Thanks."),
         Message("assistant", ""),
         Message("user", "More?"),
         Message("developer", "Be kind."),
     ]
-    tool = ToolSpec(ToolFunction("look", "Looks.", None))
+    tool = ToolSpec.of_function("look", "Looks.")
     ask(
         make("anthropic", extra_body={"service_tier": "auto"}),
         "count?n=1",
@@ -591,7 +589,7 @@ def test_the_choice_of_tools(
     make: Make, fake: FakeOpenAI, given: dict[str, Any], wanted: dict[str, Any] | None
 ) -> None:
     """Each of OpenAI's words for the choice has one of Anthropic's."""
-    ask(make("anthropic"), tools=[ToolSpec(ToolFunction("look"))], **given)
+    ask(make("anthropic"), tools=[ToolSpec.of_function("look")], **given)
     assert fake.requests[0].body.get("tool_choice") == wanted
     assert fake.requests[0].body["max_tokens"] == 4096
 
@@ -616,7 +614,7 @@ def test_what_anthropic_does_not_take_is_refused_in_words(
     make: Make, fake: FakeOpenAI, more: dict[str, Any], said: str
 ) -> None:
     """What can't be translated is a bad request that says what is allowed; nothing is sent."""
-    request = msgspec.convert({"messages": [{"role": "user", "content": "hi"}]} | more, ChatRequest)
+    request = CHAT_REQUEST.convert({"messages": [{"role": "user", "content": "hi"}]} | more)
     with pytest.raises(UpstreamError) as caught:
         make("anthropic").open(request, Line())
     assert caught.value.code == "bad_request"
@@ -658,14 +656,9 @@ def test_no_thinking_begins_behind_calls_whose_thoughts_are_lost(
     make: Make, fake: FakeOpenAI
 ) -> None:
     """A client that runs its own tools has no signed thoughts: the API would refuse the request."""
-    call = AskedTool("c1", FunctionCall("look", "{}"))
-    lost = Message("assistant", None, tool_calls=[call])
-    kept = ToolTurn(
-        "assistant",
-        None,
-        tool_calls=[call],
-        opaque=[{"type": "thinking", "thinking": "", "signature": "s"}],
-    )
+    call = ToolCall("c1", "look", "{}")
+    lost = Message("assistant", None, tool_calls=[told_call(call)])
+    kept = ToolTurn(None, [call], [{"type": "thinking", "thinking": "", "signature": "s"}])
     result = Message("tool", "a cat", tool_call_id="c1")
     upstream = make("anthropic")
     for turn in (lost, kept):

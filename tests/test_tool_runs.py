@@ -18,7 +18,7 @@ import pytest
 
 from halt import metrics
 from halt import run as module
-from halt.chat import ChatRequest, Part, ToolFunction, ToolSpec
+from halt.chat import ChatRequest, Part, ToolSpec
 from halt.errors import UpstreamError
 from halt.events import (
     Done,
@@ -147,7 +147,7 @@ def test_a_round_of_tools_from_beginning_to_end(stage: ToolStage) -> None:
         {"role": "tool", "content": "quick x", "tool_call_id": "id-x"},
     ]
     assert told(upstream.asked[0]) == []
-    offered = [tool.function.name for tool in upstream.asked[1].tools or ()]
+    offered = [tool["function"]["name"] for tool in upstream.asked[1].tools or ()]
     assert offered == ["held", "quick"]
     assert upstream.reply().over.wait(SOON)
     assert (upstream.reply().finished, upstream.reply().closed) == (1, 0)
@@ -289,7 +289,7 @@ def test_whoever_brings_tools_runs_them(stage: ToolStage) -> None:
     """A request with tools of its own is offered those alone, and its calls are its own affair."""
     upstream = Scripted()
     run, _ = stage.make(upstream)
-    own = ChatRequest(HI, tools=[ToolSpec(ToolFunction("quick"))])
+    own = ChatRequest(HI, tools=[ToolSpec.of_function("quick")])
     run = Run(
         "own",
         own,

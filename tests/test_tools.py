@@ -27,8 +27,7 @@ REPEATS = 250
 
 def schema(function: Callable[..., Any]) -> dict[str, Any]:
     """The parameters of a function as a model is told them."""
-    parameters = Tool(function).spec.function.parameters
-    assert parameters is not None
+    parameters: dict[str, Any] = Tool(function).spec["function"]["parameters"]
     return parameters
 
 
@@ -88,8 +87,8 @@ def test_a_signature_becomes_a_schema() -> None:
         "required": ["text", "count", "kind", "many"],
         "additionalProperties": False,
     }
-    assert Tool(tool).spec.function.name == "tool"
-    assert Tool(tool).spec.function.description == "Do it."
+    assert Tool(tool).spec["function"]["name"] == "tool"
+    assert Tool(tool).spec["function"]["description"] == "Do it."
     given = '{"text":"t","count":1,"kind":"b","many":[2],"share":1}'
     assert told(tool, given) == ("('t', 1, 'b', [2], 1.0, False, None)", True)
 
@@ -450,9 +449,10 @@ def test_an_unknown_tool_in_the_settings_is_refused() -> None:
 def test_every_tool_that_ships_is_told_with_descriptions() -> None:
     """A model knows when to use each, and what each parameter means."""
     for spec in Toolbox(SHIPPED.values()).specs:
-        assert spec.function.description
-        assert spec.function.parameters
-        assert all("description" in p for p in spec.function.parameters["properties"].values())
+        function = spec["function"]
+        assert function["description"]
+        assert function["parameters"]
+        assert all("description" in p for p in function["parameters"]["properties"].values())
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_messages_and_options_are_passed_on(upstream: OpenAIUpstream, fake: Fake
         {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
         {"type": "file", "file": {"file_data": "AAAA", "filename": "a.pdf"}},
     ]
-    mixed = msgspec.convert({"role": "user", "content": parts, "name": "anna"}, Message)
+    mixed = Message("user", parts, name="anna")
     messages = [Message("developer", "Be brief."), mixed]
     options = {
         "temperature": 0.5,

@@ -263,7 +263,7 @@ def test_a_session_has_its_streams_for_itself(halt: HaltServer) -> None:
             "temperature",
             None,
         ),
-        ('{"type":"start","messages":[{"role":"king","content":"x"}]}', "messages[0].role", None),
+        ('{"type":"start","messages":[{"role":1,"content":"x"}]}', "messages[0].role", None),
         ('{"type":"start","messages":[{"role":"user","content":"x"}],"x":1}', "x", None),
         ('{"type":"stop"}', "id", None),
         ('{"type":"stop","id":"0123456789","seen":-1}', "seen", "0123456789"),
