@@ -410,7 +410,8 @@ def _part(part: dict[str, Any]) -> list[dict[str, Any]]:
 def _calls(message: Message) -> list[dict[str, Any]]:
     """The tools that an assistant's message has called. Raises UpstreamError."""
     blocks = []
-    for call in message.get("tool_calls") or ():
+    calls = message.get("tool_calls") or []
+    for call in calls if isinstance(calls, list) else [calls]:
         match call:
             case {"function": {"name": str(name), **function}}:
                 id_ = str(call.get("id") or "")

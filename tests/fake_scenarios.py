@@ -338,6 +338,9 @@ def no_usage_option(reply: Reply, n: int = 20) -> None:
     no_usage(reply, n)
 
 
+#: What Gemini puts beside a call, and wants back with its result.
+SIGNATURE = {"google": {"thought_signature": "c2lnbmVk"}}
+
 # Calls of tools: each of these answers with the results once they are there
 
 
@@ -438,6 +441,34 @@ def calls_unnumbered(reply: Reply, ids: int = 1) -> None:
         reply.chunk({"tool_calls": [call | {"function": function}]})
         reply.record.sent(1)
     reply.finish("stop")  # as such servers say
+
+
+@scenario
+def wants_back(
+    reply: Reply, field: str = "reasoning_content", refuses: int = 0, name: str = "calculator"
+) -> None:
+    """Thinks in a field of this name and calls a signed tool; 400 for a result without the two.
+
+    With refuses=1 it is 400 for messages of the assistant's that hold the field.
+    """
+    said = [m for m in reply.request.get("messages") or [] if m.get("role") == "assistant"]
+    if refuses and any(field in message for message in said):
+        detail = f"property '{field}' is unsupported"
+        reply.error(400, f"'messages.1' : for 'role:assistant': ('messages.1' : {detail})")
+    elif results := tool_results(reply):
+        signed = [call.get("extra_content") for call in said[-1]["tool_calls"]]
+        if not refuses and (said[-1].get(field) != "hm, six" or signed != [SIGNATURE]):
+            reply.error(400, f"{field} or a thought_signature is missing in messages.1")
+            return
+        report(reply, results)
+    else:
+        for piece in ("hm, ", "six"):
+            reply.chunk({field: piece})
+        function = {"name": name, "arguments": _expression("6*7")}
+        call = {"index": 0, "id": "c1", "type": "function", "function": function}
+        reply.chunk({"tool_calls": [call | {"extra_content": SIGNATURE}]})
+        reply.record.sent(1)
+        reply.finish("tool_calls")
 
 
 @scenario

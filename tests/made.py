@@ -66,7 +66,14 @@ def unbuilt() -> list[str]:
     for each in structs():
         if is_built(each):
             reached(each, seen)
-    return sorted(name(each) for each in {*seen, *structs()} if not is_built(each))
+    return sorted(
+        name(each) for each in {*seen, *structs()} if not is_built(each) and not own(each)
+    )
+
+
+def own(kind: type) -> bool:
+    """It is checked by its own `of`, and msgspec makes no tables for it."""
+    return hasattr(kind, "of")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class ScriptedReply:
         self.model = "scripted-1"
         self.finish_reason: str | None = None
         self.usage: dict[str, Any] | None = None
+        self.opaque: Any = None
         self.over = threading.Event()  # finished or closed
         self._changed = threading.Condition()  # protects the figures below
         self.reads = 0  # how often somebody came to read
@@ -62,10 +63,6 @@ class ScriptedReply:
         """The model has finished."""
         self.finish_reason, self.usage = reason, usage
         self.feed(Part(ended=True))
-
-    @property
-    def opaque(self) -> None:
-        return None
 
     def wait_reads(self, least: int = 1) -> None:
         """Wait until somebody came to read so often."""

@@ -31,6 +31,7 @@ NEVER_DECODED = {
     "handle.Result",
     "openai_api.Asked",
     "openapi.Answered",
+    "openapi.Passing",
     "relay.Answer",
 }
 

@@ -295,35 +295,169 @@ def test_what_halt_does_not_know_is_passed_on(llm: openai.OpenAI, shared_fake: F
     assert set(sent) == {*expected, "model", "messages", "stream_options"}
 
 
+USER = {"role": "user", "content": "Go on."}
+CALL = {"id": "c1", "type": "function", "function": {"name": "x", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"ttl": 1}}]},
+        {"role": "user", "content": [{"type": "video_url", "video_url": {"url": "data:,"}}]},
+        {"role": "user", "content": [{"type": "input_file", "file_id": "f"}, "x", 5, {}]},
+        {"role": "user", "content": [{"type": "image_url", "image_url": "data:,"}]},
+        {"role": "user", "content": [{"type": "file", "file": {"size": 5}}]},
+        {"role": "user", "content": []},
+        {"role": "user", "content": ""},
+        {"role": "user", "content": None},
+        {"role": "user", "content": {"type": "text", "text": "x"}},
+        {"role": "user"},
+        {"role": "user", "content": "x", "id": "m1", "timestamp": 1, "name": "An na"},
+        {"role": "developer", "content": "x", "cache_control": {"type": "ephemeral"}},
+        {"role": "robot", "content": "x", "self": 1, "role_": 2},
+        {"role": "function", "name": "x", "content": "1"},
+        {"role": "tool", "content": "x"},
+        {"role": "assistant", "content": "Once", "prefix": True},
+        {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [CALL]},
+        {"role": "assistant", "content": "x", "reasoning_details": [{"text": "hm"}], "partial": 1},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}]},
+        {"role": "assistant", "tool_calls": [CALL | {"extra_content": {"google": {"s": "x"}}}]},
+        {"role": "assistant", "tool_calls": [{"type": "custom", "custom": {"name": "x"}}, 1]},
+        {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "a.b/c"}}]},
+        {"role": "assistant", "content": "x", "annotations": [{"type": "x"}], "refusal": "No."},
+    ],
+    ids=str,
+)
+def test_what_a_message_holds_is_passed_on(
+    halt: HaltServer, shared_fake: FakeOpenAI, message: dict[str, Any]
+) -> None:
+    """Fields, parts and roles that Halt does not know: the model's server may know them."""
+    said = new_id()
+    last = {**USER, "content": said}
+    answer = halt.client().post(PATH, {"model": "echo", "messages": [message, last]})
+    assert answer.status == 200, answer
+    assert asked(shared_fake, said).body["messages"] == [message, last]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_tokens": -1},
+        {"max_tokens": "100", "max_completion_tokens": 0},
+        {"temperature": 2.5, "top_p": 0, "presence_penalty": 7, "frequency_penalty": "0.5"},
+        {"seed": "lucky", "stop": ["a"] * 20, "reasoning_effort": {"budget": 5}},
+        {"seed": 2**64, "stop": 5, "parallel_tool_calls": "auto"},
+        {"tools": [{"type": "function", "function": {"name": "admin.tools/list", "cache": 1}}]},
+        {"tools": [{"type": "web_search"}, {"type": "custom", "custom": {"name": "x"}}]},
+        {"tools": [{"type": "mcp", "server_url": "https://a.example"}, {"googleSearch": {}}]},
+        {"tools": {"web": True}, "tool_choice": ["x"]},
+        {"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}, "response_format": "json"},
+        {"response_format": {"type": "grammar", "grammar": "x"}, "logprobs": True},
+        {"modalities": ["text", "image"], "store": None, "metadata": {"a": 1}},
+        {"functions": [{"name": "f"}], "tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"function_call": {"name": "f"}},
+        {"functions": "all", "extra_body": {"a": 1}, "id": "mine"},
+    ],
+    ids=str,
+)
+def test_what_a_request_holds_is_passed_on(
+    halt: HaltServer, shared_fake: FakeOpenAI, fields: dict[str, Any]
+) -> None:
+    """Values that Halt's own wire would not take too: the model's server says what it takes."""
+    said = new_id()
+    answer = halt.client().post(PATH, {"model": "echo", "messages": hello(said), **fields})
+    assert answer.status == 200, answer
+    sent = asked(shared_fake, said).body
+    assert {name: sent.get(name, "none") for name in fields} == fields
+
+
+def test_a_model_without_a_name_is_the_default_one(halt: HaltServer) -> None:
+    """As llama.cpp takes it, for example."""
+    answer = halt.client().post(PATH, {"model": "", "messages": hello()})
+    assert answer.status == 200
+    assert answer.json["model"]
+
+
+def test_options_of_the_stream_are_passed_on(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """Usage is counted in any case, and a chunk of its own only where the client asks for it."""
+    said = new_id()
+    options = {"include_obfuscation": False}
+    body = {"model": "count?n=2", "messages": hello(said), "stream": True}
+    with halt.client().stream("POST", PATH, body | {"stream_options": options}) as events:
+        events.to_end()
+    assert asked(shared_fake, said).body["stream_options"] == {**options, "include_usage": True}
+    assert all(m.json["choices"] for m in events.seen[:-1])
+
+
+@pytest.mark.parametrize(
+    ("functions", "choice", "chosen"),
+    [
+        ([{"name": "a.b"}], {"name": "a.b"}, {"type": "function", "function": {"name": "a.b"}}),
+        ([{"name": "f"}], "perhaps", "perhaps"),
+        ([{"title": "f"}], None, None),
+    ],
+)
+def test_functions_of_any_shape_are_tools(
+    halt: HaltServer, shared_fake: FakeOpenAI, functions: Any, choice: Any, chosen: Any
+) -> None:
+    """Whether their names and the choice will do is for the model's server to say."""
+    said = new_id()
+    fields = {"functions": functions, "function_call": choice}
+    answer = halt.client().post(PATH, {"model": "echo", "messages": hello(said), **fields})
+    assert answer.status == 200, answer
+    sent = asked(shared_fake, said).body
+    assert sent["tools"] == [{"type": "function", "function": each} for each in functions]
+    assert sent.get("tool_choice") == chosen
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_thoughts_go_back_to_a_server_that_wants_them(
+    halt: HaltServer, shared_fake: FakeOpenAI, field: str
+) -> None:
+    """A program's conversation with DeepSeek or Gemini is the same behind Halt."""
+    call = {**CALL, "extra_content": {"google": {"thought_signature": "c2lnbmVk"}}}
+    said = {"role": "assistant", "content": None, field: "hm, six", "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "c1", "content": "42"}
+    body = {"model": f"wants_back?field={field}", "messages": [*hello(), said, result]}
+    answer = halt.client().post(PATH, body)
+    assert answer.status == 200, answer
+    assert answer.json["choices"][0]["message"]["content"] == "The tools said: 42"
+
+
+def test_thoughts_go_to_no_server_that_refuses_them(
+    halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """The refusal is met once; other fields that it names are the client's own affair."""
+    model = f"wants_back?refuses=1&name={new_id()}"
+    said = {"role": "assistant", "content": "Hi", "reasoning_content": "hm", "mine": 1}
+    for requests in (2, 1):
+        prompt = new_id()
+        messages = [said, *hello(prompt)]
+        answer = halt.client().post(PATH, {"model": model, "messages": messages})
+        assert answer.status == 200, answer
+        bodies = [each.body for each in shared_fake.requests if prompt in str(each.body)]
+        assert len(bodies) == requests
+        assert bodies[-1]["messages"][0] == {"role": "assistant", "content": "Hi", "mine": 1}
+    own = f"wants_back?refuses=1&field=mine&name={new_id()}"
+    refused = halt.client().post(PATH, {"model": own, "messages": [said, *hello()]})
+    assert (refused.status, openai_error(refused)["code"]) == (400, "bad_request")
+    assert "property 'mine' is unsupported" in openai_error(refused)["message"]
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"n": 2}, "n"),
         ({"n": "x"}, "n"),
-        ({"logprobs": True}, "logprobs"),
-        ({"functions": [{"name": "f x"}]}, "functions[0].name"),
-        ({"functions": [{}]}, "functions[0].name"),
-        ({"functions": [{"name": "f"}], "tools": [{"function": {"name": "f"}}]}, "tools"),
-        ({"functions": [{"name": "f"}], "tool_choice": "auto"}, "tool_choice"),
-        ({"function_call": {"name": "f"}}, "function_call"),
-        ({"function_call": {}, "functions": [{"name": "f"}]}, "function_call.name"),
-        ({"function_call": "perhaps", "functions": [{"name": "f"}]}, "function_call"),
-        ({"messages": [{"role": "function", "content": "1", "name": "f"}]}, "messages[0].name"),
-        (
-            {"messages": [{"role": "assistant", "content": None, "function_call": {"name": "f"}}]},
-            "messages[0].function_call.arguments",
-        ),
-        ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"temperature": 3}, "temperature"),
+        ({"model": 5}, "model"),
+        ({"on_disconnect": "dance"}, "on_disconnect"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": []}, "stream_options"),
         ({"messages": None}, "messages"),
         ({"messages": []}, "messages"),
         ({"messages": ["x"]}, "messages[0]"),
-        ({"messages": [{"role": "robot", "content": ""}]}, "messages[0].role"),
-        ({"messages": [{"role": "assistant", "content": 5}]}, "messages[0].content"),
-        ({"messages": [{"role": "assistant", "tool_calls": [1]}]}, "messages[0].tool_calls[0]"),
-        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": 5, "content": "x"}]}, "messages[0].role"),
     ],
     ids=str,
 )

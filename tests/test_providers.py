@@ -599,12 +599,71 @@ ODD_IMAGE = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
 RAW_IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png,AAAA"}}
 
 
+CACHED = {"cache_control": {"type": "ephemeral"}}
+
+
+def test_what_is_anthropics_own_goes_to_anthropic(make: Make, fake: FakeOpenAI) -> None:
+    """Marks for its cache in parts, messages and tools; parts, tools and choices of its own kinds."""
+    search = {"type": "web_search_20250305", "name": "web_search"}
+    thinking = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    video = {"type": "video_url", "video_url": {"url": "data:,"}}
+    image = {"type": "image_url", "image_url": {"url": PNG}, **CACHED}
+    messages = [
+        {"role": "system", "content": "Be brief.", **CACHED},
+        {"role": "system", "content": [{"type": "text", "text": "Be kind."}]},
+        {"role": "user", "content": ["x", {"type": "text", "text": "y", **CACHED}, image, video]},
+        {"role": "assistant", "content": [thinking, {"type": "text", "text": "z"}], "id": "m1"},
+        {"role": "tool", "tool_call_id": "c1", "content": "1", **CACHED},
+        {"role": "robot", "content": {"type": "text", "text": "x"}["text"], "timestamp": 1},
+    ]
+    tools = [{"function": {"name": "f"}, **CACHED}, search]
+    fields = {"tools": tools, "tool_choice": {"type": "tool", "name": "web_search"}}
+    ask(make("anthropic"), **_fields(messages=messages, **fields))
+    sent = fake.requests[0].body
+    assert sent["system"] == [
+        {"type": "text", "text": "Be brief.", **CACHED},
+        {"type": "text", "text": "Be kind."},
+    ]
+    source = {"type": "base64", "media_type": "image/png", "data": "AAAA"}
+    result = {"type": "tool_result", "tool_use_id": "c1"}
+    assert sent["messages"] == [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "x"},
+                {"type": "text", "text": "y", **CACHED},
+                {"type": "image", "source": source, **CACHED},
+                video,
+            ],
+        },
+        {"role": "assistant", "content": [thinking, {"type": "text", "text": "z"}]},
+        {
+            "role": "user",
+            "content": [{**result, "content": [{"type": "text", "text": "1"}], **CACHED}],
+        },
+        {"role": "robot", "content": [{"type": "text", "text": "x"}]},
+    ]
+    schema = {"type": "object", "properties": {}}
+    assert sent["tools"] == [{"name": "f", **CACHED, "input_schema": schema}, search]
+    assert sent["tool_choice"] == {"type": "tool", "name": "web_search"}
+
+
+def _fields(**fields: Any) -> dict[str, Any]:
+    """The fields of a request, checked as those of a client's."""
+    request = CHAT_REQUEST.convert(fields)
+    return {name: getattr(request, name) for name in fields}
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         ({"messages": [{"role": "user", "content": [AUDIO]}]}, "takes text, images and PDF"),
         ({"messages": [{"role": "user", "content": [ODD_IMAGE]}]}, "neither a data: URL"),
         ({"messages": [{"role": "user", "content": [RAW_IMAGE]}]}, "not in base64"),
+        ({"messages": [{"role": "user", "content": 5}]}, "neither a text nor a list"),
+        ({"messages": [{"role": "user", "content": [5]}]}, "is no object"),
+        ({"messages": [{"role": "assistant", "tool_calls": [5]}]}, "no function with a name"),
+        ({"messages": [{"role": "assistant", "tool_calls": 5}]}, "no function with a name"),
         ({"reasoning_effort": "huge"}, "none or one of minimal, low"),
         ({"response_format": {"type": "json_object"}}, "text or a json_schema"),
         ({"tools": [{"function": {"name": "f"}}], "tool_choice": "f"}, "'f' is not known"),

@@ -18,7 +18,7 @@ import pytest
 
 from halt import metrics
 from halt import run as module
-from halt.chat import ChatRequest, Part, ToolSpec
+from halt.chat import ChatRequest, Part, ToolSpec, ToolTurn
 from halt.errors import UpstreamError
 from halt.events import (
     Done,
@@ -172,6 +172,26 @@ def test_a_viewer_that_pumps_hands_over_and_takes_over_again(stage: ToolStage) -
     reader.finish()
     assert second.readers[0] == "background"
     assert max(reply.most_reading, second.most_reading) == 1
+
+
+def test_what_the_provider_wants_back_goes_back_with_the_results(stage: ToolStage) -> None:
+    """Each round's own, in that round's message and its calls; readers see the calls' as it came."""
+    run, upstream = stage.begin()
+    for number in range(2):
+        reply = upstream.reply(number)
+        reply.opaque = {"reasoning_content": f"hm {number}"}
+        extra = {"extra_content": {"signature": number}}
+        reply.feed(Part((ToolCall(f"id-{number}", "quick", '{"name":"x"}', extra=extra),), 1))
+        reply.end("tool_calls")
+    upstream.reply(2).feed("It is so.")
+    upstream.reply(2).end()
+    over(run)
+    turns = [m for m in upstream.asked[2].messages if isinstance(m, ToolTurn)]
+    assert [turn.opaque for turn in turns] == [{"reasoning_content": f"hm {n}"} for n in range(2)]
+    signed = [turn["tool_calls"][0]["extra_content"] for turn in turns]
+    assert signed == [{"signature": n} for n in range(2)]
+    calls = [event for _, event in run.log.read(0) if isinstance(event, ToolCall)]
+    assert [call.extra for call in calls] == [{"extra_content": each} for each in signed]
 
 
 def test_results_are_told_in_the_order_of_the_calls(stage: ToolStage) -> None:
