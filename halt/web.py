@@ -155,10 +155,11 @@ def json_response(value: Any, status: int = 200) -> Response:
 
 def after_parameter() -> int:
     """The event after which a reader wants to go on. Raises RequestError."""
-    raw = request.headers.get("Last-Event-ID") or request.args.get("after") or "0"
-    if not is_number(raw):
+    places = request.headers.get("Last-Event-ID"), request.args.get("after")
+    given = [raw for raw in places if raw]
+    if not all(map(is_number, given)):
         raise RequestError("after must be the number of an event, 0 or more.", field="after")
-    return int(raw)
+    return int(given[0]) if given else 0
 
 
 def tell_id(stream_id: str) -> None:
