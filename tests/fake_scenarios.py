@@ -472,6 +472,33 @@ def wants_back(
 
 
 @scenario
+def beside(reply: Reply) -> None:
+    """Fields of its own beside text and calls: sources, pictures, signatures, probabilities."""
+
+    def chunk(delta: dict[str, Any], **more: Any) -> None:
+        whole: dict[str, Any] = reply.chunk_object(delta)
+        whole["choices"][0] |= more.pop("choice", {})
+        reply.write(b"data: " + as_json(whole | more) + b"\n\n")
+        reply.record.sent(1)
+
+    reply.open()
+    sources = ["https://a.example/one"]
+    for number, word in enumerate(("Paris", "[1]")):
+        odds = {"content": [{"token": word, "logprob": -0.5}]}
+        chunk(
+            {"content": word, "images": [{"image_url": {"url": f"data:,{number}"}}]},
+            choice={"logprobs": odds, "verdict": {"harm": "none"}},
+            citations=sources[: number + 1],
+            halt={"state": "lost"},
+        )
+        sources.append("https://a.example/two")
+    function = {"name": "x", "arguments": "{}", "note": 1}
+    call = {"index": 0, "id": "c1", "type": "function", "function": function}
+    chunk({"tool_calls": [call | {"extra_content": SIGNATURE}], "reasoning_signature": "s"})
+    reply.finish("tool_calls")
+
+
+@scenario
 def no_tools(reply: Reply, status: int = 400) -> None:
     """Refuses a request that offers tools, as Ollama does for models that can't call any."""
     if "tools" in reply.request:

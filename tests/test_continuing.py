@@ -26,7 +26,7 @@ from halt.continuing import (
     unfinished,
 )
 from halt.errors import RequestError, UpstreamError
-from halt.events import Content, Done, Reasoning, ToolCall
+from halt.events import Content, Done, Extra, Reasoning, ToolCall
 from halt.generation import Generations
 from halt.line import Line
 from halt.provider_settings import Kind, ProviderSettings
@@ -277,9 +277,9 @@ def test_pieces_that_are_held_back_are_counted_when_they_are_shown(reply: Script
 def test_thoughts_pass_and_calls_come_behind_the_text(reply: ScriptedReply) -> None:
     """Nothing is held back behind what follows it."""
     told = SeamReply(reply, Seam(OLD, repeats=True))
-    thought, call = Reasoning("hm"), ToolCall("1", "add", "{}")
-    reply.feed(Part((thought, Content("Let me see")), 2), Part((call,), 1, ended=True))
-    assert told.read(1).events == (thought,)
+    thought, call, fields = Reasoning("hm"), ToolCall("1", "add", "{}"), Extra({"citations": []})
+    reply.feed(Part((thought, Content("Let me see"), fields), 2), Part((call,), 1, ended=True))
+    assert told.read(1).events == (thought, fields)
     assert told.read(1).events == (Content(" Let me see"), call)
 
 

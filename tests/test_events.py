@@ -22,6 +22,7 @@ from halt.events import (
     Done,
     ErrorInfo,
     Event,
+    Extra,
     Failed,
     Reasoning,
     ToolCall,
@@ -126,6 +127,29 @@ def wire(event: Event) -> Any:
             ToolCall("c", "add", "{}"),
             {"type": "tool_call", "id": "c", "name": "add", "arguments": "{}", "content": ""},
             id="tool-call",
+        ),
+        pytest.param(
+            ToolCall("c", "add", "{}", extra={"extra_content": {"x": 1}}),
+            {
+                "type": "tool_call",
+                "id": "c",
+                "name": "add",
+                "arguments": "{}",
+                "content": "",
+                "extra": {"extra_content": {"x": 1}},
+            },
+            id="signed-tool-call",
+        ),
+        pytest.param(
+            Extra(chunk={"citations": ["a"]}, delta={"images": [1]}),
+            {
+                "type": "extra",
+                "chunk": {"citations": ["a"]},
+                "choice": {},
+                "delta": {"images": [1]},
+                "content": "",
+            },
+            id="extra",
         ),
         pytest.param(
             ToolResult("c", "add", "3", True, 1.5),
@@ -254,6 +278,7 @@ def test_a_row_of_an_older_halt_is_read() -> None:
         ToolCallDelta(1, "c", "add", "{"),
         ToolCall("c", "add", "{}"),
         ToolResult("c", "add", "3", True, 1.5),
+        Extra({"citations": ["a"]}),
     ):
         older = encode(event).replace(b',"content":""', b"")
         assert b"content" not in older

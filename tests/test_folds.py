@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from halt.events import Content, Event, Reasoning, ToolCall, ToolCallDelta, ToolResult
+from halt.events import Content, Event, Extra, Reasoning, ToolCall, ToolCallDelta, ToolResult
 from halt.folds import CUT, FOLDED_MAX, FOLDS_MAX, Fold, FoldPatch, FoldStream
 
 
@@ -24,6 +24,12 @@ def test_a_thought_takes_until_the_answer_begins() -> None:
     assert shown(stream.folds()) == [(1, "thought", "running", "", "so what", "", None)]
     stream.feed(3, Content("Yes."), 4.5)
     assert shown(stream.folds()) == [(1, "thought", "done", "", "so what", "", 3500.0)]
+
+
+def test_fields_of_the_server_end_no_thought() -> None:
+    """A model may think on while its server tells its sources."""
+    stream = fed(Reasoning("so "), Extra({"citations": []}), Reasoning("what"))
+    assert [(f.state, f.text) for f in stream.folds()] == [("running", "so what")]
 
 
 def test_an_answer_without_thoughts_or_tools_has_no_folds() -> None:

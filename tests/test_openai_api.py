@@ -410,6 +410,62 @@ def test_functions_of_any_shape_are_tools(
     assert sent.get("tool_choice") == chosen
 
 
+SIGNED = {"extra_content": {"google": {"thought_signature": "c2lnbmVk"}}}
+SOURCES = ["https://a.example/one", "https://a.example/two"]
+PICTURES = [{"image_url": {"url": f"data:,{number}"}} for number in range(2)]
+ODDS = [{"token": word, "logprob": -0.5} for word in ("Paris", "[1]")]
+
+
+@pytest.mark.parametrize("logprobs", [True, False])
+def test_fields_of_a_chunk_come_back_where_they_stood(halt: HaltServer, logprobs: bool) -> None:
+    """Beside the choices, in the choice, in the delta, in a call; Halt's own fields stay its own."""
+    body = {"model": "beside", "messages": hello(), "stream": True, "logprobs": logprobs}
+    with halt.client().stream("POST", PATH, body) as events:
+        events.to_end()
+    chunks = [message.json for message in events.seen[:-1]]
+    choices = [chunk["choices"][0] for chunk in chunks]
+    deltas = [choice["delta"] for choice in choices]
+    assert {chunk["id"] for chunk in chunks} == {f"chatcmpl-{events.id}"}
+    assert [c["citations"] for c in chunks if "citations" in c] == [SOURCES[:1], SOURCES]
+    assert [c["halt"]["state"] for c in chunks if "halt" in c] == ["done"]
+    assert [c["verdict"] for c in choices if "verdict" in c] == [{"harm": "none"}]
+    odds = [each for c in choices if c["logprobs"] for each in c["logprobs"]["content"]]
+    assert odds == (ODDS if logprobs else [])
+    assert [each for d in deltas for each in d.get("images", ())] == PICTURES
+    assert [d["reasoning_signature"] for d in deltas if "reasoning_signature" in d] == ["s"]
+    (call,) = [each for d in deltas for each in d.get("tool_calls", ())]
+    assert {name: call.get(name) for name in SIGNED} == SIGNED
+    assert "".join(d.get("content") or "" for d in deltas) == "Paris[1]"
+
+
+def test_fields_of_all_chunks_are_in_a_whole_answer(halt: HaltServer) -> None:
+    """Lists of the message and of the choice are joined; beside the choices the newest counts."""
+    body = {"model": "beside", "messages": hello(), "logprobs": True, "top_logprobs": 2}
+    answer = halt.client().post(PATH, body).json
+    (choice,) = answer["choices"]
+    message = choice["message"]
+    assert answer["citations"] == SOURCES
+    assert answer["halt"]["state"] == "done"
+    assert (choice["verdict"], choice["logprobs"]) == ({"harm": "none"}, {"content": ODDS})
+    assert (message["content"], message["images"]) == ("Paris[1]", PICTURES)
+    assert message["reasoning_signature"] == "s"
+    assert message["tool_calls"][0]["extra_content"] == SIGNED["extra_content"]
+
+
+def test_fields_of_a_chunk_are_events_of_the_stream(halt: HaltServer) -> None:
+    """A program that reads Halt's own wire has them too, and again when it comes back."""
+    client = halt.client()
+    stream = client.chat("beside").to_end()
+    for reader in (stream, client.follow(stream.id).to_end()):
+        events = [message.json for message in reader.seen[:-1]]
+        extras = [each for each in events if each["type"] == "extra"]
+        assert [each for e in extras for each in e["delta"].get("images", ())] == PICTURES
+        assert [e["chunk"]["citations"] for e in extras if "citations" in e["chunk"]][-1] == SOURCES
+        (call,) = [each for each in events if each["type"] == "tool_call"]
+        assert call["extra"] == SIGNED
+        assert {each["content"] for each in extras} == {""}
+
+
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 def test_thoughts_go_back_to_a_server_that_wants_them(
     halt: HaltServer, shared_fake: FakeOpenAI, field: str
