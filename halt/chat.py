@@ -48,7 +48,10 @@ class Message(dict[str, Any]):
         if not isinstance(fields.get("role"), str):
             raise ValueError("missing required field `role`, which is a text")
         message = cls.__new__(cls)
-        message.update({k: v for k, v in fields.items() if v is not None or k == "content"})
+        message.update(fields)
+        if None in fields.values():
+            for name in [k for k, v in fields.items() if v is None and k != "content"]:
+                del message[name]
         if isinstance(calls := message.get("tool_calls"), list):
             message["tool_calls"] = [_typed(each) for each in calls]
         return message
