@@ -18,7 +18,17 @@ from jinja2 import Template
 from markupsafe import Markup
 
 from halt.conversations import Exchange, Usage, Versions, state_of
-from halt.events import Cancelled, Done, Event, Failed, Terminal, is_terminal, sse_html, text_of
+from halt.events import (
+    Cancelled,
+    Done,
+    Event,
+    Failed,
+    ReasoningEnd,
+    Terminal,
+    is_terminal,
+    sse_html,
+    text_of,
+)
 from halt.folds import Fold, FoldPatch
 from halt.lengths import Lengths
 from halt.metrics import now
@@ -307,11 +317,24 @@ class PageWriter:
         self._shown = seq
         if is_terminal(last):
             return sse_html(seq, self.whole() + self._saved())
+        thought = False
         for number, event in events:
-            self._folds.feed(number, event, self._run.came_at(number))
-        text = self._blocks.feed("".join(text_of(e) for _, e in events))
+            self._run.fold(self._folds, number, event)
+            thought = thought or isinstance(event, ReasoningEnd)
+        if thought:
+            text = self._anew(self._run.text(seq))
+        else:
+            text = self._changes(self._blocks.feed("".join(text_of(e) for _, e in events)))
         folded = self._folded(self._folds.patch())
-        return sse_html(seq, folded + self._changes(text) + self._moved() + self._saved())
+        return sse_html(seq, folded + text + self._moved() + self._saved())
+
+    def _anew(self, text: str) -> str:
+        """The whole text so far, in place of what the page shows of it."""
+        self._blocks = BlockStream()
+        patch = self._blocks.feed(text)
+        box = f"done-{self._run.id}"
+        done = f'<div id="{box}">{patch.finished}</div>'
+        return _partial(box, "outerHTML", done) + self._changes(replace(patch, finished=""))
 
     def aside(self) -> bytes:
         """What there is to be said while the answer is silent."""

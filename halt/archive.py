@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from halt.conversations import Recorded, State
-from halt.events import is_terminal, text_of
+from halt.events import is_terminal
 from halt.journal import StoredLog
 from halt.metrics import now
 from halt.recording import Recording
@@ -53,7 +53,7 @@ class StoredRecording(Recording):
             at = began + ms / 1000
             while len(self._parts) < number - 1:
                 self.note("", at)
-            self.note(text_of(event), at)
+            self.note_event(event, at)
 
     @property
     def model(self) -> str:

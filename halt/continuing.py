@@ -19,7 +19,7 @@ import msgspec
 
 from halt.chat import ChatRequest, Message, Part, Reply, ToolTurn
 from halt.errors import RequestError, UpstreamError
-from halt.events import Content, Delta, Extra, Reasoning
+from halt.events import Content, Delta, Extra, Reasoning, ReasoningEnd
 
 #: How a server is asked. All but the last are by prefix: a last message of the assistant's as it
 #: is; that and vLLM's two switches; that, marked with `prefix`; the same, where the answer begins
@@ -182,6 +182,7 @@ class Seam:
 
         `echoes`: the server may give the whole old text again.
         """
+        self._made = old, repeats, echoes
         self._old = old.rstrip()
         self._blank = old[len(self._old) :]  # white space that is on the page already
         self._tail = tail_of(self._old) if repeats else ""
@@ -192,6 +193,11 @@ class Seam:
         self._phase = "repeat" if repeats or echoes else "blank"
         if self._phase == "blank" and not self._blank:
             self._phase = "through"
+
+    def again(self) -> Seam:
+        """The same seam before any new text."""
+        old, repeats, echoes = self._made
+        return Seam(old, repeats=repeats, echoes=echoes)
 
     def feed(self, text: str) -> str:
         """New text as it comes; what of it is to be shown now."""
@@ -420,6 +426,9 @@ class SeamReply:
         for event in part.events:
             if isinstance(event, Content):
                 text = self._seam.feed(event.content)
+            elif isinstance(event, ReasoningEnd):  # what goes on with the old text comes now
+                text = self._seam.end()
+                self._seam = self._seam.again()
             else:  # thoughts come before the text, fields anywhere, a call behind all of it
                 text = "" if isinstance(event, Reasoning | Extra) else self._seam.end()
             if text:

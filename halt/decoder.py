@@ -598,6 +598,8 @@ class ChatDecoder(EventDecoder):
         if thought:
             self._returned.name = "reasoning_content" if delta.reasoning_content else "reasoning"
             self._texts[Reasoning].append(thought)
+            if not self._splitter.through:
+                self._splitter.reasoned(out)
             out.text(Reasoning, thought)
         if text:
             self._texts[Content].append(text)
@@ -642,10 +644,12 @@ class ChatDecoder(EventDecoder):
         self._calls.fragment(index, id_, name, arguments, out, extra)
 
     def _give(self, kind: Kind, text: str, out: Gathering) -> None:
-        if kind is Content and not self._splitter.through:
-            self._splitter.feed(text, out)
-        else:
-            out.text(kind, text)
+        if not self._splitter.through:
+            if kind is Content:
+                self._splitter.feed(text, out)
+                return
+            self._splitter.reasoned(out)
+        out.text(kind, text)
 
     def _give_rest(self, out: Gathering) -> None:
         super()._give_rest(out)

@@ -2,6 +2,7 @@
 
     {"type":"content","content":"text"}
     {"type":"reasoning","text":"...","content":""}
+    {"type":"reasoning_end","after":0,"content":"\\n\\n"}
     {"type":"tool_call_delta","index":0,"id":"...","name":"...","arguments":"a piece","content":""}
     {"type":"tool_call","id":"...","name":"...","arguments":"{...}","content":""}
     {"type":"tool_result","id":"...","name":"...","result":"...","ok":true,"duration_ms":1.5,
@@ -12,7 +13,8 @@
     {"type":"error","done":true,"content":"","error":{...},"metrics":{...}}
 
 Every event has `content`, which is what it adds to the answer's text: a client that appends it and
-looks at nothing else has the text.
+looks at nothing else has the text. One event takes text back, see `ReasoningEnd`; such a client has
+the thought as a paragraph of its own.
 
 Framed as Server-Sent Events by the WHATWG's rules: `id: SEQ`, one `data:` line (JSON holds no line
 break), an empty line. A terminal event is followed by `data: [DONE]`. In silence a comment line is
@@ -22,6 +24,7 @@ an event once they have seen an ID.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal, TypeGuard
 
 import msgspec
@@ -46,6 +49,17 @@ class Reasoning(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning"):
 
     text: str
     content: str = ""
+
+
+class ReasoningEnd(msgspec.Struct, frozen=True, tag_field="type", tag="reasoning_end"):
+    """The text of the events above number `after`, up to this one, was reasoning.
+
+    Some models' prompts open the thought, so that only its end is marked. Until that comes, the
+    thought cannot be told from an answer, and goes out as one.
+    """
+
+    after: int = 0
+    content: str = "\n\n"
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, tag_field="type", tag="tool_call_delta"):
@@ -142,7 +156,7 @@ class Failed(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
 
 
 #: What a model, or a tool on its behalf, adds to an answer.
-Delta = Content | Reasoning | ToolCallDelta | ToolCall | ToolResult | Extra
+Delta = Content | Reasoning | ReasoningEnd | ToolCallDelta | ToolCall | ToolResult | Extra
 Terminal = Done | Cancelled | Failed
 Event = Delta | Terminal
 
@@ -157,6 +171,18 @@ def is_terminal(event: Event) -> TypeGuard[Terminal]:
 def text_of(event: Event) -> str:
     """What an event adds to the answer's text."""
     return event.content if isinstance(event, Content) else ""
+
+
+def answer_of(events: Iterable[tuple[int, Event]]) -> str:
+    """The answer's text in these events, which come with their numbers and in order."""
+    texts: list[tuple[int, str]] = []
+    for number, event in events:
+        if isinstance(event, ReasoningEnd):
+            while texts and texts[-1][0] > event.after:
+                texts.pop()
+        elif text := text_of(event):
+            texts.append((number, text))
+    return "".join(text for _, text in texts)
 
 
 def size_of(event: Event) -> int:

@@ -111,6 +111,13 @@ class FoldStream:
                 done.ms = event.duration_ms
                 self._changed.append(done)
 
+    def reclassify(self, number: int, text: str, began: float, at: float) -> None:
+        """Take a ReasoningEnd: text that came from `began` to `at` was a thought."""
+        self._end_thought(at)
+        self._thought = self._open(number, "thought", began)
+        self._write(self._thought, text.strip("\n"))
+        self._end_thought(at)
+
     def patch(self) -> FoldPatch:
         """What has changed since the last patch."""
         if not (self._fresh or self._added or self._changed):

@@ -17,7 +17,17 @@ import msgspec
 
 from halt.aio import AsyncStream, read
 from halt.errors import HaltError, OffsetLost
-from halt.events import Cancelled, Content, Done, ErrorInfo, Event, Failed, Terminal, is_terminal
+from halt.events import (
+    Cancelled,
+    Content,
+    Done,
+    ErrorInfo,
+    Event,
+    Failed,
+    ReasoningEnd,
+    Terminal,
+    is_terminal,
+)
 from halt.feed import Feed, Followers, Item
 from halt.generation import Generations, Receipt
 from halt.line import TICK
@@ -166,11 +176,12 @@ class Generation:
     def text_stream(self) -> Iterator[str]:
         """The pieces of the answer's text as they come.
 
+        What turns out to be a thought (`ReasoningEnd`) was given out, and is no part of `text`.
         Ends when it was stopped, too. Raises GenerationError behind the text that had come when
         the generation fails, and OffsetLost as `events` does.
         """
         for event in self:
-            if isinstance(event, Content):
+            if isinstance(event, Content | ReasoningEnd):
                 yield event.content
             elif is_terminal(event):
                 outcome(self._run)
@@ -273,7 +284,7 @@ class Callbacks:
         try:
             for events in run.follow(0, viewer):
                 for _, event in events:
-                    if isinstance(event, Content):
+                    if isinstance(event, Content | ReasoningEnd):
                         self._call(run, "on_token", self._on_token, event.content)
                     elif is_terminal(event):
                         self._call(run, "on_complete", self._on_complete, outcome(run))

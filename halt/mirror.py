@@ -24,7 +24,7 @@ from typing import Protocol
 import msgspec
 
 from halt.errors import CODES, OffsetLost
-from halt.events import ErrorInfo, Event, Failed, Terminal, is_terminal, text_of
+from halt.events import ErrorInfo, Event, Failed, Terminal, is_terminal
 from halt.journal import MemoryLog
 from halt.metrics import Meter, now
 from halt.peers import Channel
@@ -253,7 +253,7 @@ class Mirror(Recording):
                 if isinstance(event, Terminal):
                     self._end(number, event, batch.kept, batch.ended_at or at)
                     return
-                self.note(text_of(event), at)
+                self.note_event(event, at)
                 self.log.append(event)
 
     def _end(self, number: int, ended: Terminal, kept: int | None, at: float) -> None:
@@ -352,7 +352,7 @@ class Mirror(Recording):
             self._model = saved.model
             for number, event in saved.events(last):
                 if number > self.log.last and not isinstance(event, Terminal):
-                    self.note(text_of(event), saved.came_at(number))
+                    self.note_event(event, saved.came_at(number))
                     self.log.append(event)
             kept = upto if upto < self.log.last else saved.kept
             self._end(max(last, self.log.last + 1), ended, kept, saved.ended_at or now())

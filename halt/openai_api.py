@@ -35,6 +35,7 @@ from halt.events import (
     Extra,
     Failed,
     Reasoning,
+    ReasoningEnd,
     Terminal,
     ToolCall,
     ToolCallDelta,
@@ -340,7 +341,7 @@ class ChunkStream(EventStream):
             self._begin()
             out.append(self._chunk(b'{"role":"assistant","content":""}'))
         for _, event in events:
-            if isinstance(event, Content):
+            if isinstance(event, Content | ReasoningEnd):  # the form cannot take text back
                 out.append(self._chunk(b'{"content":%b}' % encode(event.content)))
             elif isinstance(event, Reasoning):
                 out.append(self._chunk(b'{"reasoning_content":%b}' % encode(event.text)))

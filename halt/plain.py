@@ -23,7 +23,7 @@ from flask import Blueprint, Response, request
 from halt.bodies import JSON_OBJECT
 from halt.chat import fingerprint
 from halt.errors import AtCapacity, OffsetLost, RequestError, StreamInUse, UnknownStream
-from halt.events import Cancelled, Content, Done, Event, encode, is_terminal, text_of
+from halt.events import Cancelled, Content, Done, Event, encode, is_terminal
 from halt.rates import count_starts
 from halt.recording import Recording
 from halt.relay import (
@@ -217,7 +217,7 @@ class PromptStream(EventStream):
 
     def _messages(self, events: list[tuple[int, Event]]) -> bytes:
         seq, last = events[-1]
-        text = "".join(text_of(event) for _, event in events)
+        text = "".join(event.content for _, event in events)
         out = b""
         if text:
             out = _message(self.run.id, seq - is_terminal(last), encode(Content(text)))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from halt.errors import OffsetLost
-from halt.events import Cancelled, Done, Event, is_terminal
+from halt.events import Cancelled, Done, Event, ReasoningEnd, is_terminal, text_of
 from halt.folds import Fold, FoldStream
 from halt.journal import Log
 from halt.line import TICK
@@ -68,6 +68,7 @@ class Recording:
         self.expected: float | None = None  # tokens that it may come to, where somebody knows
         self.only_text = True  # no event so far was anything else
         self._parts: list[str] = []  # parts[n] is the text of event n + 1, "" of other kinds
+        self._reasoned: tuple[tuple[int, int], ...] = ()  # (n, m): text of events m+1 to n was none
         self._times = array("d")  # times[n] is when event n + 1 came
         self._kept: int | None = None  # events that the one who stopped had been shown
         self._viewers_lock = threading.Lock()  # protects the three below
@@ -110,7 +111,7 @@ class Recording:
     @property
     def characters(self) -> int:
         """Characters of the answer that were made so far, without the prefix."""
-        return sum(map(len, self._parts[: self.log.last]))
+        return sum(map(len, self._texts(self.log.last)))
 
     @property
     def kept(self) -> int | None:
@@ -129,11 +130,20 @@ class Recording:
 
     def text(self, upto: int) -> str:
         """The prefix, and the text of the events from 1 to `upto`."""
-        return self.prefix + "".join(self._parts[:upto])
+        return self.prefix + "".join(self._texts(upto))
+
+    def _texts(self, upto: int) -> list[str]:
+        """What each event from 1 to `upto` has added to the answer, without what was reasoning."""
+        texts = self._parts[:upto]
+        for number, after in self._reasoned:
+            if number <= upto:
+                texts[after:number] = [""] * (number - after)
+        return texts
 
     def piece(self, number: int) -> str:
         """The text of one event, also of one that the log has let go of; "" of other kinds."""
-        return self._parts[number - 1]
+        reasoned = any(after < number <= upto for upto, after in self._reasoned)
+        return "" if reasoned else self._parts[number - 1]
 
     def events(self, upto: int) -> list[tuple[int, Event]]:
         """The events from 1 to `upto`, as far as the log still has them."""
@@ -146,16 +156,30 @@ class Recording:
 
     def pieces(self, after: int, upto: int) -> list[tuple[float, str]]:
         """When each event above `after` and up to `upto` came, and the text that it added."""
-        return list(zip(self._times[after:upto], self._parts[after:upto], strict=True))
+        return list(zip(self._times[after:upto], self._texts(upto)[after:], strict=True))
 
     def folding(self, upto: int) -> FoldStream:
         """The folds of the events from 1 to `upto`, ready to be fed with what comes behind."""
         stream = FoldStream()
         for number, event in [] if self.only_text else self.events(upto):
             if not is_terminal(event):
-                stream.feed(number, event, self.came_at(number))
+                self.fold(stream, number, event)
         stream.patch()
         return stream
+
+    def fold(self, stream: FoldStream, number: int, event: Event) -> None:
+        """Feed an event that is not the terminal one to a stream of folds."""
+        at = self.came_at(number)
+        if isinstance(event, ReasoningEnd):
+            began = self.came_at(min(event.after + 1, number))
+            stream.reclassify(number, self.reasoning(event), began, at)
+        else:
+            stream.feed(number, event, at)
+
+    def reasoning(self, end: ReasoningEnd) -> str:
+        """The text that was reasoning, by the event that says so."""
+        upto = next((upto for upto, after in self._reasoned if after == end.after), end.after)
+        return "".join(self._parts[end.after : upto])
 
     def folds(self) -> tuple[Fold, ...]:
         """After the end: the folds, as far as the answer goes."""
@@ -171,6 +195,12 @@ class Recording:
         self.only_text = self.only_text and bool(text)
         self._parts.append(text)
         self._times.append(at)
+
+    def note_event(self, event: Event, at: float) -> None:
+        """Keep of the next event, which is not the terminal one, what is needed of it."""
+        if isinstance(event, ReasoningEnd):
+            self._reasoned = (*self._reasoned, (len(self._parts) + 1, event.after))
+        self.note(text_of(event), at)
 
     # --- reading ----------------------------------------------------------------------------------
 

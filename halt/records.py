@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,8 @@ from halt.events import (
     ErrorInfo,
     Event,
     Failed,
+    ReasoningEnd,
+    answer_of,
     is_terminal,
     text_of,
 )
@@ -192,7 +194,7 @@ class Records:
             if row.prefix_chars:
                 content = select(messages.c.content).where(messages.c.id == row.message_id)
                 prefix = connection.scalar(content) or ""
-            text = prefix + "".join(text_of(event) for _, event in said)
+            text = prefix + answer_of(_numbered(events))
             message, retryable = CODES["interrupted"]
             ended = Failed(ErrorInfo("interrupted", message, retryable), _measured(said))
             lasted = said[-1][0] if said else 0.0
@@ -377,8 +379,7 @@ def _gathered(
 
 def text_so_far(connection: Connection, stream_id: str) -> str:
     """What is written down of the text of a generation that runs."""
-    parts = _gathered(connection, stream_id, [])
-    return "".join(text_of(event) for _, part in parts for _, event in part)
+    return answer_of(_numbered(_gathered(connection, stream_id, [])))
 
 
 def _end(
@@ -457,14 +458,30 @@ def earlier(folds: tuple[Fold, ...]) -> tuple[Fold, ...]:
     return tuple(replace(each, number=n - len(folds)) for n, each in enumerate(folds))
 
 
+def _numbered(events: list[tuple[int, list[Timed]]]) -> Iterator[tuple[int, Event]]:
+    for first, part in events:
+        for number, (_, event) in enumerate(part, first):
+            yield number, event
+
+
 def _folded(events: list[tuple[int, list[Timed]]]) -> tuple[Fold, ...]:
     stream = FoldStream()
     at = 0.0
+    texts: list[tuple[int, float, str]] = []
     for first, part in events:
         for number, (ms, event) in enumerate(part, first):
-            if not is_terminal(event):
-                at = ms / 1000
-                stream.feed(number, event, at)
+            if is_terminal(event):
+                continue
+            at = ms / 1000
+            if isinstance(event, ReasoningEnd):
+                thought = [each for each in texts if each[0] > event.after]
+                began = thought[0][1] if thought else at
+                stream.reclassify(number, "".join(text for _, _, text in thought), began, at)
+                texts.clear()
+                continue
+            if text := text_of(event):
+                texts.append((number, at, text))
+            stream.feed(number, event, at)
     return stream.ended(at)
 
 

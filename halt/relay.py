@@ -27,11 +27,11 @@ from halt.events import (
     Extra,
     Failed,
     Reasoning,
+    ReasoningEnd,
     ToolCall,
     encode,
     is_terminal,
     sse,
-    text_of,
 )
 from halt.extras import Extras
 from halt.generation import Generations
@@ -215,7 +215,7 @@ class TextStream(EventStream):
             raise ConnectionResetError(errno.ECONNRESET, "the answer is not whole")
 
     def _text(self, events: list[tuple[int, Event]]) -> bytes:
-        text = "".join(text_of(event) for _, event in events)
+        text = "".join(event.content for _, event in events)
         last = events[-1][1]
         if isinstance(last, Failed):
             text += self._break(last.error.code, last.error.message)
@@ -248,6 +248,8 @@ def gather(reading: Reading) -> Answer:
     for event in reading.events():  # to its end, where the model's connection is let go of
         if isinstance(event, Reasoning):
             thoughts.append(event.text)
+        elif isinstance(event, ReasoningEnd):
+            thoughts.append(reading.run.reasoning(event))
         elif isinstance(event, ToolCall):
             calls.append(event)
         elif isinstance(event, Extra):

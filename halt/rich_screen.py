@@ -19,7 +19,7 @@ from rich.text import Text
 
 from halt.metrics import now
 from halt.rendering import BlockStream
-from halt.screen import Paced, clean, seconds
+from halt.screen import WAS_THOUGHT, Paced, clean, seconds
 
 FRAMES = 20  # a second
 TAIL_MAX = 2_000  # characters of an open block that are drawn; the rest of it is seen at its end
@@ -139,6 +139,9 @@ class RichScreen(Paced):
     def _thought(self, spent: float) -> None:
         self._thoughts = ""
         self._line(f"thought for {seconds(spent)}")
+
+    def _was_thought(self) -> None:
+        self._line(WAS_THOUGHT)
 
     def _called(self, line: str) -> None:
         self._close_block()

@@ -56,6 +56,7 @@ from halt.events import (
     ErrorInfo,
     Failed,
     Reasoning,
+    ReasoningEnd,
     Terminal,
     ToolCall,
     ToolResult,
@@ -510,11 +511,10 @@ class Run(Recording):
             self.note(text, self.meter.last_at)
             return self.log.append(first)
         prepared = [self._prepared(event) for event in events]
-        texts = [text_of(event) for event in prepared]
-        self.meter.received(sum(map(len, texts)), part.chunks)
-        for event, text in zip(prepared, texts, strict=True):
+        self.meter.received(sum(len(text_of(event)) for event in prepared), part.chunks)
+        for event in prepared:
             self._size += size_of(event)
-            self.note(text, self.meter.last_at)
+            self.note_event(event, self.meter.last_at)
             if not self.log.append(event):
                 return False
         return True
@@ -527,6 +527,10 @@ class Run(Recording):
                 return Content("\n\n" + event.content)
         elif isinstance(event, Reasoning):
             self.meter.reasoned = True
+        elif isinstance(event, ReasoningEnd):
+            self.meter.reasoned = True
+            self._new_paragraph = bool("".join(self._texts(self._round_from)).strip())
+            return ReasoningEnd(self._round_from)
         elif isinstance(event, ToolCall) and self._tools:
             self._calls.append(event)
         return event
@@ -556,7 +560,7 @@ class Run(Recording):
         results = self._results_of(calls)
         if self.log.ended is not None:
             return
-        said = "".join(self._parts[self._round_from :]).strip()
+        said = "".join(self._texts(len(self._parts))[self._round_from :]).strip()
         self._new_paragraph = self._new_paragraph or bool(said)
         self._round_from = len(self._parts)
         told: list[Message] = [

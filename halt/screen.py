@@ -11,12 +11,14 @@ import re
 from collections import deque
 from typing import Protocol, TextIO
 
-from halt.events import Content, Event, Reasoning, ToolCall, ToolResult
+from halt.events import Content, Event, Reasoning, ReasoningEnd, ToolCall, ToolResult
 from halt.metrics import now
 
 LAG = 0.25  # seconds within which a smooth display has shown what came
 PACE = 0.03  # seconds between two steps of it
 LINE_MAX = 100  # characters of a tool's arguments or result that are shown
+
+WAS_THOUGHT = "all of that was a thought"
 
 # Control characters but newline and tab, and those that turn the direction of text around.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -120,6 +122,7 @@ class Paced:
     def __init__(self, *, typewriter: bool) -> None:
         self._typewriter = Typewriter() if typewriter else None
         self._parts: list[str] = []
+        self._round_from = 0  # parts before the last tool's result
         self._standing = False
         self._thinks_since: float | None = None
         self._calls: dict[str, ToolCall] = {}
@@ -133,7 +136,7 @@ class Paced:
         return self._typewriter is not None and self._typewriter.waits
 
     def begin(self) -> None:
-        self._parts, self._calls = [], {}
+        self._parts, self._calls, self._round_from = [], {}, 0
         self._standing, self._thinks_since = False, None
 
     def show(self, event: Event) -> None:
@@ -143,6 +146,11 @@ class Paced:
             if self._thinks_since is None:
                 self._thinks_since = now()
             self._think(clean(event.text))
+            return
+        if isinstance(event, ReasoningEnd):
+            self._flush()
+            del self._parts[self._round_from :]
+            self._was_thought()
             return
         if not isinstance(event, (Content, ToolCall, ToolResult)):
             return
@@ -161,6 +169,7 @@ class Paced:
             self._calls[event.id] = event
             self._called(f"{one_line(event.name)} {one_line(event.arguments)}")
         else:
+            self._round_from = len(self._parts)
             call = self._calls.pop(event.id, None)
             asked = one_line(call.arguments) if call else ""
             outcome = one_line(event.result) if event.ok else f"failed: {one_line(event.result)}"
@@ -206,6 +215,9 @@ class Paced:
     def _thought(self, spent: float) -> None:
         """It has thought for so many seconds."""
 
+    def _was_thought(self) -> None:
+        """All text of this answer so far was a thought."""
+
     def _called(self, line: str) -> None:
         """A tool runs."""
 
@@ -236,6 +248,10 @@ class PlainScreen(Paced):
             self._out.write(text)
             self._out.flush()
             self._in_line = not text.endswith("\n")
+
+    def _was_thought(self) -> None:
+        self._end_line()
+        self._aside(f"({WAS_THOUGHT})")
 
     def _thought(self, spent: float) -> None:
         self._aside(f"(thought for {seconds(spent)})")

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from halt.chat import ChatRequest, Message, Reply, Upstream
 from halt.config import Config
 from halt.errors import HaltError
-from halt.events import Content
+from halt.events import Content, ReasoningEnd
 from halt.headings import cleaned, is_about
 from halt.line import TICK, Line, Quiet, limited
 
@@ -170,7 +170,11 @@ class Titles:
                 part = reply.read(TICK)
             except Quiet:
                 continue
-            said += "".join(each.content for each in part.events if isinstance(each, Content))
+            for event in part.events:
+                if isinstance(event, ReasoningEnd):
+                    said = ""
+                elif isinstance(event, Content):
+                    said += event.content
             if part.ended or "\n" in said.strip():
                 return said
         return ""

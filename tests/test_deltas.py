@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from halt.errors import UpstreamError
-from halt.events import Content, Delta, Reasoning, ToolCall, ToolCallDelta
+from halt.events import Content, Delta, Reasoning, ReasoningEnd, ToolCall, ToolCallDelta
 from halt.gathering import Gathering
 from halt.think_tags import ThinkSplitter
 from halt.tool_calls import CALLS_MAX, CallAssembler
 
-#: Text that is rich in tags and halves of tags.
-TAGGED = st.lists(
-    st.sampled_from(["<think>", "</think>", "<thi", "nk>", "</", ">", "<", "\n", " ", "a", "é"])
-).map("".join)
+#: Text that is rich in marks and halves of marks.
+PARTS = (
+    "<think> </think> <thi nk> </ > < a é ` . [THINK] [/THINK] [ <|channel|> analysis final "
+    '<|message|> <|end|> <|start|> assistant <| |> <|return|> <|START_THINKING|> to=x "'
+)
+MARKED = st.lists(st.sampled_from([*PARTS.split(), "\n", " ", "```\n"])).map("".join)
+MARKS = re.compile(
+    r"<\|(?:start|channel)\|>[^\n]*?<\|message\|>"
+    r"|</?think>|\[/?THINK\]|<\|[a-z_]+\|>|assistant|analysis|final|\s",
+    re.IGNORECASE,
+)
 
 
-def split(pieces: list[str]) -> tuple[str, str]:
-    """Thoughts and answer of a text that comes in pieces."""
+def events_of(pieces: list[str]) -> list[Delta]:
+    """What comes of a text that comes in pieces."""
     splitter, out = ThinkSplitter(), Gathering()
     for piece in pieces:
         splitter.feed(piece, out)
     splitter.end(out)
-    events = out.part(ended=True).events
-    return (
-        "".join(each.text for each in events if isinstance(each, Reasoning)),
-        "".join(each.content for each in events if isinstance(each, Content)),
-    )
+    return list(out.part(ended=True).events)
+
+
+def split(pieces: list[str]) -> tuple[str, str]:
+    """Thoughts and answer of a text that comes in pieces."""
+    thought, said = "", ""
+    for event in events_of(pieces):
+        if isinstance(event, Reasoning):
+            thought += event.text
+        elif isinstance(event, Content):
+            said += event.content
+        elif isinstance(event, ReasoningEnd):
+            thought, said = thought + said, ""
+    return thought, said
 
 
 def cut(text: str, cuts: list[int]) -> list[str]:
@@ -38,24 +55,28 @@ def cut(text: str, cuts: list[int]) -> list[str]:
     return [text[a:b] for a, b in itertools.pairwise(edges)]
 
 
-@given(text=TAGGED, cuts=st.lists(st.integers(0, 60)))
+@given(text=MARKED, cuts=st.lists(st.integers(0, 60)))
 @example(text="<think>\n\nhm\n</think>\n\nHello", cuts=list(range(60)))
 @example(text="<think>\n\n</think>\n\nHello", cuts=list(range(60)))
 @example(text="  <think>a</think>b<think>c</think>", cuts=list(range(60)))
+@example(text="a.</think>\n\n<think>b</think>c", cuts=list(range(60)))
 def test_no_cut_changes_what_is_thought_and_what_is_said(text: str, cuts: list[int]) -> None:
     """However a text comes, its thoughts and its answer are the same."""
     assert split(cut(text, cuts)) == split([text])
 
 
-@given(text=TAGGED)
-def test_no_text_is_lost(text: str) -> None:
-    """Every character but those of the tags, and the white space about them, comes out."""
-    thought, said = split([text])
-    if not text.lstrip().startswith("<think>"):
-        assert (thought, said) == ("", text)
-        return
-    inside, _, behind = text.lstrip().removeprefix("<think>").lstrip("\n").partition("</think>")
-    assert (thought, said) == (inside, behind.lstrip("\n"))
+@given(text=MARKED, cuts=st.lists(st.integers(0, 60)))
+def test_no_text_is_lost(text: str, cuts: list[int]) -> None:
+    """Every character but those of marks, and the white space about them, comes out, in order."""
+    texts = [
+        each.text if isinstance(each, Reasoning) else each.content
+        for each in events_of(cut(text, cuts))
+        if isinstance(each, Reasoning | Content)
+    ]
+    assert MARKS.sub("", "".join(texts)) == MARKS.sub("", text)
+
+
+FINAL = "<|start|>assistant<|channel|>final<|message|>"
 
 
 @pytest.mark.parametrize(
@@ -64,17 +85,115 @@ def test_no_text_is_lost(text: str) -> None:
         ("<think>hm</think>Hello", "hm", "Hello"),
         ("\n<think>\nhm\n</think>\n\nHello", "hm\n", "Hello"),
         ("<think></think>Hello", "", "Hello"),
-        ("Hello <think>no</think>", "", "Hello <think>no</think>"),
         ("<think>never ended", "never ended", ""),
         ("<think>a</thi", "a</thi", ""),
-        ("<thi", "", "<thi"),
-        (" \n", "", " \n"),
-        ("<thinking>a", "", "<thinking>a"),
+        ("<THINK>hm</think>Hello", "hm", "Hello"),
+        ("<thinking>hm</thinking>\n\nHello", "hm", "Hello"),
+        ("<thought>hm</thought>Hello", "hm", "Hello"),
+        ("<reasoning>hm</reasoning>Hello", "hm", "Hello"),
+        ("<thought_process>hm</thought_process>Hello", "hm", "Hello"),
+        ("<seed:think>hm</seed:think>Hello", "hm", "Hello"),
+        ("<longcat_think>hm</longcat_think>Hello", "hm", "Hello"),
+        ("◁think▷hm◁/think▷Hello", "hm", "Hello"),
+        ("[THINK]hm[/THINK]Hello", "hm", "Hello"),
+        ("<|begin_of_thought|>hm<|end_of_thought|>Hello", "hm", "Hello"),
+        ("<|thinking_start|>hm<|thinking_end|>Hello", "hm", "Hello"),
+        ("<\uff5cbegin\u2581of\u2581thinking\uff5c>hm<\uff5cend\u2581of\u2581thinking\uff5c>Hello", "hm", "Hello"),
+        ("<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>Hi<|END_RESPONSE|>", "hm", "Hi"),
+        ("<|channel>thought\nhm\n<channel|>Hello", "hm\n", "Hello"),
+        ("<think>a</think>\n<think>b</think>\n\nHello", "a\n\nb", "Hello"),
+        ("<think>a</think>\n<answer>4</answer>", "a", "<answer>4</answer>"),
+        ("<think>a</think>b\n<think>c</think>", "a", "b\n<think>c</think>"),
+        # Harmony
+        (f"<|channel|>analysis<|message|>hm<|end|>{FINAL}Hello<|return|>", "hm", "Hello"),
+        (f"<|start|>assistant<|channel|>analysis<|message|>hm<|end|>\n{FINAL}Hi", "hm", "Hi"),
+        (f"<|channel|>commentary<|message|>One.<|end|>{FINAL}Two.", "", "One.\n\nTwo."),
+        ("<|channel|>analysis<|message|>a<|end|><|channel|>analysis<|message|>b", "a\n\nb", ""),
+        ("<|channel|>commentary to=functions.x <|constrain|>json<|message|>{}<|call|>", "{}", ""),
+        (f"We say hi.<|end|>{FINAL}Hi", "We say hi.", "Hi"),
+        ("We say hi.<|channel|>final<|message|>Hi", "We say hi.", "Hi"),
+        (f"<|channel|>analysis<|message|>hm<|end|>{FINAL}a <| b<|", "hm", "a <| b<|"),
+        # the end of a thought alone
+        ("Okay.</think>\n\nHello", "Okay.", "Hello"),
+        ("Okay.</think>Hello", "Okay.", "Hello"),
+        ("Okay.</think> Hello", "Okay.", " Hello"),
+        ("Okay.\n</think>\n\nHello", "Okay.\n", "Hello"),
+        ("Okay. </thinking>\nHello", "Okay. ", "Hello"),
+        ("Okay.\n[/THINK]\n\nHello", "Okay.\n", "Hello"),
+        ("Okay.◁/think▷Hello", "Okay.", "Hello"),
+        ("Okay.<|end_of_thought|>Hello", "Okay.", "Hello"),
+        ("Okay.\n<channel|>Hello", "Okay.\n", "Hello"),
+        ("好的</think>\n\n你好", "好的", "你好"),
+        ('I say "Hello"</think>\n\nHello', 'I say "Hello"', "Hello"),
+        ("Okay.</think>", "Okay.", ""),
+        ("Okay.</think>\n<think>More.</think>Hi", "Okay.More.", "Hi"),
+        ("What does `<think>` mean?\n</think>\n\nA mark.", "What does `<think>` mean?\n", "A mark."),
+        ("Okay.</think>Use\n</think>\nagain", "Okay.", "Use\n</think>\nagain"),
+        ("</think>\n\nHello", "", "Hello"),
+        ("\n\n</think>Hello", "", "Hello"),
+    ],
+)  # fmt: skip
+def test_thoughts_are_told_apart(text: str, thought: str, said: str) -> None:
+    """Each form of marks, whole and character by character."""
+    assert split([text]) == (thought, said)
+    assert split(list(text)) == (thought, said)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Hello <think>no</think>",
+        "<thi",
+        " \n",
+        "The tag </think> closes the thought.",
+        "</think> is the closing tag.",
+        "Use `</think>` to close it.",
+        "Look:\n```\nfoo\n</think>\n\nbar\n```\nEnd",
+        "1. Look:\n    ```html\n    </think>\n    ```\n",
+        "Look:\n\n    </think>\n",
+        "It begins with <think> and ends with\n</think>\n\nand so on",
+        '"</think>" ends it',
+        "(</think>) ends it",
+        "**</think>** ends it",
+        "It is: </think>\n\nIt ends a thought",
+        "The last tag is </think>\n\nIt ends a thought",
+        "- </think>\n- x",
+        "| </think> | ends it |",
+        "In a sentence [THINK] is a mark, [/THINK] another",
+        "`[THINK]` begins it",
+        "[Thought] I wonder",
+        "[1] First, [2] second",
+        "[Note: x] y",
+        "<html><body></body></html>",
+        "<answer>4</answer>",
+        "<?xml version='1'?><thoughts>a</thoughts>",
+        "a < b, c[0], d <| e, f |> g",
+        "<|im_start|>x",
+        "<|start|>\nfoo",
+        "Harmony has <|channel|> and `<|end|><|start|>`.",
     ],
 )
-def test_thoughts_are_told_apart(text: str, thought: str, said: str) -> None:
-    """Tags count at the beginning only; a half of one is text."""
-    assert split([text]) == (thought, said)
+def test_text_that_speaks_of_marks_stays_as_it_is(text: str) -> None:
+    """In code, in quotes, within a sentence; and brackets of any other use."""
+    assert split([text]) == ("", text)
+    assert split(list(text)) == ("", text)
+
+
+def test_a_thought_beside_the_text_leaves_no_other_to_be_looked_for() -> None:
+    """A server that tells thoughts apart may leave the last mark in the text, at its beginning."""
+    for text, said in (("</think>\n\nHello", "Hello"), ("Look.</think>\nHello", None)):
+        splitter, out = ThinkSplitter(), Gathering()
+        splitter.reasoned(out)
+        splitter.feed(text, out)
+        splitter.end(out)
+        assert list(out.part(ended=True).events) == [Content(text if said is None else said)]
+
+
+def test_what_was_told_apart_late_is_said_in_its_place() -> None:
+    """The event stands between the thought, which went out as text, and the answer."""
+    assert events_of(["Okay.</th", "ink>\n\nHello"]) == [
+        Content("Okay."), ReasoningEnd(), Content("Hello"),
+    ]  # fmt: skip
 
 
 def assembled(fragments: list[tuple[int | None, str, str, str]]) -> list[Delta]:
