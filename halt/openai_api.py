@@ -401,8 +401,8 @@ class ChunkStream(EventStream):
         told_id, told_name = self._calls.get(index, ("", ""))
         if piece.id and not told_id:
             call |= {"id": piece.id, "type": "function"}
-        if piece.name and not told_name:
-            function = {**function, "name": piece.name}
+        if piece.name != told_name:  # what has been added: clients put the pieces together
+            function = {**function, "name": piece.name.removeprefix(told_name)}
         self._calls[index] = told_id or piece.id, told_name or piece.name
         if self._functions:
             return self._chunk(b'{"function_call":%b}' % encode(function))

@@ -47,6 +47,7 @@ _CHANNEL_ENDS = "<channel|>"
 
 # Harmony, gpt-oss's form: <|start|>ROLE<|channel|>CHANNEL<|message|>TEXT<|end|>, in turn.
 _HEADER = re.compile(r"<\|(?:start|channel)\|>")
+_HEADER_MAYBE = re.compile(r"(?:<\|(?:start|channel|constrain)\|>\s*\w*(?:\s+to=[\w.]*)?\s*)+")
 _MESSAGE = "<|message|>"
 _MESSAGE_ENDS = re.compile(r"<\|(?:end|return|call)\|>")
 _MESSAGE_OVER = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
@@ -337,8 +338,10 @@ class ThinkSplitter:
                 self._say(header, out)
                 text = mark + rest
             return text
+        if not mark and last and self._last_kind and _HEADER_MAYBE.fullmatch(text):
+            return ""
         if not mark:
-            return "" if last and self._last_kind else self._hold(text)
+            return self._hold(text)
         # What is written to a tool is nothing for the reader of the answer.
         thinks = "analysis" in _CHANNEL_OF.findall(header)[-1:] or " to=" in header
         self._phase, self._kind, self._fresh = "body", Reasoning if thinks else Content, True

@@ -16,10 +16,14 @@ from halt.gathering import Gathering
 CALLS_MAX = 64  # tool calls of one answer
 
 
+#: Arguments that say nothing yet, or nothing at all: PHP has one kind of empty array.
+EMPTY = frozenset({"", "{}", "[]", "null"})
+
+
 class _Assembly:
     """A tool call that is coming in."""
 
-    __slots__ = ("arguments", "extra", "given", "id", "name", "number")
+    __slots__ = ("_balance", "arguments", "extra", "given", "id", "name", "number", "placeholder")
 
     def __init__(self, number: int, given: str, own: str, name: str) -> None:
         self.number = number
@@ -28,20 +32,52 @@ class _Assembly:
         self.name = name
         self.arguments: list[str] = []
         self.extra: dict[str, Any] = {}
+        self.placeholder = False  # arguments came that may stand for others
+        self._balance = 0  # braces that are open, those within strings too
+
+    def add(self, pieces: str) -> None:
+        self.arguments.append(pieces)
+        self._balance += pieces.count("{") - pieces.count("}")
+
+    @property
+    def text(self) -> str:
+        if len(self.arguments) > 1:
+            self.arguments = ["".join(self.arguments)]
+        return self.arguments[0] if self.arguments else ""
 
     def is_whole(self) -> bool:
         """Its arguments are a complete JSON value."""
+        return bool(self.arguments) and _value(self.text) is not msgspec.UNSET
+
+    def is_open(self) -> bool:
+        """Its arguments have begun and are not at their end."""
+        return self._balance > 0 and not self.is_whole()
+
+    def seems_whole(self) -> bool:
+        """The same at little cost; a brace within a string may hide it."""
+        return not self._balance and self.is_whole()
+
+    def repeated(self, pieces: str) -> bool:
+        """The pieces are its whole arguments once more."""
+        value = _value(pieces)
+        return value is not msgspec.UNSET and value == _value(self.text)
+
+
+def _value(text: str) -> Any:
+    """The value of a JSON text, UNSET where it is none."""
+    if text.rstrip()[-1:] in "}]":  # arguments are an object; all else costs no parsing
         with contextlib.suppress(msgspec.DecodeError):
-            msgspec.json.decode("".join(self.arguments))
-            return True
-        return False
+            return msgspec.json.decode(text)
+    return msgspec.UNSET
 
 
 class CallAssembler:
     """Tool calls from their fragments: several at once, arguments in pieces, the IDs only once.
 
     Servers differ. Some leave the index out; Ollama gives whole calls that all have index 0 and an
-    ID each; some give no IDs, or a new one with every piece. What begins a call has a name.
+    ID each; some give no IDs, or a new one with every piece; some repeat the name, or all of the
+    arguments so far; some begin with arguments that are empty. What begins a call has a name, and a
+    piece with neither ID nor name belongs to a call that is not whole, whatever its index says.
     """
 
     def __init__(self) -> None:
@@ -61,15 +97,24 @@ class CallAssembler:
 
         `extra`: fields of it that Halt does not know; the whole call has those of all fragments.
         """
-        call = self._find(index, id_)
-        if call is None or self._begins(call, id_, name, pieces):
+        call = self._find(index, id_, name, pieces)
+        if call is None:
+            if not (id_ or name or pieces.strip() or extra):
+                return
             call = self._begin(id_, name)
-        elif name and not call.name:
-            call.name = name
+        else:
+            if name:
+                pieces = self._take_name(call, name, pieces)
+            elif call.seems_whole() and call.repeated(pieces):
+                pieces = ""
+            call.given = call.given or id_
         if index is not None:
             self._slots[index] = call
+        if not call.arguments and pieces.strip() in EMPTY:
+            call.placeholder = call.placeholder or bool(pieces.strip())
+            pieces = ""  # `finish` gives out what stays empty
         if pieces:
-            call.arguments.append(pieces)
+            call.add(pieces)
         if extra:
             merge(call.extra, extra)
         out.add(ToolCallDelta(call.number, call.id, call.name, pieces, extra=extra or UNSET))
@@ -77,27 +122,62 @@ class CallAssembler:
     def finish(self, out: Gathering) -> None:
         """Give out the whole calls, in the order in which they began."""
         for call in self._calls:
-            arguments = "".join(call.arguments)
-            out.add(ToolCall(call.id, call.name, arguments, extra=call.extra or UNSET))
+            extra = call.extra or UNSET
+            if not call.arguments:
+                if not call.name and not call.extra:
+                    continue  # an ID alone
+                out.add(ToolCallDelta(call.number, call.id, call.name, "{}"))
+            out.add(ToolCall(call.id, call.name, call.text or "{}", extra=extra))
         self._calls.clear()
         self._slots.clear()
 
-    def _find(self, index: int | None, id_: str) -> _Assembly | None:
-        if index is not None:
-            return self._slots.get(index)
-        if id_:
-            same = [call for call in self._calls if call.given == id_]
+    def _find(self, index: int | None, id_: str, name: str, pieces: str) -> _Assembly | None:
+        """The call that the fragment belongs to; None: it begins one."""
+        call = self._place(index, id_, name)
+        if call is None:
+            return None if name or not pieces.strip() else self._open_call()
+        if name and call.name:
+            return None if self._begins(call, id_, name, pieces) else call
+        if pieces.strip() and call.seems_whole():
+            return self._open_call() or call
+        return call
+
+    def _place(self, index: int | None, id_: str, name: str) -> _Assembly | None:
+        """The call in the place of the fragment, as its ID or its index says."""
+        call = None if index is None else self._slots.get(index)
+        if id_ and not (call is not None and call.given == id_) and (index is None or not name):
+            same = [each for each in self._calls if each.given == id_]
             if same:
                 return same[-1]
-        return self._calls[-1] if self._calls else None
+        if index is None and self._calls:
+            return self._calls[-1]
+        return call
+
+    def _open_call(self) -> _Assembly | None:
+        """The newest call that is not whole."""
+        return next((each for each in reversed(self._calls) if not each.seems_whole()), None)
 
     def _begins(self, call: _Assembly, id_: str, name: str, pieces: str) -> bool:
-        """The fragment is not a piece of this call, though the server put it in its place."""
-        if not name or not call.name:
-            return False
+        """A fragment with a name is another call than this one, though it is in its place."""
         if id_ and call.given:
-            return id_ != call.given
-        return name != call.name or (bool(pieces) and call.is_whole())
+            if id_ == call.given:
+                return False
+            return not (call.is_open() and name == call.name)  # else each piece has its own ID
+        if name == call.name:
+            return bool(pieces) and (call.placeholder or call.is_whole())
+        return bool(call.arguments) or not call.given  # else it is more of the name
+
+    def _take_name(self, call: _Assembly, name: str, pieces: str) -> str:
+        """Take the name of a fragment; what its pieces add to the call's arguments.
+
+        A server that says the name again may say the arguments so far again, too.
+        """
+        if not call.arguments and call.name:
+            call.name = name if name.startswith(call.name) else call.name + name
+        call.name = call.name or name
+        if call.arguments and pieces.startswith(call.text):
+            return pieces[len(call.text) :]
+        return "" if call.arguments and call.repeated(pieces) else pieces
 
     def _begin(self, given: str, name: str) -> _Assembly:
         if len(self._calls) >= CALLS_MAX:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -208,12 +210,12 @@ def assembled(fragments: list[tuple[int | None, str, str, str]]) -> list[Delta]:
 CALLS = st.lists(
     st.tuples(
         st.sampled_from(["add", "sub", "look"]),
-        st.dictionaries(st.text(max_size=3), st.integers()).map(str).map(lambda t: t.replace("'", '"')),
+        st.dictionaries(st.text(max_size=3), st.integers()).map(json.dumps),
         st.lists(st.integers(1, 20), max_size=4),
     ),
     min_size=1,
     max_size=5,
-)  # fmt: skip
+)
 
 
 @given(calls=CALLS, data=st.data())
@@ -264,6 +266,116 @@ def test_a_name_that_comes_late_is_taken() -> None:
     """An ID first and the name with a later piece are one call."""
     events = assembled([(0, "x", "", ""), (0, "", "add", "{"), (0, "", "", "}")])
     assert events[-1] == ToolCall("x", "add", "{}")
+
+
+A, B = '{"q":1}', '{"r":2}'
+BOTH = [("x", A), ("y", B)]
+
+#: Fragments as index, ID, name and arguments, and the calls that they are.
+HABITS: dict[str, tuple[list[tuple[int | None, str, str, str]], list[tuple[str, str]]]] = {
+    "a tail under a new index": ([(0, "a", "x", A), (0, "b", "y", ""), (1, "", "", B)], BOTH),
+    "each piece under a new index": (
+        [(0, "a", "x", ""), (1, "", "", '{"q"'), (2, "", "", ":1}")],
+        [("x", A)],
+    ),
+    "pieces under the index of another call": (
+        [(0, "a", "x", ""), (0, "", "", A), (1, "b", "y", ""), (0, "", "", B)],
+        BOTH,
+    ),
+    "no index": (
+        [(None, "a", "x", ""), (None, "", "", '{"q":'), (None, "", "", "1}"), (None, "b", "y", B)],
+        BOTH,
+    ),
+    "no index, mixed": (
+        [(None, "a", "x", ""), (None, "b", "y", ""), (None, "a", "", A), (None, "b", "", B)],
+        BOTH,
+    ),
+    "always index 0, mixed": (
+        [(0, "a", "x", ""), (0, "b", "y", ""), (0, "a", "", A), (0, "b", "", B)],
+        BOTH,
+    ),
+    "always index 0": ([(0, "a", "x", A), (0, "b", "x", B)], [("x", A), ("x", B)]),
+    "neither index nor ID": ([(None, "", "x", A), (None, "", "x", B)], [("x", A), ("x", B)]),
+    "the same without arguments": (
+        [(0, "", "x", "{}"), (0, "", "x", "{}")],
+        [("x", "{}"), ("x", "{}")],
+    ),
+    "another ID with each piece": (
+        [(0, "a", "x", ""), (0, "b", "", '{"q":'), (0, "c", "", "1}")],
+        [("x", A)],
+    ),
+    "another ID, and the name, with each piece": (
+        [(0, "a", "x", '{"q'), (0, "b", "x", '":'), (0, "c", "x", "1}")],
+        [("x", A)],
+    ),
+    "the name with each piece": (
+        [(0, "a", "x", ""), (0, "a", "x", '{"q":'), (0, "", "x", "1}")],
+        [("x", A)],
+    ),
+    "the name in pieces": (
+        [(0, "a", "get_", ""), (0, "", "sum", ""), (0, "", "", A)],
+        [("get_sum", A)],
+    ),
+    "the name so far": (
+        [(0, "a", "get_", ""), (0, "a", "get_sum", ""), (0, "", "", A)],
+        [("get_sum", A)],
+    ),
+    "all so far with each piece": (
+        [(0, "a", "x", '{"q'), (0, "a", "x", '{"q":'), (0, "a", "x", A)],
+        [("x", A)],
+    ),
+    "the whole at the end": ([(0, "a", "x", A[:4]), (0, "", "", A[4:]), (0, "a", "x", A)], [("x", A)]),
+    "the whole in another hand": (
+        [(0, "a", "x", A[:4]), (0, "", "", A[4:]), (0, "a", "x", '{"q": 1}')],
+        [("x", A)],
+    ),
+    "the arguments at the end": ([(0, "a", "x", A), (0, "", "", A)], [("x", A)]),
+    "PHP's empty array": ([(0, "a", "x", "[]")], [("x", "{}")]),
+    "null": ([(0, "a", "x", "null")], [("x", "{}")]),
+    "no arguments": ([(0, "a", "x", "")], [("x", "{}")]),
+    "empty arguments that others follow": (
+        [(0, "a", "x", "{}"), (0, "", "", '{"q":'), (0, "", "", "1}")],
+        [("x", A)],
+    ),
+    "nothing at the end": ([(0, "a", "x", A), (0, "", "", ""), (1, "", "", " ")], [("x", A)]),
+    "an ID alone at the end": ([(0, "a", "x", A), (1, "b", "", "")], [("x", A)]),
+    "one ID for two calls": ([(0, "a", "x", A), (1, "a", "x", B)], [("x", A), ("x", B)]),
+    "an object in itself": (
+        [(0, "a", "x", '{"a":'), (0, "", "", '{"a":1}'), (0, "", "", "}")],
+        [("x", '{"a":{"a":1}}')],
+    ),
+    "braces in strings": (
+        [(0, "a", "x", '{"c":"}'), (0, "", "", '"}'), (1, "b", "y", '{"c":"{'), (1, "", "", '"}')],
+        [("x", '{"c":"}"}'), ("y", '{"c":"{"}')],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("habit", HABITS)
+def test_calls_are_told_apart_whatever_the_server_s_habit(habit: str) -> None:
+    """The whole calls are right, and so is what comes of their pieces one behind the other."""
+    fragments, calls = HABITS[habit]
+    events = assembled(fragments)
+    assert [(e.name, e.arguments) for e in events if isinstance(e, ToolCall)] == calls
+    pieces: dict[str, str] = {}
+    for each in events:
+        if isinstance(each, ToolCallDelta):
+            pieces[each.id] = pieces.get(each.id, "") + each.arguments
+    assert [text for text in pieces.values() if text] == [arguments for _, arguments in calls]
+
+
+def test_fields_that_are_not_known_stay_with_their_call() -> None:
+    """Each piece has its own, the whole call those of all its pieces."""
+    assembler, out = CallAssembler(), Gathering()
+    assembler.fragment(0, "a", "x", "", out, {"extra_content": {"google": {"sign": "s"}}})
+    assembler.fragment(0, "", "", A, out, {"extra_content": {"google": {"part": 2}}, "more": None})
+    assembler.fragment(1, "b", "y", B, out)
+    assembler.finish(out)
+    events = out.part(ended=True).events
+    extras = [each.extra for each in events if isinstance(each, ToolCallDelta | ToolCall)]
+    whole = {"extra_content": {"google": {"sign": "s", "part": 2}}, "more": None}
+    assert extras[0] == {"extra_content": {"google": {"sign": "s"}}}
+    assert extras[2:] == [msgspec.UNSET, whole, msgspec.UNSET]
 
 
 def test_endlessly_many_calls_are_refused() -> None:
