@@ -128,6 +128,13 @@ class Meter:
                 self.answer_at = at
             self.characters += characters
 
+    def reclassified(self, characters: int, *, all_text: bool) -> None:
+        """So many characters that were counted as the answer's were reasoning."""
+        self.reasoned = True
+        self.characters -= characters
+        if all_text:
+            self.answer_at = None
+
     def tools_ran(self) -> None:
         """A sign of life that is a tool's: the time up to the next token is not the model's."""
         self.last_at = now()

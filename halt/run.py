@@ -515,9 +515,19 @@ class Run(Recording):
         for event in prepared:
             self._size += size_of(event)
             self.note_event(event, self.meter.last_at)
+            if isinstance(event, ReasoningEnd):
+                thought = len(self.reasoning(event))
+                self.meter.reclassified(thought, all_text=not self._earlier_rounds)
+            elif self.meter.answer_at is None and text_of(event):
+                self.meter.answer_at = self.meter.last_at  # of the same read
             if not self.log.append(event):
                 return False
         return True
+
+    @property
+    def _earlier_rounds(self) -> str:
+        """The answer's text of the rounds before this one."""
+        return "".join(self._texts(self._round_from)).strip()
 
     def _prepared(self, event: Delta) -> Delta:
         """The event as it goes to the log."""
@@ -528,8 +538,7 @@ class Run(Recording):
         elif isinstance(event, Reasoning):
             self.meter.reasoned = True
         elif isinstance(event, ReasoningEnd):
-            self.meter.reasoned = True
-            self._new_paragraph = bool("".join(self._texts(self._round_from)).strip())
+            self._new_paragraph = bool(self._earlier_rounds)
             return ReasoningEnd(self._round_from)
         elif isinstance(event, ToolCall) and self._tools:
             self._calls.append(event)

@@ -287,6 +287,16 @@ def think(reply: Reply, thoughts: int = 5, n: int = 5, seconds: float = inf) -> 
 
 
 @scenario
+def think_end(reply: Reply, thoughts: int = 5, n: int = 5, seconds: float = inf) -> None:
+    """Thoughts as text, silence, then the mark that ends them, and the answer."""
+    reply.tokens(f"thought{i} " for i in range(thoughts))
+    reply.hold(seconds)
+    reply.tokens(["<b>at last</b>", "</th", "ink>", "\n\n"])
+    reply.tokens(numbers(n))
+    reply.finish()
+
+
+@scenario
 def call(reply: Reply, seconds: float = 0.0, n: int = 3) -> None:
     """Some text, and a tool call whose arguments come in pieces, with silence between them."""
     reply.tokens(numbers(n))

@@ -159,6 +159,30 @@ SHAPES: dict[str, Shape] = {
         DONE,
     ],
     # The model's own tags, cut as its tokens are.
+    # The prompt's template has opened the thought: DeepSeek-R1, QwQ, Qwen3 without a parser.
+    "think_end": [
+        said(content="h"),
+        said(content="m</th"),
+        said(content="ink>\n\nHello"),
+        said("stop"),
+        COUNTED,
+        DONE,
+    ],
+    # gpt-oss without a parser.
+    "harmony": [
+        *(
+            said(content=piece)
+            for piece in (
+                "<|channel|>analysis<|mess",
+                "age|>hm<|end|><|start|>assistant<|chan",
+                "nel|>final<|message|>Hello<|ret",
+                "urn|>",
+            )
+        ),
+        said("stop"),
+        COUNTED,
+        DONE,
+    ],
     "think_tags": [
         said(role="assistant", content=""),
         *[

@@ -18,7 +18,16 @@ from halt.chat import ChatRequest, Part
 from halt.config import Config
 from halt.conversations import Exchange
 from halt.errors import UpstreamError
-from halt.events import Cancelled, Content, Delta, Reasoning, ToolCall, ToolCallDelta, is_terminal
+from halt.events import (
+    Cancelled,
+    Content,
+    Delta,
+    Reasoning,
+    ReasoningEnd,
+    ToolCall,
+    ToolCallDelta,
+    is_terminal,
+)
 from halt.lengths import Lengths
 from halt.metrics import NO_FIGURES
 from halt.open_text import SEAM
@@ -209,6 +218,29 @@ def test_a_thought_whose_time_is_not_known_is_said_without_it() -> None:
     fold = folds.Fold(1, "thought", "done", text="Hm")
     exchange = Exchange("Hi", "a", "Ho", ended=Cancelled(NO_FIGURES), folds=(fold,))
     assert [each.label for each in view(exchange, None, Lengths()).folds] == ["Thought"]
+
+
+def test_text_that_was_a_thought_moves_into_a_fold(played: Played, template: Template) -> None:
+    """At once, and for a page that comes back at any place; the text begins anew."""
+    run = played([Content("Okay.\n\n"), Content("<b>"), ReasoningEnd(), Content("*Hello*")])
+    sent = messages(run, template)
+    assert "Okay." in sent[0]
+    assert (
+        'hx-target="#done-a-stream" hx-swap="outerHTML"><div id="done-a-stream"></div>' in sent[2]
+    )
+    assert 'hx-target="#tail-a-stream" hx-swap="outerHTML"' in sent[2]
+    assert 'hx-target="#folds-a-stream"' in sent[2]
+    assert "Okay.\n\n<b>" in text_in(sent[2])
+    assert "&lt;b&gt;" in sent[2]
+    assert "*Hello*" in text_in(sent[3])
+    ages = re.compile(r'data-age="[\d.]+"')
+    for after in (1, 2, 3):
+        rest = messages(run, template, after)
+        assert [ages.sub("", m) for m in rest] == [ages.sub("", m) for m in sent[after:]]
+    together = PageWriter(run, 0, template, Lengths()).present(run.log.read(0)[:-1]).decode()
+    assert text_in(together).endswith("*Hello*")
+    assert "Okay." not in together.partition('hx-target="#done-a-stream"')[2]
+    assert (of(run).source, [fold.text for fold in of(run).folds]) == ("*Hello*", ["Okay.\n\n<b>"])
 
 
 def test_a_stopped_answer_has_the_folds_that_were_seen(played: Played) -> None:

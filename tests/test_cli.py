@@ -224,6 +224,15 @@ def test_thoughts_are_folded(chat: Open) -> None:
     assert "thought1" not in text
 
 
+def test_a_thought_that_was_shown_as_text_is_named_one(chat: Open, shared_fake: FakeOpenAI) -> None:
+    """A line below says so; the model is told the answer alone."""
+    terminal = chat("--model", "think_end?seconds=0&thoughts=3&n=3")
+    terminal.say("think")
+    terminal.wait(r"(?s)thought2.*all of that was a thought\n\n?0 1 2\s*\n> *\Z")
+    terminal.say("and now")
+    assert asked(shared_fake, "and now").body["messages"][1]["content"].strip() == "0 1 2"
+
+
 def test_commands_of_the_chat(chat: Open, shared_fake: FakeOpenAI, tmp_path: Path) -> None:
     """/help, /model, /system, /retry, /save, /clear, and one that is none."""
     terminal = chat()

@@ -26,7 +26,7 @@ from halt.continuing import (
     unfinished,
 )
 from halt.errors import RequestError, UpstreamError
-from halt.events import Content, Done, Extra, Reasoning, ToolCall
+from halt.events import Content, Done, Extra, Reasoning, ReasoningEnd, ToolCall
 from halt.generation import Generations
 from halt.line import Line
 from halt.provider_settings import Kind, ProviderSettings
@@ -281,6 +281,17 @@ def test_thoughts_pass_and_calls_come_behind_the_text(reply: ScriptedReply) -> N
     reply.feed(Part((thought, Content("Let me see"), fields), 2), Part((call,), 1, ended=True))
     assert told.read(1).events == (thought, fields)
     assert told.read(1).events == (Content(" Let me see"), call)
+
+
+def test_a_thought_before_the_repeat_is_none_of_the_text(reply: ScriptedReply) -> None:
+    """The model thinks anew, and only the end of that is marked: the seam is behind it."""
+    told = SeamReply(reply, Seam(OLD, repeats=True))
+    reply.feed("I go on", Part((Content(" here."), ReasoningEnd(), Content("a small cat")), 3))
+    reply.feed(" that", " slept")
+    events = [event for _ in range(4) for event in told.read(1).events]
+    assert events == [
+        Content(" I go on here."), ReasoningEnd(), Content(" that"), Content(" slept"),
+    ]  # fmt: skip
 
 
 def test_text_before_a_fault_is_delivered_first(reply: ScriptedReply) -> None:

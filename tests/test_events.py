@@ -25,9 +25,11 @@ from halt.events import (
     Extra,
     Failed,
     Reasoning,
+    ReasoningEnd,
     ToolCall,
     ToolCallDelta,
     ToolResult,
+    answer_of,
     encode,
     sse,
     sse_html,
@@ -110,6 +112,11 @@ def wire(event: Event) -> Any:
         ),
         pytest.param(
             Reasoning("hm"), {"type": "reasoning", "text": "hm", "content": ""}, id="reasoning"
+        ),
+        pytest.param(
+            ReasoningEnd(3),
+            {"type": "reasoning_end", "after": 3, "content": "\n\n"},
+            id="reasoning-end",
         ),
         pytest.param(
             ToolCallDelta(1, "c", "add", '{"a"'),
@@ -296,3 +303,10 @@ def test_the_wire_form_reads_back_as_the_same_event() -> None:
         Failed(ErrorInfo("stalled", "It stalled.", True, 1.0), METRICS),
     ):
         assert decode(encode(event)) == event
+
+
+def test_text_that_was_reasoning_is_no_part_of_the_answer() -> None:
+    """It is that of the round before the event; what stood before the round, or comes, is left."""
+    events: list[Event] = [Content("a"), Content("b"), Content("c"), ReasoningEnd(1), Content("d")]
+    assert answer_of(enumerate(events, 1)) == "ad"
+    assert answer_of(enumerate(events[:3], 1)) == "abc"

@@ -17,7 +17,7 @@ import pytest
 
 from halt import mirror as module
 from halt import peers, workers
-from halt.chat import ChatRequest
+from halt.chat import ChatRequest, Part
 from halt.config import Config
 from halt.data_folder import socket_folder
 from halt.errors import OffsetLost, UnknownStream
@@ -29,6 +29,7 @@ from halt.events import (
     Event,
     Failed,
     Reasoning,
+    ReasoningEnd,
     ToolCall,
     is_terminal,
 )
@@ -246,6 +247,26 @@ def test_text_is_whole_where_the_owners_log_is_not(begin: Begin) -> None:
     assert mirror.text(41) == run.text(41)
 
 
+def test_a_thought_that_is_told_late_is_one_elsewhere_too(begin: Begin) -> None:
+    """For a mirror that was there, and for one to which the owner tells what is lost."""
+    owner, other = begin(log_bytes=3_000), begin()
+    run, reply = owner.start("a-stream", "Okay. ")
+    mirror = other.service.get("a-stream", None)
+    reader = Reader(mirror)  # type: ignore[arg-type]
+    reply.feed(Part((ReasoningEnd(), Content("Hello")), 1))
+    reader.wait_text("Okay. Hello")
+    assert mirror.answer() == run.answer() == (3, "Hello")
+    assert [fold.text for fold in mirror.folding(3).folds()] == ["Okay. "]
+    for number in range(40):
+        reply.feed(str(number))
+        reader.wait_text("Okay. Hello" + "".join(map(str, range(number + 1))))
+    late = begin().service.get("a-stream", None)
+    assert run.log.first > 3
+    assert late.answer()[1] == run.answer()[1] == "Hello" + "".join(map(str, range(40)))
+    reply.end()
+    reader.finish()
+
+
 # --- connections that break -----------------------------------------------------------------------
 
 
@@ -290,7 +311,7 @@ def saved(numbered: list[tuple[int, Event]]) -> Recording:
         if isinstance(event, Done | Cancelled | Failed):
             log.end_at(number, lambda event=event: event)  # type: ignore[misc]
         else:
-            kept.note(getattr(event, "content", ""), now())
+            kept.note_event(event, now())
             log.append(event)
     return kept
 
@@ -318,6 +339,16 @@ def test_what_was_saved_goes_on_where_the_owner_died() -> None:
     assert mirror.log.read(3) == mirror.log.read(50_000) == [(100_003, lost)]
     assert mirror.log.read(100_003) == []
     assert mirror.answer() == (3, "ab")
+
+
+def test_a_thought_that_the_owner_saved_before_it_died_is_one() -> None:
+    """What was seen here as an answer's text is none any more."""
+    lost = Failed(ErrorInfo("interrupted", "Gone.", retryable=True), METRICS)
+    source = Told([batch(1, A)])
+    source.kept = saved([(1, A), (2, ReasoningEnd()), (3, B), (100_003, lost)])
+    mirror = mirror_of(source)
+    Reader(mirror).finish()  # type: ignore[arg-type]
+    assert mirror.answer() == (3, "b")
 
 
 def test_text_that_was_seen_and_not_saved_is_not_kept() -> None:

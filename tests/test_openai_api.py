@@ -152,6 +152,21 @@ def test_thoughts_are_no_part_of_the_answer(llm: openai.OpenAI, stream: bool) ->
         assert message.model_extra["reasoning_content"] == thoughts
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_thought_whose_end_alone_is_marked(llm: openai.OpenAI, stream: bool) -> None:
+    """A whole answer has it in its place; in a stream it came as text, and is a paragraph."""
+    model = "shape?name=think_end"
+    if stream:
+        with llm.chat.completions.create(model=model, messages=hello(), stream=True) as chunks:
+            deltas = [c.choices[0].delta for c in chunks if c.choices]
+        assert "".join(d.content or "" for d in deltas) == "hm\n\nHello"
+    else:
+        message = llm.chat.completions.create(model=model, messages=hello()).choices[0].message
+        assert message.content == "Hello"
+        assert message.model_extra is not None
+        assert message.model_extra["reasoning_content"] == "hm"
+
+
 def test_the_limit_on_tokens_is_told_as_openai_tells_it(llm: openai.OpenAI) -> None:
     """An answer that was cut has the finish reason "length"."""
     answer = llm.chat.completions.create(model="length?n=3", messages=hello())

@@ -430,6 +430,8 @@ ADD_SUB = [("add", '{"a": 1}'), ("sub", '{"b": 2}')]
         ("openrouter", HELLO, [], None),
         ("mistral", HELLO, [], None),
         ("think_tags", HELLO, [], None),
+        ("think_end", HELLO, [], None),
+        ("harmony", HELLO, [], None),
         ("both_at_once", HELLO, [], None),
         ("vllm_calls", CALLED, [("add", '{"a": 1}'), ("sub", '{"b": 2}')], None),
         ("ollama_calls", CALLED, ADD_SUB, None),

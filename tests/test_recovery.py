@@ -30,7 +30,7 @@ from halt.config import Config
 from halt.conversations import Batch, Begun
 from halt.data_folder import socket_folder
 from halt.database import Database, open_database
-from halt.events import Content, Done, Failed, Reasoning, text_of
+from halt.events import Content, Done, Failed, Reasoning, ReasoningEnd, text_of
 from halt.generation import Generations
 from halt.journal import MemoryLog
 from halt.metrics import Meter, now
@@ -359,6 +359,20 @@ def test_a_recording_from_the_store_is_the_one_that_was_made(desk: Desk) -> None
     assert found.state == "done"
     assert desk.archive.get("a-stream", "somebody else") is None
     assert desk.archive.get("another-stream", "somebody") is None
+
+
+def test_a_recording_from_the_store_knows_which_text_was_a_thought(desk: Desk) -> None:
+    """Its text is the answer's alone, and the thought is a fold."""
+    recording = desk.begin()
+    for each in (Content("Okay. "), Content("So."), ReasoningEnd(), Content("Hello")):
+        recording.note_event(each, now())
+        recording.log.append(each)
+    desk.end(recording)
+    assert desk.recorder.written("a-stream", SOON)
+    found = desk.archive.get("a-stream", "somebody")
+    assert found is not None
+    assert found.answer() == recording.answer() == (4, "Hello")
+    assert [fold.text for fold in found.folds()] == ["Okay. So."]
 
 
 def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:

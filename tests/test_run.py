@@ -17,7 +17,7 @@ from halt import run as module
 from halt.chat import ChatRequest, Part
 from halt.config import Config
 from halt.errors import CODES, OffsetLost, UpstreamError
-from halt.events import Cancelled, Content, Done, Failed, text_of
+from halt.events import Cancelled, Content, Done, Failed, ReasoningEnd, text_of
 from halt.metrics import now
 from halt.run import Run
 from halt.tools import Toolbox
@@ -162,6 +162,32 @@ def test_a_count_that_counts_nothing_is_dropped(stage: Stage, count: int) -> Non
     assert done.usage == {"prompt_tokens": 3, "prompt_tokens_details": {"audio_tokens": 2}}
     assert (done.metrics.tokens, done.metrics.tokens_estimated) == (1, True)
     assert msgspec.msgpack.encode(done)
+
+
+def test_text_that_turns_out_to_be_a_thought_is_taken_back(stage: Stage) -> None:
+    """Answer, folds and figures are as if it had come as one; who saw no end of it saw an answer."""
+    run, reply = stage.running()
+    reply.feed("Okay, ", Part((Content("hello."), ReasoningEnd(), Content("He")), 2), "llo")
+    reply.end()
+    over(run)
+    assert [type(event) for _, event in run.log.read(0)] == [
+        Content,
+        Content,
+        ReasoningEnd,
+        Content,
+        Content,
+        Done,
+    ]
+    assert run.answer() == (5, "Hello")
+    assert (run.text(2), run.text(3), run.text(4)) == ("Okay, hello.", "", "He")
+    assert [(fold.kind, fold.text) for fold in run.folds()] == [("thought", "Okay, hello.")]
+    ended = run.log.ended
+    assert isinstance(ended, Done)
+    assert ended.metrics.characters == run.characters == len("Hello")
+    assert ended.metrics.reasoning_ms is not None
+    run._kept = 2
+    assert run.answer() == (2, "Okay, hello.")
+    assert run.folds() == ()
 
 
 def test_tokens_are_estimated_where_nobody_counted(stage: Stage) -> None:

@@ -41,6 +41,7 @@ from halt.events import (
     Event,
     Failed,
     Reasoning,
+    ReasoningEnd,
 )
 from halt.folds import Fold
 from halt.headings import TITLE_MOST
@@ -1292,6 +1293,18 @@ def test_what_a_dead_worker_wrote_is_kept_as_interrupted(store: SqlStore, chat: 
     assert found.events[-1][2] == last.ended
     chat.ask("b")
     assert chat.told()[1] == ("assistant", f"Hello\n\n{BROKEN_NOTE}")
+
+
+def test_a_thought_that_a_dead_worker_told_late_is_one(store: SqlStore, chat: Chat) -> None:
+    """The message holds the answer, and a fold the text that was none."""
+    stream_id = chat.ask("a")
+    ended: list[tuple[float, Event]] = [(3.0, ReasoningEnd()), (4.0, Content("Hello"))]
+    store.write(Batch(chunks=(Chunk(stream_id, 1, [*said("Ok", "ay."), *ended]),)))
+    assert store.interrupt(stream_id)
+    assert chat.last().answer == "Hello"
+    assert [(fold.kind, fold.text) for fold in chat.last().folds] == [("thought", "Okay.")]
+    chat.ask("b")
+    assert "Okay" not in str(chat.told())
 
 
 def test_an_interrupted_continue_keeps_what_there_was(store: SqlStore, chat: Chat) -> None:

@@ -124,6 +124,14 @@ def test_the_answers_text_comes_as_it_is_written(client: Client, shared_fake: Fa
     assert client.follow(stream_id).to_end().text == numbers(5)
 
 
+def test_a_thought_whose_end_alone_is_marked(client: Client) -> None:
+    """JSON has it in its place; where it was text already, it is a paragraph of its own."""
+    body = {"prompt": new_id(), "model": "shape?name=think_end"}
+    assert Text(client, body).to_end() == "hm\n\nHello"
+    whole = client.post("/chat", body, **JSON).json
+    assert (whole["content"], whole["reasoning"]) == ("Hello", "hm")
+
+
 def test_prompt_system_and_options_reach_the_model(client: Client, shared_fake: FakeOpenAI) -> None:
     """A prompt becomes the user's message, `system` comes before it; messages are taken as well."""
     said = new_id()

@@ -21,10 +21,12 @@ from halt import run as module
 from halt.chat import ChatRequest, Part, ToolSpec, ToolTurn
 from halt.errors import UpstreamError
 from halt.events import (
+    Content,
     Done,
     Event,
     Failed,
     Reasoning,
+    ReasoningEnd,
     ToolCall,
     ToolCallDelta,
     ToolResult,
@@ -340,6 +342,24 @@ def test_a_choice_that_forces_a_call_holds_for_one_round(stage: ToolStage) -> No
     over(run)
     thread.end()
     assert [request.tool_choice for request in upstream.asked] == ["required", None]
+
+
+def test_a_thought_that_is_told_late_is_that_of_its_round(stage: ToolStage) -> None:
+    """Text of earlier rounds stays, and the model is told none of its thoughts as its answer."""
+    run, upstream = stage.begin()
+    reader = Reader(run)
+    for number, name in enumerate(("x", "y")):
+        upstream.reply(number).feed("Hm.", Part((ReasoningEnd(),), 1), f"Look {name}.")
+        ask(upstream.reply(number), name)
+    last = upstream.reply(2)
+    last.feed("Ah.", Part((ReasoningEnd(), Content("Yes.")), 1))
+    last.end()
+    ends = [event.after for _, event in reader.finish() if isinstance(event, ReasoningEnd)]
+    assert ends == [0, 5, 10]
+    assert run.answer()[1] == "Look x.\n\nLook y.\n\nYes."
+    said = [each["content"] for each in told(upstream.asked[2]) if each["role"] == "assistant"]
+    assert said == ["Look x.", "Look y."]
+    assert [f.text.strip() for f in run.folds() if f.kind == "thought"] == ["Hm.", "Hm.", "Ah."]
 
 
 def test_reasoning_and_calls_are_no_part_of_the_answer(stage: ToolStage) -> None:

@@ -62,6 +62,43 @@ def test_thoughts_are_not_told_to_the_model(chat: Chat) -> None:
     assert "thought" not in str(told)
 
 
+def test_a_thought_whose_end_alone_is_marked_moves_into_a_fold(chat: Chat) -> None:
+    """It is shown as text while it comes; then it is a fold, at once and after a reload."""
+    chat.ask("think_end?n=5")
+    text = chat.answer.locator("> .text")
+    expect(text).to_contain_text("thought4")
+    chat.reload()
+    expect(text).to_contain_text("thought4")
+    chat.record().release()
+    expect(folds(chat)).to_have_count(1)
+    chat.wait_state("done")
+    for _ in range(2):
+        assert chat.shown() == numbers(5)
+        expect(folds(chat).locator("summary")).to_have_text(re.compile(r"^Thought for [\d.]+ m?s$"))
+        expect(folds(chat).locator(".folded")).to_have_text(
+            "thought0 thought1 thought2 thought3 thought4 <b>at last</b>"
+        )
+        chat.reload()
+    chat.ask("count?n=1")
+    chat.wait_state("done")
+    told = str(chat.record().body["messages"])
+    assert "0 1 2 3 4" in told
+    assert "thought" not in told
+    assert "think>" not in told
+
+
+def test_a_thought_leaves_the_text_before_the_answer_is_over(chat: Chat) -> None:
+    """The page takes it out when its end comes; what is stopped then is the answer alone."""
+    chat.ask("think_end?seconds=0&n=100000&gap_ms=5")
+    expect(folds(chat)).to_have_count(1)
+    expect(chat.answer).to_have_attribute("data-state", "running")
+    expect(chat.answer.locator("> .text")).to_have_text(re.compile(r"^\s*0 1 2 "))
+    chat.page.keyboard.press("Escape")
+    chat.wait_state("stopped")
+    expect(chat.answer.locator("> .text")).to_have_text(re.compile(r"^\s*0 1 2 "))
+    expect(folds(chat)).to_have_count(1)
+
+
 def test_a_tool_call_is_shown_as_it_forms(chat: Chat) -> None:
     """Its name at once, its arguments as they come, as text; also after a reload in between."""
     chat.ask("call?seconds=60")
