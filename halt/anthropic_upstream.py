@@ -219,6 +219,7 @@ class MessagesDecoder(EventDecoder):
             self._take_piece(written, block, out)
             return
         out.chunks += 1
+        self._splitter.called(out)
         self._calls.fragment(index, written.id, written.name, "", out)
         given = block.get("input")
         if given:  # some servers give the whole input here
@@ -270,7 +271,7 @@ class MessagesDecoder(EventDecoder):
     def _give(self, kind: Kind, text: str, out: Gathering) -> None:
         if self._into is not None and self._into.kind is kind:
             self._into.text.append(text)
-        out.text(kind, text)
+        super()._give(kind, text, out)
 
     def _last(self, out: Gathering) -> None:
         super()._last(out)

@@ -89,6 +89,7 @@ class EventDecoder:
         self._skip_lf = False  # the last byte was a CR, so an LF that follows belongs to it
         self._cut = False  # the body has ended, so what comes last may be incomplete
         self._halves: dict[Any, Halves] = {}  # a kind of text, or a call -> what waits in it
+        self._splitter = ThinkSplitter()
         self._fault: UpstreamError | None = None
 
     @property
@@ -176,13 +177,19 @@ class EventDecoder:
         raise NotImplementedError
 
     def _give(self, kind: Kind, text: str, out: Gathering) -> None:
-        """Give out text of whole characters."""
+        """Give out text of whole characters, thoughts that are marked in it as such."""
+        if not self._splitter.through:
+            if kind is Content:
+                self._splitter.feed(text, out)
+                return
+            self._splitter.reasoned(out)
         out.text(kind, text)
 
     def _give_rest(self, out: Gathering) -> None:
         """Give out the text that is held back."""
         for kind in (Reasoning, Content):
             self._end_half(kind, out)
+        self._splitter.end(out)
 
     def _last(self, out: Gathering) -> None:
         """The answer has ended: give out what was held back."""
@@ -533,7 +540,6 @@ class ChatDecoder(EventDecoder):
         """`logprobs`: they were asked for; servers that send them unasked are not listened to."""
         super().__init__()
         self._wants_logprobs = logprobs
-        self._splitter = ThinkSplitter()
         self._calls = CallAssembler()
         self._call_ids: set[str] = set()  # of calls that came
         self._has_calls = False
@@ -641,19 +647,9 @@ class ChatDecoder(EventDecoder):
         if id_:
             self._call_ids.add(id_)
         out.chunks += 1
-        self._calls.fragment(index, id_, name, arguments, out, extra)
-
-    def _give(self, kind: Kind, text: str, out: Gathering) -> None:
         if not self._splitter.through:
-            if kind is Content:
-                self._splitter.feed(text, out)
-                return
-            self._splitter.reasoned(out)
-        out.text(kind, text)
-
-    def _give_rest(self, out: Gathering) -> None:
-        super()._give_rest(out)
-        self._splitter.end(out)
+            self._splitter.called(out)
+        self._calls.fragment(index, id_, name, arguments, out, extra)
 
     def _last(self, out: Gathering) -> None:
         super()._last(out)

@@ -62,6 +62,8 @@ _FENCE = re.compile(r"[ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(`{3,}|~{3,})")
 _SENTENCE_ENDS = ".!?\u2026\u3002\uff01\uff1f)]}*_\"'\u201d\u2019\u300d"
 _OPENS = "([{<\u201c\u2018\u00ab\u300c/|=:"  # no mark stands directly behind these
 _CLOSES = ".,;:!?)]}>'\u2019\u201d\u00bb\u300d\u2026/|`\u3002\uff0c\u3001"  # nor before these
+SORTED_MAX = 4_096  # characters that are sorted together: each mark copies what is behind it
+BLANK_MAX = 1_000  # characters of white space behind which a mark is not looked for
 AHEAD = 64  # characters behind a mark that are looked at
 PIECES_MAX = 1_000  # pieces of text that are kept before they are looked at
 MARKS_MAX = 100  # marks that turn out to be none, after which no other is looked for
@@ -95,6 +97,10 @@ def _ends_thought(mark: re.Match[str]) -> bool:
 def _begins_answer(mark: re.Match[str]) -> bool:
     words = _words(_inner(mark).strip(_BARS))
     return mark[0][1] in _BARS and "end" not in words and not ANSWERS.isdisjoint(words)
+
+
+def _may_be_mark(text: str) -> bool:
+    return not text or bool(_MARK_MAYBE.match(text) or _CHANNEL_MAYBE.match(text))
 
 
 def _closings(mark: str) -> tuple[str, ...]:
@@ -136,7 +142,7 @@ class ThinkSplitter:
         self.through = False  # nothing is left to be split: what comes is the answer
         self.marked = False  # a mark has come
         # "start", "opened", "thinking", "closed"; "wrapped": an answer between marks; "watching":
-        # for the end of a thought; "header", "body", "between": of Harmony's; "answer".
+        # for the end of a thought; "header", "body", "between": Harmony's; "answer".
         self._phase = "start"
         self._held = ""
         self._closings: tuple[str, ...] = ()  # of the thought, or of the answer between marks
@@ -160,7 +166,8 @@ class ThinkSplitter:
             self._scan.add(text)  # the usual piece
             out.text(Content, text)
         else:
-            self._sort(self._held + text, out, last=False)
+            for start in range(0, len(text), SORTED_MAX):
+                self._sort(self._held + text[start : start + SORTED_MAX], out, last=False)
 
     def end(self, out: Gathering) -> None:
         """The text is complete: what was held back is no mark, or the last one."""
@@ -181,6 +188,11 @@ class ThinkSplitter:
             out.text(Content, self._held)
             self._held = ""
             self._begin_answer()
+
+    def called(self, out: Gathering) -> None:
+        """A tool call follows: text that was held back comes before it."""
+        if self._phase in ("start", "watching", "closed"):
+            self.end(out)
 
     def _begin_answer(self) -> None:
         self._phase, self.through = "answer", True
@@ -222,41 +234,48 @@ class ThinkSplitter:
         if self._phase == "closed":
             text = text.lstrip("\n")
         begun = text.lstrip()
-        if not last and (not begun or _MARK_MAYBE.match(begun) or _CHANNEL_MAYBE.match(begun)):
-            return self._hold(text)
-        if channel := _CHANNEL.match(begun):
-            if not WORDS.isdisjoint(_words(channel[1])):
-                return self._open(begun[channel.end() :], (_CHANNEL_ENDS,), out)
-        elif self._phase == "start" and _HEADER.match(begun):
-            self._phase = "header"
-            return begun
-        elif mark := _MARK.match(begun):
-            rest = begun[mark.end() :]
-            if _begins_thought(mark):
-                return self._open(rest, _closings(mark[0]), out)
-            ends = _ends_thought(mark) and _stands_alone("", rest[:AHEAD], last=last)
-            if ends is None:
+        if len(text) - len(begun) <= BLANK_MAX:
+            if not last and _may_be_mark(begun):
                 return self._hold(text)
-            if ends:
-                self._phase, self._reasoned = "closed", True
-                return rest
-            if self._phase == "closed" and _begins_answer(mark):
-                self._phase = "wrapped"
-                self._end_with(_closings(mark[0]))
-                return rest
+            if channel := _CHANNEL.match(begun):
+                if not WORDS.isdisjoint(_words(channel[1])):
+                    self._open((_CHANNEL_ENDS,), out)
+                    return begun[channel.end() :]
+            elif self._phase == "start" and _HEADER.match(begun):
+                self._phase = "header"
+                return begun
+            elif mark := _MARK.match(begun):
+                rest = begun[mark.end() :]
+                ends = _ends_thought(mark) and _stands_alone("", rest[:AHEAD], last=last)
+                if ends is None:
+                    return self._hold(text)
+                if self._take_mark(mark, ends, out):
+                    return rest
         if self._phase == "start" and not self._reasoned:
             self._phase = "watching"
         else:
             self._begin_answer()
         return text
 
-    def _open(self, rest: str, closings: tuple[str, ...], out: Gathering) -> str:
+    def _take_mark(self, mark: re.Match[str], ends: bool, out: Gathering) -> bool:
+        """Take a mark at the beginning; False: it is none. `ends`: it can end a thought."""
+        if _begins_thought(mark):
+            self._open(_closings(mark[0]), out)
+        elif ends:
+            self._phase, self._reasoned = "closed", True
+        elif self._phase == "closed" and _begins_answer(mark):
+            self._phase = "wrapped"
+            self._end_with(_closings(mark[0]))
+        else:
+            return False
+        return True
+
+    def _open(self, closings: tuple[str, ...], out: Gathering) -> None:
         """A thought begins."""
         if self._phase == "closed" and self._closings:
             out.text(Reasoning, "\n\n")  # between two
         self._phase, self._reasoned = "opened", True
         self._end_with(closings)
-        return rest
 
     def _end_with(self, closings: tuple[str, ...]) -> None:
         self._closings = closings
@@ -281,7 +300,7 @@ class ThinkSplitter:
             return self._hold(text[len(text) - keep :])
         out.text(Content, text[: mark.start()])
         rest = text[mark.end() :]
-        if rest.strip():
+        if rest.strip() or len(rest) > BLANK_MAX:
             out.text(Content, mark[0])
             return rest
         return "" if last else self._hold(text[mark.start() :])

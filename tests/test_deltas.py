@@ -170,8 +170,13 @@ def test_thoughts_are_told_apart(text: str, thought: str, said: str) -> None:
         "<answer>4</answer>",
         "<?xml version='1'?><thoughts>a</thoughts>",
         "a < b, c[0], d <| e, f |> g",
+        "analysis",
+        "anal",
+        "analysis of assistantfinal",
+        "analysisResult = 1",
         "<|im_start|>x",
         "<|start|>\nfoo",
+        " " * 1_001 + "<think>",
         "Harmony has <|channel|> and `<|end|><|start|>`.",
     ],
 )
@@ -189,6 +194,15 @@ def test_a_thought_beside_the_text_leaves_no_other_to_be_looked_for() -> None:
         splitter.feed(text, out)
         splitter.end(out)
         assert list(out.part(ended=True).events) == [Content(text if said is None else said)]
+
+
+def test_text_that_is_held_back_comes_before_a_call() -> None:
+    """It cannot be a mark any more, or it is one."""
+    for text, events in (("a <", [Content("a <")]), ("a</think>", [Content("a"), ReasoningEnd()])):
+        splitter, out = ThinkSplitter(), Gathering()
+        splitter.feed(text, out)
+        splitter.called(out)
+        assert list(out.part(ended=False).events) == events
 
 
 def test_what_was_told_apart_late_is_said_in_its_place() -> None:

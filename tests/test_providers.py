@@ -430,7 +430,6 @@ ADD_SUB = [("add", '{"a": 1}'), ("sub", '{"b": 2}')]
         ("openrouter", HELLO, [], None),
         ("mistral", HELLO, [], None),
         ("think_tags", HELLO, [], None),
-        ("think_end", HELLO, [], None),
         ("harmony", HELLO, [], None),
         ("both_at_once", HELLO, [], None),
         ("vllm_calls", CALLED, [("add", '{"a": 1}'), ("sub", '{"b": 2}')], None),
@@ -809,7 +808,7 @@ def test_no_cut_changes_what_anthropic_says(cuts: list[int]) -> None:
     assert decoded(pieces) == (
         "Ich weiß 👩\u200d👧",
         "Ja — 中文",
-        [("look", '{"city": "Oslo"}'), ("now", '{"zone":"UTC"}'), ("quit", "")],
+        [("look", '{"city": "Oslo"}'), ("now", '{"zone":"UTC"}'), ("quit", "{}")],
         True,
         "tool_calls",
         {
