@@ -22,7 +22,15 @@ PROMPTLY = 0.5  # seconds within which a close must be seen, also by a busy mach
 
 # Scenarios that never send a byte: every one, and those that are not streamed.
 SILENT = {"silent_headers", "drop_headers"}
-SILENT_WHEN_WHOLE = {"think", "silent_first_token", "stall", "late_terminator", "drop", "reset"}
+SILENT_WHEN_WHOLE = {
+    "think",
+    "think_end",
+    "silent_first_token",
+    "stall",
+    "late_terminator",
+    "drop",
+    "reset",
+}
 
 Connect = Callable[..., openai.OpenAI]
 
