@@ -338,7 +338,9 @@ class ThinkSplitter:
             self._begin_answer()
         elif not last:
             maybe = _CLOSING_MAYBE.search(rest[-AHEAD:])
-            keep = max(len(maybe[0]) if maybe else 0, _overlap(rest, _LATE))
+            keep = len(maybe[0]) if maybe else 0
+            if "<|" in rest or "<c" in rest:
+                keep = max(keep, _overlap(rest, _LATE))
         shown = rest[: len(rest) - keep]
         self._scan.add(shown)
         out.text(Content, shown)
