@@ -242,7 +242,7 @@ class ThinkSplitter:
                     self._open((_CHANNEL_ENDS,), out)
                     return begun[channel.end() :]
             elif self._phase == "start" and _HEADER.match(begun):
-                self._phase = "header"
+                self._phase, self.marked = "header", True
                 return begun
             elif mark := _MARK.match(begun):
                 rest = begun[mark.end() :]
@@ -262,7 +262,7 @@ class ThinkSplitter:
         if _begins_thought(mark):
             self._open(_closings(mark[0]), out)
         elif ends:
-            self._phase, self._reasoned = "closed", True
+            self._phase, self._reasoned, self.marked = "closed", True, True
         elif self._phase == "closed" and _begins_answer(mark):
             self._phase = "wrapped"
             self._end_with(_closings(mark[0]))
@@ -274,7 +274,7 @@ class ThinkSplitter:
         """A thought begins."""
         if self._phase == "closed" and self._closings:
             out.text(Reasoning, "\n\n")  # between two
-        self._phase, self._reasoned = "opened", True
+        self._phase, self._reasoned, self.marked = "opened", True, True
         self._end_with(closings)
 
     def _end_with(self, closings: tuple[str, ...]) -> None:
@@ -326,7 +326,7 @@ class ThinkSplitter:
                 return self._hold(text[done:])
             if ends:
                 out.add(ReasoningEnd())
-                self._reasoned = True
+                self._reasoned = self.marked = True
                 if not late:
                     self._phase = "closed"
                     return text[mark.end() :]
