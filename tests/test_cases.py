@@ -151,12 +151,13 @@ def _take_events(out: Outcome, messages: list[Any]) -> None:
         if message.data == "[DONE]":
             continue
         event = message.json
+        if event["type"] == "reasoning_end":
+            out.reasoning, out.text = out.reasoning + out.text, ""
+            continue
         out.text += event["content"]
         match event["type"]:
             case "reasoning":
                 out.reasoning += event["text"]
-            case "reasoning_end":
-                out.reasoning, out.text = out.reasoning + out.text, ""
             case "tool_call":
                 out.calls.append(event)
             case "done" | "cancelled" | "error" as state:
