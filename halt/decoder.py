@@ -299,7 +299,8 @@ class EventDecoder:
                 return fault
             if self.label:
                 return UpstreamError("upstream_invalid", self.label)
-        return UpstreamError("upstream_incomplete", words)
+        # A single word ("ping") is a sign of life, and says nothing of the end.
+        return UpstreamError("upstream_incomplete", words if " " in words else "")
 
     def _web_page(self) -> UpstreamError:
         return UpstreamError("upstream_web_page", page_words(self._said()))
@@ -409,8 +410,27 @@ class EventDecoder:
                 self._event = value.strip()[:100].decode("utf-8", "replace")
         elif stripped[:6].lower() == b"error:":
             out.append((stripped[6:], "error"))
+        elif self._data and self._size < WORDS_MAX and self._is_open():
+            self._take_bare_line(line, out)
         else:
             out.append((stripped, None))
+
+    def _is_open(self) -> bool:
+        """Whether the event's data is JSON whose further lines have no `data:` before them.
+
+        If so, all its lines are those of a bare value.
+        """
+        data, self._size = self._data, WORDS_MAX  # it is looked at once
+        self._depth = sum(
+            _STEPS.get(line[bracket.start()], 0)
+            for line in data
+            for bracket in _BRACKETS.finditer(line)
+        )
+        if self._depth <= 0:
+            self._depth = 0
+            return False
+        self._bare, self._data, self._event, self._size = data, [], "", 0
+        return True
 
     def _take_bare_line(self, line: bytes, out: list[Framed]) -> None:
         """A line of a JSON value that is no event's. The value is taken when it is whole."""

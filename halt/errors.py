@@ -264,6 +264,7 @@ QUOTED = frozenset(
         "rate_limited",
         "upstream_server_error",
         "upstream_web_page",
+        "upstream_incomplete",
         "upstream_error",
     }
 )

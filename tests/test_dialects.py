@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from halt.anthropic_upstream import MessagesDecoder
 from halt.decoder import LINE_MAX, ChatDecoder, EventDecoder
-from halt.errors import UpstreamError
+from halt.errors import CODES, UpstreamError
 from halt.events import Content, Delta, Extra, Reasoning, ToolCall, encode
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
@@ -136,6 +136,7 @@ def answer(message: dict[str, Any], **choice: Any) -> bytes:
         json.dumps(ANSWER, indent=0).encode(),
         b"data: " + js(ANSWER) + b"\n\n",
         b"data: " + js(ANSWER),
+        b"data: " + json.dumps(ANSWER, indent=2).encode() + b"\n\n",
         js([ANSWER]),
         js(ANSWER | {"choices": [*ANSWER["choices"], {"index": 1, "message": {"content": "no"}}]}),
         js(ANSWER | {"choices": ANSWER["choices"][0]}),
@@ -323,9 +324,9 @@ def test_the_last_words_of_a_server_are_told() -> None:
     decoder.feed(b"ping\n\n" + A + b"worker 3 ran out of memory\n")
     with pytest.raises(UpstreamError) as caught:
         decoder.end()
-    assert (caught.value.code, caught.value.detail) == (
-        "upstream_incomplete", "worker 3 ran out of memory"
-    )  # fmt: skip
+    assert caught.value.code == "upstream_incomplete"
+    assert caught.value.message.endswith("It said: worker 3 ran out of memory")
+    assert chat(A + b"keep-alive\n").message == CODES["upstream_incomplete"][0]
 
 
 def test_an_event_whose_empty_line_is_missing_counts_where_it_is_needed() -> None:
@@ -952,4 +953,5 @@ def test_a_line_that_is_no_event_has_an_end_as_well(line: bytes) -> None:
 
 def test_a_value_in_endlessly_many_lines_has_an_end() -> None:
     """The same for JSON that is never closed."""
-    assert chat(b"[\n", *[b"1,\n" * 20_000] * 40).code == "upstream_invalid"
+    line = b"1" * 200 + b",\n"
+    assert chat(b"[\n", *[line * 1000] * 170).code == "upstream_invalid"
