@@ -168,6 +168,16 @@ def test_the_key_goes_to_no_other_server(kind: str, status: int) -> None:
     assert KEY not in fault.message
 
 
+def test_another_name_is_another_server() -> None:
+    """Whether both lead to the same machine is not known."""
+    with (
+        Server(lambda *_: moved(308, f"http://localhost:{server.port}/x")) as server,
+        provider("openai", server.url) as upstream,
+    ):
+        assert f"it leads to http://localhost:{server.port}/x" in fault_of(upstream).message
+    assert len(server.asked) == 1
+
+
 @pytest.mark.parametrize("status", [302, 404])
 def test_a_key_that_stands_in_an_address_is_not_shown(status: int) -> None:
     """Some gateways want it in the path, and some servers put it into a redirect."""
