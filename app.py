@@ -66,8 +66,6 @@ def create_app(
         SECRET_KEY=settings.secret_key,  # else the data folder's: see `halt.web`
         MAX_CONTENT_LENGTH=settings.max_body_bytes,
         MAX_FORM_MEMORY_SIZE=settings.max_body_bytes,
-        # Browsers send a cookie to every port of a host; two Halts there must not share theirs.
-        SESSION_COOKIE_NAME=f"halt_session_{settings.port}",
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Lax",
         PERMANENT_SESSION_LIFETIME=timedelta(days=365),

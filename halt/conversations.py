@@ -330,6 +330,9 @@ class Store(Protocol):
     ) -> Page[Summary]:
         """The owner's conversations, the one used last first. Raises RequestError (`cursor`)."""
 
+    def has_any(self) -> bool:
+        """Whether any owner has a conversation that is not deleted."""
+
     def search(
         self, owner: str, query: str, cursor: str | None = None, limit: int = 20
     ) -> Page[Hit]:

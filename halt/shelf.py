@@ -50,6 +50,7 @@ blueprint = Blueprint("shelf", __name__)
 def install(app: Flask) -> None:
     """Put the list and what belongs to it into the application, which has a store."""
     app.jinja_env.globals["listed_first"] = listed_first
+    app.jinja_env.globals["others_listed"] = others_listed
     app.jinja_env.globals["deletion_said"] = deletion_said
     app.jinja_env.filters["moment"] = moment
     app.register_blueprint(blueprint)
@@ -66,6 +67,14 @@ def listed_first() -> Page[Summary] | None:
         return conversations().summaries(owner() or "")
     except HaltError:
         return None
+
+
+def others_listed() -> bool:
+    """Whether other browsers have conversations here; asked where this browser has none."""
+    try:
+        return conversations().has_any()
+    except HaltError:
+        return False
 
 
 def _mine() -> str:

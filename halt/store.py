@@ -125,6 +125,13 @@ class SqlStore(Records):
         more = len(rows) > limit
         return Page(items, f"{items[-1].updated_at!r}~{items[-1].id}" if more else None)
 
+    def has_any(self) -> bool:
+        listed = select(conversations.c.id).where(
+            conversations.c.deleted_at.is_(None), conversations.c.first_id.is_not(None)
+        )
+        with self.database.reading() as connection:
+            return connection.scalar(listed.limit(1)) is not None
+
     def search(
         self, owner: str, query: str, cursor: str | None = None, limit: int = 20
     ) -> Page[Hit]:
@@ -666,7 +673,10 @@ def _find(
         found = found.where(conversations.c.deleted_at.is_(None))
     row = connection.execute(found.with_for_update() if lock else found).one_or_none()
     if row is None:
-        raise UnknownConversation("There is no such conversation here.")
+        raise UnknownConversation(
+            "There is no such conversation here. "
+            "Conversations belong to the browser that began them."
+        )
     return row
 
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -18,11 +19,13 @@ import re
 import secrets
 import socket
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 from flask import (
     Flask,
+    Request,
     Response,
     after_this_request,
     current_app,
@@ -32,9 +35,9 @@ from flask import (
     session,
     url_for,
 )
-from flask.sessions import SecureCookieSessionInterface
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from gunicorn.http.errors import ParseException
-from itsdangerous import URLSafeTimedSerializer
+from itsdangerous import BadSignature, URLSafeTimedSerializer
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -60,6 +63,9 @@ UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 STARTED_BY_GET = frozenset({"plain.stream"})  # guarded as the unsafe methods are
 READ_BIT_BY_BIT = frozenset({"shelf.import_"})  # has a limit of its own, and checks what it reads
 OPEN_TO_ALL = frozenset({"static", "pages.login", "api.healthz"})
+
+#: The session's cookie of an earlier Halt, which had the port in its name.
+_NAMED_BY_PORT = re.compile(r"halt_session_[0-9]{1,5}")
 
 logger = logging.getLogger(__name__)
 
@@ -183,11 +189,50 @@ def brings_token() -> bool:
 
 
 class _Sessions(SecureCookieSessionInterface):
-    """Cookies signed with the application's key; it is asked for when the first of them comes."""
+    """Cookies signed with the application's key; it is asked for when the first of them comes.
+
+    Browsers send a cookie to every port of a host, and a Halt may not know the port by which it is
+    reached. So the cookie's name follows from the key, not from the port: Halts with keys of their
+    own never replace each other's cookie, and processes that share a key share the name.
+    """
+
+    def __init__(self) -> None:
+        self._name = ""
 
     def get_signing_serializer(self, app: Flask) -> URLSafeTimedSerializer | None:
         _key(app)
         return super().get_signing_serializer(app)
+
+    def get_cookie_name(self, app: Flask) -> str:
+        """The cookie's name, the same for every process that serves the same conversations."""
+        if not self._name:
+            self._name = f"halt_session_{_cookie_mark(app)}"
+        return self._name
+
+    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
+        """The session of this request.
+
+        A browser without a cookie of this name may have one of an earlier Halt, which named it
+        after its port. If it bears this application's signature, its session goes on, and the
+        response sets it under the new name. The older cookie is left: another Halt with the same
+        key may still need it.
+        """
+        if self.get_cookie_name(app) in request.cookies:
+            return super().open_session(app, request)
+        serializer = self.get_signing_serializer(app)
+        assert serializer is not None  # noqa: S101 - there is a key
+        lifetime = int(app.permanent_session_lifetime.total_seconds())
+        settings: Config = app.extensions["halt.config"]
+        newest: tuple[bool, datetime, dict[str, Any]] | None = None
+        for name, value in request.cookies.items():
+            if not _NAMED_BY_PORT.fullmatch(name):
+                continue
+            with contextlib.suppress(BadSignature):
+                data, signed_at = serializer.loads(value, lifetime, return_timestamp=True)
+                is_own = name == f"halt_session_{settings.port}"
+                if newest is None or (is_own, signed_at) > newest[:2]:
+                    newest = is_own, signed_at, data
+        return self.session_class(newest[2] if newest is not None else None)
 
     def get_cookie_secure(self, app: Flask) -> bool:
         """Whether browsers send the cookie over HTTPS alone: where it was set over HTTPS.
@@ -206,6 +251,19 @@ def _key(app: Flask) -> str:
         settings: Config = app.extensions["halt.config"]
         app.secret_key = data_folder.secret_key(settings.data_folder)
     return str(app.secret_key)
+
+
+def _cookie_mark(app: Flask) -> str:
+    """What tells this application's cookie from those of other Halts. Raises ConfigError.
+
+    It follows from the key and, where the conversations are in the data folder, from the folder's
+    mark: two folders may have been given the same key. Hosts that share a PostgreSQL share the key
+    alone.
+    """
+    settings: Config = app.extensions["halt.config"]
+    place = "" if settings.database_url else data_folder.mark(settings.data_folder)
+    digest = hmac.new(_key(app).encode(), f"cookie name {place}".encode(), hashlib.sha256)
+    return digest.hexdigest()[:16]
 
 
 def login_mark() -> str:

@@ -209,7 +209,7 @@ def test_the_token_or_a_login_opens_a_socket(guarded: HaltServer) -> None:
         ws.to_end(ws.start("count?n=1"))
     browser = guarded.client()
     browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
-    cookie = f"halt_session_0={browser.cookies['halt_session_0']}"
+    cookie = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
     with WebSocket(guarded, origin=guarded.url, Cookie=cookie) as ws:
         ws.to_end(ws.start("count?n=1"))
 
@@ -233,7 +233,7 @@ def test_a_session_has_its_streams_for_itself(halt: HaltServer) -> None:
     """Nobody else follows or stops what a session has started."""
     browser = halt.client()
     browser.get("/")
-    cookie = f"halt_session_0={browser.cookies['halt_session_0']}"
+    cookie = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
     with WebSocket(halt, Cookie=cookie) as mine, WebSocket(halt) as theirs:
         stream_id = mine.start("stall?n=2")
         mine.until_text(stream_id, "1 ")

@@ -81,7 +81,7 @@ def desk(open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI) -> Iter
 
 def test_the_list_follows_what_is_done(desk: Desk) -> None:
     """A new conversation is in it at once, marked as open and as running, until its end."""
-    expect(desk.page.get_by_text("No conversations yet.")).to_be_visible()
+    expect(desk.page.locator("#listed .none")).to_be_visible()
     said = desk.chat.ask("count?n=40&gap_ms=40", "x")
     expect(desk.items).to_have_count(1)
     expect(desk.items.locator("[aria-current] .title")).to_have_text(said)
@@ -90,7 +90,7 @@ def test_the_list_follows_what_is_done(desk: Desk) -> None:
     desk.chat.wait_state("done")
     expect(desk.items.locator(".live")).to_have_count(0)
     expect(desk.items.locator("time")).not_to_be_empty()
-    expect(desk.page.get_by_text("No conversations yet.")).to_be_hidden()
+    expect(desk.page.locator("#listed .none")).to_be_hidden()
 
 
 def test_two_answers_are_written_in_two_conversations(desk: Desk) -> None:

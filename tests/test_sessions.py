@@ -1,0 +1,131 @@
+"""A browser's session: which cookie it is, and what another browser is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import HaltServer, StartHalt
+from tests.fake_openai import FakeOpenAI
+from tests.sse import Client
+
+FORM = "application/x-www-form-urlencoded"
+TOKEN = "a-token-for-tests"
+ELSEWHERE = b"This browser has no conversations here"
+
+
+def converse(browser: Client, conversation_id: str) -> None:
+    """Send a message in a new conversation, as the page does."""
+    path = f"/c/{conversation_id}/messages"
+    assert browser.post(path, b"prompt=Hello&model=count?n=1", Content_Type=FORM).status == 200
+
+
+def has(browser: Client, conversation_id: str) -> bool:
+    """Whether the browser's list holds the conversation, and its page is there."""
+    listed = f"/c/{conversation_id}".encode() in browser.get("/conversations").body
+    assert (browser.get(f"/c/{conversation_id}").status == 200) == listed
+    return listed
+
+
+def test_halts_with_the_same_port_keep_their_sessions_apart(
+    start_halt: StartHalt, shared_fake: FakeOpenAI
+) -> None:
+    """Behind two published ports of one name each has its own cookie, whatever PORT says inside.
+
+    The second bears the same HALT_SECRET_KEY as the first, another token, and a folder of its own.
+    """
+    key = "the same for both of them"
+    first = start_halt(shared_fake, HALT_SECRET_KEY=key, HALT_TOKEN=TOKEN)
+    second = start_halt(
+        shared_fake, HOST="127.0.0.3", PORT=first.port, HALT_SECRET_KEY=key, HALT_TOKEN=f"{TOKEN}-2"
+    )
+    third = start_halt(shared_fake, HOST="127.0.0.4", PORT=first.port)
+    browsers = [first.client(), second.client(), third.client()]
+    for browser in browsers[1:]:
+        browser.cookies = browsers[0].cookies  # one browser, which reaches all by one name
+    for token, browser in ((TOKEN, browsers[0]), (f"{TOKEN}-2", browsers[1])):
+        browser.post("/login", f"token={token}".encode(), Content_Type=FORM)
+    for number, browser in enumerate(browsers):
+        converse(browser, f"conversation-{number}")
+    for _ in range(2):
+        for number, browser in enumerate(browsers):
+            assert has(browser, f"conversation-{number}")
+
+
+def test_workers_and_a_restart_at_another_port_know_the_session(
+    start_halt: StartHalt, shared_fake: FakeOpenAI, tmp_path: object
+) -> None:
+    """The cookie's name follows from the data folder: all workers agree, a new port changes none."""
+    settings = {"HALT_DATA": tmp_path, "WEB_CONCURRENCY": 2}
+    first = start_halt(shared_fake, **settings)
+    browser = first.client()
+    browser.get("/")
+    converse(browser, "kept-conversation")
+    for _ in range(8):
+        assert has(browser, "kept-conversation")
+    assert len(browser.cookies) == 1
+    first.close()
+    second = start_halt(shared_fake, **settings)
+    assert second.port != first.port
+    moved = second.client()
+    moved.cookies = browser.cookies
+    assert has(moved, "kept-conversation")
+
+
+def test_the_cookie_of_an_earlier_version_is_taken_over(halt: HaltServer) -> None:
+    """Its name held the port: of those with this Halt's signature its own port's counts first.
+
+    The session goes on under the new name; one signed elsewhere is no session.
+    """
+    values = []
+    for number in range(2):
+        browser = halt.client()
+        browser.get("/")
+        converse(browser, f"earlier-{number}")
+        ((name, value),) = browser.cookies.items()
+        values.append(value)
+    updated = halt.client()
+    foreign = values[0][:-4] + "AAAA"
+    updated.cookies = {
+        "halt_session_0": values[0],  # PORT=0
+        "halt_session_8001": values[1],
+        "halt_session_8002": foreign,
+    }
+    assert has(updated, "earlier-0")
+    assert name in updated.cookies
+    updated.cookies = {name: updated.cookies[name], "halt_session_0": values[1]}
+    assert has(updated, "earlier-0")  # the new name alone counts from then on
+    other_port = halt.client()
+    other_port.cookies = {"halt_session_8001": values[1]}
+    assert has(other_port, "earlier-1")
+    stranger = halt.client()
+    stranger.cookies = {"halt_session_8002": foreign}
+    assert not has(stranger, "earlier-0")
+
+
+def test_an_empty_list_says_whose_conversations_are_shown(
+    start_halt: StartHalt, shared_fake: FakeOpenAI
+) -> None:
+    """Where only other browsers have conversations the list says so, and names none of them."""
+    server = start_halt(shared_fake)
+    first, second = server.client(), server.client()
+    assert b"No conversations yet." in first.get("/").body
+    converse(first, "of-the-first")
+    assert ELSEWHERE not in first.get("/").body
+    page = second.get("/").body
+    assert ELSEWHERE in page
+    assert b"Conversations belong to the browser that began" in page
+    assert b"Import JSON" in page
+    assert b"of-the-first" not in page
+    assert b"Hello" not in page
+    missing = second.get("/c/of-the-first", Accept="text/html")
+    assert missing.status == 404
+    assert b"Conversations belong to the browser that began them." in missing.body
+
+
+@pytest.mark.parametrize("names", [["halt_session_0"], ["halt_session_99999", "halt_session_"]])
+def test_what_is_no_session_begins_a_new_one(halt: HaltServer, names: list[str]) -> None:
+    """Cookies of these names that nobody signed are passed over."""
+    client = halt.client()
+    client.cookies = dict.fromkeys(names, "nonsense")
+    assert client.get("/").status == 200
+    assert len(client.cookies) == len(names) + 1
