@@ -74,6 +74,7 @@ from halt.web import (
     owner,
     owner_made,
     saving,
+    sent_without_scripts,
     token_matches,
     toolbox,
 )
@@ -229,7 +230,7 @@ def send(conversation_id: str) -> Response:
     """A new prompt; with `edit_of`, another version of one that is there.
 
     `after` is the last prompt that the page shows, 0 where it shows none: nobody goes on with what
-    they have not seen.
+    they have not seen. A page without scripts is led to the conversation.
     """
     if not is_id(conversation_id):
         abort(404)
@@ -268,6 +269,9 @@ def send(conversation_id: str) -> Response:
             raise Moved(MOVED) from None  # it is another answer than the one that the page shows
         raise
     _begin(found)
+    if sent_without_scripts():
+        # Relative to this address: before Halt there may be a path that it does not know.
+        return Response(status=303, headers={"Location": f"../{found.id}"})
     response = Response(_exchange(found), mimetype="text/html")
     response.headers["HX-Push-Url"] = url_for("pages.conversation", conversation_id=found.id)
     return response

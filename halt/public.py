@@ -6,11 +6,13 @@ when the model wrote with when its words arrived.
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 from dataclasses import dataclass
+from html import unescape
 from http.cookies import SimpleCookie
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import httpx2
 import msgspec
@@ -30,6 +32,10 @@ PATIENCE = 2.0  # seconds without the first byte, which Halt sends at once, that
 BUFFERING = (
     "Neither buffer nor compress Halt's responses "
     "(nginx: `proxy_http_version 1.1; proxy_buffering off; gzip off;`)."
+)
+ROOT = (
+    "Give Halt a name of its own, such as https://halt.example.org/: a path below a name is not "
+    "supported yet."
 )
 #: Codes of refusals that only a limit of this Halt makes.
 LIMITS = frozenset({"too_many_requests", "at_capacity"})
@@ -142,12 +148,12 @@ def _is_halt(report: Report, remote: Remote) -> bool:
     try:
         health = _health.decode(remote.request("GET", "/healthz").content)
     except RemoteError as fault:
-        report.fail("Halt", fault.message, "Start Halt; let the proxy lead to its HOST and PORT.")
+        remedy = "Start Halt; let the proxy lead to its HOST and PORT."
+        report.fail("Halt", fault.message, _at_root(remote, remedy))
         return False
     except msgspec.MsgspecError:
-        report.fail(
-            "Halt", "something else answers at this address.", "Let the proxy lead to Halt."
-        )
+        remedy = "Let the proxy lead to Halt."
+        report.fail("Halt", "something else answers at this address.", _at_root(remote, remedy))
         return False
     spent = milliseconds(now() - began)
     report.ok("Halt", f"version {health.version} answers ({spent}), its model is {health.upstream}")
@@ -161,6 +167,11 @@ def _is_halt(report: Report, remote: Remote) -> bool:
     return False
 
 
+def _at_root(remote: Remote, remedy: str) -> str:
+    """The remedy and, where the address has a path, that Halt is to have none."""
+    return f"{remedy} {ROOT}" if urlsplit(remote.url).path else remedy
+
+
 # --- the page -------------------------------------------------------------------------------------
 
 
@@ -171,6 +182,7 @@ def _page(report: Report, remote: Remote) -> str:
     except RemoteError as fault:
         report.fail("page", fault.message, "Look at the proxy's log.")
         return ""
+    _files(report, remote, page)
     policy = page.headers.get_list("content-security-policy")
     if not any("default-src 'self'" in each for each in policy):
         report.fail(
@@ -200,6 +212,33 @@ def _page(report: Report, remote: Remote) -> str:
                 "and start Halt with HALT_TRUSTED_PROXIES=1.",
             )
     return "; ".join(f"{morsel.key}={morsel.value}" for morsel in morsels)
+
+
+def _files(report: Report, remote: Remote, page: httpx2.Response) -> None:
+    """Ask for a style as a browser does, which finds it by the page: at the root of the name."""
+    link = re.search(r'<link rel="stylesheet" href="(/[^"]+)"', page.text)
+    if link is None:
+        return
+    path = urlsplit(remote.url).path
+    root = Remote(urljoin(remote.url, "/"))
+    try:
+        style = root.request("GET", unescape(link[1]))
+        kind = style.headers.get("content-type", "")
+        fault = "" if kind.startswith("text/css") else f"Content-Type {kind or 'missing'}"
+    except RemoteError as exc:
+        fault = f"status {exc.status}" if exc.status else exc.message
+    finally:
+        root.close()
+    place = f"{urlsplit(remote.url).netloc}{path}/"
+    if path and fault:
+        text = f"Halt is below a path here ({place}), and its page looks for styles and scripts at "
+        report.fail("path", f"{text}the root of the name, where they are not ({fault}).", ROOT)
+    elif path:
+        text = f"Halt is below a path here ({place}), and its page asks the root of the name."
+        report.warn("path", text, f"Use {root.url}/ alone. {ROOT}")
+    elif fault:
+        text = f"the page's styles and scripts do not arrive ({link[1]}: {fault})."
+        report.fail("files", text, "Let the proxy lead every path of this name to Halt.")
 
 
 # --- streams --------------------------------------------------------------------------------------

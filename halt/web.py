@@ -149,6 +149,15 @@ def wants_page() -> bool:
     )
 
 
+def sent_without_scripts() -> bool:
+    """The browser itself sends a form of the page; programs do not ask for text/html."""
+    return (
+        request.method == "POST"
+        and not wants_fragment()
+        and "text/html" in request.headers.get("Accept", "")
+    )
+
+
 def is_openai() -> bool:
     """The request is to a path that OpenAI's clients ask, there or not."""
     return f"{request.path}/".startswith("/v1/")
@@ -417,7 +426,7 @@ def _error_response(
         if not retryable or "X-Stream-Id" in request.headers:
             # Heard by OpenAI's clients, which would ask again: in vain, or with an ID in use.
             response.headers["X-Should-Retry"] = "false"
-    elif wants_page():
+    elif wants_page() or sent_without_scripts():
         response = Response(render_template("error.html", message=message), status)
     else:
         error: dict[str, Any] = {

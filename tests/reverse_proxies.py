@@ -296,3 +296,27 @@ def before(kind: str, halt: str, folder: Path, names: tuple[str, ...] = (NAME,))
     program = command((ROOT / "deploy" / recipe).read_text(), place)
     with started(program, folder, place.port, place.http_port):
         yield Proxy(kind, place, context, folder / "authority.pem")
+
+
+@contextlib.contextmanager
+def below_a_path(folder: Path, halt_url: str) -> Iterator[str]:
+    """nginx that maps /halt/ to a Halt, and /kept/ with the path; nothing else. Its address."""
+    port = free_port()
+    settings = (
+        "proxy_http_version 1.1; proxy_buffering off; client_max_body_size 0; "
+        "proxy_set_header Host $http_host; proxy_set_header Upgrade $http_upgrade; "
+        "proxy_set_header Connection upgrade;"
+    )
+    conf = folder / "nginx.conf"
+    conf.write_text(
+        nginx_around(
+            folder,
+            f"server {{ listen 127.0.0.1:{port}; "
+            f"location /halt/ {{ proxy_pass {halt_url}/; {settings} }} "
+            f"location /kept/ {{ proxy_pass {halt_url}; {settings} }} "
+            "location / { return 404; } }",
+        )
+    )
+    command = [binary("nginx"), "-p", str(folder), "-c", str(conf), "-e", "stderr"]
+    with started(command, folder, port):
+        yield f"http://127.0.0.1:{port}"

@@ -21,7 +21,7 @@ from halt.proxy_checks import misjudged, websocket
 from tests import fake_work
 from tests.conftest import HaltServer
 from tests.fake_openai import FakeOpenAI
-from tests.reverse_proxies import binary, free_port, nginx_around, started
+from tests.reverse_proxies import below_a_path, binary, free_port, nginx_around, started
 from tests.wire import HandMade, answer
 
 PACED = "count?rate=60&n=30"  # slow enough to see whether something keeps words back
@@ -513,6 +513,21 @@ def test_websockets_that_are_not_passed_on_are_found(proxies: dict[str, str]) ->
     found = outside(proxies["plain"])
     assert found.statuses()["websocket"] == "fail", found.text
     assert "proxy_set_header Upgrade $http_upgrade;" in found.remedy("websocket")
+
+
+def test_a_halt_below_a_path_is_one_finding(paced: HaltServer, tmp_path: Path) -> None:
+    """The page's files are looked for where a browser looks; the rest is well all the same."""
+    with below_a_path(tmp_path, paced.url) as proxy:
+        found = outside(f"{proxy}/halt/")
+        assert [name for name, status in found.statuses().items() if status == "fail"] == ["path"]
+        assert "below a path here" in found.findings["path"]["text"]
+        assert "(status 404)" in found.findings["path"]["text"]
+        assert "a name of its own" in found.remedy("path")
+        for path in ("/kept/", "/none"):  # Halt is told the path; nothing is there
+            found = outside(f"{proxy}{path}")
+            assert found.statuses()["Halt"] == "fail"
+            assert "a name of its own" in found.remedy("Halt")
+        assert "a name of its own" not in outside(proxy).remedy("Halt")
 
 
 @pytest.mark.parametrize("head", [b"nonsense\r\n\r\n", b"x" * 70_000])

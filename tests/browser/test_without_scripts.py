@@ -1,0 +1,41 @@
+"""A page whose scripts are missing: what was typed is sent, and does not get lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.browser.chat import PATIENCE
+from tests.conftest import HaltServer, eventually
+from tests.reverse_proxies import below_a_path
+
+
+@pytest.mark.parametrize("scripts", ["switched off", "not found below a path"])
+def test_a_message_without_scripts_is_sent(
+    browser: Browser, halt: HaltServer, tmp_path: Path, scripts: str
+) -> None:
+    """The browser posts it, from an empty page and from a conversation; no address ever holds it.
+
+    Below a path the page finds neither its scripts nor its styles.
+    """
+    with below_a_path(tmp_path, halt.url) as proxy:
+        root = f"{proxy}/halt/" if "path" in scripts else f"{halt.url}/"
+        context = browser.new_context(java_script_enabled="path" in scripts)
+        context.set_default_timeout(PATIENCE)
+        addresses: list[str] = []
+        context.on("request", lambda request: addresses.append(request.url))
+        page = context.new_page()
+        page.goto(root)
+        running = page.locator("[data-state=running]")
+        for count, message in enumerate(("first message", "second message"), 1):
+            page.locator("#prompt").fill(message)
+            page.locator("#send").click()
+            expect(page.locator(".exchange .prompt")).to_have_count(count)
+            expect(page.locator("#messages")).to_contain_text(message)
+            assert page.url.startswith(f"{root}c/")
+            expect(page.locator("#prompt")).to_have_value("")
+            eventually(lambda: not running.count() or not page.reload())
+        assert not any("message" in address.partition("?")[2] for address in addresses)
+        context.close()
