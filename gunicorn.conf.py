@@ -88,7 +88,7 @@ def on_starting(server: Any) -> None:
     try:
         server_check.check_gunicorn(server.cfg, _config)
         key = _config.secret_key or data_folder.secret_key(_config.data_folder)
-        data_folder.run_folder(_config.data_folder)
+        data_folder.socket_folder(data_folder.run_folder(_config.data_folder))
         open_database(_config.data_folder, _config.database_url).close()
     except halt_config.ConfigError as exc:
         sys.exit(f"halt: {exc}")

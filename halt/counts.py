@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import sqlite3
 import threading
 import time
@@ -18,10 +19,11 @@ from urllib.parse import quote, unquote, urlsplit
 
 from limits.storage import Storage
 
+from halt.data_folder import can_log_ahead, make_private
+
 SCHEME = "halt-counts"
 WAIT = 2.0  # seconds for another process that counts at the same moment
 SCHEMA = """
-PRAGMA journal_mode = WAL;
 PRAGMA synchronous = OFF;
 CREATE TABLE IF NOT EXISTS windows (key TEXT PRIMARY KEY, count INTEGER, ends REAL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS windows_ends ON windows (ends);
@@ -68,12 +70,15 @@ class Counts(Storage):
 
     def _opened(self) -> sqlite3.Connection:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        is_new = not self._path.exists()
+        make_private(self._path)
         database = sqlite3.connect(
             self._path, timeout=WAIT, isolation_level=None, check_same_thread=False
         )
         try:
+            if is_new and can_log_ahead(self._path.with_name(f"probe-{secrets.token_hex(8)}.db")):
+                database.execute("PRAGMA journal_mode = WAL")
             database.executescript(SCHEMA)
-            self._path.chmod(0o600)
         except BaseException:
             database.close()
             raise

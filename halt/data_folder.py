@@ -3,24 +3,49 @@
 secret_key   signs session cookies; made at the first start, for its owner's eyes only
 mark         tells this folder's workers from those of another one that use the same database
 run/         lock files and sockets of the workers that run now (see `halt.peers`)
+
+Not every file system has hard links, locks, Unix sockets, modes or fsync. Nothing here needs hard
+links; without fsync a key is made all the same; where locks or sockets are missing the workers meet
+in a folder for temporary files. What cannot be had at all is one line that names the setting.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import re
 import secrets
+import socket
+import sqlite3
 import stat
 import tempfile
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 
 from halt.config import ConfigError
 
 SECRET_MIN = 16  # characters
+ATTEMPTS = 100  # to make a file where other processes make it too; two are enough, usually
 SOCKET_PATH_MAX = 103  # bytes that every system takes for a Unix socket's path
 LONGEST_NAME = 32  # characters of a worker's socket in its folder
+
+#: How file systems and kernels say that they do not have something.
+UNSUPPORTED = frozenset(
+    {
+        errno.EACCES,
+        errno.EAFNOSUPPORT,
+        errno.EINVAL,
+        errno.ENODEV,
+        errno.ENOLCK,
+        errno.ENOSYS,
+        errno.ENOTSUP,
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+    }
+)
 
 
 def prepare(folder: Path) -> Path:
@@ -61,47 +86,189 @@ def _kept(folder: Path, name: str, what: str, size: int) -> tuple[Path, str]:
     Of several that start at once the first one's is everybody's. Raises ConfigError.
     """
     path = prepare(folder) / name
+    first = path.with_name(f"{name}.first")
     try:
-        if not path.exists():
-            _write_new(path, secrets.token_hex(size))
+        for _ in range(ATTEMPTS):
+            if path.exists():
+                break
+            _propose(path, first, secrets.token_hex(size))
+        if first.exists():
+            _remove(first)
         return path, path.read_text().strip()
     except (OSError, UnicodeDecodeError) as exc:
         reason = getattr(exc, "strerror", None) or "it holds no text"
         raise ConfigError(f"The {what} in {path} cannot be read or made: {reason}.") from None
 
 
-def _write_new(path: Path, text: str) -> None:
-    """Put a whole file where there is none; one that came there first stays."""
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+def _propose(path: Path, first: Path, text: str) -> None:
+    """Put a whole file where there is none; one that came there first stays. Raises OSError.
+
+    File systems without hard links (FAT, some shares) have one step that puts a whole file in place
+    unless another one is there: a folder is renamed, which fails where the new name is a folder
+    that holds something. The folder `first` is proposed in this way, and its text is then put at
+    `path`, by whichever process comes to it: all of them put the same text there. The folder is
+    removed when the file is there, never before. So a process that finds the folder and, after it
+    has read it, no file, has read the first proposal.
+
+    May return without the file where another process was just removing the folder; the file is
+    there then, or the next attempt makes it.
+    """
+    own = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    own.mkdir(mode=0o700)
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(part, path)
+        _write(own / "text", text)
+        try:
+            own.rename(first)
+        except OSError:
+            if not first.is_dir():
+                if path.exists():
+                    return
+                raise
     finally:
-        part.unlink(missing_ok=True)
+        _remove(own)
+    try:
+        proposed = (first / "text").read_text().strip()
+    except FileNotFoundError:
+        with contextlib.suppress(OSError):
+            first.rmdir()  # only if it is empty, after a process that ended while it removed it
+        return
+    if not path.exists():
+        part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+        try:
+            _write(part, proposed)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """Make a file for its owner alone. Raises OSError."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text + "\n")
+        file.flush()
+        try:
+            os.fsync(file.fileno())
+        except OSError as exc:
+            if exc.errno not in UNSUPPORTED:
+                raise
+
+
+def _remove(folder: Path) -> None:
+    """Remove a proposal. Several processes may do so at once."""
+    with contextlib.suppress(OSError):
+        (folder / "text").unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def run_folder(folder: Path) -> Path:
-    """Where the workers of this data folder meet. Raises ConfigError."""
-    return prepare(prepare(folder) / "run")
+    """Where the workers of this data folder meet. Raises ConfigError.
+
+    It is in the data folder, unless the file system there cannot lock files: then in a folder of
+    the same user's under the system's one for temporary files, whose name follows from the path.
+    """
+    run = prepare(prepare(folder) / "run")
+    if reason := _tried(run, _lock_a_file):
+        return _elsewhere(run, _lock_a_file, f"lock files ({reason})")
+    return run
 
 
 def socket_folder(run: Path) -> Path:
-    """Where their sockets are: there too, unless the path would be too long for a socket.
+    """Where their sockets are: there too, unless that cannot be. Raises ConfigError.
 
-    Then in a folder of the same user's under the system's one for temporary files, whose name
-    follows from the path. Raises ConfigError.
+    The path may be too long for a socket, or the file system may have none. Then they are in such a
+    folder as `run_folder` describes.
     """
-    if len(os.fsencode(run.absolute())) + 1 + LONGEST_NAME <= SOCKET_PATH_MAX:
-        return run
+    if reason := _tried(run, _bind_a_socket):
+        return _elsewhere(run, _bind_a_socket, f"hold Unix sockets ({reason})")
+    return run
+
+
+def _elsewhere(run: Path, attempt: Callable[[Path], None], what: str) -> Path:
+    """The first folder for temporary files that can do what `run` cannot. Raises ConfigError."""
     place = blake2b(os.fsencode(run.resolve()), digest_size=8).hexdigest()
-    found = Path(tempfile.gettempdir()) / f"halt-{os.getuid()}-{place}"
+    reason = ""
+    for temporary in dict.fromkeys((tempfile.gettempdir(), "/tmp")):  # noqa: S108 - see below
+        found = Path(temporary) / f"halt-{os.getuid()}-{place}"
+        try:
+            with contextlib.suppress(FileExistsError):
+                found.mkdir(mode=0o700)
+            known = found.lstat()
+        except OSError as exc:
+            reason = exc.strerror or str(exc)
+            continue
+        if not stat.S_ISDIR(known.st_mode) or known.st_uid != os.getuid() or known.st_mode & 0o077:
+            raise ConfigError(f"{found} is not a folder of this user's alone: remove it.")
+        reason = _tried(found, attempt)
+        if not reason:
+            return found
+    raise ConfigError(
+        f"HALT_DATA={str(run.parent)!r} cannot {what}, nor can {tempfile.gettempdir()} "
+        f"({reason}): set HALT_DATA or TMPDIR to a folder of a local disk."
+    )
+
+
+def _tried(folder: Path, attempt: Callable[[Path], None]) -> str:
+    """Why the file system there cannot do this, empty where it can.
+
+    Raises ConfigError for any other reason: all processes must come to the same answer, and a full
+    disk, for example, may have room again for the next one.
+    """
+    try:
+        attempt(folder)
+    except FileNotFoundError:
+        return ""  # it was removed just now, which says nothing about the file system
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        if exc.errno in UNSUPPORTED:
+            return reason
+        raise ConfigError(
+            f"The folder {str(folder)!r} of HALT_DATA cannot be used: {reason}."
+        ) from None
+    return ""
+
+
+def _lock_a_file(folder: Path) -> None:
+    """Lock a file in both of the ways that workers use. Raises OSError."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_UN)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+
+
+def _bind_a_socket(folder: Path) -> None:
+    """Make a socket with a name as long as any. Raises OSError."""
+    path = folder.absolute() / secrets.token_hex(LONGEST_NAME // 2)
+    if len(os.fsencode(path)) > SOCKET_PATH_MAX:
+        raise OSError(errno.EINVAL, "the path is too long")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            sock.bind(os.fspath(path))
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def make_private(path: Path) -> None:
+    """Make the file if it is not there: for its owner alone, also in a folder that is not.
+
+    One that is there is not even opened: to close it would take from this process SQLite's locks.
+    """
     with contextlib.suppress(FileExistsError):
-        found.mkdir(mode=0o700)
-    known = found.lstat()
-    if not stat.S_ISDIR(known.st_mode) or known.st_uid != os.getuid() or known.st_mode & 0o077:
-        raise ConfigError(f"{found} is not a folder of this user's alone: remove it.")
-    return found
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def can_log_ahead(path: Path) -> bool:
+    """Whether SQLite can write ahead in a new file at this path, which is removed. Never raises."""
+    try:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as probe:
+            if probe.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
+                return False
+            probe.execute("CREATE TABLE probe (n)")
+            with contextlib.closing(sqlite3.connect(path)) as reader:
+                (count,) = reader.execute("SELECT count(*) FROM probe").fetchone()
+            return bool(count == 0)
+    except sqlite3.Error:
+        return False
+    finally:
+        for ending in ("", "-wal", "-shm", "-journal"):
+            with contextlib.suppress(OSError):
+                path.with_name(f"{path.name}{ending}").unlink(missing_ok=True)

@@ -16,19 +16,24 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from halt.config import ConfigError
+from halt.data_folder import can_log_ahead, make_private
 from halt.errors import StoreUnavailable, Unstorable
 from halt.tables import REVISION
 
@@ -39,8 +44,21 @@ ADVISORY_LOCK = 0x48616C74  # PostgreSQL's lock of those who migrate: a number o
 
 logger = logging.getLogger(__name__)
 
-#: Why SQLite refuses, by the low byte of its result code.
+NO_LOCKS = "the file system cannot lock files as SQLite needs it"
+NO_SHARED_MEMORY = "the file system cannot share memory as SQLite's write-ahead log needs it"
+LOCAL_DISK = "Set HALT_DATA to a folder of a local disk, or DATABASE_URL."
+
+#: Why SQLite refuses, by its extended result code, else by the low byte of that.
 SQLITE_REASONS = {
+    sqlite3.SQLITE_IOERR_LOCK: NO_LOCKS,
+    sqlite3.SQLITE_IOERR_RDLOCK: NO_LOCKS,
+    sqlite3.SQLITE_IOERR_UNLOCK: NO_LOCKS,
+    sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK: NO_LOCKS,
+    sqlite3.SQLITE_PROTOCOL: NO_LOCKS,
+    sqlite3.SQLITE_IOERR_SHMOPEN: NO_SHARED_MEMORY,
+    sqlite3.SQLITE_IOERR_SHMSIZE: NO_SHARED_MEMORY,
+    sqlite3.SQLITE_IOERR_SHMLOCK: NO_SHARED_MEMORY,
+    sqlite3.SQLITE_IOERR_SHMMAP: NO_SHARED_MEMORY,
     sqlite3.SQLITE_BUSY: "the database is locked by another program",
     sqlite3.SQLITE_LOCKED: "the database is locked by another program",
     sqlite3.SQLITE_READONLY: "the database is read-only",
@@ -172,8 +190,9 @@ def reason(fault: SQLAlchemyError) -> str:
         return "the database does not take these values"
     origin = fault.orig if isinstance(fault, DBAPIError) else None
     if isinstance(origin, sqlite3.Error):
-        code = getattr(origin, "sqlite_errorcode", None)
-        return SQLITE_REASONS.get((code or 0) & 0xFF, "the database has failed")
+        code = getattr(origin, "sqlite_errorcode", None) or 0
+        usual = SQLITE_REASONS.get(code & 0xFF, "the database has failed")
+        return SQLITE_REASONS.get(code, usual)
     state: str | None = getattr(origin, "sqlstate", None)
     if state:
         for length in (5, 3, 2):
@@ -294,34 +313,71 @@ def _open(engine: Engine, folder: Path, url: str) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (folder / "migrate.lock").open("ab")
         if not url:
-            _make_private(folder / "halt.db")
+            make_private(folder / "halt.db")
     except OSError as fault:
         raise ConfigError(
             f"HALT_DATA: the folder {str(folder)!r} cannot be written to: {fault.strerror}."
         ) from None
     what = "DATABASE_URL: the database" if url else f"HALT_DATA: {str(folder / 'halt.db')!r}"
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _lock_out_others(lock)
         try:
-            _migrate(engine, what)
+            _migrate(engine, folder, what)
         except SQLAlchemyError as fault:
+            why = reason(fault)
+            remedy = f" {LOCAL_DISK}" if why in {NO_LOCKS, NO_SHARED_MEMORY} else ""
             raise ConfigError(
-                f"{what} cannot be used: {reason(fault)}. Nothing was changed."
+                f"{what} cannot be used: {why}. Nothing was changed.{remedy}"
             ) from None
         finally:
             engine.dispose()  # until it is used, nothing is held open, nor shared by a fork
 
 
-def _make_private(path: Path) -> None:
-    """Make the file if it is not there: for its owner alone, also in a folder that is not.
+def _lock_out_others(lock: IO[bytes]) -> None:
+    """Wait until no other process migrates.
 
-    One that is there is not even opened: to close it would take from this process SQLite's locks.
+    Where the file system has no such lock, the database's own must do: SQLite refuses one of two
+    that migrate at once, PostgreSQL lets one wait.
     """
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as exc:
+        logger.warning("%s cannot be locked: %s", lock.name, exc.strerror)
 
 
-def _migrate(engine: Engine, what: str) -> None:
+@contextlib.contextmanager
+def _raw(engine: Engine) -> Iterator[PoolProxiedConnection]:
+    """A connection outside any transaction; the driver's faults are raised as SQLAlchemy's."""
+    with contextlib.closing(engine.raw_connection()) as raw:
+        try:
+            yield raw
+        except sqlite3.Error as fault:
+            raise DBAPIError.instance(None, None, fault, sqlite3.Error) from fault
+
+
+def _log_ahead(raw: PoolProxiedConnection, folder: Path, what: str) -> None:
+    """Let SQLite write ahead, so that readers and writers need not wait for each other.
+
+    That takes memory which processes share, and not every network share has it. Then SQLite keeps
+    its usual journal: all is as safe, and slower. A file of its own is tried first, since one that
+    was switched and cannot be opened afterwards cannot be switched back.
+    """
+    cursor = raw.cursor()
+    (mode,) = cursor.execute("PRAGMA journal_mode").fetchone()
+    if mode == "wal":
+        return
+    if can_log_ahead(folder / "wal-probe.db"):
+        cursor.execute("PRAGMA journal_mode=WAL")
+    else:
+        logger.warning(
+            "%s: %s, so readers and writers wait for each other. %s",
+            what,
+            NO_SHARED_MEMORY,
+            LOCAL_DISK,
+        )
+
+
+def _migrate(engine: Engine, folder: Path, what: str) -> None:
     # Only whoever migrates needs these: they take long to load.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config as AlembicConfig  # noqa: PLC0415
@@ -340,8 +396,8 @@ def _migrate(engine: Engine, what: str) -> None:
             "start that one, or choose another HALT_DATA or DATABASE_URL."
         )
     if engine.dialect.name == "sqlite":
-        with contextlib.closing(engine.raw_connection()) as raw:
-            raw.cursor().execute("PRAGMA journal_mode=WAL")
+        with _raw(engine) as raw:
+            _log_ahead(raw, folder, what)
     if current == script.get_current_head():
         return
     with engine.execution_options(write=True).begin() as connection:

@@ -472,7 +472,7 @@ class Peers:
         if name.count("-") > 1 and not name.endswith(f"-{self._mark}"):
             return None
         try:
-            return _is_held(self._data / "run" / f"{name}.lock")
+            return _is_held((self._run or self._data / "run") / f"{name}.lock")
         except FileNotFoundError:
             return self._may_live(name)
 

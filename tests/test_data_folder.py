@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from halt.config import ConfigError
 from halt.data_folder import mark, prepare, run_folder, secret_key, socket_folder
+from halt.database import open_database
+from halt.store import SqlStore
+from tests.conftest import ROOT, StartHalt, refused_start
+from tests.fake_openai import FakeOpenAI
+from tests.limited_folder import limits
 from tests.races import together
 
 
@@ -83,3 +91,115 @@ def test_sockets_are_elsewhere_where_their_path_would_be_too_long(tmp_path: Path
             socket_folder(deep)
     finally:
         found.rmdir()
+
+
+def test_starters_at_once_agree_also_after_one_that_died_midway(tmp_path: Path) -> None:
+    """What a process left that ended while it made the key is gone on with, and tidied up."""
+    for number, left in enumerate(("whole", "empty", "over")):
+        folder = tmp_path / str(number)
+        (folder / "secret_key.first").mkdir(parents=True)
+        if left != "empty":
+            (folder / "secret_key.first" / "text").write_text("f" * 64 + "\n")
+        if left == "over":
+            (folder / "secret_key").write_text("e" * 64 + "\n")
+        (key,) = set(together(*[partial(secret_key, folder)] * 4))
+        assert key == {"whole": "f" * 64, "over": "e" * 64}.get(left, key)
+        assert [each.name for each in folder.iterdir()] == ["secret_key"]
+
+
+def test_processes_at_once_agree_on_one_key(tmp_path: Path) -> None:
+    """As threads do; each finds a whole key at its first look."""
+    code = (
+        "import sys; from pathlib import Path; from halt.data_folder import secret_key\n"
+        "sys.stdin.readline()\n"
+        "for number in range(100): print(secret_key(Path(sys.argv[1]) / str(number)))"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    printed = {process.communicate(timeout=60)[0] for process in processes}
+    assert len(printed) == 1
+    assert len(printed.pop().split()) == 100
+
+
+@pytest.mark.parametrize(
+    "calls", [("link", "fsync", "chmod"), ("bind",), ("flock",), ("link", "bind", "flock")]
+)
+def test_a_folder_that_cannot_do_everything_serves(
+    start_halt: StartHalt, shared_fake: FakeOpenAI, tmp_path: Path, calls: tuple[str, ...]
+) -> None:
+    """No hard links, modes or fsync (FAT), no Unix sockets, no locks (shares): two workers work.
+
+    Stop finds its stream in whichever worker it is, and the session's key is kept.
+    """
+    data = tmp_path / "data"
+    server = start_halt(
+        shared_fake,
+        HALT_DATA=data,
+        WEB_CONCURRENCY=2,
+        HALT_RATE_ADDRESS="1000/minute",
+        **limits(tmp_path, *calls, inside=data),
+    )
+    client = server.client()
+    for _ in range(4):
+        stream = client.chat("stall?n=2")
+        stream.until_text("1 ")
+        assert client.stop(stream.id).json["status"] == "stopped"
+        assert stream.to_end().terminal["type"] == "cancelled"
+    server.close()
+    assert "Traceback" not in server.printed
+    assert (data / "secret_key").exists()
+    assert (mode(data / "rates.db"), mode(data / "halt.db")) == (0o600, 0o600)
+
+
+def test_a_folder_that_cannot_do_enough_is_one_line(tmp_path: Path) -> None:
+    """Where the folder for temporary files has no sockets either, the line names what to set."""
+    settings = {"HALT_DATA": tmp_path / "data", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+    status, printed = refused_start(**settings, **limits(tmp_path, "bind", inside=Path("/")))
+    assert status == 1
+    (line,) = printed.splitlines()
+    assert line.startswith("halt: HALT_DATA=")
+    assert "cannot hold Unix sockets" in line
+    assert "(Operation not supported): set HALT_DATA" in line
+    assert line.endswith("set HALT_DATA or TMPDIR to a folder of a local disk.")
+
+
+@pytest.mark.parametrize("name", ["secret_key", "run", "halt.db", "migrate.lock"])
+def test_a_folder_with_something_in_the_way_is_one_line(tmp_path: Path, name: str) -> None:
+    """A file where a folder is to be, or the other way: the start ends with a line, no traceback."""
+    if name == "run":
+        (tmp_path / name).write_text("")
+    else:
+        (tmp_path / name).mkdir()
+    status, printed = refused_start(
+        HALT_DATA=tmp_path, OPENAI_BASE_URL="http://127.0.0.1:9/v1", HALT_SECRET_KEY=""
+    )
+    assert status == 1
+    (line,) = printed.splitlines()
+    assert line.startswith("halt: ")
+    assert str(tmp_path) in line
+
+
+def test_sqlite_without_shared_memory_keeps_its_usual_journal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Halt works without the write-ahead log, and its log says so once."""
+    (tmp_path / "wal-probe.db-shm").mkdir()  # where SQLite wants a file for its shared memory
+    store = SqlStore(open_database(tmp_path))
+    with store.database.reading() as connection:
+        assert connection.scalar(text("PRAGMA journal_mode")) == "delete"
+    assert not store.has_any()
+    store.database.close()
+    assert "write-ahead log" in caplog.text
+    assert "HALT_DATA" in caplog.text

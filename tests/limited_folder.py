@@ -1,0 +1,53 @@
+"""A Halt whose data folder cannot do everything: what stands in for a file system with less.
+
+`limits` writes a module that Python loads when it starts. In it, system calls on paths of one folder
+fail as they fail on such a file system; all of Halt's processes inherit it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+MODULE = """
+import errno, fcntl, os, socket
+
+FOLDER, CALLS = {folder!r}, {calls!r}
+
+def inside(path):
+    path = os.readlink(f"/proc/self/fd/{{path}}") if isinstance(path, int) else os.fspath(path)
+    return os.path.abspath(path).startswith(FOLDER)
+
+def number(file):
+    return file if isinstance(file, int) else file.fileno()
+
+def fails(name, original, code, which):
+    def call(*args, **more):
+        if name in CALLS and inside(which(args)):
+            raise OSError(code, os.strerror(code))
+        return original(*args, **more)
+    return call
+
+os.link = fails("link", os.link, errno.EPERM, lambda args: args[1])
+os.fsync = fails("fsync", os.fsync, errno.EINVAL, lambda args: number(args[0]))
+os.chmod = fails("chmod", os.chmod, errno.EPERM, lambda args: args[0])
+fcntl.flock = fails("flock", fcntl.flock, errno.ENOLCK, lambda args: number(args[0]))
+fcntl.lockf = fails("flock", fcntl.lockf, errno.ENOLCK, lambda args: number(args[0]))
+
+class Socket(socket.socket):
+    def bind(self, address):
+        if "bind" in CALLS and self.family == socket.AF_UNIX and inside(address):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        super().bind(address)
+
+socket.socket = Socket
+"""
+
+
+def limits(folder: Path, *calls: str, inside: Path | None = None) -> dict[str, str]:
+    """The environment in which these calls fail for paths below `inside`; `folder` is for us."""
+    place = folder / "limits"
+    place.mkdir()
+    where = os.fspath(inside if inside is not None else folder)
+    (place / "sitecustomize.py").write_text(MODULE.format(folder=where, calls=calls))
+    return {"PYTHONPATH": str(place)}
