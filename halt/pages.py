@@ -46,15 +46,18 @@ from halt.conversations import (
 )
 from halt.errors import (
     HaltError,
+    Interrupted,
     OffsetLost,
     RequestError,
     StoreUnavailable,
     TooLarge,
     UnknownStream,
+    UpstreamError,
 )
 from halt.events import Done, sse_html
 from halt.generation import Receipt
 from halt.lengths import Lengths
+from halt.line import limited
 from halt.metrics import now
 from halt.rates import count_starts
 from halt.recorder import Recorder
@@ -103,6 +106,9 @@ COMPARED_MODELS = 4
 #: with its place, and not a request later.
 FIRST_TEXT_WAIT = 0.01
 
+#: Seconds that a page waits for the demo model to say whether it is loaded.
+DEMO_WAIT = 0.5
+
 #: Seconds that a request waits for an answer that has ended to be written down.
 WRITE_WAIT = 2.0
 WRITE_TICK = 0.01  # seconds before the first further look whether it is; each waits twice as long
@@ -117,6 +123,7 @@ def install(app: Flask, store: Store, recorder: Recorder, titles: Titles) -> Non
     app.extensions["halt.store"] = store
     app.extensions["halt.recorder"] = recorder
     app.extensions["halt.lengths"] = Lengths()
+    app.extensions["halt.demo_ready"] = threading.Event()
     app.extensions["halt.catalog"] = Catalog(app.extensions["halt"].upstream)
     app.register_blueprint(blueprint)
 
@@ -150,7 +157,25 @@ def _page(conversation_id: str, conversation: Conversation | None) -> str:
         config=config(),
         chosen=conversation.model if conversation else None,
         model=generations().upstream.known_model,
+        loading=_demo_is_loading(),
     )
+
+
+def _demo_is_loading() -> bool:
+    """Whether the demo model does not answer yet. Once it has, it is not asked again."""
+    ready: threading.Event = current_app.extensions["halt.demo_ready"]
+    if not (config().wants_embedded and config().embedded_url) or ready.is_set():
+        return False
+    try:
+        with limited(DEMO_WAIT) as line:
+            generations().upstream.check(line)
+    except UpstreamError as fault:
+        if fault.code in {"model_loading", "upstream_refused"}:
+            return True
+    except Interrupted:
+        return True
+    ready.set()
+    return False
 
 
 def _window(found: Conversation | None, side: str = "") -> dict[str, Any]:
@@ -184,6 +209,12 @@ def _shown(exchange: Exchange, *, last: bool = True) -> ExchangeView:
 def index() -> str:
     owner_made()
     return _page(secrets.token_urlsafe(16), None)
+
+
+@blueprint.get("/demo")
+def demo() -> str:
+    """Asked by a page that was told that the demo model is being loaded, until it is."""
+    return render_template("demo.html", loading=_demo_is_loading())
 
 
 @blueprint.get("/c/<conversation_id>")

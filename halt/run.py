@@ -75,6 +75,8 @@ from halt.unheard import Unheard
 ATTEND_AFTER = 0.2  # seconds without a pump until an attendant is sent
 FIRST_VIEW = 10.0  # seconds that the first viewer has to come, however short the grace
 RETRY_BASE = 0.5  # seconds before the first retry; doubles, and varies by half to spread the load
+LOADING_PAUSE = 0.25  # seconds before a server that loads its model is asked again; doubles
+LOADING_PAUSE_MAX = 4.0  # seconds
 CUT_SHORT = frozenset({"length", "content_filter"})  # what a model asked for then is not whole
 LOGGED_MAX = 500  # characters of what a server said that go into the server's log
 COUNT_MAX = 2**53  # of a usage: what every reader of JSON takes for the same number
@@ -142,6 +144,7 @@ class Run(Recording):
         self._counted: Reply | None = None  # the newest reply whose usage is in there
         self._reply: Reply | None = None
         self._retries_left = config.retries
+        self._loading_pause = LOADING_PAUSE
         self._pump = threading.Lock()  # the role; guards the reply, the parts and `_settled`
         self._pump.acquire()  # the first attendant's from the beginning: nobody comes before it
         self._settled = False
@@ -454,6 +457,9 @@ class Run(Recording):
         """Return when another try may begin. Raises the fault where there is none, Interrupted."""
         if self.log.ended is not None:
             raise Interrupted("ended while it was opened") from fault
+        if self._is_loading(fault):
+            self._wait_for_model(fault)
+            return
         asked, growth = fault.retry_after, 2 ** (self._config.retries - self._retries_left)
         if not fault.retryable or not self._retries_left or (asked or 0.0) > RETRY_AFTER_MAX:
             raise fault
@@ -464,6 +470,30 @@ class Run(Recording):
         logger.info("stream %s: %s, trying again in %.1f s", *told, extra=about(self.request_id))
         if self.switch.event.wait(wait):
             raise Interrupted("ended while it waited for a retry")
+
+    def _is_loading(self, fault: UpstreamError) -> bool:
+        """The server loads its model, and will answer when it has.
+
+        The demo model's port is reserved before the model listens: there a refusal means the same.
+        """
+        is_demo = self._config.wants_embedded and self._config.embedded_url
+        return fault.code == "model_loading" or bool(is_demo and fault.code == "upstream_refused")
+
+    def _wait_for_model(self, fault: UpstreamError) -> None:
+        """Return when the server may have loaded its model. Raises the fault, Interrupted.
+
+        The server has done nothing yet that could be billed, so HALT_RETRIES does not count here;
+        HALT_FIRST_BYTE_TIMEOUT is the limit.
+        """
+        wait = self._loading_pause * random.uniform(0.75, 1.25)  # noqa: S311 - as for a retry
+        wait = max(wait, fault.retry_after or 0.0)
+        self._loading_pause = min(2 * self._loading_pause, LOADING_PAUSE_MAX)
+        if now() + wait - self.meter.last_at > self._config.first_byte_timeout:
+            raise fault
+        told = self.id, fault.code, wait
+        logger.info("stream %s: %s, asking again in %.1f s", *told, extra=about(self.request_id))
+        if self.switch.event.wait(wait):
+            raise Interrupted("ended while the model was being loaded")
 
     def _pump_once(self, timeout: float) -> None:
         """Move what comes within `timeout` seconds to the log. The role is held."""
