@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 import msgspec
@@ -37,10 +36,14 @@ from halt.generation import Generations
 from halt.line import limited
 from halt.metrics import Metrics, now
 from halt.names import Names
+from halt.provider import WHOLE
 from halt.provider_settings import ProviderSettings, setup
+from halt.redirects import public_address
 from halt.run import Run
 from halt.screen import one_line
 from halt.server_load import ServerLoad
+from halt.transport import proxy_for
+from halt.upstream import ENDPOINT
 
 SHORT, LONG = "Count from 1 to 20.", "Count from 1 to 500, one number a line."
 #: Fewer pieces than this say nothing about how they were sent on.
@@ -55,7 +58,8 @@ TEXT_MAX = 400  # characters of a finding
 
 Status = Literal["ok", "warn", "fail"]
 
-#: What to do about each code of an UpstreamError; in braces the names of settings.
+#: What to do about each code of an UpstreamError, beside what its sentence says and what the server
+#: said; in braces the names of settings.
 REMEDIES = {
     "upstream_refused": "Start the model's server, or correct {address}.",
     "upstream_dns": "Correct the name in {address}, or this machine's resolver.",
@@ -65,15 +69,22 @@ REMEDIES = {
     "upstream_tls_timeout": "Correct {address}: a server without TLS has one with http://.",
     "upstream_connect_timeout": "Look for a firewall on the way; correct {address}.",
     "upstream_unreachable": "Correct {address}; look for a firewall or proxy on the way.",
+    "upstream_dropped": "Look at the server's own log, and at proxies on the way.",
+    "upstream_incomplete": "Look at the server's own log, and at proxies on the way.",
+    "upstream_server_error": "Look at the server's own log.",
+    "bad_request": "Change what the server names in its answer, or set {model} to another model.",
+    "context_too_long": "Load the model with a longer context.",
     "unauthorized": "Set {key} to a key of this server.",
     "forbidden": "Use a key that may do this, or set {model} to another model.",
-    "region_not_supported": "Set {model} or {address} to what is offered where this machine is.",
-    "content_filter": "Change the message, or set {model} to another model.",
-    "quota_exceeded": "Add credit to the account of {key}, or use the key of another one.",
+    "region_not_supported": "No other key helps. Use a provider that serves this country: set "
+    "{address}, {key} and {model}.",
+    "content_filter": "Look at the rules of the server, or set {model} to another model.",
+    "quota_exceeded": "Add credit to the account of this key, or raise its limit.",
+    "model_not_found": "Set {model} to a model of this server.",
     "endpoint_not_found": "Correct {address}: it must lead to the API, up to and with /v1 where "
     "the API's paths begin so.",
-    "model_loading": "Wait until the model is loaded.",
-    "model_not_found": "Set {model} to a model of this server.",
+    "model_loading": "Wait until the model is loaded, then ask again; or allow more with "
+    "--timeout.",
     "rate_limited": "Wait, or raise the limits of your account.",
     "upstream_invalid": "Correct {address}: it must lead to the API, up to and with /v1 where the "
     "API's paths begin so.",
@@ -83,6 +94,13 @@ REMEDIES = {
     "Or allow more with --timeout.",
     "stalled": "Look at the model's server and at proxies on the way.",
     "no_model": "Set OPENAI_API_KEY or OPENAI_BASE_URL.",
+}
+#: The same for an answer, where the list of models has come from the address.
+LISTED_REMEDIES = {
+    "endpoint_not_found": "The list of models is at {address}, chat completions are not: look in "
+    "the server's documentation for the address of its OpenAI-compatible API.",
+    "upstream_invalid": "{address} leads to the server: look at its own log, at its version, and "
+    "at gateways on the way.",
 }
 
 
@@ -119,6 +137,7 @@ class Report:
         self.findings: list[Finding] = []
         self.part = ""  # put before the names of findings, where several things are looked at
         self.names: Mapping[str, str] = ENVIRONMENT["openai"]  # of the settings, for remedies
+        self.is_listed = False  # the address has brought a list of models
         self._say = say
 
     @property
@@ -144,7 +163,9 @@ class Report:
 
     def remedy(self, code: str) -> str:
         """What to do about an error of this code, in the names of the settings at fault."""
-        return REMEDIES.get(code, "Look at the server's own log.").format_map(self.names)
+        usual = REMEDIES.get(code, "Look at the server's own log.")
+        chosen = LISTED_REMEDIES.get(code, usual) if self.is_listed else usual
+        return chosen.format_map(self.names)
 
     def as_json(self) -> str:
         """All of it for a machine."""
@@ -158,7 +179,8 @@ class Report:
         finding = Finding(self.part + name, status, one_line(text, TEXT_MAX), remedy)
         self.findings.append(finding)
         if self._say is not None:
-            cure = f" {finding.remedy}" if finding.remedy else ""
+            end = "" if not finding.remedy or finding.text.endswith((".", "!", "?", "…")) else "."
+            cure = f"{end} {finding.remedy}" if finding.remedy else ""
             self._say(f"{finding.status:<4}  {finding.name}: {finding.text}{cure}")
 
 
@@ -191,6 +213,7 @@ def examine(report: Report, config: Config, make: Make, timeout: float) -> None:
     for provider in providers:
         report.part = f"{provider.name}: " if len(providers) > 1 else ""
         report.names = _names(config, provider)
+        report.is_listed = False
         _examine(report, config, provider, make)
     report.part = ""
 
@@ -223,12 +246,18 @@ def milliseconds(spent: float) -> str:
 
 
 def _reach(report: Report, provider: ProviderSettings) -> bool:
-    """Name, connection, TLS."""
+    """The address itself, name, connection, TLS."""
+    cut = ENDPOINT.sub("", provider.base_url)
+    if provider.kind == "openai" and cut != provider.base_url:
+        report.warn(
+            "address",
+            f"{provider.base_url.removeprefix(cut)} is the path of a request, which Halt puts "
+            "behind the address by itself.",
+            f"Cut it off: set {report.names['address']} to {public_address(cut)}.",
+        )
     url = urlsplit(provider.base_url)
     host = url.hostname or ""
-    proxy = getproxies().get(url.scheme) or getproxies().get("all")
-    if proxy and host not in {"localhost", "127.0.0.1", "::1"} and not proxy_bypass(host):
-        report.ok("proxy", f"requests go through {urlsplit(proxy).hostname}")
+    if goes_through_proxy(report, provider.base_url):
         return True
     port = url.port or (443 if url.scheme == "https" else 80)
     sock = reach(report, host, port, provider.connect_timeout, report.names["address"])
@@ -236,6 +265,17 @@ def _reach(report: Report, provider: ProviderSettings) -> bool:
         return False
     with sock:
         return url.scheme != "https" or trusts(report, sock, host)
+
+
+def goes_through_proxy(report: Report, address: str) -> bool:
+    """Say through which proxy requests to this address go; whether there is one."""
+    proxy = proxy_for(address)
+    if proxy is None:
+        return False
+    host = urlsplit(address).hostname
+    text = f"requests to {host} go through {proxy} (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY)"
+    report.ok("proxy", f"{text}; what NO_PROXY names does not")
+    return True
 
 
 def reach(
@@ -313,26 +353,59 @@ def _models(report: Report, provider: ProviderSettings, generations: Generations
             remedy = report.remedy("first_byte_timeout")
             report.fail("models", "no answer to the list of models.", remedy)
             return False
-        if error.code in {"upstream_invalid", "endpoint_not_found"} and model:
-            remedy = f"Nothing, as long as {report.names['model']} is right."
-            report.warn("models", error.message, remedy)
-            return True
-        report.fault("key" if error.code in {"unauthorized", "forbidden"} else "models", error)
-        return False
+        return _no_list(report, provider, model, error)
+    report.is_listed = True
     report.ok("key", "none is needed" if provider.key == "none" else "accepted")
     spent = milliseconds(now() - began)
-    if not names:
+    if not names and model:
+        remedy = f"Nothing need be done, as long as {report.names['model']} is right."
+        report.warn("models", "the server's list is empty.", remedy)
+    elif not names:
         report.fail("models", "the server offers none.", "Load a model there.")
         return False
-    if model and model not in names:
+    elif model and model not in names:
         report.warn(
             "models",
             f"{model} is not among the {len(names)} of the list.",
             f"Set {report.names['model']} to one of them, for example {names[0]}.",
         )
     else:
-        report.ok("models", f"{len(names)} ({spent}); {model or names[0]} answers")
+        report.ok("models", f"{len(names)} ({spent}){f'; {model} is asked' if model else ''}")
     return True
+
+
+#: Faults of a list that stand for the whole server: an answer is not asked for.
+_FINAL = frozenset({"unauthorized", "no_model"})
+_UNREACHED = (
+    "upstream_refused",
+    "upstream_dns",
+    "upstream_tls",
+    "upstream_no_tls",
+    "upstream_connect",
+    "upstream_unreachable",
+)
+
+
+def _no_list(report: Report, provider: ProviderSettings, model: str, error: HaltError) -> bool:
+    """Say why there is no list of models; whether an answer can be asked for all the same."""
+    name = "key" if error.code in {"unauthorized", "forbidden"} else "models"
+    setting = report.names["model"]
+    if model and error.code not in _FINAL and not error.code.startswith(_UNREACHED):
+        text = error.message
+        if error.code == "endpoint_not_found":
+            text = "the server has no list of models."
+        remedy = f"Nothing need be done, as long as {setting} is right: {model} is asked."
+        report.warn(name, text, remedy)
+        return True
+    if error.code == "endpoint_not_found":
+        is_whole = provider.kind != "openai" or WHOLE.search(urlsplit(provider.base_url).path)
+        remedy = f"Set {setting} to a model that the server has."
+        if not is_whole:
+            remedy = f"{report.remedy(error.code)} If it does: {remedy.lower()}"
+        report.fail(name, error.message, remedy)
+    else:
+        report.fault(name, error)
+    return False
 
 
 @contextlib.contextmanager
@@ -402,7 +475,9 @@ def _answer(report: Report, generations: Generations) -> bool:
         return False
     rate = figures.tokens_per_second
     pace = f", {rate:.0f} tokens/s" if rate else ""
-    report.ok("answer", f"first token after {figures.ttft_ms or 0:.0f} ms{pace}")
+    model = generations.upstream.known_model
+    first = f"first token after {figures.ttft_ms or 0:.0f} ms{pace}"
+    report.ok("answer", f"{model}: {first}" if model else first)
     _streaming(report, figures, watch.reads)
     if isinstance(ended, Done) and ended.usage:
         report.ok("usage", f"reported: {figures.tokens} tokens")
@@ -417,10 +492,17 @@ def _answer(report: Report, generations: Generations) -> bool:
 
 def _streaming(report: Report, figures: Metrics, reads: int) -> None:
     pieces = figures.chunks
-    if pieces < PIECES_MIN:
+    if pieces == 1:
         report.warn(
             "streaming",
-            f"the whole answer came in {pieces} piece{'s' if pieces > 1 else ''}.",
+            "the server does not stream: the whole answer came in 1 piece.",
+            "Turn streaming on in the model's server or in the gateway before it, so that words "
+            "are shown as they are written; a small answer may also be so short.",
+        )
+    elif pieces < PIECES_MIN:
+        report.warn(
+            "streaming",
+            f"the whole answer came in {pieces} pieces.",
             "Turn streaming on in the model's server; a small answer may also be so short.",
         )
     elif pieces / max(1, reads) >= GATHERED:

@@ -20,7 +20,17 @@ import msgspec
 from halt import proxy_checks
 from halt.chat import ChatRequest, Message
 from halt.client import ANSWER_WITHIN, Frames, Remote, RemoteError, body_of
-from halt.doctor import GATHERED, LONG, SHORT, SLOW_STOP, Report, milliseconds, reach, trusts
+from halt.doctor import (
+    GATHERED,
+    LONG,
+    SHORT,
+    SLOW_STOP,
+    Report,
+    goes_through_proxy,
+    milliseconds,
+    reach,
+    trusts,
+)
 from halt.errors import HaltError
 from halt.events import Failed, Terminal, encode, is_terminal
 from halt.generation import Receipt
@@ -119,6 +129,8 @@ def _reach(report: Report, remote: Remote, connect_timeout: float) -> bool:
     url = urlsplit(remote.url)
     host = url.hostname or ""
     port = url.port or (443 if url.scheme == "https" else 80)
+    if goes_through_proxy(report, remote.url):
+        return True
     sock = reach(report, host, port, connect_timeout, "the address")
     if sock is None:
         return False
