@@ -370,7 +370,7 @@ def _models(report: Report, provider: ProviderSettings, generations: Generations
             f"Set {report.names['model']} to one of them, for example {names[0]}.",
         )
     else:
-        report.ok("models", f"{len(names)} ({spent}){f'; {model} is asked' if model else ''}")
+        report.ok("models", f"{len(names)} ({spent}){f'; {model} answers' if model else ''}")
     return True
 
 

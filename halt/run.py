@@ -488,8 +488,9 @@ class Run(Recording):
         wait = self._loading_pause * random.uniform(0.75, 1.25)  # noqa: S311 - as for a retry
         wait = max(wait, fault.retry_after or 0.0)
         self._loading_pause = min(2 * self._loading_pause, LOADING_PAUSE_MAX)
-        if now() + wait - self.meter.last_at > self._config.first_byte_timeout:
-            raise fault
+        limit = self._config.first_byte_timeout
+        if now() + wait - self.meter.last_at > limit:
+            raise fault.hinting(waited(limit, "HALT_FIRST_BYTE_TIMEOUT"))
         told = self.id, fault.code, wait
         logger.info("stream %s: %s, asking again in %.1f s", *told, extra=about(self.request_id))
         if self.switch.event.wait(wait):
