@@ -32,13 +32,13 @@ from halt.events import (
     ToolCallDelta,
     is_terminal,
 )
+from halt.exchange import public_address
 from halt.generation import Generations
 from halt.line import limited
 from halt.metrics import Metrics, now
 from halt.names import Names
 from halt.provider import WHOLE
 from halt.provider_settings import ProviderSettings, setup
-from halt.redirects import public_address
 from halt.run import Run
 from halt.screen import one_line
 from halt.server_load import ServerLoad
