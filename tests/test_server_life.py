@@ -270,17 +270,21 @@ def test_key_and_token_appear_nowhere(start_halt: StartHalt, fake: FakeOpenAI) -
     reason="the demo model is not installed (requirements-demo.txt)",
 )
 def test_with_nothing_set_a_real_model_answers(start_halt: StartHalt) -> None:
-    """Out of the box: the page says demo model and how to get another, answers stream, Stop works."""
+    """Out of the box: the page says demo model and how to get another, answers stream, Stop works.
+
+    The first message is sent before the model is loaded, and waits for it.
+    """
     server = start_halt()
     client = server.client()
+    body = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    events = client.stream("POST", "/chat/stream", {**body, "max_tokens": 40})
+    assert "demo model" in client.get("/").body.decode().lower()
+    assert events.to_end().terminal["type"] == "done", events.terminal
     page = client.get("/").body.decode()
-    assert "demo model" in page.lower()
+    assert "Demo model." in page
     assert "OPENAI_API_KEY" in page
     assert "OPENAI_BASE_URL" in page
-    eventually(lambda: client.get("/healthz").json["upstream"] == "reachable", within=60)
-    body = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
-    events = client.stream("POST", "/chat/stream", {**body, "max_tokens": 40}).to_end()
-    assert events.terminal["type"] == "done"
+    assert client.get("/healthz").json["upstream"] == "reachable"
     assert any(
         c.isalpha() for c in events.text
     )  # which words, a model this small decides by chance

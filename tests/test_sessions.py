@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from app import create_app
+from halt.config import load
 from tests.conftest import HaltServer, StartHalt
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Client
 
 FORM = "application/x-www-form-urlencoded"
 TOKEN = "a-token-for-tests"
+KEY = "a key for more than one"
 ELSEWHERE = b"This browser has no conversations here"
 
 
@@ -33,10 +38,9 @@ def test_halts_with_the_same_port_keep_their_sessions_apart(
 
     The second bears the same HALT_SECRET_KEY as the first, another token, and a folder of its own.
     """
-    key = "the same for both of them"
-    first = start_halt(shared_fake, HALT_SECRET_KEY=key, HALT_TOKEN=TOKEN)
+    first = start_halt(shared_fake, HALT_SECRET_KEY=KEY, HALT_TOKEN=TOKEN)
     second = start_halt(
-        shared_fake, HOST="127.0.0.3", PORT=first.port, HALT_SECRET_KEY=key, HALT_TOKEN=f"{TOKEN}-2"
+        shared_fake, HOST="127.0.0.3", PORT=first.port, HALT_SECRET_KEY=KEY, HALT_TOKEN=f"{TOKEN}-2"
     )
     third = start_halt(shared_fake, HOST="127.0.0.4", PORT=first.port)
     browsers = [first.client(), second.client(), third.client()]
@@ -52,7 +56,7 @@ def test_halts_with_the_same_port_keep_their_sessions_apart(
 
 
 def test_workers_and_a_restart_at_another_port_know_the_session(
-    start_halt: StartHalt, shared_fake: FakeOpenAI, tmp_path: object
+    start_halt: StartHalt, shared_fake: FakeOpenAI, tmp_path: Path
 ) -> None:
     """The cookie's name follows from the data folder: all workers agree, a new port changes none."""
     settings = {"HALT_DATA": tmp_path, "WEB_CONCURRENCY": 2}
@@ -69,6 +73,20 @@ def test_workers_and_a_restart_at_another_port_know_the_session(
     moved = second.client()
     moved.cookies = browser.cookies
     assert has(moved, "kept-conversation")
+
+
+def test_hosts_that_share_a_key_and_a_database_share_the_name(tmp_path: Path) -> None:
+    """With PostgreSQL each host has a data folder of its own; with SQLite those are two Halts."""
+    names: dict[str, list[str]] = {"": [], "postgresql://127.0.0.1:9/halt": []}
+    for url, found in names.items():
+        for host in ("first", "second"):
+            environ = {"HALT_SECRET_KEY": KEY, "HALT_DATA": str(tmp_path / host)}
+            application = create_app(load({**environ, "DATABASE_URL": url}))
+            found.append(application.session_interface.get_cookie_name(application))
+    alone, shared = names.values()
+    assert len(set(alone)) == 2
+    assert len(set(shared)) == 1
+    assert KEY not in "".join([*alone, *shared])
 
 
 def test_the_cookie_of_an_earlier_version_is_taken_over(halt: HaltServer) -> None:
