@@ -46,6 +46,7 @@ from halt.chat import (
 )
 from halt.config import Config
 from halt.continuing import unfinished
+from halt.embedded import READY_LIMIT
 from halt.errors import CODES, Interrupted, UpstreamError, shortened
 from halt.events import (
     Cancelled,
@@ -477,20 +478,25 @@ class Run(Recording):
         The demo model's port is reserved before the model listens: there a refusal means the same.
         """
         is_demo = self._config.wants_embedded and self._config.embedded_url
-        return fault.code == "model_loading" or bool(is_demo and fault.code == "upstream_refused")
+        is_starting = bool(is_demo) and fault.code == "upstream_refused"
+        return is_starting or (fault.code == "model_loading" and fault.retryable)
 
     def _wait_for_model(self, fault: UpstreamError) -> None:
         """Return when the server may have loaded its model. Raises the fault, Interrupted.
 
         The server has done nothing yet that could be billed, so HALT_RETRIES does not count here;
-        HALT_FIRST_BYTE_TIMEOUT is the limit.
+        HALT_FIRST_BYTE_TIMEOUT is the limit, for a demo model that does not listen READY_LIMIT.
         """
         wait = self._loading_pause * random.uniform(0.75, 1.25)  # noqa: S311 - as for a retry
         wait = max(wait, fault.retry_after or 0.0)
         self._loading_pause = min(2 * self._loading_pause, LOADING_PAUSE_MAX)
         limit = self._config.first_byte_timeout
-        if now() + wait - self.meter.last_at > limit:
-            raise fault.hinting(waited(limit, "HALT_FIRST_BYTE_TIMEOUT"))
+        waited_then = now() + wait - self.meter.last_at
+        asks_too_much = wait > limit
+        if asks_too_much or (fault.code != "model_loading" and waited_then > READY_LIMIT):
+            raise fault
+        if waited_then > limit:
+            raise fault.hinting(f"Halt waits for {limit:g} s: HALT_FIRST_BYTE_TIMEOUT.")
         told = self.id, fault.code, wait
         logger.info("stream %s: %s, asking again in %.1f s", *told, extra=about(self.request_id))
         if self.switch.event.wait(wait):
