@@ -528,7 +528,8 @@ def _stop(report: Report, generations: Generations, load: ServerLoad) -> None:
         receipt = generations.stop(run.id, None)
     spent = f"{receipt.elapsed_ms:.0f} ms"
     if receipt.status == "finished":
-        report.warn("stop", "the answer was over before Stop could be pressed.", "Try again.")
+        remedy = "Try again; where a server does not stream, an answer is over when it comes."
+        report.warn("stop", "the answer was over before Stop could be pressed.", remedy)
     elif receipt.upstream == "closed":
         report.ok("stop", f"the connection to the model was closed after {spent}")
         _after_stop(report, load, before, during)
