@@ -91,14 +91,16 @@ _file = msgspec.json.Decoder(_File)
 
 def read(data: bytes) -> list[PortableConversation]:
     """The conversations of a file, each of them checked. Raises RequestError (`file`)."""
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
-        found = _file.decode(data.removeprefix(codecs.BOM_UTF8))
+        found = _file.decode(data)
     except msgspec.ValidationError as fault:
-        raise RequestError(_explained(str(fault)), field="file") from None
+        raise RequestError(_foreign(data) or _explained(str(fault)), field="file") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise RequestError(
-            "This file can't be imported: it is not JSON, or not all of it.", field="file"
-        ) from None
+        what = "it is not JSON, or not all of it."
+        if data.startswith(b"PK"):
+            what = f"it is a ZIP archive. {OWN_ALONE}"
+        raise RequestError(f"This file can't be imported: {what}", field="file") from None
     if found.format != FORMAT or found.version != VERSION:
         raise RequestError(
             f"This file can't be imported: its format is “{found.format[:40]}”, version "
@@ -135,6 +137,58 @@ def _ended(fold: Fold) -> Fold:
 
 def _is_figure(value: float | None) -> bool:
     return value is None or 0 <= value <= FIGURE_MAX
+
+
+OWN_ALONE = "Halt reads JSON files that it has exported itself."
+
+#: Fields by which an export of another product is known, of a conversation or of the whole file.
+_PRODUCTS: tuple[tuple[str, frozenset[str]], ...] = (
+    ("DeepSeek", frozenset({"mapping", "inserted_at"})),
+    ("ChatGPT", frozenset({"mapping"})),
+    ("Claude", frozenset({"chat_messages"})),
+    ("Open WebUI", frozenset({"chat"})),
+    ("LibreChat", frozenset({"conversationId"})),
+    ("Grok", frozenset({"conversation", "responses"})),
+    ("LM Studio", frozenset({"messages", "usePerChatPredictionConfig"})),
+    ("Chatbox", frozenset({"chat-sessions-list"})),
+    ("big-AGI", frozenset({"messages", "systemPurposeId"})),
+    ("Gemini", frozenset({"header", "products"})),
+)
+_LISTS = ("conversations", "chats", "data", "history", "sessions")  # where other files have theirs
+
+
+def _foreign(data: bytes) -> str:
+    """What is wrong with a file of another product; nothing of one of Halt's."""
+    try:
+        found = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
+    if isinstance(found, dict) and found.get("format") == FORMAT:
+        return ""
+    for each in _candidates(found):
+        if product := next((name for name, fields in _PRODUCTS if fields <= each.keys()), ""):
+            return f"This file can't be imported: it looks like an export of {product}. {OWN_ALONE}"
+    if isinstance(found, dict) and "format" in found:
+        return ""
+    return f"This file can't be imported: it is not an export of Halt's. {OWN_ALONE}"
+
+
+def _candidates(found: object) -> Iterator[dict[str, object]]:
+    """Objects that may be a conversation: of the file itself, or the first of a list in it."""
+    inner = [found]
+    if isinstance(found, dict):
+        inner += [found[name] for name in _LISTS if name in found]
+        inner += [
+            each[name]
+            for each in inner[1:]
+            if isinstance(each, dict)
+            for name in _LISTS
+            if name in each
+        ]
+    for each in inner:
+        first = each[0] if isinstance(each, list) and each else each
+        if isinstance(first, dict):
+            yield first
 
 
 _FAULTS = {
