@@ -78,6 +78,7 @@ class RichScreen(Paced):
         self._status = ""
         self._drawn_at = 0.0
         self._dirty = False
+        self._silence_drawn = ""
 
     def begin(self) -> None:
         super().begin()
@@ -97,7 +98,8 @@ class RichScreen(Paced):
 
     def tick(self) -> float | None:
         wants = super().tick()
-        if self._thinks_since is not None:  # the seconds go on
+        # The seconds go on.
+        if self._thinks_since is not None or self._silence() != self._silence_drawn:
             self._dirty = True
         if not self._dirty:
             return wants
@@ -180,23 +182,29 @@ class RichScreen(Paced):
             self._printed = True
 
     def _tail(self) -> _Lines:
+        self._silence_drawn = silence = self._silence()
+        waits = f"… {silence} (Ctrl-C stops it)" if silence else ""
         if self._thinks_since is not None:
             words = " ".join(self._thoughts.split())
             spent = seconds(now() - self._thinks_since)
-            return self._fitting(Text(f"thinking, {spent}: {words}", style="dim italic"), 3)
+            thinking = Text(f"thinking, {spent}: {words}", style="dim italic")
+            return self._fitting(thinking, 3, waits)
         source = self._blocks.open_source(TAIL_MAX)
         if source.strip():
-            room = max(1, self._console.height - 2)
+            room = max(1, self._console.height - 3)
             whole = len(source) <= TAIL_MAX
-            return self._fitting(_Block(source) if whole else Text(source[-TAIL_MAX:]), room)
-        return self._fitting(Text(self._status, style="dim"), 1)
+            return self._fitting(_Block(source) if whole else Text(source[-TAIL_MAX:]), room, waits)
+        return self._fitting(Text("" if waits else self._status, style="dim"), 1, waits)
 
-    def _fitting(self, drawn: _Block | Text, room: int) -> _Lines:
-        """The last lines of it that fit."""
+    def _fitting(self, drawn: _Block | Text, room: int, below: str = "") -> _Lines:
+        """The last lines of it that fit, and a line below them."""
         lines = self._console.render_lines(drawn, pad=False)
         while lines and not any(segment.text.strip() for segment in lines[-1]):
             lines.pop()
         lines = lines[-room:]
         if self._printed and len(lines) < room:
             lines.insert(0, [])
+        if below:
+            last = Text(below, style="dim", no_wrap=True, overflow="ellipsis")
+            lines += self._console.render_lines(last, pad=False)
         return _Lines(lines)

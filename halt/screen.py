@@ -16,6 +16,10 @@ from halt.metrics import now
 
 LAG = 0.25  # seconds within which a smooth display has shown what came
 PACE = 0.03  # seconds between two steps of it
+SILENT = 2.0  # seconds without anything new, after which it is shown that the model is waited for
+ASIDE_AFTER = (
+    30.0  # seconds of silence after which a screen of plain lines says so; then twice that
+)
 LINE_MAX = 100  # characters of a tool's arguments or result that are shown
 
 WAS_THOUGHT = "all of that was a thought"
@@ -38,6 +42,14 @@ def one_line(text: str, longest: int = LINE_MAX) -> str:
 def seconds(spent: float) -> str:
     """A duration in words."""
     return f"{spent:.1f} s" if spent < 10 else f"{spent:.0f} s"
+
+
+def clock(spent: float) -> str:
+    """A duration that is still growing: 45 s, 1:35, 1:02:03."""
+    minutes, rest = divmod(int(spent), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 class Screen(Protocol):
@@ -126,6 +138,8 @@ class Paced:
         self._standing = False
         self._thinks_since: float | None = None
         self._calls: dict[str, ToolCall] = {}
+        self._came_at = now()
+        self._came = False  # something has come of this answer
 
     @property
     def shown(self) -> str:
@@ -138,10 +152,25 @@ class Paced:
     def begin(self) -> None:
         self._parts, self._calls, self._round_from = [], {}, 0
         self._standing, self._thinks_since = False, None
+        self._came_at, self._came = now(), False
+
+    @property
+    def _silent(self) -> float:
+        """Seconds for which the model has been silent; 0 where it is not, or a tool runs."""
+        spent = now() - self._came_at
+        return 0.0 if spent < SILENT or self._calls or self._standing or self.behind else spent
+
+    def _silence(self) -> str:
+        """What is said of a silent model, nothing of another."""
+        spent = self._silent
+        if not spent:
+            return ""
+        return f"{'no text for' if self._came else 'waiting for the model,'} {clock(spent)}"
 
     def show(self, event: Event) -> None:
         if self._standing:
             return
+        self._came_at, self._came = now(), True
         if isinstance(event, Reasoning):
             if self._thinks_since is None:
                 self._thinks_since = now()
@@ -234,6 +263,20 @@ class PlainScreen(Paced):
         super().__init__(typewriter=typewriter)
         self._out, self._err, self._quiet = out, err, quiet
         self._in_line = False
+        self._said_at = 0.0  # seconds of silence when it was last said
+
+    def begin(self) -> None:
+        super().begin()
+        self._said_at = 0.0
+
+    def tick(self) -> float | None:
+        silent = self._silent
+        if not silent:
+            self._said_at = 0.0
+        elif silent >= max(ASIDE_AFTER, 2 * self._said_at):
+            self._said_at = silent
+            self._aside(f"({self._silence()}; Ctrl-C stops it)")
+        return super().tick()
 
     def end(self) -> None:
         super().end()
