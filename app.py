@@ -103,11 +103,9 @@ def create_app(
     def save_title(conversation_id: str, title: str) -> None:
         store.title_from_model(conversation_id, None, title)
 
-    def has_room() -> bool:
-        return service.open_streams < settings.max_streams
-
     service: Generations = app.extensions["halt"]
-    titles = Titles(service.upstream, settings, save_title, has_room, store.is_listed)
+    titles = Titles(service.upstream, settings, save_title, lambda: service.idle, store.is_listed)
+    service.on_begin, service.on_over = titles.give_way, titles.look
     pages.install(app, store, recorder, titles)
     shelf.install(app)
     app.register_blueprint(streams.blueprint)

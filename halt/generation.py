@@ -124,6 +124,10 @@ class Generations:
         self.upstream = upstream
         #: Says whether the server process goes on; a worker that was told to leave answers False.
         self.alive: Callable[[], bool] = lambda: True
+        #: Called when a generation of this process begins, before its request is sent, and when it
+        #: needs its place no longer. They return at once.
+        self.on_begin: Callable[[], None] = lambda: None
+        self.on_over: Callable[[], None] = lambda: None
         self._registry = registry
         self._recorder = recorder
         self._archive = archive
@@ -206,6 +210,7 @@ class Generations:
             raise
         if recorder is not None:
             recorder.begin(run)
+        self.on_begin()
         if stopped:
             run.switch.press()
             run.discard()
@@ -364,6 +369,11 @@ class Generations:
     def health(self) -> Health:
         """How it is now."""
         return Health(self.open_streams)
+
+    @property
+    def idle(self) -> bool:
+        """No generation is under way, in no process that shares the places."""
+        return self._places.none_taken(self.config.max_streams)
 
     @property
     def draining(self) -> bool:
@@ -632,6 +642,7 @@ class Generations:
         self._give_back(place)
         with self._lock:
             self._returning -= 1
+        self.on_over()
 
 
 def _listed(run: Run) -> Listed:

@@ -1,9 +1,14 @@
 """Titles of conversations, made by the model from the first exchange, in the background.
 
-A title is a convenience: it delays nobody and takes nothing from anybody. A conversation has its
-first words for a title from the beginning (`halt.headings`); where the model makes a better one in
-time, `save` is called with it, and otherwise nothing happens. One thread at most, which lives as
-long as there is something to do; a short queue; one try for each; no place of a stream's.
+A title is a convenience: it delays no answer. A title is asked for only while no generation is
+under way; when one starts, the title's connection is closed at once, so that a model's server with
+one place has it free, and the title is asked for again when all are over, TRIES times at most and
+within WANTED_FOR. A conversation has its first words for a title from the beginning
+(`halt.headings`). One thread at most, which lives as long as there is something to do; a short
+queue; no place of a stream's.
+
+Generations of this process close the connection by `give_way`, before their own request is sent.
+Those of other processes are seen by `is_idle`, once for each TICK.
 """
 
 from __future__ import annotations
@@ -21,7 +26,11 @@ from halt.errors import HaltError
 from halt.events import Content, ReasoningEnd
 from halt.headings import cleaned, is_about
 from halt.line import TICK, Line, Quiet, limited
+from halt.metrics import now
 
+TRIES = 3  # requests for one title: each that is dropped is paid for
+WANTED_FOR = 600.0  # seconds after its exchange in which a title is made
+LOOK_EVERY = 1.0  # seconds between two looks whether the generations of other processes are over
 QUEUE_MOST = 32  # conversations that wait for a title; further ones keep their first words
 SECONDS = 20.0  # for one title
 TOLD_MOST = 1000  # characters of prompt and answer each that the model is shown
@@ -55,11 +64,17 @@ logger = logging.getLogger(__name__)
 Save = Callable[[str, str], None]
 
 
+class _Dropped(Exception):
+    """A generation has begun, so this title is not asked for now."""
+
+
 class _Wanted(NamedTuple):
     conversation_id: str
     prompt: str
     answer: str
     model: str | None
+    since: float = 0.0  # on the clock of `now`
+    tries: int = TRIES  # that are left
 
 
 class Titles:
@@ -70,24 +85,25 @@ class Titles:
         upstream: Upstream,
         config: Config,
         save: Save,
-        has_room: Callable[[], bool] = lambda: True,
+        is_idle: Callable[[], bool] = lambda: True,
         is_there: Callable[[str], bool] = lambda conversation_id: True,
     ) -> None:
         """`save` is called with a conversation's ID and its title, by the thread that makes titles.
 
-        What it raises is logged and ends nothing. `has_room` says whether a place for a stream is
-        free: without one no title is begun, and one that is being made is given up. `is_there` says
-        whether a conversation has not been deleted: no title is made for one that has.
+        What it raises is logged and ends nothing. `is_idle` says whether no generation is under
+        way. `is_there` says whether a conversation has not been deleted: no title is made for one
+        that has.
         """
         self._upstream = upstream
         self._save = save
-        self._has_room = has_room
+        self._is_idle = is_idle
         self._is_there = is_there
         self._by_model = config.titles == "model"
-        self._changed = threading.Condition()  # protects the four below
+        self._changed = threading.Condition()  # protects the five below
         self._queue: deque[_Wanted] = deque()
         self._thread: threading.Thread | None = None
         self._line: Line | None = None  # of the title that is being made
+        self._gave_way = False  # that line was interrupted for a generation
         self._closed = False
 
     def wanted(
@@ -102,8 +118,9 @@ class Titles:
         with self._changed:
             if self._closed or len(self._queue) >= QUEUE_MOST:
                 return False
-            told = _Wanted(conversation_id, prompt[:TOLD_MOST], answer[:TOLD_MOST], model)
-            self._queue.append(told)
+            told = prompt[:TOLD_MOST], answer[:TOLD_MOST]
+            self._queue.append(_Wanted(conversation_id, *told, model, now()))
+            self._changed.notify_all()
             if self._thread is None:
                 thread = threading.Thread(target=self._work, name="halt-titles", daemon=True)
                 try:
@@ -114,11 +131,28 @@ class Titles:
                 self._thread = thread
         return True
 
+    def give_way(self) -> None:
+        """A generation begins: drop the title that is being made. It is made later.
+
+        To be called when `is_idle` says no already.
+        """
+        with self._changed:
+            line = self._line
+            self._gave_way = line is not None
+        if line is not None:
+            line.interrupt()
+
+    def look(self) -> None:
+        """A generation is over: there may be none any more."""
+        with self._changed:
+            self._changed.notify_all()
+
     def close(self) -> None:
         """Make no more titles, and give up the one that is being made. Harmless when repeated."""
         with self._changed:
             self._closed = True
             self._queue.clear()
+            self._changed.notify_all()
             line, thread = self._line, self._thread
         if line is not None:
             line.interrupt()
@@ -126,24 +160,42 @@ class Titles:
             thread.join(CLOSE_WAIT)
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                if not self._queue:
-                    self._thread = None
-                    return
-                wanted = self._queue.popleft()
+        while (wanted := self._next()) is not None:
             try:
                 title = self._make(wanted)
                 if title:
                     self._save(wanted.conversation_id, title)
+            except _Dropped:
+                self._put_back(wanted)
             except HaltError as fault:
                 logger.info("no title for conversation %s: %s", wanted.conversation_id, fault)
             except Exception:
                 logger.exception("title of conversation %s", wanted.conversation_id)
 
+    def _next(self) -> _Wanted | None:
+        """The next title to be made, when no generation is under way; None: there is none."""
+        while True:
+            with self._changed:
+                while self._queue and now() - self._queue[0].since > WANTED_FOR:
+                    self._queue.popleft()
+                if not self._queue:
+                    self._thread = None
+                    return None
+                if self._is_idle():
+                    return self._queue.popleft()
+                self._changed.wait(LOOK_EVERY)
+
+    def _put_back(self, wanted: _Wanted) -> None:
+        with self._changed:
+            if wanted.tries > 1 and not self._closed:
+                self._queue.appendleft(wanted._replace(tries=wanted.tries - 1))
+
     def _make(self, wanted: _Wanted) -> str:
-        """Ask the model; empty where no title came of it. Raises UpstreamError, Interrupted."""
-        if not self._has_room() or not self._is_there(wanted.conversation_id):
+        """Ask the model; empty where no title came of it.
+
+        Raises UpstreamError, Interrupted, _Dropped.
+        """
+        if not self._is_there(wanted.conversation_id):
             return ""
         told = INSTRUCTION.format(prompt=wanted.prompt.strip(), answer=wanted.answer.strip())
         request = ChatRequest([Message("user", told)], model=wanted.model, max_tokens=MAX_TOKENS)
@@ -151,21 +203,27 @@ class Titles:
             with self._changed:
                 if self._closed:
                     return ""
-                self._line = line
+                self._line, self._gave_way = line, False
             try:
+                if not self._is_idle():  # a generation that comes later finds the line
+                    raise _Dropped
                 with contextlib.closing(self._upstream.open(request, line)) as reply:
                     title = cleaned(self._read(reply))
+            except HaltError:
+                if self._gave_way:
+                    raise _Dropped from None
+                raise
             finally:
                 with self._changed:
                     self._line = None
         return title if is_about(title, wanted.prompt + wanted.answer) else ""
 
     def _read(self, reply: Reply) -> str:
-        """What the model says, up to the end of a line; empty where it was given up."""
+        """What the model says, up to the end of a line; empty where that is too long."""
         said = ""
         while len(said) < SAID_MOST:
-            if not self._has_room():
-                return ""
+            if not self._is_idle():
+                raise _Dropped
             try:
                 part = reply.read(TICK)
             except Quiet:

@@ -70,7 +70,9 @@ class FakeOpenAI:
         tls: bool = False,
         unknown_model: str | None = None,
         owner: str = "fake",
+        places: int | None = None,
     ) -> None:
+        """`places`: so many completions are written at a time; further ones wait unanswered."""
         self.host = host
         self.port = port  # 0 until start() has found one
         self.scheme = "https" if tls else "http"
@@ -83,6 +85,7 @@ class FakeOpenAI:
         self.owner = owner  # as the list of models has it: "llamacpp", "vllm"
         self._tls: ssl.SSLContext | None = None
         self._bell, self._rope = socket.socketpair()
+        self._places = threading.Semaphore(places or 1_000_000)
         self._accepting: threading.Thread | None = None
         self._accepted = 0  # used by the accepting thread alone
         # Guards everything below, and tells of new requests.
@@ -263,7 +266,8 @@ class FakeOpenAI:
                 self._changed.notify_all()
         try:
             if dialect is not None:
-                self._complete(reply)
+                with self._places:
+                    self._complete(reply)
             else:
                 self._serve_facts(reply)
             if reply.complete:

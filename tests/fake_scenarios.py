@@ -315,10 +315,10 @@ def call(reply: Reply, seconds: float = 0.0, n: int = 3) -> None:
 
 
 @scenario
-def length(reply: Reply, n: int = 20) -> None:
-    """An answer cut by the token limit: finish_reason "length"."""
+def length(reply: Reply, n: int = 20, reason: str = "length") -> None:
+    """An answer cut by the token limit, or that ends for another `reason`."""
     reply.tokens(numbers(n))
-    reply.finish("length")
+    reply.finish(reason)
 
 
 @scenario
@@ -586,12 +586,26 @@ def silent_first_token(reply: Reply, seconds: float = inf, n: int = 20) -> None:
 
 
 @scenario
-def stall(reply: Reply, n: int = 5, seconds: float = inf, rest: int = 5) -> None:
-    """n tokens, then silence, then the rest."""
+def slow_titles(reply: Reply, n: int = 3) -> None:
+    """n tokens at once; silence where a title is asked for."""
+    if last_user_message(reply.request).endswith("Title:"):
+        reply.open()
+        reply.hold(inf)
+        reply.tokens(["A slow title"])
+    else:
+        reply.tokens(numbers(n))
+    reply.finish()
+
+
+@scenario
+def stall(
+    reply: Reply, n: int = 5, seconds: float = inf, rest: int = 5, reason: str = "stop"
+) -> None:
+    """n tokens, then silence, then the rest, and an end for this `reason`."""
     reply.tokens(numbers(n))
     reply.hold(seconds)
     reply.tokens(numbers(rest, start=n))
-    reply.finish()
+    reply.finish(reason)
 
 
 # Broken ends

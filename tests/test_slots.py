@@ -79,6 +79,26 @@ def test_free_places_are_counted_without_taking_any(tmp_path: Path) -> None:
         each.kill()
 
 
+def test_a_place_that_is_taken_anywhere_is_found(tmp_path: Path) -> None:
+    """In this process and in others; the look itself takes nothing."""
+    slots, alone = Slots(), Slots()
+    slots.share(tmp_path / "places")
+    assert slots.none_taken(3)
+    taker = Taker(tmp_path / "places", 1)
+    assert not slots.none_taken(3)
+    other = Taker(tmp_path / "places", 3)
+    assert other.got == 2
+    for each in (taker, other):
+        each.kill()
+    until(lambda: slots.none_taken(3))
+    for mine in (slots, alone):
+        place = mine.take(3)
+        assert place is not None
+        assert not mine.none_taken(3)
+        mine.give_back(place)
+        assert mine.none_taken(3)
+
+
 def test_without_a_file_they_are_this_processs_own() -> None:
     """No more than there are; each has a number of its own."""
     slots = Slots()

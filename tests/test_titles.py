@@ -6,21 +6,28 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app import create_app
 from halt import titles as module
-from halt.chat import Part
+from halt.chat import ChatRequest, Message, Part
 from halt.choice import make_upstream
 from halt.config import Config, ConfigError, load
 from halt.errors import UpstreamError
 from halt.events import Reasoning
+from halt.generation import Generations
 from halt.headings import TITLE_MOST, cleaned, first_words, is_about
+from halt.stops import StopRegistry
 from halt.titles import QUEUE_MOST, Titles
+from tests.conftest import StartHalt, new_id
 from tests.fake_openai import FakeOpenAI
+from tests.fake_wire import Record
 from tests.scripted import SOON, Scripted
 from tests.wire import until
 
@@ -62,13 +69,29 @@ def make(upstream: Scripted, saved: Saved) -> Iterator[Make]:
     """Makers of titles that ask the scripted upstream; closed at the end."""
     made: list[Titles] = []
 
-    def make(has_room: Callable[[], bool] = lambda: True, **settings: Any) -> Titles:
-        made.append(Titles(upstream, Config(**settings), saved, has_room))
+    def make(is_idle: Callable[[], bool] = lambda: True, **settings: Any) -> Titles:
+        made.append(Titles(upstream, Config(**settings), saved, is_idle))
         return made[-1]
 
     yield make
     for each in made:
         each.close()
+
+
+FORM = "application/x-www-form-urlencoded"
+
+
+def form(prompt: str) -> bytes:
+    return urlencode({"prompt": prompt}).encode()
+
+
+def said(record: Record) -> str:
+    """The last message of a request."""
+    return str(record.body["messages"][-1]["content"])
+
+
+def is_title(record: Record) -> bool:
+    return said(record).endswith("Title:")
 
 
 def idle() -> None:
@@ -169,22 +192,91 @@ def test_a_store_that_fails_ends_no_thread(
     assert "the store is full" in caplog.text
 
 
-def test_users_come_first(make: Make, upstream: Scripted, saved: Saved) -> None:
-    """No title is begun without a free place, and one that is being made is given up."""
-    room = threading.Event()
-    titles = make(room.is_set)
+def test_a_generation_comes_first(make: Make, upstream: Scripted, saved: Saved) -> None:
+    """No title is asked for while one is under way; its start drops the title that is being made,
+    and its end brings that title back."""
+    free = threading.Event()
+    titles = make(free.is_set)
     titles.wanted("c1", "a question", "an answer")
-    idle()
     assert upstream.asked == []
-    room.set()
-    titles.wanted("c2", "a question", "an answer")
-    reply = upstream.reply()
+    free.set()
+    titles.look()
+    upstream.reply(0).wait_reads()
+    free.clear()
+    titles.give_way()
+    assert upstream.reply(0).over.wait(SOON)  # without a word of the model's
+    assert len(upstream.asked) == 1
+    free.set()
+    titles.look()
+    upstream.reply(1).feed("Questions")
+    upstream.reply(1).end()
+    assert saved.next() == ("c1", "Questions")
+    idle()
+
+
+def test_a_title_that_is_always_dropped_is_given_up(make: Make, upstream: Scripted) -> None:
+    """Each request is paid for, so there are three."""
+    titles = make()
+    titles.wanted("c1", "a question", "an answer")
+    for number in range(module.TRIES):
+        upstream.reply(number).wait_reads()
+        titles.give_way()
+        assert upstream.reply(number).over.wait(SOON)
+    idle()
+    assert len(upstream.asked) == module.TRIES
+
+
+def test_generations_of_other_processes_are_seen(
+    make: Make, upstream: Scripted, saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They call nothing here: they are looked for while a title waits, and while it is read."""
+    monkeypatch.setattr(module, "LOOK_EVERY", 0.01)
+    free = threading.Event()
+    titles = make(free.is_set)
+    titles.wanted("c1", "a question", "an answer")
+    free.set()
+    reply = upstream.reply(0)
     reply.wait_reads()
-    room.clear()
+    free.clear()
     reply.feed("Late")
     assert reply.over.wait(SOON)
+    free.set()
+    upstream.reply(1).feed("Questions")
+    upstream.reply(1).end()
+    assert saved.next() == ("c1", "Questions")
+
+
+def test_a_title_that_is_too_late_is_not_made(
+    make: Make, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a server that is never idle conversations keep their first words."""
+    monkeypatch.setattr(module, "WANTED_FOR", 0.0)
+    make(lambda: False).wanted("c1", "a question", "an answer")
     idle()
-    assert saved.nothing()
+    assert upstream.asked == []
+
+
+def test_a_message_never_waits_for_a_title(start_halt: StartHalt) -> None:
+    """A server with one place makes a title when the next message is sent, by the page or by a
+    program: the title's connection is closed, the answer comes at once, and the title later."""
+    with FakeOpenAI(places=1) as fake:
+        halt = start_halt(fake, HALT_TITLES="model", HALT_MODEL="slow_titles")
+        client, talk = halt.client(), f"/c/{new_id()}/messages"
+        assert client.post(talk, form("first"), Content_Type=FORM).status == 200
+        title = fake.wait_request(is_title)
+        for path in (talk, "/chat/stream", "/v1/chat/completions"):
+            fake.clear()
+            if path == talk:
+                answer = client.post(talk, form("second"), Content_Type=FORM)
+            else:
+                answer = client.post(path, {"messages": [{"role": "user", "content": "second"}]})
+            assert answer.status == 200
+            assert title.closed.wait(SOON)
+            second = fake.wait_request(lambda record: said(record) == "second")
+            assert second.finished.wait(SOON)
+            if path != "/v1/chat/completions":  # the third try was the last one
+                title = fake.wait_request(is_title)
+                assert title.received_at > second.received_at
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["reading", "opening"])
@@ -344,3 +436,32 @@ def test_a_deleted_conversation_gets_no_title(upstream: Scripted, saved: Saved) 
     titles.close()
     assert upstream.asked == []
     assert saved.nothing()
+
+
+def test_a_generation_tells_before_its_request_is_sent(upstream: Scripted) -> None:
+    """So a title's connection is closed first; and it tells when its place is free again."""
+    generations = Generations(Config(), upstream, StopRegistry())
+    seen: list[tuple[str, bool, int]] = []
+    over = threading.Event()
+
+    def on_over() -> None:
+        seen.append(("over", generations.idle, len(upstream.asked)))
+        over.set()
+
+    generations.on_begin = lambda: seen.append(("begin", generations.idle, len(upstream.asked)))
+    generations.on_over = on_over
+    assert generations.idle
+    run = generations.start(ChatRequest([Message("user", "hi")]))
+    upstream.reply().end()
+    assert run.switch.event.wait(SOON)
+    assert over.wait(SOON)
+    assert seen == [("begin", False, 0), ("over", True, 1)]
+    generations.close()
+
+
+def test_the_application_connects_both(tmp_path: Path) -> None:
+    """Each generation of the server, whoever starts it, goes before titles."""
+    app = create_app(Config(data=str(tmp_path), base_url="http://127.0.0.1:9/v1"))
+    service, titles = app.extensions["halt"], app.extensions["halt.titles"]
+    assert (service.on_begin, service.on_over) == (titles.give_way, titles.look)
+    service.close()
