@@ -17,6 +17,17 @@ LOOK_WAIT = 1.0  # seconds that a page waits after a question was asked
 NAMES_MAX = 1000  # models that are shown
 NAME_MAX = 200  # characters of a model's name
 
+#: Codes of faults that say: this server gives no list, now and later. Others may pass.
+NO_LIST = frozenset(
+    {
+        "bad_request",
+        "endpoint_not_found",
+        "model_not_found",
+        "upstream_invalid",
+        "upstream_web_page",
+    }
+)
+
 Groups = list[tuple[str, list[str]]]
 
 
@@ -43,6 +54,12 @@ class Catalog:
         asked_at = self._question.begin()
         known, _ = self._question.wait(asked_at + LOOK_WAIT)
         return known or []
+
+    @property
+    def has_no_list(self) -> bool:
+        """The upstream was asked, and gives no list of models."""
+        known, fault = self._question.wait(0.0)
+        return not known and fault is not None and fault.code in NO_LIST
 
     def _ask(self, line: Line) -> Groups:
         found = _bounded(self._upstream.catalog(line))

@@ -477,6 +477,7 @@ def models() -> str:
     return render_template(
         "models.html",
         groups=catalog().look(),
+        no_list=catalog().has_no_list,
         chosen=checked_model(request.args.get("model", "")),
         model=generations().upstream.known_model,
     )

@@ -205,6 +205,7 @@ def save_settings(conversation_id: str) -> Response:
     html = render_template(
         "settings_saved.html",
         groups=catalog().look(),
+        no_list=catalog().has_no_list,
         chosen=found.settings.model,
         model=generations().upstream.known_model,
         system_prompt=config().told_system_prompt if prompt is None else prompt,
@@ -221,6 +222,7 @@ def _panel(found: Settings) -> str:
         s=found,
         system_prompt=config().told_system_prompt,
         groups=catalog().look(),
+        no_list=catalog().has_no_list,
         chosen=found.model if picked is None else checked_model(picked),
         model=generations().upstream.known_model,
     )

@@ -80,6 +80,28 @@ def test_a_failure_is_no_list_and_is_not_asked_again_at_once(fault: Exception) -
     assert offering.questions == 2
 
 
+@pytest.mark.parametrize(
+    ("answer", "none"),
+    [
+        (["a"], False),
+        ([], True),
+        (UpstreamError("upstream_invalid", "it has no list of models"), True),
+        (UpstreamError("upstream_web_page"), True),
+        (UpstreamError("endpoint_not_found"), True),
+        (UpstreamError("unauthorized"), False),
+        (UpstreamError("upstream_refused"), False),
+    ],
+)
+def test_a_server_without_a_list_is_told_from_one_that_fails(
+    answer: list[str] | Exception, none: bool
+) -> None:
+    """Before anything is known, nothing is said."""
+    found = Catalog(Offering(answer))
+    assert not found.has_no_list
+    found.look()
+    assert found.has_no_list == none
+
+
 def test_names_that_cannot_be_sent_back_are_left_out() -> None:
     """And no list fills a page without end."""
     offering = Offering(["ok", "", "bad\nname", "x" * (NAME_MAX + 1), *map(str, range(5000))])
