@@ -29,6 +29,7 @@ from halt.events import (
     sse_html,
     text_of,
 )
+from halt.finish_reasons import CUT_OFF, EMPTY, broken_off, is_good
 from halt.folds import Fold, FoldPatch
 from halt.lengths import Lengths
 from halt.metrics import now
@@ -39,12 +40,6 @@ from halt.rendering import BlockStream, Patch, render
 
 #: Errors of ours that say "so far and no further": what came before is an answer, cut short.
 LIMITS = frozenset({"run_too_long", "answer_too_long"})
-
-#: Finish reasons of an answer that is not whole, in words.
-CUT_OFF = {
-    "length": "Cut off at the token limit",
-    "content_filter": "Cut off by the provider's filter",
-}
 
 
 @dataclass(frozen=True)
@@ -63,6 +58,7 @@ class AnswerView:
     progress: int | None = None  # percent, roughly; None: nothing is known of it
     note: str = ""
     retryable: bool = False
+    whole: bool = True  # or it is not over; messages that wait go out behind a whole one alone
     broken: bool = False  # it is not whole: it can be gone on with, and thrown away
     figures: tuple[str, ...] = ()
     folds: tuple[FoldView, ...] = ()
@@ -199,6 +195,7 @@ def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
         model=exchange.model,
         figures=figures(ended, exchange.model, exchange.usage),
         folds=_fold_views(best.folds),
+        whole=_is_whole(ended),
         broken=bool(exchange.answer) and not _is_whole(ended),
     )
     if isinstance(ended, Failed):
@@ -210,14 +207,25 @@ def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
             return replace(shown, state="stopped", note=f"Stopped at a limit. {error.message}")
         return replace(shown, state="error", note=error.message, retryable=error.retryable)
     if isinstance(ended, Cancelled):
-        by_hand = ended.reason == "stop"
-        note = "Stopped by you" if by_hand else "Stopped, as nobody was watching"
+        note = "Stopped by you" if ended.reason == "stop" else unwatched(ended)
         return replace(shown, state=state_of(ended, exchange.answer, exchange.folds), note=note)
-    return replace(shown, note=CUT_OFF.get(ended.finish_reason or "", ""))
+    reason = ended.finish_reason
+    if state_of(ended, exchange.answer, exchange.folds) == "error":
+        return replace(shown, state="error", note=broken_off(reason) or EMPTY, retryable=True)
+    return replace(shown, note=CUT_OFF.get(reason or "", ""))
+
+
+def unwatched(ended: Cancelled) -> str:
+    """What is said of an answer that was stopped as nobody was watching."""
+    seconds = ended.unwatched
+    if isinstance(seconds, msgspec.UnsetType):
+        return "Stopped: no page was open (HALT_ORPHAN_GRACE)."
+    unit = "second" if seconds == 1 else "seconds"
+    return f"Stopped: no page was open for {seconds:g} {unit} (HALT_ORPHAN_GRACE)."
 
 
 def _is_whole(ended: Terminal) -> bool:
-    return isinstance(ended, Done) and ended.finish_reason not in CUT_OFF
+    return isinstance(ended, Done) and is_good(ended.finish_reason)
 
 
 def exchange_view(

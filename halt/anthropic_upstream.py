@@ -20,10 +20,11 @@ import msgspec
 
 from halt.chat import ChatRequest, Message, Reply, ToolTurn
 from halt.continuing import Way, unfinished
-from halt.decoder import UNUSUAL, EventDecoder, Kind, reason_of, usage_of
+from halt.decoder import UNUSUAL, EventDecoder, Kind, usage_of
 from halt.errors import UpstreamError
 from halt.events import Content, Extra, Reasoning
 from halt.faults import error_of, fault
+from halt.finish_reasons import known_reason
 from halt.gathering import Gathering
 from halt.line import Line, on_line
 from halt.loose_json import clean, index_of, object_of, objects_of, text_of, whole
@@ -51,16 +52,6 @@ EFFORTS = {
 #: Models that go on with a last message of the assistant's, as long as they are not to think.
 #: Those from 4.6 on refuse it.
 PREFIXED = re.compile(r"claude-(?:[23]|instant|(?:opus|sonnet|haiku)-4(?:-[015])?(?:-\d{8})?$)")
-
-FINISH_REASONS = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "pause_turn": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "tool_use": "tool_calls",
-    "refusal": "content_filter",
-}
 
 logger = logging.getLogger(__name__)
 
@@ -205,8 +196,8 @@ class MessagesDecoder(EventDecoder):
     def _take_end(self, fields: dict[str, Any]) -> None:
         """The reason of the end, and the counts."""
         self._counts.update(usage_of(fields.get("usage")) or {})
-        if reason := reason_of(fields.get("stop_reason")):
-            self.finish_reason = FINISH_REASONS.get(reason, reason)
+        if reason := known_reason(fields.get("stop_reason")):
+            self.finish_reason = reason
 
     def _begin_block(self, index: int, block: dict[str, Any], out: Gathering) -> None:
         self._understood = True

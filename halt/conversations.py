@@ -21,11 +21,11 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from halt.chat import Message
 from halt.errors import HaltError
 from halt.events import Cancelled, Done, Event, Terminal
+from halt.finish_reasons import broken_off, is_good
 from halt.folds import Fold
+from halt.notes import BROKEN, STOPPED, are_discussed, before_prompt, without_notes
 from halt.portable import PortableConversation
 
-STOPPED_NOTE = "[The user stopped this answer here.]"
-BROKEN_NOTE = "[This answer broke off here.]"
 BUSY = "An answer is being written. Stop it first, or wait for its end."
 MOVED = "This conversation went on in another tab or on another device. Load the page anew."
 
@@ -516,9 +516,13 @@ class Store(Protocol):
 
 
 def state_of(ended: Terminal, answer: str, folds: Sequence[Fold]) -> State:
-    """The state in which an answer is after this end, with what was shown of it."""
+    """The state in which an answer is after this end, with what was shown of it.
+
+    One that its model's server broke off, or that brought nothing at all, has failed.
+    """
     if isinstance(ended, Done):
-        return "done"
+        nothing = not folds and (not answer or answer.isspace()) and is_good(ended.finish_reason)
+        return "error" if nothing or broken_off(ended.finish_reason) else "done"
     if isinstance(ended, Cancelled):  # whoever was not there can't be given the prompt back
         return "withdrawn" if ended.reason == "stop" and not (answer or folds) else "stopped"
     return "interrupted" if ended.error.code == "interrupted" else "error"
@@ -532,39 +536,43 @@ def stands(state: State, text: object, folds: object) -> bool:
     return bool(text or (state == "stopped" and folds))
 
 
-def told_text(state: State, text: str) -> str:
-    """An answer as the model is told of it; "" where there is nothing to tell."""
-    note = {"stopped": STOPPED_NOTE, "error": BROKEN_NOTE, "interrupted": BROKEN_NOTE}.get(state)
-    return f"{text}\n\n{note}" if text and note else text
+#: What the user's next message says of an answer in this state.
+_NOTES: dict[State, str] = {"stopped": STOPPED, "error": BROKEN, "interrupted": BROKEN}
 
 
-def as_told(path: Iterable[tuple[str, str]], system_prompt: str = "") -> list[Message]:
-    """A path's (role, text) as messages.
+def as_told(path: Iterable[tuple[str, State, str]], system_prompt: str = "") -> list[Message]:
+    """A path's (role, state, text) as messages.
 
     Two prompts in a row (the answer between them failed) go as one message, because many models
-    insist on turns.
+    insist on turns. That an answer is not whole is said in the prompt behind it.
     """
+    said = list(path)
+    discussed = are_discussed(text for role, _, text in said if role == "user")
     out = [Message("system", system_prompt)] if system_prompt else []
-    for role, text in path:
+    note = ""
+    for role, state, text in said:
         if role == "assistant":
-            if text:
-                out.append(Message("assistant", text))
-        elif out and out[-1].role == "user":
-            out[-1] = Message("user", f"{out[-1].content}\n\n{text}")
-        else:
-            out.append(Message("user", text))
+            told = text if discussed or state == "running" else without_notes(text)
+            if told:
+                out.append(Message("assistant", told))
+                note = _NOTES.get(state, "")
+            continue
+        told, note = before_prompt(note, text) if note else text, ""
+        if out and out[-1].role == "user":
+            told = f"{out.pop().content}\n\n{told}"
+        out.append(Message("user", told))
     return out
 
 
 def exchanges_told(exchanges: Iterable[Exchange], system_prompt: str = "") -> list[Message]:
     """What a model is told of exchanges that are in no store."""
 
-    def path() -> Iterator[tuple[str, str]]:
+    def path() -> Iterator[tuple[str, State, str]]:
         for each in exchanges:
-            yield "user", each.prompt
+            yield "user", "done", each.prompt
             best = each.told()
             if best.ended is not None:
                 state = state_of(best.ended, best.answer, best.folds)
-                yield "assistant", told_text(state, best.answer)
+                yield "assistant", state, best.answer
 
     return as_told(path(), system_prompt)

@@ -22,6 +22,7 @@ from halt.error_body import page_words
 from halt.errors import UpstreamError
 from halt.events import Content, Extra, Reasoning
 from halt.faults import error_of
+from halt.finish_reasons import known_reason
 from halt.gathering import Gathering
 from halt.loose_json import (
     TEXT_DEPTH_MAX,
@@ -606,7 +607,7 @@ class ChatDecoder(EventDecoder):
             if choice.delta is not None:
                 self._take_delta(choice.delta, out)
             if choice.finish_reason:  # some send "" until there is one
-                self.finish_reason = reason_of(choice.finish_reason) or self.finish_reason
+                self.finish_reason = known_reason(choice.finish_reason) or self.finish_reason
         if self._waiting and out:
             self._hand_on_waiting(out)
 
@@ -888,20 +889,9 @@ def _arguments(told: dict[str, Any]) -> str:
 def _reason_in(choice: dict[str, Any]) -> str | None:
     """Why the model has come to its end, None where it has not."""
     for name in REASONS:
-        if reason := reason_of(choice.get(name)):
+        if reason := known_reason(choice.get(name)):
             return reason
     return "stop" if choice.get("done") is True else None
-
-
-def reason_of(value: Any) -> str | None:
-    """A finish reason, None for what stands where there is none yet."""
-    if isinstance(value, dict):
-        value = value.get("type") or value.get("reason")
-    if value is True:
-        return "stop"
-    if not isinstance(value, str) or value.strip().lower() in {"", "null", "none", "false"}:
-        return None
-    return whole(value.strip())
 
 
 def usage_of(value: Any) -> dict[str, Any] | None:

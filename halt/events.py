@@ -10,6 +10,8 @@
     {"type":"extra","chunk":{...},"choice":{...},"delta":{...},"content":""}
     {"type":"done","done":true,"content":"","finish_reason":"stop","usage":{...},"metrics":{...}}
     {"type":"cancelled","done":true,"content":"","reason":"stop","metrics":{...}}
+    {"type":"cancelled","done":true,"content":"","reason":"no_viewer","unwatched":60.0,
+     "metrics":{...}}
     {"type":"error","done":true,"content":"","error":{...},"metrics":{...}}
 
 Every event has `content`, which is what it adds to the answer's text: a client that appends it and
@@ -138,12 +140,16 @@ class Done(msgspec.Struct, frozen=True, tag_field="type", tag="done"):
 
 
 class Cancelled(msgspec.Struct, frozen=True, tag_field="type", tag="cancelled"):
-    """The run was stopped on purpose."""
+    """The run was stopped on purpose.
+
+    `unwatched`: seconds that it went on with nobody watching, where that is the reason.
+    """
 
     metrics: Metrics
     reason: CancelReason = "stop"
     done: bool = True
     content: str = ""
+    unwatched: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class Failed(msgspec.Struct, frozen=True, tag_field="type", tag="error"):

@@ -29,6 +29,7 @@ from halt.events import (
     is_terminal,
 )
 from halt.feed import Feed, Followers, Item
+from halt.finish_reasons import is_good
 from halt.generation import Generations, Receipt
 from halt.line import TICK
 from halt.metrics import Metrics, now
@@ -56,8 +57,17 @@ class Result(msgspec.Struct, frozen=True):
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the model ended ("stop", "length", ...); None where it did not."""
+        """Why the model ended; None where it did not, or gave no reason.
+
+        "stop", "tool_calls", "length", "content_filter", or a word of the model's server for
+        another reason to break off.
+        """
         return self.terminal.finish_reason if isinstance(self.terminal, Done) else None
+
+    @property
+    def whole(self) -> bool:
+        """The model came to its own end: nobody stopped it, no limit, filter or server cut it."""
+        return isinstance(self.terminal, Done) and is_good(self.terminal.finish_reason)
 
     @property
     def usage(self) -> dict[str, Any] | None:

@@ -6,7 +6,8 @@
 The stream's ID is in the header `X-Stream-Id`, and may be chosen by a header of that name. A client
 that drops its connection stops its run at once, if nobody else follows it. A run that was stopped
 from elsewhere ends with the finish reason "stop", since strict clients know no other word for it;
-the field `halt` beside the choices says `"state": "cancelled"`, and the run's figures.
+the field `halt` beside the choices says `"state": "cancelled"`, and the run's figures. One that the
+model's server broke off for a reason of its own ends with "length", and `halt` has that reason.
 
 What Halt has no field for is passed on to the model's server, and so is a value that no field of
 Halt's own wire would take: the server knows what it takes. What Halt has no event for comes back in
@@ -24,11 +25,13 @@ import msgspec
 from flask import Blueprint, Response, request
 
 from halt.bodies import JSON_OBJECT, TypeDecoder, checked_id
+from halt.catalog import NO_LIST
 from halt.chat import CHAT_REQUEST, OF_ANSWERS, ChatRequest, fields_of, told_call
 from halt.errors import HaltError, Interrupted, OffsetLost, RequestError, UpstreamError
 from halt.events import (
     FINAL_FRAME,
     HEARTBEAT,
+    Cancelled,
     Content,
     Done,
     Event,
@@ -42,6 +45,7 @@ from halt.events import (
     encode,
     is_terminal,
 )
+from halt.finish_reasons import broken_off
 from halt.line import limited
 from halt.rates import count_starts
 from halt.recording import Recording
@@ -307,13 +311,17 @@ def finish_reason(ended: Terminal, *, called: bool, functions: bool) -> str:
     given = ended.finish_reason if isinstance(ended, Done) else "stop"
     if given in CALLED or (called and not given):
         return "function_call" if functions else "tool_calls"
+    if broken_off(given):
+        return "length"  # the one word for an answer that is not whole and can be gone on with
     return given or "stop"
 
 
 def about(run: Recording, ended: Terminal) -> dict[str, Any]:
     """What Halt knows of the run and OpenAI's answer has no field for."""
     known: dict[str, Any] = {"id": run.id, "state": run.state, "metrics": ended.metrics}
-    if not isinstance(ended, Done | Failed):
+    if isinstance(ended, Done) and broken_off(ended.finish_reason):
+        known["finish_reason"] = ended.finish_reason
+    if isinstance(ended, Cancelled):
         known["reason"] = ended.reason
     return known
 
@@ -445,14 +453,20 @@ def _described(name: str) -> Mapping[str, Any]:
 
 
 def _names() -> list[str]:
-    """What the model's server offers now. Raises UpstreamError, AtCapacity."""
+    """What the model's server offers now; the configured model where it gives no list.
+
+    Raises UpstreamError, AtCapacity.
+    """
     service = generations()
+    configured = [name] if (name := service.upstream.known_model) else []
     with service.place(), limited(MODELS_SECONDS) as line:
         try:
-            return service.upstream.models(line)
+            return service.upstream.models(line) or configured
         except Interrupted:
             raise UpstreamError("first_byte_timeout") from None
-        except HaltError:
+        except HaltError as fault:
             if line.interrupted:
                 raise UpstreamError("first_byte_timeout") from None
+            if configured and fault.code in NO_LIST:
+                return configured
             raise

@@ -206,6 +206,7 @@ class AboutRun(Answered):
     state: Literal["done", "cancelled"]
     metrics: Metrics
     reason: CancelReason | msgspec.UnsetType = msgspec.UNSET
+    finish_reason: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Completion(Passing):

@@ -31,6 +31,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable
+from itertools import chain, islice
 from typing import Any, Literal
 
 import msgspec
@@ -64,9 +65,11 @@ from halt.events import (
     size_of,
     text_of,
 )
+from halt.finish_reasons import STOP, is_good
 from halt.journal import MemoryLog
 from halt.line import TICK, Line, Quiet
 from halt.metrics import Meter, now
+from halt.notes import LINE_END, NoteFilter, are_discussed
 from halt.recording import Recording, Viewer
 from halt.request_ids import about, current, quoted
 from halt.stops import Pressed, StopSwitch
@@ -78,9 +81,10 @@ FIRST_VIEW = 10.0  # seconds that the first viewer has to come, however short th
 RETRY_BASE = 0.5  # seconds before the first retry; doubles, and varies by half to spread the load
 LOADING_PAUSE = 0.25  # seconds before a server that loads its model is asked again; doubles
 LOADING_PAUSE_MAX = 4.0  # seconds
-CUT_SHORT = frozenset({"length", "content_filter"})  # what a model asked for then is not whole
 LOGGED_MAX = 500  # characters of what a server said that go into the server's log
+HELD_FOR = 2.0  # seconds of silence after which held text is shown: below every limit of silence
 COUNT_MAX = 2**53  # of a usage: what every reader of JSON takes for the same number
+PARTS_MOST = 1000  # events that are looked at for the answer's last line
 RETRY_AFTER_MAX = 5.0  # seconds; a server that wants us to wait longer is shown to the user instead
 
 logger = logging.getLogger(__name__)
@@ -135,6 +139,9 @@ class Run(Recording):
         self._calls_due = False  # it has asked for all of it: the next thing is to run them
         self._round_from = 0  # events before this round
         self._new_paragraph = False  # the next text is the first behind a round of tools
+        self._notes = NoteFilter(self._discusses_notes, self._last_line)
+        self._thoughts: list[str] = []  # of the answer, for one that is nothing else
+        self._called = False  # the model has called tools, its own or the client's
         self._rounds_left = config.tool_rounds
         self._tool_round: ToolRound | None = None  # while tools run
         self._answering = False  # the reply of this round has brought something
@@ -218,6 +225,8 @@ class Run(Recording):
             # No more than there is: a client may name any number, and this one is saved.
             self._kept = None if seen is None else min(seen, self.log.last)
             self._reading_on = read_on
+            if reason == "no_viewer":
+                return Cancelled(self.meter.snapshot(), reason, unwatched=self._patience)
             return Cancelled(self.meter.snapshot(), reason)
 
         return self._end(make, interrupt=not read_on)
@@ -268,7 +277,7 @@ class Run(Recording):
         """Let go of the prompt, which a run that is over does not need. The role is held."""
         self._model, self._fingerprint = self.model, self.fingerprint
         self.request = ChatRequest([], id=self.id, model=self.request.model)
-        self._question, self._calls = [], []
+        self._question, self._calls, self._thoughts = [], [], []
         self._reply = self._counted = self._on_usage = None  # they hold the request too
 
     def _pressed(self, seen: int | None) -> Pressed:
@@ -387,12 +396,16 @@ class Run(Recording):
             gone = [viewer for viewer in self._viewers if viewer.gone]
         for viewer in gone:
             self.leave(viewer)
-        grace = self._grace if self._was_watched else max(FIRST_VIEW, self._grace)
-        if not self._viewers and at - self._watched_at > grace:
+        if not self._viewers and at - self._watched_at > self._patience:
             return "no_viewer"
         if not self._pump.locked() and at - self._pumped_at > ATTEND_AFTER:
             return "attend"
         return None
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that it goes on with nobody watching."""
+        return self._grace if self._was_watched else max(FIRST_VIEW, self._grace)
 
     def _over_limit(self, at: float) -> UpstreamError | None:
         """The limit that is over at this time."""
@@ -510,8 +523,11 @@ class Run(Recording):
         try:
             part = reply.read(timeout)
         except Quiet:
+            if self._notes.held and now() - self.meter.last_at > HELD_FOR:
+                self._say(self._notes.waited())
             return
         except UpstreamError as fault:
+            self._say(self._notes.end())
             self._broke(reply, fault)
             return
         self._take(reply, part)
@@ -530,8 +546,9 @@ class Run(Recording):
         else:
             self.meter.received(0, 0)
         if part.ended:
+            self._say(self._notes.end())
             self._count(reply)
-            if self._calls and reply.finish_reason not in CUT_SHORT:
+            if self._calls and is_good(reply.finish_reason):  # else a call may not be whole
                 self._calls_due = True
             else:
                 self._done(reply)
@@ -540,21 +557,27 @@ class Run(Recording):
         """Log the events of a part. False: the log has ended."""
         events = part.events
         first = events[0]
-        if len(events) == 1 and isinstance(first, Content) and not self._new_paragraph:
-            text = first.content  # the usual part, once for each token
+        if (  # the usual part, once for each token
+            len(events) == 1
+            and isinstance(first, Content)
+            and "[" not in first.content
+            and not (self._notes.held or self._new_paragraph)
+        ):
+            text = first.content
             self._size += len(text)
             self.meter.received(len(text), part.chunks)
             # Before the log, so that `answer` finds what that counts.
             self.note(text, self.meter.last_at)
             return self.log.append(first)
-        prepared = [self._prepared(event) for event in events]
+        prepared = [self._prepared(event) for event in self._notes.filtered(events)]
         self.meter.received(sum(len(text_of(event)) for event in prepared), part.chunks)
         for event in prepared:
             self._size += size_of(event)
             self.note_event(event, self.meter.last_at)
             if isinstance(event, ReasoningEnd):
-                thought = len(self.reasoning(event))
-                self.meter.reclassified(thought, all_text=not self._earlier_rounds)
+                thought = self.reasoning(event)
+                self._thoughts.append(thought)
+                self.meter.reclassified(len(thought), all_text=not self._earlier_rounds)
             elif self.meter.answer_at is None and text_of(event):
                 self.meter.answer_at = self.meter.last_at  # of the same read
             if not self.log.append(event):
@@ -574,12 +597,42 @@ class Run(Recording):
                 return Content("\n\n" + event.content)
         elif isinstance(event, Reasoning):
             self.meter.reasoned = True
+            self._thoughts.append(event.text)
         elif isinstance(event, ReasoningEnd):
             self._new_paragraph = bool(self._earlier_rounds)
             return ReasoningEnd(self._round_from)
-        elif isinstance(event, ToolCall) and self._tools:
-            self._calls.append(event)
+        elif isinstance(event, ToolCall):
+            self._called = True
+            if self._tools:
+                self._calls.append(event)
         return event
+
+    def _say(self, text: str) -> None:
+        """Log text that came before, and was held back. The role is held."""
+        if text:
+            text = text_of(self._prepared(Content(text)))
+            self.meter.characters += len(text)
+            self.note(text, self.meter.last_at)
+            self.log.append(Content(text))
+
+    def _last_line(self) -> str:
+        """The last line of the answer so far, or the end of it where that is long."""
+        line = "\n" if self._new_paragraph else ""
+        first = self._reasoned[-1][0] if self._reasoned else 0  # what came before is reasoning
+        newest = islice(reversed(self._parts), min(len(self._parts) - first, PARTS_MOST))
+        for text in chain(newest, [] if first else [self.prefix]):
+            if len(line) > LINE_END or "\n" in line:
+                break
+            line = text[-LINE_END:] + line
+        return line.rpartition("\n")[2]
+
+    def _discusses_notes(self) -> bool:
+        """Whether the question is about the notes of `halt.notes`."""
+        return are_discussed(
+            message.content
+            for message in self._question
+            if message.role != "assistant" and isinstance(message.content, str)
+        )
 
     def _count(self, reply: Reply) -> None:
         """Add a round's usage to that of the rounds before. Harmless when repeated."""
@@ -649,7 +702,16 @@ class Run(Recording):
         reported = usage.get("completion_tokens") if usage else None
         if isinstance(reported, int):
             self.meter.reported = reported
+        if reply.finish_reason in {None, STOP} and not self._called and not self._has_text():
+            # Some servers put the answer among the thoughts: it is the text that there is.
+            self._say("".join(self._thoughts).strip())
         self._end(lambda: Done(reply.finish_reason, self.meter.snapshot(), usage), interrupt=False)
+
+    def _has_text(self) -> bool:
+        return any(
+            text and not text.isspace()
+            for text in (self.prefix, *self._texts(len(self._parts)))
+        )
 
     def _broke(self, reply: Reply, fault: UpstreamError) -> None:
         """The upstream failed while the answer was read. An end that came before explains it."""

@@ -45,7 +45,6 @@ from halt.conversations import (
     Usage,
     as_told,
     state_of,
-    told_text,
 )
 from halt.errors import RequestError, StreamInUse
 from halt.headings import first_words
@@ -91,7 +90,7 @@ class SqlStore(Records):
         with self.database.reading() as connection:
             row = _find(connection, conversation_id, owner)
             said = tree.said(connection, row)
-        path = ((each.role, told_text(each.state, each.content)) for each in said)
+        path = ((each.role, each.state, each.content) for each in said)
         return as_told(path, system_prompt if row.system_prompt is None else row.system_prompt)
 
     def summaries(

@@ -20,12 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from halt.answers import figures
+from halt.answers import figures, unwatched
 from halt.chat import ChatRequest
 from halt.client import Group, Source
 from halt.conversations import Exchange, exchanges_told
 from halt.errors import HaltError, Interrupted
 from halt.events import Cancelled, Done, ErrorInfo, Failed, Terminal, is_terminal
+from halt.finish_reasons import EMPTY, STOP, broken_off, ending
 from halt.generation import Receipt
 from halt.metrics import Meter, now
 from halt.screen import PlainScreen, Screen
@@ -273,11 +274,24 @@ def answer_pipe(
     ended = outcome.ended
     if isinstance(ended, Failed):
         screen.note(ended.error.message, bad=True)
-    elif isinstance(ended, Done) and ended.finish_reason == "length":
-        screen.note("Cut off at the token limit.")
+    elif isinstance(ended, Done) and (fault := _fault(outcome.text, ended)):
+        screen.note(fault, bad=True)
+    elif isinstance(ended, Done) and (note := ending(ended.finish_reason)):
+        screen.note(note)
+    elif isinstance(ended, Cancelled) and ended.reason == "no_viewer":
+        screen.note(unwatched(ended))
     if metrics:
         screen.note(" · ".join(figures(ended, _model(source, request))))
-    return 1 if isinstance(ended, Failed) else STOPPED if isinstance(ended, Cancelled) else 0
+    if isinstance(ended, Cancelled):
+        return STOPPED
+    return 1 if isinstance(ended, Failed) or _fault(outcome.text, ended) else 0
+
+
+def _fault(text: str, ended: Done) -> str:
+    """What is wrong with an answer that its model ended."""
+    if fault := broken_off(ended.finish_reason):
+        return fault
+    return EMPTY if ended.finish_reason in {None, STOP} and not text.strip() else ""
 
 
 def _model(source: Source, request: ChatRequest) -> str:
@@ -429,7 +443,7 @@ class Chat:
             self._answered_at = now()
         model = _model(self._source, request)
         if outcome.text or not isinstance(ended, Cancelled):
-            lost = isinstance(ended, Failed) and not outcome.text
+            lost = not isinstance(ended, Cancelled) and not outcome.text
             exchanges[-1] = replace(
                 asked,
                 answer=outcome.text,
@@ -448,9 +462,14 @@ class Chat:
             again = " /retry asks again." if ended.error.retryable else ""
             self._screen.note(ended.error.message + again, bad=True)
         elif isinstance(ended, Cancelled):
-            self._screen.note("Stopped." if outcome.by_user else "Stopped from elsewhere.")
-        elif ended.finish_reason == "length":
-            self._screen.note("Cut off at the token limit.")
+            elsewhere = (
+                unwatched(ended) if ended.reason == "no_viewer" else "Stopped from elsewhere."
+            )
+            self._screen.note("Stopped." if outcome.by_user else elsewhere)
+        elif fault := _fault(outcome.text, ended):
+            self._screen.note(f"{fault} /retry asks again.", bad=True)
+        elif note := ending(ended.finish_reason):
+            self._screen.note(note)
         if self._metrics:
             told = list(figures(ended, model))
             if receipt is not None:
@@ -519,6 +538,8 @@ def as_markdown(exchanges: Iterable[Exchange], system: str) -> str:
             parts.append("*Stopped here.*")
         elif isinstance(best.ended, Failed):
             parts.append(f"*Broke off here: {best.ended.error.message}*")
+        elif best.ended is not None and (note := ending(best.ended.finish_reason)):
+            parts.append(f"*{note}*")
     return "\n\n".join(parts) + "\n"
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from halt.notes import BROKEN, STOPPED, before_prompt
 from tests.fake_openai import FakeOpenAI, Record
 from tests.fake_scenarios import last_user_message
 from tests.sse import Client
@@ -94,14 +95,19 @@ def new_id() -> str:
 
 
 def asked(fake: FakeOpenAI, said: str, nth: int = 0, timeout: float = SEEN_WITHIN) -> Record:
-    """The nth request (from 0) whose last user message is `said`, awaited."""
+    """The nth request (from 0) whose last user message is `said`, awaited.
+
+    A note of Halt's before it, of an answer that was not whole, is passed over.
+    """
+
+    def prompt(record: Record) -> str:
+        text = last_user_message(record.body)
+        for note in (STOPPED, BROKEN):
+            text = text.removeprefix(before_prompt(note, ""))
+        return text
 
     def is_it(record: Record) -> bool:
-        found = [
-            each
-            for each in fake.requests
-            if each.method == "POST" and last_user_message(each.body) == said
-        ]
+        found = [each for each in fake.requests if each.method == "POST" and prompt(each) == said]
         return len(found) > nth and found[nth] is record
 
     return fake.wait_request(is_it, timeout)

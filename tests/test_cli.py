@@ -17,16 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from halt import embedded
+from halt import embedded, notes
 from halt import terminal as chats
 from halt.chat import ChatRequest, Message
-from halt.client import Frames, Group, Remote, RemoteError
-from halt.conversations import STOPPED_NOTE
+from halt.choice import make_upstream
+from halt.client import Frames, Group, Local, Remote, RemoteError
+from halt.config import Config
 from halt.events import HEARTBEAT, Content, Done, Event, Reasoning, ToolCall, ToolResult, sse
-from halt.generation import Receipt
+from halt.generation import Generations, Receipt
 from halt.metrics import Meter
-from halt.screen import LAG, PACE, PlainScreen, Typewriter, clean
+from halt.rich_screen import RichScreen
+from halt.screen import LAG, PACE, PlainScreen, Typewriter, clean, clock
+from halt.stops import StopRegistry
 from halt.terminal import STOPPED, ask
 from tests.conftest import (
     LEAVES_WITHIN,
@@ -158,8 +162,8 @@ def test_ctrl_c_stops_the_answer_and_the_model_is_told(chat: Open, shared_fake: 
     second = asked(shared_fake, "and then the second")
     assert [m["content"] for m in second.body["messages"]] == [
         "first question of the stopped one",
-        f"0 1 2 \n\n{STOPPED_NOTE}",
-        "and then the second",
+        "0 1 2 ",
+        f"{notes.STOPPED}\n\nand then the second",
     ]
     terminal.wait("(?m)^and then the second")
     terminal.say("quit")
@@ -636,3 +640,83 @@ def test_without_a_key_the_demo_model_answers_and_leaves(env: Environment) -> No
     assert done.stdout.strip()
     assert not CONTROL.search(done.stdout)
     assert embedded.MODEL in done.stderr
+
+
+# --- ends and silence -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "note"),
+    [
+        ("length?n=2", 0, "Cut off at the token limit."),
+        ("length?n=2&reason=MAX_TOKENS", 0, "Cut off at the token limit."),
+        ("length?n=2&reason=abort", 1, "The model's server ended the answer: abort."),
+        ("empty", 1, "The model ended its answer without a text."),
+        ("reasoning?thoughts=1&n=0", 0, ""),
+    ],
+)
+def test_a_pipe_says_how_an_answer_ended(
+    shared_fake: FakeOpenAI, model: str, status: int, note: str
+) -> None:
+    """What its server broke off is a failure, and what is all thought is an answer."""
+    out, err = io.StringIO(), io.StringIO()
+    config = Config(base_url=shared_fake.base_url, api_key="fake")
+    generations = Generations(config, make_upstream(config), StopRegistry())
+    request = chats.one_question("Hello", "", model)
+    source = Local(generations)
+    assert chats.answer_pipe(source, request, out, err, metrics=False, slow=False) == status
+    assert err.getvalue().strip() == note
+    generations.close()
+    if model.startswith("reasoning"):
+        assert out.getvalue().strip() == "thought0"
+
+
+@pytest.mark.parametrize(
+    ("spent", "said"), [(0, "0 s"), (59.9, "59 s"), (95, "1:35"), (3600, "1:00:00")]
+)
+def test_a_duration_that_grows(spent: float, said: str) -> None:
+    """Seconds, then minutes, then hours."""
+    assert clock(spent) == said
+
+
+def test_silence_is_told_with_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a screen of plain lines now and then, on the other one all the time; never to a pipe."""
+    at = [100.0]
+    monkeypatch.setattr("halt.screen.now", lambda: at[0])
+    out, piped, drawn = io.StringIO(), io.StringIO(), io.StringIO()
+    plain = PlainScreen(out, out)
+    quiet = PlainScreen(piped, piped, quiet=True)
+    console = Console(file=drawn, force_terminal=True, width=80, color_system=None)
+    rich = RichScreen(console)
+    screens = (plain, quiet, rich)
+    for screen in screens:
+        screen.begin()
+
+    def wait(seconds: float) -> None:
+        at[0] += seconds
+        for screen in screens:
+            screen.tick()
+
+    wait(29)
+    assert out.getvalue() == ""
+    wait(1)
+    wait(1)
+    wait(64)
+    assert out.getvalue() == (
+        "(waiting for the model, 30 s; Ctrl-C stops it)\n"
+        "(waiting for the model, 1:35; Ctrl-C stops it)\n"
+    )
+    rich._drawn_at = 0.0
+    rich.tick()
+    assert "waiting for the model, 1:35" in drawn.getvalue()
+    for screen in screens:
+        screen.show(Content("Hello"))
+    wait(0)
+    wait(45)
+    assert out.getvalue().endswith("Hello\n(no text for 45 s; Ctrl-C stops it)\n")
+    rich._drawn_at = 0.0
+    rich.tick()
+    assert "no text for 45 s" in drawn.getvalue()
+    for screen in screens:
+        screen.end()
+    assert piped.getvalue() == "Hello\n"

@@ -12,6 +12,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk, ChatCompletionToolParam
 
+from tests import wire
 from tests.conftest import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Answer
@@ -171,6 +172,20 @@ def test_the_limit_on_tokens_is_told_as_openai_tells_it(llm: openai.OpenAI) -> N
     """An answer that was cut has the finish reason "length"."""
     answer = llm.chat.completions.create(model="length?n=3", messages=hello())
     assert answer.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_reason_that_no_client_knows_is_told_beside_the_answer(
+    llm: openai.OpenAI, stream: bool
+) -> None:
+    """The choice says "length": it is not whole and can be gone on with."""
+    create: Callable[..., Any] = llm.chat.completions.create
+    model = "length?n=3&reason=insufficient_system_resource"
+    answer = create(model=model, messages=hello(), stream=stream)
+    last = list(answer)[-1] if stream else answer
+    about = last.model_extra["halt"]
+    assert (last.choices[0].finish_reason, about["state"]) == ("length", "done")
+    assert about["finish_reason"] == "insufficient_system_resource"
 
 
 # --- tools ----------------------------------------------------------------------------------------
@@ -827,6 +842,30 @@ def test_the_models_of_the_models_server_are_listed(llm: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         llm.models.retrieve("org/nothing")
     assert caught.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 9\r\n\r\nnot found",
+        b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 8\r\n\r\n{"a": 1}',
+        b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n{"data": []}',
+        b"HTTP/1.1 405 No\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nno",
+    ],
+    ids=["404", "shape", "empty", "405"],
+)
+def test_a_server_without_a_list_offers_the_configured_model(
+    start_halt: StartHalt, response: bytes
+) -> None:
+    """The page's picker says that there is no list; clients that look for a model find that one."""
+    with wire.HandMade(wire.answer(*[response] * 9)) as server:
+        client = start_halt(server.url, HALT_MODEL="m-1").client()
+        assert [each["id"] for each in client.get("/v1/models").json["data"]] == ["m-1"]
+        assert client.get("/v1/models/m-1").status == 200
+        assert client.get("/v1/models/m-2").status == 404
+        page = client.get("/models").body.decode()
+        assert 'label="The server gives no list of models."' in page
+        assert "Default: m-1" in page
 
 
 def test_a_models_server_that_is_not_there_is_said(start_halt: StartHalt) -> None:

@@ -16,10 +16,9 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from sqlalchemy import event, func, insert, select
 
+from halt import notes
 from halt import store as module
 from halt.conversations import (
-    BROKEN_NOTE,
-    STOPPED_NOTE,
     Batch,
     Busy,
     Chunk,
@@ -102,21 +101,53 @@ def test_an_exchange_is_open_until_its_stream_ends(chat: Chat) -> None:
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        (DONE, "Half an"),
-        (STOPPED, f"Half an\n\n{STOPPED_NOTE}"),
-        (UNWATCHED, f"Half an\n\n{STOPPED_NOTE}"),
-        (BROKEN, f"Half an\n\n{BROKEN_NOTE}"),
+        (DONE, "Go on."),
+        (STOPPED, f"{notes.STOPPED}\n\nGo on."),
+        (UNWATCHED, f"{notes.STOPPED}\n\nGo on."),
+        (BROKEN, f"{notes.BROKEN}\n\nGo on."),
+        (Done("abort", METRICS), f"{notes.BROKEN}\n\nGo on."),
+        (Done("length", METRICS), "Go on."),
     ],
-    ids=["done", "stopped", "unwatched", "broken"],
+    ids=["done", "stopped", "unwatched", "broken", "aborted", "length"],
 )
 def test_the_model_is_told_what_was_seen(
     chat: Chat, how: Done | Cancelled | Failed, told: str
 ) -> None:
-    """A stopped or broken answer is saved as it was seen, and the model is told that it was cut."""
+    """A stopped or broken answer is saved and told as it was seen; the next prompt says that it was
+    cut, since a mark in the model's own words would be imitated."""
     chat.says("Tell me.", "Half an", how)
     chat.ask("Go on.")
     assert chat.exchanges() == [("Tell me.", "Half an"), ("Go on.", "")]
-    assert chat.told() == [("user", "Tell me."), ("assistant", told), ("user", "Go on.")]
+    assert chat.told() == [("user", "Tell me."), ("assistant", "Half an"), ("user", told)]
+
+
+def test_a_note_that_a_model_has_copied_is_not_told_again(chat: Chat) -> None:
+    """Earlier versions put it into the assistant's words; answers that end with it were saved."""
+    chat.says("a", "Whole.\n\n[The user stopped this answer here.]")
+    chat.says("b", "[This answer broke off here.]")
+    stream_id = chat.ask("c")
+    assert chat.told() == [("user", "a"), ("assistant", "Whole."), ("user", "b\n\nc")]
+    chat.store.take_back(chat.name, stream_id)
+    chat.ask("What does “[The user stopped this answer here.]” mean?")
+    assert [role for role, _ in chat.told()] == ["user", "assistant", "user", "assistant", "user"]
+    assert chat.told()[1] == ("assistant", "Whole.\n\n[The user stopped this answer here.]")
+
+
+@pytest.mark.parametrize(
+    ("ended", "answer", "state"),
+    [
+        (Done("insufficient_system_resource", METRICS), "Half an", "error"),
+        (Done("stop", METRICS), "", "error"),
+        (Done(None, METRICS), " \n", "error"),
+        (Done("stop", METRICS), "Hello.", "done"),
+        (Done("length", METRICS), "", "done"),
+        (Done("content_filter", METRICS), "Half an", "done"),
+    ],
+)
+def test_an_end_that_is_none_is_a_failure(chat: Chat, ended: Done, answer: str, state: str) -> None:
+    """What its model's server broke off, and what brought nothing, is no answer that is done."""
+    chat.says("a", answer, ended)
+    assert chat.now().exchanges[0].state == state
 
 
 def test_the_system_prompt_comes_first_and_only_where_there_is_one(chat: Chat) -> None:
@@ -263,7 +294,7 @@ def test_the_model_is_told_the_answer_that_was_kept(chat: Chat) -> None:
         chat.ends(chat.again(), "", BROKEN)
     chat.ask("b")
     told = chat.told()
-    assert told == [("user", "a"), ("assistant", f"first\n\n{STOPPED_NOTE}"), ("user", "b")]
+    assert told == [("user", "a"), ("assistant", "first"), ("user", f"{notes.STOPPED}\n\nb")]
 
 
 def test_a_new_try_that_cannot_start_gives_the_old_answer_back(chat: Chat) -> None:
@@ -1292,7 +1323,7 @@ def test_what_a_dead_worker_wrote_is_kept_as_interrupted(store: SqlStore, chat: 
     assert [seq for seq, _, _ in found.events] == [1, 2, 3, 3 + GAP + 1]
     assert found.events[-1][2] == last.ended
     chat.ask("b")
-    assert chat.told()[1] == ("assistant", f"Hello\n\n{BROKEN_NOTE}")
+    assert chat.told()[1:] == [("assistant", "Hello"), ("user", f"{notes.BROKEN}\n\nb")]
 
 
 def test_a_thought_that_a_dead_worker_told_late_is_one(store: SqlStore, chat: Chat) -> None:

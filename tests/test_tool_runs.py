@@ -283,7 +283,7 @@ def test_calls_that_come_before_the_end_wait_for_it(stage: ToolStage) -> None:
     assert run.log.ended.usage == {"completion_tokens": 4}
 
 
-@pytest.mark.parametrize("reason", ["length", "content_filter"])
+@pytest.mark.parametrize("reason", ["length", "content_filter", "insufficient_system_resource"])
 def test_calls_that_were_cut_short_are_not_run(stage: ToolStage, reason: str) -> None:
     """At the token limit a call is half written: the answer is over, as without tools."""
     run, upstream = stage.begin()

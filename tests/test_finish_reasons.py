@@ -1,0 +1,89 @@
+"""Finish reasons: every server's word for the same end is one word, and no bad end passes for good."""
+
+from __future__ import annotations
+
+import pytest
+
+from halt.finish_reasons import broken_off, ending, is_good, known_reason
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+STOP = words("""stop STOP eos EOS eos_token EOS_TOKEN end_turn endTurn END_TURN stop_sequence STOP_SEQUENCE
+stopSequence stop_sequence_reached stop_sequence_hit COMPLETE complete completed FINISH finished
+endoftext end_of_text end_of_turn <|im_end|> </s> <|eot_id|> eosFound stopStringFound FinishReason.STOP
+FINISH_REASON_STOP StopReason.END_TURN normal done success stop_token natural_stop stop-word
+model_stop""")
+LENGTH = words("""length LENGTH Length max_tokens MAX_TOKENS maxTokens MaxTokens FinishReason.MAX_TOKENS
+FINISH_REASON_MAX_TOKENS max_output_tokens model_length MODEL_LENGTH token_limit TOKEN_LIMIT max_length
+model_context_window_exceeded maximum_tokens max_output maxPredictedTokensReached
+contextLengthReached context_length_exceeded max_new_tokens limit stopped_limit truncated
+output_limit_reached max_completion_tokens TRUNCATED""")
+FILTER = words("""content_filter CONTENT_FILTER content-filter contentFilter content_filtered SAFETY
+FinishReason.SAFETY RECITATION PROHIBITED_CONTENT BLOCKLIST blacklist SPII IMAGE_SAFETY sensitive
+guardrail_intervened guardrails refusal MODEL_ARMOR ERROR_TOXIC CONTENT_FILTERED safety_filter
+moderation policy_violation blocked""")
+CALLS = words("tool_calls TOOL_CALLS TOOL_CALL tool_call tool_use toolUse toolCalls tool-calls")
+OWN = words("""insufficient_system_resource abort aborted error ERROR network_error repetition
+repetition_truncated pause_turn cancelled userStopped user_cancel time_limit rate_limit
+token_rate_limit out_of_memory OTHER
+LANGUAGE MALFORMED_FUNCTION_CALL UNEXPECTED_TOOL_CALL TOO_MANY_TOOL_CALLS malformed_model_output
+timeout TIMEOUT ERROR modelUnloaded unload failed incomplete turn_limit interruption server_error
+model_error eof preempted max_turns 停止""")
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [(STOP, "stop"), (LENGTH, "length"), (FILTER, "content_filter"), (CALLS, "tool_calls")],
+)
+def test_one_word_for_each_end(said: list[str], known: str) -> None:
+    """In capitals, camel case, with the name of the type in front: it is the same end."""
+    assert {word: known_reason(word) for word in said} == dict.fromkeys(said, known)
+
+
+def test_an_unknown_word_is_no_good_end_and_stays() -> None:
+    """A server may have any reason to break off: it is told in the server's own word."""
+    assert {word: known_reason(word) for word in OWN} == {word: word for word in OWN}
+    assert not any(is_good(word) for word in OWN)
+    assert broken_off("abort") == ending("abort") == "The model's server ended the answer: abort."
+
+
+def test_the_words_of_openai_are_not_touched() -> None:
+    """What is right already stays, the older form of calls too."""
+    for word in ("stop", "length", "tool_calls", "function_call", "content_filter"):
+        assert known_reason(word) == word
+    assert not ending(None)
+    assert not ending("stop")
+    assert not ending("function_call")
+    assert ending("length") == "Cut off at the token limit."
+    assert not broken_off("content_filter")
+
+
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [
+        ("null", None),
+        ("None", None),
+        ("", None),
+        (" ", None),
+        ("not_finished", None),
+        ("FINISH_REASON_UNSPECIFIED", None),
+        (None, None),
+        (False, None),
+        (True, "stop"),
+        ({"reason": "endoftext"}, "stop"),
+        ({"type": "max_tokens"}, "length"),
+        ({}, None),
+        (3, None),
+        ("false", None),
+        ([], None),
+        ("!\x1b[31m<b>\nbad", "! [31m<b> bad"),
+        ("broken " * 100, ("broken " * 100)[:100].strip()),
+    ],
+)
+def test_odd_reasons(given: object, known: str | None) -> None:
+    """What says that nothing has ended is none; what no reason should be does no harm."""
+    found = known_reason(given)
+    assert (found.strip() if found else found) == known
