@@ -709,8 +709,7 @@ class Run(Recording):
 
     def _has_text(self) -> bool:
         return any(
-            text and not text.isspace()
-            for text in (self.prefix, *self._texts(len(self._parts)))
+            text and not text.isspace() for text in (self.prefix, *self._texts(len(self._parts)))
         )
 
     def _broke(self, reply: Reply, fault: UpstreamError) -> None:

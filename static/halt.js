@@ -200,18 +200,18 @@
   const SAID = { running: "The answer has started.", done: "The answer is complete.", stopped: "The answer was stopped.", withdrawn: "Stopped.", interrupted: "The answer was interrupted." };
   const settle = answer => {
     lost(false); // it comes from the server
-    const { state } = answer.dataset, exchange = answer.closest(".exchange");
+    const { state } = answer.dataset, exchange = answer.closest(".exchange"), cut = state === "done" && "cut" in answer.dataset;
     const others = [...exchange.querySelectorAll(".answer")].filter(each => each !== answer);
     if (state !== "running" && others.some(each => each.dataset.state === "running")) return; // the last one speaks
     if (state === "error") announce(`Error: ${$(".fault", answer)?.textContent ?? ""}`);
-    else announce(SAID[state]);
+    else announce(cut ? $(".badge", answer)?.textContent : SAID[state]);
     // A pressed button that has gone keeps the focus until the next frame; nobody else's is taken.
     const focused = document.activeElement;
     if (state !== "running" && (focused === document.body || !focused?.checkVisibility())) prompt.focus({ preventScroll: true });
     if (state === "running") return;
     const gone = state === "withdrawn" && others.every(each => each.dataset.state === "withdrawn");
     const back = "again" in exchange.dataset ? state === "withdrawn" : gone && "edited" in exchange.dataset;
-    said("settled", { state, exchange, back }); // `back`: an earlier version is there again
+    said("settled", { state: cut ? "cut" : state, exchange, back }); // `back`: an earlier version is there again
     if (!gone || back || !exchange.isConnected) return;
     const text = $(".prompt .text", exchange).textContent; // the prompt is given back
     if (prompt.value) said("queue", { text, first: true });
@@ -228,7 +228,7 @@
       else if (node.matches(".answer > .note")) { // in its feed's place: the server has lost it
         node.parentElement.dataset.state = "lost";
         said("settled", { state: "lost" });
-        for (const waiting of node.parentElement.querySelectorAll(".thinking, .silence, .elapsed")) waiting.remove();
+        for (const waiting of node.parentElement.querySelectorAll(".waiting, .elapsed")) waiting.remove();
       }
     }
     follow();
@@ -236,16 +236,30 @@
 
   // --- how long something has been going on ---------------------------------------------------------
   const SILENT = 2; // seconds without anything new, after which it is shown that the model is waited for
+  const QUIET = 10; // seconds of that after which there is a Stop beside it
+  const clock = seconds => {
+    const minutes = Math.floor(seconds / 60), two = number => String(number).padStart(2, "0");
+    if (minutes < 60) return minutes ? `${minutes}:${two(seconds % 60)}` : `${seconds} s`;
+    return `${Math.floor(minutes / 60)}:${two(minutes % 60)}:${two(seconds % 60)}`;
+  };
   const heard = id => {
-    const elapsed = document.getElementById(`silence-${id}`)?.firstElementChild; // by its ID: an answer may have thousands of elements
-    if (elapsed) { elapsed.since = performance.now(); elapsed.parentElement.hidden = true; }
+    const silence = document.getElementById(`silence-${id}`); // by its ID: an answer may have thousands of elements
+    if (!silence) return;
+    silence.lastElementChild.since = performance.now();
+    silence.hidden = true;
+    if (!silence.classList.contains("first")) return;
+    silence.classList.remove("first");
+    silence.firstElementChild.textContent = "No text for";
   };
   setInterval(() => {
     for (const elapsed of document.querySelectorAll(".elapsed")) {
       elapsed.since ??= performance.now() - 1000 * elapsed.dataset.age;
-      const seconds = Math.floor((performance.now() - elapsed.since) / 1000);
-      elapsed.textContent = ` ${seconds} s`;
-      if (elapsed.parentElement.matches(".silence")) elapsed.parentElement.hidden = seconds < SILENT;
+      const seconds = Math.floor((performance.now() - elapsed.since) / 1000), around = elapsed.parentElement;
+      const first = around.matches(".first");
+      elapsed.textContent = `${first ? "," : ""} ${clock(seconds)}`;
+      if (!around.matches(".silence")) continue;
+      around.hidden = !first && seconds < SILENT;
+      around.closest(".answer").classList.toggle("quiet", seconds >= QUIET);
     }
   }, 250);
 

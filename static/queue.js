@@ -11,6 +11,7 @@
   const HELD = {
     stopped: "Held, as you stopped the answer",
     interrupted: "Held, as the answer was interrupted",
+    cut: "Held, as the answer was cut off",
     refused: "Held, as the first could not be sent",
     moved: "Held, as the conversation went on elsewhere",
     error: "Held, as the answer failed",
@@ -186,7 +187,8 @@
     held = kept.held ?? "";
   } catch { /* not allowed here */ }
   const last = $(".exchange:last-child > .answer");
-  if (last && !busy() && last.dataset.state !== "done") hold(last.dataset.state in HELD ? last.dataset.state : "error");
+  const state = last?.dataset.state === "done" && "cut" in last.dataset ? "cut" : last?.dataset.state;
+  if (last && !busy() && state !== "done") hold(state in HELD ? state : "error");
   draw();
   addEventListener("load", next); // when htmx is there, too
 })();

@@ -337,7 +337,7 @@ def test_nothing_moves_for_those_who_want_no_motion(
     """The sign of a thinking model stands still; for all others it moves."""
     chat = open_chat(halt, shared_fake, reduced_motion=motion)
     chat.ask("silent_first_token")
-    expect(chat.answer.locator(".thinking")).to_be_visible()
+    expect(chat.answer.locator(".silence")).to_be_visible()
     chat.frames()
     moving = chat.page.evaluate("document.getAnimations().length")
     assert (moving == 0) == (motion == "reduce")
@@ -367,12 +367,12 @@ def test_everything_can_be_read_in_light_and_dark(
     chat.wait_state("stopped")
     found |= chat.contrasts()
     chat.ask("silent_first_token")
-    expect(chat.answer.locator(".thinking")).to_be_visible()
+    expect(chat.answer.locator(".silence")).to_be_visible()
     found |= chat.contrasts()
     chat.record()
     chat.page.keyboard.press("Escape")
     expect(chat.send).to_be_visible()
-    for part in ("fault", "badge", "figures", "#send", "#stop", "placeholder", "empty", "thinking"):
+    for part in ("fault", "badge", "figures", "#send", "#stop", "placeholder", "empty", "Waiting"):
         assert any(part in name for name in found), f"{part} was not looked at: {list(found)}"
     assert {name: round(c, 2) for name, c in found.items() if c < 4.5} == {}
 

@@ -145,6 +145,49 @@ def test_an_answer_that_was_cut_off_or_failed_can_be_gone_on_with(
     expect(chat.answer).not_to_contain_text(label)
 
 
+@pytest.mark.parametrize("reason", ["insufficient_system_resource", "abort", "MAX_TOKENS"])
+def test_an_answer_that_its_server_broke_off_can_be_gone_on_with(chat: Chat, reason: str) -> None:
+    """For whatever reason, which is said in the server's own word where it is not known here."""
+    chat.ask(f"length?n=3&reason={reason}")
+    known = reason == "MAX_TOKENS"
+    chat.wait_state("done" if known else "error")
+    ended = f"The model's server ended the answer: {reason}."
+    for _ in range(2):
+        expect(chat.answer).to_contain_text("Cut off at the token limit" if known else ended)
+        assert chat.shown() == numbers(3)
+        expect(chat.button("Continue")).to_be_visible()
+        chat.reload()
+
+
+def test_an_answer_that_brought_nothing_says_so(chat: Chat) -> None:
+    """It can be asked for again; so can one after a reload."""
+    chat.ask("empty")
+    for _ in range(2):
+        chat.wait_state("error")
+        expect(chat.answer).to_contain_text("The model ended its answer without a text.")
+        expect(chat.button("Retry")).to_be_visible()
+        expect(chat.button("Continue")).to_have_count(0)
+        chat.reload()
+
+
+def test_an_answer_that_is_all_thought_is_an_answer(chat: Chat) -> None:
+    """It is shown below its fold, can be copied, and the model is told that it said it."""
+    first = chat.ask("reasoning?thoughts=3&n=0")
+    for _ in range(2):
+        chat.wait_state("done")
+        assert chat.shown() == "thought0 thought1 thought2"
+        expect(chat.button("Copy")).to_be_visible()
+        chat.reload()
+    second = chat.ask("count?n=1")
+    chat.wait_state("done")
+    told = [(each["role"], each["content"]) for each in chat.record().body["messages"]]
+    assert told == [
+        ("user", first),
+        ("assistant", "thought0 thought1 thought2"),
+        ("user", second),
+    ]
+
+
 def test_an_answer_of_a_server_that_went_away_can_be_gone_on_with(
     open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
@@ -285,14 +328,14 @@ def test_an_answer_says_why_it_was_stopped(
     """Nobody was watching, or a limit was reached; it is not called a fault."""
     server = start_halt(fake, HALT_ORPHAN_GRACE=1, HALT_MAX_ANSWER_CHARS=6000, HALT_RUN_TIMEOUT=4)
     for model, label in [
-        ("stall?n=13", "Stopped, as nobody was watching"),
+        ("stall?n=13", "Stopped: no page was open for 1 second (HALT_ORPHAN_GRACE)."),
         ("count?n=100000", "Stopped at a limit. The answer grew"),
         ("stall?n=13", "Stopped at a limit. The answer took"),
     ]:
         chat = open_chat(server, fake)
         chat.ask(model)
         chat.wait_text("10 11 12")
-        if "nobody" in label:
+        if "no page" in label:
             address = chat.page.url
             chat.page.goto("about:blank")
             assert chat.record().closed.wait(SEEN_WITHIN)
@@ -319,7 +362,9 @@ def test_a_prompt_whose_answer_nobody_waited_for_is_still_there(
     chat.page.goto(address)
     chat.wait_state("stopped")
     expect(chat.page.locator(".prompt .text")).to_have_text(said)
-    expect(chat.answer.locator(".badge")).to_have_text("Stopped, as nobody was watching")
+    expect(chat.answer.locator(".badge")).to_have_text(
+        re.compile(r"^Stopped: no page was open for \d+ seconds? \(HALT_ORPHAN_GRACE\)\.$")
+    )
     expect(chat.button("Regenerate")).to_be_visible()
     expect(chat.button("Continue")).to_have_count(0)
     chat.button("Discard").click()

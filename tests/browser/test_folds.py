@@ -19,7 +19,7 @@ def test_a_thought_streams_into_a_closed_fold_with_its_time(chat: Chat) -> None:
     chat.ask("think?thoughts=5&n=5&gap_ms=2")
     summary = folds(chat).locator("summary")
     expect(summary).to_have_text(re.compile(r"Thinking… \d+ s"))
-    expect(chat.answer.locator(".thinking")).to_be_hidden()
+    expect(chat.answer.locator(".silence")).not_to_contain_text("Waiting for the model")
     text = folds(chat).locator(".folded")
     expect(text).to_be_hidden()
     summary.click()

@@ -236,6 +236,26 @@ def test_an_error_holds_what_waits(chat: Chat) -> None:
     assert chat.shown() == numbers(4)
 
 
+@pytest.mark.parametrize("reason", ["length", "insufficient_system_resource"])
+def test_an_answer_that_is_not_whole_holds_what_waits(chat: Chat, reason: str) -> None:
+    """Its end was not the model's, so the next message may not fit; also after a reload."""
+    chat.ask(f"stall?n=3&rest=2&reason={reason}")
+    chat.wait_text("0 1 2")
+    record = chat.record()
+    chat.say(prompt(2))
+    record.release()
+    held = "the answer was cut off" if reason == "length" else "the answer failed"
+    expect(state(chat)).to_have_text(f"Held, as {held}")
+    chat.reload()
+    expect(state(chat)).to_have_text(f"Held, as {held}")
+    expect(chat.button("Continue")).to_be_visible()
+    assert chat.exchanges() == 1
+    go(chat).click()
+    expect(chat.page.locator(".exchange")).to_have_count(2)
+    chat.wait_state("done")
+    assert chat.shown() == numbers(2)
+
+
 def test_a_held_queue_can_be_let_go_while_another_answer_comes(chat: Chat) -> None:
     """Then it waits for that one."""
     begin(chat)

@@ -156,18 +156,18 @@ def test_a_stopped_answer_is_marked_with_its_figures(chat: Chat, model: str) -> 
     assert (chat.exchanges(), chat.shown()) == (2, "0 1")
 
 
-def test_a_silent_model_is_shown_to_think_and_for_how_long(chat: Chat) -> None:
+def test_a_silent_model_is_waited_for_and_for_how_long(chat: Chat) -> None:
     """Seconds are counted, also over a reload, until the first text comes."""
     chat.ask("silent_first_token?n=3")
-    thinking = chat.answer.locator(".thinking")
-    expect(thinking).to_have_text(re.compile(r"Thinking \d+ s"))
-    expect(thinking).to_have_text(re.compile(r"Thinking ([2-9]|\d\d) s"))
+    waiting = chat.answer.locator(".silence")
+    expect(waiting).to_have_text(re.compile(r"^Waiting for the model, \d+ s$"))
+    expect(waiting).to_have_text(re.compile(r"^Waiting for the model, ([2-9]|\d\d) s$"))
     chat.reload()
-    expect(thinking).to_have_text(re.compile(r"Thinking \d+ s"))
-    expect(thinking).not_to_have_text(re.compile(r"Thinking [01] s"))
+    expect(waiting).to_have_text(re.compile(r"^Waiting for the model, ([2-9]|\d\d) s$"))
+    expect(waiting).to_be_visible()
     chat.record().release()
     chat.wait_text("0 1 2")
-    expect(thinking).to_be_hidden()
+    expect(waiting).to_be_hidden()
 
 
 def test_a_model_that_falls_silent_is_shown_to_be_waited_for(chat: Chat) -> None:
@@ -175,15 +175,30 @@ def test_a_model_that_falls_silent_is_shown_to_be_waited_for(chat: Chat) -> None
     chat.ask("stall?n=3&rest=2")
     chat.wait_text("0 1 2")
     waiting = chat.answer.locator(".silence")
-    expect(waiting).to_have_text(re.compile(r"Waiting for the model [2-9] s"))
+    expect(waiting).to_have_text(re.compile(r"^No text for [2-9] s$"))
     expect(waiting).to_be_visible()
     chat.reload()
-    expect(waiting).to_have_text(re.compile(r"Waiting for the model ([2-9]|\d\d) s"))
+    expect(waiting).to_have_text(re.compile(r"^No text for ([2-9]|\d\d) s$"))
     expect(waiting).to_be_visible()
-    expect(chat.answer.locator(".thinking")).to_be_hidden()
     chat.record().release()
     chat.wait_text("0 1 2 3 4")
     expect(waiting).to_be_hidden()
+
+
+def test_a_long_silence_has_a_stop_beside_it(chat: Chat) -> None:
+    """The person decides: minutes are counted as such, in a thought too, and the Stop is there."""
+    chat.page.clock.install()
+    chat.ask("think?thoughts=2&n=2")
+    waiting = chat.answer.locator(".silence")
+    stop = chat.answer.get_by_role("button", name="Stop")
+    expect(chat.answer.locator(".fold .label")).to_have_text("Thinking…")
+    expect(stop).to_be_hidden()
+    chat.page.clock.run_for(95_000)
+    expect(waiting).to_have_text(re.compile(r"^No text for 1:3[5-9]$"))
+    expect(waiting).to_be_visible()
+    stop.click()
+    chat.wait_state("stopped")
+    assert chat.record().closed.wait(SEEN_WITHIN)
 
 
 @pytest.mark.parametrize("how", ["click", "Esc"])
