@@ -25,7 +25,7 @@ from halt.chat import ChatRequest
 from halt.client import Group, Source
 from halt.conversations import Exchange, exchanges_told
 from halt.errors import HaltError, Interrupted
-from halt.events import Cancelled, Done, ErrorInfo, Failed, Terminal, is_terminal
+from halt.events import Cancelled, Done, ErrorInfo, Extra, Failed, Terminal, is_terminal
 from halt.finish_reasons import EMPTY, STOP, broken_off, ending
 from halt.generation import Receipt
 from halt.metrics import Meter, now
@@ -77,6 +77,7 @@ class Outcome:
     ended: Terminal
     by_user: bool = False  # it was stopped from here
     receipt: Receipt | None = None
+    empty: bool = False  # nothing came at all
 
 
 def ask(
@@ -108,6 +109,7 @@ class _Asking:
         self._presses: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._places = threading.Semaphore(GROUPS_AHEAD)
         self._seen = 0
+        self._empty = True
         self._stopping = False
         self._pressed = False
         self._leaves: int | None = None  # a signal that ends the program, after the answer
@@ -194,12 +196,14 @@ class _Asking:
         assert ended is not None  # noqa: S101
         if self._stopping:  # what was seen counts, also where the model was quicker than Stop
             ended = Cancelled(ended.metrics)
-        return Outcome(screen.shown, ended, self._stopping, receipt)
+        return Outcome(screen.shown, ended, self._stopping, receipt, self._empty)
 
     def _take(self, group: Group) -> Terminal | None:
         for seq, event in group:
             if is_terminal(event):
                 return event
+            # A server's own fields are no answer; those of a delta may be a picture.
+            self._empty = self._empty and isinstance(event, Extra) and not event.delta
             if not self._stopping:
                 self._screen.show(event)
                 if not self._screen.behind:
@@ -274,7 +278,7 @@ def answer_pipe(
     ended = outcome.ended
     if isinstance(ended, Failed):
         screen.note(ended.error.message, bad=True)
-    elif isinstance(ended, Done) and (fault := _fault(outcome.text, ended)):
+    elif isinstance(ended, Done) and (fault := _fault(outcome, ended)):
         screen.note(fault, bad=True)
     elif isinstance(ended, Done) and (note := ending(ended.finish_reason)):
         screen.note(note)
@@ -284,14 +288,14 @@ def answer_pipe(
         screen.note(" · ".join(figures(ended, _model(source, request))))
     if isinstance(ended, Cancelled):
         return STOPPED
-    return 1 if isinstance(ended, Failed) or _fault(outcome.text, ended) else 0
+    return 1 if isinstance(ended, Failed) or _fault(outcome, ended) else 0
 
 
-def _fault(text: str, ended: Done) -> str:
+def _fault(outcome: Outcome, ended: Done) -> str:
     """What is wrong with an answer that its model ended."""
-    if fault := broken_off(ended.finish_reason):
-        return fault
-    return EMPTY if ended.finish_reason in {None, STOP} and not text.strip() else ""
+    if outcome.empty and ended.finish_reason in {None, STOP}:
+        return EMPTY
+    return broken_off(ended.finish_reason)
 
 
 def _model(source: Source, request: ChatRequest) -> str:
@@ -466,7 +470,7 @@ class Chat:
                 unwatched(ended) if ended.reason == "no_viewer" else "Stopped from elsewhere."
             )
             self._screen.note("Stopped." if outcome.by_user else elsewhere)
-        elif fault := _fault(outcome.text, ended):
+        elif fault := _fault(outcome, ended):
             self._screen.note(f"{fault} /retry asks again.", bad=True)
         elif note := ending(ended.finish_reason):
             self._screen.note(note)
