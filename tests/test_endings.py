@@ -18,6 +18,7 @@ from halt.events import (
     Event,
     Extra,
     Reasoning,
+    ReasoningEnd,
     ToolCall,
     text_of,
 )
@@ -204,3 +205,12 @@ def test_an_answer_that_nobody_watched_says_for_how_long(stage: Stage) -> None:
     run.cancel("no_viewer")
     assert run.log.ended == Cancelled(run.log.ended.metrics, "no_viewer", unwatched=0.25)  # type: ignore[union-attr]
     assert reply.over.wait(SOON)
+
+
+def test_a_thought_that_only_its_end_marks_becomes_the_answer(stage: Stage) -> None:
+    """Where nothing comes behind it; where something does, that is the answer."""
+    run, _ = answered(stage, "Paris.", Part((ReasoningEnd(),), 1))
+    assert run.answer()[1].strip() == "Paris."
+    stage.close()
+    run, _ = answered(stage, "Hm.", Part((ReasoningEnd(),), 1), f"{OLD}\nParis.")
+    assert run.answer()[1] == "Paris."
