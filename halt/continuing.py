@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from halt import pictures
 from halt.chat import ChatRequest, Message, Part, Reply, ToolTurn
 from halt.errors import RequestError, UpstreamError
 from halt.events import Content, Delta, Extra, Reasoning, ReasoningEnd
@@ -64,8 +65,14 @@ Write no introduction, no comment, no quotation marks and no new code fence; rep
 class Unfinished(Message):
     """The assistant's answer as far as it was shown, which is to be gone on with.
 
-    The last message of a request. Made by Halt, never by a client.
+    The last message of a request. Made by Halt, never by a client. Its pictures are kept here for
+    the whole answer, and the model is told of them in a word.
     """
+
+    @property
+    def size(self) -> int:
+        """Characters that the model is sent."""
+        return len(pictures.told(str(self.content)))
 
 
 def go_on(request: ChatRequest, text: str) -> ChatRequest:
@@ -86,19 +93,24 @@ def unfinished(request: ChatRequest) -> str:
     return str(last.content) if isinstance(last, Unfinished) else ""
 
 
+def unfinished_told(request: ChatRequest) -> str:
+    """The same as the model is told it."""
+    return pictures.told(unfinished(request))
+
+
 def by_prefix(request: ChatRequest) -> ChatRequest:
     """The request whose last message is to be gone on with.
 
     White space at its end is left out: Anthropic refuses it, some templates drop it, and models
     write worse behind it than with it. The Seam puts both together.
     """
-    message = Message("assistant", unfinished(request).rstrip())
+    message = Message("assistant", unfinished_told(request).rstrip())
     return msgspec.structs.replace(request, messages=[*request.messages[:-1], message])
 
 
 def by_instruction(request: ChatRequest) -> ChatRequest:
     """The request that asks in words to go on with its last message."""
-    text = unfinished(request).rstrip()
+    text = unfinished_told(request).rstrip()
     told = [Message("assistant", text), Message("user", INSTRUCTION.format(tail=tail_of(text)))]
     return msgspec.structs.replace(request, messages=[*request.messages[:-1], *told])
 
@@ -112,7 +124,7 @@ def settled(messages: list[Message]) -> list[Message]:
     for message in messages:
         before = out[-1] if out else None
         if isinstance(before, Unfinished) and message.role == "assistant":
-            out[-1] = _behind(str(before.content), message)
+            out[-1] = _behind(pictures.told(str(before.content)), message)
         else:
             out.append(message)
     return out

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+from halt import pictures
 from halt.chat import Message
 from halt.errors import HaltError
 from halt.events import Cancelled, Done, Event, Terminal
@@ -543,8 +544,9 @@ _NOTES: dict[State, str] = {"stopped": STOPPED, "error": BROKEN, "interrupted": 
 def as_told(path: Iterable[tuple[str, State, str]], system_prompt: str = "") -> list[Message]:
     """A path's (role, state, text) as messages.
 
-    Two prompts in a row (the answer between them failed) go as one message, because many models
-    insist on turns. That an answer is not whole is said in the prompt behind it.
+    A word stands for a picture in an answer. Two prompts in a row (the answer between them failed)
+    go as one message, because many models insist on turns. That an answer is not whole is said in
+    the prompt behind it.
     """
     said = list(path)
     discussed = are_discussed(text for role, _, text in said if role == "user")
@@ -554,7 +556,7 @@ def as_told(path: Iterable[tuple[str, State, str]], system_prompt: str = "") -> 
         if role == "assistant":
             told = text if discussed or state == "running" else without_notes(text)
             if told:
-                out.append(Message("assistant", told))
+                out.append(Message("assistant", pictures.told(told)))
                 note = _NOTES.get(state, "")
             continue
         told, note = before_prompt(note, text) if note else text, ""

@@ -5,11 +5,17 @@ characters would have all of it shaped again, in each frame. So a seam stands be
 empty element with a padding that is too small to be drawn (`.seam` in halt.css), across which CSS
 lets no browser shape. It adds neither text nor a place to break a line. The page joins the pieces
 before a seam (see halt.js), and what is before it is then laid out once.
+
+Text without blanks is broken anywhere, and for each line the browser shapes the rest of it anew, or
+asks a dictionary where its words end: 100,000 letters in a row take it 15 seconds. So a `<wbr>`
+stands in such a run every RUN characters (`breakable`), also in text that has ended. It is not
+copied. Chinese, Japanese and Korean are broken between any two characters without that.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 PART = 2000  # characters of a part; up to twice as many where no word begins
 SEAM = '<span class="seam"></span>'
@@ -20,15 +26,53 @@ INSIDE = re.compile(r"(?=&)|(?<!&)(?<!&.)(?<!&..)(?<!&...)(?<!&....)(?=[\w!-~])"
 #: Not before a capital: fonts kern some of them with the space before them.
 SPACE = re.compile(r"\s+(?=[^\sA-Z])")
 
+RUN = 200  # characters in a row without a blank, up to a place to break the line
+WBR = "<wbr>"
+_RUN = re.compile("[^\\s\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef]+")
+
+
+def breakable(text: str) -> str:
+    """Escaped text with the places to break lines that it needs."""
+    return _broken(text, 0)[0]
+
+
+def _broken(text: str, before: int) -> tuple[str, int]:
+    """The same behind so many characters without a blank; and with how many of them it ends."""
+    if before + len(text) <= RUN and text.isalnum():  # most pieces of an answer
+        return text, before + len(text)
+    out: list[str] = []
+    at = left = 0
+    for run in _RUN.finditer(text):
+        start, end = run.span()
+        count = before if start == 0 else 0
+        while count + end - start > RUN:
+            cut = start + max(0, RUN - count)
+            reference = text.rfind("&", max(start, cut - 5), cut)
+            if reference >= 0 and ";" not in text[reference:cut]:
+                cut = text.find(";", cut) + 1 or end
+            # Not before an accent or another part of the character, unless there is no end to them.
+            limit = min(end, cut + 16)
+            while cut < limit and unicodedata.category(text[cut])[0] in "MC":
+                cut += 1
+            out.append(text[at:cut])
+            out.append(WBR)
+            at = start = cut
+            count = 0
+        left = count + end - start if end == len(text) else 0
+    out.append(text[at:])
+    return "".join(out), left if text else before
+
 
 class OpenText:
     """One text of the page that grows."""
 
     def __init__(self) -> None:
         self._size = 0  # characters since the last seam
+        self._run = 0  # characters since the last blank or place to break a line
 
     def draw(self, text: str) -> str:
-        """`text` is the next piece, escaped; returned with the seams that are due in it."""
+        """`text` is the next piece, escaped; returned with the seams and the places to
+        break lines that are due in it."""
         out: list[str] = []
         at = 0
         while (due := max(at, at + PART - self._size)) < len(text):
@@ -39,8 +83,12 @@ class OpenText:
                 cut = inside.start()
             else:
                 break
-            out += (text[at:cut], SEAM)
+            out += (self._breakable(text[at:cut]), SEAM)
             at, self._size = cut, 0
-        out.append(text[at:])
+        out.append(self._breakable(text[at:]))
         self._size += len(text) - at
         return "".join(out)
+
+    def _breakable(self, text: str) -> str:
+        text, self._run = _broken(text, self._run)
+        return text

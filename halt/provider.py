@@ -23,7 +23,7 @@ from halt.continuing import (
     Way,
     by_instruction,
     by_prefix,
-    unfinished,
+    unfinished_told,
 )
 from halt.decoder import EventDecoder
 from halt.error_body import is_markup, page_words
@@ -221,7 +221,7 @@ class Provider:
 
         `ask` sends it. A model that refuses a prefix is asked by instruction, now and from then on.
         """
-        text = unfinished(request)
+        text = unfinished_told(request)
         by_words: Way = "instruction"
         if model in self._refusing:
             way = by_words

@@ -7,14 +7,21 @@ was cut into pieces, and the work is linear in the text. The stream does not kno
 (a link's definition, another item that makes a list loose), so a page that saw the whole answer
 shows `render(whole)` in the end.
 
-The text is hostile: raw HTML stays text, an image becomes a link (nothing is loaded from
-anywhere), and nh3 lets through only what is listed in the tables here, with no style attribute.
+The text is hostile: raw HTML stays text (but `<br>`, the only line break that a table cell knows),
+an image becomes a link (nothing is loaded from anywhere), and nh3 lets through only what is listed
+in the tables here, with no style attribute.
+
+Where it is no CommonMark: a line of a paragraph stays a line, a formula stays as it was written,
+and emphasis needs no blanks around it in scripts that have none. What a data: URL holds is left out
+(see `halt.pictures`).
 """
 
 import html
 import re
+import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,13 +29,20 @@ from typing import Any
 
 import nh3
 from markdown_it import MarkdownIt
+from markdown_it.common.utils import isMdAsciiPunct, isPunctChar, isWhiteSpace
+from markdown_it.parser_inline import ParserInline
 from markdown_it.renderer import RendererHTML
 from markdown_it.rules_block import StateBlock, table
 from markdown_it.rules_core import StateCore
+from markdown_it.rules_inline import StateInline
+from markdown_it.rules_inline.state_inline import Scanned
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 from pygments import lexers  # type: ignore[import-untyped, unused-ignore]
 from pygments import token as kinds  # type: ignore[import-untyped, unused-ignore]
+
+from halt import pictures
+from halt.open_text import breakable
 
 # Limits, with unit and reason. All of them guard time; no text is ever lost by them.
 PARSED_MAX = 50_000  # characters parsed as one: the worst found (nested lazy quotes) takes 3 s
@@ -40,6 +54,10 @@ HIGHLIGHTED_MAX = 50_000  # characters of code: ordinary code takes 0.15 s, and 
 HIGHLIGHT_SECONDS, HIGHLIGHT_SECONDS_A_CHARACTER = 0.05, 10e-6
 LABEL_MAX = 24  # characters of a fence's language that are shown
 HEAD_MAX = 120  # characters at a line's start that are looked at again while the line grows
+FORMULA_MAX = 5_000  # characters of a formula
+FORMULA_LINES_MAX = (
+    100  # lines of one: a mark that is never closed holds so many back from the rest
+)
 
 # The languages that are highlighted (by one of their aliases). A lexer is here only if no single
 # match of it was found to be quadratic, as a match cannot be interrupted: that rules out ini,
@@ -86,7 +104,7 @@ TOKEN_CLASSES: dict[Any, str] = {
 }
 TAGS = (
     "a blockquote br button code div em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong"
-    " table tbody td th thead tr ul"
+    " table tbody td th thead tr ul wbr"
 )
 DIRECTED = ("blockquote", "ol", "table", "ul")  # their marks and columns follow their own script
 CLEANER = nh3.Cleaner(
@@ -101,7 +119,7 @@ CLEANER = nh3.Cleaner(
         "button": {"copy"},
         "code": {"highlight", *(f"language-{name}" for name in ALIASES.values())},
         "div": {"code", "code-bar", "table"},
-        "span": {"code-lang", *TOKEN_CLASSES.values()} - {""},
+        "span": {"code-lang", "math", *TOKEN_CLASSES.values()} - {""},
         "td": {"left", "center", "right"},
         "th": {"left", "center", "right"},
     },
@@ -167,6 +185,34 @@ def _code(
     )
 
 
+def _escaped(token: Token) -> str:
+    return breakable(html.escape(token.content))
+
+
+def _text(
+    _: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, _env: EnvType
+) -> str:
+    return _escaped(tokens[index])
+
+
+def _code_inline(
+    _: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, _env: EnvType
+) -> str:
+    return f"<code>{_escaped(tokens[index])}</code>"
+
+
+def _formula_text(
+    _: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, _env: EnvType
+) -> str:
+    return f'<span class="math">{_escaped(tokens[index])}</span>'
+
+
+def _broken(
+    _: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, _env: EnvType
+) -> str:
+    return "<br>" if tokens[index].info == "tag" else "<br>\n"
+
+
 def _bounded_table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     """A table, unless it asks for many more cells than it has characters."""
     if not table(state, start, end, True):
@@ -221,9 +267,203 @@ def _adapt(state: StateCore) -> None:
                 token.attrs["class"] = style.removeprefix("text-align:")
 
 
-def _parser() -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False, "maxNesting": NESTING_MAX})
+# --- Formulas, breaks, and scripts without blanks ---------------------------------------------
+
+DISPLAY = re.compile(r"\$\$(?!\$)|\\\[|\\begin\{([A-Za-z]+\*?)\}")
+#: A formula by its marks. An escaped mark within it is none, nor is the `\[` of `\\[2pt]`.
+FORMULAS = (
+    re.compile(r"\\\((?:[^\\]++|\\[^()])*+\\\)", re.DOTALL),
+    re.compile(r"\\\[((?:[^\\]++|\\[^\[\]])*+)\\\](?!\()", re.DOTALL),
+    re.compile(r"\$\$(?!\$)(?:[^\\$]++|\\.|\$(?!\$))*+\$\$(?!\$)", re.DOTALL),
+    # Amounts of money and shell variables are none: a formula has no blank inside of its marks,
+    # and no letter or digit outside.
+    re.compile(r"\$(?![\s$])(?:[^\\$`]++|\\.)*+(?<!\s)\$(?![0-9A-Za-z_$])", re.DOTALL),
+)
+#: Between two dollars that stand for money, beside which Markdown goes on.
+PROSE = re.compile(r"[^\\^_={}<>]*\s[^\W\d_]{2,}\s[^\\^_={}<>]*")
+BOLD = re.compile(r"(?:^|[\s(])\*\*[^\s*]|[^\s*{^]\*\*(?:$|[\s,.;:!?)])")
+#: What is in brackets that were escaped to be brackets: words, a tick, numbers of sources.
+WORDS = re.compile(r"[^\\^_=+<>{}|&\n]*[^\W\d_]{3}[^\\^_=+<>{}|&\n]*|[ \d,xX-]*")
+BREAK = re.compile(r"</?br[ \t]*/?>[ \t]*\n?[ \t]*", re.IGNORECASE)
+
+
+def _formula_at(text: str, at: int) -> int:
+    """Where the formula ends that begins at this place; 0 where none does."""
+    if text[at] == "$":
+        before = text[at - 1] if at else " "
+        if before == "$" or (before.isascii() and (before.isalnum() or before == "_")):
+            return 0
+    opening = DISPLAY.match(text, at)
+    if opening and opening[1]:
+        mark = f"\\end{{{opening[1]}}}"
+        end = text.find(mark, at) + len(mark)
+        return end if at < end <= at + FORMULA_MAX else 0
+    for pattern in FORMULAS:
+        if not (found := pattern.match(text, at, at + FORMULA_MAX)):
+            continue
+        inside = found[0]
+        if inside[0] == "$":
+            inside = inside.strip("$")
+            is_none = bool(BOLD.search(inside) or PROSE.fullmatch(inside))
+        else:
+            is_none = pattern.groups > 0 and bool(WORDS.fullmatch(found[1]))
+        return 0 if is_none else found.end()
+    return 0
+
+
+def _formula(state: StateInline, silent: bool) -> bool:
+    """A formula stays as it was written, with its marks and lines."""
+    if state.src[state.pos] not in "\\$" or not (end := _formula_at(state.src, state.pos)):
+        return False
+    if end > state.posMax:  # it begins in a link's text and ends behind it
+        return False
+    if not silent:
+        state.push("formula", "span", 0).content = state.src[state.pos : end]
+    state.pos = end
+    return True
+
+
+def _formula_lines(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """A paragraph whose first line begins a formula of several lines, whatever these look like."""
+    at, stop = state.bMarks[start] + state.tShift[start], state.eMarks[start]
+    opening = DISPLAY.match(state.src, at) or _last_opening(state.src, at, stop)
+    if not opening or state.is_code_block(start) or state.sCount[start] < state.blkIndent:
+        return False
+    closing = closing_of(opening)
+    alone = opening.start() == at and not state.src[opening.end() : stop].strip()
+    end = min(end, start + FORMULA_LINES_MAX)
+    if state.src.find(closing, stop, state.eMarks[end - 1]) < 0:
+        return False
+    for line in range(start + 1, end):
+        if state.isEmpty(line):
+            if not alone:
+                return False
+            continue
+        first, last = state.bMarks[line] + state.tShift[line], state.eMarks[line]
+        if state.sCount[line] < state.blkIndent or ends_formula(state.src[first:last]):
+            return False
+        if closing in state.src[first:last]:
+            content = state.getLines(start, line + 1, state.blkIndent, False).strip()
+            if not _formula_at(content, opening.start() - at):
+                return False
+            if not silent:
+                state.line = line + 1
+                # No paragraph: the list item of a short list drops the tags of its paragraphs.
+                state.push("formula_open", "p", 1).map = [start, state.line]
+                token = state.push("inline", "", 0)
+                token.content, token.map, token.children = content, [start, state.line], []
+                state.push("formula_close", "p", -1)
+            return True
+    return False
+
+
+def _last_opening(text: str, start: int, stop: int) -> re.Match[str] | None:
+    """The mark at the end of this line that opens a formula of the lines behind it."""
+    line = text[start:stop].rstrip()
+    mark = next((each for each in ("$$", "\\[", "}") if line.endswith(each)), "")
+    if not mark or (mark == "$$" and line.count("$$") % 2 == 0):
+        return None
+    at = start + (line.rfind("\\begin{") if mark == "}" else len(line) - len(mark))
+    found = DISPLAY.match(text, at) if at >= start else None
+    return found if found and found.end() == start + len(line) else None
+
+
+def closing_of(opening: re.Match[str]) -> str:
+    """The mark that closes what DISPLAY has found."""
+    if opening[1]:
+        return f"\\end{{{opening[1]}}}"
+    return "$$" if opening[0] == "$$" else "\\]"
+
+
+def ends_formula(line: str) -> bool:
+    """Whether a line, without its indentation, shows that the formula was none."""
+    return bool(OPENING.fullmatch(line) or HEADING.fullmatch(line) or RULE.fullmatch(line))
+
+
+def _break(state: StateInline, silent: bool) -> bool:
+    """The one tag that is obeyed."""
+    found = BREAK.match(state.src, state.pos, state.posMax)
+    if not found:
+        return False
+    if not silent:
+        state.push("hardbreak", "br", 0).info = "tag"
+    state.pos = found.end()
+    return True
+
+
+@cache
+def _is_unspaced(char: str) -> bool:
+    """Whether a character belongs to a script that has no blanks between its words.
+
+    So does Korean here, which writes a word's ending behind what it emphasises.
+    """
+    return unicodedata.east_asian_width(char) in "WFH" or bool(UNSPACED.match(char))
+
+
+#: Thai and Lao, Tibetan, Myanmar, Khmer: unlike Chinese, Japanese and Korean they are not wide.
+UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff]")
+
+
+class _StateInline(StateInline):
+    """Knows emphasis in scripts without blanks.
+
+    CommonMark takes a `**` between a punctuation mark and a letter for an opening or a closing one
+    by the side on which the mark is, since a blank is on the other. Beside a character of such a
+    script it may be both, and a mark of the script's own counts as a letter of it.
+    """
+
+    def scanDelims(self, start: int, canSplitWord: bool) -> Scanned:
+        end = start
+        while end < self.posMax and self.src[end] == self.src[start]:
+            end += 1
+        before = self.src[start - 1] if start else " "
+        after = self.src[end] if end < self.posMax else " "
+        if before.isascii() and after.isascii():
+            return super().scanDelims(start, canSplitWord)
+        unspaced_before, unspaced_after = _is_unspaced(before), _is_unspaced(after)
+        blank_before, blank_after = isWhiteSpace(ord(before)), isWhiteSpace(ord(after))
+        mark_before = not unspaced_before and _is_mark(before)
+        mark_after = not unspaced_after and _is_mark(after)
+        left = not blank_after and (
+            not mark_after or blank_before or mark_before or unspaced_before
+        )
+        right = not blank_before and (
+            not mark_before or blank_after or mark_after or unspaced_after
+        )
+        opens = left and (canSplitWord or not right or mark_before)
+        closes = right and (canSplitWord or not left or mark_after)
+        return Scanned(opens, closes, end - start)
+
+
+def _is_mark(char: str) -> bool:
+    return isMdAsciiPunct(ord(char)) or isPunctChar(char)
+
+
+class _ParserInline(ParserInline):
+    def parse(self, src: str, md: MarkdownIt, env: EnvType, tokens: list[Token]) -> list[Token]:
+        state = _StateInline(src, md, env, tokens)
+        self.tokenize(state)
+        for rule in self.ruler2.getRules(""):
+            rule(state)
+        return state.tokens
+
+
+def parser_of_answers(**options: Any) -> MarkdownIt:
+    """Markdown as models write it, without what only the page or only the terminal needs."""
+    parser = MarkdownIt("zero")
+    parser.inline = _ParserInline()
+    parser.configure("commonmark", {"html": False, "breaks": True, **options})
     parser.enable(["table", "strikethrough"])
+    parser.block.ruler.before(
+        "lheading", "formula_lines", _formula_lines, {"alt": ["paragraph", "reference"]}
+    )
+    parser.inline.ruler.before("escape", "formula", _formula)
+    parser.inline.ruler.before("autolink", "break", _break)
+    return parser
+
+
+def _parser() -> MarkdownIt:
+    parser = parser_of_answers(maxNesting=NESTING_MAX)
     parser.block.ruler.at("table", _bounded_table, {"alt": ["paragraph", "reference"]})
     parser.core.ruler.push("adapt", _adapt)
     # No relative link: it would point into this application.
@@ -231,6 +471,10 @@ def _parser() -> MarkdownIt:
     parser.validateLink = lambda url: bool(web.match(url))  # type: ignore[method-assign]
     parser.add_render_rule("fence", _code)
     parser.add_render_rule("code_block", _code)
+    parser.add_render_rule("text", _text)
+    parser.add_render_rule("code_inline", _code_inline)
+    parser.add_render_rule("formula", _formula_text)
+    parser.add_render_rule("hardbreak", _broken)
     parser.add_render_rule("table_open", lambda *_: '<div class="table"><table dir="auto">\n')
     parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
     # The first parse compiles the rules, and a second thread would see them half compiled.
@@ -257,7 +501,8 @@ def _block(source: str, is_fence: bool) -> str:
     """
     rendered = _markdown(source) if is_fence or len(source) <= PARSED_MAX else None
     if rendered is None:
-        rendered = CLEANER.clean(f"<p>{html.escape(source)}</p>\n")
+        lines = breakable(html.escape(source)).replace("\n", "<br>\n")
+        rendered = CLEANER.clean(f"<p>{lines}</p>\n")
     return rendered
 
 
@@ -273,7 +518,7 @@ def render(text: str) -> str:
 
     A text beyond PARSED_MAX is rendered block by block, as it is while it streams.
     """
-    text = _normal(text)
+    text = pictures.shown(_normal(text))
     whole = _markdown(text) if len(text) <= PARSED_MAX else None
     if whole is not None:
         return whole
@@ -309,11 +554,15 @@ class BlockStream:
 
     A fence inside a list item belongs to the item. A line's beginning that may still become a
     fence's ``` is held back, so that it never flickers in the page; nothing else is.
+
+    A formula whose opening mark is alone in its line goes on past a blank line, up to its closing
+    mark, a fence, a heading, a rule or FORMULA_LINES_MAX.
     """
 
     def __init__(self, block: Callable[[str, bool], str] = _block) -> None:
         """`block` is given each finished block's source, and whether it is a fence."""
         self._block = block
+        self._pictures = pictures.PictureFilter()
         self._lines: list[str] = []  # the open block's complete lines
         self._line: list[str] = []  # pieces of the line without its newline
         self._head = ""  # that line's first characters: all decisions on an incomplete line
@@ -321,6 +570,8 @@ class BlockStream:
         self._fence = ""  # the open fence's ``` or ~~~, "" outside
         self._fence_indent = 0
         self._item = 0  # the column where the content of the open list's item begins, 0: no list
+        self._formula = ""  # the closing mark of the open formula, "" outside
+        self._formula_lines = 0  # that it may still have
         self._after_blank = False  # the open block (a list) has a blank line last
         self._swallow = False  # the last piece ended in \r: its \n may still come
         # What the next patch tells.
@@ -339,7 +590,7 @@ class BlockStream:
             text = text.removeprefix("\n")
             self._swallow = False
         self._swallow = self._swallow or text.endswith("\r")
-        *complete, last = _normal(text).split("\n")
+        *complete, last = self._pictures.feed(_normal(text)).split("\n")
         for part in complete:
             self._grow(part)
             self._end_line()
@@ -352,11 +603,18 @@ class BlockStream:
 
     def rest(self) -> str:
         """The open block as HTML, as if the text ended here."""
-        return self._block("\n".join([*self._lines, "".join(self._line)]), bool(self._fence))
+        line = "".join(self._line) + self._pictures.rest()
+        return self._block("\n".join([*self._lines, line]), bool(self._fence))
 
-    def open_source(self, limit: int) -> str:
-        """The open block's source; of one longer than `limit` characters, its last lines."""
+    def open_source(self, limit: int | None = None) -> str:
+        """The open block's source; of one longer than `limit` characters, its last lines.
+
+        Without a limit as if the text ended here.
+        """
         lines = ["".join(self._line)]
+        if limit is None:
+            lines[0] += self._pictures.rest()
+            limit = sys.maxsize
         size = len(lines[0])
         for line in reversed(self._lines):
             if size > limit:
@@ -397,6 +655,8 @@ class BlockStream:
         line, shown = "".join(self._line), self._shown
         self._line, self._head, self._shown = [], "", False
         if not self._fence:
+            if self._formula:
+                self._go_on_with_formula(line)
             if not line.strip(" \t"):
                 self._blank(line, shown)
                 return
@@ -408,7 +668,9 @@ class BlockStream:
                 self._lines.append(line)
                 self._fence, self._fence_indent = opening[2] or opening[3], len(opening[1])
                 return
-            self._watch_for_items(line)
+            if not self._formula:
+                self._watch_for_formulas(line)
+                self._watch_for_items(line)
         elif self._closes(line):
             self._lines.append(line)
             self._finish()
@@ -424,13 +686,27 @@ class BlockStream:
         self._tail.append("\n" if shown else self._visible(line) + "\n")
 
     def _blank(self, line: str, shown: bool) -> None:
-        if self._item:
+        if self._formula:
+            self._keep(line, shown)
+        elif self._item:
             self._keep(line, shown)
             self._after_blank = True
         elif self._lines:
             self._finish()
         elif shown:  # spaces enough to be shown, and now they are only a blank line
             self._fresh, self._tail = True, []
+
+    def _watch_for_formulas(self, line: str) -> None:
+        bare = line.strip(" \t")
+        opening = DISPLAY.fullmatch(bare) if not self._item and _indent(line) < 4 else None
+        if opening:
+            self._formula, self._formula_lines = closing_of(opening), FORMULA_LINES_MAX
+
+    def _go_on_with_formula(self, line: str) -> None:
+        self._formula_lines -= 1
+        over = self._formula_lines <= 0 or ends_formula(line.strip(" \t"))
+        if over or self._formula in line:
+            self._formula = ""
 
     def _watch_for_items(self, line: str) -> None:
         marker = MARKER.match(line)
@@ -449,7 +725,7 @@ class BlockStream:
         if self._render:
             self._finished.append(self._block("\n".join(self._lines), bool(self._fence)))
         self._lines, self._fence, self._item, self._after_blank = [], "", 0, False
-        self._fence_indent = 0
+        self._fence_indent, self._formula = 0, ""
         self._fresh, self._tail = True, []
 
 

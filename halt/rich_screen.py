@@ -7,10 +7,10 @@ long answer neither flickers nor moves what was read already.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markdown import Heading, Markdown
@@ -18,7 +18,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from halt.metrics import now
-from halt.rendering import BlockStream
+from halt.rendering import BlockStream, parser_of_answers
 from halt.screen import WAS_THOUGHT, Paced, clean, seconds
 
 FRAMES = 20  # a second
@@ -35,15 +35,28 @@ class _Heading(Heading):
         yield self.text
 
 
+def _adapt(state: StateCore) -> None:
+    """What rich does not know, in its own words: a formula, a line of a paragraph."""
+    for token in state.tokens:
+        token.type = token.type.replace("formula_", "paragraph_")
+        for child in token.children or ():
+            if child.type == "formula":
+                child.type = "text"
+            elif child.type == "softbreak":
+                child.type = "hardbreak"
+
+
+def _parser() -> MarkdownIt:
+    parser = parser_of_answers().disable("reference")
+    parser.core.ruler.push("adapt", _adapt)
+    return parser
+
+
 class _Block(Markdown):
     """A block by itself: what looks like HTML or like a link's definition stays text."""
 
     elements = {**Markdown.elements, "heading_open": _Heading}  # noqa: RUF012 - as rich has it
-    parser = (
-        MarkdownIt("commonmark", {"html": False})
-        .enable(["strikethrough", "table"])
-        .disable(["reference", "html_block", "html_inline"])
-    )
+    parser = _parser()
 
     def __init__(self, source: str) -> None:
         super().__init__("", code_theme=CODE_THEME, hyperlinks=False)
@@ -163,7 +176,7 @@ class RichScreen(Paced):
 
     def _close_block(self) -> None:
         """Whatever is open is as good as finished."""
-        source = self._blocks.open_source(sys.maxsize)
+        source = self._blocks.open_source()
         if source.strip():
             self._ready.append(source)
         self._blocks = BlockStream(self._finished)

@@ -36,6 +36,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from halt import pictures
 from halt.chat import (
     ChatRequest,
     Message,
@@ -663,7 +664,7 @@ class Run(Recording):
         self._new_paragraph = self._new_paragraph or bool(said)
         self._round_from = len(self._parts)
         told: list[Message] = [
-            ToolTurn(said or None, calls, reply.opaque),
+            ToolTurn(pictures.told(said) or None, calls, reply.opaque),
             *(Message("tool", each.result, tool_call_id=each.id) for each in results),
         ]
         self.request = msgspec.structs.replace(

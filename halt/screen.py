@@ -13,6 +13,7 @@ from typing import Protocol, TextIO
 
 from halt.events import Content, Event, Reasoning, ReasoningEnd, ToolCall, ToolResult
 from halt.metrics import now
+from halt.pictures import PictureFilter
 
 LAG = 0.25  # seconds within which a smooth display has shown what came
 PACE = 0.03  # seconds between two steps of it
@@ -255,13 +256,17 @@ class Paced:
 
 
 class PlainScreen(Paced):
-    """Plain text as it comes, no control characters. `quiet`: the answer and nothing beside it."""
+    """Plain text as it comes, no control characters. `quiet`: the answer and nothing beside it.
+
+    Unless it is quiet a line stands for each picture: what is quiet is read by a program.
+    """
 
     def __init__(
         self, out: TextIO, err: TextIO, *, quiet: bool = False, typewriter: bool = False
     ) -> None:
         super().__init__(typewriter=typewriter)
         self._out, self._err, self._quiet = out, err, quiet
+        self._pictures = PictureFilter()
         self._in_line = False
         self._said_at = 0.0  # seconds of silence when it was last said
 
@@ -278,6 +283,10 @@ class PlainScreen(Paced):
             self._aside(f"({self._silence()}; Ctrl-C stops it)")
         return super().tick()
 
+    def begin(self) -> None:
+        super().begin()
+        self._pictures = PictureFilter()
+
     def end(self) -> None:
         super().end()
         self._end_line()
@@ -287,6 +296,9 @@ class PlainScreen(Paced):
         print(clean(text), file=self._err if bad or self._quiet else self._out, flush=True)
 
     def _text(self, text: str) -> None:
+        self._write(text if self._quiet else self._pictures.feed(text))
+
+    def _write(self, text: str) -> None:
         if text:
             self._out.write(text)
             self._out.flush()
@@ -307,6 +319,8 @@ class PlainScreen(Paced):
             self.note(line)
 
     def _end_line(self) -> None:
+        held, self._pictures = self._pictures.rest(), PictureFilter()
+        self._write(held)
         if self._in_line:
             self._out.write("\n")
             self._out.flush()

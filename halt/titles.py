@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from halt import pictures
 from halt.chat import ChatRequest, Message, Reply, Upstream
 from halt.config import Config
 from halt.errors import HaltError
@@ -118,7 +119,7 @@ class Titles:
         with self._changed:
             if self._closed or len(self._queue) >= QUEUE_MOST:
                 return False
-            told = prompt[:TOLD_MOST], answer[:TOLD_MOST]
+            told = prompt[:TOLD_MOST], pictures.told(answer)[:TOLD_MOST]
             self._queue.append(_Wanted(conversation_id, *told, model, now()))
             self._changed.notify_all()
             if self._thread is None:

@@ -29,7 +29,7 @@ from halt.events import HEARTBEAT, Content, Done, Event, Reasoning, ToolCall, To
 from halt.generation import Generations, Receipt
 from halt.metrics import Meter
 from halt.rich_screen import RichScreen
-from halt.screen import LAG, PACE, PlainScreen, Typewriter, clean, clock
+from halt.screen import LAG, PACE, PlainScreen, Screen, Typewriter, clean, clock
 from halt.stops import StopRegistry
 from halt.terminal import STOPPED, ask
 from tests.conftest import (
@@ -415,6 +415,56 @@ def test_a_typewriter_stands_still_at_stop() -> None:
     screen.end()
     assert len(seen) < 1000
     assert out.getvalue().rstrip("\n") == seen == screen.shown
+
+
+PICTURE = "![a cat](data:image/png;base64," + "iVBORw0KGgo/8Qz+" * 100 + ")"
+
+
+def shown_by(screen: Screen, text: str) -> None:
+    """Let the screen show an answer that comes in small pieces."""
+    screen.begin()
+    for at in range(0, len(text), 7):
+        screen.show(Content(text[at : at + 7]))
+        screen.tick()
+    screen.end()
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_picture_is_a_line_of_the_terminal(quiet: bool) -> None:
+    """What is kept has all of it, and so has a program that reads the answer alone."""
+    out = io.StringIO()
+    screen = PlainScreen(out, out, quiet=quiet)
+    for text in (f"Here:\n\n{PICTURE}\n\nNice!", PICTURE[:-1]):
+        shown_by(screen, text)
+        assert screen.shown == text
+    line = "[Picture (PNG, 1 kB): a cat]"
+    lines = f"Here:\n\n{line}\n\nNice!\n[Picture (PNG, 1 kB, incomplete)]\n"
+    everything = f"Here:\n\n{PICTURE}\n\nNice!\n{PICTURE[:-1]}\n"
+    assert out.getvalue() == (everything if quiet else lines)
+
+
+@pytest.mark.parametrize("end", ["", "\n\nThe end."])
+def test_a_terminal_shows_what_a_model_writes_as_the_page_does(end: str) -> None:
+    """Lines, formulas, emphasis, breaks in cells and pictures, in a block that ends or does not."""
+    out = io.StringIO()
+    screen = RichScreen(Console(file=out, width=60, force_terminal=False))
+    blocks = (
+        "Roses are red\nViolets are blue",
+        "so $a*b$ and $c*d$, \\(e_1 \\, x\\)",
+        "\\[\na \\\\\n- b\n\\]",
+        "**\u6ce8\u610f\uff1a**\u8bf7\u770b",
+        "| a |\n|---|\n| one<br>two |",
+        f"{PICTURE}Nice",
+    )
+    for block in blocks:
+        shown_by(screen, block + end)
+    lines = [line.strip() for line in out.getvalue().split("\n")]
+    for line in (
+        *("Roses are red", "Violets are blue", "so $a*b$ and $c*d$, \\(e_1 \\, x\\)"),
+        *("\\[", "a \\\\", "- b", "\\]", "\u6ce8\u610f\uff1a\u8bf7\u770b", "one", "two"),
+        *("[Picture (PNG, 1 kB): a cat]", "Nice"),
+    ):
+        assert line in lines
 
 
 class Stuck:

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from halt.open_text import PART, SEAM, OpenText
+from halt.open_text import PART, RUN, SEAM, WBR, OpenText, breakable
 from halt.rendering import BlockStream
 
 TEXTS = {
@@ -32,7 +32,7 @@ def test_parts_are_bounded_and_hold_the_text(text: str, size: int) -> None:
     """Without its seams the drawn text is the text; whatever it is, no part is long."""
     open_text = OpenText()
     drawn = "".join(open_text.draw(html.escape(piece)) for piece in pieces(text, size))
-    parts = drawn.split(SEAM)
+    parts = drawn.replace(WBR, "").split(SEAM)
     assert html.unescape("".join(parts)) == text
     assert "".join(html.unescape(part) for part in parts) == text, "a reference was cut"
     longest = 2 * PART + len("&quot;") * min(size, PART)
@@ -53,17 +53,42 @@ def test_an_accent_stays_with_its_letter() -> None:
     assert SEAM in drawn
     assert SEAM + "\u0301" not in drawn
     assert SEAM + "\u0323" not in drawn
+    assert WBR in drawn
+    assert WBR + "\u0301" not in drawn
+    assert WBR + "\u0323" not in drawn
 
 
 def test_a_short_text_has_no_seam() -> None:
     """Ordinary answers are drawn as they are."""
     open_text = OpenText()
-    assert "".join(open_text.draw(piece) for piece in pieces("x" * PART, 9)) == "x" * PART
+    text = "a word " * (PART // 7)
+    assert "".join(open_text.draw(piece) for piece in pieces(text, 9)) == text
 
 
 def test_the_work_is_in_proportion_to_the_text() -> None:
     """Text without any place for a seam is looked at once, not again with each piece."""
     open_text = OpenText()
     text = "\u0301" * 200_000
-    assert "".join(open_text.draw(piece) for piece in pieces(text, 50)) == text
+    drawn = "".join(open_text.draw(piece) for piece in pieces(text, 50))
+    assert drawn.replace(WBR, "") == text
     assert BlockStream().feed(text).tail == text
+
+
+@pytest.mark.parametrize("size", [1, 7, 150, 333, 100_000])
+@pytest.mark.parametrize("unit", ["a", "A", "&", "<b>", "a-", "\u0e01", "\u0628", "\u0301", "0a="])
+def test_a_run_without_blanks_can_be_broken(unit: str, size: int) -> None:
+    """Between two places there are about RUN characters, whole references among them."""
+    text = unit * (5_000 // len(unit))
+    for drawn in (
+        breakable(html.escape(text)),
+        "".join(map(OpenText().draw, map(html.escape, pieces(text, size)))),
+    ):
+        parts = drawn.replace(SEAM, "").split(WBR)
+        assert "".join(map(html.unescape, parts)) == text, "a reference was cut"
+        assert max(map(len, parts)) <= RUN + 20
+
+
+def test_what_has_blanks_or_is_broken_anywhere_is_left_alone() -> None:
+    """Words, and scripts whose lines are broken between any two characters."""
+    for text in ("some words " * 500, "\u6587\u5b57" * 500, "\ud55c\uad6d" * 500, "x" * RUN):
+        assert breakable(text) == text

@@ -54,14 +54,14 @@ ALLOWED = {
     "table": {"dir": "auto"},
     "ul": {"dir": "auto"},
     "pre": {"tabindex": "0"},
-    "span": {"class": "code-lang|[a-z]{1,2}"},
+    "span": {"class": "code-lang|math|[a-z]{1,2}"},
     "td": {"class": "left|center|right"},
     "th": {"class": "left|center|right"},
 } | {
     tag: {}
     for tag in (
         *("br", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "p", "s"),
-        *("strong", "tbody", "thead", "tr"),
+        *("strong", "tbody", "thead", "tr", "wbr"),
     )
 }
 
@@ -101,7 +101,8 @@ def gate(markup: str) -> str:
 PIECES = (
     "\n|\n\n|\r|\r\n|`|``|```|````|```py\n|~~~|~~~~|~~~ a`b\n|# h\n|---\n|- |1. |10) |* |  |   "
     "|    |\t|a|word|b c|> |===\n|<b>|<script>|&lt;|&|\\|[a](http://x)|![i](http://y)|[a]: /x"
-    "|javascript:|\0|\ud800|\u2028|\u00a0|é|x\ny|**|_|\x0c"
+    "|$|$$|\\[|\\]|\\(|\\)|\\begin{a}|\\end{a}|<br>|</br>|\uff1a|“|强调|。"
+    "|data:image/png;base64,iVBOR|javascript:|\0|\ud800|\u2028|\u00a0|é|x\ny|**|_|\x0c"
 )
 FRAGMENTS = st.one_of(
     st.sampled_from([*PIECES.split("|"), "|", "|-|\n", "|a|b|\n|-|-|\n"]), st.text(max_size=5)
@@ -126,7 +127,7 @@ def cut(text: str, places: list[int]) -> list[str]:
         ("- a\n- b\n", '<ul dir="auto">\n<li>a</li>\n<li>b</li>\n</ul>\n'),
         ("3. a\n4. b", '<ol start="3" dir="auto">\n<li>a</li>\n<li>b</li>\n</ol>\n'),
         ("> quoted", '<blockquote dir="auto">\n<p>quoted</p>\n</blockquote>\n'),
-        ("a  \nb\nc", "<p>a<br>\nb\nc</p>\n"),
+        ("a  \nb\nc", "<p>a<br>\nb<br>\nc</p>\n"),
         ("---", "<hr>\n"),
         ("a &amp; b < c", "<p>a &amp; b &lt; c</p>\n"),
         ("", ""),
@@ -261,8 +262,188 @@ def test_hostile_text_stays_text(source: str) -> None:
 
 def test_odd_characters() -> None:
     """Every newline is \\n; NUL and lone surrogates become the replacement character."""
-    assert render("a\r\nb\rc\0\ud83d") == "<p>a\nb\nc\ufffd\ufffd</p>\n"
+    assert render("a\r\nb\rc\0\ud83d") == "<p>a<br>\nb<br>\nc\ufffd\ufffd</p>\n"
     assert page_of("a\ud83d", "\udc00\0").tail == "a\ufffd\ufffd\ufffd"
+
+
+# --- Where models write otherwise than CommonMark ------------------------------------------------
+
+
+def seen(source: str) -> str:
+    """What is read of a text, tags left out and lines kept."""
+    return html.unescape(re.sub("<.*?>", "", render(source))).strip()
+
+
+FORMULAS = [
+    r"\(e^{i\pi}+1=0\)",
+    r"\[ \int_0^1 x_1 \, dx \]",
+    "$a*b$ and $c*d$, then $$\\frac{a}{b}\\\\ c$$",
+    "$x_1$, $x_2$; ($y^*$) and [$z^*$]",
+    "$f^{**}$ and $g^{**}$",
+    "$a<b$ & $c>d$ & $e&f$",
+    "函数$f(x)*g(x)*h$的值",
+    r"$\$5 * x * y$",
+    r"\( \text{(\$5)} * a * b \)",
+    r"$$\text{if $x$} * a * b$$",
+    r"\[a_1 \\[2pt] b_1 * c * d\]",
+    "\\[\nx\n=\n- y \\\\\n+ z\n1. a\n> b\n\\]",
+    "$$\na_1\n\n- b_1\n$$",
+    "\\begin{align*}\na &= b_1 \\\\\n- c &= d_1\n\\end{align*}",
+    r"\begin{pmatrix}a & b \\ c_1 & d_1\end{pmatrix}",
+    r"\(\triangle ABC\) and \(AB\)",
+]
+
+
+@pytest.mark.parametrize("source", FORMULAS)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("", ""), ("Text: ", " text."), ("# ", ""), ("- ", "\n- b"), ("> ", ""), ("1. **a** ", "")],
+)
+def test_formulas_stay_as_they_were_written(source: str, before: str, after: str) -> None:
+    """In paragraphs, headings, lists and quotes."""
+    if "\n" in source and before:
+        source = source.replace("\n", "\n> " if before == "> " else "\n   ")
+        if before in {"# ", "Text: "} or "\n\n" in source.replace(" ", ""):
+            return
+    rendered = gate(render(before + source + after))
+    assert "<em>" not in rendered
+    lines = [line.removeprefix("> ").strip() for line in source.split("\n")]
+    read = html.unescape(re.sub("<.*?>", "", rendered))
+    assert [line.strip() for line in read.split("\n") if line.strip()][: len(lines)] != []
+    for line in lines:
+        assert line in read
+
+
+@pytest.mark.parametrize(
+    "source", ["| a | b |\n|---|---|\n| $x_1 * y_1$ | \\(a*b*c\\) |", "[$a*b*c$](https://x.org)"]
+)
+def test_formulas_in_cells_and_links(source: str) -> None:
+    """They are no emphasis there either."""
+    rendered = gate(render(source))
+    assert "<em>" not in rendered
+    assert rendered.count('<span class="math">') == source.count("$") // 2 + source.count("\\(")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("$5 and *$10*", "$5 and <em>$10</em>"),
+        ("**$5** or **$6**", "<strong>$5</strong> or <strong>$6</strong>"),
+        ("$5-$10 *a* $20", "$5-$10 <em>a</em> $20"),
+        ("5$ *or* 6$", "5$ <em>or</em> 6$"),
+        ("US$5 *or* US$6", "US$5 <em>or</em> US$6"),
+        ("$5*a* and 10$*b*", "$5<em>a</em> and 10$<em>b</em>"),
+        ("$HOME *and* $PATH", "$HOME <em>and</em> $PATH"),
+        ("`$a*b*$`", "<code>$a*b*$</code>"),
+        ("$a `x*y*z` b$", "$a <code>x*y*z</code> b$"),
+        (r"\$a *b* c\$", "$a <em>b</em> c$"),
+        ("Luigi: $$, **Mario**: $$$", "Luigi: $$, <strong>Mario</strong>: $$$"),
+        (r"Dear \[Your Name\], \[x\] \[ \] \[1\]", "Dear [Your Name], [x] [ ] [1]"),
+        (r"\[text\](https://x.org)", "[text](https://x.org)"),
+        (r"a \( b *c*", "a ( b <em>c</em>"),
+        (r"1\. \* \_ \# \` \,", "1. * _ # ` ,"),
+        ("$ a *b* c $", "$ a <em>b</em> c $"),
+    ],
+)
+def test_what_is_no_formula(source: str, expected: str) -> None:
+    """Money, shell variables, code, and brackets that were escaped to be brackets."""
+    assert gate(render(source)) == f"<p>{expected}</p>\n"
+
+
+def test_a_mark_that_is_not_closed_takes_nothing_with_it() -> None:
+    """A fence, a heading and a rule end what began to look like a formula, and so do many lines."""
+    for end in ("```\nx\n```", "# Title", "***"):
+        text = f"$$\n\n**a**\n\n{end}\n\nb"
+        assert "<strong>a</strong>" in render(text)
+        assert page_of(*text).tail == "b"
+    long = "$$\n\n" + "**a**\n\n" * rendering.FORMULA_LINES_MAX + "b"
+    assert "<strong>a</strong>" in render(long)
+    assert page_of(*long).tail == "b"
+
+
+@pytest.mark.parametrize(
+    ("source", "bold"),
+    [
+        ("**注意\uff1a**请看。这是**“重点”**的内容。", ["注意\uff1a", "“重点”"]),
+        ("**注意(重要)**内容", ["注意(重要)"]),
+        ("他说**《书》**很好。**第一\uff0c**做", ["《书》", "第一\uff0c"]),
+        ("日本語の**「強調」**です。**注意!**次", ["「強調」", "注意!"]),
+        ('한국어**강조(Korean)**는 **"인용"**을 **뜻:**이다', ["강조(Korean)", '"인용"', "뜻:"]),
+        ("**หมายเหตุ:**โปรดดู", ["หมายเหตุ:"]),
+        ("中文**bold.**中文", ["bold."]),
+        ("**a** *b* **c.** d", ["a", "c."]),
+    ],
+)
+def test_emphasis_needs_no_blanks_where_a_script_has_none(source: str, bold: list[str]) -> None:
+    """Marks of a script are letters to it, and another script's may stand at its letters."""
+    assert re.findall("<strong>(.*?)</strong>", html.unescape(gate(render(source)))) == bold
+    assert "**" not in seen(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("**Note:**text", "**Note:**text"),
+        ('a**"b"**c', "a**&quot;b&quot;**c"),
+        ("2 * 3 * 4 和 5 ** 6", "2 * 3 * 4 和 5 ** 6"),
+        ("snake_case_名字_x", "snake_case_名字_x"),
+        ("é**«x»**é", "é**«x»**é"),
+    ],
+)
+def test_what_is_no_emphasis_stays_none(source: str, expected: str) -> None:
+    """Between Latin letters CommonMark's rules hold."""
+    assert render(source).replace('"', "&quot;") == f"<p>{expected}</p>\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("a\nb", "a<br>\nb"),
+        ("a<br>b<BR/>c<br />d</br>e", "a<br>b<br>c<br>d<br>e"),
+        ("a<br>\nb", "a<br>b"),
+        ("*a<br>b*", "<em>a<br>b</em>"),
+        ("`a<br>b`", "<code>a&lt;br&gt;b</code>"),
+        ("a<br", "a&lt;br"),
+        ("<b>a</b><br onclick=x><hr>", "&lt;b&gt;a&lt;/b&gt;&lt;br onclick=x&gt;&lt;hr&gt;"),
+    ],
+)
+def test_line_breaks(source: str, expected: str) -> None:
+    """A newline is one, and `<br>` in all its spellings; of all other tags none is obeyed."""
+    assert gate(render(source)) == f"<p>{expected}</p>\n"
+
+
+def test_lines_stay_in_lists_quotes_and_cells_and_code() -> None:
+    """A line of an item or a quote is one; code has its own; a cell has `<br>`."""
+    assert "<li>a<br>\nb</li>" in render("- a\n  b")
+    assert "<p>a<br>\nb</p>" in render("> a\n> b")
+    assert "<td>one<br>two</td>" in render("| a |\n|---|\n| one<br>two |")
+    assert "<br>" not in render("```\na\nb<br>\n```\n\n    c\n    d")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "\\(" * 20_000,
+        "\\[\n" * 15_000,
+        "$$\n" * 15_001,
+        "$" * 45_000,
+        "$a " * 15_000,
+        "\\begin{a}\n" * 4_000,
+        "".join(f"\\begin{{{'a' * (n % 40 + 1)}}}\n" for n in range(1_500)),
+        "\\begin{a}\n" * 4_000 + "\\end{a}",
+        "\\begin{a}" * 4_000 + "\\end{b}",
+        "\\" * 45_000,
+        "- \\[\n" * 8_000,
+        "<br>" * 12_000,
+        "**中\uff0c**" * 7_000,
+    ],
+)
+def test_marks_without_end_take_bounded_time(source: str) -> None:
+    """Marks of formulas, breaks and emphasis that are repeated or never closed."""
+    start = time.process_time()
+    gate(render(source))
+    page_of(source)
+    assert time.process_time() - start < 8
 
 
 # --- Limits -------------------------------------------------------------------------------------
@@ -278,7 +459,7 @@ def test_a_block_too_long_to_parse_is_shown_as_text() -> None:
     """It is escaped, and the blocks around it are rendered."""
     long = "*a* <b>\n" * (rendering.PARSED_MAX // 8 + 1)
     rendered = gate(render(f"# Title\n\n{long}\n*end*"))
-    assert rendered.startswith("<h1>Title</h1>\n<p>*a* &lt;b&gt;\n*a*")
+    assert rendered.startswith("<h1>Title</h1>\n<p>*a* &lt;b&gt;<br>\n*a*")
     assert rendered.endswith("<p><em>end</em></p>\n")
 
 
@@ -526,6 +707,8 @@ INDEPENDENT = st.sampled_from(
         "- a\n- b\n  - c",
         "intro\n1. a\n2. b\n\n   more\n\n   ```sh\n   ls\n\n   ls\n   ```",
         "    indented\n\n    code",
+        "\\[\na_1\n\n- b_1\n\\]",
+        "a $x_1$\n**b**",
     ]
 )
 

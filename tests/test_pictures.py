@@ -1,0 +1,165 @@
+"""Pictures and other data in an answer, and the line that stands for each of them."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from halt.chat import ChatRequest, Message
+from halt.continuing import by_instruction, by_prefix, go_on, unfinished
+from halt.conversations import as_told
+from halt.pictures import PictureFilter, shown, told
+from halt.rendering import BlockStream, render
+
+LETTERS = "iVBORw0KGgo/8Qz+"
+DATA = LETTERS * 100  # 1,600 characters of base64, 1,200 bytes
+URL = f"data:image/png;base64,{DATA}"
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        (f"![image]({URL})", "[Picture (PNG, 1 kB)]"),
+        (f"![]({URL})", "[Picture (PNG, 1 kB)]"),
+        (f"a ![a cat]({URL}) b", "a [Picture (PNG, 1 kB): a cat] b"),
+        (f'![a cat](<{URL}> "title") b', "[Picture (PNG, 1 kB): a cat] b"),
+        (f"![image]({URL})Here it is.", "[Picture (PNG, 1 kB)]\nHere it is."),
+        (f"| ![image]({URL})x |", "| [Picture (PNG, 1 kB)] x |"),
+        (f"![a]({URL})![b]({URL})", "[Picture (PNG, 1 kB): a]\n[Picture (PNG, 1 kB): b]"),
+        (f"[![b]({URL})](https://x.org)", "[[Picture (PNG, 1 kB): b]](https://x.org)"),
+        ("![image](data:image/png;base64,iVBORw0KGgoAAAANSUhEUg==)", "[Picture (PNG, 16 B)]"),
+        ("![x](data:image/svg+xml,%3Csvg%3E)", "[Picture (SVG, 9 B): x]"),
+        (
+            "![x](data:image/svg+xml;charset=utf-8;base64,AAAA)",
+            "[Picture (SVG, 3 B): x]",
+        ),
+        (f"see {URL}.", "see data:image/png;base64,[Picture (PNG, 1 kB)]."),
+        (f"[open]({URL})", "[open](data:image/png;base64,[Picture (PNG, 1 kB)])"),
+        (f'<img src="{URL}">', '<img src="data:image/png;base64,[Picture (PNG, 1 kB)]">'),
+        (f"data:audio/mpeg;base64,{DATA}", "data:audio/mpeg;base64,[Audio (MPEG, 1 kB)]"),
+        (f"data:application/pdf;base64,{DATA}", "data:application/pdf;base64,[File (PDF, 1 kB)]"),
+        ("!" + f"![a]({URL})", "![Picture (PNG, 1 kB): a]"),
+        (f"![image](data:image/png;base64,{DATA}", "[Picture (PNG, 1 kB, incomplete)]"),
+        (f"![image](data:image/png;base64,{DATA}\n\nb", "[Picture (PNG, 1 kB)]\n\nb"),
+        (f"```\n{DATA * 10}\n```\ndata:image/png;base64,{DATA * 10}", None),
+        (f"```\nx = '{URL * 10}'\n```", None),
+    ],
+)
+def test_the_line_of_a_picture(source: str, line: str | None) -> None:
+    """What it is, how large, and its description; what is around it stays."""
+    out = shown(source)
+    if line is None:
+        assert "[Picture (PNG, 12 kB)]" in out or f"'{URL * 10}'" in out
+    else:
+        assert out == line
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"```html\n<img src='{URL}'>\n```",
+        f"- a\n\n  ```\n  ![a]({URL})\n  ```",
+        f"~~~\n![a]({URL})\n~~~",
+        f"Write `![a]({URL})` for it.",
+        "Write `![alt](data:image/png;base64,iVBORw0KGgo=)` for it.",
+        "A tiny one: data:image/gif;base64,R0lGODlhAQABAAAAACw=",
+        "![a](data:image/png;base64,...) and ![b](data:image/png;base64,iVBORw0...)",
+        "![a](https://x.org/data:image.png) ![b] !(c) ![d](e) Hello! data: a, b, data:c,d",
+        "Hello!",
+        "![a [b](data:",
+    ],
+)
+def test_what_stays_as_it_is(source: str) -> None:
+    """Code that somebody may want to copy, short examples, and what is no data."""
+    assert shown(source) == source
+    assert told(source) == source
+
+
+def test_the_model_is_told_of_a_picture_in_a_word() -> None:
+    """It gets none of the letters, and no more than it has to know."""
+    assert told(f"![a cat]({URL})\n\nHere.") == "[picture]\n\nHere."
+    assert told(f"see {URL}") == "see data:image/png;base64,[picture]"
+    assert told(f"![a]({URL}"[:-1]) == "[picture]"
+    assert told("plain") == "plain"
+
+
+PIECES = st.sampled_from(
+    [
+        "![", "!", "a", "](", "](data:image/png;base64,", "data:", "image/png;base64,", DATA[:50],
+        DATA[:70], DATA[:300], "==", ")", " ", "\n", "`", "```", "```\n", "~~~\n", '"t"', "<", ">",
+        "|", "- ", ",", "data:image/gif;base64,", "data:text/plain,", "]", "[",
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(PIECES, max_size=14).map("".join), st.lists(st.integers(0, 2000), max_size=8))
+def test_cuts_do_not_matter(text: str, places: list[int]) -> None:
+    """However a text is cut into pieces, the same is shown, now and at its end."""
+    edges = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
+    for is_told in (False, True):
+        whole, pieces, letters = (PictureFilter(told=is_told) for _ in range(3))
+        out = whole.feed(text)
+        cut = (text[a:b] for a, b in pairwise(edges))
+        assert "".join(map(pieces.feed, cut)) == out
+        assert "".join(map(letters.feed, text)) == out
+        assert whole.rest() == pieces.rest() == letters.rest()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="ab!`~ \n[](),:;/", max_size=60))
+def test_text_without_data_stays(text: str) -> None:
+    """Whatever it looks like."""
+    assert shown(text + "data:") == text + "data:"
+
+
+def test_no_letters_of_a_picture_are_ever_on_the_page() -> None:
+    """Not while they come, in pieces of a few characters, and not when the block is finished."""
+    stream = BlockStream()
+    text = f"Here:\n\n![image](data:image/png;base64,{DATA * 20})\n\nNice."
+    page = ""
+    for at in range(0, len(text), 7):
+        patch = stream.feed(text[at : at + 7])
+        assert LETTERS[:8] not in patch.tail + patch.finished
+        page += patch.finished
+    assert page + stream.rest() == render(text)
+    assert "<p>[Picture (PNG, 24 kB)]</p>" in render(text)
+
+
+@pytest.mark.parametrize(
+    "unit", ["!", "![", "![a](", "data:", ",", "data:image/png;base64,", "![a](data:,", "a" * 50]
+)
+def test_work_is_linear(unit: str) -> None:
+    """The worst that a text can do costs no more than a few microseconds a character."""
+    source = unit * (400_000 // len(unit))
+    start = time.process_time()
+    shown(f"data:{source}")
+    pieces = PictureFilter()
+    for at in range(0, len(source), 10):
+        pieces.feed(source[at : at + 10])
+    assert time.process_time() - start < 8
+
+
+def test_an_answer_with_a_picture_is_gone_on_with() -> None:
+    """The picture stays in the answer; the model is told of it in a word, and it counts as that."""
+    answer = f"Here: ![image]({URL})\n\nIt is"
+    asked = ChatRequest([Message("user", "Draw.")])
+    request = go_on(asked, answer)
+    assert unfinished(request) == answer
+    assert by_prefix(request).messages[-1].content == "Here: [picture]\n\nIt is"
+    assert URL[:60] not in str(by_instruction(request).messages)
+    assert request.size() == asked.size() + len("Here: [picture]\n\nIt is")
+
+
+def test_a_path_is_told_with_a_word_for_each_picture() -> None:
+    """What a person has pasted themselves is told as it is."""
+    path = [("user", f"This: {URL}"), ("assistant", f"![image]({URL})Nice"), ("user", "b")]
+    assert [(each.role, each.content) for each in as_told(path)] == [
+        ("user", f"This: {URL}"),
+        ("assistant", "[picture]\nNice"),
+        ("user", "b"),
+    ]
