@@ -23,8 +23,20 @@
     field.style.height = field.scrollHeight + field.offsetHeight - field.clientHeight + "px";
   };
   document.addEventListener("input", event => { if (event.target.matches("textarea")) grow(event.target); });
+  // Keys that are a field's own reach none of Halt's handlers: those that an input method takes (Safari
+  // sends the one that ends a composition behind it, with isComposing false), and Enter where the primary
+  // pointer is a finger, whose keyboard has no Shift+Enter. Ctrl+Enter and Cmd+Enter send everywhere.
+  const COMPOSED = 50; // milliseconds behind a composition in which a key belongs to it
+  const touch = matchMedia("(pointer: coarse)");
+  let composed = -COMPOSED;
+  addEventListener("compositionend", event => { composed = event.timeStamp; }, true);
+  addEventListener("keydown", event => {
+    const composes = event.isComposing || event.keyCode === 229 || (["Enter", "Escape"].includes(event.key) && event.timeStamp - composed < COMPOSED);
+    const breaks = event.key === "Enter" && touch.matches && event.target.matches?.("textarea") && !event.ctrlKey && !event.metaKey;
+    if (composes || breaks) event.stopImmediatePropagation();
+  }, true);
   prompt.addEventListener("keydown", event => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+    if (event.key !== "Enter" || event.shiftKey) return;
     event.preventDefault();
     composer.requestSubmit();
   });
@@ -165,7 +177,7 @@
     }, 2000);
   };
   document.addEventListener("keydown", event => {
-    if (event.key === "Escape" && !event.isComposing && busy()) { event.preventDefault(); $("#stopper").requestSubmit(); }
+    if (event.key === "Escape" && busy()) { event.preventDefault(); $("#stopper").requestSubmit(); }
   });
 
   // --- the stream ---------------------------------------------------------------------------------

@@ -98,7 +98,7 @@
     next();
   };
   box.addEventListener("keydown", event => {
-    if (!event.target.matches("textarea") || event.isComposing || event.keyCode === 229) return;
+    if (!event.target.matches("textarea")) return;
     if (event.key === "Escape") {
       event.preventDefault();
       event.stopPropagation(); // it stops no answer

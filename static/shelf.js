@@ -188,7 +188,7 @@
       query.focus();
       query.select();
     }
-    if (event.key !== "Escape" || event.isComposing) return;
+    if (event.key !== "Escape") return;
     if ($(":popover-open") || panel.open) event.stopPropagation(); // the browser closes it
     else if (target.matches?.(".rename input")) { event.stopPropagation(); leave(target, true); }
     else if (target === query && query.value) {

@@ -36,7 +36,7 @@
   });
   document.addEventListener("keydown", event => {
     const form = event.target.closest?.(".editor");
-    if (!form || event.isComposing || event.keyCode === 229) return;
+    if (!form) return;
     if (event.key === "Escape") {
       event.preventDefault();
       event.stopPropagation(); // it stops no answer

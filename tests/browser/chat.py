@@ -71,14 +71,16 @@ class Chat:
         self.page.on("dialog", self._dialog)
         self.page.on("request", lambda request: self._request(request.url))
         self.page.goto(server.url)
+        touch = self.page.evaluate("matchMedia('(pointer: coarse)').matches")
+        self.sends = "Control+Enter" if touch else "Enter"  # the keys that send
 
     # --- doing ------------------------------------------------------------------------------------
 
     def say(self, text: str) -> None:
-        """Type and press Enter."""
+        """Type and press the keys that send."""
         self.page.wait_for_load_state()  # behind a link that was followed too
         self.prompt.fill(text)
-        self.prompt.press("Enter")
+        self.prompt.press(self.sends)
 
     def ask(self, scenario: str, words: str = "") -> str:
         """Ask for a scenario of the fake; returns what was said, which is said only once."""

@@ -128,17 +128,84 @@ def test_enter_that_ends_a_composition_does_not_send(chat: Chat, mark: dict[str,
     assert chat.exchanges() == 1
 
 
-def test_escape_that_ends_a_composition_does_not_stop(chat: Chat) -> None:
-    """An input method uses Escape to give a word up."""
+@pytest.mark.parametrize("before", [False, True])
+def test_a_key_that_ends_a_composition_may_come_behind_it(chat: Chat, before: bool) -> None:
+    """Safari ends the composition, and sends the key then, which is not composing any more."""
+    chat.prompt.fill("/fake count?n=1 にほん")
+    handled = chat.prompt.evaluate(
+        """(field, before) => {
+          const say = (name, more) => !field.dispatchEvent(new (name === 'keydown' ? KeyboardEvent : CompositionEvent)(name,
+            { bubbles: true, cancelable: true, ...more }));
+          if (before) say('compositionend', { data: 'にほん' });
+          return say('keydown', { key: 'Enter', keyCode: 13 });
+        }""",
+        before,
+    )
+    assert handled == (not before)
+    if before:
+        expect(chat.prompt).to_have_value("/fake count?n=1 にほん")
+        chat.frames(6)  # the next Enter is one of the person's own
+        chat.prompt.press("Enter")
+    chat.wait_state("done")
+    assert chat.exchanges() == 1
+
+
+@pytest.mark.parametrize("mark", [{"isComposing": True}, {"keyCode": 229}])
+def test_escape_that_ends_a_composition_does_not_stop(chat: Chat, mark: dict[str, Any]) -> None:
+    """An input method uses Escape to give a word up, in Safari behind the composition."""
     chat.ask("stall?n=3&rest=2")
     chat.wait_text("0 1 2")
     chat.prompt.evaluate(
-        """field => field.dispatchEvent(new KeyboardEvent('keydown',
-          { key: 'Escape', isComposing: true, bubbles: true, cancelable: true }))"""
+        """(field, mark) => field.dispatchEvent(new KeyboardEvent('keydown',
+          { key: 'Escape', bubbles: true, cancelable: true, ...mark }))""",
+        mark,
     )
     chat.record().release()
     chat.wait_state("done")
     assert chat.shown() == "0 1 2 3 4"
+
+
+def test_enter_on_a_touch_screen_is_a_new_line(
+    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """Its keyboard has no Shift+Enter; Send sends, and so does Ctrl+Enter of a keyboard beside it."""
+    size = {"width": 360, "height": 640}
+    chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True)
+    expect(chat.page.locator(".empty")).to_contain_text("Ask something.")
+    expect(chat.page.locator(".empty .keys")).to_be_hidden()
+    chat.prompt.press_sequentially("/fake count?n=2 one")
+    one = chat.prompt.evaluate("field => field.offsetHeight")
+    chat.prompt.press("Enter")
+    chat.prompt.press_sequentially("two")
+    expect(chat.prompt).to_have_value("/fake count?n=2 one\ntwo")
+    assert chat.prompt.evaluate("field => field.offsetHeight") > one
+    chat.send.tap()
+    chat.wait_state("done")
+    expect(chat.page.locator(".prompt .text")).to_have_text("/fake count?n=2 one\ntwo")
+    chat.page.locator(".exchange .edit").tap()
+    editor = chat.page.get_by_role("textbox", name="Edit your message")
+    editor.press("End")
+    editor.press("Enter")
+    expect(editor).to_have_value("/fake count?n=2 one\ntwo\n")
+    editor.press("Control+Enter")
+    expect(editor).to_have_count(0)
+    chat.wait_state("done")
+
+
+def test_fields_on_a_touch_screen_are_not_zoomed_into(
+    open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """Safari on iOS zooms into a field whose type is smaller than 16 pixels."""
+    size = {"width": 360, "height": 640}
+    chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True)
+    chat.page.get_by_role("button", name="Settings").tap()
+    expect(chat.page.locator("#settings-model")).to_be_visible()
+    sizes = chat.page.evaluate(
+        """() => [...document.querySelectorAll('input, select, textarea')]
+          .map(each => [each.id || each.type, parseFloat(getComputedStyle(each).fontSize)])"""
+    )
+    assert {"model", "prompt", "query", "settings-prompt"} <= {name for name, _ in sizes}
+    assert [each for each in sizes if each[1] < 16] == []
 
 
 def test_the_field_grows_with_its_lines_up_to_a_limit(chat: Chat) -> None:
