@@ -17,6 +17,7 @@ import msgspec
 from jinja2 import Template
 from markupsafe import Markup
 
+from halt import pictures
 from halt.conversations import Exchange, Usage, Versions, state_of
 from halt.events import (
     Cancelled,
@@ -30,16 +31,24 @@ from halt.events import (
     text_of,
 )
 from halt.finish_reasons import CUT_OFF, EMPTY, broken_off, is_good
-from halt.folds import Fold, FoldPatch
+from halt.folds import BELOW, Fold, FoldPatch
 from halt.lengths import Lengths
 from halt.metrics import now
-from halt.open_text import OpenText
+from halt.open_text import OpenText, breakable
 from halt.recorder import Saving
 from halt.recording import Recording
 from halt.rendering import BlockStream, Patch, render
 
 #: Errors of ours that say "so far and no further": what came before is an answer, cut short.
 LIMITS = frozenset({"run_too_long", "answer_too_long"})
+
+
+@dataclass(frozen=True)
+class BelowView:
+    """What `parts.html` shows below the text: lines with an address, which may be empty."""
+
+    pictures: tuple[tuple[str, str], ...] = ()
+    sources: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,13 +72,15 @@ class AnswerView:
     figures: tuple[str, ...] = ()
     folds: tuple[FoldView, ...] = ()
     earlier: tuple[FoldView, ...] = ()  # folds of a part from which this one goes on
+    below: BelowView = BelowView()
+    earlier_below: BelowView = BelowView()
 
 
 @dataclass(frozen=True)
 class ExchangeView:
     """Everything that `exchange.html` shows: a prompt and its answer, or several side by side."""
 
-    prompt: str
+    prompt: Markup
     answers: tuple[AnswerView, ...]  # the first is the one that the conversation goes on with
     settled: bool = True  # the others are put away
     again: bool = False  # there is an earlier answer to come back to
@@ -94,8 +105,8 @@ class FoldView:
     label: str
     took: str  # how long, where that is known
     age: float  # seconds since it began
-    text: str | Markup
-    result: str
+    text: Markup
+    result: Markup
 
 
 def _seconds(milliseconds: float) -> str:
@@ -127,10 +138,16 @@ def _fold_view(fold: Fold, key: str = "") -> FoldView:
         label = f"{name} failed" if fold.state == "failed" else f"Called {name}"
     age = now() - fold.began
     key = key or str(fold.number)
-    text: str | Markup = fold.text
+    text = _shown_text(fold.text)
     if fold.state == "running":  # it may grow
         text = Markup(OpenText().draw(html.escape(fold.text)))  # noqa: S704 - escaped
-    return FoldView(key, fold.kind, fold.state, label, took, age, text, fold.result)
+    result = _shown_text(fold.result)
+    return FoldView(key, fold.kind, fold.state, label, took, age, text, result)
+
+
+def _shown_text(text: str) -> Markup:
+    """Text as it is, however long its words are."""
+    return Markup(breakable(html.escape(text, quote=False)))  # noqa: S704 - escaped
 
 
 def _fold_views(folds: Sequence[Fold]) -> tuple[FoldView, ...]:
@@ -138,10 +155,26 @@ def _fold_views(folds: Sequence[Fold]) -> tuple[FoldView, ...]:
     parts, last = 0, 0
     out = []
     for fold in folds:
+        if fold.kind in BELOW:
+            continue
         parts += fold.number <= last
         last = fold.number
         out.append(_fold_view(fold, f"{parts}-{fold.number}" if parts else str(fold.number)))
     return tuple(out)
+
+
+def _below(folds: Sequence[Fold]) -> BelowView:
+    """The pictures and sources of all parts of an answer."""
+    pictures: list[tuple[str, str]] = []
+    sources: dict[str, str] = {}
+    for fold in folds:
+        if fold.kind == "picture":
+            pictures.append((fold.text, "" if fold.result.startswith("data:") else fold.result))
+        elif fold.kind == "sources":
+            for line in fold.text.split("\n"):
+                url, _, title = line.partition(" ")
+                sources[url] = sources.get(url) or title
+    return BelowView(tuple(pictures), tuple((title or url, url) for url, title in sources.items()))
 
 
 def used(usage: Usage) -> str:
@@ -190,12 +223,13 @@ def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
         id=exchange.stream_id,
         state="done",
         patch=_whole(best.answer),
-        source=best.answer,
+        source=pictures.shown(best.answer),
         asked=exchange.asked,
         model=exchange.model,
         figures=figures(ended, exchange.model, exchange.usage),
         folds=_fold_views(best.folds),
         whole=_is_whole(ended),
+        below=_below(best.folds),
         broken=bool(exchange.answer) and not _is_whole(ended),
     )
     if isinstance(ended, Failed):
@@ -240,7 +274,7 @@ def exchange_view(
         first = exchange.candidates.index(exchange.told())
         shown.insert(0, shown.pop(first))
     return ExchangeView(
-        exchange.prompt,
+        _shown_text(exchange.prompt),
         tuple(shown),
         settled=exchange.picked or not last,
         again=exchange.previous is not None,
@@ -273,6 +307,7 @@ def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerV
         saved = replace(exchange, answer=text, model=run.model, ended=ended, folds=folds)
         return _ended_view(saved, ended)
     patch = BlockStream().feed(text)
+    folds = run.folding(after).folds()
     return AnswerView(
         id=run.id,
         state="running",
@@ -283,8 +318,10 @@ def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerV
         asked=exchange.asked,
         model=run.model,
         progress=lengths.percent(run.id, run.chunks, run.expected),
-        folds=tuple(map(_fold_view, run.folding(after).folds())),
+        folds=_fold_views(folds),
         earlier=_fold_views(exchange.folds),
+        below=_below(folds),
+        earlier_below=_below(exchange.folds),
     )
 
 
@@ -372,16 +409,20 @@ class PageWriter:
         out = [
             _partial(f"folds-{stream_id}", "beforeend", draw.fold(stream_id, _fold_view(fold)))
             for fold in patch.fresh
+            if fold.kind not in BELOW
         ]
         for number, text in patch.added:
             box = f"fold-{stream_id}-{number}-text"
             drawn = self._folded_texts[number].draw(html.escape(text))
             out.append(_partial(box, "beforeend", drawn))
-        for fold in map(_fold_view, patch.changed):
+        for fold in _fold_views(patch.changed):
             at = f"fold-{stream_id}-{fold.key}"
             out.append(_partial(f"{at}-summary", "innerHTML", draw.summary(fold)))
             if fold.result:
                 out.append(_partial(f"{at}-result", "outerHTML", draw.result(stream_id, fold)))
+        if any(fold.kind in BELOW for fold in (*patch.fresh, *patch.changed)):
+            below = draw.below(_below(self._folds.folds()))
+            out.append(_partial(f"below-{stream_id}", "innerHTML", below))
         return "".join(out)
 
     def _moved(self) -> str:

@@ -1,4 +1,5 @@
-"""What an answer brings beside its text: thoughts and tool calls, each a fold of the page.
+"""What an answer brings beside its text: thoughts and tool calls, each a fold of the page; pictures
+and sources, which the page shows below the text.
 
 `FoldStream` takes a run's events one by one and tells what they change, as `BlockStream` does for
 the text. What it keeps is bounded: what is beyond FOLDS_MAX or FOLDED_MAX is neither shown nor
@@ -10,26 +11,36 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from halt import attachments
 from halt.events import Content, Event, Extra, Reasoning, ToolCall, ToolCallDelta, ToolResult
+from halt.pictures import bytes_of_base64, described
 
 FOLDS_MAX = 100  # folds of one answer
-FOLDED_MAX = 200_000  # characters in all folds of one answer
+FOLDED_MAX = 200_000  # characters in all folds of one answer, without its pictures
+PICTURED_MAX = 8_000_000  # characters of the data of its pictures; of one beyond, the line stays
+SOURCES_MAX = 200  # sources of one answer
 CUT = "\n[cut off here]"
 
 #: `running` until it ends. `called`: a tool that was asked for and gave no result here.
 State = Literal["running", "done", "failed", "called"]
 
+#: `sources`: all of an answer, a line for each: its address, and behind a blank its title.
+Kind = Literal["thought", "tool", "picture", "sources"]
+
+#: What the page shows below the text.
+BELOW = frozenset({"picture", "sources"})
+
 
 @dataclass(frozen=True)
 class Fold:
-    """A thought, or a tool call with its result."""
+    """A thought, a tool call with its result, a picture, or the sources."""
 
     number: int  # of the event that began it
-    kind: Literal["thought", "tool"]
+    kind: Kind
     state: State = "running"
     name: str = ""  # of the tool
-    text: str = ""  # the thought, or the call's arguments
-    result: str = ""
+    text: str = ""  # the thought, the call's arguments, the line of a picture, the sources
+    result: str = ""  # of the call; the address or the data of a picture
     began: float = 0.0  # on the clock of `halt.metrics.now`
     ms: float | None = None  # how long it took, None where that is not known
 
@@ -50,7 +61,7 @@ class FoldPatch:
 class _Growing:
     """A fold that more may be added to."""
 
-    def __init__(self, number: int, kind: Literal["thought", "tool"], began: float) -> None:
+    def __init__(self, number: int, kind: Kind, began: float) -> None:
         self.number = number
         self.kind = kind
         self.began = began
@@ -77,6 +88,10 @@ class FoldStream:
         self._thought: _Growing | None = None
         self._writing: dict[int, _Growing] = {}  # calls whose arguments come in, by their index
         self._called: dict[str, _Growing] = {}  # calls without a result, by their ID
+        self._pictures: set[str] = set()  # addresses and data of those that are there
+        self._pictured = PICTURED_MAX
+        self._sources: dict[str, str] = {}  # titles by address
+        self._named: _Growing | None = None  # the fold that holds them
         # What the next patch tells.
         self._fresh: list[_Growing] = []
         self._added: dict[int, list[str]] = {}
@@ -84,12 +99,13 @@ class FoldStream:
 
     def feed(self, number: int, event: Event, at: float) -> None:
         """Take an event: its number in the log, and when it came."""
-        if isinstance(event, Extra):
-            return
         if isinstance(event, Reasoning):
             if self._thought is None:
                 self._thought = self._open(number, "thought", at)
             self._write(self._thought, event.text)
+            return
+        if isinstance(event, Extra):  # a model may think on meanwhile
+            self._extra(number, event, at)
             return
         self._end_thought(at)
         if isinstance(event, Content):
@@ -144,6 +160,39 @@ class FoldStream:
                 each.state = "called"
         return self.folds()
 
+    def _extra(self, number: int, event: Extra, at: float) -> None:
+        before = dict(self._sources)
+        for each in attachments.found(event):
+            if isinstance(each, attachments.Picture):
+                self._picture(number, each, at)
+            elif each.url in self._sources or len(self._sources) < SOURCES_MAX:
+                self._sources[each.url] = self._sources.get(each.url) or each.title
+        if self._sources == before:  # many servers send them again with each chunk
+            return
+        if self._named is None:
+            self._named = self._open(number, "sources", at)
+        if (fold := self._named) is not None:
+            fold.state = "done"
+            fold.pieces = ["\n".join(f"{u} {t}".rstrip() for u, t in self._sources.items())]
+            self._changed.append(fold)
+
+    def _picture(self, number: int, picture: attachments.Picture, at: float) -> None:
+        if picture.url in self._pictures:
+            return
+        fold = self._open(number, "picture", at)
+        if fold is None:
+            return
+        self._pictures.add(picture.url)
+        size = None
+        if ";base64," in picture.url[:400].lower():
+            data = len(picture.url) - picture.url.index(",") - 1
+            size = bytes_of_base64(data - picture.url.count("=", -2))
+        fold.state = "done"
+        fold.pieces = [described(picture.media_type, size)]
+        self._pictured -= len(picture.url)
+        if self._pictured >= 0:
+            fold.result = picture.url
+
     def _call(self, number: int, event: ToolCall, at: float) -> None:
         """A call is complete: its pieces, if it came in pieces, are written."""
         index = next((i for i, each in self._writing.items() if each.id == event.id), None)
@@ -156,7 +205,7 @@ class FoldStream:
         if call is not None:
             self._called[event.id] = call
 
-    def _open(self, number: int, kind: Literal["thought", "tool"], at: float) -> _Growing | None:
+    def _open(self, number: int, kind: Kind, at: float) -> _Growing | None:
         if len(self._all) >= FOLDS_MAX:
             return None
         fold = _Growing(number, kind, at)

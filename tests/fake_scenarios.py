@@ -509,6 +509,17 @@ def beside(reply: Reply) -> None:
 
 
 @scenario
+def illustrated(reply: Reply, seconds: float = inf) -> None:
+    """Text with a source and a picture in fields beside it, then silence and the end."""
+    reply.tokens(["Paris[1]"])
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgoA"}}
+    chunk = reply.chunk_object({"content": "", "images": [picture]})
+    reply.event(as_json(chunk | {"citations": ["https://a.example/one"]}))
+    reply.hold(seconds)
+    reply.finish()
+
+
+@scenario
 def no_tools(reply: Reply, status: int = 400) -> None:
     """Refuses a request that offers tools, as Ollama does for models that can't call any."""
     if "tools" in reply.request:

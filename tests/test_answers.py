@@ -22,15 +22,18 @@ from halt.events import (
     Cancelled,
     Content,
     Delta,
+    Extra,
     Reasoning,
     ReasoningEnd,
     ToolCall,
     ToolCallDelta,
     is_terminal,
 )
+from halt.journal import MemoryLog
 from halt.lengths import Lengths
-from halt.metrics import NO_FIGURES
+from halt.metrics import NO_FIGURES, now
 from halt.open_text import SEAM
+from halt.recording import Recording
 from halt.run import Run
 from halt.tools import Toolbox
 from tests.scripted import HI, Scripted, ScriptedReply
@@ -189,7 +192,7 @@ def test_a_tool_call_is_sent_as_it_forms_and_then_its_result(
     assert re.search(r"\d+ ms", sent[4])
     (fold,) = of(run).folds
     assert (fold.label, fold.text) == ("Called ask", '{"city": "Oslo"}')
-    assert fold.result == f"12 degrees in Oslo {HOSTILE}"
+    assert fold.result.unescape() == f"12 degrees in Oslo {HOSTILE}"
 
 
 def test_a_tool_that_failed_says_so(played: Played, template: Template) -> None:
@@ -308,3 +311,53 @@ def test_what_is_compared_is_put_away_when_the_conversation_has_gone_on() -> Non
     assert ([a.id for a in last.answers], last.settled) == (["a", "b", "c"], False)
     earlier = exchange_view(asked, lambda _: None, Lengths(), last=False)
     assert ([a.id for a in earlier.answers], earlier.settled) == (["b", "a", "c"], True)
+
+
+def below(markup: str) -> str:
+    """What stands below the text of an answer."""
+    found = re.search('<div class="below" id="below-a-stream">(.*?)</div>', markup, re.DOTALL)
+    assert found, markup
+    return found[1]
+
+
+def test_pictures_and_sources_stand_below_the_text(played: Played, template: Template) -> None:
+    """As a line and as links, while the answer comes and after its end; never the data itself."""
+    run = played(
+        [
+            Content("Paris[1]"),
+            Extra(chunk={"citations": ["https://a.example/one", "https://b.example/?a=1&b=2"]}),
+            Extra(delta={"images": [{"image_url": {"url": "data:image/png;base64,iVBORw0KGgoA"}}]}),
+            Extra(chunk={"search_results": [{"url": "https://a.example/one", "title": HOSTILE}]}),
+        ]
+    )
+    link = '<a href="{}" target="_blank" rel="noopener noreferrer nofollow">{}</a>'
+    title = html.escape(HOSTILE.strip())
+    sent = messages(run, template)
+    assert link.format("https://a.example/one", "https://a.example/one") in sent[1]
+    assert "[Picture (PNG, 9 B)]" in sent[2]
+    assert 'hx-target="#below-a-stream" hx-swap="innerHTML"' in sent[2]
+    ended = below(PageWriter(run, 4, template, Lengths()).whole())
+    assert "[Picture (PNG, 9 B)]" in ended
+    assert link.format("https://a.example/one", title) in ended.replace("&#34;", "&quot;")
+    assert 'href="https://b.example/?a=1&amp;b=2"' in ended
+    assert not any("iVBOR" in each for each in sent)
+    assert '<details class="fold' not in "".join(sent)
+
+
+def test_a_running_answer_is_drawn_with_its_pictures_and_sources(template: Template) -> None:
+    """A page that is loaded then has them at once, also those of the part before a Continue."""
+    exchange = Exchange(
+        "q", "a-stream", answer="text", folds=(folds.Fold(1, "picture", "done", text="Picture"),)
+    )
+    run = Recording("a-stream", None, MemoryLog(10_000), started_at=now())
+    run.note("", now())
+    run.log.append(Extra(chunk={"citations": ["https://a.example/one"]}))
+    drawn = template.render(a=view(exchange, run, Lengths()))
+    assert "https://a.example/one" in below(drawn)
+    assert 'id="earlier-below-a-stream" hx-preserve><p class="picture">[Picture]</p>' in drawn
+
+
+def test_an_answer_without_them_has_nothing_below(played: Played, template: Template) -> None:
+    """Not even a blank, by which the page tells."""
+    run = played([Content("a")])
+    assert below(PageWriter(run, 1, template, Lengths()).whole()) == ""

@@ -23,6 +23,7 @@ PROMPTLY = 0.5  # seconds within which a close must be seen, also by a busy mach
 # Scenarios that never send a byte: every one, and those that are not streamed.
 SILENT = {"silent_headers", "drop_headers"}
 SILENT_WHEN_WHOLE = {
+    "illustrated",
     "think",
     "think_end",
     "silent_first_token",

@@ -41,6 +41,8 @@ LAYERS = {
     "events": 0,
     "request_ids": 0,
     "open_text": 0,
+    "pictures": 0,
+    "attachments": 1,
     "rendering": 0,
     "config": 1,
     "counts": 1,

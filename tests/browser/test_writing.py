@@ -1,0 +1,128 @@
+"""What a model writes, as the page shows it while it comes, after its end and after a reload."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.chat import Chat
+from tests.conftest import new_id
+
+PNG = "iVBORw0KGgo/8Qz+"
+PICTURE = f"![a cat](data:image/png;base64,{PNG * 4_000})"
+LINE = "[Picture (PNG, 48 kB): a cat]"
+
+#: The longest time for which nothing else was done, in milliseconds.
+WATCH_TASKS = """() => {
+  window.longest = 0;
+  new PerformanceObserver(list => {
+    for (const each of list.getEntries()) longest = Math.max(longest, each.duration);
+  }).observe({ type: 'longtask', buffered: true });
+}"""
+
+
+def ask_for_open(chat: Chat, text: str) -> None:
+    """Let the model write this text and then nothing more, so that its last block stays open."""
+    key = new_id()
+    chat.fake.texts[key] = text
+    chat.ask(f"go_on?key={key}&first={len(text)}&rate=2000")
+
+
+def inner_text(chat: Chat) -> str:
+    """The answer's text as it is seen, with its lines."""
+    return chat.text.inner_text().strip()
+
+
+def test_lines_stay_lines(chat: Chat) -> None:
+    """A poem has as many lines when it is finished as it had while it came."""
+    poem = "Roses are red\nViolets are blue\nSugar is sweet"
+    ask_for_open(chat, f"{poem}\n")
+    chat.wait_text("sweet")
+    assert inner_text(chat) == poem
+    height = chat.text.evaluate("text => text.offsetHeight")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    assert inner_text(chat) == poem
+    assert abs(chat.text.evaluate("text => text.querySelector('p').offsetHeight") - height) < 8
+    chat.reload()
+    assert inner_text(chat) == poem
+
+
+def test_formulas_stay_as_they_were_written(chat: Chat) -> None:
+    """With all backslashes, asterisks and lines, in a list and beside prices too."""
+    text = (
+        "It costs $5 or $10: $a*b$ and \\(c*d_1\\).\n\n\\[\n\\begin{aligned}\n  a &= b \\\\\n"
+        "- c &< d \\, e\n\\end{aligned}\n\\]\n\n- one $$x_1 * y_1 * z$$"
+    )
+    ask_for_open(chat, text)
+    chat.wait_text("z$$")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    assert inner_text(chat).replace("\n\n", "\n") == text.replace("\n\n", "\n").replace(
+        "- one", "one"
+    )
+    assert chat.text.locator("em").count() == 0
+
+
+def test_a_picture_is_a_line(chat: Chat) -> None:
+    """None of its letters is ever on the page, and the next message goes out without them."""
+    chat.page.evaluate(
+        f"""() => {{
+          window.letters = 0;
+          new MutationObserver(() => {{ if (document.body.textContent.includes('{PNG}')) letters++; }})
+            .observe(document.querySelector('#messages'), {{ childList: true, subtree: true }});
+        }}"""
+    )
+    chat.ask_for(f"Here:\n\n{PICTURE}\n\nNice.", piece=500, gap_ms=1)
+    chat.wait_state("done")
+    assert inner_text(chat) == f"Here:\n\n{LINE}\n\nNice."
+    assert chat.page.evaluate("letters") == 0
+    assert chat.answer.locator("template.source").evaluate("each => each.content.textContent") == (
+        f"Here:\n\n{LINE}\n\nNice."
+    )
+    chat.reload()
+    assert inner_text(chat) == f"Here:\n\n{LINE}\n\nNice."
+    assert PNG not in chat.page.content()
+    chat.ask("count?n=2", f"and {new_id()}")
+    chat.wait_state("done")
+    answers = [
+        each["content"] for each in chat.record().body["messages"] if each["role"] == "assistant"
+    ]
+    assert answers == ["Here:\n\n[picture]\n\nNice."]
+
+
+@pytest.mark.parametrize("letter", ["A", "\u0e01"], ids=["latin", "thai"])
+def test_one_letter_without_end_does_not_hold_the_page_up(chat: Chat, letter: str) -> None:
+    """As it comes, at its end and on load: such a word took a browser many seconds."""
+    chat.page.evaluate(WATCH_TASKS)
+    chat.ask_for(letter * 60_000, piece=600, gap_ms=2)
+    chat.wait_state("done")
+    assert chat.shown() == letter * 60_000
+    chat.frames()
+    assert chat.page.evaluate("longest") < 2_000  # milliseconds; it was 5,000 and more
+    chat.page.add_init_script(f"({WATCH_TASKS})()")
+    chat.reload()
+    chat.frames()
+    assert chat.shown() == letter * 60_000
+    assert chat.page.evaluate("longest") < 2_000
+
+
+def test_what_comes_beside_the_text_stands_below_it(chat: Chat) -> None:
+    """A line for a picture and links to the sources, as it comes, at the end and after a reload."""
+    chat.ask("illustrated")
+    below = chat.page.locator(".below:not(:empty)")
+    link = below.locator("a")
+    for _ in range(2):
+        expect(below.locator(".picture")).to_have_text("[Picture (PNG, 9 B)]")
+        expect(link).to_have_attribute("href", "https://a.example/one")
+        expect(link).to_have_attribute("rel", "noopener noreferrer nofollow")
+        assert chat.shown() == "Paris[1]"
+        chat.reload()
+    chat.record().release()
+    chat.wait_state("done")
+    expect(link).to_have_attribute("href", "https://a.example/one")
+    expect(chat.answer.locator(".fold")).to_have_count(0)
+    chat.reload()
+    expect(below.locator(".picture")).to_have_text("[Picture (PNG, 9 B)]")
+    expect(link).to_have_attribute("href", "https://a.example/one")
+    assert "iVBOR" not in chat.page.content()
