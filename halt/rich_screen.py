@@ -134,6 +134,8 @@ class RichScreen(Paced):
         if self._live is not None:
             self._live.stop()
             self._live = None
+        for line in self._lines_below():
+            self.note(line)
 
     def note(self, text: str, *, bad: bool = False) -> None:
         self._console.print(Text(clean(text), style="red" if bad else "dim"))

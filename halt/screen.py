@@ -11,7 +11,8 @@ import re
 from collections import deque
 from typing import Protocol, TextIO
 
-from halt.events import Content, Event, Reasoning, ReasoningEnd, ToolCall, ToolResult
+from halt.events import Content, Event, Extra, Reasoning, ReasoningEnd, ToolCall, ToolResult
+from halt.folds import FoldStream
 from halt.metrics import now
 from halt.pictures import PictureFilter
 
@@ -141,6 +142,7 @@ class Paced:
         self._calls: dict[str, ToolCall] = {}
         self._came_at = now()
         self._came = False  # something has come of this answer
+        self._beside = FoldStream()  # of pictures and sources alone
 
     @property
     def shown(self) -> str:
@@ -154,6 +156,7 @@ class Paced:
         self._parts, self._calls, self._round_from = [], {}, 0
         self._standing, self._thinks_since = False, None
         self._came_at, self._came = now(), False
+        self._beside = FoldStream()
 
     @property
     def _silent(self) -> float:
@@ -176,6 +179,9 @@ class Paced:
             if self._thinks_since is None:
                 self._thinks_since = now()
             self._think(clean(event.text))
+            return
+        if isinstance(event, Extra):
+            self._beside.feed(0, event, 0.0)
             return
         if isinstance(event, ReasoningEnd):
             self._flush()
@@ -225,6 +231,17 @@ class Paced:
         if self._thinks_since is not None:
             self._thought(now() - self._thinks_since)
             self._thinks_since = None
+
+    def _lines_below(self) -> list[str]:
+        """The pictures and sources that came beside the text, a line for each."""
+        out: list[str] = []
+        for fold in self._beside.folds():
+            if fold.kind == "picture":
+                address = "" if fold.result.startswith("data:") else f" {fold.result}"
+                out.append(f"[{fold.text}]{address}")
+            else:
+                out += [f"[{n}] {line}" for n, line in enumerate(fold.text.split("\n"), 1)]
+        return out
 
     def _flush(self) -> None:
         """Text that waits for its turn is shown before what comes behind it."""
@@ -290,6 +307,8 @@ class PlainScreen(Paced):
     def end(self) -> None:
         super().end()
         self._end_line()
+        for line in self._lines_below():
+            self._aside(line)
 
     def note(self, text: str, *, bad: bool = False) -> None:
         self._end_line()

@@ -25,7 +25,7 @@ from halt.chat import ChatRequest, Message
 from halt.choice import make_upstream
 from halt.client import Frames, Group, Local, Remote, RemoteError
 from halt.config import Config
-from halt.events import HEARTBEAT, Content, Done, Event, Reasoning, ToolCall, ToolResult, sse
+from halt.events import HEARTBEAT, Content, Done, Event, Extra, Reasoning, ToolCall, ToolResult, sse
 from halt.generation import Generations, Receipt
 from halt.metrics import Meter
 from halt.rich_screen import RichScreen
@@ -441,6 +441,27 @@ def test_a_picture_is_a_line_of_the_terminal(quiet: bool) -> None:
     lines = f"Here:\n\n{line}\n\nNice!\n[Picture (PNG, 1 kB, incomplete)]\n"
     everything = f"Here:\n\n{PICTURE}\n\nNice!\n{PICTURE[:-1]}\n"
     assert out.getvalue() == (everything if quiet else lines)
+
+
+@pytest.mark.parametrize("rich", [False, True])
+def test_pictures_and_sources_beside_the_text_stand_below_it(rich: bool) -> None:
+    """Each in a line, without the data, and of this answer alone."""
+    out = io.StringIO()
+    console = Console(file=out, width=60, force_terminal=False)
+    screen: Screen = RichScreen(console) if rich else PlainScreen(out, out)
+    sources = [
+        {"url": "https://a.example/one", "title": "One\x1b[31m"},
+        {"url": "https://b.example"},
+    ]
+    picture = {"image_url": {"url": "data:image/png;base64,iVBORw0KGgoA"}}
+    for beside in (Extra({"search_results": sources}, {}, {"images": [picture]}), Content("[2]")):
+        screen.begin()
+        screen.show(Content("Paris[1]"))
+        screen.show(beside)
+        screen.end()
+    lines = [line.strip() for line in out.getvalue().split("\n") if line.strip()]
+    below = ["[Picture (PNG, 9 B)]", "[1] https://a.example/one One[31m", "[2] https://b.example"]
+    assert lines == ["Paris[1]", *below, "Paris[1][2]"]
 
 
 @pytest.mark.parametrize("end", ["", "\n\nThe end."])
