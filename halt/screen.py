@@ -289,6 +289,7 @@ class PlainScreen(Paced):
 
     def begin(self) -> None:
         super().begin()
+        self._pictures = PictureFilter()
         self._said_at = 0.0
 
     def tick(self) -> float | None:
@@ -299,10 +300,6 @@ class PlainScreen(Paced):
             self._said_at = silent
             self._aside(f"({self._silence()}; Ctrl-C stops it)")
         return super().tick()
-
-    def begin(self) -> None:
-        super().begin()
-        self._pictures = PictureFilter()
 
     def end(self) -> None:
         super().end()

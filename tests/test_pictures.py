@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from halt.chat import ChatRequest, Message
 from halt.continuing import by_instruction, by_prefix, go_on, unfinished
-from halt.conversations import as_told
+from halt.conversations import State, as_told
 from halt.pictures import PictureFilter, shown, told
 from halt.rendering import BlockStream, render
 
@@ -157,7 +157,11 @@ def test_an_answer_with_a_picture_is_gone_on_with() -> None:
 
 def test_a_path_is_told_with_a_word_for_each_picture() -> None:
     """What a person has pasted themselves is told as it is."""
-    path = [("user", f"This: {URL}"), ("assistant", f"![image]({URL})Nice"), ("user", "b")]
+    path: list[tuple[str, State, str]] = [
+        ("user", "done", f"This: {URL}"),
+        ("assistant", "done", f"![image]({URL})Nice"),
+        ("user", "done", "b"),
+    ]
     assert [(each.role, each.content) for each in as_told(path)] == [
         ("user", f"This: {URL}"),
         ("assistant", "[picture]\nNice"),
