@@ -487,13 +487,13 @@ class Run(Recording):
             raise Interrupted("ended while it waited for a retry")
 
     def _is_loading(self, fault: UpstreamError) -> bool:
-        """The server loads its model, and will answer when it has.
+        """The demo model, which starts with Halt, is being loaded, and will answer when it has.
 
-        The demo model's port is reserved before the model listens: there a refusal means the same.
+        Its port is reserved before the model listens: there a refusal means the same. Of a server
+        of its own the person is told, because only the person knows whether to wait for it.
         """
-        is_demo = self._config.wants_embedded and self._config.embedded_url
-        is_starting = bool(is_demo) and fault.code == "upstream_refused"
-        return is_starting or (fault.code == "model_loading" and fault.retryable)
+        is_demo = self._config.wants_embedded and bool(self._config.embedded_url)
+        return is_demo and fault.code in {"model_loading", "upstream_refused"} and fault.retryable
 
     def _wait_for_model(self, fault: UpstreamError) -> None:
         """Return when the server may have loaded its model. Raises the fault, Interrupted.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -9,13 +10,18 @@ from collections.abc import Iterator
 import pytest
 
 from app import create_app
+from halt.chat import ChatRequest, Message
+from halt.choice import make_upstream
 from halt.config import load
 from halt.embedded import Embedded
-from tests.conftest import StartHalt
+from halt.events import Cancelled, Done, Failed, Terminal, is_terminal
+from halt.generation import Generations
+from halt.run import Run
+from halt.stops import StopRegistry
 from tests.fake_openai import FakeOpenAI
 from tests.test_doctor_remedies import Request, good_list, served
 
-HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
+HELLO = ChatRequest([Message("user", "Hello")])
 #: How servers say that they load a model.
 LOADING = [
     {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}},
@@ -39,36 +45,79 @@ class Loader:
             self.asked.release()
 
 
-def test_a_message_waits_for_a_model_that_is_loaded(start_halt: StartHalt) -> None:
+@contextlib.contextmanager
+def demo_at(url: str, **settings: str) -> Iterator[Generations]:
+    """Generations of a Halt whose demo model is there."""
+    environ = {
+        "HALT_EMBEDDED_URL": url,
+        "HALT_EMBEDDED_KEY": "fake-key-of-tests",
+        "HALT_EMBEDDED_MODEL": "echo",
+        **settings,
+    }
+    config = load(environ)
+    generations = Generations(config, make_upstream(config), StopRegistry())
+    try:
+        yield generations
+    finally:
+        generations.close()
+
+
+def ended(run: Run) -> Terminal:
+    """How the run ends."""
+    for events in run.follow(0, run.join()):
+        if events and is_terminal(last := events[-1][1]):
+            return last
+    raise AssertionError("no end")
+
+
+def test_a_message_waits_for_the_demo_model() -> None:
     """It is asked again as often as need be, without HALT_RETRIES; Stop ends the wait at once."""
     loader = Loader()
-    with served(good_list, loader) as url:
-        client = start_halt(url, HALT_RETRIES=0).client()
+    with served(good_list, loader) as url, demo_at(url, HALT_RETRIES="0") as generations:
         for loader.value in LOADING:
             loader.ready.clear()
-            stream = client.stream("POST", "/chat/stream", HELLO)
+            run = generations.start(HELLO)
             for _ in range(2):
                 assert loader.asked.acquire(timeout=20)
             loader.ready.set()
-            assert stream.to_end().terminal["type"] == "done"
-            assert stream.text.startswith("1 2 3 ")
+            assert isinstance(ended(run), Done)
+            assert run.answer()[1].startswith("1 2 3 ")
         loader.ready.clear()
-        stream = client.stream("POST", "/chat/stream", HELLO)
+        run = generations.start(HELLO)
         for _ in range(3):  # the next pause is a second
             assert loader.asked.acquire(timeout=20)
-        assert client.stop(stream.id).json["status"] == "stopped"
-        assert stream.to_end().terminal["type"] == "cancelled"
+        assert generations.stop(run.id, None).status == "stopped"
+        assert isinstance(ended(run), Cancelled)
         assert not loader.asked.acquire(blocking=False)
 
 
-def test_the_wait_has_a_limit(start_halt: StartHalt) -> None:
+def test_the_wait_has_a_limit() -> None:
     """HALT_FIRST_BYTE_TIMEOUT; then the error says that the model is being loaded still."""
-    with served(good_list, Loader()) as url:
-        server = start_halt(url, HALT_FIRST_BYTE_TIMEOUT=0.6)
-        stream = server.client().stream("POST", "/chat/stream", HELLO).to_end()
-    assert stream.terminal["error"]["code"] == "model_loading"
-    assert "Loading model" in stream.terminal["error"]["message"]
-    assert "HALT_FIRST_BYTE_TIMEOUT" in stream.terminal["error"]["message"]
+    with (
+        served(good_list, Loader()) as url,
+        demo_at(url, HALT_FIRST_BYTE_TIMEOUT="0.6") as generations,
+    ):
+        failed = ended(generations.start(HELLO))
+    assert isinstance(failed, Failed)
+    assert failed.error.code == "model_loading"
+    assert "Loading model" in failed.error.message
+    assert "HALT_FIRST_BYTE_TIMEOUT" in failed.error.message
+
+
+def test_another_server_that_loads_its_model_is_told_of() -> None:
+    """Its retries are those of any fault: only the person knows whether to wait for it."""
+    loader = Loader()
+    with served(good_list, loader) as url:
+        config = load({"OPENAI_BASE_URL": url, "HALT_MODEL": "m", "HALT_RETRIES": "1"})
+        generations = Generations(config, make_upstream(config), StopRegistry())
+        failed = ended(generations.start(HELLO))
+        generations.close()
+    assert isinstance(failed, Failed)
+    assert failed.error.retryable
+    assert "Loading model" in failed.error.message
+    assert loader.asked.acquire(blocking=False)
+    assert loader.asked.acquire(blocking=False)
+    assert not loader.asked.acquire(blocking=False)
 
 
 # --- the demo model -------------------------------------------------------------------------------
