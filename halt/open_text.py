@@ -38,8 +38,9 @@ def breakable(text: str) -> str:
 
 def _broken(text: str, before: int) -> tuple[str, int]:
     """The same behind so many characters without a blank; and with how many of them it ends."""
-    if before + len(text) <= RUN and text.isalnum():  # most pieces of an answer
-        return text, before + len(text)
+    if before + len(text) <= RUN:  # most pieces of an answer
+        blank = max(text.rfind(" "), text.rfind("\n"))
+        return text, len(text) - blank - 1 if blank >= 0 else before + len(text)
     out: list[str] = []
     at = left = 0
     for run in _RUN.finditer(text):

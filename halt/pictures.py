@@ -156,7 +156,7 @@ class PictureFilter:
         if text[end] == ",":
             out.append(",")
             self._pass(",")
-            if url := _last(_URL, self._back):
+            if url := _last(_URL, self._back[-URL_MAX:]):
                 self._begin(url[1] or "text/plain", TEXT_MAX if not self._code else CODE_MAX)
             return end + 1
         if not self._code:
@@ -178,6 +178,9 @@ class PictureFilter:
 
     def _pass(self, text: str) -> None:
         """Keep what has to be known of text that is let through."""
+        if "\n" not in text:  # most pieces of an answer
+            self._in_line(text)
+            return
         *lines, last = text.split("\n")
         for line in lines:
             self._in_line(line)
@@ -190,7 +193,9 @@ class PictureFilter:
         if "`" in part:
             runs = len(re.findall("`+", part))
             self._ticks += runs - (part[0] == "`" and self._back[-1:] == "`")
-        self._back = part[-URL_MAX:] if len(part) >= URL_MAX else (self._back + part)[-URL_MAX:]
+        self._back += part
+        if len(self._back) > 4 * URL_MAX:
+            self._back = self._back[-URL_MAX:]
 
     def _end_line(self) -> None:
         opening = _FENCE.match(self._head)
