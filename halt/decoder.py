@@ -712,7 +712,10 @@ class ChatDecoder(EventDecoder):
             self.model = whole(model)
         if fault is not None:
             if not self._is_finished:
-                raise fault
+                # A document instead of a stream is the server's last word where it does not say
+                # that the fault will pass.
+                is_final = event is None and fault.code == "upstream_error"
+                raise fault.once() if is_final else fault
             return
         if not (choices or _is_chunk(value)):
             return  # a sign of life

@@ -278,6 +278,8 @@ class UpstreamError(HaltError):
     `detail` is what the server said, for the log and, shortened, for the user: it comes from the
     provider, never from our own configuration. `hint` is ours, and is shown behind all of it.
     `sentence` and `retryable` stand in for those of the code, and `status` for its status.
+    `resend` is False where the person alone may try again, because a second request is in vain or
+    may be billed too.
     """
 
     def __init__(
@@ -290,6 +292,7 @@ class UpstreamError(HaltError):
         sentence: str = "",
         retryable: bool | None = None,
         status: int | None = None,
+        resend: bool = True,
     ):
         usual, again = CODES[code]
         self.code = code
@@ -298,7 +301,13 @@ class UpstreamError(HaltError):
         self.detail = detail[:DETAIL_MAX]
         self.hint = hint
         self.own_status = status
-        self._own: dict[str, Any] = {"sentence": sentence, "retryable": retryable, "status": status}
+        self.resend = resend
+        self._own: dict[str, Any] = {
+            "sentence": sentence,
+            "retryable": retryable,
+            "status": status,
+            "resend": resend,
+        }
         message = sentence or usual
         if code in {"rate_limited", "model_loading"} and self.retryable:
             message += f" Try again {_when(retry_after)}."
@@ -312,6 +321,16 @@ class UpstreamError(HaltError):
     def hinting(self, hint: str) -> UpstreamError:
         """This error with a hint."""
         return self._with(self.detail, hint)
+
+    def once(self) -> UpstreamError:
+        """This error, after which the request is not sent again without being asked to."""
+        return UpstreamError(
+            self.code,
+            self.detail,
+            retry_after=self.retry_after,
+            hint=self.hint,
+            **{**self._own, "resend": False},
+        )
 
     def instead(self, code: str, *, sentence: str = "") -> UpstreamError:
         """What this one says, with another code."""

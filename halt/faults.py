@@ -27,6 +27,8 @@ WAIT_MAX = 86_400.0 * 31  # seconds; a server that says more says nothing
 HEADER_MAX = 86_400.0  # seconds; of a header
 _LIMITS = re.compile(r"limit:? (\d[\d,]*).{0,60}?requested:? (\d[\d,]*)", re.IGNORECASE)
 
+_FAILURE = re.compile(r"error|exception|fail", re.IGNORECASE)
+
 # --- whether a value is an error ------------------------------------------------------------------
 
 _SUCCESS = frozenset(("", "0", "ok", "success", "succeeded", "successful", "completed", "none"))
@@ -38,9 +40,9 @@ def error_of(value: object, *, event: str = "") -> UpstreamError | None:
     """The error that a decoded JSON value is, None where it is none.
 
     `value` is the body of an answer, or the data of an event with the name `event`. An event whose
-    name says "error" is one, whatever its value.
+    name tells a failure is one, whatever its value.
     """
-    if "error" in event.lower() and value not in (None, "", [], {}):
+    if _FAILURE.search(event) and value not in (None, "", [], {}):
         return _told(read(value))
     if isinstance(value, list):
         return next((error for each in value[:8] if (error := _of_item(each))), None)

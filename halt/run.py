@@ -476,7 +476,8 @@ class Run(Recording):
             self._wait_for_model(fault)
             return
         asked, growth = fault.retry_after, 2 ** (self._config.retries - self._retries_left)
-        if not fault.retryable or not self._retries_left or (asked or 0.0) > RETRY_AFTER_MAX:
+        again = fault.retryable and fault.resend and self._retries_left
+        if not again or (asked or 0.0) > RETRY_AFTER_MAX:
             raise fault
         wait = RETRY_BASE * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load, keeps no secret
         wait = wait * growth if asked is None else asked + wait  # all were told the same
