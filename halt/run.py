@@ -57,6 +57,7 @@ from halt.events import (
     Delta,
     Done,
     ErrorInfo,
+    Extra,
     Failed,
     Reasoning,
     ReasoningEnd,
@@ -86,6 +87,7 @@ LOGGED_MAX = 500  # characters of what a server said that go into the server's l
 HELD_FOR = 2.0  # seconds of silence after which held text is shown: below every limit of silence
 COUNT_MAX = 2**53  # of a usage: what every reader of JSON takes for the same number
 PARTS_MOST = 1000  # events that are looked at for the answer's last line
+BESIDE_MAX = 32_000_000  # characters of pictures and other fields beside one answer's text
 RETRY_AFTER_MAX = 5.0  # seconds; a server that wants us to wait longer is shown to the user instead
 
 logger = logging.getLogger(__name__)
@@ -148,6 +150,7 @@ class Run(Recording):
         self._answering = False  # the reply of this round has brought something
         self._heard_out = False  # it has brought everything
         self._size = 0  # characters of all events: text, reasoning, calls, results
+        self._beside = 0  # characters of fields beside these: pictures, sources
         self._model = ""  # as the last round's reply named it
         self._usage: dict[str, Any] | None = {}  # of all rounds; None: one of them told none
         self._counted: Reply | None = None  # the newest reply whose usage is in there
@@ -545,6 +548,10 @@ class Run(Recording):
             if self._size > self._config.max_answer_chars:
                 self.fail(self._too_long())
                 return
+            if self._beside > BESIDE_MAX:
+                hint = f"What came beside its text has more than {BESIDE_MAX:,} characters."
+                self.fail(UpstreamError("answer_too_long", hint=hint))
+                return
         else:
             self.meter.received(0, 0)
         if part.ended:
@@ -574,7 +581,10 @@ class Run(Recording):
         prepared = [self._prepared(event) for event in self._notes.filtered(events)]
         self.meter.received(sum(len(text_of(event)) for event in prepared), part.chunks)
         for event in prepared:
-            self._size += size_of(event)
+            if isinstance(event, Extra):
+                self._beside += size_of(event)
+            else:
+                self._size += size_of(event)
             self.note_event(event, self.meter.last_at)
             if isinstance(event, ReasoningEnd):
                 thought = self.reasoning(event)

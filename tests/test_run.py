@@ -17,7 +17,7 @@ from halt import run as module
 from halt.chat import ChatRequest, Part
 from halt.config import Config
 from halt.errors import CODES, OffsetLost, UpstreamError
-from halt.events import Cancelled, Content, Done, Failed, ReasoningEnd, text_of
+from halt.events import Cancelled, Content, Done, Extra, Failed, ReasoningEnd, text_of
 from halt.metrics import now
 from halt.run import Run
 from halt.tools import Toolbox
@@ -727,6 +727,20 @@ def test_an_answer_that_grows_too_long_is_ended(stage: Stage) -> None:
     assert reader.text == "abcdef"
     assert reply.over.wait(SOON)
     assert reply.closed == 1
+
+
+def test_pictures_beside_the_text_have_a_limit_of_their_own(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture has millions of characters, and is no text that grows too long."""
+    monkeypatch.setattr(module, "BESIDE_MAX", 2500)
+    run, reply = stage.running(max_answer_chars=5)
+    reader = Reader(run)
+    for _ in range(3):
+        reply.feed(Part((Extra(delta={"images": ["x" * 1000]}),), 1))
+    reader.finish()
+    assert failed(run) == "answer_too_long"
+    assert sum(isinstance(event, Extra) for _, event in reader.events) == 3
 
 
 def test_what_nobody_foresaw_ends_the_run_and_is_logged(
