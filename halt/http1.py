@@ -25,7 +25,7 @@ REFUSAL_MAX = 1_048_576  # bytes of a body that is read as a whole: errors, the 
 CHUNK_LINE_MAX = 4_096  # bytes of a chunk's size line with its extensions
 LENGTH_DIGITS = 18  # of a Content-Length
 BODILESS = frozenset({204, 304})  # statuses whose responses have no body, whatever they say
-GZIP = b"\x1f\x8b"  # the first bytes of a gzip stream
+GZIP = b"\x1f\x8b\x08"  # the first bytes of a gzip stream
 INFLATED_MAX = 16_777_216  # bytes that one read may be inflated to
 DRAIN_SECONDS = 0.25  # to wait for the end of a body whose [DONE] was seen
 
@@ -112,12 +112,13 @@ class Inflater:
     """Undoes gzip and zlib where a body begins with them, whatever its label says.
 
     We ask for no compression; some servers and proxies compress all the same, and others only say
-    so. Each piece is undone as it comes.
+    so. Each piece is undone as it comes; what only begins like a compressed body, and is not called
+    one, is given as it is.
     """
 
     def __init__(self, label: bytes) -> None:
         self._label = label
-        self._begun = b""  # the first bytes, until there are enough
+        self._begun = b""  # all bytes so far, until something has come of them
         self._stream: zlib._Decompress | None = None
         self.is_plain = False  # the body is not compressed, or what is left of it is not
 
@@ -132,6 +133,29 @@ class Inflater:
                 self.is_plain = True
                 return data
             self._stream = zlib.decompressobj(wbits=47)
+            self._begun = b""
+        elif not self._begun:
+            return self._inflated(data)
+        self._begun += data
+        try:
+            inflated = self._inflated(data)
+        except zlib.error:
+            if self._label:
+                raise
+            return self.end()
+        if inflated or len(self._begun) > READ_SIZE:
+            self._begun = b""
+        return inflated
+
+    def end(self) -> bytes:
+        """The rest, where the body has ended."""
+        self.is_plain = True
+        if self._stream is None or self._begun:
+            return self._begun
+        return self._stream.flush()
+
+    def _inflated(self, data: bytes) -> bytes:
+        assert self._stream is not None  # noqa: S101 - the caller has made it
         out = []
         size = 0
         while data:
@@ -145,11 +169,6 @@ class Inflater:
                 raise zlib.error(f"more than {INFLATED_MAX} bytes at once")
             data = self._stream.unused_data
         return b"".join(out)
-
-    def end(self) -> bytes:
-        """The rest, where the body has ended."""
-        self.is_plain = True
-        return self._begun if self._stream is None else self._stream.flush()
 
     def _is_compressed(self, data: bytes) -> bool:
         if data.startswith(GZIP):

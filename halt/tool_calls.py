@@ -7,7 +7,6 @@ import secrets
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
 
 from halt.errors import UpstreamError
 from halt.events import ToolCall, ToolCallDelta
@@ -64,7 +63,7 @@ class _Assembly:
 
 
 def _value(text: str) -> Any:
-    """The value of a JSON text, UNSET where it is none."""
+    """The value of a JSON text, msgspec.UNSET where it is none."""
     if text.rstrip()[-1:] in "}]":  # arguments are an object; all else costs no parsing
         with contextlib.suppress(msgspec.DecodeError):
             return msgspec.json.decode(text)
@@ -117,12 +116,14 @@ class CallAssembler:
             call.add(pieces)
         if extra:
             merge(call.extra, extra)
-        out.add(ToolCallDelta(call.number, call.id, call.name, pieces, extra=extra or UNSET))
+        out.add(
+            ToolCallDelta(call.number, call.id, call.name, pieces, extra=extra or msgspec.UNSET)
+        )
 
     def finish(self, out: Gathering) -> None:
         """Give out the whole calls, in the order in which they began."""
         for call in self._calls:
-            extra = call.extra or UNSET
+            extra = call.extra or msgspec.UNSET
             if not call.arguments:
                 if not call.name and not call.extra:
                     continue  # an ID alone

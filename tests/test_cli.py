@@ -117,7 +117,8 @@ def test_an_error_is_a_sentence_and_an_exit_status(env: Environment) -> None:
     """Standard error has the sentence, without a traceback."""
     done = piped(env, "Hello", "--model", "401")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "The model's server did not accept the API key.\n"
+    sentence = "The model's server did not accept the API key. It said: Incorrect API key provided"
+    assert done.stderr == f"{sentence}: fake.\n"
 
 
 def test_ctrl_c_in_a_pipe_keeps_what_came_and_says_130(

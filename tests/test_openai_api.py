@@ -463,8 +463,10 @@ def test_fields_of_a_chunk_come_back_where_they_stood(halt: HaltServer, logprobs
     assert odds == (ODDS if logprobs else [])
     assert [each for d in deltas for each in d.get("images", ())] == PICTURES
     assert [d["reasoning_signature"] for d in deltas if "reasoning_signature" in d] == ["s"]
-    (call,) = [each for d in deltas for each in d.get("tool_calls", ())]
+    call, *rest = [each for d in deltas for each in d.get("tool_calls", ())]
     assert {name: call.get(name) for name in SIGNED} == SIGNED
+    pieces = [each["function"]["arguments"] for each in (call, *rest)]
+    assert "".join(pieces) == "{}"
     assert "".join(d.get("content") or "" for d in deltas) == "Paris[1]"
 
 
