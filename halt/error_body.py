@@ -71,7 +71,7 @@ _DURATION = (
 _ONE = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|milli|s|m|h|d)", re.IGNORECASE)
 _GLUED = r"(?:\d+[dhm](?=\d))*"  # 1h2m3s
 _WAIT = re.compile(
-    rf"\b(?:again|retry|retrying|wait|resets?)\b(?:\W+[a-z]+){{0,3}}?\W+"
+    rf"\b(?:again|retry|retrying|wait|resets?|available in)\b(?:\W+[a-z]+){{0,3}}?\W+"
     rf"({_GLUED}{_DURATION}(?:(?:,|\s|\band\b)*{_DURATION})*)",
     re.IGNORECASE,
 )

@@ -32,6 +32,7 @@ _GONE = (
 _SPENT = _phrases(
     rf"{_MONEY}.{{0,80}}{_GONE}",
     rf"{_GONE}.{{0,80}}{_MONEY}",
+    r"\bfree (?:tier|trial)\b.{0,60}\b(?:exhaust|exceed|used up|reached|expired|over\b|ended)",
     r"\btop.?up\b|\brecharge\b|payment required|pay your|budget has been exceeded|ExceededBudget",
     r"(?:余额|额度|配额).{0,12}(?:不足|用完|用尽|耗尽|超)|欠费|充值",
 )
@@ -56,10 +57,22 @@ _SPENT_LABELS = (
     "spending_limit",
     "usage_limit",
 )
+#: The same of money alone: a quota may be one of time.
+_NO_MONEY = _phrases(
+    r"(?:insufficient|exhaust\w*|used|out of|no|not enough|negative|too low).{0,30}"
+    r"\b(?:credits?|balance|funds?)\b",
+    r"\b(?:credits?|balance|funds?)\b.{0,30}\b(?:insufficient|exhausted|used up|too low|negative)",
+)
+#: A name in quotes is that of a field or a function, and says nothing by itself.
+_NAMED = re.compile(r"(['\"`])[\w.\[\]/-]+\1")
+_LINK = re.compile(r"\bhttps?://\S+")
+_COUNTED = r"(?:\blimit|quota|exceed|requests?\b|\btokens?\b|\bcalls?\b|too many)"
+_PERIOD = r"\b(?:per|each|every|an?|/)[ _-]?(?:sec|min|hour|day)(?:ond|ute)?s?\b"
 _RATE = _phrases(
     r"rate.?limit|rate (?:is |was )?exceeded|too many (?:requests|concurrent)|throttl|slow down",
     r"concurren\w* (?:request|limit|connection|session|generation)",
-    r"\b(?:per|each|every|an?|/)[ _-]?(?:sec|min|hour|day)(?:ond|ute)?s?\b",
+    rf"{_COUNTED}.{{0,200}}?{_PERIOD}",
+    rf"{_PERIOD}.{{0,200}}?{_COUNTED}",
     r"\b[rt]p[mdshi]\b",
     r"频率|并发|限流|速率|请求过多|请求数",
 )
@@ -90,9 +103,9 @@ _FLAGGED_LABELS = (
 _REGION = _phrases(
     r"\b(?:countr(?:y|ies)|regions?|territor(?:y|ies)|location|jurisdiction)\b.{0,60}"
     r"\b(?:not (?:be )?(?:supported|available|allowed|permitted|served|accessible|eligible)"
-    r"|un(?:supported|available)|restrict|blocked|forbidden|prohibited|embargo)",
+    r"|un(?:supported|available)|restrict|block(?:ed)?\b|forbidden|prohibited|embargo)",
     r"\b(?:not (?:supported|available|allowed|permitted|served|offered|accessible)|unsupported"
-    r"|unavailable|restricted|blocked|prohibited)\b.{0,60}"
+    r"|unavailable|restricted|block(?:ed)?|prohibited)\b.{0,60}"
     r"\b(?:countr(?:y|ies)|your (?:region|area|location)|regions?\b(?!:)|territor(?:y|ies))",
     r"地区",
 )
@@ -125,7 +138,7 @@ _OVERLOADED_LABELS = ("overloaded", "unavailable", "engine_busy", "capacity", "b
 #: An option that a server does not know: what else it names belongs to the option.
 _OPTION = _phrases(
     r"\b(?:unknown|unrecogni[sz]ed|unsupported|unexpected|undefined|extra|additional|no such)"
-    r" (?:keyword |request |input )?"
+    r" (?:[\w-]+ )?"
     r"(?:option|param|parameter|field|argument|key|property|propertie|input|flag|attribute)s?\b",
     r"extra inputs are not permitted",
     r"did you mean",
@@ -133,8 +146,10 @@ _OPTION = _phrases(
 _OPTION_LABELS = ("unsupported_parameter", "unknown_parameter", "extra_forbidden", "unknown_field")
 
 _LONG = (
-    r"(?:too (?:long|large|big|many)|exceed\w*|longer than|larger than|greater than|more than"
-    r"|bigger than|over(?:flow|run)\w*|beyond|(?:does|do|will)(?: not|n.t) fit|above|past|over)"
+    r"(?:too (?:long|large|big|many)|exceed\w*"
+    # "must be greater than 0" is about a value that is too small
+    r"|(?<!must be )(?<!should be )(?<!must have )(?<!should have )(?<!must contain )"
+    r"(?<!should contain )(?:longer|larger|greater|more|bigger) than|over(?:flow|run)\w*|beyond|(?:does|do|will)(?: not|n.t) fit|above|past|over)"
 )
 _CONTEXT = _phrases(
     # the prompt, and that it is too long
@@ -186,20 +201,29 @@ _ASKED_ANSWER = re.compile(
     re.IGNORECASE,
 )
 _MODEL_MISSING = _phrases(
-    r"\bmodels?\b.{0,100}?(?:\bnot (?:be )?(?:found|exist|available|deployed|served|loaded|known)"
+    r"\bmodels?\b[^;]{0,100}?(?:\bnot (?:be )?(?:found|exist|available|deployed|served|loaded|known)"
     r"|does ?n[o']t exist|unknown|is not a valid|not a valid model|no longer|retired|decommission"
     r"|deprecated)",
+    r"\bmodel (?:id|name|identifier)\b.{0,60}\binvalid",
+    r"\bmodel\b(?:[^.;,]|\.\w){0,80}\bis not supported\W*(?:$|[.;,])",
     r"\b(?:unknown|invalid|no such|nonexistent|no) (?:model|deployment)\b(?: id| name)?"
     r"(?=[\W]*$|[:'\"` ])",
     r"deployment\b.{0,60}(?:not (?:found|exist)|does not exist)|no endpoints? found for"
     r"|not a valid model|模型不存在",
 )
-_MODEL_LABELS = ("model_not_found", "deployment_not_found", "unknown_model", "invalid_model")
+_MODEL_LABELS = (
+    "model_not_found",
+    "model_not_available",
+    "model_not_exist",
+    "deployment_not_found",
+    "unknown_model",
+    "invalid_model",
+)
 _MODEL = _phrases(
     r"\b(?:models?|deployment|engine|checkpoint|adapter|lora|endpoints? found|function)\b|模型"
 )
 _PATH = _phrases(
-    r"cannot (?:get|post|put|head)|page|route|\burl\b|\buri\b|\bpath\b|method not allowed"
+    r"cannot (?:get|post|put|head)|\bpages?\b|\broutes?\b|\burl\b|\buri\b|\bpath\b|method not allowed"
 )
 
 _CAPABLE = _phrases(r"\b(?:support|takes?|accept|capab)")
@@ -238,17 +262,20 @@ _REFUSALS = frozenset((None, 400, 403, 404, 406, 409, 410, 412, 413, 415, 422, 4
 
 def code_of(said: Said, status: int | None) -> str:
     """The code of an error. `status` is the answer's, or the one that the body names."""
-    words = said.words[:WORDS_MAX]
+    words = _LINK.sub("", said.words[:WORDS_MAX])
     is_option = said.has(*_OPTION_LABELS) or _OPTION.search(words) is not None
     is_rate = said.has(*_RATE_LABELS) or _RATE.search(words) is not None
     if said.reasons or said.has(*_FLAGGED_LABELS):
         return "content_filter"
-    if _is_spent(said, words, status, is_timed=is_option or is_rate or said.wait is not None):
+    is_timed = is_option or said.wait is not None or _RATE.search(words) is not None
+    if _is_spent(said, words, status, is_timed=is_timed):
         return "quota_exceeded"
     if code := _denied(said, words, status, is_option=is_option):
         return code
     if status == 429 or (is_rate and not is_option):
         return "rate_limited"
+    if (status or 0) >= 500 and said.has("model_not_found"):
+        return "model_not_found"  # a gateway without a server for it: one-api, new-api
     if _is_loading(said, words, status):
         return "model_loading"
     if status not in {403, 404} and not is_option and (code := _too_long(said, words)):
@@ -262,7 +289,10 @@ def _is_spent(said: Said, words: str, status: int | None, *, is_timed: bool) -> 
     """Whether money or a quota is used up: time alone brings neither back."""
     if status == 402 or (said.has(*_SPENT_LABELS) and not said.has("throttl")):
         return True
-    return not is_timed and _SPENT.search(words) is not None
+    if is_timed:
+        return False
+    spent = _NO_MONEY if said.has(*_RATE_LABELS) else _SPENT
+    return spent.search(_NAMED.sub("", words)) is not None
 
 
 def _denied(said: Said, words: str, status: int | None, *, is_option: bool) -> str:
