@@ -114,6 +114,7 @@ class MessagesDecoder(EventDecoder):
         super().__init__()
         self._all: list[_Written] = []  # in the order in which they began
         self._blocks: dict[int, _Written] = {}  # the server's index -> the block it means now
+        self._implied: set[int] = set()  # indexes of thoughts that were never begun
         self._newest = 0  # index of the block that was begun last
         self._into: _Written | None = None  # the block that text was written to last
         self._calls = CallAssembler()
@@ -134,7 +135,7 @@ class MessagesDecoder(EventDecoder):
             return
         written = self._blocks.get(usual.index)
         piece = usual.delta
-        if self._halves or written is None:
+        if self._halves or written is None or usual.index in self._implied:
             self._take_unusual(data, event, out)
         elif text := piece.text or piece.thinking:
             out.chunks += 1
@@ -195,7 +196,12 @@ class MessagesDecoder(EventDecoder):
 
     def _take_end(self, fields: dict[str, Any]) -> None:
         """The reason of the end, and the counts."""
-        self._counts.update(usage_of(fields.get("usage")) or {})
+        for name, count in (usage_of(fields.get("usage")) or {}).items():
+            known = self._counts.get(name)
+            if isinstance(count, int) and isinstance(known, int):
+                count = max(count, known)  # they only grow; some servers end with zeros
+            if count is not None:
+                self._counts[name] = count
         if reason := known_reason(fields.get("stop_reason")):
             self.finish_reason = reason
 
@@ -204,6 +210,7 @@ class MessagesDecoder(EventDecoder):
         if len(self._all) >= BLOCKS_MAX:
             raise UpstreamError("upstream_invalid", "too many blocks")
         written = self._blocks[index] = _Written(block)
+        self._implied.discard(index)
         self._all.append(written)
         self._newest = index
         if written.type != "tool_use":
@@ -214,8 +221,7 @@ class MessagesDecoder(EventDecoder):
         self._calls.fragment(index, written.id, written.name, "", out)
         given = block.get("input")
         if given:  # some servers give the whole input here
-            text = given if isinstance(given, str) else msgspec.json.encode(clean(given)).decode()
-            self._add_input(index, written, text, out)
+            self._add_input(index, written, _json_text(given), out)
 
     def _take_delta(self, index: int, delta: dict[str, Any], out: Gathering) -> None:
         kind = str(delta.get("type"))
@@ -224,9 +230,14 @@ class MessagesDecoder(EventDecoder):
             about_thought = "thinking" in delta or "signature" in delta
             self._begin_block(index, {"type": "thinking" if about_thought else "text"}, out)
             written = self._blocks[index]
+            if about_thought:
+                self._implied.add(index)
+        elif index in self._implied and kind == "text_delta":
+            self._begin_block(index, {"type": "text"}, out)
+            written = self._blocks[index]
         if kind == "input_json_delta" or "partial_json" in delta:
             if written.type == "tool_use":
-                self._add_input(index, written, text_of(delta.get("partial_json")), out)
+                self._add_input(index, written, _json_text(delta.get("partial_json")), out)
             return
         if kind == "signature_delta":
             written.signature += whole(text_of(delta.get("signature")))
@@ -270,6 +281,13 @@ class MessagesDecoder(EventDecoder):
         for index, halves in waiting.items():
             self._add_input(index, self._blocks[index], halves.feed("", last=True), out)
         self._calls.finish(out)
+
+
+def _json_text(given: Any) -> str:
+    """A piece of JSON; some servers give the value itself."""
+    if isinstance(given, dict | list):
+        return msgspec.json.encode(clean(given)).decode()
+    return text_of(given)
 
 
 def _kind_of(value: dict[str, Any], event: str | None) -> str:

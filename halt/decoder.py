@@ -18,10 +18,10 @@ from typing import Any, Literal
 import msgspec
 
 from halt.chat import Part
-from halt.error_body import page_words
+from halt.error_body import page_words, written
 from halt.errors import UpstreamError
 from halt.events import Content, Extra, Reasoning
-from halt.faults import error_of
+from halt.faults import WRAPPERS, error_of
 from halt.finish_reasons import known_reason
 from halt.gathering import Gathering
 from halt.loose_json import (
@@ -201,6 +201,8 @@ class EventDecoder:
     def _take_unusual(self, data: bytes, event: str | None, out: Gathering) -> None:
         """Understand an event that the typed struct does not take. Raises UpstreamError."""
         data = data.strip()
+        while data.startswith(b"data:"):  # framed twice, on the way through a gateway
+            data = data[5:].strip()
         if not data:
             return
         if _is_done(data):
@@ -223,7 +225,7 @@ class EventDecoder:
 
     def _not_json(self, data: bytes, event: str | None, exc: ValueError) -> None:
         """A piece of an answer that is broken ends it; anything else is noise."""
-        self._fail_by(data.decode("utf-8", "replace"), event)
+        self._fail_by(written(data.decode("utf-8", "replace")), event)
         if data.startswith((b"{", b"[{")) and event is not None:
             if not (self._cut or self._is_finished):
                 raise UpstreamError("upstream_invalid", str(exc)) from exc
@@ -687,6 +689,7 @@ class ChatDecoder(EventDecoder):
     # --- any other chunk, whole answer or line ----------------------------------------------------
 
     def _take_object(self, value: dict[str, Any], event: str | None, out: Gathering) -> None:
+        value = _unwrapped(value)
         choices = objects_of(value.get("choices"))
         own = _OF_CHUNK
         fault = None
@@ -733,6 +736,8 @@ class ChatDecoder(EventDecoder):
         if not isinstance(delta, dict):
             delta = {"content": delta}
         brought = self._take_part(delta, out)
+        if isinstance(message, str):
+            message = {"content": message}
         if isinstance(message, dict) and not brought:
             # Ollama's lines hold a piece under this name; elsewhere it is all of the answer.
             brought = self._take_part(message, out, is_whole="done" not in choice)
@@ -846,6 +851,17 @@ class ChatDecoder(EventDecoder):
             )
 
 
+def _unwrapped(value: dict[str, Any]) -> dict[str, Any]:
+    """An object with the fields of the answer that it holds, where a gateway has wrapped one."""
+    if "choices" in value:
+        return value
+    for name in WRAPPERS:
+        inner = object_of(value.get(name))
+        if objects_of(inner.get("choices")):
+            return {**{k: v for k, v in value.items() if k != name}, **inner}
+    return value
+
+
 def _is_choice(value: dict[str, Any]) -> bool:
     """Whether an object without choices is one itself: Ollama's lines, and similar ones."""
     if isinstance(value.get("message"), dict) or isinstance(value.get("delta"), dict):
@@ -894,7 +910,7 @@ def _reason_in(choice: dict[str, Any]) -> str | None:
     for name in REASONS:
         if reason := known_reason(choice.get(name)):
             return reason
-    return "stop" if choice.get("done") is True else None
+    return "stop" if choice.get("done") is True or choice.get("stop") is True else None
 
 
 def usage_of(value: Any) -> dict[str, Any] | None:

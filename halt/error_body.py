@@ -41,7 +41,10 @@ _WORDS = (
     "upstreamerror",
 )
 #: Fields whose words are told where there are no others.
-_OTHER_WORDS = ("title", "reason", "description", "details", "cause", "info", "response", "body")
+_OTHER_WORDS = (
+    *("title", "reason", "description", "details", "cause", "info", "response", "body"),
+    *("data", "result", "output", "header"),
+)
 #: Fields that hold a label.
 _LABELS = frozenset(
     ("code", "type", "status", "statuscode", "errorcode", "errortype", "errcode", "reason")
@@ -318,6 +321,12 @@ def _decoded(text: str, start: int) -> tuple[object, int]:
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             pass
     return None, start
+
+
+def written(text: str) -> object:
+    """The value of an object as Python writes it; the text where it is none."""
+    value, _ = _decoded(text, 0) if text.startswith("{") else (None, 0)
+    return text if value is None else value
 
 
 def _is_error_like(value: object) -> bool:

@@ -32,6 +32,8 @@ _FAILURE = re.compile(r"error|exception|fail", re.IGNORECASE)
 # --- whether a value is an error ------------------------------------------------------------------
 
 _SUCCESS = frozenset(("", "0", "ok", "success", "succeeded", "successful", "completed", "none"))
+#: Fields that some gateways put a whole answer, or an error, into.
+WRAPPERS = ("data", "response", "result", "output", "header")
 _CODES = ("code", "errorcode", "errcode", "statuscode", "status", "errno")
 _WORDS = ("message", "msg", "detail", "error", "errormessage", "errormsg", "errmsg", "statusmsg")
 
@@ -48,7 +50,8 @@ def error_of(value: object, *, event: str = "") -> UpstreamError | None:
         return next((error for each in value[:8] if (error := _of_item(each))), None)
     if not isinstance(value, dict) or not _is_error(value):
         return None
-    return _told(read(_payload(value)))
+    said = read(_payload(value))
+    return _told(said if said.words else read(value))
 
 
 def _of_item(item: object) -> UpstreamError | None:
@@ -75,8 +78,13 @@ def _is_error(value: Mapping[str, Any]) -> bool:
         return True
     if isinstance(choices, list) and any(isinstance(each, dict) for each in choices):
         return any(isinstance(each, dict) and _says(each.get("error")) for each in choices)
-    kind = fields.get("type")
-    if "error" in (fields.get("object"), kind) or _says(fields.get("errors")):
+    kinds = (fields.get("object"), fields.get("type"), fields.get("event"))
+    if any(isinstance(kind, str) and _FAILURE.search(kind) for kind in kinds):
+        return True
+    if _says(fields.get("errors")):
+        return True
+    inner = (fields.get(name) for name in WRAPPERS)
+    if any(isinstance(each, dict) and _is_error(each) for each in inner):
         return True
     if any(_says(fields.get(name)) for name in ("detail", "errormessage", "errormsg", "errmsg")):
         return not _succeeds(fields)
@@ -88,10 +96,16 @@ def _is_error(value: Mapping[str, Any]) -> bool:
 def _says(value: object) -> bool:
     """Whether the value of a field for errors is one."""
     if isinstance(value, dict):
-        return bool(value) and not _succeeds({plain_name(name): v for name, v in value.items()})
+        fields = {plain_name(name): each for name, each in value.items()}
+        return any(map(_is_told, fields.values())) and not _succeeds(fields)
     if isinstance(value, str):
         return value.strip().lower() not in {*_SUCCESS, "null", "false"}
     return value is True or (isinstance(value, list) and any(_says(each) for each in value))
+
+
+def _is_told(value: object) -> bool:
+    """Whether a field of an error says anything: {"code": 0, "message": ""} does not."""
+    return bool(value) and str(value).strip().lower() not in _SUCCESS
 
 
 def _succeeds(fields: Mapping[str, Any]) -> bool:

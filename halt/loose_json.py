@@ -112,7 +112,7 @@ def text_of(value: Any, depth: int = 0) -> str:
     if isinstance(value, list):
         return "".join([text_of(each, depth + 1) for each in value])
     if isinstance(value, dict):
-        for name in ("text", "content", "value", "summary"):
+        for name in ("text", "content", "value", "summary", "parts"):
             if text := text_of(value.get(name), depth + 1):
                 return text
     return ""

@@ -40,6 +40,7 @@ _CLOSING_MAYBE = re.compile(
     rf"(?:<|</{_NAME}{{0,40}}|<[{_BARS}]/?{_NAME}{{0,40}}[{_BARS}]?"
     rf"|[\[\u25c1\u27e8](?:/{_NAME}{{0,40}})?)\Z"
 )
+_CJK = re.compile("[\u0e00-\u0eff\u2e80-\u2fdf\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _SEPARATOR = re.compile(r"[_:.\u2581-]+")
 _CHANNEL = re.compile(r"<\|channel>([a-z_]{1,40})\n", re.IGNORECASE)
 _CHANNEL_MAYBE = re.compile(r"<\|channel>[a-z_]{0,40}\Z", re.IGNORECASE)
@@ -80,8 +81,8 @@ def _inner(mark: re.Match[str]) -> str:
 
 def _begins_thought(mark: re.Match[str]) -> bool:
     inner = _inner(mark)
-    if mark[2] and inner.istitle():
-        return False  # [Thought] is a word in brackets
+    if mark[2] and not inner.isupper():
+        return False  # [thinking] is a word in brackets
     words = _words(inner.strip(_BARS))
     return not (words[0].startswith("/") or "end" in words or WORDS.isdisjoint(words))
 
@@ -472,8 +473,10 @@ def _stands_alone(line: str, ahead: str, *, last: bool) -> bool | None:
         return False
     if not following or following in "\r\n":
         return True
-    if following in "*_~" and (behind_blank or not line.rstrip("*_~").rstrip()):
+    if following in "*_~" and (behind_blank or not line.rstrip("*_~")[-1:].strip()):
         return False  # **</think>**
+    if _CJK.match(before) and _CJK.match(following):
+        return False  # a sentence of a script without blanks goes on
     if len(after) < len(ahead):
         return ends_sentence and not following.islower() and following not in _CLOSES
     return following not in _CLOSES and (following != '"' or ends_sentence)
