@@ -47,17 +47,18 @@ class Model(NamedTuple):
 
 
 def models_of(value: object) -> list[Model] | None:
-    """The models of a decoded list, in its order; None where it is no list of models."""
+    """The models of a decoded list, in its order; None where it is no list of models.
+
+    An item without a name is passed over.
+    """
     items = _items(value)
     if items is None:
         return None
     models: dict[str, Model] = {}
     for item in items:
-        model = _model(item)
-        if model is None:
-            return None
-        models.setdefault(model.name, model)
-    return list(models.values())
+        if model := _model(item):
+            models.setdefault(model.name, model)
+    return list(models.values()) if models or not items else None
 
 
 def default_of(models: list[Model]) -> str:
