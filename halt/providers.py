@@ -68,9 +68,14 @@ class Providers:
         """As `Upstream.catalog` has it, in the order of the providers.
 
         Takes no longer than WAIT_SECONDS. A provider that has not told yet, or is down, has the
-        models that it listed before, or none. An interrupted line waits for nothing.
+        models that it listed before, or none. An interrupted line waits for nothing. Raises
+        UpstreamError where no provider has a model: which fault says whether there is a list.
         """
         found = self._all(self._lists, 0.0 if line.interrupted else WAIT_SECONDS)
+        if not line.interrupted and not any(models for models, _ in found.values()):
+            if any(models is None and fault is None for models, fault in found.values()):
+                raise UpstreamError("upstream_unreachable", "it did not answer in time")
+            self._raise_first(found)
         return [
             (name, [self._full(name, model) for model in models or ()])
             for name, (models, _) in found.items()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 
+from app import create_app
 from halt import catalog
 from halt.catalog import NAME_MAX, NAMES_MAX, Catalog, Groups, checked_model
+from halt.config import load
 from halt.errors import RequestError, UpstreamError
 from halt.line import Line
 from tests.scripted import SOON, Scripted
-from tests.wire import until
+from tests.wire import HandMade, Peer, until
 
 
 class Offering(Scripted):
@@ -100,6 +103,29 @@ def test_a_server_without_a_list_is_told_from_one_that_fails(
     assert not found.has_no_list
     found.look()
     assert found.has_no_list == none
+
+
+@pytest.mark.parametrize(
+    ("status", "none"), [(401, False), (500, False), (404, True)], ids=["key", "fault", "none"]
+)
+def test_the_picker_says_that_there_is_no_list_only_where_there_is_none(
+    tmp_path: Path, status: int, none: bool
+) -> None:
+    """A server that refuses the key or has a fault is not said to give no list of models."""
+
+    def refuse(peer: Peer) -> None:
+        peer.request()
+        peer.send(
+            f"HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+        )
+
+    with HandMade(refuse) as server:
+        environ = {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "fake"}
+        application = create_app(load({**environ, "HALT_MODEL": "m", "HALT_DATA": str(tmp_path)}))
+        page = application.test_client().get("/models").text
+        application.extensions["halt"].upstream.close()
+    assert "Default: m" in page
+    assert ("The server gives no list of models." in page) == none
 
 
 def test_names_that_cannot_be_sent_back_are_left_out() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from halt import providers
 from halt.chat import ChatRequest
 from halt.choice import make_provider
 from halt.config import Config, ConfigError, load
@@ -340,9 +341,9 @@ def test_all_models_are_listed_and_who_is_down_hides_nobody(
 
 
 def test_nobody_there_is_told_as_the_first_fault(make: Make, down: dict[str, str]) -> None:
-    """Where no provider answers, the list and the check fail with the reason."""
+    """Where no provider answers, the lists and the check fail with the reason."""
     upstream = make(a=down, b=down)
-    for question in (upstream.models, upstream.check):
+    for question in (upstream.models, upstream.catalog, upstream.check):
         with pytest.raises(UpstreamError) as caught:
             question(Line())
         assert caught.value.code == "upstream_refused"
@@ -366,6 +367,19 @@ def test_a_silent_provider_delays_nobody(make: Make, fake: FakeOpenAI) -> None:
         assert ask(upstream, "f/count?n=1").text == "0 "
         assert server.accepted <= 2  # one for the list, one for the check
     assert left.wait(SOON)
+
+
+def test_a_list_that_is_late_is_not_taken_for_none(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the only provider has not told yet, the catalog fails as it may pass."""
+    monkeypatch.setattr(providers, "WAIT_SECONDS", 0.01)
+    with HandMade(lambda peer: peer.see_leave()) as server:
+        upstream = make(mute={"base_url": server.url})
+        with pytest.raises(UpstreamError) as caught:
+            upstream.catalog(Line())
+        assert caught.value.code == "upstream_unreachable"
+        upstream.close()
 
 
 def test_an_interrupted_line_waits_for_no_list(make: Make, fake: FakeOpenAI) -> None:
