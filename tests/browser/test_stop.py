@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Route, expect
+from playwright.sync_api import Locator, Route, expect
 
 from tests.browser.chat import AWAY, Chat, numbers
 from tests.conftest import SEEN_WITHIN, eventually
@@ -196,6 +196,10 @@ def test_a_long_silence_has_a_stop_beside_it(chat: Chat) -> None:
     chat.page.clock.run_for(95_000)
     expect(waiting).to_have_text(re.compile(r"^No text for 1:3[5-9]$"))
     expect(waiting).to_be_visible()
+    middles = [
+        box["y"] + box["height"] / 2 for box in map(Locator.bounding_box, (waiting, stop)) if box
+    ]
+    assert abs(middles[0] - middles[1]) < 2
     stop.click()
     chat.wait_state("stopped")
     assert chat.record().closed.wait(SEEN_WITHIN)
