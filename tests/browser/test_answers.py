@@ -310,11 +310,12 @@ def test_a_conversation_is_told_to_the_model_as_it_was_seen(chat: Chat) -> None:
     chat.wait_state("done")
     told = chat.record().body["messages"]
     assert [m["role"] for m in told] == ["user", "assistant"] * 2 + ["user"]
-    assert [told[i]["content"] for i in (0, 2, 4)] == [first, second, third]
+    assert [told[i]["content"] for i in (0, 2)] == [first, second]
     assert told[1]["content"].strip() == "0 1 2"
-    text, _, mark = told[3]["content"].partition("\n\n")
-    assert text.strip() == seen
+    assert told[3]["content"].strip() == seen
+    mark, _, prompt = told[4]["content"].partition("\n\n")
     assert "stopped" in mark
+    assert prompt == third
 
 
 def test_another_person_cannot_see_a_conversation(
