@@ -37,6 +37,7 @@ from typing import Any, Literal
 import msgspec
 
 from halt import pictures
+from halt.attachments import Picture, found
 from halt.chat import (
     ChatRequest,
     Message,
@@ -714,14 +715,21 @@ class Run(Recording):
         reported = usage.get("completion_tokens") if usage else None
         if isinstance(reported, int):
             self.meter.reported = reported
-        if reply.finish_reason in {None, STOP} and not self._called and not self._has_text():
+        if reply.finish_reason in {None, STOP} and self._is_all_thought():
             # Some servers put the answer among the thoughts: it is the text that there is.
             self._say("".join(self._thoughts).strip())
         self._end(lambda: Done(reply.finish_reason, self.meter.snapshot(), usage), interrupt=False)
 
-    def _has_text(self) -> bool:
-        return any(
-            text and not text.isspace() for text in (self.prefix, *self._texts(len(self._parts)))
+    def _is_all_thought(self) -> bool:
+        """Nothing but thoughts has come: no text, no call, no picture."""
+        texts = (self.prefix, *self._texts(len(self._parts)))
+        if not self._thoughts or self._called or any(t and not t.isspace() for t in texts):
+            return False
+        return not any(
+            isinstance(each, Picture)
+            for _, event in self.events(self.log.last)
+            if isinstance(event, Extra)
+            for each in found(event)
         )
 
     def _broke(self, reply: Reply, fault: UpstreamError) -> None:

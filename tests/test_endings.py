@@ -92,6 +92,16 @@ def test_a_thought_before_an_answer_or_a_call_stays_a_thought(stage: Stage) -> N
     assert run.answer()[1] == ""
 
 
+def test_a_thought_before_a_picture_stays_a_thought(stage: Stage) -> None:
+    """The picture is the answer. Other fields of a server's are none."""
+    url = {"image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    run, _ = answered(stage, thought("Hm"), Part((Extra(delta={"images": [url]}),), 1))
+    assert run.answer()[1] == ""
+    stage.close()
+    run, _ = answered(stage, thought("Paris."), Part((Extra(chunk={"x_groq": {"id": "1"}}),), 1))
+    assert run.answer()[1] == "Paris."
+
+
 def test_a_thought_that_was_stopped_stays_a_thought(stage: Stage) -> None:
     """So does one of an answer that nobody watched."""
     run, reply = stage.running()
