@@ -198,10 +198,10 @@ class MessagesDecoder(EventDecoder):
         """The reason of the end, and the counts."""
         for name, count in (usage_of(fields.get("usage")) or {}).items():
             known = self._counts.get(name)
-            if isinstance(count, int) and isinstance(known, int):
-                count = max(count, known)  # they only grow; some servers end with zeros
-            if count is not None:
+            if not isinstance(known, int):
                 self._counts[name] = count
+            elif isinstance(count, int):
+                self._counts[name] = max(count, known)  # it only grows; some end with zeros
         if reason := known_reason(fields.get("stop_reason")):
             self.finish_reason = reason
 

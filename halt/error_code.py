@@ -149,7 +149,8 @@ _LONG = (
     r"(?:too (?:long|large|big|many)|exceed\w*"
     # "must be greater than 0" is about a value that is too small
     r"|(?<!must be )(?<!should be )(?<!must have )(?<!should have )(?<!must contain )"
-    r"(?<!should contain )(?:longer|larger|greater|more|bigger) than|over(?:flow|run)\w*|beyond|(?:does|do|will)(?: not|n.t) fit|above|past|over)"
+    r"(?<!should contain )(?:longer|larger|greater|more|bigger) than"
+    r"|over(?:flow|run)\w*|beyond|(?:does|do|will)(?: not|n.t) fit|above|past|over)"
 )
 _CONTEXT = _phrases(
     # the prompt, and that it is too long
@@ -201,7 +202,8 @@ _ASKED_ANSWER = re.compile(
     re.IGNORECASE,
 )
 _MODEL_MISSING = _phrases(
-    r"\bmodels?\b[^;]{0,100}?(?:\bnot (?:be )?(?:found|exist|available|deployed|served|loaded|known)"
+    r"\bmodels?\b[^;]{0,100}?"
+    r"(?:\bnot (?:be )?(?:found|exist|available|deployed|served|loaded|known)"
     r"|does ?n[o']t exist|unknown|is not a valid|not a valid model|no longer|retired|decommission"
     r"|deprecated)",
     r"\bmodel (?:id|name|identifier)\b.{0,60}\binvalid",
@@ -223,7 +225,8 @@ _MODEL = _phrases(
     r"\b(?:models?|deployment|engine|checkpoint|adapter|lora|endpoints? found|function)\b|模型"
 )
 _PATH = _phrases(
-    r"cannot (?:get|post|put|head)|\bpages?\b|\broutes?\b|\burl\b|\buri\b|\bpath\b|method not allowed"
+    r"cannot (?:get|post|put|head)|\bpages?\b|\broutes?\b|\burl\b|\buri\b|\bpath\b"
+    r"|method not allowed"
 )
 
 _CAPABLE = _phrases(r"\b(?:support|takes?|accept|capab)")

@@ -141,8 +141,11 @@ def answer(message: dict[str, Any], **choice: Any) -> bytes:
         js(ANSWER | {"choices": [*ANSWER["choices"], {"index": 1, "message": {"content": "no"}}]}),
         js(ANSWER | {"choices": ANSWER["choices"][0]}),
         js(ANSWER | {"choices": {"0": ANSWER["choices"][0]}}),
+        js({"code": 200, "message": "success", "data": ANSWER}),
+        js({"output": ANSWER, "request_id": "x"}),
         answer({"content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]}),
         answer({"tool_calls": None, "refusal": None, "annotations": []}, logprobs=None),
+        js(ANSWER | {"choices": [{"message": "Hello", "finish_reason": "stop"}]}),
     ],
 )  # fmt: skip
 def test_a_whole_answer_is_an_answer(body: bytes) -> None:
@@ -268,6 +271,14 @@ NOISE = [
     b'{"queue": {"position": 3}}\n',
     b'{\n  "queue": {\n    "position": 3\n  }\n}\n',
 ]
+
+
+def test_a_stream_that_is_framed_twice_is_read_once() -> None:
+    """A gateway that takes the events for their data: `data: data: {...}`."""
+    stream = (A + END).replace(b"data: ", b"data: data: ")
+    played = chat(stream)
+    assert (played.text, played.code, played.reason) == ("A", None, "stop")
+    assert chat(*every_byte(stream)) == played
 
 
 @pytest.mark.parametrize("noise", NOISE)
@@ -603,6 +614,7 @@ def test_a_piece_without_choices_is_one_all_the_same(line: dict[str, Any]) -> No
         b'data: {"choices":[{"index":0,"error":{"message":"Boom 7"},"finish_reason":"error"}]}\n\n',
         b'data: {"choices":[{"delta":{},"finish_reason":"error"}],"error":{"message":"Boom 7"}}\n\n',
         b'data: {"error":{"message":"Boom 7"}}',
+        b"data: {'error': {'message': 'Boom 7'}}\n\n",
     ],
 )
 def test_an_error_in_the_stream_is_told_behind_its_text(error: bytes) -> None:
@@ -824,6 +836,29 @@ def test_sources_of_anthropics_text_are_told_in_openais_words() -> None:
         {"delta": {"annotations": [{"type": "url_citation", "url_citation": told}]}},
         {"delta": {"citations": [page]}},
     ]
+
+
+def test_text_behind_a_thought_that_was_never_begun_is_no_thought() -> None:
+    """Both come under one index, and only their types tell them apart."""
+    thought = piece(0, "thinking_delta", thinking="hm")
+    played = claude(BEGIN, thought, thought, SAID, SAID, STOP)
+    assert (played.thought, played.text, played.code) == ("hmhm", "AA", None)
+
+
+def test_a_count_that_was_told_is_not_taken_back() -> None:
+    """Some servers end with null, zeros or texts where counts were."""
+    for prompt in (None, 0, "", "3"):
+        usage = {"input_tokens": prompt, "output_tokens": "5"}
+        end = event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage)
+        told = claude(BEGIN + TEXT + SAID + end + event("message_stop")).usage or {}
+        assert (told["prompt_tokens"], told["completion_tokens"]) == (3, 5)
+
+
+def test_an_input_that_comes_as_an_object_is_kept() -> None:
+    """Where the API has a piece of JSON as text."""
+    begun = started(0, "tool_use", id="t", name="add", input={})
+    played = claude(BEGIN, begun, piece(0, "input_json_delta", partial_json={"a": 1}), STOP)
+    assert played.calls == [("add", '{"a":1}')]
 
 
 def test_two_blocks_of_one_index_are_both_given_back() -> None:

@@ -866,6 +866,40 @@ MORE: list[tuple[str, int, Any]] = [
     ("region_not_supported", 403, openai("Sorry, this service is unavailable in your location")),
     ("region_not_supported", 451, "Unavailable For Legal Reasons: blocked in your country"),
 ]
+#: Words that resemble those of another code.
+ALIKE = [
+    # a value that is too small is no prompt that is too long
+    ("bad_request", 422, {"detail": [{"loc": ["body", "top_k"], "msg": "Input should be greater than 0"}]}),
+    ("bad_request", 400, openai("thinking.budget_tokens: Input should be greater than or equal to 1024")),
+    ("bad_request", 400, openai("prompt must contain more than 0 tokens")),
+    ("context_too_long", 400, openai("prompt must not be longer than 4096 tokens")),
+    ("context_too_long", 400, openai("Input length should be no greater than 4096 tokens")),
+    # a name in quotes, or of an option, is none of money or of a model
+    ("bad_request", 400, openai("tools[3].function.parameters: property 'balance' is required")),
+    ("bad_request", 400, openai("Schema error: property 'quota' is required")),
+    ("bad_request", 400, openai("Unknown model parameter 'mirostat'")),
+    ("bad_request", 400, openai("This model does not support the 'developer' role; unknown role")),
+    # per second, and no limit
+    ("bad_request", 400, openai("The audio input rate must be 16000 samples per second")),
+    ("bad_request", 400, openai("frames per second must be > 0")),
+    ("rate_limited", 413, openai("Limit 6000 tokens per minute, requested 9000")),
+    # spent, under a label that stands for both
+    ("quota_exceeded", 429, {"code": "resource-exhausted", "error": "Your team has used all available credits"}),
+    ("rate_limited", 429, openai("Resource has been exhausted (e.g. check quota).", status="RESOURCE_EXHAUSTED")),
+    ("quota_exceeded", 403, openai("The free tier of the model has been exhausted.")),
+    # an address in the words is none of the path
+    ("bad_request", 404, openai("No endpoints found that support tool use. To learn more about provider routing, visit: https://openrouter.ai/docs/provider-routing")),
+    ("endpoint_not_found", 404, {"message": "no Route matched with those values"}),
+    ("model_not_found", 404, {"error": "model 'hf.co/x/router-7b' not found"}),
+    # the model
+    ("model_not_found", 503, openai("No available channel for model foo", code="model_not_found")),
+    ("model_not_found", 400, openai("Unable to access model x.", code="model_not_available")),
+    ("model_not_found", 400, {"message": "The provided model identifier is invalid."}),
+    ("model_not_found", 400, openai("The requested model is not supported.", code="model_not_supported")),
+    ("bad_request", 400, openai("This model does not support image input", code="model_not_supported")),
+    ("bad_request", 400, openai("json_schema is not for this model. It is not supported.")),
+    ("region_not_supported", 403, openai("The distribution is configured to block access from your country.")),
+]  # fmt: skip
 CASES = (
     [("context_too_long", *case) for case in CONTEXT]
     + [("bad_request", *case) for case in BAD]
@@ -873,6 +907,7 @@ CASES = (
     + [("quota_exceeded", *case) for case in SPENT]
     + OTHERS
     + MORE
+    + ALIKE
 )
 
 
@@ -1112,6 +1147,7 @@ def test_a_limit_that_begins_anew_at_a_time_is_a_wait() -> None:
         (openai("The limit resets in 1 hour and 5 minutes."), 3900.0),
         (openai("Rate limit", metadata={"headers": {"Retry-After": "9"}}), 9.0),
         ({"error": "Too many requests", "retry_after": 12}, 12.0),
+        ({"detail": "Request was throttled. Expected available in 17 seconds."}, 17.0),
         (openai("Limit of 60 requests per 1 minute"), None),
         (openai("Try again later."), None),
     ],
@@ -1221,6 +1257,15 @@ def test_a_quota_has_the_status_that_the_server_gave_it() -> None:
         ),
         ({"error_code": 336100, "error_msg": "Boom 7"}, "", "upstream_error", "Boom 7"),
         ({"internalServerException": {"message": "Boom 7"}}, "", "upstream_error", "Boom 7"),
+        ({"header": {"code": 10013, "message": "Boom 7"}}, "", "upstream_error", "Boom 7"),
+        ({"result": {"error": "Boom 7"}}, "", "upstream_error", "Boom 7"),
+        ({"event": "error", "data": {"message": "Boom 7"}}, "", "upstream_error", "Boom 7"),
+        (
+            {"type": "response.failed", "response": {"error": {"message": "Boom 7"}}},
+            "",
+            "upstream_error",
+            "Boom 7",
+        ),
         (
             {"choices": [{"delta": {"content": ""}, "finish_reason": "error"}], **openai("Boom 7")},
             "",
@@ -1265,6 +1310,9 @@ def test_a_refusal_inside_a_stream_is_not_sent_again(code: int) -> None:
         {"choices": [{"delta": {"content": "a"}}], "error": ""},
         {"choices": [{"delta": {"content": "a"}}], "error": {}},
         {"choices": [{"delta": {"content": "a"}}], "error": {"code": 0, "message": ""}},
+        {"error": {"code": None, "message": None, "type": None, "param": None}},
+        {"error": {"code": 0, "message": ""}},
+        {"type": "status", "data": {"message": "queued"}},
         {"choices": [{"delta": {"content": "a"}}], "code": 0, "message": "Success", "sid": "x"},
         {"choices": [{"delta": {"content": "a"}}], "message": "x", "code": 500},
         {

@@ -34,6 +34,7 @@ def chats(name: str, **fields: Any) -> bool:
         {"data": {"models": [{"id": "a"}, {"id": "b"}]}, "success": True},
         {"result": [{"id": "x", "name": "a"} | {"id": "a"}, {"id": "b"}], "success": True},
         [{"id": "a"}, {"id": "b"}, {"id": "a"}],
+        [None, {"id": None}, {"id": 5}, {"id": "a"}, {"id": "b"}],
         [{"id": "a", "created": "2026", "owned_by": None, "extra": {"x": 1}}, {"id": "b"}],
     ],
 )
