@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from halt.config import SHORT_REQUEST_THREADS, Config, ConfigError, load, publish
+from halt.config import SHORT_REQUEST_THREADS, Config, ConfigError, is_openai, load, publish
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -355,3 +355,20 @@ def test_the_data_folder_is_a_whole_path(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert load({"HALT_DATA": "mine"}).data_folder == tmp_path / "mine"
     assert load({}).data_folder.is_absolute()
     assert load({}).data_folder.name == "halt"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://api.openai.com/v1", True),
+        ("https://eu.api.openai.com/v1", True),
+        ("https://us.api.openai.com:443/v1/", True),
+        ("https://api.openai.com.example.org/v1", False),
+        ("https://notapi.openai.com/v1", False),
+        ("http://127.0.0.1:8080/api.openai.com", False),
+        ("", False),
+    ],
+)
+def test_openais_own_addresses_are_those_of_its_regions_too(url: str, expected: bool) -> None:
+    """They are asked in OpenAI's newer words from the first request on."""
+    assert is_openai(url) == expected
