@@ -125,5 +125,5 @@ def _astray(request: httpx2.Request, where: str) -> UpstreamError:
         "endpoint_not_found",
         sentence="The address of the model's server leads to another one, where Halt does not send "
         "the request and the key.",
-        hint=f"Asked was {request.method} {public_address(request.url)}: {where}",
+        hint=f"The request was {request.method} {public_address(request.url)}: {where}",
     )

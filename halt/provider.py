@@ -283,7 +283,7 @@ class Provider:
         if fault.hint or fault.code not in suspect:
             return fault.without(self._secret)
         address = public_address(self._base.rstrip("/") + path)
-        return fault.hinting(f"Asked was {method} {address}: {check}").without(self._secret)
+        return fault.hinting(f"The request was {method} {address}: {check}").without(self._secret)
 
 
 def _models(body: bytes, secret: str) -> list[Model]:

@@ -417,7 +417,8 @@ class Run(Recording):
         config, meter = self._config, self.meter
         if at - meter.started_at > config.run_timeout:
             return UpstreamError(
-                "run_too_long", hint=f"It may take {config.run_timeout:g} s: HALT_RUN_TIMEOUT."
+                "run_too_long",
+                hint=f"It may take {config.run_timeout:g} s: HALT_RUN_TIMEOUT sets this limit.",
             )
         silent = at - meter.last_at
         if self._tool_round is not None:
@@ -766,7 +767,7 @@ class Run(Recording):
 
 
 def _silent(code: str, seconds: float, setting: str) -> UpstreamError:
-    return UpstreamError(code, hint=f"Nothing came for {seconds:g} s: {setting}.")
+    return UpstreamError(code, hint=f"Nothing came for {seconds:g} s: {setting} sets this limit.")
 
 
 def _counts(usage: dict[str, Any]) -> dict[str, Any]:

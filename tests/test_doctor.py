@@ -108,11 +108,11 @@ def test_an_address_without_its_end_is_found(shared_fake: FakeOpenAI) -> None:
     address = shared_fake.base_url.removesuffix("/v1")
     found = doctor(OPENAI_BASE_URL=address)
     assert found.statuses()["models"] == "fail"
-    assert f"Asked was GET {address}/models: " in found.findings["models"]["text"]
+    assert f"The request was GET {address}/models: " in found.findings["models"]["text"]
     assert "up to and with /v1" in found.remedy("models")
     found = doctor(OPENAI_BASE_URL=address, HALT_MODEL="echo")
     assert found.statuses()["answer"] == "fail"
-    assert f"Asked was POST {address}/chat/completions: " in found.findings["answer"]["text"]
+    assert f"The request was POST {address}/chat/completions: " in found.findings["answer"]["text"]
 
 
 def test_every_provider_of_a_file_is_looked_at(shared_fake: FakeOpenAI, tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def test_a_wrong_address_is_named(kind: str, setting: str, path: str) -> None:
         provider(kind, server.url, **version) as upstream,
     ):
         message = fault_of(upstream).message
-    assert f"Asked was POST {server.root}{path}" in message
+    assert f"The request was POST {server.root}{path}" in message
     assert setting in message
     assert "have this model" not in message
 

@@ -667,11 +667,11 @@ def test_a_limit_names_its_setting(stage: Stage) -> None:
         assert isinstance(verdict, UpstreamError)
         return verdict.message
 
-    assert "100 s: HALT_FIRST_BYTE_TIMEOUT" in told(run.meter.started_at + 101.0)
-    assert "1000 s: HALT_RUN_TIMEOUT" in told(run.meter.started_at + 1_001.0)
+    assert "100 s: HALT_FIRST_BYTE_TIMEOUT sets this limit." in told(run.meter.started_at + 101.0)
+    assert "1000 s: HALT_RUN_TIMEOUT sets this limit." in told(run.meter.started_at + 1_001.0)
     reply.feed("a")
     until(lambda: run.meter.first_at is not None)
-    assert "10 s: HALT_GAP_TIMEOUT" in told(run.meter.last_at + 11.0)
+    assert "10 s: HALT_GAP_TIMEOUT sets this limit." in told(run.meter.last_at + 11.0)
     run.cancel("stop")
 
 

@@ -309,7 +309,7 @@ def test_an_address_without_a_list_of_models_is_told_as_such(make: Make, fake: F
     """404 for the list means a wrong address, not a missing model: the message says so."""
     fault = refused_list(ask(make(f"{fake.base_url}/nope", model="")))
     assert "HALT_MODEL" in fault.message
-    assert f"Asked was GET {fake.base_url}/nope/models" in fault.message
+    assert f"The request was GET {fake.base_url}/nope/models" in fault.message
 
 
 # --- faults ---------------------------------------------------------------------------------------
