@@ -373,8 +373,12 @@ def test_a_list_that_is_late_is_not_taken_for_none(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the only provider has not told yet, the catalog fails as it may pass."""
+
+    def silent(peer: Peer) -> None:
+        peer.see_leave()
+
     monkeypatch.setattr(providers, "WAIT_SECONDS", 0.01)
-    with HandMade(lambda peer: peer.see_leave()) as server:
+    with HandMade(silent) as server:
         upstream = make(mute={"base_url": server.url})
         with pytest.raises(UpstreamError) as caught:
             upstream.catalog(Line())
