@@ -32,8 +32,8 @@ _URL = re.compile(rf"data:{_TYPE}(?<=;base64),", re.IGNORECASE)
 URL_MAX = 400  # characters of a data: URL before its data
 _BASE64 = re.compile(r"[A-Za-z0-9+/=_%-]*")
 _QUOTED = re.compile(r"[^\s<>()]*")  # data that is not base64, in an image's parentheses
-_AFTER = re.compile(r">?[ \t]*(?:\"[^\"\n]{0,300}\"|'[^'\n]{0,300}')?[ \t]*\)")
-_AFTER_SO_FAR = re.compile(r">?[ \t]*(?:\"[^\"\n]{0,300}\"?|'[^'\n]{0,300}'?)?[ \t]*")
+_AFTER = re.compile(r">?[ \t]{0,100}+(?:\"[^\"\n]{0,300}\"|'[^'\n]{0,300}')?[ \t]{0,100}+\)")
+_AFTER_SO_FAR = re.compile(r">?[ \t]{0,100}+(?:\"[^\"\n]{0,300}\"?|'[^'\n]{0,300}'?)?[ \t]{0,100}+")
 _FENCE = re.compile(r"[ \t>]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)?(`{3,}|~{3,})")
 _MARK = re.compile("[!,]")
 _NO_BREAK = frozenset(")]}|.,;:?'\"")
