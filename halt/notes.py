@@ -25,7 +25,7 @@ BLANK_MOST = 200  # characters of white space behind a note that are waited for
 _FORMS = tuple(form.lower() for note in NOTES for form in (note, note.replace(".]", "]")))
 _ANY = "|".join(re.escape(note).replace(r"\.\]", r"\.?\]") for note in NOTES)
 _NOTE = re.compile(_ANY, re.IGNORECASE)
-_CUT = re.compile(rf"^[ \t]*(?:{_ANY})[ \t]*(?:\n|\Z)|[ \t]*(?:{_ANY})\s*\Z", re.I | re.M)
+_CUT = re.compile(rf"^[ \t]*(?:{_ANY})[ \t]*(?:\n|\Z)|(?<![ \t])[ \t]*(?:{_ANY})\s*\Z", re.I | re.M)
 
 
 def before_prompt(note: str, prompt: str) -> str:

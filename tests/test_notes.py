@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,3 +110,10 @@ def test_prompts_that_are_about_notes() -> None:
 def test_saved_answers_are_told_without(text: str, shown: str) -> None:
     """The same, of a text that is whole."""
     assert without_notes(text).split() == shown.split()
+
+
+def test_blanks_take_bounded_time() -> None:
+    """An answer of blanks, or with a note behind a great many of them."""
+    start = time.process_time()
+    assert without_notes(f"{' ' * 200_000}x{STOPPED}").strip() == "x"
+    assert time.process_time() - start < 1
