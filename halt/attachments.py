@@ -22,7 +22,7 @@ TITLE_MAX = 200  # characters
 FOUND_MAX = 1_000  # pictures and sources of one event
 
 _ADDRESS = re.compile(r"https?://[^\s<>\"\\]{1,2000}", re.IGNORECASE)
-_DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?[^,\s]{0,200},", re.IGNORECASE)
+_DATA = re.compile(r"data:([\w.+-]{1,60}/[\w.+-]{1,60})?[^,\s]{0,200},", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}")
 _PICTURED = re.compile(r"image|picture|photo", re.IGNORECASE)
 _DECORATION = re.compile(r"icon|logo|thumb|avatar", re.IGNORECASE)

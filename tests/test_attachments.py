@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -160,3 +161,11 @@ def test_sources_are_bounded() -> None:
     events = [Extra(chunk={"citations": [f"{A}/{n}"]}) for n in range(SOURCES_MAX + 50)]
     (fold,) = folded(*events)
     assert len(fold.text.split("\n")) == SOURCES_MAX
+
+
+def test_a_long_text_takes_bounded_time() -> None:
+    """Also where it begins like a data: URL."""
+    start = time.process_time()
+    fields = {"images": [f"data:a/b{'a' * 100_000} x"] * 20}
+    assert not list(found(Extra(delta=fields)))
+    assert time.process_time() - start < 1
