@@ -296,8 +296,8 @@ def _formula_at(text: str, at: int) -> int:
     opening = DISPLAY.match(text, at)
     if opening and opening[1]:
         mark = f"\\end{{{opening[1]}}}"
-        end = text.find(mark, at) + len(mark)
-        return end if at < end <= at + FORMULA_MAX else 0
+        end = text.find(mark, at, at + FORMULA_MAX)
+        return end + len(mark) if end >= 0 else 0
     for pattern in FORMULAS:
         if not (found := pattern.match(text, at, at + FORMULA_MAX)):
             continue

@@ -446,6 +446,11 @@ def test_marks_without_end_take_bounded_time(source: str) -> None:
     assert time.process_time() - start < 8
 
 
+def test_an_environment_that_is_not_closed_is_text() -> None:
+    """Its first mark is no formula."""
+    assert render("\\begin{align}\nx") == "<p>\\begin{align}<br>\nx</p>\n"
+
+
 # --- Limits -------------------------------------------------------------------------------------
 
 
