@@ -15,9 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from halt.loose_json import clean, index_of
+
 DEPTH_MAX = 8  # levels of a body that are read
 TEXT_MAX = 20_000  # characters of a body that are read
 ITEMS_MAX = 8  # errors of a list that are told
+VALUES_MAX = 200  # values of a body that are read; one may be read under several names
+DURATION_MAX = 100  # characters of a text that is read as a time
 
 #: Fields that hold words, as `_plain` writes their names. All of them are told, the outer first.
 _WORDS = (
@@ -78,11 +82,11 @@ _WAIT = re.compile(
     rf"({_GLUED}{_DURATION}(?:(?:,|\s|\band\b)*{_DURATION})*)",
     re.IGNORECASE,
 )
-_MARKUP = re.compile(r"\s*(?:<!--.*?-->\s*)*<[!?a-z]", re.IGNORECASE | re.DOTALL)
-_HIDDEN = re.compile(r"<(script|style|svg|head)\b.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
+_MARKUP = re.compile(r"\s*<[!?a-z]", re.IGNORECASE)
+_HIDDEN = re.compile(r"<(script|style|svg|title)\b.*?(?:</\1\s*>|\Z)", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^<>]*>")
 _TITLES = tuple(
-    re.compile(rf"<{tag}\b[^>]*>(.*?)</{tag}\s*>", re.IGNORECASE | re.DOTALL)
+    re.compile(rf"<{tag}\b[^<>]*>(.*?)(?:</{tag}\s*>|\Z)", re.IGNORECASE | re.DOTALL)
     for tag in ("title", "h1", "h2", "message")
 )
 _EMPTY_TITLE = re.compile(r"error(?: response)?!?", re.IGNORECASE)
@@ -102,6 +106,7 @@ class Said:
     is_page: bool = False
     reasons: bool = False  # it lists reasons for which content was refused
     limits: dict[str, Any] = field(default_factory=dict)  # headers that a router passes on
+    left: int = VALUES_MAX  # values that may still be read
 
     def has(self, *parts: str) -> bool:
         """Whether a label contains one of these."""
@@ -129,8 +134,9 @@ def seconds_of(value: object, unit: str = "s") -> float | None:
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, int | float):
-        return value * _UNITS[unit] if value >= 0 else None
-    text = str(value).strip()
+        count = clean(value)
+        return count * _UNITS[unit] if count is not None and count >= 0 else None
+    text = str(value)[:DURATION_MAX].strip()
     try:
         number = float(text)
     except ValueError:
@@ -191,15 +197,16 @@ def _joined(pieces: Iterable[str]) -> str:
 
 
 def _pieces(value: object, said: Said, depth: int) -> list[str]:
-    if depth > DEPTH_MAX:
+    if not isinstance(value, str | list | dict) or depth > DEPTH_MAX or said.left <= 0:
         return []
+    said.left -= 1
     if isinstance(value, str):
         return _of_text(value, said, depth)
     if isinstance(value, list):
         items = (_joined(_pieces(item, said, depth + 1)) for item in value[:ITEMS_MAX])
         told = "; ".join(dict.fromkeys(item for item in items if item))
         return [told] if told else []
-    return _of_object(value, said, depth) if isinstance(value, dict) else []
+    return _of_object(value, said, depth)
 
 
 def _of_object(value: Mapping[Any, Any], said: Said, depth: int) -> list[str]:
@@ -263,8 +270,9 @@ def _note(fields: Mapping[str, Any], said: Said) -> None:
     for name, each in fields.items():
         if name in _LABELS and (label := _label(each)):
             said.labels.append(label)
-            if label.isdigit() and 400 <= int(label) <= 599 and said.status is None:
-                said.status = int(label)
+            status = index_of(label)
+            if status is not None and 400 <= status <= 599 and said.status is None:
+                said.status = status
         elif name in _WAITS and said.wait is None:
             said.wait = seconds_of(each)
         elif name in {"retryafterms", "retrydelayms"} and said.wait is None:
@@ -291,8 +299,9 @@ def _embedded(text: str, said: Said, depth: int) -> list[str]:
     start = min(at for at in (text.find("{"), text.find("[")) if at >= 0)
     for at in {start, text.find("{")}:
         value, end = _decoded(text, at)
-        inner = Said()
+        inner = Said(left=said.left)
         pieces = _pieces(value, inner, depth + 1) if _is_error_like(value) else []
+        said.left = inner.left
         if pieces:
             said.labels += inner.labels
             said.status = said.status or inner.status
@@ -317,7 +326,7 @@ def _decoded(text: str, start: int) -> tuple[object, int]:
     if _PYTHON.match(text, start):
         end = max(text.rfind("}"), text.rfind("]")) + 1
         try:
-            return ast.literal_eval(text[start:end]), end
+            return clean(ast.literal_eval(text[start:end])), end
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             pass
     return None, start
@@ -332,7 +341,7 @@ def written(text: str) -> object:
 def _is_error_like(value: object) -> bool:
     """Whether a value has a field for words, so that it is no schema or example in a sentence."""
     if isinstance(value, list):
-        return bool(value) and _is_error_like(value[0])
+        value = value[0] if value else None
     return isinstance(value, dict) and any(
         plain_name(name) in _WORDS or str(name).lower().endswith("exception") for name in value
     )

@@ -146,15 +146,16 @@ _OPTION = _phrases(
 _OPTION_LABELS = ("unsupported_parameter", "unknown_parameter", "extra_forbidden", "unknown_field")
 
 _LONG = (
-    r"(?:too (?:long|large|big|many)|exceed\w*"
+    r"(?:too (?:long|large|big|many)|exceed\w{0,10}"
     # "must be greater than 0" is about a value that is too small
     r"|(?<!must be )(?<!should be )(?<!must have )(?<!should have )(?<!must contain )"
-    r"(?<!should contain )(?:longer|larger|greater|more|bigger) than"
-    r"|over(?:flow|run)\w*|beyond|(?:does|do|will)(?: not|n.t) fit|above|past|over)"
+    r"(?<!should contain )(?:longer|larger|greater|more|bigger) than|over(?:flow|run)\w{0,10}"
+    r"|beyond|(?:does|do|will)(?: not|n.t) fit|above|past|over)"
 )
 _CONTEXT = _phrases(
     # the prompt, and that it is too long
-    rf"(?<![\w.'\[])(?:prompt|inputs?|input (?:token|text|length|sequence)\w*|conversation|context"
+    rf"(?<![\w.'\[])(?:prompt|inputs?|input (?:token|text|length|sequence)\w{{0,10}}"
+    rf"|conversation|context"
     rf"|chat history|history|messages|token count|sequence|instruction)`?(?![\w\[.'])"
     rf".{{0,70}}\b{_LONG}",
     rf"{_LONG}.{{0,60}}\b(?:context|maximum (?:prompt|input)|prompt (?:length|limit)"
@@ -190,15 +191,18 @@ _ANSWER = _phrases(
     rf"range of (?:{_MAX})|at most \d+ (?:completion|output) tokens",
 )
 _ASKED_PROMPT = re.compile(
-    r"(\d+)(?: tokens)? (?:in|from|of|for) (?:the |your |input |text )*(?:messages|prompt|input)"
-    r"|(\d+) `?(?:input|prompt|inputs)`? tokens|(?:prompt|input)\w*\W{1,3}(\d+) tokens"
+    r"(?<!\d)(\d+)(?: tokens)? (?:in|from|of|for) (?:the |your |input |text )*"
+    r"(?:messages|prompt|input)"
+    r"|(?<!\d)(\d+) `?(?:input|prompt|inputs)`? tokens|(?:prompt|input)\w*\W{1,3}(\d+) tokens"
     r"|context limit: (\d+) \+",
     re.IGNORECASE,
 )
 _ASKED_ANSWER = re.compile(
-    r"(\d+)(?: tokens)? (?:in|for|from|of) (?:the |your )?(?:completion|output|answer|response)"
-    r"|too large: (\d+)|(\d+) [`'\"]?max_\w*tokens|max_\w*tokens\W{1,3}(\d+)|limit: \d+ \+ (\d+)"
-    r"|(\d+) (?:output|completion) tokens",
+    r"(?<!\d)(\d+)(?: tokens)? (?:in|for|from|of) (?:the |your )?"
+    r"(?:completion|output|answer|response)"
+    r"|too large: (\d+)|(?<!\d)(\d+) [`'\"]?max_\w*tokens|max_\w*tokens\W{1,3}(\d+)"
+    r"|limit: \d+ \+ (\d+)"
+    r"|(?<!\d)(\d+) (?:output|completion) tokens",
     re.IGNORECASE,
 )
 _MODEL_MISSING = _phrases(

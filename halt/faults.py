@@ -19,13 +19,14 @@ import httpx2
 from halt.error_body import Said, plain_name, read, seconds_of
 from halt.error_code import code_of, is_overloaded
 from halt.errors import CODES, OVERLOADED, Interrupted, UpstreamError
+from halt.loose_json import index_of
 from halt.transport import NoConnection, ProxyFault, TLSTimeout
 
 logger = logging.getLogger(__name__)
 
 WAIT_MAX = 86_400.0 * 31  # seconds; a server that says more says nothing
 HEADER_MAX = 86_400.0  # seconds; of a header
-_LIMITS = re.compile(r"limit:? (\d[\d,]*).{0,60}?requested:? (\d[\d,]*)", re.IGNORECASE)
+_LIMITS = re.compile(r"limit:? (\d[\d,]{0,15}).{0,60}?requested:? (\d[\d,]{0,15})", re.IGNORECASE)
 
 _FAILURE = re.compile(r"error|exception|fail", re.IGNORECASE)
 
@@ -100,7 +101,9 @@ def _says(value: object) -> bool:
         return any(map(_is_told, fields.values())) and not _succeeds(fields)
     if isinstance(value, str):
         return value.strip().lower() not in {*_SUCCESS, "null", "false"}
-    return value is True or (isinstance(value, list) and any(_says(each) for each in value))
+    return value is True or (
+        isinstance(value, list) and any(_says(x) for x in value if not isinstance(x, list))
+    )
 
 
 def _is_told(value: object) -> bool:
@@ -116,7 +119,7 @@ def _succeeds(fields: Mapping[str, Any]) -> bool:
 
 
 def _is_success(code: str) -> bool:
-    return code in _SUCCESS or (code.isdigit() and 200 <= int(code) < 300)
+    return code in _SUCCESS or 200 <= (index_of(code) or 0) < 300
 
 
 def _fails(value: object) -> bool:
@@ -135,10 +138,11 @@ def _fails(value: object) -> bool:
         if code is None or isinstance(code, bool | dict | list):
             continue
         text = str(code).strip().lower()
-        if name == "status" and not text.isdigit():  # "completed", "in_progress", "failed"
+        number = index_of(text)
+        if name == "status" and number is None:  # "completed", "in_progress", "failed"
             if text.startswith(("err", "fail")):
                 return True
-        elif name == "status" and int(text) < 400:
+        elif name == "status" and number is not None and number < 400:
             continue
         elif not _is_success(text):
             return True

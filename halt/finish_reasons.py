@@ -88,7 +88,8 @@ def known_reason(given: object) -> str | None:
     if isinstance(given, str):
         return given if given in KNOWN else _compared(given)
     if isinstance(given, Mapping):  # {"reason": "length"}, {"type": "stop"}
-        return known_reason(given.get("reason") or given.get("type"))
+        inner = given.get("reason") or given.get("type")
+        return known_reason(inner) if isinstance(inner, str) else None
     return STOP if given is True else None
 
 

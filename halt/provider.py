@@ -293,9 +293,9 @@ def _models(body: bytes, secret: str) -> list[Model]:
         raise UpstreamError("upstream_web_page", page_words(text)).without(secret)
     try:
         value = json.loads(text)
+        models = models_of(value)
     except (ValueError, RecursionError) as exc:
         raise UpstreamError("upstream_invalid", sentence=BAD_LIST) from exc
-    models = models_of(value)
     if models is None:
         if (error := error_of(value)) is not None:
             raise error.without(secret)

@@ -11,6 +11,7 @@ import copy
 import itertools
 import json
 import random
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -231,6 +232,25 @@ def test_a_web_page_is_told_as_one(page: bytes, label: str) -> None:
     decoder.label = label
     assert play(decoder, [page]).code == "upstream_web_page"
     assert chat(*every_byte(page)).code == "upstream_web_page"
+
+
+def test_comments_without_a_page_take_bounded_time() -> None:
+    """A line of comments, with no tag of a page behind them."""
+    start = time.process_time()
+    chat(b"<!---->" * 1_000 + b"x\n")
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        data(b'{"error":' + b"[" * 900 + b"]" * 900 + b"}"),
+        data(b'{"choices":[{"finish_reason":' + b'{"reason":' * 900 + b"1" + b"}" * 900 + b"}]}"),
+    ],
+)
+def test_values_in_values_break_nothing(body: bytes) -> None:
+    """However deep they are, they end no answer."""
+    assert chat(body, data(chunk({"content": "a"})), DONE).text == "a"
 
 
 def test_a_label_is_told_where_nothing_else_is() -> None:

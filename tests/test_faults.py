@@ -6,6 +6,7 @@ The bodies are what servers send; where one is known for it, its name stands bes
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import httpx2
@@ -1352,3 +1353,68 @@ def test_an_empty_event_of_errors_is_no_error() -> None:
     """Some servers end every stream with one."""
     empty: list[object] = [None, "", {}, []]
     assert [error_of(value, event="error") for value in empty] == [None] * 4
+
+
+# --- hostile values -------------------------------------------------------------------------------
+
+
+def tree(names: list[str], depth: int) -> object:
+    return {name: tree(names, depth - 1) for name in names} if depth else ""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"code": "\u00b2", "message": "x"},
+        {"status": "\u00b2", "message": "x", "code": 1},
+        {"code": "1" * 5_000, "message": "x"},
+        {"error": {"message": "x", "status": "\u00b2"}},
+        {"error": {"message": "x", "retry_after": 10**400}},
+        {"error": {"message": f"Rate limit: {'1' * 5_000} requested: 2", "code": "rate_limit"}},
+        {"error": f"x {{'error': 'x', 'code': 0x{'f' * 9_000}}}"},
+    ],
+)
+def test_numbers_that_are_none_break_nothing(value: object) -> None:
+    """A code, a status, a limit or a wait of any size and writing leaves the error an error."""
+    assert error_of(value) is not None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"error": {"message": "x", "retry_after": "1" * 200_000 + "x"}},
+        {"error": {"message": "exceed" * 4_000}},
+        {"error": {"message": "0" * 20_000}},
+        {"error": {"message": "<h1>" * 5_000}},
+        {"error": {"message": "<script" * 3_000}},
+        {"error": {"message": "<!---->" * 3_000}},
+        {"error": tree(["title", "description", "info", "body"], 8)},
+    ],
+)
+def test_an_error_takes_bounded_time(value: object) -> None:
+    """Also one that is made to take long."""
+    start = time.process_time()
+    assert error_of(value) is not None
+    assert time.process_time() - start < 1
+
+
+def test_an_error_without_depth_limit_is_read() -> None:
+    """Lists in lists are no error, however many there are."""
+    value: list[Any] = []
+    for _ in range(900):
+        value = [value]
+    assert error_of({"error": value}) is None
+    assert error_of({"error": {"message": "x", "details": value}}) is not None
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ("<title>Busy", "Busy"),
+        ("<head><title>Error</title><style>a</style></head><p>Come back later", "Come back later"),
+        ("<p>Wait<script>var a;", "Wait"),
+    ],
+)
+def test_a_page_that_breaks_off_is_read(page: str, words: str) -> None:
+    """What has no end tag ends with the page."""
+    assert refusal(502, page).detail == words

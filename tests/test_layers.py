@@ -34,6 +34,7 @@ VENDOR = ROOT / "static" / "vendor"
 LAYERS = {
     "embedded": 0,
     "errors": 0,
+    "loose_json": 0,
     "error_body": 0,
     "error_code": 0,
     "model_list": 0,
@@ -67,7 +68,6 @@ LAYERS = {
     "titles": 3,
     "faults": 2,
     "decoder": 2,
-    "loose_json": 2,
     "gathering": 2,
     "think_tags": 2,
     "extras": 2,
