@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import cache
 
 from halt.events import Content, Delta, Extra
 
@@ -59,8 +60,8 @@ class NoteFilter:
     __slots__ = ("_discussed", "_last", "held")
 
     def __init__(self, discussed: Callable[[], bool], last: Callable[[], str]) -> None:
-        """`discussed` is asked when a whole note has come; `last` gives the last line so far."""
-        self._discussed = discussed
+        """`discussed` is asked once, when a whole note has come; `last` gives the last line so far."""
+        self._discussed = cache(discussed)
         self._last = last
         self.held = ""
 
