@@ -60,7 +60,7 @@ class NoteFilter:
     __slots__ = ("_discussed", "_last", "held")
 
     def __init__(self, discussed: Callable[[], bool], last: Callable[[], str]) -> None:
-        """`discussed` is asked once, when a whole note has come; `last` gives the last line so far."""
+        """`discussed` is asked once, when a whole note has come; `last` gives the last line."""
         self._discussed = cache(discussed)
         self._last = last
         self.held = ""

@@ -244,6 +244,11 @@ class Provider:
             if len(about) < LEARNT_MAX:
                 about.add(model)
 
+    def _forget(self, about: set[str], model: str) -> None:
+        """What was learnt of a model is so no more."""
+        with self._lock:
+            about.discard(model)
+
     def _ask(self, line: Line) -> list[str]:
         return [model.name for model in self._listed(line)]
 

@@ -215,8 +215,8 @@ class OpenAIUpstream(Provider):
                 raise refusal from None  # it was about something else
         logger.info("%s is refused in messages for %s", ", ".join(sorted(refused)), model)
         with self._lock:
-            if len(self._unreturned) < LEARNT_MAX:
-                self._unreturned[model] = refused
+            if model in self._unreturned or len(self._unreturned) < LEARNT_MAX:
+                self._unreturned[model] = self._unreturned.get(model, frozenset()) | refused
         return response
 
     def _create(
@@ -231,24 +231,34 @@ class OpenAIUpstream(Provider):
         A refusal counts where the request is taken without that name.
         """
         known = {name for name, models in self._refused.items() if model in models}
-        refused = set(known)
+        refused, sent = set(known), set[str]()
         while True:
             asked = _renamed({**options, "stream_options": USAGE}, refused)
+            sent |= asked.keys()
             try:
                 response = completions.create(
                     model=model, messages=messages, stream=True, **asked
                 ).http_response
             except (openai.BadRequestError, openai.UnprocessableEntityError) as exc:
                 name = next((each for each in asked if _is_refused(each, exc.response)), "")
-                if not name or name in refused or OTHER_NAMES[name] in refused:
+                if not name or OTHER_NAMES[name] in sent:
                     raise
                 refused.add(name)
+                refused.discard(OTHER_NAMES[name])  # the server has changed since
             else:
                 break
-        for name in refused - known:
-            logger.info("%s is refused for %s", name, model)
-            self._learn(self._refused[name], model)
+        for name in refused ^ known:
+            logger.info("%s is %s for %s", name, "refused" if name in refused else "taken", model)
+        if refused != known:
+            self._learn_refused(model, refused)
         return response
+
+    def _learn_refused(self, model: str, refused: set[str]) -> None:
+        for name, models in self._refused.items():
+            if name in refused:
+                self._learn(models, model)
+            else:
+                self._forget(models, model)
 
     def _list(self) -> httpx2.Response:
         return self._models.list().http_response
@@ -263,7 +273,7 @@ def _renamed(options: dict[str, Any], refused: set[str]) -> dict[str, Any]:
     renamed: dict[str, Any] = {}
     for name, value in options.items():
         other = OTHER_NAMES.get(name)
-        if name not in refused or other in refused:
+        if name not in refused:
             renamed[name] = value
         elif other:
             renamed[other] = options.get(other, value)

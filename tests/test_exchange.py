@@ -410,6 +410,25 @@ def test_a_value_that_is_refused_is_told_at_once(words: str) -> None:
     assert words in fault.message
 
 
+def test_a_server_that_changes_its_mind_is_learnt_anew() -> None:
+    """What was refused once is tried again where the other name is refused."""
+    taken = "max_completion_tokens"
+
+    def serve(_: str, __: str, body: dict[str, Any]) -> bytes:
+        wrong = "max_tokens" if taken == "max_completion_tokens" else "max_completion_tokens"
+        return refused(f"Unsupported parameter: {wrong}") if wrong in body else answered()
+
+    with Server(serve) as server, provider("openai", server.url) as upstream:
+        assert ask(upstream, max_tokens=50) == "A"
+        taken = "max_tokens"
+        assert [ask(upstream, **{name: 50}) for name in (taken, "max_completion_tokens")] == [
+            "A",
+            "A",
+        ]
+    assert len(server.asked) == 5
+    assert all(body.get("max_tokens") == 50 for _, _, body in server.asked[3:4])
+
+
 def test_a_server_that_refuses_both_names_is_asked_twice() -> None:
     """It is told then, and not asked in a circle."""
 
