@@ -20,7 +20,7 @@ from tests.burst import burst, bursts
 from tests.conftest import ROOT, HaltServer, halt_environment
 from tests.fake_openai import FakeOpenAI
 
-STARTS = 30
+STARTS = 10
 
 SOURCES = sorted([*(ROOT / "halt").rglob("*.py"), ROOT / "app.py", ROOT / "gunicorn.conf.py"])
 
