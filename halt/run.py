@@ -512,11 +512,12 @@ class Run(Recording):
         self._loading_pause = min(2 * self._loading_pause, LOADING_PAUSE_MAX)
         limit = self._config.first_byte_timeout
         waited_then = now() + wait - self.meter.last_at
-        asks_too_much = wait > limit
-        if asks_too_much or (fault.code != "model_loading" and waited_then > READY_LIMIT):
+        if fault.code != "model_loading" and waited_then > READY_LIMIT:
             raise fault
         if waited_then > limit:
-            raise fault.hinting(f"Halt waits for {limit:g} s: HALT_FIRST_BYTE_TIMEOUT.")
+            raise fault.hinting(
+                f"Halt waits for {limit:g} s. HALT_FIRST_BYTE_TIMEOUT sets this limit."
+            )
         told = self.id, fault.code, wait
         logger.info("stream %s: %s, asking again in %.1f s", *told, extra=about(self.request_id))
         if self.switch.event.wait(wait):
