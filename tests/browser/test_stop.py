@@ -192,6 +192,8 @@ def test_a_long_silence_has_a_stop_beside_it(chat: Chat) -> None:
     waiting = chat.answer.locator(".silence")
     stop = chat.answer.get_by_role("button", name="Stop")
     expect(chat.answer.locator(".fold .label")).to_have_text("Thinking…")
+    # Nothing more comes, so nothing ends the silence that the clock makes.
+    expect(chat.answer.locator(".folded")).to_have_text("thought0 thought1 ")
     expect(stop).to_be_hidden()
     chat.page.clock.run_for(95_000)
     expect(waiting).to_have_text(re.compile(r"^No text for 1:3[5-9]$"))
