@@ -324,13 +324,7 @@ class UpstreamError(HaltError):
 
     def once(self) -> UpstreamError:
         """This error, after which the request is not sent again without being asked to."""
-        return UpstreamError(
-            self.code,
-            self.detail,
-            retry_after=self.retry_after,
-            hint=self.hint,
-            **{**self._own, "resend": False},
-        )
+        return self._with(self.detail, self.hint, resend=False)
 
     def instead(self, code: str, *, sentence: str = "") -> UpstreamError:
         """What this one says, with another code."""
@@ -347,9 +341,9 @@ class UpstreamError(HaltError):
             return self
         return self._with(detail, hint)
 
-    def _with(self, detail: str, hint: str) -> UpstreamError:
+    def _with(self, detail: str, hint: str, **own: Any) -> UpstreamError:
         return UpstreamError(
-            self.code, detail, retry_after=self.retry_after, hint=hint, **self._own
+            self.code, detail, retry_after=self.retry_after, hint=hint, **{**self._own, **own}
         )
 
 
