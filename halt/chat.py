@@ -195,7 +195,10 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Reply(Protocol):
-    """An answer that is coming in. Used by one thread at a time, apart from its Line."""
+    """An answer that is coming in. Used by one thread at a time, apart from its Line.
+
+    It is read from a socket, which blocks until `unblock`; the relay then waits for it.
+    """
 
     @property
     def model(self) -> str:
@@ -213,14 +216,28 @@ class Reply(Protocol):
     def opaque(self) -> Any:
         """What goes back with this answer when tools were called, None for most providers."""
 
-    def read(self, timeout: float) -> Part:
-        """What comes next. Raises Quiet after `timeout` seconds of silence, UpstreamError."""
+    def fileno(self) -> int:
+        """The descriptor of the socket that it is read from."""
 
-    def finish(self) -> None:
-        """After the end: make the connection ready for the next request, or close it."""
+    def unblock(self) -> None:
+        """Let `read` wait for nothing from now on."""
+
+    @property
+    def pending(self) -> bool:
+        """`read` has something to say now, whether or not the socket can be read."""
+
+    @property
+    def complete(self) -> bool:
+        """All of the response was read, so that `close` can keep the connection."""
+
+    def read(self) -> Part:
+        """What has come. Raises Quiet where that is nothing, UpstreamError.
+
+        While the socket blocks, Quiet comes after halt.line.TICK seconds of silence.
+        """
 
     def close(self) -> None:
-        """Close the connection, at any point."""
+        """Keep the connection for the next request where it is fit for one, else close it."""
 
 
 class Upstream(Protocol):

@@ -22,7 +22,7 @@ from halt.errors import HaltError, Interrupted
 from halt.events import Event, encode, is_terminal
 from halt.generation import Generations, Receipt
 from halt.http1 import Body
-from halt.line import TICK, Line, Quiet, limited, on_line
+from halt.line import Line, Quiet, limited, on_line
 from halt.metrics import now
 from halt.provider_settings import setup
 from halt.transport import Transport
@@ -80,7 +80,7 @@ class Local:
 
     def start(self, request: ChatRequest) -> Iterator[Group]:
         run = self._generations.start(request)
-        viewer = self._generations.view(run, None)
+        viewer = self._generations.view(run)
         try:
             yield from run.follow(0, viewer)
         finally:
@@ -348,7 +348,7 @@ def _read(response: httpx2.Response) -> Iterator[Group]:
     heard_at = now()
     while True:
         try:
-            raw = body.read(TICK)
+            raw = body.read()
         except Quiet:
             if now() - heard_at > SILENCE_MAX:
                 raise Dropped("silence") from None

@@ -176,6 +176,11 @@ class Config:
         "HALT_RETRIES", 2, "Retries of a run that failed before its first token", low=0, high=10
     )
 
+    relay_writes: bool = _setting(
+        "HALT_RELAY_WRITES",
+        True,
+        "Let one thread write to all clients; 0: each stream's own thread does, which costs more",
+    )
     max_streams: int = _setting(
         "HALT_MAX_STREAMS", 200, "Streams open at once, in all workers together", low=1, high=2000
     )

@@ -415,11 +415,25 @@ class SeamReply:
     def opaque(self) -> Any:
         return self._reply.opaque
 
-    def read(self, timeout: float) -> Part:
+    def fileno(self) -> int:
+        return self._reply.fileno()
+
+    def unblock(self) -> None:
+        self._reply.unblock()
+
+    @property
+    def pending(self) -> bool:
+        return self._fault is not None or self._reply.pending
+
+    @property
+    def complete(self) -> bool:
+        return self._reply.complete
+
+    def read(self) -> Part:
         if self._fault is not None:
             raise self._fault
         try:
-            part = self._reply.read(timeout)
+            part = self._reply.read()
         except UpstreamError as fault:
             if not (rest := self._seam.end()):
                 raise
@@ -450,9 +464,6 @@ class SeamReply:
         if part.ended and (rest := self._seam.end()):
             events.append(Content(rest))
         return events
-
-    def finish(self) -> None:
-        self._reply.finish()
 
     def close(self) -> None:
         self._reply.close()

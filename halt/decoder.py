@@ -103,6 +103,11 @@ class EventDecoder:
         """Whether a part of an answer has come."""
         return self._understood
 
+    @property
+    def has_failed(self) -> bool:
+        """An UpstreamError came behind text which was returned before: see `check`."""
+        return self._fault is not None
+
     def check(self) -> None:
         """Raise the UpstreamError that came behind text which was returned before, if any."""
         if self._fault is not None:

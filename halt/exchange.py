@@ -58,7 +58,7 @@ def _moved(request: httpx2.Request, response: httpx2.Response) -> httpx2.Request
     location = response.headers["location"]
     body = response.extensions.get("halt.body")
     if isinstance(body, Body):
-        body.finish()
+        body.close()
     response.close()
     try:
         url = request.url.join(location)

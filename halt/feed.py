@@ -172,7 +172,7 @@ class Followers:
 
         The interpreter waits at its exit for one that is no `daemon`.
         """
-        viewer = self._generations.view(run, None)
+        viewer = self._generations.view(run)
 
         def follow() -> None:
             try:
@@ -181,7 +181,6 @@ class Followers:
                 logger.exception("following stream %s", run.id)
             finally:
                 self._generations.unview(run, viewer)
-                run.settle(drain=True)
                 with self._lock:
                     self._threads.discard(thread)
 

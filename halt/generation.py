@@ -4,20 +4,21 @@ Shared things and their locks:
 - `_lock`: the tables of runs and the counts. No file, no other process and no thread's start is
   waited for while it is held; order: `_lock`, then the stop registry's own lock.
 - places and IDs in use are locks of the kernel (`halt.slots`), taken and given back without it.
-- each run's own locks: see `halt.run`.
+- each run's own state: see `halt.run`.
 
-One thread, the keeper, looks at every run each KEEPER_TICK seconds: limits, viewers that left, runs
-that nobody pumps, logs that need not be kept any longer, the server's shutdown. A fault in one
+Two threads serve all runs: the relay (see `halt.relay`), and the keeper, which does what the relay
+may not (the work at an end, in the order of the ends), and each KEEPER_TICK seconds looks at logs
+that need not be kept any longer, at the server's shutdown and at the relay itself. A fault in one
 run's turn is logged and ends nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
+import os
 import secrets
-import select
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -41,21 +42,23 @@ from halt.errors import (
 from halt.metrics import now
 from halt.recorder import Recorder
 from halt.recording import Recording, Viewer
+from halt.relay import STALL_MAX, Relay
 from halt.request_ids import about, named
 from halt.run import Run
+from halt.serial import Serial
 from halt.slots import Slots, number_of
 from halt.stops import Pressed, StopRegistry, may_touch
 from halt.tools import Toolbox
 from halt.unheard import Unheard
 
 KEEPER_TICK = 0.25  # seconds
-SLOW_READER_MAX = 30.0  # seconds that one write to a reader may take; it can resume afterwards
 RECEIPT_WAIT = 0.25  # seconds that a Stop waits to see the upstream's connection closed
 ROOM_WAIT = 0.05  # seconds that a start waits for a place that is being given back
 ROOM_TICK = 0.01  # seconds between two looks for a place that another process gives back
 FORGET_STEP = 256  # finished runs that are let go of while the lock is held once
 CLOSE_WAIT = 2.0  # seconds that closing waits for the keeper, and for connections to be let go of
 RETRY_AFTER = 2.0  # seconds, told to clients that found no place
+RELAY_FAILED = 70  # exit status of a process whose relay has failed
 
 
 class Kept(Protocol):
@@ -145,12 +148,16 @@ class Generations:
         self._ids = Slots()
         #: Places for page streams, some for each session: whoever opens one takes it here.
         self.tabs = Slots()
-        self._views = 0  # readers that hold a thread of the server
-        self._watched: dict[Viewer, tuple[Recording, socket.socket]] = {}
+        self._views: dict[Viewer, Recording] = {}  # readers that hold a thread of the server
+        self._seats = 0  # their number, with connections that follow runs by themselves
         self._draining = False
-        self._keeper_lock = threading.Lock()  # protects the one below
-        self._keeper: threading.Thread | None = None
-        self._quit = threading.Event()
+        self.relay = Relay(self._relay_failed)
+        #: Whether a process whose relay has failed ends, for its parent to start another one.
+        self.ends_process = False
+        self._threads_lock = threading.Lock()  # one at a time starts the three threads
+        self._keeper = Serial("halt-keeper", KEEPER_TICK, self._look_around)
+        #: Draws what takes milliseconds, for the readers that the relay serves.
+        self.painter = Serial("halt-painter")
 
     # --- start, find, stop ------------------------------------------------------------------------
 
@@ -178,16 +185,13 @@ class Generations:
         if request.id and not noted and recorder is not None and recorder.knows(request.id):
             raise StreamInUse(f"The stream ID {request.id!r} is in use.", field="id")
         self._refuse_draining()
-        self._start_keeper()
+        self._start_threads()
         run = Run(
             request.id or secrets.token_urlsafe(16),
             request,
-            self.upstream,
-            self.config,
+            self,
             owner,
             partial(self._ended, on_end),
-            self._settled,
-            self._spawn,
             tools,
             grace,
             unheard=self._unheard,
@@ -211,10 +215,11 @@ class Generations:
         if recorder is not None:
             recorder.begin(run)
         self.on_begin()
+        self.relay.post(run.begin)
         if stopped:
             run.switch.press()
             run.discard()
-        elif not self._spawn(run, run.produce):
+        elif not self.spawn(run, run.work):
             run.discard()
         return run
 
@@ -382,25 +387,25 @@ class Generations:
 
     # --- viewers ----------------------------------------------------------------------------------
 
-    def view(self, run: Recording, client: socket.socket | None) -> Viewer:
-        """Begin to watch a run over `client`, whose end is noticed also in silence.
+    def view(self, run: Recording) -> Viewer:
+        """Begin to watch a run in a thread of the server.
 
         Raises AtCapacity: so many readers hold a thread that Stop would be the next to wait.
         """
         with self._lock:
             self._seat()
         try:
-            return self._join(run, client)
+            viewer = run.join()
         except BaseException:
             self.give_back_place()
             raise
+        self._views[viewer] = run
+        return viewer
 
     def unview(self, run: Recording, viewer: Viewer) -> None:
         """Watch no more; the reader's thread is free again. To be called once for each `view`."""
-        with self._lock:
-            self._views -= 1
-            self._watched.pop(viewer, None)
-            self._room.notify_all()
+        self._views.pop(viewer, None)
+        self.give_back_place()
         run.leave(viewer)
 
     @contextlib.contextmanager
@@ -424,25 +429,8 @@ class Generations:
     def give_back_place(self) -> None:
         """The connection is over. To be called once for each `take_place`."""
         with self._lock:
-            self._views -= 1
+            self._seats -= 1
             self._room.notify_all()
-
-    def watch(self, run: Recording, client: socket.socket) -> Viewer:
-        """Watch a run on behalf of another process, which answers for its threads itself."""
-        return self._join(run, client)
-
-    def _join(self, run: Recording, client: socket.socket | None) -> Viewer:
-        viewer = run.join()
-        if client is not None:
-            with self._lock:
-                self._watched[viewer] = (run, client)
-        return viewer
-
-    def unwatch(self, run: Recording, viewer: Viewer) -> None:
-        """To be called once for each `watch`."""
-        with self._lock:
-            self._watched.pop(viewer, None)
-        run.leave(viewer)
 
     def _seat(self) -> None:
         """Count one more reader. The lock is held. Raises AtCapacity.
@@ -450,79 +438,55 @@ class Generations:
         A place of a reader whose run has ended is waited for, up to ROOM_WAIT.
         """
         most = self.config.max_streams
-        if self._views >= most:
-            leaving = any(run.log.ended is not None for run, _ in self._watched.values())
-            if not (leaving and self._room.wait_for(lambda: self._views < most, ROOM_WAIT)):
+        if self._seats >= most:
+            leaving = any(run.log.ended is not None for run in list(self._views.values()))
+            if not (leaving and self._room.wait_for(lambda: self._seats < most, ROOM_WAIT)):
                 raise AtCapacity("All places for readers are taken.", retry_after=RETRY_AFTER)
-        self._views += 1
+        self._seats += 1
 
-    # --- the keeper -------------------------------------------------------------------------------
+    # --- the threads ------------------------------------------------------------------------------
 
-    def _start_keeper(self) -> None:
-        """Have the keeper run. Raises AtCapacity where the system has no thread for it."""
-        with self._keeper_lock:
-            if self._keeper is None:
-                keeper = threading.Thread(target=self._keep, name="halt-keeper", daemon=True)
-                try:
-                    keeper.start()
-                except RuntimeError as exc:
-                    raise AtCapacity(
-                        "There is no thread to be had.", retry_after=RETRY_AFTER
-                    ) from exc
-                self._keeper = keeper
-
-    def _keep(self) -> None:
-        while not self._quit.wait(KEEPER_TICK):
+    def _start_threads(self) -> None:
+        """Have the threads run. Raises AtCapacity where the system has none for them."""
+        threads = (self.relay, self._keeper, self.painter)
+        if all(thread.is_running for thread in threads):
+            return
+        with self._threads_lock:
             try:
-                if not self.alive():
-                    self.drain()
-                self._notice_departures()
-                self._forget_old()
-                self._unheard.tend(now())
-                self._tick()
-            except Exception:
-                logger.exception("keeper")
-            with self._lock:
-                live = list(self._live)
-            at = now()
-            for run in live:
-                try:
-                    self._tend(run, at)
-                except Exception:
-                    logger.exception("keeper, stream %s", run.id, extra=about(run.request_id))
+                for thread in threads:
+                    thread.start()
+            except RuntimeError as exc:
+                raise AtCapacity("There is no thread to be had.", retry_after=RETRY_AFTER) from exc
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Do this in the keeper's thread, in the order of the calls; it must not wait."""
+        self._keeper.put(work)
+
+    def _look_around(self) -> None:
+        began = self.relay.turn_began
+        if began is not None and now() - began > STALL_MAX:
+            self._relay_failed(TimeoutError(f"a turn of the relay takes over {STALL_MAX:g} s"))
+        if not self.alive():
+            self.drain()
+        self._forget_old()
+        self._unheard.tend(now())
+        self._tick()
 
     def _tick(self) -> None:
         """What else is done in each turn."""
 
-    def _tend(self, run: Run, at: float) -> None:
-        if run.log.ended is not None:
-            # Whoever should have let go of the connection may be stuck in a slow network.
-            if run.ended_at is not None and at - run.ended_at > 1.0:
-                run.settle()
-            return
-        verdict = run.check(at)
-        if verdict == "attend":
-            self._spawn(run, run.attend)
-        elif verdict == "no_viewer":
-            run.cancel("no_viewer")
-        elif isinstance(verdict, UpstreamError):
-            run.fail(verdict)
-
-    def _notice_departures(self) -> None:
+    def _relay_failed(self, fault: BaseException) -> None:
+        """The relay is dead, or as good as that: nothing may wait for it in silence."""
+        logger.critical("the relay has failed: %r", fault, exc_info=fault)
+        faulthandler.dump_traceback(all_threads=True)
+        if self.ends_process:
+            os._exit(RELAY_FAILED)
         with self._lock:
-            watched = list(self._watched.items())
-        at = now()
-        for viewer, (run, client) in watched:
-            since = viewer.writing_since
-            stuck = since is not None and at - since > SLOW_READER_MAX
-            if stuck or _has_left(client):
-                run.leave(viewer)
-                with self._lock:
-                    # Under the lock, since `unview` comes before the server closes the socket:
-                    # as long as the viewer is in the table, the socket's number is still its own.
-                    if self._watched.pop(viewer, None) and stuck:
-                        with contextlib.suppress(OSError):
-                            socket.socket.shutdown(client, socket.SHUT_RDWR)  # ends the write
+            self._draining = True
+            live = list(self._live)
+        for run in live:
+            run.fail(UpstreamError("internal", "the relay has failed"))
+            self.settled(run)
 
     def _forget_old(self) -> None:
         """Let go of finished runs whose time is over, the oldest first, and of those beyond the
@@ -572,17 +536,15 @@ class Generations:
         self.drain()
         if self._recorder is not None:
             self._recorder.close()
-        self._quit.set()
-        keeper = self._keeper
-        if keeper is not None and keeper is not threading.current_thread():
-            keeper.join(CLOSE_WAIT)
-        with self._lock:
-            live = list(self._live)
-        for run in live:
-            run.settle()  # whoever was to do it may be the one who calls this, in a callback
-        self._unheard.close(CLOSE_WAIT)
+        deadline = now() + CLOSE_WAIT
+        if self._keeper.is_current:  # a callback of an end calls this
+            while self._live and now() < deadline:
+                self._keeper.step(KEEPER_TICK)
+        self._unheard.close(max(0.0, deadline - now()))
         with self._lock:  # until no run can give a connection back any more
-            self._room.wait_for(lambda: not self._live, CLOSE_WAIT)
+            self._room.wait_for(lambda: not self._live, max(0.0, deadline - now()))
+        for thread in (self.relay, self.painter, self._keeper):
+            thread.close(max(0.0, deadline - now()))
         self.upstream.close()
 
     # --- small parts ------------------------------------------------------------------------------
@@ -601,10 +563,10 @@ class Generations:
                 field="messages",
             )
 
-    def _spawn(self, run: Run, body: Callable[[], None]) -> bool:
-        """A thread for a run. At most one of a run pumps, so there are about as many as places.
+    def spawn(self, run: Run, body: Callable[[], None]) -> bool:
+        """Do this in a thread. False: there is none to be had, and the run has failed.
 
-        False: there is none to be had, and the run has failed.
+        A run has one at most, so there are no more than places.
         """
 
         def work() -> None:
@@ -630,7 +592,7 @@ class Generations:
             if self._recorder is not None:
                 self._recorder.ended()
 
-    def _settled(self, run: Run) -> None:
+    def settled(self, run: Run) -> None:
         """The run needs its place no longer. Harmless when repeated."""
         with self._lock:
             place = self._live.pop(run, None)
@@ -656,21 +618,3 @@ def _listed(run: Run) -> Listed:
         run.log.last,
         run.characters,
     )
-
-
-def _has_left(client: socket.socket) -> bool:
-    """Whether the peer has closed its end."""
-    try:
-        mask = getattr(select, "POLLRDHUP", 0)
-        poller = select.poll()
-        poller.register(client, mask or select.POLLIN)
-        events = poller.poll(0)
-        if not events:
-            return False
-        if mask:
-            return True
-        return not socket.socket.recv(client, 1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except (OSError, ValueError):
-        return True

@@ -118,8 +118,9 @@ class Generation:
         self._viewer = run.join()
 
     def __del__(self) -> None:
-        # No lock may be taken here. The keeper sees it.
+        # No lock may be taken here. The relay sees it.
         self._viewer.gone = True
+        self._run.look_soon()
 
     def __repr__(self) -> str:
         return f"<Generation {self.id} {self.state}>"
@@ -180,7 +181,6 @@ class Generation:
             raise
         finally:
             run.leave(viewer)
-            run.settle(drain=True)
 
     @property
     def text_stream(self) -> Iterator[str]:
@@ -209,11 +209,10 @@ class Generation:
                 left = TICK if deadline is None else deadline - now()
                 if left <= 0:
                     raise TimeoutError(f"The generation is not over within {timeout:g} s.")
-                run.advance(run.log.last, min(left, TICK))
+                run.log.wait(float("inf"), min(left, TICK))
         except (KeyboardInterrupt, SystemExit):
             run.cancel("stop")
             raise
-        run.settle(drain=True)
         return outcome(run)
 
     # --- reading in an event loop -----------------------------------------------------------------

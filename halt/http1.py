@@ -1,8 +1,8 @@
 """HTTP/1.1 on a socket: the head of a request, the head of its response, its body as it comes.
 
-Sockets block, with SO_RCVTIMEO as a tick (over TLS: poll): one system call a read, and a `Quiet`
-each TICK seconds of silence for whoever has heartbeats to send. How long silence may last is not
-decided here.
+`Framing` and `Inflater` do no I/O. `Body` reads a socket that blocks, with SO_RCVTIMEO as a tick
+(over TLS: poll), or, after `unblock`, one that does not. How long silence may last is not decided
+here.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ from collections.abc import Callable, Iterator
 import httpx2
 
 from halt.line import TICK, Line, Quiet
-from halt.metrics import now
 
-READ_SIZE = 65_536  # bytes; one TLS record is at most 16 KiB
+READ_SIZE = 16_384  # bytes of one read, which is one turn of a stream; a TLS record has no more
 HEAD_MAX = 65_536  # bytes of a response's status line and headers
 REFUSAL_MAX = 1_048_576  # bytes of a body that is read as a whole: errors, the list of models
 CHUNK_LINE_MAX = 4_096  # bytes of a chunk's size line with its extensions
 LENGTH_DIGITS = 18  # of a Content-Length
 BODILESS = frozenset({204, 304})  # statuses whose responses have no body, whatever they say
 GZIP = b"\x1f\x8b\x08"  # the first bytes of a gzip stream
-INFLATED_MAX = 16_777_216  # bytes that one read may be inflated to
-DRAIN_SECONDS = 0.25  # to wait for the end of a body whose [DONE] was seen
+INFLATED_MAX = 65_536  # bytes that one read gives; what is more waits in the inflater
 
 
 class Unanswered(httpx2.ReadError):
@@ -120,10 +118,19 @@ class Inflater:
         self._label = label
         self._begun = b""  # all bytes so far, until something has come of them
         self._stream: zlib._Decompress | None = None
+        self._rest = b""  # bytes that are to be undone
         self.is_plain = False  # the body is not compressed, or what is left of it is not
 
+    @property
+    def pending(self) -> bool:
+        """More can be had by `feed(b"")`."""
+        return bool(self._rest)
+
     def feed(self, data: bytes) -> bytes:
-        """What these bytes stand for, perhaps nothing yet. Raises zlib.error."""
+        """What these bytes stand for, perhaps nothing yet, INFLATED_MAX bytes of it at most.
+
+        Raises zlib.error.
+        """
         if self._stream is None:
             data = self._begun + data
             if len(data) < len(GZIP) and (b"deflate" in self._label or GZIP.startswith(data)):
@@ -142,6 +149,7 @@ class Inflater:
         except zlib.error:
             if self._label:
                 raise
+            self._rest = b""
             return self.end()
         if inflated or len(self._begun) > READ_SIZE:
             self._begun = b""
@@ -155,20 +163,17 @@ class Inflater:
         return self._stream.flush()
 
     def _inflated(self, data: bytes) -> bytes:
-        assert self._stream is not None  # noqa: S101 - the caller has made it
-        out = []
-        size = 0
-        while data:
-            if self._stream.eof:
-                if data[:1] != GZIP[:1]:
-                    break  # padding
-                self._stream = zlib.decompressobj(wbits=47)
-            out.append(self._stream.decompress(data, INFLATED_MAX))
-            size += len(out[-1])
-            if size >= INFLATED_MAX:
-                raise zlib.error(f"more than {INFLATED_MAX} bytes at once")
-            data = self._stream.unused_data
-        return b"".join(out)
+        stream = self._stream
+        assert stream is not None  # noqa: S101 - the caller has made it
+        data = self._rest + data
+        if stream.eof:
+            if data[:1] != GZIP[:1]:
+                self._rest = b""  # padding
+                return b""
+            stream = self._stream = zlib.decompressobj(wbits=47)
+        inflated = stream.decompress(data, INFLATED_MAX)
+        self._rest = stream.unconsumed_tail or stream.unused_data
+        return inflated
 
     def _is_compressed(self, data: bytes) -> bool:
         if data.startswith(GZIP):
@@ -178,119 +183,45 @@ class Inflater:
         return b"deflate" in self._label and is_zlib
 
 
-class Body(httpx2.SyncByteStream):
-    """A response's body as it comes: everything that one read of the socket brought, unframed.
-
-    Used by one thread at a time. `close` is safe at any point and closes the connection unless the
-    body was read to its end.
-    """
+class Framing:
+    """Takes the framing from a body's bytes: chunks, a length, or none. Does no I/O."""
 
     def __init__(
-        self,
-        line: Line,
-        sock: socket.socket,
-        give_back: Callable[[socket.socket], None],
-        headers: list[tuple[bytes, bytes]],
-        rest: bytes,
-        request: httpx2.Request,
-        status: int = 200,
+        self, fields: dict[bytes, bytes], status: int, request: httpx2.Request | None
     ) -> None:
-        fields = {name.lower(): value.lower() for name, value in headers}
-        self._line, self._give_back, self._request = line, give_back, request
-        self._sock: socket.socket | None = sock
-        self._rest = rest  # bytes that were read and not unframed yet
+        """`fields` are the head's, in lower case. Raises httpx2.RemoteProtocolError."""
+        self._request = request
         self._partial = b""  # the beginning of a size line, to which the next read adds
         self._chunked = b"chunked" in fields.get(b"transfer-encoding", b"")
         length = fields.get(b"content-length")
         if status in BODILESS:
             self._chunked = False
             length = b"0"
+        self._left: int | None  # bytes to come of the chunk or of the body; None: not known
         if self._chunked:
-            self._left: int | None = 0  # bytes to come of the current chunk
+            self._left = 0
         elif length is not None:
             if not length.isdigit() or len(length) > LENGTH_DIGITS:
                 raise httpx2.RemoteProtocolError("the length is malformed", request=request)
             self._left = int(length)
         else:
             self._left = None  # until the end of file
-        self._coding: Inflater | None = Inflater(fields.get(b"content-encoding", b""))
         self._gap = 0  # bytes of the line break behind a chunk that are still to come
         self._trailer = False
-        self._complete = self._left == 0 and not self._chunked
-        self._reusable = b"close" not in fields.get(b"connection", b"") and self._left is not None
+        self.ends_with_connection = self._left is None
+        self.complete = self._left == 0 and not self._chunked
+        self.behind = b""  # bytes that came behind the body
 
-    def __iter__(self) -> Iterator[bytes]:
-        """As httpx2 reads a refusal's body: to its end, through silence, up to REFUSAL_MAX."""
-        left = REFUSAL_MAX
-        while left > 0:
-            with contextlib.suppress(Quiet):
-                data = self.read()
-                if not data:
-                    return
-                left -= len(data)
-                yield data
-
-    def read(self, timeout: float = TICK) -> bytes:
-        """What comes next; b"" at the end of the body.
-
-        Raises Quiet when nothing came within `timeout` (at most TICK) seconds, httpx2.ReadError
-        and httpx2.RemoteProtocolError when the connection fails.
-        """
-        while not self._complete:
-            if self._rest:
-                raw, self._rest = self._rest, b""
-            else:
-                raw = self._receive(timeout)
-                if self._partial:
-                    raw, self._partial = self._partial + raw, b""
-            data = self._unframe(raw)
-            if self._coding is not None and data:
-                data = self._inflate(data)
-            if data:
-                return data
-        return self._inflate(b"") if self._coding is not None else b""
-
-    def _inflate(self, data: bytes) -> bytes:
-        """The data as it was before it was compressed; b"": its end."""
-        coding = self._coding
-        assert coding is not None  # noqa: S101 - the caller has looked
-        try:
-            data = coding.feed(data) if data else coding.end()
-        except zlib.error as exc:
-            message = f"the compressed body is malformed: {exc}"
-            raise httpx2.RemoteProtocolError(message, request=self._request) from exc
-        if coding.is_plain:
-            self._coding = None
-        return data
-
-    def _receive(self, timeout: float) -> bytes:
-        sock = self._sock
-        if sock is None:
-            raise httpx2.ReadError("closed", request=self._request)
-        # Over TLS Python waits through SO_RCVTIMEO, so the tick is poll's there.
-        waits = timeout < TICK or isinstance(sock, ssl.SSLSocket)
-        if waits and not readable(sock, min(timeout, TICK)):
-            raise Quiet
-        try:
-            raw = sock.recv(READ_SIZE)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            raise Quiet from None
-        except OSError as exc:
-            raise httpx2.ReadError(str(exc), request=self._request) from exc
-        if not raw:
-            if self._left is None and not self._line.interrupted:
-                self._complete = True
-            else:
-                raise httpx2.ReadError("the body ended early", request=self._request)
-        return raw
-
-    def _unframe(self, raw: bytes) -> bytes:
+    def feed(self, raw: bytes) -> bytes:
+        """The body's own bytes in these. Raises httpx2.RemoteProtocolError."""
         if not self._chunked:
             if self._left is not None:
-                raw, self._rest = raw[: self._left], raw[self._left :]
+                raw, self.behind = raw[: self._left], raw[self._left :]
                 self._left -= len(raw)
-                self._complete = self._left == 0
+                self.complete = self._left == 0
             return raw
+        if self._partial:
+            raw, self._partial = self._partial + raw, b""
         out = []
         at, end = 0, len(raw)
         while at < end:
@@ -317,8 +248,8 @@ class Body(httpx2.SyncByteStream):
             at = stop + 2
             if self._trailer:
                 if not size:  # the empty line behind the last chunk and its trailers
-                    self._complete = True
-                    self._rest = raw[at:]
+                    self.complete = True
+                    self.behind = raw[at:]
                     break
                 continue
             try:
@@ -331,24 +262,144 @@ class Body(httpx2.SyncByteStream):
             self._trailer = self._left == 0
         return out[0] if len(out) == 1 else b"".join(out)
 
-    def finish(self) -> None:
-        """The answer is complete: read what is left of the framing, so that the connection can be
-        reused, but wait no longer than DRAIN_SECONDS for it; then `close`."""
-        deadline = now() + DRAIN_SECONDS
-        with contextlib.suppress(Quiet, httpx2.HTTPError):
-            while not self._complete and now() < deadline:
-                self.read(max(0.0, deadline - now()))
-        self.close()
+
+class Body(httpx2.SyncByteStream):
+    """A response's body as it comes: what one read of the socket brought, without its framing.
+
+    Used by one thread at a time. `close` is safe at any point and closes the connection unless the
+    body was read to its end.
+    """
+
+    def __init__(
+        self,
+        line: Line,
+        sock: socket.socket,
+        give_back: Callable[[socket.socket], None],
+        headers: list[tuple[bytes, bytes]],
+        rest: bytes,
+        request: httpx2.Request,
+        status: int = 200,
+    ) -> None:
+        """`rest` are bytes that came with the head. Raises httpx2.RemoteProtocolError."""
+        fields = {name.lower(): value.lower() for name, value in headers}
+        self._line, self._give_back, self._request = line, give_back, request
+        self._sock: socket.socket | None = sock
+        self._rest = rest
+        self._framing = Framing(fields, status, request)
+        self._coding: Inflater | None = Inflater(fields.get(b"content-encoding", b""))
+        self._is_reusable = (
+            b"close" not in fields.get(b"connection", b"")
+            and not self._framing.ends_with_connection
+        )
+        self._blocks = True
+
+    def __iter__(self) -> Iterator[bytes]:
+        """As httpx2 reads a refusal's body: to its end, through silence, up to REFUSAL_MAX."""
+        left = REFUSAL_MAX
+        while left > 0:
+            with contextlib.suppress(Quiet):
+                data = self.read()
+                if not data:
+                    return
+                left -= len(data)
+                yield data
+
+    def fileno(self) -> int:
+        """The socket's descriptor. Raises OSError after `close`."""
+        if self._sock is None:
+            raise OSError("the connection is closed")
+        return self._sock.fileno()
+
+    def unblock(self) -> None:
+        """From now on `read` waits for nothing: a selector does. `close` undoes it."""
+        if self._sock is not None:
+            self._sock.setblocking(False)
+            self._blocks = False
+
+    @property
+    def complete(self) -> bool:
+        """The body was read to its end."""
+        return self._framing.complete
+
+    @property
+    def pending(self) -> bool:
+        """`read` has something to say now, whether or not more can be read from the socket."""
+        return (
+            self._framing.complete
+            or bool(self._rest)
+            or (self._coding is not None and self._coding.pending)
+            or (isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0)
+        )
+
+    def read(self) -> bytes:
+        """What comes next; b"" at the end of the body.
+
+        Raises Quiet when nothing has come (after TICK seconds where the socket blocks),
+        httpx2.ReadError and httpx2.RemoteProtocolError when the connection fails.
+        """
+        coding, framing = self._coding, self._framing
+        if coding is not None and coding.pending and (data := self._undone(coding, b"")):
+            return data
+        while not framing.complete:
+            raw, self._rest = self._rest, b""
+            data = framing.feed(raw or self._receive())
+            if data and self._coding is not None:
+                data = self._undone(self._coding, data)
+            if data:
+                return data
+        if self._coding is None:
+            return b""
+        while self._coding.pending:
+            if data := self._undone(self._coding, b""):
+                return data
+        return self._undone(self._coding, None)
+
+    def _undone(self, coding: Inflater, data: bytes | None) -> bytes:
+        """The data as it was before it was compressed; None: its end."""
+        try:
+            data = coding.end() if data is None else coding.feed(data)
+        except zlib.error as exc:
+            message = f"the compressed body is malformed: {exc}"
+            raise httpx2.RemoteProtocolError(message, request=self._request) from exc
+        if coding.is_plain:
+            self._coding = None
+        return data
+
+    def _receive(self) -> bytes:
+        sock = self._sock
+        if sock is None:
+            raise httpx2.ReadError("closed", request=self._request)
+        # Over TLS Python waits through SO_RCVTIMEO, so the tick is poll's there.
+        if self._blocks and isinstance(sock, ssl.SSLSocket) and not readable(sock, TICK):
+            raise Quiet
+        try:
+            raw = sock.recv(READ_SIZE)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise Quiet from None
+        except OSError as exc:
+            raise httpx2.ReadError(str(exc), request=self._request) from exc
+        if not raw:
+            if self._framing.ends_with_connection and not self._line.interrupted:
+                self._framing.complete = True
+            else:
+                raise httpx2.ReadError("the body ended early", request=self._request)
+        return raw
 
     def close(self) -> None:
-        """Give the connection back if it can be reused, else close it."""
+        """Give the connection back if it can be used again, else close it."""
         sock, self._sock = self._sock, None
         if sock is None:
             return
-        if self._complete and self._reusable and not self._rest and not self._line.interrupted:
+        framing = self._framing
+        if (
+            framing.complete
+            and self._is_reusable
+            and not (framing.behind or self._rest or self._line.interrupted)
+        ):
             # An interrupt that comes right here finds a shut socket in the pool at worst, and the
             # next run sees its end of file before it uses it.
             self._line.detach()
+            sock.setblocking(True)
             self._give_back(sock)
         else:
             self._line.close(sock)

@@ -5,16 +5,15 @@ and everything offered later is refused. Reading changes nothing, so readers com
 like. Beyond `max_bytes` the oldest events are let go, and a reader that asks for one of those gets
 OffsetLost: a gap is never passed over in silence.
 
-One Condition protects everything here; nothing blocks while it is held.
+One lock protects everything here; nothing blocks while it is held.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import Protocol
 
 from halt.errors import OffsetLost
@@ -38,6 +37,9 @@ Listener = Callable[[], None]
 #: Bytes that an event takes in memory beside its text: the struct, the string's head, the slot.
 EVENT_OVERHEAD = 150
 
+EVENTS_ALL = sys.maxsize
+SPARE_MAX = 1024  # slots of dropped events that a log keeps before it closes the gap
+
 
 class Log(Protocol):
     """What the rest of Halt needs of a log."""
@@ -55,12 +57,12 @@ class Log(Protocol):
         """The terminal event, None while the log is open."""
 
     @property
-    def waiting(self) -> int:
-        """How many readers are in `wait` at this moment."""
-
-    @property
     def size(self) -> int:
         """Bytes of memory that it takes, roughly."""
+
+    @property
+    def waiting(self) -> int:
+        """Threads in `wait` at this moment."""
 
     def append(self, event: Delta) -> bool:
         """Add an event. False: the log has ended and nothing was added."""
@@ -68,14 +70,17 @@ class Log(Protocol):
     def end(self, make: Callable[[], Terminal]) -> bool:
         """End the log with what `make` returns. False: it had ended already."""
 
-    def read(self, after: int) -> list[tuple[int, Event]]:
-        """All events with a number above `after`. Raises OffsetLost."""
+    def read(self, after: int, most: int = EVENTS_ALL) -> list[tuple[int, Event]]:
+        """The next events with a number above `after`, `most` at most. Raises OffsetLost."""
 
-    def wait(self, after: int, timeout: float) -> None:
-        """Return when there is something above `after`, when woken, or after `timeout` seconds."""
+    def wait(self, after: float, timeout: float) -> None:
+        """Return when there is something above `after`, when woken, or after `timeout` seconds.
+
+        With an infinite `after` the end alone counts, and no event before it wakes the thread.
+        """
 
     def wake(self) -> None:
-        """Let all who wait look again."""
+        """Return from every `wait`."""
 
     def subscribe(self, listener: Listener) -> None:
         """From now on call `listener` after each new event, in the thread that added it."""
@@ -88,19 +93,21 @@ class MemoryLog:
     """A log in this process's memory."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._lock = threading.Lock()  # the Condition's own; taken as it is it costs less
-        self._changed = threading.Condition(self._lock)
-        self._events: deque[Event] = deque()
+        self._lock = threading.Lock()
+        self._events: list[Event | None] = []  # the first `_spare` are None
+        self._spare = 0
         self._dropped = 0  # events let go at the beginning
+        self._last = 0  # read without the lock, so it is set when the event is there
         self._max_bytes = max_bytes
         self._size = 0
         self._ended: Terminal | None = None
-        self._waiting = 0
+        #: Threads in `wait`: the number above which they want an event, and the lock they sleep on.
+        self._waiters: list[tuple[float, threading.Lock]] = []
         self._listeners: tuple[Listener, ...] = ()  # replaced, never changed
 
     @property
     def last(self) -> int:
-        return self._dropped + len(self._events)
+        return self._last
 
     @property
     def first(self) -> int:
@@ -112,7 +119,7 @@ class MemoryLog:
 
     @property
     def waiting(self) -> int:
-        return self._waiting
+        return len(self._waiters)
 
     @property
     def size(self) -> int:
@@ -123,68 +130,98 @@ class MemoryLog:
             if self._ended is not None:
                 return False
             self._events.append(event)
+            self._last += 1
             self._size += _weight(event)
-            while self._size > self._max_bytes and len(self._events) > 1:
-                self._size -= _weight(self._events.popleft())
-                self._dropped += 1
-            if self._waiting:
-                self._changed.notify_all()
+            if self._size > self._max_bytes:
+                self._drop()
+            if self._waiters:
+                self._notify()
             listeners = self._listeners
         for listen in listeners:
             listen()
         return True
 
+    def _drop(self) -> None:
+        """Let go of the oldest events until the rest fits. The lock is held."""
+        events = self._events
+        while self._size > self._max_bytes and len(events) - self._spare > 1:
+            oldest = events[self._spare]
+            assert oldest is not None  # noqa: S101 - it is behind the spare ones
+            self._size -= _weight(oldest)
+            events[self._spare] = None
+            self._spare += 1
+            self._dropped += 1
+        if self._spare > max(SPARE_MAX, len(events) // 2):
+            del events[: self._spare]
+            self._spare = 0
+
     def end(self, make: Callable[[], Terminal]) -> bool:
-        with self._changed:
+        with self._lock:
             if self._ended is not None:
                 return False
             ended = make()
             self._events.append(ended)
+            self._last += 1
             self._size += _weight(ended)
-            self._ended = ended  # last: who sees the end, without the lock, sees its number too
-            self._changed.notify_all()
+            # Last: a thread that sees the end without the lock sees its number too.
+            self._ended = ended
+            self._notify()
             listeners = self._listeners
         for listen in listeners:
             listen()
         return True
 
-    def read(self, after: int) -> list[tuple[int, Event]]:
+    def read(self, after: int, most: int = EVENTS_ALL) -> list[tuple[int, Event]]:
         with self._lock:
             start = after - self._dropped
             if start < 0:
                 raise OffsetLost(
                     f"Events up to {self._dropped} are no longer kept; {after + 1} was asked for."
                 )
-            count = len(self._events)
-            if start >= count:
-                return []
-            if start == count - 1:  # the usual case, without walking the deque
-                return [(after + 1, self._events[-1])]
-            # From the end: what it costs depends on what is new, not on the answer's length.
-            new = list(islice(reversed(self._events), count - start))
-            new.reverse()
-            return list(enumerate(new, after + 1))
+            start += self._spare
+            new = self._events[start : start + most]
+        if len(new) == 1:  # the usual case
+            return [(after + 1, new[0])]  # type: ignore[list-item]  # it is behind the spare ones
+        return list(enumerate(new, after + 1))  # type: ignore[arg-type]
 
-    def wait(self, after: int, timeout: float) -> None:
-        with self._changed:
-            if self._dropped + len(self._events) > after or self._ended is not None:
+    def wait(self, after: float, timeout: float) -> None:
+        with self._lock:
+            if self.last > after or self._ended is not None:
                 return
-            self._waiting += 1
-            try:
-                self._changed.wait(timeout)
-            finally:
-                self._waiting -= 1
+            sleeper = threading.Lock()
+            sleeper.acquire()
+            waiter = (after, sleeper)
+            self._waiters.append(waiter)
+        try:
+            sleeper.acquire(timeout=timeout)
+        finally:
+            with self._lock:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
 
     def wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+        with self._lock:
+            for _, sleeper in self._waiters:
+                sleeper.release()
+            self._waiters.clear()
+
+    def _notify(self) -> None:
+        """Wake the threads that have something to read. The lock is held."""
+        last = float("inf") if self._ended is not None else self.last
+        left = []
+        for waiter in self._waiters:
+            if last > waiter[0] or self._ended is not None:
+                waiter[1].release()
+            else:
+                left.append(waiter)
+        self._waiters = left
 
     def subscribe(self, listener: Listener) -> None:
-        with self._changed:
+        with self._lock:
             self._listeners = (*self._listeners, listener)
 
     def unsubscribe(self, listener: Listener) -> None:
-        with self._changed:
+        with self._lock:
             self._listeners = tuple(each for each in self._listeners if each != listener)
 
 
@@ -236,14 +273,15 @@ class StoredLog:
     def end(self, make: Callable[[], Terminal]) -> bool:
         return False
 
-    def read(self, after: int) -> list[tuple[int, Event]]:
+    def read(self, after: int, most: int = EVENTS_ALL) -> list[tuple[int, Event]]:
         if after < self.first - 1 and len(self._events) > 1:
             raise OffsetLost(
                 f"Events up to {self.first - 1} are no longer kept; {after + 1} was asked for."
             )
-        return list(self._events[bisect_right(self._numbers, after) :])
+        start = bisect_right(self._numbers, after)
+        return list(self._events[start : min(start + most, len(self._events))])
 
-    def wait(self, after: int, timeout: float) -> None:
+    def wait(self, after: float, timeout: float) -> None:
         pass  # there is nothing to come
 
     def wake(self) -> None:

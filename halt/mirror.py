@@ -25,7 +25,7 @@ import msgspec
 
 from halt.errors import CODES, OffsetLost
 from halt.events import ErrorInfo, Event, Failed, Terminal, is_terminal
-from halt.journal import MemoryLog
+from halt.journal import EVENTS_ALL, MemoryLog
 from halt.metrics import Meter, now
 from halt.peers import Channel
 from halt.recording import Recording, Viewer
@@ -130,27 +130,28 @@ class MirrorLog(MemoryLog):
 
     def __init__(self, max_bytes: int, first: int) -> None:
         super().__init__(max_bytes)
-        self._dropped = first - 1
+        self._dropped = self._last = first - 1
         self._gap = 0  # numbers before the terminal event that no event has
 
     @property
     def last(self) -> int:
         ended = self._ended is not None
-        return self._dropped + len(self._events) + (self._gap if ended else 0)
+        return super().last + (self._gap if ended else 0)
 
-    def read(self, after: int) -> list[tuple[int, Event]]:
+    def read(self, after: int, most: int = EVENTS_ALL) -> list[tuple[int, Event]]:
         last = self.last
         if self._ended is None or not self._gap:
-            return super().read(after)
-        events = super().read(min(after, last - self._gap - 1))
-        events[-1] = (last, events[-1][1])
+            return super().read(after, most)
+        events = super().read(min(after, last - self._gap - 1), most)
+        if is_terminal(events[-1][1]):
+            events[-1] = (last, events[-1][1])
         return events if after < last else []
 
     def end_at(self, number: int, make: Callable[[], Terminal]) -> bool:
         """End the log with this number. False: it had ended already."""
 
         def made() -> Terminal:
-            self._gap = max(0, number - (self._dropped + len(self._events) + 1))
+            self._gap = max(0, number - (self._last + 1))
             return make()
 
         return self.end(made)
@@ -159,8 +160,8 @@ class MirrorLog(MemoryLog):
         """The events before this one are not to be had: let go of those that are here."""
         with self._lock:
             self._events.clear()
-            self._size = 0
-            self._dropped = first - 1
+            self._size = self._spare = 0
+            self._dropped = self._last = first - 1
 
 
 class Source(Protocol):

@@ -48,8 +48,8 @@ from halt.events import (
 from halt.finish_reasons import broken_off
 from halt.line import limited
 from halt.rates import count_starts
+from halt.readers import SSE_HEADERS, Answer, EventStream, Reading, failure, gather, watched
 from halt.recording import Recording
-from halt.relay import SSE_HEADERS, Answer, EventStream, Reading, failure, gather, watched
 from halt.request_ids import current
 from halt.run import Run
 from halt.starts import OnDisconnect, grace_of

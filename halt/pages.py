@@ -60,9 +60,9 @@ from halt.lengths import Lengths
 from halt.line import limited
 from halt.metrics import now
 from halt.rates import count_starts
+from halt.readers import SSE_HEADERS, EventStream
 from halt.recorder import Recorder
 from halt.recording import Recording
-from halt.relay import SSE_HEADERS, EventStream
 from halt.run import Run
 from halt.slots import number_of
 from halt.titles import Titles

@@ -25,8 +25,7 @@ from halt.chat import fingerprint
 from halt.errors import AtCapacity, OffsetLost, RequestError, StreamInUse, UnknownStream
 from halt.events import Cancelled, Content, Done, Event, encode, is_terminal
 from halt.rates import count_starts
-from halt.recording import Recording
-from halt.relay import (
+from halt.readers import (
     SSE_HEADERS,
     Answer,
     EventStream,
@@ -36,6 +35,7 @@ from halt.relay import (
     is_text,
     watched,
 )
+from halt.recording import Recording
 from halt.run import Run
 from halt.starts import START_REQUEST, StartRequest, grace_of
 from halt.web import (

@@ -31,7 +31,7 @@ from halt.errors import UpstreamError
 from halt.exchange import Exchange, public_address
 from halt.faults import error_of, fault
 from halt.http1 import Body
-from halt.line import TICK, Line, on_line
+from halt.line import Line, on_line
 from halt.model_list import Model, default_of, models_of
 from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
@@ -108,10 +108,24 @@ class EventReply:
     def opaque(self) -> Any:
         return self._decoder.opaque
 
-    def read(self, timeout: float = TICK) -> Part:
+    def fileno(self) -> int:
+        return self._body.fileno()
+
+    def unblock(self) -> None:
+        self._body.unblock()
+
+    @property
+    def pending(self) -> bool:
+        return self._decoder.has_failed or self._body.pending
+
+    @property
+    def complete(self) -> bool:
+        return self._body.complete
+
+    def read(self) -> Part:
         try:
             self._decoder.check()  # a fault that came with the last text waits for nothing more
-            raw = self._body.read(timeout)
+            raw = self._body.read()
             return self._decoder.feed(raw) if raw else self._decoder.end()
         except UpstreamError as exc:
             raise self._told(exc) from exc
@@ -125,9 +139,6 @@ class EventReply:
         if self._hinted is not None and not self._decoder.begun:
             fault = self._hinted(fault)
         return fault.without(self._secret)
-
-    def finish(self) -> None:
-        self._body.finish()
 
     def close(self) -> None:
         self._body.close()

@@ -26,18 +26,12 @@ State = Literal["running", "done", "cancelled", "error"]
 
 
 class Viewer:
-    """One reader of a generation.
+    """One reader of a generation. `gone` is set when its client has left; that takes no lock."""
 
-    `gone` is set by whoever notices that its client has left: that alone is enough, and takes no
-    lock. `writing_since` is the time at which
-    the write began that is under way, None between writes.
-    """
-
-    __slots__ = ("gone", "writing_since")
+    __slots__ = ("gone",)
 
     def __init__(self) -> None:
         self.gone = False
-        self.writing_since: float | None = None
 
 
 class Recording:
@@ -71,6 +65,9 @@ class Recording:
         self._reasoned: tuple[tuple[int, int], ...] = ()  # (n, m): text of events m+1 to n was none
         self._times = array("d")  # times[n] is when event n + 1 came
         self._kept: int | None = None  # events that the one who stopped had been shown
+        #: The frame that the relay has made last for readers that are shown the same: by which
+        #: function, from which event, up to which event, and its bytes. The relay's own.
+        self.newest_frame: tuple[object, int, int, bytes] | None = None
         self._viewers_lock = threading.Lock()  # protects the three below
         self._viewers: set[Viewer] = set()
         self._watched_at = now()
@@ -218,7 +215,7 @@ class Recording:
         with self._viewers_lock:
             self._viewers.discard(viewer)
             self._watched_at = now()
-        self.log.wake()  # a waiting viewer may have to pump now
+        self.log.wake()  # a thread that follows for this viewer returns
 
     def follow(
         self, after: int, viewer: Viewer, interval: float = 0.0
@@ -226,34 +223,25 @@ class Recording:
         """All events above `after` as they come, in groups; the last one ends with the terminal.
 
         Yields an empty group for each tick of silence, so that the caller can send a heartbeat.
-        Groups come at least `interval` seconds apart, the first at once. Returns early when the
-        viewer has gone. Raises OffsetLost.
+        Groups come at least `interval` seconds apart, the first at once; in between, only the end
+        wakes the thread. Returns early when the viewer has gone. Raises OffsetLost.
         """
         ready_at = 0.0
+        log = self.log
         while not viewer.gone:
-            ended = self.log.ended  # before `last`: who sees the end has seen every event
-            if self.log.last <= after:
+            ended = log.ended  # before the read: a thread that sees the end has read every event
+            events = log.read(after)
+            if not events:
                 if ended is not None:
-                    self.settle(drain=True)
                     return
-                self.advance(after, TICK)
-                if self.log.last <= after:
-                    if self.log.ended is None:
-                        yield []
-                    continue
-            events = self.log.read(after)
+                log.wait(after, TICK)
+                if log.last <= after and log.ended is None:
+                    yield []
+                continue
             if interval:
-                while (left := ready_at - now()) > 0 and self.log.ended is None:
-                    self.advance(self.log.last, left)
-                events = self.log.read(after)
+                while (left := ready_at - now()) > 0 and log.ended is None and not viewer.gone:
+                    log.wait(float("inf"), left)
+                events = log.read(after)
                 ready_at = now() + interval
             after = events[-1][0]
             yield events
-
-    def advance(self, after: int, timeout: float) -> None:
-        """Return when there may be events above `after`, or after at most `timeout` seconds."""
-        self.log.wait(after, timeout)
-
-    def settle(self, *, drain: bool = False) -> bool:
-        """After the end: let go of a connection. True when there is none (any more)."""
-        return True

@@ -1,289 +1,264 @@
-"""From a run's log to the bytes of one client's response.
+"""The relay: one thread and one selector for all sockets between models and readers.
 
-`Reading` is a reader's place at a run, from the view that looks how the answer begins to the last
-byte of the response. `EventStream` is a WSGI response body made of it: it sends a comment line at
-once (headers leave with the first bytes) and after each `heartbeat` of silence, and what `present`
-makes of the events in between. It serves every kind of Server-Sent Events; `present` decides what
-they carry. `TextStream` is the same for the answer's text alone.
+Threads begin and end a generation; between the two this thread reads the model's socket, appends to
+the log and writes to the readers' sockets. It waits for its selector and for nothing else: no name
+is looked up in it, no connection is made, no file, database or callback is touched, and no log line
+is written. Sockets in its selector are its own: other threads may shut one down, never close it.
+
+Other threads reach it by `post`. Work that was posted comes before sockets, and again after each
+socket, so a Stop waits for one read at most. Sockets come before timers: after a stall, what has
+arrived is read before a limit of silence is looked at.
+
+Threads: `post` may be called by any, in a destructor and in a signal handler too, since it takes no
+lock. Everything else is the relay thread's own.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import heapq
+import logging
+import os
+import selectors
 import socket
-from collections.abc import Callable, Iterator
-from typing import Self, TypeVar
+import threading
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+from weakref import WeakSet
 
-import msgspec
-
-from halt.errors import AnswerFailed, OffsetLost, RequestError
-from halt.events import (
-    FINAL_FRAME,
-    HEARTBEAT,
-    Cancelled,
-    Content,
-    Done,
-    Event,
-    Extra,
-    Failed,
-    Reasoning,
-    ReasoningEnd,
-    ToolCall,
-    encode,
-    is_terminal,
-    sse,
-)
-from halt.extras import Extras
-from halt.generation import Generations
 from halt.metrics import now
-from halt.recording import Recording, Viewer
-from halt.run import Run
 
-T = TypeVar("T")
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+STALL_MAX = 10.0  # seconds of one turn after which the process is given up
+FIGURES_SECONDS = 60.0  # for which the longest turn and the lag are remembered, twice that at most
 
-Present = Callable[[list[tuple[int, Event]]], bytes]
+Work = Callable[[], None]
 
-#: For every proxy on the way: this is a stream, do not keep, change or gather it.
-SSE_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache, no-transform",
-    "X-Accel-Buffering": "no",
-}
+logger = logging.getLogger(__name__)
 
 
-def json_frames(events: list[tuple[int, Event]]) -> bytes:
-    """Events as JSON Server-Sent Events, `[DONE]` behind the terminal one."""
-    frames = [sse(seq, event) for seq, event in events]
-    if is_terminal(events[-1][1]):
-        frames.append(FINAL_FRAME)
-    return frames[0] if len(frames) == 1 else b"".join(frames)
+class Timer:
+    """Work that is due at a time. Cancelled by setting `work` to None."""
+
+    __slots__ = ("work",)
+
+    def __init__(self, work: Work) -> None:
+        self.work: Work | None = work
+
+    def cancel(self) -> None:
+        self.work = None
 
 
-class Reading:
-    """A reader's place at a run, to be given back by `close`."""
+class Peak:
+    """The greatest value of the last FIGURES_SECONDS."""
 
-    def __init__(
-        self, generations: Generations, run: Recording, client: socket.socket | None, after: int = 0
-    ) -> None:
-        """Take the place. Raises AtCapacity, OffsetLost."""
-        run.log.read(after)  # an offset that is lost is told before the headers
-        self.run = run
-        self._generations = generations
-        self._after = after
-        self._open = True
-        self._viewer: Viewer = generations.view(run, client)
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._before = self._now = 0.0
 
-    def __enter__(self) -> Self:
-        return self
+    def note(self, value: float, at: float) -> None:
+        self._turn_over(at)
+        self._now = max(self._now, value)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def value(self) -> float:
+        self._turn_over(now())
+        return max(self._before, self._now)
 
-    def events(self) -> Iterator[Event]:
-        """Each event as it comes. Ends early when the client has left. Raises OffsetLost."""
-        for group in self.run.follow(self._after, self._viewer):
-            for _, event in group:
-                yield event
-
-    def wait(self, begins: Callable[[Event], bool], timeout: float = float("inf")) -> None:
-        """Return at an event that `begins` the answer, at the run's end, or when the client leaves.
-
-        Or after `timeout` seconds, to a second. Takes nothing: all is read again afterwards.
-        Raises AnswerFailed where the run has failed before such an event, OffsetLost.
-        """
-        deadline = now() + timeout
-        for group in self.run.follow(self._after, self._viewer):
-            for _, event in group:
-                if begins(event):
-                    return
-                if isinstance(event, Failed):
-                    raise failure(event)
-            if now() >= deadline:
-                return
-
-    def close(self) -> None:
-        """Give the place back. The reader has left: see `Run.leave`."""
-        if self._open:
-            self._open = False
-            self._generations.unview(self.run, self._viewer)
+    def _turn_over(self, at: float) -> None:
+        if at - self._since > FIGURES_SECONDS:
+            recent = at - self._since < 2 * FIGURES_SECONDS
+            self._before, self._now, self._since = (self._now if recent else 0.0), 0.0, at
 
 
-class EventStream(Reading):
-    """The body of one streaming response. `close` is called by the server in every case."""
+class Relay:
+    """See the module."""
 
-    #: What is said in silence, and at once.
-    comment = HEARTBEAT
+    def __init__(self, on_fault: Callable[[BaseException], None]) -> None:
+        """`on_fault` is called in the relay thread when the loop itself has failed."""
+        self._on_fault = on_fault
+        self.longest_turn, self.lag = Peak(), Peak()
+        self.turn_began: float | None = None  # None while the selector is waited for
+        self._posts: deque[Work] = deque()
+        self._rung = False
+        self._rung_at = 0.0
+        #: Called by the thread when it ends: what waits for it must wait no longer.
+        self.at_end: set[Work] = set()
+        self._again: list[Work] = []
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._numbers = count()
+        self._selector: selectors.BaseSelector
+        self._bell: socket.socket
+        self._button: socket.socket | None = None  # there while the thread is
+        self._thread: threading.Thread | None = None
+        self._ident = 0
+        self._closing = False
+        _relays.add(self)
 
-    def __init__(
-        self,
-        generations: Generations,
-        run: Recording,
-        client: socket.socket | None,
-        after: int,
-        present: Present,
-        *,
-        opening: bytes | None = None,
-        interval: float = 0.0,
-        brief: bool = False,
-        nothing: bytes = b"",
-        aside: Callable[[], bytes] | None = None,
-        on_close: Callable[[], None] | None = None,
-    ) -> None:
-        """Take a reader's place. Raises AtCapacity, OffsetLost.
-
-        `opening`: the first bytes, where they are no comment. `interval`: the least time between
-        two frames, in seconds. `brief`: end after the events that are there now; the client comes
-        back for more. `nothing` is sent at the stream's end to a reader that had all of it already.
-        `aside` is asked in silence whether there is something else to be said.
-        """
-        super().__init__(generations, run, client, after)
-        self._present = present
-        self._opening = self.comment if opening is None else opening
-        self._interval = interval
-        self._brief = brief
-        self._nothing = nothing
-        self._aside = aside
-        self._on_close = on_close
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._brief_frames() if self._brief else self._frames()
-
-    def _brief_frames(self) -> Iterator[bytes]:
-        yield self._opening
-        events = self.run.log.read(self._after)
-        if events:
-            yield self._present(events)
-
-    def _frames(self) -> Iterator[bytes]:
-        yield self._opening
-        heartbeat = self._generations.config.heartbeat
-        spoke_at = now()
-        viewer, told = self._viewer, False
+    def start(self) -> None:
+        """Start the thread, once. Raises RuntimeError where the system has none."""
+        if self._thread is not None:
+            return
+        self._selector = selectors.DefaultSelector()
+        self._bell, self._button = socket.socketpair()
+        self._bell.setblocking(False)
+        self._button.setblocking(False)
+        self._selector.register(self._bell, READ, self._heard)
+        thread = threading.Thread(target=self._run, name="halt-relay", daemon=True)
         try:
-            for events in self.run.follow(self._after, viewer, self._interval):
-                if events:
-                    frame, told = self._present(events), True
-                elif self._aside is not None and (said := self._aside()):
-                    frame = said
-                elif now() - spoke_at >= heartbeat:
-                    frame = self.comment
-                else:
-                    continue
-                viewer.writing_since = spoke_at = now()
-                yield frame
-                viewer.writing_since = None
-        except OffsetLost as lost:
-            # The reader was slower than the log is long. It is told, never given a gap.
-            yield self.lost(lost)
-        else:
-            if not told and not viewer.gone:
-                yield self._nothing
+            thread.start()
+        except RuntimeError:
+            self._close_sockets()
+            raise
+        self._thread = thread
 
-    def lost(self, lost: OffsetLost) -> bytes:
-        """The last frame of a reader whose next events are no longer kept."""
-        error = {"code": lost.code, "message": lost.message, "retryable": False}
-        body = encode({"type": "error", "done": True, "content": "", "error": error})
-        return b"data: %b\n\n" % body + FINAL_FRAME
+    def _close_sockets(self) -> None:
+        button, self._button = self._button, None
+        if button is not None:
+            button.close()
+            self._bell.close()
+            self._selector.close()
 
-    def close(self) -> None:
-        if self._open:
-            super().close()
-            if self._on_close is not None:
-                self._on_close()
+    @property
+    def is_running(self) -> bool:
+        return self._ident != 0 or (self._thread is not None and self._thread.is_alive())
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is the relay."""
+        return threading.get_ident() == self._ident
+
+    def post(self, work: Work) -> None:
+        """Have `work` called by the relay thread, soon and in the order of the posts."""
+        self._posts.append(work)
+        # A thread that finds the bell rung has appended before the relay clears the flag, so the
+        # relay finds its work.
+        button = self._button
+        if not self._rung and button is not None and threading.get_ident() != self._ident:
+            self._rung = True
+            self._rung_at = now()
+            with contextlib.suppress(OSError):
+                button.send(b"!")
+
+    def close(self, timeout: float) -> None:
+        """End the thread when it has done what was posted; wait so many seconds for it."""
+
+        def leave() -> None:
+            self._closing = True
+
+        self.post(leave)
+        if self._thread is None:
+            self._closing = True
+        elif not self.is_current:
+            self._thread.join(timeout)
+
+    def forget(self) -> None:
+        """After a fork, in the child: the thread and what it did are the parent's."""
+        self._close_sockets()  # the parent's own stay as they are
+        self._posts.clear()
+        self._timers.clear()
+        self._again.clear()
+        self.at_end.clear()
+        self._rung = False
+        self._thread, self._ident = None, 0
+        self.turn_began = None
+
+    # --- for the relay thread ---------------------------------------------------------------------
+
+    def watch(self, sock: Any, events: int, work: Callable[[int], None]) -> None:
+        """Call `work` with what `sock` is ready for, as long as it is."""
+        self._selector.register(sock, events, work)
+
+    def change(self, sock: Any, events: int, work: Callable[[int], None]) -> None:
+        """Watch for something else."""
+        self._selector.modify(sock, events, work)
+
+    def unwatch(self, sock: Any) -> None:
+        """Watch it no more; to be called before it is closed."""
+        self._selector.unregister(sock)
+
+    def again(self, work: Work) -> None:
+        """Call `work` in the next turn, which comes at once and after all sockets had theirs."""
+        self._again.append(work)
+
+    def at(self, time: float, work: Work) -> Timer:
+        """Call `work` when this time has come."""
+        timer = Timer(work)
+        heapq.heappush(self._timers, (time, next(self._numbers), timer))
+        return timer
+
+    # --- the loop ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._ident = threading.get_ident()
+        try:
+            while not self._closing:
+                self._turn()
+            for work in list(self.at_end):
+                work()
+        except BaseException as exc:  # noqa: BLE001 - told by `on_fault`
+            self._on_fault(exc)
+        finally:
+            self._ident = 0
+            self._close_sockets()
+
+    def _turn(self) -> None:
+        ready = self._selector.select(self._patience())
+        began = self.turn_began = now()
+        if self._posts:
+            self._take_posts()
+        again, self._again = self._again, []
+        for key, events in ready:
+            key.data(events)
+            if self._posts:
+                self._take_posts()
+        for work in again:
+            work()
+        self._fire(began)
+        if self._posts:
+            self._take_posts()
+        self.turn_began = None
+        ended = now()
+        self.longest_turn.note(ended - began, ended)
+
+    def _patience(self) -> float | None:
+        """Seconds that the selector may wait."""
+        if self._posts or self._again:
+            return 0.0
+        while self._timers and self._timers[0][2].work is None:
+            heapq.heappop(self._timers)
+        return max(0.0, self._timers[0][0] - now()) if self._timers else None
+
+    def _take_posts(self) -> None:
+        """Do what is posted now; what is posted meanwhile comes next time."""
+        for _ in range(len(self._posts)):
+            self._posts.popleft()()
+
+    def _heard(self, _: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._bell.recv(64)
+        at = now()
+        self.lag.note(at - self._rung_at, at)
+        self._rung = False
+        self._take_posts()
+
+    def _fire(self, at: float) -> None:
+        timers = self._timers
+        while timers and timers[0][0] <= at:
+            timer = heapq.heappop(timers)[2]
+            work, timer.work = timer.work, None
+            if work is not None:
+                work()
 
 
-class TextStream(EventStream):
-    """The body of a response that is the answer's text and nothing else.
-
-    Text has no place for an error. So an answer that is not whole ends with a line for people and
-    without the end that HTTP asks for (the last chunk), which every HTTP client reports.
-    """
-
-    comment = b""
-
-    def __init__(
-        self, generations: Generations, run: Recording, client: socket.socket | None
-    ) -> None:
-        """Take a reader's place. Raises AtCapacity."""
-        super().__init__(generations, run, client, 0, self._text)
-        self._broken = False
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield from self._frames()
-        if self._broken or self.run.log.ended is None:
-            # The server closes the connection for this one without a word.
-            raise ConnectionResetError(errno.ECONNRESET, "the answer is not whole")
-
-    def _text(self, events: list[tuple[int, Event]]) -> bytes:
-        text = "".join(event.content for _, event in events)
-        last = events[-1][1]
-        if isinstance(last, Failed):
-            text += self._break(last.error.code, last.error.message)
-        return text.encode()
-
-    def lost(self, lost: OffsetLost) -> bytes:
-        return self._break(lost.code, lost.message).encode()
-
-    def _break(self, code: str, message: str) -> str:
-        self._broken = True
-        return f"\n[error: {code}] {' '.join(message.split())}\n"  # on one line
+_relays: WeakSet[Relay] = WeakSet()
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """A whole answer. `content` is what is kept of it: of a stopped one, what was seen."""
-
-    content: str
-    reasoning: str
-    calls: list[ToolCall]
-    extras: Extras
-    ended: Done | Cancelled
+def _after_fork() -> None:
+    for relay in list(_relays):
+        relay.forget()
 
 
-def gather(reading: Reading) -> Answer:
-    """Wait for the whole answer. Raises AnswerFailed, OffsetLost, RequestError."""
-    thoughts: list[str] = []
-    calls: list[ToolCall] = []
-    extras = Extras()
-    ended: Done | Cancelled | None = None
-    for event in reading.events():  # to its end, where the model's connection is let go of
-        if isinstance(event, Reasoning):
-            thoughts.append(event.text)
-        elif isinstance(event, ReasoningEnd):
-            thoughts.append(reading.run.reasoning(event))
-        elif isinstance(event, ToolCall):
-            calls.append(event)
-        elif isinstance(event, Extra):
-            extras.add(event)
-        elif isinstance(event, Failed):
-            raise failure(event)
-        elif isinstance(event, Done | Cancelled):
-            ended = event
-    if ended is None:  # most likely nobody reads this any more
-        raise RequestError("The connection was closed for sending, which is taken for leaving.")
-    return Answer(reading.run.answer()[1], "".join(thoughts), calls, extras, ended)
-
-
-def failure(event: Failed) -> AnswerFailed:
-    """A run's error as the answer to the request that started it."""
-    error = event.error
-    return AnswerFailed(
-        error.code,
-        error.message,
-        retryable=error.retryable,
-        retry_after=error.retry_after,
-        status=error.status,
-    )
-
-
-def is_text(event: Event) -> bool:
-    """Whether this begins the answer itself."""
-    return isinstance(event, Content)
-
-
-def watched(run: Run, make: Callable[[], T]) -> T:
-    """What `make` makes of a run that was just started; where it can't, the run ends too."""
-    try:
-        return make()
-    except BaseException:
-        run.cancel("no_viewer")
-        raise
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,38 +1,37 @@
-"""One generation: its log, its upstream connection, and the threads that meet at them.
+"""One generation: its log, its connection to the model, and the threads that work for it.
 
-Who moves text from the upstream to the log? Whoever has nothing better to do. Pumping is a role,
-kept by the lock `_pump`, not a thread: a viewer that has shown everything takes the role, reads the
-upstream's socket itself and shows what came, without waking another thread for each token. Before
-the first text, and when no viewer is free, a thread of the run's own has the role ("attendant").
+A thread opens the connection (DNS, TLS, the wait for the head, retries) and runs tools. In between,
+the relay (`halt.relay`) reads the socket and appends to the log. Both never have the run at once:
 
-    starts            attendant opens the upstream and pumps until text comes while a viewer waits
-    a viewer is free  it pumps (`advance`); other viewers wait at the log
-    tools are called  an attendant, the one that pumped or one that a viewer hands the role to,
-                      waits for their results and opens the upstream again with them
-    nobody pumps      for ATTEND_AFTER seconds (viewers gone, or stuck in a slow network):
-                      the keeper of `generation` sends an attendant
+    a thread has it     `_is_worked` is true. The thread may block; it ends by posting `_arrived`.
+    the relay has it    from `_arrived` on. It reads, until the end, or until a thread is needed:
+                        for a round of tools, or for another try before the first event.
 
-Races, and who wins:
+Only the relay closes the socket that it reads, and only it decides when the run has let go of
+everything (`_wind_up`). Other threads may append to the log, end it, and shut the socket down.
+
+Races, and their winners:
 - Two ends (Stop against the model's own): the log takes the first; the other changes nothing.
-- Stop against a pump that blocks: the log ends first, then the line is interrupted, the pump wakes
-  and finds the log ended; the error it woke with is dropped.
-- Stop against a round of tools: the round is shown before its first call starts, and the log is
+- Stop against a read: the log ends first, then the socket is shut down and the relay woken. What
+  the relay reads behind the end is refused by the log.
+- Stop against the hand-over to the relay: both post to it. Whichever post comes second finds that
+  the log has ended and that no thread has the run, and closes the connection.
+- Stop against a round of tools: the round is known before its first call starts, and the log is
   looked at in between. So either the ender aborts the round, or the round never starts.
-- Closing the connection: the last one out does it. An ender ends the log and then tries for the
-  role; a pump gives up the role and then looks whether the log has ended. So at least one of both
-  gets in, and `_settled`, guarded by the role, lets only one close.
-- A Stop that leaves the upstream open (`read_on`): says so before the log ends, so nobody closes
-  before the reader has come for the role, and it lets whoever comes then close.
+- A Stop that leaves the connection open (`read_on`) says so before the log ends, so `_wind_up`
+  finds it and lets the relay read on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
-import threading
+import select
 from collections.abc import Callable
+from functools import partial
 from itertools import chain, islice
-from typing import Any, Literal
+from typing import Any, Protocol
 
 import msgspec
 
@@ -70,16 +69,19 @@ from halt.events import (
 )
 from halt.finish_reasons import STOP, is_good
 from halt.journal import MemoryLog
-from halt.line import TICK, Line, Quiet
+from halt.line import Line, Quiet
 from halt.metrics import Meter, now
 from halt.notes import LINE_END, NoteFilter, are_discussed
 from halt.recording import Recording, Viewer
+from halt.relay import READ, Relay, Timer
 from halt.request_ids import about, current, quoted
 from halt.stops import Pressed, StopSwitch
 from halt.tools import Toolbox, ToolRound
 from halt.unheard import Unheard
 
-ATTEND_AFTER = 0.2  # seconds without a pump until an attendant is sent
+LOOK_MIN, LOOK_MAX = 0.02, 1.0  # seconds between two looks at a run's limits
+DRAIN_SECONDS = 0.25  # to wait for the end of a response whose answer is complete
+COME_BACK = 0.1  # seconds that the last viewer has to come back, however short the grace
 FIRST_VIEW = 10.0  # seconds that the first viewer has to come, however short the grace
 RETRY_BASE = 0.5  # seconds before the first retry; doubles, and varies by half to spread the load
 LOADING_PAUSE = 0.25  # seconds before a server that loads its model is asked again; doubles
@@ -94,6 +96,23 @@ RETRY_AFTER_MAX = 5.0  # seconds; a server that wants us to wait longer is shown
 logger = logging.getLogger(__name__)
 
 
+class Host(Protocol):
+    """What a run needs of the service that has it."""
+
+    config: Config
+    upstream: Upstream
+    relay: Relay
+
+    def spawn(self, run: Run, work: Callable[[], None]) -> bool:
+        """Do this in a thread. False: there is none to be had, and the run has failed."""
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Do this in the keeper's thread, in the order of the calls; it must not wait."""
+
+    def settled(self, run: Run) -> None:
+        """The run needs its place no longer. Harmless when repeated."""
+
+
 class Run(Recording):
     """A generation from its request to its terminal event."""
 
@@ -101,17 +120,15 @@ class Run(Recording):
         self,
         stream_id: str,
         request: ChatRequest,
-        upstream: Upstream,
-        config: Config,
+        host: Host,
         owner: str | None,
         on_end: Callable[[Run], None] | None,
-        on_settled: Callable[[Run], None],
-        spawn: Callable[[Run, Callable[[], None]], bool],
         tools: Toolbox | None = None,
         grace: float | None = None,
         unheard: Unheard | None = None,
         on_usage: Callable[[Run, dict[str, Any]], None] | None = None,
     ) -> None:
+        config = host.config
         self.meter = Meter()
         super().__init__(
             stream_id,
@@ -127,11 +144,9 @@ class Run(Recording):
         self._fingerprint = ""  # of those, once settled
         self.line = Line()
         self.switch = StopSwitch(self._pressed, owner)
-        self._upstream = upstream
+        self._host = host
         self._config = config
         self._on_end = on_end
-        self._on_settled = on_settled
-        self._spawn = spawn
         self._unheard = unheard
         self._on_usage = on_usage
         self._reading_on = False  # after a Stop that left the upstream open
@@ -158,10 +173,14 @@ class Run(Recording):
         self._reply: Reply | None = None
         self._retries_left = config.retries
         self._loading_pause = LOADING_PAUSE
-        self._pump = threading.Lock()  # the role; guards the reply, the parts and `_settled`
-        self._pump.acquire()  # the first attendant's from the beginning: nobody comes before it
+        self._fault: UpstreamError | None = None  # why the thread is to try again
+        # The relay's own:
+        self._is_worked = True  # a thread has the run
+        self._is_watched = False  # the relay reads its reply
         self._settled = False
-        self._pumped_at = now()
+        self._limits: Timer | None = None
+        self._held: Timer | None = None  # until text that is held back is shown
+        self._drain: Timer | None = None
 
     # --- what it is now ---------------------------------------------------------------------------
 
@@ -189,32 +208,17 @@ class Run(Recording):
     def characters(self) -> int:
         return self.meter.characters
 
-    # --- reading ----------------------------------------------------------------------------------
+    # --- its readers ------------------------------------------------------------------------------
 
     def leave(self, viewer: Viewer) -> None:
-        """Watch no more. A run whose grace is 0 ends with its last viewer."""
+        """Watch no more. A run ends when its last viewer has left for longer than its grace."""
         super().leave(viewer)
-        if self._grace == 0 and not self._viewers:
-            self.cancel("no_viewer")
+        if not self._viewers and self.log.ended is None:
+            self.look_soon()
 
-    def advance(self, after: int, timeout: float) -> None:
-        """Return when there may be events above `after`, or after at most `timeout` seconds.
-
-        Pumps when nobody else does, waits at the log otherwise.
-        """
-        if not self._pump.acquire(blocking=False):
-            self.log.wait(after, timeout)
-            return
-        handed_over = False
-        try:
-            if self.log.ended is None and self.log.last <= after:
-                self._guarded(self._pump_once, timeout)
-                if self._calls_due and self.log.ended is None:
-                    # An attendant takes the role as it is: nobody comes between.
-                    handed_over = self._spawn(self, self.go_on)
-        finally:
-            if not handed_over:
-                self._release()
+    def look_soon(self) -> None:
+        """Have the relay look whether the run is over a limit, or has no viewer. Takes no lock."""
+        self._host.relay.post(self._look)
 
     # --- ending -----------------------------------------------------------------------------------
 
@@ -231,10 +235,10 @@ class Run(Recording):
             self._kept = None if seen is None else min(seen, self.log.last)
             self._reading_on = read_on
             if reason == "no_viewer":
-                return Cancelled(self.meter.snapshot(), reason, unwatched=self._patience)
+                return Cancelled(self.meter.snapshot(), reason, unwatched=self._unwatched)
             return Cancelled(self.meter.snapshot(), reason)
 
-        return self._end(make, interrupt=not read_on)
+        return self._end(make)
 
     def fail(self, fault: UpstreamError) -> bool:
         """End the run with an error. False: it had ended already."""
@@ -248,42 +252,7 @@ class Run(Recording):
             )
             return Failed(info, self.meter.snapshot())
 
-        if not self._end(make, interrupt=True):
-            return False
-        told = self.id, fault.code, shortened(fault.detail, LOGGED_MAX)
-        logger.warning("stream %s failed: %s %s", *told, extra=about(self.request_id))
-        return True
-
-    def settle(self, *, drain: bool = False) -> bool:
-        """After the end: let go of the upstream's connection. Called by anyone, any time.
-
-        `drain` allows it to wait a moment for the end of a complete answer, so that the connection
-        can be used again. True when it is let go of.
-        """
-        ended = self.log.ended
-        if ended is None or self._reading_on or not self._pump.acquire(blocking=False):
-            return False
-        try:
-            if self._settled:
-                return True
-            if self._reply is not None:
-                if drain and isinstance(ended, Done):
-                    self._reply.finish()
-                else:
-                    self._reply.close()
-            self._forget_request()
-            self._settled = True
-        finally:
-            self._pump.release()
-        self._on_settled(self)
-        return True
-
-    def _forget_request(self) -> None:
-        """Let go of the prompt, which a run that is over does not need. The role is held."""
-        self._model, self._fingerprint = self.model, self.fingerprint
-        self.request = ChatRequest([], id=self.id, model=self.request.model)
-        self._question, self._calls, self._thoughts = [], [], []
-        self._reply = self._counted = self._on_usage = None  # they hold the request too
+        return self._end(make, fault)
 
     def _pressed(self, seen: int | None) -> Pressed:
         reporting = self._on_usage is not None and self.log.ended is None
@@ -294,25 +263,33 @@ class Run(Recording):
         self._unheard.give_back(self)
         return "finished"
 
-    def _end(self, make: Callable[[], Terminal], *, interrupt: bool) -> bool:
+    def _end(self, make: Callable[[], Terminal], fault: UpstreamError | None = None) -> bool:
         if not self.log.end(make):
             return False
         self.ended_at = now()
         self.switch.event.set()
         if (running := self._tool_round) is not None:
             running.abort()
-        if interrupt:
+        if not (self._reading_on or isinstance(self.log.ended, Done)):
             self.line.interrupt()
-            self.settle()
+        relay = self._host.relay
+        relay.post(self._wind_up)
+        if relay.is_current:
+            self._host.later(partial(self._report_end, fault))
+        else:
+            self._report_end(fault)
+        return True
+
+    def _report_end(self, fault: UpstreamError | None) -> None:
+        """Log a fault, and call what is to be called at the end. Not in the relay."""
+        if fault is not None:
+            told = self.id, fault.code, shortened(fault.detail, LOGGED_MAX)
+            logger.warning("stream %s failed: %s %s", *told, extra=about(self.request_id))
         on_end, self._on_end = self._on_end, None  # it may hold the conversation
         if on_end is not None:
             on_end(self)
         if self._reading_on:
-            self._on_settled(self)  # it needs no place any more
-            if not self._spawn(self, self.read_on):
-                self.line.interrupt()
-                self._let_go()
-        return True
+            self._host.settled(self)  # it needs no place any more
 
     # --- after a Stop that left the upstream open -------------------------------------------------
 
@@ -325,92 +302,130 @@ class Run(Recording):
         """Whether a limit is over for an answer that nobody hears."""
         return self._over_limit(at) is not None
 
-    def read_on(self) -> None:
-        """Body of a thread: read the rest of the answer, and report the usage behind it."""
-        usage = None
-        with self._pump:
-            try:
-                usage = self._usage_behind()
-            except (Interrupted, UpstreamError) as fault:
-                logger.info("stream %s: no usage after its Stop: %s", self.id, fault.code)
-            except Exception:
-                logger.exception("stream %s, after its Stop", self.id)
-        try:
-            if usage and self._on_usage is not None:
-                self._on_usage(self, usage)
-        except Exception:
-            logger.exception("stream %s, usage after its Stop", self.id)
-        finally:
-            self._let_go()
-
-    def _usage_behind(self) -> dict[str, Any] | None:
-        """Read until the provider has counted. Raises UpstreamError, Interrupted."""
-        reply = self._reply
-        if reply is not None:
-            while not self._heard_out and (reply.finish_reason is None or reply.usage is None):
-                try:
-                    self._heard_out = reply.read(TICK).ended
-                except Quiet:
-                    continue
-                self.meter.received(0, 0)  # a sign of life, for the limits
+    def _read_on(self, reply: Reply) -> None:
+        """Read some more of an answer that was stopped, until the provider has counted."""
+        if not _has_counted(reply):
+            self._heard_out = reply.read().ended
+            self.meter.received(0, 0)  # a sign of life, for the limits
+        if self._heard_out or _has_counted(reply):
             self._count(reply)
-        return self._usage or None
+            self._end_reading_on()
 
-    def _let_go(self) -> None:
+    def _end_reading_on(self, fault: UpstreamError | None = None) -> None:
+        """The usage is known, or will not be."""
+        usage, on_usage = self._usage or None, self._on_usage
         self._reading_on = False
-        self.settle()
+        self._wind_up()
+        if fault is not None or not usage or on_usage is None:
+            self._host.later(partial(self._report_no_usage, fault))
+        elif not self._host.spawn(self, partial(self._report_usage, usage, on_usage)):
+            self._host.later(partial(self._report_no_usage, None))
+
+    def _report_no_usage(self, fault: UpstreamError | None) -> None:
+        if fault is not None:
+            logger.info("stream %s: no usage after its Stop: %s", self.id, fault.code)
         if self._unheard is not None:
             self._unheard.give_back(self)
 
-    # --- producing --------------------------------------------------------------------------------
-
-    def produce(self) -> None:
-        """Body of the first attendant: open the upstream and pump until viewers can.
-
-        The role was taken for it when the run was made.
-        """
+    def _report_usage(
+        self, usage: dict[str, Any], on_usage: Callable[[Run, dict[str, Any]], None]
+    ) -> None:
+        """Body of a thread: the callback may write to a database."""
         try:
-            self._guarded(self._open_and_begin)
+            on_usage(self, usage)
+        except Exception:
+            logger.exception("stream %s, usage after its Stop", self.id)
         finally:
-            self._release(drain=True)
+            if self._unheard is not None:
+                self._unheard.give_back(self)
 
-    def go_on(self) -> None:
-        """Body of an attendant that was handed the role: run the tools, then pump as before."""
+    # --- what a thread does for the run -----------------------------------------------------------
+
+    def work(self) -> None:
+        """Body of a thread: do what is due before the relay can read on. The thread has the run."""
         try:
-            self._guarded(self._pump_until_watched)
+            self._guarded(self._prepare)
         finally:
-            self._release(drain=True)
+            self._host.relay.post(self._arrived)
 
     def discard(self) -> None:
-        """Instead of `produce`, for a run that ended before it could begin."""
-        self._release()
+        """Instead of `work`, for a run that ended before it could begin."""
+        self._host.relay.post(self._arrived)
 
-    def attend(self) -> None:
-        """Body of a later attendant: pump until a viewer waits or the run ends."""
-        if self._pump.acquire(blocking=False):
-            try:
-                self._guarded(self._pump_until_watched)
-            finally:
-                self._release(drain=True)
+    def _prepare(self) -> None:
+        """Open the upstream, behind tools that are due. Raises UpstreamError, Interrupted."""
+        fault, self._fault = self._fault, None
+        if self._calls_due:
+            self._run_tools()
+        elif fault is not None:
+            self._wait_for_retry(fault)
+            self._open()
+        else:
+            self._open()
 
-    def check(self, at: float) -> UpstreamError | CancelReason | Literal["attend"] | None:
-        """What the keeper has to do about this run at the time `at`; a run over a limit, first."""
-        if (fault := self._over_limit(at)) is not None:
-            return fault
+    def _guarded(self, body: Callable[..., None], *args: Any) -> None:
+        """Run `body`; whatever it raises ends the run, so that no reader waits for ever."""
+        try:
+            body(*args)
+        except Interrupted:
+            pass  # the log has ended; that is why
+        except UpstreamError as fault:
+            self.fail(fault)
+        except Exception as exc:
+            report = partial(self._log_surprise, exc)
+            if self._host.relay.is_current:
+                self._host.later(report)
+            else:
+                report()
+            self.fail(UpstreamError("internal", type(exc).__name__))
+
+    def _log_surprise(self, exc: Exception) -> None:
+        logger.error("stream %s", self.id, exc_info=exc, extra=about(self.request_id))
+
+    # --- what the relay does for the run ----------------------------------------------------------
+
+    def begin(self) -> None:
+        """By the relay: watch the run's limits, from its start on."""
+        self._guarded(self._look)
+
+    def _look(self) -> None:
+        """By the relay: end a run that is over a limit, or that nobody watches; look again later.
+
+        What has arrived is read before (see `halt.relay`), so a stall of Halt ends no run.
+        """
+        if self._limits is not None:
+            self._limits.cancel()
+        if self.log.ended is not None:
+            return
+        at = now()
         with self._viewers_lock:
             gone = [viewer for viewer in self._viewers if viewer.gone]
         for viewer in gone:
             self.leave(viewer)
-        if not self._viewers and at - self._watched_at > self._patience:
-            return "no_viewer"
-        if not self._pump.locked() and at - self._pumped_at > ATTEND_AFTER:
-            return "attend"
-        return None
+        if (fault := self._over_limit(at)) is not None:
+            self.fail(fault)
+        elif not self._viewers and at - self._watched_at >= self._patience:
+            self.cancel("no_viewer")
+        else:
+            again = min(max(self._next_limit(at), at + LOOK_MIN), at + LOOK_MAX)
+            self._limits = self._host.relay.at(again, self._look)
 
     @property
     def _patience(self) -> float:
         """Seconds that it goes on with nobody watching."""
-        return self._grace if self._was_watched else max(FIRST_VIEW, self._grace)
+        return max(self._grace, COME_BACK if self._was_watched else FIRST_VIEW)
+
+    @property
+    def _unwatched(self) -> float:
+        """The same in the words of the settings."""
+        return self._grace if self._was_watched else self._patience
+
+    def _next_limit(self, at: float) -> float:
+        """The time of the first limit that can be over next."""
+        config, meter = self._config, self.meter
+        silence = config.gap_timeout if self._answering else config.first_byte_timeout
+        patience = at + LOOK_MAX if self._viewers else self._watched_at + self._patience
+        return min(meter.started_at + config.run_timeout, meter.last_at + silence, patience)
 
     def _over_limit(self, at: float) -> UpstreamError | None:
         """The limit that is over at this time."""
@@ -432,41 +447,140 @@ class Run(Recording):
             return _silent("stalled", config.gap_timeout, "HALT_GAP_TIMEOUT")
         return None
 
-    def _guarded(self, body: Callable[..., None], *args: Any) -> None:
-        """Run `body`; whatever it raises ends the run, so that no reader waits for ever."""
+    def _arrived(self) -> None:
+        """By the relay: the thread has done its part, and gives the run back."""
+        self._is_worked = False
+        reply = self._reply
+        if self._reading_on and reply is None:  # stopped while tools ran, or before it was open
+            self._end_reading_on()
+        elif reply is None or (self.log.ended is not None and not self._reading_on):
+            self._wind_up()
+        else:
+            self._guarded(self._watch, reply)
+
+    def _watch(self, reply: Reply) -> None:
+        reply.unblock()
+        self._host.relay.watch(reply.fileno(), READ, self._readable)
+        self._is_watched = True
+        self._readable()  # some of the body may have come with the head
+
+    def _unwatch(self) -> None:
+        if self._is_watched and self._reply is not None:
+            self._is_watched = False
+            self._host.relay.unwatch(self._reply.fileno())
+
+    def _readable(self, _: int = READ) -> None:
+        """By the relay: the reply can be read."""
+        reply = self._reply
+        if not self._is_watched or reply is None:
+            return
+        if self.log.ended is None:
+            self._guarded(self._pump, reply)
+        else:
+            self._read_behind(reply)
+        if self._is_watched and reply.pending:
+            self._host.relay.again(self._readable)
+
+    def _read_behind(self, reply: Reply) -> None:
+        """The log has ended: read for the usage, or for the end of a complete answer's framing."""
         try:
-            body(*args)
-        except Interrupted:
-            pass  # the log has ended; that is why
-        except UpstreamError as fault:
-            self.fail(fault)
-        except Exception as exc:
-            logger.exception("stream %s", self.id, extra=about(self.request_id))
-            self.fail(UpstreamError("internal", type(exc).__name__))
-        except BaseException:  # Ctrl-C in a program's own thread, in the middle of a read
-            self.cancel("stop")
-            raise
-
-    def _open_and_begin(self) -> None:
-        self._open()
-        self._pump_until_watched()
-
-    def _pump_until_watched(self) -> None:
-        while self.log.ended is None:
-            if self._calls_due:
-                self._run_tools()
-            watched = self.log.waiting
-            self._pump_once(TICK)
-            if watched and self._answering and not self._calls_due:
+            if self._reading_on:
+                self._read_on(reply)
                 return
+            reply.read()
+        except Quiet:
+            return
+        except UpstreamError as fault:
+            if self._reading_on:
+                self._end_reading_on(fault)
+                return
+            self._let_go()
+        except Exception as exc:
+            self._host.later(partial(self._log_surprise, exc))
+            self._reading_on = False
+            self._let_go()
+        else:
+            if reply.complete:
+                self._let_go()
+
+    def _pump(self, reply: Reply) -> None:
+        """Move what has come to the log. Raises UpstreamError."""
+        try:
+            part = reply.read()
+        except Quiet:
+            return
+        except UpstreamError as fault:
+            self._say(self._notes.end())
+            self._broke(reply, fault)
+            return
+        self._take(reply, part)
+        if self._notes.held and self._held is None:
+            self._held = self._host.relay.at(self.meter.last_at + HELD_FOR, self._show_held)
+
+    def _show_held(self) -> None:
+        """By the relay: text that is held back is shown where nothing more has come of it."""
+        self._held = None
+        if self.log.ended is not None or self._is_worked or not self._notes.held:
+            return
+        due = self.meter.last_at + HELD_FOR
+        if now() < due:
+            self._held = self._host.relay.at(due, self._show_held)
+        else:
+            self._say(self._notes.waited())
+
+    def _need_thread(self) -> None:
+        """Give the run to a thread, which opens the upstream again."""
+        self._unwatch()
+        self._is_worked = True
+        if not self._host.spawn(self, self.work):
+            self._is_worked = False  # and the run has failed
+
+    def _wind_up(self) -> None:
+        """By the relay: the log has ended. Let go of everything, as soon as that can be."""
+        if self._is_worked or self._settled:
+            return
+        reply = self._reply
+        if self._reading_on:
+            self._readable()
+            return
+        if self._is_watched and isinstance(self.log.ended, Done) and not _is_over(reply):
+            # Some bytes of the framing are still to come: with them the connection can be kept.
+            if self._drain is None:
+                self._drain = self._host.relay.at(now() + DRAIN_SECONDS, self._let_go)
+            return
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """By the relay: close the connection or give it back, and forget the request."""
+        if self._settled:
+            return
+        self._settled = True
+        self._unwatch()
+        if self._reply is not None:
+            self._reply.close()
+        for timer in (self._limits, self._held, self._drain):
+            if timer is not None:
+                timer.cancel()
+        self._limits = self._held = self._drain = None
+        self._forget_request()
+        self._host.later(partial(self._host.settled, self))
+
+    def _forget_request(self) -> None:
+        """Let go of the prompt, which a run that is over does not need."""
+        self._model, self._fingerprint = self.model, self.fingerprint
+        self.request = ChatRequest([], id=self.id, model=self.request.model)
+        self._question, self._calls, self._thoughts = [], [], []
+        self._reply = self._counted = self._on_usage = None  # they hold the request too
+
+    # --- opening ----------------------------------------------------------------------------------
 
     def _open(self) -> None:
         """Open the upstream, with retries. Raises UpstreamError, Interrupted."""
         while True:
-            if self.log.ended is not None:
+            if self.log.ended is not None and not self._reading_on:
                 raise Interrupted("ended before it was opened")
             try:
-                self._reply = self._upstream.open(self.request, self.line)
+                self._reply = self._host.upstream.open(self.request, self.line)
                 return
             except UpstreamError as fault:
                 if self._tools and _refuses_tools(fault):
@@ -523,22 +637,7 @@ class Run(Recording):
         if self.switch.event.wait(wait):
             raise Interrupted("ended while the model was being loaded")
 
-    def _pump_once(self, timeout: float) -> None:
-        """Move what comes within `timeout` seconds to the log. The role is held."""
-        reply = self._reply
-        if reply is None:  # over before it was opened
-            return
-        try:
-            part = reply.read(timeout)
-        except Quiet:
-            if self._notes.held and now() - self.meter.last_at > HELD_FOR:
-                self._say(self._notes.waited())
-            return
-        except UpstreamError as fault:
-            self._say(self._notes.end())
-            self._broke(reply, fault)
-            return
-        self._take(reply, part)
+    # --- what comes -------------------------------------------------------------------------------
 
     def _take(self, reply: Reply, part: Part) -> None:
         """Put what one read brought into the log."""
@@ -562,6 +661,7 @@ class Run(Recording):
             self._count(reply)
             if self._calls and is_good(reply.finish_reason):  # else a call may not be whole
                 self._calls_due = True
+                self._need_thread()
             else:
                 self._done(reply)
 
@@ -623,7 +723,7 @@ class Run(Recording):
         return event
 
     def _say(self, text: str) -> None:
-        """Log text that came before, and was held back. The role is held."""
+        """Log text that came before, and was held back."""
         if text:
             text = text_of(self._prepared(Content(text)))
             self.meter.characters += len(text)
@@ -659,11 +759,11 @@ class Run(Recording):
             self._usage = None if told is None else _sum(self._usage, _counts(told))
 
     def _run_tools(self) -> None:
-        """Run what the model asked for, then ask it again with the results. The role is held."""
+        """Run what the model asked for, then ask it again with the results."""
         reply = self._reply
         assert reply is not None  # noqa: S101 - it has brought the calls
         self._model = reply.model
-        reply.finish()
+        _drain(reply)
         self._reply, self._calls_due, self._heard_out = None, False, False
         calls, self._calls = self._calls, []
         if not self._rounds_left:
@@ -720,7 +820,7 @@ class Run(Recording):
         if reply.finish_reason in {None, STOP} and self._is_all_thought():
             # Some servers put the answer among the thoughts: it is the text that there is.
             self._say("".join(self._thoughts).strip())
-        self._end(lambda: Done(reply.finish_reason, self.meter.snapshot(), usage), interrupt=False)
+        self._end(lambda: Done(reply.finish_reason, self.meter.snapshot(), usage))
 
     def _is_all_thought(self) -> bool:
         """Nothing but thoughts has come: no text, no call, no picture."""
@@ -741,30 +841,38 @@ class Run(Recording):
         if self._answering:
             self.fail(fault)
             return
+        self._unwatch()
         reply.close()
-        try:
-            self._wait_for_retry(fault)
-            self._open()
-        except Interrupted:
-            pass
-        except UpstreamError as last:
-            self.fail(last)
+        self._reply = None
+        self._fault = fault
+        self._need_thread()
 
-    def _release(self, *, drain: bool = False) -> None:
-        """Give up the role, then look whether there is something to clean up.
 
-        A viewer first shows what it has, and drains a complete answer's connection afterwards; an
-        attendant (`drain`) does it here, for the viewers that were through before it let go.
-        """
-        self._pumped_at = now()
-        self._pump.release()
-        ended = self.log.ended
-        if ended is None or self._settled:
-            return
-        if not isinstance(ended, Done):
-            self.settle()
-        elif drain or not self._viewers:
-            self.settle(drain=True)
+def _is_over(reply: Reply | None) -> bool:
+    """There is nothing more to read."""
+    return reply is None or reply.complete
+
+
+def _has_counted(reply: Reply) -> bool:
+    """The provider has sent its usage, which stands behind the end of the answer."""
+    return reply.finish_reason is not None and reply.usage is not None
+
+
+def _drain(reply: Reply) -> None:
+    """In a thread: read what is left of a complete answer's framing, for DRAIN_SECONDS at most.
+
+    Then the connection is closed, or kept if all of the response was read.
+    """
+    poller = select.poll()
+    poller.register(reply.fileno(), select.POLLIN)
+    deadline = now() + DRAIN_SECONDS
+    with contextlib.suppress(UpstreamError):
+        while not reply.complete and (left := deadline - now()) > 0:
+            if not reply.pending:
+                poller.poll(left * 1000)
+            with contextlib.suppress(Quiet):
+                reply.read()
+    reply.close()
 
 
 def _silent(code: str, seconds: float, setting: str) -> UpstreamError:

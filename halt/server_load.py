@@ -146,7 +146,7 @@ class ServerLoad:
                 try:
                     return _whole(body) if response.status_code == 200 else None
                 finally:
-                    body.finish()
+                    body.close()
             except (HaltError, httpx2.HTTPError):
                 return None
 

@@ -6,8 +6,8 @@ from flask import Blueprint, Response, request
 
 from halt.events import FINAL_FRAME
 from halt.rates import count_starts
+from halt.readers import SSE_HEADERS, EventStream, json_frames, watched
 from halt.recording import Recording
-from halt.relay import SSE_HEADERS, EventStream, json_frames, watched
 from halt.starts import START_REQUEST
 from halt.web import after_parameter, client_socket, generations, owner, toolbox
 

@@ -26,7 +26,7 @@ from halt.config import Config
 from halt.errors import HaltError
 from halt.events import Content, ReasoningEnd
 from halt.headings import cleaned, is_about
-from halt.line import TICK, Line, Quiet, limited
+from halt.line import Line, Quiet, limited
 from halt.metrics import now
 
 TRIES = 3  # requests for one title: each that is dropped is paid for
@@ -226,7 +226,7 @@ class Titles:
             if not self._is_idle():
                 raise _Dropped
             try:
-                part = reply.read(TICK)
+                part = reply.read()
             except Quiet:
                 continue
             for event in part.events:

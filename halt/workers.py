@@ -27,12 +27,14 @@ import logging
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Sequence
+from functools import partial
 from weakref import WeakValueDictionary
 
 import msgspec
 
 from halt.chat import Upstream
 from halt.config import Config
+from halt.departure import Departure
 from halt.errors import OffsetLost, StoreUnavailable, UnknownStream
 from halt.generation import (
     RECEIPT_WAIT,
@@ -209,7 +211,7 @@ class SharedGenerations(Generations):
         for left in self._peers.words(TOMBSTONE_SECONDS):
             self._registry.inherit(_tombstones.decode(left))
         self._peers.watch()
-        self._start_keeper()
+        self._start_threads()
         if self._recorder is not None:
             self._recorder.start()
 
@@ -362,20 +364,18 @@ class SharedGenerations(Generations):
         if not channel.long():
             logger.error("other workers follow too many streams of this one")
             return
-        viewer = self.watch(run, channel.sock)
+        viewer = run.join()
+        departure = Departure(self.relay, channel.sock, partial(run.leave, viewer))
         try:
-            viewer.writing_since = now()
             after = tell(run, asked.after, channel)
-            viewer.writing_since = None
             for events in run.follow(after, viewer, INTERVAL):
                 if events:
-                    viewer.writing_since = now()
                     tell_more(run, events, channel)
-                    viewer.writing_since = None
         except OffsetLost:
             pass  # the other one was slower than the log is long: it comes again and is told so
         finally:
-            self.unwatch(run, viewer)
+            departure.cancel()
+            run.leave(viewer)
 
     # --- the end ----------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from typing import Any
 from halt.chat import ChatRequest, Message, Part
 from halt.errors import UpstreamError
 from halt.events import Content, Event, text_of
-from halt.line import Line, Quiet
+from halt.line import TICK, Line, Quiet
 from halt.run import Run
 
 SOON = 10.0  # seconds; a test that waits this long has failed
@@ -40,14 +40,16 @@ class ScriptedReply:
         self.finish_reason: str | None = None
         self.usage: dict[str, Any] | None = None
         self.opaque: Any = None
-        self.over = threading.Event()  # finished or closed
+        self.over = threading.Event()  # closed
         self._changed = threading.Condition()  # protects the figures below
         self.reads = 0  # how often somebody came to read
         self.most_reading = 0  # how many read at once, at most: more than one is a fault of Halt's
         self.readers: list[str] = []  # names of the threads that came to read, in order
-        self.finished = 0
-        self.closed = 0
+        self.finished = 0  # closed when all of it was read, which keeps its connection
+        self.closed = 0  # closed before
+        self.complete = False
         self._reading = 0
+        self._blocks = True
         self._line = Line()
         self._ours, self._theirs = socket.socketpair()
         self._fed: deque[Part | UpstreamError] = deque()
@@ -85,7 +87,17 @@ class ScriptedReply:
         """Be silent until the line is interrupted; whether it was."""
         return _readable(self._ours, timeout)
 
-    def read(self, timeout: float) -> Part:
+    def fileno(self) -> int:
+        return self._ours.fileno()
+
+    def unblock(self) -> None:
+        self._blocks = False
+
+    @property
+    def pending(self) -> bool:
+        return False
+
+    def read(self) -> Part:
         with self._changed:
             self.reads += 1
             self._reading += 1
@@ -93,7 +105,7 @@ class ScriptedReply:
             self.readers.append(threading.current_thread().name)
             self._changed.notify_all()
         try:
-            return self._next(timeout)
+            return self._next(TICK if self._blocks else 0)
         finally:
             with self._changed:
                 self._reading -= 1
@@ -106,16 +118,16 @@ class ScriptedReply:
         part = self._fed.popleft()
         if isinstance(part, UpstreamError):
             raise part
+        self.complete = part.ended
         return part
 
-    def finish(self) -> None:
-        self.finished += 1
-        self._line.detach()
-        self.dispose()
-
     def close(self) -> None:
-        self.closed += 1
-        self._line.close(self._ours)
+        if self.complete:
+            self.finished += 1
+            self._line.detach()
+        else:
+            self.closed += 1
+            self._line.close(self._ours)
         self.dispose()
 
     def dispose(self) -> None:

@@ -145,7 +145,7 @@ def test_what_can_t_be_had_is_raised_in_the_task() -> None:
         gen.result()
         with pytest.raises(OffsetLost):
             await collect(gen.aiter())
-        viewer = program._generations.view(gen._run, None)
+        viewer = program._generations.view(gen._run)
         with pytest.raises(AtCapacity):
             await collect(gen.aiter())
         program._generations.unview(gen._run, viewer)

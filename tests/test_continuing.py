@@ -269,7 +269,7 @@ def test_pieces_that_are_held_back_are_counted_when_they_are_shown(reply: Script
     """No token is lost to the figures, and none is shown before it counts."""
     told = SeamReply(reply, Seam(OLD, repeats=True))
     reply.feed("there was a ", "small cat", " that", " slept")
-    parts = [told.read(1) for _ in range(4)]
+    parts = [told.read() for _ in range(4)]
     assert [part.text for part in parts] == ["", "", " that", " slept"]
     assert [part.chunks for part in parts] == [0, 0, 3, 1]
 
@@ -279,8 +279,8 @@ def test_thoughts_pass_and_calls_come_behind_the_text(reply: ScriptedReply) -> N
     told = SeamReply(reply, Seam(OLD, repeats=True))
     thought, call, fields = Reasoning("hm"), ToolCall("1", "add", "{}"), Extra({"citations": []})
     reply.feed(Part((thought, Content("Let me see"), fields), 2), Part((call,), 1, ended=True))
-    assert told.read(1).events == (thought, fields)
-    assert told.read(1).events == (Content(" Let me see"), call)
+    assert told.read().events == (thought, fields)
+    assert told.read().events == (Content(" Let me see"), call)
 
 
 def test_a_thought_before_the_repeat_is_none_of_the_text(reply: ScriptedReply) -> None:
@@ -288,7 +288,7 @@ def test_a_thought_before_the_repeat_is_none_of_the_text(reply: ScriptedReply) -
     told = SeamReply(reply, Seam(OLD, repeats=True))
     reply.feed("I go on", Part((Content(" here."), ReasoningEnd(), Content("a small cat")), 3))
     reply.feed(" that", " slept")
-    events = [event for _ in range(4) for event in told.read(1).events]
+    events = [event for _ in range(4) for event in told.read().events]
     assert events == [
         Content(" I go on here."), ReasoningEnd(), Content(" that"), Content(" slept"),
     ]  # fmt: skip
@@ -298,10 +298,10 @@ def test_text_before_a_fault_is_delivered_first(reply: ScriptedReply) -> None:
     """What was held back when the server failed is shown, then the fault comes."""
     told = SeamReply(reply, Seam(OLD, repeats=True))
     reply.feed("Well", UpstreamError("upstream_dropped"))
-    assert told.read(1).events == ()
-    assert told.read(1).text == " Well"
+    assert told.read().events == ()
+    assert told.read().text == " Well"
     with pytest.raises(UpstreamError) as caught:
-        told.read(1)
+        told.read()
     assert caught.value.code == "upstream_dropped"
 
 

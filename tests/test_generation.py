@@ -178,7 +178,7 @@ def test_taking_a_place_holds_up_nobody(
     run = stage.service.start(ChatRequest(HI))
     slow.set()
     starting = Background(lambda: stage.service.start(ChatRequest(HI)))
-    viewer = stage.service.view(run, None)
+    viewer = stage.service.view(run)
     assert stage.service.stop(run.id, None).status == "stopped"
     stage.service.unview(run, viewer)
     assert starting.is_alive()
@@ -211,8 +211,8 @@ def test_a_reader_that_cannot_join_takes_no_place(
     with monkeypatch.context() as patch:
         patch.setattr(run, "join", lambda: broken(run))
         with pytest.raises(ValueError, match="broken"):
-            stage.service.view(run, None)
-    stage.service.unview(run, stage.service.view(run, None))
+            stage.service.view(run)
+    stage.service.unview(run, stage.service.view(run))
 
 
 def test_a_start_without_a_keeper_is_refused(

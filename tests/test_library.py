@@ -341,7 +341,7 @@ def test_callbacks_take_a_reader_s_place(fake: FakeOpenAI) -> None:
         told = Told()
         held = program.generate("x", model="silent_headers", id="held-open-1")
         program.generate("x", model="silent_headers", **told.all())
-        viewer = program._generations.view(held._run, None)
+        viewer = program._generations.view(held._run)
         held.stop()
         until(lambda: program._generations.open_streams == 1)
         with pytest.raises(AtCapacity):

@@ -74,7 +74,7 @@ def read(reply: Reply) -> Answer:
     try:
         while not out.ended:
             with suppress(Quiet):
-                part = reply.read(SOON)
+                part = reply.read()
                 out.text += part.text
                 out.events += part.events
                 out.chunks += part.chunks
@@ -517,9 +517,9 @@ def test_a_fault_is_told_at_once_though_the_connection_stays_open(make: Make, ba
     with HandMade(silent_after(b'{"choices":[{"delta":{"content":"a"}}]}', bad)) as server:
         reply = make(server.url).open(ChatRequest(HI), Line())
         try:
-            assert reply.read(SOON).text == "a"
+            assert reply.read().text == "a"
             with pytest.raises(UpstreamError):
-                reply.read(0.0)
+                reply.read()
         finally:
             reply.close()
 

@@ -1,0 +1,346 @@
+"""From a run's log to the bytes of one client's response.
+
+`Reading` is a reader's place at a run, from the view that looks how the answer begins to the last
+byte of the response. `EventStream` is a WSGI response body made of it: it sends a comment line at
+once (headers leave with the first bytes) and after each `heartbeat` of silence, and what `present`
+makes of the events in between. It serves every kind of Server-Sent Events; `present` decides what
+they carry. `TextStream` is the same for the answer's text alone.
+
+Under gunicorn the view's thread yields the first bytes and then sleeps, while the relay writes to
+the client's socket (`Sink`). Under any other server, and behind a middleware that may change the
+body, the view follows the log by itself and yields the same bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Self, TypeVar
+
+import msgspec
+
+from halt.departure import Departure
+from halt.errors import AnswerFailed, OffsetLost, RequestError
+from halt.events import (
+    FINAL_FRAME,
+    HEARTBEAT,
+    Cancelled,
+    Content,
+    Done,
+    Event,
+    Extra,
+    Failed,
+    Reasoning,
+    ReasoningEnd,
+    ToolCall,
+    encode,
+    is_terminal,
+    sse,
+)
+from halt.extras import Extras
+from halt.generation import Generations
+from halt.metrics import now
+from halt.recording import Recording, Viewer
+from halt.run import Run
+from halt.sink import Present, Sink, gunicorn_response
+
+T = TypeVar("T")
+
+WHOLE_INTERVAL = 0.1  # seconds between two looks at an answer that is given as a whole
+
+
+#: For every proxy on the way: this is a stream, do not keep, change or gather it.
+SSE_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache, no-transform",
+    "X-Accel-Buffering": "no",
+}
+
+
+def json_frames(events: list[tuple[int, Event]]) -> bytes:
+    """Events as JSON Server-Sent Events, `[DONE]` behind the terminal one."""
+    frames = [sse(seq, event) for seq, event in events]
+    if is_terminal(events[-1][1]):
+        frames.append(FINAL_FRAME)
+    return frames[0] if len(frames) == 1 else b"".join(frames)
+
+
+class Reading:
+    """A reader's place at a run, to be given back by `close`."""
+
+    def __init__(
+        self, generations: Generations, run: Recording, client: socket.socket | None, after: int = 0
+    ) -> None:
+        """Take the place. Raises AtCapacity, OffsetLost."""
+        run.log.read(after, 1)  # an offset that is lost is told before the headers
+        self.run = run
+        self._generations = generations
+        self._client = client
+        self._after = after
+        self._open = True
+        self._viewer: Viewer = generations.view(run)
+        self._departure: Departure | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def events(self) -> Iterator[Event]:
+        """Each event as it comes. Ends early when the client has left. Raises OffsetLost."""
+        self._watch_client()
+        for group in self.run.follow(self._after, self._viewer, WHOLE_INTERVAL):
+            for _, event in group:
+                yield event
+
+    def _watch_client(self) -> None:
+        """From now on notice that the client leaves, also in silence."""
+        if self._departure is None and self._client is not None:
+            leave = partial(self.run.leave, self._viewer)
+            self._departure = Departure(self._generations.relay, self._client, leave)
+
+    def _forget_client(self) -> None:
+        departure, self._departure = self._departure, None
+        if departure is not None:
+            departure.cancel()
+
+    def wait(self, begins: Callable[[Event], bool], timeout: float = float("inf")) -> None:
+        """Return at an event that `begins` the answer, at the run's end, or when the client leaves.
+
+        Or after `timeout` seconds, to a second. Takes nothing: all is read again afterwards.
+        Raises AnswerFailed where the run has failed before such an event, OffsetLost.
+        """
+        deadline = now() + timeout
+        self._watch_client()
+        for group in self.run.follow(self._after, self._viewer):
+            for _, event in group:
+                if begins(event):
+                    return
+                if isinstance(event, Failed):
+                    raise failure(event)
+            if now() >= deadline:
+                return
+
+    def close(self) -> None:
+        """Give the place back. The reader has left: see `Run.leave`."""
+        if self._open:
+            self._open = False
+            self._forget_client()
+            self._generations.unview(self.run, self._viewer)
+
+
+class EventStream(Reading):
+    """The body of one streaming response. `close` is called by the server in every case."""
+
+    #: What is said in silence, and at once.
+    comment = HEARTBEAT
+
+    def __init__(
+        self,
+        generations: Generations,
+        run: Recording,
+        client: socket.socket | None,
+        after: int,
+        present: Present,
+        *,
+        opening: bytes | None = None,
+        interval: float = 0.0,
+        brief: bool = False,
+        nothing: bytes = b"",
+        aside: Callable[[], bytes] | None = None,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        """Take a reader's place. Raises AtCapacity, OffsetLost.
+
+        `opening`: the first bytes, where they are no comment. `interval`: the least time between
+        two frames, in seconds. `brief`: end after the events that are there now; the client comes
+        back for more. `nothing` is sent at the stream's end to a reader that had all of it already.
+        `aside` is asked in silence whether there is something else to be said.
+        """
+        super().__init__(generations, run, client, after)
+        self.present = present
+        self.opening = self.comment if opening is None else opening
+        self.interval = interval
+        self.nothing = nothing
+        self.aside = aside
+        self.heartbeat = generations.config.heartbeat
+        self.relay = generations.relay
+        self._brief = brief
+        self._on_close = on_close
+
+    @property
+    def after(self) -> int:
+        """The event behind which the reader begins."""
+        return self._after
+
+    def paint(self, work: Callable[[], object]) -> None:
+        """Have this done by the thread for what takes milliseconds."""
+        self._generations.painter.put(work)
+
+    def leave(self) -> None:
+        """The reader has left, or was dropped."""
+        self.run.leave(self._viewer)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._brief_frames() if self._brief else self._frames()
+
+    def _brief_frames(self) -> Iterator[bytes]:
+        yield self.opening
+        events = self.run.log.read(self._after)
+        if events:
+            yield _made(self.present(events))
+
+    def _frames(self) -> Iterator[bytes]:
+        # The frame that asks for the first bytes is the server's; around this one there may be
+        # another generator of this module.
+        asking = sys._getframe(1)
+        while asking.f_back is not None and asking.f_code.co_filename == __file__:
+            asking = asking.f_back
+        response = gunicorn_response(asking, self._client)
+        yield self.opening
+        if response is None or not self._generations.config.relay_writes:
+            yield from self._followed()
+        elif not Sink(self, response).serve():
+            raise ConnectionResetError(errno.ECONNRESET, "the reader has left")
+
+    def _followed(self) -> Iterator[bytes]:
+        """The frames, by the view's own thread."""
+        self._watch_client()
+        heartbeat = self.heartbeat
+        spoke_at = now()
+        viewer, told = self._viewer, False
+        try:
+            for events in self.run.follow(self._after, viewer, self.interval):
+                if events:
+                    frame, told = _made(self.present(events)), True
+                elif self.aside is not None and (said := self.aside()):
+                    frame = said
+                elif now() - spoke_at >= heartbeat:
+                    frame = self.comment
+                else:
+                    continue
+                spoke_at = now()
+                yield frame
+        except OffsetLost as lost:
+            # The reader was slower than the log is long. It is told, never given a gap.
+            yield self.lost(lost)
+        else:
+            if not told and not viewer.gone:
+                yield self.nothing
+
+    def lost(self, lost: OffsetLost) -> bytes:
+        """The last frame of a reader whose next events are no longer kept."""
+        error = {"code": lost.code, "message": lost.message, "retryable": False}
+        body = encode({"type": "error", "done": True, "content": "", "error": error})
+        return b"data: %b\n\n" % body + FINAL_FRAME
+
+    def close(self) -> None:
+        if self._open:
+            super().close()
+            if self._on_close is not None:
+                self._on_close()
+
+
+def _made(frame: bytes | Callable[[], bytes]) -> bytes:
+    return frame if isinstance(frame, bytes) else frame()
+
+
+class TextStream(EventStream):
+    """The body of a response that is the answer's text and nothing else.
+
+    Text has no place for an error. So an answer that is not whole ends with a line for people and
+    without the end that HTTP asks for (the last chunk), which every HTTP client reports.
+    """
+
+    comment = b""
+
+    def __init__(
+        self, generations: Generations, run: Recording, client: socket.socket | None
+    ) -> None:
+        """Take a reader's place. Raises AtCapacity."""
+        super().__init__(generations, run, client, 0, self._text)
+        self._broken = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._frames()
+        if self._broken or self.run.log.ended is None:
+            # The server closes the connection for this one without a word.
+            raise ConnectionResetError(errno.ECONNRESET, "the answer is not whole")
+
+    def _text(self, events: list[tuple[int, Event]]) -> bytes:
+        text = "".join(event.content for _, event in events)
+        last = events[-1][1]
+        if isinstance(last, Failed):
+            text += self._break(last.error.code, last.error.message)
+        return text.encode()
+
+    def lost(self, lost: OffsetLost) -> bytes:
+        return self._break(lost.code, lost.message).encode()
+
+    def _break(self, code: str, message: str) -> str:
+        self._broken = True
+        return f"\n[error: {code}] {' '.join(message.split())}\n"  # on one line
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A whole answer. `content` is what is kept of it: of a stopped one, what was seen."""
+
+    content: str
+    reasoning: str
+    calls: list[ToolCall]
+    extras: Extras
+    ended: Done | Cancelled
+
+
+def gather(reading: Reading) -> Answer:
+    """Wait for the whole answer. Raises AnswerFailed, OffsetLost, RequestError."""
+    thoughts: list[str] = []
+    calls: list[ToolCall] = []
+    extras = Extras()
+    ended: Done | Cancelled | None = None
+    for event in reading.events():  # to its end, where the model's connection is let go of
+        if isinstance(event, Reasoning):
+            thoughts.append(event.text)
+        elif isinstance(event, ReasoningEnd):
+            thoughts.append(reading.run.reasoning(event))
+        elif isinstance(event, ToolCall):
+            calls.append(event)
+        elif isinstance(event, Extra):
+            extras.add(event)
+        elif isinstance(event, Failed):
+            raise failure(event)
+        elif isinstance(event, Done | Cancelled):
+            ended = event
+    if ended is None:  # most likely nobody reads this any more
+        raise RequestError("The connection was closed for sending, which is taken for leaving.")
+    return Answer(reading.run.answer()[1], "".join(thoughts), calls, extras, ended)
+
+
+def failure(event: Failed) -> AnswerFailed:
+    """A run's error as the answer to the request that started it."""
+    error = event.error
+    return AnswerFailed(
+        error.code,
+        error.message,
+        retryable=error.retryable,
+        retry_after=error.retry_after,
+        status=error.status,
+    )
+
+
+def is_text(event: Event) -> bool:
+    """Whether this begins the answer itself."""
+    return isinstance(event, Content)
+
+
+def watched(run: Run, make: Callable[[], T]) -> T:
+    """What `make` makes of a run that was just started; where it can't, the run ends too."""
+    try:
+        return make()
+    except BaseException:
+        run.cancel("no_viewer")
+        raise

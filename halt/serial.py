@@ -1,0 +1,79 @@
+"""A thread that does what it is given, one thing after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+from halt.metrics import now
+
+Work = Callable[[], object]
+
+logger = logging.getLogger(__name__)
+
+
+class Serial:
+    """See the module. What a piece of work raises is logged and ends nothing."""
+
+    def __init__(self, name: str, tick: float | None = None, on_tick: Work = bool) -> None:
+        """`on_tick` is called every `tick` seconds, also between pieces of work."""
+        self._name = name
+        self._tick = tick
+        self._on_tick = on_tick
+        self._work: queue.SimpleQueue[Work] = queue.SimpleQueue()  # its `put` takes no lock
+        self._thread: threading.Thread | None = None
+        self._closing = False
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is this one."""
+        return self._thread is threading.current_thread()
+
+    def start(self) -> None:
+        """Start the thread, if it does not run. Raises RuntimeError where there is none."""
+        if not self.is_running:
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
+
+    def put(self, work: Work) -> None:
+        """Have this done, in the order of the calls. It must end by itself."""
+        self._work.put(work)
+
+    def step(self, timeout: float) -> None:
+        """By the thread itself, within a piece of work: do the next one, if it comes in time."""
+        with contextlib.suppress(queue.Empty):
+            self._do(self._work.get(timeout=timeout))
+
+    def close(self, timeout: float) -> None:
+        """End the thread when it has done what it was given; wait so many seconds for it."""
+
+        def leave() -> None:
+            self._closing = True
+
+        self.put(leave)
+        if self._thread is not None and not self.is_current:
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        due = float("inf") if self._tick is None else now() + self._tick
+        while not self._closing:
+            left = None if self._tick is None else max(0.0, due - now())
+            with contextlib.suppress(queue.Empty):
+                self._do(self._work.get(timeout=left))
+            if self._tick is not None and now() >= due:
+                self._do(self._on_tick)
+                due = now() + self._tick
+
+    def _do(self, work: Work) -> None:
+        try:
+            work()
+        except Exception:
+            logger.exception("%s", self._name)

@@ -1,0 +1,325 @@
+"""By the relay: from a run's log to one client's socket.
+
+gunicorn writes the head of a response and the body's first bytes. From then on the relay writes the
+chunks of the body, up to and including the last one of the stream; the last chunk of HTTP, which is
+empty, is gunicorn's again. The view sleeps in between. It is woken when the kernel has taken
+everything and the socket is in no table of the relay's, or after the connection was shut down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from functools import partial
+from types import FrameType, FunctionType
+from typing import Any, Protocol
+
+from halt.departure import PIPELINED_LOOK, has_left
+from halt.errors import OffsetLost
+from halt.events import Event, is_terminal, size_of
+from halt.line import TICK
+from halt.metrics import now
+from halt.recording import Recording
+from halt.relay import READ, WRITE, Relay, Timer
+
+#: Makes the bytes of a group of events, or gives a function that makes them: that one may take
+#: milliseconds, so the relay has it called by a thread, once and before the next group.
+Present = Callable[[list[tuple[int, Event]]], bytes | Callable[[], bytes]]
+
+GROUP_CHARS = 65_536  # about as many in one frame
+GROUP_EVENTS = 64  # of one frame, so that a long replay holds up no other reader
+STUCK_MAX = 30.0  # seconds without a byte taken, after which a reader is dropped; it can resume
+
+_NOTHING = memoryview(b"")
+
+logger = logging.getLogger(__name__)
+
+
+class Stream(Protocol):
+    """What is sent to one client; see `halt.readers.EventStream`."""
+
+    run: Recording
+    present: Present
+    comment: bytes
+    nothing: bytes
+    interval: float
+    heartbeat: float
+    aside: Callable[[], bytes] | None
+    relay: Relay
+
+    @property
+    def after(self) -> int:
+        """The event behind which the reader begins."""
+
+    def lost(self, lost: OffsetLost) -> bytes:
+        """The last frame of a reader whose next events are no longer kept."""
+
+    def paint(self, work: Callable[[], object]) -> None:
+        """Have this done by the thread for what takes milliseconds."""
+
+    def leave(self) -> None:
+        """The reader has left, or was dropped."""
+
+
+def gunicorn_response(frame: FrameType | None, client: socket.socket | None) -> Any:
+    """gunicorn's Response where its threaded worker itself iterates the body.
+
+    None: something else does, which may frame or change the bytes in its own way: another server,
+    HTTP/1.0, TLS that ends here, a middleware around the body. `frame` is the one that asked for
+    the body's first bytes.
+    """
+    if (
+        frame is None
+        or frame.f_code.co_name != "handle_request"
+        or frame.f_globals.get("__name__") != "gunicorn.workers.gthread"
+    ):
+        return None
+    response = frame.f_locals.get("resp")
+    chunked = getattr(response, "chunked", False)
+    return response if chunked and type(client) is socket.socket else None
+
+
+class Sink:
+    """A client's socket, and its reader's place in the log. All but `serve` is the relay's.
+
+    One group of events at a time is made and sent. What the network does not take is kept, at most
+    that one group; then nothing is made until the client has taken it. So memory is bounded, and a
+    reader that is behind goes on from the log.
+    """
+
+    def __init__(self, stream: Stream, response: Any) -> None:
+        self._stream = stream
+        self._run = stream.run
+        self._response = response
+        self._relay = stream.relay
+        self._over = threading.Lock()  # the view sleeps on it
+        self._over.acquire()
+        self._is_whole = False  # all was taken, so the server can end the body
+        self._sock: socket.socket = response.sock
+        self._is_open = False  # from `_begin` on, until `_end`
+        self._events = 0  # what the selector waits for
+        self._after = stream.after
+        self._shares = isinstance(stream.present, FunctionType)
+        self._due = True  # a look at the log is coming
+        self._told = False
+        self._rest = _NOTHING  # what the network has not taken
+        self._taken_at = self._spoke_at = now()
+        self._ready_at = 0.0  # before this time no group is sent
+        self._is_painting = False
+        self._is_ending = False  # nothing follows what is there
+        self._timers: dict[str, Timer] = {}
+
+    def serve(self) -> bool:
+        """By the view: sleep until the reader is through. False: it has left, or was dropped."""
+        self._relay.post(self._begin)
+        self._over.acquire()
+        return self._is_whole
+
+    def _begin(self) -> None:
+        self._is_open = True
+        self._relay.at_end.add(self._drop)
+        self._wait_for(READ)
+        self._run.log.subscribe(self._changed)
+        self._beat()
+        self._serve()
+
+    def _end(self, *, whole: bool) -> None:
+        """The socket is the view's again."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        self._is_whole = whole
+        self._relay.at_end.discard(self._drop)
+        self._wait_for(0)
+        self._run.log.unsubscribe(self._changed)
+        for timer in self._timers.values():
+            timer.cancel()
+        if not whole:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+            self._stream.leave()
+        self._over.release()
+
+    def _drop(self) -> None:
+        self._end(whole=False)
+
+    def _wait_for(self, events: int) -> None:
+        before, self._events = self._events, events
+        if before == events:
+            return
+        if not before:
+            self._relay.watch(self._sock, events, self._ready)
+        elif events:
+            self._relay.change(self._sock, events, self._ready)
+        else:
+            self._relay.unwatch(self._sock)
+
+    def _at(self, name: str, time: float, work: Callable[[], None]) -> None:
+        """Call `work` at this time, in place of what was to be called under this name."""
+        if name in self._timers:
+            self._timers[name].cancel()
+        self._timers[name] = self._relay.at(time, work)
+
+    # --- the log ----------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        """The log has grown. Called by the thread that added to it."""
+        if not self._due:
+            self._due = True
+            self._relay.post(self._serve)
+
+    def _serve(self) -> None:
+        """Send the next group, if there is one and the client has taken the one before."""
+        self._due = False  # before the log is read: what comes after that is told again
+        if not self._is_open or self._rest or self._is_painting or self._is_ending:
+            return
+        stream, log = self._stream, self._run.log
+        ended = log.ended  # before the read: with the end all events are there
+        if stream.interval and ended is None and (at := self._ready_at) > now():
+            self._at("interval", at, self._serve)
+            return
+        try:
+            events = log.read(self._after, GROUP_EVENTS)
+        except OffsetLost as lost:
+            # The reader was slower than the log is long. It is told, never given a gap.
+            self._send_last(stream.lost(lost))
+            return
+        if events:
+            self._ready_at = now() + stream.interval
+            self._told = True
+            self._make(_fitting(events))
+        elif ended is not None:
+            self._send_last(b"" if self._told else stream.nothing)
+
+    def _make(self, events: list[tuple[int, Event]]) -> None:
+        after, (self._after, last) = self._after, events[-1]
+        present, newest = self._stream.present, self._run.newest_frame
+        made: bytes | Callable[[], bytes]
+        if self._shares and newest and newest[:3] == (present, after, self._after):
+            made = newest[3]
+        else:
+            try:
+                made = present(events)
+            except Exception as exc:
+                self._fail(exc)
+                return
+            if self._shares and isinstance(made, bytes):
+                self._run.newest_frame = (present, after, self._after, made)
+        self._show(made, is_last=is_terminal(last))
+
+    def _show(self, made: bytes | Callable[[], bytes], *, is_last: bool) -> None:
+        """Send what `present` has made, or have it made by the painter."""
+        if isinstance(made, bytes):
+            self._is_ending = is_last
+            self._send(made)
+            return
+        self._is_painting = True
+
+        def paint() -> None:
+            try:
+                frame = made()
+            except Exception as exc:
+                self._relay.post(partial(self._fail, exc))
+            else:
+                self._relay.post(partial(self._painted, frame, is_last))
+
+        self._stream.paint(paint)
+
+    def _painted(self, frame: bytes, is_last: bool) -> None:
+        self._is_painting = False
+        self._show(frame, is_last=is_last)
+
+    def _fail(self, exc: Exception) -> None:
+        """The frame cannot be made: the reader is dropped, and may come again."""
+        message = "a frame of stream %s cannot be made"
+        self._stream.paint(partial(logger.error, message, self._run.id, exc_info=exc))
+        self._drop()
+
+    # --- the socket -------------------------------------------------------------------------------
+
+    def _send_last(self, data: bytes) -> None:
+        self._is_ending = True
+        self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        """Send a chunk of the body; b"" is none."""
+        if not self._is_open:
+            return
+        if data:
+            self._response.sent += len(data)  # for the server's access log
+            self._spoke_at = self._taken_at = now()
+            self._push(memoryview(b"%x\r\n%b\r\n" % (len(data), data)))
+        else:
+            self._go_on()
+
+    def _push(self, data: memoryview) -> None:
+        try:
+            sent = self._sock.send(data, socket.MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self._drop()
+            return
+        if sent == len(data):
+            self._rest = _NOTHING
+            self._wait_for(self._events & ~WRITE)
+            self._go_on()
+            return
+        if sent:
+            self._taken_at = now()
+        self._rest = data[sent:]
+        self._wait_for(self._events | WRITE)
+        self._at("stuck", self._taken_at + STUCK_MAX, self._drop)
+
+    def _go_on(self) -> None:
+        """The client has taken everything."""
+        if "stuck" in self._timers:
+            self._timers.pop("stuck").cancel()
+        if self._is_ending:
+            self._end(whole=True)
+        elif not self._due and (self._run.log.last > self._after or self._run.log.ended):
+            self._due = True
+            self._relay.again(self._serve)
+
+    def _ready(self, events: int) -> None:
+        if not self._is_open:
+            return
+        if events & WRITE and self._rest:
+            self._push(self._rest)
+        if events & READ and self._is_open:
+            left = has_left(self._sock)
+            if left:
+                self._drop()
+            elif left is None:  # it has sent something behind its request
+                self._wait_for(self._events & ~READ)
+                self._at("pipelined", now() + PIPELINED_LOOK, self._look)
+
+    def _look(self) -> None:
+        self._wait_for(self._events | READ)
+
+    def _beat(self) -> None:
+        """What is to be said in silence."""
+        stream, at = self._stream, now()
+        is_silent = not (self._rest or self._is_painting or self._is_ending)
+        if is_silent and stream.aside is not None and (said := stream.aside()):
+            self._show(said, is_last=False)
+        elif is_silent and at - self._spoke_at >= stream.heartbeat:
+            self._send(stream.comment)
+        again = at + stream.heartbeat if not is_silent else self._spoke_at + stream.heartbeat
+        if stream.aside is not None:
+            again = min(again, at + TICK)
+        if self._is_open:
+            self._at("beat", max(again, at + 0.001), self._beat)
+
+
+def _fitting(events: list[tuple[int, Event]]) -> list[tuple[int, Event]]:
+    """The first of these, of which one frame of bounded size can be made."""
+    size = 0
+    for index, (_, event) in enumerate(events):
+        size += size_of(event)
+        if size > GROUP_CHARS:
+            return events[: index + 1]
+    return events
