@@ -141,6 +141,7 @@ def post_worker_init(worker: Any) -> None:
     gc.freeze()
     service = worker.wsgi.extensions["halt"]
     service.alive = lambda: worker.alive
+    service.ends_process = True  # one whose relay has failed: the master starts another
     service.begin()
     try:
         worker.wsgi.extensions["halt.archive"].recover()

@@ -219,8 +219,8 @@ class Generations:
         if stopped:
             run.switch.press()
             run.discard()
-        elif not self.spawn(run, run.work):
-            run.discard()
+        else:
+            run.start_work()
         return run
 
     def expect_room(self, starts: int = 1) -> None:

@@ -222,6 +222,9 @@ class Framing:
             return raw
         if self._partial:
             raw, self._partial = self._partial + raw, b""
+        return self._unchunked(raw)
+
+    def _unchunked(self, raw: bytes) -> bytes:
         out = []
         at, end = 0, len(raw)
         while at < end:

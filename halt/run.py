@@ -316,28 +316,27 @@ class Run(Recording):
         usage, on_usage = self._usage or None, self._on_usage
         self._reading_on = False
         self._wind_up()
-        if fault is not None or not usage or on_usage is None:
-            self._host.later(partial(self._report_no_usage, fault))
-        elif not self._host.spawn(self, partial(self._report_usage, usage, on_usage)):
-            self._host.later(partial(self._report_no_usage, None))
+        report = None if on_usage is None or not usage else partial(on_usage, self, usage)
+        self._host.later(partial(self._report_usage, report, fault))
 
-    def _report_no_usage(self, fault: UpstreamError | None) -> None:
+    def _report_usage(self, report: Callable[[], None] | None, fault: UpstreamError | None) -> None:
+        """By the keeper: `report` has a thread of its own, since it may write to a database."""
         if fault is not None:
             logger.info("stream %s: no usage after its Stop: %s", self.id, fault.code)
-        if self._unheard is not None:
-            self._unheard.give_back(self)
 
-    def _report_usage(
-        self, usage: dict[str, Any], on_usage: Callable[[Run, dict[str, Any]], None]
-    ) -> None:
-        """Body of a thread: the callback may write to a database."""
-        try:
-            on_usage(self, usage)
-        except Exception:
-            logger.exception("stream %s, usage after its Stop", self.id)
-        finally:
-            if self._unheard is not None:
-                self._unheard.give_back(self)
+        def work() -> None:
+            try:
+                if report is not None:
+                    report()
+            except Exception:
+                logger.exception("stream %s, usage after its Stop", self.id)
+            finally:
+                if self._unheard is not None:
+                    self._unheard.give_back(self)
+
+        if report is None or not self._host.spawn(self, work):
+            report = None
+            work()
 
     # --- what a thread does for the run -----------------------------------------------------------
 
@@ -347,6 +346,11 @@ class Run(Recording):
             self._guarded(self._prepare)
         finally:
             self._host.relay.post(self._arrived)
+
+    def start_work(self) -> None:
+        """Start the thread that does `work`. Not in the relay."""
+        if not self._host.spawn(self, self.work):
+            self.discard()
 
     def discard(self) -> None:
         """Instead of `work`, for a run that ended before it could begin."""
@@ -371,7 +375,7 @@ class Run(Recording):
             pass  # the log has ended; that is why
         except UpstreamError as fault:
             self.fail(fault)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - logged, by a thread that may wait for the log
             report = partial(self._log_surprise, exc)
             if self._host.relay.is_current:
                 self._host.later(report)
@@ -495,7 +499,7 @@ class Run(Recording):
                 self._end_reading_on(fault)
                 return
             self._let_go()
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - logged by the keeper
             self._host.later(partial(self._log_surprise, exc))
             self._reading_on = False
             self._let_go()
@@ -532,8 +536,7 @@ class Run(Recording):
         """Give the run to a thread, which opens the upstream again."""
         self._unwatch()
         self._is_worked = True
-        if not self._host.spawn(self, self.work):
-            self._is_worked = False  # and the run has failed
+        self._host.later(self.start_work)  # to start a thread takes a wait for it
 
     def _wind_up(self) -> None:
         """By the relay: the log has ended. Let go of everything, as soon as that can be."""

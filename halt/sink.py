@@ -203,7 +203,7 @@ class Sink:
         else:
             try:
                 made = present(events)
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - logged by `_fail`
                 self._fail(exc)
                 return
             if self._shares and isinstance(made, bytes):
@@ -221,7 +221,7 @@ class Sink:
         def paint() -> None:
             try:
                 frame = made()
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - logged by `_fail`
                 self._relay.post(partial(self._fail, exc))
             else:
                 self._relay.post(partial(self._painted, frame, is_last))
@@ -251,11 +251,11 @@ class Sink:
         if data:
             self._response.sent += len(data)  # for the server's access log
             self._spoke_at = self._taken_at = now()
-            self._push(memoryview(b"%x\r\n%b\r\n" % (len(data), data)))
+            self._push(b"%x\r\n%b\r\n" % (len(data), data))
         else:
             self._go_on()
 
-    def _push(self, data: memoryview) -> None:
+    def _push(self, data: bytes | memoryview) -> None:
         try:
             sent = self._sock.send(data, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
@@ -270,7 +270,7 @@ class Sink:
             return
         if sent:
             self._taken_at = now()
-        self._rest = data[sent:]
+        self._rest = memoryview(data)[sent:]
         self._wait_for(self._events | WRITE)
         self._at("stuck", self._taken_at + STUCK_MAX, self._drop)
 
