@@ -1,13 +1,12 @@
 """From threads that follow runs to one consumer, never far ahead of it.
 
-A consumer that waits for several runs at once, or that is an event loop, can't pump a run itself.
-For each run it has a follower: a thread that is a viewer like any other, so it takes the role of
-the pump (see `halt.run`), reads the upstream's socket and hands over what came. No thread stands
-between the socket and the hand-over, and no run has more than this one.
+A consumer that waits for several runs at once, or that is an event loop, cannot wait at their logs
+itself. For each run it has a follower: a thread that is a viewer like any other, waits at the log
+and hands over what came. No run has more than this one.
 
 When the consumer is slower than the runs, the feed fills and its followers wait. Nothing is lost
-and no run is slowed down: an attendant pumps on into the log, from which the follower goes on
-later; a consumer that is slower than the log is long is told so by an OffsetLost.
+and no run is slowed down: the relay fills the log, from which the follower goes on later; a
+consumer that is slower than the log is long gets an OffsetLost.
 
 `_lock` guards everything in a Feed, and is held for list work only. It is reentrant, as `close` may
 be called by the garbage collector, in the middle of anything.

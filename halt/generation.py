@@ -170,6 +170,7 @@ class Generations:
         grace: float | None = None,
         on_usage: Callable[[Run, dict[str, Any]], None] | None = None,
         noted: bool = False,
+        opened_by_reader: bool = False,
     ) -> Run:
         """Start a generation. Raises RequestError, StreamInUse, AtCapacity, Draining.
 
@@ -179,6 +180,8 @@ class Generations:
         `on_usage` is called after `on_end`, by another thread, with the provider's own count for a
         run that was stopped, where HALT_EXACT_USAGE asks for it and the provider tells.
         `noted`: the store knows this ID already, as that of the generation which begins here.
+        `opened_by_reader`: the caller makes an EventStream of it with `opens`, whose thread opens
+        the upstream.
         """
         self._check(request)
         recorder = self._recorder
@@ -219,7 +222,7 @@ class Generations:
         if stopped:
             run.switch.press()
             run.discard()
-        else:
+        elif not opened_by_reader:
             run.start_work()
         return run
 

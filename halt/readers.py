@@ -44,6 +44,7 @@ from halt.extras import Extras
 from halt.generation import Generations
 from halt.metrics import now
 from halt.recording import Recording, Viewer
+from halt.request_ids import named
 from halt.run import Run
 from halt.sink import Present, Sink, gunicorn_response
 
@@ -153,13 +154,15 @@ class EventStream(Reading):
         nothing: bytes = b"",
         aside: Callable[[], bytes] | None = None,
         on_close: Callable[[], None] | None = None,
+        opens: Run | None = None,
     ) -> None:
         """Take a reader's place. Raises AtCapacity, OffsetLost.
 
         `opening`: the first bytes, where they are no comment. `interval`: the least time between
         two frames, in seconds. `brief`: end after the events that are there now; the client comes
         back for more. `nothing` is sent at the stream's end to a reader that had all of it already.
-        `aside` is asked in silence whether there is something else to be said.
+        `aside` is asked in silence whether there is something else to be said. `opens`: the run,
+        where it was started to be opened by its reader's thread.
         """
         super().__init__(generations, run, client, after)
         self.present = present
@@ -171,6 +174,7 @@ class EventStream(Reading):
         self.relay = generations.relay
         self._brief = brief
         self._on_close = on_close
+        self._opens = opens
 
     @property
     def after(self) -> int:
@@ -203,9 +207,22 @@ class EventStream(Reading):
         response = gunicorn_response(asking, self._client)
         yield self.opening
         if response is None or not self._generations.config.relay_writes:
+            self._start_opening()
             yield from self._followed()
-        elif not Sink(self, response).serve():
+            return
+        sink = Sink(self, response)
+        opens, self._opens = self._opens, None
+        if opens is not None:
+            with named(opens.request_id):
+                opens.work()
+        if not sink.wait():
             raise ConnectionResetError(errno.ECONNRESET, "the reader has left")
+
+    def _start_opening(self) -> None:
+        """Have a thread of its own open the upstream, where this one will not."""
+        opens, self._opens = self._opens, None
+        if opens is not None:
+            opens.start_work()
 
     def _followed(self) -> Iterator[bytes]:
         """The frames, by the view's own thread."""
@@ -240,6 +257,7 @@ class EventStream(Reading):
 
     def close(self) -> None:
         if self._open:
+            self._start_opening()  # the client has left before the first byte
             super().close()
             if self._on_close is not None:
                 self._on_close()
@@ -337,10 +355,15 @@ def is_text(event: Event) -> bool:
     return isinstance(event, Content)
 
 
-def watched(run: Run, make: Callable[[], T]) -> T:
-    """What `make` makes of a run that was just started; where it can't, the run ends too."""
+def watched(run: Run, make: Callable[[], T], *, opens: bool = False) -> T:
+    """What `make` makes of a run that was just started; where it can't, the run ends too.
+
+    `opens`: what it makes was to open the run's upstream.
+    """
     try:
         return make()
     except BaseException:
         run.cancel("no_viewer")
+        if opens:
+            run.discard()
         raise

@@ -83,7 +83,7 @@ def gunicorn_response(frame: FrameType | None, client: socket.socket | None) -> 
 
 
 class Sink:
-    """A client's socket, and its reader's place in the log. All but `serve` is the relay's.
+    """A client's socket, and its reader's place in the log. All but `wait` is the relay's.
 
     One group of events at a time is made and sent. What the network does not take is kept, at most
     that one group; then nothing is made until the client has taken it. So memory is bounded, and a
@@ -111,10 +111,10 @@ class Sink:
         self._is_painting = False
         self._is_ending = False  # nothing follows what is there
         self._timers: dict[str, Timer] = {}
-
-    def serve(self) -> bool:
-        """By the view: sleep until the reader is through. False: it has left, or was dropped."""
         self._relay.post(self._begin)
+
+    def wait(self) -> bool:
+        """By the view: sleep until the reader is through. False: it has left, or was dropped."""
         self._over.acquire()
         return self._is_whole
 

@@ -8,14 +8,23 @@ from halt.events import FINAL_FRAME
 from halt.rates import count_starts
 from halt.readers import SSE_HEADERS, EventStream, json_frames, watched
 from halt.recording import Recording
+from halt.run import Run
 from halt.starts import START_REQUEST
 from halt.web import after_parameter, client_socket, generations, owner, toolbox
 
 blueprint = Blueprint("streams", __name__)
 
 
-def _stream(run: Recording, after: int) -> Response:
-    body = EventStream(generations(), run, client_socket(), after, json_frames, nothing=FINAL_FRAME)
+def _stream(run: Recording, after: int, opens: Run | None = None) -> Response:
+    body = EventStream(
+        generations(),
+        run,
+        client_socket(),
+        after,
+        json_frames,
+        nothing=FINAL_FRAME,
+        opens=opens,
+    )
     # direct_passthrough: werkzeug would wrap each frame once more.
     return Response(
         body,
@@ -29,8 +38,10 @@ def chat_stream() -> Response:
     """Start a generation and follow it."""
     asked = START_REQUEST.decode(request.get_data())
     count_starts()
-    run = generations().start(asked.chat(), owner(), tools=toolbox(), grace=asked.grace)
-    return watched(run, lambda: _stream(run, 0))
+    run = generations().start(
+        asked.chat(), owner(), tools=toolbox(), grace=asked.grace, opened_by_reader=True
+    )
+    return watched(run, lambda: _stream(run, 0, run), opens=True)
 
 
 @blueprint.get("/streams/<stream_id>")
