@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 
 from halt.metrics import now
-from halt.relay import READ, Relay
+from halt.relay import READ, Relay, contained
 
 PIPELINED_LOOK = 1.0  # seconds between two looks at a client that has sent something behind
 
@@ -30,16 +30,22 @@ class Departure:
         """Watch no more."""
         self._relay.post(self._end)
 
+    @contained
     def _begin(self) -> None:
         if self._sock is not None:
             self._relay.watch(self._sock, READ, self._look)
 
+    def broken(self, exc: Exception) -> None:
+        """Nothing can be told of this client any more; it is found when something is written."""
+
+    @contained
     def _end(self) -> None:
         sock, self._sock = self._sock, None
         if sock is not None:
             self._relay.unwatch(sock)
             sock.close()
 
+    @contained
     def _look(self, _: int = READ) -> None:
         if self._sock is None:
             return

@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import logging
 import os
 import selectors
 import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import wraps
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 from halt.metrics import now
@@ -35,8 +35,23 @@ STALL_MAX = 10.0  # seconds of one turn after which the process is given up
 FIGURES_SECONDS = 60.0  # for which the longest turn and the lag are remembered, twice that at most
 
 Work = Callable[[], None]
+Method = TypeVar("Method", bound=Callable[..., None])
 
-logger = logging.getLogger(__name__)
+
+def contained(method: Method) -> Method:
+    """Have a fault in a method end its object's part alone, and not the relay.
+
+    The object's `broken` gets the exception; it must not raise.
+    """
+
+    @wraps(method)
+    def call(self: Any, *args: Any) -> None:
+        try:
+            method(self, *args)
+        except Exception as exc:  # noqa: BLE001 - logged by `broken`
+            self.broken(exc)
+
+    return call  # type: ignore[return-value]  # the same parameters
 
 
 class Timer:

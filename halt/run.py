@@ -73,7 +73,7 @@ from halt.line import Line, Quiet
 from halt.metrics import Meter, now
 from halt.notes import LINE_END, NoteFilter, are_discussed
 from halt.recording import Recording, Viewer
-from halt.relay import READ, Relay, Timer
+from halt.relay import READ, Relay, Timer, contained
 from halt.request_ids import about, current, quoted
 from halt.stops import Pressed, StopSwitch
 from halt.tools import Toolbox, ToolRound
@@ -367,20 +367,16 @@ class Run(Recording):
         else:
             self._open()
 
-    def _guarded(self, body: Callable[..., None], *args: Any) -> None:
-        """Run `body`; whatever it raises ends the run, so that no reader waits for ever."""
+    def _guarded(self, body: Callable[[], None]) -> None:
+        """By a thread: run `body`; what it raises ends the run, so that no reader waits on."""
         try:
-            body(*args)
+            body()
         except Interrupted:
             pass  # the log has ended; that is why
         except UpstreamError as fault:
             self.fail(fault)
-        except Exception as exc:  # noqa: BLE001 - logged, by a thread that may wait for the log
-            report = partial(self._log_surprise, exc)
-            if self._host.relay.is_current:
-                self._host.later(report)
-            else:
-                report()
+        except Exception as exc:  # noqa: BLE001 - logged
+            self._log_surprise(exc)
             self.fail(UpstreamError("internal", type(exc).__name__))
 
     def _log_surprise(self, exc: Exception) -> None:
@@ -390,8 +386,17 @@ class Run(Recording):
 
     def begin(self) -> None:
         """By the relay: watch the run's limits, from its start on."""
-        self._guarded(self._look)
+        self._look()
 
+    def broken(self, exc: Exception) -> None:
+        """By the relay: a fault of Halt's own ends the run."""
+        self._host.later(partial(self._log_surprise, exc))
+        self.fail(UpstreamError("internal", type(exc).__name__))
+        self._reading_on = False
+        if not self._is_worked:  # else `_arrived` comes
+            self._let_go()
+
+    @contained
     def _look(self) -> None:
         """By the relay: end a run that is over a limit, or that nobody watches; look again later.
 
@@ -451,6 +456,7 @@ class Run(Recording):
             return _silent("stalled", config.gap_timeout, "HALT_GAP_TIMEOUT")
         return None
 
+    @contained
     def _arrived(self) -> None:
         """By the relay: the thread has done its part, and gives the run back."""
         self._is_worked = False
@@ -460,7 +466,7 @@ class Run(Recording):
         elif reply is None or (self.log.ended is not None and not self._reading_on):
             self._wind_up()
         else:
-            self._guarded(self._watch, reply)
+            self._watch(reply)
 
     def _watch(self, reply: Reply) -> None:
         reply.unblock()
@@ -473,13 +479,14 @@ class Run(Recording):
             self._is_watched = False
             self._host.relay.unwatch(self._reply.fileno())
 
+    @contained
     def _readable(self, _: int = READ) -> None:
         """By the relay: the reply can be read."""
         reply = self._reply
         if not self._is_watched or reply is None:
             return
         if self.log.ended is None:
-            self._guarded(self._pump, reply)
+            self._pump(reply)
         else:
             self._read_behind(reply)
         if self._is_watched and reply.pending:
@@ -499,10 +506,6 @@ class Run(Recording):
                 self._end_reading_on(fault)
                 return
             self._let_go()
-        except Exception as exc:  # noqa: BLE001 - logged by the keeper
-            self._host.later(partial(self._log_surprise, exc))
-            self._reading_on = False
-            self._let_go()
         else:
             if reply.complete:
                 self._let_go()
@@ -521,6 +524,7 @@ class Run(Recording):
         if self._notes.held and self._held is None:
             self._held = self._host.relay.at(self.meter.last_at + HELD_FOR, self._show_held)
 
+    @contained
     def _show_held(self) -> None:
         """By the relay: text that is held back is shown where nothing more has come of it."""
         self._held = None
@@ -538,6 +542,7 @@ class Run(Recording):
         self._is_worked = True
         self._host.later(self.start_work)  # to start a thread takes a wait for it
 
+    @contained
     def _wind_up(self) -> None:
         """By the relay: the log has ended. Let go of everything, as soon as that can be."""
         if self._is_worked or self._settled:
@@ -553,20 +558,23 @@ class Run(Recording):
             return
         self._let_go()
 
+    @contained
     def _let_go(self) -> None:
         """By the relay: close the connection or give it back, and forget the request."""
         if self._settled:
             return
         self._settled = True
-        self._unwatch()
-        if self._reply is not None:
-            self._reply.close()
         for timer in (self._limits, self._held, self._drain):
             if timer is not None:
                 timer.cancel()
         self._limits = self._held = self._drain = None
-        self._forget_request()
-        self._host.later(partial(self._host.settled, self))
+        try:
+            self._unwatch()
+            if self._reply is not None:
+                self._reply.close()
+        finally:
+            self._forget_request()
+            self._host.later(partial(self._host.settled, self))
 
     def _forget_request(self) -> None:
         """Let go of the prompt, which a run that is over does not need."""

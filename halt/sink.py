@@ -23,7 +23,7 @@ from halt.events import Event, is_terminal, size_of
 from halt.line import TICK
 from halt.metrics import now
 from halt.recording import Recording
-from halt.relay import READ, WRITE, Relay, Timer
+from halt.relay import READ, WRITE, Relay, Timer, contained
 
 #: Makes the bytes of a group of events, or gives a function that makes them: that one may take
 #: milliseconds, so the relay has it called by a thread, once and before the next group.
@@ -118,6 +118,7 @@ class Sink:
         self._over.acquire()
         return self._is_whole
 
+    @contained
     def _begin(self) -> None:
         self._is_open = True
         self._relay.at_end.add(self._drop)
@@ -171,6 +172,7 @@ class Sink:
             self._due = True
             self._relay.post(self._serve)
 
+    @contained
     def _serve(self) -> None:
         """Send the next group, if there is one and the client has taken the one before."""
         self._due = False  # before the log is read: what comes after that is told again
@@ -201,11 +203,7 @@ class Sink:
         if self._shares and newest and newest[:3] == (present, after, self._after):
             made = newest[3]
         else:
-            try:
-                made = present(events)
-            except Exception as exc:  # noqa: BLE001 - logged by `_fail`
-                self._fail(exc)
-                return
+            made = present(events)
             if self._shares and isinstance(made, bytes):
                 self._run.newest_frame = (present, after, self._after, made)
         self._show(made, is_last=is_terminal(last))
@@ -221,20 +219,21 @@ class Sink:
         def paint() -> None:
             try:
                 frame = made()
-            except Exception as exc:  # noqa: BLE001 - logged by `_fail`
-                self._relay.post(partial(self._fail, exc))
+            except Exception as exc:  # noqa: BLE001 - logged by `broken`
+                self._relay.post(partial(self.broken, exc))
             else:
                 self._relay.post(partial(self._painted, frame, is_last))
 
         self._stream.paint(paint)
 
+    @contained
     def _painted(self, frame: bytes, is_last: bool) -> None:
         self._is_painting = False
         self._show(frame, is_last=is_last)
 
-    def _fail(self, exc: Exception) -> None:
-        """The frame cannot be made: the reader is dropped, and may come again."""
-        message = "a frame of stream %s cannot be made"
+    def broken(self, exc: Exception) -> None:
+        """A frame cannot be made or sent: the reader is dropped, and may come again."""
+        message = "a frame of stream %s"
         self._stream.paint(partial(logger.error, message, self._run.id, exc_info=exc))
         self._drop()
 
@@ -284,6 +283,7 @@ class Sink:
             self._due = True
             self._relay.again(self._serve)
 
+    @contained
     def _ready(self, events: int) -> None:
         if not self._is_open:
             return
@@ -297,9 +297,11 @@ class Sink:
                 self._wait_for(self._events & ~READ)
                 self._at("pipelined", now() + PIPELINED_LOOK, self._look)
 
+    @contained
     def _look(self) -> None:
         self._wait_for(self._events | READ)
 
+    @contained
     def _beat(self) -> None:
         """What is to be said in silence."""
         stream, at = self._stream, now()
