@@ -98,13 +98,14 @@ def _costs(short: Costs, long: Costs, sizes: Sizes) -> Iterator[Row]:
     ):
         cost = short if kind == "starts included" else long
         for beat in BEATS:
-            own, other = cost[name, beat], cost[over, beat]
+            own, other, bare = cost[name, beat], cost[over, beat], cost["bare threads", beat]
+            beside = f"; bare threads {bare:.0f} µs" if other != bare else ""
             yield at_most(
                 f"CPU a token, {figure}, {kind}, {beat}: Halt / {over}",
                 own / other,
                 target,
                 further,
-                measured=f"{own / other:.2f} ({own:.0f} µs / {other:.0f} µs)",
+                measured=f"{own / other:.2f} ({own:.0f} µs / {other:.0f} µs{beside})",
                 note=notes[kind],
             )
     for beat in BEATS:
