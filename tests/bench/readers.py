@@ -50,6 +50,7 @@ READY_WITHIN = 30.0  # seconds for every stream to have brought its first token
 RACE_WITHIN = 170.0
 WHOLE_WITHIN = 120.0
 AFTERWARDS = 0.5  # seconds for what a server still does when a stream has ended: it saves the rest
+CAUGHT_UP = 0.2  # seconds to read what came while the reader looked elsewhere
 OPENED_AT_ONCE = 10  # streams that are asked for before it looks at those that are there
 MARK = 11  # bytes of a stamp with its `@`
 
@@ -216,6 +217,8 @@ class Reader:
         self.wait_ready(self.take_stamps)
         self.spend(self.job.settle)
         use = Use(self.job.watched)
+        self.spend(CAUGHT_UP)
+        use.begin()
         self.measuring = True
         self.spend(self.job.seconds)
         self.measuring = False
@@ -224,6 +227,7 @@ class Reader:
 
     def whole(self) -> None:
         use = Use(self.job.watched)
+        use.begin()
         self.measuring = True
         self.open_all()
         until = time.monotonic() + WHOLE_WITHIN
@@ -309,26 +313,32 @@ class Reader:
 
 
 class Use:
-    """What is used of the processors, from now on."""
+    """What is used of the processors."""
 
     def __init__(self, watched: dict[str, int]) -> None:
+        """Find the processes, which takes milliseconds in which tokens wait."""
         self._watched = watched
-        self._before = self._cpu()
+        self._trees = {name: tree(pid) for name, pid in watched.items()}
+
+    def begin(self) -> None:
+        """Count from now on."""
+        self._before = {name: cpu_seconds(pids) for name, pids in self._trees.items()}
         self._machine = machine_cpu_seconds()
         self._own = time.process_time()
         self._began = time.monotonic()
 
-    def _cpu(self) -> dict[str, float]:
-        return {name: cpu_seconds(tree(pid)) for name, pid in self._watched.items()}
-
     def facts(self, ended: float) -> dict[str, Any]:
-        """Processor time of each so far, and the seconds until `ended`."""
-        cpu = {name: used - self._before[name] for name, used in self._cpu().items()}
-        cpu["reader"] = time.process_time() - self._own
+        """Processor time of each so far, of processes that came since too, and seconds to `ended`."""
+        own = time.process_time() - self._own
         machine = machine_cpu_seconds() - self._machine
+        watched = time.monotonic() - self._began
+        cpu = {
+            name: cpu_seconds(tree(pid)) - self._before[name] for name, pid in self._watched.items()
+        }
+        cpu["reader"] = own
         return {
             "seconds": ended - self._began,
-            "watched": time.monotonic() - self._began,
+            "watched": watched,
             "cpu": cpu,
             "machine": machine,
         }

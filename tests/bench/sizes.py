@@ -16,7 +16,7 @@ class Sizes:
     stops_full: int = 60
     stops_in_a_round: int = 20  # before new idle connections are opened
     load_streams: int = 100
-    load_settle: float = 2.0
+    load_settle: float = 1.0
     load_seconds: float = 6.0
     load_rounds: int = 1
     stream_tokens: int = 150  # of a stream that is read from its start to its end

@@ -34,7 +34,7 @@ SYSTEMS: dict[str, System] = {
     "bare threads": BARE,
 }
 BEATS = {"spread": PACED, "in step": f"{PACED}&step=1"}
-COUNTED = 2.0  # seconds in which `perf` counts
+COUNTED = 1.0  # seconds in which `perf` counts
 WARM = 5  # streams of as many tokens, before
 
 
