@@ -105,7 +105,7 @@ def visited(sizes: Sizes) -> Iterator[Row]:
         150,
         60,
         " ms",
-        f"{number(p50)} / {number(p99)} ms; {busy([facts])}; {p50_p99(pages['times'])} ms a page, "
+        f"{number(p50)} / {number(p99)} ms; {busy([facts], streams * RATE)}; {p50_p99(pages['times'])} ms a page, "
         f"{len(pages['times']) / pages['seconds']:.0f} pages/s",
         note=f"{streams} long streams x {RATE} tokens/s, spread; the pages, in turns, are an empty "
         "one and a conversation of two turns, their list beside them, over kept-alive connections",

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.bench.processes import PORT_WITHIN, Child, Halt, Storeless
 from tests.bench.readers import RACE_WITHIN, READY_WITHIN, WHOLE_WITHIN, Job, Way
@@ -17,6 +17,7 @@ from tests.bench.wire import Address
 RATE = 33  # tokens a second and stream
 PACED = f"paced?rate={RATE}"
 SATURATED = 95  # percent of a core, of something that uses one at most
+KEPT_UP = 0.97  # of the tokens that are offered
 PLACES = 200  # streams that a Halt has at least: its default
 
 System = tuple[str, Way, str]  # what is started, how it is read, and under which path
@@ -119,28 +120,48 @@ def per_token(facts: dict[str, Any]) -> float:
     return float(facts["cpu"]["server"]) / int(facts["tokens"]) * 1e6
 
 
-def busy(windows: Sequence[dict[str, Any]]) -> str:
-    """Tokens a second, the processors' use, and a warning where nothing was left of one."""
+class Shares(NamedTuple):
+    """Percent of a core that each used, medians of some windows, and tokens a second."""
+
+    parts: dict[str, float]
+    machine: float
+    rate: float
+
+
+def shares(windows: Sequence[dict[str, Any]]) -> Shares:
+    """What was used in these windows."""
 
     def share(of: float, window: dict[str, Any]) -> float:
         return 100 * of / float(window["watched"])
 
-    parts = {
-        name: median(share(w["cpu"][name], w) for w in windows)
-        for name in ("server", "source", "reader")
-    }
-    machine = median(share(w["machine"], w) for w in windows)
-    rate = median(w["tokens"] / w["seconds"] for w in windows)
+    names = ("server", "source", "reader")
+    return Shares(
+        {name: median(share(w["cpu"][name], w) for w in windows) for name in names},
+        median(share(w["machine"], w) for w in windows),
+        median(w["tokens"] / w["seconds"] for w in windows),
+    )
+
+
+def warnings(windows: Sequence[dict[str, Any]], offered: float = 0.0) -> list[str]:
+    """What makes a figure doubtful; `offered`: the tokens a second that should have come."""
+    parts, machine, rate = shares(windows)
+    limits = [name for name in ("source", "reader") if parts[name] > SATURATED]
+    out = [f"the generator was the limit: {' and '.join(limits)}"] if limits else []
+    if rate < KEPT_UP * offered:
+        out.append(f"fell behind: {rate:,.0f} of {offered:,.0f} tokens/s")
+    if machine > 190:
+        out.append("all cores in use")
+    if machine - sum(parts.values()) > 30:
+        out.append("other programs were running")
+    return out
+
+
+def busy(windows: Sequence[dict[str, Any]], offered: float = 0.0) -> str:
+    """Tokens a second, the processors' use, and the warnings."""
+    parts, machine, rate = shares(windows)
     text = ", ".join(f"{name} {value:.0f} %" for name, value in parts.items())
     text = f"{rate:,.0f} tokens/s ({text}, machine {machine:.0f} %)"
-    limits = [name for name in ("source", "reader") if parts[name] > SATURATED]
-    if limits:
-        text += f" **the generator was the limit: {' and '.join(limits)}**"
-    if machine > 190:
-        text += " **saturated**"
-    if machine - sum(parts.values()) > 30:
-        text += " **other programs were running**"
-    return text
+    return " ".join((text, *(f"**{warning}**" for warning in warnings(windows, offered))))
 
 
 def race_once(kind: str, streams: int, tokens: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tests.bench.load import (
     steady,
     steady_reader,
     system,
+    warnings,
     whole,
 )
 from tests.bench.processes import kernel_events, tree
@@ -70,7 +71,8 @@ def tokens(sizes: Sizes) -> Iterator[Row]:
         seen.setdefault((name, beat), []).append(window(measured, model, sizes))
     short = {key: median(per_token(w.short) for w in each) for key, each in seen.items()}
     long = {key: median(per_token(w.long) for w in each) for key, each in seen.items()}
-    yield from _costs(short, long, sizes)
+    doubts = {key: warnings([w.long for w in each], _offered(sizes)) for key, each in seen.items()}
+    yield from _costs(short, long, doubts, sizes)
     yield from _latencies({key: [w.long for w in each] for key, each in seen.items()}, sizes)
     yield from _kernel({key: [w.events for w in each] for key, each in seen.items()})
 
@@ -78,7 +80,13 @@ def tokens(sizes: Sizes) -> Iterator[Row]:
 Costs = dict[tuple[str, str], float]
 
 
-def _costs(short: Costs, long: Costs, sizes: Sizes) -> Iterator[Row]:
+def _offered(sizes: Sizes) -> float:
+    return sizes.load_streams * RATE
+
+
+def _costs(
+    short: Costs, long: Costs, doubts: dict[tuple[str, str], list[str]], sizes: Sizes
+) -> Iterator[Row]:
     rounds = f"median of {sizes.load_rounds}" if sizes.load_rounds > 1 else "once"
     shared = (
         "user and system time of all the server's processes (the clock that getrusage reads), "
@@ -100,12 +108,15 @@ def _costs(short: Costs, long: Costs, sizes: Sizes) -> Iterator[Row]:
         for beat in BEATS:
             own, other, bare = cost[name, beat], cost[over, beat], cost["bare threads", beat]
             beside = f"; bare threads {bare:.0f} µs" if other != bare else ""
+            doubt = "".join(
+                f" **{who}: {each}**" for who in (name, over) for each in doubts[who, beat]
+            )
             yield at_most(
                 f"CPU a token, {figure}, {kind}, {beat}: Halt / {over}",
                 own / other,
                 target,
                 further,
-                measured=f"{own / other:.2f} ({own:.0f} µs / {other:.0f} µs{beside})",
+                measured=f"{own / other:.2f} ({own:.0f} µs / {other:.0f} µs{beside}){doubt}",
                 note=notes[kind],
             )
     for beat in BEATS:
@@ -143,7 +154,7 @@ def _latencies(windows: dict[tuple[str, str], list[dict[str, Any]]], sizes: Size
             f"Relay latency a token, {beat}, p50 / p99: {name}",
             "≤ 0.6 / 8 ms" if judged else "",
             "≤ 0.4 / 4 ms" if judged else "",
-            f"{number(p50)} / {number(p99)} ms; {busy(each)}",
+            f"{number(p50)} / {number(p99)} ms; {busy(each, _offered(sizes))}",
             p50 <= 0.6 and p99 <= 8 if judged else None,
             p50 <= 0.4 and p99 <= 4,
             note=note,
