@@ -46,7 +46,7 @@ Way = Literal["json", "page", "bare", "event source", "ws", "ws together"]
 
 TOGETHER = 25  # streams over each socket of the way "ws together"
 
-READY_WITHIN = 30.0  # seconds for every stream to have brought its first token
+READY_WITHIN = 60.0  # seconds for every stream to have brought its first token
 RACE_WITHIN = 170.0
 WHOLE_WITHIN = 120.0
 AFTERWARDS = 0.5  # seconds for what a server still does when a stream has ended: it saves the rest
