@@ -171,7 +171,7 @@ def page_turns(sizes: Sizes) -> Iterator[Row]:
         yield at_most(
             f"Page: Enter → first text, less the upstream's own {first_ms} ms, p50",
             median(shown),
-            40,
+            25,
             15,
             " ms",
             f"{number(median(shown))} ms (p99 {number(percentile(shown, 99))}; "
@@ -180,7 +180,7 @@ def page_turns(sizes: Sizes) -> Iterator[Row]:
         )
     for figure, values, target, further in (
         ("Page: Stop clicked → text stands still", [t.still for t in turns], 50, 17),
-        ("Page: Stop clicked → upstream closed", [t.closed for t in turns], 40, 10),
+        ("Page: Stop clicked → upstream closed", [t.closed for t in turns], 10, 5),
     ):
         yield at_most(
             f"{figure}, p50 / p99",

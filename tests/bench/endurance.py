@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import random
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from tests.bench.load import read, source
+from tests.bench.load import source
 from tests.bench.processes import (
-    PORT_WITHIN,
     Halt,
     descriptors,
     fake_upstream,
     megabytes,
     status,
 )
-from tests.bench.readers import READY_WITHIN, Job, Way, numbers, open_stream
+from tests.bench.readers import Job, Way, numbers, open_stream
 from tests.bench.sizes import Sizes
-from tests.bench.table import Row, at_most, median, number, percentile
+from tests.bench.table import Row, at_most, median
 from tests.bench.wire import Address, ask, chat, connect, stop
 
 CLIENTS = 8  # at once
@@ -137,7 +134,16 @@ def answer(halt: Halt, way: Way, tokens: int) -> Long:
     before = megabytes(halt.worker)
     began = time.monotonic()
     end = b"</article>" if way == "page" else b"[DONE]"
-    with open_stream(_job(halt, way, f"numbered?n={tokens}")) as sock:
+    job = Job(
+        kind="drain",
+        way=way,
+        path="/chat/stream",
+        address=halt.address,
+        streams=1,
+        model=f"numbered?n={tokens}",
+    )
+    sock, _ = open_stream(job)
+    with sock:
         sock.settimeout(ANSWER_WITHIN)
         tail = b""
         newest = -1
@@ -160,34 +166,8 @@ def fresh_answer(url: str, way: Way, tokens: int) -> Long:
         return answer(halt, way, tokens)
 
 
-def _job(halt: Halt, way: Way, model: str, stream_id: str = "") -> Job:
-    return Job(
-        kind="drain",
-        way=way,
-        path="/chat/stream",
-        address=halt.address,
-        streams=1,
-        model=model,
-        stream_id=stream_id,
-    )
-
-
-def stop_at_full_speed(halt: Halt) -> tuple[float, str]:
-    """Stop an answer that comes as fast as it is read: milliseconds, and what was answered.
-
-    It is read by another process, so that reading does not keep this one from looking at its clock.
-    """
-    stream_id = secrets.token_urlsafe(12)
-    with read(_job(halt, "json", "numbered?n=9999999", stream_id)) as reader:
-        reader.says(READY_WITHIN + PORT_WITHIN)
-        time.sleep(random.uniform(0.1, 0.3))
-        began = time.monotonic()
-        reply = ask(halt.address, stop(stream_id))
-    return (reply.at - began) * 1000, json.loads(reply.body)["status"]
-
-
 def long(sizes: Sizes) -> Iterator[Row]:
-    """Twice the tokens: twice the time, twice the memory. And Stop in the middle of it."""
+    """Twice the tokens: twice the time, twice the memory."""
     with source() as (_, url):
         for name, way in WAYS:
             half, whole = [], []
@@ -195,20 +175,6 @@ def long(sizes: Sizes) -> Iterator[Row]:
                 half.append(fresh_answer(url, way, sizes.long_tokens))
                 whole.append(fresh_answer(url, way, 2 * sizes.long_tokens))
             yield from _linear(name, sizes.long_tokens, half, whole)
-        settings = {"HALT_MAX_ANSWER_CHARS": 50_000_000, "HALT_LOG_SECONDS": 1}
-        with Halt(url, HALT_MODEL="numbered", **settings) as halt:
-            stops = [stop_at_full_speed(halt) for _ in range(sizes.long_stops)]
-    times = [ms for ms, _ in stops]
-    good = all(said == "stopped" for _, said in stops)
-    slowest = percentile(times, 100)
-    yield Row(
-        "POST /stop of a stream at full speed answered, p50 / most",
-        "≤ 100 ms",
-        "≤ 100 ms",
-        f"{number(median(times))} / {number(slowest)} ms{'' if good else ', NOT all stopped'}",
-        good and slowest <= 100,
-        good and slowest <= 100,
-    )
 
 
 def _linear(stream: str, tokens: int, half: list[Long], whole: list[Long]) -> Iterator[Row]:

@@ -1,32 +1,32 @@
-"""What a relayed token costs, and how late it is: Halt, the tutorial's relay, bare sockets."""
+"""Servers under load: Halt, the tutorial's relay, bare threads; and how many tokens one carries."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
-from tests.bench.processes import PORT_WITHIN, Child, Halt, Storeless, tree
-from tests.bench.readers import RACE_WITHIN, READY_WITHIN, TOGETHER, Job, Way
+from tests.bench.processes import PORT_WITHIN, Child, Halt, Storeless
+from tests.bench.readers import RACE_WITHIN, READY_WITHIN, WHOLE_WITHIN, Job, Way
 from tests.bench.sizes import Sizes
-from tests.bench.table import Row, at_least, at_most, median, number
+from tests.bench.table import Row, at_least, median
 from tests.bench.wire import Address
 
 RATE = 33  # tokens a second and stream
 PACED = f"paced?rate={RATE}"
+SATURATED = 95  # percent of a core, of something that uses one at most
+KEPT_UP = 0.97  # of the tokens that are offered
+PLACES = 200  # streams that a Halt has at least: its default
 
 System = tuple[str, Way, str]  # what is started, how it is read, and under which path
 
-SYSTEMS: dict[str, System] = {
-    "Halt, JSON": ("halt", "json", "/chat/stream"),
-    "FastAPI relay": ("fastapi", "json", "/chat/stream"),
-    "Halt, page": ("halt", "page", ""),
-    "Halt, WebSocket": ("halt", "ws", "/ws"),
-    f"Halt, WebSocket, {TOGETHER} streams each": ("halt", "ws together", "/ws"),
-    "bare sockets": ("bare", "bare", "/v1/chat/completions"),
-}
+HALT: System = ("halt", "json", "/chat/stream")
+STORELESS: System = ("storeless", "json", "/chat/stream")
+PAGE: System = ("halt", "page", "")
+FASTAPI: System = ("fastapi", "json", "/chat/stream")
+BARE: System = ("bare", "bare", "/v1/chat/completions")
 
 
 @contextlib.contextmanager
@@ -37,18 +37,19 @@ def source() -> Iterator[tuple[Child, str]]:
 
 
 @contextlib.contextmanager
-def system(kind: str, upstream: str, streams: int) -> Iterator[tuple[Address, list[int]]]:
-    """A server to be measured: its address and its processes."""
+def system(kind: str, upstream: str, streams: int) -> Iterator[tuple[Address, int]]:
+    """A server to be measured: its address and its first process."""
     if kind in ("halt", "storeless"):
         server = Halt if kind == "halt" else Storeless
         # The reader answers no pings: none are to come while it measures.
+        places = max(PLACES, streams)
         with server(
-            upstream, HALT_MAX_STREAMS=streams, HALT_MODEL=PACED, HALT_HEARTBEAT=120
+            upstream, HALT_MAX_STREAMS=places, HALT_MODEL=PACED, HALT_HEARTBEAT=120
         ) as halt:
-            yield halt.address, tree(halt.master)
+            yield halt.address, halt.master
         return
     with Child("tests.bench.relays", kind, upstream) as child:
-        yield ("127.0.0.1", child.says(PORT_WITHIN)["port"]), [child.pid]
+        yield ("127.0.0.1", child.says(PORT_WITHIN)["port"]), child.pid
 
 
 def read(job: Job) -> Child:
@@ -56,105 +57,111 @@ def read(job: Job) -> Child:
     return Child("tests.bench.readers", json.dumps(asdict(job)))
 
 
+@contextlib.contextmanager
+def steady_reader(
+    measured: System, address: Address, watched: dict[str, int], model: str, sizes: Sizes
+) -> Iterator[tuple[Child, dict[str, Any]]]:
+    """One window of a server that runs: the reader, which reads on, and what it measured."""
+    _, way, path = measured
+    job = Job(
+        kind="steady",
+        way=way,
+        path=path,
+        address=address,
+        streams=sizes.load_streams,
+        model=model,
+        settle=sizes.load_settle,
+        seconds=sizes.load_seconds,
+        watched=watched,
+    )
+    with read(job) as reader:
+        reader.says(READY_WITHIN + PORT_WITHIN)
+        yield reader, reader.says(sizes.load_settle + sizes.load_seconds + 20)
+
+
 def steady(measured: System, sizes: Sizes) -> dict[str, Any]:
-    """One window of one system."""
-    kind, way, path = measured
+    """One window of one system, long streams, in a server of its own."""
     with (
         source() as (upstream, url),
-        system(kind, url, sizes.load_streams) as (address, pids),
-        read(
-            Job(
-                kind="steady",
-                way=way,
-                path=path,
-                address=address,
-                streams=sizes.load_streams,
-                model=PACED,
-                settle=sizes.load_settle,
-                seconds=sizes.load_seconds,
-                watched={"server": pids, "source": [upstream.pid]},
-            )
-        ) as reader,
+        system(measured[0], url, sizes.load_streams) as (address, pid),
     ):
-        reader.says(READY_WITHIN + PORT_WITHIN)
-        facts: dict[str, Any] = reader.says(sizes.load_settle + sizes.load_seconds + 20)
+        watched = {"server": pid, "source": upstream.pid}
+        with steady_reader(measured, address, watched, PACED, sizes) as (_, facts):
+            return facts
+
+
+def whole(
+    measured: System,
+    address: Address,
+    watched: dict[str, int],
+    model: str,
+    streams: int,
+    tokens: int,
+) -> dict[str, Any]:
+    """So many streams of so many tokens, all started at once and read to their ends."""
+    _, way, path = measured
+    job = Job(
+        kind="whole",
+        way=way,
+        path=path,
+        address=address,
+        streams=streams,
+        model=f"{model}&n={tokens}",
+        tokens=tokens,
+        watched=watched,
+    )
+    with read(job) as reader:
+        facts: dict[str, Any] = reader.says(WHOLE_WITHIN + PORT_WITHIN)
     return facts
 
 
-def relay(sizes: Sizes) -> Iterator[Row]:
-    """CPU a token and latency, each system in turn, the whole round repeated."""
-    windows: dict[str, list[dict[str, Any]]] = {name: [] for name in SYSTEMS}
-    for _ in range(sizes.load_rounds):
-        for name, measured in SYSTEMS.items():
-            windows[name].append(steady(measured, sizes))
-    cost = {
-        name: median(w["cpu"]["server"] / w["tokens"] * 1e6 for w in each)
-        for name, each in windows.items()
-    }
-    note = (
-        f"{sizes.load_streams} streams x {RATE} tokens/s for {sizes.load_seconds:g} s, median of "
-        f"{sizes.load_rounds}; user and system time of all the server's processes, network included"
-    )
-    relay_cost, bare_cost = cost["FastAPI relay"], cost["bare sockets"]
-    for figure, name, target, further in (
-        ("CPU a token, JSON stream", "Halt, JSON", 0.40, 0.20),
-        ("CPU a token, page's HTML stream", "Halt, page", 0.70, 0.35),
-        ("CPU a token, WebSocket, a stream each", "Halt, WebSocket", 0.50, 0.25),
-        (
-            f"CPU a token, WebSocket, {TOGETHER} streams each",
-            f"Halt, WebSocket, {TOGETHER} streams each",
-            0.50,
-            0.25,
-        ),
-    ):
-        yield at_most(
-            f"{figure}: Halt over the FastAPI relay (JSON)",
-            cost[name] / relay_cost,
-            target,
-            further,
-            measured=f"{cost[name] / relay_cost:.2f} ({cost[name]:.0f} µs / {relay_cost:.0f} µs; "
-            f"bare sockets {bare_cost:.0f} µs)",
-            note=note,
-        )
-    for name, each in windows.items():
-        p50, p99 = (median(w[p] for w in each) for p in ("p50", "p99"))
-        figure = f"Relay latency a token, p50 / p99: {name}"
-        shown = f"{number(p50)} / {number(p99)} ms"
-        busy = _load(each)
-        if not name.startswith("Halt"):
-            yield Row(figure, "", "", f"{shown}; {busy}", None)
-            continue
-        yield Row(
-            figure,
-            "≤ 5 / 40 ms",
-            "≤ 1 / 10 ms",
-            f"{shown}; {busy}",
-            p50 <= 5 and p99 <= 40,
-            p50 <= 1 and p99 <= 10,
-            note="a token's way from the upstream's send to the reader's receive; in brackets the "
-            "processor time of the window, 100 % is one core",
-        )
+def per_token(facts: dict[str, Any]) -> float:
+    """Microseconds of the server's CPU for a token."""
+    return float(facts["cpu"]["server"]) / int(facts["tokens"]) * 1e6
 
 
-def _load(windows: list[dict[str, Any]]) -> str:
-    """Who used the processor, and a warning where nothing was left of it."""
+class Shares(NamedTuple):
+    """Percent of a core that each used, medians of some windows, and tokens a second."""
+
+    parts: dict[str, float]
+    machine: float
+    rate: float
+
+
+def shares(windows: Sequence[dict[str, Any]]) -> Shares:
+    """What was used in these windows."""
 
     def share(of: float, window: dict[str, Any]) -> float:
-        return 100 * of / float(window["seconds"])
+        return 100 * of / float(window["watched"])
 
-    parts = {
-        name: median(share(w["cpu"][name], w) for w in windows)
-        for name in ("server", "source", "reader")
-    }
-    machine = median(share(w["machine"], w) for w in windows)
-    rate = median(w["tokens"] / w["seconds"] for w in windows)
+    names = ("server", "source", "reader")
+    return Shares(
+        {name: median(share(w["cpu"][name], w) for w in windows) for name in names},
+        median(share(w["machine"], w) for w in windows),
+        median(w["tokens"] / w["seconds"] for w in windows),
+    )
+
+
+def warnings(windows: Sequence[dict[str, Any]], offered: float = 0.0) -> list[str]:
+    """What makes a figure doubtful; `offered`: the tokens a second that should have come."""
+    parts, machine, rate = shares(windows)
+    limits = [name for name in ("source", "reader") if parts[name] > SATURATED]
+    out = [f"the generator was the limit: {' and '.join(limits)}"] if limits else []
+    if rate < KEPT_UP * offered:
+        out.append(f"fell behind: {rate:,.0f} of {offered:,.0f} tokens/s")
+    if machine > 190:
+        out.append("all cores in use")
+    if machine - sum(parts.values()) > 30:
+        out.append("other programs were running")
+    return out
+
+
+def busy(windows: Sequence[dict[str, Any]], offered: float = 0.0) -> str:
+    """Tokens a second, the processors' use, and the warnings."""
+    parts, machine, rate = shares(windows)
     text = ", ".join(f"{name} {value:.0f} %" for name, value in parts.items())
     text = f"{rate:,.0f} tokens/s ({text}, machine {machine:.0f} %)"
-    if machine > 190:
-        text += " **saturated**"
-    if machine - sum(parts.values()) > 30:
-        text += " **other programs were running**"
-    return text
+    return " ".join((text, *(f"**{warning}**" for warning in warnings(windows, offered))))
 
 
 def race_once(kind: str, streams: int, tokens: int) -> dict[str, Any]:

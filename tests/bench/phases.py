@@ -83,7 +83,7 @@ def stop_one(address: Address, phase: Phase) -> Stopped:
             stopper.sendall(stop(stream_id))
             terminal, answered, answer = _both(stream, data, stopper, began + STOPPED_WITHIN)
         # A place is free again when the whole response has ended.
-        wait_for(stream, b"", b"0\r\n\r\n", 1, already=terminal.data)
+        wait_for(stream, b"", b"\r\n0\r\n\r\n", 1, already=terminal.data)
     return Stopped(
         key, began, (terminal.at - began) * 1000, (answered - began) * 1000, json.loads(answer)
     )

@@ -7,7 +7,9 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +23,7 @@ from tests.conftest import ROOT, HaltServer
 from tests.fake_openai import FakeOpenAI
 
 TICKS = os.sysconf("SC_CLK_TCK")
+CPU_CLOCK = 2  # the kernel's number for the clock of a whole process (CPUCLOCK_SCHED)
 PORT_WITHIN = 20.0  # seconds for a child to start
 
 
@@ -69,6 +72,12 @@ class Child:
     def says(self, timeout: float) -> Any:
         """The next line, which is JSON."""
         return json.loads(self.line(timeout))
+
+    def ends(self, timeout: float) -> Any:
+        """End its standard input; the next line, which is JSON."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return self.says(timeout)
 
     def close(self) -> None:
         """End it, whatever it does."""
@@ -124,6 +133,34 @@ class Halt:
         self._server.close()
 
 
+@contextlib.contextmanager
+def hello(threads: int) -> Iterator[tuple[tuple[str, int], int]]:
+    """Bare gunicorn and Flask with so many threads: its address, and its first process."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = f"-c python:tests.bench.hello -k gthread --threads {threads} --keep-alive 30 --log-level warning"
+    with Child(
+        "gunicorn", *options.split(), "-b", f"127.0.0.1:{port}", "tests.bench.hello:app"
+    ) as child:
+        first_answer(("127.0.0.1", port), "/", time.monotonic() + PORT_WITHIN)
+        yield ("127.0.0.1", port), child.pid
+
+
+def first_answer(address: tuple[str, int], path: str, until: float) -> float:
+    """Ask until there is an answer of 200; when it was here. TimeoutError."""
+    asked = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+    while time.monotonic() < until:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(address, PORT_WITHIN) as sock,
+        ):
+            sock.sendall(asked)
+            if sock.recv(65536).startswith(b"HTTP/1.1 200"):
+                return time.monotonic()
+        time.sleep(0.005)
+    raise TimeoutError(f"no answer from {address}")
+
+
 class Storeless(Halt):
     """One that writes down nothing of what its streams bring."""
 
@@ -165,12 +202,11 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
-    """User and system time of these processes so far."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / TICKS
+    """User and system time of these processes so far, that of ended threads included.
+
+    It is the sum that `getrusage` reports, read in nanoseconds, which works for any process.
+    """
+    return sum(time.clock_gettime(~pid << 3 | CPU_CLOCK) for pid in pids)
 
 
 def machine_cpu_seconds() -> float:
@@ -192,6 +228,35 @@ def status(pid: int, name: str) -> int:
 def megabytes(pid: int, name: str = "VmRSS") -> float:
     """Resident memory of a process."""
     return status(pid, name) / 1024
+
+
+def pss(pids: Sequence[int]) -> float:
+    """Megabytes of these processes; memory that several of them share counts once (PSS)."""
+    total = 0
+    for pid in pids:
+        match = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
+        total += int(match[1]) if match else 0
+    return total / 1024
+
+
+KERNEL_EVENTS = {"futex calls": "syscalls:sys_enter_futex", "context switches": "context-switches"}
+
+
+def kernel_events(pids: Sequence[int], seconds: float) -> dict[str, int]:
+    """Futex calls and context switches of these processes; empty where `perf` cannot count them."""
+    perf = shutil.which("perf")
+    if perf is None:
+        return {}
+    command = [perf, "stat", "-x,", "-e", ",".join(KERNEL_EVENTS.values()), "-p"]
+    command += [",".join(map(str, pids)), "--", "sleep", f"{seconds:g}"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    counts = {}
+    for name, event in KERNEL_EVENTS.items():
+        match = re.search(rf"^(\d+),[^,]*,{re.escape(event)}", told, re.M)
+        if match is None:
+            return {}
+        counts[name] = int(match[1])
+    return counts
 
 
 def descriptors(pid: int) -> int:

@@ -2,13 +2,15 @@
 
 `fastapi` is the relay that tutorials write: FastAPI, AsyncOpenAI, `async for`, a flag for Stop, one
 uvicorn process with its defaults (the access log is off). `bare` moves bytes between two sockets,
-a thread for each connection, and parses nothing: what the network alone costs in Python.
+a thread for each connection (recv, send, nothing else), and parses nothing: what the network alone
+costs in Python.
 Both print their port.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import sys
 import threading
@@ -86,6 +88,7 @@ def main() -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
     if kind == "fastapi":
+        logging.getLogger("asyncio").setLevel("ERROR")  # else a line for each write to one who left
         config = uvicorn.Config(tutorial(upstream), access_log=False, log_level="warning")
         uvicorn.Server(config).run(sockets=[listener])
     else:

@@ -2,10 +2,17 @@
 
 The model's name says what to send:
 
-    paced?rate=33         tokens for ever, `rate` a second, each stamped with the time at which it
-                          was handed to the socket; the streams' beats are spread over the gap
+    paced?rate=33&n=150&step=1
+                          `n` tokens (for ever without it), `rate` a second, each stamped with the
+                          time at which it was handed to the socket; the streams' beats are spread
+                          over the gap, with `step` they are all at the same moments
+    once                  one stamped token at once, and the end
+    held                  one stamped token at once, and then nothing
     numbered?n=400&gate=300   n numbered tokens as fast as the socket takes them; nothing is sent
                           before `gate` such answers have been asked for
+
+`GET /facts` says how many answers were asked for, and at which times their connections were closed
+in the middle of them, and forgets these times.
 
 A stamp is `@` with ten digits, microseconds of CLOCK_MONOTONIC without what is above; a number is
 `#` with seven. Each PARAGRAPH-th token ends a paragraph, as text from a model does now and then.
@@ -75,19 +82,24 @@ class Connection:
         self.pending = b""
         self.open = True
         self.going = False  # numbered tokens are to be sent
+        self.answering = False
+        self.watched = False  # whether there is room to send
         self.sent = 0
         self.limit = 0
         self.gap = 0.0
 
-    def request(self) -> dict[str, str] | None:
-        """What is asked for, once it is all here."""
+    def request(self) -> tuple[str, dict[str, str]] | None:
+        """The kind of answer that is asked for and its settings, once all of it is here."""
         head, end, body = self.received.partition(b"\r\n\r\n")
+        if end and head.startswith(b"GET "):
+            self.received = b""
+            return head.split(b" ")[1].decode(), {}
         fields = head.lower().split(b"content-length:")
         if not end or len(fields) < 2 or len(body) < int(fields[1].split(b"\r\n")[0]):
             return None
         self.received = b""
-        _, _, query = str(json.loads(body)["model"]).partition("?")
-        return dict(parse_qsl(query))
+        kind, _, query = str(json.loads(body)["model"]).partition("?")
+        return kind, dict(parse_qsl(query))
 
     def stamped(self) -> bytes:
         """The next token, stamped with this moment."""
@@ -106,7 +118,7 @@ class Connection:
             before, after = _NUMBERED[end]
             out.append(b"%b#%07d%b%b" % (before, number, end, after))
         self.sent = upto
-        self.going = upto < self.limit
+        self.going = self.answering = upto < self.limit
         if not self.going:
             out.append(LAST)
         return b"".join(out)
@@ -123,6 +135,8 @@ class Source:
         self._beats: list[tuple[float, int, Connection]] = []
         self._order = count()
         self._gated: list[Connection] = []
+        self._asked = 0
+        self._closed: list[float] = []
 
     def run(self) -> None:
         """Serve until the standard input ends."""
@@ -155,16 +169,32 @@ class Source:
             connection.received += connection.sock.recv(65536)
             asked = connection.request()
             if asked is not None:
-                self._begin(connection, asked)
+                self._answer(connection, *asked)
         if mask & select.EPOLLOUT and connection.open:
             more = connection.going and not connection.pending
             self._send(connection, connection.numbered() if more else b"")
 
-    def _begin(self, connection: Connection, asked: dict[str, str]) -> None:
+    def _answer(self, connection: Connection, kind: str, asked: dict[str, str]) -> None:
+        if kind.startswith("/"):
+            facts = {"asked": self._asked, "closed": self._closed} if kind == "/facts" else {}
+            self._closed = []
+            body = json.dumps(facts).encode()
+            word = b"200 OK" if facts else b"404 Not Found"
+            self._send(
+                connection, b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (word, len(body), body)
+            )
+            return
+        self._asked += 1
         connection.sent = 0
+        connection.answering = True
         connection.limit = int(asked.get("n", 0))
+        if kind in ("once", "held"):
+            connection.answering = kind == "held"
+            end = b"" if connection.answering else LAST
+            self._send(connection, RESPONSE + connection.stamped() + end)
+            return
         self._send(connection, RESPONSE)
-        if connection.limit:
+        if kind == "numbered":
             self._gated.append(connection)
             if len(self._gated) >= int(asked.get("gate", 1)):
                 waiting, self._gated = self._gated, []
@@ -175,7 +205,11 @@ class Source:
             return
         connection.gap = 1 / float(asked.get("rate", 1))
         number = next(self._order)
-        first = time.monotonic() + connection.gap * (number * GOLDEN % 1)
+        now = time.monotonic()
+        if "step" in asked:
+            first = (now // connection.gap + 1) * connection.gap
+        else:
+            first = now + connection.gap * (number * GOLDEN % 1)
         heapq.heappush(self._beats, (first, number, connection))
 
     def _beat(self) -> None:
@@ -185,11 +219,17 @@ class Source:
             if not connection.open:
                 heapq.heappop(self._beats)
                 continue
-            heapq.heapreplace(self._beats, (due + connection.gap, number, connection))
-            self._send(connection, connection.stamped())
+            token = connection.stamped()
+            if connection.sent == connection.limit:
+                heapq.heappop(self._beats)
+                connection.answering = False
+                token += LAST
+            else:
+                heapq.heapreplace(self._beats, (due + connection.gap, number, connection))
+            self._send(connection, token)
 
     def _send(self, connection: Connection, data: bytes) -> None:
-        pending = connection.pending + data
+        pending = connection.pending + data if connection.pending else data
         try:
             sent = connection.sock.send(pending)
         except BlockingIOError:
@@ -201,14 +241,17 @@ class Source:
         self._want(connection)
 
     def _want(self, connection: Connection) -> None:
-        mask = select.EPOLLIN | select.EPOLLRDHUP
-        if connection.pending or connection.going:
-            mask |= select.EPOLLOUT
-        self._epoll.modify(connection.sock, mask)
+        watched = bool(connection.pending or connection.going)
+        if watched != connection.watched:
+            connection.watched = watched
+            out = select.EPOLLOUT if watched else 0
+            self._epoll.modify(connection.sock, select.EPOLLIN | select.EPOLLRDHUP | out)
 
     def _drop(self, connection: Connection) -> None:
         if connection.open:
             connection.open = False
+            if connection.answering:
+                self._closed.append(time.monotonic())
             del self._connections[connection.sock.fileno()]
             connection.sock.close()
 

@@ -1,4 +1,4 @@
-"""The store: what it costs a token, what a kill loses, and how soon a million messages are found."""
+"""The store: what a kill loses, and how soon a million messages are found."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlencode
 
-from tests.bench.load import RATE, steady
 from tests.bench.processes import Halt, fake_upstream, own_fake, tree
-from tests.bench.readers import Way
 from tests.bench.sizes import Sizes
 from tests.bench.table import Row, at_most, median, p50_p99, percentile
 from tests.conftest import eventually, new_id
@@ -33,37 +31,8 @@ FLOW = "count?n=1000000&gap_ms=2"
 
 def store(sizes: Sizes) -> Iterator[Row]:
     """All rows about the store."""
-    yield from cost(sizes)
     yield lost(sizes)
     yield from found(sizes)
-
-
-# --- what it costs --------------------------------------------------------------------------------
-
-
-def cost(sizes: Sizes) -> Iterator[Row]:
-    """CPU a token with the store over that without, in turns."""
-    ways: tuple[tuple[str, Way, str], ...] = (
-        ("JSON stream", "json", "/chat/stream"),
-        ("page", "page", ""),
-    )
-    for figure, way, path in ways:
-        per_token: dict[str, list[float]] = {"halt": [], "storeless": []}
-        for _ in range(sizes.store_rounds):
-            for kind, each in per_token.items():
-                window = steady((kind, way, path), sizes)
-                each.append(window["cpu"]["server"] / window["tokens"] * 1e6)
-        stored, alone = (median(each) for each in per_token.values())
-        yield at_most(
-            f"CPU a token with the store over without, {figure}",
-            stored / alone,
-            1.15,
-            1.08,
-            measured=f"{stored / alone:.2f} ({stored:.0f} µs / {alone:.0f} µs)",
-            note=f"{sizes.load_streams} streams x {RATE} tokens/s for {sizes.load_seconds:g} s, "
-            f"median of {sizes.store_rounds} in turns; all threads of the server's processes, the "
-            "one that writes among them",
-        )
 
 
 # --- what a kill loses ----------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """A Halt that writes down nothing of what its streams bring: what the store costs is the rest.
 
-`tests.bench.stored` starts it, by gunicorn with the settings that Halt always has.
+`tests.bench.processes` starts it, by gunicorn with the settings that Halt always has.
 """
 
 from __future__ import annotations

@@ -11,10 +11,11 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from halt import Halt as Library
-from tests.bench.load import PACED, RATE, SYSTEMS, System, source, steady
+from tests.bench.load import FASTAPI, PACED, RATE, System, per_token, source, steady
 from tests.bench.merging import STREAMS
 from tests.bench.phases import FLOWING, closings, wait_for
 from tests.bench.processes import PORT_WITHIN, Child, Halt, fake_upstream
+from tests.bench.readers import TOGETHER
 from tests.bench.sizes import Sizes
 from tests.bench.table import Row, at_most, p50_p99, percentile
 from tests.bench.wire import (
@@ -31,10 +32,12 @@ from tests.bench.wire import (
 
 RELAY = "FastAPI relay"
 READ: dict[str, System] = {
-    RELAY: SYSTEMS[RELAY],
+    RELAY: FASTAPI,
     "POST /chat": ("halt", "json", "/chat"),
     "GET /stream": ("halt", "event source", "/stream"),
     "POST /v1/chat/completions": ("halt", "json", "/v1/chat/completions"),
+    "WebSocket, a stream each": ("halt", "ws", "/ws"),
+    f"WebSocket, {TOGETHER} streams each": ("halt", "ws together", "/ws"),
 }
 TOKENS = (2, 6)  # before a Stop, drawn by lot
 PROVIDERS = ("openai", "azure", "anthropic")
@@ -85,8 +88,7 @@ def _over_relay(figure: str, cost: float, relay: float, note: str) -> Row:
 
 def served(measured: System, window: Sizes) -> float:
     """Microseconds of CPU a token, of a server."""
-    facts = steady(measured, window)
-    return float(facts["cpu"]["server"]) / int(facts["tokens"]) * 1e6
+    return per_token(steady(measured, window))
 
 
 def merged(sizes: Sizes) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -26,8 +26,8 @@ class Row:
         if self.met is None:
             return ""
         if not self.met:
-            return "**no**"
-        return "yes, and further" if self.further_met else "yes"
+            return "**missed**"
+        return "met, the goal too" if self.further_met else "met"
 
 
 def at_most(
@@ -85,17 +85,20 @@ def median(values: Iterable[float]) -> float:
     return statistics.median(values)
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The table, and the notes beneath it, numbered where they stand."""
-    lines = ["| figure | target | further goal | measured | met? |", "|---|---|---|---|---|"]
+def markdown(groups: Mapping[str, Sequence[Row]]) -> str:
+    """The table, a line for each group's name, and the notes beneath it, numbered as they come."""
+    lines = ["| figure | value | target | goal | met or missed |", "|---|---|---|---|---|"]
     notes: list[str] = []
-    for row in rows:
+    for name, row in ((name, row) for name, rows in groups.items() for row in (None, *rows)):
+        if row is None:
+            lines.append(f"| **{name}** | | | | |")
+            continue
         mark = ""
         if row.note:
             if row.note not in notes:
                 notes.append(row.note)
             mark = f" ({notes.index(row.note) + 1})"
-        cells = (row.figure + mark, row.target, row.further, row.measured, row.verdict)
+        cells = (row.figure + mark, row.measured, row.target, row.further, row.verdict)
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     if notes:
         lines += ["", *(f"{i}. {note}" for i, note in enumerate(notes, 1))]

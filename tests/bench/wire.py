@@ -44,12 +44,13 @@ def request(
     return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{size}{more}\r\n".encode() + body
 
 
-def chat(path: str, model: str, said: str = "hello", stream_id: str = "") -> bytes:
+def chat(path: str, model: str, said: str = "hello", stream_id: str = "", **more: object) -> bytes:
     """A request for a streamed answer as JSON events."""
     asked: dict[str, object] = {
         "model": model,
         "messages": [{"role": "user", "content": said}],
         "stream": True,
+        **more,
     }
     named = ""
     if stream_id and path.startswith("/v1/"):
@@ -86,10 +87,11 @@ def message(**said: object) -> bytes:
     return b"\x81" + size + bytes(4) + data
 
 
-def form(path: str, **fields: str) -> bytes:
+def form(path: str, more: str = "", **fields: str) -> bytes:
     """A form as the page sends it."""
     body = urlencode(fields).encode()
-    return request("POST", path, body, "application/x-www-form-urlencoded", "HX-Request: true\r\n")
+    kind = "application/x-www-form-urlencoded"
+    return request("POST", path, body, kind, f"HX-Request: true\r\n{more}")
 
 
 def stop(stream_id: str) -> bytes:

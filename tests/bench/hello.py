@@ -1,0 +1,17 @@
+"""Bare Flask, to be served by bare gunicorn: what a request costs where nothing is done for it."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+app = Flask(__name__)
+
+
+@app.get("/")
+def hello() -> str:
+    return "hello"
+
+
+@app.post("/stop/<stream_id>")
+def stop(stream_id: str) -> dict[str, str]:
+    return {"id": stream_id, "status": "stopped"}
