@@ -290,7 +290,7 @@ def _sqlite_begin(connection: Connection) -> None:
     # A transaction that reads first and then writes would fail at once when another one has
     # written in between, so those that will write take their lock at the beginning.
     writes = connection.get_execution_options().get("write")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    execute(connection, "BEGIN IMMEDIATE" if writes else "BEGIN", ())
 
 
 def database(folder: Path, url: str = "") -> Database:

@@ -29,9 +29,9 @@ from halt.events import Content, Event, is_terminal
 from halt.metrics import now
 from halt.recording import Recording
 
-PERIOD = 0.1  # seconds from one turn's beginning to the next's
-SHARE = 0.01  # of the time that turns take, as long as the period may be longer for it
-PERIOD_MAX = 0.2  # seconds from a turn's beginning to the next's end
+PERIOD = 0.1  # seconds from the beginning of a turn to that of the next
+SHARE = 0.01  # of the time is for turns; what takes more makes the period longer
+PERIOD_MAX = 0.2  # seconds from the beginning of a turn to the end of the next
 PAUSE = 0.02  # seconds between two turns, however long they take
 BACKOFF_MAX = 2.0  # seconds between two attempts, where the store is not well
 BEHIND = 2.0  # seconds that anything may wait to be written before it is said
@@ -390,8 +390,7 @@ class Recorder:
                 self._due = at
             elif due:
                 self._clean_at = at
-                period = min(max(PERIOD, took / SHARE), PERIOD_MAX - took)
-                self._due = max(at + period, at + took + PAUSE)
+                self._due = at + period(took)
             self._failures, self._fault = 0, ""
             self._changed.notify_all()
 
@@ -408,6 +407,11 @@ class Recorder:
 def _wall(at: float) -> float:
     """A time on the clock of `metrics.now` as seconds since 1970."""
     return time.time() - (now() - at)
+
+
+def period(took: float) -> float:
+    """Seconds from the beginning of a turn that took `took` seconds to that of the next one."""
+    return max(min(max(PERIOD, took / SHARE), PERIOD_MAX - took), took + PAUSE)
 
 
 def _batch(steps: list[_Step]) -> Batch:
