@@ -115,6 +115,7 @@ class Recorder:
         with self._changed:
             if not self._entries:
                 self._clean_at = now()
+                self._due = max(self._due, now() + PERIOD)
             self._entries[recording.id] = _Entry(recording)
             if self._idle or self._thread is None:
                 self._wake()
@@ -225,7 +226,6 @@ class Recorder:
                     ),
                 )
                 self._idle = False
-                self._due = max(self._due, now() + PERIOD)
             self._changed.wait_for(
                 lambda: self._closing_until is not None or (self._hurry and not self._failures),
                 max(0.0, self._due - now()),
