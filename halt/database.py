@@ -155,6 +155,27 @@ class Database:
             self.engine.dispose()
 
 
+def execute(
+    connection: Connection, statement: str, values: tuple[object, ...] | list[tuple[object, ...]]
+) -> Any:
+    """Execute plain SQL, `?` standing for a value, with the driver's own cursor, which it returns.
+
+    A list of values: once for each of its tuples. Raises SQLAlchemyError.
+    """
+    driver = connection.dialect.loaded_dbapi
+    cursor = connection.connection.cursor()
+    if connection.dialect.name != "sqlite":
+        statement = statement.replace("?", "%s")
+    try:
+        if isinstance(values, list):
+            cursor.executemany(statement, values)
+        else:
+            cursor.execute(statement, values)
+    except driver.Error as fault:
+        raise DBAPIError.instance(None, None, fault, driver.Error) from fault
+    return cursor
+
+
 def _inode(file: Path | None) -> int | None:
     """What tells a file from any other that comes in its place; None where there is none."""
     with contextlib.suppress(OSError):
@@ -269,7 +290,7 @@ def _sqlite_begin(connection: Connection) -> None:
     # A transaction that reads first and then writes would fail at once when another one has
     # written in between, so those that will write take their lock at the beginning.
     writes = connection.get_execution_options().get("write")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    execute(connection, "BEGIN IMMEDIATE" if writes else "BEGIN", ())
 
 
 def database(folder: Path, url: str = "") -> Database:

@@ -174,6 +174,34 @@ def test_an_end_is_written_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) 
     assert desk.recorder.written("a-stream", SOON)
 
 
+def test_an_end_does_not_write_what_the_others_have(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two turns of all, a transaction has what has ended and nothing else."""
+    monkeypatch.setattr(module, "PERIOD", 100 * SOON)
+    monkeypatch.setattr(module, "PERIOD_MAX", 100 * SOON)
+    running, ended = desk.begin("running"), desk.begin("ended")
+    add(running, "text")
+    add(ended, "text")
+    desk.end(ended)
+    assert desk.recorder.written("ended", SOON)
+    assert desk.shelf.text("ended") == "text"
+    assert not desk.shelf.chunks("running")
+    assert desk.recorder.close()
+    assert desk.shelf.text("running") == "text"
+
+
+@pytest.mark.parametrize("took", [0.0, 0.001, 0.0015, 0.01, 0.05, 0.09])
+def test_turns_that_take_long_are_rarer_as_far_as_little_is_lost(took: float) -> None:
+    """An event that just missed a turn is in the store after 0.2 seconds, when the next ends."""
+    assert module.period(took) == pytest.approx(min(max(0.1, 100 * took), 0.2 - took))
+
+
+def test_turns_never_follow_each_other_without_a_pause() -> None:
+    """A store that is slow leaves the processor to others in between."""
+    assert module.period(1.0) == 1.0 + module.PAUSE
+
+
 def test_all_generations_of_a_process_share_a_transaction(desk: Desk) -> None:
     """However many are being written, there is one batch for all of them."""
     desk.shelf.free.clear()
