@@ -19,7 +19,8 @@ import re
 import secrets
 import socket
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -37,7 +38,7 @@ from flask import (
 )
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface, SessionMixin
 from gunicorn.http.errors import ParseException
-from itsdangerous import BadSignature, URLSafeTimedSerializer
+from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -75,6 +76,8 @@ UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 STARTED_BY_GET = frozenset({"plain.stream"})  # guarded as the unsafe methods are
 READ_BIT_BY_BIT = frozenset({"shelf.import_"})  # has a limit of its own, and checks what it reads
 OPEN_TO_ALL = frozenset({"static", "pages.login", "api.healthz"})
+
+VERIFIED_MAX = 1024  # session cookies that are remembered as signed by this application
 
 #: The session's cookie of an earlier Halt, which had the port in its name.
 _NAMED_BY_PORT = re.compile(r"halt_session_[0-9]{1,5}")
@@ -220,6 +223,8 @@ class _Sessions(SecureCookieSessionInterface):
     def __init__(self) -> None:
         self._name = ""
         self._serializer: URLSafeTimedSerializer | None = None
+        # Cookies that were verified: 50 us, 8 % of a Stop with a cookie.
+        self._verified = lru_cache(VERIFIED_MAX)(self._verify)
 
     def get_signing_serializer(self, app: Flask) -> URLSafeTimedSerializer | None:
         """The one serializer of the application, which has no state: 40 us a request less."""
@@ -244,18 +249,17 @@ class _Sessions(SecureCookieSessionInterface):
         """
         if "HTTP_COOKIE" not in request.environ:
             return self.session_class()
-        if self.get_cookie_name(app) in request.cookies:
-            return super().open_session(app, request)
-        serializer = self.get_signing_serializer(app)
-        assert serializer is not None  # noqa: S101 - there is a key
-        lifetime = int(app.permanent_session_lifetime.total_seconds())
+        if (value := request.cookies.get(self.get_cookie_name(app))) is not None:
+            with contextlib.suppress(BadSignature):
+                return self.session_class(self._loaded(app, value)[0])
+            return self.session_class()
         settings: Config = app.extensions["halt.config"]
         newest: tuple[bool, datetime, dict[str, Any]] | None = None
         for name, value in request.cookies.items():
             if not _NAMED_BY_PORT.fullmatch(name):
                 continue
             with contextlib.suppress(BadSignature):
-                data, signed_at = serializer.loads(value, lifetime, return_timestamp=True)
+                data, signed_at = self._loaded(app, value)
                 is_own = name == f"halt_session_{settings.port}"
                 if newest is None or (is_own, signed_at) > newest[:2]:
                     newest = is_own, signed_at, data
@@ -264,6 +268,21 @@ class _Sessions(SecureCookieSessionInterface):
         session = self.session_class(newest[2])
         session.modified = True
         return session
+
+    def _loaded(self, app: Flask, value: str) -> tuple[dict[str, Any], datetime]:
+        """A cookie's content and when it was signed. Raises BadSignature, also for an old one."""
+        data, signed_at = self._verified(app, value)
+        age = datetime.now(UTC) - signed_at
+        if not timedelta() <= age <= app.permanent_session_lifetime:
+            raise SignatureExpired("The session's cookie is too old, or from the future.")
+        return data, signed_at
+
+    def _verify(self, app: Flask, value: str) -> tuple[dict[str, Any], datetime]:
+        """The same, of any age. Only what bears the application's signature is remembered."""
+        serializer = self.get_signing_serializer(app)
+        assert serializer is not None  # noqa: S101 - there is a key
+        data, signed_at = serializer.loads(value, return_timestamp=True)
+        return data, signed_at
 
     def should_set_cookie(self, app: Flask, session: SessionMixin) -> bool:
         """Whether the response sets the cookie: its content has changed, or a page is loaded.
