@@ -28,7 +28,6 @@ import errno
 import logging
 import re
 import socket
-import ssl
 import struct
 import threading
 import time
@@ -62,7 +61,10 @@ _EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue", re.IGNORECASE)
 
 
 def _limit(client: socket.socket, which: int, seconds: float) -> None:
-    """Let each blocking call on the socket fail after that time, with BlockingIOError."""
+    """Let each blocking call on the socket fail after that time, with BlockingIOError.
+
+    Where gunicorn itself does TLS it has no effect: Python's ssl tries such a call again.
+    """
     value = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
     client.setsockopt(socket.SOL_SOCKET, which, value)
 
@@ -184,7 +186,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def handle_request(self, req: Any, conn: Any) -> Any:
         try:
             return super().handle_request(req, conn)
-        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError) as stuck:
+        except BlockingIOError as stuck:
             # gunicorn closes such a connection in silence, and logs any other error.
             silent = "The client sends or takes nothing."
             raise ConnectionResetError(errno.ECONNRESET, silent) from stuck
