@@ -12,6 +12,7 @@ import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -318,7 +319,7 @@ class Config:
         """The requests go to OpenAI itself."""
         return is_openai(self.upstream_url)
 
-    @property
+    @cached_property
     def trusted_hosts(self) -> list[str] | None:
         """Names that a request may be made to; None: any.
 

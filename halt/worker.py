@@ -1,4 +1,4 @@
-"""gunicorn's threaded worker, changed in three points.
+"""gunicorn's threaded worker, changed in five points.
 
 A worker whose master is gone ends its streams at once; the original lets them go on until its
 grace is over.
@@ -15,18 +15,28 @@ REQUEST_SECONDS (LAST_ANSWERS where the worker leaves); what the client still se
 original closes after 64 KiB, or after two seconds in which its main loop stands still. If a
 connection is closed with bytes unread, the client's system throws the answer away: a file that is
 too large would end with a reset, or with a proxy's 502, in place of the sentence that says so.
+
+And a write to a client that takes nothing for SEND_SECONDS closes the connection. The original's
+thread waits for as long as the client stays.
+
+And a request for which the system gives no thread waits for one. The original's worker dies.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import re
 import socket
 import struct
+import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from functools import partial
 from operator import attrgetter
+from queue import SimpleQueue
 from selectors import EVENT_READ
 from typing import Any
 
@@ -34,7 +44,9 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 #: Seconds for a new connection to send its request's head, and of silence within a long body.
 REQUEST_SECONDS = 30
-_RECEIVE_TIMEOUT = struct.pack("ll", REQUEST_SECONDS, 0)
+
+#: Seconds in which a client takes nothing of what a thread writes to it.
+SEND_SECONDS = 30.0
 
 #: Seconds that a leaving worker gives clients to take their last answers and close.
 LAST_ANSWERS = 2.0
@@ -42,8 +54,19 @@ LAST_ANSWERS = 2.0
 #: Bytes of a request that is waited for as a whole. The body of a longer one is read by a thread.
 WHOLE_MAX = 65_536
 
+logger = logging.getLogger(__name__)
+
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*\r\n", re.IGNORECASE)
 _EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue", re.IGNORECASE)
+
+
+def _limit(client: socket.socket, which: int, seconds: float) -> None:
+    """Let each blocking call on the socket fail after that time, with BlockingIOError.
+
+    Where gunicorn itself does TLS it has no effect: Python's ssl tries such a call again.
+    """
+    value = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
+    client.setsockopt(socket.SOL_SOCKET, which, value)
 
 
 def missing(seen: bytes) -> int:
@@ -58,10 +81,82 @@ def missing(seen: bytes) -> int:
     return max(0, whole - len(seen)) if whole <= WHOLE_MAX else 0
 
 
+class Threads:
+    """The threads that serve requests, at most `most`. Its methods belong to the main thread.
+
+    It stands in for gunicorn's pool, `concurrent.futures.ThreadPoolExecutor`. When the system has
+    no thread left, that one raises RuntimeError, which ends the worker, with the request in a queue
+    that an idle thread may still serve. And it counts a thread as idle that has taken the next
+    request already, so it may start none where one is needed.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._started = 0
+        self._unfinished = 0  # requests that are queued or being served
+        self._queue: SimpleQueue[tuple[Callable[[Any], Any], Any, Future[Any]] | None]
+        self._queue = SimpleQueue()
+        self._short = False  # the last attempt to start a thread has failed
+
+    def submit(self, serve: Callable[[Any], Any], conn: Any) -> Future[Any]:
+        """Serve a request in an idle thread, a new one, or the next one that becomes free."""
+        future: Future[Any] = Future()
+        self._unfinished += 1
+        self._queue.put((serve, conn, future))
+        self.grow()
+        return future
+
+    def finished(self) -> None:
+        """A thread is about to wait for its next request."""
+        self._unfinished -= 1
+
+    def grow(self) -> None:
+        """Start a thread if a request waits for one. To be called regularly: it may be refused."""
+        if self._started >= min(self._unfinished, self._most):
+            return
+        thread = threading.Thread(target=self._work, name=f"halt-request-{self._started + 1}")
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no more threads
+            if not self._short:
+                logger.error(
+                    "The system starts no further thread, so requests wait for the %d that there "
+                    "are. Raise the limit (ulimit -u, pids.max of the container).",
+                    self._started,
+                )
+            self._short = True
+            return
+        self._short = False
+        self._started += 1
+
+    def shutdown(self, wait: bool) -> None:
+        """Let each thread end after the requests that are queued by now. `wait` is ignored."""
+        self._queue.put(None)
+
+    def _work(self) -> None:
+        while (work := self._queue.get()) is not None:
+            serve, conn, future = work
+            try:
+                future.set_result(serve(conn))
+            except BaseException as fault:  # noqa: BLE001 - the main thread judges it
+                future.set_exception(fault)
+            del work, serve, conn, future  # while it waits, it must not keep a connection alive
+        self._queue.put(None)
+
+
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     """See the module."""
 
     leave_by = 0.0  # when a leaving worker has waited for its clients; 0 while it stays
+
+    def get_thread_pool(self) -> Threads:
+        return Threads(self.cfg.threads)
+
+    def notify(self) -> None:
+        """In each turn of the main loop, at least once a second."""
+        super().notify()
+        if self.tpool is not None:
+            self.tpool.grow()
 
     def accept(self, listener: Any) -> None:
         try:
@@ -72,7 +167,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             return
         self.nr_conns += 1
         # A long body that is sent so slowly that nothing comes for this long is given up.
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _RECEIVE_TIMEOUT)
+        _limit(client, socket.SO_RCVTIMEO, REQUEST_SECONDS)
+        _limit(client, socket.SO_SNDTIMEO, SEND_SECONDS)
         conn = TConn(self.cfg, client, address, listener.getsockname())  # sets it non-blocking
         # `murder_pending` expects the deque in order of time, which equal terms keep.
         conn.timeout = time.monotonic() + max(REQUEST_SECONDS, self.cfg.keepalive)
@@ -87,7 +183,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         if self._has_arrived(conn):
             super().on_client_socket_readable(conn, client)
 
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        try:
+            return super().handle_request(req, conn)
+        except BlockingIOError as stuck:
+            # gunicorn closes such a connection in silence, and logs any other error.
+            silent = "The client sends or takes nothing."
+            raise ConnectionResetError(errno.ECONNRESET, silent) from stuck
+
     def finish_request(self, conn: Any, fs: Any) -> None:
+        self.tpool.finished()
         if fs.cancelled() or fs.exception() is not None or fs.result() or self.cfg.is_ssl:
             super().finish_request(conn, fs)
             return

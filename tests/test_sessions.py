@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from app import create_app
 from halt.config import load
+from halt.web import owner
 from tests.conftest import HaltServer, StartHalt
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Client
@@ -147,3 +149,36 @@ def test_what_is_no_session_begins_a_new_one(halt: HaltServer, names: list[str])
     client.cookies = dict.fromkeys(names, "nonsense")
     assert client.get("/").status == 200
     assert len(client.cookies) == len(names) + 1
+
+
+def test_only_a_page_sets_the_cookie_again(halt: HaltServer) -> None:
+    """A Stop or a list reads the session and says so to caches; a page makes the cookie last."""
+    browser = halt.client(Accept="text/html")
+    first = browser.get("/")
+    assert "set-cookie" in first.headers
+    assert "set-cookie" in browser.get("/").headers
+    for answer in (
+        browser.post("/stop/never-was-1", Accept="application/json"),
+        browser.get("/conversations", HX_Request="true"),
+        browser.get("/streams", Accept="application/json"),
+    ):
+        assert answer.status < 400
+        assert "set-cookie" not in answer.headers
+        assert answer.headers["vary"] == "Cookie"
+    program = halt.client().post("/stop/never-was-2")
+    assert "set-cookie" not in program.headers
+
+
+def test_a_cookie_that_was_accepted_before_grows_old(tmp_path: Path) -> None:
+    """What is remembered of a cookie is its signature, not how long it is good for."""
+    application = create_app(load({"HALT_SECRET_KEY": KEY, "HALT_DATA": str(tmp_path)}))
+    value = application.test_client().get("/").headers["Set-Cookie"].partition(";")[0]
+
+    def seen() -> str | None:
+        with application.test_request_context(headers={"Cookie": value}):
+            return owner()
+
+    assert seen()
+    assert seen() == seen()
+    application.permanent_session_lifetime = timedelta(seconds=-1)
+    assert seen() is None
