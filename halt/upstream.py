@@ -45,6 +45,7 @@ DEEPSEEK_BETA = "https://api.deepseek.com/beta"  # the one address where it take
 COMPLETIONS = "/chat/completions"
 #: What an address ends with that was copied with the path of a request.
 ENDPOINT = re.compile(r"/+(?:chat/completions|completions|responses|embeddings|models)/*$")
+SEGMENT_SAFE = "!$&'()*+,;=:@"  # what a part of a path may hold beside letters and digits
 AZURE_PATH = re.compile(r"/+openai(?:/+(?:deployments|v1)(?:/.*)?)?/*$")
 USAGE = {"include_usage": True}
 #: Options that a server may refuse, and the other name that they then go by; empty: none.
@@ -332,7 +333,7 @@ class AzureUpstream(OpenAIUpstream):
         return f"/openai/deployments/{model}{COMPLETIONS}"
 
     def _client_path(self, model: str) -> str:
-        return f"/deployments/{quote(model, safe='')}{COMPLETIONS}"
+        return f"/deployments/{quote(model, safe=SEGMENT_SAFE)}{COMPLETIONS}"
 
     def _way(self, model: str, line: Line) -> Way:
         return "trailing" if self._settings.continues == "prefix" else "instruction"
