@@ -155,6 +155,7 @@ class Transport(httpx2.BaseTransport):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TICK_OPTION)
             except BaseException:
                 line.close(sock)
+                self._names.forget(*first)
                 raise
         except TimeoutError as exc:
             raise self._late(NoConnection, exc, request) from exc
@@ -188,6 +189,7 @@ class Transport(httpx2.BaseTransport):
                 raise
             else:
                 return sock
+        self._names.forget(*address)
         raise fault
 
     def _tunnel(
