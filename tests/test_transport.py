@@ -13,12 +13,13 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import httpx2
 import openai
 import pytest
+import trustme
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -611,6 +612,42 @@ def test_tls_connections_are_used_again(tls: Transport, tls_fake: FakeOpenAI) ->
         assert read_all(body).count(b"data: ") > 5_000
         body.finish()
     assert [record.connection for record in tls_fake.requests] == [1, 1, 1]
+
+
+def test_a_new_tls_connection_resumes_an_earlier_session(tls_fake: FakeOpenAI) -> None:
+    """Its handshake has no certificates. Sessions with other names are left alone."""
+    context = ssl.create_default_context(cafile=tls_fake.ca_pem_path)
+    with closing(Transport(SOON, context)) as tls:
+        for host in ("localhost", "localhost", "127.0.0.1", "localhost"):
+            url = f"https://{host}:{tls_fake.port}/v1/models"
+            body_of(get(tls, url)).close()  # not read, so its connection is not used again
+    assert [record.connection for record in tls_fake.requests] == [1, 2, 3, 4]
+    assert context.session_stats()["hits"] == 2
+
+
+def test_a_session_is_dropped_where_tls_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next connection begins with a whole handshake."""
+    monkeypatch.setattr(module, "IDLE_MAX", 0)
+    authority, servers = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(servers)
+    context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+
+    def secure(peer: Peer) -> None:
+        peer.sock = servers.wrap_socket(peer.sock, server_side=True)
+        answer(HELLO)(peer)
+
+    def leave(_: Peer) -> None:
+        pass
+
+    with HandMade(secure, leave, secure) as server, closing(Transport(SOON, context)) as tls:
+        url = server.url.replace("http:", "https:")
+        fetch(tls, url)
+        with pytest.raises(httpx2.ConnectError):
+            get(tls, url)
+        fetch(tls, url)
+        assert context.session_stats()["hits"] == 0
+        fetch(tls, url)
+        assert context.session_stats()["hits"] == 1
 
 
 @pytest.mark.usefixtures("short_ticks")
