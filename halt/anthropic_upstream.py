@@ -33,6 +33,7 @@ from halt.provider_settings import ProviderSettings
 from halt.tool_calls import CallAssembler
 from halt.transport import Transport
 
+MESSAGES = "/v1/messages"
 BLOCKS_MAX = 10_000  # of one answer
 MODELS_MAX = 1000  # of one page of the list, as many as the API gives
 #: What an address ends with that was copied with the path of a request.
@@ -521,6 +522,21 @@ def _may_think(messages: list[Message]) -> bool:
     return True
 
 
+def _post(client: anthropic.Anthropic, body: dict[str, Any]) -> httpx2.Response:
+    """Send a request for a stream with this body. Raises anthropic.APIError, and as the transport.
+
+    The body is JSON before the client gets it, for the reason that `halt.upstream` gives.
+    """
+    response: Any = client.post(
+        MESSAGES,
+        cast_to=httpx2.Response,
+        content=msgspec.json.encode(body),
+        stream=True,
+        stream_cls=anthropic.Stream[Any],
+    )
+    return response  # type: ignore[no-any-return]
+
+
 def _warm_up() -> None:
     """See `halt.provider.warm_up_client`."""
     with anthropic.Anthropic(
@@ -531,12 +547,7 @@ def _warm_up() -> None:
     ) as client:
         client.models.with_raw_response.list(limit=MODELS_MAX)
         with contextlib.suppress(anthropic.BadRequestError):
-            client.messages.with_raw_response.create(
-                model="none",
-                max_tokens=1,
-                messages=[{"role": "user", "content": "none"}],
-                stream=True,
-            )
+            _post(client, {"model": "none", "max_tokens": 1, "messages": [], "stream": True})
 
 
 _warm_up()
@@ -561,8 +572,7 @@ class AnthropicUpstream(Provider):
             timeout=None,
             http_client=http_client(self._transport),
         )
-        # Made here, in one thread, and not when they are first asked for.
-        self._messages: Any = self._client.messages.with_raw_response
+        # Made here, in one thread, and not when it is first asked for.
         self._models = self._client.models.with_raw_response
         self._budgeted: set[str] = set()  # models that want a budget instead of an effort
 
@@ -584,14 +594,17 @@ class AnthropicUpstream(Provider):
 
     def _send(self, model: str, request: ChatRequest, line: Line) -> EventReply:
         asked = self._asked(request) | {"model": model, "stream": True}
-        path = "/v1/messages"
-        with self._asking("POST", path), on_line(line):
+        with self._asking("POST", MESSAGES), on_line(line):
             try:
                 response = self._create(model, asked, request)
             except anthropic.APIError as exc:
                 raise fault(exc, self._secret) from exc
         return begin(
-            response, MessagesDecoder(), model, self._secret, partial(self._hinted, "POST", path)
+            response,
+            MessagesDecoder(),
+            model,
+            self._secret,
+            partial(self._hinted, "POST", MESSAGES),
         )
 
     def _asked(self, request: ChatRequest) -> dict[str, Any]:
@@ -601,31 +614,35 @@ class AnthropicUpstream(Provider):
         tools = [_tool(tool) for tool in request.tools or ()]
         output = _output_format(request.response_format)
         stop = [request.stop] if isinstance(request.stop, str) else request.stop
-        # The client has no names for these two any more; older models and other servers take them.
-        sampling = {"temperature": request.temperature, "top_p": request.top_p}
-        extra = {k: v for k, v in sampling.items() if v is not None}
-        extra |= {**self._settings.extra_body, **(request.extra_body or {})}
         optional = {
             "system": system,
             "stop_sequences": stop,
             "tools": tools,
             "tool_choice": _tool_choice(request) if tools else None,
             "output_config": {"format": output} if output else None,
-            "extra_body": extra,
         }
         asked = {"messages": turns, "max_tokens": given or self._settings.max_tokens}
-        return asked | {
-            k: v for k, v in optional.items() if v is not None and v not in ("", [], {})
-        }
+        return asked | {k: v for k, v in optional.items() if v}
+
+    def _extra(self, request: ChatRequest) -> dict[str, Any]:
+        """Fields that are always sent, in the place of others of their names."""
+        # Newer models have no such fields; older models and other servers take them.
+        sampling = {"temperature": request.temperature, "top_p": request.top_p}
+        extra = {k: v for k, v in sampling.items() if v is not None}
+        return extra | {**self._settings.extra_body, **(request.extra_body or {})}
 
     def _create(self, model: str, asked: dict[str, Any], request: ChatRequest) -> httpx2.Response:
         """Send the request; models differ in how they are told to think, so perhaps twice."""
-        create = self._messages.create
+        extra = self._extra(request)
+
+        def create(asked: dict[str, Any]) -> httpx2.Response:
+            return _post(self._client, {**asked, **extra})
+
         effort = request.reasoning_effort or "none"
         if effort not in {*EFFORTS, "none"}:
             raise _bad(f"reasoning_effort must be none or one of {', '.join(EFFORTS)}")
         if effort == "none" or not _may_think(request.messages):
-            return _sent(create, asked)
+            return create(asked)
         word, budget = EFFORTS[effort]
         if request.max_completion_tokens or request.max_tokens:
             budget = min(budget, asked["max_tokens"] // 2)  # thoughts count as well
@@ -635,7 +652,7 @@ class AnthropicUpstream(Provider):
             thinking = {"type": "adaptive", "display": "summarized"}
             output = {**asked.get("output_config", {}), "effort": word}
             try:
-                return _sent(create, {**asked, "thinking": thinking, "output_config": output})
+                return create({**asked, "thinking": thinking, "output_config": output})
             except anthropic.BadRequestError as exc:
                 if not re.search("adaptive|effort|thinking", str(exc.body)):
                     raise
@@ -643,12 +660,7 @@ class AnthropicUpstream(Provider):
                 self._learn(self._budgeted, model)
         if budget >= BUDGET_MIN:
             asked = {**asked, "thinking": {"type": "enabled", "budget_tokens": budget}}
-        return _sent(create, asked)
+        return create(asked)
 
     def _list(self) -> httpx2.Response:
         return self._models.list(limit=MODELS_MAX).http_response
-
-
-def _sent(create: Any, asked: dict[str, Any]) -> httpx2.Response:
-    response: httpx2.Response = create(**asked).http_response
-    return response

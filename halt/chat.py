@@ -168,10 +168,12 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
         return sum(message.size for message in self.messages)
 
     def options(self) -> dict[str, Any]:
-        """The optional fields that were set, under OpenAI's names."""
-        given = msgspec.to_builtins(self)
-        return {k: v for k, v in given.items() if k not in {"messages", "id", "model", "stream"}}
+        """The optional fields that were set, under OpenAI's names. Their values are not copied."""
+        given = {name: getattr(self, name) for name in _OPTIONS}
+        return {name: value for name, value in given.items() if value is not None}
 
+
+_OPTIONS = [each for each in ChatRequest.__struct_fields__ if each not in {"id", *OWN_FIELDS}]
 
 CHAT_REQUEST = TypeDecoder(ChatRequest)
 

@@ -18,7 +18,10 @@ CALL_FIELDS = frozenset({"id", "type", "function"})
 
 
 def given_back(message: Message, refused: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """A message for a server of OpenAI's kind, without the returned fields that it has refused."""
+    """A message for a server of OpenAI's kind, without the returned fields that it has refused.
+
+    It may be the message itself, so it is not to be changed.
+    """
     if isinstance(message, ToolTurn):
         back = message.opaque or {}
         calls = [
@@ -27,9 +30,9 @@ def given_back(message: Message, refused: frozenset[str] = frozenset()) -> dict[
         ]
         kept = {k: v for k, v in back.items() if k not in refused}
         return {**message, **kept, "tool_calls": calls}
-    if message.role == "assistant":
+    if refused and message.role == "assistant":
         return {k: v for k, v in message.items() if k not in OF_ANSWERS or k not in refused}
-    return dict(message)
+    return message
 
 
 def returned_fields(message: Message) -> set[str]:

@@ -1,6 +1,10 @@
 """OpenAI, Azure OpenAI, and every server that speaks their chat completions.
 
 The openai client makes the request and reads refusals; the stream is decoded by `halt.decoder`.
+
+The body is JSON before the client gets it: `chat.completions.create` compares each message with the
+types of all messages, which takes 145 us of CPU a message (290 ms for 2,000 messages, 1 MB; 0.8 ms
+this way), and changes nothing in them.
 """
 
 from __future__ import annotations
@@ -10,11 +14,11 @@ import logging
 import re
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx2
+import msgspec
 import openai
-from openai.resources.chat.completions import CompletionsWithRawResponse
 
 from halt.chat import ChatRequest, Reply
 from halt.config import is_openai
@@ -38,8 +42,10 @@ from halt.returned import given_back, returned_fields
 from halt.transport import Transport
 
 DEEPSEEK_BETA = "https://api.deepseek.com/beta"  # the one address where it takes a prefix
+COMPLETIONS = "/chat/completions"
 #: What an address ends with that was copied with the path of a request.
 ENDPOINT = re.compile(r"/+(?:chat/completions|completions|responses|embeddings|models)/*$")
+SEGMENT_SAFE = "!$&'()*+,;=:@"  # what a part of a path may hold beside letters and digits
 AZURE_PATH = re.compile(r"/+openai(?:/+(?:deployments|v1)(?:/.*)?)?/*$")
 USAGE = {"include_usage": True}
 #: Options that a server may refuse, and the other name that they then go by; empty: none.
@@ -61,6 +67,18 @@ NOWHERE = "http://127.0.0.1:9/v1"  # for the client, which wants an address; nev
 logger = logging.getLogger(__name__)
 
 
+def _post(client: openai.OpenAI, path: str, body: dict[str, Any]) -> httpx2.Response:
+    """Send a request for a stream with this body. Raises openai.APIError, and as the transport."""
+    response: Any = client.post(
+        path,
+        cast_to=httpx2.Response,
+        content=msgspec.json.encode(body),
+        stream=True,
+        stream_cls=openai.Stream[Any],
+    )
+    return response  # type: ignore[no-any-return]
+
+
 def _warm_up() -> None:
     """See `halt.provider.warm_up_client`."""
     with openai.OpenAI(
@@ -71,12 +89,7 @@ def _warm_up() -> None:
     ) as client:
         client.models.with_raw_response.list()
         with contextlib.suppress(openai.BadRequestError):
-            client.chat.completions.with_raw_response.create(
-                model="none",
-                messages=[{"role": "user", "content": "none"}],
-                stream=True,
-                stream_options={"include_usage": True},
-            )
+            _post(client, COMPLETIONS, {"model": "none", "messages": [], "stream": True})
 
 
 _warm_up()
@@ -92,14 +105,12 @@ class OpenAIUpstream(Provider):
         self._base = self._address(settings)
         self._client = self._make_client(settings)
         # The client makes its resources when they are first asked for: here, in one thread.
-        self._completions = self._client.chat.completions.with_raw_response
         self._models = self._client.models.with_raw_response
         self._host = urlsplit(settings.base_url).hostname or ""
         self._on_openai = is_openai(settings.base_url)
-        self._flagging = self._completions  # takes a prefix where that has an address of its own
+        self._flagging = self._client  # takes a prefix where that has an address of its own
         if self._host == "api.deepseek.com":
-            beta = self._client.with_options(base_url=DEEPSEEK_BETA)
-            self._flagging = beta.chat.completions.with_raw_response
+            self._flagging = self._client.with_options(base_url=DEEPSEEK_BETA)
         self._owners: dict[str, str] | None = None  # model -> what its server calls itself
         # Options -> the models for which the server refuses them.
         self._refused: dict[str, set[str]] = {name: set() for name in OTHER_NAMES}
@@ -137,18 +148,15 @@ class OpenAIUpstream(Provider):
         if self._on_openai and "max_tokens" in options:
             # OpenAI's current models only take the newer name.
             options["max_completion_tokens"] = options.pop("max_tokens")
-        extra = {**self._settings.extra_body, **options.get("extra_body", {})}
+        extra = {**self._settings.extra_body, **options.pop("extra_body", {})}
         if way == "switched":
             extra = {**NO_THOUGHT, **extra, **SWITCHES}
         elif way == "trailing":
             extra = {**NO_THOUGHT, **extra}
-        if extra:
-            options["extra_body"] = extra
-        completions = self._flagging if way == "flagged" else self._completions
         path = self._path(model)
         with self._asking("POST", path), on_line(line):
             try:
-                response = self._create_with(completions, model, request, way, options)
+                response = self._create_with(model, request, way, options, extra)
             except openai.APIError as exc:
                 raise fault(exc, self._secret) from exc
         hinted = partial(self._hinted, "POST", path)
@@ -156,7 +164,12 @@ class OpenAIUpstream(Provider):
         return begin(response, decoder, model, self._secret, hinted)
 
     def _path(self, model: str) -> str:
-        return "/chat/completions"
+        """Where a model is asked, behind `_base`."""
+        return COMPLETIONS
+
+    def _client_path(self, model: str) -> str:
+        """The same, behind the client's address."""
+        return COMPLETIONS
 
     def _way(self, model: str, line: Line) -> Way:
         """How this model is asked to go on with an answer. Raises Interrupted."""
@@ -183,23 +196,24 @@ class OpenAIUpstream(Provider):
 
     def _create_with(
         self,
-        completions: CompletionsWithRawResponse,
         model: str,
         request: ChatRequest,
         way: Way | None,
         options: dict[str, Any],
+        extra: dict[str, Any],
     ) -> httpx2.Response:
         """`_create`, and once more without the fields of answers that the server refuses by name.
 
         A server that does refuses them in every conversation: it is not sent them again.
         """
         given = settled(request.messages)
+        client = self._flagging if way == "flagged" else self._client
 
         def create(refused: frozenset[str]) -> httpx2.Response:
             messages = [given_back(message, refused) for message in given]
             if way in {"flagged", "echoed"}:
-                messages[-1]["prefix"] = True
-            return self._create(completions, model, messages, options)
+                messages[-1] = {**messages[-1], "prefix": True}
+            return self._create(client, model, messages, options, extra)
 
         known = self._unreturned.get(model, frozenset())
         try:
@@ -221,24 +235,26 @@ class OpenAIUpstream(Provider):
 
     def _create(
         self,
-        completions: CompletionsWithRawResponse,
+        client: openai.OpenAI,
         model: str,
-        messages: Any,
+        messages: list[dict[str, Any]],
         options: dict[str, Any],
+        extra: dict[str, Any],
     ) -> httpx2.Response:
         """Send the request, without names of options that the server has refused for this model.
 
-        A refusal counts where the request is taken without that name.
+        A refusal counts where the request is taken without that name. `extra` are fields that are
+        always sent, in the place of others of their names.
         """
         known = {name for name, models in self._refused.items() if model in models}
         refused, sent = set(known), set[str]()
+        path = self._client_path(model)
+        own = {"model": model, "messages": messages, "stream": True}
         while True:
             asked = _renamed({**options, "stream_options": USAGE}, refused)
             sent |= asked.keys()
             try:
-                response = completions.create(
-                    model=model, messages=messages, stream=True, **asked
-                ).http_response
+                response = _post(client, path, {**own, **asked, **extra})
             except (openai.BadRequestError, openai.UnprocessableEntityError) as exc:
                 name = next((each for each in asked if _is_refused(each, exc.response)), "")
                 if not name or OTHER_NAMES[name] in sent:
@@ -314,7 +330,10 @@ class AzureUpstream(OpenAIUpstream):
         return super().open(request, line)
 
     def _path(self, model: str) -> str:
-        return f"/openai/deployments/{model}/chat/completions"
+        return f"/openai/deployments/{model}{COMPLETIONS}"
+
+    def _client_path(self, model: str) -> str:
+        return f"/deployments/{quote(model, safe=SEGMENT_SAFE)}{COMPLETIONS}"
 
     def _way(self, model: str, line: Line) -> Way:
         return "trailing" if self._settings.continues == "prefix" else "instruction"

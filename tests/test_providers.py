@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import ssl
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -100,6 +101,22 @@ def calls(events: list[Delta]) -> list[tuple[str, str]]:
     return [(each.name, each.arguments) for each in found]
 
 
+def python_calls(work: Callable[[], object]) -> int:
+    """How many functions of Python's are called in this thread."""
+    count = 0
+
+    def note(_frame: object, event: str, _arg: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
 # --- the contract ---------------------------------------------------------------------------------
 
 
@@ -134,6 +151,18 @@ def test_usage_has_one_form(upstream: Upstream) -> None:
     assert usage["completion_tokens"] == got.chunks == 7
     assert usage["prompt_tokens"] > 0
     assert usage["total_tokens"] == usage["prompt_tokens"] + 7
+
+
+def test_a_message_of_a_long_conversation_costs_little(upstream: Upstream) -> None:
+    """No function looks into every field of every message, as those of the clients do."""
+
+    def opened(count: int) -> int:
+        messages = [Message(("user", "assistant")[n % 2], f"{n}") for n in range(count)]
+        request = ChatRequest(messages=[*messages, *HI])
+        return python_calls(lambda: upstream.open(request, Line()).close())
+
+    opened(2)  # asks for what is asked once
+    assert (opened(1002) - opened(2)) / 1000 < 20
 
 
 def test_a_request_without_a_model_is_answered_by_the_default(upstream: Upstream) -> None:

@@ -7,11 +7,12 @@ names can be used that exist nowhere.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx2
 import pytest
@@ -50,14 +51,16 @@ def tls_fake() -> Iterator[FakeOpenAI]:
         yield server
 
 
+MakeTransport = Callable[[], Transport]
+
+
 @pytest.fixture
-def transport(tls_fake: FakeOpenAI) -> Iterator[Transport]:
-    """Trusts the fake's authority, under any name."""
+def make_transport(tls_fake: FakeOpenAI) -> Iterator[MakeTransport]:
+    """Makes transports, with the proxies of then, that trust the fake's authority for any name."""
     context = ssl.create_default_context(cafile=tls_fake.ca_pem_path)
     context.check_hostname = False
-    made = Transport(SOON, context)
-    yield made
-    made.close()
+    with contextlib.ExitStack() as transports:
+        yield lambda: transports.enter_context(contextlib.closing(Transport(SOON, context)))
 
 
 def proxy(port: int, heads: list[bytes]) -> Handler:
@@ -88,12 +91,13 @@ def proxy(port: int, heads: list[bytes]) -> Handler:
 
 
 def test_https_goes_through_a_tunnel(
-    transport: Transport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+    make_transport: MakeTransport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """HTTPS_PROXY is asked for a tunnel by name; TLS goes through it, and it is used again."""
     heads: list[bytes] = []
     with HandMade(proxy(tls_fake.port, heads)) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+        transport = make_transport()
         for _ in range(2):
             assert b"echo" in fetch(transport, f"https://{NAME}/v1/models")
         transport.close()
@@ -104,22 +108,27 @@ def test_https_goes_through_a_tunnel(
 
 @pytest.mark.parametrize("spelling", ["127.0.0.1:{}", "http://127.0.0.1:{}/"])
 def test_a_proxy_is_named_with_or_without_scheme(
-    transport: Transport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, spelling: str
+    make_transport: MakeTransport,
+    tls_fake: FakeOpenAI,
+    monkeypatch: pytest.MonkeyPatch,
+    spelling: str,
 ) -> None:
     """Lower case, a bare HOST:PORT, an address with a path: as other programs take them."""
     with HandMade(proxy(tls_fake.port, [])) as server:
         monkeypatch.setenv("https_proxy", spelling.format(server.port))
+        transport = make_transport()
         assert b"echo" in fetch(transport, f"https://{NAME}/v1/models")
         transport.close()
 
 
 def test_plain_http_goes_through_a_proxy_too(
-    transport: Transport, monkeypatch: pytest.MonkeyPatch
+    make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """HTTP_PROXY serves models that are reached without TLS."""
     heads: list[bytes] = []
     with FakeOpenAI() as fake, HandMade(proxy(fake.port, heads)) as server:
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.port}")
+        transport = make_transport()
         assert b"echo" in fetch(transport, f"http://{NAME}/v1/models")
         transport.close()
         assert len(heads) == 1
@@ -127,12 +136,13 @@ def test_plain_http_goes_through_a_proxy_too(
 
 
 def test_the_credentials_of_a_proxy_are_sent_to_it(
-    transport: Transport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+    make_transport: MakeTransport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`http://user:password@proxy` is how company proxies are set up everywhere."""
     heads: list[bytes] = []
     with HandMade(proxy(tls_fake.port, heads)) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://anna:p%40ss@127.0.0.1:{server.port}")
+        transport = make_transport()
         fetch(transport, f"https://{NAME}/v1/models")
         transport.close()
     told = base64.b64encode(b"anna:p@ss")
@@ -141,34 +151,48 @@ def test_the_credentials_of_a_proxy_are_sent_to_it(
 
 @pytest.mark.parametrize("past", [NAME, f"other.example, {NAME}", ".invalid", "invalid", "*"])
 def test_no_proxy_names_what_goes_past_it(
-    transport: Transport, monkeypatch: pytest.MonkeyPatch, past: str
+    make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch, past: str
 ) -> None:
     """A host in NO_PROXY, or under a domain in it, is reached directly."""
     with HandMade(answer()) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
         monkeypatch.setenv("NO_PROXY", past)
+        transport = make_transport()
         with pytest.raises(httpx2.ConnectError) as caught:
             get(transport, f"https://{NAME}/v1/models")
         assert isinstance(caught.value.__cause__, socket.gaierror)
         assert server.accepted == 0
 
 
+def test_proxies_are_those_of_the_time_when_the_transport_was_made(
+    make_transport: MakeTransport, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request does not look through the environment again."""
+    transport = make_transport()
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with pytest.raises(httpx2.ConnectError) as caught:
+        get(transport, f"http://{NAME}/v1/models")
+    assert isinstance(caught.value.__cause__, socket.gaierror)
+
+
 def test_this_machine_is_never_asked_for_through_a_proxy(
-    transport: Transport, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+    make_transport: MakeTransport, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model on localhost works though a company's proxy is set, without NO_PROXY."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    transport = make_transport()
     fetch(transport, f"{fake.base_url}/models")
     fetch(transport, f"http://localhost:{fake.port}/v1/models")
 
 
 def test_what_a_tunnel_carries_is_not_shown_to_the_proxy(
-    transport: Transport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+    make_transport: MakeTransport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The proxy sees a name and a port; key and question go through TLS."""
     heads: list[bytes] = []
     with HandMade(proxy(tls_fake.port, heads)) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+        transport = make_transport()
         content = json.dumps({"model": "echo", "messages": [], "stream": True}).encode()
         url, headers = f"https://{NAME}/v1/chat/completions", {"Authorization": "Bearer hush"}
         request = httpx2.Request("POST", url, headers=headers, content=content)
@@ -182,7 +206,7 @@ def test_what_a_tunnel_carries_is_not_shown_to_the_proxy(
 
 @pytest.mark.parametrize("status", [b"403 Forbidden", b"407 Proxy Authentication Required"])
 def test_a_proxy_that_refuses_is_an_error_of_connecting(
-    transport: Transport, monkeypatch: pytest.MonkeyPatch, status: bytes
+    make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch, status: bytes
 ) -> None:
     """No tunnel, no connection: the status is told, and the socket is closed."""
 
@@ -194,6 +218,7 @@ def test_a_proxy_that_refuses_is_an_error_of_connecting(
     line = Line()
     with HandMade(handle) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+        transport = make_transport()
         with pytest.raises(httpx2.ConnectError, match=status[:3].decode()):
             get(transport, f"https://{NAME}/v1/models", line)
         assert line.wait_closed(0) == "closed"
@@ -212,7 +237,7 @@ def test_a_proxy_that_is_silent_is_waited_for_as_long_as_for_a_connection(
 
 
 def test_a_stop_is_heard_while_a_proxy_is_silent(
-    transport: Transport, monkeypatch: pytest.MonkeyPatch
+    make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Waiting for the tunnel is a phase like any other."""
     asked = threading.Event()
@@ -225,6 +250,7 @@ def test_a_stop_is_heard_while_a_proxy_is_silent(
     line = Line()
     with HandMade(handle) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+        transport = make_transport()
         blocked = Background(lambda: get(transport, f"https://{NAME}/v1/models", line))
         assert asked.wait(SOON)
         line.interrupt()
@@ -233,22 +259,24 @@ def test_a_stop_is_heard_while_a_proxy_is_silent(
 
 
 def test_a_kind_of_proxy_that_is_not_supported_is_said(
-    transport: Transport, monkeypatch: pytest.MonkeyPatch
+    make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A SOCKS proxy is refused in words, as an error of connecting like any other."""
     monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:9")
+    transport = make_transport()
     with pytest.raises(httpx2.ConnectError, match="socks5"):
         get(transport, f"https://{NAME}/v1/models")
 
 
 def test_a_fault_of_the_proxy_is_not_said_to_be_the_server_s(
-    transport: Transport, monkeypatch: pytest.MonkeyPatch
+    make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody looks for the fault at a server that was never reached."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     for proxy, reason in ((f"http://127.0.0.1:{port}", "refused"), ("socks5://[::1]:9", "socks5")):
         monkeypatch.setenv("HTTPS_PROXY", proxy)
+        transport = make_transport()
         with pytest.raises(httpx2.ConnectError) as caught:
             get(transport, f"https://{NAME}/v1/models")
         told = fault(caught.value, "")

@@ -13,20 +13,22 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 import httpx2
 import openai
 import pytest
+import trustme
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from halt import http1
+from halt import http1, names
 from halt import transport as module
 from halt.faults import fault
 from halt.http1 import HEAD_MAX, READ_SIZE, REFUSAL_MAX, Body
 from halt.line import Line, Quiet, on_line
+from halt.metrics import now
 from halt.transport import Transport
 from tests.fake_openai import FakeOpenAI
 from tests.wire import (
@@ -612,6 +614,42 @@ def test_tls_connections_are_used_again(tls: Transport, tls_fake: FakeOpenAI) ->
     assert [record.connection for record in tls_fake.requests] == [1, 1, 1]
 
 
+def test_a_new_tls_connection_resumes_an_earlier_session(tls_fake: FakeOpenAI) -> None:
+    """Its handshake has no certificates. Sessions with other names are left alone."""
+    context = ssl.create_default_context(cafile=tls_fake.ca_pem_path)
+    with closing(Transport(SOON, context)) as tls:
+        for host in ("localhost", "localhost", "127.0.0.1", "localhost"):
+            url = f"https://{host}:{tls_fake.port}/v1/models"
+            body_of(get(tls, url)).close()  # not read, so its connection is not used again
+    assert [record.connection for record in tls_fake.requests] == [1, 2, 3, 4]
+    assert context.session_stats()["hits"] == 2
+
+
+def test_a_session_is_dropped_where_tls_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next connection begins with a whole handshake."""
+    monkeypatch.setattr(module, "IDLE_MAX", 0)
+    authority, servers = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(servers)
+    context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+
+    def secure(peer: Peer) -> None:
+        peer.sock = servers.wrap_socket(peer.sock, server_side=True)
+        answer(HELLO)(peer)
+
+    def leave(_: Peer) -> None:
+        pass
+
+    with HandMade(secure, leave, secure) as server, closing(Transport(SOON, context)) as tls:
+        url = server.url.replace("http:", "https:")
+        fetch(tls, url)
+        with pytest.raises(httpx2.ConnectError):
+            get(tls, url)
+        fetch(tls, url)
+        assert context.session_stats()["hits"] == 0
+        fetch(tls, url)
+        assert context.session_stats()["hits"] == 1
+
+
 @pytest.mark.usefixtures("short_ticks")
 def test_silence_is_told_over_tls_too(tls: Transport, tls_fake: FakeOpenAI) -> None:
     """A tick of silence ends a read over TLS as well, so that heartbeats can be sent."""
@@ -673,6 +711,73 @@ def test_a_resolver_that_is_silent_is_waited_for_as_long_as_for_a_connection(
     finally:
         answer.set()
         transport.close()
+
+
+@pytest.fixture
+def look_ups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names that are looked up from now on: none of `.invalid` is known, others are this machine's."""
+    hosts: list[str] = []
+    real = socket.getaddrinfo
+
+    def look_up(host: str, port: int, *more: Any) -> Any:
+        hosts.append(host)
+        return real(host if host.endswith(".invalid") else "127.0.0.1", port, *more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return hosts
+
+
+def test_a_name_is_looked_up_anew_after_a_while(
+    transport: Transport, look_ups: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its addresses serve further connections for KEPT_SECONDS."""
+    clock = 0.0
+    monkeypatch.setattr(names, "now", lambda: clock)
+    monkeypatch.setattr(module, "IDLE_MAX", 0)
+    with HandMade(*[answer(HELLO)] * 4) as server:
+        for clock in (0.0, names.KEPT_SECONDS - 1, names.KEPT_SECONDS, names.KEPT_SECONDS + 1):  # noqa: B007
+            fetch(transport, f"http://model.example:{server.port}/")
+        assert server.accepted == 4
+    assert look_ups == ["model.example"] * 2
+
+
+def test_an_address_that_cannot_be_reached_is_not_kept(
+    transport: Transport, look_ups: list[str]
+) -> None:
+    """A server may have moved: the next attempt asks the resolver."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for _ in range(2):
+        with pytest.raises(httpx2.ConnectError):
+            get(transport, f"http://model.example:{port}/")
+    assert look_ups == ["model.example"] * 2
+
+
+def test_an_address_where_tls_fails_is_not_kept(
+    transport: Transport, tls_fake: FakeOpenAI, look_ups: list[str]
+) -> None:
+    """Another server may be there by now."""
+    for _ in range(2):
+        with pytest.raises(httpx2.ConnectError):
+            get(transport, f"https://model.example:{tls_fake.port}/")
+    assert look_ups == ["model.example"] * 2
+
+
+def test_a_failed_look_up_is_not_kept(transport: Transport, look_ups: list[str]) -> None:
+    """A resolver that failed is asked again by the next request."""
+    for _ in range(2):
+        with pytest.raises(httpx2.ConnectError):
+            get(transport, "http://model.invalid/")
+    assert look_ups == ["model.invalid"] * 2
+
+
+def test_few_names_are_kept(look_ups: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest goes first; one that is looked up again is the newest."""
+    monkeypatch.setattr(names, "KEPT_MAX", 2)
+    kept = names.Names()
+    for host in ("a.example", "b.example", "c.example", "b.example", "a.example"):
+        kept.addresses(host, 80, now() + SOON)
+    assert [name[0] for name in look_ups] == ["a", "b", "c", "a"]
 
 
 def test_what_is_no_name_is_not_found(transport: Transport) -> None:
