@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from halt.metrics import now
-from halt.sockets import MAX_STREAMS, Wire, frame
+from halt.sockets import MAX_STREAMS
 from tests.conftest import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.test_server_stop import PHASES
@@ -343,19 +342,6 @@ def test_a_message_that_is_too_large_closes_the_socket(hasty: HaltServer) -> Non
         ws.connection.send("x" * 3_000_000)
         assert ws.ended().code == 1009
     assert hasty.client().get("/healthz").status == 200
-
-
-def test_a_close_that_is_put_while_another_writes_is_still_sent() -> None:
-    """The reading thread answers a close or a fault itself, and the socket may end right then."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        wire = Wire(ours)
-        close = frame(b"\x88", b"\x03\xf1")
-        with wire._role:  # a run's thread that has written an event, and was not seen to leave
-            wire.put(close)
-        wire.end(now())
-        assert theirs.recv(100) == close
-        assert theirs.recv(100) == b""
 
 
 def test_text_that_is_no_utf8_closes_the_socket(ws: WebSocket) -> None:
