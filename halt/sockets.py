@@ -154,29 +154,33 @@ class Feed:
             self._queued = True
             self._wire.offer(self)
 
-    def frames(self, most: int) -> list[bytes]:
-        """By the relay: what comes next, at most so many events."""
+    def take(self, most: int) -> tuple[bytes, int]:
+        """By the relay: the frames of what comes next, and how many: at most so many."""
         self._queued = False  # before the log is read: what comes after that is told again
         if self.over:
-            return []
-        log = self._run.log
+            return b"", 0
+        run, after = self._run, self._after
         try:
-            events = fitting(log.read(self._after, most))
+            events = fitting(run.log.read(after, most))
         except OffsetLost as lost:
             # The reader was slower than the log is long. It is told, never given a gap.
             self.end()
-            return [_error(lost, self._run.id)]
-        if events:
-            self._after, last = events[-1]
-            if is_terminal(last):
-                self.end()
-            elif log.last > self._after:
-                self.changed()
-        prefix = self._prefix
-        return [
-            frame(_TEXT, b'%b%d,"event":%b}' % (prefix, seq, encode(event)))
-            for seq, event in events
-        ]
+            return _error(lost, run.id), 1
+        if not events:
+            return b"", 0
+        self._after, last = events[-1]
+        if is_terminal(last):
+            self.end()
+        elif run.log.last > self._after:
+            self.changed()
+        newest = run.newest_frame
+        if newest is None or newest[:3] != (Feed, after, self._after):
+            data = b"".join(
+                frame(_TEXT, b'%b%d,"event":%b}' % (self._prefix, seq, encode(event)))
+                for seq, event in events
+            )
+            newest = run.newest_frame = (Feed, after, self._after, data)
+        return newest[3], len(events)
 
     def end(self) -> None:
         """Send no more. The reader has left. Harmless when repeated."""
@@ -331,12 +335,12 @@ class Wire:
             if was_full:
                 self.bell.set()
         while feeds and room > 0 and size < GROUP_CHARS and not self._closed:
-            frames = self._feeds.popleft().frames(room)
-            out += frames
+            data, count = self._feeds.popleft().take(room)
+            out.append(data)
             feeds -= 1
-            room -= len(frames)
-            size += sum(map(len, frames))
-        return out[0] if len(out) == 1 else b"".join(out)
+            room -= count
+            size += len(data)
+        return b"".join(out)
 
     def _push(self, data: memoryview) -> None:
         try:
