@@ -192,7 +192,7 @@ class Sink:
         if events:
             self._ready_at = now() + stream.interval
             self._told = True
-            self._make(_fitting(events))
+            self._make(fitting(events))
         elif ended is not None:
             self._send_last(b"" if self._told else stream.nothing)
 
@@ -317,7 +317,7 @@ class Sink:
             self._at("beat", max(again, at + 0.001), self._beat)
 
 
-def _fitting(events: list[tuple[int, Event]]) -> list[tuple[int, Event]]:
+def fitting(events: list[tuple[int, Event]]) -> list[tuple[int, Event]]:
     """The first of these, of which one frame of bounded size can be made."""
     size = 0
     for index, (_, event) in enumerate(events):

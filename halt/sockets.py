@@ -17,15 +17,17 @@ It is sent one JSON text message for each of these:
     {"type":"error","id"?,"error":{"code","message","retryable","field"?,"retry_after"?}}
     {"type":"pong"}
 
-Who writes? As with pumping (see `halt.run`) it is a role, kept by a lock, not a thread. Whoever
-adds an event to a log also writes it to the sockets that follow it, without waking another thread
-and without ever waiting: what the network does not take at once is left to the socket's own thread.
-Until then only positions are kept; the events stay in their logs.
+Who may touch the client's socket, and when:
 
-Threads of a socket: the server's own (obeys messages, waits for a slow network, ends the socket)
-and simple-websocket's, which reads. That one works on a `Wire` in place of the server's connection:
-writers exclude each other there, nothing is read while a message waits to be obeyed, and closing
-the connection is left to the server, which would count it twice otherwise.
+    the relay                writes every byte, the answer to the handshake and the close included.
+                             It takes one batch at a time and never waits: while the network is full
+                             that batch is kept, and nothing is made of the logs.
+    simple-websocket's own   reads. It works on a `Wire` in place of the socket, so what it has to
+    thread                   say (pongs, pings, closes) goes to the relay. It reads nothing while a
+                             message waits to be obeyed, or while too many answers wait to be taken.
+    the server's thread      obeys messages. At the end it takes the socket back from the relay
+                             (`Wire.end`), shuts it down, and the server closes it.
+    any other thread         appends to a log, and through `Feed.changed` wakes the relay once.
 """
 
 from __future__ import annotations
@@ -38,8 +40,6 @@ import ssl
 import struct
 import threading
 from collections import deque
-from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -52,25 +52,22 @@ from wsproto.utilities import RemoteProtocolError
 from halt.bodies import EventNumber, TypeDecoder
 from halt.chat import StreamId
 from halt.errors import AtCapacity, HaltError, OffsetLost, RequestError
-from halt.events import Event, encode, is_terminal
+from halt.events import encode, is_terminal
 from halt.generation import RETRY_AFTER, Generations
 from halt.metrics import now
 from halt.rates import count_starts
 from halt.recording import Recording
+from halt.relay import WRITE, Relay, Timer
 from halt.request_ids import current, signed
+from halt.sink import GROUP_CHARS, GROUP_EVENTS, fitting
 from halt.starts import StartRequest, grace_of
 from halt.web import client_socket, generations, owner, refusal
 
 MAX_STREAMS = 32  # that one socket follows at once
-BATCH_BYTES = 65_536  # about what one write takes along
-BATCH_EVENTS = 64  # of one stream in one write, so that a long replay holds up no other
-VISIT = 4  # writes that another's thread does before it leaves the rest to the socket's own
-STAY = 16  # writes that the socket's own thread does before it looks for messages again
 SEND_BUFFER = 65_536  # bytes given to the kernel ahead of the reader; Linux takes twice as much
 LAST_BUFFER = 4 * SEND_BUFFER  # room for the last words, also when the reader has not read
-FRAMES_MAX = 256  # answers and pongs that wait for a reader
+FRAMES_MAX = 256  # answers and pongs that wait; with so many, nothing more is read or obeyed
 TICK = 1.0  # seconds between two looks at the server's shutdown
-STUCK_TICK = 20  # milliseconds between two looks for messages while the network is stuck
 PATIENCE = 0.5  # heartbeats without a byte taken, after which a reader is too slow
 LAST_WORDS = 2.0  # seconds for streams to end at a shutdown
 CLOSE_WITHIN = 3.0  # seconds for the client to answer a close
@@ -80,6 +77,7 @@ REASON_MAX = 123  # bytes of a close's reason, by the protocol
 
 GOING_AWAY, INTERNAL_ERROR, TOO_SLOW = 1001, 1011, 4008
 _TEXT, _CLOSE = b"\x81", b"\x88"
+_NOTHING = memoryview(b"")
 
 logger = logging.getLogger(__name__)
 
@@ -128,60 +126,61 @@ def frame(kind: bytes, payload: bytes) -> bytes:
 
 
 class Feed:
-    """One stream on its way to one socket. Its position is the writer's."""
+    """One stream on its way to one socket. Its place in the log is the relay's own."""
 
     def __init__(self, run: Recording, after: int, wire: Wire) -> None:
-        """Begin behind the event `after`. Raises OffsetLost.
+        """Take a viewer's place behind the event `after`. Raises OffsetLost.
 
-        Who has everything of an ended stream is sent its last event again, and so learns of it.
+        A reader that has all of an ended stream gets its last event again, and so learns of the
+        end.
         """
-        run.log.read(after)
+        run.log.read(after, 1)
         self._run = run
         self._after = min(after, run.log.last - (run.log.ended is not None))
         self._wire = wire
         self._prefix = b'{"stream":"%b","seq":' % run.id.encode()
-        self._read: Iterator[tuple[int, Event]] = iter(())  # and still to be sent
         self._viewer = run.join()
-        self.queued = False  # the wire knows that there is something
+        self._queued = False  # the wire knows that there is something
         self.over = False
-        run.log.subscribe(self.changed)
+
+    def begin(self) -> None:
+        """Send what is there, and what comes."""
+        self._run.log.subscribe(self.changed)
         self.changed()
 
     def changed(self) -> None:
-        """There may be something to send. Called by whoever added it; neither waits nor raises."""
-        if not self.queued and not self.over:
-            self.queued = True
+        """There may be something to send. Called by the thread that added it; takes no lock."""
+        if not self._queued and not self.over:
+            self._queued = True
             self._wire.offer(self)
 
-    def frames(self) -> tuple[list[bytes], bool]:
-        """What comes next, at most a batch, and whether this feed is to be queued again."""
+    def take(self, most: int) -> tuple[bytes, int]:
+        """By the relay: the frames of what comes next, and how many: at most so many."""
+        self._queued = False  # before the log is read: what comes after that is told again
         if self.over:
-            return [], False
-        fresh = False
-        events = list(islice(self._read, BATCH_EVENTS))
+            return b"", 0
+        run, after = self._run, self._after
+        try:
+            events = fitting(run.log.read(after, most))
+        except OffsetLost as lost:
+            # The reader was slower than the log is long. It is told, never given a gap.
+            self.end()
+            return _error(lost, run.id), 1
         if not events:
-            fresh = True
-            self.queued = False  # before the log is read: what comes after that is told again
-            try:
-                self._read = iter(self._run.log.read(self._after))
-            except OffsetLost as lost:
-                # The reader was slower than the log is long. It is told, never given a gap.
-                self.end()
-                return [_error(lost, self._run.id)], False
-            events = list(islice(self._read, BATCH_EVENTS))
-        again = not fresh or (len(events) == BATCH_EVENTS and not self.queued)
-        if events:
-            self._after, last = events[-1]
-            if is_terminal(last):
-                again = False
-                self.end()
-        if again:
-            self.queued = True
-        prefix = self._prefix
-        return [
-            frame(_TEXT, b'%b%d,"event":%b}' % (prefix, seq, encode(event)))
-            for seq, event in events
-        ], again
+            return b"", 0
+        self._after, last = events[-1]
+        if is_terminal(last):
+            self.end()
+        elif run.log.last > self._after:
+            self.changed()
+        newest = run.newest_frame
+        if newest is None or newest[:3] != (Feed, after, self._after):
+            data = b"".join(
+                frame(_TEXT, b'%b%d,"event":%b}' % (self._prefix, seq, encode(event)))
+                for seq, event in events
+            )
+            newest = run.newest_frame = (Feed, after, self._after, data)
+        return newest[3], len(events)
 
     def end(self) -> None:
         """Send no more. The reader has left. Harmless when repeated."""
@@ -191,27 +190,30 @@ class Feed:
 
 
 class Wire:
-    """The client's connection: where everybody writes, and what simple-websocket reads from.
+    """The client's connection, from the handshake to `end`. See the module for its threads."""
 
-    The role of the writer guards everything that begins with `_`, apart from the two queues, to
-    which anybody may append. Whoever appends tries for the role afterwards; whoever gives it up
-    looks into the queues again. So nothing is left lying.
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, relay: Relay, patience: float) -> None:
+        """Give the socket to the relay. `patience`: seconds for the client to take something."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        self.bell = threading.Event()  # the socket's own thread has something to do
+        self.bell = threading.Event()  # the server's thread has something to do
         self.inbox: list[str | bytes] = []  # messages that have been read, simple-websocket's list
-        self.stuck_since: float | None = None  # when the network took a byte last, if it is full
-        self.flooded = False  # more answers were asked for than taken
-        self.broken = False  # there is nobody to write to
+        self.too_slow = False  # the client has taken nothing for `patience`
+        self.broken = False  # nothing is written any more
+        self.fault: Exception | None = None  # why the relay could not make a frame
         self._sock = sock
-        self._role = threading.Lock()
+        self._relay = relay
+        self._patience = patience
+        # Any thread may append to these two. `_due`: the relay will look at them.
         self._frames: deque[bytes] = deque()  # answers and control frames
         self._feeds: deque[Feed] = deque()  # those that have something
-        self._rest = b""  # of a write that was not taken as a whole
-        self._closing = False  # the last frame is on its way
-        self._obeyed = threading.Condition()  # tells the reading thread to go on
+        self._due = False
+        self._go_on = threading.Condition()  # the reading thread waits for it
+        self._released = threading.Event()  # the socket is the server's thread's again
+        # The relay's own:
+        self._rest = _NOTHING  # of a batch, what the network has not taken
+        self._stuck: Timer | None = None  # while there is one
+        self._closed = False  # the last frame is in a batch
+        relay.post(self._begin)
 
     # --- for simple-websocket ---------------------------------------------------------------------
 
@@ -220,133 +222,68 @@ class Wire:
 
     def recv(self, size: int) -> bytes:
         """Read on when all that was said before has been obeyed: no queue grows here."""
-        with self._obeyed:
-            self._obeyed.wait_for(lambda: not self.inbox or self.broken)
+        with self._go_on:
+            self._go_on.wait_for(lambda: (self.has_room and not self.inbox) or self.broken)
         return b"" if self.broken else self._sock.recv(size)
 
     def send(self, data: bytes) -> None:
         self.put(bytes(data))
 
     def close(self) -> None:
-        """Nobody reads any more. The connection itself is the server's to close."""
+        """Nothing is read any more. The connection itself is the server's to close."""
         self.bell.set()
 
-    # --- writing ----------------------------------------------------------------------------------
-
-    def put(self, data: bytes) -> None:
-        """Write a frame, before events that wait. Never waits."""
-        if len(self._frames) >= FRAMES_MAX:
-            self.flooded = True
-            self.bell.set()
-        elif not self._closing:
-            self._closing = data[:1] == _CLOSE
-            self._frames.append(data)
-            self.flush(VISIT)
-
-    def offer(self, feed: Feed) -> None:
-        """Write what this stream has. Called by a run's threads; neither waits nor raises."""
-        try:
-            self._feeds.append(feed)
-            self.flush(VISIT)
-        except Exception:
-            logger.exception("socket")
-            self.broken = True
-            self.bell.set()
-
-    def flush(self, writes: int) -> None:
-        """Write what waits, if nobody else does and the network takes it."""
-        for _ in range(writes):
-            if self.stuck_since is not None or not self._waiting:
-                return
-            if not self._role.acquire(blocking=False):
-                return
-            try:
-                self._write()
-            finally:
-                self._role.release()
-        if self._waiting:
-            self.bell.set()
-
-    def wait(self, timeout: float) -> None:
-        """By the socket's own thread: return when there is something to do; write what waits."""
-        if self.stuck_since is None:
-            self.bell.wait(timeout)
-        else:
-            poller = select.poll()
-            poller.register(self._sock, select.POLLOUT)
-            poller.poll(STUCK_TICK)
-            with self._role:
-                self._write()
-        self.bell.clear()
-        self.flush(STAY)
+    # --- for any thread ---------------------------------------------------------------------------
 
     @property
-    def _waiting(self) -> bool:
-        return bool(self._frames or (self._feeds and not self._closing))
+    def has_room(self) -> bool:
+        """Whether one more message may be obeyed. The bell rings when there is room again."""
+        return len(self._frames) < FRAMES_MAX
 
-    def _write(self) -> None:
-        """One write. The role is held."""
-        data = self._rest or self._gather()
-        if self.broken or not data:
+    def put(self, data: bytes) -> None:
+        """Have a frame written, before events that wait."""
+        self._frames.append(data)
+        self._wake()
+
+    def offer(self, feed: Feed) -> None:
+        """Have written what this stream has."""
+        self._feeds.append(feed)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._due:
             return
-        try:
-            sent = self._sock.send(data, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            self.broken = True
-            self.bell.set()
-            return
-        self._rest = data[sent:]
-        if not self._rest:
-            self.stuck_since = None
-        elif sent or self.stuck_since is None:
-            self.stuck_since = now()
-            self.bell.set()
+        self._due = True
+        if self._relay.is_current:
+            # At the end of the turn, with what other streams bring in it.
+            self._relay.at(0.0, self._serve)
+        else:
+            self._relay.post(self._serve)
 
-    def _gather(self) -> bytes:
-        """Whole frames for the next write: answers first, then the streams in turn."""
-        out: list[bytes] = []
-        while self._frames:
-            out.append(self._frames.popleft())
-        if self._closing:
-            return b"".join(out)
-        size = 0
-        for _ in range(len(self._feeds)):
-            feed = self._feeds.popleft()
-            frames, again = feed.frames()
-            out += frames
-            if again:
-                self._feeds.append(feed)
-            size += sum(map(len, frames))
-            if size >= BATCH_BYTES:
-                break
-        return out[0] if len(out) == 1 else b"".join(out)
+    # --- for the server's thread ------------------------------------------------------------------
 
-    # --- the end ----------------------------------------------------------------------------------
+    def wait(self, timeout: float) -> None:
+        """Return when there is something to do."""
+        self.bell.wait(timeout)
+        self.bell.clear()
 
     def obeyed(self) -> None:
         """Every message was obeyed: the next may be read."""
-        with self._obeyed:
-            self._obeyed.notify_all()
+        with self._go_on:
+            self._go_on.notify_all()
 
     def say_why(self, code: int, reason: str) -> None:
-        """Send a close behind what has been begun, then nothing more.
+        """Send a close behind what has been begun, then nothing more."""
+        self._frames.append(frame(_CLOSE, struct.pack("!H", code) + reason.encode()))
+        self._relay.post(self._finish)
 
-        The kernel is given more room for it: a reader that is too slow finds it when it reads on.
-        """
-        with self._role:
-            if not self._closing:
-                self._frames.append(frame(_CLOSE, struct.pack("!H", code) + reason.encode()))
-                self._closing = True
-            self._write_last()
-
-    def _write_last(self) -> None:
-        """Write the close and what has been begun before it. The role is held."""
-        with contextlib.suppress(OSError):
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LAST_BUFFER)
-        self._write()
-        self._write()  # the first may have been the rest of another
+    def release(self) -> None:
+        """Take the socket back from the relay; nothing is written afterwards. May be repeated."""
+        self._relay.post(self._release)
+        while not self._released.wait(TICK) and self._relay.is_running:
+            pass
+        self.broken = True
+        self.obeyed()
 
     def end(self, until: float) -> None:
         """Shut the connection down; nobody touches it afterwards.
@@ -354,21 +291,119 @@ class Wire:
         Until that time at most, what the client still sends is read: it would not find the last
         words in a connection that is closed over something unread.
         """
-        with self._role:
-            if self._closing:
-                self._write_last()  # put while another wrote, who would find the connection broken
-            self.broken = True
-        self.obeyed()
+        self.release()
         poller = select.poll()
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
             poller.register(self._sock, select.POLLIN)
             while poller.poll(max(0.0, until - now()) * 1000):
                 with contextlib.suppress(BlockingIOError):  # the other thread took it
-                    if not self._sock.recv(BATCH_BYTES, socket.MSG_DONTWAIT):
+                    if not self._sock.recv(GROUP_CHARS, socket.MSG_DONTWAIT):
                         break
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
+
+    # --- the relay's own --------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._relay.at_end.add(self._release)
+
+    def _serve(self) -> None:
+        """Write the next batch, if the client has taken the one before."""
+        if self.broken or self._rest:
+            return
+        try:
+            data = self._gather()
+        except Exception as exc:  # noqa: BLE001 - raised in the server's thread
+            self.fault = exc
+            self.bell.set()
+        else:
+            self._push(memoryview(data))
+
+    def _gather(self) -> bytes:
+        """Whole frames for the next batch: answers first, then the streams in turn."""
+        out: list[bytes] = []
+        size, room = 0, GROUP_EVENTS
+        # Counted before answers are taken: a stream's events come behind the answer to its start.
+        feeds = len(self._feeds)
+        while self._frames and size < GROUP_CHARS and not self._closed:
+            was_full = not self.has_room
+            data = self._frames.popleft()
+            self._closed = data[:1] == _CLOSE
+            out.append(data)
+            size += len(data)
+            if was_full:
+                self.bell.set()
+        while feeds and room > 0 and size < GROUP_CHARS and not self._closed:
+            data, count = self._feeds.popleft().take(room)
+            out.append(data)
+            feeds -= 1
+            room -= count
+            size += len(data)
+        return b"".join(out)
+
+    def _push(self, data: memoryview) -> None:
+        try:
+            sent = self._sock.send(data, socket.MSG_DONTWAIT) if data else 0
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self._break()
+            return
+        if sent < len(data):
+            if not self._rest:
+                self._relay.watch(self._sock, WRITE, self._writable)
+            if sent or self._stuck is None:
+                self._set_stuck(self._relay.at(now() + self._patience, self._drop))
+            self._rest = data[sent:]
+            return
+        self._forget_rest()
+        self._due = False  # before the queues are looked at: what comes after that wakes the relay
+        if (self._frames or self._feeds) and not self._closed:
+            self._due = True
+            self._relay.again(self._serve)
+
+    def _writable(self, _: int) -> None:
+        self._push(self._rest)
+
+    def _set_stuck(self, timer: Timer | None) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+        self._stuck = timer
+
+    def _forget_rest(self) -> None:
+        if self._rest:
+            self._rest = _NOTHING
+            self._relay.unwatch(self._sock)
+            self._set_stuck(None)
+
+    def _drop(self) -> None:
+        self.too_slow = True
+        self.bell.set()
+
+    def _break(self) -> None:
+        self._forget_rest()
+        self.broken = True
+        self.bell.set()
+
+    def _finish(self) -> None:
+        """Write the close that waits.
+
+        The kernel is given more room for it: a reader that is too slow finds it when it reads on.
+        """
+        if self.broken:
+            return
+        with contextlib.suppress(OSError):
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LAST_BUFFER)
+        if self._rest:
+            self._push(self._rest)
+        self._serve()
+
+    def _release(self) -> None:
+        self._finish()
+        self._relay.at_end.discard(self._release)
+        self._break()
+        self._released.set()
 
 
 class Conversation:
@@ -415,9 +450,13 @@ class Conversation:
         """The code and reason to close with; code 0 when there is nobody to be told."""
         wire = self._wire
         while not wire.broken:
-            # Wakes up for a message, a network that is full, an end: never for an event as such.
-            while (message := self._ws.receive(0)) is not None:
+            # Wakes up for a message, a client that is too slow, an end: never for an event.
+            while wire.has_room and (message := self._ws.receive(0)) is not None:
                 self._answer(message)
+            if wire.fault is not None:
+                raise wire.fault
+            if wire.too_slow:
+                return TOO_SLOW, "Too slow. Connect again and resume with follow."
             wire.obeyed()
             self._feeds = {name: feed for name, feed in self._feeds.items() if not feed.over}
             leaving = self._service.draining
@@ -426,14 +465,7 @@ class Conversation:
                 if not self._feeds or now() > self._leave_by:
                     return GOING_AWAY, "The server is about to restart."
             wire.wait(TICK / 10 if leaving else TICK)
-            if self._is_too_slow():
-                return TOO_SLOW, "Too slow. Connect again and resume with follow."
         return 0, ""
-
-    def _is_too_slow(self) -> bool:
-        since = self._wire.stuck_since
-        patience = PATIENCE * self._service.config.heartbeat
-        return self._wire.flooded or (since is not None and now() - since > patience)
 
     def _close(self, code: int, reason: str, until: float) -> None:
         """Say why, and wait for the client to agree, until that time at most."""
@@ -461,7 +493,7 @@ class Conversation:
             grace = grace_of(message.on_disconnect, "continue")
             run = self._service.start(message.chat(), self._owner, grace=grace)
             self._tell({"type": "started", "id": run.id})
-            self._feeds[run.id] = Feed(run, 0, self._wire)
+            self._follow(Feed(run, 0, self._wire), run.id)
         elif isinstance(message, Stop):
             receipt = self._service.stop(message.id, self._owner, message.seen)
             self._tell({"type": "receipt", **msgspec.structs.asdict(receipt)})
@@ -469,9 +501,7 @@ class Conversation:
             found = self._service.get(message.id, self._owner)
             if message.id not in self._feeds:
                 self._check_room()
-            feed = Feed(found, message.after, self._wire)
-            self._forget(message.id)
-            self._feeds[message.id] = feed
+            self._follow(Feed(found, message.after, self._wire), message.id)
         elif isinstance(message, Unfollow):
             self._forget(message.id)
         else:
@@ -482,6 +512,12 @@ class Conversation:
             raise AtCapacity(
                 f"A socket follows at most {MAX_STREAMS} streams at once.", retry_after=RETRY_AFTER
             )
+
+    def _follow(self, feed: Feed, stream_id: str) -> None:
+        """Send this, in place of what was sent of the stream before."""
+        self._forget(stream_id)
+        self._feeds[stream_id] = feed
+        feed.begin()
 
     def _forget(self, stream_id: str) -> None:
         feed = self._feeds.pop(stream_id, None)
@@ -545,14 +581,19 @@ def install(app: Flask) -> None:
         if client is None or isinstance(client, ssl.SSLSocket):
             # Two threads must not use one TLS connection.
             raise RequestError("WebSockets need a proxy in front that ends TLS.", field="Upgrade")
-        generations().take_place()
+        service = generations()
+        service.take_place()
         g.has_place = True  # first: what follows fails where the client has left
-        g.wire = request.environ["gunicorn.socket"] = Wire(client)
+        g.wire = Wire(client, service.relay, PATIENCE * service.config.heartbeat)
+        request.environ["gunicorn.socket"] = g.wire
         # Without compression: it would cost more than all the rest, for messages this small.
         request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
 
     @routes.teardown_request
     def give_back_place(_: BaseException | None) -> None:
+        wire = g.pop("wire", None)
+        if wire is not None:
+            wire.release()  # where the handshake went wrong, the answer is the server's to write
         if g.pop("has_place", False):
             generations().give_back_place()
 

@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from halt.metrics import now
-from halt.sockets import MAX_STREAMS, Wire, frame
+from halt.sockets import MAX_STREAMS
 from tests.conftest import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.test_server_stop import PHASES
@@ -345,19 +344,6 @@ def test_a_message_that_is_too_large_closes_the_socket(hasty: HaltServer) -> Non
     assert hasty.client().get("/healthz").status == 200
 
 
-def test_a_close_that_is_put_while_another_writes_is_still_sent() -> None:
-    """The reading thread answers a close or a fault itself, and the socket may end right then."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        wire = Wire(ours)
-        close = frame(b"\x88", b"\x03\xf1")
-        with wire._role:  # a run's thread that has written an event, and was not seen to leave
-            wire.put(close)
-        wire.end(now())
-        assert theirs.recv(100) == close
-        assert theirs.recv(100) == b""
-
-
 def test_text_that_is_no_utf8_closes_the_socket(ws: WebSocket) -> None:
     """1007, as the protocol has it."""
     ws.connection.send(b"caf\xe9", text=True)
@@ -464,6 +450,13 @@ def test_answers_that_nobody_takes_are_not_kept(hasty: HaltServer) -> None:
         ws.fence()
 
 
+def test_a_client_may_say_much_at_once(ws: WebSocket) -> None:
+    """One that reads its answers gets all of them, however many of its messages wait."""
+    ws.connection.socket.sendall(b'\x81\x8f\0\0\0\0{"type":"ping"}' * 5000)
+    for _ in range(5000):
+        assert ws.next() == {"type": "pong"}
+
+
 @pytest.mark.parametrize("model", ["silent_headers", "count?n=100000&gap_ms=5"])
 def test_a_client_that_left_is_noticed_in_silence(
     hasty: HaltServer, shared_fake: FakeOpenAI, model: str
@@ -503,12 +496,15 @@ def test_a_stream_that_is_to_stop_ends_with_its_last_reader(
 
 
 def test_a_stream_that_is_to_stop_is_followed_again_without_a_gap(ws: WebSocket) -> None:
-    """A follow in place of a follow is no leaving."""
+    """A follow in place of a follow is no leaving, and nothing of the earlier one comes behind it."""
     stream_id = ws.start("count?n=60&gap_ms=5", on_disconnect="stop")
     ws.until_text(stream_id, "5 ")
     ws.say(type="follow", id=stream_id, after=0)
     ws.fence()
     assert ws.to_end(stream_id)["type"] == "done"
+    numbers_seen = [seq for seq, _ in ws.seen[stream_id]]
+    again = numbers_seen.index(1, 1)
+    assert numbers_seen == [*range(1, again + 1), *range(1, numbers_seen[-1] + 1)]
 
 
 def test_a_refused_handshake_says_which_request_it_was(halt: HaltServer) -> None:
@@ -577,11 +573,18 @@ def accepted(server: HaltServer) -> bool:
 def test_a_server_that_leaves_ends_streams_and_sockets_in_order(
     start_halt: StartHalt, fake: FakeOpenAI
 ) -> None:
-    """Each stream gets its terminal event, each socket 1001; idle and deaf ones hold nobody up."""
+    """Each stream gets its terminal event, each socket 1001; idle and deaf ones hold nothing up.
+
+    A reader whose network is full finds the close behind what it was sent, also after the end.
+    """
     server = start_halt(fake)
     with ExitStack() as stack:
         busy, idle = (stack.enter_context(WebSocket(server)) for _ in range(2))
         deaf = stack.enter_context(raw_handshake(server))
+        full = stack.enter_context(WebSocket(server, receive_buffer=4096))
+        said = new_id()
+        flood = full.start("long?n=100000000", said)
+        asked(fake, said).wait_tokens(100_000)
         ids = [busy.start(each) for each in ("silent_headers", "stall?n=2", "long?n=100000000")]
         busy.until_text(ids[1], "1 ")
         assert b" 101 " in deaf.recv(65536)
@@ -591,6 +594,9 @@ def test_a_server_that_leaves_ends_streams_and_sockets_in_order(
             assert (last["type"], last["error"]["code"]) == ("error", "interrupted")
         assert [busy.ended().code, idle.ended().code] == [1001, 1001]
         assert server.wait() == 0
+        assert full.ended().code == 1001
+        numbers_seen = [seq for seq, _ in full.seen[flood]]
+        assert numbers_seen == list(range(1, len(numbers_seen) + 1))
     eventually(lambda: server.gone)
     assert "Traceback" not in server.printed
 
