@@ -122,7 +122,7 @@ class ScriptedReply:
         return part
 
     def close(self) -> None:
-        if self.complete:
+        if self.complete and not self._line.interrupted:
             self.finished += 1
             self._line.detach()
         else:

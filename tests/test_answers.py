@@ -14,8 +14,7 @@ from jinja2 import Environment, FileSystemLoader, Template
 
 from halt import folds
 from halt.answers import AnswerView, PageWriter, exchange_view, view
-from halt.chat import ChatRequest, Part
-from halt.config import Config
+from halt.chat import Part
 from halt.conversations import Exchange
 from halt.errors import UpstreamError
 from halt.events import (
@@ -36,7 +35,8 @@ from halt.open_text import SEAM
 from halt.recording import Recording
 from halt.run import Run
 from halt.tools import Toolbox
-from tests.scripted import HI, Scripted, ScriptedReply
+from tests.scripted import Scripted, ScriptedReply
+from tests.stage import Stage, over
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 HOSTILE = "<img src=x onerror=alert(1)> </div><hx-partial>"
@@ -71,16 +71,11 @@ def template() -> Template:
 Played = Callable[..., Run]
 
 
-def spawn(run: Run, body: Callable[[], None]) -> bool:
-    """What a run wants done beside its readers is done at once."""
-    body()
-    return True
-
-
 @pytest.fixture
 def played() -> Iterator[Played]:
     """Runs that are over: each list of events is one round of the model's."""
-    upstreams = []
+    stage = Stage()
+    stage.tools = Toolbox([ask])
 
     def play(*rounds: list[Delta], stop_at: int | None = None, **settings: Any) -> Run:
         replies = []
@@ -93,27 +88,14 @@ def played() -> Iterator[Played]:
             else:
                 reply.feed(UpstreamError("upstream_dropped"))
             replies.append(reply)
-        upstream = Scripted(*replies)
-        upstreams.append(upstream)
-        run = Run(
-            "a-stream",
-            ChatRequest(HI, model="asked-1"),
-            upstream,
-            Config(retries=0, **settings),
-            None,
-            None,
-            lambda run: None,
-            spawn,
-            Toolbox([ask]),
-        )
-        run.produce()
+        run, _ = stage.begin(Scripted(*replies), retries=0, **settings)
+        over(run)
         if stop_at is not None:
             run._kept = stop_at
         return run
 
     yield play
-    for each in upstreams:
-        each.dispose()
+    stage.close()
 
 
 def messages(run: Run, template: Template, after: int = 0) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from halt import notes
+from halt import notes, recording
 from halt import run as module
 from halt.answers import figures
 from halt.chat import Part
@@ -25,7 +25,7 @@ from halt.events import (
 from halt.openai_api import finish_reason
 from halt.run import Run
 from tests.scripted import SOON, Reader, Scripted, ScriptedReply
-from tests.test_run import Stage
+from tests.stage import Stage, over
 from tests.wire import until
 
 OLD = "[The user stopped this answer here.]"
@@ -33,7 +33,7 @@ OLD = "[The user stopped this answer here.]"
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    monkeypatch.setattr(module, "TICK", 0.05)
+    monkeypatch.setattr(recording, "TICK", 0.05)
     made = Stage()
     yield made
     made.close()
@@ -86,7 +86,7 @@ def test_a_thought_before_an_answer_or_a_call_stays_a_thought(stage: Stage) -> N
     """Nothing is said twice."""
     run, _ = answered(stage, thought("Hm"), "Hello")
     assert run.answer()[1] == "Hello"
-    stage.close()
+    stage.clear()
     call = ToolCall("1", "look", "{}")
     run, _ = answered(stage, thought("Hm"), Part((call,), 1))
     assert run.answer()[1] == ""
@@ -97,7 +97,7 @@ def test_a_thought_before_a_picture_stays_a_thought(stage: Stage) -> None:
     url = {"image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
     run, _ = answered(stage, thought("Hm"), Part((Extra(delta={"images": [url]}),), 1))
     assert run.answer()[1] == ""
-    stage.close()
+    stage.clear()
     run, _ = answered(stage, thought("Paris."), Part((Extra(chunk={"x_groq": {"id": "1"}}),), 1))
     assert run.answer()[1] == "Paris."
 
@@ -164,7 +164,7 @@ def test_what_only_begins_like_a_note_is_shown(stage: Stage) -> None:
     """At the end, before a fault, and in a silence."""
     run, _ = answered(stage, "a", " [The user")
     assert run.answer()[1] == "a [The user"
-    stage.close()
+    stage.clear()
     run, _ = answered(stage, "a", " [", UpstreamError("upstream_dropped"))
     assert (run.answer()[1], run.state) == ("a [", "error")
 
@@ -190,7 +190,7 @@ def test_a_user_who_asks_about_the_note_gets_answers_about_it(stage: Stage) -> N
     run._question = [type(run._question[0])("user", f"Repeat: {OLD}")]
     reply.feed(OLD)
     reply.end()
-    run.produce()
+    over(stage.set_off(run))
     assert run.answer()[1] == OLD
 
 
@@ -201,7 +201,7 @@ def test_a_note_of_ours_before_the_prompt_is_no_question_about_it(stage: Stage) 
     run._question = [type(run._question[0])("user", f"{notes.STOPPED}\n\nGo on.")]
     reply.feed("Well.\n\n", notes.STOPPED)
     reply.end()
-    run.produce()
+    over(stage.set_off(run))
     assert run.answer()[1] == "Well.\n\n"
 
 
@@ -221,6 +221,6 @@ def test_a_thought_that_only_its_end_marks_becomes_the_answer(stage: Stage) -> N
     """Where nothing comes behind it; where something does, that is the answer."""
     run, _ = answered(stage, "Paris.", Part((ReasoningEnd(),), 1))
     assert run.answer()[1].strip() == "Paris."
-    stage.close()
+    stage.clear()
     run, _ = answered(stage, "Hm.", Part((ReasoningEnd(),), 1), f"{OLD}\nParis.")
     assert run.answer()[1] == "Paris."

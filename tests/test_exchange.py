@@ -20,7 +20,7 @@ from halt.provider import Provider
 from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
 from halt.upstream import AzureUpstream, OpenAIUpstream
-from tests.wire import SOON, HandMade, Peer
+from tests.wire import HandMade, Peer
 
 KEY = "sk-hush-0123456789abcdef"
 CONTEXT = httpx2.create_ssl_context()  # takes a while to make
@@ -103,7 +103,7 @@ def ask(upstream: Provider, **more: Any) -> str:
     try:
         while not ended:
             try:
-                part = reply.read(SOON)
+                part = reply.read()
             except Quiet:
                 continue
             text, ended = text + part.text, part.ended

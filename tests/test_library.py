@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import halt as package
-from halt import Generation, GenerationError, Halt, Result, ToolError, handle, run
+from halt import Generation, GenerationError, Halt, Result, ToolError, handle
 from halt.chat import ChatRequest, Message, Part
 from halt.config import Config, ConfigError
 from halt.errors import (
@@ -53,7 +53,7 @@ def program(fake: FakeOpenAI) -> Iterator[Halt]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """An attendant looks often whether a viewer waits that could pump."""
-    monkeypatch.setattr(run, "TICK", 0.05)
+    monkeypatch.setattr(recording, "TICK", 0.05)
     monkeypatch.setattr(handle, "TICK", 0.05)
 
 

@@ -390,4 +390,6 @@ def test_what_was_closed_is_read_no_more(transport: Transport) -> None:
         body.close()
         with pytest.raises(httpx2.ReadError):
             body.read()
-        body.finish()
+        with pytest.raises(OSError, match="closed"):
+            body.fileno()
+        body.close()

@@ -16,9 +16,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from halt import metrics
+from halt import metrics, recording
 from halt import run as module
 from halt.chat import ChatRequest, Part, ToolSpec, ToolTurn
+from halt.config import Config
 from halt.errors import UpstreamError
 from halt.events import (
     Content,
@@ -33,7 +34,7 @@ from halt.events import (
     is_terminal,
     text_of,
 )
-from halt.metrics import Meter, now
+from halt.metrics import Meter
 from halt.run import Run
 from halt.tools import Toolbox, ToolRound
 from tests.conftest import HaltServer, eventually, new_id
@@ -41,8 +42,8 @@ from tests.fake_openai import FakeOpenAI
 from tests.races import together
 from tests.scripted import HI, SOON, Reader, Scripted, ScriptedReply
 from tests.sse import Events
-from tests.test_run import Stage, code_of, failed, over
-from tests.wire import Background, until
+from tests.stage import RunHost, Stage, code_of, failed, over
+from tests.wire import until
 
 REPEATS = 250
 
@@ -91,7 +92,7 @@ class ToolStage(Stage):
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToolStage]:
-    monkeypatch.setattr(module, "TICK", 0.05)
+    monkeypatch.setattr(recording, "TICK", 0.05)
     monkeypatch.setattr(module, "RETRY_BASE", 0.0)
     made = ToolStage()
     yield made
@@ -154,25 +155,23 @@ def test_a_round_of_tools_from_beginning_to_end(stage: ToolStage) -> None:
     assert upstream.reply().over.wait(SOON)
     assert (upstream.reply().finished, upstream.reply().closed) == (1, 0)
     assert stage.ended == [run]
-    until(lambda: stage.settled == [run])
+    stage.wait_settled(run)
 
 
-def test_a_viewer_that_pumps_hands_over_and_takes_over_again(stage: ToolStage) -> None:
-    """The reader's thread reads each round's text; in between an attendant waits for the tools."""
+def test_the_relay_hands_over_and_takes_over_again(stage: ToolStage) -> None:
+    """It reads each round's text; in between a thread waits for the tools."""
     run, reply, reader = stage.watched()
     upstream = stage.upstreams[0]
     ask(reply, "x", tool="held")
     stage.gate.wait_running()
-    assert reply.readers[-1] == "reader"
     until(lambda: run.log.waiting == 1)  # the reader shows what comes, heartbeats too
     stage.gate.open.set()
     second = upstream.reply(1)
     second.feed("b")
     reader.wait_text("a\n\nb")
-    second.wait_reader("reader")
     second.end()
     reader.finish()
-    assert second.readers[0] == "background"
+    assert set(reply.readers + second.readers) == {"halt-relay"}
     assert max(reply.most_reading, second.most_reading) == 1
 
 
@@ -310,23 +309,11 @@ def test_calls_are_run_whatever_the_end_is_called(stage: ToolStage, reason: str 
 def test_whoever_brings_tools_runs_them(stage: ToolStage) -> None:
     """A request with tools of its own is offered those alone, and its calls are its own affair."""
     upstream = Scripted()
-    run, _ = stage.make(upstream)
     own = ChatRequest(HI, tools=[ToolSpec.of_function("quick")])
-    run = Run(
-        "own",
-        own,
-        upstream,
-        run._config,
-        None,
-        None,
-        stage.settled.append,
-        stage.spawn,
-        stage.tools,
-    )
-    thread = Background(run.produce)
+    stage.upstreams.append(upstream)
+    run = stage.set_off(stage.run(RunHost(stage, upstream, Config()), own))
     ask(upstream.reply(), "x")
     over(run)
-    thread.end()
     assert (run.state, stage.gate.began, len(upstream.asked)) == ("done", [], 1)
     assert upstream.asked[0] == own
 
@@ -336,11 +323,10 @@ def test_a_choice_that_forces_a_call_holds_for_one_round(stage: ToolStage) -> No
     upstream = Scripted()
     run, _ = stage.make(upstream)
     run.request = msgspec.structs.replace(run.request, tool_choice="required")
-    thread = Background(run.produce)
+    stage.set_off(run)
     ask(upstream.reply(), "x")
     upstream.reply(1).end()
     over(run)
-    thread.end()
     assert [request.tool_choice for request in upstream.asked] == ["required", None]
 
 
@@ -404,7 +390,7 @@ def test_stop_while_tools_run(stage: ToolStage) -> None:
     stage.gate.wait_running(2)
     assert run.switch.press() == "stopped"
     assert kinds(reader.finish()) == ["ToolCall", "ToolCall", "Cancelled"]
-    until(lambda: stage.settled == [run])
+    stage.wait_settled(run)
     assert not stage.gate.open.is_set()  # both are at work still
     assert all(event.is_set() for event in stage.gate.stops)
     stage.gate.open.set()
@@ -414,13 +400,13 @@ def test_stop_while_tools_run(stage: ToolStage) -> None:
 
 
 def test_stop_while_tools_run_for_a_viewer(stage: ToolStage) -> None:
-    """The same where the viewer had pumped and handed over; what it saw is what is kept."""
+    """The same with a viewer: what it saw is what is kept."""
     run, reply, reader = stage.watched()
     ask(reply, "x", tool="held")
     stage.gate.wait_running()
     assert run.switch.press(1) == "stopped"
     assert kinds(reader.finish()) == ["Content", "ToolCall", "Cancelled"]
-    until(lambda: stage.settled == [run])
+    stage.wait_settled(run)
     assert run.answer() == (1, "a")
 
 
@@ -435,7 +421,7 @@ def test_stop_just_before_the_tools_begin(stage: ToolStage) -> None:
     stage.tools = Late([stage.gate.quick])
     run, upstream = stage.begin()
     ask(upstream.reply(), "x")
-    until(lambda: stage.settled == [run])
+    stage.wait_settled(run)
     assert stage.gate.began == []
     assert kinds(run.log.read(0)) == ["ToolCall", "Cancelled"]
 
@@ -449,7 +435,7 @@ def test_stop_while_the_model_is_asked_again(stage: ToolStage) -> None:
     assert upstream.waiting.wait(SOON)
     assert run.switch.press() == "stopped"
     assert run.line.wait_closed(SOON) == "closed"
-    until(lambda: stage.settled == [run])
+    stage.wait_settled(run)
     assert kinds(run.log.read(0)) == ["ToolCall", "ToolResult", "Cancelled"]
 
 
@@ -511,7 +497,7 @@ def test_rounds_are_bounded(stage: ToolStage, rounds: int) -> None:
     for number in range(rounds + 1):
         ask(upstream.reply(number), f"{number}")
     assert failed(run) == "too_many_tool_rounds"
-    until(lambda: stage.settled == [run])
+    stage.wait_settled(run)
     assert len(stage.gate.began) == rounds
     assert [(r.finished, r.closed) for r in upstream.opened] == [(1, 0)] * (rounds + 1)
 
@@ -521,7 +507,7 @@ def test_results_count_as_what_an_answer_may_be(stage: ToolStage) -> None:
     run, upstream = stage.begin(max_answer_chars=20)
     ask(upstream.reply(), "x" * 30)
     assert failed(run) == "answer_too_long"
-    until(lambda: stage.settled == [run])
+    stage.wait_settled(run)
     run, upstream = stage.begin(max_answer_chars=20)
     upstream.reply().feed(*[Part((ToolCallDelta(0, "c", "quick", "x" * 8),))] * 3)
     assert failed(run) == "answer_too_long"
@@ -534,16 +520,16 @@ def test_the_limits_of_silence_rest_while_tools_run(stage: ToolStage) -> None:
     ask(upstream.reply(), "x", tool="held")
     stage.gate.wait_running()
     began = run.meter.started_at
-    assert code_of(run.check(began + 999.0)) is None
-    assert code_of(run.check(began + 1_001.0)) == "run_too_long"
+    assert run._over_limit(began + 999.0) is None
+    assert code_of(run._over_limit(began + 1_001.0)) == "run_too_long"
     stage.gate.open.set()
     second = upstream.reply(1)
     second.wait_reads()
-    assert code_of(run.check(run.meter.last_at + 99.0)) is None
-    assert code_of(run.check(run.meter.last_at + 101.0)) == "first_byte_timeout"
+    assert run._over_limit(run.meter.last_at + 99.0) is None
+    assert code_of(run._over_limit(run.meter.last_at + 101.0)) == "first_byte_timeout"
     second.feed("b")
     until(lambda: run.log.last == 4)
-    assert code_of(run.check(run.meter.last_at + 11.0)) == "stalled"
+    assert code_of(run._over_limit(run.meter.last_at + 11.0)) == "stalled"
     assert run.fail(UpstreamError("stalled"))
 
 
@@ -553,7 +539,7 @@ def test_a_limit_that_ends_a_run_ends_its_tools(stage: ToolStage) -> None:
     ask(upstream.reply(), "x", tool="held")
     stage.gate.wait_running()
     assert run.fail(UpstreamError("run_too_long"))
-    until(lambda: stage.settled == [run])
+    stage.wait_settled(run)
     assert stage.gate.stops[0].is_set()
 
 
@@ -562,24 +548,31 @@ def test_a_run_that_nobody_watches_ends_while_tools_run(stage: ToolStage) -> Non
     run, upstream = stage.begin(orphan_grace=100.0)
     ask(upstream.reply(), "x", tool="held")
     stage.gate.wait_running()
-    assert run.check(now() + 99.0) is None
-    assert run.check(now() + 101.0) == "no_viewer"
-    run.cancel("no_viewer")
+    run._watched_at -= 99.0
+    stage.look(run)
+    assert run.state == "running"
+    run._watched_at -= 2.0
+    stage.look(run)
+    assert run.state == "cancelled"
+    stage.wait_settled(run)
+    assert stage.gate.stops[0].is_set()
 
 
-def test_no_thread_for_the_tools_ends_the_run(stage: ToolStage) -> None:
-    """Where a viewer can hand over to nobody, the run fails, and lets go of its place."""
+def test_no_thread_for_the_tools_ends_the_run(
+    stage: ToolStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the relay can hand over to nobody, the run fails, and lets go of its place."""
     run, reply, reader = stage.watched()
 
-    def refuse(run: Run, body: Callable[[], None]) -> bool:
+    def refuse(run: Run, _: Callable[[], None]) -> bool:
         run.fail(UpstreamError("internal", "no thread"))
         return False
 
-    run._spawn = refuse
+    monkeypatch.setattr(stage, "spawn", refuse)
     ask(reply, "x")
     assert isinstance(reader.finish()[-1][1], Failed)
     assert failed(run) == "internal"
-    until(lambda: stage.settled == [run])
+    stage.wait_settled(run)
     assert stage.gate.began == []
 
 
@@ -621,7 +614,7 @@ def raced(stage: ToolStage) -> tuple[Run, list[ScriptedReply]]:
 
 def lawful(stage: ToolStage, run: Run, replies: list[ScriptedReply]) -> None:
     """What holds after every race."""
-    until(lambda: stage.settled == [run])
+    stage.wait_settled(run)
     assert stage.ended == [run]
     events = [event for _, event in run.log.read(0)]
     assert [event for event in events if is_terminal(event)] == [events[-1]]
@@ -650,10 +643,10 @@ def test_stop_against_rounds_of_tools(stage: ToolStage) -> None:
 
         def stop(run: Run = run, after: int = after) -> bool:
             while run.log.last < after and run.log.ended is None:
-                pass  # whoever waits at the log counts as one that would pump
+                pass  # a wait at the log would end too late
             return run.cancel("stop")
 
-        _, stopped = together(run.produce, stop)
+        _, stopped = together(partial(stage.work, run), stop)
         lawful(stage, run, replies)
         assert (run.state == "cancelled") == stopped
         outcomes.add(len(run.log.read(0)))
@@ -661,7 +654,7 @@ def test_stop_against_rounds_of_tools(stage: ToolStage) -> None:
 
 
 def test_viewers_against_rounds_of_tools(stage: ToolStage) -> None:
-    """Law: whoever pumps when a round ends, it is run once and every viewer is shown the same."""
+    """Law: a round is run once, and every viewer is shown the same."""
     for _ in range(REPEATS):
         run, replies = raced(stage)
 
@@ -671,7 +664,7 @@ def test_viewers_against_rounds_of_tools(stage: ToolStage) -> None:
             run.leave(viewer)
             return str(shown)
 
-        _, one, two, three = together(run.produce, view, view, view)
+        _, one, two, three = together(partial(stage.work, run), view, view, view)
         lawful(stage, run, replies)
         assert one == two == three == str(run.log.read(0))
         assert run.state == "done"
@@ -679,12 +672,10 @@ def test_viewers_against_rounds_of_tools(stage: ToolStage) -> None:
     assert len(stage.gate.began) == 2 * REPEATS
 
 
-def test_viewers_and_stop_against_a_round_that_a_viewer_ends(stage: ToolStage) -> None:
-    """Law: the same with a viewer at the pump when the calls come, Stop and a limit in between."""
+def test_viewers_and_stop_against_the_end_of_a_round(stage: ToolStage) -> None:
+    """Law: the same with the relay reading when the calls come, Stop and a limit in between."""
     for turn in range(REPEATS):
-        stage.close()
-        stage.ended.clear()
-        stage.settled.clear()
+        stage.clear()
         first, second = ScriptedReply(), rehearsed()[1]
         run, _ = stage.begin(Scripted(first, second))
         first.feed("a")
@@ -705,7 +696,7 @@ def test_viewers_and_stop_against_a_round_that_a_viewer_ends(stage: ToolStage) -
         def stop(turn: int = turn, run: Run = run) -> str:
             after = 1 + turn % 6
             while run.log.last < after and run.log.ended is None:
-                pass  # whoever waits at the log counts as one that would pump
+                pass  # a wait at the log would end too late
             ended = run.cancel("stop") if turn % 2 else run.fail(UpstreamError("stalled"))
             return str(ended)
 
@@ -722,7 +713,7 @@ def test_viewers_and_stop_against_a_round_that_a_viewer_ends(stage: ToolStage) -
 
 
 def test_a_viewer_that_leaves_when_a_round_ends_leaves_nothing_undone(stage: ToolStage) -> None:
-    """Law: a run is finished, whoever leaves, when an attendant is sent where nobody pumps."""
+    """Law: a run is finished, whoever leaves."""
     for _ in range(REPEATS):
         run, replies = raced(stage)
         viewer = run.join()
@@ -731,11 +722,7 @@ def test_a_viewer_that_leaves_when_a_round_ends_leaves_nothing_undone(stage: Too
             for _ in run.follow(0, viewer):
                 pass
 
-        together(run.produce, view, partial(run.leave, viewer))
-        until(lambda: run.log.ended is not None or not run._pump.locked())
-        while run.log.ended is None:
-            if not run._pump.locked():
-                run.attend()
+        together(partial(stage.work, run), view, partial(run.leave, viewer))
         lawful(stage, run, replies)
         assert run.state == "done"
 

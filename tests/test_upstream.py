@@ -23,6 +23,7 @@ from halt.errors import CODES, OVERLOADED, UpstreamError
 from halt.events import Delta
 from halt.line import Line, Quiet
 from halt.provider_settings import setup
+from halt.run import _drain
 from halt.transport import Transport
 from halt.upstream import OpenAIUpstream
 from tests.fake_openai import FakeOpenAI
@@ -79,7 +80,7 @@ def read(reply: Reply) -> Answer:
                 out.events += part.events
                 out.chunks += part.chunks
                 out.ended = part.ended
-        reply.finish()
+        _drain(reply)
     except UpstreamError as fault:
         out.fault = fault
     finally:
