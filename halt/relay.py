@@ -41,7 +41,9 @@ from halt.run import Run
 
 T = TypeVar("T")
 
-Present = Callable[[list[tuple[int, Event]]], bytes]
+#: Events as a frame, or as a function without arguments that makes it. The function may take
+#: milliseconds; it is called once, in any thread, before the next events are presented.
+Present = Callable[[list[tuple[int, Event]]], bytes | Callable[[], bytes]]
 
 #: For every proxy on the way: this is a stream, do not keep, change or gather it.
 SSE_HEADERS = {
@@ -152,7 +154,8 @@ class EventStream(Reading):
         yield self._opening
         events = self.run.log.read(self._after)
         if events:
-            yield self._present(events)
+            made = self._present(events)
+            yield made() if callable(made) else made
 
     def _frames(self) -> Iterator[bytes]:
         yield self._opening
@@ -162,7 +165,8 @@ class EventStream(Reading):
         try:
             for events in self.run.follow(self._after, viewer, self._interval):
                 if events:
-                    frame, told = self._present(events), True
+                    made, told = self._present(events), True
+                    frame = made() if callable(made) else made
                 elif self._aside is not None and (said := self._aside()):
                     frame = said
                 elif now() - spoke_at >= heartbeat:
