@@ -11,6 +11,7 @@ import html
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -21,12 +22,16 @@ from halt import pictures
 from halt.conversations import Exchange, Usage, Versions, state_of
 from halt.events import (
     Cancelled,
+    Content,
     Done,
     Event,
     Failed,
+    Reasoning,
     ReasoningEnd,
     Terminal,
+    ToolCallDelta,
     is_terminal,
+    size_of,
     sse_html,
     text_of,
 )
@@ -37,7 +42,9 @@ from halt.metrics import now
 from halt.open_text import OpenText, breakable
 from halt.recorder import Saving
 from halt.recording import Recording
-from halt.rendering import BlockStream, Patch, render
+from halt.rendering import BlockStream, Patch, Step, render
+
+_SAVED = Saving()
 
 #: Errors of ours that say "so far and no further": what came before is an answer, cut short.
 LIMITS = frozenset({"run_too_long", "answer_too_long"})
@@ -306,7 +313,7 @@ def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerV
         folds = (*exchange.folds, *run.folds())
         saved = replace(exchange, answer=text, model=run.model, ended=ended, folds=folds)
         return _ended_view(saved, ended)
-    patch = BlockStream().feed(text)
+    patch = BlockStream().feed(text).patch()
     folds = run.folding(after).folds()
     return AnswerView(
         id=run.id,
@@ -325,8 +332,23 @@ def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerV
     )
 
 
+#: Characters and events of one message beyond which it is made by a function, see
+#: `PageWriter.present`.
+SHORT = 2_000
+FEW = 64
+
+#: Events that as a rule add text to what is open, and nothing else.
+_TEXTS = (Content, Reasoning, ToolCallDelta)
+
+_END = "</hx-partial>"
+
+
+def _begin(target: str, swap: str) -> str:
+    return f'<hx-partial hx-target="#{target}" hx-swap="{swap}">'
+
+
 def _partial(target: str, swap: str, content: str) -> str:
-    return f'<hx-partial hx-target="#{target}" hx-swap="{swap}">{content}</hx-partial>'
+    return f"{_begin(target, swap)}{content}{_END}"
 
 
 class PageWriter:
@@ -340,46 +362,77 @@ class PageWriter:
         lengths: Lengths,
         saving: Callable[[], Saving] = Saving,
     ) -> None:
-        """For a page that has the events up to `after`. `saving` says how saving goes."""
+        """For a page that has the events up to `after`. `saving` says how saving goes.
+
+        Takes time for the text up to there.
+        """
         self._run = run
         self._shown = after
         self._saving = saving
-        self._said = Saving()  # what the page shows of it
+        self._said = _SAVED  # what the page shows of it
         self._lengths = lengths
         self._progress: int | None = None
         self._template = template
         self._blocks = BlockStream()
         self._tail = OpenText()
-        self._tail.draw(self._blocks.feed(run.text(after), render=False).tail)
+        self._tail.draw(self._blocks.feed(run.text(after)).tail)
         self._folds = run.folding(after)
         self._folded_texts: defaultdict[int, OpenText] = defaultdict(OpenText)  # by fold number
         for fold in self._folds.folds():
             self._folded_texts[fold.number].draw(html.escape(fold.text))
-        self._draw: Any = template.environment.get_template("parts.html").module
+        environment = template.environment
+        self._draw: Any = environment.get_template("parts.html").module
+        self._draw_saving = environment.get_template("saving.html")
+        self._append_to_tail = _begin(f"tail-{run.id}", "beforeend")
 
-    def present(self, events: list[tuple[int, Event]]) -> bytes:
+    def present(self, events: list[tuple[int, Event]]) -> bytes | Callable[[], bytes]:
+        """The events as one message to the page, or a function without arguments that makes it.
+
+        `present` itself takes tens of microseconds, whatever the page shows already, so that a
+        thread that serves many readers can call it. The function may take many milliseconds: it
+        renders Markdown, templates, or the whole answer. It is to be called once, in any thread,
+        before `present` is called again. Every message has to be sent.
+        """
+        self._shown = seq = events[-1][0]
+        if not _is_short(events):
+            return partial(self._long, events)
+        for number, event in events:
+            self._run.fold(self._folds, number, event)
+        step = self._blocks.feed("".join([text_of(event) for _, event in events]))
+        saving = self._saving()
+        new_saving = saving is not self._said and saving != self._said
+        if step.blocks or new_saving or self._folds.has_changed:
+            return partial(self._short, seq, step)
+        folded = self._folded(self._folds.patch()) if self._folds.has_grown else ""
+        return sse_html(seq, folded + self._open(step) + self._moved())
+
+    def _long(self, events: list[tuple[int, Event]]) -> bytes:
         seq, last = events[-1]
-        self._shown = seq
         if is_terminal(last):
             return sse_html(seq, self.whole() + self._saved())
         thought = False
         for number, event in events:
             self._run.fold(self._folds, number, event)
             thought = thought or isinstance(event, ReasoningEnd)
-        if thought:
-            text = self._anew(self._run.text(seq))
-        else:
-            text = self._changes(self._blocks.feed("".join(text_of(e) for _, e in events)))
+        if not thought:
+            return self._short(
+                seq, self._blocks.feed("".join([text_of(event) for _, event in events]))
+            )
         folded = self._folded(self._folds.patch())
+        text = self._anew(self._run.text(seq))
         return sse_html(seq, folded + text + self._moved() + self._saved())
+
+    def _short(self, seq: int, step: Step) -> bytes:
+        folded = self._folded(self._folds.patch())
+        return sse_html(seq, folded + self._changes(step.patch()) + self._moved() + self._saved())
 
     def _anew(self, text: str) -> str:
         """The whole text so far, in place of what the page shows of it."""
         self._blocks = BlockStream()
-        patch = self._blocks.feed(text)
+        patch = self._blocks.feed(text).patch()
         box = f"done-{self._run.id}"
         done = f'<div id="{box}">{patch.finished}</div>'
-        return _partial(box, "outerHTML", done) + self._changes(replace(patch, finished=""))
+        return _partial(box, "outerHTML", done) + self._open(patch)
 
     def aside(self) -> bytes:
         """What there is to be said while the answer is silent."""
@@ -392,8 +445,7 @@ class PageWriter:
         if saving == self._said:
             return ""
         self._said = saving
-        drawn = self._template.environment.get_template("saving.html").render(saving=saving)
-        return _partial("saving", "outerHTML", drawn)
+        return _partial("saving", "outerHTML", self._draw_saving.render(saving=saving))
 
     def whole(self) -> str:
         """The answer as it is now, in place of what the page shows of it."""
@@ -415,7 +467,7 @@ class PageWriter:
             box = f"fold-{stream_id}-{number}-text"
             drawn = self._folded_texts[number].draw(html.escape(text))
             out.append(_partial(box, "beforeend", drawn))
-        for fold in _fold_views(patch.changed):
+        for fold in _fold_views([replace(each, text="") for each in patch.changed]):
             at = f"fold-{stream_id}-{fold.key}"
             out.append(_partial(f"{at}-summary", "innerHTML", draw.summary(fold)))
             if fold.result:
@@ -434,19 +486,31 @@ class PageWriter:
         return _partial(f"progress-{self._run.id}", "innerHTML", self._draw.progress(progress))
 
     def _changes(self, patch: Patch) -> str:
-        stream_id = self._run.id
-        out = []
-        if patch.finished:
-            out.append(_partial(f"done-{stream_id}", "beforeend", patch.finished))
+        done = _partial(f"done-{self._run.id}", "beforeend", patch.finished)
+        return (done if patch.finished else "") + self._open(patch)
+
+    def _open(self, patch: Patch | Step) -> str:
+        """What changes in the open block."""
         if patch.fresh:
             self._tail = OpenText()
-        text = self._tail.draw(patch.tail)
-        if patch.fresh:
-            tail = f'<div class="tail {patch.form}" id="tail-{stream_id}">{text}</div>'
-            out.append(_partial(f"tail-{stream_id}", "outerHTML", tail))
-        elif text:
-            out.append(_partial(f"tail-{stream_id}", "beforeend", text))
-        return "".join(out)
+            text, box = self._tail.draw(patch.tail), f"tail-{self._run.id}"
+            tail = f'<div class="tail {patch.form}" id="{box}">{text}</div>'
+            return _partial(box, "outerHTML", tail)
+        if not patch.tail:
+            return ""
+        return self._append_to_tail + self._tail.draw(patch.tail) + _END
+
+
+def _is_short(events: list[tuple[int, Event]]) -> bool:
+    """Whether these events are a little text for what is open."""
+    if len(events) > FEW:
+        return False
+    size = 0
+    for _, event in events:
+        if not isinstance(event, _TEXTS):
+            return False
+        size += size_of(event)
+    return size <= SHORT
 
 
 def lost(stream_id: str) -> str:

@@ -214,5 +214,8 @@ def sse(seq: int, event: Event) -> bytes:
 
 def sse_html(seq: int, html: str) -> bytes:
     """HTML as an unnamed Server-Sent Event; each line of it gets a `data:` of its own."""
-    lines = html.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return b"id: %d\ndata: %b\n\n" % (seq, "\ndata: ".join(lines).encode())
+    if "\r" in html:
+        html = html.replace("\r\n", "\n").replace("\r", "\n")
+    if "\n" in html:
+        html = html.replace("\n", "\ndata: ")
+    return f"id: {seq}\ndata: {html}\n\n".encode()

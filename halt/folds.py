@@ -134,9 +134,19 @@ class FoldStream:
         self._write(self._thought, text.strip("\n"))
         self._end_thought(at)
 
+    @property
+    def has_grown(self) -> bool:
+        """The next patch has text for folds that are there, or more."""
+        return bool(self._added) or self.has_changed
+
+    @property
+    def has_changed(self) -> bool:
+        """The next patch has more than text for folds that are there."""
+        return bool(self._fresh or self._changed)
+
     def patch(self) -> FoldPatch:
         """What has changed since the last patch."""
-        if not (self._fresh or self._added or self._changed):
+        if not self.has_grown:
             return FoldPatch()
         new = {each.number for each in self._fresh}
         changed = {each.number: each for each in self._changed if each.number not in new}

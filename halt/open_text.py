@@ -74,6 +74,9 @@ class OpenText:
     def draw(self, text: str) -> str:
         """`text` is the next piece, escaped; returned with the seams and the places to
         break lines that are due in it."""
+        if self._size + len(text) <= PART:  # most pieces of an answer
+            self._size += len(text)
+            return self._breakable(text)
         out: list[str] = []
         at = 0
         while (due := max(at, at + PART - self._size)) < len(text):

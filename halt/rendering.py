@@ -1,11 +1,11 @@
 """Markdown from a language model to safe HTML, while it is still being written.
 
 The protocol: `render` turns a whole text into HTML. `BlockStream` takes the same text in pieces
-and hands out `Patch`es: blocks that are finished are rendered once and for ever, the block still
-open is shown as escaped text. What a page shows is a function of the text so far, never of how it
-was cut into pieces, and the work is linear in the text. The stream does not know what comes later
-(a link's definition, another item that makes a list loose), so a page that saw the whole answer
-shows `render(whole)` in the end.
+and hands out `Step`s: blocks that are finished are rendered once and for ever (`Step.patch`, which
+may take long and in any thread), the block still open is shown as escaped text. What a page shows
+is a function of the text so far, never of how it was cut into pieces, and the work is linear in the
+text. The stream does not know what comes later (a link's definition, another item that makes a list
+loose), so a page that saw the whole answer shows `render(whole)` in the end.
 
 The text is hostile: raw HTML stays text (but `<br>`, the only line break that a table cell knows),
 an image becomes a link (nothing is loaded from anywhere), and nh3 lets through only what is listed
@@ -22,10 +22,11 @@ import sys
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from io import StringIO
+from typing import Any, NamedTuple
 
 import nh3
 from markdown_it import MarkdownIt
@@ -506,11 +507,14 @@ def _block(source: str, is_fence: bool) -> str:
     return rendered
 
 
+NO_PLACE = re.compile("[\0\ud800-\udfff]")
+
+
 def _normal(text: str) -> str:
     """The text with one kind of newline, and U+FFFD for what has no place in a page."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return re.sub("[\0\ud800-\udfff]", "\ufffd", text)
+    return NO_PLACE.sub("\ufffd", text)
 
 
 def render(text: str) -> str:
@@ -523,7 +527,7 @@ def render(text: str) -> str:
     if whole is not None:
         return whole
     stream = BlockStream()
-    return stream.feed(text).finished + stream.rest()
+    return stream.feed(text).patch().finished + stream.rest()
 
 
 # --- The text while it grows ------------------------------------------------------------------
@@ -545,6 +549,32 @@ class Patch:
     form: str  # "text" or "code": how the open tail is to be shown
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The source of a finished block."""
+
+    lines: list[str]
+    is_fence: bool
+
+    @property
+    def source(self) -> str:
+        return "\n".join(self.lines)
+
+
+class Step(NamedTuple):
+    """What a piece of text has changed: a `Patch` whose finished blocks are not rendered yet."""
+
+    blocks: list[Block]
+    fresh: bool
+    tail: str
+    form: str
+
+    def patch(self) -> Patch:
+        """The same with the blocks rendered: milliseconds for long ones. Works in any thread."""
+        finished = "".join([_block(each.source, each.is_fence) for each in self.blocks])
+        return Patch(finished, self.fresh, self.tail, self.form)
+
+
 class BlockStream:
     """Markdown in pieces, finished blocks out.
 
@@ -559,12 +589,10 @@ class BlockStream:
     mark, a fence, a heading, a rule or FORMULA_LINES_MAX.
     """
 
-    def __init__(self, block: Callable[[str, bool], str] = _block) -> None:
-        """`block` is given each finished block's source, and whether it is a fence."""
-        self._block = block
+    def __init__(self) -> None:
         self._pictures = pictures.PictureFilter()
         self._lines: list[str] = []  # the open block's complete lines
-        self._line: list[str] = []  # pieces of the line without its newline
+        self._line = StringIO()  # the line without its newline; grows without copies
         self._head = ""  # that line's first characters: all decisions on an incomplete line
         self._shown = False  # is that line in the tail, or held back?
         self._fence = ""  # the open fence's ``` or ~~~, "" outside
@@ -574,18 +602,16 @@ class BlockStream:
         self._formula_lines = 0  # that it may still have
         self._after_blank = False  # the open block (a list) has a blank line last
         self._swallow = False  # the last piece ended in \r: its \n may still come
-        # What the next patch tells.
-        self._finished: list[str] = []
+        # What the next step tells.
+        self._finished: list[Block] = []
         self._fresh = True
         self._tail: list[str] = []
-        self._render = True
 
-    def feed(self, text: str, *, render: bool = True) -> Patch:
+    def feed(self, text: str) -> Step:
         """Take the next piece of text and tell what it changes.
 
-        With render=False finished blocks are not rendered: for a reader that has them already.
+        Takes time for the piece alone, however long the open block and its last line are.
         """
-        self._render = render
         if self._swallow and text:
             text = text.removeprefix("\n")
             self._swallow = False
@@ -597,21 +623,21 @@ class BlockStream:
         self._grow(last)
         form = "code" if self._fence else "text"
         tail = html.escape("".join(self._tail))
-        patch = Patch("".join(self._finished), self._fresh, tail, form)
+        step = Step(self._finished, self._fresh, tail, form)
         self._finished, self._fresh, self._tail = [], False, []
-        return patch
+        return step
 
     def rest(self) -> str:
         """The open block as HTML, as if the text ended here."""
-        line = "".join(self._line) + self._pictures.rest()
-        return self._block("\n".join([*self._lines, line]), bool(self._fence))
+        line = self._line.getvalue() + self._pictures.rest()
+        return _block("\n".join([*self._lines, line]), bool(self._fence))
 
     def open_source(self, limit: int | None = None) -> str:
         """The open block's source; of one longer than `limit` characters, its last lines.
 
         Without a limit as if the text ended here.
         """
-        lines = ["".join(self._line)]
+        lines = [self._line.getvalue()]
         if limit is None:
             lines[0] += self._pictures.rest()
             limit = sys.maxsize
@@ -627,7 +653,7 @@ class BlockStream:
         """More of the line that has no newline yet."""
         if not part:
             return
-        self._line.append(part)
+        self._line.write(part)
         if len(self._head) < HEAD_MAX:
             self._head += part[: HEAD_MAX - len(self._head)]
         if self._after_blank and self._head.strip(" \t"):
@@ -638,7 +664,7 @@ class BlockStream:
             self._tail.append(part)
         elif not self._held():
             self._shown = True
-            self._tail.append(self._visible("".join(self._line)))
+            self._tail.append(self._visible(self._line.getvalue()))
 
     def _held(self) -> bool:
         if len(self._head) >= HEAD_MAX:
@@ -652,8 +678,8 @@ class BlockStream:
         return line[min(self._fence_indent, _indent(line)) :] if self._fence else line
 
     def _end_line(self) -> None:
-        line, shown = "".join(self._line), self._shown
-        self._line, self._head, self._shown = [], "", False
+        line, shown = self._line.getvalue(), self._shown
+        self._line, self._head, self._shown = StringIO(), "", False
         if not self._fence:
             if self._formula:
                 self._go_on_with_formula(line)
@@ -722,8 +748,7 @@ class BlockStream:
 
     def _finish(self) -> None:
         """The open block is complete, and nothing of it is in the tail any more."""
-        if self._render:
-            self._finished.append(self._block("\n".join(self._lines), bool(self._fence)))
+        self._finished.append(Block(self._lines, bool(self._fence)))
         self._lines, self._fence, self._item, self._after_blank = [], "", 0, False
         self._fence_indent, self._formula = 0, ""
         self._fresh, self._tail = True, []

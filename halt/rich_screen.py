@@ -84,7 +84,7 @@ class RichScreen(Paced):
         super().__init__(typewriter=typewriter)
         self._console = console
         self._live: Live | None = None
-        self._blocks = BlockStream(self._finished)
+        self._blocks = BlockStream()
         self._ready: list[str] = []  # sources of blocks that are finished and not printed
         self._printed = False  # something of this answer stands above
         self._thoughts = ""
@@ -95,7 +95,7 @@ class RichScreen(Paced):
 
     def begin(self) -> None:
         super().begin()
-        self._blocks = BlockStream(self._finished)
+        self._blocks = BlockStream()
         self._ready, self._printed, self._thoughts = [], False, ""
         self._status, self._dirty = "…", True
         self._live = Live(
@@ -140,13 +140,9 @@ class RichScreen(Paced):
     def note(self, text: str, *, bad: bool = False) -> None:
         self._console.print(Text(clean(text), style="red" if bad else "dim"))
 
-    def _finished(self, source: str, is_fence: bool) -> str:
-        self._ready.append(source)
-        return ""
-
     def _text(self, text: str) -> None:
         self._status = ""
-        self._blocks.feed(text)
+        self._ready += [each.source for each in self._blocks.feed(text).blocks]
         self._dirty = True
 
     def _think(self, text: str) -> None:
@@ -181,7 +177,7 @@ class RichScreen(Paced):
         source = self._blocks.open_source()
         if source.strip():
             self._ready.append(source)
-        self._blocks = BlockStream(self._finished)
+        self._blocks = BlockStream()
 
     def _draw(self) -> None:
         """Print what is finished, draw what is open."""

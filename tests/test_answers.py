@@ -21,6 +21,7 @@ from halt.events import (
     Cancelled,
     Content,
     Delta,
+    Event,
     Extra,
     Reasoning,
     ReasoningEnd,
@@ -98,12 +99,16 @@ def played() -> Iterator[Played]:
     stage.close()
 
 
+def message(writer: PageWriter, events: list[tuple[int, Event]]) -> str:
+    """What a page is sent of these events."""
+    made = writer.present(events)
+    return (made if isinstance(made, bytes) else made()).decode()
+
+
 def messages(run: Run, template: Template, after: int = 0) -> list[str]:
     """What a page that follows from there is sent, each event in a message of its own."""
     writer = PageWriter(run, after, template, Lengths())
-    return [
-        writer.present([each]).decode() for each in run.log.read(after) if not is_terminal(each[1])
-    ]
+    return [message(writer, [each]) for each in run.log.read(after) if not is_terminal(each[1])]
 
 
 def text_in(message: str) -> str:
@@ -156,7 +161,7 @@ def test_a_page_that_comes_back_for_each_message_is_sent_parts_as_well(
     sent = ""
     for after in range(len(SAID)):
         writer = PageWriter(run, after, template, Lengths())
-        sent += writer.present(run.log.read(after)[:1]).decode()
+        sent += message(writer, run.log.read(after)[:1])
     assert sent.count(SEAM) >= 2
 
 
@@ -222,7 +227,7 @@ def test_text_that_was_a_thought_moves_into_a_fold(played: Played, template: Tem
     for after in (1, 2, 3):
         rest = messages(run, template, after)
         assert [ages.sub("", m) for m in rest] == [ages.sub("", m) for m in sent[after:]]
-    together = PageWriter(run, 0, template, Lengths()).present(run.log.read(0)[:-1]).decode()
+    together = message(PageWriter(run, 0, template, Lengths()), run.log.read(0)[:-1])
     assert text_in(together).endswith("*Hello*")
     assert "Okay." not in together.partition('hx-target="#done-a-stream"')[2]
     assert of(run).source == "*Hello*"
@@ -279,7 +284,7 @@ def test_progress_is_sent_when_it_changes(played: Played, template: Template) ->
     lengths = Lengths()
     lengths.begin(run.id, "m", 20)
     writer = PageWriter(run, 0, template, lengths)
-    sent = [writer.present([each]).decode() for each in run.log.read(0)[:3]]
+    sent = [message(writer, [each]) for each in run.log.read(0)[:3]]
     assert [each.count("<progress") for each in sent] == [1, 0, 0]  # it is as far as the run is
     assert 'value="50"' in sent[0]
     assert "about 50 %" in sent[0]
@@ -344,3 +349,46 @@ def test_an_answer_without_them_has_nothing_below(played: Played, template: Temp
     """Not even a blank, by which the page tells."""
     run = played([Content("a")])
     assert below(PageWriter(run, 1, template, Lengths()).whole()) == ""
+
+
+def test_what_takes_long_is_made_by_a_function(played: Played, template: Template) -> None:
+    """Text for what is open comes as bytes; a finished block, much text and the end do not.
+
+    A thread that serves many readers makes the bytes itself, so they must be cheap.
+    """
+    run = played(
+        [
+            Reasoning("so "),  # a new fold
+            Reasoning("then "),
+            Content("Yes"),  # the thought is over
+            Content(", it is"),
+            Content(".\n\nAnd"),  # a paragraph is over
+            Content(" more"),
+            Content("x" * 3_000),
+            Content("y"),
+            ReasoningEnd(),
+            Content("z"),
+        ]
+    )
+    writer = PageWriter(run, 0, template, Lengths())
+    is_bytes = []
+    for each in run.log.read(0):
+        made = writer.present([each])
+        is_bytes.append(isinstance(made, bytes))
+        if not isinstance(made, bytes):
+            made()
+    assert is_bytes == [False, True, False, True, False, True, False, True, False, True, False]
+
+
+def test_functions_and_bytes_lead_to_the_same_page(played: Played, template: Template) -> None:
+    """However the events are grouped, a browser that takes each message has the same text."""
+    text = "".join(f"Line {n} &c.\n\n```c\nint x{n};\n```\n" for n in range(40))
+    run = played([Content(text[at : at + 7]) for at in range(0, len(text), 7)])
+    events = [each for each in run.log.read(0) if not is_terminal(each[1])]
+    shown = []
+    for size in (1, 3, 70, len(events)):
+        writer = PageWriter(run, 0, template, Lengths())
+        groups = [events[at : at + size] for at in range(0, len(events), size)]
+        sent = "".join(message(writer, group) for group in groups)
+        shown.append((re.findall(r"x\d+", text_in(sent))[-1], sent.count("<pre")))
+    assert shown == [("x39", 40)] * 4

@@ -123,7 +123,7 @@ def test_no_letters_of_a_picture_are_ever_on_the_page() -> None:
     text = f"Here:\n\n![image](data:image/png;base64,{DATA * 20})\n\nNice."
     page = ""
     for at in range(0, len(text), 7):
-        patch = stream.feed(text[at : at + 7])
+        patch = stream.feed(text[at : at + 7]).patch()
         assert LETTERS[:8] not in patch.tail + patch.finished
         page += patch.finished
     assert page + stream.rest() == render(text)
