@@ -80,6 +80,7 @@ def blueprint(fragment: Callable[[Receipt], str], upstream: Upstream) -> Bluepri
             "status": "draining" if leaving else "ok",
             "version": VERSION,
             **msgspec.structs.asdict(service.health()),
+            "relay": service.relay.figures(),
             "upstream": probe.look(),
         }
         return json_response(health, 503 if leaving else 200)

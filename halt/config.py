@@ -180,10 +180,10 @@ class Config:
     relay_writes: bool = _setting(
         "HALT_RELAY_WRITES",
         True,
-        "Let one thread write to all clients; 0: each stream's own thread does, which costs more",
+        "One thread writes to all clients; 0: each stream's own thread does, which costs more",
     )
     max_streams: int = _setting(
-        "HALT_MAX_STREAMS", 200, "Streams open at once, in all workers together", low=1, high=2000
+        "HALT_MAX_STREAMS", 500, "Streams open at once, in all workers together", low=1, high=2000
     )
     max_messages: int = _setting(
         "HALT_MAX_MESSAGES", 10_000, "Messages in one request", low=1, high=100_000

@@ -146,6 +146,17 @@ class Stopped(Answered):
     stopped: list[Receipt]
 
 
+class RelayFigures(Answered):
+    """The relay thread of the worker that answers, within the last minute or two.
+
+    `longest_turn_ms`: the longest time for which it served sockets before it waited again.
+    `lag_ms`: the longest time from a wake-up, by a Stop for instance, until it was served.
+    """
+
+    longest_turn_ms: float
+    lag_ms: float
+
+
 class Health(Answered):
     """`upstream`: "reachable", "unreachable: CODE", or "unknown" until the first answer.
 
@@ -157,6 +168,7 @@ class Health(Answered):
     open_streams: int
     workers: int
     worker: str
+    relay: RelayFigures
     upstream: str
 
 

@@ -179,6 +179,11 @@ class Relay:
         self._thread, self._ident = None, 0
         self.turn_began = None
 
+    def figures(self) -> dict[str, float]:
+        """How well it keeps up, in milliseconds: the greatest values of a minute or two."""
+        longest, lag = self.longest_turn.value(), self.lag.value()
+        return {"longest_turn_ms": round(longest * 1000, 2), "lag_ms": round(lag * 1000, 2)}
+
     # --- for the relay thread ---------------------------------------------------------------------
 
     def watch(self, sock: Any, events: int, work: Callable[[int], None]) -> None:

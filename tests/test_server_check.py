@@ -63,7 +63,7 @@ def test_gunicorn_without_its_settings_is_refused(
     [
         (["-k", "sync", "--threads", "1"], "gunicorn runs its sync worker, "),
         (["-k", "gthread"], "gunicorn runs its gthread worker, "),
-        (["--threads", "1"], "--threads=1 is too few: 200 streams "),
+        (["--threads", "1"], "--threads=1 is too few: 500 streams "),
         (["--max-requests", "3"], "--max-requests=3 is not allowed: "),
     ],
 )
