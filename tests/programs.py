@@ -25,7 +25,7 @@ def scripted(upstream: Scripted, **more: Any) -> Halt:
     return Halt(config=Config(**{"base_url": "http://scripted/v1", **more}), upstream=upstream)
 
 
-OURS = ("halt-follow-", "halt-run-", "halt-tool-", "halt-keeper")
+OURS = ("halt-follow-", "halt-run-", "halt-tool-", "halt-keeper", "halt-relay", "halt-painter")
 
 
 def threads() -> list[str]:

@@ -29,12 +29,12 @@ from halt.errors import (
     UnknownStream,
 )
 from halt.events import Cancelled, Content, Done, Event, Failed, ToolCall, ToolResult
+from halt.journal import MemoryLog
 from halt.library import Options
-from halt.metrics import now
 from tests.conftest import halt_environment
 from tests.fake_openai import FakeOpenAI
 from tests.programs import no_thread_left, scripted, settings, threads, whole
-from tests.races import together
+from tests.races import interrupt_in, together
 from tests.scripted import SOON, Scripted, ScriptedReply
 from tests.wire import Background, until
 
@@ -52,8 +52,7 @@ def program(fake: FakeOpenAI) -> Iterator[Halt]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An attendant looks often whether a viewer waits that could pump."""
-    monkeypatch.setattr(recording, "TICK", 0.05)
+    """A wait for the end is short, so that a Ctrl-C is noticed soon."""
     monkeypatch.setattr(handle, "TICK", 0.05)
 
 
@@ -210,30 +209,19 @@ def test_a_stop_that_comes_first_counts(program: Halt, fake: FakeOpenAI) -> None
     assert (result.stopped, result.text, fake.requests) == (True, "", [])
 
 
-@pytest.mark.usefixtures("quick")
-def test_ctrl_c_in_the_middle_of_a_read_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A read that was torn is never read on: the generation is stopped, and Ctrl-C goes on up."""
+@pytest.mark.usefixtures("quick", "ctrl_c")
+@pytest.mark.parametrize("how", ["result", "for"])
+def test_ctrl_c_while_it_is_waited_for_stops(how: str) -> None:
+    """The generation is stopped, and Ctrl-C goes on up."""
     upstream = Scripted()
-    read = ScriptedReply.read
-
-    def torn(self: ScriptedReply, timeout: float) -> Part:
-        if threading.current_thread() is threading.main_thread():
-            raise KeyboardInterrupt
-        return read(self, timeout)
-
-    monkeypatch.setattr(ScriptedReply, "read", torn)
     with scripted(upstream) as program:
         gen = program.generate("x")
-
-        def feed() -> None:
-            until(lambda: gen._run.log.waiting == 1)  # then the attendant leaves to who waits
-            upstream.reply().feed("a")
-
-        feeding = Background(feed)
+        interrupting = Background(lambda: interrupt_in(MemoryLog.wait.__code__))
         with pytest.raises(KeyboardInterrupt):
-            gen.result()
-        feeding.end()
+            gen.result() if how == "result" else list(gen)
+        interrupting.end()
         assert gen.state == "cancelled"
+        assert upstream.reply().over.wait(SOON)
     no_thread_left()
     upstream.dispose()
 
@@ -469,9 +457,15 @@ def test_a_callback_slower_than_the_log_is_long_is_told() -> None:
 # --- who holds a run ------------------------------------------------------------------------------
 
 
-def verdict(program: Halt, stream_id: str) -> object:
-    """What the keeper would do about a run in a very long time."""
-    return program._generations.run(stream_id, None).check(now() + 1000.0)
+def much_later(program: Halt, stream_id: str) -> str:
+    """The state of a run once the relay has looked at it in a very long time."""
+    generations, looked = program._generations, threading.Event()
+    run = generations.run(stream_id, None)
+    run._watched_at -= 1000.0
+    run.look_soon()
+    generations.relay.post(looked.set)
+    assert looked.wait(SOON)
+    return run.state
 
 
 def test_a_generation_goes_on_as_long_as_somebody_holds_it() -> None:
@@ -485,12 +479,12 @@ def test_a_generation_goes_on_as_long_as_somebody_holds_it() -> None:
         upstream.reply(1).feed("a")
         until(lambda: told.text == "a")
         gc.collect()
-        assert verdict(program, "held-handle") != "no_viewer"
-        assert verdict(program, "followed-only") != "no_viewer"
+        assert much_later(program, "held-handle") == "running"
+        assert much_later(program, "followed-only") == "running"
         assert held.state == "running"
         del held
         gc.collect()
-        assert verdict(program, "held-handle") == "no_viewer"
+        assert much_later(program, "held-handle") == "cancelled"
     upstream.dispose()
     no_thread_left()
 
@@ -597,7 +591,6 @@ def asks(reply: ScriptedReply, name: str, arguments: str, usage: int) -> None:
     reply.feed(Part((ToolCall("call_1", name, arguments),), 1, ended=True), over)
 
 
-@pytest.mark.usefixtures("quick")
 def test_functions_are_tools() -> None:
     """A typed function runs when the model calls it, and the model goes on with its result."""
 
@@ -613,9 +606,7 @@ def test_functions_are_tools() -> None:
         gen = program.generate("x")
         events: list[Event] = []
         reader = Background(lambda: events.extend(gen))
-        until(lambda: gen._run.log.waiting == 1)
         upstream.reply().feed("Let me see.")
-        upstream.reply().wait_reader("background")  # the one who iterates pumps
         asks(upstream.reply(), "warmth", '{"city": "Rome"}', 3)
         second = upstream.reply(1)
         second.feed("Warm.")
