@@ -144,7 +144,8 @@ class ServerLoad:
                 response = self._client.send(request, stream=True)
                 body: Body = response.extensions["halt.body"]
                 try:
-                    return _whole(body) if response.status_code == 200 else None
+                    whole = _whole(body)  # of a refusal too: so its connection can be kept
+                    return whole if response.status_code == 200 else None
                 finally:
                     body.close()
             except (HaltError, httpx2.HTTPError):

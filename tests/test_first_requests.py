@@ -32,7 +32,7 @@ NEVER_DECODED = {
     "openai_api.Asked",
     "openapi.Answered",
     "openapi.Passing",
-    "relay.Answer",
+    "readers.Answer",
 }
 
 #: Functions of msgspec that build the types which they are given, where they are not built yet.

@@ -674,7 +674,7 @@ def test_a_viewer_whose_client_has_gone_does_not_count(stage: Stage) -> None:
     assert run.state == "running"
     run._watched_at -= 101.0
     stage.look(run)
-    assert run.state == "cancelled"
+    assert isinstance(run.log.ended, Cancelled)
 
 
 def test_the_first_viewer_has_time_to_come(stage: Stage) -> None:
@@ -685,7 +685,7 @@ def test_the_first_viewer_has_time_to_come(stage: Stage) -> None:
     assert run.state == "running"
     run._watched_at -= 6.0
     stage.look(run)
-    assert run.state == "cancelled"
+    assert isinstance(run.log.ended, Cancelled)
 
 
 def test_an_answer_that_grows_too_long_is_ended(stage: Stage) -> None:

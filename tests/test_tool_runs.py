@@ -22,6 +22,7 @@ from halt.chat import ChatRequest, Part, ToolSpec, ToolTurn
 from halt.config import Config
 from halt.errors import UpstreamError
 from halt.events import (
+    Cancelled,
     Content,
     Done,
     Event,
@@ -553,7 +554,7 @@ def test_a_run_that_nobody_watches_ends_while_tools_run(stage: ToolStage) -> Non
     assert run.state == "running"
     run._watched_at -= 2.0
     stage.look(run)
-    assert run.state == "cancelled"
+    assert isinstance(run.log.ended, Cancelled)
     stage.wait_settled(run)
     assert stage.gate.stops[0].is_set()
 

@@ -45,7 +45,7 @@ class WatchedSocket(socket.socket):
         super().__init__(fileno=sock.detach())
         self.writers: set[str] = set()
 
-    def send(self, *args: object) -> int:  # type: ignore[override]
+    def send(self, *args: object) -> int:
         self.writers.add(threading.current_thread().name)
         return super().send(*args)  # type: ignore[arg-type]
 
@@ -223,7 +223,11 @@ def test_what_was_put_before_the_end_is_sent(relay: Relay) -> None:
     """The reading thread answers a close by itself, and the socket may end right behind it."""
     client = Client(relay)
     gate = threading.Event()
-    relay.post(lambda: gate.wait(SOON) and None)
+
+    def hold() -> None:
+        gate.wait(SOON)
+
+    relay.post(hold)
     close = frame(CLOSE, b"\x03\xf1")
     client.wire.put(frame(TEXT, encode({"answer": 1})))
     client.wire.put(close)
