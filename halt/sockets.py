@@ -19,15 +19,15 @@ It is sent one JSON text message for each of these:
 
 Who may touch the client's socket, and when:
 
-    the relay                writes every byte, the answer to the handshake and the close included.
-                             It takes one batch at a time and never waits: while the network is full
-                             that batch is kept, and nothing is made of the logs.
-    simple-websocket's own   reads. It works on a `Wire` in place of the socket, so what it has to
-    thread                   say (pongs, pings, closes) goes to the relay. It reads nothing while a
-                             message waits to be obeyed, or while too many answers wait to be taken.
-    the server's thread      obeys messages. At the end it takes the socket back from the relay
-                             (`Wire.end`), shuts it down, and the server closes it.
-    any other thread         appends to a log, and through `Feed.changed` wakes the relay once.
+    the relay             writes every byte, the answer to the handshake and the close included. It
+                          sends one batch at a time and never waits: what the network has not taken
+                          is kept, and nothing else is made until it has.
+    simple-websocket's    reads, on a `Wire` in place of the socket, so that its pongs, pings and
+    thread                closes go to the relay too. It reads nothing while a message waits to be
+                          obeyed, or FRAMES_MAX answers wait to be taken.
+    the server's thread   obeys messages. At the end it takes the socket back from the relay, shuts
+                          it down (`Wire.end`), and then the server closes it.
+    any other thread      does not. It appends to a log, and so wakes the relay once.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ import ssl
 import struct
 import threading
 from collections import deque
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -157,11 +158,9 @@ class Feed:
     def take(self, most: int) -> tuple[bytes, int]:
         """By the relay: the frames of what comes next, and how many: at most so many."""
         self._queued = False  # before the log is read: what comes after that is told again
-        if self.over:
-            return b"", 0
         run, after = self._run, self._after
         try:
-            events = fitting(run.log.read(after, most))
+            events = [] if self.over else fitting(run.log.read(after, most))
         except OffsetLost as lost:
             # The reader was slower than the log is long. It is told, never given a gap.
             self.end()
@@ -211,9 +210,9 @@ class Wire:
         self._released = threading.Event()  # the socket is the server's thread's again
         # The relay's own:
         self._rest = _NOTHING  # of a batch, what the network has not taken
-        self._stuck: Timer | None = None  # while there is one
+        self._stuck = Timer(self._drop)  # due when the client has taken nothing for `patience`
         self._closed = False  # the last frame is in a batch
-        relay.post(self._begin)
+        relay.post(partial(relay.at_end.add, self._release))
 
     # --- for simple-websocket ---------------------------------------------------------------------
 
@@ -226,9 +225,6 @@ class Wire:
             self._go_on.wait_for(lambda: (self.has_room and not self.inbox) or self.broken)
         return b"" if self.broken else self._sock.recv(size)
 
-    def send(self, data: bytes) -> None:
-        self.put(bytes(data))
-
     def close(self) -> None:
         """Nothing is read any more. The connection itself is the server's to close."""
         self.bell.set()
@@ -240,8 +236,12 @@ class Wire:
         """Whether one more message may be obeyed. The bell rings when there is room again."""
         return len(self._frames) < FRAMES_MAX
 
-    def put(self, data: bytes) -> None:
-        """Have a frame written, before events that wait."""
+    def send(self, data: bytes) -> None:
+        """Have a frame written, before events that wait. Behind a close nothing is."""
+        if data[:1] == _CLOSE:
+            # Room for it: a reader that is too slow finds it when it reads on.
+            with contextlib.suppress(OSError):
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LAST_BUFFER)
         self._frames.append(data)
         self._wake()
 
@@ -263,19 +263,11 @@ class Wire:
     # --- for the server's thread ------------------------------------------------------------------
 
     def wait(self, timeout: float) -> None:
-        """Return when there is something to do."""
+        """Let the next message be read where all were obeyed. Return when there is work to do."""
+        with self._go_on:
+            self._go_on.notify()
         self.bell.wait(timeout)
         self.bell.clear()
-
-    def obeyed(self) -> None:
-        """Every message was obeyed: the next may be read."""
-        with self._go_on:
-            self._go_on.notify_all()
-
-    def say_why(self, code: int, reason: str) -> None:
-        """Send a close behind what has been begun, then nothing more."""
-        self._frames.append(frame(_CLOSE, struct.pack("!H", code) + reason.encode()))
-        self._relay.post(self._finish)
 
     def release(self) -> None:
         """Take the socket back from the relay; nothing is written afterwards. May be repeated."""
@@ -283,7 +275,8 @@ class Wire:
         while not self._released.wait(TICK) and self._relay.is_running:
             pass
         self.broken = True
-        self.obeyed()
+        with self._go_on:
+            self._go_on.notify()
 
     def end(self, until: float) -> None:
         """Shut the connection down; nobody touches it afterwards.
@@ -305,9 +298,6 @@ class Wire:
 
     # --- the relay's own --------------------------------------------------------------------------
 
-    def _begin(self) -> None:
-        self._relay.at_end.add(self._release)
-
     def _serve(self) -> None:
         """Write the next batch, if the client has taken the one before."""
         if self.broken or self._rest:
@@ -315,7 +305,7 @@ class Wire:
         try:
             data = self._gather()
         except Exception as exc:  # noqa: BLE001 - raised in the server's thread
-            self.fault = exc
+            self.fault, self._due = exc, False
             self.bell.set()
         else:
             self._push(memoryview(data))
@@ -348,62 +338,41 @@ class Wire:
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError:
-            self._break()
-            return
+            self.broken, sent = True, len(data)
+            self.bell.set()
         if sent < len(data):
             if not self._rest:
-                self._relay.watch(self._sock, WRITE, self._writable)
-            if sent or self._stuck is None:
-                self._set_stuck(self._relay.at(now() + self._patience, self._drop))
+                self._relay.watch(self._sock, WRITE, lambda _: self._push(self._rest))
+            if sent or not self._rest:
+                self._stuck.cancel()
+                self._stuck = self._relay.at(now() + self._patience, self._drop)
             self._rest = data[sent:]
             return
         self._forget_rest()
         self._due = False  # before the queues are looked at: what comes after that wakes the relay
-        if (self._frames or self._feeds) and not self._closed:
+        if (self._frames or self._feeds) and not (self._closed or self.broken):
             self._due = True
             self._relay.again(self._serve)
-
-    def _writable(self, _: int) -> None:
-        self._push(self._rest)
-
-    def _set_stuck(self, timer: Timer | None) -> None:
-        if self._stuck is not None:
-            self._stuck.cancel()
-        self._stuck = timer
 
     def _forget_rest(self) -> None:
         if self._rest:
             self._rest = _NOTHING
             self._relay.unwatch(self._sock)
-            self._set_stuck(None)
+            self._stuck.cancel()
 
     def _drop(self) -> None:
         self.too_slow = True
         self.bell.set()
 
-    def _break(self) -> None:
-        self._forget_rest()
-        self.broken = True
-        self.bell.set()
-
-    def _finish(self) -> None:
-        """Write the close that waits.
-
-        The kernel is given more room for it: a reader that is too slow finds it when it reads on.
-        """
-        if self.broken:
-            return
-        with contextlib.suppress(OSError):
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LAST_BUFFER)
+    def _release(self) -> None:
         if self._rest:
             self._push(self._rest)
         self._serve()
-
-    def _release(self) -> None:
-        self._finish()
+        self._forget_rest()
         self._relay.at_end.discard(self._release)
-        self._break()
+        self.broken = True
         self._released.set()
+        self.bell.set()
 
 
 class Conversation:
@@ -457,7 +426,6 @@ class Conversation:
                 raise wire.fault
             if wire.too_slow:
                 return TOO_SLOW, "Too slow. Connect again and resume with follow."
-            wire.obeyed()
             self._feeds = {name: feed for name, feed in self._feeds.items() if not feed.over}
             leaving = self._service.draining
             if leaving:
@@ -469,10 +437,9 @@ class Conversation:
 
     def _close(self, code: int, reason: str, until: float) -> None:
         """Say why, and wait for the client to agree, until that time at most."""
-        self._wire.say_why(code, reason)
+        self._wire.send(frame(_CLOSE, struct.pack("!H", code) + reason.encode()))
         while self._ws.connected and not self._wire.broken and now() < until:
             self._ws.input_buffer.clear()
-            self._wire.obeyed()
             self._wire.wait(until - now())
 
     # --- messages ---------------------------------------------------------------------------------
@@ -483,7 +450,7 @@ class Conversation:
                 raise RequestError("Messages are JSON text; this one was binary.", field="message")
             self._obey(_MESSAGE.decode(said, "message"))
         except HaltError as fault:
-            self._wire.put(_error(fault, _id_in(said)))
+            self._wire.send(_error(fault, _id_in(said)))
 
     def _obey(self, message: Start | Stop | Follow | Unfollow | Ping) -> None:
         """Raises HaltError."""
@@ -493,7 +460,8 @@ class Conversation:
             grace = grace_of(message.on_disconnect, "continue")
             run = self._service.start(message.chat(), self._owner, grace=grace)
             self._tell({"type": "started", "id": run.id})
-            self._follow(Feed(run, 0, self._wire), run.id)
+            feed = self._feeds[run.id] = Feed(run, 0, self._wire)
+            feed.begin()
         elif isinstance(message, Stop):
             receipt = self._service.stop(message.id, self._owner, message.seen)
             self._tell({"type": "receipt", **msgspec.structs.asdict(receipt)})
@@ -501,7 +469,10 @@ class Conversation:
             found = self._service.get(message.id, self._owner)
             if message.id not in self._feeds:
                 self._check_room()
-            self._follow(Feed(found, message.after, self._wire), message.id)
+            feed = Feed(found, message.after, self._wire)
+            self._forget(message.id)  # before the new one begins: it sends nothing behind
+            self._feeds[message.id] = feed
+            feed.begin()
         elif isinstance(message, Unfollow):
             self._forget(message.id)
         else:
@@ -513,19 +484,13 @@ class Conversation:
                 f"A socket follows at most {MAX_STREAMS} streams at once.", retry_after=RETRY_AFTER
             )
 
-    def _follow(self, feed: Feed, stream_id: str) -> None:
-        """Send this, in place of what was sent of the stream before."""
-        self._forget(stream_id)
-        self._feeds[stream_id] = feed
-        feed.begin()
-
     def _forget(self, stream_id: str) -> None:
         feed = self._feeds.pop(stream_id, None)
         if feed is not None:
             feed.end()
 
     def _tell(self, what: dict[str, Any]) -> None:
-        self._wire.put(frame(_TEXT, encode(what)))
+        self._wire.send(frame(_TEXT, encode(what)))
 
 
 def _error(fault: HaltError, stream_id: str | None) -> bytes:

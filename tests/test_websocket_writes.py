@@ -55,7 +55,7 @@ class WatchedSocket(socket.socket):
 class Client:
     """The two ends of one connection, and the server's wire on its end."""
 
-    def __init__(self, relay: Relay, patience: float = SOON) -> None:
+    def __init__(self, relay: Relay, patience: float = 60.0) -> None:
         ours, self.end = socket.socketpair()
         self.end.settimeout(SOON)
         self.sock = WatchedSocket(ours)
@@ -165,7 +165,7 @@ def test_answers_come_in_order_and_before_events_that_wait(clients: list[Client]
     feeds = [follow(run, client.wire) for _ in range(STREAMS)]
     until(lambda: bool(client.wire._rest))
     for number in range(50):
-        client.wire.put(frame(TEXT, encode({"answer": number})))
+        client.wire.send(frame(TEXT, encode({"answer": number})))
     answers: list[int] = []
     events = 0
     for _, payload in client.frames():
@@ -189,7 +189,7 @@ def test_a_stream_s_events_come_behind_the_answer_to_its_start(
     for number in range(200):
         run = recording(number)
         run.log.append(Content("x"))
-        client.wire.put(frame(TEXT, encode({"answer": number})))
+        client.wire.send(frame(TEXT, encode({"answer": number})))
         follow(run, client.wire)
     order = []
     for _, payload in client.frames():
@@ -199,6 +199,7 @@ def test_a_stream_s_events_come_behind_the_answer_to_its_start(
             break
     for number in range(200):
         assert order.index(number) < order.index(f"stream-{number}")
+    assert client.sock.writers == {"halt-relay"}
 
 
 def test_a_reader_that_takes_nothing_is_too_slow(relay: Relay) -> None:
@@ -210,7 +211,7 @@ def test_a_reader_that_takes_nothing_is_too_slow(relay: Relay) -> None:
         follow(run, client.wire)
     assert client.wire.bell.wait(SOON)
     until(lambda: client.wire.too_slow)
-    client.wire.say_why(4008, "too slow")
+    client.wire.send(frame(CLOSE, struct.pack("!H", 4008) + b"too slow"))
     client.wire.end(now())
     *before, (kind, payload) = client.frames()
     assert (kind, payload) == (CLOSE, struct.pack("!H", 4008) + b"too slow")
@@ -222,19 +223,21 @@ def test_a_reader_that_takes_nothing_is_too_slow(relay: Relay) -> None:
 def test_what_was_put_before_the_end_is_sent(relay: Relay) -> None:
     """The reading thread answers a close by itself, and the socket may end right behind it."""
     client = Client(relay)
-    gate = threading.Event()
-
-    def hold() -> None:
-        gate.wait(SOON)
-
-    relay.post(hold)
-    close = frame(CLOSE, b"\x03\xf1")
-    client.wire.put(frame(TEXT, encode({"answer": 1})))
-    client.wire.put(close)
-    client.wire.put(frame(TEXT, encode({"answer": 2})))
     ending = threading.Thread(target=client.wire.end, args=(now(),))
-    ending.start()
-    gate.set()
+    close = frame(CLOSE, b"\x03\xf1")
+    ready = threading.Event()
+
+    def stall() -> None:
+        ready.wait(SOON)
+        ending.start()
+        ending.join(0.2)  # it waits for what the relay still has to do
+
+    relay.post(stall)
+    client.wire.send(frame(TEXT, encode({"answer": 1})))
+    client.wire.send(close)
+    client.wire.send(frame(TEXT, encode({"answer": 2})))
+    ready.set()
+    until(lambda: ending.ident is not None)
     ending.join(SOON)
     assert [kind for kind, _ in client.frames()] == [TEXT, CLOSE]
     client.close()
@@ -252,14 +255,14 @@ def test_the_end_of_the_relay_gives_the_socket_back(full: bool) -> None:
         for _ in range(STREAMS):
             follow(run, client.wire)
         until(lambda: bool(client.wire._rest))
-    client.wire.put(frame(TEXT, encode({"answer": 1})))
+    client.wire.send(frame(TEXT, encode({"answer": 1})))
     relay.close(SOON)
     assert client.wire.broken
     assert client.wire.bell.is_set()
     client.wire.end(now())
     if not full:
         assert [kind for kind, _ in client.frames()] == [TEXT]
-    late.wire.put(b"too late")
+    late.wire.send(b"too late")
     late.close()
     client.close()
 
@@ -294,7 +297,7 @@ def test_a_frame_that_cannot_be_made_ends_one_socket(
     run.log.append(Content("x"))
     assert client.wire.bell.wait(SOON)
     assert client.wire.fault is fault
-    client.wire.say_why(1011, "")
+    client.wire.send(frame(CLOSE, b"\x03\xf3"))
     assert next(client.frames())[0] == CLOSE
     follow(run, other.wire)
     assert next(other.frames())[0] == TEXT
@@ -305,18 +308,19 @@ def test_nothing_is_read_while_too_many_answers_wait(clients: list[Client]) -> N
     client, _ = clients
     answer = frame(TEXT, b" " * 60_000 + b"{}")
     for _ in range(FRAMES_MAX + 10):
-        client.wire.put(answer)
+        client.wire.send(answer)
     assert not client.wire.has_room
     client.end.sendall(b"said")
     heard: list[bytes] = []
     reading = threading.Thread(target=lambda: heard.append(client.wire.recv(100)))
     reading.start()
     client.wire.bell.clear()
+    until(lambda: bool(heard or vars(client.wire._go_on)["_waiters"]))
     assert heard == []
     frames = client.frames()
     while not client.wire.has_room:
         next(frames)
     assert client.wire.bell.wait(SOON)
-    client.wire.obeyed()  # as the server's thread does when the bell rings
+    client.wire.wait(0)  # as the server's thread does when the bell rings
     reading.join(SOON)
     assert heard == [b"said"]
