@@ -235,6 +235,8 @@ class Relay:
                 self._take_posts()
         for work in again:
             work()
+            if self._posts:
+                self._take_posts()
         self._fire(began)
         if self._posts:
             self._take_posts()

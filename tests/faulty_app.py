@@ -1,0 +1,32 @@
+"""Halt whose relay can be broken: `gunicorn tests.faulty_app:app`."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from flask import Response
+
+from app import create_app
+from halt import generation, sink
+from halt.web import json_response
+
+generation.STALL_MAX = float(os.environ.get("TEST_STALL_MAX", generation.STALL_MAX))
+sink.STUCK_MAX = float(os.environ.get("TEST_STUCK_MAX", sink.STUCK_MAX))
+
+app = create_app()
+
+
+def fail() -> None:
+    raise ZeroDivisionError("in the loop")
+
+
+def stall() -> None:
+    threading.Event().wait()
+
+
+@app.post("/break/<how>")
+def break_relay(how: str) -> Response:
+    """Break the relay of the worker that is asked."""
+    app.extensions["halt"].relay.post(fail if how == "raise" else stall)
+    return json_response({})
