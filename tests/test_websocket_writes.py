@@ -182,22 +182,35 @@ def test_answers_come_in_order_and_before_events_that_wait(clients: list[Client]
 
 
 def test_a_stream_s_events_come_behind_the_answer_to_its_start(
-    relay: Relay, clients: list[Client]
+    clients: list[Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the relay takes a batch between the two."""
+    """Also where the relay gathers a batch while the stream is started."""
     client, _ = clients
     for number in range(200):
         run = recording(number)
         run.log.append(Content("x"))
         client.wire.send(frame(TEXT, encode({"answer": number})))
         follow(run, client.wire)
+    busy, late = recording(-1), recording(200)
+    late.log.append(Content("x"))
+    feed = follow(busy, client.wire)
+    take = feed.take
+
+    def start(most: int) -> tuple[bytes, int]:
+        monkeypatch.undo()
+        client.wire.send(frame(TEXT, encode({"answer": 200})))
+        follow(late, client.wire)
+        return take(most)
+
+    monkeypatch.setattr(feed, "take", start)
+    busy.log.append(Content("x"))
     order = []
     for _, payload in client.frames():
         message = _message.decode(payload)
         order.append(message.answer if message.answer >= 0 else message.stream)
-        if len(order) == 400:
+        if len(order) == 403:
             break
-    for number in range(200):
+    for number in range(201):
         assert order.index(number) < order.index(f"stream-{number}")
     assert client.sock.writers == {"halt-relay"}
 
@@ -257,7 +270,7 @@ def test_the_end_of_the_relay_gives_the_socket_back(full: bool) -> None:
         until(lambda: bool(client.wire._rest))
     client.wire.send(frame(TEXT, encode({"answer": 1})))
     relay.close(SOON)
-    assert client.wire.broken
+    assert client.wire.over
     assert client.wire.bell.is_set()
     client.wire.end(now())
     if not full:
@@ -278,7 +291,7 @@ def test_a_client_that_left_is_noticed_behind_a_full_network(clients: list[Clien
     client.wire.bell.clear()
     client.end.close()
     assert client.wire.bell.wait(SOON)
-    assert client.wire.broken
+    assert client.wire.over
 
 
 def test_a_frame_that_cannot_be_made_ends_one_socket(
