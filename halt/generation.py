@@ -154,7 +154,7 @@ class Generations:
         self.relay = Relay(self._relay_failed)
         #: Whether a process whose relay has failed ends, for its parent to start another one.
         self.ends_process = False
-        self._threads_lock = threading.Lock()  # one at a time starts the three threads
+        self._threads_lock = threading.Lock()  # one thread at a time starts those two
         self._keeper = Serial("halt-keeper", KEEPER_TICK, self._look_around)
         #: Draws what takes milliseconds, for the readers that the relay serves.
         self.painter = Serial("halt-painter")
@@ -450,8 +450,8 @@ class Generations:
     # --- the threads ------------------------------------------------------------------------------
 
     def _start_threads(self) -> None:
-        """Have the threads run. Raises AtCapacity where the system has none for them."""
-        threads = (self.relay, self._keeper, self.painter)
+        """Have relay and keeper run. Raises AtCapacity where the system has no thread for them."""
+        threads = (self.relay, self._keeper)
         if all(thread.is_running for thread in threads):
             return
         with self._threads_lock:

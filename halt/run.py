@@ -81,7 +81,6 @@ from halt.unheard import Unheard
 
 LOOK_MIN, LOOK_MAX = 0.02, 1.0  # seconds between two looks at a run's limits
 DRAIN_SECONDS = 0.25  # to wait for the end of a response whose answer is complete
-COME_BACK = 0.1  # seconds that the last viewer has to come back, however short the grace
 FIRST_VIEW = 10.0  # seconds that the first viewer has to come, however short the grace
 RETRY_BASE = 0.5  # seconds before the first retry; doubles, and varies by half to spread the load
 LOADING_PAUSE = 0.25  # seconds before a server that loads its model is asked again; doubles
@@ -235,7 +234,7 @@ class Run(Recording):
             self._kept = None if seen is None else min(seen, self.log.last)
             self._reading_on = read_on
             if reason == "no_viewer":
-                return Cancelled(self.meter.snapshot(), reason, unwatched=self._unwatched)
+                return Cancelled(self.meter.snapshot(), reason, unwatched=self._patience)
             return Cancelled(self.meter.snapshot(), reason)
 
         return self._end(make)
@@ -422,12 +421,7 @@ class Run(Recording):
     @property
     def _patience(self) -> float:
         """Seconds that it goes on with nobody watching."""
-        return max(self._grace, COME_BACK if self._was_watched else FIRST_VIEW)
-
-    @property
-    def _unwatched(self) -> float:
-        """The same in the words of the settings."""
-        return self._grace if self._was_watched else self._patience
+        return self._grace if self._was_watched else max(FIRST_VIEW, self._grace)
 
     def _next_limit(self, at: float) -> float:
         """The time of the first limit that can be over next."""

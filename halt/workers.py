@@ -212,6 +212,7 @@ class SharedGenerations(Generations):
             self._registry.inherit(_tombstones.decode(left))
         self._peers.watch()
         self._start_threads()
+        self.painter.start()
         if self._recorder is not None:
             self._recorder.start()
 

@@ -169,7 +169,7 @@ def test_a_viewer_that_comes_back_in_time_keeps_the_run_alive(
     """Leaving and coming back, again and again, loses nothing and ends nothing."""
     client = halt.client()
     said = new_id()
-    events = client.chat("count?n=400&gap_ms=5", said)
+    events = client.chat("count?n=400&gap_ms=5", said, id=new_id())  # else it ends with its reader
     shown = ""
     for goal in ("60 ", "120 ", "180 ", "240 "):
         events.until_text(goal)
