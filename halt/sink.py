@@ -271,12 +271,23 @@ class Sink:
             self._taken_at = now()
         self._rest = memoryview(data)[sent:]
         self._wait_for(self._events | WRITE)
-        self._at("stuck", self._taken_at + STUCK_MAX, self._drop)
+        if "stuck" not in self._timers:  # one for a stream, however often the network is full
+            self._at("stuck", self._taken_at + STUCK_MAX, self._look_whether_stuck)
+
+    @contained
+    def _look_whether_stuck(self) -> None:
+        """Drop a client that has taken nothing for STUCK_MAX."""
+        del self._timers["stuck"]
+        if not self._rest or not self._is_open:
+            return
+        due = self._taken_at + STUCK_MAX
+        if now() >= due:
+            self._drop()
+        else:
+            self._at("stuck", due, self._look_whether_stuck)
 
     def _go_on(self) -> None:
         """The client has taken everything."""
-        if "stuck" in self._timers:
-            self._timers.pop("stuck").cancel()
         if self._is_ending:
             self._end(whole=True)
         elif not self._due and (self._run.log.last > self._after or self._run.log.ended):

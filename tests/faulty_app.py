@@ -11,8 +11,9 @@ from app import create_app
 from halt import generation, sink
 from halt.web import json_response
 
-generation.STALL_MAX = float(os.environ.get("TEST_STALL_MAX", generation.STALL_MAX))
-sink.STUCK_MAX = float(os.environ.get("TEST_STUCK_MAX", sink.STUCK_MAX))
+for module, name in ((generation, "STALL_MAX"), (sink, "STUCK_MAX")):
+    if f"TEST_{name}" in os.environ:
+        setattr(module, name, float(os.environ[f"TEST_{name}"]))
 
 app = create_app()
 
