@@ -186,11 +186,8 @@ class Inflater:
 class Framing:
     """Takes the framing from a body's bytes: chunks, a length, or none. Does no I/O."""
 
-    def __init__(
-        self, fields: dict[bytes, bytes], status: int, request: httpx2.Request | None
-    ) -> None:
+    def __init__(self, fields: dict[bytes, bytes], status: int) -> None:
         """`fields` are the head's, in lower case. Raises httpx2.RemoteProtocolError."""
-        self._request = request
         self._partial = b""  # the beginning of a size line, to which the next read adds
         self._chunked = b"chunked" in fields.get(b"transfer-encoding", b"")
         length = fields.get(b"content-length")
@@ -202,7 +199,7 @@ class Framing:
             self._left = 0
         elif length is not None:
             if not length.isdigit() or len(length) > LENGTH_DIGITS:
-                raise httpx2.RemoteProtocolError("the length is malformed", request=request)
+                raise httpx2.RemoteProtocolError("the length is malformed")
             self._left = int(length)
         else:
             self._left = None  # until the end of file
@@ -244,7 +241,7 @@ class Framing:
             stop = raw.find(b"\r\n", at)
             if stop < 0:
                 if end - at > CHUNK_LINE_MAX:
-                    raise httpx2.RemoteProtocolError("bad chunk", request=self._request)
+                    raise httpx2.RemoteProtocolError("bad chunk")
                 self._partial = raw[at:]
                 break
             size = raw[at:stop]
@@ -261,7 +258,7 @@ class Framing:
                 self._left = -1
             if self._left < 0:
                 self._left = 0
-                raise httpx2.RemoteProtocolError("bad chunk", request=self._request)
+                raise httpx2.RemoteProtocolError("bad chunk")
             self._trailer = self._left == 0
         return out[0] if len(out) == 1 else b"".join(out)
 
@@ -280,15 +277,14 @@ class Body(httpx2.SyncByteStream):
         give_back: Callable[[socket.socket], None],
         headers: list[tuple[bytes, bytes]],
         rest: bytes,
-        request: httpx2.Request,
         status: int = 200,
     ) -> None:
         """`rest` are bytes that came with the head. Raises httpx2.RemoteProtocolError."""
         fields = {name.lower(): value.lower() for name, value in headers}
-        self._line, self._give_back, self._request = line, give_back, request
+        self._line, self._give_back = line, give_back
         self._sock: socket.socket | None = sock
         self._rest = rest
-        self._framing = Framing(fields, status, request)
+        self._framing = Framing(fields, status)
         self._coding: Inflater | None = Inflater(fields.get(b"content-encoding", b""))
         self._is_reusable = (
             b"close" not in fields.get(b"connection", b"")
@@ -363,7 +359,7 @@ class Body(httpx2.SyncByteStream):
             data = coding.end() if data is None else coding.feed(data)
         except zlib.error as exc:
             message = f"the compressed body is malformed: {exc}"
-            raise httpx2.RemoteProtocolError(message, request=self._request) from exc
+            raise httpx2.RemoteProtocolError(message) from exc
         if coding.is_plain:
             self._coding = None
         return data
@@ -371,7 +367,7 @@ class Body(httpx2.SyncByteStream):
     def _receive(self) -> bytes:
         sock = self._sock
         if sock is None:
-            raise httpx2.ReadError("closed", request=self._request)
+            raise httpx2.ReadError("closed")
         # Over TLS Python waits through SO_RCVTIMEO, so the tick is poll's there.
         if self._blocks and isinstance(sock, ssl.SSLSocket) and not readable(sock, TICK):
             raise Quiet
@@ -380,12 +376,12 @@ class Body(httpx2.SyncByteStream):
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise Quiet from None
         except OSError as exc:
-            raise httpx2.ReadError(str(exc), request=self._request) from exc
+            raise httpx2.ReadError(str(exc)) from exc
         if not raw:
             if self._framing.ends_with_connection and not self._line.interrupted:
                 self._framing.complete = True
             else:
-                raise httpx2.ReadError("the body ended early", request=self._request)
+                raise httpx2.ReadError("the body ended early")
         return raw
 
     def close(self) -> None:

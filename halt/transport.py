@@ -231,7 +231,7 @@ class Transport(httpx2.BaseTransport):
                 exc.waited = now() - sent_at
                 raise
             give_back = partial(self.give_back, key)
-            body = Body(line, sock, give_back, headers, rest, request, status)
+            body = Body(line, sock, give_back, headers, rest, status)
         except BaseException:
             line.close(sock)
             raise

@@ -311,7 +311,7 @@ def test_cancel_at_any_moment(program: Halt, fake: FakeOpenAI) -> None:
 
     asyncio.run(main())
     assert all(record.ended.wait(SOON) for record in fake.requests)
-    until(lambda: programs.threads() == ["halt-keeper"])
+    until(lambda: sorted(programs.threads()) == ["halt-keeper", "halt-relay"])
 
 
 def test_a_loop_that_is_gone_holds_nobody(fake: FakeOpenAI) -> None:

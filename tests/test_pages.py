@@ -161,7 +161,11 @@ def test_a_prompt_that_is_refused_is_no_stream(
 
 def test_answers_side_by_side_are_followed_each_by_itself(client: Client) -> None:
     """The response has the places alone, each with the address of its stream."""
-    fields = [("prompt", f"/fake count?n=1 {new_id()}"), ("model", "count"), ("model", "echo")]
+    fields = [
+        ("prompt", f"/fake silent_first_token {new_id()}"),
+        ("model", "count"),
+        ("model", "echo"),
+    ]
     answer = stream(client, f"/c/{new_id()}/messages", *fields)
     assert not is_stream(answer)
     assert answer.body.count(b"hx-sse:connect") == 2

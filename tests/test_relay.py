@@ -204,7 +204,7 @@ def test_runs_that_nobody_reads_cost_no_thread(make: Make) -> None:
     for reply in replies:
         reply.feed("a")
     until(lambda: all(run.log.last == 1 for run in runs))
-    assert sorted(threads()) == ["halt-keeper", "halt-painter", "halt-relay"]
+    assert sorted(threads()) == ["halt-keeper", "halt-relay"]
     assert {name for reply in replies for name in reply.readers} == {"halt-relay"}
 
 
