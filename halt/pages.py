@@ -2,9 +2,13 @@
 
 One template, `answer.html`, draws an answer in every state. A route that changes the conversation
 at one of its exchanges returns that exchange and all that follow, since an edited prompt or another
-version leads to another rest. While an answer runs, the page follows `GET /streams/ID/page`: each
-message is a set of `<hx-partial>` that append what is new, and the last one replaces the whole
-answer.
+version leads to another rest.
+
+While an answer runs, the page reads a stream: each message is a set of `<hx-partial>` that append
+what is new, and the last one replaces the whole answer. The POST that asks for the answer is
+responded to with this stream, whose first message is what the POST changes (the exchange, or the
+answer). Where that stream breaks off, after a reload, and for answers side by side, the page
+follows `GET /streams/ID/page`, which starts nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from flask import (
 from jinja2 import Template
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt.answers import ExchangeView, PageWriter, exchange_view, lost, used, view
+from halt.answers import AnswerView, ExchangeView, PageWriter, exchange_view, lost, used, view
 from halt.bodies import checked_id, is_id, is_number
 from halt.catalog import Catalog, checked_model
 from halt.chat import ChatRequest, Message
@@ -45,6 +49,7 @@ from halt.conversations import (
     UnknownConversation,
 )
 from halt.errors import (
+    AtCapacity,
     HaltError,
     Interrupted,
     OffsetLost,
@@ -101,10 +106,6 @@ MULTIPLEXED = frozenset({"h2", "h3"})
 
 #: Models that one prompt may be sent to; the page shows their answers side by side.
 COMPARED_MODELS = 4
-
-#: Seconds that a prompt's response waits for a model that answers at once: its first text comes
-#: with its place, and not a request later.
-FIRST_TEXT_WAIT = 0.01
 
 #: Seconds that a page waits for the demo model to say whether it is loaded.
 DEMO_WAIT = 0.5
@@ -303,13 +304,13 @@ def send(conversation_id: str) -> Response:
     if sent_without_scripts():
         # Relative to this address: before Halt there may be a path that it does not know.
         return Response(status=303, headers={"Location": f"../{found.id}"})
-    response = Response(_exchange(found), mimetype="text/html")
+    response = _started(found)
     response.headers["HX-Push-Url"] = url_for("pages.conversation", conversation_id=found.id)
     return response
 
 
 @blueprint.post("/c/<conversation_id>/regenerate")
-def regenerate(conversation_id: str) -> str:
+def regenerate(conversation_id: str) -> Response:
     """One more answer to a prompt, the last one where none is named.
 
     It may be in the middle: the conversation then ends with it.
@@ -326,11 +327,11 @@ def regenerate(conversation_id: str) -> str:
         ),
     )
     _begin(found)
-    return _exchange(found)
+    return _started(found)
 
 
 @blueprint.post("/c/<conversation_id>/continue")
-def continue_(conversation_id: str) -> str:
+def continue_(conversation_id: str) -> Response:
     """Go on with the last answer from its last word, in the same message."""
     (stream_id,) = _stream_ids(1)
     answer_id, mine = _shown_exchange(conversation_id).answer_id, owner_made()
@@ -340,7 +341,8 @@ def continue_(conversation_id: str) -> str:
         lambda store: store.extend(conversation_id, mine, answer_id, stream_id, worker=_worker()),
     )
     run = _begin(found)
-    return render_template("answer.html", a=view(found.exchanges[-1], run, _lengths()))
+    shown = view(found.exchanges[-1], run, _lengths())
+    return _streamed(shown, lambda **more: render_template("answer.html", a=shown, **more))
 
 
 @blueprint.post("/c/<conversation_id>/discard")
@@ -487,6 +489,37 @@ def _exchange(found: Conversation) -> str:
     return render_template("exchange.html", x=_shown(found.exchanges[-1]), conversation_id=found.id)
 
 
+def _started(found: Conversation) -> Response:
+    """The last exchange, whose answer has begun, and the stream of that answer."""
+    shown = _shown(found.exchanges[-1])
+
+    def draw(**more: bool) -> str:
+        return render_template("exchange.html", x=shown, conversation_id=found.id, **more)
+
+    if shown.settled or len(shown.answers) == 1:
+        return _streamed(shown.answers[0], draw)
+    return Response(draw(), mimetype="text/html")  # side by side: a stream for each of them
+
+
+def _streamed(shown: AnswerView, draw: Callable[..., str]) -> Response:
+    """What `draw` draws of an answer that has begun, and the stream of that answer behind it.
+
+    Without the stream where the client does not ask for one, where there is no place for one, and
+    where the answer has ended: an answer that runs then says where its stream is to be had.
+    """
+    if shown.state == "running" and "text/event-stream" in request.headers.get("Accept", ""):
+        with contextlib.suppress(UnknownStream, OffsetLost, AtCapacity):
+            run = generations().get(shown.id, owner())
+            opening = sse_html(shown.after, draw(streamed=True))
+            if (body := _live(run, shown.after, opening)) is not None:
+                return Response(
+                    body,
+                    headers={**SSE_HEADERS, "X-Stream-Id": run.id},
+                    direct_passthrough=True,
+                )
+    return Response(draw(), mimetype="text/html")
+
+
 def _begin(found: Conversation) -> Run:
     """Start what answers the conversation's last prompt: all of it or nothing.
 
@@ -550,53 +583,58 @@ def _begin(found: Conversation) -> Run:
             recorder.abandon(idle)
         generations().stop_each([(run.id, None) for run in runs], found.owner)
         raise
-    runs[0].log.wait(0, FIRST_TEXT_WAIT)
     return runs[0]
 
 
 @blueprint.get("/streams/<stream_id>/page")
 def stream(stream_id: str) -> Response:
-    requester = owner()
     try:
-        run = generations().get(stream_id, requester)
+        run = generations().get(stream_id, owner())
     except UnknownStream:
         return _one_message(lost(stream_id))
     # The last event is sent again to a page that has it: without it the page would ask for ever.
     after = min(after_parameter(), run.log.last - (run.log.ended is not None))
-    writer = PageWriter(run, after, _answer_template(), _lengths(), saving())
-    tabs = generations().tabs
-    multiplexed = request.headers.get(PROTOCOL_HEADER, "") in MULTIPLEXED
-    place = None
-    if not multiplexed:
-        place = tabs.take(LIVE_PER_SESSION, number_of(requester or "", LIVE_PER_SESSION))
+    try:
+        body = _live(run, after)
+    except OffsetLost:
+        return _one_message(PageWriter(run, 0, _answer_template(), _lengths(), saving()).whole())
+    return Response(body, headers=SSE_HEADERS, direct_passthrough=True)
+
+
+def _live(run: Recording, after: int, opening: bytes | None = None) -> EventStream | None:
+    """A page's stream of what comes behind an event. Raises AtCapacity, OffsetLost.
+
+    A session that holds LIVE_PER_SESSION of them gets one that ends after the events that are
+    there; or None, where there is an `opening`.
+    """
+    tabs, place, brief = generations().tabs, None, False
+    if request.headers.get(PROTOCOL_HEADER, "") not in MULTIPLEXED:
+        place = tabs.take(LIVE_PER_SESSION, number_of(owner() or "", LIVE_PER_SESSION))
+        brief = place is None
+    if brief and opening is not None:
+        return None
 
     def closed() -> None:
         if place is not None:
             tabs.give_back(place)
 
     try:
-        body = EventStream(
+        writer = PageWriter(run, after, _answer_template(), _lengths(), saving())
+        return EventStream(
             generations(),
             run,
             client_socket(),
             after,
             writer.present,
+            opening=opening,
             interval=FRAME_INTERVAL,
-            brief=place is None and not multiplexed,
+            brief=brief,
             aside=writer.aside,
             on_close=closed,
         )
-    except OffsetLost:
-        closed()
-        return _one_message(writer.whole())
     except BaseException:
         closed()
         raise
-    return Response(
-        body,
-        headers=SSE_HEADERS,
-        direct_passthrough=True,
-    )
 
 
 @blueprint.get("/saving")

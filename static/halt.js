@@ -99,29 +99,52 @@
   const protocol = { "Halt-Protocol": performance.getEntriesByType("navigation")[0]?.nextHopProtocol ?? "" };
   document.addEventListener("htmx:config:request", event => {
     const { ctx } = event.detail;
-    if (ctx.sourceElement.matches(".feed")) Object.assign(ctx.request.headers, protocol); // kept when it connects again
+    if (ctx.sourceElement.matches(`.feed, ${STARTS}`)) Object.assign(ctx.request.headers, protocol); // kept when it connects again
   });
-  // A stream is asked for as soon as the server has begun it, while its place is still being made.
-  const early = new Map(); // where it was asked for -> the response
-  document.addEventListener("htmx:before:response", event => {
-    const { ctx } = event.detail;
-    if (ctx !== sender || ctx.response.status >= 400) return;
-    for (const id of sending) {
-      const url = `/streams/${id}/page?after=0`, response = fetch(url, { headers: { "HX-Request": "true", ...protocol } });
-      response.catch(() => {}); // told where it is used
-      early.set(url, response);
+  // The response to a POST that asks for an answer is the answer's stream. htmx gets the first message
+  // as if it were all of it; the feed that comes with it reads the others.
+  const begun = new Map(); // feed's ID -> the rest of its stream
+  const start = async (action, request) => {
+    const response = await fetch(action, request), headers = new Headers(response.headers);
+    if (!headers.get("Content-Type")?.startsWith("text/event-stream")) return response;
+    const reader = response.body.getReader();
+    let bytes = new Uint8Array(), end = -1;
+    while (end < 0) {
+      const { done, value } = await reader.read();
+      if (done) throw new TypeError("The stream broke off in its first message.");
+      const longer = new Uint8Array(bytes.length + value.length);
+      longer.set(bytes);
+      longer.set(value, bytes.length);
+      bytes = longer;
+      end = new TextDecoder("latin1").decode(bytes).indexOf("\n\n"); // a byte is a character here
+    }
+    const body = new ReadableStream({
+      start: controller => { if (bytes.length > end + 2) controller.enqueue(bytes.subarray(end + 2)); },
+      pull: async controller => {
+        const { done, value } = await reader.read();
+        if (done) controller.close();
+        else controller.enqueue(value);
+      },
+      cancel: reason => reader.cancel(reason),
+    });
+    begun.set(`feed-${headers.get("X-Stream-Id")}`, { body, cancel: () => reader.cancel() });
+    headers.set("Content-Type", "text/html");
+    const lines = new TextDecoder().decode(bytes.subarray(0, end)).split("\n").filter(line => line.startsWith("data: "));
+    return new Response(lines.map(line => line.slice(6)).join("\n"), { status: response.status, headers });
+  };
+  document.addEventListener("htmx:before:request", event => {
+    const { ctx } = event.detail, rest = begun.get(ctx.sourceElement.id);
+    if (ctx === sender) ctx.fetch = start;
+    if (!rest) return;
+    begun.delete(ctx.sourceElement.id);
+    ctx.request.signal.addEventListener("abort", rest.cancel);
+    ctx.fetch = async () => new Response(rest.body, { headers: { "Content-Type": "text/event-stream" } });
+  });
+  document.addEventListener("htmx:after:process", event => {
+    for (const feed of begun.size ? event.target.querySelectorAll(".feed") : []) {
+      if (begun.has(feed.id)) htmx.ajax("GET", place(feed), { source: feed });
     }
   });
-  document.addEventListener("htmx:before:request", event => {
-    const { ctx } = event.detail, response = early.get(ctx.request.action);
-    if (!response || !ctx.sourceElement.matches(".feed")) return;
-    ctx.fetch = () => response;
-    early.delete(ctx.request.action);
-  });
-  const dropEarly = () => { // places that begin elsewhere, or that are not there
-    for (const response of early.values()) response.then(({ body }) => body.cancel(), () => {});
-    early.clear();
-  };
   document.addEventListener("htmx:after:request", event => {
     const { ctx } = event.detail;
     const waits = ctx.text?.includes('data-code="conversation_moved"'); // in the queue, see queue.js
@@ -131,7 +154,8 @@
     if (event.detail.ctx !== sender) return;
     setSending([]);
     sender = null;
-    dropEarly();
+    for (const { cancel } of begun.values()) cancel(); // its place is not there
+    begun.clear();
     if (leaving) { prompt.value = leaving + (prompt.value && `\n${prompt.value}`); leaving = ""; grow(prompt); }
   });
   const unreached = (source, status) => {
@@ -158,15 +182,15 @@
   const frozenAt = answer => {
     if (frozen.has(answer.dataset.stream)) return frozen.get(answer.dataset.stream); // pressed again
     const connection = connections.get(`feed-${answer.dataset.stream}`);
-    const shown = connection?.shown || new URL($(".feed", answer).getAttribute("hx-sse:connect"), location).searchParams.get("after");
-    frozen.set(answer.dataset.stream, shown || "0");
+    const shown = connection?.shown || $(".feed", answer).dataset.after;
+    frozen.set(answer.dataset.stream, shown);
     document.dispatchEvent(new Event("halt:still"));
     if (connection) { // a browser has six connections to a host, and Stop needs one
       connection.config.reconnect = false;
       connection.reader?.cancel();
       connection.delayCanceller?.();
     }
-    return shown || "0";
+    return shown;
   };
   let pressedAgain = 0; // a Stop that was lost on its way: its text stands still, so nothing else would learn the end
   const stopLater = stopper => {
@@ -181,13 +205,16 @@
   });
 
   // --- the stream ---------------------------------------------------------------------------------
-  const retryFeed = feed => setTimeout(() => {
+  const place = feed => `/streams/${feed.id.slice(5)}/page?after=${feed.dataset.after}`;
+  const connect = feed => { // by a GET, which htmx repeats
     if (!feed.isConnected || frozen.has(feed.id.slice(5))) return;
     const fresh = feed.cloneNode(false); // htmx connects an element once
     delete fresh.dataset.htmxPowered;
+    fresh.setAttribute("hx-sse:connect", place(feed));
     feed.replaceWith(fresh);
     htmx.process(fresh);
-  }, 1000);
+  };
+  const retryFeed = feed => setTimeout(connect, 1000, feed);
   const lost = yes => { $("#connection").hidden = !yes; };
   document.addEventListener("htmx:response:error", event => {
     const source = event.detail.ctx?.sourceElement;
@@ -198,7 +225,13 @@
     lost(false);
   });
   document.addEventListener("htmx:sse:error", () => lost(true));
-  document.addEventListener("htmx:sse:close", event => connections.delete(event.target.id));
+  document.addEventListener("htmx:sse:close", event => {
+    const feed = event.target, { connection, reason } = event.detail;
+    connections.delete(feed.id);
+    if (reason !== "ended" || feed.hasAttribute("hx-sse:connect")) return;
+    feed.dataset.after = connection.shown ?? feed.dataset.after; // the POST's stream was cut: the GET goes on
+    connect(feed);
+  });
   document.addEventListener("htmx:sse:before:message", event => {
     if (frozen.has(event.target.id.slice(5))) event.preventDefault();
     else {

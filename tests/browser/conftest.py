@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from tests.browser.chat import PATIENCE, Chat
+from tests.browser.network import Network
 from tests.conftest import HaltServer
 from tests.fake_openai import FakeOpenAI
 
@@ -87,6 +88,13 @@ def open_chat(browser: Browser) -> Iterator[OpenChat]:
 def chat(open_chat: OpenChat, halt: HaltServer, shared_fake: FakeOpenAI) -> Chat:
     """A person's one tab on the shared server."""
     return open_chat(halt, shared_fake)
+
+
+@pytest.fixture
+def network(halt: HaltServer) -> Iterator[Network]:
+    """A network of the test's own before the shared server."""
+    with Network(halt) as made:
+        yield made
 
 
 @pytest.fixture

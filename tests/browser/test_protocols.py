@@ -87,7 +87,7 @@ class Proxy:
 
 
 class Tab:
-    """A tab of the session, and the requests for page streams that it has made."""
+    """A tab of the session, and the requests that it has made whose responses are page streams."""
 
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
@@ -95,7 +95,7 @@ class Tab:
         chat.page.on("request", self._request)
 
     def _request(self, request: Request) -> None:
-        if "/page?" in request.url:
+        if "/page?" in request.url or request.url.endswith("/messages"):
             self.requests.append(request)
 
     @property

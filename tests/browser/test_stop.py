@@ -9,7 +9,10 @@ import pytest
 from playwright.sync_api import Locator, Route, expect
 
 from tests.browser.chat import AWAY, Chat, numbers
+from tests.browser.conftest import OpenChat
+from tests.browser.network import Network
 from tests.conftest import SEEN_WITHIN, eventually
+from tests.fake_openai import FakeOpenAI
 
 #: What a proxy says while the server behind it is away.
 BAD_GATEWAY = (
@@ -18,15 +21,14 @@ BAD_GATEWAY = (
 
 
 class Held:
-    """Requests that the network keeps for a while; `late`: their responses instead.
+    """Requests that the browser keeps for a while.
 
     Each is released once: by `let_go`, or by its own handler when that comes later.
     """
 
-    def __init__(self, chat: Chat, path: str, *, late: bool = False) -> None:
+    def __init__(self, chat: Chat, path: str) -> None:
         self._chat = chat
         self._path = path
-        self._late = late
         self._open = False
         self._kept: list[Callable[[], None]] = []
         chat.page.route(path, self._hold)
@@ -47,18 +49,10 @@ class Held:
         return bool(self._kept)
 
     def _hold(self, route: Route) -> None:
-        response = route.fetch() if self._late else None
-
-        def release() -> None:
-            if response is None:
-                route.continue_()
-            else:
-                route.fulfill(response=response)
-
         if self._open:
-            release()
+            route.continue_()
         else:
-            self._kept.append(release)
+            self._kept.append(route.continue_)
 
 
 def press(chat: Chat, how: str) -> None:
@@ -245,18 +239,21 @@ def test_stop_before_the_request_reaches_the_server(chat: Chat, how: str) -> Non
 
 
 @pytest.mark.parametrize("model", ["silent_first_token", "count?n=100000&gap_ms=3"])
-def test_stop_while_the_answer_to_send_is_on_its_way(chat: Chat, model: str) -> None:
+def test_stop_before_the_first_byte_of_the_answer_to_send(
+    open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI, model: str
+) -> None:
     """The server has begun, the page has shown nothing yet: the prompt comes back."""
-    held = Held(chat, "**/messages", late=True)
+    chat = open_chat(network, shared_fake)
+    network.hold("POST .*/messages")
     said = chat.ask(model)
-    held.wait()
+    network.wait_held()
     if "count" in model:
         chat.record().wait_tokens(20)
     with chat.page.expect_response("**/stop") as pressed:
         chat.stop.click()
     assert pressed.value.ok
     assert chat.record().closed.wait(SEEN_WITHIN)
-    held.let_go()
+    network.let_go()
     expect(chat.prompt).to_have_value(said)
     expect(chat.send).to_be_visible()
     assert chat.exchanges() == 0

@@ -8,8 +8,7 @@ import re
 import secrets
 import socket
 import sqlite3
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import inf
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,11 +18,11 @@ from playwright.sync_api import Route, expect
 
 from tests.browser.chat import AWAY, Chat, numbers
 from tests.browser.conftest import OpenChat
-from tests.conftest import SEEN_WITHIN, HaltServer, StartHalt
+from tests.browser.network import Network
+from tests.conftest import SEEN_WITHIN, StartHalt, asked
 from tests.fake_openai import FakeOpenAI
 from tests.fake_scenarios import MARKDOWN, SCENARIOS, pieces
 from tests.fake_wire import Reply
-from tests.wire import HandMade, Peer
 
 LOST = "The connection is lost"
 BROKEN = AWAY + "|Failed to fetch|network error"  # what the console may say of it
@@ -35,52 +34,6 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-class Network(HandMade):
-    """The way between a browser and a server; it can be lost and come back."""
-
-    def __init__(self, server: HaltServer) -> None:
-        self._server = (server.host, server.port)
-        self._there = True
-        super().__init__(self._connect)
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def lose(self) -> None:
-        """Break every connection, and let none through until `restore`."""
-        self._there = False
-        for peer in list(self._peers):
-            with contextlib.suppress(OSError):
-                peer.sock.shutdown(socket.SHUT_RDWR)
-
-    def restore(self) -> None:
-        """Let connections through again."""
-        self._there = True
-
-    def _connect(self, peer: Peer) -> None:
-        if not self._there:
-            return
-        with socket.create_connection(self._server) as far:
-            back = threading.Thread(target=self._carry, args=(far, peer.sock), daemon=True)
-            back.start()
-            self._carry(peer.sock, far)
-            back.join()
-
-    @staticmethod
-    def _carry(source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65_536):
-                target.sendall(data)
-        for each in (source, target):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-
-@pytest.fixture
-def network(halt: HaltServer) -> Iterator[Network]:
-    """A network of the test's own before the shared server."""
-    with Network(halt) as made:
-        yield made
 
 
 # --- reloads and tabs -----------------------------------------------------------------------------
@@ -490,11 +443,112 @@ def test_a_lost_network_is_shown_and_the_stream_picked_up_again(
     assert chat.shown() == numbers(850)
 
 
-def test_an_answer_whose_stream_cannot_be_opened_at_first_is_followed_later(chat: Chat) -> None:
-    """The request for the stream fails right after the prompt was sent; the page asks again."""
+def times_asked(fake: FakeOpenAI, words: str) -> int:
+    """How often the model was asked something."""
+    return sum(words in str(record.body) for record in fake.requests)
+
+
+@pytest.mark.parametrize("way", ["Send", "Edit", "Regenerate"])
+def test_the_stream_of_a_post_that_is_cut_goes_on_by_a_get(
+    open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI, way: str
+) -> None:
+    """From the last event that is shown; nothing twice, and the model is asked once."""
+    chat = open_chat(network, shared_fake)
+    chat.forgives = BROKEN
+    said = chat.ask("stall?n=40&rest=60&gap_ms=3")
+    chat.wait_text("38 39")
+    if way != "Send":
+        chat.stop.click()
+        chat.wait_state("stopped")
+        chat.button(way).click() if way == "Regenerate" else edit(chat)
+        chat.wait_state("running")
+        chat.wait_text("38 39")
+    times = 1 if way == "Send" else 2
+    record = asked(shared_fake, said, times - 1)
+    record.wait_tokens(40)
+    network.requests.clear()
+    network.lose()
+    expect(chat.page.get_by_text(LOST)).to_be_visible()
+    network.restore()
+    expect(chat.page.get_by_text(LOST)).to_be_hidden()
+    chat.frames()
+    assert chat.shown() == numbers(40)
+    record.release()
+    chat.wait_state("done")
+    assert chat.shown() == numbers(100)
+    feeds = [each for each in network.requests if "/page?" in each]
+    assert feeds
+    assert all(int(each.partition("after=")[2]) > 0 for each in feeds), feeds
+    assert not [each for each in network.requests if each.startswith("POST")]
+    assert times_asked(shared_fake, said) == times
+    chat.reload()
+    assert chat.shown() == numbers(100)
+    assert times_asked(shared_fake, said) == times
+
+
+def edit(chat: Chat) -> None:
+    """Send the last prompt again as it is."""
+    chat.page.get_by_role("button", name="Edit", exact=True).last.click()
+    chat.page.get_by_role("textbox", name="Edit your message").press("Enter")
+
+
+def test_one_request_brings_the_answer(
+    open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI
+) -> None:
+    """The POST's own stream: no other is opened as long as it is not cut."""
+    chat = open_chat(network, shared_fake)
+    for n in range(2):
+        chat.ask("count?n=30&gap_ms=2")
+        expect(chat.page.locator(".exchange")).to_have_count(n + 1)
+        chat.wait_state("done")
+        assert chat.shown() == numbers(30)
+    chat.button("Regenerate").click()
+    expect(chat.page.locator(".number")).to_contain_text("2/")
+    chat.wait_state("done")
+    chat.ask("stall?n=3&rest=2")
+    expect(chat.page.locator(".exchange")).to_have_count(3)
+    chat.wait_text("0 1 2")
+    chat.stop.click()
+    chat.wait_state("stopped")
+    chat.button("Continue").click()
+    chat.wait_state("done")
+    assert not [each for each in network.requests if "/streams/" in each]
+
+
+def test_a_reload_within_the_stream_of_a_post_sends_nothing_again(
+    open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI
+) -> None:
+    """The page that is loaded then follows by a GET."""
+    chat = open_chat(network, shared_fake)
+    said = chat.ask("stall?n=40&rest=60&gap_ms=3")
+    chat.wait_text("20 21")
+    network.requests.clear()
+    chat.reload()
+    chat.wait_text("38 39")
+    chat.record().release()
+    chat.wait_state("done")
+    assert chat.shown() == numbers(100)
+    assert times_asked(shared_fake, said) == 1
+    assert not [each for each in network.requests if "/messages" in each]
+
+
+def cut_off(chat: Chat, network: Network) -> None:
+    """Lose the network, and let all of it but the page's streams come back."""
     chat.forgives = BROKEN
     chat.context.route("**/streams/*/page*", lambda route: route.abort())
-    chat.ask("count?n=50&gap_ms=5")
+    network.lose()
+    expect(chat.page.get_by_text(LOST)).to_be_visible()
+    network.restore()
+
+
+def test_an_answer_whose_stream_cannot_be_opened_at_first_is_followed_later(
+    open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI
+) -> None:
+    """The POST's stream is cut and the request for the next one fails; the page asks again."""
+    chat = open_chat(network, shared_fake)
+    chat.ask("count?n=50&gap_ms=5&first_ms=500")
+    chat.wait_state("running")
+    cut_off(chat, network)
     expect(chat.page.get_by_text(LOST)).to_be_visible()
     chat.context.unroute_all()
     chat.wait_state("done")
@@ -502,12 +556,14 @@ def test_an_answer_whose_stream_cannot_be_opened_at_first_is_followed_later(chat
     expect(chat.page.get_by_text(LOST)).to_be_hidden()
 
 
-def test_stop_works_while_the_stream_cannot_be_read(chat: Chat) -> None:
+def test_stop_works_while_the_stream_cannot_be_read(
+    open_chat: OpenChat, network: Network, shared_fake: FakeOpenAI
+) -> None:
     """Nothing of it was seen, so the prompt comes back, and no loss is spoken of any more."""
-    chat.forgives = BROKEN
-    chat.context.route("**/streams/*/page*", lambda route: route.abort())
-    said = chat.ask("count?n=100000&gap_ms=5&first_ms=500")
-    expect(chat.page.get_by_text(LOST)).to_be_visible()
+    chat = open_chat(network, shared_fake)
+    said = chat.ask("silent_first_token")
+    chat.wait_state("running")
+    cut_off(chat, network)
     chat.stop.click()
     expect(chat.prompt).to_have_value(said)
     expect(chat.page.get_by_text(LOST)).to_be_hidden()
