@@ -91,3 +91,102 @@ def test_one_press_of_the_page_stops_several_answers(
     for record in records:
         assert record.closed.wait(SEEN_WITHIN)
     assert send(client, "/stop").status == 400
+
+
+STREAMED = PAGE | {"Accept": "text/html, text/event-stream"}
+
+
+def stream(client: Client, path: str, *fields: tuple[str, Any], **headers: str) -> Answer:
+    """Send a form as htmx does, and read the response to its end."""
+    return client.request("POST", path, urlencode(fields).encode(), STREAMED | headers)
+
+
+def is_stream(answer: Answer) -> bool:
+    """The response is one of messages."""
+    return answer.headers["content-type"].startswith("text/event-stream")
+
+
+def test_the_response_to_a_prompt_is_its_stream(client: Client, shared_fake: FakeOpenAI) -> None:
+    """First the exchange, which opens no stream of its own; then the text; last the whole answer."""
+    place, said, stream_id = f"/c/{new_id()}", f"/fake stall?n=3&rest=1 {new_id()}", new_id()
+    form = urlencode([("prompt", said), ("id", stream_id)]).encode()
+    events = client.stream("POST", f"{place}/messages", form, STREAMED)
+    assert events.headers["content-type"].startswith("text/event-stream")
+    assert events.headers["hx-push-url"] == place
+    assert events.id == stream_id
+    first = events.next()
+    assert first
+    assert '<section class="exchange"' in first.data
+    assert 'data-state="running"' in first.data
+    assert f'id="feed-{stream_id}"' in first.data
+    text = events.next()
+    assert text
+    assert text.data.startswith("<hx-partial")
+    asked(shared_fake, said).release()
+    *_, last = events
+    assert f'hx-target="#a-{stream_id}"' in last.data
+    assert 'data-state="done"' in last.data
+    assert "hx-sse:connect" not in "".join(each.data for each in events.seen)
+    prompt_id = re.search(r'data-prompt="(\d+)"', first.data)
+    assert prompt_id
+    form = urlencode([("prompt_id", prompt_id[1])]).encode()
+    again = client.stream("POST", f"{place}/regenerate", form, STREAMED)
+    first = again.next()
+    assert first
+    assert "Version" in first.data
+    asked(shared_fake, said, 1).release()
+    *_, last = again
+    assert 'data-state="done"' in last.data
+
+
+def test_an_answer_that_has_ended_before_its_response_is_no_stream(client: Client) -> None:
+    """Stop was first: the exchange is shown as ended."""
+    stream_id = new_id()
+    assert send(client, "/stop", ("stream_id", stream_id), ("seen", "0")).status == 200
+    fields = [("prompt", f"/fake silent_first_token {new_id()}"), ("id", stream_id)]
+    answer = stream(client, f"/c/{new_id()}/messages", *fields)
+    assert (answer.status, is_stream(answer)) == (200, False)
+    assert b'data-state="withdrawn"' in answer.body
+
+
+@pytest.mark.parametrize("fields", [[], [("prompt", "Hi"), ("model", "x" * 201)]])
+def test_a_prompt_that_is_refused_is_no_stream(
+    client: Client, fields: list[tuple[str, str]]
+) -> None:
+    """A fragment with a status, as for every form."""
+    answer = stream(client, f"/c/{new_id()}/messages", *fields)
+    assert (answer.status, is_stream(answer)) == (400, False)
+    assert b'role="alert"' in answer.body
+
+
+def test_answers_side_by_side_are_followed_each_by_itself(client: Client) -> None:
+    """The response has the places alone, each with the address of its stream."""
+    fields = [("prompt", f"/fake count?n=1 {new_id()}"), ("model", "count"), ("model", "echo")]
+    answer = stream(client, f"/c/{new_id()}/messages", *fields)
+    assert not is_stream(answer)
+    assert answer.body.count(b"hx-sse:connect") == 2
+
+
+def test_a_session_with_all_its_page_streams_gets_the_place_alone(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """A browser must keep connections for Stop; over HTTP/2 it has them anyway."""
+    said = f"/fake silent_first_token {new_id()}"
+
+    def form() -> bytes:
+        return urlencode([("prompt", said), ("id", new_id())]).encode()
+
+    path = "/c/{}/messages"
+    held = [client.stream("POST", path.format(new_id()), form(), STREAMED) for _ in range(4)]
+    for each in held:
+        assert each.headers["content-type"].startswith("text/event-stream")
+    fifth = client.request("POST", path.format(new_id()), form(), STREAMED)
+    assert not is_stream(fifth)
+    assert b"hx-sse:connect" in fifth.body
+    multiplexed = STREAMED | {"Halt-Protocol": "h2"}
+    sixth = client.stream("POST", path.format(new_id()), form(), multiplexed)
+    assert sixth.headers["content-type"].startswith("text/event-stream")
+    for nth in range(6):
+        asked(shared_fake, said, nth).release()
+    for each in (*held, sixth):
+        each.close()
