@@ -688,7 +688,7 @@ def _message_id(field: str) -> int:
 def _stream_ids(count: int) -> list[str]:
     """The streams' IDs: those that the page has chosen, made up where it has not."""
     given = [checked_id(each, "id") for each in request.form.getlist("id") if each]
-    return (given + [secrets.token_urlsafe(16) for _ in range(count)])[:count]
+    return (given + [secrets.token_urlsafe(16) for _ in range(count - len(given))])[:count]
 
 
 def _answer_template() -> Template:
