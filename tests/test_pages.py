@@ -107,8 +107,9 @@ def is_stream(answer: Answer) -> bool:
 
 
 def test_the_response_to_a_prompt_is_its_stream(client: Client, shared_fake: FakeOpenAI) -> None:
-    """First the exchange, which opens no stream of its own; last the whole answer."""
-    place, said, stream_id = f"/c/{new_id()}", f"/fake stall?n=3&rest=1 {new_id()}", new_id()
+    """First the exchange, which opens no other stream; then what changes; last the whole answer."""
+    place, stream_id = f"/c/{new_id()}", new_id()
+    said = f"/fake silent_first_token?n=3 {new_id()}"
     form = urlencode([("prompt", said), ("id", stream_id)]).encode()
     events = client.stream("POST", f"{place}/messages", form, STREAMED)
     assert events.headers["content-type"].startswith("text/event-stream")
@@ -120,8 +121,8 @@ def test_the_response_to_a_prompt_is_its_stream(client: Client, shared_fake: Fak
     assert 'data-state="running"' in first.data
     assert f'id="feed-{stream_id}"' in first.data
     asked(shared_fake, said).release()
-    *between, last = events
-    assert all(each.data.startswith("<hx-partial") for each in between if each.data)
+    *texts, last = events
+    assert all(each.data.startswith("<hx-partial") for each in texts)
     assert f'hx-target="#a-{stream_id}"' in last.data
     assert 'data-state="done"' in last.data
     assert "hx-sse:connect" not in "".join(each.data for each in events.seen)
@@ -157,16 +158,17 @@ def test_a_prompt_that_is_refused_is_no_stream(
     assert b'role="alert"' in answer.body
 
 
-def test_answers_side_by_side_are_followed_each_by_itself(client: Client) -> None:
+def test_answers_side_by_side_are_followed_each_by_itself(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
     """The response has the places alone, each with the address of its stream."""
-    fields = [
-        ("prompt", f"/fake silent_first_token {new_id()}"),
-        ("model", "count"),
-        ("model", "echo"),
-    ]
+    said = f"/fake silent_first_token {new_id()}"
+    fields = [("prompt", said), ("model", "count"), ("model", "echo")]
     answer = stream(client, f"/c/{new_id()}/messages", *fields)
     assert not is_stream(answer)
     assert answer.body.count(b"hx-sse:connect") == 2
+    for nth in range(2):
+        asked(shared_fake, said, nth).release()
 
 
 def test_a_session_with_all_its_page_streams_gets_the_place_alone(
