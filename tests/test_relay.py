@@ -499,6 +499,7 @@ def test_a_worker_whose_relay_has_failed_is_replaced(
         server.wait_printed("the relay has failed: (ZeroDivision|Timeout)Error")
         server.wait_printed(r"hread 0x[0-9a-f]+ \(most recent call first\)")
         server.wait_printed(r'halt/relay.py", line \d+ in _')
+        server.wait_printed("exited with code 70")  # what it had accepted is lost with it
         events.close()
         again = client.follow("kept-by-journal").to_end()
         assert again.text == "0 1 2 "
