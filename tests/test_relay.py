@@ -10,10 +10,12 @@ import gzip
 import http.client
 import os
 import select
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from halt.generation import Generations
 from halt.http1 import INFLATED_MAX, Body
 from halt.line import Line
 from halt.metrics import now
-from halt.relay import Relay
+from halt.relay import READ, Relay
 from halt.run import Run
 from halt.stops import StopRegistry
 from tests.conftest import HaltServer, eventually, halt_environment
@@ -135,25 +137,36 @@ def test_what_is_posted_is_done_in_its_order(relay: Relay) -> None:
     assert done == [1, 2, 3]
 
 
-def test_posts_come_between_the_works_of_one_turn(relay: Relay) -> None:
-    """What was put off to the next turn holds up no Stop that comes meanwhile."""
+@pytest.mark.parametrize("kind", ["works", "sockets"])
+def test_posts_come_between_the_works_of_one_turn(relay: Relay, kind: str) -> None:
+    """Neither sockets that can be read nor works of the turn before hold up a Stop that comes."""
     order: list[str] = []
     over = threading.Event()
+    pairs = [socket.socketpair() for _ in range(FLOODS)]
 
-    def busy(number: int) -> None:
-        order.append(f"busy {number}")
-        if number == 0:  # as another thread does, while this one works
+    def busy(number: int, _: int = 0) -> None:
+        if not order:  # as another thread does, while this one works
             Background(lambda: relay.post(lambda: order.append("stop"))).end()
-        if number == FLOODS - 1:
+        order.append(f"busy {number}")
+        if kind == "sockets":
+            relay.unwatch(pairs[number][0])
+        if len(order) == FLOODS + 1:
             over.set()
 
     def begin() -> None:
-        for number in range(FLOODS):
-            relay.again(lambda number=number: busy(number))  # type: ignore[misc]
+        for number, (ours, theirs) in enumerate(pairs):
+            if kind == "works":
+                relay.again(partial(busy, number))
+            else:
+                theirs.send(b"!")
+                relay.watch(ours, READ, partial(busy, number))
 
     relay.post(begin)
     assert over.wait(SOON)
     assert order.index("stop") == 1
+    for ours, theirs in pairs:
+        ours.close()
+        theirs.close()
 
 
 def test_a_cancelled_timer_does_nothing(relay: Relay) -> None:
@@ -499,6 +512,7 @@ def test_a_worker_whose_relay_has_failed_is_replaced(
         server.wait_printed("the relay has failed: (ZeroDivision|Timeout)Error")
         server.wait_printed(r"hread 0x[0-9a-f]+ \(most recent call first\)")
         server.wait_printed(r'halt/relay.py", line \d+ in _')
+        server.wait_printed("exited with code 70")  # what it had accepted is lost with it
         events.close()
         again = client.follow("kept-by-journal").to_end()
         assert again.text == "0 1 2 "

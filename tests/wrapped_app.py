@@ -16,11 +16,14 @@ from app import app
 class Wrapped:
     """A body that hands on what another one gives."""
 
+    chunked = True
+
     def __init__(self, body: Iterable[bytes]) -> None:
         self._body = body
 
     def __iter__(self) -> Iterator[bytes]:
-        yield from self._body
+        resp = self  # the server's own name for its response
+        yield from resp._body
 
     def close(self) -> None:
         close = getattr(self._body, "close", None)
@@ -32,8 +35,8 @@ class Zipped(Wrapped):
     """The same, compressed as it comes."""
 
     def __iter__(self) -> Iterator[bytes]:
-        packer = zlib.compressobj(wbits=31)
-        for piece in self._body:
+        resp, packer = self, zlib.compressobj(wbits=31)
+        for piece in resp._body:
             yield packer.compress(piece) + packer.flush(zlib.Z_SYNC_FLUSH)
         yield packer.flush()
 
