@@ -377,10 +377,6 @@ class Run(Recording):
 
     # --- what the relay does for the run ----------------------------------------------------------
 
-    def begin(self) -> None:
-        """By the relay: watch the run's limits, from its start on."""
-        self._look()
-
     def broken(self, exc: Exception) -> None:
         """By the relay: a fault of Halt's own ends the run."""
         self._host.later(partial(self._log_surprise, exc))
@@ -535,11 +531,11 @@ class Run(Recording):
         """By the relay: the log has ended. Let go of everything, as soon as that can be."""
         if self._is_worked or self._settled:
             return
-        reply = self._reply
         if self._reading_on:
             self._readable()
             return
-        if self._is_watched and isinstance(self.log.ended, Done) and not _is_over(reply):
+        is_complete = self._reply is None or self._reply.complete
+        if self._is_watched and isinstance(self.log.ended, Done) and not is_complete:
             # Some bytes of the framing are still to come: with them the connection can be kept.
             if self._drain is None:
                 self._drain = self._host.relay.at(now() + DRAIN_SECONDS, self._let_go)
@@ -805,11 +801,6 @@ class Run(Recording):
         self._reply = None
         self._fault = fault
         self._need_thread()
-
-
-def _is_over(reply: Reply | None) -> bool:
-    """There is nothing more to read."""
-    return reply is None or reply.complete
 
 
 def _has_counted(reply: Reply) -> bool:
