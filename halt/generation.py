@@ -218,7 +218,7 @@ class Generations:
         if recorder is not None:
             recorder.begin(run)
         self.on_begin()
-        self.relay.post(run.begin)
+        run.look_soon()
         if stopped:
             run.switch.press()
             run.discard()

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import select
 from collections.abc import Callable
 from functools import partial
@@ -48,7 +47,6 @@ from halt.chat import (
 )
 from halt.config import Config
 from halt.continuing import unfinished
-from halt.embedded import READY_LIMIT
 from halt.errors import CODES, Interrupted, UpstreamError, shortened
 from halt.events import (
     Cancelled,
@@ -75,22 +73,19 @@ from halt.notes import LINE_END, NoteFilter, are_discussed
 from halt.recording import Recording, Viewer
 from halt.relay import READ, Relay, Timer, contained
 from halt.request_ids import about, current, quoted
+from halt.retries import Retries
 from halt.stops import Pressed, StopSwitch
 from halt.tools import Toolbox, ToolRound
 from halt.unheard import Unheard
+from halt.usage import cleaned, summed
 
 LOOK_MIN, LOOK_MAX = 0.02, 1.0  # seconds between two looks at a run's limits
 DRAIN_SECONDS = 0.25  # to wait for the end of a response whose answer is complete
 FIRST_VIEW = 10.0  # seconds that the first viewer has to come, however short the grace
-RETRY_BASE = 0.5  # seconds before the first retry; doubles, and varies by half to spread the load
-LOADING_PAUSE = 0.25  # seconds before a server that loads its model is asked again; doubles
-LOADING_PAUSE_MAX = 4.0  # seconds
 LOGGED_MAX = 500  # characters of what a server said that go into the server's log
 HELD_FOR = 2.0  # seconds of silence after which held text is shown: below every limit of silence
-COUNT_MAX = 2**53  # of a usage: what every reader of JSON takes for the same number
 PARTS_MOST = 1000  # events that are looked at for the answer's last line
 BESIDE_MAX = 32_000_000  # characters of pictures and other fields beside one answer's text
-RETRY_AFTER_MAX = 5.0  # seconds; a server that wants us to wait longer is shown to the user instead
 
 logger = logging.getLogger(__name__)
 
@@ -170,8 +165,7 @@ class Run(Recording):
         self._usage: dict[str, Any] | None = {}  # of all rounds; None: one of them told none
         self._counted: Reply | None = None  # the newest reply whose usage is in there
         self._reply: Reply | None = None
-        self._retries_left = config.retries
-        self._loading_pause = LOADING_PAUSE
+        self._retries = Retries(config)
         self._fault: UpstreamError | None = None  # why the thread is to try again
         # The relay's own:
         self._is_worked = True  # a thread has the run
@@ -383,10 +377,6 @@ class Run(Recording):
 
     # --- what the relay does for the run ----------------------------------------------------------
 
-    def begin(self) -> None:
-        """By the relay: watch the run's limits, from its start on."""
-        self._look()
-
     def broken(self, exc: Exception) -> None:
         """By the relay: a fault of Halt's own ends the run."""
         self._host.later(partial(self._log_surprise, exc))
@@ -541,11 +531,11 @@ class Run(Recording):
         """By the relay: the log has ended. Let go of everything, as soon as that can be."""
         if self._is_worked or self._settled:
             return
-        reply = self._reply
         if self._reading_on:
             self._readable()
             return
-        if self._is_watched and isinstance(self.log.ended, Done) and not _is_over(reply):
+        is_complete = self._reply is None or self._reply.complete
+        if self._is_watched and isinstance(self.log.ended, Done) and not is_complete:
             # Some bytes of the framing are still to come: with them the connection can be kept.
             if self._drain is None:
                 self._drain = self._host.relay.at(now() + DRAIN_SECONDS, self._let_go)
@@ -596,51 +586,11 @@ class Run(Recording):
         """Return when another try may begin. Raises the fault where there is none, Interrupted."""
         if self.log.ended is not None:
             raise Interrupted("ended while it was opened") from fault
-        if self._is_loading(fault):
-            self._wait_for_model(fault)
-            return
-        asked, growth = fault.retry_after, 2 ** (self._config.retries - self._retries_left)
-        again = fault.retryable and fault.resend and self._retries_left
-        if not again or (asked or 0.0) > RETRY_AFTER_MAX:
-            raise fault
-        wait = RETRY_BASE * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load, keeps no secret
-        wait = wait * growth if asked is None else asked + wait  # all were told the same
-        self._retries_left -= 1
-        told = self.id, fault.code, wait
+        pause = self._retries.pause(fault, now() - self.meter.last_at)
+        told = self.id, fault.code, pause
         logger.info("stream %s: %s, trying again in %.1f s", *told, extra=about(self.request_id))
-        if self.switch.event.wait(wait):
+        if self.switch.event.wait(pause):
             raise Interrupted("ended while it waited for a retry")
-
-    def _is_loading(self, fault: UpstreamError) -> bool:
-        """The demo model, which starts with Halt, is being loaded, and will answer when it has.
-
-        Its port is reserved before the model listens: there a refusal means the same. Of a server
-        of its own the person is told, because only the person knows whether to wait for it.
-        """
-        is_demo = self._config.wants_embedded and bool(self._config.embedded_url)
-        return is_demo and fault.code in {"model_loading", "upstream_refused"} and fault.retryable
-
-    def _wait_for_model(self, fault: UpstreamError) -> None:
-        """Return when the server may have loaded its model. Raises the fault, Interrupted.
-
-        The server has done nothing yet that could be billed, so HALT_RETRIES does not count here;
-        HALT_FIRST_BYTE_TIMEOUT is the limit, for a demo model that does not listen READY_LIMIT.
-        """
-        wait = self._loading_pause * random.uniform(0.75, 1.25)  # noqa: S311 - as for a retry
-        wait = max(wait, fault.retry_after or 0.0)
-        self._loading_pause = min(2 * self._loading_pause, LOADING_PAUSE_MAX)
-        limit = self._config.first_byte_timeout
-        waited_then = now() + wait - self.meter.last_at
-        if fault.code != "model_loading" and waited_then > READY_LIMIT:
-            raise fault
-        if waited_then > limit:
-            raise fault.hinting(
-                f"Halt waits for {limit:g} s. HALT_FIRST_BYTE_TIMEOUT sets this limit."
-            )
-        told = self.id, fault.code, wait
-        logger.info("stream %s: %s, asking again in %.1f s", *told, extra=about(self.request_id))
-        if self.switch.event.wait(wait):
-            raise Interrupted("ended while the model was being loaded")
 
     # --- what comes -------------------------------------------------------------------------------
 
@@ -760,8 +710,8 @@ class Run(Recording):
             return
         self._counted = reply
         if self._usage is not None:
-            told = reply.usage
-            self._usage = None if told is None else _sum(self._usage, _counts(told))
+            usage = reply.usage
+            self._usage = None if usage is None else summed(self._usage, cleaned(usage))
 
     def _run_tools(self) -> None:
         """Run what the model asked for, then ask it again with the results."""
@@ -853,11 +803,6 @@ class Run(Recording):
         self._need_thread()
 
 
-def _is_over(reply: Reply | None) -> bool:
-    """There is nothing more to read."""
-    return reply is None or reply.complete
-
-
 def _has_counted(reply: Reply) -> bool:
     """The provider has sent its usage, which stands behind the end of the answer."""
     return reply.finish_reason is not None and reply.usage is not None
@@ -882,29 +827,6 @@ def _drain(reply: Reply) -> None:
 
 def _silent(code: str, seconds: float, setting: str) -> UpstreamError:
     return UpstreamError(code, hint=f"Nothing came for {seconds:g} s: {setting} sets this limit.")
-
-
-def _counts(usage: dict[str, Any]) -> dict[str, Any]:
-    """A server's usage without whole numbers that count nothing: negative, or past any sense."""
-    return {
-        name: _counts(value) if isinstance(value, dict) else value
-        for name, value in usage.items()
-        if not isinstance(value, int) or 0 <= value <= COUNT_MAX
-    }
-
-
-def _sum(total: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """Two counts as one: numbers are added, what is no number is the newer one's."""
-    out = dict(total)
-    for name, value in more.items():
-        before = out.get(name)
-        if isinstance(value, dict) and isinstance(before, dict):
-            out[name] = _sum(before, value)
-        elif isinstance(value, int | float) and isinstance(before, int | float):
-            out[name] = before + value
-        elif value is not None or before is None:
-            out[name] = value
-    return out
 
 
 def _refuses_tools(fault: UpstreamError) -> bool:

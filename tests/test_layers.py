@@ -65,6 +65,8 @@ LAYERS = {
     "starts": 2,
     "continuing": 2,
     "unheard": 2,
+    "retries": 2,
+    "usage": 0,
     "titles": 3,
     "faults": 2,
     "decoder": 2,

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from halt import recording
+from halt import recording, retries
 from halt import run as module
 from halt.chat import Part
 from halt.config import Config
@@ -178,10 +178,10 @@ def test_stop_between_tokens(stage: Stage) -> None:
 
 def test_stop_while_it_waits_to_try_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time before a retry is interrupted too, and the retry is not made."""
-    monkeypatch.setattr(module, "RETRY_BASE", 1_000.0)
-    monkeypatch.setattr(module, "RETRY_AFTER_MAX", 10_000.0)
+    monkeypatch.setattr(retries, "RETRY_BASE", 1_000.0)
+    monkeypatch.setattr(retries, "RETRY_AFTER_MAX", 10_000.0)
     run, upstream = stage.begin(Scripted(UpstreamError("upstream_refused")))
-    until(lambda: run._retries_left < 2)
+    until(lambda: run._retries.made > 0)
     assert run.switch.press() == "stopped"
     stage.wait_settled(run)
     assert len(upstream.asked) == 1
@@ -444,7 +444,7 @@ def test_silence_is_told_to_whoever_has_heartbeats_to_send(stage: Stage) -> None
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries follow at once."""
-    monkeypatch.setattr(module, "RETRY_BASE", 0.0)
+    monkeypatch.setattr(retries, "RETRY_BASE", 0.0)
 
 
 @pytest.mark.usefixtures("quick")
@@ -527,9 +527,9 @@ def test_those_who_were_told_the_same_wait_do_not_return_at_once(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that sends everybody away for a while is not met by all of them together."""
-    monkeypatch.setattr(module, "RETRY_BASE", 1_000.0)
+    monkeypatch.setattr(retries, "RETRY_BASE", 1_000.0)
     run, upstream = stage.begin(Scripted(UpstreamError("rate_limited", retry_after=0.0)))
-    until(lambda: run._retries_left < 2)
+    until(lambda: run._retries.made > 0)
     assert len(upstream.asked) == 1
     run.cancel("stop")
 

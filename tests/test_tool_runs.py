@@ -16,8 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from halt import metrics, recording
-from halt import run as module
+from halt import metrics, recording, retries
 from halt.chat import ChatRequest, Part, ToolSpec, ToolTurn
 from halt.config import Config
 from halt.errors import UpstreamError
@@ -38,6 +37,7 @@ from halt.events import (
 from halt.metrics import Meter
 from halt.run import Run
 from halt.tools import Toolbox, ToolRound
+from halt.usage import summed
 from tests.conftest import HaltServer, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.races import together
@@ -94,7 +94,7 @@ class ToolStage(Stage):
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToolStage]:
     monkeypatch.setattr(recording, "TICK", 0.05)
-    monkeypatch.setattr(module, "RETRY_BASE", 0.0)
+    monkeypatch.setattr(retries, "RETRY_BASE", 0.0)
     made = ToolStage()
     yield made
     made.close()
@@ -263,8 +263,8 @@ def test_nested_counts_are_summed_too() -> None:
     one = {"a": 1, "d": {"x": 1, "y": None}, "who": "m"}
     two = {"a": 2.5, "d": {"x": 3, "y": 4}, "who": "n", "more": 1}
     total = {"a": 3.5, "d": {"x": 4, "y": 4}, "who": "n", "more": 1}
-    assert module._sum(module._sum({}, one), two) == total
-    assert module._sum(one, {"a": None}) == one
+    assert summed(summed({}, one), two) == total
+    assert summed(one, {"a": None}) == one
 
 
 def test_calls_that_come_before_the_end_wait_for_it(stage: ToolStage) -> None:
