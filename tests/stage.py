@@ -75,7 +75,7 @@ class Stage:
         self.start_threads()
         if run not in self._begun:
             self._begun.append(run)
-        self.relay.post(run.begin)
+        run.look_soon()
         run.work()
 
     def start_threads(self) -> None:
