@@ -67,24 +67,25 @@ class Timer:
 
 
 class Peak:
-    """The greatest value of the last FIGURES_SECONDS."""
+    """The greatest value of the last FIGURES_SECONDS, or of twice that."""
 
     def __init__(self) -> None:
-        self._since = 0.0
-        self._before = self._now = 0.0
+        self.most = 0.0  # since this period began
+        self.until = 0.0  # when it ends
+        self._before = 0.0  # the greatest of the period before
 
     def note(self, value: float, at: float) -> None:
-        self._turn_over(at)
-        self._now = max(self._now, value)
+        """Count a value; without effect where it is below `most` and not after `until`."""
+        if at > self.until:
+            recent = at < self.until + FIGURES_SECONDS
+            self._before, self.most = (self.most if recent else 0.0), 0.0
+            self.until = at + FIGURES_SECONDS
+        self.most = max(self.most, value)
 
     def value(self) -> float:
-        self._turn_over(now())
-        return max(self._before, self._now)
-
-    def _turn_over(self, at: float) -> None:
-        if at - self._since > FIGURES_SECONDS:
-            recent = at - self._since < 2 * FIGURES_SECONDS
-            self._before, self._now, self._since = (self._now if recent else 0.0), 0.0, at
+        """The greatest value."""
+        self.note(0.0, now())
+        return max(self._before, self.most)
 
 
 class Relay:
@@ -95,6 +96,7 @@ class Relay:
         self._on_fault = on_fault
         self.longest_turn, self.lag = Peak(), Peak()
         self.turn_began: float | None = None  # None while the selector is waited for
+        self._turn_ended = 0.0
         self._posts: deque[Work] = deque()
         self._rung = False
         self._rung_at = 0.0
@@ -241,8 +243,9 @@ class Relay:
         if self._posts:
             self._take_posts()
         self.turn_began = None
-        ended = now()
-        self.longest_turn.note(ended - began, ended)
+        ended = self._turn_ended = now()
+        if ended - began > self.longest_turn.most or ended > self.longest_turn.until:
+            self.longest_turn.note(ended - began, ended)
 
     def _patience(self) -> float | None:
         """Seconds that the selector may wait."""
@@ -250,7 +253,7 @@ class Relay:
             return 0.0
         while self._timers and self._timers[0][2].work is None:
             heapq.heappop(self._timers)
-        return max(0.0, self._timers[0][0] - now()) if self._timers else None
+        return max(0.0, self._timers[0][0] - self._turn_ended) if self._timers else None
 
     def _take_posts(self) -> None:
         """Do what is posted now; what is posted meanwhile comes next time."""

@@ -189,24 +189,28 @@ class Sink:
             # The reader was slower than the log is long. It is told, never given a gap.
             self._send_last(stream.lost(lost))
             return
-        if events:
+        if not events:
+            if ended is not None:
+                self._send_last(b"" if self._told else stream.nothing)
+            return
+        if stream.interval:
             self._ready_at = now() + stream.interval
-            self._told = True
-            self._make(fitting(events))
-        elif ended is not None:
-            self._send_last(b"" if self._told else stream.nothing)
-
-    def _make(self, events: list[tuple[int, Event]]) -> None:
+        if len(events) > 1:
+            events = fitting(events)
+        self._told = True
         after, (self._after, last) = self._after, events[-1]
+        self._show(self._frame(after, events), is_last=is_terminal(last))
+
+    def _frame(self, after: int, events: list[tuple[int, Event]]) -> bytes | Callable[[], bytes]:
         present, newest = self._stream.present, self._run.newest_frame
-        made: bytes | Callable[[], bytes]
-        if self._shares and newest and newest[:3] == (present, after, self._after):
-            made = newest[3]
-        else:
-            made = present(events)
-            if self._shares and isinstance(made, bytes):
-                self._run.newest_frame = (present, after, self._after, made)
-        self._show(made, is_last=is_terminal(last))
+        if not self._shares:
+            return present(events)
+        if newest and newest[:3] == (present, after, self._after):
+            return newest[3]
+        made = present(events)
+        if isinstance(made, bytes):
+            self._run.newest_frame = (present, after, self._after, made)
+        return made
 
     def _show(self, made: bytes | Callable[[], bytes], *, is_last: bool) -> None:
         """Send what `present` has made, or have it made by the painter."""
@@ -263,8 +267,9 @@ class Sink:
             self._drop()
             return
         if sent == len(data):
-            self._rest = _NOTHING
-            self._wait_for(self._events & ~WRITE)
+            if self._events & WRITE:
+                self._rest = _NOTHING
+                self._wait_for(self._events & ~WRITE)
             self._go_on()
             return
         if sent:
