@@ -147,8 +147,8 @@ class Records:
 
     def exists(self, stream_id: str) -> bool:
         with self.database.reading() as connection:
-            found = select(generations.c.id).where(generations.c.id == stream_id)
-            return connection.scalar(found) is not None
+            # A statement of SQLAlchemy's costs 140 us here, on the way of each start with an ID.
+            return execute(connection, _EXISTS, (stream_id,)).fetchone() is not None
 
     def workers_running(self) -> dict[str, float]:
         with self.database.reading() as connection:
@@ -325,6 +325,7 @@ _GROW = """
     SELECT id, ?, ? FROM generations WHERE id = ? AND state = 'running'
     ON CONFLICT (generation_id, first_seq) DO UPDATE SET payload = excluded.payload
 """
+_EXISTS = "SELECT 1 FROM generations WHERE id = ?"
 _RUNNING = """
     SELECT id, conversation_id, message_id FROM generations WHERE id = ? AND state = 'running'
 """

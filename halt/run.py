@@ -81,6 +81,7 @@ from halt.usage import cleaned, summed
 
 LOOK_MIN, LOOK_MAX = 0.02, 1.0  # seconds between two looks at a run's limits
 DRAIN_SECONDS = 0.25  # to wait for the end of a response whose answer is complete
+HAND_OVER = 2.0  # seconds for a reader of another process to follow a run that it has asked for
 FIRST_VIEW = 10.0  # seconds that the first viewer has to come, however short the grace
 LOGGED_MAX = 500  # characters of what a server said that go into the server's log
 HELD_FOR = 2.0  # seconds of silence after which held text is shown: below every limit of silence
@@ -144,6 +145,7 @@ class Run(Recording):
         self._unheard = unheard
         self._on_usage = on_usage
         self._reading_on = False  # after a Stop that left the upstream open
+        self._expected_until = 0.0  # a reader of another process comes until then
         self._grace = config.orphan_grace if grace is None else grace
         self._tools = tools if request.tools is None else None  # whoever brings tools runs them
         if self._tools:
@@ -208,6 +210,14 @@ class Run(Recording):
         super().leave(viewer)
         if not self._viewers and self.log.ended is None:
             self.look_soon()
+
+    def expect(self) -> None:
+        """A reader of another process asks for the run, and will follow it within HAND_OVER.
+
+        Until then the run does not end for want of a viewer: the reader's last connection, to
+        this process, may be closed already.
+        """
+        self._expected_until = now() + HAND_OVER
 
     def look_soon(self) -> None:
         """Have the relay look whether the run is over a limit, or has no viewer. Takes no lock."""
@@ -402,7 +412,7 @@ class Run(Recording):
             self.leave(viewer)
         if (fault := self._over_limit(at)) is not None:
             self.fail(fault)
-        elif not self._viewers and at - self._watched_at >= self._patience:
+        elif not self._viewers and at >= self._unwatched_until:
             self.cancel("no_viewer")
         else:
             again = min(max(self._next_limit(at), at + LOOK_MIN), at + LOOK_MAX)
@@ -413,11 +423,16 @@ class Run(Recording):
         """Seconds that it goes on with nobody watching."""
         return self._grace if self._was_watched else max(FIRST_VIEW, self._grace)
 
+    @property
+    def _unwatched_until(self) -> float:
+        """The time up to which it goes on with nobody watching."""
+        return max(self._watched_at + self._patience, self._expected_until)
+
     def _next_limit(self, at: float) -> float:
         """The time of the first limit that can be over next."""
         config, meter = self._config, self.meter
         silence = config.gap_timeout if self._answering else config.first_byte_timeout
-        patience = at + LOOK_MAX if self._viewers else self._watched_at + self._patience
+        patience = at + LOOK_MAX if self._viewers else self._unwatched_until
         return min(meter.started_at + config.run_timeout, meter.last_at + silence, patience)
 
     def _over_limit(self, at: float) -> UpstreamError | None:

@@ -360,6 +360,7 @@ class SharedGenerations(Generations):
             tell_unknown(channel)
             return
         if not asked.live:
+            run.expect()
             tell(run, asked.after, channel)
             return
         if not channel.long():
