@@ -472,7 +472,6 @@ class Generations:
         if not self.alive():
             self.drain()
         self._forget_old()
-        self._unheard.tend(now())
         self._tick()
 
     def _tick(self) -> None:

@@ -291,10 +291,6 @@ class Run(Recording):
         """Its log has ended, and its upstream is still read for its usage."""
         return self._reading_on
 
-    def is_overdue(self, at: float) -> bool:
-        """Whether a limit is over for an answer that nobody hears."""
-        return self._over_limit(at) is not None
-
     def _read_on(self, reply: Reply) -> None:
         """Read some more of an answer that was stopped, until the provider has counted."""
         if not _has_counted(reply):
@@ -387,13 +383,13 @@ class Run(Recording):
 
     @contained
     def _look(self) -> None:
-        """By the relay: end a run that is over a limit, or that nobody watches; look again later.
+        """By the relay: end a run that is over a limit, or has no viewer; look again later.
 
         What has arrived is read before (see `halt.relay`), so a stall of Halt ends no run.
         """
         if self._limits is not None:
             self._limits.cancel()
-        if self.log.ended is not None:
+        if self.log.ended is not None and not self._reading_on:
             return
         at = now()
         with self._viewers_lock:
@@ -401,10 +397,11 @@ class Run(Recording):
         for viewer in gone:
             self.leave(viewer)
         if (fault := self._over_limit(at)) is not None:
-            self.fail(fault)
-        elif not self._viewers and at - self._watched_at >= self._patience:
-            self.cancel("no_viewer")
-        else:
+            if not self.fail(fault):  # it is read on: the end of file ends that
+                self.line.interrupt()
+            return
+        is_unwatched = not self._viewers and at - self._watched_at >= self._patience
+        if not (is_unwatched and self.cancel("no_viewer")):
             again = min(max(self._next_limit(at), at + LOOK_MIN), at + LOOK_MAX)
             self._limits = self._host.relay.at(again, self._look)
 
@@ -417,8 +414,10 @@ class Run(Recording):
         """The time of the first limit that can be over next."""
         config, meter = self._config, self.meter
         silence = config.gap_timeout if self._answering else config.first_byte_timeout
-        patience = at + LOOK_MAX if self._viewers else self._watched_at + self._patience
-        return min(meter.started_at + config.run_timeout, meter.last_at + silence, patience)
+        limit = min(meter.started_at + config.run_timeout, meter.last_at + silence)
+        if self._viewers or self.log.ended is not None:
+            return limit
+        return min(limit, self._watched_at + self._patience)
 
     def _over_limit(self, at: float) -> UpstreamError | None:
         """The limit that is over at this time."""

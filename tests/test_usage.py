@@ -233,23 +233,17 @@ def test_a_real_server_is_read_to_its_count(fake: FakeOpenAI) -> None:
 class Idle:
     """A run of which nothing is known but its line."""
 
-    def __init__(self, *, overdue: bool = False) -> None:
+    def __init__(self) -> None:
         self.line = Line()
-        self.overdue = overdue
-
-    def is_overdue(self, at: float) -> bool:
-        return self.overdue
 
 
 def test_places_of_the_unheard_are_bounded_and_given_back() -> None:
     """As many as streams; none is left after a close, which interrupts all."""
     unheard = Unheard(Config(exact_usage=True, max_streams=2))
-    first, late, third = Idle(), Idle(overdue=True), Idle()
+    first, late, third = Idle(), Idle(), Idle()
     assert unheard.take(first)
     assert unheard.take(late)
     assert not unheard.take(third)
-    unheard.tend(0.0)
-    assert (first.line.interrupted, late.line.interrupted) == (False, True)
     unheard.give_back(late)
     assert unheard.take(third)
     unheard.close()
