@@ -153,6 +153,20 @@ def test_limits_hold_for_what_is_read_on(stage: Stage, limit: str) -> None:
     assert stage.reported.empty()
 
 
+def test_limits_hold_for_a_stopped_request_without_a_head(stage: Stage) -> None:
+    """A server that never answers is let go of after a Stop that waits for its count."""
+    stage.upstream.silent = True
+    generations = stage.make(first_byte_timeout=0.3)
+    run = generations.start(
+        ChatRequest(HI), on_usage=lambda run, usage: stage.reported.put((run.id, usage))
+    )
+    assert stage.upstream.waiting.wait(SOON)
+    assert generations.stop(run.id, None).upstream == "closing"
+    until(lambda: not run.reading_on)
+    until(lambda: not generations._unheard)
+    assert stage.reported.empty()
+
+
 def test_a_stop_before_the_answer_is_read_on_as_well(stage: Stage) -> None:
     """The connection that is being made goes on; what comes of it is counted and never shown."""
     generations = stage.make()
