@@ -336,22 +336,19 @@ class Body(httpx2.SyncByteStream):
         Raises Quiet when nothing has come (after TICK seconds where the socket blocks),
         httpx2.ReadError and httpx2.RemoteProtocolError when the connection fails.
         """
-        coding, framing = self._coding, self._framing
-        if coding is not None and coding.pending and (data := self._undone(coding, b"")):
-            return data
-        while not framing.complete:
-            raw, self._rest = self._rest, b""
-            data = framing.feed(raw or self._receive())
-            if data and self._coding is not None:
-                data = self._undone(self._coding, data)
-            if data:
-                return data
-        if self._coding is None:
-            return b""
-        while self._coding.pending:
-            if data := self._undone(self._coding, b""):
-                return data
-        return self._undone(self._coding, None)
+        framing, data = self._framing, b""
+        while not data:
+            coding = self._coding
+            if coding is not None and coding.pending:
+                data = self._undone(coding, b"")
+            elif not framing.complete:
+                raw, self._rest = self._rest, b""
+                data = framing.feed(raw or self._receive())
+                if data and coding is not None:
+                    data = self._undone(coding, data)
+            else:
+                return b"" if coding is None else self._undone(coding, None)
+        return data
 
     def _undone(self, coding: Inflater, data: bytes | None) -> bytes:
         """The data as it was before it was compressed; None: its end."""

@@ -104,11 +104,6 @@ class Reading:
             leave = partial(self.run.leave, self._viewer)
             self._departure = Departure(self._generations.relay, self._client, leave)
 
-    def _forget_client(self) -> None:
-        departure, self._departure = self._departure, None
-        if departure is not None:
-            departure.cancel()
-
     def wait(self, begins: Callable[[Event], bool], timeout: float = float("inf")) -> None:
         """Return at an event that `begins` the answer, at the run's end, or when the client leaves.
 
@@ -130,7 +125,8 @@ class Reading:
         """Give the place back. The reader has left: see `Run.leave`."""
         if self._open:
             self._open = False
-            self._forget_client()
+            if self._departure is not None:
+                self._departure.cancel()
             self._generations.unview(self.run, self._viewer)
 
 
@@ -243,7 +239,7 @@ class EventStream(Reading):
                 spoke_at = now()
                 yield frame
         except OffsetLost as lost:
-            # The reader was slower than the log is long. It is told, never given a gap.
+            # The reader is further behind than the log is long: an error, never a gap.
             yield self.lost(lost)
         else:
             if not told and not viewer.gone:

@@ -161,7 +161,7 @@ class Feed:
         try:
             events = [] if self.over else fitting(run.log.read(after, most))
         except OffsetLost as lost:
-            # The reader was slower than the log is long. It is told, never given a gap.
+            # The reader is further behind than the log is long: an error, never a gap.
             self.end()
             return _error(lost, run.id), 1
         if not events:
