@@ -1,7 +1,7 @@
 """HTTP/1.1 on a socket: the head of a request, the head of its response, its body as it comes.
 
-`Framing` and `Inflater` do no I/O. `Body` reads a socket that blocks, with SO_RCVTIMEO as a tick
-(over TLS: poll), or, after `unblock`, one that does not. How long silence may last is not decided
+`Framing` and `Inflater` do no I/O. `Body` reads a socket that blocks for TICK seconds (SO_RCVTIMEO;
+over TLS: poll), or, after `unblock`, one that does not. How long silence may last is not decided
 here.
 """
 
@@ -72,7 +72,7 @@ def read_head(
         try:
             more = sock.recv(READ_SIZE)
         except (BlockingIOError, ssl.SSLWantReadError):
-            continue  # a tick; the run's limits are watched elsewhere
+            continue  # after TICK seconds; the relay watches the run's limits
         except TimeoutError:
             raise  # still connecting: the proxy is slow
         except OSError as exc:
@@ -365,7 +365,7 @@ class Body(httpx2.SyncByteStream):
         sock = self._sock
         if sock is None:
             raise httpx2.ReadError("closed")
-        # Over TLS Python waits through SO_RCVTIMEO, so the tick is poll's there.
+        # Over TLS Python waits through SO_RCVTIMEO, so poll does the waiting there.
         if self._blocks and isinstance(sock, ssl.SSLSocket) and not readable(sock, TICK):
             raise Quiet
         try:

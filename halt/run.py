@@ -145,7 +145,7 @@ class Run(Recording):
         self._on_usage = on_usage
         self._reading_on = False  # after a Stop that left the upstream open
         self._grace = config.orphan_grace if grace is None else grace
-        self._tools = tools if request.tools is None else None  # whoever brings tools runs them
+        self._tools = tools if request.tools is None else None  # else the client runs its own
         if self._tools:
             self.request = msgspec.structs.replace(request, tools=self._tools.specs)
         self._calls: list[ToolCall] = []  # what the model has asked for in this round
@@ -169,7 +169,7 @@ class Run(Recording):
         self._fault: UpstreamError | None = None  # why the thread is to try again
         # The relay's own:
         self._is_worked = True  # a thread has the run
-        self._is_watched = False  # the relay reads its reply
+        self._is_registered = False  # the relay reads its reply
         self._settled = False
         self._limits: Timer | None = None
         self._held: Timer | None = None  # until text that is held back is shown
@@ -407,7 +407,7 @@ class Run(Recording):
 
     @property
     def _patience(self) -> float:
-        """Seconds that it goes on with nobody watching."""
+        """Seconds that it goes on without a viewer."""
         return self._grace if self._was_watched else max(FIRST_VIEW, self._grace)
 
     def _next_limit(self, at: float) -> float:
@@ -454,25 +454,25 @@ class Run(Recording):
     def _watch(self, reply: Reply) -> None:
         reply.unblock()
         self._host.relay.watch(reply.fileno(), READ, self._readable)
-        self._is_watched = True
+        self._is_registered = True
         self._readable()  # some of the body may have come with the head
 
     def _unwatch(self) -> None:
-        if self._is_watched and self._reply is not None:
-            self._is_watched = False
+        if self._is_registered and self._reply is not None:
+            self._is_registered = False
             self._host.relay.unwatch(self._reply.fileno())
 
     @contained
     def _readable(self, _: int = READ) -> None:
         """By the relay: the reply can be read."""
         reply = self._reply
-        if not self._is_watched or reply is None:
+        if not self._is_registered or reply is None:
             return
         if self.log.ended is None:
-            self._pump(reply)
+            self._read(reply)
         else:
             self._read_behind(reply)
-        if self._is_watched and reply.pending:
+        if self._is_registered and reply.pending:
             self._host.relay.again(self._readable)
 
     def _read_behind(self, reply: Reply) -> None:
@@ -493,8 +493,8 @@ class Run(Recording):
             if reply.complete:
                 self._let_go()
 
-    def _pump(self, reply: Reply) -> None:
-        """Move what has come to the log. Raises UpstreamError."""
+    def _read(self, reply: Reply) -> None:
+        """Append what has come to the log."""
         try:
             part = reply.read()
         except Quiet:
@@ -523,7 +523,7 @@ class Run(Recording):
         """Give the run to a thread, which opens the upstream again."""
         self._unwatch()
         self._is_worked = True
-        self._host.later(self.start_work)  # to start a thread takes a wait for it
+        self._host.later(self.start_work)  # not here: `Thread.start` waits for the thread
 
     @contained
     def _wind_up(self) -> None:
@@ -534,7 +534,7 @@ class Run(Recording):
             self._readable()
             return
         is_complete = self._reply is None or self._reply.complete
-        if self._is_watched and isinstance(self.log.ended, Done) and not is_complete:
+        if self._is_registered and isinstance(self.log.ended, Done) and not is_complete:
             # Some bytes of the framing are still to come: with them the connection can be kept.
             if self._drain is None:
                 self._drain = self._host.relay.at(now() + DRAIN_SECONDS, self._let_go)
@@ -751,7 +751,7 @@ class Run(Recording):
         """Run the calls; their results in the order of the calls, some missing after an end."""
         assert self._tools is not None  # noqa: S101 - else none is asked for
         under_way = self._tool_round = self._tools.round(calls)
-        if self.log.ended is not None:  # by one who did not see the round
+        if self.log.ended is not None:  # by a thread that did not see the round
             under_way.abort()
         for result in under_way.results():
             self._size += len(result.result)
