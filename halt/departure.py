@@ -14,7 +14,7 @@ PIPELINED_LOOK = 1.0  # seconds between two looks at a client that has sent some
 
 
 class Departure:
-    """Tells when a client has left: of a reader whose thread looks at the log, not at its socket.
+    """Calls `gone` when a client has left, for a reader whose thread waits at the log.
 
     The relay watches a duplicate of the descriptor, which it alone closes: the server may close its
     own at any time.
@@ -36,7 +36,7 @@ class Departure:
             self._relay.watch(self._sock, READ, self._look)
 
     def broken(self, exc: Exception) -> None:
-        """Nothing can be told of this client any more; it is found when something is written."""
+        """This client is watched no more; a write will find that it has left."""
 
     @contained
     def _end(self) -> None:
@@ -71,7 +71,7 @@ def has_left(client: socket.socket) -> bool | None:
 
 
 def _is_half_closed(client: socket.socket) -> bool:
-    """The same behind bytes that wait, where the system tells it."""
+    """The same behind bytes that wait, where the system has POLLRDHUP."""
     mask = getattr(select, "POLLRDHUP", 0)
     if not mask:
         return False

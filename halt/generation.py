@@ -107,7 +107,7 @@ class Health(msgspec.Struct, frozen=True):
     worker: str = ""
 
 
-#: Streams to be stopped: each ID with the last event that the one who stops it was shown.
+#: Streams to be stopped: each ID, and the last event that was shown where it was stopped.
 Stops = Sequence[tuple[str, int | None]]
 
 
@@ -146,7 +146,7 @@ class Generations:
         # Places for open streams, and IDs in use: `halt.workers` shares them with other processes.
         self._places = Slots()
         self._ids = Slots()
-        #: Places for page streams, some for each session: whoever opens one takes it here.
+        #: Places for page streams, some for each session, taken by the view that opens one.
         self.tabs = Slots()
         self._views: dict[Viewer, Recording] = {}  # readers that hold a thread of the server
         self._seats = 0  # their number, with connections that follow runs by themselves
@@ -176,7 +176,7 @@ class Generations:
 
         `tools` are offered to the model and run here when it calls them. `on_end` is called once,
         by the thread that ended the run, with nothing locked. `grace`: seconds that the run goes on
-        with nobody watching, where it is not the configured time; 0 ends it with its last viewer.
+        without a viewer, where it is not the configured time; 0 ends it with its last viewer.
         `on_usage` is called after `on_end`, by another thread, with the provider's own count for a
         run that was stopped, where HALT_EXACT_USAGE asks for it and the provider tells.
         `noted`: the store knows this ID already, as that of the generation which begins here.
@@ -324,8 +324,8 @@ class Generations:
         receipts = self._stop(stops, requester)
         if self._archive is None or (self._recorder is not None and self._recorder.failing):
             return receipts
-        # What nobody has may be over: since long, or since its worker's death. All is stopped by
-        # now; a store that does not answer is waited for once at most.
+        # A stream that no worker has may be over, since long or since its worker's death. All is
+        # stopped by now; a store that does not answer is waited for once at most.
         with contextlib.suppress(StoreUnavailable):
             for index, each in enumerate(receipts):
                 if each.status == "pending" and self._archive.is_over(each.id, requester):
@@ -472,14 +472,13 @@ class Generations:
         if not self.alive():
             self.drain()
         self._forget_old()
-        self._unheard.tend(now())
         self._tick()
 
     def _tick(self) -> None:
         """What else is done in each turn."""
 
     def _relay_failed(self, fault: BaseException) -> None:
-        """The relay is dead, or as good as that: nothing may wait for it in silence."""
+        """The relay has ended, or stands still: end the process, or else every open run."""
         logger.critical("the relay has failed: %r", fault, exc_info=fault)
         faulthandler.dump_traceback(all_threads=True)
         if self.ends_process:

@@ -1,9 +1,8 @@
 """A program's handle on one generation: read it, wait for it, stop it, from any thread.
 
-What holds when nobody reads? A handle is a viewer of its run, so an answer goes on as long as the
-program keeps the handle, a callback, or an iterator: it may be asked for the result much later.
-When the last of them is dropped nobody can read the answer any more, and the run is stopped after
-`Config.orphan_grace` seconds, like one whose browser has left.
+A handle is a viewer of its run, so an answer goes on as long as the program keeps the handle, a
+callback, or an iterator: it may need the result much later. When the last of them is dropped, the
+run is stopped after `Config.orphan_grace` seconds, like one whose browser has left.
 """
 
 from __future__ import annotations

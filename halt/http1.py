@@ -1,7 +1,7 @@
 """HTTP/1.1 on a socket: the head of a request, the head of its response, its body as it comes.
 
-`Framing` and `Inflater` do no I/O. `Body` reads a socket that blocks, with SO_RCVTIMEO as a tick
-(over TLS: poll), or, after `unblock`, one that does not. How long silence may last is not decided
+`Framing` and `Inflater` do no I/O. `Body` reads a socket that blocks for TICK seconds (SO_RCVTIMEO;
+over TLS: poll), or, after `unblock`, one that does not. How long silence may last is not decided
 here.
 """
 
@@ -72,7 +72,7 @@ def read_head(
         try:
             more = sock.recv(READ_SIZE)
         except (BlockingIOError, ssl.SSLWantReadError):
-            continue  # a tick; the run's limits are watched elsewhere
+            continue  # after TICK seconds; the relay watches the run's limits
         except TimeoutError:
             raise  # still connecting: the proxy is slow
         except OSError as exc:
@@ -336,22 +336,19 @@ class Body(httpx2.SyncByteStream):
         Raises Quiet when nothing has come (after TICK seconds where the socket blocks),
         httpx2.ReadError and httpx2.RemoteProtocolError when the connection fails.
         """
-        coding, framing = self._coding, self._framing
-        if coding is not None and coding.pending and (data := self._undone(coding, b"")):
-            return data
-        while not framing.complete:
-            raw, self._rest = self._rest, b""
-            data = framing.feed(raw or self._receive())
-            if data and self._coding is not None:
-                data = self._undone(self._coding, data)
-            if data:
-                return data
-        if self._coding is None:
-            return b""
-        while self._coding.pending:
-            if data := self._undone(self._coding, b""):
-                return data
-        return self._undone(self._coding, None)
+        framing, data = self._framing, b""
+        while not data:
+            coding = self._coding
+            if coding is not None and coding.pending:
+                data = self._undone(coding, b"")
+            elif not framing.complete:
+                raw, self._rest = self._rest, b""
+                data = framing.feed(raw or self._receive())
+                if data and coding is not None:
+                    data = self._undone(coding, data)
+            else:
+                return b"" if coding is None else self._undone(coding, None)
+        return data
 
     def _undone(self, coding: Inflater, data: bytes | None) -> bytes:
         """The data as it was before it was compressed; None: its end."""
@@ -368,7 +365,7 @@ class Body(httpx2.SyncByteStream):
         sock = self._sock
         if sock is None:
             raise httpx2.ReadError("closed")
-        # Over TLS Python waits through SO_RCVTIMEO, so the tick is poll's there.
+        # Over TLS Python waits through SO_RCVTIMEO, so poll does the waiting there.
         if self._blocks and isinstance(sock, ssl.SSLSocket) and not readable(sock, TICK):
             raise Quiet
         try:

@@ -24,11 +24,11 @@ TICK = 1.0  # seconds of silence after which a read returns to its caller
 
 
 class Quiet(Exception):
-    """Nothing has arrived for a tick."""
+    """Nothing has arrived: for TICK seconds, or, where the socket does not block, by now."""
 
 
 class Line:
-    """One run's connection, as seen by those who may want to interrupt it.
+    """One run's connection, as seen by the threads that may interrupt it.
 
     The lock makes shutdown and close exclude each other: a socket's number is never used after it
     was given back to the system, when it may belong to another stream already.
@@ -76,7 +76,7 @@ class Line:
             self._changed.notify_all()
 
     def interrupt(self) -> None:
-        """Wake whoever blocks on the connection and tell the peer. Harmless when repeated."""
+        """Wake the thread that blocks on the connection, and tell the peer. May be repeated."""
         with self._changed:
             self._interrupted = True
             if self._socket is not None:
@@ -100,7 +100,7 @@ _line: ContextVar[Line | None] = ContextVar("halt_line", default=None)
 
 
 def current_line() -> Line:
-    """The line that requests made here run on; one of their own, where nobody interrupts."""
+    """The line that requests made here run on; outside `on_line` a new one."""
     return _line.get() or Line()
 
 

@@ -1,10 +1,9 @@
 """Several generations read as one stream, in the order in which their events arrive.
 
-Who pumps whom: each run has one follower (see `halt.feed`), which takes the run's role of the pump,
-so the thread that reads an upstream's socket is also the one that hands its events over. The order
-of arrival is the order in which the followers put their events into the feed, under the feed's
-lock; nothing is sorted afterwards. Threads: one a run, each holding a reader's place, and none for
-the merge itself, whose consumer takes all that is there each time it had to wait.
+Each run has one follower (see `halt.feed`), a thread that waits at the run's log and hands events
+over. The order of arrival is the order in which the followers put their events into the feed, under
+the feed's lock; nothing is sorted afterwards. Threads: one a run, each holding a reader's place;
+none for the merge itself, whose consumer takes all that is there each time it had to wait.
 
 Runs stay runs: each has its own Stop, limits and figures, and one that fails leaves the others. The
 consumer gets exactly one terminal event of each: the run's own, or an `error` in its place when

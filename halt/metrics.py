@@ -74,7 +74,7 @@ class Gaps:
 
 
 class Meter:
-    """Collects the figures of a run. Written by the thread that pumps, read by anyone."""
+    """Collects the figures of a run. Written by the thread that has the run, read by any."""
 
     __slots__ = (
         "answer_at",

@@ -79,7 +79,7 @@ class Names:
             said = socket.getaddrinfo(*name, 0, socket.SOCK_STREAM)
         except UnicodeError:  # a part of it is empty, or longer than a name's may be
             said = socket.gaierror(socket.EAI_NONAME, "this is no name")
-        except Exception as exc:  # noqa: BLE001 - whatever it was: nobody waits in vain
+        except Exception as exc:  # noqa: BLE001 - raised by each thread that waits
             said = exc
         with self._lock:
             del self._asked[name]

@@ -76,7 +76,7 @@ class Reading:
         self, generations: Generations, run: Recording, client: socket.socket | None, after: int = 0
     ) -> None:
         """Take the place. Raises AtCapacity, OffsetLost."""
-        run.log.read(after, 1)  # an offset that is lost is told before the headers
+        run.log.read(after, 1)  # an offset that is lost is an error before the headers
         self.run = run
         self._generations = generations
         self._client = client
@@ -104,11 +104,6 @@ class Reading:
             leave = partial(self.run.leave, self._viewer)
             self._departure = Departure(self._generations.relay, self._client, leave)
 
-    def _forget_client(self) -> None:
-        departure, self._departure = self._departure, None
-        if departure is not None:
-            departure.cancel()
-
     def wait(self, begins: Callable[[Event], bool], timeout: float = float("inf")) -> None:
         """Return at an event that `begins` the answer, at the run's end, or when the client leaves.
 
@@ -130,14 +125,15 @@ class Reading:
         """Give the place back. The reader has left: see `Run.leave`."""
         if self._open:
             self._open = False
-            self._forget_client()
+            if self._departure is not None:
+                self._departure.cancel()
             self._generations.unview(self.run, self._viewer)
 
 
 class EventStream(Reading):
     """The body of one streaming response. `close` is called by the server in every case."""
 
-    #: What is said in silence, and at once.
+    #: Sent at once, and after each `heartbeat` of silence.
     comment = HEARTBEAT
 
     def __init__(
@@ -161,7 +157,7 @@ class EventStream(Reading):
         `opening`: the first bytes, where they are no comment. `interval`: the least time between
         two frames, in seconds. `brief`: end after the events that are there now; the client comes
         back for more. `nothing` is sent at the stream's end to a reader that had all of it already.
-        `aside` is asked in silence whether there is something else to be said. `opens`: the run,
+        `aside` is called in silence; what it returns is sent, b"" is nothing. `opens`: the run,
         where it was started to be opened by its reader's thread.
         """
         super().__init__(generations, run, client, after)
@@ -228,25 +224,25 @@ class EventStream(Reading):
         """The frames, by the view's own thread."""
         self._watch_client()
         heartbeat = self.heartbeat
-        spoke_at = now()
-        viewer, told = self._viewer, False
+        sent_at = now()
+        viewer, has_sent = self._viewer, False
         try:
             for events in self.run.follow(self._after, viewer, self.interval):
                 if events:
-                    frame, told = _made(self.present(events)), True
-                elif self.aside is not None and (said := self.aside()):
-                    frame = said
-                elif now() - spoke_at >= heartbeat:
+                    frame, has_sent = _made(self.present(events)), True
+                elif self.aside is not None and (other := self.aside()):
+                    frame = other
+                elif now() - sent_at >= heartbeat:
                     frame = self.comment
                 else:
                     continue
-                spoke_at = now()
+                sent_at = now()
                 yield frame
         except OffsetLost as lost:
-            # The reader was slower than the log is long. It is told, never given a gap.
+            # The reader is further behind than the log is long: an error, never a gap.
             yield self.lost(lost)
         else:
-            if not told and not viewer.gone:
+            if not has_sent and not viewer.gone:
                 yield self.nothing
 
     def lost(self, lost: OffsetLost) -> bytes:
@@ -333,7 +329,7 @@ def gather(reading: Reading) -> Answer:
             raise failure(event)
         elif isinstance(event, Done | Cancelled):
             ended = event
-    if ended is None:  # most likely nobody reads this any more
+    if ended is None:  # the client has most likely left
         raise RequestError("The connection was closed for sending, which is taken for leaving.")
     return Answer(reading.run.answer()[1], "".join(thoughts), calls, extras, ended)
 

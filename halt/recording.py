@@ -1,11 +1,11 @@
-"""What can be read of a generation: its log, the text so far, and who is watching.
+"""What can be read of a generation: its log, the text so far, and its viewers.
 
 A `halt.run.Run` is a recording that is being made in this process. Others are read only: of a
-generation that another process makes, or one that the store has kept. Whoever shows a generation
+generation that another process makes, or one that the store has kept. A view of a generation
 (an event stream, a page, a socket) needs a recording and nothing more.
 
-Threads: one at a time adds events (`note`, then the log). Everybody may read: the two lists grow
-before the log does, so whoever knows an event's number finds its text and its time.
+Threads: one at a time adds events (`note`, then the log). Any may read: the two lists grow before
+the log does, so a thread that knows an event's number finds its text and its time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Viewer:
 class Recording:
     """A generation as its readers know it.
 
-    `owner` is the session it belongs to, None: whoever knows its ID. `asked` is the model that was
+    `owner` is the session it belongs to, None: all that know its ID. `asked` is the model that was
     asked for, "" for the default one. `prefix` is text of the same answer that was there before.
     Times are on the clock of `metrics.now`.
     """
@@ -59,7 +59,7 @@ class Recording:
         self.prefix = prefix
         self.started_at = started_at
         self.ended_at: float | None = None
-        self.expected: float | None = None  # tokens that it may come to, where somebody knows
+        self.expected: float | None = None  # tokens that it may come to, where that is known
         self.only_text = True  # no event so far was anything else
         self._parts: list[str] = []  # parts[n] is the text of event n + 1, "" of other kinds
         self._reasoned: tuple[tuple[int, int], ...] = ()  # (n, m): text of events m+1 to n was none
@@ -222,7 +222,7 @@ class Recording:
     ) -> Iterator[list[tuple[int, Event]]]:
         """All events above `after` as they come, in groups; the last one ends with the terminal.
 
-        Yields an empty group for each tick of silence, so that the caller can send a heartbeat.
+        Yields an empty group after each TICK of silence, so that the caller can send a heartbeat.
         Groups come at least `interval` seconds apart, the first at once; in between, only the end
         wakes the thread. Returns early when the viewer has gone. Raises OffsetLost.
         """

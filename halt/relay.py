@@ -98,16 +98,16 @@ class Relay:
         self.turn_began: float | None = None  # None while the selector is waited for
         self._turn_ended = 0.0
         self._posts: deque[Work] = deque()
-        self._rung = False
-        self._rung_at = 0.0
-        #: Called by the thread when it ends: what waits for it must wait no longer.
+        self._is_woken = False
+        self._woken_at = 0.0
+        #: Called by the thread when it ends, to wake the threads that wait for it.
         self.at_end: set[Work] = set()
         self._again: list[Work] = []
         self._timers: list[tuple[float, int, Timer]] = []
         self._numbers = count()
         self._selector: selectors.BaseSelector
-        self._bell: socket.socket
-        self._button: socket.socket | None = None  # there while the thread is
+        self._wake_receiver: socket.socket
+        self._wake_sender: socket.socket | None = None  # there while the thread is
         self._thread: threading.Thread | None = None
         self._ident = 0
         self._closing = False
@@ -118,10 +118,10 @@ class Relay:
         if self._thread is not None:
             return
         self._selector = selectors.DefaultSelector()
-        self._bell, self._button = socket.socketpair()
-        self._bell.setblocking(False)
-        self._button.setblocking(False)
-        self._selector.register(self._bell, READ, self._heard)
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
+        self._selector.register(self._wake_receiver, READ, self._on_wake)
         thread = threading.Thread(target=self._run, name="halt-relay", daemon=True)
         try:
             thread.start()
@@ -131,10 +131,10 @@ class Relay:
         self._thread = thread
 
     def _close_sockets(self) -> None:
-        button, self._button = self._button, None
-        if button is not None:
-            button.close()
-            self._bell.close()
+        sender, self._wake_sender = self._wake_sender, None
+        if sender is not None:
+            sender.close()
+            self._wake_receiver.close()
             self._selector.close()
 
     @property
@@ -149,14 +149,14 @@ class Relay:
     def post(self, work: Work) -> None:
         """Have `work` called by the relay thread, soon and in the order of the posts."""
         self._posts.append(work)
-        # A thread that finds the bell rung has appended before the relay clears the flag, so the
-        # relay finds its work.
-        button = self._button
-        if not self._rung and button is not None and threading.get_ident() != self._ident:
-            self._rung = True
-            self._rung_at = now()
+        # A thread that finds the flag set has appended before the relay clears it, so the relay
+        # finds its work.
+        sender = self._wake_sender
+        if not self._is_woken and sender is not None and threading.get_ident() != self._ident:
+            self._is_woken = True
+            self._woken_at = now()
             with contextlib.suppress(OSError):
-                button.send(b"!")
+                sender.send(b"!")
 
     def close(self, timeout: float) -> None:
         """End the thread when it has done what was posted; wait so many seconds for it."""
@@ -177,7 +177,7 @@ class Relay:
         self._timers.clear()
         self._again.clear()
         self.at_end.clear()
-        self._rung = False
+        self._is_woken = False
         self._thread, self._ident = None, 0
         self.turn_began = None
 
@@ -219,7 +219,7 @@ class Relay:
                 self._turn()
             for work in list(self.at_end):
                 work()
-        except BaseException as exc:  # noqa: BLE001 - told by `on_fault`
+        except BaseException as exc:  # noqa: BLE001 - reported by `on_fault`
             self._on_fault(exc)
         finally:
             self._ident = 0
@@ -260,12 +260,12 @@ class Relay:
         for _ in range(len(self._posts)):
             self._posts.popleft()()
 
-    def _heard(self, _: int) -> None:
+    def _on_wake(self, _: int) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._bell.recv(64)
+            self._wake_receiver.recv(64)
         at = now()
-        self.lag.note(at - self._rung_at, at)
-        self._rung = False
+        self.lag.note(at - self._woken_at, at)
+        self._is_woken = False
         self._take_posts()
 
     def _fire(self, at: float) -> None:

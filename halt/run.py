@@ -147,7 +147,7 @@ class Run(Recording):
         self._reading_on = False  # after a Stop that left the upstream open
         self._expected_until = 0.0  # a reader of another process comes until then
         self._grace = config.orphan_grace if grace is None else grace
-        self._tools = tools if request.tools is None else None  # whoever brings tools runs them
+        self._tools = tools if request.tools is None else None  # else the client runs its own
         if self._tools:
             self.request = msgspec.structs.replace(request, tools=self._tools.specs)
         self._calls: list[ToolCall] = []  # what the model has asked for in this round
@@ -171,7 +171,7 @@ class Run(Recording):
         self._fault: UpstreamError | None = None  # why the thread is to try again
         # The relay's own:
         self._is_worked = True  # a thread has the run
-        self._is_watched = False  # the relay reads its reply
+        self._is_registered = False  # the relay reads its reply
         self._settled = False
         self._limits: Timer | None = None
         self._held: Timer | None = None  # until text that is held back is shown
@@ -301,10 +301,6 @@ class Run(Recording):
         """Its log has ended, and its upstream is still read for its usage."""
         return self._reading_on
 
-    def is_overdue(self, at: float) -> bool:
-        """Whether a limit is over for an answer that nobody hears."""
-        return self._over_limit(at) is not None
-
     def _read_on(self, reply: Reply) -> None:
         """Read some more of an answer that was stopped, until the provider has counted."""
         if not _has_counted(reply):
@@ -397,13 +393,13 @@ class Run(Recording):
 
     @contained
     def _look(self) -> None:
-        """By the relay: end a run that is over a limit, or that nobody watches; look again later.
+        """By the relay: end a run that is over a limit, or has no viewer; look again later.
 
         What has arrived is read before (see `halt.relay`), so a stall of Halt ends no run.
         """
         if self._limits is not None:
             self._limits.cancel()
-        if self.log.ended is not None:
+        if self.log.ended is not None and not self._reading_on:
             return
         at = now()
         with self._viewers_lock:
@@ -411,29 +407,32 @@ class Run(Recording):
         for viewer in gone:
             self.leave(viewer)
         if (fault := self._over_limit(at)) is not None:
-            self.fail(fault)
-        elif not self._viewers and at >= self._unwatched_until:
-            self.cancel("no_viewer")
-        else:
+            if not self.fail(fault):  # it is read on: the end of file ends that
+                self.line.interrupt()
+            return
+        is_unwatched = not self._viewers and at >= self._unwatched_until
+        if not (is_unwatched and self.cancel("no_viewer")):
             again = min(max(self._next_limit(at), at + LOOK_MIN), at + LOOK_MAX)
             self._limits = self._host.relay.at(again, self._look)
 
     @property
     def _patience(self) -> float:
-        """Seconds that it goes on with nobody watching."""
+        """Seconds that it goes on without a viewer."""
         return self._grace if self._was_watched else max(FIRST_VIEW, self._grace)
 
     @property
     def _unwatched_until(self) -> float:
-        """The time up to which it goes on with nobody watching."""
+        """The time up to which it goes on without a viewer."""
         return max(self._watched_at + self._patience, self._expected_until)
 
     def _next_limit(self, at: float) -> float:
         """The time of the first limit that can be over next."""
         config, meter = self._config, self.meter
         silence = config.gap_timeout if self._answering else config.first_byte_timeout
-        patience = at + LOOK_MAX if self._viewers else self._unwatched_until
-        return min(meter.started_at + config.run_timeout, meter.last_at + silence, patience)
+        limit = min(meter.started_at + config.run_timeout, meter.last_at + silence)
+        if self._viewers or self.log.ended is not None:
+            return limit
+        return min(limit, self._unwatched_until)
 
     def _over_limit(self, at: float) -> UpstreamError | None:
         """The limit that is over at this time."""
@@ -470,25 +469,25 @@ class Run(Recording):
     def _watch(self, reply: Reply) -> None:
         reply.unblock()
         self._host.relay.watch(reply.fileno(), READ, self._readable)
-        self._is_watched = True
+        self._is_registered = True
         self._readable()  # some of the body may have come with the head
 
     def _unwatch(self) -> None:
-        if self._is_watched and self._reply is not None:
-            self._is_watched = False
+        if self._is_registered and self._reply is not None:
+            self._is_registered = False
             self._host.relay.unwatch(self._reply.fileno())
 
     @contained
     def _readable(self, _: int = READ) -> None:
         """By the relay: the reply can be read."""
         reply = self._reply
-        if not self._is_watched or reply is None:
+        if not self._is_registered or reply is None:
             return
         if self.log.ended is None:
-            self._pump(reply)
+            self._read(reply)
         else:
             self._read_behind(reply)
-        if self._is_watched and reply.pending:
+        if self._is_registered and reply.pending:
             self._host.relay.again(self._readable)
 
     def _read_behind(self, reply: Reply) -> None:
@@ -509,8 +508,8 @@ class Run(Recording):
             if reply.complete:
                 self._let_go()
 
-    def _pump(self, reply: Reply) -> None:
-        """Move what has come to the log. Raises UpstreamError."""
+    def _read(self, reply: Reply) -> None:
+        """Append what has come to the log."""
         try:
             part = reply.read()
         except Quiet:
@@ -539,7 +538,7 @@ class Run(Recording):
         """Give the run to a thread, which opens the upstream again."""
         self._unwatch()
         self._is_worked = True
-        self._host.later(self.start_work)  # to start a thread takes a wait for it
+        self._host.later(self.start_work)  # not here: `Thread.start` waits for the thread
 
     @contained
     def _wind_up(self) -> None:
@@ -550,7 +549,7 @@ class Run(Recording):
             self._readable()
             return
         is_complete = self._reply is None or self._reply.complete
-        if self._is_watched and isinstance(self.log.ended, Done) and not is_complete:
+        if self._is_registered and isinstance(self.log.ended, Done) and not is_complete:
             # Some bytes of the framing are still to come: with them the connection can be kept.
             if self._drain is None:
                 self._drain = self._host.relay.at(now() + DRAIN_SECONDS, self._let_go)
@@ -767,7 +766,7 @@ class Run(Recording):
         """Run the calls; their results in the order of the calls, some missing after an end."""
         assert self._tools is not None  # noqa: S101 - else none is asked for
         under_way = self._tool_round = self._tools.round(calls)
-        if self.log.ended is not None:  # by one who did not see the round
+        if self.log.ended is not None:  # by a thread that did not see the round
             under_way.abort()
         for result in under_way.results():
             self._size += len(result.result)

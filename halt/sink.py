@@ -1,4 +1,4 @@
-"""By the relay: from a run's log to one client's socket.
+"""From a run's log to one client's socket.
 
 gunicorn writes the head of a response and the body's first bytes. From then on the relay writes the
 chunks of the body, up to and including the last one of the stream; the last chunk of HTTP, which is
@@ -104,9 +104,9 @@ class Sink:
         self._after = stream.after
         self._shares = isinstance(stream.present, FunctionType)
         self._due = True  # a look at the log is coming
-        self._told = False
+        self._has_sent = False  # a group of events
         self._rest = _NOTHING  # what the network has not taken
-        self._taken_at = self._spoke_at = now()
+        self._taken_at = self._sent_at = now()
         self._ready_at = 0.0  # before this time no group is sent
         self._is_painting = False
         self._is_ending = False  # nothing follows what is there
@@ -175,7 +175,7 @@ class Sink:
     @contained
     def _serve(self) -> None:
         """Send the next group, if there is one and the client has taken the one before."""
-        self._due = False  # before the log is read: what comes after that is told again
+        self._due = False  # before the log is read: what comes after that is announced again
         if not self._is_open or self._rest or self._is_painting or self._is_ending:
             return
         stream, log = self._stream, self._run.log
@@ -186,18 +186,18 @@ class Sink:
         try:
             events = log.read(self._after, GROUP_EVENTS)
         except OffsetLost as lost:
-            # The reader was slower than the log is long. It is told, never given a gap.
-            self._send_last(stream.lost(lost))
+            # The reader is further behind than the log is long: an error, never a gap.
+            self._show(stream.lost(lost), is_last=True)
             return
         if not events:
             if ended is not None:
-                self._send_last(b"" if self._told else stream.nothing)
+                self._show(b"" if self._has_sent else stream.nothing, is_last=True)
             return
         if stream.interval:
             self._ready_at = now() + stream.interval
         if len(events) > 1:
             events = fitting(events)
-        self._told = True
+        self._has_sent = True
         after, (self._after, last) = self._after, events[-1]
         self._show(self._frame(after, events), is_last=is_terminal(last))
 
@@ -237,15 +237,11 @@ class Sink:
 
     def broken(self, exc: Exception) -> None:
         """A frame cannot be made or sent: the reader is dropped, and may come again."""
-        message = "a frame of stream %s"
-        self._stream.paint(partial(logger.error, message, self._run.id, exc_info=exc))
+        log = partial(logger.error, "a frame of stream %s", self._run.id, exc_info=exc)
+        self._stream.paint(log)
         self._drop()
 
     # --- the socket -------------------------------------------------------------------------------
-
-    def _send_last(self, data: bytes) -> None:
-        self._is_ending = True
-        self._send(data)
 
     def _send(self, data: bytes) -> None:
         """Send a chunk of the body; b"" is none."""
@@ -253,7 +249,7 @@ class Sink:
             return
         if data:
             self._response.sent += len(data)  # for the server's access log
-            self._spoke_at = self._taken_at = now()
+            self._sent_at = self._taken_at = now()
             self._push(b"%x\r\n%b\r\n" % (len(data), data))
         else:
             self._go_on()
@@ -319,14 +315,14 @@ class Sink:
 
     @contained
     def _beat(self) -> None:
-        """What is to be said in silence."""
+        """Send `aside` or the comment where nothing else was sent; again later."""
         stream, at = self._stream, now()
         is_silent = not (self._rest or self._is_painting or self._is_ending)
-        if is_silent and stream.aside is not None and (said := stream.aside()):
-            self._show(said, is_last=False)
-        elif is_silent and at - self._spoke_at >= stream.heartbeat:
+        if is_silent and stream.aside is not None and (frame := stream.aside()):
+            self._show(frame, is_last=False)
+        elif is_silent and at - self._sent_at >= stream.heartbeat:
             self._send(stream.comment)
-        again = at + stream.heartbeat if not is_silent else self._spoke_at + stream.heartbeat
+        again = at + stream.heartbeat if not is_silent else self._sent_at + stream.heartbeat
         if stream.aside is not None:
             again = min(again, at + TICK)
         if self._is_open:

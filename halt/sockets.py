@@ -156,12 +156,12 @@ class Feed:
 
     def take(self, most: int) -> tuple[bytes, int]:
         """By the relay: the frames of what comes next, and how many: at most so many."""
-        self._queued = False  # before the log is read: what comes after that is told again
+        self._queued = False  # before the log is read: what comes after that is announced again
         run, after = self._run, self._after
         try:
             events = [] if self.over else fitting(run.log.read(after, most))
         except OffsetLost as lost:
-            # The reader was slower than the log is long. It is told, never given a gap.
+            # The reader is further behind than the log is long: an error, never a gap.
             self.end()
             return _error(lost, run.id), 1
         if not events:
@@ -277,7 +277,7 @@ class Wire:
         self.wait(0)  # for the reading thread to see it
 
     def end(self, until: float) -> None:
-        """Shut the connection down; nobody touches it afterwards.
+        """Shut the connection down; no thread uses it afterwards.
 
         Until that time at most, what the client still sends is read: it would not find the last
         words in a connection that is closed over something unread.
@@ -410,7 +410,7 @@ class Conversation:
                 logger.error("a socket's reading thread has not ended")
 
     def _talk(self) -> tuple[int, str]:
-        """The code and reason to close with; code 0 when there is nobody to be told."""
+        """The code and reason to close with; code 0 when the client has gone."""
         wire = self._wire
         while not wire.over:
             # Wakes up for a message, a client that is too slow, an end: never for an event.

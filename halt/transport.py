@@ -127,7 +127,7 @@ class Transport(httpx2.BaseTransport):
                         break
                 else:
                     return None
-            # Readable while idle means end of file, or bytes nobody asked for.
+            # Readable while idle means end of file, or bytes that answer no request.
             if now() - since < IDLE_SECONDS and not readable(sock, 0):
                 return sock
             sock.close()

@@ -20,9 +20,6 @@ class Reading(Protocol):
 
     line: Line
 
-    def is_overdue(self, at: float) -> bool:
-        """Whether one of its limits is over at this time."""
-
 
 class Unheard:
     """The runs of one process that are read on."""
@@ -49,14 +46,6 @@ class Unheard:
         with self._changed:
             self._runs.discard(run)
             self._changed.notify_all()
-
-    def tend(self, at: float) -> None:
-        """Interrupt those that are over a limit."""
-        with self._changed:
-            runs = list(self._runs)
-        for run in runs:
-            if run.is_overdue(at):
-                run.line.interrupt()
 
     def close(self, timeout: float = 0.0) -> None:
         """Interrupt all, take no more, and wait so many seconds for the last. May be repeated."""

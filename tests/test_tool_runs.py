@@ -155,8 +155,8 @@ def test_a_round_of_tools_from_beginning_to_end(stage: ToolStage) -> None:
     assert offered == ["held", "quick"]
     assert upstream.reply().over.wait(SOON)
     assert (upstream.reply().finished, upstream.reply().closed) == (1, 0)
-    assert stage.ended == [run]
     stage.wait_settled(run)
+    assert stage.ended == [run]
 
 
 def test_the_relay_hands_over_and_takes_over_again(stage: ToolStage) -> None:

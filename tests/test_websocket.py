@@ -74,7 +74,7 @@ def test_the_events_are_those_of_server_sent_events(ws: WebSocket, halt: HaltSer
 def test_a_stream_of_the_http_api_is_followed_and_the_other_way_round(
     ws: WebSocket, halt: HaltServer
 ) -> None:
-    """One run, readers of both kinds: all see everything, whoever of them pumps."""
+    """One run, readers of both kinds: all of them get every event."""
     client = halt.client()
     with client.chat("count?n=80&gap_ms=5") as events:
         events.until_text("5 ")
