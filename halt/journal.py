@@ -207,10 +207,9 @@ class MemoryLog:
 
     def _notify(self) -> None:
         """Wake the threads that have something to read. The lock is held."""
-        last = float("inf") if self._ended is not None else self.last
         left = []
         for waiter in self._waiters:
-            if last > waiter[0] or self._ended is not None:
+            if self._ended is not None or self._last > waiter[0]:
                 waiter[1].release()
             else:
                 left.append(waiter)

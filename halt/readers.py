@@ -80,7 +80,7 @@ class Reading:
         self.run = run
         self._generations = generations
         self._client = client
-        self._after = after
+        self.after = after  # the event behind which the reader begins
         self._open = True
         self._viewer: Viewer = generations.view(run)
         self._departure: Departure | None = None
@@ -94,7 +94,7 @@ class Reading:
     def events(self) -> Iterator[Event]:
         """Each event as it comes. Ends early when the client has left. Raises OffsetLost."""
         self._watch_client()
-        for group in self.run.follow(self._after, self._viewer, WHOLE_INTERVAL):
+        for group in self.run.follow(self.after, self._viewer, WHOLE_INTERVAL):
             for _, event in group:
                 yield event
 
@@ -112,7 +112,7 @@ class Reading:
         """
         deadline = now() + timeout
         self._watch_client()
-        for group in self.run.follow(self._after, self._viewer):
+        for group in self.run.follow(self.after, self._viewer):
             for _, event in group:
                 if begins(event):
                     return
@@ -172,11 +172,6 @@ class EventStream(Reading):
         self._on_close = on_close
         self._opens = opens
 
-    @property
-    def after(self) -> int:
-        """The event behind which the reader begins."""
-        return self._after
-
     def paint(self, work: Callable[[], object]) -> None:
         """Have this done by the thread for what takes milliseconds."""
         self._generations.painter.put(work)
@@ -190,7 +185,7 @@ class EventStream(Reading):
 
     def _brief_frames(self) -> Iterator[bytes]:
         yield self.opening
-        events = self.run.log.read(self._after)
+        events = self.run.log.read(self.after)
         if events:
             yield _made(self.present(events))
 
@@ -227,7 +222,7 @@ class EventStream(Reading):
         sent_at = now()
         viewer, has_sent = self._viewer, False
         try:
-            for events in self.run.follow(self._after, viewer, self.interval):
+            for events in self.run.follow(self.after, viewer, self.interval):
                 if events:
                     frame, has_sent = _made(self.present(events)), True
                 elif self.aside is not None and (other := self.aside()):

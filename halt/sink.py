@@ -42,6 +42,7 @@ class Stream(Protocol):
     """What is sent to one client; see `halt.readers.EventStream`."""
 
     run: Recording
+    after: int
     present: Present
     comment: bytes
     nothing: bytes
@@ -49,10 +50,6 @@ class Stream(Protocol):
     heartbeat: float
     aside: Callable[[], bytes] | None
     relay: Relay
-
-    @property
-    def after(self) -> int:
-        """The event behind which the reader begins."""
 
     def lost(self, lost: OffsetLost) -> bytes:
         """The last frame of a reader whose next events are no longer kept."""
