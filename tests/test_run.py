@@ -340,7 +340,7 @@ def test_the_thread_that_opens_a_run_ends_when_it_is_open(stage: Stage) -> None:
 
 
 def test_a_run_goes_on_when_its_viewer_leaves(stage: Stage) -> None:
-    """Nobody needs to be sent: the relay reads on."""
+    """No thread needs to be started: the relay reads on."""
     run, reply, reader = stage.watched()
     reader.leave()
     reply.feed("b")
@@ -429,7 +429,7 @@ def test_frames_are_gathered_where_the_viewer_wants_it(stage: Stage) -> None:
 
 
 def test_silence_is_told_to_whoever_has_heartbeats_to_send(stage: Stage) -> None:
-    """A follower gets an empty group for each tick of silence."""
+    """A follower gets an empty group after each TICK of silence."""
     run, _, _ = stage.watched()
     shown = run.follow(1, viewer := run.join())
     assert [next(shown), next(shown)] == [[], []]
@@ -666,7 +666,7 @@ def test_a_run_that_nobody_watches_ends_after_its_grace(stage: Stage) -> None:
 
 
 def test_a_viewer_whose_client_has_gone_does_not_count(stage: Stage) -> None:
-    """It is marked without a lock, by whoever sees it, and its thread may be long in leaving."""
+    """`gone` is set without a lock, by any thread; that of the viewer may leave much later."""
     run, _ = stage.running(orphan_grace=100.0)
     viewer = run.join()
     viewer.gone = True

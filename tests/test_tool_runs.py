@@ -562,7 +562,7 @@ def test_a_run_that_nobody_watches_ends_while_tools_run(stage: ToolStage) -> Non
 def test_no_thread_for_the_tools_ends_the_run(
     stage: ToolStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the relay can hand over to nobody, the run fails, and lets go of its place."""
+    """Where there is no thread to hand the run to, it fails, and lets go of its place."""
     run, reply, reader = stage.watched()
 
     def refuse(run: Run, _: Callable[[], None]) -> bool:
@@ -714,7 +714,7 @@ def test_viewers_and_stop_against_the_end_of_a_round(stage: ToolStage) -> None:
 
 
 def test_a_viewer_that_leaves_when_a_round_ends_leaves_nothing_undone(stage: ToolStage) -> None:
-    """Law: a run is finished, whoever leaves."""
+    """Law: a run is finished, whichever reader leaves."""
     for _ in range(REPEATS):
         run, replies = raced(stage)
         viewer = run.join()
