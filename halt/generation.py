@@ -154,6 +154,8 @@ class Generations:
         self.relay = Relay(self._relay_failed)
         #: Whether a process whose relay has failed ends, for its parent to start another one.
         self.ends_process = False
+        self._relay_is_given_up = False
+        self._long_turn: float | None = None  # the keeper's own: when a turn began that is too long
         self._threads_lock = threading.Lock()  # one thread at a time starts those two
         self._keeper = Serial("halt-keeper", KEEPER_TICK, self._look_around)
         #: Draws what takes milliseconds, for the readers that the relay serves.
@@ -467,7 +469,11 @@ class Generations:
 
     def _look_around(self) -> None:
         began = self.relay.turn_began
-        if began is not None and now() - began > STALL_MAX:
+        if began is None or now() - began <= STALL_MAX:
+            self._long_turn = None
+        elif began != self._long_turn:
+            self._long_turn = began  # of a process that was held it ends before the next look
+        else:
             self._relay_failed(TimeoutError(f"a turn of the relay takes over {STALL_MAX:g} s"))
         if not self.alive():
             self.drain()
@@ -479,6 +485,9 @@ class Generations:
 
     def _relay_failed(self, fault: BaseException) -> None:
         """The relay has ended, or stands still: end the process, or else every open run."""
+        if self._relay_is_given_up:
+            return
+        self._relay_is_given_up = True
         logger.critical("the relay has failed: %r", fault, exc_info=fault)
         faulthandler.dump_traceback(all_threads=True)
         if self.ends_process:

@@ -336,12 +336,15 @@ class Body(httpx2.SyncByteStream):
         Raises Quiet when nothing has come (after TICK seconds where the socket blocks),
         httpx2.ReadError and httpx2.RemoteProtocolError when the connection fails.
         """
-        framing, data = self._framing, b""
+        framing, data, received = self._framing, b"", False
         while not data:
             coding = self._coding
             if coding is not None and coding.pending:
                 data = self._undone(coding, b"")
             elif not framing.complete:
+                if received and not self._blocks:
+                    raise Quiet  # trailers, padding: there may be no end of what brings nothing
+                received = True
                 raw, self._rest = self._rest, b""
                 data = framing.feed(raw or self._receive())
                 if data and coding is not None:

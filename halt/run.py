@@ -386,8 +386,10 @@ class Run(Recording):
     def broken(self, exc: Exception) -> None:
         """By the relay: a fault of Halt's own ends the run."""
         self._host.later(partial(self._log_surprise, exc))
-        self.fail(UpstreamError("internal", type(exc).__name__))
-        self._reading_on = False
+        fault = UpstreamError("internal", type(exc).__name__)
+        self.fail(fault)
+        if self._reading_on:
+            self._end_reading_on(fault)
         if not self._is_worked:  # else `_arrived` comes
             self._let_go()
 

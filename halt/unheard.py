@@ -34,9 +34,12 @@ class Unheard:
         return len(self._runs)
 
     def take(self, run: Reading) -> bool:
-        """Take a place for a run that is about to be stopped. False: interrupt it instead."""
+        """Take a place for a run that is about to be stopped. False: interrupt it instead.
+
+        Also where another Stop, at the same time, has taken it.
+        """
         with self._changed:
-            if self._closed or len(self._runs) >= self._most:
+            if self._closed or run in self._runs or len(self._runs) >= self._most:
                 return False
             self._runs.add(run)
             return True

@@ -489,6 +489,21 @@ def test_a_turn_that_does_not_end_is_a_failed_relay(
         go_on.set()
 
 
+def test_a_process_that_was_held_in_a_turn_is_not_given_up(
+    caplog: pytest.LogCaptureFixture, make: Make
+) -> None:
+    """A turn is too long when it is under way at two looks; it is given up, and told, once."""
+    generations = make(Scripted())  # without threads: nothing is started
+    relay = generations.relay
+    for relay.turn_began in (0.0, 1.0, None, 1.0):
+        generations._look_around()
+        assert not generations.draining
+    for _ in range(3):
+        generations._look_around()
+    assert generations.draining
+    assert caplog.text.count("the relay has failed") == 1
+
+
 class FaultyServer(HaltServer):
     """Halt whose relay breaks when it is told to."""
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import os
@@ -591,6 +592,52 @@ def test_what_a_selector_waits_for_waits_for_nothing(transport: Transport) -> No
         text, spent = asked.result
         assert (text, server.accepted) == (b"hello", 1)
         assert spent < 0.1
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+@pytest.mark.parametrize("kind", ["trailers", "padding", "members"])
+def test_what_brings_nothing_for_ever_is_read_in_turns(
+    transport: Transport, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a selector waits, a read ends after one piece of it: other streams have their turn."""
+    packed = gzip.compress(b"hel")
+    head = CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n") + chunk(packed)
+    begin, piece = {
+        "trailers": (CHUNKED + chunk(b"hel") + b"0\r\n", b"a: b\r\n" * READ_SIZE),
+        "padding": (head, chunk(bytes(4 * READ_SIZE))),
+        "members": (head, chunk(gzip.compress(b"") * READ_SIZE)),
+    }[kind]
+    over = threading.Event()
+
+    def handle(peer: Peer) -> None:
+        peer.request()
+        peer.send(begin)
+        with suppress(OSError):
+            while not over.is_set():
+                peer.send(piece)
+
+    with HandMade(handle) as server:
+        body = body_of(get(transport, server.url))
+        assert body.read() == b"hel"
+        body.unblock()
+        received, receive = [0], Body._receive
+
+        def counted(self: Body) -> bytes:
+            received[-1] += 1
+            assert received[-1] == 1, "a read takes no second piece"
+            return receive(self)
+
+        monkeypatch.setattr(Body, "_receive", counted)
+        while sum(received) < 100:
+            received.append(0)
+            assert body.pending or readable(body._sock, SOON)  # type: ignore[arg-type]  # it is open
+            with pytest.raises(Quiet):
+                body.read()
+        over.set()
+        body.close()
 
 
 def test_the_openai_client_works_on_it(transport: Transport, fake: FakeOpenAI) -> None:

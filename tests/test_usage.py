@@ -167,6 +167,26 @@ def test_limits_hold_for_a_stopped_request_without_a_head(stage: Stage) -> None:
     assert stage.reported.empty()
 
 
+def test_a_fault_while_it_is_read_on_gives_its_place_back(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of Halt's own: it is logged, the connection closed, and no figure is reported."""
+    generations = stage.make()
+    run, reply, _ = stage.start(generations)
+
+    def broken(_: float) -> Part:
+        raise ZeroDivisionError("in the decoder")
+
+    generations.stop(run.id, None)
+    assert len(generations._unheard) == 1
+    monkeypatch.setattr(reply, "_next", broken)
+    reply.feed("two ")
+    assert reply.over.wait(SOON)
+    until(lambda: not len(generations._unheard))
+    assert "ZeroDivisionError: in the decoder" in caplog.text
+    assert stage.reported.empty()
+
+
 def test_a_stop_before_the_answer_is_read_on_as_well(stage: Stage) -> None:
     """The connection that is being made goes on; what comes of it is counted and never shown."""
     generations = stage.make()
@@ -258,6 +278,9 @@ def test_places_of_the_unheard_are_bounded_and_given_back() -> None:
     assert unheard.take(first)
     assert unheard.take(late)
     assert not unheard.take(third)
+    unheard.give_back(late)
+    assert not unheard.take(first), "another Stop has taken it, and gives it back alone"
+    assert unheard.take(late)
     unheard.give_back(late)
     assert unheard.take(third)
     unheard.close()
