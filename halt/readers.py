@@ -197,7 +197,8 @@ class EventStream(Reading):
             asking = asking.f_back
         response = gunicorn_response(asking, self._client)
         yield self.opening
-        if response is None or not self._generations.config.relay_writes:
+        service = self._generations
+        if response is None or not (service.config.relay_writes and service.painter.is_running):
             self._start_opening()
             yield from self._followed()
             return
