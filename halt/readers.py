@@ -177,6 +177,11 @@ class EventStream(Reading):
         """The event behind which the reader begins."""
         return self._after
 
+    @property
+    def dismissed(self) -> bool:
+        """The reader is to go now, with what it has been sent."""
+        return self._viewer.gone
+
     def paint(self, work: Callable[[], object]) -> None:
         """Have this done by the thread for what takes milliseconds."""
         self._generations.painter.put(work)

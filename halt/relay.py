@@ -197,8 +197,9 @@ class Relay:
         self._selector.modify(sock, events, work)
 
     def unwatch(self, sock: Any) -> None:
-        """Watch it no more; to be called before it is closed."""
-        self._selector.unregister(sock)
+        """Watch it no more; to be called before it is closed. Harmless where it is not watched."""
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(sock)
 
     def again(self, work: Work) -> None:
         """Call `work` in the next turn, which comes at once and after all sockets had theirs."""
