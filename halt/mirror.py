@@ -156,6 +156,12 @@ class MirrorLog(MemoryLog):
 
         return self.end(made)
 
+    def look_again(self) -> None:
+        """Have every reader look whether it is to go."""
+        self.wake()
+        for listen in self._listeners:
+            listen()
+
     def skip(self, first: int) -> None:
         """The events before this one are not to be had: let go of those that are here."""
         with self._lock:
@@ -294,7 +300,7 @@ class Mirror(Recording):
         with self._viewers_lock:
             for viewer in self._viewers:
                 viewer.gone = True
-        self.log.wake()
+        self.log.look_again()
 
     def _follow(self) -> None:
         """The thread's body: take what the owner says, until the end or the last viewer's leave."""

@@ -172,6 +172,11 @@ class EventStream(Reading):
         self._on_close = on_close
         self._opens = opens
 
+    @property
+    def dismissed(self) -> bool:
+        """The reader is to go now, with what it has been sent."""
+        return self._viewer.gone
+
     def paint(self, work: Callable[[], object]) -> None:
         """Have this done by the thread for what takes milliseconds."""
         self._generations.painter.put(work)

@@ -111,6 +111,7 @@ class Relay:
         self._thread: threading.Thread | None = None
         self._ident = 0
         self._closing = False
+        self._is_over = False  # the thread has ended
         _relays.add(self)
 
     def start(self) -> None:
@@ -157,6 +158,8 @@ class Relay:
             self._woken_at = now()
             with contextlib.suppress(OSError):
                 sender.send(b"!")
+        if self._is_over:
+            self._take_rest()
 
     def close(self, timeout: float) -> None:
         """End the thread when it has done what was posted; wait so many seconds for it."""
@@ -197,8 +200,9 @@ class Relay:
         self._selector.modify(sock, events, work)
 
     def unwatch(self, sock: Any) -> None:
-        """Watch it no more; to be called before it is closed."""
-        self._selector.unregister(sock)
+        """Watch it no more; to be called before it is closed. Harmless where it is not watched."""
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(sock)
 
     def again(self, work: Work) -> None:
         """Call `work` in the next turn, which comes at once and after all sockets had theirs."""
@@ -223,7 +227,11 @@ class Relay:
             self._on_fault(exc)
         finally:
             self._ident = 0
+            # Work that comes from now on is done by its own thread: it closes what it was about,
+            # and no thread waits for a relay that is gone.
+            self._is_over = True
             self._close_sockets()
+            self._take_rest()
 
     def _turn(self) -> None:
         ready = self._selector.select(self._patience())
@@ -259,6 +267,12 @@ class Relay:
         """Do what is posted now; what is posted meanwhile comes next time."""
         for _ in range(len(self._posts)):
             self._posts.popleft()()
+
+    def _take_rest(self) -> None:
+        """Do all that is posted, behind the relay's end and by any thread."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self._posts.popleft()()
 
     def _on_wake(self, _: int) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -51,6 +51,10 @@ class Stream(Protocol):
     aside: Callable[[], bytes] | None
     relay: Relay
 
+    @property
+    def dismissed(self) -> bool:
+        """The reader is to go now, with what it has been sent."""
+
     def lost(self, lost: OffsetLost) -> bytes:
         """The last frame of a reader whose next events are no longer kept."""
 
@@ -145,7 +149,7 @@ class Sink:
         self._end(whole=False)
 
     def _wait_for(self, events: int) -> None:
-        before, self._events = self._events, events
+        before = self._events
         if before == events:
             return
         if not before:
@@ -154,6 +158,7 @@ class Sink:
             self._relay.change(self._sock, events, self._ready)
         else:
             self._relay.unwatch(self._sock)
+        self._events = events  # last: where the selector refuses, `_drop` finds what it has
 
     def _at(self, name: str, time: float, work: Callable[[], None]) -> None:
         """Call `work` at this time, in place of what was to be called under this name."""
@@ -176,6 +181,9 @@ class Sink:
         if not self._is_open or self._rest or self._is_painting or self._is_ending:
             return
         stream, log = self._stream, self._run.log
+        if stream.dismissed:
+            self._show(b"", is_last=True)
+            return
         ended = log.ended  # before the read: with the end all events are there
         if stream.interval and ended is None and (at := self._ready_at) > now():
             self._at("interval", at, self._serve)
@@ -244,9 +252,10 @@ class Sink:
         """Send a chunk of the body; b"" is none."""
         if not self._is_open:
             return
+        self._sent_at = now()  # also where there was nothing to say
         if data:
             self._response.sent += len(data)  # for the server's access log
-            self._sent_at = self._taken_at = now()
+            self._taken_at = self._sent_at
             self._push(b"%x\r\n%b\r\n" % (len(data), data))
         else:
             self._go_on()
@@ -288,7 +297,9 @@ class Sink:
         """The client has taken everything."""
         if self._is_ending:
             self._end(whole=True)
-        elif not self._due and (self._run.log.last > self._after or self._run.log.ended):
+        elif not self._due and (
+            self._run.log.last > self._after or self._run.log.ended or self._stream.dismissed
+        ):
             self._due = True
             self._relay.again(self._serve)
 
