@@ -268,9 +268,16 @@ class Laws(RuleBasedStateMachine):
         for stream in self.streams:
             for worker in self.workers:
                 with contextlib.suppress(Unsaved):
+                    # A worker knows for a moment still what its killed worker has not saved.
+                    eventually(lambda: self.is_over(worker, stream))
                     events = self.told(worker, stream, 0)
                     self.learn(stream, 0, events)
                     self.is_kept(stream, worker, [event for _, event in events])
+
+    def is_over(self, worker: Process, stream: Stream) -> bool:
+        """For this worker the stream has ended, or is not there."""
+        found: Told | None = worker.read(stream.id, stream.owner, 0)
+        return found is None or (bool(found) and json.loads(found[-1][1])["type"] in STATES)
 
     def is_kept(self, stream: Stream, worker: Process, events: list[str]) -> None:
         """The whole of a stream that is over, and what its conversation makes of it."""

@@ -488,6 +488,8 @@ def test_the_bytes_are_those_of_a_thread(
                     body = b"".join(raw.chunks())
                 else:
                     body = raw._take(int(head["content-length"]))
+            if name == "prompt of a page":  # what came before its last message, goes by the clock
+                body = body.strip().rpartition(b"\n\n")[2]
             told.setdefault(name, {})[writes] = (head[""], alike(body, head))
     for name, answers in told.items():
         assert answers["1"] == answers["0"], name
