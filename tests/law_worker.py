@@ -186,7 +186,7 @@ class Worker:
         """What a reader has got so far, and whether its stream is over."""
         follower = self.followers[number]
         if to_end:
-            follower.over.wait(SOON)
+            follower.over.wait(1.5 * SOON)  # longer than readers of an unsaved stream wait
         over = follower.over.is_set()  # before the events: who is told the end gets all of them
         return list(follower.events), over
 
