@@ -28,7 +28,7 @@ from halt.finish_reasons import known_reason
 from halt.gathering import Gathering
 from halt.line import Line, on_line
 from halt.loose_json import clean, index_of, object_of, objects_of, text_of, whole
-from halt.provider import EventReply, Provider, begin, http_client, warm_up_client
+from halt.provider import EventReply, Provider, begin, http_client, post, warm_up_client
 from halt.provider_settings import ProviderSettings
 from halt.tool_calls import CallAssembler
 from halt.transport import Transport
@@ -522,21 +522,6 @@ def _may_think(messages: list[Message]) -> bool:
     return True
 
 
-def _post(client: anthropic.Anthropic, body: dict[str, Any]) -> httpx2.Response:
-    """Send a request for a stream with this body. Raises anthropic.APIError, and as the transport.
-
-    The body is JSON before the client gets it, for the reason that `halt.upstream` gives.
-    """
-    response: Any = client.post(
-        MESSAGES,
-        cast_to=httpx2.Response,
-        content=msgspec.json.encode(body),
-        stream=True,
-        stream_cls=anthropic.Stream[Any],
-    )
-    return response  # type: ignore[no-any-return]
-
-
 def _warm_up() -> None:
     """See `halt.provider.warm_up_client`."""
     with anthropic.Anthropic(
@@ -547,7 +532,12 @@ def _warm_up() -> None:
     ) as client:
         client.models.with_raw_response.list(limit=MODELS_MAX)
         with contextlib.suppress(anthropic.BadRequestError):
-            _post(client, {"model": "none", "max_tokens": 1, "messages": [], "stream": True})
+            post(
+                client,
+                MESSAGES,
+                {"model": "none", "max_tokens": 1, "messages": [], "stream": True},
+                anthropic.Stream[Any],
+            )
 
 
 _warm_up()
@@ -636,7 +626,7 @@ class AnthropicUpstream(Provider):
         extra = self._extra(request)
 
         def create(asked: dict[str, Any]) -> httpx2.Response:
-            return _post(self._client, {**asked, **extra})
+            return post(self._client, MESSAGES, {**asked, **extra}, anthropic.Stream[Any])
 
         effort = request.reasoning_effort or "none"
         if effort not in {*EFFORTS, "none"}:

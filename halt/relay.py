@@ -279,8 +279,7 @@ class Relay:
             self._wake_receiver.recv(64)
         at = now()
         self.lag.note(at - self._woken_at, at)
-        self._is_woken = False
-        self._take_posts()
+        self._is_woken = False  # before the posts are taken, which follows
 
     def _fire(self, at: float) -> None:
         timers = self._timers
