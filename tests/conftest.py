@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from halt.notes import BROKEN, STOPPED, before_prompt
+from halt.relay import Relay
 from tests.fake_openai import FakeOpenAI, Record
 from tests.fake_scenarios import last_user_message
 from tests.sse import Client
@@ -261,3 +262,15 @@ def halt(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     server = HaltServer(env)
     yield server
     server.close()
+
+
+@pytest.fixture
+def relay() -> Iterator[Relay]:
+    """A relay that runs; at the end it has had no fault of its own."""
+    faults: list[BaseException] = []
+    made = Relay(faults.append)
+    made.start()
+    yield made
+    made.close(LEAVES_WITHIN)
+    assert not made.is_running
+    assert faults == []

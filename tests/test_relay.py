@@ -103,17 +103,6 @@ def ended(run: Run) -> Run:
 # --- the loop -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def relay() -> Iterator[Relay]:
-    faults: list[BaseException] = []
-    made = Relay(faults.append)
-    made.start()
-    yield made
-    made.close(SOON)
-    assert not made.is_running
-    assert faults == []
-
-
 def test_what_is_posted_is_done_in_its_order(relay: Relay) -> None:
     """Also what is posted by the relay itself, and while it works on other posts."""
     done: list[int] = []

@@ -85,17 +85,6 @@ class Client:
 
 
 @pytest.fixture
-def relay() -> Iterator[Relay]:
-    faults: list[BaseException] = []
-    relay = Relay(faults.append)
-    relay.start()
-    yield relay
-    relay.close(SOON)
-    assert not relay.is_running
-    assert faults == []
-
-
-@pytest.fixture
 def clients(relay: Relay) -> Iterator[list[Client]]:
     with ExitStack() as stack:
         found = [Client(relay) for _ in range(2)]
