@@ -28,7 +28,7 @@ from halt.readers import EventStream, json_frames
 from halt.run import Run
 from halt.sink import GROUP_CHARS, Sink
 from halt.stops import StopRegistry
-from tests.conftest import HaltServer, eventually, new_id
+from tests.conftest import HaltServer, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.scripted import HI, SOON, Scripted, ScriptedReply
 from tests.wire import Background, until
@@ -435,7 +435,8 @@ def test_an_old_client_gets_no_chunks(both: dict[str, HaltServer], writes: str) 
 
 PLACE, STREAM = new_id(), new_id()
 SHORT = "text?key=short&piece=100"  # in one piece, so that each time it is one event
-PROMPT = urlencode({"prompt": "Good morning, how are you today?", "id": STREAM, "model": SHORT})
+SAID = f"A page's prompt {STREAM}"  # answered when the test says so: its response is a stream
+PROMPT = urlencode({"prompt": SAID, "id": STREAM, "model": "silent_first_token?n=3"})
 
 #: Each way to read an answer as it comes, or again. Some need the ones before.
 FLOWS: dict[str, bytes] = {
@@ -484,6 +485,8 @@ def test_the_bytes_are_those_of_a_thread(
             with Raw(server) as raw:
                 raw.sock.sendall(sent)
                 head = raw.head()
+                if name == "prompt of a page":
+                    asked(shared_fake, SAID, list(both).index(writes)).release()
                 if head.get("transfer-encoding") == "chunked":
                     body = b"".join(raw.chunks())
                 else:
