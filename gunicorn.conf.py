@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import resource
 import socket
 import sys
 from typing import Any
@@ -21,7 +20,7 @@ import markdown_it  # noqa: F401
 
 import halt.upstream  # noqa: F401
 from halt import config as halt_config
-from halt import data_folder, embedded, server_check
+from halt import data_folder, embedded, open_files, server_check
 from halt.database import open_database
 from halt.errors import StoreUnavailable
 from halt.provider_settings import setup
@@ -37,9 +36,8 @@ bind = [f"{'[' + _config.host + ']' if ':' in _config.host else _config.host}:{_
 worker_class = "halt.worker.Worker"
 workers = _config.workers
 threads = _config.threads
-# Streams, short requests, kept-alive and idle connections; the system's limit on open files is the
-# one that counts.
-worker_connections = 4 * _config.threads + 1000
+worker_connections = open_files.WANTED  # the worker's own limit follows from the open files
+sendfile = False  # it would wait for clients, and reads past the worker's deadlines
 backlog = 2048
 keepalive = 30
 timeout = 60
@@ -111,11 +109,7 @@ def on_starting(server: Any) -> None:
             published["HALT_EMBEDDED_FAULT"] = missing
             talks_to = f"no model: {missing}"
     halt_config.publish(published)
-    # Each stream takes two descriptors, and the usual soft limit is 1024.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max(soft, 4 * _config.threads + 1000)
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    open_files.allow(_config.max_streams)
     server.halt_talks_to = talks_to
 
 

@@ -17,6 +17,7 @@ from functools import partial
 from types import FrameType, FunctionType
 from typing import Any, Protocol
 
+from halt.client_socket import ClientSocket
 from halt.departure import PIPELINED_LOOK, has_left
 from halt.errors import OffsetLost
 from halt.events import Event, is_terminal, size_of
@@ -80,7 +81,8 @@ def gunicorn_response(frame: FrameType | None, client: socket.socket | None) -> 
         return None
     response = frame.f_locals.get("resp")
     chunked = getattr(response, "chunked", False)
-    return response if chunked and type(client) is socket.socket else None
+    writes = isinstance(client, ClientSocket) and not client.leaves_rest
+    return response if chunked and writes else None
 
 
 class Sink:

@@ -1,63 +1,400 @@
-"""gunicorn's threaded worker, changed in five points.
+"""gunicorn's threaded worker, with another way for connections.
 
-A worker whose master is gone ends its streams at once; the original lets them go on until its
-grace is over.
+gunicorn hands each accepted connection to a thread, which waits for the request as long as the
+client takes, and for the client to take the response; its main loop waits two seconds for a client
+to close. So a few dozen slow clients keep every thread from a Stop. Here a thread is given what it
+can serve without waiting for a client:
 
-And no thread waits for a request to arrive. The original hands each accepted connection to a
-thread, which waits up to five seconds for its first byte, and for the rest of the request as long
-as it takes. Browsers open connections ahead of need and slow clients send a byte now and then, so a
-few dozen of those are enough to keep every thread from a Stop. Here a connection waits in the
-poller until a request's head and, when it is short, its body are there. A shutdown does not wait
-for it either.
+- The main loop reads a request, however slowly it comes, and then gives it to a thread of the
+  request's class (`halt.incoming`, `halt.request_threads`). A body of more than BODY_MAX bytes is
+  read by one of the few threads for such.
+- What a client does not take of a response that is complete is sent by the main loop.
+- After the last response of a connection the client has time to close; what it sends is dropped. A
+  connection that is closed with bytes unread makes the client's system throw the answer away: a
+  file that is too large would end with a reset in place of the sentence that says so.
+- Each of these has a deadline (`halt.client_socket.until`), after which the connection is closed.
+- Where open files or memory run short, the oldest waiting connections are closed.
 
-And after its last response a connection is closed when its client has closed it, or after
-REQUEST_SECONDS (LAST_ANSWERS where the worker leaves); what the client still sends is dropped. The
-original closes after 64 KiB, or after two seconds in which its main loop stands still. If a
-connection is closed with bytes unread, the client's system throws the answer away: a file that is
-too large would end with a reset, or with a proxy's 502, in place of the sentence that says so.
+Where gunicorn does TLS itself, or expects the PROXY protocol, threads read the requests.
 
-And a write to a client that takes nothing for SEND_SECONDS closes the connection. The original's
-thread waits for as long as the client stays.
-
-And a request for which the system gives no thread waits for one. The original's worker dies.
+A worker whose master is gone ends its streams at once; gunicorn's lets them go on until its grace
+is over. And a request for which the system gives no thread waits for one; gunicorn's worker dies.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
-import re
+import resource
 import socket
 import struct
-import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
-from operator import attrgetter
-from queue import SimpleQueue
-from selectors import EVENT_READ
+from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-#: Seconds for a new connection to send its request's head, and of silence within a long body.
-REQUEST_SECONDS = 30
+from halt.client_socket import SILENCE_MAX, ClientSocket, until
+from halt.incoming import Incoming, Kind
+from halt.request_threads import ThreadsByKind
 
-#: Seconds in which a client takes nothing of what a thread writes to it.
-SEND_SECONDS = 30.0
-
-#: Seconds that a leaving worker gives clients to take their last answers and close.
+#: Seconds that a leaving worker gives clients to take their last answers, to close, and to send a
+#: request that is under way on a kept connection.
 LAST_ANSWERS = 2.0
 
-#: Bytes of a request that is waited for as a whole. The body of a longer one is read by a thread.
-WHOLE_MAX = 65_536
+READ_SIZE = 65_536
+#: After some reads, a request of which the last one brought less than SMALL bytes is looked at once
+#: in PAUSE seconds: a read costs some 20 us, also of a single byte.
+READS_AT_ONCE = 8
+SMALL = 512
+PAUSE = 0.05
+
+INCOMING_MAX = 67_108_864  # bytes of requests that have not come as a whole
+UNSENT_MAX = 67_108_864  # bytes of responses that clients have not taken
+
+FILES_KEPT = 4  # a fourth of the open files is kept for connections to models, and for files
+SAID_EVERY = 60.0  # seconds between two lines of the log that say so
+ROOM = 8  # waiting connections that are closed at once where files run short
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_SENTENCE = b"The request came too slowly.\n"
+TOO_SLOW = (
+    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_SENTENCE), _SENTENCE)
+)
+#: Faults of `accept` that are the listening socket's, not those of one connection.
+_BROKEN_LISTENER = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
+_NO_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 logger = logging.getLogger(__name__)
 
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*\r\n", re.IGNORECASE)
-_EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue", re.IGNORECASE)
+
+class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
+    """One client's connection. Its request is served by one thread, all else is the main loop's."""
+
+    def __init__(self, cfg: Any, sock: ClientSocket, client: Any, server: Any) -> None:
+        super().__init__(cfg, sock, client, server)
+        self.data_ready = True  # when a thread has it
+        self.incoming = Incoming()
+        self.kind = Kind.STREAM  # of the request that is being served
+        self.began = self.timeout = 0.0  # when the request began; when this state ends
+        self.received = (
+            0  # bytes of the request, or of the response those that the client has taken
+        )
+        self.reads = 0  # of the request
+        self.was_served = False
+        self.is_kept = False  # for a further request
+        self.lingers = False  # its client has its last answer, and has to close
+        self.said_continue = False
+        self.progress_at = 0.0  # when the client has last taken something
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]
+    """See the module."""
+
+    leave_by = 0.0  # when a leaving worker has waited for its clients; 0 while it stays
+
+    def init_process(self) -> None:
+        #: Connections that wait for their client, in the order in which they began to.
+        self.waiting: dict[Connection, None] = {}
+        #: Those with a response that the client has not taken.
+        self.unsent: dict[Connection, None] = {}
+        #: Those of `waiting` that are not looked at before a time, in the order of that time.
+        self.resting: deque[tuple[float, Connection]] = deque()
+        self.incoming_size = 0  # bytes, of those that wait
+        self.is_full = False  # no file is left for a connection
+        self.say_full_at = 0.0
+        self.files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        #: The system gives the lowest free number: one from here on says that files run short.
+        self.number_max = self.files - max(64, self.files // FILES_KEPT)
+        self.last_number = self.files - 32
+        #: Whether the main loop can read requests.
+        self.reads_requests = not (self.cfg.is_ssl or self.cfg.proxy_protocol != "off")
+        super().init_process()
+
+    def get_thread_pool(self) -> ThreadsByKind:
+        return ThreadsByKind(self.cfg.threads)
+
+    def notify(self) -> None:
+        """In each turn of the main loop, at least once a second."""
+        super().notify()
+        self.is_full = False
+        if self.tpool is not None:
+            self.tpool.grow()
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        super().set_accept_enabled(enabled and not self.is_full)
+
+    # --- a connection begins ----------------------------------------------------------------------
+
+    def accept(self, listener: Any) -> None:
+        try:
+            accepted, address = listener.accept()
+        except OSError as exc:
+            if exc.errno in _NO_FILES:
+                self.is_full = not self._make_room()
+                self.set_accept_enabled(not self.is_full)
+            elif exc.errno in _BROKEN_LISTENER:
+                raise
+            return
+        number = accepted.fileno()
+        if number >= self.number_max and not self._make_room() and number >= self.last_number:
+            accepted.close()
+            return
+        client = ClientSocket(accepted.family, accepted.type, accepted.proto, accepted.detach())
+        self.nr_conns += 1
+        # What a thread reads or writes fails after this time without a byte.
+        for which in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            _limit(client, which, SILENCE_MAX)
+        conn = Connection(self.cfg, client, address, listener.getsockname())
+        self._wait(conn, time.monotonic() + max(SILENCE_MAX, self.cfg.keepalive))
+
+    def _make_room(self) -> bool:
+        """Close the connections that have waited longest. Whether there were any."""
+        oldest = [conn for conn, _ in zip(self.waiting, range(ROOM), strict=False)]
+        for conn in oldest:
+            self._drop(conn)
+        if oldest and (at := time.monotonic()) >= self.say_full_at:
+            self.say_full_at = at + SAID_EVERY
+            logger.warning(
+                "Connections that wait are closed, the oldest first: %d are open, and the system "
+                "allows %d open files (ulimit -n).",
+                self.nr_conns,
+                self.files,
+            )
+        return bool(oldest)
+
+    # --- a request comes --------------------------------------------------------------------------
+
+    def _wait(self, conn: Connection, timeout: float) -> None:
+        """Have the main loop read what comes, until that time."""
+        conn.began = time.monotonic()
+        conn.timeout = timeout
+        conn.received = conn.reads = 0
+        conn.said_continue = False
+        conn.sock.setblocking(False)
+        self.waiting[conn] = None
+        self.incoming_size += len(conn.incoming)
+        self.poller.register(conn.sock, EVENT_READ, partial(self._arrives, conn))
+
+    def _arrives(self, conn: Connection, client: ClientSocket) -> None:
+        if not self.reads_requests:
+            self._serve(conn)
+            return
+        try:
+            data = client.recv(READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:  # it has closed, perhaps within a request
+            self._drop(conn)
+            return
+        at = time.monotonic()
+        if not conn.received and conn.was_served:
+            conn.began = at  # of a request on a kept connection
+        conn.received += len(data)
+        conn.reads += 1
+        self.incoming_size += len(data)
+        conn.timeout = min(at + SILENCE_MAX, until(conn.began, conn.received))
+        if conn.incoming.feed(data):
+            self._serve(conn)
+        else:
+            self._await_rest(conn, client, is_slow=len(data) < SMALL)
+
+    def _await_rest(self, conn: Connection, client: ClientSocket, *, is_slow: bool) -> None:
+        if conn.incoming.awaits_word and not conn.said_continue:
+            conn.said_continue = True
+            client.send_some(memoryview(CONTINUE))
+        if self.incoming_size > INCOMING_MAX:
+            large = [each for each in self.waiting if len(each.incoming) > READ_SIZE]
+            self._drop(min(large or [conn], key=lambda each: each.began))
+        elif is_slow and conn.reads > READS_AT_ONCE:
+            self.poller.unregister(client)
+            self.resting.append((time.monotonic() + PAUSE, conn))
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        at = time.monotonic()
+        while self.resting and self.resting[0][0] <= at:
+            _, conn = self.resting.popleft()
+            if conn in self.waiting:
+                self.poller.register(conn.sock, EVENT_READ, partial(self._arrives, conn))
+        if self.resting:
+            timeout = min(timeout, self.resting[0][0] - at)
+        super().wait_for_and_dispatch_events(timeout)
+
+    def _release(self, conn: Connection) -> None:
+        """It waits no more."""
+        del self.waiting[conn]
+        self.incoming_size -= len(conn.incoming)
+        with contextlib.suppress(KeyError, ValueError):  # it rests
+            self.poller.unregister(conn.sock)
+
+    def _drop(self, conn: Connection) -> None:
+        """Close a connection that waits."""
+        self._release(conn)
+        self._close(conn)
+
+    def _close(self, conn: Connection) -> None:
+        self.nr_conns -= 1
+        conn.close()
+
+    # --- it is served -----------------------------------------------------------------------------
+
+    def _serve(self, conn: Connection) -> None:
+        self._release(conn)
+        self._submit(conn)
+
+    def _submit(self, conn: Connection) -> None:
+        if self.reads_requests:
+            conn.kind = conn.incoming.kind
+            conn.sock.leaves_rest = conn.kind.is_short
+        self.enqueue_req(conn)
+
+    def handle(self, conn: Connection) -> Any:
+        """By a thread: serve the request."""
+        if self.reads_requests:
+            conn.sock.setblocking(True)
+            conn.init()
+            conn.parser.unreader.unread(conn.incoming.take())
+            if conn.kind is Kind.UPLOAD:
+                conn.sock.begin_body(conn.received)
+        try:
+            return super().handle(conn)
+        finally:
+            if conn.kind is Kind.UPLOAD:
+                conn.sock.end_body()
+
+    def handle_request(self, req: Any, conn: Connection) -> Any:
+        if conn.said_continue:
+            req._expected_100_continue = False  # it would be said once more
+        try:
+            return super().handle_request(req, conn)
+        except BlockingIOError as stuck:
+            # gunicorn closes such a connection in silence, and logs any other error.
+            silent = "The client sends or takes nothing, or too little."
+            raise ConnectionResetError(errno.ECONNRESET, silent) from stuck
+
+    def finish_request(self, conn: Connection, fs: Any) -> None:
+        self.tpool.finished(conn)
+        if fs.cancelled() or fs.exception() is not None:
+            self._close(conn)
+            return
+        conn.was_served = True
+        conn.is_kept = bool(fs.result())
+        try:
+            if conn.is_kept and not self.reads_requests:
+                super().finish_request(conn, fs)
+            elif self.reads_requests and conn.sock.unsent:
+                self._send_rest(conn)
+            else:
+                self._answered(conn)
+        except OSError:  # the client has gone, or the request has closed the connection itself
+            self._close(conn)
+
+    # --- the client takes its response ------------------------------------------------------------
+
+    def _send_rest(self, conn: Connection) -> None:
+        conn.sock.setblocking(False)
+        conn.began = conn.progress_at = time.monotonic()
+        conn.timeout = conn.began + SILENCE_MAX
+        conn.received = 0
+        self.unsent[conn] = None
+        self.poller.register(conn.sock, EVENT_WRITE, partial(self._takes, conn))
+        while (
+            len(self.unsent) > 1 and sum(len(each.sock.unsent) for each in self.unsent) > UNSENT_MAX
+        ):
+            self._give_up(min(self.unsent, key=lambda each: each.progress_at))
+
+    def _takes(self, conn: Connection, client: ClientSocket) -> None:
+        try:
+            sent = client.send_some(client.unsent)
+            client.unsent = client.unsent[sent:]
+            if not client.unsent:
+                self.poller.unregister(client)
+                del self.unsent[conn]
+                self._answered(conn)
+        except OSError:  # it has left
+            self._give_up(conn)
+            return
+        if client.unsent and sent:
+            conn.progress_at = time.monotonic()
+            conn.received += sent
+            conn.timeout = min(conn.progress_at + SILENCE_MAX, until(conn.began, conn.received))
+
+    def _give_up(self, conn: Connection) -> None:
+        """Close a connection whose client does not take its response."""
+        if conn in self.unsent:
+            del self.unsent[conn]
+            self.poller.unregister(conn.sock)
+        self._close(conn)
+
+    # --- and goes on, or leaves -------------------------------------------------------------------
+
+    def _answered(self, conn: Connection) -> None:
+        """Raises OSError where the connection is gone."""
+        if conn.is_kept:
+            self._begin_next(conn)
+        else:
+            self._linger(conn)
+
+    def _begin_next(self, conn: Connection) -> None:
+        if conn.incoming.begin(conn.parser.unreader.take_buffered()):
+            self._submit(conn)
+            return
+        timeout = time.monotonic() + self.cfg.keepalive
+        self._wait(conn, min(timeout, self.leave_by) if self.leave_by else timeout)
+
+    def _linger(self, conn: Connection) -> None:
+        conn.sock.shutdown(socket.SHUT_WR)
+        conn.sock.setblocking(False)
+        conn.incoming = Incoming()
+        conn.lingers = True
+        conn.timeout = time.monotonic() + max(SILENCE_MAX, self.cfg.keepalive)
+        self.waiting[conn] = None
+        self.poller.register(conn.sock, EVENT_READ, partial(self._drain, conn))
+
+    def _drain(self, conn: Connection, client: ClientSocket) -> None:
+        """Drop what a client sends behind its last answer, and close when it has closed."""
+        try:
+            if client.recv(READ_SIZE):
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            pass
+        self._drop(conn)
+
+    # --- time is over -----------------------------------------------------------------------------
+
+    def is_parent_alive(self) -> bool:
+        """Whether the master is there. A worker without one leaves as one that was told to."""
+        if not super().is_parent_alive():
+            self.alive = False
+        return bool(self.alive)
+
+    def murder_pending(self) -> None:
+        """Close the connections whose time is over.
+
+        When the worker leaves: those that have sent no request yet at once; the others have
+        LAST_ANSWERS seconds.
+        """
+        super().murder_pending()  # those of TLS
+        at = time.monotonic()
+        if not self.alive:
+            self.leave_by = self.leave_by or at + LAST_ANSWERS
+            for conn in self.waiting:
+                conn.timeout = min(conn.timeout, self.leave_by) if conn.was_served else 0.0
+        for conn in [each for each in self.waiting if each.timeout <= at]:
+            if conn.received and self.alive and not conn.lingers:
+                with contextlib.suppress(OSError):
+                    conn.sock.send_some(memoryview(TOO_SLOW))
+            self._drop(conn)
+        for conn in [each for each in self.unsent if each.timeout <= at]:
+            self._give_up(conn)
 
 
 def _limit(client: socket.socket, which: int, seconds: float) -> None:
@@ -67,196 +404,3 @@ def _limit(client: socket.socket, which: int, seconds: float) -> None:
     """
     value = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
     client.setsockopt(socket.SOL_SOCKET, which, value)
-
-
-def missing(seen: bytes) -> int:
-    """How many bytes at least have to come before a request that begins so is worth a thread."""
-    head, end, _ = seen.partition(b"\r\n\r\n")
-    if not end:
-        return 1 if len(seen) < WHOLE_MAX else 0
-    length = _LENGTH.search(head + b"\r\n")
-    if length is None or _EXPECT.search(head):  # no body, chunks, or one that waits for a word
-        return 0
-    whole = len(head) + len(end) + int(length[1])
-    return max(0, whole - len(seen)) if whole <= WHOLE_MAX else 0
-
-
-class Threads:
-    """The threads that serve requests, at most `most`. Its methods belong to the main thread.
-
-    It stands in for gunicorn's pool, `concurrent.futures.ThreadPoolExecutor`. When the system has
-    no thread left, that one raises RuntimeError, which ends the worker, with the request in a queue
-    that an idle thread may still serve. And it counts a thread as idle that has taken the next
-    request already, so it may start none where one is needed.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._started = 0
-        self._unfinished = 0  # requests that are queued or being served
-        self._queue: SimpleQueue[tuple[Callable[[Any], Any], Any, Future[Any]] | None]
-        self._queue = SimpleQueue()
-        self._short = False  # the last attempt to start a thread has failed
-
-    def submit(self, serve: Callable[[Any], Any], conn: Any) -> Future[Any]:
-        """Serve a request in an idle thread, a new one, or the next one that becomes free."""
-        future: Future[Any] = Future()
-        self._unfinished += 1
-        self._queue.put((serve, conn, future))
-        self.grow()
-        return future
-
-    def finished(self) -> None:
-        """A thread is about to wait for its next request."""
-        self._unfinished -= 1
-
-    def grow(self) -> None:
-        """Start a thread if a request waits for one. To be called regularly: it may be refused."""
-        if self._started >= min(self._unfinished, self._most):
-            return
-        thread = threading.Thread(target=self._work, name=f"halt-request-{self._started + 1}")
-        try:
-            thread.start()
-        except RuntimeError:  # the system has no more threads
-            if not self._short:
-                logger.error(
-                    "The system starts no further thread, so requests wait for the %d that there "
-                    "are. Raise the limit (ulimit -u, pids.max of the container).",
-                    self._started,
-                )
-            self._short = True
-            return
-        self._short = False
-        self._started += 1
-
-    def shutdown(self, wait: bool) -> None:
-        """Let each thread end after the requests that are queued by now. `wait` is ignored."""
-        self._queue.put(None)
-
-    def _work(self) -> None:
-        while (work := self._queue.get()) is not None:
-            serve, conn, future = work
-            try:
-                future.set_result(serve(conn))
-            except BaseException as fault:  # noqa: BLE001 - the main thread judges it
-                future.set_exception(fault)
-            del work, serve, conn, future  # while it waits, it must not keep a connection alive
-        self._queue.put(None)
-
-
-class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """See the module."""
-
-    leave_by = 0.0  # when a leaving worker has waited for its clients; 0 while it stays
-
-    def get_thread_pool(self) -> Threads:
-        return Threads(self.cfg.threads)
-
-    def notify(self) -> None:
-        """In each turn of the main loop, at least once a second."""
-        super().notify()
-        if self.tpool is not None:
-            self.tpool.grow()
-
-    def accept(self, listener: Any) -> None:
-        try:
-            client, address = listener.accept()
-        except OSError as exc:
-            if exc.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
-                raise
-            return
-        self.nr_conns += 1
-        # A long body that is sent so slowly that nothing comes for this long is given up.
-        _limit(client, socket.SO_RCVTIMEO, REQUEST_SECONDS)
-        _limit(client, socket.SO_SNDTIMEO, SEND_SECONDS)
-        conn = TConn(self.cfg, client, address, listener.getsockname())  # sets it non-blocking
-        # `murder_pending` expects the deque in order of time, which equal terms keep.
-        conn.timeout = time.monotonic() + max(REQUEST_SECONDS, self.cfg.keepalive)
-        self.pending_conns.append(conn)
-        self.poller.register(client, EVENT_READ, partial(self.on_pending_socket_readable, conn))
-
-    def on_pending_socket_readable(self, conn: Any, client: Any) -> None:
-        if self._has_arrived(conn):
-            super().on_pending_socket_readable(conn, client)
-
-    def on_client_socket_readable(self, conn: Any, client: Any) -> None:
-        if self._has_arrived(conn):
-            super().on_client_socket_readable(conn, client)
-
-    def handle_request(self, req: Any, conn: Any) -> Any:
-        try:
-            return super().handle_request(req, conn)
-        except BlockingIOError as stuck:
-            # gunicorn closes such a connection in silence, and logs any other error.
-            silent = "The client sends or takes nothing."
-            raise ConnectionResetError(errno.ECONNRESET, silent) from stuck
-
-    def finish_request(self, conn: Any, fs: Any) -> None:
-        self.tpool.finished()
-        if fs.cancelled() or fs.exception() is not None or fs.result() or self.cfg.is_ssl:
-            super().finish_request(conn, fs)
-            return
-        try:
-            conn.sock.shutdown(socket.SHUT_WR)
-            conn.sock.setblocking(False)
-            conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-        except OSError:  # the client has gone, or the request has closed the connection itself
-            self.nr_conns -= 1
-            conn.close()
-            return
-        conn.halt_lingers = True
-        conn.timeout = time.monotonic() + max(REQUEST_SECONDS, self.cfg.keepalive)
-        self.pending_conns.append(conn)
-        self.poller.register(conn.sock, EVENT_READ, partial(self.on_unwanted_bytes, conn))
-
-    def on_unwanted_bytes(self, conn: Any, client: Any) -> None:
-        """Drop what a client sends behind its answer, and close when it has closed."""
-        try:
-            if client.recv(WHOLE_MAX):
-                return
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            pass
-        self.poller.unregister(client)
-        self.pending_conns.remove(conn)
-        self.nr_conns -= 1
-        conn.close()
-
-    def is_parent_alive(self) -> bool:
-        """Whether the master is there. A worker without one leaves as one that was told to."""
-        if not super().is_parent_alive():
-            self.alive = False
-        return bool(self.alive)
-
-    def murder_pending(self) -> None:
-        """Close silent connections whose time is over.
-
-        When the worker leaves: all, but those that were answered have LAST_ANSWERS seconds.
-        """
-        if not self.alive:
-            self.leave_by = self.leave_by or time.monotonic() + LAST_ANSWERS
-            for conn in self.pending_conns:
-                lingers = getattr(conn, "halt_lingers", False)
-                conn.timeout = min(conn.timeout, self.leave_by) if lingers else 0.0
-            in_order = sorted(self.pending_conns, key=attrgetter("timeout"))
-            self.pending_conns: deque[Any] = deque(in_order)
-        super().murder_pending()
-
-    def _has_arrived(self, conn: Any) -> bool:
-        """Whether a thread can read the request without waiting.
-
-        If not, the system is told (SO_RCVLOWAT) to call again only when more has come than was
-        seen. It calls early for an end of file, with less than that: nothing more will come then.
-        """
-        wanted = getattr(conn, "halt_wanted", 1)
-        try:
-            seen = b"" if self.cfg.is_ssl else conn.sock.recv(WHOLE_MAX, socket.MSG_PEEK)
-        except (BlockingIOError, InterruptedError):
-            return False
-        except OSError:
-            seen = b""
-        more = missing(seen) if len(seen) >= wanted else 0
-        conn.halt_wanted = len(seen) + more if more else 1
-        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, conn.halt_wanted)
-        return not more

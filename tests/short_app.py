@@ -1,7 +1,8 @@
 """Halt in a worker whose system runs short: `gunicorn tests.short_app:app`.
 
 On REFUSE the system starts no thread for it, on ALLOW it does again; each says so on standard error.
-A client that takes nothing of a response is given up after SEND_SECONDS.
+On RELEASE the requests are answered that are held. A client that takes nothing of a response is
+given up after SEND_SECONDS.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ import halt.worker
 from app import create_app
 from halt.web import client_socket
 
-REFUSE, ALLOW = signal.SIGRTMIN, signal.SIGRTMIN + 1
+REFUSE, ALLOW, RELEASE = (signal.SIGRTMIN + each for each in range(3))
 SEND_SECONDS = 0.25
 STACK = 1 << 30  # bytes that each further thread asks for
 CHUNK = bytes(65_536)
 
-halt.worker.SEND_SECONDS = SEND_SECONDS
+halt.worker.SILENCE_MAX = SEND_SECONDS
 app = create_app()
+release = threading.Semaphore(0)
 
 
 def _say(word: str) -> None:
@@ -49,20 +51,13 @@ def _allow(_: int, __: FrameType | None) -> None:
     _say("threads again")
 
 
+def _release(_: int, __: FrameType | None) -> None:
+    release.release()
+
+
+signal.signal(RELEASE, _release)
 signal.signal(REFUSE, _refuse)
 signal.signal(ALLOW, _allow)
-
-
-_run = halt.worker.Worker.run
-
-
-def _said(worker: halt.worker.Worker) -> None:
-    """All threads of Halt's own have been started by then."""
-    _say("the worker runs")
-    _run(worker)
-
-
-halt.worker.Worker.run = _said
 
 
 @app.get("/pid")
@@ -71,10 +66,12 @@ def pid() -> Response:
     return Response(str(os.getpid()))
 
 
-@app.post("/take")
-def take() -> Response:
-    """The same, when the whole body has come."""
-    return Response(str(os.getpid()))
+@app.get("/held")
+def held() -> Response:
+    """The same, on RELEASE."""
+    _say("a request is held")
+    release.acquire()
+    return pid()
 
 
 @app.get("/flood")

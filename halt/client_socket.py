@@ -1,0 +1,77 @@
+"""A client's connection as a thread uses it: what blocks has a deadline, a response may be left."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from typing import Any
+
+SILENCE_MAX = 30.0  # seconds in which a client sends or takes nothing
+SLOWEST = 1_000  # bytes a second that a client sends or takes at least, beyond SILENCE_MAX
+AT_ONCE = 262_144  # bytes of one system call, after which the deadline is looked at
+
+
+def until(began: float, size: int) -> float:
+    """When this many bytes that began at that time have to be through."""
+    return began + SILENCE_MAX + size / SLOWEST
+
+
+class ClientSocket(socket.socket):
+    """See the module.
+
+    `leaves_rest`: `sendall` returns when the network takes no more, with the rest in `unsent`, and
+    only then waits where there is a rest already. So a client that reads slowly holds no thread:
+    the worker's main loop sends the rest.
+    """
+
+    leaves_rest = False
+    unsent = memoryview(b"")
+    _body_began = 0.0  # when the body began that a thread reads; 0 where none does
+    _received = 0
+
+    def begin_body(self, received: int) -> None:
+        """A thread reads a body from now on, of which this many bytes have come."""
+        self._body_began = time.monotonic()
+        self._received = received
+
+    def end_body(self) -> None:
+        """The body need not come any longer."""
+        self._body_began = 0.0
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """As ever. Raises BlockingIOError where a body comes too slowly."""
+        data = super().recv(size, flags)
+        if self._body_began:
+            self._received += len(data)
+            if time.monotonic() > until(self._body_began, self._received):
+                raise BlockingIOError(errno.EAGAIN, "The client sends too slowly.")
+        return data
+
+    def sendall(self, data: Any, flags: int = 0, /) -> None:
+        """Send it, or leave the rest. Raises BlockingIOError where the client is too slow."""
+        rest = memoryview(data).cast("B")
+        if self.unsent:
+            self.unsent, rest = memoryview(b"".join((self.unsent, rest))), memoryview(b"")
+            self._send(self.unsent, flags)
+            self.unsent = memoryview(b"")
+            return
+        if self.leaves_rest:
+            rest = rest[self.send_some(rest) :]
+            self.unsent = rest
+        else:
+            self._send(rest, flags)
+
+    def send_some(self, data: memoryview) -> int:
+        """How many of these bytes the network has taken, without waiting. Raises OSError."""
+        try:
+            return self.send(data[:AT_ONCE], socket.MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return 0
+
+    def _send(self, rest: memoryview, flags: int) -> None:
+        deadline = until(time.monotonic(), len(rest))
+        while rest:
+            rest = rest[self.send(rest[:AT_ONCE], flags) :]
+            if rest and time.monotonic() > deadline:
+                raise BlockingIOError(errno.EAGAIN, "The client takes too little.")

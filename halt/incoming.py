@@ -1,0 +1,170 @@
+"""A request on its way in: its class, and its bytes until all of them are there. Does no I/O.
+
+The class decides which threads serve the request (see `halt.request_threads`). It follows from the
+request's first line, so it is known before the request has a thread.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum, auto
+from urllib.parse import unquote_to_bytes
+
+import httpx2
+
+from halt.http1 import Framing
+
+HEAD_MAX = 65_536  # bytes of a head; gunicorn itself refuses most of those that are longer
+BODY_MAX = 16_777_216  # bytes of a body that is waited for; a thread reads a longer one
+
+
+class Kind(Enum):
+    """Classes of requests."""
+
+    STOP = auto()  # Stop alone
+    HEALTH = auto()
+    QUICK = auto()  # answers from memory: styles and scripts, the login, what is unknown
+    PAGE = auto()  # needs the database, or another server
+    STREAM = auto()  # lasts as long as a generation
+    SOCKET = auto()  # a WebSocket
+    UPLOAD = auto()  # has a body that a thread reads bit by bit
+
+    @property
+    def is_short(self) -> bool:
+        """The response is made as a whole before its client has to take it."""
+        return self in _SHORT
+
+
+_SHORT = frozenset({Kind.STOP, Kind.HEALTH, Kind.QUICK, Kind.PAGE})
+
+#: Paths that are asked for by POST, and the last parts of those below /c/, whose response lasts.
+_STREAMS = frozenset({b"/chat", b"/chat/stream", b"/v1/chat/completions"})
+_STREAMS_BELOW_C = frozenset({b"messages", b"regenerate", b"continue"})
+_PAGES = (b"/c/", b"/conversations", b"/export", b"/settings", b"/models", b"/v1/models")
+_PAGES_EXACTLY = frozenset({b"/", b"/demo", b"/saving", b"/import"})
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*+(\d{1,15})[ \t]*+(?=\r\n)", re.IGNORECASE)
+_CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*+([^\r\n]*+)", re.IGNORECASE)
+_EXPECT = re.compile(rb"\r\nexpect:[ \t]*+100-continue", re.IGNORECASE)
+_ORIGIN = re.compile(rb"https?://[^/?#]*+", re.IGNORECASE)
+
+
+def kind_of(line: bytes) -> Kind:
+    """The class of a request with this first line."""
+    method, _, rest = line.partition(b" ")
+    target = rest.partition(b" ")[0].partition(b"?")[0]
+    path = unquote_to_bytes(_ORIGIN.sub(b"", target, count=1) or b"/")
+    if path in (b"/stop", b"/stop-all") or path.startswith(b"/stop/"):
+        return Kind.STOP
+    if method == b"POST":
+        if path in _STREAMS:
+            return Kind.STREAM
+        if path.startswith(b"/c/") and path.rpartition(b"/")[2] in _STREAMS_BELOW_C:
+            return Kind.STREAM
+    elif path == b"/healthz":
+        return Kind.HEALTH
+    elif path == b"/ws":
+        return Kind.SOCKET
+    elif path == b"/stream" or path.startswith(b"/streams/"):
+        return Kind.STREAM
+    if path in _PAGES_EXACTLY or path.startswith(_PAGES):
+        return Kind.PAGE
+    return Kind.QUICK
+
+
+class Incoming:
+    """The requests of one connection, one after the other. Each byte is looked at once.
+
+    What is malformed is given to gunicorn as it came, which refuses it: only its reading counts,
+    this one only decides when, and by which threads.
+    """
+
+    def __init__(self) -> None:
+        self._renew(b"")
+
+    def _renew(self, data: bytes | bytearray) -> None:
+        self.kind = Kind.QUICK
+        self.awaits_word = False  # the client waits for `100 Continue` before it sends the body
+        self._data = bytearray(data)
+        self._searched = 0  # bytes in which there is no end of a head
+        self._length: int | None = None  # of the whole request, once that is known
+        self._chunks: Framing | None = None  # of a body in chunks
+        self._is_ready = False
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def feed(self, data: bytes) -> bool:
+        """Add what has come. Whether a thread can read the request without waiting.
+
+        True also for what is malformed, and for a body of more than BODY_MAX bytes, of which a
+        thread reads the rest (Kind.UPLOAD).
+        """
+        self._data += data
+        if self._is_ready:
+            return True
+        if self._chunks is not None:
+            self._take_chunks(data)
+        elif self._length is not None:
+            self._is_ready = len(self._data) >= self._length
+        else:
+            self._look_for_head()
+        return self._is_ready
+
+    def take(self) -> bytes:
+        """The bytes of the request that is ready; what came behind it stays here."""
+        whole = len(self._data) if self._length is None else self._length
+        taken = bytes(memoryview(self._data)[:whole])
+        del self._data[:whole]
+        return taken
+
+    def begin(self, rest: bytes) -> bool:
+        """Begin with the next request: `rest` came before what is here already. As `feed`."""
+        data = rest + self._data
+        self._renew(b"")
+        return bool(data) and self.feed(data)
+
+    def _look_for_head(self) -> None:
+        end = self._data.find(b"\r\n\r\n", max(0, self._searched - 3))
+        self._searched = len(self._data)
+        if end >= 0:
+            self._read_head(bytes(self._data[: end + 2]), end + 4)
+        elif self._searched >= HEAD_MAX:
+            self._leave_to_thread()
+
+    def _read_head(self, head: bytes, end: int) -> None:
+        """`head` has the line break behind its last line; the body begins at `end`."""
+        self.kind = kind_of(head[: head.find(b"\r\n")])
+        lengths, codings = _LENGTH.findall(head), _CODING.findall(head)
+        if len(lengths) + len(codings) != 1 or (codings and codings[0].lower() != b"chunked"):
+            self._length = end if not (lengths or codings) else None
+            self._is_ready = True
+            return
+        if lengths and int(lengths[0]) > BODY_MAX:
+            self._leave_to_thread()
+            return
+        if lengths:
+            self._length = end + int(lengths[0])
+            self._is_ready = len(self._data) >= self._length
+        else:
+            self._chunks = Framing({b"transfer-encoding": b"chunked"}, 200)
+            self._take_chunks(bytes(self._data[end:]))
+        self.awaits_word = not self._is_ready and _EXPECT.search(head) is not None
+
+    def _take_chunks(self, data: bytes) -> None:
+        chunks = self._chunks
+        assert chunks is not None  # noqa: S101 - the caller has made it
+        try:
+            chunks.feed(data)
+        except httpx2.RemoteProtocolError:
+            self._is_ready = True
+            return
+        if chunks.complete:
+            self._length = len(self._data) - len(chunks.behind)
+            self._is_ready = True
+        elif len(self._data) > BODY_MAX:
+            self._leave_to_thread()
+
+    def _leave_to_thread(self) -> None:
+        self.kind = Kind.UPLOAD
+        self._is_ready = True

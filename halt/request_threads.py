@@ -1,0 +1,117 @@
+"""The threads that serve requests: a number of its own for each class of them.
+
+So no class takes the threads of another one, and Stop always finds one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any
+
+from halt.incoming import Kind
+
+#: Threads of each class; of those that last, gunicorn's `threads`: streams and some more, which
+#: refuse what is too much.
+MOST = {Kind.STOP: 16, Kind.HEALTH: 4, Kind.QUICK: 16, Kind.PAGE: 32, Kind.UPLOAD: 8}
+
+logger = logging.getLogger(__name__)
+
+
+class Threads:
+    """The threads of one class, at most `most`. Its methods belong to the main thread.
+
+    It stands in for gunicorn's pool, `concurrent.futures.ThreadPoolExecutor`. When the system has
+    no thread left, that one raises RuntimeError, which ends the worker, with the request in a queue
+    that an idle thread may still serve. And it counts a thread as idle that has taken the next
+    request already, so it may start none where one is needed.
+    """
+
+    def __init__(self, name: str, most: int) -> None:
+        self._name = name
+        self._most = most
+        self._started = 0
+        self._unfinished = 0  # requests that are queued or being served
+        self._queue: SimpleQueue[tuple[Callable[[Any], Any], Any, Future[Any]] | None]
+        self._queue = SimpleQueue()
+        self._short = False  # the last attempt to start a thread has failed
+
+    def submit(self, serve: Callable[[Any], Any], conn: Any) -> Future[Any]:
+        """Serve a request in an idle thread, a new one, or the next one that becomes free."""
+        future: Future[Any] = Future()
+        self._unfinished += 1
+        self._queue.put((serve, conn, future))
+        self.grow()
+        return future
+
+    def finished(self) -> None:
+        """A thread is about to wait for its next request."""
+        self._unfinished -= 1
+
+    def grow(self) -> None:
+        """Start a thread if a request waits for one. To be called regularly: it may be refused.
+
+        The first one is started before there is a request: a system that gives no thread later on
+        does not take it away.
+        """
+        if self._started >= min(max(1, self._unfinished), self._most):
+            return
+        name = f"halt-{self._name}-{self._started + 1}"
+        thread = threading.Thread(target=self._work, name=name)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no more threads
+            if not self._short:
+                logger.error(
+                    "The system starts no further thread, so requests wait for those that there "
+                    "are (%s: %d). Raise the limit (ulimit -u, pids.max of the container).",
+                    self._name,
+                    self._started,
+                )
+            self._short = True
+            return
+        self._short = False
+        self._started += 1
+
+    def shutdown(self) -> None:
+        """Let each thread end after the requests that are queued by now."""
+        self._queue.put(None)
+
+    def _work(self) -> None:
+        while (work := self._queue.get()) is not None:
+            serve, conn, future = work
+            try:
+                future.set_result(serve(conn))
+            except BaseException as fault:  # noqa: BLE001 - the main thread judges it
+                future.set_exception(fault)
+            del work, serve, conn, future  # while it waits, it must not keep a connection alive
+        self._queue.put(None)
+
+
+class ThreadsByKind:
+    """The threads of all classes. Its methods belong to the main thread."""
+
+    def __init__(self, lasting: int, most: Mapping[Kind, int] = MOST) -> None:
+        """`lasting`: threads of each class of requests that last."""
+        self._threads = {kind: Threads(kind.name.lower(), most.get(kind, lasting)) for kind in Kind}
+
+    def submit(self, serve: Callable[[Any], Any], conn: Any) -> Future[Any]:
+        """Serve the request that has come on this connection."""
+        return self._threads[conn.kind].submit(serve, conn)
+
+    def finished(self, conn: Any) -> None:
+        """The request of this connection was served."""
+        self._threads[conn.kind].finished()
+
+    def grow(self) -> None:
+        """Start threads where requests wait for them. To be called regularly."""
+        for threads in self._threads.values():
+            threads.grow()
+
+    def shutdown(self, wait: bool) -> None:
+        """Let each thread end after the requests that are queued by now. `wait` is ignored."""
+        for threads in self._threads.values():
+            threads.shutdown()
