@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 import time
 from typing import Any
 
@@ -29,6 +30,15 @@ class ClientSocket(socket.socket):
     unsent = memoryview(b"")
     _body_began = 0.0  # when the body began that a thread reads; 0 where none does
     _received = 0
+
+    def limit_silence(self, seconds: float) -> None:
+        """Let each blocking call fail after that time without a byte, with BlockingIOError.
+
+        Where gunicorn itself does TLS it has no effect: Python's ssl tries such a call again.
+        """
+        value = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
+        for which in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self.setsockopt(socket.SOL_SOCKET, which, value)
 
     def begin_body(self, received: int) -> None:
         """A thread reads a body from now on, of which this many bytes have come."""

@@ -53,7 +53,9 @@ def kind_of(line: bytes) -> Kind:
     """The class of a request with this first line."""
     method, _, rest = line.partition(b" ")
     target = rest.partition(b" ")[0].partition(b"?")[0]
-    path = unquote_to_bytes(_ORIGIN.sub(b"", target, count=1) or b"/")
+    if not target:
+        return Kind.QUICK
+    path = unquote_to_bytes(_ORIGIN.sub(b"", target, count=1)) or b"/"
     if path in (b"/stop", b"/stop-all") or path.startswith(b"/stop/"):
         return Kind.STOP
     if method == b"POST":

@@ -28,7 +28,6 @@ import errno
 import logging
 import resource
 import socket
-import struct
 import time
 from collections import deque
 from functools import partial
@@ -57,6 +56,7 @@ UNSENT_MAX = 67_108_864  # bytes of responses that clients have not taken
 
 FILES_KEPT = 4  # a fourth of the open files is kept for connections to models, and for files
 SAID_EVERY = 60.0  # seconds between two lines of the log that say so
+REFUSALS_SAID = 10  # lines on malformed requests in that time
 ROOM = 8  # waiting connections that are closed at once where files run short
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -111,6 +111,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         #: The system gives the lowest free number: one from here on says that files run short.
         self.number_max = self.files - max(64, self.files // FILES_KEPT)
         self.last_number = self.files - 32
+        self.log.error_log.addFilter(FewRefusals())
         #: Whether the main loop can read requests.
         self.reads_requests = not (self.cfg.is_ssl or self.cfg.proxy_protocol != "off")
         super().init_process()
@@ -146,9 +147,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             return
         client = ClientSocket(accepted.family, accepted.type, accepted.proto, accepted.detach())
         self.nr_conns += 1
-        # What a thread reads or writes fails after this time without a byte.
-        for which in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            _limit(client, which, SILENCE_MAX)
+        client.limit_silence(SILENCE_MAX)  # for threads
         conn = Connection(self.cfg, client, address, listener.getsockname())
         self._wait(conn, time.monotonic() + max(SILENCE_MAX, self.cfg.keepalive))
 
@@ -190,8 +189,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             return
         except OSError:
             data = b""
-        if not data:  # it has closed, perhaps within a request
-            self._drop(conn)
+        if not data:  # it has closed
+            if conn.incoming:  # a thread finds that the request has no end, and says so
+                self._serve(conn)
+            else:
+                self._drop(conn)
             return
         at = time.monotonic()
         if not conn.received and conn.was_served:
@@ -397,10 +399,24 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._give_up(conn)
 
 
-def _limit(client: socket.socket, which: int, seconds: float) -> None:
-    """Let each blocking call on the socket fail after that time, with BlockingIOError.
+class FewRefusals(logging.Filter):
+    """Of the log's lines on malformed requests, REFUSALS_SAID in SAID_EVERY seconds are written.
 
-    Where gunicorn itself does TLS it has no effect: Python's ssl tries such a call again.
+    Strangers send such requests as fast as they like.
     """
-    value = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
-    client.setsockopt(socket.SOL_SOCKET, which, value)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._until = 0.0
+        self._left = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """By any thread: a few more lines where two of them meet do no harm."""
+        if not str(record.msg).startswith("Invalid request from"):
+            return True
+        if (at := time.monotonic()) >= self._until:
+            self._until, self._left = at + SAID_EVERY, REFUSALS_SAID
+        self._left -= 1
+        if self._left == 0:
+            record.msg = f"{record.msg} (further ones are not logged for {SAID_EVERY:g} s)"
+        return self._left >= 0

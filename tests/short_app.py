@@ -1,8 +1,7 @@
 """Halt in a worker whose system runs short: `gunicorn tests.short_app:app`.
 
 On REFUSE the system starts no thread for it, on ALLOW it does again; each says so on standard error.
-On RELEASE the requests are answered that are held. A client that takes nothing of a response is
-given up after SEND_SECONDS.
+On RELEASE the requests are answered that are held.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from types import FrameType
 
 from flask import Response
 
-import halt.worker
 from app import create_app
+from halt.client_socket import ClientSocket
 from halt.web import client_socket
 
 REFUSE, ALLOW, RELEASE = (signal.SIGRTMIN + each for each in range(3))
 SEND_SECONDS = 0.25
 STACK = 1 << 30  # bytes that each further thread asks for
 CHUNK = bytes(65_536)
+LARGE = 8_388_608
 
-halt.worker.SILENCE_MAX = SEND_SECONDS
 app = create_app()
 release = threading.Semaphore(0)
 
@@ -74,11 +73,18 @@ def held() -> Response:
     return pid()
 
 
+@app.get("/large")
+def large() -> Response:
+    """8 MB at once."""
+    return Response(bytes(LARGE))
+
+
 @app.get("/flood")
 def flood() -> Response:
-    """An endless response, over a buffer that is full at once."""
+    """An endless response, over a buffer that is full at once, and SEND_SECONDS for the client."""
     client = client_socket()
-    assert client is not None
+    assert isinstance(client, ClientSocket)
+    client.limit_silence(SEND_SECONDS)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
     def body() -> Iterator[bytes]:

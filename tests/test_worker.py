@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import HaltServer, eventually
 from tests.fake_openai import FakeOpenAI
-from tests.short_app import ALLOW, REFUSE, RELEASE
+from tests.short_app import ALLOW, LARGE, REFUSE, RELEASE
 from tests.wire import SOON
 
 
@@ -92,3 +92,56 @@ def test_a_client_that_takes_nothing_is_given_up(short: Short) -> None:
     assert short.client().get("/pid").status == 200
     assert "Error" not in short.printed
     assert "Traceback" not in short.printed
+
+
+def test_clients_that_do_not_take_their_response_hold_no_thread(short: Short) -> None:
+    """More of them than there are threads; a further request of their class is answered."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            client = stack.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect((short.host, short.port))
+            client.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert short.client().get("/pid").status == 200
+        assert client.recv(1, socket.MSG_PEEK)
+
+
+def received(client: socket.socket, end: bytes) -> bytes:
+    """What comes up to these bytes."""
+    out = bytearray()
+    while not out.endswith(end):
+        part = client.recv(65_536)
+        assert part, bytes(out[-200:])
+        out += part
+    return bytes(out)
+
+
+def test_a_client_that_takes_its_response_slowly_gets_all_of_it(short: Short) -> None:
+    """And its connection goes on with the request that it has sent behind the first."""
+    with connected(short, b"GET /large HTTP/1.1\r\n\r\n") as client:
+        client.sendall(b"GET /pid HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert short.client().get("/pid").status == 200  # the first one has filled the network
+        assert len(received(client, b"\r\n\r\n%d" % worker(short))) > LARGE
+
+
+def test_a_request_may_come_byte_by_byte(short: Short) -> None:
+    """A body in chunks, the word that the client waits for, and a request behind it."""
+    head = b"POST /stop HTTP/1.1\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+    body = b'1a\r\n{"stream_id":"unknown_id"}\r\n0\r\n\r\n'
+    with connected(short, head + b"Transfer-Encoding: chunked\r\n\r\n") as client:
+        assert received(client, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        rest = body + b"GET /pid HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        for at in range(len(rest)):
+            client.sendall(rest[at : at + 1])
+        said = received(client, b"\r\n\r\n%d" % worker(short))
+        assert said.startswith(b"HTTP/1.1 202 ")
+        assert b"pending" in said
+
+
+def test_malformed_requests_write_a_few_lines(short: Short) -> None:
+    """Of a flood of them, the log says how it goes on."""
+    for _ in range(30):
+        with connected(short, b"garbage\r\n\r\n") as client:
+            assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
+    assert short.printed.count("Invalid request from") == 10
+    assert "further ones are not logged" in short.printed
