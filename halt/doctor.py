@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx2
 import msgspec
 
+from halt import open_files
 from halt.chat import ChatRequest, Message, ToolSpec
 from halt.client import ANSWER_WITHIN
 from halt.config import Config
@@ -209,6 +210,7 @@ def examine(report: Report, config: Config, make: Make, timeout: float) -> None:
         first_byte_timeout=min(timeout, config.first_byte_timeout),
         gap_timeout=min(timeout, config.gap_timeout),
     )
+    _open_files(report, config.max_streams)
     providers = setup(config).providers
     for provider in providers:
         report.part = f"{provider.name}: " if len(providers) > 1 else ""
@@ -235,6 +237,17 @@ def _examine(report: Report, config: Config, provider: ProviderSettings, make: M
         _extras(report, generations)
     finally:
         generations.close()
+
+
+def _open_files(report: Report, streams: int) -> None:
+    """Whether the system lets the server have as many as its streams take."""
+    allowed, needed = open_files.allowed(), open_files.needed(streams)
+    text = f"{allowed:,} allowed, {needed:,} needed for {streams} streams"
+    if allowed >= needed:
+        report.ok("open files", text)
+    else:
+        remedy = "Raise the limit (ulimit -Hn; LimitNOFILE= of systemd), or lower HALT_MAX_STREAMS."
+        report.warn("open files", f"{text}.", remedy)
 
 
 # --- the way --------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,7 @@ def test_a_good_upstream_is_well(shared_fake: FakeOpenAI) -> None:
     found = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL=PACED)
     assert found.exit_code == 0
     assert found.statuses() == {
+        "open files": "ok",
         "name": "ok",
         "connection": "ok",
         "key": "ok",
@@ -89,13 +91,26 @@ def test_the_data_folder_is_not_needed(shared_fake: FakeOpenAI, tmp_path: Path) 
     assert found.findings["answer"]["status"] == "ok"
 
 
+def test_too_few_open_files_are_found(
+    shared_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A system that allows fewer than the streams take is said, with the setting."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
+    found = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL=PACED)
+    assert found.statuses()["open files"] == "warn"
+    said = "1,024 allowed, 1,200 needed for 500 streams."
+    assert found.findings["open files"]["text"] == said
+    assert "HALT_MAX_STREAMS" in found.remedy("open files")
+
+
 def test_findings_are_lines_for_people_too(shared_fake: FakeOpenAI) -> None:
     """One line each: the status, the name, the words and, where it is not well, the remedy."""
     settings = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "x", "HALT_MODEL": "401"}
     result = create_app(load(settings)).test_cli_runner().invoke(args=["doctor"])
     assert result.exit_code == 1
     lines = result.output.splitlines()
-    assert lines[0].startswith("ok    name: 127.0.0.1 is 127.0.0.1")
+    assert re.fullmatch(r"ok    open files: [\d,]+ allowed, 1,200 needed for 500 streams", lines[0])
+    assert lines[1].startswith("ok    name: 127.0.0.1 is 127.0.0.1")
     assert lines[-1] == (
         "fail  answer: The model's server did not accept the API key. "
         "It said: Incorrect API key provided: fake. "
@@ -170,7 +185,7 @@ def test_a_server_that_refuses_connections() -> None:
     """The port is named, and what to do."""
     found = doctor(OPENAI_BASE_URL=f"http://127.0.0.1:{free_port()}/v1")
     assert found.exit_code == 1
-    assert found.statuses() == {"name": "ok", "connection": "fail"}
+    assert found.statuses() == {"open files": "ok", "name": "ok", "connection": "fail"}
     assert "refuses connections" in found.findings["connection"]["text"]
     assert "OPENAI_BASE_URL" in found.remedy("connection")
 
@@ -178,7 +193,7 @@ def test_a_server_that_refuses_connections() -> None:
 def test_a_name_that_does_not_exist() -> None:
     """The name is said to be at fault."""
     found = doctor(OPENAI_BASE_URL="http://no-such-host.invalid/v1")
-    assert found.statuses() == {"name": "fail"}
+    assert found.statuses() == {"open files": "ok", "name": "fail"}
     assert "no-such-host.invalid" in found.findings["name"]["text"]
 
 
@@ -204,7 +219,12 @@ def test_a_certificate_that_nobody_trusts() -> None:
     """TLS is looked at by itself."""
     with FakeOpenAI(tls=True) as fake:
         found = doctor(OPENAI_BASE_URL=fake.base_url)
-    assert found.statuses() == {"name": "ok", "connection": "ok", "TLS": "fail"}
+    assert found.statuses() == {
+        "open files": "ok",
+        "name": "ok",
+        "connection": "ok",
+        "TLS": "fail",
+    }
     assert "SSL_CERT_FILE" in found.remedy("TLS")
 
 

@@ -58,6 +58,10 @@ LAYERS = {
     "line": 2,
     "names": 2,
     "http1": 2,
+    "client_socket": 0,
+    "open_files": 0,
+    "incoming": 2,
+    "request_threads": 2,
     "transport": 2,
     "exchange": 2,
     "server_load": 2,
@@ -144,7 +148,7 @@ LAYERS = {
 APART = {"worker"}
 
 #: Run in processes of their own, without the rest.
-ALONE = ["embedded", "worker"]
+ALONE = ["embedded"]
 
 #: What a browser is given that others wrote. An update is a decision, and changes this table.
 VENDORED = {
@@ -199,7 +203,7 @@ def test_there_is_no_circle() -> None:
 
 @pytest.mark.parametrize("name", ALONE)
 def test_what_runs_alone_knows_nothing_of_the_rest(name: str) -> None:
-    """The embedded model's processes and the server's worker need nothing else of Halt."""
+    """The embedded model's processes need nothing else of Halt."""
     assert ours(name) == set()
 
 
