@@ -333,12 +333,15 @@ class Config:
 
     @property
     def threads(self) -> int:
-        """gunicorn's threads: one for each stream, the rest kept for short requests."""
-        return self.max_streams + SHORT_REQUEST_THREADS
+        """gunicorn's threads for streams: one for each, and some for those that are refused.
+
+        Other requests have threads of their own, see `halt.request_threads`.
+        """
+        return self.max_streams + REFUSING_THREADS
 
 
-#: Threads that no stream can take: page loads, Stop, health. 32 short requests at once.
-SHORT_REQUEST_THREADS = 32
+#: Threads for requests of streams beyond the places that there are, each refused at once.
+REFUSING_THREADS = 32
 
 #: One limit of HALT_RATE_SESSION and HALT_RATE_ADDRESS: 30/minute, 5 per 10 seconds.
 _RATE = re.compile(

@@ -56,7 +56,7 @@ def check_gunicorn(gunicorn: Any, settings: Config) -> None:
     if gunicorn.threads < settings.threads:
         raise ConfigError(
             f"--threads={gunicorn.threads} is too few: {settings.max_streams} streams "
-            f"(HALT_MAX_STREAMS) and Stop need {settings.threads}. {start}"
+            f"(HALT_MAX_STREAMS) need {settings.threads}. {start}"
         )
     for address in gunicorn.address:
         if isinstance(address, tuple):  # else a Unix socket

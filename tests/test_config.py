@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from halt.config import SHORT_REQUEST_THREADS, Config, ConfigError, is_openai, load, publish
+from halt.config import REFUSING_THREADS, Config, ConfigError, is_openai, load, publish
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -303,10 +303,10 @@ def test_where_the_requests_go(environ: dict[str, str], url: str | None, key: st
     )
 
 
-def test_every_stream_has_a_thread_and_stop_has_some_besides() -> None:
-    """Stop is never starved: there are more threads than places for streams."""
+def test_every_stream_has_a_thread_and_a_refusal_too() -> None:
+    """There are more threads for streams than places, so that one too many is refused at once."""
     config = load({"HALT_MAX_STREAMS": "7"})
-    assert config.threads == 7 + SHORT_REQUEST_THREADS > 7
+    assert config.threads == 7 + REFUSING_THREADS > 7
 
 
 def test_the_configuration_does_not_change() -> None:
