@@ -23,8 +23,14 @@ def needed(streams: int) -> int:
 
 def allowed() -> int:
     """How many the system allows this process, or would if it were asked."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(soft, WANTED if hard == resource.RLIM_INFINITY else min(hard, WANTED))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(limit(), WANTED if hard == resource.RLIM_INFINITY else min(hard, WANTED))
+
+
+def limit() -> int:
+    """How many this process may have at once."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return WANTED if soft == resource.RLIM_INFINITY else soft
 
 
 def allow(streams: int) -> None:

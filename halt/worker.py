@@ -26,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import resource
 import socket
 import time
 from collections import deque
@@ -36,6 +35,7 @@ from typing import Any
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from halt import open_files
 from halt.client_socket import SILENCE_MAX, ClientSocket, until
 from halt.incoming import Incoming, Kind
 from halt.request_threads import ThreadsByKind
@@ -44,6 +44,7 @@ from halt.request_threads import ThreadsByKind
 #: request that is under way on a kept connection.
 LAST_ANSWERS = 2.0
 
+ACCEPTS = 16  # connections that are accepted in one turn of the main loop
 READ_SIZE = 65_536
 #: After some reads, a request of which the last one brought less than SMALL bytes is looked at once
 #: in PAUSE seconds: a read costs some 20 us, also of a single byte.
@@ -57,6 +58,7 @@ UNSENT_MAX = 67_108_864  # bytes of responses that clients have not taken
 FILES_KEPT = 4  # a fourth of the open files is kept for connections to models, and for files
 SAID_EVERY = 60.0  # seconds between two lines of the log that say so
 REFUSALS_SAID = 10  # lines on malformed requests in that time
+FULL_PAUSE = 0.1  # seconds without new connections where no file is left, and none can be closed
 ROOM = 8  # waiting connections that are closed at once where files run short
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -81,9 +83,7 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
         self.incoming = Incoming()
         self.kind = Kind.STREAM  # of the request that is being served
         self.began = self.timeout = 0.0  # when the request began; when this state ends
-        self.received = (
-            0  # bytes of the request, or of the response those that the client has taken
-        )
+        self.received = 0  # bytes of the request; then those of the response that were taken
         self.reads = 0  # of the request
         self.was_served = False
         self.is_kept = False  # for a further request
@@ -105,9 +105,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         #: Those of `waiting` that are not looked at before a time, in the order of that time.
         self.resting: deque[tuple[float, Connection]] = deque()
         self.incoming_size = 0  # bytes, of those that wait
-        self.is_full = False  # no file is left for a connection
+        self.full_until = 0.0  # no file is left for a connection
         self.say_full_at = 0.0
-        self.files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.files = open_files.limit()
         #: The system gives the lowest free number: one from here on says that files run short.
         self.number_max = self.files - max(64, self.files // FILES_KEPT)
         self.last_number = self.files - 32
@@ -122,25 +122,28 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def notify(self) -> None:
         """In each turn of the main loop, at least once a second."""
         super().notify()
-        self.is_full = False
         if self.tpool is not None:
             self.tpool.grow()
 
     def set_accept_enabled(self, enabled: bool) -> None:
-        super().set_accept_enabled(enabled and not self.is_full)
+        super().set_accept_enabled(enabled and time.monotonic() >= self.full_until)
 
     # --- a connection begins ----------------------------------------------------------------------
 
     def accept(self, listener: Any) -> None:
         try:
-            accepted, address = listener.accept()
+            for _ in range(ACCEPTS):
+                accepted, address = listener.accept()
+                self._begin(accepted, address, listener)
         except OSError as exc:
             if exc.errno in _NO_FILES:
-                self.is_full = not self._make_room()
-                self.set_accept_enabled(not self.is_full)
+                if not self._make_room():
+                    self.full_until = time.monotonic() + FULL_PAUSE
+                    self.set_accept_enabled(False)
             elif exc.errno in _BROKEN_LISTENER:
                 raise
-            return
+
+    def _begin(self, accepted: socket.socket, address: Any, listener: Any) -> None:
         number = accepted.fileno()
         if number >= self.number_max and not self._make_room() and number >= self.last_number:
             accepted.close()
@@ -180,6 +183,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.poller.register(conn.sock, EVENT_READ, partial(self._arrives, conn))
 
     def _arrives(self, conn: Connection, client: ClientSocket) -> None:
+        if conn not in self.waiting:  # dropped in this turn, for want of room
+            return
         if not self.reads_requests:
             self._serve(conn)
             return
@@ -224,8 +229,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             _, conn = self.resting.popleft()
             if conn in self.waiting:
                 self.poller.register(conn.sock, EVENT_READ, partial(self._arrives, conn))
-        if self.resting:
-            timeout = min(timeout, self.resting[0][0] - at)
+        for due in (self.leave_by, self.resting[0][0] if self.resting else 0.0):
+            if due > at:
+                timeout = min(timeout, due - at)
         super().wait_for_and_dispatch_events(timeout)
 
     def _release(self, conn: Connection) -> None:
@@ -294,7 +300,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 self._send_rest(conn)
             else:
                 self._answered(conn)
-        except OSError:  # the client has gone, or the request has closed the connection itself
+        except (OSError, ValueError):  # gone, or closed by the request itself
             self._close(conn)
 
     # --- the client takes its response ------------------------------------------------------------
@@ -312,6 +318,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._give_up(min(self.unsent, key=lambda each: each.progress_at))
 
     def _takes(self, conn: Connection, client: ClientSocket) -> None:
+        if conn not in self.unsent:  # given up in this turn, for want of room
+            return
         try:
             sent = client.send_some(client.unsent)
             client.unsent = client.unsent[sent:]
@@ -361,6 +369,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def _drain(self, conn: Connection, client: ClientSocket) -> None:
         """Drop what a client sends behind its last answer, and close when it has closed."""
+        if conn not in self.waiting:  # dropped in this turn, for want of room
+            return
         try:
             if client.recv(READ_SIZE):
                 return
