@@ -60,7 +60,8 @@ class Threads:
         if self._started >= min(max(1, self._unfinished), self._most):
             return
         name = f"halt-{self._name}-{self._started + 1}"
-        thread = threading.Thread(target=self._work, name=name)
+        # daemon: a worker that leaves by a fault, or when its grace is over, waits for none.
+        thread = threading.Thread(target=self._work, name=name, daemon=True)
         try:
             thread.start()
         except RuntimeError:  # the system has no more threads

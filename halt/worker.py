@@ -286,6 +286,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             silent = "The client sends or takes nothing, or too little."
             raise ConnectionResetError(errno.ECONNRESET, silent) from stuck
 
+    def _keepalive_after(self, conn: Connection, keepalive: Any) -> bool:
+        """Whether the connection goes on behind its response, once the rest of the body is read.
+
+        gunicorn answers a rest that is malformed a second time.
+        """
+        try:
+            return bool(super()._keepalive_after(conn, keepalive))
+        except Exception as exc:  # noqa: BLE001 - what a client has sent; the connection is closed
+            self.log.debug("The rest of a body: %s", exc)
+            return False
+
     def finish_request(self, conn: Connection, fs: Any) -> None:
         self.tpool.finished(conn)
         if fs.cancelled() or fs.exception() is not None:
