@@ -113,6 +113,11 @@ class Incoming:
             self._look_for_head()
         return self._is_ready
 
+    @property
+    def is_whole(self) -> bool:
+        """All of the request is here, and nothing malformed was found in it."""
+        return self._length is not None and len(self._data) >= self._length
+
     def take(self) -> bytes:
         """The bytes of the request that is ready; what came behind it stays here."""
         whole = len(self._data) if self._length is None else self._length

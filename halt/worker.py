@@ -85,6 +85,7 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
         self.began = self.timeout = 0.0  # when the request began; when this state ends
         self.received = 0  # bytes of the request; then those of the response that were taken
         self.reads = 0  # of the request
+        self.is_whole = False  # all of the request had come before a thread got it
         self.was_served = False
         self.is_kept = False  # for a further request
         self.lingers = False  # its client has its last answer, and has to close
@@ -267,7 +268,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if self.reads_requests:
             conn.sock.setblocking(True)
             conn.init()
-            conn.parser.unreader.unread(conn.incoming.take())
+            conn.is_whole = conn.incoming.is_whole
+            conn.sock.give(conn.incoming.take())
             if conn.kind is Kind.UPLOAD:
                 conn.sock.begin_body(conn.received)
         try:
@@ -287,10 +289,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             raise ConnectionResetError(errno.ECONNRESET, silent) from stuck
 
     def _keepalive_after(self, conn: Connection, keepalive: Any) -> bool:
-        """Whether the connection goes on behind its response, once the rest of the body is read.
+        """Whether the connection goes on; what the view left of the body is dropped.
 
-        gunicorn answers a rest that is malformed a second time.
+        gunicorn drops 64 KiB at most, though the client was told that the connection goes on, and
+        answers a rest that is malformed a second time.
         """
+        if keepalive and conn.is_whole and not conn.parser.mesg.body.failed:
+            conn.sock.give(b"")
+            conn.parser.unreader.take_buffered()
+            conn.parser.mesg = None
+            return True
         try:
             return bool(super()._keepalive_after(conn, keepalive))
         except Exception as exc:  # noqa: BLE001 - what a client has sent; the connection is closed

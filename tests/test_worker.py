@@ -7,6 +7,7 @@ import http.client
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -136,6 +137,44 @@ def test_a_request_may_come_byte_by_byte(short: Short) -> None:
         said = received(client, b"\r\n\r\n%d" % worker(short))
         assert said.startswith(b"HTTP/1.1 202 ")
         assert b"pending" in said
+
+
+@pytest.mark.parametrize(
+    "framed",
+    [
+        pytest.param(b"Content-Length: 5000000\r\n\r\n" + bytes(5_000_000), id="a length"),
+        pytest.param(
+            b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 200_000 + b"0\r\n\r\n",
+            id="small chunks",
+        ),
+    ],
+)
+def test_a_connection_goes_on_behind_a_body_that_was_not_read(short: Short, framed: bytes) -> None:
+    """As the response says; the work is linear in the body."""
+    head = b"POST /nowhere HTTP/1.1\r\nContent-Type: application/json\r\n"
+    with connected(short, head + framed) as client:
+        said = received(client, b"\n")
+        assert said.startswith((b"HTTP/1.1 404 ", b"HTTP/1.1 413 "))
+        assert b"connection: keep-alive\r\n" in said.lower()
+        client.sendall(b"GET /pid HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        received(client, b"\r\n\r\n%d" % worker(short))
+
+
+def test_a_body_in_small_chunks_is_read_once(short: Short) -> None:
+    """A view that reads it takes no longer than for the same bytes in one piece, or nearly so."""
+    body = b'{"messages":[{"role":"user","content":"%b"}],"model":"echo"}' % (b"a" * 200_000)
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    head = b"POST /chat HTTP/1.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    before = cpu_seconds(worker(short))
+    with connected(short, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunks) as client:
+        assert client.recv(12) == b"HTTP/1.1 200"
+    assert cpu_seconds(worker(short)) - before < 5
+
+
+def cpu_seconds(process: int) -> float:
+    """CPU time that it has used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_malformed_requests_write_a_few_lines(short: Short) -> None:
