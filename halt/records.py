@@ -74,7 +74,7 @@ class Records:
                 last[each.stream_id].append(each)
             elif each.events:
                 grown.append((each.first_seq, _encode(each.events), each.stream_id))
-        with self.database.writing() as connection:
+        with self.database.writing(urgent=True) as connection:
             if batch.begun:
                 self._begin(connection, batch.begun)
             if grown:
