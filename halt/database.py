@@ -296,7 +296,7 @@ def make_engine(folder: Path, url: str) -> Engine:
     given = address.query.get("options", "")
     options = f"{given if isinstance(given, str) else ' '.join(given)} {limits}".strip()
     try:
-        return create_engine(
+        engine = create_engine(
             address,
             pool_size=4,
             max_overflow=POSTGRES_READERS + POSTGRES_WRITERS - 4,
@@ -315,6 +315,31 @@ def make_engine(folder: Path, url: str) -> Engine:
             "DATABASE_URL names PostgreSQL, and its driver is not installed: "
             "pip install -r requirements-postgres.txt."
         ) from None
+    event.listen(engine, "do_connect", _postgres_connect)
+    event.listen(engine, "begin", _postgres_begin)
+    event.listen(engine, "checkin", _postgres_back)
+    return engine
+
+
+def _postgres_connect(_: Any, __: Any, arguments: Any, settings: Any) -> Any:
+    from halt.impatient import ImpatientConnection  # noqa: PLC0415 - where psycopg is installed
+
+    connection = ImpatientConnection.connect(*arguments, **settings)
+    connection.patience = BUSY_SECONDS
+    return connection
+
+
+def _postgres_begin(connection: Connection) -> None:
+    """From here on a statement may take its time. The look before, and what is sent after it, not.
+
+    The server's own limits say nothing while its processes are frozen or its host is gone.
+    """
+    connection.connection.dbapi_connection.patience = STATEMENT_SECONDS + BUSY_SECONDS  # type: ignore[union-attr]
+
+
+def _postgres_back(connection: Any, _: Any) -> None:
+    if connection is not None:
+        connection.patience = BUSY_SECONDS
 
 
 def _sqlite_connected(connection: sqlite3.Connection, _: Any) -> None:
@@ -460,6 +485,7 @@ def _migrate(engine: Engine, folder: Path, what: str) -> None:
         return
     with engine.execution_options(write=True).begin() as connection:
         if engine.dialect.name != "sqlite":
+            connection.connection.dbapi_connection.patience = None  # type: ignore[union-attr]
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(text("SET LOCAL lock_timeout = 0"))
             connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
