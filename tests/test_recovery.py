@@ -383,10 +383,9 @@ def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
     assert desk.recorder.written(recording.id, SOON)
     eventually(lambda: saved_events(desk.folder, "dead-stream") == 1)
     statements: list[str] = []
-    here = threading.get_ident()
 
     def note(*told: Any) -> None:
-        if threading.get_ident() == here:  # the recorder's thread may sweep meanwhile
+        if threading.current_thread().name == "halt-lookup":  # the recorder may sweep meanwhile
             statements.append(told[2])
 
     event.listen(desk.database.engine, "before_cursor_execute", note)
