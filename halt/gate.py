@@ -16,8 +16,10 @@ from halt.errors import StoreUnavailable
 from halt.metrics import now
 
 PATIENCE = 0.5  # seconds without any progress after which the database counts as not answering
+AT_WORK = 2.0  # seconds more, once the database has answered a call that goes on
 FEW = 4  # calls that may be under way while it does not answer
 QUEUE_SECONDS = 10.0  # that a call waits for its turn, at most, while others make progress
+TICK = PATIENCE  # seconds between two looks of a call in the queue whether it is still to wait
 FORGET_SECONDS = 5.0  # without any call: what was known before says nothing of now
 
 NO_ANSWER = "the database does not answer"
@@ -50,7 +52,7 @@ class Gate:
         """
         self._lock = threading.Lock()  # protects everything below; nothing is waited for in it
         self._free = places
-        self._reserved = reserved
+        self._open = places - reserved  # of the free ones, those for any call
         self._wait = wait
         self._queue: deque[_Waiter] = deque()
         self._calls = 0  # under way: in the queue, or past it
@@ -74,7 +76,7 @@ class Gate:
             failure = fault.reason
             raise
         finally:
-            self._leave(failure)
+            self._leave(failure, urgent)
 
     def _enter(self, urgent: bool) -> None:
         with self._lock:
@@ -87,7 +89,7 @@ class Gate:
                 raise Refused(self._reason)
             self._calls += 1
             if self._has_place(urgent) and (urgent or not self._queue):
-                self._free -= 1
+                self._take(urgent)
                 return
             waiter = _Waiter(urgent)
             if urgent:
@@ -102,7 +104,7 @@ class Gate:
             raise
 
     def _await_place(self, waiter: _Waiter, began: float) -> None:
-        while not waiter.place.acquire(timeout=PATIENCE):
+        while not waiter.place.acquire(timeout=TICK):
             with self._lock:
                 at = now()
                 if waiter.may_go:
@@ -123,13 +125,26 @@ class Gate:
         waiter.is_gone = True
         self._calls -= 1
         if waiter.may_go:
-            self._free += 1
-            self._let_in()
+            self._give_back(waiter.urgent)
         else:
             self._queue.remove(waiter)
 
     def _has_place(self, urgent: bool) -> bool:
-        return self._free > (0 if urgent else self._reserved)
+        return self._free > 0 and (urgent or self._open > 0)
+
+    def _take(self, urgent: bool) -> None:
+        self._free -= 1
+        self._open -= not urgent
+
+    def _give_back(self, urgent: bool) -> None:
+        """Give back a place; the first calls of the queue get what is free. The lock is held."""
+        self._free += 1
+        self._open += not urgent
+        while self._queue and self._has_place(self._queue[0].urgent):
+            waiter = self._queue.popleft()
+            self._take(waiter.urgent)
+            waiter.may_go = True
+            waiter.place.release()
 
     def _stands_still(self, at: float) -> bool:
         """The database does not answer. The lock is held."""
@@ -137,9 +152,9 @@ class Gate:
 
     def _progress(self) -> None:
         with self._lock:
-            self._since = now()
+            self._since = now() + AT_WORK
 
-    def _leave(self, failure: str | None) -> None:
+    def _leave(self, failure: str | None, urgent: bool) -> None:
         with self._lock:
             self._calls -= 1
             self._left_at = now()
@@ -149,13 +164,4 @@ class Gate:
             else:
                 self._failures += 1
                 self._reason = failure
-            self._free += 1
-            self._let_in()
-
-    def _let_in(self) -> None:
-        """Hand the free places to the first calls of the queue. The lock is held."""
-        while self._queue and self._has_place(self._queue[0].urgent):
-            waiter = self._queue.popleft()
-            self._free -= 1
-            waiter.may_go = True
-            waiter.place.release()
+            self._give_back(urgent)

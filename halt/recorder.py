@@ -31,7 +31,7 @@ from halt.recording import Recording
 
 PERIOD = 0.1  # seconds from the beginning of a turn to that of the next
 SHARE = 0.01  # of the time is for turns; what takes more makes the period longer
-PERIOD_MAX = 0.2  # seconds from the beginning of a turn to the end of the next
+PERIOD_MAX = 0.15  # seconds from the beginning of a turn to the end of the next
 PAUSE = 0.02  # seconds between two turns, however long they take
 BACKOFF_MAX = 2.0  # seconds between two attempts, where the store is not well
 BEHIND = 2.0  # seconds that anything may wait to be written before it is said
