@@ -9,12 +9,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 from halt.conversations import Recorded, State
+from halt.errors import StoreUnavailable
 from halt.events import is_terminal
+from halt.gate import NO_ANSWER
 from halt.journal import StoredLog
 from halt.metrics import now
 from halt.recording import Recording
 
 HOUR = 3600.0
+RECOVERY_WAIT = 5.0  # seconds that a thread waits for another one's recovery
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +104,9 @@ class Archive:
 
         Raises StoreUnavailable.
         """
-        with self._recovering:
+        if not self._recovering.acquire(timeout=RECOVERY_WAIT):
+            raise StoreUnavailable(f"This could not be read: {NO_ANSWER}.", NO_ANSWER)
+        try:
             before = time.time() - self._given_up_after
             dead = [
                 worker
@@ -109,6 +114,8 @@ class Archive:
                 if not (began > before if (lives := self._alive(worker)) is None else lives)
             ]
             return sum(map(self.recover_worker, dead))
+        finally:
+            self._recovering.release()
 
     def recover_worker(self, worker: str) -> int:
         """End what one dead worker has left, as interrupted; how many generations it was.

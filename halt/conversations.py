@@ -271,11 +271,16 @@ class Ended:
 
 @dataclass(frozen=True)
 class Batch:
-    """What all generations of a process have produced since the last one: written as one."""
+    """What all generations of a process have produced since the last one: written as one.
+
+    `worker`: whose generations they are. One that the store has as another worker's is not written
+    to. None: it is not looked at.
+    """
 
     begun: tuple[Begun, ...] = ()
     chunks: tuple[Chunk, ...] = ()
     ended: tuple[Ended, ...] = ()
+    worker: str | None = None
 
 
 @dataclass(frozen=True)

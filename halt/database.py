@@ -35,10 +35,15 @@ from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 from halt.config import ConfigError
 from halt.data_folder import can_log_ahead, make_private
 from halt.errors import StoreUnavailable, Unstorable
+from halt.gate import NO_ANSWER, TOO_BUSY, Gate, Refused
 from halt.tables import REVISION
 
 BUSY_SECONDS = 2  # for a lock that somebody else holds, a free connection, a connection at all
 STATEMENT_SECONDS = 30  # for one statement of PostgreSQL's, migrations apart
+# Calls at a time. SQLite lets one writer in: the others wait in Halt's own queue, in their order,
+# and not in SQLite's lock, which each polls with growing pauses and gives up after BUSY_SECONDS.
+SQLITE_READERS, SQLITE_WRITERS = 31, 1
+POSTGRES_READERS, POSTGRES_WRITERS = 6, 6  # one of the writers is the recorder alone
 MIGRATIONS = Path(__file__).parent / "migrations"
 ADVISORY_LOCK = 0x48616C74  # PostgreSQL's lock of those who migrate: a number of our own
 
@@ -104,6 +109,12 @@ class Database:
         self.engine = engine
         self._prepare: Callable[[], None] | None = prepare
         self._preparing = threading.Lock()  # protects `_prepare`
+        if self.sqlite:
+            self._readers = Gate(SQLITE_READERS, wait=BUSY_SECONDS)
+            self._writers = Gate(SQLITE_WRITERS, wait=BUSY_SECONDS)
+        else:
+            self._readers = Gate(POSTGRES_READERS, wait=BUSY_SECONDS)
+            self._writers = Gate(POSTGRES_WRITERS, reserved=1, wait=BUSY_SECONDS)
         self._file = file
         self._inode: int | None = None
         self._writing = engine.execution_options(write=True)
@@ -119,35 +130,48 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that changes nothing. Raises StoreUnavailable, Unstorable."""
-        with _faults("read"):
+        """A transaction that changes nothing. Raises StoreUnavailable, Unstorable.
+
+        While the database does not answer, a few calls wait for it and the others are refused at
+        once. The calling thread must have no other transaction open.
+        """
+        with _admitted(self._readers, "read") as progress, _faults("read"):
             self._be_ready("read")
             with self._reading.begin() as connection:
+                if self.sqlite:  # has the lock of readers from here on
+                    execute(connection, "PRAGMA schema_version", ())
+                progress()
                 yield connection
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Connection]:
+    def writing(self, *, urgent: bool = False) -> Iterator[Connection]:
         """A transaction: all of it or, after any exception, nothing.
 
-        Raises StoreUnavailable, Unstorable.
+        The same holds as of `reading`, and an `urgent` one goes before the others that wait. Raises
+        StoreUnavailable, Unstorable.
         """
-        with _faults("saved"):
+        with _admitted(self._writers, "saved", urgent) as progress, _faults("saved"):
             self._be_ready("saved")
             with self._writing.begin() as connection:
+                if self.sqlite:  # has its lock; on PostgreSQL statements may have to wait for one
+                    progress()
                 yield connection
 
     def _be_ready(self, done: str) -> None:
         """Raises ConfigError, StoreUnavailable."""
         if self._prepare is not None:
-            with self._preparing:
+            if not self._preparing.acquire(timeout=BUSY_SECONDS):
+                raise _unavailable(done, NO_ANSWER)
+            try:
                 if self._prepare is not None:
                     self._prepare()
                     self._inode = _inode(self._file)
                     self._prepare = None
+            finally:
+                self._preparing.release()
         # Open connections go on with a file that was deleted, and what they write is lost.
         if _inode(self._file) != self._inode:
-            why = "the database's file is not there any more"
-            raise StoreUnavailable(f"This could not be {done}: {why}.", why)
+            raise _unavailable(done, "the database's file is not there any more")
 
     def close(self) -> None:
         """Close the connections that nobody uses; those in use close when they are given back."""
@@ -183,30 +207,43 @@ def _inode(file: Path | None) -> int | None:
     return None
 
 
+def _unavailable(done: str, why: str) -> StoreUnavailable:
+    return StoreUnavailable(f"This could not be {done}: {why}.", why)
+
+
+@contextlib.contextmanager
+def _admitted(gate: Gate, done: str, urgent: bool = False) -> Iterator[Callable[[], None]]:
+    """A call through the gate. Raises StoreUnavailable."""
+    with contextlib.ExitStack() as stack:
+        try:
+            progress = stack.enter_context(gate.call(urgent=urgent))
+        except Refused as fault:
+            raise _unavailable(done, str(fault)) from None
+        yield progress
+
+
 @contextlib.contextmanager
 def _faults(done: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as fault:
         logger.error("%s", fault)
-        why = "the database cannot be opened"
-        raise StoreUnavailable(f"This could not be {done}: {why}.", why) from fault
+        raise _unavailable(done, "the database cannot be opened") from fault
     except SQLAlchemyError as fault:
         why = reason(fault)
         # The statement's values are hidden by the engine; the server's own message can hold some.
         origin = getattr(fault, "orig", None) or fault
         code = getattr(origin, "sqlite_errorname", type(origin).__name__)
         logger.debug("The store failed: %s (%s)", why, code)
-        message = f"This could not be {done}: {why}."
         if isinstance(fault, DataError | IntegrityError):
-            raise Unstorable(message) from fault
-        raise StoreUnavailable(message, why) from fault
+            raise Unstorable(f"This could not be {done}: {why}.") from fault
+        raise _unavailable(done, why) from fault
 
 
 def reason(fault: SQLAlchemyError) -> str:
     """Why the database failed, in words for a user: no SQL, no secret, no text of anyone's."""
     if isinstance(fault, PoolTimeout):
-        return "the database has too much to do"
+        return TOO_BUSY
     if isinstance(fault, DataError | IntegrityError):
         return "the database does not take these values"
     origin = fault.orig if isinstance(fault, DBAPIError) else None
@@ -237,7 +274,7 @@ def make_engine(folder: Path, url: str) -> Engine:
             f"sqlite:///{folder / 'halt.db'}",
             poolclass=QueuePool,
             pool_size=8,
-            max_overflow=24,
+            max_overflow=SQLITE_READERS + SQLITE_WRITERS - 8,
             pool_timeout=BUSY_SECONDS,
             hide_parameters=True,
             connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
@@ -259,10 +296,10 @@ def make_engine(folder: Path, url: str) -> Engine:
     given = address.query.get("options", "")
     options = f"{given if isinstance(given, str) else ' '.join(given)} {limits}".strip()
     try:
-        return create_engine(
+        engine = create_engine(
             address,
             pool_size=4,
-            max_overflow=8,
+            max_overflow=POSTGRES_READERS + POSTGRES_WRITERS - 4,
             pool_timeout=BUSY_SECONDS,
             pool_pre_ping=True,
             hide_parameters=True,
@@ -278,6 +315,31 @@ def make_engine(folder: Path, url: str) -> Engine:
             "DATABASE_URL names PostgreSQL, and its driver is not installed: "
             "pip install -r requirements-postgres.txt."
         ) from None
+    event.listen(engine, "do_connect", _postgres_connect)
+    event.listen(engine, "begin", _postgres_begin)
+    event.listen(engine, "checkin", _postgres_back)
+    return engine
+
+
+def _postgres_connect(_: Any, __: Any, arguments: Any, settings: Any) -> Any:
+    from halt.impatient import ImpatientConnection  # noqa: PLC0415 - where psycopg is installed
+
+    connection = ImpatientConnection.connect(*arguments, **settings)
+    connection.patience = BUSY_SECONDS
+    return connection
+
+
+def _postgres_begin(connection: Connection) -> None:
+    """From here on a statement may take its time. The look before, and what is sent after it, not.
+
+    The server's own limits say nothing while its processes are frozen or its host is gone.
+    """
+    connection.connection.dbapi_connection.patience = STATEMENT_SECONDS + BUSY_SECONDS  # type: ignore[union-attr]
+
+
+def _postgres_back(connection: Any, _: Any) -> None:
+    if connection is not None:
+        connection.patience = BUSY_SECONDS
 
 
 def _sqlite_connected(connection: sqlite3.Connection, _: Any) -> None:
@@ -423,6 +485,7 @@ def _migrate(engine: Engine, folder: Path, what: str) -> None:
         return
     with engine.execution_options(write=True).begin() as connection:
         if engine.dialect.name != "sqlite":
+            connection.connection.dbapi_connection.patience = None  # type: ignore[union-attr]
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(text("SET LOCAL lock_timeout = 0"))
             connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))

@@ -9,7 +9,8 @@ HaltError                       everything Halt raises on purpose
 ├── AtCapacity        503       every place for a stream is taken; with Retry-After
 ├── TooManyRequests   429  the client has started enough for now; with Retry-After
 ├── Draining          503       the server is about to leave; with Retry-After
-├── StoreUnavailable  503       the database is locked, read-only, full or cannot be reached
+├── StoreUnavailable  503       the database is locked, read-only, full or cannot be reached; with
+│                               Retry-After
 ├── AnswerFailed      4xx, 5xx  a run failed before its answer began
 ├── Interrupted                 a Stop came while the upstream was being opened
 └── UpstreamError               the model's server failed, in one of the CODES below
@@ -26,6 +27,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
+STORE_RETRY_AFTER = 2.0  # seconds, told to clients while the database can't be used
 SECRET_MIN = 8  # characters; shorter words ("none", "fake") keep no secret
 
 
@@ -117,7 +119,7 @@ class StoreUnavailable(HaltError):
     retryable = True
 
     def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message)
+        super().__init__(message, retry_after=STORE_RETRY_AFTER)
         self.reason = reason
 
 

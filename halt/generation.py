@@ -5,6 +5,8 @@ Shared things and their locks:
   waited for while it is held; order: `_lock`, then the stop registry's own lock.
 - places and IDs in use are locks of the kernel (`halt.slots`), taken and given back without it.
 - each run's own state: see `halt.run`.
+- the store is asked by a thread of its own where a Stop or a start wants to know something of it
+  (`halt.lookups`); neither waits for it longer than LOOKUP_WAIT.
 
 Two threads serve all runs: the relay (see `halt.relay`), and the keeper, which does what the relay
 may not (the work at an end, in the order of the ends), and each KEEPER_TICK seconds looks at logs
@@ -33,12 +35,12 @@ from halt.errors import (
     AtCapacity,
     Draining,
     RequestError,
-    StoreUnavailable,
     StreamInUse,
     TooLarge,
     UnknownStream,
     UpstreamError,
 )
+from halt.lookups import Lookups
 from halt.metrics import now
 from halt.recorder import Recorder
 from halt.recording import Recording, Viewer
@@ -71,20 +73,28 @@ class Kept(Protocol):
 logger = logging.getLogger(__name__)
 
 
-class Receipt(msgspec.Struct, frozen=True):
+#: The `note` of a Stop of an ID that no worker has, where the store could not be asked for it.
+STORE_IS_SILENT = (
+    "The database did not answer in time, so it is not known whether this stream has ended before."
+)
+
+
+class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a Stop did, as far as it was seen.
 
     `status`: stopped (by this Stop), finished (had ended before), pending (no such stream yet; one
     that starts with this ID within 30 s ends at once). `upstream`: closed (the connection to the
     model's server was open and is closed; what the model does then is not seen), closing (not seen
     closed within RECEIPT_WAIT, or left open by HALT_EXACT_USAGE), none (no connection was open, or
-    its answer was complete and it serves other runs).
+    its answer was complete and it serves other runs). `note`: what could not be found out, in a
+    sentence; absent where there is none.
     """
 
     id: str
     status: str
     upstream: str
     elapsed_ms: float
+    note: str = ""
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -134,6 +144,7 @@ class Generations:
         self._registry = registry
         self._recorder = recorder
         self._archive = archive
+        self._lookups = Lookups()
         self._lock = threading.Lock()  # protects everything below
         self._room = threading.Condition(self._lock)  # a place was given back
         self._runs: dict[str, Run] = {}  # live and kept
@@ -187,7 +198,7 @@ class Generations:
         """
         self._check(request)
         recorder = self._recorder
-        if request.id and not noted and recorder is not None and recorder.knows(request.id):
+        if not noted and self._is_stored(request.id):
             raise StreamInUse(f"The stream ID {request.id!r} is in use.", field="id")
         self._refuse_draining()
         self._start_threads()
@@ -227,6 +238,16 @@ class Generations:
         elif not opened_by_reader:
             run.start_work()
         return run
+
+    def _is_stored(self, stream_id: str | None) -> bool:
+        """The store has a generation with this ID; False also while it does not answer.
+
+        Such a generation is never written to for another one: see `halt.records`.
+        """
+        recorder = self._recorder
+        if not stream_id or recorder is None or recorder.failing:
+            return False
+        return bool(self._lookups.ask(partial(recorder.knows, stream_id)))
 
     def expect_room(self, starts: int = 1) -> None:
         """Raise what `start` would raise now for want of a place: AtCapacity, Draining.
@@ -324,14 +345,22 @@ class Generations:
     def stop_each(self, stops: Stops, requester: str | None) -> list[Receipt]:
         """Stop several streams, all before the first is waited for; no longer than for one."""
         receipts = self._stop(stops, requester)
-        if self._archive is None or (self._recorder is not None and self._recorder.failing):
+        pending = [each.id for each in receipts if each.status == "pending"]
+        archive = self._archive
+        if archive is None or not pending:
             return receipts
-        # A stream that no worker has may be over, since long or since its worker's death. All is
-        # stopped by now; a store that does not answer is waited for once at most.
-        with contextlib.suppress(StoreUnavailable):
-            for index, each in enumerate(receipts):
-                if each.status == "pending" and self._archive.is_over(each.id, requester):
-                    receipts[index] = msgspec.structs.replace(each, status="finished")
+        # A stream that no worker has may be over, since long or since its worker's death.
+
+        def over() -> set[str]:
+            return {each for each in pending if archive.is_over(each, requester)}
+
+        found = self._lookups.ask(over)
+        replace = msgspec.structs.replace
+        for index, each in enumerate(receipts):
+            if each.status == "pending" and found is None:
+                receipts[index] = replace(each, note=STORE_IS_SILENT)
+            elif each.status == "pending" and found is not None and each.id in found:
+                receipts[index] = replace(each, status="finished")
         return receipts
 
     def _stop(self, stops: Stops, requester: str | None) -> list[Receipt]:
@@ -556,6 +585,7 @@ class Generations:
             self._room.wait_for(lambda: not self._live, max(0.0, deadline - now()))
         for thread in (self.relay, self.painter, self._keeper):
             thread.close(max(0.0, deadline - now()))
+        self._lookups.close(max(0.0, deadline - now()))
         self.upstream.close()
 
     # --- small parts ------------------------------------------------------------------------------

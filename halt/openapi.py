@@ -393,7 +393,8 @@ WHY = {
     "429": "The model's server limits requests.",
     "500": "Something went wrong in Halt itself.",
     "502": "The model's server failed, or could not be reached.",
-    "503": "Every place is taken, the server is leaving, or no model is set up.",
+    "503": "Every place is taken, the server is leaving, the database does not answer, or no "
+    "model is set up.",
     "504": "The model's server did not answer in time.",
 }
 GUARD = ("400", "401", "403")  # what may become of any request
@@ -712,7 +713,11 @@ STOPS = (
 )
 RECEIPTS = {
     "200": _told("What the Stop did.", json=_ref("Receipt")),
-    "202": _told("The stream has not begun yet.", json=_ref("Receipt")),
+    "202": _told(
+        "The stream has not begun yet. With a `note`: the database did not answer in time, so it "
+        "may have ended before.",
+        json=_ref("Receipt"),
+    ),
 }
 
 

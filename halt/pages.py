@@ -14,6 +14,7 @@ follows `GET /streams/ID/page`, which starts nothing.
 from __future__ import annotations
 
 import contextlib
+import html
 import secrets
 import threading
 from collections.abc import Callable
@@ -665,6 +666,9 @@ def login() -> BaseResponse | tuple[str, int] | str:
 def stop_fragment(receipt: Receipt) -> str:
     """What the page shows after a Stop: the answer as it was stopped."""
     shown = request.form.get("shown")
+    if receipt.note:
+        note = html.escape(receipt.note)
+        return f'<p class="fault" role="alert" data-code="store_unavailable">{note}</p>'
     if receipt.status == "pending" and not shown:
         return ""  # it has not begun; its own response will say that it was stopped
     try:

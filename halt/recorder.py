@@ -31,7 +31,7 @@ from halt.recording import Recording
 
 PERIOD = 0.1  # seconds from the beginning of a turn to that of the next
 SHARE = 0.01  # of the time is for turns; what takes more makes the period longer
-PERIOD_MAX = 0.2  # seconds from the beginning of a turn to the end of the next
+PERIOD_MAX = 0.15  # seconds from the beginning of a turn to the end of the next
 PAUSE = 0.02  # seconds between two turns, however long they take
 BACKOFF_MAX = 2.0  # seconds between two attempts, where the store is not well
 BEHIND = 2.0  # seconds that anything may wait to be written before it is said
@@ -280,7 +280,7 @@ class Recorder:
         """Write all of it, or what can be written. Raises StoreUnavailable."""
         try:
             if steps:
-                self._store.write(_batch(steps))
+                self._store.write(_batch(steps, self.worker))
         except StoreUnavailable:
             raise
         except Exception:
@@ -358,7 +358,7 @@ class Recorder:
         """
         for step in steps:
             try:
-                self._store.write(_batch([step]))
+                self._store.write(_batch([step], self.worker))
             except StoreUnavailable:
                 raise
             except Exception:
@@ -414,11 +414,12 @@ def period(took: float) -> float:
     return max(min(max(PERIOD, took / SHARE), PERIOD_MAX - took), took + PAUSE)
 
 
-def _batch(steps: list[_Step]) -> Batch:
+def _batch(steps: list[_Step], worker: str) -> Batch:
     return Batch(
         tuple(each for step in steps for each in step.begun),
         tuple(each for step in steps for each in step.chunks),
         tuple(each for step in steps for each in step.ended),
+        worker,
     )
 
 

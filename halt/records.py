@@ -7,6 +7,7 @@ what it wrote goes into its message.
 
 from __future__ import annotations
 
+import logging
 import time
 import zlib
 from collections import defaultdict
@@ -49,6 +50,8 @@ PURGE = 10  # conversations of those, which may be long
 DELETED_FOR = 86_400.0  # seconds that a deleted conversation can be brought back
 DAY = 86_400.0
 
+logger = logging.getLogger(__name__)
+
 Timed = tuple[float, Event]
 T = TypeVar("T")
 
@@ -73,8 +76,9 @@ class Records:
             if each.stream_id in ending:
                 last[each.stream_id].append(each)
             elif each.events:
-                grown.append((each.first_seq, _encode(each.events), each.stream_id))
-        with self.database.writing() as connection:
+                payload = _encode(each.events)
+                grown.append((each.first_seq, payload, each.stream_id, batch.worker))
+        with self.database.writing(urgent=True) as connection:
             if batch.begun:
                 self._begin(connection, batch.begun)
             if grown:
@@ -82,7 +86,7 @@ class Records:
             running = [
                 row
                 for stream_id in ending
-                if (row := execute(connection, _RUNNING, (stream_id,)).fetchone())
+                if (row := execute(connection, _RUNNING, (stream_id, batch.worker)).fetchone())
             ]
             _lock(connection, (conversation_id for _, conversation_id, _ in running))
             for stream_id, conversation_id, message_id in running:
@@ -266,14 +270,19 @@ class Records:
             update(generations).where(generations.c.id.in_(old)).values(events=None)
         ).rowcount
 
-    def _begin(self, connection: Connection, begun: Iterable[Begun]) -> None:
-        connection.execute(
+    def _begin(self, connection: Connection, begun: Sequence[Begun]) -> None:
+        added = connection.execute(
             self._insert(generations).on_conflict_do_nothing(),
             [
                 generation(each.stream_id, each.owner, each.worker, each.asked, each.started_at)
                 for each in begun
             ],
-        )
+        ).rowcount
+        if added == len(begun):
+            return
+        for each in begun:  # those of a page are there already
+            if execute(connection, _FOREIGN, (each.stream_id, each.worker)).fetchone():
+                logger.error("stream %s is not saved: an earlier one has its ID", each.stream_id)
 
     def _insert(self, table: Any) -> Any:
         """An insert that can say what is to be done with rows that are there already."""
@@ -319,16 +328,20 @@ def generation(
 # What is executed while tokens come is plain SQL: SQLAlchemy takes 110 us to build a statement and
 # 31 us to run it, the driver 3.
 
-#: A generation that another process has ended gets no more chunks.
+#: A generation that another process has ended gets no more chunks. Nor does one of another worker:
+#: its ID was chosen again while the store could not be asked for it.
 _GROW = """
     INSERT INTO chunks (generation_id, first_seq, payload)
-    SELECT id, ?, ? FROM generations WHERE id = ? AND state = 'running'
+    SELECT id, ?, ? FROM generations
+    WHERE id = ? AND state = 'running' AND worker = coalesce(?, worker)
     ON CONFLICT (generation_id, first_seq) DO UPDATE SET payload = excluded.payload
 """
 _EXISTS = "SELECT 1 FROM generations WHERE id = ?"
 _RUNNING = """
-    SELECT id, conversation_id, message_id FROM generations WHERE id = ? AND state = 'running'
+    SELECT id, conversation_id, message_id FROM generations
+    WHERE id = ? AND state = 'running' AND worker = coalesce(?, worker)
 """
+_FOREIGN = "SELECT 1 FROM generations WHERE id = ? AND NOT (state = 'running' AND worker = ?)"
 _CHUNKS = "SELECT first_seq, payload FROM chunks WHERE generation_id = ?"
 _END = """
     UPDATE generations SET state = ?, model = ?, ended_at = ?, last_seq = ?, seen = ?,

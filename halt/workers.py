@@ -213,6 +213,7 @@ class SharedGenerations(Generations):
         self._peers.watch()
         self._start_threads()
         self.painter.start()
+        self._lookups.start()
         if self._recorder is not None:
             self._recorder.start()
 

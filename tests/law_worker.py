@@ -167,8 +167,10 @@ class Worker:
             run.log.wait(run.log.last, SOON)
 
     def stop(self, stream_id: str, owner: str | None, seen: int | None) -> str:
-        """What the receipt says."""
-        return str(self.service.stop(stream_id, owner, seen).status)
+        """What the receipt says, once it is more than that the store did not answer in time."""
+        while (receipt := self.service.stop(stream_id, owner, seen)).note:
+            pass
+        return str(receipt.status)
 
     def read(self, stream_id: str, owner: str | None, after: int) -> Told | None:
         """What there is above this number just now; None: there is no such stream."""

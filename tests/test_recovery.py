@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -138,7 +139,7 @@ def test_a_killed_server_loses_nothing_that_was_saved(killed: Killed) -> None:
     assert int(last.id) == len(events) + GAP + 1
     assert last.json["error"]["code"] == "interrupted"
     assert last.json["error"]["retryable"] is True
-    assert killed.client.stop(stream_id).json["status"] == "finished"
+    eventually(partial(is_over, killed.client, stream_id))
 
 
 def test_a_reader_goes_on_behind_the_last_event_that_it_saw(killed: Killed) -> None:
@@ -223,6 +224,11 @@ def test_a_server_that_is_told_to_leave_saves_how_far_it_came(
     assert streams[0].terminal["error"]["code"] == "interrupted"
 
 
+def is_over(client: Client, stream_id: str) -> bool:
+    """Whether a Stop finds it ended; the store may not answer in time on a busy machine."""
+    return bool(client.stop(stream_id).json["status"] == "finished")
+
+
 def test_an_ended_stream_is_replayed_by_a_later_server(
     start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
@@ -238,7 +244,7 @@ def test_an_ended_stream_is_replayed_by_a_later_server(
     client = start_halt(fake, HALT_DATA=tmp_path).client()
     for events in (whole, stopped):
         assert client.follow(events.id, 0).to_end().seen == events.seen
-        assert client.stop(events.id).json["status"] == "finished"
+        eventually(partial(is_over, client, events.id))
 
 
 # --- a store that is not well ---------------------------------------------------------------------
@@ -383,10 +389,9 @@ def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
     assert desk.recorder.written(recording.id, SOON)
     eventually(lambda: saved_events(desk.folder, "dead-stream") == 1)
     statements: list[str] = []
-    here = threading.get_ident()
 
     def note(*told: Any) -> None:
-        if threading.get_ident() == here:  # the recorder's thread may sweep meanwhile
+        if threading.current_thread().name == "halt-lookup":  # the recorder may sweep meanwhile
             statements.append(told[2])
 
     event.listen(desk.database.engine, "before_cursor_execute", note)
@@ -394,8 +399,13 @@ def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
     service = Generations(Config(), upstream, StopRegistry(), archive=desk.archive)
     ids = ("an-end", "a-stream", "unknown-stream")
     with contextlib.closing(service):
-        receipts = service.stop_each([(each, None) for each in ids], "somebody")
-        assert [each.status for each in receipts] == ["finished", "pending", "pending"]
+
+        def statuses() -> list[str]:
+            receipts = service.stop_each([(each, None) for each in ids], "somebody")
+            return [each.status for each in receipts]
+
+        # The store may not answer in time on a busy machine.
+        eventually(lambda: statuses() == ["finished", "pending", "pending"])
         assert service.stop("an-end", "somebody else").status == "pending"
     assert statements
     assert not [each for each in statements if "generations.events" in each]

@@ -10,7 +10,10 @@ import os
 import resource
 import sqlite3
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -24,6 +27,7 @@ from tests.conftest import HaltServer, StartHalt, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.scripted import Scripted
 from tests.sse import Answer
+from tests.stores import POSTGRES, frozen_postgres, postgres_schema
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 SMALL = "4m"  # of a disk
@@ -136,6 +140,86 @@ def test_a_locked_database(start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Pa
         locked,
         "the database is locked by another program",
     )
+
+
+def crowd_of_prompts(server: HaltServer, count: int) -> list[Answer]:
+    """So many pages send a prompt at the same moment; the answers."""
+
+    def send() -> Answer:
+        form = urlencode({"prompt": "Is anybody there?", "id": new_id()}).encode()
+        return server.client().request("POST", f"/c/{new_id()}/messages", form, FORM)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda _: send(), range(count)))
+
+
+def stops_go_on(
+    server: HaltServer, fake: FakeOpenAI, spoil: contextlib.AbstractContextManager[None]
+) -> None:
+    """While the database does not answer, 40 pages send a prompt, and streams are stopped."""
+    client = server.client()
+    streams = [client.chat(ENDLESS).until_text("3 ") for _ in range(4)]
+    seen: list[Answer] = []
+    with spoil:
+        crowd = threading.Thread(target=lambda: seen.extend(crowd_of_prompts(server, 40)))
+        crowd.start()
+        took: list[float] = []
+        for events in streams:
+            reached = events.text.count(" ")
+            for stream_id, status in ((events.id, 200), (new_id(), 202)):
+                began = time.monotonic()
+                assert client.stop(stream_id).status == status
+                took.append(time.monotonic() - began)
+            assert events.to_end().terminal["type"] == "cancelled"
+            assert events.text.count(" ") >= reached
+        own = client.chat(ENDLESS, id=new_id()).until_text("3 ")
+        client.stop(own.id)
+        own.to_end()
+        crowd.join(60)
+        assert not crowd.is_alive()
+        assert sorted(took)[len(took) // 2] < 1, took
+        assert {answer.status for answer in seen} == {503}
+        assert {answer.headers["retry-after"] for answer in seen} == {"2"}
+        assert sum(b"does not answer" in answer.body for answer in seen) > 20
+    ids = [events.id for events in [*streams, own]]
+    eventually(lambda: b"hidden" in client.get("/saving").body)
+    for stream_id in ids:
+        assert client.follow(stream_id, 0).to_end().terminal["type"] == "cancelled"
+    assert crowd_of_prompts(server, 1)[0].status == 200
+    server.terminate()
+    assert server.wait() == 0
+    assert "Traceback" not in server.printed
+
+
+def test_a_locked_database_holds_up_no_stop(
+    start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """Requests that need it are refused in words, all but a few of them at once."""
+    server = start_halt(fake, HALT_DATA=tmp_path)
+    stops_go_on(server, fake, locked(server, tmp_path))
+
+
+@pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")
+def test_a_frozen_postgres_holds_up_no_stop(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """The same; a receipt says what the store could not be asked."""
+    with postgres_schema() as url:
+        server = start_halt(fake, DATABASE_URL=url)
+        stops_go_on(server, fake, frozen_postgres())
+    with postgres_schema() as url:
+        server = start_halt(fake, DATABASE_URL=url)
+        client = server.client()
+        client.get("/")
+        events = client.chat(ENDLESS).until_text("3 ")
+        with frozen_postgres():
+            receipt = client.stop(new_id())
+            assert (receipt.status, receipt.json["status"]) == (202, "pending")
+            assert "database did not answer" in receipt.json["note"]
+            assert "note" not in client.stop(events.id).json
+            form = urlencode({"stream_id": new_id(), "shown": "1"}).encode()
+            page = client.request("POST", "/stop", form, FORM)
+            assert b"database did not answer" in page.body
+            server.terminate()
+            assert server.wait() == 0
 
 
 def test_a_prompt_that_can_neither_be_answered_nor_taken_back_is_not_left_running(

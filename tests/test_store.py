@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -1446,3 +1447,33 @@ def test_numbers_that_no_database_takes_lose_no_answer(store: SqlStore, chat: Ch
     assert recorded is not None
     assert recorded.seen == 2
     assert chat.last().usage == Usage()
+
+
+def test_a_generation_is_written_to_by_its_own_worker_alone(
+    store: SqlStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of another one with the same ID, which began while the store could not be asked, nothing is
+    kept, and the log says so. What the first one has stays its own."""
+    mine = Batch(
+        begun=(begun("an-id"),),
+        chunks=(Chunk("an-id", 1, [(1.0, Content("first"))]),),
+        worker=WORKER,
+    )
+    store.write(mine)
+    store.write(mine)  # tried again: it was not heard that it had been written
+    assert not caplog.records
+    other = replace(begun("an-id"), worker="worker-2")
+    timed: list[tuple[float, Event]] = [(1.0, Content("second")), (2.0, DONE)]
+    end = Ended("an-id", DONE, time.time(), 2, "second", "m-1")
+    store.write(Batch((other,), (Chunk("an-id", 1, timed[:1]),), worker="worker-2"))
+    store.write(Batch((), (Chunk("an-id", 1, timed),), (end,), worker="worker-2"))
+    assert [each.getMessage() for each in caplog.records] == [
+        "stream an-id is not saved: an earlier one has its ID"
+    ]
+    assert store.state("an-id", None) == "running"
+    assert store.interrupt("an-id")
+    found = store.recorded("an-id", None)
+    assert found is not None
+    assert [event.content for _, _, event in found.events if isinstance(event, Content)] == [
+        "first"
+    ]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,15 @@ from halt.store import SqlStore
 from halt.tables import REVISION, metadata
 from tests.conftest import ROOT, refused_start
 from tests.races import together
-from tests.stores import DATABASES, POSTGRES, Chat, Databases, opened, postgres_schema
+from tests.stores import (
+    DATABASES,
+    POSTGRES,
+    Chat,
+    Databases,
+    frozen_postgres,
+    opened,
+    postgres_schema,
+)
 
 needs_postgres = pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")
 SENTENCE = re.compile(r"This could not be (saved|read): [a-z' -]+\.")
@@ -60,6 +69,18 @@ def fails(reason: str, *calls: Callable[[], object]) -> None:
         assert fault.reason == reason
         assert SENTENCE.fullmatch(fault.message)
         assert (fault.code, fault.status, fault.retryable) == ("store_unavailable", 503, True)
+
+
+SILENT, UNREACHABLE = "the database does not answer", "the database cannot be reached"
+
+
+def outcome(call: Callable[[], object]) -> str:
+    """Why it was refused, "" where it was not."""
+    try:
+        call()
+    except StoreUnavailable as fault:
+        return fault.reason
+    return ""
 
 
 def refused(folder: Path, url: str = "") -> str:
@@ -96,6 +117,22 @@ def test_a_lock_of_somebody_elses_is_waited_for_and_then_said(
     chat.ends(stream_id, "2")
     Chat(store, "other").says("c", "3")
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
+
+
+def test_own_writers_never_say_that_another_program_has_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait in Halt's own queue, however many there are and however slow they are."""
+    monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.05)
+    with opened(tmp_path) as store:
+
+        def write(number: int) -> None:
+            with store.database.writing():
+                time.sleep(0.03)
+            Chat(store, f"chat-{number}").says("a", "1")
+
+        together(*[partial(write, number) for number in range(25)])
+        assert len(store.summaries("anna", limit=50).items) == 25
 
 
 @needs_postgres
@@ -237,6 +274,44 @@ def test_a_server_that_has_gone_is_said_and_found_again(tmp_path: Path) -> None:
         engine.dispose()
         chat.says("b", "2")
         assert chat.exchanges() == [("a", "1"), ("b", "2")]
+
+
+@needs_postgres
+def test_a_frozen_server_is_given_up_and_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its limits nor its kernel's say anything then; a few calls wait and no more."""
+    monkeypatch.setattr(database_module, "BUSY_SECONDS", 1)
+    with postgres_schema() as url, opened(tmp_path, url) as store:
+        chat = Chat(store)
+        chat.says("a", "1")
+        with frozen_postgres():
+            with ThreadPoolExecutor(12) as pool:
+                outcomes = list(pool.map(outcome, [chat.now] * 12))
+            assert {each for each in outcomes if each in {SILENT, UNREACHABLE}} == set(outcomes)
+            assert outcomes.count(SILENT) >= 2
+        chat.says("b", "2")
+        assert chat.exchanges() == [("a", "1"), ("b", "2")]
+
+
+@needs_postgres
+def test_a_statement_that_is_not_answered_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the server is frozen in the middle of it."""
+    monkeypatch.setattr(database_module, "STATEMENT_SECONDS", 0)
+    with postgres_schema() as url, opened(tmp_path, url) as store:
+        began = time.monotonic()
+
+        def sleep() -> None:
+            with store.database.reading() as connection:
+                connection.execute(text("SET LOCAL statement_timeout = 0"))
+                with frozen_postgres():
+                    connection.execute(text("SELECT 1"))
+
+        fails(UNREACHABLE, sleep)
+        assert time.monotonic() - began < 30
+        Chat(store).says("a", "1")
 
 
 @needs_postgres

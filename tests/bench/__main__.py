@@ -53,6 +53,7 @@ GROUPS: dict[str, Group] = {
     "surfaces": surfaces.surfaces,
     "workers": workers.workers,
     "store": stored.store,
+    "lost": stored.crowd_lost,
     "leak": endurance.leak,
     "long": endurance.long,
 }

@@ -48,6 +48,7 @@ class Sizes:
     worker_tokens: int = 300  # of each of them
     store_rounds: int = 3
     kills: int = 20
+    crowd_kills: int = 6  # of a worker with LOST_STREAMS streams
     fresh_starts: int = 30
     messages: int = 1_000_000
     long_conversation: int = 2_000  # messages, of those
@@ -83,6 +84,7 @@ QUICK = Sizes(
     worker_stops=20,
     worker_follows=2,
     store_rounds=1,
+    crowd_kills=2,
     kills=4,
     fresh_starts=4,
     messages=50_000,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -10,12 +11,15 @@ import sqlite3
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlencode
 
-from tests.bench.processes import Halt, fake_upstream, own_fake, tree
+from tests.bench import seen
+from tests.bench.load import source
+from tests.bench.processes import Child, Halt, fake_upstream, own_fake, tree
 from tests.bench.sizes import Sizes
 from tests.bench.table import Row, at_most, median, p50_p99, percentile
 from tests.conftest import eventually, new_id
@@ -27,6 +31,7 @@ WORDS_IN_A_MESSAGE = 40
 VOCABULARY = 20_000  # words; the nth is used about 1 / n as often as the first
 RARE_EVERY = 50_000  # messages
 FLOW = "count?n=1000000&gap_ms=2"
+LOST_STREAMS, LOST_RATE = 190, 20  # streams, and tokens a second of each
 
 
 def store(sizes: Sizes) -> Iterator[Row]:
@@ -69,6 +74,54 @@ def lost(sizes: Sizes) -> Row:
         f"{median(ages):.0f} / {max(ages):.0f} ms",
         note="the age of the oldest event that its reader had got and that was not saved",
     )
+
+
+def crowd_lost(sizes: Sizes) -> Iterator[Row]:
+    """The same with many streams: how much of each stream's text its reader had and the store not.
+
+    In milliseconds: the tokens that are missing, over their rate.
+    """
+    chance = random.Random(4)
+    missing: list[float] = []
+    gap = 1000 / LOST_RATE
+    with source() as (_, url):
+        for _ in range(sizes.crowd_kills):
+            with (
+                tempfile.TemporaryDirectory(prefix="halt-bench-") as folder,
+                Halt(url, HALT_DATA=folder) as halt,
+            ):
+                ids = [new_id() for _ in range(LOST_STREAMS)]
+                model = f"paced?rate={LOST_RATE}"
+                job = {"address": halt.address, "model": model, "ids": ids}
+                with Child("tests.bench.seen", json.dumps(job)) as reader:
+                    reader.says(seen.WITHIN)
+                    time.sleep(2 + chance.random())
+                    (worker,) = tree(halt.master)[1:]
+                    os.kill(worker, signal.SIGKILL)
+                    counts: dict[str, int] = reader.says(seen.WITHIN)
+                saved = _tokens_saved(Path(folder))
+                missing += [
+                    gap * max(0, count - saved.get(each, 0)) for each, count in counts.items()
+                ]
+    p50, p99, worst = median(missing), percentile(missing, 99), max(missing)
+    yield Row(
+        f"Text lost by kill -9 of a worker with {LOST_STREAMS} streams, p50 / p99 / worst",
+        "≤ 100 / 200 / 250 ms",
+        "",
+        f"{p50:.0f} / {p99:.0f} / {worst:.0f} ms",
+        p50 <= 100 and p99 <= 200 and worst <= 250,
+        note=f"{LOST_RATE} tokens/s each, {sizes.crowd_kills} kills; tokens that came to the reader "
+        "and are not in the store, over their rate",
+    )
+
+
+def _tokens_saved(folder: Path) -> dict[str, int]:
+    """Tokens of each stream in the store, once all that a dead worker has left is ended there."""
+    with contextlib.closing(sqlite3.connect(folder / "halt.db", timeout=20)) as database:
+        running = "SELECT count(*) FROM generations WHERE state = 'running'"
+        eventually(lambda: database.execute(running).fetchone() == (0,))
+        found = database.execute("SELECT id, events FROM generations").fetchall()
+    return {stream_id: zlib.decompress(events).count(b"@") for stream_id, events in found}
 
 
 class Reading:
