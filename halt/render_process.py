@@ -89,7 +89,7 @@ class Painter:
         self._timer = timer
         self._colours = Colours(self._limit)
         self._left = colours_limit(size)  # CPU seconds for colours
-        self._whole = True  # no colours were left out
+        self._over = False  # colours were left out
         self._text_limit = text_limit(size)
 
     def text(self, text: str) -> Drawn:
@@ -97,9 +97,9 @@ class Painter:
         seconds = self._text_limit + self._left
         html = self._timer.within(seconds, lambda: render(text, self._colours))
         if html is not None:
-            return Drawn(html, self._whole)
+            return Drawn(html, self._over)
         self._text_limit *= AGAIN
-        return Drawn("".join([each.html for each in self.blocks(blocks_of(text))]), whole=False)
+        return Drawn("".join([each.html for each in self.blocks(blocks_of(text))]), over=True)
 
     def blocks(self, blocks: list[Block]) -> list[Drawn]:
         """Each of them; one that takes too long is plain, and so is each behind the last one that
@@ -107,7 +107,7 @@ class Painter:
         return [self._block(each) for each in blocks]
 
     def _block(self, block: Block) -> Drawn:
-        self._whole = True
+        self._over = False
         html = None
         if self._text_limit > 0:
             began, left = time.process_time(), self._left
@@ -115,8 +115,8 @@ class Painter:
             html = self._timer.within(seconds, lambda: render_block(block, self._colours))
             self._text_limit -= time.process_time() - began - (left - self._left)
         if html is None:
-            return Drawn(plain_block(block), whole=False)
-        return Drawn(html, self._whole)
+            return Drawn(plain_block(block), over=True)
+        return Drawn(html, self._over)
 
     def _limit(self, size: int, work: Callable[[], str]) -> str | None:
         began = time.process_time()
@@ -124,7 +124,7 @@ class Painter:
             self._timer.within(min(code_limit(size), self._left), work) if self._left > 0 else None
         )
         self._left -= time.process_time() - began
-        self._whole = self._whole and html is not None
+        self._over = self._over or html is None
         return html
 
 

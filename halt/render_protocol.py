@@ -53,10 +53,10 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Drawn(msgspec.Struct, frozen=True, array_like=True):
-    """The HTML of a text or a block; `whole`: nothing of it is plain for want of time."""
+    """The HTML of a text or a block; `over`: something of it is plain, as it took too long."""
 
     html: str
-    whole: bool = True
+    over: bool = False
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True):

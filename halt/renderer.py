@@ -25,6 +25,7 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -106,8 +107,8 @@ class _Job:
         """What is shown where nothing can be rendered of it."""
         request = self.request
         if request.text is not None:
-            return [Drawn(plain(request.text), whole=False)]
-        return [Drawn(plain_block(block_of(*each)), whole=False) for each in request.blocks]
+            return [Drawn(plain(request.text), over=True)]
+        return [Drawn(plain_block(block_of(*each)), over=True) for each in request.blocks]
 
 
 class _Process:
@@ -226,20 +227,26 @@ class Renderer:
         if kept is not None:
             return _resolved(kept)
         found = self._submit(key, Request(text, []), [key], now() + TEXT_WAIT)
-        return _then(found, lambda drawn: drawn[0] if drawn else Drawn(plain(text), whole=False))
+        return _then(found, lambda drawn: drawn[0] if drawn else Drawn(plain(text)))
 
-    def blocks(self, blocks: Sequence[Block], *, colours: bool = True) -> Future[list[Drawn]]:
-        """Each of these blocks. Resolved within BLOCK_WAIT. Without colours a fence is plain."""
+    def blocks(
+        self, blocks: Sequence[Block], given_up: AbstractSet[bool] = frozenset()
+    ) -> Future[list[Drawn]]:
+        """Each of these blocks. Resolved within BLOCK_WAIT.
+
+        `given_up`: True stands for fences, False for the others; those that would take more than
+        milliseconds are shown plain.
+        """
         out: list[Drawn | None] = []
         sources, keys = list[tuple[str, bool]](), list[bytes]()
         for block in blocks:
-            drawn: Drawn | None = None
-            if block.is_fence and not colours:
-                drawn = Drawn(plain_block(block))
-            elif not block.is_fence and _is_light(source := block.source):
+            source = block.source
+            drawn: Drawn | None
+            if not block.is_fence and _is_light(source):
                 drawn = Drawn(render_block(block))
+            elif block.is_fence in given_up:
+                drawn = Drawn(plain_block(block))
             else:
-                source = block.source
                 key = _key("fence" if block.is_fence else "block", source)
                 if (drawn := self._find(key)) is None:
                     sources.append((source, block.is_fence))
@@ -253,7 +260,7 @@ class Renderer:
         def put_together(drawn: list[Drawn] | None) -> list[Drawn]:
             fresh = iter(drawn or ())
             return [
-                each or next(fresh, None) or Drawn(plain_block(block), whole=False)
+                each or next(fresh, None) or Drawn(plain_block(block))
                 for block, each in zip(blocks, out, strict=True)
             ]
 
@@ -351,7 +358,6 @@ class Renderer:
             while self._turn(slot):
                 pass
         except BaseException:
-            logger.exception("a thread for rendering has ended")
             self._leave(slot)
             raise
 
@@ -472,9 +478,7 @@ class Renderer:
             self._retry_at = now() + self._retry_delay
             waiting: list[_Job] = []
             if all(slot.process is None for slot in self._slots):
-                waiting, self._queue = self._queue, []
-                for job in waiting:
-                    del self._jobs[job.key]
+                waiting = self._emptied()
             delay = self._retry_delay
         logger.error(
             "no rendering process can be started (%s): code has no colours and long texts are"
@@ -500,19 +504,29 @@ class Renderer:
         return process
 
     def _leave(self, slot: _Slot) -> None:
+        """The slot's thread has failed: nothing waits for it any more."""
+        logger.exception("a thread for rendering has ended")
         with self._changed:
             process = self._vacated(slot)
             slot.is_busy = False
+            waiting = self._emptied()
         if process is not None:
             process.close()
+        for job in waiting:
+            _resolve(job.future, None)
+
+    def _emptied(self) -> list[_Job]:
+        """Take all jobs out of the queue. The lock is held."""
+        waiting, self._queue = self._queue, []
+        for job in waiting:
+            del self._jobs[job.key]
+        return waiting
 
     def close(self) -> None:
         """End the processes. What is rendered from now on is plain. Harmless when repeated."""
         with self._changed:
             self._is_closed = True
-            waiting, self._queue = self._queue, []
-            for job in waiting:
-                del self._jobs[job.key]
+            waiting = self._emptied()
             threads = [slot.thread for slot in self._slots if slot.thread is not None]
             for slot in self._slots:
                 if slot.process is not None:
@@ -523,6 +537,20 @@ class Renderer:
         until = now() + CLOSE_WAIT
         for thread in threads:
             thread.join(max(0.0, until - now()))
+
+
+class Ready:
+    """See `Rendering`: one text whose HTML is there. Everything else is plain."""
+
+    def __init__(self, text: str, html: str) -> None:
+        self._text = text
+        self._html = html
+
+    def whole(self, text: str) -> str:
+        return self._html if text == self._text else plain(text)
+
+    def patch(self, step: Step) -> Patch:
+        return step.patch(map(plain_block, step.blocks))
 
 
 class _Within:

@@ -45,6 +45,10 @@ LAYERS = {
     "pictures": 0,
     "attachments": 1,
     "rendering": 0,
+    "colours": 0,
+    "render_protocol": 0,
+    "render_process": 0,
+    "renderer": 0,
     "config": 1,
     "counts": 1,
     "data_folder": 1,
@@ -290,7 +294,7 @@ STATEFUL = (
 
 
 #: Locks for what a library keeps once for the whole process.
-PROCESS_WIDE = {"rendering": ["_making_lexer"]}
+PROCESS_WIDE = {"colours": ["_making_lexer"]}
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if n != "__init__"])
