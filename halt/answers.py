@@ -40,7 +40,7 @@ from halt.finish_reasons import CUT_OFF, EMPTY, broken_off, is_good
 from halt.folds import BELOW, Fold, FoldPatch
 from halt.lengths import Lengths
 from halt.metrics import now
-from halt.open_text import OpenText, breakable
+from halt.open_text import OpenText, breakable, normal
 from halt.recorder import Saving
 from halt.recording import Recording
 from halt.render_protocol import Drawn
@@ -160,7 +160,7 @@ def _fold_view(fold: Fold, key: str = "") -> FoldView:
 
 def _shown_text(text: str) -> Markup:
     """Text as it is, however long its words are."""
-    return Markup(breakable(html.escape(text, quote=False)))  # noqa: S704 - escaped
+    return Markup(breakable(html.escape(normal(text), quote=False)))  # noqa: S704 - escaped
 
 
 def _fold_views(folds: Sequence[Fold]) -> tuple[FoldView, ...]:
@@ -499,15 +499,17 @@ class PageWriter:
             for fold in patch.fresh
             if fold.kind not in BELOW
         ]
+        for fold in patch.fresh:  # so that what is added later goes on from there
+            self._folded_texts[fold.number].draw(html.escape(fold.text))
         for number, text in patch.added:
             box = f"fold-{stream_id}-{number}-text"
             drawn = self._folded_texts[number].draw(html.escape(text))
             out.append(_partial(box, "beforeend", drawn))
-        for fold in _fold_views([replace(each, text="") for each in patch.changed]):
-            at = f"fold-{stream_id}-{fold.key}"
-            out.append(_partial(f"{at}-summary", "innerHTML", draw.summary(fold)))
-            if fold.result:
-                out.append(_partial(f"{at}-result", "outerHTML", draw.result(stream_id, fold)))
+        for shown in _fold_views([replace(each, text="") for each in patch.changed]):
+            at = f"fold-{stream_id}-{shown.key}"
+            out.append(_partial(f"{at}-summary", "innerHTML", draw.summary(shown)))
+            if shown.result:
+                out.append(_partial(f"{at}-result", "outerHTML", draw.result(stream_id, shown)))
         if any(fold.kind in BELOW for fold in (*patch.fresh, *patch.changed)):
             below = draw.below(_below(self._folds.folds()))
             out.append(_partial(f"below-{stream_id}", "innerHTML", below))

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from halt.metrics import now
+from halt.open_text import normal
 from halt.render_protocol import (
     HEAD,
     Drawn,
@@ -43,7 +44,7 @@ from halt.render_protocol import (
     length_of,
     replies,
 )
-from halt.rendering import Block, Patch, Step, normal, plain, plain_block, render, render_block
+from halt.rendering import Block, Patch, Step, plain, plain_block, render, render_block
 
 #: Characters of a text that is rendered by the thread that asks for it: the worst text found takes
 #: 9 ms (definitions of links that are not closed). Without DEEP it would be 15 ms.
@@ -210,6 +211,12 @@ class Renderer:
         self._slots = [_Slot() for _ in range(PROCESSES)]
         self._retry_at, self._retry_delay = 0.0, 0.0
         self._is_closed = False
+
+    @property
+    def pids(self) -> list[int]:
+        """The process IDs of the rendering processes that are ready."""
+        with self._changed:
+            return [slot.process.pid for slot in self._slots if slot.process is not None]
 
     # --- texts ------------------------------------------------------------------------------------
 

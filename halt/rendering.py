@@ -44,7 +44,7 @@ from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 
 from halt import pictures
-from halt.open_text import breakable
+from halt.open_text import Normal, breakable, normal
 
 # Limits, with unit and reason. All of them guard time; no text is ever lost by them.
 PARSED_MAX = 50_000  # characters parsed as one: the worst found (nested lazy quotes) takes 3 s
@@ -439,16 +439,6 @@ def _markdown(source: str, colours: Colours | None) -> str | None:
     return clean.clean(PARSER.renderer.render(tokens, PARSER.options, env))
 
 
-NO_PLACE = re.compile("[\0\ud800-\udfff]")
-
-
-def normal(text: str) -> str:
-    """The text with one kind of newline, and U+FFFD for what has no place in a page."""
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return NO_PLACE.sub("\ufffd", text)
-
-
 def render(text: str, colours: Colours | None = None) -> str:
     """The whole text as safe HTML.
 
@@ -561,6 +551,7 @@ class BlockStream:
     """
 
     def __init__(self) -> None:
+        self._normal = Normal()
         self._pictures = pictures.PictureFilter()
         self._lines: list[str] = []  # the open block's complete lines
         self._line = StringIO()  # the line without its newline; grows without copies
@@ -572,7 +563,6 @@ class BlockStream:
         self._formula = ""  # the closing mark of the open formula, "" outside
         self._formula_lines = 0  # that it may still have
         self._after_blank = False  # the open block (a list) has a blank line last
-        self._swallow = False  # the last piece ended in \r: its \n may still come
         # What the next step tells.
         self._finished: list[Block] = []
         self._fresh = True
@@ -583,11 +573,7 @@ class BlockStream:
 
         Takes time for the piece alone, however long the open block and its last line are.
         """
-        if self._swallow and text:
-            text = text.removeprefix("\n")
-            self._swallow = False
-        self._swallow = self._swallow or text.endswith("\r")
-        *complete, last = self._pictures.feed(normal(text)).split("\n")
+        *complete, last = self._pictures.feed(self._normal.feed(text)).split("\n")
         for part in complete:
             self._grow(part)
             self._end_line()

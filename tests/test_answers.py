@@ -167,6 +167,20 @@ def test_a_page_that_comes_back_for_each_message_is_sent_parts_as_well(
     assert sent.count(SEAM) >= 2
 
 
+@pytest.mark.parametrize("newline", ["\r\n", "\r", "\n"])
+def test_a_thought_is_the_same_however_it_was_cut(
+    played: Played, template: Template, newline: str
+) -> None:
+    """Also where a cut goes through a newline, or through the first piece of a thought."""
+    text = f"so{newline}{newline}what\0"
+    run = played([*map(Reasoning, text), Content("Yes.")])
+    sent = messages(run, template)
+    first = text_in(sent[0]).replace("Thinking…", "").strip()
+    assert first + "".join(map(text_in, sent[1 : len(text)])) == "so\n\nwhat\ufffd"
+    (fold,) = of(run).folds
+    assert fold.text == "so\n\nwhat\ufffd"
+
+
 def test_a_tool_call_is_sent_as_it_forms_and_then_its_result(
     played: Played, template: Template
 ) -> None:
