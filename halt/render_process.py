@@ -40,7 +40,6 @@ from halt.rendering import Block, blocks_of, plain_block, render, render_block
 
 T = TypeVar("T")
 
-NICENESS = 5  # the worker's streams, and with them Stop, come first on a busy core
 TICK = 0.005  # CPU seconds between two signals once a limit is reached: one may have been swallowed
 CPU_GRACE = 5  # CPU seconds beyond a request's limit after which the system ends this process
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -151,7 +150,6 @@ def main() -> NoReturn:
         signal.signal(ignored, signal.SIG_IGN)
     if sys.platform == "linux":  # a second rope beside the socket, for work in C
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     gc.freeze()
     timer = Timer()

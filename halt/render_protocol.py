@@ -23,7 +23,7 @@ CODE_LIMIT, CODE_LIMIT_A_CHARACTER = 0.05, 10e-6
 COLOURS_LIMIT, COLOURS_LIMIT_A_CHARACTER, COLOURS_LIMIT_MAX = 0.15, 10e-6, 1.0
 
 #: Seconds that a request may take by the clock: its process shares the machine with others.
-SLOWEST = 3.0  # times its CPU seconds
+SLOWEST = 5.0  # times its CPU seconds
 GRACE = 1.0  # and so many more; then the process is taken to hang
 
 _LENGTH = struct.Struct("!I")

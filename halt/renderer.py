@@ -6,8 +6,8 @@ What is not there in time is shown plain: readable, with its line breaks, code i
 colours. What was rendered is kept, and a text that several readers open at once is rendered once.
 
 A process is started when there is work for it, or expected; the second one when the first is busy
-and there is work for less than a second. A process that does not answer by its deadline is killed
-and replaced; one without work ends after IDLE seconds. Each has a thread that waits for it.
+and quick work has waited for PATIENCE. A process that does not answer by its deadline is killed and
+replaced; one without work ends after IDLE seconds. Each has a thread that waits for it.
 
 `_changed` protects the queue, the table of jobs, what is kept, and the slots. No process is waited
 for while it is held, and no future is resolved.
@@ -54,6 +54,7 @@ DEEP = re.compile(r"^(?:[ \t]*+(?:[>*+-]|[0-9]{1,9}[.)])){4}", re.MULTILINE)
 
 PROCESSES = 2
 QUICK = 1.0  # seconds of CPU: the second process does nothing that may take longer
+PATIENCE = 0.3  # seconds: lexers are loaded at their first use, for which no second one is needed
 QUEUE_MAX = 200  # requests that wait; one beyond is shown plain
 KEPT_MAX = 16_000_000  # bytes of HTML that are kept
 IDLE = 300.0  # seconds without work after which a process ends; it takes 20 MB
@@ -101,6 +102,7 @@ class _Job:
     request: Request
     keys: list[bytes]  # under which each part of the reply is kept
     until: float  # when the future is resolved in any case
+    since: float = field(default_factory=now)
     #: None: it is to be shown plain.
     future: Future[list[Drawn] | None] = field(default_factory=Future)
 
@@ -325,8 +327,6 @@ class Renderer:
                 return _resolved(None)
             if not self._start_thread(self._slots[0]):
                 return _resolved(None)
-            if self._slots[0].is_busy:
-                self._start_thread(self._slots[1])
             self._jobs[key] = job
             self._queue.append(job)
             self._changed.notify_all()
@@ -353,9 +353,11 @@ class Renderer:
         first = self._slots[0]
         if slot is first:
             return self._queue[0] if self._queue else None
-        if first.is_busy and (slot.process is not None or self._can_start()):
-            return next((each for each in self._queue if each.request.limit <= QUICK), None)
-        return None
+        if not first.is_busy:
+            return None
+        due = now() if slot.process is not None else now() - PATIENCE if self._can_start() else 0.0
+        quick = (job for job in self._queue if job.request.limit <= QUICK)
+        return next((job for job in quick if job.since <= due), None)
 
     # --- the threads ------------------------------------------------------------------------------
 
@@ -383,7 +385,6 @@ class Renderer:
                     self._queue.remove(job)
                 slot.is_wanted, slot.is_busy = False, True
                 if self._queue:  # what is left may be the other one's
-                    self._start_thread(self._slots[1])
                     self._changed.notify_all()
         if not slot.is_busy:
             if process is not None:
@@ -497,9 +498,12 @@ class Renderer:
             _resolve(job.future, None)
 
     def _look(self) -> None:
-        """Resolve what has waited long enough."""
+        """Resolve what has waited too long, and have a second process for what has for a while."""
         at = now()
         with self._changed:
+            if self._next(self._slots[1]) is not None:
+                self._start_thread(self._slots[1])
+                self._changed.notify_all()
             late = [each for each in self._jobs.values() if each.until <= at]
         for job in late:
             _resolve(job.future, None)
