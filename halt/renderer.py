@@ -32,6 +32,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import msgspec
+
 from halt.metrics import now
 from halt.open_text import normal
 from halt.render_protocol import (
@@ -63,7 +65,7 @@ RETRY_FIRST, RETRY_MAX = 1.0, 60.0  # seconds between two starts that fail; doub
 TICK = 0.02  # seconds between two looks at the requests whose time is over, while there is work
 CLOSE_WAIT = 1.0  # seconds that closing waits for the threads
 BLOCK_WAIT = 1.0  # seconds that the blocks of a running answer are waited for
-TEXT_WAIT = 3.0  # seconds that a whole text is waited for
+TEXT_WAIT = 2.0  # seconds that a whole text is waited for
 UNSURE_MAX = 1000  # texts that are known to have cost a process its life
 
 ROOT = Path(__file__).parent.parent
@@ -145,7 +147,11 @@ class _Process:
 
     def ask(self, request: Request) -> Reply:
         """Have it answer a request."""
-        reply = replies.decode(self._exchange(frame(request), now() + request.deadline))
+        answer = self._exchange(frame(request), now() + request.deadline)
+        try:
+            reply = replies.decode(answer)
+        except msgspec.MsgspecError as exc:
+            raise _Gone from exc
         if reply.fault:
             logger.error("a text cannot be rendered: %s", reply.fault)
         return reply
@@ -202,7 +208,7 @@ class Renderer:
 
     def __init__(self, command: Sequence[str] = (), idle: float = IDLE) -> None:
         """`command` starts a rendering process, where it is not the usual one."""
-        self._command = command or (sys.executable, "-P", "-c", PROGRAM, str(ROOT))
+        self._command = command or (sys.executable or "python3", "-P", "-c", PROGRAM, str(ROOT))
         self._idle = idle
         self._changed = threading.Condition()
         self._queue: list[_Job] = []

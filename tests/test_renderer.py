@@ -420,6 +420,25 @@ def test_a_program_that_is_none_is_noticed(
     assert children() == others
 
 
+def test_a_fault_of_ours_costs_no_more_than_the_look(
+    caplog: pytest.LogCaptureFixture, requests: list[Request]
+) -> None:
+    """The text is plain, also for the next reader; the log names the fault, not the text."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import halt.render_process as process\n"
+        "def render(text, _): raise KeyError(text)\n"
+        "process.render = render; process.main()"
+    )
+    renderer = Renderer((sys.executable, "-c", program, str(ROOT)))
+    assert html_of(renderer, CODE) == rendering.plain(CODE)
+    assert html_of(renderer, CODE) == rendering.plain(CODE)
+    assert len(requests) == 1
+    assert "KeyError" in caplog.text
+    assert "Look" not in caplog.text
+    assert len(renderer.pids) == 1
+    renderer.close()
+
+
 def test_one_without_work_ends() -> None:
     """And the next text starts one again."""
     renderer = Renderer(idle=0.05)
