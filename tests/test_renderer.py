@@ -470,14 +470,13 @@ def test_closing_leaves_nothing(renderer: Renderer) -> None:
 def test_stop_is_answered_beside_a_hostile_answer(fake: FakeOpenAI, start_halt: StartHalt) -> None:
     """And the hostile answer's page gets its end, in plain text."""
     server = start_halt(fake, HALT_RATE_SESSION="1000/minute", HALT_RATE_ADDRESS="1000/minute")
-    ends_of_pages: list[str] = []
+    pages: list[str] = []
 
     def read(name: str) -> None:
         said = f"{text_of(CASES[name])}\n\nend"
         body = urlencode({"prompt": said, "model": "echo", "id": new_id()}).encode()
-        page = server.client().stream("POST", f"/c/{new_id()}/messages", body, STREAMED)
-        *_, last = page
-        ends_of_pages.append(last.data)
+        page = server.client().request("POST", f"/c/{new_id()}/messages", body, STREAMED)
+        pages.append(page.body.decode())
 
     names = ["bash-backslashes", "c-blanks", "docker-newlines"]
     readers = [threading.Thread(target=read, args=(name,)) for name in names]
@@ -492,9 +491,9 @@ def test_stop_is_answered_beside_a_hostile_answer(fake: FakeOpenAI, start_halt: 
         slowest = max(slowest, time.monotonic() - began)
         running.close()
     assert slowest < 3  # tens of milliseconds; 5 s and more where a worker colours by itself
-    assert len(ends_of_pages) == len(names)
-    for data in ends_of_pages:
-        assert 'data-state="done"' in data
-        assert "<p>end</p>" in data
+    assert len(pages) == len(names)
+    for page in pages:
+        assert 'data-state="done"' in page
+        assert "<p>end</p>" in page
     server.close()
     assert server.gone
