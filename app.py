@@ -38,6 +38,7 @@ from halt.database import database
 from halt.generation import Generations
 from halt.peers import Peers
 from halt.recorder import Recorder
+from halt.renderer import Renderer
 from halt.request_ids import RequestIds, add_to_log
 from halt.stops import StopRegistry
 from halt.store import SqlStore
@@ -106,7 +107,7 @@ def create_app(
     service: Generations = app.extensions["halt"]
     titles = Titles(service.upstream, settings, save_title, lambda: service.idle, store.is_listed)
     service.on_begin, service.on_over = titles.give_way, titles.look
-    pages.install(app, store, recorder, titles)
+    pages.install(app, store, recorder, titles, Renderer())
     shelf.install(app)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(plain.blueprint)

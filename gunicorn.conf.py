@@ -151,7 +151,7 @@ def worker_exit(server: Any, worker: Any) -> None:
     application = getattr(worker, "wsgi", None)
     if application is None:
         return
-    for name in ("halt", "halt.titles", "halt.store"):
+    for name in ("halt", "halt.titles", "halt.store", "halt.renderer"):
         try:
             application.extensions[name].close()
         except Exception:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import html
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from jinja2 import Template
@@ -39,10 +40,15 @@ from halt.finish_reasons import CUT_OFF, EMPTY, broken_off, is_good
 from halt.folds import BELOW, Fold, FoldPatch
 from halt.lengths import Lengths
 from halt.metrics import now
-from halt.open_text import OpenText, breakable
+from halt.open_text import OpenText, breakable, normal
 from halt.recorder import Saving
 from halt.recording import Recording
-from halt.rendering import BlockStream, Patch, Step, render
+from halt.render_protocol import Drawn
+from halt.renderer import Ready, Renderer, Rendering
+from halt.rendering import BlockStream, Patch, Step
+from halt.sink import Awaited, Made
+
+T = TypeVar("T")
 
 _SAVED = Saving()
 
@@ -154,7 +160,7 @@ def _fold_view(fold: Fold, key: str = "") -> FoldView:
 
 def _shown_text(text: str) -> Markup:
     """Text as it is, however long its words are."""
-    return Markup(breakable(html.escape(text, quote=False)))  # noqa: S704 - escaped
+    return Markup(breakable(html.escape(normal(text), quote=False)))  # noqa: S704 - escaped
 
 
 def _fold_views(folds: Sequence[Fold]) -> tuple[FoldView, ...]:
@@ -220,16 +226,16 @@ def figures(ended: Terminal, model: str, usage: Usage | None = None) -> tuple[st
     return tuple(out)
 
 
-def _whole(text: str) -> Patch:
-    return Patch(finished=render(text), fresh=True, tail="", form="text")
+def _whole(html: str) -> Patch:
+    return Patch(finished=html, fresh=True, tail="", form="text")
 
 
-def _ended_view(exchange: Exchange, ended: Terminal) -> AnswerView:
+def _ended_view(exchange: Exchange, ended: Terminal, rendering: Rendering) -> AnswerView:
     best = exchange.best()  # a failed attempt hides nothing that was there before
     shown = AnswerView(
         id=exchange.stream_id,
         state="done",
-        patch=_whole(best.answer),
+        patch=_whole(rendering.whole(best.answer)),
         source=pictures.shown(best.answer),
         asked=exchange.asked,
         model=exchange.model,
@@ -270,11 +276,16 @@ def _is_whole(ended: Terminal) -> bool:
 
 
 def exchange_view(
-    exchange: Exchange, run_of: Callable[[str], Recording | None], lengths: Lengths, *, last: bool
+    exchange: Exchange,
+    run_of: Callable[[str], Recording | None],
+    lengths: Lengths,
+    rendering: Rendering,
+    *,
+    last: bool,
 ) -> ExchangeView:
     """A prompt and its answers as they are now; `last`: the conversation ends with it."""
     shown = [
-        view(each, run_of(each.stream_id) if each.ended is None else None, lengths)
+        view(each, run_of(each.stream_id) if each.ended is None else None, lengths, rendering)
         for each in exchange.candidates
     ]
     if exchange.rivals and not exchange.picked and not last:
@@ -292,15 +303,17 @@ def exchange_view(
     )
 
 
-def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerView:
+def view(
+    exchange: Exchange, run: Recording | None, lengths: Lengths, rendering: Rendering
+) -> AnswerView:
     """An answer as it is now: from its run as long as that is known, else as it was saved."""
     if exchange.ended is not None:
-        return _ended_view(exchange, exchange.ended)
+        return _ended_view(exchange, exchange.ended, rendering)
     if run is None:
         return AnswerView(
             id=exchange.stream_id,
             state="error",
-            patch=_whole(exchange.answer),
+            patch=_whole(rendering.whole(exchange.answer)),
             asked=exchange.asked,
             model=exchange.model,
             note="This answer was lost.",
@@ -312,8 +325,8 @@ def view(exchange: Exchange, run: Recording | None, lengths: Lengths) -> AnswerV
     if ended is not None:
         folds = (*exchange.folds, *run.folds())
         saved = replace(exchange, answer=text, model=run.model, ended=ended, folds=folds)
-        return _ended_view(saved, ended)
-    patch = BlockStream().feed(text).patch()
+        return _ended_view(saved, ended, rendering)
+    patch = rendering.patch(BlockStream().feed(text))
     folds = run.folding(after).folds()
     return AnswerView(
         id=run.id,
@@ -360,6 +373,7 @@ class PageWriter:
         after: int,
         template: Template,
         lengths: Lengths,
+        renderer: Renderer,
         saving: Callable[[], Saving] = Saving,
     ) -> None:
         """For a page that has the events up to `after`. `saving` says how saving goes.
@@ -371,6 +385,9 @@ class PageWriter:
         self._saving = saving
         self._said = _SAVED  # what the page shows of it
         self._lengths = lengths
+        self._renderer = renderer
+        #: Kinds of blocks that are not waited for any more: one has taken too long. See `Renderer`.
+        self._given_up: frozenset[bool] = frozenset()
         self._progress: int | None = None
         self._template = template
         self._blocks = BlockStream()
@@ -385,13 +402,14 @@ class PageWriter:
         self._draw_saving = environment.get_template("saving.html")
         self._append_to_tail = _begin(f"tail-{run.id}", "beforeend")
 
-    def present(self, events: list[tuple[int, Event]]) -> bytes | Callable[[], bytes]:
+    def present(self, events: list[tuple[int, Event]]) -> Made:
         """The events as one message to the page, or a function without arguments that makes it.
 
         `present` itself takes tens of microseconds, whatever the page shows already, so that a
         thread that serves many readers can call it. The function may take many milliseconds: it
-        renders Markdown, templates, or the whole answer. It is to be called once, in any thread,
-        before `present` is called again. Every message has to be sent.
+        renders short Markdown and templates; where more is to be rendered, it waits for nothing
+        and returns what is awaited. It is to be called once, in any thread, before `present` is
+        called again. Every message has to be sent.
         """
         self._shown = seq = events[-1][0]
         if not _is_short(events):
@@ -406,33 +424,51 @@ class PageWriter:
         folded = self._folded(self._folds.patch()) if self._folds.has_grown else ""
         return sse_html(seq, folded + self._open(step) + self._moved())
 
-    def _long(self, events: list[tuple[int, Event]]) -> bytes:
+    def _long(self, events: list[tuple[int, Event]]) -> bytes | Awaited:
         seq, last = events[-1]
         if is_terminal(last):
-            return sse_html(seq, self.whole() + self._saved())
+            _, text = self._run.answer()
+            return _when_drawn(self._renderer.whole(text), partial(self._ended, seq, text))
         thought = False
         for number, event in events:
             self._run.fold(self._folds, number, event)
             thought = thought or isinstance(event, ReasoningEnd)
         if not thought:
-            return self._short(
-                seq, self._blocks.feed("".join([text_of(event) for _, event in events]))
-            )
-        folded = self._folded(self._folds.patch())
-        text = self._anew(self._run.text(seq))
-        return sse_html(seq, folded + text + self._moved() + self._saved())
-
-    def _short(self, seq: int, step: Step) -> bytes:
-        folded = self._folded(self._folds.patch())
-        return sse_html(seq, folded + self._changes(step.patch()) + self._moved() + self._saved())
-
-    def _anew(self, text: str) -> str:
-        """The whole text so far, in place of what the page shows of it."""
+            text = "".join([text_of(event) for _, event in events])
+            return self._short(seq, self._blocks.feed(text))
         self._blocks = BlockStream()
-        patch = self._blocks.feed(text).patch()
+        step = self._blocks.feed(self._run.text(seq))
+        return self._drawing(step, partial(self._anew, seq, step))
+
+    def _short(self, seq: int, step: Step) -> bytes | Awaited:
+        return self._drawing(step, partial(self._more, seq, step))
+
+    def _drawing(self, step: Step, make: Callable[[list[Drawn]], bytes]) -> bytes | Awaited:
+        """The frame that is made of the step's blocks."""
+
+        def go_on(drawn: list[Drawn]) -> bytes:
+            kinds = {b.is_fence for b, d in zip(step.blocks, drawn, strict=True) if d.over}
+            self._given_up |= kinds
+            return make(drawn)
+
+        return _when_drawn(self._renderer.blocks(step.blocks, self._given_up), go_on)
+
+    def _ended(self, seq: int, text: str, drawn: Drawn) -> bytes:
+        return sse_html(seq, self.whole(Ready(text, drawn.html)) + self._saved())
+
+    def _more(self, seq: int, step: Step, drawn: list[Drawn]) -> bytes:
+        folded = self._folded(self._folds.patch())
+        changes = self._changes(step.patch(each.html for each in drawn))
+        return sse_html(seq, folded + changes + self._moved() + self._saved())
+
+    def _anew(self, seq: int, step: Step, drawn: list[Drawn]) -> bytes:
+        """The whole text so far, in place of what the page shows of it."""
+        folded = self._folded(self._folds.patch())
+        patch = step.patch(each.html for each in drawn)
         box = f"done-{self._run.id}"
         done = f'<div id="{box}">{patch.finished}</div>'
-        return _partial(box, "outerHTML", done) + self._open(patch)
+        text = _partial(box, "outerHTML", done) + self._open(patch)
+        return sse_html(seq, folded + text + self._moved() + self._saved())
 
     def aside(self) -> bytes:
         """What there is to be said while the answer is silent."""
@@ -447,10 +483,10 @@ class PageWriter:
         self._said = saving
         return _partial("saving", "outerHTML", self._draw_saving.render(saving=saving))
 
-    def whole(self) -> str:
+    def whole(self, rendering: Rendering) -> str:
         """The answer as it is now, in place of what the page shows of it."""
         asked = Exchange("", self._run.id, asked=self._run.asked)
-        shown = view(asked, self._run, self._lengths)
+        shown = view(asked, self._run, self._lengths, rendering)
         # settle:0: htmx would set the attributes of elements with an ID once more, a moment later,
         # and so close the folds that the reader has open.
         drawn = self._template.render(a=shown)
@@ -463,15 +499,17 @@ class PageWriter:
             for fold in patch.fresh
             if fold.kind not in BELOW
         ]
+        for fold in patch.fresh:  # so that what is added later goes on from there
+            self._folded_texts[fold.number].draw(html.escape(fold.text))
         for number, text in patch.added:
             box = f"fold-{stream_id}-{number}-text"
             drawn = self._folded_texts[number].draw(html.escape(text))
             out.append(_partial(box, "beforeend", drawn))
-        for fold in _fold_views([replace(each, text="") for each in patch.changed]):
-            at = f"fold-{stream_id}-{fold.key}"
-            out.append(_partial(f"{at}-summary", "innerHTML", draw.summary(fold)))
-            if fold.result:
-                out.append(_partial(f"{at}-result", "outerHTML", draw.result(stream_id, fold)))
+        for shown in _fold_views([replace(each, text="") for each in patch.changed]):
+            at = f"fold-{stream_id}-{shown.key}"
+            out.append(_partial(f"{at}-summary", "innerHTML", draw.summary(shown)))
+            if shown.result:
+                out.append(_partial(f"{at}-result", "outerHTML", draw.result(stream_id, shown)))
         if any(fold.kind in BELOW for fold in (*patch.fresh, *patch.changed)):
             below = draw.below(_below(self._folds.folds()))
             out.append(_partial(f"below-{stream_id}", "innerHTML", below))
@@ -499,6 +537,13 @@ class PageWriter:
         if not patch.tail:
             return ""
         return self._append_to_tail + self._tail.draw(patch.tail) + _END
+
+
+def _when_drawn(future: Future[T], make: Callable[[T], bytes]) -> bytes | Awaited:
+    """What is made of the future's result: now, if it is there."""
+    if future.done():
+        return make(future.result())
+    return Awaited(future, lambda: make(future.result()))
 
 
 def _is_short(events: list[tuple[int, Event]]) -> bool:

@@ -10,7 +10,7 @@ import unicodedata
 
 TITLE_MOST = 50  # characters
 WORDS_MOST = 8  # in what a model says; more are no title but an answer
-LOOKED_AT = 1000  # characters of a prompt
+LOOKED_AT = 1000  # characters of a prompt, and of what a model says: marks of links are quadratic
 
 
 def first_words(prompt: str) -> str:
@@ -29,7 +29,7 @@ _QUOTES = " \"'`\u201c\u201d\u2018\u2019\u201e\u201a\u00ab\u00bb\u300c\u300d\u30
 
 def cleaned(said: str) -> str:
     """The title in what a model said: one line, no quotes, no label; empty where it is no title."""
-    for line in said.splitlines():
+    for line in said[:LOOKED_AT].splitlines():
         title = _LABEL.sub("", _plain(line)).strip(_QUOTES).rstrip(".:\u3002").strip(_QUOTES)
         if title:
             whole = len(title.split()) <= WORDS_MOST

@@ -17,6 +17,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+NO_PLACE = re.compile("[\0\ud800-\udfff]")
+
 PART = 2000  # characters of a part; up to twice as many where no word begins
 SEAM = '<span class="seam"></span>'
 
@@ -24,11 +26,36 @@ SEAM = '<span class="seam"></span>'
 #: taken from its accents. Not within a character reference, which has at most six characters.
 INSIDE = re.compile(r"(?=&)|(?<!&)(?<!&.)(?<!&..)(?<!&...)(?<!&....)(?=[\w!-~])")
 #: Not before a capital: fonts kern some of them with the space before them.
-SPACE = re.compile(r"\s+(?=[^\sA-Z])")
+SPACE = re.compile(r"\s(?=[^\sA-Z])")
 
 RUN = 200  # characters in a row without a blank, up to a place to break the line
 WBR = "<wbr>"
-_RUN = re.compile("[^\\s\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef]+")
+_BLANK = "\\s\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef"
+_RUN = re.compile(f"[^{_BLANK}]+")
+_TO_LAST_BLANK = re.compile(f"(?s:.*)[{_BLANK}]")
+ACCENTS_MAX = 16  # that a place to break the line waits for
+
+
+def normal(text: str) -> str:
+    """The text with one kind of newline, and U+FFFD for what has no place in a page."""
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return NO_PLACE.sub("\ufffd", text)
+
+
+class Normal:
+    """The same for text in pieces: what comes out is a function of the text, not of its cuts."""
+
+    def __init__(self) -> None:
+        self._swallow = False  # the last piece ended in \r: its \n may still come
+
+    def feed(self, text: str) -> str:
+        """The next piece of it."""
+        if self._swallow and text:
+            text = text.removeprefix("\n")
+            self._swallow = False
+        self._swallow = self._swallow or text.endswith("\r")
+        return normal(text)
 
 
 def breakable(text: str) -> str:
@@ -39,8 +66,8 @@ def breakable(text: str) -> str:
 def _broken(text: str, before: int) -> tuple[str, int]:
     """The same behind so many characters without a blank; and with how many of them it ends."""
     if before + len(text) <= RUN:  # most pieces of an answer
-        blank = max(text.rfind(" "), text.rfind("\n"))
-        return text, len(text) - blank - 1 if blank >= 0 else before + len(text)
+        blank = _TO_LAST_BLANK.match(text)
+        return text, len(text) - blank.end() if blank else before + len(text)
     out: list[str] = []
     at = left = 0
     for run in _RUN.finditer(text):
@@ -52,9 +79,11 @@ def _broken(text: str, before: int) -> tuple[str, int]:
             if reference >= 0 and ";" not in text[reference:cut]:
                 cut = text.find(";", cut) + 1 or end
             # Not before an accent or another part of the character, unless there is no end to them.
-            limit = min(end, cut + 16)
-            while cut < limit and unicodedata.category(text[cut])[0] in "MC":
+            limit = max(cut, start + RUN + ACCENTS_MAX - count)
+            while cut < min(limit, end) and unicodedata.category(text[cut])[0] in "MC":
                 cut += 1
+            if cut == end:  # more of them may come
+                break
             out.append(text[at:cut])
             out.append(WBR)
             at = start = cut
@@ -70,10 +99,12 @@ class OpenText:
     def __init__(self) -> None:
         self._size = 0  # characters since the last seam
         self._run = 0  # characters since the last blank or place to break a line
+        self._normal = Normal()
 
     def draw(self, text: str) -> str:
         """`text` is the next piece, escaped; returned with the seams and the places to
         break lines that are due in it."""
+        text = self._normal.feed(text)
         if self._size + len(text) <= PART:  # most pieces of an answer
             self._size += len(text)
             return self._breakable(text)

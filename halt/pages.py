@@ -26,6 +26,7 @@ from flask import (
     Response,
     abort,
     current_app,
+    g,
     redirect,
     render_template,
     request,
@@ -69,6 +70,7 @@ from halt.rates import count_starts
 from halt.readers import SSE_HEADERS, EventStream
 from halt.recorder import Recorder
 from halt.recording import Recording
+from halt.renderer import TEXT_WAIT, Renderer, Rendering
 from halt.run import Run
 from halt.slots import number_of
 from halt.titles import Titles
@@ -116,6 +118,9 @@ OPENING_WAIT = 0.01
 #: Seconds that a page waits for the demo model to say whether it is loaded.
 DEMO_WAIT = 0.5
 
+#: Seconds that a Stop waits for the colours of what it shows.
+STOP_WAIT = 0.2
+
 #: Seconds that a request waits for an answer that has ended to be written down.
 WRITE_WAIT = 2.0
 WRITE_TICK = 0.01  # seconds before the first further look whether it is; each waits twice as long
@@ -124,8 +129,11 @@ WRITE_TICK_MAX = 0.16
 blueprint = Blueprint("pages", __name__)
 
 
-def install(app: Flask, store: Store, recorder: Recorder, titles: Titles) -> None:
+def install(
+    app: Flask, store: Store, recorder: Recorder, titles: Titles, renderer: Renderer
+) -> None:
     """Put the page into the application; `recorder` is that of its generations."""
+    app.extensions["halt.renderer"] = renderer
     app.extensions["halt.titles"] = titles
     app.extensions["halt.store"] = store
     app.extensions["halt.recorder"] = recorder
@@ -146,6 +154,19 @@ def _worker() -> str:
 
 def _lengths() -> Lengths:
     found: Lengths = current_app.extensions["halt.lengths"]
+    return found
+
+
+def _renderer() -> Renderer:
+    found: Renderer = current_app.extensions["halt.renderer"]
+    return found
+
+
+def _rendering() -> Rendering:
+    """Renders what this request shows: all of it by one deadline."""
+    if "rendering" not in g:
+        g.rendering = _renderer().within(TEXT_WAIT)
+    found: Rendering = g.rendering
     return found
 
 
@@ -209,7 +230,7 @@ def _all_shown(found: Conversation, first: int = 0) -> list[ExchangeView]:
 
 
 def _shown(exchange: Exchange, *, last: bool = True) -> ExchangeView:
-    return exchange_view(exchange, _run_of, _lengths(), last=last)
+    return exchange_view(exchange, _run_of, _lengths(), _rendering(), last=last)
 
 
 @blueprint.get("/")
@@ -347,7 +368,7 @@ def continue_(conversation_id: str) -> Response:
         lambda store: store.extend(conversation_id, mine, answer_id, stream_id, worker=_worker()),
     )
     run = _begin(found)
-    shown = view(found.exchanges[-1], run, _lengths())
+    shown = view(found.exchanges[-1], run, _lengths(), _rendering())
     return _streamed(shown, lambda **more: render_template("answer.html", a=shown, **more))
 
 
@@ -604,7 +625,7 @@ def stream(stream_id: str) -> Response:
     try:
         body = _live(run, after)
     except OffsetLost:
-        return _one_message(PageWriter(run, 0, _answer_template(), _lengths(), saving()).whole())
+        return _one_message(_writer(run, 0).whole(_rendering()))
     return Response(body, headers=SSE_HEADERS, direct_passthrough=True)
 
 
@@ -626,7 +647,8 @@ def _live(run: Recording, after: int, opening: bytes | None = None) -> EventStre
             tabs.give_back(place)
 
     try:
-        writer = PageWriter(run, after, _answer_template(), _lengths(), saving())
+        writer = _writer(run, after)
+        _renderer().expect()
         return EventStream(
             generations(),
             run,
@@ -677,7 +699,8 @@ def stop_fragment(receipt: Receipt) -> str:
         return lost(receipt.id) if shown else ""  # of another session, or no longer kept
     except StoreUnavailable:
         return ""  # it was stopped all the same; what the page shows stays
-    return PageWriter(run, 0, _answer_template(), _lengths()).whole()
+    writer = PageWriter(run, 0, _answer_template(), _lengths(), _renderer())
+    return writer.whole(_renderer().within(STOP_WAIT))
 
 
 def _run_of(stream_id: str) -> Recording | None:
@@ -699,6 +722,10 @@ def _stream_ids(count: int) -> list[str]:
     """The streams' IDs: those that the page has chosen, made up where it has not."""
     given = [checked_id(each, "id") for each in request.form.getlist("id") if each]
     return (given + [secrets.token_urlsafe(16) for _ in range(count - len(given))])[:count]
+
+
+def _writer(run: Recording, after: int) -> PageWriter:
+    return PageWriter(run, after, _answer_template(), _lengths(), _renderer(), saving())
 
 
 def _answer_template() -> Template:

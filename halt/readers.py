@@ -46,7 +46,7 @@ from halt.metrics import now
 from halt.recording import Recording, Viewer
 from halt.request_ids import named
 from halt.run import Run
-from halt.sink import Present, Sink, gunicorn_response
+from halt.sink import Awaited, Made, Present, Sink, gunicorn_response
 
 T = TypeVar("T")
 
@@ -192,7 +192,7 @@ class EventStream(Reading):
         yield self.opening
         events = self.run.log.read(self.after)
         if events:
-            yield _made(self.present(events))
+            yield made(self.present(events))
 
     def _frames(self) -> Iterator[bytes]:
         # The frame that asks for the first bytes is the server's; around this one there may be
@@ -230,7 +230,7 @@ class EventStream(Reading):
         try:
             for events in self.run.follow(self.after, viewer, self.interval):
                 if events:
-                    frame, has_sent = _made(self.present(events)), True
+                    frame, has_sent = made(self.present(events)), True
                 elif self.aside is not None and (other := self.aside()):
                     frame = other
                 elif now() - sent_at >= heartbeat:
@@ -260,8 +260,15 @@ class EventStream(Reading):
                 self._on_close()
 
 
-def _made(frame: bytes | Callable[[], bytes]) -> bytes:
-    return frame if isinstance(frame, bytes) else frame()
+def made(frame: Made) -> bytes:
+    """The frame itself, made by this thread."""
+    if isinstance(frame, bytes):
+        return frame
+    done = frame()
+    if isinstance(done, Awaited):
+        done.future.exception()  # wait
+        return done.make()
+    return done
 
 
 class TextStream(EventStream):

@@ -1,8 +1,8 @@
 """Markdown from a language model to safe HTML, while it is still being written.
 
 The protocol: `render` turns a whole text into HTML. `BlockStream` takes the same text in pieces
-and hands out `Step`s: blocks that are finished are rendered once and for ever (`Step.patch`, which
-may take long and in any thread), the block still open is shown as escaped text. What a page shows
+and hands out `Step`s: blocks that are finished are rendered once and for ever (`render_block`, in
+any thread), the block still open is shown as escaped text. What a page shows
 is a function of the text so far, never of how it was cut into pieces, and the work is linear in the
 text. The stream does not know what comes later (a link's definition, another item that makes a list
 loose), so a page that saw the whole answer shows `render(whole)` in the end.
@@ -14,19 +14,22 @@ in the tables here, with no style attribute.
 Where it is no CommonMark: a line of a paragraph stays a line, a formula stays as it was written,
 and emphasis needs no blanks around it in scripts that have none. What a data: URL holds is left out
 (see `halt.pictures`).
+
+Time: `BlockStream`, `plain` and `plain_block` take time in proportion to the text. Markdown does
+not for every text, and colours (`halt.colours`) do for few: a process that has other things to do
+renders texts by `halt.renderer`.
 """
 
 import html
 import re
 import sys
-import threading
-import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache
 from io import StringIO
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import nh3
 from markdown_it import MarkdownIt
@@ -39,20 +42,15 @@ from markdown_it.rules_inline import StateInline
 from markdown_it.rules_inline.state_inline import Scanned
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
-from pygments import lexers  # type: ignore[import-untyped, unused-ignore]
-from pygments import token as kinds  # type: ignore[import-untyped, unused-ignore]
 
 from halt import pictures
-from halt.open_text import breakable
+from halt.open_text import Normal, breakable, normal
 
 # Limits, with unit and reason. All of them guard time; no text is ever lost by them.
 PARSED_MAX = 50_000  # characters parsed as one: the worst found (nested lazy quotes) takes 3 s
 NESTING_MAX = 20  # levels of quotes, lists and links: the parser's cost is a multiple of the depth
 CELLS_A_CHARACTER = 2  # table cells: short rows are filled up, 250 characters can ask for 65,000
-HIGHLIGHTED_MAX = 50_000  # characters of code: ordinary code takes 0.15 s, and nobody reads more
-# CPU seconds for colouring a block: ordinary code takes 1 to 3 us a character, but every lexer is
-# quadratic somewhere (10,000 newlines in C take 3.5 s).
-HIGHLIGHT_SECONDS, HIGHLIGHT_SECONDS_A_CHARACTER = 0.05, 10e-6
+COLUMNS_MAX = 200  # of a table: a browser lays out each of them against every row
 LABEL_MAX = 24  # characters of a fence's language that are shown
 HEAD_MAX = 120  # characters at a line's start that are looked at again while the line grows
 FORMULA_MAX = 5_000  # characters of a formula
@@ -60,123 +58,68 @@ FORMULA_LINES_MAX = (
     100  # lines of one: a mark that is never closed holds so many back from the rest
 )
 
-# The languages that are highlighted (by one of their aliases). A lexer is here only if no single
-# match of it was found to be quadratic, as a match cannot be interrupted: that rules out ini,
-# ocaml, matlab and the session lexers (console, pycon).
-LANGUAGES = (
-    "asm awk bash bat c clojure cmake cpp csharp css dart diff docker elixir erlang fortran fsharp"
-    " go graphql groovy haskell html http java javascript jinja json jsx julia kotlin latex less"
-    " lisp lua makefile markdown mysql nginx nim nix objective-c perl php postgresql powershell"
-    " protobuf python r ruby rust scala scss solidity sql swift terraform toml tsx typescript typst"
-    " vim vue xml yaml zig"
-)
-ALIASES: dict[str, str] = {
-    alias: aliases[0]
-    for _, aliases, _, _ in lexers.get_all_lexers(plugins=False)
-    if not set(LANGUAGES.split()).isdisjoint(aliases)
-    for alias in aliases
-}
-
-# CSS class of each kind of token; a kind not listed takes its parent's. static/code.css styles
-# these classes and no others.
-TOKEN_CLASSES: dict[Any, str] = {
-    kinds.Token: "",
-    kinds.Comment: "c",
-    kinds.Comment.Preproc: "k",
-    kinds.Generic.Deleted: "gd",
-    kinds.Generic.Heading: "gh",
-    kinds.Generic.Inserted: "gi",
-    kinds.Generic.Subheading: "gh",
-    kinds.Keyword: "k",
-    kinds.Keyword.Type: "nc",
-    kinds.Name.Attribute: "na",
-    kinds.Name.Builtin: "nb",
-    kinds.Name.Class: "nc",
-    kinds.Name.Decorator: "nf",
-    kinds.Name.Exception: "nc",
-    kinds.Name.Function: "nf",
-    kinds.Name.Tag: "nt",
-    kinds.Number: "m",
-    kinds.Operator: "o",
-    kinds.Operator.Word: "k",
-    kinds.String: "s",
-    kinds.String.Escape: "se",
-    kinds.String.Interpol: "se",
-}
 TAGS = (
     "a blockquote br button code div em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong"
     " table tbody td th thead tr ul wbr"
 )
 DIRECTED = ("blockquote", "ol", "table", "ul")  # their marks and columns follow their own script
-CLEANER = nh3.Cleaner(
-    tags=set(TAGS.split()),
-    attributes={"a": {"href", "title"}, "ol": {"start"}},
-    tag_attribute_values={
-        **{tag: {"dir": {"auto"}} for tag in DIRECTED},
-        "button": {"type": {"button"}, "data-copy": {"code"}},
-        "pre": {"tabindex": {"0"}},
-    },
-    allowed_classes={
-        "button": {"copy"},
-        "code": {"highlight", *(f"language-{name}" for name in ALIASES.values())},
-        "div": {"code", "code-bar", "table"},
-        "span": {"code-lang", "math", *TOKEN_CLASSES.values()} - {""},
-        "td": {"left", "center", "right"},
-        "th": {"left", "center", "right"},
-    },
-    set_tag_attribute_values={"a": {"target": "_blank"}},
-    link_rel="noopener noreferrer nofollow",
-    url_schemes={"http", "https", "mailto"},
-    url_relative="deny",
-)
+
+
+def cleaner(
+    languages: AbstractSet[str] = frozenset(), token_classes: AbstractSet[str] = frozenset()
+) -> nh3.Cleaner:
+    """What lets through the HTML made here; with the classes of colours, where there are any."""
+    return nh3.Cleaner(
+        tags=set(TAGS.split()),
+        attributes={"a": {"href", "title"}, "ol": {"start"}},
+        tag_attribute_values={
+            **{tag: {"dir": {"auto"}} for tag in DIRECTED},
+            "button": {"type": {"button"}, "data-copy": {"code"}},
+            "pre": {"tabindex": {"0"}},
+        },
+        allowed_classes={
+            "button": {"copy"},
+            "code": {"highlight", *(f"language-{name}" for name in languages)},
+            "div": {"code", "code-bar", "table"},
+            "span": {"code-lang", "math", *token_classes},
+            "td": {"left", "center", "right"},
+            "th": {"left", "center", "right"},
+        },
+        set_tag_attribute_values={"a": {"target": "_blank"}},
+        link_rel="noopener noreferrer nofollow",
+        url_schemes={"http", "https", "mailto"},
+        url_relative="deny",
+    )
+
+
+CLEANER = cleaner()
+
+
+class Colours(Protocol):
+    """Colours for code blocks; see `halt.colours`."""
+
+    @property
+    def cleaner(self) -> nh3.Cleaner: ...
+
+    def paint(self, code: str, label: str) -> tuple[str, str | None]:
+        """The language that a fence's label names, and the code as HTML; "" and None: without."""
 
 
 # --- Markdown to HTML -------------------------------------------------------------------------
 
 
-_making_lexer = threading.Lock()
-
-
-@cache
-def _token_class(kind: Any) -> str:
-    while kind not in TOKEN_CLASSES:
-        kind = kind.parent
-    return TOKEN_CLASSES[kind]
-
-
-def _highlight(code: str, language: str) -> str | None:
-    """The code as escaped HTML with a span for each coloured run; None if it took too long."""
-    # Lexers keep state while they work: one for each block. Made before the clock starts, because
-    # the first of a kind is imported and compiled. By one thread at a time, since pygments changes
-    # its rules while it compiles them; not at the start, since all of them take 0.6 s.
-    with _making_lexer:
-        lexer = lexers.get_lexer_by_name(language, stripnl=False, ensurenl=False)
-    # CPU time of this thread, so that other threads' work does not take the colours away.
-    end = time.thread_time() + HIGHLIGHT_SECONDS + HIGHLIGHT_SECONDS_A_CHARACTER * len(code)
-    runs: list[tuple[str, list[str]]] = []
-    for number, (kind, text) in enumerate(lexer.get_tokens(code)):
-        if number % 16 == 0 and time.thread_time() > end:
-            return None
-        css = _token_class(kind)
-        if runs and runs[-1][0] == css:
-            runs[-1][1].append(text)
-        else:
-            runs.append((css, [text]))
-    escaped = ((css, html.escape("".join(texts), quote=False)) for css, texts in runs)
-    return "".join(f'<span class="{css}">{text}</span>' if css else text for css, text in escaped)
-
-
 def _code(
-    _: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, _env: EnvType
+    _: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, env: EnvType
 ) -> str:
-    """A fence or an indented block: a bar with the language and a Copy button, and the code."""
+    """A fence or an indented block."""
     token = tokens[index]
-    label = (token.info.split() or [""])[0]
-    language = ALIASES.get(label.lower(), "")
-    coloured = None
-    if language and len(token.content) <= HIGHLIGHTED_MAX:
-        coloured = _highlight(token.content, language)
-    body = html.escape(token.content, quote=False) if coloured is None else coloured
+    return _code_box(token.content, (token.info.split() or [""])[0], env.get("colours"))
+
+
+def _code_box(code: str, label: str, colours: Colours | None) -> str:
+    """A bar with the language and a Copy button, and the code."""
+    language, coloured = colours.paint(code, label) if colours is not None else ("", None)
+    body = html.escape(code, quote=False) if coloured is None else coloured
     classes = f"highlight language-{language}" if language else "highlight"
     return (
         f'<div class="code"><div class="code-bar"><span class="code-lang">'
@@ -215,7 +158,7 @@ def _broken(
 
 
 def _bounded_table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """A table, unless it asks for many more cells than it has characters."""
+    """A table, unless it is too wide or asks for many more cells than it has characters."""
     if not table(state, start, end, True):
         return False
     # The extent (up to the next blank line) is kept, so that each line is looked at once however
@@ -229,7 +172,7 @@ def _bounded_table(state: StateBlock, start: int, end: int, silent: bool) -> boo
         state.env["extent"] = stop
     columns = state.src.count("|", state.bMarks[start], state.eMarks[start]) + 1
     characters = state.eMarks[stop - 1] - state.bMarks[start]
-    if columns * (stop - start) > CELLS_A_CHARACTER * characters:
+    if columns > COLUMNS_MAX or columns * (stop - start) > CELLS_A_CHARACTER * characters:
         return False
     return silent or table(state, start, end, False)
 
@@ -486,48 +429,26 @@ def _parser() -> MarkdownIt:
 PARSER = _parser()
 
 
-def _markdown(source: str) -> str | None:
+def _markdown(source: str, colours: Colours | None) -> str | None:
     """The source as safe HTML; None where the parser would leave out what is nested too deep."""
-    env: dict[str, Any] = {}
+    env: dict[str, Any] = {"colours": colours}
     tokens = PARSER.parse(source, env)
     if any(token.level >= NESTING_MAX - 1 for token in tokens):
         return None
-    return CLEANER.clean(PARSER.renderer.render(tokens, PARSER.options, env))
+    clean = CLEANER if colours is None else colours.cleaner
+    return clean.clean(PARSER.renderer.render(tokens, PARSER.options, env))
 
 
-def _block(source: str, is_fence: bool) -> str:
-    """A block as safe HTML; one too long or nested too deep is shown as the text it is.
-
-    A fence is parsed whatever its length: the parser only copies it.
-    """
-    rendered = _markdown(source) if is_fence or len(source) <= PARSED_MAX else None
-    if rendered is None:
-        lines = breakable(html.escape(source)).replace("\n", "<br>\n")
-        rendered = CLEANER.clean(f"<p>{lines}</p>\n")
-    return rendered
-
-
-NO_PLACE = re.compile("[\0\ud800-\udfff]")
-
-
-def _normal(text: str) -> str:
-    """The text with one kind of newline, and U+FFFD for what has no place in a page."""
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return NO_PLACE.sub("\ufffd", text)
-
-
-def render(text: str) -> str:
+def render(text: str, colours: Colours | None = None) -> str:
     """The whole text as safe HTML.
 
     A text beyond PARSED_MAX is rendered block by block, as it is while it streams.
     """
-    text = pictures.shown(_normal(text))
-    whole = _markdown(text) if len(text) <= PARSED_MAX else None
+    text = pictures.shown(normal(text))
+    whole = _markdown(text, colours) if len(text) <= PARSED_MAX else None
     if whole is not None:
         return whole
-    stream = BlockStream()
-    return stream.feed(text).patch().finished + stream.rest()
+    return "".join([render_block(each, colours) for each in blocks_of(text)])
 
 
 # --- The text while it grows ------------------------------------------------------------------
@@ -560,6 +481,47 @@ class Block:
     def source(self) -> str:
         return "\n".join(self.lines)
 
+    @property
+    def size(self) -> int:
+        """Characters of the source."""
+        return sum(map(len, self.lines)) + max(0, len(self.lines) - 1)
+
+
+def render_block(block: Block, colours: Colours | None = None) -> str:
+    """A block as safe HTML; one too long or nested too deep is shown as the text it is.
+
+    A fence is parsed whatever its length: the parser only copies it.
+    """
+    short = block.is_fence or block.size <= PARSED_MAX
+    rendered = _markdown(block.source, colours) if short else None
+    return plain_block(block) if rendered is None else rendered
+
+
+def plain_block(block: Block) -> str:
+    """A block as the text it is; a fence as code without colours."""
+    if not block.is_fence:
+        lines = breakable(html.escape(block.source.strip("\n"), quote=False))
+        return f"<p>{lines}</p>\n".replace("\n", "<br>\n", lines.count("\n")) if lines else ""
+    first, *code_lines = block.lines
+    opening = OPENING.match(first)
+    indent, mark = (len(opening[1]), opening[2] or opening[3]) if opening else (0, "")
+    if code_lines and mark and _is_closing(code_lines[-1], mark):
+        code_lines.pop()
+    code = "".join(f"{line[min(indent, _indent(line)) :]}\n" for line in code_lines)
+    label = (first[indent + len(mark) :].split() or [""])[0]
+    return _code_box(code, label, None)
+
+
+def plain(text: str) -> str:
+    """The whole text as `plain_block` shows its blocks."""
+    return "".join([plain_block(each) for each in blocks_of(pictures.shown(normal(text)))])
+
+
+def blocks_of(text: str) -> list[Block]:
+    """The blocks of a whole text."""
+    stream = BlockStream()
+    return [*stream.feed(text).blocks, stream.rest()]
+
 
 class Step(NamedTuple):
     """What a piece of text has changed: a `Patch` whose finished blocks are not rendered yet."""
@@ -569,10 +531,9 @@ class Step(NamedTuple):
     tail: str
     form: str
 
-    def patch(self) -> Patch:
-        """The same with the blocks rendered: milliseconds for long ones. Works in any thread."""
-        finished = "".join([_block(each.source, each.is_fence) for each in self.blocks])
-        return Patch(finished, self.fresh, self.tail, self.form)
+    def patch(self, finished: Iterable[str]) -> Patch:
+        """The same with the blocks' HTML."""
+        return Patch("".join(finished), self.fresh, self.tail, self.form)
 
 
 class BlockStream:
@@ -590,6 +551,7 @@ class BlockStream:
     """
 
     def __init__(self) -> None:
+        self._normal = Normal()
         self._pictures = pictures.PictureFilter()
         self._lines: list[str] = []  # the open block's complete lines
         self._line = StringIO()  # the line without its newline; grows without copies
@@ -601,7 +563,6 @@ class BlockStream:
         self._formula = ""  # the closing mark of the open formula, "" outside
         self._formula_lines = 0  # that it may still have
         self._after_blank = False  # the open block (a list) has a blank line last
-        self._swallow = False  # the last piece ended in \r: its \n may still come
         # What the next step tells.
         self._finished: list[Block] = []
         self._fresh = True
@@ -612,11 +573,7 @@ class BlockStream:
 
         Takes time for the piece alone, however long the open block and its last line are.
         """
-        if self._swallow and text:
-            text = text.removeprefix("\n")
-            self._swallow = False
-        self._swallow = self._swallow or text.endswith("\r")
-        *complete, last = self._pictures.feed(_normal(text)).split("\n")
+        *complete, last = self._pictures.feed(self._normal.feed(text)).split("\n")
         for part in complete:
             self._grow(part)
             self._end_line()
@@ -627,10 +584,10 @@ class BlockStream:
         self._finished, self._fresh, self._tail = [], False, []
         return step
 
-    def rest(self) -> str:
-        """The open block as HTML, as if the text ended here."""
+    def rest(self) -> Block:
+        """The open block, as if the text ended here."""
         line = self._line.getvalue() + self._pictures.rest()
-        return _block("\n".join([*self._lines, line]), bool(self._fence))
+        return Block([*self._lines, line], bool(self._fence))
 
     def open_source(self, limit: int | None = None) -> str:
         """The open block's source; of one longer than `limit` characters, its last lines.
@@ -742,9 +699,7 @@ class BlockStream:
             self._item = len(marker[0]) if marker[2] else len(marker[0]) + 1
 
     def _closes(self, line: str) -> bool:
-        bare = line.strip(" \t")
-        length = len(self._fence)
-        return len(bare) >= length and not bare.strip(self._fence[0]) and _indent(line) < 4
+        return _is_closing(line, self._fence)
 
     def _finish(self) -> None:
         """The open block is complete, and nothing of it is in the tail any more."""
@@ -752,6 +707,12 @@ class BlockStream:
         self._lines, self._fence, self._item, self._after_blank = [], "", 0, False
         self._fence_indent, self._formula = 0, ""
         self._fresh, self._tail = True, []
+
+
+def _is_closing(line: str, fence: str) -> bool:
+    """Whether a line ends the code that this fence has opened."""
+    bare = line.strip(" \t")
+    return len(bare) >= len(fence) and not bare.strip(fence[0]) and _indent(line) < 4
 
 
 def _indent(line: str) -> int:

@@ -13,6 +13,8 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType, FunctionType
 from typing import Any, Protocol
@@ -28,7 +30,18 @@ from halt.relay import READ, WRITE, Relay, Timer, contained
 
 #: Makes the bytes of a group of events, or gives a function that makes them: that one may take
 #: milliseconds, so the relay has it called by a thread, once and before the next group.
-Present = Callable[[list[tuple[int, Event]]], bytes | Callable[[], bytes]]
+Present = Callable[[list[tuple[int, Event]]], "Made"]
+
+
+@dataclass(frozen=True)
+class Awaited:
+    """A frame that `make` makes when the future is resolved, which takes seconds at most."""
+
+    future: Future[Any]
+    make: Callable[[], bytes]
+
+
+Made = bytes | Callable[[], bytes | Awaited]
 
 GROUP_CHARS = 65_536  # about as many in one frame
 GROUP_EVENTS = 64  # of one frame, so that a long replay holds up no other reader
@@ -208,7 +221,7 @@ class Sink:
         after, (self._after, last) = self._after, events[-1]
         self._show(self._frame(after, events), is_last=is_terminal(last))
 
-    def _frame(self, after: int, events: list[tuple[int, Event]]) -> bytes | Callable[[], bytes]:
+    def _frame(self, after: int, events: list[tuple[int, Event]]) -> Made:
         present, newest = self._stream.present, self._run.newest_frame
         if not self._shares:
             return present(events)
@@ -219,23 +232,27 @@ class Sink:
             self._run.newest_frame = (present, after, self._after, made)
         return made
 
-    def _show(self, made: bytes | Callable[[], bytes], *, is_last: bool) -> None:
+    def _show(self, made: Made, *, is_last: bool) -> None:
         """Send what `present` has made, or have it made by the painter."""
         if isinstance(made, bytes):
             self._is_ending = is_last
             self._send(made)
             return
         self._is_painting = True
+        self._stream.paint(partial(self._paint, made, is_last))
 
-        def paint() -> None:
-            try:
-                frame = made()
-            except Exception as exc:  # noqa: BLE001 - logged by `broken`
-                self._relay.post(partial(self.broken, exc))
-            else:
-                self._relay.post(partial(self._painted, frame, is_last))
-
-        self._stream.paint(paint)
+    def _paint(self, make: Callable[[], bytes | Awaited], is_last: bool) -> None:
+        """By the painter, which waits for nothing: another reader's frame may be next."""
+        try:
+            frame = make()
+        except Exception as exc:  # noqa: BLE001 - logged by `broken`
+            self._relay.post(partial(self.broken, exc))
+            return
+        if isinstance(frame, Awaited):
+            again = partial(self._stream.paint, partial(self._paint, frame.make, is_last))
+            frame.future.add_done_callback(lambda _: again())
+            return
+        self._relay.post(partial(self._painted, frame, is_last))
 
     @contained
     def _painted(self, frame: bytes, is_last: bool) -> None:

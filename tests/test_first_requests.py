@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from halt.colours import Colours
 from halt.rendering import render
 from tests.burst import burst, bursts
 from tests.conftest import ROOT, HaltServer, halt_environment
@@ -180,11 +181,11 @@ def test_threads_may_be_the_first_to_colour_a_language() -> None:
 
     def draw() -> None:
         start.wait()
-        drawn.append(render(text))
+        drawn.append(render(text, Colours()))
 
     threads = [threading.Thread(target=draw) for _ in range(8)]
     for each in threads:
         each.start()
     for each in threads:
         each.join()
-    assert drawn == [render(text)] * 8
+    assert drawn == [render(text, Colours())] * 8

@@ -45,6 +45,10 @@ LAYERS = {
     "pictures": 0,
     "attachments": 1,
     "rendering": 0,
+    "colours": 0,
+    "render_protocol": 0,
+    "render_process": 0,
+    "renderer": 0,
     "config": 1,
     "counts": 1,
     "data_folder": 1,
@@ -195,6 +199,14 @@ def test_imports_go_down(name: str) -> None:
     assert {m for m in ours(name) if LAYERS.get(m, 99) > LAYERS[name]} == set()
 
 
+def test_colours_are_made_in_a_process_of_their_own() -> None:
+    """No pattern of pygments runs in a worker: it could hold the interpreter's lock for minutes."""
+    roots = {name: {each.partition(".")[0] for each in imported(TREES[name])} for name in FILES}
+    assert [name for name in FILES if "pygments" in roots[name]] == ["colours"]
+    assert [name for name in FILES if "colours" in ours(name)] == ["render_process"]
+    assert [name for name in FILES if "render_process" in ours(name)] == []
+
+
 def test_there_is_no_circle() -> None:
     """Taking away modules that need nothing of what is left ends with nothing left."""
     left = {name: ours(name) for name in FILES}
@@ -293,7 +305,7 @@ STATEFUL = (
 
 
 #: Locks for what a library keeps once for the whole process.
-PROCESS_WIDE = {"rendering": ["_making_lexer"]}
+PROCESS_WIDE = {"colours": ["_making_lexer"]}
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if n != "__init__"])

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import html
 import re
+import time
+from itertools import pairwise
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from halt.open_text import PART, RUN, SEAM, WBR, OpenText, breakable
+from halt.open_text import PART, RUN, SEAM, WBR, OpenText, breakable, normal
 from halt.rendering import BlockStream
 
 TEXTS = {
@@ -56,6 +60,38 @@ def test_an_accent_stays_with_its_letter() -> None:
     assert WBR in drawn
     assert WBR + "\u0301" not in drawn
     assert WBR + "\u0323" not in drawn
+
+
+#: Runs, what ends one, and what no place to break a line may stand before.
+RUNS = st.sampled_from(
+    [
+        *("a" * 90, "b" * 7, "&" * 40, "\u0301" * 20, "\0", "\ud800", "\ufeff"),
+        *(" ", "\t", "\f", "\u2028", "\u6587", "\r", "\n"),
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(RUNS, max_size=20).map("".join), st.lists(st.integers(0, 2000), max_size=8))
+def test_cuts_do_not_matter(text: str, places: list[int]) -> None:
+    """Text and places to break its lines are those of the whole text, however it was cut."""
+    edges = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
+    cuts = [text[start:end] for start, end in pairwise(edges)]
+    whole = breakable(html.escape(normal(text)))
+    for parts in (cuts, [*text], [text]):
+        drawn = "".join(map(OpenText().draw, map(html.escape, parts)))
+        assert drawn.replace(SEAM, "") == whole
+
+
+def test_white_space_without_end_is_looked_at_once() -> None:
+    """A place for a seam is not looked for from each of many blanks."""
+
+    def seconds(size: int) -> float:
+        start = time.process_time()
+        OpenText().draw((" " * size + "A") * (200_000 // size))
+        return time.process_time() - start
+
+    assert seconds(2_000) < 8 * seconds(20) + 0.2
 
 
 def test_a_short_text_has_no_seam() -> None:

@@ -13,7 +13,7 @@ from halt.chat import ChatRequest, Message
 from halt.continuing import by_instruction, by_prefix, go_on, unfinished
 from halt.conversations import State, as_told
 from halt.pictures import PictureFilter, shown, told
-from halt.rendering import BlockStream, render
+from halt.rendering import BlockStream, render, render_block
 
 LETTERS = "iVBORw0KGgo/8Qz+"
 DATA = LETTERS * 100  # 1,600 characters of base64, 1,200 bytes
@@ -123,10 +123,11 @@ def test_no_letters_of_a_picture_are_ever_on_the_page() -> None:
     text = f"Here:\n\n![image](data:image/png;base64,{DATA * 20})\n\nNice."
     page = ""
     for at in range(0, len(text), 7):
-        patch = stream.feed(text[at : at + 7]).patch()
+        step = stream.feed(text[at : at + 7])
+        patch = step.patch(map(render_block, step.blocks))
         assert LETTERS[:8] not in patch.tail + patch.finished
         page += patch.finished
-    assert page + stream.rest() == render(text)
+    assert page + render_block(stream.rest()) == render(text)
     assert "<p>[Picture (PNG, 24 kB)]</p>" in render(text)
 
 

@@ -1,0 +1,116 @@
+"""Colours for code: a lexer of pygments, and the CSS classes of what it finds.
+
+`Colours.paint` takes time without bound for some texts: every lexer is quadratic somewhere, and
+some patterns backtrack for ever. A process that has other things to do leaves it to
+`halt.renderer`, whose child limits it by a signal.
+"""
+
+from __future__ import annotations
+
+import html
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from pygments import lexers  # type: ignore[import-untyped, unused-ignore]
+from pygments import token as kinds  # type: ignore[import-untyped, unused-ignore]
+
+from halt.rendering import cleaner
+
+HIGHLIGHTED_MAX = 50_000  # characters of code: ordinary code takes 0.15 s, and nobody reads more
+
+#: The languages that are highlighted, by one of their aliases.
+LANGUAGES = (
+    "asm awk bash bat c clojure cmake cpp csharp css dart diff docker elixir erlang fortran fsharp"
+    " go graphql groovy haskell html http java javascript jinja json jsx julia kotlin latex less"
+    " lisp lua makefile markdown mysql nginx nim nix objective-c perl php postgresql powershell"
+    " protobuf python r ruby rust scala scss solidity sql swift terraform toml tsx typescript typst"
+    " vim vue xml yaml zig"
+)
+ALIASES: dict[str, str] = {
+    alias: aliases[0]
+    for _, aliases, _, _ in lexers.get_all_lexers(plugins=False)
+    if not set(LANGUAGES.split()).isdisjoint(aliases)
+    for alias in aliases
+}
+
+# CSS class of each kind of token; a kind not listed takes its parent's. static/code.css styles
+# these classes and no others.
+TOKEN_CLASSES: dict[Any, str] = {
+    kinds.Token: "",
+    kinds.Comment: "c",
+    kinds.Comment.Preproc: "k",
+    kinds.Generic.Deleted: "gd",
+    kinds.Generic.Heading: "gh",
+    kinds.Generic.Inserted: "gi",
+    kinds.Generic.Subheading: "gh",
+    kinds.Keyword: "k",
+    kinds.Keyword.Type: "nc",
+    kinds.Name.Attribute: "na",
+    kinds.Name.Builtin: "nb",
+    kinds.Name.Class: "nc",
+    kinds.Name.Decorator: "nf",
+    kinds.Name.Exception: "nc",
+    kinds.Name.Function: "nf",
+    kinds.Name.Tag: "nt",
+    kinds.Number: "m",
+    kinds.Operator: "o",
+    kinds.Operator.Word: "k",
+    kinds.String: "s",
+    kinds.String.Escape: "se",
+    kinds.String.Interpol: "se",
+}
+
+
+@cache
+def _token_class(kind: Any) -> str:
+    while kind not in TOKEN_CLASSES:
+        kind = kind.parent
+    return TOKEN_CLASSES[kind]
+
+
+def _highlighted(lexer: Any, code: str) -> str:
+    """The code as escaped HTML with a span for each coloured run."""
+    runs: list[tuple[str, list[str]]] = []
+    for kind, text in lexer.get_tokens(code):
+        css = _token_class(kind)
+        if runs and runs[-1][0] == css:
+            runs[-1][1].append(text)
+        else:
+            runs.append((css, [text]))
+    escaped = ((css, html.escape("".join(texts), quote=False)) for css, texts in runs)
+    return "".join(f'<span class="{css}">{text}</span>' if css else text for css, text in escaped)
+
+
+_making_lexer = threading.Lock()
+
+#: Does the work for a text of so many characters; None where it took too long.
+Limit = Callable[[int, Callable[[], str]], str | None]
+
+
+def _unlimited(_: int, work: Callable[[], str]) -> str | None:
+    return work()
+
+
+class Colours:
+    """The colours of code blocks: what `halt.rendering` asks for them."""
+
+    cleaner = cleaner(set(ALIASES.values()), set(TOKEN_CLASSES.values()) - {""})
+
+    def __init__(self, limit: Limit = _unlimited) -> None:
+        """`limit` is given each block's work to do."""
+        self._limit = limit
+
+    def paint(self, code: str, label: str) -> tuple[str, str | None]:
+        """The language that a fence's label names, and the code as HTML; "" and None: without."""
+        language = ALIASES.get(label.lower(), "")
+        if not language or len(code) > HIGHLIGHTED_MAX:
+            return language, None
+        # Lexers keep state while they work: one for each block. Made before the limit counts,
+        # because the first of a kind is imported and compiled. By one thread at a time, since
+        # pygments changes its rules while it compiles them; not at the start, since all of them
+        # take 0.6 s.
+        with _making_lexer:
+            lexer = lexers.get_lexer_by_name(language, stripnl=False, ensurenl=False)
+        return language, self._limit(len(code), lambda: _highlighted(lexer, code))
