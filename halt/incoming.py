@@ -18,6 +18,9 @@ HEAD_MAX = 65_536  # bytes of a head; gunicorn itself refuses most of those that
 BODY_MAX = 16_777_216  # bytes of a body that is waited for; a thread reads a longer one
 
 
+LENGTH_DIGITS = 15  # of a length; more are not looked at
+
+
 class Kind(Enum):
     """Classes of requests."""
 
@@ -43,7 +46,7 @@ _STREAMS_BELOW_C = frozenset({b"messages", b"regenerate", b"continue"})
 _PAGES = (b"/c/", b"/conversations", b"/export", b"/settings", b"/models", b"/v1/models")
 _PAGES_EXACTLY = frozenset({b"/", b"/demo", b"/saving", b"/import"})
 
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*+(\d{1,15})[ \t]*+(?=\r\n)", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length:([^\r\n]*+)", re.IGNORECASE)
 _CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*+([^\r\n]*+)", re.IGNORECASE)
 _EXPECT = re.compile(rb"\r\nexpect:[ \t]*+100-continue", re.IGNORECASE)
 _ORIGIN = re.compile(rb"https?://[^/?#]*+", re.IGNORECASE)
@@ -143,19 +146,20 @@ class Incoming:
         """`head` has the line break behind its last line; the body begins at `end`."""
         self.kind = kind_of(head[: head.find(b"\r\n")])
         lengths, codings = _LENGTH.findall(head), _CODING.findall(head)
-        if len(lengths) + len(codings) != 1 or (codings and codings[0].lower() != b"chunked"):
-            self._length = end if not (lengths or codings) else None
+        if not lengths and not codings:
+            self._length = end
             self._is_ready = True
-            return
-        if lengths and int(lengths[0]) > BODY_MAX:
-            self._leave_to_thread()
-            return
-        if lengths:
-            self._length = end + int(lengths[0])
-            self._is_ready = len(self._data) >= self._length
-        else:
+        elif not lengths and len(codings) == 1 and codings[0].strip(b" \t").lower() == b"chunked":
             self._chunks = Framing({b"transfer-encoding": b"chunked"}, 200)
             self._take_chunks(bytes(self._data[end:]))
+        elif len(lengths) == 1 and not codings and (digits := lengths[0].strip(b" \t")).isdigit():
+            if len(digits) > LENGTH_DIGITS or int(digits) > BODY_MAX:
+                self._leave_to_thread()
+                return
+            self._length = end + int(digits)
+            self._is_ready = len(self._data) >= self._length
+        else:
+            self._is_ready = True
         self.awaits_word = not self._is_ready and _EXPECT.search(head) is not None
 
     def _take_chunks(self, data: bytes) -> None:
