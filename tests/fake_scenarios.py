@@ -11,7 +11,8 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import repeat, zip_longest
+from itertools import repeat as repeated
+from itertools import zip_longest
 from math import inf
 from typing import Any
 from urllib.parse import parse_qsl
@@ -160,6 +161,23 @@ def text(reply: Reply, key: str = "", piece: int = 4) -> None:
         reply.error(400, f"fake text: server.texts has no {key!r}")
         return
     reply.tokens(pieces(reply.texts[key], piece))
+    reply.finish()
+
+
+@scenario
+def repeat(
+    reply: Reply,
+    before: str = "",
+    unit: str = "",
+    times: int = 1,
+    after: str = "",
+    piece: int = 200,
+) -> None:
+    """`before`, then `unit` so many times, then `after`, in pieces of so many characters."""
+    if piece == len(unit) and not before and not after:  # not made as a whole: it may be endless
+        reply.tokens(repeated(unit, times))
+    else:
+        reply.tokens(pieces(before + unit * times + after, piece))
     reply.finish()
 
 
@@ -724,7 +742,7 @@ def endless_line(reply: Reply) -> None:
     if not reply.streaming:
         reply.open(Framing.CLOSE)
     reply.write(b'data: {"choices":[{"index":0,"delta":{"content":"')
-    for _ in reply.paced(repeat(None)):
+    for _ in reply.paced(repeated(None)):
         reply.write(b"a" * PIECE)
 
 
