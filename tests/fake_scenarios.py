@@ -11,8 +11,8 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import chain, zip_longest
 from itertools import repeat as repeated
-from itertools import zip_longest
 from math import inf
 from typing import Any
 from urllib.parse import parse_qsl
@@ -174,8 +174,8 @@ def repeat(
     piece: int = 200,
 ) -> None:
     """`before`, then `unit` so many times, then `after`, in pieces of so many characters."""
-    if piece == len(unit) and not before and not after:  # not made as a whole: it may be endless
-        reply.tokens(repeated(unit, times))
+    if piece == len(unit):  # it may be endless, and is never made as a whole
+        reply.tokens(chain(filter(None, [before]), repeated(unit, times), filter(None, [after])))
     else:
         reply.tokens(pieces(before + unit * times + after, piece))
     reply.finish()

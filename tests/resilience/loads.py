@@ -183,9 +183,10 @@ def calls(*functions: Callable[[], object]) -> Iterator[list[object]]:
 
 
 def unknown_field(case: Mapping[str, object]) -> list[bytes]:
-    """Requests with a hostile name of a field in a message, to each route that takes messages."""
-    said = [{"role": "user", "content": "x", text_of(case): 1}]
-    body = json.dumps({"messages": said, "model": "m"}).encode()
+    """Requests with a hostile name of a field, to each route that takes messages."""
+    key = text_of(case)
+    said = [{"role": "user", "content": "x", key: 1}]
+    body = json.dumps({"messages": said, "model": "count?n=1", key: 1}).encode()
     paths = ("/chat/stream", "/chat", "/v1/chat/completions")
     return [message("POST", path, body, JSON) for path in paths]
 
@@ -206,16 +207,18 @@ def import_file(size: int, messages: int = 1) -> bytes:
     """A file of one conversation with so many bytes of text in all, in so many messages."""
     line = "Nothing but words in one long row. "
     text = (line * (size // messages // len(line) + 1))[: size // messages]
-    pairs = []
-    for number in range(messages):
-        role = "assistant" if number % 2 else "user"
-        pairs.append({"role": role, "content": text} | ({"state": "done"} if number % 2 else {}))
-    return json.dumps(
+    said = [
         {
-            "format": "halt-conversations",
-            "version": 1,
-            "conversations": [{"title": "Large", "messages": pairs}],
+            "id": n,
+            "role": "assistant" if n % 2 == 0 else "user",
+            "content": text,
+            "parent": n - 1 or None,
         }
+        for n in range(1, messages + 1)
+    ]
+    conversation = {"id": "large-conversation", "title": "Large", "messages": said}
+    return json.dumps(
+        {"format": "halt-conversations", "version": 1, "conversations": [conversation]}
     ).encode()
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
-from tests.conftest import HaltServer
+from tests.conftest import HaltServer, eventually
 
 STARTS_WITHIN = 60.0
 
@@ -37,7 +37,9 @@ def descriptors_limited(count: int) -> str:
 def workers(server: HaltServer) -> list[int]:
     """The master's child processes."""
     master = server.process.pid
-    return [int(n) for n in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
+    children = Path(f"/proc/{master}/task/{master}/children")
+    eventually(children.read_text)
+    return [int(n) for n in children.read_text().split()]
 
 
 def processes_below(pid: int) -> list[int]:

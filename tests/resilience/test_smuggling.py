@@ -54,7 +54,11 @@ def head(lines: bytes) -> bytes:
 CASES: dict[str, bytes] = {
     # Two lengths.
     "length and chunks": told_twice(CHUNKED),
-    "chunks and length": POST + CHUNKED + b"Content-Length: 4\r\n\r\n5\r\n12345\r\n" + END + b"%(in)b",
+    "chunks and length": POST
+    + CHUNKED
+    + b"Content-Length: 4\r\n\r\n5\r\n12345\r\n"
+    + END
+    + b"%(in)b",
     "blank before colon": told_twice(b"Transfer-Encoding : chunked\r\n"),
     "tab before colon": told_twice(b"Transfer-Encoding\t: chunked\r\n"),
     "blank before name": told_twice(b" Transfer-Encoding: chunked\r\n"),
@@ -70,7 +74,9 @@ CASES: dict[str, bytes] = {
     "identity first": told_twice(b"Transfer-Encoding: identity, chunked\r\n"),
     "chunked twice": told_twice(b"Transfer-Encoding: chunked, chunked\r\n"),
     "two lines": told_twice(b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n"),
-    "two lines turned": told_twice(b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n"),
+    "two lines turned": told_twice(
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n"
+    ),
     "gzip": told_twice(b"Transfer-Encoding: gzip, chunked\r\n"),
     "quoted": told_twice(b'Transfer-Encoding: "chunked"\r\n'),
     "parameter": told_twice(b"Transfer-Encoding: chunked;q=1\r\n"),
@@ -93,7 +99,7 @@ CASES: dict[str, bytes] = {
     "hexadecimal": length(b"Content-Length: 0x5\r\n"),
     "two numbers": length(b"Content-Length: 5 5\r\n"),
     "underscores": length(b"Content-Length: 0_5\r\n"),
-    "not ASCII": length("Content-Length: ５\r\n".encode()),
+    "not ASCII": length("Content-Length: \uff15\r\n".encode()),
     "superscript": length(b"Content-Length: \xb2\r\n"),
     "exponent": length(b"Content-Length: 5e0\r\n"),
     "fraction": length(b"Content-Length: 5.0\r\n"),
@@ -118,7 +124,7 @@ CASES: dict[str, bytes] = {
     "chunk CR in an extension": chunk(b"5;a\rb"),
     "chunk no size": chunk(b""),
     "chunk no hexadecimal": chunk(b"5g"),
-    "chunk not ASCII": chunk("５".encode()),
+    "chunk not ASCII": chunk("\uff15".encode()),
     "chunk 2 to the 64th": chunk(b"10000000000000005"),
     "chunk too short": POST + CHUNKED + b"\r\n4\r\n12345\r\n" + END + b"%(in)b",
     "chunk without an end": POST + CHUNKED + b"\r\n5\r\n12345" + END + b"%(in)b",
@@ -159,7 +165,9 @@ BODIES: dict[str, bytes] = {
     "a body behind Expect": b"POST /stop HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: %(len)d\r\n\r\n%(in)b",
     "a body of an upgrade": b"GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: %(len)d\r\n\r\n%(in)b",
     "h2c": b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\nContent-Length: %(len)d\r\n\r\n%(in)b",
-    "a long body": b"POST /stop HTTP/1.1\r\nHost: localhost\r\nContent-Length: %(more)d\r\n\r\n" + b" " * 70_000 + b"%(in)b",
+    "a long body": b"POST /stop HTTP/1.1\r\nHost: localhost\r\nContent-Length: %(more)d\r\n\r\n"
+    + b" " * 70_000
+    + b"%(in)b",
 }
 
 
