@@ -19,6 +19,7 @@ from tests.bench import (
     crowds,
     endurance,
     fresh,
+    held,
     idle,
     load,
     phases,
@@ -54,6 +55,7 @@ GROUPS: dict[str, Group] = {
     "workers": workers.workers,
     "store": stored.store,
     "lost": stored.crowd_lost,
+    "held": held.held,
     "leak": endurance.leak,
     "long": endurance.long,
 }

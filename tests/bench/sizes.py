@@ -49,6 +49,7 @@ class Sizes:
     store_rounds: int = 3
     kills: int = 20
     crowd_kills: int = 6  # of a worker with LOST_STREAMS streams
+    held_stops: int = 100  # beside each load
     fresh_starts: int = 30
     messages: int = 1_000_000
     long_conversation: int = 2_000  # messages, of those
@@ -86,6 +87,7 @@ QUICK = Sizes(
     store_rounds=1,
     crowd_kills=2,
     kills=4,
+    held_stops=20,
     fresh_starts=4,
     messages=50_000,
     lookups=20,

@@ -90,15 +90,18 @@ class Bystander:
         """Streams that are left to be stopped."""
         return len(self._running)
 
-    def stop(self, within: float = NEVER) -> float:
+    def stop(self, within: float = NEVER, unknown: bool = False) -> float:
         """Press Stop on a new connection, and return the seconds until its answer was here.
 
         A stream that runs is stopped, as long as there is one; after that those that have ended
-        are, in turn. Raises Held where the answer is not here in time or says something else.
+        are, in turn. `unknown`: an ID is stopped that no stream has. Raises Held where the answer is not here in time or says something else.
         """
-        live = bool(self._running)
+        live = bool(self._running) and not unknown
         ended = self._ended
-        stream_id = self._running.pop() if live else ended[len(self.stops) % len(ended)]
+        if unknown:
+            stream_id = self._new_id()
+        else:
+            stream_id = self._running.pop() if live else ended[len(self.stops) % len(ended)]
         began = time.monotonic()
         connection = http.client.HTTPConnection(*self._address, timeout=within)
         try:
@@ -115,7 +118,9 @@ class Bystander:
         if live:
             ended.append(stream_id)
         wanted = {"stopped"} if live else {"stopped", "finished"}
-        if status != 200 or json.loads(body)["status"] not in wanted:
+        if unknown:
+            wanted = {"pending"}
+        if status != 200 + 2 * unknown or json.loads(body)["status"] not in wanted:
             raise Held(f"Stop was answered {status} {body[:300]!r}")
         return took
 

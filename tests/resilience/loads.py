@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import re
 import selectors
 import socket
 import sqlite3
@@ -232,6 +233,14 @@ def upload(path: str, data: bytes, headers: Mapping[str, str] | None = None) -> 
     body = before.encode() + data + f"\r\n--{mark}--\r\n".encode()
     kind = {"Content-Type": f"multipart/form-data; boundary={mark}"}
     return message("POST", path, body, {**kind, **(headers or {})})
+
+
+def imported(answer: Answered) -> str:
+    """The path of the conversation that an import has made."""
+    found = re.search(rb"/c/[\w-]+", answer.body)
+    if answer.status != 200 or found is None:
+        raise Held(f"an import was answered {answer.status} {answer.body[:300]!r}")
+    return found[0].decode()
 
 
 # --- connections ----------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ class Postgres:
         self._programs = programs
         self._folder = tempfile.TemporaryDirectory(prefix="halt-postgres-", dir="/tmp")
         folder = Path(self._folder.name)
-        self._as_user: list[str] = []
+        self._as_user = list[str]()
         if os.getuid() == 0:  # PostgreSQL refuses to run as root
             names = {entry.pw_name for entry in pwd.getpwall()}
             user = pwd.getpwnam("postgres" if "postgres" in names else "nobody")
@@ -106,7 +106,7 @@ class Postgres:
         self.url = f"postgresql://halt@127.0.0.1:{self.port}/postgres"
         subprocess.run(
             [
-                *(*self._as_user, programs / "initdb", "-D", self._data, "-U", "halt"),
+                *(*self._as_user, str(programs / "initdb"), "-D", str(self._data), "-U", "halt"),
                 *("-A", "trust", "-E", "UTF8", "--locale=C", "-N"),
             ],
             check=True,
@@ -125,14 +125,14 @@ class Postgres:
             "max_connections": 100,
         }
         self._process = subprocess.Popen(
-            [*self._as_user, self._programs / "postgres", "-D", self._data]
+            [*self._as_user, str(self._programs / "postgres"), "-D", str(self._data)]
             + [f"--{name}={value}" for name, value in options.items()],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
         )
         until = time.monotonic() + STARTS_WITHIN
-        ready = [self._programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        ready = [str(self._programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         while subprocess.run(ready, check=False).returncode != 0:
             if time.monotonic() > until or self._process.poll() is not None:
                 raise TimeoutError("PostgreSQL does not start")
