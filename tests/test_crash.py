@@ -10,9 +10,6 @@ import contextlib
 import os
 import random
 import secrets
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +19,7 @@ import pytest
 from tests.chaos.streams import (
     ALL,
     Mortal,
+    OfItsOwn,
     all_closed,
     all_is_well,
     checked,
@@ -30,7 +28,6 @@ from tests.chaos.streams import (
     newcomer,
     nothing_runs,
 )
-from tests.conftest import ROOT
 from tests.fake_openai import FakeOpenAI
 
 
@@ -101,31 +98,6 @@ class InProcess:
 
     def start(self) -> None:
         self._fake = FakeOpenAI(port=self._fake.port).start()
-
-    close = kill
-
-
-class OfItsOwn:
-    """One that is a process, killed with -9."""
-
-    def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
-        self.base_url = f"http://127.0.0.1:{self._port}/v1"
-        self.start()
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "tests.fake_openai", "--port", str(self._port)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-        )
-        assert self._process.stdout is not None
-        assert b"Fake upstream at" in self._process.stdout.readline()
-
-    def kill(self) -> None:
-        with self._process:  # waits, and closes the pipe
-            self._process.kill()
 
     close = kill
 

@@ -11,6 +11,9 @@ import os
 import random
 import re
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +24,7 @@ from urllib.parse import urlencode
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from tests.conftest import SEEN_WITHIN, HaltServer, eventually, new_id
+from tests.conftest import ROOT, SEEN_WITHIN, HaltServer, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Client, Events, Message
 
@@ -323,3 +326,31 @@ def newcomer(client: Client) -> Iterator[str]:
     yield place
     thread.join(60)
     assert not thread.is_alive()
+
+
+# --- a model's server ----------------------------------------------------------------------------
+
+
+class OfItsOwn:
+    """One that is a process, killed with -9."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.base_url = f"http://127.0.0.1:{self._port}/v1"
+        self.start()
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "tests.fake_openai", "--port", str(self._port)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        assert b"Fake upstream at" in self._process.stdout.readline()
+
+    def kill(self) -> None:
+        with self._process:  # waits, and closes the pipe
+            self._process.kill()
+
+    close = kill

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
+import psycopg
+
 from tests.conftest import HaltServer, eventually
 
 STARTS_WITHIN = 60.0
@@ -160,6 +162,12 @@ class Postgres:
         for pid in self.processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+    def say(self, *statements: str) -> None:
+        """Have it obey these, on a connection of their own."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement.encode())
 
     def kill(self) -> None:
         """`kill -9` of all its processes."""
