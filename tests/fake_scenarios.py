@@ -101,7 +101,7 @@ def last_user_message(body: dict[str, Any]) -> str:
         if isinstance(message, dict) and message.get("role") == "user":
             content = message.get("content")
             if isinstance(content, list):
-                content = "".join(part.get("text", "") for part in content)
+                content = "".join(str(part.get("text", "")) for part in content)
             return str(content or "")
     return ""
 
