@@ -57,6 +57,7 @@ class Load:
     few_descriptors: bool = False  # 1,024 of them
     headers: dict[str, str] = field(default_factory=dict)
     postgres: bool = False
+    victims: int = 100  # streams that are stopped; further Stops are for the same ones
     stops_unknown: bool = False  # the Stops are for IDs that no worker knows
 
 
@@ -185,9 +186,9 @@ LOADS = [
     Load("3 readers of 100,000 characters in 19 quotes", _answer("quotes-lazy-lines", 3), 100),
     Load("4 clients at a time ask, are answered, and do not close", _lingering, 300),
     Load("100 heads of 30 kB, byte by byte", lambda where: loads.slow_heads(where.address), 300),
-    Load("60 bodies byte by byte, 20 streams allowed", _slow_bodies, 300, NARROW),
-    Load("60 bodies chunk by chunk, 20 streams allowed", _slow_chunks, 300, NARROW),
-    Load("60 unread pages of 8 MB, 20 streams allowed", _unread, 300, NARROW),
+    Load("60 bodies byte by byte, 20 streams allowed", _slow_bodies, 300, NARROW, victims=10),
+    Load("60 bodies chunk by chunk, 20 streams allowed", _slow_chunks, 300, NARROW, victims=10),
+    Load("60 unread pages of 8 MB, 20 streams allowed", _unread, 300, NARROW, victims=10),
     Load(
         "2,000 silent connections, 1,024 descriptors",
         lambda where: loads.silent(where.address, 2000),
@@ -215,6 +216,7 @@ LOADS = [
         100,
         {"HALT_TOKEN": TOKEN, "HALT_RATE_ADDRESS": "5/minute"},
         headers={"Authorization": f"Bearer {TOKEN}"},
+        victims=3,
     ),
     Load("PostgreSQL is frozen, 40 people press Send", _frozen, 100, postgres=True),
     Load(
@@ -231,10 +233,13 @@ LOADS = [
 def held(sizes: Sizes) -> Iterator[Row]:
     """A row for each load."""
     with fake_upstream() as upstream:
-        for number_, load in enumerate(LOADS):
+        for index, load in enumerate(LOADS):
             if load.postgres and postgres_programs() is None:
                 continue
-            yield _row(number_, load, upstream, sizes)
+            try:
+                yield _row(index, load, upstream, sizes)
+            except (OSError, Held, TimeoutError) as fault:  # the other rows are worth their time
+                yield Row(load.what, "", "", f"failed: {fault!r}"[:200], met=False)
 
 
 class FewDescriptors(LimitedServer):
@@ -261,7 +266,7 @@ def _row(index: int, load: Load, upstream: str, sizes: Sizes) -> Row:
             settings["DATABASE_URL"] = postgres.url
         kind: type[Halt] = LimitedHalt if load.few_descriptors else Halt
         halt = stack.enter_context(kind(upstream, **settings))
-        victims = min(sizes.held_stops, 10 if load.settings == NARROW else 100)
+        victims = min(sizes.held_stops, load.victims)
         bystander = stack.enter_context(Bystander(halt.address, victims, load.headers))
         if postgres is not None:
             processes = tuple(postgres.processes)
@@ -289,14 +294,14 @@ def _row(index: int, load: Load, upstream: str, sizes: Sizes) -> Row:
         figure += f" **{fault or f'the stream was lost: {lost[:100]}'}**"
     met = not fault and not lost and p99 <= load.target
     return Row(
-        f"Stop of somebody else, p50 / p99 / most, and their stream's longest gap: {load.what}",
+        f"Stop of another client, and its stream's longest gap: {load.what}",
         f"p99 ≤ {load.target:g} ms",
         f"p99 ≤ {load.target / 3:.0f} ms",
         figure,
         met,
         met and p99 <= load.target / 3,
-        note=f"{len(stops)} Stops, each on a new connection, while the load was there; the stream "
-        "has 50 tokens/s",
+        note=f"p50 / p99 / most of {len(stops)} Stops, each on a new connection, while the load was "
+        "there; the stream has 50 tokens/s",
     )
 
 

@@ -110,6 +110,8 @@ class Bystander:
             status, body = response.status, response.read()
         except (OSError, http.client.HTTPException) as fault:
             waited = time.monotonic() - began
+            if live:
+                self._running.insert(0, stream_id)
             raise Held(f"Stop had no answer after {waited:.1f} s: {fault!r}") from fault
         finally:
             connection.close()

@@ -160,14 +160,14 @@ def test_whole_answers_that_are_not_read_take_no_thread_from_stop(narrow: HaltSe
 
 
 @pytest.mark.parametrize(
-    "first", [b"", b"G", b"GET / HTTP/1.1\r\nHost: a\r\n"], ids=["nothing", "a byte", "half a head"]
+    "first", [b"", b"GET / HTTP/1.1\r\nHost: a\r\n"], ids=["nothing", "half a head"]
 )
 def test_silent_connections_cost_no_stream(shared_fake: FakeOpenAI, first: bytes) -> None:
-    """Twice as many as the server has descriptors: streams go on, and Stop is let in."""
+    """More than the server has descriptors: streams go on, and Stop is let in."""
     server = LimitedServer(settings(shared_fake, HALT_MAX_STREAMS=20), descriptors_limited(256))
     with contextlib.closing(server), Bystander(address(server)) as bystander:
         before = workers(server)
-        with loads.silent(address(server), 500, first):
+        with loads.silent(address(server), 400, first):
             goes_on(bystander)
             assert workers(server) == before
     assert "Traceback" not in server.printed

@@ -146,7 +146,7 @@ def test_generations_leave_no_thread_and_no_descriptor(
     all_ways(server, fake)  # pools grow and libraries are loaded
     eventually(lambda: all(record.ended.is_set() for record in fake.requests))
     before = (threads(worker), len(descriptors(worker)))
-    for _ in range(3):
+    for _ in range(2):
         all_ways(server, fake)
     eventually(lambda: all(record.ended.is_set() for record in fake.requests))
     # Request threads stay for the next request, and idle connections to the model are kept.
@@ -249,7 +249,7 @@ def test_a_server_with_256_descriptors_refuses_and_goes_on(fake: FakeOpenAI) -> 
                         return events.answer().error["code"]
                     return events.to_end().terminal["type"]
 
-            with loads.calls(*[stream] * 300) as results:
+            with loads.calls(*[stream] * 200) as results:
                 assert bystander.stop(10) < 3
             assert not bystander.lost
             assert workers(server) == [worker]
