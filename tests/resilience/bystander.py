@@ -169,7 +169,7 @@ class Bystander:
                         self._longest = max(self._longest, at - self._newest)
                     self._newest = at
                 data = data[-40_000:] + piece
-                if not self._begun.is_set() and b'"content":"3 ' in data:
+                if not self._begun.is_set() and b'"type":"content"' in data:
                     self._begun.set()
                 if b"[DONE]" in data:
                     why = f"it was ended: {data[-600:]!r}"

@@ -288,10 +288,12 @@ def test_other_peoples_are_unknown_by_every_route(halt: HaltServer) -> None:
     theirs.get("/")
     stream_id, place = new_id(), new_id()
     secret = "a-secret-of-theirs"
-    form = urlencode({"prompt": f"/fake stall?n=2 {secret}", "id": stream_id}).encode()
+    form = urlencode({"prompt": f"/fake count?n=2 {secret}", "id": new_id()}).encode()
     assert theirs.request("POST", f"/c/{place}/messages", form, FORM).status == 200
+    eventually(lambda: b'data-state="done"' in theirs.get(f"/c/{place}").body)
     page = without_numbers(theirs.get(f"/c/{place}").body)
     assert secret in page
+    running = theirs.chat("stall?n=2", secret, id=stream_id).until_text("1 ")
     mine = halt.client()
     mine.get("/")
 
@@ -314,6 +316,7 @@ def test_other_peoples_are_unknown_by_every_route(halt: HaltServer) -> None:
         assert found == answer(method, rule, new_id(), new_id()), (method, rule)
     assert without_numbers(theirs.get(f"/c/{place}").body) == page
     assert theirs.stop(stream_id).json["status"] == "stopped"
+    assert running.to_end().terminal["type"] == "cancelled"
 
 
 @pytest.mark.parametrize("route", ["messages", "settings"])
