@@ -47,6 +47,7 @@ GROUPS: dict[str, Group] = {
     "unread": crowds.unread,
     "phases": phases.phases,
     "full": phases.full,
+    "held": held.held,
     "answer": browser.page_answer,
     "paragraph": browser.page_paragraph,
     "race": load.race,
@@ -55,7 +56,6 @@ GROUPS: dict[str, Group] = {
     "workers": workers.workers,
     "store": stored.store,
     "lost": stored.crowd_lost,
-    "held": held.held,
     "leak": endurance.leak,
     "long": endurance.long,
 }
