@@ -1,12 +1,12 @@
 # make run: everything to chat. make test: everything that must hold. make bench: the measurements.
-# make coverage: what the tests reach.
+# make coverage: what the tests reach. make chaos: ten minutes of faults at random moments.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOG := $(VENV)/install.log
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: run test system lint coverage bench clean
+.PHONY: run test system lint coverage bench chaos clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
@@ -35,6 +35,10 @@ coverage: system
 
 bench: system
 	$(BIN)/python -m tests.bench
+
+# Minutes, seed and faults are options: python -m tests.chaos --help
+chaos: system
+	$(BIN)/python -m tests.chaos
 
 clean:
 	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,7 +11,8 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import repeat, zip_longest
+from itertools import chain, zip_longest
+from itertools import repeat as repeated
 from math import inf
 from typing import Any
 from urllib.parse import parse_qsl
@@ -100,7 +101,7 @@ def last_user_message(body: dict[str, Any]) -> str:
         if isinstance(message, dict) and message.get("role") == "user":
             content = message.get("content")
             if isinstance(content, list):
-                content = "".join(part.get("text", "") for part in content)
+                content = "".join(str(part.get("text", "")) for part in content)
             return str(content or "")
     return ""
 
@@ -160,6 +161,23 @@ def text(reply: Reply, key: str = "", piece: int = 4) -> None:
         reply.error(400, f"fake text: server.texts has no {key!r}")
         return
     reply.tokens(pieces(reply.texts[key], piece))
+    reply.finish()
+
+
+@scenario
+def repeat(
+    reply: Reply,
+    before: str = "",
+    unit: str = "",
+    times: int = 1,
+    after: str = "",
+    piece: int = 200,
+) -> None:
+    """`before`, then `unit` so many times, then `after`, in pieces of so many characters."""
+    if piece == len(unit):  # it may be endless, and is never made as a whole
+        reply.tokens(chain(filter(None, [before]), repeated(unit, times), filter(None, [after])))
+    else:
+        reply.tokens(pieces(before + unit * times + after, piece))
     reply.finish()
 
 
@@ -724,7 +742,7 @@ def endless_line(reply: Reply) -> None:
     if not reply.streaming:
         reply.open(Framing.CLOSE)
     reply.write(b'data: {"choices":[{"index":0,"delta":{"content":"')
-    for _ in reply.paced(repeat(None)):
+    for _ in reply.paced(repeated(None)):
         reply.write(b"a" * PIECE)
 
 

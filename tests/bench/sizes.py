@@ -28,6 +28,7 @@ class Sizes:
     stops_at_once: int = 50
     stops_at_once_rounds: int = 10
     stops_at_full_speed: int = 100
+    held_stops: int = 100  # beside each load
     idle_seconds: float = 20.0
     cold_starts: int = 5
     race_streams: int = 300
@@ -69,6 +70,7 @@ QUICK = Sizes(
     stop_rounds=1,
     stops_at_once_rounds=2,
     stops_at_full_speed=10,
+    held_stops=20,
     idle_seconds=4.0,
     cold_starts=2,
     race_tokens=200,

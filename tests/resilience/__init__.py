@@ -1,0 +1,1 @@
+"""Whether one client's requests, answers or faults can hold up other clients."""

@@ -1,0 +1,198 @@
+"""A client that has nothing to do with a load: how long its Stops and its stream have to wait.
+
+It uses sockets alone and no pytest, so that tests and measurements have the same one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+Address = tuple[str, int]
+
+#: Model of the stream that is read: a token every 20 ms.
+STEADY = "count?n=1000000&gap_ms=20"
+#: Model of the streams that are stopped: one token, then silence.
+SILENT = "stall?n=1"
+#: Seconds after which a Stop or a token is counted as one that never came.
+NEVER = 60.0
+
+
+class Held(Exception):
+    """A Stop was answered too late, wrongly, or not at all."""
+
+
+class Bystander:
+    """One stream that flows and is read, and `victims` further streams, to be stopped later.
+
+    All of them are begun before `__enter__` returns.
+    """
+
+    def __init__(
+        self, address: Address, victims: int = 3, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self._address = address
+        self._headers = dict(headers or {})
+        self._victims = victims
+        self._open: list[socket.socket] = []
+        self._running: list[str] = []
+        self._ended: list[str] = []
+        self._over = threading.Event()
+        self._begun = threading.Event()
+        self._lock = threading.Lock()  # protects the three below
+        self._newest = 0.0  # when the steady stream's newest piece came
+        self._longest = 0.0  # seconds between two pieces since `mark`
+        self.lost = ""  # why the steady stream ended, where it did
+        self.stops: list[float] = []  # seconds that each Stop took
+
+    def __enter__(self) -> Self:
+        try:
+            for _ in range(self._victims):
+                self._running.append(self._start(SILENT))
+            steady = self._open_stream(STEADY, self._new_id())
+        except BaseException:
+            self._close()
+            raise
+        self._reader = threading.Thread(target=self._read, args=(steady,), daemon=True)
+        self._reader.start()
+        if not self._begun.wait(NEVER):
+            self._close()
+            raise Held("the steady stream does not begin")
+        self.mark()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def mark(self) -> None:
+        """Count the stream's gaps from now on."""
+        with self._lock:
+            self._longest, self._newest = 0.0, time.monotonic()
+
+    @property
+    def longest_gap(self) -> float:
+        """Seconds between two pieces of the steady stream, the gap that is open now included."""
+        with self._lock:
+            return max(self._longest, time.monotonic() - self._newest)
+
+    @property
+    def running(self) -> int:
+        """Streams that are left to be stopped."""
+        return len(self._running)
+
+    def stop(self, within: float = NEVER, unknown: bool = False) -> float:
+        """Press Stop on a new connection, and return the seconds until its answer was here.
+
+        A stream that runs is stopped, as long as there is one; after that those that have ended
+        are, in turn. `unknown`: an ID is stopped that no stream has. Raises Held where the answer is not here in time or says something else.
+        """
+        live = bool(self._running) and not unknown
+        ended = self._ended
+        if unknown:
+            stream_id = self._new_id()
+        else:
+            stream_id = self._running.pop() if live else ended[len(self.stops) % len(ended)]
+        began = time.monotonic()
+        connection = http.client.HTTPConnection(*self._address, timeout=within)
+        try:
+            connection.request("POST", f"/stop/{stream_id}", b"", self._headers)
+            response = connection.getresponse()
+            status, body = response.status, response.read()
+        except (OSError, http.client.HTTPException) as fault:
+            waited = time.monotonic() - began
+            if live:
+                self._running.insert(0, stream_id)
+            raise Held(f"Stop had no answer after {waited:.1f} s: {fault!r}") from fault
+        finally:
+            connection.close()
+        took = time.monotonic() - began
+        self.stops.append(took)
+        if live:
+            ended.append(stream_id)
+        wanted = {"stopped"} if live else {"stopped", "finished"}
+        if unknown:
+            wanted = {"pending"}
+        if status != 200 + 2 * unknown or json.loads(body)["status"] not in wanted:
+            raise Held(f"Stop was answered {status} {body[:300]!r}")
+        return took
+
+    # --- streams ----------------------------------------------------------------------------------
+
+    @staticmethod
+    def _new_id() -> str:
+        return secrets.token_urlsafe(12)
+
+    def _start(self, model: str) -> str:
+        """Start a stream that is not read any further once its first token is here."""
+        stream_id = self._new_id()
+        connection = self._open_stream(model, stream_id)
+        _until_content(connection)
+        return stream_id
+
+    def _open_stream(self, model: str, stream_id: str) -> socket.socket:
+        body = {
+            "messages": [{"role": "user", "content": "Hello"}],
+            "model": model,
+            "id": stream_id,
+            "on_disconnect": "stop",  # nothing of it is left when this client leaves
+        }
+        sock = socket.create_connection(self._address, NEVER)
+        self._open.append(sock)
+        data = json.dumps(body).encode()
+        head = {
+            "Host": "localhost",
+            "Content-Type": "application/json",
+            "Content-Length": str(len(data)),
+            **self._headers,
+        }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+        sock.sendall(f"POST /chat/stream HTTP/1.1\r\n{lines}\r\n".encode() + data)
+        return sock
+
+    def _read(self, sock: socket.socket) -> None:
+        data, why = b"", "its connection was closed"
+        try:
+            while piece := sock.recv(65_536):
+                at = time.monotonic()
+                with self._lock:
+                    if self._newest:
+                        self._longest = max(self._longest, at - self._newest)
+                    self._newest = at
+                data = data[-40_000:] + piece
+                if not self._begun.is_set() and b'"type":"content"' in data:
+                    self._begun.set()
+                if b"[DONE]" in data:
+                    why = f"it was ended: {data[-600:]!r}"
+                    break
+        except OSError as fault:
+            why = repr(fault)
+        if not self._over.is_set():
+            self.lost = why
+
+    def _close(self) -> None:
+        self._over.set()
+        for sock in self._open:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+        if hasattr(self, "_reader"):
+            self._reader.join(10)
+
+
+def _until_content(sock: socket.socket) -> None:
+    data = b""
+    while b'"type":"content"' not in data:
+        piece = sock.recv(65_536)
+        if not piece or b"HTTP/1.1 200" not in data + piece:
+            raise Held(f"a stream did not begin: {(data + piece)[:500]!r}")
+        data += piece

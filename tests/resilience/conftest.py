@@ -1,0 +1,35 @@
+"""Servers that the rows share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import HaltServer
+from tests.fake_openai import FakeOpenAI
+
+
+def settings(fake: FakeOpenAI, **more: object) -> dict[str, str]:
+    """What Halt is started with, for a fake upstream."""
+    return {
+        "OPENAI_BASE_URL": fake.base_url,
+        "OPENAI_API_KEY": "fake",
+        **{name: str(value) for name, value in more.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def roomy(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A Halt with its default limits."""
+    server = HaltServer(settings(shared_fake, HALT_MAX_ANSWER_CHARS=2_000_000))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def narrow(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A Halt that takes 20 streams."""
+    server = HaltServer(settings(shared_fake, HALT_MAX_STREAMS=20))
+    yield server
+    server.close()

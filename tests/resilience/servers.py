@@ -1,0 +1,191 @@
+"""Servers with limits of the system's, and a PostgreSQL that a test may freeze and kill."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import psycopg
+
+from tests.conftest import HaltServer, eventually
+
+STARTS_WITHIN = 60.0
+
+
+class LimitedServer(HaltServer):
+    """Halt, started by a process that has said `before` (Python; `os` and `resource` are there)."""
+
+    def __init__(self, env: dict[str, str], before: str) -> None:
+        start = "os.execv(sys.executable, [sys.executable, 'app.py'])"
+        self.command = ("-c", f"import os, resource, sys; {before}; {start}")
+        super().__init__(env)
+
+
+def descriptors_limited(count: int) -> str:
+    """What to say before the start for so many descriptors and no more, as `ulimit -n` does."""
+    return f"resource.setrlimit(resource.RLIMIT_NOFILE, ({count}, {count}))"
+
+
+def workers(server: HaltServer) -> list[int]:
+    """The master's child processes."""
+    master = server.process.pid
+    children = Path(f"/proc/{master}/task/{master}/children")
+    eventually(children.read_text)
+    return [int(n) for n in children.read_text().split()]
+
+
+def processes_below(pid: int) -> list[int]:
+    """The process and all that it has started."""
+    found = [pid]
+    for each in found:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{each}/task").iterdir():
+                with contextlib.suppress(OSError):
+                    found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def threads(pid: int) -> int:
+    """How many threads a process has."""
+    match = re.search(r"^Threads:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)
+    assert match
+    return int(match[1])
+
+
+def descriptors(pid: int) -> list[str]:
+    """What a process holds open."""
+    held = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            held.append(os.readlink(entry))
+    return held
+
+
+def cpu_seconds(*pids: int) -> float:
+    """User and system time of these processes so far."""
+    return sum(time.clock_gettime(~pid << 3 | 2) for pid in pids)
+
+
+# --- PostgreSQL -----------------------------------------------------------------------------------
+
+
+def postgres_programs() -> Path | None:
+    """The folder of PostgreSQL's programs; None where there are none."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return found[-1].parent if found else None
+
+
+class Postgres:
+    """A PostgreSQL in a folder of its own, on a port of its own. `url` is for DATABASE_URL."""
+
+    def __init__(self) -> None:
+        programs = postgres_programs()
+        assert programs is not None
+        self._programs = programs
+        self._folder = tempfile.TemporaryDirectory(prefix="halt-postgres-", dir="/tmp")
+        folder = Path(self._folder.name)
+        self._as_user = list[str]()
+        if os.getuid() == 0:  # PostgreSQL refuses to run as root
+            names = {entry.pw_name for entry in pwd.getpwall()}
+            user = pwd.getpwnam("postgres" if "postgres" in names else "nobody")
+            os.chown(folder, user.pw_uid, user.pw_gid)
+            self._as_user = [
+                *("setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups")
+            ]
+        self._data = folder / "data"
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.url = f"postgresql://halt@127.0.0.1:{self.port}/postgres"
+        subprocess.run(
+            [
+                *(*self._as_user, str(programs / "initdb"), "-D", str(self._data), "-U", "halt"),
+                *("-A", "trust", "-E", "UTF8", "--locale=C", "-N"),
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+        )
+        self.start()
+
+    def start(self) -> None:
+        """Begin to serve, at the same port as before."""
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "port": self.port,
+            "fsync": "off",
+            "max_connections": 100,
+        }
+        self._process = subprocess.Popen(
+            [*self._as_user, str(self._programs / "postgres"), "-D", str(self._data)]
+            + [f"--{name}={value}" for name, value in options.items()],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+        )
+        until = time.monotonic() + STARTS_WITHIN
+        ready = [str(self._programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        while subprocess.run(ready, check=False).returncode != 0:
+            if time.monotonic() > until or self._process.poll() is not None:
+                raise TimeoutError("PostgreSQL does not start")
+            time.sleep(0.05)
+
+    @property
+    def processes(self) -> list[int]:
+        """All of its processes."""
+        return processes_below(self._process.pid)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """None of its processes does anything; connections are accepted by the kernel alone."""
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.thaw()
+
+    def thaw(self) -> None:
+        """Let frozen processes go on. Harmless where none is."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: int) -> None:
+        for pid in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def say(self, *statements: str) -> None:
+        """Have it obey these, on a connection of their own."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            for statement in statements:
+                connection.execute(statement.encode())
+
+    def kill(self) -> None:
+        """`kill -9` of all its processes."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> None:
+        """End it in order, however its clients are connected."""
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self.kill()
+        self._folder.cleanup()

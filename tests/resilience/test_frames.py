@@ -1,0 +1,120 @@
+"""WebSocket frames and messages as no client sends them, beside a socket that goes on."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+
+import pytest
+
+from tests.bench.wire import Address, message, upgraded
+from tests.conftest import HaltServer, new_id
+from tests.sse import PATIENCE
+from tests.ws import WebSocket
+
+SEED = 12
+MUTATIONS = 200
+#: Numbers that have no room in a machine's integer, or stand where another kind belongs.
+NUMBERS = [
+    *("-1", "-0", "1e3", "1e400", "1.5", "00", "NaN", "-Infinity"),
+    *(str(2**bits + more) for bits in (53, 63, 64) for more in (-1, 0)),
+    *("9" * digits for digits in (20, 400, 5000)),
+    *(f"-{2**bits}" for bits in (63, 64)),
+]
+#: Places for a number: in every message, in every field that takes one or takes none.
+PLACES = [
+    '{"type":"stop","id":"%s","seen":#}',
+    '{"type":"stop","id":#}',
+    '{"type":"follow","id":"%s","after":#}',
+    '{"type":"ping","x":#}',
+    '{"type":#}',
+    '{"type":"start","messages":[{"role":"user","content":"x"}],"max_tokens":#}',
+    '{"type":"start","messages":[{"role":"user","content":"x"}],"temperature":#}',
+    '{"type":"start","messages":[{"role":"user","content":"x"}],"seed":#}',
+    '{"type":"start","messages":[{"role":"user","content":#}]}',
+    '{"type":"start","messages":[{"role":"user","content":[{"type":"text","text":#}]}]}',
+    '{"type":"start","messages":[{"role":"user","content":"x","n":#}],"model":"count?n=1"}',
+    '{"type":"start","messages":#}',
+    "#",
+    "[#]",
+]
+
+
+def address(server: HaltServer) -> Address:
+    return server.host, server.port
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_any_number_in_any_field_is_answered(halt: HaltServer, place: str) -> None:
+    """The socket goes on; what runs over it goes on."""
+    with WebSocket(halt) as ws:
+        running = ws.start("stall?n=1")
+        said = place.replace("%s", running)
+        for number in NUMBERS:
+            ws.connection.send(said.replace("#", number))
+        ws.fence()
+        faults = [each["error"] for each in ws.others if each.get("type") == "error"]
+        assert all(each["code"] != "internal" for each in faults), faults
+        assert all("Traceback" not in each["message"] for each in faults)
+        receipts = [each for each in ws.others if each.get("type") == "receipt"]
+        if not receipts:
+            assert ws.stop(running)["status"] == "stopped"
+        assert ws.to_end(running)["type"] == "cancelled"
+
+
+def mutated(chance: random.Random, stream_id: str) -> bytes:
+    """Some frames, of which something was changed."""
+    frames = [
+        message(type="ping"),
+        message(type="follow", id=stream_id, after=0),
+        message(type="stop", id=new_id()),
+        message(type="unfollow", id=stream_id),
+        b"\x89\x80" + bytes(4),
+        b"\x88\x82" + bytes(4) + b"\x03\xe8",
+        b"\x01\x83" + bytes(4) + b"abc" + b"\x80\x83" + bytes(4) + b"def",
+    ]
+    data = bytearray(b"".join(chance.choices(frames, k=3)))
+    for _ in range(chance.randint(1, 6)):
+        at = chance.randrange(len(data))
+        match chance.randrange(5):
+            case 0:
+                data[at] ^= 1 << chance.randrange(8)
+            case 1:
+                data[at] = chance.randrange(256)
+            case 2:
+                del data[at : at + chance.randint(1, 9)]
+            case 3:
+                data[at:at] = chance.randbytes(chance.randint(1, 9))
+            case _:
+                data[at : at + 10] = b"\x81\xff" + chance.randbytes(8)
+        data = data or bytearray(b"\x00")
+    return bytes(data)
+
+
+def test_mutated_frames_end_their_own_socket_at_most(halt: HaltServer) -> None:
+    """Each connection is answered or closed; a stream and a socket beside them go on."""
+    chance = random.Random(SEED)
+    with WebSocket(halt) as beside:
+        running = beside.start("count?n=1000000&gap_ms=20")
+        for _ in range(MUTATIONS // 20):
+            socks = [upgraded(address(halt), "/ws") for _ in range(20)]
+            for sock in socks:
+                sock.sendall(mutated(chance, running))
+                sock.shutdown(socket.SHUT_WR)
+            for sock in socks:
+                sock.settimeout(PATIENCE)
+                with sock:
+                    while _read(sock):
+                        pass
+            beside.fence()
+        assert beside.stop(running)["status"] == "stopped"
+        end = beside.to_end(running)
+        assert end["type"] == "cancelled", json.dumps(end)
+
+
+def _read(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(65_536)
+    except ConnectionResetError:
+        return b""

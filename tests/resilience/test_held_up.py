@@ -1,0 +1,319 @@
+"""One client's Stops and stream, while others send, and models write, what costs most.
+
+Each test has the same bystander (`tests.resilience.bystander`) and another load
+(`tests.resilience.loads`). Stops have to be answered while the load is there. The bounds are ten
+times what `python -m tests.bench --only held` has as targets, and less than what a server without
+protection needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id
+from tests.fake_openai import FakeOpenAI
+from tests.resilience import loads
+from tests.resilience.bystander import Address, Bystander
+from tests.resilience.conftest import settings
+from tests.resilience.servers import (
+    LimitedServer,
+    Postgres,
+    cpu_seconds,
+    descriptors_limited,
+    postgres_programs,
+    processes_below,
+    workers,
+)
+
+#: Seconds in which a Stop has to be answered, and in which a stream has to go on.
+STOP_WITHIN = 3.0
+#: Seconds in which a hostile request has to be refused.
+REFUSED_WITHIN = 10.0
+
+#: Seconds in which the hardest answer has to be on three pages.
+RENDERED_WITHIN = 60.0
+
+ANSWERS: list[Mapping[str, object]] = loads.CASES["answers"]
+REQUESTS: list[Mapping[str, object]] = loads.CASES["requests"]
+
+
+def address(server: HaltServer) -> Address:
+    return server.host, server.port
+
+
+def goes_on(bystander: Bystander, stops: int = 3) -> None:
+    """Stops are answered, and the stream has not stood still."""
+    for _ in range(stops):
+        assert bystander.stop(2 * STOP_WITHIN + 4) < STOP_WITHIN
+    assert not bystander.lost
+    assert bystander.longest_gap < STOP_WITHIN
+
+
+# --- what strangers send --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", REQUESTS, ids=[str(each["name"]) for each in REQUESTS])
+def test_a_hostile_field_is_refused_at_once(roomy: HaltServer, case: Mapping[str, object]) -> None:
+    """On each route that takes messages, by a sentence that is no longer than others."""
+    requests = loads.unknown_field(case)
+    with Bystander(address(roomy)) as bystander:
+        with loads.repeated(address(roomy), *requests, clients=3) as load:
+            goes_on(bystander)
+            answers = load.wait(3, REFUSED_WITHIN)
+    refusals = [each for each in answers if each.status == 400]
+    assert refusals
+    assert all(len(each.body) < 2000 for each in refusals)
+
+
+def test_a_body_of_many_fields_is_refused_at_once(roomy: HaltServer) -> None:
+    """Forms and JSON; Stop takes no large body."""
+    requests = loads.many_fields()
+    with Bystander(address(roomy)) as bystander:
+        with loads.repeated(address(roomy), *requests, clients=4) as load:
+            goes_on(bystander)
+            answers = load.wait(len(requests), 30)
+    assert all(400 <= each.status < 500 for each in answers), [each.status for each in answers]
+
+
+def test_a_stop_takes_no_large_body(roomy: HaltServer) -> None:
+    """64 kB; of more not even the beginning is looked at."""
+    client = roomy.client()
+    for path in ("/stop", "/stop/0123456789"):
+        for body in (b'{"stream_id":"0123456789","x":"' + b"a" * 70_000 + b'"}', b" " * 70_000):
+            answer = client.request("POST", path, body, loads.JSON)
+            assert answer.status == 413, path
+    small = b'{"stream_id":"0123456789"}' + b" " * 60_000
+    assert client.request("POST", "/stop", small, loads.JSON).status == 202
+
+
+@pytest.mark.parametrize("name", loads.LAST_REQUESTS)
+def test_clients_that_do_not_close_are_waited_for_by_nothing(roomy: HaltServer, name: str) -> None:
+    """Their connections are still open when a Stop is answered, and new ones come all the time."""
+    with Bystander(address(roomy)) as bystander:
+        with loads.lingering(address(roomy), loads.LAST_REQUESTS[name], clients=8) as load:
+            goes_on(bystander)
+            assert len(load.held) >= 8
+
+
+def test_heads_that_come_byte_by_byte_hold_up_nothing(roomy: HaltServer) -> None:
+    """A hundred of 30 kB, a byte after the other, as fast as they are taken."""
+    with Bystander(address(roomy)) as bystander, loads.slow_heads(address(roomy)):
+        goes_on(bystander)
+
+
+@pytest.mark.parametrize("kind", range(3), ids=["chunked", "long", "expect"])
+@pytest.mark.parametrize("path", ["/chat/stream", "/import", "/stop", "/v1/chat/completions"])
+def test_bodies_that_come_byte_by_byte_take_no_thread_from_stop(
+    narrow: HaltServer, path: str, kind: int
+) -> None:
+    """More of them than the server has threads, of each kind of body, on each class of route."""
+    media = "multipart/form-data; boundary=x" if path == "/import" else "application/json"
+    head = loads.body_heads(path, media)[kind]
+    with Bystander(address(narrow)) as bystander:
+        with loads.slow_bodies(address(narrow), [head]) as load:
+            goes_on(bystander)
+            assert not load.over.is_set()
+
+
+@pytest.fixture(scope="module")
+def large(narrow: HaltServer) -> tuple[dict[str, str], str]:
+    """Cookies, and the path of a conversation of 8 MB."""
+    client = narrow.client()
+    client.get("/")
+    cookies = {"Cookie": "; ".join(f"{name}={value}" for name, value in client.cookies.items())}
+    data = loads.upload("/import", loads.import_file(8_000_000), cookies)
+    with loads.repeated(address(narrow), data, clients=1) as load:
+        (answer, *_) = load.wait(1)
+    return cookies, loads.imported(answer)
+
+
+def data_folder(server: HaltServer) -> Path:
+    return Path(server._data.name)
+
+
+def test_pages_that_are_not_read_take_no_thread_from_stop(
+    narrow: HaltServer, large: tuple[dict[str, str], str]
+) -> None:
+    """60 clients want something of 8 MB, and take none of it."""
+    cookies, place = large
+    requests = [loads.message("GET", f"{place}/export", headers=cookies)]
+    with Bystander(address(narrow)) as bystander:
+        with loads.unread(address(narrow), requests) as load:
+            goes_on(bystander)
+            assert load.open
+
+
+def test_whole_answers_that_are_not_read_take_no_thread_from_stop(narrow: HaltServer) -> None:
+    """Answers of programs, each of some megabytes in one piece of JSON."""
+    body = loads.chat_body(model="repeat?unit=aaaaaaaa&times=800000&piece=20000")
+    request = loads.message("POST", "/chat", body, loads.JSON)
+    with Bystander(address(narrow)) as bystander, loads.unread(address(narrow), [request], 20):
+        goes_on(bystander)
+
+
+# --- connections ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "first", [b"", b"GET / HTTP/1.1\r\nHost: a\r\n"], ids=["nothing", "half a head"]
+)
+def test_silent_connections_cost_no_stream(shared_fake: FakeOpenAI, first: bytes) -> None:
+    """More than the server has descriptors: streams go on, and Stop is let in."""
+    server = LimitedServer(settings(shared_fake, HALT_MAX_STREAMS=20), descriptors_limited(256))
+    with contextlib.closing(server), Bystander(address(server)) as bystander:
+        before = workers(server)
+        with loads.silent(address(server), 400, first):
+            goes_on(bystander)
+            assert workers(server) == before
+    assert "Traceback" not in server.printed
+
+
+@pytest.fixture(scope="module")
+def short(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A Halt whose answers are short."""
+    server = HaltServer(settings(shared_fake, HALT_MAX_ANSWER_CHARS=10_000))
+    yield server
+    server.close()
+
+
+# --- what models write ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ANSWERS[:7], ids=[str(each["name"]) for each in ANSWERS[:7]])
+def test_an_answer_that_is_hard_to_render_is_rendered_in_time(
+    roomy: HaltServer, case: Mapping[str, object]
+) -> None:
+    """Three people read it on the page, all of it, while other streams flow."""
+    model = loads.repeated_text(case)
+    pages: list[str] = []
+    with Bystander(address(roomy)) as bystander:
+        read = lambda: pages.extend(loads.read_page(address(roomy), model, 3))  # noqa: E731
+        with loads.calls(read) as results:
+            began = time.monotonic()
+            while not results:
+                goes_on(bystander, 1)
+                assert time.monotonic() - began < RENDERED_WITHIN
+            goes_on(bystander, 1)
+    assert results == [None], results
+    assert len(pages) == 3
+    for page in pages:
+        assert "</article>" in page
+
+
+def test_an_answer_is_rendered_once_for_all_who_read_it(roomy: HaltServer) -> None:
+    """The third to open a conversation costs little beside the first."""
+    case = next(each for each in ANSWERS if each["name"] == "quotes-lazy-lines")
+    (worker,) = workers(roomy)
+    model = loads.repeated_text({**case, "times": 30})
+    client, place = loads.answered_page(address(roomy), model)
+    spent = []
+    for _ in range(3):
+        before = cpu_seconds(*processes_below(worker))
+        page = client.get(place)
+        assert page.status == 200
+        assert page.body.count(b"b<br>") > 1000
+        spent.append(cpu_seconds(*processes_below(worker)) - before)
+    first_ever = max(spent[0], 0.3)
+    assert spent[2] < first_ever / 2 or spent[2] < 0.15, spent
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "unit=%20",
+        "before=a&unit=%20",
+        "before=%3Cthink%3Ex%3C/think%3E&unit=%0A",
+        "before=%3Cthink%3E&unit=%0A",
+        "before=%60%60%60%0A&unit=%09",
+    ],
+)
+def test_an_answer_of_nothing_but_blanks_ends_at_the_limit(
+    short: HaltServer, shared_fake: FakeOpenAI, text: str
+) -> None:
+    """They are characters of the answer like others, wherever they stand."""
+    server, said = short, new_id()
+    model = f"repeat?{text}&times=100000000&piece=1&burst=100"
+    with Bystander(address(server)) as bystander, server.client().chat(model, said) as events:
+        record = asked(shared_fake, said)
+        assert record.ended.wait(20), f"{record.tokens_sent} blanks and no end"
+        goes_on(bystander)
+        last = events.to_end().terminal
+    assert last["type"] == "error"
+    assert record.tokens_sent < 1_000_000
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["endless_line", "repeat?unit=a&times=100000000&piece=1&burst=200", "long?n=100000000"],
+    ids=["a line without an end", "a character at a time", "words"],
+)
+def test_a_flood_holds_up_nothing(roomy: HaltServer, model: str) -> None:
+    """Of one model's bytes, as fast as they are taken."""
+    with Bystander(address(roomy)) as bystander, roomy.client().chat(model):
+        goes_on(bystander)
+
+
+# --- a database that does not answer ---------------------------------------------------------------
+
+
+def test_a_locked_database_holds_up_no_stop(narrow: HaltServer) -> None:
+    """Far more people press Send than the server has threads; they are told so, in words."""
+    client = narrow.client()
+    client.get("/")
+    sends = [loads.send_prompt(address(narrow), client.cookies) for _ in range(200)]
+    with Bystander(address(narrow)) as bystander, loads.locked(data_folder(narrow)):
+        with loads.calls(*sends) as statuses:
+            time.sleep(0.3)
+            goes_on(bystander)
+            assert len(statuses) < len(sends)
+    assert set(statuses) <= {200, 503}, statuses
+    eventually(lambda: client.get("/conversations").status == 200)
+
+
+@pytest.mark.skipif(postgres_programs() is None, reason="there is no PostgreSQL")
+def test_a_frozen_postgres_holds_up_no_stop(shared_fake: FakeOpenAI) -> None:
+    """Stops of streams, and of IDs that this worker does not know, which are `pending`."""
+    with Postgres() as postgres:
+        env = settings(shared_fake, DATABASE_URL=postgres.url, HALT_MAX_STREAMS=20)
+        with contextlib.closing(HaltServer(env)) as server, Bystander(address(server)) as bystander:
+            client = server.client()
+            client.get("/")
+            sends = [loads.send_prompt(address(server), client.cookies) for _ in range(100)]
+            with postgres.frozen(), loads.calls(*sends):
+                time.sleep(0.3)
+                goes_on(bystander)
+                began = time.monotonic()
+                answer = client.stop("0123456789-unknown")
+                assert time.monotonic() - began < STOP_WITHIN / 2
+                assert (answer.status, answer.json["status"]) == (202, "pending")
+                postgres.thaw()
+            eventually(lambda: client.get("/conversations").status == 200)
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+def test_wrong_tokens_are_slowed_and_the_right_one_gets_in(
+    start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """By address, with a line in the log and not one for each."""
+    token = "the-right-token"
+    server = start_halt(fake, HALT_TOKEN=token, HALT_RATE_ADDRESS="5/minute")
+    right = {"Authorization": f"Bearer {token}"}
+    wrong = loads.message("GET", "/conversations", headers={"Authorization": "Bearer wrong-one"})
+    form = loads.message("POST", "/login", b"token=wrong-one&next=/", loads.FORM)
+    with Bystander(address(server), 3, right) as bystander:
+        with loads.repeated(address(server), wrong, form, clients=8) as load:
+            load.wait(40)
+            goes_on(bystander)
+            assert server.client(**right).get("/conversations").status == 200
+    assert set(load.statuses) <= {401, 429}
+    assert load.statuses.count(429) > load.statuses.count(401)
+    lines = [line for line in server.printed.splitlines() if "token" in line.lower()]
+    assert 1 <= len(lines) <= 3, lines
+    assert "wrong-one" not in server.printed

@@ -1,0 +1,228 @@
+"""Requests that two servers could read in two ways: a second one inside of them is never executed.
+
+The request inside is a Stop. Whether it was executed shows in a stream that is started with its ID
+afterwards: a Stop that came first ends it at once.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import HaltServer, new_id
+from tests.fake_openai import FakeOpenAI
+from tests.resilience.conftest import settings
+
+INSIDE = b"POST /stop/%b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}"
+POST = b"POST /healthz HTTP/1.1\r\nHost: localhost\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+END = b"0\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A Halt of this file's own: nothing else talks to it."""
+    server = HaltServer(settings(shared_fake))
+    yield server
+    server.close()
+
+
+def told_twice(transfer_encoding: bytes) -> bytes:
+    """A length that covers the request inside, and chunks that end before it."""
+    return POST + b"Content-Length: %(all)d\r\n" + transfer_encoding + b"\r\n" + END + b"%(in)b"
+
+
+def length(line: bytes) -> bytes:
+    """A length that is no number of this kind, or that may be read as several."""
+    return POST + line + b"\r\n12345%(in)b"
+
+
+def chunk(size: bytes, after: bytes = b"\r\n") -> bytes:
+    """A chunk whose size may be read in more than one way."""
+    return POST + CHUNKED + b"\r\n" + size + after + b"12345\r\n" + END + b"%(in)b"
+
+
+def head(lines: bytes) -> bytes:
+    """A head whose end, or whose lines, may be seen in more than one place."""
+    return lines + b"%(in)b"
+
+
+#: What it is: the bytes. %(in)b stands for the request inside, %(all)d for a length that covers it.
+CASES: dict[str, bytes] = {
+    # Two lengths.
+    "length and chunks": told_twice(CHUNKED),
+    "chunks and length": POST
+    + CHUNKED
+    + b"Content-Length: 4\r\n\r\n5\r\n12345\r\n"
+    + END
+    + b"%(in)b",
+    "blank before colon": told_twice(b"Transfer-Encoding : chunked\r\n"),
+    "tab before colon": told_twice(b"Transfer-Encoding\t: chunked\r\n"),
+    "blank before name": told_twice(b" Transfer-Encoding: chunked\r\n"),
+    "tab before name": told_twice(b"\tTransfer-Encoding: chunked\r\n"),
+    "tab before value": told_twice(b"Transfer-Encoding:\tchunked\r\n"),
+    "no blank": told_twice(b"Transfer-Encoding:chunked\r\n"),
+    "folded": told_twice(b"Transfer-Encoding:\r\n chunked\r\n"),
+    "folded behind": told_twice(b"Transfer-Encoding: chunked\r\n , identity\r\n"),
+    "other name": told_twice(b"Transfer-Encoding: xchunked\r\n"),
+    "capitals": told_twice(b"TRANSFER-ENCODING: CHUNKED\r\n"),
+    "underscore": told_twice(b"Transfer_Encoding: chunked\r\n"),
+    "identity last": told_twice(b"Transfer-Encoding: chunked, identity\r\n"),
+    "identity first": told_twice(b"Transfer-Encoding: identity, chunked\r\n"),
+    "chunked twice": told_twice(b"Transfer-Encoding: chunked, chunked\r\n"),
+    "two lines": told_twice(b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n"),
+    "two lines turned": told_twice(
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n"
+    ),
+    "gzip": told_twice(b"Transfer-Encoding: gzip, chunked\r\n"),
+    "quoted": told_twice(b'Transfer-Encoding: "chunked"\r\n'),
+    "parameter": told_twice(b"Transfer-Encoding: chunked;q=1\r\n"),
+    "empty": told_twice(b"Transfer-Encoding:\r\n"),
+    "vertical tab": told_twice(b"Transfer-Encoding: \x0bchunked\r\n"),
+    "vertical tab behind": told_twice(b"Transfer-Encoding: chunked\x0b\r\n"),
+    "nul": told_twice(b"Transfer-Encoding: chunked\x00\r\n"),
+    "nul in the name": told_twice(b"Transfer-Encoding\x00: chunked\r\n"),
+    "behind a bare LF": told_twice(b"X: x\nTransfer-Encoding: chunked\r\n"),
+    "behind a bare CR": told_twice(b"X: x\rTransfer-Encoding: chunked\r\n"),
+    "high bytes": told_twice(b"Transfer-Encoding: chunked\xff\r\n"),
+    "hop by hop": told_twice(b"Connection: content-length\r\nTransfer-Encoding: chunked\r\n"),
+    "of HTTP/1.0": told_twice(CHUNKED).replace(b"HTTP/1.1", b"HTTP/1.0"),
+    # A length that is none.
+    "two lengths": length(b"Content-Length: 5\r\nContent-Length: %(all)d\r\n"),
+    "two lengths turned": length(b"Content-Length: %(all)d\r\nContent-Length: 5\r\n"),
+    "list of lengths": length(b"Content-Length: 5, %(all)d\r\n"),
+    "plus": length(b"Content-Length: +5\r\n"),
+    "minus": length(b"Content-Length: -5\r\n"),
+    "hexadecimal": length(b"Content-Length: 0x5\r\n"),
+    "two numbers": length(b"Content-Length: 5 5\r\n"),
+    "underscores": length(b"Content-Length: 0_5\r\n"),
+    "not ASCII": length("Content-Length: \uff15\r\n".encode()),
+    "superscript": length(b"Content-Length: \xb2\r\n"),
+    "exponent": length(b"Content-Length: 5e0\r\n"),
+    "fraction": length(b"Content-Length: 5.0\r\n"),
+    "no number": length(b"Content-Length: \r\n"),
+    "length, blank before colon": length(b"Content-Length : 5\r\n"),
+    "length, blank before name": length(b" Content-Length: 5\r\n"),
+    "length, folded": length(b"Content-Length:\r\n 5\r\n"),
+    "length, vertical tab": length(b"Content-Length: \x0b5\r\n"),
+    "length, nul": length(b"Content-Length: 5\x00\r\n"),
+    "2 to the 64th": length(b"Content-Length: 18446744073709551621\r\n"),
+    # Sizes of chunks.
+    "chunk 0x": chunk(b"0x5"),
+    "chunk plus": chunk(b"+5"),
+    "chunk minus": chunk(b"-5"),
+    "chunk underscore": chunk(b"0_5"),
+    "chunk blank before": chunk(b" 5"),
+    "chunk vertical tab": chunk(b"5\x0b"),
+    "chunk nul": chunk(b"5\x00"),
+    "chunk bare LF": chunk(b"5", b"\n"),
+    "chunk bare CR": chunk(b"5", b"\r"),
+    "chunk LF in an extension": chunk(b"5;a\nb"),
+    "chunk CR in an extension": chunk(b"5;a\rb"),
+    "chunk no size": chunk(b""),
+    "chunk no hexadecimal": chunk(b"5g"),
+    "chunk not ASCII": chunk("\uff15".encode()),
+    "chunk 2 to the 64th": chunk(b"10000000000000005"),
+    "chunk too short": POST + CHUNKED + b"\r\n4\r\n12345\r\n" + END + b"%(in)b",
+    "chunk without an end": POST + CHUNKED + b"\r\n5\r\n12345" + END + b"%(in)b",
+    "chunk ended by LF": POST + CHUNKED + b"\r\n5\r\n12345\n" + END + b"%(in)b",
+    "last chunk ended by LF": POST + CHUNKED + b"\r\n0\n\n%(in)b",
+    "trailer without colon": POST + CHUNKED + b"\r\n0\r\nX\r\n\r\n%(in)b",
+    "trailer with bare LF": POST + CHUNKED + b"\r\n0\r\nX: y\n\r\n%(in)b",
+    # Lines and heads.
+    "bare LF": head(b"GET /healthz HTTP/1.1\nHost: localhost\n\n"),
+    "bare LF at the end": head(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\n"),
+    "bare CR": head(b"GET /healthz HTTP/1.1\rHost: localhost\r\r"),
+    "no colon": head(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nno colon\r\n\r\n"),
+    "empty name": head(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n: b\r\n\r\n"),
+    "blank in a name": head(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX Y: b\r\n\r\n"),
+    "nul in a value": head(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: \x00\r\n\r\n"),
+    "folded line": head(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: y\r\n z\r\n\r\n"),
+    "folded first line": head(b"GET /healthz HTTP/1.1\r\n Host: localhost\r\n\r\n"),
+    "two blanks": head(b"GET  /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "tab": head(b"GET\t/healthz\tHTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "blank in the path": head(b"GET /health z HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "line in the path": head(b"GET /healthz?\r HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "no version": head(b"GET /healthz\r\nHost: localhost\r\n\r\n"),
+    "version in small letters": head(b"GET /healthz http/1.1\r\nHost: localhost\r\n\r\n"),
+    "version 1.10": head(b"GET /healthz HTTP/1.10\r\nHost: localhost\r\n\r\n"),
+    "version 9.9": head(b"GET /healthz HTTP/9.9\r\nHost: localhost\r\n\r\n"),
+    "method in small letters": head(b"get /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "method with a colon": head(b"GET: /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    "no HTTP": head(b"\x00\x01\x02\x03\r\n\r\n"),
+}
+
+#: Correct requests, whose body only looks like another one.
+BODIES: dict[str, bytes] = {
+    "a body of a GET": b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: %(len)d\r\n\r\n%(in)b",
+    "a body that nobody reads": POST + b"Content-Length: %(len)d\r\n\r\n%(in)b",
+    "chunks that nobody reads": POST + CHUNKED + b"\r\n%(len)x\r\n%(in)b\r\n" + END,
+    "a body of an unknown route": b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: %(len)d\r\n\r\n%(in)b",
+    "a body that is refused": b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %(len)d\r\n\r\n%(in)b",
+    "a body behind Expect": b"POST /stop HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: %(len)d\r\n\r\n%(in)b",
+    "a body of an upgrade": b"GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: %(len)d\r\n\r\n%(in)b",
+    "h2c": b"POST /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\nContent-Length: %(len)d\r\n\r\n%(in)b",
+    "a long body": b"POST /stop HTTP/1.1\r\nHost: localhost\r\nContent-Length: %(more)d\r\n\r\n"
+    + b" " * 70_000
+    + b"%(in)b",
+}
+
+
+@pytest.mark.parametrize("name", [*CASES, *BODIES])
+def test_a_request_inside_of_another_is_never_executed(server: HaltServer, name: str) -> None:
+    """There is one answer at most, whether it is a refusal or not."""
+    stop_id = new_id()
+    inside = INSIDE % stop_id.encode()
+    values = {b"in": inside, b"all": len(END + inside), b"len": len(inside)}
+    request = {**CASES, **BODIES}[name] % (values | {b"more": 70_000 + len(inside)})
+    for path in (b"/healthz", b"/stop", b"/chat"):  # of which one takes no body
+        answers = statuses(said(server, request.replace(b"POST /healthz", b"POST " + path)))
+        assert len(answers) <= 1, (path, answers)
+        if name in CASES:
+            assert not answers or 400 <= answers[0] < 600, (path, answers)
+    with server.client().chat("count?n=2", id=stop_id) as events:
+        assert events.to_end().terminal["type"] == "done", "the request inside was executed"
+
+
+def said(server: HaltServer, request: bytes) -> bytes:
+    """Everything that is answered to this, by a server that sees the end of what is sent."""
+    with socket.create_connection((server.host, server.port), timeout=10) as sock:
+        sock.sendall(request)
+        sock.shutdown(socket.SHUT_WR)
+        data = b""
+        try:
+            while piece := sock.recv(65_536):
+                data += piece
+        except ConnectionResetError:
+            pass
+    return data
+
+
+def statuses(data: bytes) -> list[int]:
+    """The status of each final answer."""
+    found = [int(number) for number in re.findall(rb"HTTP/1\.[01] (\d\d\d) ", data)]
+    return [status for status in found if status >= 200]
+
+
+def test_requests_one_behind_the_other_are_both_executed(server: HaltServer) -> None:
+    """What is correct is no smuggling; and the tests above could fail."""
+    stop_id = new_id()
+    both = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" + INSIDE % stop_id.encode()
+    assert statuses(said(server, both)) == [200, 202]
+    with server.client().chat("count?n=2", id=stop_id) as events:
+        assert events.to_end().terminal["type"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    "refused", [b"Host: elsewhere", b"Origin: http://elsewhere", b"Expect: 100-continue"]
+)
+def test_a_request_that_is_refused_before_its_body_has_one_answer(
+    server: HaltServer, refused: bytes
+) -> None:
+    """A body that then turns out to be broken has no answer of its own: it would be the next one's."""
+    line = refused + b"\r\n" + (b"" if refused.startswith(b"Host") else b"Host: localhost\r\n")
+    request = b"POST /stop HTTP/1.1\r\n" + line + CHUNKED + b"\r\nzz\r\n12345\r\n" + END
+    assert len(statuses(said(server, request))) == 1
