@@ -16,8 +16,6 @@ from halt.http1 import Framing
 
 HEAD_MAX = 65_536  # bytes of a head; gunicorn itself refuses most of those that are longer
 BODY_MAX = 16_777_216  # bytes of a body that is waited for; a thread reads a longer one
-
-
 LENGTH_DIGITS = 15  # of a length; more are not looked at
 
 
@@ -27,7 +25,8 @@ class Kind(Enum):
     STOP = auto()  # Stop alone
     HEALTH = auto()
     QUICK = auto()  # answers from memory: styles and scripts, the login, what is unknown
-    PAGE = auto()  # needs the database, or another server
+    PAGE = auto()  # reads or changes conversations
+    MODELS = auto()  # asks a model's server
     STREAM = auto()  # lasts as long as a generation
     SOCKET = auto()  # a WebSocket
     UPLOAD = auto()  # has a body that a thread reads bit by bit
@@ -38,13 +37,14 @@ class Kind(Enum):
         return self in _SHORT
 
 
-_SHORT = frozenset({Kind.STOP, Kind.HEALTH, Kind.QUICK, Kind.PAGE})
+_SHORT = frozenset({Kind.STOP, Kind.HEALTH, Kind.QUICK, Kind.PAGE, Kind.MODELS})
 
 #: Paths that are asked for by POST, and the last parts of those below /c/, whose response lasts.
 _STREAMS = frozenset({b"/chat", b"/chat/stream", b"/v1/chat/completions"})
 _STREAMS_BELOW_C = frozenset({b"messages", b"regenerate", b"continue"})
-_PAGES = (b"/c/", b"/conversations", b"/export", b"/settings", b"/models", b"/v1/models")
-_PAGES_EXACTLY = frozenset({b"/", b"/demo", b"/saving", b"/import"})
+_PAGES = (b"/c/", b"/conversations", b"/export", b"/settings")
+_PAGES_EXACTLY = frozenset({b"/", b"/saving", b"/import"})
+_MODELS = (b"/models", b"/v1/models", b"/demo")
 
 _LENGTH = re.compile(rb"\r\ncontent-length:([^\r\n]*+)", re.IGNORECASE)
 _CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*+([^\r\n]*+)", re.IGNORECASE)
@@ -74,6 +74,8 @@ def kind_of(line: bytes) -> Kind:
         return Kind.STREAM
     if path in _PAGES_EXACTLY or path.startswith(_PAGES):
         return Kind.PAGE
+    if path.startswith(_MODELS):
+        return Kind.MODELS
     return Kind.QUICK
 
 

@@ -15,8 +15,16 @@ from typing import Any
 from halt.incoming import Kind
 
 #: Threads of each class; of those that last, gunicorn's `threads`: streams and some more, which
-#: refuse what is too much.
-MOST = {Kind.STOP: 16, Kind.HEALTH: 4, Kind.QUICK: 16, Kind.PAGE: 32, Kind.UPLOAD: 8}
+#: refuse what is too much. Pages are few: each of their threads that computes delays a Stop by the
+#: switch interval whenever it needs the interpreter (32 pages of 8 MB at once: p50 224 ms).
+MOST = {
+    Kind.STOP: 16,
+    Kind.HEALTH: 4,
+    Kind.QUICK: 16,
+    Kind.PAGE: 8,
+    Kind.MODELS: 16,
+    Kind.UPLOAD: 8,
+}
 
 logger = logging.getLogger(__name__)
 

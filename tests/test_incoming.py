@@ -123,6 +123,7 @@ def test_a_client_that_waits_for_a_word_is_told() -> None:
         ("GET / HTTP/1.1", Kind.PAGE),
         ("GET http://localhost HTTP/1.1", Kind.PAGE),
         ("GET /c/some_conversation HTTP/1.1", Kind.PAGE),
+        ("GET /v1/models HTTP/1.1", Kind.MODELS),
         ("GET /static/halt.js HTTP/1.1", Kind.QUICK),
         ("GET", Kind.QUICK),
         ("", Kind.QUICK),
