@@ -140,6 +140,7 @@ class MessagesDecoder(EventDecoder):
             self._take_unusual(data, event, out)
         elif text := piece.text or piece.thinking:
             out.chunks += 1
+            out.arrived += len(text)
             self._into = written
             self._give(written.kind if piece.text else Reasoning, text, out)
         elif piece.partial_json and written.type == "tool_use":
@@ -268,6 +269,7 @@ class MessagesDecoder(EventDecoder):
 
     def _write(self, written: _Written, kind: Kind, text: str, out: Gathering) -> None:
         out.chunks += 1
+        out.arrived += len(text)
         self._into = written
         self._say(kind, text, out)
 

@@ -632,11 +632,13 @@ class ChatDecoder(EventDecoder):
         if thought:
             self._returned.name = "reasoning_content" if delta.reasoning_content else "reasoning"
             self._texts[Reasoning].append(thought)
+            out.arrived += len(thought)
             if not self._splitter.through:
                 self._splitter.reasoned(out)
             out.text(Reasoning, thought)
         if text:
             self._texts[Content].append(text)
+            out.arrived += len(text)
             if self._splitter.through:
                 out.text(Content, text)
             else:
@@ -652,9 +654,11 @@ class ChatDecoder(EventDecoder):
         """Thoughts and text of one piece."""
         if thought:
             self._texts[Reasoning].append(thought)
+            out.arrived += len(thought)
             self._say(Reasoning, thought, out)
         if text:
             self._texts[Content].append(text)
+            out.arrived += len(text)
             self._say(Content, text, out)
         if thought or text:
             self._has_begun = True
