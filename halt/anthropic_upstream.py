@@ -18,9 +18,10 @@ import anthropic
 import httpx2
 import msgspec
 
+from halt.bodies import UNREADABLE
 from halt.chat import ChatRequest, Message, Reply, ToolTurn
 from halt.continuing import Way, unfinished
-from halt.decoder import UNUSUAL, EventDecoder, Kind, usage_of
+from halt.decoder import EventDecoder, Kind, usage_of
 from halt.errors import UpstreamError
 from halt.events import Content, Extra, Reasoning
 from halt.faults import error_of, fault
@@ -131,7 +132,7 @@ class MessagesDecoder(EventDecoder):
     def _take(self, data: bytes, event: str | None, out: Gathering) -> None:
         try:
             usual = _decode_delta(data)
-        except UNUSUAL:
+        except UNREADABLE:
             self._take_unusual(data, event, out)
             return
         written = self._blocks.get(usual.index)
@@ -355,7 +356,7 @@ def _tool_use(id_: str, name: str, arguments: Any) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             given = msgspec.json.decode(arguments or "{}")
-        except (msgspec.DecodeError, UnicodeEncodeError):
+        except UNREADABLE:
             given = {}  # the model wrote no JSON; the tool's result tells it so
     if not isinstance(given, dict):
         given = {}

@@ -166,16 +166,16 @@ class ThinkSplitter:
 
     def feed(self, text: str, out: Gathering) -> None:
         """Sort a piece of text into `out`."""
-        if not self._held and not _may_hold_mark(text):  # the usual piece
-            if self._phase == "watching":
-                self._scan.add(text)
-                out.text(Content, text)
-                return
-            if self._phase == "thinking":
-                out.text(Reasoning, text)
-                return
         for start in range(0, len(text), SORTED_MAX):
-            self._sort(self._held + text[start : start + SORTED_MAX], out, last=False)
+            piece = text[start : start + SORTED_MAX]
+            is_usual = not (self._held or _may_hold_mark(piece))
+            if is_usual and self._phase == "watching":
+                self._scan.add(piece)
+                out.text(Content, piece)
+            elif is_usual and self._phase == "thinking":
+                out.text(Reasoning, piece)
+            else:
+                self._sort(self._held + piece, out, last=False)
 
     def end(self, out: Gathering) -> None:
         """The text is complete: what was held back is no mark, or the last one."""

@@ -122,7 +122,7 @@ class _Assembly:
 
 
 def _canonical(text: str) -> bytes:
-    """A JSON list or object without what says nothing: blanks, the order of fields; b"" of others."""
+    """A JSON list or object without blanks and with its fields in order; b"" of anything else."""
     if text.rstrip()[-1:] in ("}", "]"):
         with contextlib.suppress(*UNREADABLE):
             return msgspec.json.encode(msgspec.json.decode(text), order="deterministic")
