@@ -38,7 +38,7 @@ MESSAGES = "/v1/messages"
 BLOCKS_MAX = 10_000  # of one answer
 MODELS_MAX = 1000  # of one page of the list, as many as the API gives
 #: What an address ends with that was copied with the path of a request.
-ENDPOINT = re.compile(r"/+(?:v1(?:/+(?:messages|models|complete))?|messages)?/*$")
+ENDPOINT = re.compile(r"(?<!/)/++(?:v1(?:/++(?:messages|models|complete))?|messages)?/*+$")
 BUDGET_MIN = 1024  # tokens of thought, the least that the API takes
 
 #: OpenAI's efforts -> Anthropic's word for it, and tokens of thought for models without efforts.

@@ -178,7 +178,7 @@ _OPENED = re.compile(r"\s*(?:`{3,}|~{3,})[\w+#.-]*[ \t]*\n")  # a fence that a m
 _LEAD_ENDS = (":", "\u2026", "...", '"', "\u201c", "\u201e", "\u00ab", "`", "'")
 _BLOCK = re.compile(r"(#{1,6} |`{3}|~{3})")
 _WORD = re.compile(r"\w+")
-_LAST_WORD = re.compile(r"\w+\Z")
+_LAST_WORD = re.compile(r"(?<!\w)\w++\Z")
 _ITEM = re.compile(r"\s*(?:[-*+]|\d+[.)]) ")
 
 

@@ -75,7 +75,7 @@ _DURATION = (
     r"\d+(?:\.\d+)?\s*"
     r"(?:ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?)\b"
 )
-_ONE = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|milli|s|m|h|d)", re.IGNORECASE)
+_ONE = re.compile(r"(?<!\d)(\d++(?:\.\d++)?)\s*+(ms|milli|s|m|h|d)", re.IGNORECASE)
 _GLUED = r"(?:\d+[dhm](?=\d))*"  # 1h2m3s
 _WAIT = re.compile(
     rf"\b(?:again|retry|retrying|wait|resets?|available in)\b(?:\W+[a-z]+){{0,3}}?\W+"

@@ -50,7 +50,9 @@ _CHANNEL_ENDS = "<channel|>"
 
 # Harmony, gpt-oss's form: <|start|>ROLE<|channel|>CHANNEL<|message|>TEXT<|end|>, in turn.
 _HEADER = re.compile(r"<\|(?:start|channel)\|>")
-_HEADER_MAYBE = re.compile(r"(?:<\|(?:start|channel|constrain)\|>\s*\w*(?:\s+to=[\w.]*)?\s*)+")
+_HEADER_MAYBE = re.compile(
+    r"(?:<\|(?:start|channel|constrain)\|>\s*+(?:(?!to=)\w++)?+(?:\s*+to=[\w.]*+)?\s*+)+"
+)
 _MESSAGE = "<|message|>"
 _MESSAGE_ENDS = re.compile(r"<\|(?:end|return|call)\|>")
 _MESSAGE_OVER = re.compile(r"<\|(?:end|return|call|start|channel)\|>")

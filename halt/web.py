@@ -547,7 +547,7 @@ def _on_http_error(error: HTTPException) -> BaseResponse:
 def _known_paths() -> str:
     """What a client is told that asks for a path which OpenAI has and Halt has not."""
     known = sorted(
-        f"{method} {re.sub('<.*>', 'NAME', rule.rule)}"
+        f"{method} {re.sub('<[^<>]*>', 'NAME', rule.rule)}"
         for rule in current_app.url_map.iter_rules()
         if rule.rule.startswith("/v1/")
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
