@@ -120,7 +120,8 @@ class EventDecoder:
             raise self._fault
         out = Gathering()
         try:
-            if self._is_fresh and raw.startswith(b"data: ") and raw.endswith(b"\n\n"):
+            is_short = len(raw) <= VALUES_MAX  # so it holds no more values, and is not counted
+            if self._is_fresh and is_short and raw.startswith(b"data: ") and raw.endswith(b"\n\n"):
                 breaks = raw.count(b"\n")
                 if breaks == 2 and b"\r" not in raw:  # the usual read
                     self._skip_lf = False
