@@ -18,9 +18,10 @@ import anthropic
 import httpx2
 import msgspec
 
+from halt.bodies import UNREADABLE
 from halt.chat import ChatRequest, Message, Reply, ToolTurn
 from halt.continuing import Way, unfinished
-from halt.decoder import UNUSUAL, EventDecoder, Kind, usage_of
+from halt.decoder import EventDecoder, Kind, usage_of
 from halt.errors import UpstreamError
 from halt.events import Content, Extra, Reasoning
 from halt.faults import error_of, fault
@@ -37,7 +38,7 @@ MESSAGES = "/v1/messages"
 BLOCKS_MAX = 10_000  # of one answer
 MODELS_MAX = 1000  # of one page of the list, as many as the API gives
 #: What an address ends with that was copied with the path of a request.
-ENDPOINT = re.compile(r"/+(?:v1(?:/+(?:messages|models|complete))?|messages)?/*$")
+ENDPOINT = re.compile(r"(?<!/)/++(?:v1(?:/++(?:messages|models|complete))?|messages)?/*+$")
 BUDGET_MIN = 1024  # tokens of thought, the least that the API takes
 
 #: OpenAI's efforts -> Anthropic's word for it, and tokens of thought for models without efforts.
@@ -131,7 +132,7 @@ class MessagesDecoder(EventDecoder):
     def _take(self, data: bytes, event: str | None, out: Gathering) -> None:
         try:
             usual = _decode_delta(data)
-        except UNUSUAL:
+        except UNREADABLE:
             self._take_unusual(data, event, out)
             return
         written = self._blocks.get(usual.index)
@@ -140,6 +141,7 @@ class MessagesDecoder(EventDecoder):
             self._take_unusual(data, event, out)
         elif text := piece.text or piece.thinking:
             out.chunks += 1
+            out.arrived += len(text)
             self._into = written
             self._give(written.kind if piece.text else Reasoning, text, out)
         elif piece.partial_json and written.type == "tool_use":
@@ -268,6 +270,7 @@ class MessagesDecoder(EventDecoder):
 
     def _write(self, written: _Written, kind: Kind, text: str, out: Gathering) -> None:
         out.chunks += 1
+        out.arrived += len(text)
         self._into = written
         self._say(kind, text, out)
 
@@ -353,7 +356,7 @@ def _tool_use(id_: str, name: str, arguments: Any) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             given = msgspec.json.decode(arguments or "{}")
-        except (msgspec.DecodeError, UnicodeEncodeError):
+        except UNREADABLE:
             given = {}  # the model wrote no JSON; the tool's result tells it so
     if not isinstance(given, dict):
         given = {}

@@ -8,15 +8,25 @@ from typing import Annotated, Any, Generic, NoReturn, TypeGuard, TypeVar
 
 import msgspec
 
-from halt.errors import RequestError
+from halt.errors import RequestError, shortened
+from halt.json_size import holds_more, is_deeper
 
 T = TypeVar("T")
 
-_PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
+#: What msgspec raises of JSON that it cannot read.
+UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
+
+NAME_MAX = 100  # characters of a field's name, as a client sent it, that a refusal repeats
+WORDS_MAX = 300  # characters of a refusal that may hold a value of the client's
+VALUES_MAX = 100_000  # values of one body, and names of fields
+DEPTH_MAX = 200  # levels of lists and objects within one another
+
+_AT = " - at `"
+_PATH = re.compile(r" - at `(?:key in )?\$\.?([\w.\[\]]*+)`")
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _NAME = "matching regex '^[A-Za-z0-9_-]{8,64}"
 _SOME_KEY = "[...]"  # in a path of msgspec's: of a dict, it does not say which
-_UNKNOWN = re.compile(r"unknown field `(.*?)`|missing required field `(.*?)`")
+_FIELD = re.compile(r"(?:unknown|missing required) field `")
 
 
 #: The largest number of an event or a message that clients may name: what JavaScript, and every
@@ -72,6 +82,7 @@ class TypeDecoder(Generic[T]):
 
         `whole` is what the data as such is called where no field of it is at fault.
         """
+        _check_size(body, whole)
         try:
             return self._decoder.decode(body)
         except msgspec.ValidationError as exc:
@@ -91,6 +102,19 @@ class TypeDecoder(Generic[T]):
             _refuse(exc)
         except RecursionError:
             raise RequestError("The body is nested too deep.", field="body") from None
+
+
+def _check_size(text: bytes | str, whole: str) -> None:
+    """Raise RequestError where a JSON text is over VALUES_MAX or DEPTH_MAX."""
+    if isinstance(text, str):
+        text = text.encode("utf-8", "surrogatepass")
+    if holds_more(text, VALUES_MAX):
+        raise RequestError(
+            f"The {whole} holds more than {VALUES_MAX:,} values. Send fewer fields and items.",
+            field=whole,
+        )
+    if is_deeper(text, DEPTH_MAX):
+        raise RequestError(f"The {whole} is nested too deep.", field=whole)
 
 
 #: Any JSON object.
@@ -124,12 +148,12 @@ def _field_at_fault(body: bytes | str) -> str:
     """The field of an object that holds a number which is too large, "" where it is none."""
     try:
         fields = _raw_fields.decode(body)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return ""
     for name, raw in fields.items():
         try:
             _anything.decode(raw)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return name
     return ""
 
@@ -137,16 +161,38 @@ def _field_at_fault(body: bytes | str) -> str:
 def _refuse(
     exc: msgspec.ValidationError, whole: str = "body", body: bytes | str | None = None
 ) -> NoReturn:
-    message = str(exc)
-    if f"`${_SOME_KEY}" in message and body is not None:
-        message = message.replace(f"`${_SOME_KEY}", f"`$.{_field_at_fault(body)}")
-    message = message.replace(_SOME_KEY, "")
-    path = _PATH.search(message)
-    named = _UNKNOWN.search(message)
-    parts = [path[1] if path else "", (named[1] or named[2]) if named else ""]
-    field = ".".join(part for part in parts if part) or whole
+    message, path = _split(str(exc))
+    if path.startswith(_SOME_KEY) and body is not None:
+        path = shortened(_field_at_fault(body), NAME_MAX) + path.removeprefix(_SOME_KEY)
+    path = path.replace(_SOME_KEY, "")
+    message, name = _with_short_name(message)
+    field = ".".join(part for part in (path, name) if part) or whole
     if _NAME in message:
         raise _misnamed(field) from None
     if field == whole and message.startswith("Expected `object`"):
         raise RequestError(f"The {whole} must be a JSON object.", field=whole) from None
-    raise RequestError(f"{field}: {_PATH.sub('', message)}", field=field) from None
+    raise RequestError(f"{field}: {shortened(message, WORDS_MAX)}", field=field) from None
+
+
+def _split(message: str) -> tuple[str, str]:
+    """msgspec's words, and its path to the value at fault; "" where it gives none.
+
+    A name or a value of the client's may stand in the words, with anything in it. So the path is
+    looked for once and from the end: it holds names of Halt's own fields alone.
+    """
+    at = message.rfind(_AT)
+    path = _PATH.fullmatch(message, at) if at >= 0 else None
+    return (message, "") if path is None else (message[:at], path[1])
+
+
+def _with_short_name(message: str) -> tuple[str, str]:
+    """The words with the name of a field in them cut to NAME_MAX, and that name; "" of none."""
+    begun = _FIELD.search(message, 0, WORDS_MAX)
+    if begun is None:
+        return message, ""
+    start = begun.end()
+    end = message.find("`", start)
+    if end < 0:
+        return message, ""
+    name = shortened(message[start:end], NAME_MAX)
+    return message[:start] + name + message[end:], name

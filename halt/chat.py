@@ -184,11 +184,16 @@ def fingerprint(messages: list[Message]) -> str:
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What one read brought, in how many pieces of the provider's, and whether it was the last."""
+    """What one read brought, in how many pieces of the provider's, and whether it was the last.
+
+    `arrived`: characters of the model's that came, also those that are held back for now, or were
+    left out. Where a provider does not count them, those of the events count.
+    """
 
     events: tuple[Delta, ...] = ()
     chunks: int = 0
     ended: bool = False
+    arrived: int = 0
 
     @property
     def text(self) -> str:

@@ -178,7 +178,7 @@ _OPENED = re.compile(r"\s*(?:`{3,}|~{3,})[\w+#.-]*[ \t]*\n")  # a fence that a m
 _LEAD_ENDS = (":", "\u2026", "...", '"', "\u201c", "\u201e", "\u00ab", "`", "'")
 _BLOCK = re.compile(r"(#{1,6} |`{3}|~{3})")
 _WORD = re.compile(r"\w+")
-_LAST_WORD = re.compile(r"\w+\Z")
+_LAST_WORD = re.compile(r"(?<!\w)\w++\Z")
 _ITEM = re.compile(r"\s*(?:[-*+]|\d+[.)]) ")
 
 
@@ -202,9 +202,17 @@ class Seam:
         self._in_fence = repeats and len(_FENCE.findall(old)) % 2 == 1
         self._held = ""
         self._echoed = 0  # characters of the old text that came again, beyond what is held
+        self._blanks: list[str] = []  # white space that has come at the seam, and is held
+        self._waiting = 0  # characters of it
+        self._is_same = True  # they are those of `_blank`, as far as they go
         self._phase = "repeat" if repeats or echoes else "blank"
         if self._phase == "blank" and not self._blank:
             self._phase = "through"
+
+    @property
+    def is_through(self) -> bool:
+        """It holds nothing back any more."""
+        return self._phase == "through"
 
     def again(self) -> Seam:
         """The same seam before any new text."""
@@ -368,26 +376,49 @@ class Seam:
 
     def _join_blank(self, *, last: bool) -> str:
         """White space at the seam, as the new text has it, without what is there already."""
-        held, blank = self._held, self._blank
-        if held.startswith(blank):
-            joined = held[len(blank) :]
-        else:
-            rest = held.lstrip()
-            if not rest and not last and len(held) < len(blank) + BLANK_MOST:
-                return ""
-            joined = _added(blank, held[: len(held) - len(rest)]) + rest
-        self._held, self._phase = "", "through"
-        return joined
+        text, blank, before = self._held, self._blank, self._waiting
+        self._held = ""
+        if self._is_same:
+            left = blank[before : before + len(text)]
+            if text.startswith(left) and before + len(left) == len(blank):
+                self._blanks, self._phase = [], "through"
+                return text[len(left) :]
+            self._is_same = text == left
+        self._blanks.append(text)
+        self._waiting += len(text)
+        begun = text.lstrip()
+        if not begun and not last and self._waiting < len(blank) + BLANK_MOST:
+            return ""
+        held = "".join(self._blanks)
+        self._blanks, self._phase = [], "through"
+        return _added(blank, held[: len(held) - len(begun)]) + begun
 
 
 def _added(old: str, new: str) -> str:
     """What the new white space adds to the old one before it."""
     if "\n" in old and "\n" not in new:
         return ""  # a blank within a line, and the line is over
-    for size in range(min(len(old), len(new)), 0, -1):
-        if old.endswith(new[:size]):
-            return new[size:]
-    return new
+    return new[_shared(old, new) :]
+
+
+def _shared(old: str, new: str) -> int:
+    """How many characters at the end of `old` are those at the beginning of `new`, at most.
+
+    Linear in both: Knuth, Morris and Pratt's.
+    """
+    borders = [0]  # for each beginning of `new`: the longest proper one that is also its end
+    size = 0
+    for char in new[1 : len(old)]:
+        while size and char != new[size]:
+            size = borders[size - 1]
+        size += char == new[size]
+        borders.append(size)
+    size = 0
+    for char in old[-len(borders) :]:
+        while size and (size == len(borders) or char != new[size]):
+            size = borders[size - 1]
+        size += char == new[size : size + 1]
+    return size
 
 
 class SeamReply:
@@ -432,6 +463,8 @@ class SeamReply:
     def read(self) -> Part:
         if self._fault is not None:
             raise self._fault
+        # What the seam holds back has a limit of its own, and may be the old text once more.
+        counts = self._seam.is_through
         try:
             part = self._reply.read()
         except UpstreamError as fault:
@@ -442,9 +475,10 @@ class SeamReply:
             events: list[Delta] = [Content(rest)]
         else:
             events = self._joined(part)
+        arrived = part.arrived if counts else 0
         chunks = self._chunks + part.chunks
         self._chunks = 0 if events else chunks
-        return Part(tuple(events), chunks if events else 0, part.ended)
+        return Part(tuple(events), chunks if events else 0, part.ended, arrived)
 
     def _joined(self, part: Part) -> list[Delta]:
         """The events of a part, the text as the seam lets it through."""

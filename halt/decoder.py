@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from halt.bodies import UNREADABLE
 from halt.chat import Part
 from halt.error_body import page_words, written
 from halt.errors import UpstreamError
@@ -24,6 +25,7 @@ from halt.events import Content, Extra, Reasoning
 from halt.faults import WRAPPERS, error_of
 from halt.finish_reasons import known_reason
 from halt.gathering import Gathering
+from halt.json_size import holds_more, open_brackets
 from halt.loose_json import (
     TEXT_DEPTH_MAX,
     Halves,
@@ -44,16 +46,15 @@ LINE_MAX = 33_554_432  # bytes of one event; a picture in an answer has a few mi
 LINE_COST = 50  # bytes of memory that a line takes beside its own
 WORDS_MAX = 20_000  # bytes that are kept of lines which are no event
 NAMES_MAX = 200  # fields of one answer whose last value is remembered
-
-#: What an event's data is where a typed struct does not take it.
-UNUSUAL = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+VALUES_MAX = 250_000  # values of one event, and names of fields
+OBJECTS_MAX = 10_000  # objects that stand in one event, one behind the other
 
 Kind = type[Content] | type[Reasoning]
 #: Data of an event, and the event's name; None: a line of JSON that is not framed as an event.
 Framed = tuple[bytes, str | None]
 
-_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[{}\[\]]', re.DOTALL)
-_STEPS = {ord("{"): 1, ord("["): 1, ord("}"): -1, ord("]"): -1}
+#: What a JSON value, or one as Python writes it, begins with.
+_VALUE_BEGINS = frozenset(b'{["-0123456789tfnNI\xef')  # the last begins a byte order mark
 _FIELD = re.compile(rb"\s*(data|event|id|retry)\s*(?::\s?|\Z)", re.IGNORECASE)
 _PAGE = re.compile(
     rb"\s*+(?:<\?xml[^>]*+>\s*+|<!--(?>.*?-->)\s*+)*+<(?:!doctype\s+html|html|head|body|title|meta|h\d)\b",
@@ -119,7 +120,8 @@ class EventDecoder:
             raise self._fault
         out = Gathering()
         try:
-            if self._is_fresh and raw.startswith(b"data: ") and raw.endswith(b"\n\n"):
+            is_short = len(raw) <= VALUES_MAX  # so it holds no more values, and is not counted
+            if self._is_fresh and is_short and raw.startswith(b"data: ") and raw.endswith(b"\n\n"):
                 breaks = raw.count(b"\n")
                 if breaks == 2 and b"\r" not in raw:  # the usual read
                     self._skip_lf = False
@@ -146,13 +148,20 @@ class EventDecoder:
         for data, event in events:
             if self._words and event is not None:
                 self._words = b""
-            self._take(data, event, out)
+            if holds_more(data, VALUES_MAX):
+                self._over("an event with too many values")
+            else:
+                self._take(data, event, out)
             if self.ended:
                 return
         if len(self._rest) + self._size + self._bare_size > LINE_MAX:
-            if not self._is_finished:
-                raise UpstreamError("upstream_invalid", "an event without an end")
-            self.ended = True
+            self._over("an event without an end")
+
+    def _over(self, detail: str) -> None:
+        """An event is over a limit: the answer's end, with a fault where something is missing."""
+        if not self._is_finished:
+            raise UpstreamError("upstream_invalid", detail)
+        self.ended = True
 
     def end(self, cause: UpstreamError | None = None) -> Part:
         """The body has ended, in order or by this fault. Raises UpstreamError.
@@ -216,12 +225,18 @@ class EventDecoder:
         if event is None and (self._on_page or (not self._understood and is_page(data))):
             self._take_page(data)
             return
+        if not event and data[0] not in _VALUE_BEGINS:
+            self._note(data)  # 1 us a line of noise, and 6 us to try it as JSON
+            return
         try:
             found = values(data)
         except ValueError as exc:
             self._not_json(data, event, exc)
             return
         for value in found:
+            if isinstance(value, list) and len(value) > OBJECTS_MAX:
+                self._over("an event with too many objects")
+                return
             for each in value if isinstance(value, list) else (value,):
                 if isinstance(each, dict):
                     self._take_object(each, event, out)
@@ -429,11 +444,7 @@ class EventDecoder:
         If so, all its lines are those of a bare value.
         """
         data, self._size = self._data, WORDS_MAX  # it is looked at once
-        self._depth = sum(
-            _STEPS.get(line[bracket.start()], 0)
-            for line in data
-            for bracket in _BRACKETS.finditer(line)
-        )
+        self._depth = sum(map(open_brackets, data))
         if self._depth <= 0:
             self._depth = 0
             return False
@@ -442,8 +453,7 @@ class EventDecoder:
 
     def _take_bare_line(self, line: bytes, out: list[Framed]) -> None:
         """A line of a JSON value that is no event's. The value is taken when it is whole."""
-        for bracket in _BRACKETS.finditer(line):
-            self._depth += _STEPS.get(line[bracket.start()], 0)
+        self._depth += open_brackets(line)
         self._bare.append(line)
         self._bare_size += len(line) + LINE_COST
         if self._depth <= 0:
@@ -573,6 +583,7 @@ class ChatDecoder(EventDecoder):
         self._has_calls = False
         self._has_begun = False  # something was given out
         self._texts: dict[Kind, list[str]] = {Content: [], Reasoning: []}  # all that came
+        self._sizes: dict[Kind, int] = {Content: 0, Reasoning: 0}  # characters of these
         self._last_fields: dict[tuple[str, str], Any] = {}  # as they were handed on
         self._constants: tuple[str | None, str | None, str | None] = (None, None, None)
         self._filters = _NONE  # Azure's verdict on the last piece
@@ -594,7 +605,7 @@ class ChatDecoder(EventDecoder):
             return
         try:
             chunk = _decode_chunk(data)
-        except UNUSUAL:
+        except UNREADABLE:
             self._take_unusual(data, event, out)
             return
         choices = chunk.choices
@@ -631,12 +642,12 @@ class ChatDecoder(EventDecoder):
         thought, text = delta.reasoning_content or delta.reasoning, delta.content or delta.refusal
         if thought:
             self._returned.name = "reasoning_content" if delta.reasoning_content else "reasoning"
-            self._texts[Reasoning].append(thought)
+            self._came(Reasoning, thought, out)
             if not self._splitter.through:
                 self._splitter.reasoned(out)
             out.text(Reasoning, thought)
         if text:
-            self._texts[Content].append(text)
+            self._came(Content, text, out)
             if self._splitter.through:
                 out.text(Content, text)
             else:
@@ -648,13 +659,19 @@ class ChatDecoder(EventDecoder):
             told = call.function or _Function()
             self._take_call(call.index, call.id or "", told.name or "", told.arguments or "", out)
 
+    def _came(self, kind: Kind, text: str, out: Gathering) -> None:
+        """Keep text as it came."""
+        self._texts[kind].append(text)
+        self._sizes[kind] += len(text)
+        out.arrived += len(text)
+
     def _take_texts(self, thought: str | None, text: str | None, out: Gathering) -> None:
         """Thoughts and text of one piece."""
         if thought:
-            self._texts[Reasoning].append(thought)
+            self._came(Reasoning, thought, out)
             self._say(Reasoning, thought, out)
         if text:
-            self._texts[Content].append(text)
+            self._came(Content, text, out)
             self._say(Content, text, out)
         if thought or text:
             self._has_begun = True
@@ -695,7 +712,7 @@ class ChatDecoder(EventDecoder):
 
     def _take_object(self, value: dict[str, Any], event: str | None, out: Gathering) -> None:
         value = _unwrapped(value)
-        choices = objects_of(value.get("choices"))
+        choices = objects_of(value.get("choices"))[:OBJECTS_MAX]
         own = _OF_CHUNK
         fault = None
         if event or not choices or value.keys() - _QUIET or any("error" in c for c in choices):
@@ -785,8 +802,7 @@ class ChatDecoder(EventDecoder):
 
     def _new(self, kind: Kind, text: str) -> str:
         """What of a whole text has not come yet. Servers repeat all that they sent in pieces."""
-        known = self._texts[kind]
-        size = sum(map(len, known))
+        known, size = self._texts[kind], self._sizes[kind]
         if not size or len(text) < size:
             return text
         return text.removeprefix("".join(known))
@@ -796,7 +812,9 @@ class ChatDecoder(EventDecoder):
         calls = objects_of(part.get("tool_calls"))
         if isinstance(part.get("function_call"), dict):
             calls.append({"index": 0, "function": part["function_call"]})
-        known, had_calls = self._call_ids.copy() if is_whole else set(), self._has_calls
+        had_calls = self._has_calls
+        ids = {whole(text_of(call.get("id"))) for call in calls} if is_whole else set()
+        known = ids & self._call_ids
         for call in calls:
             function = call.get("function")
             told = function if isinstance(function, dict) else call

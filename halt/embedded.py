@@ -125,7 +125,7 @@ def unavailable() -> str | None:
         why = f"it did not load within {PROBE_LIMIT:.0f} s"
     else:
         complaint = probe.stderr.decode(errors="replace").strip()
-        missing = re.search(r"(lib\S+): cannot open shared object file", complaint)
+        missing = re.search(r"\b(lib[\w.+-]{1,100}): cannot open shared object file", complaint)
         if probe.returncode == 0:
             return None
         if missing:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from halt.loose_json import clean, index_of
+from halt.loose_json import clean, index_of, whole
 
 DEPTH_MAX = 8  # levels of a body that are read
 TEXT_MAX = 20_000  # characters of a body that are read
@@ -75,7 +75,7 @@ _DURATION = (
     r"\d+(?:\.\d+)?\s*"
     r"(?:ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?)\b"
 )
-_ONE = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|milli|s|m|h|d)", re.IGNORECASE)
+_ONE = re.compile(r"(?<!\d)(\d++(?:\.\d++)?)\s*+(ms|milli|s|m|h|d)", re.IGNORECASE)
 _GLUED = r"(?:\d+[dhm](?=\d))*"  # 1h2m3s
 _WAIT = re.compile(
     rf"\b(?:again|retry|retrying|wait|resets?|available in)\b(?:\W+[a-z]+){{0,3}}?\W+"
@@ -118,7 +118,7 @@ def read(value: object) -> Said:
     said = Said()
     said.words = _joined(_pieces(value, said, 0)) or _joined(_pieces({"error": value}, said, 0))
     if not said.words:
-        said.words = next((label for label in said.labels if not label.isdigit()), "")
+        said.words = whole(next((label for label in said.labels if not label.isdigit()), ""))
     if said.wait is None:
         said.wait = wait_in(said.words)
     return said
@@ -333,8 +333,9 @@ def _decoded(text: str, start: int) -> tuple[object, int]:
 
 
 def written(text: str) -> object:
-    """The value of an object as Python writes it; the text where it is none."""
-    value, _ = _decoded(text, 0) if text.startswith("{") else (None, 0)
+    """The value of an object as Python writes it; the text where it is none, or is long."""
+    is_short = text.startswith("{") and len(text) <= TEXT_MAX
+    value, _ = _decoded(text, 0) if is_short else (None, 0)
     return text if value is None else value
 
 

@@ -59,7 +59,7 @@ _SPENT_LABELS = (
 )
 #: The same of money alone: a quota may be one of time.
 _NO_MONEY = _phrases(
-    r"(?:insufficient|exhaust\w*|used|out of|no|not enough|negative|too low).{0,30}"
+    r"(?:insufficient|exhaust\w{0,20}|used|out of|no|not enough|negative|too low).{0,30}"
     r"\b(?:credits?|balance|funds?)\b",
     r"\b(?:credits?|balance|funds?)\b.{0,30}\b(?:insufficient|exhausted|used up|too low|negative)",
 )
@@ -70,7 +70,7 @@ _COUNTED = r"(?:\blimit|quota|exceed|requests?\b|\btokens?\b|\bcalls?\b|too many
 _PERIOD = r"\b(?:per|each|every|an?|/)[ _-]?(?:sec|min|hour|day)(?:ond|ute)?s?\b"
 _RATE = _phrases(
     r"rate.?limit|rate (?:is |was )?exceeded|too many (?:requests|concurrent)|throttl|slow down",
-    r"concurren\w* (?:request|limit|connection|session|generation)",
+    r"concurren\w{0,20} (?:request|limit|connection|session|generation)",
     rf"{_COUNTED}.{{0,200}}?{_PERIOD}",
     rf"{_PERIOD}.{{0,200}}?{_COUNTED}",
     r"\b[rt]p[mdshi]\b",
@@ -80,8 +80,8 @@ _RATE_LABELS = ("rate_limit", "throttl", "too_many_requests", "resource_exhauste
 
 _FLAGGED = _phrases(
     r"(?:input|prompt|content|message|request|text|image|output|completion)s?\b.{0,60}"
-    r"\b(?:flagged|moderat\w+|inappropriate|unsafe content"
-    r"|violat\w+.{0,40}(?:polic|guideline|terms|rules))",
+    r"\b(?:flagged|moderat\w{1,20}|inappropriate|unsafe content"
+    r"|violat\w{1,20}.{0,40}(?:polic|guideline|terms|rules))",
     r"\b(?:requires? moderation|flagged (?:by|for|as)|content (?:management |usage |safety )?polic"
     r"|content.?filter|safety (?:system|filter|reason|polic)|usage polic|responsible ai"
     r"|prohibited (?:content|use)|inappropriate content|sensitive (?:content|word|information))",
@@ -112,7 +112,7 @@ _REGION = _phrases(
 _REGION_LABELS = ("unsupported_country", "country_", "region_", "territory", "geo_", "location_not")
 _KEY = _phrases(
     r"\b(?:invalid|incorrect|wrong|bad|missing|expired|no|malformed|revoked|disabled|unknown)\b"
-    r"[^.]{0,20}\b(?:api.?key|access.?key|(?:auth\w*|access|bearer|api) token|credentials?)\b",
+    r"[^.]{0,20}\b(?:api.?key|access.?key|(?:auth\w{0,40}|access|bearer|api) token|credentials?)\b",
     r"\bapi.?(?:key|token)\b[^.]{0,40}\b(?:not (?:valid|found|provided|recogni)|invalid|incorrect"
     r"|expired|missing|required|revoked|disabled|malformed)",
     r"\bunauthenticated\b|authentication (?:failed|required|fails)",
@@ -193,14 +193,14 @@ _ANSWER = _phrases(
 _ASKED_PROMPT = re.compile(
     r"(?<!\d)(\d+)(?: tokens)? (?:in|from|of|for) (?:the |your |input |text )*"
     r"(?:messages|prompt|input)"
-    r"|(?<!\d)(\d+) `?(?:input|prompt|inputs)`? tokens|(?:prompt|input)\w*\W{1,3}(\d+) tokens"
+    r"|(?<!\d)(\d+) `?(?:input|prompt|inputs)`? tokens|(?:prompt|input)\w{0,20}\W{1,3}(\d+) tokens"
     r"|context limit: (\d+) \+",
     re.IGNORECASE,
 )
 _ASKED_ANSWER = re.compile(
     r"(?<!\d)(\d+)(?: tokens)? (?:in|for|from|of) (?:the |your )?"
     r"(?:completion|output|answer|response)"
-    r"|too large: (\d+)|(?<!\d)(\d+) [`'\"]?max_\w*tokens|max_\w*tokens\W{1,3}(\d+)"
+    r"|too large: (\d+)|(?<!\d)(\d+) [`'\"]?max_\w{0,40}tokens|max_\w{0,40}tokens\W{1,3}(\d+)"
     r"|limit: \d+ \+ (\d+)"
     r"|(?<!\d)(\d+) (?:output|completion) tokens",
     re.IGNORECASE,

@@ -33,6 +33,7 @@ _FAILURE = re.compile(r"error|exception|fail", re.IGNORECASE)
 # --- whether a value is an error ------------------------------------------------------------------
 
 _SUCCESS = frozenset(("", "0", "ok", "success", "succeeded", "successful", "completed", "none"))
+WRAPPED_MAX = 8  # levels of such fields that are looked into
 #: Fields that some gateways put a whole answer, or an error, into.
 WRAPPERS = ("data", "response", "result", "output", "header")
 _CODES = ("code", "errorcode", "errcode", "statuscode", "status", "errno")
@@ -72,7 +73,7 @@ def _payload(value: Mapping[str, Any]) -> object:
     return {name: each for name, each in value.items() if name not in {"choices", "usage", "data"}}
 
 
-def _is_error(value: Mapping[str, Any]) -> bool:
+def _is_error(value: Mapping[str, Any], depth: int = 0) -> bool:
     fields = {plain_name(name): each for name, each in value.items()}
     choices = fields.get("choices")
     if _says(fields.get("error")) or _fails(fields.get("baseresp")):
@@ -85,7 +86,9 @@ def _is_error(value: Mapping[str, Any]) -> bool:
     if _says(fields.get("errors")):
         return True
     inner = (fields.get(name) for name in WRAPPERS)
-    if any(isinstance(each, dict) and _is_error(each) for each in inner):
+    if depth < WRAPPED_MAX and any(
+        isinstance(each, dict) and _is_error(each, depth + 1) for each in inner
+    ):
         return True
     if any(_says(fields.get(name)) for name in ("detail", "errormessage", "errormsg", "errmsg")):
         return not _succeeds(fields)

@@ -9,11 +9,12 @@ from halt.events import Content, Delta, Reasoning
 class Gathering:
     """The deltas of one read; text of one kind that arrived together becomes one delta."""
 
-    __slots__ = ("_kind", "_texts", "chunks", "events")
+    __slots__ = ("_kind", "_texts", "arrived", "chunks", "events")
 
     def __init__(self) -> None:
         self.events: list[Delta] = []
         self.chunks = 0
+        self.arrived = 0  # characters of text, thoughts and calls, given out or not
         self._kind: type[Content] | type[Reasoning] = Content
         self._texts: list[str] = []
 
@@ -34,9 +35,9 @@ class Gathering:
     def part(self, *, ended: bool) -> Part:
         """All of it."""
         if len(self._texts) == 1 and not self.events:  # the usual read: one token
-            return Part((self._kind(self._texts[0]),), self.chunks, ended)
+            return Part((self._kind(self._texts[0]),), self.chunks, ended, self.arrived)
         self._close()
-        return Part(tuple(self.events), self.chunks, ended)
+        return Part(tuple(self.events), self.chunks, ended, self.arrived)
 
     def __bool__(self) -> bool:
         return bool(self._texts or self.events)

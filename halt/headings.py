@@ -22,7 +22,7 @@ def first_words(prompt: str) -> str:
     return ""
 
 
-_LABEL = re.compile(r"^(?:the )?title\s*(?:is)?\s*[:\uff1a-]\s*", re.IGNORECASE)
+_LABEL = re.compile(r"^(?:the )?title\s*+(?:is\s*+)?[:\uff1a-]\s*", re.IGNORECASE)
 _RULES = "-=_|:+.<> "  # a line of these alone has no words
 _QUOTES = " \"'`\u201c\u201d\u2018\u2019\u201e\u201a\u00ab\u00bb\u300c\u300d\u300e\u300f"
 
@@ -49,7 +49,7 @@ def _words(text: str) -> set[str]:
     return longer | {char for char in text if unicodedata.east_asian_width(char) in "WF"}
 
 
-_LINK = re.compile(r"!?\[([^\]\n]*)\]\([^)\s]*\)")
+_LINK = re.compile(r"!?\[([^\[\]\n]*+)\]\([^()\[\s]*+\)")
 _MARKS = re.compile(
     r"^\s*(?:(?:#{1,6}|[-*+>]|\d{1,9}[.)])\s+)+|^\s*\|"  # at a line's beginning
     r"|`+|~~+|\*\*+|(?<!\w)\*(?=\S)|(?<=\S)\*(?!\w)|(?<!\w)_+|_+(?!\w)"

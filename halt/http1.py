@@ -57,16 +57,21 @@ def read_head(
     Raises Unanswered where no byte came, httpx2.ReadError, httpx2.RemoteProtocolError, TimeoutError
     while the socket has a timeout.
     """
-    data = b""
+    data = bytearray()
+    start = seen = 0  # where the head begins, and how far its end was looked for
     broken: type[httpx2.ReadError] = Unanswered
     while True:
-        head, end, rest = data.partition(b"\r\n\r\n")
-        if end:
-            status, headers = _parse_head(head, request)
+        end = data.find(b"\r\n\r\n", seen)
+        if end >= 0:
+            status, headers = _parse_head(bytes(data[start:end]), request)
+            start = seen = end + 4
             if status >= 200:
-                return status, headers, rest
-            data = rest
+                return status, headers, bytes(data[start:])
             continue
+        if start:
+            del data[:start]
+            start = 0
+        seen = max(0, len(data) - 3)
         if len(data) > HEAD_MAX:
             raise httpx2.RemoteProtocolError("the response's head does not end", request=request)
         try:

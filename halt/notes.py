@@ -23,6 +23,7 @@ NOTES = (STOPPED, BROKEN, "[The user stopped this answer here.]", "[This answer 
 LINE_END = 100  # characters that tell whether a line is empty
 BLANK_MOST = 200  # characters of white space behind a note that are waited for
 
+_BEGIN = ("[n", "[t")  # in lower case
 _FORMS = tuple(form.lower() for note in NOTES for form in (note, note.replace(".]", "]")))
 _ANY = "|".join(re.escape(note).replace(r"\.\]", r"\.?\]") for note in NOTES)
 _NOTE = re.compile(_ANY, re.IGNORECASE)
@@ -142,6 +143,8 @@ class NoteFilter:
 
 def _end_of_note(data: str, at: int) -> int | None:
     """Where the note that begins here ends; -1: it may go on; None: it is none."""
+    if at + 1 < len(data) and data[at : at + 2].lower() not in _BEGIN:
+        return None
     for form in _FORMS:
         part = data[at : at + len(form)].lower()
         if part == form:
@@ -149,3 +152,6 @@ def _end_of_note(data: str, at: int) -> int | None:
         if len(part) < len(form) and form.startswith(part):
             return -1
     return None
+
+
+assert all(form.startswith(_BEGIN) for form in _FORMS)  # noqa: S101

@@ -37,6 +37,7 @@ from halt.model_list import Model, default_of, models_of
 from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
 
+LINES_MAX = 256  # lines of an answer that are decoded in one turn
 LEARNT_MAX = 1000  # models about which the same thing is remembered
 WHOLE = re.compile(r"/(v\d+\w*|openai)/?")  # in an address that leads to an API
 NO_MODEL = "HALT_MODEL, or models in the file, can name a model instead of the list."
@@ -90,6 +91,19 @@ def post(client: Any, path: str, body: dict[str, Any], stream: type[Any]) -> htt
     return response
 
 
+def _turn_of(raw: bytes) -> tuple[bytes, bytes]:
+    """The part of a read that is decoded in one turn of the relay, and the rest.
+
+    Lines cost time and bytes cost hardly any: 64 kB of lines of one character took 190 ms, and no
+    other stream moved in between. The cut is behind a whole event where there is one.
+    """
+    if raw.count(b"\n") <= LINES_MAX:
+        return raw, b""
+    cut = len(raw) - len(raw.split(b"\n", LINES_MAX)[-1])
+    cut = raw.rfind(b"\n\n", 0, cut) + 2 if raw.find(b"\n\n", 0, cut) >= 0 else cut
+    return raw[:cut], raw[cut:]
+
+
 class EventReply:
     """The Reply that a decoder makes of a response's body."""
 
@@ -110,6 +124,7 @@ class EventReply:
         self._asked = model
         self._secret = secret
         self._hinted = hinted
+        self._raw = b""  # bytes of the last read of the body that were not decoded
 
     @property
     def model(self) -> str:
@@ -135,7 +150,7 @@ class EventReply:
 
     @property
     def pending(self) -> bool:
-        return self._decoder.has_failed or self._body.pending
+        return self._decoder.has_failed or bool(self._raw) or self._body.pending
 
     @property
     def complete(self) -> bool:
@@ -144,7 +159,7 @@ class EventReply:
     def read(self) -> Part:
         try:
             self._decoder.check()  # a fault that came with the last text waits for nothing more
-            raw = self._body.read()
+            raw, self._raw = _turn_of(self._raw or self._body.read())
             return self._decoder.feed(raw) if raw else self._decoder.end()
         except UpstreamError as exc:
             raise self._told(exc) from exc

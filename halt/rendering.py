@@ -227,7 +227,9 @@ FORMULAS = (
 PROSE = re.compile(r"[^\\^_={}<>]*\s[^\W\d_]{2,}\s[^\\^_={}<>]*")
 BOLD = re.compile(r"(?:^|[\s(])\*\*[^\s*]|[^\s*{^]\*\*(?:$|[\s,.;:!?)])")
 #: What is in brackets that were escaped to be brackets: words, a tick, numbers of sources.
-WORDS = re.compile(r"[^\\^_=+<>{}|&\n]*[^\W\d_]{3}[^\\^_=+<>{}|&\n]*|[ \d,xX-]*")
+WORDS = re.compile(
+    r"(?:(?![^\W\d_]{3})[^\\^_=+<>{}|&\n])*+[^\W\d_]{3}[^\\^_=+<>{}|&\n]*+|[ \d,xX-]*+"
+)
 BREAK = re.compile(r"</?br[ \t]*/?>[ \t]*\n?[ \t]*", re.IGNORECASE)
 
 

@@ -162,6 +162,7 @@ class Run(Recording):
         self._answering = False  # the reply of this round has brought something
         self._heard_out = False  # it has brought everything
         self._size = 0  # characters of all events: text, reasoning, calls, results
+        self._received = 0  # those of the model's that came, shown or not, and of results
         self._beside = 0  # characters of fields beside these: pictures, sources
         self._model = ""  # as the last round's reply named it
         self._usage: dict[str, Any] | None = {}  # of all rounds; None: one of them told none
@@ -614,13 +615,15 @@ class Run(Recording):
         """Put what one read brought into the log."""
         if part.ended:
             self._heard_out = True
+        self._received += part.arrived
         if part.events:
             self._answering = True
             if not self._add(part):
                 return
-            if self._size > self._config.max_answer_chars:
-                self.fail(self._too_long())
-                return
+        if self._is_too_long:
+            self.fail(self._too_long())
+            return
+        if part.events:
             if self._beside > BESIDE_MAX:
                 hint = f"What came beside its text has more than {BESIDE_MAX:,} characters."
                 self.fail(UpstreamError("answer_too_long", hint=hint))
@@ -759,6 +762,15 @@ class Run(Recording):
         )
         self._open()
 
+    @property
+    def _is_too_long(self) -> bool:
+        """The answer is over its limit. Text that is held back or left out counts as well.
+
+        A model that writes nothing but blanks behind a thought, or in a call's arguments, would
+        otherwise write on without an end.
+        """
+        return max(self._size, self._received) > self._config.max_answer_chars
+
     def _too_long(self) -> UpstreamError:
         most = self._config.max_answer_chars
         hint = f"It may have {most} characters: HALT_MAX_ANSWER_CHARS."
@@ -772,7 +784,8 @@ class Run(Recording):
             under_way.abort()
         for result in under_way.results():
             self._size += len(result.result)
-            if self._size > self._config.max_answer_chars:
+            self._received += len(result.result)
+            if self._is_too_long:
                 raise self._too_long()
             self.meter.tools_ran()
             self.note("", self.meter.last_at)

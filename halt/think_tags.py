@@ -28,11 +28,13 @@ ANSWERS = frozenset(["answer", "response", "solution", "text"])
 
 _BARS = "|\uff5c"
 _NAME = r"[\w:.\u2581-]"
-# What stands between the brackets is group 1, or 2 in square ones, or 3.
+# What stands between the brackets is group 1, or 2 in square ones, or 3 or 4. Each branch begins
+# with one character, so a search skips all others at once.
 _MARK = re.compile(
     rf"<([{_BARS}]?/?{_NAME}{{1,40}}[{_BARS}]?)>|\[(/?{_NAME}{{1,40}})\]"
-    rf"|[\u25c1\u27e8](/?{_NAME}{{1,40}})[\u25b7\u27e9]"
+    rf"|\u25c1(/?{_NAME}{{1,40}})[\u25b7\u27e9]|\u27e8(/?{_NAME}{{1,40}})[\u25b7\u27e9]"
 )
+_OPENERS = ("<", "[", "\u25c1", "\u27e8")  # what marks begin with
 _MARK_MAYBE = re.compile(
     rf"(?:<[{_BARS}]?/?{_NAME}{{0,40}}[{_BARS}]?|[\[\u25c1\u27e8]/?{_NAME}{{0,40}})\Z"
 )
@@ -48,7 +50,9 @@ _CHANNEL_ENDS = "<channel|>"
 
 # Harmony, gpt-oss's form: <|start|>ROLE<|channel|>CHANNEL<|message|>TEXT<|end|>, in turn.
 _HEADER = re.compile(r"<\|(?:start|channel)\|>")
-_HEADER_MAYBE = re.compile(r"(?:<\|(?:start|channel|constrain)\|>\s*\w*(?:\s+to=[\w.]*)?\s*)+")
+_HEADER_MAYBE = re.compile(
+    r"(?:<\|(?:start|channel|constrain)\|>\s*+(?:(?!to=)\w++)?+(?:\s*+to=[\w.]*+)?\s*+)+"
+)
 _MESSAGE = "<|message|>"
 _MESSAGE_ENDS = re.compile(r"<\|(?:end|return|call)\|>")
 _MESSAGE_OVER = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
@@ -66,6 +70,8 @@ _CLOSES = ".,;:!?)]}>'\u2019\u201d\u00bb\u300d\u2026/|`\u3002\uff0c\u3001"  # no
 SORTED_MAX = 4_096  # characters that are sorted together: each mark copies what is behind it
 BLANK_MAX = 1_000  # characters of white space behind which a mark is not looked for
 AHEAD = 64  # characters behind a mark that are looked at
+LINE_KEPT = 8_192  # characters of a line that are kept to be looked at again
+HEAD_KEPT = 200  # of those, characters of its beginning
 PIECES_MAX = 1_000  # pieces of text that are kept before they are looked at
 MARKS_MAX = 100  # marks that turn out to be none, after which no other is looked for
 
@@ -76,7 +82,7 @@ def _words(name: str) -> list[str]:
 
 def _inner(mark: re.Match[str]) -> str:
     """What stands between a mark's brackets."""
-    return mark[1] or mark[2] or mark[3]
+    return mark[1] or mark[2] or mark[3] or mark[4]
 
 
 def _begins_thought(mark: re.Match[str]) -> bool:
@@ -98,6 +104,11 @@ def _ends_thought(mark: re.Match[str]) -> bool:
 def _begins_answer(mark: re.Match[str]) -> bool:
     words = _words(_inner(mark).strip(_BARS))
     return mark[0][1] in _BARS and "end" not in words and not ANSWERS.isdisjoint(words)
+
+
+def _may_hold_mark(text: str) -> bool:
+    """Whether a mark, or a part of one, may begin in the text."""
+    return any(opener in text for opener in _OPENERS)
 
 
 def _may_be_mark(text: str) -> bool:
@@ -125,7 +136,6 @@ class ThinkSplitter:
     """
 
     __slots__ = (
-        "_closing",
         "_closings",
         "_fresh",
         "_held",
@@ -147,7 +157,6 @@ class ThinkSplitter:
         self._phase = "start"
         self._held = ""
         self._closings: tuple[str, ...] = ()  # of the thought, or of the answer between marks
-        self._closing = _MARK  # the same as a pattern
         self._reasoned = False  # there was a thought, so none can begin without its mark
         self._scan = _Scan()  # of the text that is watched
         # Of Harmony's message; whether none of its text has come; of the text before; whether any
@@ -159,16 +168,16 @@ class ThinkSplitter:
 
     def feed(self, text: str, out: Gathering) -> None:
         """Sort a piece of text into `out`."""
-        if (
-            self._phase == "watching"
-            and not self._held
-            and not ("<" in text or "[" in text or "\u25c1" in text or "\u27e8" in text)
-        ):
-            self._scan.add(text)  # the usual piece
-            out.text(Content, text)
-        else:
-            for start in range(0, len(text), SORTED_MAX):
-                self._sort(self._held + text[start : start + SORTED_MAX], out, last=False)
+        for start in range(0, len(text), SORTED_MAX):
+            piece = text[start : start + SORTED_MAX]
+            is_usual = not (self._held or _may_hold_mark(piece))
+            if is_usual and self._phase == "watching":
+                self._scan.add(piece)
+                out.text(Content, piece)
+            elif is_usual and self._phase == "thinking":
+                out.text(Reasoning, piece)
+            else:
+                self._sort(self._held + piece, out, last=False)
 
     def end(self, out: Gathering) -> None:
         """The text is complete: what was held back is no mark, or the last one."""
@@ -266,7 +275,7 @@ class ThinkSplitter:
             self._phase, self._reasoned, self.marked = "closed", True, True
         elif self._phase == "closed" and _begins_answer(mark):
             self._phase = "wrapped"
-            self._end_with(_closings(mark[0]))
+            self._closings = _closings(mark[0])
         else:
             return False
         return True
@@ -276,14 +285,19 @@ class ThinkSplitter:
         if self._phase == "closed" and self._closings:
             out.text(Reasoning, "\n\n")  # between two
         self._phase, self._reasoned, self.marked = "opened", True, True
-        self._end_with(closings)
-
-    def _end_with(self, closings: tuple[str, ...]) -> None:
         self._closings = closings
-        self._closing = re.compile("|".join(map(re.escape, closings)), re.IGNORECASE)
+
+    def _closing(self, text: str) -> re.Match[str] | None:
+        """The first mark in the text that ends the thought, or the answer between marks.
+
+        Not a pattern of its own for each thought: to compile one takes 200 us, as much as 10,000
+        characters of text.
+        """
+        marks = _MARK.finditer(text)
+        return next((mark for mark in marks if mark[0].lower() in self._closings), None)
 
     def _think(self, text: str, out: Gathering) -> str:
-        mark = self._closing.search(text)
+        mark = self._closing(text)
         if mark is None:
             keep = _overlap(text, self._closings)
             out.text(Reasoning, text[: len(text) - keep])
@@ -294,7 +308,7 @@ class ThinkSplitter:
 
     def _unwrap(self, text: str, out: Gathering, *, last: bool) -> str:
         """An answer between marks. The second one has nothing behind it."""
-        mark = self._closing.search(text)
+        mark = self._closing(text)
         if mark is None:
             keep = _overlap(text, self._closings)
             out.text(Content, text[: len(text) - keep])
@@ -412,7 +426,7 @@ class _Scan:
     def __init__(self) -> None:
         self.over = False
         self._pieces: list[str] = []  # that were not looked at
-        self._line = ""  # the last line, as far as it was
+        self._line = ""  # the last line, as far as it was, without most of a long one
         self._fence = ""  # what began the block of code that is open
         self._marks = 0  # how often `line` was asked for
 
@@ -443,6 +457,21 @@ class _Scan:
                 self._fence = fence[1]
             else:
                 self.over = self.over or _speaks_of_thoughts(line)
+        if len(self._line) > LINE_KEPT:
+            self._shorten()
+
+    def _shorten(self) -> None:
+        """Keep the beginning and the end of the line, and what tells code and quotes in between.
+
+        So that a long line is not looked at again with each piece of it.
+        """
+        line, cut = self._line, len(self._line) - LINE_KEPT // 2
+        self.over = self.over or (not self._fence and _speaks_of_thoughts(line[: cut + AHEAD]))
+        between = line[HEAD_KEPT:cut]
+        ticks = between.count("`")
+        kept = [line[:HEAD_KEPT], "" if between.isspace() else "x"]
+        kept += ["`" * (2 - ticks % 2) if ticks else "", '"' * (between.count('"') % 2), line[cut:]]
+        self._line = "".join(kept)
 
 
 def _speaks_of_thoughts(line: str) -> bool:

@@ -39,9 +39,9 @@ from halt.transport import Transport
 DEEPSEEK_BETA = "https://api.deepseek.com/beta"  # the one address where it takes a prefix
 COMPLETIONS = "/chat/completions"
 #: What an address ends with that was copied with the path of a request.
-ENDPOINT = re.compile(r"/+(?:chat/completions|completions|responses|embeddings|models)/*$")
+ENDPOINT = re.compile(r"(?<!/)/++(?:chat/completions|completions|responses|embeddings|models)/*+$")
 SEGMENT_SAFE = "!$&'()*+,;=:@"  # what a part of a path may hold beside letters and digits
-AZURE_PATH = re.compile(r"/+openai(?:/+(?:deployments|v1)(?:/.*)?)?/*$")
+AZURE_PATH = re.compile(r"(?<!/)/++openai(?:/++(?:deployments|v1)(?:/(?s:.*+))?)?/*+$")
 USAGE = {"include_usage": True}
 #: Options that a server may refuse, and the other name that they then go by; empty: none.
 OTHER_NAMES = {

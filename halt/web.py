@@ -72,6 +72,8 @@ SECURITY_HEADERS = (
     ("Cross-Origin-Resource-Policy", "same-origin"),
     ("Cache-Control", "no-store"),
 )
+FORM = "application/x-www-form-urlencoded"
+FORM_FIELDS_MAX = 1_000  # of one body; as many as werkzeug takes of a multipart form
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 STARTED_BY_GET = frozenset({"plain.stream"})  # guarded as the unsafe methods are
 READ_BIT_BY_BIT = frozenset({"shelf.import_"})  # has a limit of its own, and checks what it reads
@@ -406,6 +408,10 @@ def _check_body() -> None:
         raise _too_large()
     if told is not None and size < told:
         raise RequestError("The body ended before all of it had come.", field="body")
+    # Here, since werkzeug limits the fields of a multipart form alone: 300,000 took 0.24 s of CPU.
+    if request.mimetype == FORM and request.get_data().count(b"&") >= FORM_FIELDS_MAX:
+        message = f"The form has more than {FORM_FIELDS_MAX:,} fields."
+        raise RequestError(message, field="body")
 
 
 def guard() -> BaseResponse | None:
@@ -541,7 +547,7 @@ def _on_http_error(error: HTTPException) -> BaseResponse:
 def _known_paths() -> str:
     """What a client is told that asks for a path which OpenAI has and Halt has not."""
     known = sorted(
-        f"{method} {re.sub('<.*>', 'NAME', rule.rule)}"
+        f"{method} {re.sub('<[^<>]*>', 'NAME', rule.rule)}"
         for rule in current_app.url_map.iter_rules()
         if rule.rule.startswith("/v1/")
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}

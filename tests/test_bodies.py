@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
+from functools import partial
+from typing import Any
 
 import pytest
 
+from halt.bodies import JSON_OBJECT
 from halt.chat import CHAT_REQUEST
 from halt.errors import RequestError
+from halt.starts import START_REQUEST
 
 HELLO = {"role": "user", "content": "Hello"}
 HALF = r'{"messages": [{"role": "user", "content": "%s"}]}'
@@ -57,3 +62,89 @@ def test_further_fields_replace_none_of_halts_own(name: str) -> None:
     with pytest.raises(RequestError, match=f"extra_body.{name}") as refused:
         CHAT_REQUEST.convert(body)
     assert refused.value.field == f"extra_body.{name}"
+
+
+#: Names that look like the words which msgspec puts behind them, and one that does not.
+NAMES = [" - at `$" * 12_500, " - at `key in $." * 6_000 + "\n", "`" * 100_000, "n" * 100_000]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=["path", "key", "ticks", "letters"])
+def test_a_long_unknown_field_is_refused_at_once_and_not_repeated(name: str) -> None:
+    """The time is linear in the name, and neither the sentence nor the field has all of it."""
+    began = time.process_time()
+    for body in ({"messages": [HELLO], name: 1}, {"messages": [HELLO], "on_disconnect": name}):
+        for refuse in (partial(START_REQUEST.decode, json.dumps(body)), partial(_convert, body)):
+            with pytest.raises(RequestError) as refused:
+                refuse()
+            assert len(refused.value.args[0]) < 500
+            assert len(refused.value.field or "") < 150
+    out_of_range = json.dumps({"a": 1, name: 0})[:-2] + "1e400}"
+    with pytest.raises(RequestError, match="out of range") as refused:
+        JSON_OBJECT.decode(out_of_range)
+    assert len(refused.value.field or "") < 150
+    assert time.process_time() - began < 2.0
+
+
+def _convert(body: dict[str, Any]) -> object:
+    return START_REQUEST.convert(body)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("a - at `$.b` c", "a - at"),
+        ("x` - at `$", "x"),
+        ("hue", "hue"),
+        ("n" * 101, "n" * 99 + "…"),
+    ],
+)
+def test_an_unknown_field_is_named(name: str, field: str) -> None:
+    """Whatever its name holds."""
+    with pytest.raises(RequestError, match="unknown field") as refused:
+        START_REQUEST.decode(json.dumps({"messages": [HELLO], name: 1}))
+    assert (refused.value.field or "").strip(" `") == field
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        json.dumps({f"field{i}": i for i in range(300_000)}).encode(),
+        json.dumps({"a": [[]] * 200_000}).encode(),
+        json.dumps({"a": ["x"] * 200_000}).encode(),
+        b'{"a":[' + b"1," * 200_000 + b"1]}",
+        b'{"\\"\\\\":[' + b'"\\\\",' * 200_000 + b"1]}",
+        b"[" * 3_000_000,
+        b'"",' * 1_000_000,
+    ],
+    ids=["fields", "lists", "texts", "numbers", "escapes", "brackets", "no-json"],
+)
+def test_more_values_than_can_be_made_quickly_are_refused(body: bytes) -> None:
+    """Before objects are made of them, which would keep the interpreter's lock for long."""
+    for decoder in (JSON_OBJECT, START_REQUEST):
+        with pytest.raises(RequestError, match=r"holds more than 100,000 values\.") as refused:
+            decoder.decode(body)
+        assert refused.value.field == "body"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": [1, 2], "b": "c"},\n' * 120_000, ",:[{" * 800_000, "\\" * 1_700_000, '"' * 1_700_000],
+    ids=["json", "signs", "backslashes", "quotes"],
+)
+def test_a_text_is_one_value_whatever_it_holds(text: str) -> None:
+    """Also 3 MB of pasted JSON, CSV or source code."""
+    body = json.dumps({"messages": [{"role": "user", "content": text}]})
+    assert CHAT_REQUEST.decode(body.encode()).messages[0].content == text
+    assert CHAT_REQUEST.decode(body).messages[0].content == text
+
+
+def test_a_body_may_be_nested_to_a_depth() -> None:
+    """Beyond it a request is refused, not answered by a fault of Halt's own further on."""
+
+    def nested(levels: int) -> bytes:
+        return b'{"a":' + b'{"[":[' * (levels // 2) + b"1" + b"]}" * (levels // 2) + b"}"
+
+    assert JSON_OBJECT.decode(nested(198))
+    for levels in (202, 900, 20_000):
+        with pytest.raises(RequestError, match="nested too deep"):
+            JSON_OBJECT.decode(nested(levels))

@@ -34,6 +34,7 @@ VENDOR = ROOT / "static" / "vendor"
 LAYERS = {
     "embedded": 0,
     "errors": 0,
+    "json_size": 0,
     "loose_json": 0,
     "error_body": 0,
     "error_code": 0,

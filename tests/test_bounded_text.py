@@ -1,0 +1,285 @@
+"""What a model writes is decoded in linear time, counted as it arrives, and never breaks a decoder.
+
+Bounds on CPU time are wide: what is linear stays far below them on a machine that is ten times
+slower, and what is quadratic far above.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+
+import pytest
+
+from halt.anthropic_upstream import MessagesDecoder
+from halt.continuing import Seam
+from halt.decoder import ChatDecoder, EventDecoder
+from halt.errors import UpstreamError
+from halt.events import Content, encode
+from halt.gathering import Gathering
+from halt.http1 import READ_SIZE
+from halt.notes import NOTES, NoteFilter
+from halt.provider import LINES_MAX, _turn_of
+from halt.tool_calls import CallAssembler
+
+CALL = {"index": 0, "id": "call_1", "function": {"name": "f", "arguments": '{"a": 1}'}}
+
+
+def chunk(**delta: object) -> bytes:
+    return b"data: %b\n\n" % json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode()
+
+
+def arrived(decoder: EventDecoder, reads: Iterable[bytes]) -> int:
+    return sum(decoder.feed(read).arrived for read in reads)
+
+
+# --- all that arrives is counted, and costs the same ----------------------------------------------
+
+BLANKS = (" ", "\n", "\t", "\u00a0", "\u3000", "\u200b", "\r\n", " " * 5_000)
+BEGINNINGS = (
+    "",
+    "a",
+    "<think>",
+    "<think>a</think>",
+    "<think>a</think><|response|>",
+    "</think>",
+    "<|channel>thought\n",
+    "<|channel|>analysis<|message|>",
+    "<|channel|>analysis<|message|>a<|end|>",
+    "[",
+    "a</thi",
+    NOTES[0],
+    "```\n",
+)
+
+
+@pytest.mark.parametrize("blank", BLANKS, ids=[ascii(each[:2]) for each in BLANKS])
+@pytest.mark.parametrize("field", ["content", "reasoning_content"])
+def test_blanks_are_counted_as_they_arrive(blank: str, field: str) -> None:
+    """Wherever they stand, and whether they are shown, held back or left out."""
+    for beginning in BEGINNINGS:
+        reads = [chunk(**{field: beginning})] + [chunk(**{field: blank})] * 300
+        assert arrived(ChatDecoder(), reads) == len(beginning) + 300 * len(blank)
+
+
+def test_what_a_call_brings_is_counted_also_where_it_says_nothing() -> None:
+    """Blanks before or behind its arguments, and empty ones again and again."""
+    for pieces in (" ", "{}", "null", "\n\n"):
+        decoder = ChatDecoder()
+        decoder.feed(chunk(tool_calls=[{"index": 0, "id": "a", "function": {"name": "f"}}]))
+        more = chunk(tool_calls=[{"index": 0, "function": {"arguments": pieces}}])
+        assert arrived(decoder, [more] * 100) >= 100
+    said = {"type": "content_block_delta", "index": 0}
+    tool = {"type": "tool_use", "id": "a", "name": "b"}
+    start = {"type": "content_block_start", "index": 0, "content_block": tool}
+    blank = {**said, "delta": {"type": "input_json_delta", "partial_json": " "}}
+    reads = [b"data: %b\n\n" % json.dumps(each).encode() for each in (start, *[blank] * 100)]
+    assert arrived(MessagesDecoder(), reads) >= 100
+
+
+def _seconds(work: Iterable[object]) -> float:
+    began = time.process_time()
+    for _ in work:
+        pass
+    return time.process_time() - began
+
+
+@pytest.mark.parametrize(
+    "pieces", [" ", "]", "}", "{}", ",{}", '"}"'], ids=["blank", "]", "}", "{}", ",{}", "string"]
+)
+def test_pieces_behind_a_calls_arguments_take_linear_time(pieces: str) -> None:
+    """Its arguments are parsed once, and not with each piece: 200,000 blanks took 16 s."""
+    calls, out = CallAssembler(), Gathering()
+    calls.fragment(0, "call_1", "f", json.dumps({"a": ["x"] * 20_000}), out)
+    began = time.process_time()
+    for _ in range(20_000):
+        calls.fragment(0, "", "", pieces, out)
+    assert time.process_time() - began < 3.0
+
+
+def test_a_name_that_comes_with_each_piece_takes_linear_time() -> None:
+    """The arguments so far are compared where they may have come again, and only there."""
+    calls, out = CallAssembler(), Gathering()
+    began = time.process_time()
+    for _ in range(40_000):
+        calls.fragment(0, "call_1", "f", "x" * 50, out)
+    assert time.process_time() - began < 3.0
+
+
+@pytest.mark.parametrize("arguments", ['{"a":' + "[" * 5_000 + "]" * 5_000 + "}", '{"\ud800": 1}'])
+def test_arguments_that_no_parser_takes_are_handed_on(arguments: str) -> None:
+    """Too deep ones and halves of characters are the tool's matter."""
+    calls, out = CallAssembler(), Gathering()
+    for pieces in (arguments, " ", "{}"):
+        calls.fragment(0, "call_1", "f", pieces, out)
+    calls.finish(out)
+    assert out.part(ended=True).events[-1].arguments == arguments + " {}"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("old", [" ", "\n", " \n"])
+def test_blanks_at_a_seam_take_linear_time(old: str) -> None:
+    """Behind an answer that ends in many of them."""
+    blank = old * (60_000 // len(old))
+    seam = Seam(f"a{blank}")
+    shown = ""
+    took = _seconds(seam.feed(each) for each in blank[:-1] + "\t")
+    assert took < 3.0
+    shown = seam.feed("b")
+    assert shown.endswith("b")
+
+
+def test_a_text_of_brackets_takes_linear_time() -> None:
+    """No note begins at most of them."""
+    notes = NoteFilter(lambda: False, str)
+    took = _seconds(notes.feed("[" * 64) for _ in range(20_000))
+    assert took < 4.0
+
+
+def test_a_long_line_takes_linear_time() -> None:
+    """It is not looked at again with each piece of it, nor with each mark in it."""
+    for piece in ("x", "`", '"', "<", "</think> "):
+        decoder = ChatDecoder()
+        reads = [chunk(content="a")] + [chunk(content=piece * 1_000)] * 2_000
+        took = _seconds(map(decoder.feed, reads))
+        assert took < 5.0, piece
+
+
+# --- one event, and one turn ----------------------------------------------------------------------
+
+
+def _reads(body: bytes) -> Iterable[bytes]:
+    return (body[at : at + READ_SIZE] for at in range(0, len(body), READ_SIZE))
+
+
+@pytest.mark.parametrize(
+    "item", [b"[],", b'{"a":1},', b"1,", b'"a",'], ids=["lists", "objects", "numbers", "texts"]
+)
+@pytest.mark.parametrize("framed", [True, False])
+def test_an_event_of_too_many_values_is_not_made_into_objects(item: bytes, framed: bool) -> None:
+    """It ends the answer at once; behind the end of the answer it takes nothing from it."""
+    count = 6_000_000 // len(item)
+    begun = b'{"choices":[{"index":0,"delta":{"x":['
+    event = (b"data: " if framed else b"") + begun + item * count + b"1]}}]}\n\n"
+    began = time.process_time()
+    with pytest.raises(UpstreamError) as fault:
+        list(map(ChatDecoder().feed, _reads(event)))
+    assert fault.value.code == "upstream_invalid"
+    assert time.process_time() - began < 2.0
+    finished = ChatDecoder()
+    end = {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop"}]}
+    parts = [finished.feed(b"data: %b\n\n" % json.dumps(end).encode()), finished.feed(event)]
+    assert ("".join(part.text for part in parts), finished.ended) == ("Hi", True)
+
+
+def test_a_picture_of_many_megabytes_is_handed_on() -> None:
+    """It is one value, however long."""
+    url = "data:image/png;base64," + "A" * 20_000_000
+    part = ChatDecoder().feed(chunk(images=[url]))
+    assert part.events[0].delta["images"] == [url]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "line", [b"x\n", b"<p>\n", b"data:\n", b":\n", b"{}\n", b"data: x\n\n", b"event: a\n", b"\r"]
+)
+def test_lines_are_decoded_in_turns(line: bytes) -> None:
+    """A read of nothing but short lines is cut up, so that other streams move in between."""
+    left, turns = line * (65_536 // len(line)), 0
+    whole = b""
+    while left:
+        turn, left = _turn_of(left)
+        assert turn
+        assert turn.count(b"\n") <= LINES_MAX
+        whole += turn
+        turns += 1
+    assert whole == line * (65_536 // len(line))
+    assert turns >= whole.count(b"\n") // LINES_MAX
+
+
+def test_a_turn_ends_behind_a_whole_event() -> None:
+    """Where it can, since those are decoded at less cost."""
+    event = chunk(content="a")
+    turn, left = _turn_of(b"a\n\n" + event * 1_000)
+    assert turn.endswith(b"\n\n")
+    assert left.startswith(b"data: ")
+    text = "".join(part.text for part in map(ChatDecoder().feed, [turn.removeprefix(b"a\n\n")]))
+    assert set(text) == {"a"}
+
+
+# --- whatever bytes come --------------------------------------------------------------------------
+
+NUMBERS = {
+    "huge": b"1e999999",
+    "minus": b"-1e999999",
+    "digits": b"9" * 100_000,
+    "fraction": b"0." + b"1" * 100_000,
+    "exponent": b"1e" + b"9" * 5_000,
+    "infinity": b"-Infinity",
+    "nan": b"NaN",
+    "deep": b"[" * 100_000,
+    "closed": b"[" * 50_000 + b"]" * 50_000,
+    "objects": b'{"data":' * 400 + b"1" + b"}" * 400,
+    "lists": b"[" * 900 + b"]" * 900,
+}
+NAMES = [
+    b"\xff",
+    b"\xc0\x80",
+    b"\xed\xa0\x80",
+    b"\xf0\x9f",
+    b"\\ud83d",
+    b"\\udc80",
+    b"\\u0000",
+    b"\0",
+]
+CHAT = [
+    b'{"choices":[{"index":0,"delta":{"content":"hi","K":V}}]}',
+    b'{"K":V,"choices":[{"index":V,"finish_reason":"K","delta":{"content":"K"},"K":V}]}',
+    b'{"choices":[{"index":0,"delta":{"content":V}}],"model":"K","usage":{"K":V,"total_tokens":V}}',
+    b'{"choices":[{"index":0,"delta":{"tool_calls":[{"index":V,"id":"K","function":{"name":"K",'
+    b'"arguments":"K"},"K":V}]}}]}',
+    b'{"error":{"message":"K","code":V,"K":V,"retry_after":V}}',
+    b'{"data":V}',
+    b'{"error":"K"}',
+    b'"K"',
+    b"V",
+    b"{'error': 'K', 'code': V}",
+]
+ANTHROPIC = [
+    b'{"type":"message_start","message":{"model":"K","K":V,"usage":{"K":V,"input_tokens":V}}}',
+    b'{"type":"content_block_start","index":V,"content_block":{"type":"K","text":"K","K":V}}',
+    b'{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"K",'
+    b'"name":"K","input":{"K":V}}}',
+    b'{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":V,"K":V}}',
+    b'{"type":"content_block_delta","index":0,"delta":{"citation":{"url":"K","title":V,"K":V}}}',
+    b'{"type":"message_delta","delta":{"stop_reason":"K"},"usage":{"output_tokens":V,"K":V}}',
+    b'{"type":"K","error":{"K":V}}',
+]
+
+
+@pytest.mark.parametrize("value", NUMBERS.values(), ids=NUMBERS)
+def test_whatever_bytes_come_a_decoder_gives_deltas_or_an_upstream_error(value: bytes) -> None:
+    """And what it gives can be written as JSON: events, usage, and the words of an error."""
+    for kind, shapes in ((ChatDecoder, CHAT), (MessagesDecoder, ANTHROPIC)):
+        for name in NAMES if value == NUMBERS["huge"] else NAMES[:1]:
+            for shape in shapes:
+                event = shape.replace(b"V", value).replace(b"K", name)
+                for frame in (b"data: %b\n\n", b"%b\n", b"event: error\ndata: %b\n\n"):
+                    _play(kind(), frame % event)
+
+
+def _play(decoder: EventDecoder, raw: bytes) -> None:
+    try:
+        for part in (decoder.feed(b"\n"), decoder.feed(raw), decoder.end()):
+            for event in part.events:
+                encode(event)
+    except UpstreamError as fault:
+        encode([fault.message, fault.detail])
+    encode([decoder.usage, decoder.model, decoder.finish_reason, decoder.opaque])
+
+
+def test_a_thought_is_split_off_a_long_text_as_before() -> None:
+    """In slices, of which most hold no mark."""
+    text = "<think>" + "t " * 50_000 + "</think>\n\n" + "a\n" * 50_000
+    part = ChatDecoder().feed(chunk(content=text))
+    assert part.text == "a\n" * 50_000
+    assert sum(isinstance(event, Content) for event in part.events) == 1
