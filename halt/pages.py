@@ -74,12 +74,14 @@ from halt.renderer import TEXT_WAIT, Renderer, Rendering
 from halt.run import Run
 from halt.slots import number_of
 from halt.titles import Titles
+from halt.token_failures import too_many
 from halt.web import (
     after_parameter,
     catalog,
     client_socket,
     config,
     conversations,
+    count_wrong_token,
     generations,
     login_mark,
     owner,
@@ -676,13 +678,18 @@ def how_saving_goes() -> str:
 def login() -> BaseResponse | tuple[str, int] | str:
     if not config().token:
         return redirect(url_for("pages.index"))
-    if request.method == "POST":
-        if token_matches(request.form.get("token", "").strip()):
-            session["login"] = login_mark()
-            owner_made()
-            return redirect(url_for("pages.index"))
-        return render_template("login.html", wrong=True), 401
-    return render_template("login.html", wrong=False)
+    if request.method != "POST":
+        return render_template("login.html")
+    given = request.form.get("token", "").strip()
+    if token_matches(given):
+        session["login"] = login_mark()
+        owner_made()
+        return redirect(url_for("pages.index"))
+    if given and (wait := count_wrong_token()):
+        response = Response(render_template("login.html", fault=too_many(wait)), 429)
+        response.headers["Retry-After"] = str(wait)
+        return response
+    return render_template("login.html", fault="That is not the token. Try again."), 401
 
 
 def stop_fragment(receipt: Receipt) -> str:
