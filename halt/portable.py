@@ -21,6 +21,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
@@ -28,7 +29,7 @@ import msgspec
 from halt.errors import RequestError, TooLarge
 from halt.events import Terminal
 from halt.folds import Fold
-from halt.json_items import items
+from halt.json_items import is_list, items
 from halt.metrics import NO_FIGURES
 
 FORMAT = "halt-conversations"
@@ -39,6 +40,7 @@ CONVERSATIONS_MAX = 100_000  # of one file
 MESSAGE_MAX = 10_000_000
 FOLDS_MAX = 1_000  # folds of one message
 ENDED_MAX = 1_000_000  # bytes of how a message ended
+WHOLE_MAX = 65_536  # bytes of a message that is decoded in one call
 NAME_MAX = 10_000  # characters of a title or a model's name that are looked at
 NUMBERS_MAX = 2**53  # of IDs in a file
 FIGURE_MAX = 1e11  # of a figure that says anything: three years in milliseconds
@@ -109,7 +111,7 @@ class _Conversation(msgspec.Struct):
     updated_at: Moment = 0.0
 
 
-class _Message(msgspec.Struct):
+class _LargeMessage(msgspec.Struct):
     """A PortableMessage of which two fields are not decoded yet."""
 
     id: Number
@@ -129,7 +131,8 @@ class _Message(msgspec.Struct):
 _encode = msgspec.json.Encoder().encode
 _file = msgspec.json.Decoder(_File)
 _conversation = msgspec.json.Decoder(_Conversation)
-_message = msgspec.json.Decoder(_Message)
+_message = msgspec.json.Decoder(PortableMessage)
+_large_message = msgspec.json.Decoder(_LargeMessage)
 _number = msgspec.json.Decoder(Number)
 _ended_as = msgspec.json.Decoder(Terminal | None)
 _fold = msgspec.json.Decoder(Fold)
@@ -173,7 +176,10 @@ def read(data: bytes, longest: int = MESSAGE_MAX) -> list[PortableConversation]:
     return found
 
 
-def _part(decoder: msgspec.json.Decoder[T], raw: bytes | msgspec.Raw, place: str) -> T:
+Raw = bytes | memoryview | msgspec.Raw
+
+
+def _part(decoder: msgspec.json.Decoder[T], raw: Raw, place: str) -> T:
     """A part of a file. Raises _Misfit, MsgspecError, UnicodeDecodeError, RecursionError."""
     try:
         return decoder.decode(raw)
@@ -185,16 +191,16 @@ def _part(decoder: msgspec.json.Decoder[T], raw: bytes | msgspec.Raw, place: str
         raise _Misfit(f"{what[:200]} - at `{place}{path}") from None
 
 
-def _items(raw: msgspec.Raw, place: str) -> Iterator[tuple[str, bytes]]:
+def _items(raw: msgspec.Raw, place: str) -> Iterator[tuple[str, memoryview]]:
     """The items of a list, each with its path. Raises _Misfit where it is none."""
-    data = bytes(raw)
-    if not data.lstrip().startswith(b"["):
+    data = memoryview(raw)
+    if not is_list(data):
         _part(_no_list, data, place)
     for number, each in enumerate(items(data)):
         yield f"{place}[{number}]", each
 
 
-def _read(raw: bytes, place: str, longest: int) -> PortableConversation:
+def _read(raw: memoryview, place: str, longest: int) -> PortableConversation:
     """One conversation. Raises _Misfit, TooLarge, and as `_part`."""
     given = _part(_conversation, raw, place)
     title = given.title[:NAME_MAX]
@@ -203,27 +209,35 @@ def _read(raw: bytes, place: str, longest: int) -> PortableConversation:
     def refuse(which: str, what: str) -> None:
         raise TooLarge(f"This file can't be imported: in the {name}, {which} {what}.", field="file")
 
-    messages = []
-    for at, each in _items(given.messages, f"{place}.messages"):
-        message = _part(_message, each, at)
+    def checked(message: PortableMessage) -> PortableMessage:
         which = f"the message {message.id}"
         if len(message.content) > longest:
             refuse(which, f"is longer than {longest:,} characters")
         if max(len(message.model), len(message.asked)) > NAME_MAX:
             refuse(which, f"names a model in more than {NAME_MAX:,} characters")
-        if len(bytes(message.ended)) > ENDED_MAX:
-            refuse(which, f"says in more than {ENDED_MAX:,} bytes how it ended")
-        folds: list[Fold] = []
-        for where, one in _items(message.folds, f"{at}.folds"):
-            folds.append(_part(_fold, one, where))
-            if len(folds) > FOLDS_MAX:
-                refuse(which, f"has more than {FOLDS_MAX:,} thoughts and tool calls")
-        if sum(fold.size() for fold in folds) > longest:
+        if len(message.folds) > FOLDS_MAX:
+            refuse(which, f"has more than {FOLDS_MAX:,} thoughts and tool calls")
+        if sum(fold.size() for fold in message.folds) > longest:
             refuse(which, f"has thoughts and tool calls of more than {longest:,} characters")
+        return message
+
+    def decoded(raw: memoryview, at: str) -> PortableMessage:
+        if len(raw) <= WHOLE_MAX:
+            return _part(_message, raw, at)
+        message = _part(_large_message, raw, at)
+        if len(memoryview(message.ended)) > ENDED_MAX:
+            refuse(
+                f"the message {message.id}", f"says in more than {ENDED_MAX:,} bytes how it ended"
+            )
         values = msgspec.structs.asdict(message)
         values["ended"] = _part(_ended_as, message.ended, f"{at}.ended")
-        values["folds"] = folds
-        messages.append(PortableMessage(**values))
+        folds = islice(_items(message.folds, f"{at}.folds"), FOLDS_MAX + 1)
+        values["folds"] = [_part(_fold, one, where) for where, one in folds]
+        return PortableMessage(**values)
+
+    messages = [
+        checked(decoded(each, at)) for at, each in _items(given.messages, f"{place}.messages")
+    ]
     if len(given.settings.system_prompt or "") > longest:
         refuse("the system prompt", f"is longer than {longest:,} characters")
     if len(given.settings.model) > NAME_MAX:
@@ -296,14 +310,14 @@ _known = msgspec.json.Decoder(_Known)
 _text = msgspec.json.Decoder(str)
 
 
-def _fields(raw: bytes) -> dict[str, bytes]:
+def _fields(raw: bytes | memoryview) -> dict[str, memoryview]:
     """Those fields of an object, not decoded; nothing of anything else."""
     try:
         values = msgspec.structs.astuple(_known.decode(raw))
     except msgspec.ValidationError:
         return {}
     return {
-        name: bytes(value)
+        name: memoryview(value)
         for name, value in zip(_NAMES, values, strict=True)
         if isinstance(value, msgspec.Raw)
     }
@@ -313,7 +327,7 @@ def _foreign(data: bytes) -> str:
     """What is wrong with a file of another product; nothing of one of Halt's."""
     try:
         found = _fields(data)
-        if found.get("format") == _encode(FORMAT):
+        if bytes(found.get("format", b"")) == _encode(FORMAT):
             return ""
         for each in _candidates(data, found):
             if product := next((who for who, fields in _PRODUCTS if fields <= each.keys()), ""):
@@ -328,9 +342,9 @@ def _foreign(data: bytes) -> str:
     return f"This file can't be imported: it is not an export of Halt's. {OWN_ALONE}"
 
 
-def _candidates(data: bytes, found: dict[str, bytes]) -> Iterator[dict[str, bytes]]:
+def _candidates(data: bytes, found: dict[str, memoryview]) -> Iterator[dict[str, memoryview]]:
     """Objects that may be a conversation: of the file itself, or the first of a list in it."""
-    inner = [data, *(found[name] for name in _LISTS if name in found)]
+    inner = [memoryview(data), *(found[name] for name in _LISTS if name in found)]
     inner += [
         fields[name]
         for each in inner[1:]
