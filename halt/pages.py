@@ -50,6 +50,7 @@ from halt.conversations import (
     Store,
     UnknownConversation,
 )
+from halt.ended_html import whole
 from halt.errors import (
     AtCapacity,
     HaltError,
@@ -706,8 +707,12 @@ def stop_fragment(receipt: Receipt) -> str:
         return lost(receipt.id) if shown else ""  # of another session, or no longer kept
     except StoreUnavailable:
         return ""  # it was stopped all the same; what the page shows stays
-    writer = PageWriter(run, 0, _answer_template(), _lengths(), _renderer())
-    return writer.whole(_renderer().within(STOP_WAIT))
+    rendering = _renderer().within(STOP_WAIT)
+    stopped = whole(run, _lengths(), rendering)
+    if stopped is None:  # of another worker, whose end has not come here yet
+        writer = PageWriter(run, 0, _answer_template(), _lengths(), _renderer())
+        return writer.whole(rendering)
+    return stopped
 
 
 def _run_of(stream_id: str) -> Recording | None:
