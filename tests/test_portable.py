@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from halt import json_items, portable
 from halt.errors import RequestError, TooLarge
 from halt.portable import ENDED_MAX, FOLDS_MAX, NAME_MAX, read
+from halt.snippets import INDEXED_MAX, snippet, trigrams
 
 MESSAGE = {"id": "m", "role": "user", "content": "Hi"}
 CLAUDE = {"uuid": "u", "name": "Sky", "chat_messages": [{"sender": "human", "text": "Hi"}]}
@@ -231,3 +232,28 @@ def test_no_step_of_reading_a_large_file_is_long() -> None:
         sys.setswitchinterval(before)
     assert [each.content for each in found.messages[-3:]] == texts
     assert turns > 20  # in one call it would be one or two
+
+
+# --- what a search knows of a long text -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "indexed"),
+    [
+        ("word " * 10, None),
+        ("wörd " * (INDEXED_MAX // 5), None),
+        ("word " * INDEXED_MAX, ("word " * INDEXED_MAX)[:INDEXED_MAX]),
+        ("中文字", " 中文字 文字 字 "),
+        ("中文 " * INDEXED_MAX, (" 中文 文  " * INDEXED_MAX)[:INDEXED_MAX]),
+    ],
+)
+def test_the_index_takes_the_beginning_of_a_long_text(text: str, indexed: str | None) -> None:
+    """However long it is; the database writes nothing else while it makes its index."""
+    assert trigrams(text) == indexed
+
+
+def test_a_hit_is_looked_for_where_the_index_has_found_it() -> None:
+    """What comes behind is not searched for each page of hits."""
+    text = f"{'x' * INDEXED_MAX} sought"
+    assert snippet(f"sought {text}", ["sought"])[0] == ("sought", True)
+    assert not any(hit for _, hit in snippet(text, ["sought"]))
