@@ -40,6 +40,7 @@ CONVERSATIONS_MAX = 100_000  # of one file
 MESSAGE_MAX = 10_000_000
 FOLDS_MAX = 1_000  # folds of one message
 ENDED_MAX = 1_000_000  # bytes of how a message ended
+PIECE = 200  # messages that are encoded in one call
 WHOLE_MAX = 65_536  # bytes of a message that is decoded in one call
 NAME_MAX = 10_000  # characters of a title or a model's name that are looked at
 NUMBERS_MAX = 2**53  # of IDs in a file
@@ -435,10 +436,18 @@ def check(given: PortableConversation) -> None:
 
 
 def to_json(conversations: Iterable[PortableConversation]) -> Iterator[bytes]:
-    """A file of conversations, in pieces of one conversation each."""
+    """A file of conversations, in pieces of some messages each."""
     yield b'{"format":"%b","version":%d,"conversations":[' % (FORMAT.encode(), VERSION)
     for number, each in enumerate(conversations):
-        yield (b",\n" if number else b"\n") + _encode(each)
+        # A quote inside a text is escaped, so that the list is where this stands first.
+        empty = _encode(msgspec.structs.replace(each, messages=[]))
+        head, _, rest = empty.partition(b'"messages":[]')
+        piece = (b",\n" if number else b"\n") + head + b'"messages":['
+        for first in range(0, len(each.messages), PIECE):
+            some = _encode(each.messages[first : first + PIECE])
+            yield piece + (b"," if first else b"") + some[1:-1]
+            piece = b""
+        yield piece + b"]" + rest
     yield b"\n]}\n"
 
 

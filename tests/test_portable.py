@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 
 from halt import json_items, portable
 from halt.errors import RequestError, TooLarge
-from halt.portable import ENDED_MAX, FOLDS_MAX, NAME_MAX, read
+from halt.portable import (
+    ENDED_MAX,
+    FOLDS_MAX,
+    NAME_MAX,
+    PIECE,
+    PortableConversation,
+    PortableMessage,
+    PortableSettings,
+    read,
+    to_json,
+)
 from halt.snippets import INDEXED_MAX, snippet, trigrams
 
 MESSAGE = {"id": "m", "role": "user", "content": "Hi"}
@@ -170,6 +180,21 @@ def test_every_conversation_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
             continue
         with pytest.raises(RequestError, match="must hold 3 at most"):
             read(data)
+
+
+@pytest.mark.parametrize("count", [0, 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 2 * PIECE + 1])
+def test_a_file_in_pieces_is_the_whole_file(count: int) -> None:
+    """As many messages as there are, with texts that look like the list's beginning."""
+    trap = '"messages":[]'
+    one = PortableConversation(
+        "abcdefgh",
+        trap,
+        [PortableMessage(n + 1, "user", trap) for n in range(count)],
+        settings=PortableSettings(system_prompt=trap),
+    )
+    written = b"".join(to_json([one, one]))
+    assert json.loads(written)["conversations"] == [json.loads(msgspec.json.encode(one))] * 2
+    assert all(len(each) < 70 * PIECE + 200 for each in to_json([one]))
 
 
 # --- the items of a list --------------------------------------------------------------------------
