@@ -139,6 +139,7 @@ def post_worker_init(worker: Any) -> None:
     service = worker.wsgi.extensions["halt"]
     service.alive = lambda: worker.alive
     service.ends_process = True  # one whose relay has failed: the master starts another
+    worker.wsgi.extensions["halt.prepare_sessions"]()
     service.begin()
     try:
         worker.wsgi.extensions["halt.archive"].recover()

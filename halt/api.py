@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
@@ -21,7 +22,7 @@ from halt.web import brings_token, generations, json_response, owner, wants_frag
 
 STOPS_MAX = 16  # streams that one press of the page's Stop can name
 PROBE_SECONDS = 10.0  # a health answer is never older than this when the probe can run
-PROBE_WAIT = 1.0  # seconds that a health request waits for the upstream's answer
+PROBE_WAIT = 1.0  # seconds that one health request waits for the upstream's answer
 #: A refusal is an answer: the server is there.
 REFUSALS = frozenset(
     {
@@ -113,6 +114,8 @@ class Probe:
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
+        self._lock = threading.Lock()  # protects the time below
+        self._waited_for = float("-inf")  # when the question was asked that a request waited for
         # A server that is silent for long is as good as unreachable.
         self._question = Question(
             "health",
@@ -123,9 +126,16 @@ class Probe:
         )
 
     def look(self) -> str:
-        """ "reachable", "unreachable: CODE", or "unknown" while the first answer is awaited."""
-        self._question.begin()
-        known, fault = self._question.wait(now() + PROBE_WAIT, fresh=True)
+        """ "reachable", "unreachable: CODE", or "unknown" while the first answer is awaited.
+
+        Of the requests that come while the upstream is asked, one waits, up to PROBE_WAIT; the
+        others are told at once what is known. So a silent upstream holds one thread, not all.
+        """
+        asked_at = self._question.begin()
+        with self._lock:
+            is_first, self._waited_for = self._waited_for != asked_at, asked_at
+        until = now() + PROBE_WAIT if is_first else 0.0
+        known, fault = self._question.wait(until, fresh=True)
         if fault is not None:
             return f"unreachable: {fault.code}"
         return known or "unknown"

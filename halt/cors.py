@@ -1,15 +1,22 @@
 """Pages of other origins that may use the API (CORS). Off unless HALT_CORS_ORIGINS names some.
 
 Such a page is a program: its requests have no session, whatever cookies a browser sends along, and
-no response to them allows credentials. With HALT_TOKEN set, it sends the token as a Bearer. The
-page's own routes stay closed to it.
+no response to them allows credentials or sets a cookie. With HALT_TOKEN set, it sends the token as
+a Bearer.
+
+API names the routes that such a page may use. All others, and any that is added, are closed to it:
+they are the chat page's, which knows people by their cookies.
 """
 
 from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, current_app, g, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+#: Blueprints and endpoints for programs.
+API = frozenset({"api", "openai_api", "openapi.described", "plain", "sockets", "streams"})
 
 METHODS = "GET, POST"
 HEADERS = ("Authorization", "Content-Type", "Last-Event-ID", "X-Request-Id", "X-Stream-Id")
@@ -30,7 +37,7 @@ def install(app: Flask, origins: tuple[str, ...]) -> None:
 
     def admit() -> Response | None:
         origin = request.headers.get("Origin")
-        if origin is None or not _is_api() or _is_own(origin):
+        if origin is None or not is_api() or is_own(origin):
             return None
         if "*" not in origins and origin not in origins:
             return None
@@ -39,7 +46,7 @@ def install(app: Flask, origins: tuple[str, ...]) -> None:
         return _preflight() if asks else None
 
     def tell(response: Response) -> Response:
-        if _is_api():
+        if is_api():
             response.vary.add("Origin")
         if admitted():
             response.headers["Access-Control-Allow-Origin"] = g.cors_origin
@@ -51,12 +58,26 @@ def install(app: Flask, origins: tuple[str, ...]) -> None:
     app.after_request(tell)
 
 
-def _is_api() -> bool:
-    """The request is to a route for programs, or to none; what is not in a blueprint are files."""
-    return request.url_rule is None or request.blueprint not in {None, "pages"}
+def is_api() -> bool:
+    """The request is to a route for programs, or to an address that there is not."""
+    endpoint = _endpoint()
+    return endpoint is None or not API.isdisjoint({endpoint, endpoint.partition(".")[0]})
 
 
-def _is_own(origin: str) -> bool:
+def _endpoint() -> str | None:
+    """The request's endpoint, also where its method is a wrong one; None: no such address."""
+    if request.endpoint is not None:
+        return request.endpoint
+    fault, adapter = request.routing_exception, current_app.create_url_adapter(request)
+    if isinstance(fault, MethodNotAllowed) and fault.valid_methods and adapter is not None:
+        try:
+            return str(adapter.match(method=next(iter(fault.valid_methods)))[0])
+        except HTTPException:
+            return None
+    return None
+
+
+def is_own(origin: str) -> bool:
     """Halt's own page asks. A browser says so itself, where it says anything."""
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:

@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from limits.storage import Storage
 
-from halt.data_folder import can_log_ahead, make_private
+from halt.data_folder import can_log_ahead, make_folder, make_private
 
 SCHEME = "halt-counts"
 WAIT = 2.0  # seconds for another process that counts at the same moment
@@ -69,7 +69,7 @@ class Counts(Storage):
                 database.execute("COMMIT")
 
     def _opened(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         is_new = not self._path.exists()
         make_private(self._path)
         database = sqlite3.connect(

@@ -27,6 +27,8 @@ from pathlib import Path
 
 from halt.config import ConfigError
 
+PRIVATE = 0o600  # the mode of every file and socket here, whatever the process's umask
+FOLDER = 0o700  # that of every folder
 SECRET_MIN = 16  # characters
 ATTEMPTS = 100  # to make a file where other processes make it too; two are enough, usually
 SOCKET_PATH_MAX = 103  # bytes that every system takes for a Unix socket's path
@@ -51,7 +53,7 @@ UNSUPPORTED = frozenset(
 def prepare(folder: Path) -> Path:
     """Make the folder if it is not there, for nobody else to look into. Raises ConfigError."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as exc:
@@ -59,6 +61,76 @@ def prepare(folder: Path) -> Path:
             f"HALT_DATA={str(folder)!r} is no folder that can be written to: {exc.strerror}."
         ) from None
     return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder, and those above it that are missing, each for its owner alone.
+
+    One that is there stays as it is. Raises OSError.
+    """
+    for each in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
+        with contextlib.suppress(FileExistsError):  # another process has made it
+            each.mkdir(mode=FOLDER)
+            _set_mode(each, FOLDER)
+    folder.mkdir(exist_ok=True)  # says so where it is a file
+
+
+def open_private(path: Path, flags: int) -> int:
+    """Open a file, made where it is missing; for its owner alone. Raises OSError."""
+    file = os.open(path, flags | os.O_CREAT, PRIVATE)
+    _set_mode(file, PRIVATE)
+    return file
+
+
+def bind_private(sock: socket.socket, path: Path) -> None:
+    """Bind a Unix socket to a path, for its owner alone. Raises OSError.
+
+    On Linux a socket that is not bound yet gives its mode to the file, so at no time is the file
+    open to others. Other systems refuse that call; there the mode is set afterwards.
+    """
+    _set_mode(sock.fileno(), PRIVATE)
+    sock.bind(os.fspath(path))
+    _set_mode(path, PRIVATE)
+
+
+def _set_mode(file: int | Path, mode: int) -> None:
+    """Set a mode where the file system has modes. Raises OSError for any other reason."""
+    try:
+        os.chmod(file, mode)
+    except OSError as exc:
+        if exc.errno not in UNSUPPORTED:
+            raise
+
+
+#: What Halt makes in the data folder, beside the folder `run`.
+_OWN = (
+    "halt.db*",
+    "rates.db*",
+    "migrate.lock",
+    "wal-probe.db*",
+    "probe-*.db*",
+    "secret_key*",
+    "mark",
+    "mark.*",
+    "chat-history",
+)
+
+
+def mend_modes(folder: Path) -> None:
+    """Close to others what an earlier Halt, or a loose umask, has left open. Never raises.
+
+    Files are not opened: to close a database's file would take from this process SQLite's locks.
+    The folder itself stays as it is: its owner may share it on purpose.
+    """
+    run = folder / "run"
+    for path in (run, *run.glob("*"), *(path for own in _OWN for path in folder.glob(own))):
+        with contextlib.suppress(OSError):  # it has gone, or is another user's
+            mode = path.lstat().st_mode
+            if stat.S_ISLNK(mode):
+                continue
+            wanted = FOLDER if stat.S_ISDIR(mode) else PRIVATE
+            if stat.S_IMODE(mode) & ~wanted:
+                path.chmod(wanted)
 
 
 def secret_key(folder: Path) -> str:
@@ -114,7 +186,7 @@ def _propose(path: Path, first: Path, text: str) -> None:
     there then, or the next attempt makes it.
     """
     own = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    own.mkdir(mode=0o700)
+    own.mkdir(mode=FOLDER)
     try:
         _write(own / "text", text)
         try:
@@ -143,7 +215,7 @@ def _propose(path: Path, first: Path, text: str) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Make a file for its owner alone. Raises OSError."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(open_private(path, os.O_WRONLY | os.O_EXCL), "w") as file:
         file.write(text + "\n")
         file.flush()
         try:
@@ -167,6 +239,7 @@ def run_folder(folder: Path) -> Path:
     the same user's under the system's one for temporary files, whose name follows from the path.
     """
     run = prepare(prepare(folder) / "run")
+    mend_modes(folder)
     if reason := _tried(run, _lock_a_file):
         return _elsewhere(run, _lock_a_file, f"lock files ({reason})")
     return run
@@ -191,7 +264,7 @@ def _elsewhere(run: Path, attempt: Callable[[Path], None], what: str) -> Path:
         found = Path(temporary) / f"halt-{os.getuid()}-{place}"
         try:
             with contextlib.suppress(FileExistsError):
-                found.mkdir(mode=0o700)
+                found.mkdir(mode=FOLDER)
             known = found.lstat()
         except OSError as exc:
             reason = exc.strerror or str(exc)
@@ -242,7 +315,7 @@ def _bind_a_socket(folder: Path) -> None:
         raise OSError(errno.EINVAL, "the path is too long")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
-            sock.bind(os.fspath(path))
+            bind_private(sock, path)
         finally:
             path.unlink(missing_ok=True)
 
@@ -253,12 +326,13 @@ def make_private(path: Path) -> None:
     One that is there is not even opened: to close it would take from this process SQLite's locks.
     """
     with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        os.close(open_private(path, os.O_WRONLY | os.O_EXCL))
 
 
 def can_log_ahead(path: Path) -> bool:
     """Whether SQLite can write ahead in a new file at this path, which is removed. Never raises."""
     try:
+        make_private(path)
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as probe:
             if probe.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
                 return False
@@ -266,7 +340,7 @@ def can_log_ahead(path: Path) -> bool:
             with contextlib.closing(sqlite3.connect(path)) as reader:
                 (count,) = reader.execute("SELECT count(*) FROM probe").fetchone()
             return bool(count == 0)
-    except sqlite3.Error:
+    except (sqlite3.Error, OSError):
         return False
     finally:
         for ending in ("", "-wal", "-shm", "-journal"):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from halt.config import ConfigError
-from halt.data_folder import can_log_ahead, make_private
+from halt.data_folder import can_log_ahead, make_folder, make_private, open_private
 from halt.errors import StoreUnavailable, Unstorable
 from halt.gate import NO_ANSWER, TOO_BUSY, Gate, Refused
 from halt.tables import REVISION
@@ -393,8 +394,9 @@ def _is_current(engine: Engine) -> bool:
 def _open(engine: Engine, folder: Path, url: str) -> None:
     """Bring the tables up to date. Raises ConfigError."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (folder / "migrate.lock").open("ab")
+        make_folder(folder)
+        lock_path = folder / "migrate.lock"
+        lock = os.fdopen(open_private(lock_path, os.O_WRONLY | os.O_APPEND), "ab")
         if not url:
             make_private(folder / "halt.db")
     except OSError as fault:
@@ -403,7 +405,7 @@ def _open(engine: Engine, folder: Path, url: str) -> None:
         ) from None
     what = "DATABASE_URL: the database" if url else f"HALT_DATA: {str(folder / 'halt.db')!r}"
     with lock:
-        _lock_out_others(lock)
+        _lock_out_others(lock, lock_path)
         try:
             _migrate(engine, folder, what)
         except SQLAlchemyError as fault:
@@ -416,7 +418,7 @@ def _open(engine: Engine, folder: Path, url: str) -> None:
             engine.dispose()  # until it is used, nothing is held open, nor shared by a fork
 
 
-def _lock_out_others(lock: IO[bytes]) -> None:
+def _lock_out_others(lock: IO[bytes], path: Path) -> None:
     """Wait until no other process migrates.
 
     Where the file system has no such lock, the database's own must do: SQLite refuses one of two
@@ -425,7 +427,7 @@ def _lock_out_others(lock: IO[bytes]) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as exc:
-        logger.warning("%s cannot be locked: %s", lock.name, exc.strerror)
+        logger.warning("%s cannot be locked: %s", path, exc.strerror)
 
 
 @contextlib.contextmanager

@@ -390,17 +390,17 @@ WHY = {
     "409": "The stream ID is in use.",
     "410": "The events that were asked for are no longer kept.",
     "413": "The body is too large.",
-    "429": "The model's server limits requests.",
+    "429": "Too many starts or wrong access tokens came, or the model's server limits requests.",
     "500": "Something went wrong in Halt itself.",
     "502": "The model's server failed, or could not be reached.",
     "503": "Every place is taken, the server is leaving, the database does not answer, or no "
     "model is set up.",
     "504": "The model's server did not answer in time.",
 }
-GUARD = ("400", "401", "403")  # what may become of any request
+GUARD = ("400", "401", "403", "429")  # what may become of any request
 STARTS = (*GUARD, "409", "413", "503")  # of one that starts a stream
-WAITS = (*STARTS, "404", "429", "500", "502", "504")  # and tells by its status how it began
-ASKS = (*GUARD, "404", "429", "500", "502", "503", "504")  # of one that asks the model's server
+WAITS = (*STARTS, "404", "500", "502", "504")  # and tells by its status how it began
+ASKS = (*GUARD, "404", "500", "502", "503", "504")  # of one that asks the model's server
 
 REQUEST_ID: Schema = {"$ref": f"#/components/headers/{HEADER}"}  # every response has it
 

@@ -50,6 +50,7 @@ from halt.conversations import (
     Store,
     UnknownConversation,
 )
+from halt.ended_html import whole
 from halt.errors import (
     AtCapacity,
     HaltError,
@@ -74,12 +75,14 @@ from halt.renderer import TEXT_WAIT, Renderer, Rendering
 from halt.run import Run
 from halt.slots import number_of
 from halt.titles import Titles
+from halt.token_failures import too_many
 from halt.web import (
     after_parameter,
     catalog,
     client_socket,
     config,
     conversations,
+    count_wrong_token,
     generations,
     login_mark,
     owner,
@@ -676,13 +679,18 @@ def how_saving_goes() -> str:
 def login() -> BaseResponse | tuple[str, int] | str:
     if not config().token:
         return redirect(url_for("pages.index"))
-    if request.method == "POST":
-        if token_matches(request.form.get("token", "").strip()):
-            session["login"] = login_mark()
-            owner_made()
-            return redirect(url_for("pages.index"))
-        return render_template("login.html", wrong=True), 401
-    return render_template("login.html", wrong=False)
+    if request.method != "POST":
+        return render_template("login.html")
+    given = request.form.get("token", "").strip()
+    if token_matches(given):
+        session["login"] = login_mark()
+        owner_made()
+        return redirect(url_for("pages.index"))
+    if given and (wait := count_wrong_token()):
+        response = Response(render_template("login.html", fault=too_many(wait)), 429)
+        response.headers["Retry-After"] = str(wait)
+        return response
+    return render_template("login.html", fault="That is not the token. Try again."), 401
 
 
 def stop_fragment(receipt: Receipt) -> str:
@@ -699,8 +707,12 @@ def stop_fragment(receipt: Receipt) -> str:
         return lost(receipt.id) if shown else ""  # of another session, or no longer kept
     except StoreUnavailable:
         return ""  # it was stopped all the same; what the page shows stays
-    writer = PageWriter(run, 0, _answer_template(), _lengths(), _renderer())
-    return writer.whole(_renderer().within(STOP_WAIT))
+    rendering = _renderer().within(STOP_WAIT)
+    stopped = whole(run, _lengths(), rendering)
+    if stopped is None:  # of another worker, whose end has not come here yet
+        writer = PageWriter(run, 0, _answer_template(), _lengths(), _renderer())
+        return writer.whole(rendering)
+    return stopped
 
 
 def _run_of(stream_id: str) -> Recording | None:

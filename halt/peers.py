@@ -7,8 +7,9 @@ that all workers share:
     NAME.sock   a Unix socket, where it answers the others
     NAME.word   what it left for those that begin after it, which nobody may have seen alive
 
-The folder is its owner's alone (0700), so nobody else can connect. A request is one frame on a
-connection of its own, answered by one frame or by many: four bytes of length, then the payload.
+Folder (0700) and files (0600) are their owner's alone, so nobody else can connect. A request is one
+frame on a connection of its own, answered by one frame or by many: four bytes of length, then the
+payload.
 
 A worker that hangs holds up nobody: to connect and to send never wait, and answers are waited for
 together, for as long as the asker allows.
@@ -44,7 +45,7 @@ from types import MappingProxyType
 from typing import Self
 
 from halt.config import ConfigError
-from halt.data_folder import mark, run_folder, socket_folder
+from halt.data_folder import bind_private, mark, open_private, run_folder, socket_folder
 from halt.metrics import now
 
 SWEEP_EVERY = 1.0  # seconds between two looks for workers that have died
@@ -234,7 +235,8 @@ class Peers:
         """Leave something for workers that begin after this one has left. Raises OSError."""
         if self._run is not None:
             part = self._run / f"{self.name}.new"
-            part.write_bytes(payload)
+            with os.fdopen(open_private(part, os.O_WRONLY | os.O_TRUNC), "wb") as file:
+                file.write(payload)
             part.rename(self._run / f"{self.name}.word")
 
     def words(self, max_age: float) -> list[bytes]:
@@ -269,7 +271,7 @@ class Peers:
     def _new_lease(self, run: Path) -> int:
         """Locked before it has its name: nobody ever finds it free while this process lives."""
         part = run / f"{self.name}.new"
-        lease = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        lease = open_private(part, os.O_RDWR | os.O_EXCL)
         fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
         part.rename(run / f"{self.name}.lock")
         return lease
@@ -277,7 +279,7 @@ class Peers:
     def _new_listener(self, sockets: Path) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            listener.bind(os.fspath((sockets / f"{self.name}.sock").absolute()))
+            bind_private(listener, (sockets / f"{self.name}.sock").absolute())
             listener.listen(BACKLOG)
             listener.settimeout(SWEEP_EVERY)
         except BaseException:
@@ -497,7 +499,7 @@ class Peers:
             if _is_held(lock):
                 return
         cleanup = lock.with_suffix(".cleanup")
-        file = os.open(cleanup, os.O_RDWR | os.O_CREAT, 0o600)
+        file = open_private(cleanup, os.O_RDWR)
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,6 +9,9 @@
 
 `messages` are the whole tree, parents first; `chosen` are those that are the choice among their
 siblings; where none of them is, it is the last one. All times are seconds since 1970.
+
+A file is read item by item (see `halt.json_items`), so that other threads go on meanwhile. What one
+item may hold is limited.
 """
 
 from __future__ import annotations
@@ -18,24 +21,36 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Annotated, Literal, get_args
+from itertools import islice
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
-from halt.errors import RequestError
+from halt.errors import RequestError, TooLarge
 from halt.events import Terminal
 from halt.folds import Fold
+from halt.json_items import is_list, items
 from halt.metrics import NO_FIGURES
 
 FORMAT = "halt-conversations"
 VERSION = 1
 CONVERSATIONS_MAX = 100_000  # of one file
+#: Characters of one message, or of all its folds. Five of the longest answers that Halt writes by
+#: default, one continued by the other.
+MESSAGE_MAX = 10_000_000
+FOLDS_MAX = 1_000  # folds of one message
+ENDED_MAX = 1_000_000  # bytes of how a message ended
+PIECE = 200  # messages that are encoded in one call
+WHOLE_MAX = 65_536  # bytes of a message that is decoded in one call
+NAME_MAX = 10_000  # characters of a title or a model's name that are looked at
 NUMBERS_MAX = 2**53  # of IDs in a file
 FIGURE_MAX = 1e11  # of a figure that says anything: three years in milliseconds
 
 Number = Annotated[int, msgspec.Meta(ge=0, lt=NUMBERS_MAX)]
 Moment = Annotated[float, msgspec.Meta(ge=0, lt=1e11)]
+ConversationId = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[A-Za-z0-9_-]{8,64}\Z")]
 
+T = TypeVar("T")
 
 Role = Literal["user", "assistant"]
 State = Literal["done", "stopped", "withdrawn", "error", "interrupted"]
@@ -70,7 +85,7 @@ class PortableSettings(msgspec.Struct, omit_defaults=True):
 class PortableConversation(msgspec.Struct, omit_defaults=True):
     """An exported conversation."""
 
-    id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{8,64}\Z")]
+    id: ConversationId
     title: str
     messages: list[PortableMessage]
     chosen: list[Number] = msgspec.field(default_factory=list)
@@ -82,35 +97,161 @@ class PortableConversation(msgspec.Struct, omit_defaults=True):
 class _File(msgspec.Struct):
     format: str
     version: int
-    conversations: Annotated[list[PortableConversation], msgspec.Meta(max_length=CONVERSATIONS_MAX)]
+    conversations: msgspec.Raw
+
+
+class _Conversation(msgspec.Struct):
+    """A PortableConversation whose lists are not decoded yet."""
+
+    id: ConversationId
+    title: str
+    messages: msgspec.Raw
+    chosen: msgspec.Raw = msgspec.Raw(b"[]")
+    settings: PortableSettings = msgspec.field(default_factory=PortableSettings)
+    created_at: Moment = 0.0
+    updated_at: Moment = 0.0
+
+
+class _LargeMessage(msgspec.Struct):
+    """A PortableMessage of which two fields are not decoded yet."""
+
+    id: Number
+    role: Role
+    content: str
+    parent: Number | None = None
+    model: str = ""
+    asked: str = ""
+    state: State = "done"
+    rivals: Number | None = None
+    picked: bool = False
+    created_at: Moment = 0.0
+    ended: msgspec.Raw = msgspec.Raw(b"null")
+    folds: msgspec.Raw = msgspec.Raw(b"[]")
 
 
 _encode = msgspec.json.Encoder().encode
 _file = msgspec.json.Decoder(_File)
+_conversation = msgspec.json.Decoder(_Conversation)
+_message = msgspec.json.Decoder(PortableMessage)
+_large_message = msgspec.json.Decoder(_LargeMessage)
+_number = msgspec.json.Decoder(Number)
+_ended_as = msgspec.json.Decoder(Terminal | None)
+_fold = msgspec.json.Decoder(Fold)
+_no_list = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def read(data: bytes) -> list[PortableConversation]:
-    """The conversations of a file, each of them checked. Raises RequestError (`file`)."""
+class _Misfit(Exception):
+    """A part of a file is not as it must be: the decoder's words, with the path in the file."""
+
+
+def read(data: bytes, longest: int = MESSAGE_MAX) -> list[PortableConversation]:
+    """The conversations of a file, each of them checked. Raises RequestError (`file`).
+
+    `longest`: characters that one message may have.
+    """
     data = data.removeprefix(codecs.BOM_UTF8)
     try:
-        found = _file.decode(data)
-    except msgspec.ValidationError as fault:
+        file = _part(_file, data, "$")
+        found: list[PortableConversation] = []
+        for place, raw in _items(file.conversations, "$.conversations"):
+            if len(found) == CONVERSATIONS_MAX:
+                most = f"Expected `array` of length <= {CONVERSATIONS_MAX}"
+                raise _Misfit(f"{most} - at `$.conversations`")
+            found.append(_read(raw, place, longest))
+    except _Misfit as fault:
         raise RequestError(_foreign(data) or _explained(str(fault)), field="file") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         what = "it is not JSON, or not all of it."
         if data.startswith(b"PK"):
             what = f"it is a ZIP archive. {OWN_ALONE}"
         raise RequestError(f"This file can't be imported: {what}", field="file") from None
-    if found.format != FORMAT or found.version != VERSION:
+    if file.format != FORMAT or file.version != VERSION:
         raise RequestError(
-            f"This file can't be imported: its format is “{found.format[:40]}”, version "
-            f"{found.version}, and must be “{FORMAT}”, version {VERSION}.",
+            f"This file can't be imported: its format is “{file.format[:40]}”, version "
+            f"{file.version}, and must be “{FORMAT}”, version {VERSION}.",
             field="file",
         )
-    for each in found.conversations:
+    for each in found:
         check(each)
         _mend(each)
-    return found.conversations
+    return found
+
+
+Raw = bytes | memoryview | msgspec.Raw
+
+
+def _part(decoder: msgspec.json.Decoder[T], raw: Raw, place: str) -> T:
+    """A part of a file. Raises _Misfit, MsgspecError, UnicodeDecodeError, RecursionError."""
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as fault:
+        # The path stands last; what comes before it may quote the file.
+        what, _, path = str(fault).rpartition(" - at `$")
+        if not what:
+            what, path = str(fault), "`"
+        raise _Misfit(f"{what[:200]} - at `{place}{path}") from None
+
+
+def _items(raw: msgspec.Raw, place: str) -> Iterator[tuple[str, memoryview]]:
+    """The items of a list, each with its path. Raises _Misfit where it is none."""
+    data = memoryview(raw)
+    if not is_list(data):
+        _part(_no_list, data, place)
+    for number, each in enumerate(items(data)):
+        yield f"{place}[{number}]", each
+
+
+def _read(raw: memoryview, place: str, longest: int) -> PortableConversation:
+    """One conversation. Raises _Misfit, TooLarge, and as `_part`."""
+    given = _part(_conversation, raw, place)
+    title = given.title[:NAME_MAX]
+    name = f"conversation “{' '.join(title.split())[:60] or given.id}”"
+
+    def refuse(which: str, what: str) -> None:
+        raise TooLarge(f"This file can't be imported: in the {name}, {which} {what}.", field="file")
+
+    def checked(message: PortableMessage) -> PortableMessage:
+        which = f"the message {message.id}"
+        if len(message.content) > longest:
+            refuse(which, f"is longer than {longest:,} characters")
+        if max(len(message.model), len(message.asked)) > NAME_MAX:
+            refuse(which, f"names a model in more than {NAME_MAX:,} characters")
+        if len(message.folds) > FOLDS_MAX:
+            refuse(which, f"has more than {FOLDS_MAX:,} thoughts and tool calls")
+        if sum(fold.size() for fold in message.folds) > longest:
+            refuse(which, f"has thoughts and tool calls of more than {longest:,} characters")
+        return message
+
+    def decoded(raw: memoryview, at: str) -> PortableMessage:
+        if len(raw) <= WHOLE_MAX:
+            return _part(_message, raw, at)
+        message = _part(_large_message, raw, at)
+        if len(memoryview(message.ended)) > ENDED_MAX:
+            refuse(
+                f"the message {message.id}", f"says in more than {ENDED_MAX:,} bytes how it ended"
+            )
+        values = msgspec.structs.asdict(message)
+        values["ended"] = _part(_ended_as, message.ended, f"{at}.ended")
+        folds = islice(_items(message.folds, f"{at}.folds"), FOLDS_MAX + 1)
+        values["folds"] = [_part(_fold, one, where) for where, one in folds]
+        return PortableMessage(**values)
+
+    messages = [
+        checked(decoded(each, at)) for at, each in _items(given.messages, f"{place}.messages")
+    ]
+    if len(given.settings.system_prompt or "") > longest:
+        refuse("the system prompt", f"is longer than {longest:,} characters")
+    if len(given.settings.model) > NAME_MAX:
+        refuse("the model's name", f"is longer than {NAME_MAX:,} characters")
+    return PortableConversation(
+        given.id,
+        title,
+        messages,
+        [_part(_number, each, at) for at, each in _items(given.chosen, f"{place}.chosen")],
+        given.settings,
+        given.created_at,
+        given.updated_at,
+    )
 
 
 def _mend(given: PortableConversation) -> None:
@@ -157,38 +298,63 @@ _PRODUCTS: tuple[tuple[str, frozenset[str]], ...] = (
 _LISTS = ("conversations", "chats", "data", "history", "sessions")  # where other files have theirs
 
 
+def _key(name: str) -> tuple[str, Any, Any]:
+    """A field of `_Known`: what JSON calls `name`, where it is there."""
+    default = msgspec.field(default=msgspec.UNSET, name=name)
+    return f"key_{name.replace('-', '_')}", msgspec.Raw | msgspec.UnsetType, default
+
+
+#: The fields of any object that tell whose it is. Others are passed over.
+_NAMES = sorted({"format", *_LISTS, *(name for _, names in _PRODUCTS for name in names)})
+_Known = msgspec.defstruct("_Known", [_key(name) for name in _NAMES])
+_known = msgspec.json.Decoder(_Known)
+_text = msgspec.json.Decoder(str)
+
+
+def _fields(raw: bytes | memoryview) -> dict[str, memoryview]:
+    """Those fields of an object, not decoded; nothing of anything else."""
+    try:
+        values = msgspec.structs.astuple(_known.decode(raw))
+    except msgspec.ValidationError:
+        return {}
+    return {
+        name: memoryview(value)
+        for name, value in zip(_NAMES, values, strict=True)
+        if isinstance(value, msgspec.Raw)
+    }
+
+
 def _foreign(data: bytes) -> str:
     """What is wrong with a file of another product; nothing of one of Halt's."""
     try:
-        found = msgspec.json.decode(data)
+        found = _fields(data)
+        if bytes(found.get("format", b"")) == _encode(FORMAT):
+            return ""
+        for each in _candidates(data, found):
+            if product := next((who for who, fields in _PRODUCTS if fields <= each.keys()), ""):
+                return (
+                    f"This file can't be imported: it looks like an export of {product}. "
+                    f"{OWN_ALONE}"
+                )
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""
-    if isinstance(found, dict) and found.get("format") == FORMAT:
-        return ""
-    for each in _candidates(found):
-        if product := next((name for name, fields in _PRODUCTS if fields <= each.keys()), ""):
-            return f"This file can't be imported: it looks like an export of {product}. {OWN_ALONE}"
-    if isinstance(found, dict) and "format" in found:
+    if "format" in found:
         return ""
     return f"This file can't be imported: it is not an export of Halt's. {OWN_ALONE}"
 
 
-def _candidates(found: object) -> Iterator[dict[str, object]]:
+def _candidates(data: bytes, found: dict[str, memoryview]) -> Iterator[dict[str, memoryview]]:
     """Objects that may be a conversation: of the file itself, or the first of a list in it."""
-    inner = [found]
-    if isinstance(found, dict):
-        inner += [found[name] for name in _LISTS if name in found]
-        inner += [
-            each[name]
-            for each in inner[1:]
-            if isinstance(each, dict)
-            for name in _LISTS
-            if name in each
-        ]
+    inner = [memoryview(data), *(found[name] for name in _LISTS if name in found)]
+    inner += [
+        fields[name]
+        for each in inner[1:]
+        for fields in [_fields(each)]
+        for name in _LISTS
+        if name in fields
+    ]
     for each in inner:
-        first = each[0] if isinstance(each, list) and each else each
-        if isinstance(first, dict):
-            yield first
+        yield _fields(next(items(each), each))
 
 
 _FAULTS = {
@@ -198,6 +364,7 @@ _FAULTS = {
     r"Expected `.+` >= (?P<least>\S+)": "must be {least} or more",
     r"Expected `.+` <= (?P<most>\S+)": "must be {most} or less",
     r"Expected `.+` of length <= (?P<most>\d+)": "must hold {most} at most",
+    r"Expected `str` of length <= 64": "must be 8 to 64 letters, digits, - or _",
     r"(Number|Integer value) out of range": "is a number that is too large",
 }
 _KINDS = {
@@ -214,7 +381,7 @@ _VALUES = {"role": get_args(Role), "state": get_args(State)}
 
 def _explained(fault: str) -> str:
     """What is wrong with a file, and where, of what the decoder says: for a person."""
-    what, _, path = fault.partition(" - at ")
+    what, _, path = fault.rpartition(" - at ")
     *around, field = path.strip("`").lstrip("$").split(".")
     wrong = "has a value that is not known here"
     for pattern, said in _FAULTS.items():
@@ -269,10 +436,18 @@ def check(given: PortableConversation) -> None:
 
 
 def to_json(conversations: Iterable[PortableConversation]) -> Iterator[bytes]:
-    """A file of conversations, in pieces of one conversation each."""
+    """A file of conversations, in pieces of some messages each."""
     yield b'{"format":"%b","version":%d,"conversations":[' % (FORMAT.encode(), VERSION)
     for number, each in enumerate(conversations):
-        yield (b",\n" if number else b"\n") + _encode(each)
+        # A quote inside a text is escaped, so that the list is where this stands first.
+        empty = _encode(msgspec.structs.replace(each, messages=[]))
+        head, _, rest = empty.partition(b'"messages":[]')
+        piece = (b",\n" if number else b"\n") + head + b'"messages":['
+        for first in range(0, len(each.messages), PIECE):
+            some = _encode(each.messages[first : first + PIECE])
+            yield piece + (b"," if first else b"") + some[1:-1]
+            piece = b""
+        yield piece + b"]" + rest
     yield b"\n]}\n"
 
 

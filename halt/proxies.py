@@ -16,7 +16,7 @@ from werkzeug.http import parse_list_header
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from halt.config import Config
-from halt.web import brings_token, config, json_response
+from halt.web import brings_token, config, json_response, wrong_bearer
 
 #: A request with this header is answered with a `Seen`, whatever its path and method.
 INSPECT = "X-Halt-Inspect"
@@ -35,10 +35,13 @@ def inspected() -> Response | None:
     """Before each request that `web.guard` has let in: answer one that asks how it arrived.
 
     With HALT_TOKEN set, only the token's holder is answered so, also on routes that are open to
-    all. Every route answers, since a proxy may treat paths and upgrades differently.
+    all; a wrong token counts as one there too. Every route answers, since a proxy may treat paths
+    and upgrades differently.
     """
-    if INSPECT not in request.headers or (config().token and not brings_token()):
+    if INSPECT not in request.headers:
         return None
+    if config().token and not brings_token():
+        return wrong_bearer()
     return json_response(
         Seen(
             trusted_proxies=config().trusted_proxies,

@@ -10,24 +10,21 @@ cannot be counted, because the disk is full or the file is broken, is let throug
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 import sqlite3
 import time
 from collections.abc import Iterable
 
-from flask import Flask, current_app, request
+from flask import Flask, current_app
 from flask_limiter import Limiter
 from limits import RateLimitItem, parse_many
 
+from halt.client_address import address
 from halt.config import Config
 from halt.counts import Counts, uri
 from halt.errors import RequestError, TooManyRequests
 from halt.web import owner
-
-NETWORK = 64  # bits that tell one client's IPv6 network from another's; the rest it picks itself
-
 
 logger = logging.getLogger(__name__)
 
@@ -77,20 +74,6 @@ class Rates:
 
 def _parsed(rates: str) -> Iterable[RateLimitItem]:
     return frozenset(parse_many(rates)) if rates else ()
-
-
-def address() -> str:
-    """The client's address (see `halt.proxies`) as far as it tells clients apart."""
-    found = request.remote_addr or ""
-    try:
-        known = ipaddress.ip_address(found)
-    except ValueError:
-        return found
-    if isinstance(known, ipaddress.IPv4Address):
-        return found
-    if known.ipv4_mapped is not None:
-        return str(known.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(known), NETWORK), strict=False))
 
 
 def count_starts(starts: int = 1, *, hit: bool = True) -> None:

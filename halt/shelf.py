@@ -21,7 +21,7 @@ from halt.bodies import is_id
 from halt.catalog import checked_model
 from halt.conversations import Conversation, Page, Settings, Summary
 from halt.errors import HaltError, RequestError, TooLarge
-from halt.portable import PortableConversation, read, to_json, to_markdown
+from halt.portable import MESSAGE_MAX, PortableConversation, read, to_json, to_markdown
 from halt.settings import settings_of
 from halt.web import (
     catalog,
@@ -281,7 +281,9 @@ def import_() -> Response:
             ) from None
         if not data:
             raise RequestError("Choose a file that Halt has exported as JSON.", field="file")
-        ids = conversations().import_(owner_made(), read(data))
+        # What Halt has written it reads again.
+        longest = max(MESSAGE_MAX, config().max_answer_chars)
+        ids = conversations().import_(owner_made(), read(data, longest))
     count = len(ids)
     message = f"{count:,} conversation{' was' if count == 1 else 's were'} imported."
     return _toast(message, opens=ids[0] if count == 1 else "")

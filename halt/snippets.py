@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import re
 
+#: Characters of one message that the index takes, from its beginning. For each of a Chinese text
+#: SQLite takes 8 us, in which nothing else can be written.
+INDEXED_MAX = 400_000
 WORDS_MAX = 20  # words of one query
 LONGEST = 100  # characters of one word
 BEFORE = 60  # characters shown before the first hit
@@ -26,8 +29,15 @@ Piece = tuple[str, bool]
 
 
 def trigrams(text: str) -> str | None:
-    """A text as its words go into the index; None where that is the text itself."""
-    return _RUN.sub(lambda run: _cut(run[0], end=1), text) if _RUN.search(text) else None
+    """A text as its words go into the index; None where that is the text itself.
+
+    Of a longer text than INDEXED_MAX, and of one that is longer in trigrams, the beginning.
+    """
+    part = text[:INDEXED_MAX]
+    if not part.isascii() and _RUN.search(part):
+        # A letter becomes four characters, so this much is enough to cut from.
+        return _RUN.sub(lambda run: _cut(run[0], end=1), part)[:INDEXED_MAX]
+    return part if len(part) < len(text) else None
 
 
 def _cut(run: str, end: int) -> str:
@@ -58,7 +68,7 @@ def snippet(text: str, wanted: list[str]) -> tuple[Piece, ...]:
     begun = [re.escape(each) for each in longest if not _RUN.search(each)]
     whole = [rf"{_BEGINNING}(?:{'|'.join(begun)})[^\W_]*"] if begun else []
     pattern = re.compile("|".join(inside + whole), re.IGNORECASE)
-    first = pattern.search(text)
+    first = pattern.search(text, 0, INDEXED_MAX)
     start = max(0, first.start() - BEFORE) if first else 0
     if start:
         start = text.rfind(" ", 0, start + 1) + 1 or start  # at a word's beginning

@@ -50,7 +50,7 @@ from halt.errors import RequestError, StreamInUse
 from halt.headings import first_words
 from halt.portable import PortableConversation, PortableMessage, PortableSettings, check
 from halt.records import Records, earlier, generation, text_so_far, written
-from halt.snippets import snippet, terms, words
+from halt.snippets import INDEXED_MAX, SHOWN, snippet, terms, words
 from halt.tables import chunks, conversations, generations, messages, storable
 
 TITLE_MAX = 200  # characters of a title
@@ -140,6 +140,7 @@ class SqlStore(Records):
             return Page()
         before = 2**62 if cursor is None else _number(cursor, int)
         values: dict[str, Any] = {"owner": owner, "before": before, "limit": limit + 1}
+        values["most"] = INDEXED_MAX + SHOWN  # where a hit can be, and what is shown with it
         # The owner is in the index, so that no other one's texts are looked at.
         if self.database.sqlite:
             all_of = " AND ".join(f'"{each}"*' for each in asked)
@@ -627,7 +628,8 @@ def _imported(conversation_id: str, given: PortableMessage) -> dict[str, Any]:
 
 
 _SQLITE_SEARCH = """
-    SELECT m.id, m.conversation_id, c.title, m.role, m.content, m.created_at
+    SELECT m.id, m.conversation_id, c.title, m.role, substr(m.content, 1, :most) AS content,
+      m.created_at
     FROM messages_words JOIN messages m ON m.id = messages_words.rowid
     JOIN conversations c ON c.id = m.conversation_id
     WHERE messages_words MATCH :query AND messages_words.rowid < :before
@@ -640,7 +642,8 @@ _POSTGRES_SEARCH = """
       SELECT id FROM messages WHERE id < :before AND id >= :least
       AND words @@ (to_tsquery('simple', :query) && CAST(:mine AS tsquery))
     )
-    SELECT m.id, m.conversation_id, c.title, m.role, m.content, m.created_at
+    SELECT m.id, m.conversation_id, c.title, m.role, substr(m.content, 1, :most) AS content,
+      m.created_at
     FROM found JOIN messages m ON m.id = found.id JOIN conversations c ON c.id = m.conversation_id
     WHERE c.owner = :owner AND c.deleted_at IS NULL
     ORDER BY found.id DESC LIMIT :limit

@@ -24,6 +24,7 @@ from halt.answers import figures, unwatched
 from halt.chat import ChatRequest
 from halt.client import Group, Source
 from halt.conversations import Exchange, exchanges_told
+from halt.data_folder import make_folder, open_private
 from halt.errors import HaltError, Interrupted
 from halt.events import Cancelled, Done, ErrorInfo, Extra, Failed, Terminal, is_terminal
 from halt.finish_reasons import EMPTY, STOP, broken_off, ending
@@ -607,10 +608,8 @@ def history_file(folder: Path) -> Path | None:
     """The file for the history, readable by its owner alone; None where it can't be written."""
     path = folder / "chat-history"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "r+b") as file:
-            os.fchmod(descriptor, 0o600)
+        make_folder(folder)
+        with os.fdopen(open_private(path, os.O_RDWR | os.O_APPEND), "r+b") as file:
             if file.seek(0, os.SEEK_END) > HISTORY_MAX:
                 file.seek(-HISTORY_MAX // 2, os.SEEK_END)
                 kept = file.read().partition(b"\n#")[2]  # from the beginning of an entry

@@ -1,9 +1,11 @@
 """What every route shares: who asks, whether they may, and how an error is said.
 
 - A browser has a signed session cookie with a random owner ID. A program has none.
-- With HALT_TOKEN set, a program sends it as `Authorization: Bearer`, a browser logs in once.
+- With HALT_TOKEN set, a program sends it as `Authorization: Bearer`, a browser logs in once. Wrong
+  tokens are counted (see `halt.token_failures`).
 - Requests that change or start something, WebSockets included, are refused when they come from
-  another site's page, unless HALT_CORS_ORIGINS lets that one in (see `halt.cors`).
+  another site's page, unless HALT_CORS_ORIGINS lets that one in (see `halt.cors`). So is what a
+  script of another origin reads of the chat page. No response to such a page sets a cookie.
 - Every response carries a strict Content-Security-Policy; errors are JSON for programs and a
   fragment for the page; what was not foreseen is logged and answered without its details.
 """
@@ -20,7 +22,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -39,20 +41,23 @@ from flask import (
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface, SessionMixin
 from gunicorn.http.errors import ParseException
 from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
+from markupsafe import escape
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
 from halt import data_folder
 from halt.bodies import is_number
 from halt.catalog import Catalog
+from halt.client_address import address
 from halt.config import Config
 from halt.conversations import Store
-from halt.cors import admitted
+from halt.cors import admitted, is_api, is_own
 from halt.errors import HaltError, RequestError, TooLarge
 from halt.events import encode
 from halt.generation import Generations
 from halt.recorder import Saving
 from halt.request_ids import current, signed
+from halt.token_failures import TokenFailures, too_many
 from halt.tools import Toolbox
 
 if TYPE_CHECKING:
@@ -73,12 +78,19 @@ SECURITY_HEADERS = (
     ("Cache-Control", "no-store"),
 )
 FORM = "application/x-www-form-urlencoded"
-FORM_FIELDS_MAX = 1_000  # of one body; as many as werkzeug takes of a multipart form
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 STARTED_BY_GET = frozenset({"plain.stream"})  # guarded as the unsafe methods are
 READ_BIT_BY_BIT = frozenset({"shelf.import_"})  # has a limit of its own, and checks what it reads
+#: Bodies that are JSON, whatever type they are said to be.
+JSON_BODIES = frozenset({"openai_api.completions", "plain.chat", "streams.chat_stream"})
+#: Bodies that carry people's or programs' texts, and so may be as long as HALT_MAX_BODY_BYTES.
+LONG_BODIES = JSON_BODIES | {"pages.send", "shelf.save_settings"}
+SHORT_BODY_MAX = 65_536  # bytes of all others
+#: Fields of a form. 1,000,000 in a body of 4 MB held the interpreter's lock for 0.4 s.
+FIELDS_MAX = 1_000
 OPEN_TO_ALL = frozenset({"static", "pages.login", "api.healthz"})
 
+COOKIES_MAX = 16_384  # bytes of cookies; no browser sends more to a server that sets one
 VERIFIED_MAX = 1024  # session cookies that are remembered as signed by this application
 
 #: The session's cookie of an earlier Halt, which had the port in its name.
@@ -208,14 +220,33 @@ def token_matches(given: str) -> bool:
     return hmac.compare_digest(given.encode(), config().token.encode())
 
 
+def _bearer() -> str:
+    """The token that the request carries as `Authorization: Bearer`, "" where it has none."""
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else ""
+
+
 def brings_token() -> bool:
     """The request itself carries the access token that is set."""
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    return bool(config().token) and scheme.lower() == "bearer" and token_matches(given.strip())
+    return bool(config().token) and token_matches(_bearer())
+
+
+def count_wrong_token() -> int:
+    """Count a wrong token of this request's client; seconds to wait where there were too many."""
+    failures: TokenFailures = current_app.extensions["halt.token_failures"]
+    return failures.count(address())
+
+
+def wrong_bearer() -> Response | None:
+    """Count the wrong token that the request carries. The refusal where there were too many."""
+    wait = count_wrong_token() if _bearer() else 0
+    if not wait:
+        return None
+    return _error_response(429, "too_many_requests", too_many(wait), retry_after=wait)
 
 
 class _Sessions(SecureCookieSessionInterface):
-    """Cookies signed with the application's key; it is asked for when the first of them comes.
+    """Cookies signed with the application's key.
 
     Browsers send a cookie to every port of a host, and a Halt may not know the port by which it is
     reached. So the cookie's name follows from the key, not from the port: Halts with keys of their
@@ -227,6 +258,11 @@ class _Sessions(SecureCookieSessionInterface):
         self._serializer: URLSafeTimedSerializer | None = None
         # Cookies that were verified: 50 us, 8 % of a Stop with a cookie.
         self._verified = lru_cache(VERIFIED_MAX)(self._verify)
+
+    def prepare(self, app: Flask) -> None:
+        """Have key and name at hand before the first request. Raises ConfigError."""
+        self.get_cookie_name(app)
+        self.get_signing_serializer(app)
 
     def get_signing_serializer(self, app: Flask) -> URLSafeTimedSerializer | None:
         """The one serializer of the application, which has no state: 40 us a request less."""
@@ -248,8 +284,10 @@ class _Sessions(SecureCookieSessionInterface):
         after its port. If it bears this application's signature, its session goes on, and the
         response sets it under the new name. The older cookie is left: another Halt with the same
         key may still need it.
+
+        Too many cookies are none: 800 kB of them took 0.28 s, on the way of a Stop too.
         """
-        if "HTTP_COOKIE" not in request.environ:
+        if not 0 < len(request.environ.get("HTTP_COOKIE", "")) <= COOKIES_MAX:
             return self.session_class()
         if (value := request.cookies.get(self.get_cookie_name(app))) is not None:
             with contextlib.suppress(BadSignature):
@@ -292,6 +330,8 @@ class _Sessions(SecureCookieSessionInterface):
         Each page extends the cookie's life by a year. Other requests leave the cookie as it is,
         because to sign it and to set it takes CPU time: 0.1 ms of a Stop's 1.0.
         """
+        if _is_of_another_origin():  # where a browser takes it, its own session would be gone
+            return False
         return session.modified or (session.permanent and wants_page())
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
@@ -367,6 +407,26 @@ def _is_foreign() -> bool:
         return True
 
 
+def _is_read_from_elsewhere() -> bool:
+    """A script of another origin asks for what is the chat page's. Following a link is none."""
+    origin = request.headers.get("Origin")
+    is_page = request.endpoint != "static" and not is_api()
+    return origin is not None and is_page and not is_own(origin)
+
+
+def _is_of_another_origin() -> bool:
+    """A page of another origin makes this request; following its link to Halt is none."""
+    if admitted():
+        return True
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    if site is not None:
+        return (
+            site not in {"same-origin", "none"}
+            and request.headers.get("Sec-Fetch-Mode") != "navigate"
+        )
+    return origin is not None and not is_own(origin)
+
+
 def _is_misnamed() -> bool:
     """The request is made to a name that this Halt does not go by."""
     names = config().trusted_hosts
@@ -388,30 +448,38 @@ def _may_enter() -> bool:
 
 
 def _too_large() -> TooLarge:
-    return TooLarge(f"The body is larger than {config().max_body_bytes} bytes.")
+    return TooLarge(f"The body is larger than {request.max_content_length} bytes.")
 
 
 def _check_body() -> None:
     """Read the body; it must be whole, and within the limit. Raises RequestError, TooLarge.
+
+    The limit is that of the route: a Stop and other requests without a text are short.
 
     The server leaves it to us whether all of it has come: a form that broke off in the middle of a
     prompt looks like a shorter prompt. One without a length is cut at the limit by werkzeug.
     """
     if request.method not in UNSAFE or request.endpoint in READ_BIT_BY_BIT:
         return
+    if request.endpoint is not None and request.endpoint not in LONG_BODIES:
+        most = min(SHORT_BODY_MAX, config().max_body_bytes)
+        request.max_content_length = request.max_form_memory_size = most
     try:
-        size = len(request.get_data())
+        body = request.get_data()
     except (OSError, ParseException) as exc:  # gunicorn found broken chunks, or lost the client
         raise RequestError("The body's chunks are malformed.", field="body") from exc
-    told = request.content_length
-    if told is None and size >= config().max_body_bytes:
+    told, size = request.content_length, len(body)
+    if told is None and size >= (request.max_content_length or 0):
         raise _too_large()
     if told is not None and size < told:
         raise RequestError("The body ended before all of it had come.", field="body")
     # Here, since werkzeug limits the fields of a multipart form alone: 300,000 took 0.24 s of CPU.
-    if request.mimetype == FORM and request.get_data().count(b"&") >= FORM_FIELDS_MAX:
-        message = f"The form has more than {FORM_FIELDS_MAX:,} fields."
-        raise RequestError(message, field="body")
+    if (
+        request.mimetype == FORM
+        and request.endpoint not in JSON_BODIES
+        and body.count(b"&") >= FIELDS_MAX
+    ):
+        raise RequestError(f"A form has {FIELDS_MAX:,} fields at most.", field="body")
 
 
 def guard() -> BaseResponse | None:
@@ -420,11 +488,13 @@ def guard() -> BaseResponse | None:
         message = "Halt is not known here by this name. Set HALT_HOSTS to it, or HALT_TOKEN."
         return _error_response(403, "unknown_host", message)
     starts = request.method in UNSAFE or request.endpoint in STARTED_BY_GET
-    if (starts or _is_upgrade()) and _is_foreign():
+    if ((starts or _is_upgrade()) and _is_foreign()) or _is_read_from_elsewhere():
         return _error_response(403, "foreign_site", "Requests from another site are refused.")
     if _may_enter():
         _check_body()
         return None
+    if (refused := wrong_bearer()) is not None:
+        return refused
     if wants_page():
         return redirect(url_for("pages.login"))
     response = _error_response(401, "unauthorized", "An access token is needed.")
@@ -489,7 +559,8 @@ def _error_response(
     if status == 500:  # what has happened stands in the log alone
         message = signed(message, request_id)
     if wants_fragment():
-        html = render_template("notice.html", message=message, code=code)
+        # No template: a Stop may be refused, and its way waits for nothing.
+        html = f'<p class="fault" role="alert" data-code="{escape(code)}">{escape(message)}</p>'
         response = Response(html, status, mimetype="text/html")
         response.headers["HX-Retarget"] = "#notice"
         response.headers["HX-Reswap"] = "innerHTML"
@@ -563,8 +634,14 @@ def _on_surprise(error: Exception) -> Response:
 
 
 def install(app: Flask) -> None:
-    """Put guards, headers and error handlers into the application."""
-    app.session_interface = _Sessions()
+    """Put guards, headers and error handlers into the application.
+
+    `halt.prepare_sessions` reads the data folder, to be called in a worker before its first
+    request; otherwise the first cookie does.
+    """
+    app.extensions["halt.token_failures"] = TokenFailures()
+    app.session_interface = sessions = _Sessions()
+    app.extensions["halt.prepare_sessions"] = partial(sessions.prepare, app)
     app.before_request(guard)
     app.wsgi_app = Secure(app.wsgi_app)  # type: ignore[method-assign]
     app.register_error_handler(HaltError, refusal)

@@ -192,6 +192,8 @@ class SharedGenerations(Generations):
         self._mirrors_lock = threading.Lock()  # protects the table below
         self._mirrors: WeakValueDictionary[str, Mirror] = WeakValueDictionary()
         self._undelivered = Undelivered()
+        self._counting = threading.Lock()  # held by the request that asks for the next
+        self._counted: list[int] = []  # open streams of each other worker, as they said last
         self._leaving_since: float | None = None
 
     def begin(self) -> None:
@@ -316,8 +318,18 @@ class SharedGenerations(Generations):
         return receipts
 
     def health(self) -> Health:
-        with self._ask(Count(), LIST_WITHIN) as answers:
-            counts = [self.open_streams, *(_count.decode(answer) for _, answer, _ in answers)]
+        """How all workers are now.
+
+        One request at a time asks the others; those that come meanwhile are told what the last one
+        learned. So a worker that hangs holds one thread of this one.
+        """
+        if self._counting.acquire(blocking=False):
+            try:
+                with self._ask(Count(), LIST_WITHIN) as answers:
+                    self._counted = [_count.decode(answer) for _, answer, _ in answers]
+            finally:
+                self._counting.release()
+        counts = [self.open_streams, *self._counted]
         return Health(sum(counts), len(counts), self._peers.name)
 
     def _ask(self, request: Press | List | Count, timeout: float) -> Answers:

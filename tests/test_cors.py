@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from flask import Blueprint, Flask, session
 
-from halt.config import ConfigError, load
+from app import create_app
+from halt.config import Config, ConfigError, load
+from halt.cors import API
 from tests.conftest import HaltServer, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Answer
@@ -164,6 +169,93 @@ def test_the_pages_own_routes_stay_closed(listed: HaltServer) -> None:
     body = b"prompt=Hello"
     refused = client.post("/c/0123456789/messages", body, Content_Type=FORM, Origin=SHOP)
     assert refused.status == 403
+
+
+def page_routes(app: Flask) -> list[tuple[str, str]]:
+    """Method and path of every route that is not for programs, static files apart."""
+    found = []
+    for rule in app.url_map.iter_rules():
+        blueprint = rule.endpoint.partition(".")[0]
+        if rule.endpoint == "static" or not API.isdisjoint({rule.endpoint, blueprint}):
+            continue
+        path = re.sub("<[^>]*>", "0123456789", rule.rule)
+        found += [(method, path) for method in sorted((rule.methods or set()) - {"HEAD"})]
+    return found
+
+
+def offline(tmp_path: Path, origins: tuple[str, ...]) -> Flask:
+    """The application, in this process, whose model is not there."""
+    return create_app(
+        Config(
+            base_url="http://127.0.0.1:9/v1",
+            api_key="fake",
+            data=str(tmp_path),
+            cors_origins=origins,
+            titles="words",
+        )
+    )
+
+
+@pytest.mark.parametrize("origin", [SHOP, "null", "http://127.0.0.1:5173"])
+@pytest.mark.parametrize("listed", [(SHOP, "http://127.0.0.1:5173"), ("*",), ()], ids=str)
+@pytest.mark.parametrize("site", [None, "cross-site", "same-site"])
+def test_every_route_of_the_page_is_closed(
+    tmp_path: Path, origin: str, listed: tuple[str, ...], site: str | None
+) -> None:
+    """Also one that is new, by every method, with the cookies of a person who is known here."""
+    app = offline(tmp_path, listed)
+    novelty = Blueprint("novelty", __name__)
+    novelty.add_url_rule("/novelty", "all", lambda: session.get("owner", ""), methods=["GET"])
+    app.register_blueprint(novelty)
+    browser = app.test_client()
+    assert browser.get("/").status_code == 200
+    before = browser.get("/novelty").text
+    assert before
+    headers = {"Origin": origin, "Sec-Fetch-Mode": "cors"}
+    if site is not None:
+        headers["Sec-Fetch-Site"] = site
+    routes = page_routes(app)
+    assert {("GET", "/c/0123456789"), ("POST", "/import"), ("GET", "/export")} <= set(routes)
+    assert ("GET", "/novelty") in routes
+    for method, path in [*routes, ("POST", "/novelty"), ("GET", "/import")]:
+        answer = browser.open(path, method=method, headers=headers)
+        assert [name for name, _ in answer.headers if name.startswith("Access-Control")] == []
+        assert "Set-Cookie" not in answer.headers, path
+        if method != "OPTIONS":
+            assert answer.status_code == 403, (method, path)
+            assert answer.get_json()["error"]["code"] == "foreign_site"
+    assert browser.get("/novelty").text == before
+
+
+def test_no_request_of_another_origin_changes_the_session(listed: HaltServer) -> None:
+    """Neither one that is let in nor one that is refused, with cookies and without."""
+    browser = listed.client()
+    browser.get("/")
+    before = dict(browser.cookies)
+    stranger = listed.client()
+    for path in ("/", "/conversations", "/export", "/streams", "/healthz", "/v1/models", "/login"):
+        for client in (browser, stranger):
+            for headers in (
+                {"Origin": SHOP},
+                {"Origin": DEV, "Sec_Fetch_Site": "same-site", "Sec_Fetch_Mode": "cors"},
+                {"Sec_Fetch_Site": "same-site", "Sec_Fetch_Mode": "no-cors"},
+                {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors"},
+            ):
+                answer = client.get(path, **headers, Accept="text/html")
+                assert "set-cookie" not in answer.headers, (path, headers)
+    for path in ("/chat", "/import", "/c/0123456789/messages"):
+        assert "set-cookie" not in browser.post(path, CHAT, Origin=SHOP).headers
+    assert (browser.cookies, stranger.cookies) == (before, {})
+
+
+def test_a_link_from_another_site_leads_to_the_page(listed: HaltServer) -> None:
+    """Who follows it is a new person with a session, or the one who was here before."""
+    browser = listed.client(Accept="text/html")
+    headers = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}
+    answer = browser.get("/", **headers)
+    assert (answer.status, "set-cookie" in answer.headers) == (200, True)
+    assert browser.get("/", **headers).status == 200
+    assert len(browser.cookies) == 1
 
 
 def test_a_cookie_that_comes_along_is_nobodys(listed: HaltServer) -> None:

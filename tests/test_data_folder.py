@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +17,15 @@ import pytest
 from sqlalchemy import text
 
 from halt.config import ConfigError
-from halt.data_folder import mark, prepare, run_folder, secret_key, socket_folder
+from halt.data_folder import (
+    bind_private,
+    mark,
+    open_private,
+    prepare,
+    run_folder,
+    secret_key,
+    socket_folder,
+)
 from halt.database import open_database
 from halt.store import SqlStore
 from tests.conftest import ROOT, StartHalt, refused_start
@@ -36,6 +47,97 @@ def test_the_key_is_made_once_and_nobody_else_can_read_it(tmp_path: Path) -> Non
     assert mode(folder) == 0o700
     assert mode(folder / "secret_key") == 0o600
     assert secret_key(tmp_path / "other") != first
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], None]]:
+    """Sets this process's umask, which processes that it starts have too, until the test's end."""
+    before = os.umask(0o077)
+
+    def set_umask(mask: int) -> None:
+        os.umask(mask)
+
+    yield set_umask
+    os.umask(before)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder in which a socket's path is not too long."""
+    with tempfile.TemporaryDirectory(prefix="halt-") as folder:
+        yield Path(folder)
+
+
+def open_to_others(folder: Path) -> list[tuple[str, str]]:
+    """What is not for its owner alone, folders above those in the given one included."""
+    return [
+        (str(path.relative_to(folder)), oct(mode(path)))
+        for path in folder.rglob("*")
+        if mode(path) != (0o700 if path.is_dir() else 0o600)
+    ]
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o277])
+def test_modes_do_not_depend_on_the_umask(
+    tmp_path: Path, umask: Callable[[int], None], mask: int
+) -> None:
+    """Folders with those above them, files and sockets are their owner's alone, and whole."""
+    umask(mask)
+    prepare(tmp_path / "one" / "two")
+    os.close(open_private(tmp_path / "one" / "file", os.O_RDWR))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        bind_private(sock, tmp_path / "one" / "socket")
+    assert open_to_others(tmp_path) == []
+
+
+def test_a_socket_is_never_open_to_others(
+    tmp_path: Path, umask: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has its mode from the moment in which it is there, not from a moment later."""
+    umask(0)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        monkeypatch.setattr(
+            os, "chmod", lambda file, to: os.fchmod(file, to) if isinstance(file, int) else None
+        )
+        bind_private(sock, tmp_path / "socket")
+    assert mode(tmp_path / "socket") == 0o600
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_keeps_everything_from_others(
+    start_halt: StartHalt,
+    shared_fake: FakeOpenAI,
+    short_path: Path,
+    umask: Callable[[int], None],
+    workers: int,
+) -> None:
+    """With a loose umask too; what an earlier Halt left open is closed at the start."""
+    folder = short_path / "halt"
+    (folder / "run").mkdir(parents=True)
+    (folder / "run").chmod(0o777)
+    for name in ("migrate.lock", "run/1-00000000-00000000.cleanup", "chat-history"):
+        (folder / name).write_text("")
+        (folder / name).chmod(0o666)
+    secret_key(folder)
+    (folder / "secret_key").chmod(0o644)
+    mine = folder / "mine.toml"
+    mine.write_text("")
+    mine.chmod(0o644)
+    umask(0)
+    server = start_halt(
+        shared_fake, HALT_DATA=folder, HALT_RATE_ADDRESS="100/minute", WEB_CONCURRENCY=workers
+    )
+    answer = server.client().post(
+        "/chat", {"messages": [{"role": "user", "content": "Hello"}], "model": "echo"}
+    )
+    assert answer.status == 200
+    left = open_to_others(folder)
+    assert {"halt.db", "rates.db", "run"} <= {path.name for path in folder.iterdir()}
+    assert len(list((folder / "run").glob("*.sock"))) == workers
+    server.terminate()
+    server.wait()
+    left += open_to_others(folder)
+    assert set(left) == {("mine.toml", "0o644")}  # not Halt's
 
 
 def test_starters_at_once_agree_on_one_key(tmp_path: Path) -> None:

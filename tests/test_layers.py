@@ -95,6 +95,7 @@ LAYERS = {
     "choice": 3,
     "journal": 2,
     "catalog": 3,
+    "json_items": 0,
     "portable": 1,
     "tables": 1,
     "database": 2,
@@ -130,6 +131,9 @@ LAYERS = {
     "library": 4,
     "__init__": 4,  # loads the library when it is asked for, and nothing before
     "answers": 4,
+    "ended_html": 4,
+    "client_address": 5,
+    "token_failures": 5,
     "cors": 5,
     "web": 5,
     "proxies": 5,

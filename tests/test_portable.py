@@ -1,21 +1,38 @@
-"""Files of other products: the error says whose they seem to be."""
+"""Files that are imported: whose they are, what is wrong in them, how much an item may hold."""
 
 from __future__ import annotations
 
+import json
+import sys
+import threading
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from halt.errors import RequestError
-from halt.portable import read
+from halt import json_items, portable
+from halt.errors import RequestError, TooLarge
+from halt.portable import (
+    ENDED_MAX,
+    FOLDS_MAX,
+    NAME_MAX,
+    PIECE,
+    PortableConversation,
+    PortableMessage,
+    PortableSettings,
+    read,
+    to_json,
+)
+from halt.snippets import INDEXED_MAX, snippet, trigrams
 
 MESSAGE = {"id": "m", "role": "user", "content": "Hi"}
 CLAUDE = {"uuid": "u", "name": "Sky", "chat_messages": [{"sender": "human", "text": "Hi"}]}
 
 
 @pytest.mark.parametrize(
-    ("file", "product"),
+    ("given_file", "product"),
     [
         ([{"title": "Sky", "create_time": 1.0, "mapping": {"a": {"id": "a"}}}], "ChatGPT"),
         ({"title": "Sky", "mapping": {}, "current_node": "a"}, "ChatGPT"),
@@ -29,10 +46,10 @@ CLAUDE = {"uuid": "u", "name": "Sky", "chat_messages": [{"sender": "human", "tex
         ({"data": {"chats": [{"conversationId": "a"}]}}, "LibreChat"),
     ],
 )
-def test_an_export_of_another_product_is_named(file: Any, product: str) -> None:
+def test_an_export_of_another_product_is_named(given_file: Any, product: str) -> None:
     """And what Halt reads instead."""
     with pytest.raises(RequestError) as refused:
-        read(msgspec.json.encode(file))
+        read(msgspec.json.encode(given_file))
     assert str(refused.value) == (
         f"This file can't be imported: it looks like an export of {product}. "
         "Halt reads JSON files that it has exported itself."
@@ -61,3 +78,207 @@ def test_other_files_are_told_apart(data: bytes, said: str) -> None:
     with pytest.raises(RequestError) as refused:
         read(data)
     assert said in str(refused.value)
+
+
+# --- what one item may hold -----------------------------------------------------------------------
+
+
+def file(*messages: dict[str, Any], **fields: Any) -> bytes:
+    """A file of one conversation, which is called Sky."""
+    one = {"id": "abcdefgh", "title": "Sky", "messages": messages or [SAID], **fields}
+    return msgspec.json.encode(
+        {"format": "halt-conversations", "version": 1, "conversations": [one]}
+    )
+
+
+SAID: dict[str, Any] = {"id": 1, "role": "user", "content": "Hi"}
+LONGEST = 1_000
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (file({**SAID, "content": "x" * 1_001}), "the message 1 is longer than 1,000 characters"),
+        (
+            file(
+                {**SAID, "folds": [{"number": 1, "kind": "tool", "result": "x" * 600}] * 2},
+            ),
+            "the message 1 has thoughts and tool calls of more than 1,000 characters",
+        ),
+        (
+            file({**SAID, "folds": [{"number": 1, "kind": "thought"}] * (FOLDS_MAX + 1)}),
+            "the message 1 has more than 1,000 thoughts and tool calls",
+        ),
+        (
+            file({**SAID, "ended": {"type": "done", "usage": {"x": "y" * ENDED_MAX}}}),
+            "the message 1 says in more than 1,000,000 bytes how it ended",
+        ),
+        (
+            file({**SAID, "model": "x" * (NAME_MAX + 1)}),
+            "the message 1 names a model in more than 10,000 characters",
+        ),
+        (
+            file(settings={"system_prompt": "x" * 1_001}),
+            "the system prompt is longer than 1,000 characters",
+        ),
+        (
+            file(settings={"model": "x" * (NAME_MAX + 1)}),
+            "the model's name is longer than 10,000 characters",
+        ),
+    ],
+)
+def test_what_is_too_long_is_refused_by_the_conversations_name(data: bytes, said: str) -> None:
+    """In words; nothing of the file is imported."""
+    with pytest.raises(TooLarge) as refused:
+        read(data, LONGEST)
+    assert str(refused.value) == (
+        f"This file can't be imported: in the conversation “Sky”, {said}."
+    )
+
+
+def test_what_just_fits_is_taken() -> None:
+    """And a title of any length is cut, as it always was."""
+    data = file({**SAID, "content": "é" * LONGEST}, title="Sky " * 1_000_000)
+    (found,) = read(data, LONGEST)
+    assert found.messages[0].content == "é" * LONGEST
+    assert found.title.startswith("Sky Sky ")
+    assert len(found.title) == NAME_MAX
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (file({**SAID, "role": "x" * 1_000_000}), "message 1, the field “role” must be one of"),
+        (file({**SAID, "role": "a - at `$.b` c"}), "message 1, the field “role” must be one of"),
+        (file(SAID, {**SAID, "id": -1}), "in conversation 1, message 2, the field “id” must be 0"),
+        (file({**SAID, "folds": 7}), "message 1, the field “folds” must be a list, and is a whole"),
+        (file({**SAID, "folds": [7]}), "message 1, fold 1 must be an object"),
+        (file(chosen=["a"]), "in conversation 1, chosen 1 must be a whole number"),
+        (file({**SAID, "ended": {"type": "no"}}), "message 1, ended, the field “type”"),
+        (file(messages={"a": 1}), "in conversation 1, the field “messages” must be a list"),
+        (file(id="x" * 1_000_000), "the field “id” must be 8 to 64 letters"),
+    ],
+)
+def test_a_fault_in_a_part_is_told_with_its_place(data: bytes, said: str) -> None:
+    """As if the file were decoded as a whole; what it quotes of the file is short."""
+    with pytest.raises(RequestError) as refused:
+        read(data)
+    assert said in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
+def test_every_conversation_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the limit of one file, and with what no field is known for."""
+    monkeypatch.setattr(portable, "CONVERSATIONS_MAX", 3)
+    one = {"id": "abcdefgh", "title": "", "messages": [SAID], "more": [{"a": ["]}", 1]}]}
+    for count in (0, 1, 3, 4):
+        data = msgspec.json.encode(
+            {"format": "halt-conversations", "version": 1, "conversations": [one] * count}
+        )
+        if count <= 3:
+            assert len(read(data)) == count
+            continue
+        with pytest.raises(RequestError, match="must hold 3 at most"):
+            read(data)
+
+
+@pytest.mark.parametrize("count", [0, 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 2 * PIECE + 1])
+def test_a_file_in_pieces_is_the_whole_file(count: int) -> None:
+    """As many messages as there are, with texts that look like the list's beginning."""
+    trap = '"messages":[]'
+    one = PortableConversation(
+        "abcdefgh",
+        trap,
+        [PortableMessage(n + 1, "user", trap) for n in range(count)],
+        settings=PortableSettings(system_prompt=trap),
+    )
+    written = b"".join(to_json([one, one]))
+    assert json.loads(written)["conversations"] == [json.loads(msgspec.json.encode(one))] * 2
+    assert all(len(each) < 70 * PIECE + 200 for each in to_json([one]))
+
+
+# --- the items of a list --------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(st.sampled_from('a"\\[]{},: é'), max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    st.lists(JSON, max_size=5),
+    st.sampled_from([None, 1]),
+    st.booleans(),
+    st.sampled_from([1, 2, 3, 5, 8, json_items.STEP]),
+)
+def test_items_are_those_of_the_list(
+    values: list[Any], indent: int | None, ascii_only: bool, step: int
+) -> None:
+    """Wherever a step ends, in a string, an escape or a number."""
+    raw = json.dumps(values, indent=indent, ensure_ascii=ascii_only).encode(errors="surrogatepass")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_items, "STEP", step)
+        assert [json.loads(bytes(each)) for each in json_items.items(raw)] == values
+
+
+@given(st.binary(max_size=40))
+def test_what_is_no_list_comes_to_an_end(raw: bytes) -> None:
+    """Whatever it is: no error, and no byte is given twice."""
+    assert sum(map(len, json_items.items(b"[" + raw))) <= len(raw)
+
+
+def test_no_step_of_reading_a_large_file_is_long() -> None:
+    """Another thread gets its turn again and again while 8 MB are read, whatever they are."""
+    texts = ['"' * 1_000_000, "\n" * 1_000_000, "é" * 1_000_000]
+    many = [{"id": n + 1, "role": "user", "content": ""} for n in range(60_000)]
+    data = file(*many, *({**SAID, "id": 10**6 + n, "content": t} for n, t in enumerate(texts)))
+    turns, over = 0, threading.Event()
+
+    def count() -> None:
+        nonlocal turns
+        while not over.wait(0.001):
+            turns += 1
+
+    other = threading.Thread(target=count)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.001)
+    other.start()
+    try:
+        (found,) = read(data)
+    finally:
+        over.set()
+        other.join()
+        sys.setswitchinterval(before)
+    assert [each.content for each in found.messages[-3:]] == texts
+    assert turns > 20  # in one call it would be one or two
+
+
+# --- what a search knows of a long text -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "indexed"),
+    [
+        ("word " * 10, None),
+        ("wörd " * (INDEXED_MAX // 5), None),
+        ("word " * INDEXED_MAX, ("word " * INDEXED_MAX)[:INDEXED_MAX]),
+        ("中文字", " 中文字 文字 字 "),
+        ("中文 " * INDEXED_MAX, (" 中文 文  " * INDEXED_MAX)[:INDEXED_MAX]),
+    ],
+)
+def test_the_index_takes_the_beginning_of_a_long_text(text: str, indexed: str | None) -> None:
+    """However long it is; the database writes nothing else while it makes its index."""
+    assert trigrams(text) == indexed
+
+
+def test_a_hit_is_looked_for_where_the_index_has_found_it() -> None:
+    """What comes behind is not searched for each page of hits."""
+    text = f"{'x' * INDEXED_MAX} sought"
+    assert snippet(f"sought {text}", ["sought"])[0] == ("sought", True)
+    assert not any(hit for _, hit in snippet(text, ["sought"]))

@@ -19,9 +19,10 @@ import pytest
 from flask import Flask
 
 from app import create_app
+from halt.client_address import address
 from halt.config import Config, ConfigError, load
 from halt.errors import TooManyRequests
-from halt.rates import Rates, address, count_starts
+from halt.rates import Rates, count_starts
 from tests.conftest import (
     SEEN_WITHIN,
     HaltServer,

@@ -1,0 +1,129 @@
+"""The HTML of an answer that has ended, made of plain strings: what the page gets for a Stop.
+
+The same as `answer.html` draws of it, which a test holds. A Stop's way waits for no template.
+"""
+
+from __future__ import annotations
+
+import html
+
+from markupsafe import escape
+
+from halt.answers import AnswerView, BelowView, FoldView, view
+from halt.conversations import Exchange
+from halt.lengths import Lengths
+from halt.recording import Recording
+from halt.renderer import Rendering
+
+_CONTINUE = (
+    '<button type="button" class="continue" data-do="continue" hx-post '
+    'hx-target="closest article" hx-swap="outerHTML">Continue</button>'
+)
+_COPY = '<button type="button" class="copy" data-copy="answer">Copy</button>'
+_DISCARD = (
+    '<button type="button" class="discard" data-do="discard" hx-post '
+    'hx-target="closest .exchange" hx-swap="outerHTML">Discard</button>'
+)
+
+
+def whole(run: Recording, lengths: Lengths, rendering: Rendering) -> str | None:
+    """What replaces the answer on the page; None: it has not ended."""
+    shown = view(Exchange("", run.id, asked=run.asked), run, lengths, rendering)
+    if shown.state == "running":
+        return None
+    target = f"a-{html.escape(run.id)}"
+    # settle:0: see `halt.answers.PageWriter.whole`.
+    return (
+        f'<hx-partial hx-target="#{target}" hx-swap="outerHTML settle:0">'
+        f"{ended_answer(shown)}</hx-partial>"
+    )
+
+
+def ended_answer(a: AnswerView) -> str:
+    """The answer as `answer.html` draws it, in any state but `running`."""
+    id_, asked, state = escape(a.id), escape(a.asked), escape(a.state)
+    return (
+        f'<article class="answer" id="a-{id_}" aria-label="Answer" data-stream="{id_}" '
+        f'data-model="{asked}" data-state="{state}"{"" if a.whole else " data-cut"}>\n'
+        f'<p class="name">{escape(a.asked or a.model or "Default model")}</p>\n'
+        f'<div class="folds" id="earlier-{id_}" hx-preserve>'
+        f"{''.join(_fold(f'{a.id}-earlier', fold) for fold in a.earlier)}</div>\n"
+        f'<div class="folds" id="folds-{id_}">'
+        f"{''.join(_fold(a.id, fold) for fold in a.folds)}</div>\n"
+        f'<div class="text"><div id="done-{id_}">{a.patch.finished}</div></div>\n'
+        f'<div class="below" id="earlier-below-{id_}" hx-preserve>{_below(a.earlier_below)}</div>\n'
+        f'<div class="below" id="below-{id_}">{_below(a.below)}</div>\n'
+        f"{_note(a)}<footer>\n{_figures(a)}"
+        f'<p class="actions">\n{_actions(a)}</p>\n</footer>\n'
+        f'<template class="source">{escape(a.source)}</template>\n</article>'
+    )
+
+
+def _note(a: AnswerView) -> str:
+    if a.state == "error":
+        return f'<p class="fault" role="alert">{escape(a.note)}</p>\n'
+    return f'<p class="note"><span class="badge">{escape(a.note)}</span></p>' if a.note else ""
+
+
+def _figures(a: AnswerView) -> str:
+    if not a.figures:
+        return ""
+    return f'<p class="figures">{" · ".join(map(str, map(escape, a.figures)))}</p>'
+
+
+def _actions(a: AnswerView) -> str:
+    out = [_CONTINUE] if a.broken else []
+    if a.source:
+        out.append(
+            '<button type="button" class="pick" data-do="pick" name="stream_id" '
+            f'value="{escape(a.id)}" hx-post hx-target="closest .exchange" '
+            f'hx-swap="outerHTML">Go on with this</button>\n{_COPY}'
+        )
+    if a.state != "error" or a.retryable:
+        said = "Retry" if a.state == "error" else "Regenerate"
+        out.append(
+            '<button type="button" class="regenerate" data-do="regenerate" hx-post '
+            'hx-include="#model" hx-target="closest .exchange" '
+            f'hx-swap="outerHTML">{said}</button>\n'
+        )
+    if a.broken or (a.id and a.state != "done"):
+        out.append(_DISCARD)
+    return "".join(out)
+
+
+def _fold(stream_id: str, fold: FoldView) -> str:
+    at = f"fold-{escape(stream_id)}-{escape(fold.key)}"
+    took = f' <span class="took">{escape(fold.took)}</span>' if fold.took else ""
+    if fold.state == "running":
+        took = f'<span class="elapsed" data-age="{fold.age:.1f}"></span>'
+    result = ""
+    if fold.kind == "tool":
+        result = f'<div class="result" id="{at}-result">{escape(fold.result)}</div>'
+    return (
+        f'<details class="fold {escape(fold.kind)}" id="{at}">\n'
+        f'<summary id="{at}-summary"><span class="label" data-state="{escape(fold.state)}">'
+        f"{escape(fold.label)}</span>{took}</summary>\n"
+        f'<div class="folded" id="{at}-text">{escape(fold.text)}</div>\n'
+        f"{result}</details>"
+    )
+
+
+def _link(words: str, url: str) -> str:
+    return (
+        f'<a href="{escape(url)}" target="_blank" rel="noopener noreferrer nofollow">'
+        f"{escape(words)}</a>"
+    )
+
+
+def _below(below: BelowView) -> str:
+    out = [
+        f'<p class="picture">[{_link(words, url) if url else escape(words)}]</p>'
+        for words, url in below.pictures
+    ]
+    if below.sources:
+        listed = "".join(f"<li>{_link(words, url)}</li>" for words, url in below.sources)
+        out.append(
+            '<section class="sources" aria-label="Sources"><p>Sources</p>\n'
+            f"<ol>{listed}</ol></section>"
+        )
+    return "".join(out)

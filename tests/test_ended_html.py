@@ -1,0 +1,66 @@
+"""An ended answer as plain strings is what the template draws, to the character."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from flask import render_template
+from markupsafe import Markup
+
+from app import create_app
+from halt.answers import AnswerView, BelowView, FoldView
+from halt.config import Config
+from halt.ended_html import ended_answer
+from halt.rendering import Patch
+
+HOSTILE = "<i>\"'&\n  {{ 7 }}"
+FOLDS = tuple(
+    FoldView(str(n), kind, state, HOSTILE, took, 1.26, Markup("<b>t</b>"), Markup("&lt;r"))
+    for n, (kind, state, took) in enumerate(
+        itertools.product(("thought", "tool"), ("running", "done", "failed"), ("", "1.2 s"))
+    )
+)
+BELOW = BelowView(((HOSTILE, ""), ("cat", "https://a.example/?x=1&y=\"'")), ((HOSTILE, "u"),))
+
+
+@pytest.mark.parametrize("state", ["done", "stopped", "withdrawn", "interrupted", "error"])
+def test_it_is_what_the_template_draws(tmp_path: Path, state: str) -> None:
+    """In every state and with every part, alone and together, whatever the texts hold."""
+    app = create_app(Config(base_url="http://127.0.0.1:9/v1", api_key="fake", data=str(tmp_path)))
+    views = [
+        AnswerView(
+            id=stream_id,
+            state=state,
+            patch=Patch(finished=f"<p>{text}</p>\n", fresh=True, tail="", form="text"),
+            source=text,
+            asked=asked,
+            model=model,
+            note=note,
+            retryable=flag,
+            whole=not flag,
+            broken=broken,
+            figures=figures,
+            folds=folds,
+            earlier=folds[:1],
+            below=below,
+            earlier_below=below,
+        )
+        for stream_id, text, (asked, model), note, flag, broken, figures, folds, below in (
+            itertools.product(
+                ("stream-1", ""),
+                ("", HOSTILE),
+                (("", ""), (HOSTILE, ""), ("", HOSTILE)),
+                ("", HOSTILE),
+                (False, True),
+                (False, True),
+                ((), (HOSTILE, "1 token")),
+                ((), FOLDS),
+                (BelowView(), BELOW, BelowView(BELOW.pictures), BelowView((), BELOW.sources)),
+            )
+        )
+    ]
+    with app.test_request_context():
+        for each in views:
+            assert ended_answer(each) == render_template("answer.html", a=each)
