@@ -1,0 +1,140 @@
+"""Targets that need a whole server: gunicorn with Halt, and a fake model behind it."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import re
+import time
+from pathlib import Path
+
+from tests.conftest import HaltServer
+from tests.fake_openai import FakeOpenAI
+from tests.fuzz.target import Finding, Target
+
+WITHIN = 30.0  # seconds for an answer; the machine may be busy
+CPU_SECONDS = 2.0  # of the server for one input
+TICKS = os.sysconf("SC_CLK_TCK")
+TOO_MANY = 5000  # inputs that one server is given: the fake keeps what was asked
+
+
+class ServerTarget(Target):
+    """Starts a server at the first check. After each check it is well, quick, and said nothing."""
+
+    def __init__(self) -> None:
+        self._fake: FakeOpenAI | None = None
+        self._server: HaltServer | None = None
+        self._told = 0  # characters of what it printed that were looked at
+        self._checks = 0
+
+    @property
+    def server(self) -> HaltServer:
+        if self._checks > TOO_MANY:
+            self.close()
+        if self._server is None or self._fake is None:
+            self._fake = FakeOpenAI(unknown_model="echo")
+            self._fake.__enter__()
+            self._server = HaltServer(
+                {
+                    "OPENAI_BASE_URL": self._fake.base_url,
+                    "OPENAI_API_KEY": "fake",
+                    "HALT_MODEL": "count?n=2",
+                    "HALT_ORPHAN_GRACE": "1",
+                }
+            )
+            self._told = self._checks = 0
+        return self._server
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        if self._fake is not None:
+            self._fake.__exit__(None, None, None)
+        self._server = self._fake = None
+
+    def check(self, data: bytes) -> None:
+        server = self.server
+        self._checks += 1
+        begun = cpu_seconds(server)
+        self.send(server, data)
+        status, body = exchange(server, "GET", "/healthz")
+        if status != 200:
+            raise Finding("the server is not well", f"{status} {body[:200]!r}")
+        taken = cpu_seconds(server) - begun
+        printed, self._told = server.printed[self._told :], len(server.printed)
+        if "Traceback" in printed or " [ERROR]" in printed or " CRITICAL" in printed:
+            last = re.findall(r"^(\w+(?:\.\w+)*(?:Error|Exception)\b.*)$", printed, re.MULTILINE)
+            kind = last[-1].partition(":")[0] if last else ""
+            raise Finding(f"the server logs an error {kind}", printed[-1500:])
+        if taken > CPU_SECONDS:
+            raise Finding("the server computes too long", f"{taken:.1f} s of CPU")
+
+    def send(self, server: HaltServer, data: bytes) -> None:
+        """Give the input to the server. Raises Finding where its answer breaks a promise."""
+        raise NotImplementedError
+
+
+def exchange(
+    server: HaltServer,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
+) -> tuple[int, bytes]:
+    """A request and its whole response. Raises Finding where none comes."""
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=WITHIN)
+    begun = time.monotonic()
+    try:
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        found = response.status, response.read()
+    except (OSError, http.client.HTTPException) as exc:
+        after = time.monotonic() - begun
+        raise Finding(f"no answer: {type(exc).__name__}", f"{exc} after {after:.1f} s") from exc
+    finally:
+        connection.close()
+    return found
+
+
+def cpu_seconds(server: HaltServer) -> float:
+    """Seconds of CPU of the server's processes so far."""
+    return sum(map(_ticks, _family(server.process.pid))) / TICKS
+
+
+def _family(pid: int) -> list[int]:
+    out = [pid]
+    for found in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in found.read_text().split():
+            out += _family(int(child))
+    return out
+
+
+def _ticks(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
+
+
+def spoiled(rng: random.Random, data: bytes) -> bytes:
+    """JSON with something in it that no type foresees."""
+    hostile = (
+        b"[" * 3000,
+        b'{"a":' * 2000,
+        b"1" * 5000,
+        b"-99999999999999999999",
+        b"1e400",
+        b'"\\ud800"',
+        b'"\xff"',
+        b"null",
+        b'{" - at `$`":1}',
+        b'"' + b" - at `$" * 300 + b'"',
+    )
+    at = rng.randrange(len(data) + 1)
+    values = list(re.finditer(rb'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|true|false|null', data))
+    if values and rng.random() < 0.8:
+        value = rng.choice(values)
+        return data[: value.start()] + rng.choice(hostile) + data[value.end() :]
+    return data[:at] + rng.choice(hostile) + data[at:]
