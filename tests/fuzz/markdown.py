@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 
 from halt.open_text import RUN, SEAM, WBR, OpenText, breakable
-from halt.rendering import DIRECTED, PARSED_MAX, TAGS, BlockStream, render
+from halt.rendering import DIRECTED, TAGS, BlockStream, render
 from tests.fuzz.cuts import cuts_of, pieces_of
 from tests.fuzz.mutate import TEXTS, mutated
 from tests.fuzz.target import CPU_MAX, Finding, Target
@@ -268,9 +268,9 @@ def checked_html(text: str) -> None:
 
 # --- time -----------------------------------------------------------------------------------------
 
-FLOOR = 0.2  # seconds of CPU below which nothing is concluded
+FLOOR = 0.1  # seconds of CPU below which nothing is concluded
 FACTOR = 2.5  # of CPU for twice the text
-FIRST = 1500  # characters
+FIRST, SIZE_MAX = 3000, 200_000  # characters
 
 
 def repeated(data: bytes) -> tuple[str, str, str] | None:
@@ -292,9 +292,10 @@ def grown(parts: tuple[str, str, str], size: int) -> str:
 
 
 class Time(Target):
-    """An input's CPU time grows with its length, twice the text at most by FACTOR.
+    """An input's CPU time grows with its length: for twice the text by FACTOR at most.
 
-    Concluded is it only of two such doublings in a row, each measured twice.
+    Concluded is it of two such doublings in a row, which are measured again: another program on the
+    same core may double a figure.
     """
 
     cpu_max = 3 * CPU_MAX
@@ -311,27 +312,32 @@ class Time(Target):
         parts = repeated(data)
         if parts is None:
             return
-        figures: list[float] = []
-        size = FIRST
-        while size <= PARSED_MAX * 4:
-            figures.append(self._seconds(grown(parts, size)))
-            if len(figures) > 2 and figures[-1] > FLOOR:
-                if figures[-1] > FACTOR * figures[-2] and figures[-2] > FACTOR * figures[-3]:
-                    told = ", ".join(f"{each:.3f}" for each in figures)
-                    raise Finding("time is not linear", f"{told} s of CPU up to {size} characters")
-                if figures[-1] > 3 * FLOOR:
-                    return
+        size, before = FIRST, 0.0
+        while size <= SIZE_MAX:
+            taken = self._seconds(parts, size)
+            if taken > FLOOR and taken > FACTOR * before:
+                self._look_closely(parts, size)
+            if taken > 4 * FLOOR:
+                return
+            before = taken
             size *= 2
 
-    def _seconds(self, text: str) -> float:
-        best = float("inf")
-        for _ in range(2):
-            begun = time.process_time()
-            self.work(text)
-            best = min(best, time.process_time() - begun)
-            if best < FLOOR / 4:
-                break
-        return best
+    def _look_closely(self, parts: tuple[str, str, str], size: int) -> None:
+        """Compare this length with half of it and twice of it. Raises Finding."""
+        figures = [min(self._seconds(parts, each) for _ in range(3)) for each in (size // 2, size)]
+        if figures[1] <= FACTOR * figures[0]:
+            return
+        figures.append(min(self._seconds(parts, 2 * size) for _ in range(2)))
+        if figures[2] <= FACTOR * figures[1]:
+            return
+        told = ", ".join(f"{each:.3f}" for each in figures)
+        raise Finding("time is not linear", f"{told} s of CPU up to {2 * size} characters")
+
+    def _seconds(self, parts: tuple[str, str, str], size: int) -> float:
+        text = grown(parts, size)
+        begun = time.process_time()
+        self.work(text)
+        return time.process_time() - begun
 
 
 class MarkdownTime(Time):

@@ -162,7 +162,7 @@ def _varied(rng: random.Random, data: bytes) -> bytes:
         return head + b"\n\n" + mutated(rng, body)
     if kind == 2:
         return head + b"\n\n" + mutated(rng, body)
-    if kind == 3:
+    if kind in {3, 4}:
         return head + b"\n\n" + spoiled(rng, body)
     value = json.loads(body)
     for _ in range(rng.randrange(1, 3)):

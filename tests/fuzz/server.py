@@ -120,21 +120,57 @@ def _ticks(pid: int) -> int:
 
 def spoiled(rng: random.Random, data: bytes) -> bytes:
     """JSON with something in it that no type foresees."""
-    hostile = (
+    kind = rng.randrange(6)
+    if kind == 0:  # a field that nothing knows, with a long name, or very many of them
+        objects = [found.end() for found in re.finditer(rb"\{", data)]
+        at = rng.choice([objects[0], rng.choice(objects)]) if objects else 0
+        unit, times = rng.choice(UNITS), rng.choice((1, 40, 3000, 15_000))
+        if rng.random() < 0.2:
+            fields = b"".join(b'"%d":1,' % number for number in range(times))
+        else:
+            fields = b'"' + unit * times + b'":1,'
+        return data[:at] + fields + data[at:]
+    values = list(re.finditer(rb'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|true|false|null', data))
+    if values and kind < 5:
+        value = rng.choice(values)
+        return data[: value.start()] + rng.choice(HOSTILE) + data[value.end() :]
+    at = rng.randrange(len(data) + 1)
+    return data[:at] + rng.choice(HOSTILE) + data[at:]
+
+
+#: What names of fields are made of: words of the decoder's messages, and what a pattern may repeat.
+UNITS = (
+    *(
+        b" - at `$",
+        b" - at `key in $.",
+        b"`",
+        b" ",
+        b".",
+        b"[0]",
+        b"[...]",
+        b"a",
+        b"\\n",
+        b"\\u0000",
+        b"$.",
+    ),
+    *(b"Expected `", b" of ", b"' ", b"Object contains unknown field `", b"\xc3\xa9", b"<", b"{}"),
+)
+HOSTILE = (
+    *(
         b"[" * 3000,
         b'{"a":' * 2000,
         b"1" * 5000,
         b"-99999999999999999999",
         b"1e400",
+        b"null",
+        b"-1",
+        b"{}",
+    ),
+    *(
         b'"\\ud800"',
         b'"\xff"',
-        b"null",
         b'{" - at `$`":1}',
         b'"' + b" - at `$" * 300 + b'"',
-    )
-    at = rng.randrange(len(data) + 1)
-    values = list(re.finditer(rb'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|true|false|null', data))
-    if values and rng.random() < 0.8:
-        value = rng.choice(values)
-        return data[: value.start()] + rng.choice(hostile) + data[value.end() :]
-    return data[:at] + rng.choice(hostile) + data[at:]
+        b'"' + b" " * 50_000 + b'"',
+    ),
+)
