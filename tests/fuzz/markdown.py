@@ -374,15 +374,16 @@ class OpenParts(Target):
             yield (unit * rng.choice((1, 1, 50, 400)))[:20_000].encode("utf-8", "surrogatepass")
 
     def check(self, data: bytes) -> None:
-        text = html.escape(text_of(data))
+        source = text_of(data)
+        text = html.escape(source)
         if _bare(breakable(text)) != text:
             raise Finding("a place to break a line changes the text")
         longest = max(map(len, re.split(r"<wbr>|[^!-~]", breakable(text))), default=0)
         if longest > RUN + 40:
             raise Finding("a run without a place to break the line", str(longest))
-        for cuts in [[], *cuts_of(text)][:12]:
+        for cuts in [[], *cuts_of(source)][:12]:
             drawn = OpenText()
-            out = "".join(drawn.draw(piece) for piece in pieces_of(text, cuts))
+            out = "".join(drawn.draw(html.escape(piece)) for piece in pieces_of(source, cuts))
             if _bare(out) != text:
                 raise Finding("a seam changes the text", str(cuts[:8]))
             whole = re.sub(

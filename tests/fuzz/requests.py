@@ -56,11 +56,11 @@ class Requests(ServerTarget):
             for method, path, operation in routes
         }
         while True:
-            if rng.random() < 0.2:
+            if rng.random() < 0.1:
                 yield _form(rng)
                 continue
             # Those with a body more often: there is more in them.
-            name = rng.choice([name for name in made for _ in range(3 if name[0] == "P" else 1)])
+            name = rng.choice([name for name in made for _ in range(6 if name[0] == "P" else 1)])
             yield _varied(rng, next(made[name]))
 
     def send(self, server: HaltServer, data: bytes) -> None:
@@ -150,9 +150,9 @@ def _as_text(value: Any) -> str:
 
 
 def _varied(rng: random.Random, data: bytes) -> bytes:
-    """A request, one in six as it is, the others with something wrong."""
+    """A request, one in eight as it is, the others with something wrong."""
     head, _, body = data.partition(b"\n\n")
-    kind = rng.randrange(6)
+    kind = rng.randrange(8)
     if kind == 0:
         return data
     if kind == 1:
@@ -162,7 +162,7 @@ def _varied(rng: random.Random, data: bytes) -> bytes:
         return head + b"\n\n" + mutated(rng, body)
     if kind == 2:
         return head + b"\n\n" + mutated(rng, body)
-    if kind in {3, 4}:
+    if 3 <= kind < 6:
         return head + b"\n\n" + spoiled(rng, body)
     value = json.loads(body)
     for _ in range(rng.randrange(1, 3)):

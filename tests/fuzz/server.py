@@ -112,18 +112,18 @@ def cpu_seconds(server: HaltServer) -> float:
 
 def spoiled(rng: random.Random, data: bytes) -> bytes:
     """JSON with something in it that no type foresees."""
-    kind = rng.randrange(6)
-    if kind == 0:  # a field that nothing knows, with a long name, or very many of them
+    kind = rng.randrange(8)
+    if kind < 3:  # a field that nothing knows, with a long name, or very many of them
         objects = [found.end() for found in re.finditer(rb"\{", data)]
         at = rng.choice([objects[0], rng.choice(objects)]) if objects else 0
-        unit, times = rng.choice(UNITS), rng.choice((1, 40, 3000, 15_000))
+        unit, times = rng.choice(UNITS), rng.choice((1, 40, 8000, 15_000))
         if rng.random() < 0.2:
             fields = b"".join(b'"%d":1,' % number for number in range(times))
         else:
-            fields = b'"' + unit * times + b'":1,'
+            fields = b'"' + unit * times + rng.choice((b"", b"\\n", b"\\n")) + b'":1,'
         return data[:at] + fields + data[at:]
     values = list(re.finditer(rb'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|true|false|null', data))
-    if values and kind < 5:
+    if values and kind < 7:
         value = rng.choice(values)
         return data[: value.start()] + rng.choice(HOSTILE) + data[value.end() :]
     at = rng.randrange(len(data) + 1)
