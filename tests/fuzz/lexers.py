@@ -9,22 +9,25 @@ from __future__ import annotations
 import json
 import random
 import re
+import time
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 from pygments import lexers  # type: ignore[import-untyped, unused-ignore]
 
-from halt.rendering import ALIASES, HIGHLIGHTED_MAX, render
-from tests.fuzz.target import Finding, Target, TooLong, cpu_limit
+from halt.colours import ALIASES, HIGHLIGHTED_MAX
+from halt.renderer import TEXT_WAIT, Renderer
+from tests.fuzz.markdown import checked_html
+from tests.fuzz.target import Finding, Target
 
 parser: Any = re._parser  # there is no public one
 codes: Any = re._constants
 
 LONG = (30, 60, 300, 1000, 3000, 9000)  # times that a repeat is written
 ENDS = ("", "\0", "!", "\n", "a", " ", "'", '"', "\\", ")", ";")
-#: CPU seconds of this process for one block, and for each of its characters.
-SECONDS, SECONDS_A_CHARACTER = 0.5, 30e-6
+SECONDS = 0.5  # of CPU that the process which asks may take for one block
+LATE = 10.0  # seconds behind the renderer's own limit; the machine may be busy
 REPEATS = {codes.MAX_REPEAT, codes.MIN_REPEAT, codes.POSSESSIVE_REPEAT}
 Rules = dict[str, list[tuple[Any, Any]]]  # state -> pattern and new state of each rule
 
@@ -153,7 +156,7 @@ def repeating(language: str) -> list[tuple[str, re.Pattern[str], int]]:
 
 
 class Lexers(Target):
-    """A block of code in any language takes CPU time in proportion to its length."""
+    """A block of code in any language is drawn in time, and not by the process that asks."""
 
     name = "lexers"
 
@@ -173,18 +176,34 @@ class Lexers(Target):
                 text += (text[len(way) :] or "a") * 3
             yield json.dumps(packed(language, text[:HIGHLIGHTED_MAX])).encode()
 
+    def __init__(self) -> None:
+        self._renderer: Renderer | None = None
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+
     def check(self, data: bytes) -> None:
         found = unpacked(data)
         if found is None:
             return
         language, text = found
-        most = SECONDS + SECONDS_A_CHARACTER * len(text)
+        renderer = self._renderer = self._renderer or Renderer()
+        begun, cpu = time.monotonic(), time.process_time()
         try:
-            with cpu_limit(most):
-                render(text)
-        except TooLong:
-            detail = f"more than {most:.1f} s of CPU for {len(text)} characters"
-            raise Finding(f"the colours of {language} take too long", detail) from None
+            drawn = renderer.whole(text).result(TEXT_WAIT + LATE)
+        except TimeoutError:
+            after = time.monotonic() - begun
+            raise Finding(
+                f"{language} is not drawn in time", f"nothing after {after:.1f} s"
+            ) from None
+        taken = time.process_time() - cpu
+        if taken > SECONDS:
+            detail = f"{taken:.1f} s of CPU for {len(text)} characters"
+            raise Finding(f"{language} is coloured in the asking process", detail)
+        checked_html(drawn.html)
+        if "<code" not in drawn.html:
+            raise Finding(f"{language} is no code any more", drawn.html[:300])
 
 
 def packed(language: str, text: str) -> dict[str, Any]:
