@@ -1,12 +1,13 @@
 # make run: everything to chat. make test: everything that must hold. make bench: the measurements.
 # make coverage: what the tests reach. make chaos: ten minutes of faults at random moments.
+# make fuzz: hostile input for ten minutes, or SECONDS=N.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOG := $(VENV)/install.log
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: run test system lint coverage bench chaos clean
+.PHONY: run test system lint coverage bench chaos fuzz clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/run.stamp
@@ -39,6 +40,10 @@ bench: system
 # Minutes, seed and faults are options: python -m tests.chaos --help
 chaos: system
 	$(BIN)/python -m tests.chaos
+
+# FUZZ="--seed 7 chat http1" chooses a seed and targets.
+fuzz: $(VENV)/test.stamp
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) $(FUZZ)
 
 clean:
 	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -76,7 +76,7 @@ READER_ENDS = 5.0  # seconds; it takes none once the connection is shut down
 REASON_MAX = 123  # bytes of a close's reason, by the protocol
 
 GOING_AWAY, INTERNAL_ERROR, TOO_SLOW = 1001, 1011, 4008
-_TEXT, _CLOSE = b"\x81", b"\x88"
+_TEXT, _CLOSE, _PONG = b"\x81", b"\x88", b"\x8a"
 _NOTHING = memoryview(b"")
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,13 @@ def frame(kind: bytes, payload: bytes) -> bytes:
     if size < 65536:
         return b"%b\x7e%b%b" % (kind, size.to_bytes(2), payload)
     return b"%b\x7f%b%b" % (kind, size.to_bytes(8), payload)
+
+
+def _closes(data: bytes) -> bool:
+    """Whether these frames end with a close. simple-websocket sends one behind pongs it owes."""
+    while data[:1] == _PONG:
+        data = data[2 + data[1] :]  # a control frame's size is one byte
+    return data[:1] == _CLOSE
 
 
 class Feed:
@@ -237,7 +244,7 @@ class Wire:
 
     def send(self, data: bytes) -> None:
         """Have a frame written, before events that wait. Behind a close nothing is."""
-        if data[:1] == _CLOSE:
+        if _closes(data):
             # Room for it: a reader that is too slow finds it when it reads on.
             with contextlib.suppress(OSError):
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LAST_BUFFER)
@@ -314,7 +321,7 @@ class Wire:
         feeds = len(self._feeds)
         while self._frames and size < GROUP_CHARS and not self._closed:
             data = self._frames.popleft()
-            self._closed = data[:1] == _CLOSE
+            self._closed = _closes(data)
             out.append(data)
             size += len(data)
             if len(self._frames) == FRAMES_MAX - 1:

@@ -141,7 +141,7 @@ def test_nothing_is_installed_where_that_is_not_wanted(tmp_path: Path) -> None:
     assert "Downloading" not in said
 
 
-@pytest.mark.parametrize("name", ["run", "test", "bench", "coverage", "clean"])
+@pytest.mark.parametrize("name", ["run", "test", "bench", "fuzz", "coverage", "clean"])
 def test_the_makefile_has_what_it_names(name: str) -> None:
     """Each target can be planned."""
     planned = subprocess.run(

@@ -1,0 +1,84 @@
+"""`python -m tests.fuzz [--seconds N] [--seed S] [TARGET...]`; status 1 where it has found something."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import random
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from tests.fuzz.target import Finding, Target, minimised, same_kind
+from tests.fuzz.targets import TARGETS
+
+FINDINGS = Path(__file__).parent / "findings"
+SECONDS = 600.0
+KINDS_MAX = 100  # findings of one target in one run
+MINIMISING = 10.0  # seconds for making one finding smaller
+
+
+def fuzz(target: Target, seed: int, seconds: float, folder: Path) -> int:
+    """Try inputs for so long; how many findings there were. Each is saved in the folder."""
+    rng = random.Random(f"{seed} {target.name}")
+    end = time.monotonic() + seconds
+    findings: list[Finding] = []
+    count = 0
+    for data in target.inputs(rng):
+        if time.monotonic() > end or len(findings) >= KINDS_MAX:
+            break
+        count += 1
+        finding = target.attempt(data)
+        if finding is None or any(same_kind(each, finding) for each in findings):
+            continue
+        findings.append(finding)
+        small = minimised(
+            data,
+            partial(_is_same, target, finding),
+            partial(_is_past, time.monotonic() + MINIMISING),
+        )
+        path = folder / f"{target.name}-{hashlib.sha256(small).hexdigest()[:10]}"
+        path.write_bytes(small)
+        again = target.attempt(small) or finding
+        print(f"\n{target.name}: input {count}, saved as {path}\n{small[:300]!r}\n{again}\n")
+    print(f"{target.name}: {count:,} inputs, {len(findings)} findings", flush=True)
+    return len(findings)
+
+
+def _is_same(target: Target, finding: Finding, data: bytes) -> bool:
+    return same_kind(finding, target.attempt(data))
+
+
+def _is_past(end: float) -> bool:
+    return time.monotonic() > end
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for all targets together")
+    parser.add_argument("--seed", type=int, default=None, help="printed, and random by default")
+    parser.add_argument("--findings", type=Path, default=FINDINGS, help="where findings are saved")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
+    given = parser.parse_args(words)
+    if unknown := [name for name in given.targets if name not in TARGETS]:
+        parser.error(f"no such target: {', '.join(unknown)}. There are: {', '.join(TARGETS)}")
+    seed = random.SystemRandom().randrange(2**32) if given.seed is None else given.seed
+    names = given.targets or list(TARGETS)
+    print(f"seed {seed}, {given.seconds:g} s for {', '.join(names)}", flush=True)
+    given.findings.mkdir(exist_ok=True)
+    count = 0
+    for name in names:
+        target = TARGETS[name]()
+        try:
+            count += fuzz(target, seed, given.seconds / len(names), given.findings)
+        finally:
+            target.close()
+    if count:
+        print(f"{count} findings. Each file in {given.findings} is replayed by the tests.")
+        print(f"The same inputs again: python -m tests.fuzz --seed {seed} {' '.join(names)}")
+    return 1 if count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""Places where a network, or a model, may cut what it sends."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+EVERY = 120  # bytes up to which every single cut is tried
+RANDOM = 24  # single cuts, and sets of cuts, that are tried of a longer input
+
+T = TypeVar("T", bytes, str)
+
+
+def cuts_of(data: Sequence[object]) -> Iterator[list[int]]:
+    """Sets of places to cut, the same for the same length: all at once, single ones, some."""
+    size = len(data)
+    rng = random.Random(size)
+    yield list(range(1, size))
+    places = range(1, size)
+    yield from ([at] for at in (places if size <= EVERY else sorted(rng.sample(places, RANDOM))))
+    for _ in range(min(RANDOM, size) // 2):
+        yield sorted(rng.sample(places, min(len(places), rng.randrange(2, 8))))
+
+
+def pieces_of(data: T, cuts: Sequence[int]) -> list[T]:
+    """The data, cut at these places."""
+    return [data[a:b] for a, b in zip((0, *cuts), (*cuts, len(data)), strict=True)]

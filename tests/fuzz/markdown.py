@@ -1,0 +1,421 @@
+"""Markdown as a model writes it: what a page shows of it, and how long that takes."""
+
+from __future__ import annotations
+
+import html
+import json
+import random
+import re
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+
+from halt.open_text import RUN, SEAM, WBR, OpenText, breakable, normal
+from halt.renderer import SHORT
+from halt.renderer import _is_light as is_light
+from halt.rendering import DIRECTED, TAGS, BlockStream, blocks_of, plain, render, render_block
+from tests.fuzz.cuts import cuts_of, pieces_of
+from tests.fuzz.mutate import TEXTS, mutated
+from tests.fuzz.target import CPU_MAX, Finding, Target
+
+PIECES = (
+    *(
+        "\n",
+        "\n",
+        "\n",
+        "\n\n",
+        "\r",
+        "\r\n",
+        "\0",
+        "\t",
+        " ",
+        "  \n",
+        "    ",
+        "\\",
+        "\\\n",
+        "\u2028",
+    ),
+    *(
+        "# ",
+        "###### a\n",
+        "===\n",
+        "---\n",
+        "***\n",
+        "> ",
+        "> > ",
+        ">",
+        "- ",
+        "* ",
+        "1. ",
+        "10) ",
+        "+\n",
+    ),
+    *(
+        "```",
+        "```\n",
+        "```python\n",
+        "~~~",
+        "~~~\n",
+        "````",
+        "`",
+        "``",
+        "*",
+        "**",
+        "***",
+        "_",
+        "__",
+        "~~",
+    ),
+    *(
+        "[a]",
+        "[a](",
+        "](http://a.b)",
+        "(javascript:a)",
+        "![",
+        "![a](data:image/png;base64,AAAA)",
+        "]",
+        "<",
+    ),
+    *(
+        "[a]: http://a\n",
+        "<http://a.b>",
+        "<br>",
+        "<br",
+        "</br>",
+        "<script>",
+        "<!--",
+        "&amp;",
+        "&#0;",
+        "&",
+    ),
+    *(
+        "|",
+        "|a|b|\n",
+        "|-|-|\n",
+        "|:-:|--:|\n",
+        "-|-\n",
+        "$",
+        "$$",
+        "$$\n",
+        "\\(",
+        "\\)",
+        "\\[",
+        "\\]\n",
+    ),
+    *(
+        "\\begin{a}\n",
+        "\\end{a}",
+        "a",
+        "b c",
+        "word ",
+        "\u4e2d\u6587",
+        "\u05d0",
+        "e\u0301",
+        "\ud83d",
+    ),
+    *(
+        "\U0001f468\u200d\U0001f469",
+        "data:image/png;base64,",
+        "AAAA",
+        "mailto:a@b",
+        "0",
+        "1",
+        "-",
+        "=",
+    ),
+)
+
+
+def text_of(data: bytes) -> str:
+    """An input as the text it stands for, halves of surrogate pairs included."""
+    try:
+        return data.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return data.decode("utf-8", "replace")
+
+
+def written(rng: random.Random, most: int) -> str:
+    """A text of such pieces."""
+    few = rng.sample(PIECES, rng.randrange(1, 8)) if rng.random() < 0.6 else [*PIECES, *TEXTS]
+    return "".join(
+        rng.choice(few) * rng.choice((1, 1, 1, 2, 3)) for _ in range(rng.randrange(most))
+    )
+
+
+class Markdown(Target):
+    """A page's HTML is well-formed and allowed, and a function of the text so far."""
+
+    name = "markdown"
+
+    def inputs(self, rng: random.Random) -> Iterator[bytes]:
+        while True:
+            text = written(rng, 40).encode("utf-8", "surrogatepass")
+            yield mutated(rng, text, 2)
+
+    def check(self, data: bytes) -> None:
+        text = text_of(data)
+        checked_html(render(text))
+        checked_html("".join(map(render_block, blocks_of(text))))
+        checked_html(plain(text))
+        for cuts in cuts_of(text):
+            _same_at_the_end(text, cuts)
+        grown, shown = BlockStream(), _Shown()
+        for end in range(1, min(len(text), 150) + 1):
+            shown.take(grown, text[end - 1])
+            fresh = _Shown()
+            fresh.take(BlockStream(), text[:end])
+            if shown != fresh:
+                raise Finding(
+                    "what the page shows depends on the cut",
+                    f"\nof {text[:end]!r}\nby characters: {shown}\nat once: {fresh}",
+                )
+
+
+class _Shown:
+    """What a page shows of a stream of blocks, before anything is rendered."""
+
+    def __init__(self) -> None:
+        self.blocks: list[tuple[str, bool]] = []
+        self.tail = self.form = ""
+
+    def take(self, stream: BlockStream, piece: str) -> None:
+        step = stream.feed(piece)
+        self.blocks += [(block.source, block.is_fence) for block in step.blocks]
+        self.tail = step.tail if step.fresh else self.tail + step.tail
+        self.form = step.form
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Shown) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(self.tail)
+
+    def __repr__(self) -> str:
+        return f"{self.blocks} {self.form} {self.tail!r}"
+
+
+def _same_at_the_end(text: str, cuts: list[int]) -> None:
+    streams = BlockStream(), BlockStream()
+    shown = _Shown(), _Shown()
+    shown[0].take(streams[0], text)
+    for piece in pieces_of(text, cuts):
+        shown[1].take(streams[1], piece)
+    if shown[0] != shown[1] or streams[0].open_source() != streams[1].open_source():
+        raise Finding(
+            "what the page shows depends on the cut", f"{cuts[:8]}\n{shown[0]}\n{shown[1]}"
+        )
+
+
+VOID = frozenset({"br", "hr", "wbr"})
+ATTRIBUTES = {
+    "a": {"href", "title", "target", "rel"},
+    "ol": {"start", "dir"},
+    **{tag: {"dir"} for tag in DIRECTED if tag != "ol"},
+    "button": {"type", "data-copy", "class"},
+    "pre": {"tabindex"},
+    **{tag: {"class"} for tag in ("code", "div", "span", "td", "th")},
+}
+TEXT_TAG = re.compile(r"<(?!/?[a-z])")
+
+
+class _Checker(HTMLParser):
+    """Raises Finding for a tag or an attribute that is not allowed, or tags that do not match."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.allowed = frozenset(TAGS.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.allowed:
+            raise Finding("a tag that is not allowed", tag)
+        for name, value in attrs:
+            if name not in ATTRIBUTES.get(tag, ()):
+                raise Finding("an attribute that is not allowed", f"{tag} {name}")
+            if name == "href" and not re.match(
+                r"(?:https?://|mailto:)", value or "", re.IGNORECASE
+            ):
+                raise Finding("a link that is not allowed", f"{value!r}")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            raise Finding("tags that do not match", tag)
+
+    def handle_comment(self, data: str) -> None:
+        raise Finding("a comment in HTML", data)
+
+    def handle_decl(self, decl: str) -> None:
+        raise Finding("a declaration in HTML", decl)
+
+    def handle_pi(self, data: str) -> None:
+        raise Finding("a processing instruction in HTML", data)
+
+
+def checked_html(text: str) -> None:
+    """Raises Finding where HTML is not well-formed or holds what is not allowed."""
+    checker = _Checker()
+    checker.feed(text)
+    checker.close()
+    if checker.open:
+        raise Finding("a tag that is not closed", str(checker.open))
+    if TEXT_TAG.search(text):
+        raise Finding("a < that is no tag")
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+FLOOR = 0.1  # seconds of CPU below which nothing is concluded
+LIGHT = 0.1  # seconds of CPU; 0.01 is promised of a quick machine
+FACTOR = 2.5  # of CPU for twice the text
+FIRST, SIZE_MAX = 3000, 200_000  # characters
+
+
+def repeated(data: bytes) -> tuple[str, str, str] | None:
+    """An input for time: {"before", "unit", "after"}; None where it is none."""
+    try:
+        given = json.loads(data)
+        parts = given["before"], given["unit"], given["after"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if not all(isinstance(part, str) for part in parts) or not parts[1]:
+        return None
+    return parts
+
+
+def grown(parts: tuple[str, str, str], size: int) -> str:
+    """A text of about that many characters."""
+    before, unit, after = parts
+    return before + unit * (size // len(unit) + 1) + after
+
+
+class Time(Target):
+    """An input's CPU time grows with its length: for twice the text by FACTOR at most.
+
+    Concluded is it of two such doublings in a row, which are measured again: another program on the
+    same core may double a figure.
+    """
+
+    cpu_max = 3 * CPU_MAX
+
+    def work(self, text: str) -> None:
+        raise NotImplementedError
+
+    def inputs(self, rng: random.Random) -> Iterator[bytes]:
+        while True:
+            parts = written(rng, 8), written(rng, rng.choice((3, 8, 40))) or "a", written(rng, 4)
+            yield json.dumps(dict(zip(("before", "unit", "after"), parts, strict=True))).encode()
+
+    def check(self, data: bytes) -> None:
+        parts = repeated(data)
+        if parts is None:
+            return
+        size, before = FIRST, 0.0
+        while size <= SIZE_MAX:
+            taken = self._seconds(parts, size)
+            if taken > FLOOR and taken > FACTOR * before:
+                self._look_closely(parts, size)
+            if taken > 4 * FLOOR:
+                return
+            before = taken
+            size *= 2
+
+    def _look_closely(self, parts: tuple[str, str, str], size: int) -> None:
+        """Compare this length with half of it and twice of it. Raises Finding."""
+        figures = [min(self._seconds(parts, each) for _ in range(3)) for each in (size // 2, size)]
+        if figures[1] <= FACTOR * figures[0]:
+            return
+        figures.append(min(self._seconds(parts, 2 * size) for _ in range(2)))
+        if figures[2] <= FACTOR * figures[1]:
+            return
+        told = ", ".join(f"{each:.3f}" for each in figures)
+        raise Finding("time is not linear", f"{told} s of CPU up to {2 * size} characters")
+
+    def _seconds(self, parts: tuple[str, str, str], size: int) -> float:
+        text = grown(parts, size)
+        begun = time.process_time()
+        self.work(text)
+        return time.process_time() - begun
+
+
+class MarkdownTime(Time):
+    """Rendering a whole text."""
+
+    name = "markdown-time"
+
+    def work(self, text: str) -> None:
+        render(text)
+
+
+class LightTime(Target):
+    """A text that is rendered by the thread that asks for it takes milliseconds."""
+
+    name = "light-time"
+
+    def inputs(self, rng: random.Random) -> Iterator[bytes]:
+        while True:
+            unit = written(rng, rng.choice((3, 8, 40))) or "a"
+            text = (written(rng, 8) + unit * (SHORT // len(unit)) + written(rng, 4))[:SHORT]
+            yield text.encode("utf-8", "surrogatepass")
+
+    def check(self, data: bytes) -> None:
+        text = text_of(data)
+        if not is_light(text):
+            return
+        taken = LIGHT
+        for _ in range(3):  # another program on the same core may double a figure
+            begun = time.process_time()
+            render(text)
+            taken = min(taken, time.process_time() - begun)
+        if taken >= LIGHT:
+            raise Finding("a light text takes long", f"{taken:.3f} s of CPU")
+
+
+class StreamTime(Time):
+    """Taking a text in small pieces, and drawing its open block."""
+
+    name = "stream-time"
+
+    def work(self, text: str) -> None:
+        stream, open_text = BlockStream(), OpenText()
+        for at in range(0, len(text), 4):
+            step = stream.feed(text[at : at + 4])
+            if step.fresh:
+                open_text = OpenText()
+            open_text.draw(step.tail)
+
+
+class OpenParts(Target):
+    """Seams and places to break lines change no text and cut no character reference."""
+
+    name = "open-text"
+
+    def inputs(self, rng: random.Random) -> Iterator[bytes]:
+        while True:
+            unit = written(rng, 30)
+            yield (unit * rng.choice((1, 1, 50, 400)))[:20_000].encode("utf-8", "surrogatepass")
+
+    def check(self, data: bytes) -> None:
+        source = text_of(data)
+        text = html.escape(source)
+        if _bare(breakable(text)) != text:
+            raise Finding("a place to break a line changes the text")
+        longest = max(map(len, re.split(r"<wbr>|[^!-~]", breakable(text))), default=0)
+        if longest > RUN + 40:
+            raise Finding("a run without a place to break the line", str(longest))
+        whole = OpenText().draw(text)
+        for cuts in [[], *cuts_of(source)][:12]:
+            drawn = OpenText()
+            out = "".join(drawn.draw(html.escape(piece)) for piece in pieces_of(source, cuts))
+            if _bare(out) != normal(text):
+                raise Finding("a seam changes the text", str(cuts[:8]))
+            if out.replace(SEAM, "") != whole.replace(SEAM, ""):  # a seam may be late
+                raise Finding("what is drawn depends on the cut", str(cuts[:8]))
+            parts = out.replace(SEAM, "\0").replace(WBR, "\0")
+            if "&" in re.sub(r"&(?:amp|lt|gt|quot|#x27);", "_", parts):
+                raise Finding("a character reference is cut", str(cuts[:8]))
+
+
+def _bare(text: str) -> str:
+    return text.replace(SEAM, "").replace(WBR, "")

@@ -1,0 +1,115 @@
+"""The fuzzer's findings, each of them mended, tried again; and the fuzzer itself."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.__main__ import FINDINGS, fuzz, main
+from tests.fuzz.target import Finding, Target, cpu_limit
+from tests.fuzz.targets import TARGETS
+
+
+def target_name(path: Path) -> str:
+    """The target of a finding: what its file's name begins with."""
+    return next(name for name in sorted(TARGETS, reverse=True) if path.name.startswith(f"{name}-"))
+
+
+@pytest.fixture(scope="module")
+def target_of() -> Iterator[Callable[[str], Target]]:
+    """A target by its name. Each is made once, and ended with the module."""
+    made: dict[str, Target] = {}
+
+    def of(name: str) -> Target:
+        if name not in made:
+            made[name] = TARGETS[name]()
+        return made[name]
+
+    yield of
+    for target in made.values():
+        target.close()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(path for path in FINDINGS.iterdir()), ids=lambda path: path.name
+)
+def test_a_finding_stays_mended(path: Path, target_of: Callable[[str], Target]) -> None:
+    """The input keeps the promises of its target."""
+    finding = target_of(target_name(path)).attempt(path.read_bytes())
+    assert finding is None, str(finding)
+
+
+@pytest.mark.parametrize("name", ["chat", "http1", "markdown", "import"])
+def test_the_same_seed_makes_the_same_inputs(name: str) -> None:
+    """So a finding can be had again by the seed that was printed."""
+    first, second = (list(islice(TARGETS[name]().inputs(random.Random(7)), 5)) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("name", ["chat", "anthropic", "http1", "markdown", "open-text"])
+def test_some_inputs_of_each_quick_target_keep_its_promises(name: str) -> None:
+    """The first ones of a fixed seed, as a sign that the target itself works."""
+    target = TARGETS[name]()
+    for data in islice(target.inputs(random.Random(1)), 12):
+        finding = target.attempt(data)
+        assert finding is None, str(finding)
+
+
+class Brittle(Target):
+    """Breaks over an `x` that has a `y` behind it, and over every `z`."""
+
+    name = "brittle"
+
+    def inputs(self, rng: random.Random) -> Iterator[bytes]:
+        while True:
+            yield bytes(rng.choices(b"abcxyz", k=40))
+
+    def check(self, data: bytes) -> None:
+        if b"z" in data:
+            raise ValueError("a z")
+        if b"y" in data.partition(b"x")[2]:
+            raise Finding("an x and a y", repr(data))
+
+
+def test_a_finding_is_made_small_and_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each kind once, whether it is raised by the check or by the tested code."""
+    assert fuzz(Brittle(), 1, 2.0, tmp_path) == 2
+    assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == [b"xy", b"z"]
+    assert all(path.name.startswith("brittle-") for path in tmp_path.iterdir())
+    assert "2 findings" in capsys.readouterr().out
+
+
+def test_a_check_that_does_not_end_is_a_finding() -> None:
+    """The limit counts CPU time, and reaches into a regular expression."""
+
+    class Endless(Brittle):
+        cpu_max = 0.1
+
+        def check(self, data: bytes) -> None:
+            re.fullmatch(r"(a*)*b", data.decode())
+
+    finding = Endless().attempt(b"a" * 40)
+    assert finding is not None
+    assert finding.kind == "too long"
+    with cpu_limit(60.0):
+        pass  # an earlier limit reaches into no later block
+
+
+def test_the_command_says_its_seed_and_what_it_found(capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 0 where that is nothing; a target that is not known is refused with all their names."""
+    assert main(["--seconds", "0.3", "--seed", "3", "open-text"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("seed 3, 0.3 s for open-text\n")
+    assert re.search(r"^open-text: \d+ inputs, 0 findings$", printed, re.MULTILINE)
+    with pytest.raises(SystemExit) as refused:
+        main(["nonsense"])
+    assert refused.value.code == 2
+    said = capsys.readouterr().err
+    assert all(name in said for name in TARGETS)
