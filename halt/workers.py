@@ -211,7 +211,10 @@ class SharedGenerations(Generations):
             for _, copied, _ in answers:
                 self._registry.inherit(_tombstones.decode(copied))
         for left in self._peers.words(TOMBSTONE_SECONDS):
-            self._registry.inherit(_tombstones.decode(left))
+            try:
+                self._registry.inherit(_tombstones.decode(left))
+            except msgspec.DecodeError as fault:  # of another version, or cut by a full disk
+                logger.error("Stops that a worker has left cannot be read: %s", fault)
         self._peers.watch()
         self._start_threads()
         self.painter.start()

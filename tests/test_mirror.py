@@ -152,9 +152,10 @@ def test_a_stop_elsewhere_says_what_it_did_and_cuts_what_was_not_seen(begin: Beg
     assert other.service.stop("a-stream", None).status == "finished"
 
 
-def test_a_worker_that_begins_inherits_every_tombstone(begin: Begin) -> None:
-    """Of workers that are there, and of such as have left."""
+def test_a_worker_that_begins_inherits_every_tombstone(begin: Begin, tmp_path: Path) -> None:
+    """Of workers that are there, and of such as have left; what cannot be read is passed over."""
     first = begin()
+    (tmp_path / "run" / "cut.word").write_bytes(b"")
     assert first.service.stop("stopped-1", None).status == "pending"
     second = begin()
     run = second.service.start(ChatRequest(HI, id="stopped-1"))
