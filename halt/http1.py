@@ -8,6 +8,7 @@ here.
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import socket
 import ssl
@@ -24,6 +25,7 @@ REFUSAL_MAX = 1_048_576  # bytes of a body that is read as a whole: errors, the 
 CHUNK_LINE_MAX = 4_096  # bytes of a chunk's size line with its extensions
 LENGTH_DIGITS = 18  # of a Content-Length
 BODILESS = frozenset({204, 304})  # statuses whose responses have no body, whatever they say
+STATUS = re.compile(rb"[1-9][0-9]{2}(?= |\Z)")
 GZIP = b"\x1f\x8b\x08"  # the first bytes of a gzip stream
 INFLATED_MAX = 65_536  # bytes that one read gives; what is more waits in the inflater
 
@@ -94,7 +96,7 @@ def _parse_head(
 ) -> tuple[int, list[tuple[bytes, bytes]]]:
     first, *lines = head.split(b"\r\n")
     version, _, tail = first.partition(b" ")
-    if version not in {b"HTTP/1.1", b"HTTP/1.0"} or not tail[:3].isdigit():
+    if version not in {b"HTTP/1.1", b"HTTP/1.0"} or not STATUS.match(tail):
         raise httpx2.RemoteProtocolError("the server does not speak HTTP/1.1", request=request)
     headers = []
     for item in lines:
@@ -163,7 +165,7 @@ class Inflater:
     def end(self) -> bytes:
         """The rest, where the body has ended."""
         self.is_plain = True
-        if self._stream is None or self._begun:
+        if self._stream is None or (self._begun and not self._stream.eof):
             return self._begun
         return self._stream.flush()
 
@@ -244,9 +246,9 @@ class Framing:
                 self._gap -= step
                 continue
             stop = raw.find(b"\r\n", at)
+            if (end if stop < 0 else stop) - at > CHUNK_LINE_MAX:
+                raise httpx2.RemoteProtocolError("bad chunk")
             if stop < 0:
-                if end - at > CHUNK_LINE_MAX:
-                    raise httpx2.RemoteProtocolError("bad chunk")
                 self._partial = raw[at:]
                 break
             size = raw[at:stop]

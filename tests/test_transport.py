@@ -247,6 +247,8 @@ def test_a_head_may_be_cut_anywhere(transport: Transport) -> None:
         b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
         b"HTTP/2 200\r\n\r\n",
         b"HTTP/1.1 abc OK\r\n\r\n",
+        b"HTTP/1.1 7\r\n\r\n" + HELLO,
+        b"HTTP/1.1 2000 OK\r\n\r\n",
         b"\r\n\r\n",
         OK + b"no colon here\r\n\r\n",
         OK + b": no name\r\n\r\n",

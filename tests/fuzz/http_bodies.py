@@ -8,7 +8,7 @@ Where the two may differ (`by_design`):
     two lengths or codings that differ: the last one counts for Halt, the first for http.client
     a list of transfer codings: for http.client only `chunked` alone is chunked
     chunks with 204 and 304: these have no body for Halt, http.client looks for one
-    chunks that are not by the letter, or end early: either of the two may refuse them, but where
+    chunks that are not by the letter, have lines of 4,000 bytes, or end early: either of the two may refuse them, but where
     both read a body it is the same
 """
 
@@ -202,8 +202,10 @@ def by_design(data: bytes, is_refused: bool) -> bool:
     return is_refused and not _is_strictly_chunked(rest)
 
 
-CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\x20-\x7e]*)?\r\n")
-END = re.compile(rb"0+(?:;[\x20-\x7e]*)?\r\n(?:[\x21-\x7e][\x20-\x7e]*\r\n)*\r\n")
+CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\x20-\x7e]{0,4000})?\r\n")
+END = re.compile(
+    rb"0{1,15}(?:;[\x20-\x7e]{0,4000})?\r\n(?:[\x21-\x7e][\x20-\x7e]{0,4000}\r\n)*\r\n"
+)
 
 
 def _is_strictly_chunked(body: bytes) -> bool:
