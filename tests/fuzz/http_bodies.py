@@ -7,6 +7,7 @@ Where the two may differ (`by_design`):
     up to the end of file for a negative one
     two lengths or codings that differ: the last one counts for Halt, the first for http.client
     a list of transfer codings: for http.client only `chunked` alone is chunked
+    101, which Halt never asked for and passes over as it does 100
     chunks with 204 and 304: these have no body for Halt, http.client looks for one
     chunks that are not by the letter, have lines of 4,000 bytes, or end early: either of the two may refuse them, but where
     both read a body it is the same
@@ -183,7 +184,7 @@ def by_design(data: bytes, is_refused: bool) -> bool:
     """Whether the two may differ about this response. `is_refused`: by one of them."""
     while True:
         head, end, rest = data.partition(b"\r\n\r\n")
-        if not (end and STRICT.fullmatch(head + end)):
+        if not (end and STRICT.fullmatch(head + end)) or head[9:12] == b"101":
             return True
         if head[9:10] != b"1":  # no interim response
             break
