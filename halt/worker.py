@@ -62,9 +62,11 @@ FULL_PAUSE = 0.1  # seconds without new connections where no file is left, and n
 ROOM = 8  # waiting connections that are closed at once where files run short
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_SENTENCE = b"The request came too slowly.\n"
+_SENTENCE = (
+    b'{"error":{"code":"too_slow","message":"The request came too slowly.","retryable":true}}\n'
+)
 TOO_SLOW = (
-    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n%b" % (len(_SENTENCE), _SENTENCE)
 )
 #: Faults of `accept` that are the listening socket's, not those of one connection.

@@ -33,6 +33,7 @@ NEVER_DECODED = {
     "openai_api.Asked",
     "openapi.Answered",
     "openapi.Passing",
+    "portable.PortableConversation",
     "readers.Answer",
 }
 

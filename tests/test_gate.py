@@ -150,14 +150,16 @@ def test_a_call_that_was_answered_may_work_for_a_while(clock: Clock) -> None:
     with crowd.gate.call() as progress:
         clock.time += module.PATIENCE / 2
         progress()
-        calls = [crowd.add() for _ in range(10)]
+        for _ in range(10):
+            crowd.add()
         clock.time += module.AT_WORK
         assert not crowd.add().refused
         clock.time += module.PATIENCE
         assert crowd.add().refused
         eventually(lambda: crowd.gate.under_way <= FEW)
-    for call in calls:
+    for call in crowd.calls:
         call.goes_on.set()
+    for call in crowd.calls:
         call.join(60)
         assert not call.is_alive()
 

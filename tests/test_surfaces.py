@@ -17,7 +17,7 @@ import pytest
 
 from app import create_app
 from halt.config import load
-from tests.conftest import SEEN_WITHIN, HaltServer, asked, eventually, new_id
+from tests.conftest import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import PATIENCE, Client, Events
 
@@ -200,8 +200,9 @@ def test_a_broken_off_answer_is_no_fault_of_the_servers(
     assert "Traceback" not in strict.printed
 
 
-def test_a_silent_model_holds_back_no_head(lively: HaltServer, shared_fake: FakeOpenAI) -> None:
+def test_a_silent_model_holds_back_no_head(start_halt: StartHalt, shared_fake: FakeOpenAI) -> None:
     """After HALT_HEARTBEAT a proxy sees the response begin; the text comes when the model speaks."""
+    lively = start_halt(shared_fake, HALT_HEARTBEAT="0.2")
     said = new_id()
     body = json.dumps({"prompt": said, "model": "silent_first_token?n=3"}).encode()
     request = b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b"
@@ -213,7 +214,9 @@ def test_a_silent_model_holds_back_no_head(lively: HaltServer, shared_fake: Fake
         asked(shared_fake, said).release()
         answer = b""
         while not answer.endswith(b"0\r\n\r\n"):
-            answer += sock.recv(65536)
+            part = sock.recv(65536)
+            assert part, answer
+            answer += part
     assert b"2 " in answer
 
 

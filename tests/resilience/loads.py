@@ -25,7 +25,7 @@ from tests.resilience.bystander import Address, Held
 from tests.sse import Client
 
 #: Hostile texts, as models and strangers write them.
-CASES = json.loads((Path(__file__).parent.parent / "cases" / "hostile.json").read_text())
+CASES = json.loads(Path(__file__).with_name("hostile.json").read_text())
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 JSON = {"Content-Type": "application/json"}
 PATIENCE = 120.0  # seconds for one answer to a hostile request
