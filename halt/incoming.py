@@ -11,6 +11,7 @@ from enum import Enum, auto
 from urllib.parse import unquote_to_bytes
 
 import httpx2
+from gunicorn.util import split_request_uri
 
 from halt.http1 import Framing
 
@@ -49,16 +50,18 @@ _MODELS = (b"/models", b"/v1/models", b"/demo")
 _LENGTH = re.compile(rb"\r\ncontent-length:([^\r\n]*+)", re.IGNORECASE)
 _CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*+([^\r\n]*+)", re.IGNORECASE)
 _EXPECT = re.compile(rb"\r\nexpect:[ \t]*+100-continue", re.IGNORECASE)
-_ORIGIN = re.compile(rb"https?://[^/?#]*+", re.IGNORECASE)
 
 
 def kind_of(line: bytes) -> Kind:
     """The class of a request with this first line."""
     method, _, rest = line.partition(b" ")
-    target = rest.partition(b" ")[0].partition(b"?")[0]
+    target = rest.partition(b" ")[0].decode("latin-1")
     if not target:
         return Kind.QUICK
-    path = unquote_to_bytes(_ORIGIN.sub(b"", target, count=1)) or b"/"
+    try:  # as gunicorn and werkzeug find it
+        path = b"/" + unquote_to_bytes(split_request_uri(target).path).lstrip(b"/")
+    except ValueError:
+        return Kind.QUICK
     if path in (b"/stop", b"/stop-all") or path.startswith(b"/stop/"):
         return Kind.STOP
     if method == b"POST":
@@ -83,7 +86,8 @@ class Incoming:
     """The requests of one connection, one after the other. Each byte is looked at once.
 
     What is malformed is given to gunicorn as it came, which refuses it: only its reading counts,
-    this one only decides when, and by which threads.
+    this one only decides when, and by which threads. What this one finds malformed gunicorn may
+    take (two codings, a long chunk extension) and read on, so those threads are UPLOAD's.
     """
 
     def __init__(self) -> None:
@@ -104,8 +108,8 @@ class Incoming:
     def feed(self, data: bytes) -> bool:
         """Add what has come. Whether a thread can read the request without waiting.
 
-        True also for what is malformed, and for a body of more than BODY_MAX bytes, of which a
-        thread reads the rest (Kind.UPLOAD).
+        True also for what is malformed, and for a body of more than BODY_MAX bytes: a thread reads
+        the rest of these (Kind.UPLOAD).
         """
         self._data += data
         if self._is_ready:
@@ -146,7 +150,8 @@ class Incoming:
 
     def _read_head(self, head: bytes, end: int) -> None:
         """`head` has the line break behind its last line; the body begins at `end`."""
-        self.kind = kind_of(head[: head.find(b"\r\n")])
+        start = 2 if head.startswith(b"\r\n") else 0  # gunicorn passes over one empty line
+        self.kind = kind_of(head[start : head.find(b"\r\n", start)])
         lengths, codings = _LENGTH.findall(head), _CODING.findall(head)
         if not lengths and not codings:
             self._length = end
@@ -161,7 +166,7 @@ class Incoming:
             self._length = end + int(digits)
             self._is_ready = len(self._data) >= self._length
         else:
-            self._is_ready = True
+            self._leave_to_thread()
         self.awaits_word = not self._is_ready and _EXPECT.search(head) is not None
 
     def _take_chunks(self, data: bytes) -> None:
@@ -170,7 +175,7 @@ class Incoming:
         try:
             chunks.feed(data)
         except httpx2.RemoteProtocolError:
-            self._is_ready = True
+            self._leave_to_thread()
             return
         if chunks.complete:
             self._length = len(self._data) - len(chunks.behind)

@@ -218,7 +218,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def _await_rest(self, conn: Connection, client: ClientSocket, *, is_slow: bool) -> None:
         if conn.incoming.awaits_word and not conn.said_continue:
             conn.said_continue = True
-            client.send_some(memoryview(CONTINUE))
+            with contextlib.suppress(OSError):  # it has left: the next read finds that
+                client.send_some(memoryview(CONTINUE))
         if self.incoming_size > INCOMING_MAX:
             large = [each for each in self.waiting if len(each.incoming) > READ_SIZE]
             self._drop(min(large or [conn], key=lambda each: each.began))
@@ -271,9 +272,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             conn.sock.setblocking(True)
             conn.init()
             conn.is_whole = conn.incoming.is_whole
-            conn.sock.give(conn.incoming.take())
+            come = conn.incoming.take()
+            conn.sock.give(come)
             if conn.kind is Kind.UPLOAD:
-                conn.sock.begin_body(conn.received)
+                conn.sock.begin_body(len(come))
         try:
             return super().handle(conn)
         finally:

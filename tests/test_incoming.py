@@ -59,14 +59,21 @@ def test_bytes_that_the_server_gave_back_come_first() -> None:
         pytest.param(POST + b"Content-Length: +5\r\n\r\n", id="a signed length"),
         pytest.param(POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", id="two codings"),
         pytest.param(POST + b"Transfer-Encoding: chunked\r\n\r\nx\r\n", id="no size"),
+        pytest.param(
+            POST + b"Transfer-Encoding: chunked\r\n\r\n1;" + b"x" * 5_000, id="a long extension"
+        ),
         pytest.param(b"\r\n\r\n", id="nothing"),
         pytest.param(b"garbage\r\n\r\n", id="garbage"),
     ],
 )
 def test_what_is_malformed_is_given_to_the_server_at_once(bad: bytes) -> None:
-    """The server's own reading decides what becomes of it."""
+    """The server's own reading decides what becomes of it.
+
+    It may take some of them and wait for the rest, so no thread of a Stop's or a page's reads them.
+    """
     incoming = Incoming()
     assert incoming.feed(bad)
+    assert incoming.is_whole or incoming.kind is Kind.UPLOAD
     assert not incoming.is_whole or bad.startswith((b"garbage", b"\r\n"))
     assert incoming.take() == bad
 
@@ -125,6 +132,10 @@ def test_a_client_that_waits_for_a_word_is_told() -> None:
         ("GET /c/some_conversation HTTP/1.1", Kind.PAGE),
         ("GET /v1/models HTTP/1.1", Kind.MODELS),
         ("GET /static/halt.js HTTP/1.1", Kind.QUICK),
+        ("POST //chat/stream HTTP/1.1", Kind.STREAM),
+        ("POST /chat/stream#part HTTP/1.1", Kind.STREAM),
+        ("POST other://localhost/chat/stream HTTP/1.1", Kind.STREAM),
+        ("GET http://[::1/ HTTP/1.1", Kind.QUICK),
         ("GET", Kind.QUICK),
         ("", Kind.QUICK),
     ],
@@ -132,6 +143,13 @@ def test_a_client_that_waits_for_a_word_is_told() -> None:
 def test_the_class_follows_from_the_first_line(line: str, kind: Kind) -> None:
     """Threads are given by it."""
     assert kind_of(line.encode()) is kind
+
+
+def test_an_empty_line_before_a_request_changes_no_class() -> None:
+    """The server passes over one."""
+    incoming = Incoming()
+    assert incoming.feed(b"\r\nPOST /chat HTTP/1.1\r\n\r\n")
+    assert incoming.kind is Kind.STREAM
 
 
 def test_every_route_has_a_class(app_routes: list[tuple[str, str, bool]]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import signal
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +107,22 @@ def test_clients_that_do_not_take_their_response_hold_no_thread(short: Short) ->
             client.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert short.client().get("/pid").status == 200
         assert client.recv(1, socket.MSG_PEEK)
+
+
+def test_a_client_that_leaves_before_it_is_told_to_go_on(short: Short) -> None:
+    """The worker, with all its streams, outlives a reset that comes with `Expect: 100-continue`."""
+    process = worker(short)
+    with socket.create_connection((short.host, short.port)) as client:
+        assert short.client().get("/pid").status == 200  # the worker has accepted the one before
+        os.kill(process, signal.SIGSTOP)
+        try:
+            client.sendall(b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+        finally:
+            os.kill(process, signal.SIGCONT)
+    with connected(short, b"GET /pid HTTP/1.1\r\n\r\n") as client:
+        assert answered_by(client) == process
 
 
 def received(client: socket.socket, end: bytes) -> bytes:
