@@ -11,6 +11,7 @@ from enum import Enum, auto
 from urllib.parse import unquote_to_bytes
 
 import httpx2
+from gunicorn.util import split_request_uri
 
 from halt.http1 import Framing
 
@@ -49,16 +50,19 @@ _MODELS = (b"/models", b"/v1/models", b"/demo")
 _LENGTH = re.compile(rb"\r\ncontent-length:([^\r\n]*+)", re.IGNORECASE)
 _CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*+([^\r\n]*+)", re.IGNORECASE)
 _EXPECT = re.compile(rb"\r\nexpect:[ \t]*+100-continue", re.IGNORECASE)
-_ORIGIN = re.compile(rb"https?://[^/?#]*+", re.IGNORECASE)
 
 
 def kind_of(line: bytes) -> Kind:
-    """The class of a request with this first line."""
+    """The class of a request with this first line, of which the server takes the same path."""
     method, _, rest = line.partition(b" ")
-    target = rest.partition(b" ")[0].partition(b"?")[0]
+    target = rest.partition(b" ")[0]
     if not target:
         return Kind.QUICK
-    path = unquote_to_bytes(_ORIGIN.sub(b"", target, count=1)) or b"/"
+    try:
+        target = split_request_uri(target.decode("latin-1")).path.encode("latin-1")
+    except ValueError:  # the server refuses it
+        return Kind.QUICK
+    path = unquote_to_bytes(target) or b"/"
     if path in (b"/stop", b"/stop-all") or path.startswith(b"/stop/"):
         return Kind.STOP
     if method == b"POST":
@@ -77,6 +81,12 @@ def kind_of(line: bytes) -> Kind:
     if path.startswith(_MODELS):
         return Kind.MODELS
     return Kind.QUICK
+
+
+def _codings(head: bytes) -> list[bytes]:
+    """The transfer codings that a head names, in their order."""
+    named = [each for line in _CODING.findall(head) for each in line.split(b",")]
+    return [each.strip(b" \t").lower() for each in named]
 
 
 class Incoming:
@@ -130,6 +140,11 @@ class Incoming:
         del self._data[:whole]
         return taken
 
+    @property
+    def behind(self) -> bytes:
+        """What has come behind the request that was taken."""
+        return bytes(self._data)
+
     def begin(self, rest: bytes) -> bool:
         """Begin with the next request: `rest` came before what is here already. As `feed`."""
         data = rest + self._data
@@ -146,12 +161,14 @@ class Incoming:
 
     def _read_head(self, head: bytes, end: int) -> None:
         """`head` has the line break behind its last line; the body begins at `end`."""
-        self.kind = kind_of(head[: head.find(b"\r\n")])
-        lengths, codings = _LENGTH.findall(head), _CODING.findall(head)
+        # The server passes over one empty line in front of a request.
+        line = head.removeprefix(b"\r\n").partition(b"\r\n")[0]
+        self.kind = kind_of(line)
+        lengths, codings = _LENGTH.findall(head), _codings(head)
         if not lengths and not codings:
             self._length = end
             self._is_ready = True
-        elif not lengths and len(codings) == 1 and codings[0].strip(b" \t").lower() == b"chunked":
+        elif not lengths and codings[-1] == b"chunked" and codings.count(b"chunked") == 1:
             self._chunks = Framing({b"transfer-encoding": b"chunked"}, 200)
             self._take_chunks(bytes(self._data[end:]))
         elif len(lengths) == 1 and not codings and (digits := lengths[0].strip(b" \t")).isdigit():
@@ -162,7 +179,8 @@ class Incoming:
             self._is_ready = len(self._data) >= self._length
         else:
             self._is_ready = True
-        self.awaits_word = not self._is_ready and _EXPECT.search(head) is not None
+        if not self._is_ready and not line.endswith(b"HTTP/1.0"):  # which knows no such word
+            self.awaits_word = _EXPECT.search(head) is not None
 
     def _take_chunks(self, data: bytes) -> None:
         chunks = self._chunks

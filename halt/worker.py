@@ -29,6 +29,7 @@ import logging
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any
@@ -181,7 +182,23 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.sock.setblocking(False)
         self.waiting[conn] = None
         self.incoming_size += len(conn.incoming)
-        self.poller.register(conn.sock, EVENT_READ, partial(self._arrives, conn))
+        self.poller.register(conn.sock, EVENT_READ, partial(self._turn, self._arrives, conn))
+
+    def _turn(
+        self,
+        step: Callable[[Connection, ClientSocket], None],
+        conn: Connection,
+        client: ClientSocket,
+    ) -> None:
+        """What the poller calls. A fault is the end of its connection, never of the main loop."""
+        try:
+            step(conn, client)
+        except Exception:
+            logger.exception("a connection is closed")
+            if conn in self.waiting:
+                self._drop(conn)
+            elif conn in self.unsent:
+                self._give_up(conn)
 
     def _arrives(self, conn: Connection, client: ClientSocket) -> None:
         if conn not in self.waiting:  # dropped in this turn, for want of room
@@ -190,7 +207,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._serve(conn)
             return
         try:
-            data = client.recv(READ_SIZE)
+            data = client.recv(READ_SIZE, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -211,17 +228,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if conn.incoming.feed(data):
             self._serve(conn)
         else:
-            self._await_rest(conn, client, is_slow=len(data) < SMALL)
+            self._await_rest(conn, is_slow=len(data) < SMALL)
 
-    def _await_rest(self, conn: Connection, client: ClientSocket, *, is_slow: bool) -> None:
+    def _await_rest(self, conn: Connection, *, is_slow: bool) -> None:
         if conn.incoming.awaits_word and not conn.said_continue:
             conn.said_continue = True
-            client.send_some(memoryview(CONTINUE))
+            with contextlib.suppress(OSError):  # it has left: the next read says so
+                conn.sock.send_some(memoryview(CONTINUE))
         if self.incoming_size > INCOMING_MAX:
             large = [each for each in self.waiting if len(each.incoming) > READ_SIZE]
             self._drop(min(large or [conn], key=lambda each: each.began))
         elif is_slow and conn.reads > READS_AT_ONCE:
-            self.poller.unregister(client)
+            self.poller.unregister(conn.sock)
             self.resting.append((time.monotonic() + PAUSE, conn))
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
@@ -229,7 +247,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         while self.resting and self.resting[0][0] <= at:
             _, conn = self.resting.popleft()
             if conn in self.waiting:
-                self.poller.register(conn.sock, EVENT_READ, partial(self._arrives, conn))
+                step = partial(self._turn, self._arrives, conn)
+                self.poller.register(conn.sock, EVENT_READ, step)
         for due in (self.leave_by, self.resting[0][0] if self.resting else 0.0):
             if due > at:
                 timeout = min(timeout, due - at)
@@ -269,7 +288,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             conn.sock.setblocking(True)
             conn.init()
             conn.is_whole = conn.incoming.is_whole
-            conn.sock.give(conn.incoming.take())
+            taken, behind = conn.incoming.take(), b""
+            if conn.kind is Kind.SOCKET:
+                behind = conn.incoming.behind
+            conn.sock.give(taken, is_all=conn.kind is not Kind.UPLOAD, behind=behind)
             if conn.kind is Kind.UPLOAD:
                 conn.sock.begin_body(conn.received)
         try:
@@ -279,8 +301,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 conn.sock.end_body()
 
     def handle_request(self, req: Any, conn: Connection) -> Any:
-        if conn.said_continue:
-            req._expected_100_continue = False  # it would be said once more
+        if conn.said_continue or conn.is_whole:
+            # It would be said once more, or for nothing: by a thread, which waits for the client.
+            req._expected_100_continue = False
         try:
             return super().handle_request(req, conn)
         except BlockingIOError as stuck:
@@ -295,7 +318,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         answers a rest that is malformed a second time.
         """
         if keepalive and conn.is_whole and not conn.parser.mesg.body.failed:
-            conn.sock.give(b"")
+            conn.sock.give(b"", is_all=True)
             conn.parser.unreader.take_buffered()
             conn.parser.mesg = None
             return True
@@ -330,7 +353,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.timeout = conn.began + SILENCE_MAX
         conn.received = 0
         self.unsent[conn] = None
-        self.poller.register(conn.sock, EVENT_WRITE, partial(self._takes, conn))
+        self.poller.register(conn.sock, EVENT_WRITE, partial(self._turn, self._takes, conn))
         while (
             len(self.unsent) > 1 and sum(len(each.sock.unsent) for each in self.unsent) > UNSENT_MAX
         ):
@@ -376,6 +399,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             return
         timeout = time.monotonic() + self.cfg.keepalive
         self._wait(conn, min(timeout, self.leave_by) if self.leave_by else timeout)
+        self._await_rest(conn, is_slow=False)
 
     def _linger(self, conn: Connection) -> None:
         conn.sock.shutdown(socket.SHUT_WR)
@@ -384,14 +408,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.lingers = True
         conn.timeout = time.monotonic() + max(SILENCE_MAX, self.cfg.keepalive)
         self.waiting[conn] = None
-        self.poller.register(conn.sock, EVENT_READ, partial(self._drain, conn))
+        self.poller.register(conn.sock, EVENT_READ, partial(self._turn, self._drain, conn))
 
     def _drain(self, conn: Connection, client: ClientSocket) -> None:
         """Drop what a client sends behind its last answer, and close when it has closed."""
         if conn not in self.waiting:  # dropped in this turn, for want of room
             return
         try:
-            if client.recv(READ_SIZE):
+            if client.recv(READ_SIZE, socket.MSG_DONTWAIT):
                 return
         except (BlockingIOError, InterruptedError):
             return

@@ -6,15 +6,23 @@ import contextlib
 import http.client
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from halt.client_socket import ClientSocket
 from tests.conftest import HaltServer, eventually
 from tests.fake_openai import FakeOpenAI
 from tests.short_app import ALLOW, LARGE, REFUSE, RELEASE
 from tests.wire import SOON
+
+#: A request that waits for a word of the server's.
+EXPECTS = (
+    b"POST /stop HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+)
 
 
 class Short(HaltServer):
@@ -137,6 +145,44 @@ def test_a_request_may_come_byte_by_byte(short: Short) -> None:
         said = received(client, b"\r\n\r\n%d" % worker(short))
         assert said.startswith(b"HTTP/1.1 202 ")
         assert b"pending" in said
+
+
+def test_the_word_is_said_also_to_a_request_behind_another_one(short: Short) -> None:
+    """Its head came with the request before it."""
+    with connected(short, b"GET /pid HTTP/1.1\r\n\r\n" + EXPECTS) as client:
+        assert received(client, b" Continue\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_resets_its_connection_ends_no_worker(short: Short) -> None:
+    """Not where it waits for a word either, which cannot be said any more."""
+    process = worker(short)
+    for _ in range(200):
+        client = connected(short, EXPECTS)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    assert short.client().get("/pid").body == b"%d" % process
+
+
+@pytest.mark.parametrize("path", [b"/stop", b"/chat", b"/nowhere"])
+def test_a_body_that_is_malformed_holds_no_thread(short: Short, path: bytes) -> None:
+    """gunicorn would wait for the end of this line; the main loop does not, and it is refused."""
+    request = b"POST %b HTTP/1.1\r\nContent-Type: application/json\r\n" % path
+    line = b"5;" + b"a" * 5_000
+    with connected(short, request + b"Transfer-Encoding: chunked\r\n\r\n" + line) as client:
+        assert received(client, b"\n").startswith(b"HTTP/1.1 4")
+
+
+def test_a_small_rest_is_left_together_with_what_follows() -> None:
+    """A head that the network does not take, and its body: no thread waits for the client."""
+    ours, theirs = socket.socketpair()
+    with theirs, ClientSocket(ours.family, ours.type, ours.proto, ours.detach()) as client:
+        client.leaves_rest = True
+        while not client.unsent:
+            client.sendall(b"x" * 1_000)
+        client.setblocking(False)  # so that a wait fails
+        rest = bytes(client.unsent)
+        client.sendall(b"the body")
+        assert bytes(client.unsent) == rest + b"the body"
 
 
 @pytest.mark.parametrize(
