@@ -435,7 +435,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Close the connections whose time is over.
 
         When the worker leaves: those that have sent no request yet at once; the others have
-        LAST_ANSWERS seconds.
+        LAST_ANSWERS seconds, and as many again whenever they have taken something.
         """
         super().murder_pending()  # those of TLS
         at = time.monotonic()
@@ -443,6 +443,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.leave_by = self.leave_by or at + LAST_ANSWERS
             for conn in self.waiting:
                 conn.timeout = min(conn.timeout, self.leave_by) if conn.was_served else 0.0
+            for conn in self.unsent:
+                takes_by = max(self.leave_by, conn.progress_at + LAST_ANSWERS)
+                conn.timeout = min(conn.timeout, takes_by)
         for conn in [each for each in self.waiting if each.timeout <= at]:
             if conn.received and self.alive and not conn.lingers:
                 with contextlib.suppress(OSError):

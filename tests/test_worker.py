@@ -230,3 +230,19 @@ def test_malformed_requests_write_a_few_lines(short: Short) -> None:
             assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
     assert short.printed.count("Invalid request from") == 10
     assert "further ones are not logged" in short.printed
+
+
+def test_a_client_that_takes_nothing_does_not_hold_a_leaving_worker(
+    shared_fake: FakeOpenAI,
+) -> None:
+    """Its grace is for clients that take something; the rest of a response is given up."""
+    settings = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
+    server = Short({**settings, "HALT_GRACEFUL_TIMEOUT": "100"})
+    try:
+        with connected(server, b"GET /large HTTP/1.1\r\n\r\n") as client:
+            assert client.recv(1)
+            server.terminate()
+            assert server.wait(20) == 0  # without a limit: SILENCE_MAX, 30 s
+    finally:
+        server.kill()
+        server.close()
