@@ -10,6 +10,7 @@ from typing import Any
 
 SILENCE_MAX = 30.0  # seconds in which a client sends or takes nothing
 SLOWEST = 1_000  # bytes a second that a client sends or takes at least, beyond SILENCE_MAX
+REST_MAX = 65_536  # bytes that are left and added to: a head is sent before its body
 AT_ONCE = 262_144  # bytes of one system call, after which the deadline is looked at
 
 
@@ -22,13 +23,15 @@ class ClientSocket(socket.socket):
     """See the module.
 
     `leaves_rest`: `sendall` returns when the network takes no more, with the rest in `unsent`, and
-    only then waits where there is a rest already. So a client that reads slowly holds no thread:
-    the worker's main loop sends the rest.
+    only then waits where there is a rest of more than REST_MAX already. So a client that reads
+    slowly holds no thread: the worker's main loop sends the rest.
     """
 
     leaves_rest = False
     unsent = memoryview(b"")
+    behind = b""  # bytes that have come behind the request; a view that reads on begins with them
     _come = memoryview(b"")
+    _is_all = False  # the request has no more bytes than those given
     _body_began = 0.0  # when the body began that a thread reads; 0 where none does
     _received = 0
 
@@ -50,19 +53,27 @@ class ClientSocket(socket.socket):
         """The body need not come any longer."""
         self._body_began = 0.0
 
-    def give(self, come: bytes) -> None:
+    def give(self, come: bytes, *, is_all: bool, behind: bytes = b"") -> None:
         """Let `recv` return these bytes before others, in pieces of the size that it is asked for.
 
-        gunicorn's reader would copy all that it has for each piece that it takes of it.
+        gunicorn's reader would copy all that it has for each piece that it takes of it. `is_all`:
+        no others, but the end of file. So a thread never waits for a client whose request was read
+        in another way by the main loop: gunicorn takes longer lines of chunks, for example.
         """
         self._come = memoryview(come)
+        self._is_all = is_all
+        self.behind = behind
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        """As ever. Raises BlockingIOError where a body comes too slowly."""
+        """As ever with flags. Raises BlockingIOError where a body comes too slowly."""
+        if flags:
+            return super().recv(size, flags)
         if self._come:
             come, self._come = self._come[:size], self._come[size:]
             return bytes(come)
-        data = super().recv(size, flags)
+        if self._is_all:
+            return b""
+        data = super().recv(size)
         if self._body_began:
             self._received += len(data)
             if time.monotonic() > until(self._body_began, self._received):
@@ -73,9 +84,13 @@ class ClientSocket(socket.socket):
         """Send it, or leave the rest. Raises BlockingIOError where the client is too slow."""
         rest = memoryview(data).cast("B")
         if self.unsent:
-            self.unsent, rest = memoryview(b"".join((self.unsent, rest))), memoryview(b"")
-            self._send(self.unsent, flags)
+            rest = memoryview(b"".join((self.unsent, rest)))
+            is_small = len(self.unsent) <= REST_MAX
             self.unsent = memoryview(b"")
+            if is_small:
+                self.unsent = rest
+            else:
+                self._send(rest, flags)
             return
         if self.leaves_rest:
             rest = rest[self.send_some(rest) :]

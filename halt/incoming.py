@@ -16,7 +16,10 @@ from gunicorn.util import split_request_uri
 from halt.http1 import Framing
 
 HEAD_MAX = 65_536  # bytes of a head; gunicorn itself refuses most of those that are longer
-BODY_MAX = 16_777_216  # bytes of a body that is waited for; a thread reads a longer one
+#: Bytes of a body that is waited for, also where requests may be longer: a thread reads a longer
+#: one, or refuses it before it has come.
+BODY_MAX = 16_777_216
+SHORT_BODY_MAX = 65_536  # the same where requests have no text
 LENGTH_DIGITS = 15  # of a length; more are not looked at
 
 
@@ -38,7 +41,8 @@ class Kind(Enum):
         return self in _SHORT
 
 
-_SHORT = frozenset({Kind.STOP, Kind.HEALTH, Kind.QUICK, Kind.PAGE, Kind.MODELS})
+_WITHOUT_TEXT = frozenset({Kind.STOP, Kind.HEALTH, Kind.QUICK, Kind.MODELS})
+_SHORT = _WITHOUT_TEXT | {Kind.PAGE}
 
 #: Paths that are asked for by POST, and the last parts of those below /c/, whose response lasts.
 _STREAMS = frozenset({b"/chat", b"/chat/stream", b"/v1/chat/completions"})
@@ -53,7 +57,7 @@ _EXPECT = re.compile(rb"\r\nexpect:[ \t]*+100-continue", re.IGNORECASE)
 
 
 def kind_of(line: bytes) -> Kind:
-    """The class of a request with this first line."""
+    """The class of a request with this first line, of which the server takes the same path."""
     method, _, rest = line.partition(b" ")
     target = rest.partition(b" ")[0].decode("latin-1")
     if not target:
@@ -82,6 +86,12 @@ def kind_of(line: bytes) -> Kind:
     return Kind.QUICK
 
 
+def _codings(head: bytes) -> list[bytes]:
+    """The transfer codings that a head names, in their order."""
+    named = [each for line in _CODING.findall(head) for each in line.split(b",")]
+    return [each.strip(b" \t").lower() for each in named]
+
+
 class Incoming:
     """The requests of one connection, one after the other. Each byte is looked at once.
 
@@ -90,7 +100,9 @@ class Incoming:
     take (two codings, a long chunk extension) and read on, so those threads are UPLOAD's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, body_max: int = BODY_MAX) -> None:
+        """`body_max`: bytes that a body may have, of a request that has a text."""
+        self._most = min(body_max, BODY_MAX)
         self._renew(b"")
 
     def _renew(self, data: bytes | bytearray) -> None:
@@ -108,8 +120,8 @@ class Incoming:
     def feed(self, data: bytes) -> bool:
         """Add what has come. Whether a thread can read the request without waiting.
 
-        True also for what is malformed, and for a body of more than BODY_MAX bytes: a thread reads
-        the rest of these (Kind.UPLOAD).
+        True also for what is malformed, and for a body that is too long to be waited for: a thread
+        reads the rest of these (Kind.UPLOAD).
         """
         self._data += data
         if self._is_ready:
@@ -134,6 +146,11 @@ class Incoming:
         del self._data[:whole]
         return taken
 
+    @property
+    def behind(self) -> bytes:
+        """What has come behind the request that was taken."""
+        return bytes(self._data)
+
     def begin(self, rest: bytes) -> bool:
         """Begin with the next request: `rest` came before what is here already. As `feed`."""
         data = rest + self._data
@@ -150,24 +167,26 @@ class Incoming:
 
     def _read_head(self, head: bytes, end: int) -> None:
         """`head` has the line break behind its last line; the body begins at `end`."""
-        start = 2 if head.startswith(b"\r\n") else 0  # gunicorn passes over one empty line
-        self.kind = kind_of(head[start : head.find(b"\r\n", start)])
-        lengths, codings = _LENGTH.findall(head), _CODING.findall(head)
+        # The server passes over one empty line in front of a request.
+        line = head.removeprefix(b"\r\n").partition(b"\r\n")[0]
+        self.kind = kind_of(line)
+        lengths, codings = _LENGTH.findall(head), _codings(head)
         if not lengths and not codings:
             self._length = end
             self._is_ready = True
-        elif not lengths and len(codings) == 1 and codings[0].strip(b" \t").lower() == b"chunked":
+        elif not lengths and codings[-1] == b"chunked" and codings.count(b"chunked") == 1:
             self._chunks = Framing({b"transfer-encoding": b"chunked"}, 200)
             self._take_chunks(bytes(self._data[end:]))
         elif len(lengths) == 1 and not codings and (digits := lengths[0].strip(b" \t")).isdigit():
-            if len(digits) > LENGTH_DIGITS or int(digits) > BODY_MAX:
+            if len(digits) > LENGTH_DIGITS or int(digits) > self._body_max:
                 self._leave_to_thread()
                 return
             self._length = end + int(digits)
             self._is_ready = len(self._data) >= self._length
         else:
             self._leave_to_thread()
-        self.awaits_word = not self._is_ready and _EXPECT.search(head) is not None
+        if not self._is_ready and not line.endswith(b"HTTP/1.0"):  # which knows no such word
+            self.awaits_word = _EXPECT.search(head) is not None
 
     def _take_chunks(self, data: bytes) -> None:
         chunks = self._chunks
@@ -180,8 +199,12 @@ class Incoming:
         if chunks.complete:
             self._length = len(self._data) - len(chunks.behind)
             self._is_ready = True
-        elif len(self._data) > BODY_MAX:
+        elif len(self._data) > self._body_max:
             self._leave_to_thread()
+
+    @property
+    def _body_max(self) -> int:
+        return min(self._most, SHORT_BODY_MAX) if self.kind in _WITHOUT_TEXT else self._most
 
     def _leave_to_thread(self) -> None:
         self.kind = Kind.UPLOAD

@@ -34,6 +34,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import select
+import selectors
 import socket
 import ssl
 import struct
@@ -51,6 +52,7 @@ from wsproto.utilities import RemoteProtocolError
 
 from halt.bodies import EventNumber, TypeDecoder
 from halt.chat import StreamId
+from halt.client_socket import ClientSocket
 from halt.errors import AtCapacity, HaltError, OffsetLost, RequestError
 from halt.events import encode, is_terminal
 from halt.generation import RETRY_AFTER, Generations
@@ -132,6 +134,19 @@ def _closes(data: bytes) -> bool:
     return data[:1] == _CLOSE
 
 
+class EarlyFirst(selectors.DefaultSelector):
+    """simple-websocket waits by it for one `Wire`, of which something may be read already."""
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        self._wire = fileobj
+        return super().register(fileobj, events, data)
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self._wire.early:
+            return [(self.get_key(self._wire), selectors.EVENT_READ)]
+        return super().select(timeout)
+
+
 class Feed:
     """One stream on its way to one socket. Its place in the log is the relay's own."""
 
@@ -204,6 +219,7 @@ class Wire:
         self.inbox: list[str | bytes] = []  # messages that have been read, simple-websocket's list
         self.too_slow = False  # the client has taken nothing for `patience`
         self.over = False  # nothing is written any more
+        self.early = b""  # what came before the connection became a WebSocket, until it is read
         self.fault: Exception | None = None  # why the relay could not make a frame
         self._sock = sock
         self._relay = relay
@@ -229,7 +245,11 @@ class Wire:
         """Read on when all that was said before has been obeyed: no queue grows here."""
         with self._go_on:
             self._go_on.wait_for(lambda: (self.has_room and not self.inbox) or self.over)
-        return b"" if self.over else self._sock.recv(size)
+        if self.over:
+            return b""
+        early, self.early = self.early[:size], self.early[size:]
+        # Past the end of the request, which is that of a `ClientSocket`.
+        return early or socket.socket.recv(self._sock, size)
 
     def close(self) -> None:
         """Nothing is read any more. The connection itself is the server's to close."""
@@ -534,6 +554,7 @@ def install(app: Flask) -> None:
         "ping_interval": settings.heartbeat,
         "max_message_size": settings.max_body_bytes,
         "receive_bytes": 65_536,
+        "selector_class": EarlyFirst,
     }
     routes = Blueprint("sockets", __name__)
     sockets = Sock()
@@ -551,6 +572,8 @@ def install(app: Flask) -> None:
         service.take_place()
         g.has_place = True  # first: what follows fails where the client has left
         g.wire = Wire(client, service.relay, PATIENCE * service.config.heartbeat)
+        if isinstance(client, ClientSocket):
+            g.wire.early = client.behind
         request.environ["gunicorn.socket"] = g.wire
         # Without compression: it would cost more than all the rest, for messages this small.
         request.environ.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)

@@ -29,6 +29,7 @@ import logging
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any
@@ -79,10 +80,12 @@ logger = logging.getLogger(__name__)
 class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
     """One client's connection. Its request is served by one thread, all else is the main loop's."""
 
-    def __init__(self, cfg: Any, sock: ClientSocket, client: Any, server: Any) -> None:
+    def __init__(
+        self, cfg: Any, sock: ClientSocket, client: Any, server: Any, body_max: int
+    ) -> None:
         super().__init__(cfg, sock, client, server)
         self.data_ready = True  # when a thread has it
-        self.incoming = Incoming()
+        self.incoming = Incoming(body_max)
         self.kind = Kind.STREAM  # of the request that is being served
         self.began = self.timeout = 0.0  # when the request began; when this state ends
         self.received = 0  # bytes of the request; then those of the response that were taken
@@ -119,6 +122,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.reads_requests = not (self.cfg.is_ssl or self.cfg.proxy_protocol != "off")
         super().init_process()
 
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        #: Bytes of a request's body.
+        self.body_max = self.wsgi.extensions["halt.config"].max_body_bytes
+
     def get_thread_pool(self) -> ThreadsByKind:
         return ThreadsByKind(self.cfg.threads)
 
@@ -154,7 +162,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         client = ClientSocket(accepted.family, accepted.type, accepted.proto, accepted.detach())
         self.nr_conns += 1
         client.limit_silence(SILENCE_MAX)  # for threads
-        conn = Connection(self.cfg, client, address, listener.getsockname())
+        conn = Connection(self.cfg, client, address, listener.getsockname(), self.body_max)
         self._wait(conn, time.monotonic() + max(SILENCE_MAX, self.cfg.keepalive))
 
     def _make_room(self) -> bool:
@@ -183,7 +191,23 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.sock.setblocking(False)
         self.waiting[conn] = None
         self.incoming_size += len(conn.incoming)
-        self.poller.register(conn.sock, EVENT_READ, partial(self._arrives, conn))
+        self.poller.register(conn.sock, EVENT_READ, partial(self._turn, self._arrives, conn))
+
+    def _turn(
+        self,
+        step: Callable[[Connection, ClientSocket], None],
+        conn: Connection,
+        client: ClientSocket,
+    ) -> None:
+        """What the poller calls. A fault is the end of its connection, never of the main loop."""
+        try:
+            step(conn, client)
+        except Exception:
+            logger.exception("a connection is closed")
+            if conn in self.waiting:
+                self._drop(conn)
+            elif conn in self.unsent:
+                self._give_up(conn)
 
     def _arrives(self, conn: Connection, client: ClientSocket) -> None:
         if conn not in self.waiting:  # dropped in this turn, for want of room
@@ -192,7 +216,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._serve(conn)
             return
         try:
-            data = client.recv(READ_SIZE)
+            data = client.recv(READ_SIZE, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -213,18 +237,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if conn.incoming.feed(data):
             self._serve(conn)
         else:
-            self._await_rest(conn, client, is_slow=len(data) < SMALL)
+            self._await_rest(conn, is_slow=len(data) < SMALL)
 
-    def _await_rest(self, conn: Connection, client: ClientSocket, *, is_slow: bool) -> None:
+    def _await_rest(self, conn: Connection, *, is_slow: bool) -> None:
         if conn.incoming.awaits_word and not conn.said_continue:
             conn.said_continue = True
-            with contextlib.suppress(OSError):  # it has left: the next read finds that
-                client.send_some(memoryview(CONTINUE))
+            with contextlib.suppress(OSError):  # it has left: the next read says so
+                conn.sock.send_some(memoryview(CONTINUE))
         if self.incoming_size > INCOMING_MAX:
             large = [each for each in self.waiting if len(each.incoming) > READ_SIZE]
             self._drop(min(large or [conn], key=lambda each: each.began))
         elif is_slow and conn.reads > READS_AT_ONCE:
-            self.poller.unregister(client)
+            self.poller.unregister(conn.sock)
             self.resting.append((time.monotonic() + PAUSE, conn))
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
@@ -232,7 +256,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         while self.resting and self.resting[0][0] <= at:
             _, conn = self.resting.popleft()
             if conn in self.waiting:
-                self.poller.register(conn.sock, EVENT_READ, partial(self._arrives, conn))
+                step = partial(self._turn, self._arrives, conn)
+                self.poller.register(conn.sock, EVENT_READ, step)
         for due in (self.leave_by, self.resting[0][0] if self.resting else 0.0):
             if due > at:
                 timeout = min(timeout, due - at)
@@ -272,10 +297,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             conn.sock.setblocking(True)
             conn.init()
             conn.is_whole = conn.incoming.is_whole
-            come = conn.incoming.take()
-            conn.sock.give(come)
+            taken, behind = conn.incoming.take(), b""
+            if conn.kind is Kind.SOCKET:
+                behind = conn.incoming.behind
+            conn.sock.give(taken, is_all=conn.kind is not Kind.UPLOAD, behind=behind)
             if conn.kind is Kind.UPLOAD:
-                conn.sock.begin_body(len(come))
+                conn.sock.begin_body(len(taken))
         try:
             return super().handle(conn)
         finally:
@@ -283,8 +310,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 conn.sock.end_body()
 
     def handle_request(self, req: Any, conn: Connection) -> Any:
-        if conn.said_continue:
-            req._expected_100_continue = False  # it would be said once more
+        if conn.said_continue or conn.is_whole:
+            # It would be said once more, or for nothing: by a thread, which waits for the client.
+            req._expected_100_continue = False
         try:
             return super().handle_request(req, conn)
         except BlockingIOError as stuck:
@@ -299,7 +327,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         answers a rest that is malformed a second time.
         """
         if keepalive and conn.is_whole and not conn.parser.mesg.body.failed:
-            conn.sock.give(b"")
+            conn.sock.give(b"", is_all=True)
             conn.parser.unreader.take_buffered()
             conn.parser.mesg = None
             return True
@@ -334,7 +362,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.timeout = conn.began + SILENCE_MAX
         conn.received = 0
         self.unsent[conn] = None
-        self.poller.register(conn.sock, EVENT_WRITE, partial(self._takes, conn))
+        self.poller.register(conn.sock, EVENT_WRITE, partial(self._turn, self._takes, conn))
         while (
             len(self.unsent) > 1 and sum(len(each.sock.unsent) for each in self.unsent) > UNSENT_MAX
         ):
@@ -380,6 +408,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             return
         timeout = time.monotonic() + self.cfg.keepalive
         self._wait(conn, min(timeout, self.leave_by) if self.leave_by else timeout)
+        self._await_rest(conn, is_slow=False)
 
     def _linger(self, conn: Connection) -> None:
         conn.sock.shutdown(socket.SHUT_WR)
@@ -388,14 +417,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.lingers = True
         conn.timeout = time.monotonic() + max(SILENCE_MAX, self.cfg.keepalive)
         self.waiting[conn] = None
-        self.poller.register(conn.sock, EVENT_READ, partial(self._drain, conn))
+        self.poller.register(conn.sock, EVENT_READ, partial(self._turn, self._drain, conn))
 
     def _drain(self, conn: Connection, client: ClientSocket) -> None:
         """Drop what a client sends behind its last answer, and close when it has closed."""
         if conn not in self.waiting:  # dropped in this turn, for want of room
             return
         try:
-            if client.recv(READ_SIZE):
+            if client.recv(READ_SIZE, socket.MSG_DONTWAIT):
                 return
         except (BlockingIOError, InterruptedError):
             return
@@ -415,7 +444,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Close the connections whose time is over.
 
         When the worker leaves: those that have sent no request yet at once; the others have
-        LAST_ANSWERS seconds.
+        LAST_ANSWERS seconds, and as many again whenever they have taken something.
         """
         super().murder_pending()  # those of TLS
         at = time.monotonic()
@@ -423,6 +452,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.leave_by = self.leave_by or at + LAST_ANSWERS
             for conn in self.waiting:
                 conn.timeout = min(conn.timeout, self.leave_by) if conn.was_served else 0.0
+            for conn in self.unsent:
+                takes_by = max(self.leave_by, conn.progress_at + LAST_ANSWERS)
+                conn.timeout = min(conn.timeout, takes_by)
         for conn in [each for each in self.waiting if each.timeout <= at]:
             if conn.received and self.alive and not conn.lingers:
                 with contextlib.suppress(OSError):

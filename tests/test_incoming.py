@@ -21,6 +21,11 @@ WHOLE = [
     pytest.param(SIZED, id="a length"),
     pytest.param(CHUNKED, id="chunks"),
     pytest.param(POST + b"Content-Length: 0\r\n\r\n", id="an empty body"),
+    pytest.param(CHUNKED.replace(b": chunked", b": gzip, Chunked", 1), id="two codings"),
+    pytest.param(
+        CHUNKED.replace(b"Tr", b"Transfer-Encoding: identity\r\nTr", 1), id="codings in two lines"
+    ),
+    pytest.param(b"\r\n" + SIZED, id="an empty line in front"),
 ]
 
 
@@ -57,7 +62,7 @@ def test_bytes_that_the_server_gave_back_come_first() -> None:
             POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", id="length, chunks"
         ),
         pytest.param(POST + b"Content-Length: +5\r\n\r\n", id="a signed length"),
-        pytest.param(POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", id="two codings"),
+        pytest.param(POST + b"Transfer-Encoding: chunked, gzip\r\n\r\n", id="two codings"),
         pytest.param(POST + b"Transfer-Encoding: chunked\r\n\r\nx\r\n", id="no size"),
         pytest.param(
             POST + b"Transfer-Encoding: chunked\r\n\r\n1;" + b"x" * 5_000, id="a long extension"
@@ -79,7 +84,16 @@ def test_what_is_malformed_is_given_to_the_server_at_once(bad: bytes) -> None:
 
 
 def test_a_long_body_is_read_by_a_thread() -> None:
-    """Also one whose length is not told, and a head that is too long."""
+    """Also one whose length is not told, and a head that is too long.
+
+    So is one that is longer than its route allows: a thread refuses it before it has come.
+    """
+    incoming = Incoming(body_max=100_000)
+    assert incoming.feed(POST + b"Content-Length: 100001\r\n\r\n")
+    assert incoming.kind is Kind.UPLOAD
+    incoming = Incoming()
+    assert incoming.feed(b"POST /stop HTTP/1.1\r\nContent-Length: 65537\r\n\r\n")
+    assert incoming.kind is Kind.UPLOAD
     for long in (
         POST + b"Content-Length: %d\r\n\r\n" % (BODY_MAX + 1),
         POST + b"Content-Length: 18446744073709551621\r\n\r\n12345",
@@ -103,6 +117,16 @@ def test_a_client_that_waits_for_a_word_is_told() -> None:
     incoming = Incoming()
     assert incoming.feed(head + BODY)
     assert not incoming.awaits_word
+    incoming = Incoming()
+    assert not incoming.feed(head.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    assert not incoming.awaits_word
+
+
+def test_an_empty_line_in_front_changes_no_class() -> None:
+    """The server passes over it."""
+    incoming = Incoming()
+    assert incoming.feed(b"\r\n" + SIZED)
+    assert incoming.kind is Kind.STREAM
 
 
 @pytest.mark.parametrize(
@@ -127,6 +151,9 @@ def test_a_client_that_waits_for_a_word_is_told() -> None:
         ("POST /c/some_conversation/messages HTTP/1.1", Kind.STREAM),
         ("POST /c/some_conversation/pick HTTP/1.1", Kind.PAGE),
         ("GET /ws HTTP/1.1", Kind.SOCKET),
+        ("GET /ws#fragment HTTP/1.1", Kind.SOCKET),
+        ("POST other://localhost/chat/stream HTTP/1.1", Kind.STREAM),
+        ("POST http://[ HTTP/1.1", Kind.QUICK),
         ("GET / HTTP/1.1", Kind.PAGE),
         ("GET http://localhost HTTP/1.1", Kind.PAGE),
         ("GET /c/some_conversation HTTP/1.1", Kind.PAGE),

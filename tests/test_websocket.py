@@ -640,3 +640,19 @@ def test_any_json_is_answered(ws: WebSocket) -> None:
         ws.connection.send(json.dumps(each))
         assert ws.until("error")["error"]["code"] == "invalid_request"
     ws.fence()
+
+
+def test_what_came_with_the_handshake_is_obeyed(halt: HaltServer) -> None:
+    """A client that does not wait for the answer to its handshake loses none of its messages."""
+    said = b'{"type":"ping"}'
+    head = (
+        b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    with socket.create_connection((halt.host, halt.port), SEEN_WITHIN) as client:
+        client.sendall(head + bytes((0x81, 0x80 | len(said), 0, 0, 0, 0)) + said)
+        answer = b""
+        while not answer.endswith(b'{"type":"pong"}'):
+            part = client.recv(4096)
+            assert part, answer
+            answer += part

@@ -13,10 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from halt.client_socket import ClientSocket
 from tests.conftest import HaltServer, eventually
 from tests.fake_openai import FakeOpenAI
 from tests.short_app import ALLOW, LARGE, REFUSE, RELEASE
 from tests.wire import SOON
+
+#: A request that waits for a word of the server's.
+EXPECTS = (
+    b"POST /stop HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+)
 
 
 class Short(HaltServer):
@@ -157,6 +164,44 @@ def test_a_request_may_come_byte_by_byte(short: Short) -> None:
         assert b"pending" in said
 
 
+def test_the_word_is_said_also_to_a_request_behind_another_one(short: Short) -> None:
+    """Its head came with the request before it."""
+    with connected(short, b"GET /pid HTTP/1.1\r\n\r\n" + EXPECTS) as client:
+        assert received(client, b" Continue\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_client_that_resets_its_connection_ends_no_worker(short: Short) -> None:
+    """Not where it waits for a word either, which cannot be said any more."""
+    process = worker(short)
+    for _ in range(200):
+        client = connected(short, EXPECTS)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    assert short.client().get("/pid").body == b"%d" % process
+
+
+@pytest.mark.parametrize("path", [b"/stop", b"/chat", b"/nowhere"])
+def test_a_body_that_is_malformed_holds_no_thread(short: Short, path: bytes) -> None:
+    """gunicorn would wait for the end of this line; the main loop does not, and it is refused."""
+    request = b"POST %b HTTP/1.1\r\nContent-Type: application/json\r\n" % path
+    line = b"5;" + b"a" * 5_000
+    with connected(short, request + b"Transfer-Encoding: chunked\r\n\r\n" + line) as client:
+        assert received(client, b"\n").startswith(b"HTTP/1.1 4")
+
+
+def test_a_small_rest_is_left_together_with_what_follows() -> None:
+    """A head that the network does not take, and its body: no thread waits for the client."""
+    ours, theirs = socket.socketpair()
+    with theirs, ClientSocket(ours.family, ours.type, ours.proto, ours.detach()) as client:
+        client.leaves_rest = True
+        while not client.unsent:
+            client.sendall(b"x" * 1_000)
+        client.setblocking(False)  # so that a wait fails
+        rest = bytes(client.unsent)
+        client.sendall(b"the body")
+        assert bytes(client.unsent) == rest + b"the body"
+
+
 @pytest.mark.parametrize(
     "framed",
     [
@@ -202,3 +247,19 @@ def test_malformed_requests_write_a_few_lines(short: Short) -> None:
             assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
     assert short.printed.count("Invalid request from") == 10
     assert "further ones are not logged" in short.printed
+
+
+def test_a_client_that_takes_nothing_does_not_hold_a_leaving_worker(
+    shared_fake: FakeOpenAI,
+) -> None:
+    """Its grace is for clients that take something; the rest of a response is given up."""
+    settings = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
+    server = Short({**settings, "HALT_GRACEFUL_TIMEOUT": "100"})
+    try:
+        with connected(server, b"GET /large HTTP/1.1\r\n\r\n") as client:
+            assert client.recv(1)
+            server.terminate()
+            assert server.wait(20) == 0  # without a limit: SILENCE_MAX, 30 s
+    finally:
+        server.kill()
+        server.close()
