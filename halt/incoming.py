@@ -97,7 +97,7 @@ class Incoming:
 
     What is malformed is given to gunicorn as it came, which refuses it: only its reading counts,
     this one only decides when, and by which threads. What this one finds malformed gunicorn may
-    take (two codings, a long chunk extension) and read on, so those threads are UPLOAD's.
+    take (a long chunk extension) and read on: it finds the end of file there, and refuses it.
     """
 
     def __init__(self, body_max: int = BODY_MAX) -> None:
@@ -184,7 +184,7 @@ class Incoming:
             self._length = end + int(digits)
             self._is_ready = len(self._data) >= self._length
         else:
-            self._leave_to_thread()
+            self._is_ready = True
         if not self._is_ready and not line.endswith(b"HTTP/1.0"):  # which knows no such word
             self.awaits_word = _EXPECT.search(head) is not None
 
@@ -194,7 +194,7 @@ class Incoming:
         try:
             chunks.feed(data)
         except httpx2.RemoteProtocolError:
-            self._leave_to_thread()
+            self._is_ready = True
             return
         if chunks.complete:
             self._length = len(self._data) - len(chunks.behind)
