@@ -15,7 +15,7 @@ from gunicorn.util import split_request_uri
 
 from halt.http1 import Framing
 
-HEAD_MAX = 65_536  # bytes of a head; gunicorn itself refuses most of those that are longer
+HEAD_MAX = 65_536  # bytes of a head; a longer one is not read to its end
 #: Bytes of a body that is waited for, also where requests may be longer: a thread reads a longer
 #: one, or refuses it before it has come.
 BODY_MAX = 16_777_216
@@ -96,7 +96,8 @@ class Incoming:
     """The requests of one connection, one after the other. Each byte is looked at once.
 
     What is malformed is given to gunicorn as it came, which refuses it: only its reading counts,
-    this one only decides when, and by which threads.
+    this one only decides when, and by which threads. What this one finds malformed gunicorn may
+    take (a long chunk extension) and read on: it finds the end of file there, and refuses it.
     """
 
     def __init__(self, body_max: int = BODY_MAX) -> None:
@@ -162,7 +163,7 @@ class Incoming:
         if end >= 0:
             self._read_head(bytes(self._data[: end + 2]), end + 4)
         elif self._searched >= HEAD_MAX:
-            self._leave_to_thread()
+            self._is_ready = True
 
     def _read_head(self, head: bytes, end: int) -> None:
         """`head` has the line break behind its last line; the body begins at `end`."""
