@@ -31,7 +31,7 @@ class Kind(Enum):
     QUICK = auto()  # answers from memory: styles and scripts, the login, what is unknown
     PAGE = auto()  # reads or changes conversations
     MODELS = auto()  # asks a model's server
-    STREAM = auto()  # lasts as long as a generation
+    STREAM = auto()  # lasts as long as a generation, or as its client takes: it has a place
     SOCKET = auto()  # a WebSocket
     UPLOAD = auto()  # has a body that a thread reads bit by bit
 
@@ -47,7 +47,10 @@ _SHORT = _WITHOUT_TEXT | {Kind.PAGE}
 #: Paths that are asked for by POST, and the last parts of those below /c/, whose response lasts.
 _STREAMS = frozenset({b"/chat", b"/chat/stream", b"/v1/chat/completions"})
 _STREAMS_BELOW_C = frozenset({b"messages", b"regenerate", b"continue"})
-_PAGES = (b"/c/", b"/conversations", b"/export", b"/settings")
+#: Those that are asked for by GET; an export is sent while it is read.
+_LASTING = frozenset({b"/stream", b"/export"})
+_EXPORT = re.compile(rb"/c/[^/]++/export")
+_PAGES = (b"/c/", b"/conversations", b"/settings")
 _PAGES_EXACTLY = frozenset({b"/", b"/saving", b"/import"})
 _MODELS = (b"/models", b"/v1/models", b"/demo")
 
@@ -77,7 +80,7 @@ def kind_of(line: bytes) -> Kind:
         return Kind.HEALTH
     elif path == b"/ws":
         return Kind.SOCKET
-    elif path == b"/stream" or path.startswith(b"/streams/"):
+    elif path in _LASTING or path.startswith(b"/streams/") or _EXPORT.fullmatch(path):
         return Kind.STREAM
     if path in _PAGES_EXACTLY or path.startswith(_PAGES):
         return Kind.PAGE

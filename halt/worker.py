@@ -54,6 +54,7 @@ SMALL = 512
 PAUSE = 0.05
 
 INCOMING_MAX = 67_108_864  # bytes of requests that have not come as a whole
+QUEUED_MAX = 67_108_864  # bytes of large requests that wait for a thread
 UNSENT_MAX = 67_108_864  # bytes of responses that clients have not taken
 
 FILES_KEPT = 4  # a fourth of the open files is kept for connections to models, and for files
@@ -69,6 +70,14 @@ _SENTENCE = (
 TOO_SLOW = (
     b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n%b" % (len(_SENTENCE), _SENTENCE)
+)
+_CROWDED = (
+    b'{"error":{"code":"at_capacity","message":"Too many large requests wait. Try again in a few '
+    b'seconds.","retryable":true}}\n'
+)
+TOO_MANY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 2\r\n"
+    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(_CROWDED), _CROWDED)
 )
 #: Faults of `accept` that are the listening socket's, not those of one connection.
 _BROKEN_LISTENER = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
@@ -90,6 +99,7 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
         self.began = self.timeout = 0.0  # when the request began; when this state ends
         self.received = 0  # bytes of the request; then those of the response that were taken
         self.reads = 0  # of the request
+        self.is_taken = False  # a thread has the request
         self.is_whole = False  # all of the request had come before a thread got it
         self.was_served = False
         self.is_kept = False  # for a further request
@@ -111,6 +121,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         #: Those of `waiting` that are not looked at before a time, in the order of that time.
         self.resting: deque[tuple[float, Connection]] = deque()
         self.incoming_size = 0  # bytes, of those that wait
+        #: Those with a large request that no thread had taken when this was last looked at.
+        self.queued: list[Connection] = []
         self.full_until = 0.0  # no file is left for a connection
         self.say_full_at = 0.0
         self.files = open_files.limit()
@@ -289,7 +301,22 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if self.reads_requests:
             conn.kind = conn.incoming.kind
             conn.sock.leaves_rest = conn.kind.is_short
+            conn.is_taken = False
+            if len(conn.incoming) > READ_SIZE and not self._may_queue(conn):
+                with contextlib.suppress(OSError):
+                    conn.sock.send_some(memoryview(TOO_MANY))
+                self._close(conn)
+                return
         self.enqueue_req(conn)
+
+    def _may_queue(self, conn: Connection) -> bool:
+        """Whether there is room for a large request among those that wait for a thread."""
+        self.queued = [each for each in self.queued if not each.is_taken]
+        self.queued.append(conn)
+        if sum([len(each.incoming) for each in self.queued]) <= QUEUED_MAX:
+            return True
+        self.queued.pop()
+        return False
 
     def handle(self, conn: Connection) -> Any:
         """By a thread: serve the request."""
@@ -298,6 +325,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             conn.init()
             conn.is_whole = conn.incoming.is_whole
             taken, behind = conn.incoming.take(), b""
+            conn.is_taken = True
             if conn.kind is Kind.SOCKET:
                 behind = conn.incoming.behind
             conn.sock.give(taken, is_all=conn.kind is not Kind.UPLOAD, behind=behind)
@@ -313,6 +341,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if conn.said_continue or conn.is_whole:
             # It would be said once more, or for nothing: by a thread, which waits for the client.
             req._expected_100_continue = False
+        if self.reads_requests and not conn.is_whole:
+            req.force_close()  # and said so: gunicorn drops no more than 64 KiB of a body
         try:
             return super().handle_request(req, conn)
         except BlockingIOError as stuck:
@@ -339,6 +369,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def finish_request(self, conn: Connection, fs: Any) -> None:
         self.tpool.finished(conn)
+        conn.is_taken = True  # also where it has failed before
         if fs.cancelled() or fs.exception() is not None:
             self._close(conn)
             return

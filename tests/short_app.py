@@ -66,8 +66,9 @@ def pid() -> Response:
 
 
 @app.get("/held")
+@app.get("/settings/held")
 def held() -> Response:
-    """The same, on RELEASE."""
+    """The same, on RELEASE. The longer path is one of a page's."""
     _say("a request is held")
     release.acquire()
     return pid()

@@ -197,6 +197,8 @@ def app_routes() -> list[tuple[str, str, bool]]:
         "pages.regenerate",
         "pages.continue_",
         "pages.stream",
+        "shelf.export",
+        "shelf.export_all",
         "openai_api.completions",
         "sockets.talk",
         "sockets.plain",

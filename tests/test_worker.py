@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import select
 import signal
 import socket
 import struct
@@ -14,6 +15,9 @@ from pathlib import Path
 import pytest
 
 from halt.client_socket import ClientSocket
+from halt.incoming import Kind
+from halt.request_threads import MOST
+from halt.worker import QUEUED_MAX
 from tests.conftest import HaltServer, eventually
 from tests.fake_openai import FakeOpenAI
 from tests.short_app import ALLOW, LARGE, REFUSE, RELEASE
@@ -132,6 +136,29 @@ def test_a_client_that_leaves_before_it_is_told_to_go_on(short: Short) -> None:
         assert answered_by(client) == process
 
 
+def test_large_requests_that_wait_for_a_thread_are_bounded(short: Short) -> None:
+    """With all threads of a class taken, requests beyond QUEUED_MAX bytes are refused at once."""
+    size = 4_000_000
+    path = "/settings/held"
+    head = f"POST {path} HTTP/1.1\r\nContent-Length: {size}\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        before = short.printed.count("a request is held")
+        held = [
+            stack.enter_context(connected(short, f"GET {path} HTTP/1.1\r\n\r\n".encode()))
+            for _ in range(MOST[Kind.PAGE])
+        ]
+        eventually(lambda: short.printed.count("a request is held") == before + len(held))
+        many = QUEUED_MAX // size + 1
+        waiting = [stack.enter_context(connected(short, head + bytes(size))) for _ in range(many)]
+        assert select.select(waiting, [], [], SOON)[0][0].recv(12) == b"HTTP/1.1 503"
+        process = worker(short)
+        while held:
+            os.kill(process, RELEASE)
+            released = select.select(held, [], [], SOON)[0][0]
+            held.remove(released)
+            assert answered_by(released) == process
+
+
 def received(client: socket.socket, end: bytes) -> bytes:
     """What comes up to these bytes."""
     out = bytearray()
@@ -214,13 +241,21 @@ def test_a_small_rest_is_left_together_with_what_follows() -> None:
 )
 def test_a_connection_goes_on_behind_a_body_that_was_not_read(short: Short, framed: bytes) -> None:
     """As the response says; the work is linear in the body."""
-    head = b"POST /nowhere HTTP/1.1\r\nContent-Type: application/json\r\n"
+    head = b"POST /conversations/nowhere HTTP/1.1\r\nContent-Type: application/json\r\n"
     with connected(short, head + framed) as client:
         said = received(client, b"\n")
         assert said.startswith((b"HTTP/1.1 404 ", b"HTTP/1.1 413 "))
         assert b"connection: keep-alive\r\n" in said.lower()
         client.sendall(b"GET /pid HTTP/1.1\r\nHost: localhost\r\n\r\n")
         received(client, b"\r\n\r\n%d" % worker(short))
+
+
+def test_a_response_before_its_request_has_come_says_that_the_connection_ends(short: Short) -> None:
+    """A body beyond the limit need not come, and what comes of it is no further request."""
+    with connected(short, b"POST /chat HTTP/1.1\r\nContent-Length: 5000000\r\n\r\n") as client:
+        said = received(client, b"\n")
+    assert said.startswith(b"HTTP/1.1 413 ")
+    assert b"connection: close\r\n" in said.lower()
 
 
 def test_a_body_in_small_chunks_is_read_once(short: Short) -> None:
