@@ -59,6 +59,7 @@ QUICK = 1.0  # seconds of CPU: the second process does nothing that may take lon
 PATIENCE = 0.3  # seconds: lexers are loaded at their first use, for which no second one is needed
 QUEUE_MAX = 200  # requests that wait; one beyond is shown plain
 KEPT_MAX = 16_000_000  # bytes of HTML that are kept
+ENTRY = 300  # bytes beside the HTML of one
 IDLE = 300.0  # seconds without work after which a process ends; it takes 20 MB
 START_MAX = 10.0  # seconds from a start to the first word (0.15 measured)
 RETRY_FIRST, RETRY_MAX = 1.0, 60.0  # seconds between two starts that fail; doubled each time
@@ -299,10 +300,10 @@ class Renderer:
         with self._changed:
             if key not in self._kept:
                 self._kept[key] = drawn
-                self._kept_bytes += sys.getsizeof(drawn.html)
+                self._kept_bytes += _memory(drawn)
             while self._kept_bytes > KEPT_MAX:
                 _, old = self._kept.popitem(last=False)
-                self._kept_bytes -= sys.getsizeof(old.html)
+                self._kept_bytes -= _memory(old)
         return drawn
 
     # --- the queue --------------------------------------------------------------------------------
@@ -611,6 +612,11 @@ def _key(*parts: str) -> bytes:
         digest.update(part.encode())
         digest.update(b"\0")
     return digest.digest()
+
+
+def _memory(drawn: Drawn) -> int:
+    """Bytes that it takes among what is kept."""
+    return sys.getsizeof(drawn.html) + ENTRY
 
 
 def _resolved(value: T) -> Future[T]:

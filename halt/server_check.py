@@ -53,6 +53,11 @@ def check_gunicorn(gunicorn: Any, settings: Config) -> None:
             f"--max-requests={gunicorn.max_requests} is not allowed: a worker that is replaced "
             f"cuts its streams off. {start}"
         )
+    if gunicorn.strip_header_spaces:
+        raise ConfigError(
+            "--strip-header-spaces is not allowed: Halt's worker and gunicorn would find the end "
+            f"of a request in different places. {start}"
+        )
     if gunicorn.threads < settings.threads:
         raise ConfigError(
             f"--threads={gunicorn.threads} is too few: {settings.max_streams} streams "

@@ -154,17 +154,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     # --- a connection begins ----------------------------------------------------------------------
 
     def accept(self, listener: Any) -> None:
-        try:
-            for _ in range(ACCEPTS):
+        for _ in range(ACCEPTS):
+            try:
                 accepted, address = listener.accept()
-                self._begin(accepted, address, listener)
-        except OSError as exc:
-            if exc.errno in _NO_FILES:
-                if not self._make_room():
-                    self.full_until = time.monotonic() + FULL_PAUSE
-                    self.set_accept_enabled(False)
-            elif exc.errno in _BROKEN_LISTENER:
-                raise
+            except OSError as exc:
+                if exc.errno in _NO_FILES:
+                    if not self._make_room():
+                        self.full_until = time.monotonic() + FULL_PAUSE
+                        self.set_accept_enabled(False)
+                elif exc.errno in _BROKEN_LISTENER:
+                    raise
+                return
+            self._begin(accepted, address, listener)
 
     def _begin(self, accepted: socket.socket, address: Any, listener: Any) -> None:
         number = accepted.fileno()
@@ -172,8 +173,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             accepted.close()
             return
         client = ClientSocket(accepted.family, accepted.type, accepted.proto, accepted.detach())
+        try:
+            client.limit_silence(SILENCE_MAX)  # for threads
+        except OSError:  # some systems refuse it once the client has left
+            client.close()
+            return
         self.nr_conns += 1
-        client.limit_silence(SILENCE_MAX)  # for threads
         conn = Connection(self.cfg, client, address, listener.getsockname(), self.body_max)
         self._wait(conn, time.monotonic() + max(SILENCE_MAX, self.cfg.keepalive))
 

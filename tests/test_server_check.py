@@ -65,6 +65,7 @@ def test_gunicorn_without_its_settings_is_refused(
         (["-k", "gthread"], "gunicorn runs its gthread worker, "),
         (["--threads", "1"], "--threads=1 is too few: 500 streams "),
         (["--max-requests", "3"], "--max-requests=3 is not allowed: "),
+        (["--strip-header-spaces"], "--strip-header-spaces is not allowed: "),
     ],
 )
 def test_other_workers_are_refused(args: list[str], why: str) -> None:
