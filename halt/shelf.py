@@ -7,6 +7,7 @@ belongs to. The pages of conversations themselves are in `halt.pages`.
 from __future__ import annotations
 
 import re
+import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
@@ -35,6 +36,10 @@ from halt.web import (
 )
 
 QUERY_MAX = 500  # characters of a search
+#: Parts of exported files that are made at once, in all threads: each delays everything else by the
+#: interpreter's switch interval.
+EXPORTS_MADE = 2
+_making = threading.BoundedSemaphore(EXPORTS_MADE)
 
 Writer = Callable[[Iterable[PortableConversation]], Iterator[bytes]]
 
@@ -239,7 +244,8 @@ def export_all() -> Response:
 @blueprint.get("/c/<conversation_id>/export")
 def export(conversation_id: str) -> Response:
     found = conversations().export(_mine(), conversation_id)
-    only = next(found)
+    with _making:
+        only = next(found)
     return _download(chain([only], found), only.title)
 
 
@@ -254,11 +260,21 @@ def _download(conversations: Iterator[PortableConversation], title: str) -> Resp
     names = {"filename": plain, "filename*": f"UTF-8''{quote(name)}"}
     service = generations()
     response = Response(
-        ClosingIterator(write(conversations), service.give_back_place), mimetype=mimetype
+        ClosingIterator(_in_turn(write(conversations)), service.give_back_place), mimetype=mimetype
     )
     response.headers.set("Content-Disposition", "attachment", **names)
     service.take_place()  # last: the response's close gives it back
     return response
+
+
+def _in_turn(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """The parts of a file; of all exports EXPORTS_MADE are made at once."""
+    while True:
+        with _making:
+            part = next(parts, None)
+        if part is None:
+            return
+        yield part
 
 
 def file_name(title: str, ending: str) -> str:
