@@ -12,15 +12,15 @@ from psycopg import Connection, OperationalError
 from psycopg.errors import _WaitTimeout
 
 
-class ImpatientConnection(Connection[Any]):
-    """Waits `patience` seconds for each answer, None: for ever. Then it is closed."""
+class TimeoutConnection(Connection[Any]):
+    """Waits `answer_timeout` seconds for each answer, None: for ever. Then it is closed."""
 
-    patience: float | None = None
+    answer_timeout: float | None = None
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         """Raises OperationalError where the answer does not come."""
         try:
-            return super().wait(gen, interval, self.patience if timeout is None else timeout)
+            return super().wait(gen, interval, self.answer_timeout if timeout is None else timeout)
         except _WaitTimeout:
             if timeout is not None:
                 raise

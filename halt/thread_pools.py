@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
 
-from halt.incoming import Kind
+from halt.request_buffer import Kind
 
 #: Threads of each class; of those that last, gunicorn's `threads`: streams and some more, which
 #: refuse what is too much. Pages are few: each of their threads that computes delays a Stop by the
@@ -29,7 +29,7 @@ MOST = {
 logger = logging.getLogger(__name__)
 
 
-class Threads:
+class ThreadPool:
     """The threads of one class, at most `most`. Its methods belong to the main thread.
 
     It stands in for gunicorn's pool, `concurrent.futures.ThreadPoolExecutor`. When the system has
@@ -100,12 +100,14 @@ class Threads:
         self._queue.put(None)
 
 
-class ThreadsByKind:
+class ThreadPools:
     """The threads of all classes. Its methods belong to the main thread."""
 
     def __init__(self, lasting: int, most: Mapping[Kind, int] = MOST) -> None:
         """`lasting`: threads of each class of requests that last."""
-        self._threads = {kind: Threads(kind.name.lower(), most.get(kind, lasting)) for kind in Kind}
+        self._threads = {
+            kind: ThreadPool(kind.name.lower(), most.get(kind, lasting)) for kind in Kind
+        }
 
     def submit(self, serve: Callable[[Any], Any], conn: Any) -> Future[Any]:
         """Serve the request that has come on this connection."""

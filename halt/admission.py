@@ -1,8 +1,8 @@
-"""A gate before the database: so many calls at once, the others in a queue, in their order.
+"""Admission of calls to the database: so many at once, the others in a queue, in their order.
 
 While the database does not answer, a few calls find out when it does again and the others are
 refused at once, so no crowd of threads waits for it. A database that is only busy finishes a call
-now and then, and nobody is refused.
+now and then, and no call is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOO_BUSY = "the database has too much to do"
 
 
 class Refused(Exception):
-    """The call is not made; the exception's text is the reason, in words for a user."""
+    """The call is not made; the exception's text is the reason; users read it."""
 
 
 class _Waiter:
@@ -42,7 +42,7 @@ class _Waiter:
         self.place.acquire()
 
 
-class Gate:
+class Admission:
     """One for calls that read and one for calls that write: a lock can hold up the latter alone."""
 
     def __init__(self, places: int, *, reserved: int = 0, wait: float) -> None:

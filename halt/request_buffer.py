@@ -1,6 +1,6 @@
 """A request on its way in: its class, and its bytes until all of them are there. Does no I/O.
 
-The class decides which threads serve the request (see `halt.request_threads`). It follows from the
+The class decides which threads serve the request (see `halt.thread_pools`). It follows from the
 request's first line, so it is known before the request has a thread.
 """
 
@@ -95,7 +95,7 @@ def _codings(head: bytes) -> list[bytes]:
     return [each.strip(b" \t").lower() for each in named]
 
 
-class Incoming:
+class RequestBuffer:
     """The requests of one connection, one after the other. Each byte is looked at once.
 
     What is malformed is given to gunicorn as it came, which refuses it: only its reading counts,
