@@ -1,7 +1,7 @@
-"""A connection to PostgreSQL that is given up when the server does not answer.
+"""A connection to PostgreSQL with a timeout on the client's side for each answer.
 
-`statement_timeout` and `lock_timeout` are kept by the server, `tcp_user_timeout` by its kernel: all
-of them hold only while the server's processes run.
+The server enforces `statement_timeout` and `lock_timeout`, and its kernel acknowledges what
+`tcp_user_timeout` watches, so none of them ends the wait for a server whose processes are frozen.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from psycopg.errors import _WaitTimeout
 
 
 class TimeoutConnection(Connection[Any]):
-    """Waits `answer_timeout` seconds for each answer, None: for ever. Then it is closed."""
+    """Closes itself when an answer takes more than `answer_timeout` seconds; None: no limit."""
 
     answer_timeout: float | None = None
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
-        """Raises OperationalError where the answer does not come."""
+        """As psycopg does it. Raises OperationalError when the time is over."""
         try:
             return super().wait(gen, interval, self.answer_timeout if timeout is None else timeout)
         except _WaitTimeout:

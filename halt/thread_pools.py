@@ -1,6 +1,6 @@
-"""The threads that serve requests: a number of its own for each class of them.
+"""The threads that serve requests: a pool for each class of requests.
 
-So no class takes the threads of another one, and Stop always finds one.
+No class takes the threads of another one, so a Stop always has one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 from halt.request_buffer import Kind
 
-#: Threads of each class; of those that last, gunicorn's `threads`: streams and some more, which
-#: refuse what is too much. Pages are few: each of their threads that computes delays a Stop by the
-#: switch interval whenever it needs the interpreter (32 pages of 8 MB at once: p50 224 ms).
+#: Threads of each class at most; a class not listed has gunicorn's `threads`. Pages have few: each
+#: of their threads that computes delays a Stop by the switch interval whenever the Stop needs the
+#: interpreter (32 pages of 8 MB at once: p50 224 ms).
 MOST = {
     Kind.STOP: 16,
     Kind.HEALTH: 4,
@@ -32,10 +32,10 @@ logger = logging.getLogger(__name__)
 class ThreadPool:
     """The threads of one class, at most `most`. Its methods belong to the main thread.
 
-    It stands in for gunicorn's pool, `concurrent.futures.ThreadPoolExecutor`. When the system has
-    no thread left, that one raises RuntimeError, which ends the worker, with the request in a queue
-    that an idle thread may still serve. And it counts a thread as idle that has taken the next
-    request already, so it may start none where one is needed.
+    It replaces gunicorn's pool, `concurrent.futures.ThreadPoolExecutor`, which raises RuntimeError
+    when the system has no thread left; that ends the worker, while an idle thread may still serve
+    the queued request. The executor also counts a thread as idle that has already taken a request,
+    so it may start none where one is needed.
     """
 
     def __init__(self, name: str, most: int) -> None:

@@ -205,7 +205,7 @@ def test_a_fault_of_the_callers_own_is_a_success(crowd: Crowd, clock: Clock) -> 
 
 
 def test_what_was_known_is_forgotten_when_nothing_is_asked(crowd: Crowd, clock: Clock) -> None:
-    """A fault of this morning refuses nobody in the afternoon."""
+    """Failures of FORGET_SECONDS ago refuse no call."""
     for _ in range(FEW):
         crowd.add().end(FAULT)
     clock.time += module.FORGET_SECONDS + 1

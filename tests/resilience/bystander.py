@@ -1,4 +1,4 @@
-"""A client that has nothing to do with a load: how long its Stops and its stream have to wait.
+"""A client beside a load: the time of its Stops, and the longest gap of its stream.
 
 It uses sockets alone and no pytest, so that tests and measurements have the same one.
 """
