@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from halt.colours import Colours
 from halt.render_protocol import Reply, Request
 from halt.renderer import SHORT, Renderer
 from halt.rendering import BlockStream
+from tests.bench.processes import tree
 from tests.conftest import ROOT, StartHalt, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.test_pages import STREAMED
@@ -291,14 +293,10 @@ def test_first_requests_at_once_start_no_more_processes_than_allowed(renderer: R
 def children() -> set[int]:
     """Rendering processes that this process has started."""
     found = set()
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            try:
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if b"halt.render_process" in command:
-                found.add(int(pid))
+    for pid in tree(os.getpid())[1:]:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if b"halt.render_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(pid)
     return found
 
 
