@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from halt.admission import NO_ANSWER
 from halt.conversations import Recorded, State
 from halt.errors import StoreUnavailable
 from halt.events import is_terminal
-from halt.gate import NO_ANSWER
 from halt.journal import StoredLog
 from halt.metrics import now
 from halt.recording import Recording

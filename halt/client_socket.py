@@ -1,4 +1,4 @@
-"""A client's connection as a thread uses it: what blocks has a deadline, a response may be left."""
+"""A client's socket: calls that block have a deadline, and `sendall` may leave the rest unsent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AT_ONCE = 262_144  # bytes of one system call, after which the deadline is looke
 
 
 def until(began: float, size: int) -> float:
-    """When this many bytes that began at that time have to be through."""
+    """The deadline of a transfer of this many bytes that began at that time."""
     return began + SILENCE_MAX + size / SLOWEST
 
 

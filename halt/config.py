@@ -335,7 +335,7 @@ class Config:
     def threads(self) -> int:
         """gunicorn's threads for streams: one for each, and some for those that are refused.
 
-        Other requests have threads of their own, see `halt.request_threads`.
+        Other requests have threads of their own, see `halt.thread_pools`.
         """
         return self.max_streams + REFUSING_THREADS
 

@@ -33,10 +33,10 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
+from halt.admission import NO_ANSWER, TOO_BUSY, Admission, Refused
 from halt.config import ConfigError
 from halt.data_folder import can_log_ahead, make_folder, make_private, open_private
 from halt.errors import StoreUnavailable, Unstorable
-from halt.gate import NO_ANSWER, TOO_BUSY, Gate, Refused
 from halt.tables import REVISION
 
 BUSY_SECONDS = 2  # for a lock that somebody else holds, a free connection, a connection at all
@@ -111,11 +111,11 @@ class Database:
         self._prepare: Callable[[], None] | None = prepare
         self._preparing = threading.Lock()  # protects `_prepare`
         if self.sqlite:
-            self._readers = Gate(SQLITE_READERS, wait=BUSY_SECONDS)
-            self._writers = Gate(SQLITE_WRITERS, wait=BUSY_SECONDS)
+            self._readers = Admission(SQLITE_READERS, wait=BUSY_SECONDS)
+            self._writers = Admission(SQLITE_WRITERS, wait=BUSY_SECONDS)
         else:
-            self._readers = Gate(POSTGRES_READERS, wait=BUSY_SECONDS)
-            self._writers = Gate(POSTGRES_WRITERS, reserved=1, wait=BUSY_SECONDS)
+            self._readers = Admission(POSTGRES_READERS, wait=BUSY_SECONDS)
+            self._writers = Admission(POSTGRES_WRITERS, reserved=1, wait=BUSY_SECONDS)
         self._file = file
         self._inode: int | None = None
         self._writing = engine.execution_options(write=True)
@@ -213,11 +213,13 @@ def _unavailable(done: str, why: str) -> StoreUnavailable:
 
 
 @contextlib.contextmanager
-def _admitted(gate: Gate, done: str, urgent: bool = False) -> Iterator[Callable[[], None]]:
-    """A call through the gate. Raises StoreUnavailable."""
+def _admitted(
+    admission: Admission, done: str, urgent: bool = False
+) -> Iterator[Callable[[], None]]:
+    """An admitted call. Raises StoreUnavailable."""
     with contextlib.ExitStack() as stack:
         try:
-            progress = stack.enter_context(gate.call(urgent=urgent))
+            progress = stack.enter_context(admission.call(urgent=urgent))
         except Refused as fault:
             raise _unavailable(done, str(fault)) from None
         yield progress
@@ -323,10 +325,10 @@ def make_engine(folder: Path, url: str) -> Engine:
 
 
 def _postgres_connect(_: Any, __: Any, arguments: Any, settings: Any) -> Any:
-    from halt.impatient import ImpatientConnection  # noqa: PLC0415 - where psycopg is installed
+    from halt.postgres_timeout import TimeoutConnection  # noqa: PLC0415 - where psycopg is installed
 
-    connection = ImpatientConnection.connect(*arguments, **settings)
-    connection.patience = BUSY_SECONDS
+    connection = TimeoutConnection.connect(*arguments, **settings)
+    connection.answer_timeout = BUSY_SECONDS
     return connection
 
 
@@ -335,12 +337,12 @@ def _postgres_begin(connection: Connection) -> None:
 
     The server's own limits say nothing while its processes are frozen or its host is gone.
     """
-    connection.connection.dbapi_connection.patience = STATEMENT_SECONDS + BUSY_SECONDS  # type: ignore[union-attr]
+    connection.connection.dbapi_connection.answer_timeout = STATEMENT_SECONDS + BUSY_SECONDS  # type: ignore[union-attr]
 
 
 def _postgres_back(connection: Any, _: Any) -> None:
     if connection is not None:
-        connection.patience = BUSY_SECONDS
+        connection.answer_timeout = BUSY_SECONDS
 
 
 def _sqlite_connected(connection: sqlite3.Connection, _: Any) -> None:
@@ -487,7 +489,7 @@ def _migrate(engine: Engine, folder: Path, what: str) -> None:
         return
     with engine.execution_options(write=True).begin() as connection:
         if engine.dialect.name != "sqlite":
-            connection.connection.dbapi_connection.patience = None  # type: ignore[union-attr]
+            connection.connection.dbapi_connection.answer_timeout = None  # type: ignore[union-attr]
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(text("SET LOCAL lock_timeout = 0"))
             connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))

@@ -1,7 +1,7 @@
-"""Questions to the store for callers that may not wait for it: a Stop, and a start.
+"""Queries of the store with a deadline, for callers that must not wait for it: a Stop, a start.
 
-One thread asks them, one after the other. While one is not answered for longer than its caller
-waits, no other is asked, so a store that does not answer costs one thread and no time.
+One thread makes them, one after the other. While a query takes longer than LOOKUP_WAIT, further
+callers get no answer at once: a store that does not answer holds up one thread, and no caller.
 """
 
 from __future__ import annotations

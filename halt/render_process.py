@@ -148,7 +148,7 @@ def main() -> NoReturn:
     """Answer requests until the worker's end is closed."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the worker decides
         signal.signal(ignored, signal.SIG_IGN)
-    if sys.platform == "linux":  # a second rope beside the socket, for work in C
+    if sys.platform == "linux":  # also during work in C, where the closed socket is not seen
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     gc.freeze()

@@ -1,4 +1,4 @@
-"""What a worker and its rendering process say to each other, and how long each thing may take.
+"""The protocol between a worker and its rendering process, and the time limits of requests.
 
 A frame is its length, four bytes in network order, and as many bytes of msgpack. The worker sends a
 `Request` and waits for its `Reply`; the process sends an empty `Reply` first, when it is ready.
@@ -17,7 +17,7 @@ from halt.rendering import Block
 TEXT_LIMIT, TEXT_LIMIT_A_CHARACTER, TEXT_LIMIT_MAX = 0.2, 20e-6, 2.0
 #: Of that limit once more for its blocks one by one, where a text has taken too long as a whole.
 AGAIN = 0.5
-#: Colours of one block: ordinary code takes 1 to 3 us a character, the worst takes for ever.
+#: Colours of one block: ordinary code takes 1 to 3 us a character, the worst is exponential.
 CODE_LIMIT, CODE_LIMIT_A_CHARACTER = 0.05, 10e-6
 #: Colours of all blocks of one text.
 COLOURS_LIMIT, COLOURS_LIMIT_A_CHARACTER, COLOURS_LIMIT_MAX = 0.15, 10e-6, 1.0

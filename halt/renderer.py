@@ -51,23 +51,24 @@ from halt.rendering import Block, Patch, Step, plain, plain_block, render, rende
 #: Characters of a text that is rendered by the thread that asks for it: the worst text found takes
 #: 9 ms (definitions of links that are not closed). Without DEEP it would be 15 ms.
 SHORT = 500
-#: Four marks of quotes and lists in a row: the cost of a line is a multiple of their number.
+#: Four marks of quotes and lists in a row. The cost of a line is proportional to their number.
 DEEP = re.compile(r"^(?:[ \t]*+(?:[>*+-]|[0-9]{1,9}[.)])){4}", re.MULTILINE)
 
 PROCESSES = 2
 QUICK = 1.0  # seconds of CPU: the second process does nothing that may take longer
-PATIENCE = 0.3  # seconds: lexers are loaded at their first use, for which no second one is needed
+#: Seconds that quick work waits before a second process starts; loading a lexer takes less.
+PATIENCE = 0.3
 QUEUE_MAX = 200  # requests that wait; one beyond is shown plain
 KEPT_MAX = 16_000_000  # bytes of HTML that are kept
 ENTRY = 300  # bytes beside the HTML of one
-IDLE = 300.0  # seconds without work after which a process ends; it takes 20 MB
-START_MAX = 10.0  # seconds from a start to the first word (0.15 measured)
+IDLE = 300.0  # seconds without work after which a process ends; it takes 15 MB
+START_MAX = 10.0  # seconds from a start to the first reply (0.15 measured)
 RETRY_FIRST, RETRY_MAX = 1.0, 60.0  # seconds between two starts that fail; doubled each time
 TICK = 0.02  # seconds between two looks at the requests whose time is over, while there is work
 CLOSE_WAIT = 1.0  # seconds that closing waits for the threads
 BLOCK_WAIT = 1.0  # seconds that the blocks of a running answer are waited for
 TEXT_WAIT = 2.0  # seconds that a whole text is waited for
-UNSURE_MAX = 1000  # texts that are known to have cost a process its life
+UNSURE_MAX = 1000  # texts during which a process died, to be remembered
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = (
@@ -143,7 +144,7 @@ class _Process:
         return self._process.pid
 
     def wait_ready(self) -> None:
-        """Wait for its first word."""
+        """Wait for its first reply."""
         self._exchange(b"", now() + START_MAX)
 
     def ask(self, request: Request) -> Reply:

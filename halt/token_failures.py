@@ -65,7 +65,7 @@ class TokenFailures:
 
 
 def too_many(wait: int) -> str:
-    """What the client is told."""
+    """The message of the refusal."""
     return (
         "Too many wrong access tokens came from this address. "
         f"Use the right one, or try again in {wait} s."

@@ -6,8 +6,8 @@ to close. So a few dozen slow clients keep every thread from a Stop. Here a thre
 can serve without waiting for a client:
 
 - The main loop reads a request, however slowly it comes, and then gives it to a thread of the
-  request's class (`halt.incoming`, `halt.request_threads`). A body of more than BODY_MAX bytes is
-  read by one of the few threads for such.
+  request's class (`halt.request_buffer`, `halt.thread_pools`). Of a body of more than BODY_MAX
+  bytes a thread of the class UPLOAD reads the rest.
 - What a client does not take of a response that is complete is sent by the main loop.
 - After the last response of a connection the client has time to close; what it sends is dropped. A
   connection that is closed with bytes unread makes the client's system throw the answer away: a
@@ -38,8 +38,8 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from halt import open_files
 from halt.client_socket import SILENCE_MAX, ClientSocket, until
-from halt.incoming import Incoming, Kind
-from halt.request_threads import ThreadsByKind
+from halt.request_buffer import Kind, RequestBuffer
+from halt.thread_pools import ThreadPools
 
 #: Seconds that a leaving worker gives clients to take their last answers, to close, and to send a
 #: request that is under way on a kept connection.
@@ -94,7 +94,7 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
     ) -> None:
         super().__init__(cfg, sock, client, server)
         self.data_ready = True  # when a thread has it
-        self.incoming = Incoming(body_max)
+        self.incoming = RequestBuffer(body_max)
         self.kind = Kind.STREAM  # of the request that is being served
         self.began = self.timeout = 0.0  # when the request began; when this state ends
         self.received = 0  # bytes of the request; then those of the response that were taken
@@ -139,8 +139,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         #: Bytes of a request's body.
         self.body_max = self.wsgi.extensions["halt.config"].max_body_bytes
 
-    def get_thread_pool(self) -> ThreadsByKind:
-        return ThreadsByKind(self.cfg.threads)
+    def get_thread_pool(self) -> ThreadPools:
+        return ThreadPools(self.cfg.threads)
 
     def notify(self) -> None:
         """In each turn of the main loop, at least once a second."""
@@ -449,7 +449,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def _linger(self, conn: Connection) -> None:
         conn.sock.shutdown(socket.SHUT_WR)
         conn.sock.setblocking(False)
-        conn.incoming = Incoming()
+        conn.incoming = RequestBuffer()
         conn.lingers = True
         conn.timeout = time.monotonic() + max(SILENCE_MAX, self.cfg.keepalive)
         self.waiting[conn] = None

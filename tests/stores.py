@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,6 +21,7 @@ from halt.folds import Fold
 from halt.metrics import Meter
 from halt.store import SqlStore
 from halt.tables import metadata
+from tests.freezing import frozen
 
 METRICS = Meter().snapshot()
 DONE = Done("stop", METRICS)
@@ -54,27 +54,13 @@ def postgres_schema() -> Iterator[str]:
         engine.dispose()
 
 
-@contextmanager
-def frozen_postgres() -> Iterator[None]:
+def frozen_postgres() -> AbstractContextManager[None]:
     """The server's processes are stopped: its kernel takes connections, and nothing is answered.
 
     For a server of this machine whose folder is that of its socket, as `with_postgres.sh` has it.
     """
     folder = Path(parse_qs(urlsplit(POSTGRES).query)["host"][0])
-    first = int((folder / "data" / "postmaster.pid").read_text().split()[0])
-    processes = [first]
-    try:
-        os.kill(first, signal.SIGSTOP)  # it starts no others from here on
-        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
-        processes += map(int, children)
-        for process in processes:
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGSTOP)
-        yield
-    finally:
-        for process in processes:
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGCONT)
+    return frozen(int((folder / "data" / "postmaster.pid").read_text().split()[0]))
 
 
 class Databases:

@@ -132,7 +132,7 @@ def test_blanks_at_a_seam_take_linear_time(old: str) -> None:
 def test_a_text_of_brackets_takes_linear_time() -> None:
     """No note begins at most of them."""
     notes = NoteFilter(lambda: False, str)
-    took = _seconds(notes.feed("[" * 64) for _ in range(20_000))
+    took = _seconds(notes.feed("[" * 64) for _ in range(8_000))
     assert took < 4.0
 
 

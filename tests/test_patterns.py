@@ -27,12 +27,15 @@ ROOT = Path(halt.__file__).parent
 METHODS = frozenset({"match", "search", "fullmatch", "sub", "subn", "split", "findall", "finditer"})
 
 #: Lengths at which a text is tried. An exponential pattern is seen at the first ones, a quadratic
-#: one at the last, where a linear one takes some milliseconds.
+#: one at the last.
 LENGTHS = (12, 18, 24, 300, 4_096, 40_960)
-SUSPECTS = (
-    10  # texts that took longest at the last length but one; they alone are tried at the last
-)
-SECONDS = 0.4  # of CPU time, at any length
+#: Texts that took longest at the last length but one; they alone are tried at the last.
+SUSPECTS = 10
+#: Seconds of CPU time. A linear pattern takes up to 0.03 at the last length but one.
+SECONDS = 0.6
+#: At the last length, ten times the one before, a pattern may take longer than that, but not so many
+#: times what it took before: 10 where it is linear, 100 where it is quadratic.
+GROWTH = 30
 
 #: Characters that classes of characters are tried with.
 ALPHABET = " \n\ta1A_<>/-.:;,\"'`[](){}|=*#$\\\u4e00~+&?!"
@@ -219,7 +222,7 @@ def hostile(pattern: str, flags: int) -> Iterator[tuple[str, str, str]]:
 
 
 def slowest(pattern: str, flags: int, methods: Iterable[str]) -> str:
-    """The text that takes over SECONDS, as words; "" where there is none."""
+    """The text that takes too long, as words; "" where there is none."""
     compiled = re.compile(pattern, flags)
     suspects: list[tuple[float, str, tuple[str, str, str]]] = []
     for text in hostile(pattern, flags):
@@ -231,7 +234,7 @@ def slowest(pattern: str, flags: int, methods: Iterable[str]) -> str:
             suspects.append((took, method, text))
     for _, method, text in sorted(suspects, reverse=True)[:SUSPECTS]:
         took = _seconds(compiled, method, text, LENGTHS[-1])
-        if took > SECONDS:
+        if took > max(SECONDS, GROWTH * _seconds(compiled, method, text, LENGTHS[-2])):
             return f"{method} of {text}, {LENGTHS[-1]} characters: {took:.1f} s"
     return ""
 

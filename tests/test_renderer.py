@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ from halt.colours import Colours
 from halt.render_protocol import Reply, Request
 from halt.renderer import SHORT, Renderer
 from halt.rendering import BlockStream
+from tests.bench.processes import tree
 from tests.conftest import ROOT, StartHalt, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.test_pages import STREAMED
@@ -50,6 +52,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No reader and no process is given up for a slow machine; `hurried` takes that back."""
     monkeypatch.setattr(renderer_module, "TEXT_WAIT", LONG)
     monkeypatch.setattr(renderer_module, "BLOCK_WAIT", LONG)
+    monkeypatch.setattr(renderer_module, "START_MAX", LONG)
     monkeypatch.setattr(render_protocol, "GRACE", LONG)
 
 
@@ -193,11 +196,16 @@ def test_only_the_block_that_takes_too_long_is_plain(shared: Renderer) -> None:
     assert shared.whole(f"{CODE}\n{hostile}\n{CODE}").result(LONG).over
 
 
-def test_markdown_that_takes_too_long_is_plain_and_the_rest_is_not(shared: Renderer) -> None:
+def test_markdown_that_takes_too_long_is_plain_and_the_rest_is_not() -> None:
     """One block after the other, where the text takes too long as a whole."""
+    program = (  # a tenth of what the text takes on a usual machine
+        "import sys; sys.path.insert(0, sys.argv[1]); from halt import render_process, render_protocol\n"
+        "render_protocol.TEXT_LIMIT_A_CHARACTER = 0; render_process.main()"
+    )
+    renderer = Renderer((sys.executable, "-c", program, str(ROOT)))
     text = f"# Title\n\n{CASES['quotes-lazy-lines']['before']}" + "b\n" * 20_000
-    eventually(lambda: html_of(shared, text) and shared.has(text))  # a reader may wait too short
-    drawn = html_of(shared, text)
+    drawn = html_of(renderer, text)
+    renderer.close()
     assert drawn.startswith("<h1>Title</h1>\n<p>&gt; &gt; ")
     assert drawn.count("<br>") == 20_000
 
@@ -285,14 +293,10 @@ def test_first_requests_at_once_start_no_more_processes_than_allowed(renderer: R
 def children() -> set[int]:
     """Rendering processes that this process has started."""
     found = set()
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            try:
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if b"halt.render_process" in command:
-                found.add(int(pid))
+    for pid in tree(os.getpid())[1:]:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if b"halt.render_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(pid)
     return found
 
 
@@ -300,12 +304,12 @@ def test_short_work_does_not_wait_for_long_work(renderer: Renderer) -> None:
     """While whole texts that take long are rendered, blocks are coloured by the other process."""
     html_of(renderer, CODE)
     lazy = CASES["quotes-lazy-lines"]["before"] + "b\n" * 20_000
-    long = [renderer.whole(f"{number}\n\n{lazy}") for number in range(4)]
+    long = [renderer.whole(f"{number}\n\n{lazy}") for number in range(20)]
     done: list[int] = []
     for each in long:
         each.add_done_callback(lambda _: done.append(1))
     assert COLOURED in renderer.within(LONG).patch(BlockStream().feed(CODE)).finished
-    assert len(done) < 4
+    assert len(done) < len(long)
 
 
 # --- Processes that fail --------------------------------------------------------------------------
@@ -343,7 +347,7 @@ def test_a_reader_does_not_wait_longer_than_it_wants(renderer: Renderer) -> None
     (pid,) = renderer.pids
     os.kill(pid, signal.SIGSTOP)
     try:
-        page = renderer.within(0.05)
+        page = renderer.within(0.5)
         assert page.whole(f"{CODE}\na") == rendering.plain(f"{CODE}\na")
         assert page.whole(f"{CODE}\nb") == rendering.plain(f"{CODE}\nb")
         assert page.whole(CODE) == html_of(renderer, CODE)  # it is there
@@ -460,7 +464,7 @@ def test_closing_leaves_nothing(renderer: Renderer) -> None:
         rendering.plain(f"{CODE}\n{number}") for number in range(3)
     ]
     assert ends(pid)
-    assert children() == others
+    eventually(lambda: children() == others)
     assert html_of(renderer, f"{CODE}\nlater") == rendering.plain(f"{CODE}\nlater")
 
 
@@ -490,7 +494,7 @@ def test_stop_is_answered_beside_a_hostile_answer(fake: FakeOpenAI, start_halt: 
         server.client().stop(running.id)
         slowest = max(slowest, time.monotonic() - began)
         running.close()
-    assert slowest < 3  # tens of milliseconds; 5 s and more where a worker colours by itself
+    assert slowest < 10  # tens of milliseconds; minutes where a worker colours by itself
     assert len(pages) == len(names)
     for page in pages:
         assert 'data-state="done"' in page

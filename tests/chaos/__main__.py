@@ -25,22 +25,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.processes import descriptors, status, tree
 from tests.chaos.streams import Mortal, OfItsOwn, all_is_well, in_progress, newcomer
 from tests.conftest import eventually
 from tests.resilience import loads
-from tests.resilience.bystander import Bystander
+from tests.resilience.bystander import STOP_WITHIN, Bystander
 from tests.resilience.servers import (
     Postgres,
-    descriptors,
     postgres_programs,
-    processes_below,
-    threads,
 )
 from tests.sse import Client
 
 STREAMS = 12  # in each round
 ROUNDS = 15  # with the same servers
-STOP_WITHIN = 3.0  # seconds, for Stops while a database or a model is away
 HOLDS_MAX = 6.0  # seconds that a fault lasts
 SPARE = 2 * STREAMS  # threads and descriptors that a worker may have more than when it was new
 
@@ -67,7 +64,7 @@ class World:
         self.settle()
         self._well = self.mortal.client.get("/saving").body
         self._files = self._all_files()
-        self._processes = len(processes_below(self.mortal.server.process.pid))
+        self._processes = len(tree(self.mortal.server.process.pid))
         self._held = self._holdings()
 
     def _end(self) -> None:
@@ -92,7 +89,7 @@ class World:
         """Fails with what is left."""
         eventually(lambda: len(self.mortal.workers) == len(self._held), 60)
         below = self.mortal.server.process.pid
-        eventually(lambda: len(processes_below(below)) <= self._processes, 60)
+        eventually(lambda: len(tree(below)) <= self._processes, 60)
         most = max(self._held)[0] + SPARE, max(each[1] for each in self._held) + SPARE
         for what, limit in enumerate(most):
             eventually(lambda: all(each[what] <= limit for each in self._holdings()), 60)
@@ -104,7 +101,7 @@ class World:
 
     def _holdings(self) -> list[tuple[int, int]]:
         """Threads and descriptors of each worker."""
-        return [(threads(pid), len(descriptors(pid))) for pid in self.mortal.workers]
+        return [(status(pid, "Threads"), descriptors(pid)) for pid in self.mortal.workers]
 
     def _all_files(self) -> set[str]:
         """All but the words that workers leave for later ones, which remove them in time."""

@@ -29,7 +29,7 @@ from tests.fake_openai import FakeOpenAI
 from tests.sse import Client, Events, Message
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
-GAP = 100_000  # numbers that nobody gets between the last event that was saved and the end
+GAP = 100_000  # numbers that no event has, between the last event that was saved and the end
 TOKENS = 100_000  # of an answer that does not end by itself
 ALL = "".join(f"{n} " for n in range(TOKENS))
 
@@ -209,7 +209,7 @@ def kept(stream: Stream, client: Client, whole: list[Message], killed_at: float)
 
 
 def resumed(stream: Stream, client: Client, whole: list[Message]) -> None:
-    """Who comes back with the last event that it has gets what it has not, and the end."""
+    """A reader that comes back with its last event gets the events after it, and the end."""
     last = max((int(each.id) for each in stream.messages if each.id), default=0)
     rest = client.follow(stream.id, Last_Event_ID=str(last)).to_end().seen
     assert rest == [each for each in whole if not each.id or int(each.id) > last]

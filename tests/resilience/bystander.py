@@ -1,4 +1,4 @@
-"""A client that has nothing to do with a load: how long its Stops and its stream have to wait.
+"""A client beside a load: the time of its Stops, and the longest gap of its stream.
 
 It uses sockets alone and no pytest, so that tests and measurements have the same one.
 """
@@ -24,6 +24,9 @@ STEADY = "count?n=1000000&gap_ms=20"
 SILENT = "stall?n=1"
 #: Seconds after which a Stop or a token is counted as one that never came.
 NEVER = 60.0
+#: Seconds in which tests want a Stop answered and the stream's next token: tens of milliseconds on an
+#: idle machine, and the whole of NEVER, or more, where a load holds up the server.
+STOP_WITHIN = 10.0
 
 
 class Held(Exception):
@@ -94,7 +97,8 @@ class Bystander:
         """Press Stop on a new connection, and return the seconds until its answer was here.
 
         A stream that runs is stopped, as long as there is one; after that those that have ended
-        are, in turn. `unknown`: an ID is stopped that no stream has. Raises Held where the answer is not here in time or says something else.
+        are, in turn. `unknown`: an ID is stopped that no stream has. Raises Held where the answer
+        is not here in time or says something else.
         """
         live = bool(self._running) and not unknown
         ended = self._ended

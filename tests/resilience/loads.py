@@ -1,4 +1,4 @@
-"""What strangers, models and databases do to a server: one function for each kind of load.
+"""Loads of a server by clients, models and databases: one function for each kind.
 
 Each is a context manager. On entry the load is there; it goes on until exit, which leaves nothing
 behind. The tests and `python -m tests.bench --only held` use the same ones.

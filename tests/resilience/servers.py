@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import re
 import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 import psycopg
 
+from tests.bench.processes import tree
 from tests.conftest import HaltServer, eventually
+from tests.freezing import frozen, send
 
 STARTS_WITHIN = 60.0
 
@@ -42,38 +42,6 @@ def workers(server: HaltServer) -> list[int]:
     children = Path(f"/proc/{master}/task/{master}/children")
     eventually(children.read_text)
     return [int(n) for n in children.read_text().split()]
-
-
-def processes_below(pid: int) -> list[int]:
-    """The process and all that it has started."""
-    found = [pid]
-    for each in found:
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{each}/task").iterdir():
-                with contextlib.suppress(OSError):
-                    found += map(int, (task / "children").read_text().split())
-    return found
-
-
-def threads(pid: int) -> int:
-    """How many threads a process has."""
-    match = re.search(r"^Threads:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)
-    assert match
-    return int(match[1])
-
-
-def descriptors(pid: int) -> list[str]:
-    """What a process holds open."""
-    held = []
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            held.append(os.readlink(entry))
-    return held
-
-
-def cpu_seconds(*pids: int) -> float:
-    """User and system time of these processes so far."""
-    return sum(time.clock_gettime(~pid << 3 | 2) for pid in pids)
 
 
 # --- PostgreSQL -----------------------------------------------------------------------------------
@@ -143,25 +111,15 @@ class Postgres:
     @property
     def processes(self) -> list[int]:
         """All of its processes."""
-        return processes_below(self._process.pid)
+        return tree(self._process.pid)
 
-    @contextlib.contextmanager
-    def frozen(self) -> Iterator[None]:
+    def frozen(self) -> contextlib.AbstractContextManager[None]:
         """None of its processes does anything; connections are accepted by the kernel alone."""
-        self._signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self.thaw()
+        return frozen(self._process.pid)
 
     def thaw(self) -> None:
         """Let frozen processes go on. Harmless where none is."""
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: int) -> None:
-        for pid in self.processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        send(signal.SIGCONT, self.processes)
 
     def say(self, *statements: str) -> None:
         """Have it obey these, on a connection of their own."""
@@ -171,7 +129,7 @@ class Postgres:
 
     def kill(self) -> None:
         """`kill -9` of all its processes."""
-        self._signal(signal.SIGKILL)
+        send(signal.SIGKILL, self.processes)
         self._process.wait()
 
     def stop(self) -> None:

@@ -13,7 +13,6 @@ import resource
 import socket
 import sqlite3
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
@@ -22,16 +21,15 @@ import pytest
 
 from app import create_app
 from halt.config import Config
+from tests.bench.processes import descriptors, status
 from tests.conftest import HaltServer, StartHalt, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.resilience import loads
-from tests.resilience.bystander import Bystander
+from tests.resilience.bystander import STOP_WITHIN, Bystander
 from tests.resilience.conftest import settings
 from tests.resilience.servers import (
     LimitedServer,
-    descriptors,
     descriptors_limited,
-    threads,
     workers,
 )
 from tests.sse import Client
@@ -39,6 +37,7 @@ from tests.ws import WebSocket
 
 FLOWING = "count?n=100000&gap_ms=2"
 FORM = loads.FORM
+LEAVES_WITHIN = 120.0  # seconds, of the hour that it could take
 
 
 # --- left, reset, stopped, ended ------------------------------------------------------------------
@@ -145,14 +144,15 @@ def test_generations_leave_no_thread_and_no_descriptor(
     (worker,) = workers(server)
     all_ways(server, fake)  # pools grow and libraries are loaded
     eventually(lambda: all(record.ended.is_set() for record in fake.requests))
-    before = (threads(worker), len(descriptors(worker)))
-    for _ in range(2):
+    before = (status(worker, "Threads"), descriptors(worker))
+    for _ in range(3):
         all_ways(server, fake)
     eventually(lambda: all(record.ended.is_set() for record in fake.requests))
     # Request threads stay for the next request, and idle connections to the model are kept.
-    spare = len(SURFACES) + 1
-    eventually(lambda: threads(worker) <= before[0] + spare)
-    eventually(lambda: len(descriptors(worker)) <= before[1] + spare)
+    # The later rounds may be more at once than the first.
+    spare = 2 * (len(SURFACES) + 1)
+    eventually(lambda: status(worker, "Threads") <= before[0] + spare)
+    eventually(lambda: descriptors(worker) <= before[1] + spare)
     assert workers(server) == [worker]
     assert "Traceback" not in server.printed
 
@@ -164,7 +164,7 @@ def test_a_hundred_streams_are_told_and_saved_when_the_server_leaves(
     fake: FakeOpenAI, tmp_path: Path
 ) -> None:
     """SIGTERM: each reader gets one end, all that it saw is in the store, and nothing waits."""
-    server = HaltServer(settings(fake, HALT_DATA=tmp_path, HALT_GRACEFUL_TIMEOUT=60))
+    server = HaltServer(settings(fake, HALT_DATA=tmp_path, HALT_GRACEFUL_TIMEOUT=3600))
     client = server.client()
     with contextlib.closing(server), contextlib.ExitStack() as stack:
         streams = [
@@ -173,11 +173,9 @@ def test_a_hundred_streams_are_told_and_saved_when_the_server_leaves(
         for events in streams:
             events.until_text("1 ")
         server.terminate()
-        began = time.monotonic()
         for events in streams:
             assert events.to_end().terminal["error"]["code"] == "interrupted"
-        assert server.wait() == 0
-        assert time.monotonic() - began < 20  # a third of the grace that it could take
+        assert server.wait(LEAVES_WITHIN) == 0
     eventually(lambda: server.gone)
     later = HaltServer(settings(fake, HALT_DATA=tmp_path))
     with contextlib.closing(later):
@@ -212,7 +210,7 @@ def test_streams_are_whole_while_the_disk_is_full(fake: FakeOpenAI, tmp_path: Pa
                     record.release()
             for events in streams:
                 assert events.to_end().text == "0 1 2 3 4 5 "
-            assert bystander.stop(10) < 3
+            assert bystander.stop() < STOP_WITHIN
             eventually(lambda: client.get("/saving").body != well)
             limit_files(server, resource.RLIM_INFINITY)
             eventually(lambda: client.get("/saving").body == well)
@@ -250,7 +248,7 @@ def test_a_server_with_256_descriptors_refuses_and_goes_on(fake: FakeOpenAI) -> 
                     return events.to_end().terminal["type"]
 
             with loads.calls(*[stream] * 200) as results:
-                assert bystander.stop(10) < 3
+                assert bystander.stop() < STOP_WITHIN
             assert not bystander.lost
             assert workers(server) == [worker]
             assert results.count("done") >= 20, results

@@ -1,7 +1,7 @@
-"""A request on its way in: its class, and its bytes until all of them are there. Does no I/O.
+"""The bytes of a connection's requests until one is complete, and its class. Does no I/O.
 
-The class decides which threads serve the request (see `halt.request_threads`). It follows from the
-request's first line, so it is known before the request has a thread.
+The class decides which threads serve the request (see `halt.thread_pools`). It follows from the
+first line, so it is known before a thread has the request.
 """
 
 from __future__ import annotations
@@ -95,12 +95,12 @@ def _codings(head: bytes) -> list[bytes]:
     return [each.strip(b" \t").lower() for each in named]
 
 
-class Incoming:
+class RequestBuffer:
     """The requests of one connection, one after the other. Each byte is looked at once.
 
-    What is malformed is given to gunicorn as it came, which refuses it: only its reading counts,
-    this one only decides when, and by which threads. What this one finds malformed gunicorn may
-    take (a long chunk extension) and read on: it finds the end of file there, and refuses it.
+    A malformed request is given to gunicorn as it came: this parser decides only when a thread gets
+    the request, and which. gunicorn may accept what is malformed here (a long chunk extension) and
+    read on; it finds the end of file there, and refuses the request.
     """
 
     def __init__(self, body_max: int = BODY_MAX) -> None:

@@ -1,6 +1,6 @@
-"""The threads that serve requests: a number of its own for each class of them.
+"""The threads that serve requests: a pool for each class of requests.
 
-So no class takes the threads of another one, and Stop always finds one.
+No class takes the threads of another one, so a Stop always has one.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
 
-from halt.incoming import Kind
+from halt.request_buffer import Kind
 
-#: Threads of each class; of those that last, gunicorn's `threads`: streams and some more, which
-#: refuse what is too much. Pages are few: each of their threads that computes delays a Stop by the
-#: switch interval whenever it needs the interpreter (60 pages of 8 MB by 32 threads: p50 224 ms).
+#: Threads of each class at most; a class not listed has gunicorn's `threads`. Pages have few: each
+#: of their threads that computes delays a Stop by the switch interval whenever the Stop needs the
+#: interpreter (60 pages of 8 MB, 32 threads: p50 224 ms).
 MOST = {
     Kind.STOP: 16,
     Kind.HEALTH: 4,
@@ -29,13 +29,13 @@ MOST = {
 logger = logging.getLogger(__name__)
 
 
-class Threads:
+class ThreadPool:
     """The threads of one class, at most `most`. Its methods belong to the main thread.
 
-    It stands in for gunicorn's pool, `concurrent.futures.ThreadPoolExecutor`. When the system has
-    no thread left, that one raises RuntimeError, which ends the worker, with the request in a queue
-    that an idle thread may still serve. And it counts a thread as idle that has taken the next
-    request already, so it may start none where one is needed.
+    It replaces gunicorn's pool, `concurrent.futures.ThreadPoolExecutor`, which raises RuntimeError
+    when the system has no thread left; that ends the worker, while an idle thread may still serve
+    the queued request. The executor also counts a thread as idle that has already taken a request,
+    so it may start none where one is needed.
     """
 
     def __init__(self, name: str, most: int) -> None:
@@ -100,12 +100,14 @@ class Threads:
         self._queue.put(None)
 
 
-class ThreadsByKind:
+class ThreadPools:
     """The threads of all classes. Its methods belong to the main thread."""
 
     def __init__(self, lasting: int, most: Mapping[Kind, int] = MOST) -> None:
         """`lasting`: threads of each class of requests that last."""
-        self._threads = {kind: Threads(kind.name.lower(), most.get(kind, lasting)) for kind in Kind}
+        self._threads = {
+            kind: ThreadPool(kind.name.lower(), most.get(kind, lasting)) for kind in Kind
+        }
 
     def submit(self, serve: Callable[[Any], Any], conn: Any) -> Future[Any]:
         """Serve the request that has come on this connection."""

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from halt.incoming import BODY_MAX, HEAD_MAX, Incoming, Kind, kind_of
+from halt.request_buffer import BODY_MAX, HEAD_MAX, Kind, RequestBuffer, kind_of
 
 BODY = b'{"messages":[]}'
 POST = b"POST /chat/stream HTTP/1.1\r\nHost: localhost\r\n"
@@ -33,20 +33,20 @@ WHOLE = [
 def test_a_request_ends_in_the_same_place_however_it_is_cut(request_: bytes) -> None:
     """It is ready with its last byte, and what came behind it is the beginning of the next one."""
     for cut in range(1, len(request_)):
-        incoming = Incoming()
+        incoming = RequestBuffer()
         assert not incoming.feed(request_[:cut])
         assert incoming.feed(request_[cut:] + GET)
         assert incoming.take() == request_
         assert incoming.begin(b"")
         assert (incoming.take(), len(incoming)) == (GET, 0)
-    incoming = Incoming()
+    incoming = RequestBuffer()
     ready = [incoming.feed(request_[at : at + 1]) for at in range(len(request_))]
     assert ready == [False] * (len(request_) - 1) + [True]
 
 
 def test_bytes_that_the_server_gave_back_come_first() -> None:
     """What gunicorn has not used of a request belongs to the next one."""
-    incoming = Incoming()
+    incoming = RequestBuffer()
     assert incoming.feed(GET + GET[9:])
     assert incoming.take() == GET
     assert incoming.begin(GET[:9])
@@ -77,7 +77,7 @@ def test_what_is_malformed_is_given_to_the_server_at_once(bad: bytes) -> None:
 
     It may take some of them and read on: it finds the end of file (`ClientSocket.give`).
     """
-    incoming = Incoming()
+    incoming = RequestBuffer()
     assert incoming.feed(bad)
     assert incoming.kind is not Kind.UPLOAD  # whose threads wait for the client
     assert not incoming.is_whole or bad.startswith((b"garbage", b"\r\n"))
@@ -89,10 +89,10 @@ def test_a_long_body_is_read_by_a_thread() -> None:
 
     So is one that is longer than its route allows: a thread refuses it before it has come.
     """
-    incoming = Incoming(body_max=100_000)
+    incoming = RequestBuffer(body_max=100_000)
     assert incoming.feed(POST + b"Content-Length: 100001\r\n\r\n")
     assert incoming.kind is Kind.UPLOAD
-    incoming = Incoming()
+    incoming = RequestBuffer()
     assert incoming.feed(b"POST /stop HTTP/1.1\r\nContent-Length: 65537\r\n\r\n")
     assert incoming.kind is Kind.UPLOAD
     for long in (
@@ -100,7 +100,7 @@ def test_a_long_body_is_read_by_a_thread() -> None:
         POST + b"Content-Length: 18446744073709551621\r\n\r\n12345",
         POST + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % BODY_MAX + bytes(BODY_MAX),
     ):
-        incoming = Incoming()
+        incoming = RequestBuffer()
         assert incoming.feed(long)
         assert incoming.kind is Kind.UPLOAD
         assert not incoming.is_whole
@@ -110,21 +110,21 @@ def test_a_long_body_is_read_by_a_thread() -> None:
 def test_a_client_that_waits_for_a_word_is_told() -> None:
     """`Expect: 100-continue`, as long as the body has not come."""
     head = POST + b"Expect: 100-continue\r\nContent-Length: 15\r\n\r\n"
-    incoming = Incoming()
+    incoming = RequestBuffer()
     assert not incoming.feed(head)
     assert incoming.awaits_word
     assert incoming.feed(BODY)
-    incoming = Incoming()
+    incoming = RequestBuffer()
     assert incoming.feed(head + BODY)
     assert not incoming.awaits_word
-    incoming = Incoming()
+    incoming = RequestBuffer()
     assert not incoming.feed(head.replace(b"HTTP/1.1", b"HTTP/1.0"))
     assert not incoming.awaits_word
 
 
 def test_an_empty_line_in_front_changes_no_class() -> None:
     """The server passes over it."""
-    incoming = Incoming()
+    incoming = RequestBuffer()
     assert incoming.feed(b"\r\n" + SIZED)
     assert incoming.kind is Kind.STREAM
 
@@ -173,7 +173,7 @@ def test_the_class_follows_from_the_first_line(line: str, kind: Kind) -> None:
 
 def test_an_empty_line_before_a_request_changes_no_class() -> None:
     """The server passes over one."""
-    incoming = Incoming()
+    incoming = RequestBuffer()
     assert incoming.feed(b"\r\nPOST /chat HTTP/1.1\r\n\r\n")
     assert incoming.kind is Kind.STREAM
 
@@ -214,7 +214,7 @@ def app_routes() -> list[tuple[str, str, bool]]:
 
 def test_a_head_that_comes_byte_by_byte_costs_what_it_is_long() -> None:
     """60,000 bytes one by one: a look at all that came for each byte would take seconds."""
-    incoming = Incoming()
+    incoming = RequestBuffer()
     head = b"GET / HTTP/1.1\r\nX: " + b"a" * 60_000
     began = time.process_time()
     for at in range(len(head)):

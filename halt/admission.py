@@ -1,8 +1,8 @@
-"""A gate before the database: so many calls at once, the others in a queue, in their order.
+"""Admission of calls to the database: so many at once, the others in a queue, in their order.
 
-While the database does not answer, a few calls find out when it does again and the others are
-refused at once, so no crowd of threads waits for it. A database that is only busy finishes a call
-now and then, and nobody is refused.
+While the database does not answer, a few calls wait for it and the others are refused at once, so
+no thread pool is used up. A database that is only busy finishes a call
+now and then, and no call is refused.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ PATIENCE = 0.5  # seconds without any progress after which the database counts a
 AT_WORK = 2.0  # seconds more, once the database has answered a call that goes on
 FEW = 4  # calls that may be under way while it does not answer
 QUEUE_SECONDS = 10.0  # that a call waits for its turn, at most, while others make progress
-TICK = PATIENCE  # seconds between two looks of a call in the queue whether it is still to wait
-FORGET_SECONDS = 5.0  # without any call: what was known before says nothing of now
+TICK = PATIENCE  # seconds after which a call in the queue looks again whether to wait
+FORGET_SECONDS = 5.0  # seconds without a call, after which earlier failures no longer count
 
 NO_ANSWER = "the database does not answer"
 TOO_BUSY = "the database has too much to do"
 
 
 class Refused(Exception):
-    """The call is not made; the exception's text is the reason, in words for a user."""
+    """The call is not made; the exception's text is the reason; users read it."""
 
 
 class _Waiter:
@@ -42,7 +42,7 @@ class _Waiter:
         self.place.acquire()
 
 
-class Gate:
+class Admission:
     """One for calls that read and one for calls that write: a lock can hold up the latter alone."""
 
     def __init__(self, places: int, *, reserved: int = 0, wait: float) -> None:
@@ -50,7 +50,7 @@ class Gate:
 
         While the database does not answer a call is in the queue for `wait` seconds at most.
         """
-        self._lock = threading.Lock()  # protects everything below; nothing is waited for in it
+        self._lock = threading.Lock()  # protects everything below; held without waiting
         self._free = places
         self._open = places - reserved  # of the free ones, those for any call
         self._wait = wait
