@@ -36,10 +36,9 @@ from halt.web import (
 )
 
 QUERY_MAX = 500  # characters of a search
-#: Parts of exported files that are made at once, in all threads: each delays everything else by the
-#: interpreter's switch interval.
-EXPORTS_MADE = 2
-_making = threading.BoundedSemaphore(EXPORTS_MADE)
+#: Held while a part of an exported file is made: each thread that does so delays everything else by
+#: the interpreter's switch interval.
+_making = threading.Lock()
 
 Writer = Callable[[Iterable[PortableConversation]], Iterator[bytes]]
 
@@ -268,7 +267,7 @@ def _download(conversations: Iterator[PortableConversation], title: str) -> Resp
 
 
 def _in_turn(parts: Iterator[bytes]) -> Iterator[bytes]:
-    """The parts of a file; of all exports EXPORTS_MADE are made at once."""
+    """The parts of a file; of all exports one part is made at a time."""
     while True:
         with _making:
             part = next(parts, None)
