@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from urllib.parse import quote
 
-from flask import Blueprint, Flask, Response, render_template, request, url_for
+from flask import Blueprint, Flask, Response, current_app, render_template, request, url_for
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import ClosingIterator
 
@@ -36,9 +36,6 @@ from halt.web import (
 )
 
 QUERY_MAX = 500  # characters of a search
-#: Held while a part of an exported file is made: each thread that does so delays everything else by
-#: the interpreter's switch interval.
-_making = threading.Lock()
 
 Writer = Callable[[Iterable[PortableConversation]], Iterator[bytes]]
 
@@ -53,6 +50,7 @@ blueprint = Blueprint("shelf", __name__)
 
 def install(app: Flask) -> None:
     """Put the list and what belongs to it into the application, which has a store."""
+    app.extensions["halt.exporting"] = threading.Lock()
     app.jinja_env.globals["listed_first"] = listed_first
     app.jinja_env.globals["others_listed"] = others_listed
     app.jinja_env.globals["deletion_said"] = deletion_said
@@ -243,7 +241,7 @@ def export_all() -> Response:
 @blueprint.get("/c/<conversation_id>/export")
 def export(conversation_id: str) -> Response:
     found = conversations().export(_mine(), conversation_id)
-    with _making:
+    with _making():
         only = next(found)
     return _download(chain([only], found), only.title)
 
@@ -259,17 +257,27 @@ def _download(conversations: Iterator[PortableConversation], title: str) -> Resp
     names = {"filename": plain, "filename*": f"UTF-8''{quote(name)}"}
     service = generations()
     response = Response(
-        ClosingIterator(_in_turn(write(conversations)), service.give_back_place), mimetype=mimetype
+        ClosingIterator(_in_turn(write(conversations), _making()), service.give_back_place),
+        mimetype=mimetype,
     )
     response.headers.set("Content-Disposition", "attachment", **names)
     service.take_place()  # last: the response's close gives it back
     return response
 
 
-def _in_turn(parts: Iterator[bytes]) -> Iterator[bytes]:
+def _making() -> threading.Lock:
+    """Held while a part of an exported file is made.
+
+    Each thread that does so delays everything else by the interpreter's switch interval.
+    """
+    found: threading.Lock = current_app.extensions["halt.exporting"]
+    return found
+
+
+def _in_turn(parts: Iterator[bytes], making: threading.Lock) -> Iterator[bytes]:
     """The parts of a file; of all exports one part is made at a time."""
     while True:
-        with _making:
+        with making:
             part = next(parts, None)
         if part is None:
             return
