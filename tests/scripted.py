@@ -168,6 +168,10 @@ class Scripted:
             raise what
         try:
             what.attach(line)
+        except BaseException:  # interrupted before it was the run's connection: none was closed
+            what.dispose()
+            raise
+        try:
             if self.silent:
                 self.waiting.set()
                 what.wait_interrupted(SOON)
