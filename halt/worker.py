@@ -270,6 +270,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         at = time.monotonic()
+        if not self.alive:
+            self.leave_by = self.leave_by or at + LAST_ANSWERS
         while self.resting and self.resting[0][0] <= at:
             _, conn = self.resting.popleft()
             if conn in self.waiting:
@@ -485,7 +487,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         super().murder_pending()  # those of TLS
         at = time.monotonic()
         if not self.alive:
-            self.leave_by = self.leave_by or at + LAST_ANSWERS
             for conn in self.waiting:
                 conn.timeout = min(conn.timeout, self.leave_by) if conn.was_served else 0.0
             for conn in self.unsent:
