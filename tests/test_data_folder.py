@@ -28,7 +28,7 @@ from halt.data_folder import (
 )
 from halt.database import open_database
 from halt.store import SqlStore
-from tests.conftest import ROOT, StartHalt, refused_start
+from tests.conftest import ROOT, StartHalt, eventually, refused_start
 from tests.fake_openai import FakeOpenAI
 from tests.limited_folder import limits
 from tests.races import together
@@ -131,9 +131,9 @@ def test_a_server_keeps_everything_from_others(
         "/chat", {"messages": [{"role": "user", "content": "Hello"}], "model": "echo"}
     )
     assert answer.status == 200
+    eventually(lambda: len(list((folder / "run").glob("*.sock"))) == workers)
     left = open_to_others(folder)
     assert {"halt.db", "rates.db", "run"} <= {path.name for path in folder.iterdir()}
-    assert len(list((folder / "run").glob("*.sock"))) == workers
     server.terminate()
     server.wait()
     left += open_to_others(folder)

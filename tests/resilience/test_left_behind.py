@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import os
 import re
 import resource
 import socket
@@ -332,28 +331,3 @@ def test_nothing_is_written_into_other_peoples_conversations(halt: HaltServer, r
     assert mine.get(place).status == 404
     eventually(lambda: b'data-state="done"' in theirs.get(place).body)
     assert b"mine" not in theirs.get(place).body + theirs.get(f"{place}/settings").body
-
-
-# --- files ----------------------------------------------------------------------------------------
-
-
-def test_every_file_is_its_owners_alone(fake: FakeOpenAI, tmp_path: Path) -> None:
-    """Also where the shell would let everybody in: umask 0, several workers, counts in a file."""
-    folder = tmp_path / "data"
-    env = settings(fake, HALT_DATA=folder, HALT_RATE_ADDRESS="1000/minute", WEB_CONCURRENCY=2)
-    server = LimitedServer(env, "os.umask(0)")
-    with contextlib.closing(server):
-        client = server.client()
-        client.get("/")
-        client.request(
-            "POST", f"/c/{new_id()}/messages", b"prompt=Hi&id=" + new_id().encode(), FORM
-        )
-        with client.chat("count?n=3") as events:
-            events.to_end()
-        modes = {
-            os.fspath(path.relative_to(folder)): path.lstat().st_mode & 0o777
-            for path in [folder, *folder.rglob("*")]
-            if not path.is_symlink()
-        }
-    assert len(modes) > 5
-    assert {name: oct(mode) for name, mode in modes.items() if mode & 0o077} == {}
