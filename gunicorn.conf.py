@@ -108,8 +108,8 @@ def on_starting(server: Any) -> None:
         else:
             published["HALT_EMBEDDED_FAULT"] = missing
             talks_to = f"no model: {missing}"
+    published["HALT_MAX_STREAMS"] = str(open_files.allow(_config.max_streams))
     halt_config.publish(published)
-    open_files.allow(_config.max_streams)
     server.halt_talks_to = talks_to
 
 

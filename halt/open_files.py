@@ -8,17 +8,28 @@ import resource
 #: Open files that a process of the server asks for. They cost nothing before they are open.
 WANTED = 65_536
 
-#: Open files of each stream: the client's connection and the one to the model.
-A_STREAM = 2
-#: Other open files: waiting connections, other workers, the database.
-BESIDE = 200
+#: Of the open files, so many in FILES_KEPT_OF, and at least FILES_KEPT_MIN, are kept from clients:
+#: for connections to models, for files, and for Stop.
+FILES_KEPT, FILES_KEPT_OF, FILES_KEPT_MIN = 3, 8, 96
+#: Of those, the ones that no stream's connection to its model takes.
+FILES_BESIDE = 64
 
 logger = logging.getLogger(__name__)
 
 
-def needed(streams: int) -> int:
+def kept(files: int) -> int:
+    """Open files that are kept from clients, where the limit is `files`."""
+    return max(FILES_KEPT_MIN, files * FILES_KEPT // FILES_KEPT_OF)
+
+
+def streams(files: int) -> int:
+    """Streams for which that many open files are enough, and Stop beside them."""
+    return kept(files) - FILES_BESIDE
+
+
+def needed(count: int) -> int:
     """Open files that this many streams need, and Stop beside them."""
-    return A_STREAM * streams + BESIDE
+    return -(-(count + FILES_BESIDE) * FILES_KEPT_OF // FILES_KEPT)
 
 
 def allowed() -> int:
@@ -33,15 +44,22 @@ def limit() -> int:
     return WANTED if soft == resource.RLIM_INFINITY else soft
 
 
-def allow(streams: int) -> None:
-    """Raise the limit of this process and its children; log a warning where it stays too low."""
+def allow(wanted: int) -> int:
+    """Raise the limit of this process and its children. The streams that there is room for.
+
+    Fewer than `wanted` are logged: with more, the last ones would take the files that Stop needs.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed(), hard))
-    if allowed() < needed(streams):
+    found = min(wanted, streams(allowed()))
+    if found < wanted:
         logger.warning(
-            "The system allows %d open files; %d streams (HALT_MAX_STREAMS) and other connections "
-            "need %d. Raise the limit (ulimit -Hn; LimitNOFILE= of systemd).",
+            "The system allows %d open files, enough for %d streams at once in place of %d "
+            "(HALT_MAX_STREAMS), which need %d. Raise the limit (ulimit -Hn; LimitNOFILE= of "
+            "systemd).",
             allowed(),
-            streams,
-            needed(streams),
+            found,
+            wanted,
+            needed(wanted),
         )
+    return found

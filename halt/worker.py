@@ -57,28 +57,40 @@ INCOMING_MAX = 67_108_864  # bytes of requests that have not come as a whole
 QUEUED_MAX = 67_108_864  # bytes of large requests that wait for a thread
 UNSENT_MAX = 67_108_864  # bytes of responses that clients have not taken
 
-FILES_KEPT = 4  # a fourth of the open files is kept for connections to models, and for files
 SAID_EVERY = 60.0  # seconds between two lines of the log that say so
 REFUSALS_SAID = 10  # lines on malformed requests in that time
 FULL_PAUSE = 0.1  # seconds without new connections where no file is left, and none can be closed
 ROOM = 8  # waiting connections that are closed at once where files run short
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_SENTENCE = (
-    b'{"error":{"code":"too_slow","message":"The request came too slowly.","retryable":true}}\n'
+
+
+def _refusal(status: str, code: str, message: str) -> bytes:
+    """A response that the main loop sends."""
+    body = b'{"error":{"code":"%b","message":"%b","retryable":true}}\n' % (
+        code.encode(),
+        message.encode(),
+    )
+    later = "Retry-After: 2\r\n" if status.startswith("503") else ""
+    return (
+        f"HTTP/1.1 {status}\r\nConnection: close\r\n{later}Content-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+TOO_SLOW = _refusal("408 Request Timeout", "too_slow", "The request came too slowly.")
+TOO_MANY = _refusal(
+    "503 Service Unavailable",
+    "at_capacity",
+    "Too many large requests wait. Try again in a few seconds.",
 )
-TOO_SLOW = (
-    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    b"Content-Length: %d\r\n\r\n%b" % (len(_SENTENCE), _SENTENCE)
+NO_FILES = _refusal(
+    "503 Service Unavailable",
+    "at_capacity",
+    "The server has no open file left for this. Try again in a few seconds.",
 )
-_CROWDED = (
-    b'{"error":{"code":"at_capacity","message":"Too many large requests wait. Try again in a few '
-    b'seconds.","retryable":true}}\n'
-)
-TOO_MANY = (
-    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 2\r\n"
-    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(_CROWDED), _CROWDED)
-)
+#: What is served also where open files run short.
+_ALWAYS = frozenset({Kind.STOP, Kind.HEALTH})
 #: Faults of `accept` that are the listening socket's, not those of one connection.
 _BROKEN_LISTENER = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 _NO_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -127,8 +139,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.say_full_at = 0.0
         self.files = open_files.limit()
         #: The system gives the lowest free number: one from here on says that files run short.
-        self.number_max = self.files - max(64, self.files // FILES_KEPT)
-        self.last_number = self.files - 32
+        self.number_max = self.files - open_files.kept(self.files)
+        #: From here on no waiting connection was left to be closed, and Stop alone is served.
+        self.stops_alone = self.number_max + ACCEPTS
         self.log.error_log.addFilter(FewRefusals())
         #: Whether the main loop can read requests.
         self.reads_requests = not (self.cfg.is_ssl or self.cfg.proxy_protocol != "off")
@@ -169,9 +182,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def _begin(self, accepted: socket.socket, address: Any, listener: Any) -> None:
         number = accepted.fileno()
-        if number >= self.number_max and not self._make_room() and number >= self.last_number:
-            accepted.close()
-            return
+        if number >= self.number_max:
+            self._make_room()
         client = ClientSocket(accepted.family, accepted.type, accepted.proto, accepted.detach())
         try:
             client.limit_silence(SILENCE_MAX)  # for threads
@@ -183,11 +195,20 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._wait(conn, time.monotonic() + max(SILENCE_MAX, self.cfg.keepalive))
 
     def _make_room(self) -> bool:
-        """Close the connections that have waited longest. Whether there were any."""
-        oldest = [conn for conn, _ in zip(self.waiting, range(ROOM), strict=False)]
-        for conn in oldest:
-            self._drop(conn)
-        if oldest and (at := time.monotonic()) >= self.say_full_at:
+        """Close the connections that have waited longest. Whether there were any.
+
+        A request that is there, and that the main loop has not come to yet, is served.
+        """
+        closed = 0
+        for conn in list(self.waiting):
+            if self.reads_requests and not conn.lingers:
+                self._turn(self._arrives, conn, conn.sock)
+            if conn in self.waiting:
+                self._drop(conn)
+                closed += 1
+            if closed == ROOM:
+                break
+        if closed and (at := time.monotonic()) >= self.say_full_at:
             self.say_full_at = at + SAID_EVERY
             logger.warning(
                 "Connections that wait are closed, the oldest first: %d are open, and the system "
@@ -195,7 +216,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 self.nr_conns,
                 self.files,
             )
-        return bool(oldest)
+        return closed > 0
 
     # --- a request comes --------------------------------------------------------------------------
 
@@ -265,7 +286,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             large = [each for each in self.waiting if len(each.incoming) > READ_SIZE]
             self._drop(min(large or [conn], key=lambda each: each.began))
         elif is_slow and conn.reads > READS_AT_ONCE:
-            self.poller.unregister(conn.sock)
+            self._unregister(conn)
             self.resting.append((time.monotonic() + PAUSE, conn))
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
@@ -286,6 +307,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """It waits no more."""
         del self.waiting[conn]
         self.incoming_size -= len(conn.incoming)
+        self._unregister(conn)
+
+    def _unregister(self, conn: Connection) -> None:
         with contextlib.suppress(KeyError, ValueError):  # it rests
             self.poller.unregister(conn.sock)
 
@@ -309,12 +333,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             conn.kind = conn.incoming.kind
             conn.sock.leaves_rest = conn.kind.is_short
             conn.is_taken = False
+            if conn.sock.fileno() >= self.stops_alone and conn.kind not in _ALWAYS:
+                self._refuse(conn, NO_FILES)
+                return
             if len(conn.incoming) > READ_SIZE and not self._may_queue(conn):
-                with contextlib.suppress(OSError):
-                    conn.sock.send_some(memoryview(TOO_MANY))
-                self._close(conn)
+                self._refuse(conn, TOO_MANY)
                 return
         self.enqueue_req(conn)
+
+    def _refuse(self, conn: Connection, answer: bytes) -> None:
+        with contextlib.suppress(OSError):  # it has left
+            conn.sock.send_some(memoryview(answer))
+        self._close(conn)
 
     def _may_queue(self, conn: Connection) -> bool:
         """Whether there is room for a large request among those that wait for a thread."""

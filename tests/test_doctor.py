@@ -98,7 +98,7 @@ def test_too_few_open_files_are_found(
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
     found = doctor(OPENAI_BASE_URL=shared_fake.base_url, HALT_MODEL=PACED)
     assert found.statuses()["open files"] == "warn"
-    said = "1,024 allowed, 1,200 needed for 500 streams."
+    said = "1,024 allowed, 1,504 needed for 500 streams."
     assert found.findings["open files"]["text"] == said
     assert "HALT_MAX_STREAMS" in found.remedy("open files")
 
@@ -109,7 +109,7 @@ def test_findings_are_lines_for_people_too(shared_fake: FakeOpenAI) -> None:
     result = create_app(load(settings)).test_cli_runner().invoke(args=["doctor"])
     assert result.exit_code == 1
     lines = result.output.splitlines()
-    assert re.fullmatch(r"ok    open files: [\d,]+ allowed, 1,200 needed for 500 streams", lines[0])
+    assert re.fullmatch(r"ok    open files: [\d,]+ allowed, 1,504 needed for 500 streams", lines[0])
     assert lines[1].startswith("ok    name: 127.0.0.1 is 127.0.0.1")
     assert lines[-1] == (
         "fail  answer: The model's server did not accept the API key. "

@@ -247,7 +247,8 @@ def test_a_server_with_256_descriptors_refuses_and_goes_on(fake: FakeOpenAI) -> 
                     return events.to_end().terminal["type"]
 
             with loads.calls(*[stream] * 200) as results:
-                assert bystander.stop() < STOP_WITHIN
+                for _ in range(20):
+                    assert bystander.stop() < STOP_WITHIN
             assert not bystander.lost
             assert workers(server) == [worker]
             assert results.count("done") >= 20, results
