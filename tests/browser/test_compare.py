@@ -61,16 +61,21 @@ def add(chat: Chat, *models: str) -> None:
 
 def test_answers_stand_side_by_side_each_with_its_figures(chat: Chat) -> None:
     """Each model has its column in the order of choosing; a reload changes nothing."""
+    models = [f"stall?n=1&rest={n}" for n in (1, 2, 3)]  # none has ended when its column is made
+    add(chat, *models)
     opened: list[str] = []
     chat.page.on("request", lambda r: opened.append(r.url) if "/streams/" in r.url else None)
-    compare(chat, "count", "length", "markdown")
+    compare(chat, *models)
+    for model in models:
+        expect(column(chat, model)).to_contain_text("0")
+        request_of(chat, model).release()
     for _ in range(2):
         expect(columns(chat)).to_have_count(3)
-        for model in ("count", "length", "markdown"):
+        for model in models:
             expect(column(chat, model)).to_have_attribute("data-state", "done")
             expect(column(chat, model).locator(".figures")).to_contain_text(model)
             expect(column(chat, model).locator(".name")).to_have_text(model)
-        expect(columns(chat).locator(".name")).to_have_text(["count", "length", "markdown"])
+        expect(columns(chat).locator(".name")).to_have_text(models)
         tops = {box["y"] for each in columns(chat).all() if (box := each.bounding_box())}
         assert len(tops) == 1, "not beside each other"
         assert len(opened) == len(set(opened)) >= 3, "a stream was asked for twice"
