@@ -84,7 +84,7 @@ TOO_MANY = _refusal(
     "at_capacity",
     "Too many large requests wait. Try again in a few seconds.",
 )
-NO_FILES = _refusal(
+FILES_SHORT = _refusal(
     "503 Service Unavailable",
     "at_capacity",
     "The server has no open file left for this. Try again in a few seconds.",
@@ -118,6 +118,9 @@ class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
         self.lingers = False  # its client has its last answer, and has to close
         self.said_continue = False
         self.progress_at = 0.0  # when the client has last taken something
+
+
+Step = Callable[[Connection, ClientSocket], None]
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -229,14 +232,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.sock.setblocking(False)
         self.waiting[conn] = None
         self.incoming_size += len(conn.incoming)
-        self.poller.register(conn.sock, EVENT_READ, partial(self._turn, self._arrives, conn))
+        self._watch(conn, EVENT_READ, self._arrives)
 
-    def _turn(
-        self,
-        step: Callable[[Connection, ClientSocket], None],
-        conn: Connection,
-        client: ClientSocket,
-    ) -> None:
+    def _watch(self, conn: Connection, event: int, step: Step) -> None:
+        """Have the poller call it whenever the connection can be read, or written to."""
+        self.poller.register(conn.sock, event, partial(self._turn, step, conn))
+
+    def _turn(self, step: Step, conn: Connection, client: ClientSocket) -> None:
         """What the poller calls. A fault is the end of its connection, never of the main loop."""
         try:
             step(conn, client)
@@ -296,8 +298,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         while self.resting and self.resting[0][0] <= at:
             _, conn = self.resting.popleft()
             if conn in self.waiting:
-                step = partial(self._turn, self._arrives, conn)
-                self.poller.register(conn.sock, EVENT_READ, step)
+                self._watch(conn, EVENT_READ, self._arrives)
         for due in (self.leave_by, self.resting[0][0] if self.resting else 0.0):
             if due > at:
                 timeout = min(timeout, due - at)
@@ -334,7 +335,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             conn.sock.leaves_rest = conn.kind.is_short
             conn.is_taken = False
             if conn.sock.fileno() >= self.stops_alone and conn.kind not in _ALWAYS:
-                self._refuse(conn, NO_FILES)
+                self._refuse(conn, FILES_SHORT)
                 return
             if len(conn.incoming) > READ_SIZE and not self._may_queue(conn):
                 self._refuse(conn, TOO_MANY)
@@ -430,7 +431,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.timeout = conn.began + SILENCE_MAX
         conn.received = 0
         self.unsent[conn] = None
-        self.poller.register(conn.sock, EVENT_WRITE, partial(self._turn, self._takes, conn))
+        self._watch(conn, EVENT_WRITE, self._takes)
         while (
             len(self.unsent) > 1 and sum(len(each.sock.unsent) for each in self.unsent) > UNSENT_MAX
         ):
@@ -485,7 +486,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.lingers = True
         conn.timeout = time.monotonic() + max(SILENCE_MAX, self.cfg.keepalive)
         self.waiting[conn] = None
-        self.poller.register(conn.sock, EVENT_READ, partial(self._turn, self._drain, conn))
+        self._watch(conn, EVENT_READ, self._drain)
 
     def _drain(self, conn: Connection, client: ClientSocket) -> None:
         """Drop what a client sends behind its last answer, and close when it has closed."""

@@ -216,16 +216,23 @@ class HaltServer:
 StartHalt = Callable[..., HaltServer]
 
 
+def settings(upstream: FakeOpenAI | str, **more: object) -> dict[str, str]:
+    """What Halt is started with, for a fake upstream or the address of another."""
+    url = upstream if isinstance(upstream, str) else upstream.base_url
+    given = {name: str(value) for name, value in more.items()}
+    return {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "fake", **given}
+
+
 @pytest.fixture
 def start_halt() -> Iterator[StartHalt]:
     """Start Halt with settings; every one that a test started leaves at its end."""
     with contextlib.ExitStack() as stack:
 
-        def start(upstream: FakeOpenAI | str | None = None, **settings: Any) -> HaltServer:
-            env = {name: str(value) for name, value in settings.items()}
-            if upstream is not None:
-                url = upstream if isinstance(upstream, str) else upstream.base_url
-                env = {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "fake", **env}
+        def start(upstream: FakeOpenAI | str | None = None, **more: Any) -> HaltServer:
+            if upstream is None:
+                env = {name: str(value) for name, value in more.items()}
+            else:
+                env = settings(upstream, **more)
             server = HaltServer(env)
             stack.callback(server.close)
             return server

@@ -13,7 +13,7 @@ from urllib.parse import urljoin
 
 import pytest
 
-from tests.conftest import ROOT, SEEN_WITHIN, HaltServer, asked, new_id
+from tests.conftest import ROOT, SEEN_WITHIN, HaltServer, asked, new_id, settings
 from tests.fake_openai import FakeOpenAI
 from tests.reverse_proxies import NAME, RECIPES, Proxy, ProxyClient, before
 from tests.sse import PATIENCE
@@ -31,15 +31,14 @@ TELL_IN_SILENCE = ("nginx", "caddy", "haproxy")
 def halt_behind(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     """A Halt for all the proxies. Its heartbeat is so slow that no test can be helped by it."""
     server = HaltServer(
-        {
-            "OPENAI_BASE_URL": shared_fake.base_url,
-            "OPENAI_API_KEY": "fake",
-            "HALT_MODEL": PACED,
-            "HALT_HOSTS": NAME,
-            "HALT_TRUSTED_PROXIES": "1",
-            "HALT_RATE_ADDRESS": f"{STARTS}/hour",
-            "HALT_HEARTBEAT": "300",
-        }
+        settings(
+            shared_fake,
+            HALT_MODEL=PACED,
+            HALT_HOSTS=NAME,
+            HALT_TRUSTED_PROXIES=1,
+            HALT_RATE_ADDRESS=f"{STARTS}/hour",
+            HALT_HEARTBEAT=300,
+        )
     )
     yield server
     server.close()

@@ -31,6 +31,7 @@ from tests.conftest import (
     eventually,
     new_id,
     refused_start,
+    settings,
 )
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Answer, Client
@@ -49,13 +50,12 @@ hosts = itertools.count(1)
 def limited(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     """A server with both limits, behind a proxy."""
     server = HaltServer(
-        {
-            "OPENAI_BASE_URL": shared_fake.base_url,
-            "OPENAI_API_KEY": "fake",
-            "HALT_RATE_ADDRESS": f"{STARTS}/hour; 100/day",
-            "HALT_RATE_SESSION": f"{OF_SESSION} per hour",
-            "HALT_TRUSTED_PROXIES": "1",
-        }
+        settings(
+            shared_fake,
+            HALT_RATE_ADDRESS=f"{STARTS}/hour; 100/day",
+            HALT_RATE_SESSION=f"{OF_SESSION} per hour",
+            HALT_TRUSTED_PROXIES=1,
+        )
     )
     yield server
     server.close()

@@ -153,14 +153,15 @@ def crowd_of_prompts(server: HaltServer, count: int) -> list[Answer]:
         return list(pool.map(lambda _: send(), range(count)))
 
 
-def stops_go_on(
-    server: HaltServer, fake: FakeOpenAI, spoil: contextlib.AbstractContextManager[None]
+def test_a_locked_database_holds_up_no_stop(
+    start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
 ) -> None:
-    """While the database does not answer, 40 pages send a prompt, and streams are stopped."""
+    """40 pages send a prompt, and are refused in words, all but a few at once; streams are stopped."""
+    server = start_halt(fake, HALT_DATA=tmp_path)
     client = server.client()
     streams = [client.chat(ENDLESS).until_text("3 ") for _ in range(4)]
     seen: list[Answer] = []
-    with spoil:
+    with locked(server, tmp_path):
         crowd = threading.Thread(target=lambda: seen.extend(crowd_of_prompts(server, 40)))
         crowd.start()
         took: list[float] = []
@@ -189,14 +190,6 @@ def stops_go_on(
     server.terminate()
     assert server.wait() == 0
     assert "Traceback" not in server.printed
-
-
-def test_a_locked_database_holds_up_no_stop(
-    start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
-) -> None:
-    """Requests that need it are refused in words, all but a few of them at once."""
-    server = start_halt(fake, HALT_DATA=tmp_path)
-    stops_go_on(server, fake, locked(server, tmp_path))
 
 
 @pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")

@@ -26,7 +26,7 @@ from halt.sink import Sink
 from halt.stops import StopRegistry
 from tests.scripted import HI, SOON, Scripted
 from tests.test_mirror import Begin, begin
-from tests.wire import Background, until
+from tests.wire import Background, received, until
 
 __all__ = ["begin"]  # the fixture
 
@@ -58,15 +58,6 @@ def response(server: socket.socket) -> Any:
 
 def follow(generations: Generations, run: Recording) -> EventStream:
     return EventStream(generations, run, None, 0, json_frames, nothing=FINAL_FRAME)
-
-
-def received(client: socket.socket, until_: bytes) -> bytes:
-    data = b""
-    while until_ not in data:
-        more = client.recv(65_536)
-        assert more, data
-        data += more
-    return data
 
 
 def test_a_text_has_nothing_to_say_in_silence_and_is_asked_once_a_heartbeat(
@@ -113,7 +104,7 @@ def test_a_reader_that_is_dismissed_goes_with_what_it_has(
         if behind:
             until(lambda: bool(sink._rest))
         else:
-            received(client, b'"one "')
+            received(client, b'"one "}\n\n\r\n')
         leaving.service._dismiss()
         if behind:
             until(lambda: not leaving.service.relay._posts)

@@ -12,7 +12,7 @@ import pytest
 
 from halt import token_failures
 from halt.token_failures import ADDRESSES_MAX, WINDOW, WRONG_MAX, TokenFailures
-from tests.conftest import HaltServer
+from tests.conftest import HaltServer, settings
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Answer, Client
 
@@ -28,15 +28,8 @@ hosts = itertools.count(1)
 @pytest.fixture(scope="module")
 def guarded(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     """A server with a token, one worker, behind a proxy; no rate limit is set."""
-    server = HaltServer(
-        {
-            "OPENAI_BASE_URL": shared_fake.base_url,
-            "OPENAI_API_KEY": "fake",
-            "HALT_TOKEN": TOKEN,
-            "HALT_TRUSTED_PROXIES": "1",
-            "HALT_CORS_ORIGINS": SHOP,
-        }
-    )
+    given = settings(shared_fake, HALT_TOKEN=TOKEN, HALT_TRUSTED_PROXIES=1, HALT_CORS_ORIGINS=SHOP)
+    server = HaltServer(given)
     yield server
     server.close()
 

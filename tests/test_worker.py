@@ -21,7 +21,7 @@ from tests.bench.processes import cpu_seconds
 from tests.conftest import HaltServer, eventually
 from tests.fake_openai import FakeOpenAI
 from tests.short_app import ALLOW, LARGE, REFUSE, RELEASE
-from tests.wire import SOON
+from tests.wire import SOON, received
 
 #: A request that waits for a word of the server's.
 EXPECTS = (
@@ -157,16 +157,6 @@ def test_large_requests_that_wait_for_a_thread_are_bounded(short: Short) -> None
             released = select.select(held, [], [], SOON)[0][0]
             held.remove(released)
             assert answered_by(released) == process
-
-
-def received(client: socket.socket, end: bytes) -> bytes:
-    """What comes up to these bytes."""
-    out = bytearray()
-    while not out.endswith(end):
-        part = client.recv(65_536)
-        assert part, bytes(out[-200:])
-        out += part
-    return bytes(out)
 
 
 def test_a_client_that_takes_its_response_slowly_gets_all_of_it(short: Short) -> None:

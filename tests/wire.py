@@ -27,6 +27,16 @@ HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
+def received(client: socket.socket, end: bytes) -> bytes:
+    """What a client gets up to these bytes, with which a piece of it must end."""
+    data = bytearray()
+    while not data.endswith(end):
+        part = client.recv(65_536)
+        assert part, bytes(data[-200:])
+        data += part
+    return bytes(data)
+
+
 class Peer:
     """The server's end of one connection."""
 

@@ -133,24 +133,26 @@ def _unread(where: Where) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _locked(where: Where) -> Iterator[None]:
+def _prompts(where: Where) -> contextlib.AbstractContextManager[list[object]]:
+    """40 people press Send at once when it is entered."""
     client = Client(*where.address)
     client.get("/")
-    sends = [loads.send_prompt(where.address, client.cookies)] * 40
-    with loads.calls(*sends), loads.locked(where.folder):
+    return loads.calls(*[loads.send_prompt(where.address, client.cookies)] * 40)
+
+
+@contextlib.contextmanager
+def _locked(where: Where) -> Iterator[None]:
+    with _prompts(where), loads.locked(where.folder):
         yield
 
 
 @contextlib.contextmanager
 def _frozen(where: Where) -> Iterator[None]:
-    client = Client(*where.address)
-    client.get("/")
-    sends = [loads.send_prompt(where.address, client.cookies)] * 40
+    crowd = _prompts(where)
     for pid in where.postgres:
         os.kill(pid, signal.SIGSTOP)
     try:
-        with loads.calls(*sends):
+        with crowd:
             yield
             _thaw(where.postgres)
     finally:

@@ -6,17 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import HaltServer
+from tests.conftest import HaltServer, settings
 from tests.fake_openai import FakeOpenAI
-
-
-def settings(fake: FakeOpenAI, **more: object) -> dict[str, str]:
-    """What Halt is started with, for a fake upstream."""
-    return {
-        "OPENAI_BASE_URL": fake.base_url,
-        "OPENAI_API_KEY": "fake",
-        **{name: str(value) for name, value in more.items()},
-    }
 
 
 @pytest.fixture(scope="module")

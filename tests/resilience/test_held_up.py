@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.bench.processes import cpu_seconds, tree
-from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id
+from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id, settings
 from tests.fake_openai import FakeOpenAI
 from tests.resilience import loads
 from tests.resilience.bystander import NEVER, STOP_WITHIN, Address, Bystander
-from tests.resilience.conftest import settings
 from tests.resilience.servers import (
     LimitedServer,
     Postgres,

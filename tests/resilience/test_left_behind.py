@@ -21,11 +21,10 @@ import pytest
 from app import create_app
 from halt.config import Config
 from tests.bench.processes import descriptors, status
-from tests.conftest import HaltServer, StartHalt, eventually, new_id
+from tests.conftest import HaltServer, StartHalt, eventually, new_id, settings
 from tests.fake_openai import FakeOpenAI
 from tests.resilience import loads
 from tests.resilience.bystander import STOP_WITHIN, Bystander
-from tests.resilience.conftest import settings
 from tests.resilience.servers import (
     LimitedServer,
     descriptors_limited,
