@@ -93,6 +93,10 @@
     chosen = button.closest("li");
     for (const each of menu.querySelectorAll("[data-export]")) each.href = `/c/${chosen.dataset.id}/export?format=${each.dataset.export}`;
   }, true);
+  if (menu.matches(":popover-open")) { // by the browser, before this script was here to see for which item
+    menu.hidePopover(); // the focus goes back to the button that has opened it
+    document.activeElement.closest(".more")?.click();
+  }
   document.addEventListener("htmx:config:request", event => {
     const { ctx } = event.detail, source = ctx.sourceElement;
     if (source.matches(".rename-it")) {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import FilePayload, Locator, ViewportSize, expect
+from playwright.sync_api import FilePayload, Locator, Route, ViewportSize, expect
 
 from tests.browser.chat import AWAY, Chat, numbers
 from tests.browser.conftest import OpenChat
@@ -59,9 +59,16 @@ class Desk:
 
     def menu(self, title: str, entry: str) -> None:
         """Open an item's menu and choose an entry."""
+        self.page.wait_for_load_state()  # behind a link that was followed too
+        self.open_menu(title)
+        self.entry(entry).click()
+
+    def open_menu(self, title: str) -> None:
         self.item(title).hover()
         self.item(title).get_by_role("button", name="More for").click()
-        self.page.locator("#item-menu").get_by_text(entry, exact=True).click()
+
+    def entry(self, name: str) -> Locator:
+        return self.page.locator("#item-menu").get_by_text(name, exact=True)
 
     def new_chat(self) -> None:
         self.page.get_by_role("link", name="New chat").click()
@@ -208,8 +215,7 @@ def test_esc_closes_what_is_open_before_it_stops_an_answer(desk: Desk) -> None:
     """Menu, field and search each take the key for themselves; then it stops."""
     said = desk.chat.ask("stall", "x")
     desk.chat.wait_text("2")
-    desk.item(said).hover()
-    desk.item(said).get_by_role("button", name="More for").click()
+    desk.open_menu(said)
     desk.page.keyboard.press("Escape")
     expect(desk.page.locator("#item-menu")).to_be_hidden()
     desk.page.keyboard.press("Control+k")
@@ -240,6 +246,25 @@ def test_a_deletion_is_undone(desk: Desk) -> None:
     undo.click()
     desk.chat.wait_text("Two is here")
     assert desk.titles() == before
+
+
+def test_a_menu_that_is_opened_while_the_page_is_loading_is_that_item_s(desk: Desk) -> None:
+    """The browser opens it before the page's scripts are there."""
+    desk.keep(*(talk("Hi", f"{n} is here", title=n) for n in ("One", "Two", "Three")))
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    desk.page.route("**/shelf.js*", hold, times=1)
+    desk.page.reload(wait_until="commit")
+    desk.open_menu("Two")
+    expect(desk.entry("Delete")).to_be_visible()
+    held[0].continue_()
+    desk.page.wait_for_load_state()
+    desk.entry("Delete").click()
+    expect(desk.item("Two")).to_have_count(0)
+    assert sorted(desk.titles()) == ["One", "Three"]
 
 
 def test_what_runs_is_stopped_when_it_is_deleted_and_undo_brings_it_back(desk: Desk) -> None:
