@@ -56,10 +56,10 @@ class Desk:
     def open(self, title: str) -> None:
         self.item(title).get_by_role("link").click()
         expect(self.item(title).locator("[aria-current]")).to_be_visible()
+        self.page.wait_for_load_state()  # its scripts are there
 
     def menu(self, title: str, entry: str) -> None:
         """Open an item's menu and choose an entry."""
-        self.page.wait_for_load_state()  # behind a link that was followed too
         self.open_menu(title)
         self.entry(entry).click()
 
@@ -73,6 +73,7 @@ class Desk:
     def new_chat(self) -> None:
         self.page.get_by_role("link", name="New chat").click()
         expect(self.page.locator(".exchange")).to_have_count(0)
+        self.page.wait_for_load_state()
 
 
 @pytest.fixture
