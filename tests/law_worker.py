@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from app import create_app
+from halt.app import create_app
 from halt.chat import ChatRequest, Message
 from halt.config import Config
 from halt.errors import UnknownStream

@@ -18,7 +18,7 @@ from types import FrameType
 
 from flask import Response
 
-from app import create_app
+from halt.app import create_app
 from halt.client_socket import ClientSocket
 from halt.web import client_socket
 

@@ -12,8 +12,8 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import create_app
 from halt import sockets
+from halt.app import create_app
 from halt.config import load
 from halt.conversations import BUSY, Busy, Conversation
 from halt.errors import AtCapacity, StoreUnavailable, UnknownStream

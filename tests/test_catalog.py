@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app import create_app
 from halt import catalog
+from halt.app import create_app
 from halt.catalog import NAME_MAX, NAMES_MAX, Catalog, Groups, checked_model
 from halt.config import load
 from halt.errors import RequestError, UpstreamError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from flask import Blueprint, Flask, session
 
-from app import create_app
+from halt.app import create_app
 from halt.config import Config, ConfigError, load
 from halt.cors import API
 from tests.conftest import HaltServer, new_id

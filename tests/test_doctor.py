@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import trustme
 
-from app import create_app
+from halt.app import create_app
 from halt.client import Remote
 from halt.config import load
 from halt.doctor import Report

@@ -9,8 +9,8 @@ import pytest
 from flask import render_template
 from markupsafe import Markup
 
-from app import create_app
 from halt.answers import AnswerView, BelowView, FoldView
+from halt.app import create_app
 from halt.config import Config
 from halt.ended_html import ended_answer
 from halt.rendering import Patch

@@ -102,7 +102,6 @@ LAYERS = {
     "admission": 1,
     "postgres_timeout": 0,
     "lookups": 2,
-    "templates": 5,
     "server_check": 2,
     "snippets": 0,
     "headings": 0,
@@ -154,6 +153,15 @@ LAYERS = {
     "openai_api": 6,
     "openapi": 6,
     "cli": 6,
+    "assets": 0,
+    "template_cache": 5,
+    "page_opener": 0,
+    "app": 7,
+    "wsgi": 7,
+    "gunicorn_conf": 8,
+    "serve": 7,
+    "commands": 8,
+    "__main__": 9,
 }
 
 #: Taken by gunicorn by its name; nothing of Halt imports it.
@@ -244,12 +252,12 @@ def test_the_three_views_do_not_know_each_other(name: str) -> None:
 def test_only_the_composition_root_chooses_implementations() -> None:
     """No module makes a store, a provider or a stop registry: `app` does, for programs `library`."""
     chosen = {
-        "SqlStore": {"store"},
+        "SqlStore": {"store", "app"},
         "OpenAIUpstream": {"upstream", "choice"},
         "AzureUpstream": {"upstream", "choice"},
         "AnthropicUpstream": {"anthropic_upstream", "choice"},
         "Providers": {"providers", "choice"},
-        "StopRegistry": {"stops", "library"},
+        "StopRegistry": {"stops", "library", "app", "cli"},
     }
     for name, tree in TREES.items():
         for node in ast.walk(tree):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app import create_app
+from halt.app import create_app
 from halt.chat import ChatRequest, Message
 from halt.choice import make_upstream
 from halt.config import load

@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from app import create_app
+from halt.app import create_app
 from halt.config import load
 from halt.errors import STATUSES, HaltError
 from halt.openai_api import NAMED, Manner

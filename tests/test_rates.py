@@ -18,7 +18,7 @@ import openai
 import pytest
 from flask import Flask
 
-from app import create_app
+from halt.app import create_app
 from halt.client_address import address
 from halt.config import Config, ConfigError, load
 from halt.errors import TooManyRequests

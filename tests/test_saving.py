@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from app import create_app
+from halt.app import create_app
 from halt.config import Config
 from halt.errors import StoreUnavailable
 from halt.store import SqlStore

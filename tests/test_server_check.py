@@ -13,7 +13,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import pytest
 
-from app import create_app
+from halt.app import create_app
 from halt.config import Config
 from tests.conftest import (
     REFUSES_WITHIN,

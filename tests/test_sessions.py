@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app import create_app
+from halt.app import create_app
 from halt.config import load
 from halt.web import owner
 from tests.conftest import HaltServer, StartHalt

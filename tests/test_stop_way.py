@@ -13,8 +13,8 @@ import jinja2
 import pytest
 from flask import Flask
 
-from app import create_app
 from halt import data_folder, web
+from halt.app import create_app
 from halt.config import Config
 from halt.counts import Counts
 from halt.database import Database

@@ -15,7 +15,7 @@ import anthropic._streaming as anthropic_streaming
 import openai._streaming as openai_streaming
 import pytest
 
-from app import create_app
+from halt.app import create_app
 from halt.config import load
 from tests.conftest import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app import create_app
 from halt import titles as module
+from halt.app import create_app
 from halt.chat import ChatRequest, Message, Part
 from halt.choice import make_upstream
 from halt.config import Config, ConfigError, load

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from app import create_app
+from halt.app import create_app
 from halt.tools import Tool
 
 

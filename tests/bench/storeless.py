@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from app import create_app
+from halt.app import create_app
 
 app = create_app()
 app.extensions["halt"]._recorder = None

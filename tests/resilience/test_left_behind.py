@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from app import create_app
+from halt.app import create_app
 from halt.config import Config
 from tests.bench.processes import descriptors, status
 from tests.conftest import HaltServer, StartHalt, eventually, new_id, settings

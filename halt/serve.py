@@ -1,0 +1,42 @@
+"""The server's process: gunicorn with Halt's settings, wherever it is started."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from halt.assets import GUNICORN_SETTINGS, PACKAGE
+from halt.config import ConfigError, drop_empty, load
+
+#: gunicorn would read a `gunicorn.conf.py` of the current folder otherwise.
+SETTINGS = ["-c", str(GUNICORN_SETTINGS)]
+
+
+def serve(options: Sequence[str] = ()) -> NoReturn:
+    """Run gunicorn in this process until it is told to leave; all that is loaded, its workers have.
+
+    `options` are gunicorn's own and come before Halt's settings. Leaves with one line where a
+    setting is wrong.
+    """
+    try:
+        load()  # before gunicorn is loaded, which reads WEB_CONCURRENCY by itself
+        drop_empty("WEB_CONCURRENCY")
+    except ConfigError as fault:
+        sys.exit(f"halt: {fault}")
+    from gunicorn.app.wsgiapp import WSGIApplication  # noqa: PLC0415
+
+    class Server(WSGIApplication):  # type: ignore[misc]
+        """gunicorn, but for the path of imports."""
+
+        def chdir(self) -> None:
+            """Go to the folder that --chdir names. The current one may hold modules of any name."""
+            os.chdir(self.cfg.chdir)
+
+    given = list(options)
+    if given[:2] != SETTINGS:  # they are there where gunicorn (SIGUSR2) has started this again
+        given = [*SETTINGS, *given]
+    sys.argv = [str(PACKAGE / "__main__.py"), *given]  # what it starts again to replace itself
+    Server("%(prog)s [OPTIONS]", prog="halt-chat").run()
+    sys.exit(0)

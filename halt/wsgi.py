@@ -1,0 +1,15 @@
+"""The application as a WSGI server loads it: `gunicorn halt.wsgi:app`."""
+
+from __future__ import annotations
+
+import sys
+
+from halt.app import create_app
+from halt.config import ConfigError
+from halt.server_check import EXIT_STATUS
+
+try:
+    app = create_app()
+except ConfigError as fault:
+    print(f"halt: {fault}", file=sys.stderr, flush=True)
+    sys.exit(EXIT_STATUS)
