@@ -109,9 +109,7 @@ def _say_whether_it_runs() -> None:
     fault = embedded.unavailable()
     if fault is not None:
         raise click.ClickException(fault)
-    click.echo(
-        f"The demo model {embedded.MODEL} is installed; it answers where no other is set up."
-    )
+    click.echo(f"The demo model {embedded.MODEL} is installed.")
 
 
 def _install_command() -> list[str]:

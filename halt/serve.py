@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -28,7 +29,13 @@ def serve(options: Sequence[str] = ()) -> NoReturn:
     from gunicorn.app.wsgiapp import WSGIApplication  # noqa: PLC0415
 
     class Server(WSGIApplication):  # type: ignore[misc]
-        """gunicorn, but for the path of imports."""
+        """gunicorn, but for the path of imports and the name of the application."""
+
+        def init(self, parser: ArgumentParser, opts: Namespace, args: list[str]) -> None:
+            """Take no application but Halt's."""
+            if args:
+                parser.error(f"unrecognized arguments: {' '.join(args)}")
+            super().init(parser, opts, args)
 
         def chdir(self) -> None:
             """Go to the folder that --chdir names. The current one may hold modules of any name."""

