@@ -32,7 +32,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands)
 @click.version_option(VERSION, prog_name=PROGRAM, message="%(prog)s %(version)s")
 def commands() -> None:
-    """Halt: a streaming chat for any OpenAI-compatible model, whose Stop button really stops.
+    """Halt: a streaming chat for any OpenAI-compatible model.
 
     Without a command it serves the page: `halt-chat --port 9000` is `halt-chat serve --port 9000`,
     and `halt-chat serve --help` has the options. Settings are environment variables; README lists
