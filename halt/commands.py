@@ -128,6 +128,8 @@ def _install_command() -> list[str]:
 
 def main() -> None:
     """Run the command of this process's arguments. A wrong setting ends it with one line."""
+    if sys.platform == "win32":
+        sys.exit("halt: gunicorn, Halt's server, does not run on Windows: use WSL there.")
     try:
         commands(prog_name=PROGRAM)
     except ConfigError as fault:

@@ -316,7 +316,7 @@ def make_engine(folder: Path, url: str) -> Engine:
     except ImportError:
         raise ConfigError(
             "DATABASE_URL names PostgreSQL, and its driver is not installed: "
-            "pip install -r requirements-postgres.txt."
+            'pip install "psycopg[binary]".'
         ) from None
     event.listen(engine, "do_connect", _postgres_connect)
     event.listen(engine, "begin", _postgres_begin)

@@ -105,6 +105,13 @@ def test_its_version_is_halts() -> None:
     assert "asks no server" in run("version", "--check").stdout
 
 
+def test_windows_is_refused_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gunicorn does not run there, and would say so with a traceback."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit, match=r"^halt: .* use WSL there\.$"):
+        commands.main()
+
+
 # --- the browser ----------------------------------------------------------------------------------
 
 
