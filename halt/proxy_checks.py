@@ -1,4 +1,4 @@
-"""What a proxy does to requests, WebSockets and clients that leave, as `halt-chat doctor URL` sees it.
+"""What a proxy does to requests, WebSockets and clients that leave, for `halt-chat doctor URL`.
 
 How requests arrive, Halt itself tells (see `halt.proxies`). What an HTTP client would hide is
 looked at on connections of our own. Each public function adds its findings to the report.

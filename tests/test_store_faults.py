@@ -427,7 +427,7 @@ def test_postgres_without_its_driver_is_refused(
     """The message says what to install."""
     monkeypatch.setitem(sys.modules, "psycopg", None)
     message = refused(tmp_path, "postgresql://halt@127.0.0.1:1/halt")
-    assert "pip install -r requirements-postgres.txt" in message
+    assert 'pip install "psycopg[binary]"' in message
 
 
 @pytest.mark.parametrize("kind", DATABASES)
