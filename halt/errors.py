@@ -11,6 +11,7 @@ HaltError                       everything Halt raises on purpose
 ├── Draining          503       the server is about to leave; with Retry-After
 ├── StoreUnavailable  503       the database is locked, read-only, full or cannot be reached; with
 │                               Retry-After
+├── LoopDetected      508       the request came from this Halt, or passed too many Halts
 ├── AnswerFailed      4xx, 5xx  a run failed before its answer began
 ├── Interrupted                 a Stop came while the upstream was being opened
 └── UpstreamError               the model's server failed, in one of the CODES below
@@ -121,6 +122,13 @@ class StoreUnavailable(HaltError):
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message, retry_after=STORE_RETRY_AFTER)
         self.reason = reason
+
+
+class LoopDetected(HaltError):
+    """The request came from this Halt itself, or has passed too many Halts: see `halt.loop`."""
+
+    code = "loop_detected"
+    status = 508
 
 
 class Interrupted(HaltError):

@@ -60,6 +60,7 @@ LAYERS = {
     "folds": 1,
     "notes": 1,
     "lengths": 1,
+    "loop": 1,
     "line": 2,
     "names": 2,
     "http1": 2,

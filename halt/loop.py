@@ -1,0 +1,110 @@
+"""A header that marks the requests a Halt makes to its model's server, so that no circle closes.
+
+A Halt may be the model's server of another Halt. It must not be its own, whether it is named
+directly or another Halt leads back to it: a single chat would take every place for a stream.
+
+The header's value is the chain of marks of the Halts that a request has passed, the newest last.
+A Halt adds its own mark to the chain of the request that it works for, and refuses a request whose
+chain has that mark already, or has MARKS_MAX marks. Text that is no mark is ignored.
+
+The chain of the request that a thread answers is a context variable: `halt.line.Line` takes it
+when a run or a question begins, and `halt.transport` sends it on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextvars import ContextVar
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from halt.errors import LoopDetected
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+HEADER = "Halt-Via"
+MARKS_MAX = 8  # Halts that a request may have passed; a circle of hosts behind one address ends
+GIVEN = re.compile(r"[0-9a-f]{16}")  # a mark
+
+#: Of the process and those that it forks: a master's workers have it from the master. Nothing of it
+#: outlives the master, so no server can tell from a mark which installation it belongs to.
+_KEY = secrets.token_bytes(16)
+
+Chain = tuple[str, ...]
+
+_chain: ContextVar[Chain] = ContextVar("halt_chain", default=())
+
+
+def mark_of(data_folder: Path) -> str:
+    """The mark of the Halt with this data folder: the same in all workers of a master."""
+    return blake2b(os.fsencode(data_folder.resolve()), key=_KEY, digest_size=8).hexdigest()
+
+
+def value(mark: str, chain: Chain | None = None) -> str:
+    """HEADER's value for a request of the Halt with this mark.
+
+    `chain`: the marks that the request behind it has passed, by default those of the request that
+    this thread answers.
+    """
+    return ", ".join((*(current() if chain is None else chain), mark))
+
+
+def check(mark: str) -> None:
+    """Raise LoopDetected where the request that this thread answers must be refused."""
+    chain = current()
+    if chain and chain[-1] == mark:
+        raise LoopDetected(
+            "This Halt has been set up as its own model's server: set OPENAI_BASE_URL to the "
+            "address of a model's server."
+        )
+    if mark in chain:
+        raise LoopDetected(
+            "The model's server of this Halt is a Halt that leads back to this one: set "
+            "OPENAI_BASE_URL of one of them to the address of a model's server."
+        )
+    if len(chain) >= MARKS_MAX:
+        raise LoopDetected(
+            f"The request has passed {MARKS_MAX} Halts, and no more are allowed: set "
+            "OPENAI_BASE_URL of one of them to the address of a model's server."
+        )
+
+
+def current() -> Chain:
+    """The chain of the request that this thread answers, empty outside of one."""
+    return _chain.get()
+
+
+@contextlib.contextmanager
+def passing_on(chain: Chain) -> Iterator[None]:
+    """What is done inside is done for a request with this chain."""
+    token = _chain.set(chain)
+    try:
+        yield
+    finally:
+        _chain.reset(token)
+
+
+class Chains:
+    """A WSGI application that reads the chain of each request, around the one that answers it.
+
+    The chain is `current` until the response's body is there, not while the body is read.
+    """
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self._app = app
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        given = environ.get("HTTP_HALT_VIA", "")
+        if not given:
+            return self._app(environ, start_response)
+        parts = [part.strip() for part in given.split(",")]
+        with passing_on(tuple(filter(GIVEN.fullmatch, parts))):
+            return self._app(environ, start_response)
