@@ -13,6 +13,7 @@ from halt import (
     api,
     cli,
     cors,
+    loop,
     openai_api,
     openapi,
     pages,
@@ -80,9 +81,10 @@ def create_app(
     app.extensions["halt.saving"] = lambda: recorder.saving
     app.jinja_env.globals["how_saving_goes"] = app.extensions["halt.saving"]
 
+    app.extensions["halt.mark"] = mark = loop.mark_of(settings.data_folder)
     app.extensions["halt"] = SharedGenerations(
         settings,
-        upstream or make_upstream(settings),
+        upstream or make_upstream(settings, mark=mark),
         StopRegistry(),
         peers,
         recorder,
@@ -109,7 +111,7 @@ def create_app(
     sockets.install(app)
     app.register_blueprint(api.blueprint(pages.stop_fragment, service.upstream))
     cli.install(app, upstream)
-    app.wsgi_app = RequestIds(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = RequestIds(loop.Chains(app.wsgi_app))  # type: ignore[method-assign]
     add_to_log()
     # What a first request would build, with other requests beside it:
     template_cache.load_all(app)

@@ -21,9 +21,16 @@ def make_provider(settings: ProviderSettings, transport: Transport | None = None
     return kind(settings, transport)
 
 
-def make_upstream(config: Config, only: str = "") -> Providers:
-    """All providers that the settings ask for, or only the one of this name. Raises ConfigError."""
+def make_upstream(config: Config, only: str = "", mark: str = "") -> Providers:
+    """All providers that the settings ask for, or only the one of this name. Raises ConfigError.
+
+    `mark`: of the server that asks them, see `halt.loop`.
+    """
     wanted = setup(config)
     if only:
         wanted = wanted.alone(only)
-    return Providers({each.name: make_provider(each) for each in wanted.providers}, wanted.default)
+    providers = {
+        each.name: make_provider(each, Transport(each.connect_timeout, mark=mark))
+        for each in wanted.providers
+    }
+    return Providers(providers, wanted.default)

@@ -269,6 +269,8 @@ _REFUSALS = frozenset((None, 400, 403, 404, 406, 409, 410, 412, 413, 415, 422, 4
 
 def code_of(said: Said, status: int | None) -> str:
     """The code of an error. `status` is the answer's, or the one that the body names."""
+    if said.has("loop_detected"):
+        return "loop_detected"
     words = _LINK.sub("", said.words[:WORDS_MAX])
     is_option = said.has(*_OPTION_LABELS) or _OPTION.search(words) is not None
     is_rate = said.has(*_RATE_LABELS) or _RATE.search(words) is not None

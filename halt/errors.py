@@ -185,6 +185,11 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
             "No API answers at the address of the model's server: correct the address.",
             False,
         ),
+        "loop_detected": (
+            "The request goes in a circle: the model's server is this Halt itself, or leads back "
+            "to a Halt that has sent it.",
+            False,
+        ),
         "model_loading": ("The model's server is still loading the model.", True),
         "rate_limited": ("The model's server is limiting requests.", True),
         "upstream_server_error": ("The model's server had an internal error.", True),
@@ -235,6 +240,7 @@ STATUSES: Mapping[str, int] = MappingProxyType(
         "first_byte_timeout": 504,
         "stalled": 504,
         "run_too_long": 504,
+        "loop_detected": 508,
     }
 )
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 from halt.errors import Interrupted
+from halt.loop import Chain
 
 TICK = 1.0  # seconds of silence after which a read returns to its caller
 
@@ -34,7 +35,9 @@ class Line:
     was given back to the system, when it may belong to another stream already.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chain: Chain = ()) -> None:
+        """`chain`: the marks of the Halts that the request behind the run has passed."""
+        self.chain = chain
         self._changed = threading.Condition(threading.Lock())  # protects the four below
         self._socket: socket.socket | None = None
         self._connected = False  # the peer has accepted that socket
@@ -115,9 +118,9 @@ def on_line(line: Line) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def limited(seconds: float) -> Iterator[Line]:
+def limited(seconds: float, chain: Chain = ()) -> Iterator[Line]:
     """Requests made inside run on this line and are interrupted after so many seconds."""
-    line = Line()
+    line = Line(chain)
     limit = threading.Timer(seconds, line.interrupt)
     limit.daemon = True
     limit.start()

@@ -7,8 +7,9 @@ The header's value is the chain of marks of the Halts that a request has passed,
 A Halt adds its own mark to the chain of the request that it works for, and refuses a request whose
 chain has that mark already, or has MARKS_MAX marks. Text that is no mark is ignored.
 
-The chain of the request that a thread answers is a context variable: `halt.line.Line` takes it
-when a run or a question begins, and `halt.transport` sends it on.
+The chain of the request that a thread answers is a context variable. A run takes it to its
+`halt.line.Line`, and `halt.transport` sends it on. A program that uses Halt as a library is no
+server: its requests carry no header.
 """
 
 from __future__ import annotations
@@ -48,13 +49,12 @@ def mark_of(data_folder: Path) -> str:
     return blake2b(os.fsencode(data_folder.resolve()), key=_KEY, digest_size=8).hexdigest()
 
 
-def value(mark: str, chain: Chain | None = None) -> str:
-    """HEADER's value for a request of the Halt with this mark.
+def value(mark: str, chain: Chain = ()) -> str:
+    """HEADER's value for a request that the Halt with this mark makes.
 
-    `chain`: the marks that the request behind it has passed, by default those of the request that
-    this thread answers.
+    `chain`: that of the request for which it is made, empty where Halt makes it of its own accord.
     """
-    return ", ".join((*(current() if chain is None else chain), mark))
+    return ", ".join((*chain, mark))
 
 
 def check(mark: str) -> None:

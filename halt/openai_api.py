@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Response, request
 
+from halt import loop
 from halt.bodies import JSON_OBJECT, TypeDecoder, checked_id
 from halt.catalog import NO_LIST
 from halt.chat import CHAT_REQUEST, OF_ANSWERS, ChatRequest, fields_of, told_call
@@ -459,7 +460,7 @@ def _names() -> list[str]:
     """
     service = generations()
     configured = [name] if (name := service.upstream.known_model) else []
-    with service.place(), limited(MODELS_SECONDS) as line:
+    with service.place(), limited(MODELS_SECONDS, loop.current()) as line:
         try:
             return service.upstream.models(line) or configured
         except Interrupted:

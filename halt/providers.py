@@ -17,6 +17,7 @@ import msgspec
 from halt.chat import ChatRequest, Reply, Upstream
 from halt.errors import HaltError, UpstreamError
 from halt.line import Line
+from halt.loop import Chain
 from halt.metrics import now
 from halt.question import Question
 
@@ -50,7 +51,7 @@ class Providers:
         }
 
     def open(self, request: ChatRequest, line: Line) -> Reply:
-        provider, model = self._resolve(request.model or self._default)
+        provider, model = self._resolve(request.model or self._default, line.chain)
         if model != request.model:
             request = msgspec.structs.replace(request, model=model or None)
         return provider.open(request, line)
@@ -58,7 +59,7 @@ class Providers:
     def models(self, line: Line) -> list[str]:
         if self._single:
             return self._first.models(line)
-        found = self._all(self._lists)
+        found = self._all(self._lists, line.chain)
         names = [f"{name}/{model}" for name, (models, _) in found.items() for model in models or ()]
         if not names:
             self._raise_first(found)
@@ -71,7 +72,7 @@ class Providers:
         models that it listed before, or none. An interrupted line waits for nothing. Raises
         UpstreamError where no provider has a model: which fault says whether there is a list.
         """
-        found = self._all(self._lists, 0.0 if line.interrupted else WAIT_SECONDS)
+        found = self._all(self._lists, line.chain, 0.0 if line.interrupted else WAIT_SECONDS)
         if not line.interrupted and not any(models for models, _ in found.values()):
             if any(models is None and fault is None for models, fault in found.values()):
                 raise UpstreamError("upstream_unreachable", "it did not answer in time")
@@ -87,7 +88,7 @@ class Providers:
             self._first.check(line)
             return
         for seconds in (WAIT_SECONDS, ASK_SECONDS):  # the silent ones are awaited only if need be
-            found = self._all(self._checks, seconds, fresh=True)
+            found = self._all(self._checks, line.chain, seconds, fresh=True)
             if any(answer for answer, fault in found.values() if fault is None):
                 return
         self._raise_first(found)
@@ -107,14 +108,14 @@ class Providers:
     def _full(self, name: str, model: str) -> str:
         return model if self._single else f"{name}/{model}"
 
-    def _resolve(self, model: str) -> tuple[Upstream, str]:
+    def _resolve(self, model: str, chain: Chain) -> tuple[Upstream, str]:
         """Who answers for a model, and its name there. Raises UpstreamError."""
         if self._single or not model:
             return self._first, model
         name, _, rest = model.partition("/")
         if rest and name in self._providers:
             return self._providers[name], rest
-        found = self._all(self._lists)
+        found = self._all(self._lists, chain)
         listing = [name for name, (models, _) in found.items() if model in (models or ())]
         if len(listing) == 1:
             return self._providers[listing[0]], model
@@ -140,13 +141,14 @@ class Providers:
     @staticmethod
     def _all(
         questions: Mapping[str, Question[T]],
+        chain: Chain,
         seconds: float = WAIT_SECONDS,
         *,
         fresh: bool = False,
     ) -> dict[str, tuple[T | None, HaltError | None]]:
         """What all of them answer, as far as it is known after this many seconds."""
         for question in questions.values():
-            question.begin()
+            question.begin(chain)
         until = now() + seconds
         return {name: question.wait(until, fresh=fresh) for name, question in questions.items()}
 

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 
 from halt.errors import HaltError, Interrupted, UpstreamError
 from halt.line import Line, limited
+from halt.loop import Chain
 from halt.metrics import now
 
 T = TypeVar("T")
@@ -42,8 +43,11 @@ class Question(Generic[T]):
         self._answer: T | None = None
         self._fault: HaltError | None = None
 
-    def begin(self) -> float:
-        """Ask, unless what is known is fresh or the question is under way; when it was asked."""
+    def begin(self, chain: Chain = ()) -> float:
+        """Ask, unless what is known is fresh or the question is under way; when it was asked.
+
+        `chain`: that of the request for which it is asked.
+        """
         with self._lock:
             asked_at = now()
             if asked_at < self._good_until:
@@ -53,7 +57,7 @@ class Question(Generic[T]):
             self._answered = answered = threading.Event()
         try:
             threading.Thread(
-                target=self._ask, args=(answered,), name=f"halt-ask-{self._name}", daemon=True
+                target=self._ask, args=(answered, chain), name=f"halt-ask-{self._name}", daemon=True
             ).start()
         except RuntimeError:  # the system has no more threads
             self._learn(answered, None, UpstreamError("internal", "no thread"))
@@ -71,11 +75,11 @@ class Question(Generic[T]):
         with self._lock:
             return self._answer, self._fault
 
-    def _ask(self, answered: threading.Event) -> None:
+    def _ask(self, answered: threading.Event, chain: Chain) -> None:
         answer: T | None = None
         fault: HaltError | None = UpstreamError("internal")
         try:
-            with limited(self._limit) as line:
+            with limited(self._limit, chain) as line:
                 answer, fault = self._ask_it(line), None
         except Interrupted:
             fault = UpstreamError("upstream_unreachable", "it did not answer in time")

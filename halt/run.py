@@ -34,7 +34,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from halt import pictures
+from halt import loop, pictures
 from halt.attachments import Picture, found
 from halt.chat import (
     ChatRequest,
@@ -137,7 +137,7 @@ class Run(Recording):
         self.request_id = current()  # of the request that starts it, "" where there is none
         self._question = request.messages  # as it was asked, without later rounds; [] once settled
         self._fingerprint = ""  # of those, once settled
-        self.line = Line()
+        self.line = Line(loop.current())
         self.switch = StopSwitch(self._pressed, owner)
         self._host = host
         self._config = config

@@ -19,6 +19,7 @@ from urllib.request import getproxies, getproxies_environment, proxy_bypass
 
 import httpx2
 
+from halt import loop
 from halt.errors import Interrupted
 from halt.http1 import CODINGS, Body, Unanswered, read_head, readable, serialize
 from halt.line import TICK, Line, current_line
@@ -52,9 +53,13 @@ class TLSTimeout(NoConnection):
 class Transport(httpx2.BaseTransport):
     """A pool of kept-alive HTTP/1.1 connections; proxies are those of its beginning."""
 
-    def __init__(self, connect_timeout: float, context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, connect_timeout: float, context: ssl.SSLContext | None = None, mark: str = ""
+    ) -> None:
+        """`mark`: of the Halt whose requests these are, empty where it is no server."""
         self._connect_timeout = connect_timeout
         self._context = context or httpx2.create_ssl_context()
+        self._mark = mark
         self._proxies = Proxies()
         self._names = Names()
         self._lock = threading.Lock()  # protects the two below; taken for no longer than a look
@@ -68,6 +73,8 @@ class Transport(httpx2.BaseTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and read the head of its response. Raises httpx2's errors, Interrupted."""
         line = current_line()
+        if self._mark:
+            request.headers[loop.HEADER] = loop.value(self._mark, line.chain)
         url = request.url
         key = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
         proxy = _usable(self._proxies.of(url))

@@ -45,7 +45,7 @@ from markupsafe import escape
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt import data_folder
+from halt import data_folder, loop
 from halt.bodies import is_number
 from halt.catalog import Catalog
 from halt.client_address import address
@@ -483,7 +483,8 @@ def _check_body() -> None:
 
 
 def guard() -> BaseResponse | None:
-    """Before each request: turn away whoever may not make it."""
+    """Before each request: turn away whoever may not make it. Raises RequestError, LoopDetected."""
+    loop.check(current_app.extensions["halt.mark"])  # first: it may end a circle
     if _is_misnamed():
         message = "Halt is not known here by this name. Set HALT_HOSTS to it, or HALT_TOKEN."
         return _error_response(403, "unknown_host", message)
