@@ -396,8 +396,9 @@ WHY = {
     "503": "Every place is taken, the server is leaving, the database does not answer, or no "
     "model is set up.",
     "504": "The model's server did not answer in time.",
+    "508": "The request came from this Halt itself, or its model's server leads back to a Halt.",
 }
-GUARD = ("400", "401", "403", "429")  # what may become of any request
+GUARD = ("400", "401", "403", "429", "508")  # what may become of any request
 STARTS = (*GUARD, "409", "413", "503")  # of one that starts a stream
 WAITS = (*STARTS, "404", "500", "502", "504")  # and tells by its status how it began
 ASKS = (*GUARD, "404", "500", "502", "503", "504")  # of one that asks the model's server

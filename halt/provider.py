@@ -332,7 +332,8 @@ class Provider:
             check = f"on most servers the address must lead up to and with {self.usual_end}."
         if fault.code == "loop_detected":
             suspect.add(fault.code)
-            check = f"set {self.address_setting}, or the address in the file, to a model's server."
+            place = f"{self.address_setting}, or the address in the file"
+            check = f"set {place}, to that of a model's server."
         if fault.hint or fault.code not in suspect:
             return fault.without(self._secret)
         address = public_address(self._base.rstrip("/") + path)
