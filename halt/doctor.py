@@ -84,7 +84,6 @@ REMEDIES = {
     "model_not_found": "Set {model} to a model of this server.",
     "endpoint_not_found": "Correct {address}: it must lead to the API, up to and with /v1 where "
     "the API's paths begin so.",
-    "loop_detected": "Set {address} to the address of a model's server.",
     "model_loading": "Wait until the model is loaded, then ask again; or allow more with "
     "--timeout.",
     "rate_limited": "Wait, or raise the limits of your account.",
