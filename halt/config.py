@@ -588,3 +588,17 @@ def drop_empty(name: str) -> None:
 def publish(values: Mapping[str, str]) -> None:
     """Hand settings to the worker processes that this process will fork."""
     os.environ.update(values)
+
+
+def take_notify() -> tuple[str, float]:
+    """The socket on which systemd awaits reports of this process, and the seconds of its watchdog.
+
+    Empty and 0 where there is none. The variables are removed: with them gunicorn would report that
+    it is ready before a worker is, and processes that Halt starts would take them for their own.
+    """
+    address = os.environ.pop("NOTIFY_SOCKET", "")
+    microseconds = os.environ.pop("WATCHDOG_USEC", "")
+    process = os.environ.pop("WATCHDOG_PID", "")
+    if not microseconds.isdecimal() or process not in {"", str(os.getpid())}:
+        return address, 0.0
+    return address, int(microseconds) / 1_000_000

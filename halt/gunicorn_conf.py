@@ -16,7 +16,7 @@ from typing import Any
 # one that takes the place of one that died.
 import halt.app  # noqa: F401
 from halt import config as halt_config
-from halt import data_folder, embedded, open_files, page_opener, server_check
+from halt import data_folder, embedded, open_files, page_opener, server_check, systemd
 from halt.config import Config
 from halt.database import open_database
 from halt.errors import StoreUnavailable
@@ -61,6 +61,7 @@ def settings() -> dict[str, Any]:
         "secure_scheme_headers": {},
         "forwarder_headers": "",
         "on_starting": lambda server: on_starting(server, config, providers),
+        "on_reload": on_reload,
         "when_ready": lambda server: when_ready(server, config),
         "post_fork": post_fork,
         "post_worker_init": post_worker_init,
@@ -94,6 +95,8 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
     if server.cfg.workers < 1:
         sys.exit(f"halt: --workers={server.cfg.workers} is not allowed: at least one is needed.")
     _check_addresses(server)
+    address, watchdog = halt_config.take_notify()
+    server.halt_systemd = systemd.Notifier(server, address, watchdog) if address else None
     try:
         server_check.check_gunicorn(server.cfg, config)
         key = config.secret_key or data_folder.secret_key(config.data_folder)
@@ -138,6 +141,12 @@ def when_ready(server: Any, config: Config) -> None:
         halt_config.publish({"HALT_OPEN_PAGE": ""})  # not again, by the master that replaces this
         if page := page_opener.page_of(addresses):
             page_opener.open_page(page)
+
+
+def on_reload(server: Any) -> None:
+    """In the master, with the settings read again, before it starts workers that go by them."""
+    if server.halt_systemd is not None:
+        server.halt_systemd.reloading()
 
 
 def post_fork(server: Any, worker: Any) -> None:

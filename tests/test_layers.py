@@ -66,6 +66,7 @@ LAYERS = {
     "http1": 2,
     "client_socket": 0,
     "open_files": 0,
+    "systemd": 0,
     "request_buffer": 2,
     "thread_pools": 2,
     "transport": 2,
