@@ -22,6 +22,9 @@ from halt.database import open_database
 from halt.errors import StoreUnavailable
 from halt.provider_settings import Setup, setup
 
+#: Seconds without a heartbeat after which the master replaces a worker.
+HANGS_AFTER = 60
+
 
 def settings() -> dict[str, Any]:
     """gunicorn's settings by name, from what the environment says now.
@@ -46,7 +49,7 @@ def settings() -> dict[str, Any]:
         "sendfile": False,  # it would wait for clients, and reads past the worker's deadlines
         "backlog": 2048,
         "keepalive": 30,
-        "timeout": 60,
+        "timeout": HANGS_AFTER,
         "graceful_timeout": config.graceful_timeout,
         "errorlog": "-",
         "loglevel": "warning",

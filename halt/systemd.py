@@ -81,9 +81,9 @@ class Notifier:
             newest = max(newest, beat)
             if self._ready_from is not None and worker.age >= self._ready_from:
                 self._ready_from = None if self._send("READY=1") else self._ready_from
-        if self._ping_every and newest > self._beat and at >= self._ping_at:
-            if self._send("WATCHDOG=1"):
-                self._beat, self._ping_at = newest, at + self._ping_every
+        is_due = self._ping_every > 0 and at >= self._ping_at
+        if is_due and newest > self._beat and self._send("WATCHDOG=1"):
+            self._beat, self._ping_at = newest, at + self._ping_every
 
     def _send(self, state: str) -> bool:
         """Whether systemd has it. Never waits; the first failure is logged."""

@@ -1,10 +1,10 @@
 #!/bin/sh
-# What the tests need of the system: a browser, the proxies of the deployment's tests, PostgreSQL for
-# the store's.
+# What the tests need of the system: a browser, the proxies of the deployment's tests, systemd's tool
+# for those of the service, PostgreSQL for the store's.
 # An installed Chromium or Chrome will do; else Debian's packages where we may install them; else
-# Playwright's own download. Without a browser the tests do not run; without a proxy or PostgreSQL
-# their tests say so. Where there is one, Chromium's headless shell is preferred, as Playwright does
-# itself: the same engine without the browser's windows, which takes half the time.
+# Playwright's own download. Without a browser the tests do not run; without a proxy, that tool or
+# PostgreSQL their tests say so. Where there is one, Chromium's headless shell is preferred, as
+# Playwright does itself: the same engine without the browser's windows, which takes half the time.
 # What is going to be installed is said before; with NO_INSTALL=1 nothing is.
 set -u
 find_browser() {
@@ -20,12 +20,14 @@ with sync_playwright() as p:
 PY
 }
 find_proxy() { PATH="$PATH:/usr/sbin:/usr/local/sbin" command -v "$1" >/dev/null 2>&1; }
+find_analyze() { command -v systemd-analyze; } >/dev/null 2>&1
 find_postgres() { command -v initdb || ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1
 purpose() {
     case $1 in
         chromium) echo "the browser of the page's tests" ;;
         chromium-headless-shell) echo "the same browser without windows: the tests take half the time" ;;
         nginx | caddy | haproxy | apache2-bin) echo "the proxy ${1%2-bin}, for the deployment's tests" ;;
+        systemd) echo "the program systemd-analyze, for the tests of the service; nothing is started" ;;
         postgresql) echo "the other database of the store's tests" ;;
     esac
 }
@@ -49,10 +51,12 @@ for name in nginx caddy haproxy; do
 done
 find_proxy apache2 || proxies="$proxies apache2-bin" # the program without its service
 find_postgres || missing="$missing postgresql"
-if [ -z "${NO_INSTALL:-}" ] && [ -n "$missing$proxies$shell" ] && [ "$(id -u)" = 0 ] &&
+analyze=
+find_analyze || analyze="systemd"
+if [ -z "${NO_INSTALL:-}" ] && [ -n "$missing$proxies$analyze$shell" ] && [ "$(id -u)" = 0 ] &&
     command -v apt-get >/dev/null 2>&1; then
     # shellcheck disable=SC2086 # a list of names
-    announce $missing $proxies $shell
+    announce $missing $proxies $analyze $shell
     # The tests start a PostgreSQL of their own; Debian's package would make and start another.
     find_postgres || [ -e /etc/postgresql-common/createcluster.conf ] || {
         mkdir -p /etc/postgresql-common
@@ -67,7 +71,7 @@ if [ -z "${NO_INSTALL:-}" ] && [ -n "$missing$proxies$shell" ] && [ "$(id -u)" =
     }
     apt-get update -q >/dev/null 2>&1
     # shellcheck disable=SC2086 # a list of names
-    for packages in "$missing" $proxies "$shell"; do # not every system has all of them
+    for packages in "$missing" $proxies "$analyze" "$shell"; do # not every system has all of them
         # shellcheck disable=SC2086 # a list of names
         [ -z "$packages" ] || apt-get install -qy --no-install-recommends $packages >/dev/null 2>&1
     done

@@ -8,12 +8,13 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
 import pytest
 
-from tests.conftest import ROOT, SEEN_WITHIN, HaltServer, asked, new_id, settings
+from tests.conftest import ROOT, SEEN_WITHIN, HaltServer, StartHalt, asked, new_id, settings
 from tests.fake_openai import FakeOpenAI
 from tests.reverse_proxies import NAME, RECIPES, Proxy, ProxyClient, before
 from tests.sse import PATIENCE
@@ -23,7 +24,8 @@ from tests.ws import WebSocket
 
 STARTS = 15  # that an address has; the doctor needs three for each proxy, all from one address
 PACED = "count?rate=60&n=30"  # slow enough for the doctor to see whether something gathers it
-#: These tell Halt at once that a client has left; Apache when it writes to it the next time.
+#: These tell Halt at once that a client has left; Apache when it writes to it the next time, which
+#: is Halt's comment in a stream, and the answer itself where nothing is streamed.
 TELL_IN_SILENCE = ("nginx", "caddy", "haproxy")
 
 
@@ -246,23 +248,32 @@ def leave(client: ProxyClient, model: str, said: str) -> None:
             text += chunk.json["choices"][0]["delta"].get("content", "")
 
 
+@pytest.mark.parametrize("proxy", TELL_IN_SILENCE, indirect=True)
 def test_a_client_that_leaves_in_silence_is_noticed(
-    client: ProxyClient, proxy: Proxy, shared_fake: FakeOpenAI
+    client: ProxyClient, shared_fake: FakeOpenAI
 ) -> None:
     """The model is stopped, though nothing is written that could fail."""
-    if proxy.kind not in TELL_IN_SILENCE:
-        pytest.skip(f"{proxy.kind} notices it when it writes the next time")
     said = new_id()
     leave(client, "stall?n=3", said)
     assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
 
 
+def test_behind_apache_a_comment_notices_a_client_that_leaves(
+    start_halt: StartHalt, tmp_path: Path, shared_fake: FakeOpenAI
+) -> None:
+    """In silence the comments of HALT_HEARTBEAT are what Apache writes."""
+    halt = start_halt(shared_fake, HALT_HOSTS=NAME, HALT_TRUSTED_PROXIES=1, HALT_HEARTBEAT=0.2)
+    with before("apache", f"{halt.host}:{halt.port}", tmp_path) as apache:
+        said = new_id()
+        leave(apache.client(), "stall?n=3", said)
+        assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+
+
+@pytest.mark.parametrize("proxy", TELL_IN_SILENCE, indirect=True)
 def test_a_client_that_leaves_before_the_first_word_is_noticed(
-    client: ProxyClient, proxy: Proxy, shared_fake: FakeOpenAI
+    client: ProxyClient, shared_fake: FakeOpenAI
 ) -> None:
     """Also before the response has begun."""
-    if proxy.kind not in TELL_IN_SILENCE:
-        pytest.skip(f"{proxy.kind} notices it when it writes the next time")
     said = new_id()
     body = {"messages": [{"role": "user", "content": said}], "model": "silent_headers"}
     connection = client.connect()

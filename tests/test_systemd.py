@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import select
@@ -13,16 +14,21 @@ import struct
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from halt.config import take_notify
-from tests.conftest import ROOT, STARTS_WITHIN, HaltServer, eventually, settings
+from halt import VERSION, gunicorn_conf, open_files
+from halt.commands import commands
+from halt.config import Config, ConfigError, load, take_notify
+from halt.systemd import CLOSES_WITHIN
+from tests.conftest import ROOT, STARTS_WITHIN, HaltServer, settings
 from tests.fake_openai import FakeOpenAI
 from tests.resilience.servers import workers
-from tests.reverse_proxies import binary
+from tests.reverse_proxies import binary, free_port, replaced
 
 UNIT = ROOT / "deploy" / "halt.service"
 CONTAINERFILE = ROOT / "deploy" / "Containerfile"
@@ -132,7 +138,6 @@ def start_service(
         yield start
 
 
-@pytest.mark.parametrize("systemd", ["path", "abstract"], indirect=True)
 def test_a_service_is_ready_when_a_worker_serves(
     start_service: StartService, systemd: Systemd
 ) -> None:
@@ -155,6 +160,7 @@ def test_a_service_is_ready_when_a_worker_serves(
     assert systemd.senders == {server.process.pid}
 
 
+@pytest.mark.parametrize("systemd", ["abstract"], indirect=True)
 def test_the_watchdog_hears_of_workers_that_turn(
     start_service: StartService, systemd: Systemd
 ) -> None:
@@ -165,7 +171,7 @@ def test_the_watchdog_hears_of_workers_that_turn(
     systemd.until("READY")
     first, second = workers(server)
     os.kill(first, signal.SIGSTOP)
-    for _ in range(3):
+    for _ in range(2):
         assert systemd.report() == {"WATCHDOG": "1"}
     os.kill(second, signal.SIGSTOP)
     server.turn()  # its last heartbeat may be told of
@@ -206,3 +212,131 @@ def test_the_watchdog_of_another_process_is_none(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("WATCHDOG_PID", str(process))
         assert take_notify() == ("@systemd", seconds)
         assert take_notify() == ("", 0.0)
+
+
+# --- the unit -------------------------------------------------------------------------------------
+
+
+def analyze(*args: str) -> subprocess.CompletedProcess[str]:
+    """What systemd's own tool says about a unit; it needs no running systemd."""
+    return subprocess.run(
+        [binary("systemd-analyze"), *args],
+        env={**os.environ, "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_systemd_knows_all_of_the_unit(tmp_path: Path) -> None:
+    """No directive is misspelt, and no value refused; only the program is another here."""
+    unit = tmp_path / UNIT.name
+    unit.write_text(replaced(UNIT.read_text(), ("/opt/halt/bin/halt-chat", sys.executable)))
+    verified = analyze("verify", "--man=no", "--recursive-errors=no", str(unit))
+    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+
+
+def test_the_unit_is_a_narrow_sandbox() -> None:
+    """systemd rates its exposure below 2 of 10."""
+    rated = analyze("security", "--offline=true", "--threshold=19", str(UNIT))
+    assert rated.returncode == 0, rated.stdout + rated.stderr
+    assert re.search(r"Overall exposure level for halt\.service: [01]\.\d ", rated.stdout)
+
+
+def test_the_unit_starts_a_command_that_exists() -> None:
+    """The arguments are those of the installed command, and the settings are settings."""
+    unit = directives(UNIT)
+    (start,) = unit["ExecStart"]
+    assert_is_the_command(shlex.split(start.removeprefix("/opt/halt/bin/")))
+    names = {each.metadata["env"] for each in fields(Config)}
+    assert {each.partition("=")[0] for each in unit["Environment"]} <= names
+    example = (ROOT / "deploy" / "halt.env").read_text()
+    assert set(re.findall(r"^#?(\w+)=", example, re.M)) <= names
+
+
+def test_the_times_of_the_unit_fit_those_of_halt() -> None:
+    """A worker that hangs is the master's to replace, and the grace of requests fits into a stop."""
+    unit = directives(UNIT)
+    assert int(unit["WatchdogSec"][0]) >= 1.5 * gunicorn_conf.HANGS_AFTER
+    assert int(unit["TimeoutStopSec"][0]) >= Config().graceful_timeout + CLOSES_WITHIN
+    assert int(unit["LimitNOFILE"][0]) == open_files.WANTED
+
+
+def directives(unit: Path) -> dict[str, list[str]]:
+    """The values of each directive."""
+    found: dict[str, list[str]] = {}
+    for name, value in re.findall(r"^(\w+)=(.*)$", unit.read_text(), re.M):
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def assert_is_the_command(words: list[str]) -> None:
+    """The words are a command line that an installed Halt has."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert words[0] in project["scripts"]
+    assert words[1:] == ["serve"]
+    assert "serve" in commands.commands
+
+
+# --- the image ------------------------------------------------------------------------------------
+
+
+INSTRUCTIONS = {
+    *("FROM", "ARG", "RUN", "USER", "ENV", "VOLUME", "EXPOSE"),
+    *("STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD"),  # COPY needs nothing: pip has all of it
+}
+
+
+class Image:
+    """What the Containerfile says: its instructions in order, and the last one of each kind."""
+
+    def __init__(self, text: str) -> None:
+        text = re.sub(r"^#.*\n", "", text, flags=re.M)
+        lines = re.sub(r"\\\n\s*", "", text).splitlines()
+        self.steps = [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines if line]
+        self.last = dict(self.steps)
+
+
+@pytest.fixture(scope="module")
+def image() -> Image:
+    """The image of `deploy/`, which no test builds."""
+    return Image(CONTAINERFILE.read_text())
+
+
+def test_the_image_runs_halt_as_a_user_of_its_own(image: Image) -> None:
+    """The instructions are known, the command and the version are Halt's, the user is not root."""
+    assert image.last.keys() <= INSTRUCTIONS
+    assert_is_the_command([*json.loads(image.last["ENTRYPOINT"]), *json.loads(image.last["CMD"])])
+    assert image.last["ARG"] == f"HALT_VERSION={VERSION}"
+    user = image.last["USER"]
+    kinds = [kind for kind, _ in image.steps]
+    assert user != "root"
+    assert f" {user} " in image.last["RUN"].partition("&&")[2]
+    assert kinds.index("USER") > kinds.index("RUN")
+    assert image.last["STOPSIGNAL"] == "SIGTERM"
+
+
+def test_the_image_keeps_its_data_in_the_volume_and_asks_for_a_token(image: Image) -> None:
+    """Its settings are Halt's own: it listens for other machines, which needs HALT_TOKEN."""
+    environment = dict(each.split("=") for each in shlex.split(image.last["ENV"]))
+    names = {each.metadata["env"] for each in fields(Config)}
+    assert environment.keys() <= names | {"PYTHONUNBUFFERED"}
+    assert environment["HALT_DATA"] == image.last["VOLUME"]
+    assert environment["PORT"] == image.last["EXPOSE"]
+    with pytest.raises(ConfigError, match="no HALT_TOKEN is set"):
+        load(environment)
+    assert load({**environment, "HALT_TOKEN": "a-long-token"}).host == "0.0.0.0"
+
+
+def test_the_image_says_whether_halt_serves(image: Image, halt: HaltServer) -> None:
+    """Its health check needs Python alone. It fails where nothing listens."""
+    command = json.loads(image.last["HEALTHCHECK"].partition("CMD ")[2])
+    assert command[0] == "python"
+    for port, is_healthy in ((halt.port, True), (free_port(), False)):
+        checked = subprocess.run(
+            [sys.executable, *command[1:]],
+            env={"PORT": str(port)},
+            capture_output=True,
+            check=False,
+        )
+        assert (checked.returncode == 0) == is_healthy, checked.stderr
