@@ -33,7 +33,7 @@ from tests.reverse_proxies import binary, free_port, replaced
 UNIT = ROOT / "deploy" / "halt.service"
 CONTAINERFILE = ROOT / "deploy" / "Containerfile"
 #: So short that each turn of the master's loop may report; the workers' heartbeat is slower.
-WATCHDOG_MICROSECONDS = 40_000
+WATCHDOG_MICROSECONDS = 40
 TURNS = 5
 
 
