@@ -135,8 +135,8 @@ def when_ready(server: Any, config: Config) -> None:
     # What is loaded by now stays: no collection need look at it, and workers share its memory.
     gc.freeze()
     addresses = [
-        f"http://{listener}" if "http" not in str(listener) else str(listener)
-        for listener in server.LISTENERS
+        name if name.startswith(("http", "unix:")) else f"http://{name}"
+        for name in map(str, server.LISTENERS)
     ]
     where = ", ".join(addresses)
     print(f"Halt is at {where}\nIt talks to {server.halt_talks_to}", file=sys.stderr, flush=True)
