@@ -37,6 +37,9 @@ announce() {
     for name in "$@"; do
         echo "    $name: $(purpose "$name")"
     done
+    case " $* " in *" postgresql "*)
+        echo "Where there is no /etc/postgresql-common/createcluster.conf, it is made: no server is started." ;;
+    esac
     echo "To avoid that: NO_INSTALL=1 make test. Tests without their program are skipped then, but"
     echo "a browser is needed. Installing ..."
 }
@@ -69,11 +72,12 @@ if [ -z "${NO_INSTALL:-}" ] && [ -n "$missing$proxies$analyze$shell" ] && [ "$(i
         printf '#!/bin/sh\nexit 101\n' >"$policy"
         chmod 755 "$policy"
     }
-    apt-get update -q >/dev/null 2>&1
+    apt-get update -q >/dev/null 2>&1 || echo "apt-get update has failed."
     # shellcheck disable=SC2086 # a list of names
     for packages in "$missing" $proxies "$analyze" "$shell"; do # not every system has all of them
         # shellcheck disable=SC2086 # a list of names
-        [ -z "$packages" ] || apt-get install -qy --no-install-recommends $packages >/dev/null 2>&1
+        [ -z "$packages" ] || apt-get install -qy --no-install-recommends $packages >/dev/null 2>&1 ||
+            echo "apt-get could not install:" $packages
     done
 fi
 find_browser 2>/dev/null && exit 0

@@ -1,8 +1,7 @@
-"""What `make` says while it installs, with stand-ins for pip, apt-get and the system's programs."""
+"""What `make` says while it installs, with stand-ins for uv, pip, apt-get and the system's programs."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
 import subprocess
@@ -12,19 +11,40 @@ import pytest
 
 from tests.conftest import ROOT
 
-# Stands in for Python: makes the environment's own Python, and plays pip with noise.
+# Stands in for Python: makes the environment's own Python, and plays pip with noise. pip installs uv
+# unless NO_UV is set, and fails for the requirements that PIP_FAILS names.
 PYTHON = """\
 #!/bin/sh
+echo "python $*" >>calls
 case "$*" in
     --version) echo "Python 3.11.7" ;;
-    "-m venv "*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    "-m venv --without-pip .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/pip ;;
     "-m pip "*)
         echo "Collecting noise"
         echo "WARNING: Location is ignored" >&2
-        case "$*" in *"-r ${FAILS:-nothing}"*) echo "ERROR: no wheel" >&2; exit 1 ;; esac ;;
+        case "$*" in
+            *" uv=="*) [ -z "$NO_UV" ] && cp uv .venv/bin/uv || exit 1 ;;
+            *"-r ${PIP_FAILS:-nothing}"*) echo "ERROR: no wheel" >&2; exit 1 ;;
+        esac ;;
     app.py) echo "Halt is at http://127.0.0.1:8000" ;;
 esac
 """
+# Stands in for uv, which fails for the requirements that UV_FAILS names.
+UV = """\
+#!/bin/sh
+echo "uv $*" >>calls
+echo "Resolved noise" >&2
+case "$*" in *"-r ${UV_FAILS:-nothing}"*) echo "error: no index" >&2; exit 2 ;; esac
+"""
+SAID = [
+    "Making .venv with Python 3.11.7 ...",
+    "Installing Halt's packages (about 20 MB) ...",
+    "Installing the demo model (about 130 MB) ...",
+    "Halt is at http://127.0.0.1:8000",
+]
+GOES_ON = "Installing with uv has failed; going on with pip ..."
+BOTH_FAIL = {"UV_FAILS": "requirements.txt", "PIP_FAILS": "requirements.txt"}
 
 
 def program(path: Path, text: str) -> None:
@@ -33,53 +53,109 @@ def program(path: Path, text: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def without_make() -> dict[str, str]:
-    """The environment, without what a `make` around the tests adds for the ones that it starts."""
-    return {
-        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
-    }
-
-
 def run_make(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`make run` in a folder with the Makefile and nothing else that is real."""
+    """`make run` in a folder with the Makefile and nothing else that is real.
+
+    The folder `path` is its PATH, in which a test may put a uv.
+    """
     for name in ("Makefile", "requirements.txt", "requirements-demo.txt"):
-        shutil.copy(ROOT / name, folder)
+        shutil.copy2(ROOT / name, folder)
     program(folder / "python", PYTHON)
+    program(folder / "uv", UV)
+    path = folder / "path"
+    path.mkdir(exist_ok=True)
+    for name in ("sh", "make", "cat", "cp", "mkdir", "touch"):
+        if not (path / name).exists():
+            (path / name).symlink_to(str(shutil.which(name)))
     return subprocess.run(
         ["make", f"PYTHON={folder}/python", "run"],
         cwd=folder,
-        env=without_make() | environment,
+        env={"PATH": str(path)} | environment,
         capture_output=True,
         text=True,
         check=False,
     )
 
 
+def calls(folder: Path, start: str) -> list[str]:
+    """The commands that begin so and that `make` has run, without their beginning."""
+    lines = (folder / "calls").read_text().splitlines()
+    return [line.removeprefix(start).strip() for line in lines if line.startswith(start)]
+
+
 def test_make_run_says_what_it_does_and_nothing_else(tmp_path: Path) -> None:
-    """A line before each long step; pip's noise is not shown; the second time it starts at once."""
+    """A line before each long step; no noise; pip installs uv, which installs all else."""
     first = run_make(tmp_path)
     assert first.stderr == ""
-    assert first.stdout.splitlines() == [
-        "Making .venv with Python 3.11.7 ...",
-        "Installing Halt's packages (about 20 MB) ...",
-        "Installing the demo model (about 130 MB) ...",
-        "Halt is at http://127.0.0.1:8000",
-    ]
+    assert first.stdout.splitlines() == SAID
     assert first.returncode == 0
+    (only,) = calls(tmp_path, "python -m pip")
+    assert "uv==" in only
+    halt, demo = calls(tmp_path, "uv pip install --python .venv/bin/python")
+    assert halt == "pip -r requirements.txt"
+    assert demo == "--no-deps --only-binary=:all: -r requirements-demo.txt"
 
 
-def test_a_package_that_cannot_be_installed_shows_all_that_pip_says(tmp_path: Path) -> None:
-    """And Halt is not started."""
-    failed = run_make(tmp_path, FAILS="requirements.txt")
+def test_the_second_time_it_starts_at_once(tmp_path: Path) -> None:
+    """Nothing is made or installed again."""
+    run_make(tmp_path)
+    (tmp_path / "calls").unlink()
+    assert run_make(tmp_path).stdout.splitlines() == SAID[-1:]
+    assert (tmp_path / "calls").read_text().splitlines() == ["python app.py"]
+
+
+def test_a_uv_on_the_path_is_used(tmp_path: Path) -> None:
+    """Then pip does nothing, and is itself installed by uv."""
+    (tmp_path / "path").mkdir()
+    program(tmp_path / "path" / "uv", UV)
+    done = run_make(tmp_path)
+    assert done.stdout.splitlines() == SAID
+    assert calls(tmp_path, "python -m venv") == ["--without-pip .venv"]
+    assert calls(tmp_path, "python -m pip") == []
+    assert len(calls(tmp_path, "uv pip install")) == 2
+
+
+def test_pip_installs_where_uv_cannot_be_had(tmp_path: Path) -> None:
+    """One line says so."""
+    done = run_make(tmp_path, NO_UV="1")
+    assert done.stderr == ""
+    goes_on = "uv cannot be installed here; going on with pip ..."
+    assert done.stdout.splitlines() == [SAID[0], goes_on, *SAID[1:]]
+    assert [line.rpartition("-r ")[2] for line in calls(tmp_path, "python -m pip")[1:]] == [
+        "requirements.txt",
+        "requirements-demo.txt",
+    ]
+
+
+@pytest.mark.parametrize("on_path", [False, True])
+def test_pip_goes_on_where_uv_fails(tmp_path: Path, on_path: bool) -> None:
+    """One line says so; an environment without pip gets it first."""
+    if on_path:
+        (tmp_path / "path").mkdir()
+        program(tmp_path / "path" / "uv", UV)
+    done = run_make(tmp_path, UV_FAILS="requirements.txt")
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [*SAID[:2], GOES_ON, *SAID[2:]]
+    assert calls(tmp_path, "python -m venv")[-1] == ".venv"
+    assert calls(tmp_path, "python -m pip")[-1].endswith(" -r requirements.txt")
+
+
+def test_a_package_that_cannot_be_installed_shows_all_that_was_printed(tmp_path: Path) -> None:
+    """By uv and by pip. Halt is not started, and the next `make run` tries again."""
+    failed = run_make(tmp_path, **BOTH_FAIL)
     assert failed.returncode != 0
-    assert "Collecting noise" in failed.stderr
-    assert "ERROR: no wheel" in failed.stderr
+    for line in ("error: no index", "Collecting noise", "ERROR: no wheel"):
+        assert line in failed.stderr
     assert "Halt is at" not in failed.stdout
+    again = run_make(tmp_path)
+    assert again.stdout.splitlines() == SAID[1:]
 
 
 def test_a_demo_model_that_cannot_be_installed_stops_nothing(tmp_path: Path) -> None:
     """Why it cannot is shown, and Halt starts without it."""
-    without = run_make(tmp_path, FAILS="requirements-demo.txt")
+    without = run_make(
+        tmp_path, UV_FAILS="requirements-demo.txt", PIP_FAILS="requirements-demo.txt"
+    )
     assert without.returncode == 0
     assert "ERROR: no wheel" in without.stderr
     assert "Halt runs without it" in without.stderr
@@ -96,7 +172,11 @@ def prepare(tmp_path: Path, **environment: str) -> tuple[str, list[str]]:
     for name in ("sh", "cat", "ls", "touch", "mkdir"):
         (folder / name).symlink_to(str(shutil.which(name)))
     program(folder / "id", "#!/bin/sh\necho 0\n")
-    program(folder / "apt-get", f'#!/bin/sh\necho "$@" >>{tmp_path}/told\n')
+    program(
+        folder / "apt-get",
+        f'#!/bin/sh\necho "$@" >>{tmp_path}/told\n'
+        'case "$*" in *"${LACKS:-nothing}") exit 100 ;; esac\n',
+    )
     program(folder / "python", f"#!/bin/sh\n[ -e {tmp_path}/told ]\n")
     script = (ROOT / "tests" / "system.sh").read_text()
     # Nothing of this machine is looked at, and nothing is written into its folders.
@@ -131,6 +211,15 @@ def test_what_is_installed_for_the_tests_is_said_before(tmp_path: Path) -> None:
     for package in installed:
         assert f"    {package}: the " in said
     assert "NO_INSTALL=1 make test" in said
+    assert "createcluster.conf" in said  # the one file that stays
+
+
+def test_a_system_package_that_cannot_be_installed_is_named(tmp_path: Path) -> None:
+    """Not every system has all of them; its tests are skipped."""
+    said, _ = prepare(tmp_path, LACKS="caddy")
+    assert [line for line in said.splitlines() if "could not install" in line] == [
+        "apt-get could not install: caddy"
+    ]
 
 
 def test_nothing_is_installed_where_that_is_not_wanted(tmp_path: Path) -> None:
