@@ -117,6 +117,8 @@ def asked(fake: FakeOpenAI, said: str, nth: int = 0, timeout: float = SEEN_WITHI
 class HaltServer:
     """gunicorn with Halt, as a user starts it, on a free port. What it prints is kept."""
 
+    python = sys.executable
+    folder = ROOT
     command: tuple[str, ...] = ("app.py",)  # what Python is given
     is_at = r"Halt is at http://([^\s,]+):(\d+)"  # what it prints when it listens
 
@@ -127,8 +129,8 @@ class HaltServer:
         roomy = {"HALT_DATA": self._data.name, "HALT_MAX_ANSWER_CHARS": "50000000"}
         clean = halt_environment({**roomy, **env})
         self.process = subprocess.Popen(
-            [sys.executable, *self.command, *args],
-            cwd=ROOT,
+            [self.python, *self.command, *args],
+            cwd=self.folder,
             env=clean,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
