@@ -11,6 +11,7 @@ import tarfile
 import tomllib
 import zipfile
 from html.parser import HTMLParser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ from tests.conftest import ROOT, HaltServer, asked, halt_environment
 from tests.fake_openai import FakeOpenAI
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# Files of the current folder that must not be taken for Halt's own, or for a library's.
-HOSTILE = ("app.py", "halt.py", "flask.py", "gunicorn.conf.py", "logging.py")
+# Modules of the current folder that must not be taken for Halt's own, for a library's or Python's.
+HOSTILE = {"app", "gunicorn.conf", "halt", *packages_distributions(), *sys.stdlib_module_names}
 TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -171,7 +172,7 @@ def test_an_installed_halt_serves_chats_and_stops(tmp_path: Path) -> None:
     for new in (folder / "templates", folder / "static", empty):
         new.mkdir(parents=True)
     for name in HOSTILE:
-        (folder / name).write_text(f"raise SystemExit('the wrong {name}')\n")
+        (folder / f"{name}.py").write_text(f"raise SystemExit('the wrong {name}')\n")
     (folder / "templates" / "chat.html").write_text("the wrong page")
     (folder / "static" / "halt.css").write_text("the wrong style")
 
