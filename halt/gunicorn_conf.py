@@ -134,6 +134,7 @@ def when_ready(server: Any, config: Config) -> None:
     """In the master, listening, before it forks."""
     # What is loaded by now stays: no collection need look at it, and workers share its memory.
     gc.freeze()
+    gc.enable()  # see `halt.serve`
     addresses = [
         name if name.startswith(("http", "unix:")) else f"http://{name}"
         for name in map(str, server.LISTENERS)
