@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
@@ -30,10 +31,13 @@ from halt import (
 from halt.archive import Archive
 from halt.assets import STATIC, TEMPLATES
 from halt.builtin_tools import SHIPPED
+from halt.catalog import Catalog
 from halt.chat import Upstream
 from halt.choice import make_upstream
 from halt.config import Config, load
 from halt.database import database
+from halt.discovery import discovery_of
+from halt.errors import StoreUnavailable
 from halt.generation import Generations
 from halt.peers import Peers
 from halt.recorder import Recorder
@@ -44,6 +48,9 @@ from halt.store import SqlStore
 from halt.titles import Titles
 from halt.tools import Tool, Toolbox
 from halt.workers import SharedGenerations
+
+#: Answers whose models may answer by default, the newest first.
+RECENT_MODELS = 100
 
 
 def create_app(
@@ -82,9 +89,14 @@ def create_app(
     app.jinja_env.globals["how_saving_goes"] = app.extensions["halt.saving"]
 
     app.extensions["halt.mark"] = mark = loop.mark_of(settings.data_folder)
+    discovery = discovery_of(settings, mark) if upstream is None else None
+    recent: list[str] = []
+    if settings.discovered:  # else this is perhaps no server, and keeps nothing
+        with contextlib.suppress(StoreUnavailable):  # another default model does as well
+            recent = store.recent_models(RECENT_MODELS)
     app.extensions["halt"] = SharedGenerations(
         settings,
-        upstream or make_upstream(settings, mark=mark),
+        upstream or make_upstream(settings, mark=mark, discovery=discovery, recent=recent),
         StopRegistry(),
         peers,
         recorder,
@@ -102,7 +114,8 @@ def create_app(
     service: Generations = app.extensions["halt"]
     titles = Titles(service.upstream, settings, save_title, lambda: service.idle, store.is_listed)
     service.on_begin, service.on_over = titles.give_way, titles.look
-    pages.install(app, store, recorder, titles, Renderer())
+    models = Catalog(service.upstream, discovery)
+    pages.install(app, store, recorder, titles, Renderer(), models)
     shelf.install(app)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(plain.blueprint)

@@ -6,6 +6,7 @@ A page never waits for a provider: it gets what is known, and a first page waits
 from __future__ import annotations
 
 from halt.chat import Upstream
+from halt.discovery import LOOK_AGAIN, Discovery
 from halt.errors import RequestError, UpstreamError
 from halt.line import Line
 from halt.question import Question
@@ -43,17 +44,34 @@ def checked_model(name: str) -> str:
 class Catalog:
     """What the upstream offers."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, discovery: Discovery | None = None) -> None:
+        """`discovery`: what the upstream's providers are found by, if they are."""
         self._upstream = upstream
+        self._discovery = discovery
         self._question = Question(
-            "models", self._ask, kept=FRESH_SECONDS, again=RETRY_SECONDS, limit=ASK_SECONDS
+            "models",
+            self._ask,
+            kept=LOOK_AGAIN if discovery else FRESH_SECONDS,
+            again=LOOK_AGAIN if discovery else RETRY_SECONDS,
+            limit=ASK_SECONDS,
         )
 
     def look(self) -> Groups:
         """Groups of models, (provider, names); empty as long as nothing is known."""
         asked_at = self._question.begin()
-        known, _ = self._question.wait(asked_at + LOOK_WAIT)
+        # Servers of this machine tell at once, and one may have been started just now.
+        known, _ = self._question.wait(asked_at + LOOK_WAIT, fresh=self.is_discovered)
         return known or []
+
+    @property
+    def is_discovered(self) -> bool:
+        """The list may be another one when it is looked at again."""
+        return self._discovery is not None
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said below the list: servers that were found and want a key."""
+        return [each.text for each in self._discovery.known.locked] if self._discovery else []
 
     @property
     def has_no_list(self) -> bool:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from halt.chat import Upstream
 from halt.config import Config
-from halt.provider_settings import ProviderSettings, setup
+from halt.discovery import Discovery, discovery_of
+from halt.found_providers import FoundProviders
+from halt.provider_settings import ProviderSettings, of_server, setup
 from halt.providers import Providers
 from halt.transport import Transport
 from halt.upstream import AzureUpstream, OpenAIUpstream
@@ -21,16 +25,34 @@ def make_provider(settings: ProviderSettings, transport: Transport | None = None
     return kind(settings, transport)
 
 
-def make_upstream(config: Config, only: str = "", mark: str = "") -> Providers:
+def make_upstream(
+    config: Config,
+    only: str = "",
+    mark: str = "",
+    discovery: Discovery | None = None,
+    recent: Sequence[str] = (),
+) -> Providers:
     """All providers that the settings ask for, or only the one of this name. Raises ConfigError.
 
-    `mark`: of the server that asks them, see `halt.loop`.
+    Where none is set, those that `discovery` finds; `recent` are models that answered, the newest
+    first. `mark`: of the server that asks them, see `halt.loop`.
     """
     wanted = setup(config)
     if only:
         wanted = wanted.alone(only)
-    providers = {
-        each.name: make_provider(each, Transport(each.connect_timeout, mark=mark))
-        for each in wanted.providers
-    }
-    return Providers(providers, wanted.default)
+
+    def make(settings: ProviderSettings) -> Upstream:
+        return make_provider(settings, Transport(settings.connect_timeout, mark=mark))
+
+    providers = {each.name: make(each) for each in wanted.providers}
+    discovery = discovery or discovery_of(config, mark)
+    if only or discovery is None:
+        return Providers(providers, wanted.default)
+    return FoundProviders(
+        providers,
+        discovery,
+        lambda server: make(of_server(server, config)),
+        demo=config.embedded_model if config.has_demo else "",
+        wanted=config.model,
+        recent=recent,
+    )

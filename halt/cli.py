@@ -68,8 +68,14 @@ def _with_model(config: Config) -> Iterator[Config]:
 
     Raises ClickException where there is none to be had.
     """
-    if not config.wants_embedded:
+    if config.has_provider:
         yield config
+        return
+    from halt.discovery import found_for  # noqa: PLC0415
+
+    found = found_for(config)
+    if found.chats:
+        yield replace(config, discovered=found.encoded())
         return
     fault = embedded.unavailable()
     if fault is not None:
@@ -131,7 +137,7 @@ def chat(
     config, make = _settings()
     try:
         with contextlib.ExitStack() as stack:
-            source, told = _source(stack, config, make, url, token)
+            source, told = _source(stack, config, make, url, token, model)
             told = told if system is None else system
             if not sys.stdin.isatty():
                 limit = config.max_prompt_chars
@@ -155,7 +161,12 @@ def chat(
 
 
 def _source(
-    stack: contextlib.ExitStack, config: Config, make: Make, url: str | None, token: str | None
+    stack: contextlib.ExitStack,
+    config: Config,
+    make: Make,
+    url: str | None,
+    token: str | None,
+    model: str,
 ) -> tuple[Source, str]:
     """Where answers come from, and the model's instructions there."""
     from halt.client import Local, Remote  # noqa: PLC0415
@@ -173,7 +184,7 @@ def _source(
     config = stack.enter_context(_with_model(config))
     local = Local(make(config))
     stack.callback(local.close)
-    return local, config.told_system_prompt
+    return local, config.told_system_prompt(model or local.default_model)
 
 
 def _pipe(source: Source, model: str, system: str, limit: int, *, metrics: bool, slow: bool) -> int:
@@ -246,7 +257,7 @@ def doctor(url: str | None, token: str | None, timeout: float, as_json: bool) ->
     logging.basicConfig(level="CRITICAL")  # every fault becomes a finding
     config, make = _settings()
     report = work.Report(None if as_json else click.echo)
-    if url is None or not config.wants_embedded:
+    if url is None or config.has_provider:
         try:
             with _with_model(config) as told:
                 work.examine(report, told, make, timeout)

@@ -70,13 +70,18 @@ class Local:
     @property
     def name(self) -> str:
         config = self._generations.config
-        if config.wants_embedded:
-            return f"the demo model {config.embedded_model}"
         model = self._generations.upstream.known_model or "the first model"
+        if config.has_demo and model == config.embedded_model:
+            return f"the demo model {model}"
         providers = setup(config).providers
         if len(providers) == 1:
             return f"{model} at {providers[0].base_url}"
         return f"{model}, at {', '.join(each.name for each in providers)}"
+
+    @property
+    def default_model(self) -> str:
+        """The model that answers where none is named, empty where it is not known yet."""
+        return self._generations.upstream.known_model
 
     def start(self, request: ChatRequest) -> Iterator[Group]:
         run = self._generations.start(request)

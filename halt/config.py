@@ -26,6 +26,7 @@ SHIPPED_TOOLS = ("calculator", "current_time")  # what `halt.builtin_tools` has
 CONTINUES = ("auto", "prefix", "instruction")
 TITLES = ("model", "words")
 AZURE_VERSION = "2024-10-21"  # of Azure's API, the newest that is no preview
+DISCOVER_MAX = 16  # addresses of HALT_DISCOVER: each gets a thread while it is asked
 DEMO_SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly, in plain English."
 
 
@@ -130,6 +131,12 @@ class Config:
     )
     config_file: str = _setting(
         "HALT_CONFIG", "", "TOML file with several providers, instead of the variables above"
+    )
+    discover: str = _setting(
+        "HALT_DISCOVER",
+        "1",
+        "Look for model servers on this machine where no provider is set; 0: do not; addresses, "
+        "with commas between: look there too",
     )
     system_prompt: str = _setting(
         "HALT_SYSTEM_PROMPT", "", "System prompt of conversations on the page"
@@ -265,6 +272,8 @@ class Config:
         "HALT_GRACEFUL_TIMEOUT", 10, "For open requests to end at a shutdown", low=1, high=3600
     )
 
+    # Set by Halt's own gunicorn configuration when it has looked for model servers.
+    discovered: str = _setting("HALT_DISCOVERED", "", "Internal: what was found, JSON")
     # Set by Halt's own gunicorn configuration when it has started the embedded model.
     embedded_url: str = _setting(
         "HALT_EMBEDDED_URL", "", "Internal: where the embedded model listens"
@@ -281,9 +290,9 @@ class Config:
         return Path(self.data).expanduser().absolute() if self.data else user_data_folder()
 
     @property
-    def wants_embedded(self) -> bool:
-        """Neither key nor address of a model's server is set."""
-        return not any(
+    def has_provider(self) -> bool:
+        """A key, or the address of a model's server, is set."""
+        return any(
             (
                 self.api_key,
                 self.base_url,
@@ -294,28 +303,49 @@ class Config:
         )
 
     @property
+    def has_demo(self) -> bool:
+        """The demo model runs; it answers where no other does."""
+        return not self.has_provider and bool(self.embedded_url)
+
+    @property
+    def discovers(self) -> bool:
+        """Model servers are looked for."""
+        return not self.has_provider and self.discover.lower() not in _FALSE
+
+    @property
+    def discover_addresses(self) -> tuple[str, ...]:
+        """The base URLs that HALT_DISCOVER names, up to and with `/v1`. Raises ConfigError."""
+        if self.discover.lower() in _TRUE | _FALSE:
+            return ()
+        given = [word for each in self.discover.split(",") if (word := each.strip())]
+        return tuple(dict.fromkeys(_server_address(self.discover, each) for each in given))
+
+    @property
     def upstream_url(self) -> str:
-        """Where the requests go; empty when there is no model at all."""
-        if self.wants_embedded:
+        """Where the requests go by the settings alone; empty: to a server that is found."""
+        if not self.has_provider:
             return self.embedded_url
         return self.base_url or OPENAI_URL
 
     @property
     def upstream_key(self) -> str:
         """The key sent there. Many local servers want none; the client insists on some word."""
-        return (self.embedded_key if self.wants_embedded else self.api_key) or "none"
+        return (self.api_key if self.has_provider else self.embedded_key) or "none"
 
     @property
     def known_model(self) -> str:
         """The model that answers by default; empty: the first that the server offers."""
-        if self.wants_embedded:
+        if not self.has_provider:
             return self.embedded_model
         return self.model or (OPENAI_MODEL if self.on_openai else "")
 
-    @property
-    def told_system_prompt(self) -> str:
-        """The system prompt of the page's conversations. The demo model needs one to keep on."""
-        return self.system_prompt or (DEMO_SYSTEM_PROMPT if self.wants_embedded else "")
+    def told_system_prompt(self, model: str) -> str:
+        """The system prompt of the page's conversations with a model.
+
+        The demo model needs one to keep on.
+        """
+        is_demo = self.has_demo and model == self.embedded_model
+        return self.system_prompt or (DEMO_SYSTEM_PROMPT if is_demo else "")
 
     @property
     def on_openai(self) -> bool:
@@ -329,7 +359,7 @@ class Config:
         A page of anybody's can point its own name at this machine and then talk to a server that
         asks for nothing (DNS rebinding). It cannot make the browser say another name.
         """
-        if self.token or not _is_loopback(self.host):
+        if self.token or not is_loopback(self.host):
             return None
         more = [name.strip() for name in self.hosts.split(",") if name.strip()]
         return ["localhost", "127.0.0.1", "::1", self.host.strip("[]"), *more]
@@ -379,14 +409,15 @@ def check_reachable(config: Config, setting: str, host: str) -> None:
 
     `setting` is where the address was set, as an error shows it. Raises ConfigError.
     """
-    if not _is_loopback(host) and not config.token and not config.allow_anonymous:
+    if not is_loopback(host) and not config.token and not config.allow_anonymous:
         raise ConfigError(
             f"{setting} is reachable from other machines and no HALT_TOKEN is set: "
             "set HALT_TOKEN, or HALT_ALLOW_ANONYMOUS=1 to let anyone in."
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether this names the machine itself and reaches no other."""
     if host == "localhost":
         return True
     try:
@@ -480,7 +511,26 @@ def _validate(config: Config) -> None:
     check_reachable(config, f"HOST={config.host!r}", config.host)
 
 
+def _server_address(setting: str, text: str) -> str:
+    """The base URL of one address of HALT_DISCOVER. Raises ConfigError."""
+    url = text if "://" in text else f"http://{text}"
+    try:
+        parts = urlsplit(url)
+        is_whole = is_address(url) and fits_header(text) and ("://" in text or bool(parts.port))
+    except ValueError:
+        is_whole = False
+    if not is_whole or "@" in parts.netloc or parts.path.rstrip("/") not in {"", "/v1"}:
+        shown = "" if "@" in setting else f"={setting!r}"  # it may hold a password
+        raise ConfigError(
+            f"HALT_DISCOVER{shown} is not allowed: use 1, 0, or addresses of model servers "
+            "with commas between, as in 127.0.0.1:11434 or http://models.example:8080/v1."
+        )
+    return f"{parts.scheme}://{parts.netloc}/v1"
+
+
 def _validate_lists(config: Config) -> None:
+    if len(config.discover_addresses) > DISCOVER_MAX:
+        raise ConfigError(f"HALT_DISCOVER names more than {DISCOVER_MAX} addresses: use fewer.")
     for name, rates in (
         ("HALT_RATE_SESSION", config.rate_session),
         ("HALT_RATE_ADDRESS", config.rate_address),

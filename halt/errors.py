@@ -288,6 +288,10 @@ DETAIL_MAX = 5_000  # characters of what a server said that are kept
 QUOTE_MAX = 300  # characters of them that are shown
 
 
+#: A request without the access token is refused with this.
+TOKEN_NEEDED = "An access token is needed."  # noqa: S105 - words about one
+
+
 class UpstreamError(HaltError):
     """The model's server, or the way to it, failed.
 
@@ -295,7 +299,7 @@ class UpstreamError(HaltError):
     provider, never from our own configuration. `hint` is ours, and is shown behind all of it.
     `sentence` and `retryable` stand in for those of the code, and `status` for its status.
     `resend` is False where the person alone may try again, because a second request is in vain or
-    may be billed too.
+    may be billed too. `of_demo`: the server is the demo model's, which Halt starts.
     """
 
     def __init__(
@@ -309,6 +313,7 @@ class UpstreamError(HaltError):
         retryable: bool | None = None,
         status: int | None = None,
         resend: bool = True,
+        of_demo: bool = False,
     ):
         usual, again = CODES[code]
         self.code = code
@@ -317,12 +322,14 @@ class UpstreamError(HaltError):
         self.detail = detail[:DETAIL_MAX]
         self.hint = hint
         self.own_status = status
+        self.of_demo = of_demo
         self.resend = resend
         self._own: dict[str, Any] = {
             "sentence": sentence,
             "retryable": retryable,
             "status": status,
             "resend": resend,
+            "of_demo": of_demo,
         }
         message = sentence or usual
         if code in {"rate_limited", "model_loading"} and self.retryable:
@@ -341,6 +348,10 @@ class UpstreamError(HaltError):
     def once(self) -> UpstreamError:
         """This error, after which the request is not sent again without being asked to."""
         return self._with(self.detail, self.hint, resend=False)
+
+    def demo(self) -> UpstreamError:
+        """This error, as one of the demo model's server."""
+        return self._with(self.detail, self.hint, of_demo=True)
 
     def instead(self, code: str, *, sentence: str = "") -> UpstreamError:
         """What this one says, with another code."""

@@ -16,14 +16,26 @@ from typing import Any
 # one that takes the place of one that died.
 import halt.app  # noqa: F401
 from halt import config as halt_config
-from halt import data_folder, embedded, open_files, page_opener, server_check, systemd
+from halt import (
+    data_folder,
+    discovery,
+    embedded,
+    loop,
+    open_files,
+    page_opener,
+    server_check,
+    systemd,
+)
 from halt.config import Config
 from halt.database import open_database
 from halt.errors import StoreUnavailable
+from halt.model_servers import Found
 from halt.provider_settings import Setup, setup
 
 #: Seconds without a heartbeat after which the master replaces a worker.
 HANGS_AFTER = 60
+#: The variables in which the master tells its workers of the demo model.
+EMBEDDED = ("HALT_EMBEDDED_URL", "HALT_EMBEDDED_KEY", "HALT_EMBEDDED_MODEL", "HALT_EMBEDDED_FAULT")
 
 
 def settings() -> dict[str, Any]:
@@ -109,9 +121,16 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
         sys.exit(f"halt: {exc}")
     published = {"HALT_SECRET_KEY": key}
     server.halt_supervisor = None
-    model = providers.default or providers.providers[0].first_model or "the first model"
-    talks_to = f"{model} at {', '.join(each.base_url for each in providers.providers)}"
-    if config.wants_embedded:
+    if config.has_provider:
+        model = providers.default or providers.providers[0].first_model or "the first model"
+        talks_to = f"{model} at {', '.join(each.base_url for each in providers.providers)}"
+    else:
+        found = _look(server, config)
+        published["HALT_DISCOVERED"] = found.encoded()
+        # Not those of an older master, of whose demo model nothing may be left.
+        published |= dict.fromkeys(EMBEDDED, "")
+        talks_to = found.text
+    if not (config.has_provider or found.chats):
         missing = embedded.unavailable()
         if missing is None:
             server.halt_supervisor = embedded.launch()
@@ -121,13 +140,23 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
                 "HALT_EMBEDDED_KEY": chosen.api_key,
                 "HALT_EMBEDDED_MODEL": chosen.model,
             }
-            talks_to = f"the demo model {chosen.model} (set OPENAI_API_KEY or OPENAI_BASE_URL)"
+            demo = f"the demo model {chosen.model} (set OPENAI_API_KEY or OPENAI_BASE_URL)"
         else:
             published["HALT_EMBEDDED_FAULT"] = missing
-            talks_to = f"no model: {missing}"
+            demo = f"no model: {missing}"
+        talks_to = "; ".join(filter(None, (demo, talks_to)))
     published["HALT_MAX_STREAMS"] = str(open_files.allow(config.max_streams))
     halt_config.publish(published)
     server.halt_talks_to = talks_to
+
+
+def _look(server: Any, config: Config) -> Found:
+    """The model servers that are found at the start, nothing where none are looked for."""
+    listens = list(server.cfg.address)
+    if halt_config.variable("LISTEN_FDS"):
+        listens.append(None)  # systemd's sockets, of which the settings tell nothing
+    mark = loop.mark_of(config.data_folder)
+    return discovery.found_at_start(discovery.addresses_of(config, listens), mark)
 
 
 def when_ready(server: Any, config: Config) -> None:

@@ -109,7 +109,7 @@ class Halt:
             api_version=api_version,
             model=model,
         )
-        if upstream is None and settings.wants_embedded and not settings.upstream_url:
+        if upstream is None and not settings.has_provider and not settings.upstream_url:
             raise ConfigError(
                 "There is no model's server: give base_url or api_key, or set OPENAI_BASE_URL or "
                 "OPENAI_API_KEY."

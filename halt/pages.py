@@ -90,6 +90,7 @@ from halt.web import (
     saving,
     sent_without_scripts,
     token_matches,
+    told_system_prompt,
     toolbox,
 )
 
@@ -133,7 +134,12 @@ blueprint = Blueprint("pages", __name__)
 
 
 def install(
-    app: Flask, store: Store, recorder: Recorder, titles: Titles, renderer: Renderer
+    app: Flask,
+    store: Store,
+    recorder: Recorder,
+    titles: Titles,
+    renderer: Renderer,
+    models: Catalog,
 ) -> None:
     """Put the page into the application; `recorder` is that of its generations."""
     app.extensions["halt.renderer"] = renderer
@@ -142,7 +148,7 @@ def install(
     app.extensions["halt.recorder"] = recorder
     app.extensions["halt.lengths"] = Lengths()
     app.extensions["halt.demo_ready"] = threading.Event()
-    app.extensions["halt.catalog"] = Catalog(app.extensions["halt"].upstream)
+    app.extensions["halt.catalog"] = models
     app.register_blueprint(blueprint)
 
 
@@ -178,15 +184,17 @@ def _rendering() -> Rendering:
 
 def _page(conversation_id: str, conversation: Conversation | None) -> str:
     own = conversation.settings.system_prompt if conversation else None
+    chosen = conversation.model if conversation else None
     return render_template(
         "chat.html",
         conversation_id=conversation_id,
         title=conversation.title if conversation else "",
-        system_prompt=config().told_system_prompt if own is None else own,
+        system_prompt=told_system_prompt(chosen) if own is None else own,
         **_window(conversation),
         used=used(conversation.usage) if conversation else "",
         config=config(),
-        chosen=conversation.model if conversation else None,
+        chosen=chosen,
+        catalog=catalog(),
         model=generations().upstream.known_model,
         loading=_demo_is_loading(),
     )
@@ -195,7 +203,7 @@ def _page(conversation_id: str, conversation: Conversation | None) -> str:
 def _demo_is_loading() -> bool:
     """Whether the demo model does not answer yet. Once it has, it is not asked again."""
     ready: threading.Event = current_app.extensions["halt.demo_ready"]
-    if not (config().wants_embedded and config().embedded_url) or ready.is_set():
+    if not config().has_demo or ready.is_set():
         return False
     try:
         with limited(DEMO_WAIT) as line:
@@ -245,7 +253,7 @@ def index() -> str:
 @blueprint.get("/demo")
 def demo() -> str:
     """Asked by a page that was told that the demo model is being loaded, until it is."""
-    return render_template("demo.html", loading=_demo_is_loading())
+    return render_template("demo.html", loading=_demo_is_loading(), catalog=catalog())
 
 
 @blueprint.get("/c/<conversation_id>")
@@ -506,13 +514,36 @@ def _from(found: Conversation, *message_ids: int) -> str:
 @blueprint.get("/models")
 def models() -> str:
     """What can be chosen, as options; the one that is chosen stays so where it is still offered."""
+    chosen = checked_model(request.args.get("model", ""))
     return render_template(
-        "models.html",
+        "models_listed.html",
         groups=catalog().look(),
         no_list=catalog().has_no_list,
-        chosen=checked_model(request.args.get("model", "")),
+        notes=catalog().notes,
+        catalog=catalog(),
+        config=config(),
+        loading=catalog().is_discovered and _demo_is_loading(),
+        chosen=chosen,
         model=generations().upstream.known_model,
+        system_prompt=_prompt_with(chosen, request.args.get("conversation", "")),
     )
+
+
+def _prompt_with(model: str, conversation_id: str) -> str | None:
+    """The system prompt of a conversation with this model, None where it is not known.
+
+    The demo model has one of its own.
+    """
+    if not conversation_id:
+        return None
+    try:
+        found = conversations().get(conversation_id, owner() or "", limit=1)
+    except UnknownConversation:  # it is a new one
+        return told_system_prompt(model)
+    except StoreUnavailable:
+        return None
+    own = found.settings.system_prompt
+    return told_system_prompt(model) if own is None else own
 
 
 def _exchange(found: Conversation) -> str:
@@ -556,6 +587,7 @@ def _begin(found: Conversation) -> Run:
     Returns the first answer's run.
     """
     store, lengths, recorder = conversations(), _lengths(), _recorder()
+    prompts: dict[str, list[Message]] = {}  # by the server's own system prompt
     titles: Titles = current_app.extensions["halt.titles"]
     exchange = found.exchanges[-1]
     settings = found.settings
@@ -602,9 +634,11 @@ def _begin(found: Conversation) -> Run:
     runs: list[Run] = []
     try:
         count_starts(len(waiting))
-        messages = store.told(found.id, found.owner, config().told_system_prompt)
         for each in waiting:
-            runs.append(started(each, messages))  # noqa: PERF401 - those before a fault are stopped
+            own = told_system_prompt(each.asked)
+            if own not in prompts:
+                prompts[own] = store.told(found.id, found.owner, own)
+            runs.append(started(each, prompts[own]))
     except Exception:
         idle = [each.stream_id for each in waiting[len(runs) :]]
         try:

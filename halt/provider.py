@@ -325,6 +325,8 @@ class Provider:
 
     def _hinted(self, method: str, path: str, fault: UpstreamError) -> UpstreamError:
         """A fault that may be the address's, with what was asked and what to look at."""
+        if self._settings.is_demo:
+            fault = fault.demo()
         suspect = {"endpoint_not_found", "upstream_web_page"}
         check = f"check {self.address_setting}, or the address in the file."
         if self.usual_end and WHOLE.search(urlsplit(self._base).path) is None:

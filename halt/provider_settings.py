@@ -38,12 +38,14 @@ from halt.config import (
     variable,
 )
 from halt.embedded import REQUEST_EXTRA
+from halt.model_servers import Server, decoded
 
 Kind = Literal["openai", "azure", "anthropic"]
 
 ANTHROPIC_URL = "https://api.anthropic.com"
 MAX_TOKENS = 4096  # of an answer, where a provider must be told and the request does not say
 
+DEMO = "demo"  # the provider that the demo model is
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 KINDS = ("openai", "azure", "anthropic")
 
@@ -63,6 +65,7 @@ class ProviderSettings:
     extra_body: Mapping[str, Any] = field(default_factory=dict)  # further fields of each request
     connect_timeout: float = 5.0
     continues: str = "auto"  # how a model goes on with a stopped answer, one of CONTINUES
+    is_demo: bool = False  # the demo model, which Halt starts
 
     @property
     def first_model(self) -> str:
@@ -106,16 +109,31 @@ def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:
 def _of_environment(config: Config) -> Setup:
     limit = config.connect_timeout
     found = []
-    if config.api_key or config.base_url or config.wants_embedded:
+    if not config.has_provider:
+        found += [of_server(server, config) for server in decoded(config.discovered).servers]
+    if config.has_demo or not (config.has_provider or found):
         found.append(
             ProviderSettings(
-                name="demo" if config.wants_embedded else "openai",
+                name=DEMO,
+                kind="openai",
+                base_url=config.embedded_url,
+                key=config.upstream_key,
+                default_model=config.known_model,
+                # Lets the embedded model notice a Stop while it reads a prompt.
+                extra_body=REQUEST_EXTRA,
+                connect_timeout=limit,
+                continues=config.continues,
+                is_demo=True,
+            )
+        )
+    if config.api_key or config.base_url:
+        found.append(
+            ProviderSettings(
+                name="openai",
                 kind="openai",
                 base_url=config.upstream_url,
                 key=config.upstream_key,
                 default_model=config.known_model,
-                # Lets the embedded model notice a Stop while it reads a prompt.
-                extra_body=REQUEST_EXTRA if config.wants_embedded else {},
                 connect_timeout=limit,
                 continues=config.continues,
             )
@@ -145,6 +163,18 @@ def _of_environment(config: Config) -> Setup:
             )
         )
     return Setup(providers=tuple(found), default=config.model)
+
+
+def of_server(server: Server, config: Config) -> ProviderSettings:
+    """The provider that a model server becomes which was found."""
+    return ProviderSettings(
+        name=server.name,
+        kind="openai",
+        base_url=server.url,
+        default_model=server.default,
+        connect_timeout=config.connect_timeout,
+        continues=config.continues,
+    )
 
 
 # --- a program's arguments ------------------------------------------------------------------------

@@ -9,8 +9,9 @@ minute, so that a provider that is down or silent hides nobody else's models and
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -33,22 +34,39 @@ def _question(name: str, ask: Callable[[Line], T], kept: float) -> Question[T]:
     return Question(name, ask, kept=kept, again=FAILED_SECONDS, limit=ASK_SECONDS)
 
 
+class _Member(NamedTuple):
+    upstream: Upstream
+    models: Question[list[str]]
+    check: Question[bool]
+
+
+Lists = Mapping[str, tuple[list[str] | None, HaltError | None]]
+
+
 class Providers:
-    """The Upstream of one or several providers."""
+    """The Upstream of one or several providers. Providers may be added while it is used."""
 
     def __init__(self, providers: Mapping[str, Upstream], default: str = "") -> None:
-        """At least one provider. `default` is the model that answers where none is named."""
-        self._providers = dict(providers)
-        self._first = next(iter(providers.values()))
-        self._single = len(providers) == 1
+        """`default` is the model that answers where none is named."""
         self._default = default
-        self._lists = {
-            name: _question(name, each.models, KEPT_SECONDS) for name, each in providers.items()
-        }
-        self._checks = {
-            name: _question(name, self._checked(each), FAILED_SECONDS)
-            for name, each in providers.items()
-        }
+        self._lock = threading.Lock()  # held while the two below are replaced, not to read them
+        self._members: Mapping[str, _Member] = {}
+        self._closed = False
+        for name, upstream in providers.items():
+            self.add(name, upstream)
+
+    def add(self, name: str, upstream: Upstream) -> None:
+        """Offer one more provider. It is closed at once where the name is taken, or all are."""
+        member = _Member(
+            upstream,
+            _question(name, upstream.models, KEPT_SECONDS),
+            _question(name, self._checked(upstream), FAILED_SECONDS),
+        )
+        with self._lock:
+            if is_new := not self._closed and name not in self._members:
+                self._members = {**self._members, name: member}
+        if not is_new:
+            upstream.close()
 
     def open(self, request: ChatRequest, line: Line) -> Reply:
         provider, model = self._resolve(request.model or self._default, line.chain)
@@ -57,10 +75,12 @@ class Providers:
         return provider.open(request, line)
 
     def models(self, line: Line) -> list[str]:
-        if self._single:
-            return self._first.models(line)
-        found = self._all(self._lists, line.chain)
-        names = [f"{name}/{model}" for name, (models, _) in found.items() for model in models or ()]
+        if single := self._single:
+            return single.models(line)
+        found = self._lists(line.chain)
+        names = [
+            self._full(name, model) for name, (models, _) in found.items() for model in models or ()
+        ]
         if not names:
             self._raise_first(found)
         return names
@@ -72,7 +92,7 @@ class Providers:
         models that it listed before, or none. An interrupted line waits for nothing. Raises
         UpstreamError where no provider has a model: which fault says whether there is a list.
         """
-        found = self._all(self._lists, line.chain, 0.0 if line.interrupted else WAIT_SECONDS)
+        found = self._lists(line.chain, 0.0 if line.interrupted else WAIT_SECONDS)
         if not line.interrupted and not any(models for models, _ in found.values()):
             if any(models is None and fault is None for models, fault in found.values()):
                 raise UpstreamError("upstream_unreachable", "it did not answer in time")
@@ -84,11 +104,12 @@ class Providers:
 
     def check(self, line: Line) -> None:
         """One provider that answers is enough."""
-        if self._single:
-            self._first.check(line)
+        if single := self._single:
+            single.check(line)
             return
+        checks = {name: member.check for name, member in self._members.items()}
         for seconds in (WAIT_SECONDS, ASK_SECONDS):  # the silent ones are awaited only if need be
-            found = self._all(self._checks, line.chain, seconds, fresh=True)
+            found = self._all(checks, line.chain, seconds, fresh=True)
             if any(answer for answer, fault in found.values() if fault is None):
                 return
         self._raise_first(found)
@@ -97,28 +118,49 @@ class Providers:
     def known_model(self) -> str:
         if self._default:
             return self._default
-        name = next(iter(self._providers))
-        model = self._first.known_model
+        name, member = next(iter(self._members.items()))
+        model = member.upstream.known_model
         return self._full(name, model) if model else ""
 
     def close(self) -> None:
-        for provider in self._providers.values():
-            provider.close()
+        with self._lock:
+            self._closed = True
+        for member in self._members.values():
+            member.upstream.close()
+
+    @property
+    def _single(self) -> Upstream | None:
+        """The only provider, None where there are several."""
+        members = self._members
+        return next(iter(members.values())).upstream if len(members) == 1 else None
 
     def _full(self, name: str, model: str) -> str:
+        """The name by which requests ask for a provider's model."""
         return model if self._single else f"{name}/{model}"
+
+    def _lists(self, chain: Chain, seconds: float = WAIT_SECONDS) -> Lists:
+        """What each provider lists, as far as it is known after this many seconds.
+
+        `chain`: that of the request for which they are asked, see `halt.loop`.
+        """
+        questions = {name: member.models for name, member in self._members.items()}
+        return self._all(questions, chain, seconds)
 
     def _resolve(self, model: str, chain: Chain) -> tuple[Upstream, str]:
         """Who answers for a model, and its name there. Raises UpstreamError."""
-        if self._single or not model:
-            return self._first, model
+        members = self._members
+        if len(members) == 1 or not model:
+            return next(iter(members.values())).upstream, model
         name, _, rest = model.partition("/")
-        if rest and name in self._providers:
-            return self._providers[name], rest
-        found = self._all(self._lists, chain)
+        if rest and name in members:
+            return members[name].upstream, rest
+        return self._listing(model, self._lists(chain))
+
+    def _listing(self, model: str, found: Lists) -> tuple[Upstream, str]:
+        """The one provider that lists a model, and its name there. Raises UpstreamError."""
         listing = [name for name, (models, _) in found.items() if model in (models or ())]
         if len(listing) == 1:
-            return self._providers[listing[0]], model
+            return self._members[listing[0]].upstream, model
         if listing:
             choice = " or ".join(f"{name}/{model}" for name in listing)
             raise UpstreamError(
@@ -127,7 +169,7 @@ class Providers:
         raise UpstreamError(
             "model_not_found",
             f"no provider lists {model!r}: use PROVIDER/MODEL, "
-            f"PROVIDER being one of {', '.join(self._providers)}",
+            f"PROVIDER being one of {', '.join(self._members)}",
         )
 
     @staticmethod

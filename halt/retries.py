@@ -45,8 +45,8 @@ class Retries:
         Its port is reserved before the model listens, so a refused connection means the same there.
         The fault of any other server is shown: only the user knows whether to wait for it.
         """
-        is_demo = self._config.wants_embedded and bool(self._config.embedded_url)
-        return is_demo and fault.code in {"model_loading", "upstream_refused"} and fault.retryable
+        is_known = fault.code in {"model_loading", "upstream_refused"}
+        return fault.of_demo and is_known and fault.retryable
 
     def _until_loaded(self, fault: UpstreamError, waited: float) -> float:
         """Seconds until the server may have loaded its model. Raises the fault.

@@ -38,16 +38,16 @@ def checked_settings(settings: Settings) -> Settings:
     return settings
 
 
-def settings_of(form: Mapping[str, str], system_prompt: str) -> Settings:
+def settings_of(form: Mapping[str, str], *system_prompts: str) -> Settings:
     """What a form says; an empty field means the default. Raises RequestError.
 
-    `system_prompt` is the server's own, shown in the form: it is kept as the default where it was
-    left as it is. An emptied one means that there is to be none.
+    `system_prompts` are the server's own, one of which was shown in the form: it is kept as the
+    default where it was left as it is. An emptied one means that there is to be none.
     """
-    told = form.get("system_prompt", system_prompt).replace("\r\n", "\n").strip()
+    told = form.get("system_prompt", system_prompts[0]).replace("\r\n", "\n").strip()
     settings = Settings(
         model=form.get("model", ""),
-        system_prompt=None if told == system_prompt.strip() else told,
+        system_prompt=None if told in map(str.strip, system_prompts) else told,
         temperature=_number(form.get("temperature", ""), float),
         max_tokens=_number(form.get("max_tokens", ""), int),
     )

@@ -32,6 +32,7 @@ from halt.web import (
     owner,
     owner_made,
     refusal,
+    told_system_prompt,
     wants_fragment,
 )
 
@@ -201,16 +202,20 @@ def settings(conversation_id: str) -> str:
 def save_settings(conversation_id: str) -> Response:
     if not is_id(conversation_id):
         raise RequestError("This can't name a conversation.", field="conversation_id")
-    wanted = settings_of(request.form, config().told_system_prompt)
+    # The form shows the prompt of the model that was chosen when it was opened.
+    own = told_system_prompt(request.form.get("model"))
+    demos = told_system_prompt(config().embedded_model)
+    wanted = settings_of(request.form, own, demos)
     found: Conversation = conversations().set_settings(conversation_id, owner_made(), wanted)
     prompt = found.settings.system_prompt
     html = render_template(
         "settings_saved.html",
         groups=catalog().look(),
         no_list=catalog().has_no_list,
+        notes=catalog().notes,
         chosen=found.settings.model,
         model=generations().upstream.known_model,
-        system_prompt=config().told_system_prompt if prompt is None else prompt,
+        system_prompt=told_system_prompt(found.settings.model) if prompt is None else prompt,
     )
     response = Response(html, mimetype="text/html")
     response.headers["HX-Push-Url"] = url_for("pages.conversation", conversation_id=found.id)
@@ -219,13 +224,15 @@ def save_settings(conversation_id: str) -> Response:
 
 def _panel(found: Settings) -> str:
     picked = request.args.get("model")  # the page's picker may be ahead of what was saved
+    chosen = found.model if picked is None else checked_model(picked)
     return render_template(
         "settings.html",
         s=found,
-        system_prompt=config().told_system_prompt,
+        system_prompt=told_system_prompt(chosen),
         groups=catalog().look(),
         no_list=catalog().has_no_list,
-        chosen=found.model if picked is None else checked_model(picked),
+        notes=catalog().notes,
+        chosen=chosen,
         model=generations().upstream.known_model,
     )
 

@@ -54,13 +54,21 @@ class Transport(httpx2.BaseTransport):
     """A pool of kept-alive HTTP/1.1 connections; proxies are those of its beginning."""
 
     def __init__(
-        self, connect_timeout: float, context: ssl.SSLContext | None = None, mark: str = ""
+        self,
+        connect_timeout: float,
+        context: ssl.SSLContext | None = None,
+        mark: str = "",
+        *,
+        direct: bool = False,
     ) -> None:
-        """`mark`: of the Halt whose requests these are, empty where it is no server."""
+        """`mark`: of the Halt whose requests these are, empty where it is no server.
+
+        `direct`: no proxy is used, whatever the environment says.
+        """
         self._connect_timeout = connect_timeout
         self._context = context or httpx2.create_ssl_context()
         self._mark = mark
-        self._proxies = Proxies()
+        self._proxies = None if direct else Proxies()
         self._names = Names()
         self._lock = threading.Lock()  # protects the two below; taken for no longer than a look
         self._idle: deque[tuple[_Key, socket.socket, float]] = deque()
@@ -77,7 +85,7 @@ class Transport(httpx2.BaseTransport):
             request.headers[loop.HEADER] = loop.value(self._mark, line.chain)
         url = request.url
         key = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
-        proxy = _usable(self._proxies.of(url))
+        proxy = _usable(self._proxies.of(url)) if self._proxies else None
         if proxy is not None and url.scheme == "http":
             # A proxy is asked for the whole address; https goes through a tunnel instead.
             target = b"http://%b%b" % (url.netloc, url.raw_path)

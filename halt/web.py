@@ -52,7 +52,7 @@ from halt.client_address import address
 from halt.config import Config
 from halt.conversations import Store
 from halt.cors import admitted, is_api, is_own
-from halt.errors import HaltError, RequestError, TooLarge
+from halt.errors import TOKEN_NEEDED, HaltError, RequestError, TooLarge
 from halt.events import encode
 from halt.generation import Generations
 from halt.recorder import Saving
@@ -117,6 +117,11 @@ def conversations() -> Store:
     """What the application that serves this request keeps conversations in."""
     found: Store = current_app.extensions["halt.store"]
     return found
+
+
+def told_system_prompt(model: str | None = "") -> str:
+    """The system prompt of conversations with a model, where they have none of their own."""
+    return config().told_system_prompt(model or generations().upstream.known_model)
 
 
 def catalog() -> Catalog:
@@ -498,7 +503,7 @@ def guard() -> BaseResponse | None:
         return refused
     if wants_page():
         return redirect(url_for("pages.login"))
-    response = _error_response(401, "unauthorized", "An access token is needed.")
+    response = _error_response(401, "unauthorized", TOKEN_NEEDED)
     response.headers["WWW-Authenticate"] = "Bearer"
     if wants_fragment():
         response.headers["HX-Redirect"] = url_for("pages.login")

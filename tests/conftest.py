@@ -38,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(folder.cleanup)
     os.environ["XDG_DATA_HOME"] = folder.name
     os.environ["HALT_DATA"] = str(Path(folder.name) / "halt")
+    os.environ["HALT_DISCOVER"] = "0"  # what runs beside the tests is none of their matter
 
 
 def halt_environment(env: dict[str, str]) -> dict[str, str]:
@@ -55,7 +56,8 @@ def halt_environment(env: dict[str, str]) -> dict[str, str]:
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     # Titles are the first words, so that the upstream is asked what a test asks and nothing else.
-    return clean | {"PORT": "0", "PYTHONUNBUFFERED": "1", "HALT_TITLES": "words", **env}
+    own = {"PORT": "0", "PYTHONUNBUFFERED": "1", "HALT_TITLES": "words", "HALT_DISCOVER": "0"}
+    return clean | own | env
 
 
 def refused_start(*args: str, **settings: Any) -> tuple[int, str]:

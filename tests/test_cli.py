@@ -42,9 +42,11 @@ from tests.conftest import (
     new_id,
 )
 from tests.fake_openai import FakeOpenAI
+from tests.model_servers import listing, models
 from tests.pseudo_terminal import Terminal
 from tests.races import interrupt_in
 from tests.scripted import SOON
+from tests.wire import HandMade
 
 CHAT = [sys.executable, "-m", "flask", "--app", "app", "chat"]
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -712,6 +714,16 @@ def test_without_a_key_the_demo_model_answers_and_leaves(env: Environment) -> No
     assert done.stdout.strip()
     assert not CONTROL.search(done.stdout)
     assert embedded.MODEL in done.stderr
+
+
+def test_without_a_key_a_model_server_that_is_found_answers(env: Environment) -> None:
+    """It is found as the server finds it, before the demo model is thought of."""
+    own = {k: v for k, v in env.items() if not k.startswith("OPENAI_")}
+    with HandMade(listing(models("text-embedding", "m"))) as server:
+        # Only that address is asked, where HOST is reached by other machines.
+        own |= {"HALT_DISCOVER": f"127.0.0.1:{server.port}", "HALT_ALLOW_ANONYMOUS": "1"}
+        done = piped({**own, "HOST": "0.0.0.0"}, "Say hello.")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "m answers.\n", "")
 
 
 # --- ends and silence -----------------------------------------------------------------------------

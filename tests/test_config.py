@@ -62,6 +62,7 @@ DEFAULTS = {
     "DATABASE_URL": "",
     "HALT_EVENTS_DAYS": 7.0,
     "HALT_CONFIG": "",
+    "HALT_DISCOVER": "1",
     "HALT_SYSTEM_PROMPT": "",
     "HALT_CONNECT_TIMEOUT": 5.0,
     "HALT_FIRST_BYTE_TIMEOUT": 900.0,
@@ -244,6 +245,15 @@ def test_a_system_prompt_that_leaves_no_room_is_refused() -> None:
     load({"HALT_SYSTEM_PROMPT": "x" * 20, "HALT_MAX_PROMPT_CHARS": "21"})
 
 
+def test_the_demo_model_alone_has_a_prompt_of_its_own() -> None:
+    """A server's model that answers beside it is not told to be brief."""
+    demo = {"HALT_EMBEDDED_URL": "http://127.0.0.1:2/v1", "HALT_EMBEDDED_MODEL": "Smol"}
+    assert load(demo).told_system_prompt("Smol").startswith("You are")
+    assert load(demo).told_system_prompt("ollama/m") == ""
+    assert load({"OPENAI_API_KEY": "k", **demo}).told_system_prompt("Smol") == ""
+    assert load({"HALT_SYSTEM_PROMPT": "Be.", **demo}).told_system_prompt("Smol") == "Be."
+
+
 def test_certificates_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     """The line names the file and what is wrong with it."""
     for name, reason in (("missing.pem", "No such file"), ("empty.pem", "no certificate")):
@@ -298,9 +308,10 @@ def test_where_the_requests_go(environ: dict[str, str], url: str | None, key: st
     config = load(environ)
     assert config.upstream_url == (environ["HALT_EMBEDDED_URL"] if url is None else url)
     assert config.upstream_key == key
-    assert config.wants_embedded is not bool(
+    assert config.has_provider is bool(
         environ.get("OPENAI_API_KEY") or environ.get("OPENAI_BASE_URL")
     )
+    assert config.has_demo is (url is None)
 
 
 def test_every_stream_has_a_thread_and_a_refusal_too() -> None:

@@ -94,6 +94,9 @@ LAYERS = {
     "upstream": 2,
     "anthropic_upstream": 2,
     "providers": 2,
+    "model_servers": 0,
+    "discovery": 2,
+    "found_providers": 2,
     "choice": 3,
     "journal": 2,
     "catalog": 3,
@@ -259,6 +262,7 @@ def test_only_the_composition_root_chooses_implementations() -> None:
         "AzureUpstream": {"upstream", "choice"},
         "AnthropicUpstream": {"anthropic_upstream", "choice"},
         "Providers": {"providers", "choice"},
+        "FoundProviders": {"choice"},
         "StopRegistry": {"stops", "library", "app", "cli"},
     }
     for name, tree in TREES.items():

@@ -102,16 +102,16 @@ def answer(*responses: bytes) -> Handler:
 
 
 class HandMade:
-    """A server on a free port of 127.0.0.1, for the duration of a `with`."""
+    """A server on a port of 127.0.0.1, a free one by default, for the duration of a `with`."""
 
-    def __init__(self, *handlers: Handler) -> None:
+    def __init__(self, *handlers: Handler, port: int = 0) -> None:
         self._handlers = handlers
         self._changed = threading.Condition()  # protects the figures below
         self.accepted = 0  # connections
         self.over = 0  # connections whose handler has returned
         self._peers: list[Peer] = []
         self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self._accepting = threading.Thread(target=self._accept, name="hand-made", daemon=True)

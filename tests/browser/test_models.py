@@ -6,8 +6,11 @@ from playwright.sync_api import Locator, expect
 
 from tests.browser.chat import Chat
 from tests.browser.conftest import OpenChat
-from tests.conftest import StartHalt
+from tests.conftest import StartHalt, eventually
 from tests.fake_openai import FakeOpenAI
+from tests.model_servers import listing, models
+from tests.test_upstream import closed_port
+from tests.wire import HandMade
 
 
 def picker(chat: Chat) -> Locator:
@@ -99,3 +102,34 @@ def test_a_name_that_is_none_is_refused(chat: Chat) -> None:
     expect(chat.page.locator("#notice")).to_contain_text("model must be a name")
     expect(chat.prompt).to_have_value("Hello?")
     assert chat.exchanges() == 0
+
+
+def test_a_server_that_appears_is_offered_when_the_list_is_opened(
+    open_chat: OpenChat, start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """Without a reload: its models are there, answer by default, and the notice on top is gone."""
+    port = closed_port()
+    halt = start_halt(HALT_DISCOVER=f"127.0.0.1:{port}", HOST="0.0.0.0", HALT_ALLOW_ANONYMOUS=1)
+    halt.url = f"http://127.0.0.1:{halt.port}"
+    chat = open_chat(halt, fake)
+    notice = chat.page.locator("#model-notice .banner")
+    expect(notice).to_contain_text("open the list of models")
+    chat.page.wait_for_load_state("networkidle")
+    name = f"local-{port}/m"
+    with HandMade(listing(models("m", owner="user")), port=port):
+        expect(picker(chat).locator(f'option[value="{name}"]')).to_have_count(0)
+
+        def offered() -> bool:  # each time that it is opened; two looks are seconds apart
+            chat.prompt.hover()
+            picker(chat).hover()
+            picker(chat).focus()
+            chat.prompt.focus()
+            return picker(chat).locator(f'option[value="{name}"]').count() == 1
+
+        eventually(offered)
+        expect(picker(chat).locator("option").first).to_have_text(f"Default: {name}")
+        expect(notice).to_have_count(0)
+        expect(chat.page.locator("#system")).to_be_hidden()
+        chat.say("Hello.")
+        chat.wait_text("m answers.")
+        chat.wait_state("done")

@@ -1,0 +1,355 @@
+"""Looks for model servers where no provider is set: at their usual ports of this machine, and at
+the addresses that HALT_DISCOVER names.
+
+Each address gets one GET /v1/models, all at once, without proxy, redirect, cookie or key. The
+answer counts where it is a JSON object with a list `data`. A JSON refusal with status 401 is a
+server that needs a key. Any other answer, and silence, is left alone for a minute; an address where
+nothing listens is asked again with the next look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+import ssl
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+from urllib.parse import urlsplit
+
+import httpx2
+import msgspec
+
+from halt import VERSION
+from halt.config import Config, is_loopback
+from halt.errors import TOKEN_NEEDED, Interrupted
+from halt.http1 import REFUSAL_MAX, Body
+from halt.line import Line, Quiet, on_line
+from halt.metrics import now
+from halt.model_list import Model, models_of
+from halt.model_servers import (
+    LISTS_LOADED,
+    LOOPBACK,
+    USUAL,
+    Found,
+    Locked,
+    Names,
+    Server,
+    decoded,
+    origin,
+    product_of,
+)
+from halt.question import Question
+from halt.transport import Transport
+
+ASK_SECONDS = 0.3  # for all addresses together
+SPARE_SECONDS = 0.1  # for their threads to notice that the time is over
+LOOK_AGAIN = 3.0  # seconds between two looks
+LEFT_ALONE = 60.0  # seconds that an address is not asked, after an answer that is no list
+BODY_MAX = REFUSAL_MAX  # bytes of an answer
+CHILD_SECONDS = 3.0  # for the master's look, after which its process is killed
+
+logger = logging.getLogger(__name__)
+
+HEADERS = {"Accept": "application/json", "User-Agent": f"halt/{VERSION}"}
+
+
+def addresses_of(config: Config, listens: Sequence[Any]) -> tuple[str, ...]:
+    """The addresses that are asked, none where discovery is off or a provider is set.
+
+    `listens`: where the server listens, as gunicorn has it: (host, port), or the path of a Unix
+    socket; anything else may be reached from anywhere. The usual ports are asked only where Halt is
+    reached from this machine alone, as those servers are. Halt's own ports
+    are never asked.
+    """
+    if not config.discovers:
+        return ()
+    ports = {place[1] for place in listens if isinstance(place, tuple)}
+    is_local = all(
+        is_loopback(place[0]) if isinstance(place, tuple) else isinstance(place, str)
+        for place in listens
+    )
+    usual = USUAL if is_local else ()
+    named = (url.replace("//localhost:", f"//{LOOPBACK}:") for url in config.discover_addresses)
+    return tuple(url for url in dict.fromkeys((*usual, *named)) if not _is_own(url, ports))
+
+
+def _is_own(url: str, ports: set[int]) -> bool:
+    parts = urlsplit(url)
+    return parts.port in ports and is_loopback(parts.hostname or "")
+
+
+def found_for(config: Config) -> Found:
+    """One look at the addresses of the settings, for a program that does not listen itself."""
+    return Discovery(Found(addresses=addresses_of(config, [(config.host, 0)]))).look_now()
+
+
+def discovery_of(config: Config, mark: str = "") -> Discovery | None:
+    """What goes on looking where the master began; None where nothing is looked for.
+
+    Where there was no master the usual ports are not asked: where such a server listens is unknown.
+    """
+    found = decoded(config.discovered) if config.discovers else Found()
+    if config.discovers and not config.discovered:
+        found = Found(addresses=addresses_of(config, [None]))
+    return Discovery(found, mark) if found.addresses else None
+
+
+class Discovery:
+    """The model servers at some addresses, with one look at a time. Threads may share one."""
+
+    def __init__(self, found: Found, mark: str = "") -> None:
+        """`found`: the addresses, and what an earlier look found there. `mark`: see `halt.loop`."""
+        self._mark = mark
+        self._names = Names(found.addresses)
+        self._found = found
+        # The thread that looks, of which there is one at a time, has these two:
+        self._servers = {server.url: server for server in found.servers}
+        self._left_until: dict[str, tuple[float, Locked | None]] = {}
+        self._question = Question(
+            "model-servers", self._look, kept=LOOK_AGAIN, again=LOOK_AGAIN, limit=CHILD_SECONDS
+        )
+
+    @property
+    def known(self) -> Found:
+        """What the last look found."""
+        return self._found
+
+    def look(self) -> Found:
+        """What there is now. Takes ASK_SECONDS at most, no time where it was just looked."""
+        asked_at = self._question.begin()
+        self._question.wait(asked_at + ASK_SECONDS + 2 * SPARE_SECONDS, fresh=True)
+        return self._found
+
+    def _look(self, line: Line) -> Found:
+        self.look_now()
+        return self._found
+
+    def look_now(self) -> Found:
+        """The same, in this thread and whenever it was looked last; for one thread at a time."""
+        started_at = now()
+        asked = [
+            url
+            for url in self._found.addresses
+            if url not in self._left_until or self._left_until[url][0] <= started_at
+        ]
+        answers = _ask_all(asked, self._mark)
+        for url in asked:
+            self._left_until.pop(url, None)
+            self._learn(url, answers.get(url))
+        addresses = self._found.addresses
+        self._found = Found(
+            addresses=addresses,
+            servers=tuple(self._servers[url] for url in addresses if url in self._servers),
+            locked=tuple(
+                locked
+                for url in addresses
+                if (locked := self._left_until.get(url, (0.0, None))[1]) is not None
+            ),
+        )
+        return self._found
+
+    def _learn(self, url: str, answer: _Answer | None) -> None:
+        if answer is not None and answer.models is not None:
+            self._servers[url] = self._server(url, answer)
+        elif answer is not None and answer.is_away:
+            self._servers.pop(url, None)
+        elif url not in self._servers:  # one that was found is busy, or starts again
+            is_locked = answer is not None and answer.is_locked
+            self._left_until[url] = now() + LEFT_ALONE, Locked(url=url) if is_locked else None
+
+    def _server(self, url: str, answer: _Answer) -> Server:
+        models = answer.models or []
+        name, title = self._names.of(url, [model.owner for model in models])
+        chatting = [model.name for model in models if model.chats]
+        loaded = [model for model in chatting if model in answer.loaded]
+        return Server(
+            name=name,
+            title=title,
+            url=url,
+            models=tuple(model.name for model in models),
+            default=(loaded or chatting or [""])[0],
+            is_loaded=bool(loaded),
+        )
+
+
+def found_at_start(addresses: tuple[str, ...], mark: str = "") -> Found:
+    """One look, in a process of its own: no thread is left in this one, which is about to fork.
+
+    The look-up of a name would leave one that nothing can end.
+    """
+    found = Found(addresses=addresses)
+    if not addresses:
+        return found
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _look_as_child(Discovery(found, mark), writer)
+    os.close(writer)
+    try:
+        said = _read_all(reader, now() + CHILD_SECONDS)
+    finally:
+        os.close(reader)
+        os.kill(child, signal.SIGKILL)  # it is not waited for yet, so the number is still its own
+        os.waitpid(child, 0)
+    return decoded(said.decode()) if said.endswith(b"}") else found
+
+
+def _look_as_child(discovery: Discovery, writer: int) -> NoReturn:
+    try:
+        with open(writer, "wb") as answer:
+            answer.write(msgspec.json.encode(discovery.look_now()))
+    except Exception:
+        logger.exception("model servers")
+    finally:
+        os._exit(0)
+
+
+def _read_all(reader: int, until: float) -> bytes:
+    """What is written to a pipe until it is closed or `until` comes."""
+    parts = []
+    while select.select([reader], [], [], max(0.0, until - now()))[0]:
+        part = os.read(reader, 65_536)
+        if not part:
+            break
+        parts.append(part)
+    return b"".join(parts)
+
+
+# --- one look -------------------------------------------------------------------------------------
+
+
+class _Answer(NamedTuple):
+    """What an address answered, where that was in time. All of it false: no model server."""
+
+    models: list[Model] | None = None
+    loaded: frozenset[str] = frozenset()  # names of models that are in memory
+    is_locked: bool = False  # a key is needed
+    is_away: bool = False  # nothing listens, or it says that it starts
+
+
+def _ask_all(urls: Sequence[str], mark: str) -> dict[str, _Answer]:
+    """Their answers as far as they came in ASK_SECONDS."""
+    until = now() + ASK_SECONDS
+    # To read the certificates takes 20 ms, and the rest of a look 3 ms.
+    is_plain = all(url.startswith("http://") for url in urls)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if is_plain else None
+    transport = Transport(ASK_SECONDS, context, mark, direct=True)
+    answers: dict[str, _Answer] = {}  # each thread sets its own
+
+    def ask(url: str, line: Line) -> None:
+        try:
+            with on_line(line):
+                answers[url] = answer = _ask(transport, line, url)
+                if answer.models:
+                    loaded = answer.loaded | _loaded(transport, line, url, answer.models)
+                    answers[url] = answer._replace(loaded=loaded)
+        except (Interrupted, httpx2.HTTPError):
+            pass  # what is there of its answer counts
+        except Exception:
+            logger.exception("%s", url)
+
+    lines = {url: Line() for url in urls}
+    threads = []
+    for url, line in lines.items():
+        thread = threading.Thread(target=ask, args=(url, line), name="halt-look", daemon=True)
+        with contextlib.suppress(RuntimeError):  # the system has no more threads
+            thread.start()
+            threads.append(thread)
+    for thread in threads:
+        thread.join(max(0.0, until - now()))
+    for line in lines.values():
+        line.interrupt()
+    for thread in threads:
+        thread.join(max(0.0, until + SPARE_SECONDS - now()))
+    transport.close()
+    return dict(answers)
+
+
+def _ask(transport: Transport, line: Line, url: str) -> _Answer:
+    """The models at an address. Raises httpx2's errors, Interrupted."""
+    try:
+        status, value = _get(transport, line, f"{url}/models")
+    except httpx2.ConnectError:
+        return _Answer(is_away=True)
+    if status == 503:  # llama.cpp that loads its model
+        return _Answer(is_away=True)
+    if status == 401 and isinstance(value, dict):
+        return _Answer(is_locked=TOKEN_NEEDED not in str(value))  # else it is another Halt
+    if status != 200 or not isinstance(value, dict):
+        return _Answer()
+    listed = value.get("data", value)  # Ollama without a model says null
+    if listed is not None and not isinstance(listed, list):
+        return _Answer()
+    models = models_of({"data": listed}) or []
+    if (listed and not models) or any(model.owner == "halt" for model in models):
+        return _Answer()
+    return _Answer(models, _marked_loaded(url, listed or [], models))
+
+
+def _marked_loaded(url: str, items: list[Any], models: list[Model]) -> frozenset[str]:
+    """The models that a list itself tells to be in memory."""
+    by_status = {  # llama.cpp's router
+        item["id"]: item["status"].get("value") == "loaded"
+        for item in items
+        if isinstance(item, dict)
+        and isinstance(item.get("id"), str)
+        and isinstance(item.get("status"), dict)
+    }
+    if by_status:
+        return frozenset(name for name, is_loaded in by_status.items() if is_loaded)
+    product = product_of(url, [model.owner for model in models])
+    if product is None or product.name not in LISTS_LOADED:
+        return frozenset()
+    return frozenset(model.name for model in models)
+
+
+def _loaded(transport: Transport, line: Line, url: str, models: list[Model]) -> frozenset[str]:
+    """The models that a server of a known product has in memory, by its own API."""
+    product = product_of(url, [model.owner for model in models])
+    name = product.name if product else ""
+    if name == "ollama":
+        _, value = _get(transport, line, f"{origin(url)}/api/ps")
+        return frozenset(model.name for model in models_of(value) or [])
+    if name == "lmstudio":
+        _, value = _get(transport, line, f"{origin(url)}/api/v0/models")
+        items = value.get("data") if isinstance(value, dict) else None
+        return frozenset(
+            str(item.get("id"))
+            for item in (items if isinstance(items, list) else [])
+            if isinstance(item, dict) and item.get("state") == "loaded"
+        )
+    return frozenset()
+
+
+def _get(transport: Transport, line: Line, url: str) -> tuple[int, Any]:
+    """Status and decoded JSON, None where the body is none. Raises httpx2's errors, Interrupted."""
+    response = transport.handle_request(httpx2.Request("GET", url, headers=HEADERS))
+    body = response.extensions["halt.body"]
+    assert isinstance(body, Body)  # noqa: S101 - our own transport put it there
+    parts, size = [], 0
+    try:
+        while part := _read(body, line):
+            parts.append(part)
+            size += len(part)
+            if size > BODY_MAX:
+                return response.status_code, None
+    finally:
+        body.close()
+    try:
+        return response.status_code, json.loads(b"".join(parts))
+    except (ValueError, RecursionError):
+        return response.status_code, None
+
+
+def _read(body: Body, line: Line) -> bytes:
+    while True:
+        try:
+            return body.read()
+        except Quiet:  # the look ends before a second of silence is over; a busy machine is late
+            if line.interrupted:
+                raise Interrupted("the look is over") from None

@@ -1,0 +1,143 @@
+"""The providers that are found while Halt runs: model servers of this machine, and the demo model.
+
+A found server's models are PROVIDER/MODEL, also where it is the only one, so that their names stay
+valid when another server appears. The demo model has its own name, and answers where no server has
+a model. A server that is gone is offered no more, and is named as the one that cannot be reached
+where its models are asked for.
+
+Where a request names no model, the one that was used last answers, else one that is in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from halt.chat import ChatRequest, Reply, Upstream
+from halt.discovery import Discovery
+from halt.errors import HaltError
+from halt.line import Line
+from halt.loop import Chain
+from halt.model_servers import Found, Server
+from halt.provider_settings import DEMO
+from halt.providers import WAIT_SECONDS, Lists, Providers
+
+#: What Ollama adds to the name of a model that has no tag.
+LATEST = ":latest"
+
+
+class FoundProviders(Providers):
+    """The Upstream of what `discovery` finds."""
+
+    def __init__(
+        self,
+        providers: Mapping[str, Upstream],
+        discovery: Discovery,
+        make: Callable[[Server], Upstream],
+        *,
+        demo: str = "",
+        wanted: str = "",
+        recent: Sequence[str] = (),
+    ) -> None:
+        """`providers`: the demo model's, and those that were found; `make` makes further ones.
+
+        `demo` is the demo model, empty where it does not run. `wanted` answers by default where it
+        is offered; else one of `recent` does: models that answered, the newest first.
+        """
+        super().__init__(providers)
+        self._discovery = discovery
+        self._make = make
+        self._demo = demo
+        self._wanted = wanted
+        self._recent = [name for name in recent if name != demo]
+        self._last = ""  # the model that a request named last; any thread sets it
+
+    def open(self, request: ChatRequest, line: Line) -> Reply:
+        if request.model:
+            reply = super().open(request, line)
+            self._last = request.model
+            return reply
+        found = self._discovery.known
+        if not (found.servers or self._demo) or any(each.models is None for each in found.servers):
+            found = self._look(line.chain)
+        name = self._chosen(found) or None
+        return super().open(msgspec.structs.replace(request, model=name), line)
+
+    def models(self, line: Line) -> list[str]:
+        self._look(line.chain)
+        return super().models(line)
+
+    @property
+    def known_model(self) -> str:
+        return self._chosen(self._discovery.known)
+
+    @property
+    def _single(self) -> Upstream | None:
+        single = super()._single
+        return single if DEMO in self._members else None
+
+    def _full(self, name: str, model: str) -> str:
+        return model if name == DEMO else f"{name}/{model}"
+
+    def _look(self, chain: Chain) -> Found:
+        """What there is now; providers that are new are added.
+
+        What is known, where another Halt asks: it may be looking for servers itself, and each of
+        the two would wait for the other.
+        """
+        found = self._discovery.known if chain else self._discovery.look()
+        for server in found.servers:
+            if server.name not in self._members:
+                self.add(server.name, self._make(server))
+        return found
+
+    def _lists(self, chain: Chain, seconds: float = WAIT_SECONDS) -> Lists:
+        found = self._look(chain) if seconds else self._discovery.known
+        lists: dict[str, tuple[list[str] | None, HaltError | None]] = {
+            server.name: (None if server.models is None else list(server.models), None)
+            for server in found.servers
+        }
+        if DEMO in self._members and (self._demo or not lists):
+            lists[DEMO] = self._all({DEMO: self._members[DEMO].models}, chain, seconds)[DEMO]
+        return lists
+
+    def _resolve(self, model: str, chain: Chain) -> tuple[Upstream, str]:
+        if not model:
+            return next(iter(self._members.values())).upstream, model
+        name, _, rest = model.partition("/")
+        if rest and name in self._members:
+            return self._members[name].upstream, rest
+        lists = self._lists(chain)
+        if rest and name in self._members:  # it was found just now
+            return self._members[name].upstream, rest
+        if len(lists) == 1 and not any(model in (models or ()) for models, _ in lists.values()):
+            # A server knows more than it lists: Ollama "x" where it lists "x:latest".
+            return self._members[next(iter(lists))].upstream, model
+        return self._listing(model, lists)
+
+    def _chosen(self, found: Found) -> str:
+        """The model that answers where none is named, empty where there is none."""
+        for name in (self._wanted, self._last, *self._recent):
+            if offered := self._offered(name, found):
+                return offered
+        chatting = [server for server in found.servers if server.default]
+        for server in sorted(chatting, key=lambda server: not server.is_loaded):
+            return self._full(server.name, server.default)
+        return self._demo
+
+    def _offered(self, name: str, found: Found) -> str:
+        """The full name of a model that is offered, empty for any other."""
+        if not name or name == self._demo:
+            return name
+        provider, _, rest = name.partition("/")
+        for server in found.servers:
+            if rest and server.name == provider and (server.models is None or _has(server, rest)):
+                return name
+        listing = [server for server in found.servers if _has(server, name)]
+        return self._full(listing[0].name, name) if len(listing) == 1 else ""
+
+
+def _has(server: Server, model: str) -> bool:
+    listed = server.models or ()
+    return model in listed or model + LATEST in listed
