@@ -49,6 +49,7 @@ from halt.transport import Transport
 ASK_SECONDS = 0.3  # for all addresses together
 SPARE_SECONDS = 0.1  # for their threads to notice that the time is over
 LOOK_AGAIN = 3.0  # seconds between two looks
+MISSED_AGAIN = 0.5  # the same, where a model is asked for that none is known to have
 LEFT_ALONE = 60.0  # seconds that an address is not asked, after an answer that is no list
 BODY_MAX = REFUSAL_MAX  # bytes of an answer
 CHILD_SECONDS = 3.0  # for the master's look, after which its process is killed
@@ -107,6 +108,7 @@ class Discovery:
         self._mark = mark
         self._names = Names(found.addresses)
         self._found = found
+        self._looked_at = float("-inf")
         # The thread that looks, of which there is one at a time, has these two:
         self._servers = {server.url: server for server in found.servers}
         self._left_until: dict[str, tuple[float, Locked | None]] = {}
@@ -119,8 +121,13 @@ class Discovery:
         """What the last look found."""
         return self._found
 
-    def look(self) -> Found:
-        """What there is now. Takes ASK_SECONDS at most, no time where it was just looked."""
+    def look(self, *, missed: bool = False) -> Found:
+        """What there is now. Takes ASK_SECONDS at most, no time where it was just looked.
+
+        `missed`: a model is asked for that none is known to have. Another worker may know.
+        """
+        if missed and now() - self._looked_at >= MISSED_AGAIN:
+            self._question.expire()
         asked_at = self._question.begin()
         self._question.wait(asked_at + ASK_SECONDS + 2 * SPARE_SECONDS, fresh=True)
         return self._found
@@ -131,7 +138,7 @@ class Discovery:
 
     def look_now(self) -> Found:
         """The same, in this thread and whenever it was looked last; for one thread at a time."""
-        started_at = now()
+        self._looked_at = started_at = now()
         asked = [
             url
             for url in self._found.addresses

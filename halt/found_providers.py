@@ -80,13 +80,13 @@ class FoundProviders(Providers):
     def _full(self, name: str, model: str) -> str:
         return model if name == DEMO else f"{name}/{model}"
 
-    def _look(self, chain: Chain) -> Found:
-        """What there is now; providers that are new are added.
+    def _look(self, chain: Chain, *, missed: bool = False) -> Found:
+        """What there is now; providers that are new are added. `missed`: see `Discovery.look`.
 
         What is known, where another Halt asks: it may be looking for servers itself, and each of
         the two would wait for the other.
         """
-        found = self._discovery.known if chain else self._discovery.look()
+        found = self._discovery.known if chain else self._discovery.look(missed=missed)
         for server in found.servers:
             if server.name not in self._members:
                 self.add(server.name, self._make(server))
@@ -108,6 +108,8 @@ class FoundProviders(Providers):
         name, _, rest = model.partition("/")
         if rest and name in self._members:
             return self._members[name].upstream, rest
+        if not self._offered(model, self._discovery.known):
+            self._look(chain, missed=True)
         lists = self._lists(chain)
         if rest and name in self._members:  # it was found just now
             return self._members[name].upstream, rest

@@ -63,6 +63,12 @@ class Question(Generic[T]):
             self._learn(answered, None, UpstreamError("internal", "no thread"))
         return asked_at
 
+    def expire(self) -> None:
+        """What is known is fresh no more: the next `begin` asks, unless it is under way."""
+        with self._lock:
+            if self._answered.is_set():
+                self._good_until = float("-inf")
+
     def wait(self, until: float, *, fresh: bool = False) -> tuple[T | None, HaltError | None]:
         """The last answer, and the fault if there was one since; awaited where there is neither.
 

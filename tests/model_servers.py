@@ -77,7 +77,8 @@ def _drip(peer: Peer) -> None:
 def _endless(peer: Peer) -> None:
     peer.request()
     peer.send(OK + JSON + b'\r\n{"data": [')
-    while True:
+    never = threading.Event()
+    while not never.wait(0.001):
         peer.send(b'{"id": "m"},' * 5000)
 
 

@@ -198,7 +198,7 @@ def test_the_request_brings_nothing_that_could_be_taken(
 ) -> None:
     """One GET without a key, cookie or body, and through no proxy, whatever the environment says."""
     requests: list[bytes] = []
-    proxy = serve(lambda peer: requests.append(b"proxy"))
+    proxy = serve(lambda peer: None)
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-hush")
 
@@ -207,13 +207,24 @@ def test_the_request_brings_nothing_that_could_be_taken(
         peer.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
 
     server = serve(handle)
-    look(f"http://localhost:{server.port}/v1")
+    look(server.url, "http://models.invalid/v1")
+    assert proxy.accepted == 0
     (request,) = requests
     head = request.lower()
     assert head.startswith(b"get /v1/models http/1.1\r\n")
     assert head.endswith(b"\r\n\r\n")
     for name in (b"authorization", b"cookie", b"api-key", b"hush"):
         assert name not in head
+
+
+def test_an_answer_without_an_end_is_read_for_so_long_and_no_longer(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is closed after a megabyte, whatever time there is left."""
+    monkeypatch.setattr(discovery, "ASK_SECONDS", 60.0)
+    server = serve(NONE["endless"])
+    assert look(server.url).servers == ()
+    server.wait_over(1)
 
 
 def test_a_closed_port_and_a_server_that_loads_are_asked_again(serve: Serve) -> None:
@@ -395,6 +406,22 @@ def test_a_server_that_appears_is_offered_with_the_next_look(
     assert [name for name, _ in upstream.catalog(Line())] == ["one", "two"]
 
 
+def test_a_model_that_nobody_lists_is_looked_for_at_once(
+    offer: OfferOf, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker may have found its server already, and a page have it from there."""
+    monkeypatch.setattr(discovery, "LOOK_AGAIN", 3600.0)
+    monkeypatch.setattr(discovery, "MISSED_AGAIN", 0.0)
+    urls = serve(listing(models("a"))).url, down()
+    usual(["one", "two"], urls, monkeypatch)
+    upstream = offer(*urls)
+    assert upstream.models(Line()) == ["one/a"]
+    serve(listing(models("b")), port=urlsplit(urls[1]).port or 0)
+    assert upstream.models(Line()) == ["one/a"]
+    assert ask(upstream, "two/b").text == "b answers."
+    assert upstream.models(Line()) == ["one/a", "two/b"]
+
+
 def test_a_server_that_has_gone_is_offered_no_more(
     offer: OfferOf, two: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -501,7 +528,7 @@ def test_the_master_passes_on_what_a_named_address_has(start_halt: StartHalt, se
         HALT_DISCOVER=f"127.0.0.1:{server.port}", HOST="0.0.0.0", HALT_ALLOW_ANONYMOUS=1
     )
     origin = f"http://127.0.0.1:{server.port}"
-    assert f"It talks to 3 models of Ollama at {origin}\n" in halt.printed
+    assert halt.wait_printed(r"It talks to (.*)\n")[1] == f"3 models of Ollama at {origin}"
     names = [each["id"] for each in halt.client().get("/v1/models").json["data"]]
     assert names[-1] == f"ollama-{server.port}/qwen3:8b"
     assert halt.client().chat(names[1]).to_end().text == "llama3.2:latest answers."

@@ -100,3 +100,24 @@ def test_a_silent_server_has_a_limit() -> None:
     _, fault = answer(question(ask, limit=0.05))
     assert fault is not None
     assert fault.code == "upstream_unreachable"
+
+
+def test_what_has_expired_is_asked_anew() -> None:
+    """Once; a question that is under way is not asked beside itself."""
+    asked: list[Line] = []
+    go_on = threading.Event()
+
+    def ask(line: Line) -> str:
+        asked.append(line)
+        assert go_on.wait(SOON)
+        return str(len(asked))
+
+    one = question(ask)
+    one.begin()
+    one.expire()
+    one.begin()
+    go_on.set()
+    assert answer(one) == ("1", None)
+    assert answer(one) == ("1", None)
+    one.expire()
+    assert answer(one) == ("2", None)
