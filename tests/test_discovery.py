@@ -26,7 +26,7 @@ from halt.providers import Providers
 from tests.conftest import ROOT, StartHalt
 from tests.model_servers import FOUND, LOADING, LOCKED, NONE, OLLAMA, listing, models
 from tests.test_upstream import ask, closed_port, refused
-from tests.wire import HandMade, Peer
+from tests.wire import Background, HandMade, Peer
 
 Serve = Callable[..., HandMade]
 
@@ -222,9 +222,8 @@ def test_an_answer_without_an_end_is_read_for_so_long_and_no_longer(
 ) -> None:
     """The connection is closed after a megabyte, whatever time there is left."""
     monkeypatch.setattr(discovery, "ASK_SECONDS", 60.0)
-    server = serve(NONE["endless"])
-    assert look(server.url).servers == ()
-    server.wait_over(1)
+    looking = Background(lambda: look(serve(NONE["endless"]).url))
+    assert looking.end() is None
 
 
 def test_a_closed_port_and_a_server_that_loads_are_asked_again(serve: Serve) -> None:
@@ -471,6 +470,9 @@ def test_the_default_is_the_wish_else_what_was_used_last_else_what_is_in_memory(
         wanted = offer(*two, recent=recent, model=wish)
         assert ask(wanted).text == "llama3.2 answers."
     assert ask(offer(*two, model="not-there")).text == "qwen3:8b answers."
+    turned = offer(two[1], two[0])
+    turned.models(Line())
+    assert turned.known_model == "ollama/qwen3:8b"  # the other one is not known to be loaded
     assert ask(offer(two[1])).text == "qwen3:8b answers."  # the first: none is known to be loaded
 
 
