@@ -2,7 +2,7 @@
 
 import sys
 
-if __package__ == "":  # run as a file, by which gunicorn starts itself anew: see `halt.serve`
+if not __package__:  # run as a file, as gunicorn does to replace itself: see `halt.serve`
     sys.path[0] = __file__.rpartition("/")[0].rpartition("/")[0]
 
 from halt.commands import main

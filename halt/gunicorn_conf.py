@@ -170,10 +170,9 @@ def when_ready(server: Any, config: Config) -> None:
     ]
     where = ", ".join(addresses)
     print(f"Halt is at {where}\nIt talks to {server.halt_talks_to}", file=sys.stderr, flush=True)
-    if config.open_page:
-        halt_config.publish({"HALT_OPEN_PAGE": ""})  # not again, by the master that replaces this
-        if page := page_opener.page_of(addresses):
-            page_opener.open_page(page)
+    is_replacement = server.master_pid != 0  # started by SIGUSR2, without the options of the first
+    if config.open_page and not is_replacement and (page := page_opener.page_of(addresses)):
+        page_opener.open_page(page)
 
 
 def on_reload(server: Any) -> None:

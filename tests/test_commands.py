@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from halt import VERSION, commands, config, embedded, page_opener
+from halt import VERSION, commands, config, embedded, gunicorn_conf, page_opener
 from halt import serve as server
-from tests.conftest import ROOT, HaltServer, eventually, halt_environment, refused
+from halt.config import Config
+from tests.conftest import ROOT, HaltServer, StartHalt, eventually, halt_environment, refused
 from tests.fake_openai import FakeOpenAI
 from tests.pseudo_terminal import Terminal
 
@@ -89,6 +94,22 @@ def test_settings_of_the_current_folder_are_not_gunicorns(tmp_path: Path, comman
         {"HALT_DATA": "data", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"},
     )
     assert (status, printed) == (0, "")
+
+
+def test_sigusr2_starts_a_master_that_takes_over(
+    start_halt: StartHalt, shared_fake: FakeOpenAI
+) -> None:
+    """The new one has the same port and settings, and serves once the old one has left."""
+    server = start_halt(shared_fake)
+    server.process.send_signal(signal.SIGUSR2)
+    server.wait_printed(r"(?s)(Halt is at \S+\nIt talks to [^\n]+\n).*\1")
+    try:
+        server.terminate()
+        assert server.wait() == 0
+        assert server.client().get("/").status == 200
+    finally:
+        os.killpg(server.process.pid, signal.SIGTERM)
+        eventually(lambda: server.gone)
 
 
 def test_help_names_the_commands() -> None:
@@ -179,6 +200,20 @@ def test_no_open_opens_nothing(monkeypatch: pytest.MonkeyPatch, options: list[st
     monkeypatch.setattr(server, "serve", serve)
     assert CliRunner().invoke(commands.commands, options).exit_code == 0
     assert published == ({} if options else {"HALT_OPEN_PAGE": "1"})
+
+
+@pytest.mark.parametrize(("older_master", "opens"), [(0, True), (77, False)])
+def test_a_master_that_replaces_another_opens_no_page(
+    monkeypatch: pytest.MonkeyPatch, older_master: int, opens: bool
+) -> None:
+    """Nor does it where the one before it was started with `--no-open`: it has no such option."""
+    opened: list[str] = []
+    monkeypatch.setattr(page_opener, "open_page", opened.append)
+    monkeypatch.setattr(gc, "freeze", lambda: None)  # of a master
+    listeners = ["http://127.0.0.1:1"]
+    master = SimpleNamespace(LISTENERS=listeners, halt_talks_to="m", master_pid=older_master)
+    gunicorn_conf.when_ready(master, Config(open_page=True))
+    assert opened == (["http://127.0.0.1:1/"] if opens else [])
 
 
 @pytest.mark.parametrize(
