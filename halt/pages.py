@@ -587,7 +587,6 @@ def _begin(found: Conversation) -> Run:
     Returns the first answer's run.
     """
     store, lengths, recorder = conversations(), _lengths(), _recorder()
-    prompts: dict[str, list[Message]] = {}  # by the server's own system prompt
     titles: Titles = current_app.extensions["halt.titles"]
     exchange = found.exchanges[-1]
     settings = found.settings
@@ -634,11 +633,10 @@ def _begin(found: Conversation) -> Run:
     runs: list[Run] = []
     try:
         count_starts(len(waiting))
-        for each in waiting:
-            own = told_system_prompt(each.asked)
-            if own not in prompts:
-                prompts[own] = store.told(found.id, found.owner, own)
-            runs.append(started(each, prompts[own]))
+        prompts = [told_system_prompt(each.asked) for each in waiting]
+        messages = {prompt: store.told(found.id, found.owner, prompt) for prompt in set(prompts)}
+        for each, prompt in zip(waiting, prompts, strict=True):
+            runs.append(started(each, messages[prompt]))
     except Exception:
         idle = [each.stream_id for each in waiting[len(runs) :]]
         try:
