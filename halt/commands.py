@@ -45,26 +45,23 @@ commands.add_command(doctor)
 
 
 @commands.command(context_settings={"ignore_unknown_options": True})
-@click.option("--host", metavar="ADDRESS", help="Address to listen on. [HOST; 127.0.0.1]")
-@click.option("--port", metavar="PORT", help="Port to listen on. [PORT; 8000]")
-@click.option("--base-url", metavar="URL", help="The model's server. [OPENAI_BASE_URL]")
-@click.option("--model", metavar="NAME", help="The model that answers. [HALT_MODEL]")
-@click.option("--data", metavar="FOLDER", help="Where conversations are kept. [HALT_DATA]")
+@click.option("--host", "HOST", metavar="ADDRESS", help="Address to listen on. [HOST; 127.0.0.1]")
+@click.option("--port", "PORT", metavar="PORT", help="Port to listen on. [PORT; 8000]")
+@click.option(
+    "--base-url", "OPENAI_BASE_URL", metavar="URL", help="The model's server. [OPENAI_BASE_URL]"
+)
+@click.option("--model", "HALT_MODEL", metavar="NAME", help="The model that answers. [HALT_MODEL]")
+@click.option(
+    "--data", "HALT_DATA", metavar="FOLDER", help="Where conversations are kept. [HALT_DATA]"
+)
 @click.option("--no-open", is_flag=True, help="Do not open the page in a browser.")
 @click.argument("gunicorn", nargs=-1, type=click.UNPROCESSED, metavar="[GUNICORN'S OPTIONS]")
-def serve(gunicorn: tuple[str, ...], no_open: bool, **options: str | None) -> None:
+def serve(gunicorn: tuple[str, ...], no_open: bool, **variables: str | None) -> None:
     """Serve the page and the API until the process is told to leave.
 
     An option comes before its variable, which stands in brackets with its default.
     """
-    variables = {
-        "host": "HOST",
-        "port": "PORT",
-        "base_url": "OPENAI_BASE_URL",
-        "model": "HALT_MODEL",
-        "data": "HALT_DATA",
-    }
-    config.publish({variables[name]: value for name, value in options.items() if value is not None})
+    config.publish({name: value for name, value in variables.items() if value is not None})
     if not no_open and config.at_a_desktop():
         config.publish({"HALT_OPEN_PAGE": "1"})
     from halt.serve import serve as run  # noqa: PLC0415
