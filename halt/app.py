@@ -49,7 +49,7 @@ from halt.titles import Titles
 from halt.tools import Tool, Toolbox
 from halt.workers import SharedGenerations
 
-#: Answers whose models may answer by default, the newest first.
+#: The newest answers that are searched for the model that was used last.
 RECENT_MODELS = 100
 
 
@@ -91,7 +91,7 @@ def create_app(
     app.extensions["halt.mark"] = mark = loop.mark_of(settings.data_folder)
     discovery = discovery_of(settings, mark) if upstream is None else None
     recent: list[str] = []
-    if settings.discovered:  # else this is perhaps no server, and keeps nothing
+    if settings.discovered:  # by the master; else this may be no server, and makes no database
         with contextlib.suppress(StoreUnavailable):  # another default model does as well
             recent = store.recent_models(RECENT_MODELS)
     app.extensions["halt"] = SharedGenerations(

@@ -52,7 +52,7 @@ LOOK_AGAIN = 3.0  # seconds between two looks
 MISSED_AGAIN = 0.5  # the same, where a model is asked for that none is known to have
 LEFT_ALONE = 60.0  # seconds that an address is not asked, after an answer that is no list
 BODY_MAX = REFUSAL_MAX  # bytes of an answer
-CHILD_SECONDS = 3.0  # for the master's look, after which its process is killed
+LOOK_MAX = 3.0  # seconds for a look as a whole; the process in which the master looks is killed
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,7 @@ def addresses_of(config: Config, listens: Sequence[Any]) -> tuple[str, ...]:
 
     `listens`: where the server listens, as gunicorn has it: (host, port), or the path of a Unix
     socket; anything else may be reached from anywhere. The usual ports are asked only where Halt is
-    reached from this machine alone, as those servers are. Halt's own ports
-    are never asked.
+    reached from this machine alone, as those servers are. Halt's own ports are never asked.
     """
     if not config.discovers:
         return ()
@@ -94,8 +93,9 @@ def discovery_of(config: Config, mark: str = "") -> Discovery | None:
 
     Where there was no master the usual ports are not asked: where such a server listens is unknown.
     """
-    found = decoded(config.discovered) if config.discovers else Found()
-    if config.discovers and not config.discovered:
+    if config.discovered and config.discovers:
+        found = decoded(config.discovered)
+    else:
         found = Found(addresses=addresses_of(config, [None]))
     return Discovery(found, mark) if found.addresses else None
 
@@ -113,7 +113,7 @@ class Discovery:
         self._servers = {server.url: server for server in found.servers}
         self._left_until: dict[str, tuple[float, Locked | None]] = {}
         self._question = Question(
-            "model-servers", self._look, kept=LOOK_AGAIN, again=LOOK_AGAIN, limit=CHILD_SECONDS
+            "model-servers", self._look, kept=LOOK_AGAIN, again=LOOK_AGAIN, limit=LOOK_MAX
         )
 
     @property
@@ -122,9 +122,10 @@ class Discovery:
         return self._found
 
     def look(self, *, missed: bool = False) -> Found:
-        """What there is now. Takes ASK_SECONDS at most, no time where it was just looked.
+        """What there is now. Waits half a second at most, and not where a look has just ended.
 
-        `missed`: a model is asked for that none is known to have. Another worker may know.
+        `missed`: a model is asked for that none is known to have. Another worker may know it, so
+        MISSED_AGAIN seconds between two looks are enough.
         """
         if missed and now() - self._looked_at >= MISSED_AGAIN:
             self._question.expire()
@@ -137,15 +138,15 @@ class Discovery:
         return self._found
 
     def look_now(self) -> Found:
-        """The same, in this thread and whenever it was looked last; for one thread at a time."""
+        """One look, made in this thread whenever the last one was; for one thread at a time."""
         self._looked_at = started_at = now()
-        asked = [
+        due = [
             url
             for url in self._found.addresses
             if url not in self._left_until or self._left_until[url][0] <= started_at
         ]
-        answers = _ask_all(asked, self._mark)
-        for url in asked:
+        answers = _ask_all(due, self._mark)
+        for url in due:
             self._left_until.pop(url, None)
             self._learn(url, answers.get(url))
         addresses = self._found.addresses
@@ -198,12 +199,12 @@ def found_at_start(addresses: tuple[str, ...], mark: str = "") -> Found:
         _look_as_child(Discovery(found, mark), writer)
     os.close(writer)
     try:
-        said = _read_all(reader, now() + CHILD_SECONDS)
+        written = _read_all(reader, now() + LOOK_MAX)
     finally:
         os.close(reader)
         os.kill(child, signal.SIGKILL)  # it is not waited for yet, so the number is still its own
         os.waitpid(child, 0)
-    return decoded(said.decode()) if said.endswith(b"}") else found
+    return decoded(written.decode()) if written.endswith(b"}") else found
 
 
 def _look_as_child(discovery: Discovery, writer: int) -> NoReturn:

@@ -125,7 +125,7 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
         model = providers.default or providers.providers[0].first_model or "the first model"
         talks_to = f"{model} at {', '.join(each.base_url for each in providers.providers)}"
     else:
-        found = _look(server, config)
+        found = _discover(server, config)
         published["HALT_DISCOVERED"] = found.encoded()
         # Not those of an older master, of whose demo model nothing may be left.
         published |= dict.fromkeys(EMBEDDED, "")
@@ -150,7 +150,7 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
     server.halt_talks_to = talks_to
 
 
-def _look(server: Any, config: Config) -> Found:
+def _discover(server: Any, config: Config) -> Found:
     """The model servers that are found at the start, nothing where none are looked for."""
     listens = list(server.cfg.address)
     if halt_config.variable("LISTEN_FDS"):
@@ -200,7 +200,7 @@ def post_worker_init(worker: Any) -> None:
     service.begin()
     try:
         worker.wsgi.extensions["halt.archive"].recover()
-    except StoreUnavailable as fault:  # whoever asks for one of these answers tries it again
+    except StoreUnavailable as fault:  # the next request for one of them tries it again
         logging.getLogger("halt").error("interrupted answers: %s", fault.message)
 
 

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 HEADER = "Halt-Via"
+ENVIRON = f"HTTP_{HEADER.upper().replace('-', '_')}"  # its name in a WSGI environment
 MARKS_MAX = 8  # Halts that a request may have passed; a circle of hosts behind one address ends
-GIVEN = re.compile(r"[0-9a-f]{16}")  # a mark
+MARK = re.compile(r"[0-9a-f]{16}")
 
 #: Of the process and those that it forks: a master's workers have it from the master. Nothing of it
 #: outlives the master, so no server can tell from a mark which installation it belongs to.
@@ -49,7 +50,7 @@ def mark_of(data_folder: Path) -> str:
     return blake2b(os.fsencode(data_folder.resolve()), key=_KEY, digest_size=8).hexdigest()
 
 
-def value(mark: str, chain: Chain = ()) -> str:
+def header_value(mark: str, chain: Chain = ()) -> str:
     """HEADER's value for a request that the Halt with this mark makes.
 
     `chain`: that of the request for which it is made, empty where Halt makes it of its own accord.
@@ -102,9 +103,9 @@ class Chains:
         self._app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        given = environ.get("HTTP_HALT_VIA", "")
-        if not given:
+        value = environ.get(ENVIRON, "")
+        if not value:
             return self._app(environ, start_response)
-        parts = [part.strip() for part in given.split(",")]
-        with passing_on(tuple(filter(GIVEN.fullmatch, parts))):
+        parts = [part.strip() for part in value.split(",")]
+        with passing_on(tuple(filter(MARK.fullmatch, parts))):
             return self._app(environ, start_response)

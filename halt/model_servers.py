@@ -118,8 +118,8 @@ def origin(url: str) -> str:
 
 def product_of(url: str, owners: Sequence[str] = ()) -> Product | None:
     """The product of a server that answers as one; `owners`: `owned_by` of the models it lists."""
-    told = next((_BY_OWNER[owner] for owner in owners if owner in _BY_OWNER), None)
-    return told or _BY_PORT.get(urlsplit(url).port or 0)
+    named = next((_BY_OWNER[owner] for owner in owners if owner in _BY_OWNER), None)
+    return named or _BY_PORT.get(urlsplit(url).port or 0)
 
 
 class Names:

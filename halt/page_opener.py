@@ -7,22 +7,22 @@ import sys
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-#: Addresses that a server listens on and no browser can open, with what it opens instead.
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - no server listens here
+#: Wildcard addresses, which no browser can open, with the loopback address that it opens instead.
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - no server listens here
 
 
 def page_of(addresses: Iterable[str]) -> str:
-    """The page's address, of the first one that a browser can open; empty: there is none."""
+    """The page's URL at the first address that a browser can open, empty where there is none."""
     for address in addresses:
         url = urlsplit(address)
         if url.scheme in {"http", "https"} and url.port:
-            host = _EVERYWHERE.get(url.hostname or "", url.netloc.rpartition(":")[0])
+            host = _WILDCARDS.get(url.hostname or "", url.netloc.rpartition(":")[0])
             return f"{url.scheme}://{host}:{url.port}/"
     return ""
 
 
 def open_page(url: str) -> None:
-    """Open it, in a process of its own: a browser may take seconds, or write to the terminal."""
+    """Open a URL in a process of its own: a browser may take seconds, or write to the terminal."""
     subprocess.Popen(  # noqa: S603 - our own interpreter; gunicorn's master waits for its children
         [sys.executable, "-P", "-m", "webbrowser", "-t", url],
         stdin=subprocess.DEVNULL,

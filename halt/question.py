@@ -1,7 +1,7 @@
 """A question that is asked in the background, one at a time, and whose answer is kept for a while.
 
-Whoever wants the answer gets what is known and waits no longer than he says, also where the server
-that should answer is silent.
+A caller gets what is known and waits no longer than it says, also where the server that should
+answer is silent.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Question(Generic[T]):
         except Exception as exc:
             logger.exception("%s", self._name)
             fault = UpstreamError("internal", type(exc).__name__)
-        finally:  # whatever happened: nobody waits in vain, and it can be asked again
+        finally:  # whatever happened: no caller waits in vain, and it can be asked again
             self._learn(answered, answer, fault)
 
     def _learn(self, answered: threading.Event, answer: T | None, fault: HaltError | None) -> None:

@@ -27,7 +27,7 @@ EXIT_STATUS = 4
 
 WORKER = "halt.worker.Worker"  # gunicorn loads it by this name, when it is to
 _START = f"cd {quote(str(CHECKOUT))} && gunicorn app:app" if CHECKOUT else "halt-chat"
-RIGHT = f"Start Halt by `{_START}`, without -k and --threads."
+_HINT = f"Start Halt by `{_START}`, without -k and --threads."
 
 
 def check(settings: Config) -> None:
@@ -46,22 +46,22 @@ def check_gunicorn(gunicorn: Any, settings: Config) -> None:
     if WORKER not in kinds:
         raise ConfigError(
             f"gunicorn runs its {gunicorn.worker_class_str} worker, and Stop needs Halt's own, "
-            f"which gunicorn.conf.py sets. {RIGHT}"
+            f"which gunicorn.conf.py sets. {_HINT}"
         )
     if gunicorn.max_requests:
         raise ConfigError(
             f"--max-requests={gunicorn.max_requests} is not allowed: a worker that is replaced "
-            f"cuts its streams off. {RIGHT}"
+            f"cuts its streams off. {_HINT}"
         )
     if gunicorn.strip_header_spaces:
         raise ConfigError(
             "--strip-header-spaces is not allowed: Halt's worker and gunicorn would find the end "
-            f"of a request in different places. {RIGHT}"
+            f"of a request in different places. {_HINT}"
         )
     if gunicorn.threads < settings.threads:
         raise ConfigError(
             f"--threads={gunicorn.threads} is too few: {settings.max_streams} streams "
-            f"(HALT_MAX_STREAMS) need {settings.threads}. {RIGHT}"
+            f"(HALT_MAX_STREAMS) need {settings.threads}. {_HINT}"
         )
     for address in gunicorn.address:
         if isinstance(address, tuple):  # else a Unix socket

@@ -488,7 +488,7 @@ def _check_body() -> None:
 
 
 def guard() -> BaseResponse | None:
-    """Before each request: turn away whoever may not make it. Raises RequestError, LoopDetected."""
+    """Before each request: refuse it where it is not allowed. Raises RequestError, LoopDetected."""
     loop.check(current_app.extensions["halt.mark"])  # first: it may end a circle
     if _is_misnamed():
         message = "Halt is not known here by this name. Set HALT_HOSTS to it, or HALT_TOKEN."

@@ -233,7 +233,7 @@ def test_a_mark_belongs_to_a_data_folder_and_to_one_master(
 ) -> None:
     """Two folders have two marks, and after a restart a folder has another one."""
     before = mark_of(tmp_path)
-    assert loop.GIVEN.fullmatch(before)
+    assert loop.MARK.fullmatch(before)
     assert mark_of(tmp_path / "x" / "..") == before
     assert mark_of(tmp_path / "other") != before
     monkeypatch.setattr(loop, "_KEY", secrets.token_bytes(16))
