@@ -3,9 +3,9 @@
 import sys
 
 if __name__ == "__main__":
-    from halt.serve import serve
+    from halt.serve import run_server
 
-    serve(sys.argv[1:])
+    run_server(sys.argv[1:])
 else:
     from halt.app import create_app
     from halt.wsgi import app

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from halt.chat import Upstream
 from halt.config import Config
-from halt.discovery import Discovery, discovery_of
+from halt.discovery import Discovery
 from halt.found_providers import FoundProviders
 from halt.provider_settings import ProviderSettings, of_server, setup
 from halt.providers import Providers
@@ -45,7 +45,6 @@ def make_upstream(
         return make_provider(settings, Transport(settings.connect_timeout, mark=mark))
 
     providers = {each.name: make(each) for each in wanted.providers}
-    discovery = discovery or discovery_of(config, mark)
     if only or discovery is None:
         return Providers(providers, wanted.default)
     return FoundProviders(

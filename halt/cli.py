@@ -47,10 +47,12 @@ def make_generations(
 ) -> Generations:
     """Generations that keep nothing, of the providers of the settings or the one named `only`."""
     from halt.choice import make_upstream  # noqa: PLC0415
+    from halt.discovery import discovery_of  # noqa: PLC0415
     from halt.generation import Generations  # noqa: PLC0415
     from halt.stops import StopRegistry  # noqa: PLC0415
 
-    return Generations(config, upstream or make_upstream(config, only), StopRegistry())
+    upstream = upstream or make_upstream(config, only, discovery=discovery_of(config))
+    return Generations(config, upstream, StopRegistry())
 
 
 def _settings() -> tuple[Config, Make]:

@@ -64,9 +64,9 @@ def serve(gunicorn: tuple[str, ...], no_open: bool, **variables: str | None) -> 
     config.publish({name: value for name, value in variables.items() if value is not None})
     if not no_open and config.at_a_desktop():
         config.publish({"HALT_OPEN_PAGE": "1"})
-    from halt.serve import serve as run  # noqa: PLC0415
+    from halt.serve import run_server  # noqa: PLC0415
 
-    run(gunicorn)
+    run_server(gunicorn)
 
 
 @commands.command()

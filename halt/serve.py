@@ -17,7 +17,7 @@ from halt.config import ConfigError, drop_empty, load
 SETTINGS = ["-c", str(GUNICORN_SETTINGS)]
 
 
-def serve(options: Sequence[str] = ()) -> NoReturn:
+def run_server(options: Sequence[str] = ()) -> NoReturn:
     """Run gunicorn in this process until it is told to leave; all that is loaded, its workers have.
 
     `options` are gunicorn's own and come before Halt's settings. Leaves with one line where a

@@ -197,7 +197,7 @@ def test_no_open_opens_nothing(monkeypatch: pytest.MonkeyPatch, options: list[st
 
     monkeypatch.setattr(config, "at_a_desktop", lambda: True)
     monkeypatch.setattr(config, "publish", published.update)
-    monkeypatch.setattr(server, "serve", serve)
+    monkeypatch.setattr(server, "run_server", serve)
     assert CliRunner().invoke(commands.commands, options).exit_code == 0
     assert published == ({} if options else {"HALT_OPEN_PAGE": "1"})
 

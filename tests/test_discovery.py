@@ -482,7 +482,8 @@ def test_what_the_master_found_answers_before_a_worker_has_looked(
     """Its default is known at once, and no list has to be had for it."""
     server = serve(OLLAMA)
     found = found_at_start((server.url,))
-    upstream = make_upstream(Config(discovered=found.encoded()))
+    config = Config(discovered=found.encoded())
+    upstream = make_upstream(config, discovery=discovery_of(config))
     assert upstream.known_model == f"ollama-{server.port}/qwen3:8b"
     asked = server.accepted
     assert ask(upstream, upstream.known_model).text == "qwen3:8b answers."

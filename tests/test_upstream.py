@@ -415,8 +415,15 @@ def test_a_limit_says_when_to_try_again(upstream: OpenAIUpstream) -> None:
 
 
 def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
+    """A port of 127.0.0.1 on which nothing listens before the test itself does.
+
+    It stays bound while this process lives, so that no other server is given it.
+    """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    port: int = sock.getsockname()[1]
+    sock.detach()
     return port
 
 
