@@ -9,6 +9,7 @@ from halt.chat import Upstream
 from halt.discovery import LOOK_AGAIN, Discovery
 from halt.errors import RequestError, UpstreamError
 from halt.line import Line
+from halt.model_list import NAME_MAX, is_name
 from halt.question import Question
 
 FRESH_SECONDS = 60.0  # a list is not asked for again before
@@ -16,7 +17,6 @@ RETRY_SECONDS = 10.0  # nor after a failure
 ASK_SECONDS = 20.0  # that a provider has to answer
 LOOK_WAIT = 1.0  # seconds that a page waits after a question was asked
 NAMES_MAX = 1000  # models that are shown
-NAME_MAX = 200  # characters of a model's name
 
 #: Codes of faults that say: this server gives no list, now and later. Others may pass.
 NO_LIST = frozenset(
@@ -34,7 +34,7 @@ Groups = list[tuple[str, list[str]]]
 
 def checked_model(name: str) -> str:
     """A model's name as a client sent it. Raises RequestError."""
-    if len(name) > NAME_MAX or not name.isprintable():
+    if name and not is_name(name):
         raise RequestError(
             f"model must be a name of at most {NAME_MAX} printable characters.", field="model"
         )
@@ -91,7 +91,7 @@ def _bounded(groups: Groups) -> Groups:
     out: Groups = []
     left = NAMES_MAX
     for provider, names in groups:
-        fit = [name for name in names if name and len(name) <= NAME_MAX and name.isprintable()]
+        fit = [name for name in names if is_name(name)]
         if fit := fit[:left]:
             out.append((provider, fit))
             left -= len(fit)

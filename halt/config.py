@@ -525,7 +525,9 @@ def _server_address(setting: str, text: str) -> str:
             f"HALT_DISCOVER{shown} is not allowed: use 1, 0, or addresses of model servers "
             "with commas between, as in 127.0.0.1:11434 or http://models.example:8080/v1."
         )
-    return f"{parts.scheme}://{parts.netloc}/v1"
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    is_usual = parts.port in {None, {"http": 80, "https": 443}[parts.scheme]}
+    return f"{parts.scheme}://{host}{'' if is_usual else f':{parts.port}'}/v1"
 
 
 def _validate_lists(config: Config) -> None:
@@ -649,6 +651,7 @@ def take_notify() -> tuple[str, float]:
     address = os.environ.pop("NOTIFY_SOCKET", "")
     microseconds = os.environ.pop("WATCHDOG_USEC", "")
     process = os.environ.pop("WATCHDOG_PID", "")
-    if not microseconds.isdecimal() or process not in {"", str(os.getpid())}:
+    is_time = microseconds.isdecimal() and len(microseconds) <= 20  # of 64 bits
+    if not is_time or process not in {"", str(os.getpid())}:
         return address, 0.0
     return address, int(microseconds) / 1_000_000

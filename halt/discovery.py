@@ -30,7 +30,7 @@ from halt.errors import TOKEN_NEEDED, Interrupted
 from halt.http1 import REFUSAL_MAX, Body
 from halt.line import Line, Quiet, on_line
 from halt.metrics import now
-from halt.model_list import Model, models_of
+from halt.model_list import Model, is_name, models_of
 from halt.model_servers import (
     LISTS_LOADED,
     LOOPBACK,
@@ -173,6 +173,8 @@ class Discovery:
     def _server(self, url: str, answer: _Answer) -> Server:
         models = answer.models or []
         name, title = self._names.of(url, [model.owner for model in models])
+        # Others could not be asked for, nor be handed on: JSON takes no half of a character.
+        models = [model for model in models if is_name(f"{name}/{model.name}")]
         chatting = [model.name for model in models if model.chats]
         loaded = [model for model in chatting if model in answer.loaded]
         return Server(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from halt.error_body import plain_name
 
+NAME_MAX = 200  # characters of a model's name that a request may give
 #: Fields of an object that hold its list, the usual one first.
 _LISTS = ("data", "models", "results", "items", "result")
 #: Fields that hold a model's name as a request has to give it.
@@ -64,6 +65,11 @@ def models_of(value: object) -> list[Model] | None:
 def default_of(models: list[Model]) -> str:
     """The model that answers where none is named: the first that holds a conversation."""
     return next((model.name for model in models if model.chats), models[0].name if models else "")
+
+
+def is_name(text: str) -> bool:
+    """Whether a request may name a model so."""
+    return 0 < len(text) <= NAME_MAX and text.isprintable()
 
 
 def _items(value: object) -> list[Any] | None:

@@ -157,7 +157,12 @@ def _suffixes(addresses: Sequence[str]) -> Mapping[str, _Place]:
     for url, part in parts.items():
         port = part.port or (443 if part.scheme == "https" else 80)
         host = "local" if part.hostname == LOOPBACK else part.hostname or ""
-        slug = re.sub(r"[^a-z0-9]+", "-", f"{host}-{port}".lower()).strip("-")
+        base = slug = re.sub(r"[^a-z0-9]+", "-", f"{host}-{port}".lower()).strip("-")
+        taken = [place.host_and_port for place in places.values()]
+        number = 1
+        while slug in taken:  # a-b and a.b, or http and https at one port
+            number += 1
+            slug = f"{base}-{number}"
         suffix = str(port) if counts[part.port] == 1 else slug
         places[url] = _Place(part.port not in ports, suffix, slug)
         ports.add(part.port)

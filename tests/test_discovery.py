@@ -68,16 +68,20 @@ def test_the_usual_ports_are_asked_where_only_this_machine_reaches_halt() -> Non
 def test_named_addresses_are_asked_in_any_case() -> None:
     """They come behind the usual ones, once each, and never are Halt's own."""
     config = load(
-        {"HALT_DISCOVER": "box:11434, http://127.0.0.1:8080/v1/, https://m.example, localhost:1234"}
+        {
+            "HALT_DISCOVER": "box:11434, http://127.0.0.1:8080/v1/, https://m.example:443, "
+            "http://BOX:11434, LocalHost:1234, https://m.example, [FE80::1]:80"
+        }
     )
     assert addresses_of(config, [("0.0.0.0", 9000)]) == (
         "http://box:11434/v1",
         "http://127.0.0.1:8080/v1",
         "https://m.example/v1",
         "http://127.0.0.1:1234/v1",
+        "http://[fe80::1]/v1",
     )
     asked = addresses_of(config, [("127.0.0.1", 8080)])
-    assert asked[-2:] == ("http://box:11434/v1", "https://m.example/v1")
+    assert asked[-3:-1] == ("http://box:11434/v1", "https://m.example/v1")
     assert "http://127.0.0.1:8080/v1" not in asked
     assert len(set(asked)) == len(asked)
 
@@ -283,6 +287,17 @@ def test_the_masters_look_leaves_no_thread(serve: Serve) -> None:
     assert found_at_start(()) == Found()
 
 
+def test_names_that_no_request_can_give_are_left_out(serve: Serve) -> None:
+    """They are no default either, and keep no other server from being handed on."""
+    names = ("a\ud800", "a\nb", "", "\x1b[31m", "\u202ea", "x" * 300_000)
+    odd, ollama = serve(listing(models(*names, "<b>'\"/ok"))), serve(OLLAMA)
+    found = found_at_start((odd.url, ollama.url))
+    assert found.servers[0].models == ("<b>'\"/ok",)
+    assert [each.default for each in found.servers] == ["<b>'\"/ok", "qwen3:8b"]
+    alone = look(serve(listing(models(*names))).url)
+    assert (alone.servers[0].models, alone.chats) == ((), False)
+
+
 # --- names ----------------------------------------------------------------------------------------
 
 
@@ -312,6 +327,8 @@ def test_a_name_depends_on_the_address_alone() -> None:
     assert names.of("http://box:9/v1") == ("box-9", "box:9")
     alone = Names(["http://host.docker.internal:11434/v1"])
     assert alone.of("http://host.docker.internal:11434/v1")[0] == "ollama"
+    urls = [f"{each}/v1" for each in ("http://a.b:9", "https://a.b:9", "http://a-b:9")]
+    assert [Names(urls).of(url)[0] for url in urls] == ["a-b-9", "a-b-9-2", "a-b-9-3"]
     product = product_of("http://127.0.0.1:1337/v1")
     assert product is not None
     assert product.title == "Jan"

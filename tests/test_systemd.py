@@ -212,6 +212,9 @@ def test_the_watchdog_of_another_process_is_none(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("WATCHDOG_PID", str(process))
         assert take_notify() == ("@systemd", seconds)
         assert take_notify() == ("", 0.0)
+    for no_time in ("", "soon", "-1", "9" * 400, "9" * 5000):
+        monkeypatch.setenv("WATCHDOG_USEC", no_time)
+        assert take_notify() == ("", 0.0)
 
 
 # --- the unit -------------------------------------------------------------------------------------
