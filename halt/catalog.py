@@ -75,7 +75,9 @@ class Catalog:
 
     @property
     def has_no_list(self) -> bool:
-        """The upstream was asked, and gives no list of models."""
+        """The upstream was asked, and gives no list of models. A server that is found gives one."""
+        if self.is_discovered:
+            return False
         known, fault = self._question.wait(0.0)
         return not known and fault is not None and fault.code in NO_LIST
 

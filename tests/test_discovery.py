@@ -23,7 +23,7 @@ from halt.library import Halt
 from halt.line import Line
 from halt.model_servers import USUAL, Found, Names, decoded, product_of
 from halt.providers import Providers
-from tests.conftest import ROOT, StartHalt
+from tests.conftest import ROOT, StartHalt, eventually
 from tests.model_servers import FOUND, LOADING, LOCKED, NONE, OLLAMA, listing, models
 from tests.test_upstream import ask, closed_port, refused
 from tests.wire import Background, HandMade, Peer
@@ -541,14 +541,20 @@ def test_with_nothing_set_halt_offers_what_runs_on_this_machine() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_the_master_passes_on_what_a_named_address_has(start_halt: StartHalt, serve: Serve) -> None:
-    """Where other machines reach Halt, the addresses that are named are asked, and no others."""
-    server = serve(OLLAMA)
-    halt = start_halt(
-        HALT_DISCOVER=f"127.0.0.1:{server.port}", HOST="0.0.0.0", HALT_ALLOW_ANONYMOUS=1
-    )
-    origin = f"http://127.0.0.1:{server.port}"
-    assert halt.wait_printed(r"It talks to (.*)\n")[1] == f"3 models of Ollama at {origin}"
-    names = [each["id"] for each in halt.client().get("/v1/models").json["data"]]
-    assert names[-1] == f"ollama-{server.port}/qwen3:8b"
-    assert halt.client().chat(names[1]).to_end().text == "llama3.2:latest answers."
+def test_the_master_passes_on_what_a_named_address_has(start_halt: StartHalt) -> None:
+    """Where other machines reach Halt, the addresses that are named are asked, and no others.
+
+    The page says so when the last server has gone.
+    """
+    with HandMade(OLLAMA) as server:
+        halt = start_halt(
+            HALT_DISCOVER=f"127.0.0.1:{server.port}", HOST="0.0.0.0", HALT_ALLOW_ANONYMOUS=1
+        )
+        origin = f"http://127.0.0.1:{server.port}"
+        assert halt.wait_printed(r"It talks to (.*)\n")[1] == f"3 models of Ollama at {origin}"
+        client = halt.client()
+        names = [each["id"] for each in client.get("/v1/models").json["data"]]
+        assert names[-1] == f"ollama-{server.port}/qwen3:8b"
+        assert client.chat(names[1]).to_end().text == "llama3.2:latest answers."
+    eventually(lambda: "No model server answers any more." in client.get("/models").body.decode())
+    assert "no list" not in client.get("/models").body.decode()
