@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
@@ -37,8 +36,8 @@ from halt.choice import make_upstream
 from halt.config import Config, load
 from halt.database import database
 from halt.discovery import discovery_of
-from halt.errors import StoreUnavailable
 from halt.generation import Generations
+from halt.last_model import LastModel
 from halt.peers import Peers
 from halt.recorder import Recorder
 from halt.renderer import Renderer
@@ -48,9 +47,6 @@ from halt.store import SqlStore
 from halt.titles import Titles
 from halt.tools import Tool, Toolbox
 from halt.workers import SharedGenerations
-
-#: The newest answers that are searched for the model that was used last.
-RECENT_MODELS = 100
 
 
 def create_app(
@@ -90,13 +86,10 @@ def create_app(
 
     app.extensions["halt.mark"] = mark = loop.mark_of(settings.data_folder)
     discovery = discovery_of(settings, mark) if upstream is None else None
-    recent: list[str] = []
-    if settings.discovered:  # by the master; else this may be no server, and makes no database
-        with contextlib.suppress(StoreUnavailable):  # another default model does as well
-            recent = store.recent_models(RECENT_MODELS)
+    last = LastModel(settings.data_folder / "last_model")
     app.extensions["halt"] = SharedGenerations(
         settings,
-        upstream or make_upstream(settings, mark=mark, discovery=discovery, recent=recent),
+        upstream or make_upstream(settings, mark=mark, discovery=discovery, last=last),
         StopRegistry(),
         peers,
         recorder,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from halt.chat import Upstream
 from halt.config import Config
 from halt.discovery import Discovery
 from halt.found_providers import FoundProviders
+from halt.last_model import LastModel
 from halt.provider_settings import ProviderSettings, of_server, setup
 from halt.providers import Providers
 from halt.transport import Transport
@@ -30,12 +29,12 @@ def make_upstream(
     only: str = "",
     mark: str = "",
     discovery: Discovery | None = None,
-    recent: Sequence[str] = (),
+    last: LastModel | None = None,
 ) -> Providers:
     """All providers that the settings ask for, or only the one of this name. Raises ConfigError.
 
-    Where none is set, those that `discovery` finds; `recent` are models that answered, the newest
-    first. `mark`: of the server that asks them, see `halt.loop`.
+    Where none is set, those that `discovery` finds, and the model that answered `last` by default.
+    `mark`: of the server that asks them, see `halt.loop`.
     """
     wanted = setup(config)
     if only:
@@ -53,5 +52,5 @@ def make_upstream(
         lambda server: make(of_server(server, config)),
         demo=config.embedded_model if config.has_demo else "",
         wanted=config.model,
-        recent=recent,
+        last=last or LastModel(),
     )

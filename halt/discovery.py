@@ -109,9 +109,10 @@ class Discovery:
         self._names = Names(found.addresses)
         self._found = found
         self._looked_at = float("-inf")
-        # The thread that looks, of which there is one at a time, has these two:
+        # The thread that looks, of which there is one at a time, has these three:
         self._servers = {server.url: server for server in found.servers}
-        self._left_until: dict[str, tuple[float, Locked | None]] = {}
+        self._locked = {each.url for each in found.locked}
+        self._left_until = dict(found.left_until)
         self._question = Question(
             "model-servers", self._look, kept=LOOK_AGAIN, again=LOOK_AGAIN, limit=LOOK_MAX
         )
@@ -143,21 +144,19 @@ class Discovery:
         due = [
             url
             for url in self._found.addresses
-            if url not in self._left_until or self._left_until[url][0] <= started_at
+            if self._left_until.get(url, started_at) <= started_at
         ]
         answers = _ask_all(due, self._mark)
         for url in due:
             self._left_until.pop(url, None)
+            self._locked.discard(url)
             self._learn(url, answers.get(url))
         addresses = self._found.addresses
         self._found = Found(
             addresses=addresses,
             servers=tuple(self._servers[url] for url in addresses if url in self._servers),
-            locked=tuple(
-                locked
-                for url in addresses
-                if (locked := self._left_until.get(url, (0.0, None))[1]) is not None
-            ),
+            locked=tuple(Locked(url=url) for url in addresses if url in self._locked),
+            left_until=dict(self._left_until),
         )
         return self._found
 
@@ -167,8 +166,9 @@ class Discovery:
         elif answer is not None and answer.is_away:
             self._servers.pop(url, None)
         elif url not in self._servers:  # one that was found is busy, or starts again
-            is_locked = answer is not None and answer.is_locked
-            self._left_until[url] = now() + LEFT_ALONE, Locked(url=url) if is_locked else None
+            self._left_until[url] = now() + LEFT_ALONE
+            if answer is not None and answer.is_locked:
+                self._locked.add(url)
 
     def _server(self, url: str, answer: _Answer) -> Server:
         models = answer.models or []

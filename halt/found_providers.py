@@ -10,21 +10,19 @@ Where a request names no model, the one that was used last answers, else one tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from halt.chat import ChatRequest, Reply, Upstream
 from halt.discovery import Discovery
 from halt.errors import HaltError
+from halt.last_model import LastModel
 from halt.line import Line
 from halt.loop import Chain
 from halt.model_servers import Found, Server
 from halt.provider_settings import DEMO
 from halt.providers import WAIT_SECONDS, Lists, Providers
-
-#: What Ollama adds to the name of a model that has no tag.
-LATEST = ":latest"
 
 
 class FoundProviders(Providers):
@@ -38,31 +36,33 @@ class FoundProviders(Providers):
         *,
         demo: str = "",
         wanted: str = "",
-        recent: Sequence[str] = (),
+        last: LastModel,
     ) -> None:
         """`providers`: the demo model's, and those that were found; `make` makes further ones.
 
         `demo` is the demo model, empty where it does not run. `wanted` answers by default where it
-        is offered; else one of `recent` does: models that answered, the newest first.
+        is offered; else the one that answered `last` does.
         """
         super().__init__(providers)
         self._discovery = discovery
         self._make = make
         self._demo = demo
         self._wanted = wanted
-        self._recent = [name for name in recent if name != demo]
-        self._last = ""  # the model that a request named last; any thread sets it
+        self._last = last
 
     def open(self, request: ChatRequest, line: Line) -> Reply:
         if request.model:
             reply = super().open(request, line)
-            self._last = request.model
+            self._last.set(request.model)
             return reply
         found = self._discovery.known
         if not (found.servers or self._demo) or any(each.models is None for each in found.servers):
             found = self._look(line.chain)
-        name = self._chosen(found) or None
-        return super().open(msgspec.structs.replace(request, model=name), line)
+        name = self._chosen(found)
+        reply = super().open(msgspec.structs.replace(request, model=name or None), line)
+        if name != self._demo:  # which gives way to a server that appears
+            self._last.set(name)
+        return reply
 
     def models(self, line: Line) -> list[str]:
         self._look(line.chain)
@@ -120,7 +120,7 @@ class FoundProviders(Providers):
 
     def _chosen(self, found: Found) -> str:
         """The model that answers where none is named, empty where there is none."""
-        for name in (self._wanted, self._last, *self._recent):
+        for name in (self._wanted, self._last.name):
             if offered := self._offered(name, found):
                 return offered
         chatting = [server for server in found.servers if server.default]
@@ -134,12 +134,7 @@ class FoundProviders(Providers):
             return name
         provider, _, rest = name.partition("/")
         for server in found.servers:
-            if rest and server.name == provider and (server.models is None or _has(server, rest)):
+            if rest and server.name == provider and (server.models is None or server.lists(rest)):
                 return name
-        listing = [server for server in found.servers if _has(server, name)]
+        listing = [server for server in found.servers if server.lists(name)]
         return self._full(listing[0].name, name) if len(listing) == 1 else ""
-
-
-def _has(server: Server, model: str) -> bool:
-    listed = server.models or ()
-    return model in listed or model + LATEST in listed

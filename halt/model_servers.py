@@ -51,6 +51,10 @@ LISTS_LOADED = frozenset({"llama.cpp", "vllm", "koboldcpp"})
 USUAL = tuple(f"http://{LOOPBACK}:{product.port}/v1" for product in PRODUCTS)
 
 
+#: What Ollama adds to the name of a model that has no tag.
+LATEST = ":latest"
+
+
 class Server(msgspec.Struct, frozen=True, kw_only=True):
     """A model server that answered. `models` is None where they were not handed on."""
 
@@ -60,6 +64,11 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] | None = None
     default: str = ""  # the model that answers where none is named, empty where none can chat
     is_loaded: bool = False  # the default was in memory
+
+    def lists(self, model: str) -> bool:
+        """Whether this model is in its list."""
+        listed = self.models or ()
+        return model in listed or model + LATEST in listed
 
 
 class Locked(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,11 +85,23 @@ class Locked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """What one look found. `addresses` are those that are asked, again and again."""
+    """What one look found. `addresses` are those that are asked, again and again.
+
+    `left_until`: the addresses that are not asked before a time, as `halt.metrics.now` tells it.
+    """
 
     addresses: tuple[str, ...] = ()
     servers: tuple[Server, ...] = ()
     locked: tuple[Locked, ...] = ()
+    left_until: dict[str, float] = {}
+
+    def lists(self, model: str) -> bool:
+        """Whether a server lists this model, by its own name or as PROVIDER/MODEL."""
+        provider, _, rest = model.partition("/")
+        return any(
+            server.lists(model) or (server.name == provider and server.lists(rest))
+            for server in self.servers
+        )
 
     @property
     def chats(self) -> bool:

@@ -124,22 +124,6 @@ class SqlStore(Records):
         more = len(rows) > limit
         return Page(items, f"{items[-1].updated_at!r}~{items[-1].id}" if more else None)
 
-    def recent_models(self, limit: int) -> list[str]:
-        """Models of that many answers of all owners, the newest first, each once.
-
-        As they were asked for, else as they named themselves.
-        """
-        newest = (
-            select(messages.c.asked_model, messages.c.model)
-            .where(messages.c.role == "assistant")
-            .order_by(messages.c.id.desc())
-            .limit(limit)
-        )
-        with self.database.reading() as connection:
-            rows = connection.execute(newest).all()
-        names = (row.asked_model or row.model for row in rows)
-        return list(dict.fromkeys(filter(None, names)))
-
     def has_any(self) -> bool:
         listed = select(conversations.c.id).where(
             conversations.c.deleted_at.is_(None), conversations.c.first_id.is_not(None)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from halt.choice import make_upstream
 from halt.config import Config, ConfigError, load
 from halt.discovery import Discovery, addresses_of, discovery_of, found_at_start
 from halt.errors import UpstreamError
+from halt.last_model import LastModel
 from halt.library import Halt
 from halt.line import Line
 from halt.model_servers import USUAL, Found, Names, decoded, product_of
@@ -168,13 +170,17 @@ def test_each_known_server_is_found_with_the_model_that_is_in_memory(serve: Serv
 def test_what_is_no_model_server_is_left_alone(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Silence and an endless answer too: one connection each, until a minute is over."""
+    """Silence and an endless answer too: one connection each, until a minute is over.
+
+    A worker leaves alone what the master has looked at.
+    """
     monkeypatch.setattr(discovery, "ASK_SECONDS", 1.0)
     servers = {kind: serve(handler) for kind, handler in NONE.items()}
     looking = Discovery(Found(addresses=tuple(each.url for each in servers.values())))
     for _ in range(2):
         found = looking.look_now()
         assert (found.servers, found.locked) == ((), ())
+        looking = Discovery(decoded(found.encoded()))
     assert {kind for kind, each in servers.items() if each.accepted != 1} == set()
     monkeypatch.setattr(discovery, "LEFT_ALONE", 0.0)
     looking = Discovery(Found(addresses=(servers["airplay"].url,)))
@@ -339,13 +345,15 @@ def test_a_name_depends_on_the_address_alone() -> None:
 
 @pytest.fixture
 def offer() -> Iterator[Callable[..., Providers]]:
-    """The upstream that finds servers at these addresses, by settings and recent models."""
+    """The upstream that finds servers at these addresses, by settings and the last model."""
     with contextlib.ExitStack() as stack:
 
-        def make(*urls: str, recent: tuple[str, ...] = (), **settings: Any) -> Providers:
+        def make(*urls: str, last: str = "", **settings: Any) -> Providers:
             found = Found(addresses=urls)
             config = Config(discovered=found.encoded(), **settings)
-            made = make_upstream(config, discovery=Discovery(found), recent=recent)
+            model = LastModel()
+            model.set(last)
+            made = make_upstream(config, discovery=Discovery(found), last=model)
             stack.callback(made.close)
             return made
 
@@ -461,7 +469,7 @@ def test_the_demo_model_stands_beside_servers_that_appear(
     monkeypatch.setattr(discovery, "LOOK_AGAIN", 0.0)
     demo, url = serve(listing(models("Smol"))), down()
     usual(["ollama"], [url], monkeypatch)
-    upstream = offer(url, embedded_url=demo.url, embedded_model="Smol", recent=("Smol",))
+    upstream = offer(url, embedded_url=demo.url, embedded_model="Smol")
     assert (upstream.known_model, upstream.models(Line())) == ("Smol", ["Smol"])
     upstream.check(Line())
     assert ask(upstream).text == "Smol answers."
@@ -477,20 +485,40 @@ def test_the_default_is_the_wish_else_what_was_used_last_else_what_is_in_memory(
     offer: OfferOf, two: tuple[str, str]
 ) -> None:
     """A model that is not offered is passed over."""
-    recent = ("ollama/deleted", "gone/x", "other/m", "ollama/llama3.2:latest")
-    upstream = offer(*two, recent=recent)
+    upstream = offer(*two, last="other/m")
     assert ask(upstream).text == "m answers."
     ask(upstream, "ollama/llama3.2:latest")
     assert upstream.known_model == "ollama/llama3.2:latest"
     assert ask(upstream).text == "llama3.2:latest answers."
+    for gone in ("ollama/deleted", "gone/x"):
+        assert ask(offer(*two, last=gone)).text == "qwen3:8b answers."
     for wish in ("llama3.2", "ollama/llama3.2"):
-        wanted = offer(*two, recent=recent, model=wish)
-        assert ask(wanted).text == "llama3.2 answers."
+        assert ask(offer(*two, last="other/m", model=wish)).text == "llama3.2 answers."
     assert ask(offer(*two, model="not-there")).text == "qwen3:8b answers."
     turned = offer(two[1], two[0])
     turned.models(Line())
     assert turned.known_model == "ollama/qwen3:8b"  # the other one is not known to be loaded
     assert ask(offer(two[1])).text == "qwen3:8b answers."  # the first: none is known to be loaded
+
+
+def test_the_last_model_is_the_same_in_all_workers_and_after_a_restart(tmp_path: Path) -> None:
+    """The newest one that was set, by whichever of them."""
+    one, two = (LastModel(tmp_path / "last_model") for _ in range(2))
+    assert (one.name, two.name) == ("", "")
+    one.set("a")
+    assert (one.name, two.name) == ("a", "a")
+    two.set("b/é")
+    assert (one.name, two.name, LastModel(tmp_path / "last_model").name) == ("b/é",) * 3
+    assert [path.name for path in tmp_path.iterdir()] == ["last_model"]
+
+
+def test_a_last_model_that_cannot_be_kept_is_known_while_the_process_lives(tmp_path: Path) -> None:
+    """A folder that is not there, or that takes no file, ends no answer."""
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "missing" / "last_model", tmp_path / "file" / "last_model", None):
+        last = LastModel(path)
+        last.set("a")
+        assert last.name == "a"
 
 
 def test_what_the_master_found_answers_before_a_worker_has_looked(
@@ -539,6 +567,15 @@ def test_with_nothing_set_halt_offers_what_runs_on_this_machine() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_a_model_that_none_lists_is_named_at_the_start(start_halt: StartHalt) -> None:
+    """HALT_MODEL may be mistyped: another model answers, and the start says so."""
+    with HandMade(OLLAMA) as server:
+        for wish, is_listed in (("qwen9:70b", False), ("llama3.2", True)):
+            halt = start_halt(HALT_DISCOVER=f"127.0.0.1:{server.port}", HALT_MODEL=wish)
+            said = halt.wait_printed(r"It talks to (.*)\n")[1]
+            assert said.endswith(f"HALT_MODEL='{wish}' is in none of their lists") != is_listed
 
 
 def test_the_master_passes_on_what_a_named_address_has(start_halt: StartHalt) -> None:

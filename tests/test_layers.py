@@ -61,6 +61,7 @@ LAYERS = {
     "notes": 1,
     "lengths": 1,
     "loop": 1,
+    "last_model": 1,
     "line": 2,
     "names": 2,
     "http1": 2,

@@ -776,18 +776,6 @@ def test_the_list_has_the_one_used_last_first_and_shows_what_runs(store: SqlStor
     assert refused.value.field == "cursor"
 
 
-def test_the_models_that_answered_last_come_first(store: SqlStore) -> None:
-    """Of all owners, each once, by the name that was asked for where there was one."""
-    assert store.recent_models(10) == []
-    anna, bert = Chat(store), Chat(store, "his", "bert")
-    anna.says("a", "1")
-    for name, asked in (("b", "local/x"), ("c", "local/y"), ("d", "local/x")):
-        store.begin(bert.name, bert.owner, "b", [(f"stream-{name}", asked)], worker=WORKER)
-        ends(store, f"stream-{name}", "2", model="x-as-it-calls-itself")
-    assert store.recent_models(10) == ["local/x", "local/y", "m-1"]
-    assert store.recent_models(1) == ["local/x"]
-
-
 def test_a_title_is_the_first_words_then_the_models_then_the_users(chat: Chat) -> None:
     """The user's own is never replaced."""
     chat.says("## What  *is* the `capital` of " + "a very " * 20 + "far country?", "1")
