@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -112,9 +113,24 @@ def test_sigusr2_starts_a_master_that_takes_over(
         eventually(lambda: server.gone)
 
 
+def test_a_ctrl_c_while_it_loads_prints_nothing(tmp_path: Path) -> None:
+    """Also before its own modules are there: the first of them sends the signal here."""
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = run("version", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_it_runs_with_its_standard_streams_closed() -> None:
+    """As a service manager may start it."""
+    script = f"exec {shlex.join([*HALT, 'serve', '--check-config'])} <&- >&- 2>&-"
+    env = halt_environment({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "DISPLAY": ":0"})
+    done = subprocess.run(["sh", "-c", script], cwd=ROOT, env=env, check=False, timeout=60)
+    assert done.returncode == 0
+
+
 def test_help_names_the_commands() -> None:
-    """Without loading what only they need."""
-    done = run("--help")
+    """gunicorn's own help has defaults that are not Halt's."""
+    done = run("-h")
     assert done.returncode == 0
     for name in ("serve", "chat", "doctor", "demo", "version"):
         assert re.search(rf"^  {name} ", done.stdout, re.M)
@@ -122,7 +138,8 @@ def test_help_names_the_commands() -> None:
 
 def test_its_version_is_halts() -> None:
     """`--check` says how to update, and connects to nothing."""
-    assert run("version").stdout == run("--version").stdout == f"halt-chat {VERSION}\n"
+    for command in (["version"], ["--version"], ["serve", "-v"]):
+        assert run(*command).stdout == f"halt-chat {VERSION}\n"
     assert "asks no server" in run("version", "--check").stdout
 
 
