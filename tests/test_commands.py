@@ -27,6 +27,8 @@ from tests.fake_openai import FakeOpenAI
 from tests.pseudo_terminal import Terminal
 
 HALT = [sys.executable, "-m", "halt"]
+#: In a shell and from any folder: load all, say whether the settings will do, and leave.
+CHECK = shlex.join([sys.executable, str(ROOT / "halt"), "--check-config"])
 
 
 class Command(HaltServer):
@@ -126,6 +128,32 @@ def test_it_runs_with_its_standard_streams_closed() -> None:
     env = halt_environment({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "DISPLAY": ":0"})
     done = subprocess.run(["sh", "-c", script], cwd=ROOT, env=env, check=False, timeout=60)
     assert done.returncode == 0
+
+
+def test_a_current_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    """gunicorn would end with a traceback."""
+    script = f"rmdir {shlex.quote(str(tmp_path))}; exec {CHECK}"
+    status, printed = refused(["sh", "-c", script], tmp_path, {})
+    assert status == 1
+    assert re.fullmatch(r"halt: the current folder cannot be used: .*\n", printed)
+
+
+def test_a_current_folder_that_cannot_be_entered_is_no_hindrance(tmp_path: Path) -> None:
+    """As after `sudo -u halt` in a home of root's; a root without its privileges stands for it."""
+    as_another = "setpriv --bounding-set=-dac_override,-dac_read_search" if not os.geteuid() else ""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    settings = {"HALT_DATA": tmp_path / "data", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+    assert refused(["sh", "-c", f"chmod 0 .; exec {as_another} {CHECK}"], folder, settings) == (
+        0,
+        "",
+    )
+
+
+def test_an_address_of_ipv6_may_stand_in_brackets() -> None:
+    """As it does in a URL."""
+    done = run("--host", "[::1]", "--port", "9", "--print-config")
+    assert re.search(r"^bind += \['\[::1\]:9'\]$", done.stdout, re.M)
 
 
 def test_help_names_the_commands() -> None:
