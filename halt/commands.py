@@ -6,6 +6,7 @@ What only one of them needs is imported by it, so that `halt-chat --help` is the
 from __future__ import annotations
 
 import importlib.util
+import os
 import shlex
 import shutil
 import subprocess
@@ -18,19 +19,26 @@ from halt.cli import chat, doctor
 from halt.config import ConfigError
 
 PROGRAM = "halt-chat"
+#: gunicorn, which gets the other options, has both of its own: its defaults, and its own version.
+_HELP = ["-h", "--help"]
+_VERSION = ["-v", "--version"]
+_OF_THE_GROUP = {*_HELP, *_VERSION}
+_version = click.version_option(
+    VERSION, *_VERSION, prog_name=PROGRAM, message="%(prog)s %(version)s"
+)
 
 
 class _Commands(click.Group):
     """Commands of which `serve` is the one that is meant where none is named."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or (args[0].startswith("-") and args[0] not in {"--help", "--version"}):
+        if not args or (args[0].startswith("-") and args[0] not in _OF_THE_GROUP):
             args = ["serve", *args]
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=_Commands)
-@click.version_option(VERSION, prog_name=PROGRAM, message="%(prog)s %(version)s")
+@click.group(cls=_Commands, context_settings={"help_option_names": _HELP})
+@_version
 def commands() -> None:
     """Halt: a streaming chat for any OpenAI-compatible model.
 
@@ -55,6 +63,7 @@ commands.add_command(doctor)
     "--data", "HALT_DATA", metavar="FOLDER", help="Where conversations are kept. [HALT_DATA]"
 )
 @click.option("--no-open", is_flag=True, help="Do not open the page in a browser.")
+@_version
 @click.argument("gunicorn", nargs=-1, type=click.UNPROCESSED, metavar="[GUNICORN'S OPTIONS]")
 def serve(gunicorn: tuple[str, ...], no_open: bool, **variables: str | None) -> None:
     """Serve the page and the API until the process is told to leave.
@@ -127,6 +136,9 @@ def main() -> None:
     """Run the command of this process's arguments. A wrong setting ends it with one line."""
     if sys.platform == "win32":
         sys.exit("halt: gunicorn, Halt's server, does not run on Windows: use WSL there.")
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed; a file that is opened later takes its number
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     try:
         commands(prog_name=PROGRAM)
     except ConfigError as fault:

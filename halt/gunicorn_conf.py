@@ -52,7 +52,7 @@ def settings() -> dict[str, Any]:
     logging.getLogger("halt").setLevel("INFO")
     return {
         "wsgi_app": "halt.wsgi:app",
-        "bind": [f"{'[' + config.host + ']' if ':' in config.host else config.host}:{config.port}"],
+        "bind": [_host_and_port(config.host.strip("[]"), config.port)],
         "worker_class": "halt.worker.Worker",
         "workers": config.workers,
         "threads": config.threads,
@@ -85,6 +85,11 @@ def settings() -> dict[str, Any]:
     }
 
 
+def _host_and_port(host: str, port: int) -> str:
+    """An address as a URL has it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _check_addresses(server: Any) -> None:
     """Say in one line that an address can't be had, before anything is loaded."""
     if server.master_pid:  # takes the place of an older master, and its sockets
@@ -98,7 +103,7 @@ def _check_addresses(server: Any) -> None:
             try:
                 probe.bind(address)
             except OSError as exc:
-                where = f"{address[0]}:{address[1]}"
+                where = _host_and_port(*address[:2])
                 sys.exit(f"halt: cannot listen on {where}: {exc.strerror}. Set HOST or PORT.")
 
 

@@ -28,9 +28,13 @@ def run_server(options: Sequence[str] = ()) -> NoReturn:
     try:
         load()  # before gunicorn is loaded, which reads WEB_CONCURRENCY by itself
         drop_empty("WEB_CONCURRENCY")
+        os.getcwd()
+    except OSError as fault:
+        sys.exit(f"halt: the current folder cannot be used: {fault.strerror}. Go to another one.")
     except ConfigError as fault:
         sys.exit(f"halt: {fault}")
     from gunicorn.app.wsgiapp import WSGIApplication  # noqa: PLC0415
+    from gunicorn.config import Chdir  # noqa: PLC0415
 
     class Server(WSGIApplication):  # type: ignore[misc]
         """gunicorn, but for the path of imports and the name of the application."""
@@ -43,7 +47,8 @@ def run_server(options: Sequence[str] = ()) -> NoReturn:
 
         def chdir(self) -> None:
             """Go to the folder that --chdir names. The current one may hold modules of any name."""
-            os.chdir(self.cfg.chdir)
+            if self.cfg.chdir != Chdir.default:  # else it is the current one, readable or not
+                os.chdir(self.cfg.chdir)
 
     given = list(options)
     if given[:2] != SETTINGS:  # they are there where gunicorn (SIGUSR2) has started this again

@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,8 @@ from tests.fake_openai import FakeOpenAI
 from tests.pseudo_terminal import Terminal
 
 HALT = [sys.executable, "-m", "halt"]
+#: In a shell and from any folder: load all, say whether the settings will do, and leave.
+CHECK = shlex.join([sys.executable, str(ROOT / "halt"), "--check-config"])
 
 
 class Command(HaltServer):
@@ -112,9 +115,50 @@ def test_sigusr2_starts_a_master_that_takes_over(
         eventually(lambda: server.gone)
 
 
+def test_a_ctrl_c_while_it_loads_prints_nothing(tmp_path: Path) -> None:
+    """Also before its own modules are there: the first of them sends the signal here."""
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = run("version", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_it_runs_with_its_standard_streams_closed() -> None:
+    """As a service manager may start it."""
+    script = f"exec {shlex.join([*HALT, 'serve', '--check-config'])} <&- >&- 2>&-"
+    env = halt_environment({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "DISPLAY": ":0"})
+    done = subprocess.run(["sh", "-c", script], cwd=ROOT, env=env, check=False, timeout=60)
+    assert done.returncode == 0
+
+
+def test_a_current_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    """gunicorn would end with a traceback."""
+    script = f"rmdir {shlex.quote(str(tmp_path))}; exec {CHECK}"
+    status, printed = refused(["sh", "-c", script], tmp_path, {})
+    assert status == 1
+    assert re.fullmatch(r"halt: the current folder cannot be used: .*\n", printed)
+
+
+def test_a_current_folder_that_cannot_be_entered_is_no_hindrance(tmp_path: Path) -> None:
+    """As after `sudo -u halt` in a home of root's; a root without its privileges stands for it."""
+    as_another = "setpriv --bounding-set=-dac_override,-dac_read_search" if not os.geteuid() else ""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    settings = {"HALT_DATA": tmp_path / "data", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+    assert refused(["sh", "-c", f"chmod 0 .; exec {as_another} {CHECK}"], folder, settings) == (
+        0,
+        "",
+    )
+
+
+def test_an_address_of_ipv6_may_stand_in_brackets() -> None:
+    """As it does in a URL."""
+    done = run("--host", "[::1]", "--port", "9", "--print-config")
+    assert re.search(r"^bind += \['\[::1\]:9'\]$", done.stdout, re.M)
+
+
 def test_help_names_the_commands() -> None:
-    """Without loading what only they need."""
-    done = run("--help")
+    """gunicorn's own help has defaults that are not Halt's."""
+    done = run("-h")
     assert done.returncode == 0
     for name in ("serve", "chat", "doctor", "demo", "version"):
         assert re.search(rf"^  {name} ", done.stdout, re.M)
@@ -122,7 +166,8 @@ def test_help_names_the_commands() -> None:
 
 def test_its_version_is_halts() -> None:
     """`--check` says how to update, and connects to nothing."""
-    assert run("version").stdout == run("--version").stdout == f"halt-chat {VERSION}\n"
+    for command in (["version"], ["--version"], ["serve", "-v"]):
+        assert run(*command).stdout == f"halt-chat {VERSION}\n"
     assert "asks no server" in run("version", "--check").stdout
 
 
