@@ -39,11 +39,12 @@ def run_server(options: Sequence[str] = ()) -> NoReturn:
     class Server(WSGIApplication):  # type: ignore[misc]
         """gunicorn, but for the path of imports and the name of the application."""
 
-        def init(self, parser: ArgumentParser, opts: Namespace, args: list[str]) -> None:
-            """Take no application but Halt's."""
+        def init(self, parser: ArgumentParser, opts: Namespace, args: list[str]) -> dict[str, str]:
+            """Take no application but Halt's, whose settings a `-c` of the user's may leave out."""
             if args:
                 parser.error(f"unrecognized arguments: {' '.join(args)}")
             super().init(parser, opts, args)
+            return {"wsgi_app": "halt.wsgi:app"}
 
         def chdir(self) -> None:
             """Go to the folder that --chdir names. The current one may hold modules of any name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import pty
 import re
 import shlex
 import shutil
@@ -22,9 +23,17 @@ from click.testing import CliRunner
 from halt import VERSION, commands, config, embedded, gunicorn_conf, page_opener
 from halt import serve as server
 from halt.config import Config
-from tests.conftest import ROOT, HaltServer, StartHalt, eventually, halt_environment, refused
+from tests.conftest import (
+    LEAVES_WITHIN,
+    ROOT,
+    HaltServer,
+    StartHalt,
+    eventually,
+    halt_environment,
+    refused,
+)
 from tests.fake_openai import FakeOpenAI
-from tests.pseudo_terminal import Terminal
+from tests.pseudo_terminal import TAKE_TERMINAL, Terminal
 
 HALT = [sys.executable, "-m", "halt"]
 #: In a shell and from any folder: load all, say whether the settings will do, and leave.
@@ -207,6 +216,33 @@ def test_the_page_opens_in_the_browser_of_a_desktop(
             assert b"<title>Halt</title>" in page.read()
     finally:
         terminal.close()
+
+
+def test_the_server_leaves_with_its_terminal(shared_fake: FakeOpenAI, tmp_path: Path) -> None:
+    """The window is closed: the system's SIGHUP is no wish to read the settings again."""
+    settings = {"OPENAI_BASE_URL": shared_fake.base_url, "HALT_DATA": str(tmp_path)}
+    window, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", TAKE_TERMINAL, *HALT, "--no-open"],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        cwd=ROOT,
+        env=halt_environment(settings),
+        start_new_session=True,
+    )
+    os.close(terminal)
+    printed = b""
+    try:
+        while (at := re.search(rb"Halt is at (http://[\d.:]+)\r\n", printed)) is None:
+            printed += os.read(window, 4096)
+        with urllib.request.urlopen(at[1].decode()) as page:
+            assert page.status == 200
+        os.close(window)
+        assert process.wait(LEAVES_WITHIN) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize(
