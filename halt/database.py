@@ -442,30 +442,36 @@ def _raw(engine: Engine) -> Iterator[PoolProxiedConnection]:
             raise DBAPIError.instance(None, None, fault, sqlite3.Error) from fault
 
 
-def _log_ahead(raw: PoolProxiedConnection, folder: Path, what: str) -> None:
+def _log_ahead(engine: Engine, folder: Path, what: str) -> None:
     """Let SQLite write ahead, so that readers and writers need not wait for each other.
 
     That takes memory which processes share, and not every network share has it. Then SQLite keeps
     its usual journal: all is as safe, and slower. A file of its own is tried first, since one that
     was switched and cannot be opened afterwards cannot be switched back.
     """
-    cursor = raw.cursor()
-    (mode,) = cursor.execute("PRAGMA journal_mode").fetchone()
-    if mode == "wal":
+    if engine.dialect.name != "sqlite":
         return
-    if can_log_ahead(folder / "wal-probe.db"):
-        cursor.execute("PRAGMA journal_mode=WAL")
-    else:
-        logger.warning(
-            "%s: %s, so readers and writers wait for each other. %s",
-            what,
-            NO_SHARED_MEMORY,
-            LOCAL_DISK,
-        )
+    with _raw(engine) as raw:
+        cursor = raw.cursor()
+        (mode,) = cursor.execute("PRAGMA journal_mode").fetchone()
+        if mode == "wal":
+            return
+        if can_log_ahead(folder / "wal-probe.db"):
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+    logger.warning(
+        "%s: %s, so readers and writers wait for each other. %s",
+        what,
+        NO_SHARED_MEMORY,
+        LOCAL_DISK,
+    )
 
 
 def _migrate(engine: Engine, folder: Path, what: str) -> None:
-    # Only whoever migrates needs these: they take long to load.
+    if _is_current(engine):
+        _log_ahead(engine, folder, what)
+        return
+    # A start that migrates nothing does without these, which take 0.2 s to load.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config as AlembicConfig  # noqa: PLC0415
     from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
@@ -482,11 +488,7 @@ def _migrate(engine: Engine, folder: Path, what: str) -> None:
             f"{what} was made by a newer Halt (its version is {current!r}). Nothing was changed: "
             "start that one, or choose another HALT_DATA or DATABASE_URL."
         )
-    if engine.dialect.name == "sqlite":
-        with _raw(engine) as raw:
-            _log_ahead(raw, folder, what)
-    if current == script.get_current_head():
-        return
+    _log_ahead(engine, folder, what)
     with engine.execution_options(write=True).begin() as connection:
         if engine.dialect.name != "sqlite":
             connection.connection.dbapi_connection.answer_timeout = None  # type: ignore[union-attr]

@@ -7,9 +7,8 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -21,7 +20,6 @@ from halt.folds import Fold
 from halt.metrics import Meter
 from halt.store import SqlStore
 from halt.tables import metadata
-from tests.freezing import frozen
 
 METRICS = Meter().snapshot()
 DONE = Done("stop", METRICS)
@@ -52,15 +50,6 @@ def postgres_schema() -> Iterator[str]:
             connection.execute(text(f"DROP SCHEMA {schema} CASCADE"))
     finally:
         engine.dispose()
-
-
-def frozen_postgres() -> AbstractContextManager[None]:
-    """The server's processes are stopped: its kernel takes connections, and nothing is answered.
-
-    For a server of this machine whose folder is that of its socket, as `with_postgres.sh` has it.
-    """
-    folder = Path(parse_qs(urlsplit(POSTGRES).query)["host"][0])
-    return frozen(int((folder / "data" / "postmaster.pid").read_text().split()[0]))
 
 
 class Databases:

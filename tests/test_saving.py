@@ -25,9 +25,10 @@ from halt.errors import StoreUnavailable
 from halt.store import SqlStore
 from tests.conftest import HaltServer, StartHalt, eventually, new_id
 from tests.fake_openai import FakeOpenAI
+from tests.resilience.servers import Postgres
 from tests.scripted import Scripted
 from tests.sse import Answer
-from tests.stores import POSTGRES, frozen_postgres, postgres_schema
+from tests.stores import POSTGRES
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 SMALL = "4m"  # of a disk
@@ -195,12 +196,12 @@ def test_a_locked_database_holds_up_no_stop(
 @pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")
 def test_a_frozen_postgres_holds_up_no_stop(start_halt: StartHalt, fake: FakeOpenAI) -> None:
     """A receipt says what the store could not be asked, and the server leaves when it is told."""
-    with postgres_schema() as url:
-        server = start_halt(fake, DATABASE_URL=url)
+    with Postgres() as postgres:
+        server = start_halt(fake, DATABASE_URL=postgres.url)
         client = server.client()
         client.get("/")
         events = client.chat(ENDLESS).until_text("3 ")
-        with frozen_postgres():
+        with postgres.frozen():
             receipt = client.stop(new_id())
             assert (receipt.status, receipt.json["status"]) == (202, "pending")
             assert "database did not answer" in receipt.json["note"]

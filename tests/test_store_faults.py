@@ -33,12 +33,12 @@ from halt.store import SqlStore
 from halt.tables import REVISION, metadata
 from tests.conftest import ROOT, refused_start
 from tests.races import together
+from tests.resilience.servers import Postgres
 from tests.stores import (
     DATABASES,
     POSTGRES,
     Chat,
     Databases,
-    frozen_postgres,
     opened,
     postgres_schema,
 )
@@ -276,16 +276,23 @@ def test_a_server_that_has_gone_is_said_and_found_again(tmp_path: Path) -> None:
         assert chat.exchanges() == [("a", "1"), ("b", "2")]
 
 
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    """One of the test's own: others use the shared one while it is frozen."""
+    with Postgres() as found:
+        yield found
+
+
 @needs_postgres
 def test_a_frozen_server_is_given_up_and_found_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: Postgres
 ) -> None:
     """Neither its limits nor its kernel's say anything then; a few calls wait and no more."""
     monkeypatch.setattr(database_module, "BUSY_SECONDS", 1)
-    with postgres_schema() as url, opened(tmp_path, url) as store:
+    with opened(tmp_path, postgres.url) as store:
         chat = Chat(store)
         chat.says("a", "1")
-        with frozen_postgres():
+        with postgres.frozen():
             with ThreadPoolExecutor(12) as pool:
                 outcomes = list(pool.map(outcome, [chat.now] * 12))
             assert {each for each in outcomes if each in {SILENT, UNREACHABLE}} == set(outcomes)
@@ -296,17 +303,17 @@ def test_a_frozen_server_is_given_up_and_found_again(
 
 @needs_postgres
 def test_a_statement_that_is_not_answered_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: Postgres
 ) -> None:
     """Where the server is frozen in the middle of it."""
     monkeypatch.setattr(database_module, "STATEMENT_SECONDS", 0)
-    with postgres_schema() as url, opened(tmp_path, url) as store:
+    with opened(tmp_path, postgres.url) as store:
         began = time.monotonic()
 
         def sleep() -> None:
             with store.database.reading() as connection:
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
-                with frozen_postgres():
+                with postgres.frozen():
                     connection.execute(text("SELECT 1"))
 
         fails(UNREACHABLE, sleep)
