@@ -91,7 +91,7 @@ def test_make_run_says_what_it_does_and_nothing_else(tmp_path: Path) -> None:
     assert first.returncode == 0
     (only,) = calls(tmp_path, "python -m pip")
     assert "uv==" in only
-    halt, demo = calls(tmp_path, "uv pip install --python .venv/bin/python")
+    halt, demo = calls(tmp_path, "uv pip install --compile-bytecode --python .venv/bin/python")
     assert halt == "pip -r requirements.txt"
     assert demo == "--no-deps --only-binary=:all: -r requirements-demo.txt"
 
