@@ -110,10 +110,9 @@ def asked(fake: FakeOpenAI, said: str, nth: int = 0, timeout: float = SEEN_WITHI
         return text
 
     def is_it(record: Record) -> bool:
-        found = [each for each in fake.requests if each.method == "POST" and prompt(each) == said]
-        return len(found) > nth and found[nth] is record
+        return record.method == "POST" and prompt(record) == said
 
-    return fake.wait_request(is_it, timeout)
+    return fake.wait_request(is_it, timeout, nth)
 
 
 class HaltServer:

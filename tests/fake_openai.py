@@ -30,6 +30,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import unquote
@@ -162,14 +163,14 @@ class FakeOpenAI:
             Path(self.ca_pem_path).unlink(missing_ok=True)
 
     def wait_request(
-        self, which: int | Callable[[Record], bool] = 0, timeout: float = 20.0
+        self, which: int | Callable[[Record], bool] = 0, timeout: float = 20.0, nth: int = 0
     ) -> Record:
-        """The record at this index, or the first that fits; TimeoutError if it does not come."""
+        """The record at this index, or the nth that fits; TimeoutError if it does not come."""
 
         def found() -> Record | None:
             if isinstance(which, int):
                 return self._requests[which] if which < len(self._requests) else None
-            return next(filter(which, self._requests), None)
+            return next(islice(filter(which, self._requests), nth, None), None)
 
         with self._changed:
             record = self._changed.wait_for(found, timeout)
