@@ -114,7 +114,7 @@ def test_stop_during_the_wait_for_a_retry_sends_nothing_more(
     client = halt.client()
     said = new_id()
     events = client.chat("429?retry_after=4", said).until_comment(1)
-    assert asked(shared_fake, said).ended.wait(SEEN_WITHIN)
+    halt.wait_printed(f"stream {events.id}: .*, trying again in")
     receipt = client.stop(events.id)
     assert (receipt.json["status"], receipt.json["upstream"]) == ("stopped", "none")
     assert events.to_end().terminal["type"] == "cancelled"
