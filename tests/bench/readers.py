@@ -182,7 +182,7 @@ class Reader:
             stream.last = stamp
             if self.measuring:
                 self.tokens += 1
-                self.latencies.append(now - stamp)
+                self.latencies.append((now - stamp) % STAMP_MODULUS)
 
     def take_whole(self, stream: Stream, data: bytes) -> None:
         """Count tokens, and see the end of the response."""
