@@ -34,6 +34,7 @@ from halt.errors import StoreUnavailable
 from halt.model_servers import Found
 from halt.provider_settings import Setup, setup
 
+STDIN = 0  # by its number: `sys.stdin` is None where it was closed
 #: Seconds without a heartbeat after which the master replaces a worker.
 HANGS_AFTER = 60
 #: The variables in which the master tells its workers of the demo model.
@@ -117,7 +118,7 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
     if server.cfg.workers < 1:
         sys.exit(f"halt: --workers={server.cfg.workers} is not allowed: at least one is needed.")
     _check_addresses(server)
-    server.halt_is_at_terminal = sys.stdin.isatty() and not _ignores_hangup()
+    server.halt_is_at_terminal = os.isatty(STDIN) and not _ignores_hangup()
     address, watchdog = halt_config.take_notify()
     server.halt_systemd = systemd.Notifier(server, address, watchdog) if address else None
     try:
@@ -195,7 +196,7 @@ def on_reload(server: Any) -> None:
 
     The system sends SIGHUP when a terminal's window is closed, too; then the server leaves.
     """
-    if server.halt_is_at_terminal and not sys.stdin.isatty():
+    if server.halt_is_at_terminal and not os.isatty(STDIN):
         os.kill(os.getpid(), signal.SIGTERM)
         return
     if server.halt_systemd is not None:

@@ -139,6 +139,24 @@ def test_it_runs_with_its_standard_streams_closed() -> None:
     assert done.returncode == 0
 
 
+class WithoutInput(HaltServer):
+    """`python app.py <&-`"""
+
+    command = (
+        "-c",
+        "import os, sys; os.close(0); os.execv(sys.executable, [sys.executable, 'app.py'])",
+    )
+
+
+def test_a_server_starts_without_a_standard_input(shared_fake: FakeOpenAI) -> None:
+    """Whether it is at a terminal is asked of a stream that is not there."""
+    server = WithoutInput({"OPENAI_BASE_URL": shared_fake.base_url})
+    try:
+        assert server.client().get("/").status == 200
+    finally:
+        server.close()
+
+
 def test_a_current_folder_that_is_gone_is_named(tmp_path: Path) -> None:
     """gunicorn would end with a traceback."""
     script = f"rmdir {shlex.quote(str(tmp_path))}; exec {CHECK}"
