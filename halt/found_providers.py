@@ -132,9 +132,5 @@ class FoundProviders(Providers):
         """The full name of a model that is offered, empty for any other."""
         if not name or name == self._demo:
             return name
-        provider, _, rest = name.partition("/")
-        for server in found.servers:
-            if rest and server.name == provider and (server.models is None or server.lists(rest)):
-                return name
-        listing = [server for server in found.servers if server.lists(name)]
-        return self._full(listing[0].name, name) if len(listing) == 1 else ""
+        names = found.named(name)
+        return names[0] if len(names) == 1 else ""

@@ -139,7 +139,7 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
         # Not those of an older master, of whose demo model nothing may be left.
         published |= dict.fromkeys(EMBEDDED, "")
         talks_to = found.text
-        if config.model and found.chats and not found.lists(config.model):
+        if config.model and found.chats and not found.named(config.model):
             talks_to += f"; HALT_MODEL={config.model!r} is in none of their lists"
     if not (config.has_provider or found.chats):
         missing = embedded.unavailable()

@@ -95,13 +95,13 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     locked: tuple[Locked, ...] = ()
     left_until: dict[str, float] = {}
 
-    def lists(self, model: str) -> bool:
-        """Whether a server lists this model, by its own name or as PROVIDER/MODEL."""
+    def named(self, model: str) -> list[str]:
+        """The models that a name means, as PROVIDER/MODEL; several where it is no full name."""
         provider, _, rest = model.partition("/")
-        return any(
-            server.lists(model) or (server.name == provider and server.lists(rest))
-            for server in self.servers
-        )
+        for server in self.servers:
+            if rest and server.name == provider and (server.models is None or server.lists(rest)):
+                return [model]
+        return [f"{server.name}/{model}" for server in self.servers if server.lists(model)]
 
     @property
     def chats(self) -> bool:
