@@ -8,6 +8,7 @@ import re
 import secrets
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -572,18 +573,25 @@ def test_an_export_is_sent_while_it_is_read(carla: Person) -> None:
     """It takes one of the readers' places and gives it back, also when it is left in the middle."""
     carla.keep(*(talk("x" * 400_000, "y" * 400_000) for _ in range(10)))
     for _ in range(2):
-        connections = [carla.client.connect(receive_buffer=2048) for _ in range(2)]
-        responses = []
-        for each in connections:
-            carla.client.send(each, "GET", "/export")
-            responses.append(each.getresponse())
-            assert responses[-1].read(1000)
-        assert carla.get("/export").status == 503
-        for response, connection in zip(responses, connections, strict=True):
-            response.close()
-            connection.close()
+        with ExitStack() as readers:
+            for _ in range(2):
+                eventually(lambda: begins_export(carla.client, readers))
+            assert carla.get("/export").status == 503
         for method in ("GET", "HEAD", "GET"):
             eventually(lambda: carla.client.request(method, "/export").status == 200)
+
+
+def begins_export(client: Client, readers: ExitStack) -> bool:
+    """Whether an export begins; if so it is left unread until `readers` ends.
+
+    The place of the reader before is given back only after that reader's last byte.
+    """
+    connection = client.connect(receive_buffer=2048)
+    readers.callback(connection.close)
+    client.send(connection, "GET", "/export")
+    response = connection.getresponse()
+    readers.callback(response.close)
+    return response.status == 200 and bool(response.read(1000))
 
 
 # --- whose they are -------------------------------------------------------------------------------
