@@ -28,7 +28,7 @@ from halt import VERSION
 from halt.config import Config, is_loopback
 from halt.errors import TOKEN_NEEDED, Interrupted
 from halt.http1 import REFUSAL_MAX, Body
-from halt.line import Line, Quiet, on_line
+from halt.line import Line, on_line
 from halt.metrics import now
 from halt.model_list import Model, is_name, models_of
 from halt.model_servers import (
@@ -254,9 +254,9 @@ def _ask_all(urls: Sequence[str], mark: str) -> dict[str, _Answer]:
     def ask(url: str, line: Line) -> None:
         try:
             with on_line(line):
-                answers[url] = answer = _ask(transport, line, url)
+                answers[url] = answer = _ask(transport, url)
                 if answer.models:
-                    loaded = answer.loaded | _loaded(transport, line, url, answer.models)
+                    loaded = answer.loaded | _loaded(transport, url, answer.models)
                     answers[url] = answer._replace(loaded=loaded)
         except (Interrupted, httpx2.HTTPError):
             pass  # what is there of its answer counts
@@ -280,10 +280,10 @@ def _ask_all(urls: Sequence[str], mark: str) -> dict[str, _Answer]:
     return dict(answers)
 
 
-def _ask(transport: Transport, line: Line, url: str) -> _Answer:
+def _ask(transport: Transport, url: str) -> _Answer:
     """The models at an address. Raises httpx2's errors, Interrupted."""
     try:
-        status, value = _get(transport, line, f"{url}/models")
+        status, value = _get(transport, f"{url}/models")
     except httpx2.ConnectError:
         return _Answer(is_away=True)
     if status == 503:  # llama.cpp that loads its model
@@ -318,15 +318,15 @@ def _marked_loaded(url: str, items: list[Any], models: list[Model]) -> frozenset
     return frozenset(model.name for model in models)
 
 
-def _loaded(transport: Transport, line: Line, url: str, models: list[Model]) -> frozenset[str]:
+def _loaded(transport: Transport, url: str, models: list[Model]) -> frozenset[str]:
     """The models that a server of a known product has in memory, by its own API."""
     product = product_of(url, [model.owner for model in models])
     name = product.name if product else ""
     if name == "ollama":
-        _, value = _get(transport, line, f"{origin(url)}/api/ps")
+        _, value = _get(transport, f"{origin(url)}/api/ps")
         return frozenset(model.name for model in models_of(value) or [])
     if name == "lmstudio":
-        _, value = _get(transport, line, f"{origin(url)}/api/v0/models")
+        _, value = _get(transport, f"{origin(url)}/api/v0/models")
         items = value.get("data") if isinstance(value, dict) else None
         return frozenset(
             str(item.get("id"))
@@ -336,30 +336,16 @@ def _loaded(transport: Transport, line: Line, url: str, models: list[Model]) -> 
     return frozenset()
 
 
-def _get(transport: Transport, line: Line, url: str) -> tuple[int, Any]:
+def _get(transport: Transport, url: str) -> tuple[int, Any]:
     """Status and decoded JSON, None where the body is none. Raises httpx2's errors, Interrupted."""
     response = transport.handle_request(httpx2.Request("GET", url, headers=HEADERS))
     body = response.extensions["halt.body"]
     assert isinstance(body, Body)  # noqa: S101 - our own transport put it there
-    parts, size = [], 0
     try:
-        while part := _read(body, line):
-            parts.append(part)
-            size += len(part)
-            if size > BODY_MAX:
-                return response.status_code, None
+        whole = body.whole(BODY_MAX)
     finally:
         body.close()
     try:
-        return response.status_code, json.loads(b"".join(parts))
+        return response.status_code, None if whole is None else json.loads(whole)
     except (ValueError, RecursionError):
         return response.status_code, None
-
-
-def _read(body: Body, line: Line) -> bytes:
-    while True:
-        try:
-            return body.read()
-        except Quiet:  # the look ends before a second of silence is over; a busy machine is late
-            if line.interrupted:
-                raise Interrupted("the look is over") from None

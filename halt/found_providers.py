@@ -104,15 +104,14 @@ class FoundProviders(Providers):
 
     def _resolve(self, model: str, chain: Chain) -> tuple[Upstream, str]:
         if not model:
-            return next(iter(self._members.values())).upstream, model
-        name, _, rest = model.partition("/")
-        if rest and name in self._members:
-            return self._members[name].upstream, rest
+            return self._first, model
+        if named := self._named(model):
+            return named
         if not self._offered(model, self._discovery.known):
             self._look(chain, missed=True)
         lists = self._lists(chain)
-        if rest and name in self._members:  # it was found just now
-            return self._members[name].upstream, rest
+        if named := self._named(model):  # it was found just now
+            return named
         if len(lists) == 1 and not any(model in (models or ()) for models, _ in lists.values()):
             # A server knows more than it lists: Ollama "x" where it lists "x:latest".
             return self._members[next(iter(lists))].upstream, model

@@ -310,6 +310,23 @@ class Body(httpx2.SyncByteStream):
                 left -= len(data)
                 yield data
 
+    def whole(self, most: int) -> bytes | None:
+        """All of it, through silence; None where it has more than `most` bytes.
+
+        Raises httpx2.ReadError and httpx2.RemoteProtocolError when the connection fails, as it does
+        for a line that is interrupted.
+        """
+        parts: list[bytes] = []
+        size = 0
+        while size <= most:
+            with contextlib.suppress(Quiet):
+                part = self.read()
+                if not part:
+                    return b"".join(parts)
+                parts.append(part)
+                size += len(part)
+        return None
+
     def fileno(self) -> int:
         """The socket's descriptor. Raises OSError after `close`."""
         if self._sock is None:

@@ -21,6 +21,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -107,13 +108,13 @@ def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:
 
 
 def _of_environment(config: Config) -> Setup:
-    limit = config.connect_timeout
+    provider = _provider_of(config)
     found = []
     if not config.has_provider:
         found += [of_server(server, config) for server in decoded(config.discovered).servers]
     if config.has_demo or not (config.has_provider or found):
         found.append(
-            ProviderSettings(
+            provider(
                 name=DEMO,
                 kind="openai",
                 base_url=config.embedded_url,
@@ -121,45 +122,37 @@ def _of_environment(config: Config) -> Setup:
                 default_model=config.known_model,
                 # Lets the embedded model notice a Stop while it reads a prompt.
                 extra_body=REQUEST_EXTRA,
-                connect_timeout=limit,
-                continues=config.continues,
                 is_demo=True,
             )
         )
     if config.api_key or config.base_url:
         found.append(
-            ProviderSettings(
+            provider(
                 name="openai",
                 kind="openai",
                 base_url=config.upstream_url,
                 key=config.upstream_key,
                 default_model=config.known_model,
-                connect_timeout=limit,
-                continues=config.continues,
             )
         )
     if config.azure_endpoint:
         found.append(
-            ProviderSettings(
+            provider(
                 name="azure",
                 kind="azure",
                 base_url=config.azure_endpoint,
                 key=config.azure_key,
                 models=(config.azure_deployment,),
                 api_version=config.azure_version,
-                connect_timeout=limit,
-                continues=config.continues,
             )
         )
     if config.anthropic_key:
         found.append(
-            ProviderSettings(
+            provider(
                 name="anthropic",
                 kind="anthropic",
                 base_url=config.anthropic_url or ANTHROPIC_URL,
                 key=config.anthropic_key,
-                connect_timeout=limit,
-                continues=config.continues,
             )
         )
     return Setup(providers=tuple(found), default=config.model)
@@ -167,13 +160,18 @@ def _of_environment(config: Config) -> Setup:
 
 def of_server(server: Server, config: Config) -> ProviderSettings:
     """The provider that a model server becomes which was found."""
-    return ProviderSettings(
+    return _provider_of(config)(
         name=server.name,
         kind="openai",
         base_url=server.url,
         default_model=server.default,
-        connect_timeout=config.connect_timeout,
-        continues=config.continues,
+    )
+
+
+def _provider_of(config: Config) -> partial[ProviderSettings]:
+    """Makes a provider with what the environment sets for all of them."""
+    return partial(
+        ProviderSettings, connect_timeout=config.connect_timeout, continues=config.continues
     )
 
 

@@ -131,8 +131,7 @@ class Providers:
     @property
     def _single(self) -> Upstream | None:
         """The only provider, None where there are several."""
-        members = self._members
-        return next(iter(members.values())).upstream if len(members) == 1 else None
+        return self._first if len(self._members) == 1 else None
 
     def _full(self, name: str, model: str) -> str:
         """The name by which requests ask for a provider's model."""
@@ -148,13 +147,19 @@ class Providers:
 
     def _resolve(self, model: str, chain: Chain) -> tuple[Upstream, str]:
         """Who answers for a model, and its name there. Raises UpstreamError."""
-        members = self._members
-        if len(members) == 1 or not model:
-            return next(iter(members.values())).upstream, model
+        if len(self._members) == 1 or not model:
+            return self._first, model
+        return self._named(model) or self._listing(model, self._lists(chain))
+
+    @property
+    def _first(self) -> Upstream:
+        return next(iter(self._members.values())).upstream
+
+    def _named(self, model: str) -> tuple[Upstream, str] | None:
+        """Who answers for PROVIDER/MODEL, and its name there; None where it is no such name."""
         name, _, rest = model.partition("/")
-        if rest and name in members:
-            return members[name].upstream, rest
-        return self._listing(model, self._lists(chain))
+        member = self._members.get(name) if rest else None
+        return None if member is None else (member.upstream, rest)
 
     def _listing(self, model: str, found: Lists) -> tuple[Upstream, str]:
         """The one provider that lists a model, and its name there. Raises UpstreamError."""

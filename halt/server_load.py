@@ -22,7 +22,7 @@ import msgspec
 from halt.config import is_openai
 from halt.errors import HaltError
 from halt.http1 import Body
-from halt.line import Quiet, limited
+from halt.line import limited
 from halt.metrics import now
 from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
@@ -144,25 +144,9 @@ class ServerLoad:
                 response = self._client.send(request, stream=True)
                 body: Body = response.extensions["halt.body"]
                 try:
-                    whole = _whole(body)  # of a refusal too: so its connection can be kept
+                    whole = body.whole(BODY_MAX)  # of a refusal too: so its connection can be kept
                     return whole if response.status_code == 200 else None
                 finally:
                     body.close()
             except (HaltError, httpx2.HTTPError):
                 return None
-
-
-def _whole(body: Body) -> bytes | None:
-    """All of a body, None where it is too large. Raises httpx2.HTTPError."""
-    parts: list[bytes] = []
-    size = 0
-    while size <= BODY_MAX:
-        try:
-            part = body.read()
-        except Quiet:
-            continue
-        if not part:
-            return b"".join(parts)
-        parts.append(part)
-        size += len(part)
-    return None
