@@ -290,8 +290,8 @@ class Laws(RuleBasedStateMachine):
             return
         text = "".join(each["content"] for each in deltas[: stream.seen])
         state = STATES[last["type"]]
-        if state == "done" and not text:
-            state = "error"  # an answer that brought nothing
+        if state == "done" and not text.strip():
+            state = "error"  # an answer that brought nothing but blanks
         found = worker.answers(stream.place, OWNER)
         told = worker.told(stream.place, OWNER)
         if state == "stopped" and not text:
