@@ -20,8 +20,9 @@ import halt
 
 def import_all() -> None:
     """Import every module of Halt, and the application."""
-    for each in pkgutil.iter_modules(halt.__path__):
-        importlib.import_module(f"halt.{each.name}")
+    for each in pkgutil.walk_packages(halt.__path__, "halt."):
+        if "migrations" not in each.name:  # Alembic's scripts, run by Alembic alone
+            importlib.import_module(each.name)
     importlib.import_module("app")
 
 

@@ -31,7 +31,7 @@ LIMIT = 8.0  # seconds any one thing may take here
 # A gunicorn master in small: launches, forks a worker, and closes when its standard input ends.
 MASTER = """
 import json, os, signal, sys, threading
-from halt import embedded
+import halt.embedded as embedded
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 supervisor = embedded.launch()
@@ -339,7 +339,12 @@ def test_deaths_in_a_row_wait_longer_and_service_resets_the_wait() -> None:
 def reason(*flags: str, path: Path = ROOT) -> str:
     """What `unavailable` says in an interpreter that finds its packages in `path` first."""
     told = subprocess.run(
-        [sys.executable, *flags, "-c", "from halt import embedded; print(embedded.unavailable())"],
+        [
+            sys.executable,
+            *flags,
+            "-c",
+            "from halt.embedded import unavailable; print(unavailable())",
+        ],
         env={**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"},
         capture_output=True,
         text=True,

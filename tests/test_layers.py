@@ -55,8 +55,8 @@ def imported(tree: ast.AST) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports hide what a module needs"
             names.add(node.module or "")
-            if node.module == "halt":
-                names |= {f"halt.{alias.name}" for alias in node.names}
+            if (node.module or "").partition(".")[0] == "halt":
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
@@ -93,7 +93,7 @@ def test_only_the_composition_root_chooses_implementations() -> None:
 
 def test_only_config_reads_the_environment() -> None:
     """`os.environ` and `os.getenv` stand in config.py alone, in app.py and gunicorn's file too."""
-    sources = {**{f"halt/{n}.py": t for n, t in TREES.items()}}
+    sources = {f"halt/{n.replace('.', '/')}.py": t for n, t in TREES.items()}
     for extra in ("app.py", "gunicorn.conf.py"):
         sources[extra] = ast.parse((ROOT / extra).read_text())
     readers = {

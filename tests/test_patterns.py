@@ -86,7 +86,7 @@ def _inside(value: object, depth: int) -> Iterator[re.Pattern[Any]]:
 
 def _trees() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(ROOT.rglob("*.py")):
-        yield path.stem, ast.parse(path.read_text())
+        yield ".".join(path.relative_to(ROOT).with_suffix("").parts), ast.parse(path.read_text())
 
 
 def _called() -> dict[tuple[str, str], set[str]]:

@@ -46,7 +46,8 @@ def test_the_core_has_the_size_that_is_told() -> None:
     assert said is not None
     modules = ("run", "generation", "stops", "journal", "relay")
     lines = sum(
-        len((ROOT / "halt" / f"{name}.py").read_text("utf-8").splitlines()) for name in modules
+        len((ROOT / "halt" / f"{name.replace('.', '/')}.py").read_text("utf-8").splitlines())
+        for name in modules
     )
     assert lines == pytest.approx(int(said[1].replace(",", "")), rel=0.25)
 

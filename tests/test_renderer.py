@@ -199,7 +199,7 @@ def test_only_the_block_that_takes_too_long_is_plain(shared: Renderer) -> None:
 def test_markdown_that_takes_too_long_is_plain_and_the_rest_is_not() -> None:
     """One block after the other, where the text takes too long as a whole."""
     program = (  # a tenth of what the text takes on a usual machine
-        "import sys; sys.path.insert(0, sys.argv[1]); from halt import render_process, render_protocol\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); import halt.render_process as render_process, halt.render_protocol as render_protocol\n"
         "render_protocol.TEXT_LIMIT_A_CHARACTER = 0; render_process.main()"
     )
     renderer = Renderer((sys.executable, "-c", program, str(ROOT)))
