@@ -20,6 +20,7 @@ import msgspec
 
 from halt.bodies import UNREADABLE
 from halt.chat import ChatRequest, Message, Reply, ToolTurn
+from halt.config.providers import ProviderSettings
 from halt.continuing import Way, unfinished
 from halt.decoder import EventDecoder, Kind, usage_of
 from halt.errors import UpstreamError
@@ -30,7 +31,6 @@ from halt.gathering import Gathering
 from halt.line import Line, on_line
 from halt.loose_json import clean, index_of, object_of, objects_of, text_of, whole
 from halt.provider import EventReply, Provider, begin, http_client, post, warm_up_client
-from halt.provider_settings import ProviderSettings
 from halt.tool_calls import CallAssembler
 from halt.transport import Transport
 

@@ -33,7 +33,7 @@ from halt.builtin_tools import SHIPPED
 from halt.catalog import Catalog
 from halt.chat import Upstream
 from halt.choice import make_upstream
-from halt.config import Config, load
+from halt.config.settings import Config, load
 from halt.database import database
 from halt.discovery import discovery_of
 from halt.generation import Generations

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from halt.chat import Upstream
-from halt.config import Config
+from halt.config.providers import ProviderSettings, of_server, setup
+from halt.config.settings import Config
 from halt.discovery import Discovery
 from halt.found_providers import FoundProviders
 from halt.last_model import LastModel
-from halt.provider_settings import ProviderSettings, of_server, setup
 from halt.providers import Providers
 from halt.transport import Transport
 from halt.upstream import AzureUpstream, OpenAIUpstream

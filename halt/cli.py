@@ -19,7 +19,7 @@ import click
 from flask.cli import ScriptInfo
 
 from halt import embedded
-from halt.config import Config, load, user_data_folder
+from halt.config.settings import Config, load, user_data_folder
 from halt.errors import HaltError, RequestError
 
 if TYPE_CHECKING:

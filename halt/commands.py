@@ -14,9 +14,10 @@ import sys
 
 import click
 
-from halt import VERSION, config, embedded
+from halt import VERSION, embedded
 from halt.cli import chat, doctor
-from halt.config import ConfigError
+from halt.config import settings
+from halt.config.settings import ConfigError
 
 PROGRAM = "halt-chat"
 #: gunicorn, which gets the other options, has both of its own: its defaults, and its own version.
@@ -70,9 +71,9 @@ def serve(gunicorn: tuple[str, ...], no_open: bool, **variables: str | None) -> 
 
     An option comes before its variable, which stands in brackets with its default.
     """
-    config.publish({name: value for name, value in variables.items() if value is not None})
-    if not no_open and config.at_a_desktop():
-        config.publish({"HALT_OPEN_PAGE": "1"})
+    settings.publish({name: value for name, value in variables.items() if value is not None})
+    if not no_open and settings.at_a_desktop():
+        settings.publish({"HALT_OPEN_PAGE": "1"})
     from halt.serve import run_server  # noqa: PLC0415
 
     run_server(gunicorn)

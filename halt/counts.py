@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from limits.storage import Storage
 
-from halt.data_folder import can_log_ahead, make_folder, make_private
+from halt.config.data_dir import can_log_ahead, make_folder, make_private
 
 SCHEME = "halt-counts"
 WAIT = 2.0  # seconds for another process that counts at the same moment

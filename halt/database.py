@@ -34,8 +34,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from halt.admission import NO_ANSWER, TOO_BUSY, Admission, Refused
-from halt.config import ConfigError
-from halt.data_folder import can_log_ahead, make_folder, make_private, open_private
+from halt.config.data_dir import can_log_ahead, make_folder, make_private, open_private
+from halt.config.settings import ConfigError
 from halt.errors import StoreUnavailable, Unstorable
 from halt.tables import REVISION
 

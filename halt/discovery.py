@@ -25,13 +25,7 @@ import httpx2
 import msgspec
 
 from halt import VERSION
-from halt.config import Config, is_loopback
-from halt.errors import TOKEN_NEEDED, Interrupted
-from halt.http1 import REFUSAL_MAX, Body
-from halt.line import Line, on_line
-from halt.metrics import now
-from halt.model_list import Model, is_name, models_of
-from halt.model_servers import (
+from halt.config.model_servers import (
     LISTS_LOADED,
     LOOPBACK,
     USUAL,
@@ -43,6 +37,12 @@ from halt.model_servers import (
     origin,
     product_of,
 )
+from halt.config.settings import Config, is_loopback
+from halt.errors import TOKEN_NEEDED, Interrupted
+from halt.http1 import REFUSAL_MAX, Body
+from halt.line import Line, on_line
+from halt.metrics import now
+from halt.model_list import Model, is_name, models_of
 from halt.question import Question
 from halt.transport import Transport
 

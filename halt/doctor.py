@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 import httpx2
 import msgspec
 
-from halt import open_files
 from halt.chat import ChatRequest, Message, ToolSpec
 from halt.client import ANSWER_WITHIN
-from halt.config import Config
+from halt.config import open_files
+from halt.config.providers import ProviderSettings, setup
+from halt.config.settings import Config
 from halt.errors import HaltError
 from halt.events import (
     Cancelled,
@@ -39,7 +40,6 @@ from halt.line import limited
 from halt.metrics import Metrics, now
 from halt.names import Names
 from halt.provider import WHOLE
-from halt.provider_settings import ProviderSettings, setup
 from halt.run import Run
 from halt.screen import one_line
 from halt.server_load import ServerLoad

@@ -15,13 +15,13 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from halt.chat import ChatRequest, Reply, Upstream
+from halt.config.model_servers import Found, Server
+from halt.config.providers import DEMO
 from halt.discovery import Discovery
 from halt.errors import HaltError
 from halt.last_model import LastModel
 from halt.line import Line
 from halt.loop import Chain
-from halt.model_servers import Found, Server
-from halt.provider_settings import DEMO
 from halt.providers import WAIT_SECONDS, Lists, Providers
 
 

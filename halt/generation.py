@@ -30,7 +30,7 @@ from typing import Any, Protocol
 import msgspec
 
 from halt.chat import ChatRequest, Upstream
-from halt.config import Config
+from halt.config.settings import Config
 from halt.errors import (
     AtCapacity,
     Draining,

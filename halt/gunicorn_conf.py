@@ -17,22 +17,14 @@ from typing import Any
 # All that workers need, loaded here once, before the fork: a worker is there at once, and so is the
 # one that takes the place of one that died.
 import halt.app  # noqa: F401
-from halt import config as halt_config
-from halt import (
-    data_folder,
-    discovery,
-    embedded,
-    loop,
-    open_files,
-    page_opener,
-    server_check,
-    systemd,
-)
-from halt.config import Config
+from halt import discovery, embedded, loop, page_opener, server_check, systemd
+from halt.config import data_dir, open_files
+from halt.config import settings as halt_config
+from halt.config.model_servers import Found
+from halt.config.providers import Setup, setup
+from halt.config.settings import Config
 from halt.database import open_database
 from halt.errors import StoreUnavailable
-from halt.model_servers import Found
-from halt.provider_settings import Setup, setup
 
 STDIN = 0  # by its number: `sys.stdin` is None where it was closed
 #: Seconds without a heartbeat after which the master replaces a worker.
@@ -123,8 +115,8 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
     server.halt_systemd = systemd.Notifier(server, address, watchdog) if address else None
     try:
         server_check.check_gunicorn(server.cfg, config)
-        key = config.secret_key or data_folder.secret_key(config.data_folder)
-        data_folder.socket_folder(data_folder.run_folder(config.data_folder))
+        key = config.secret_key or data_dir.secret_key(config.data_folder)
+        data_dir.socket_folder(data_dir.run_folder(config.data_folder))
         open_database(config.data_folder, config.database_url).close()
     except halt_config.ConfigError as exc:
         sys.exit(f"halt: {exc}")

@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-from halt.data_folder import open_private
+from halt.config.data_dir import open_private
 
 NAME_MAX = 1000  # bytes of a name that is read
 

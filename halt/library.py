@@ -22,13 +22,13 @@ import msgspec
 
 from halt.chat import CHAT_REQUEST, ChatRequest, Message, Upstream
 from halt.choice import make_upstream
-from halt.config import Config, ConfigError, load
+from halt.config.providers import Kind, with_provider
+from halt.config.settings import Config, ConfigError, load
 from halt.errors import Draining, HaltError, RequestError
 from halt.feed import Feed, Followers
 from halt.generation import Generations, Receipt
 from halt.handle import Callbacks, Generation, GenerationError, Result
 from halt.merge import Merged
-from halt.provider_settings import Kind, with_provider
 from halt.stops import StopRegistry
 from halt.tools import Tool, Toolbox, ToolError
 

@@ -44,8 +44,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
-from halt.config import ConfigError
-from halt.data_folder import bind_private, mark, open_private, run_folder, socket_folder
+from halt.config.data_dir import bind_private, mark, open_private, run_folder, socket_folder
+from halt.config.settings import ConfigError
 from halt.metrics import now
 
 SWEEP_EVERY = 1.0  # seconds between two looks for workers that have died

@@ -18,6 +18,7 @@ import httpx2
 import msgspec
 
 from halt.chat import ChatRequest, Part, Reply
+from halt.config.providers import ProviderSettings
 from halt.continuing import (
     Seam,
     SeamReply,
@@ -34,7 +35,6 @@ from halt.faults import error_of, fault
 from halt.http1 import Body
 from halt.line import Line, on_line
 from halt.model_list import Model, default_of, models_of
-from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
 
 LINES_MAX = 256  # lines of an answer that are decoded in one turn

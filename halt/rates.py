@@ -21,7 +21,7 @@ from flask_limiter import Limiter
 from limits import RateLimitItem, parse_many
 
 from halt.client_address import address
-from halt.config import Config
+from halt.config.settings import Config
 from halt.counts import Counts, uri
 from halt.errors import RequestError, TooManyRequests
 from halt.web import owner

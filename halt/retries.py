@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from halt.config import Config
+from halt.config.settings import Config
 from halt.embedded import READY_LIMIT
 from halt.errors import UpstreamError
 

@@ -45,7 +45,7 @@ from halt.chat import (
     Upstream,
     fingerprint,
 )
-from halt.config import Config
+from halt.config.settings import Config
 from halt.continuing import unfinished
 from halt.errors import CODES, Interrupted, UpstreamError, shortened
 from halt.events import (

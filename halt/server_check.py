@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from halt.assets import CHECKOUT
-from halt.config import Config, ConfigError, check_reachable
+from halt.config.settings import Config, ConfigError, check_reachable
 
 #: A worker that leaves with this status makes gunicorn's master leave too; for any other it starts
 #: the next one, for ever.

@@ -19,12 +19,12 @@ from typing import NamedTuple
 import httpx2
 import msgspec
 
-from halt.config import is_openai
+from halt.config.providers import ProviderSettings
+from halt.config.settings import is_openai
 from halt.errors import HaltError
 from halt.http1 import Body
 from halt.line import limited
 from halt.metrics import now
-from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
 
 ANSWER_WITHIN = 2.0  # seconds for one look

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, TextIO
 from halt.answers import figures, unwatched
 from halt.chat import ChatRequest
 from halt.client import Group, Source
+from halt.config.data_dir import make_folder, open_private
 from halt.conversations import Exchange, exchanges_told
-from halt.data_folder import make_folder, open_private
 from halt.errors import HaltError, Interrupted
 from halt.events import Cancelled, Done, ErrorInfo, Extra, Failed, Terminal, is_terminal
 from halt.finish_reasons import EMPTY, STOP, broken_off, ending

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from halt import pictures
 from halt.chat import ChatRequest, Message, Reply, Upstream
-from halt.config import Config
+from halt.config.settings import Config
 from halt.errors import HaltError
 from halt.events import Content, ReasoningEnd
 from halt.headings import cleaned, is_about

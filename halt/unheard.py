@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from typing import Protocol
 
-from halt.config import Config
+from halt.config.settings import Config
 from halt.line import Line
 
 

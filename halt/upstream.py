@@ -16,7 +16,8 @@ import httpx2
 import openai
 
 from halt.chat import ChatRequest, Reply
-from halt.config import is_openai
+from halt.config.providers import ProviderSettings
+from halt.config.settings import is_openai
 from halt.continuing import (
     HOSTS,
     NO_THOUGHT,
@@ -32,7 +33,6 @@ from halt.faults import fault
 from halt.line import Line, on_line
 from halt.model_list import Model
 from halt.provider import LEARNT_MAX, Provider, begin, http_client, post, warm_up_client
-from halt.provider_settings import ProviderSettings
 from halt.returned import given_back, returned_fields
 from halt.transport import Transport
 

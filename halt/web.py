@@ -45,11 +45,12 @@ from markupsafe import escape
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt import data_folder, loop
+from halt import loop
 from halt.bodies import is_number
 from halt.catalog import Catalog
 from halt.client_address import address
-from halt.config import Config
+from halt.config import data_dir
+from halt.config.settings import Config
 from halt.conversations import Store
 from halt.cors import admitted, is_api, is_own
 from halt.errors import TOKEN_NEEDED, HaltError, RequestError, TooLarge
@@ -365,7 +366,7 @@ def _key(app: Flask) -> str:
     """
     if not app.secret_key:
         settings: Config = app.extensions["halt.config"]
-        app.secret_key = data_folder.secret_key(settings.data_folder)
+        app.secret_key = data_dir.secret_key(settings.data_folder)
     return str(app.secret_key)
 
 
@@ -377,7 +378,7 @@ def _cookie_mark(app: Flask) -> str:
     alone.
     """
     settings: Config = app.extensions["halt.config"]
-    place = "" if settings.database_url else data_folder.mark(settings.data_folder)
+    place = "" if settings.database_url else data_dir.mark(settings.data_folder)
     digest = hmac.new(_key(app).encode(), f"cookie name {place}".encode(), hashlib.sha256)
     return digest.hexdigest()[:16]
 

@@ -36,8 +36,8 @@ from typing import Any
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from halt import open_files
 from halt.client_socket import SILENCE_MAX, ClientSocket, until
+from halt.config import open_files
 from halt.request_buffer import Kind, RequestBuffer
 from halt.thread_pools import ThreadPools
 

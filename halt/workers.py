@@ -33,7 +33,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from halt.chat import Upstream
-from halt.config import Config
+from halt.config.settings import Config
 from halt.departure import Departure
 from halt.errors import OffsetLost, StoreUnavailable, UnknownStream
 from halt.generation import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from halt.app import create_app
-from halt.config import ConfigError
+from halt.config.settings import ConfigError
 from halt.server_check import EXIT_STATUS
 
 try:

@@ -16,7 +16,7 @@ import msgspec
 
 from halt.app import create_app
 from halt.chat import ChatRequest, Message
-from halt.config import Config
+from halt.config.settings import Config
 from halt.errors import UnknownStream
 from halt.events import Event
 from halt.line import Line

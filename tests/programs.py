@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from halt import Halt
-from halt.config import Config
+from halt.config.settings import Config
 from halt.events import Event, is_terminal, text_of
 from tests.fake_openai import FakeOpenAI
 from tests.scripted import Scripted

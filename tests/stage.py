@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from halt.chat import ChatRequest, Part, Upstream
-from halt.config import Config
+from halt.config.settings import Config
 from halt.errors import CODES, UpstreamError
 from halt.events import Failed
 from halt.relay import Relay

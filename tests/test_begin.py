@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 
 from halt import sockets
 from halt.app import create_app
-from halt.config import load
+from halt.config.settings import load
 from halt.conversations import BUSY, Busy, Conversation
 from halt.errors import AtCapacity, StoreUnavailable, UnknownStream
 from halt.events import Done

@@ -10,7 +10,7 @@ import pytest
 from halt import catalog
 from halt.app import create_app
 from halt.catalog import NAMES_MAX, Catalog, Groups, checked_model
-from halt.config import load
+from halt.config.settings import load
 from halt.errors import RequestError, UpstreamError
 from halt.line import Line
 from halt.model_list import NAME_MAX

@@ -24,7 +24,7 @@ from halt import terminal as chats
 from halt.chat import ChatRequest, Message
 from halt.choice import make_upstream
 from halt.client import Frames, Group, Local, Remote, RemoteError
-from halt.config import Config
+from halt.config.settings import Config
 from halt.events import HEARTBEAT, Content, Done, Event, Extra, Reasoning, ToolCall, ToolResult, sse
 from halt.generation import Generations, Receipt
 from halt.metrics import Meter

@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from halt import VERSION, commands, config, embedded, gunicorn_conf, page_opener
+from halt import VERSION, commands, embedded, gunicorn_conf, page_opener
 from halt import serve as server
-from halt.config import Config
+from halt.config import settings as config
+from halt.config.settings import Config
 from tests.conftest import (
     LEAVES_WITHIN,
     ROOT,

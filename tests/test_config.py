@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from halt.config import REFUSING_THREADS, Config, ConfigError, is_openai, load, publish
+from halt.config.settings import REFUSING_THREADS, Config, ConfigError, is_openai, load, publish
 
 README = Path(__file__).parent.parent / "README.md"
 

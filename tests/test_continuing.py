@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from halt import upstream as module
 from halt.chat import ChatRequest, Message, Part, ToolTurn, Upstream, told_call
 from halt.choice import make_provider
-from halt.config import Config
+from halt.config.providers import Kind, ProviderSettings
+from halt.config.settings import Config
 from halt.continuing import (
     LEAD_MOST,
     WINDOW,
@@ -29,7 +30,6 @@ from halt.errors import RequestError, UpstreamError
 from halt.events import Content, Done, Extra, Reasoning, ReasoningEnd, ToolCall
 from halt.generation import Generations
 from halt.line import Line
-from halt.provider_settings import Kind, ProviderSettings
 from halt.stops import StopRegistry
 from tests.fake_openai import FakeOpenAI
 from tests.fake_wire import Record

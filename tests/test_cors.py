@@ -10,7 +10,7 @@ import pytest
 from flask import Blueprint, Flask, session
 
 from halt.app import create_app
-from halt.config import Config, ConfigError, load
+from halt.config.settings import Config, ConfigError, load
 from halt.cors import API
 from tests.conftest import HaltServer, new_id
 from tests.fake_openai import FakeOpenAI

@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from halt.config import ConfigError
-from halt.data_folder import (
+from halt.config.data_dir import (
     bind_private,
     mark,
     open_private,
@@ -26,6 +25,7 @@ from halt.data_folder import (
     secret_key,
     socket_folder,
 )
+from halt.config.settings import ConfigError
 from halt.database import open_database
 from halt.store import SqlStore
 from tests.conftest import ROOT, StartHalt, eventually, refused_start
@@ -212,7 +212,7 @@ def test_starters_at_once_agree_also_after_one_that_died_midway(tmp_path: Path) 
 def test_processes_at_once_agree_on_one_key(tmp_path: Path) -> None:
     """As threads do; each finds a whole key at its first look."""
     code = (
-        "import sys; from pathlib import Path; from halt.data_folder import secret_key\n"
+        "import sys; from pathlib import Path; from halt.config.data_dir import secret_key\n"
         "sys.stdin.readline()\n"
         "for number in range(100): print(secret_key(Path(sys.argv[1]) / str(number)))"
     )

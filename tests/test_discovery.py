@@ -17,13 +17,13 @@ import pytest
 
 from halt import discovery
 from halt.choice import make_upstream
-from halt.config import Config, ConfigError, load
+from halt.config.model_servers import USUAL, Found, Names, decoded, product_of
+from halt.config.settings import Config, ConfigError, load
 from halt.discovery import Discovery, addresses_of, discovery_of, found_at_start
 from halt.errors import UpstreamError
 from halt.last_model import LastModel
 from halt.library import Halt
 from halt.line import Line
-from halt.model_servers import USUAL, Found, Names, decoded, product_of
 from halt.providers import Providers
 from tests.conftest import ROOT, StartHalt, eventually
 from tests.model_servers import FOUND, LOADING, LOCKED, NONE, OLLAMA, listing, models

@@ -15,7 +15,7 @@ import trustme
 
 from halt.app import create_app
 from halt.client import Remote
-from halt.config import load
+from halt.config.settings import load
 from halt.doctor import Report
 from halt.proxies import Seen
 from halt.proxy_checks import misjudged, websocket

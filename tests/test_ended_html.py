@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from halt.answers import AnswerView, BelowView, FoldView
 from halt.app import create_app
-from halt.config import Config
+from halt.config.settings import Config
 from halt.ended_html import ended_answer
 from halt.rendering import Patch
 

@@ -14,10 +14,10 @@ import pytest
 
 from halt.anthropic_upstream import AnthropicUpstream
 from halt.chat import ChatRequest, Message, Reply
+from halt.config.providers import ProviderSettings
 from halt.errors import UpstreamError
 from halt.line import Line, Quiet
 from halt.provider import Provider
-from halt.provider_settings import ProviderSettings
 from halt.transport import Transport
 from halt.upstream import AzureUpstream, OpenAIUpstream
 from tests.wire import HandMade, Peer

@@ -12,7 +12,7 @@ import pytest
 
 from halt import generation as module
 from halt.chat import ChatRequest, Message
-from halt.config import Config
+from halt.config.settings import Config
 from halt.errors import AtCapacity, Draining, UnknownStream
 from halt.generation import Generations
 from halt.recorder import Recorder

@@ -13,7 +13,7 @@ import pytest
 from halt import api
 from halt.api import Probe
 from halt.chat import Upstream
-from halt.config import Config
+from halt.config.settings import Config
 from halt.line import Line
 from halt.peers import Peers
 from halt.stops import StopRegistry

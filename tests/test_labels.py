@@ -14,11 +14,11 @@ from collections.abc import Iterator
 import pytest
 
 from halt.chat import ChatRequest
-from halt.config import Config
+from halt.config.providers import setup
+from halt.config.settings import Config
 from halt.errors import UpstreamError
 from halt.http1 import INFLATED_MAX, Inflater
 from halt.line import Line
-from halt.provider_settings import setup
 from halt.upstream import OpenAIUpstream
 from tests.test_upstream import HI, Answer, ask, read
 from tests.wire import OK, SOON, HandMade, Peer, answer

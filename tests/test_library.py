@@ -18,7 +18,7 @@ import pytest
 import halt as package
 from halt import Generation, GenerationError, Halt, Result, ToolError, handle
 from halt.chat import ChatRequest, Message, Part
-from halt.config import Config, ConfigError
+from halt.config.settings import Config, ConfigError
 from halt.errors import (
     AtCapacity,
     Draining,

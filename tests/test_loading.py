@@ -12,7 +12,7 @@ import pytest
 from halt.app import create_app
 from halt.chat import ChatRequest, Message
 from halt.choice import make_upstream
-from halt.config import load
+from halt.config.settings import load
 from halt.embedded import Embedded
 from halt.events import Cancelled, Done, Failed, Terminal, is_terminal
 from halt.generation import Generations

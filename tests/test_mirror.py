@@ -18,8 +18,8 @@ import pytest
 from halt import mirror as module
 from halt import peers, workers
 from halt.chat import ChatRequest, Part
-from halt.config import Config
-from halt.data_folder import socket_folder
+from halt.config.data_dir import socket_folder
+from halt.config.settings import Config
 from halt.errors import OffsetLost, UnknownStream
 from halt.events import (
     Cancelled,

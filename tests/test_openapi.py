@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from halt.app import create_app
-from halt.config import load
+from halt.config.settings import load
 from halt.errors import STATUSES, HaltError
 from halt.openai_api import NAMED, Manner
 from halt.openapi import document

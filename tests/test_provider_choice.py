@@ -12,10 +12,10 @@ import pytest
 from halt import providers
 from halt.chat import ChatRequest
 from halt.choice import make_provider
-from halt.config import Config, ConfigError, load
+from halt.config.providers import ProviderSettings, Setup, setup
+from halt.config.settings import Config, ConfigError, load
 from halt.errors import UpstreamError
 from halt.line import Line
-from halt.provider_settings import ProviderSettings, Setup, setup
 from halt.providers import Providers
 from tests.conftest import StartHalt, asked, new_id, refused_start
 from tests.fake_openai import FakeOpenAI

@@ -29,12 +29,12 @@ from halt.chat import (
     told_call,
 )
 from halt.choice import make_provider
-from halt.config import Config
+from halt.config.providers import Kind, ProviderSettings
+from halt.config.settings import Config
 from halt.errors import Interrupted, UpstreamError
 from halt.events import Content, Delta, Done, Reasoning, ToolCall, ToolCallDelta
 from halt.generation import Generations
 from halt.line import Line
-from halt.provider_settings import Kind, ProviderSettings
 from halt.stops import StopRegistry
 from halt.tools import Toolbox
 from halt.transport import Transport

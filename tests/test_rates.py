@@ -20,7 +20,7 @@ from flask import Flask
 
 from halt.app import create_app
 from halt.client_address import address
-from halt.config import Config, ConfigError, load
+from halt.config.settings import Config, ConfigError, load
 from halt.errors import TooManyRequests
 from halt.rates import Rates, count_starts
 from tests.conftest import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from halt.provider_settings import KINDS
+from halt.config.providers import KINDS
 from halt.starts import StartRequest
 from tests.conftest import ROOT
 

@@ -13,7 +13,7 @@ import pytest
 
 from halt import recorder as module
 from halt.chat import ChatRequest
-from halt.config import Config
+from halt.config.settings import Config
 from halt.conversations import Batch, Chunk, Ended
 from halt.errors import StoreUnavailable, StreamInUse, UnknownStream
 from halt.events import Content, Delta, Done, Event, Failed, Reasoning, text_of

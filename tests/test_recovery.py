@@ -27,9 +27,9 @@ from sqlalchemy import event, update
 
 from halt import peers
 from halt.archive import HOUR, Archive
-from halt.config import Config
+from halt.config.data_dir import socket_folder
+from halt.config.settings import Config
 from halt.conversations import Batch, Begun
-from halt.data_folder import socket_folder
 from halt.database import Database, open_database
 from halt.events import Content, Done, Failed, Reasoning, ReasoningEnd, text_of
 from halt.generation import Generations

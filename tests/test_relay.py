@@ -25,7 +25,7 @@ from halt import generation as module
 from halt import run as run_module
 from halt.chat import ChatRequest, Part
 from halt.choice import make_upstream
-from halt.config import Config
+from halt.config.settings import Config
 from halt.decoder import ChatDecoder
 from halt.errors import Draining
 from halt.events import Failed

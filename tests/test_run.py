@@ -16,7 +16,7 @@ import pytest
 from halt import recording, retries
 from halt import run as module
 from halt.chat import Part
-from halt.config import Config
+from halt.config.settings import Config
 from halt.errors import CODES, OffsetLost, UpstreamError
 from halt.events import Cancelled, Content, Done, Extra, Failed, ReasoningEnd, text_of
 from halt.metrics import now

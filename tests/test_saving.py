@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 import pytest
 
 from halt.app import create_app
-from halt.config import Config
+from halt.config.settings import Config
 from halt.errors import StoreUnavailable
 from halt.store import SqlStore
 from tests.conftest import HaltServer, StartHalt, eventually, new_id

@@ -14,7 +14,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import pytest
 
 from halt.app import create_app
-from halt.config import Config
+from halt.config.settings import Config
 from tests.conftest import (
     REFUSES_WITHIN,
     ROOT,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from halt.provider_settings import ProviderSettings
+from halt.config.providers import ProviderSettings
 from halt.server_load import PAUSES, ServerLoad, busy_slots, running_requests
 from tests import fake_work
 from tests.fake_openai import FakeOpenAI

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from halt.app import create_app
-from halt.config import load
+from halt.config.settings import load
 from halt.web import owner
 from tests.conftest import HaltServer, StartHalt
 from tests.fake_openai import FakeOpenAI

@@ -20,7 +20,7 @@ import pytest
 
 from halt import departure, sink
 from halt.chat import ChatRequest
-from halt.config import Config
+from halt.config.settings import Config
 from halt.departure import Departure
 from halt.events import Event
 from halt.generation import Generations

@@ -15,7 +15,7 @@ import pytest
 
 from halt import departure as departure_module
 from halt.chat import ChatRequest
-from halt.config import Config
+from halt.config.settings import Config
 from halt.departure import Departure
 from halt.events import FINAL_FRAME
 from halt.generation import Generations

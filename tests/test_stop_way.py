@@ -13,9 +13,10 @@ import jinja2
 import pytest
 from flask import Flask
 
-from halt import data_folder, web
+from halt import web
 from halt.app import create_app
-from halt.config import Config
+from halt.config import data_dir
+from halt.config.settings import Config
 from halt.counts import Counts
 from halt.database import Database
 from halt.web import COOKIES_MAX, FIELDS_MAX, SHORT_BODY_MAX
@@ -70,8 +71,8 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             (jinja2.Template, "render"),
             (jinja2.Environment, "get_template"),
             (web, "render_template"),
-            (data_folder, "secret_key"),
-            (data_folder, "mark"),
+            (data_dir, "secret_key"),
+            (data_dir, "mark"),
         ):
             monkeypatch.setattr(owner, name, guarded(getattr(owner, name)))
 

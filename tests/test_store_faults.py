@@ -24,7 +24,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import event, text
 
 from halt import database as database_module
-from halt.config import ConfigError
+from halt.config.settings import ConfigError
 from halt.conversations import Batch, Chunk
 from halt.database import Database, make_engine, open_database
 from halt.errors import StoreUnavailable, Unstorable

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import pytest
 
-from halt import VERSION, gunicorn_conf, open_files
+from halt import VERSION, gunicorn_conf
 from halt.commands import commands
-from halt.config import Config, ConfigError, load, take_notify
+from halt.config import open_files
+from halt.config.settings import Config, ConfigError, load, take_notify
 from halt.systemd import CLOSES_WITHIN
 from tests.conftest import ROOT, STARTS_WITHIN, HaltServer, eventually, settings
 from tests.fake_openai import FakeOpenAI

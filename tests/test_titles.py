@@ -19,7 +19,7 @@ from halt import titles as module
 from halt.app import create_app
 from halt.chat import ChatRequest, Message, Part
 from halt.choice import make_upstream
-from halt.config import Config, ConfigError, load
+from halt.config.settings import Config, ConfigError, load
 from halt.errors import UpstreamError
 from halt.events import Reasoning
 from halt.generation import Generations

@@ -18,7 +18,7 @@ import pytest
 
 from halt import metrics, recording, retries
 from halt.chat import ChatRequest, Part, ToolSpec, ToolTurn
-from halt.config import Config
+from halt.config.settings import Config
 from halt.errors import UpstreamError
 from halt.events import (
     Cancelled,

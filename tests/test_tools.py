@@ -16,7 +16,7 @@ import pytest
 
 from halt import tools as module
 from halt.builtin_tools import SHIPPED, calculator, current_time
-from halt.config import SHIPPED_TOOLS, ConfigError, load
+from halt.config.settings import SHIPPED_TOOLS, ConfigError, load
 from halt.events import ToolCall, ToolResult, encode
 from halt.tools import Tool, Toolbox, ToolError, ToolRound
 from tests.races import together

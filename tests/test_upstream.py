@@ -18,11 +18,11 @@ import msgspec
 import pytest
 
 from halt.chat import ChatRequest, Message, Reply, Upstream
-from halt.config import Config
+from halt.config.providers import setup
+from halt.config.settings import Config
 from halt.errors import CODES, OVERLOADED, UpstreamError
 from halt.events import Delta
 from halt.line import Line, Quiet
-from halt.provider_settings import setup
 from halt.run import _drain
 from halt.transport import Transport
 from halt.upstream import OpenAIUpstream

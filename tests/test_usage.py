@@ -11,7 +11,7 @@ import pytest
 
 from halt.chat import ChatRequest, Part
 from halt.choice import make_upstream
-from halt.config import Config
+from halt.config.settings import Config
 from halt.errors import UpstreamError
 from halt.events import Cancelled
 from halt.generation import Generations

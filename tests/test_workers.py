@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import msgspec
 import pytest
 
-from halt.config import Config
+from halt.config.settings import Config
 from halt.generation import Receipt
 from halt.peers import Answers, Channel, Peers
 from halt.stops import StopRegistry

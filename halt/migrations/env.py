@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection
 
-from halt.config import load
+from halt.config.settings import load
 from halt.database import make_engine
 from halt.tables import metadata
 

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 import pytest
 
 from halt.app import create_app
-from halt.config import Config
+from halt.config.settings import Config
 from tests.bench.processes import descriptors, status
 from tests.conftest import HaltServer, StartHalt, eventually, new_id, settings
 from tests.fake_openai import FakeOpenAI

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 
-from halt.config import ConfigError
+from halt.config.settings import ConfigError
 
 PRIVATE = 0o600  # the mode of every file and socket here, whatever the process's umask
 FOLDER = 0o700  # that of every folder

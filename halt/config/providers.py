@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from halt.config import (
+from halt.config.model_servers import Server, decoded
+from halt.config.settings import (
     AZURE_VERSION,
     CONTINUES,
     OPENAI_URL,
@@ -39,7 +40,6 @@ from halt.config import (
     variable,
 )
 from halt.embedded import REQUEST_EXTRA
-from halt.model_servers import Server, decoded
 
 Kind = Literal["openai", "azure", "anthropic"]
 
