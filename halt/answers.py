@@ -19,7 +19,6 @@ import msgspec
 from jinja2 import Template
 from markupsafe import Markup
 
-from halt import pictures
 from halt.conversations import Exchange, Usage, Versions, state_of
 from halt.events import (
     Cancelled,
@@ -40,12 +39,13 @@ from halt.finish_reasons import CUT_OFF, EMPTY, broken_off, is_good
 from halt.folds import BELOW, Fold, FoldPatch
 from halt.lengths import Lengths
 from halt.metrics import now
-from halt.open_text import OpenText, breakable, normal
 from halt.recorder import Saving
 from halt.recording import Recording
-from halt.render_protocol import Drawn
-from halt.renderer import Ready, Renderer, Rendering
-from halt.rendering import BlockStream, Patch, Step
+from halt.rendering import data_urls
+from halt.rendering.markdown import BlockStream, Patch, Step
+from halt.rendering.open_text import OpenText, breakable, normal
+from halt.rendering.protocol import Drawn
+from halt.rendering.renderer import Ready, Renderer, Rendering
 from halt.sink import Awaited, Made
 
 T = TypeVar("T")
@@ -236,7 +236,7 @@ def _ended_view(exchange: Exchange, ended: Terminal, rendering: Rendering) -> An
         id=exchange.stream_id,
         state="done",
         patch=_whole(rendering.whole(best.answer)),
-        source=pictures.shown(best.answer),
+        source=data_urls.shown(best.answer),
         asked=exchange.asked,
         model=exchange.model,
         figures=figures(ended, exchange.model, exchange.usage),

@@ -40,7 +40,7 @@ from halt.generation import Generations
 from halt.last_model import LastModel
 from halt.peers import Peers
 from halt.recorder import Recorder
-from halt.renderer import Renderer
+from halt.rendering.renderer import Renderer
 from halt.request_ids import RequestIds, add_to_log
 from halt.stops import StopRegistry
 from halt.store import SqlStore

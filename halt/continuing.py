@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from halt import pictures
 from halt.chat import ChatRequest, Message, Part, Reply, ToolTurn
 from halt.errors import RequestError, UpstreamError
 from halt.events import Content, Delta, Extra, Reasoning, ReasoningEnd
+from halt.rendering import data_urls
 
 #: How a server is asked. All but the last are by prefix: a last message of the assistant's as it
 #: is; that and vLLM's two switches; that, marked with `prefix`; the same, where the answer begins
@@ -72,7 +72,7 @@ class Unfinished(Message):
     @property
     def size(self) -> int:
         """Characters that the model is sent."""
-        return len(pictures.told(str(self.content)))
+        return len(data_urls.told(str(self.content)))
 
 
 def go_on(request: ChatRequest, text: str) -> ChatRequest:
@@ -95,7 +95,7 @@ def unfinished(request: ChatRequest) -> str:
 
 def unfinished_told(request: ChatRequest) -> str:
     """The same as the model is told it."""
-    return pictures.told(unfinished(request))
+    return data_urls.told(unfinished(request))
 
 
 def by_prefix(request: ChatRequest) -> ChatRequest:
@@ -124,7 +124,7 @@ def settled(messages: list[Message]) -> list[Message]:
     for message in messages:
         before = out[-1] if out else None
         if isinstance(before, Unfinished) and message.role == "assistant":
-            out[-1] = _behind(pictures.told(str(before.content)), message)
+            out[-1] = _behind(data_urls.told(str(before.content)), message)
         else:
             out.append(message)
     return out

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from halt import pictures
 from halt.chat import Message
 from halt.errors import HaltError
 from halt.events import Cancelled, Done, Event, Terminal
@@ -26,6 +25,7 @@ from halt.finish_reasons import broken_off, is_good
 from halt.folds import Fold
 from halt.notes import BROKEN, STOPPED, are_discussed, before_prompt, without_notes
 from halt.portable import PortableConversation
+from halt.rendering import data_urls
 
 BUSY = "An answer is being written. Stop it first, or wait for its end."
 MOVED = "This conversation went on in another tab or on another device. Load the page anew."
@@ -561,7 +561,7 @@ def as_told(path: Iterable[tuple[str, State, str]], system_prompt: str = "") -> 
         if role == "assistant":
             told = text if discussed or state == "running" else without_notes(text)
             if told:
-                out.append(Message("assistant", pictures.told(told)))
+                out.append(Message("assistant", data_urls.told(told)))
                 note = _NOTES.get(state, "")
             continue
         told, note = before_prompt(note, text) if note else text, ""

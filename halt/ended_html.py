@@ -13,7 +13,7 @@ from halt.answers import AnswerView, BelowView, FoldView, view
 from halt.conversations import Exchange
 from halt.lengths import Lengths
 from halt.recording import Recording
-from halt.renderer import Rendering
+from halt.rendering.renderer import Rendering
 
 _CONTINUE = (
     '<button type="button" class="continue" data-do="continue" hx-post '

@@ -13,7 +13,7 @@ from typing import Literal
 
 from halt import attachments
 from halt.events import Content, Event, Extra, Reasoning, ToolCall, ToolCallDelta, ToolResult
-from halt.pictures import bytes_of_base64, described
+from halt.rendering.data_urls import bytes_of_base64, described
 
 FOLDS_MAX = 100  # folds of one answer
 FOLDED_MAX = 200_000  # characters in all folds of one answer, without its pictures

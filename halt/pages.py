@@ -71,7 +71,7 @@ from halt.rates import count_starts
 from halt.readers import SSE_HEADERS, EventStream
 from halt.recorder import Recorder
 from halt.recording import Recording
-from halt.renderer import TEXT_WAIT, Renderer, Rendering
+from halt.rendering.renderer import TEXT_WAIT, Renderer, Rendering
 from halt.run import Run
 from halt.slots import number_of
 from halt.titles import Titles

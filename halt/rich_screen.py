@@ -18,7 +18,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from halt.metrics import now
-from halt.rendering import BlockStream, parser_of_answers
+from halt.rendering.markdown import BlockStream, parser_of_answers
 from halt.screen import WAS_THOUGHT, Paced, clean, seconds
 
 FRAMES = 20  # a second

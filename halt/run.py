@@ -34,7 +34,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from halt import loop, pictures
+from halt import loop
 from halt.attachments import Picture, found
 from halt.chat import (
     ChatRequest,
@@ -72,6 +72,7 @@ from halt.metrics import Meter, now
 from halt.notes import LINE_END, NoteFilter, are_discussed
 from halt.recording import Recording, Viewer
 from halt.relay import READ, Relay, Timer, contained
+from halt.rendering import data_urls
 from halt.request_ids import about, current, quoted
 from halt.retries import Retries
 from halt.stops import Pressed, StopSwitch
@@ -752,7 +753,7 @@ class Run(Recording):
         self._new_paragraph = self._new_paragraph or bool(said)
         self._round_from = len(self._parts)
         told: list[Message] = [
-            ToolTurn(pictures.told(said) or None, calls, reply.opaque),
+            ToolTurn(data_urls.told(said) or None, calls, reply.opaque),
             *(Message("tool", each.result, tool_call_id=each.id) for each in results),
         ]
         self.request = msgspec.structs.replace(

@@ -14,7 +14,7 @@ from typing import Protocol, TextIO
 from halt.events import Content, Event, Extra, Reasoning, ReasoningEnd, ToolCall, ToolResult
 from halt.folds import FoldStream
 from halt.metrics import now
-from halt.pictures import PictureFilter
+from halt.rendering.data_urls import PictureFilter
 
 LAG = 0.25  # seconds within which a smooth display has shown what came
 PACE = 0.03  # seconds between two steps of it

@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from halt import pictures
 from halt.chat import ChatRequest, Message, Reply, Upstream
 from halt.config.settings import Config
 from halt.errors import HaltError
@@ -28,6 +27,7 @@ from halt.events import Content, ReasoningEnd
 from halt.headings import cleaned, is_about
 from halt.line import Line, Quiet, limited
 from halt.metrics import now
+from halt.rendering import data_urls
 
 TRIES = 3  # requests for one title: each that is dropped is paid for
 WANTED_FOR = 600.0  # seconds after its exchange in which a title is made
@@ -119,7 +119,7 @@ class Titles:
         with self._changed:
             if self._closed or len(self._queue) >= QUEUE_MOST:
                 return False
-            told = prompt[:TOLD_MOST], pictures.told(answer)[:TOLD_MOST]
+            told = prompt[:TOLD_MOST], data_urls.told(answer)[:TOLD_MOST]
             self._queue.append(_Wanted(conversation_id, *told, model, now()))
             self._changed.notify_all()
             if self._thread is None:

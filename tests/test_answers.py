@@ -32,10 +32,10 @@ from halt.events import (
 from halt.journal import MemoryLog
 from halt.lengths import Lengths
 from halt.metrics import NO_FIGURES, now
-from halt.open_text import SEAM
 from halt.readers import made
 from halt.recording import Recording
-from halt.renderer import Renderer
+from halt.rendering.open_text import SEAM
+from halt.rendering.renderer import Renderer
 from halt.run import Run
 from halt.tools import Toolbox
 from tests.scripted import Scripted, ScriptedReply

@@ -13,7 +13,7 @@ from halt.answers import AnswerView, BelowView, FoldView
 from halt.app import create_app
 from halt.config.settings import Config
 from halt.ended_html import ended_answer
-from halt.rendering import Patch
+from halt.rendering.markdown import Patch
 
 HOSTILE = "<i>\"'&\n  {{ 7 }}"
 FOLDS = tuple(

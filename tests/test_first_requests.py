@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from halt.colours import Colours
-from halt.rendering import render
+from halt.rendering.highlighting import Colours
+from halt.rendering.markdown import render
 from tests.burst import burst, bursts
 from tests.conftest import ROOT, HaltServer, halt_environment
 from tests.fake_openai import FakeOpenAI

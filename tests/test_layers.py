@@ -69,9 +69,11 @@ def ours(name: str) -> set[str]:
 def test_colours_are_made_in_a_process_of_their_own() -> None:
     """No pattern of pygments runs in a worker: it could hold the interpreter's lock for minutes."""
     roots = {name: {each.partition(".")[0] for each in imported(TREES[name])} for name in FILES}
-    assert [name for name in FILES if "pygments" in roots[name]] == ["colours"]
-    assert [name for name in FILES if "colours" in ours(name)] == ["render_process"]
-    assert [name for name in FILES if "render_process" in ours(name)] == []
+    assert [name for name in FILES if "pygments" in roots[name]] == ["rendering.highlighting"]
+    assert [name for name in FILES if "rendering.highlighting" in ours(name)] == [
+        "rendering.process"
+    ]
+    assert [name for name in FILES if "rendering.process" in ours(name)] == []
 
 
 def test_only_the_composition_root_chooses_implementations() -> None:
@@ -144,7 +146,7 @@ STATEFUL = (
 
 
 #: Locks for what a library keeps once for the whole process.
-PROCESS_WIDE = {"colours": ["_making_lexer"]}
+PROCESS_WIDE = {"rendering.highlighting": ["_making_lexer"]}
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if n != "__init__"])

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halt.open_text import PART, RUN, SEAM, WBR, OpenText, breakable, normal
-from halt.rendering import BlockStream
+from halt.rendering.markdown import BlockStream
+from halt.rendering.open_text import PART, RUN, SEAM, WBR, OpenText, breakable, normal
 
 TEXTS = {
     "words": "one two three four " * 2000,

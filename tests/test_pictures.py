@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from halt.chat import ChatRequest, Message
 from halt.continuing import by_instruction, by_prefix, go_on, unfinished
 from halt.conversations import State, as_told
-from halt.pictures import PictureFilter, shown, told
-from halt.rendering import BlockStream, render, render_block
+from halt.rendering.data_urls import PictureFilter, shown, told
+from halt.rendering.markdown import BlockStream, render, render_block
 
 LETTERS = "iVBORw0KGgo/8Qz+"
 DATA = LETTERS * 100  # 1,600 characters of base64, 1,200 bytes

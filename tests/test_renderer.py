@@ -20,12 +20,12 @@ from urllib.parse import urlencode
 
 import pytest
 
-from halt import render_protocol, rendering
-from halt import renderer as renderer_module
-from halt.colours import Colours
-from halt.render_protocol import Reply, Request
-from halt.renderer import SHORT, Renderer
-from halt.rendering import BlockStream
+from halt.rendering import markdown, protocol
+from halt.rendering import renderer as renderer_module
+from halt.rendering.highlighting import Colours
+from halt.rendering.markdown import BlockStream
+from halt.rendering.protocol import Reply, Request
+from halt.rendering.renderer import SHORT, Renderer
 from tests.bench.processes import tree
 from tests.conftest import ROOT, StartHalt, eventually, new_id
 from tests.fake_openai import FakeOpenAI
@@ -53,7 +53,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renderer_module, "TEXT_WAIT", LONG)
     monkeypatch.setattr(renderer_module, "BLOCK_WAIT", LONG)
     monkeypatch.setattr(renderer_module, "START_MAX", LONG)
-    monkeypatch.setattr(render_protocol, "GRACE", LONG)
+    monkeypatch.setattr(protocol, "GRACE", LONG)
 
 
 @pytest.fixture
@@ -127,10 +127,10 @@ ORDINARY = [
 def test_ordinary_texts_are_what_they_are_in_one_process(shared: Renderer, text: str) -> None:
     """The whole text, and its blocks while it streams."""
     colours = Colours()
-    assert html_of(shared, text) == rendering.render(text, colours)
+    assert html_of(shared, text) == markdown.render(text, colours)
     step = BlockStream().feed(f"{text}\n\n")
     patch = shared.within(LONG).patch(step)
-    assert patch == step.patch(rendering.render_block(each, colours) for each in step.blocks)
+    assert patch == step.patch(markdown.render_block(each, colours) for each in step.blocks)
 
 
 def test_short_texts_need_no_process(renderer: Renderer, requests: list[Request]) -> None:
@@ -156,7 +156,7 @@ def test_a_text_is_one_request(renderer: Renderer, requests: list[Request]) -> N
 @pytest.mark.parametrize("text", [*ORDINARY, "a <b>\nc & d\n\n- e\n", "~~~py x\n<i>\n~~~\nand"])
 def test_plain_text_is_all_there(text: str) -> None:
     """Every line, escaped; code in its box with its label."""
-    drawn = rendering.plain(text)
+    drawn = markdown.plain(text)
     assert not re.search(r"<(?!/?(p|br|wbr|div|span|button|pre|code)\b)", drawn)
     if "```python" in text:
         assert "if x &lt; 1:\n    pass\n</code>" in drawn
@@ -199,7 +199,7 @@ def test_only_the_block_that_takes_too_long_is_plain(shared: Renderer) -> None:
 def test_markdown_that_takes_too_long_is_plain_and_the_rest_is_not() -> None:
     """One block after the other, where the text takes too long as a whole."""
     program = (  # a tenth of what the text takes on a usual machine
-        "import sys; sys.path.insert(0, sys.argv[1]); import halt.render_process as render_process, halt.render_protocol as render_protocol\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); import halt.rendering.process as render_process, halt.rendering.protocol as render_protocol\n"
         "render_protocol.TEXT_LIMIT_A_CHARACTER = 0; render_process.main()"
     )
     renderer = Renderer((sys.executable, "-c", program, str(ROOT)))
@@ -252,7 +252,7 @@ def test_readers_that_come_at_once_cause_one_rendering(
         each.start()
     for each in threads:
         each.join(LONG)
-    assert drawn == [rendering.render(text)] * 3
+    assert drawn == [markdown.render(text)] * 3
     assert html_of(renderer, text) == drawn[0]
     assert len(requests) == 1
 
@@ -295,7 +295,7 @@ def children() -> set[int]:
     found = set()
     for pid in tree(os.getpid())[1:]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if b"halt.render_process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"halt.rendering.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.add(pid)
     return found
 
@@ -334,7 +334,7 @@ def test_a_process_that_hangs_is_replaced(renderer: Renderer) -> None:
     os.kill(pid, signal.SIGSTOP)
     text = f"{CODE}\nIt hangs."
     drawn = renderer.whole(text).result(LONG)
-    assert drawn.html == rendering.plain(text)
+    assert drawn.html == markdown.plain(text)
     assert not drawn.over
     assert ends(pid)
     eventually(lambda: COLOURED in html_of(renderer, f"{CODE}\nOne more."))
@@ -348,8 +348,8 @@ def test_a_reader_does_not_wait_longer_than_it_wants(renderer: Renderer) -> None
     os.kill(pid, signal.SIGSTOP)
     try:
         page = renderer.within(0.5)
-        assert page.whole(f"{CODE}\na") == rendering.plain(f"{CODE}\na")
-        assert page.whole(f"{CODE}\nb") == rendering.plain(f"{CODE}\nb")
+        assert page.whole(f"{CODE}\na") == markdown.plain(f"{CODE}\na")
+        assert page.whole(f"{CODE}\nb") == markdown.plain(f"{CODE}\nb")
         assert page.whole(CODE) == html_of(renderer, CODE)  # it is there
         assert len(renderer._jobs) == 1
     finally:
@@ -360,7 +360,7 @@ def test_a_reader_does_not_wait_longer_than_it_wants(renderer: Renderer) -> None
 def test_a_process_never_outlives_its_worker(stopped: bool) -> None:
     """Also where the worker is killed, and where the process itself hangs."""
     program = (
-        "import time; from halt.renderer import Renderer; r = Renderer(); r.expect()\n"
+        "import time; from halt.rendering.renderer import Renderer; r = Renderer(); r.expect()\n"
         "while not r.pids: time.sleep(0.01)\n"
         "print(r.pids[0], flush=True); time.sleep(600)"
     )
@@ -398,7 +398,7 @@ def test_without_a_process_texts_are_plain(
     with caplog.at_level(logging.ERROR):
         for number in range(20):
             text = f"{CODE}\n{number}"
-            assert html_of(renderer, text) == rendering.plain(text)
+            assert html_of(renderer, text) == markdown.plain(text)
             assert not renderer.has(text)
     assert len(caplog.records) == 1
     assert "No such file" in caplog.text
@@ -418,7 +418,7 @@ def test_a_program_that_is_none_is_noticed(
     monkeypatch.setattr(renderer_module, "START_MAX", 0.2)
     others = children()
     renderer = Renderer(("sh", "-c", program))
-    assert html_of(renderer, CODE) == rendering.plain(CODE)
+    assert html_of(renderer, CODE) == markdown.plain(CODE)
     assert "no rendering process can be started" in caplog.text
     renderer.close()
     assert children() == others
@@ -429,13 +429,13 @@ def test_a_fault_of_ours_costs_no_more_than_the_look(
 ) -> None:
     """The text is plain, also for the next reader; the log names the fault, not the text."""
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import halt.render_process as process\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); import halt.rendering.process as process\n"
         "def render(text, _): raise KeyError(text)\n"
         "process.render = render; process.main()"
     )
     renderer = Renderer((sys.executable, "-c", program, str(ROOT)))
-    assert html_of(renderer, CODE) == rendering.plain(CODE)
-    assert html_of(renderer, CODE) == rendering.plain(CODE)
+    assert html_of(renderer, CODE) == markdown.plain(CODE)
+    assert html_of(renderer, CODE) == markdown.plain(CODE)
     assert len(requests) == 1
     assert "KeyError" in caplog.text
     assert "Look" not in caplog.text
@@ -461,11 +461,11 @@ def test_closing_leaves_nothing(renderer: Renderer) -> None:
     waiting = [renderer.whole(f"{CODE}\n{number}") for number in range(3)]
     renderer.close()
     assert [each.result(LONG).html for each in waiting] == [
-        rendering.plain(f"{CODE}\n{number}") for number in range(3)
+        markdown.plain(f"{CODE}\n{number}") for number in range(3)
     ]
     assert ends(pid)
     eventually(lambda: children() == others)
-    assert html_of(renderer, f"{CODE}\nlater") == rendering.plain(f"{CODE}\nlater")
+    assert html_of(renderer, f"{CODE}\nlater") == markdown.plain(f"{CODE}\nlater")
 
 
 # --- In a server ----------------------------------------------------------------------------------

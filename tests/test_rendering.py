@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from halt import colours, rendering
-from halt.colours import Colours
-from halt.rendering import BlockStream, Patch, Step, render_block
+from halt.rendering import highlighting, markdown
+from halt.rendering.highlighting import Colours
+from halt.rendering.markdown import BlockStream, Patch, Step, render_block
 
 # --- A page, an allow-list, and texts -----------------------------------------------------------
 
@@ -24,7 +24,7 @@ COLOURS = Colours()
 
 def render(text: str) -> str:
     """A whole text with colours."""
-    return rendering.render(text, COLOURS)
+    return markdown.render(text, COLOURS)
 
 
 def patch_of(step: Step) -> Patch:
@@ -214,7 +214,7 @@ def test_code_has_a_bar_and_colours() -> None:
         ("PY title=x", "highlight language-python", "PY"),
         ("c++", "highlight language-cpp", "c++"),
         ("no-such-language", "highlight", "no-such-language"),
-        ("x" * 500, "highlight", "x" * rendering.LABEL_MAX),
+        ("x" * 500, "highlight", "x" * markdown.LABEL_MAX),
         ('"><script>alert(1)</script>', "highlight", '"><script>alert(1)</scri'),
         ("</code><script>", "highlight", "</code><script>"),
     ],
@@ -226,7 +226,7 @@ def test_language_names(info: str, classes: str, label: str) -> None:
     assert f'<span class="code-lang">{html.escape(label, quote=False)}</span>' in rendered
 
 
-@pytest.mark.parametrize("language", sorted(set(colours.ALIASES.values())))
+@pytest.mark.parametrize("language", sorted(set(highlighting.ALIASES.values())))
 def test_every_language_keeps_the_code(language: str) -> None:
     """Colours change nothing in the text of the code, for each language that is highlighted."""
     code = "\n\n\tx = \"a\\n\" + 'b' # <c> & /* d */\n--- e\n@f(0x1F) {{ g }} $h\n\n\nlast"
@@ -370,7 +370,7 @@ def test_a_mark_that_is_not_closed_takes_nothing_with_it() -> None:
         text = f"$$\n\n**a**\n\n{end}\n\nb"
         assert "<strong>a</strong>" in render(text)
         assert page_of(*text).tail == "b"
-    long = "$$\n\n" + "**a**\n\n" * rendering.FORMULA_LINES_MAX + "b"
+    long = "$$\n\n" + "**a**\n\n" * markdown.FORMULA_LINES_MAX + "b"
     assert "<strong>a</strong>" in render(long)
     assert page_of(*long).tail == "b"
 
@@ -476,7 +476,7 @@ def test_what_is_nested_too_deep_is_shown_as_text(source: str) -> None:
 
 def test_a_block_too_long_to_parse_is_shown_as_text() -> None:
     """It is escaped, and the blocks around it are rendered."""
-    long = "*a* <b>\n" * (rendering.PARSED_MAX // 8 + 1)
+    long = "*a* <b>\n" * (markdown.PARSED_MAX // 8 + 1)
     rendered = gate(render(f"# Title\n\n{long}\n*end*"))
     assert rendered.startswith("<h1>Title</h1>\n<p>*a* &lt;b&gt;<br>\n*a*")
     assert rendered.endswith("<p><em>end</em></p>\n")
@@ -519,7 +519,7 @@ def test_hostile_text_takes_bounded_time(source: str) -> None:
 
 def test_a_wide_table_of_short_rows_is_not_blown_up() -> None:
     """A table is not completed to many times its size; an ordinary ragged one is a table."""
-    most = rendering.COLUMNS_MAX
+    most = markdown.COLUMNS_MAX
     for columns, is_table in ((most, True), (most + 1, False)):
         row = "|".join(["a"] * columns)
         dashes = "|".join(["-"] * columns)
@@ -783,7 +783,7 @@ def test_the_stylesheet_colours_every_class() -> None:
             assert name, selector
             assert colour, body
             found[name[1]] = colour[1]
-        assert set(found) == set(colours.TOKEN_CLASSES.values()) - {""}
+        assert set(found) == set(highlighting.TOKEN_CLASSES.values()) - {""}
         for name_, colour_ in found.items():
             brighter, darker = sorted((luminance(colour_), luminance(background)), reverse=True)
             assert (brighter + 0.05) / (darker + 0.05) >= 4.5, (name_, colour_)

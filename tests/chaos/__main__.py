@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from halt import renderer
+from halt.rendering import renderer
 from tests.bench.processes import descriptors, status, tree
 from tests.chaos.streams import Mortal, OfItsOwn, all_is_well, in_progress, newcomer
 from tests.conftest import eventually

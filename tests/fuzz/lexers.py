@@ -16,8 +16,8 @@ from typing import Any
 
 from pygments import lexers  # type: ignore[import-untyped, unused-ignore]
 
-from halt.colours import ALIASES, HIGHLIGHTED_MAX
-from halt.renderer import TEXT_WAIT, Renderer
+from halt.rendering.highlighting import ALIASES, HIGHLIGHTED_MAX
+from halt.rendering.renderer import TEXT_WAIT, Renderer
 from tests.fuzz.markdown import checked_html
 from tests.fuzz.target import Finding, Target
 

@@ -10,10 +10,18 @@ import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
-from halt.open_text import RUN, SEAM, WBR, OpenText, breakable, normal
-from halt.renderer import SHORT
-from halt.renderer import _is_light as is_light
-from halt.rendering import DIRECTED, TAGS, BlockStream, blocks_of, plain, render, render_block
+from halt.rendering.markdown import (
+    DIRECTED,
+    TAGS,
+    BlockStream,
+    blocks_of,
+    plain,
+    render,
+    render_block,
+)
+from halt.rendering.open_text import RUN, SEAM, WBR, OpenText, breakable, normal
+from halt.rendering.renderer import SHORT
+from halt.rendering.renderer import _is_light as is_light
 from tests.fuzz.cuts import cuts_of, pieces_of
 from tests.fuzz.mutate import TEXTS, mutated
 from tests.fuzz.target import CPU_MAX, Finding, Target

@@ -1,9 +1,10 @@
 """Markdown to HTML without a text that holds the interpreter's lock for long.
 
 Short and shallow texts without code take milliseconds at worst and are rendered at once. Every
-other text goes to a rendering process (`halt.render_process`), which limits the CPU time of each.
-What is not there in time is shown plain: readable, with its line breaks, code in its box without
-colours. What was rendered is kept, and a text that several readers open at once is rendered once.
+other text goes to a rendering process (`halt.rendering.process`), which limits the CPU time of
+each. What is not there in time is shown plain: readable, with its line breaks, code in its box
+without colours. What was rendered is kept, and a text that several readers open at once is rendered
+once.
 
 A process is started when there is work for it, or expected; the second one when the first is busy
 and quick work has waited for PATIENCE. A process that does not answer by its deadline is killed and
@@ -35,8 +36,9 @@ import msgspec
 
 from halt.assets import PACKAGE
 from halt.metrics import now
-from halt.open_text import normal
-from halt.render_protocol import (
+from halt.rendering.markdown import Block, Patch, Step, plain, plain_block, render, render_block
+from halt.rendering.open_text import normal
+from halt.rendering.protocol import (
     HEAD,
     Drawn,
     Reply,
@@ -46,7 +48,6 @@ from halt.render_protocol import (
     length_of,
     replies,
 )
-from halt.rendering import Block, Patch, Step, plain, plain_block, render, render_block
 
 #: Characters of a text that is rendered by the thread that asks for it: the worst text found takes
 #: 9 ms (definitions of links that are not closed). Without DEEP it would be 15 ms.
@@ -71,7 +72,7 @@ TEXT_WAIT = 2.0  # seconds that a whole text is waited for
 UNSURE_MAX = 1000  # texts during which a process died, to be remembered
 
 PROGRAM = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from halt.render_process import main; main()"
+    "import sys; sys.path.insert(0, sys.argv[1]); from halt.rendering.process import main; main()"
 )
 
 logger = logging.getLogger(__name__)

@@ -1,10 +1,10 @@
 """The rendering process: Markdown and colours in limited time, for one worker of the server.
 
-Started by `halt.renderer` with one end of a socket as its standard input; it leaves when the other
-end is closed, however its worker went. It runs no thread: a signal that comes when a piece of work
-has used its CPU time raises OutOfTime in the middle of it, also within a pattern that backtracks
-(`re` looks for signals every few thousand steps). Work in C that looks for none is the worker's
-matter, which ends this process.
+Started by `halt.rendering.renderer` with one end of a socket as its standard input; it leaves when
+the other end is closed, however its worker went. It runs no thread: a signal that comes when a
+piece of work has used its CPU time raises OutOfTime in the middle of it, also within a pattern that
+backtracks (`re` looks for signals every few thousand steps). Work in C that looks for none is the
+worker's matter, which ends this process.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, TypeVar
 
-from halt.colours import Colours
-from halt.render_protocol import (
+from halt.rendering.highlighting import Colours
+from halt.rendering.markdown import Block, blocks_of, plain_block, render, render_block
+from halt.rendering.protocol import (
     AGAIN,
     HEAD,
     Drawn,
@@ -36,7 +37,6 @@ from halt.render_protocol import (
     requests,
     text_limit,
 )
-from halt.rendering import Block, blocks_of, plain_block, render, render_block
 
 T = TypeVar("T")
 

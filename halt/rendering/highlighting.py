@@ -2,7 +2,7 @@
 
 `Colours.paint` takes time without bound for some texts: every lexer is quadratic somewhere, and
 some patterns backtrack for ever. A process that has other things to do leaves it to
-`halt.renderer`, whose child limits it by a signal.
+`halt.rendering.renderer`, whose child limits it by a signal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from pygments import lexers  # type: ignore[import-untyped, unused-ignore]
 from pygments import token as kinds  # type: ignore[import-untyped, unused-ignore]
 
-from halt.rendering import cleaner
+from halt.rendering.markdown import cleaner
 
 HIGHLIGHTED_MAX = 50_000  # characters of code: ordinary code takes 0.15 s
 
@@ -94,7 +94,7 @@ def _unlimited(_: int, work: Callable[[], str]) -> str | None:
 
 
 class Colours:
-    """The colours of code blocks: what `halt.rendering` asks for them."""
+    """The colours of code blocks: what `halt.rendering.markdown` asks for them."""
 
     cleaner = cleaner(set(ALIASES.values()), set(TOKEN_CLASSES.values()) - {""})
 

@@ -13,11 +13,11 @@ in the tables here, with no style attribute.
 
 Where it is no CommonMark: a line of a paragraph stays a line, a formula stays as it was written,
 and emphasis needs no blanks around it in scripts that have none. What a data: URL holds is left out
-(see `halt.pictures`).
+(see `halt.rendering.data_urls`).
 
 Time: `BlockStream`, `plain` and `plain_block` take time in proportion to the text. Markdown does
-not for every text, and colours (`halt.colours`) do for few: a process that has other things to do
-renders texts by `halt.renderer`.
+not for every text, and colours (`halt.rendering.highlighting`) do for few: a process that has other
+things to do renders texts by `halt.rendering.renderer`.
 """
 
 import html
@@ -43,8 +43,8 @@ from markdown_it.rules_inline.state_inline import Scanned
 from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 
-from halt import pictures
-from halt.open_text import Normal, breakable, normal
+from halt.rendering import data_urls
+from halt.rendering.open_text import Normal, breakable, normal
 
 # Limits, with unit and reason. All of them guard time; no text is ever lost by them.
 PARSED_MAX = 50_000  # characters parsed as one: the worst found (nested lazy quotes) takes 3 s
@@ -96,7 +96,7 @@ CLEANER = cleaner()
 
 
 class Colours(Protocol):
-    """Colours for code blocks; see `halt.colours`."""
+    """Colours for code blocks; see `halt.rendering.highlighting`."""
 
     @property
     def cleaner(self) -> nh3.Cleaner: ...
@@ -446,7 +446,7 @@ def render(text: str, colours: Colours | None = None) -> str:
 
     A text beyond PARSED_MAX is rendered block by block, as it is while it streams.
     """
-    text = pictures.shown(normal(text))
+    text = data_urls.shown(normal(text))
     whole = _markdown(text, colours) if len(text) <= PARSED_MAX else None
     if whole is not None:
         return whole
@@ -516,7 +516,7 @@ def plain_block(block: Block) -> str:
 
 def plain(text: str) -> str:
     """The whole text as `plain_block` shows its blocks."""
-    return "".join([plain_block(each) for each in blocks_of(pictures.shown(normal(text)))])
+    return "".join([plain_block(each) for each in blocks_of(data_urls.shown(normal(text)))])
 
 
 def blocks_of(text: str) -> list[Block]:
@@ -554,7 +554,7 @@ class BlockStream:
 
     def __init__(self) -> None:
         self._normal = Normal()
-        self._pictures = pictures.PictureFilter()
+        self._pictures = data_urls.PictureFilter()
         self._lines: list[str] = []  # the open block's complete lines
         self._line = StringIO()  # the line without its newline; grows without copies
         self._head = ""  # that line's first characters: all decisions on an incomplete line
