@@ -12,8 +12,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from halt.core.metrics import now
 from halt.errors import StoreUnavailable
-from halt.metrics import now
 
 PATIENCE = 0.5  # seconds without any progress after which the database counts as not answering
 AT_WORK = 2.0  # seconds more, once the database has answered a call that goes on

@@ -20,7 +20,7 @@ from jinja2 import Template
 from markupsafe import Markup
 
 from halt.conversations import Exchange, Usage, Versions, state_of
-from halt.events import (
+from halt.core.events import (
     Cancelled,
     Content,
     Done,
@@ -35,12 +35,12 @@ from halt.events import (
     sse_html,
     text_of,
 )
-from halt.finish_reasons import CUT_OFF, EMPTY, broken_off, is_good
-from halt.folds import BELOW, Fold, FoldPatch
+from halt.core.finish_reasons import CUT_OFF, EMPTY, broken_off, is_good
+from halt.core.generation import Recording
+from halt.core.metrics import now
+from halt.core.steps import BELOW, Fold, FoldPatch
 from halt.lengths import Lengths
-from halt.metrics import now
 from halt.recorder import Saving
-from halt.recording import Recording
 from halt.rendering import data_urls
 from halt.rendering.markdown import BlockStream, Patch, Step
 from halt.rendering.open_text import OpenText, breakable, normal

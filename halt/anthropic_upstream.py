@@ -18,17 +18,17 @@ import anthropic
 import httpx2
 import msgspec
 
-from halt.bodies import UNREADABLE
-from halt.chat import ChatRequest, Message, Reply, ToolTurn
 from halt.config.providers import ProviderSettings
-from halt.continuing import Way, unfinished
+from halt.core.connection import Line, on_line
+from halt.core.continuation import Way, unfinished
+from halt.core.decoding import UNREADABLE
+from halt.core.events import Content, Extra, Reasoning
+from halt.core.finish_reasons import known_reason
+from halt.core.request import ChatRequest, Message, Reply, ToolTurn
 from halt.decoder import EventDecoder, Kind, usage_of
 from halt.errors import UpstreamError
-from halt.events import Content, Extra, Reasoning
 from halt.faults import error_of, fault
-from halt.finish_reasons import known_reason
 from halt.gathering import Gathering
-from halt.line import Line, on_line
 from halt.loose_json import clean, index_of, object_of, objects_of, text_of, whole
 from halt.provider import EventReply, Provider, begin, http_client, post, warm_up_client
 from halt.tool_calls import CallAssembler

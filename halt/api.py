@@ -11,12 +11,12 @@ import msgspec
 from flask import Blueprint, Response, request
 
 from halt import VERSION
-from halt.bodies import JSON_OBJECT, checked_id, is_number
-from halt.chat import Upstream
+from halt.core.connection import Line
+from halt.core.decoding import JSON_OBJECT, checked_id, is_number
+from halt.core.metrics import now
+from halt.core.request import Upstream
+from halt.core.service import Receipt
 from halt.errors import HaltError, RequestError
-from halt.generation import Receipt
-from halt.line import Line
-from halt.metrics import now
 from halt.question import Question
 from halt.web import brings_token, generations, json_response, owner, wants_fragment
 

@@ -13,7 +13,6 @@ from halt import (
     api,
     cli,
     cors,
-    loop,
     openai_api,
     openapi,
     pages,
@@ -31,21 +30,22 @@ from halt.archive import Archive
 from halt.assets import STATIC, TEMPLATES
 from halt.builtin_tools import SHIPPED
 from halt.catalog import Catalog
-from halt.chat import Upstream
 from halt.choice import make_upstream
 from halt.config.settings import Config, load
+from halt.core import via
+from halt.core.request import Upstream
+from halt.core.request_ids import RequestIds, add_to_log
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
+from halt.core.tools import Tool, Toolbox
 from halt.database import database
 from halt.discovery import discovery_of
-from halt.generation import Generations
 from halt.last_model import LastModel
 from halt.peers import Peers
 from halt.recorder import Recorder
 from halt.rendering.renderer import Renderer
-from halt.request_ids import RequestIds, add_to_log
-from halt.stops import StopRegistry
 from halt.store import SqlStore
 from halt.titles import Titles
-from halt.tools import Tool, Toolbox
 from halt.workers import SharedGenerations
 
 
@@ -56,9 +56,9 @@ def create_app(
 ) -> Flask:
     """The application. `config` and `upstream` default to what the environment says.
 
-    `tools` are offered to models beside those of HALT_TOOLS: typed functions, or `halt.tools.Tool`.
-    Raises ConfigError, also for a server in which Stop cannot work, and TypeError or ValueError for
-    functions that can't be tools.
+    `tools` are offered to models beside those of HALT_TOOLS: typed functions, or
+    `halt.core.tools.Tool`. Raises ConfigError, also for a server in which Stop cannot work, and
+    TypeError or ValueError for functions that can't be tools.
     """
     settings = config or load()
     server_check.check(settings)
@@ -84,7 +84,7 @@ def create_app(
     app.extensions["halt.saving"] = lambda: recorder.saving
     app.jinja_env.globals["how_saving_goes"] = app.extensions["halt.saving"]
 
-    app.extensions["halt.mark"] = mark = loop.mark_of(settings.data_folder)
+    app.extensions["halt.mark"] = mark = via.mark_of(settings.data_folder)
     discovery = discovery_of(settings, mark) if upstream is None else None
     last = LastModel(settings.data_folder / "last_model")
     app.extensions["halt"] = SharedGenerations(
@@ -117,7 +117,7 @@ def create_app(
     sockets.install(app)
     app.register_blueprint(api.blueprint(pages.stop_fragment, service.upstream))
     cli.install(app, upstream)
-    app.wsgi_app = RequestIds(loop.Chains(app.wsgi_app))  # type: ignore[method-assign]
+    app.wsgi_app = RequestIds(via.Chains(app.wsgi_app))  # type: ignore[method-assign]
     add_to_log()
     # What a first request would build, with other requests beside it:
     template_cache.load_all(app)

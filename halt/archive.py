@@ -10,11 +10,11 @@ from typing import Protocol
 
 from halt.admission import NO_ANSWER
 from halt.conversations import Recorded, State
+from halt.core.events import is_terminal
+from halt.core.generation import Recording
+from halt.core.log import StoredLog
+from halt.core.metrics import now
 from halt.errors import StoreUnavailable
-from halt.events import is_terminal
-from halt.journal import StoredLog
-from halt.metrics import now
-from halt.recording import Recording
 
 HOUR = 3600.0
 RECOVERY_WAIT = 5.0  # seconds that a thread waits for another one's recovery

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from halt.tools import ToolError
+from halt.core.tools import ToolError
 
 EXPRESSION_MAX = 500  # characters
 BITS_MAX = 4096  # of a whole number: 1,233 digits

@@ -5,10 +5,10 @@ A page never waits for a provider: it gets what is known, and a first page waits
 
 from __future__ import annotations
 
-from halt.chat import Upstream
+from halt.core.connection import Line
+from halt.core.request import Upstream
 from halt.discovery import LOOK_AGAIN, Discovery
 from halt.errors import RequestError, UpstreamError
-from halt.line import Line
 from halt.model_list import NAME_MAX, is_name
 from halt.question import Question
 

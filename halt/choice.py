@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from halt.chat import Upstream
 from halt.config.providers import ProviderSettings, of_server, setup
 from halt.config.settings import Config
+from halt.core.request import Upstream
 from halt.discovery import Discovery
 from halt.found_providers import FoundProviders
 from halt.last_model import LastModel
@@ -34,7 +34,7 @@ def make_upstream(
     """All providers that the settings ask for, or only the one of this name. Raises ConfigError.
 
     Where none is set, those that `discovery` finds, and the model that answered `last` by default.
-    `mark`: of the server that asks them, see `halt.loop`.
+    `mark`: of the server that asks them, see `halt.core.via`.
     """
     wanted = setup(config)
     if only:

@@ -25,9 +25,9 @@ from halt.errors import HaltError, RequestError
 if TYPE_CHECKING:
     from flask import Flask
 
-    from halt.chat import Upstream
     from halt.client import Source
-    from halt.generation import Generations
+    from halt.core.request import Upstream
+    from halt.core.service import Generations
     from halt.screen import Screen
     from halt.terminal import Chat
 
@@ -47,9 +47,9 @@ def make_generations(
 ) -> Generations:
     """Generations that keep nothing, of the providers of the settings or the one named `only`."""
     from halt.choice import make_upstream  # noqa: PLC0415
+    from halt.core.service import Generations  # noqa: PLC0415
+    from halt.core.stop import StopRegistry  # noqa: PLC0415
     from halt.discovery import discovery_of  # noqa: PLC0415
-    from halt.generation import Generations  # noqa: PLC0415
-    from halt.stops import StopRegistry  # noqa: PLC0415
 
     upstream = upstream or make_upstream(config, only, discovery=discovery_of(config))
     return Generations(config, upstream, StopRegistry())

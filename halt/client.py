@@ -17,14 +17,14 @@ import httpx2
 import msgspec
 
 from halt import VERSION
-from halt.chat import ChatRequest
 from halt.config.providers import setup
+from halt.core.connection import Line, Quiet, limited, on_line
+from halt.core.events import Event, encode, is_terminal
+from halt.core.metrics import now
+from halt.core.request import ChatRequest
+from halt.core.service import Generations, Receipt
 from halt.errors import HaltError, Interrupted
-from halt.events import Event, encode, is_terminal
-from halt.generation import Generations, Receipt
 from halt.http1 import Body
-from halt.line import Line, Quiet, limited, on_line
-from halt.metrics import now
 from halt.transport import Transport
 
 ANSWER_WITHIN = 10.0  # seconds for a short request: Stop, the list of models

@@ -18,12 +18,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from halt.chat import Message
+from halt.core.events import Cancelled, Done, Event, Terminal
+from halt.core.finish_reasons import broken_off, is_good
+from halt.core.notes import BROKEN, STOPPED, are_discussed, before_prompt, without_notes
+from halt.core.request import Message
+from halt.core.steps import Fold
 from halt.errors import HaltError
-from halt.events import Cancelled, Done, Event, Terminal
-from halt.finish_reasons import broken_off, is_good
-from halt.folds import Fold
-from halt.notes import BROKEN, STOPPED, are_discussed, before_prompt, without_notes
 from halt.portable import PortableConversation
 from halt.rendering import data_urls
 

@@ -17,15 +17,15 @@ from typing import Any, Literal
 
 import msgspec
 
-from halt.bodies import UNREADABLE
-from halt.chat import Part
+from halt.core.decoding import UNREADABLE
+from halt.core.events import Content, Extra, Reasoning
+from halt.core.finish_reasons import known_reason
+from halt.core.json_size import holds_more, open_brackets
+from halt.core.request import Part
 from halt.error_body import page_words, written
 from halt.errors import UpstreamError
-from halt.events import Content, Extra, Reasoning
 from halt.faults import WRAPPERS, error_of
-from halt.finish_reasons import known_reason
 from halt.gathering import Gathering
-from halt.json_size import holds_more, open_brackets
 from halt.loose_json import (
     TEXT_DEPTH_MAX,
     Halves,

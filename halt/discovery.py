@@ -38,10 +38,10 @@ from halt.config.model_servers import (
     product_of,
 )
 from halt.config.settings import Config, is_loopback
+from halt.core.connection import Line, on_line
+from halt.core.metrics import now
 from halt.errors import TOKEN_NEEDED, Interrupted
 from halt.http1 import REFUSAL_MAX, Body
-from halt.line import Line, on_line
-from halt.metrics import now
 from halt.model_list import Model, is_name, models_of
 from halt.question import Question
 from halt.transport import Transport
@@ -104,7 +104,8 @@ class Discovery:
     """The model servers at some addresses, with one look at a time. Threads may share one."""
 
     def __init__(self, found: Found, mark: str = "") -> None:
-        """`found`: the addresses, and what an earlier look found there. `mark`: see `halt.loop`."""
+        """`found`: the addresses, and what an earlier look found there. `mark`: see
+        `halt.core.via`."""
         self._mark = mark
         self._names = Names(found.addresses)
         self._found = found

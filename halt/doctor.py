@@ -17,13 +17,12 @@ from urllib.parse import urlsplit
 import httpx2
 import msgspec
 
-from halt.chat import ChatRequest, Message, ToolSpec
 from halt.client import ANSWER_WITHIN
 from halt.config import open_files
 from halt.config.providers import ProviderSettings, setup
 from halt.config.settings import Config
-from halt.errors import HaltError
-from halt.events import (
+from halt.core.connection import limited
+from halt.core.events import (
     Cancelled,
     Content,
     Done,
@@ -34,13 +33,14 @@ from halt.events import (
     ToolCallDelta,
     is_terminal,
 )
+from halt.core.metrics import Metrics, now
+from halt.core.request import ChatRequest, Message, ToolSpec
+from halt.core.run import Run
+from halt.core.service import Generations
+from halt.errors import HaltError
 from halt.exchange import public_address
-from halt.generation import Generations
-from halt.line import limited
-from halt.metrics import Metrics, now
 from halt.names import Names
 from halt.provider import WHOLE
-from halt.run import Run
 from halt.screen import one_line
 from halt.server_load import ServerLoad
 from halt.transport import proxy_for

@@ -11,8 +11,8 @@ from markupsafe import escape
 
 from halt.answers import AnswerView, BelowView, FoldView, view
 from halt.conversations import Exchange
+from halt.core.generation import Recording
 from halt.lengths import Lengths
-from halt.recording import Recording
 from halt.rendering.renderer import Rendering
 
 _CONTINUE = (

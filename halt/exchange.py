@@ -14,10 +14,10 @@ import contextlib
 
 import httpx2
 
+from halt.core.connection import Quiet
+from halt.core.metrics import now
 from halt.errors import UpstreamError
 from halt.http1 import REFUSAL_MAX, Body
-from halt.line import Quiet
-from halt.metrics import now
 
 REDIRECTS_MAX = 5
 #: Statuses after which the same request is sent to the new address; 303 wants a GET.

@@ -20,12 +20,12 @@ from collections.abc import Callable
 from functools import partial
 from weakref import WeakSet
 
+from halt.core.connection import TICK
+from halt.core.events import Event, is_terminal
+from halt.core.generation import Recording, Viewer
+from halt.core.metrics import now
+from halt.core.service import RETRY_AFTER, Generations
 from halt.errors import AtCapacity, HaltError, UpstreamError
-from halt.events import Event, is_terminal
-from halt.generation import RETRY_AFTER, Generations
-from halt.line import TICK
-from halt.metrics import now
-from halt.recording import Recording, Viewer
 
 AHEAD = 256  # events that wait for the consumer; a group more may be in its hands
 

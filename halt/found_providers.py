@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from halt.chat import ChatRequest, Reply, Upstream
 from halt.config.model_servers import Found, Server
 from halt.config.providers import DEMO
+from halt.core.connection import Line
+from halt.core.request import ChatRequest, Reply, Upstream
+from halt.core.via import Chain
 from halt.discovery import Discovery
 from halt.errors import HaltError
 from halt.last_model import LastModel
-from halt.line import Line
-from halt.loop import Chain
 from halt.providers import WAIT_SECONDS, Lists, Providers
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from halt.chat import Part
-from halt.events import Content, Delta, Reasoning
+from halt.core.events import Content, Delta, Reasoning
+from halt.core.request import Part
 
 
 class Gathering:

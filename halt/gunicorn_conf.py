@@ -17,12 +17,13 @@ from typing import Any
 # All that workers need, loaded here once, before the fork: a worker is there at once, and so is the
 # one that takes the place of one that died.
 import halt.app  # noqa: F401
-from halt import discovery, embedded, loop, page_opener, server_check, systemd
+from halt import discovery, embedded, page_opener, server_check, systemd
 from halt.config import data_dir, open_files
 from halt.config import settings as halt_config
 from halt.config.model_servers import Found
 from halt.config.providers import Setup, setup
 from halt.config.settings import Config
+from halt.core import via
 from halt.database import open_database
 from halt.errors import StoreUnavailable
 
@@ -163,7 +164,7 @@ def _discover(server: Any, config: Config) -> Found:
     listens = list(server.cfg.address)
     if halt_config.variable("LISTEN_FDS"):
         listens.append(None)  # systemd's sockets, of which the settings tell nothing
-    mark = loop.mark_of(config.data_folder)
+    mark = via.mark_of(config.data_folder)
     return discovery.found_at_start(discovery.addresses_of(config, listens), mark)
 
 

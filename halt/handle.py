@@ -15,8 +15,8 @@ from typing import Any, Literal, Self
 import msgspec
 
 from halt.aio import AsyncStream, read
-from halt.errors import HaltError, OffsetLost
-from halt.events import (
+from halt.core.connection import TICK
+from halt.core.events import (
     Cancelled,
     Content,
     Done,
@@ -27,13 +27,13 @@ from halt.events import (
     Terminal,
     is_terminal,
 )
+from halt.core.finish_reasons import is_good
+from halt.core.generation import Viewer
+from halt.core.metrics import Metrics, now
+from halt.core.run import Run
+from halt.core.service import Generations, Receipt
+from halt.errors import HaltError, OffsetLost
 from halt.feed import Feed, Followers, Item
-from halt.finish_reasons import is_good
-from halt.generation import Generations, Receipt
-from halt.line import TICK
-from halt.metrics import Metrics, now
-from halt.recording import Viewer
-from halt.run import Run
 
 logger = logging.getLogger(__name__)
 

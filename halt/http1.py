@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import httpx2
 
-from halt.line import TICK, Line, Quiet
+from halt.core.connection import TICK, Line, Quiet
 
 READ_SIZE = 16_384  # bytes of one read, which is one turn of a stream; a TLS record has no more
 HEAD_MAX = 65_536  # bytes of a response's status line and headers

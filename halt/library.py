@@ -20,17 +20,17 @@ from typing import Any, Self, TypedDict, Unpack, overload
 
 import msgspec
 
-from halt.chat import CHAT_REQUEST, ChatRequest, Message, Upstream
 from halt.choice import make_upstream
 from halt.config.providers import Kind, with_provider
 from halt.config.settings import Config, ConfigError, load
+from halt.core.request import CHAT_REQUEST, ChatRequest, Message, Upstream
+from halt.core.service import Generations, Receipt
+from halt.core.stop import StopRegistry
+from halt.core.tools import Tool, Toolbox, ToolError
 from halt.errors import Draining, HaltError, RequestError
 from halt.feed import Feed, Followers
-from halt.generation import Generations, Receipt
 from halt.handle import Callbacks, Generation, GenerationError, Result
 from halt.merge import Merged
-from halt.stops import StopRegistry
-from halt.tools import Tool, Toolbox, ToolError
 
 __all__ = [
     "ChatRequest",

@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping
 from typing import Self
 
 from halt.aio import AsyncStream, read
+from halt.core.events import ErrorInfo, Event, Failed
+from halt.core.service import Generations, Receipt
 from halt.errors import HaltError
-from halt.events import ErrorInfo, Event, Failed
 from halt.feed import Feed, Item
-from halt.generation import Generations, Receipt
 from halt.handle import Generation
 
 

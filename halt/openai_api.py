@@ -24,12 +24,11 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Response, request
 
-from halt import loop
-from halt.bodies import JSON_OBJECT, TypeDecoder, checked_id
 from halt.catalog import NO_LIST
-from halt.chat import CHAT_REQUEST, OF_ANSWERS, ChatRequest, fields_of, told_call
-from halt.errors import HaltError, Interrupted, OffsetLost, RequestError, UpstreamError
-from halt.events import (
+from halt.core import via
+from halt.core.connection import limited
+from halt.core.decoding import JSON_OBJECT, TypeDecoder, checked_id
+from halt.core.events import (
     FINAL_FRAME,
     HEARTBEAT,
     Cancelled,
@@ -46,13 +45,14 @@ from halt.events import (
     encode,
     is_terminal,
 )
-from halt.finish_reasons import broken_off
-from halt.line import limited
+from halt.core.finish_reasons import broken_off
+from halt.core.generation import Recording
+from halt.core.request import CHAT_REQUEST, OF_ANSWERS, ChatRequest, fields_of, told_call
+from halt.core.request_ids import current
+from halt.core.run import Run
+from halt.errors import HaltError, Interrupted, OffsetLost, RequestError, UpstreamError
 from halt.rates import count_starts
 from halt.readers import SSE_HEADERS, Answer, EventStream, Reading, failure, gather, watched
-from halt.recording import Recording
-from halt.request_ids import current
-from halt.run import Run
 from halt.starts import OnDisconnect, grace_of
 from halt.web import (
     client_socket,
@@ -460,7 +460,7 @@ def _names() -> list[str]:
     """
     service = generations()
     configured = [name] if (name := service.upstream.known_model) else []
-    with service.place(), limited(MODELS_SECONDS, loop.current()) as line:
+    with service.place(), limited(MODELS_SECONDS, via.current()) as line:
         try:
             return service.upstream.models(line) or configured
         except Interrupted:

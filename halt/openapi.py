@@ -12,12 +12,12 @@ import msgspec
 from flask import Blueprint, Response, render_template
 
 from halt import VERSION
-from halt.bodies import EventNumber
-from halt.chat import StreamId
-from halt.events import CancelReason, ErrorInfo, Event
-from halt.generation import Receipt
-from halt.metrics import Metrics
-from halt.request_ids import HEADER
+from halt.core.decoding import EventNumber
+from halt.core.events import CancelReason, ErrorInfo, Event
+from halt.core.metrics import Metrics
+from halt.core.request import StreamId
+from halt.core.request_ids import HEADER
+from halt.core.service import Receipt
 from halt.starts import StartRequest
 from halt.web import config, json_response
 
@@ -274,7 +274,7 @@ def _or_null(schema: Schema) -> Schema:
 
 KINDS: tuple[Any, ...] = (StartRequest, Event, Receipt, *ANSWERS)
 #: `schema_components` builds the types that it describes as a decoder does, so it has to find them
-#: built: it is called for each request. See `halt.bodies.TypeDecoder`.
+#: built: it is called for each request. See `halt.core.decoding.TypeDecoder`.
 _built = msgspec.json.Decoder(tuple[KINDS])  # type: ignore[valid-type]
 
 

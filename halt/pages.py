@@ -37,10 +37,7 @@ from jinja2 import Template
 from werkzeug.wrappers import Response as BaseResponse
 
 from halt.answers import AnswerView, ExchangeView, PageWriter, exchange_view, lost, used, view
-from halt.bodies import checked_id, is_id, is_number
 from halt.catalog import Catalog, checked_model
-from halt.chat import ChatRequest, Message
-from halt.continuing import go_on
 from halt.conversations import (
     MOVED,
     Busy,
@@ -50,6 +47,16 @@ from halt.conversations import (
     Store,
     UnknownConversation,
 )
+from halt.core.connection import limited
+from halt.core.continuation import go_on
+from halt.core.decoding import checked_id, is_id, is_number
+from halt.core.events import Done, sse_html
+from halt.core.generation import Recording
+from halt.core.metrics import now
+from halt.core.request import ChatRequest, Message
+from halt.core.run import Run
+from halt.core.service import Receipt
+from halt.core.slots import number_of
 from halt.ended_html import whole
 from halt.errors import (
     AtCapacity,
@@ -62,18 +69,11 @@ from halt.errors import (
     UnknownStream,
     UpstreamError,
 )
-from halt.events import Done, sse_html
-from halt.generation import Receipt
 from halt.lengths import Lengths
-from halt.line import limited
-from halt.metrics import now
 from halt.rates import count_starts
 from halt.readers import SSE_HEADERS, EventStream
 from halt.recorder import Recorder
-from halt.recording import Recording
 from halt.rendering.renderer import TEXT_WAIT, Renderer, Rendering
-from halt.run import Run
-from halt.slots import number_of
 from halt.titles import Titles
 from halt.token_failures import too_many
 from halt.web import (

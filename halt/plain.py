@@ -20,10 +20,12 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Response, request
 
-from halt.bodies import JSON_OBJECT
-from halt.chat import fingerprint
+from halt.core.decoding import JSON_OBJECT
+from halt.core.events import Cancelled, Content, Done, Event, encode, is_terminal
+from halt.core.generation import Recording
+from halt.core.request import fingerprint
+from halt.core.run import Run
 from halt.errors import AtCapacity, OffsetLost, RequestError, StreamInUse, UnknownStream
-from halt.events import Cancelled, Content, Done, Event, encode, is_terminal
 from halt.rates import count_starts
 from halt.readers import (
     SSE_HEADERS,
@@ -35,8 +37,6 @@ from halt.readers import (
     is_text,
     watched,
 )
-from halt.recording import Recording
-from halt.run import Run
 from halt.starts import START_REQUEST, StartRequest, grace_of
 from halt.web import (
     client_socket,

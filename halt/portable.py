@@ -26,11 +26,11 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
+from halt.core.events import Terminal
+from halt.core.metrics import NO_FIGURES
+from halt.core.steps import Fold
 from halt.errors import RequestError, TooLarge
-from halt.events import Terminal
-from halt.folds import Fold
 from halt.json_items import is_list, items
-from halt.metrics import NO_FIGURES
 
 FORMAT = "halt-conversations"
 VERSION = 1

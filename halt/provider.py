@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import httpx2
 import msgspec
 
-from halt.chat import ChatRequest, Part, Reply
 from halt.config.providers import ProviderSettings
-from halt.continuing import (
+from halt.core.connection import Line, on_line
+from halt.core.continuation import (
     Seam,
     SeamReply,
     Way,
@@ -27,13 +27,13 @@ from halt.continuing import (
     by_prefix,
     unfinished_told,
 )
+from halt.core.request import ChatRequest, Part, Reply
 from halt.decoder import EventDecoder
 from halt.error_body import is_markup, page_words
 from halt.errors import UpstreamError
 from halt.exchange import Exchange, public_address
 from halt.faults import error_of, fault
 from halt.http1 import Body
-from halt.line import Line, on_line
 from halt.model_list import Model, default_of, models_of
 from halt.transport import Transport
 

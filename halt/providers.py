@@ -15,11 +15,11 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from halt.chat import ChatRequest, Reply, Upstream
+from halt.core.connection import Line
+from halt.core.metrics import now
+from halt.core.request import ChatRequest, Reply, Upstream
+from halt.core.via import Chain
 from halt.errors import HaltError, UpstreamError
-from halt.line import Line
-from halt.loop import Chain
-from halt.metrics import now
 from halt.question import Question
 
 KEPT_SECONDS = 60.0  # a list of models is asked for again after this time
@@ -140,7 +140,7 @@ class Providers:
     def _lists(self, chain: Chain, seconds: float = WAIT_SECONDS) -> Lists:
         """What each provider lists, as far as it is known after this many seconds.
 
-        `chain`: that of the request for which they are asked, see `halt.loop`.
+        `chain`: that of the request for which they are asked, see `halt.core.via`.
         """
         questions = {name: member.models for name, member in self._members.items()}
         return self._all(questions, chain, seconds)

@@ -20,10 +20,10 @@ import msgspec
 
 from halt import VERSION
 from halt.client import ANSWER_WITHIN, Frames, Remote
+from halt.core.events import Cancelled, encode
+from halt.core.metrics import now
 from halt.doctor import LONG, Report, milliseconds
 from halt.errors import HaltError
-from halt.events import Cancelled, encode
-from halt.metrics import now
 from halt.proxies import INSPECT, Seen
 
 SOON = 0.1  # seconds to notice that a client has left: less says nothing about the proxy

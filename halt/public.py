@@ -18,8 +18,12 @@ import httpx2
 import msgspec
 
 from halt import proxy_checks
-from halt.chat import ChatRequest, Message
 from halt.client import ANSWER_WITHIN, Frames, Remote, RemoteError, body_of
+from halt.core.connection import Line, Quiet
+from halt.core.events import Failed, Terminal, encode, is_terminal
+from halt.core.metrics import now
+from halt.core.request import ChatRequest, Message
+from halt.core.service import Receipt
 from halt.doctor import (
     GATHERED,
     LONG,
@@ -32,11 +36,7 @@ from halt.doctor import (
     trusts,
 )
 from halt.errors import HaltError
-from halt.events import Failed, Terminal, encode, is_terminal
-from halt.generation import Receipt
 from halt.http1 import Body
-from halt.line import Line, Quiet
-from halt.metrics import now
 
 PATIENCE = 2.0  # seconds without the first byte, which Halt sends at once, that mean a delay
 BUFFERING = (

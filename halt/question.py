@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from halt.core.connection import Line, limited
+from halt.core.metrics import now
+from halt.core.via import Chain
 from halt.errors import HaltError, Interrupted, UpstreamError
-from halt.line import Line, limited
-from halt.loop import Chain
-from halt.metrics import now
 
 T = TypeVar("T")
 

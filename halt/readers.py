@@ -22,9 +22,8 @@ from typing import Self, TypeVar
 
 import msgspec
 
-from halt.departure import Departure
-from halt.errors import AnswerFailed, OffsetLost, RequestError
-from halt.events import (
+from halt.core.departure import Departure
+from halt.core.events import (
     FINAL_FRAME,
     HEARTBEAT,
     Cancelled,
@@ -40,12 +39,13 @@ from halt.events import (
     is_terminal,
     sse,
 )
-from halt.extras import Extras
-from halt.generation import Generations
-from halt.metrics import now
-from halt.recording import Recording, Viewer
-from halt.request_ids import named
-from halt.run import Run
+from halt.core.extra_fields import Extras
+from halt.core.generation import Recording, Viewer
+from halt.core.metrics import now
+from halt.core.request_ids import named
+from halt.core.run import Run
+from halt.core.service import Generations
+from halt.errors import AnswerFailed, OffsetLost, RequestError
 from halt.sink import Awaited, Made, Present, Sink, gunicorn_response
 
 T = TypeVar("T")

@@ -21,9 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from halt import tree
 from halt.conversations import Batch, Begun, Chunk, Ended, Recorded, State, state_of
-from halt.database import Database, execute
-from halt.errors import CODES
-from halt.events import (
+from halt.core.events import (
     Content,
     Done,
     ErrorInfo,
@@ -34,10 +32,12 @@ from halt.events import (
     is_terminal,
     text_of,
 )
-from halt.folds import Fold, FoldStream
-from halt.metrics import Metrics
+from halt.core.metrics import Metrics
+from halt.core.steps import Fold, FoldStream
+from halt.core.stop import may_touch
+from halt.database import Database, execute
+from halt.errors import CODES
 from halt.snippets import trigrams
-from halt.stops import may_touch
 from halt.tables import chunks, conversations, generations, messages, storable
 
 #: Numbers that an interruption leaves out: readers may have seen events that were not written.

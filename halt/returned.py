@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from halt.chat import OF_ANSWERS, Message, ToolTurn
-from halt.events import Extra
-from halt.extras import Extras
+from halt.core.events import Extra
+from halt.core.extra_fields import Extras
+from halt.core.request import OF_ANSWERS, Message, ToolTurn
 from halt.loose_json import whole
 
 #: Fields of a call that every server takes.

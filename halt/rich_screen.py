@@ -17,7 +17,7 @@ from rich.markdown import Heading, Markdown
 from rich.segment import Segment
 from rich.text import Text
 
-from halt.metrics import now
+from halt.core.metrics import now
 from halt.rendering.markdown import BlockStream, parser_of_answers
 from halt.screen import WAS_THOUGHT, Paced, clean, seconds
 

@@ -11,9 +11,9 @@ import re
 from collections import deque
 from typing import Protocol, TextIO
 
-from halt.events import Content, Event, Extra, Reasoning, ReasoningEnd, ToolCall, ToolResult
-from halt.folds import FoldStream
-from halt.metrics import now
+from halt.core.events import Content, Event, Extra, Reasoning, ReasoningEnd, ToolCall, ToolResult
+from halt.core.metrics import now
+from halt.core.steps import FoldStream
 from halt.rendering.data_urls import PictureFilter
 
 LAG = 0.25  # seconds within which a smooth display has shown what came

@@ -21,10 +21,10 @@ import msgspec
 
 from halt.config.providers import ProviderSettings
 from halt.config.settings import is_openai
+from halt.core.connection import limited
+from halt.core.metrics import now
 from halt.errors import HaltError
 from halt.http1 import Body
-from halt.line import limited
-from halt.metrics import now
 from halt.transport import Transport
 
 ANSWER_WITHIN = 2.0  # seconds for one look

@@ -12,7 +12,7 @@ from halt.errors import RequestError, TooLarge
 
 N = TypeVar("N", int, float)
 
-TEMPERATURE_MAX = 2.0  # as in `halt.chat.ChatRequest`
+TEMPERATURE_MAX = 2.0  # as in `halt.core.request.ChatRequest`
 TOKENS_MAX = 10_000_000
 SYSTEM_PROMPT_MAX = 100_000  # characters
 

@@ -20,13 +20,13 @@ from types import FrameType, FunctionType
 from typing import Any, Protocol
 
 from halt.client_socket import ClientSocket
-from halt.departure import PIPELINED_LOOK, has_left
+from halt.core.connection import TICK
+from halt.core.departure import PIPELINED_LOOK, has_left
+from halt.core.events import Event, is_terminal, size_of
+from halt.core.generation import Recording
+from halt.core.metrics import now
+from halt.core.relay import READ, WRITE, Relay, Timer, contained
 from halt.errors import OffsetLost
-from halt.events import Event, is_terminal, size_of
-from halt.line import TICK
-from halt.metrics import now
-from halt.recording import Recording
-from halt.relay import READ, WRITE, Relay, Timer, contained
 
 #: Makes the bytes of a group of events, or gives a function that makes them: that one may take
 #: milliseconds, so the relay has it called by a thread, once and before the next group.

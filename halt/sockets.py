@@ -50,17 +50,17 @@ from simple_websocket import ConnectionClosed, Server
 from werkzeug.wrappers import Response
 from wsproto.utilities import RemoteProtocolError
 
-from halt.bodies import EventNumber, TypeDecoder
-from halt.chat import StreamId
 from halt.client_socket import ClientSocket
+from halt.core.decoding import EventNumber, TypeDecoder
+from halt.core.events import encode, is_terminal
+from halt.core.generation import Recording
+from halt.core.metrics import now
+from halt.core.relay import WRITE, Relay, Timer, contained
+from halt.core.request import StreamId
+from halt.core.request_ids import current, signed
+from halt.core.service import RETRY_AFTER, Generations
 from halt.errors import AtCapacity, HaltError, OffsetLost, RequestError
-from halt.events import encode, is_terminal
-from halt.generation import RETRY_AFTER, Generations
-from halt.metrics import now
 from halt.rates import count_starts
-from halt.recording import Recording
-from halt.relay import WRITE, Relay, Timer, contained
-from halt.request_ids import current, signed
 from halt.sink import GROUP_CHARS, GROUP_EVENTS, fitting
 from halt.starts import StartRequest, grace_of
 from halt.web import client_socket, generations, owner, refusal

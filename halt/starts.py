@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from halt.bodies import TypeDecoder
-from halt.chat import ChatRequest
+from halt.core.decoding import TypeDecoder
+from halt.core.request import ChatRequest
 
 #: What becomes of a run when its last reader has left: it stops, or it goes on for the grace.
 OnDisconnect = Literal["stop", "continue"]

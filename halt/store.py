@@ -29,7 +29,6 @@ from sqlalchemy import (
 )
 
 from halt import tree
-from halt.chat import Message
 from halt.conversations import (
     BUSY,
     MOVED,
@@ -46,6 +45,7 @@ from halt.conversations import (
     as_told,
     state_of,
 )
+from halt.core.request import Message
 from halt.errors import RequestError, StreamInUse
 from halt.headings import first_words
 from halt.portable import PortableConversation, PortableMessage, PortableSettings, check

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, request
 
-from halt.events import FINAL_FRAME
+from halt.core.events import FINAL_FRAME
+from halt.core.generation import Recording
+from halt.core.run import Run
 from halt.rates import count_starts
 from halt.readers import SSE_HEADERS, EventStream, json_frames, watched
-from halt.recording import Recording
-from halt.run import Run
 from halt.starts import START_REQUEST
 from halt.web import after_parameter, client_socket, generations, owner, toolbox
 

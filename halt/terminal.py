@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from halt.answers import figures, unwatched
-from halt.chat import ChatRequest
 from halt.client import Group, Source
 from halt.config.data_dir import make_folder, open_private
 from halt.conversations import Exchange, exchanges_told
+from halt.core.events import Cancelled, Done, ErrorInfo, Extra, Failed, Terminal, is_terminal
+from halt.core.finish_reasons import EMPTY, STOP, broken_off, ending
+from halt.core.metrics import Meter, now
+from halt.core.request import ChatRequest
+from halt.core.service import Receipt
 from halt.errors import HaltError, Interrupted
-from halt.events import Cancelled, Done, ErrorInfo, Extra, Failed, Terminal, is_terminal
-from halt.finish_reasons import EMPTY, STOP, broken_off, ending
-from halt.generation import Receipt
-from halt.metrics import Meter, now
 from halt.screen import PlainScreen, Screen
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from halt.chat import ChatRequest, Message, Reply, Upstream
 from halt.config.settings import Config
+from halt.core.connection import Line, Quiet, limited
+from halt.core.events import Content, ReasoningEnd
+from halt.core.metrics import now
+from halt.core.request import ChatRequest, Message, Reply, Upstream
 from halt.errors import HaltError
-from halt.events import Content, ReasoningEnd
 from halt.headings import cleaned, is_about
-from halt.line import Line, Quiet, limited
-from halt.metrics import now
 from halt.rendering import data_urls
 
 TRIES = 3  # requests for one title: each that is dropped is paid for

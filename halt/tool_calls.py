@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from halt.bodies import UNREADABLE
+from halt.core.decoding import UNREADABLE
+from halt.core.events import ToolCall, ToolCallDelta
 from halt.errors import UpstreamError
-from halt.events import ToolCall, ToolCallDelta
 from halt.gathering import Gathering
 
 CALLS_MAX = 64  # tool calls of one answer

@@ -19,11 +19,11 @@ from urllib.request import getproxies, getproxies_environment, proxy_bypass
 
 import httpx2
 
-from halt import loop
+from halt.core import via
+from halt.core.connection import TICK, Line, current_line
+from halt.core.metrics import now
 from halt.errors import Interrupted
 from halt.http1 import CODINGS, Body, Unanswered, read_head, readable, serialize
-from halt.line import TICK, Line, current_line
-from halt.metrics import now
 from halt.names import Names
 
 PROXY_PORT = 3128  # of a proxy that is named without one
@@ -82,7 +82,7 @@ class Transport(httpx2.BaseTransport):
         """Send a request and read the head of its response. Raises httpx2's errors, Interrupted."""
         line = current_line()
         if self._mark:
-            request.headers[loop.HEADER] = loop.header_value(self._mark, line.chain)
+            request.headers[via.HEADER] = via.header_value(self._mark, line.chain)
         url = request.url
         key = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
         proxy = _usable(self._proxies.of(url)) if self._proxies else None

@@ -22,9 +22,9 @@ from sqlalchemy import (
 )
 
 from halt.conversations import Conversation, Exchange, Settings, Usage, Versions, stands
-from halt.events import Cancelled, Done, ErrorInfo, Failed, Terminal
-from halt.folds import Fold
-from halt.metrics import NO_FIGURES
+from halt.core.events import Cancelled, Done, ErrorInfo, Failed, Terminal
+from halt.core.metrics import NO_FIGURES
+from halt.core.steps import Fold
 from halt.tables import conversations, generations, messages
 
 _terminal = msgspec.json.Decoder(Terminal)

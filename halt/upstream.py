@@ -15,10 +15,10 @@ from urllib.parse import quote, urlsplit
 import httpx2
 import openai
 
-from halt.chat import ChatRequest, Reply
 from halt.config.providers import ProviderSettings
 from halt.config.settings import is_openai
-from halt.continuing import (
+from halt.core.connection import Line, on_line
+from halt.core.continuation import (
     HOSTS,
     NO_THOUGHT,
     OWNERS,
@@ -27,10 +27,10 @@ from halt.continuing import (
     settled,
     unfinished,
 )
+from halt.core.request import ChatRequest, Reply
 from halt.decoder import ChatDecoder
 from halt.errors import UpstreamError
 from halt.faults import fault
-from halt.line import Line, on_line
 from halt.model_list import Model
 from halt.provider import LEARNT_MAX, Provider, begin, http_client, post, warm_up_client
 from halt.returned import given_back, returned_fields

@@ -45,21 +45,21 @@ from markupsafe import escape
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt import loop
-from halt.bodies import is_number
 from halt.catalog import Catalog
 from halt.client_address import address
 from halt.config import data_dir
 from halt.config.settings import Config
 from halt.conversations import Store
+from halt.core import via
+from halt.core.decoding import is_number
+from halt.core.events import encode
+from halt.core.request_ids import current, signed
+from halt.core.service import Generations
+from halt.core.tools import Toolbox
 from halt.cors import admitted, is_api, is_own
 from halt.errors import TOKEN_NEEDED, HaltError, RequestError, TooLarge
-from halt.events import encode
-from halt.generation import Generations
 from halt.recorder import Saving
-from halt.request_ids import current, signed
 from halt.token_failures import TokenFailures, too_many
-from halt.tools import Toolbox
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -490,7 +490,7 @@ def _check_body() -> None:
 
 def guard() -> BaseResponse | None:
     """Before each request: refuse it where it is not allowed. Raises RequestError, LoopDetected."""
-    loop.check(current_app.extensions["halt.mark"])  # first: it may end a circle
+    via.check(current_app.extensions["halt.mark"])  # first: it may end a circle
     if _is_misnamed():
         message = "Halt is not known here by this name. Set HALT_HOSTS to it, or HALT_TOKEN."
         return _error_response(403, "unknown_host", message)

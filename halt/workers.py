@@ -6,7 +6,7 @@ all others are asked at once and the owner answers, which takes about a millisec
 
 What holds for all workers together, and why:
 
-- An ID belongs to one stream: a lock of the kernel on a number made of it (`halt.slots`), held
+- An ID belongs to one stream: a lock of the kernel on a number made of it (`halt.core.slots`), held
   while the run is kept. So of two workers that start the same ID at once, one is refused.
 - HALT_MAX_STREAMS: places that are locks of the kernel too. A worker that dies gives back its own.
 - Stop finds its stream, or the stream finds the Stop, in whatever order the two come. Stop first
@@ -32,11 +32,12 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from halt.chat import Upstream
 from halt.config.settings import Config
-from halt.departure import Departure
-from halt.errors import OffsetLost, StoreUnavailable, UnknownStream
-from halt.generation import (
+from halt.core.departure import Departure
+from halt.core.generation import Recording
+from halt.core.metrics import now
+from halt.core.request import Upstream
+from halt.core.service import (
     RECEIPT_WAIT,
     Generations,
     Health,
@@ -45,12 +46,11 @@ from halt.generation import (
     Receipt,
     Stops,
 )
-from halt.metrics import now
+from halt.core.stop import TOMBSTONE_SECONDS, StopRegistry, Tombstone, may_touch
+from halt.errors import OffsetLost, StoreUnavailable, UnknownStream
 from halt.mirror import INTERVAL, Mirror, tell, tell_more, tell_unknown, told
 from halt.peers import Answers, Channel, Peers
 from halt.recorder import Recorder
-from halt.recording import Recording
-from halt.stops import TOMBSTONE_SECONDS, StopRegistry, Tombstone, may_touch
 
 STOP_WITHIN = RECEIPT_WAIT + 0.1  # seconds for the others to answer a Stop
 FIND_WITHIN = 1.0  # seconds for them to say whether they have a stream

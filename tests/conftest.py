@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from halt.notes import BROKEN, STOPPED, before_prompt
-from halt.relay import Relay
+from halt.core.notes import BROKEN, STOPPED, before_prompt
+from halt.core.relay import Relay
 from tests.fake_openai import FakeOpenAI, Record
 from tests.fake_scenarios import last_user_message
 from tests.sse import Client

@@ -7,11 +7,12 @@ import threading
 
 from flask import Response
 
-from halt import generation, sink
+from halt import sink
 from halt.app import create_app
+from halt.core import service
 from halt.web import json_response
 
-for module, name in ((generation, "STALL_MAX"), (sink, "STUCK_MAX")):
+for module, name in ((service, "STALL_MAX"), (sink, "STUCK_MAX")):
     if f"TEST_{name}" in os.environ:
         setattr(module, name, float(os.environ[f"TEST_{name}"]))
 

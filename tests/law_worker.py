@@ -15,12 +15,12 @@ from typing import Any
 import msgspec
 
 from halt.app import create_app
-from halt.chat import ChatRequest, Message
 from halt.config.settings import Config
+from halt.core.connection import Line
+from halt.core.events import Event
+from halt.core.generation import Recording
+from halt.core.request import ChatRequest, Message
 from halt.errors import UnknownStream
-from halt.events import Event
-from halt.line import Line
-from halt.recording import Recording
 from tests.scripted import SOON, Scripted, ScriptedReply
 
 #: Events as they go over the pipe: their numbers, and their one JSON form.

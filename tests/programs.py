@@ -7,7 +7,7 @@ from typing import Any
 
 from halt import Halt
 from halt.config.settings import Config
-from halt.events import Event, is_terminal, text_of
+from halt.core.events import Event, is_terminal, text_of
 from tests.fake_openai import FakeOpenAI
 from tests.scripted import Scripted
 from tests.wire import until

@@ -15,11 +15,11 @@ import threading
 from collections import deque
 from typing import Any
 
-from halt.chat import ChatRequest, Message, Part
+from halt.core.connection import TICK, Line, Quiet
+from halt.core.events import Content, Event, text_of
+from halt.core.request import ChatRequest, Message, Part
+from halt.core.run import Run
 from halt.errors import UpstreamError
-from halt.events import Content, Event, text_of
-from halt.line import TICK, Line, Quiet
-from halt.run import Run
 
 SOON = 10.0  # seconds; a test that waits this long has failed
 

@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from halt.chat import ChatRequest, Part, Upstream
 from halt.config.settings import Config
+from halt.core.events import Failed
+from halt.core.relay import Relay
+from halt.core.request import ChatRequest, Part, Upstream
+from halt.core.run import Run
+from halt.core.serial import Serial
+from halt.core.tools import Toolbox
 from halt.errors import CODES, UpstreamError
-from halt.events import Failed
-from halt.relay import Relay
-from halt.run import Run
-from halt.serial import Serial
-from halt.tools import Toolbox
 from tests.scripted import HI, SOON, Reader, Scripted, ScriptedReply
 from tests.wire import Background, until
 

@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from halt.conversations import Batch, Begun, Chunk, Conversation, Ended, Exchange
+from halt.core.events import Content, Done, Event, Terminal
+from halt.core.metrics import Meter
+from halt.core.steps import Fold
 from halt.database import open_database
-from halt.events import Content, Done, Event, Terminal
-from halt.folds import Fold
-from halt.metrics import Meter
 from halt.store import SqlStore
 from halt.tables import metadata
 

@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 from jinja2 import Environment, FileSystemLoader, Template
 
-from halt import folds
 from halt.answers import AnswerView, PageWriter, exchange_view, view
-from halt.chat import Part
 from halt.conversations import Exchange
-from halt.errors import UpstreamError
-from halt.events import (
+from halt.core import steps
+from halt.core.events import (
     Cancelled,
     Content,
     Delta,
@@ -29,15 +27,17 @@ from halt.events import (
     ToolCallDelta,
     is_terminal,
 )
-from halt.journal import MemoryLog
+from halt.core.generation import Recording
+from halt.core.log import MemoryLog
+from halt.core.metrics import NO_FIGURES, now
+from halt.core.request import Part
+from halt.core.run import Run
+from halt.core.tools import Toolbox
+from halt.errors import UpstreamError
 from halt.lengths import Lengths
-from halt.metrics import NO_FIGURES, now
 from halt.readers import made
-from halt.recording import Recording
 from halt.rendering.open_text import SEAM
 from halt.rendering.renderer import Renderer
-from halt.run import Run
-from halt.tools import Toolbox
 from tests.scripted import Scripted, ScriptedReply
 from tests.stage import Stage, over
 
@@ -221,7 +221,7 @@ def test_a_page_that_comes_back_is_sent_the_rest_for_the_same_folds(
 
 def test_a_thought_whose_time_is_not_known_is_said_without_it() -> None:
     """As one from a file may be."""
-    fold = folds.Fold(1, "thought", "done", text="Hm")
+    fold = steps.Fold(1, "thought", "done", text="Hm")
     exchange = Exchange("Hi", "a", "Ho", ended=Cancelled(NO_FIGURES), folds=(fold,))
     assert [each.label for each in view(exchange, None, Lengths(), RENDERER.within(60)).folds] == [
         "Thought"
@@ -291,9 +291,9 @@ def test_folds_of_a_log_that_let_go_of_its_beginning_are_shown_as_far_as_they_ar
 
 def test_folds_are_saved_bounded(played: Played) -> None:
     """A thought without measure does not fill the store."""
-    run = played([Reasoning("t" * (folds.FOLDED_MAX + 5)), Content("x")])
+    run = played([Reasoning("t" * (steps.FOLDED_MAX + 5)), Content("x")])
     (fold,) = run.folds()
-    assert fold.size() == folds.FOLDED_MAX + len(folds.CUT)
+    assert fold.size() == steps.FOLDED_MAX + len(steps.CUT)
 
 
 def test_progress_is_sent_when_it_changes(played: Played, template: Template) -> None:
@@ -353,7 +353,7 @@ def test_pictures_and_sources_stand_below_the_text(played: Played, template: Tem
 def test_a_running_answer_is_drawn_with_its_pictures_and_sources(template: Template) -> None:
     """A page that is loaded then has them at once, also those of the part before a Continue."""
     exchange = Exchange(
-        "q", "a-stream", answer="text", folds=(folds.Fold(1, "picture", "done", text="Picture"),)
+        "q", "a-stream", answer="text", folds=(steps.Fold(1, "picture", "done", text="Picture"),)
     )
     run = Recording("a-stream", None, MemoryLog(10_000), started_at=now())
     run.note("", now())

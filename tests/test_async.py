@@ -11,8 +11,8 @@ import pytest
 
 from halt import Generation, GenerationError, Halt, Merged
 from halt.aio import AsyncStream
+from halt.core.events import Content, Done, Event, Failed, is_terminal, text_of
 from halt.errors import AtCapacity, OffsetLost
-from halt.events import Content, Done, Event, Failed, is_terminal, text_of
 from halt.feed import AHEAD
 from tests import programs
 from tests.fake_openai import FakeOpenAI

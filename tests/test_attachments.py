@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from halt.attachments import Picture, Source, found
-from halt.events import Content, Event, Extra, Reasoning
-from halt.folds import PICTURED_MAX, SOURCES_MAX, Fold, FoldStream
+from halt.core.attachments import Picture, Source, found
+from halt.core.events import Content, Event, Extra, Reasoning
+from halt.core.steps import PICTURED_MAX, SOURCES_MAX, Fold, FoldStream
 
 PNG = "iVBORw0KGgoAAAANSUhEUg=="
 URL = f"data:image/png;base64,{PNG}"

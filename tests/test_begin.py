@@ -16,14 +16,14 @@ from halt import sockets
 from halt.app import create_app
 from halt.config.settings import load
 from halt.conversations import BUSY, Busy, Conversation
+from halt.core.events import Done
+from halt.core.generation import Recording
+from halt.core.log import MemoryLog
+from halt.core.metrics import Meter, now
+from halt.core.run import Run
+from halt.core.service import Generations, Receipt
 from halt.errors import AtCapacity, StoreUnavailable, UnknownStream
-from halt.events import Done
-from halt.generation import Generations, Receipt
-from halt.journal import MemoryLog
-from halt.metrics import Meter, now
 from halt.recorder import Recorder
-from halt.recording import Recording
-from halt.run import Run
 from halt.store import SqlStore
 from tests.conftest import eventually, new_id
 from tests.scripted import SOON, Scripted

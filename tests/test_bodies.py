@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from halt.bodies import JSON_OBJECT
-from halt.chat import CHAT_REQUEST
+from halt.core.decoding import JSON_OBJECT
+from halt.core.request import CHAT_REQUEST
 from halt.errors import RequestError
 from halt.starts import START_REQUEST
 

@@ -13,13 +13,13 @@ from collections.abc import Iterable
 import pytest
 
 from halt.anthropic_upstream import MessagesDecoder
-from halt.continuing import Seam
+from halt.core.continuation import Seam
+from halt.core.events import Content, encode
+from halt.core.notes import NOTES, NoteFilter
 from halt.decoder import ChatDecoder, EventDecoder
 from halt.errors import UpstreamError
-from halt.events import Content, encode
 from halt.gathering import Gathering
 from halt.http1 import READ_SIZE
-from halt.notes import NOTES, NoteFilter
 from halt.provider import LINES_MAX, _turn_of
 from halt.tool_calls import CallAssembler
 

@@ -11,8 +11,8 @@ from halt import catalog
 from halt.app import create_app
 from halt.catalog import NAMES_MAX, Catalog, Groups, checked_model
 from halt.config.settings import load
+from halt.core.connection import Line
 from halt.errors import RequestError, UpstreamError
-from halt.line import Line
 from halt.model_list import NAME_MAX
 from tests.scripted import SOON, Scripted
 from tests.wire import HandMade, Peer, until

@@ -19,18 +19,29 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from halt import embedded, notes
+from halt import embedded
 from halt import terminal as chats
-from halt.chat import ChatRequest, Message
 from halt.choice import make_upstream
 from halt.client import Frames, Group, Local, Remote, RemoteError
 from halt.config.settings import Config
-from halt.events import HEARTBEAT, Content, Done, Event, Extra, Reasoning, ToolCall, ToolResult, sse
-from halt.generation import Generations, Receipt
-from halt.metrics import Meter
+from halt.core import notes
+from halt.core.events import (
+    HEARTBEAT,
+    Content,
+    Done,
+    Event,
+    Extra,
+    Reasoning,
+    ToolCall,
+    ToolResult,
+    sse,
+)
+from halt.core.metrics import Meter
+from halt.core.request import ChatRequest, Message
+from halt.core.service import Generations, Receipt
+from halt.core.stop import StopRegistry
 from halt.rich_screen import RichScreen
 from halt.screen import LAG, PACE, PlainScreen, Screen, Typewriter, clean, clock
-from halt.stops import StopRegistry
 from halt.terminal import STOPPED, ask
 from tests.conftest import (
     LEAVES_WITHIN,

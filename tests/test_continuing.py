@@ -11,11 +11,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from halt import upstream as module
-from halt.chat import ChatRequest, Message, Part, ToolTurn, Upstream, told_call
 from halt.choice import make_provider
 from halt.config.providers import Kind, ProviderSettings
 from halt.config.settings import Config
-from halt.continuing import (
+from halt.core.connection import Line
+from halt.core.continuation import (
     LEAD_MOST,
     WINDOW,
     Seam,
@@ -26,11 +26,11 @@ from halt.continuing import (
     tail_of,
     unfinished,
 )
+from halt.core.events import Content, Done, Extra, Reasoning, ReasoningEnd, ToolCall
+from halt.core.request import ChatRequest, Message, Part, ToolTurn, Upstream, told_call
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
 from halt.errors import RequestError, UpstreamError
-from halt.events import Content, Done, Extra, Reasoning, ReasoningEnd, ToolCall
-from halt.generation import Generations
-from halt.line import Line
-from halt.stops import StopRegistry
 from tests.fake_openai import FakeOpenAI
 from tests.fake_wire import Record
 from tests.scripted import HI, Reader, ScriptedReply

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from halt.core.events import Content, Delta, Reasoning, ReasoningEnd, ToolCall, ToolCallDelta
 from halt.errors import UpstreamError
-from halt.events import Content, Delta, Reasoning, ReasoningEnd, ToolCall, ToolCallDelta
 from halt.gathering import Gathering
 from halt.think_tags import ThinkSplitter
 from halt.tool_calls import CALLS_MAX, CallAssembler

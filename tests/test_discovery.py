@@ -19,11 +19,11 @@ from halt import discovery
 from halt.choice import make_upstream
 from halt.config.model_servers import USUAL, Found, Names, decoded, product_of
 from halt.config.settings import Config, ConfigError, load
+from halt.core.connection import Line
 from halt.discovery import Discovery, addresses_of, discovery_of, found_at_start
 from halt.errors import UpstreamError
 from halt.last_model import LastModel
 from halt.library import Halt
-from halt.line import Line
 from halt.providers import Providers
 from tests.conftest import ROOT, StartHalt, eventually
 from tests.model_servers import FOUND, LOADING, LOCKED, NONE, OLLAMA, listing, models

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from halt import notes, recording
-from halt import run as module
 from halt.answers import figures
-from halt.chat import Part
-from halt.errors import UpstreamError
-from halt.events import (
+from halt.core import generation, notes
+from halt.core import run as module
+from halt.core.events import (
     Cancelled,
     Content,
     Done,
@@ -22,8 +20,10 @@ from halt.events import (
     ToolCall,
     text_of,
 )
+from halt.core.request import Part
+from halt.core.run import Run
+from halt.errors import UpstreamError
 from halt.openai_api import finish_reason
-from halt.run import Run
 from tests.scripted import SOON, Reader, Scripted, ScriptedReply
 from tests.stage import Stage, over
 from tests.wire import until
@@ -33,7 +33,7 @@ OLD = "[The user stopped this answer here.]"
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    monkeypatch.setattr(recording, "TICK", 0.05)
+    monkeypatch.setattr(generation, "TICK", 0.05)
     made = Stage()
     yield made
     made.close()

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halt.events import (
+from halt.core.events import (
     FINAL_FRAME,
     HEARTBEAT,
     Cancelled,
@@ -35,7 +35,7 @@ from halt.events import (
     sse_html,
     text_of,
 )
-from halt.metrics import Metrics
+from halt.core.metrics import Metrics
 
 METRICS = Metrics(
     ttft_ms=12.5,

@@ -13,10 +13,10 @@ import httpx2
 import pytest
 
 from halt.anthropic_upstream import AnthropicUpstream
-from halt.chat import ChatRequest, Message, Reply
 from halt.config.providers import ProviderSettings
+from halt.core.connection import Line, Quiet
+from halt.core.request import ChatRequest, Message, Reply
 from halt.errors import UpstreamError
-from halt.line import Line, Quiet
 from halt.provider import Provider
 from halt.transport import Transport
 from halt.upstream import AzureUpstream, OpenAIUpstream

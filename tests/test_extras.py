@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from halt.chat import Message, ToolTurn
+from halt.core.events import Extra, ToolCall
+from halt.core.extra_fields import Extras, joined
+from halt.core.request import Message, ToolTurn
 from halt.decoder import ChatDecoder
-from halt.events import Extra, ToolCall
-from halt.extras import Extras, joined
 from halt.returned import given_back, returned_fields
 from tests.fake_shapes import call, said
 from tests.fake_wire import as_json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from halt.finish_reasons import broken_off, ending, is_good, known_reason
+from halt.core.finish_reasons import broken_off, ending, is_good, known_reason
 
 
 def words(text: str) -> list[str]:

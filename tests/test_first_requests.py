@@ -27,8 +27,8 @@ SOURCES = sorted([*(ROOT / "halt").rglob("*.py"), ROOT / "app.py", ROOT / "gunic
 
 #: Types that only Halt itself makes: no decoder is ever told of them.
 NEVER_DECODED = {
-    "chat.Part",
-    "generation.Health",
+    "core.request.Part",
+    "core.service.Health",
     "handle.Result",
     "openai_api.Asked",
     "openapi.Answered",
@@ -50,11 +50,11 @@ BUILDERS = {
 
 #: Where they may stand in a function: its types were built before.
 BUILT_BEFORE = {
-    ("halt/bodies.py", "TypeDecoder.__init__"),  # is called at import time: see below
-    ("halt/bodies.py", "TypeDecoder.convert"),
+    ("halt/core/decoding.py", "TypeDecoder.__init__"),  # is called at import time: see below
+    ("halt/core/decoding.py", "TypeDecoder.convert"),
     ("halt/openapi.py", "_schemas"),
-    ("halt/tools.py", "_schema"),  # by Tool.__init__ alone
-    ("halt/tools.py", "Tool.__init__"),  # tools are made before they are offered
+    ("halt/core/tools.py", "_schema"),  # by Tool.__init__ alone
+    ("halt/core/tools.py", "Tool.__init__"),  # tools are made before they are offered
 }
 
 
@@ -113,7 +113,7 @@ def test_every_type_is_built_by_the_imports() -> None:
         text=True,
     ).stdout
     made = json.loads(printed)
-    assert {"chat.ChatRequest", "sockets.Start", "client._Models"} <= {*made["built"]}
+    assert {"core.request.ChatRequest", "sockets.Start", "client._Models"} <= {*made["built"]}
     assert {*made["unbuilt"]} == NEVER_DECODED
 
 

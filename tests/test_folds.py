@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from halt.events import Content, Event, Extra, Reasoning, ToolCall, ToolCallDelta, ToolResult
-from halt.folds import CUT, FOLDED_MAX, FOLDS_MAX, Fold, FoldPatch, FoldStream
+from halt.core.events import Content, Event, Extra, Reasoning, ToolCall, ToolCallDelta, ToolResult
+from halt.core.steps import CUT, FOLDED_MAX, FOLDS_MAX, Fold, FoldPatch, FoldStream
 
 
 def fed(*events: Event) -> FoldStream:

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from halt import generation as module
-from halt.chat import ChatRequest, Message
 from halt.config.settings import Config
+from halt.core import service as module
+from halt.core.request import ChatRequest, Message
+from halt.core.run import Run
+from halt.core.service import Generations
+from halt.core.slots import Slots
+from halt.core.stop import StopRegistry
 from halt.errors import AtCapacity, Draining, UnknownStream
-from halt.generation import Generations
 from halt.recorder import Recorder
-from halt.run import Run
-from halt.slots import Slots
-from halt.stops import StopRegistry
 from tests.scripted import HI, SOON, Scripted
 from tests.wire import Background, until
 

@@ -12,11 +12,11 @@ import pytest
 
 from halt import api
 from halt.api import Probe
-from halt.chat import Upstream
 from halt.config.settings import Config
-from halt.line import Line
+from halt.core.connection import Line
+from halt.core.request import Upstream
+from halt.core.stop import StopRegistry
 from halt.peers import Peers
-from halt.stops import StopRegistry
 from halt.workers import SharedGenerations
 from tests.conftest import SEEN_WITHIN, eventually
 

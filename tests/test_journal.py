@@ -11,10 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from halt.core.events import (
+    Cancelled,
+    Content,
+    Delta,
+    Done,
+    ErrorInfo,
+    Event,
+    Failed,
+    Terminal,
+    text_of,
+)
+from halt.core.log import EVENT_OVERHEAD, Log, MemoryLog, StoredLog
+from halt.core.metrics import Meter
 from halt.errors import OffsetLost
-from halt.events import Cancelled, Content, Delta, Done, ErrorInfo, Event, Failed, Terminal, text_of
-from halt.journal import EVENT_OVERHEAD, Log, MemoryLog, StoredLog
-from halt.metrics import Meter
 from tests.races import SOON, together
 
 MakeLog = Callable[[int], Log]

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from halt.chat import ChatRequest
 from halt.config.providers import setup
 from halt.config.settings import Config
+from halt.core.connection import Line
+from halt.core.request import ChatRequest
 from halt.errors import UpstreamError
 from halt.http1 import INFLATED_MAX, Inflater
-from halt.line import Line
 from halt.upstream import OpenAIUpstream
 from tests.test_upstream import HI, Answer, ask, read
 from tests.wire import OK, SOON, HandMade, Peer, answer

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pytest
 
-from halt.generation import Generations
-from halt.line import Line
+from halt.core.connection import Line
+from halt.core.run import Run
+from halt.core.service import Generations
+from halt.core.slots import Slots
+from halt.core.stop import StopRegistry, StopSwitch
 from halt.provider import Provider
 from halt.providers import Providers
-from halt.run import Run
-from halt.slots import Slots
-from halt.stops import StopRegistry, StopSwitch
 from halt.store import SqlStore
 from halt.transport import Transport
 
@@ -85,7 +85,7 @@ def test_only_the_composition_root_chooses_implementations() -> None:
         "AnthropicUpstream": {"anthropic_upstream", "choice"},
         "Providers": {"providers", "choice"},
         "FoundProviders": {"choice"},
-        "StopRegistry": {"stops", "library", "app", "cli"},
+        "StopRegistry": {"core.stop", "library", "app", "cli"},
     }
     for name, tree in TREES.items():
         for node in ast.walk(tree):

@@ -17,8 +17,10 @@ import pytest
 
 import halt as package
 from halt import Generation, GenerationError, Halt, Result, ToolError, handle
-from halt.chat import ChatRequest, Message, Part
 from halt.config.settings import Config, ConfigError
+from halt.core.events import Cancelled, Content, Done, Event, Failed, ToolCall, ToolResult
+from halt.core.log import MemoryLog
+from halt.core.request import ChatRequest, Message, Part
 from halt.errors import (
     AtCapacity,
     Draining,
@@ -28,8 +30,6 @@ from halt.errors import (
     StreamInUse,
     UnknownStream,
 )
-from halt.events import Cancelled, Content, Done, Event, Failed, ToolCall, ToolResult
-from halt.journal import MemoryLog
 from halt.library import Options
 from tests.conftest import halt_environment
 from tests.fake_openai import FakeOpenAI

@@ -16,8 +16,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from halt.core.connection import Line
 from halt.errors import Interrupted
-from halt.line import Line
 from halt.transport import Transport
 from tests.fake_openai import FakeOpenAI
 from tests.races import together

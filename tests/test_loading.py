@@ -10,14 +10,14 @@ from collections.abc import Iterator
 import pytest
 
 from halt.app import create_app
-from halt.chat import ChatRequest, Message
 from halt.choice import make_upstream
 from halt.config.settings import load
+from halt.core.events import Cancelled, Done, Failed, Terminal, is_terminal
+from halt.core.request import ChatRequest, Message
+from halt.core.run import Run
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
 from halt.embedded import Embedded
-from halt.events import Cancelled, Done, Failed, Terminal, is_terminal
-from halt.generation import Generations
-from halt.run import Run
-from halt.stops import StopRegistry
 from tests.fake_openai import FakeOpenAI
 from tests.test_doctor_remedies import Request, good_list, served
 

@@ -13,8 +13,9 @@ from urllib.parse import urlencode
 import openai
 import pytest
 
-from halt import Halt, loop
-from halt.loop import HEADER, MARKS_MAX, mark_of
+from halt import Halt
+from halt.core import via as loop
+from halt.core.via import HEADER, MARKS_MAX, mark_of
 from halt.question import Question
 from tests import ws
 from tests.conftest import (

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from halt import GenerationError, Halt, Merged
 from halt import feed as module
+from halt.core.events import Cancelled, Content, Done, Event, Failed, is_terminal, text_of
 from halt.errors import AtCapacity, RequestError
-from halt.events import Cancelled, Content, Done, Event, Failed, is_terminal, text_of
 from halt.feed import AHEAD, Feed
 from tests import programs
 from tests.fake_openai import FakeOpenAI

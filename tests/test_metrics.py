@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halt import metrics as module
-from halt.metrics import Gaps, Meter
+from halt.core import metrics as module
+from halt.core.metrics import Gaps, Meter
 from tests.races import together
 
 ROUNDING = 0.006  # milliseconds: half of a hundredth, and the microsecond that is cut off

@@ -17,11 +17,9 @@ import pytest
 
 from halt import mirror as module
 from halt import peers, workers
-from halt.chat import ChatRequest, Part
 from halt.config.data_dir import socket_folder
 from halt.config.settings import Config
-from halt.errors import OffsetLost, UnknownStream
-from halt.events import (
+from halt.core.events import (
     Cancelled,
     Content,
     Done,
@@ -33,13 +31,15 @@ from halt.events import (
     ToolCall,
     is_terminal,
 )
-from halt.journal import Log
-from halt.metrics import Meter, now
+from halt.core.generation import Recording
+from halt.core.log import Log
+from halt.core.metrics import Meter, now
+from halt.core.request import ChatRequest, Part
+from halt.core.run import Run
+from halt.core.stop import StopRegistry
+from halt.errors import OffsetLost, UnknownStream
 from halt.mirror import Batch, Found, Mirror, MirrorLog
 from halt.peers import Channel, Peers
-from halt.recording import Recording
-from halt.run import Run
-from halt.stops import StopRegistry
 from halt.workers import Find, Press, SharedGenerations, Undelivered
 from tests.scripted import HI, SOON, Reader, Scripted, ScriptedReply
 from tests.wire import until

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halt.events import Content, Reasoning
-from halt.notes import BROKEN, NOTES, STOPPED, NoteFilter, are_discussed, without_notes
+from halt.core.events import Content, Reasoning
+from halt.core.notes import BROKEN, NOTES, STOPPED, NoteFilter, are_discussed, without_notes
 
 OLD = "[The user stopped this answer here.]"
 

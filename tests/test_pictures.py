@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halt.chat import ChatRequest, Message
-from halt.continuing import by_instruction, by_prefix, go_on, unfinished
 from halt.conversations import State, as_told
+from halt.core.continuation import by_instruction, by_prefix, go_on, unfinished
+from halt.core.request import ChatRequest, Message
 from halt.rendering.data_urls import PictureFilter, shown, told
 from halt.rendering.markdown import BlockStream, render, render_block
 

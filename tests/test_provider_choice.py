@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from halt import providers
-from halt.chat import ChatRequest
 from halt.choice import make_provider
 from halt.config.providers import ProviderSettings, Setup, setup
 from halt.config.settings import Config, ConfigError, load
+from halt.core.connection import Line
+from halt.core.request import ChatRequest
 from halt.errors import UpstreamError
-from halt.line import Line
 from halt.providers import Providers
 from tests.conftest import StartHalt, asked, new_id, refused_start
 from tests.fake_openai import FakeOpenAI

@@ -19,7 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halt.anthropic_upstream import MessagesDecoder, to_messages
-from halt.chat import (
+from halt.choice import make_provider
+from halt.config.providers import Kind, ProviderSettings
+from halt.config.settings import Config
+from halt.core.connection import Line
+from halt.core.events import Content, Delta, Done, Reasoning, ToolCall, ToolCallDelta
+from halt.core.request import (
     CHAT_REQUEST,
     ChatRequest,
     Message,
@@ -28,15 +33,10 @@ from halt.chat import (
     Upstream,
     told_call,
 )
-from halt.choice import make_provider
-from halt.config.providers import Kind, ProviderSettings
-from halt.config.settings import Config
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
+from halt.core.tools import Toolbox
 from halt.errors import Interrupted, UpstreamError
-from halt.events import Content, Delta, Done, Reasoning, ToolCall, ToolCallDelta
-from halt.generation import Generations
-from halt.line import Line
-from halt.stops import StopRegistry
-from halt.tools import Toolbox
 from halt.transport import Transport
 from tests.fake_openai import FakeOpenAI
 from tests.fake_wire import Record

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 import httpx2
 import pytest
 
+from halt.core.connection import Line
 from halt.faults import fault
-from halt.line import Line
 from halt.transport import Transport, passes_by, proxy_for
 from tests.fake_openai import FakeOpenAI
 from tests.wire import (

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from halt.core.connection import Line
+from halt.core.metrics import now
 from halt.errors import HaltError, Interrupted, UpstreamError
-from halt.line import Line
-from halt.metrics import now
 from halt.question import Question
 from tests.scripted import SOON
 

@@ -44,7 +44,7 @@ def test_the_core_has_the_size_that_is_told() -> None:
         r"core \(run, generation, .*\) is five\s+modules of about ([\d,]+) lines", README
     )
     assert said is not None
-    modules = ("run", "generation", "stops", "journal", "relay")
+    modules = ("core.run", "core.service", "core.stop", "core.log", "core.relay")
     lines = sum(
         len((ROOT / "halt" / f"{name.replace('.', '/')}.py").read_text("utf-8").splitlines())
         for name in modules

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 
 from halt import recorder as module
-from halt.chat import ChatRequest
 from halt.config.settings import Config
 from halt.conversations import Batch, Chunk, Ended
+from halt.core.events import Content, Delta, Done, Event, Failed, Reasoning, text_of
+from halt.core.generation import Recording
+from halt.core.log import MemoryLog
+from halt.core.metrics import Meter, now
+from halt.core.request import ChatRequest
+from halt.core.run import Run
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
 from halt.errors import StoreUnavailable, StreamInUse, UnknownStream
-from halt.events import Content, Delta, Done, Event, Failed, Reasoning, text_of
-from halt.generation import Generations
-from halt.journal import MemoryLog
-from halt.metrics import Meter, now
 from halt.recorder import Recorder, Saving
-from halt.recording import Recording
-from halt.run import Run
-from halt.stops import StopRegistry
 from tests.scripted import HI, SOON, Scripted
 from tests.wire import until
 

@@ -30,15 +30,15 @@ from halt.archive import HOUR, Archive
 from halt.config.data_dir import socket_folder
 from halt.config.settings import Config
 from halt.conversations import Batch, Begun
+from halt.core.events import Content, Done, Failed, Reasoning, ReasoningEnd, text_of
+from halt.core.generation import Recording
+from halt.core.log import MemoryLog
+from halt.core.metrics import Meter, now
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
 from halt.database import Database, open_database
-from halt.events import Content, Done, Failed, Reasoning, ReasoningEnd, text_of
-from halt.generation import Generations
-from halt.journal import MemoryLog
-from halt.metrics import Meter, now
 from halt.peers import Peers
 from halt.recorder import Recorder
-from halt.recording import Recording
-from halt.stops import StopRegistry
 from halt.store import SqlStore
 from halt.tables import conversations
 from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id

@@ -21,21 +21,21 @@ from typing import Any
 
 import pytest
 
-from halt import generation as module
-from halt import run as run_module
-from halt.chat import ChatRequest, Part
 from halt.choice import make_upstream
 from halt.config.settings import Config
+from halt.core import run as run_module
+from halt.core import service as module
+from halt.core.connection import Line
+from halt.core.events import Failed
+from halt.core.metrics import now
+from halt.core.relay import READ, Relay
+from halt.core.request import ChatRequest, Part
+from halt.core.run import Run
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
 from halt.decoder import ChatDecoder
 from halt.errors import Draining
-from halt.events import Failed
-from halt.generation import Generations
 from halt.http1 import INFLATED_MAX, Body
-from halt.line import Line
-from halt.metrics import now
-from halt.relay import READ, Relay
-from halt.run import Run
-from halt.stops import StopRegistry
 from tests.conftest import HaltServer, eventually, halt_environment
 from tests.fake_openai import FakeOpenAI
 from tests.programs import settings, threads
@@ -515,7 +515,7 @@ def test_a_worker_whose_relay_has_failed_is_replaced(
             client.post(f"/break/{how}")
         server.wait_printed("the relay has failed: (ZeroDivision|Timeout)Error")
         server.wait_printed(r"hread 0x[0-9a-f]+ \(most recent call first\)")
-        server.wait_printed(r'halt/relay.py", line \d+ in _')
+        server.wait_printed(r'halt/core/relay.py", line \d+ in _')
         server.wait_printed("exited with code 70")  # what it had accepted is lost with it
         events.close()
         again = client.follow("kept-by-journal").to_end()

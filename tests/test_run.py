@@ -13,14 +13,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from halt import recording, retries
-from halt import run as module
-from halt.chat import Part
 from halt.config.settings import Config
+from halt.core import generation, retries
+from halt.core import run as module
+from halt.core.events import Cancelled, Content, Done, Extra, Failed, ReasoningEnd, text_of
+from halt.core.metrics import now
+from halt.core.request import Part
+from halt.core.run import Run
 from halt.errors import CODES, OffsetLost, UpstreamError
-from halt.events import Cancelled, Content, Done, Extra, Failed, ReasoningEnd, text_of
-from halt.metrics import now
-from halt.run import Run
 from tests.races import together
 from tests.scripted import SOON, Reader, Scripted, ScriptedReply, piece
 from tests.stage import Stage, code_of, failed, over
@@ -31,7 +31,7 @@ REPEATS = 1_000
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    monkeypatch.setattr(recording, "TICK", 0.05)
+    monkeypatch.setattr(generation, "TICK", 0.05)
     made = Stage()
     yield made
     made.close()
@@ -505,7 +505,7 @@ def test_what_will_fail_again_is_not_retried(stage: Stage, code: str) -> None:
 
 def test_the_server_says_when_to_come_back(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     """A short Retry-After is waited for."""
-    caplog.set_level("INFO", "halt.run")
+    caplog.set_level("INFO", "halt.core.run")
     fault = UpstreamError("rate_limited", retry_after=4.0)
     run, upstream = stage.begin(Scripted(fault))
     until(lambda: "trying again in 4." in caplog.text)

@@ -18,16 +18,17 @@ from urllib.parse import urlencode
 
 import pytest
 
-from halt import departure, sink
-from halt.chat import ChatRequest
+from halt import sink
 from halt.config.settings import Config
-from halt.departure import Departure
-from halt.events import Event
-from halt.generation import Generations
+from halt.core import departure
+from halt.core.departure import Departure
+from halt.core.events import Event
+from halt.core.request import ChatRequest
+from halt.core.run import Run
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
 from halt.readers import EventStream, json_frames
-from halt.run import Run
 from halt.sink import GROUP_CHARS, Sink
-from halt.stops import StopRegistry
 from tests.conftest import HaltServer, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.scripted import HI, SOON, Scripted, ScriptedReply

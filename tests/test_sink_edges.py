@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from halt import departure as departure_module
-from halt.chat import ChatRequest
 from halt.config.settings import Config
-from halt.departure import Departure
-from halt.events import FINAL_FRAME
-from halt.generation import Generations
+from halt.core import departure as departure_module
+from halt.core.departure import Departure
+from halt.core.events import FINAL_FRAME
+from halt.core.generation import Recording
+from halt.core.relay import Relay
+from halt.core.request import ChatRequest
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
 from halt.readers import EventStream, TextStream, json_frames
-from halt.recording import Recording
-from halt.relay import Relay
 from halt.sink import Sink
-from halt.stops import StopRegistry
 from tests.scripted import HI, SOON, Scripted
 from tests.test_mirror import Begin, begin
 from tests.wire import Background, received, until

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from halt.slots import Slots, number_of
+from halt.core.slots import Slots, number_of
 from tests.conftest import ROOT
 from tests.wire import until
 
@@ -14,7 +14,7 @@ from tests.wire import until
 TAKER = """
 import sys
 from pathlib import Path
-from halt.slots import Slots
+from halt.core.slots import Slots
 slots = Slots()
 slots.share(Path(sys.argv[1]))
 print([slots.take(3) is not None for _ in range(int(sys.argv[2]))].count(True), flush=True)

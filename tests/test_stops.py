@@ -11,9 +11,9 @@ from functools import partial
 
 import pytest
 
-from halt import stops
+from halt.core import stop
+from halt.core.stop import TOMBSTONE_SECONDS, TOMBSTONES_MAX, Pressed, StopRegistry, StopSwitch
 from halt.errors import StreamInUse
-from halt.stops import TOMBSTONE_SECONDS, TOMBSTONES_MAX, Pressed, StopRegistry, StopSwitch
 from tests.races import together
 
 REPEATS = 1_000
@@ -40,7 +40,7 @@ class Switchboard(StopRegistry):
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
         self.time = 1_000.0
-        monkeypatch.setattr(stops, "now", lambda: self.time)
+        monkeypatch.setattr(stop, "now", lambda: self.time)
 
 
 @pytest.fixture

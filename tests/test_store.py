@@ -17,7 +17,6 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from sqlalchemy import event, func, insert, select
 
-from halt import notes
 from halt import store as module
 from halt.conversations import (
     Batch,
@@ -31,9 +30,8 @@ from halt.conversations import (
     UnknownConversation,
     Usage,
 )
-from halt.database import MIGRATIONS, make_engine
-from halt.errors import RequestError, StreamInUse
-from halt.events import (
+from halt.core import notes
+from halt.core.events import (
     Cancelled,
     Content,
     Done,
@@ -43,9 +41,11 @@ from halt.events import (
     Reasoning,
     ReasoningEnd,
 )
-from halt.folds import Fold
+from halt.core.metrics import NO_FIGURES
+from halt.core.steps import Fold
+from halt.database import MIGRATIONS, make_engine
+from halt.errors import RequestError, StreamInUse
 from halt.headings import TITLE_MOST
-from halt.metrics import NO_FIGURES
 from halt.portable import PortableConversation, PortableMessage, read, to_json, to_markdown
 from halt.records import GAP
 from halt.store import SqlStore

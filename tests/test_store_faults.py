@@ -26,9 +26,9 @@ from sqlalchemy import event, text
 from halt import database as database_module
 from halt.config.settings import ConfigError
 from halt.conversations import Batch, Chunk
+from halt.core.events import Content
 from halt.database import Database, make_engine, open_database
 from halt.errors import StoreUnavailable, Unstorable
-from halt.events import Content
 from halt.store import SqlStore
 from halt.tables import REVISION, metadata
 from tests.conftest import ROOT, refused_start

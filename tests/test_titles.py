@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from halt import titles as module
 from halt.app import create_app
-from halt.chat import ChatRequest, Message, Part
 from halt.choice import make_upstream
 from halt.config.settings import Config, ConfigError, load
+from halt.core.events import Reasoning
+from halt.core.request import ChatRequest, Message, Part
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
 from halt.errors import UpstreamError
-from halt.events import Reasoning
-from halt.generation import Generations
 from halt.headings import TITLE_MOST, cleaned, first_words, is_about
-from halt.stops import StopRegistry
 from halt.titles import QUEUE_MOST, Titles
 from tests.conftest import StartHalt, new_id
 from tests.fake_openai import FakeOpenAI

@@ -16,11 +16,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from halt import metrics, recording, retries
-from halt.chat import ChatRequest, Part, ToolSpec, ToolTurn
 from halt.config.settings import Config
-from halt.errors import UpstreamError
-from halt.events import (
+from halt.core import generation, metrics, retries
+from halt.core.events import (
     Cancelled,
     Content,
     Done,
@@ -34,10 +32,12 @@ from halt.events import (
     is_terminal,
     text_of,
 )
-from halt.metrics import Meter
-from halt.run import Run
-from halt.tools import Toolbox, ToolRound
-from halt.usage import summed
+from halt.core.metrics import Meter
+from halt.core.request import ChatRequest, Part, ToolSpec, ToolTurn
+from halt.core.run import Run
+from halt.core.tools import Toolbox, ToolRound
+from halt.core.usage import summed
+from halt.errors import UpstreamError
 from tests.conftest import HaltServer, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.races import together
@@ -93,7 +93,7 @@ class ToolStage(Stage):
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToolStage]:
-    monkeypatch.setattr(recording, "TICK", 0.05)
+    monkeypatch.setattr(generation, "TICK", 0.05)
     monkeypatch.setattr(retries, "RETRY_BASE", 0.0)
     made = ToolStage()
     yield made

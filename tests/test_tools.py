@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from halt import tools as module
 from halt.builtin_tools import SHIPPED, calculator, current_time
 from halt.config.settings import SHIPPED_TOOLS, ConfigError, load
-from halt.events import ToolCall, ToolResult, encode
-from halt.tools import Tool, Toolbox, ToolError, ToolRound
+from halt.core import tools as module
+from halt.core.events import ToolCall, ToolResult, encode
+from halt.core.tools import Tool, Toolbox, ToolError, ToolRound
 from tests.races import together
 from tests.wire import SOON, Background
 

@@ -28,10 +28,10 @@ from hypothesis import strategies as st
 
 from halt import http1, names
 from halt import transport as module
+from halt.core.connection import Line, Quiet, on_line
+from halt.core.metrics import now
 from halt.faults import fault
 from halt.http1 import HEAD_MAX, READ_SIZE, REFUSAL_MAX, Body, readable
-from halt.line import Line, Quiet, on_line
-from halt.metrics import now
 from halt.transport import Transport
 from tests.fake_openai import FakeOpenAI
 from tests.wire import (

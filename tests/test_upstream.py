@@ -17,13 +17,13 @@ import httpx2
 import msgspec
 import pytest
 
-from halt.chat import ChatRequest, Message, Reply, Upstream
 from halt.config.providers import setup
 from halt.config.settings import Config
+from halt.core.connection import Line, Quiet
+from halt.core.events import Delta
+from halt.core.request import ChatRequest, Message, Reply, Upstream
+from halt.core.run import _drain
 from halt.errors import CODES, OVERLOADED, UpstreamError
-from halt.events import Delta
-from halt.line import Line, Quiet
-from halt.run import _drain
 from halt.transport import Transport
 from halt.upstream import OpenAIUpstream
 from tests.fake_openai import FakeOpenAI

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from halt.chat import ChatRequest, Part
 from halt.choice import make_upstream
 from halt.config.settings import Config
+from halt.core.connection import Line
+from halt.core.events import Cancelled
+from halt.core.exact_usage import Unheard
+from halt.core.request import ChatRequest, Part
+from halt.core.run import Run
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
 from halt.errors import UpstreamError
-from halt.events import Cancelled
-from halt.generation import Generations
-from halt.line import Line
-from halt.run import Run
-from halt.stops import StopRegistry
-from halt.unheard import Unheard
 from tests.fake_openai import FakeOpenAI
 from tests.scripted import HI, SOON, Reader, Scripted, ScriptedReply, piece
 from tests.wire import until

@@ -14,11 +14,11 @@ from contextlib import ExitStack
 import msgspec
 import pytest
 
-from halt.events import Content, Done, encode
-from halt.journal import MemoryLog
-from halt.metrics import Meter, now
-from halt.recording import Recording
-from halt.relay import Relay
+from halt.core.events import Content, Done, encode
+from halt.core.generation import Recording
+from halt.core.log import MemoryLog
+from halt.core.metrics import Meter, now
+from halt.core.relay import Relay
 from halt.sockets import FRAMES_MAX, Feed, Wire, frame
 from tests.wire import SOON, until
 

@@ -17,9 +17,9 @@ import msgspec
 import pytest
 
 from halt.config.settings import Config
-from halt.generation import Receipt
+from halt.core.service import Receipt
+from halt.core.stop import StopRegistry
 from halt.peers import Answers, Channel, Peers
-from halt.stops import StopRegistry
 from halt.workers import SharedGenerations
 from tests.conftest import SEEN_WITHIN, asked, eventually, new_id
 from tests.crowd import GO_ON, HOLD, Crowd, WorkerClient, process_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from halt.app import create_app
-from halt.tools import Tool
+from halt.core.tools import Tool
 
 
 def obedient(ending: threading.Event) -> str:

@@ -16,8 +16,8 @@ from typing import Self
 
 import httpx2
 
+from halt.core.connection import Line, Quiet, on_line
 from halt.http1 import Body
-from halt.line import Line, Quiet, on_line
 from halt.transport import Transport
 
 SOON = 10.0  # seconds; whatever waits this long has failed

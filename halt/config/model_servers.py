@@ -87,7 +87,8 @@ class Locked(msgspec.Struct, frozen=True, kw_only=True):
 class Found(msgspec.Struct, frozen=True, kw_only=True):
     """What one look found. `addresses` are those that are asked, again and again.
 
-    `left_until`: the addresses that are not asked before a time, as `halt.metrics.now` tells it.
+    `left_until`: the addresses that are not asked before a time, as `halt.core.metrics.now` tells
+    it.
     """
 
     addresses: tuple[str, ...] = ()

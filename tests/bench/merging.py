@@ -10,7 +10,7 @@ import sys
 import time
 
 from halt import Halt, Merged
-from halt.events import Content
+from halt.core.events import Content
 
 STREAMS = 10
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import httpx2
 
+from halt.core.connection import Line
 from halt.http1 import (
     CHUNK_LINE_MAX,
     GZIP,
@@ -35,7 +36,6 @@ from halt.http1 import (
     Body,
     read_head,
 )
-from halt.line import Line
 from tests.fuzz.cuts import cuts_of, pieces_of
 from tests.fuzz.mutate import mutated
 from tests.fuzz.target import Finding, Target

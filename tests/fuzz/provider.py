@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import msgspec
 
 from halt.anthropic_upstream import MessagesDecoder
+from halt.core.events import Content, Reasoning, encode
 from halt.decoder import ChatDecoder, EventDecoder
 from halt.errors import UpstreamError
-from halt.events import Content, Reasoning, encode
 from tests.conftest import ROOT
 from tests.fuzz.cuts import cuts_of, pieces_of
 from tests.fuzz.mutate import TEXTS, altered, any_value, dumped, mutated

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from halt.events import Extra
+from halt.core.events import Extra
 
 
 class Extras:

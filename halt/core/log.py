@@ -16,8 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from halt.errors import OffsetLost
-from halt.events import (
+from halt.core.events import (
     Content,
     Delta,
     Event,
@@ -30,6 +29,7 @@ from halt.events import (
     encode,
     is_terminal,
 )
+from halt.errors import OffsetLost
 
 #: Is told that there are new events. Called with nothing locked; must not block and not raise.
 Listener = Callable[[], None]

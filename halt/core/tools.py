@@ -22,10 +22,10 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from halt.chat import ToolSpec
-from halt.events import ToolCall, ToolResult
-from halt.metrics import now
-from halt.request_ids import current, named
+from halt.core.events import ToolCall, ToolResult
+from halt.core.metrics import now
+from halt.core.request import ToolSpec
+from halt.core.request_ids import current, named
 
 RESULT_MAX = 100_000  # characters of a result that the model is told
 THREADS_MAX = 256  # calls of one toolbox under way, those that nobody waits for included

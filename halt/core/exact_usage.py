@@ -12,7 +12,7 @@ import threading
 from typing import Protocol
 
 from halt.config.settings import Config
-from halt.line import Line
+from halt.core.connection import Line
 
 
 class Reading(Protocol):

@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from halt.core.metrics import now
+from halt.core.serial import Serial
 from halt.errors import StoreUnavailable
-from halt.metrics import now
-from halt.serial import Serial
 
 LOOKUP_WAIT = 0.05  # seconds that a caller waits for the answer
 

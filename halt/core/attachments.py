@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from halt.events import Extra
+from halt.core.events import Extra
 
 DEPTH_MAX = 8  # levels of objects and lists that are looked into
 TITLE_MAX = 200  # characters

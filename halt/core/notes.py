@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import cache
 
-from halt.events import Content, Delta, Extra
+from halt.core.events import Content, Delta, Extra
 
 STOPPED = "[Note: the user stopped your last answer before its end.]"
 BROKEN = "[Note: your last answer broke off before its end.]"

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Generic, NoReturn, TypeGuard, TypeVar
 
 import msgspec
 
+from halt.core.json_size import holds_more, is_deeper
 from halt.errors import RequestError, shortened
-from halt.json_size import holds_more, is_deeper
 
 T = TypeVar("T")
 

@@ -31,7 +31,7 @@ from typing import Any, Literal, TypeGuard
 
 import msgspec
 
-from halt.metrics import Metrics
+from halt.core.metrics import Metrics
 
 FINAL_FRAME = b"data: [DONE]\n\n"
 HEARTBEAT = b":\n"

@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from halt.chat import ChatRequest, Message, Part, Reply, ToolTurn
+from halt.core.events import Content, Delta, Extra, Reasoning, ReasoningEnd
+from halt.core.request import ChatRequest, Message, Part, Reply, ToolTurn
 from halt.errors import RequestError, UpstreamError
-from halt.events import Content, Delta, Extra, Reasoning, ReasoningEnd
 from halt.rendering import data_urls
 
 #: How a server is asked. All but the last are by prefix: a last message of the assistant's as it

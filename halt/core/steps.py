@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from halt import attachments
-from halt.events import Content, Event, Extra, Reasoning, ToolCall, ToolCallDelta, ToolResult
+from halt.core import attachments
+from halt.core.events import Content, Event, Extra, Reasoning, ToolCall, ToolCallDelta, ToolResult
 from halt.rendering.data_urls import bytes_of_base64, described
 
 FOLDS_MAX = 100  # folds of one answer
@@ -41,7 +41,7 @@ class Fold:
     name: str = ""  # of the tool
     text: str = ""  # the thought, the call's arguments, the line of a picture, the sources
     result: str = ""  # of the call; the address or the data of a picture
-    began: float = 0.0  # on the clock of `halt.metrics.now`
+    began: float = 0.0  # on the clock of `halt.core.metrics.now`
     ms: float | None = None  # how long it took, None where that is not known
 
     def size(self) -> int:

@@ -3,15 +3,16 @@
 Shared things and their locks:
 - `_lock`: the tables of runs and the counts. No file, no other process and no thread's start is
   waited for while it is held; order: `_lock`, then the stop registry's own lock.
-- places and IDs in use are locks of the kernel (`halt.slots`), taken and given back without it.
-- each run's own state: see `halt.run`.
+- places and IDs in use are locks of the kernel (`halt.core.slots`), taken and given back without
+  it.
+- each run's own state: see `halt.core.run`.
 - the store is asked by a thread of its own where a Stop or a start wants to know something of it
-  (`halt.lookups`); neither waits for it longer than LOOKUP_WAIT.
+  (`halt.core.lookups`); neither waits for it longer than LOOKUP_WAIT.
 
-Two threads serve all runs: the relay (see `halt.relay`), and the keeper, which does what the relay
-may not (the work at an end, in the order of the ends), and each KEEPER_TICK seconds looks at logs
-that need not be kept any longer, at the server's shutdown and at the relay itself. A fault in one
-run's turn is logged and ends nothing else.
+Two threads serve all runs: the relay (see `halt.core.relay`), and the keeper, which does what the
+relay may not (the work at an end, in the order of the ends), and each KEEPER_TICK seconds looks at
+logs that need not be kept any longer, at the server's shutdown and at the relay itself. A fault in
+one run's turn is logged and ends nothing else.
 """
 
 from __future__ import annotations
@@ -29,8 +30,19 @@ from typing import Any, Protocol
 
 import msgspec
 
-from halt.chat import ChatRequest, Upstream
 from halt.config.settings import Config
+from halt.core.exact_usage import Unheard
+from halt.core.generation import Recording, Viewer
+from halt.core.lookups import Lookups
+from halt.core.metrics import now
+from halt.core.relay import STALL_MAX, Relay
+from halt.core.request import ChatRequest, Upstream
+from halt.core.request_ids import about, named
+from halt.core.run import Run
+from halt.core.serial import Serial
+from halt.core.slots import Slots, number_of
+from halt.core.stop import Pressed, StopRegistry, may_touch
+from halt.core.tools import Toolbox
 from halt.errors import (
     AtCapacity,
     Draining,
@@ -40,18 +52,7 @@ from halt.errors import (
     UnknownStream,
     UpstreamError,
 )
-from halt.lookups import Lookups
-from halt.metrics import now
 from halt.recorder import Recorder
-from halt.recording import Recording, Viewer
-from halt.relay import STALL_MAX, Relay
-from halt.request_ids import about, named
-from halt.run import Run
-from halt.serial import Serial
-from halt.slots import Slots, number_of
-from halt.stops import Pressed, StopRegistry, may_touch
-from halt.tools import Toolbox
-from halt.unheard import Unheard
 
 KEEPER_TICK = 0.25  # seconds
 RECEIPT_WAIT = 0.25  # seconds that a Stop waits to see the upstream's connection closed

@@ -18,8 +18,8 @@ import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 
+from halt.core.via import Chain
 from halt.errors import Interrupted
-from halt.loop import Chain
 
 TICK = 1.0  # seconds of silence after which a read returns to its caller
 

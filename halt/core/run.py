@@ -1,7 +1,8 @@
 """One generation: its log, its connection to the model, and the threads that work for it.
 
 A thread opens the connection (DNS, TLS, the wait for the head, retries) and runs tools. In between,
-the relay (`halt.relay`) reads the socket and appends to the log. Both never have the run at once:
+the relay (`halt.core.relay`) reads the socket and appends to the log. Both never have the run at
+once:
 
     a thread has it     `_is_worked` is true. The thread may block; it ends by posting `_arrived`.
     the relay has it    from `_arrived` on. It reads, until the end, or until a thread is needed:
@@ -34,21 +35,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from halt import loop
-from halt.attachments import Picture, found
-from halt.chat import (
-    ChatRequest,
-    Message,
-    Part,
-    Reply,
-    ToolTurn,
-    Upstream,
-    fingerprint,
-)
 from halt.config.settings import Config
-from halt.continuing import unfinished
-from halt.errors import CODES, Interrupted, UpstreamError, shortened
-from halt.events import (
+from halt.core import via
+from halt.core.attachments import Picture, found
+from halt.core.connection import Line, Quiet
+from halt.core.continuation import unfinished
+from halt.core.events import (
     Cancelled,
     CancelReason,
     Content,
@@ -65,20 +57,29 @@ from halt.events import (
     size_of,
     text_of,
 )
-from halt.finish_reasons import STOP, is_good
-from halt.journal import MemoryLog
-from halt.line import Line, Quiet
-from halt.metrics import Meter, now
-from halt.notes import LINE_END, NoteFilter, are_discussed
-from halt.recording import Recording, Viewer
-from halt.relay import READ, Relay, Timer, contained
+from halt.core.exact_usage import Unheard
+from halt.core.finish_reasons import STOP, is_good
+from halt.core.generation import Recording, Viewer
+from halt.core.log import MemoryLog
+from halt.core.metrics import Meter, now
+from halt.core.notes import LINE_END, NoteFilter, are_discussed
+from halt.core.relay import READ, Relay, Timer, contained
+from halt.core.request import (
+    ChatRequest,
+    Message,
+    Part,
+    Reply,
+    ToolTurn,
+    Upstream,
+    fingerprint,
+)
+from halt.core.request_ids import about, current, quoted
+from halt.core.retries import Retries
+from halt.core.stop import Pressed, StopSwitch
+from halt.core.tools import Toolbox, ToolRound
+from halt.core.usage import cleaned, summed
+from halt.errors import CODES, Interrupted, UpstreamError, shortened
 from halt.rendering import data_urls
-from halt.request_ids import about, current, quoted
-from halt.retries import Retries
-from halt.stops import Pressed, StopSwitch
-from halt.tools import Toolbox, ToolRound
-from halt.unheard import Unheard
-from halt.usage import cleaned, summed
 
 LOOK_MIN, LOOK_MAX = 0.02, 1.0  # seconds between two looks at a run's limits
 DRAIN_SECONDS = 0.25  # to wait for the end of a response whose answer is complete
@@ -138,7 +139,7 @@ class Run(Recording):
         self.request_id = current()  # of the request that starts it, "" where there is none
         self._question = request.messages  # as it was asked, without later rounds; [] once settled
         self._fingerprint = ""  # of those, once settled
-        self.line = Line(loop.current())
+        self.line = Line(via.current())
         self.switch = StopSwitch(self._pressed, owner)
         self._host = host
         self._config = config
@@ -399,7 +400,7 @@ class Run(Recording):
     def _look(self) -> None:
         """By the relay: end a run that is over a limit, or has no viewer; look again later.
 
-        What has arrived is read before (see `halt.relay`), so a stall of Halt ends no run.
+        What has arrived is read before (see `halt.core.relay`), so a stall of Halt ends no run.
         """
         if self._limits is not None:
             self._limits.cancel()
@@ -717,7 +718,7 @@ class Run(Recording):
         return line.rpartition("\n")[2]
 
     def _discusses_notes(self) -> bool:
-        """Whether the question is about the notes of `halt.notes`."""
+        """Whether the question is about the notes of `halt.core.notes`."""
         return are_discussed(
             message.content
             for message in self._question

@@ -15,8 +15,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Literal
 
+from halt.core.metrics import now
 from halt.errors import StreamInUse
-from halt.metrics import now
 
 TOMBSTONE_SECONDS = 30.0
 TOMBSTONES_MAX = 10_000  # oldest first out: a flood of Stops costs a megabyte, not the machine

@@ -1,6 +1,6 @@
 """What can be read of a generation: its log, the text so far, and its viewers.
 
-A `halt.run.Run` is a recording that is being made in this process. Others are read only: of a
+A `halt.core.run.Run` is a recording that is being made in this process. Others are read only: of a
 generation that another process makes, or one that the store has kept. A view of a generation
 (an event stream, a page, a socket) needs a recording and nothing more.
 
@@ -15,12 +15,12 @@ from array import array
 from collections.abc import Iterator
 from typing import Literal
 
+from halt.core.connection import TICK
+from halt.core.events import Cancelled, Done, Event, ReasoningEnd, is_terminal, text_of
+from halt.core.log import Log
+from halt.core.metrics import now
+from halt.core.steps import Fold, FoldStream
 from halt.errors import OffsetLost
-from halt.events import Cancelled, Done, Event, ReasoningEnd, is_terminal, text_of
-from halt.folds import Fold, FoldStream
-from halt.journal import Log
-from halt.line import TICK
-from halt.metrics import now
 
 State = Literal["running", "done", "cancelled", "error"]
 
@@ -97,7 +97,8 @@ class Recording:
 
     @property
     def fingerprint(self) -> str:
-        """What tells its question from others (`halt.chat.fingerprint`), "" where not known."""
+        """What tells its question from others (`halt.core.request.fingerprint`), "" where not
+        known."""
         return ""
 
     @property
@@ -210,7 +211,7 @@ class Recording:
         return viewer
 
     def leave(self, viewer: Viewer) -> None:
-        """Watch no more. A run may end by it (see `halt.run`). Harmless when repeated."""
+        """Watch no more. A run may end by it (see `halt.core.run`). Harmless when repeated."""
         viewer.gone = True
         with self._viewers_lock:
             self._viewers.discard(viewer)

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, Protocol, Self
 
 import msgspec
 
-from halt.bodies import TypeDecoder
-from halt.events import Content, Delta, ToolCall, ToolCallDelta
-from halt.line import Line
+from halt.core.connection import Line
+from halt.core.decoding import TypeDecoder
+from halt.core.events import Content, Delta, ToolCall, ToolCallDelta
 
 _NAME = "^[A-Za-z0-9_-]{8,64}"
 
@@ -240,7 +240,7 @@ class Reply(Protocol):
     def read(self) -> Part:
         """What has come. Raises Quiet where that is nothing, UpstreamError.
 
-        While the socket blocks, Quiet comes after halt.line.TICK seconds of silence.
+        While the socket blocks, Quiet comes after halt.core.connection.TICK seconds of silence.
         """
 
     def close(self) -> None:
