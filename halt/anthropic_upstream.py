@@ -32,7 +32,7 @@ from halt.gathering import Gathering
 from halt.loose_json import clean, index_of, object_of, objects_of, text_of, whole
 from halt.provider import EventReply, Provider, begin, http_client, post, warm_up_client
 from halt.tool_calls import CallAssembler
-from halt.transport import Transport
+from halt.transport.pool import Transport
 
 MESSAGES = "/v1/messages"
 BLOCKS_MAX = 10_000  # of one answer

@@ -9,7 +9,7 @@ from halt.discovery import Discovery
 from halt.found_providers import FoundProviders
 from halt.last_model import LastModel
 from halt.providers import Providers
-from halt.transport import Transport
+from halt.transport.pool import Transport
 from halt.upstream import AzureUpstream, OpenAIUpstream
 
 

@@ -24,8 +24,8 @@ from halt.core.metrics import now
 from halt.core.request import ChatRequest
 from halt.core.service import Generations, Receipt
 from halt.errors import HaltError, Interrupted
-from halt.http1 import Body
-from halt.transport import Transport
+from halt.transport.http1 import Body
+from halt.transport.pool import Transport
 
 ANSWER_WITHIN = 10.0  # seconds for a short request: Stop, the list of models
 SILENCE_MAX = 60.0  # seconds without a byte: the connection is dead, since heartbeats come

@@ -41,10 +41,10 @@ from halt.config.settings import Config, is_loopback
 from halt.core.connection import Line, on_line
 from halt.core.metrics import now
 from halt.errors import TOKEN_NEEDED, Interrupted
-from halt.http1 import REFUSAL_MAX, Body
 from halt.model_list import Model, is_name, models_of
 from halt.question import Question
-from halt.transport import Transport
+from halt.transport.http1 import REFUSAL_MAX, Body
+from halt.transport.pool import Transport
 
 ASK_SECONDS = 0.3  # for all addresses together
 SPARE_SECONDS = 0.1  # for their threads to notice that the time is over

@@ -39,11 +39,11 @@ from halt.core.run import Run
 from halt.core.service import Generations
 from halt.errors import HaltError
 from halt.exchange import public_address
-from halt.names import Names
 from halt.provider import WHOLE
 from halt.screen import one_line
 from halt.server_load import ServerLoad
-from halt.transport import proxy_for
+from halt.transport.dns import Names
+from halt.transport.pool import proxy_for
 from halt.upstream import ENDPOINT
 
 SHORT, LONG = "Count from 1 to 20.", "Count from 1 to 500, one number a line."

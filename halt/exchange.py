@@ -17,7 +17,7 @@ import httpx2
 from halt.core.connection import Quiet
 from halt.core.metrics import now
 from halt.errors import UpstreamError
-from halt.http1 import REFUSAL_MAX, Body
+from halt.transport.http1 import REFUSAL_MAX, Body
 
 REDIRECTS_MAX = 5
 #: Statuses after which the same request is sent to the new address; 303 wants a GET.

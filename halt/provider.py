@@ -33,9 +33,9 @@ from halt.error_body import is_markup, page_words
 from halt.errors import UpstreamError
 from halt.exchange import Exchange, public_address
 from halt.faults import error_of, fault
-from halt.http1 import Body
 from halt.model_list import Model, default_of, models_of
-from halt.transport import Transport
+from halt.transport.http1 import Body
+from halt.transport.pool import Transport
 
 LINES_MAX = 256  # lines of an answer that are decoded in one turn
 LEARNT_MAX = 1000  # models about which the same thing is remembered

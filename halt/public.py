@@ -36,7 +36,7 @@ from halt.doctor import (
     trusts,
 )
 from halt.errors import HaltError
-from halt.http1 import Body
+from halt.transport.http1 import Body
 
 PATIENCE = 2.0  # seconds without the first byte, which Halt sends at once, that mean a delay
 BUFFERING = (

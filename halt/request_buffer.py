@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 import httpx2
 from gunicorn.util import split_request_uri
 
-from halt.http1 import Framing
+from halt.transport.http1 import Framing
 
 HEAD_MAX = 65_536  # bytes of a head; a longer one is not read to its end
 #: Bytes of a body that is waited for, also where requests may be longer: a thread reads a longer

@@ -24,8 +24,8 @@ from halt.config.settings import is_openai
 from halt.core.connection import limited
 from halt.core.metrics import now
 from halt.errors import HaltError
-from halt.http1 import Body
-from halt.transport import Transport
+from halt.transport.http1 import Body
+from halt.transport.pool import Transport
 
 ANSWER_WITHIN = 2.0  # seconds for one look
 BODY_MAX = 4_194_304  # bytes of an answer; the metrics of a busy vLLM have some 100,000

@@ -34,7 +34,7 @@ from halt.faults import fault
 from halt.model_list import Model
 from halt.provider import LEARNT_MAX, Provider, begin, http_client, post, warm_up_client
 from halt.returned import given_back, returned_fields
-from halt.transport import Transport
+from halt.transport.pool import Transport
 
 DEEPSEEK_BETA = "https://api.deepseek.com/beta"  # the one address where it takes a prefix
 COMPLETIONS = "/chat/completions"

@@ -19,9 +19,9 @@ from halt.core.notes import NOTES, NoteFilter
 from halt.decoder import ChatDecoder, EventDecoder
 from halt.errors import UpstreamError
 from halt.gathering import Gathering
-from halt.http1 import READ_SIZE
 from halt.provider import LINES_MAX, _turn_of
 from halt.tool_calls import CallAssembler
+from halt.transport.http1 import READ_SIZE
 
 CALL = {"index": 0, "id": "call_1", "function": {"name": "f", "arguments": '{"a": 1}'}}
 

@@ -18,7 +18,7 @@ from halt.core.connection import Line, Quiet
 from halt.core.request import ChatRequest, Message, Reply
 from halt.errors import UpstreamError
 from halt.provider import Provider
-from halt.transport import Transport
+from halt.transport.pool import Transport
 from halt.upstream import AzureUpstream, OpenAIUpstream
 from tests.wire import HandMade, Peer
 

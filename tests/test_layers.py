@@ -26,7 +26,7 @@ from halt.core.stop import StopRegistry, StopSwitch
 from halt.provider import Provider
 from halt.providers import Providers
 from halt.store import SqlStore
-from halt.transport import Transport
+from halt.transport.pool import Transport
 
 ROOT = Path(__file__).parent.parent
 VENDOR = ROOT / "static" / "vendor"

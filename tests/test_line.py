@@ -18,7 +18,7 @@ import pytest
 
 from halt.core.connection import Line
 from halt.errors import Interrupted
-from halt.transport import Transport
+from halt.transport.pool import Transport
 from tests.fake_openai import FakeOpenAI
 from tests.races import together
 from tests.wire import (

@@ -37,7 +37,7 @@ from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.core.tools import Toolbox
 from halt.errors import Interrupted, UpstreamError
-from halt.transport import Transport
+from halt.transport.pool import Transport
 from tests.fake_openai import FakeOpenAI
 from tests.fake_wire import Record
 from tests.scripted import Reader

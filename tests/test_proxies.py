@@ -19,7 +19,7 @@ import pytest
 
 from halt.core.connection import Line
 from halt.faults import fault
-from halt.transport import Transport, passes_by, proxy_for
+from halt.transport.pool import Transport, passes_by, proxy_for
 from tests.fake_openai import FakeOpenAI
 from tests.wire import (
     SOON,

@@ -35,7 +35,7 @@ from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.decoder import ChatDecoder
 from halt.errors import Draining
-from halt.http1 import INFLATED_MAX, Body
+from halt.transport.http1 import INFLATED_MAX, Body
 from tests.conftest import HaltServer, eventually, halt_environment
 from tests.fake_openai import FakeOpenAI
 from tests.programs import settings, threads

@@ -26,13 +26,13 @@ import trustme
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from halt import http1, names
-from halt import transport as module
 from halt.core.connection import Line, Quiet, on_line
 from halt.core.metrics import now
 from halt.faults import fault
-from halt.http1 import HEAD_MAX, READ_SIZE, REFUSAL_MAX, Body, readable
-from halt.transport import Transport
+from halt.transport import dns, http1
+from halt.transport import pool as module
+from halt.transport.http1 import HEAD_MAX, READ_SIZE, REFUSAL_MAX, Body, readable
+from halt.transport.pool import Transport
 from tests.fake_openai import FakeOpenAI
 from tests.wire import (
     CHUNKED,
@@ -805,10 +805,10 @@ def test_a_name_is_looked_up_anew_after_a_while(
 ) -> None:
     """Its addresses serve further connections for KEPT_SECONDS."""
     clock = 0.0
-    monkeypatch.setattr(names, "now", lambda: clock)
+    monkeypatch.setattr(dns, "now", lambda: clock)
     monkeypatch.setattr(module, "IDLE_MAX", 0)
     with HandMade(*[answer(HELLO)] * 4) as server:
-        for clock in (0.0, names.KEPT_SECONDS - 1, names.KEPT_SECONDS, names.KEPT_SECONDS + 1):  # noqa: B007
+        for clock in (0.0, dns.KEPT_SECONDS - 1, dns.KEPT_SECONDS, dns.KEPT_SECONDS + 1):  # noqa: B007
             fetch(transport, f"http://model.example:{server.port}/")
         assert server.accepted == 4
     assert look_ups == ["model.example"] * 2
@@ -846,8 +846,8 @@ def test_a_failed_look_up_is_not_kept(transport: Transport, look_ups: list[str])
 
 def test_few_names_are_kept(look_ups: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest goes first; one that is looked up again is the newest."""
-    monkeypatch.setattr(names, "KEPT_MAX", 2)
-    kept = names.Names()
+    monkeypatch.setattr(dns, "KEPT_MAX", 2)
+    kept = dns.Names()
     for host in ("a.example", "b.example", "c.example", "b.example", "a.example"):
         kept.addresses(host, 80, now() + SOON)
     assert [name[0] for name in look_ups] == ["a", "b", "c", "a"]

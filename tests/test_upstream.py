@@ -24,7 +24,7 @@ from halt.core.events import Delta
 from halt.core.request import ChatRequest, Message, Reply, Upstream
 from halt.core.run import _drain
 from halt.errors import CODES, OVERLOADED, UpstreamError
-from halt.transport import Transport
+from halt.transport.pool import Transport
 from halt.upstream import OpenAIUpstream
 from tests.fake_openai import FakeOpenAI
 from tests.wire import CHUNKED, OK, SOON, Handler, HandMade, Peer, answer

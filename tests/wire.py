@@ -17,8 +17,8 @@ from typing import Self
 import httpx2
 
 from halt.core.connection import Line, Quiet, on_line
-from halt.http1 import Body
-from halt.transport import Transport
+from halt.transport.http1 import Body
+from halt.transport.pool import Transport
 
 SOON = 10.0  # seconds; whatever waits this long has failed
 

@@ -8,8 +8,8 @@ A Halt adds its own mark to the chain of the request that it works for, and refu
 chain has that mark already, or has MARKS_MAX marks. Text that is no mark is ignored.
 
 The chain of the request that a thread answers is a context variable. A run takes it to its
-`halt.core.connection.Line`, and `halt.transport` sends it on. A program that uses Halt as a library
-is no server: its requests carry no header.
+`halt.core.connection.Line`, and `halt.transport.pool` sends it on. A program that uses Halt as a
+library is no server: its requests carry no header.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from typing import Any
 import httpx2
 
 from halt.core.connection import Line
-from halt.http1 import (
+from halt.transport.http1 import (
     CHUNK_LINE_MAX,
     GZIP,
     HEAD_MAX,

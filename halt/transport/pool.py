@@ -23,8 +23,8 @@ from halt.core import via
 from halt.core.connection import TICK, Line, current_line
 from halt.core.metrics import now
 from halt.errors import Interrupted
-from halt.http1 import CODINGS, Body, Unanswered, read_head, readable, serialize
-from halt.names import Names
+from halt.transport.dns import Names
+from halt.transport.http1 import CODINGS, Body, Unanswered, read_head, readable, serialize
 
 PROXY_PORT = 3128  # of a proxy that is named without one
 IDLE_MAX = 64  # kept-alive connections in all

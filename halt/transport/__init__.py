@@ -1,0 +1,1 @@
+"""Connections to models' servers: a pool, HTTP/1, name resolution."""
