@@ -17,7 +17,7 @@ from halt.core.metrics import now
 from halt.core.request import Upstream
 from halt.core.service import Receipt
 from halt.errors import HaltError, RequestError
-from halt.question import Question
+from halt.providers.cached_query import Question
 from halt.web import brings_token, generations, json_response, owner, wants_fragment
 
 STOPS_MAX = 16  # streams that one press of the page's Stop can name

@@ -29,8 +29,6 @@ from halt import (
 from halt.archive import Archive
 from halt.assets import STATIC, TEMPLATES
 from halt.builtin_tools import SHIPPED
-from halt.catalog import Catalog
-from halt.choice import make_upstream
 from halt.config.settings import Config, load
 from halt.core import via
 from halt.core.request import Upstream
@@ -39,9 +37,11 @@ from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.core.tools import Tool, Toolbox
 from halt.database import database
-from halt.discovery import discovery_of
-from halt.last_model import LastModel
 from halt.peers import Peers
+from halt.providers.catalog import Catalog
+from halt.providers.discovery import discovery_of
+from halt.providers.factory import make_upstream
+from halt.providers.last_model import LastModel
 from halt.recorder import Recorder
 from halt.rendering.renderer import Renderer
 from halt.store import SqlStore

@@ -46,10 +46,10 @@ def make_generations(
     config: Config, only: str = "", upstream: Upstream | None = None
 ) -> Generations:
     """Generations that keep nothing, of the providers of the settings or the one named `only`."""
-    from halt.choice import make_upstream  # noqa: PLC0415
     from halt.core.service import Generations  # noqa: PLC0415
     from halt.core.stop import StopRegistry  # noqa: PLC0415
-    from halt.discovery import discovery_of  # noqa: PLC0415
+    from halt.providers.discovery import discovery_of  # noqa: PLC0415
+    from halt.providers.factory import make_upstream  # noqa: PLC0415
 
     upstream = upstream or make_upstream(config, only, discovery=discovery_of(config))
     return Generations(config, upstream, StopRegistry())
@@ -73,7 +73,7 @@ def _with_model(config: Config) -> Iterator[Config]:
     if config.has_provider:
         yield config
         return
-    from halt.discovery import found_for  # noqa: PLC0415
+    from halt.providers.discovery import found_for  # noqa: PLC0415
 
     found = found_for(config)
     if found.chats:

@@ -38,13 +38,13 @@ from halt.core.request import ChatRequest, Message, ToolSpec
 from halt.core.run import Run
 from halt.core.service import Generations
 from halt.errors import HaltError
-from halt.exchange import public_address
-from halt.provider import WHOLE
+from halt.providers.base import WHOLE
+from halt.providers.exchange import public_address
+from halt.providers.openai import ENDPOINT
 from halt.screen import one_line
 from halt.server_load import ServerLoad
 from halt.transport.dns import Names
 from halt.transport.pool import proxy_for
-from halt.upstream import ENDPOINT
 
 SHORT, LONG = "Count from 1 to 20.", "Count from 1 to 500, one number a line."
 #: Fewer pieces than this say nothing about how they were sent on.

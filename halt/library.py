@@ -20,7 +20,6 @@ from typing import Any, Self, TypedDict, Unpack, overload
 
 import msgspec
 
-from halt.choice import make_upstream
 from halt.config.providers import Kind, with_provider
 from halt.config.settings import Config, ConfigError, load
 from halt.core.request import CHAT_REQUEST, ChatRequest, Message, Upstream
@@ -31,6 +30,7 @@ from halt.errors import Draining, HaltError, RequestError
 from halt.feed import Feed, Followers
 from halt.handle import Callbacks, Generation, GenerationError, Result
 from halt.merge import Merged
+from halt.providers.factory import make_upstream
 
 __all__ = [
     "ChatRequest",

@@ -24,7 +24,6 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Response, request
 
-from halt.catalog import NO_LIST
 from halt.core import via
 from halt.core.connection import limited
 from halt.core.decoding import JSON_OBJECT, TypeDecoder, checked_id
@@ -51,6 +50,7 @@ from halt.core.request import CHAT_REQUEST, OF_ANSWERS, ChatRequest, fields_of, 
 from halt.core.request_ids import current
 from halt.core.run import Run
 from halt.errors import HaltError, Interrupted, OffsetLost, RequestError, UpstreamError
+from halt.providers.catalog import NO_LIST
 from halt.rates import count_starts
 from halt.readers import SSE_HEADERS, Answer, EventStream, Reading, failure, gather, watched
 from halt.starts import OnDisconnect, grace_of

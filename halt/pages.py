@@ -37,7 +37,6 @@ from jinja2 import Template
 from werkzeug.wrappers import Response as BaseResponse
 
 from halt.answers import AnswerView, ExchangeView, PageWriter, exchange_view, lost, used, view
-from halt.catalog import Catalog, checked_model
 from halt.conversations import (
     MOVED,
     Busy,
@@ -70,6 +69,7 @@ from halt.errors import (
     UpstreamError,
 )
 from halt.lengths import Lengths
+from halt.providers.catalog import Catalog, checked_model
 from halt.rates import count_starts
 from halt.readers import SSE_HEADERS, EventStream
 from halt.recorder import Recorder

@@ -45,7 +45,6 @@ from markupsafe import escape
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt.catalog import Catalog
 from halt.client_address import address
 from halt.config import data_dir
 from halt.config.settings import Config
@@ -58,6 +57,7 @@ from halt.core.service import Generations
 from halt.core.tools import Toolbox
 from halt.cors import admitted, is_api, is_own
 from halt.errors import TOKEN_NEEDED, HaltError, RequestError, TooLarge
+from halt.providers.catalog import Catalog
 from halt.recorder import Saving
 from halt.token_failures import TokenFailures, too_many
 

@@ -12,15 +12,15 @@ from collections.abc import Iterable
 
 import pytest
 
-from halt.anthropic_upstream import MessagesDecoder
 from halt.core.continuation import Seam
 from halt.core.events import Content, encode
 from halt.core.notes import NOTES, NoteFilter
-from halt.decoder import ChatDecoder, EventDecoder
 from halt.errors import UpstreamError
-from halt.gathering import Gathering
-from halt.provider import LINES_MAX, _turn_of
-from halt.tool_calls import CallAssembler
+from halt.providers.anthropic import MessagesDecoder
+from halt.providers.base import LINES_MAX, _turn_of
+from halt.providers.chat_completions import ChatDecoder, EventDecoder
+from halt.providers.gathering import Gathering
+from halt.providers.tool_calls import CallAssembler
 from halt.transport.http1 import READ_SIZE
 
 CALL = {"index": 0, "id": "call_1", "function": {"name": "f", "arguments": '{"a": 1}'}}

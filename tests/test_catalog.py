@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from halt import catalog
 from halt.app import create_app
-from halt.catalog import NAMES_MAX, Catalog, Groups, checked_model
 from halt.config.settings import load
 from halt.core.connection import Line
 from halt.errors import RequestError, UpstreamError
-from halt.model_list import NAME_MAX
+from halt.providers import catalog
+from halt.providers.catalog import NAMES_MAX, Catalog, Groups, checked_model
+from halt.providers.model_list import NAME_MAX
 from tests.scripted import SOON, Scripted
 from tests.wire import HandMade, Peer, until
 

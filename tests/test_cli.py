@@ -21,7 +21,6 @@ from rich.console import Console
 
 from halt import embedded
 from halt import terminal as chats
-from halt.choice import make_upstream
 from halt.client import Frames, Group, Local, Remote, RemoteError
 from halt.config.settings import Config
 from halt.core import notes
@@ -40,6 +39,7 @@ from halt.core.metrics import Meter
 from halt.core.request import ChatRequest, Message
 from halt.core.service import Generations, Receipt
 from halt.core.stop import StopRegistry
+from halt.providers.factory import make_upstream
 from halt.rich_screen import RichScreen
 from halt.screen import LAG, PACE, PlainScreen, Screen, Typewriter, clean, clock
 from halt.terminal import STOPPED, ask

@@ -10,8 +10,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from halt import upstream as module
-from halt.choice import make_provider
 from halt.config.providers import Kind, ProviderSettings
 from halt.config.settings import Config
 from halt.core.connection import Line
@@ -31,6 +29,8 @@ from halt.core.request import ChatRequest, Message, Part, ToolTurn, Upstream, to
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.errors import RequestError, UpstreamError
+from halt.providers import openai as module
+from halt.providers.factory import make_provider
 from tests.fake_openai import FakeOpenAI
 from tests.fake_wire import Record
 from tests.scripted import HI, Reader, ScriptedReply

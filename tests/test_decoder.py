@@ -15,8 +15,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from halt.decoder import LINE_MAX, ChatDecoder
 from halt.errors import UpstreamError
+from halt.providers.chat_completions import LINE_MAX, ChatDecoder
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 DONE = b"data: [DONE]\n\n"

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from halt.core.events import Content, Delta, Reasoning, ReasoningEnd, ToolCall, ToolCallDelta
 from halt.errors import UpstreamError
-from halt.gathering import Gathering
-from halt.think_tags import ThinkSplitter
-from halt.tool_calls import CALLS_MAX, CallAssembler
+from halt.providers.gathering import Gathering
+from halt.providers.think_tags import ThinkSplitter
+from halt.providers.tool_calls import CALLS_MAX, CallAssembler
 
 #: Text that is rich in marks and halves of marks.
 PARTS = (

@@ -20,10 +20,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halt.anthropic_upstream import MessagesDecoder
 from halt.core.events import Content, Delta, Extra, Reasoning, ToolCall, encode
-from halt.decoder import LINE_MAX, ChatDecoder, EventDecoder
 from halt.errors import CODES, UpstreamError
+from halt.providers.anthropic import MessagesDecoder
+from halt.providers.chat_completions import LINE_MAX, ChatDecoder, EventDecoder
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
 DONE = b"data: [DONE]\n\n"

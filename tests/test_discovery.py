@@ -15,16 +15,16 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from halt import discovery
-from halt.choice import make_upstream
 from halt.config.model_servers import USUAL, Found, Names, decoded, product_of
 from halt.config.settings import Config, ConfigError, load
 from halt.core.connection import Line
-from halt.discovery import Discovery, addresses_of, discovery_of, found_at_start
 from halt.errors import UpstreamError
-from halt.last_model import LastModel
 from halt.library import Halt
-from halt.providers import Providers
+from halt.providers import discovery
+from halt.providers.discovery import Discovery, addresses_of, discovery_of, found_at_start
+from halt.providers.factory import make_upstream
+from halt.providers.last_model import LastModel
+from halt.providers.router import Providers
 from tests.conftest import ROOT, StartHalt, eventually
 from tests.model_servers import FOUND, LOADING, LOCKED, NONE, OLLAMA, listing, models
 from tests.test_upstream import ask, closed_port, refused

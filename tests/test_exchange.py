@@ -12,14 +12,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from halt.anthropic_upstream import AnthropicUpstream
 from halt.config.providers import ProviderSettings
 from halt.core.connection import Line, Quiet
 from halt.core.request import ChatRequest, Message, Reply
 from halt.errors import UpstreamError
-from halt.provider import Provider
+from halt.providers.anthropic import AnthropicUpstream
+from halt.providers.base import Provider
+from halt.providers.openai import AzureUpstream, OpenAIUpstream
 from halt.transport.pool import Transport
-from halt.upstream import AzureUpstream, OpenAIUpstream
 from tests.wire import HandMade, Peer
 
 KEY = "sk-hush-0123456789abcdef"

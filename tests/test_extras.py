@@ -9,8 +9,8 @@ import pytest
 from halt.core.events import Extra, ToolCall
 from halt.core.extra_fields import Extras, joined
 from halt.core.request import Message, ToolTurn
-from halt.decoder import ChatDecoder
-from halt.returned import given_back, returned_fields
+from halt.providers.chat_completions import ChatDecoder
+from halt.providers.returned import given_back, returned_fields
 from tests.fake_shapes import call, said
 from tests.fake_wire import as_json
 

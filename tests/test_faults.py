@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from halt.errors import UpstreamError
-from halt.faults import error_of, fault, wait_of
+from halt.providers.errors import error_of, fault, wait_of
 
 KEY = "sk-test-0123456789abcdef"
 

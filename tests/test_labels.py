@@ -18,8 +18,8 @@ from halt.config.settings import Config
 from halt.core.connection import Line
 from halt.core.request import ChatRequest
 from halt.errors import UpstreamError
+from halt.providers.openai import OpenAIUpstream
 from halt.transport.http1 import INFLATED_MAX, Inflater
-from halt.upstream import OpenAIUpstream
 from tests.test_upstream import HI, Answer, ask, read
 from tests.wire import OK, SOON, HandMade, Peer, answer
 

@@ -23,8 +23,8 @@ from halt.core.run import Run
 from halt.core.service import Generations
 from halt.core.slots import Slots
 from halt.core.stop import StopRegistry, StopSwitch
-from halt.provider import Provider
-from halt.providers import Providers
+from halt.providers.base import Provider
+from halt.providers.router import Providers
 from halt.store import SqlStore
 from halt.transport.pool import Transport
 
@@ -80,11 +80,11 @@ def test_only_the_composition_root_chooses_implementations() -> None:
     """No module makes a store, a provider or a stop registry: `app` does, for programs `library`."""
     chosen = {
         "SqlStore": {"store", "app"},
-        "OpenAIUpstream": {"upstream", "choice"},
-        "AzureUpstream": {"upstream", "choice"},
-        "AnthropicUpstream": {"anthropic_upstream", "choice"},
-        "Providers": {"providers", "choice"},
-        "FoundProviders": {"choice"},
+        "OpenAIUpstream": {"providers.openai", "providers.factory"},
+        "AzureUpstream": {"providers.openai", "providers.factory"},
+        "AnthropicUpstream": {"providers.anthropic", "providers.factory"},
+        "Providers": {"providers.router", "providers.factory"},
+        "FoundProviders": {"providers.factory"},
         "StopRegistry": {"core.stop", "library", "app", "cli"},
     }
     for name, tree in TREES.items():

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import pytest
 
 from halt.app import create_app
-from halt.choice import make_upstream
 from halt.config.settings import load
 from halt.core.events import Cancelled, Done, Failed, Terminal, is_terminal
 from halt.core.request import ChatRequest, Message
@@ -18,6 +17,7 @@ from halt.core.run import Run
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.embedded import Embedded
+from halt.providers.factory import make_upstream
 from tests.fake_openai import FakeOpenAI
 from tests.test_doctor_remedies import Request, good_list, served
 

@@ -16,7 +16,7 @@ import pytest
 from halt import Halt
 from halt.core import via as loop
 from halt.core.via import HEADER, MARKS_MAX, mark_of
-from halt.question import Question
+from halt.providers.cached_query import Question
 from tests import ws
 from tests.conftest import (
     SEEN_WITHIN,

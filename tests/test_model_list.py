@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from halt.model_list import default_of, models_of
+from halt.providers.model_list import default_of, models_of
 
 
 def names(value: object) -> list[str] | None:

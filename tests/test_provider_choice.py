@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from halt import providers
-from halt.choice import make_provider
 from halt.config.providers import ProviderSettings, Setup, setup
 from halt.config.settings import Config, ConfigError, load
 from halt.core.connection import Line
 from halt.core.request import ChatRequest
 from halt.errors import UpstreamError
-from halt.providers import Providers
+from halt.providers import router
+from halt.providers.factory import make_provider
+from halt.providers.router import Providers
 from tests.conftest import StartHalt, asked, new_id, refused_start
 from tests.fake_openai import FakeOpenAI
 from tests.test_upstream import HI, ask, closed_port, refused
@@ -377,7 +377,7 @@ def test_a_list_that_is_late_is_not_taken_for_none(
     def silent(peer: Peer) -> None:
         peer.see_leave()
 
-    monkeypatch.setattr(providers, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(router, "WAIT_SECONDS", 0.01)
     with HandMade(silent) as server:
         upstream = make(mute={"base_url": server.url})
         with pytest.raises(UpstreamError) as caught:

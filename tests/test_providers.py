@@ -18,8 +18,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halt.anthropic_upstream import MessagesDecoder, to_messages
-from halt.choice import make_provider
 from halt.config.providers import Kind, ProviderSettings
 from halt.config.settings import Config
 from halt.core.connection import Line
@@ -37,6 +35,8 @@ from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.core.tools import Toolbox
 from halt.errors import Interrupted, UpstreamError
+from halt.providers.anthropic import MessagesDecoder, to_messages
+from halt.providers.factory import make_provider
 from halt.transport.pool import Transport
 from tests.fake_openai import FakeOpenAI
 from tests.fake_wire import Record

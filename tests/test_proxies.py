@@ -18,7 +18,7 @@ import httpx2
 import pytest
 
 from halt.core.connection import Line
-from halt.faults import fault
+from halt.providers.errors import fault
 from halt.transport.pool import Transport, passes_by, proxy_for
 from tests.fake_openai import FakeOpenAI
 from tests.wire import (

@@ -10,7 +10,7 @@ import pytest
 from halt.core.connection import Line
 from halt.core.metrics import now
 from halt.errors import HaltError, Interrupted, UpstreamError
-from halt.question import Question
+from halt.providers.cached_query import Question
 from tests.scripted import SOON
 
 

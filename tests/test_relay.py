@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 
-from halt.choice import make_upstream
 from halt.config.settings import Config
 from halt.core import run as run_module
 from halt.core import service as module
@@ -33,8 +32,9 @@ from halt.core.request import ChatRequest, Part
 from halt.core.run import Run
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
-from halt.decoder import ChatDecoder
 from halt.errors import Draining
+from halt.providers.chat_completions import ChatDecoder
+from halt.providers.factory import make_upstream
 from halt.transport.http1 import INFLATED_MAX, Body
 from tests.conftest import HaltServer, eventually, halt_environment
 from tests.fake_openai import FakeOpenAI

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from halt import titles as module
 from halt.app import create_app
-from halt.choice import make_upstream
 from halt.config.settings import Config, ConfigError, load
 from halt.core.events import Reasoning
 from halt.core.request import ChatRequest, Message, Part
@@ -25,6 +24,7 @@ from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.errors import UpstreamError
 from halt.headings import TITLE_MOST, cleaned, first_words, is_about
+from halt.providers.factory import make_upstream
 from halt.titles import QUEUE_MOST, Titles
 from tests.conftest import StartHalt, new_id
 from tests.fake_openai import FakeOpenAI

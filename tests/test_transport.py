@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from halt.core.connection import Line, Quiet, on_line
 from halt.core.metrics import now
-from halt.faults import fault
+from halt.providers.errors import fault
 from halt.transport import dns, http1
 from halt.transport import pool as module
 from halt.transport.http1 import HEAD_MAX, READ_SIZE, REFUSAL_MAX, Body, readable

@@ -24,8 +24,8 @@ from halt.core.events import Delta
 from halt.core.request import ChatRequest, Message, Reply, Upstream
 from halt.core.run import _drain
 from halt.errors import CODES, OVERLOADED, UpstreamError
+from halt.providers.openai import OpenAIUpstream
 from halt.transport.pool import Transport
-from halt.upstream import OpenAIUpstream
 from tests.fake_openai import FakeOpenAI
 from tests.wire import CHUNKED, OK, SOON, Handler, HandMade, Peer, answer
 

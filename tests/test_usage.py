@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from halt.choice import make_upstream
 from halt.config.settings import Config
 from halt.core.connection import Line
 from halt.core.events import Cancelled
@@ -19,6 +18,7 @@ from halt.core.run import Run
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.errors import UpstreamError
+from halt.providers.factory import make_upstream
 from tests.fake_openai import FakeOpenAI
 from tests.scripted import HI, SOON, Reader, Scripted, ScriptedReply, piece
 from tests.wire import until

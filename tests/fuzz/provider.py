@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from halt.anthropic_upstream import MessagesDecoder
 from halt.core.events import Content, Reasoning, encode
-from halt.decoder import ChatDecoder, EventDecoder
 from halt.errors import UpstreamError
+from halt.providers.anthropic import MessagesDecoder
+from halt.providers.chat_completions import ChatDecoder, EventDecoder
 from tests.conftest import ROOT
 from tests.fuzz.cuts import cuts_of, pieces_of
 from tests.fuzz.mutate import TEXTS, altered, any_value, dumped, mutated

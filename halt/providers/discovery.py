@@ -41,8 +41,8 @@ from halt.config.settings import Config, is_loopback
 from halt.core.connection import Line, on_line
 from halt.core.metrics import now
 from halt.errors import TOKEN_NEEDED, Interrupted
-from halt.model_list import Model, is_name, models_of
-from halt.question import Question
+from halt.providers.cached_query import Question
+from halt.providers.model_list import Model, is_name, models_of
 from halt.transport.http1 import REFUSAL_MAX, Body
 from halt.transport.pool import Transport
 

@@ -1,6 +1,7 @@
 """OpenAI, Azure OpenAI, and every server that speaks their chat completions.
 
-The openai client makes the request and reads refusals; the stream is decoded by `halt.decoder`.
+The openai client makes the request and reads refusals; the stream is decoded by
+`halt.providers.chat_completions`.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from halt.core.continuation import (
     unfinished,
 )
 from halt.core.request import ChatRequest, Reply
-from halt.decoder import ChatDecoder
 from halt.errors import UpstreamError
-from halt.faults import fault
-from halt.model_list import Model
-from halt.provider import LEARNT_MAX, Provider, begin, http_client, post, warm_up_client
-from halt.returned import given_back, returned_fields
+from halt.providers.base import LEARNT_MAX, Provider, begin, http_client, post, warm_up_client
+from halt.providers.chat_completions import ChatDecoder
+from halt.providers.errors import fault
+from halt.providers.model_list import Model
+from halt.providers.returned import given_back, returned_fields
 from halt.transport.pool import Transport
 
 DEEPSEEK_BETA = "https://api.deepseek.com/beta"  # the one address where it takes a prefix
@@ -63,7 +64,7 @@ logger = logging.getLogger(__name__)
 
 
 def _warm_up() -> None:
-    """See `halt.provider.warm_up_client`."""
+    """See `halt.providers.base.warm_up_client`."""
     with openai.OpenAI(
         api_key="none",
         base_url=NOWHERE,

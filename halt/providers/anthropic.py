@@ -25,13 +25,13 @@ from halt.core.decoding import UNREADABLE
 from halt.core.events import Content, Extra, Reasoning
 from halt.core.finish_reasons import known_reason
 from halt.core.request import ChatRequest, Message, Reply, ToolTurn
-from halt.decoder import EventDecoder, Kind, usage_of
 from halt.errors import UpstreamError
-from halt.faults import error_of, fault
-from halt.gathering import Gathering
-from halt.loose_json import clean, index_of, object_of, objects_of, text_of, whole
-from halt.provider import EventReply, Provider, begin, http_client, post, warm_up_client
-from halt.tool_calls import CallAssembler
+from halt.providers.base import EventReply, Provider, begin, http_client, post, warm_up_client
+from halt.providers.chat_completions import EventDecoder, Kind, usage_of
+from halt.providers.errors import error_of, fault
+from halt.providers.gathering import Gathering
+from halt.providers.loose_json import clean, index_of, object_of, objects_of, text_of, whole
+from halt.providers.tool_calls import CallAssembler
 from halt.transport.pool import Transport
 
 MESSAGES = "/v1/messages"
@@ -526,7 +526,7 @@ def _may_think(messages: list[Message]) -> bool:
 
 
 def _warm_up() -> None:
-    """See `halt.provider.warm_up_client`."""
+    """See `halt.providers.base.warm_up_client`."""
     with anthropic.Anthropic(
         api_key="none",
         base_url="http://127.0.0.1:9",
@@ -557,7 +557,7 @@ class AnthropicUpstream(Provider):
     def __init__(self, settings: ProviderSettings, transport: Transport | None = None) -> None:
         super().__init__(settings, transport)
         self._base = ENDPOINT.sub("", settings.base_url)
-        # No timeouts and no retries here, for the reasons that `halt.upstream` gives.
+        # No timeouts and no retries here, for the reasons that `halt.providers.openai` gives.
         self._client = anthropic.Anthropic(
             api_key=settings.key,
             base_url=self._base,

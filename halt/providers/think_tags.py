@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 
 from halt.core.events import Content, Reasoning, ReasoningEnd
-from halt.gathering import Gathering
+from halt.providers.gathering import Gathering
 
 #: A mark's name means a thought where one of these is a word of it.
 WORDS = frozenset(

@@ -1,7 +1,7 @@
 """A model's stream of bytes to deltas: text, reasoning, tool calls, and fields that have no name.
 
 `EventDecoder` cuts the bytes into the data of Server-Sent Events, or of lines of JSON;
-`ChatDecoder` understands those of OpenAI's chat completions, and `halt.anthropic_upstream` has one
+`ChatDecoder` understands those of OpenAI's chat completions, and `halt.providers.anthropic` has one
 for Anthropic's messages. A piece as the API has it is decoded by a typed struct, which costs a
 fraction of the SDK's objects. What the struct refuses is read liberally: what is needed is taken
 from where it stands, and what is not needed cannot fail.
@@ -22,11 +22,11 @@ from halt.core.events import Content, Extra, Reasoning
 from halt.core.finish_reasons import known_reason
 from halt.core.json_size import holds_more, open_brackets
 from halt.core.request import Part
-from halt.error_body import page_words, written
 from halt.errors import UpstreamError
-from halt.faults import WRAPPERS, error_of
-from halt.gathering import Gathering
-from halt.loose_json import (
+from halt.providers.error_body import page_words, written
+from halt.providers.errors import WRAPPERS, error_of
+from halt.providers.gathering import Gathering
+from halt.providers.loose_json import (
     TEXT_DEPTH_MAX,
     Halves,
     clean,
@@ -38,9 +38,9 @@ from halt.loose_json import (
     values,
     whole,
 )
-from halt.returned import Returned
-from halt.think_tags import ThinkSplitter
-from halt.tool_calls import CallAssembler
+from halt.providers.returned import Returned
+from halt.providers.think_tags import ThinkSplitter
+from halt.providers.tool_calls import CallAssembler
 
 LINE_MAX = 33_554_432  # bytes of one event; a picture in an answer has a few million
 LINE_COST = 50  # bytes of memory that a line takes beside its own

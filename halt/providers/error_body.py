@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from halt.loose_json import clean, index_of, whole
+from halt.providers.loose_json import clean, index_of, whole
 
 DEPTH_MAX = 8  # levels of a body that are read
 TEXT_MAX = 20_000  # characters of a body that are read

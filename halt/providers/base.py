@@ -28,12 +28,12 @@ from halt.core.continuation import (
     unfinished_told,
 )
 from halt.core.request import ChatRequest, Part, Reply
-from halt.decoder import EventDecoder
-from halt.error_body import is_markup, page_words
 from halt.errors import UpstreamError
-from halt.exchange import Exchange, public_address
-from halt.faults import error_of, fault
-from halt.model_list import Model, default_of, models_of
+from halt.providers.chat_completions import EventDecoder
+from halt.providers.error_body import is_markup, page_words
+from halt.providers.errors import error_of, fault
+from halt.providers.exchange import Exchange, public_address
+from halt.providers.model_list import Model, default_of, models_of
 from halt.transport.http1 import Body
 from halt.transport.pool import Transport
 

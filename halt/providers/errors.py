@@ -16,10 +16,10 @@ from typing import Any
 
 import httpx2
 
-from halt.error_body import Said, plain_name, read, seconds_of
-from halt.error_code import code_of, is_overloaded
 from halt.errors import CODES, OVERLOADED, Interrupted, UpstreamError
-from halt.loose_json import index_of
+from halt.providers.error_body import Said, plain_name, read, seconds_of
+from halt.providers.error_code import code_of, is_overloaded
+from halt.providers.loose_json import index_of
 from halt.transport.pool import NoConnection, ProxyFault, TLSTimeout
 
 logger = logging.getLogger(__name__)

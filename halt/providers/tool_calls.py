@@ -12,7 +12,7 @@ import msgspec
 from halt.core.decoding import UNREADABLE
 from halt.core.events import ToolCall, ToolCallDelta
 from halt.errors import UpstreamError
-from halt.gathering import Gathering
+from halt.providers.gathering import Gathering
 
 CALLS_MAX = 64  # tool calls of one answer
 

@@ -19,10 +19,10 @@ from halt.config.providers import DEMO
 from halt.core.connection import Line
 from halt.core.request import ChatRequest, Reply, Upstream
 from halt.core.via import Chain
-from halt.discovery import Discovery
 from halt.errors import HaltError
-from halt.last_model import LastModel
-from halt.providers import WAIT_SECONDS, Lists, Providers
+from halt.providers.discovery import Discovery
+from halt.providers.last_model import LastModel
+from halt.providers.router import WAIT_SECONDS, Lists, Providers
 
 
 class FoundProviders(Providers):

@@ -20,7 +20,7 @@ from halt.core.metrics import now
 from halt.core.request import ChatRequest, Reply, Upstream
 from halt.core.via import Chain
 from halt.errors import HaltError, UpstreamError
-from halt.question import Question
+from halt.providers.cached_query import Question
 
 KEPT_SECONDS = 60.0  # a list of models is asked for again after this time
 FAILED_SECONDS = 5.0  # and after this time where it could not be had

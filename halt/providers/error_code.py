@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from halt.error_body import Said
 from halt.errors import CODES
+from halt.providers.error_body import Said
 
 WORDS_MAX = 2_000  # characters of an error that are looked at
 

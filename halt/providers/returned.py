@@ -11,7 +11,7 @@ from typing import Any
 from halt.core.events import Extra
 from halt.core.extra_fields import Extras
 from halt.core.request import OF_ANSWERS, Message, ToolTurn
-from halt.loose_json import whole
+from halt.providers.loose_json import whole
 
 #: Fields of a call that every server takes.
 CALL_FIELDS = frozenset({"id", "type", "function"})

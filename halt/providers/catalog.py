@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from halt.core.connection import Line
 from halt.core.request import Upstream
-from halt.discovery import LOOK_AGAIN, Discovery
 from halt.errors import RequestError, UpstreamError
-from halt.model_list import NAME_MAX, is_name
-from halt.question import Question
+from halt.providers.cached_query import Question
+from halt.providers.discovery import LOOK_AGAIN, Discovery
+from halt.providers.model_list import NAME_MAX, is_name
 
 FRESH_SECONDS = 60.0  # a list is not asked for again before
 RETRY_SECONDS = 10.0  # nor after a failure

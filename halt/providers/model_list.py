@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from halt.error_body import plain_name
+from halt.providers.error_body import plain_name
 
 NAME_MAX = 200  # characters of a model's name that a request may give
 #: Fields of an object that hold its list, the usual one first.

@@ -5,19 +5,19 @@ from __future__ import annotations
 from halt.config.providers import ProviderSettings, of_server, setup
 from halt.config.settings import Config
 from halt.core.request import Upstream
-from halt.discovery import Discovery
-from halt.found_providers import FoundProviders
-from halt.last_model import LastModel
-from halt.providers import Providers
+from halt.providers.discovery import Discovery
+from halt.providers.found import FoundProviders
+from halt.providers.last_model import LastModel
+from halt.providers.openai import AzureUpstream, OpenAIUpstream
+from halt.providers.router import Providers
 from halt.transport.pool import Transport
-from halt.upstream import AzureUpstream, OpenAIUpstream
 
 
 def make_provider(settings: ProviderSettings, transport: Transport | None = None) -> Upstream:
     """The provider of this kind, with a transport of its own where none is given."""
     if settings.kind == "anthropic":
         # Its client takes a while to load and is needed by few.
-        from halt.anthropic_upstream import AnthropicUpstream  # noqa: PLC0415
+        from halt.providers.anthropic import AnthropicUpstream  # noqa: PLC0415
 
         return AnthropicUpstream(settings, transport)
     kind = AzureUpstream if settings.kind == "azure" else OpenAIUpstream

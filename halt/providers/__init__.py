@@ -1,0 +1,1 @@
+"""Models' servers: how each kind is asked, and what its stream means."""
