@@ -19,7 +19,6 @@ import msgspec
 from jinja2 import Template
 from markupsafe import Markup
 
-from halt.conversations import Exchange, Usage, Versions, state_of
 from halt.core.events import (
     Cancelled,
     Content,
@@ -40,13 +39,14 @@ from halt.core.generation import Recording
 from halt.core.metrics import now
 from halt.core.steps import BELOW, Fold, FoldPatch
 from halt.lengths import Lengths
-from halt.recorder import Saving
 from halt.rendering import data_urls
 from halt.rendering.markdown import BlockStream, Patch, Step
 from halt.rendering.open_text import OpenText, breakable, normal
 from halt.rendering.protocol import Drawn
 from halt.rendering.renderer import Ready, Renderer, Rendering
 from halt.sink import Awaited, Made
+from halt.store.conversation import Exchange, Usage, Versions, state_of
+from halt.store.writer import Saving
 
 T = TypeVar("T")
 

@@ -26,7 +26,6 @@ from halt import (
     template_cache,
     web,
 )
-from halt.archive import Archive
 from halt.assets import STATIC, TEMPLATES
 from halt.builtin_tools import SHIPPED
 from halt.config.settings import Config, load
@@ -36,15 +35,16 @@ from halt.core.request_ids import RequestIds, add_to_log
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.core.tools import Tool, Toolbox
-from halt.database import database
 from halt.peers import Peers
 from halt.providers.catalog import Catalog
 from halt.providers.discovery import discovery_of
 from halt.providers.factory import make_upstream
 from halt.providers.last_model import LastModel
-from halt.recorder import Recorder
 from halt.rendering.renderer import Renderer
-from halt.store import SqlStore
+from halt.store.conversations import SqlStore
+from halt.store.database import database
+from halt.store.replay import Archive
+from halt.store.writer import Recorder
 from halt.titles import Titles
 from halt.workers import SharedGenerations
 

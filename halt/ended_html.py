@@ -10,10 +10,10 @@ import html
 from markupsafe import escape
 
 from halt.answers import AnswerView, BelowView, FoldView, view
-from halt.conversations import Exchange
 from halt.core.generation import Recording
 from halt.lengths import Lengths
 from halt.rendering.renderer import Rendering
+from halt.store.conversation import Exchange
 
 _CONTINUE = (
     '<button type="button" class="continue" data-do="continue" hx-post '

@@ -24,9 +24,9 @@ from halt.config.model_servers import Found
 from halt.config.providers import Setup, setup
 from halt.config.settings import Config
 from halt.core import via
-from halt.database import open_database
 from halt.errors import StoreUnavailable
 from halt.providers import discovery
+from halt.store.database import open_database
 
 STDIN = 0  # by its number: `sys.stdin` is None where it was closed
 #: Seconds without a heartbeat after which the master replaces a worker.

@@ -37,15 +37,6 @@ from jinja2 import Template
 from werkzeug.wrappers import Response as BaseResponse
 
 from halt.answers import AnswerView, ExchangeView, PageWriter, exchange_view, lost, used, view
-from halt.conversations import (
-    MOVED,
-    Busy,
-    Conversation,
-    Exchange,
-    Moved,
-    Store,
-    UnknownConversation,
-)
 from halt.core.connection import limited
 from halt.core.continuation import go_on
 from halt.core.decoding import checked_id, is_id, is_number
@@ -72,8 +63,17 @@ from halt.lengths import Lengths
 from halt.providers.catalog import Catalog, checked_model
 from halt.rates import count_starts
 from halt.readers import SSE_HEADERS, EventStream
-from halt.recorder import Recorder
 from halt.rendering.renderer import TEXT_WAIT, Renderer, Rendering
+from halt.store.conversation import (
+    MOVED,
+    Busy,
+    Conversation,
+    Exchange,
+    Moved,
+    Store,
+    UnknownConversation,
+)
+from halt.store.writer import Recorder
 from halt.titles import Titles
 from halt.token_failures import too_many
 from halt.web import (

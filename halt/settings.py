@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import TypeVar
 
-from halt.conversations import Settings
 from halt.errors import RequestError, TooLarge
 from halt.providers.catalog import checked_model
+from halt.store.conversation import Settings
 
 N = TypeVar("N", int, float)
 

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, TextIO
 from halt.answers import figures, unwatched
 from halt.client import Group, Source
 from halt.config.data_dir import make_folder, open_private
-from halt.conversations import Exchange, exchanges_told
 from halt.core.events import Cancelled, Done, ErrorInfo, Extra, Failed, Terminal, is_terminal
 from halt.core.finish_reasons import EMPTY, STOP, broken_off, ending
 from halt.core.metrics import Meter, now
@@ -31,6 +30,7 @@ from halt.core.request import ChatRequest
 from halt.core.service import Receipt
 from halt.errors import HaltError, Interrupted
 from halt.screen import PlainScreen, Screen
+from halt.store.conversation import Exchange, exchanges_told
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession

@@ -48,7 +48,6 @@ from werkzeug.wrappers import Response as BaseResponse
 from halt.client_address import address
 from halt.config import data_dir
 from halt.config.settings import Config
-from halt.conversations import Store
 from halt.core import via
 from halt.core.decoding import is_number
 from halt.core.events import encode
@@ -58,7 +57,8 @@ from halt.core.tools import Toolbox
 from halt.cors import admitted, is_api, is_own
 from halt.errors import TOKEN_NEEDED, HaltError, RequestError, TooLarge
 from halt.providers.catalog import Catalog
-from halt.recorder import Saving
+from halt.store.conversation import Store
+from halt.store.writer import Saving
 from halt.token_failures import TokenFailures, too_many
 
 if TYPE_CHECKING:

@@ -50,7 +50,7 @@ from halt.core.stop import TOMBSTONE_SECONDS, StopRegistry, Tombstone, may_touch
 from halt.errors import OffsetLost, StoreUnavailable, UnknownStream
 from halt.mirror import INTERVAL, Mirror, tell, tell_more, tell_unknown, told
 from halt.peers import Answers, Channel, Peers
-from halt.recorder import Recorder
+from halt.store.writer import Recorder
 
 STOP_WITHIN = RECEIPT_WAIT + 0.1  # seconds for the others to answer a Stop
 FIND_WITHIN = 1.0  # seconds for them to say whether they have a stream

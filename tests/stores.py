@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from halt.conversations import Batch, Begun, Chunk, Conversation, Ended, Exchange
 from halt.core.events import Content, Done, Event, Terminal
 from halt.core.metrics import Meter
 from halt.core.steps import Fold
-from halt.database import open_database
-from halt.store import SqlStore
-from halt.tables import metadata
+from halt.store.conversation import Batch, Begun, Chunk, Conversation, Ended, Exchange
+from halt.store.conversations import SqlStore
+from halt.store.database import open_database
+from halt.store.tables import metadata
 
 METRICS = Meter().snapshot()
 DONE = Done("stop", METRICS)

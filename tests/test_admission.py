@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from halt import admission as module
-from halt.admission import FEW, NO_ANSWER, TOO_BUSY, Admission, Refused
 from halt.errors import RequestError, StoreUnavailable
+from halt.store import admission as module
+from halt.store.admission import FEW, NO_ANSWER, TOO_BUSY, Admission, Refused
 from tests.conftest import eventually
 
 FAULT = StoreUnavailable("This could not be read: the disk is full.", "the disk is full")

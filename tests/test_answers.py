@@ -13,7 +13,6 @@ import pytest
 from jinja2 import Environment, FileSystemLoader, Template
 
 from halt.answers import AnswerView, PageWriter, exchange_view, view
-from halt.conversations import Exchange
 from halt.core import steps
 from halt.core.events import (
     Cancelled,
@@ -38,6 +37,7 @@ from halt.lengths import Lengths
 from halt.readers import made
 from halt.rendering.open_text import SEAM
 from halt.rendering.renderer import Renderer
+from halt.store.conversation import Exchange
 from tests.scripted import Scripted, ScriptedReply
 from tests.stage import Stage, over
 

@@ -15,7 +15,6 @@ from flask.testing import FlaskClient
 from halt import sockets
 from halt.app import create_app
 from halt.config.settings import load
-from halt.conversations import BUSY, Busy, Conversation
 from halt.core.events import Done
 from halt.core.generation import Recording
 from halt.core.log import MemoryLog
@@ -23,8 +22,9 @@ from halt.core.metrics import Meter, now
 from halt.core.run import Run
 from halt.core.service import Generations, Receipt
 from halt.errors import AtCapacity, StoreUnavailable, UnknownStream
-from halt.recorder import Recorder
-from halt.store import SqlStore
+from halt.store.conversation import BUSY, Busy, Conversation
+from halt.store.conversations import SqlStore
+from halt.store.writer import Recorder
 from tests.conftest import eventually, new_id
 from tests.scripted import SOON, Scripted
 

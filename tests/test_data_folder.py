@@ -26,8 +26,8 @@ from halt.config.data_dir import (
     socket_folder,
 )
 from halt.config.settings import ConfigError
-from halt.database import open_database
-from halt.store import SqlStore
+from halt.store.conversations import SqlStore
+from halt.store.database import open_database
 from tests.conftest import ROOT, StartHalt, eventually, refused_start
 from tests.fake_openai import FakeOpenAI
 from tests.limited_folder import limits

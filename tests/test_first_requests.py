@@ -33,7 +33,7 @@ NEVER_DECODED = {
     "openai_api.Asked",
     "openapi.Answered",
     "openapi.Passing",
-    "portable.PortableConversation",
+    "store.portable.PortableConversation",
     "readers.Answer",
 }
 

@@ -18,7 +18,7 @@ from halt.core.service import Generations
 from halt.core.slots import Slots
 from halt.core.stop import StopRegistry
 from halt.errors import AtCapacity, Draining, UnknownStream
-from halt.recorder import Recorder
+from halt.store.writer import Recorder
 from tests.scripted import HI, SOON, Scripted
 from tests.wire import Background, until
 

@@ -109,7 +109,7 @@ def test_the_wheel_has_all_that_halt_needs_and_nothing_else(tmp_path: Path) -> N
         f"{information}/entry_points.txt",
         f"{information}/licenses/LICENSE",
     }
-    for name in ("py.typed", "templates/chat.html", "static/halt.css", "migrations/env.py"):
+    for name in ("py.typed", "templates/chat.html", "static/halt.css", "store/migrations/env.py"):
         assert f"halt/{name}" in there
 
 

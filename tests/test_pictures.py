@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halt.conversations import State, as_told
 from halt.core.continuation import by_instruction, by_prefix, go_on, unfinished
 from halt.core.request import ChatRequest, Message
 from halt.rendering.data_urls import PictureFilter, shown, told
 from halt.rendering.markdown import BlockStream, render, render_block
+from halt.store.conversation import State, as_told
 
 LETTERS = "iVBORw0KGgo/8Qz+"
 DATA = LETTERS * 100  # 1,600 characters of base64, 1,200 bytes

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halt import json_items, portable
 from halt.errors import RequestError, TooLarge
-from halt.portable import (
+from halt.store import json_items, portable
+from halt.store.portable import (
     ENDED_MAX,
     FOLDS_MAX,
     NAME_MAX,
@@ -25,7 +25,7 @@ from halt.portable import (
     read,
     to_json,
 )
-from halt.snippets import INDEXED_MAX, snippet, trigrams
+from halt.store.snippets import INDEXED_MAX, snippet, trigrams
 
 MESSAGE = {"id": "m", "role": "user", "content": "Hi"}
 CLAUDE = {"uuid": "u", "name": "Sky", "chat_messages": [{"sender": "human", "text": "Hi"}]}

@@ -11,9 +11,7 @@ from typing import Any
 
 import pytest
 
-from halt import recorder as module
 from halt.config.settings import Config
-from halt.conversations import Batch, Chunk, Ended
 from halt.core.events import Content, Delta, Done, Event, Failed, Reasoning, text_of
 from halt.core.generation import Recording
 from halt.core.log import MemoryLog
@@ -23,7 +21,9 @@ from halt.core.run import Run
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.errors import StoreUnavailable, StreamInUse, UnknownStream
-from halt.recorder import Recorder, Saving
+from halt.store import writer as module
+from halt.store.conversation import Batch, Chunk, Ended
+from halt.store.writer import Recorder, Saving
 from tests.scripted import HI, SOON, Scripted
 from tests.wire import until
 

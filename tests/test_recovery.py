@@ -26,21 +26,21 @@ import pytest
 from sqlalchemy import event, update
 
 from halt import peers
-from halt.archive import HOUR, Archive
 from halt.config.data_dir import socket_folder
 from halt.config.settings import Config
-from halt.conversations import Batch, Begun
 from halt.core.events import Content, Done, Failed, Reasoning, ReasoningEnd, text_of
 from halt.core.generation import Recording
 from halt.core.log import MemoryLog
 from halt.core.metrics import Meter, now
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
-from halt.database import Database, open_database
 from halt.peers import Peers
-from halt.recorder import Recorder
-from halt.store import SqlStore
-from halt.tables import conversations
+from halt.store.conversation import Batch, Begun
+from halt.store.conversations import SqlStore
+from halt.store.database import Database, open_database
+from halt.store.replay import HOUR, Archive
+from halt.store.tables import conversations
+from halt.store.writer import Recorder
 from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.races import together

@@ -22,7 +22,7 @@ import pytest
 from halt.app import create_app
 from halt.config.settings import Config
 from halt.errors import StoreUnavailable
-from halt.store import SqlStore
+from halt.store.conversations import SqlStore
 from tests.conftest import HaltServer, StartHalt, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.resilience.servers import Postgres

@@ -18,7 +18,7 @@ from halt.app import create_app
 from halt.config import data_dir
 from halt.config.settings import Config
 from halt.counts import Counts
-from halt.database import Database
+from halt.store.database import Database
 from halt.web import COOKIES_MAX, FIELDS_MAX, SHORT_BODY_MAX
 from tests.conftest import HaltServer, new_id
 from tests.fake_openai import FakeOpenAI

@@ -17,19 +17,6 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from sqlalchemy import event, func, insert, select
 
-from halt import store as module
-from halt.conversations import (
-    Batch,
-    Busy,
-    Chunk,
-    Conversation,
-    Ended,
-    Exchange,
-    Moved,
-    Settings,
-    UnknownConversation,
-    Usage,
-)
 from halt.core import notes
 from halt.core.events import (
     Cancelled,
@@ -43,13 +30,26 @@ from halt.core.events import (
 )
 from halt.core.metrics import NO_FIGURES
 from halt.core.steps import Fold
-from halt.database import MIGRATIONS, make_engine
 from halt.errors import RequestError, StreamInUse
-from halt.headings import TITLE_MOST
-from halt.portable import PortableConversation, PortableMessage, read, to_json, to_markdown
-from halt.records import GAP
-from halt.store import SqlStore
-from halt.tables import chunks, conversations, messages
+from halt.store import conversations as module
+from halt.store.conversation import (
+    Batch,
+    Busy,
+    Chunk,
+    Conversation,
+    Ended,
+    Exchange,
+    Moved,
+    Settings,
+    UnknownConversation,
+    Usage,
+)
+from halt.store.conversations import SqlStore
+from halt.store.database import MIGRATIONS, make_engine
+from halt.store.generations import GAP
+from halt.store.headings import TITLE_MOST
+from halt.store.portable import PortableConversation, PortableMessage, read, to_json, to_markdown
+from halt.store.tables import chunks, conversations, messages
 from tests.races import together
 from tests.stores import (
     DATABASES,

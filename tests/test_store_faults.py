@@ -23,14 +23,14 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import event, text
 
-from halt import database as database_module
 from halt.config.settings import ConfigError
-from halt.conversations import Batch, Chunk
 from halt.core.events import Content
-from halt.database import Database, make_engine, open_database
 from halt.errors import StoreUnavailable, Unstorable
-from halt.store import SqlStore
-from halt.tables import REVISION, metadata
+from halt.store import database as database_module
+from halt.store.conversation import Batch, Chunk
+from halt.store.conversations import SqlStore
+from halt.store.database import Database, make_engine, open_database
+from halt.store.tables import REVISION, metadata
 from tests.conftest import ROOT, refused_start
 from tests.races import together
 from tests.resilience.servers import Postgres

@@ -23,8 +23,8 @@ from halt.core.request import ChatRequest, Message, Part
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.errors import UpstreamError
-from halt.headings import TITLE_MOST, cleaned, first_words, is_about
 from halt.providers.factory import make_upstream
+from halt.store.headings import TITLE_MOST, cleaned, first_words, is_about
 from halt.titles import QUEUE_MOST, Titles
 from tests.conftest import StartHalt, new_id
 from tests.fake_openai import FakeOpenAI

@@ -52,7 +52,7 @@ from halt.errors import (
     UnknownStream,
     UpstreamError,
 )
-from halt.recorder import Recorder
+from halt.store.writer import Recorder
 
 KEEPER_TICK = 0.25  # seconds
 RECEIPT_WAIT = 0.25  # seconds that a Stop waits to see the upstream's connection closed
@@ -243,7 +243,7 @@ class Generations:
     def _is_stored(self, stream_id: str | None) -> bool:
         """The store has a generation with this ID; False also while it does not answer.
 
-        Such a generation is never written to for another one: see `halt.records`.
+        Such a generation is never written to for another one: see `halt.store.generations`.
         """
         recorder = self._recorder
         if not stream_id or recorder is None or recorder.failing:

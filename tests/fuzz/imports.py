@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from halt.errors import RequestError
-from halt.portable import FORMAT, PortableConversation, read, to_json, to_markdown
+from halt.store.portable import FORMAT, PortableConversation, read, to_json, to_markdown
 from tests.conftest import HaltServer
 from tests.fuzz.mutate import altered, any_value, dumped, mutated
 from tests.fuzz.schemas import fitting

@@ -1,8 +1,9 @@
-"""Conversations in a database: the SQL behind `halt.conversations.Store`.
+"""Conversations in a database: the SQL behind `halt.store.conversation.Store`.
 
 Each method is one transaction, and those that change a conversation have it to themselves until
 they are done: SQLite lets one writer in at a time, PostgreSQL locks the conversation's row. What
-generations write is in `halt.records`, how a conversation's messages hang together in `halt.tree`.
+generations write is in `halt.store.generations`, how a conversation's messages hang together in
+`halt.store.tree`.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from sqlalchemy import (
     update,
 )
 
-from halt import tree
-from halt.conversations import (
+from halt.core.request import Message
+from halt.errors import RequestError, StreamInUse
+from halt.store import tree
+from halt.store.conversation import (
     BUSY,
     MOVED,
     WINDOW,
@@ -45,13 +48,11 @@ from halt.conversations import (
     as_told,
     state_of,
 )
-from halt.core.request import Message
-from halt.errors import RequestError, StreamInUse
-from halt.headings import first_words
-from halt.portable import PortableConversation, PortableMessage, PortableSettings, check
-from halt.records import Records, earlier, generation, text_so_far, written
-from halt.snippets import INDEXED_MAX, SHOWN, snippet, terms, words
-from halt.tables import chunks, conversations, generations, messages, storable
+from halt.store.generations import Records, earlier, generation, text_so_far, written
+from halt.store.headings import first_words
+from halt.store.portable import PortableConversation, PortableMessage, PortableSettings, check
+from halt.store.snippets import INDEXED_MAX, SHOWN, snippet, terms, words
+from halt.store.tables import chunks, conversations, generations, messages, storable
 
 TITLE_MAX = 200  # characters of a title
 IMPORT_STEP = 500  # messages that one transaction of an import writes

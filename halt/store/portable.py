@@ -10,8 +10,8 @@
 `messages` are the whole tree, parents first; `chosen` are those that are the choice among their
 siblings; where none of them is, it is the last one. All times are seconds since 1970.
 
-A file is read item by item (see `halt.json_items`), so that other threads go on meanwhile. What one
-item may hold is limited.
+A file is read item by item (see `halt.store.json_items`), so that other threads go on meanwhile.
+What one item may hold is limited.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from halt.core.events import Terminal
 from halt.core.metrics import NO_FIGURES
 from halt.core.steps import Fold
 from halt.errors import RequestError, TooLarge
-from halt.json_items import is_list, items
+from halt.store.json_items import is_list, items
 
 FORMAT = "halt-conversations"
 VERSION = 1

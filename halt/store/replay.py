@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from halt.admission import NO_ANSWER
-from halt.conversations import Recorded, State
 from halt.core.events import is_terminal
 from halt.core.generation import Recording
 from halt.core.log import StoredLog
 from halt.core.metrics import now
 from halt.errors import StoreUnavailable
+from halt.store.admission import NO_ANSWER
+from halt.store.conversation import Recorded, State
 
 HOUR = 3600.0
 RECOVERY_WAIT = 5.0  # seconds that a thread waits for another one's recovery

@@ -1,4 +1,4 @@
-"""The tables of the store. The steps that make them are in `halt/migrations`.
+"""The tables of the store. The steps that make them are in `halt/store/migrations`.
 
 A conversation is a tree of messages: `parent_id` leads up; `chosen_id`, and `first_id` for the
 root, lead down the path that is shown. `generations` has a row for each stream; while it runs its
@@ -72,13 +72,13 @@ messages = Table(
     Column("asked_model", Text, nullable=False),
     Column("model", Text, nullable=False),
     Column("stream_id", Text, nullable=False),  # what writes it, or wrote last on it
-    Column("state", Text, nullable=False),  # halt.conversations.State
+    Column("state", Text, nullable=False),  # halt.store.conversation.State
     Column("rivals", BigInteger),  # the same number: asked for together
     Column("picked", Boolean, nullable=False),
     Column("created_at", Double, nullable=False),
     Column("ended", LargeBinary),  # the terminal event, JSON
     Column("folds", LargeBinary),  # JSON
-    Column("trigrams", Text),  # what is indexed instead of the content: see `halt.snippets`
+    Column("trigrams", Text),  # what is indexed instead of the content: see `halt.store.snippets`
     Column("content", Text, nullable=False),
     Index("messages_tree", "conversation_id", "parent_id"),
     Index(

@@ -23,11 +23,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from halt.conversations import Batch, Begun, Chunk, Ended
 from halt.core.events import Content, Event, is_terminal
 from halt.core.generation import Recording
 from halt.core.metrics import now
 from halt.errors import OffsetLost, StoreUnavailable
+from halt.store.conversation import Batch, Begun, Chunk, Ended
 
 PERIOD = 0.1  # seconds from the beginning of a turn to that of the next
 SHARE = 0.01  # of the time is for turns; what takes more makes the period longer

@@ -19,8 +19,6 @@ import msgspec
 from sqlalchemy import Connection, Row, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from halt import tree
-from halt.conversations import Batch, Begun, Chunk, Ended, Recorded, State, state_of
 from halt.core.events import (
     Content,
     Done,
@@ -35,10 +33,12 @@ from halt.core.events import (
 from halt.core.metrics import Metrics
 from halt.core.steps import Fold, FoldStream
 from halt.core.stop import may_touch
-from halt.database import Database, execute
 from halt.errors import CODES
-from halt.snippets import trigrams
-from halt.tables import chunks, conversations, generations, messages, storable
+from halt.store import tree
+from halt.store.conversation import Batch, Begun, Chunk, Ended, Recorded, State, state_of
+from halt.store.database import Database, execute
+from halt.store.snippets import trigrams
+from halt.store.tables import chunks, conversations, generations, messages, storable
 
 #: Numbers that an interruption leaves out: readers may have seen events that were not written.
 GAP = 100_000
@@ -62,7 +62,8 @@ _kept = msgspec.json.Decoder(list[tuple[int, list[tuple[float, Event]]]])
 
 
 class Records:
-    """The recorder's and the recovery's part of `halt.conversations.Store`, which explains it."""
+    """The recorder's and the recovery's part of `halt.store.conversation.Store`, which explains
+    it."""
 
     def __init__(self, database: Database, events_days: float = 7.0) -> None:
         self.database = database

@@ -8,7 +8,7 @@ about BUSY_SECONDS where somebody else holds a lock; values that it does not tak
 
 For developers: `alembic` finds the migrations by pyproject.toml and works on the database of the
 settings. `HALT_DATA=/tmp/scratch alembic revision -m "What changes"` begins a new step in
-halt/migrations/versions, `alembic current` and `alembic history` tell where a database is.
+halt/store/migrations/versions, `alembic current` and `alembic history` tell where a database is.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
-from halt.admission import NO_ANSWER, TOO_BUSY, Admission, Refused
 from halt.config.data_dir import can_log_ahead, make_folder, make_private, open_private
 from halt.config.settings import ConfigError
 from halt.errors import StoreUnavailable, Unstorable
-from halt.tables import REVISION
+from halt.store.admission import NO_ANSWER, TOO_BUSY, Admission, Refused
+from halt.store.tables import REVISION
 
 BUSY_SECONDS = 2  # for a lock that somebody else holds, a free connection, a connection at all
 STATEMENT_SECONDS = 30  # for one statement of PostgreSQL's, migrations apart
@@ -325,7 +325,7 @@ def make_engine(folder: Path, url: str) -> Engine:
 
 
 def _postgres_connect(_: Any, __: Any, arguments: Any, settings: Any) -> Any:
-    from halt.postgres_timeout import TimeoutConnection  # noqa: PLC0415 - where psycopg is installed
+    from halt.store.postgres_timeout import TimeoutConnection  # noqa: PLC0415 - where psycopg is installed
 
     connection = TimeoutConnection.connect(*arguments, **settings)
     connection.answer_timeout = BUSY_SECONDS

@@ -24,8 +24,8 @@ from halt.core.notes import BROKEN, STOPPED, are_discussed, before_prompt, witho
 from halt.core.request import Message
 from halt.core.steps import Fold
 from halt.errors import HaltError
-from halt.portable import PortableConversation
 from halt.rendering import data_urls
+from halt.store.portable import PortableConversation
 
 BUSY = "An answer is being written. Stop it first, or wait for its end."
 MOVED = "This conversation went on in another tab or on another device. Load the page anew."

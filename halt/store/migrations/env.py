@@ -6,8 +6,8 @@ from alembic import context
 from sqlalchemy import Connection
 
 from halt.config.settings import load
-from halt.database import make_engine
-from halt.tables import metadata
+from halt.store.database import make_engine
+from halt.store.tables import metadata
 
 
 def run(connection: Connection) -> None:

@@ -21,11 +21,11 @@ from sqlalchemy import (
     update,
 )
 
-from halt.conversations import Conversation, Exchange, Settings, Usage, Versions, stands
 from halt.core.events import Cancelled, Done, ErrorInfo, Failed, Terminal
 from halt.core.metrics import NO_FIGURES
 from halt.core.steps import Fold
-from halt.tables import conversations, generations, messages
+from halt.store.conversation import Conversation, Exchange, Settings, Usage, Versions, stands
+from halt.store.tables import conversations, generations, messages
 
 _terminal = msgspec.json.Decoder(Terminal)
 _folds = msgspec.json.Decoder(tuple[Fold, ...])

@@ -1,0 +1,1 @@
+"""Conversations, generations and their journal in SQL."""
