@@ -28,6 +28,8 @@ from halt import (
 )
 from halt.assets import STATIC, TEMPLATES
 from halt.builtin_tools import SHIPPED
+from halt.cluster.peers import Peers
+from halt.cluster.service import SharedGenerations
 from halt.config.settings import Config, load
 from halt.core import via
 from halt.core.request import Upstream
@@ -35,7 +37,6 @@ from halt.core.request_ids import RequestIds, add_to_log
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.core.tools import Tool, Toolbox
-from halt.peers import Peers
 from halt.providers.catalog import Catalog
 from halt.providers.discovery import discovery_of
 from halt.providers.factory import make_upstream
@@ -46,7 +47,6 @@ from halt.store.database import database
 from halt.store.replay import Archive
 from halt.store.writer import Recorder
 from halt.titles import Titles
-from halt.workers import SharedGenerations
 
 
 def create_app(

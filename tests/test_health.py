@@ -12,12 +12,12 @@ import pytest
 
 from halt import api
 from halt.api import Probe
+from halt.cluster.peers import Peers
+from halt.cluster.service import SharedGenerations
 from halt.config.settings import Config
 from halt.core.connection import Line
 from halt.core.request import Upstream
 from halt.core.stop import StopRegistry
-from halt.peers import Peers
-from halt.workers import SharedGenerations
 from tests.conftest import SEEN_WITHIN, eventually
 
 OTHERS = 20

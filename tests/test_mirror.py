@@ -15,8 +15,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from halt import mirror as module
-from halt import peers, workers
+from halt.cluster import mirror as module
+from halt.cluster import peers
+from halt.cluster import service as workers
+from halt.cluster.mirror import Batch, Found, Mirror, MirrorLog
+from halt.cluster.peers import Channel, Peers
+from halt.cluster.service import Find, Press, SharedGenerations, Undelivered
 from halt.config.data_dir import socket_folder
 from halt.config.settings import Config
 from halt.core.events import (
@@ -38,9 +42,6 @@ from halt.core.request import ChatRequest, Part
 from halt.core.run import Run
 from halt.core.stop import StopRegistry
 from halt.errors import OffsetLost, UnknownStream
-from halt.mirror import Batch, Found, Mirror, MirrorLog
-from halt.peers import Channel, Peers
-from halt.workers import Find, Press, SharedGenerations, Undelivered
 from tests.scripted import HI, SOON, Reader, Scripted, ScriptedReply
 from tests.wire import until
 

@@ -25,7 +25,8 @@ from urllib.parse import urlencode
 import pytest
 from sqlalchemy import event, update
 
-from halt import peers
+from halt.cluster import peers
+from halt.cluster.peers import Peers
 from halt.config.data_dir import socket_folder
 from halt.config.settings import Config
 from halt.core.events import Content, Done, Failed, Reasoning, ReasoningEnd, text_of
@@ -34,7 +35,6 @@ from halt.core.log import MemoryLog
 from halt.core.metrics import Meter, now
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
-from halt.peers import Peers
 from halt.store.conversation import Batch, Begun
 from halt.store.conversations import SqlStore
 from halt.store.database import Database, open_database

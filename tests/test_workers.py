@@ -16,11 +16,11 @@ from urllib.parse import urlencode
 import msgspec
 import pytest
 
+from halt.cluster.peers import Answers, Channel, Peers
+from halt.cluster.service import SharedGenerations
 from halt.config.settings import Config
 from halt.core.service import Receipt
 from halt.core.stop import StopRegistry
-from halt.peers import Answers, Channel, Peers
-from halt.workers import SharedGenerations
 from tests.conftest import SEEN_WITHIN, asked, eventually, new_id
 from tests.crowd import GO_ON, HOLD, Crowd, WorkerClient, process_of
 from tests.fake_openai import FakeOpenAI

@@ -155,7 +155,8 @@ class Generations:
         self._finished_bytes = 0  # memory of those
         self._returning = 0  # places of settled runs that are being given back
         self._returned = 0  # places that have been given back since the start
-        # Places for open streams, and IDs in use: `halt.workers` shares them with other processes.
+        # Places for open streams, and IDs in use: `halt.cluster.service` shares them with other
+        # processes.
         self._places = Slots()
         self._ids = Slots()
         #: Places for page streams, some for each session, taken by the view that opens one.

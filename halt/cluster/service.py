@@ -1,8 +1,8 @@
 """The generations of all worker processes on this machine, whichever of them is asked.
 
 Each generation is made by one worker, its owner, and is in that one's memory alone. The others ask:
-to stop it, to read it (see `halt.mirror`), to list it. Who owns a stream is not written anywhere;
-all others are asked at once and the owner answers, which takes about a millisecond.
+to stop it, to read it (see `halt.cluster.mirror`), to list it. Who owns a stream is not written
+anywhere; all others are asked at once and the owner answers, which takes about a millisecond.
 
 What holds for all workers together, and why:
 
@@ -32,6 +32,8 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from halt.cluster.mirror import INTERVAL, Mirror, tell, tell_more, tell_unknown, told
+from halt.cluster.peers import Answers, Channel, Peers
 from halt.config.settings import Config
 from halt.core.departure import Departure
 from halt.core.generation import Recording
@@ -48,8 +50,6 @@ from halt.core.service import (
 )
 from halt.core.stop import TOMBSTONE_SECONDS, StopRegistry, Tombstone, may_touch
 from halt.errors import OffsetLost, StoreUnavailable, UnknownStream
-from halt.mirror import INTERVAL, Mirror, tell, tell_more, tell_unknown, told
-from halt.peers import Answers, Channel, Peers
 from halt.store.writer import Recorder
 
 STOP_WITHIN = RECEIPT_WAIT + 0.1  # seconds for the others to answer a Stop
