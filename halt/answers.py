@@ -19,6 +19,7 @@ import msgspec
 from jinja2 import Template
 from markupsafe import Markup
 
+from halt.chat.progress import Lengths
 from halt.core.events import (
     Cancelled,
     Content,
@@ -38,7 +39,6 @@ from halt.core.finish_reasons import CUT_OFF, EMPTY, broken_off, is_good
 from halt.core.generation import Recording
 from halt.core.metrics import now
 from halt.core.steps import BELOW, Fold, FoldPatch
-from halt.lengths import Lengths
 from halt.rendering import data_urls
 from halt.rendering.markdown import BlockStream, Patch, Step
 from halt.rendering.open_text import OpenText, breakable, normal

@@ -27,7 +27,8 @@ from halt import (
     web,
 )
 from halt.assets import STATIC, TEMPLATES
-from halt.builtin_tools import SHIPPED
+from halt.chat.builtin_tools import SHIPPED
+from halt.chat.titles import Titles
 from halt.cluster.peers import Peers
 from halt.cluster.service import SharedGenerations
 from halt.config.settings import Config, load
@@ -46,7 +47,6 @@ from halt.store.conversations import SqlStore
 from halt.store.database import database
 from halt.store.replay import Archive
 from halt.store.writer import Recorder
-from halt.titles import Titles
 
 
 def create_app(

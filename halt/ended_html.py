@@ -10,8 +10,8 @@ import html
 from markupsafe import escape
 
 from halt.answers import AnswerView, BelowView, FoldView, view
+from halt.chat.progress import Lengths
 from halt.core.generation import Recording
-from halt.lengths import Lengths
 from halt.rendering.renderer import Rendering
 from halt.store.conversation import Exchange
 

@@ -37,6 +37,8 @@ from jinja2 import Template
 from werkzeug.wrappers import Response as BaseResponse
 
 from halt.answers import AnswerView, ExchangeView, PageWriter, exchange_view, lost, used, view
+from halt.chat.progress import Lengths
+from halt.chat.titles import Titles
 from halt.core.connection import limited
 from halt.core.continuation import go_on
 from halt.core.decoding import checked_id, is_id, is_number
@@ -59,7 +61,6 @@ from halt.errors import (
     UnknownStream,
     UpstreamError,
 )
-from halt.lengths import Lengths
 from halt.providers.catalog import Catalog, checked_model
 from halt.rates import count_starts
 from halt.readers import SSE_HEADERS, EventStream
@@ -74,7 +75,6 @@ from halt.store.conversation import (
     UnknownConversation,
 )
 from halt.store.writer import Recorder
-from halt.titles import Titles
 from halt.token_failures import too_many
 from halt.web import (
     after_parameter,

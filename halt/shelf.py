@@ -18,10 +18,10 @@ from flask import Blueprint, Flask, Response, current_app, render_template, requ
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import ClosingIterator
 
+from halt.chat.settings import settings_of
 from halt.core.decoding import is_id
 from halt.errors import HaltError, RequestError, TooLarge
 from halt.providers.catalog import checked_model
-from halt.settings import settings_of
 from halt.store.conversation import Conversation, Page, Settings, Summary
 from halt.store.portable import MESSAGE_MAX, PortableConversation, read, to_json, to_markdown
 from halt.web import (

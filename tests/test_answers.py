@@ -13,6 +13,7 @@ import pytest
 from jinja2 import Environment, FileSystemLoader, Template
 
 from halt.answers import AnswerView, PageWriter, exchange_view, view
+from halt.chat.progress import Lengths
 from halt.core import steps
 from halt.core.events import (
     Cancelled,
@@ -33,7 +34,6 @@ from halt.core.request import Part
 from halt.core.run import Run
 from halt.core.tools import Toolbox
 from halt.errors import UpstreamError
-from halt.lengths import Lengths
 from halt.readers import made
 from halt.rendering.open_text import SEAM
 from halt.rendering.renderer import Renderer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from halt.lengths import ENOUGH, HISTORY, MODELS_MAX, Lengths
+from halt.chat.progress import ENOUGH, HISTORY, MODELS_MAX, Lengths
 
 
 def known(*tokens: int, model: str = "m") -> Lengths:

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halt import titles as module
 from halt.app import create_app
+from halt.chat import titles as module
+from halt.chat.titles import QUEUE_MOST, Titles
 from halt.config.settings import Config, ConfigError, load
 from halt.core.events import Reasoning
 from halt.core.request import ChatRequest, Message, Part
@@ -25,7 +26,6 @@ from halt.core.stop import StopRegistry
 from halt.errors import UpstreamError
 from halt.providers.factory import make_upstream
 from halt.store.headings import TITLE_MOST, cleaned, first_words, is_about
-from halt.titles import QUEUE_MOST, Titles
 from tests.conftest import StartHalt, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.fake_wire import Record

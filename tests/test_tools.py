@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from halt.builtin_tools import SHIPPED, calculator, current_time
+from halt.chat.builtin_tools import SHIPPED, calculator, current_time
 from halt.config.settings import SHIPPED_TOOLS, ConfigError, load
 from halt.core import tools as module
 from halt.core.events import ToolCall, ToolResult, encode

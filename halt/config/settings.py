@@ -22,7 +22,7 @@ import platformdirs
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_MODEL = "gpt-5-mini"  # OpenAI's current small chat model
-SHIPPED_TOOLS = ("calculator", "current_time")  # what `halt.builtin_tools` has
+SHIPPED_TOOLS = ("calculator", "current_time")  # what `halt.chat.builtin_tools` has
 CONTINUES = ("auto", "prefix", "instruction")
 TITLES = ("model", "words")
 AZURE_VERSION = "2024-10-21"  # of Azure's API, the newest that is no preview

@@ -1,0 +1,1 @@
+"""Conversations: what joins the engine and the store."""
