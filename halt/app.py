@@ -8,24 +8,7 @@ from typing import Any
 
 from flask import Flask
 
-from halt import (
-    VERSION,
-    api,
-    cli,
-    cors,
-    openai_api,
-    openapi,
-    pages,
-    plain,
-    proxies,
-    rates,
-    server_check,
-    shelf,
-    sockets,
-    streams,
-    template_cache,
-    web,
-)
+from halt import VERSION, cli
 from halt.assets import STATIC, TEMPLATES
 from halt.chat.builtin_tools import SHIPPED
 from halt.chat.titles import Titles
@@ -47,6 +30,11 @@ from halt.store.conversations import SqlStore
 from halt.store.database import database
 from halt.store.replay import Archive
 from halt.store.writer import Recorder
+from halt.web import cors, proxies, rate_limits, requests, server_check
+from halt.web.api import document, openai, stop, streams, text
+from halt.web.page import routes as pages
+from halt.web.page import sidebar, templates
+from halt.web.websocket import routes as sockets
 
 
 def create_app(
@@ -64,7 +52,7 @@ def create_app(
     server_check.check(settings)
     app = Flask(__name__, static_folder=STATIC, template_folder=TEMPLATES)
     app.config.update(
-        SECRET_KEY=settings.secret_key,  # else the data folder's: see `halt.web`
+        SECRET_KEY=settings.secret_key,  # else the data folder's: see `halt.web.requests`
         MAX_CONTENT_LENGTH=settings.max_body_bytes,
         MAX_FORM_MEMORY_SIZE=settings.max_body_bytes,
         SESSION_COOKIE_HTTPONLY=True,
@@ -97,9 +85,9 @@ def create_app(
     )
     app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
     cors.install(app, settings.cors_origins)
-    web.install(app)
+    requests.install(app)
     proxies.install(app)
-    rates.install(app)
+    rate_limits.install(app)
 
     def save_title(conversation_id: str, title: str) -> None:
         store.title_from_model(conversation_id, None, title)
@@ -109,17 +97,17 @@ def create_app(
     service.on_begin, service.on_over = titles.give_way, titles.look
     models = Catalog(service.upstream, discovery)
     pages.install(app, store, recorder, titles, Renderer(), models)
-    shelf.install(app)
+    sidebar.install(app)
     app.register_blueprint(streams.blueprint)
-    app.register_blueprint(plain.blueprint)
-    app.register_blueprint(openai_api.blueprint)
-    app.register_blueprint(openapi.blueprint)
+    app.register_blueprint(text.blueprint)
+    app.register_blueprint(openai.blueprint)
+    app.register_blueprint(document.blueprint)
     sockets.install(app)
-    app.register_blueprint(api.blueprint(pages.stop_fragment, service.upstream))
+    app.register_blueprint(stop.blueprint(pages.stop_fragment, service.upstream))
     cli.install(app, upstream)
     app.wsgi_app = RequestIds(via.Chains(app.wsgi_app))  # type: ignore[method-assign]
     add_to_log()
     # What a first request would build, with other requests beside it:
-    template_cache.load_all(app)
+    templates.load_all(app)
     app.url_map.update()
     return app

@@ -17,7 +17,7 @@ from typing import Any
 # All that workers need, loaded here once, before the fork: a worker is there at once, and so is the
 # one that takes the place of one that died.
 import halt.app  # noqa: F401
-from halt import embedded, page_opener, server_check, systemd
+from halt import embedded, page_opener, systemd
 from halt.config import data_dir, open_files
 from halt.config import settings as halt_config
 from halt.config.model_servers import Found
@@ -27,6 +27,7 @@ from halt.core import via
 from halt.errors import StoreUnavailable
 from halt.providers import discovery
 from halt.store.database import open_database
+from halt.web import server_check
 
 STDIN = 0  # by its number: `sys.stdin` is None where it was closed
 #: Seconds without a heartbeat after which the master replaces a worker.

@@ -1,6 +1,6 @@
 """What a proxy does to requests, WebSockets and clients that leave, for `halt-chat doctor URL`.
 
-How requests arrive, Halt itself tells (see `halt.proxies`). What an HTTP client would hide is
+How requests arrive, Halt itself tells (see `halt.web.proxies`). What an HTTP client would hide is
 looked at on connections of our own. Each public function adds its findings to the report.
 """
 
@@ -24,7 +24,7 @@ from halt.core.events import Cancelled, encode
 from halt.core.metrics import now
 from halt.doctor import LONG, Report, milliseconds
 from halt.errors import HaltError
-from halt.proxies import INSPECT, Seen
+from halt.web.proxies import INSPECT, Seen
 
 SOON = 0.1  # seconds to notice that a client has left: less says nothing about the proxy
 LATE = 1.0  # from which on that is late

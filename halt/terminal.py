@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from halt.answers import figures, unwatched
 from halt.client import Group, Source
 from halt.config.data_dir import make_folder, open_private
 from halt.core.events import Cancelled, Done, ErrorInfo, Extra, Failed, Terminal, is_terminal
@@ -31,6 +30,7 @@ from halt.core.service import Receipt
 from halt.errors import HaltError, Interrupted
 from halt.screen import PlainScreen, Screen
 from halt.store.conversation import Exchange, exchanges_told
+from halt.web.page.answers import figures, unwatched
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession

@@ -12,7 +12,8 @@ can serve without waiting for a client:
 - After the last response of a connection the client has time to close; what it sends is dropped. A
   connection that is closed with bytes unread makes the client's system throw the answer away: a
   file that is too large would end with a reset in place of the sentence that says so.
-- Each of these has a deadline (`halt.client_socket.until`), after which the connection is closed.
+- Each of these has a deadline (`halt.web.client_socket.until`), after which the connection is
+  closed.
 - Where open files or memory run short, the oldest waiting connections are closed.
 
 Where gunicorn does TLS itself, or expects the PROXY protocol, threads read the requests.
@@ -36,10 +37,10 @@ from typing import Any
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from halt.client_socket import SILENCE_MAX, ClientSocket, until
 from halt.config import open_files
 from halt.request_buffer import Kind, RequestBuffer
 from halt.thread_pools import ThreadPools
+from halt.web.client_socket import SILENCE_MAX, ClientSocket, until
 
 #: Seconds that a leaving worker gives clients to take their last answers, to close, and to send a
 #: request that is under way on a kept connection.

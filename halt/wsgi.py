@@ -6,7 +6,7 @@ import sys
 
 from halt.app import create_app
 from halt.config.settings import ConfigError
-from halt.server_check import EXIT_STATUS
+from halt.web.server_check import EXIT_STATUS
 
 try:
     app = create_app()

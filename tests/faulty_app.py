@@ -7,10 +7,10 @@ import threading
 
 from flask import Response
 
-from halt import sink
 from halt.app import create_app
 from halt.core import service
-from halt.web import json_response
+from halt.web import sink
+from halt.web.requests import json_response
 
 for module, name in ((service, "STALL_MAX"), (sink, "STUCK_MAX")):
     if f"TEST_{name}" in os.environ:

@@ -19,8 +19,8 @@ from types import FrameType
 from flask import Response
 
 from halt.app import create_app
-from halt.client_socket import ClientSocket
-from halt.web import client_socket
+from halt.web.client_socket import ClientSocket
+from halt.web.requests import client_socket
 
 REFUSE, ALLOW, RELEASE = (signal.SIGRTMIN + each for each in range(3))
 SEND_SECONDS = 0.25

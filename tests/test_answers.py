@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from jinja2 import Environment, FileSystemLoader, Template
 
-from halt.answers import AnswerView, PageWriter, exchange_view, view
 from halt.chat.progress import Lengths
 from halt.core import steps
 from halt.core.events import (
@@ -34,10 +33,11 @@ from halt.core.request import Part
 from halt.core.run import Run
 from halt.core.tools import Toolbox
 from halt.errors import UpstreamError
-from halt.readers import made
 from halt.rendering.open_text import SEAM
 from halt.rendering.renderer import Renderer
 from halt.store.conversation import Exchange
+from halt.web.event_stream import made
+from halt.web.page.answers import AnswerView, PageWriter, exchange_view, view
 from tests.scripted import Scripted, ScriptedReply
 from tests.stage import Stage, over
 

@@ -12,7 +12,6 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from halt import sockets
 from halt.app import create_app
 from halt.config.settings import load
 from halt.core.events import Done
@@ -25,6 +24,7 @@ from halt.errors import AtCapacity, StoreUnavailable, UnknownStream
 from halt.store.conversation import BUSY, Busy, Conversation
 from halt.store.conversations import SqlStore
 from halt.store.writer import Recorder
+from halt.web.websocket import routes as sockets
 from tests.conftest import eventually, new_id
 from tests.scripted import SOON, Scripted
 

@@ -12,7 +12,7 @@ import pytest
 from halt.core.decoding import JSON_OBJECT
 from halt.core.request import CHAT_REQUEST
 from halt.errors import RequestError
-from halt.starts import START_REQUEST
+from halt.web.starts import START_REQUEST
 
 HELLO = {"role": "user", "content": "Hello"}
 HALF = r'{"messages": [{"role": "user", "content": "%s"}]}'

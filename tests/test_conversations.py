@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from halt.shelf import file_name
+from halt.web.page.sidebar import file_name
 from tests.conftest import HaltServer, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Answer, Client

@@ -11,7 +11,7 @@ from flask import Blueprint, Flask, session
 
 from halt.app import create_app
 from halt.config.settings import Config, ConfigError, load
-from halt.cors import API
+from halt.web.cors import API
 from tests.conftest import HaltServer, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Answer

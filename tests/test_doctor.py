@@ -17,8 +17,8 @@ from halt.app import create_app
 from halt.client import Remote
 from halt.config.settings import load
 from halt.doctor import Report
-from halt.proxies import Seen
 from halt.proxy_checks import misjudged, websocket
+from halt.web.proxies import Seen
 from tests import fake_work
 from tests.conftest import HaltServer
 from tests.fake_openai import FakeOpenAI

@@ -9,11 +9,11 @@ import pytest
 from flask import render_template
 from markupsafe import Markup
 
-from halt.answers import AnswerView, BelowView, FoldView
 from halt.app import create_app
 from halt.config.settings import Config
-from halt.ended_html import ended_answer
 from halt.rendering.markdown import Patch
+from halt.web.page.answers import AnswerView, BelowView, FoldView
+from halt.web.page.ended_html import ended_answer
 
 HOSTILE = "<i>\"'&\n  {{ 7 }}"
 FOLDS = tuple(

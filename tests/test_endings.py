@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from halt.answers import figures
 from halt.core import generation, notes
 from halt.core import run as module
 from halt.core.events import (
@@ -23,7 +22,8 @@ from halt.core.events import (
 from halt.core.request import Part
 from halt.core.run import Run
 from halt.errors import UpstreamError
-from halt.openai_api import finish_reason
+from halt.web.api.openai import finish_reason
+from halt.web.page.answers import figures
 from tests.scripted import SOON, Reader, Scripted, ScriptedReply
 from tests.stage import Stage, over
 from tests.wire import until

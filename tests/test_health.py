@@ -10,14 +10,14 @@ from typing import Any, cast
 
 import pytest
 
-from halt import api
-from halt.api import Probe
 from halt.cluster.peers import Peers
 from halt.cluster.service import SharedGenerations
 from halt.config.settings import Config
 from halt.core.connection import Line
 from halt.core.request import Upstream
 from halt.core.stop import StopRegistry
+from halt.web.api import stop
+from halt.web.api.stop import Probe
 from tests.conftest import SEEN_WITHIN, eventually
 
 OTHERS = 20
@@ -51,8 +51,8 @@ def join(threads: list[threading.Thread]) -> None:
 
 def test_one_request_waits_for_a_silent_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that come meanwhile are told what is known: nothing, and later the last answer."""
-    monkeypatch.setattr(api, "PROBE_WAIT", SEEN_WITHIN)
-    monkeypatch.setattr(api, "PROBE_SECONDS", SEEN_WITHIN)
+    monkeypatch.setattr(stop, "PROBE_WAIT", SEEN_WITHIN)
+    monkeypatch.setattr(stop, "PROBE_SECONDS", SEEN_WITHIN)
     upstream = Silent()
     probe = Probe(cast("Upstream", upstream))
     threads, answers = in_threads(OTHERS + 1, probe.look)
@@ -69,11 +69,11 @@ def test_a_request_that_has_waited_in_vain_is_the_only_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """While the upstream is asked, no second request waits, also one after the other."""
-    monkeypatch.setattr(api, "PROBE_WAIT", 0.01)
+    monkeypatch.setattr(stop, "PROBE_WAIT", 0.01)
     upstream = Silent()
     probe = Probe(cast("Upstream", upstream))
     assert probe.look() == "unknown"
-    monkeypatch.setattr(api, "PROBE_WAIT", SEEN_WITHIN)
+    monkeypatch.setattr(stop, "PROBE_WAIT", SEEN_WITHIN)
     others, answers = in_threads(OTHERS, probe.look)
     join(others)
     assert answers == ["unknown"] * OTHERS

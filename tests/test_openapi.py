@@ -26,9 +26,9 @@ from schemathesis.specs.openapi.checks import (
 from halt.app import create_app
 from halt.config.settings import load
 from halt.errors import STATUSES, HaltError
-from halt.openai_api import NAMED, Manner
-from halt.openapi import document
-from halt.plain import PARAMETERS
+from halt.web.api.document import document
+from halt.web.api.openai import NAMED, Manner
+from halt.web.api.text import PARAMETERS
 from tests.conftest import HaltServer
 from tests.fake_openai import FakeOpenAI
 

@@ -19,10 +19,10 @@ import pytest
 from flask import Flask
 
 from halt.app import create_app
-from halt.client_address import address
 from halt.config.settings import Config, ConfigError, load
 from halt.errors import TooManyRequests
-from halt.rates import Rates, count_starts
+from halt.web.client_address import address
+from halt.web.rate_limits import Rates, count_starts
 from tests.conftest import (
     SEEN_WITHIN,
     HaltServer,

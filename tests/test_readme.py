@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from halt.config.providers import KINDS
-from halt.starts import StartRequest
+from halt.web.starts import StartRequest
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")

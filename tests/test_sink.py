@@ -18,7 +18,6 @@ from urllib.parse import urlencode
 
 import pytest
 
-from halt import sink
 from halt.config.settings import Config
 from halt.core import departure
 from halt.core.departure import Departure
@@ -27,8 +26,9 @@ from halt.core.request import ChatRequest
 from halt.core.run import Run
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
-from halt.readers import EventStream, json_frames
-from halt.sink import GROUP_CHARS, Sink
+from halt.web import sink
+from halt.web.event_stream import EventStream, json_frames
+from halt.web.sink import GROUP_CHARS, Sink
 from tests.conftest import HaltServer, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.scripted import HI, SOON, Scripted, ScriptedReply

@@ -22,8 +22,8 @@ from halt.core.relay import Relay
 from halt.core.request import ChatRequest
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
-from halt.readers import EventStream, TextStream, json_frames
-from halt.sink import Sink
+from halt.web.event_stream import EventStream, TextStream, json_frames
+from halt.web.sink import Sink
 from tests.scripted import HI, SOON, Scripted
 from tests.test_mirror import Begin, begin
 from tests.wire import Background, received, until

@@ -13,13 +13,13 @@ import jinja2
 import pytest
 from flask import Flask
 
-from halt import web
 from halt.app import create_app
 from halt.config import data_dir
 from halt.config.settings import Config
-from halt.counts import Counts
 from halt.store.database import Database
-from halt.web import COOKIES_MAX, FIELDS_MAX, SHORT_BODY_MAX
+from halt.web import requests
+from halt.web.rate_counters import Counts
+from halt.web.requests import COOKIES_MAX, FIELDS_MAX, SHORT_BODY_MAX
 from tests.conftest import HaltServer, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import PATIENCE
@@ -70,7 +70,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             (Counts, "together"),
             (jinja2.Template, "render"),
             (jinja2.Environment, "get_template"),
-            (web, "render_template"),
+            (requests, "render_template"),
             (data_dir, "secret_key"),
             (data_dir, "mark"),
         ):

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import openai
 import pytest
 
-from halt import token_failures
-from halt.token_failures import ADDRESSES_MAX, WINDOW, WRONG_MAX, TokenFailures
+from halt.web import token_failures
+from halt.web.token_failures import ADDRESSES_MAX, WINDOW, WRONG_MAX, TokenFailures
 from tests.conftest import HaltServer, settings
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Answer, Client

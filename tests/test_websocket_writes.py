@@ -19,7 +19,7 @@ from halt.core.generation import Recording
 from halt.core.log import MemoryLog
 from halt.core.metrics import Meter, now
 from halt.core.relay import Relay
-from halt.sockets import FRAMES_MAX, Feed, Wire, frame
+from halt.web.websocket.routes import FRAMES_MAX, Feed, Wire, frame
 from tests.wire import SOON, until
 
 EVENTS = 400  # of each stream: with STREAMS, several times what the system keeps for a client

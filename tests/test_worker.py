@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from halt.client_socket import ClientSocket
 from halt.request_buffer import Kind
 from halt.thread_pools import MOST
+from halt.web.client_socket import ClientSocket
 from halt.worker import QUEUED_MAX
 from tests.bench.processes import cpu_seconds
 from tests.conftest import HaltServer, eventually

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 
 from hypothesis import strategies as st
 
-from halt.openapi import document
+from halt.web.api.document import document
 from tests.conftest import HaltServer
 from tests.fuzz.mutate import NUMBERS, TEXTS, altered, dumped, mutated
 from tests.fuzz.schemas import fitting

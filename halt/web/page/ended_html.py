@@ -9,11 +9,11 @@ import html
 
 from markupsafe import escape
 
-from halt.answers import AnswerView, BelowView, FoldView, view
 from halt.chat.progress import Lengths
 from halt.core.generation import Recording
 from halt.rendering.renderer import Rendering
 from halt.store.conversation import Exchange
+from halt.web.page.answers import AnswerView, BelowView, FoldView, view
 
 _CONTINUE = (
     '<button type="button" class="continue" data-do="continue" hx-post '
@@ -32,7 +32,7 @@ def whole(run: Recording, lengths: Lengths, rendering: Rendering) -> str | None:
     if shown.state == "running":
         return None
     target = f"a-{html.escape(run.id)}"
-    # settle:0: see `halt.answers.PageWriter.whole`.
+    # settle:0: see `halt.web.page.answers.PageWriter.whole`.
     return (
         f'<hx-partial hx-target="#{target}" hx-swap="outerHTML settle:0">'
         f"{ended_answer(shown)}</hx-partial>"

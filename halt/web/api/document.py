@@ -18,8 +18,8 @@ from halt.core.metrics import Metrics
 from halt.core.request import StreamId
 from halt.core.request_ids import HEADER
 from halt.core.service import Receipt
-from halt.starts import StartRequest
-from halt.web import config, json_response
+from halt.web.requests import config, json_response
+from halt.web.starts import StartRequest
 
 Schema = dict[str, Any]
 

@@ -7,10 +7,10 @@ from flask import Blueprint, Response, request
 from halt.core.events import FINAL_FRAME
 from halt.core.generation import Recording
 from halt.core.run import Run
-from halt.rates import count_starts
-from halt.readers import SSE_HEADERS, EventStream, json_frames, watched
-from halt.starts import START_REQUEST
-from halt.web import after_parameter, client_socket, generations, owner, toolbox
+from halt.web.event_stream import SSE_HEADERS, EventStream, json_frames, watched
+from halt.web.rate_limits import count_starts
+from halt.web.requests import after_parameter, client_socket, generations, owner, toolbox
+from halt.web.starts import START_REQUEST
 
 blueprint = Blueprint("streams", __name__)
 

@@ -50,7 +50,6 @@ from simple_websocket import ConnectionClosed, Server
 from werkzeug.wrappers import Response
 from wsproto.utilities import RemoteProtocolError
 
-from halt.client_socket import ClientSocket
 from halt.core.decoding import EventNumber, TypeDecoder
 from halt.core.events import encode, is_terminal
 from halt.core.generation import Recording
@@ -60,10 +59,11 @@ from halt.core.request import StreamId
 from halt.core.request_ids import current, signed
 from halt.core.service import RETRY_AFTER, Generations
 from halt.errors import AtCapacity, HaltError, OffsetLost, RequestError
-from halt.rates import count_starts
-from halt.sink import GROUP_CHARS, GROUP_EVENTS, fitting
-from halt.starts import StartRequest, grace_of
-from halt.web import client_socket, generations, owner, refusal
+from halt.web.client_socket import ClientSocket
+from halt.web.rate_limits import count_starts
+from halt.web.requests import client_socket, generations, owner, refusal
+from halt.web.sink import GROUP_CHARS, GROUP_EVENTS, fitting
+from halt.web.starts import StartRequest, grace_of
 
 MAX_STREAMS = 32  # that one socket follows at once
 SEND_BUFFER = 65_536  # bytes given to the kernel ahead of the reader; Linux takes twice as much

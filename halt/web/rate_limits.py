@@ -20,11 +20,11 @@ from flask import Flask, current_app
 from flask_limiter import Limiter
 from limits import RateLimitItem, parse_many
 
-from halt.client_address import address
 from halt.config.settings import Config
-from halt.counts import Counts, uri
 from halt.errors import RequestError, TooManyRequests
-from halt.web import owner
+from halt.web.client_address import address
+from halt.web.rate_counters import Counts, uri
+from halt.web.requests import owner
 
 logger = logging.getLogger(__name__)
 

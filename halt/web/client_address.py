@@ -10,7 +10,7 @@ NETWORK = 64  # bits that tell one client's IPv6 network from another's; the res
 
 
 def address() -> str:
-    """The client's address (see `halt.proxies`) as far as it tells clients apart."""
+    """The client's address (see `halt.web.proxies`) as far as it tells clients apart."""
     found = request.remote_addr or ""
     try:
         known = ipaddress.ip_address(found)

@@ -2,9 +2,9 @@
 
 - A browser has a signed session cookie with a random owner ID. A program has none.
 - With HALT_TOKEN set, a program sends it as `Authorization: Bearer`, a browser logs in once. Wrong
-  tokens are counted (see `halt.token_failures`).
+  tokens are counted (see `halt.web.token_failures`).
 - Requests that change or start something, WebSockets included, are refused when they come from
-  another site's page, unless HALT_CORS_ORIGINS lets that one in (see `halt.cors`). So is what a
+  another site's page, unless HALT_CORS_ORIGINS lets that one in (see `halt.web.cors`). So is what a
   script of another origin reads of the chat page. No response to such a page sets a cookie.
 - Every response carries a strict Content-Security-Policy; errors are JSON for programs and a
   fragment for the page; what was not foreseen is logged and answered without its details.
@@ -45,7 +45,6 @@ from markupsafe import escape
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt.client_address import address
 from halt.config import data_dir
 from halt.config.settings import Config
 from halt.core import via
@@ -54,12 +53,13 @@ from halt.core.events import encode
 from halt.core.request_ids import current, signed
 from halt.core.service import Generations
 from halt.core.tools import Toolbox
-from halt.cors import admitted, is_api, is_own
 from halt.errors import TOKEN_NEEDED, HaltError, RequestError, TooLarge
 from halt.providers.catalog import Catalog
 from halt.store.conversation import Store
 from halt.store.writer import Saving
-from halt.token_failures import TokenFailures, too_many
+from halt.web.client_address import address
+from halt.web.cors import admitted, is_api, is_own
+from halt.web.token_failures import TokenFailures, too_many
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -356,7 +356,7 @@ class _Sessions(SecureCookieSessionInterface):
 
         Halt on a local network without TLS has to work as well.
         """
-        return request.is_secure  # behind a proxy: see `halt.proxies`
+        return request.is_secure  # behind a proxy: see `halt.web.proxies`
 
 
 def _key(app: Flask) -> str:

@@ -51,10 +51,17 @@ from halt.core.request_ids import current
 from halt.core.run import Run
 from halt.errors import HaltError, Interrupted, OffsetLost, RequestError, UpstreamError
 from halt.providers.catalog import NO_LIST
-from halt.rates import count_starts
-from halt.readers import SSE_HEADERS, Answer, EventStream, Reading, failure, gather, watched
-from halt.starts import OnDisconnect, grace_of
-from halt.web import (
+from halt.web.event_stream import (
+    SSE_HEADERS,
+    Answer,
+    EventStream,
+    Reading,
+    failure,
+    gather,
+    watched,
+)
+from halt.web.rate_limits import count_starts
+from halt.web.requests import (
     client_socket,
     config,
     generations,
@@ -63,6 +70,7 @@ from halt.web import (
     owner,
     tell_id,
 )
+from halt.web.starts import OnDisconnect, grace_of
 
 MODELS_SECONDS = 10.0  # for the model's server to list its models
 

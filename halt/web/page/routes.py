@@ -36,7 +36,6 @@ from flask import (
 from jinja2 import Template
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt.answers import AnswerView, ExchangeView, PageWriter, exchange_view, lost, used, view
 from halt.chat.progress import Lengths
 from halt.chat.titles import Titles
 from halt.core.connection import limited
@@ -49,7 +48,6 @@ from halt.core.request import ChatRequest, Message
 from halt.core.run import Run
 from halt.core.service import Receipt
 from halt.core.slots import number_of
-from halt.ended_html import whole
 from halt.errors import (
     AtCapacity,
     HaltError,
@@ -62,8 +60,6 @@ from halt.errors import (
     UpstreamError,
 )
 from halt.providers.catalog import Catalog, checked_model
-from halt.rates import count_starts
-from halt.readers import SSE_HEADERS, EventStream
 from halt.rendering.renderer import TEXT_WAIT, Renderer, Rendering
 from halt.store.conversation import (
     MOVED,
@@ -75,8 +71,19 @@ from halt.store.conversation import (
     UnknownConversation,
 )
 from halt.store.writer import Recorder
-from halt.token_failures import too_many
-from halt.web import (
+from halt.web.event_stream import SSE_HEADERS, EventStream
+from halt.web.page.answers import (
+    AnswerView,
+    ExchangeView,
+    PageWriter,
+    exchange_view,
+    lost,
+    used,
+    view,
+)
+from halt.web.page.ended_html import whole
+from halt.web.rate_limits import count_starts
+from halt.web.requests import (
     after_parameter,
     catalog,
     client_socket,
@@ -93,6 +100,7 @@ from halt.web import (
     told_system_prompt,
     toolbox,
 )
+from halt.web.token_failures import too_many
 
 #: Seconds between two messages to the page: about a frame of a 60 Hz screen. A page that swaps
 #: more often only falls behind; the first message is never held back.

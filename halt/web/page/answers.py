@@ -44,9 +44,9 @@ from halt.rendering.markdown import BlockStream, Patch, Step
 from halt.rendering.open_text import OpenText, breakable, normal
 from halt.rendering.protocol import Drawn
 from halt.rendering.renderer import Ready, Renderer, Rendering
-from halt.sink import Awaited, Made
 from halt.store.conversation import Exchange, Usage, Versions, state_of
 from halt.store.writer import Saving
+from halt.web.sink import Awaited, Made
 
 T = TypeVar("T")
 

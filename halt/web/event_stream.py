@@ -46,7 +46,7 @@ from halt.core.request_ids import named
 from halt.core.run import Run
 from halt.core.service import Generations
 from halt.errors import AnswerFailed, OffsetLost, RequestError
-from halt.sink import Awaited, Made, Present, Sink, gunicorn_response
+from halt.web.sink import Awaited, Made, Present, Sink, gunicorn_response
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from werkzeug.http import parse_list_header
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from halt.config.settings import Config
-from halt.web import brings_token, config, json_response, wrong_bearer
+from halt.web.requests import brings_token, config, json_response, wrong_bearer
 
 #: A request with this header is answered with a `Seen`, whatever its path and method.
 INSPECT = "X-Halt-Inspect"

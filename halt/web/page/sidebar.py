@@ -1,7 +1,7 @@
 """The conversations beside the one that is open: the list, search, settings, files, undo.
 
 What changes the page is a fragment. A fault is shown in the toast, or where the form is that it
-belongs to. The pages of conversations themselves are in `halt.pages`.
+belongs to. The pages of conversations themselves are in `halt.web.page.routes`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from halt.errors import HaltError, RequestError, TooLarge
 from halt.providers.catalog import checked_model
 from halt.store.conversation import Conversation, Page, Settings, Summary
 from halt.store.portable import MESSAGE_MAX, PortableConversation, read, to_json, to_markdown
-from halt.web import (
+from halt.web.requests import (
     catalog,
     config,
     conversations,

@@ -19,7 +19,6 @@ from functools import partial
 from types import FrameType, FunctionType
 from typing import Any, Protocol
 
-from halt.client_socket import ClientSocket
 from halt.core.connection import TICK
 from halt.core.departure import PIPELINED_LOOK, has_left
 from halt.core.events import Event, is_terminal, size_of
@@ -27,6 +26,7 @@ from halt.core.generation import Recording
 from halt.core.metrics import now
 from halt.core.relay import READ, WRITE, Relay, Timer, contained
 from halt.errors import OffsetLost
+from halt.web.client_socket import ClientSocket
 
 #: Makes the bytes of a group of events, or gives a function that makes them: that one may take
 #: milliseconds, so the relay has it called by a thread, once and before the next group.
@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 
 
 class Stream(Protocol):
-    """What is sent to one client; see `halt.readers.EventStream`."""
+    """What is sent to one client; see `halt.web.event_stream.EventStream`."""
 
     run: Recording
     after: int

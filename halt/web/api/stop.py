@@ -18,7 +18,7 @@ from halt.core.request import Upstream
 from halt.core.service import Receipt
 from halt.errors import HaltError, RequestError
 from halt.providers.cached_query import Question
-from halt.web import brings_token, generations, json_response, owner, wants_fragment
+from halt.web.requests import brings_token, generations, json_response, owner, wants_fragment
 
 STOPS_MAX = 16  # streams that one press of the page's Stop can name
 PROBE_SECONDS = 10.0  # a health answer is never older than this when the probe can run

@@ -26,8 +26,7 @@ from halt.core.generation import Recording
 from halt.core.request import fingerprint
 from halt.core.run import Run
 from halt.errors import AtCapacity, OffsetLost, RequestError, StreamInUse, UnknownStream
-from halt.rates import count_starts
-from halt.readers import (
+from halt.web.event_stream import (
     SSE_HEADERS,
     Answer,
     EventStream,
@@ -37,8 +36,8 @@ from halt.readers import (
     is_text,
     watched,
 )
-from halt.starts import START_REQUEST, StartRequest, grace_of
-from halt.web import (
+from halt.web.rate_limits import count_starts
+from halt.web.requests import (
     client_socket,
     config,
     generations,
@@ -47,6 +46,7 @@ from halt.web import (
     tell_id,
     toolbox,
 )
+from halt.web.starts import START_REQUEST, StartRequest, grace_of
 
 TEXT_HEADERS = {
     "Content-Type": "text/plain; charset=utf-8",

@@ -1,0 +1,1 @@
+"""What all HTTP routes share: who is asking, limits, security, streaming."""

@@ -1,0 +1,1 @@
+"""The page: routes, view models, templates."""
