@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from halt import Generation, GenerationError, Halt, Merged
-from halt.aio import AsyncStream
 from halt.core.events import Content, Done, Event, Failed, is_terminal, text_of
 from halt.errors import AtCapacity, OffsetLost
-from halt.feed import AHEAD
+from halt.library.aio import AsyncStream
+from halt.library.feed import AHEAD
 from tests import programs
 from tests.fake_openai import FakeOpenAI
 from tests.programs import no_thread_left, scripted, whole

@@ -19,7 +19,7 @@ from halt.config.model_servers import USUAL, Found, Names, decoded, product_of
 from halt.config.settings import Config, ConfigError, load
 from halt.core.connection import Line
 from halt.errors import UpstreamError
-from halt.library import Halt
+from halt.library.halt import Halt
 from halt.providers import discovery
 from halt.providers.discovery import Discovery, addresses_of, discovery_of, found_at_start
 from halt.providers.factory import make_upstream

@@ -29,7 +29,7 @@ SOURCES = sorted([*(ROOT / "halt").rglob("*.py"), ROOT / "app.py", ROOT / "gunic
 NEVER_DECODED = {
     "core.request.Part",
     "core.service.Health",
-    "handle.Result",
+    "library.handle.Result",
     "web.api.openai.Asked",
     "web.api.document.Answered",
     "web.api.document.Passing",

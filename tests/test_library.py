@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import halt as package
-from halt import Generation, GenerationError, Halt, Result, ToolError, handle
+from halt import Generation, GenerationError, Halt, Result, ToolError
 from halt.config.settings import Config, ConfigError
 from halt.core.events import Cancelled, Content, Done, Event, Failed, ToolCall, ToolResult
 from halt.core.log import MemoryLog
@@ -30,7 +30,8 @@ from halt.errors import (
     StreamInUse,
     UnknownStream,
 )
-from halt.library import Options
+from halt.library import handle
+from halt.library.halt import Options
 from tests.conftest import halt_environment
 from tests.fake_openai import FakeOpenAI
 from tests.programs import no_thread_left, scripted, settings, threads, whole

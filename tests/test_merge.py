@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halt import GenerationError, Halt, Merged
-from halt import feed as module
 from halt.core.events import Cancelled, Content, Done, Event, Failed, is_terminal, text_of
 from halt.errors import AtCapacity, RequestError
-from halt.feed import AHEAD, Feed
+from halt.library import feed as module
+from halt.library.feed import AHEAD, Feed
 from tests import programs
 from tests.fake_openai import FakeOpenAI
 from tests.programs import no_thread_left, scripted, threads

@@ -1,7 +1,7 @@
 """A thin bridge from runs to asyncio.
 
-A follower (see `halt.feed`) waits for the run; the event loop is told once for each time that it
-has to wait, and takes everything that is there. Nothing polls, nothing blocks the loop.
+A follower (see `halt.library.feed`) waits for the run; the event loop is told once for each time
+that it has to wait, and takes everything that is there. Nothing polls, nothing blocks the loop.
 
 Whoever reads this way owns what is read: leaving before the end, by `aclose`, by leaving the
 `async with`, by `break`, or because the task is cancelled, presses Stop. So `asyncio.timeout`
@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Generic, Self, TypeVar
 
-from halt.feed import Feed, Item
+from halt.library.feed import Feed, Item
 
 T = TypeVar("T")
 

@@ -14,7 +14,6 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from halt.aio import AsyncStream, read
 from halt.core.connection import TICK
 from halt.core.events import (
     Cancelled,
@@ -33,7 +32,8 @@ from halt.core.metrics import Metrics, now
 from halt.core.run import Run
 from halt.core.service import Generations, Receipt
 from halt.errors import HaltError, OffsetLost
-from halt.feed import Feed, Followers, Item
+from halt.library.aio import AsyncStream, read
+from halt.library.feed import Feed, Followers, Item
 
 logger = logging.getLogger(__name__)
 

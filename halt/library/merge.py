@@ -1,9 +1,10 @@
 """Several generations read as one stream, in the order in which their events arrive.
 
-Each run has one follower (see `halt.feed`), a thread that waits at the run's log and hands events
-over. The order of arrival is the order in which the followers put their events into the feed, under
-the feed's lock; nothing is sorted afterwards. Threads: one a run, each holding a reader's place;
-none for the merge itself, whose consumer takes all that is there each time it had to wait.
+Each run has one follower (see `halt.library.feed`), a thread that waits at the run's log and hands
+events over. The order of arrival is the order in which the followers put their events into the
+feed, under the feed's lock; nothing is sorted afterwards. Threads: one a run, each holding a
+reader's place; none for the merge itself, whose consumer takes all that is there each time it had
+to wait.
 
 Runs stay runs: each has its own Stop, limits and figures, and one that fails leaves the others. The
 consumer gets exactly one terminal event of each: the run's own, or an `error` in its place when
@@ -16,12 +17,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Self
 
-from halt.aio import AsyncStream, read
 from halt.core.events import ErrorInfo, Event, Failed
 from halt.core.service import Generations, Receipt
 from halt.errors import HaltError
-from halt.feed import Feed, Item
-from halt.handle import Generation
+from halt.library.aio import AsyncStream, read
+from halt.library.feed import Feed, Item
+from halt.library.handle import Generation
 
 
 class Merged:

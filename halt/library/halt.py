@@ -27,9 +27,9 @@ from halt.core.service import Generations, Receipt
 from halt.core.stop import StopRegistry
 from halt.core.tools import Tool, Toolbox, ToolError
 from halt.errors import Draining, HaltError, RequestError
-from halt.feed import Feed, Followers
-from halt.handle import Callbacks, Generation, GenerationError, Result
-from halt.merge import Merged
+from halt.library.feed import Feed, Followers
+from halt.library.handle import Callbacks, Generation, GenerationError, Result
+from halt.library.merge import Merged
 from halt.providers.factory import make_upstream
 
 __all__ = [

@@ -1,0 +1,1 @@
+"""Halt inside of a Python program: `from halt import Halt`."""
