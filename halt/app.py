@@ -8,10 +8,11 @@ from typing import Any
 
 from flask import Flask
 
-from halt import VERSION, cli
+from halt import VERSION
 from halt.assets import STATIC, TEMPLATES
 from halt.chat.builtin_tools import SHIPPED
 from halt.chat.titles import Titles
+from halt.cli import commands
 from halt.cluster.peers import Peers
 from halt.cluster.service import SharedGenerations
 from halt.config.settings import Config, load
@@ -104,7 +105,7 @@ def create_app(
     app.register_blueprint(document.blueprint)
     sockets.install(app)
     app.register_blueprint(stop.blueprint(pages.stop_fragment, service.upstream))
-    cli.install(app, upstream)
+    commands.install(app, upstream)
     app.wsgi_app = RequestIds(via.Chains(app.wsgi_app))  # type: ignore[method-assign]
     add_to_log()
     # What a first request would build, with other requests beside it:

@@ -15,7 +15,7 @@ import sys
 import click
 
 from halt import VERSION, embedded
-from halt.cli import chat, doctor
+from halt.cli.commands import chat, doctor
 from halt.config import settings
 from halt.config.settings import ConfigError
 

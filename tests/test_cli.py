@@ -20,8 +20,11 @@ import pytest
 from rich.console import Console
 
 from halt import embedded
-from halt import terminal as chats
-from halt.client import Frames, Group, Local, Remote, RemoteError
+from halt.cli import terminal as chats
+from halt.cli.rich_screen import RichScreen
+from halt.cli.screen import LAG, PACE, PlainScreen, Screen, Typewriter, clean, clock
+from halt.cli.source import Frames, Group, Local, Remote, RemoteError
+from halt.cli.terminal import STOPPED, ask
 from halt.config.settings import Config
 from halt.core import notes
 from halt.core.events import (
@@ -40,9 +43,6 @@ from halt.core.request import ChatRequest, Message
 from halt.core.service import Generations, Receipt
 from halt.core.stop import StopRegistry
 from halt.providers.factory import make_upstream
-from halt.rich_screen import RichScreen
-from halt.screen import LAG, PACE, PlainScreen, Screen, Typewriter, clean, clock
-from halt.terminal import STOPPED, ask
 from tests.conftest import (
     LEAVES_WITHIN,
     ROOT,
@@ -780,7 +780,7 @@ def test_a_duration_that_grows(spent: float, said: str) -> None:
 def test_silence_is_told_with_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a screen of plain lines now and then, on the other one all the time; never to a pipe."""
     at = [100.0]
-    monkeypatch.setattr("halt.screen.now", lambda: at[0])
+    monkeypatch.setattr("halt.cli.screen.now", lambda: at[0])
     out, piped, drawn = io.StringIO(), io.StringIO(), io.StringIO()
     plain = PlainScreen(out, out)
     quiet = PlainScreen(piped, piped, quiet=True)

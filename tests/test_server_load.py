@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from halt.cli.doctor.server_load import PAUSES, ServerLoad, busy_slots, running_requests
 from halt.config.providers import ProviderSettings
-from halt.server_load import PAUSES, ServerLoad, busy_slots, running_requests
 from tests import fake_work
 from tests.fake_openai import FakeOpenAI
 from tests.fake_work import WorkReply
@@ -73,7 +73,7 @@ def test_a_server_that_is_silent_is_given_up(
     load: ServerLoad, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A look has a limit of its own; a server that is away is not known either."""
-    monkeypatch.setattr("halt.server_load.ANSWER_WITHIN", 0.1)
+    monkeypatch.setattr("halt.cli.doctor.server_load.ANSWER_WITHIN", 0.1)
     released = threading.Event()
 
     def answer(_: int) -> tuple[int, str, bytes]:

@@ -25,11 +25,11 @@ from halt.errors import HaltError, RequestError
 if TYPE_CHECKING:
     from flask import Flask
 
-    from halt.client import Source
+    from halt.cli.screen import Screen
+    from halt.cli.source import Source
+    from halt.cli.terminal import Chat
     from halt.core.request import Upstream
     from halt.core.service import Generations
-    from halt.screen import Screen
-    from halt.terminal import Chat
 
 #: Makes generations of a Config and, where only one is meant, a provider's name.
 Make = Callable[..., "Generations"]
@@ -171,7 +171,7 @@ def _source(
     model: str,
 ) -> tuple[Source, str]:
     """Where answers come from, and the model's instructions there."""
-    from halt.client import Local, Remote  # noqa: PLC0415
+    from halt.cli.source import Local, Remote  # noqa: PLC0415
 
     if url is not None:
         remote = Remote(url, token or config.token, config.connect_timeout)
@@ -190,7 +190,7 @@ def _source(
 
 
 def _pipe(source: Source, model: str, system: str, limit: int, *, metrics: bool, slow: bool) -> int:
-    from halt import terminal  # noqa: PLC0415
+    from halt.cli import terminal  # noqa: PLC0415
 
     said = sys.stdin.read(limit + 1).strip()
     if not said:
@@ -211,17 +211,17 @@ def _talk(
     metrics: bool,
     no_history: bool,
 ) -> int:
-    from halt import terminal  # noqa: PLC0415
+    from halt.cli import terminal  # noqa: PLC0415
 
     screen: Screen
     if plain or not sys.stdout.isatty():
-        from halt.screen import PlainScreen  # noqa: PLC0415
+        from halt.cli.screen import PlainScreen  # noqa: PLC0415
 
         screen = PlainScreen(sys.stdout, sys.stderr, typewriter=slow)
     else:
         from rich.console import Console  # noqa: PLC0415
 
-        from halt.rich_screen import RichScreen  # noqa: PLC0415
+        from halt.cli.rich_screen import RichScreen  # noqa: PLC0415
 
         console = Console(highlight=False, markup=False, emoji=False)
         screen = RichScreen(console, typewriter=slow)
@@ -253,8 +253,8 @@ def doctor(url: str | None, token: str | None, timeout: float, as_json: bool) ->
 
     URL is the public address of a running Halt. Asks for a few short answers.
     """
-    from halt import doctor as work  # noqa: PLC0415
-    from halt import public  # noqa: PLC0415
+    from halt.cli.doctor import checks as work  # noqa: PLC0415
+    from halt.cli.doctor import proxy  # noqa: PLC0415
 
     logging.basicConfig(level="CRITICAL")  # every fault becomes a finding
     config, make = _settings()
@@ -266,7 +266,7 @@ def doctor(url: str | None, token: str | None, timeout: float, as_json: bool) ->
         except click.ClickException as fault:
             report.fail("model", fault.message, "See above.")
     if url is not None:
-        public.examine(report, url, token or config.token, timeout, config.connect_timeout)
+        proxy.examine(report, url, token or config.token, timeout, config.connect_timeout)
     if as_json:
         click.echo(report.as_json())
     raise SystemExit(0 if report.is_well else 1)

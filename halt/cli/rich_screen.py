@@ -17,9 +17,9 @@ from rich.markdown import Heading, Markdown
 from rich.segment import Segment
 from rich.text import Text
 
+from halt.cli.screen import WAS_THOUGHT, Paced, clean, seconds
 from halt.core.metrics import now
 from halt.rendering.markdown import BlockStream, parser_of_answers
-from halt.screen import WAS_THOUGHT, Paced, clean, seconds
 
 FRAMES = 20  # a second
 TAIL_MAX = 2_000  # characters of an open block that are drawn; the rest of it is seen at its end

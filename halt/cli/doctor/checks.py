@@ -17,7 +17,9 @@ from urllib.parse import urlsplit
 import httpx2
 import msgspec
 
-from halt.client import ANSWER_WITHIN
+from halt.cli.doctor.server_load import ServerLoad
+from halt.cli.screen import one_line
+from halt.cli.source import ANSWER_WITHIN
 from halt.config import open_files
 from halt.config.providers import ProviderSettings, setup
 from halt.config.settings import Config
@@ -41,8 +43,6 @@ from halt.errors import HaltError
 from halt.providers.base import WHOLE
 from halt.providers.exchange import public_address
 from halt.providers.openai import ENDPOINT
-from halt.screen import one_line
-from halt.server_load import ServerLoad
 from halt.transport.dns import Names
 from halt.transport.pool import proxy_for
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from halt.client import Group, Source
+from halt.cli.screen import PlainScreen, Screen
+from halt.cli.source import Group, Source
 from halt.config.data_dir import make_folder, open_private
 from halt.core.events import Cancelled, Done, ErrorInfo, Extra, Failed, Terminal, is_terminal
 from halt.core.finish_reasons import EMPTY, STOP, broken_off, ending
@@ -28,7 +29,6 @@ from halt.core.metrics import Meter, now
 from halt.core.request import ChatRequest
 from halt.core.service import Receipt
 from halt.errors import HaltError, Interrupted
-from halt.screen import PlainScreen, Screen
 from halt.store.conversation import Exchange, exchanges_told
 from halt.web.page.answers import figures, unwatched
 

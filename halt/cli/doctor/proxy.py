@@ -17,14 +17,8 @@ from urllib.parse import urljoin, urlsplit
 import httpx2
 import msgspec
 
-from halt import proxy_checks
-from halt.client import ANSWER_WITHIN, Frames, Remote, RemoteError, body_of
-from halt.core.connection import Line, Quiet
-from halt.core.events import Failed, Terminal, encode, is_terminal
-from halt.core.metrics import now
-from halt.core.request import ChatRequest, Message
-from halt.core.service import Receipt
-from halt.doctor import (
+from halt.cli.doctor import proxy_checks
+from halt.cli.doctor.checks import (
     GATHERED,
     LONG,
     SHORT,
@@ -35,6 +29,12 @@ from halt.doctor import (
     reach,
     trusts,
 )
+from halt.cli.source import ANSWER_WITHIN, Frames, Remote, RemoteError, body_of
+from halt.core.connection import Line, Quiet
+from halt.core.events import Failed, Terminal, encode, is_terminal
+from halt.core.metrics import now
+from halt.core.request import ChatRequest, Message
+from halt.core.service import Receipt
 from halt.errors import HaltError
 from halt.transport.http1 import Body
 

@@ -19,10 +19,10 @@ import httpx2
 import msgspec
 
 from halt import VERSION
-from halt.client import ANSWER_WITHIN, Frames, Remote
+from halt.cli.doctor.checks import LONG, Report, milliseconds
+from halt.cli.source import ANSWER_WITHIN, Frames, Remote
 from halt.core.events import Cancelled, encode
 from halt.core.metrics import now
-from halt.doctor import LONG, Report, milliseconds
 from halt.errors import HaltError
 from halt.web.proxies import INSPECT, Seen
 
