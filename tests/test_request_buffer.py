@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from halt.request_buffer import BODY_MAX, HEAD_MAX, Kind, RequestBuffer, kind_of
+from halt.server.request_buffer import BODY_MAX, HEAD_MAX, Kind, RequestBuffer, kind_of
 
 BODY = b'{"messages":[]}'
 POST = b"POST /chat/stream HTTP/1.1\r\nHost: localhost\r\n"

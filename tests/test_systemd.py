@@ -21,11 +21,12 @@ from pathlib import Path
 
 import pytest
 
-from halt import VERSION, gunicorn_conf
-from halt.commands import commands
+from halt import VERSION
 from halt.config import open_files
 from halt.config.settings import Config, ConfigError, load, take_notify
-from halt.systemd import CLOSES_WITHIN
+from halt.server import gunicorn_conf
+from halt.server.command_line import commands
+from halt.server.systemd import CLOSES_WITHIN
 from tests.conftest import ROOT, STARTS_WITHIN, HaltServer, eventually, settings
 from tests.fake_openai import FakeOpenAI
 from tests.resilience.servers import workers

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from halt.request_buffer import Kind
-from halt.thread_pools import MOST
+from halt.server.request_buffer import Kind
+from halt.server.thread_pools import MOST
+from halt.server.worker import QUEUED_MAX
 from halt.web.client_socket import ClientSocket
-from halt.worker import QUEUED_MAX
 from tests.bench.processes import cpu_seconds
 from tests.conftest import HaltServer, eventually
 from tests.fake_openai import FakeOpenAI

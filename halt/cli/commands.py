@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import click
 from flask.cli import ScriptInfo
 
-from halt import embedded
 from halt.config.settings import Config, load, user_data_folder
 from halt.errors import HaltError, RequestError
+from halt.server import embedded_model
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -79,12 +79,12 @@ def _with_model(config: Config) -> Iterator[Config]:
     if found.chats:
         yield replace(config, discovered=found.encoded())
         return
-    fault = embedded.unavailable()
+    fault = embedded_model.unavailable()
     if fault is not None:
         raise click.ClickException(fault)
     told, tells = os.pipe()
     try:
-        demo = embedded.launch(tells)
+        demo = embedded_model.launch(tells)
     finally:
         os.close(tells)
     try:
@@ -105,7 +105,7 @@ def _wait_ready(news: int) -> None:
     """Until the demo model says that it is ready. Raises ClickException."""
     said = b""
     while b"ready at" not in said:
-        readable, _, _ = select.select([news], [], [], embedded.READY_LIMIT)
+        readable, _, _ = select.select([news], [], [], embedded_model.READY_LIMIT)
         part = os.read(news, 4096) if readable else b""
         if not part:
             raise click.ClickException("The demo model could not be started.")

@@ -39,7 +39,7 @@ from halt.config.settings import (
     override,
     variable,
 )
-from halt.embedded import REQUEST_EXTRA
+from halt.server.embedded_model import REQUEST_EXTRA
 
 Kind = Literal["openai", "azure", "anthropic"]
 

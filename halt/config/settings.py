@@ -368,7 +368,7 @@ class Config:
     def threads(self) -> int:
         """gunicorn's threads for streams: one for each, and some for those that are refused.
 
-        Other requests have threads of their own, see `halt.thread_pools`.
+        Other requests have threads of their own, see `halt.server.thread_pools`.
         """
         return self.max_streams + REFUSING_THREADS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 from halt.config.settings import Config
-from halt.embedded import READY_LIMIT
 from halt.errors import UpstreamError
+from halt.server.embedded_model import READY_LIMIT
 
 RETRY_BASE = 0.5  # seconds before the first retry; doubles, and varies by half to spread the load
 RETRY_AFTER_MAX = 5.0  # seconds; a server that asks for a longer wait is shown to the user instead

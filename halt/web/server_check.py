@@ -1,10 +1,11 @@
 """Looks at the server that loads the application, and refuses one in which Stop cannot work.
 
-gunicorn must run `halt.worker.Worker` with a thread for each stream and some more. Its synchronous
-worker has one thread, which holds the stream while the Stop waits; its asynchronous ones run every
-view in one event loop; its threaded one lets idle connections take every thread, and cuts streams
-off when it leaves. gunicorn tells an application nothing about its settings, but it loads the
-application itself: the object that has the settings is on the stack while the application is made.
+gunicorn must run `halt.server.worker.Worker` with a thread for each stream and some more. Its
+synchronous worker has one thread, which holds the stream while the Stop waits; its asynchronous
+ones run every view in one event loop; its threaded one lets idle connections take every thread, and
+cuts streams off when it leaves. gunicorn tells an application nothing about its settings, but it
+loads the application itself: the object that has the settings is on the stack while the application
+is made.
 
 Other servers (Flask's own, waitress, a test client) give each request a thread; they may go on.
 """
@@ -25,7 +26,7 @@ from halt.config.settings import Config, ConfigError, check_reachable
 #: the next one, for ever.
 EXIT_STATUS = 4
 
-WORKER = "halt.worker.Worker"  # gunicorn loads it by this name, when it is to
+WORKER = "halt.server.worker.Worker"  # gunicorn loads it by this name, when it is to
 _START = f"cd {quote(str(CHECKOUT))} && gunicorn app:app" if CHECKOUT else "halt-chat"
 _HINT = f"Start Halt by `{_START}`, without -k and --threads."
 

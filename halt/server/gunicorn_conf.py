@@ -17,7 +17,6 @@ from typing import Any
 # All that workers need, loaded here once, before the fork: a worker is there at once, and so is the
 # one that takes the place of one that died.
 import halt.app  # noqa: F401
-from halt import embedded, page_opener, systemd
 from halt.config import data_dir, open_files
 from halt.config import settings as halt_config
 from halt.config.model_servers import Found
@@ -26,6 +25,7 @@ from halt.config.settings import Config
 from halt.core import via
 from halt.errors import StoreUnavailable
 from halt.providers import discovery
+from halt.server import embedded_model, page_opener, systemd
 from halt.store.database import open_database
 from halt.web import server_check
 
@@ -49,9 +49,9 @@ def settings() -> dict[str, Any]:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level="WARNING")
     logging.getLogger("halt").setLevel("INFO")
     return {
-        "wsgi_app": "halt.wsgi:app",  # as in `halt.serve`
+        "wsgi_app": "halt.wsgi:app",  # as in `halt.server.serve`
         "bind": [_host_and_port(config.host.strip("[]"), config.port)],
-        "worker_class": "halt.worker.Worker",
+        "worker_class": "halt.server.worker.Worker",
         "workers": config.workers,
         "threads": config.threads,
         # The worker's own limit follows from the open files.
@@ -137,9 +137,9 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
         if config.model and found.chats and not found.named(config.model):
             talks_to += f"; HALT_MODEL={config.model!r} is in none of their lists"
     if not (config.has_provider or found.chats):
-        missing = embedded.unavailable()
+        missing = embedded_model.unavailable()
         if missing is None:
-            server.halt_supervisor = embedded.launch()
+            server.halt_supervisor = embedded_model.launch()
             chosen = server.halt_supervisor.embedded
             published |= {
                 "HALT_EMBEDDED_URL": chosen.base_url,
@@ -174,7 +174,7 @@ def when_ready(server: Any, config: Config) -> None:
     """In the master, listening, before it forks."""
     # What is loaded by now stays: no collection need look at it, and workers share its memory.
     gc.freeze()
-    gc.enable()  # see `halt.serve`
+    gc.enable()  # see `halt.server.serve`
     addresses = [
         name if name.startswith(("http", "unix:")) else f"http://{name}"
         for name in map(str, server.LISTENERS)

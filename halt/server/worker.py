@@ -6,8 +6,8 @@ to close. So a few dozen slow clients keep every thread from a Stop. Here a thre
 can serve without waiting for a client:
 
 - The main loop reads a request, however slowly it comes, and then gives it to a thread of the
-  request's class (`halt.request_buffer`, `halt.thread_pools`). Of a body of more than BODY_MAX
-  bytes a thread of the class UPLOAD reads the rest.
+  request's class (`halt.server.request_buffer`, `halt.server.thread_pools`). Of a body of more than
+  BODY_MAX bytes a thread of the class UPLOAD reads the rest.
 - What a client does not take of a response that is complete is sent by the main loop.
 - After the last response of a connection the client has time to close; what it sends is dropped. A
   connection that is closed with bytes unread makes the client's system throw the answer away: a
@@ -38,8 +38,8 @@ from typing import Any
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from halt.config import open_files
-from halt.request_buffer import Kind, RequestBuffer
-from halt.thread_pools import ThreadPools
+from halt.server.request_buffer import Kind, RequestBuffer
+from halt.server.thread_pools import ThreadPools
 from halt.web.client_socket import SILENCE_MAX, ClientSocket, until
 
 #: Seconds that a leaving worker gives clients to take their last answers, to close, and to send a

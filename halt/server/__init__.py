@@ -1,0 +1,1 @@
+"""gunicorn as Halt runs it, and the demo model."""
