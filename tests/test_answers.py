@@ -13,6 +13,7 @@ import pytest
 from jinja2 import Environment, FileSystemLoader, Template
 
 from halt.chat.progress import Lengths
+from halt.clock import now
 from halt.core import steps
 from halt.core.events import (
     Cancelled,
@@ -28,7 +29,7 @@ from halt.core.events import (
 )
 from halt.core.generation import Recording
 from halt.core.log import MemoryLog
-from halt.core.metrics import NO_FIGURES, now
+from halt.core.metrics import NO_FIGURES
 from halt.core.request import Part
 from halt.core.run import Run
 from halt.core.tools import Toolbox

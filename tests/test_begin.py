@@ -13,11 +13,12 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from halt.app import create_app
+from halt.clock import now
 from halt.config.settings import load
 from halt.core.events import Done
 from halt.core.generation import Recording
 from halt.core.log import MemoryLog
-from halt.core.metrics import Meter, now
+from halt.core.metrics import Meter
 from halt.core.run import Run
 from halt.core.service import Generations, Receipt
 from halt.errors import AtCapacity, StoreUnavailable, UnknownStream

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from halt.clock import now
 from halt.cluster import mirror as module
 from halt.cluster import peers
 from halt.cluster import service as workers
@@ -37,7 +38,7 @@ from halt.core.events import (
 )
 from halt.core.generation import Recording
 from halt.core.log import Log
-from halt.core.metrics import Meter, now
+from halt.core.metrics import Meter
 from halt.core.request import ChatRequest, Part
 from halt.core.run import Run
 from halt.core.stop import StopRegistry

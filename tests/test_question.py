@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from halt.clock import now
 from halt.core.connection import Line
-from halt.core.metrics import now
 from halt.errors import HaltError, Interrupted, UpstreamError
 from halt.providers.cached_query import Question
 from tests.scripted import SOON

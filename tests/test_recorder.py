@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from halt.clock import now
 from halt.config.settings import Config
 from halt.core.events import Content, Delta, Done, Event, Failed, Reasoning, text_of
 from halt.core.generation import Recording
 from halt.core.log import MemoryLog
-from halt.core.metrics import Meter, now
+from halt.core.metrics import Meter
 from halt.core.request import ChatRequest
 from halt.core.run import Run
 from halt.core.service import Generations

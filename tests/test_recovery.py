@@ -25,6 +25,7 @@ from urllib.parse import urlencode
 import pytest
 from sqlalchemy import event, update
 
+from halt.clock import now
 from halt.cluster import peers
 from halt.cluster.peers import Peers
 from halt.config.data_dir import socket_folder
@@ -32,7 +33,7 @@ from halt.config.settings import Config
 from halt.core.events import Content, Done, Failed, Reasoning, ReasoningEnd, text_of
 from halt.core.generation import Recording
 from halt.core.log import MemoryLog
-from halt.core.metrics import Meter, now
+from halt.core.metrics import Meter
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.store.conversation import Batch, Begun

@@ -21,12 +21,12 @@ from typing import Any
 
 import pytest
 
+from halt.clock import now
 from halt.config.settings import Config
 from halt.core import run as run_module
 from halt.core import service as module
 from halt.core.connection import Line
 from halt.core.events import Failed
-from halt.core.metrics import now
 from halt.core.relay import READ, Relay
 from halt.core.request import ChatRequest, Part
 from halt.core.run import Run

@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from halt.clock import now
 from halt.config.settings import Config
 from halt.core import generation, retries
 from halt.core import run as module
 from halt.core.events import Cancelled, Content, Done, Extra, Failed, ReasoningEnd, text_of
-from halt.core.metrics import now
 from halt.core.request import Part
 from halt.core.run import Run
 from halt.errors import CODES, OffsetLost, UpstreamError

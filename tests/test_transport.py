@@ -26,8 +26,8 @@ import trustme
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from halt.clock import now
 from halt.core.connection import Line, Quiet, on_line
-from halt.core.metrics import now
 from halt.providers.errors import fault
 from halt.transport import dns, http1
 from halt.transport import pool as module

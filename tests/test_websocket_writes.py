@@ -14,10 +14,11 @@ from contextlib import ExitStack
 import msgspec
 import pytest
 
+from halt.clock import now
 from halt.core.events import Content, Done, encode
 from halt.core.generation import Recording
 from halt.core.log import MemoryLog
-from halt.core.metrics import Meter, now
+from halt.core.metrics import Meter
 from halt.core.relay import Relay
 from halt.web.websocket.routes import FRAMES_MAX, Feed, Wire, frame
 from tests.wire import SOON, until

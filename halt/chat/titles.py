@@ -20,10 +20,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from halt.clock import now
 from halt.config.settings import Config
 from halt.core.connection import Line, Quiet, limited
 from halt.core.events import Content, ReasoningEnd
-from halt.core.metrics import now
 from halt.core.request import ChatRequest, Message, Reply, Upstream
 from halt.errors import HaltError
 from halt.rendering import data_urls

@@ -18,7 +18,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from halt.cli.screen import WAS_THOUGHT, Paced, clean, seconds
-from halt.core.metrics import now
+from halt.clock import now
 from halt.rendering.markdown import BlockStream, parser_of_answers
 
 FRAMES = 20  # a second

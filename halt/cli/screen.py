@@ -11,8 +11,8 @@ import re
 from collections import deque
 from typing import Protocol, TextIO
 
+from halt.clock import now
 from halt.core.events import Content, Event, Extra, Reasoning, ReasoningEnd, ToolCall, ToolResult
-from halt.core.metrics import now
 from halt.core.steps import FoldStream
 from halt.rendering.data_urls import PictureFilter
 

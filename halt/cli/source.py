@@ -17,10 +17,10 @@ import httpx2
 import msgspec
 
 from halt import VERSION
+from halt.clock import now
 from halt.config.providers import setup
 from halt.core.connection import Line, Quiet, limited, on_line
 from halt.core.events import Event, encode, is_terminal
-from halt.core.metrics import now
 from halt.core.request import ChatRequest
 from halt.core.service import Generations, Receipt
 from halt.errors import HaltError, Interrupted

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, TextIO
 
 from halt.cli.screen import PlainScreen, Screen
 from halt.cli.source import Group, Source
+from halt.clock import now
 from halt.config.data_dir import make_folder, open_private
 from halt.core.events import Cancelled, Done, ErrorInfo, Extra, Failed, Terminal, is_terminal
 from halt.core.finish_reasons import EMPTY, STOP, broken_off, ending
-from halt.core.metrics import Meter, now
+from halt.core.metrics import Meter
 from halt.core.request import ChatRequest
 from halt.core.service import Receipt
 from halt.errors import HaltError, Interrupted

@@ -23,11 +23,12 @@ from typing import Protocol
 
 import msgspec
 
+from halt.clock import now
 from halt.cluster.peers import Channel
 from halt.core.events import ErrorInfo, Event, Failed, Terminal, is_terminal
 from halt.core.generation import Recording, Viewer
 from halt.core.log import EVENTS_ALL, MemoryLog
-from halt.core.metrics import Meter, now
+from halt.core.metrics import Meter
 from halt.errors import CODES, OffsetLost
 
 INTERVAL = 0.004  # seconds between two batches of one stream, at least; the first goes at once

@@ -44,9 +44,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
+from halt.clock import now
 from halt.config.data_dir import bind_private, mark, open_private, run_folder, socket_folder
 from halt.config.settings import ConfigError
-from halt.core.metrics import now
 
 SWEEP_EVERY = 1.0  # seconds between two looks for workers that have died
 MENDED_WITHIN = 5.0  # seconds for living workers to make files again that were taken away

@@ -32,12 +32,12 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from halt.clock import now
 from halt.cluster.mirror import INTERVAL, Mirror, tell, tell_more, tell_unknown, told
 from halt.cluster.peers import Answers, Channel, Peers
 from halt.config.settings import Config
 from halt.core.departure import Departure
 from halt.core.generation import Recording
-from halt.core.metrics import now
 from halt.core.request import Upstream
 from halt.core.service import (
     RECEIPT_WAIT,
@@ -86,7 +86,7 @@ class List(msgspec.Struct, frozen=True, tag="list"):
 
     owner: str | None
     stop: bool = False
-    before: float = float("inf")  # on the clock of `metrics.now`, which is the machine's
+    before: float = float("inf")  # on the clock of `halt.clock.now`, which is the machine's
 
 
 class Count(msgspec.Struct, frozen=True, tag="count"):

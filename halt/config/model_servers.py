@@ -87,7 +87,7 @@ class Locked(msgspec.Struct, frozen=True, kw_only=True):
 class Found(msgspec.Struct, frozen=True, kw_only=True):
     """What one look found. `addresses` are those that are asked, again and again.
 
-    `left_until`: the addresses that are not asked before a time, as `halt.core.metrics.now` tells
+    `left_until`: the addresses that are not asked before a time, as `halt.clock.now` tells
     it.
     """
 

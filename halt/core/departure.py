@@ -7,7 +7,7 @@ import select
 import socket
 from collections.abc import Callable
 
-from halt.core.metrics import now
+from halt.clock import now
 from halt.core.relay import READ, Relay, contained
 
 PIPELINED_LOOK = 1.0  # seconds between two looks at a client that has sent something behind

@@ -15,10 +15,10 @@ from array import array
 from collections.abc import Iterator
 from typing import Literal
 
+from halt.clock import now
 from halt.core.connection import TICK
 from halt.core.events import Cancelled, Done, Event, ReasoningEnd, is_terminal, text_of
 from halt.core.log import Log
-from halt.core.metrics import now
 from halt.core.steps import Fold, FoldStream
 from halt.errors import OffsetLost
 
@@ -39,7 +39,7 @@ class Recording:
 
     `owner` is the session it belongs to, None: all that know its ID. `asked` is the model that was
     asked for, "" for the default one. `prefix` is text of the same answer that was there before.
-    Times are on the clock of `metrics.now`.
+    Times are on the clock of `halt.clock.now`.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from halt.core.metrics import now
+from halt.clock import now
 from halt.core.serial import Serial
 from halt.errors import StoreUnavailable
 

@@ -1,13 +1,10 @@
-"""The figures of one run, and the clock they are read from."""
+"""The figures of one run."""
 
 from __future__ import annotations
 
-import time
-
 import msgspec
 
-#: The clock of every duration in Halt: never goes backwards.
-now = time.monotonic
+from halt.clock import now
 
 RATE_FROM = 0.02  # seconds of streaming below which a rate would say more than is known
 

@@ -28,7 +28,7 @@ from itertools import count
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from halt.core.metrics import now
+from halt.clock import now
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 STALL_MAX = 10.0  # seconds of one turn after which the process is given up

@@ -35,6 +35,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from halt.clock import now
 from halt.config.settings import Config
 from halt.core import via
 from halt.core.attachments import Picture, found
@@ -61,7 +62,7 @@ from halt.core.exact_usage import Unheard
 from halt.core.finish_reasons import STOP, is_good
 from halt.core.generation import Recording, Viewer
 from halt.core.log import MemoryLog
-from halt.core.metrics import Meter, now
+from halt.core.metrics import Meter
 from halt.core.notes import LINE_END, NoteFilter, are_discussed
 from halt.core.relay import READ, Relay, Timer, contained
 from halt.core.request import (

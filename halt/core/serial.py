@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable
 
-from halt.core.metrics import now
+from halt.clock import now
 
 Work = Callable[[], object]
 

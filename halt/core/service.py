@@ -30,11 +30,11 @@ from typing import Any, Protocol
 
 import msgspec
 
+from halt.clock import now
 from halt.config.settings import Config
 from halt.core.exact_usage import Unheard
 from halt.core.generation import Recording, Viewer
 from halt.core.lookups import Lookups
-from halt.core.metrics import now
 from halt.core.relay import STALL_MAX, Relay
 from halt.core.request import ChatRequest, Upstream
 from halt.core.request_ids import about, named

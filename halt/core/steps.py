@@ -41,7 +41,7 @@ class Fold:
     name: str = ""  # of the tool
     text: str = ""  # the thought, the call's arguments, the line of a picture, the sources
     result: str = ""  # of the call; the address or the data of a picture
-    began: float = 0.0  # on the clock of `halt.core.metrics.now`
+    began: float = 0.0  # on the clock of `halt.clock.now`
     ms: float | None = None  # how long it took, None where that is not known
 
     def size(self) -> int:

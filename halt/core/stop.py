@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Literal
 
-from halt.core.metrics import now
+from halt.clock import now
 from halt.errors import StreamInUse
 
 TOMBSTONE_SECONDS = 30.0
@@ -25,7 +25,7 @@ TOMBSTONES_MAX = 10_000  # oldest first out: a flood of Stops costs a megabyte, 
 Pressed = Literal["stopped", "finished"]
 
 #: A stream's ID, the session that stopped it (None: nobody's), and until when it holds. The clock
-#: of `metrics.now` is the machine's: all processes read the same time.
+#: of `halt.clock.now` is the machine's: all processes read the same time.
 Tombstone = tuple[str, str | None, float]
 
 

@@ -22,8 +22,8 @@ from typing import Any, get_type_hints
 
 import msgspec
 
+from halt.clock import now
 from halt.core.events import ToolCall, ToolResult
-from halt.core.metrics import now
 from halt.core.request import ToolSpec
 from halt.core.request_ids import current, named
 

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from functools import partial
 from weakref import WeakSet
 
+from halt.clock import now
 from halt.core.connection import TICK
 from halt.core.events import Event, is_terminal
 from halt.core.generation import Recording, Viewer
-from halt.core.metrics import now
 from halt.core.service import RETRY_AFTER, Generations
 from halt.errors import AtCapacity, HaltError, UpstreamError
 

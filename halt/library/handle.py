@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 
 import msgspec
 
+from halt.clock import now
 from halt.core.connection import TICK
 from halt.core.events import (
     Cancelled,
@@ -28,7 +29,7 @@ from halt.core.events import (
 )
 from halt.core.finish_reasons import is_good
 from halt.core.generation import Viewer
-from halt.core.metrics import Metrics, now
+from halt.core.metrics import Metrics
 from halt.core.run import Run
 from halt.core.service import Generations, Receipt
 from halt.errors import HaltError, OffsetLost

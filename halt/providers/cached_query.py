@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from halt.clock import now
 from halt.core.connection import Line, limited
-from halt.core.metrics import now
 from halt.core.via import Chain
 from halt.errors import HaltError, Interrupted, UpstreamError
 

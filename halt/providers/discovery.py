@@ -25,6 +25,7 @@ import httpx2
 import msgspec
 
 from halt import VERSION
+from halt.clock import now
 from halt.config.model_servers import (
     LISTS_LOADED,
     LOOPBACK,
@@ -39,7 +40,6 @@ from halt.config.model_servers import (
 )
 from halt.config.settings import Config, is_loopback
 from halt.core.connection import Line, on_line
-from halt.core.metrics import now
 from halt.errors import TOKEN_NEEDED, Interrupted
 from halt.providers.cached_query import Question
 from halt.providers.model_list import Model, is_name, models_of

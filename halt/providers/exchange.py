@@ -14,8 +14,8 @@ import contextlib
 
 import httpx2
 
+from halt.clock import now
 from halt.core.connection import Quiet
-from halt.core.metrics import now
 from halt.errors import UpstreamError
 from halt.transport.http1 import REFUSAL_MAX, Body
 

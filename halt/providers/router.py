@@ -15,8 +15,8 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from halt.clock import now
 from halt.core.connection import Line
-from halt.core.metrics import now
 from halt.core.request import ChatRequest, Reply, Upstream
 from halt.core.via import Chain
 from halt.errors import HaltError, UpstreamError

@@ -35,7 +35,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from halt.assets import PACKAGE
-from halt.core.metrics import now
+from halt.clock import now
 from halt.rendering.markdown import Block, Patch, Step, plain, plain_block, render, render_block
 from halt.rendering.open_text import normal
 from halt.rendering.protocol import (

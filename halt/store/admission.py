@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from halt.core.metrics import now
+from halt.clock import now
 from halt.errors import StoreUnavailable
 
 PATIENCE = 0.5  # seconds without any progress after which the database counts as not answering

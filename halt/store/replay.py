@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from halt.clock import now
 from halt.core.events import is_terminal
 from halt.core.generation import Recording
 from halt.core.log import StoredLog
-from halt.core.metrics import now
 from halt.errors import StoreUnavailable
 from halt.store.admission import NO_ANSWER
 from halt.store.conversation import Recorded, State

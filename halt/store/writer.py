@@ -23,9 +23,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+from halt.clock import now
 from halt.core.events import Content, Event, is_terminal
 from halt.core.generation import Recording
-from halt.core.metrics import now
 from halt.errors import OffsetLost, StoreUnavailable
 from halt.store.conversation import Batch, Begun, Chunk, Ended
 
@@ -405,7 +405,7 @@ class Recorder:
 
 
 def _wall(at: float) -> float:
-    """A time on the clock of `metrics.now` as seconds since 1970."""
+    """A time on the clock of `halt.clock.now` as seconds since 1970."""
     return time.time() - (now() - at)
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from halt.core.metrics import now
+from halt.clock import now
 
 KEPT_SECONDS = 30.0  # that an answer of the resolver is valid; it does not tell its own time
 KEPT_MAX = 100  # names

@@ -19,9 +19,9 @@ from urllib.request import getproxies, getproxies_environment, proxy_bypass
 
 import httpx2
 
+from halt.clock import now
 from halt.core import via
 from halt.core.connection import TICK, Line, current_line
-from halt.core.metrics import now
 from halt.errors import Interrupted
 from halt.transport.dns import Names
 from halt.transport.http1 import CODINGS, Body, Unanswered, read_head, readable, serialize

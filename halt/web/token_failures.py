@@ -15,7 +15,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from halt.core.metrics import now
+from halt.clock import now
 
 WRONG_MAX = 20  # wrong tokens of one address in a window
 WINDOW = 60.0  # seconds, from the first of them

@@ -20,6 +20,7 @@ import msgspec
 from halt.cli.doctor.server_load import ServerLoad
 from halt.cli.screen import one_line
 from halt.cli.source import ANSWER_WITHIN
+from halt.clock import now
 from halt.config import open_files
 from halt.config.providers import ProviderSettings, setup
 from halt.config.settings import Config
@@ -35,7 +36,7 @@ from halt.core.events import (
     ToolCallDelta,
     is_terminal,
 )
-from halt.core.metrics import Metrics, now
+from halt.core.metrics import Metrics
 from halt.core.request import ChatRequest, Message, ToolSpec
 from halt.core.run import Run
 from halt.core.service import Generations

@@ -21,8 +21,8 @@ import msgspec
 from halt import VERSION
 from halt.cli.doctor.checks import LONG, Report, milliseconds
 from halt.cli.source import ANSWER_WITHIN, Frames, Remote
+from halt.clock import now
 from halt.core.events import Cancelled, encode
-from halt.core.metrics import now
 from halt.errors import HaltError
 from halt.web.proxies import INSPECT, Seen
 

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import httpx2
 import msgspec
 
+from halt.clock import now
 from halt.config.providers import ProviderSettings
 from halt.config.settings import is_openai
 from halt.core.connection import limited
-from halt.core.metrics import now
 from halt.errors import HaltError
 from halt.transport.http1 import Body
 from halt.transport.pool import Transport

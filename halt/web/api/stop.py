@@ -11,9 +11,9 @@ import msgspec
 from flask import Blueprint, Response, request
 
 from halt import VERSION
+from halt.clock import now
 from halt.core.connection import Line
 from halt.core.decoding import JSON_OBJECT, checked_id, is_number
-from halt.core.metrics import now
 from halt.core.request import Upstream
 from halt.core.service import Receipt
 from halt.errors import HaltError, RequestError

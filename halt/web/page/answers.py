@@ -20,6 +20,7 @@ from jinja2 import Template
 from markupsafe import Markup
 
 from halt.chat.progress import Lengths
+from halt.clock import now
 from halt.core.events import (
     Cancelled,
     Content,
@@ -37,7 +38,6 @@ from halt.core.events import (
 )
 from halt.core.finish_reasons import CUT_OFF, EMPTY, broken_off, is_good
 from halt.core.generation import Recording
-from halt.core.metrics import now
 from halt.core.steps import BELOW, Fold, FoldPatch
 from halt.rendering import data_urls
 from halt.rendering.markdown import BlockStream, Patch, Step

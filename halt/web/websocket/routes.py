@@ -50,10 +50,10 @@ from simple_websocket import ConnectionClosed, Server
 from werkzeug.wrappers import Response
 from wsproto.utilities import RemoteProtocolError
 
+from halt.clock import now
 from halt.core.decoding import EventNumber, TypeDecoder
 from halt.core.events import encode, is_terminal
 from halt.core.generation import Recording
-from halt.core.metrics import now
 from halt.core.relay import WRITE, Relay, Timer, contained
 from halt.core.request import StreamId
 from halt.core.request_ids import current, signed
