@@ -41,8 +41,8 @@ from halt.core.metrics import Meter
 from halt.core.request import ChatRequest, Message
 from halt.core.service import Generations, Receipt
 from halt.core.stop import StopRegistry
+from halt.providers import embedded_model
 from halt.providers.factory import make_upstream
-from halt.server import embedded_model
 from tests.conftest import (
     LEAVES_WITHIN,
     ROOT,

@@ -23,7 +23,8 @@ from click.testing import CliRunner
 from halt import VERSION
 from halt.config import settings as config
 from halt.config.settings import Config
-from halt.server import command_line, embedded_model, gunicorn_conf, page_opener
+from halt.providers import embedded_model
+from halt.server import command_line, gunicorn_conf, page_opener
 from halt.server import serve as server
 from tests.conftest import (
     LEAVES_WITHIN,

@@ -23,7 +23,9 @@ import pytest
 from openai import AuthenticationError, BadRequestError, OpenAI, Stream
 from openai.types.chat import ChatCompletionChunk
 
-from halt.server import embedded_model
+from halt.config.providers import DEMO_EXTRA
+from halt.config.settings import DEMO_READY_LIMIT
+from halt.providers import embedded_model
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 8.0  # seconds any one thing may take here
@@ -31,7 +33,7 @@ LIMIT = 8.0  # seconds any one thing may take here
 # A gunicorn master in small: launches, forks a worker, and closes when its standard input ends.
 MASTER = """
 import json, os, signal, sys, threading
-import halt.server.embedded_model as embedded
+import halt.providers.embedded_model as embedded
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 supervisor = embedded.launch()
@@ -169,7 +171,7 @@ def stream(client: OpenAI, text: str, max_tokens: int) -> Stream[ChatCompletionC
         max_tokens=max_tokens,
         stream=True,
         stream_options={"include_usage": True},
-        extra_body=embedded_model.REQUEST_EXTRA,
+        extra_body=DEMO_EXTRA,
     )
 
 
@@ -226,7 +228,7 @@ def test_closing_the_connection_stops_the_answer(running: Master) -> None:
 def test_closing_the_connection_stops_the_reading_of_a_prompt(running: Master) -> None:
     """A Stop before the first token ends the work in mid-prompt.
 
-    Also beside other traffic, of which our asking for the slots is enough, thanks to REQUEST_EXTRA.
+    Also beside other traffic, of which our asking for the slots is enough, thanks to DEMO_EXTRA.
     """
     words = [f"word{number}" for number in range(450)]  # 1,720 tokens
     with running.client() as client:
@@ -248,7 +250,7 @@ def test_the_key_is_in_no_command_line_or_environment(running: Master) -> None:
         shown = (
             Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
         )
-        assert b"embedded.py" in shown
+        assert b"embedded_model.py" in shown
         assert running.key.encode() not in shown
 
 
@@ -336,6 +338,11 @@ def test_deaths_in_a_row_wait_longer_and_service_resets_the_wait() -> None:
     assert embedded_model.next_delay(delay, healthy=60) == 1
 
 
+def test_a_run_waits_for_the_model_as_long_as_it_may_load() -> None:
+    """The model's processes import nothing of Halt, so the limit stands in two places."""
+    assert embedded_model.READY_LIMIT == DEMO_READY_LIMIT
+
+
 def reason(*flags: str, path: Path = ROOT) -> str:
     """What `unavailable` says in an interpreter that finds its packages in `path` first."""
     told = subprocess.run(
@@ -343,7 +350,7 @@ def reason(*flags: str, path: Path = ROOT) -> str:
             sys.executable,
             *flags,
             "-c",
-            "from halt.server.embedded_model import unavailable; print(unavailable())",
+            "from halt.providers.embedded_model import unavailable; print(unavailable())",
         ],
         env={**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"},
         capture_output=True,

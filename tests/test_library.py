@@ -649,7 +649,7 @@ def test_the_environment_says_what_is_not_given(
 def test_the_package_is_light_until_the_library_is_wanted() -> None:
     """Neither the demo model's processes nor the server's worker load it; it never loads Flask."""
     code = """
-import sys, halt, halt.server.embedded_model
+import sys, halt, halt.providers.embedded_model
 assert "openai" not in sys.modules and "msgspec" not in sys.modules
 from halt import Halt
 assert "openai" in sys.modules

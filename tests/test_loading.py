@@ -16,8 +16,8 @@ from halt.core.request import ChatRequest, Message
 from halt.core.run import Run
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
+from halt.providers.embedded_model import Embedded
 from halt.providers.factory import make_upstream
-from halt.server.embedded_model import Embedded
 from tests.fake_openai import FakeOpenAI
 from tests.test_doctor_remedies import Request, good_list, served
 

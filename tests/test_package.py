@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from halt import VERSION
-from halt.server import embedded_model
+from halt.providers import embedded_model
 from tests.conftest import ROOT, HaltServer, asked, halt_environment
 from tests.fake_openai import FakeOpenAI
 

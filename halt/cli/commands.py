@@ -20,7 +20,7 @@ from flask.cli import ScriptInfo
 
 from halt.config.settings import Config, load, user_data_folder
 from halt.errors import HaltError, RequestError
-from halt.server import embedded_model
+from halt.providers import embedded_model
 
 if TYPE_CHECKING:
     from flask import Flask

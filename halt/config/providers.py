@@ -39,7 +39,6 @@ from halt.config.settings import (
     override,
     variable,
 )
-from halt.server.embedded_model import REQUEST_EXTRA
 
 Kind = Literal["openai", "azure", "anthropic"]
 
@@ -47,6 +46,11 @@ ANTHROPIC_URL = "https://api.anthropic.com"
 MAX_TOKENS = 4096  # of an answer, where a provider must be told and the request does not say
 
 DEMO = "demo"  # the provider that the demo model is
+# Belongs in the body of every streamed request to the demo model. Its server looks whether a
+# connection is open when it writes to it, or after a second in which it wrote to nobody at all:
+# without this, a Stop while it reads a long prompt beside other streams is heard up to 12 s late;
+# with it, in 0.6 s.
+DEMO_EXTRA = {"return_progress": True}
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 KINDS = ("openai", "azure", "anthropic")
 
@@ -120,8 +124,7 @@ def _of_environment(config: Config) -> Setup:
                 base_url=config.embedded_url,
                 key=config.upstream_key,
                 default_model=config.known_model,
-                # Lets the embedded model notice a Stop while it reads a prompt.
-                extra_body=REQUEST_EXTRA,
+                extra_body=DEMO_EXTRA,
                 is_demo=True,
             )
         )

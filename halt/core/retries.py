@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 
-from halt.config.settings import Config
+from halt.config.settings import DEMO_READY_LIMIT, Config
 from halt.errors import UpstreamError
-from halt.server.embedded_model import READY_LIMIT
 
 RETRY_BASE = 0.5  # seconds before the first retry; doubles, and varies by half to spread the load
 RETRY_AFTER_MAX = 5.0  # seconds; a server that asks for a longer wait is shown to the user instead
@@ -52,13 +51,13 @@ class Retries:
         """Seconds until the server may have loaded its model. Raises the fault.
 
         The server has done nothing yet that could be billed, so HALT_RETRIES does not count here;
-        HALT_FIRST_BYTE_TIMEOUT is the limit, for a demo model that does not listen READY_LIMIT.
+        HALT_FIRST_BYTE_TIMEOUT is the limit; DEMO_READY_LIMIT where a demo model does not listen.
         """
         pause = self._loading_pause * random.uniform(0.75, 1.25)  # noqa: S311 - as for a retry
         pause = max(pause, fault.retry_after or 0.0)
         self._loading_pause = min(2 * self._loading_pause, LOADING_PAUSE_MAX)
         limit = self._config.first_byte_timeout
-        if fault.code != "model_loading" and waited + pause > READY_LIMIT:
+        if fault.code != "model_loading" and waited + pause > DEMO_READY_LIMIT:
             raise fault
         if waited + pause > limit:
             raise fault.hinting(

@@ -18,7 +18,7 @@ from halt import VERSION
 from halt.cli.commands import chat, doctor
 from halt.config import settings
 from halt.config.settings import ConfigError
-from halt.server import embedded_model
+from halt.providers import embedded_model
 
 PROGRAM = "halt-chat"
 #: gunicorn, which gets the other options, has both of its own: its defaults, and its own version.

