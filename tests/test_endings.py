@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from halt.chat.figures import figures
 from halt.core import generation, notes
 from halt.core import run as module
 from halt.core.events import (
@@ -23,7 +24,6 @@ from halt.core.request import Part
 from halt.core.run import Run
 from halt.errors import UpstreamError
 from halt.web.api.openai import finish_reason
-from halt.web.page.answers import figures
 from tests.scripted import SOON, Reader, Scripted, ScriptedReply
 from tests.stage import Stage, over
 from tests.wire import until

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from halt.chat.figures import figures, unwatched
 from halt.cli.screen import PlainScreen, Screen
 from halt.cli.source import Group, Source
 from halt.clock import now
@@ -31,7 +32,6 @@ from halt.core.request import ChatRequest
 from halt.core.service import Receipt
 from halt.errors import HaltError, Interrupted
 from halt.store.conversation import Exchange, exchanges_told
-from halt.web.page.answers import figures, unwatched
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession

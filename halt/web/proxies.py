@@ -1,4 +1,4 @@
-"""What is believed of the headers that a proxy adds, and how a program can ask for it.
+"""What is believed of the headers that a proxy adds, and the answer for a program that asks.
 
 HALT_TRUSTED_PROXIES=N is the only source of trust. With N > 0, the client's address is the Nth
 value from the end of X-Forwarded-For, and the scheme is the last value of X-Forwarded-Proto: the
@@ -10,25 +10,13 @@ The server must not decide about these headers on its own; see gunicorn.conf.py.
 
 from __future__ import annotations
 
-import msgspec
 from flask import Flask, Response, request
 from werkzeug.http import parse_list_header
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+from halt.config.proxies import INSPECT, Seen
 from halt.config.settings import Config
 from halt.web.requests import brings_token, config, json_response, wrong_bearer
-
-#: A request with this header is answered with a `Seen`, whatever its path and method.
-INSPECT = "X-Halt-Inspect"
-
-
-class Seen(msgspec.Struct, frozen=True):
-    """How a request has arrived. It names no address, neither the client's nor a proxy's."""
-
-    trusted_proxies: int  # HALT_TRUSTED_PROXIES
-    forwarded: int  # values in X-Forwarded-For, the client's own among them
-    secure: bool  # the client's connection counts as HTTPS
-    max_import_bytes: int
 
 
 def inspected() -> Response | None:

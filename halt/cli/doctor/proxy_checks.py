@@ -22,9 +22,9 @@ from halt import VERSION
 from halt.cli.doctor.checks import LONG, Report, milliseconds
 from halt.cli.source import ANSWER_WITHIN, Frames, Remote
 from halt.clock import now
+from halt.config.proxies import INSPECT, Seen
 from halt.core.events import Cancelled, encode
 from halt.errors import HaltError
-from halt.web.proxies import INSPECT, Seen
 
 SOON = 0.1  # seconds to notice that a client has left: less says nothing about the proxy
 LATE = 1.0  # from which on that is late

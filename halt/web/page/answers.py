@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
-import msgspec
 from jinja2 import Template
 from markupsafe import Markup
 
+from halt.chat.figures import figures, unwatched
 from halt.chat.progress import Lengths
 from halt.clock import now
 from halt.core.events import (
@@ -44,7 +44,7 @@ from halt.rendering.markdown import BlockStream, Patch, Step
 from halt.rendering.open_text import OpenText, breakable, normal
 from halt.rendering.protocol import Drawn
 from halt.rendering.renderer import Ready, Renderer, Rendering
-from halt.store.conversation import Exchange, Usage, Versions, state_of
+from halt.store.conversation import Exchange, Versions, state_of
 from halt.store.writer import Saving
 from halt.web.sink import Awaited, Made
 
@@ -122,12 +122,6 @@ class FoldView:
     result: Markup
 
 
-def _seconds(milliseconds: float) -> str:
-    return (
-        f"{milliseconds / 1000:.2f} s" if milliseconds < 10_000 else f"{milliseconds / 1000:.0f} s"
-    )
-
-
 def _took(milliseconds: float | None) -> str:
     if milliseconds is None:
         return ""
@@ -190,42 +184,6 @@ def _below(folds: Sequence[Fold]) -> BelowView:
     return BelowView(tuple(pictures), tuple((title or url, url) for url, title in sources.items()))
 
 
-def used(usage: Usage) -> str:
-    """What a conversation took, in words; nothing where nothing is known."""
-    out = []
-    if usage.prompt_tokens:
-        out.append(f"{usage.prompt_tokens:,} read")
-    if usage.completion_tokens:
-        about = "about " if usage.estimated else ""
-        out.append(f"{about}{usage.completion_tokens:,} written")
-    if not out:
-        return ""
-    estimated = " (in part estimated)" if usage.estimated else ""
-    return f"Tokens of this conversation: {', '.join(out)}{estimated}"
-
-
-def figures(ended: Terminal, model: str, usage: Usage | None = None) -> tuple[str, ...]:
-    """What one answer took, in words. `usage`: what is known of it by now, where more is."""
-    m = ended.metrics
-    if usage and m.tokens_estimated and usage.completion_tokens and not usage.estimated:
-        m = msgspec.structs.replace(m, tokens=usage.completion_tokens, tokens_estimated=False)
-    out = []
-    if m.ttft_ms is not None:
-        out.append(f"first token after {_seconds(m.ttft_ms)}")
-    if m.tokens_per_second is not None:
-        out.append(f"{m.tokens_per_second:.0f} tokens/s")
-    if m.tokens:
-        count = f"{m.tokens:,} token{'' if m.tokens == 1 else 's'}"
-        out.append(f"about {count} (estimated)" if m.tokens_estimated else count)
-    if m.duration_ms:  # not of what was imported
-        out.append(f"{_seconds(m.duration_ms)} in all")
-    if isinstance(ended, Done):
-        out.append(f"finish reason: {ended.finish_reason or 'none given'}")
-    if model:
-        out.append(model)
-    return tuple(out)
-
-
 def _whole(html: str) -> Patch:
     return Patch(finished=html, fresh=True, tail="", form="text")
 
@@ -260,15 +218,6 @@ def _ended_view(exchange: Exchange, ended: Terminal, rendering: Rendering) -> An
     if state_of(ended, exchange.answer, exchange.folds) == "error":
         return replace(shown, state="error", note=broken_off(reason) or EMPTY, retryable=True)
     return replace(shown, note=CUT_OFF.get(reason or "", ""))
-
-
-def unwatched(ended: Cancelled) -> str:
-    """What is said of an answer that was stopped as nobody was watching."""
-    seconds = ended.unwatched
-    if isinstance(seconds, msgspec.UnsetType):
-        return "Stopped: no page was open (HALT_ORPHAN_GRACE)."
-    unit = "second" if seconds == 1 else "seconds"
-    return f"Stopped: no page was open for {seconds:g} {unit} (HALT_ORPHAN_GRACE)."
 
 
 def _is_whole(ended: Terminal) -> bool:

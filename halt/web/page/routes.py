@@ -36,6 +36,7 @@ from flask import (
 from jinja2 import Template
 from werkzeug.wrappers import Response as BaseResponse
 
+from halt.chat.figures import used
 from halt.chat.progress import Lengths
 from halt.chat.titles import Titles
 from halt.clock import now
@@ -78,7 +79,6 @@ from halt.web.page.answers import (
     PageWriter,
     exchange_view,
     lost,
-    used,
     view,
 )
 from halt.web.page.ended_html import whole
