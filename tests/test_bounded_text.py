@@ -12,7 +12,6 @@ from collections.abc import Iterable
 
 import pytest
 
-from halt.core.continuation import Seam
 from halt.core.events import Content, encode
 from halt.core.notes import NOTES, NoteFilter
 from halt.errors import UpstreamError
@@ -20,6 +19,7 @@ from halt.providers.anthropic import MessagesDecoder
 from halt.providers.base import LINES_MAX, _turn_of
 from halt.providers.chat_completions import ChatDecoder, EventDecoder
 from halt.providers.gathering import Gathering
+from halt.providers.seam import Seam
 from halt.providers.tool_calls import CallAssembler
 from halt.transport.http1 import READ_SIZE
 

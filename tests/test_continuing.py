@@ -13,24 +13,25 @@ from hypothesis import strategies as st
 from halt.config.providers import Kind, ProviderSettings
 from halt.config.settings import Config
 from halt.core.connection import Line
-from halt.core.continuation import (
-    LEAD_MOST,
-    WINDOW,
-    Seam,
-    SeamReply,
+from halt.core.events import Content, Done, Extra, Reasoning, ReasoningEnd, ToolCall
+from halt.core.request import (
+    ChatRequest,
+    Message,
+    Part,
+    ToolTurn,
     Unfinished,
+    Upstream,
     go_on,
-    settled,
-    tail_of,
+    told_call,
     unfinished,
 )
-from halt.core.events import Content, Done, Extra, Reasoning, ReasoningEnd, ToolCall
-from halt.core.request import ChatRequest, Message, Part, ToolTurn, Upstream, told_call
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.errors import RequestError, UpstreamError
 from halt.providers import openai as module
+from halt.providers.continuation import SeamReply, settled
 from halt.providers.factory import make_provider
+from halt.providers.seam import LEAD_MOST, WINDOW, Seam, tail_of
 from tests.fake_openai import FakeOpenAI
 from tests.fake_wire import Record
 from tests.scripted import HI, Reader, ScriptedReply

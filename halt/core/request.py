@@ -15,6 +15,8 @@ import msgspec
 from halt.core.connection import Line
 from halt.core.decoding import TypeDecoder
 from halt.core.events import Content, Delta, ToolCall, ToolCallDelta
+from halt.errors import RequestError
+from halt.rendering import data_urls
 
 _NAME = "^[A-Za-z0-9_-]{8,64}"
 
@@ -181,6 +183,37 @@ CHAT_REQUEST = TypeDecoder(ChatRequest)
 def fingerprint(messages: list[Message]) -> str:
     """Tells what was asked from what was asked otherwise."""
     return hashlib.blake2b(msgspec.json.encode(messages), digest_size=16).hexdigest()
+
+
+class Unfinished(Message):
+    """The assistant's answer as far as it was shown, which is to be gone on with.
+
+    The last message of a request. Made by Halt, never by a client. Its pictures are kept here for
+    the whole answer, and the model is told of them in a word.
+    """
+
+    @property
+    def size(self) -> int:
+        """Characters that the model is sent."""
+        return len(data_urls.told(str(self.content)))
+
+
+def go_on(request: ChatRequest, text: str) -> ChatRequest:
+    """The request that goes on with an answer to this one, whose text was shown so far.
+
+    Raises RequestError where there is no text to go on from.
+    """
+    if not text.strip():
+        raise RequestError("There is no text to go on from.", field="messages")
+    return msgspec.structs.replace(
+        request, messages=[*request.messages, Unfinished("assistant", text)]
+    )
+
+
+def unfinished(request: ChatRequest) -> str:
+    """The text that this request goes on from; empty: it asks for an answer of its own."""
+    last = request.messages[-1]
+    return str(last.content) if isinstance(last, Unfinished) else ""
 
 
 class Part(msgspec.Struct, frozen=True):

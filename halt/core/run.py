@@ -40,7 +40,6 @@ from halt.config.settings import Config
 from halt.core import via
 from halt.core.attachments import Picture, found
 from halt.core.connection import Line, Quiet
-from halt.core.continuation import unfinished
 from halt.core.events import (
     Cancelled,
     CancelReason,
@@ -73,6 +72,7 @@ from halt.core.request import (
     ToolTurn,
     Upstream,
     fingerprint,
+    unfinished,
 )
 from halt.core.request_ids import about, current, quoted
 from halt.core.retries import Retries

@@ -20,14 +20,14 @@ import msgspec
 
 from halt.config.providers import ProviderSettings
 from halt.core.connection import Line, on_line
-from halt.core.continuation import Way, unfinished
 from halt.core.decoding import UNREADABLE
 from halt.core.events import Content, Extra, Reasoning
 from halt.core.finish_reasons import known_reason
-from halt.core.request import ChatRequest, Message, Reply, ToolTurn
+from halt.core.request import ChatRequest, Message, Reply, ToolTurn, unfinished
 from halt.errors import UpstreamError
 from halt.providers.base import EventReply, Provider, begin, http_client, post, warm_up_client
 from halt.providers.chat_completions import EventDecoder, Kind, usage_of
+from halt.providers.continuation import Way
 from halt.providers.errors import error_of, fault
 from halt.providers.gathering import Gathering
 from halt.providers.loose_json import clean, index_of, object_of, objects_of, text_of, whole

@@ -19,21 +19,21 @@ import msgspec
 
 from halt.config.providers import ProviderSettings
 from halt.core.connection import Line, on_line
-from halt.core.continuation import (
-    Seam,
+from halt.core.request import ChatRequest, Part, Reply
+from halt.errors import UpstreamError
+from halt.providers.chat_completions import EventDecoder
+from halt.providers.continuation import (
     SeamReply,
     Way,
     by_instruction,
     by_prefix,
     unfinished_told,
 )
-from halt.core.request import ChatRequest, Part, Reply
-from halt.errors import UpstreamError
-from halt.providers.chat_completions import EventDecoder
 from halt.providers.error_body import is_markup, page_words
 from halt.providers.errors import error_of, fault
 from halt.providers.exchange import Exchange, public_address
 from halt.providers.model_list import Model, default_of, models_of
+from halt.providers.seam import Seam
 from halt.transport.http1 import Body
 from halt.transport.pool import Transport
 

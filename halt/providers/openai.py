@@ -19,19 +19,18 @@ import openai
 from halt.config.providers import ProviderSettings
 from halt.config.settings import is_openai
 from halt.core.connection import Line, on_line
-from halt.core.continuation import (
+from halt.core.request import ChatRequest, Reply, unfinished
+from halt.errors import UpstreamError
+from halt.providers.base import LEARNT_MAX, Provider, begin, http_client, post, warm_up_client
+from halt.providers.chat_completions import ChatDecoder
+from halt.providers.continuation import (
     HOSTS,
     NO_THOUGHT,
     OWNERS,
     SWITCHES,
     Way,
     settled,
-    unfinished,
 )
-from halt.core.request import ChatRequest, Reply
-from halt.errors import UpstreamError
-from halt.providers.base import LEARNT_MAX, Provider, begin, http_client, post, warm_up_client
-from halt.providers.chat_completions import ChatDecoder
 from halt.providers.errors import fault
 from halt.providers.model_list import Model
 from halt.providers.returned import given_back, returned_fields

@@ -41,11 +41,10 @@ from halt.chat.progress import Lengths
 from halt.chat.titles import Titles
 from halt.clock import now
 from halt.core.connection import limited
-from halt.core.continuation import go_on
 from halt.core.decoding import checked_id, is_id, is_number
 from halt.core.events import Done, sse_html
 from halt.core.generation import Recording
-from halt.core.request import ChatRequest, Message
+from halt.core.request import ChatRequest, Message, go_on
 from halt.core.run import Run
 from halt.core.service import Receipt
 from halt.core.slots import number_of
