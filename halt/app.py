@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from flask import Flask
@@ -19,7 +20,6 @@ from halt.config.settings import Config, load
 from halt.core import via
 from halt.core.request import Upstream
 from halt.core.request_ids import RequestIds, add_to_log
-from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.core.tools import Tool, Toolbox
 from halt.providers.catalog import Catalog
@@ -31,10 +31,13 @@ from halt.store.conversations import SqlStore
 from halt.store.database import database
 from halt.store.replay import Archive
 from halt.store.writer import Recorder
-from halt.web import cors, proxies, rate_limits, requests, server_check
+from halt.web import cors, proxies, responses, security, server_check
 from halt.web.api import document, openai, stop, streams, text
 from halt.web.page import routes as pages
 from halt.web.page import sidebar, templates
+from halt.web.rate_limits import rates_of
+from halt.web.services import Services
+from halt.web.sessions import Sessions
 from halt.web.websocket import routes as sockets
 
 
@@ -53,7 +56,7 @@ def create_app(
     server_check.check(settings)
     app = Flask(__name__, static_folder=STATIC, template_folder=TEMPLATES)
     app.config.update(
-        SECRET_KEY=settings.secret_key,  # else the data folder's: see `halt.web.requests`
+        SECRET_KEY=settings.secret_key,  # else the data folder's: see `halt.web.sessions`
         MAX_CONTENT_LENGTH=settings.max_body_bytes,
         MAX_FORM_MEMORY_SIZE=settings.max_body_bytes,
         SESSION_COOKIE_HTTPONLY=True,
@@ -62,21 +65,20 @@ def create_app(
     )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.globals["halt_version"] = VERSION
-    app.extensions["halt.config"] = settings
+    cors.install(app, settings.cors_origins)
+    security.install(app)
+    responses.install(app)
+    proxies.install(app, settings.trusted_proxies)
 
     store = SqlStore(database(settings.data_folder, settings.database_url), settings.events_days)
     peers = Peers(settings.data_folder)
     recorder = Recorder(store, peers.name)
     archive = Archive(store, peers.alive, settings.run_timeout)
     peers.recover = archive.recover_worker
-    app.extensions["halt.archive"] = archive
-    app.extensions["halt.saving"] = lambda: recorder.saving
-    app.jinja_env.globals["how_saving_goes"] = app.extensions["halt.saving"]
-
-    app.extensions["halt.mark"] = mark = via.mark_of(settings.data_folder)
+    mark = via.mark_of(settings.data_folder)
     discovery = discovery_of(settings, mark) if upstream is None else None
     last = LastModel(settings.data_folder / "last_model")
-    app.extensions["halt"] = SharedGenerations(
+    generations = SharedGenerations(
         settings,
         upstream or make_upstream(settings, mark=mark, discovery=discovery, last=last),
         StopRegistry(),
@@ -84,28 +86,41 @@ def create_app(
         recorder,
         archive,
     )
-    app.extensions["halt.tools"] = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
-    cors.install(app, settings.cors_origins)
-    requests.install(app)
-    proxies.install(app)
-    rate_limits.install(app)
 
     def save_title(conversation_id: str, title: str) -> None:
         store.title_from_model(conversation_id, None, title)
 
-    service: Generations = app.extensions["halt"]
-    titles = Titles(service.upstream, settings, save_title, lambda: service.idle, store.is_listed)
-    service.on_begin, service.on_over = titles.give_way, titles.look
-    models = Catalog(service.upstream, discovery)
-    pages.install(app, store, recorder, titles, Renderer(), models)
+    titles = Titles(
+        generations.upstream, settings, save_title, lambda: generations.idle, store.is_listed
+    )
+    generations.on_begin, generations.on_over = titles.give_way, titles.look
+    app.session_interface = sessions = Sessions(settings)
+    app.extensions["halt"] = services = Services(
+        config=settings,
+        mark=mark,
+        generations=generations,
+        make_generations=partial(commands.make_generations, upstream=upstream),
+        store=store,
+        recorder=recorder,
+        archive=archive,
+        catalog=Catalog(generations.upstream, discovery),
+        tools=Toolbox([*(SHIPPED[name] for name in settings.tools), *tools]),
+        titles=titles,
+        renderer=Renderer(),
+        sessions=sessions,
+        rates=rates_of(app, settings),
+    )
+    app.jinja_env.globals["how_saving_goes"] = services.saving
+
+    app.register_blueprint(pages.blueprint)
     sidebar.install(app)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(text.blueprint)
     app.register_blueprint(openai.blueprint)
     app.register_blueprint(document.blueprint)
     sockets.install(app)
-    app.register_blueprint(stop.blueprint(pages.stop_fragment, service.upstream))
-    commands.install(app, upstream)
+    app.register_blueprint(stop.blueprint(pages.stop_fragment, generations.upstream))
+    commands.install(app)
     app.wsgi_app = RequestIds(via.Chains(app.wsgi_app))  # type: ignore[method-assign]
     add_to_log()
     # What a first request would build, with other requests beside it:

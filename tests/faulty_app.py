@@ -10,7 +10,8 @@ from flask import Response
 from halt.app import create_app
 from halt.core import service
 from halt.web import sink
-from halt.web.requests import json_response
+from halt.web.responses import json_response
+from halt.web.services import services
 
 for module, name in ((service, "STALL_MAX"), (sink, "STUCK_MAX")):
     if f"TEST_{name}" in os.environ:
@@ -30,5 +31,5 @@ def stall() -> None:
 @app.post("/break/<how>")
 def break_relay(how: str) -> Response:
     """Break the relay of the worker that is asked."""
-    app.extensions["halt"].relay.post(fail if how == "raise" else stall)
+    services(app).generations.relay.post(fail if how == "raise" else stall)
     return json_response({})

@@ -21,6 +21,7 @@ from halt.core.events import Event
 from halt.core.generation import Recording
 from halt.core.request import ChatRequest, Message
 from halt.errors import UnknownStream
+from halt.web.services import services
 from tests.scripted import SOON, Scripted, ScriptedReply
 
 #: Events as they go over the pipe: their numbers, and their one JSON form.
@@ -131,9 +132,9 @@ class Worker:
         )
         self.upstream = ByStream()
         app = create_app(config, upstream=self.upstream)
-        self.store = app.extensions["halt.store"]
-        self.recorder = app.extensions["halt.recorder"]
-        self.service = app.extensions["halt"]
+        self.store: Any = services(app).store
+        self.recorder = services(app).recorder
+        self.service = services(app).generations
         self.service.begin()
         self.followers: dict[int, Follower] = {}
 

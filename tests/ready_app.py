@@ -22,7 +22,7 @@ def _counted(
 jinja2.Environment.compile = _counted  # type: ignore[method-assign]
 
 from halt.app import create_app  # noqa: E402 - which compiles them
-from halt.web.requests import json_response  # noqa: E402
+from halt.web.responses import json_response  # noqa: E402
 from tests.made import built  # noqa: E402
 
 app = create_app()

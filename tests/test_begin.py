@@ -25,6 +25,7 @@ from halt.errors import AtCapacity, StoreUnavailable, UnknownStream
 from halt.store.conversation import BUSY, Busy, Conversation
 from halt.store.conversations import SqlStore
 from halt.store.writer import Recorder
+from halt.web.services import services
 from halt.web.websocket import routes as sockets
 from tests.conftest import eventually, new_id
 from tests.scripted import SOON, Scripted
@@ -37,7 +38,7 @@ class Desk:
 
     def __init__(self, app: Flask, upstream: Scripted) -> None:
         self.app, self.upstream = app, upstream
-        self.store: SqlStore = app.extensions["halt.store"]
+        self.store: SqlStore = services(app).store
         self.client: FlaskClient = app.test_client()
         self.path = f"/c/{new_id()}"
 
@@ -62,14 +63,14 @@ def desk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Desk]:
     made = Desk(app, upstream)
     made.client.get("/")
     yield made
-    app.extensions["halt"].close()
-    app.extensions["halt.store"].close()
+    services(app).generations.close()
+    services(app).store.close()
     upstream.dispose()
 
 
 def refuse(desk: Desk, monkeypatch: pytest.MonkeyPatch, fault: Exception, after: int = 0) -> None:
     """So many streams begin, and end with an answer that is saved; the next one cannot begin."""
-    service: Generations = desk.app.extensions["halt"]
+    service: Generations = services(desk.app).generations
     start, begun = service.start, list[str]()
 
     def refusing(*args: Any, **more: Any) -> Run:
@@ -80,7 +81,7 @@ def refuse(desk: Desk, monkeypatch: pytest.MonkeyPatch, fault: Exception, after:
         reply = desk.upstream.reply(len(begun) - 1)
         reply.feed("Hi")
         reply.end()
-        assert desk.app.extensions["halt.recorder"].written(run.id, SOON)
+        assert services(desk.app).recorder.written(run.id, SOON)
         return run
 
     monkeypatch.setattr(service, "start", refusing)
@@ -146,7 +147,7 @@ def test_one_press_stops_all_before_it_waits_for_one(
 ) -> None:
     """A connection that closes slowly holds up no other answer's Stop."""
     assert desk.ask("a", "b", "c") == 200
-    service: Generations = desk.app.extensions["halt"]
+    service: Generations = services(desk.app).generations
     ids = [each.stream_id for each in desk.conversation().exchanges[-1].candidates]
     receipt, left = service._receipt, list[int]()
 
@@ -208,11 +209,11 @@ def test_the_workers_are_asked_once_while_a_write_is_awaited(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that has ended in another worker is asked for once; then the store is looked at."""
-    service: Generations = desk.app.extensions["halt"]
+    service: Generations = services(desk.app).generations
     assert desk.ask() == 200
     desk.upstream.reply().end()
     stream_id = desk.conversation().exchanges[-1].stream_id
-    assert desk.app.extensions["halt.recorder"].written(stream_id, SOON)
+    assert services(desk.app).recorder.written(stream_id, SOON)
 
     elsewhere = Recording(stream_id, None, MemoryLog(1_000), started_at=now())
     elsewhere.log.end(lambda: Done("stop", Meter().snapshot()))
@@ -265,6 +266,6 @@ def test_a_socket_whose_client_has_left_takes_no_place(
         environ = {"gunicorn.socket": ours}
         got = desk.client.get("/ws", headers=headers, environ_overrides=environ)
         assert got.status_code == 500
-    service: Generations = desk.app.extensions["halt"]
+    service: Generations = services(desk.app).generations
     service.take_place()
     service.give_back_place()

@@ -14,6 +14,7 @@ from halt.errors import RequestError, UpstreamError
 from halt.providers import catalog
 from halt.providers.catalog import NAMES_MAX, Catalog, Groups, checked_model
 from halt.providers.model_list import NAME_MAX
+from halt.web.services import services
 from tests.scripted import SOON, Scripted
 from tests.wire import HandMade, Peer, until
 
@@ -124,7 +125,7 @@ def test_the_picker_says_that_there_is_no_list_only_where_there_is_none(
         environ = {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "fake"}
         application = create_app(load({**environ, "HALT_MODEL": "m", "HALT_DATA": str(tmp_path)}))
         page = application.test_client().get("/models").text
-        application.extensions["halt"].upstream.close()
+        services(application).generations.upstream.close()
     assert "Default: m" in page
     assert ("The server gives no list of models." in page) == none
 

@@ -18,6 +18,7 @@ from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.providers.embedded_model import Embedded
 from halt.providers.factory import make_upstream
+from halt.web.services import services
 from tests.fake_openai import FakeOpenAI
 from tests.test_doctor_remedies import Request, good_list, served
 
@@ -149,4 +150,4 @@ def test_the_page_says_that_the_demo_model_is_being_loaded(
             assert ("The demo model is being loaded." in said) is loading
             assert ('hx-get="/demo"' in said) is loading
             assert ("its facts and code are unreliable" in said) is not loading
-        application.extensions["halt"].upstream.close()
+        services(application).generations.upstream.close()

@@ -22,7 +22,9 @@ from halt.app import create_app
 from halt.config.settings import Config, ConfigError, load
 from halt.errors import TooManyRequests
 from halt.web.client_address import address
-from halt.web.rate_limits import Rates, count_starts
+from halt.web.rate_limits import Rates
+from halt.web.services import services
+from halt.web.starts import count_starts
 from tests.conftest import (
     SEEN_WITHIN,
     HaltServer,
@@ -361,7 +363,7 @@ def rates(**settings: Any) -> tuple[Flask, Rates]:
     """An application's limits."""
     data = tempfile.mkdtemp()
     app = create_app(Config(base_url="http://127.0.0.1:9/v1", data=data, **settings))
-    found = app.extensions["halt.rates"]
+    found = services(app).rates
     assert isinstance(found, Rates)
     return app, found
 
@@ -383,7 +385,7 @@ def test_a_rate_is_read_as_people_write_it(rate: str, starts: int) -> None:
 def test_without_a_limit_nothing_is_counted() -> None:
     """By default there is no limit at all."""
     app = create_app(Config(base_url="http://127.0.0.1:9/v1"))
-    assert app.extensions["halt.rates"] is None
+    assert services(app).rates is None
     assert "limiter" not in app.extensions
 
 

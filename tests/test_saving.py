@@ -23,6 +23,7 @@ from halt.app import create_app
 from halt.config.settings import Config
 from halt.errors import StoreUnavailable
 from halt.store.conversations import SqlStore
+from halt.web.services import services
 from tests.conftest import HaltServer, StartHalt, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.resilience.servers import Postgres
@@ -222,7 +223,7 @@ def test_a_prompt_that_can_neither_be_answered_nor_taken_back_is_not_left_runnin
         data=str(tmp_path), base_url="http://scripted/v1", max_streams=1, titles="words"
     )
     app = create_app(config, upstream=upstream)
-    service, store = app.extensions["halt"], app.extensions["halt.store"]
+    service, store = services(app).generations, services(app).store
     service.begin()
     client = app.test_client()
     client.get("/")

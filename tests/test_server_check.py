@@ -15,6 +15,7 @@ import pytest
 
 from halt.app import create_app
 from halt.config.settings import Config
+from halt.web.services import services
 from tests.conftest import (
     REFUSES_WITHIN,
     ROOT,
@@ -143,8 +144,8 @@ def other(shared_fake: FakeOpenAI, tmp_path: Path) -> Iterator[Client]:
         yield Client("127.0.0.1", server.server_port, Authorization="Bearer 12345678")
         server.shutdown()
         thread.join(SOON)
-    app.extensions["halt"].close()
-    app.extensions["halt.store"].close()
+    services(app).generations.close()
+    services(app).store.close()
 
 
 def test_another_server_with_threads_stops(other: Client) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from halt.app import create_app
 from halt.config.settings import load
-from halt.web.requests import owner
+from halt.web.sessions import owner
 from tests.conftest import HaltServer, StartHalt
 from tests.fake_openai import FakeOpenAI
 from tests.sse import Client

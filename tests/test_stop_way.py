@@ -17,9 +17,11 @@ from halt.app import create_app
 from halt.config import data_dir
 from halt.config.settings import Config
 from halt.store.database import Database
-from halt.web import requests
+from halt.web import responses
 from halt.web.rate_counters import Counts
-from halt.web.requests import COOKIES_MAX, FIELDS_MAX, SHORT_BODY_MAX
+from halt.web.security import FIELDS_MAX, SHORT_BODY_MAX
+from halt.web.services import services
+from halt.web.sessions import COOKIES_MAX
 from tests.conftest import HaltServer, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import PATIENCE
@@ -44,10 +46,10 @@ def app(fake: FakeOpenAI, tmp_path: Path) -> Iterator[Flask]:
             titles="words",
         )
     )
-    made.extensions["halt.prepare_sessions"]()
+    services(made).sessions.prepare(made)
     yield made
-    made.extensions["halt"].close()
-    made.extensions["halt.store"].close()
+    services(made).generations.close()
+    services(made).store.close()
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
             (Counts, "together"),
             (jinja2.Template, "render"),
             (jinja2.Environment, "get_template"),
-            (requests, "render_template"),
+            (responses, "render_template"),
             (data_dir, "secret_key"),
             (data_dir, "mark"),
         ):

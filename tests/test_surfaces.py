@@ -984,5 +984,5 @@ def test_a_fault_of_halts_own_is_found_in_the_log_by_its_request(
     assert answer.headers["X-Request-Id"] == "fault-1"
     assert "It has been logged. (request ID: fault-1)" in answer.text
     assert answer.text.count("(request ID: fault-1)") == 1
-    (record,) = [each for each in caplog.records if each.name == "halt.web.requests"]
+    (record,) = [each for each in caplog.records if each.name == "halt.web.responses"]
     assert record.getMessage() == f"unforeseen error in GET {path} (request ID: fault-1)"

@@ -26,6 +26,7 @@ from halt.core.stop import StopRegistry
 from halt.errors import UpstreamError
 from halt.providers.factory import make_upstream
 from halt.store.headings import TITLE_MOST, cleaned, first_words, is_about
+from halt.web.services import services
 from tests.conftest import StartHalt, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.fake_wire import Record
@@ -463,7 +464,7 @@ def test_a_generation_tells_before_its_request_is_sent(upstream: Scripted) -> No
 def test_the_application_connects_both(tmp_path: Path) -> None:
     """Each generation of the server, whoever starts it, goes before titles."""
     app = create_app(Config(data=str(tmp_path), base_url="http://127.0.0.1:9/v1"))
-    service, titles = app.extensions["halt"], app.extensions["halt.titles"]
+    service, titles = services(app).generations, services(app).titles
     assert (service.on_begin, service.on_over) == (titles.give_way, titles.look)
     service.close()
 

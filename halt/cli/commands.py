@@ -12,7 +12,6 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -35,9 +34,8 @@ if TYPE_CHECKING:
 Make = Callable[..., "Generations"]
 
 
-def install(app: Flask, upstream: Upstream | None) -> None:
-    """Put the commands into the application; `upstream` answers where one is given."""
-    app.extensions["halt.make"] = partial(make_generations, upstream=upstream)
+def install(app: Flask) -> None:
+    """Put the commands into the application."""
     app.cli.add_command(chat)
     app.cli.add_command(doctor)
 
@@ -60,8 +58,8 @@ def _settings() -> tuple[Config, Make]:
     info = click.get_current_context().find_object(ScriptInfo)
     if info is None:
         return load(), make_generations
-    extensions = info.load_app().extensions
-    return extensions["halt.config"], extensions["halt.make"]
+    services = info.load_app().extensions["halt"]
+    return services.config, services.make_generations
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from halt.providers import discovery, embedded_model
 from halt.server import page_opener, systemd
 from halt.store.database import open_database
 from halt.web import server_check
+from halt.web.services import Services
 
 STDIN = 0  # by its number: `sys.stdin` is None where it was closed
 #: Seconds without a heartbeat after which the master replaces a worker.
@@ -212,27 +213,23 @@ def post_worker_init(worker: Any) -> None:
     # Beside a thread that computes, the relay waits for the interpreter's lock for one interval. Of
     # 100 streams the median token came after 262 ms with 5 ms (the default), after 19 ms with 1 ms.
     sys.setswitchinterval(0.001)
-    service = worker.wsgi.extensions["halt"]
+    parts: Services = worker.wsgi.extensions["halt"]
+    service = parts.generations
     service.alive = lambda: worker.alive
     service.ends_process = True  # one whose relay has failed: the master starts another
-    worker.wsgi.extensions["halt.prepare_sessions"]()
+    parts.sessions.prepare(worker.wsgi)
     service.begin()
     try:
-        worker.wsgi.extensions["halt.archive"].recover()
+        parts.archive.recover()
     except StoreUnavailable as fault:  # the next request for one of them tries it again
         logging.getLogger("halt").error("interrupted answers: %s", fault.message)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """In a worker, about to leave. A part that cannot be closed keeps no other from it."""
+    """In a worker, about to leave."""
     application = getattr(worker, "wsgi", None)
-    if application is None:
-        return
-    for name in ("halt", "halt.titles", "halt.store", "halt.renderer"):
-        try:
-            application.extensions[name].close()
-        except Exception:
-            logging.getLogger("halt").exception("closing %s", name)
+    if application is not None:
+        application.extensions["halt"].close()
 
 
 def on_exit(server: Any) -> None:

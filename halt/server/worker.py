@@ -154,7 +154,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         super().load_wsgi()
         #: Bytes of a request's body.
-        self.body_max = self.wsgi.extensions["halt.config"].max_body_bytes
+        self.body_max = self.wsgi.extensions["halt"].config.max_body_bytes
 
     def get_thread_pool(self) -> ThreadPools:
         return ThreadPools(self.cfg.threads)

@@ -15,12 +15,13 @@ from werkzeug.http import parse_list_header
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from halt.config.proxies import INSPECT, Seen
-from halt.config.settings import Config
-from halt.web.requests import brings_token, config, json_response, wrong_bearer
+from halt.web.access import brings_token, wrong_bearer
+from halt.web.responses import json_response
+from halt.web.services import services
 
 
 def inspected() -> Response | None:
-    """Before each request that `web.guard` has let in: answer one that asks how it arrived.
+    """Before each request that `security.guard` has let in: answer one that asks how it arrived.
 
     With HALT_TOKEN set, only the token's holder is answered so, also on routes that are open to
     all; a wrong token counts as one there too. Every route answers, since a proxy may treat paths
@@ -28,23 +29,21 @@ def inspected() -> Response | None:
     """
     if INSPECT not in request.headers:
         return None
-    if config().token and not brings_token():
+    config = services().config
+    if config.token and not brings_token():
         return wrong_bearer()
     return json_response(
         Seen(
-            trusted_proxies=config().trusted_proxies,
+            trusted_proxies=config.trusted_proxies,
             forwarded=len(parse_list_header(request.headers.get("X-Forwarded-For", ""))),
             secure=request.is_secure,
-            max_import_bytes=config().max_import_bytes,
+            max_import_bytes=config.max_import_bytes,
         )
     )
 
 
-def install(app: Flask) -> None:
-    """Put both into the application, after the guards."""
-    settings: Config = app.extensions["halt.config"]
+def install(app: Flask, trusted: int) -> None:
+    """Put both into the application, after the guards. `trusted`: HALT_TRUSTED_PROXIES."""
     app.before_request(inspected)
-    if settings.trusted_proxies:
-        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
-            app.wsgi_app, x_for=settings.trusted_proxies, x_proto=1
-        )
+    if trusted:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=trusted, x_proto=1)  # type: ignore[method-assign]

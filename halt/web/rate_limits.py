@@ -16,7 +16,7 @@ import sqlite3
 import time
 from collections.abc import Iterable
 
-from flask import Flask, current_app
+from flask import Flask
 from flask_limiter import Limiter
 from limits import RateLimitItem, parse_many
 
@@ -24,7 +24,7 @@ from halt.config.settings import Config
 from halt.errors import RequestError, TooManyRequests
 from halt.web.client_address import address
 from halt.web.rate_counters import Counts, uri
-from halt.web.requests import owner
+from halt.web.sessions import owner
 
 logger = logging.getLogger(__name__)
 
@@ -76,18 +76,6 @@ def _parsed(rates: str) -> Iterable[RateLimitItem]:
     return frozenset(parse_many(rates)) if rates else ()
 
 
-def count_starts(starts: int = 1, *, hit: bool = True) -> None:
-    """To be called before streams are started for this request. Raises TooManyRequests.
-
-    Without `hit` nothing is counted: for starts that are written down before they are counted.
-    """
-    rates: Rates | None = current_app.extensions["halt.rates"]
-    if rates is not None:
-        rates.count(starts, hit=hit)
-
-
-def install(app: Flask) -> None:
-    """Put the limits into the application."""
-    settings: Config = app.extensions["halt.config"]
-    limited = bool(settings.rate_session or settings.rate_address)
-    app.extensions["halt.rates"] = Rates(app, settings) if limited else None
+def rates_of(app: Flask, settings: Config) -> Rates | None:
+    """The limits of an application, put into it; None: there are none."""
+    return Rates(app, settings) if settings.rate_session or settings.rate_address else None

@@ -1,4 +1,4 @@
-"""What a client sends to start a run: what the model is asked, and what readers mean to the run."""
+"""How a client starts runs: what it sends for one, and how many it may start."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Literal
 
 from halt.core.decoding import TypeDecoder
 from halt.core.request import ChatRequest
+from halt.web.services import services
 
 #: What becomes of a run when its last reader has left: it stops, or it goes on for the grace.
 OnDisconnect = Literal["stop", "continue"]
@@ -36,3 +37,13 @@ START_REQUEST = TypeDecoder(StartRequest)
 def grace_of(choice: OnDisconnect | None, default: OnDisconnect) -> float | None:
     """The `grace` of `Generations.start`: 0 ends the run with its last reader."""
     return 0.0 if (choice or default) == "stop" else None
+
+
+def count_starts(starts: int = 1, *, hit: bool = True) -> None:
+    """To be called before streams are started for this request. Raises TooManyRequests.
+
+    Without `hit` nothing is counted: for starts that are written down before they are counted.
+    """
+    rates = services().rates
+    if rates is not None:
+        rates.count(starts, hit=hit)

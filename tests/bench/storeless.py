@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from halt.app import create_app
+from halt.web.services import services
 
 app = create_app()
-app.extensions["halt"]._recorder = None
+services(app).generations._recorder = None

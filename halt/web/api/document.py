@@ -18,7 +18,8 @@ from halt.core.metrics import Metrics
 from halt.core.request import StreamId
 from halt.core.request_ids import HEADER
 from halt.core.service import Receipt
-from halt.web.requests import config, json_response
+from halt.web.responses import json_response
+from halt.web.services import services
 from halt.web.starts import StartRequest
 
 Schema = dict[str, Any]
@@ -775,10 +776,10 @@ blueprint = Blueprint("openapi", __name__)
 @blueprint.get("/openapi.json")
 def described() -> Response:
     """The document, for programs."""
-    return json_response(document(token=bool(config().token)))
+    return json_response(document(token=bool(services().config.token)))
 
 
 @blueprint.get("/docs")
 def docs() -> str:
     """The document, for people."""
-    return render_template("docs.html", api=document(token=bool(config().token)))
+    return render_template("docs.html", api=document(token=bool(services().config.token)))

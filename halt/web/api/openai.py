@@ -60,17 +60,11 @@ from halt.web.event_stream import (
     gather,
     watched,
 )
-from halt.web.rate_limits import count_starts
-from halt.web.requests import (
-    client_socket,
-    config,
-    generations,
-    json_response,
-    openai_error,
-    owner,
-    tell_id,
-)
-from halt.web.starts import OnDisconnect, grace_of
+from halt.web.requests import client_socket
+from halt.web.responses import json_response, openai_error, tell_id
+from halt.web.services import services
+from halt.web.sessions import owner
+from halt.web.starts import OnDisconnect, count_starts, grace_of
 
 MODELS_SECONDS = 10.0  # for the model's server to list its models
 
@@ -256,7 +250,7 @@ def _unnumbered(call: dict[str, Any]) -> dict[str, Any]:
 @blueprint.post("/chat/completions")
 def completions() -> Response:
     given = asked(request.get_data(), request.headers.get("X-Stream-Id"))
-    service = generations()
+    service = services().generations
     count_starts()
     run = service.start(given.chat, owner(), grace=given.grace)
     tell_id(run.id)
@@ -268,7 +262,8 @@ def completions() -> Response:
         # So a fault before the first token has its own status. A model that thinks in silence is
         # waited for as long as no proxy takes the connection for dead.
         body.wait(
-            lambda event: not (isinstance(event, Extra) or is_terminal(event)), config().heartbeat
+            lambda event: not (isinstance(event, Extra) or is_terminal(event)),
+            services().config.heartbeat,
         )
     except BaseException:
         body.close()
@@ -344,7 +339,7 @@ class ChunkStream(EventStream):
 
     def __init__(self, run: Run, given: Asked) -> None:
         """Take a reader's place. Raises AtCapacity."""
-        super().__init__(generations(), run, client_socket(), 0, self._chunks)
+        super().__init__(services().generations, run, client_socket(), 0, self._chunks)
         self._include_usage = given.include_usage
         self._functions = given.functions
         self._request_id = current()  # while a body is read there is no current request
@@ -466,7 +461,7 @@ def _names() -> list[str]:
 
     Raises UpstreamError, AtCapacity.
     """
-    service = generations()
+    service = services().generations
     configured = [name] if (name := service.upstream.known_model) else []
     with service.place(), limited(MODELS_SECONDS, via.current()) as line:
         try:

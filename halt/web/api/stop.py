@@ -18,7 +18,11 @@ from halt.core.request import Upstream
 from halt.core.service import Receipt
 from halt.errors import HaltError, RequestError
 from halt.providers.cached_query import Question
-from halt.web.requests import brings_token, generations, json_response, owner, wants_fragment
+from halt.web.access import brings_token
+from halt.web.requests import wants_fragment
+from halt.web.responses import json_response
+from halt.web.services import services
+from halt.web.sessions import owner
 
 STOPS_MAX = 16  # streams that one press of the page's Stop can name
 PROBE_SECONDS = 10.0  # a health answer is never older than this when the probe can run
@@ -43,7 +47,7 @@ def blueprint(fragment: Callable[[Receipt], str], upstream: Upstream) -> Bluepri
 
     def press(*stops: tuple[object, object]) -> list[Receipt]:
         checked = [(checked_id(each, "stream_id"), _number(seen)) for each, seen in stops]
-        return generations().stop_each(checked, owner())
+        return services().generations.stop_each(checked, owner())
 
     def answer(stream_id: object, seen: object) -> Response:
         (receipt,) = press((stream_id, seen))
@@ -67,15 +71,19 @@ def blueprint(fragment: Callable[[Receipt], str], upstream: Upstream) -> Bluepri
 
     @routes.get("/streams")
     def streams() -> Response:
-        return json_response({"streams": generations().running(owner()) if _may_list() else []})
+        return json_response(
+            {"streams": services().generations.running(owner()) if _may_list() else []}
+        )
 
     @routes.post("/stop-all")
     def stop_all() -> Response:
-        return json_response({"stopped": generations().stop_all(owner()) if _may_list() else []})
+        return json_response(
+            {"stopped": services().generations.stop_all(owner()) if _may_list() else []}
+        )
 
     @routes.get("/healthz")
     def healthz() -> Response:
-        service = generations()
+        service = services().generations
         leaving = service.draining
         health = {
             "status": "draining" if leaving else "ok",

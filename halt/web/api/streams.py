@@ -8,16 +8,17 @@ from halt.core.events import FINAL_FRAME
 from halt.core.generation import Recording
 from halt.core.run import Run
 from halt.web.event_stream import SSE_HEADERS, EventStream, json_frames, watched
-from halt.web.rate_limits import count_starts
-from halt.web.requests import after_parameter, client_socket, generations, owner, toolbox
-from halt.web.starts import START_REQUEST
+from halt.web.requests import after_parameter, client_socket
+from halt.web.services import services
+from halt.web.sessions import owner
+from halt.web.starts import START_REQUEST, count_starts
 
 blueprint = Blueprint("streams", __name__)
 
 
 def _stream(run: Recording, after: int, opens: Run | None = None) -> Response:
     body = EventStream(
-        generations(),
+        services().generations,
         run,
         client_socket(),
         after,
@@ -38,8 +39,8 @@ def chat_stream() -> Response:
     """Start a generation and follow it."""
     asked = START_REQUEST.decode(request.get_data())
     count_starts()
-    run = generations().start(
-        asked.chat(), owner(), tools=toolbox(), grace=asked.grace, opened_by_reader=True
+    run = services().generations.start(
+        asked.chat(), owner(), tools=services().tools, grace=asked.grace, opened_by_reader=True
     )
     return watched(run, lambda: _stream(run, 0, run), opens=True)
 
@@ -47,4 +48,4 @@ def chat_stream() -> Response:
 @blueprint.get("/streams/<stream_id>")
 def follow(stream_id: str) -> Response:
     """Replay a stream after an event and follow it to its end. Starts nothing."""
-    return _stream(generations().get(stream_id, owner()), after_parameter())
+    return _stream(services().generations.get(stream_id, owner()), after_parameter())

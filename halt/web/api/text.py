@@ -36,17 +36,11 @@ from halt.web.event_stream import (
     is_text,
     watched,
 )
-from halt.web.rate_limits import count_starts
-from halt.web.requests import (
-    client_socket,
-    config,
-    generations,
-    json_response,
-    owner,
-    tell_id,
-    toolbox,
-)
-from halt.web.starts import START_REQUEST, StartRequest, grace_of
+from halt.web.requests import client_socket
+from halt.web.responses import json_response, tell_id
+from halt.web.services import services
+from halt.web.sessions import owner
+from halt.web.starts import START_REQUEST, StartRequest, count_starts, grace_of
 
 TEXT_HEADERS = {
     "Content-Type": "text/plain; charset=utf-8",
@@ -92,11 +86,11 @@ def _asked(fields: dict[str, Any], *, words: bool = False) -> StartRequest:
 def chat() -> Response:
     """Start a generation and give its text, or all of it at its end."""
     asked = _asked(JSON_OBJECT.decode(request.get_data()))
-    service = generations()
+    service = services().generations
     count_starts()
     # Also with an ID: the answer is this response's text, and no other reader goes on with it.
     grace = grace_of(asked.on_disconnect, "stop")
-    run = service.start(asked.chat(), owner(), tools=toolbox(), grace=grace)
+    run = service.start(asked.chat(), owner(), tools=services().tools, grace=grace)
     tell_id(run.id)
     accepts = request.accept_mimetypes
     if accepts["application/json"] > accepts["text/plain"]:
@@ -106,7 +100,7 @@ def chat() -> Response:
     try:
         # The status says whether there is an answer. A model that is silent is waited for as long
         # as no proxy takes the connection for dead.
-        body.wait(is_text, config().heartbeat)
+        body.wait(is_text, services().config.heartbeat)
     except BaseException:
         body.close()
         raise
@@ -155,7 +149,9 @@ def stream() -> Response:
         return _follow(run, 0)
     count_starts()
     try:
-        run = generations().start(asked.chat(), owner(), tools=toolbox(), grace=asked.grace)
+        run = services().generations.start(
+            asked.chat(), owner(), tools=services().tools, grace=asked.grace
+        )
     except StreamInUse:
         run = _same(asked)  # was started just now
         if run is None:
@@ -170,7 +166,7 @@ def _same(asked: StartRequest) -> Recording | None:
     None where this client knows no such run. Raises StreamInUse.
     """
     try:
-        run = generations().get(asked.id or "", owner())
+        run = services().generations.get(asked.id or "", owner())
     except UnknownStream:
         return None
     if run.fingerprint != fingerprint(asked.messages):
@@ -186,7 +182,7 @@ def _resume(last: str) -> Response:
     if seq == "end":
         return Response(status=204)
     try:
-        return _follow(generations().get(stream_id, owner()), int(seq))
+        return _follow(services().generations.get(stream_id, owner()), int(seq))
     except (UnknownStream, OffsetLost) as lost:
         # Said as an event: of a refusal, an EventSource tells its page nothing.
         return Response(_lost(stream_id, lost), headers=EVENT_SOURCE_HEADERS)
@@ -206,7 +202,7 @@ class PromptStream(EventStream):
     def __init__(self, run: Recording, after: int) -> None:
         """Take a reader's place. Raises AtCapacity, OffsetLost."""
         super().__init__(
-            generations(),
+            services().generations,
             run,
             client_socket(),
             after,

@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 from flask import (
     Blueprint,
-    Flask,
     Response,
     abort,
     current_app,
@@ -37,8 +36,6 @@ from jinja2 import Template
 from werkzeug.wrappers import Response as BaseResponse
 
 from halt.chat.figures import used
-from halt.chat.progress import Lengths
-from halt.chat.titles import Titles
 from halt.clock import now
 from halt.core.connection import limited
 from halt.core.decoding import checked_id, is_id, is_number
@@ -59,8 +56,8 @@ from halt.errors import (
     UnknownStream,
     UpstreamError,
 )
-from halt.providers.catalog import Catalog, checked_model
-from halt.rendering.renderer import TEXT_WAIT, Renderer, Rendering
+from halt.providers.catalog import checked_model
+from halt.rendering.renderer import TEXT_WAIT, Rendering
 from halt.store.conversation import (
     MOVED,
     Busy,
@@ -70,7 +67,7 @@ from halt.store.conversation import (
     Store,
     UnknownConversation,
 )
-from halt.store.writer import Recorder
+from halt.web.access import count_wrong_token, login_mark, token_matches
 from halt.web.event_stream import SSE_HEADERS, EventStream
 from halt.web.page.answers import (
     AnswerView,
@@ -81,24 +78,10 @@ from halt.web.page.answers import (
     view,
 )
 from halt.web.page.ended_html import whole
-from halt.web.rate_limits import count_starts
-from halt.web.requests import (
-    after_parameter,
-    catalog,
-    client_socket,
-    config,
-    conversations,
-    count_wrong_token,
-    generations,
-    login_mark,
-    owner,
-    owner_made,
-    saving,
-    sent_without_scripts,
-    token_matches,
-    told_system_prompt,
-    toolbox,
-)
+from halt.web.requests import after_parameter, client_socket, sent_without_scripts
+from halt.web.services import services
+from halt.web.sessions import owner, owner_made
+from halt.web.starts import count_starts
 from halt.web.token_failures import too_many
 
 #: Seconds between two messages to the page: about a frame of a 60 Hz screen. A page that swaps
@@ -140,48 +123,10 @@ WRITE_TICK_MAX = 0.16
 blueprint = Blueprint("pages", __name__)
 
 
-def install(
-    app: Flask,
-    store: Store,
-    recorder: Recorder,
-    titles: Titles,
-    renderer: Renderer,
-    models: Catalog,
-) -> None:
-    """Put the page into the application; `recorder` is that of its generations."""
-    app.extensions["halt.renderer"] = renderer
-    app.extensions["halt.titles"] = titles
-    app.extensions["halt.store"] = store
-    app.extensions["halt.recorder"] = recorder
-    app.extensions["halt.lengths"] = Lengths()
-    app.extensions["halt.demo_ready"] = threading.Event()
-    app.extensions["halt.catalog"] = models
-    app.register_blueprint(blueprint)
-
-
-def _recorder() -> Recorder:
-    found: Recorder = current_app.extensions["halt.recorder"]
-    return found
-
-
-def _worker() -> str:
-    return _recorder().worker
-
-
-def _lengths() -> Lengths:
-    found: Lengths = current_app.extensions["halt.lengths"]
-    return found
-
-
-def _renderer() -> Renderer:
-    found: Renderer = current_app.extensions["halt.renderer"]
-    return found
-
-
 def _rendering() -> Rendering:
     """Renders what this request shows: all of it by one deadline."""
     if "rendering" not in g:
-        g.rendering = _renderer().within(TEXT_WAIT)
+        g.rendering = services().renderer.within(TEXT_WAIT)
     found: Rendering = g.rendering
     return found
 
@@ -196,25 +141,25 @@ def _page(conversation_id: str, conversation: Conversation | None) -> str:
         "chat.html",
         conversation_id=conversation_id,
         title=conversation.title if conversation else "",
-        system_prompt=told_system_prompt(chosen) if own is None else own,
+        system_prompt=services().told_system_prompt(chosen) if own is None else own,
         **_window(conversation),
         used=used(conversation.usage) if conversation else "",
-        config=config(),
+        config=services().config,
         chosen=chosen,
-        catalog=catalog(),
-        model=generations().upstream.known_model,
+        catalog=services().catalog,
+        model=services().generations.upstream.known_model,
         loading=_demo_is_loading(),
     )
 
 
 def _demo_is_loading() -> bool:
     """Whether the demo model does not answer yet. Once it has, it is not asked again."""
-    ready: threading.Event = current_app.extensions["halt.demo_ready"]
-    if not config().has_demo or ready.is_set():
+    ready = services().demo_ready
+    if not services().config.has_demo or ready.is_set():
         return False
     try:
         with limited(DEMO_WAIT) as line:
-            generations().upstream.check(line)
+            services().generations.upstream.check(line)
     except UpstreamError as fault:
         if fault.code in {"model_loading", "upstream_refused"}:
             return True
@@ -248,7 +193,7 @@ def _all_shown(found: Conversation, first: int = 0) -> list[ExchangeView]:
 
 
 def _shown(exchange: Exchange, *, last: bool = True) -> ExchangeView:
-    return exchange_view(exchange, _run_of, _lengths(), _rendering(), last=last)
+    return exchange_view(exchange, _run_of, services().lengths, _rendering(), last=last)
 
 
 @blueprint.get("/")
@@ -260,7 +205,7 @@ def index() -> str:
 @blueprint.get("/demo")
 def demo() -> str:
     """Asked by a page that was told that the demo model is being loaded, until it is."""
-    return render_template("demo.html", loading=_demo_is_loading(), catalog=catalog())
+    return render_template("demo.html", loading=_demo_is_loading(), catalog=services().catalog)
 
 
 @blueprint.get("/c/<conversation_id>")
@@ -268,11 +213,11 @@ def conversation(conversation_id: str) -> str:
     """The end of a conversation; with `at`, the part around a message of any version."""
     mine, at = owner_made(), request.args.get("at", "")
     if not is_number(at):
-        return _page(conversation_id, conversations().get(conversation_id, mine))
-    found = conversations().get(conversation_id, mine, around=int(at))
+        return _page(conversation_id, services().store.get(conversation_id, mine))
+    found = services().store.get(conversation_id, mine, around=int(at))
     if not _holds(found, int(at)):
         with contextlib.suppress(HaltError):  # then its end is shown
-            found = conversations().show(conversation_id, mine, int(at))
+            found = services().store.show(conversation_id, mine, int(at))
     return _page(conversation_id, found)
 
 
@@ -282,7 +227,7 @@ def exchanges(conversation_id: str) -> Response:
     side = "before" if "before" in request.args else "after"
     place = _message_id(side)
     before, after = (place, None) if side == "before" else (None, place)
-    found = conversations().get(conversation_id, owner() or "", before=before, after=after)
+    found = services().store.get(conversation_id, owner() or "", before=before, after=after)
     response = Response(
         render_template("window.html", conversation_id=conversation_id, **_window(found, side)),
         mimetype="text/html",
@@ -314,9 +259,9 @@ def send(conversation_id: str) -> Response:
     prompt = request.form.get("prompt", "").replace("\r\n", "\n").strip()
     if not prompt:
         raise RequestError("Write a message first.", field="prompt")
-    if len(prompt) > config().max_prompt_chars:
+    if len(prompt) > services().config.max_prompt_chars:
         raise TooLarge(
-            f"The message is longer than {config().max_prompt_chars:,} characters.",
+            f"The message is longer than {services().config.max_prompt_chars:,} characters.",
             field="prompt",
         )
     models = [checked_model(each) for each in request.form.getlist("model")] or [""]
@@ -335,13 +280,13 @@ def send(conversation_id: str) -> Response:
                 mine,
                 prompt,
                 answers,
-                worker=_worker(),
+                worker=services().recorder.worker,
                 edit_of=edit_of,
                 after=after,
             ),
         )
     except Busy:
-        last = conversations().get(conversation_id, mine, limit=1).last
+        last = services().store.get(conversation_id, mine, limit=1).last
         if edit_of is None and after not in {None, last or 0}:
             raise Moved(MOVED) from None  # it is another answer than the one that the page shows
         raise
@@ -368,7 +313,12 @@ def regenerate(conversation_id: str) -> Response:
     found = _changed(
         conversation_id,
         lambda store: store.again(
-            conversation_id, mine, stream_id, model, worker=_worker(), prompt_id=prompt_id
+            conversation_id,
+            mine,
+            stream_id,
+            model,
+            worker=services().recorder.worker,
+            prompt_id=prompt_id,
         ),
     )
     _begin(found)
@@ -383,10 +333,12 @@ def continue_(conversation_id: str) -> Response:
     _expect_room()
     found = _changed(
         conversation_id,
-        lambda store: store.extend(conversation_id, mine, answer_id, stream_id, worker=_worker()),
+        lambda store: store.extend(
+            conversation_id, mine, answer_id, stream_id, worker=services().recorder.worker
+        ),
     )
     run = _begin(found)
-    shown = view(found.exchanges[-1], run, _lengths(), _rendering())
+    shown = view(found.exchanges[-1], run, services().lengths, _rendering())
     return _streamed(shown, lambda **more: render_template("answer.html", a=shown, **more))
 
 
@@ -395,7 +347,7 @@ def discard(conversation_id: str) -> str:
     """Take the last answer away. What is shown instead, which may be nothing, is returned."""
     gone, mine = _shown_exchange(conversation_id), owner_made()
     _changed(conversation_id, lambda store: store.discard(conversation_id, mine, gone.answer_id))
-    return _from(conversations().get(conversation_id, mine), gone.prompt_id, *gone.prompts.ids)
+    return _from(services().store.get(conversation_id, mine), gone.prompt_id, *gone.prompts.ids)
 
 
 @blueprint.post("/c/<conversation_id>/show")
@@ -414,7 +366,7 @@ def from_here(conversation_id: str) -> Response:
     """
     prompt_id = _message_id("prompt_id")
     _caught_up(conversation_id)
-    found = conversations().get(conversation_id, owner_made(), around=prompt_id)
+    found = services().store.get(conversation_id, owner_made(), around=prompt_id)
     shown = _from(found, prompt_id)
     response = Response(shown, mimetype="text/html")
     if not shown:
@@ -427,11 +379,11 @@ def pick(conversation_id: str) -> str:
     """Go on with one of several answers; those that are still being written are stopped."""
     mine = owner_made()
     chosen = request.form.get("stream_id", "")
-    last = conversations().get(conversation_id, mine, limit=1).exchanges[-1:]
+    last = services().store.get(conversation_id, mine, limit=1).exchanges[-1:]
     candidates = last[0].candidates if last and last[0].rivals else ()
     if any(each.stream_id == chosen for each in candidates):
         running = [(each.stream_id, None) for each in candidates if each.ended is None]
-        generations().stop_each(running, mine)
+        services().generations.stop_each(running, mine)
     return _exchange(
         _changed(conversation_id, lambda store: store.pick(conversation_id, mine, chosen))
     )
@@ -443,7 +395,7 @@ def usage(conversation_id: str) -> tuple[str, int]:
     mine = owner_made()
     try:
         _caught_up(conversation_id)
-        return used(conversations().totals(conversation_id, mine)), 200
+        return used(services().store.totals(conversation_id, mine)), 200
     except UnknownConversation:  # its one prompt was taken back
         return "", 200
     except StoreUnavailable:  # said elsewhere; what the page shows may stay
@@ -459,13 +411,13 @@ def _expect_room(answers: int = 1) -> None:
     Raises TooManyRequests, AtCapacity, Draining.
     """
     count_starts(answers, hit=False)
-    generations().expect_room(answers)
+    services().generations.expect_room(answers)
 
 
 def _changed(conversation_id: str, change: Callable[[Store], T]) -> T:
     """Change the conversation. An answer that has just ended may have to be written down first."""
     try:
-        return change(conversations())
+        return change(services().store)
     except Busy:
         if not _caught_up(conversation_id):  # asks the other workers, once
             raise
@@ -473,7 +425,7 @@ def _changed(conversation_id: str, change: Callable[[Store], T]) -> T:
     until, pause = now() + WRITE_WAIT, WRITE_TICK
     while True:
         try:
-            return change(conversations())
+            return change(services().store)
         except Busy:
             if now() >= until:
                 raise
@@ -483,14 +435,14 @@ def _changed(conversation_id: str, change: Callable[[Store], T]) -> T:
 
 def _caught_up(conversation_id: str) -> bool:
     """Wait until what has ended in it is written down. False: something is still being written."""
-    last = conversations().get(conversation_id, owner_made(), limit=1).exchanges[-1:]
+    last = services().store.get(conversation_id, owner_made(), limit=1).exchanges[-1:]
     for each in last[0].candidates if last else ():
         if each.ended is None:
             run = _run_of(each.stream_id)
             if (
                 run is None
                 or run.log.ended is None
-                or not _recorder().written(each.stream_id, WRITE_WAIT)
+                or not services().recorder.written(each.stream_id, WRITE_WAIT)
             ):
                 return False
     return True
@@ -499,7 +451,7 @@ def _caught_up(conversation_id: str) -> bool:
 def _shown_exchange(conversation_id: str) -> Exchange:
     """The exchange at which a button was pressed. Raises UnknownConversation, RequestError."""
     prompt_id = _message_id("prompt_id")
-    found = conversations().get(conversation_id, owner_made(), around=prompt_id, limit=1)
+    found = services().store.get(conversation_id, owner_made(), around=prompt_id, limit=1)
     for each in found.exchanges:
         if each.prompt_id == prompt_id:
             return each
@@ -524,14 +476,14 @@ def models() -> str:
     chosen = checked_model(request.args.get("model", ""))
     return render_template(
         "models_listed.html",
-        groups=catalog().look(),
-        no_list=catalog().has_no_list,
-        notes=catalog().notes,
-        catalog=catalog(),
-        config=config(),
-        loading=catalog().is_discovered and _demo_is_loading(),
+        groups=services().catalog.look(),
+        no_list=services().catalog.has_no_list,
+        notes=services().catalog.notes,
+        catalog=services().catalog,
+        config=services().config,
+        loading=services().catalog.is_discovered and _demo_is_loading(),
         chosen=chosen,
-        model=generations().upstream.known_model,
+        model=services().generations.upstream.known_model,
         system_prompt=_prompt_with(chosen, request.args.get("conversation", "")),
     )
 
@@ -544,13 +496,13 @@ def _prompt_with(model: str, conversation_id: str) -> str | None:
     if not conversation_id:
         return None
     try:
-        found = conversations().get(conversation_id, owner() or "", limit=1)
+        found = services().store.get(conversation_id, owner() or "", limit=1)
     except UnknownConversation:  # it is a new one
-        return told_system_prompt(model)
+        return services().told_system_prompt(model)
     except StoreUnavailable:
         return None
     own = found.settings.system_prompt
-    return told_system_prompt(model) if own is None else own
+    return services().told_system_prompt(model) if own is None else own
 
 
 def _exchange(found: Conversation) -> str:
@@ -577,7 +529,7 @@ def _streamed(shown: AnswerView, draw: Callable[..., str]) -> Response:
     """
     if shown.state == "running" and "text/event-stream" in request.headers.get("Accept", ""):
         with contextlib.suppress(UnknownStream, OffsetLost, AtCapacity):
-            run = generations().get(shown.id, owner())
+            run = services().generations.get(shown.id, owner())
             opening = sse_html(shown.after, draw(streamed=True))
             if (body := _live(run, shown.after, opening)) is not None:
                 return Response(
@@ -593,8 +545,8 @@ def _begin(found: Conversation) -> Run:
 
     Returns the first answer's run.
     """
-    store, lengths, recorder = conversations(), _lengths(), _recorder()
-    titles: Titles = current_app.extensions["halt.titles"]
+    store, lengths, recorder = services().store, services().lengths, services().recorder
+    titles = services().titles
     exchange = found.exchanges[-1]
     settings = found.settings
 
@@ -622,11 +574,11 @@ def _begin(found: Conversation) -> Run:
         try:
             if wanted.prefix:
                 chat = go_on(chat, wanted.prefix)
-            run = generations().start(
+            run = services().generations.start(
                 chat,
                 found.owner,
                 ended,
-                toolbox(),
+                services().tools,
                 on_usage=counted,
                 noted=True,
             )
@@ -640,7 +592,7 @@ def _begin(found: Conversation) -> Run:
     runs: list[Run] = []
     try:
         count_starts(len(waiting))
-        prompts = [told_system_prompt(each.asked) for each in waiting]
+        prompts = [services().told_system_prompt(each.asked) for each in waiting]
         messages = {prompt: store.told(found.id, found.owner, prompt) for prompt in set(prompts)}
         for each, prompt in zip(waiting, prompts, strict=True):
             runs.append(started(each, messages[prompt]))
@@ -650,7 +602,7 @@ def _begin(found: Conversation) -> Run:
             store.take_back(found.id, idle[0])
         except StoreUnavailable:
             recorder.abandon(idle)
-        generations().stop_each([(run.id, None) for run in runs], found.owner)
+        services().generations.stop_each([(run.id, None) for run in runs], found.owner)
         raise
     runs[0].log.wait(0, OPENING_WAIT)
     return runs[0]
@@ -659,7 +611,7 @@ def _begin(found: Conversation) -> Run:
 @blueprint.get("/streams/<stream_id>/page")
 def stream(stream_id: str) -> Response:
     try:
-        run = generations().get(stream_id, owner())
+        run = services().generations.get(stream_id, owner())
     except UnknownStream:
         return _one_message(lost(stream_id))
     # The last event is sent again to a page that has it: without it the page would ask for ever.
@@ -677,7 +629,7 @@ def _live(run: Recording, after: int, opening: bytes | None = None) -> EventStre
     A session that holds LIVE_PER_SESSION of them gets one that ends after the events that are
     there; or None, where there is an `opening`.
     """
-    tabs, place, brief = generations().tabs, None, False
+    tabs, place, brief = services().generations.tabs, None, False
     if request.headers.get(PROTOCOL_HEADER, "") not in MULTIPLEXED:
         place = tabs.take(LIVE_PER_SESSION, number_of(owner() or "", LIVE_PER_SESSION))
         brief = place is None
@@ -690,9 +642,9 @@ def _live(run: Recording, after: int, opening: bytes | None = None) -> EventStre
 
     try:
         writer = _writer(run, after)
-        _renderer().expect()
+        services().renderer.expect()
         return EventStream(
-            generations(),
+            services().generations,
             run,
             client_socket(),
             after,
@@ -711,12 +663,12 @@ def _live(run: Recording, after: int, opening: bytes | None = None) -> EventStre
 @blueprint.get("/saving")
 def how_saving_goes() -> str:
     """Asked by a page that was told that saving does not go well, until it does."""
-    return render_template("saving.html", saving=saving()())
+    return render_template("saving.html", saving=services().saving())
 
 
 @blueprint.route("/login", methods=["GET", "POST"])
 def login() -> BaseResponse | tuple[str, int] | str:
-    if not config().token:
+    if not services().config.token:
         return redirect(url_for("pages.index"))
     if request.method != "POST":
         return render_template("login.html")
@@ -741,22 +693,22 @@ def stop_fragment(receipt: Receipt) -> str:
     if receipt.status == "pending" and not shown:
         return ""  # it has not begun; its own response will say that it was stopped
     try:
-        run = generations().get(receipt.id, owner())
+        run = services().generations.get(receipt.id, owner())
     except UnknownStream:
         return lost(receipt.id) if shown else ""  # of another session, or no longer kept
     except StoreUnavailable:
         return ""  # it was stopped all the same; what the page shows stays
-    rendering = _renderer().within(STOP_WAIT)
-    stopped = whole(run, _lengths(), rendering)
+    rendering = services().renderer.within(STOP_WAIT)
+    stopped = whole(run, services().lengths, rendering)
     if stopped is None:  # of another worker, whose end has not come here yet
-        writer = PageWriter(run, 0, _answer_template(), _lengths(), _renderer())
+        writer = PageWriter(run, 0, _answer_template(), services().lengths, services().renderer)
         return writer.whole(rendering)
     return stopped
 
 
 def _run_of(stream_id: str) -> Recording | None:
     try:
-        return generations().get(stream_id, owner())
+        return services().generations.get(stream_id, owner())
     except UnknownStream:
         return None
 
@@ -776,7 +728,9 @@ def _stream_ids(count: int) -> list[str]:
 
 
 def _writer(run: Recording, after: int) -> PageWriter:
-    return PageWriter(run, after, _answer_template(), _lengths(), _renderer(), saving())
+    return PageWriter(
+        run, after, _answer_template(), services().lengths, services().renderer, services().saving
+    )
 
 
 def _answer_template() -> Template:

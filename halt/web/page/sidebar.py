@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from urllib.parse import quote
 
-from flask import Blueprint, Flask, Response, current_app, render_template, request, url_for
+from flask import Blueprint, Flask, Response, render_template, request, url_for
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import ClosingIterator
 
@@ -24,17 +24,10 @@ from halt.errors import HaltError, RequestError, TooLarge
 from halt.providers.catalog import checked_model
 from halt.store.conversation import Conversation, Page, Settings, Summary
 from halt.store.portable import MESSAGE_MAX, PortableConversation, read, to_json, to_markdown
-from halt.web.requests import (
-    catalog,
-    config,
-    conversations,
-    generations,
-    owner,
-    owner_made,
-    refusal,
-    told_system_prompt,
-    wants_fragment,
-)
+from halt.web.requests import wants_fragment
+from halt.web.responses import refusal
+from halt.web.services import services
+from halt.web.sessions import owner, owner_made
 
 QUERY_MAX = 500  # characters of a search
 
@@ -51,7 +44,6 @@ blueprint = Blueprint("shelf", __name__)
 
 def install(app: Flask) -> None:
     """Put the list and what belongs to it into the application, which has a store."""
-    app.extensions["halt.exporting"] = threading.Lock()
     app.jinja_env.globals["listed_first"] = listed_first
     app.jinja_env.globals["others_listed"] = others_listed
     app.jinja_env.globals["deletion_said"] = deletion_said
@@ -67,7 +59,7 @@ def moment(seconds: float) -> str:
 def listed_first() -> Page[Summary] | None:
     """What a page begins its list with; None: it can't be had now."""
     try:
-        return conversations().summaries(owner() or "")
+        return services().store.summaries(owner() or "")
     except HaltError:
         return None
 
@@ -75,7 +67,7 @@ def listed_first() -> Page[Summary] | None:
 def others_listed() -> bool:
     """Whether other browsers have conversations here; asked where this browser has none."""
     try:
-        return conversations().has_any()
+        return services().store.has_any()
     except HaltError:
         return False
 
@@ -99,7 +91,7 @@ def _refused(error: HaltError) -> Response:
 
 @blueprint.get("/conversations")
 def listed() -> str:
-    page = conversations().summaries(_mine(), request.args.get("cursor"))
+    page = services().store.summaries(_mine(), request.args.get("cursor"))
     return render_template(
         "items.html", conversations=page.items, cursor=page.cursor, current=_current()
     )
@@ -111,7 +103,7 @@ def searched() -> str:
     if len(query) > QUERY_MAX:
         raise RequestError(f"Search for at most {QUERY_MAX} characters.", field="q")
     cursor = request.args.get("cursor")
-    page = conversations().search(_mine(), query, cursor) if query else Page()
+    page = services().store.search(_mine(), query, cursor) if query else Page()
     return render_template(
         "hits.html", hits=page.items, cursor=page.cursor, query=query, further=cursor is not None
     )
@@ -119,27 +111,27 @@ def searched() -> str:
 
 @blueprint.get("/c/<conversation_id>/item")
 def item(conversation_id: str) -> str:
-    return _item(conversations().summary(conversation_id, _mine()))
+    return _item(services().store.summary(conversation_id, _mine()))
 
 
 @blueprint.get("/c/<conversation_id>/title")
 def renaming(conversation_id: str) -> str:
     """The field for a new title, in the item's place."""
-    found = conversations().summary(conversation_id, _mine())
+    found = services().store.summary(conversation_id, _mine())
     return render_template("item.html", c=found, renaming=True)
 
 
 @blueprint.post("/c/<conversation_id>/title")
 def rename(conversation_id: str) -> str:
-    return _item(conversations().rename(conversation_id, _mine(), request.form.get("title", "")))
+    return _item(services().store.rename(conversation_id, _mine(), request.form.get("title", "")))
 
 
 @blueprint.post("/c/<conversation_id>/delete")
 def delete(conversation_id: str) -> Response:
     """Delete it and stop what is being written in it, by whichever worker."""
-    running = conversations().delete(conversation_id, _mine())
+    running = services().store.delete(conversation_id, _mine())
     if running:  # nothing new can begin in it
-        generations().stop_each([(each, None) for each in running], _mine())
+        services().generations.stop_each([(each, None) for each in running], _mine())
     if _open_now() == conversation_id:  # there is nothing left to see
         stopped = "1" if running else None
         there = url_for("pages.index", deleted=conversation_id, stopped=stopped)
@@ -154,7 +146,7 @@ def deletion_said(*, stopped: bool) -> str:
 
 @blueprint.post("/c/<conversation_id>/undelete")
 def undelete(conversation_id: str) -> Response:
-    found = conversations().undelete(conversation_id, _mine())
+    found = services().store.undelete(conversation_id, _mine())
     response = _toast(f"“{found.title}” is back." if found.title else "The conversation is back.")
     if "back" in request.form:  # it was open when it was deleted
         response.headers["HX-Redirect"] = url_for("pages.conversation", conversation_id=found.id)
@@ -195,7 +187,7 @@ def first_settings() -> str:
 
 @blueprint.get("/c/<conversation_id>/settings")
 def settings(conversation_id: str) -> str:
-    return _panel(conversations().get(conversation_id, _mine(), limit=1).settings)
+    return _panel(services().store.get(conversation_id, _mine(), limit=1).settings)
 
 
 @blueprint.post("/c/<conversation_id>/settings")
@@ -203,19 +195,21 @@ def save_settings(conversation_id: str) -> Response:
     if not is_id(conversation_id):
         raise RequestError("This can't name a conversation.", field="conversation_id")
     # The form shows the prompt of the model that was chosen when it was opened.
-    own = told_system_prompt(request.form.get("model"))
-    demos = told_system_prompt(config().embedded_model)
+    own = services().told_system_prompt(request.form.get("model"))
+    demos = services().told_system_prompt(services().config.embedded_model)
     wanted = settings_of(request.form, own, demos)
-    found: Conversation = conversations().set_settings(conversation_id, owner_made(), wanted)
+    found: Conversation = services().store.set_settings(conversation_id, owner_made(), wanted)
     prompt = found.settings.system_prompt
     html = render_template(
         "settings_saved.html",
-        groups=catalog().look(),
-        no_list=catalog().has_no_list,
-        notes=catalog().notes,
+        groups=services().catalog.look(),
+        no_list=services().catalog.has_no_list,
+        notes=services().catalog.notes,
         chosen=found.settings.model,
-        model=generations().upstream.known_model,
-        system_prompt=told_system_prompt(found.settings.model) if prompt is None else prompt,
+        model=services().generations.upstream.known_model,
+        system_prompt=services().told_system_prompt(found.settings.model)
+        if prompt is None
+        else prompt,
     )
     response = Response(html, mimetype="text/html")
     response.headers["HX-Push-Url"] = url_for("pages.conversation", conversation_id=found.id)
@@ -228,12 +222,12 @@ def _panel(found: Settings) -> str:
     return render_template(
         "settings.html",
         s=found,
-        system_prompt=told_system_prompt(chosen),
-        groups=catalog().look(),
-        no_list=catalog().has_no_list,
-        notes=catalog().notes,
+        system_prompt=services().told_system_prompt(chosen),
+        groups=services().catalog.look(),
+        no_list=services().catalog.has_no_list,
+        notes=services().catalog.notes,
         chosen=chosen,
-        model=generations().upstream.known_model,
+        model=services().generations.upstream.known_model,
     )
 
 
@@ -242,13 +236,13 @@ def _panel(found: Settings) -> str:
 
 @blueprint.get("/export")
 def export_all() -> Response:
-    return _download(conversations().export(_mine()), f"Halt {datetime.now(UTC):%Y-%m-%d}")
+    return _download(services().store.export(_mine()), f"Halt {datetime.now(UTC):%Y-%m-%d}")
 
 
 @blueprint.get("/c/<conversation_id>/export")
 def export(conversation_id: str) -> Response:
-    found = conversations().export(_mine(), conversation_id)
-    with _making():
+    found = services().store.export(_mine(), conversation_id)
+    with services().exporting:
         only = next(found)
     return _download(chain([only], found), only.title)
 
@@ -262,23 +256,16 @@ def _download(conversations: Iterator[PortableConversation], title: str) -> Resp
     name = file_name(title, ending)
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     names = {"filename": plain, "filename*": f"UTF-8''{quote(name)}"}
-    service = generations()
+    service = services().generations
     response = Response(
-        ClosingIterator(_in_turn(write(conversations), _making()), service.give_back_place),
+        ClosingIterator(
+            _in_turn(write(conversations), services().exporting), service.give_back_place
+        ),
         mimetype=mimetype,
     )
     response.headers.set("Content-Disposition", "attachment", **names)
     service.take_place()  # last: the response's close gives it back
     return response
-
-
-def _making() -> threading.Lock:
-    """Held while a part of an exported file is made.
-
-    Each thread that does so delays everything else by the interpreter's switch interval.
-    """
-    found: threading.Lock = current_app.extensions["halt.exporting"]
-    return found
 
 
 def _in_turn(parts: Iterator[bytes], making: threading.Lock) -> Iterator[bytes]:
@@ -299,9 +286,9 @@ def file_name(title: str, ending: str) -> str:
 
 @blueprint.post("/import")
 def import_() -> Response:
-    most = config().max_import_bytes
+    most = services().config.max_import_bytes
     request.max_content_length = request.max_form_memory_size = most
-    with generations().place():  # a large file may take a while to come
+    with services().generations.place():  # a large file may take a while to come
         try:
             given = request.files.get("file")
             data = given.read() if given else b""
@@ -312,8 +299,8 @@ def import_() -> Response:
         if not data:
             raise RequestError("Choose a file that Halt has exported as JSON.", field="file")
         # What Halt has written it reads again.
-        longest = max(MESSAGE_MAX, config().max_answer_chars)
-        ids = conversations().import_(owner_made(), read(data, longest))
+        longest = max(MESSAGE_MAX, services().config.max_answer_chars)
+        ids = services().store.import_(owner_made(), read(data, longest))
     count = len(ids)
     message = f"{count:,} conversation{' was' if count == 1 else 's were'} imported."
     return _toast(message, opens=ids[0] if count == 1 else "")

@@ -60,10 +60,12 @@ from halt.core.request_ids import current, signed
 from halt.core.service import RETRY_AFTER, Generations
 from halt.errors import AtCapacity, HaltError, OffsetLost, RequestError
 from halt.web.client_socket import ClientSocket
-from halt.web.rate_limits import count_starts
-from halt.web.requests import client_socket, generations, owner, refusal
+from halt.web.requests import client_socket
+from halt.web.responses import refusal
+from halt.web.services import services
+from halt.web.sessions import owner
 from halt.web.sink import GROUP_CHARS, GROUP_EVENTS, fitting
-from halt.web.starts import StartRequest, grace_of
+from halt.web.starts import StartRequest, count_starts, grace_of
 
 MAX_STREAMS = 32  # that one socket follows at once
 SEND_BUFFER = 65_536  # bytes given to the kernel ahead of the reader; Linux takes twice as much
@@ -548,8 +550,8 @@ def _id_in(said: str | bytes) -> str | None:
 
 
 def install(app: Flask) -> None:
-    """Put the route into the application. `web.guard` has looked at token and origin before."""
-    settings = app.extensions["halt.config"]
+    """Put the route into the application. `security.guard` has looked at token and origin."""
+    settings = services(app).config
     app.config["SOCK_SERVER_OPTIONS"] = {
         "ping_interval": settings.heartbeat,
         "max_message_size": settings.max_body_bytes,
@@ -568,7 +570,7 @@ def install(app: Flask) -> None:
         if client is None or isinstance(client, ssl.SSLSocket):
             # Two threads must not use one TLS connection.
             raise RequestError("WebSockets need a proxy in front that ends TLS.", field="Upgrade")
-        service = generations()
+        service = services().generations
         service.take_place()
         g.has_place = True  # first: what follows fails where the client has left
         g.wire = Wire(client, service.relay, PATIENCE * service.config.heartbeat)
@@ -583,7 +585,7 @@ def install(app: Flask) -> None:
         if wire := g.pop("wire", None):
             wire.release()  # where the handshake went wrong, the answer is the server's to write
         if g.pop("has_place", False):
-            generations().give_back_place()
+            services().generations.give_back_place()
 
     @routes.errorhandler(RemoteProtocolError)
     @routes.errorhandler(UnicodeError)
@@ -592,7 +594,7 @@ def install(app: Flask) -> None:
 
     @sockets.route("/ws", bp=routes)  # type: ignore[untyped-decorator]  # flask-sock has no types
     def talk(ws: Server) -> None:
-        Conversation(ws, g.wire, generations(), owner()).serve()
+        Conversation(ws, g.wire, services().generations, owner()).serve()
 
     @routes.get("/ws")
     def plain() -> Response:

@@ -1,0 +1,63 @@
+"""The access token, HALT_TOKEN: a program sends it as a Bearer, a browser logs in once.
+
+Wrong tokens are counted (see `halt.web.token_failures`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from flask import Response, current_app, request, session
+
+from halt.web.client_address import address
+from halt.web.cors import admitted
+from halt.web.responses import error_response
+from halt.web.services import services
+from halt.web.token_failures import too_many
+
+OPEN_TO_ALL = frozenset({"static", "pages.login", "api.healthz"})
+
+
+def token_matches(given: str) -> bool:
+    """Compare in constant time with the access token."""
+    return hmac.compare_digest(given.encode(), services().config.token.encode())
+
+
+def _bearer() -> str:
+    """The token that the request carries as `Authorization: Bearer`, "" where it has none."""
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else ""
+
+
+def brings_token() -> bool:
+    """The request itself carries the access token that is set."""
+    return bool(services().config.token) and token_matches(_bearer())
+
+
+def count_wrong_token() -> int:
+    """Count a wrong token of this request's client; seconds to wait where there were too many."""
+    return services().token_failures.count(address())
+
+
+def wrong_bearer() -> Response | None:
+    """Count the wrong token that the request carries. The refusal where there were too many."""
+    wait = count_wrong_token() if _bearer() else 0
+    if not wait:
+        return None
+    return error_response(429, "too_many_requests", too_many(wait), retry_after=wait)
+
+
+def may_enter() -> bool:
+    if not services().config.token or request.endpoint in OPEN_TO_ALL:
+        return True
+    if brings_token():
+        return True
+    mark = None if admitted() else session.get("login")
+    return isinstance(mark, str) and hmac.compare_digest(mark, login_mark())
+
+
+def login_mark() -> str:
+    """What a logged-in session carries: changes with the token, tells nothing about it."""
+    key, token = services().sessions.key(current_app), services().config.token
+    return hmac.new(key.encode(), token.encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,156 @@
+"""Responses that every route makes: JSON, and errors as their client reads them.
+
+An error is JSON for programs, a fragment or a page for people, and OpenAI's shape on its paths.
+What was not foreseen is logged and answered without its details.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from typing import Any
+
+from flask import Flask, Response, after_this_request, current_app, render_template, request
+from markupsafe import escape
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as BaseResponse
+
+from halt.core.events import encode
+from halt.core.request_ids import current, signed
+from halt.errors import HaltError, TooLarge
+from halt.web.requests import is_openai, sent_without_scripts, wants_fragment, wants_page
+
+logger = logging.getLogger(__name__)
+
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_OPENAI_CODES = {
+    "context_too_long": "context_length_exceeded",
+    "rate_limited": "rate_limit_exceeded",
+    "quota_exceeded": "insufficient_quota",
+    "too_many_requests": "rate_limit_exceeded",
+}
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    """Any value that msgspec can encode, as JSON."""
+    return Response(encode(value) + b"\n", status, mimetype="application/json")
+
+
+def tell_id(stream_id: str) -> None:
+    """Let the response to this request name its stream, whatever becomes of it."""
+
+    @after_this_request
+    def name(response: Response) -> Response:
+        response.headers["X-Stream-Id"] = stream_id
+        return response
+
+
+def openai_error(
+    status: int, code: str, message: str, request_id: str, field: str | None = None
+) -> dict[str, Any]:
+    """An error in OpenAI's shape and, where it has some, in its words."""
+    kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    if status == 401:
+        code = "invalid_api_key"
+    known = _OPENAI_CODES.get(code, code)
+    said = signed(message, request_id)
+    return {"error": {"message": said, "type": kind, "param": field, "code": known}}
+
+
+def error_response(
+    status: int,
+    code: str,
+    message: str,
+    *,
+    field: str | None = None,
+    retryable: bool = False,
+    retry_after: float | None = None,
+) -> Response:
+    request_id = current()
+    if status == 500:  # what has happened stands in the log alone
+        message = signed(message, request_id)
+    if wants_fragment():
+        # No template: a Stop may be refused, and its way waits for nothing.
+        html = f'<p class="fault" role="alert" data-code="{escape(code)}">{escape(message)}</p>'
+        response = Response(html, status, mimetype="text/html")
+        response.headers["HX-Retarget"] = "#notice"
+        response.headers["HX-Reswap"] = "innerHTML"
+    elif is_openai():
+        response = json_response(openai_error(status, code, message, request_id, field), status)
+        if not retryable or "X-Stream-Id" in request.headers:
+            # Heard by OpenAI's clients, which would ask again: in vain, or with an ID in use.
+            response.headers["X-Should-Retry"] = "false"
+    elif wants_page() or sent_without_scripts():
+        response = Response(render_template("error.html", message=message), status)
+    else:
+        error: dict[str, Any] = {
+            "code": code,
+            "message": message,
+            "retryable": retryable,
+            "request_id": request_id,
+        }
+        if field is not None:
+            error["field"] = field
+        response = json_response({"error": error}, status)
+    if retry_after is not None:
+        response.headers["Retry-After"] = str(math.ceil(retry_after))
+    return response
+
+
+def refusal(error: HaltError) -> Response:
+    """The response that says this error: JSON, a fragment or a page, whatever was asked for."""
+    return error_response(
+        error.status,
+        error.code,
+        error.message,
+        field=error.field,
+        retryable=error.retryable,
+        retry_after=error.retry_after,
+    )
+
+
+def too_large() -> TooLarge:
+    return TooLarge(f"The body is larger than {request.max_content_length} bytes.")
+
+
+def _on_http_error(error: HTTPException) -> BaseResponse:
+    status = error.code or 500
+    if status < 400:
+        return error.get_response()  # a redirect
+    if status == 413:
+        return refusal(too_large())
+    name = error.name.lower().replace(" ", "_")
+    message = error.description or error.name
+    if status == 404 and is_openai():
+        name, message = "unknown_path", _known_paths()
+    response = error_response(status, name, message)
+    for header, value in error.get_headers():
+        if header.lower() == "allow":
+            response.headers["Allow"] = value
+    return response
+
+
+def _known_paths() -> str:
+    """What a client is told that asks for a path which OpenAI has and Halt has not."""
+    known = sorted(
+        f"{method} {re.sub('<[^<>]*>', 'NAME', rule.rule)}"
+        for rule in current_app.url_map.iter_rules()
+        if rule.rule.startswith("/v1/")
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    )
+    return f"There is no {request.path[:200]} here. There are: {', '.join(known)}."
+
+
+def _on_surprise(error: Exception) -> Response:
+    logger.error("unforeseen error in %s %s", request.method, request.path, exc_info=error)
+    return error_response(
+        500, "internal", "Something went wrong in Halt itself. It has been logged.", retryable=True
+    )
+
+
+def install(app: Flask) -> None:
+    """Put the error handlers into the application."""
+    app.register_error_handler(HaltError, refusal)
+    app.register_error_handler(HTTPException, _on_http_error)
+    app.register_error_handler(Exception, _on_surprise)

@@ -1,0 +1,75 @@
+"""The parts of one application: made by `halt.app`, read by routes, commands and the worker."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from flask import Flask, current_app
+
+from halt.chat.progress import Lengths
+from halt.chat.titles import Titles
+from halt.cluster.service import SharedGenerations
+from halt.config.settings import Config
+from halt.core.service import Generations
+from halt.core.tools import Toolbox
+from halt.providers.catalog import Catalog
+from halt.rendering.renderer import Renderer
+from halt.store.conversations import SqlStore
+from halt.store.replay import Archive
+from halt.store.writer import Recorder, Saving
+from halt.web.rate_limits import Rates
+from halt.web.sessions import Sessions
+from halt.web.token_failures import TokenFailures
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Services:
+    """What an application has one of. Threads share all of it."""
+
+    config: Config
+    mark: str  # names this application in the `Via` of its requests to model servers
+    generations: SharedGenerations
+    make_generations: Callable[..., Generations]  # for the terminal's commands
+    store: SqlStore
+    recorder: Recorder
+    archive: Archive
+    catalog: Catalog
+    tools: Toolbox
+    titles: Titles
+    renderer: Renderer
+    sessions: Sessions
+    rates: Rates | None  # None: starts are not limited
+    lengths: Lengths = field(default_factory=Lengths)
+    token_failures: TokenFailures = field(default_factory=TokenFailures)
+    #: Set when the demo model has answered.
+    demo_ready: threading.Event = field(default_factory=threading.Event)
+    #: Held while a part of an exported file is made: each thread that makes one delays everything
+    #: else by the interpreter's switch interval.
+    exporting: threading.Lock = field(default_factory=threading.Lock)
+
+    def saving(self) -> Saving:
+        """How the saving of what generations produce goes; needs no request."""
+        return self.recorder.saving
+
+    def told_system_prompt(self, model: str | None = "") -> str:
+        """The system prompt of conversations with a model, where they have none of their own."""
+        return self.config.told_system_prompt(model or self.generations.upstream.known_model)
+
+    def close(self) -> None:
+        """Close the parts that hold something. One that cannot be closed keeps no other from it."""
+        for part in (self.generations, self.titles, self.store, self.renderer):
+            try:
+                part.close()
+            except Exception:
+                logger.exception("closing %s", type(part).__name__)
+
+
+def services(app: Flask = current_app) -> Services:
+    """The parts of this application; of the one that serves the request, where none is given."""
+    found: Services = app.extensions["halt"]
+    return found
