@@ -17,7 +17,8 @@ from halt.core.notes import NOTES, NoteFilter
 from halt.errors import UpstreamError
 from halt.providers.anthropic import MessagesDecoder
 from halt.providers.base import LINES_MAX, _turn_of
-from halt.providers.chat_completions import ChatDecoder, EventDecoder
+from halt.providers.chat_completions import ChatDecoder
+from halt.providers.decoder import EventDecoder
 from halt.providers.gathering import Gathering
 from halt.providers.seam import Seam
 from halt.providers.tool_calls import CallAssembler

@@ -16,7 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from halt.errors import UpstreamError
-from halt.providers.chat_completions import LINE_MAX, ChatDecoder
+from halt.providers.chat_completions import ChatDecoder
+from halt.providers.decoder import LINE_MAX
 
 USAGE = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
 DONE = b"data: [DONE]\n\n"

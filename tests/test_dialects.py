@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from halt.core.events import Content, Delta, Extra, Reasoning, ToolCall, encode
 from halt.errors import CODES, UpstreamError
 from halt.providers.anthropic import MessagesDecoder
-from halt.providers.chat_completions import LINE_MAX, ChatDecoder, EventDecoder
+from halt.providers.chat_completions import ChatDecoder
+from halt.providers.decoder import LINE_MAX, EventDecoder
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
 DONE = b"data: [DONE]\n\n"

@@ -26,11 +26,19 @@ from halt.core.finish_reasons import known_reason
 from halt.core.request import ChatRequest, Message, Reply, ToolTurn, unfinished
 from halt.errors import UpstreamError
 from halt.providers.base import EventReply, Provider, begin, http_client, post, warm_up_client
-from halt.providers.chat_completions import EventDecoder, Kind, usage_of
 from halt.providers.continuation import Way
+from halt.providers.decoder import EventDecoder, Kind
 from halt.providers.errors import error_of, fault
 from halt.providers.gathering import Gathering
-from halt.providers.loose_json import clean, index_of, object_of, objects_of, text_of, whole
+from halt.providers.loose_json import (
+    clean,
+    index_of,
+    object_of,
+    objects_of,
+    text_of,
+    usage_of,
+    whole,
+)
 from halt.providers.tool_calls import CallAssembler
 from halt.transport.pool import Transport
 

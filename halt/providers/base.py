@@ -21,7 +21,6 @@ from halt.config.providers import ProviderSettings
 from halt.core.connection import Line, on_line
 from halt.core.request import ChatRequest, Part, Reply
 from halt.errors import UpstreamError
-from halt.providers.chat_completions import EventDecoder
 from halt.providers.continuation import (
     SeamReply,
     Way,
@@ -29,6 +28,7 @@ from halt.providers.continuation import (
     by_prefix,
     unfinished_told,
 )
+from halt.providers.decoder import EventDecoder
 from halt.providers.error_body import is_markup, page_words
 from halt.providers.errors import error_of, fault
 from halt.providers.exchange import Exchange, public_address

@@ -7,6 +7,7 @@ characters within strings, and text behind a value. Given on is JSON of the stan
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import math
 import re
@@ -141,6 +142,18 @@ def objects_of(value: Any) -> list[dict[str, Any]]:
         numbered = bool(value) and all(str(name).isdecimal() for name in value)
         value = list(value.values()) if numbered else [value]
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def usage_of(value: Any) -> dict[str, Any] | None:
+    """A server's counts, whole numbers as such; None where it reports none."""
+    if not isinstance(value, dict) or not value:
+        return None
+    counts: dict[str, Any] = clean(value)
+    for name, count in counts.items():
+        if isinstance(count, float | str) and name.endswith("tokens"):
+            with contextlib.suppress(ValueError, OverflowError):
+                counts[name] = int(float(count))
+    return counts
 
 
 # --- halves of characters -------------------------------------------------------------------------

@@ -13,7 +13,8 @@ import msgspec
 from halt.core.events import Content, Reasoning, encode
 from halt.errors import UpstreamError
 from halt.providers.anthropic import MessagesDecoder
-from halt.providers.chat_completions import ChatDecoder, EventDecoder
+from halt.providers.chat_completions import ChatDecoder
+from halt.providers.decoder import EventDecoder
 from tests.conftest import ROOT
 from tests.fuzz.cuts import cuts_of, pieces_of
 from tests.fuzz.mutate import TEXTS, altered, any_value, dumped, mutated
