@@ -15,7 +15,7 @@ import pytest
 from halt.core.events import Content, encode
 from halt.core.notes import NOTES, NoteFilter
 from halt.errors import UpstreamError
-from halt.providers.anthropic import MessagesDecoder
+from halt.providers.anthropic.stream import MessagesDecoder
 from halt.providers.base import LINES_MAX, _turn_of
 from halt.providers.chat_completions import ChatDecoder
 from halt.providers.decoder import EventDecoder

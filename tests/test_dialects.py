@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from halt.core.events import Content, Delta, Extra, Reasoning, ToolCall, encode
 from halt.errors import CODES, UpstreamError
-from halt.providers.anthropic import MessagesDecoder
+from halt.providers.anthropic.stream import MessagesDecoder
 from halt.providers.chat_completions import ChatDecoder
 from halt.providers.decoder import LINE_MAX, EventDecoder
 

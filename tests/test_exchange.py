@@ -16,7 +16,7 @@ from halt.config.providers import ProviderSettings
 from halt.core.connection import Line, Quiet
 from halt.core.request import ChatRequest, Message, Reply
 from halt.errors import UpstreamError
-from halt.providers.anthropic import AnthropicUpstream
+from halt.providers.anthropic.upstream import AnthropicUpstream
 from halt.providers.base import Provider
 from halt.providers.openai import AzureUpstream, OpenAIUpstream
 from halt.transport.pool import Transport

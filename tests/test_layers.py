@@ -82,7 +82,7 @@ def test_only_the_composition_root_chooses_implementations() -> None:
         "SqlStore": {"store.conversations", "app"},
         "OpenAIUpstream": {"providers.openai", "providers.factory"},
         "AzureUpstream": {"providers.openai", "providers.factory"},
-        "AnthropicUpstream": {"providers.anthropic", "providers.factory"},
+        "AnthropicUpstream": {"providers.anthropic.upstream", "providers.factory"},
         "Providers": {"providers.router", "providers.factory"},
         "FoundProviders": {"providers.factory"},
         "StopRegistry": {"core.stop", "library.halt", "app", "cli.commands"},

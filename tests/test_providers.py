@@ -35,7 +35,8 @@ from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.core.tools import Toolbox
 from halt.errors import Interrupted, UpstreamError
-from halt.providers.anthropic import MessagesDecoder, to_messages
+from halt.providers.anthropic.request import to_messages
+from halt.providers.anthropic.stream import MessagesDecoder
 from halt.providers.factory import make_provider
 from halt.transport.pool import Transport
 from tests.fake_openai import FakeOpenAI

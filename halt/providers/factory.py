@@ -17,7 +17,7 @@ def make_provider(settings: ProviderSettings, transport: Transport | None = None
     """The provider of this kind, with a transport of its own where none is given."""
     if settings.kind == "anthropic":
         # Its client takes a while to load and is needed by few.
-        from halt.providers.anthropic import AnthropicUpstream  # noqa: PLC0415
+        from halt.providers.anthropic.upstream import AnthropicUpstream  # noqa: PLC0415
 
         return AnthropicUpstream(settings, transport)
     kind = AzureUpstream if settings.kind == "azure" else OpenAIUpstream

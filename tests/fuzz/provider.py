@@ -12,7 +12,7 @@ import msgspec
 
 from halt.core.events import Content, Reasoning, encode
 from halt.errors import UpstreamError
-from halt.providers.anthropic import MessagesDecoder
+from halt.providers.anthropic.stream import MessagesDecoder
 from halt.providers.chat_completions import ChatDecoder
 from halt.providers.decoder import EventDecoder
 from tests.conftest import ROOT

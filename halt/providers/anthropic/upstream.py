@@ -1,0 +1,162 @@
+"""The Upstream of Anthropic: its client makes the request and reads refusals."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from functools import partial
+from typing import Any
+
+import anthropic
+import httpx2
+
+from halt.config.providers import ProviderSettings
+from halt.core.connection import Line, on_line
+from halt.core.request import ChatRequest, Reply, unfinished
+from halt.providers.anthropic.request import bad_request, body_of, may_think
+from halt.providers.anthropic.stream import MessagesDecoder
+from halt.providers.base import EventReply, Provider, begin, http_client, post, warm_up_client
+from halt.providers.continuation import Way
+from halt.providers.errors import fault
+from halt.transport.pool import Transport
+
+MESSAGES = "/v1/messages"
+MODELS_MAX = 1000  # of one page of the list, as many as the API gives
+#: What an address ends with that was copied with the path of a request.
+ENDPOINT = re.compile(r"(?<!/)/++(?:v1(?:/++(?:messages|models|complete))?|messages)?/*+$")
+BUDGET_MIN = 1024  # tokens of thought, the least that the API takes
+
+#: OpenAI's efforts -> Anthropic's word for it, and tokens of thought for models without efforts.
+EFFORTS = {
+    "minimal": ("low", 1024),
+    "low": ("low", 2048),
+    "medium": ("medium", 8192),
+    "high": ("high", 16_384),
+    "xhigh": ("xhigh", 32_768),
+    "max": ("max", 32_768),
+}
+
+#: Models that go on with a last message of the assistant's, as long as they are not to think.
+#: Those from 4.6 on refuse it.
+PREFIXED = re.compile(r"claude-(?:[23]|instant|(?:opus|sonnet|haiku)-4(?:-[015])?(?:-\d{8})?$)")
+
+logger = logging.getLogger(__name__)
+
+
+def _warm_up() -> None:
+    """See `halt.providers.base.warm_up_client`."""
+    with anthropic.Anthropic(
+        api_key="none",
+        base_url="http://127.0.0.1:9",
+        max_retries=0,
+        http_client=warm_up_client({"/models": {"data": [{"id": "none", "type": "model"}]}}),
+    ) as client:
+        client.models.with_raw_response.list(limit=MODELS_MAX)
+        with contextlib.suppress(anthropic.BadRequestError):
+            post(
+                client,
+                MESSAGES,
+                {"model": "none", "max_tokens": 1, "messages": [], "stream": True},
+                anthropic.Stream[Any],
+            )
+
+
+_warm_up()
+
+
+class AnthropicUpstream(Provider):
+    """Anthropic, or a server that speaks its Messages API."""
+
+    client_error = anthropic.APIError
+    address_setting = "ANTHROPIC_BASE_URL"
+    list_path = "/v1/models"
+    usual_end = ""
+
+    def __init__(self, settings: ProviderSettings, transport: Transport | None = None) -> None:
+        super().__init__(settings, transport)
+        self._base = ENDPOINT.sub("", settings.base_url)
+        # No timeouts and no retries here, for the reasons that `halt.providers.openai` gives.
+        self._client = anthropic.Anthropic(
+            api_key=settings.key,
+            base_url=self._base,
+            max_retries=0,
+            timeout=None,
+            http_client=http_client(self._transport),
+        )
+        # Made here, in one thread, and not when it is first asked for.
+        self._models = self._client.models.with_raw_response
+        self._budgeted: set[str] = set()  # models that want a budget instead of an effort
+
+    def open(self, request: ChatRequest, line: Line) -> Reply:
+        model = request.model or self.default_model(line)
+        if not unfinished(request):
+            return self._send(model, request, line)
+
+        def ask(asked: ChatRequest, _: Way) -> Reply:
+            return self._send(model, asked, line)
+
+        return self._go_on(request, model, self._way(model, request), ask)
+
+    def _way(self, model: str, request: ChatRequest) -> Way:
+        """How this model is asked to go on with an answer."""
+        wish = self._settings.continues
+        takes = PREFIXED.match(model) and (request.reasoning_effort or "none") == "none"
+        return "trailing" if wish == "prefix" or (wish == "auto" and takes) else "instruction"
+
+    def _send(self, model: str, request: ChatRequest, line: Line) -> EventReply:
+        body = body_of(request, self._settings.max_tokens)
+        asked = body | {"model": model, "stream": True}
+        with self._asking("POST", MESSAGES), on_line(line):
+            try:
+                response = self._create(model, asked, request)
+            except anthropic.APIError as exc:
+                raise fault(exc, self._secret) from exc
+        return begin(
+            response,
+            MessagesDecoder(),
+            model,
+            self._secret,
+            partial(self._hinted, "POST", MESSAGES),
+        )
+
+    def _extra(self, request: ChatRequest) -> dict[str, Any]:
+        """Fields that are always sent, in the place of others of their names."""
+        # Newer models have no such fields; older models and other servers take them.
+        sampling = {"temperature": request.temperature, "top_p": request.top_p}
+        extra = {k: v for k, v in sampling.items() if v is not None}
+        return extra | {**self._settings.extra_body, **(request.extra_body or {})}
+
+    def _create(self, model: str, asked: dict[str, Any], request: ChatRequest) -> httpx2.Response:
+        """Send the request; models differ in how they are told to think, so perhaps twice."""
+        extra = self._extra(request)
+
+        def create(asked: dict[str, Any]) -> httpx2.Response:
+            return post(self._client, MESSAGES, {**asked, **extra}, anthropic.Stream[Any])
+
+        effort = request.reasoning_effort or "none"
+        if effort not in {*EFFORTS, "none"}:
+            raise bad_request(f"reasoning_effort must be none or one of {', '.join(EFFORTS)}")
+        if effort == "none" or not may_think(request.messages):
+            return create(asked)
+        word, budget = EFFORTS[effort]
+        if request.max_completion_tokens or request.max_tokens:
+            budget = min(budget, asked["max_tokens"] // 2)  # thoughts count as well
+        else:
+            asked = {**asked, "max_tokens": asked["max_tokens"] + budget}
+        if model not in self._budgeted:
+            thinking = {"type": "adaptive", "display": "summarized"}
+            output = {**asked.get("output_config", {}), "effort": word}
+            try:
+                return create({**asked, "thinking": thinking, "output_config": output})
+            except anthropic.BadRequestError as exc:
+                if not re.search("adaptive|effort|thinking", str(exc.body)):
+                    raise
+                logger.info("%s takes no effort; it is given a budget of thought", model)
+                self._learn(self._budgeted, model)
+        if budget >= BUDGET_MIN:
+            asked = {**asked, "thinking": {"type": "enabled", "budget_tokens": budget}}
+        return create(asked)
+
+    def _list(self) -> httpx2.Response:
+        return self._models.list(limit=MODELS_MAX).http_response
