@@ -17,36 +17,27 @@ import re
 
 from halt.core.events import Content, Reasoning, ReasoningEnd
 from halt.providers.gathering import Gathering
+from halt.providers.think_marks import (
+    AHEAD,
+    CHANNEL,
+    CHANNEL_ENDS,
+    CLOSING_MAYBE,
+    MARK,
+    WORDS,
+    Scan,
+    begins_answer,
+    begins_thought,
+    closings_of,
+    ends_thought,
+    may_be_mark,
+    may_hold_mark,
+    overlap,
+    stands_alone,
+    words_of,
+)
 
-#: A mark's name means a thought where one of these is a word of it.
-WORDS = frozenset(
-    {"think", "thinking", "thought", "thoughts", "reasoning", "reflection"}
-    | {"cot", "monologue", "scratchpad"}
-)
-#: Words of special tokens (`<|...|>`) around the answer that follows a thought.
-ANSWERS = frozenset(["answer", "response", "solution", "text"])
-
-_BARS = "|\uff5c"
-_NAME = r"[\w:.\u2581-]"
-# What stands between the brackets is group 1, or 2 in square ones, or 3 or 4. Each branch begins
-# with one character, so a search skips all others at once.
-_MARK = re.compile(
-    rf"<([{_BARS}]?/?{_NAME}{{1,40}}[{_BARS}]?)>|\[(/?{_NAME}{{1,40}})\]"
-    rf"|\u25c1(/?{_NAME}{{1,40}})[\u25b7\u27e9]|\u27e8(/?{_NAME}{{1,40}})[\u25b7\u27e9]"
-)
-_OPENERS = ("<", "[", "\u25c1", "\u27e8")  # what marks begin with
-_MARK_MAYBE = re.compile(
-    rf"(?:<[{_BARS}]?/?{_NAME}{{0,40}}[{_BARS}]?|[\[\u25c1\u27e8]/?{_NAME}{{0,40}})\Z"
-)
-_CLOSING_MAYBE = re.compile(
-    rf"(?:<|</{_NAME}{{0,40}}|<[{_BARS}]/?{_NAME}{{0,40}}[{_BARS}]?"
-    rf"|[\[\u25c1\u27e8](?:/{_NAME}{{0,40}})?)\Z"
-)
-_CJK = re.compile("[\u0e00-\u0eff\u2e80-\u2fdf\u3041-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-_SEPARATOR = re.compile(r"[_:.\u2581-]+")
-_CHANNEL = re.compile(r"<\|channel>([a-z_]{1,40})\n", re.IGNORECASE)
-_CHANNEL_MAYBE = re.compile(r"<\|channel>[a-z_]{0,40}\Z", re.IGNORECASE)
-_CHANNEL_ENDS = "<channel|>"
+SORTED_MAX = 4_096  # characters that are sorted together: each mark copies what is behind it
+BLANK_MAX = 1_000  # characters of white space behind which a mark is not looked for
 
 # Harmony, gpt-oss's form: <|start|>ROLE<|channel|>CHANNEL<|message|>TEXT<|end|>, in turn.
 _HEADER = re.compile(r"<\|(?:start|channel)\|>")
@@ -57,71 +48,12 @@ _MESSAGE = "<|message|>"
 _MESSAGE_ENDS = re.compile(r"<\|(?:end|return|call)\|>")
 _MESSAGE_OVER = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
 _HARMONY_MARKS = ("<|end|>", "<|return|>", "<|call|>", "<|start|>", "<|channel|>")
-_LATE = ("<|end|><|start|>", "<|channel|>final<|message|>", _CHANNEL_ENDS)  # behind a thought
+_LATE = ("<|end|><|start|>", "<|channel|>final<|message|>", CHANNEL_ENDS)  # behind a thought
 _CHANNEL_OF = re.compile(r"<\|channel\|>\s*(\w+)")
 HEADER_MAX = 200  # characters of a message's header
 
 # A mark that ends what no other mark began.
-_ENDS = re.compile(rf"<\|end\|>(?=<\|start\|>)|<\|channel\|>(?=final<\|message\|>)|{_MARK.pattern}")
-_FENCE = re.compile(r"[ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(`{3,}|~{3,})")
-_SENTENCE_ENDS = ".!?\u2026\u3002\uff01\uff1f)]}*_\"'\u201d\u2019\u300d"
-_OPENS = "([{<\u201c\u2018\u00ab\u300c/|=:"  # no mark stands directly behind these
-_CLOSES = ".,;:!?)]}>'\u2019\u201d\u00bb\u300d\u2026/|`\u3002\uff0c\u3001"  # nor before these
-SORTED_MAX = 4_096  # characters that are sorted together: each mark copies what is behind it
-BLANK_MAX = 1_000  # characters of white space behind which a mark is not looked for
-AHEAD = 64  # characters behind a mark that are looked at
-LINE_KEPT = 8_192  # characters of a line that are kept to be looked at again
-HEAD_KEPT = 200  # of those, characters of its beginning
-PIECES_MAX = 1_000  # pieces of text that are kept before they are looked at
-MARKS_MAX = 100  # marks that turn out to be none, after which no other is looked for
-
-
-def _words(name: str) -> list[str]:
-    return _SEPARATOR.split(name.lower())
-
-
-def _inner(mark: re.Match[str]) -> str:
-    """What stands between a mark's brackets."""
-    return mark[1] or mark[2] or mark[3] or mark[4]
-
-
-def _begins_thought(mark: re.Match[str]) -> bool:
-    inner = _inner(mark)
-    if mark[2] and not inner.isupper():
-        return False  # [thinking] is a word in brackets
-    words = _words(inner.strip(_BARS))
-    return not (words[0].startswith("/") or "end" in words or WORDS.isdisjoint(words))
-
-
-def _ends_thought(mark: re.Match[str]) -> bool:
-    inner = _inner(mark).strip(_BARS)
-    words = _words(inner.lstrip("/"))
-    if mark[0].lower() == _CHANNEL_ENDS:
-        return True
-    return not WORDS.isdisjoint(words) and (inner.startswith("/") or "end" in words)
-
-
-def _begins_answer(mark: re.Match[str]) -> bool:
-    words = _words(_inner(mark).strip(_BARS))
-    return mark[0][1] in _BARS and "end" not in words and not ANSWERS.isdisjoint(words)
-
-
-def _may_hold_mark(text: str) -> bool:
-    """Whether a mark, or a part of one, may begin in the text."""
-    return any(opener in text for opener in _OPENERS)
-
-
-def _may_be_mark(text: str) -> bool:
-    return not text or bool(_MARK_MAYBE.match(text) or _CHANNEL_MAYBE.match(text))
-
-
-def _closings(mark: str) -> tuple[str, ...]:
-    """The marks, in lower case, that end what this one begins."""
-    mark = mark.lower()
-    first = 2 if mark[1] in _BARS else 1
-    ended = re.sub(r"(?<![^\W_])(?:begin|start)(?![^\W_])", "end", mark)
-    closing = f"{mark[:first]}/{mark[first:]}"
-    return (closing,) if ended == mark else (closing, ended)
+_ENDS = re.compile(rf"<\|end\|>(?=<\|start\|>)|<\|channel\|>(?=final<\|message\|>)|{MARK.pattern}")
 
 
 class ThinkSplitter:
@@ -158,7 +90,7 @@ class ThinkSplitter:
         self._held = ""
         self._closings: tuple[str, ...] = ()  # of the thought, or of the answer between marks
         self._reasoned = False  # there was a thought, so none can begin without its mark
-        self._scan = _Scan()  # of the text that is watched
+        self._scan = Scan()  # of the text that is watched
         # Of Harmony's message; whether none of its text has come; of the text before; whether any
         # was the answer's.
         self._kind: type[Content] | type[Reasoning] = Content
@@ -170,7 +102,7 @@ class ThinkSplitter:
         """Sort a piece of text into `out`."""
         for start in range(0, len(text), SORTED_MAX):
             piece = text[start : start + SORTED_MAX]
-            is_usual = not (self._held or _may_hold_mark(piece))
+            is_usual = not (self._held or may_hold_mark(piece))
             if is_usual and self._phase == "watching":
                 self._scan.add(piece)
                 out.text(Content, piece)
@@ -245,18 +177,18 @@ class ThinkSplitter:
             text = text.lstrip("\n")
         begun = text.lstrip()
         if len(text) - len(begun) <= BLANK_MAX:
-            if not last and _may_be_mark(begun):
+            if not last and may_be_mark(begun):
                 return self._hold(text)
-            if channel := _CHANNEL.match(begun):
-                if not WORDS.isdisjoint(_words(channel[1])):
-                    self._open((_CHANNEL_ENDS,), out)
+            if channel := CHANNEL.match(begun):
+                if not WORDS.isdisjoint(words_of(channel[1])):
+                    self._open((CHANNEL_ENDS,), out)
                     return begun[channel.end() :]
             elif self._phase == "start" and _HEADER.match(begun):
                 self._phase, self.marked = "header", True
                 return begun
-            elif mark := _MARK.match(begun):
+            elif mark := MARK.match(begun):
                 rest = begun[mark.end() :]
-                ends = _ends_thought(mark) and _stands_alone("", rest[:AHEAD], last=last)
+                ends = ends_thought(mark) and stands_alone("", rest[:AHEAD], last=last)
                 if ends is None:
                     return self._hold(text)
                 if self._take_mark(mark, ends, out):
@@ -269,13 +201,13 @@ class ThinkSplitter:
 
     def _take_mark(self, mark: re.Match[str], ends: bool, out: Gathering) -> bool:
         """Take a mark at the beginning; False: it is none. `ends`: it can end a thought."""
-        if _begins_thought(mark):
-            self._open(_closings(mark[0]), out)
+        if begins_thought(mark):
+            self._open(closings_of(mark[0]), out)
         elif ends:
             self._phase, self._reasoned, self.marked = "closed", True, True
-        elif self._phase == "closed" and _begins_answer(mark):
+        elif self._phase == "closed" and begins_answer(mark):
             self._phase = "wrapped"
-            self._closings = _closings(mark[0])
+            self._closings = closings_of(mark[0])
         else:
             return False
         return True
@@ -293,13 +225,13 @@ class ThinkSplitter:
         Not a pattern of its own for each thought: to compile one takes 200 us, as much as 10,000
         characters of text.
         """
-        marks = _MARK.finditer(text)
+        marks = MARK.finditer(text)
         return next((mark for mark in marks if mark[0].lower() in self._closings), None)
 
     def _think(self, text: str, out: Gathering) -> str:
         mark = self._closing(text)
         if mark is None:
-            keep = _overlap(text, self._closings)
+            keep = overlap(text, self._closings)
             out.text(Reasoning, text[: len(text) - keep])
             return self._hold(text[len(text) - keep :])
         out.text(Reasoning, text[: mark.start()])
@@ -310,7 +242,7 @@ class ThinkSplitter:
         """An answer between marks. The second one has nothing behind it."""
         mark = self._closing(text)
         if mark is None:
-            keep = _overlap(text, self._closings)
+            keep = overlap(text, self._closings)
             out.text(Content, text[: len(text) - keep])
             return self._hold(text[len(text) - keep :])
         out.text(Content, text[: mark.start()])
@@ -326,7 +258,7 @@ class ThinkSplitter:
         done = 0  # characters that were given out
         for mark in _ENDS.finditer(text):
             late = mark.lastindex is None  # one of Harmony's
-            if not late and not _ends_thought(mark):
+            if not late and not ends_thought(mark):
                 continue
             before, done = text[done : mark.start()], mark.start()
             out.text(Content, before)
@@ -336,7 +268,7 @@ class ThinkSplitter:
             ends: bool | None = line is not None
             if line is not None and not late:
                 ahead = text[mark.end() : mark.end() + AHEAD]
-                ends = _stands_alone(line, ahead, last=last)
+                ends = stands_alone(line, ahead, last=last)
             if ends is None:
                 return self._hold(text[done:])
             if ends:
@@ -352,10 +284,10 @@ class ThinkSplitter:
         if self._scan.over:
             self._begin_answer()
         elif not last:
-            maybe = _CLOSING_MAYBE.search(rest[-AHEAD:])
+            maybe = CLOSING_MAYBE.search(rest[-AHEAD:])
             keep = len(maybe[0]) if maybe else 0
             if "<|" in rest or "<c" in rest:
-                keep = max(keep, _overlap(rest, _LATE))
+                keep = max(keep, overlap(rest, _LATE))
         shown = rest[: len(rest) - keep]
         self._scan.add(shown)
         out.text(Content, shown)
@@ -387,7 +319,7 @@ class ThinkSplitter:
         """A message's text."""
         mark = _MESSAGE_OVER.search(text)
         if mark is None:
-            keep = _overlap(text, _HARMONY_MARKS)
+            keep = overlap(text, _HARMONY_MARKS)
             self._say(text[: len(text) - keep], out)
             return self._hold(text[len(text) - keep :])
         self._say(text[: mark.start()], out)
@@ -416,107 +348,3 @@ class ThinkSplitter:
         self._fresh, self._last_kind = False, self._kind
         self._said = self._said or self._kind is Content
         out.text(self._kind, text)
-
-
-class _Scan:
-    """What of a text that comes in pieces is code. `over`: it speaks of thoughts' marks itself."""
-
-    __slots__ = ("_fence", "_line", "_marks", "_pieces", "over")
-
-    def __init__(self) -> None:
-        self.over = False
-        self._pieces: list[str] = []  # that were not looked at
-        self._line = ""  # the last line, as far as it was, without most of a long one
-        self._fence = ""  # what began the block of code that is open
-        self._marks = 0  # how often `line` was asked for
-
-    def add(self, text: str) -> None:
-        self._pieces.append(text)
-        if len(self._pieces) > PIECES_MAX:
-            self._look()
-
-    def line(self, text: str) -> str | None:
-        """Add text; the line that it ends in, None within code."""
-        self.add(text)
-        self._look()
-        self._marks += 1
-        if self._fence:
-            return None
-        self.over = self.over or self._marks > MARKS_MAX or _speaks_of_thoughts(self._line)
-        return None if self._line.count("`") % 2 else self._line
-
-    def _look(self) -> None:
-        *lines, self._line = (self._line + "".join(self._pieces)).split("\n")
-        self._pieces.clear()
-        for line in lines:
-            fence = _FENCE.match(line)
-            if self._fence:
-                if fence and fence[1].startswith(self._fence) and not line[fence.end() :].strip():
-                    self._fence = ""
-            elif fence and "`" not in line[fence.end() :]:
-                self._fence = fence[1]
-            else:
-                self.over = self.over or _speaks_of_thoughts(line)
-        if len(self._line) > LINE_KEPT:
-            self._shorten()
-
-    def _shorten(self) -> None:
-        """Keep the beginning and the end of the line, and what tells code and quotes in between.
-
-        So that a long line is not looked at again with each piece of it.
-        """
-        line, cut = self._line, len(self._line) - LINE_KEPT // 2
-        self.over = self.over or (not self._fence and _speaks_of_thoughts(line[: cut + AHEAD]))
-        between = line[HEAD_KEPT:cut]
-        ticks = between.count("`")
-        kept = [line[:HEAD_KEPT], "" if between.isspace() else "x"]
-        kept += ["`" * (2 - ticks % 2) if ticks else "", '"' * (between.count('"') % 2), line[cut:]]
-        self._line = "".join(kept)
-
-
-def _speaks_of_thoughts(line: str) -> bool:
-    """A mark that begins a thought stands in the line, and not in code."""
-    outside = "`".join(line.split("`")[::2])
-    return any(map(_begins_thought, _MARK.finditer(outside)))
-
-
-def _stands_alone(line: str, ahead: str, *, last: bool) -> bool | None:
-    """Whether a mark ends a thought, and is no word of a text about such marks; None: not clear.
-
-    `line` is what stands before it in its line, `ahead` what follows. Models end a thought with the
-    mark in a line of its own, or directly behind the last word or before the first one.
-    """
-    after = ahead.lstrip(" \t")
-    if not after and not last and len(ahead) < AHEAD:
-        return None
-    following = after[:1]
-    if not line.strip():
-        if len(line.expandtabs(4)) > 3:
-            return False  # a block of code
-        line = ""
-    behind_blank, before = line[-1:].isspace(), line.rstrip()[-1:]
-    ends_sentence = not before or before in _SENTENCE_ENDS
-    if (behind_blank and not ends_sentence) or (before and before in _OPENS):
-        return False
-    if line.count('"') % 2:
-        return False
-    if not following or following in "\r\n":
-        return True
-    if following in "*_~" and (behind_blank or not line.rstrip("*_~")[-1:].strip()):
-        return False  # **</think>**
-    if _CJK.match(before) and _CJK.match(following):
-        return False  # a sentence of a script without blanks goes on
-    if len(after) < len(ahead):
-        return ends_sentence and not following.islower() and following not in _CLOSES
-    return following not in _CLOSES and (following != '"' or ends_sentence)
-
-
-def _overlap(text: str, tags: tuple[str, ...]) -> int:
-    """How many characters at the end of `text` may be the beginning of one of the tags."""
-    most = max(map(len, tags)) - 1
-    first = min((at for tag in tags if (at := text.find(tag[0], -most)) >= 0), default=len(text))
-    for start in range(first, len(text)):
-        end = text[start:].lower()
-        if any(tag.startswith(end) for tag in tags):
-            return len(text) - start
-    return 0
