@@ -16,10 +16,10 @@ from halt.core.events import Content, encode
 from halt.core.notes import NOTES, NoteFilter
 from halt.errors import UpstreamError
 from halt.providers.anthropic.stream import MessagesDecoder
-from halt.providers.base import LINES_MAX, _turn_of
 from halt.providers.chat_completions import ChatDecoder
 from halt.providers.decoder import EventDecoder
 from halt.providers.gathering import Gathering
+from halt.providers.reply import LINES_MAX, _turn_of
 from halt.providers.seam import Seam
 from halt.providers.tool_calls import CallAssembler
 from halt.transport.http1 import READ_SIZE

@@ -1,4 +1,4 @@
-"""What all providers have in common: their models, and an answer that comes as events.
+"""What all providers have in common: their models, and how they go on with an answer.
 
 They differ in their client, in what they ask and in the decoder of what comes.
 """
@@ -10,16 +10,14 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 import httpx2
-import msgspec
 
 from halt.config.providers import ProviderSettings
 from halt.core.connection import Line, on_line
-from halt.core.request import ChatRequest, Part, Reply
+from halt.core.request import ChatRequest, Reply
 from halt.errors import UpstreamError
 from halt.providers.continuation import (
     SeamReply,
@@ -28,16 +26,13 @@ from halt.providers.continuation import (
     by_prefix,
     unfinished_told,
 )
-from halt.providers.decoder import EventDecoder
 from halt.providers.error_body import is_markup, page_words
 from halt.providers.errors import error_of, fault
-from halt.providers.exchange import Exchange, public_address
+from halt.providers.exchange import public_address
 from halt.providers.model_list import Model, default_of, models_of
 from halt.providers.seam import Seam
-from halt.transport.http1 import Body
 from halt.transport.pool import Transport
 
-LINES_MAX = 256  # lines of an answer that are decoded in one turn
 LEARNT_MAX = 1000  # models about which the same thing is remembered
 WHOLE = re.compile(r"/(v\d+\w*|openai)/?")  # in an address that leads to an API
 NO_MODEL = "HALT_MODEL, or models in the file, can name a model instead of the list."
@@ -49,156 +44,6 @@ NO_LIST = (
 )
 
 logger = logging.getLogger(__name__)
-
-
-def http_client(transport: Transport) -> httpx2.Client:
-    """What a provider's client sends its requests with."""
-    return httpx2.Client(transport=Exchange(transport))
-
-
-def warm_up_client(answers: Mapping[str, Any]) -> httpx2.Client:
-    """A client for requests that go nowhere: JSON by the end of the path, a refusal elsewhere.
-
-    A provider's client imports modules and builds the types of its requests and answers when it is
-    first used. A provider's module uses it once while it is imported, so that two threads are never
-    the first to do so.
-    """
-
-    def answer(request: httpx2.Request) -> httpx2.Response:
-        for path, told in answers.items():
-            if request.url.path.endswith(path):
-                return httpx2.Response(200, json=told)
-        return httpx2.Response(400, json={"error": {"message": "a warm-up"}})
-
-    return httpx2.Client(transport=httpx2.MockTransport(answer))
-
-
-def post(client: Any, path: str, body: dict[str, Any], stream: type[Any]) -> httpx2.Response:
-    """Send a request for a stream by a provider's client. Raises what the client and transport do.
-
-    `stream` is the client's own type of streams. The body is JSON before the client gets it: a
-    method as `chat.completions.create` compares each message with the types of all messages, which
-    takes 145 us of CPU a message (290 ms for 2,000 messages, 1 MB; 0.8 ms this way), and changes
-    nothing in them.
-    """
-    response: httpx2.Response = client.post(
-        path,
-        cast_to=httpx2.Response,
-        content=msgspec.json.encode(body),
-        stream=True,
-        stream_cls=stream,
-    )
-    return response
-
-
-def _turn_of(raw: bytes) -> tuple[bytes, bytes]:
-    """The part of a read that is decoded in one turn of the relay, and the rest.
-
-    Lines cost time and bytes cost hardly any: 64 kB of lines of one character took 190 ms, and no
-    other stream moved in between. The cut is behind a whole event where there is one.
-    """
-    if raw.count(b"\n") <= LINES_MAX:
-        return raw, b""
-    cut = len(raw) - len(raw.split(b"\n", LINES_MAX)[-1])
-    cut = raw.rfind(b"\n\n", 0, cut) + 2 if raw.find(b"\n\n", 0, cut) >= 0 else cut
-    return raw[:cut], raw[cut:]
-
-
-class EventReply:
-    """The Reply that a decoder makes of a response's body."""
-
-    def __init__(
-        self,
-        body: Body,
-        decoder: EventDecoder,
-        model: str,
-        secret: str = "",
-        hinted: Callable[[UpstreamError], UpstreamError] | None = None,
-    ) -> None:
-        """`model` is the one that was asked; `secret` is taken out of every fault.
-
-        `hinted` makes the fault that is raised of one that came before any part of an answer.
-        """
-        self._body = body
-        self._decoder = decoder
-        self._asked = model
-        self._secret = secret
-        self._hinted = hinted
-        self._raw = b""  # bytes of the last read of the body that were not decoded
-
-    @property
-    def model(self) -> str:
-        return self._decoder.model or self._asked
-
-    @property
-    def finish_reason(self) -> str | None:
-        return self._decoder.finish_reason
-
-    @property
-    def usage(self) -> dict[str, Any] | None:
-        return self._decoder.usage
-
-    @property
-    def opaque(self) -> Any:
-        return self._decoder.opaque
-
-    def fileno(self) -> int:
-        return self._body.fileno()
-
-    def unblock(self) -> None:
-        self._body.unblock()
-
-    @property
-    def pending(self) -> bool:
-        return self._decoder.has_failed or bool(self._raw) or self._body.pending
-
-    @property
-    def complete(self) -> bool:
-        return self._body.complete
-
-    def read(self) -> Part:
-        try:
-            self._decoder.check()  # a fault that came with the last text waits for nothing more
-            raw, self._raw = _turn_of(self._raw or self._body.read())
-            return self._decoder.feed(raw) if raw else self._decoder.end()
-        except UpstreamError as exc:
-            raise self._told(exc) from exc
-        except httpx2.HTTPError as exc:
-            try:
-                return self._decoder.end(fault(exc, self._secret))
-            except UpstreamError as told:
-                raise self._told(told) from exc
-
-    def _told(self, fault: UpstreamError) -> UpstreamError:
-        if self._hinted is not None and not self._decoder.begun:
-            fault = self._hinted(fault)
-        return fault.without(self._secret)
-
-    def close(self) -> None:
-        self._body.close()
-
-
-def begin(
-    response: httpx2.Response,
-    decoder: EventDecoder,
-    model: str,
-    secret: str = "",
-    hinted: Callable[[UpstreamError], UpstreamError] | None = None,
-) -> EventReply:
-    """The Reply of a response that our transport brought.
-
-    What its headers say of its body is told where that turns out to be no answer. `hinted`: see
-    `EventReply`.
-    """
-    body = response.extensions["halt.body"]
-    assert isinstance(body, Body)  # noqa: S101 - our own transport put it there
-    kind = response.headers.get("content-type", "")
-    coding = response.headers.get("content-encoding", "")
-    if coding:
-        decoder.label = f"an answer in the encoding {coding[:80]!r}"
-    elif not kind.lower().startswith("text/event-stream"):
-        decoder.label = f"an answer of type {kind[:80]!r}"
-    return EventReply(body, decoder, model, secret, hinted)
 
 
 class Provider:

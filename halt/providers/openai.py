@@ -21,7 +21,7 @@ from halt.config.settings import is_openai
 from halt.core.connection import Line, on_line
 from halt.core.request import ChatRequest, Reply, unfinished
 from halt.errors import UpstreamError
-from halt.providers.base import LEARNT_MAX, Provider, begin, http_client, post, warm_up_client
+from halt.providers.base import LEARNT_MAX, Provider
 from halt.providers.chat_completions import ChatDecoder
 from halt.providers.continuation import (
     HOSTS,
@@ -32,7 +32,9 @@ from halt.providers.continuation import (
     settled,
 )
 from halt.providers.errors import fault
+from halt.providers.exchange import http_client, post, warm_up_client
 from halt.providers.model_list import Model
+from halt.providers.reply import EventReply
 from halt.providers.returned import given_back, returned_fields
 from halt.transport.pool import Transport
 
@@ -63,7 +65,7 @@ logger = logging.getLogger(__name__)
 
 
 def _warm_up() -> None:
-    """See `halt.providers.base.warm_up_client`."""
+    """See `halt.providers.exchange.warm_up_client`."""
     with openai.OpenAI(
         api_key="none",
         base_url=NOWHERE,
@@ -149,7 +151,7 @@ class OpenAIUpstream(Provider):
                 raise fault(exc, self._secret) from exc
         hinted = partial(self._hinted, "POST", path)
         decoder = ChatDecoder(logprobs=bool(extra.get("logprobs")))
-        return begin(response, decoder, model, self._secret, hinted)
+        return EventReply(response, decoder, model, self._secret, hinted)
 
     def _path(self, model: str) -> str:
         """Where a model is asked, behind `_base`."""

@@ -16,9 +16,11 @@ from halt.core.connection import Line, on_line
 from halt.core.request import ChatRequest, Reply, unfinished
 from halt.providers.anthropic.request import bad_request, body_of, may_think
 from halt.providers.anthropic.stream import MessagesDecoder
-from halt.providers.base import EventReply, Provider, begin, http_client, post, warm_up_client
+from halt.providers.base import Provider
 from halt.providers.continuation import Way
 from halt.providers.errors import fault
+from halt.providers.exchange import http_client, post, warm_up_client
+from halt.providers.reply import EventReply
 from halt.transport.pool import Transport
 
 MESSAGES = "/v1/messages"
@@ -45,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 def _warm_up() -> None:
-    """See `halt.providers.base.warm_up_client`."""
+    """See `halt.providers.exchange.warm_up_client`."""
     with anthropic.Anthropic(
         api_key="none",
         base_url="http://127.0.0.1:9",
@@ -112,7 +114,7 @@ class AnthropicUpstream(Provider):
                 response = self._create(model, asked, request)
             except anthropic.APIError as exc:
                 raise fault(exc, self._secret) from exc
-        return begin(
+        return EventReply(
             response,
             MessagesDecoder(),
             model,
