@@ -17,9 +17,7 @@ from halt.cli import commands
 from halt.cluster.peers import Peers
 from halt.cluster.service import SharedGenerations
 from halt.config.settings import Config, load
-from halt.core import via
 from halt.core.request import Upstream
-from halt.core.request_ids import RequestIds, add_to_log
 from halt.core.stop import StopRegistry
 from halt.core.tools import Tool, Toolbox
 from halt.providers.catalog import Catalog
@@ -31,11 +29,12 @@ from halt.store.conversations import SqlStore
 from halt.store.database import database
 from halt.store.replay import Archive
 from halt.store.writer import Recorder
-from halt.web import cors, proxies, responses, security, server_check
+from halt.web import cors, proxies, responses, security, server_check, via
 from halt.web.api import document, openai, stop, streams, text
 from halt.web.page import routes as pages
 from halt.web.page import sidebar, templates
 from halt.web.rate_limits import rates_of
+from halt.web.request_ids import RequestIds, add_to_log
 from halt.web.services import Services
 from halt.web.sessions import Sessions
 from halt.web.websocket import routes as sockets

@@ -125,7 +125,7 @@ class StoreUnavailable(HaltError):
 
 
 class LoopDetected(HaltError):
-    """The request came from this Halt itself, or has passed too many Halts: see `halt.core.via`."""
+    """The request came from this Halt itself, or has passed too many Halts: see `halt.web.via`."""
 
     code = "loop_detected"
     status = 508

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from halt.core.decoding import JSON_OBJECT
-from halt.core.request import CHAT_REQUEST
+from halt.core.decoding import CHAT_REQUEST, JSON_OBJECT
 from halt.errors import RequestError
 from halt.web.starts import START_REQUEST
 

@@ -14,9 +14,10 @@ import openai
 import pytest
 
 from halt import Halt
-from halt.core import via as loop
-from halt.core.via import HEADER, MARKS_MAX, mark_of
+from halt.core.via import HEADER
 from halt.providers.cached_query import Question
+from halt.web import via as loop
+from halt.web.via import MARKS_MAX, mark_of
 from tests import ws
 from tests.conftest import (
     SEEN_WITHIN,

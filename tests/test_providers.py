@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from halt.config.providers import Kind, ProviderSettings
 from halt.config.settings import Config
 from halt.core.connection import Line
+from halt.core.decoding import CHAT_REQUEST
 from halt.core.events import Content, Delta, Done, Reasoning, ToolCall, ToolCallDelta
 from halt.core.request import (
-    CHAT_REQUEST,
     ChatRequest,
     Message,
     ToolSpec,

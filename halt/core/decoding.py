@@ -9,6 +9,7 @@ from typing import Annotated, Any, Generic, NoReturn, TypeGuard, TypeVar
 import msgspec
 
 from halt.core.json_size import holds_more, is_deeper
+from halt.core.request import ChatRequest
 from halt.errors import RequestError, shortened
 
 T = TypeVar("T")
@@ -119,6 +120,8 @@ def _check_size(text: bytes | str, whole: str) -> None:
 
 #: Any JSON object.
 JSON_OBJECT = TypeDecoder(dict[str, Any])
+
+CHAT_REQUEST = TypeDecoder(ChatRequest)
 
 
 def _malformed(body: bytes | str, fault: Exception) -> str:

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, Protocol, Self
 import msgspec
 
 from halt.core.connection import Line
-from halt.core.decoding import TypeDecoder
 from halt.core.events import Content, Delta, ToolCall, ToolCallDelta
 from halt.errors import RequestError
 from halt.rendering import data_urls
@@ -176,8 +175,6 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
 
 
 _OPTIONS = [each for each in ChatRequest.__struct_fields__ if each not in {"id", *OWN_FIELDS}]
-
-CHAT_REQUEST = TypeDecoder(ChatRequest)
 
 
 def fingerprint(messages: list[Message]) -> str:

@@ -22,7 +22,8 @@ import msgspec
 
 from halt.config.providers import Kind, with_provider
 from halt.config.settings import Config, ConfigError, load
-from halt.core.request import CHAT_REQUEST, ChatRequest, Message, Upstream
+from halt.core.decoding import CHAT_REQUEST
+from halt.core.request import ChatRequest, Message, Upstream
 from halt.core.service import Generations, Receipt
 from halt.core.stop import StopRegistry
 from halt.core.tools import Tool, Toolbox, ToolError

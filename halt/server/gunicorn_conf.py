@@ -22,12 +22,11 @@ from halt.config import settings as halt_config
 from halt.config.model_servers import Found
 from halt.config.providers import Setup, setup
 from halt.config.settings import Config
-from halt.core import via
 from halt.errors import StoreUnavailable
 from halt.providers import discovery, embedded_model
 from halt.server import page_opener, systemd
 from halt.store.database import open_database
-from halt.web import server_check
+from halt.web import server_check, via
 from halt.web.services import Services
 
 STDIN = 0  # by its number: `sys.stdin` is None where it was closed

@@ -17,8 +17,9 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
 from halt.core.events import encode
-from halt.core.request_ids import current, signed
+from halt.core.request_ids import current
 from halt.errors import HaltError, TooLarge
+from halt.web.request_ids import signed
 from halt.web.requests import is_openai, sent_without_scripts, wants_fragment, wants_page
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from flask import Flask, redirect, request, url_for
 from gunicorn.http.errors import ParseException
 from werkzeug.wrappers import Response as BaseResponse
 
-from halt.core import via
 from halt.errors import TOKEN_NEEDED, RequestError
+from halt.web import via
 from halt.web.access import may_enter, wrong_bearer
 from halt.web.cors import admitted, is_api, is_own
 from halt.web.requests import is_upgrade, wants_fragment, wants_page

@@ -26,7 +26,7 @@ from flask import Blueprint, Response, request
 
 from halt.core import via
 from halt.core.connection import limited
-from halt.core.decoding import JSON_OBJECT, TypeDecoder, checked_id
+from halt.core.decoding import CHAT_REQUEST, JSON_OBJECT, TypeDecoder, checked_id
 from halt.core.events import (
     FINAL_FRAME,
     HEARTBEAT,
@@ -46,7 +46,7 @@ from halt.core.events import (
 )
 from halt.core.finish_reasons import broken_off
 from halt.core.generation import Recording
-from halt.core.request import CHAT_REQUEST, OF_ANSWERS, ChatRequest, fields_of, told_call
+from halt.core.request import OF_ANSWERS, ChatRequest, fields_of, told_call
 from halt.core.request_ids import current
 from halt.core.run import Run
 from halt.errors import HaltError, Interrupted, OffsetLost, RequestError, UpstreamError

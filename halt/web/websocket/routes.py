@@ -56,10 +56,11 @@ from halt.core.events import encode, is_terminal
 from halt.core.generation import Recording
 from halt.core.relay import WRITE, Relay, Timer, contained
 from halt.core.request import StreamId
-from halt.core.request_ids import current, signed
+from halt.core.request_ids import current
 from halt.core.service import RETRY_AFTER, Generations
 from halt.errors import AtCapacity, HaltError, OffsetLost, RequestError
 from halt.web.client_socket import ClientSocket
+from halt.web.request_ids import signed
 from halt.web.requests import client_socket
 from halt.web.responses import refusal
 from halt.web.services import services
