@@ -15,9 +15,10 @@ from halt.chat.builtin_tools import SHIPPED
 from halt.chat.titles import Titles
 from halt.cli import commands
 from halt.cluster.peers import Peers
-from halt.cluster.service import SharedGenerations
+from halt.cluster.service import Workers
 from halt.config.settings import Config, load
 from halt.core.request import Upstream
+from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.core.tools import Tool, Toolbox
 from halt.providers.catalog import Catalog
@@ -27,6 +28,7 @@ from halt.providers.last_model import LastModel
 from halt.rendering.renderer import Renderer
 from halt.store.conversations import SqlStore
 from halt.store.database import database
+from halt.store.lookups import Lookups
 from halt.store.replay import Archive
 from halt.store.writer import Recorder
 from halt.web import cors, proxies, responses, security, server_check, via
@@ -71,19 +73,21 @@ def create_app(
 
     store = SqlStore(database(settings.data_folder, settings.database_url), settings.events_days)
     peers = Peers(settings.data_folder)
-    recorder = Recorder(store, peers.name)
-    archive = Archive(store, peers.alive, settings.run_timeout)
+    lookups = Lookups()
+    recorder = Recorder(store, peers.name, lookups)
+    archive = Archive(store, peers.alive, settings.run_timeout, lookups)
     peers.recover = archive.recover_worker
     mark = via.mark_of(settings.data_folder)
     discovery = discovery_of(settings, mark) if upstream is None else None
     last = LastModel(settings.data_folder / "last_model")
-    generations = SharedGenerations(
+    registry = StopRegistry()
+    workers = Workers(peers, registry, archive)
+    generations = workers.service = Generations(
         settings,
         upstream or make_upstream(settings, mark=mark, discovery=discovery, last=last),
-        StopRegistry(),
-        peers,
+        registry,
         recorder,
-        archive,
+        workers,
     )
 
     def save_title(conversation_id: str, title: str) -> None:

@@ -8,12 +8,12 @@ import threading
 from flask import Response
 
 from halt.app import create_app
-from halt.core import service
+from halt.core import keeper
 from halt.web import sink
 from halt.web.responses import json_response
 from halt.web.services import services
 
-for module, name in ((service, "STALL_MAX"), (sink, "STUCK_MAX")):
+for module, name in ((keeper, "STALL_MAX"), (sink, "STUCK_MAX")):
     if f"TEST_{name}" in os.environ:
         setattr(module, name, float(os.environ[f"TEST_{name}"]))
 

@@ -145,10 +145,10 @@ def test_what_can_t_be_had_is_raised_in_the_task() -> None:
         gen.result()
         with pytest.raises(OffsetLost):
             await collect(gen.aiter())
-        viewer = program._generations.view(gen._run)
+        viewer = program._generations.readers.view(gen._run)
         with pytest.raises(AtCapacity):
             await collect(gen.aiter())
-        program._generations.unview(gen._run, viewer)
+        program._generations.readers.unview(gen._run, viewer)
 
     with scripted(upstream, max_streams=1, log_bytes=1024) as program:
         asyncio.run(main(program))

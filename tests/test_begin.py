@@ -19,8 +19,9 @@ from halt.core.events import Done
 from halt.core.generation import Recording
 from halt.core.log import MemoryLog
 from halt.core.metrics import Meter
+from halt.core.receipts import Receipt
 from halt.core.run import Run
-from halt.core.service import Generations, Receipt
+from halt.core.service import Generations
 from halt.errors import AtCapacity, StoreUnavailable, UnknownStream
 from halt.store.conversation import BUSY, Busy, Conversation
 from halt.store.conversations import SqlStore
@@ -267,5 +268,5 @@ def test_a_socket_whose_client_has_left_takes_no_place(
         got = desk.client.get("/ws", headers=headers, environ_overrides=environ)
         assert got.status_code == 500
     service: Generations = services(desk.app).generations
-    service.take_place()
-    service.give_back_place()
+    service.readers.take_place()
+    service.readers.give_back_place()

@@ -38,8 +38,9 @@ from halt.core.events import (
     sse,
 )
 from halt.core.metrics import Meter
+from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest, Message
-from halt.core.service import Generations, Receipt
+from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.providers import embedded_model
 from halt.providers.factory import make_upstream
@@ -761,7 +762,7 @@ def test_a_pipe_says_how_an_answer_ended(
     config = Config(base_url=shared_fake.base_url, api_key="fake")
     generations = Generations(config, make_upstream(config), StopRegistry())
     request = chats.one_question("Hello", "", model)
-    source = Local(generations)
+    source = Local(config, generations)
     assert chats.answer_pipe(source, request, out, err, metrics=False, slow=False) == status
     assert err.getvalue().strip() == note
     generations.close()

@@ -28,7 +28,7 @@ SOURCES = sorted([*(ROOT / "halt").rglob("*.py"), ROOT / "app.py", ROOT / "gunic
 #: Types that only Halt itself makes: no decoder is ever told of them.
 NEVER_DECODED = {
     "core.request.Part",
-    "core.service.Health",
+    "core.receipts.Health",
     "library.handle.Result",
     "web.api.openai.Asked",
     "web.api.document.Answered",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from halt.config.settings import Config
-from halt.core import service as module
+from halt.core import capacity as module
 from halt.core.request import ChatRequest, Message
 from halt.core.run import Run
 from halt.core.service import Generations
@@ -178,9 +178,9 @@ def test_taking_a_place_holds_up_nobody(
     run = stage.service.start(ChatRequest(HI))
     slow.set()
     starting = Background(lambda: stage.service.start(ChatRequest(HI)))
-    viewer = stage.service.view(run)
+    viewer = stage.service.readers.view(run)
     assert stage.service.stop(run.id, None).status == "stopped"
-    stage.service.unview(run, viewer)
+    stage.service.readers.unview(run, viewer)
     assert starting.is_alive()
     go_on.set()
     assert starting.end() is None
@@ -211,8 +211,8 @@ def test_a_reader_that_cannot_join_takes_no_place(
     with monkeypatch.context() as patch:
         patch.setattr(run, "join", lambda: broken(run))
         with pytest.raises(ValueError, match="broken"):
-            stage.service.view(run)
-    stage.service.unview(run, stage.service.view(run))
+            stage.service.readers.view(run)
+    stage.service.readers.unview(run, stage.service.readers.view(run))
 
 
 def test_a_start_without_a_keeper_is_refused(

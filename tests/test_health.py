@@ -11,10 +11,11 @@ from typing import Any, cast
 import pytest
 
 from halt.cluster.peers import Peers
-from halt.cluster.service import SharedGenerations
+from halt.cluster.service import Workers
 from halt.config.settings import Config
 from halt.core.connection import Line
 from halt.core.request import Upstream
+from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.web.api import stop
 from halt.web.api.stop import Probe
@@ -84,11 +85,13 @@ def test_one_request_waits_for_a_worker_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others are told the figures that the workers have given last."""
-    service = SharedGenerations(
+    registry = StopRegistry()
+    workers = Workers(Peers(tmp_path), registry)
+    service = Generations(
         Config(base_url="http://127.0.0.1:9/v1", api_key="fake", data=str(tmp_path)),
         cast("Upstream", Silent()),
-        StopRegistry(),
-        Peers(tmp_path),
+        registry,
+        elsewhere=workers,
     )
     asked, hangs = threading.Event(), threading.Event()
     hangs.set()
@@ -99,7 +102,7 @@ def test_one_request_waits_for_a_worker_that_hangs(
         assert hangs.wait(SEEN_WITHIN)
         yield [("other", b"\x03", None)]
 
-    monkeypatch.setattr(service, "_ask", ask)
+    monkeypatch.setattr(workers, "_ask", ask)
     assert (service.health().open_streams, service.health().workers) == (3, 2)
     asked.clear()
     hangs.clear()

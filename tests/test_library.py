@@ -330,13 +330,13 @@ def test_callbacks_take_a_reader_s_place(fake: FakeOpenAI) -> None:
         told = Told()
         held = program.generate("x", model="silent_headers", id="held-open-1")
         program.generate("x", model="silent_headers", **told.all())
-        viewer = program._generations.view(held._run)
+        viewer = program._generations.readers.view(held._run)
         held.stop()
         until(lambda: program._generations.open_streams == 1)
         with pytest.raises(AtCapacity):
             program.generate("x", model="silent_headers", id="no-place-1", **told.all())
         assert program.get("no-place-1").state == "cancelled"
-        program._generations.unview(held._run, viewer)
+        program._generations.readers.unview(held._run, viewer)
     no_thread_left()
 
 

@@ -21,7 +21,7 @@ from halt.cluster import peers
 from halt.cluster import service as workers
 from halt.cluster.mirror import Batch, Found, Mirror, MirrorLog
 from halt.cluster.peers import Channel, Peers
-from halt.cluster.service import Find, Press, SharedGenerations, Undelivered
+from halt.cluster.service import Find, Press, Undelivered, Workers
 from halt.config.data_dir import socket_folder
 from halt.config.settings import Config
 from halt.core.events import (
@@ -41,6 +41,7 @@ from halt.core.log import Log
 from halt.core.metrics import Meter
 from halt.core.request import ChatRequest, Part
 from halt.core.run import Run
+from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.errors import OffsetLost, UnknownStream
 from tests.scripted import HI, SOON, Reader, Scripted, ScriptedReply
@@ -57,8 +58,12 @@ class Worker:
         self.upstream = Scripted()
         self.died: list[str] = []
         config = Config(**{**ENDLESS, **settings})
-        others = Peers(folder, self.died.append)
-        self.service = SharedGenerations(config, self.upstream, StopRegistry(), others)
+        registry = StopRegistry()
+        self.peers = Peers(folder, self.died.append)
+        self.workers = Workers(self.peers, registry)
+        self.service = self.workers.service = Generations(
+            config, self.upstream, registry, elsewhere=self.workers
+        )
         self.service.begin()
 
     def start(
@@ -192,19 +197,19 @@ def test_a_worker_without_a_lock_is_tidied_up_after_once(
     (run / "7-dead.lock").write_text("")
     sock = socket_folder(run) / "7-dead.sock"
     sock.write_text("")
-    worker.service._peers.sweep()
-    worker.service._peers.sweep()
+    worker.peers.sweep()
+    worker.peers.sweep()
     assert worker.died == ["7-dead"]
     assert list(run.glob("7-dead.*")) == []
     assert not sock.exists()
     (run / "8-dead.lock").write_text("")
-    monkeypatch.setattr(worker.service._peers, "recover", None)
-    worker.service._peers.sweep()
+    monkeypatch.setattr(worker.peers, "recover", None)
+    worker.peers.sweep()
     assert (run / "8-dead.lock").exists()
     monkeypatch.undo()
-    worker.service._peers.sweep()
+    worker.peers.sweep()
     assert worker.died == ["7-dead", "8-dead"]
-    begin().service._peers.sweep()
+    begin().peers.sweep()
     assert worker.died == ["7-dead", "8-dead"]
 
 
@@ -228,7 +233,7 @@ def test_who_takes_no_answer_keeps_no_stop_from_being_heard(
     owner, other = begin(), begin()
     owner.start("a-stream", "x" * 2_000_000)
     with socket.socket(socket.AF_UNIX) as hanging:
-        hanging.connect(str(socket_folder(tmp_path / "run") / f"{owner.service._peers.name}.sock"))
+        hanging.connect(str(socket_folder(tmp_path / "run") / f"{owner.peers.name}.sock"))
         Channel(hanging).send(msgspec.msgpack.encode(Find("a-stream", None, 0, live=False)))
         assert hanging.recv(1, socket.MSG_PEEK)
         assert other.service.stop("a-stream", None).status == "stopped"
@@ -415,23 +420,23 @@ def test_a_stop_reaches_a_worker_whose_queue_was_full(
     monkeypatch.setattr(peers, "BACKLOG", 1)
     monkeypatch.setattr(workers, "STOP_WITHIN", 0.01)
     hangs, go_on = threading.Event(), threading.Event()
-    serve = SharedGenerations._serve
+    serve = Workers._serve
 
-    def hang(service: SharedGenerations, said: bytes, channel: Channel) -> None:
+    def hang(service: Workers, said: bytes, channel: Channel) -> None:
         hangs.set()
         assert go_on.wait(SOON)
         serve(service, said, channel)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SharedGenerations, "_serve", hang)
+        patch.setattr(Workers, "_serve", hang)
         owner = begin()
     other = begin()
     run, _ = owner.start("a-stream", "one ", owner="me")
-    (name,) = other.service._peers.others
+    (name,) = other.peers.others
     with contextlib.ExitStack() as stack:
         full = False
         while not full:
-            full = bool(stack.enter_context(other.service._peers.ask(b"?", 0.0, name)).unreached)
+            full = bool(stack.enter_context(other.peers.ask(b"?", 0.0, name)).unreached)
         assert hangs.wait(SOON)
         press(other, "somebody else")
         press(other, "me")
@@ -440,7 +445,7 @@ def test_a_stop_reaches_a_worker_whose_queue_was_full(
         until(lambda: run.log.ended is not None)
         assert run.state == "cancelled"
         later, _ = owner.start("another", "two ", owner="me", number=1)
-        until(lambda: not other.service._undelivered)
+        until(lambda: not other.workers._undelivered)
         assert later.log.ended is None  # it began after the press
 
 

@@ -30,6 +30,7 @@ from halt.cluster import peers
 from halt.cluster.peers import Peers
 from halt.config.data_dir import socket_folder
 from halt.config.settings import Config
+from halt.core.elsewhere import Elsewhere
 from halt.core.events import Content, Done, Failed, Reasoning, ReasoningEnd, text_of
 from halt.core.generation import Recording
 from halt.core.log import MemoryLog
@@ -397,7 +398,7 @@ def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
 
     event.listen(desk.database.engine, "before_cursor_execute", note)
     upstream = Scripted()
-    service = Generations(Config(), upstream, StopRegistry(), archive=desk.archive)
+    service = Generations(Config(), upstream, StopRegistry(), elsewhere=Elsewhere(desk.archive))
     ids = ("an-end", "a-stream", "unknown-stream")
     with contextlib.closing(service):
 

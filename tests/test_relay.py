@@ -23,8 +23,8 @@ import pytest
 
 from halt.clock import now
 from halt.config.settings import Config
+from halt.core import keeper as module
 from halt.core import run as run_module
-from halt.core import service as module
 from halt.core.connection import Line
 from halt.core.events import Failed
 from halt.core.relay import READ, Relay
@@ -485,10 +485,10 @@ def test_a_process_that_was_held_in_a_turn_is_not_given_up(
     generations = make(Scripted())  # without threads: nothing is started
     relay = generations.relay
     for relay.turn_began in (0.0, 1.0, None, 1.0):
-        generations._look_around()
+        generations.keeper.look_around()
         assert not generations.draining
     for _ in range(3):
-        generations._look_around()
+        generations.keeper.look_around()
     assert generations.draining
     assert caplog.text.count("the relay has failed") == 1
 

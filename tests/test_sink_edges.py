@@ -105,7 +105,7 @@ def test_a_reader_that_is_dismissed_goes_with_what_it_has(
             until(lambda: bool(sink._rest))
         else:
             received(client, b'"one "}\n\n\r\n')
-        leaving.service._dismiss()
+        leaving.workers._dismiss()
         if behind:
             until(lambda: not leaving.service.relay._posts)
             client.setblocking(False)

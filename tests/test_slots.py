@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from halt.cluster.file_locks import FileLocks
 from halt.core.slots import Slots, number_of
 from tests.conftest import ROOT
 from tests.wire import until
@@ -14,9 +15,10 @@ from tests.wire import until
 TAKER = """
 import sys
 from pathlib import Path
+from halt.cluster.file_locks import FileLocks
 from halt.core.slots import Slots
 slots = Slots()
-slots.share(Path(sys.argv[1]))
+slots.share(FileLocks(Path(sys.argv[1])))
 print([slots.take(3) is not None for _ in range(int(sys.argv[2]))].count(True), flush=True)
 sys.stdin.read()
 """
@@ -44,7 +46,7 @@ class Taker:
 def test_places_are_counted_over_processes_and_outlive_none(tmp_path: Path) -> None:
     """Together two processes get as many as there are; one that is killed gives back its own."""
     slots = Slots()
-    slots.share(tmp_path / "places")
+    slots.share(FileLocks(tmp_path / "places"))
     taker = Taker(tmp_path / "places", 2)
     try:
         assert taker.got == 2
@@ -67,7 +69,7 @@ def test_places_are_counted_over_processes_and_outlive_none(tmp_path: Path) -> N
 def test_free_places_are_counted_without_taking_any(tmp_path: Path) -> None:
     """Those of another process and of this one count as taken; a look leaves all as it was."""
     slots = Slots()
-    slots.share(tmp_path / "places")
+    slots.share(FileLocks(tmp_path / "places"))
     assert slots.are_free(3, 3)
     assert slots.take(3) is not None
     taker = Taker(tmp_path / "places", 1)
@@ -82,7 +84,7 @@ def test_free_places_are_counted_without_taking_any(tmp_path: Path) -> None:
 def test_a_place_that_is_taken_anywhere_is_found(tmp_path: Path) -> None:
     """In this process and in others; the look itself takes nothing."""
     slots, alone = Slots(), Slots()
-    slots.share(tmp_path / "places")
+    slots.share(FileLocks(tmp_path / "places"))
     assert slots.none_taken(3)
     taker = Taker(tmp_path / "places", 1)
     assert not slots.none_taken(3)

@@ -17,9 +17,10 @@ import msgspec
 import pytest
 
 from halt.cluster.peers import Answers, Channel, Peers
-from halt.cluster.service import SharedGenerations
+from halt.cluster.service import Workers
 from halt.config.settings import Config
-from halt.core.service import Receipt
+from halt.core.receipts import Receipt
+from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from tests.conftest import SEEN_WITHIN, asked, eventually, new_id
 from tests.crowd import GO_ON, HOLD, Crowd, WorkerClient, process_of
@@ -162,7 +163,9 @@ def test_the_same_id_twice_in_one_press_waits_for_nobody_else() -> None:
     """When all that were asked for are answered, no other worker is waited for."""
     one = new_id()
     config = Config(base_url="http://127.0.0.1:9/v1", api_key="fake")
-    service = SharedGenerations(config, Scripted(), StopRegistry(), OneAnswers(one))
+    registry = StopRegistry()
+    workers = Workers(OneAnswers(one), registry)
+    service = Generations(config, Scripted(), registry, elsewhere=workers)
     receipts = service.stop_each([(one, None), (one, 3)], None)
     assert [each.status for each in receipts] == ["stopped", "stopped"]
 

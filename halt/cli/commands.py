@@ -182,7 +182,7 @@ def _source(
                 raise click.ClickException("This is not the access token.")
         return remote, ""
     config = stack.enter_context(_with_model(config))
-    local = Local(make(config))
+    local = Local(config, make(config))
     stack.callback(local.close)
     return local, config.told_system_prompt(model or local.default_model)
 

@@ -19,10 +19,12 @@ import msgspec
 from halt import VERSION
 from halt.clock import now
 from halt.config.providers import setup
+from halt.config.settings import Config
 from halt.core.connection import Line, Quiet, limited, on_line
 from halt.core.events import Event, encode, is_terminal
+from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest
-from halt.core.service import Generations, Receipt
+from halt.core.service import Generations
 from halt.errors import HaltError, Interrupted
 from halt.transport.http1 import Body
 from halt.transport.pool import Transport
@@ -64,12 +66,14 @@ class Source(Protocol):
 class Local:
     """The model that this process is configured for."""
 
-    def __init__(self, generations: Generations) -> None:
+    def __init__(self, config: Config, generations: Generations) -> None:
+        """`generations` are made by this configuration."""
+        self._config = config
         self._generations = generations
 
     @property
     def name(self) -> str:
-        config = self._generations.config
+        config = self._config
         model = self._generations.upstream.known_model or "the first model"
         if config.has_demo and model == config.embedded_model:
             return f"the demo model {model}"
@@ -85,11 +89,11 @@ class Local:
 
     def start(self, request: ChatRequest) -> Iterator[Group]:
         run = self._generations.start(request)
-        viewer = self._generations.view(run)
+        viewer = self._generations.readers.view(run)
         try:
             yield from run.follow(0, viewer)
         finally:
-            self._generations.unview(run, viewer)
+            self._generations.readers.unview(run, viewer)
 
     def stop(self, stream_id: str, seen: int) -> Receipt:
         return self._generations.stop(stream_id, None, seen)

@@ -28,8 +28,8 @@ from halt.config.data_dir import make_folder, open_private
 from halt.core.events import Cancelled, Done, ErrorInfo, Extra, Failed, Terminal, is_terminal
 from halt.core.finish_reasons import EMPTY, STOP, broken_off, ending
 from halt.core.metrics import Meter
+from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest
-from halt.core.service import Receipt
 from halt.errors import HaltError, Interrupted
 from halt.store.conversation import Exchange, exchanges_told
 

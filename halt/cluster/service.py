@@ -1,4 +1,4 @@
-"""The generations of all worker processes on this machine, whichever of them is asked.
+"""The other worker processes of a server on this machine, as a service of generations needs them.
 
 Each generation is made by one worker, its owner, and is in that one's memory alone. The others ask:
 to stop it, to read it (see `halt.cluster.mirror`), to list it. Who owns a stream is not written
@@ -6,7 +6,7 @@ anywhere; all others are asked at once and the owner answers, which takes about 
 
 What holds for all workers together, and why:
 
-- An ID belongs to one stream: a lock of the kernel on a number made of it (`halt.core.slots`), held
+- An ID belongs to one stream: a lock of the kernel on a number made of it (`.file_locks`), held
   while the run is kept. So of two workers that start the same ID at once, one is refused.
 - HALT_MAX_STREAMS: places that are locks of the kernel too. A worker that dies gives back its own.
 - Stop finds its stream, or the stream finds the Stop, in whatever order the two come. Stop first
@@ -26,31 +26,24 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from weakref import WeakValueDictionary
 
 import msgspec
 
 from halt.clock import now
+from halt.cluster.file_locks import FileLocks
 from halt.cluster.mirror import INTERVAL, Mirror, tell, tell_more, tell_unknown, told
 from halt.cluster.peers import Answers, Channel, Peers
-from halt.config.settings import Config
 from halt.core.departure import Departure
+from halt.core.elsewhere import Elsewhere
 from halt.core.generation import Recording
-from halt.core.request import Upstream
-from halt.core.service import (
-    RECEIPT_WAIT,
-    Generations,
-    Health,
-    Kept,
-    Listed,
-    Receipt,
-    Stops,
-)
+from halt.core.receipts import Listed, Receipt, Stops
+from halt.core.service import RECEIPT_WAIT, Generations
 from halt.core.stop import TOMBSTONE_SECONDS, StopRegistry, Tombstone, may_touch
+from halt.core.storage import Archive
 from halt.errors import OffsetLost, StoreUnavailable, UnknownStream
-from halt.store.writer import Recorder
 
 STOP_WITHIN = RECEIPT_WAIT + 0.1  # seconds for the others to answer a Stop
 FIND_WITHIN = 1.0  # seconds for them to say whether they have a stream
@@ -175,20 +168,19 @@ class Undelivered:
                 self._stops.pop(key, None)
 
 
-class SharedGenerations(Generations):
-    """See the module. Until `begin` it is this process's alone."""
+class Workers(Elsewhere):
+    """See the module. Until `begin` there are no others."""
+
+    #: This worker's own, of which the others ask; to be set before `begin`.
+    service: Generations
 
     def __init__(
-        self,
-        config: Config,
-        upstream: Upstream,
-        registry: StopRegistry,
-        peers: Peers,
-        recorder: Recorder | None = None,
-        archive: Kept | None = None,
+        self, peers: Peers, registry: StopRegistry, archive: Archive | None = None
     ) -> None:
-        super().__init__(config, upstream, registry, recorder, archive)
+        """`registry` is that of this worker's service."""
+        super().__init__(archive)
         self._peers = peers
+        self._registry = registry
         self._mirrors_lock = threading.Lock()  # protects the table below
         self._mirrors: WeakValueDictionary[str, Mirror] = WeakValueDictionary()
         self._undelivered = Undelivered()
@@ -197,16 +189,10 @@ class SharedGenerations(Generations):
         self._leaving_since: float | None = None
 
     def begin(self) -> None:
-        """Be one of the workers. To be called after the fork, before anybody is served.
-
-        Raises ConfigError, OSError.
-        """
         run = self._peers.begin(self._serve)
-        if self._recorder is not None:
-            self._recorder.worker = self._peers.name
-        self._places.share(run / "streams.slots")
-        self._ids.share(run / "ids.slots")
-        self.tabs.share(run / "tabs.slots")
+        self.service.capacity.places.share(FileLocks(run / "streams.slots"))
+        self.service.capacity.ids.share(FileLocks(run / "ids.slots"))
+        self.service.capacity.tabs.share(FileLocks(run / "tabs.slots"))
         with self._peers.ask(_encode(Copy()), COPY_WITHIN) as answers:
             for _, copied, _ in answers:
                 self._registry.inherit(_tombstones.decode(copied))
@@ -216,31 +202,30 @@ class SharedGenerations(Generations):
             except msgspec.DecodeError as fault:  # of another version, or cut by a full disk
                 logger.error("Stops that a worker has left cannot be read: %s", fault)
         self._peers.watch()
-        self._start_threads()
-        self.painter.start()
-        self._lookups.start()
-        if self._recorder is not None:
-            self._recorder.start()
 
-    # --- start, find, stop ------------------------------------------------------------------------
+    # --- find, stop, list -------------------------------------------------------------------------
 
-    def _shares_places(self) -> bool:
+    @property
+    def worker(self) -> str:
+        return self._peers.name
+
+    @property
+    def has_others(self) -> bool:
         return bool(self._peers.others)
 
-    def get(self, stream_id: str, requester: str | None) -> Recording:
+    def get(self, stream_id: str, requester: str | None) -> Recording | None:
+        known = self._mirrors.get(stream_id)
+        mirror = self._mirror(stream_id, requester, known)
+        if mirror is not None:
+            return mirror
+        if known is not None and not may_touch(known.owner, requester):
+            known = None
         try:
-            return self.run(stream_id, requester)
-        except UnknownStream:
-            known = self._mirrors.get(stream_id)
-            mirror = self._mirror(stream_id, requester, known)
-            if mirror is not None:
-                return mirror
-            try:
-                return super().get(stream_id, requester)
-            except (UnknownStream, StoreUnavailable):
-                if known is None or not may_touch(known.owner, requester):
-                    raise
-                return known
+            return super().get(stream_id, requester) or known
+        except StoreUnavailable:
+            if known is None:
+                raise
+            return known
 
     def _mirror(self, stream_id: str, requester: str | None, known: Mirror | None) -> Mirror | None:
         """A generation of another worker, as it is now. None: nobody has it.
@@ -256,7 +241,7 @@ class SharedGenerations(Generations):
                     continue
                 with self._mirrors_lock:
                     mirror = self._mirrors.get(stream_id) or Mirror(
-                        found, name, self.config.log_bytes, self
+                        found, name, self.service.config.log_bytes, self
                     )
                     self._mirrors[stream_id] = mirror
                 with contextlib.suppress(OSError):  # it dies meanwhile: what was saved will follow
@@ -281,47 +266,27 @@ class SharedGenerations(Generations):
 
     def saved(self, mirror: Mirror) -> Recording | None:
         """For a mirror: what was saved of it."""
-        try:
-            return super().get(mirror.id, mirror.owner)
-        except UnknownStream:
-            return None
+        return super().get(mirror.id, mirror.owner)
 
-    def _stop(self, stops: Stops, requester: str | None) -> list[Receipt]:
-        began = now()
-        pressed = [(each, self._registry.press(each, requester, seen)) for each, seen in stops]
-        missing = [stop for stop, (_, status) in zip(stops, pressed, strict=True) if status is None]
-        theirs: dict[str, Receipt] = {}
-        with self._ask(Press(missing, requester), STOP_WITHIN) if missing else Answers() as answers:
-            self._undelivered.add(answers.unreached, missing, requester)
-            receipts = [self._receipt(each, status, began) for each, status in pressed]
-            for _, answer, _ in answers:
-                for each in _receipts.decode(answer):
-                    if each.status != "pending":
-                        theirs[each.id] = each
-                if len(theirs) == len({each for each, _ in missing}):
-                    break
-        took = round((now() - began) * 1000, 2)
-        return [
-            msgspec.structs.replace(theirs.get(each.id, each), elapsed_ms=took) for each in receipts
-        ]
+    @contextlib.contextmanager
+    def stopping(self, stops: Stops, requester: str | None) -> Iterator[Iterator[Receipt]]:
+        request = Press(list(stops), requester)
+        with self._ask(request, STOP_WITHIN) if stops else Answers() as answers:
+            self._undelivered.add(answers.unreached, stops, requester)
+            yield _until_all({each for each, _ in stops}, answers)
+
+    @contextlib.contextmanager
+    def stopping_all(self, owner: str | None) -> Iterator[Iterator[Receipt]]:
+        with self._ask(List(owner, stop=True, before=now()), STOP_WITHIN) as answers:
+            self._undelivered.add(answers.unreached, [(None, None)], owner)
+            yield (each for _, answer, _ in answers for each in _receipts.decode(answer))
 
     def running(self, owner: str | None) -> list[Listed]:
         with self._ask(List(owner), LIST_WITHIN) as answers:
-            found = super().running(owner)
-            for _, answer, _ in answers:
-                found += _listed.decode(answer)
-        return sorted(found, key=lambda each: each.started_at)
+            return [each for _, answer, _ in answers for each in _listed.decode(answer)]
 
-    def stop_all(self, owner: str | None) -> list[Receipt]:
-        with self._ask(List(owner, stop=True, before=now()), STOP_WITHIN) as answers:
-            self._undelivered.add(answers.unreached, [(None, None)], owner)
-            receipts = self._stop_mine(owner)
-            for _, answer, _ in answers:
-                receipts += _receipts.decode(answer)
-        return receipts
-
-    def health(self) -> Health:
-        """How all workers are now.
+    def open_streams(self) -> list[int]:
+        """See `Elsewhere`.
 
         One request at a time asks the others; those that come meanwhile are told what the last one
         learned. So a worker that hangs holds one thread of this one.
@@ -332,14 +297,13 @@ class SharedGenerations(Generations):
                     self._counted = [_count.decode(answer) for _, answer, _ in answers]
             finally:
                 self._counting.release()
-        counts = [self.open_streams, *self._counted]
-        return Health(sum(counts), len(counts), self._peers.name)
+        return self._counted
 
     def _ask(self, request: Press | List | Count, timeout: float) -> Answers:
         """What the others answer; they are asked before this returns."""
         return self._peers.ask(_encode(request), timeout)
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
         """Send the Stops that a worker's full queue has refused."""
         if not self._undelivered:
             return
@@ -357,21 +321,21 @@ class SharedGenerations(Generations):
             return
         answer: object
         if isinstance(request, Press):
-            answer = super()._stop(request.stops, request.requester)
+            answer = self.service.stop_here(request.stops, request.requester)
         elif isinstance(request, List):
             if request.stop:
-                answer = self._stop_mine(request.owner, request.before)
+                answer = self.service.stop_all_here(request.owner, request.before)
             else:
-                answer = super().running(request.owner)
+                answer = self.service.running_here(request.owner)
         elif isinstance(request, Count):
-            answer = self.open_streams
+            answer = self.service.open_streams
         else:
             answer = self._registry.tombstones()
         channel.send(_encode(answer))
 
     def _tell(self, asked: Find, channel: Channel) -> None:
         try:
-            run = self.run(asked.id, asked.requester)
+            run = self.service.run(asked.id, asked.requester)
         except UnknownStream:
             tell_unknown(channel)
             return
@@ -383,7 +347,7 @@ class SharedGenerations(Generations):
             logger.error("other workers follow too many streams of this one")
             return
         viewer = run.join()
-        departure = Departure(self.relay, channel.sock, partial(run.leave, viewer))
+        departure = Departure(self.service.relay, channel.sock, partial(run.leave, viewer))
         try:
             after = tell(run, asked.after, channel)
             for events in run.follow(after, viewer, INTERVAL):
@@ -397,14 +361,12 @@ class SharedGenerations(Generations):
 
     # --- the end ----------------------------------------------------------------------------------
 
-    def drain(self) -> None:
-        super().drain()
+    def leave(self) -> None:
         since = self._leaving_since = self._leaving_since or now()
         if now() - since > LAST_WORDS:
             self._dismiss()
 
     def close(self) -> None:
-        super().close()
         self._dismiss()
         try:
             if tombstones := self._registry.tombstones():
@@ -419,3 +381,14 @@ class SharedGenerations(Generations):
             mirrors = list(self._mirrors.values())
         for mirror in mirrors:
             mirror.dismiss()
+
+
+def _until_all(stream_ids: set[str], answers: Answers) -> Iterator[Receipt]:
+    """The receipts of streams that the others have had; no answer is waited for after the last."""
+    for _, answer, _ in answers if stream_ids else ():
+        for each in _receipts.decode(answer):
+            if each.status != "pending":
+                stream_ids.discard(each.id)
+                yield each
+        if not stream_ids:
+            return

@@ -27,7 +27,6 @@ CONTINUES = ("auto", "prefix", "instruction")
 TITLES = ("model", "words")
 AZURE_VERSION = "2024-10-21"  # of Azure's API, the newest that is no preview
 DISCOVER_MAX = 16  # addresses of HALT_DISCOVER: each gets a thread while it is asked
-DEMO_READY_LIMIT = 60.0  # seconds that the demo model may take to load
 DEMO_SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly, in plain English."
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import threading
 from typing import Protocol
 
-from halt.config.settings import Config
 from halt.core.connection import Line
+from halt.core.limits import Limits
 
 
 class Reading(Protocol):
@@ -24,8 +24,8 @@ class Reading(Protocol):
 class Unheard:
     """The runs of one process that are read on."""
 
-    def __init__(self, config: Config) -> None:
-        self._most = config.max_streams if config.exact_usage else 0
+    def __init__(self, limits: Limits) -> None:
+        self._most = limits.max_streams if limits.exact_usage else 0
         self._changed = threading.Condition()  # protects the two below
         self._runs: set[Reading] = set()
         self._closed = False

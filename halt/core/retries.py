@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import random
 
-from halt.config.settings import DEMO_READY_LIMIT, Config
+from halt.core.limits import Limits
 from halt.errors import UpstreamError
 
 RETRY_BASE = 0.5  # seconds before the first retry; doubles, and varies by half to spread the load
 RETRY_AFTER_MAX = 5.0  # seconds; a server that asks for a longer wait is shown to the user instead
 LOADING_PAUSE = 0.25  # seconds before a server that loads its model is asked again; doubles
 LOADING_PAUSE_MAX = 4.0  # seconds
+DEMO_READY_LIMIT = 60.0  # seconds that the demo model may take to load
 
 
 class Retries:
     """The retries of one run. Used by one thread at a time."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self.made = 0  # those that HALT_RETRIES counts
         self._loading_pause = LOADING_PAUSE
 
@@ -29,7 +30,7 @@ class Retries:
         if self._is_loading(fault):
             return self._until_loaded(fault, waited)
         requested = fault.retry_after
-        is_left = fault.retryable and fault.resend and self.made < self._config.retries
+        is_left = fault.retryable and fault.resend and self.made < self._limits.retries
         if not is_left or (requested or 0.0) > RETRY_AFTER_MAX:
             raise fault
         pause = RETRY_BASE * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load, keeps no secret
@@ -56,7 +57,7 @@ class Retries:
         pause = self._loading_pause * random.uniform(0.75, 1.25)  # noqa: S311 - as for a retry
         pause = max(pause, fault.retry_after or 0.0)
         self._loading_pause = min(2 * self._loading_pause, LOADING_PAUSE_MAX)
-        limit = self._config.first_byte_timeout
+        limit = self._limits.first_byte_timeout
         if fault.code != "model_loading" and waited + pause > DEMO_READY_LIMIT:
             raise fault
         if waited + pause > limit:

@@ -36,7 +36,6 @@ from typing import Any, Protocol
 import msgspec
 
 from halt.clock import now
-from halt.config.settings import Config
 from halt.core import via
 from halt.core.attachments import Picture, found
 from halt.core.connection import Line, Quiet
@@ -60,6 +59,7 @@ from halt.core.events import (
 from halt.core.exact_usage import Unheard
 from halt.core.finish_reasons import STOP, is_good
 from halt.core.generation import Recording, Viewer
+from halt.core.limits import Limits
 from halt.core.log import MemoryLog
 from halt.core.metrics import Meter
 from halt.core.notes import LINE_END, NoteFilter, are_discussed
@@ -97,7 +97,9 @@ logger = logging.getLogger(__name__)
 class Host(Protocol):
     """What a run needs of the service that has it."""
 
-    config: Config
+    @property
+    def config(self) -> Limits: ...
+
     upstream: Upstream
     relay: Relay
 

@@ -21,10 +21,11 @@ from functools import partial
 from weakref import WeakSet
 
 from halt.clock import now
+from halt.core.capacity import RETRY_AFTER
 from halt.core.connection import TICK
 from halt.core.events import Event, is_terminal
 from halt.core.generation import Recording, Viewer
-from halt.core.service import RETRY_AFTER, Generations
+from halt.core.service import Generations
 from halt.errors import AtCapacity, HaltError, UpstreamError
 
 AHEAD = 256  # events that wait for the consumer; a group more may be in its hands
@@ -171,7 +172,7 @@ class Followers:
 
         The interpreter waits at its exit for one that is no `daemon`.
         """
-        viewer = self._generations.view(run)
+        viewer = self._generations.readers.view(run)
 
         def follow() -> None:
             try:
@@ -179,7 +180,7 @@ class Followers:
             except Exception:
                 logger.exception("following stream %s", run.id)
             finally:
-                self._generations.unview(run, viewer)
+                self._generations.readers.unview(run, viewer)
                 with self._lock:
                     self._threads.discard(thread)
 
@@ -191,7 +192,7 @@ class Followers:
         except RuntimeError as exc:  # the system has no more threads
             with self._lock:
                 self._threads.discard(thread)
-            self._generations.unview(run, viewer)
+            self._generations.readers.unview(run, viewer)
             raise AtCapacity("There is no thread to be had.", retry_after=RETRY_AFTER) from exc
 
     def serve(self, feed: Feed) -> None:

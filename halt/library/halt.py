@@ -23,8 +23,9 @@ import msgspec
 from halt.config.providers import Kind, with_provider
 from halt.config.settings import Config, ConfigError, load
 from halt.core.decoding import CHAT_REQUEST
+from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest, Message, Upstream
-from halt.core.service import Generations, Receipt
+from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.core.tools import Tool, Toolbox, ToolError
 from halt.errors import Draining, HaltError, RequestError
@@ -120,6 +121,7 @@ class Halt:
         self._generations = Generations(
             settings, upstream or make_upstream(settings), StopRegistry()
         )
+        self._graceful_timeout = settings.graceful_timeout
         self._followers = Followers(self._generations)
 
     def __enter__(self) -> Self:
@@ -218,7 +220,7 @@ class Halt:
         """
         self._closed = True
         self._generations.close()
-        self._followers.close(self._generations.config.graceful_timeout)
+        self._followers.close(self._graceful_timeout)
 
 
 def request(prompt: Prompt, options: Options) -> ChatRequest:

@@ -30,8 +30,9 @@ from halt.core.events import (
 from halt.core.finish_reasons import is_good
 from halt.core.generation import Viewer
 from halt.core.metrics import Metrics
+from halt.core.receipts import Receipt
 from halt.core.run import Run
-from halt.core.service import Generations, Receipt
+from halt.core.service import Generations
 from halt.errors import HaltError, OffsetLost
 from halt.library.aio import AsyncStream, read
 from halt.library.feed import Feed, Followers, Item

@@ -18,7 +18,8 @@ from collections.abc import Callable, Mapping
 from typing import Self
 
 from halt.core.events import ErrorInfo, Event, Failed
-from halt.core.service import Generations, Receipt
+from halt.core.receipts import Receipt
+from halt.core.service import Generations
 from halt.errors import HaltError
 from halt.library.aio import AsyncStream, read
 from halt.library.feed import Feed, Item

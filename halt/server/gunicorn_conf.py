@@ -215,7 +215,7 @@ def post_worker_init(worker: Any) -> None:
     parts: Services = worker.wsgi.extensions["halt"]
     service = parts.generations
     service.alive = lambda: worker.alive
-    service.ends_process = True  # one whose relay has failed: the master starts another
+    service.keeper.ends_process = True  # one whose relay has failed: the master starts another
     parts.sessions.prepare(worker.wsgi)
     service.begin()
     try:

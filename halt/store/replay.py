@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from halt.clock import now
@@ -15,6 +15,7 @@ from halt.core.log import StoredLog
 from halt.errors import StoreUnavailable
 from halt.store.admission import NO_ANSWER
 from halt.store.conversation import Recorded, State
+from halt.store.lookups import Lookups
 
 HOUR = 3600.0
 RECOVERY_WAIT = 5.0  # seconds that a thread waits for another one's recovery
@@ -67,7 +68,11 @@ class Archive:
     """What the store knows of generations that no process makes any more."""
 
     def __init__(
-        self, store: Records, alive: Callable[[str], bool | None], run_timeout: float = 0.0
+        self,
+        store: Records,
+        alive: Callable[[str], bool | None],
+        run_timeout: float = 0.0,
+        lookups: Lookups | None = None,
     ) -> None:
         """`alive` says whether the worker process with this name lives; None: it can't be known.
 
@@ -76,6 +81,7 @@ class Archive:
         """
         self._store = store
         self._alive = alive
+        self._lookups = lookups or Lookups()
         self._given_up_after = run_timeout + HOUR
         self._recovering = threading.Lock()  # one at a time; the others find it done
 
@@ -98,6 +104,14 @@ class Archive:
             self.recover()
             state = self._store.state(stream_id, requester)
         return state not in {None, "running"}
+
+    def over(self, stream_ids: Sequence[str], requester: str | None) -> Collection[str] | None:
+        """Those that `is_over` says of. None: the store does not answer in time."""
+
+        def over() -> set[str]:
+            return {each for each in stream_ids if self.is_over(each, requester)}
+
+        return self._lookups.ask(over)
 
     def recover(self) -> int:
         """End what the workers that are no longer alive have left; how many generations it was.

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 from halt.clock import now
@@ -28,6 +29,7 @@ from halt.core.events import Content, Event, is_terminal
 from halt.core.generation import Recording
 from halt.errors import OffsetLost, StoreUnavailable
 from halt.store.conversation import Batch, Begun, Chunk, Ended
+from halt.store.lookups import LOOKUP_WAIT, Lookups
 
 PERIOD = 0.1  # seconds from the beginning of a turn to that of the next
 SHARE = 0.01  # of the time is for turns; what takes more makes the period longer
@@ -83,10 +85,11 @@ class _Step(NamedTuple):
 class Recorder:
     """All generations of this process that are not in the store as a whole."""
 
-    def __init__(self, store: Writer, worker: str) -> None:
+    def __init__(self, store: Writer, worker: str, lookups: Lookups | None = None) -> None:
         """`worker` is this process's ID; it may change until the first generation begins."""
         self.worker = worker
         self._store = store
+        self._lookups = lookups or Lookups()
         self._changed = threading.Condition(threading.Lock())
         self._entries: dict[str, _Entry] = {}
         self._hurry = False  # something has ended
@@ -107,6 +110,7 @@ class Recorder:
     def start(self) -> None:
         """Start the thread now, and not with the first generation: what is kept for a time only is
         removed from the store also while nothing is generated. Harmless when repeated."""
+        self._lookups.start()
         with self._changed:
             self._wake()
 
@@ -133,16 +137,13 @@ class Recorder:
             self._wake()
 
     def knows(self, stream_id: str) -> bool:
-        """The store has a generation with this ID; False also while it can't be asked.
+        """The store has a generation with this ID; False also where it does not answer in time.
 
-        One that fails is not asked: nobody who starts something waits for it.
+        One that fails is not asked: no start waits for it.
         """
         if self.failing:
             return False
-        try:
-            return self._store.exists(stream_id)
-        except StoreUnavailable:
-            return False
+        return bool(self._lookups.ask(partial(self._store.exists, stream_id)))
 
     @property
     def failing(self) -> bool:
@@ -185,6 +186,7 @@ class Recorder:
             thread = self._thread
         if thread is not None:
             thread.join(timeout)
+        self._lookups.close(LOOKUP_WAIT)
         with self._changed:
             left = self._unwritten()
         if left:

@@ -82,7 +82,7 @@ class Reading:
         self._client = client
         self.after = after  # the event behind which the reader begins
         self._open = True
-        self._viewer: Viewer = generations.view(run)
+        self._viewer: Viewer = generations.readers.view(run)
         self._departure: Departure | None = None
 
     def __enter__(self) -> Self:
@@ -127,7 +127,7 @@ class Reading:
             self._open = False
             if self._departure is not None:
                 self._departure.cancel()
-            self._generations.unview(self.run, self._viewer)
+            self._generations.readers.unview(self.run, self._viewer)
 
 
 class EventStream(Reading):

@@ -11,7 +11,6 @@ from flask import Flask, current_app
 
 from halt.chat.progress import Lengths
 from halt.chat.titles import Titles
-from halt.cluster.service import SharedGenerations
 from halt.config.settings import Config
 from halt.core.service import Generations
 from halt.core.tools import Toolbox
@@ -33,7 +32,7 @@ class Services:
 
     config: Config
     mark: str  # names this application in the `Via` of its requests to model servers
-    generations: SharedGenerations
+    generations: Generations
     make_generations: Callable[..., Generations]  # for the terminal's commands
     store: SqlStore
     recorder: Recorder

@@ -9,4 +9,4 @@ from halt.app import create_app
 from halt.web.services import services
 
 app = create_app()
-services(app).generations._recorder = None
+services(app).generations._writer = None

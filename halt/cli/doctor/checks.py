@@ -426,14 +426,14 @@ def _no_list(report: Report, provider: ProviderSettings, model: str, error: Halt
 def _watched(generations: Generations, request: ChatRequest) -> Iterator[tuple[Run, Watch]]:
     """An answer that somebody follows; stopped at the end, if it is not over."""
     run = generations.start(request)
-    viewer = generations.view(run)
+    viewer = generations.readers.view(run)
     watch = Watch(run.follow(0, viewer))
     try:
         yield run, watch
     finally:
         generations.stop(run.id, None)
         watch.exhaust()
-        generations.unview(run, viewer)
+        generations.readers.unview(run, viewer)
 
 
 class Watch:

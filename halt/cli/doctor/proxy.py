@@ -33,8 +33,8 @@ from halt.cli.source import ANSWER_WITHIN, Frames, Remote, RemoteError, body_of
 from halt.clock import now
 from halt.core.connection import Line, Quiet
 from halt.core.events import Failed, Terminal, encode, is_terminal
+from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest, Message
-from halt.core.service import Receipt
 from halt.errors import HaltError
 from halt.transport.http1 import Body
 

@@ -15,8 +15,8 @@ from halt import VERSION
 from halt.core.decoding import EventNumber
 from halt.core.events import CancelReason, ErrorInfo, Event
 from halt.core.metrics import Metrics
+from halt.core.receipts import Receipt
 from halt.core.request import StreamId
-from halt.core.service import Receipt
 from halt.web.request_ids import HEADER
 from halt.web.responses import json_response
 from halt.web.services import services

@@ -463,7 +463,7 @@ def _names() -> list[str]:
     """
     service = services().generations
     configured = [name] if (name := service.upstream.known_model) else []
-    with service.place(), limited(MODELS_SECONDS, via.current()) as line:
+    with service.readers.place(), limited(MODELS_SECONDS, via.current()) as line:
         try:
             return service.upstream.models(line) or configured
         except Interrupted:

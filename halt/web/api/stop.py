@@ -14,8 +14,8 @@ from halt import VERSION
 from halt.clock import now
 from halt.core.connection import Line
 from halt.core.decoding import JSON_OBJECT, checked_id, is_number
+from halt.core.receipts import Receipt
 from halt.core.request import Upstream
-from halt.core.service import Receipt
 from halt.errors import HaltError, RequestError
 from halt.providers.cached_query import Question
 from halt.web.access import brings_token

@@ -41,9 +41,9 @@ from halt.core.connection import limited
 from halt.core.decoding import checked_id, is_id, is_number
 from halt.core.events import Done, sse_html
 from halt.core.generation import Recording
+from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest, Message, go_on
 from halt.core.run import Run
-from halt.core.service import Receipt
 from halt.core.slots import number_of
 from halt.errors import (
     AtCapacity,
@@ -629,7 +629,7 @@ def _live(run: Recording, after: int, opening: bytes | None = None) -> EventStre
     A session that holds LIVE_PER_SESSION of them gets one that ends after the events that are
     there; or None, where there is an `opening`.
     """
-    tabs, place, brief = services().generations.tabs, None, False
+    tabs, place, brief = services().generations.capacity.tabs, None, False
     if request.headers.get(PROTOCOL_HEADER, "") not in MULTIPLEXED:
         place = tabs.take(LIVE_PER_SESSION, number_of(owner() or "", LIVE_PER_SESSION))
         brief = place is None

@@ -259,12 +259,12 @@ def _download(conversations: Iterator[PortableConversation], title: str) -> Resp
     service = services().generations
     response = Response(
         ClosingIterator(
-            _in_turn(write(conversations), services().exporting), service.give_back_place
+            _in_turn(write(conversations), services().exporting), service.readers.give_back_place
         ),
         mimetype=mimetype,
     )
     response.headers.set("Content-Disposition", "attachment", **names)
-    service.take_place()  # last: the response's close gives it back
+    service.readers.take_place()  # last: the response's close gives it back
     return response
 
 
@@ -288,7 +288,7 @@ def file_name(title: str, ending: str) -> str:
 def import_() -> Response:
     most = services().config.max_import_bytes
     request.max_content_length = request.max_form_memory_size = most
-    with services().generations.place():  # a large file may take a while to come
+    with services().generations.readers.place():  # a large file may take a while to come
         try:
             given = request.files.get("file")
             data = given.read() if given else b""

@@ -51,13 +51,14 @@ from werkzeug.wrappers import Response
 from wsproto.utilities import RemoteProtocolError
 
 from halt.clock import now
+from halt.core.capacity import RETRY_AFTER
 from halt.core.decoding import EventNumber, TypeDecoder
 from halt.core.events import encode, is_terminal
 from halt.core.generation import Recording
 from halt.core.relay import WRITE, Relay, Timer, contained
 from halt.core.request import StreamId
 from halt.core.request_ids import current
-from halt.core.service import RETRY_AFTER, Generations
+from halt.core.service import Generations
 from halt.errors import AtCapacity, HaltError, OffsetLost, RequestError
 from halt.web.client_socket import ClientSocket
 from halt.web.request_ids import signed
@@ -572,7 +573,7 @@ def install(app: Flask) -> None:
             # Two threads must not use one TLS connection.
             raise RequestError("WebSockets need a proxy in front that ends TLS.", field="Upgrade")
         service = services().generations
-        service.take_place()
+        service.readers.take_place()
         g.has_place = True  # first: what follows fails where the client has left
         g.wire = Wire(client, service.relay, PATIENCE * service.config.heartbeat)
         if isinstance(client, ClientSocket):
@@ -586,7 +587,7 @@ def install(app: Flask) -> None:
         if wire := g.pop("wire", None):
             wire.release()  # where the handshake went wrong, the answer is the server's to write
         if g.pop("has_place", False):
-            services().generations.give_back_place()
+            services().generations.readers.give_back_place()
 
     @routes.errorhandler(RemoteProtocolError)
     @routes.errorhandler(UnicodeError)

@@ -1,0 +1,131 @@
+"""The keeper: a thread that does what the relay may not, and looks after the relay.
+
+What it is given it does in the order of the calls, above all the work at the ends of runs. Each
+KEEPER_TICK seconds it looks whether the relay still turns. A fault in what it does is logged and
+ends nothing else.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+from halt.clock import now
+from halt.core.limits import Limits
+from halt.core.relay import STALL_MAX, Relay
+from halt.core.run import Run
+from halt.core.serial import Serial
+from halt.core.storage import Writer
+
+KEEPER_TICK = 0.25  # seconds
+FORGET_STEP = 256  # finished runs that are let go of while the lock is held once
+RELAY_FAILED = 70  # exit status of a process whose relay has failed
+
+logger = logging.getLogger(__name__)
+
+
+class Keeper:
+    """See the module. It has the relay, and both threads run or neither does."""
+
+    def __init__(self, on_tick: Callable[[], None], on_failure: Callable[[], None]) -> None:
+        """`on_tick` is called in each look. `on_failure` is called, by any thread, when the relay
+        has ended or stands still, in a process that goes on all the same."""
+        self.relay = Relay(self._relay_failed)
+        #: Whether a process whose relay has failed ends, for its parent to start another one.
+        self.ends_process = False
+        self._on_tick = on_tick
+        self._on_failure = on_failure
+        self._is_given_up = False
+        self._long_turn: float | None = None  # when a turn of the relay began that is too long
+        self._starting = threading.Lock()  # one thread at a time starts the two
+        self._thread = Serial("halt-keeper", KEEPER_TICK, self.look_around)
+
+    def start(self) -> None:
+        """Have relay and keeper run. Raises RuntimeError where the system has no thread."""
+        threads = (self.relay, self._thread)
+        if not all(thread.is_running for thread in threads):
+            with self._starting:
+                for thread in threads:
+                    thread.start()
+
+    def put(self, work: Callable[[], None]) -> None:
+        """Do this in the thread, in the order of the calls; it must not wait."""
+        self._thread.put(work)
+
+    def work_until(self, is_done: Callable[[], bool], deadline: float) -> None:
+        """Where the thread itself calls this, do what it is given until that is done."""
+        if self._thread.is_current:
+            while not is_done() and now() < deadline:
+                self._thread.step(KEEPER_TICK)
+
+    def close(self, timeout: float) -> None:
+        """End the thread when it has done what it was given; wait so many seconds for it."""
+        self._thread.close(timeout)
+
+    def look_around(self) -> None:
+        """What the thread does in each tick."""
+        began = self.relay.turn_began
+        if began is None or now() - began <= STALL_MAX:
+            self._long_turn = None
+        elif began != self._long_turn:
+            self._long_turn = began  # of a process that was held it ends before the next look
+        else:
+            self._relay_failed(TimeoutError(f"a turn of the relay takes over {STALL_MAX:g} s"))
+        self._on_tick()
+
+    def _relay_failed(self, fault: BaseException) -> None:
+        if self._is_given_up:
+            return
+        self._is_given_up = True
+        logger.critical("the relay has failed: %r", fault, exc_info=fault)
+        faulthandler.dump_traceback(all_threads=True)
+        if self.ends_process:
+            os._exit(RELAY_FAILED)
+        self._on_failure()
+
+
+class Finished:
+    """Runs that are over and kept for their readers, in the order in which they settled."""
+
+    def __init__(self, limits: Limits, writer: Writer | None) -> None:
+        self._limits = limits
+        self._writer = writer
+        self._lock = threading.Lock()  # protects the two below
+        self._runs: dict[str, Run] = {}
+        self._bytes = 0  # memory of those
+
+    def add(self, run: Run) -> None:
+        """Keep this one for a time."""
+        with self._lock:
+            self._runs[run.id] = run
+            self._bytes += run.size
+
+    def take_old(self) -> Iterator[Run]:
+        """Take out those whose time is over, the oldest first, and those beyond the memory that is
+        set. Each costs the same, however many are kept."""
+        while old := self._take(now()):
+            yield from old
+            lost = [run.id for run in old if self._is_unsaved(run)]
+            if lost and self._writer is not None:
+                self._writer.give_up(lost)
+
+    def _take(self, at: float) -> list[Run]:
+        """Take out the next FORGET_STEP, or as many as there are."""
+        limits, old = self._limits, list[Run]()
+        with self._lock:
+            for run in self._runs.values():
+                fresh = at - (run.ended_at or at) <= limits.log_seconds
+                fits = self._bytes <= limits.kept_bytes
+                if len(old) == FORGET_STEP or ((fresh or self._is_unsaved(run)) and fits):
+                    break
+                self._bytes -= run.size
+                old.append(run)
+            for run in old:
+                del self._runs[run.id]
+        return old
+
+    def _is_unsaved(self, run: Run) -> bool:
+        return self._writer is not None and self._writer.holds(run.id)
