@@ -1,8 +1,8 @@
-"""What the body of an error says: its words, its labels and how long to wait.
+"""Whether a body is an error, and what it says: its words, its labels and how long to wait.
 
 Servers do not agree on the shape of an error. It is an object, a list or a text, may hold another
-error as JSON text, and may be a web page. All of them are read by the same rules here; `faults`
-decides what the error means.
+error as JSON text, and may be a web page. All of them are read by the same rules here;
+`halt.providers.error_code` decides what the error means.
 """
 
 from __future__ import annotations
@@ -20,55 +20,40 @@ from halt.providers.loose_json import clean, index_of, whole
 DEPTH_MAX = 8  # levels of a body that are read
 TEXT_MAX = 20_000  # characters of a body that are read
 ITEMS_MAX = 8  # errors of a list that are told
+WRAPPED_MAX = 8  # levels of WRAPPERS that are looked into
 VALUES_MAX = 200  # values of a body that are read; one may be read under several names
 DURATION_MAX = 100  # characters of a text that is read as a time
 
-#: Fields that hold words, as `_plain` writes their names. All of them are told, the outer first.
+# The names of fields are written as `plain_name` has them.
+
+#: Fields that say what went wrong, where a code beside them says that something did.
+_FAULTS = ("error", "message", "msg", "errormessage", "errormsg", "errmsg", "statusmsg")
+#: Fields that hold words. All of them are told, the outer first.
 _WORDS = (
-    "error",
-    "message",
-    "msg",
-    "errormessage",
-    "errormsg",
-    "errmsg",
-    "statusmsg",
-    "statusmessage",
-    "errordescription",
-    "faultstring",
-    "detail",
-    "errors",
-    "err",
-    "fault",
-    "baseresp",
-    "raw",
-    "innererror",
-    "upstreamerror",
+    *_FAULTS,
+    *("statusmessage", "errordescription", "faultstring", "detail", "errors", "err", "fault"),
+    *("baseresp", "raw", "innererror", "upstreamerror"),
 )
+#: Fields that some gateways put a whole answer, or an error, into.
+WRAPPERS = ("data", "response", "result", "output", "header")
 #: Fields whose words are told where there are no others.
 _OTHER_WORDS = (
     *("title", "reason", "description", "details", "cause", "info", "response", "body"),
     *("data", "result", "output", "header"),
 )
+_CODES = ("code", "errorcode", "errcode", "statuscode", "status", "errno")
 #: Fields that hold a label.
-_LABELS = frozenset(
-    ("code", "type", "status", "statuscode", "errorcode", "errortype", "errcode", "reason")
-)
+_LABELS = frozenset(_CODES) - {"errno"} | {"type", "errortype", "reason"}
 #: Fields that hold a number of seconds, a text such as "1.5s", or milliseconds.
 _WAITS = frozenset(("retrydelay", "retryafter", "retryafterseconds", "estimatedtime"))
 #: Fields that say nothing to a person.
-_SILENT = _LABELS | {
-    "id",
-    "requestid",
-    "traceid",
-    "trace",
-    "timestamp",
-    "object",
-    "model",
-    "path",
-    "param",
-    "created",
-    "event",
-}
+_SILENT = (
+    _LABELS
+    | {"id", "requestid", "traceid", "trace", "timestamp", "object", "model", "path", "param"}
+    | {"created", "event"}
+)
+#: Values of fields for errors that say that there is none.
+_SUCCESS = frozenset(("", "0", "ok", "success", "succeeded", "successful", "completed", "none"))
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION = (
@@ -91,6 +76,7 @@ _TITLES = tuple(
 )
 _EMPTY_TITLE = re.compile(r"error(?: response)?!?", re.IGNORECASE)
 _FIELD_PREFIX = re.compile(r"^(?:(?:data|error):|event: ?\w+\s*)\s*", re.MULTILINE)
+FAILURE = re.compile(r"error|exception|fail", re.IGNORECASE)
 _CUT_JSON = re.compile(r"""["'](?:message|msg|detail|error)["']\s*:\s*"((?:[^"\\]|\\.)+)""")
 _PYTHON = re.compile(r"[{\[]\s*'")
 
@@ -172,6 +158,11 @@ def plain_name(name: object) -> str:
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
+def plain_fields(value: Mapping[Any, Any]) -> dict[str, Any]:
+    """An object's fields by their plain names."""
+    return {plain_name(name): each for name, each in value.items()}
+
+
 def _unmarked(text: str) -> str:
     return collapsed(html.unescape(_TAG.sub(" ", text)))
 
@@ -210,7 +201,7 @@ def _pieces(value: object, said: Said, depth: int) -> list[str]:
 
 
 def _of_object(value: Mapping[Any, Any], said: Said, depth: int) -> list[str]:
-    fields = {plain_name(name): each for name, each in value.items()}
+    fields = plain_fields(value)
     _note(fields, said)
     pieces = list(_of_fields(fields, _WORDS, said, depth))
     for name, each in fields.items():
@@ -218,7 +209,7 @@ def _of_object(value: Mapping[Any, Any], said: Said, depth: int) -> list[str]:
             pieces += _pieces(each, said, depth + 1)
     metadata = fields.get("metadata")
     if isinstance(metadata, dict):
-        inner = {plain_name(name): each for name, each in metadata.items()}
+        inner = plain_fields(metadata)
         said.reasons = said.reasons or bool(inner.get("reasons") or inner.get("flaggedinput"))
         if isinstance(inner.get("headers"), dict):
             said.limits.update({str(k).lower(): v for k, v in inner["headers"].items()})
@@ -227,7 +218,7 @@ def _of_object(value: Mapping[Any, Any], said: Said, depth: int) -> list[str]:
     if isinstance(details, list):  # they say how long to wait, and why, in labels
         for detail in details[:ITEMS_MAX]:
             if isinstance(detail, dict):
-                _note({plain_name(name): each for name, each in detail.items()}, said)
+                _note(plain_fields(detail), said)
     if not pieces:
         pieces = list(_of_fields(fields, _OTHER_WORDS, said, depth))
     if not pieces and depth:
@@ -346,3 +337,96 @@ def _is_error_like(value: object) -> bool:
     return isinstance(value, dict) and any(
         plain_name(name) in _WORDS or str(name).lower().endswith("exception") for name in value
     )
+
+
+# --- whether an object is an error ---------------------------------------------------------------
+
+
+def payload(value: Mapping[str, Any]) -> object:
+    """The part of an object that tells the error: of a chunk not its deltas."""
+    choices = value.get("choices")
+    if isinstance(choices, list):
+        inner = [each["error"] for each in choices if isinstance(each, dict) and each.get("error")]
+        if inner:
+            return {"error": inner[0]}
+    return {name: each for name, each in value.items() if name not in {"choices", "usage", "data"}}
+
+
+def is_error(value: Mapping[str, Any], depth: int = 0) -> bool:
+    """Whether a decoded JSON object is an error."""
+    fields = plain_fields(value)
+    choices = fields.get("choices")
+    if _says(fields.get("error")) or _fails(fields.get("baseresp")):
+        return True
+    if isinstance(choices, list) and any(isinstance(each, dict) for each in choices):
+        return any(isinstance(each, dict) and _says(each.get("error")) for each in choices)
+    kinds = (fields.get("object"), fields.get("type"), fields.get("event"))
+    if any(isinstance(kind, str) and FAILURE.search(kind) for kind in kinds):
+        return True
+    if _says(fields.get("errors")):
+        return True
+    inner = (fields.get(name) for name in WRAPPERS)
+    if depth < WRAPPED_MAX and any(
+        isinstance(each, dict) and is_error(each, depth + 1) for each in inner
+    ):
+        return True
+    if any(_says(fields.get(name)) for name in ("detail", "errormessage", "errormsg", "errmsg")):
+        return not _succeeds(fields)
+    if any(name.endswith("exception") and _says(each) for name, each in fields.items()):
+        return True
+    return _fails(fields)
+
+
+def _says(value: object) -> bool:
+    """Whether the value of a field for errors is one."""
+    if isinstance(value, dict):
+        fields = plain_fields(value)
+        return any(map(_is_told, fields.values())) and not _succeeds(fields)
+    if isinstance(value, str):
+        return value.strip().lower() not in {*_SUCCESS, "null", "false"}
+    return value is True or (
+        isinstance(value, list) and any(_says(x) for x in value if not isinstance(x, list))
+    )
+
+
+def _is_told(value: object) -> bool:
+    """Whether a field of an error says anything: {"code": 0, "message": ""} does not."""
+    return bool(value) and str(value).strip().lower() not in _SUCCESS
+
+
+def _succeeds(fields: Mapping[str, Any]) -> bool:
+    """Whether an object with a code says that all is well: {"code": 0, "message": "success"}."""
+    told = [str(fields[name]).lower() for name in _CODES if fields.get(name) is not None]
+    words = str(fields.get("message") or fields.get("msg") or "").strip().lower()
+    return words in _SUCCESS and bool(told) and all(map(_is_success, told))
+
+
+def _is_success(code: str) -> bool:
+    return code in _SUCCESS or 200 <= (index_of(code) or 0) < 300
+
+
+def _fails(value: object) -> bool:
+    """Whether an object has the code of a failure, and words for it."""
+    if not isinstance(value, dict):
+        return False
+    fields = plain_fields(value)
+    if not any(isinstance(fields.get(name), str | dict | list) for name in (*_FAULTS, "detail")):
+        return False
+    if str(fields.get("message") or fields.get("msg") or "x").strip().lower() in _SUCCESS:
+        return False
+    if fields.get("success") is False or fields.get("ok") is False:
+        return True
+    for name in _CODES:
+        code = fields.get(name)
+        if code is None or isinstance(code, bool | dict | list):
+            continue
+        text = str(code).strip().lower()
+        number = index_of(text)
+        if name == "status" and number is None:  # "completed", "in_progress", "failed"
+            if text.startswith(("err", "fail")):
+                return True
+        elif name == "status" and number is not None and number < 400:
+            continue
+        elif not _is_success(text):
+            return True
+    return False

@@ -12,14 +12,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from time import time
-from typing import Any
 
 import httpx2
 
 from halt.errors import CODES, OVERLOADED, Interrupted, UpstreamError
-from halt.providers.error_body import Said, plain_name, read, seconds_of
+from halt.providers.error_body import FAILURE, Said, is_error, payload, read, seconds_of
 from halt.providers.error_code import code_of, is_overloaded
-from halt.providers.loose_json import index_of
 from halt.transport.pool import NoConnection, ProxyFault, TLSTimeout
 
 logger = logging.getLogger(__name__)
@@ -28,17 +26,6 @@ WAIT_MAX = 86_400.0 * 31  # seconds; a server that says more says nothing
 HEADER_MAX = 86_400.0  # seconds; of a header
 _LIMITS = re.compile(r"limit:? (\d[\d,]{0,15}).{0,60}?requested:? (\d[\d,]{0,15})", re.IGNORECASE)
 
-_FAILURE = re.compile(r"error|exception|fail", re.IGNORECASE)
-
-# --- whether a value is an error ------------------------------------------------------------------
-
-_SUCCESS = frozenset(("", "0", "ok", "success", "succeeded", "successful", "completed", "none"))
-WRAPPED_MAX = 8  # levels of such fields that are looked into
-#: Fields that some gateways put a whole answer, or an error, into.
-WRAPPERS = ("data", "response", "result", "output", "header")
-_CODES = ("code", "errorcode", "errcode", "statuscode", "status", "errno")
-_WORDS = ("message", "msg", "detail", "error", "errormessage", "errormsg", "errmsg", "statusmsg")
-
 
 def error_of(value: object, *, event: str = "") -> UpstreamError | None:
     """The error that a decoded JSON value is, None where it is none.
@@ -46,13 +33,13 @@ def error_of(value: object, *, event: str = "") -> UpstreamError | None:
     `value` is the body of an answer, or the data of an event with the name `event`. An event whose
     name tells a failure is one, whatever its value.
     """
-    if _FAILURE.search(event) and value not in (None, "", [], {}):
+    if FAILURE.search(event) and value not in (None, "", [], {}):
         return _told(read(value))
     if isinstance(value, list):
         return next((error for each in value[:8] if (error := _of_item(each))), None)
-    if not isinstance(value, dict) or not _is_error(value):
+    if not isinstance(value, dict) or not is_error(value):
         return None
-    said = read(_payload(value))
+    said = read(payload(value))
     return _told(said if said.words else read(value))
 
 
@@ -61,95 +48,6 @@ def _of_item(item: object) -> UpstreamError | None:
     if isinstance(item, dict) and "loc" in item and "msg" in item:
         return _told(read(item))
     return error_of(item) if isinstance(item, dict) else None
-
-
-def _payload(value: Mapping[str, Any]) -> object:
-    """The part of an object that tells the error: of a chunk not its deltas."""
-    choices = value.get("choices")
-    if isinstance(choices, list):
-        inner = [each["error"] for each in choices if isinstance(each, dict) and each.get("error")]
-        if inner:
-            return {"error": inner[0]}
-    return {name: each for name, each in value.items() if name not in {"choices", "usage", "data"}}
-
-
-def _is_error(value: Mapping[str, Any], depth: int = 0) -> bool:
-    fields = {plain_name(name): each for name, each in value.items()}
-    choices = fields.get("choices")
-    if _says(fields.get("error")) or _fails(fields.get("baseresp")):
-        return True
-    if isinstance(choices, list) and any(isinstance(each, dict) for each in choices):
-        return any(isinstance(each, dict) and _says(each.get("error")) for each in choices)
-    kinds = (fields.get("object"), fields.get("type"), fields.get("event"))
-    if any(isinstance(kind, str) and _FAILURE.search(kind) for kind in kinds):
-        return True
-    if _says(fields.get("errors")):
-        return True
-    inner = (fields.get(name) for name in WRAPPERS)
-    if depth < WRAPPED_MAX and any(
-        isinstance(each, dict) and _is_error(each, depth + 1) for each in inner
-    ):
-        return True
-    if any(_says(fields.get(name)) for name in ("detail", "errormessage", "errormsg", "errmsg")):
-        return not _succeeds(fields)
-    if any(name.endswith("exception") and _says(each) for name, each in fields.items()):
-        return True
-    return _fails(fields)
-
-
-def _says(value: object) -> bool:
-    """Whether the value of a field for errors is one."""
-    if isinstance(value, dict):
-        fields = {plain_name(name): each for name, each in value.items()}
-        return any(map(_is_told, fields.values())) and not _succeeds(fields)
-    if isinstance(value, str):
-        return value.strip().lower() not in {*_SUCCESS, "null", "false"}
-    return value is True or (
-        isinstance(value, list) and any(_says(x) for x in value if not isinstance(x, list))
-    )
-
-
-def _is_told(value: object) -> bool:
-    """Whether a field of an error says anything: {"code": 0, "message": ""} does not."""
-    return bool(value) and str(value).strip().lower() not in _SUCCESS
-
-
-def _succeeds(fields: Mapping[str, Any]) -> bool:
-    """Whether an object with a code says that all is well: {"code": 0, "message": "success"}."""
-    told = [str(fields[name]).lower() for name in _CODES if fields.get(name) is not None]
-    words = str(fields.get("message") or fields.get("msg") or "").strip().lower()
-    return words in _SUCCESS and bool(told) and all(map(_is_success, told))
-
-
-def _is_success(code: str) -> bool:
-    return code in _SUCCESS or 200 <= (index_of(code) or 0) < 300
-
-
-def _fails(value: object) -> bool:
-    """Whether an object has the code of a failure, and words for it."""
-    if not isinstance(value, dict):
-        return False
-    fields = {plain_name(name): each for name, each in value.items()}
-    if not any(isinstance(fields.get(name), str | dict | list) for name in _WORDS):
-        return False
-    if str(fields.get("message") or fields.get("msg") or "x").strip().lower() in _SUCCESS:
-        return False
-    if fields.get("success") is False or fields.get("ok") is False:
-        return True
-    for name in _CODES:
-        code = fields.get(name)
-        if code is None or isinstance(code, bool | dict | list):
-            continue
-        text = str(code).strip().lower()
-        number = index_of(text)
-        if name == "status" and number is None:  # "completed", "in_progress", "failed"
-            if text.startswith(("err", "fail")):
-                return True
-        elif name == "status" and number is not None and number < 400:
-            continue
-        elif not _is_success(text):
-            return True
-    return False
 
 
 # --- what an error means --------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from halt.providers.error_body import plain_name
+from halt.providers.error_body import plain_fields
 
 NAME_MAX = 200  # characters of a model's name that a request may give
 #: Fields of an object that hold its list, the usual one first.
@@ -77,7 +77,7 @@ def _items(value: object) -> list[Any] | None:
         return value
     if not isinstance(value, dict):
         return None
-    fields = {plain_name(name): each for name, each in value.items()}
+    fields = plain_fields(value)
     lists = [fields[name] for name in _LISTS if name in fields]
     for each in lists:  # one that is empty or null may stand beside another
         if isinstance(each, list | dict) and each and (items := _items(each)):
@@ -90,7 +90,7 @@ def _model(item: object) -> Model | None:
         return Model(item, "", _named_for_chat(item)) if item else None
     if not isinstance(item, dict):
         return None
-    fields = {plain_name(name): each for name, each in item.items()}
+    fields = plain_fields(item)
     for field in _NAMES:
         name = fields.get(field)
         if isinstance(name, str) and name:
@@ -114,7 +114,7 @@ def _told(fields: Mapping[str, Any]) -> bool | None:
         chats = [each for name, each in flags.items() if re.search(r"\bchat\b", name)]
         if chats:
             return any(chats)
-        fields = {**fields, **{plain_name(name): each for name, each in can.items()}}
+        fields = {**fields, **plain_fields(can)}
         can = None
     for flag in ("supportschat", "chat", "supportschatcompletions", "chatcompletion"):
         if isinstance(fields.get(flag), bool):
