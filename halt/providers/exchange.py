@@ -11,7 +11,6 @@ it is kept.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from typing import Any
 
 import httpx2
@@ -28,6 +27,7 @@ REDIRECTS_MAX = 5
 SAME = frozenset((301, 302, 307, 308))
 REFUSAL_SECONDS = 10.0  # without a byte, in which a refusal's body is waited for
 PORTS = {"http": 80, "https": 443}
+NOWHERE = "http://127.0.0.1:9/v1"  # for a client that wants an address; never asked
 
 
 class Exchange(httpx2.BaseTransport):
@@ -56,21 +56,26 @@ def http_client(transport: Transport) -> httpx2.Client:
     return httpx2.Client(transport=Exchange(transport))
 
 
-def warm_up_client(answers: Mapping[str, Any]) -> httpx2.Client:
-    """A client for requests that go nowhere: JSON by the end of the path, a refusal elsewhere.
+def warm_up(
+    client: type[Any], path: str, stream: type[Any], refusal: type[Exception], **listing: Any
+) -> None:
+    """Use a provider's client once, for requests that go nowhere, while its module is imported.
 
-    A provider's client imports modules and builds the types of its requests and answers when it is
-    first used. A provider's module uses it once while it is imported, so that two threads are never
-    the first to do so.
+    A client imports modules and builds the types of its requests and answers when it is first used,
+    and two threads must never be the first to do so. The arguments are as they are used later.
     """
 
     def answer(request: httpx2.Request) -> httpx2.Response:
-        for path, told in answers.items():
-            if request.url.path.endswith(path):
-                return httpx2.Response(200, json=told)
+        if request.url.path.endswith("/models"):
+            models = [{"id": "none", "type": "model"}]
+            return httpx2.Response(200, json={"object": "list", "data": models})
         return httpx2.Response(400, json={"error": {"message": "a warm-up"}})
 
-    return httpx2.Client(transport=httpx2.MockTransport(answer))
+    nowhere = httpx2.Client(transport=httpx2.MockTransport(answer))
+    with client(api_key="none", base_url=NOWHERE, max_retries=0, http_client=nowhere) as made:
+        made.models.with_raw_response.list(**listing)
+        with contextlib.suppress(refusal):
+            post(made, path, {"model": "none", "messages": [], "stream": True}, stream)
 
 
 def post(client: Any, path: str, body: dict[str, Any], stream: type[Any]) -> httpx2.Response:
@@ -157,11 +162,8 @@ def _is_safe(old: httpx2.URL, new: httpx2.URL) -> bool:
         return False
     if (old.scheme, new.scheme) == ("http", "https"):
         return True
-    return old.scheme == new.scheme and _port(old) == _port(new)
-
-
-def _port(url: httpx2.URL) -> int:
-    return url.port or PORTS[url.scheme]
+    ports = [url.port or PORTS[url.scheme] for url in (old, new)]
+    return old.scheme == new.scheme and ports[0] == ports[1]
 
 
 def _astray(request: httpx2.Request, where: str) -> UpstreamError:

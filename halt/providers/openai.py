@@ -6,7 +6,6 @@ The openai client makes the request and reads refusals; the stream is decoded by
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 from functools import partial
@@ -32,7 +31,7 @@ from halt.providers.continuation import (
     settled,
 )
 from halt.providers.errors import fault
-from halt.providers.exchange import http_client, post, warm_up_client
+from halt.providers.exchange import NOWHERE, http_client, post, warm_up
 from halt.providers.model_list import Model
 from halt.providers.reply import EventReply
 from halt.providers.returned import given_back, returned_fields
@@ -59,30 +58,10 @@ UNKNOWN = re.compile(
     r"|no such|no longer",
     re.IGNORECASE,
 )
-NOWHERE = "http://127.0.0.1:9/v1"  # for the client, which wants an address; never asked
 
 logger = logging.getLogger(__name__)
 
-
-def _warm_up() -> None:
-    """See `halt.providers.exchange.warm_up_client`."""
-    with openai.OpenAI(
-        api_key="none",
-        base_url=NOWHERE,
-        max_retries=0,
-        http_client=warm_up_client({"/models": {"object": "list", "data": [{"id": "none"}]}}),
-    ) as client:
-        client.models.with_raw_response.list()
-        with contextlib.suppress(openai.BadRequestError):
-            post(
-                client,
-                COMPLETIONS,
-                {"model": "none", "messages": [], "stream": True},
-                openai.Stream[Any],
-            )
-
-
-_warm_up()
+warm_up(openai.OpenAI, COMPLETIONS, openai.Stream[Any], openai.BadRequestError)
 
 
 class OpenAIUpstream(Provider):

@@ -67,20 +67,6 @@ class ThinkSplitter:
     Text that speaks of such marks stays as it is: in code, in quotes, within a sentence.
     """
 
-    __slots__ = (
-        "_closings",
-        "_fresh",
-        "_held",
-        "_kind",
-        "_last_kind",
-        "_phase",
-        "_reasoned",
-        "_said",
-        "_scan",
-        "marked",
-        "through",
-    )
-
     def __init__(self) -> None:
         self.through = False  # nothing is left to be split: what comes is the answer
         self.marked = False  # a mark has come

@@ -59,19 +59,6 @@ _IN_STRING = re.compile(r'(?:[^"\\]++|\\.)*+', re.DOTALL)
 class _Assembly:
     """A tool call that is coming in."""
 
-    __slots__ = (
-        "_nesting",
-        "_size",
-        "_value",
-        "arguments",
-        "extra",
-        "given",
-        "id",
-        "name",
-        "number",
-        "placeholder",
-    )
-
     def __init__(self, number: int, given: str, own: str, name: str) -> None:
         self.number = number
         self.given = given  # the ID as the server gave it, perhaps none

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 from functools import partial
@@ -19,7 +18,7 @@ from halt.providers.anthropic.stream import MessagesDecoder
 from halt.providers.base import Provider
 from halt.providers.continuation import Way
 from halt.providers.errors import fault
-from halt.providers.exchange import http_client, post, warm_up_client
+from halt.providers.exchange import http_client, post, warm_up
 from halt.providers.reply import EventReply
 from halt.transport.pool import Transport
 
@@ -45,26 +44,13 @@ PREFIXED = re.compile(r"claude-(?:[23]|instant|(?:opus|sonnet|haiku)-4(?:-[015])
 
 logger = logging.getLogger(__name__)
 
-
-def _warm_up() -> None:
-    """See `halt.providers.exchange.warm_up_client`."""
-    with anthropic.Anthropic(
-        api_key="none",
-        base_url="http://127.0.0.1:9",
-        max_retries=0,
-        http_client=warm_up_client({"/models": {"data": [{"id": "none", "type": "model"}]}}),
-    ) as client:
-        client.models.with_raw_response.list(limit=MODELS_MAX)
-        with contextlib.suppress(anthropic.BadRequestError):
-            post(
-                client,
-                MESSAGES,
-                {"model": "none", "max_tokens": 1, "messages": [], "stream": True},
-                anthropic.Stream[Any],
-            )
-
-
-_warm_up()
+warm_up(
+    anthropic.Anthropic,
+    MESSAGES,
+    anthropic.Stream[Any],
+    anthropic.BadRequestError,
+    limit=MODELS_MAX,
+)
 
 
 class AnthropicUpstream(Provider):
