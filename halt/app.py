@@ -12,6 +12,7 @@ from flask import Flask
 from halt import VERSION
 from halt.assets import STATIC, TEMPLATES
 from halt.chat.builtin_tools import SHIPPED
+from halt.chat.service import ChatService
 from halt.chat.titles import Titles
 from halt.cli import commands
 from halt.cluster.peers import Peers
@@ -35,10 +36,12 @@ from halt.web import cors, proxies, responses, security, server_check, via
 from halt.web.api import document, openai, stop, streams, text
 from halt.web.page import routes as pages
 from halt.web.page import sidebar, templates
+from halt.web.page.stop import stop_fragment
 from halt.web.rate_limits import rates_of
 from halt.web.request_ids import RequestIds, add_to_log
 from halt.web.services import Services
 from halt.web.sessions import Sessions
+from halt.web.starts import count_starts
 from halt.web.websocket import routes as sockets
 
 
@@ -97,6 +100,7 @@ def create_app(
         generations.upstream, settings, save_title, lambda: generations.idle, store.is_listed
     )
     generations.on_begin, generations.on_over = titles.give_way, titles.look
+    toolbox = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
     app.session_interface = sessions = Sessions(settings)
     app.extensions["halt"] = services = Services(
         config=settings,
@@ -106,8 +110,9 @@ def create_app(
         store=store,
         recorder=recorder,
         archive=archive,
+        chat=ChatService(settings, generations, store, recorder, titles, toolbox, count_starts),
         catalog=Catalog(generations.upstream, discovery),
-        tools=Toolbox([*(SHIPPED[name] for name in settings.tools), *tools]),
+        tools=toolbox,
         titles=titles,
         renderer=Renderer(),
         sessions=sessions,
@@ -122,7 +127,7 @@ def create_app(
     app.register_blueprint(openai.blueprint)
     app.register_blueprint(document.blueprint)
     sockets.install(app)
-    app.register_blueprint(stop.blueprint(pages.stop_fragment, generations.upstream))
+    app.register_blueprint(stop.blueprint(stop_fragment, generations.upstream))
     commands.install(app)
     app.wsgi_app = RequestIds(via.Chains(app.wsgi_app))  # type: ignore[method-assign]
     add_to_log()

@@ -38,7 +38,8 @@ from halt.rendering.open_text import SEAM
 from halt.rendering.renderer import Renderer
 from halt.store.conversation import Exchange
 from halt.web.event_stream import made
-from halt.web.page.answers import AnswerView, PageWriter, exchange_view, view
+from halt.web.page.views import AnswerView, exchange_view, view
+from halt.web.page.writer import PageWriter
 from tests.scripted import Scripted, ScriptedReply
 from tests.stage import Stage, over
 

@@ -12,8 +12,8 @@ from markupsafe import Markup
 from halt.app import create_app
 from halt.config.settings import Config
 from halt.rendering.markdown import Patch
-from halt.web.page.answers import AnswerView, BelowView, FoldView
 from halt.web.page.ended_html import ended_answer
+from halt.web.page.views import AnswerView, BelowView, FoldView
 
 HOSTILE = "<i>\"'&\n  {{ 7 }}"
 FOLDS = tuple(

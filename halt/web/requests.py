@@ -56,3 +56,11 @@ def after_parameter() -> int:
     if not all(map(is_number, given)):
         raise RequestError("after must be the number of an event, 0 or more.", field="after")
     return int(given[0]) if given else 0
+
+
+def message_id(field: str) -> int:
+    """A message's ID in the form. Raises RequestError."""
+    raw = request.values.get(field, "")
+    if not is_number(raw):
+        raise RequestError(f"{field} must be the ID of a message.", field=field)
+    return int(raw)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from flask import Flask, current_app
 
-from halt.chat.progress import Lengths
+from halt.chat.service import ChatService
 from halt.chat.titles import Titles
 from halt.config.settings import Config
 from halt.core.service import Generations
@@ -37,13 +37,13 @@ class Services:
     store: SqlStore
     recorder: Recorder
     archive: Archive
+    chat: ChatService
     catalog: Catalog
     tools: Toolbox
     titles: Titles
     renderer: Renderer
     sessions: Sessions
     rates: Rates | None  # None: starts are not limited
-    lengths: Lengths = field(default_factory=Lengths)
     token_failures: TokenFailures = field(default_factory=TokenFailures)
     #: Set when the demo model has answered.
     demo_ready: threading.Event = field(default_factory=threading.Event)
@@ -54,10 +54,6 @@ class Services:
     def saving(self) -> Saving:
         """How the saving of what generations produce goes; needs no request."""
         return self.recorder.saving
-
-    def told_system_prompt(self, model: str | None = "") -> str:
-        """The system prompt of conversations with a model, where they have none of their own."""
-        return self.config.told_system_prompt(model or self.generations.upstream.known_model)
 
     def close(self) -> None:
         """Close the parts that hold something. One that cannot be closed keeps no other from it."""

@@ -5,15 +5,9 @@ The same as `answer.html` draws of it, which a test holds. A Stop's way waits fo
 
 from __future__ import annotations
 
-import html
-
 from markupsafe import escape
 
-from halt.chat.progress import Lengths
-from halt.core.generation import Recording
-from halt.rendering.renderer import Rendering
-from halt.store.conversation import Exchange
-from halt.web.page.answers import AnswerView, BelowView, FoldView, view
+from halt.web.page.views import AnswerView, BelowView, FoldView
 
 _CONTINUE = (
     '<button type="button" class="continue" data-do="continue" hx-post '
@@ -24,19 +18,6 @@ _DISCARD = (
     '<button type="button" class="discard" data-do="discard" hx-post '
     'hx-target="closest .exchange" hx-swap="outerHTML">Discard</button>'
 )
-
-
-def whole(run: Recording, lengths: Lengths, rendering: Rendering) -> str | None:
-    """What replaces the answer on the page; None: it has not ended."""
-    shown = view(Exchange("", run.id, asked=run.asked), run, lengths, rendering)
-    if shown.state == "running":
-        return None
-    target = f"a-{html.escape(run.id)}"
-    # settle:0: see `halt.web.page.answers.PageWriter.whole`.
-    return (
-        f'<hx-partial hx-target="#{target}" hx-swap="outerHTML settle:0">'
-        f"{ended_answer(shown)}</hx-partial>"
-    )
 
 
 def ended_answer(a: AnswerView) -> str:

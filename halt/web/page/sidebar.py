@@ -1,7 +1,7 @@
 """The conversations beside the one that is open: the list, search, settings, files, undo.
 
 What changes the page is a fragment. A fault is shown in the toast, or where the form is that it
-belongs to. The pages of conversations themselves are in `halt.web.page.routes`.
+belongs to. The pages of conversations themselves are in `halt.web.page.conversations`.
 """
 
 from __future__ import annotations
@@ -195,8 +195,8 @@ def save_settings(conversation_id: str) -> Response:
     if not is_id(conversation_id):
         raise RequestError("This can't name a conversation.", field="conversation_id")
     # The form shows the prompt of the model that was chosen when it was opened.
-    own = services().told_system_prompt(request.form.get("model"))
-    demos = services().told_system_prompt(services().config.embedded_model)
+    own = services().chat.system_prompt(request.form.get("model"))
+    demos = services().chat.system_prompt(services().config.embedded_model)
     wanted = settings_of(request.form, own, demos)
     found: Conversation = services().store.set_settings(conversation_id, owner_made(), wanted)
     prompt = found.settings.system_prompt
@@ -207,7 +207,7 @@ def save_settings(conversation_id: str) -> Response:
         notes=services().catalog.notes,
         chosen=found.settings.model,
         model=services().generations.upstream.known_model,
-        system_prompt=services().told_system_prompt(found.settings.model)
+        system_prompt=services().chat.system_prompt(found.settings.model)
         if prompt is None
         else prompt,
     )
@@ -222,7 +222,7 @@ def _panel(found: Settings) -> str:
     return render_template(
         "settings.html",
         s=found,
-        system_prompt=services().told_system_prompt(chosen),
+        system_prompt=services().chat.system_prompt(chosen),
         groups=services().catalog.look(),
         no_list=services().catalog.has_no_list,
         notes=services().catalog.notes,

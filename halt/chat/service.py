@@ -1,0 +1,331 @@
+"""What people do in conversations: send, edit, regenerate, continue, discard, pick, show.
+
+Each of them changes the store, and starts the runs that answer. Needs no request: its caller says
+which session asks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from halt.chat.progress import Lengths
+from halt.chat.titles import Titles
+from halt.clock import now
+from halt.config.settings import Config
+from halt.core.events import Done
+from halt.core.generation import Recording
+from halt.core.request import ChatRequest, Message, go_on
+from halt.core.run import Run
+from halt.core.service import Generations
+from halt.core.tools import Toolbox
+from halt.errors import RequestError, StoreUnavailable, TooLarge, UnknownStream
+from halt.store.conversation import (
+    MOVED,
+    Busy,
+    Conversation,
+    Exchange,
+    Moved,
+    UnknownConversation,
+    Usage,
+)
+from halt.store.conversations import SqlStore
+from halt.store.writer import Recorder
+
+#: Seconds that a request waits for an answer that has ended to be written down.
+WRITE_WAIT = 2.0
+WRITE_TICK = 0.01  # seconds before the first further look whether it is; each waits twice as long
+WRITE_TICK_MAX = 0.16
+
+T = TypeVar("T")
+
+
+class CountStarts(Protocol):
+    """Counts starts of the session that asks; without `hit` only looks whether they are allowed."""
+
+    def __call__(self, starts: int, *, hit: bool = True) -> None:
+        """Raises TooManyRequests, RequestError."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """What a use case has started: the conversation with its last exchange alone, and the run."""
+
+    conversation: Conversation
+    run: Run  # of the first answer
+
+    @property
+    def exchange(self) -> Exchange:
+        """The exchange whose answer has begun."""
+        return self.conversation.exchanges[-1]
+
+
+class ChatService:
+    """The conversations of one application. Threads may share it."""
+
+    def __init__(
+        self,
+        config: Config,
+        generations: Generations,
+        store: SqlStore,
+        recorder: Recorder,
+        titles: Titles,
+        tools: Toolbox,
+        count_starts: CountStarts,
+    ) -> None:
+        """`recorder` is that of `generations`; `tools` are offered to the models."""
+        self._config = config
+        self._generations = generations
+        self._store = store
+        self._recorder = recorder
+        self._titles = titles
+        self._tools = tools
+        self._count_starts = count_starts
+        self.lengths = Lengths()
+
+    def system_prompt(self, model: str | None = "") -> str:
+        """The system prompt of conversations with a model, where they have none of their own."""
+        return self._config.told_system_prompt(model or self._generations.upstream.known_model)
+
+    def checked_prompt(self, text: str) -> str:
+        """The prompt that a person has written. Raises RequestError, TooLarge."""
+        prompt = text.replace("\r\n", "\n").strip()
+        if not prompt:
+            raise RequestError("Write a message first.", field="prompt")
+        most = self._config.max_prompt_chars
+        if len(prompt) > most:
+            raise TooLarge(f"The message is longer than {most:,} characters.", field="prompt")
+        return prompt
+
+    # --- use cases that start runs ----------------------------------------------------------------
+
+    def send(
+        self,
+        conversation_id: str,
+        owner: str,
+        prompt: str,
+        answers: Sequence[tuple[str, str]],
+        *,
+        edit_of: int | None = None,
+        after: int | None = None,
+    ) -> Started:
+        """A new prompt; with `edit_of`, another version of one that is there.
+
+        `answers` are the streams' IDs, each with its model. `after` is the last prompt that the
+        page shows, 0 where it shows none: nobody goes on with what they have not seen.
+        Raises what the store's `begin` and `Generations.start` raise, and TooManyRequests.
+        """
+        self._expect_room(len(answers))
+        try:
+            found = self._changed(
+                conversation_id,
+                owner,
+                lambda: self._store.begin(
+                    conversation_id,
+                    owner,
+                    prompt,
+                    answers,
+                    worker=self._recorder.worker,
+                    edit_of=edit_of,
+                    after=after,
+                ),
+            )
+        except Busy:
+            last = self._store.get(conversation_id, owner, limit=1).last
+            if edit_of is None and after not in {None, last or 0}:
+                raise Moved(MOVED) from None  # another answer than the one that the page shows
+            raise
+        return self._begin(found)
+
+    def regenerate(
+        self, conversation_id: str, owner: str, stream_id: str, model: str, prompt_id: int | None
+    ) -> Started:
+        """One more answer to a prompt, the last one where none is named.
+
+        It may be in the middle: the conversation then ends with it.
+        """
+        self._expect_room()
+        found = self._changed(
+            conversation_id,
+            owner,
+            lambda: self._store.again(
+                conversation_id,
+                owner,
+                stream_id,
+                model,
+                worker=self._recorder.worker,
+                prompt_id=prompt_id,
+            ),
+        )
+        return self._begin(found)
+
+    def continue_answer(
+        self, conversation_id: str, owner: str, prompt_id: int, stream_id: str
+    ) -> Started:
+        """Go on with the last answer, this prompt's, from its last word, in the same message."""
+        answer_id = self._exchange(conversation_id, owner, prompt_id).answer_id
+        self._expect_room()
+        found = self._changed(
+            conversation_id,
+            owner,
+            lambda: self._store.extend(
+                conversation_id, owner, answer_id, stream_id, worker=self._recorder.worker
+            ),
+        )
+        return self._begin(found)
+
+    # --- use cases that start nothing -------------------------------------------------------------
+
+    def discard(self, conversation_id: str, owner: str, prompt_id: int) -> Exchange:
+        """Take away the last answer, this prompt's; returns the exchange as it was."""
+        gone = self._exchange(conversation_id, owner, prompt_id)
+        self._changed(
+            conversation_id,
+            owner,
+            lambda: self._store.discard(conversation_id, owner, gone.answer_id),
+        )
+        return gone
+
+    def show(self, conversation_id: str, owner: str, message_id: int) -> Conversation:
+        """Go to another version of a prompt or an answer: the conversation goes on from there."""
+        return self._changed(
+            conversation_id, owner, lambda: self._store.show(conversation_id, owner, message_id)
+        )
+
+    def pick(self, conversation_id: str, owner: str, stream_id: str) -> Conversation:
+        """Go on with one of several answers; those that are still being written are stopped."""
+        last = self._store.get(conversation_id, owner, limit=1).exchanges[-1:]
+        candidates = last[0].candidates if last and last[0].rivals else ()
+        if any(each.stream_id == stream_id for each in candidates):
+            running = [(each.stream_id, None) for each in candidates if each.ended is None]
+            self._generations.stop_each(running, owner)
+        return self._changed(
+            conversation_id, owner, lambda: self._store.pick(conversation_id, owner, stream_id)
+        )
+
+    def usage(self, conversation_id: str, owner: str) -> Usage:
+        """The tokens of all that was answered in it. Raises UnknownConversation."""
+        self.caught_up(conversation_id, owner)
+        return self._store.totals(conversation_id, owner)
+
+    def run_of(self, stream_id: str, owner: str | None) -> Recording | None:
+        """The generation of an answer that runs, in any worker; None: it is not known."""
+        try:
+            return self._generations.get(stream_id, owner)
+        except UnknownStream:
+            return None
+
+    def caught_up(self, conversation_id: str, owner: str) -> bool:
+        """Wait until what has ended in it is written down. False: an answer is being written."""
+        last = self._store.get(conversation_id, owner, limit=1).exchanges[-1:]
+        for each in last[0].candidates if last else ():
+            if each.ended is None:
+                run = self.run_of(each.stream_id, owner)
+                if (
+                    run is None
+                    or run.log.ended is None
+                    or not self._recorder.written(each.stream_id, WRITE_WAIT)
+                ):
+                    return False
+        return True
+
+    # --- how runs start ---------------------------------------------------------------------------
+
+    def _exchange(self, conversation_id: str, owner: str, prompt_id: int) -> Exchange:
+        """The exchange at which a button was pressed. Raises UnknownConversation."""
+        found = self._store.get(conversation_id, owner, around=prompt_id, limit=1)
+        for each in found.exchanges:
+            if each.prompt_id == prompt_id:
+                return each
+        raise UnknownConversation(
+            "This is not a part of the conversation any more. Load the page anew."
+        )
+
+    def _expect_room(self, answers: int = 1) -> None:
+        """Refuse what would be refused at its start, before the store is written to.
+
+        Raises TooManyRequests, AtCapacity, Draining.
+        """
+        self._count_starts(answers, hit=False)
+        self._generations.expect_room(answers)
+
+    def _changed(self, conversation_id: str, owner: str, change: Callable[[], T]) -> T:
+        """Change the conversation. An answer that has just ended may have to be written first."""
+        try:
+            return change()
+        except Busy:
+            if not self.caught_up(conversation_id, owner):  # asks the other workers, once
+                raise
+        # What ended here is written. What ended in another worker is announced by the store alone.
+        until, pause = now() + WRITE_WAIT, WRITE_TICK
+        while True:
+            try:
+                return change()
+            except Busy:
+                if now() >= until:
+                    raise
+            threading.Event().wait(pause)
+            pause = min(2 * pause, WRITE_TICK_MAX)
+
+    def _begin(self, found: Conversation) -> Started:
+        """Start what answers the conversation's last prompt: all of it or nothing."""
+        waiting = [each for each in found.exchanges[-1].candidates if each.ended is None]
+        runs: list[Run] = []
+        try:
+            self._count_starts(len(waiting))
+            prompts = [self.system_prompt(each.asked) for each in waiting]
+            messages = {
+                prompt: self._store.told(found.id, found.owner, prompt) for prompt in set(prompts)
+            }
+            for each, prompt in zip(waiting, prompts, strict=True):
+                runs.append(self._start(found, each, messages[prompt]))
+        except Exception:
+            idle = [each.stream_id for each in waiting[len(runs) :]]
+            try:
+                self._store.take_back(found.id, idle[0])
+            except StoreUnavailable:
+                self._recorder.abandon(idle)
+            self._generations.stop_each([(run.id, None) for run in runs], found.owner)
+            raise
+        return Started(found, runs[0])
+
+    def _start(self, found: Conversation, wanted: Exchange, messages: list[Message]) -> Run:
+        """Start the run of one answer."""
+        exchange = found.exchanges[-1]
+
+        def ended(run: Run) -> None:
+            end, tokens = run.log.ended, None
+            if isinstance(end, Done) and end.finish_reason == "stop" and not run.prefix:
+                tokens = end.metrics.tokens
+            self.lengths.end(run.id, wanted.asked, tokens)
+            if wanted is exchange and not found.has_earlier and not found.named:
+                answer = run.answer()[1]
+                self._titles.wanted(found.id, exchange.prompt, answer, wanted.asked or None)
+
+        def counted(run: Run, usage: dict[str, Any]) -> None:
+            if self._recorder.written(run.id, WRITE_WAIT):
+                self._store.count(run.id, usage)
+
+        expected = None
+        if not wanted.prefix:
+            expected = self.lengths.begin(wanted.stream_id, wanted.asked)
+        chat = ChatRequest(
+            messages[:-1] if wanted.prefix else messages,  # the last one is what it goes on from
+            id=wanted.stream_id,
+            model=wanted.asked or None,
+            temperature=found.settings.temperature,
+            max_tokens=found.settings.max_tokens,
+        )
+        try:
+            if wanted.prefix:
+                chat = go_on(chat, wanted.prefix)
+            run = self._generations.start(
+                chat, found.owner, ended, self._tools, on_usage=counted, noted=True
+            )
+        except Exception:
+            self.lengths.end(wanted.stream_id, wanted.asked)
+            raise
+        run.expected = expected
+        return run

@@ -1,0 +1,125 @@
+"""A conversation's page, and the fragments that show other parts or versions of it.
+
+A route that changes the conversation at one of its exchanges returns that exchange and all that
+follow, since an edited prompt or another version leads to another rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+
+from flask import Response, render_template, request
+
+from halt.chat.figures import used
+from halt.core.decoding import is_number
+from halt.errors import HaltError, StoreUnavailable
+from halt.store.conversation import Conversation, UnknownConversation
+from halt.web.page.drawing import drawn_from, shown_exchange, window
+from halt.web.page.models import demo_is_loading
+from halt.web.requests import message_id
+from halt.web.services import services
+from halt.web.sessions import owner, owner_made
+
+
+def index() -> str:
+    owner_made()
+    return _page(secrets.token_urlsafe(16), None)
+
+
+def conversation(conversation_id: str) -> str:
+    """The end of a conversation; with `at`, the part around a message of any version."""
+    mine, at = owner_made(), request.args.get("at", "")
+    if not is_number(at):
+        return _page(conversation_id, services().store.get(conversation_id, mine))
+    found = services().store.get(conversation_id, mine, around=int(at))
+    if not _holds(found, int(at)):
+        with contextlib.suppress(HaltError):  # then its end is shown
+            found = services().store.show(conversation_id, mine, int(at))
+    return _page(conversation_id, found)
+
+
+def exchanges(conversation_id: str) -> Response:
+    """The part of a conversation before, or after, a prompt that the page shows."""
+    side = "before" if "before" in request.args else "after"
+    place = message_id(side)
+    before, after = (place, None) if side == "before" else (None, place)
+    found = services().store.get(conversation_id, owner() or "", before=before, after=after)
+    response = Response(
+        render_template("window.html", conversation_id=conversation_id, **window(found, side)),
+        mimetype="text/html",
+    )
+    if not (found.has_later if side == "before" else found.has_earlier):
+        response.headers["HX-Refresh"] = "true"  # it goes another way by now
+    return response
+
+
+def show(conversation_id: str) -> str:
+    """Go to another version of a prompt or an answer: the conversation goes on from there."""
+    at = message_id("message_id")
+    return drawn_from(services().chat.show(conversation_id, owner_made(), at), at)
+
+
+def from_here(conversation_id: str) -> Response:
+    """A prompt's exchange, or that of another version of it, and all that follow.
+
+    A page that asks for one that is not there is loaded anew.
+    """
+    prompt_id, mine = message_id("prompt_id"), owner_made()
+    services().chat.caught_up(conversation_id, mine)
+    shown = drawn_from(services().store.get(conversation_id, mine, around=prompt_id), prompt_id)
+    response = Response(shown, mimetype="text/html")
+    if not shown:
+        response.headers["HX-Refresh"] = "true"
+    return response
+
+
+def pick(conversation_id: str) -> str:
+    """Go on with one of several answers."""
+    chosen = request.form.get("stream_id", "")
+    found = services().chat.pick(conversation_id, owner_made(), chosen)
+    shown = shown_exchange(found.exchanges[-1])
+    return render_template("exchange.html", x=shown, conversation_id=found.id)
+
+
+def discard(conversation_id: str) -> str:
+    """Take the last answer away. What is shown instead, which may be nothing, is returned."""
+    prompt_id, mine = message_id("prompt_id"), owner_made()
+    gone = services().chat.discard(conversation_id, mine, prompt_id)
+    found = services().store.get(conversation_id, mine)
+    return drawn_from(found, gone.prompt_id, *gone.prompts.ids)
+
+
+def usage(conversation_id: str) -> tuple[str, int]:
+    """The tokens of all that was answered in it, in words."""
+    try:
+        return used(services().chat.usage(conversation_id, owner_made())), 200
+    except UnknownConversation:  # its one prompt was taken back
+        return "", 200
+    except StoreUnavailable:  # said elsewhere; what the page shows may stay
+        return "", 204
+
+
+def _page(conversation_id: str, conversation: Conversation | None) -> str:
+    own = conversation.settings.system_prompt if conversation else None
+    chosen = conversation.model if conversation else None
+    return render_template(
+        "chat.html",
+        conversation_id=conversation_id,
+        title=conversation.title if conversation else "",
+        system_prompt=services().chat.system_prompt(chosen) if own is None else own,
+        **window(conversation),
+        used=used(conversation.usage) if conversation else "",
+        config=services().config,
+        chosen=chosen,
+        catalog=services().catalog,
+        model=services().generations.upstream.known_model,
+        loading=demo_is_loading(),
+    )
+
+
+def _holds(found: Conversation, message_id: int) -> bool:
+    return any(
+        message_id in {each.prompt_id, *(answer.answer_id for answer in each.candidates)}
+        for each in found.exchanges
+    )

@@ -1,0 +1,28 @@
+"""The login with the access token."""
+
+from __future__ import annotations
+
+from flask import Response, redirect, render_template, request, session, url_for
+from werkzeug.wrappers import Response as BaseResponse
+
+from halt.web.access import count_wrong_token, login_mark, token_matches
+from halt.web.services import services
+from halt.web.sessions import owner_made
+from halt.web.token_failures import too_many
+
+
+def login() -> BaseResponse | tuple[str, int] | str:
+    if not services().config.token:
+        return redirect(url_for("pages.index"))
+    if request.method != "POST":
+        return render_template("login.html")
+    given = request.form.get("token", "").strip()
+    if token_matches(given):
+        session["login"] = login_mark()
+        owner_made()
+        return redirect(url_for("pages.index"))
+    if given and (wait := count_wrong_token()):
+        response = Response(render_template("login.html", fault=too_many(wait)), 429)
+        response.headers["Retry-After"] = str(wait)
+        return response
+    return render_template("login.html", fault="That is not the token. Try again."), 401

@@ -1,0 +1,71 @@
+"""The page's picker of models, and whether the demo model is loaded."""
+
+from __future__ import annotations
+
+from flask import render_template, request
+
+from halt.core.connection import limited
+from halt.errors import Interrupted, StoreUnavailable, UpstreamError
+from halt.providers.catalog import checked_model
+from halt.store.conversation import UnknownConversation
+from halt.web.services import services
+from halt.web.sessions import owner
+
+#: Seconds that a page waits for the demo model to say whether it is loaded.
+DEMO_WAIT = 0.5
+
+
+def models() -> str:
+    """What can be chosen, as options; the one that is chosen stays so where it is still offered."""
+    chosen = checked_model(request.args.get("model", ""))
+    return render_template(
+        "models_listed.html",
+        groups=services().catalog.look(),
+        no_list=services().catalog.has_no_list,
+        notes=services().catalog.notes,
+        catalog=services().catalog,
+        config=services().config,
+        loading=services().catalog.is_discovered and demo_is_loading(),
+        chosen=chosen,
+        model=services().generations.upstream.known_model,
+        system_prompt=_prompt_with(chosen, request.args.get("conversation", "")),
+    )
+
+
+def demo() -> str:
+    """Asked by a page that was told that the demo model is being loaded, until it is."""
+    return render_template("demo.html", loading=demo_is_loading(), catalog=services().catalog)
+
+
+def demo_is_loading() -> bool:
+    """Whether the demo model does not answer yet. Once it has, it is not asked again."""
+    ready = services().demo_ready
+    if not services().config.has_demo or ready.is_set():
+        return False
+    try:
+        with limited(DEMO_WAIT) as line:
+            services().generations.upstream.check(line)
+    except UpstreamError as fault:
+        if fault.code in {"model_loading", "upstream_refused"}:
+            return True
+    except Interrupted:
+        return True
+    ready.set()
+    return False
+
+
+def _prompt_with(model: str, conversation_id: str) -> str | None:
+    """The system prompt of a conversation with this model, None where it is not known.
+
+    The demo model has one of its own.
+    """
+    if not conversation_id:
+        return None
+    try:
+        found = services().store.get(conversation_id, owner() or "", limit=1)
+    except UnknownConversation:  # it is a new one
+        return services().chat.system_prompt(model)
+    except StoreUnavailable:
+        return None
+    own = found.settings.system_prompt
+    return services().chat.system_prompt(model) if own is None else own
