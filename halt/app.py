@@ -37,7 +37,7 @@ from halt.web.api import document, openai, stop, streams, text
 from halt.web.page import routes as pages
 from halt.web.page import sidebar, templates
 from halt.web.page.stop import stop_fragment
-from halt.web.rate_limits import rates_of
+from halt.web.rate_limits import Rates
 from halt.web.request_ids import RequestIds, add_to_log
 from halt.web.services import Services
 from halt.web.sessions import Sessions
@@ -116,7 +116,7 @@ def create_app(
         titles=titles,
         renderer=Renderer(),
         sessions=sessions,
-        rates=rates_of(app, settings),
+        rates=Rates(settings) if settings.rate_session or settings.rate_address else None,
     )
     app.jinja_env.globals["how_saving_goes"] = services.saving
 

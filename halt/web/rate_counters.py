@@ -7,21 +7,17 @@ without waiting for the disk: a machine that loses its power forgets who had sta
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, unquote, urlsplit
 
-from limits.storage import Storage
+from limits import RateLimitItem
 
 from halt.config.data_dir import can_log_ahead, make_folder, make_private
 
-SCHEME = "halt-counts"
 WAIT = 2.0  # seconds for another process that counts at the same moment
 SCHEMA = """
 PRAGMA synchronous = OFF;
@@ -30,43 +26,63 @@ CREATE INDEX IF NOT EXISTS windows_ends ON windows (ends);
 """
 
 
-def uri(path: Path) -> str:
-    """How Flask-Limiter is told of the file."""
-    return f"{SCHEME}://{quote(os.fspath(path.absolute()))}"
-
-
-class Counts(Storage):
+class Counts:
     """The windows that are open, each with its count. A window begins with its first count."""
 
-    STORAGE_SCHEME = [SCHEME]  # noqa: RUF012 - found by Flask-Limiter under this name
-
-    def __init__(self, uri: str, *, wrap_exceptions: bool = False, **_: str) -> None:
+    def __init__(self, path: Path) -> None:
         """Touches nothing: the file is opened by the process that counts, after its fork."""
-        super().__init__(uri, wrap_exceptions=wrap_exceptions)
-        self._path = Path(unquote(urlsplit(uri).path))
-        self._lock = threading.RLock()  # protects the two below
+        self._path = path
+        self._lock = threading.Lock()  # protects the connection, and is held while it is used
         self._connection: sqlite3.Connection | None = None
-        self._depth = 0
+
+    def count(
+        self, limits: Mapping[str, RateLimitItem], starts: int, *, hit: bool
+    ) -> dict[str, float]:
+        """Count starts in the windows of all these limits, or in none where one has no room.
+
+        `limits` are by the keys of their windows; without `hit` nothing is counted. Returns the
+        keys of the windows without room, each with the time of its end. Raises sqlite3.Error,
+        OSError.
+        """
+        with self.together() as database:
+            at = time.time()
+            full: dict[str, float] = {}
+            for key, limit in limits.items():
+                query = "SELECT count, ends FROM windows WHERE key = ?"
+                count, ends = database.execute(query, (key,)).fetchone() or (0, at)
+                if count + starts > limit.amount:
+                    full[key] = ends
+            if hit and not full:
+                database.executemany(
+                    "INSERT INTO windows VALUES (?, ?, ?) "
+                    "ON CONFLICT (key) DO UPDATE SET count = count + excluded.count",
+                    [(key, starts, at + limit.get_expiry()) for key, limit in limits.items()],
+                )
+        return full
+
+    @property
+    def size(self) -> int:
+        """Windows that are open."""
+        with self.together() as database:
+            return int(database.execute("SELECT COUNT(*) FROM windows").fetchone()[0])
 
     @contextlib.contextmanager
     def together(self) -> Iterator[sqlite3.Connection]:
-        """What is done inside is one step for all processes. Raises sqlite3.Error, OSError."""
+        """What is done inside is one step for all threads and processes, without closed windows.
+
+        Raises sqlite3.Error, OSError.
+        """
         with self._lock:
             database = self._connection = self._connection or self._opened()
-            if not self._depth:
-                database.execute("BEGIN IMMEDIATE")
-                database.execute("DELETE FROM windows WHERE ends <= ?", (time.time(),))
-            self._depth += 1
+            database.execute("BEGIN IMMEDIATE")
             try:
+                database.execute("DELETE FROM windows WHERE ends <= ?", (time.time(),))
                 yield database
+                database.execute("COMMIT")
             except BaseException:
-                self._depth = 0
                 if database.in_transaction:
                     database.execute("ROLLBACK")
                 raise
-            self._depth -= 1
-            if not self._depth:
-                database.execute("COMMIT")
 
     def _opened(self) -> sqlite3.Connection:
         make_folder(self._path.parent)
@@ -83,49 +99,3 @@ class Counts(Storage):
             database.close()
             raise
         return database
-
-    def _one(self, query: str, *values: Any) -> Any:
-        """The first column of the only row, None where there is none."""
-        with self.together() as database:
-            row = database.execute(query, values).fetchone()
-        return row[0] if row else None
-
-    # --- for the limiter --------------------------------------------------------------------------
-
-    @property
-    def base_exceptions(self) -> type[Exception] | tuple[type[Exception], ...]:
-        return (sqlite3.Error, OSError)
-
-    def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        """Count; the number that it comes to. A window that begins ends after `expiry` seconds."""
-        query = (
-            "INSERT INTO windows VALUES (?, ?, ?) ON CONFLICT (key) "
-            "DO UPDATE SET count = count + excluded.count RETURNING count"
-        )
-        return int(self._one(query, key, amount, time.time() + expiry))
-
-    def get(self, key: str) -> int:
-        return int(self._one("SELECT count FROM windows WHERE key = ?", key) or 0)
-
-    def get_expiry(self, key: str) -> float:
-        return float(self._one("SELECT ends FROM windows WHERE key = ?", key) or time.time())
-
-    def check(self) -> bool:
-        with contextlib.suppress(sqlite3.Error, OSError), self.together():
-            return True
-        return False
-
-    def reset(self) -> int | None:
-        count = self.size
-        with self.together() as database:
-            database.execute("DELETE FROM windows")
-        return count
-
-    def clear(self, key: str) -> None:
-        with self.together() as database:
-            database.execute("DELETE FROM windows WHERE key = ?", (key,))
-
-    @property
-    def size(self) -> int:
-        """Windows that are open."""
-        return int(self._one("SELECT COUNT(*) FROM windows"))
