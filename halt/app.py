@@ -35,7 +35,7 @@ from halt.store.writer import Recorder
 from halt.web import cors, proxies, responses, security, server_check, via
 from halt.web.api import document, openai, stop, streams, text
 from halt.web.page import routes as pages
-from halt.web.page import sidebar, templates
+from halt.web.page import sidebar
 from halt.web.page.stop import stop_fragment
 from halt.web.rate_limits import Rates
 from halt.web.request_ids import RequestIds, add_to_log
@@ -132,6 +132,7 @@ def create_app(
     app.wsgi_app = RequestIds(via.Chains(app.wsgi_app))  # type: ignore[method-assign]
     add_to_log()
     # What a first request would build, with other requests beside it:
-    templates.load_all(app)
+    for name in app.jinja_env.list_templates():
+        app.jinja_env.get_template(name)
     app.url_map.update()
     return app

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from halt.chat.progress import Lengths
 from halt.chat.titles import Titles
@@ -39,6 +39,7 @@ WRITE_WAIT = 2.0
 WRITE_TICK = 0.01  # seconds before the first further look whether it is; each waits twice as long
 WRITE_TICK_MAX = 0.16
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -85,8 +86,10 @@ class ChatService:
         self._count_starts = count_starts
         self.lengths = Lengths()
 
-    def system_prompt(self, model: str | None = "") -> str:
-        """The system prompt of conversations with a model, where they have none of their own."""
+    def system_prompt(self, model: str | None = "", own: str | None = None) -> str:
+        """A conversation's `own` system prompt; where it has none, that of its model."""
+        if own is not None:
+            return own
         return self._config.told_system_prompt(model or self._generations.upstream.known_model)
 
     def checked_prompt(self, text: str) -> str:
@@ -120,17 +123,14 @@ class ChatService:
         self._expect_room(len(answers))
         try:
             found = self._changed(
+                self._store.begin,
                 conversation_id,
                 owner,
-                lambda: self._store.begin(
-                    conversation_id,
-                    owner,
-                    prompt,
-                    answers,
-                    worker=self._recorder.worker,
-                    edit_of=edit_of,
-                    after=after,
-                ),
+                prompt,
+                answers,
+                worker=self._recorder.worker,
+                edit_of=edit_of,
+                after=after,
             )
         except Busy:
             last = self._store.get(conversation_id, owner, limit=1).last
@@ -147,17 +147,15 @@ class ChatService:
         It may be in the middle: the conversation then ends with it.
         """
         self._expect_room()
+        worker = self._recorder.worker
         found = self._changed(
+            self._store.again,
             conversation_id,
             owner,
-            lambda: self._store.again(
-                conversation_id,
-                owner,
-                stream_id,
-                model,
-                worker=self._recorder.worker,
-                prompt_id=prompt_id,
-            ),
+            stream_id,
+            model,
+            worker=worker,
+            prompt_id=prompt_id,
         )
         return self._begin(found)
 
@@ -167,13 +165,8 @@ class ChatService:
         """Go on with the last answer, this prompt's, from its last word, in the same message."""
         answer_id = self._exchange(conversation_id, owner, prompt_id).answer_id
         self._expect_room()
-        found = self._changed(
-            conversation_id,
-            owner,
-            lambda: self._store.extend(
-                conversation_id, owner, answer_id, stream_id, worker=self._recorder.worker
-            ),
-        )
+        worker, extend = self._recorder.worker, self._store.extend
+        found = self._changed(extend, conversation_id, owner, answer_id, stream_id, worker=worker)
         return self._begin(found)
 
     # --- use cases that start nothing -------------------------------------------------------------
@@ -181,18 +174,12 @@ class ChatService:
     def discard(self, conversation_id: str, owner: str, prompt_id: int) -> Exchange:
         """Take away the last answer, this prompt's; returns the exchange as it was."""
         gone = self._exchange(conversation_id, owner, prompt_id)
-        self._changed(
-            conversation_id,
-            owner,
-            lambda: self._store.discard(conversation_id, owner, gone.answer_id),
-        )
+        self._changed(self._store.discard, conversation_id, owner, gone.answer_id)
         return gone
 
     def show(self, conversation_id: str, owner: str, message_id: int) -> Conversation:
         """Go to another version of a prompt or an answer: the conversation goes on from there."""
-        return self._changed(
-            conversation_id, owner, lambda: self._store.show(conversation_id, owner, message_id)
-        )
+        return self._changed(self._store.show, conversation_id, owner, message_id)
 
     def pick(self, conversation_id: str, owner: str, stream_id: str) -> Conversation:
         """Go on with one of several answers; those that are still being written are stopped."""
@@ -201,9 +188,7 @@ class ChatService:
         if any(each.stream_id == stream_id for each in candidates):
             running = [(each.stream_id, None) for each in candidates if each.ended is None]
             self._generations.stop_each(running, owner)
-        return self._changed(
-            conversation_id, owner, lambda: self._store.pick(conversation_id, owner, stream_id)
-        )
+        return self._changed(self._store.pick, conversation_id, owner, stream_id)
 
     def usage(self, conversation_id: str, owner: str) -> Usage:
         """The tokens of all that was answered in it. Raises UnknownConversation."""
@@ -251,10 +236,17 @@ class ChatService:
         self._count_starts(answers, hit=False)
         self._generations.expect_room(answers)
 
-    def _changed(self, conversation_id: str, owner: str, change: Callable[[], T]) -> T:
+    def _changed(
+        self,
+        change: Callable[Concatenate[str, str, P], T],
+        conversation_id: str,
+        owner: str,
+        *args: P.args,
+        **more: P.kwargs,
+    ) -> T:
         """Change the conversation. An answer that has just ended may have to be written first."""
         try:
-            return change()
+            return change(conversation_id, owner, *args, **more)
         except Busy:
             if not self.caught_up(conversation_id, owner):  # asks the other workers, once
                 raise
@@ -262,7 +254,7 @@ class ChatService:
         until, pause = now() + WRITE_WAIT, WRITE_TICK
         while True:
             try:
-                return change()
+                return change(conversation_id, owner, *args, **more)
             except Busy:
                 if now() >= until:
                     raise
@@ -293,13 +285,13 @@ class ChatService:
 
     def _start(self, found: Conversation, wanted: Exchange, messages: list[Message]) -> Run:
         """Start the run of one answer."""
-        exchange = found.exchanges[-1]
+        exchange, lengths = found.exchanges[-1], self.lengths
 
         def ended(run: Run) -> None:
             end, tokens = run.log.ended, None
             if isinstance(end, Done) and end.finish_reason == "stop" and not run.prefix:
                 tokens = end.metrics.tokens
-            self.lengths.end(run.id, wanted.asked, tokens)
+            lengths.end(run.id, wanted.asked, tokens)
             if wanted is exchange and not found.has_earlier and not found.named:
                 answer = run.answer()[1]
                 self._titles.wanted(found.id, exchange.prompt, answer, wanted.asked or None)
@@ -308,9 +300,7 @@ class ChatService:
             if self._recorder.written(run.id, WRITE_WAIT):
                 self._store.count(run.id, usage)
 
-        expected = None
-        if not wanted.prefix:
-            expected = self.lengths.begin(wanted.stream_id, wanted.asked)
+        expected = None if wanted.prefix else lengths.begin(wanted.stream_id, wanted.asked)
         chat = ChatRequest(
             messages[:-1] if wanted.prefix else messages,  # the last one is what it goes on from
             id=wanted.stream_id,
@@ -325,7 +315,7 @@ class ChatService:
                 chat, found.owner, ended, self._tools, on_usage=counted, noted=True
             )
         except Exception:
-            self.lengths.end(wanted.stream_id, wanted.asked)
+            lengths.end(wanted.stream_id, wanted.asked)
             raise
         run.expected = expected
         return run

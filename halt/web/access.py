@@ -12,7 +12,7 @@ from flask import Response, current_app, request, session
 
 from halt.web.client_address import address
 from halt.web.cors import admitted
-from halt.web.responses import error_response
+from halt.web.responses import Refused, refusal
 from halt.web.services import services
 from halt.web.token_failures import too_many
 
@@ -43,9 +43,8 @@ def count_wrong_token() -> int:
 def wrong_bearer() -> Response | None:
     """Count the wrong token that the request carries. The refusal where there were too many."""
     wait = count_wrong_token() if _bearer() else 0
-    if not wait:
-        return None
-    return error_response(429, "too_many_requests", too_many(wait), retry_after=wait)
+    refused = Refused(429, "too_many_requests", too_many(wait), retry_after=wait)
+    return refusal(refused) if wait else None
 
 
 def may_enter() -> bool:

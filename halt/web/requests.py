@@ -28,20 +28,16 @@ def wants_fragment() -> bool:
 
 def wants_page() -> bool:
     """A person goes to an address; programs do not ask for text/html."""
-    return (
-        request.method == "GET"
-        and not wants_fragment()
-        and "text/html" in request.headers.get("Accept", "")
-    )
+    return request.method == "GET" and _wants_html()
 
 
 def sent_without_scripts() -> bool:
     """The browser itself sends a form of the page; programs do not ask for text/html."""
-    return (
-        request.method == "POST"
-        and not wants_fragment()
-        and "text/html" in request.headers.get("Accept", "")
-    )
+    return request.method == "POST" and _wants_html()
+
+
+def _wants_html() -> bool:
+    return not wants_fragment() and "text/html" in request.headers.get("Accept", "")
 
 
 def is_openai() -> bool:

@@ -11,6 +11,7 @@ import math
 import re
 from typing import Any
 
+import msgspec
 from flask import Flask, Response, after_this_request, current_app, render_template, request
 from markupsafe import escape
 from werkzeug.exceptions import HTTPException
@@ -59,16 +60,35 @@ def openai_error(
     return {"error": {"message": said, "type": kind, "param": field, "code": known}}
 
 
-def error_response(
-    status: int,
-    code: str,
-    message: str,
-    *,
-    field: str | None = None,
-    retryable: bool = False,
-    retry_after: float | None = None,
-) -> Response:
-    request_id = current()
+class ErrorBody(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error as programs read it."""
+
+    code: str
+    message: str
+    retryable: bool
+    request_id: str
+    field: str | None = None
+
+
+class Refused(HaltError):
+    """A request that is answered with this status and code."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        retryable: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.status, self.code, self.retryable = status, code, retryable
+
+
+def refusal(error: HaltError) -> Response:
+    """The response that says this error: JSON, a fragment or a page, whatever was asked for."""
+    request_id, status, code, message = current(), error.status, error.code, error.message
     if status == 500:  # what has happened stands in the log alone
         message = signed(message, request_id)
     if wants_fragment():
@@ -78,37 +98,19 @@ def error_response(
         response.headers["HX-Retarget"] = "#notice"
         response.headers["HX-Reswap"] = "innerHTML"
     elif is_openai():
-        response = json_response(openai_error(status, code, message, request_id, field), status)
-        if not retryable or "X-Stream-Id" in request.headers:
+        body = openai_error(status, code, message, request_id, error.field)
+        response = json_response(body, status)
+        if not error.retryable or "X-Stream-Id" in request.headers:
             # Heard by OpenAI's clients, which would ask again: in vain, or with an ID in use.
             response.headers["X-Should-Retry"] = "false"
     elif wants_page() or sent_without_scripts():
         response = Response(render_template("error.html", message=message), status)
     else:
-        error: dict[str, Any] = {
-            "code": code,
-            "message": message,
-            "retryable": retryable,
-            "request_id": request_id,
-        }
-        if field is not None:
-            error["field"] = field
-        response = json_response({"error": error}, status)
-    if retry_after is not None:
-        response.headers["Retry-After"] = str(math.ceil(retry_after))
+        told = ErrorBody(code, message, error.retryable, request_id, error.field)
+        response = json_response({"error": told}, status)
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(math.ceil(error.retry_after))
     return response
-
-
-def refusal(error: HaltError) -> Response:
-    """The response that says this error: JSON, a fragment or a page, whatever was asked for."""
-    return error_response(
-        error.status,
-        error.code,
-        error.message,
-        field=error.field,
-        retryable=error.retryable,
-        retry_after=error.retry_after,
-    )
 
 
 def too_large() -> TooLarge:
@@ -125,7 +127,7 @@ def _on_http_error(error: HTTPException) -> BaseResponse:
     message = error.description or error.name
     if status == 404 and is_openai():
         name, message = "unknown_path", _known_paths()
-    response = error_response(status, name, message)
+    response = refusal(Refused(status, name, message))
     for header, value in error.get_headers():
         if header.lower() == "allow":
             response.headers["Allow"] = value
@@ -145,9 +147,8 @@ def _known_paths() -> str:
 
 def _on_surprise(error: Exception) -> Response:
     logger.error("unforeseen error in %s %s", request.method, request.path, exc_info=error)
-    return error_response(
-        500, "internal", "Something went wrong in Halt itself. It has been logged.", retryable=True
-    )
+    message = "Something went wrong in Halt itself. It has been logged."
+    return refusal(Refused(500, "internal", message, retryable=True))
 
 
 def install(app: Flask) -> None:

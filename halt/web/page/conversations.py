@@ -14,7 +14,7 @@ from flask import Response, render_template, request
 from halt.chat.figures import used
 from halt.core.decoding import is_number
 from halt.errors import HaltError, StoreUnavailable
-from halt.store.conversation import Conversation, UnknownConversation
+from halt.store.conversation import Conversation, Settings, UnknownConversation
 from halt.web.page.drawing import drawn_from, shown_exchange, window
 from halt.web.page.models import demo_is_loading
 from halt.web.requests import message_id
@@ -101,17 +101,16 @@ def usage(conversation_id: str) -> tuple[str, int]:
 
 
 def _page(conversation_id: str, conversation: Conversation | None) -> str:
-    own = conversation.settings.system_prompt if conversation else None
-    chosen = conversation.model if conversation else None
+    settings = conversation.settings if conversation else Settings()
     return render_template(
         "chat.html",
         conversation_id=conversation_id,
         title=conversation.title if conversation else "",
-        system_prompt=services().chat.system_prompt(chosen) if own is None else own,
+        system_prompt=services().chat.system_prompt(settings.model, settings.system_prompt),
         **window(conversation),
         used=used(conversation.usage) if conversation else "",
         config=services().config,
-        chosen=chosen,
+        chosen=settings.model if conversation else None,
         catalog=services().catalog,
         model=services().generations.upstream.known_model,
         loading=demo_is_loading(),

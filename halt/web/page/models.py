@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flask import render_template, request
 
 from halt.core.connection import limited
@@ -18,18 +20,27 @@ DEMO_WAIT = 0.5
 def models() -> str:
     """What can be chosen, as options; the one that is chosen stays so where it is still offered."""
     chosen = checked_model(request.args.get("model", ""))
+    catalog = services().catalog
     return render_template(
         "models_listed.html",
-        groups=services().catalog.look(),
-        no_list=services().catalog.has_no_list,
-        notes=services().catalog.notes,
-        catalog=services().catalog,
+        **listed(chosen),
+        catalog=catalog,
         config=services().config,
-        loading=services().catalog.is_discovered and demo_is_loading(),
-        chosen=chosen,
-        model=services().generations.upstream.known_model,
+        loading=catalog.is_discovered and demo_is_loading(),
         system_prompt=_prompt_with(chosen, request.args.get("conversation", "")),
     )
+
+
+def listed(chosen: str) -> dict[str, Any]:
+    """What `models.html` shows: the models, and the one that is chosen."""
+    catalog = services().catalog
+    return {
+        "groups": catalog.look(),  # first: the others go by what it brings
+        "no_list": catalog.has_no_list,
+        "notes": catalog.notes,
+        "chosen": chosen,
+        "model": services().generations.upstream.known_model,
+    }
 
 
 def demo() -> str:
@@ -67,5 +78,4 @@ def _prompt_with(model: str, conversation_id: str) -> str | None:
         return services().chat.system_prompt(model)
     except StoreUnavailable:
         return None
-    own = found.settings.system_prompt
-    return services().chat.system_prompt(model) if own is None else own
+    return services().chat.system_prompt(model, found.settings.system_prompt)

@@ -24,6 +24,7 @@ from halt.errors import HaltError, RequestError, TooLarge
 from halt.providers.catalog import checked_model
 from halt.store.conversation import Conversation, Page, Settings, Summary
 from halt.store.portable import MESSAGE_MAX, PortableConversation, read, to_json, to_markdown
+from halt.web.page.models import listed as listed_models
 from halt.web.requests import wants_fragment
 from halt.web.responses import refusal
 from halt.web.services import services
@@ -199,17 +200,11 @@ def save_settings(conversation_id: str) -> Response:
     demos = services().chat.system_prompt(services().config.embedded_model)
     wanted = settings_of(request.form, own, demos)
     found: Conversation = services().store.set_settings(conversation_id, owner_made(), wanted)
-    prompt = found.settings.system_prompt
+    saved = found.settings
     html = render_template(
         "settings_saved.html",
-        groups=services().catalog.look(),
-        no_list=services().catalog.has_no_list,
-        notes=services().catalog.notes,
-        chosen=found.settings.model,
-        model=services().generations.upstream.known_model,
-        system_prompt=services().chat.system_prompt(found.settings.model)
-        if prompt is None
-        else prompt,
+        **listed_models(saved.model),
+        system_prompt=services().chat.system_prompt(saved.model, saved.system_prompt),
     )
     response = Response(html, mimetype="text/html")
     response.headers["HX-Push-Url"] = url_for("pages.conversation", conversation_id=found.id)
@@ -223,11 +218,7 @@ def _panel(found: Settings) -> str:
         "settings.html",
         s=found,
         system_prompt=services().chat.system_prompt(chosen),
-        groups=services().catalog.look(),
-        no_list=services().catalog.has_no_list,
-        notes=services().catalog.notes,
-        chosen=chosen,
-        model=services().generations.upstream.known_model,
+        **listed_models(chosen),
     )
 
 
