@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from halt.cli import terminal as chats
+from halt.cli import chat as chats
+from halt.cli import pipe
+from halt.cli.answer import STOPPED, Asking, ask
 from halt.cli.rich_screen import RichScreen
 from halt.cli.screen import LAG, PACE, PlainScreen, Screen, Typewriter, clean, clock
 from halt.cli.source import Frames, Group, Local, Remote, RemoteError
-from halt.cli.terminal import STOPPED, ask
 from halt.config.settings import Config
 from halt.core import notes
 from halt.core.events import (
@@ -566,7 +567,7 @@ class Quick:
     def start(self, request: ChatRequest) -> Iterator[Group]:
         if self._place == "as it is waited for":
             self._place = ""
-            interrupt_in(chats._Asking._show.__code__)
+            interrupt_in(Asking._show.__code__)
         if self._is_stopped:
             assert self._stopped.wait(SOON)
         yield [(1, Content("whole")), (2, Done("stop", Meter().snapshot()))]
@@ -761,9 +762,9 @@ def test_a_pipe_says_how_an_answer_ended(
     out, err = io.StringIO(), io.StringIO()
     config = Config(base_url=shared_fake.base_url, api_key="fake")
     generations = Generations(config, make_upstream(config), StopRegistry())
-    request = chats.one_question("Hello", "", model)
+    request = pipe.one_question("Hello", "", model)
     source = Local(config, generations)
-    assert chats.answer_pipe(source, request, out, err, metrics=False, slow=False) == status
+    assert pipe.answer_pipe(source, request, out, err, metrics=False, slow=False) == status
     assert err.getvalue().strip() == note
     generations.close()
     if model.startswith("reasoning"):

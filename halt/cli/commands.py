@@ -18,7 +18,7 @@ import click
 from flask.cli import ScriptInfo
 
 from halt.config.settings import Config, load, user_data_folder
-from halt.errors import HaltError, RequestError
+from halt.errors import HaltError
 from halt.providers import embedded_model
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from halt.cli.screen import Screen
     from halt.cli.source import Source
-    from halt.cli.terminal import Chat
     from halt.core.request import Upstream
     from halt.core.service import Generations
 
@@ -140,18 +139,19 @@ def chat(
             source, told = _source(stack, config, make, url, token, model)
             told = told if system is None else system
             if not sys.stdin.isatty():
-                limit = config.max_prompt_chars
-                status = _pipe(source, model, told, limit, metrics=metrics, slow=typewriter)
-            else:
-                status = _talk(
-                    source,
-                    model,
-                    told,
-                    plain=plain,
-                    slow=typewriter,
-                    metrics=metrics,
-                    no_history=no_history,
+                from halt.cli import pipe  # noqa: PLC0415
+
+                question = pipe.read_question(sys.stdin, config.max_prompt_chars)
+                request = pipe.one_question(question, told, model)
+                status = pipe.answer_pipe(
+                    source, request, sys.stdout, sys.stderr, metrics=metrics, slow=typewriter
                 )
+            else:
+                from halt.cli.chat import Chat  # noqa: PLC0415
+
+                screen = _screen(plain=plain, slow=typewriter)
+                read = stack.enter_context(_line_editor(no_history=no_history))
+                status = Chat(source, screen, read, system=told, model=model, metrics=metrics).run()
     except HaltError as fault:
         raise click.ClickException(fault.message) from fault
     except BrokenPipeError:
@@ -187,52 +187,33 @@ def _source(
     return local, config.told_system_prompt(model or local.default_model)
 
 
-def _pipe(source: Source, model: str, system: str, limit: int, *, metrics: bool, slow: bool) -> int:
-    from halt.cli import terminal  # noqa: PLC0415
-
-    said = sys.stdin.read(limit + 1).strip()
-    if not said:
-        raise RequestError("There is no question on the standard input.")
-    if len(said) > limit:
-        raise RequestError(f"The question is longer than {limit:,} characters.")
-    request = terminal.one_question(said, system, model)
-    return terminal.answer_pipe(source, request, sys.stdout, sys.stderr, metrics=metrics, slow=slow)
-
-
-def _talk(
-    source: Source,
-    model: str,
-    system: str,
-    *,
-    plain: bool,
-    slow: bool,
-    metrics: bool,
-    no_history: bool,
-) -> int:
-    from halt.cli import terminal  # noqa: PLC0415
-
-    screen: Screen
+def _screen(*, plain: bool, slow: bool) -> Screen:
     if plain or not sys.stdout.isatty():
         from halt.cli.screen import PlainScreen  # noqa: PLC0415
 
-        screen = PlainScreen(sys.stdout, sys.stderr, typewriter=slow)
-    else:
-        from rich.console import Console  # noqa: PLC0415
+        return PlainScreen(sys.stdout, sys.stderr, typewriter=slow)
+    from rich.console import Console  # noqa: PLC0415
 
-        from halt.cli.rich_screen import RichScreen  # noqa: PLC0415
+    from halt.cli.rich_screen import RichScreen  # noqa: PLC0415
 
-        console = Console(highlight=False, markup=False, emoji=False)
-        screen = RichScreen(console, typewriter=slow)
-    history = None if no_history else terminal.history_file(user_data_folder())
-    if sys.stdout.isatty():
-        read = terminal.input_line(history, terminal.COMMANDS)
-    else:
-        read = terminal.plain_line(sys.stderr)
-    talk: Chat = terminal.Chat(source, screen, read, system=system, model=model, metrics=metrics)
+    console = Console(highlight=False, markup=False, emoji=False)
+    return RichScreen(console, typewriter=slow)
+
+
+@contextlib.contextmanager
+def _line_editor(*, no_history: bool) -> Iterator[Callable[[str], str]]:
+    """What gets a line from the user, for `Chat`."""
+    from halt.cli import line_editor  # noqa: PLC0415
+    from halt.cli.chat import COMMANDS  # noqa: PLC0415
+
+    if not sys.stdout.isatty():
+        yield line_editor.plain_line(sys.stderr)
+        return
+    history = None if no_history else line_editor.history_file(user_data_folder())
     # At a prompt of our own, from the first to the last: there is no moment between in which the
     # terminal would show a key, or keep a Ctrl-D for itself.
-    with terminal.unread_keys() if sys.stdout.isatty() else contextlib.nullcontext():
-        return talk.run()
+    with line_editor.unread_keys():
+        yield line_editor.input_line(history, COMMANDS)
 
 
 @click.command()

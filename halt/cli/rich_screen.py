@@ -17,7 +17,7 @@ from rich.markdown import Heading, Markdown
 from rich.segment import Segment
 from rich.text import Text
 
-from halt.cli.screen import WAS_THOUGHT, Paced, clean, seconds
+from halt.cli.screen import WAS_THOUGHT, Screen, clean, seconds
 from halt.clock import now
 from halt.rendering.markdown import BlockStream, parser_of_answers
 
@@ -77,7 +77,7 @@ class _Lines:
             yield from line
 
 
-class RichScreen(Paced):
+class RichScreen(Screen):
     """The chat as people like to read it."""
 
     def __init__(self, console: Console, *, typewriter: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What a terminal shows of an answer: the protocol, plain text, and a smooth pace.
+"""What a terminal shows of an answer: what all screens share, plain text, and a smooth pace.
 
 `shown` is what the user has seen of the answer's text, and so what is kept of one that is stopped.
 Whatever a model or a server says goes through `clean` first: a terminal obeys control characters.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from halt.clock import now
 from halt.core.events import Content, Event, Extra, Reasoning, ReasoningEnd, ToolCall, ToolResult
@@ -19,9 +19,8 @@ from halt.rendering.data_urls import PictureFilter
 LAG = 0.25  # seconds within which a smooth display has shown what came
 PACE = 0.03  # seconds between two steps of it
 SILENT = 2.0  # seconds without anything new, after which it is shown that the model is waited for
-ASIDE_AFTER = (
-    30.0  # seconds of silence after which a screen of plain lines says so; then twice that
-)
+#: Seconds of silence after which a screen of plain lines says so; then twice that.
+ASIDE_AFTER = 30.0
 LINE_MAX = 100  # characters of a tool's arguments or result that are shown
 
 WAS_THOUGHT = "all of that was a thought"
@@ -52,36 +51,6 @@ def clock(spent: float) -> str:
     if minutes < 60:
         return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
-class Screen(Protocol):
-    """Shows one answer after the other. Used by one thread."""
-
-    @property
-    def shown(self) -> str:
-        """The answer's text as far as it has been shown."""
-
-    @property
-    def behind(self) -> bool:
-        """Text has come that is still to be shown."""
-
-    def begin(self) -> None:
-        """An answer is about to come."""
-
-    def show(self, event: Event) -> None:
-        """Something has come."""
-
-    def tick(self) -> float | None:
-        """Show what is due now; seconds until it wants to be called again, None: not by itself."""
-
-    def stand(self) -> None:
-        """Stop was pressed: show nothing more of what has come."""
-
-    def end(self) -> None:
-        """The answer is over."""
-
-    def note(self, text: str, *, bad: bool = False) -> None:
-        """A line of Halt's own."""
 
 
 class Typewriter:
@@ -130,8 +99,11 @@ class Typewriter:
         self._due.clear()
 
 
-class Paced:
-    """What all screens share: the text that is shown, the pace, and how long the model thinks."""
+class Screen:
+    """Shows one answer after the other. Used by one thread.
+
+    What all screens share: the text that is shown, the pace, and how long the model thinks.
+    """
 
     def __init__(self, *, typewriter: bool) -> None:
         self._typewriter = Typewriter() if typewriter else None
@@ -146,13 +118,16 @@ class Paced:
 
     @property
     def shown(self) -> str:
+        """The answer's text as far as it has been shown."""
         return "".join(self._parts)
 
     @property
     def behind(self) -> bool:
+        """Text has come that is still to be shown."""
         return self._typewriter is not None and self._typewriter.waits
 
     def begin(self) -> None:
+        """An answer is about to come."""
         self._parts, self._calls, self._round_from = [], {}, 0
         self._standing, self._thinks_since = False, None
         self._came_at, self._came = now(), False
@@ -172,6 +147,7 @@ class Paced:
         return f"{'no text for' if self._came else 'waiting for the model,'} {clock(spent)}"
 
     def show(self, event: Event) -> None:
+        """Something has come."""
         if self._standing:
             return
         self._came_at, self._came = now(), True
@@ -213,6 +189,7 @@ class Paced:
             self._returned(f"{one_line(event.name)} {asked} → {outcome} ({took})")
 
     def tick(self) -> float | None:
+        """Show what is due now; seconds until it wants to be called again, None: not by itself."""
         writer = self._typewriter
         if writer is None or not writer.waits:
             return None
@@ -222,11 +199,13 @@ class Paced:
         return PACE if writer.waits else None
 
     def stand(self) -> None:
+        """Stop was pressed: show nothing more of what has come."""
         self._standing = True
         if self._typewriter is not None:
             self._typewriter.drop()
 
     def end(self) -> None:
+        """The answer is over."""
         self._flush()
         if self._thinks_since is not None:
             self._thought(now() - self._thinks_since)
@@ -252,6 +231,10 @@ class Paced:
         self._parts.append(text)
         self._text(text)
 
+    def note(self, text: str, *, bad: bool = False) -> None:
+        """A line of Halt's own."""
+        raise NotImplementedError
+
     def _text(self, text: str) -> None:
         """More of the answer."""
         raise NotImplementedError
@@ -272,7 +255,7 @@ class Paced:
         """A tool has said something."""
 
 
-class PlainScreen(Paced):
+class PlainScreen(Screen):
     """Plain text as it comes, no control characters. `quiet`: the answer and nothing beside it.
 
     Unless it is quiet a line stands for each picture: what is quiet is read by a program.

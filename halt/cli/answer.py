@@ -1,0 +1,230 @@
+"""One answer in the terminal: it is read, shown, and stopped by Ctrl-C.
+
+The main thread shows, a second one reads the answer's events, a third one waits to press Stop.
+A signal only puts a word into two queues, so Ctrl-C works whatever the other threads wait for: a
+silent model, a dead network, or a pipe that nobody reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from halt.chat.figures import unwatched
+from halt.cli.screen import Screen
+from halt.cli.source import Group, Source
+from halt.core.events import Cancelled, Done, ErrorInfo, Extra, Failed, Terminal, is_terminal
+from halt.core.finish_reasons import EMPTY, STOP, broken_off, ending
+from halt.core.metrics import Meter
+from halt.core.receipts import Receipt
+from halt.core.request import ChatRequest
+from halt.errors import HaltError, Interrupted
+
+STOPPED = 130  # exit status, as a shell says it of a program that Ctrl-C has ended
+GROUPS_AHEAD = 256  # groups of events that are read ahead of what is shown
+#: Seconds until the main thread looks for signals by itself. One that comes in the moment between
+#: Python's own look and the system's wait does not end the wait, and would be heard with the next
+#: event: of a silent model never.
+LISTENS_EVERY = 0.1
+
+logger = logging.getLogger(__name__)
+
+
+class _Pressed:
+    """Ctrl-C was pressed."""
+
+
+class _End:
+    """The reading thread has nothing more to say."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an answer ended, and the text of it that was shown."""
+
+    text: str
+    ended: Terminal
+    by_user: bool = False  # it was stopped from here
+    receipt: Receipt | None = None
+    empty: bool = False  # nothing came at all
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with it, nothing of one that was stopped."""
+        if isinstance(self.ended, Failed):
+            return self.ended.error.message
+        if isinstance(self.ended, Cancelled):
+            return ""
+        if self.empty and self.ended.finish_reason in {None, STOP}:
+            return EMPTY
+        return broken_off(self.ended.finish_reason)
+
+    @property
+    def note(self) -> str:
+        """What is said of its end where nothing is wrong with it."""
+        if isinstance(self.ended, Done):
+            return ending(self.ended.finish_reason)
+        if isinstance(self.ended, Cancelled) and self.ended.reason == "no_viewer":
+            return unwatched(self.ended)
+        return ""
+
+
+def ask(
+    source: Source,
+    request: ChatRequest,
+    screen: Screen,
+    early: Callable[[], int | None] = lambda: None,
+) -> Outcome:
+    """Ask and show the answer. The first Ctrl-C stops it, a second one raises KeyboardInterrupt.
+
+    Called by the main thread. `early` gives a signal that came before this one listened to them.
+    Faults of every kind are an Outcome that has failed.
+    """
+    assert request.id is not None  # noqa: S101
+    return Asking(source, request, request.id, screen).run(early)
+
+
+class Asking:
+    """One answer that is being read, shown and perhaps stopped."""
+
+    def __init__(
+        self, source: Source, request: ChatRequest, stream_id: str, screen: Screen
+    ) -> None:
+        self._source, self._request, self._id, self._screen = source, request, stream_id, screen
+        # SimpleQueue, because a signal's handler may put into it at any moment.
+        self._inbox: queue.SimpleQueue[
+            Group | Receipt | HaltError | type[_Pressed] | type[_End]
+        ] = queue.SimpleQueue()
+        self._presses: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._places = threading.Semaphore(GROUPS_AHEAD)
+        self._seen = 0
+        self._empty = True
+        self._stopping = False
+        self._pressed = False
+        self._leaves: int | None = None  # a signal that ends the program, after the answer
+
+    def run(self, early: Callable[[], int | None]) -> Outcome:
+        try:
+            with on_signals(self._on_signal):
+                pressed = early()
+                if pressed is not None:
+                    self._on_signal(pressed, None)
+                for body in (self._read, self._wait_for_stop):
+                    name = f"halt-chat{body.__name__}"
+                    threading.Thread(target=body, name=name, daemon=True).start()
+                self._screen.begin()
+                outcome = self._show()
+        finally:
+            self._presses.put(False)
+            self._screen.end()
+        if self._leaves is not None:
+            raise SystemExit(128 + self._leaves)
+        return outcome
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._pressed:
+            raise KeyboardInterrupt
+        if number != signal.SIGINT:
+            self._leaves = number
+        self._pressed = True
+        self._presses.put(True)
+        self._inbox.put(_Pressed)
+
+    def _read(self) -> None:
+        try:
+            for group in self._source.start(self._request):
+                if group:
+                    self._places.acquire()
+                    self._inbox.put(group)
+        except HaltError as fault:
+            self._inbox.put(fault)
+        except Exception as exc:
+            logger.exception("chat")
+            self._inbox.put(HaltError(f"Something went wrong: {type(exc).__name__}."))
+        finally:
+            self._inbox.put(_End)
+
+    def _wait_for_stop(self) -> None:
+        if not self._presses.get():
+            return
+        try:
+            self._inbox.put(self._source.stop(self._id, self._seen))
+        except HaltError as fault:
+            self._inbox.put(HaltError(f"Stop may not have reached the model. {fault.message}"))
+        except Exception as exc:
+            logger.exception("chat")
+            self._inbox.put(HaltError(f"Stop failed: {type(exc).__name__}."))
+
+    def _show(self) -> Outcome:
+        screen = self._screen
+        ended: Terminal | None = None
+        receipt: Receipt | None = None
+        while ended is None or screen.behind or (self._stopping and receipt is None):
+            due = screen.tick()
+            wait = LISTENS_EVERY if due is None else min(due, LISTENS_EVERY)
+            try:
+                item = self._inbox.get(timeout=wait)
+            except queue.Empty:
+                continue
+            if isinstance(item, list):
+                self._places.release()
+                ended = self._take(item) or ended
+            elif item is _Pressed:
+                self._stopping = True
+                screen.stand()
+            elif isinstance(item, Receipt):
+                receipt = item
+            elif isinstance(item, HaltError):
+                if not isinstance(item, Interrupted):
+                    ended = ended or _failed(item)
+                if self._stopping:
+                    screen.note(item.message, bad=True)
+                    break
+            elif ended is None:
+                ended = _failed(HaltError("The answer ended without an end."))
+        assert ended is not None  # noqa: S101
+        if self._stopping:  # what was seen counts, also where the model was quicker than Stop
+            ended = Cancelled(ended.metrics)
+        return Outcome(screen.shown, ended, self._stopping, receipt, self._empty)
+
+    def _take(self, group: Group) -> Terminal | None:
+        for seq, event in group:
+            if is_terminal(event):
+                return event
+            # A server's own fields are no answer; those of a delta may be a picture.
+            self._empty = self._empty and isinstance(event, Extra) and not event.delta
+            if not self._stopping:
+                self._screen.show(event)
+                if not self._screen.behind:
+                    self._seen = seq
+        return None
+
+
+def _failed(fault: HaltError) -> Failed:
+    info = ErrorInfo(fault.code, fault.message, fault.retryable, fault.retry_after)
+    return Failed(info, Meter().snapshot())
+
+
+@contextlib.contextmanager
+def on_signals(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Ctrl-C goes to this handler; so does the end of the terminal or of the system."""
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def model_of(source: Source, request: ChatRequest) -> str:
+    """The model that answered, or was to; empty where that is not known."""
+    with contextlib.suppress(HaltError):
+        return source.model(request.id or "") or request.model or ""
+    return request.model or ""

@@ -1,0 +1,277 @@
+"""A conversation in the terminal, with its commands."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from halt.chat.figures import figures
+from halt.cli.answer import STOPPED, Outcome, ask, model_of, on_signals
+from halt.cli.line_editor import unread_keys
+from halt.cli.screen import Screen
+from halt.cli.source import Source
+from halt.clock import now
+from halt.core.events import Cancelled, Failed
+from halt.core.finish_reasons import ending
+from halt.core.request import ChatRequest
+from halt.errors import HaltError
+from halt.store.conversation import Exchange, exchanges_told
+
+LATE_STOP = 1.0  # seconds after an answer in which a Ctrl-C was meant for it
+
+COMMANDS = ["/clear", "/system", "/model", "/retry", "/save", "/help", "clear", "quit", "exit"]
+
+#: Commands that need no slash where they stand alone: many terminal chats know them so.
+BARE = frozenset({"clear", "quit", "exit"})
+HELP = """\
+/clear, clear   begin a new conversation
+/system TEXT    instructions for the model; without TEXT: show them
+/model NAME     let another model answer; without NAME: list the models
+/retry          ask the last question again
+/save FILE      write the conversation to FILE, as Markdown
+/help           this list
+quit, exit      leave; so does Ctrl-D
+Ctrl-C stops an answer and keeps what you saw; pressed once more, it leaves.
+Alt-Enter begins a new line. A line that begins with a space is sent as it is."""
+
+
+def new_request(exchanges: Sequence[Exchange], system: str, model: str) -> ChatRequest:
+    """What the model is asked next; its ID is that of the last exchange."""
+    return ChatRequest(
+        exchanges_told(exchanges, system),
+        id=exchanges[-1].stream_id,
+        model=model or None,
+    )
+
+
+def new_exchange(prompt: str, previous: Exchange | None = None) -> Exchange:
+    """A prompt whose answer is to come."""
+    return Exchange(prompt, secrets.token_urlsafe(16), previous=previous)
+
+
+def _leave(number: int, frame: object) -> None:
+    """What a signal does where nothing is under way that it could stop."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
+class Leave(Exception):
+    """The user has enough."""
+
+
+class Chat:
+    """A conversation at a prompt."""
+
+    def __init__(
+        self,
+        source: Source,
+        screen: Screen,
+        read: Callable[[str], str],
+        *,
+        system: str = "",
+        model: str = "",
+        metrics: bool = False,
+    ) -> None:
+        """`read` gets a line from the user, given what is to stand in it already.
+
+        It raises EOFError when there are no more, KeyboardInterrupt at Ctrl-C.
+        """
+        self._source, self._screen, self._read = source, screen, read
+        self._system, self._model, self._metrics = system, model, metrics
+        self._talk: list[Exchange] = []
+        self._unsaid = ""  # a prompt that was taken back, for the user to change
+        self._answered_at = float("-inf")
+        self._kept: int | None = None  # a signal that came when nobody listened
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/clear": self._clear,
+            "/quit": self._quit,
+            "/exit": self._quit,
+            "/system": self._tell_system,
+            "/model": self._choose_model,
+            "/retry": self._retry,
+            "/save": self._save,
+            "/help": self._help,
+        }
+
+    def run(self) -> int:
+        """Until the user leaves; the exit status."""
+        with on_signals(self._keep):
+            return self._run()
+
+    def _keep(self, number: int, frame: object) -> None:
+        """A signal between a prompt and an answer: for whichever comes next."""
+        if self._kept is not None:
+            _leave(number, frame)
+        self._kept = number
+
+    def _early(self) -> int | None:
+        number, self._kept = self._kept, None
+        return number
+
+    @contextlib.contextmanager
+    def _leaving(self) -> Iterator[None]:
+        """A signal ends what is done inside."""
+        with on_signals(_leave):
+            number = self._early()
+            if number is not None:
+                _leave(number, None)
+            yield
+
+    def _run(self) -> int:
+        self._screen.note(
+            f"You talk to {self._model or self._source.name}. /help says what you can do."
+        )
+        while True:
+            try:
+                unsaid, self._unsaid = self._unsaid, ""
+                with self._leaving():
+                    line = self._read(unsaid)
+            except EOFError:
+                return 0
+            except KeyboardInterrupt:
+                if now() - self._answered_at < LATE_STOP:
+                    self._screen.note("The answer was complete already. Ctrl-C again leaves.")
+                    self._answered_at = float("-inf")
+                    continue
+                return STOPPED
+            try:
+                self._obey(line)
+            except Leave:
+                return 0
+            except KeyboardInterrupt:
+                return STOPPED
+            except HaltError as fault:
+                self._screen.note(fault.message, bad=True)
+
+    def _obey(self, line: str) -> None:
+        said = line.strip()
+        if not said:
+            return
+        if said.lower() in BARE and not line[0].isspace():
+            said = f"/{said.lower()}"
+        elif not line.startswith("/"):
+            self._talk.append(new_exchange(said))
+            self._answer()
+            return
+        name, _, rest = said.partition(" ")
+        command = self._commands.get(name)
+        if command is None:
+            self._screen.note(f"There is no command {name}. /help lists them.", bad=True)
+        else:
+            command(rest.strip())
+
+    def _answer(self) -> None:
+        """Answer the last prompt."""
+        exchanges = self._talk
+        asked = exchanges[-1]
+        request = new_request(exchanges, self._system, self._model)
+        try:
+            with unread_keys():
+                outcome = ask(self._source, request, self._screen, self._early)
+        except KeyboardInterrupt:
+            exchanges.pop()
+            raise
+        ended = outcome.ended
+        if not isinstance(ended, Cancelled):
+            self._answered_at = now()
+        model = model_of(self._source, request)
+        if outcome.text or not isinstance(ended, Cancelled):
+            lost = not isinstance(ended, Cancelled) and not outcome.text
+            exchanges[-1] = replace(
+                asked,
+                answer=outcome.text,
+                model=model,
+                ended=ended,
+                previous=asked.previous if lost else None,
+            )
+        else:  # stopped before any text: as if it had never been asked
+            exchanges[-1:] = [asked.previous] if asked.previous else []
+            self._unsaid = "" if asked.previous else asked.prompt
+        self._say_end(outcome, model)
+
+    def _say_end(self, outcome: Outcome, model: str) -> None:
+        ended, receipt = outcome.ended, outcome.receipt
+        if fault := outcome.fault:
+            is_final = isinstance(ended, Failed) and not ended.error.retryable
+            self._screen.note(f"{fault}{'' if is_final else ' /retry asks again.'}", bad=True)
+        elif isinstance(ended, Cancelled):
+            elsewhere = outcome.note or "Stopped from elsewhere."
+            self._screen.note("Stopped." if outcome.by_user else elsewhere)
+        elif outcome.note:
+            self._screen.note(outcome.note)
+        if self._metrics:
+            told = list(figures(ended, model))
+            if receipt is not None:
+                told.insert(0, f"connection {receipt.upstream} after {receipt.elapsed_ms:.0f} ms")
+            self._screen.note(" · ".join(told))
+
+    # --- commands ---------------------------------------------------------------------------------
+
+    def _quit(self, rest: str) -> None:
+        raise Leave
+
+    def _clear(self, rest: str) -> None:
+        self._talk.clear()
+        self._screen.note("A new conversation.")
+
+    def _tell_system(self, rest: str) -> None:
+        if rest:
+            self._system = rest
+        self._screen.note(self._system or "The model has no instructions.")
+
+    def _choose_model(self, rest: str) -> None:
+        if rest:
+            self._model = rest
+            self._screen.note(f"The next answers come from {rest}.")
+            return
+        with self._leaving():
+            names = self._source.models()
+        for name in names:
+            self._screen.note(f"{'*' if name == self._model else ' '} {name}")
+
+    def _retry(self, rest: str) -> None:
+        if not self._talk:
+            self._screen.note("There is nothing to answer again.", bad=True)
+            return
+        last = self._talk[-1]
+        self._talk[-1] = new_exchange(last.prompt, last.best())
+        self._answer()
+
+    def _save(self, rest: str) -> None:
+        if not rest:
+            self._screen.note("Name a file: /save FILE", bad=True)
+            return
+        try:
+            path = Path(rest).expanduser()
+            with path.open("x", encoding="utf-8") as file:
+                file.write(as_markdown(self._talk, self._system))
+        except FileExistsError:
+            self._screen.note(f"{path} exists already; name another file.", bad=True)
+        except (OSError, RuntimeError, ValueError) as exc:
+            self._screen.note(f"{rest} cannot be written: {exc}.", bad=True)
+        else:
+            self._screen.note(f"Saved to {path}.")
+
+    def _help(self, rest: str) -> None:
+        self._screen.note(HELP)
+
+
+def as_markdown(exchanges: Iterable[Exchange], system: str) -> str:
+    """The conversation as a Markdown document."""
+    parts = [f"> System: {line}" for line in system.splitlines()]
+    for exchange in exchanges:
+        best = exchange.best()
+        parts.append(f"## You\n\n{exchange.prompt}")
+        parts.append(f"## {best.model or 'Answer'}\n\n{best.answer}".rstrip())
+        if isinstance(best.ended, Cancelled):
+            parts.append("*Stopped here.*")
+        elif isinstance(best.ended, Failed):
+            parts.append(f"*Broke off here: {best.ended.error.message}*")
+        elif best.ended is not None and (note := ending(best.ended.finish_reason)):
+            parts.append(f"*{note}*")
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,53 @@
+"""One question through a pipe, and its answer as plain text."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TextIO
+
+from halt.chat.figures import figures
+from halt.cli.answer import STOPPED, ask, model_of
+from halt.cli.chat import new_exchange, new_request
+from halt.cli.screen import PlainScreen
+from halt.cli.source import Source
+from halt.core.events import Cancelled, Failed
+from halt.core.request import ChatRequest
+from halt.errors import HaltError, RequestError
+
+
+def read_question(file: TextIO, longest: int) -> str:
+    """The question that comes through a pipe. Raises RequestError."""
+    said = file.read(longest + 1).strip()
+    if not said:
+        raise RequestError("There is no question on the standard input.")
+    if len(said) > longest:
+        raise RequestError(f"The question is longer than {longest:,} characters.")
+    return said
+
+
+def one_question(prompt: str, system: str, model: str) -> ChatRequest:
+    """A question that nothing came before."""
+    return new_request([new_exchange(prompt)], system, model)
+
+
+def answer_pipe(
+    source: Source, request: ChatRequest, out: TextIO, err: TextIO, *, metrics: bool, slow: bool
+) -> int:
+    """Print the answer as plain text; the exit status."""
+    screen = PlainScreen(out, err, quiet=True, typewriter=slow)
+    try:
+        outcome = ask(source, request, screen)
+    except KeyboardInterrupt:
+        return STOPPED
+    except BrokenPipeError:  # nobody reads on, as behind `| head`
+        with contextlib.suppress(HaltError):
+            source.stop(request.id or "", 0)
+        raise
+    ended, fault = outcome.ended, outcome.fault
+    if fault or outcome.note:
+        screen.note(fault or outcome.note, bad=bool(fault))
+    if metrics:
+        screen.note(" · ".join(figures(ended, model_of(source, request))))
+    if isinstance(ended, Cancelled):
+        return STOPPED
+    return 1 if fault or isinstance(ended, Failed) else 0
