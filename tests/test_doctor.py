@@ -14,8 +14,8 @@ import pytest
 import trustme
 
 from halt.app import create_app
-from halt.cli.doctor.checks import Report
 from halt.cli.doctor.proxy_checks import misjudged, websocket
+from halt.cli.doctor.report import Report
 from halt.cli.source import Remote
 from halt.config.proxies import Seen
 from halt.config.settings import load
@@ -289,7 +289,7 @@ def test_a_model_that_writes_on_is_a_warning(
     model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is looked at for a limited time, and the finding says for how long."""
-    monkeypatch.setattr("halt.cli.doctor.checks.WATCHED_AFTER_STOP", 0.3)
+    monkeypatch.setattr("halt.cli.doctor.stop.WATCHED_AFTER_STOP", 0.3)
     model_server.work["/metrics"] = fake_work.metrics
     model_server.works_on = 60.0
     status, text = model_stop(model_server)
@@ -305,7 +305,7 @@ def test_nothing_is_claimed_of_a_server_that_works_for_others(
     model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests of others are counted as well, so the doctor does not tell them from its own."""
-    monkeypatch.setattr("halt.cli.doctor.checks.SETTLES_WITHIN", 0.2)
+    monkeypatch.setattr("halt.cli.doctor.stop.SETTLES_WITHIN", 0.2)
     model_server.work["/slots"] = fake_work.slots
     model_server.others = 2
     status, text = model_stop(model_server)
@@ -317,7 +317,7 @@ def test_others_that_come_after_the_stop_are_not_taken_for_the_own_answer(
     model_server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than one request after the Stop: another client has come, and nothing is claimed."""
-    monkeypatch.setattr("halt.cli.doctor.checks.WATCHED_AFTER_STOP", 0.2)
+    monkeypatch.setattr("halt.cli.doctor.stop.WATCHED_AFTER_STOP", 0.2)
 
     def answer(in_work: int) -> tuple[int, str, bytes]:
         stopped = any(each.closed.is_set() for each in model_server.requests)

@@ -232,16 +232,16 @@ def doctor(url: str | None, token: str | None, timeout: float, as_json: bool) ->
 
     URL is the public address of a running Halt. Asks for a few short answers.
     """
-    from halt.cli.doctor import checks as work  # noqa: PLC0415
-    from halt.cli.doctor import proxy  # noqa: PLC0415
+    from halt.cli.doctor import proxy, upstream  # noqa: PLC0415
+    from halt.cli.doctor.report import Report  # noqa: PLC0415
 
     logging.basicConfig(level="CRITICAL")  # every fault becomes a finding
     config, make = _settings()
-    report = work.Report(None if as_json else click.echo)
+    report = Report(None if as_json else click.echo)
     if url is None or config.has_provider:
         try:
             with _with_model(config) as told:
-                work.examine(report, told, make, timeout)
+                upstream.examine(report, told, make, timeout)
         except click.ClickException as fault:
             report.fail("model", fault.message, "See above.")
     if url is not None:

@@ -19,7 +19,9 @@ import httpx2
 import msgspec
 
 from halt import VERSION
-from halt.cli.doctor.checks import LONG, Report, milliseconds
+from halt.cli.doctor.answers import LONG
+from halt.cli.doctor.connection import destination
+from halt.cli.doctor.report import Report, milliseconds
 from halt.cli.source import ANSWER_WITHIN, Frames, Remote
 from halt.clock import now
 from halt.config.proxies import INSPECT, Seen
@@ -59,11 +61,9 @@ HANDSHAKE = {
 @contextlib.contextmanager
 def _connected(remote: Remote, connect_timeout: float) -> Iterator[socket.socket]:
     """A connection of our own to the address. Raises OSError."""
-    url = urlsplit(remote.url)
-    host = url.hostname or ""
-    port = url.port or (443 if url.scheme == "https" else 80)
+    host, port, is_tls = destination(remote.url)
     sock = socket.create_connection((host, port), timeout=connect_timeout)
-    if url.scheme == "https":
+    if is_tls:
         sock = httpx2.create_ssl_context().wrap_socket(sock, server_hostname=host)
     with sock:
         sock.settimeout(ANSWER_WITHIN)

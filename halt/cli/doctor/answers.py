@@ -1,0 +1,155 @@
+"""Looks at the answers of a model: whether they come, how, and with what.
+
+They are asked for through the same core as everybody's, so what is found is what users get.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from halt.cli.doctor.report import Report
+from halt.core.events import (
+    Cancelled,
+    Content,
+    Done,
+    Event,
+    Failed,
+    Reasoning,
+    Terminal,
+    ToolCallDelta,
+    is_terminal,
+)
+from halt.core.metrics import Metrics
+from halt.core.request import ChatRequest, Message, ToolSpec
+from halt.core.run import Run
+from halt.core.service import Generations
+
+SHORT, LONG = "Count from 1 to 20.", "Count from 1 to 500, one number a line."
+#: Fewer pieces than this say nothing about how they were sent on.
+PIECES_MIN = 8
+#: Pieces that came together, on average, from which on something gathers them.
+GATHERED = 5
+
+
+@contextlib.contextmanager
+def watched(generations: Generations, request: ChatRequest) -> Iterator[tuple[Run, Watch]]:
+    """An answer that somebody follows; stopped at the end, if it is not over."""
+    run = generations.start(request)
+    viewer = generations.readers.view(run)
+    groups = run.follow(0, viewer)
+    watch = Watch(groups)
+    try:
+        yield run, watch
+    finally:
+        generations.stop(run.id, None)
+        for _ in groups:  # what is left, so that its connection is let go of
+            pass
+        generations.readers.unview(run, viewer)
+
+
+class Watch:
+    """What is seen of an answer."""
+
+    def __init__(self, groups: Iterator[list[tuple[int, Event]]]) -> None:
+        self._groups = groups
+        self.reads = 0  # groups that brought something
+        self.began = False
+        self.ended: Terminal | None = None
+
+    def until_begun(self) -> None:
+        """Read until the model has said something, or the answer is over."""
+        while not self.began and self.ended is None:
+            self.next()
+
+    def to_end(self) -> Terminal:
+        """Read until it is over."""
+        while self.ended is None:
+            self.next()
+        return self.ended
+
+    def next(self) -> None:
+        """Read what comes next."""
+        for _, event in next(self._groups):
+            if is_terminal(event):
+                self.ended = event
+            elif isinstance(event, (Content, Reasoning, ToolCallDelta)):
+                self.began = True
+                self.reads += 1
+
+
+def ask(prompt: str) -> ChatRequest:
+    """A question by itself."""
+    return ChatRequest([Message("user", prompt)])
+
+
+def answer(report: Report, generations: Generations) -> bool:
+    """Ask for a short answer and see how it comes."""
+    with watched(generations, ask(SHORT)) as (_, watch):
+        ended = watch.to_end()
+    if isinstance(ended, Failed):
+        report.fail("answer", ended.error.message, report.remedy(ended.error.code))
+        return False
+    figures = ended.metrics
+    if not figures.chunks:
+        report.fail("answer", "it is empty.", "Look at the model's server; try another model.")
+        return False
+    rate = figures.tokens_per_second
+    pace = f", {rate:.0f} tokens/s" if rate else ""
+    model = generations.upstream.known_model
+    first = f"first token after {figures.ttft_ms or 0:.0f} ms{pace}"
+    report.ok("answer", f"{model}: {first}" if model else first)
+    _streaming(report, figures, watch.reads)
+    if isinstance(ended, Done) and ended.usage:
+        report.ok("usage", f"reported: {figures.tokens} tokens")
+    else:
+        report.warn(
+            "usage",
+            "the server reports no usage, so token counts are estimated.",
+            "Nothing need be done; newer servers know stream_options.include_usage.",
+        )
+    return True
+
+
+def _streaming(report: Report, figures: Metrics, reads: int) -> None:
+    pieces = figures.chunks
+    if pieces == 1:
+        report.warn(
+            "streaming",
+            "the server does not stream: the whole answer came in 1 piece.",
+            "Turn streaming on in the model's server or in the gateway before it, so that words "
+            "are shown as they are written; a small answer may also be so short.",
+        )
+    elif pieces < PIECES_MIN:
+        report.warn(
+            "streaming",
+            f"the whole answer came in {pieces} pieces.",
+            "Turn streaming on in the model's server; a small answer may also be so short.",
+        )
+    elif pieces / max(1, reads) >= GATHERED:
+        report.warn(
+            "streaming",
+            f"{pieces} pieces came in {reads} lumps: something between gathers them.",
+            "Turn buffering off in the proxy before the model (nginx: `proxy_buffering off;`).",
+        )
+    else:
+        gap = figures.gap_p50_ms or 0.0
+        report.ok("streaming", f"{pieces} pieces, one by one, {gap:.0f} ms apart")
+
+
+def extras(report: Report, generations: Generations) -> None:
+    """Whether the model's server takes tools and reasoning; nobody is worse off where not."""
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tool = ToolSpec.of_function("weather", "The weather in a city.", parameters)
+    asked = [Message("user", SHORT)]
+    for name, setting, request in (
+        ("tools", "tools", ChatRequest(asked, tools=[tool])),
+        ("reasoning", "reasoning_effort", ChatRequest(asked, reasoning_effort="low")),
+    ):
+        with watched(generations, request) as (_, watch):
+            watch.until_begun()
+        if isinstance(watch.ended, Failed):
+            message = watch.ended.error.message
+            report.warn(name, message, f"Ask without `{setting}`, or another model.")
+        elif not isinstance(watch.ended, Cancelled):
+            report.ok(name, f"`{setting}` is accepted")

@@ -1,0 +1,84 @@
+"""Looks at the key and at the list of models of a provider."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from halt.cli.doctor.report import Report, milliseconds
+from halt.cli.source import ANSWER_WITHIN
+from halt.clock import now
+from halt.config.providers import ProviderSettings
+from halt.core.connection import limited
+from halt.core.service import Generations
+from halt.errors import HaltError
+from halt.providers.base import WHOLE
+
+
+def models(report: Report, provider: ProviderSettings, generations: Generations) -> bool:
+    """Look at the key and the list of models; whether an answer can be asked for."""
+    upstream = generations.upstream
+    model = upstream.known_model
+    began = now()
+    try:
+        with limited(min(ANSWER_WITHIN, generations.config.first_byte_timeout)) as line:
+            if provider.models:  # named in the settings, and perhaps listed nowhere else
+                upstream.check(line)
+            names = upstream.models(line)
+    except HaltError as error:
+        if line.interrupted:
+            remedy = report.remedy("first_byte_timeout")
+            report.fail("models", "no answer to the list of models.", remedy)
+            return False
+        return _no_list(report, provider, model, error)
+    report.is_listed = True
+    report.ok("key", "none is needed" if provider.key == "none" else "accepted")
+    spent = milliseconds(now() - began)
+    if not names and model:
+        remedy = f"Nothing need be done, as long as {report.names['model']} is right."
+        report.warn("models", "the server's list is empty.", remedy)
+    elif not names:
+        report.fail("models", "the server offers none.", "Load a model there.")
+        return False
+    elif model and model not in names:
+        report.warn(
+            "models",
+            f"{model} is not among the {len(names)} of the list.",
+            f"Set {report.names['model']} to one of them, for example {names[0]}.",
+        )
+    else:
+        report.ok("models", f"{len(names)} ({spent}){f'; {model} answers' if model else ''}")
+    return True
+
+
+#: Faults of a list that stand for the whole server: an answer is not asked for.
+_FINAL = frozenset({"unauthorized", "no_model"})
+_UNREACHED = (
+    "upstream_refused",
+    "upstream_dns",
+    "upstream_tls",
+    "upstream_no_tls",
+    "upstream_connect",
+    "upstream_unreachable",
+)
+
+
+def _no_list(report: Report, provider: ProviderSettings, model: str, error: HaltError) -> bool:
+    """Say why there is no list of models; whether an answer can be asked for all the same."""
+    name = "key" if error.code in {"unauthorized", "forbidden"} else "models"
+    setting = report.names["model"]
+    if model and error.code not in _FINAL and not error.code.startswith(_UNREACHED):
+        text = error.message
+        if error.code == "endpoint_not_found":
+            text = "the server has no list of models."
+        remedy = f"Nothing need be done, as long as {setting} is right: {model} is asked."
+        report.warn(name, text, remedy)
+        return True
+    if error.code == "endpoint_not_found":
+        is_whole = provider.kind != "openai" or WHOLE.search(urlsplit(provider.base_url).path)
+        remedy = f"Set {setting} to a model that the server has."
+        if not is_whole:
+            remedy = f"{report.remedy(error.code)} If it does: {remedy.lower()}"
+        report.fail(name, error.message, remedy)
+    else:
+        report.fault(name, error)
+    return False

@@ -1,0 +1,65 @@
+"""Looks at what a Stop does: to the connection, and to the model's server."""
+
+from __future__ import annotations
+
+from halt.cli.doctor.answers import LONG, ask, watched
+from halt.cli.doctor.report import Report, milliseconds
+from halt.cli.doctor.server_load import ServerLoad
+from halt.core.events import Failed
+from halt.core.service import Generations
+
+SLOW_STOP = 1000.0  # milliseconds
+SETTLES_WITHIN = 1.0  # seconds for a server to be idle after an answer that was read to its end
+WATCHED_AFTER_STOP = 5.0  # seconds that the model's server is looked at after a Stop
+
+
+def stop(report: Report, generations: Generations, load: ServerLoad) -> None:
+    """Stop an answer in the middle; see what becomes of the connection, and of the model."""
+    before = load.wait_idle(SETTLES_WITHIN).left
+    with watched(generations, ask(LONG)) as (run, watch):
+        watch.until_begun()
+        if isinstance(watch.ended, Failed):
+            report.fail("stop", watch.ended.error.message, "Try again.")
+            return
+        during = None if before is None else load.count()
+        receipt = generations.stop(run.id, None)
+    spent = f"{receipt.elapsed_ms:.0f} ms"
+    if receipt.status == "finished":
+        remedy = "Try again; where a server does not stream, an answer is over when it comes."
+        report.warn("stop", "the answer was over before Stop could be pressed.", remedy)
+    elif receipt.upstream == "closed":
+        report.ok("stop", f"the connection to the model was closed after {spent}")
+        _after_stop(report, load, before, during)
+    else:
+        report.fail(
+            "stop",
+            f"the connection to the model is still {receipt.upstream} after {spent}.",
+            "Report this with the name of the model's server.",
+        )
+
+
+def _after_stop(report: Report, load: ServerLoad, before: int | None, during: int | None) -> None:
+    """See when the model's server is idle, where it says what it works on.
+
+    `before` and `during` are the requests in work before the answer and while it was written.
+    """
+    name = "model stop"
+    remedy = "See docs/stop.md: what is known of this server, and of proxies before it."
+    if (before, during) == (0, 1):
+        left, busy, over = load.wait_idle(WATCHED_AFTER_STOP)
+    else:
+        left, busy, over = None, 0.0, 0.0
+    if any(known and known > most for known, most in ((before, 0), (during, 1), (left, 1))):
+        text = f"not known: the server works on other requests at the same time ({load.source})"
+        report.ok(name, text)
+    elif left is None:
+        report.ok(name, "not known: this server does not say what it works on (docs/stop.md)")
+    elif left:
+        text = f"the model writes on: {over:.1f} s after Stop the server still works on a request"
+        report.warn(name, f"{text} ({load.source}).", remedy)
+    elif over * 1000 > SLOW_STOP:
+        text = f"the model stopped {busy:.1f} to {over:.1f} s after Stop ({load.source})."
+        report.warn(name, text, remedy)
+    else:
+        text = f"the model had stopped {milliseconds(over)} after Stop ({load.source})"
+        report.ok(name, text)

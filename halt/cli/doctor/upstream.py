@@ -1,0 +1,96 @@
+"""Looks at the way to the model, one check after the other, for each provider of the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from halt.cli.doctor.answers import answer, extras
+from halt.cli.doctor.connection import reach
+from halt.cli.doctor.models import models
+from halt.cli.doctor.report import ENVIRONMENT, Report
+from halt.cli.doctor.server_load import ServerLoad
+from halt.cli.doctor.stop import stop
+from halt.config import open_files
+from halt.config.providers import ProviderSettings, setup
+from halt.config.settings import Config
+from halt.core.service import Generations
+from halt.providers.exchange import public_address
+from halt.providers.openai import ENDPOINT
+
+Make = Callable[[Config, str], Generations]
+
+
+def _names(config: Config, provider: ProviderSettings) -> Mapping[str, str]:
+    if not config.config_file:
+        return ENVIRONMENT[provider.kind]
+    table = f"[providers.{provider.name}]"
+    return {
+        "address": f"{'endpoint' if provider.kind == 'azure' else 'base_url'} of {table}",
+        "key": f"the variable that key_env of {table} names",
+        "model": f"default, or models of {table},",
+    }
+
+
+def examine(report: Report, config: Config, make: Make, timeout: float) -> None:
+    """Look at each provider of these settings; `timeout` is for silence, in seconds.
+
+    `make` makes generations for settings, of the provider that it is given by name.
+    """
+    config = replace(
+        config,
+        retries=0,
+        first_byte_timeout=min(timeout, config.first_byte_timeout),
+        gap_timeout=min(timeout, config.gap_timeout),
+    )
+    _open_files(report, config.max_streams)
+    providers = setup(config).providers
+    for provider in providers:
+        report.part = f"{provider.name}: " if len(providers) > 1 else ""
+        report.names = _names(config, provider)
+        report.is_listed = False
+        _examine(report, config, provider, make)
+    report.part = ""
+
+
+def _examine(report: Report, config: Config, provider: ProviderSettings, make: Make) -> None:
+    if not _reach(report, provider):
+        return
+    generations = make(config, provider.name)
+    try:
+        if not models(report, provider, generations):
+            return
+        if not answer(report, generations):
+            return
+        load = ServerLoad(provider, generations.upstream.known_model)
+        try:
+            stop(report, generations, load)
+        finally:
+            load.close()
+        extras(report, generations)
+    finally:
+        generations.close()
+
+
+def _open_files(report: Report, streams: int) -> None:
+    """Whether the system lets the server have as many as its streams take."""
+    allowed, needed = open_files.allowed(), open_files.needed(streams)
+    text = f"{allowed:,} allowed, {needed:,} needed for {streams} streams"
+    if allowed >= needed:
+        report.ok("open files", text)
+    else:
+        remedy = "Raise the limit (ulimit -Hn; LimitNOFILE= of systemd), or lower HALT_MAX_STREAMS."
+        report.warn("open files", f"{text}.", remedy)
+
+
+def _reach(report: Report, provider: ProviderSettings) -> bool:
+    """Look at the address itself and at the connection to it."""
+    cut = ENDPOINT.sub("", provider.base_url)
+    if provider.kind == "openai" and cut != provider.base_url:
+        report.warn(
+            "address",
+            f"{provider.base_url.removeprefix(cut)} is the path of a request, which Halt puts "
+            "behind the address by itself.",
+            f"Cut it off: set {report.names['address']} to {public_address(cut)}.",
+        )
+    return reach(report, provider.base_url, provider.connect_timeout, report.names["address"])
