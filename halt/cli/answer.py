@@ -85,17 +85,15 @@ def ask(
     Called by the main thread. `early` gives a signal that came before this one listened to them.
     Faults of every kind are an Outcome that has failed.
     """
-    assert request.id is not None  # noqa: S101
-    return Asking(source, request, request.id, screen).run(early)
+    return Asking(source, request, screen).run(early)
 
 
 class Asking:
     """One answer that is being read, shown and perhaps stopped."""
 
-    def __init__(
-        self, source: Source, request: ChatRequest, stream_id: str, screen: Screen
-    ) -> None:
-        self._source, self._request, self._id, self._screen = source, request, stream_id, screen
+    def __init__(self, source: Source, request: ChatRequest, screen: Screen) -> None:
+        assert request.id is not None  # noqa: S101
+        self._source, self._request, self._id, self._screen = source, request, request.id, screen
         # SimpleQueue, because a signal's handler may put into it at any moment.
         self._inbox: queue.SimpleQueue[
             Group | Receipt | HaltError | type[_Pressed] | type[_End]

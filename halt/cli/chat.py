@@ -60,10 +60,6 @@ def _leave(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-class Leave(Exception):
-    """The user has enough."""
-
-
 class Chat:
     """A conversation at a prompt."""
 
@@ -141,7 +137,7 @@ class Chat:
                 return STOPPED
             try:
                 self._obey(line)
-            except Leave:
+            except EOFError:
                 return 0
             except KeyboardInterrupt:
                 return STOPPED
@@ -213,7 +209,7 @@ class Chat:
     # --- commands ---------------------------------------------------------------------------------
 
     def _quit(self, rest: str) -> None:
-        raise Leave
+        raise EOFError
 
     def _clear(self, rest: str) -> None:
         self._talk.clear()

@@ -182,9 +182,10 @@ def _source(
                 raise click.ClickException("This is not the access token.")
         return remote, ""
     config = stack.enter_context(_with_model(config))
-    local = Local(config, make(config))
-    stack.callback(local.close)
-    return local, config.told_system_prompt(model or local.default_model)
+    generations = make(config)
+    stack.callback(generations.close)
+    told = config.told_system_prompt(model or generations.upstream.known_model)
+    return Local(config, generations), told
 
 
 def _screen(*, plain: bool, slow: bool) -> Screen:

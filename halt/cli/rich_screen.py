@@ -7,14 +7,12 @@ long answer neither flickers nor moves what was read already.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markdown import Heading, Markdown
-from rich.segment import Segment
+from rich.segment import SegmentLines
 from rich.text import Text
 
 from halt.cli.screen import WAS_THOUGHT, Screen, clean, seconds
@@ -62,19 +60,6 @@ class _Block(Markdown):
         super().__init__("", code_theme=CODE_THEME, hyperlinks=False)
         self.markup = source
         self.parsed = self.parser.parse(source)
-
-
-class _Lines:
-    """Lines that were rendered already."""
-
-    def __init__(self, lines: list[list[Segment]]) -> None:
-        self._lines = lines
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        for number, line in enumerate(self._lines):
-            if number:
-                yield Segment.line()
-            yield from line
 
 
 class RichScreen(Screen):
@@ -192,7 +177,7 @@ class RichScreen(Screen):
             self._console.print(_Block(source))
             self._printed = True
 
-    def _tail(self) -> _Lines:
+    def _tail(self) -> SegmentLines:
         self._silence_drawn = silence = self._silence()
         waits = f"… {silence} (Ctrl-C stops it)" if silence else ""
         if self._thinks_since is not None:
@@ -207,15 +192,15 @@ class RichScreen(Screen):
             return self._fitting(_Block(source) if whole else Text(source[-TAIL_MAX:]), room, waits)
         return self._fitting(Text("" if waits else self._status, style="dim"), 1, waits)
 
-    def _fitting(self, drawn: _Block | Text, room: int, below: str = "") -> _Lines:
+    def _fitting(self, drawn: _Block | Text, room: int, below: str = "") -> SegmentLines:
         """The last lines of it that fit, and a line below them."""
         lines = self._console.render_lines(drawn, pad=False)
         while lines and not any(segment.text.strip() for segment in lines[-1]):
             lines.pop()
         lines = lines[-room:]
-        if self._printed and len(lines) < room:
+        if self._printed and len(lines) < room and (lines or below):
             lines.insert(0, [])
         if below:
             last = Text(below, style="dim", no_wrap=True, overflow="ellipsis")
             lines += self._console.render_lines(last, pad=False)
-        return _Lines(lines)
+        return SegmentLines(lines, new_lines=True)

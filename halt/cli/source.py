@@ -82,11 +82,6 @@ class Local:
             return f"{model} at {providers[0].base_url}"
         return f"{model}, at {', '.join(each.name for each in providers)}"
 
-    @property
-    def default_model(self) -> str:
-        """The model that answers where none is named, empty where it is not known yet."""
-        return self._generations.upstream.known_model
-
     def start(self, request: ChatRequest) -> Iterator[Group]:
         run = self._generations.start(request)
         viewer = self._generations.readers.view(run)
@@ -173,7 +168,7 @@ class Remote:
     """A Halt at an address."""
 
     def __init__(self, url: str, token: str = "", connect_timeout: float = 5.0) -> None:
-        """Raises RemoteError where the address is none."""
+        """`token` may be empty. Raises RemoteError where the address is none."""
         try:
             parts = urlsplit(url)
             valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -199,17 +194,6 @@ class Remote:
     @property
     def name(self) -> str:
         return f"Halt at {self.url}"
-
-    @property
-    def token(self) -> str:
-        """The access token, empty for none."""
-        return self._client.headers.get("Authorization", "").removeprefix("Bearer ")
-
-    @token.setter
-    def token(self, token: str) -> None:
-        self._client.headers.pop("Authorization", None)
-        if token:
-            self._client.headers["Authorization"] = f"Bearer {token}"
 
     def start(self, request: ChatRequest) -> Iterator[Group]:
         self._line = line = Line()
@@ -308,6 +292,8 @@ class Remote:
     ) -> httpx2.Response:
         """Send a request and read the answer's head. Raises RemoteError, for a refusal too."""
         more = {} if body is None else {"Content-Type": "application/json"}
+        if self.token:
+            more["Authorization"] = f"Bearer {self.token}"
         more |= headers or {}
         try:
             request = self._client.build_request(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -265,25 +266,20 @@ def _event(item: Item) -> Event:
     return item[1]
 
 
+@dataclass
 class Callbacks:
     """What a program wants to be told of one generation, in a thread that follows it.
 
     One that raises is reported once, with its traceback, and called again: it ends nothing.
     """
 
-    def __init__(
-        self,
-        on_token: Callable[[str], object] | None,
-        on_complete: Callable[[Result], object] | None,
-        on_error: Callable[[HaltError], object] | None,
-    ) -> None:
-        self._on_token = on_token
-        self._on_complete = on_complete
-        self._on_error = on_error
-        self._reported: set[str] = set()
+    on_token: Callable[[str], object] | None
+    on_complete: Callable[[Result], object] | None
+    on_error: Callable[[HaltError], object] | None
+    _reported: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
-        return any((self._on_token, self._on_complete, self._on_error))
+        return any((self.on_token, self.on_complete, self.on_error))
 
     def follow(self, run: Run, followers: Followers) -> None:
         """Call them as the run goes on. Raises AtCapacity."""
@@ -295,11 +291,11 @@ class Callbacks:
             for events in run.follow(0, viewer):
                 for _, event in events:
                     if isinstance(event, Content | ReasoningEnd):
-                        self._call(run, "on_token", self._on_token, event.content)
+                        self._call(run, "on_token", self.on_token, event.content)
                     elif is_terminal(event):
-                        self._call(run, "on_complete", self._on_complete, outcome(run))
+                        self._call(run, "on_complete", self.on_complete, outcome(run))
         except (GenerationError, OffsetLost) as fault:
-            self._call(run, "on_error", self._on_error, fault)
+            self._call(run, "on_error", self.on_error, fault)
 
     def _call(
         self, run: Run, name: str, callback: Callable[[Any], object] | None, value: object

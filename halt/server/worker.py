@@ -35,11 +35,10 @@ from functools import partial
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any
 
-from gunicorn.workers.gthread import TConn, ThreadWorker
-
 from halt.config import open_files
+from halt.server.refusals import FILES_SHORT, SAID_EVERY, TOO_MANY, TOO_SLOW, FewRefusals
 from halt.server.request_buffer import Kind, RequestBuffer
-from halt.server.thread_pools import ThreadPools
+from halt.server.request_threads import Connection, RequestThreads
 from halt.web.client_socket import SILENCE_MAX, ClientSocket, until
 
 #: Seconds that a leaving worker gives clients to take their last answers, to close, and to send a
@@ -58,73 +57,23 @@ INCOMING_MAX = 67_108_864  # bytes of requests that have not come as a whole
 QUEUED_MAX = 67_108_864  # bytes of large requests that wait for a thread
 UNSENT_MAX = 67_108_864  # bytes of responses that clients have not taken
 
-SAID_EVERY = 60.0  # seconds between two lines of the log that say so
-REFUSALS_SAID = 10  # lines on malformed requests in that time
 FULL_PAUSE = 0.1  # seconds without new connections where no file is left, and none can be closed
 ROOM = 8  # waiting connections that are closed at once where files run short
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-
-def _refusal(status: str, code: str, message: str) -> bytes:
-    """A response that the main loop sends."""
-    body = b'{"error":{"code":"%b","message":"%b","retryable":true}}\n' % (
-        code.encode(),
-        message.encode(),
-    )
-    later = "Retry-After: 2\r\n" if status.startswith("503") else ""
-    return (
-        f"HTTP/1.1 {status}\r\nConnection: close\r\n{later}Content-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
-
-
-TOO_SLOW = _refusal("408 Request Timeout", "too_slow", "The request came too slowly.")
-TOO_MANY = _refusal(
-    "503 Service Unavailable",
-    "at_capacity",
-    "Too many large requests wait. Try again in a few seconds.",
-)
-FILES_SHORT = _refusal(
-    "503 Service Unavailable",
-    "at_capacity",
-    "The server has no open file left for this. Try again in a few seconds.",
-)
 #: What is served also where open files run short.
 _ALWAYS = frozenset({Kind.STOP, Kind.HEALTH})
 #: Faults of `accept` that are the listening socket's, not those of one connection.
 _BROKEN_LISTENER = frozenset({errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP})
 _NO_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
+Step = Callable[[Connection, ClientSocket], None]
+
 logger = logging.getLogger(__name__)
 
 
-class Connection(TConn):  # type: ignore[misc]  # gunicorn has no types
-    """One client's connection. Its request is served by one thread, all else is the main loop's."""
-
-    def __init__(
-        self, cfg: Any, sock: ClientSocket, client: Any, server: Any, body_max: int
-    ) -> None:
-        super().__init__(cfg, sock, client, server)
-        self.data_ready = True  # when a thread has it
-        self.incoming = RequestBuffer(body_max)
-        self.kind = Kind.STREAM  # of the request that is being served
-        self.began = self.timeout = 0.0  # when the request began; when this state ends
-        self.received = 0  # bytes of the request; then those of the response that were taken
-        self.reads = 0  # of the request
-        self.is_taken = False  # a thread has the request
-        self.is_whole = False  # all of the request had come before a thread got it
-        self.was_served = False
-        self.is_kept = False  # for a further request
-        self.lingers = False  # its client has its last answer, and has to close
-        self.said_continue = False
-        self.progress_at = 0.0  # when the client has last taken something
-
-
-Step = Callable[[Connection, ClientSocket], None]
-
-
-class Worker(ThreadWorker):  # type: ignore[misc]
+class Worker(RequestThreads):
     """See the module."""
 
     leave_by = 0.0  # when a leaving worker has waited for its clients; 0 while it stays
@@ -147,23 +96,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         #: From here on no waiting connection was left to be closed, and Stop alone is served.
         self.stops_alone = self.number_max + ACCEPTS
         self.log.error_log.addFilter(FewRefusals())
-        #: Whether the main loop can read requests.
-        self.reads_requests = not (self.cfg.is_ssl or self.cfg.proxy_protocol != "off")
         super().init_process()
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
         #: Bytes of a request's body.
         self.body_max = self.wsgi.extensions["halt"].config.max_body_bytes
-
-    def get_thread_pool(self) -> ThreadPools:
-        return ThreadPools(self.cfg.threads)
-
-    def notify(self) -> None:
-        """In each turn of the main loop, at least once a second."""
-        super().notify()
-        if self.tpool is not None:
-            self.tpool.grow()
 
     def set_accept_enabled(self, enabled: bool) -> None:
         super().set_accept_enabled(enabled and time.monotonic() >= self.full_until)
@@ -245,15 +183,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             step(conn, client)
         except Exception:
             logger.exception("a connection is closed")
-            if conn in self.waiting:
+            if conn in self.waiting or conn in self.unsent:
                 self._drop(conn)
-            elif conn in self.unsent:
-                self._give_up(conn)
 
     def _arrives(self, conn: Connection, client: ClientSocket) -> None:
         if conn not in self.waiting:  # dropped in this turn, for want of room
             return
-        if not self.reads_requests:
+        if not (self.reads_requests or conn.lingers):
             self._serve(conn)
             return
         try:
@@ -262,6 +198,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             return
         except OSError:
             data = b""
+        if conn.lingers and data:
+            return
         if not data:  # it has closed
             if conn.incoming:  # a thread finds that the request has no end, and says so
                 self._serve(conn)
@@ -316,11 +254,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.poller.unregister(conn.sock)
 
     def _drop(self, conn: Connection) -> None:
-        """Close a connection that waits."""
-        self._release(conn)
-        self._close(conn)
-
-    def _close(self, conn: Connection) -> None:
+        """Close a connection, also one that waits or has not taken its response."""
+        if conn in self.waiting:
+            self._release(conn)
+        elif conn in self.unsent:
+            del self.unsent[conn]
+            self._unregister(conn)
         self.nr_conns -= 1
         conn.close()
 
@@ -346,7 +285,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def _refuse(self, conn: Connection, answer: bytes) -> None:
         with contextlib.suppress(OSError):  # it has left
             conn.sock.send_some(memoryview(answer))
-        self._close(conn)
+        self._drop(conn)
 
     def _may_queue(self, conn: Connection) -> bool:
         """Whether there is room for a large request among those that wait for a thread."""
@@ -357,60 +296,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.queued.pop()
         return False
 
-    def handle(self, conn: Connection) -> Any:
-        """By a thread: serve the request."""
-        if self.reads_requests:
-            conn.sock.setblocking(True)
-            conn.init()
-            conn.is_whole = conn.incoming.is_whole
-            taken, behind = conn.incoming.take(), b""
-            conn.is_taken = True
-            if conn.kind is Kind.SOCKET:
-                behind = conn.incoming.behind
-            conn.sock.give(taken, is_all=conn.kind is not Kind.UPLOAD, behind=behind)
-            if conn.kind is Kind.UPLOAD:
-                conn.sock.begin_body(len(taken))
-        try:
-            return super().handle(conn)
-        finally:
-            if conn.kind is Kind.UPLOAD:
-                conn.sock.end_body()
-
-    def handle_request(self, req: Any, conn: Connection) -> Any:
-        if conn.said_continue or conn.is_whole:
-            # It would be said once more, or for nothing: by a thread, which waits for the client.
-            req._expected_100_continue = False
-        if self.reads_requests and not conn.is_whole:
-            req.force_close()  # and said so: gunicorn drops no more than 64 KiB of a body
-        try:
-            return super().handle_request(req, conn)
-        except BlockingIOError as stuck:
-            # gunicorn closes such a connection in silence, and logs any other error.
-            silent = "The client sends or takes nothing, or too little."
-            raise ConnectionResetError(errno.ECONNRESET, silent) from stuck
-
-    def _keepalive_after(self, conn: Connection, keepalive: Any) -> bool:
-        """Whether the connection goes on; what the view left of the body is dropped.
-
-        gunicorn drops 64 KiB at most, though the client was told that the connection goes on, and
-        answers a rest that is malformed a second time.
-        """
-        if keepalive and conn.is_whole and not conn.parser.mesg.body.failed:
-            conn.sock.give(b"", is_all=True)
-            conn.parser.unreader.take_buffered()
-            conn.parser.mesg = None
-            return True
-        try:
-            return bool(super()._keepalive_after(conn, keepalive))
-        except Exception as exc:  # noqa: BLE001 - what a client has sent; the connection is closed
-            self.log.debug("The rest of a body: %s", exc)
-            return False
-
     def finish_request(self, conn: Connection, fs: Any) -> None:
         self.tpool.finished(conn)
         conn.is_taken = True  # also where it has failed before
         if fs.cancelled() or fs.exception() is not None:
-            self._close(conn)
+            self._drop(conn)
             return
         conn.was_served = True
         conn.is_kept = bool(fs.result())
@@ -422,7 +312,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             else:
                 self._answered(conn)
         except (OSError, ValueError):  # gone, or closed by the request itself
-            self._close(conn)
+            self._drop(conn)
 
     # --- the client takes its response ------------------------------------------------------------
 
@@ -436,7 +326,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         while (
             len(self.unsent) > 1 and sum(len(each.sock.unsent) for each in self.unsent) > UNSENT_MAX
         ):
-            self._give_up(min(self.unsent, key=lambda each: each.progress_at))
+            self._drop(min(self.unsent, key=lambda each: each.progress_at))
 
     def _takes(self, conn: Connection, client: ClientSocket) -> None:
         if conn not in self.unsent:  # given up in this turn, for want of room
@@ -445,23 +335,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             sent = client.send_some(client.unsent)
             client.unsent = client.unsent[sent:]
             if not client.unsent:
-                self.poller.unregister(client)
+                self._unregister(conn)
                 del self.unsent[conn]
                 self._answered(conn)
         except OSError:  # it has left
-            self._give_up(conn)
+            self._drop(conn)
             return
         if client.unsent and sent:
             conn.progress_at = time.monotonic()
             conn.received += sent
             conn.timeout = min(conn.progress_at + SILENCE_MAX, until(conn.began, conn.received))
-
-    def _give_up(self, conn: Connection) -> None:
-        """Close a connection whose client does not take its response."""
-        if conn in self.unsent:
-            del self.unsent[conn]
-            self.poller.unregister(conn.sock)
-        self._close(conn)
 
     # --- and goes on, or leaves -------------------------------------------------------------------
 
@@ -481,26 +364,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._await_rest(conn, is_slow=False)
 
     def _linger(self, conn: Connection) -> None:
+        """Drop what a client sends behind its last answer, and close when it has closed."""
         conn.sock.shutdown(socket.SHUT_WR)
-        conn.sock.setblocking(False)
         conn.incoming = RequestBuffer()
         conn.lingers = True
-        conn.timeout = time.monotonic() + max(SILENCE_MAX, self.cfg.keepalive)
-        self.waiting[conn] = None
-        self._watch(conn, EVENT_READ, self._drain)
-
-    def _drain(self, conn: Connection, client: ClientSocket) -> None:
-        """Drop what a client sends behind its last answer, and close when it has closed."""
-        if conn not in self.waiting:  # dropped in this turn, for want of room
-            return
-        try:
-            if client.recv(READ_SIZE, socket.MSG_DONTWAIT):
-                return
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            pass
-        self._drop(conn)
+        self._wait(conn, time.monotonic() + max(SILENCE_MAX, self.cfg.keepalive))
 
     # --- time is over -----------------------------------------------------------------------------
 
@@ -530,27 +398,4 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                     conn.sock.send_some(memoryview(TOO_SLOW))
             self._drop(conn)
         for conn in [each for each in self.unsent if each.timeout <= at]:
-            self._give_up(conn)
-
-
-class FewRefusals(logging.Filter):
-    """Of the log's lines on malformed requests, REFUSALS_SAID in SAID_EVERY seconds are written.
-
-    Strangers send such requests as fast as they like.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._until = 0.0
-        self._left = 0
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """By any thread: a few more lines where two of them meet do no harm."""
-        if not str(record.msg).startswith("Invalid request from"):
-            return True
-        if (at := time.monotonic()) >= self._until:
-            self._until, self._left = at + SAID_EVERY, REFUSALS_SAID
-        self._left -= 1
-        if self._left == 0:
-            record.msg = f"{record.msg} (further ones are not logged for {SAID_EVERY:g} s)"
-        return self._left >= 0
+            self._drop(conn)

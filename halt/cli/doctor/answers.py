@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from halt.cli.doctor.report import Report
 from halt.core.events import (
@@ -37,25 +38,24 @@ def watched(generations: Generations, request: ChatRequest) -> Iterator[tuple[Ru
     """An answer that somebody follows; stopped at the end, if it is not over."""
     run = generations.start(request)
     viewer = generations.readers.view(run)
-    groups = run.follow(0, viewer)
-    watch = Watch(groups)
+    watch = Watch(run.follow(0, viewer))
     try:
         yield run, watch
     finally:
         generations.stop(run.id, None)
-        for _ in groups:  # what is left, so that its connection is let go of
+        for _ in watch.groups:  # what is left, so that its connection is let go of
             pass
         generations.readers.unview(run, viewer)
 
 
+@dataclass
 class Watch:
     """What is seen of an answer."""
 
-    def __init__(self, groups: Iterator[list[tuple[int, Event]]]) -> None:
-        self._groups = groups
-        self.reads = 0  # groups that brought something
-        self.began = False
-        self.ended: Terminal | None = None
+    groups: Iterator[list[tuple[int, Event]]]
+    reads: int = 0  # groups that brought something
+    began: bool = False
+    ended: Terminal | None = None
 
     def until_begun(self) -> None:
         """Read until the model has said something, or the answer is over."""
@@ -70,7 +70,7 @@ class Watch:
 
     def next(self) -> None:
         """Read what comes next."""
-        for _, event in next(self._groups):
+        for _, event in next(self.groups):
             if is_terminal(event):
                 self.ended = event
             elif isinstance(event, (Content, Reasoning, ToolCallDelta)):

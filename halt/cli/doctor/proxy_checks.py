@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import socket
-import threading
+import time
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from http.client import HTTPException, HTTPResponse
@@ -59,25 +59,28 @@ HANDSHAKE = {
 
 
 @contextlib.contextmanager
-def _connected(remote: Remote, connect_timeout: float) -> Iterator[socket.socket]:
-    """A connection of our own to the address. Raises OSError."""
+def _requested(
+    remote: Remote,
+    connect_timeout: float,
+    method: str,
+    path: str,
+    headers: Mapping[str, str],
+    body: bytes = b"",
+) -> Iterator[socket.socket]:
+    """A connection of our own on which a request was sent. Raises OSError."""
+    url = urlsplit(remote.url)
+    lines = {"Host": url.netloc.rpartition("@")[2], "User-Agent": f"halt/{VERSION}", **headers}
+    if remote.token:
+        lines["Authorization"] = f"Bearer {remote.token}"
+    fields = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     host, port, is_tls = destination(remote.url)
     sock = socket.create_connection((host, port), timeout=connect_timeout)
     if is_tls:
         sock = httpx2.create_ssl_context().wrap_socket(sock, server_hostname=host)
     with sock:
         sock.settimeout(ANSWER_WITHIN)
+        sock.sendall(f"{method} {url.path}{path} HTTP/1.1\r\n{fields}\r\n".encode() + body)
         yield sock
-
-
-def _head(remote: Remote, method: str, path: str, headers: Mapping[str, str]) -> bytes:
-    """A request's head."""
-    url = urlsplit(remote.url)
-    lines = {"Host": url.netloc.rpartition("@")[2], "User-Agent": f"halt/{VERSION}", **headers}
-    if remote.token:
-        lines["Authorization"] = f"Bearer {remote.token}"
-    fields = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-    return f"{method} {url.path}{path} HTTP/1.1\r\n{fields}\r\n".encode()
 
 
 def _status(sock: socket.socket) -> tuple[int, bytes]:
@@ -96,11 +99,13 @@ def _status(sock: socket.socket) -> tuple[int, bytes]:
 
 def _seen(remote: Remote, path: str, headers: Mapping[str, str], connect_timeout: float) -> Seen:
     """How a request arrives. Raises OSError, HTTPException, msgspec.MsgspecError."""
-    with _connected(remote, connect_timeout) as sock:
-        sock.sendall(_head(remote, "GET", path, {INSPECT: "1", **headers}))
-        with HTTPResponse(sock) as response:
-            response.begin()
-            return _decode_seen(response.read())
+    inspecting = {INSPECT: "1", **headers}
+    with (
+        _requested(remote, connect_timeout, "GET", path, inspecting) as sock,
+        HTTPResponse(sock) as response,
+    ):
+        response.begin()
+        return _decode_seen(response.read())
 
 
 def arrivals(report: Report, remote: Remote, connect_timeout: float) -> None:
@@ -176,8 +181,7 @@ def _uploads(report: Report, remote: Remote, size: int, connect_timeout: float) 
         "Expect": "100-continue",
     }
     try:
-        with _connected(remote, connect_timeout) as sock:
-            sock.sendall(_head(remote, "POST", "/import", headers))
+        with _requested(remote, connect_timeout, "POST", "/import", headers) as sock:
             status, _ = _status(sock)
     except OSError as exc:
         report.fail(
@@ -201,8 +205,7 @@ def websocket(report: Report, remote: Remote, connect_timeout: float) -> None:
     ping = b'{"type":"ping"}'
     began = now()
     try:
-        with _connected(remote, connect_timeout) as sock:
-            sock.sendall(_head(remote, "GET", "/ws", HANDSHAKE))
+        with _requested(remote, connect_timeout, "GET", "/ws", HANDSHAKE) as sock:
             status, data = _status(sock)
             if status == 101:
                 sock.sendall(b"\x81%c\0\0\0\0%b" % (0x80 | len(ping), ping))  # masked with zeros
@@ -266,10 +269,9 @@ def departure(report: Report, remote: Remote, session: str, connect_timeout: flo
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),
     }
-    pause = threading.Event()
     try:
-        with _connected(remote, connect_timeout) as sock:
-            sock.sendall(_head(remote, "POST", "/v1/chat/completions", headers) + body)
+        path = "/v1/chat/completions"
+        with _requested(remote, connect_timeout, "POST", path, headers, body) as sock:
             deadline = now() + ANSWER_WITHIN
             while (stream := _running(remote, stream_id, cookie)) is None and not _answers(sock):
                 if now() > deadline:
@@ -278,7 +280,7 @@ def departure(report: Report, remote: Remote, session: str, connect_timeout: flo
         left_at = now()
         left = stream = _running(remote, stream_id, cookie)
         while stream is not None and now() - left_at < NOTICED_WITHIN:
-            pause.wait(LOOK)
+            time.sleep(LOOK)
             stream = _running(remote, stream_id, cookie)
         took = now() - left_at
         remote.request("POST", f"/stop/{stream_id}", cookie)

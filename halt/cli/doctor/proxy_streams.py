@@ -45,7 +45,6 @@ class Stopper:
     def __init__(self, remote: Remote, stream_id: str, line: Line, after: float) -> None:
         self.receipt: Receipt | None = None
         self.fault: HaltError | None = None
-        self.pressed_at: float | None = None
         self._remote, self._id, self._line, self._after = remote, stream_id, line, after
         self._told, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="halt-doctor", daemon=True)
@@ -64,7 +63,6 @@ class Stopper:
     def _run(self) -> None:
         if self._told.wait(self._after) and self._over.is_set():
             return
-        self.pressed_at = now()
         try:
             self.receipt = self._remote.stop(self._id, 0)
         except HaltError as fault:

@@ -19,12 +19,12 @@ from typing import NamedTuple
 import httpx2
 import msgspec
 
+from halt.cli.source import body_of
 from halt.clock import now
 from halt.config.providers import ProviderSettings
 from halt.config.settings import is_openai
 from halt.core.connection import limited
 from halt.errors import HaltError
-from halt.transport.http1 import Body
 from halt.transport.pool import Transport
 
 ANSWER_WITHIN = 2.0  # seconds for one look
@@ -138,15 +138,10 @@ class ServerLoad:
         """The body of a whole answer with status 200."""
         with limited(ANSWER_WITHIN):
             try:
-                request = self._client.build_request(
-                    "GET", self._root + path, params=self._parameters
-                )
-                response = self._client.send(request, stream=True)
-                body: Body = response.extensions["halt.body"]
-                try:
-                    whole = body.whole(BODY_MAX)  # of a refusal too: so its connection can be kept
+                url = self._root + path
+                with self._client.stream("GET", url, params=self._parameters) as response:
+                    # Of a refusal too: so its connection can be kept.
+                    whole = body_of(response).whole(BODY_MAX)
                     return whole if response.status_code == 200 else None
-                finally:
-                    body.close()
             except (HaltError, httpx2.HTTPError):
                 return None

@@ -58,9 +58,7 @@ def _examine(report: Report, config: Config, provider: ProviderSettings, make: M
         return
     generations = make(config, provider.name)
     try:
-        if not models(report, provider, generations):
-            return
-        if not answer(report, generations):
+        if not (models(report, provider, generations) and answer(report, generations)):
             return
         load = ServerLoad(provider, generations.upstream.known_model)
         try:
