@@ -21,7 +21,7 @@ from rich.console import Console
 
 from halt.cli import chat as chats
 from halt.cli import pipe
-from halt.cli.answer import STOPPED, Asking, ask
+from halt.cli.answer import STOPPED, Asking
 from halt.cli.rich_screen import RichScreen
 from halt.cli.screen import LAG, PACE, PlainScreen, Screen, Typewriter, clean, clock
 from halt.cli.source import Frames, Group, Local, Remote, RemoteError
@@ -540,7 +540,7 @@ def test_a_second_ctrl_c_leaves_while_stop_hangs() -> None:
     request = ChatRequest([Message("user", "x")], id=new_id())
     try:
         with pytest.raises(KeyboardInterrupt):
-            ask(source, request, PlainScreen(out, out))
+            Asking(source, request, PlainScreen(out, out)).run()
     finally:
         source.close()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -74,22 +74,8 @@ class Outcome:
         return ""
 
 
-def ask(
-    source: Source,
-    request: ChatRequest,
-    screen: Screen,
-    early: Callable[[], int | None] = lambda: None,
-) -> Outcome:
-    """Ask and show the answer. The first Ctrl-C stops it, a second one raises KeyboardInterrupt.
-
-    Called by the main thread. `early` gives a signal that came before this one listened to them.
-    Faults of every kind are an Outcome that has failed.
-    """
-    return Asking(source, request, screen).run(early)
-
-
 class Asking:
-    """One answer that is being read, shown and perhaps stopped."""
+    """One answer that is being read, shown and perhaps stopped. Used by the main thread."""
 
     def __init__(self, source: Source, request: ChatRequest, screen: Screen) -> None:
         assert request.id is not None  # noqa: S101
@@ -106,7 +92,12 @@ class Asking:
         self._pressed = False
         self._leaves: int | None = None  # a signal that ends the program, after the answer
 
-    def run(self, early: Callable[[], int | None]) -> Outcome:
+    def run(self, early: Callable[[], int | None] = lambda: None) -> Outcome:
+        """Ask and show the answer. The first Ctrl-C stops it, a second raises KeyboardInterrupt.
+
+        `early` gives a signal that came before this one listened to them. Faults of every kind are
+        an Outcome that has failed.
+        """
         try:
             with on_signals(self._on_signal):
                 pressed = early()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from halt.chat.figures import figures
-from halt.cli.answer import STOPPED, Outcome, ask, model_of, on_signals
+from halt.cli.answer import STOPPED, Asking, Outcome, model_of, on_signals
 from halt.cli.line_editor import unread_keys
 from halt.cli.screen import Screen
 from halt.cli.source import Source
@@ -97,7 +97,30 @@ class Chat:
     def run(self) -> int:
         """Until the user leaves; the exit status."""
         with on_signals(self._keep):
-            return self._run()
+            self._screen.note(
+                f"You talk to {self._model or self._source.name}. /help says what you can do."
+            )
+            while True:
+                try:
+                    unsaid, self._unsaid = self._unsaid, ""
+                    with self._leaving():
+                        line = self._read(unsaid)
+                except EOFError:
+                    return 0
+                except KeyboardInterrupt:
+                    if now() - self._answered_at < LATE_STOP:
+                        self._screen.note("The answer was complete already. Ctrl-C again leaves.")
+                        self._answered_at = float("-inf")
+                        continue
+                    return STOPPED
+                try:
+                    self._obey(line)
+                except EOFError:
+                    return 0
+                except KeyboardInterrupt:
+                    return STOPPED
+                except HaltError as fault:
+                    self._screen.note(fault.message, bad=True)
 
     def _keep(self, number: int, frame: object) -> None:
         """A signal between a prompt and an answer: for whichever comes next."""
@@ -117,32 +140,6 @@ class Chat:
             if number is not None:
                 _leave(number, None)
             yield
-
-    def _run(self) -> int:
-        self._screen.note(
-            f"You talk to {self._model or self._source.name}. /help says what you can do."
-        )
-        while True:
-            try:
-                unsaid, self._unsaid = self._unsaid, ""
-                with self._leaving():
-                    line = self._read(unsaid)
-            except EOFError:
-                return 0
-            except KeyboardInterrupt:
-                if now() - self._answered_at < LATE_STOP:
-                    self._screen.note("The answer was complete already. Ctrl-C again leaves.")
-                    self._answered_at = float("-inf")
-                    continue
-                return STOPPED
-            try:
-                self._obey(line)
-            except EOFError:
-                return 0
-            except KeyboardInterrupt:
-                return STOPPED
-            except HaltError as fault:
-                self._screen.note(fault.message, bad=True)
 
     def _obey(self, line: str) -> None:
         said = line.strip()
@@ -168,7 +165,7 @@ class Chat:
         request = new_request(exchanges, self._system, self._model)
         try:
             with unread_keys():
-                outcome = ask(self._source, request, self._screen, self._early)
+                outcome = Asking(self._source, request, self._screen).run(self._early)
         except KeyboardInterrupt:
             exchanges.pop()
             raise

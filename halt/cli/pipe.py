@@ -6,7 +6,7 @@ import contextlib
 from typing import TextIO
 
 from halt.chat.figures import figures
-from halt.cli.answer import STOPPED, ask, model_of
+from halt.cli.answer import STOPPED, Asking, model_of
 from halt.cli.chat import new_exchange, new_request
 from halt.cli.screen import PlainScreen
 from halt.cli.source import Source
@@ -36,7 +36,7 @@ def answer_pipe(
     """Print the answer as plain text; the exit status."""
     screen = PlainScreen(out, err, quiet=True, typewriter=slow)
     try:
-        outcome = ask(source, request, screen)
+        outcome = Asking(source, request, screen).run()
     except KeyboardInterrupt:
         return STOPPED
     except BrokenPipeError:  # nobody reads on, as behind `| head`

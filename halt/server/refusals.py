@@ -19,16 +19,11 @@ def _refusal(status: str, code: str, message: str) -> bytes:
     ).encode()
 
 
+_BUSY = "503 Service Unavailable", "at_capacity"
 TOO_SLOW = _refusal("408 Request Timeout", "too_slow", "The request came too slowly.")
-TOO_MANY = _refusal(
-    "503 Service Unavailable",
-    "at_capacity",
-    "Too many large requests wait. Try again in a few seconds.",
-)
+TOO_MANY = _refusal(*_BUSY, "Too many large requests wait. Try again in a few seconds.")
 FILES_SHORT = _refusal(
-    "503 Service Unavailable",
-    "at_capacity",
-    "The server has no open file left for this. Try again in a few seconds.",
+    *_BUSY, "The server has no open file left for this. Try again in a few seconds."
 )
 
 

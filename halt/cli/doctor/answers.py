@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from halt.cli.doctor.report import Report
 from halt.core.events import (
@@ -34,9 +35,12 @@ GATHERED = 5
 
 
 @contextlib.contextmanager
-def watched(generations: Generations, request: ChatRequest) -> Iterator[tuple[Run, Watch]]:
-    """An answer that somebody follows; stopped at the end, if it is not over."""
-    run = generations.start(request)
+def watched(generations: Generations, prompt: str, **options: Any) -> Iterator[tuple[Run, Watch]]:
+    """An answer that somebody follows; stopped at the end, if it is not over.
+
+    `options` are further fields of the request.
+    """
+    run = generations.start(ChatRequest([Message("user", prompt)], **options))
     viewer = generations.readers.view(run)
     watch = Watch(run.follow(0, viewer))
     try:
@@ -78,14 +82,9 @@ class Watch:
                 self.reads += 1
 
 
-def ask(prompt: str) -> ChatRequest:
-    """A question by itself."""
-    return ChatRequest([Message("user", prompt)])
-
-
 def answer(report: Report, generations: Generations) -> bool:
     """Ask for a short answer and see how it comes."""
-    with watched(generations, ask(SHORT)) as (_, watch):
+    with watched(generations, SHORT) as (_, watch):
         ended = watch.to_end()
     if isinstance(ended, Failed):
         report.fail("answer", ended.error.message, report.remedy(ended.error.code))
@@ -141,12 +140,11 @@ def extras(report: Report, generations: Generations) -> None:
     """Whether the model's server takes tools and reasoning; nobody is worse off where not."""
     parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
     tool = ToolSpec.of_function("weather", "The weather in a city.", parameters)
-    asked = [Message("user", SHORT)]
-    for name, setting, request in (
-        ("tools", "tools", ChatRequest(asked, tools=[tool])),
-        ("reasoning", "reasoning_effort", ChatRequest(asked, reasoning_effort="low")),
+    for name, setting, value in (
+        ("tools", "tools", [tool]),
+        ("reasoning", "reasoning_effort", "low"),
     ):
-        with watched(generations, request) as (_, watch):
+        with watched(generations, SHORT, **{setting: value}) as (_, watch):
             watch.until_begun()
         if isinstance(watch.ended, Failed):
             message = watch.ended.error.message

@@ -32,7 +32,6 @@ REMEDIES = {
     "upstream_unreachable": "Correct {address}; look for a firewall or proxy on the way.",
     "upstream_dropped": _LOOK_AT_LOGS,
     "upstream_incomplete": _LOOK_AT_LOGS,
-    "upstream_server_error": "Look at the server's own log.",
     "bad_request": "Change what the server names in its answer, or set {model} to another model.",
     "context_too_long": "Load the model with a longer context.",
     "unauthorized": "Set {key} to a key of this server.",

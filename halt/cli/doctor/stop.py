@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from halt.cli.doctor.answers import LONG, ask, watched
+from halt.cli.doctor.answers import LONG, watched
 from halt.cli.doctor.report import Report, milliseconds
 from halt.cli.doctor.server_load import ServerLoad
 from halt.core.events import Failed
@@ -16,7 +16,7 @@ WATCHED_AFTER_STOP = 5.0  # seconds that the model's server is looked at after a
 def stop(report: Report, generations: Generations, load: ServerLoad) -> None:
     """Stop an answer in the middle; see what becomes of the connection, and of the model."""
     before = load.wait_idle(SETTLES_WITHIN).left
-    with watched(generations, ask(LONG)) as (run, watch):
+    with watched(generations, LONG) as (run, watch):
         watch.until_begun()
         if isinstance(watch.ended, Failed):
             report.fail("stop", watch.ended.error.message, "Try again.")
