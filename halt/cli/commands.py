@@ -154,9 +154,6 @@ def chat(
                 status = Chat(source, screen, read, system=told, model=model, metrics=metrics).run()
     except HaltError as fault:
         raise click.ClickException(fault.message) from fault
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
-        status = 1
     raise SystemExit(status)
 
 
