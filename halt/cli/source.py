@@ -59,9 +59,6 @@ class Source(Protocol):
     def models(self) -> list[str]:
         """The models that there are. Raises HaltError."""
 
-    def close(self) -> None:
-        """Let go of everything, an answer that is being read included."""
-
 
 class Local:
     """The model that this process is configured for."""
@@ -99,9 +96,6 @@ class Local:
     def models(self) -> list[str]:
         with limited(ANSWER_WITHIN) as line:
             return self._generations.upstream.models(line)
-
-    def close(self) -> None:
-        self._generations.close()
 
 
 class RemoteError(HaltError):
@@ -261,6 +255,7 @@ class Remote:
         return True
 
     def close(self) -> None:
+        """Let go of everything, an answer that is being read included."""
         self._closed.set()
         self._line.interrupt()
         self._transport.close()
