@@ -17,7 +17,7 @@ from halt.clock import now
 from halt.config.settings import load
 from halt.core.events import Done
 from halt.core.generation import Recording
-from halt.core.log import MemoryLog
+from halt.core.log import Log
 from halt.core.metrics import Meter
 from halt.core.receipts import Receipt
 from halt.core.run import Run
@@ -216,7 +216,7 @@ def test_the_workers_are_asked_once_while_a_write_is_awaited(
     stream_id = desk.conversation().exchanges[-1].stream_id
     assert services(desk.app).recorder.written(stream_id, SOON)
 
-    elsewhere = Recording(stream_id, None, MemoryLog(1_000), started_at=now())
+    elsewhere = Recording(stream_id, None, Log(1_000), started_at=now())
     elsewhere.log.end(lambda: Done("stop", Meter().snapshot()))
     asked: list[str] = []
 

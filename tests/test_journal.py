@@ -22,15 +22,16 @@ from halt.core.events import (
     Terminal,
     text_of,
 )
-from halt.core.log import EVENT_OVERHEAD, Log, MemoryLog, StoredLog
+from halt.core.log import EVENT_OVERHEAD, Log
 from halt.core.metrics import Meter
 from halt.errors import OffsetLost
+from halt.store.replay import stored_log
 from tests.races import SOON, together
 
 MakeLog = Callable[[int], Log]
 
 #: Every implementation, made with the number of bytes that it may keep.
-IMPLEMENTATIONS: dict[str, MakeLog] = {"memory": MemoryLog}
+IMPLEMENTATIONS: dict[str, MakeLog] = {"memory": Log}
 
 ROOMY = 1_000_000
 REPEATS = 300
@@ -369,7 +370,7 @@ def test_an_answer_read_in_two_parts_is_the_whole(texts: list[str], after: int) 
 
 
 def in_memory(events: list[Delta], end: Callable[[], Terminal]) -> Log:
-    log = MemoryLog(ROOMY)
+    log = Log(ROOMY)
     for event in events:
         log.append(event)
     log.end(end)
@@ -377,7 +378,7 @@ def in_memory(events: list[Delta], end: Callable[[], Terminal]) -> Log:
 
 
 def from_a_store(events: list[Delta], end: Callable[[], Terminal]) -> Log:
-    return StoredLog(in_memory(events, end).read(0))
+    return stored_log(in_memory(events, end).read(0))
 
 
 @pytest.fixture(params=[in_memory, from_a_store])
@@ -414,7 +415,7 @@ def test_an_ended_log_takes_nothing_and_lets_nobody_wait(make_ended: Callable[..
 
 def test_a_gap_before_the_end_is_passed_over() -> None:
     """Readers may have seen events that a process that died had not written: none is told twice."""
-    log = StoredLog([(1, Content("a")), (2, Content("b")), (100_002, failed())])
+    log = stored_log([(1, Content("a")), (2, Content("b")), (100_002, failed())])
     assert [number for number, _ in log.read(0)] == [1, 2, 100_002]
     for seen in (2, 3, 57, 100_001):
         assert log.read(seen) == [(100_002, failed())]
@@ -423,7 +424,7 @@ def test_a_gap_before_the_end_is_passed_over() -> None:
 
 def test_events_before_any_other_gap_are_refused() -> None:
     """What was lost in the middle is never passed over in silence."""
-    log = StoredLog([(1, Content("a")), (3, Content("c")), (4, Content("d")), (5, done())])
+    log = stored_log([(1, Content("a")), (3, Content("c")), (4, Content("d")), (5, done())])
     for below in (0, 1):
         assert lost(log, below)
     assert [number for number, _ in log.read(2)] == [3, 4, 5]
@@ -432,4 +433,4 @@ def test_events_before_any_other_gap_are_refused() -> None:
 def test_a_stored_log_has_an_end() -> None:
     """Only what is over is read from a store."""
     with pytest.raises(ValueError, match="terminal"):
-        StoredLog([(1, Content("a"))])
+        stored_log([(1, Content("a"))])

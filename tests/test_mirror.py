@@ -19,8 +19,9 @@ from halt.clock import now
 from halt.cluster import mirror as module
 from halt.cluster import peers
 from halt.cluster import service as workers
-from halt.cluster.mirror import Batch, Found, Mirror, MirrorLog
-from halt.cluster.peers import Channel, Peers
+from halt.cluster.channel import Channel
+from halt.cluster.mirror import Batch, Found, Mirror
+from halt.cluster.peers import Peers
 from halt.cluster.service import Find, Press, Undelivered, Workers
 from halt.config.data_dir import socket_folder
 from halt.config.settings import Config
@@ -36,6 +37,7 @@ from halt.core.events import (
     ToolCall,
     is_terminal,
 )
+from halt.core.gap_log import GapLog
 from halt.core.generation import Recording
 from halt.core.log import Log
 from halt.core.metrics import Meter
@@ -313,7 +315,7 @@ def batch(first: int, *events: Event) -> Batch:
 
 def saved(numbered: list[tuple[int, Event]]) -> Recording:
     """A generation as a store has it; its last event may leave a gap before it."""
-    log = MirrorLog(1_000_000, 1)
+    log = GapLog(1_000_000, 1)
     kept = Recording("a-stream", None, log, started_at=now())
     for number, event in numbered:
         if isinstance(event, Done | Cancelled | Failed):
@@ -382,7 +384,7 @@ def test_nobody_waits_for_ever_for_a_dead_worker(monkeypatch: pytest.MonkeyPatch
 def test_an_unfinished_record_is_not_taken_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until somebody has ended it in the store, it is waited for."""
     source = Told([batch(1, A)])
-    source.kept = Recording("a-stream", None, MirrorLog(1000, 1), started_at=now())
+    source.kept = Recording("a-stream", None, GapLog(1000, 1), started_at=now())
     reader = Reader(mirror_of(source))  # type: ignore[arg-type]
     until(lambda: len(source.asked) > 3)
     source.kept = saved([(1, A), (2, ToolCall("1", "f", "{}")), (3, DONE)])
@@ -391,7 +393,7 @@ def test_an_unfinished_record_is_not_taken_for_the_end(monkeypatch: pytest.Monke
 
 def test_the_log_of_a_mirror_is_a_log() -> None:
     """It may begin anywhere, and a gap before its end is passed over, at its first event too."""
-    log: Log = (made := MirrorLog(10_000, 5))
+    log: Log = (made := GapLog(10_000, 5))
     assert (log.first, log.last, log.read(4)) == (5, 4, [])
     made.end_at(50, lambda: DONE)
     assert log.read(4) == log.read(49) == [(50, DONE)]

@@ -15,7 +15,7 @@ from halt.clock import now
 from halt.config.settings import Config
 from halt.core.events import Content, Delta, Done, Event, Failed, Reasoning, text_of
 from halt.core.generation import Recording
-from halt.core.log import MemoryLog
+from halt.core.log import Log
 from halt.core.metrics import Meter
 from halt.core.request import ChatRequest
 from halt.core.run import Run
@@ -112,7 +112,7 @@ class Desk:
         self.recorder = Recorder(self.shelf, "worker-1")
 
     def begin(self, stream_id: str = "a-stream", max_bytes: int = 1_000_000) -> Recording:
-        recording = Recording(stream_id, "somebody", MemoryLog(max_bytes), started_at=now())
+        recording = Recording(stream_id, "somebody", Log(max_bytes), started_at=now())
         self.recorder.begin(recording)
         return recording
 

@@ -33,7 +33,7 @@ from halt.config.settings import Config
 from halt.core.elsewhere import Elsewhere
 from halt.core.events import Content, Done, Failed, Reasoning, ReasoningEnd, text_of
 from halt.core.generation import Recording
-from halt.core.log import MemoryLog
+from halt.core.log import Log
 from halt.core.metrics import Meter
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
@@ -263,7 +263,7 @@ class Desk:
         self.archive = Archive(self.store, lambda worker: worker == "worker-1")
 
     def begin(self, stream_id: str = "a-stream") -> Recording:
-        recording = Recording(stream_id, "somebody", MemoryLog(10_000_000), started_at=now())
+        recording = Recording(stream_id, "somebody", Log(10_000_000), started_at=now())
         self.recorder.begin(recording)
         return recording
 

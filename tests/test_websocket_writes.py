@@ -17,7 +17,7 @@ import pytest
 from halt.clock import now
 from halt.core.events import Content, Done, encode
 from halt.core.generation import Recording
-from halt.core.log import MemoryLog
+from halt.core.log import Log
 from halt.core.metrics import Meter
 from halt.core.relay import Relay
 from halt.web.websocket.routes import FRAMES_MAX, Feed, Wire, frame
@@ -95,7 +95,7 @@ def clients(relay: Relay) -> Iterator[list[Client]]:
 
 
 def recording(number: int) -> Recording:
-    return Recording(f"stream-{number}", None, MemoryLog(10**9), started_at=now())
+    return Recording(f"stream-{number}", None, Log(10**9), started_at=now())
 
 
 def follow(run: Recording, wire: Wire) -> Feed:

@@ -16,7 +16,8 @@ from urllib.parse import urlencode
 import msgspec
 import pytest
 
-from halt.cluster.peers import Answers, Channel, Peers
+from halt.cluster.channel import Answers, Channel
+from halt.cluster.peers import Peers
 from halt.cluster.service import Workers
 from halt.config.settings import Config
 from halt.core.receipts import Receipt

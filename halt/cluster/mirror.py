@@ -18,16 +18,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
 from halt.clock import now
-from halt.cluster.peers import Channel
+from halt.cluster.channel import Channel
 from halt.core.events import ErrorInfo, Event, Failed, Terminal, is_terminal
+from halt.core.gap_log import GapLog
 from halt.core.generation import Recording, Viewer
-from halt.core.log import EVENTS_ALL, MemoryLog
 from halt.core.metrics import Meter
 from halt.errors import CODES, OffsetLost
 
@@ -126,51 +125,6 @@ def tell_more(run: Recording, events: list[tuple[int, Event]], channel: Channel)
 # --- the readers' side ----------------------------------------------------------------------------
 
 
-class MirrorLog(MemoryLog):
-    """A log whose first event need not be number 1, and whose end may leave a gap before it."""
-
-    def __init__(self, max_bytes: int, first: int) -> None:
-        super().__init__(max_bytes)
-        self._dropped = self._last = first - 1
-        self._gap = 0  # numbers before the terminal event that no event has
-
-    @property
-    def last(self) -> int:
-        ended = self._ended is not None
-        return super().last + (self._gap if ended else 0)
-
-    def read(self, after: int, most: int = EVENTS_ALL) -> list[tuple[int, Event]]:
-        last = self.last
-        if self._ended is None or not self._gap:
-            return super().read(after, most)
-        events = super().read(min(after, last - self._gap - 1), most)
-        if is_terminal(events[-1][1]):
-            events[-1] = (last, events[-1][1])
-        return events if after < last else []
-
-    def end_at(self, number: int, make: Callable[[], Terminal]) -> bool:
-        """End the log with this number. False: it had ended already."""
-
-        def made() -> Terminal:
-            self._gap = max(0, number - (self._last + 1))
-            return make()
-
-        return self.end(made)
-
-    def look_again(self) -> None:
-        """Have every reader look whether it is to go."""
-        self.wake()
-        for listen in self._listeners:
-            listen()
-
-    def skip(self, first: int) -> None:
-        """The events before this one are not to be had: let go of those that are here."""
-        with self._lock:
-            self._events.clear()
-            self._size = self._spare = 0
-            self._dropped = self._last = first - 1
-
-
 class Source(Protocol):
     """Where a mirror gets its generation from."""
 
@@ -184,10 +138,10 @@ class Source(Protocol):
 class Mirror(Recording):
     """See the module. `worker` is the owner's name."""
 
-    log: MirrorLog
+    log: GapLog
 
     def __init__(self, found: Found, worker: str, max_bytes: int, source: Source) -> None:
-        log = MirrorLog(max_bytes, found.first)
+        log = GapLog(max_bytes, found.first)
         super().__init__(
             found.id,
             found.owner,

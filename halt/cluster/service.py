@@ -33,9 +33,10 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from halt.clock import now
+from halt.cluster.channel import Answers, Channel
 from halt.cluster.file_locks import FileLocks
 from halt.cluster.mirror import INTERVAL, Mirror, tell, tell_more, tell_unknown, told
-from halt.cluster.peers import Answers, Channel, Peers
+from halt.cluster.peers import Peers
 from halt.core.departure import Departure
 from halt.core.elsewhere import Elsewhere
 from halt.core.generation import Recording

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 from halt.core.events import (
     Content,
@@ -27,7 +25,6 @@ from halt.core.events import (
     ToolCallDelta,
     ToolResult,
     encode,
-    is_terminal,
 )
 from halt.errors import OffsetLost
 
@@ -41,56 +38,8 @@ EVENTS_ALL = sys.maxsize
 SPARE_MAX = 1024  # slots of dropped events that a log keeps before it closes the gap
 
 
-class Log(Protocol):
-    """What the rest of Halt needs of a log."""
-
-    @property
-    def last(self) -> int:
-        """Number of the newest event, 0 when there is none."""
-
-    @property
-    def first(self) -> int:
-        """Number of the oldest event that is kept."""
-
-    @property
-    def ended(self) -> Terminal | None:
-        """The terminal event, None while the log is open."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of memory that it takes, roughly."""
-
-    @property
-    def waiting(self) -> int:
-        """Threads in `wait` at this moment."""
-
-    def append(self, event: Delta) -> bool:
-        """Add an event. False: the log has ended and nothing was added."""
-
-    def end(self, make: Callable[[], Terminal]) -> bool:
-        """End the log with what `make` returns. False: it had ended already."""
-
-    def read(self, after: int, most: int = EVENTS_ALL) -> list[tuple[int, Event]]:
-        """The next events with a number above `after`, `most` at most. Raises OffsetLost."""
-
-    def wait(self, after: float, timeout: float) -> None:
-        """Return when there is something above `after`, when woken, or after `timeout` seconds.
-
-        With an infinite `after` the end alone counts, and no event before it wakes the thread.
-        """
-
-    def wake(self) -> None:
-        """Return from every `wait`."""
-
-    def subscribe(self, listener: Listener) -> None:
-        """From now on call `listener` after each new event, in the thread that added it."""
-
-    def unsubscribe(self, listener: Listener) -> None:
-        """Call it no more. Harmless when repeated; a call that is under way ends later."""
-
-
-class MemoryLog:
-    """A log in this process's memory."""
+class Log:
+    """See the module. Threads may share one."""
 
     def __init__(self, max_bytes: int) -> None:
         self._lock = threading.Lock()
@@ -107,25 +56,31 @@ class MemoryLog:
 
     @property
     def last(self) -> int:
+        """Number of the newest event, 0 when there is none."""
         return self._last
 
     @property
     def first(self) -> int:
+        """Number of the oldest event that is kept."""
         return self._dropped + 1
 
     @property
     def ended(self) -> Terminal | None:
+        """The terminal event, None while the log is open."""
         return self._ended
 
     @property
     def waiting(self) -> int:
+        """Threads in `wait` at this moment."""
         return len(self._waiters)
 
     @property
     def size(self) -> int:
+        """Bytes of memory that it takes, roughly."""
         return self._size
 
     def append(self, event: Delta) -> bool:
+        """Add an event. False: the log has ended and nothing was added."""
         with self._lock:
             if self._ended is not None:
                 return False
@@ -156,6 +111,7 @@ class MemoryLog:
             self._spare = 0
 
     def end(self, make: Callable[[], Terminal]) -> bool:
+        """End the log with what `make` returns. False: it had ended already."""
         with self._lock:
             if self._ended is not None:
                 return False
@@ -172,6 +128,7 @@ class MemoryLog:
         return True
 
     def read(self, after: int, most: int = EVENTS_ALL) -> list[tuple[int, Event]]:
+        """The next events with a number above `after`, `most` at most. Raises OffsetLost."""
         with self._lock:
             start = after - self._dropped
             if start < 0:
@@ -185,6 +142,10 @@ class MemoryLog:
         return list(enumerate(new, after + 1))  # type: ignore[arg-type]
 
     def wait(self, after: float, timeout: float) -> None:
+        """Return when there is something above `after`, when woken, or after `timeout` seconds.
+
+        With an infinite `after` the end alone counts, and no event before it wakes the thread.
+        """
         with self._lock:
             if self.last > after or self._ended is not None:
                 return
@@ -200,6 +161,7 @@ class MemoryLog:
                     self._waiters.remove(waiter)
 
     def wake(self) -> None:
+        """Return from every `wait`."""
         with self._lock:
             for _, sleeper in self._waiters:
                 sleeper.release()
@@ -216,81 +178,14 @@ class MemoryLog:
         self._waiters = left
 
     def subscribe(self, listener: Listener) -> None:
+        """From now on call `listener` after each new event, in the thread that added it."""
         with self._lock:
             self._listeners = (*self._listeners, listener)
 
     def unsubscribe(self, listener: Listener) -> None:
+        """Call it no more. Harmless when repeated; a call that is under way ends later."""
         with self._lock:
             self._listeners = tuple(each for each in self._listeners if each != listener)
-
-
-class StoredLog:
-    """The log of a generation that has ended, as a store has kept it.
-
-    Its numbers may have two kinds of gaps. One before the terminal event is passed over: what had
-    been there when its process died was written nowhere. Events before any other gap are let go.
-    """
-
-    def __init__(self, events: Sequence[tuple[int, Event]]) -> None:
-        """`events` with their numbers, in order; the last one is terminal."""
-        ended = events[-1][1]
-        if not is_terminal(ended):
-            raise ValueError("A stored log ends with a terminal event.")
-        start = len(events) - 1
-        while start > 0 and (
-            start == len(events) - 1 or events[start - 1][0] == events[start][0] - 1
-        ):
-            start -= 1
-        self._events = tuple(events[start:])
-        self._numbers = [each for each, _ in self._events]
-        self._ended: Terminal = ended
-        self._size = sum(_weight(event) for _, event in self._events)
-
-    @property
-    def last(self) -> int:
-        return self._numbers[-1]
-
-    @property
-    def first(self) -> int:
-        return self._numbers[0]
-
-    @property
-    def ended(self) -> Terminal | None:
-        return self._ended
-
-    @property
-    def waiting(self) -> int:
-        return 0
-
-    @property
-    def size(self) -> int:
-        return self._size
-
-    def append(self, event: Delta) -> bool:
-        return False
-
-    def end(self, make: Callable[[], Terminal]) -> bool:
-        return False
-
-    def read(self, after: int, most: int = EVENTS_ALL) -> list[tuple[int, Event]]:
-        if after < self.first - 1 and len(self._events) > 1:
-            raise OffsetLost(
-                f"Events up to {self.first - 1} are no longer kept; {after + 1} was asked for."
-            )
-        start = bisect_right(self._numbers, after)
-        return list(self._events[start : min(start + most, len(self._events))])
-
-    def wait(self, after: float, timeout: float) -> None:
-        pass  # there is nothing to come
-
-    def wake(self) -> None:
-        pass
-
-    def subscribe(self, listener: Listener) -> None:
-        pass
-
-    def unsubscribe(self, listener: Listener) -> None:
-        pass
 
 
 def _weight(event: Event) -> int:

@@ -60,7 +60,7 @@ from halt.core.exact_usage import Unheard
 from halt.core.finish_reasons import STOP, is_good
 from halt.core.generation import Recording, Viewer
 from halt.core.limits import Limits
-from halt.core.log import MemoryLog
+from halt.core.log import Log
 from halt.core.metrics import Meter
 from halt.core.notes import LINE_END, NoteFilter, are_discussed
 from halt.core.relay import READ, Relay, Timer, contained
@@ -133,7 +133,7 @@ class Run(Recording):
         super().__init__(
             stream_id,
             owner,
-            MemoryLog(config.log_bytes),
+            Log(config.log_bytes),
             asked=request.model or "",
             prefix=unfinished(request),
             started_at=self.meter.started_at,

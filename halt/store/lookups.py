@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from concurrent.futures import Future
+from functools import partial
+from typing import TypeVar
 
 from halt.clock import now
 from halt.core.serial import Serial
@@ -19,23 +21,13 @@ LOOKUP_WAIT = 0.05  # seconds that a caller waits for the answer
 T = TypeVar("T")
 
 
-class _Question(Generic[T]):
-    """A question and, once `answered` is set, its answer; None where the store has none."""
-
-    def __init__(self, ask: Callable[[], T]) -> None:
-        self.ask = ask
-        self.answer: T | None = None
-        self.answered = threading.Event()
-        self.is_wanted = True  # its caller waits
-
-
 class Lookups:
     """See the module. Threads may share one."""
 
     def __init__(self) -> None:
         self._thread = Serial("halt-lookup")
         self._starting = threading.Lock()  # one caller at a time starts the thread
-        self._asked_at: float | None = None  # when the question under way was asked
+        self._asked_at: float | None = None  # when the query under way was begun
 
     def start(self) -> None:
         """Start the thread, if it does not run. Raises RuntimeError where there is none."""
@@ -48,28 +40,28 @@ class Lookups:
         asked_at = self._asked_at
         if asked_at is not None and now() - asked_at > LOOKUP_WAIT:
             return None
+        answer: Future[T | None] = Future()
         try:
             self.start()
-        except RuntimeError:  # the system has no more threads
+            self._thread.put(partial(self._ask, ask, answer))
+            return answer.result(LOOKUP_WAIT)
+        except (RuntimeError, TimeoutError):  # the system has no more threads
+            answer.cancel()
             return None
-        question = _Question(ask)
-        self._thread.put(lambda: self._ask(question))
-        question.answered.wait(LOOKUP_WAIT)
-        question.is_wanted = False
-        return question.answer
 
     def close(self, timeout: float) -> None:
         """End the thread; wait so many seconds for it."""
         self._thread.close(timeout)
 
-    def _ask(self, question: _Question[T]) -> None:
-        if not question.is_wanted:
+    def _ask(self, ask: Callable[[], T], answer: Future[T | None]) -> None:
+        if not answer.set_running_or_notify_cancel():  # its caller waits no more
             return
+        found = None
         self._asked_at = now()
         try:
-            question.answer = question.ask()
+            found = ask()
         except StoreUnavailable:
             pass
         finally:  # what else went wrong is logged by the thread
             self._asked_at = None
-            question.answered.set()
+            answer.set_result(found)

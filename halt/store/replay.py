@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from halt.clock import now
-from halt.core.events import is_terminal
+from halt.core.events import Delta, Event, Terminal, is_terminal
+from halt.core.gap_log import GapLog
 from halt.core.generation import Recording
-from halt.core.log import StoredLog
+from halt.core.log import Log
 from halt.errors import StoreUnavailable
 from halt.store.admission import NO_ANSWER
 from halt.store.conversation import Recorded, State
@@ -34,12 +36,34 @@ class Records(Protocol):
     def interrupt(self, stream_id: str) -> bool: ...
 
 
+def stored_log(events: Sequence[tuple[int, Event]]) -> Log:
+    """The log of a generation that has ended, of its events with their numbers, in order.
+
+    The numbers may have two kinds of gaps. One before the terminal event is passed over: what had
+    been there when its process died was written nowhere. Events before any other gap are let go.
+    """
+    *deltas, (last, ended) = events
+    if not isinstance(ended, Terminal):
+        raise ValueError("A stored log ends with a terminal event.")
+    first, kept = (deltas[-1][0] + 1 if deltas else 1), list[Delta]()
+    for number, event in reversed(deltas):
+        if number != first - 1 or isinstance(event, Terminal):
+            break
+        first = number
+        kept.append(event)
+    log = GapLog(sys.maxsize, first)
+    for event in reversed(kept):
+        log.append(event)
+    log.end_at(last, lambda: ended)
+    return log
+
+
 class StoredRecording(Recording):
     """A generation that has ended, as the store has kept it: every event with its number."""
 
     def __init__(self, kept: Recorded) -> None:
         began = now() - (time.time() - kept.started_at)
-        log = StoredLog([(number, event) for number, _, event in kept.events])
+        log = stored_log([(number, event) for number, _, event in kept.events])
         super().__init__(
             kept.stream_id,
             kept.owner,
