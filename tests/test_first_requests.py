@@ -31,8 +31,6 @@ NEVER_DECODED = {
     "core.receipts.Health",
     "library.handle.Result",
     "web.api.openai.Asked",
-    "web.api.document.Answered",
-    "web.api.document.Passing",
     "store.portable.PortableConversation",
     "web.event_stream.Answer",
 }
@@ -52,7 +50,6 @@ BUILDERS = {
 BUILT_BEFORE = {
     ("halt/core/decoding.py", "TypeDecoder.__init__"),  # is called at import time: see below
     ("halt/core/decoding.py", "TypeDecoder.convert"),
-    ("halt/web/api/document.py", "_schemas"),
     ("halt/core/tools.py", "_schema"),  # by Tool.__init__ alone
     ("halt/core/tools.py", "Tool.__init__"),  # tools are made before they are offered
 }

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import json
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
 
+import msgspec
 import pytest
 import requests
 import schemathesis
+import yaml
 from schemathesis.checks import not_a_server_error
 from schemathesis.config import SchemathesisConfig
 from schemathesis.specs.openapi.checks import (
@@ -25,10 +29,15 @@ from schemathesis.specs.openapi.checks import (
 
 from halt.app import create_app
 from halt.config.settings import load
+from halt.core.decoding import EventNumber
+from halt.core.events import Event
+from halt.core.receipts import Receipt
+from halt.core.request import StreamId
 from halt.errors import STATUSES, HaltError
 from halt.web.api.document import document
 from halt.web.api.openai import NAMED, Manner
 from halt.web.api.text import PARAMETERS
+from halt.web.starts import StartRequest
 from tests.conftest import HaltServer
 from tests.fake_openai import FakeOpenAI
 
@@ -156,6 +165,84 @@ def test_fields_are_those_that_are_taken() -> None:
     assert schemas["CompletionRequest"]["properties"].keys() == fields
     (stream,) = document(token=True)["paths"]["/stream"].values()
     assert {each["name"] for each in stream["parameters"]} == PARAMETERS
+
+
+#: What programs send and are sent; openapi.yaml has the shapes that msgspec makes of these.
+TYPES: tuple[Any, ...] = (StartRequest, Event, Receipt)
+
+
+def reference(kind: type) -> dict[str, str]:
+    """Types that are checked by themselves are described by hand."""
+    return {"$ref": f"#/components/schemas/{kind.__name__}"}
+
+
+def shapes() -> dict[str, Any]:
+    """The shapes of these types by name."""
+    (_, event, *_), made = msgspec.json.schema_components(
+        TYPES, schema_hook=reference, ref_template="#/components/schemas/{name}"
+    )
+    # Of all requests to start, the one that a client needs no other name for.
+    made["ChatRequest"] = {**made.pop("StartRequest"), "title": "ChatRequest"}
+    made["Event"] = {"description": "One event of a stream; the last has `done`.", **event}
+    for shape in made.values():  # before 3.13, Python leaves docstrings as they are indented
+        shape["description"] = inspect.cleandoc(shape["description"])
+    return made
+
+
+class Lines(yaml.SafeDumper):  # type: ignore[misc]  # ships no types
+    """As openapi.yaml is written: what fits into one line stands in one, but fields never share."""
+
+    def represent_mapping(self, tag: str, mapping: dict[str, Any], flow_style: Any = None) -> Any:
+        node = super().represent_mapping(tag, mapping, len(json.dumps(mapping)) <= 84)
+        for key, value in node.value:
+            if key.value == "properties":
+                node.flow_style = value.flow_style = False
+        return node
+
+    def represent_sequence(self, tag: str, items: list[Any], flow_style: Any = None) -> Any:
+        return super().represent_sequence(tag, items, len(json.dumps(items)) <= 84)
+
+    def represent_str(self, text: str) -> Any:
+        style = "|" if "\n" in text else ">" if len(text) > 80 else None
+        style = style if text.strip() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+Lines.add_representer(str, Lines.represent_str)
+
+
+def test_the_shapes_are_those_of_the_types() -> None:
+    """What requests are decoded to, and what events and receipts are written from."""
+    written = document(token=True)["components"]["schemas"]
+    differ = {name: shape for name, shape in shapes().items() if written.get(name) != shape}
+    lines = yaml.dump(differ, Dumper=Lines, sort_keys=False, width=92, allow_unicode=True)
+    assert not differ, f"\nThis is to stand in openapi.yaml, under schemas:\n{lines}"
+
+
+def test_what_several_routes_take_has_the_same_shape_on_each() -> None:
+    """The options of a ChatRequest, IDs of streams and numbers of events."""
+    described = document(token=True)
+    schemas = described["components"]["schemas"]
+    options = schemas["ChatRequest"]["properties"]
+    for name, left_out in (("PromptRequest", {"messages"}), ("MessagesRequest", set[str]())):
+        fields = schemas[name]["properties"].items()
+        given = {field: shape for field, shape in fields if field not in {"prompt", "system"}}
+        assert given == {field: shape for field, shape in options.items() if field not in left_out}
+    completion = schemas["CompletionRequest"]["properties"]
+    assert completion["messages"] == options["messages"]
+    assert completion["on_disconnect"] == options["on_disconnect"]
+    assert completion["model"] == {"anyOf": [options["model"], {"const": ""}]}
+    stop = schemas["StopRequest"]["properties"]
+    wanted = {name: option["anyOf"][0] for name, option in options.items() if "anyOf" in option}
+    wanted |= dict.fromkeys(("stream_id", "X-Stream-Id"), msgspec.json.schema(StreamId))
+    wanted |= dict.fromkeys(("after", "Last-Event-ID"), msgspec.json.schema(EventNumber))
+    assert stop["stream_id"] == wanted["stream_id"]
+    assert stop["seen"]["anyOf"][0] == wanted["after"]
+    for path, methods in described["paths"].items():
+        for each in (
+            each for operation in methods.values() for each in operation.get("parameters", ())
+        ):
+            assert each["schema"] == wanted.get(each["name"], each["schema"]), path
 
 
 def test_the_token_is_asked_for_where_it_is_set(guarded: HaltServer, halt: HaltServer) -> None:
