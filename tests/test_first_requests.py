@@ -110,7 +110,7 @@ def test_every_type_is_built_by_the_imports() -> None:
         text=True,
     ).stdout
     made = json.loads(printed)
-    assert {"core.request.ChatRequest", "web.websocket.routes.Start", "cli.source._Models"} <= {
+    assert {"core.request.ChatRequest", "web.websocket.messages.Start", "cli.source._Models"} <= {
         *made["built"]
     }
     assert {*made["unbuilt"]} == NEVER_DECODED

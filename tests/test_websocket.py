@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from halt.web.websocket.routes import MAX_STREAMS
+from halt.web.websocket.session import MAX_STREAMS
 from tests.conftest import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.test_server_stop import PHASES

@@ -20,7 +20,7 @@ from halt.core.generation import Recording
 from halt.core.log import Log
 from halt.core.metrics import Meter
 from halt.core.relay import Relay
-from halt.web.websocket.routes import FRAMES_MAX, Feed, Wire, frame
+from halt.web.websocket.wire import FRAMES_MAX, Feed, Wire, frame
 from tests.wire import SOON, until
 
 EVENTS = 400  # of each stream: with STREAMS, several times what the system keeps for a client

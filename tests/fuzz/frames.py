@@ -27,7 +27,7 @@ KEYS = ("type", "id", "seen", "after", "messages", "model", "on_disconnect", "ex
 CLOSES = frozenset({1000, 1001, 1002, 1003, 1007, 1009, 4008})
 _ID = {"type": "string", "pattern": "^[A-Za-z0-9_-]{8,12}$"}
 _NUMBER = {"type": "integer", "minimum": 0}
-#: What a client says beside `start`, as halt.web.websocket.routes takes it.
+#: What a client says beside `start`, as halt.web.websocket.messages takes it.
 OTHERS: dict[str, dict[str, Any]] = {
     "stop": {"type": "object", "properties": {"id": _ID, "seen": _NUMBER}, "required": ["id"]},
     "follow": {"type": "object", "properties": {"id": _ID, "after": _NUMBER}, "required": ["id"]},

@@ -1,0 +1,98 @@
+"""What a WebSocket's two ends say to each other: JSON text messages.
+
+The client sends as many of these as it likes, and they are obeyed in their order:
+
+    {"type":"start","messages":[...],"id"?,...}   as POST /chat/stream, with all of its fields;
+                                                  `on_disconnect` is "continue" where not said
+    {"type":"stop","id":ID,"seen"?}               as POST /stop/ID
+    {"type":"follow","id":ID,"after"?}            as GET /streams/ID?after=N
+    {"type":"unfollow","id":ID}
+    {"type":"ping"}
+
+It is sent one for each of these:
+
+    {"type":"started","id":ID}                    a start was accepted; its events follow
+    {"stream":ID,"seq":N,"event":{...}}           an event, the object that Server-Sent Events carry
+    {"type":"receipt","id":ID,"status":...,"upstream":...,"elapsed_ms":...}      what a stop did
+    {"type":"error","id"?,"error":{"code","message","retryable","field"?,"retry_after"?}}
+    {"type":"pong"}
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from halt.core.decoding import EventNumber, TypeDecoder
+from halt.core.events import encode
+from halt.core.request import StreamId
+from halt.core.request_ids import current
+from halt.errors import HaltError
+from halt.web.request_ids import signed
+from halt.web.starts import StartRequest
+
+
+class Start(StartRequest, tag_field="type", tag="start"):
+    """Start a stream and follow it."""
+
+
+class Stop(msgspec.Struct, tag_field="type", tag="stop", forbid_unknown_fields=True):
+    """Stop a stream. `seen`: the last event that was shown."""
+
+    id: StreamId
+    seen: EventNumber | None = None
+
+
+class Follow(msgspec.Struct, tag_field="type", tag="follow", forbid_unknown_fields=True):
+    """Send all events of a stream above `after`, again where they have been sent before."""
+
+    id: StreamId
+    after: EventNumber = 0
+
+
+class Unfollow(msgspec.Struct, tag_field="type", tag="unfollow", forbid_unknown_fields=True):
+    """Send no more of a stream; what becomes of it says its `on_disconnect`."""
+
+    id: StreamId
+
+
+class Ping(msgspec.Struct, tag_field="type", tag="ping", forbid_unknown_fields=True):
+    """Answer this: everything before it has been obeyed."""
+
+
+ClientMessage = Start | Stop | Follow | Unfollow | Ping
+
+MESSAGE: TypeDecoder[ClientMessage] = TypeDecoder(
+    ClientMessage  # type: ignore[arg-type]  # a union is no type
+)
+
+
+class _Named(msgspec.Struct):
+    id: StreamId
+
+
+_named = msgspec.json.Decoder(_Named)
+
+
+def id_in(said: str | bytes) -> str | None:
+    """The stream that a message names, also when nothing else of it is right."""
+    try:
+        return _named.decode(said).id
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
+def error_message(fault: HaltError, stream_id: str | None) -> bytes:
+    """The message that says an error, and which stream it is about where that is known."""
+    error: dict[str, Any] = {
+        "code": fault.code,
+        "message": signed(fault.message, current()) if fault.status == 500 else fault.message,
+        "retryable": fault.retryable,
+    }
+    if fault.field is not None:
+        error["field"] = fault.field
+    if fault.retry_after is not None:
+        error["retry_after"] = fault.retry_after
+    named = {} if stream_id is None else {"id": stream_id}
+    return encode({"type": "error", **named, "error": error})
