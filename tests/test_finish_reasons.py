@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from halt.core.finish_reasons import broken_off, ending, is_good, known_reason
+from halt.core.finish_reasons import broken_off, ending, is_good
+from halt.providers.finish_reasons import known_reason
 
 
 def words(text: str) -> list[str]:

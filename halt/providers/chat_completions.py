@@ -8,10 +8,10 @@ import msgspec
 
 from halt.core.decoding import UNREADABLE
 from halt.core.events import Content, Extra, Reasoning
-from halt.core.finish_reasons import known_reason
 from halt.providers.decoder import OBJECTS_MAX, EventDecoder, Kind
 from halt.providers.error_body import WRAPPERS
 from halt.providers.errors import error_of
+from halt.providers.finish_reasons import known_reason
 from halt.providers.gathering import Gathering
 from halt.providers.loose_json import (
     clean,

@@ -8,11 +8,11 @@ import msgspec
 
 from halt.core.decoding import UNREADABLE
 from halt.core.events import Content, Extra, Reasoning
-from halt.core.finish_reasons import known_reason
 from halt.errors import UpstreamError
 from halt.providers.anthropic.request import tool_use
 from halt.providers.decoder import EventDecoder, Kind
 from halt.providers.errors import error_of
+from halt.providers.finish_reasons import known_reason
 from halt.providers.gathering import Gathering
 from halt.providers.loose_json import (
     clean,
