@@ -257,9 +257,9 @@ def test_text_that_was_a_thought_moves_into_a_fold(played: Played, template: Tem
 def test_a_stopped_answer_has_the_folds_that_were_seen(played: Played) -> None:
     """What came after the last event that was shown is not there either."""
     run = played([Reasoning("a"), Content("b"), *call("Oslo")], stop_at=2)
-    assert [fold.kind for fold in run.folds()] == ["thought"]
+    assert [fold.kind for fold in steps.folds(run)] == ["thought"]
     run = played([Reasoning("a"), Reasoning("b")], stop_at=1)
-    (fold,) = run.folds()
+    (fold,) = steps.folds(run)
     assert (fold.text, fold.state) == ("a", "done")
 
 
@@ -272,7 +272,7 @@ def test_only_an_answer_of_which_nothing_was_seen_is_withdrawn(
 ) -> None:
     """A thought or a tool call that was on the screen stays there, also beside an older answer."""
     run = played([Reasoning("a"), *call("Oslo")], stop_at=seen)
-    first = Exchange("Hi", run.id, ended=Cancelled(NO_FIGURES), folds=run.folds())
+    first = Exchange("Hi", run.id, ended=Cancelled(NO_FIGURES), folds=steps.folds(run))
     again = replace(first, previous=Exchange("Hi", "before", "What there was."))
     for exchange in (first, again) if kinds else (first,):
         shown = view(exchange, None, Lengths(), RENDERER.within(60))
@@ -294,7 +294,7 @@ def test_folds_of_a_log_that_let_go_of_its_beginning_are_shown_as_far_as_they_ar
 def test_folds_are_saved_bounded(played: Played) -> None:
     """A thought without measure does not fill the store."""
     run = played([Reasoning("t" * (steps.FOLDED_MAX + 5)), Content("x")])
-    (fold,) = run.folds()
+    (fold,) = steps.folds(run)
     assert fold.size() == steps.FOLDED_MAX + len(steps.CUT)
 
 

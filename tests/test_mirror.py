@@ -25,6 +25,7 @@ from halt.cluster.peers import Peers
 from halt.cluster.service import Find, Press, Undelivered, Workers
 from halt.config.data_dir import socket_folder
 from halt.config.settings import Config
+from halt.core import steps
 from halt.core.events import (
     Cancelled,
     Content,
@@ -266,7 +267,7 @@ def test_a_thought_that_is_told_late_is_one_elsewhere_too(begin: Begin) -> None:
     reply.feed(Part((ReasoningEnd(), Content("Hello")), 1))
     reader.wait_text("Okay. Hello")
     assert mirror.answer() == run.answer() == (3, "Hello")
-    assert [fold.text for fold in mirror.folding(3).folds()] == ["Okay. "]
+    assert [fold.text for fold in steps.folding(mirror, 3).folds()] == ["Okay. "]
     for number in range(40):
         reply.feed(str(number))
         reader.wait_text("Okay. Hello" + "".join(map(str, range(number + 1))))

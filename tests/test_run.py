@@ -15,7 +15,7 @@ import pytest
 
 from halt.clock import now
 from halt.config.settings import Config
-from halt.core import generation, retries
+from halt.core import generation, retries, steps
 from halt.core import run as module
 from halt.core.events import Cancelled, Content, Done, Extra, Failed, ReasoningEnd, text_of
 from halt.core.request import Part
@@ -90,14 +90,14 @@ def test_text_that_turns_out_to_be_a_thought_is_taken_back(stage: Stage) -> None
     ]
     assert run.answer() == (5, "Hello")
     assert (run.text(2), run.text(3), run.text(4)) == ("Okay, hello.", "", "He")
-    assert [(fold.kind, fold.text) for fold in run.folds()] == [("thought", "Okay, hello.")]
+    assert [(fold.kind, fold.text) for fold in steps.folds(run)] == [("thought", "Okay, hello.")]
     ended = run.log.ended
     assert isinstance(ended, Done)
     assert ended.metrics.characters == run.characters == len("Hello")
     assert ended.metrics.reasoning_ms is not None
     run._kept = 2
     assert run.answer() == (2, "Okay, hello.")
-    assert run.folds() == ()
+    assert steps.folds(run) == ()
 
 
 def test_tokens_are_estimated_where_nobody_counted(stage: Stage) -> None:

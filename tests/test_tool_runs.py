@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from halt.config.settings import Config
-from halt.core import generation, metrics, retries
+from halt.core import generation, metrics, retries, steps
 from halt.core.events import (
     Cancelled,
     Content,
@@ -346,7 +346,11 @@ def test_a_thought_that_is_told_late_is_that_of_its_round(stage: ToolStage) -> N
     assert run.answer()[1] == "Look x.\n\nLook y.\n\nYes."
     said = [each["content"] for each in told(upstream.asked[2]) if each["role"] == "assistant"]
     assert said == ["Look x.", "Look y."]
-    assert [f.text.strip() for f in run.folds() if f.kind == "thought"] == ["Hm.", "Hm.", "Ah."]
+    assert [f.text.strip() for f in steps.folds(run) if f.kind == "thought"] == [
+        "Hm.",
+        "Hm.",
+        "Ah.",
+    ]
 
 
 def test_reasoning_and_calls_are_no_part_of_the_answer(stage: ToolStage) -> None:

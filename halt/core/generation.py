@@ -17,9 +17,8 @@ from typing import Literal
 
 from halt.clock import now
 from halt.core.connection import TICK
-from halt.core.events import Cancelled, Done, Event, ReasoningEnd, is_terminal, text_of
+from halt.core.events import Cancelled, Done, Event, ReasoningEnd, text_of
 from halt.core.log import Log
-from halt.core.steps import Fold, FoldStream
 from halt.errors import OffsetLost
 
 State = Literal["running", "done", "cancelled", "error"]
@@ -156,33 +155,10 @@ class Recording:
         """When each event above `after` and up to `upto` came, and the text that it added."""
         return list(zip(self._times[after:upto], self._texts(upto)[after:], strict=True))
 
-    def folding(self, upto: int) -> FoldStream:
-        """The folds of the events from 1 to `upto`, ready to be fed with what comes behind."""
-        stream = FoldStream()
-        for number, event in [] if self.only_text else self.events(upto):
-            if not is_terminal(event):
-                self.fold(stream, number, event)
-        stream.patch()
-        return stream
-
-    def fold(self, stream: FoldStream, number: int, event: Event) -> None:
-        """Feed an event that is not the terminal one to a stream of folds."""
-        at = self.came_at(number)
-        if isinstance(event, ReasoningEnd):
-            began = self.came_at(min(event.after + 1, number))
-            stream.reclassify(number, self.reasoning(event), began, at)
-        else:
-            stream.feed(number, event, at)
-
     def reasoning(self, end: ReasoningEnd) -> str:
         """The text that was reasoning, by the event that says so."""
         upto = next((upto for upto, after in self._reasoned if after == end.after), end.after)
         return "".join(self._parts[end.after : upto])
-
-    def folds(self) -> tuple[Fold, ...]:
-        """After the end: the folds, as far as the answer goes."""
-        upto, _ = self.answer()
-        return self.folding(upto).ended(self.ended_at or now())
 
     def came_at(self, number: int) -> float:
         """When an event came that is not the terminal one."""

@@ -11,8 +11,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from halt.clock import now
 from halt.core import attachments
-from halt.core.events import Content, Event, Extra, Reasoning, ToolCall, ToolCallDelta, ToolResult
+from halt.core.events import (
+    Content,
+    Event,
+    Extra,
+    Reasoning,
+    ReasoningEnd,
+    ToolCall,
+    ToolCallDelta,
+    ToolResult,
+    is_terminal,
+)
+from halt.core.generation import Recording
 from halt.rendering.data_urls import bytes_of_base64, described
 
 FOLDS_MAX = 100  # folds of one answer
@@ -248,3 +260,29 @@ class FoldStream:
             thought.ms = round((at - thought.began) * 1000, 1)
             self._changed.append(thought)
             self._thought = None
+
+
+def folding(generation: Recording, upto: int) -> FoldStream:
+    """The folds of the events from 1 to `upto`, ready to be fed with what comes behind."""
+    stream = FoldStream()
+    for number, event in [] if generation.only_text else generation.events(upto):
+        if not is_terminal(event):
+            fold(stream, generation, number, event)
+    stream.patch()
+    return stream
+
+
+def fold(stream: FoldStream, generation: Recording, number: int, event: Event) -> None:
+    """Feed an event that is not the terminal one to a stream of folds."""
+    at = generation.came_at(number)
+    if isinstance(event, ReasoningEnd):
+        began = generation.came_at(min(event.after + 1, number))
+        stream.reclassify(number, generation.reasoning(event), began, at)
+    else:
+        stream.feed(number, event, at)
+
+
+def folds(generation: Recording) -> tuple[Fold, ...]:
+    """After the end: the folds, as far as the answer goes."""
+    upto, _ = generation.answer()
+    return folding(generation, upto).ended(generation.ended_at or now())

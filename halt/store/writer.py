@@ -25,6 +25,7 @@ from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 from halt.clock import now
+from halt.core import steps
 from halt.core.events import Content, Event, is_terminal
 from halt.core.generation import Recording
 from halt.errors import OffsetLost, StoreUnavailable
@@ -347,7 +348,7 @@ class Recorder:
                     upto,
                     recording.answer()[1],
                     recording.model,
-                    recording.folds(),
+                    steps.folds(recording),
                     recording.kept,
                 ),
             )

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from halt.chat.figures import figures, unwatched
 from halt.chat.progress import Lengths
 from halt.clock import now
+from halt.core import steps
 from halt.core.events import Cancelled, Done, Failed, Terminal
 from halt.core.finish_reasons import CUT_OFF, EMPTY, broken_off, is_good
 from halt.core.generation import Recording
@@ -241,11 +242,11 @@ def view(
     ended = run.log.ended
     after, text = run.answer()
     if ended is not None:
-        folds = (*exchange.folds, *run.folds())
+        folds = (*exchange.folds, *steps.folds(run))
         saved = replace(exchange, answer=text, model=run.model, ended=ended, folds=folds)
         return _ended_view(saved, ended, rendering)
     patch = rendering.patch(BlockStream().feed(text))
-    folds = run.folding(after).folds()
+    folds = steps.folding(run, after).folds()
     return AnswerView(
         id=run.id,
         state="running",

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from jinja2 import Template
 
 from halt.chat.progress import Lengths
+from halt.core import steps
 from halt.core.events import (
     Content,
     Event,
@@ -98,7 +99,7 @@ class PageWriter:
         self._blocks = BlockStream()
         self._tail = OpenText()
         self._tail.draw(self._blocks.feed(run.text(after)).tail)
-        self._folds = run.folding(after)
+        self._folds = steps.folding(run, after)
         self._folded_texts: defaultdict[int, OpenText] = defaultdict(OpenText)  # by fold number
         for fold in self._folds.folds():
             self._folded_texts[fold.number].draw(html.escape(fold.text))
@@ -120,7 +121,7 @@ class PageWriter:
         if not _is_short(events):
             return partial(self._long, events)
         for number, event in events:
-            self._run.fold(self._folds, number, event)
+            steps.fold(self._folds, self._run, number, event)
         step = self._blocks.feed("".join([text_of(event) for _, event in events]))
         saving = self._saving()
         new_saving = saving is not self._said and saving != self._said
@@ -136,7 +137,7 @@ class PageWriter:
             return _when_drawn(self._renderer.whole(text), partial(self._ended, seq, text))
         thought = False
         for number, event in events:
-            self._run.fold(self._folds, number, event)
+            steps.fold(self._folds, self._run, number, event)
             thought = thought or isinstance(event, ReasoningEnd)
         if not thought:
             text = "".join([text_of(event) for _, event in events])
