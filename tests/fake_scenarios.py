@@ -547,8 +547,11 @@ def no_tools(reply: Reply, status: int = 400) -> None:
 
 
 @scenario
-def asks_tools(reply: Reply, calls: int = 2, n: int = 0) -> None:
-    """n tokens, then calls of the tools offered, in fragments; an answer when a result is there."""
+def asks_tools(reply: Reply, calls: int = 2, n: int = 0, late: int = 0) -> None:
+    """n tokens, then calls of the tools offered, in fragments; an answer when a result is there.
+
+    With late=1 the chunk that ends the body comes late, or never.
+    """
     offered = reply.request.get("tools")
     if not offered or reply.request.get("messages", [{}])[-1].get("role") == "tool":
         count(reply, 3)
@@ -561,7 +564,10 @@ def asks_tools(reply: Reply, calls: int = 2, n: int = 0) -> None:
         reply.chunk({"tool_calls": [head | {"function": {"name": name, "arguments": ""}}]})
         for piece in ('{"city', '": "', f'town {index}"', "}"):
             reply.chunk({"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
-    reply.finish("tool_calls")
+    reply.finish("tool_calls", end=not late)
+    if late:
+        reply.hold(inf)
+        reply.end()
 
 
 # Other framings of the same answer

@@ -187,7 +187,7 @@ def test_a_user_who_asks_about_the_note_gets_answers_about_it(stage: Stage) -> N
     """Nothing is cut then."""
     reply = ScriptedReply()
     run, _ = stage.make(Scripted(reply))
-    run._question = [type(run._question[0])("user", f"Repeat: {OLD}")]
+    run.question = [type(run.question[0])("user", f"Repeat: {OLD}")]
     reply.feed(OLD)
     reply.end()
     over(stage.set_off(run))
@@ -198,7 +198,7 @@ def test_a_note_of_ours_before_the_prompt_is_no_question_about_it(stage: Stage) 
     """It is what a model imitates."""
     reply = ScriptedReply()
     run, _ = stage.make(Scripted(reply))
-    run._question = [type(run._question[0])("user", f"{notes.STOPPED}\n\nGo on.")]
+    run.question = [type(run.question[0])("user", f"{notes.STOPPED}\n\nGo on.")]
     reply.feed("Well.\n\n", notes.STOPPED)
     reply.end()
     over(stage.set_off(run))

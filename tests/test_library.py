@@ -462,7 +462,7 @@ def much_later(program: Halt, stream_id: str) -> str:
     """The state of a run once the relay has looked at it in a very long time."""
     generations, looked = program._generations, threading.Event()
     run = generations.run(stream_id, None)
-    run._watched_at -= 1000.0
+    run.watched_at -= 1000.0
     run.look_soon()
     generations.relay.post(looked.set)
     assert looked.wait(SOON)

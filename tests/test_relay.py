@@ -25,13 +25,13 @@ from halt.clock import now
 from halt.config.settings import Config
 from halt.core import keeper as module
 from halt.core import run as run_module
-from halt.core.connection import Line
-from halt.core.events import Failed
+from halt.core.events import Failed, ToolCall
 from halt.core.relay import READ, Relay
 from halt.core.request import ChatRequest, Part
 from halt.core.run import Run
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
+from halt.core.tools import Toolbox
 from halt.errors import Draining
 from halt.providers.chat_completions import ChatDecoder
 from halt.providers.factory import make_upstream
@@ -327,8 +327,8 @@ def test_a_body_that_inflates_to_megabytes_comes_in_turns(  # noqa: PLR0915
         monkeypatch.setattr(Body, "read", watched)
         neighbour = generations.start(ChatRequest(HI))
         until(lambda: neighbour.log.last == 1)
-        assert neighbour._reply is not None
-        first.append(neighbour._reply.fileno())
+        assert neighbour.reply is not None
+        first.append(neighbour.reply.fileno())
         run = generations.start(ChatRequest(HI))
         assert stopping.wait(SOON)
         receipt = Background(lambda: generations.stop(run.id, None))
@@ -369,23 +369,29 @@ def test_the_end_of_a_complete_answers_framing(
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_the_end_of_a_round_of_tools_framing(
-    fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, ends: bool
+    make: Make, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, ends: bool
 ) -> None:
-    """The same by the thread that runs the tools."""
+    """The same before the tools run, so that the connection serves the next round."""
     monkeypatch.setattr(run_module, "DRAIN_SECONDS", SOON if ends else 0.05)
     config = settings(fake)
-    upstream = make_upstream(config)
-    line = Line()
-    reply = upstream.open(ChatRequest(HI, model="late_terminator?n=2"), line)
-    reply.unblock()
-    while (reply.pending or readable(reply.fileno())) and not reply.read().ended:
-        pass
-    draining = Background(lambda: run_module._drain(reply))
+    generations = make(make_upstream(config), config)
+    began = threading.Event()
+
+    def tool(city: str) -> str:
+        began.set()
+        return city
+
+    model = "asks_tools?calls=1&late=1"
+    run = generations.start(ChatRequest(HI, model=model), tools=Toolbox([tool]))
     if ends:
+        until(lambda: any(isinstance(event, ToolCall) for _, event in run.log.read(0)))
+        assert not began.wait(0.1), "its connection is in use still"
         fake.requests[0].release()
-    assert draining.end() is None
-    assert line.wait_closed(0) == ("none" if ends else "closed")
-    upstream.close()
+    else:
+        assert fake.wait_request().closed.wait(SOON)
+    assert ended(run).state == "done"
+    assert began.is_set()
+    assert [record.connection for record in fake.requests] == [1, 1 if ends else 2]
 
 
 def readable(number: int) -> bool:

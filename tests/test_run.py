@@ -15,8 +15,7 @@ import pytest
 
 from halt.clock import now
 from halt.config.settings import Config
-from halt.core import generation, retries, steps
-from halt.core import run as module
+from halt.core import deadlines, generation, intake, retries, steps
 from halt.core.events import Cancelled, Content, Done, Extra, Failed, ReasoningEnd, text_of
 from halt.core.request import Part
 from halt.core.run import Run
@@ -181,7 +180,7 @@ def test_stop_while_it_waits_to_try_again(stage: Stage, monkeypatch: pytest.Monk
     monkeypatch.setattr(retries, "RETRY_BASE", 1_000.0)
     monkeypatch.setattr(retries, "RETRY_AFTER_MAX", 10_000.0)
     run, upstream = stage.begin(Scripted(UpstreamError("upstream_refused")))
-    until(lambda: run._retries.made > 0)
+    until(lambda: run._opening.retries.made > 0)
     assert run.switch.press() == "stopped"
     stage.wait_settled(run)
     assert len(upstream.asked) == 1
@@ -229,7 +228,7 @@ def test_a_run_without_grace_ends_as_its_last_viewer_leaves(stage: Stage) -> Non
     one, two = run.join(), run.join()
     run.leave(one)
     run.leave(one)
-    run._watched_at -= 1e6
+    run.watched_at -= 1e6
     stage.look(run)
     assert run.state == "running"
     run.leave(two)
@@ -505,7 +504,7 @@ def test_what_will_fail_again_is_not_retried(stage: Stage, code: str) -> None:
 
 def test_the_server_says_when_to_come_back(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     """A short Retry-After is waited for."""
-    caplog.set_level("INFO", "halt.core.run")
+    caplog.set_level("INFO", "halt.core.opening")
     fault = UpstreamError("rate_limited", retry_after=4.0)
     run, upstream = stage.begin(Scripted(fault))
     until(lambda: "trying again in 4." in caplog.text)
@@ -529,7 +528,7 @@ def test_those_who_were_told_the_same_wait_do_not_return_at_once(
     """A server that sends everybody away for a while is not met by all of them together."""
     monkeypatch.setattr(retries, "RETRY_BASE", 1_000.0)
     run, upstream = stage.begin(Scripted(UpstreamError("rate_limited", retry_after=0.0)))
-    until(lambda: run._retries.made > 0)
+    until(lambda: run._opening.retries.made > 0)
     assert len(upstream.asked) == 1
     run.cancel("stop")
 
@@ -550,14 +549,14 @@ def test_the_limits_of_a_silent_run(stage: Stage) -> None:
     """Each limit is told by its own code, as soon as it is over and not before."""
     run, reply = stage.running(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
     began = run.meter.started_at
-    assert run._over_limit(began + 99.0) is None
-    assert code_of(run._over_limit(run.meter.last_at + 101.0)) == "first_byte_timeout"
+    assert run._deadlines.over(began + 99.0) is None
+    assert code_of(run._deadlines.over(run.meter.last_at + 101.0)) == "first_byte_timeout"
     reply.feed("a")
     until(lambda: run.log.last == 1)
     last = run.meter.last_at
-    assert run._over_limit(last + 9.0) is None
-    assert code_of(run._over_limit(last + 11.0)) == "stalled"
-    assert code_of(run._over_limit(began + 1_001.0)) == "run_too_long"
+    assert run._deadlines.over(last + 9.0) is None
+    assert code_of(run._deadlines.over(last + 11.0)) == "stalled"
+    assert code_of(run._deadlines.over(began + 1_001.0)) == "run_too_long"
 
 
 @pytest.mark.parametrize("phase", ["opening", "reading", "answering"])
@@ -621,7 +620,7 @@ def test_a_limit_names_its_setting(stage: Stage) -> None:
     run, reply = stage.running(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
 
     def told(at: float) -> str:
-        fault = run._over_limit(at)
+        fault = run._deadlines.over(at)
         assert fault is not None
         return fault.message
 
@@ -638,8 +637,8 @@ def test_a_sign_of_life_is_no_silence(stage: Stage) -> None:
     before = run.meter.last_at
     reply.feed(Part())
     until(lambda: run.meter.last_at > before)
-    assert run._over_limit(run.meter.last_at + 99.0) is None
-    assert code_of(run._over_limit(run.meter.last_at + 101.0)) == "first_byte_timeout"
+    assert run._deadlines.over(run.meter.last_at + 99.0) is None
+    assert code_of(run._deadlines.over(run.meter.last_at + 101.0)) == "first_byte_timeout"
 
 
 def test_the_defaults_let_a_local_model_read_a_long_prompt() -> None:
@@ -652,14 +651,14 @@ def test_the_defaults_let_a_local_model_read_a_long_prompt() -> None:
 def test_a_run_that_nobody_watches_ends_after_its_grace(stage: Stage) -> None:
     """The grace counts from when the last viewer left; a watched run has all the time."""
     run, _, reader = stage.watched(orphan_grace=100.0)
-    run._watched_at -= 1e6
+    run.watched_at -= 1e6
     stage.look(run)
     assert run.state == "running"
     reader.leave()
-    run._watched_at -= 99.0
+    run.watched_at -= 99.0
     stage.look(run)
     assert run.state == "running"
-    run._watched_at -= 2.0
+    run.watched_at -= 2.0
     stage.look(run)
     assert isinstance(run.log.ended, Cancelled)
     assert run.log.ended.reason == "no_viewer"
@@ -672,7 +671,7 @@ def test_a_viewer_whose_client_has_gone_does_not_count(stage: Stage) -> None:
     viewer.gone = True
     stage.look(run)
     assert run.state == "running"
-    run._watched_at -= 101.0
+    run.watched_at -= 101.0
     stage.look(run)
     assert isinstance(run.log.ended, Cancelled)
 
@@ -680,10 +679,10 @@ def test_a_viewer_whose_client_has_gone_does_not_count(stage: Stage) -> None:
 def test_the_first_viewer_has_time_to_come(stage: Stage) -> None:
     """Also with no grace at all a run is not ended before its first viewer could be there."""
     run, _ = stage.running(orphan_grace=0.0)
-    run._watched_at -= module.FIRST_VIEW - 5.0
+    run.watched_at -= deadlines.FIRST_VIEW - 5.0
     stage.look(run)
     assert run.state == "running"
-    run._watched_at -= 6.0
+    run.watched_at -= 6.0
     stage.look(run)
     assert isinstance(run.log.ended, Cancelled)
 
@@ -704,7 +703,7 @@ def test_pictures_beside_the_text_have_a_limit_of_their_own(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A picture has millions of characters, and is no text that grows too long."""
-    monkeypatch.setattr(module, "BESIDE_MAX", 2500)
+    monkeypatch.setattr(intake, "BESIDE_MAX", 2500)
     run, reply = stage.running(max_answer_chars=5)
     reader = Reader(run)
     for _ in range(3):

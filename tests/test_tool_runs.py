@@ -32,11 +32,11 @@ from halt.core.events import (
     is_terminal,
     text_of,
 )
+from halt.core.exact_usage import summed
 from halt.core.metrics import Meter
 from halt.core.request import ChatRequest, Part, ToolSpec, ToolTurn
 from halt.core.run import Run
 from halt.core.tools import Toolbox, ToolRound
-from halt.core.usage import summed
 from halt.errors import UpstreamError
 from tests.conftest import HaltServer, eventually, new_id
 from tests.fake_openai import FakeOpenAI
@@ -525,16 +525,16 @@ def test_the_limits_of_silence_rest_while_tools_run(stage: ToolStage) -> None:
     ask(upstream.reply(), "x", tool="held")
     stage.gate.wait_running()
     began = run.meter.started_at
-    assert run._over_limit(began + 999.0) is None
-    assert code_of(run._over_limit(began + 1_001.0)) == "run_too_long"
+    assert run._deadlines.over(began + 999.0) is None
+    assert code_of(run._deadlines.over(began + 1_001.0)) == "run_too_long"
     stage.gate.open.set()
     second = upstream.reply(1)
     second.wait_reads()
-    assert run._over_limit(run.meter.last_at + 99.0) is None
-    assert code_of(run._over_limit(run.meter.last_at + 101.0)) == "first_byte_timeout"
+    assert run._deadlines.over(run.meter.last_at + 99.0) is None
+    assert code_of(run._deadlines.over(run.meter.last_at + 101.0)) == "first_byte_timeout"
     second.feed("b")
     until(lambda: run.log.last == 4)
-    assert code_of(run._over_limit(run.meter.last_at + 11.0)) == "stalled"
+    assert code_of(run._deadlines.over(run.meter.last_at + 11.0)) == "stalled"
     assert run.fail(UpstreamError("stalled"))
 
 
@@ -553,10 +553,10 @@ def test_a_run_that_nobody_watches_ends_while_tools_run(stage: ToolStage) -> Non
     run, upstream = stage.begin(orphan_grace=100.0)
     ask(upstream.reply(), "x", tool="held")
     stage.gate.wait_running()
-    run._watched_at -= 99.0
+    run.watched_at -= 99.0
     stage.look(run)
     assert run.state == "running"
-    run._watched_at -= 2.0
+    run.watched_at -= 2.0
     stage.look(run)
     assert isinstance(run.log.ended, Cancelled)
     stage.wait_settled(run)

@@ -17,12 +17,12 @@ import httpx2
 import msgspec
 import pytest
 
+from halt.clock import now
 from halt.config.providers import setup
 from halt.config.settings import Config
 from halt.core.connection import Line, Quiet
 from halt.core.events import Delta
 from halt.core.request import ChatRequest, Message, Reply, Upstream
-from halt.core.run import _drain
 from halt.errors import CODES, OVERLOADED, UpstreamError
 from halt.providers.openai import OpenAIUpstream
 from halt.transport.pool import Transport
@@ -80,12 +80,21 @@ def read(reply: Reply) -> Answer:
                 out.events += part.events
                 out.chunks += part.chunks
                 out.ended = part.ended
-        _drain(reply)
+        drain(reply)
     except UpstreamError as fault:
         out.fault = fault
     finally:
         reply.close()
     return out
+
+
+def drain(reply: Reply) -> None:
+    """Read the end of a complete answer's framing, if it comes soon."""
+    deadline = now() + 0.25
+    with suppress(UpstreamError):
+        while not reply.complete and now() < deadline:
+            with suppress(Quiet):
+                reply.read()
 
 
 def ask(upstream: Upstream, model: str | None = None, **more: Any) -> Answer:

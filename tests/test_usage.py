@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from halt.config.settings import Config
-from halt.core.connection import Line
 from halt.core.events import Cancelled
 from halt.core.exact_usage import Unheard
+from halt.core.live import LiveGeneration
 from halt.core.request import ChatRequest, Part
 from halt.core.run import Run
 from halt.core.service import Generations
@@ -264,17 +264,15 @@ def test_a_real_server_is_read_to_its_count(fake: FakeOpenAI) -> None:
         assert reported.get(timeout=SOON)["completion_tokens"] == 10
 
 
-class Idle:
-    """A run of which nothing is known but its line."""
-
-    def __init__(self) -> None:
-        self.line = Line()
+def idle() -> LiveGeneration:
+    """A generation that is not under way."""
+    return LiveGeneration("a-stream", ChatRequest(HI), None, 1_000)
 
 
 def test_places_of_the_unheard_are_bounded_and_given_back() -> None:
     """As many as streams; none is left after a close, which interrupts all."""
     unheard = Unheard(Config(exact_usage=True, max_streams=2))
-    first, late, third = Idle(), Idle(), Idle()
+    first, late, third = idle(), idle(), idle()
     assert unheard.take(first)
     assert unheard.take(late)
     assert not unheard.take(third)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Iterator
+from itertools import islice
 from typing import Literal
 
 from halt.clock import now
@@ -69,8 +70,8 @@ class Recording:
         self.newest_frame: tuple[object, int, int, bytes] | None = None
         self._viewers_lock = threading.Lock()  # protects the three below
         self._viewers: set[Viewer] = set()
-        self._watched_at = now()
-        self._was_watched = False
+        self.watched_at = now()
+        self.was_watched = False
 
     def __repr__(self) -> str:
         what = f"{type(self).__name__} {self.id} {self.state}"
@@ -108,7 +109,7 @@ class Recording:
     @property
     def characters(self) -> int:
         """Characters of the answer that were made so far, without the prefix."""
-        return sum(map(len, self._texts(self.log.last)))
+        return sum(map(len, self.texts(self.log.last)))
 
     @property
     def kept(self) -> int | None:
@@ -127,15 +128,28 @@ class Recording:
 
     def text(self, upto: int) -> str:
         """The prefix, and the text of the events from 1 to `upto`."""
-        return self.prefix + "".join(self._texts(upto))
+        return self.prefix + "".join(self.texts(upto))
 
-    def _texts(self, upto: int) -> list[str]:
-        """What each event from 1 to `upto` has added to the answer, without what was reasoning."""
+    def texts(self, upto: int | None = None) -> list[str]:
+        """What each event has added to the answer, without what was reasoning.
+
+        Those of the events from 1 to `upto`; without it also of one that is not in the log yet.
+        """
         texts = self._parts[:upto]
         for number, after in self._reasoned:
-            if number <= upto:
+            if number <= len(texts):
                 texts[after:number] = [""] * (number - after)
         return texts
+
+    def newest(self, most: int) -> Iterator[str]:
+        """The text of so many of the newest events, the newest first, then the prefix.
+
+        It begins behind what was reasoning.
+        """
+        first = self._reasoned[-1][0] if self._reasoned else 0
+        yield from islice(reversed(self._parts), min(len(self._parts) - first, most))
+        if not first:
+            yield self.prefix
 
     def piece(self, number: int) -> str:
         """The text of one event, also of one that the log has let go of; "" of other kinds."""
@@ -153,7 +167,7 @@ class Recording:
 
     def pieces(self, after: int, upto: int) -> list[tuple[float, str]]:
         """When each event above `after` and up to `upto` came, and the text that it added."""
-        return list(zip(self._times[after:upto], self._texts(upto)[after:], strict=True))
+        return list(zip(self._times[after:upto], self.texts(upto)[after:], strict=True))
 
     def reasoning(self, end: ReasoningEnd) -> str:
         """The text that was reasoning, by the event that says so."""
@@ -178,12 +192,22 @@ class Recording:
 
     # --- reading ----------------------------------------------------------------------------------
 
+    @property
+    def is_watched(self) -> bool:
+        """It has a viewer, also one whose client has left since the last look."""
+        return bool(self._viewers)
+
+    def viewers(self) -> list[Viewer]:
+        """Those that watch now."""
+        with self._viewers_lock:
+            return list(self._viewers)
+
     def join(self) -> Viewer:
         """Begin to watch."""
         viewer = Viewer()
         with self._viewers_lock:
             self._viewers.add(viewer)
-            self._was_watched = True
+            self.was_watched = True
         return viewer
 
     def leave(self, viewer: Viewer) -> None:
@@ -191,7 +215,7 @@ class Recording:
         viewer.gone = True
         with self._viewers_lock:
             self._viewers.discard(viewer)
-            self._watched_at = now()
+            self.watched_at = now()
         self.log.wake()  # a thread that follows for this viewer returns
 
     def follow(

@@ -37,7 +37,7 @@ from halt.core.run import Run
 from halt.core.serial import Serial
 from halt.core.stop import Pressed, StopRegistry, may_touch
 from halt.core.storage import Writer
-from halt.core.tools import Toolbox
+from halt.core.tool_loop import Tools
 from halt.errors import (
     AtCapacity,
     Draining,
@@ -115,7 +115,7 @@ class Generations:
         request: ChatRequest,
         owner: str | None = None,
         on_end: Callable[[Run], None] | None = None,
-        tools: Toolbox | None = None,
+        tools: Tools | None = None,
         grace: float | None = None,
         on_usage: Callable[[Run, dict[str, Any]], None] | None = None,
         noted: bool = False,

@@ -24,8 +24,9 @@ import msgspec
 
 from halt.clock import now
 from halt.core.events import ToolCall, ToolResult
-from halt.core.request import ToolSpec
+from halt.core.request import Message, ToolSpec, ToolTurn
 from halt.core.request_ids import current, named
+from halt.rendering import data_urls
 
 RESULT_MAX = 100_000  # characters of a result that the model is told
 THREADS_MAX = 256  # calls of one toolbox under way, those that nobody waits for included
@@ -222,6 +223,17 @@ class ToolRound:
         """All results so far, in the order of the calls."""
         with self._changed:
             return [each.result for each in self._calls if each.result is not None]
+
+    def messages(self, said: str, opaque: Any) -> list[Message]:
+        """What the model is told of the round: its own message, then the results so far.
+
+        `said` is its text in the round, `opaque` what its provider wants back.
+        """
+        calls = [each.call for each in self._calls]
+        return [
+            ToolTurn(data_urls.told(said) or None, calls, opaque),
+            *(Message("tool", each.result, tool_call_id=each.id) for each in self.told),
+        ]
 
     def abort(self) -> None:
         """Tell all of them to stop, and wait for none. Harmless when repeated."""

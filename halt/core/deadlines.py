@@ -1,0 +1,79 @@
+"""The limits of time of a run: its whole time, the model's silence, and a time without a viewer."""
+
+from __future__ import annotations
+
+from halt.clock import now
+from halt.core.intake import Intake
+from halt.core.limits import Limits
+from halt.core.live import LiveGeneration
+from halt.core.tool_loop import ToolLoop
+from halt.errors import UpstreamError
+
+LOOK_MIN, LOOK_MAX = 0.02, 1.0  # seconds between two looks at a run's limits
+HAND_OVER = 2.0  # seconds for a reader of another process to follow a run that it has asked for
+FIRST_VIEW = 10.0  # seconds that the first viewer has to come, however short the grace
+
+
+class Deadlines:
+    """The limits of one run. Used by the relay; `expect` by any thread."""
+
+    def __init__(
+        self,
+        live: LiveGeneration,
+        intake: Intake,
+        tool_loop: ToolLoop,
+        limits: Limits,
+        grace: float | None,
+    ) -> None:
+        """`grace`: seconds without a viewer, where it is not the configured time."""
+        self._live = live
+        self._intake = intake
+        self._tool_loop = tool_loop
+        self._limits = limits
+        self._grace = limits.orphan_grace if grace is None else grace
+        self._expected_until = 0.0  # a reader of another process comes until then
+
+    def expect(self) -> None:
+        """Give a reader of another process HAND_OVER to come, in which no viewer is missed."""
+        self._expected_until = now() + HAND_OVER
+
+    @property
+    def patience(self) -> float:
+        """Seconds that the run goes on without a viewer."""
+        return self._grace if self._live.was_watched else max(FIRST_VIEW, self._grace)
+
+    @property
+    def _unwatched_until(self) -> float:
+        """The time up to which it goes on without a viewer."""
+        return max(self._live.watched_at + self.patience, self._expected_until)
+
+    def is_abandoned(self, at: float) -> bool:
+        """At this time it has been without a viewer for too long."""
+        return not self._live.is_watched and at >= self._unwatched_until
+
+    def next_look(self, at: float) -> float:
+        """When to look again: at the first limit that can be over next, or sooner."""
+        limits, live = self._limits, self._live
+        silence = limits.gap_timeout if self._intake.answering else limits.first_byte_timeout
+        limit = min(live.meter.started_at + limits.run_timeout, live.meter.last_at + silence)
+        if not live.is_watched and live.log.ended is None:
+            limit = min(limit, self._unwatched_until)
+        return min(max(limit, at + LOOK_MIN), at + LOOK_MAX)
+
+    def over(self, at: float) -> UpstreamError | None:
+        """The limit that is over at this time."""
+        limits, meter = self._limits, self._live.meter
+        if at - meter.started_at > limits.run_timeout:
+            hint = f"It may take {limits.run_timeout:g} s: HALT_RUN_TIMEOUT sets this limit."
+            return UpstreamError("run_too_long", hint=hint)
+        if self._tool_loop.is_running:  # tools have limits of their own
+            return None
+        code, limit, setting = (
+            ("stalled", limits.gap_timeout, "HALT_GAP_TIMEOUT")
+            if self._intake.answering
+            else ("first_byte_timeout", limits.first_byte_timeout, "HALT_FIRST_BYTE_TIMEOUT")
+        )
+        if at - meter.last_at <= limit:
+            return None
+        hint = f"Nothing came for {limit:g} s: {setting} sets this limit."
+        return UpstreamError(code, hint=hint)

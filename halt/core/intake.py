@@ -1,0 +1,205 @@
+"""What a model's server has sent, as events in the log: without notes, within limits of length."""
+
+from __future__ import annotations
+
+from halt.core.attachments import Picture, found
+from halt.core.events import (
+    Content,
+    Delta,
+    Extra,
+    Reasoning,
+    ReasoningEnd,
+    ToolCall,
+    ToolResult,
+    size_of,
+    text_of,
+)
+from halt.core.live import LiveGeneration
+from halt.core.notes import LINE_END, NoteFilter, are_discussed
+from halt.core.request import Part
+from halt.errors import UpstreamError
+
+PARTS_MOST = 1000  # events that are looked at for the answer's last line
+BESIDE_MAX = 32_000_000  # characters of pictures and other fields beside one answer's text
+
+
+class Intake:
+    """Appends to the log of one run. Used by one thread at a time: the one that has the run."""
+
+    def __init__(self, live: LiveGeneration, most: int, *, keeps_calls: bool) -> None:
+        """`most`: characters of an answer. `keeps_calls`: Halt runs the tools, not the client."""
+        self._live = live
+        self._meter = live.meter
+        self._note = live.note
+        self._append = live.log.append
+        self._most = most
+        self._keeps_calls = keeps_calls
+        self.notes = NoteFilter(self._discusses_notes, self._last_line)
+        self.answering = False  # the reply of this round has brought something
+        self.calls: list[ToolCall] = []  # what the model has asked for in this round
+        self._called = False  # the model has called tools, its own or the client's
+        self._thoughts: list[str] = []  # of the answer, for one that is nothing else
+        self._round_from = 0  # events before this round
+        self._new_paragraph = False  # the next text is the first behind a round of tools
+        self._size = 0  # characters of all events: text, reasoning, calls, results
+        self._received = 0  # those of the model's that came, shown or not, and of results
+        self._beside = 0  # characters of fields beside these: pictures, sources
+
+    # --- one read ---------------------------------------------------------------------------------
+
+    def take(self, part: Part) -> bool:
+        """Log what one read brought. False: the log has ended. Raises UpstreamError at a limit."""
+        self._received += part.arrived
+        if not part.events:
+            self._meter.received(0, 0)
+        else:
+            self.answering = True
+            if not self._add(part):
+                return False
+        if self._size > self._most or self._received > self._most:
+            raise self._too_long()
+        if self._beside > BESIDE_MAX:
+            hint = f"What came beside its text has more than {BESIDE_MAX:,} characters."
+            raise UpstreamError("answer_too_long", hint=hint)
+        if part.ended:
+            self.flush()
+        return True
+
+    def _add(self, part: Part) -> bool:
+        """Log the events of a part. False: the log has ended."""
+        events = part.events
+        first = events[0]
+        if (  # the usual part, once for each token
+            len(events) == 1
+            and isinstance(first, Content)
+            and "[" not in first.content
+            and not (self.notes.held or self._new_paragraph)
+        ):
+            text = first.content
+            self._size += len(text)
+            self._meter.received(len(text), part.chunks)
+            # Before the log, so that `answer` finds what that counts.
+            self._note(text, self._meter.last_at)
+            return self._append(first)
+        live, meter = self._live, self._meter
+        prepared = [self._prepared(event) for event in self.notes.filtered(events)]
+        meter.received(sum(len(text_of(event)) for event in prepared), part.chunks)
+        for event in prepared:
+            if isinstance(event, Extra):
+                self._beside += size_of(event)
+            else:
+                self._size += size_of(event)
+            live.note_event(event, meter.last_at)
+            if isinstance(event, ReasoningEnd):
+                thought = live.reasoning(event)
+                self._thoughts.append(thought)
+                meter.reclassified(len(thought), all_text=not self._earlier_rounds)
+            elif meter.answer_at is None and text_of(event):
+                meter.answer_at = meter.last_at  # of the same read
+            if not self._append(event):
+                return False
+        return True
+
+    def _prepared(self, event: Delta) -> Delta:
+        """The event as it goes to the log."""
+        if isinstance(event, Content):
+            if self._new_paragraph:
+                self._new_paragraph = False
+                return Content("\n\n" + event.content)
+        elif isinstance(event, Reasoning):
+            self._meter.reasoned = True
+            self._thoughts.append(event.text)
+        elif isinstance(event, ReasoningEnd):
+            self._new_paragraph = bool(self._earlier_rounds)
+            return ReasoningEnd(self._round_from)
+        elif isinstance(event, ToolCall):
+            self._called = True
+            if self._keeps_calls:
+                self.calls.append(event)
+        return event
+
+    def _too_long(self) -> UpstreamError:
+        """The answer is over its limit. Text that is held back or left out counts as well.
+
+        A model that writes nothing but blanks behind a thought, or in a call's arguments, would
+        otherwise write on without an end.
+        """
+        hint = f"It may have {self._most} characters: HALT_MAX_ANSWER_CHARS."
+        return UpstreamError("answer_too_long", hint=hint)
+
+    # --- text that was held back ------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """No more comes of this reply: log what was held back of it, unless it is a note."""
+        self._say(self.notes.end())
+
+    def show_held(self) -> None:
+        """Nothing has come for a while: log what was held back and is no whole note."""
+        self._say(self.notes.waited())
+
+    def _say(self, text: str) -> None:
+        """Log text that came before, and was held back."""
+        if text:
+            text = text_of(self._prepared(Content(text)))
+            self._meter.characters += len(text)
+            self._note(text, self._meter.last_at)
+            self._append(Content(text))
+
+    def _last_line(self) -> str:
+        """The last line of the answer so far, or the end of it where that is long."""
+        line = "\n" if self._new_paragraph else ""
+        for text in self._live.newest(PARTS_MOST):
+            if len(line) > LINE_END or "\n" in line:
+                break
+            line = text[-LINE_END:] + line
+        return line.rpartition("\n")[2]
+
+    def _discusses_notes(self) -> bool:
+        """Whether the question is about the notes of `halt.core.notes`."""
+        return are_discussed(
+            message.content
+            for message in self._live.question
+            if message.role != "assistant" and isinstance(message.content, str)
+        )
+
+    # --- rounds, and the end ----------------------------------------------------------------------
+
+    @property
+    def _earlier_rounds(self) -> str:
+        """The answer's text of the rounds before this one."""
+        return "".join(self._live.texts(self._round_from)).strip()
+
+    def take_result(self, result: ToolResult) -> bool:
+        """Log a tool's result. False: the log has ended. Raises UpstreamError at a limit."""
+        self._size += len(result.result)
+        self._received += len(result.result)
+        if self._size > self._most or self._received > self._most:
+            raise self._too_long()
+        self._meter.tools_ran()
+        self._note("", self._meter.last_at)
+        return self._append(result)
+
+    def begin_round(self) -> str:
+        """The next round begins behind the results; the text of the one before."""
+        texts = self._live.texts()
+        said = "".join(texts[self._round_from :]).strip()
+        self._new_paragraph = self._new_paragraph or bool(said)
+        self._round_from = len(texts)
+        return said
+
+    def show_thoughts(self) -> None:
+        """At the model's own end: some servers put the answer among the thoughts.
+
+        Where nothing else has come (no text, no call, no picture), it is the text that there is.
+        """
+        live = self._live
+        texts = (live.prefix, *live.texts())
+        if not self._thoughts or self._called or any(t and not t.isspace() for t in texts):
+            return
+        extras = [event for _, event in live.events(live.log.last) if isinstance(event, Extra)]
+        if not any(isinstance(each, Picture) for event in extras for each in found(event)):
+            self._say("".join(self._thoughts).strip())
+
+    def forget(self) -> None:
+        """The run is over: let go of what it needed alone."""
+        self.calls, self._thoughts = [], []
