@@ -12,8 +12,9 @@ from halt.config.settings import load
 from halt.core.connection import Line
 from halt.errors import RequestError, UpstreamError
 from halt.providers import catalog
-from halt.providers.catalog import NAMES_MAX, Catalog, Groups, checked_model
+from halt.providers.catalog import NAMES_MAX, Catalog, checked_model
 from halt.providers.model_list import NAME_MAX
+from halt.providers.router import Groups
 from halt.web.services import services
 from tests.scripted import SOON, Scripted
 from tests.wire import HandMade, Peer, until
@@ -78,9 +79,10 @@ def test_a_failure_is_no_list_and_is_not_asked_again_at_once(fault: Exception) -
     offering = Offering(["a"], fault, ["b"])
     found = Catalog(offering)
     assert found.look() == [("", ["a"])]
-    found._question._good_until = 0.0
-    asked_at = found._question.begin()
-    assert found._question.wait(asked_at + SOON, fresh=True)[1] is not None
+    query = found._providers._members[""].models
+    query._good_until = 0.0
+    asked_at = query.begin()
+    assert query.wait(asked_at + SOON, fresh=True)[1] is not None
     assert found.look() == [("", ["a"])]
     assert offering.questions == 2
 

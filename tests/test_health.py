@@ -17,6 +17,7 @@ from halt.core.connection import Line
 from halt.core.request import Upstream
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
+from halt.providers import router
 from halt.web.api import stop
 from halt.web.api.stop import Probe
 from tests.conftest import SEEN_WITHIN, eventually
@@ -53,7 +54,7 @@ def join(threads: list[threading.Thread]) -> None:
 def test_one_request_waits_for_a_silent_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that come meanwhile are told what is known: nothing, and later the last answer."""
     monkeypatch.setattr(stop, "PROBE_WAIT", SEEN_WITHIN)
-    monkeypatch.setattr(stop, "PROBE_SECONDS", SEEN_WITHIN)
+    monkeypatch.setattr(router, "ASK_SECONDS", SEEN_WITHIN)
     upstream = Silent()
     probe = Probe(cast("Upstream", upstream))
     threads, answers = in_threads(OTHERS + 1, probe.look)

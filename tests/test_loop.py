@@ -15,7 +15,7 @@ import pytest
 
 from halt import Halt
 from halt.core.via import HEADER
-from halt.providers.cached_query import Question
+from halt.providers.cached_query import CachedQuery
 from halt.web import via as loop
 from halt.web.via import MARKS_MAX, mark_of
 from tests import ws
@@ -293,7 +293,7 @@ def test_a_provider_that_is_halt_itself_hides_no_other(
 
 def test_a_question_passes_the_chain_on() -> None:
     """The line of a question that is asked in the background has the chain of the asker's."""
-    question = Question("test", lambda line: line.chain, kept=0.0, again=0.0, limit=SOON)
+    question = CachedQuery("test", lambda line: line.chain, kept=0.0, again=0.0, limit=SOON)
     for chain in ((OTHER,), ()):
         asked_at = question.begin(chain)
         assert question.wait(asked_at + SOON, fresh=True) == (chain, None)

@@ -10,18 +10,18 @@ import pytest
 from halt.clock import now
 from halt.core.connection import Line
 from halt.errors import HaltError, Interrupted, UpstreamError
-from halt.providers.cached_query import Question
+from halt.providers.cached_query import CachedQuery
 from tests.scripted import SOON
 
 
 def question(
     ask: Callable[[Line], str], *, kept: float = 60.0, again: float = 60.0, limit: float = SOON
-) -> Question[str]:
+) -> CachedQuery[str]:
     """One with long times, which a test shortens."""
-    return Question("test", ask, kept=kept, again=again, limit=limit)
+    return CachedQuery("test", ask, kept=kept, again=again, limit=limit)
 
 
-def answer(asked: Question[str]) -> tuple[str | None, HaltError | None]:
+def answer(asked: CachedQuery[str]) -> tuple[str | None, HaltError | None]:
     """Ask if it is due, and wait for the end of that."""
     return asked.wait(asked.begin() + SOON, fresh=True)
 

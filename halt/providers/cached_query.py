@@ -1,4 +1,4 @@
-"""A question that is asked in the background, one at a time, and whose answer is kept for a while.
+"""A query that is made in the background, one at a time, and whose answer is kept for a while.
 
 A caller gets what is known and waits no longer than it says, also where the server that should
 answer is silent.
@@ -21,8 +21,8 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class Question(Generic[T]):
-    """A question with its last answer and its last fault. Threads may share one."""
+class CachedQuery(Generic[T]):
+    """A query with its last answer and its last fault. Threads may share one."""
 
     def __init__(
         self, name: str, ask: Callable[[Line], T], *, kept: float, again: float, limit: float
@@ -44,7 +44,7 @@ class Question(Generic[T]):
         self._fault: HaltError | None = None
 
     def begin(self, chain: Chain = ()) -> float:
-        """Ask, unless what is known is fresh or the question is under way; when it was asked.
+        """Ask, unless what is known is fresh or the query is under way; when it was asked.
 
         `chain`: that of the request for which it is asked.
         """

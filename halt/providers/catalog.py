@@ -1,21 +1,17 @@
-"""The models that can be chosen, by provider: asked for in the background, and kept for a while.
+"""The models that can be chosen, by provider, as far as they are known.
 
 A page never waits for a provider: it gets what is known, and a first page waits LOOK_WAIT at most.
 """
 
 from __future__ import annotations
 
-from halt.core.connection import Line
 from halt.core.request import Upstream
-from halt.errors import RequestError, UpstreamError
-from halt.providers.cached_query import Question
-from halt.providers.discovery import LOOK_AGAIN, Discovery
+from halt.errors import HaltError, RequestError, UpstreamError
+from halt.providers.discovery import Discovery
 from halt.providers.model_list import NAME_MAX, is_name
+from halt.providers.router import Groups, providers_of
 
-FRESH_SECONDS = 60.0  # a list is not asked for again before
-RETRY_SECONDS = 10.0  # nor after a failure
-ASK_SECONDS = 20.0  # that a provider has to answer
-LOOK_WAIT = 1.0  # seconds that a page waits after a question was asked
+LOOK_WAIT = 1.0  # seconds that a page waits after the lists were asked for
 NAMES_MAX = 1000  # models that are shown
 
 #: Codes of faults that say: this server gives no list, now and later. Others may pass.
@@ -28,8 +24,6 @@ NO_LIST = frozenset(
         "upstream_web_page",
     }
 )
-
-Groups = list[tuple[str, list[str]]]
 
 
 def checked_model(name: str) -> str:
@@ -46,22 +40,24 @@ class Catalog:
 
     def __init__(self, upstream: Upstream, discovery: Discovery | None = None) -> None:
         """`discovery`: what the upstream's providers are found by, if they are."""
-        self._upstream = upstream
+        self._providers = providers_of(upstream)
         self._discovery = discovery
-        self._question = Question(
-            "models",
-            self._ask,
-            kept=LOOK_AGAIN if discovery else FRESH_SECONDS,
-            again=LOOK_AGAIN if discovery else RETRY_SECONDS,
-            limit=ASK_SECONDS,
-        )
+        # What the last look has brought. Each is replaced at once, by any thread.
+        self._known: Groups = []  # the last list that was not empty
+        self._fault: HaltError | None = None
 
     def look(self) -> Groups:
         """Groups of models, (provider, names); empty as long as nothing is known."""
-        asked_at = self._question.begin()
-        # Servers of this machine tell at once, and one may have been started just now.
-        known, _ = self._question.wait(asked_at + LOOK_WAIT, fresh=self.is_discovered)
-        return known or []
+        fault: HaltError | None = None
+        try:
+            if groups := _bounded(self._providers.look(LOOK_WAIT)):
+                self._known = groups  # else the one before is better than none
+            else:
+                fault = UpstreamError("model_not_found", "its list of models is empty")
+        except HaltError as exc:
+            fault = exc
+        self._fault = fault
+        return self._known
 
     @property
     def is_discovered(self) -> bool:
@@ -78,14 +74,8 @@ class Catalog:
         """The upstream was asked, and gives no list of models. A server that is found gives one."""
         if self.is_discovered:
             return False
-        known, fault = self._question.wait(0.0)
-        return not known and fault is not None and fault.code in NO_LIST
-
-    def _ask(self, line: Line) -> Groups:
-        found = _bounded(self._upstream.catalog(line))
-        if not found:
-            raise UpstreamError("model_not_found", "its list of models is empty")
-        return found
+        fault = self._fault
+        return not self._known and fault is not None and fault.code in NO_LIST
 
 
 def _bounded(groups: Groups) -> Groups:

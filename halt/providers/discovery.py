@@ -41,7 +41,7 @@ from halt.config.model_servers import (
 from halt.config.settings import Config, is_loopback
 from halt.core.connection import Line, on_line
 from halt.errors import TOKEN_NEEDED, Interrupted
-from halt.providers.cached_query import Question
+from halt.providers.cached_query import CachedQuery
 from halt.providers.model_list import Model, is_name, models_of
 from halt.transport.http1 import REFUSAL_MAX, Body
 from halt.transport.pool import Transport
@@ -114,7 +114,7 @@ class Discovery:
         self._servers = {server.url: server for server in found.servers}
         self._locked = {each.url for each in found.locked}
         self._left_until = dict(found.left_until)
-        self._question = Question(
+        self._query = CachedQuery(
             "model-servers", self._look, kept=LOOK_AGAIN, again=LOOK_AGAIN, limit=LOOK_MAX
         )
 
@@ -130,9 +130,9 @@ class Discovery:
         MISSED_AGAIN seconds between two looks are enough.
         """
         if missed and now() - self._looked_at >= MISSED_AGAIN:
-            self._question.expire()
-        asked_at = self._question.begin()
-        self._question.wait(asked_at + ASK_SECONDS + 2 * SPARE_SECONDS, fresh=True)
+            self._query.expire()
+        asked_at = self._query.begin()
+        self._query.wait(asked_at + ASK_SECONDS + 2 * SPARE_SECONDS, fresh=True)
         return self._found
 
     def _look(self, line: Line) -> Found:

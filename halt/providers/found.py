@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from halt.clock import now
 from halt.config.model_servers import Found, Server
 from halt.config.providers import DEMO
 from halt.core.connection import Line
@@ -22,7 +23,7 @@ from halt.core.via import Chain
 from halt.errors import HaltError
 from halt.providers.discovery import Discovery
 from halt.providers.last_model import LastModel
-from halt.providers.router import WAIT_SECONDS, Lists, Providers
+from halt.providers.router import WAIT_SECONDS, Groups, Lists, Providers, names_in
 
 
 class FoundProviders(Providers):
@@ -92,10 +93,13 @@ class FoundProviders(Providers):
                 self.add(server.name, self._make(server))
         return found
 
+    def _ask_lists(self) -> float:
+        return now()  # `_lists` looks
+
     def _lists(self, chain: Chain, seconds: float = WAIT_SECONDS) -> Lists:
         found = self._look(chain) if seconds else self._discovery.known
-        lists: dict[str, tuple[list[str] | None, HaltError | None]] = {
-            server.name: (None if server.models is None else list(server.models), None)
+        lists: dict[str, tuple[Groups | None, HaltError | None]] = {
+            server.name: (None if server.models is None else [("", list(server.models))], None)
             for server in found.servers
         }
         if DEMO in self._members and (self._demo or not lists):
@@ -112,7 +116,7 @@ class FoundProviders(Providers):
         lists = self._lists(chain)
         if named := self._named(model):  # it was found just now
             return named
-        if len(lists) == 1 and not any(model in (models or ()) for models, _ in lists.values()):
+        if len(lists) == 1 and not any(model in names_in(groups) for groups, _ in lists.values()):
             # A server knows more than it lists: Ollama "x" where it lists "x:latest".
             return self._members[next(iter(lists))].upstream, model
         return self._listing(model, lists)

@@ -3,15 +3,16 @@
 With one provider its models have their own names. With several a model is `PROVIDER/MODEL`, and its
 own name serves as well where only one provider lists it.
 
-What the providers list is asked for in threads, one for each provider at most, and kept for a
-minute, so that a provider that is down or silent hides nobody else's models and delays no page.
+What the providers list, and whether they answer, is asked for in threads, one for each provider
+and query at most, and kept for a while: a provider that is down or silent hides no other's models
+and delays no page. Nothing above keeps it once more.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import TypeVar
 
 import msgspec
 
@@ -20,27 +21,46 @@ from halt.core.connection import Line
 from halt.core.request import ChatRequest, Reply, Upstream
 from halt.core.via import Chain
 from halt.errors import HaltError, UpstreamError
-from halt.providers.cached_query import Question
+from halt.providers.cached_query import CachedQuery
 
 KEPT_SECONDS = 60.0  # a list of models is asked for again after this time
-FAILED_SECONDS = 5.0  # and after this time where it could not be had
+AGAIN_SECONDS = 10.0  # one that could not be had, and whether a provider answers
 ASK_SECONDS = 9.0  # for one answer; then the provider is as good as unreachable
 WAIT_SECONDS = 1.5  # that whoever wants the lists waits for all of them together
 
 T = TypeVar("T")
+Groups = list[tuple[str, list[str]]]
+Lists = Mapping[str, tuple[Groups | None, HaltError | None]]
 
 
-def _question(name: str, ask: Callable[[Line], T], kept: float) -> Question[T]:
-    return Question(name, ask, kept=kept, again=FAILED_SECONDS, limit=ASK_SECONDS)
+class _Member:
+    """A provider, and what is known of it."""
+
+    def __init__(self, name: str, upstream: Upstream) -> None:
+        self.upstream = upstream
+        self.models = CachedQuery(
+            name, self._list, kept=KEPT_SECONDS, again=AGAIN_SECONDS, limit=ASK_SECONDS
+        )
+        self.check = CachedQuery(
+            name, self._check, kept=AGAIN_SECONDS, again=AGAIN_SECONDS, limit=ASK_SECONDS
+        )
+
+    def _list(self, line: Line) -> Groups:
+        return self.upstream.catalog(line)
+
+    def _check(self, line: Line) -> bool:
+        self.upstream.check(line)
+        return True
 
 
-class _Member(NamedTuple):
-    upstream: Upstream
-    models: Question[list[str]]
-    check: Question[bool]
+def providers_of(upstream: Upstream) -> Providers:
+    """This upstream, or the Providers of it alone."""
+    return upstream if isinstance(upstream, Providers) else Providers({"": upstream})
 
 
-Lists = Mapping[str, tuple[list[str] | None, HaltError | None]]
+def names_in(groups: Groups | None) -> list[str]:
+    """The models of a provider's groups."""
+    return [model for _, models in groups or () for model in models]
 
 
 class Providers:
@@ -57,11 +77,7 @@ class Providers:
 
     def add(self, name: str, upstream: Upstream) -> None:
         """Offer one more provider. It is closed at once where the name is taken, or all are."""
-        member = _Member(
-            upstream,
-            _question(name, upstream.models, KEPT_SECONDS),
-            _question(name, self._checked(upstream), FAILED_SECONDS),
-        )
+        member = _Member(name, upstream)
         with self._lock:
             if is_new := not self._closed and name not in self._members:
                 self._members = {**self._members, name: member}
@@ -78,28 +94,44 @@ class Providers:
         if single := self._single:
             return single.models(line)
         found = self._lists(line.chain)
-        names = [
-            self._full(name, model) for name, (models, _) in found.items() for model in models or ()
-        ]
+        names = names_in(self._grouped(found))
         if not names:
             self._raise_first(found)
         return names
 
-    def catalog(self, line: Line) -> list[tuple[str, list[str]]]:
+    def catalog(self, line: Line) -> Groups:
         """As `Upstream.catalog` has it, in the order of the providers.
 
         Takes no longer than WAIT_SECONDS. A provider that has not told yet, or is down, has the
         models that it listed before, or none. An interrupted line waits for nothing. Raises
         UpstreamError where no provider has a model: which fault says whether there is a list.
         """
-        found = self._lists(line.chain, 0.0 if line.interrupted else WAIT_SECONDS)
-        if not line.interrupted and not any(models for models, _ in found.values()):
-            if any(models is None and fault is None for models, fault in found.values()):
+        if line.interrupted:
+            return self._grouped(self._lists(line.chain, 0.0))
+        return self._some(self._lists(line.chain, WAIT_SECONDS))
+
+    def look(self, wait: float) -> Groups:
+        """The same for a page, which waits until this many seconds after the lists were asked for.
+
+        So one page waits for a silent provider, and later ones do not.
+        """
+        asked_at = self._ask_lists()
+        return self._some(self._lists((), asked_at + wait - now()))
+
+    def _some(self, found: Lists) -> Groups:
+        """The groups. Raises UpstreamError where no provider has a model."""
+        if not any(names_in(groups) for groups, _ in found.values()):
+            if any(groups is None and fault is None for groups, fault in found.values()):
                 raise UpstreamError("upstream_unreachable", "it did not answer in time")
             self._raise_first(found)
+        return self._grouped(found)
+
+    def _grouped(self, found: Lists) -> Groups:
+        """A group for each provider; one that stands before several has theirs."""
         return [
-            (name, [self._full(name, model) for model in models or ()])
-            for name, (models, _) in found.items()
+            (group or name, [self._full(name, model) for model in models])
+            for name, (groups, _) in found.items()
+            for group, models in groups or [("", [])]
         ]
 
     def check(self, line: Line) -> None:
@@ -113,6 +145,14 @@ class Providers:
             if any(answer for answer, fault in found.values() if fault is None):
                 return
         self._raise_first(found)
+
+    def begin_checks(self) -> float:
+        """Ask each provider whether it answers, where that is not known; when they were asked."""
+        return max((each.check.begin() for each in self._members.values()), default=0.0)
+
+    def checked(self, until: float) -> list[tuple[bool | None, HaltError | None]]:
+        """Whether each provider answers, as far as it is known at this time."""
+        return [each.check.wait(until, fresh=True) for each in self._members.values()]
 
     @property
     def known_model(self) -> str:
@@ -137,13 +177,17 @@ class Providers:
         """The name by which requests ask for a provider's model."""
         return model if self._single else f"{name}/{model}"
 
+    def _ask_lists(self) -> float:
+        """Ask each provider for its list, where it is not known; when they were asked."""
+        return max((each.models.begin() for each in self._members.values()), default=0.0)
+
     def _lists(self, chain: Chain, seconds: float = WAIT_SECONDS) -> Lists:
         """What each provider lists, as far as it is known after this many seconds.
 
         `chain`: that of the request for which they are asked, see `halt.core.via`.
         """
-        questions = {name: member.models for name, member in self._members.items()}
-        return self._all(questions, chain, seconds)
+        queries = {name: member.models for name, member in self._members.items()}
+        return self._all(queries, chain, seconds)
 
     def _resolve(self, model: str, chain: Chain) -> tuple[Upstream, str]:
         """Who answers for a model, and its name there. Raises UpstreamError."""
@@ -163,7 +207,7 @@ class Providers:
 
     def _listing(self, model: str, found: Lists) -> tuple[Upstream, str]:
         """The one provider that lists a model, and its name there. Raises UpstreamError."""
-        listing = [name for name, (models, _) in found.items() if model in (models or ())]
+        listing = [name for name, (groups, _) in found.items() if model in names_in(groups)]
         if len(listing) == 1:
             return self._members[listing[0]].upstream, model
         if listing:
@@ -178,26 +222,18 @@ class Providers:
         )
 
     @staticmethod
-    def _checked(provider: Upstream) -> Callable[[Line], bool]:
-        def check(line: Line) -> bool:
-            provider.check(line)
-            return True
-
-        return check
-
-    @staticmethod
     def _all(
-        questions: Mapping[str, Question[T]],
+        queries: Mapping[str, CachedQuery[T]],
         chain: Chain,
         seconds: float = WAIT_SECONDS,
         *,
         fresh: bool = False,
     ) -> dict[str, tuple[T | None, HaltError | None]]:
         """What all of them answer, as far as it is known after this many seconds."""
-        for question in questions.values():
-            question.begin(chain)
+        for query in queries.values():
+            query.begin(chain)
         until = now() + seconds
-        return {name: question.wait(until, fresh=fresh) for name, question in questions.items()}
+        return {name: query.wait(until, fresh=fresh) for name, query in queries.items()}
 
     @staticmethod
     def _raise_first(found: Mapping[str, tuple[T | None, HaltError | None]]) -> None:

@@ -12,12 +12,11 @@ from flask import Blueprint, Response, request
 
 from halt import VERSION
 from halt.clock import now
-from halt.core.connection import Line
 from halt.core.decoding import JSON_OBJECT, checked_id, is_number
 from halt.core.receipts import Receipt
 from halt.core.request import Upstream
-from halt.errors import HaltError, RequestError
-from halt.providers.cached_query import Question
+from halt.errors import RequestError
+from halt.providers.router import providers_of
 from halt.web.access import brings_token
 from halt.web.requests import wants_fragment
 from halt.web.responses import json_response
@@ -25,7 +24,6 @@ from halt.web.services import services
 from halt.web.sessions import owner
 
 STOPS_MAX = 16  # streams that one press of the page's Stop can name
-PROBE_SECONDS = 10.0  # a health answer is never older than this when the probe can run
 PROBE_WAIT = 1.0  # seconds that one health request waits for the upstream's answer
 #: A refusal is an answer: the server is there.
 REFUSALS = frozenset(
@@ -118,20 +116,12 @@ def _number(raw: object) -> int | None:
 
 
 class Probe:
-    """Whether the model's server answers, asked for at most every PROBE_SECONDS."""
+    """Whether the model's server answers. One provider that does is enough."""
 
     def __init__(self, upstream: Upstream) -> None:
-        self._upstream = upstream
+        self._providers = providers_of(upstream)
         self._lock = threading.Lock()  # protects the time below
-        self._waited_for = float("-inf")  # when the question was asked that a request waited for
-        # A server that is silent for long is as good as unreachable.
-        self._question = Question(
-            "health",
-            self._ask,
-            kept=PROBE_SECONDS,
-            again=PROBE_SECONDS,
-            limit=PROBE_SECONDS - 1,
-        )
+        self._waited_for = float("-inf")  # when the query was begun that a request waited for
 
     def look(self) -> str:
         """ "reachable", "unreachable: CODE", or "unknown" while the first answer is awaited.
@@ -139,20 +129,14 @@ class Probe:
         Of the requests that come while the upstream is asked, one waits, up to PROBE_WAIT; the
         others are told at once what is known. So a silent upstream holds one thread, not all.
         """
-        asked_at = self._question.begin()
+        asked_at = self._providers.begin_checks()
         with self._lock:
             is_first, self._waited_for = self._waited_for != asked_at, asked_at
-        until = now() + PROBE_WAIT if is_first else 0.0
-        known, fault = self._question.wait(until, fresh=True)
-        if fault is not None:
-            return f"unreachable: {fault.code}"
-        return known or "unknown"
-
-    def _ask(self, line: Line) -> str:
-        try:
-            self._upstream.check(line)
-        except HaltError as fault:
-            if fault.code not in REFUSALS:
-                raise
-            return f"reachable: {fault.code}"
-        return "reachable"
+        known = self._providers.checked(now() + PROBE_WAIT if is_first else 0.0)
+        if not known or any(answers and fault is None for answers, fault in known):
+            return "reachable"
+        faults = [fault for _, fault in known if fault is not None]
+        if len(faults) < len(known):
+            return "unknown"
+        code = faults[0].code
+        return f"reachable: {code}" if code in REFUSALS else f"unreachable: {code}"
