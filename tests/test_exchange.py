@@ -98,7 +98,7 @@ def provider(kind: str, address: str, **more: Any) -> Iterator[Provider]:
 
 def ask(upstream: Provider, **more: Any) -> str:
     """The text of an answer. Raises UpstreamError."""
-    reply: Reply = upstream.open(ChatRequest([Message("user", "hi")], model="m", **more), Line())  # type: ignore[attr-defined]
+    reply: Reply = upstream.open(ChatRequest([Message("user", "hi")], model="m", **more), Line())
     text, ended = "", False
     try:
         while not ended:

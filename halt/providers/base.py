@@ -11,13 +11,14 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from urllib.parse import urlsplit
 
 import httpx2
 
 from halt.config.providers import ProviderSettings
 from halt.core.connection import Line, on_line
-from halt.core.request import ChatRequest, Reply
+from halt.core.request import ChatRequest, Reply, unfinished
 from halt.errors import UpstreamError
 from halt.providers.continuation import (
     SeamReply,
@@ -26,10 +27,12 @@ from halt.providers.continuation import (
     by_prefix,
     unfinished_told,
 )
+from halt.providers.decoder import EventDecoder
 from halt.providers.error_body import is_markup, page_words
 from halt.providers.errors import error_of, fault
 from halt.providers.exchange import public_address
 from halt.providers.model_list import Model, default_of, models_of
+from halt.providers.reply import EventReply
 from halt.providers.seam import Seam
 from halt.transport.pool import Transport
 
@@ -70,6 +73,14 @@ class Provider:
         """Ask the client for the models. Raises what the client raises."""
         raise NotImplementedError
 
+    def _send(self, model: str, request: ChatRequest, line: Line, way: Way | None = None) -> Reply:
+        """Send a request, `way`: one that goes on so. Raises UpstreamError, Interrupted."""
+        raise NotImplementedError
+
+    def _way(self, model: str, request: ChatRequest, line: Line) -> Way:
+        """How this model is asked to go on with an answer. Raises Interrupted."""
+        raise NotImplementedError
+
     def _note(self, models: list[Model]) -> None:
         """Keep what a list tells about its models."""
 
@@ -104,26 +115,24 @@ class Provider:
     def close(self) -> None:
         self._transport.close()
 
-    def _go_on(
-        self, request: ChatRequest, model: str, way: Way, ask: Callable[[ChatRequest, Way], Reply]
-    ) -> Reply:
-        """Open a request that goes on with an answer. Raises UpstreamError, Interrupted.
-
-        `ask` sends it. A model that refuses a prefix is asked by instruction, now and from then on.
-        """
+    def open(self, request: ChatRequest, line: Line) -> Reply:
+        """As `Upstream.open`. A model that refuses a prefix goes on by instruction from then on."""
+        if not self._settings.base_url:
+            raise UpstreamError("no_model")
+        model = request.model or self.default_model(line)
+        if not unfinished(request):
+            return self._send(model, request, line)
         text = unfinished_told(request)
-        by_words: Way = "instruction"
-        if model in self._refusing:
-            way = by_words
-        if way != by_words:
+        way = "instruction" if model in self._refusing else self._way(model, request, line)
+        if way != "instruction":
             try:
-                reply = ask(by_prefix(request), way)
+                reply = self._send(model, by_prefix(request), line, way)
                 return SeamReply(reply, Seam(text, echoes=way == "echoed"))
             except UpstreamError as refusal:
                 if refusal.code != "bad_request":
                     raise
-        reply = ask(by_instruction(request), by_words)
-        if way != by_words:
+        reply = self._send(model, by_instruction(request), line, "instruction")
+        if way != "instruction":
             logger.info("%s goes on with no prefix; it is asked in words", model)
             self._learn(self._refusing, model)
         return SeamReply(reply, Seam(text, repeats=True))
@@ -134,11 +143,6 @@ class Provider:
             if len(about) < LEARNT_MAX:
                 about.add(model)
 
-    def _forget(self, about: set[str], model: str) -> None:
-        """What was learnt of a model is so no more."""
-        with self._lock:
-            about.discard(model)
-
     def _ask(self, line: Line) -> list[str]:
         return [model.name for model in self._listed(line)]
 
@@ -146,27 +150,42 @@ class Provider:
         """The models that the server lists. Raises UpstreamError, Interrupted."""
         if not self._settings.base_url:
             raise UpstreamError("no_model")
-        with self._asking("GET", self.list_path), on_line(line):
+        with self._asking("GET", self.list_path, line):
             try:
                 body = self._list().content
             except self.client_error as exc:
                 error = fault(exc, self._secret)
                 if error.code in {"endpoint_not_found", "model_not_found"}:
                     raise error.instead("endpoint_not_found", sentence=NO_LIST) from exc
-                raise error from exc
-            except httpx2.HTTPError as exc:  # the body broke off, or is not what its labels say
-                raise fault(exc, self._secret) from exc
+                raise
             models = _models(body, self._secret)
         self._note(models)
         return models
 
+    def _answer(
+        self,
+        line: Line,
+        model: str,
+        path: str,
+        create: Callable[[], httpx2.Response],
+        decoder: EventDecoder,
+    ) -> EventReply:
+        """Send a request for a stream by `create`. Raises UpstreamError, Interrupted."""
+        with self._asking("POST", path, line):
+            response = create()
+        hinted = partial(self._hinted, "POST", path)
+        return EventReply(response, decoder, model, self._secret, hinted)
+
     @contextlib.contextmanager
-    def _asking(self, method: str, path: str) -> Iterator[None]:
-        """Raises faults with what `_hinted` adds."""
+    def _asking(self, method: str, path: str, line: Line) -> Iterator[None]:
+        """All faults but Interrupted become an UpstreamError with what `_hinted` adds."""
         try:
-            yield
+            with on_line(line):
+                yield
         except UpstreamError as exc:
             raise self._hinted(method, path, exc) from exc
+        except (self.client_error, httpx2.HTTPError) as exc:  # a body may break off, too
+            raise self._hinted(method, path, fault(exc, self._secret)) from exc
 
     def _hinted(self, method: str, path: str, fault: UpstreamError) -> UpstreamError:
         """A fault that may be the address's, with what was asked and what to look at."""

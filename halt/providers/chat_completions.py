@@ -281,7 +281,7 @@ class ChatDecoder(EventDecoder):
                 is_final = event is None and fault.code == "upstream_error"
                 raise fault.once() if is_final else fault
             return
-        if not (choices or _is_chunk(value)):
+        if not (choices or value.keys() & {"choices", "usage", "model"}):
             return  # a sign of life
         self._unknown.keep("chunk", value, own)
         fixed = (value.get("system_fingerprint"), value.get("service_tier"), value.get("provider"))
@@ -392,11 +392,6 @@ def _is_choice(value: dict[str, Any]) -> bool:
         return True
     names = ("content", "text", "finish_reason")
     return "type" not in value and any(isinstance(value.get(name), str) for name in names)
-
-
-def _is_chunk(value: dict[str, Any]) -> bool:
-    """Whether an object without text is a part of an answer all the same."""
-    return any(name in value for name in ("choices", "usage", "model"))
 
 
 def _of_parts(parts: list[Any]) -> tuple[str, str, list[dict[str, Any]]]:

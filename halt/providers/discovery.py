@@ -42,6 +42,7 @@ from halt.config.settings import Config, is_loopback
 from halt.core.connection import Line, on_line
 from halt.errors import TOKEN_NEEDED, Interrupted
 from halt.providers.cached_query import CachedQuery
+from halt.providers.loose_json import object_of, objects_of
 from halt.providers.model_list import Model, is_name, models_of
 from halt.transport.http1 import REFUSAL_MAX, Body
 from halt.transport.pool import Transport
@@ -135,9 +136,8 @@ class Discovery:
         self._query.wait(asked_at + ASK_SECONDS + 2 * SPARE_SECONDS, fresh=True)
         return self._found
 
-    def _look(self, line: Line) -> Found:
-        self.look_now()
-        return self._found
+    def _look(self, _: Line) -> Found:
+        return self.look_now()
 
     def look_now(self) -> Found:
         """One look, made in this thread whenever the last one was; for one thread at a time."""
@@ -306,10 +306,8 @@ def _marked_loaded(url: str, items: list[Any], models: list[Model]) -> frozenset
     """The models that a list itself tells to be in memory."""
     by_status = {  # llama.cpp's router
         item["id"]: item["status"].get("value") == "loaded"
-        for item in items
-        if isinstance(item, dict)
-        and isinstance(item.get("id"), str)
-        and isinstance(item.get("status"), dict)
+        for item in objects_of(items)
+        if isinstance(item.get("id"), str) and isinstance(item.get("status"), dict)
     }
     if by_status:
         return frozenset(name for name, is_loaded in by_status.items() if is_loaded)
@@ -328,12 +326,8 @@ def _loaded(transport: Transport, url: str, models: list[Model]) -> frozenset[st
         return frozenset(model.name for model in models_of(value) or [])
     if name == "lmstudio":
         _, value = _get(transport, f"{origin(url)}/api/v0/models")
-        items = value.get("data") if isinstance(value, dict) else None
-        return frozenset(
-            str(item.get("id"))
-            for item in (items if isinstance(items, list) else [])
-            if isinstance(item, dict) and item.get("state") == "loaded"
-        )
+        items = objects_of(object_of(value).get("data"))
+        return frozenset(str(each.get("id")) for each in items if each.get("state") == "loaded")
     return frozenset()
 
 

@@ -37,25 +37,10 @@ _SPENT = _phrases(
     r"(?:余额|额度|配额).{0,12}(?:不足|用完|用尽|耗尽|超)|欠费|充值",
 )
 _SPENT_LABELS = (
-    "insufficient_quota",
-    "insufficient_balance",
-    "insufficient_credit",
-    "insufficient_fund",
-    "insufficient_user_quota",
-    "exceeded_current_quota",
-    "quota_exceeded",
-    "quota_exhausted",
-    "quota_reached",
-    "billing",
-    "payment",
-    "credit_limit",
-    "credits_",
-    "out_of_credit",
-    "arrear",
-    "budget_exceeded",
-    "spend_limit",
-    "spending_limit",
-    "usage_limit",
+    *("insufficient_quota", "insufficient_balance", "insufficient_credit", "insufficient_fund"),
+    *("insufficient_user_quota", "exceeded_current_quota", "quota_exceeded", "quota_exhausted"),
+    *("quota_reached", "billing", "payment", "credit_limit", "credits_", "out_of_credit"),
+    *("arrear", "budget_exceeded", "spend_limit", "spending_limit", "usage_limit"),
 )
 #: The same of money alone: a quota may be one of time.
 _NO_MONEY = _phrases(
@@ -88,17 +73,9 @@ _FLAGGED = _phrases(
     r"\bcontent (?:exists?|contains?|has|poses?) (?:\w+ )?risk|敏感|违规|不安全",
 )
 _FLAGGED_LABELS = (
-    "content_filter",
-    "content_policy",
-    "content_moderation",
-    "moderation",
-    "responsible_ai",
-    "data_inspection",
-    "sensitive",
-    "safety",
-    "flagged",
-    "prohibited_content",
-    "policy_violation",
+    *("content_filter", "content_policy", "content_moderation", "moderation", "responsible_ai"),
+    *("data_inspection", "sensitive", "safety", "flagged"),
+    *("prohibited_content", "policy_violation"),
 )
 _REGION = _phrases(
     r"\b(?:countr(?:y|ies)|regions?|territor(?:y|ies)|location|jurisdiction)\b.{0,60}"
@@ -172,15 +149,9 @@ _CONTEXT = _phrases(
     r"(?:上下文|输入|提示词|prompt|对话|文本).{0,12}(?:过长|超长|超出|超过|太长)",
 )
 _CONTEXT_LABELS = (
-    "context_length",
-    "exceed_context",
-    "context_window_exceed",
-    "context_too_long",
-    "context_size",
-    "prompt_too_long",
-    "input_too_long",
-    "max_prompt_tokens_exceeded",
-    "prompt_tokens_exceeded",
+    *("context_length", "exceed_context", "context_window_exceed", "context_too_long"),
+    *("context_size", "prompt_too_long", "input_too_long"),
+    *("max_prompt_tokens_exceeded", "prompt_tokens_exceeded"),
 )
 _NO_CONTEXT = _phrases(r"deadline|canceled|cancelled|timed? ?out|payload size|\bbytes\b|file|image")
 _MAX = r"max(?:imum)?[ _]?(?:new|completion|output|generated)?[ _]?tokens\b|maxTokens|num_predict"
@@ -218,12 +189,8 @@ _MODEL_MISSING = _phrases(
     r"|not a valid model|模型不存在",
 )
 _MODEL_LABELS = (
-    "model_not_found",
-    "model_not_available",
-    "model_not_exist",
-    "deployment_not_found",
-    "unknown_model",
-    "invalid_model",
+    *("model_not_found", "model_not_available", "model_not_exist", "deployment_not_found"),
+    *("unknown_model", "invalid_model"),
 )
 _MODEL = _phrases(
     r"\b(?:models?|deployment|engine|checkpoint|adapter|lora|endpoints? found|function)\b|模型"

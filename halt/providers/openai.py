@@ -17,8 +17,8 @@ import openai
 
 from halt.config.providers import ProviderSettings
 from halt.config.settings import is_openai
-from halt.core.connection import Line, on_line
-from halt.core.request import ChatRequest, Reply, unfinished
+from halt.core.connection import Line
+from halt.core.request import ChatRequest, Reply
 from halt.errors import UpstreamError
 from halt.providers.base import LEARNT_MAX, Provider
 from halt.providers.chat_completions import ChatDecoder
@@ -30,10 +30,8 @@ from halt.providers.continuation import (
     Way,
     settled,
 )
-from halt.providers.errors import fault
 from halt.providers.exchange import NOWHERE, http_client, post, warm_up
 from halt.providers.model_list import Model
-from halt.providers.reply import EventReply
 from halt.providers.returned import given_back, returned_fields
 from halt.transport.pool import Transport
 
@@ -81,9 +79,9 @@ class OpenAIUpstream(Provider):
         if self._host == "api.deepseek.com":
             self._flagging = self._client.with_options(base_url=DEEPSEEK_BETA)
         self._owners: dict[str, str] | None = None  # model -> what its server calls itself
-        # Options -> the models for which the server refuses them.
-        self._refused: dict[str, set[str]] = {name: set() for name in OTHER_NAMES}
-        self._unreturned: dict[str, frozenset[str]] = {}  # model -> fields refused in messages
+        # Model -> what its server refuses: options, and fields of messages.
+        self._refused: dict[str, frozenset[str]] = {}
+        self._unreturned: dict[str, frozenset[str]] = {}
 
     def _address(self, settings: ProviderSettings) -> str:
         """The address that paths are put behind."""
@@ -100,18 +98,6 @@ class OpenAIUpstream(Provider):
             http_client=http_client(self._transport),
         )
 
-    def open(self, request: ChatRequest, line: Line) -> Reply:
-        if not self._settings.base_url:
-            raise UpstreamError("no_model")
-        model = request.model or self.default_model(line)
-        if not unfinished(request):
-            return self._send(model, request, line)
-
-        def ask(asked: ChatRequest, way: Way) -> Reply:
-            return self._send(model, asked, line, way)
-
-        return self._go_on(request, model, self._way(model, line), ask)
-
     def _send(self, model: str, request: ChatRequest, line: Line, way: Way | None = None) -> Reply:
         options = request.options()
         if self._on_openai and "max_tokens" in options:
@@ -122,15 +108,9 @@ class OpenAIUpstream(Provider):
             extra = {**NO_THOUGHT, **extra, **SWITCHES}
         elif way == "trailing":
             extra = {**NO_THOUGHT, **extra}
-        path = self._path(model)
-        with self._asking("POST", path), on_line(line):
-            try:
-                response = self._create_with(model, request, way, options, extra)
-            except openai.APIError as exc:
-                raise fault(exc, self._secret) from exc
-        hinted = partial(self._hinted, "POST", path)
+        create = partial(self._create_with, model, request, way, options, extra)
         decoder = ChatDecoder(logprobs=bool(extra.get("logprobs")))
-        return EventReply(response, decoder, model, self._secret, hinted)
+        return self._answer(line, model, self._path(model), create, decoder)
 
     def _path(self, model: str) -> str:
         """Where a model is asked, behind `_base`."""
@@ -140,8 +120,7 @@ class OpenAIUpstream(Provider):
         """The same, behind the client's address."""
         return COMPLETIONS
 
-    def _way(self, model: str, line: Line) -> Way:
-        """How this model is asked to go on with an answer. Raises Interrupted."""
+    def _way(self, model: str, request: ChatRequest, line: Line) -> Way:
         wish = self._settings.continues
         if wish == "instruction" or (wish == "auto" and self._on_openai):
             return "instruction"
@@ -197,9 +176,7 @@ class OpenAIUpstream(Provider):
             except (openai.BadRequestError, openai.UnprocessableEntityError):
                 raise refusal from None  # it was about something else
         logger.info("%s is refused in messages for %s", ", ".join(sorted(refused)), model)
-        with self._lock:
-            if model in self._unreturned or len(self._unreturned) < LEARNT_MAX:
-                self._unreturned[model] = self._unreturned.get(model, frozenset()) | refused
+        self._learn_names(self._unreturned, model, refused)
         return response
 
     def _create(
@@ -215,7 +192,7 @@ class OpenAIUpstream(Provider):
         A refusal counts where the request is taken without that name. `extra` are fields that are
         always sent, in the place of others of their names.
         """
-        known = {name for name, models in self._refused.items() if model in models}
+        known = self._refused.get(model, frozenset())
         refused, sent = set(known), set[str]()
         path = self._client_path(model)
         own = {"model": model, "messages": messages, "stream": True}
@@ -235,15 +212,16 @@ class OpenAIUpstream(Provider):
         for name in refused ^ known:
             logger.info("%s is %s for %s", name, "refused" if name in refused else "taken", model)
         if refused != known:
-            self._learn_refused(model, refused)
+            self._learn_names(self._refused, model, frozenset(refused))
         return response
 
-    def _learn_refused(self, model: str, refused: set[str]) -> None:
-        for name, models in self._refused.items():
-            if name in refused:
-                self._learn(models, model)
-            else:
-                self._forget(models, model)
+    def _learn_names(
+        self, table: dict[str, frozenset[str]], model: str, names: frozenset[str]
+    ) -> None:
+        """Remember what is refused for a model: the newest that was found."""
+        with self._lock:
+            if model in table or len(table) < LEARNT_MAX:
+                table[model] = names
 
     def _list(self) -> httpx2.Response:
         return self._models.list().http_response
@@ -304,7 +282,7 @@ class AzureUpstream(OpenAIUpstream):
     def _client_path(self, model: str) -> str:
         return f"/deployments/{quote(model, safe=SEGMENT_SAFE)}{COMPLETIONS}"
 
-    def _way(self, model: str, line: Line) -> Way:
+    def _way(self, model: str, request: ChatRequest, line: Line) -> Way:
         return "trailing" if self._settings.continues == "prefix" else "instruction"
 
     def models(self, line: Line) -> list[str]:

@@ -11,15 +11,13 @@ import anthropic
 import httpx2
 
 from halt.config.providers import ProviderSettings
-from halt.core.connection import Line, on_line
-from halt.core.request import ChatRequest, Reply, unfinished
+from halt.core.connection import Line
+from halt.core.request import ChatRequest, Reply
 from halt.providers.anthropic.request import bad_request, body_of, may_think
 from halt.providers.anthropic.stream import MessagesDecoder
 from halt.providers.base import Provider
 from halt.providers.continuation import Way
-from halt.providers.errors import fault
 from halt.providers.exchange import http_client, post, warm_up
-from halt.providers.reply import EventReply
 from halt.transport.pool import Transport
 
 MESSAGES = "/v1/messages"
@@ -76,37 +74,16 @@ class AnthropicUpstream(Provider):
         self._models = self._client.models.with_raw_response
         self._budgeted: set[str] = set()  # models that want a budget instead of an effort
 
-    def open(self, request: ChatRequest, line: Line) -> Reply:
-        model = request.model or self.default_model(line)
-        if not unfinished(request):
-            return self._send(model, request, line)
-
-        def ask(asked: ChatRequest, _: Way) -> Reply:
-            return self._send(model, asked, line)
-
-        return self._go_on(request, model, self._way(model, request), ask)
-
-    def _way(self, model: str, request: ChatRequest) -> Way:
-        """How this model is asked to go on with an answer."""
+    def _way(self, model: str, request: ChatRequest, line: Line) -> Way:
         wish = self._settings.continues
         takes = PREFIXED.match(model) and (request.reasoning_effort or "none") == "none"
         return "trailing" if wish == "prefix" or (wish == "auto" and takes) else "instruction"
 
-    def _send(self, model: str, request: ChatRequest, line: Line) -> EventReply:
+    def _send(self, model: str, request: ChatRequest, line: Line, way: Way | None = None) -> Reply:
         body = body_of(request, self._settings.max_tokens)
         asked = body | {"model": model, "stream": True}
-        with self._asking("POST", MESSAGES), on_line(line):
-            try:
-                response = self._create(model, asked, request)
-            except anthropic.APIError as exc:
-                raise fault(exc, self._secret) from exc
-        return EventReply(
-            response,
-            MessagesDecoder(),
-            model,
-            self._secret,
-            partial(self._hinted, "POST", MESSAGES),
-        )
+        create = partial(self._create, model, asked, request)
+        return self._answer(line, model, MESSAGES, create, MessagesDecoder())
 
     def _extra(self, request: ChatRequest) -> dict[str, Any]:
         """Fields that are always sent, in the place of others of their names."""
