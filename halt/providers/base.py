@@ -104,13 +104,13 @@ class Provider:
         return self._model
 
     def models(self, line: Line) -> list[str]:
-        return list(self._settings.models) or self._ask(line)
+        return list(self._settings.models) or [model.name for model in self._listed(line)]
 
     def catalog(self, line: Line) -> list[tuple[str, list[str]]]:
         return [("", self.models(line))]
 
     def check(self, line: Line) -> None:
-        self._ask(line)
+        self._listed(line)
 
     def close(self) -> None:
         self._transport.close()
@@ -142,9 +142,6 @@ class Provider:
         with self._lock:
             if len(about) < LEARNT_MAX:
                 about.add(model)
-
-    def _ask(self, line: Line) -> list[str]:
-        return [model.name for model in self._listed(line)]
 
     def _listed(self, line: Line) -> list[Model]:
         """The models that the server lists. Raises UpstreamError, Interrupted."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from halt.core.events import Extra
@@ -49,9 +48,9 @@ class UnknownFields:
             extras[whole(name)] = value
         return extras
 
-    def keep(self, level: str, fields: dict[str, Any], own: Iterable[str]) -> None:
+    def keep(self, level: str, fields: dict[str, Any], own: frozenset[str]) -> None:
         """Keep fields for the next event: before the answer's first piece nothing is given out."""
-        extras = self.new(level, fields, frozenset(own))
+        extras = self.new(level, fields, own)
         if extras:
             self.waiting.setdefault(level, {}).update(extras)
 

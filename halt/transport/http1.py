@@ -300,15 +300,8 @@ class Body(httpx2.SyncByteStream):
         self._blocks = True
 
     def __iter__(self) -> Iterator[bytes]:
-        """As httpx2 reads a refusal's body: to its end, through silence, up to REFUSAL_MAX."""
-        left = REFUSAL_MAX
-        while left > 0:
-            with contextlib.suppress(Quiet):
-                data = self.read()
-                if not data:
-                    return
-                left -= len(data)
-                yield data
+        """As httpx2 reads a body: see `_pieces`."""
+        return self._pieces(REFUSAL_MAX)
 
     def whole(self, most: int) -> bytes | None:
         """All of it, through silence; None where it has more than `most` bytes.
@@ -316,16 +309,18 @@ class Body(httpx2.SyncByteStream):
         Raises httpx2.ReadError and httpx2.RemoteProtocolError when the connection fails, as it does
         for a line that is interrupted.
         """
-        parts: list[bytes] = []
-        size = 0
-        while size <= most:
+        data = b"".join(self._pieces(most))
+        return data if len(data) <= most else None
+
+    def _pieces(self, most: int) -> Iterator[bytes]:
+        """What comes, through silence, to its end or past `most` bytes."""
+        while most >= 0:
             with contextlib.suppress(Quiet):
-                part = self.read()
-                if not part:
-                    return b"".join(parts)
-                parts.append(part)
-                size += len(part)
-        return None
+                data = self.read()
+                if not data:
+                    return
+                most -= len(data)
+                yield data
 
     def fileno(self) -> int:
         """The socket's descriptor. Raises OSError after `close`."""

@@ -85,16 +85,13 @@ class AnthropicUpstream(Provider):
         create = partial(self._create, model, asked, request)
         return self._answer(line, model, MESSAGES, create, MessagesDecoder())
 
-    def _extra(self, request: ChatRequest) -> dict[str, Any]:
-        """Fields that are always sent, in the place of others of their names."""
-        # Newer models have no such fields; older models and other servers take them.
-        sampling = {"temperature": request.temperature, "top_p": request.top_p}
-        extra = {k: v for k, v in sampling.items() if v is not None}
-        return extra | {**self._settings.extra_body, **(request.extra_body or {})}
-
     def _create(self, model: str, asked: dict[str, Any], request: ChatRequest) -> httpx2.Response:
         """Send the request; models differ in how they are told to think, so perhaps twice."""
-        extra = self._extra(request)
+        # Newer models have no such fields; older models and other servers take them.
+        sampling = {"temperature": request.temperature, "top_p": request.top_p}
+        # Always sent, in the place of others of their names:
+        extra = {k: v for k, v in sampling.items() if v is not None}
+        extra |= {**self._settings.extra_body, **(request.extra_body or {})}
 
         def create(asked: dict[str, Any]) -> httpx2.Response:
             return post(self._client, MESSAGES, {**asked, **extra}, anthropic.Stream[Any])
