@@ -17,12 +17,11 @@ What one item may hold is limited.
 from __future__ import annotations
 
 import codecs
-import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -30,6 +29,7 @@ from halt.core.events import Terminal
 from halt.core.metrics import NO_FIGURES
 from halt.core.steps import Fold
 from halt.errors import RequestError, TooLarge
+from halt.store.import_faults import OWN_ALONE, explained, foreign
 from halt.store.json_items import is_list, items
 
 FORMAT = "halt-conversations"
@@ -54,10 +54,11 @@ T = TypeVar("T")
 
 Role = Literal["user", "assistant"]
 State = Literal["done", "stopped", "withdrawn", "error", "interrupted"]
+_VALUES = {"role": get_args(Role), "state": get_args(State)}
 
 
-class PortableMessage(msgspec.Struct, omit_defaults=True):
-    """A message of an exported conversation; IDs count within the conversation only."""
+class _Message(msgspec.Struct, omit_defaults=True):
+    """What a message has that is decoded in any case."""
 
     id: Number
     role: Role
@@ -69,6 +70,11 @@ class PortableMessage(msgspec.Struct, omit_defaults=True):
     rivals: Number | None = None  # answers with the same number were asked for together
     picked: bool = False
     created_at: Moment = 0.0
+
+
+class PortableMessage(_Message, omit_defaults=True):
+    """A message of an exported conversation; IDs count within the conversation only."""
+
     ended: Terminal | None = None  # how it ended, with its figures
     folds: list[Fold] = msgspec.field(default_factory=list)  # thoughts and tool calls
 
@@ -112,19 +118,9 @@ class _Conversation(msgspec.Struct):
     updated_at: Moment = 0.0
 
 
-class _LargeMessage(msgspec.Struct):
+class _LargeMessage(_Message):
     """A PortableMessage of which two fields are not decoded yet."""
 
-    id: Number
-    role: Role
-    content: str
-    parent: Number | None = None
-    model: str = ""
-    asked: str = ""
-    state: State = "done"
-    rivals: Number | None = None
-    picked: bool = False
-    created_at: Moment = 0.0
     ended: msgspec.Raw = msgspec.Raw(b"null")
     folds: msgspec.Raw = msgspec.Raw(b"[]")
 
@@ -159,7 +155,9 @@ def read(data: bytes, longest: int = MESSAGE_MAX) -> list[PortableConversation]:
                 raise _Misfit(f"{most} - at `$.conversations`")
             found.append(_read(raw, place, longest))
     except _Misfit as fault:
-        raise RequestError(_foreign(data) or _explained(str(fault)), field="file") from None
+        raise RequestError(
+            foreign(data, FORMAT) or explained(str(fault), _VALUES), field="file"
+        ) from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         what = "it is not JSON, or not all of it."
         if data.startswith(b"PK"):
@@ -278,136 +276,6 @@ def _ended(fold: Fold) -> Fold:
 
 def _is_figure(value: float | None) -> bool:
     return value is None or 0 <= value <= FIGURE_MAX
-
-
-OWN_ALONE = "Halt reads JSON files that it has exported itself."
-
-#: Fields by which an export of another product is known, of a conversation or of the whole file.
-_PRODUCTS: tuple[tuple[str, frozenset[str]], ...] = (
-    ("DeepSeek", frozenset({"mapping", "inserted_at"})),
-    ("ChatGPT", frozenset({"mapping"})),
-    ("Claude", frozenset({"chat_messages"})),
-    ("Open WebUI", frozenset({"chat"})),
-    ("LibreChat", frozenset({"conversationId"})),
-    ("Grok", frozenset({"conversation", "responses"})),
-    ("LM Studio", frozenset({"messages", "usePerChatPredictionConfig"})),
-    ("Chatbox", frozenset({"chat-sessions-list"})),
-    ("big-AGI", frozenset({"messages", "systemPurposeId"})),
-    ("Gemini", frozenset({"header", "products"})),
-)
-_LISTS = ("conversations", "chats", "data", "history", "sessions")  # where other files have theirs
-
-
-def _key(name: str) -> tuple[str, Any, Any]:
-    """A field of `_Known`: what JSON calls `name`, where it is there."""
-    default = msgspec.field(default=msgspec.UNSET, name=name)
-    return f"key_{name.replace('-', '_')}", msgspec.Raw | msgspec.UnsetType, default
-
-
-#: The fields of any object that tell whose it is. Others are passed over.
-_NAMES = sorted({"format", *_LISTS, *(name for _, names in _PRODUCTS for name in names)})
-_Known = msgspec.defstruct("_Known", [_key(name) for name in _NAMES])
-_known = msgspec.json.Decoder(_Known)
-_text = msgspec.json.Decoder(str)
-
-
-def _fields(raw: bytes | memoryview) -> dict[str, memoryview]:
-    """Those fields of an object, not decoded; nothing of anything else."""
-    try:
-        values = msgspec.structs.astuple(_known.decode(raw))
-    except msgspec.ValidationError:
-        return {}
-    return {
-        name: memoryview(value)
-        for name, value in zip(_NAMES, values, strict=True)
-        if isinstance(value, msgspec.Raw)
-    }
-
-
-def _foreign(data: bytes) -> str:
-    """What is wrong with a file of another product; nothing of one of Halt's."""
-    try:
-        found = _fields(data)
-        if bytes(found.get("format", b"")) == _encode(FORMAT):
-            return ""
-        for each in _candidates(data, found):
-            if product := next((who for who, fields in _PRODUCTS if fields <= each.keys()), ""):
-                return (
-                    f"This file can't be imported: it looks like an export of {product}. "
-                    f"{OWN_ALONE}"
-                )
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return ""
-    if "format" in found:
-        return ""
-    return f"This file can't be imported: it is not an export of Halt's. {OWN_ALONE}"
-
-
-def _candidates(data: bytes, found: dict[str, memoryview]) -> Iterator[dict[str, memoryview]]:
-    """Objects that may be a conversation: of the file itself, or the first of a list in it."""
-    inner = [memoryview(data), *(found[name] for name in _LISTS if name in found)]
-    inner += [
-        fields[name]
-        for each in inner[1:]
-        for fields in [_fields(each)]
-        for name in _LISTS
-        if name in fields
-    ]
-    for each in inner:
-        yield _fields(next(items(each), each))
-
-
-_FAULTS = {
-    r"Object missing required field `(?P<field>.+)`": "is missing",
-    r"Expected `(?P<wanted>.+)`, got `(?P<found>.+)`": "must be {wanted}, and is {found}",
-    r"Expected `.+` matching regex .*": "must be 8 to 64 letters, digits, - or _",
-    r"Expected `.+` >= (?P<least>\S+)": "must be {least} or more",
-    r"Expected `.+` <= (?P<most>\S+)": "must be {most} or less",
-    r"Expected `.+` of length <= (?P<most>\d+)": "must hold {most} at most",
-    r"Expected `str` of length <= 64": "must be 8 to 64 letters, digits, - or _",
-    r"(Number|Integer value) out of range": "is a number that is too large",
-}
-_KINDS = {
-    "object": "an object",
-    "array": "a list",
-    "str": "a text",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "null": "null",
-}
-_VALUES = {"role": get_args(Role), "state": get_args(State)}
-
-
-def _explained(fault: str) -> str:
-    """What is wrong with a file, and where, of what the decoder says: for a person."""
-    what, _, path = fault.rpartition(" - at ")
-    *around, field = path.strip("`").lstrip("$").split(".")
-    wrong = "has a value that is not known here"
-    for pattern, said in _FAULTS.items():
-        if found := re.fullmatch(pattern, what, re.DOTALL):
-            parts = {
-                name: " or ".join(_KINDS.get(each, each) for each in value.split(" | "))
-                for name, value in found.groupdict().items()
-            }
-            if "field" in parts:
-                around, field = [*around, field], parts["field"]
-            wrong = said.format_map(parts)
-    if what.startswith("Invalid enum value") and field in _VALUES:
-        wrong = f"must be one of {', '.join(_VALUES[field])}"
-    place = ", ".join(map(_counted, filter(None, around)))
-    name = f"the field “{field}”" if field.isidentifier() else _counted(field)
-    where = f"in {place}, {name}" if place else name or "it"
-    return f"This file can't be imported: {where} {wrong}."
-
-
-def _counted(part: str) -> str:
-    """A part of the decoder's path, which counts from 0, as people count."""
-    name, _, index = part.partition("[")
-    number = index.rstrip("]")
-    if number.isdigit():
-        return f"{name.removesuffix('s')} {int(number) + 1}"
-    return f"a part of {name}" if index else name
 
 
 def check(given: PortableConversation) -> None:
