@@ -27,10 +27,10 @@ from halt.providers.discovery import discovery_of
 from halt.providers.factory import make_upstream
 from halt.providers.last_model import LastModel
 from halt.rendering.renderer import Renderer
-from halt.store.conversations import SqlStore
-from halt.store.database import database
 from halt.store.lookups import Lookups
+from halt.store.migrate import database
 from halt.store.replay import Archive
+from halt.store.store import Store
 from halt.store.writer import Recorder
 from halt.web import cors, proxies, responses, security, server_check, via
 from halt.web.api import document, openai, stop, streams, text
@@ -74,11 +74,11 @@ def create_app(
     responses.install(app)
     proxies.install(app, settings.trusted_proxies)
 
-    store = SqlStore(database(settings.data_folder, settings.database_url), settings.events_days)
+    store = Store(database(settings.data_folder, settings.database_url), settings.events_days)
     peers = Peers(settings.data_folder)
     lookups = Lookups()
-    recorder = Recorder(store, peers.name, lookups)
-    archive = Archive(store, peers.alive, settings.run_timeout, lookups)
+    recorder = Recorder(store.records, peers.name, lookups)
+    archive = Archive(store.records, peers.alive, settings.run_timeout, lookups)
     peers.recover = archive.recover_worker
     mark = via.mark_of(settings.data_folder)
     discovery = discovery_of(settings, mark) if upstream is None else None
@@ -94,10 +94,14 @@ def create_app(
     )
 
     def save_title(conversation_id: str, title: str) -> None:
-        store.title_from_model(conversation_id, None, title)
+        store.conversations.title_from_model(conversation_id, None, title)
 
     titles = Titles(
-        generations.upstream, settings, save_title, lambda: generations.idle, store.is_listed
+        generations.upstream,
+        settings,
+        save_title,
+        lambda: generations.idle,
+        store.conversations.is_listed,
     )
     generations.on_begin, generations.on_over = titles.give_way, titles.look
     toolbox = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])

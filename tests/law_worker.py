@@ -142,14 +142,14 @@ class Worker:
         """Start a stream: of a conversation, or without one of a program."""
         messages = [Message("user", "a question")]
         if conversation_id:
-            self.store.begin(
+            self.store.turns.begin(
                 conversation_id,
                 owner,
                 "a question",
                 [(stream_id, "")],
                 worker=self.recorder.worker,
             )
-            messages = self.store.told(conversation_id, owner)
+            messages = self.store.conversations.told(conversation_id, owner)
         self.service.start(ChatRequest(messages, id=stream_id), owner, noted=bool(conversation_id))
 
     def feed(self, stream_id: str, owner: str | None, text: str) -> None:
@@ -200,9 +200,12 @@ class Worker:
 
     def answers(self, conversation_id: str, owner: str) -> list[tuple[str, str, str]]:
         """Stream, state and text of each answer of a conversation."""
-        found = self.store.get(conversation_id, owner).exchanges
+        found = self.store.conversations.get(conversation_id, owner).exchanges
         return [(each.stream_id, each.state, each.answer) for each in found]
 
     def told(self, conversation_id: str, owner: str) -> list[tuple[str, str]]:
         """What the model would be told."""
-        return [(each.role, each.content) for each in self.store.told(conversation_id, owner)]
+        return [
+            (each.role, each.content)
+            for each in self.store.conversations.told(conversation_id, owner)
+        ]

@@ -16,9 +16,10 @@ from sqlalchemy import create_engine, text
 from halt.core.events import Content, Done, Event, Terminal
 from halt.core.metrics import Meter
 from halt.core.steps import Fold
-from halt.store.conversation import Batch, Begun, Chunk, Conversation, Ended, Exchange
-from halt.store.conversations import SqlStore
-from halt.store.database import open_database
+from halt.store.batches import Batch, Begun, Chunk, Ended
+from halt.store.migrate import open_database
+from halt.store.models import Conversation, Exchange
+from halt.store.store import Store
 from halt.store.tables import metadata
 
 METRICS = Meter().snapshot()
@@ -81,9 +82,9 @@ class Databases:
 
 
 @contextmanager
-def opened(folder: Path, url: str = "", events_days: float = 7.0) -> Iterator[SqlStore]:
+def opened(folder: Path, url: str = "", events_days: float = 7.0) -> Iterator[Store]:
     """A store that is closed at the end."""
-    store = SqlStore(open_database(folder, url), events_days)
+    store = Store(open_database(folder, url), events_days)
     try:
         yield store
     finally:
@@ -91,7 +92,7 @@ def opened(folder: Path, url: str = "", events_days: float = 7.0) -> Iterator[Sq
 
 
 def ends(
-    store: SqlStore,
+    store: Store,
     stream_id: str,
     answer: str,
     how: Terminal = DONE,
@@ -103,7 +104,7 @@ def ends(
     """A generation brings all of its events and ends."""
     events: list[Event] = [*([Content(answer)] if answer and said is None else said or []), how]
     timed = [(float(10 * n), event) for n, event in enumerate(events)]
-    store.write(
+    store.records.write(
         Batch(
             chunks=(Chunk(stream_id, 1, timed),),
             ended=(Ended(stream_id, how, time.time(), len(events), answer, model, folds),),
@@ -119,7 +120,7 @@ def begun(stream_id: str, owner: str | None = None) -> Begun:
 class Chat:
     """One conversation of one session."""
 
-    def __init__(self, store: SqlStore, name: str = "talk", owner: str = "anna") -> None:
+    def __init__(self, store: Store, name: str = "talk", owner: str = "anna") -> None:
         self.store, self.name, self.owner = store, name, owner
         self.asked = 0
 
@@ -130,20 +131,22 @@ class Chat:
     def ask(self, prompt: str, edit_of: int | None = None) -> str:
         """Ask; the ID of the stream that will answer."""
         stream_id = self.new_stream()
-        self.store.begin(
+        self.store.turns.begin(
             self.name, self.owner, prompt, [(stream_id, "")], worker=WORKER, edit_of=edit_of
         )
         return stream_id
 
     def again(self, prompt_id: int | None = None) -> str:
         stream_id = self.new_stream()
-        self.store.again(self.name, self.owner, stream_id, worker=WORKER, prompt_id=prompt_id)
+        self.store.turns.again(self.name, self.owner, stream_id, worker=WORKER, prompt_id=prompt_id)
         return stream_id
 
     def extend(self) -> str:
         """Continue the last answer."""
         stream_id = self.new_stream()
-        self.store.extend(self.name, self.owner, self.last().answer_id, stream_id, worker=WORKER)
+        self.store.turns.extend(
+            self.name, self.owner, self.last().answer_id, stream_id, worker=WORKER
+        )
         return stream_id
 
     def ends(self, stream_id: str, answer: str, how: Terminal = DONE) -> None:
@@ -155,7 +158,7 @@ class Chat:
         self.ends(self.ask(prompt, edit_of), answer, how)
 
     def now(self, limit: int = 1000) -> Conversation:
-        return self.store.get(self.name, self.owner, limit=limit)
+        return self.store.conversations.get(self.name, self.owner, limit=limit)
 
     def last(self) -> Exchange:
         return self.now().exchanges[-1]
@@ -165,4 +168,7 @@ class Chat:
 
     def told(self, system: str = "") -> list[tuple[str, object]]:
         """What the model is told, as (role, content)."""
-        return [(m.role, m.content) for m in self.store.told(self.name, self.owner, system)]
+        return [
+            (m.role, m.content)
+            for m in self.store.conversations.told(self.name, self.owner, system)
+        ]

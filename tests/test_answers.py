@@ -36,7 +36,7 @@ from halt.core.tools import Toolbox
 from halt.errors import UpstreamError
 from halt.rendering.open_text import SEAM
 from halt.rendering.renderer import Renderer
-from halt.store.conversation import Exchange
+from halt.store.models import Exchange
 from halt.web.event_stream import made
 from halt.web.page.views import AnswerView, exchange_view, view
 from halt.web.page.writer import PageWriter

@@ -23,8 +23,8 @@ from halt.core.receipts import Receipt
 from halt.core.run import Run
 from halt.core.service import Generations
 from halt.errors import AtCapacity, StoreUnavailable, UnknownStream
-from halt.store.conversation import BUSY, Busy, Conversation
-from halt.store.conversations import SqlStore
+from halt.store.models import BUSY, Busy, Conversation
+from halt.store.store import Store
 from halt.store.writer import Recorder
 from halt.web.services import services
 from halt.web.websocket import routes as sockets
@@ -39,7 +39,7 @@ class Desk:
 
     def __init__(self, app: Flask, upstream: Scripted) -> None:
         self.app, self.upstream = app, upstream
-        self.store: SqlStore = services(app).store
+        self.store: Store = services(app).store
         self.client: FlaskClient = app.test_client()
         self.path = f"/c/{new_id()}"
 
@@ -51,7 +51,7 @@ class Desk:
     def conversation(self) -> Conversation:
         with self.client.session_transaction() as session:
             owner = str(session["owner"])
-        return self.store.get(self.path[3:], owner)
+        return self.store.conversations.get(self.path[3:], owner)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_what_cannot_be_taken_back_blocks_no_conversation(
         raise LOCKED
 
     refuse(desk, monkeypatch, fault)
-    monkeypatch.setattr(desk.store, "take_back", locked)
+    monkeypatch.setattr(desk.store.turns, "take_back", locked)
     assert desk.ask() in {500, 503}
     monkeypatch.undo()
     eventually(lambda: desk.conversation().exchanges[-1].ended is not None)
@@ -127,8 +127,8 @@ def test_a_stop_needs_no_store(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> N
         asked.append(args)
         raise LOCKED
 
-    monkeypatch.setattr(desk.store, "recorded", locked)
-    monkeypatch.setattr(desk.store, "exists", locked)
+    monkeypatch.setattr(desk.store.records, "recorded", locked)
+    monkeypatch.setattr(desk.store.records, "exists", locked)
     page = {"HX-Request": "true"}
     early = desk.client.post("/stop", data={"stream_id": new_id()}, headers=page)
     assert (early.status_code, early.data) == (200, b"")
@@ -169,13 +169,13 @@ def count_writes(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The calls that write a start into the store, from now on."""
     written: list[str] = []
     for name in ("begin", "again", "extend"):
-        real = getattr(desk.store, name)
+        real = getattr(desk.store.turns, name)
 
         def spy(*args: Any, name: str = name, real: Any = real, **more: Any) -> Any:
             written.append(name)
             return real(*args, **more)
 
-        monkeypatch.setattr(desk.store, name, spy)
+        monkeypatch.setattr(desk.store.turns, name, spy)
     return written
 
 
@@ -226,7 +226,7 @@ def test_the_workers_are_asked_once_while_a_write_is_awaited(
             raise UnknownStream("asked again")
         return elsewhere
 
-    begin, busy = desk.store.begin, iter(range(4))
+    begin, busy = desk.store.turns.begin, iter(range(4))
 
     def begin_late(*args: Any, **more: Any) -> Conversation:
         if next(busy, None) is not None:
@@ -238,9 +238,9 @@ def test_the_workers_are_asked_once_while_a_write_is_awaited(
     last = desk.conversation()
     running = still_running(last)
     monkeypatch.setattr(service, "get", get)
-    monkeypatch.setattr(desk.store, "begin", begin_late)
+    monkeypatch.setattr(desk.store.turns, "begin", begin_late)
     with monkeypatch.context() as patch:
-        patch.setattr(desk.store, "get", lambda *_, **__: running)
+        patch.setattr(desk.store.conversations, "get", lambda *_, **__: running)
         assert desk.ask() == 200
     assert asked == [stream_id]
 

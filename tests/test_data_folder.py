@@ -26,8 +26,8 @@ from halt.config.data_dir import (
     socket_folder,
 )
 from halt.config.settings import ConfigError
-from halt.store.conversations import SqlStore
-from halt.store.database import open_database
+from halt.store.migrate import open_database
+from halt.store.store import Store
 from tests.conftest import ROOT, StartHalt, eventually, refused_start
 from tests.fake_openai import FakeOpenAI
 from tests.limited_folder import limits
@@ -296,10 +296,10 @@ def test_sqlite_without_shared_memory_keeps_its_usual_journal(
 ) -> None:
     """Halt works without the write-ahead log, and its log says so once."""
     (tmp_path / "wal-probe.db-shm").mkdir()  # where SQLite wants a file for its shared memory
-    store = SqlStore(open_database(tmp_path))
+    store = Store(open_database(tmp_path))
     with store.database.reading() as connection:
         assert connection.scalar(text("PRAGMA journal_mode")) == "delete"
-    assert not store.has_any()
+    assert not store.conversations.has_any()
     store.database.close()
     assert "write-ahead log" in caplog.text
     assert "HALT_DATA" in caplog.text

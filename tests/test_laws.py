@@ -25,8 +25,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from halt.store.conversation import State
-from halt.store.database import open_database
+from halt.store.migrate import open_database
+from halt.store.models import State
 from tests.conftest import eventually
 from tests.law_worker import Process, Told
 

@@ -25,7 +25,7 @@ from halt.core.slots import Slots
 from halt.core.stop import StopRegistry, StopSwitch
 from halt.providers.base import Provider
 from halt.providers.router import Providers
-from halt.store.conversations import SqlStore
+from halt.store.store import Store
 from halt.transport.pool import Transport
 
 ROOT = Path(__file__).parent.parent
@@ -79,7 +79,7 @@ def test_colours_are_made_in_a_process_of_their_own() -> None:
 def test_only_the_composition_root_chooses_implementations() -> None:
     """No module makes a store, a provider or a stop registry: `app` does, for programs `library`."""
     chosen = {
-        "SqlStore": {"store.conversations", "app"},
+        "Store": {"store.store", "app"},
         "OpenAIUpstream": {"providers.openai", "providers.factory"},
         "AzureUpstream": {"providers.openai", "providers.factory"},
         "AnthropicUpstream": {"providers.anthropic.upstream", "providers.factory"},
@@ -134,7 +134,7 @@ STATEFUL = (
     OrderedDict,
     Generations,
     Line,
-    SqlStore,
+    Store,
     Provider,
     Providers,
     Run,

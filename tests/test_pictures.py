@@ -13,7 +13,8 @@ from halt.core.request import ChatRequest, Message, go_on, unfinished
 from halt.providers.continuation import by_instruction, by_prefix
 from halt.rendering.data_urls import PictureFilter, shown, told
 from halt.rendering.markdown import BlockStream, render, render_block
-from halt.store.conversation import State, as_told
+from halt.store.models import State
+from halt.store.prompt_messages import as_told
 
 LETTERS = "iVBORw0KGgo/8Qz+"
 DATA = LETTERS * 100  # 1,600 characters of base64, 1,200 bytes

@@ -25,7 +25,7 @@ from halt.store.portable import (
     read,
     to_json,
 )
-from halt.store.snippets import INDEXED_MAX, snippet, trigrams
+from halt.store.search import INDEXED_MAX, snippet, trigrams
 
 MESSAGE = {"id": "m", "role": "user", "content": "Hi"}
 CLAUDE = {"uuid": "u", "name": "Sky", "chat_messages": [{"sender": "human", "text": "Hi"}]}

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -23,7 +23,8 @@ from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.errors import StoreUnavailable, StreamInUse, UnknownStream
 from halt.store import writer as module
-from halt.store.conversation import Batch, Chunk, Ended
+from halt.store.batches import Batch, Chunk, Ended
+from halt.store.generations import Records
 from halt.store.writer import Recorder, Saving
 from tests.scripted import HI, SOON, Scripted
 from tests.wire import until
@@ -109,7 +110,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.shelf = Shelf()
-        self.recorder = Recorder(self.shelf, "worker-1")
+        self.recorder = Recorder(cast(Records, self.shelf), "worker-1")
 
     def begin(self, stream_id: str = "a-stream", max_bytes: int = 1_000_000) -> Recording:
         recording = Recording(stream_id, "somebody", Log(max_bytes), started_at=now())

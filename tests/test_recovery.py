@@ -38,10 +38,11 @@ from halt.core.log import Log
 from halt.core.metrics import Meter
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
-from halt.store.conversation import Batch, Begun
-from halt.store.conversations import SqlStore
-from halt.store.database import Database, open_database
+from halt.store.batches import Batch, Begun
+from halt.store.database import Database
+from halt.store.migrate import open_database
 from halt.store.replay import HOUR, Archive
+from halt.store.store import Store
 from halt.store.tables import conversations
 from halt.store.writer import Recorder
 from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id
@@ -259,9 +260,9 @@ class Desk:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.database = open_database(folder)
-        self.store = SqlStore(self.database)
-        self.recorder = Recorder(self.store, "worker-1")
-        self.archive = Archive(self.store, lambda worker: worker == "worker-1")
+        self.store = Store(self.database)
+        self.recorder = Recorder(self.store.records, "worker-1")
+        self.archive = Archive(self.store.records, lambda worker: worker == "worker-1")
 
     def begin(self, stream_id: str = "a-stream") -> Recording:
         recording = Recording(stream_id, "somebody", Log(10_000_000), started_at=now())
@@ -413,7 +414,7 @@ def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
     assert statements
     assert not [each for each in statements if "generations.events" in each]
     upstream.dispose()
-    assert Archive(desk.store, lambda worker: False).is_over("dead-stream", "somebody")
+    assert Archive(desk.store.records, lambda worker: False).is_over("dead-stream", "somebody")
 
 
 def test_a_running_generation_is_not_the_archives(desk: Desk) -> None:
@@ -439,7 +440,7 @@ def test_a_dead_workers_generations_are_ended_once(desk: Desk) -> None:
 
     def recover(database: Database) -> None:
         started.wait(SOON)
-        counts.append(Archive(SqlStore(database), lambda worker: False).recover())
+        counts.append(Archive(Store(database).records, lambda worker: False).recover())
 
     threads = [threading.Thread(target=recover, args=(each,)) for each in databases]
     for thread in threads:
@@ -462,7 +463,7 @@ def test_who_asks_for_an_answer_of_a_dead_worker_gets_it_at_once(desk: Desk) -> 
     """Nobody has to wait until somebody has looked after the dead."""
     desk.say(desk.begin(), "text")
     eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
-    found = Archive(desk.store, lambda worker: False).get("a-stream", "somebody")
+    found = Archive(desk.store.records, lambda worker: False).get("a-stream", "somebody")
     assert found is not None
     assert found.answer() == (1, "text")
 
@@ -476,11 +477,11 @@ def test_a_worker_of_another_folder_is_dead_only_when_it_began_nothing_for_long(
         each.begin(lambda said, channel: None)
     began = time.time()
     for stream_id, worker in (("old-stream", "9999999-abcdef12"), ("its-stream", other.name)):
-        desk.store.write(Batch((Begun(stream_id, "somebody", worker, "", began),)))
+        desk.store.records.write(Batch((Begun(stream_id, "somebody", worker, "", began),)))
     other.close()
-    assert Archive(desk.store, mine.alive, 10.0).recover() == 1
-    assert desk.store.workers_running().keys() == {other.name}
-    assert Archive(desk.store, mine.alive, -HOUR).get("its-stream", "somebody") is not None
+    assert Archive(desk.store.records, mine.alive, 10.0).recover() == 1
+    assert desk.store.records.workers_running().keys() == {other.name}
+    assert Archive(desk.store.records, mine.alive, -HOUR).get("its-stream", "somebody") is not None
     mine.close()
 
 
@@ -496,7 +497,7 @@ def test_two_halts_on_one_database_leave_each_others_answers_alone(
             events.until_text("4 ")
             place = f"/streams/{events.id}"
             with opened(tmp_path, url) as store:
-                eventually(lambda: store.exists(events.id))
+                eventually(lambda: store.records.exists(events.id))
             third = start_halt(shared_fake, DATABASE_URL=url)
             assert [each.client().get(place).status for each in (second, third)] == [404, 404]
             asked(shared_fake, said).release()
@@ -602,11 +603,11 @@ def test_deleted_conversations_are_gone_on_a_server_that_is_only_looked_at(
     tmp_path: Path, start_halt: StartHalt, shared_fake: FakeOpenAI
 ) -> None:
     """60 conversations that were deleted three days ago are removed, though nothing is generated."""
-    store = SqlStore(open_database(tmp_path, ""))
+    store = Store(open_database(tmp_path, ""))
     for number in range(60):
         conversation_id = f"deleted-{number:03}"
-        store.begin(conversation_id, "somebody", "Hello", [(new_id(), "")], worker="gone")
-        store.delete(conversation_id, "somebody")
+        store.turns.begin(conversation_id, "somebody", "Hello", [(new_id(), "")], worker="gone")
+        store.conversations.delete(conversation_id, "somebody")
     with store.database.writing() as connection:
         connection.execute(update(conversations).values(deleted_at=time.time() - 3 * 86_400))
     store.close()

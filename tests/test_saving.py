@@ -22,7 +22,7 @@ import pytest
 from halt.app import create_app
 from halt.config.settings import Config
 from halt.errors import StoreUnavailable
-from halt.store.conversations import SqlStore
+from halt.store.turns import Turns
 from halt.web.services import services
 from tests.conftest import HaltServer, StartHalt, eventually, new_id
 from tests.fake_openai import FakeOpenAI
@@ -243,7 +243,7 @@ def test_a_prompt_that_can_neither_be_answered_nor_taken_back_is_not_left_runnin
 
     with monkeypatch.context() as patched:
         patched.setattr(service, "expect_room", lambda starts: None)  # the place goes afterwards
-        patched.setattr(SqlStore, "take_back", unavailable)
+        patched.setattr(Turns, "take_back", unavailable)
         assert say(second) == 503
     eventually(lambda: b'data-state="interrupted"' in client.get(second).data)
     upstream.reply().end()

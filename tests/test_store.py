@@ -31,24 +31,23 @@ from halt.core.events import (
 from halt.core.metrics import NO_FIGURES
 from halt.core.steps import Fold
 from halt.errors import RequestError, StreamInUse
-from halt.store import conversations as module
-from halt.store.conversation import (
-    Batch,
+from halt.store import transfer as module
+from halt.store.batches import Batch, Chunk, Ended
+from halt.store.database import make_engine
+from halt.store.generations import GAP
+from halt.store.headings import TITLE_MOST
+from halt.store.migrate import MIGRATIONS
+from halt.store.models import (
     Busy,
-    Chunk,
     Conversation,
-    Ended,
     Exchange,
     Moved,
     Settings,
     UnknownConversation,
     Usage,
 )
-from halt.store.conversations import SqlStore
-from halt.store.database import MIGRATIONS, make_engine
-from halt.store.generations import GAP
-from halt.store.headings import TITLE_MOST
 from halt.store.portable import PortableConversation, PortableMessage, read, to_json, to_markdown
+from halt.store.store import Store
 from halt.store.tables import chunks, conversations, messages
 from tests.races import together
 from tests.stores import (
@@ -77,13 +76,13 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
 
 
 @pytest.fixture(params=DATABASES)
-def store(request: pytest.FixtureRequest, databases: Databases) -> Iterator[SqlStore]:
+def store(request: pytest.FixtureRequest, databases: Databases) -> Iterator[Store]:
     with opened(*databases.new(request.param)) as found:
         yield found
 
 
 @pytest.fixture
-def chat(store: SqlStore) -> Chat:
+def chat(store: Store) -> Chat:
     return Chat(store)
 
 
@@ -128,7 +127,7 @@ def test_a_note_that_a_model_has_copied_is_not_told_again(chat: Chat) -> None:
     chat.says("b", "[This answer broke off here.]")
     stream_id = chat.ask("c")
     assert chat.told() == [("user", "a"), ("assistant", "Whole."), ("user", "b\n\nc")]
-    chat.store.take_back(chat.name, stream_id)
+    chat.store.turns.take_back(chat.name, stream_id)
     chat.ask("What does “[The user stopped this answer here.]” mean?")
     assert [role for role, _ in chat.told()] == ["user", "assistant", "user", "assistant", "user"]
     assert chat.told()[1] == ("assistant", "Whole.\n\n[The user stopped this answer here.]")
@@ -174,7 +173,7 @@ def test_a_prompt_whose_answer_nobody_waited_for_is_kept(chat: Chat, again: bool
     stream_id = chat.again() if again else chat.ask("Why?")
     chat.ends(stream_id, "", UNWATCHED)
     assert (chat.last().prompt, chat.last().answer, chat.last().state) == ("Why?", "", "stopped")
-    left = chat.store.discard(chat.name, chat.owner, chat.last().answer_id)
+    left = chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id)
     assert left == (None if again else "Why?")
     assert chat.exchanges() == ([("Why?", "So.")] if again else [])
 
@@ -184,7 +183,7 @@ def test_nobody_goes_on_with_what_they_have_not_seen(chat: Chat) -> None:
 
     def ask(after: int) -> None:
         answers = [(chat.new_stream(), "")]
-        chat.store.begin(chat.name, chat.owner, "Next?", answers, worker=WORKER, after=after)
+        chat.store.turns.begin(chat.name, chat.owner, "Next?", answers, worker=WORKER, after=after)
 
     chat.says("a", "1")
     first = chat.last().prompt_id
@@ -228,8 +227,8 @@ def test_a_failure_before_any_text_is_kept(chat: Chat) -> None:
 def test_taking_back_is_as_if_it_had_never_been_asked(chat: Chat) -> None:
     """A stream that could not be started leaves nothing, and asking again works at once."""
     stream_id = chat.ask("Too much.")
-    chat.store.write(Batch(chunks=(Chunk(stream_id, 1, said("early")),)))
-    chat.store.take_back(chat.name, stream_id)
+    chat.store.records.write(Batch(chunks=(Chunk(stream_id, 1, said("early")),)))
+    chat.store.turns.take_back(chat.name, stream_id)
     assert chat.exchanges() == []
     with chat.store.database.reading() as connection:
         assert connection.scalar(select(func.count()).select_from(chunks)) == 0
@@ -242,8 +241,8 @@ def test_what_ends_after_it_was_forgotten_changes_nothing(chat: Chat) -> None:
     chat.says("a", "1")
     chat.ends("unknown", "text")
     ends(chat.store, "elsewhere", "text")
-    chat.store.take_back(chat.name, "unknown")
-    chat.store.take_back("unknown", "unknown")
+    chat.store.turns.take_back(chat.name, "unknown")
+    chat.store.turns.take_back("unknown", "unknown")
     assert chat.exchanges() == [("a", "1")]
 
 
@@ -302,7 +301,7 @@ def test_a_new_try_that_cannot_start_gives_the_old_answer_back(chat: Chat) -> No
     """When there is no place for the stream of a new try, the answer stands as before."""
     chat.says("a", "first")
     before = chat.last()
-    chat.store.take_back(chat.name, chat.again())
+    chat.store.turns.take_back(chat.name, chat.again())
     assert chat.last() == before
 
 
@@ -318,12 +317,12 @@ def test_one_answer_at_a_time(chat: Chat) -> None:
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
 
 
-def test_of_prompts_at_the_same_moment_one_is_taken(store: SqlStore) -> None:
+def test_of_prompts_at_the_same_moment_one_is_taken(store: Store) -> None:
     """Law: two tabs that send at once get one exchange; the other is told that it is busy."""
 
     def send(name: str, number: int) -> bool:
         try:
-            store.begin(name, "anna", "a", [(f"{name}-{number}", "")], worker=WORKER)
+            store.turns.begin(name, "anna", "a", [(f"{name}-{number}", "")], worker=WORKER)
         except Busy:
             return False
         return True
@@ -332,16 +331,16 @@ def test_of_prompts_at_the_same_moment_one_is_taken(store: SqlStore) -> None:
         name = f"c{repeat}"
         taken = together(partial(send, name, 1), partial(send, name, 2))
         assert sorted(taken) == [False, True]
-        assert len(store.get(name, "anna").exchanges) == 1
+        assert len(store.conversations.get(name, "anna").exchanges) == 1
 
 
 def test_a_stream_id_answers_once(chat: Chat) -> None:
     """An ID that has answered in this conversation is refused: its text would be mixed up."""
     chat.says("a", "1")
     with pytest.raises(StreamInUse):
-        chat.store.begin(chat.name, chat.owner, "b", [("talk-1", "")], worker=WORKER)
+        chat.store.turns.begin(chat.name, chat.owner, "b", [("talk-1", "")], worker=WORKER)
     with pytest.raises(StreamInUse):
-        chat.store.again(chat.name, chat.owner, "talk-1", worker=WORKER)
+        chat.store.turns.again(chat.name, chat.owner, "talk-1", worker=WORKER)
     assert chat.exchanges() == [("a", "1")]
 
 
@@ -381,7 +380,7 @@ def test_versions_of_an_answer_can_be_gone_through(chat: Chat) -> None:
     third = chat.last().versions
     assert (third.number, len(third.ids), third.later) == (3, 3, None)
     assert third.earlier is not None
-    shown = chat.store.show(chat.name, chat.owner, third.earlier).exchanges[-1]
+    shown = chat.store.turns.show(chat.name, chat.owner, third.earlier).exchanges[-1]
     assert (shown.answer, shown.versions.number) == ("two", 2)
     assert (shown.versions.earlier, shown.versions.later) == (third.ids[0], third.ids[2])
     chat.ask("b")
@@ -399,7 +398,7 @@ def test_an_edited_prompt_is_a_branch_and_the_old_one_can_be_gone_back_to(chat: 
     versions = chat.last().prompts
     assert versions.number == 2
     assert versions.earlier == second.prompt_id
-    chat.store.show(chat.name, chat.owner, second.prompt_id)
+    chat.store.turns.show(chat.name, chat.owner, second.prompt_id)
     assert chat.exchanges() == [("a", "1"), ("b", "2"), ("c", "3")]
     chat.says("A", "new", edit_of=chat.now().exchanges[0].prompt_id)
     assert chat.exchanges() == [("A", "new")]
@@ -427,7 +426,7 @@ def test_an_earlier_prompt_can_be_answered_again(chat: Chat) -> None:
     assert chat.told() == [("user", "a")]
     chat.ends(stream_id, "one")
     assert chat.exchanges() == [("a", "one")]
-    chat.store.show(chat.name, chat.owner, first.answer_id)
+    chat.store.turns.show(chat.name, chat.owner, first.answer_id)
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
 
 
@@ -438,11 +437,11 @@ def test_a_message_of_another_branch_can_be_shown(chat: Chat) -> None:
     deep = chat.last().answer_id
     chat.ends(chat.again(chat.now().exchanges[0].prompt_id), "one")
     chat.says("A", "new", edit_of=chat.now().exchanges[0].prompt_id)
-    found = chat.store.show(chat.name, chat.owner, deep)
+    found = chat.store.turns.show(chat.name, chat.owner, deep)
     assert [(e.prompt, e.answer) for e in found.exchanges] == [("a", "1"), ("b", "2")]
     for message_id in (deep + 1000, 0, -1, 2**70):
         with pytest.raises(UnknownConversation):
-            chat.store.show(chat.name, chat.owner, message_id)
+            chat.store.turns.show(chat.name, chat.owner, message_id)
 
 
 def test_a_continued_answer_is_one_message_without_a_seam(chat: Chat) -> None:
@@ -461,7 +460,7 @@ def test_a_continued_answer_is_one_message_without_a_seam(chat: Chat) -> None:
         before.answer_id,
     )
     assert chat.told() == [("user", "a"), ("assistant", "Half an answer.")]
-    recorded = chat.store.recorded(stream_id, chat.owner)
+    recorded = chat.store.records.recorded(stream_id, chat.owner)
     assert recorded is not None
     assert recorded.prefix == "Half an"
     assert [event for _, _, event in recorded.events] == [Content(" answer."), DONE]
@@ -471,7 +470,7 @@ def test_a_continue_that_brings_nothing_changes_nothing(chat: Chat) -> None:
     """Stopped before any text, or never begun, the answer stands as it was."""
     chat.says("a", "Half an", STOPPED)
     before = chat.last()
-    chat.store.take_back(chat.name, chat.extend())
+    chat.store.turns.take_back(chat.name, chat.extend())
     assert chat.last() == before
     chat.ends(chat.extend(), "Half an", STOPPED)
     after = chat.last()
@@ -486,11 +485,11 @@ def test_only_the_last_answer_with_text_can_be_continued(chat: Chat) -> None:
     empty = chat.last()
     for message_id in (first.answer_id, empty.answer_id, empty.prompt_id, 10**9):
         with pytest.raises(UnknownConversation):
-            chat.store.extend(chat.name, chat.owner, message_id, "new-stream", worker=WORKER)
-    assert not chat.store.exists("new-stream")
+            chat.store.turns.extend(chat.name, chat.owner, message_id, "new-stream", worker=WORKER)
+    assert not chat.store.records.exists("new-stream")
 
 
-def test_the_folds_of_a_continued_answer_are_all_kept(store: SqlStore, chat: Chat) -> None:
+def test_the_folds_of_a_continued_answer_are_all_kept(store: Store, chat: Chat) -> None:
     """Each has a number of its own, in the order in which they came."""
     thoughts = [Fold(1, "thought", "done", text="first"), Fold(1, "thought", "done", text="second")]
     ends(store, chat.ask("a"), "Half", STOPPED, folds=(thoughts[0],))
@@ -504,9 +503,9 @@ def test_discarding_the_only_answer_gives_the_prompt_back(chat: Chat) -> None:
     """Neither is there afterwards; what came before is."""
     chat.says("a", "1")
     chat.says("b", "2", STOPPED)
-    assert chat.store.discard(chat.name, chat.owner, chat.last().answer_id) == "b"
+    assert chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id) == "b"
     assert chat.exchanges() == [("a", "1")]
-    assert chat.store.discard(chat.name, chat.owner, chat.last().answer_id) == "a"
+    assert chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id) == "a"
     assert chat.exchanges() == []
 
 
@@ -514,7 +513,7 @@ def test_discarding_one_version_shows_another(chat: Chat) -> None:
     """The prompt stays as long as there is an answer to it."""
     chat.says("a", "one")
     chat.ends(chat.again(), "two")
-    assert chat.store.discard(chat.name, chat.owner, chat.last().answer_id) is None
+    assert chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id) is None
     assert chat.exchanges() == [("a", "one")]
     assert len(chat.last().versions.ids) == 1
 
@@ -524,13 +523,13 @@ def test_what_more_was_said_after_cannot_be_discarded(chat: Chat) -> None:
     chat.says("a", "1")
     chat.says("b", "2")
     with pytest.raises(RequestError, match="nothing follows") as refused:
-        chat.store.discard(chat.name, chat.owner, chat.now().exchanges[0].answer_id)
+        chat.store.turns.discard(chat.name, chat.owner, chat.now().exchanges[0].answer_id)
     assert refused.value.field == "answer"
     with pytest.raises(UnknownConversation):
-        chat.store.discard(chat.name, chat.owner, chat.last().prompt_id)
+        chat.store.turns.discard(chat.name, chat.owner, chat.last().prompt_id)
     chat.ask("c")
     with pytest.raises(Busy):
-        chat.store.discard(chat.name, chat.owner, chat.last().answer_id)
+        chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id)
 
 
 # --- several models, one prompt ---------------------------------------------------------------------
@@ -539,10 +538,10 @@ def test_what_more_was_said_after_cannot_be_discarded(chat: Chat) -> None:
 class Comparison(Chat):
     """A conversation whose first prompt went to three models, with the streams a, b and c."""
 
-    def __init__(self, store: SqlStore, name: str = "talk") -> None:
+    def __init__(self, store: Store, name: str = "talk") -> None:
         super().__init__(store, name)
         answers = [(f"{name}-{each}", f"m-{each}") for each in "abc"]
-        store.begin(self.name, self.owner, "Who?", answers, worker=WORKER)
+        store.turns.begin(self.name, self.owner, "Who?", answers, worker=WORKER)
 
     def all_end(self, **answers: str) -> None:
         for each, answer in answers.items():
@@ -554,7 +553,7 @@ class Comparison(Chat):
 
 
 @pytest.fixture
-def three(store: SqlStore) -> Comparison:
+def three(store: Store) -> Comparison:
     return Comparison(store)
 
 
@@ -582,29 +581,29 @@ def test_the_one_that_is_picked_goes_on_with_its_model(three: Comparison) -> Non
     """The others stay beside it, and another can be picked as long as nothing more was said."""
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
     for pick, streams in (("c", ["c", "a", "b"]), ("b", ["b", "a", "c"])):
-        found = three.store.pick(three.name, three.owner, f"talk-{pick}")
+        found = three.store.turns.pick(three.name, three.owner, f"talk-{pick}")
         assert three.streams() == streams
         assert (found.model, found.exchanges[-1].picked) == (f"m-{pick}", True)
     three.ask("And?")
     assert three.told() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
     with pytest.raises(UnknownConversation):
-        three.store.pick(three.name, three.owner, "talk-a")
+        three.store.turns.pick(three.name, three.owner, "talk-a")
 
 
 def test_only_an_answer_of_a_finished_comparison_can_be_picked(
-    three: Comparison, store: SqlStore
+    three: Comparison, store: Store
 ) -> None:
     """Not while one is written, not a stranger's, and not where there was no choice."""
     with pytest.raises(Busy):
-        store.pick(three.name, three.owner, "talk-a")
+        store.turns.pick(three.name, three.owner, "talk-a")
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
     for owner, stream_id in (("bert", "talk-a"), ("anna", "unknown")):
         with pytest.raises(UnknownConversation):
-            store.pick(three.name, owner, stream_id)
+            store.turns.pick(three.name, owner, stream_id)
     single = Chat(store, "single")
     single.says("One?", "One.")
     with pytest.raises(UnknownConversation):
-        store.pick("single", "anna", "single-1")
+        store.turns.pick("single", "anna", "single-1")
 
 
 def test_a_comparison_of_which_nothing_was_seen_is_taken_back(three: Comparison) -> None:
@@ -618,40 +617,40 @@ def test_a_comparison_of_which_nothing_was_seen_is_taken_back(three: Comparison)
 
 def test_a_comparison_that_cannot_start_leaves_nothing(three: Comparison) -> None:
     """Taking back one of its streams takes back all of them."""
-    three.store.take_back(three.name, "talk-b")
+    three.store.turns.take_back(three.name, "talk-b")
     assert three.exchanges() == []
-    assert not any(three.store.exists(f"talk-{each}") for each in "abc")
+    assert not any(three.store.records.exists(f"talk-{each}") for each in "abc")
 
 
 def test_asking_again_keeps_what_was_put_away(three: Comparison) -> None:
     """A new try is a version of its own; withdrawn, it brings the picked one back with the others."""
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
-    three.store.pick(three.name, three.owner, "talk-b")
+    three.store.turns.pick(three.name, three.owner, "talk-b")
     again = three.again()
     assert len(three.last().versions.ids) == 4
     three.ends(again, "", STOPPED)
     assert three.streams() == ["b", "a", "c"]
     three.ends(three.again(), "I am new.")
     assert three.told()[-1] == ("assistant", "I am new.")
-    three.store.show(three.name, three.owner, three.last().versions.ids[2])
+    three.store.turns.show(three.name, three.owner, three.last().versions.ids[2])
     assert three.streams() == ["c", "a", "b"]
 
 
-def test_no_stream_answers_twice(three: Comparison, store: SqlStore) -> None:
+def test_no_stream_answers_twice(three: Comparison, store: Store) -> None:
     """The IDs of a comparison are in use, each of them, and differ from one another."""
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
     before = three.now()
     for taken in ([("talk-a", "")], [("talk-c", "")], [("x", ""), ("x", "")]):
         with pytest.raises(StreamInUse):
-            store.begin(three.name, three.owner, "And?", taken, worker=WORKER)
+            store.turns.begin(three.name, three.owner, "And?", taken, worker=WORKER)
         with pytest.raises(StreamInUse):
-            store.begin("other", "anna", "And?", taken, worker=WORKER)
+            store.turns.begin("other", "anna", "And?", taken, worker=WORKER)
     assert three.now() == before
     with pytest.raises(UnknownConversation):
-        store.get("other", "anna")
+        store.conversations.get("other", "anna")
 
 
-def test_folds_are_saved_and_never_told(store: SqlStore, chat: Chat) -> None:
+def test_folds_are_saved_and_never_told(store: Store, chat: Chat) -> None:
     """What a model thought is for the eye."""
     fold = Fold(1, "thought", "done", text="secret thoughts " * 10, ms=5.0)
     ends(store, chat.ask("Why?"), "Because.", folds=(fold,))
@@ -660,7 +659,7 @@ def test_folds_are_saved_and_never_told(store: SqlStore, chat: Chat) -> None:
     assert "secret" not in str(chat.told())
 
 
-def test_thoughts_that_were_seen_keep_a_stopped_answer(store: SqlStore, chat: Chat) -> None:
+def test_thoughts_that_were_seen_keep_a_stopped_answer(store: Store, chat: Chat) -> None:
     """It is no withdrawn one: asked again it is a version, and discarded it is gone."""
     thought = Fold(1, "thought", "done", text="Hm.", ms=5.0)
     ends(store, chat.ask("Why?"), "", STOPPED, folds=(thought,))
@@ -673,8 +672,8 @@ def test_thoughts_that_were_seen_keep_a_stopped_answer(store: SqlStore, chat: Ch
     assert (last.best().folds, last.previous, len(last.versions.ids)) == ((thought,), None, 3)
     chat.ask("And?")
     assert chat.told() == [("user", "Why?\n\nAnd?")]  # as it is shown: nothing was said
-    chat.store.take_back(chat.name, chat.last().stream_id)
-    assert chat.store.discard(chat.name, chat.owner, chat.last().answer_id) is None
+    chat.store.turns.take_back(chat.name, chat.last().stream_id)
+    assert chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id) is None
     assert chat.exchanges() == [("Why?", "So.")]
 
 
@@ -682,14 +681,14 @@ def test_thoughts_that_were_seen_keep_a_stopped_answer(store: SqlStore, chat: Ch
 
 
 @pytest.fixture
-def long(store: SqlStore) -> Chat:
+def long(store: Store) -> Chat:
     """Twenty exchanges, imported."""
     messages = [
         PortableMessage(n, "assistant" if n % 2 else "user", f"{n}", n - 1 if n else None)
         for n in range(40)
     ]
     conversation = PortableConversation("long-conversation", "Long", messages, list(range(40)))
-    store.import_("anna", [conversation])
+    store.transfer.import_("anna", [conversation])
     return Chat(store, "long-conversation")
 
 
@@ -704,16 +703,19 @@ def test_a_long_conversation_is_paged_both_ways(long: Chat) -> None:
     assert (found.has_earlier, found.has_later) == (True, False)
     seen = numbers(found)
     while found.has_earlier:
-        found = long.store.get(long.name, long.owner, before=found.first, limit=6)
+        found = long.store.conversations.get(long.name, long.owner, before=found.first, limit=6)
         assert found.has_later
         seen = numbers(found) + seen
     assert seen == list(range(20))
     down = numbers(found)
     while found.has_later:
-        found = long.store.get(long.name, long.owner, after=found.last, limit=6)
+        found = long.store.conversations.get(long.name, long.owner, after=found.last, limit=6)
         down += numbers(found)
     assert down == list(range(20))
-    assert numbers(long.store.get(long.name, long.owner, after=found.last, limit=6)) == []
+    assert (
+        numbers(long.store.conversations.get(long.name, long.owner, after=found.last, limit=6))
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -723,11 +725,11 @@ def test_the_window_around_a_message_holds_it(long: Chat, at: int, window: list[
     """At the ends it is as large as elsewhere; a prompt and its answer give the same window."""
     exchange = long.now().exchanges[at]
     for message_id in (exchange.prompt_id, exchange.answer_id):
-        found = long.store.get(long.name, long.owner, around=message_id, limit=4)
+        found = long.store.conversations.get(long.name, long.owner, around=message_id, limit=4)
         assert numbers(found) == window
 
 
-def test_what_is_read_is_of_one_moment(store: SqlStore, chat: Chat) -> None:
+def test_what_is_read_is_of_one_moment(store: Store, chat: Chat) -> None:
     """A change in the middle of a page's reading is seen by the next one."""
     chat.says("Hi", "first")
     chat.ends(chat.again(), "second")
@@ -737,7 +739,7 @@ def test_what_is_read_is_of_one_moment(store: SqlStore, chat: Chat) -> None:
 
     def change(connection: object, cursor: object, statement: str, *_: object) -> None:
         if left and statement.startswith("SELECT"):
-            store.discard(chat.name, chat.owner, left.pop())
+            store.turns.discard(chat.name, chat.owner, left.pop())
 
     event.listen(store.database.engine, "after_cursor_execute", change)
     assert chat.now().exchanges == (last,)
@@ -746,14 +748,20 @@ def test_what_is_read_is_of_one_moment(store: SqlStore, chat: Chat) -> None:
 
 def test_a_place_that_is_not_on_the_path_gives_the_end(long: Chat) -> None:
     """An old link to a message that is gone opens the conversation all the same."""
-    assert numbers(long.store.get(long.name, long.owner, around=10**9, limit=2)) == [18, 19]
-    assert numbers(long.store.get(long.name, long.owner, before=-1, limit=2)) == [18, 19]
+    assert numbers(long.store.conversations.get(long.name, long.owner, around=10**9, limit=2)) == [
+        18,
+        19,
+    ]
+    assert numbers(long.store.conversations.get(long.name, long.owner, before=-1, limit=2)) == [
+        18,
+        19,
+    ]
 
 
 # --- the list, titles, settings ---------------------------------------------------------------------
 
 
-def test_the_list_has_the_one_used_last_first_and_shows_what_runs(store: SqlStore) -> None:
+def test_the_list_has_the_one_used_last_first_and_shows_what_runs(store: Store) -> None:
     """Only the owner's, only those in which something was said, page by page."""
     chats = [Chat(store, f"chat-{n}") for n in range(5)]
     for each in chats:
@@ -764,15 +772,15 @@ def test_the_list_has_the_one_used_last_first_and_shows_what_runs(store: SqlStor
     seen: list[tuple[str, bool]] = []
     cursor: str | None = None
     while True:
-        page = store.summaries("anna", cursor, limit=2)
+        page = store.conversations.summaries("anna", cursor, limit=2)
         seen += [(each.id, each.running) for each in page.items]
         cursor = page.cursor
         if cursor is None:
             break
     assert seen == [("chat-1", True), *((f"chat-{n}", False) for n in (4, 3, 2, 0))]
-    assert store.summary("chat-1", "anna").running
+    assert store.conversations.summary("chat-1", "anna").running
     with pytest.raises(RequestError) as refused:
-        store.summaries("anna", "nonsense")
+        store.conversations.summaries("anna", "nonsense")
     assert refused.value.field == "cursor"
 
 
@@ -784,76 +792,80 @@ def test_a_title_is_the_first_words_then_the_models_then_the_users(chat: Chat) -
     assert first.startswith("What is the capital of a very")
     assert first.endswith("…")
     assert len(first) <= TITLE_MOST
-    assert chat.store.title_from_model(chat.name, chat.owner, "A far capital")
+    assert chat.store.conversations.title_from_model(chat.name, chat.owner, "A far capital")
     assert chat.now().title == "A far capital"
-    assert chat.store.title_from_model(chat.name, None, "A capital far away")
+    assert chat.store.conversations.title_from_model(chat.name, None, "A capital far away")
     assert chat.now().title == "A capital far away"
     assert chat.now().named
-    assert chat.store.rename(chat.name, chat.owner, "  My   title ").title == "My title"
-    assert not chat.store.title_from_model(chat.name, chat.owner, "Another")
+    assert (
+        chat.store.conversations.rename(chat.name, chat.owner, "  My   title ").title == "My title"
+    )
+    assert not chat.store.conversations.title_from_model(chat.name, chat.owner, "Another")
     chat.says("B", "2")
     assert chat.now().title == "My title"
     for wrong in ("", "   ", "x" * 201):
         with pytest.raises(RequestError) as refused:
-            chat.store.rename(chat.name, chat.owner, wrong)
+            chat.store.conversations.rename(chat.name, chat.owner, wrong)
         assert refused.value.field == "title"
 
 
 def test_settings_are_a_conversations_own(chat: Chat) -> None:
     """They can be made before the first prompt, and the system prompt is told from then on."""
     settings = Settings("m-2", "Be brief.", 0.5, 100)
-    assert chat.store.set_settings(chat.name, chat.owner, settings).settings == settings
+    assert (
+        chat.store.conversations.set_settings(chat.name, chat.owner, settings).settings == settings
+    )
     chat.ask("Hello?")
     assert chat.now().settings == Settings("", "Be brief.", 0.5, 100)
     assert chat.told("Be long.")[0] == ("system", "Be brief.")
-    chat.store.set_settings(chat.name, chat.owner, Settings(system_prompt=""))
+    chat.store.conversations.set_settings(chat.name, chat.owner, Settings(system_prompt=""))
     assert chat.told("Be long.") == [("user", "Hello?")]
     with pytest.raises(UnknownConversation):
-        chat.store.set_settings(chat.name, "bert", settings)
+        chat.store.conversations.set_settings(chat.name, "bert", settings)
 
 
 def test_a_deleted_conversation_can_be_brought_back_for_a_day(chat: Chat) -> None:
     """Until then it is nowhere to be found; afterwards nothing of it is left."""
     chat.says("apple", "pear")
     with pytest.raises(UnknownConversation):
-        chat.store.delete(chat.name, "bert")
+        chat.store.conversations.delete(chat.name, "bert")
     for _ in range(2):
-        chat.store.delete(chat.name, chat.owner)
-        assert chat.store.summaries(chat.owner).items == ()
-        assert chat.store.search(chat.owner, "apple").items == ()
-        assert list(chat.store.export(chat.owner)) == []
+        chat.store.conversations.delete(chat.name, chat.owner)
+        assert chat.store.conversations.summaries(chat.owner).items == ()
+        assert chat.store.search.find(chat.owner, "apple").items == ()
+        assert list(chat.store.transfer.export(chat.owner)) == []
         with pytest.raises(UnknownConversation):
             chat.now()
         with pytest.raises(UnknownConversation):
             chat.ask("more")
-        assert not chat.store.title_from_model(chat.name, chat.owner, "x")
-        assert chat.store.undelete(chat.name, chat.owner).id == chat.name
+        assert not chat.store.conversations.title_from_model(chat.name, chat.owner, "x")
+        assert chat.store.conversations.undelete(chat.name, chat.owner).id == chat.name
         assert chat.exchanges() == [("apple", "pear")]
-    chat.store.delete(chat.name, chat.owner)
-    assert chat.store.sweep(time.time() + DAY - 60) == 0
-    assert chat.store.sweep(time.time() + DAY + 60) == 1
+    chat.store.conversations.delete(chat.name, chat.owner)
+    assert chat.store.records.sweep(time.time() + DAY - 60) == 0
+    assert chat.store.records.sweep(time.time() + DAY + 60) == 1
     with pytest.raises(UnknownConversation):
-        chat.store.undelete(chat.name, chat.owner)
-    assert not chat.store.exists(f"{chat.name}-1")
+        chat.store.conversations.undelete(chat.name, chat.owner)
+    assert not chat.store.records.exists(f"{chat.name}-1")
 
 
 def test_what_runs_in_a_deleted_conversation_is_told_and_its_end_is_kept(chat: Chat) -> None:
     """For those who stop it; brought back, it has what was written until then."""
     chat.says("a", "1")
     running = chat.ask("b")
-    assert chat.store.delete(chat.name, chat.owner) == [running]
+    assert chat.store.conversations.delete(chat.name, chat.owner) == [running]
     chat.ends(running, "half", STOPPED)
-    chat.store.undelete(chat.name, chat.owner)
+    chat.store.conversations.undelete(chat.name, chat.owner)
     assert chat.exchanges() == [("a", "1"), ("b", "half")]
-    assert chat.store.delete(chat.name, chat.owner) == []
+    assert chat.store.conversations.delete(chat.name, chat.owner) == []
 
 
 def test_a_prompt_stays_in_a_deleted_conversation_though_its_answer_had_no_text(chat: Chat) -> None:
     """Brought back, it can be answered again, or be followed by another."""
     running = chat.ask("a")
-    assert chat.store.delete(chat.name, chat.owner) == [running]
+    assert chat.store.conversations.delete(chat.name, chat.owner) == [running]
     chat.ends(running, "", STOPPED)
-    assert chat.store.undelete(chat.name, chat.owner).title == "a"
+    assert chat.store.conversations.undelete(chat.name, chat.owner).title == "a"
     assert chat.exchanges() == [("a", "")]
     chat.ends(chat.again(), "1")
     assert chat.exchanges() == [("a", "1")]
@@ -862,13 +874,13 @@ def test_a_prompt_stays_in_a_deleted_conversation_though_its_answer_had_no_text(
 # --- search -----------------------------------------------------------------------------------------
 
 
-def test_a_search_finds_words_and_their_beginnings(store: SqlStore) -> None:
+def test_a_search_finds_words_and_their_beginnings(store: Store) -> None:
     """In prompts and answers, the newest first, with the hits marked; page by page."""
     chat = Chat(store)
     chat.says("Where do giraffes sleep?", "Standing, mostly.")
     chat.says("And do they snore?", "No GIRAFFE was ever heard to.")
     Chat(store, "foreign", "bert").says("giraffe", "giraffe")
-    page = store.search("anna", "giraffe", limit=1)
+    page = store.search.find("anna", "giraffe", limit=1)
     (newest,) = page.items
     assert (newest.role, newest.conversation_id, newest.title) == (
         "assistant",
@@ -877,12 +889,12 @@ def test_a_search_finds_words_and_their_beginnings(store: SqlStore) -> None:
     )
     assert newest.message_id == chat.last().answer_id
     assert newest.snippet == (("No ", False), ("GIRAFFE", True), (" was ever heard to.", False))
-    rest = store.search("anna", "giraffe", page.cursor, limit=1)
+    rest = store.search.find("anna", "giraffe", page.cursor, limit=1)
     assert [hit.role for hit in rest.items] == ["user"]
     assert rest.cursor is None
-    assert [hit.role for hit in store.search("anna", "do snor").items] == ["user"]
-    assert store.search("anna", "raffe").items == ()
-    assert store.search("anna", "giraffe snore").items == ()
+    assert [hit.role for hit in store.search.find("anna", "do snor").items] == ["user"]
+    assert store.search.find("anna", "raffe").items == ()
+    assert store.search.find("anna", "giraffe snore").items == ()
 
 
 @pytest.mark.parametrize(
@@ -904,13 +916,13 @@ def test_a_search_finds_words_and_their_beginnings(store: SqlStore) -> None:
     ],
 )
 def test_what_is_written_without_blanks_is_found_inside(
-    store: SqlStore, query: str, shown: str
+    store: Store, query: str, shown: str
 ) -> None:
     """In prompts and answers; the words of other scripts beside it by their beginnings."""
     chat = Chat(store)
     chat.says("Hi", "Nothing of it.")
     chat.says("東京都に住む。タワーのview", "อยู่ในประเทศไทย 東京都に住むタワー view")
-    hits = store.search("anna", query).items
+    hits = store.search.find("anna", query).items
     both = 1 if query.startswith(("ป", "เ")) else 2
     assert len(hits) == (both if shown else 0)
     for hit in hits:
@@ -946,50 +958,54 @@ def test_such_texts_of_before_are_found_too(tmp_path: Path, kind: str) -> None:
                 connection.execute(insert(messages).values(message | {"content": content}))
         engine.dispose()
         store = stack.enter_context(opened(tmp_path, url))
-        assert len(store.search("anna", "京都").items) == 1
-        assert len(store.search("anna", "plain wor").items) == 1
+        assert len(store.search.find("anna", "京都").items) == 1
+        assert len(store.search.find("anna", "plain wor").items) == 1
 
 
 @pytest.mark.parametrize(
     "query", ['"', "* AND (", "owner:bert", "a' OR 1=1 --", "NEAR(", "-", "\0", "%_", ":*&|!", "💥"]
 )
-def test_no_query_is_a_command(store: SqlStore, query: str) -> None:
+def test_no_query_is_a_command(store: Store, query: str) -> None:
     """What the database's own search language knows is text like any other."""
     Chat(store, "foreign", "bert").says("secret", "bert")
     Chat(store).says("Hello?", "Hello.")
-    assert store.search("anna", query).items == ()
+    assert store.search.find("anna", query).items == ()
 
 
-def test_a_search_follows_what_changes(store: SqlStore) -> None:
+def test_a_search_follows_what_changes(store: Store) -> None:
     """Continued, discarded and withdrawn texts are found as they are now."""
     chat = Chat(store)
     chat.says("alpha", "bravo", STOPPED)
     ends(store, chat.extend(), "bravo charlie", said=[Content(" charlie")])
-    assert len(store.search("anna", "bravo charlie").items) == 1
+    assert len(store.search.find("anna", "bravo charlie").items) == 1
     chat.says("delta", "", STOPPED)
-    assert store.search("anna", "delta").items == ()
-    store.discard(chat.name, chat.owner, chat.last().answer_id)
-    assert store.search("anna", "alpha").items == store.search("anna", "bravo").items == ()
+    assert store.search.find("anna", "delta").items == ()
+    store.turns.discard(chat.name, chat.owner, chat.last().answer_id)
+    assert (
+        store.search.find("anna", "alpha").items == store.search.find("anna", "bravo").items == ()
+    )
     with pytest.raises(RequestError):
-        store.search("anna", "a", cursor="x")
+        store.search.find("anna", "a", cursor="x")
 
 
 # --- export and import ------------------------------------------------------------------------------
 
 
-def everything(store: SqlStore) -> Chat:
+def everything(store: Store) -> Chat:
     """A conversation with all that there is: branches, versions, rivals, folds, every end."""
     chat = Chat(store, "everything-there-is")
-    store.set_settings(chat.name, chat.owner, Settings("m-1", "Be *brief*.", 0.25, 50))
+    store.conversations.set_settings(
+        chat.name, chat.owner, Settings("m-1", "Be *brief*.", 0.25, 50)
+    )
     chat.says("a", "1")
     ends(store, chat.again(), "one", STOPPED, folds=(Fold(1, "thought", "done", text="Hm"),))
     chat.says("b", "2", BROKEN)
     chat.says("B", "two", edit_of=chat.last().prompt_id)
     answers = [("rival-one", "m-a"), ("rival-two", "m-b")]
-    store.begin(chat.name, chat.owner, "Who?", answers, worker=WORKER)
+    store.turns.begin(chat.name, chat.owner, "Who?", answers, worker=WORKER)
     for stream_id, _ in answers:
         chat.ends(stream_id, f"I, {stream_id}")
-    store.pick(chat.name, chat.owner, "rival-two")
+    store.turns.pick(chat.name, chat.owner, "rival-two")
     return chat
 
 
@@ -1005,40 +1021,40 @@ def shape(exchange: Exchange) -> tuple[object, ...]:
     )
 
 
-def test_what_was_exported_is_the_same_after_its_import(store: SqlStore) -> None:
+def test_what_was_exported_is_the_same_after_its_import(store: Store) -> None:
     """With all branches, and for the owner who imports it; a taken ID is replaced."""
     chat = everything(store)
     before = chat.now()
-    data = b"".join(to_json(store.export("anna")))
+    data = b"".join(to_json(store.transfer.export("anna")))
     for owner in ("anna", "bert"):
-        (new_id,) = store.import_(owner, read(data))
+        (new_id,) = store.transfer.import_(owner, read(data))
         assert new_id != chat.name
-        after = store.get(new_id, owner)
+        after = store.conversations.get(new_id, owner)
         assert list(map(shape, after.exchanges)) == list(map(shape, before.exchanges))
         assert (after.title, after.settings) == (before.title, before.settings)
         assert (after.created_at, after.updated_at) == (before.created_at, before.updated_at)
         second = before.exchanges[1].prompts.ids.index(before.exchanges[1].prompt_id)
         assert second == 1
-        old = store.show(new_id, owner, after.exchanges[1].prompts.ids[0])
+        old = store.turns.show(new_id, owner, after.exchanges[1].prompts.ids[0])
         assert [(e.prompt, e.answer) for e in old.exchanges] == [("a", "one"), ("b", "2")]
     assert chat.now() == before
 
 
-def test_an_export_of_all_is_every_conversation_once(store: SqlStore) -> None:
+def test_an_export_of_all_is_every_conversation_once(store: Store) -> None:
     """One alone can be exported too; nobody gets another one's."""
     for n in range(3):
         Chat(store, f"chat-{n}").says("a", "1")
     Chat(store, "foreign", "bert").says("secret", "1")
-    assert [each.id for each in store.export("anna")] == ["chat-0", "chat-1", "chat-2"]
-    assert [each.id for each in store.export("anna", "chat-1")] == ["chat-1"]
+    assert [each.id for each in store.transfer.export("anna")] == ["chat-0", "chat-1", "chat-2"]
+    assert [each.id for each in store.transfer.export("anna", "chat-1")] == ["chat-1"]
     with pytest.raises(UnknownConversation):
-        store.export("anna", "foreign")
+        store.transfer.export("anna", "foreign")
 
 
-def test_markdown_holds_what_is_shown(store: SqlStore) -> None:
+def test_markdown_holds_what_is_shown(store: Store) -> None:
     """The chosen path with its system prompt, stopped answers marked."""
     chat = everything(store)
-    text = b"".join(to_markdown(store.export("anna", chat.name))).decode()
+    text = b"".join(to_markdown(store.transfer.export("anna", chat.name))).decode()
     assert text == (
         "# a\n\n## System prompt\n\nBe *brief*.\n\n## You\n\na\n\n## m-1\n\none\n\n*Stopped here.*\n"
         "\n## You\n\nB\n\n## m-1\n\ntwo\n\n## You\n\nWho?\n\n## m-1\n\nI, rival-two\n"
@@ -1062,19 +1078,19 @@ def test_markdown_holds_what_is_shown(store: SqlStore) -> None:
     ],
 )
 def test_a_file_that_is_none_is_refused_and_adds_nothing(
-    store: SqlStore, messages: str, said: str
+    store: Store, messages: str, said: str
 ) -> None:
     """The error says where; not one conversation of the file is there."""
     good = '{"id":"good-conversation","title":"","messages":[{"id":1,"role":"user","content":"a"}]}'
     bad = f'{{"id":"bad-conversation","title":"","messages":[{messages}]}}'
     file = f'{{"format":"halt-conversations","version":1,"conversations":[{good},{bad}]}}'
     with pytest.raises(RequestError, match=said) as refused:
-        store.import_("anna", read(file.encode()))
+        store.transfer.import_("anna", read(file.encode()))
     assert refused.value.field == "file"
-    assert store.summaries("anna").items == ()
+    assert store.conversations.summaries("anna").items == ()
 
 
-def test_a_file_is_put_right_where_it_cannot_be_so(store: SqlStore) -> None:
+def test_a_file_is_put_right_where_it_cannot_be_so(store: Store) -> None:
     """A byte order mark, a time to come, a thought that still runs, figures beyond all sense."""
     strange = msgspec.structs.replace(METRICS, tokens=10**30)
     message = PortableMessage(2, "assistant", "Ho.", parent=1, ended=Done("stop", strange))
@@ -1086,8 +1102,8 @@ def test_a_file_is_put_right_where_it_cannot_be_so(store: SqlStore) -> None:
     talk = PortableConversation("of-tomorrow", "", [PortableMessage(1, "user", "Hi?"), message])
     talk.created_at = talk.updated_at = time.time() + 10 * DAY
     data = b"\xef\xbb\xbf" + b"".join(to_json([talk]))
-    store.import_("anna", read(data))
-    found = store.get("of-tomorrow", "anna")
+    store.transfer.import_("anna", read(data))
+    found = store.conversations.get("of-tomorrow", "anna")
     assert max(found.created_at, found.updated_at) <= time.time()
     (shown,) = found.exchanges
     assert shown.ended == Done("stop", NO_FIGURES)
@@ -1098,7 +1114,7 @@ def test_a_file_is_put_right_where_it_cannot_be_so(store: SqlStore) -> None:
     ]
 
 
-def test_a_file_that_names_no_choice_is_shown_with_its_last_messages(store: SqlStore) -> None:
+def test_a_file_that_names_no_choice_is_shown_with_its_last_messages(store: Store) -> None:
     """Nothing of what was imported is out of reach; a title of blanks alone is none."""
     written = [
         PortableMessage(1, "user", "Hello?"),
@@ -1106,47 +1122,50 @@ def test_a_file_that_names_no_choice_is_shown_with_its_last_messages(store: SqlS
         PortableMessage(3, "assistant", "Hello.", parent=1),
     ]
     for name, chosen, answer in [("no-choice", [], "Hello."), ("a-choice", [1, 2], "Yes?")]:
-        store.import_("anna", [PortableConversation(name, "  ", written, chosen)])
-        (shown,) = store.get(name, "anna").exchanges
+        store.transfer.import_("anna", [PortableConversation(name, "  ", written, chosen)])
+        (shown,) = store.conversations.get(name, "anna").exchanges
         assert (shown.prompt, shown.answer) == ("Hello?", answer)
-    assert [each.title for each in store.summaries("anna").items] == ["Hello?", "Hello?"]
+    assert [each.title for each in store.conversations.summaries("anna").items] == [
+        "Hello?",
+        "Hello?",
+    ]
 
 
-def test_what_is_being_written_is_exported_as_far_as_it_was_saved(
-    store: SqlStore, chat: Chat
-) -> None:
+def test_what_is_being_written_is_exported_as_far_as_it_was_saved(store: Store, chat: Chat) -> None:
     """An answer that runs, and one that is gone on with, with all of their text so far."""
     chat.says("Hello?", "One ", STOPPED)
     stream_id = chat.extend()
     events = [(1.0, Content("two ")), (2.0, Content("three"))]
-    store.write(Batch(chunks=(Chunk(stream_id, 1, events),)))
-    (exported,) = store.export("anna", chat.name)
+    store.records.write(Batch(chunks=(Chunk(stream_id, 1, events),)))
+    (exported,) = store.transfer.export("anna", chat.name)
     assert [(each.content, each.state) for each in exported.messages] == [
         ("Hello?", "done"),
         ("One two three", "interrupted"),
     ]
 
 
-def test_an_import_that_breaks_off_adds_nothing(store: SqlStore) -> None:
+def test_an_import_that_breaks_off_adds_nothing(store: Store) -> None:
     """Not in the list, a search or an export: nobody sees the half that was written."""
     chat = Chat(store)
     chat.says("zebra", "1")
-    (one,) = store.export("anna")
+    (one,) = store.transfer.export("anna")
 
     def breaking() -> Iterator[PortableConversation]:
         yield one
         raise RuntimeError("the middle")
 
     with pytest.raises(RuntimeError):
-        store.import_("anna", breaking())
-    assert [each.id for each in store.summaries("anna").items] == [chat.name]
-    assert [each.conversation_id for each in store.search("anna", "zebra").items] == [chat.name]
-    assert [each.id for each in store.export("anna")] == [chat.name]
+        store.transfer.import_("anna", breaking())
+    assert [each.id for each in store.conversations.summaries("anna").items] == [chat.name]
+    assert [each.conversation_id for each in store.search.find("anna", "zebra").items] == [
+        chat.name
+    ]
+    assert [each.id for each in store.transfer.export("anna")] == [chat.name]
 
 
 @pytest.mark.parametrize(("limit", "steps"), [("IMPORT_STEP", 8), ("IMPORT_CHARS", 12)])
 def test_a_long_import_holds_up_nobody(
-    store: SqlStore, monkeypatch: pytest.MonkeyPatch, limit: str, steps: int
+    store: Store, monkeypatch: pytest.MonkeyPatch, limit: str, steps: int
 ) -> None:
     """A conversation's messages are written in steps, and its tree is whole in the end."""
     monkeypatch.setattr(module, limit, 3)
@@ -1154,12 +1173,12 @@ def test_a_long_import_holds_up_nobody(
     for number in range(5):
         chat.says(f"prompt {number}", f"answer {number}")
     chat.ends(chat.again(), "another answer")
-    (one,) = store.export("anna")
+    (one,) = store.transfer.export("anna")
     transactions: list[object] = []
     event.listen(store.database.engine, "commit", transactions.append)
-    (name,) = store.import_("bert", [one])
+    (name,) = store.transfer.import_("bert", [one])
     assert len(transactions) >= steps
-    (again,) = store.export("bert", name)
+    (again,) = store.transfer.export("bert", name)
     assert [(each.role, each.content, each.parent) for each in again.messages] == [
         (each.role, each.content, each.parent) for each in one.messages
     ]
@@ -1167,21 +1186,21 @@ def test_a_long_import_holds_up_nobody(
 
 
 def test_a_sweep_leaves_what_is_being_imported(
-    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A conversation of long ago has no messages yet when its import begins; it is kept."""
     steps = module._steps
 
     def swept_steps(*given: Any) -> Iterator[list[Any]]:
         monkeypatch.setattr(module, "_steps", steps)
-        assert store.sweep(time.time()) == 0  # the messages are written in these steps
+        assert store.records.sweep(time.time()) == 0  # the messages are written in these steps
         return steps(*given)
 
     monkeypatch.setattr(module, "_steps", swept_steps)
     said = PortableMessage(1, "user", "Hi?", created_at=1.0)
     talk = PortableConversation("of-long-ago", "", [said], created_at=1.0, updated_at=1.0)
-    (name,) = store.import_("anna", [talk])
-    assert [each.id for each in store.summaries("anna").items] == [name]
+    (name,) = store.transfer.import_("anna", [talk])
+    assert [each.id for each in store.conversations.summaries("anna").items] == [name]
 
 
 @pytest.mark.parametrize(
@@ -1201,7 +1220,7 @@ def said(*texts: str) -> list[tuple[float, Event]]:
     return [(10.0 * n, Content(text)) for n, text in enumerate(texts)]
 
 
-def test_events_are_read_back_exactly(store: SqlStore, chat: Chat) -> None:
+def test_events_are_read_back_exactly(store: Store, chat: Chat) -> None:
     """Each once and in order, with its number and time, whatever batches they came in."""
     stream_id = chat.ask("a")
     events: list[tuple[float, Event]] = [
@@ -1211,15 +1230,15 @@ def test_events_are_read_back_exactly(store: SqlStore, chat: Chat) -> None:
         (4.0, DONE),
     ]
     first = Chunk(stream_id, 1, events[:2])
-    store.write(Batch(chunks=(first,)))
-    assert store.recorded(stream_id, "anna") is None  # it runs
-    store.write(Batch(chunks=(first,)))  # tried again
-    store.write(Batch(chunks=(Chunk(stream_id, 1, events[:3]),)))  # with more than before
+    store.records.write(Batch(chunks=(first,)))
+    assert store.records.recorded(stream_id, "anna") is None  # it runs
+    store.records.write(Batch(chunks=(first,)))  # tried again
+    store.records.write(Batch(chunks=(Chunk(stream_id, 1, events[:3]),)))  # with more than before
     end = Ended(stream_id, DONE, time.time(), 4, "Hello \U0001f44b", "m-1", seen=3)
     batch = Batch(chunks=(Chunk(stream_id, 3, events[2:]),), ended=(end,))
-    store.write(batch)
-    store.write(batch)
-    found = store.recorded(stream_id, "anna")
+    store.records.write(batch)
+    store.records.write(batch)
+    found = store.records.recorded(stream_id, "anna")
     assert found is not None
     assert found.events == tuple((n, at, event) for n, (at, event) in enumerate(events, 1))
     assert (found.state, found.last_seq, found.seen, found.model) == ("done", 4, 3, "m-1")
@@ -1227,41 +1246,41 @@ def test_events_are_read_back_exactly(store: SqlStore, chat: Chat) -> None:
     assert chat.exchanges() == [("a", "Hello \U0001f44b")]
 
 
-def test_a_log_that_has_a_gap_keeps_it(store: SqlStore) -> None:
+def test_a_log_that_has_a_gap_keeps_it(store: Store) -> None:
     """Events that could not be written leave their numbers free."""
     end = Ended("gappy-one", DONE, time.time(), 9, "ab")
     chunks = (Chunk("gappy-one", 1, said("a")), Chunk("gappy-one", 8, [*said("b"), (9.0, DONE)]))
-    store.write(Batch((begun("gappy-one"),), chunks, (end,)))
-    found = store.recorded("gappy-one", None)
+    store.records.write(Batch((begun("gappy-one"),), chunks, (end,)))
+    found = store.records.recorded("gappy-one", None)
     assert found is not None
     assert [seq for seq, _, _ in found.events] == [1, 8, 9]
 
 
-def test_a_generation_is_read_by_those_who_may(store: SqlStore, chat: Chat) -> None:
+def test_a_generation_is_read_by_those_who_may(store: Store, chat: Chat) -> None:
     """A session's by that session; a program's by whoever knows its ID."""
     stream_id = chat.ask("a")
     chat.ends(stream_id, "1")
-    store.write(Batch(begun=(begun("program-1"),)))
+    store.records.write(Batch(begun=(begun("program-1"),)))
     ends(store, "program-1", "Hello.")
     for requester in ("bert", None):
-        assert store.recorded(stream_id, requester) is None
-        assert store.recorded("program-1", requester) is not None
-    assert store.recorded(stream_id, "anna") is not None
-    assert store.recorded("unknown", "anna") is None
+        assert store.records.recorded(stream_id, requester) is None
+        assert store.records.recorded("program-1", requester) is not None
+    assert store.records.recorded(stream_id, "anna") is not None
+    assert store.records.recorded("unknown", "anna") is None
 
 
-def test_only_the_first_end_counts(store: SqlStore, chat: Chat) -> None:
+def test_only_the_first_end_counts(store: Store, chat: Chat) -> None:
     """A generation that was ended by another process takes neither text nor a second end."""
     stream_id = chat.ask("a")
-    assert store.interrupt(stream_id)
+    assert store.records.interrupt(stream_id)
     before = chat.last()
     chat.ends(stream_id, "late")
-    store.write(Batch(chunks=(Chunk(stream_id, 1, said("late")),)))
+    store.records.write(Batch(chunks=(Chunk(stream_id, 1, said("late")),)))
     assert chat.last() == before
-    assert not store.interrupt(stream_id)
+    assert not store.records.interrupt(stream_id)
 
 
-def test_tokens_are_counted_reported_or_estimated(store: SqlStore, chat: Chat) -> None:
+def test_tokens_are_counted_reported_or_estimated(store: Store, chat: Chat) -> None:
     """A discarded answer has cost its tokens all the same."""
     metrics = METRICS.__class__(None, 1.0, 7, False, None, 0)
     done = Done("stop", metrics, {"prompt_tokens": 5, "completion_tokens": 7})
@@ -1272,26 +1291,24 @@ def test_tokens_are_counted_reported_or_estimated(store: SqlStore, chat: Chat) -
     chat.ends(chat.again(), "x", estimated)
     assert chat.last().usage == Usage(0, 3, True)
     total = Usage(10, 17, True)
-    assert store.totals(chat.name, chat.owner) == chat.now().usage == total
-    store.discard(chat.name, chat.owner, chat.last().answer_id)
-    assert store.totals(chat.name, chat.owner) == total
+    assert store.conversations.totals(chat.name, chat.owner) == chat.now().usage == total
+    store.turns.discard(chat.name, chat.owner, chat.last().answer_id)
+    assert store.conversations.totals(chat.name, chat.owner) == total
     with pytest.raises(UnknownConversation):
-        store.totals(chat.name, "bert")
+        store.conversations.totals(chat.name, "bert")
 
 
-def test_a_providers_count_that_comes_later_replaces_the_estimate(
-    store: SqlStore, chat: Chat
-) -> None:
+def test_a_providers_count_that_comes_later_replaces_the_estimate(store: Store, chat: Chat) -> None:
     """That of a stopped answer; one that still runs, or that nobody knows, is left alone."""
     estimated = Cancelled(METRICS.__class__(None, 1.0, 3, True, None, 0))
     stream_id = chat.ask("a")
     reported = {"prompt_tokens": 5, "completion_tokens": 40}
-    store.count(stream_id, reported)
-    store.count("unknown", reported)
+    store.records.count(stream_id, reported)
+    store.records.count("unknown", reported)
     chat.ends(stream_id, "x", estimated)
     assert chat.last().usage == Usage(0, 3, True)
-    store.count(stream_id, reported)
-    assert chat.last().usage == store.totals(chat.name, chat.owner) == Usage(5, 40)
+    store.records.count(stream_id, reported)
+    assert chat.last().usage == store.conversations.totals(chat.name, chat.owner) == Usage(5, 40)
 
 
 def test_text_that_no_database_takes_is_kept_as_far_as_it_can_be(chat: Chat) -> None:
@@ -1303,22 +1320,22 @@ def test_text_that_no_database_takes_is_kept_as_far_as_it_can_be(chat: Chat) -> 
 # --- recovery ---------------------------------------------------------------------------------------
 
 
-def test_what_a_dead_worker_wrote_is_kept_as_interrupted(store: SqlStore, chat: Chat) -> None:
+def test_what_a_dead_worker_wrote_is_kept_as_interrupted(store: Store, chat: Chat) -> None:
     """Its text and thoughts are in the message, with the end that followers get too."""
     stream_id = chat.ask("a")
     thought: list[tuple[float, Event]] = [(1.0, Reasoning("Hm"))]
-    store.write(Batch(chunks=(Chunk(stream_id, 1, [*thought, *said("Hel", "lo")]),)))
-    assert store.workers_running().keys() == {WORKER}
-    assert store.running_of(WORKER) == [stream_id]
-    assert store.interrupt(stream_id)
-    assert store.workers_running() == {}
+    store.records.write(Batch(chunks=(Chunk(stream_id, 1, [*thought, *said("Hel", "lo")]),)))
+    assert store.records.workers_running().keys() == {WORKER}
+    assert store.records.running_of(WORKER) == [stream_id]
+    assert store.records.interrupt(stream_id)
+    assert store.records.workers_running() == {}
     last = chat.last()
     assert (last.answer, last.state) == ("Hello", "interrupted")
     assert isinstance(last.ended, Failed)
     assert (last.ended.error.code, last.ended.error.retryable) == ("interrupted", True)
     assert last.ended.metrics.tokens_estimated
     assert [fold.text for fold in last.folds] == ["Hm"]
-    found = store.recorded(stream_id, "anna")
+    found = store.records.recorded(stream_id, "anna")
     assert found is not None
     assert found.last_seq == 3 + GAP + 1
     assert [seq for seq, _, _ in found.events] == [1, 2, 3, 3 + GAP + 1]
@@ -1327,55 +1344,55 @@ def test_what_a_dead_worker_wrote_is_kept_as_interrupted(store: SqlStore, chat: 
     assert chat.told()[1:] == [("assistant", "Hello"), ("user", f"{notes.BROKEN}\n\nb")]
 
 
-def test_a_thought_that_a_dead_worker_told_late_is_one(store: SqlStore, chat: Chat) -> None:
+def test_a_thought_that_a_dead_worker_told_late_is_one(store: Store, chat: Chat) -> None:
     """The message holds the answer, and a fold the text that was none."""
     stream_id = chat.ask("a")
     ended: list[tuple[float, Event]] = [(3.0, ReasoningEnd()), (4.0, Content("Hello"))]
-    store.write(Batch(chunks=(Chunk(stream_id, 1, [*said("Ok", "ay."), *ended]),)))
-    assert store.interrupt(stream_id)
+    store.records.write(Batch(chunks=(Chunk(stream_id, 1, [*said("Ok", "ay."), *ended]),)))
+    assert store.records.interrupt(stream_id)
     assert chat.last().answer == "Hello"
     assert [(fold.kind, fold.text) for fold in chat.last().folds] == [("thought", "Okay.")]
     chat.ask("b")
     assert "Okay" not in str(chat.told())
 
 
-def test_an_interrupted_continue_keeps_what_there_was(store: SqlStore, chat: Chat) -> None:
+def test_an_interrupted_continue_keeps_what_there_was(store: Store, chat: Chat) -> None:
     """The text of before, and what was written of the new one."""
     chat.says("a", "Half", STOPPED)
     stream_id = chat.extend()
-    store.write(Batch(chunks=(Chunk(stream_id, 1, said(" an")),)))
-    store.interrupt(stream_id)
+    store.records.write(Batch(chunks=(Chunk(stream_id, 1, said(" an")),)))
+    store.records.interrupt(stream_id)
     assert (chat.last().answer, chat.last().state) == ("Half an", "interrupted")
     chat.ends(chat.extend(), "Half an answer")
     assert chat.last().answer == "Half an answer"
 
 
-def test_what_had_written_nothing_is_interrupted_too(store: SqlStore, chat: Chat) -> None:
+def test_what_had_written_nothing_is_interrupted_too(store: Store, chat: Chat) -> None:
     """The prompt stays, and can be tried again."""
-    store.interrupt(chat.ask("a"))
+    store.records.interrupt(chat.ask("a"))
     assert (chat.last().answer, chat.last().state) == ("", "interrupted")
     chat.ends(chat.again(), "1")
     assert chat.exchanges() == [("a", "1")]
 
 
-def test_of_several_who_recover_one_does(store: SqlStore, chat: Chat) -> None:
+def test_of_several_who_recover_one_does(store: Store, chat: Chat) -> None:
     """Law: a generation ends once, whoever else tries at the same moment."""
     for n in range(10):
         stream_id = chat.ask(f"{n}")
-        store.write(Batch(chunks=(Chunk(stream_id, 1, said("x")),)))
-        won = together(*[partial(store.interrupt, stream_id)] * 4)
+        store.records.write(Batch(chunks=(Chunk(stream_id, 1, said("x")),)))
+        won = together(*[partial(store.records.interrupt, stream_id)] * 4)
         assert sorted(won) == [False, False, False, True]
         assert chat.last().answer == "x"
 
 
-def test_an_end_and_a_recovery_at_the_same_moment_are_one_end(store: SqlStore, chat: Chat) -> None:
+def test_an_end_and_a_recovery_at_the_same_moment_are_one_end(store: Store, chat: Chat) -> None:
     """Law: whichever was first, the message and the recorded events tell of the same end."""
     for n in range(15):
         stream_id = chat.ask(f"{n}")
-        store.write(Batch(chunks=(Chunk(stream_id, 1, said("a")),)))
+        store.records.write(Batch(chunks=(Chunk(stream_id, 1, said("a")),)))
         end = partial(ends, store, stream_id, "ab", said=[Content("a"), Content("b")])
-        interrupted, _ = together(partial(store.interrupt, stream_id), end)
-        found = store.recorded(stream_id, "anna")
+        interrupted, _ = together(partial(store.records.interrupt, stream_id), end)
+        found = store.records.recorded(stream_id, "anna")
         assert found is not None
         assert found.events[-1][2] == chat.last().ended
         expected = ("a", "interrupted") if interrupted else ("ab", "done")
@@ -1383,45 +1400,47 @@ def test_an_end_and_a_recovery_at_the_same_moment_are_one_end(store: SqlStore, c
         assert found.state == chat.last().state
 
 
-def test_many_streams_are_written_at_once(store: SqlStore) -> None:
+def test_many_streams_are_written_at_once(store: Store) -> None:
     """One batch holds what a hundred streams brought, the ends of some among it."""
     names = [f"stream-{n:03}" for n in range(100)]
-    store.write(Batch(begun=tuple(map(begun, names))))
+    store.records.write(Batch(begun=tuple(map(begun, names))))
     for seq in (1, 2):
-        store.write(Batch(chunks=tuple(Chunk(name, seq, said(f"{seq}")) for name in names)))
+        store.records.write(Batch(chunks=tuple(Chunk(name, seq, said(f"{seq}")) for name in names)))
     now = time.time()
     ended = tuple(Ended(name, DONE, now, 3, "12") for name in names[::2])
-    store.write(Batch(chunks=tuple(Chunk(n, 3, [(30.0, DONE)]) for n in names[::2]), ended=ended))
-    assert sorted(store.running_of(WORKER)) == names[1::2]
+    store.records.write(
+        Batch(chunks=tuple(Chunk(n, 3, [(30.0, DONE)]) for n in names[::2]), ended=ended)
+    )
+    assert sorted(store.records.running_of(WORKER)) == names[1::2]
     for name in names[::2]:
-        found = store.recorded(name, None)
+        found = store.records.recorded(name, None)
         assert found is not None
         assert [each[2] for each in found.events] == [Content("1"), Content("2"), DONE]
         assert all(a[0] < b[0] for a, b in pairwise(found.events))
 
 
-def test_events_are_let_go_after_their_time_and_texts_are_not(store: SqlStore, chat: Chat) -> None:
+def test_events_are_let_go_after_their_time_and_texts_are_not(store: Store, chat: Chat) -> None:
     """Generations of programs go as a whole."""
     stream_id = chat.ask("a")
     chat.ends(stream_id, "1")
-    store.write(Batch(begun=(begun("program-1"),)))
+    store.records.write(Batch(begun=(begun("program-1"),)))
     ends(store, "program-1", "Hello.")
-    assert store.sweep(time.time() + 6.9 * DAY) == 0
-    assert store.sweep(time.time() + 7.1 * DAY) == 2
-    assert store.sweep(time.time() + 7.1 * DAY) == 0
-    assert store.recorded(stream_id, "anna") is None
-    assert store.exists(stream_id)
-    assert not store.exists("program-1")
+    assert store.records.sweep(time.time() + 6.9 * DAY) == 0
+    assert store.records.sweep(time.time() + 7.1 * DAY) == 2
+    assert store.records.sweep(time.time() + 7.1 * DAY) == 0
+    assert store.records.recorded(stream_id, "anna") is None
+    assert store.records.exists(stream_id)
+    assert not store.records.exists("program-1")
     assert chat.exchanges() == [("a", "1")]
     assert chat.last().usage.completion_tokens == METRICS.tokens
 
 
-def test_what_never_held_anything_is_swept(store: SqlStore) -> None:
+def test_what_never_held_anything_is_swept(store: Store) -> None:
     """A conversation whose first prompt was withdrawn is not kept for ever."""
     chat = Chat(store, "empty")
     chat.says("Never mind.", "", STOPPED)
     assert chat.exchanges() == []
-    assert store.sweep(time.time() + DAY + 60) == 1
+    assert store.records.sweep(time.time() + DAY + 60) == 1
     with pytest.raises(UnknownConversation):
         chat.now()
 
@@ -1430,27 +1449,27 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     """What was answered is in the file, for whoever opens it next."""
     with opened(tmp_path) as store:
         everything(store)
-        before = store.get("everything-there-is", "anna")
+        before = store.conversations.get("everything-there-is", "anna")
     with opened(tmp_path) as store:
-        assert store.get("everything-there-is", "anna") == before
+        assert store.conversations.get("everything-there-is", "anna") == before
 
 
-def test_numbers_that_no_database_takes_lose_no_answer(store: SqlStore, chat: Chat) -> None:
+def test_numbers_that_no_database_takes_lose_no_answer(store: Store, chat: Chat) -> None:
     """A provider's count and a page's `seen` may be anything."""
     end = Done("stop", METRICS.__class__(None, 1.0, 10**30, False, None, 0))
     stream_id = chat.ask("a")
     said: list[tuple[float, Event]] = [(0.0, Content("b")), (1.0, end)]
     ended = Ended(stream_id, end, 1.0, 2, "b", "m-1", seen=10**15 - 1)
-    store.write(Batch(chunks=(Chunk(stream_id, 1, said),), ended=(ended,)))
+    store.records.write(Batch(chunks=(Chunk(stream_id, 1, said),), ended=(ended,)))
     assert chat.exchanges() == [("a", "b")]
-    recorded = store.recorded(stream_id, chat.owner)
+    recorded = store.records.recorded(stream_id, chat.owner)
     assert recorded is not None
     assert recorded.seen == 2
     assert chat.last().usage == Usage()
 
 
 def test_a_generation_is_written_to_by_its_own_worker_alone(
-    store: SqlStore, caplog: pytest.LogCaptureFixture
+    store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of another one with the same ID, which began while the store could not be asked, nothing is
     kept, and the log says so. What the first one has stays its own."""
@@ -1459,20 +1478,20 @@ def test_a_generation_is_written_to_by_its_own_worker_alone(
         chunks=(Chunk("an-id", 1, [(1.0, Content("first"))]),),
         worker=WORKER,
     )
-    store.write(mine)
-    store.write(mine)  # tried again: it was not heard that it had been written
+    store.records.write(mine)
+    store.records.write(mine)  # tried again: it was not heard that it had been written
     assert not caplog.records
     other = replace(begun("an-id"), worker="worker-2")
     timed: list[tuple[float, Event]] = [(1.0, Content("second")), (2.0, DONE)]
     end = Ended("an-id", DONE, time.time(), 2, "second", "m-1")
-    store.write(Batch((other,), (Chunk("an-id", 1, timed[:1]),), worker="worker-2"))
-    store.write(Batch((), (Chunk("an-id", 1, timed),), (end,), worker="worker-2"))
+    store.records.write(Batch((other,), (Chunk("an-id", 1, timed[:1]),), worker="worker-2"))
+    store.records.write(Batch((), (Chunk("an-id", 1, timed),), (end,), worker="worker-2"))
     assert [each.getMessage() for each in caplog.records] == [
         "stream an-id is not saved: an earlier one has its ID"
     ]
-    assert store.state("an-id", None) == "running"
-    assert store.interrupt("an-id")
-    found = store.recorded("an-id", None)
+    assert store.records.state("an-id", None) == "running"
+    assert store.records.interrupt("an-id")
+    found = store.records.recorded("an-id", None)
     assert found is not None
     assert [event.content for _, _, event in found.events if isinstance(event, Content)] == [
         "first"

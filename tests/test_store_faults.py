@@ -27,9 +27,10 @@ from halt.config.settings import ConfigError
 from halt.core.events import Content
 from halt.errors import StoreUnavailable, Unstorable
 from halt.store import database as database_module
-from halt.store.conversation import Batch, Chunk
-from halt.store.conversations import SqlStore
-from halt.store.database import Database, make_engine, open_database
+from halt.store.batches import Batch, Chunk
+from halt.store.database import Database, make_engine
+from halt.store.migrate import MIGRATIONS, database, open_database
+from halt.store.store import Store
 from halt.store.tables import REVISION, metadata
 from tests.conftest import ROOT, refused_start
 from tests.races import together
@@ -48,7 +49,7 @@ SENTENCE = re.compile(r"This could not be (saved|read): [a-z' -]+\.")
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqlStore]:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """A store in SQLite that does not wait long for others."""
     monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.05)
     with opened(tmp_path) as found:
@@ -95,9 +96,7 @@ def refused(folder: Path, url: str = "") -> str:
 # --- while it is used -------------------------------------------------------------------------------
 
 
-def test_a_lock_of_somebody_elses_is_waited_for_and_then_said(
-    store: SqlStore, tmp_path: Path
-) -> None:
+def test_a_lock_of_somebody_elses_is_waited_for_and_then_said(store: Store, tmp_path: Path) -> None:
     """Nothing of what was asked for has happened, reading goes on, and later all is well."""
     chat = Chat(store)
     chat.says("a", "1")
@@ -108,12 +107,12 @@ def test_a_lock_of_somebody_elses_is_waited_for_and_then_said(
         fails(
             "the database is locked by another program",
             partial(Chat(store, "other").ask, "c"),
-            partial(store.rename, chat.name, chat.owner, "title"),
-            partial(store.write, chunk),
-            partial(store.interrupt, stream_id),
+            partial(store.conversations.rename, chat.name, chat.owner, "title"),
+            partial(store.records.write, chunk),
+            partial(store.records.interrupt, stream_id),
         )
         assert chat.exchanges() == [("a", "1"), ("b", "")]
-    store.write(chunk)
+    store.records.write(chunk)
     chat.ends(stream_id, "2")
     Chat(store, "other").says("c", "3")
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
@@ -132,7 +131,7 @@ def test_own_writers_never_say_that_another_program_has_the_database(
             Chat(store, f"chat-{number}").says("a", "1")
 
         together(*[partial(write, number) for number in range(25)])
-        assert len(store.summaries("anna", limit=50).items) == 25
+        assert len(store.conversations.summaries("anna", limit=50).items) == 25
 
 
 @needs_postgres
@@ -153,7 +152,7 @@ def test_a_lock_on_a_row_of_postgres_is_not_waited_for_long(tmp_path: Path) -> N
         chat.says("b", "2")
 
 
-def test_a_read_only_database_is_said(store: SqlStore) -> None:
+def test_a_read_only_database_is_said(store: Store) -> None:
     """What is there can be read."""
     chat = Chat(store)
     chat.says("a", "1")
@@ -172,10 +171,10 @@ def test_a_read_only_postgres_is_said(tmp_path: Path) -> None:
         open_database(tmp_path, url).close()
         with opened(tmp_path, f"{url}%20-cdefault_transaction_read_only%3Don") as store:
             fails("the database is read-only", partial(Chat(store).ask, "b"))
-            assert store.summaries("anna").items == ()
+            assert store.conversations.summaries("anna").items == ()
 
 
-def test_a_full_database_is_said_and_goes_on_when_there_is_room(store: SqlStore) -> None:
+def test_a_full_database_is_said_and_goes_on_when_there_is_room(store: Store) -> None:
     """Nothing half done is left."""
     chat = Chat(store)
     chat.says("a", "1")
@@ -208,7 +207,7 @@ with opened(Path({str(tmp_path)!r})) as store:
     try:
         chat.says("b" * 3_000_000, "2")
     except StoreUnavailable as fault:
-        print(fault.message, chat.store.get("talk", "anna").exchanges[0].answer)
+        print(fault.message, chat.store.conversations.get("talk", "anna").exchanges[0].answer)
 """
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -229,7 +228,7 @@ with opened(Path({str(tmp_path)!r})) as store:
 
 @pytest.mark.parametrize("replaced", [False, True], ids=["gone", "replaced"])
 def test_a_database_that_is_taken_away_is_said(
-    store: SqlStore, tmp_path: Path, replaced: bool
+    store: Store, tmp_path: Path, replaced: bool
 ) -> None:
     """Nothing is written to a file that nobody will find again; when it is back all goes on."""
     chat = Chat(store)
@@ -239,7 +238,7 @@ def test_a_database_that_is_taken_away_is_said(
     if replaced:
         path.touch()
     gone = "the database's file is not there any more"
-    fails(gone, partial(chat.ask, "b"), chat.now, partial(store.running_of, "worker-1"))
+    fails(gone, partial(chat.ask, "b"), chat.now, partial(store.records.running_of, "worker-1"))
     assert path.exists() == replaced
     away.replace(path)
     chat.says("b", "2")
@@ -257,7 +256,7 @@ def test_a_damaged_page_is_said(tmp_path: Path) -> None:
             file.seek(at)
             file.write(b"\xff" * 64)
     with opened(tmp_path) as store:
-        fails("the database is damaged", lambda: store.get("talk", "anna"))
+        fails("the database is damaged", lambda: store.conversations.get("talk", "anna"))
 
 
 @needs_postgres
@@ -325,15 +324,15 @@ def test_a_statement_that_is_not_answered_is_given_up(
 def test_a_server_that_is_not_there_is_said(tmp_path: Path) -> None:
     """Nobody listens; the password is in no message."""
     url = "postgresql://halt:hush-hush@127.0.0.1:1/halt"
-    store = SqlStore(Database(make_engine(tmp_path, url)))
-    fails("the database cannot be reached", partial(store.get, "a", "b"))
+    store = Store(Database(make_engine(tmp_path, url)))
+    fails("the database cannot be reached", partial(store.conversations.get, "a", "b"))
     message = refused(tmp_path, url)
     assert "cannot be reached" in message
     assert "hush" not in message
 
 
 def test_neither_sql_nor_what_was_said_is_logged(
-    store: SqlStore, caplog: pytest.LogCaptureFixture
+    store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A fault of the database is logged by its reason."""
     store.database.engine.dispose()
@@ -443,11 +442,11 @@ def test_starts_at_the_same_moment_make_the_tables_once(tmp_path: Path, kind: st
     with ExitStack() as stack:
         url = "" if kind == "sqlite" else stack.enter_context(postgres_schema())
         for n, database in enumerate(together(*[partial(open_database, tmp_path, url)] * 4)):
-            store = SqlStore(database)
+            store = Store(database)
             Chat(store, f"chat-{n}").says("a", "1")
             store.close()
         with opened(tmp_path, url) as store:
-            assert len(store.summaries("anna").items) == 4
+            assert len(store.conversations.summaries("anna").items) == 4
 
 
 @pytest.mark.parametrize("kind", DATABASES)
@@ -456,17 +455,17 @@ def test_a_database_is_opened_when_it_is_used_and_looked_at_once(tmp_path: Path,
     with ExitStack() as stack:
         url = "" if kind == "sqlite" else stack.enter_context(postgres_schema())
         folder = tmp_path / "data"
-        first, second = database_module.database(folder, url), database_module.database(folder, url)
+        first, second = database(folder, url), database(folder, url)
         assert not folder.exists()
-        Chat(SqlStore(first)).says("a", "1")
+        Chat(Store(first)).says("a", "1")
         with (folder / "migrate.lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            assert Chat(SqlStore(second)).exchanges() == [("a", "1")]
+            assert Chat(Store(second)).exchanges() == [("a", "1")]
         with second.writing() as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = 'of the future'"))
         fails(
             "the database cannot be opened",
-            partial(SqlStore(database_module.database(folder, url)).summaries, "anna"),
+            partial(Store(database(folder, url)).conversations.summaries, "anna"),
         )
         for each in (first, second):
             each.close()
@@ -475,7 +474,7 @@ def test_a_database_is_opened_when_it_is_used_and_looked_at_once(tmp_path: Path,
 def test_the_code_knows_the_last_step() -> None:
     """By it a worker sees that there is nothing to do."""
     config = AlembicConfig()
-    config.set_main_option("script_location", str(database_module.MIGRATIONS))
+    config.set_main_option("script_location", str(MIGRATIONS))
     assert ScriptDirectory.from_config(config).get_current_head() == REVISION
 
 
@@ -508,7 +507,7 @@ def test_the_data_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
     assert modes == dict.fromkeys(["halt.db", "halt.db-wal", "halt.db-shm"], 0o600)
 
 
-def test_values_that_it_does_not_take_are_no_outage(store: SqlStore) -> None:
+def test_values_that_it_does_not_take_are_no_outage(store: Store) -> None:
     """To try the same again is in vain, so that the recorder goes on without them."""
     with pytest.raises(Unstorable) as refused, store.database.writing() as connection:
         connection.execute(text("INSERT INTO conversations (id) VALUES ('incomplete')"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from halt.core.events import Cancelled, Done, Terminal
-from halt.store.conversation import Usage
+from halt.store.models import Usage
 
 
 def used(usage: Usage) -> str:

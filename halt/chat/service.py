@@ -22,16 +22,8 @@ from halt.core.run import Run
 from halt.core.service import Generations
 from halt.core.tools import Toolbox
 from halt.errors import RequestError, StoreUnavailable, TooLarge, UnknownStream
-from halt.store.conversation import (
-    MOVED,
-    Busy,
-    Conversation,
-    Exchange,
-    Moved,
-    UnknownConversation,
-    Usage,
-)
-from halt.store.conversations import SqlStore
+from halt.store.models import MOVED, Busy, Conversation, Exchange, Moved, UnknownConversation, Usage
+from halt.store.store import Store
 from halt.store.writer import Recorder
 
 #: Seconds that a request waits for an answer that has ended to be written down.
@@ -70,7 +62,7 @@ class ChatService:
         self,
         config: Config,
         generations: Generations,
-        store: SqlStore,
+        store: Store,
         recorder: Recorder,
         titles: Titles,
         tools: Toolbox,
@@ -123,7 +115,7 @@ class ChatService:
         self._expect_room(len(answers))
         try:
             found = self._changed(
-                self._store.begin,
+                self._store.turns.begin,
                 conversation_id,
                 owner,
                 prompt,
@@ -133,7 +125,7 @@ class ChatService:
                 after=after,
             )
         except Busy:
-            last = self._store.get(conversation_id, owner, limit=1).last
+            last = self._store.conversations.get(conversation_id, owner, limit=1).last
             if edit_of is None and after not in {None, last or 0}:
                 raise Moved(MOVED) from None  # another answer than the one that the page shows
             raise
@@ -149,7 +141,7 @@ class ChatService:
         self._expect_room()
         worker = self._recorder.worker
         found = self._changed(
-            self._store.again,
+            self._store.turns.again,
             conversation_id,
             owner,
             stream_id,
@@ -165,7 +157,7 @@ class ChatService:
         """Go on with the last answer, this prompt's, from its last word, in the same message."""
         answer_id = self._exchange(conversation_id, owner, prompt_id).answer_id
         self._expect_room()
-        worker, extend = self._recorder.worker, self._store.extend
+        worker, extend = self._recorder.worker, self._store.turns.extend
         found = self._changed(extend, conversation_id, owner, answer_id, stream_id, worker=worker)
         return self._begin(found)
 
@@ -174,26 +166,26 @@ class ChatService:
     def discard(self, conversation_id: str, owner: str, prompt_id: int) -> Exchange:
         """Take away the last answer, this prompt's; returns the exchange as it was."""
         gone = self._exchange(conversation_id, owner, prompt_id)
-        self._changed(self._store.discard, conversation_id, owner, gone.answer_id)
+        self._changed(self._store.turns.discard, conversation_id, owner, gone.answer_id)
         return gone
 
     def show(self, conversation_id: str, owner: str, message_id: int) -> Conversation:
         """Go to another version of a prompt or an answer: the conversation goes on from there."""
-        return self._changed(self._store.show, conversation_id, owner, message_id)
+        return self._changed(self._store.turns.show, conversation_id, owner, message_id)
 
     def pick(self, conversation_id: str, owner: str, stream_id: str) -> Conversation:
         """Go on with one of several answers; those that are still being written are stopped."""
-        last = self._store.get(conversation_id, owner, limit=1).exchanges[-1:]
+        last = self._store.conversations.get(conversation_id, owner, limit=1).exchanges[-1:]
         candidates = last[0].candidates if last and last[0].rivals else ()
         if any(each.stream_id == stream_id for each in candidates):
             running = [(each.stream_id, None) for each in candidates if each.ended is None]
             self._generations.stop_each(running, owner)
-        return self._changed(self._store.pick, conversation_id, owner, stream_id)
+        return self._changed(self._store.turns.pick, conversation_id, owner, stream_id)
 
     def usage(self, conversation_id: str, owner: str) -> Usage:
         """The tokens of all that was answered in it. Raises UnknownConversation."""
         self.caught_up(conversation_id, owner)
-        return self._store.totals(conversation_id, owner)
+        return self._store.conversations.totals(conversation_id, owner)
 
     def run_of(self, stream_id: str, owner: str | None) -> Recording | None:
         """The generation of an answer that runs, in any worker; None: it is not known."""
@@ -204,7 +196,7 @@ class ChatService:
 
     def caught_up(self, conversation_id: str, owner: str) -> bool:
         """Wait until what has ended in it is written down. False: an answer is being written."""
-        last = self._store.get(conversation_id, owner, limit=1).exchanges[-1:]
+        last = self._store.conversations.get(conversation_id, owner, limit=1).exchanges[-1:]
         for each in last[0].candidates if last else ():
             if each.ended is None:
                 run = self.run_of(each.stream_id, owner)
@@ -220,7 +212,7 @@ class ChatService:
 
     def _exchange(self, conversation_id: str, owner: str, prompt_id: int) -> Exchange:
         """The exchange at which a button was pressed. Raises UnknownConversation."""
-        found = self._store.get(conversation_id, owner, around=prompt_id, limit=1)
+        found = self._store.conversations.get(conversation_id, owner, around=prompt_id, limit=1)
         for each in found.exchanges:
             if each.prompt_id == prompt_id:
                 return each
@@ -269,14 +261,15 @@ class ChatService:
             self._count_starts(len(waiting))
             prompts = [self.system_prompt(each.asked) for each in waiting]
             messages = {
-                prompt: self._store.told(found.id, found.owner, prompt) for prompt in set(prompts)
+                prompt: self._store.conversations.told(found.id, found.owner, prompt)
+                for prompt in set(prompts)
             }
             for each, prompt in zip(waiting, prompts, strict=True):
                 runs.append(self._start(found, each, messages[prompt]))
         except Exception:
             idle = [each.stream_id for each in waiting[len(runs) :]]
             try:
-                self._store.take_back(found.id, idle[0])
+                self._store.turns.take_back(found.id, idle[0])
             except StoreUnavailable:
                 self._recorder.abandon(idle)
             self._generations.stop_each([(run.id, None) for run in runs], found.owner)
@@ -298,7 +291,7 @@ class ChatService:
 
         def counted(run: Run, usage: dict[str, Any]) -> None:
             if self._recorder.written(run.id, WRITE_WAIT):
-                self._store.count(run.id, usage)
+                self._store.records.count(run.id, usage)
 
         expected = None if wanted.prefix else lengths.begin(wanted.stream_id, wanted.asked)
         chat = ChatRequest(

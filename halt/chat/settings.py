@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from halt.errors import RequestError, TooLarge
 from halt.providers.catalog import checked_model
-from halt.store.conversation import Settings
+from halt.store.models import Settings
 
 N = TypeVar("N", int, float)
 

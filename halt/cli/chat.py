@@ -19,7 +19,8 @@ from halt.core.events import Cancelled, Failed
 from halt.core.finish_reasons import ending
 from halt.core.request import ChatRequest
 from halt.errors import HaltError
-from halt.store.conversation import Exchange, exchanges_told
+from halt.store.models import Exchange
+from halt.store.prompt_messages import exchanges_told
 
 LATE_STOP = 1.0  # seconds after an answer in which a Ctrl-C was meant for it
 

@@ -25,7 +25,7 @@ from halt.config.settings import Config
 from halt.errors import StoreUnavailable
 from halt.providers import discovery, embedded_model
 from halt.server import page_opener, systemd
-from halt.store.database import open_database
+from halt.store.migrate import open_database
 from halt.web import server_check, via
 from halt.web.services import Services
 

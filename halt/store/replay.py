@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
 
 from halt.clock import now
 from halt.core.events import Delta, Event, Terminal, is_terminal
@@ -16,24 +15,13 @@ from halt.core.generation import Recording
 from halt.core.log import Log
 from halt.errors import StoreUnavailable
 from halt.store.admission import NO_ANSWER
-from halt.store.conversation import Recorded, State
+from halt.store.generations import Recorded, Records
 from halt.store.lookups import Lookups
 
 HOUR = 3600.0
 RECOVERY_WAIT = 5.0  # seconds that a thread waits for another one's recovery
 
 logger = logging.getLogger(__name__)
-
-
-class Records(Protocol):
-    """What the archive needs of a store."""
-
-    def recorded(self, stream_id: str, requester: str | None) -> Recorded | None: ...
-    def state(self, stream_id: str, requester: str | None) -> State | None: ...
-    def exists(self, stream_id: str) -> bool: ...
-    def workers_running(self) -> dict[str, float]: ...
-    def running_of(self, worker: str) -> list[str]: ...
-    def interrupt(self, stream_id: str) -> bool: ...
 
 
 def stored_log(events: Sequence[tuple[int, Event]]) -> Log:

@@ -7,6 +7,10 @@ events are in `chunks`, afterwards they are in `events`, compressed.
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
+import msgspec
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -19,8 +23,47 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    TypeDecorator,
     text,
 )
+
+from halt.core.events import Terminal
+from halt.core.steps import Fold
+
+
+def storable(said: str) -> str:
+    """A text as every database takes it: no NUL, and no half of a character."""
+    return said.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
+class Storable(TypeDecorator[str]):
+    """A text of a user's or a model's: what is written of it is `storable`."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        return None if value is None else storable(value)
+
+
+class Json(TypeDecorator[Any]):
+    """A value as JSON, which this decoder reads; `empty` where there is none."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def __init__(self, decoder: msgspec.json.Decoder[Any], empty: Any = None) -> None:
+        super().__init__()
+        self.decoder, self.empty = decoder, empty
+
+    def process_bind_param(self, value: Any, dialect: Any) -> bytes | None:
+        return None if value is None else _encode(value)
+
+    def process_result_value(self, value: bytes | None, dialect: Any) -> Any:
+        return self.decoder.decode(value) if value else self.empty
+
+
+_encode = msgspec.json.Encoder().encode
 
 #: SQLite counts its rows with plain INTEGER only.
 RowId = BigInteger().with_variant(Integer, "sqlite")
@@ -28,22 +71,22 @@ RowId = BigInteger().with_variant(Integer, "sqlite")
 #: The last of the steps, which leads to these tables.
 REVISION = "0002"
 
-metadata = MetaData()
+metadata = MetaData()  # all times in its tables: seconds since 1970
 
 conversations = Table(
     "conversations",
     metadata,
     Column("id", Text, primary_key=True),
     Column("owner", Text, nullable=False),
-    Column("title", Text, nullable=False),
-    Column("titled_by", Text, nullable=False),  # words, model, user
-    Column("model", Text, nullable=False),
-    Column("system_prompt", Text),
+    Column("title", Storable, nullable=False, default=""),
+    Column("titled_by", Text, nullable=False, default="words"),  # words, model, user
+    Column("model", Storable, nullable=False, default=""),
+    Column("system_prompt", Storable),
     Column("temperature", Double),
     Column("max_tokens", Integer),
     Column("first_id", BigInteger),  # the message that the path begins with
-    Column("created_at", Double, nullable=False),  # all times: seconds since 1970
-    Column("updated_at", Double, nullable=False),
+    Column("created_at", Double, nullable=False, default=time.time),
+    Column("updated_at", Double, nullable=False, default=time.time),
     Column("deleted_at", Double),
     Index("conversations_listed", "owner", "updated_at", "id"),
     Index(
@@ -67,19 +110,19 @@ messages = Table(
     Column("conversation_id", Text, ForeignKey("conversations.id"), nullable=False),
     Column("parent_id", BigInteger),
     Column("chosen_id", BigInteger),  # the successor that the conversation goes on with
-    Column("depth", Integer, nullable=False),
+    Column("depth", Integer, nullable=False, default=0),
     Column("role", Text, nullable=False),  # user, assistant
-    Column("asked_model", Text, nullable=False),
-    Column("model", Text, nullable=False),
-    Column("stream_id", Text, nullable=False),  # what writes it, or wrote last on it
-    Column("state", Text, nullable=False),  # halt.store.conversation.State
+    Column("asked_model", Storable, nullable=False, default=""),
+    Column("model", Storable, nullable=False, default=""),
+    Column("stream_id", Text, nullable=False, default=""),  # what writes it, or wrote last on it
+    Column("state", Text, nullable=False),  # halt.store.models.State
     Column("rivals", BigInteger),  # the same number: asked for together
-    Column("picked", Boolean, nullable=False),
-    Column("created_at", Double, nullable=False),
-    Column("ended", LargeBinary),  # the terminal event, JSON
-    Column("folds", LargeBinary),  # JSON
-    Column("trigrams", Text),  # what is indexed instead of the content: see `halt.store.snippets`
-    Column("content", Text, nullable=False),
+    Column("picked", Boolean, nullable=False, default=False),
+    Column("created_at", Double, nullable=False, default=time.time),
+    Column("ended", Json(msgspec.json.Decoder(Terminal))),
+    Column("folds", Json(msgspec.json.Decoder(tuple[Fold, ...]), ())),
+    Column("trigrams", Storable),  # what is indexed instead of the content: see `halt.store.search`
+    Column("content", Storable, nullable=False),
     Index("messages_tree", "conversation_id", "parent_id"),
     Index(
         "messages_running",
@@ -98,17 +141,17 @@ generations = Table(
     Column("conversation_id", Text),
     Column("message_id", BigInteger),
     Column("worker", Text, nullable=False),
-    Column("state", Text, nullable=False),
-    Column("asked_model", Text, nullable=False),
-    Column("model", Text, nullable=False),
-    Column("prefix_chars", Integer, nullable=False),  # of the message, before this generation
+    Column("state", Text, nullable=False, default="running"),
+    Column("asked_model", Storable, nullable=False),
+    Column("model", Text, nullable=False, default=""),
+    Column("prefix_chars", Integer, nullable=False, default=0),  # of the message, before it
     Column("started_at", Double, nullable=False),
     Column("ended_at", Double),
-    Column("last_seq", Integer, nullable=False),
+    Column("last_seq", Integer, nullable=False, default=0),
     Column("seen", Integer),
-    Column("prompt_tokens", Integer, nullable=False),
-    Column("completion_tokens", Integer, nullable=False),
-    Column("estimated", Boolean, nullable=False),
+    Column("prompt_tokens", Integer, nullable=False, default=0),
+    Column("completion_tokens", Integer, nullable=False, default=0),
+    Column("estimated", Boolean, nullable=False, default=False),
     Column("usage", LargeBinary),  # what the provider reported, JSON
     Column("ended", LargeBinary),  # the terminal event, JSON
     Column("events", LargeBinary),  # all events, compressed; of ended ones, for a time
@@ -135,8 +178,3 @@ chunks = Table(
     Column("first_seq", Integer, primary_key=True, autoincrement=False),
     Column("payload", LargeBinary, nullable=False),  # [[milliseconds, event], ...], JSON
 )
-
-
-def storable(said: str) -> str:
-    """A text as every database takes it: no NUL, and no half of a character."""
-    return said.encode("utf-8", "replace").decode().replace("\0", "\ufffd")

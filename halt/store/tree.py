@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -23,12 +22,8 @@ from sqlalchemy import (
 
 from halt.core.events import Cancelled, Done, ErrorInfo, Failed, Terminal
 from halt.core.metrics import NO_FIGURES
-from halt.core.steps import Fold
-from halt.store.conversation import Conversation, Exchange, Settings, Usage, Versions, stands
+from halt.store.models import Conversation, Exchange, Settings, Usage, Versions, stands
 from halt.store.tables import conversations, generations, messages
-
-_terminal = msgspec.json.Decoder(Terminal)
-_folds = msgspec.json.Decoder(tuple[Fold, ...])
 
 #: What is needed of a message to know its place.
 PLACE = (
@@ -81,7 +76,7 @@ def window(
     after: int | None = None,
     limit: int,
 ) -> Conversation:
-    """A conversation's row with a window of its path's exchanges; see `Store.get`."""
+    """A conversation's row with a window of its path's exchanges; see `Conversations.get`."""
     found = path(connection, row)
     prompts = [index for index, each in enumerate(found) if each.role == "user"]
     start, stop = _bounds(found, prompts, around, before, after, max(1, limit))
@@ -344,7 +339,7 @@ def _exchange(prompt: Row[Any], answer: Row[Any], used: Usage) -> Exchange:
         answer.content,
         answer.model,
         ended_of(answer),
-        folds=folds_of(answer.folds),
+        folds=answer.folds,
         asked=answer.asked_model,
         picked=answer.picked,
         prompt_id=prompt.id,
@@ -363,12 +358,7 @@ def ended_of(row: Row[Any]) -> Terminal | None:
 
 def end_of(row: Row[Any]) -> Terminal:
     """How a message ended, or what was there of it before it was gone on with."""
-    return _terminal.decode(row.ended) if row.ended else ended_as(row.state)
-
-
-def folds_of(encoded: bytes | None) -> tuple[Fold, ...]:
-    """A message's folds."""
-    return _folds.decode(encoded) if encoded else ()
+    return row.ended or ended_as(row.state)
 
 
 def ended_as(state: str) -> Terminal:

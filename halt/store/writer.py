@@ -22,14 +22,13 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal
 
 from halt.clock import now
-from halt.core import steps
-from halt.core.events import Content, Event, is_terminal
 from halt.core.generation import Recording
-from halt.errors import OffsetLost, StoreUnavailable
-from halt.store.conversation import Batch, Begun, Chunk, Ended
+from halt.errors import StoreUnavailable
+from halt.store.batches import Entry, Progress, batch_of, progress_of
+from halt.store.generations import Records
 from halt.store.lookups import LOOKUP_WAIT, Lookups
 
 PERIOD = 0.1  # seconds from the beginning of a turn to that of the next
@@ -48,15 +47,6 @@ CLOSE_WAIT = 3.0  # seconds that leaving waits for the store
 logger = logging.getLogger(__name__)
 
 
-class Writer(Protocol):
-    """What the recorder needs of a store."""
-
-    def write(self, batch: Batch) -> None: ...
-    def interrupt(self, stream_id: str) -> bool: ...
-    def sweep(self, now: float) -> int: ...
-    def exists(self, stream_id: str) -> bool: ...
-
-
 @dataclass(frozen=True)
 class Saving:
     """How saving goes. `behind`: something has waited for BEHIND seconds; `failed`: in vain."""
@@ -65,34 +55,16 @@ class Saving:
     reason: str = ""
 
 
-@dataclass(eq=False)
-class _Entry:
-    recording: Recording
-    begun: bool = False  # the store knows of it
-    written: int = 0  # the last event that is in the store
-
-
-class _Step(NamedTuple):
-    """What a batch holds of one generation."""
-
-    entry: _Entry
-    events: int  # how many
-    upto: int  # the last of them
-    chunks: tuple[Chunk, ...]
-    begun: tuple[Begun, ...]
-    ended: tuple[Ended, ...]
-
-
 class Recorder:
     """All generations of this process that are not in the store as a whole."""
 
-    def __init__(self, store: Writer, worker: str, lookups: Lookups | None = None) -> None:
+    def __init__(self, store: Records, worker: str, lookups: Lookups | None = None) -> None:
         """`worker` is this process's ID; it may change until the first generation begins."""
         self.worker = worker
         self._store = store
         self._lookups = lookups or Lookups()
         self._changed = threading.Condition(threading.Lock())
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._hurry = False  # something has ended
         self._idle = False  # the thread waits for something to do
         self._due = 0.0  # when the next turn begins
@@ -121,7 +93,7 @@ class Recorder:
             if not self._entries:
                 self._clean_at = now()
                 self._due = max(self._due, now() + PERIOD)
-            self._entries[recording.id] = _Entry(recording)
+            self._entries[recording.id] = Entry(recording)
             if self._idle or self._thread is None:
                 self._wake()
 
@@ -262,7 +234,7 @@ class Recorder:
         steps, left = [], BATCH_EVENTS
         for entry in entries:
             try:
-                step = self._step(entry, left)
+                step = progress_of(entry, left, self.worker)
             except Exception:
                 logger.exception("stream %s cannot be saved", entry.recording.id)
                 self._let_go(entry)
@@ -279,11 +251,11 @@ class Recorder:
         self._succeeded(steps, ended, at, more=left <= 0, due=due)
         self._sweep(at)
 
-    def _write(self, steps: list[_Step]) -> None:
+    def _write(self, steps: list[Progress]) -> None:
         """Write all of it, or what can be written. Raises StoreUnavailable."""
         try:
             if steps:
-                self._store.write(_batch(steps, self.worker))
+                self._store.write(batch_of(steps, self.worker))
         except StoreUnavailable:
             raise
         except Exception:
@@ -325,50 +297,21 @@ class Recorder:
             logger.exception("what is kept for a time only cannot be removed; later again")
         self._sweep_at = at + pause
 
-    def _step(self, entry: _Entry, room: int) -> _Step | None:
-        """What is new of one generation, at most `room` events of it."""
-        recording = entry.recording
-        events: list[tuple[int, Event]] = []
-        if room > 0 and recording.log.last > entry.written:
-            events = _events(entry)[:room]
-        elif entry.begun:
-            return None
-        upto, last = events[-1] if events else (entry.written, None)
-        begun: tuple[Begun, ...] = ()
-        ended: tuple[Ended, ...] = ()
-        if not entry.begun:
-            asked, started = recording.asked, _wall(recording.started_at)
-            begun = (Begun(recording.id, recording.owner, self.worker, asked, started),)
-        if last is not None and is_terminal(last):
-            ended = (
-                Ended(
-                    recording.id,
-                    last,
-                    _wall(recording.ended_at or now()),
-                    upto,
-                    recording.answer()[1],
-                    recording.model,
-                    steps.folds(recording),
-                    recording.kept,
-                ),
-            )
-        return _Step(entry, len(events), upto, _chunks(recording, events), begun, ended)
-
-    def _one_by_one(self, steps: list[_Step]) -> None:
+    def _one_by_one(self, steps: list[Progress]) -> None:
         """Write what can be written. What can't, though the store is well, is let go of.
 
         Raises StoreUnavailable.
         """
         for step in steps:
             try:
-                self._store.write(_batch([step], self.worker))
+                self._store.write(batch_of([step], self.worker))
             except StoreUnavailable:
                 raise
             except Exception:
                 logger.exception("stream %s cannot be saved", step.entry.recording.id)
                 self._let_go(step.entry)
 
-    def _let_go(self, entry: _Entry) -> None:
+    def _let_go(self, entry: Entry) -> None:
         """This one cannot be saved, for a reason that is none of the store's."""
         stream_id = entry.recording.id
         with self._changed:
@@ -376,7 +319,7 @@ class Recorder:
             self._given_up.append(stream_id)
 
     def _succeeded(
-        self, steps: list[_Step], ended: set[str], at: float, *, more: bool, due: bool
+        self, steps: list[Progress], ended: set[str], at: float, *, more: bool, due: bool
     ) -> None:
         if self._failures:
             logger.warning("saving works again")
@@ -407,69 +350,6 @@ class Recorder:
             logger.error("saving fails, and is tried again until it works: %s", reason)
 
 
-def _wall(at: float) -> float:
-    """A time on the clock of `halt.clock.now` as seconds since 1970."""
-    return time.time() - (now() - at)
-
-
 def period(took: float) -> float:
     """Seconds from the beginning of a turn that took `took` seconds to that of the next one."""
     return max(min(max(PERIOD, took / SHARE), PERIOD_MAX - took), took + PAUSE)
-
-
-def _batch(steps: list[_Step], worker: str) -> Batch:
-    return Batch(
-        tuple(each for step in steps for each in step.begun),
-        tuple(each for step in steps for each in step.chunks),
-        tuple(each for step in steps for each in step.ended),
-        worker,
-    )
-
-
-def _events(entry: _Entry) -> list[tuple[int, Event]]:
-    """The events that are not in the store, in order.
-
-    Where the log has let go of some, their text is in the recording still; what was no text is
-    missing then.
-    """
-    recording, log = entry.recording, entry.recording.log
-    while True:
-        try:
-            return log.read(entry.written)
-        except OffsetLost:
-            first = log.first
-            lost: list[tuple[int, Event]] = [
-                (number, Content(text))
-                for number in range(entry.written + 1, first)
-                if (text := recording.piece(number))
-            ]
-            try:
-                return lost + log.read(first - 1)
-            except OffsetLost:  # it has let go of some more in between
-                continue
-
-
-def _chunks(recording: Recording, events: list[tuple[int, Event]]) -> tuple[Chunk, ...]:
-    """The events with their times, a chunk for each row of numbers without a gap."""
-    if not events:
-        return ()
-    stream_id, began = recording.id, recording.started_at
-    first, last = events[0][0], events[-1][0]
-    came = recording.came_at
-    timed: list[tuple[float, Event]] = []
-    if is_terminal(events[-1][1]):
-        *events, (_, ended) = events
-        at = recording.ended_at or now()
-        timed = [(_ms(at - began), ended)]
-    if last - first + 1 == len(events) + len(timed):  # as always, unless a log has let go of some
-        said = [(_ms(came(number) - began), event) for number, event in events]
-        return (Chunk(stream_id, first, said + timed),)
-    chunks = [
-        Chunk(stream_id, number, [(_ms(came(number) - began), event)]) for number, event in events
-    ]
-    return (*chunks, Chunk(stream_id, last, timed)) if timed else tuple(chunks)
-
-
-def _ms(seconds: float) -> float:
-    """Milliseconds, to a tenth."""
-    return int(seconds * 10_000) / 10

@@ -16,8 +16,8 @@ from halt.core.service import Generations
 from halt.core.tools import Toolbox
 from halt.providers.catalog import Catalog
 from halt.rendering.renderer import Renderer
-from halt.store.conversations import SqlStore
 from halt.store.replay import Archive
+from halt.store.store import Store
 from halt.store.writer import Recorder, Saving
 from halt.web.rate_limits import Rates
 from halt.web.sessions import Sessions
@@ -34,7 +34,7 @@ class Services:
     mark: str  # names this application in the `Via` of its requests to model servers
     generations: Generations
     make_generations: Callable[..., Generations]  # for the terminal's commands
-    store: SqlStore
+    store: Store
     recorder: Recorder
     archive: Archive
     chat: ChatService

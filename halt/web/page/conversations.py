@@ -14,7 +14,7 @@ from flask import Response, render_template, request
 from halt.chat.figures import used
 from halt.core.decoding import is_number
 from halt.errors import HaltError, StoreUnavailable
-from halt.store.conversation import Conversation, Settings, UnknownConversation
+from halt.store.models import Conversation, Settings, UnknownConversation
 from halt.web.page.drawing import drawn_from, shown_exchange, window
 from halt.web.page.models import demo_is_loading
 from halt.web.requests import message_id
@@ -31,11 +31,11 @@ def conversation(conversation_id: str) -> str:
     """The end of a conversation; with `at`, the part around a message of any version."""
     mine, at = owner_made(), request.args.get("at", "")
     if not is_number(at):
-        return _page(conversation_id, services().store.get(conversation_id, mine))
-    found = services().store.get(conversation_id, mine, around=int(at))
+        return _page(conversation_id, services().store.conversations.get(conversation_id, mine))
+    found = services().store.conversations.get(conversation_id, mine, around=int(at))
     if not _holds(found, int(at)):
         with contextlib.suppress(HaltError):  # then its end is shown
-            found = services().store.show(conversation_id, mine, int(at))
+            found = services().store.turns.show(conversation_id, mine, int(at))
     return _page(conversation_id, found)
 
 
@@ -44,7 +44,9 @@ def exchanges(conversation_id: str) -> Response:
     side = "before" if "before" in request.args else "after"
     place = message_id(side)
     before, after = (place, None) if side == "before" else (None, place)
-    found = services().store.get(conversation_id, owner() or "", before=before, after=after)
+    found = services().store.conversations.get(
+        conversation_id, owner() or "", before=before, after=after
+    )
     response = Response(
         render_template("window.html", conversation_id=conversation_id, **window(found, side)),
         mimetype="text/html",
@@ -67,7 +69,9 @@ def from_here(conversation_id: str) -> Response:
     """
     prompt_id, mine = message_id("prompt_id"), owner_made()
     services().chat.caught_up(conversation_id, mine)
-    shown = drawn_from(services().store.get(conversation_id, mine, around=prompt_id), prompt_id)
+    shown = drawn_from(
+        services().store.conversations.get(conversation_id, mine, around=prompt_id), prompt_id
+    )
     response = Response(shown, mimetype="text/html")
     if not shown:
         response.headers["HX-Refresh"] = "true"
@@ -86,7 +90,7 @@ def discard(conversation_id: str) -> str:
     """Take the last answer away. What is shown instead, which may be nothing, is returned."""
     prompt_id, mine = message_id("prompt_id"), owner_made()
     gone = services().chat.discard(conversation_id, mine, prompt_id)
-    found = services().store.get(conversation_id, mine)
+    found = services().store.conversations.get(conversation_id, mine)
     return drawn_from(found, gone.prompt_id, *gone.prompts.ids)
 
 

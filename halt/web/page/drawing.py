@@ -8,7 +8,7 @@ from typing import Any
 from flask import g, render_template
 
 from halt.rendering.renderer import TEXT_WAIT, Rendering
-from halt.store.conversation import Conversation, Exchange
+from halt.store.models import Conversation, Exchange
 from halt.web.page.views import ExchangeView, exchange_view
 from halt.web.services import services
 from halt.web.sessions import owner

@@ -9,7 +9,7 @@ from flask import render_template, request
 from halt.core.connection import limited
 from halt.errors import Interrupted, StoreUnavailable, UpstreamError
 from halt.providers.catalog import checked_model
-from halt.store.conversation import UnknownConversation
+from halt.store.models import UnknownConversation
 from halt.web.services import services
 from halt.web.sessions import owner
 
@@ -73,7 +73,7 @@ def _prompt_with(model: str, conversation_id: str) -> str | None:
     if not conversation_id:
         return None
     try:
-        found = services().store.get(conversation_id, owner() or "", limit=1)
+        found = services().store.conversations.get(conversation_id, owner() or "", limit=1)
     except UnknownConversation:  # it is a new one
         return services().chat.system_prompt(model)
     except StoreUnavailable:

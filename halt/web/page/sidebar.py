@@ -22,7 +22,7 @@ from halt.chat.settings import settings_of
 from halt.core.decoding import is_id
 from halt.errors import HaltError, RequestError, TooLarge
 from halt.providers.catalog import checked_model
-from halt.store.conversation import Conversation, Page, Settings, Summary
+from halt.store.models import Conversation, Page, Settings, Summary
 from halt.store.portable import MESSAGE_MAX, PortableConversation, read, to_json, to_markdown
 from halt.web.page.models import listed as listed_models
 from halt.web.requests import wants_fragment
@@ -60,7 +60,7 @@ def moment(seconds: float) -> str:
 def listed_first() -> Page[Summary] | None:
     """What a page begins its list with; None: it can't be had now."""
     try:
-        return services().store.summaries(owner() or "")
+        return services().store.conversations.summaries(owner() or "")
     except HaltError:
         return None
 
@@ -68,7 +68,7 @@ def listed_first() -> Page[Summary] | None:
 def others_listed() -> bool:
     """Whether other browsers have conversations here; asked where this browser has none."""
     try:
-        return services().store.has_any()
+        return services().store.conversations.has_any()
     except HaltError:
         return False
 
@@ -92,7 +92,7 @@ def _refused(error: HaltError) -> Response:
 
 @blueprint.get("/conversations")
 def listed() -> str:
-    page = services().store.summaries(_mine(), request.args.get("cursor"))
+    page = services().store.conversations.summaries(_mine(), request.args.get("cursor"))
     return render_template(
         "items.html", conversations=page.items, cursor=page.cursor, current=_current()
     )
@@ -104,7 +104,7 @@ def searched() -> str:
     if len(query) > QUERY_MAX:
         raise RequestError(f"Search for at most {QUERY_MAX} characters.", field="q")
     cursor = request.args.get("cursor")
-    page = services().store.search(_mine(), query, cursor) if query else Page()
+    page = services().store.search.find(_mine(), query, cursor) if query else Page()
     return render_template(
         "hits.html", hits=page.items, cursor=page.cursor, query=query, further=cursor is not None
     )
@@ -112,25 +112,29 @@ def searched() -> str:
 
 @blueprint.get("/c/<conversation_id>/item")
 def item(conversation_id: str) -> str:
-    return _item(services().store.summary(conversation_id, _mine()))
+    return _item(services().store.conversations.summary(conversation_id, _mine()))
 
 
 @blueprint.get("/c/<conversation_id>/title")
 def renaming(conversation_id: str) -> str:
     """The field for a new title, in the item's place."""
-    found = services().store.summary(conversation_id, _mine())
+    found = services().store.conversations.summary(conversation_id, _mine())
     return render_template("item.html", c=found, renaming=True)
 
 
 @blueprint.post("/c/<conversation_id>/title")
 def rename(conversation_id: str) -> str:
-    return _item(services().store.rename(conversation_id, _mine(), request.form.get("title", "")))
+    return _item(
+        services().store.conversations.rename(
+            conversation_id, _mine(), request.form.get("title", "")
+        )
+    )
 
 
 @blueprint.post("/c/<conversation_id>/delete")
 def delete(conversation_id: str) -> Response:
     """Delete it and stop what is being written in it, by whichever worker."""
-    running = services().store.delete(conversation_id, _mine())
+    running = services().store.conversations.delete(conversation_id, _mine())
     if running:  # nothing new can begin in it
         services().generations.stop_each([(each, None) for each in running], _mine())
     if _open_now() == conversation_id:  # there is nothing left to see
@@ -147,7 +151,7 @@ def deletion_said(*, stopped: bool) -> str:
 
 @blueprint.post("/c/<conversation_id>/undelete")
 def undelete(conversation_id: str) -> Response:
-    found = services().store.undelete(conversation_id, _mine())
+    found = services().store.conversations.undelete(conversation_id, _mine())
     response = _toast(f"“{found.title}” is back." if found.title else "The conversation is back.")
     if "back" in request.form:  # it was open when it was deleted
         response.headers["HX-Redirect"] = url_for("pages.conversation", conversation_id=found.id)
@@ -188,7 +192,7 @@ def first_settings() -> str:
 
 @blueprint.get("/c/<conversation_id>/settings")
 def settings(conversation_id: str) -> str:
-    return _panel(services().store.get(conversation_id, _mine(), limit=1).settings)
+    return _panel(services().store.conversations.get(conversation_id, _mine(), limit=1).settings)
 
 
 @blueprint.post("/c/<conversation_id>/settings")
@@ -199,7 +203,9 @@ def save_settings(conversation_id: str) -> Response:
     own = services().chat.system_prompt(request.form.get("model"))
     demos = services().chat.system_prompt(services().config.embedded_model)
     wanted = settings_of(request.form, own, demos)
-    found: Conversation = services().store.set_settings(conversation_id, owner_made(), wanted)
+    found: Conversation = services().store.conversations.set_settings(
+        conversation_id, owner_made(), wanted
+    )
     saved = found.settings
     html = render_template(
         "settings_saved.html",
@@ -227,12 +233,14 @@ def _panel(found: Settings) -> str:
 
 @blueprint.get("/export")
 def export_all() -> Response:
-    return _download(services().store.export(_mine()), f"Halt {datetime.now(UTC):%Y-%m-%d}")
+    return _download(
+        services().store.transfer.export(_mine()), f"Halt {datetime.now(UTC):%Y-%m-%d}"
+    )
 
 
 @blueprint.get("/c/<conversation_id>/export")
 def export(conversation_id: str) -> Response:
-    found = services().store.export(_mine(), conversation_id)
+    found = services().store.transfer.export(_mine(), conversation_id)
     with services().exporting:
         only = next(found)
     return _download(chain([only], found), only.title)
@@ -291,7 +299,7 @@ def import_() -> Response:
             raise RequestError("Choose a file that Halt has exported as JSON.", field="file")
         # What Halt has written it reads again.
         longest = max(MESSAGE_MAX, services().config.max_answer_chars)
-        ids = services().store.import_(owner_made(), read(data, longest))
+        ids = services().store.transfer.import_(owner_made(), read(data, longest))
     count = len(ids)
     message = f"{count:,} conversation{' was' if count == 1 else 's were'} imported."
     return _toast(message, opens=ids[0] if count == 1 else "")

@@ -8,7 +8,7 @@ from flask import current_app, request
 
 from halt.core.receipts import Receipt
 from halt.errors import StoreUnavailable, UnknownStream
-from halt.store.conversation import Exchange
+from halt.store.models import Exchange
 from halt.web.page.ended_html import ended_answer
 from halt.web.page.views import view
 from halt.web.page.writer import in_place_of_answer, lost

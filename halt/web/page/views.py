@@ -20,7 +20,7 @@ from halt.rendering import data_urls
 from halt.rendering.markdown import BlockStream, Patch
 from halt.rendering.open_text import OpenText, breakable, normal
 from halt.rendering.renderer import Rendering
-from halt.store.conversation import Exchange, Versions, state_of
+from halt.store.models import Exchange, Versions, state_of
 
 #: Errors of ours that say "so far and no further": what came before is an answer, cut short.
 LIMITS = frozenset({"run_too_long", "answer_too_long"})

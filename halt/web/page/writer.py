@@ -35,7 +35,7 @@ from halt.rendering.markdown import BlockStream, Patch, Step
 from halt.rendering.open_text import OpenText
 from halt.rendering.protocol import Drawn
 from halt.rendering.renderer import Ready, Renderer, Rendering
-from halt.store.conversation import Exchange
+from halt.store.models import Exchange
 from halt.store.writer import Saving
 from halt.web.page.views import below_view, fold_view, fold_views, view
 from halt.web.sink import Awaited, Made

@@ -1,11 +1,11 @@
-"""Texts without blanks between words are indexed by trigrams: see `halt.store.snippets`."""
+"""Texts without blanks between words are indexed by trigrams: see `halt.store.search`."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
 
-from halt.store.snippets import trigrams
+from halt.store.search import trigrams
 
 revision = "0002"
 down_revision = "0001"

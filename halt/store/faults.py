@@ -1,0 +1,107 @@
+"""What went wrong in a database, in words for its users."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Iterator
+
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from halt.config.settings import ConfigError
+from halt.errors import StoreUnavailable, Unstorable
+from halt.store.admission import TOO_BUSY
+
+logger = logging.getLogger(__name__)
+
+NO_LOCKS = "the file system cannot lock files as SQLite needs it"
+NO_SHARED_MEMORY = "the file system cannot share memory as SQLite's write-ahead log needs it"
+
+#: Why SQLite refuses, by its extended result code, else by the low byte of that.
+SQLITE_REASONS = {
+    sqlite3.SQLITE_IOERR_LOCK: NO_LOCKS,
+    sqlite3.SQLITE_IOERR_RDLOCK: NO_LOCKS,
+    sqlite3.SQLITE_IOERR_UNLOCK: NO_LOCKS,
+    sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK: NO_LOCKS,
+    sqlite3.SQLITE_PROTOCOL: NO_LOCKS,
+    sqlite3.SQLITE_IOERR_SHMOPEN: NO_SHARED_MEMORY,
+    sqlite3.SQLITE_IOERR_SHMSIZE: NO_SHARED_MEMORY,
+    sqlite3.SQLITE_IOERR_SHMLOCK: NO_SHARED_MEMORY,
+    sqlite3.SQLITE_IOERR_SHMMAP: NO_SHARED_MEMORY,
+    sqlite3.SQLITE_BUSY: "the database is locked by another program",
+    sqlite3.SQLITE_LOCKED: "the database is locked by another program",
+    sqlite3.SQLITE_READONLY: "the database is read-only",
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_IOERR: "the disk cannot be written to or read from",
+    sqlite3.SQLITE_CANTOPEN: "the database cannot be opened",
+    sqlite3.SQLITE_PERM: "the database's file may not be used",
+    sqlite3.SQLITE_AUTH: "the database's file may not be used",
+    sqlite3.SQLITE_CORRUPT: "the database is damaged",
+    sqlite3.SQLITE_NOTADB: "the database is damaged",
+}
+
+#: Why PostgreSQL refuses, by the beginning of its SQLSTATE.
+POSTGRES_REASONS = {
+    "55P03": "the database is locked by another program",
+    "57014": "the database took too long",
+    "40": "the database was busy with something else",
+    "25006": "the database is read-only",
+    "42501": "the database's user may not do this",
+    "53100": "the database's disk is full",
+    "53300": "the database has too many connections",
+    "53": "the database is out of resources",
+    "28": "the database refuses the user name or password",
+    "3D": "there is no such database",
+    "57P": "the database is shutting down or starting",
+    "XX": "the database is damaged",
+}
+
+
+def unavailable(done: str, why: str) -> StoreUnavailable:
+    """The error of a call that was not `done`: "read" or "saved"."""
+    return StoreUnavailable(f"This could not be {done}: {why}.", why)
+
+
+@contextlib.contextmanager
+def faults(done: str) -> Iterator[None]:
+    """Raises StoreUnavailable or Unstorable in place of the library's errors."""
+    try:
+        yield
+    except ConfigError as fault:
+        logger.error("%s", fault)
+        raise unavailable(done, "the database cannot be opened") from fault
+    except SQLAlchemyError as fault:
+        why = reason(fault)
+        # The statement's values are hidden by the engine; the server's own message can hold some.
+        origin = getattr(fault, "orig", None) or fault
+        code = getattr(origin, "sqlite_errorname", type(origin).__name__)
+        logger.debug("The store failed: %s (%s)", why, code)
+        if isinstance(fault, DataError | IntegrityError):
+            raise Unstorable(f"This could not be {done}: {why}.") from fault
+        raise unavailable(done, why) from fault
+
+
+def reason(fault: SQLAlchemyError) -> str:
+    """Why the database failed, in words for a user: no SQL, no secret, no text of anyone's."""
+    if isinstance(fault, PoolTimeout):
+        return TOO_BUSY
+    if isinstance(fault, DataError | IntegrityError):
+        return "the database does not take these values"
+    origin = fault.orig if isinstance(fault, DBAPIError) else None
+    if isinstance(origin, sqlite3.Error):
+        code = getattr(origin, "sqlite_errorcode", None) or 0
+        usual = SQLITE_REASONS.get(code & 0xFF, "the database has failed")
+        return SQLITE_REASONS.get(code, usual)
+    state: str | None = getattr(origin, "sqlstate", None)
+    if state:
+        for length in (5, 3, 2):
+            if state[:length] in POSTGRES_REASONS:
+                return POSTGRES_REASONS[state[:length]]
+        return "the database has failed"
+    if getattr(fault, "connection_invalidated", False) or (
+        origin is not None and type(origin).__name__ in {"OperationalError", "ConnectionTimeout"}
+    ):
+        return "the database cannot be reached"
+    return "the database has failed"
