@@ -119,8 +119,8 @@ class Conversations:
             raise RequestError(f"A title has at most {TITLE_MAX} characters.", field="title")
         with self._database.writing() as connection:
             row = find(connection, conversation_id, owner, lock=True)
-            change(connection, row, {"title": title, "titled_by": "user"})
-            return _summary(connection, find(connection, conversation_id, owner))
+            row = change(connection, row, {"title": title, "titled_by": "user"})
+            return _summary(connection, row)
 
     def is_listed(self, conversation_id: str) -> bool:
         """Whether there is such a conversation, whosever it is, and it has not been deleted."""
@@ -188,8 +188,7 @@ class Conversations:
         """Bring it back. Raises UnknownConversation."""
         with self._database.writing() as connection:
             row = find(connection, conversation_id, owner, lock=True, deleted=True)
-            change(connection, row, {"deleted_at": None})
-            return _summary(connection, find(connection, conversation_id, owner))
+            return _summary(connection, change(connection, row, {"deleted_at": None}))
 
 
 def _summary(connection: Connection, row: Row[Any]) -> Summary:

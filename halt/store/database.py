@@ -117,7 +117,7 @@ class Database:
             self.engine.dispose()
 
 
-def insert(connection: Connection, table: Table) -> Any:
+def upsert(connection: Connection, table: Table) -> Any:
     """An insert that can say what is to be done with rows that are there already."""
     return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
 

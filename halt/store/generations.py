@@ -23,7 +23,7 @@ from halt.core.stop import may_touch
 from halt.errors import CODES
 from halt.store import retention, tree
 from halt.store.batches import Batch, Begun, Chunk, Ended
-from halt.store.database import Database, execute, insert
+from halt.store.database import Database, execute, upsert
 from halt.store.models import State, state_of
 from halt.store.search import trigrams
 from halt.store.stored_events import (
@@ -255,7 +255,7 @@ class Records:
 
     def _begin(self, connection: Connection, begun: Sequence[Begun]) -> None:
         added = connection.execute(
-            insert(connection, generations).on_conflict_do_nothing(),
+            upsert(connection, generations).on_conflict_do_nothing(),
             [
                 {
                     "id": each.stream_id,

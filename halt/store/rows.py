@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Row, select, update
 
 from halt.errors import RequestError
 from halt.store import tree
-from halt.store.database import insert
+from halt.store.database import upsert
 from halt.store.models import BUSY, Busy, Conversation, UnknownConversation
 from halt.store.tables import conversations, messages
 
@@ -44,7 +44,7 @@ def find(
 def made(connection: Connection, conversation_id: str, owner: str) -> Row[Any]:
     """The conversation's row, new where there is none. Raises UnknownConversation."""
     values = {"id": conversation_id, "owner": owner}
-    connection.execute(insert(connection, conversations).values(values).on_conflict_do_nothing())
+    connection.execute(upsert(connection, conversations).values(values).on_conflict_do_nothing())
     return find(connection, conversation_id, owner, lock=True)
 
 
@@ -70,15 +70,15 @@ def refuse_while_running(connection: Connection, conversation_id: str) -> None:
         raise Busy(BUSY)
 
 
-def change(connection: Connection, row: Row[Any], values: dict[str, Any]) -> None:
-    """Change the conversation's row."""
-    connection.execute(update(conversations).where(conversations.c.id == row.id).values(values))
+def change(connection: Connection, row: Row[Any], values: dict[str, Any]) -> Row[Any]:
+    """Change the conversation's row; as it is then."""
+    changing = update(conversations).where(conversations.c.id == row.id).values(values)
+    return connection.execute(changing.returning(*conversations.c)).one()
 
 
 def changed(connection: Connection, row: Row[Any], values: dict[str, Any]) -> Conversation:
     """Change the conversation's row; the conversation with its last exchange alone."""
-    change(connection, row, values)
-    return tree.window(connection, find(connection, row.id, row.owner), limit=1)
+    return tree.window(connection, change(connection, row, values), limit=1)
 
 
 def cursor_number(cursor: str, kind: type[Any]) -> Any:

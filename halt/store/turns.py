@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from halt.core.steps import Fold
 from halt.errors import RequestError, StreamInUse
 from halt.store import tree
-from halt.store.database import Database, insert
+from halt.store.database import Database, upsert
 from halt.store.headings import first_words
 from halt.store.models import MOVED, WINDOW, Conversation, Moved, UnknownConversation, state_of
 from halt.store.rows import changed, find, made, message, refuse_while_running
@@ -58,10 +58,10 @@ class Turns:
             row = made(connection, conversation_id, owner)
             refuse_while_running(connection, conversation_id)
             if edit_of is None:
-                last = _last_prompt(connection, row)
-                if after is not None and after != (last or 0):
+                path = tree.path(connection, row)
+                if after is not None and after != (_last_prompt(path) or 0):
                     raise Moved(MOVED)
-                parent_id = _settle(connection, row, last)
+                parent_id = _settle(connection, row, path)
             else:
                 parent_id = message(connection, row, edit_of, "user").parent_id
                 if parent_id is not None:
@@ -92,7 +92,7 @@ class Turns:
             row = find(connection, conversation_id, owner, lock=True)
             refuse_while_running(connection, conversation_id)
             if prompt_id is None:
-                prompt_id = _last_prompt(connection, row)
+                prompt_id = _last_prompt(tree.path(connection, row))
             if prompt_id is None:
                 raise UnknownConversation("There is nothing to answer again.")
             prompt = message(connection, row, prompt_id, "user")
@@ -257,7 +257,7 @@ def _begin(
         "prefix_chars": prefix_chars,
         "started_at": time.time(),
     }
-    added = insert(connection, generations).values(values).on_conflict_do_nothing()
+    added = upsert(connection, generations).values(values).on_conflict_do_nothing()
     if connection.scalar(added.returning(generations.c.id)) is None:
         raise StreamInUse(f"The stream ID {stream_id!r} is in use.", field="id")
 
@@ -267,24 +267,20 @@ def _followed(connection: Connection, answer: Row[Any]) -> bool:
     return bool(tree.versions(connection, answer.conversation_id, answer.id, "user"))
 
 
-def _last_prompt(connection: Connection, row: Row[Any]) -> int | None:
-    """The last prompt of the path."""
-    found = reversed(tree.path(connection, row))
-    return next((int(each.id) for each in found if each.role == "user"), None)
+def _last_prompt(path: Sequence[Row[Any]]) -> int | None:
+    """The last prompt of a path."""
+    return next((int(each.id) for each in reversed(path) if each.role == "user"), None)
 
 
-def _settle(connection: Connection, row: Row[Any], prompt_id: int | None) -> int | None:
+def _settle(connection: Connection, row: Row[Any], path: Sequence[Row[Any]]) -> int | None:
     """What the next prompt follows: of the path's last prompt the answer that is gone on with."""
-    if prompt_id is None:
-        return None
-    answers = tree.versions(connection, row.id, prompt_id, "assistant")
-    chosen_id = connection.scalar(select(messages.c.chosen_id).where(messages.c.id == prompt_id))
-    answer = next((each for each in answers if each.id == chosen_id), None)
-    if answer is None:
-        return prompt_id
-    told = tree.told_id(answer, answers)
-    if told != chosen_id:
-        tree.choose(connection, row.id, prompt_id, told)
+    if not path or path[-1].role == "user":
+        return path[-1].id if path else None
+    last = path[-1]
+    answers = tree.versions(connection, row.id, last.parent_id, "assistant")
+    told = tree.told_id(next(each for each in answers if each.id == last.id), answers)
+    if told != last.id:
+        tree.choose(connection, row.id, last.parent_id, told)
     return told
 
 
@@ -314,6 +310,17 @@ def _lead(connection: Connection, row: Row[Any], message_id: int) -> None:
             )
 
 
+_ADD = (
+    insert(messages)
+    .values(
+        depth=select(func.coalesce(func.max(messages.c.depth) + 1, 0))
+        .where(messages.c.id == bindparam("above"))
+        .scalar_subquery()
+    )
+    .returning(messages.c.id)
+)
+
+
 def _add(
     connection: Connection,
     row: Row[Any],
@@ -325,22 +332,9 @@ def _add(
     **values: Any,
 ) -> int:
     """Add a message, and let the path go on with it."""
-    depth = select(func.coalesce(func.max(messages.c.depth) + 1, 0)).where(
-        messages.c.id == parent_id
-    )
-    message_id: int = connection.execute(
-        insert(connection, messages)
-        .values(
-            conversation_id=row.id,
-            parent_id=parent_id,
-            depth=depth.scalar_subquery(),
-            role=role,
-            content=content,
-            trigrams=trigrams(content),
-            **values,
-        )
-        .returning(messages.c.id)
-    ).scalar_one()
+    values |= {"conversation_id": row.id, "parent_id": parent_id, "above": parent_id, "role": role}
+    values |= {"content": content, "trigrams": trigrams(content)}
+    message_id: int = connection.execute(_ADD, values).scalar_one()
     if chosen:
         tree.choose(connection, row.id, parent_id, message_id)
     return message_id
