@@ -73,13 +73,11 @@ class Database:
         While the database does not answer, a few calls wait for it and the others are refused at
         once. The calling thread must have no other transaction open.
         """
-        with _admitted(self._readers, "read") as progress, faults("read"):
-            self._be_ready("read")
-            with self._reading.begin() as connection:
-                if self.sqlite:  # has the lock of readers from here on
-                    execute(connection, "PRAGMA schema_version", ())
-                progress()
-                yield connection
+        with self._call(self._readers, "read") as progress, self._reading.begin() as connection:
+            if self.sqlite:  # has the lock of readers from here on
+                execute(connection, "PRAGMA schema_version", ())
+            progress()
+            yield connection
 
     @contextlib.contextmanager
     def writing(self, *, urgent: bool = False) -> Iterator[Connection]:
@@ -88,12 +86,23 @@ class Database:
         The same holds as of `reading`, and an `urgent` one goes before the others that wait. Raises
         StoreUnavailable, Unstorable.
         """
-        with _admitted(self._writers, "saved", urgent) as progress, faults("saved"):
-            self._be_ready("saved")
-            with self._writing.begin() as connection:
-                if self.sqlite:  # has its lock; on PostgreSQL statements may have to wait for one
-                    progress()
-                yield connection
+        call = self._call(self._writers, "saved", urgent)
+        with call as progress, self._writing.begin() as connection:
+            if self.sqlite:  # has its lock; on PostgreSQL statements may have to wait for one
+                progress()
+            yield connection
+
+    @contextlib.contextmanager
+    def _call(
+        self, admission: Admission, done: str, urgent: bool = False
+    ) -> Iterator[Callable[[], None]]:
+        """An admitted call to a database that is ready. Raises StoreUnavailable, Unstorable."""
+        try:
+            with admission.call(urgent=urgent) as progress, faults(done):
+                self._be_ready(done)
+                yield progress
+        except Refused as fault:
+            raise unavailable(done, str(fault)) from None
 
     def _be_ready(self, done: str) -> None:
         """Raises ConfigError, StoreUnavailable."""
@@ -148,19 +157,6 @@ def _inode(file: Path | None) -> int | None:
     with contextlib.suppress(OSError):
         return None if file is None else file.stat().st_ino
     return None
-
-
-@contextlib.contextmanager
-def _admitted(
-    admission: Admission, done: str, urgent: bool = False
-) -> Iterator[Callable[[], None]]:
-    """An admitted call. Raises StoreUnavailable."""
-    with contextlib.ExitStack() as stack:
-        try:
-            progress = stack.enter_context(admission.call(urgent=urgent))
-        except Refused as fault:
-            raise unavailable(done, str(fault)) from None
-        yield progress
 
 
 def make_engine(folder: Path, url: str) -> Engine:

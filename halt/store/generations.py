@@ -56,7 +56,6 @@ class Recorded:
     owner: str | None
     conversation_id: str | None
     message_id: int | None
-    worker: str
     asked: str
     model: str
     state: State
@@ -148,7 +147,6 @@ class Records:
             row.owner,
             row.conversation_id,
             row.message_id,
-            row.worker,
             row.asked_model,
             row.model,
             row.state,
@@ -248,10 +246,6 @@ class Records:
         """
         with self.database.writing() as connection:
             return retention.sweep(connection, now, self._events_for)
-
-    def close(self) -> None:
-        """Close all connections to the database."""
-        self.database.close()
 
     def _begin(self, connection: Connection, begun: Sequence[Begun]) -> None:
         added = connection.execute(

@@ -73,6 +73,13 @@ REVISION = "0002"
 
 metadata = MetaData()  # all times in its tables: seconds since 1970
 
+
+def _partial(name: str, column: str, condition: str) -> Index:
+    """An index of those rows alone that the condition holds for."""
+    part = text(condition)
+    return Index(name, column, sqlite_where=part, postgresql_where=part)
+
+
 conversations = Table(
     "conversations",
     metadata,
@@ -89,18 +96,8 @@ conversations = Table(
     Column("updated_at", Double, nullable=False, default=time.time),
     Column("deleted_at", Double),
     Index("conversations_listed", "owner", "updated_at", "id"),
-    Index(
-        "conversations_deleted",
-        "deleted_at",
-        sqlite_where=text("deleted_at IS NOT NULL"),
-        postgresql_where=text("deleted_at IS NOT NULL"),
-    ),
-    Index(
-        "conversations_empty",
-        "updated_at",
-        sqlite_where=text("first_id IS NULL"),
-        postgresql_where=text("first_id IS NULL"),
-    ),
+    _partial("conversations_deleted", "deleted_at", "deleted_at IS NOT NULL"),
+    _partial("conversations_empty", "updated_at", "first_id IS NULL"),
 )
 
 messages = Table(
@@ -124,12 +121,7 @@ messages = Table(
     Column("trigrams", Storable),  # what is indexed instead of the content: see `halt.store.search`
     Column("content", Storable, nullable=False),
     Index("messages_tree", "conversation_id", "parent_id"),
-    Index(
-        "messages_running",
-        "conversation_id",
-        sqlite_where=text("state = 'running'"),
-        postgresql_where=text("state = 'running'"),
-    ),
+    _partial("messages_running", "conversation_id", "state = 'running'"),
     sqlite_autoincrement=True,  # no ID is used twice: pages remember them
 )
 
@@ -157,18 +149,8 @@ generations = Table(
     Column("events", LargeBinary),  # all events, compressed; of ended ones, for a time
     Index("generations_conversation", "conversation_id"),
     Index("generations_message", "message_id"),
-    Index(
-        "generations_running",
-        "worker",
-        sqlite_where=text("state = 'running'"),
-        postgresql_where=text("state = 'running'"),
-    ),
-    Index(
-        "generations_kept",
-        "ended_at",
-        sqlite_where=text("events IS NOT NULL"),
-        postgresql_where=text("events IS NOT NULL"),
-    ),
+    _partial("generations_running", "worker", "state = 'running'"),
+    _partial("generations_kept", "ended_at", "events IS NOT NULL"),
 )
 
 chunks = Table(
