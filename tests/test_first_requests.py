@@ -32,6 +32,7 @@ NEVER_DECODED = {
     "library.handle.Result",
     "web.api.openai.Asked",
     "store.portable.PortableConversation",
+    "store.portable._Message",  # its two subclasses are
     "web.event_stream.Answer",
 }
 
