@@ -1,4 +1,4 @@
-"""What an answer or a conversation took, in words, for the page and the terminal."""
+"""The figures of an answer and of a conversation in words, for the page and the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the main loop answers where it refuses a request, and the log's lines on malformed ones."""
+"""The main loop's answers to requests that it refuses, and a filter of the log's lines on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the doctor has found: one finding after the other, each with its remedy."""
+"""The doctor's findings, one after the other, each with its remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looks at what a Stop does: to the connection, and to the model's server."""
+"""Looks at the effect of a Stop on the connection and on the model's server."""
 
 from __future__ import annotations
 
