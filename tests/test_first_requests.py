@@ -34,6 +34,21 @@ NEVER_DECODED = {
     "store.portable.PortableConversation",
     "store.portable._Message",  # its two subclasses are
     "web.event_stream.Answer",
+    "web.schemas.AboutRun",
+    "web.schemas.CalledTool",
+    "web.schemas.Error",
+    "web.schemas.ErrorDetail",
+    "web.schemas.Health",
+    "web.schemas.Lost",
+    "web.schemas.Model",
+    "web.schemas.Models",
+    "web.schemas.OpenAIError",
+    "web.schemas.OpenAIErrorDetail",
+    "web.schemas.RelayFigures",
+    "web.schemas.Reply",
+    "web.schemas.Stopped",
+    "web.schemas.Streams",
+    "web.schemas.WholeAnswer",
 }
 
 #: Functions of msgspec that build the types which they are given, where they are not built yet.

@@ -37,6 +37,7 @@ from halt.errors import STATUSES, HaltError
 from halt.web.api.document import document
 from halt.web.api.openai import NAMED, Manner
 from halt.web.api.text import PARAMETERS
+from halt.web.schemas import Reply
 from halt.web.starts import StartRequest
 from tests.conftest import HaltServer
 from tests.fake_openai import FakeOpenAI
@@ -168,7 +169,7 @@ def test_fields_are_those_that_are_taken() -> None:
 
 
 #: What programs send and are sent; openapi.yaml has the shapes that msgspec makes of these.
-TYPES: tuple[Any, ...] = (StartRequest, Event, Receipt)
+TYPES: tuple[Any, ...] = (StartRequest, Event, Receipt, *Reply.__subclasses__())
 
 
 def reference(kind: type) -> dict[str, str]:
@@ -212,7 +213,7 @@ Lines.add_representer(str, Lines.represent_str)
 
 
 def test_the_shapes_are_those_of_the_types() -> None:
-    """What requests are decoded to, and what events and receipts are written from."""
+    """What requests are decoded to, and what events and answers are written from."""
     written = document(token=True)["components"]["schemas"]
     differ = {name: shape for name, shape in shapes().items() if written.get(name) != shape}
     lines = yaml.dump(differ, Dumper=Lines, sort_keys=False, width=92, allow_unicode=True)

@@ -40,7 +40,7 @@ from halt.cluster.peers import Peers
 from halt.core.departure import Departure
 from halt.core.elsewhere import Elsewhere
 from halt.core.generation import Recording
-from halt.core.receipts import Listed, Receipt, Stops
+from halt.core.receipts import Receipt, RunningStream, Stops
 from halt.core.service import RECEIPT_WAIT, Generations
 from halt.core.stop import TOMBSTONE_SECONDS, StopRegistry, Tombstone, may_touch
 from halt.core.storage import Archive
@@ -94,7 +94,7 @@ class Copy(msgspec.Struct, frozen=True, tag="copy"):
 _encode = msgspec.msgpack.Encoder().encode
 _request = msgspec.msgpack.Decoder(Press | Find | List | Count | Copy)
 _receipts = msgspec.msgpack.Decoder(list[Receipt])
-_listed = msgspec.msgpack.Decoder(list[Listed])
+_listed = msgspec.msgpack.Decoder(list[RunningStream])
 _count = msgspec.msgpack.Decoder(int)
 _tombstones = msgspec.msgpack.Decoder(list[Tombstone])
 
@@ -282,7 +282,7 @@ class Workers(Elsewhere):
             self._undelivered.add(answers.unreached, [(None, None)], owner)
             yield (each for _, answer, _ in answers for each in _receipts.decode(answer))
 
-    def running(self, owner: str | None) -> list[Listed]:
+    def running(self, owner: str | None) -> list[RunningStream]:
         with self._ask(List(owner), LIST_WITHIN) as answers:
             return [each for _, answer, _ in answers for each in _listed.decode(answer)]
 

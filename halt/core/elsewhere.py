@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from halt.core.generation import Recording
-from halt.core.receipts import Listed, Receipt, Stops
+from halt.core.receipts import Receipt, RunningStream, Stops
 from halt.core.storage import Archive
 
 
@@ -52,7 +52,7 @@ class Elsewhere:
         """The same, of all that this owner has running."""
         yield ()
 
-    def running(self, owner: str | None) -> list[Listed]:
+    def running(self, owner: str | None) -> list[RunningStream]:
         """What this owner has running in the others."""
         return []
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from halt.core.request import StreamId
+
 #: Streams to be stopped: each ID, and the last event that was shown where it was stopped.
 Stops = Sequence[tuple[str, int | None]]
 
@@ -28,10 +30,10 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
     note: str = ""
 
 
-class Listed(msgspec.Struct, frozen=True):
-    """A running generation in a list. `age` in seconds, `started_at` in seconds since the epoch."""
+class RunningStream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A stream that is running. `age` is in seconds, `started_at` in seconds since 1970."""
 
-    id: str
+    id: StreamId
     state: str
     model: str
     age: float

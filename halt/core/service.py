@@ -30,7 +30,7 @@ from halt.core.exact_usage import Unheard
 from halt.core.generation import Recording
 from halt.core.keeper import Finished, Keeper
 from halt.core.limits import Limits
-from halt.core.receipts import Health, Listed, Receipt, Stops
+from halt.core.receipts import Health, Receipt, RunningStream, Stops
 from halt.core.request import ChatRequest, Upstream
 from halt.core.request_ids import about, named
 from halt.core.run import Run
@@ -282,12 +282,12 @@ class Generations:
 
     # --- how it is --------------------------------------------------------------------------------
 
-    def running(self, owner: str | None) -> list[Listed]:
+    def running(self, owner: str | None) -> list[RunningStream]:
         """The generations of this owner that have not ended, the oldest first."""
         found = [*self.running_here(owner), *self._elsewhere.running(owner)]
         return sorted(found, key=lambda each: each.started_at)
 
-    def running_here(self, owner: str | None) -> list[Listed]:
+    def running_here(self, owner: str | None) -> list[RunningStream]:
         """The same, in this process alone."""
         return list(map(_listed, self._running(owner)))
 
@@ -411,9 +411,9 @@ def _since(began: float) -> float:
     return round((now() - began) * 1000, 2)
 
 
-def _listed(run: Run) -> Listed:
+def _listed(run: Run) -> RunningStream:
     age = now() - run.started_at
-    return Listed(
+    return RunningStream(
         run.id,
         run.state,
         run.model,

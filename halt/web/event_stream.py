@@ -46,6 +46,7 @@ from halt.core.request_ids import named
 from halt.core.run import Run
 from halt.core.service import Generations
 from halt.errors import AnswerFailed, OffsetLost, RequestError
+from halt.web.schemas import Lost
 from halt.web.sink import Awaited, Made, Present, Sink, gunicorn_response
 
 T = TypeVar("T")
@@ -248,9 +249,7 @@ class EventStream(Reading):
 
     def lost(self, lost: OffsetLost) -> bytes:
         """The last frame of a reader whose next events are no longer kept."""
-        error = {"code": lost.code, "message": lost.message, "retryable": False}
-        body = encode({"type": "error", "done": True, "content": "", "error": error})
-        return b"data: %b\n\n" % body + FINAL_FRAME
+        return b"data: %b\n\n" % encode(Lost.by(lost)) + FINAL_FRAME
 
     def close(self) -> None:
         if self._open:

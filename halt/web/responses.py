@@ -22,6 +22,7 @@ from halt.core.request_ids import current
 from halt.errors import HaltError, TooLarge
 from halt.web.request_ids import signed
 from halt.web.requests import is_openai, sent_without_scripts, wants_fragment, wants_page
+from halt.web.schemas import Error, ErrorDetail, OpenAIError, OpenAIErrorDetail
 
 logger = logging.getLogger(__name__)
 
@@ -50,24 +51,14 @@ def tell_id(stream_id: str) -> None:
 
 def openai_error(
     status: int, code: str, message: str, request_id: str, field: str | None = None
-) -> dict[str, Any]:
+) -> OpenAIError:
     """An error in OpenAI's shape and, where it has some, in its words."""
     kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     if status == 401:
         code = "invalid_api_key"
     known = _OPENAI_CODES.get(code, code)
     said = signed(message, request_id)
-    return {"error": {"message": said, "type": kind, "param": field, "code": known}}
-
-
-class ErrorBody(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An error as programs read it."""
-
-    code: str
-    message: str
-    retryable: bool
-    request_id: str
-    field: str | None = None
+    return OpenAIError(OpenAIErrorDetail(said, kind, field, known))
 
 
 class Refused(HaltError):
@@ -106,8 +97,9 @@ def refusal(error: HaltError) -> Response:
     elif wants_page() or sent_without_scripts():
         response = Response(render_template("error.html", message=message), status)
     else:
-        told = ErrorBody(code, message, error.retryable, request_id, error.field)
-        response = json_response({"error": told}, status)
+        named = msgspec.UNSET if error.field is None else error.field
+        told = ErrorDetail(code, message, error.retryable, request_id, named)
+        response = json_response(Error(told), status)
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(error.retry_after))
     return response

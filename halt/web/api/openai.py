@@ -18,7 +18,6 @@ them as `functions` is answered in that form, which has one call: the first.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -62,6 +61,7 @@ from halt.web.event_stream import (
 )
 from halt.web.requests import client_socket
 from halt.web.responses import json_response, openai_error, tell_id
+from halt.web.schemas import AboutRun, Model, Models
 from halt.web.services import services
 from halt.web.sessions import owner
 from halt.web.starts import OnDisconnect, count_starts, grace_of
@@ -320,14 +320,16 @@ def finish_reason(ended: Terminal, *, called: bool, functions: bool) -> str:
     return given or "stop"
 
 
-def about(run: Recording, ended: Terminal) -> dict[str, Any]:
+def about(run: Recording, ended: Terminal) -> AboutRun:
     """What Halt knows of the run and OpenAI's answer has no field for."""
-    known: dict[str, Any] = {"id": run.id, "state": run.state, "metrics": ended.metrics}
-    if isinstance(ended, Done) and broken_off(ended.finish_reason):
-        known["finish_reason"] = ended.finish_reason
-    if isinstance(ended, Cancelled):
-        known["reason"] = ended.reason
-    return known
+    reason = ended.finish_reason if isinstance(ended, Done) else None
+    return AboutRun(
+        run.id,
+        "cancelled" if isinstance(ended, Cancelled) else "done",
+        ended.metrics,
+        ended.reason if isinstance(ended, Cancelled) else msgspec.UNSET,
+        reason if reason is not None and broken_off(reason) else msgspec.UNSET,
+    )
 
 
 class ChunkStream(EventStream):
@@ -442,7 +444,7 @@ class ChunkStream(EventStream):
 
 @blueprint.get("/models")
 def models() -> Response:
-    return json_response({"object": "list", "data": [_described(name) for name in _names()]})
+    return json_response(Models("list", [_described(name) for name in _names()]))
 
 
 @blueprint.get("/models/<path:name>")
@@ -452,8 +454,8 @@ def model(name: str) -> Response:
     return json_response(_described(name))
 
 
-def _described(name: str) -> Mapping[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "halt"}
+def _described(name: str) -> Model:
+    return Model(name, "model", created=0, owned_by="halt")
 
 
 def _names() -> list[str]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
-import msgspec
 from flask import Blueprint, Response, request
 
 from halt import VERSION
@@ -20,6 +19,7 @@ from halt.providers.router import providers_of
 from halt.web.access import brings_token
 from halt.web.requests import wants_fragment
 from halt.web.responses import json_response
+from halt.web.schemas import Health, RelayFigures, Stopped, Streams
 from halt.web.services import services
 from halt.web.sessions import owner
 
@@ -69,27 +69,27 @@ def blueprint(fragment: Callable[[Receipt], str], upstream: Upstream) -> Bluepri
 
     @routes.get("/streams")
     def streams() -> Response:
-        return json_response(
-            {"streams": services().generations.running(owner()) if _may_list() else []}
-        )
+        running = services().generations.running(owner()) if _may_list() else []
+        return json_response(Streams(running))
 
     @routes.post("/stop-all")
     def stop_all() -> Response:
-        return json_response(
-            {"stopped": services().generations.stop_all(owner()) if _may_list() else []}
-        )
+        receipts = services().generations.stop_all(owner()) if _may_list() else []
+        return json_response(Stopped(receipts))
 
     @routes.get("/healthz")
     def healthz() -> Response:
         service = services().generations
-        leaving = service.draining
-        health = {
-            "status": "draining" if leaving else "ok",
-            "version": VERSION,
-            **msgspec.structs.asdict(service.health()),
-            "relay": service.relay.figures(),
-            "upstream": probe.look(),
-        }
+        leaving, open_now = service.draining, service.health()
+        health = Health(
+            status="draining" if leaving else "ok",
+            version=VERSION,
+            open_streams=open_now.open_streams,
+            workers=open_now.workers,
+            worker=open_now.worker,
+            relay=RelayFigures(**service.relay.figures()),
+            upstream=probe.look(),
+        )
         return json_response(health, 503 if leaving else 200)
 
     return routes

@@ -38,6 +38,7 @@ from halt.web.event_stream import (
 )
 from halt.web.requests import client_socket
 from halt.web.responses import json_response, tell_id
+from halt.web.schemas import CalledTool, Lost, WholeAnswer
 from halt.web.services import services
 from halt.web.sessions import owner
 from halt.web.starts import START_REQUEST, StartRequest, count_starts, grace_of
@@ -107,26 +108,21 @@ def chat() -> Response:
     return Response(body, headers=TEXT_HEADERS, direct_passthrough=True)
 
 
-def _whole(run: Run, answer: Answer) -> dict[str, Any]:
+def _whole(run: Run, answer: Answer) -> WholeAnswer:
     ended = answer.ended
-    whole: dict[str, Any] = {
-        "id": run.id,
-        "model": run.model,
-        "state": run.state,
-        "content": answer.content,
-        "finish_reason": ended.finish_reason if isinstance(ended, Done) else None,
-        "usage": ended.usage if isinstance(ended, Done) else None,
-        "metrics": ended.metrics,
-    }
-    if isinstance(ended, Cancelled):
-        whole["reason"] = ended.reason
-    if answer.reasoning:
-        whole["reasoning"] = answer.reasoning
-    if answer.calls:
-        whole["tool_calls"] = [
-            {"id": call.id, "name": call.name, "arguments": call.arguments} for call in answer.calls
-        ]
-    return whole
+    return WholeAnswer(
+        id=run.id,
+        model=run.model,
+        state="done" if isinstance(ended, Done) else "cancelled",
+        content=answer.content,
+        finish_reason=ended.finish_reason if isinstance(ended, Done) else None,
+        usage=ended.usage if isinstance(ended, Done) else None,
+        metrics=ended.metrics,
+        reason=ended.reason if isinstance(ended, Cancelled) else msgspec.UNSET,
+        reasoning=answer.reasoning or msgspec.UNSET,
+        tool_calls=[CalledTool(call.id, call.name, call.arguments) for call in answer.calls]
+        or msgspec.UNSET,
+    )
 
 
 # --- GET /stream ----------------------------------------------------------------------------------
@@ -235,6 +231,4 @@ def _opening(stream_id: str, after: int) -> bytes:
 
 
 def _lost(stream_id: str, lost: UnknownStream | OffsetLost) -> bytes:
-    error = {"code": lost.code, "message": lost.message, "retryable": False}
-    said = {"type": "error", "done": True, "content": "", "error": error}
-    return _message(stream_id, "end", msgspec.json.encode(said))
+    return _message(stream_id, "end", encode(Lost.by(lost)))
