@@ -39,7 +39,7 @@ def test_the_fields_of_a_request_are_those_that_are_taken() -> None:
 
 
 def test_the_core_has_the_size_that_is_told() -> None:
-    """About 2,000 lines: run, generation, stop registry, log and relay."""
+    """About 1,500 lines: run, generation, stop registry, log and relay."""
     said = re.search(
         r"core \(run, generation, .*\) is five\s+modules of about ([\d,]+) lines", README
     )
@@ -50,6 +50,16 @@ def test_the_core_has_the_size_that_is_told() -> None:
         for name in modules
     )
     assert lines == pytest.approx(int(said[1].replace(",", "")), rel=0.25)
+
+
+def test_the_picture_of_the_house_names_files_that_are_there() -> None:
+    """Each file that docs/architecture.md names is in the package, in the folder that it names."""
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    named = set(re.findall(r"(?<![\w/])[a-z_/]+\.py\b", text))
+    there = {path.relative_to(ROOT / "halt").as_posix() for path in (ROOT / "halt").rglob("*.py")}
+    assert len(named) > 30
+    missing = {n for n in named if not any(f"/{each}".endswith(f"/{n}") for each in there)}
+    assert missing == set()
 
 
 def test_no_document_claims_what_only_the_models_server_knows() -> None:
