@@ -66,6 +66,7 @@ BUILDERS = {
 BUILT_BEFORE = {
     ("halt/core/decoding.py", "TypeDecoder.__init__"),  # is called at import time: see below
     ("halt/core/decoding.py", "TypeDecoder.convert"),
+    ("halt/config/provider_file.py", "_checked"),
     ("halt/core/tools.py", "_schema"),  # by Tool.__init__ alone
     ("halt/core/tools.py", "Tool.__init__"),  # tools are made before they are offered
 }

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from halt.config.providers import setup
+from halt.config.provider_setup import setup
 from halt.config.settings import Config
 from halt.core.connection import Line
 from halt.core.request import ChatRequest

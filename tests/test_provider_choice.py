@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from halt.config.providers import ProviderSettings, Setup, setup
+from halt.config.provider_setup import setup
+from halt.config.providers import ProviderSettings, Setup
 from halt.config.settings import Config, ConfigError, load
 from halt.core.connection import Line
 from halt.core.request import ChatRequest

@@ -18,7 +18,7 @@ import msgspec
 
 from halt import VERSION
 from halt.clock import now
-from halt.config.providers import setup
+from halt.config.provider_setup import setup
 from halt.config.settings import Config
 from halt.core.connection import Line, Quiet, limited, on_line
 from halt.core.events import Event, encode, is_terminal

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import platformdirs
 
 OPENAI_URL = "https://api.openai.com/v1"
+ANTHROPIC_URL = "https://api.anthropic.com"
 OPENAI_MODEL = "gpt-5-mini"  # OpenAI's current small chat model
 SHIPPED_TOOLS = ("calculator", "current_time")  # what `halt.chat.builtin_tools` has
 CONTINUES = ("auto", "prefix", "instruction")

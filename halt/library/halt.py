@@ -20,7 +20,8 @@ from typing import Any, Self, TypedDict, Unpack, overload
 
 import msgspec
 
-from halt.config.providers import Kind, with_provider
+from halt.config.provider_setup import with_provider
+from halt.config.providers import Kind
 from halt.config.settings import Config, ConfigError, load
 from halt.core.decoding import CHAT_REQUEST
 from halt.core.receipts import Receipt

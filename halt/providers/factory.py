@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from halt.config.providers import ProviderSettings, of_server, setup
+from halt.config.provider_setup import of_server, setup
+from halt.config.providers import ProviderSettings
 from halt.config.settings import Config
 from halt.core.request import Upstream
 from halt.providers.discovery import Discovery

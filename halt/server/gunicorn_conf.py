@@ -20,7 +20,8 @@ import halt.app  # noqa: F401
 from halt.config import data_dir, open_files
 from halt.config import settings as halt_config
 from halt.config.model_servers import Found
-from halt.config.providers import Setup, setup
+from halt.config.provider_setup import setup
+from halt.config.providers import Setup
 from halt.config.settings import Config
 from halt.errors import StoreUnavailable
 from halt.providers import discovery, embedded_model

@@ -12,7 +12,8 @@ from halt.cli.doctor.report import ENVIRONMENT, Report
 from halt.cli.doctor.server_load import ServerLoad
 from halt.cli.doctor.stop import stop
 from halt.config import open_files
-from halt.config.providers import ProviderSettings, setup
+from halt.config.provider_setup import setup
+from halt.config.providers import ProviderSettings
 from halt.config.settings import Config
 from halt.core.service import Generations
 from halt.providers.exchange import public_address

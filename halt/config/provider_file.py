@@ -1,0 +1,197 @@
+"""The TOML file with several providers that HALT_CONFIG names.
+
+    default = "local/qwen3"
+
+    [providers.local]
+    kind = "openai"
+    base_url = "http://127.0.0.1:11434/v1"
+
+    [providers.claude]
+    kind = "anthropic"
+    key_env = "ANTHROPIC_API_KEY"
+    models = ["claude-sonnet-5", "claude-haiku-4-5"]
+
+Keys stand in the environment only; the file names the variable. A wrong value raises ConfigError,
+one line that names the file, the key, its value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+
+from halt.config.providers import KINDS, MAX_TOKENS, ProviderSettings, Setup
+from halt.config.settings import (
+    ANTHROPIC_URL,
+    AZURE_VERSION,
+    CONTINUES,
+    OPENAI_URL,
+    Config,
+    ConfigError,
+    fits_header,
+    is_address,
+    is_openai,
+)
+
+Text = Annotated[str, msgspec.Meta(pattern=r"\S")]
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+_TEXT = "text in quotes"
+_ADDRESS = "http(s)://HOST[:PORT][/PATH], without ? or #"
+#: What may stand at a key, in the words of an error.
+_ALLOWED = {
+    "providers": "a table",
+    "default": _TEXT,
+    "kind": "one of " + ", ".join(f'"{each}"' for each in KINDS),
+    "base_url": _ADDRESS,
+    "endpoint": _ADDRESS,
+    "api_version": _TEXT,
+    "key_env": _TEXT,
+    "models": 'a list of different names, as in ["one", "two"]',
+    "max_tokens": "a whole number from 1 to 10000000",
+    "extra_body": "a table",
+    "continue": "one of " + ", ".join(f'"{each}"' for each in CONTINUES),
+}
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    providers: dict[str, Any] = {}
+    default: Text = ""
+
+
+class _Provider(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
+    """What the tables of all kinds have. A check of its own raises ValueError with the key."""
+
+    address: ClassVar[str] = "base_url"  # the key of the address
+
+    base_url: str
+    key_env: Text = ""
+    models: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1)] = ()
+    extra_body: dict[str, Any] = {}
+    continues: Literal["auto", "prefix", "instruction"] | None = msgspec.field(
+        name="continue", default=None
+    )
+
+    def __post_init__(self) -> None:
+        if len(set(self.models)) < len(self.models):
+            raise ValueError("models")
+        if not is_address(self.base_url):
+            raise ValueError(self.address)
+
+
+class _OpenAI(_Provider, tag="openai"):
+    base_url: str = OPENAI_URL
+
+
+class _Azure(_Provider, tag="azure"):
+    address = "endpoint"
+
+    base_url: str = msgspec.field(name="endpoint")
+    api_version: Text = AZURE_VERSION
+
+
+class _Anthropic(_Provider, tag="anthropic"):
+    base_url: str = ANTHROPIC_URL
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = MAX_TOKENS
+
+
+_TABLES = {"openai": _OpenAI, "azure": _Azure, "anthropic": _Anthropic}
+_Table = _OpenAI | _Azure | _Anthropic
+_built = [msgspec.json.Decoder(each) for each in (_File, _Provider, _Table)]  # by one thread
+
+
+def read_file(config: Config, lookup: Callable[[str], str]) -> Setup:
+    """The providers of the file; `lookup` gives the value of a variable. Raises ConfigError."""
+    path = config.config_file
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is no UTF-8"
+        raise ConfigError(f"HALT_CONFIG={path!r} can't be read: {reason}.") from exc
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path}: it is no TOML: {exc}.") from exc
+    file: _File = _checked(_File, table, f"{path}: ")
+    found = file.providers
+    if not found:
+        raise ConfigError(f"{path}: providers is missing: name at least one, as [providers.NAME].")
+    providers = tuple(_provider(path, name, value, config, lookup) for name, value in found.items())
+    where = "HALT_MODEL" if config.model else f"{path}: default"
+    default = config.model or file.default.strip()
+    if len(providers) == 1:  # its models need no prefix, and may have one
+        return Setup(providers=providers, default=default.removeprefix(f"{providers[0].name}/"))
+    name, _, model = default.partition("/")
+    bare = sum(default in each.models for each in providers) == 1
+    if default and not bare and not (model and name in found):
+        raise ConfigError(
+            f"{where} = {default!r} is not allowed: use NAME/MODEL, "
+            f"NAME being one of {', '.join(found)}."
+        )
+    return Setup(providers=providers, default=default)
+
+
+def _provider(
+    path: str, name: str, value: Any, config: Config, lookup: Callable[[str], str]
+) -> ProviderSettings:
+    at = f"{path}: providers.{name}"
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{at} is not allowed: use up to 32 of a-z, 0-9, _ and - as a name.")
+    if not isinstance(value, dict):
+        raise ConfigError(f"{at} = {value!r} is not allowed: use [providers.{name}].")
+    table: _Provider = _checked(_Table, value, f"{at}.")
+    if isinstance(table, _Azure) and not table.models:
+        raise ConfigError(f"{at}.models is missing: list your deployments' names.")
+    settings: dict[str, Any] = {
+        field: text.strip() if isinstance(text, str) else text
+        for field, text in msgspec.structs.asdict(table).items()
+    }
+    settings["continues"] = table.continues or config.continues
+    variable = settings.pop("key_env")
+    key = lookup(variable) if variable else "none"
+    if not variable and (not isinstance(table, _OpenAI) or is_openai(table.base_url)):
+        raise ConfigError(
+            f"{at}.key_env is missing: use the name of an environment variable with the key."
+        )
+    if not key:
+        raise ConfigError(f"{at}.key_env = {variable!r}: that variable is not set.")
+    if not fits_header(key):
+        raise ConfigError(f"{variable} holds a space or a character that no header can carry.")
+    return ProviderSettings(
+        name=name,
+        kind=value["kind"],
+        key=key,
+        connect_timeout=config.connect_timeout,
+        **settings,
+    )
+
+
+def _checked(kind: Any, table: dict[str, Any], at: str) -> Any:
+    """A table as a struct of this kind. Raises ConfigError that begins with `at` and the key."""
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(at + _fault(kind, table, str(exc))) from None
+
+
+def _fault(kind: Any, table: dict[str, Any], said: str) -> str:
+    """What is wrong with a table, by what msgspec says of it: the key, its value and the remedy."""
+    if unknown := re.fullmatch("Object contains unknown field `(.*)`", said, re.DOTALL):
+        if kind is not _File and unknown[1] in {"key", "api_key"}:
+            return (
+                f"{unknown[1]}: a key does not belong into a file; put it into an environment "
+                'variable and name that one: key_env = "NAME".'
+            )
+        struct = _File if kind is _File else _TABLES[table["kind"]]
+        known = sorted(struct.__struct_encode_fields__ + (() if kind is _File else ("kind",)))
+        return f"{unknown[1]} is not known here: use {', '.join(known)}."
+    found = re.search(r"(?: - at `\$\.|missing required field `)(\w+)[^`]*`$", said)
+    key = found[1] if found else said
+    value = table.get(key)
+    wrong = "is missing" if value is None else f"= {value!r} is not allowed"
+    return f"{key} {wrong}: use {_ALLOWED[key]}."
