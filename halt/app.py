@@ -17,7 +17,8 @@ from halt.chat.titles import Titles
 from halt.cli import commands
 from halt.cluster.peers import Peers
 from halt.cluster.service import Workers
-from halt.config.settings import Config, load
+from halt.config.environment import load
+from halt.config.settings import Config
 from halt.core.request import Upstream
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry

@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 
 from halt.app import create_app
 from halt.clock import now
-from halt.config.settings import load
+from halt.config.environment import load
 from halt.core.events import Done
 from halt.core.generation import Recording
 from halt.core.log import Log

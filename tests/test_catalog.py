@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from halt.app import create_app
-from halt.config.settings import load
+from halt.config.environment import load
 from halt.core.connection import Line
 from halt.errors import RequestError, UpstreamError
 from halt.providers import catalog

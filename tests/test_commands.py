@@ -21,7 +21,7 @@ import pytest
 from click.testing import CliRunner
 
 from halt import VERSION
-from halt.config import settings as config
+from halt.config import environment
 from halt.config.settings import Config
 from halt.providers import embedded_model
 from halt.server import command_line, gunicorn_conf, page_opener
@@ -286,7 +286,7 @@ def test_a_browser_is_opened_for_a_person_at_a_desktop_alone(
         monkeypatch.setenv(name, value)
     for stream in ("stdin", "stderr"):
         monkeypatch.setattr(f"sys.{stream}.isatty", lambda: terminals, raising=False)
-    assert config.at_a_desktop() is opens
+    assert page_opener.at_a_desktop() is opens
 
 
 @pytest.mark.parametrize("options", [[], ["--no-open"]])
@@ -297,8 +297,8 @@ def test_no_open_opens_nothing(monkeypatch: pytest.MonkeyPatch, options: list[st
     def serve(_: Any) -> None:
         """Serve nothing."""
 
-    monkeypatch.setattr(config, "at_a_desktop", lambda: True)
-    monkeypatch.setattr(config, "publish", published.update)
+    monkeypatch.setattr(page_opener, "at_a_desktop", lambda: True)
+    monkeypatch.setattr(environment, "publish", published.update)
     monkeypatch.setattr(server, "run_server", serve)
     assert CliRunner().invoke(command_line.commands, options).exit_code == 0
     assert published == ({} if options else {"HALT_OPEN_PAGE": "1"})

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from halt.config.settings import REFUSING_THREADS, Config, ConfigError, is_openai, load, publish
+from halt.config.addresses import is_openai
+from halt.config.environment import load, publish
+from halt.config.settings import REFUSING_THREADS, Config, ConfigError
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -10,7 +10,8 @@ import pytest
 from flask import Blueprint, Flask, session
 
 from halt.app import create_app
-from halt.config.settings import Config, ConfigError, load
+from halt.config.environment import load
+from halt.config.settings import Config, ConfigError
 from halt.web.cors import API
 from tests.conftest import HaltServer, new_id
 from tests.fake_openai import FakeOpenAI

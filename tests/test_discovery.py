@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from halt.config.environment import load
 from halt.config.model_servers import USUAL, Found, Names, decoded, product_of
-from halt.config.settings import Config, ConfigError, load
+from halt.config.settings import Config, ConfigError
 from halt.core.connection import Line
 from halt.errors import UpstreamError
 from halt.library.halt import Halt

@@ -17,8 +17,8 @@ from halt.app import create_app
 from halt.cli.doctor.proxy_checks import misjudged, websocket
 from halt.cli.doctor.report import Report
 from halt.cli.source import Remote
+from halt.config.environment import load
 from halt.config.proxies import Seen
-from halt.config.settings import load
 from tests import fake_work
 from tests.conftest import HaltServer
 from tests.fake_openai import FakeOpenAI

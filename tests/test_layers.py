@@ -106,7 +106,7 @@ def test_only_config_reads_the_environment() -> None:
         and isinstance(node.value, ast.Name)
         and node.value.id == "os"
     }
-    assert readers == {"halt/config/settings.py"}
+    assert readers == {"halt/config/environment.py"}
     assert not [where for where, tree in sources.items() if "environ" in aliases(tree)]
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from halt import Halt
+from halt.config.environment import load
 from halt.config.provider_setup import setup, with_provider
 from halt.config.providers import ProviderSettings
-from halt.config.settings import Config, ConfigError, load
+from halt.config.settings import Config, ConfigError
 from tests.fake_openai import FakeOpenAI
 from tests.programs import no_thread_left
 from tests.wire import SOON

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from halt.app import create_app
-from halt.config.settings import load
+from halt.config.environment import load
 from halt.core.events import Cancelled, Done, Failed, Terminal, is_terminal
 from halt.core.request import ChatRequest, Message
 from halt.core.run import Run

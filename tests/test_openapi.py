@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from halt.app import create_app
-from halt.config.settings import load
+from halt.config.environment import load
 from halt.core.decoding import EventNumber
 from halt.core.events import Event
 from halt.core.receipts import Receipt

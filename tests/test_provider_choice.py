@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from halt.config.environment import load
 from halt.config.provider_setup import setup
 from halt.config.providers import ProviderSettings, Setup
-from halt.config.settings import Config, ConfigError, load
+from halt.config.settings import Config, ConfigError
 from halt.core.connection import Line
 from halt.core.request import ChatRequest
 from halt.errors import UpstreamError

@@ -19,7 +19,8 @@ import pytest
 from flask import Flask
 
 from halt.app import create_app
-from halt.config.settings import Config, ConfigError, load
+from halt.config.environment import load
+from halt.config.settings import Config, ConfigError
 from halt.errors import TooManyRequests
 from halt.web.client_address import address
 from halt.web.rate_limits import Rates

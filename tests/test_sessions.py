@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from halt.app import create_app
-from halt.config.settings import load
+from halt.config.environment import load
 from halt.web.sessions import owner
 from tests.conftest import HaltServer, StartHalt
 from tests.fake_openai import FakeOpenAI

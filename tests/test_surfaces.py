@@ -16,7 +16,7 @@ import openai._streaming as openai_streaming
 import pytest
 
 from halt.app import create_app
-from halt.config.settings import load
+from halt.config.environment import load
 from tests.conftest import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
 from tests.fake_openai import FakeOpenAI
 from tests.sse import PATIENCE, Client, Events

@@ -23,10 +23,11 @@ import pytest
 
 from halt import VERSION
 from halt.config import open_files
-from halt.config.settings import Config, ConfigError, load, take_notify
+from halt.config.environment import load
+from halt.config.settings import Config, ConfigError
 from halt.server import gunicorn_conf
 from halt.server.command_line import commands
-from halt.server.systemd import CLOSES_WITHIN
+from halt.server.systemd import CLOSES_WITHIN, take_notify
 from tests.conftest import ROOT, STARTS_WITHIN, HaltServer, eventually, settings
 from tests.fake_openai import FakeOpenAI
 from tests.resilience.servers import workers

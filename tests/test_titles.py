@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from halt.app import create_app
 from halt.chat import titles as module
 from halt.chat.titles import QUEUE_MOST, Titles
-from halt.config.settings import Config, ConfigError, load
+from halt.config.environment import load
+from halt.config.settings import Config, ConfigError
 from halt.core.events import Reasoning
 from halt.core.request import ChatRequest, Message, Part
 from halt.core.service import Generations

@@ -15,7 +15,8 @@ import msgspec
 import pytest
 
 from halt.chat.builtin_tools import SHIPPED, calculator, current_time
-from halt.config.settings import SHIPPED_TOOLS, ConfigError, load
+from halt.config.environment import load
+from halt.config.settings import SHIPPED_TOOLS, ConfigError
 from halt.core import tools as module
 from halt.core.events import ToolCall, ToolResult, encode
 from halt.core.tools import Tool, Toolbox, ToolError, ToolRound

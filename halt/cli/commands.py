@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import click
 from flask.cli import ScriptInfo
 
-from halt.config.settings import Config, load, user_data_folder
+from halt.config.environment import load
+from halt.config.settings import Config, user_data_folder
 from halt.errors import HaltError
 from halt.providers import embedded_model
 

@@ -25,6 +25,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
+from halt.config.addresses import fits_header, is_address, is_openai
 from halt.config.providers import KINDS, MAX_TOKENS, ProviderSettings, Setup
 from halt.config.settings import (
     ANTHROPIC_URL,
@@ -33,9 +34,6 @@ from halt.config.settings import (
     OPENAI_URL,
     Config,
     ConfigError,
-    fits_header,
-    is_address,
-    is_openai,
 )
 
 Text = Annotated[str, msgspec.Meta(pattern=r"\S")]

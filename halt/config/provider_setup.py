@@ -6,19 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from urllib.parse import urlsplit
 
+from halt.config.addresses import fits_header, is_address
+from halt.config.checks import override
+from halt.config.environment import variable
 from halt.config.model_servers import Server, decoded
 from halt.config.provider_file import read_file
 from halt.config.providers import DEMO, DEMO_EXTRA, KINDS, ProviderSettings, Setup
-from halt.config.settings import (
-    ANTHROPIC_URL,
-    OPENAI_URL,
-    Config,
-    ConfigError,
-    fits_header,
-    is_address,
-    override,
-    variable,
-)
+from halt.config.settings import ANTHROPIC_URL, OPENAI_URL, Config, ConfigError
 
 
 def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:

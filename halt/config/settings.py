@@ -1,24 +1,16 @@
-"""Environment to one frozen, validated `Config`; the only reader of `os.environ`.
-
-Every setting stands once in `Config`, with its default, its bounds and its meaning. A wrong value
-raises `ConfigError`, one line that names the variable, its value and what is allowed.
-"""
+"""All of Halt's settings: each stands once in `Config`, with its default, bounds and meaning."""
 
 from __future__ import annotations
 
-import ipaddress
-import os
-import re
-import ssl
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import platformdirs
+
+from halt.config.addresses import fits_header, is_address, is_loopback, is_openai
 
 OPENAI_URL = "https://api.openai.com/v1"
 ANTHROPIC_URL = "https://api.anthropic.com"
@@ -29,6 +21,11 @@ TITLES = ("model", "words")
 AZURE_VERSION = "2024-10-21"  # of Azure's API, the newest that is no preview
 DISCOVER_MAX = 16  # addresses of HALT_DISCOVER: each gets a thread while it is asked
 DEMO_SYSTEM_PROMPT = "You are a helpful assistant. Answer briefly, in plain English."
+#: Threads for requests of streams beyond the places that there are, each refused at once.
+REFUSING_THREADS = 32
+
+TRUE = {"1", "true", "yes", "on"}
+FALSE = {"0", "false", "no", "off"}
 
 
 class ConfigError(Exception):
@@ -244,11 +241,7 @@ class Config:
         f"Tools that every model is offered, with commas between: `{'`, `'.join(SHIPPED_TOOLS)}`",
     )
     tool_rounds: int = _setting(
-        "HALT_TOOL_ROUNDS",
-        8,
-        "Times that a model may call tools in one answer",
-        low=0,
-        high=100,
+        "HALT_TOOL_ROUNDS", 8, "Times that a model may call tools in one answer", low=0, high=100
     )
     heartbeat: float = _setting(
         "HALT_HEARTBEAT", 10.0, "A silent stream sends a comment this often", low=0.05, high=300
@@ -294,13 +287,7 @@ class Config:
     def has_provider(self) -> bool:
         """A key, or the address of a model's server, is set."""
         return any(
-            (
-                self.api_key,
-                self.base_url,
-                self.azure_endpoint,
-                self.anthropic_key,
-                self.config_file,
-            )
+            (self.api_key, self.base_url, self.azure_endpoint, self.anthropic_key, self.config_file)
         )
 
     @property
@@ -311,12 +298,12 @@ class Config:
     @property
     def discovers(self) -> bool:
         """Model servers are looked for."""
-        return not self.has_provider and self.discover.lower() not in _FALSE
+        return not self.has_provider and self.discover.lower() not in FALSE
 
     @property
     def discover_addresses(self) -> tuple[str, ...]:
         """The base URLs that HALT_DISCOVER names, up to and with `/v1`. Raises ConfigError."""
-        if self.discover.lower() in _TRUE | _FALSE:
+        if self.discover.lower() in TRUE | FALSE:
             return ()
         given = [word for each in self.discover.split(",") if (word := each.strip())]
         return tuple(dict.fromkeys(_server_address(self.discover, each) for each in given))
@@ -374,144 +361,6 @@ class Config:
         return self.max_streams + REFUSING_THREADS
 
 
-#: Threads for requests of streams beyond the places that there are, each refused at once.
-REFUSING_THREADS = 32
-
-#: One limit of HALT_RATE_SESSION and HALT_RATE_ADDRESS: 30/minute, 5 per 10 seconds.
-_RATE = re.compile(
-    r"[1-9][0-9]{0,5} *(/| per ) *([1-9][0-9]{0,3} *)?(second|minute|hour|day)s?", re.IGNORECASE
-)
-
-_TRUE = {"1", "true", "yes", "on"}
-_FALSE = {"0", "false", "no", "off"}
-
-
-def _parse(name: str, raw: str, kind: str, low: float | None, high: float | None) -> Any:
-    if kind == "str":
-        return raw
-    if kind == "tuple[str, ...]":
-        return tuple(dict.fromkeys(word for each in raw.split(",") if (word := each.strip())))
-    if kind == "bool":
-        if raw.lower() in _TRUE | _FALSE:
-            return raw.lower() in _TRUE
-        raise ConfigError(f"{name}={raw!r} is not a switch: use 1 or 0.")
-    noun = "a whole number" if kind == "int" else "a number"
-    try:
-        value = int(raw) if kind == "int" else float(raw)
-    except ValueError:
-        value = float("nan")
-    if low is not None and high is not None and low <= value <= high:
-        return value
-    raise ConfigError(f"{name}={raw!r} is not allowed: use {noun} from {low:g} to {high:g}.")
-
-
-def check_reachable(config: Config, setting: str, host: str) -> None:
-    """An address that other machines reach needs a token, or the word that none is wanted.
-
-    `setting` is where the address was set, as an error shows it. Raises ConfigError.
-    """
-    if not is_loopback(host) and not config.token and not config.allow_anonymous:
-        raise ConfigError(
-            f"{setting} is reachable from other machines and no HALT_TOKEN is set: "
-            "set HALT_TOKEN, or HALT_ALLOW_ANONYMOUS=1 to let anyone in."
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether this names the machine itself and reaches no other."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def is_address(text: str) -> bool:
-    """Whether this is the address of an HTTP server, to which paths can be added."""
-    try:
-        url = urlsplit(text)
-        known = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
-        return known and not {"?", "#"} & set(text)
-    except ValueError:
-        return False
-
-
-def is_openai(url: str) -> bool:
-    """Whether an address is OpenAI's own, in any region."""
-    return f".{urlsplit(url).hostname or ''}".endswith(".api.openai.com")
-
-
-def is_origin(text: str) -> bool:
-    """Whether a browser would name an origin so: in lower case, without path and usual port."""
-    try:
-        url = urlsplit(text)
-        port = url.port
-    except ValueError:
-        return False
-    return (
-        is_address(text)
-        and fits_header(text)
-        and text == f"{url.scheme}://{url.netloc}".lower()
-        and not url.netloc.endswith(":")
-        and "@" not in url.netloc
-        and "*" not in url.netloc
-        and port != {"http": 80, "https": 443}[url.scheme]
-    )
-
-
-def fits_header(text: str) -> bool:
-    """Whether a key or token can be sent in a header."""
-    return text.isascii() and text.isprintable() and not any(c.isspace() for c in text)
-
-
-def _validate(config: Config) -> None:
-    for name, address, example in (
-        ("OPENAI_BASE_URL", config.base_url, "http://127.0.0.1:11434/v1"),
-        ("ANTHROPIC_BASE_URL", config.anthropic_url, "https://api.anthropic.com"),
-        ("AZURE_OPENAI_ENDPOINT", config.azure_endpoint, "https://NAME.openai.azure.com"),
-    ):
-        if {"?", "#"} & set(address):  # which may hold a key, so it is not quoted
-            raise ConfigError(
-                f"{name} holds a ? or a #: paths are put behind it, "
-                f"so use http(s)://HOST[:PORT]/PATH alone, as in {example}."
-            )
-        if address and not is_address(address):
-            raise ConfigError(
-                f"{name}={address!r} is not an address: "
-                f"use http(s)://HOST[:PORT]/PATH, as in {example}."
-            )
-    azure = {
-        "AZURE_OPENAI_ENDPOINT": config.azure_endpoint,
-        "AZURE_OPENAI_API_KEY": config.azure_key,
-        "AZURE_OPENAI_DEPLOYMENT": config.azure_deployment,
-    }
-    missing = [name for name, value in azure.items() if not value]
-    if missing and (config.azure_endpoint or config.azure_deployment) and not config.config_file:
-        raise ConfigError(f"{missing[0]} is missing: Azure OpenAI needs {', '.join(azure)}.")
-    for name, value, least in (
-        ("HALT_TOKEN", config.token, 8),
-        ("HALT_SECRET_KEY", config.secret_key, 16),
-    ):
-        if value and len(value) < least:
-            raise ConfigError(f"{name} is too short: use at least {least} characters.")
-    for name, value in (
-        ("OPENAI_API_KEY", config.api_key),
-        ("ANTHROPIC_API_KEY", config.anthropic_key),
-        ("AZURE_OPENAI_API_KEY", config.azure_key),
-        ("HALT_TOKEN", config.token),
-    ):
-        if not fits_header(value):
-            raise ConfigError(f"{name} holds a space or a character that no header can carry.")
-    if len(config.system_prompt) >= config.max_prompt_chars:
-        raise ConfigError(
-            f"HALT_SYSTEM_PROMPT has {len(config.system_prompt)} characters: use fewer than "
-            f"HALT_MAX_PROMPT_CHARS={config.max_prompt_chars}, which counts them in each request."
-        )
-    _validate_lists(config)
-    check_reachable(config, f"HOST={config.host!r}", config.host)
-
-
 def _server_address(setting: str, text: str) -> str:
     """The base URL of one address of HALT_DISCOVER. Raises ConfigError."""
     url = text if "://" in text else f"http://{text}"
@@ -531,128 +380,6 @@ def _server_address(setting: str, text: str) -> str:
     return f"{parts.scheme}://{host}{'' if is_usual else f':{parts.port}'}/v1"
 
 
-def _validate_lists(config: Config) -> None:
-    if len(config.discover_addresses) > DISCOVER_MAX:
-        raise ConfigError(f"HALT_DISCOVER names more than {DISCOVER_MAX} addresses: use fewer.")
-    for name, rates in (
-        ("HALT_RATE_SESSION", config.rate_session),
-        ("HALT_RATE_ADDRESS", config.rate_address),
-    ):
-        if rates and not all(_RATE.fullmatch(each.strip()) for each in rates.split(";")):
-            raise ConfigError(
-                f"{name}={rates!r} is not a rate: use NUMBER/UNIT, as in 30/minute, "
-                "with second, minute, hour or day, and ; between several."
-            )
-    for name, value, choice in (
-        ("HALT_CONTINUE", config.continues, CONTINUES),
-        ("HALT_TITLES", config.titles, TITLES),
-    ):
-        if value not in choice:
-            raise ConfigError(f"{name}={value!r} is not allowed: use {' or '.join(choice)}.")
-    for tool in config.tools:
-        if tool not in SHIPPED_TOOLS:
-            raise ConfigError(
-                f"HALT_TOOLS={','.join(config.tools)!r}: there is no tool named {tool!r}; "
-                f"the tools are {', '.join(SHIPPED_TOOLS)}."
-            )
-    for origin in config.cors_origins:
-        if origin != "*" and not is_origin(origin):
-            raise ConfigError(
-                f"HALT_CORS_ORIGINS={','.join(config.cors_origins)!r}: {origin!r} is not an "
-                "origin: use http(s)://host[:port] in lower case, without a path and without the "
-                "usual port, or *."
-            )
-
-
-def _validate_way(env: Mapping[str, str]) -> None:
-    """What is taken from the environment on the way to the model: proxies and certificates."""
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        for variable_name in (name, name.lower()):
-            proxy = env.get(variable_name, "").strip()
-            try:
-                url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-                fits = fits_header(proxy) and bool(url.hostname) and url.port != 0
-            except ValueError:
-                fits = False
-            if proxy and not fits:  # it may hold a password, so it is not shown
-                raise ConfigError(
-                    f"{variable_name} is not the address of a proxy: use http://HOST:PORT."
-                )
-    bundle = env.get("SSL_CERT_FILE", "")
-    try:
-        if bundle:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(bundle)
-    except OSError as exc:
-        reason = "there is no certificate in it" if isinstance(exc, ssl.SSLError) else exc.strerror
-        raise ConfigError(
-            f"SSL_CERT_FILE={bundle!r} cannot be used: {reason}. Use a file of certificates (PEM)."
-        ) from None
-
-
-def load(environ: Mapping[str, str] | None = None) -> Config:
-    """Read the settings from `environ` (default: the process's).
-
-    An empty variable counts as unset. Raises ConfigError.
-    """
-    env = os.environ if environ is None else environ
-    values: dict[str, Any] = {}
-    for item in fields(Config):
-        meta = item.metadata
-        raw = env.get(meta["env"], "").strip()
-        if raw:
-            values[item.name] = _parse(meta["env"], raw, str(item.type), meta["low"], meta["high"])
-    config = Config(**values)
-    _validate(config)
-    _validate_way(env)
-    return config
-
-
-def variable(name: str) -> str:
-    """The value of a variable that a configuration file names, empty where it is unset."""
-    return os.environ.get(name, "").strip()
-
-
-def override(config: Config, **values: Any) -> Config:
-    """These settings with others in place of some; None changes nothing. Raises ConfigError."""
-    changed = replace(config, **{name: each for name, each in values.items() if each is not None})
-    _validate(changed)
-    return changed
-
-
 def user_data_folder() -> Path:
     """Where this platform keeps what belongs to one user; it may not exist yet."""
     return platformdirs.user_data_path("halt", appauthor=False)
-
-
-def at_a_desktop() -> bool:
-    """Whether a person sits at this terminal and a browser can show a window beside it."""
-    env = os.environ
-    if not (sys.stdin.isatty() and sys.stderr.isatty()) or env.get("SSH_CONNECTION"):
-        return False
-    return sys.platform == "darwin" or bool(env.get("DISPLAY") or env.get("WAYLAND_DISPLAY"))
-
-
-def drop_empty(name: str) -> None:
-    """Take a variable away that is empty, and so counts as unset, from others that read it."""
-    if not os.environ.get(name, "?").strip():
-        del os.environ[name]
-
-
-def publish(values: Mapping[str, str]) -> None:
-    """Hand settings to the worker processes that this process will fork."""
-    os.environ.update(values)
-
-
-def take_notify() -> tuple[str, float]:
-    """The socket on which systemd awaits reports of this process, and the seconds of its watchdog.
-
-    Empty and 0 where there is none. The variables are removed: with them gunicorn would report that
-    it is ready before a worker is, and processes that Halt starts would take them for their own.
-    """
-    address = os.environ.pop("NOTIFY_SOCKET", "")
-    microseconds = os.environ.pop("WATCHDOG_USEC", "")
-    process = os.environ.pop("WATCHDOG_PID", "")
-    is_time = microseconds.isdecimal() and len(microseconds) <= 20  # of 64 bits
-    if not is_time or process not in {"", str(os.getpid())}:
-        return address, 0.0
-    return address, int(microseconds) / 1_000_000

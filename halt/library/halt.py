@@ -20,9 +20,10 @@ from typing import Any, Self, TypedDict, Unpack, overload
 
 import msgspec
 
+from halt.config.environment import load
 from halt.config.provider_setup import with_provider
 from halt.config.providers import Kind
-from halt.config.settings import Config, ConfigError, load
+from halt.config.settings import Config, ConfigError
 from halt.core.decoding import CHAT_REQUEST
 from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest, Message, Upstream

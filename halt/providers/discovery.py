@@ -26,6 +26,7 @@ import msgspec
 
 from halt import VERSION
 from halt.clock import now
+from halt.config.addresses import is_loopback
 from halt.config.model_servers import (
     LISTS_LOADED,
     LOOPBACK,
@@ -38,7 +39,7 @@ from halt.config.model_servers import (
     origin,
     product_of,
 )
-from halt.config.settings import Config, is_loopback
+from halt.config.settings import Config
 from halt.core.connection import Line, on_line
 from halt.errors import TOKEN_NEEDED, Interrupted
 from halt.providers.cached_query import CachedQuery

@@ -15,8 +15,8 @@ from urllib.parse import quote, urlsplit
 import httpx2
 import openai
 
+from halt.config.addresses import is_openai
 from halt.config.providers import ProviderSettings
-from halt.config.settings import is_openai
 from halt.core.connection import Line
 from halt.core.request import ChatRequest, Reply
 from halt.errors import UpstreamError

@@ -16,9 +16,10 @@ import click
 
 from halt import VERSION
 from halt.cli.commands import chat, doctor
-from halt.config import settings
+from halt.config import environment
 from halt.config.settings import ConfigError
 from halt.providers import embedded_model
+from halt.server import page_opener
 
 PROGRAM = "halt-chat"
 #: gunicorn, which gets the other options, has both of its own: its defaults, and its own version.
@@ -72,9 +73,9 @@ def serve(gunicorn: tuple[str, ...], no_open: bool, **variables: str | None) -> 
 
     An option comes before its variable, which stands in brackets with its default.
     """
-    settings.publish({name: value for name, value in variables.items() if value is not None})
-    if not no_open and settings.at_a_desktop():
-        settings.publish({"HALT_OPEN_PAGE": "1"})
+    environment.publish({name: value for name, value in variables.items() if value is not None})
+    if not no_open and page_opener.at_a_desktop():
+        environment.publish({"HALT_OPEN_PAGE": "1"})
     from halt.server.serve import run_server  # noqa: PLC0415
 
     run_server(gunicorn)

@@ -18,11 +18,11 @@ from typing import Any
 # one that takes the place of one that died.
 import halt.app  # noqa: F401
 from halt.config import data_dir, open_files
-from halt.config import settings as halt_config
+from halt.config.environment import load, publish, variable
 from halt.config.model_servers import Found
 from halt.config.provider_setup import setup
 from halt.config.providers import Setup
-from halt.config.settings import Config
+from halt.config.settings import Config, ConfigError
 from halt.errors import StoreUnavailable
 from halt.providers import discovery, embedded_model
 from halt.server import page_opener, systemd
@@ -43,9 +43,9 @@ def settings() -> dict[str, Any]:
     Leaves with one line where a setting is wrong.
     """
     try:
-        config = halt_config.load()
+        config = load()
         providers = setup(config)
-    except halt_config.ConfigError as fault:
+    except ConfigError as fault:
         sys.exit(f"halt: {fault}")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level="WARNING")
     logging.getLogger("halt").setLevel("INFO")
@@ -115,14 +115,14 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
         sys.exit(f"halt: --workers={server.cfg.workers} is not allowed: at least one is needed.")
     _check_addresses(server)
     server.halt_is_at_terminal = os.isatty(STDIN) and not _ignores_hangup()
-    address, watchdog = halt_config.take_notify()
+    address, watchdog = systemd.take_notify()
     server.halt_systemd = systemd.Notifier(server, address, watchdog) if address else None
     try:
         server_check.check_gunicorn(server.cfg, config)
         key = config.secret_key or data_dir.secret_key(config.data_folder)
         data_dir.socket_folder(data_dir.run_folder(config.data_folder))
         open_database(config.data_folder, config.database_url).close()
-    except halt_config.ConfigError as exc:
+    except ConfigError as exc:
         sys.exit(f"halt: {exc}")
     published = {"HALT_SECRET_KEY": key}
     server.halt_supervisor = None
@@ -153,7 +153,7 @@ def on_starting(server: Any, config: Config, providers: Setup) -> None:
             demo = f"no model: {missing}"
         talks_to = "; ".join(filter(None, (demo, talks_to)))
     published["HALT_MAX_STREAMS"] = str(open_files.allow(config.max_streams))
-    halt_config.publish(published)
+    publish(published)
     server.halt_talks_to = talks_to
 
 
@@ -165,7 +165,7 @@ def _ignores_hangup() -> bool:
 def _discover(server: Any, config: Config) -> Found:
     """The model servers that are found at the start, nothing where none are looked for."""
     listens = list(server.cfg.address)
-    if halt_config.variable("LISTEN_FDS"):
+    if variable("LISTEN_FDS"):
         listens.append(None)  # systemd's sockets, of which the settings tell nothing
     mark = via.mark_of(config.data_folder)
     return discovery.found_at_start(discovery.addresses_of(config, listens), mark)

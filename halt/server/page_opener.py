@@ -7,8 +7,17 @@ import sys
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+from halt.config.environment import variable
+
 #: Wildcard addresses, which no browser can open, with the loopback address that it opens instead.
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - no server listens here
+
+
+def at_a_desktop() -> bool:
+    """Whether a person sits at this terminal and a browser can show a window beside it."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()) or variable("SSH_CONNECTION"):
+        return False
+    return sys.platform == "darwin" or bool(variable("DISPLAY") or variable("WAYLAND_DISPLAY"))
 
 
 def page_of(addresses: Iterable[str]) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from halt.assets import GUNICORN_SETTINGS, PACKAGE
-from halt.config.settings import ConfigError, drop_empty, load
+from halt.config.environment import drop_empty, load
+from halt.config.settings import ConfigError
 
 #: gunicorn would read a `gunicorn.conf.py` of the current folder otherwise.
 SETTINGS = ["-c", str(GUNICORN_SETTINGS)]

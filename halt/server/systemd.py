@@ -13,11 +13,14 @@ gunicorn itself would report READY=1 as soon as it listens, and has no hook in i
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
+
+from halt.config import environment
 
 #: Reports of WATCHDOG=1 in the time after which systemd ends a service without one.
 PINGS = 4
@@ -25,6 +28,21 @@ PINGS = 4
 CLOSES_WITHIN = 20
 
 logger = logging.getLogger(__name__)
+
+
+def take_notify() -> tuple[str, float]:
+    """The socket on which systemd awaits reports of this process, and the seconds of its watchdog.
+
+    Empty and 0 where there is none. The variables are removed: with them gunicorn would report that
+    it is ready before a worker is, and processes that Halt starts would take them for their own.
+    """
+    address = environment.take("NOTIFY_SOCKET")
+    microseconds = environment.take("WATCHDOG_USEC")
+    process = environment.take("WATCHDOG_PID")
+    is_time = microseconds.isdecimal() and len(microseconds) <= 20  # of 64 bits
+    if not is_time or process not in {"", str(os.getpid())}:
+        return address, 0.0
+    return address, int(microseconds) / 1_000_000
 
 
 class Notifier:

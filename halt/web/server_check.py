@@ -20,7 +20,8 @@ from typing import Any
 import click
 
 from halt.assets import CHECKOUT
-from halt.config.settings import Config, ConfigError, check_reachable
+from halt.config.checks import check_reachable
+from halt.config.settings import Config, ConfigError
 
 #: A worker that leaves with this status makes gunicorn's master leave too; for any other it starts
 #: the next one, for ever.

@@ -21,8 +21,8 @@ import msgspec
 
 from halt.cli.source import body_of
 from halt.clock import now
+from halt.config.addresses import is_openai
 from halt.config.providers import ProviderSettings
-from halt.config.settings import is_openai
 from halt.core.connection import limited
 from halt.errors import HaltError
 from halt.transport.pool import Transport

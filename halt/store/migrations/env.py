@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection
 
-from halt.config.settings import load
+from halt.config.environment import load
 from halt.store.database import make_engine
 from halt.store.tables import metadata
 

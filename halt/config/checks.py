@@ -1,0 +1,143 @@
+"""Checks of the settings. Each raises ConfigError, a line that names the variable and a remedy."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from halt.config.addresses import fits_header, is_address, is_loopback, is_origin
+from halt.config.settings import CONTINUES, DISCOVER_MAX, SHIPPED_TOOLS, TITLES, Config, ConfigError
+
+#: One limit of HALT_RATE_SESSION and HALT_RATE_ADDRESS: 30/minute, 5 per 10 seconds.
+_RATE = re.compile(
+    r"[1-9][0-9]{0,5} *(/| per ) *([1-9][0-9]{0,3} *)?(second|minute|hour|day)s?", re.IGNORECASE
+)
+
+
+def override(config: Config, **values: Any) -> Config:
+    """These settings with others in place of some; None changes nothing. Raises ConfigError."""
+    changed = replace(config, **{name: each for name, each in values.items() if each is not None})
+    check(changed)
+    return changed
+
+
+def check(config: Config) -> None:
+    """Check what of the settings no bound says. Raises ConfigError."""
+    for name, address, example in (
+        ("OPENAI_BASE_URL", config.base_url, "http://127.0.0.1:11434/v1"),
+        ("ANTHROPIC_BASE_URL", config.anthropic_url, "https://api.anthropic.com"),
+        ("AZURE_OPENAI_ENDPOINT", config.azure_endpoint, "https://NAME.openai.azure.com"),
+    ):
+        if {"?", "#"} & set(address):  # which may hold a key, so it is not quoted
+            raise ConfigError(
+                f"{name} holds a ? or a #: paths are put behind it, "
+                f"so use http(s)://HOST[:PORT]/PATH alone, as in {example}."
+            )
+        if address and not is_address(address):
+            raise ConfigError(
+                f"{name}={address!r} is not an address: "
+                f"use http(s)://HOST[:PORT]/PATH, as in {example}."
+            )
+    azure = {
+        "AZURE_OPENAI_ENDPOINT": config.azure_endpoint,
+        "AZURE_OPENAI_API_KEY": config.azure_key,
+        "AZURE_OPENAI_DEPLOYMENT": config.azure_deployment,
+    }
+    missing = [name for name, value in azure.items() if not value]
+    if missing and (config.azure_endpoint or config.azure_deployment) and not config.config_file:
+        raise ConfigError(f"{missing[0]} is missing: Azure OpenAI needs {', '.join(azure)}.")
+    for name, value, least in (
+        ("HALT_TOKEN", config.token, 8),
+        ("HALT_SECRET_KEY", config.secret_key, 16),
+    ):
+        if value and len(value) < least:
+            raise ConfigError(f"{name} is too short: use at least {least} characters.")
+    for name, value in (
+        ("OPENAI_API_KEY", config.api_key),
+        ("ANTHROPIC_API_KEY", config.anthropic_key),
+        ("AZURE_OPENAI_API_KEY", config.azure_key),
+        ("HALT_TOKEN", config.token),
+    ):
+        if not fits_header(value):
+            raise ConfigError(f"{name} holds a space or a character that no header can carry.")
+    if len(config.system_prompt) >= config.max_prompt_chars:
+        raise ConfigError(
+            f"HALT_SYSTEM_PROMPT has {len(config.system_prompt)} characters: use fewer than "
+            f"HALT_MAX_PROMPT_CHARS={config.max_prompt_chars}, which counts them in each request."
+        )
+    _check_lists(config)
+    check_reachable(config, f"HOST={config.host!r}", config.host)
+
+
+def _check_lists(config: Config) -> None:
+    if len(config.discover_addresses) > DISCOVER_MAX:
+        raise ConfigError(f"HALT_DISCOVER names more than {DISCOVER_MAX} addresses: use fewer.")
+    for name, rates in (
+        ("HALT_RATE_SESSION", config.rate_session),
+        ("HALT_RATE_ADDRESS", config.rate_address),
+    ):
+        if rates and not all(_RATE.fullmatch(each.strip()) for each in rates.split(";")):
+            raise ConfigError(
+                f"{name}={rates!r} is not a rate: use NUMBER/UNIT, as in 30/minute, "
+                "with second, minute, hour or day, and ; between several."
+            )
+    for name, value, choice in (
+        ("HALT_CONTINUE", config.continues, CONTINUES),
+        ("HALT_TITLES", config.titles, TITLES),
+    ):
+        if value not in choice:
+            raise ConfigError(f"{name}={value!r} is not allowed: use {' or '.join(choice)}.")
+    for tool in config.tools:
+        if tool not in SHIPPED_TOOLS:
+            raise ConfigError(
+                f"HALT_TOOLS={','.join(config.tools)!r}: there is no tool named {tool!r}; "
+                f"the tools are {', '.join(SHIPPED_TOOLS)}."
+            )
+    for origin in config.cors_origins:
+        if origin != "*" and not is_origin(origin):
+            raise ConfigError(
+                f"HALT_CORS_ORIGINS={','.join(config.cors_origins)!r}: {origin!r} is not an "
+                "origin: use http(s)://host[:port] in lower case, without a path and without the "
+                "usual port, or *."
+            )
+
+
+def check_reachable(config: Config, setting: str, host: str) -> None:
+    """An address that other machines reach needs a token, or the word that none is wanted.
+
+    `setting` is where the address was set, as an error shows it. Raises ConfigError.
+    """
+    if not is_loopback(host) and not config.token and not config.allow_anonymous:
+        raise ConfigError(
+            f"{setting} is reachable from other machines and no HALT_TOKEN is set: "
+            "set HALT_TOKEN, or HALT_ALLOW_ANONYMOUS=1 to let anyone in."
+        )
+
+
+def check_way(env: Mapping[str, str]) -> None:
+    """What is taken from the environment on the way to the model: proxies and certificates."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        for variable_name in (name, name.lower()):
+            proxy = env.get(variable_name, "").strip()
+            try:
+                url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+                fits = fits_header(proxy) and bool(url.hostname) and url.port != 0
+            except ValueError:
+                fits = False
+            if proxy and not fits:  # it may hold a password, so it is not shown
+                raise ConfigError(
+                    f"{variable_name} is not the address of a proxy: use http://HOST:PORT."
+                )
+    bundle = env.get("SSL_CERT_FILE", "")
+    try:
+        if bundle:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(bundle)
+    except OSError as exc:
+        reason = "there is no certificate in it" if isinstance(exc, ssl.SSLError) else exc.strerror
+        raise ConfigError(
+            f"SSL_CERT_FILE={bundle!r} cannot be used: {reason}. Use a file of certificates (PEM)."
+        ) from None
