@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from halt.app import create_app
 from halt.config.settings import Config
-from halt.rendering.markdown import Patch
+from halt.rendering.blocks import Patch
 from halt.web.page.ended_html import ended_answer
 from halt.web.page.views import AnswerView, BelowView, FoldView
 

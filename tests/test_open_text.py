@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halt.rendering.markdown import BlockStream
+from halt.rendering.blocks import BlockStream
 from halt.rendering.open_text import PART, RUN, SEAM, WBR, OpenText, breakable, normal
 
 TEXTS = {

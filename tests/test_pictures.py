@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from halt.core.request import ChatRequest, Message, go_on, unfinished
 from halt.providers.continuation import by_instruction, by_prefix
+from halt.rendering.blocks import BlockStream
 from halt.rendering.data_urls import PictureFilter, shown, told
-from halt.rendering.markdown import BlockStream, render, render_block
+from halt.rendering.markdown import render, render_block
 from halt.store.models import State
 from halt.store.prompt_messages import as_told
 

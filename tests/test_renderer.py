@@ -22,8 +22,8 @@ import pytest
 
 from halt.rendering import markdown, protocol
 from halt.rendering import renderer as renderer_module
+from halt.rendering.blocks import BlockStream
 from halt.rendering.highlighting import Colours
-from halt.rendering.markdown import BlockStream
 from halt.rendering.protocol import Reply, Request
 from halt.rendering.renderer import SHORT, Renderer
 from tests.bench.processes import tree

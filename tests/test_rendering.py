@@ -13,8 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from halt.rendering import highlighting, markdown
+from halt.rendering.blocks import BlockStream, Patch, Step
+from halt.rendering.formulas import FORMULA_LINES_MAX
 from halt.rendering.highlighting import Colours
-from halt.rendering.markdown import BlockStream, Patch, Step, render_block
+from halt.rendering.markdown import render_block
 
 # --- A page, an allow-list, and texts -----------------------------------------------------------
 
@@ -370,7 +372,7 @@ def test_a_mark_that_is_not_closed_takes_nothing_with_it() -> None:
         text = f"$$\n\n**a**\n\n{end}\n\nb"
         assert "<strong>a</strong>" in render(text)
         assert page_of(*text).tail == "b"
-    long = "$$\n\n" + "**a**\n\n" * markdown.FORMULA_LINES_MAX + "b"
+    long = "$$\n\n" + "**a**\n\n" * FORMULA_LINES_MAX + "b"
     assert "<strong>a</strong>" in render(long)
     assert page_of(*long).tail == "b"
 

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from halt.cli.screen import WAS_THOUGHT, Screen, clean, seconds
 from halt.clock import now
-from halt.rendering.markdown import BlockStream, parser_of_answers
+from halt.rendering.blocks import BlockStream
+from halt.rendering.grammar import parser_of_answers
 
 FRAMES = 20  # a second
 TAIL_MAX = 2_000  # characters of an open block that are drawn; the rest of it is seen at its end

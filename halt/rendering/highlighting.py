@@ -16,7 +16,7 @@ from typing import Any
 from pygments import lexers  # type: ignore[import-untyped, unused-ignore]
 from pygments import token as kinds  # type: ignore[import-untyped, unused-ignore]
 
-from halt.rendering.markdown import cleaner
+from halt.rendering.sanitizing import cleaner
 
 HIGHLIGHTED_MAX = 50_000  # characters of code: ordinary code takes 0.15 s
 

@@ -21,8 +21,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, TypeVar
 
+from halt.rendering.blocks import Block, blocks_of
 from halt.rendering.highlighting import Colours
-from halt.rendering.markdown import Block, blocks_of, plain_block, render, render_block
+from halt.rendering.markdown import plain_block, render, render_block
 from halt.rendering.protocol import (
     AGAIN,
     HEAD,

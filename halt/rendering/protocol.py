@@ -10,7 +10,7 @@ import struct
 
 import msgspec
 
-from halt.rendering.markdown import Block
+from halt.rendering.blocks import Block
 
 # Seconds of CPU, and seconds for each character. What is over its limit is shown plain.
 #: Markdown of a text: prose takes 1.3 us a character, a table 6, lazy lines in nested quotes 25.

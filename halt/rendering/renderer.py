@@ -36,7 +36,8 @@ import msgspec
 
 from halt.assets import PACKAGE
 from halt.clock import now
-from halt.rendering.markdown import Block, Patch, Step, plain, plain_block, render, render_block
+from halt.rendering.blocks import Block, Patch, Step
+from halt.rendering.markdown import plain, plain_block, render, render_block
 from halt.rendering.open_text import normal
 from halt.rendering.protocol import (
     HEAD,

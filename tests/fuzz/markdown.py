@@ -10,18 +10,12 @@ import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
-from halt.rendering.markdown import (
-    DIRECTED,
-    TAGS,
-    BlockStream,
-    blocks_of,
-    plain,
-    render,
-    render_block,
-)
+from halt.rendering.blocks import BlockStream, blocks_of
+from halt.rendering.markdown import plain, render, render_block
 from halt.rendering.open_text import RUN, SEAM, WBR, OpenText, breakable, normal
 from halt.rendering.renderer import SHORT
 from halt.rendering.renderer import _is_light as is_light
+from halt.rendering.sanitizing import DIRECTED, TAGS
 from tests.fuzz.cuts import cuts_of, pieces_of
 from tests.fuzz.mutate import TEXTS, mutated
 from tests.fuzz.target import CPU_MAX, Finding, Target

@@ -17,7 +17,7 @@ from halt.core.finish_reasons import CUT_OFF, EMPTY, broken_off, is_good
 from halt.core.generation import Recording
 from halt.core.steps import BELOW, Fold
 from halt.rendering import data_urls
-from halt.rendering.markdown import BlockStream, Patch
+from halt.rendering.blocks import BlockStream, Patch
 from halt.rendering.open_text import OpenText, breakable, normal
 from halt.rendering.renderer import Rendering
 from halt.store.models import Exchange, Versions, state_of

@@ -31,7 +31,7 @@ from halt.core.events import (
 )
 from halt.core.generation import Recording
 from halt.core.steps import BELOW, FoldPatch
-from halt.rendering.markdown import BlockStream, Patch, Step
+from halt.rendering.blocks import BlockStream, Patch, Step
 from halt.rendering.open_text import OpenText
 from halt.rendering.protocol import Drawn
 from halt.rendering.renderer import Ready, Renderer, Rendering

@@ -1,0 +1,123 @@
+"""Formulas in a text: where they are, and the rules by which the parser leaves them as they are."""
+
+import re
+
+from markdown_it.rules_block import StateBlock
+from markdown_it.rules_inline import StateInline
+
+from halt.rendering.lines import HEADING, OPENING, RULE
+
+FORMULA_MAX = 5_000  # characters of a formula
+# Lines of a formula: a mark that is never closed holds so many back from the rest.
+FORMULA_LINES_MAX = 100
+
+DISPLAY = re.compile(r"\$\$(?!\$)|\\\[|\\begin\{([A-Za-z]+\*?)\}")
+#: A formula by its marks. An escaped mark within it is none, nor is the `\[` of `\\[2pt]`.
+FORMULAS = (
+    re.compile(r"\\\((?:[^\\]++|\\[^()])*+\\\)", re.DOTALL),
+    re.compile(r"\\\[((?:[^\\]++|\\[^\[\]])*+)\\\](?!\()", re.DOTALL),
+    re.compile(r"\$\$(?!\$)(?:[^\\$]++|\\.|\$(?!\$))*+\$\$(?!\$)", re.DOTALL),
+    # Amounts of money and shell variables are none: a formula has no blank inside of its marks,
+    # and no letter or digit outside.
+    re.compile(r"\$(?![\s$])(?:[^\\$`]++|\\.)*+(?<!\s)\$(?![0-9A-Za-z_$])", re.DOTALL),
+)
+#: Between two dollars that stand for money, beside which Markdown goes on.
+PROSE = re.compile(r"[^\\^_={}<>]*\s[^\W\d_]{2,}\s[^\\^_={}<>]*")
+BOLD = re.compile(r"(?:^|[\s(])\*\*[^\s*]|[^\s*{^]\*\*(?:$|[\s,.;:!?)])")
+#: What is in brackets that were escaped to be brackets: words, a tick, numbers of sources.
+WORDS = re.compile(
+    r"(?:(?![^\W\d_]{3})[^\\^_=+<>{}|&\n])*+[^\W\d_]{3}[^\\^_=+<>{}|&\n]*+|[ \d,xX-]*+"
+)
+
+
+def _formula_at(text: str, at: int) -> int:
+    """Where the formula ends that begins at this place; 0 where none does."""
+    if text[at] == "$":
+        before = text[at - 1] if at else " "
+        if before == "$" or (before.isascii() and (before.isalnum() or before == "_")):
+            return 0
+    opening = DISPLAY.match(text, at)
+    if opening and opening[1]:
+        mark = f"\\end{{{opening[1]}}}"
+        end = text.find(mark, at, at + FORMULA_MAX)
+        return end + len(mark) if end >= 0 else 0
+    for pattern in FORMULAS:
+        if not (found := pattern.match(text, at, at + FORMULA_MAX)):
+            continue
+        inside = found[0]
+        if inside[0] == "$":
+            inside = inside.strip("$")
+            is_none = bool(BOLD.search(inside) or PROSE.fullmatch(inside))
+        else:
+            is_none = pattern.groups > 0 and bool(WORDS.fullmatch(found[1]))
+        return 0 if is_none else found.end()
+    return 0
+
+
+def formula(state: StateInline, silent: bool) -> bool:
+    """A formula stays as it was written, with its marks and lines."""
+    if state.src[state.pos] not in "\\$" or not (end := _formula_at(state.src, state.pos)):
+        return False
+    if end > state.posMax:  # it begins in a link's text and ends behind it
+        return False
+    if not silent:
+        state.push("formula", "span", 0).content = state.src[state.pos : end]
+    state.pos = end
+    return True
+
+
+def formula_lines(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """A paragraph whose first line begins a formula of several lines, whatever these look like."""
+    at, stop = state.bMarks[start] + state.tShift[start], state.eMarks[start]
+    opening = DISPLAY.match(state.src, at) or _last_opening(state.src, at, stop)
+    if not opening or state.is_code_block(start) or state.sCount[start] < state.blkIndent:
+        return False
+    closing = closing_of(opening)
+    alone = opening.start() == at and not state.src[opening.end() : stop].strip()
+    end = min(end, start + FORMULA_LINES_MAX)
+    if state.src.find(closing, stop, state.eMarks[end - 1]) < 0:
+        return False
+    for line in range(start + 1, end):
+        if state.isEmpty(line):
+            if not alone:
+                return False
+            continue
+        first, last = state.bMarks[line] + state.tShift[line], state.eMarks[line]
+        if state.sCount[line] < state.blkIndent or ends_formula(state.src[first:last]):
+            return False
+        if closing in state.src[first:last]:
+            content = state.getLines(start, line + 1, state.blkIndent, False).strip()
+            if not _formula_at(content, opening.start() - at):
+                return False
+            if not silent:
+                state.line = line + 1
+                # No paragraph: the list item of a short list drops the tags of its paragraphs.
+                state.push("formula_open", "p", 1).map = [start, state.line]
+                token = state.push("inline", "", 0)
+                token.content, token.map, token.children = content, [start, state.line], []
+                state.push("formula_close", "p", -1)
+            return True
+    return False
+
+
+def _last_opening(text: str, start: int, stop: int) -> re.Match[str] | None:
+    """The mark at the end of this line that opens a formula of the lines behind it."""
+    line = text[start:stop].rstrip()
+    mark = next((each for each in ("$$", "\\[", "}") if line.endswith(each)), "")
+    if not mark or (mark == "$$" and line.count("$$") % 2 == 0):
+        return None
+    at = start + (line.rfind("\\begin{") if mark == "}" else len(line) - len(mark))
+    found = DISPLAY.match(text, at) if at >= start else None
+    return found if found and found.end() == start + len(line) else None
+
+
+def closing_of(opening: re.Match[str]) -> str:
+    """The mark that closes what DISPLAY has found."""
+    if opening[1]:
+        return f"\\end{{{opening[1]}}}"
+    return "$$" if opening[0] == "$$" else "\\]"
+
+
+def ends_formula(line: str) -> bool:
+    """Whether a line, without its indentation, shows that the formula was none."""
+    return bool(OPENING.fullmatch(line) or HEADING.fullmatch(line) or RULE.fullmatch(line))

@@ -1,0 +1,102 @@
+"""The Markdown that models write, as the parser is told of it, for the page and the terminal.
+
+Where it is no CommonMark: a line of a paragraph stays a line, a formula stays as it was written,
+and emphasis needs no blanks around it in scripts that have none.
+"""
+
+import re
+import unicodedata
+from functools import cache
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.common.utils import isMdAsciiPunct, isPunctChar, isWhiteSpace
+from markdown_it.parser_inline import ParserInline
+from markdown_it.rules_inline import StateInline
+from markdown_it.rules_inline.state_inline import Scanned
+from markdown_it.token import Token
+from markdown_it.utils import EnvType
+
+from halt.rendering.formulas import formula, formula_lines
+
+BREAK = re.compile(r"</?br[ \t]*/?>[ \t]*\n?[ \t]*", re.IGNORECASE)
+#: Thai and Lao, Tibetan, Myanmar, Khmer: unlike Chinese, Japanese and Korean they are not wide.
+UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff]")
+
+
+def parser_of_answers(**options: Any) -> MarkdownIt:
+    """Markdown as models write it, without what only the page or only the terminal needs."""
+    parser = MarkdownIt("zero")
+    parser.inline = _ParserInline()
+    parser.configure("commonmark", {"html": False, "breaks": True, **options})
+    parser.enable(["table", "strikethrough"])
+    parser.block.ruler.before(
+        "lheading", "formula_lines", formula_lines, {"alt": ["paragraph", "reference"]}
+    )
+    parser.inline.ruler.before("escape", "formula", formula)
+    parser.inline.ruler.before("autolink", "break", _break)
+    return parser
+
+
+def _break(state: StateInline, silent: bool) -> bool:
+    """The one tag that is obeyed."""
+    found = BREAK.match(state.src, state.pos, state.posMax)
+    if not found:
+        return False
+    if not silent:
+        state.push("hardbreak", "br", 0).info = "tag"
+    state.pos = found.end()
+    return True
+
+
+@cache
+def _is_unspaced(char: str) -> bool:
+    """Whether a character belongs to a script that has no blanks between its words.
+
+    So does Korean here, which writes a word's ending behind what it emphasises.
+    """
+    return unicodedata.east_asian_width(char) in "WFH" or bool(UNSPACED.match(char))
+
+
+def _is_mark(char: str) -> bool:
+    return isMdAsciiPunct(ord(char)) or isPunctChar(char)
+
+
+class _StateInline(StateInline):
+    """Knows emphasis in scripts without blanks.
+
+    CommonMark takes a `**` between a punctuation mark and a letter for an opening or a closing one
+    by the side on which the mark is, since a blank is on the other. Beside a character of such a
+    script it may be both, and a mark of the script's own counts as a letter of it.
+    """
+
+    def scanDelims(self, start: int, canSplitWord: bool) -> Scanned:
+        end = start
+        while end < self.posMax and self.src[end] == self.src[start]:
+            end += 1
+        before = self.src[start - 1] if start else " "
+        after = self.src[end] if end < self.posMax else " "
+        if before.isascii() and after.isascii():
+            return super().scanDelims(start, canSplitWord)
+        unspaced_before, unspaced_after = _is_unspaced(before), _is_unspaced(after)
+        blank_before, blank_after = isWhiteSpace(ord(before)), isWhiteSpace(ord(after))
+        mark_before = not unspaced_before and _is_mark(before)
+        mark_after = not unspaced_after and _is_mark(after)
+        left = not blank_after and (
+            not mark_after or blank_before or mark_before or unspaced_before
+        )
+        right = not blank_before and (
+            not mark_before or blank_after or mark_after or unspaced_after
+        )
+        opens = left and (canSplitWord or not right or mark_before)
+        closes = right and (canSplitWord or not left or mark_after)
+        return Scanned(opens, closes, end - start)
+
+
+class _ParserInline(ParserInline):
+    def parse(self, src: str, md: MarkdownIt, env: EnvType, tokens: list[Token]) -> list[Token]:
+        state = _StateInline(src, md, env, tokens)
+        self.tokenize(state)
+        for rule in self.ruler2.getRules(""):
+            rule(state)
+        return state.tokens

@@ -1,0 +1,41 @@
+"""What HTML of an answer may hold: the tables of the sanitizer, through which all of it goes."""
+
+from collections.abc import Set as AbstractSet
+
+import nh3
+
+TAGS = (
+    "a blockquote br button code div em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong"
+    " table tbody td th thead tr ul wbr"
+)
+DIRECTED = ("blockquote", "ol", "table", "ul")  # their marks and columns follow their own script
+
+
+def cleaner(
+    languages: AbstractSet[str] = frozenset(), token_classes: AbstractSet[str] = frozenset()
+) -> nh3.Cleaner:
+    """What lets through the HTML made here; with the classes of colours, where there are any."""
+    return nh3.Cleaner(
+        tags=set(TAGS.split()),
+        attributes={"a": {"href", "title"}, "ol": {"start"}},
+        tag_attribute_values={
+            **{tag: {"dir": {"auto"}} for tag in DIRECTED},
+            "button": {"type": {"button"}, "data-copy": {"code"}},
+            "pre": {"tabindex": {"0"}},
+        },
+        allowed_classes={
+            "button": {"copy"},
+            "code": {"highlight", *(f"language-{name}" for name in languages)},
+            "div": {"code", "code-bar", "table"},
+            "span": {"code-lang", "math", *token_classes},
+            "td": {"left", "center", "right"},
+            "th": {"left", "center", "right"},
+        },
+        set_tag_attribute_values={"a": {"target": "_blank"}},
+        link_rel="noopener noreferrer nofollow",
+        url_schemes={"http", "https", "mailto"},
+        url_relative="deny",
+    )
+
+
+CLEANER = cleaner()
