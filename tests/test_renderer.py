@@ -20,10 +20,12 @@ from urllib.parse import urlencode
 
 import pytest
 
-from halt.rendering import markdown, protocol
+from halt.rendering import cache, child, markdown, pool, protocol
 from halt.rendering import renderer as renderer_module
 from halt.rendering.blocks import BlockStream
+from halt.rendering.child import Child
 from halt.rendering.highlighting import Colours
+from halt.rendering.pool import PROCESSES
 from halt.rendering.protocol import Reply, Request
 from halt.rendering.renderer import SHORT, Renderer
 from tests.bench.processes import tree
@@ -52,7 +54,7 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No reader and no process is given up for a slow machine; `hurried` takes that back."""
     monkeypatch.setattr(renderer_module, "TEXT_WAIT", LONG)
     monkeypatch.setattr(renderer_module, "BLOCK_WAIT", LONG)
-    monkeypatch.setattr(renderer_module, "START_MAX", LONG)
+    monkeypatch.setattr(child, "START_MAX", LONG)
     monkeypatch.setattr(protocol, "GRACE", LONG)
 
 
@@ -82,13 +84,13 @@ def renderer() -> Iterator[Renderer]:
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """What rendering processes are asked for."""
     seen: list[Request] = []
-    ask = renderer_module._Process.ask
+    ask = Child.ask
 
-    def counted(process: renderer_module._Process, request: Request) -> Reply:
+    def counted(process: Child, request: Request) -> Reply:
         seen.append(request)
         return ask(process, request)
 
-    monkeypatch.setattr(renderer_module._Process, "ask", counted)
+    monkeypatch.setattr(Child, "ask", counted)
     return seen
 
 
@@ -259,7 +261,7 @@ def test_readers_that_come_at_once_cause_one_rendering(
 
 def test_what_is_kept_is_bounded(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The text that was used last stays longest."""
-    monkeypatch.setattr(renderer_module, "KEPT_MAX", 30_000)
+    monkeypatch.setattr(cache, "KEPT_MAX", 30_000)
     texts = [f"{n} " + "word " * 1_000 for n in range(10)]
     for text in texts:
         html_of(renderer, text)
@@ -286,7 +288,7 @@ def test_first_requests_at_once_start_no_more_processes_than_allowed(renderer: R
     for each in threads:
         each.join(LONG)
         most = max(most, len(children() - others))
-    assert most <= renderer_module.PROCESSES
+    assert most <= PROCESSES
     assert all(COLOURED in each for each in drawn)
 
 
@@ -351,7 +353,7 @@ def test_a_reader_does_not_wait_longer_than_it_wants(renderer: Renderer) -> None
         assert page.whole(f"{CODE}\na") == markdown.plain(f"{CODE}\na")
         assert page.whole(f"{CODE}\nb") == markdown.plain(f"{CODE}\nb")
         assert page.whole(CODE) == html_of(renderer, CODE)  # it is there
-        assert len(renderer._jobs) == 1
+        assert len(renderer._pool._jobs) == 1
     finally:
         os.kill(pid, signal.SIGCONT)
 
@@ -391,10 +393,10 @@ def test_without_a_process_texts_are_plain(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log has one line, and a later text finds that there is one again."""
-    monkeypatch.setattr(renderer_module, "RETRY_FIRST", 3600.0)
+    monkeypatch.setattr(pool, "RETRY_FIRST", 3600.0)
     usual = Renderer()
     python = tmp_path / "python"
-    renderer = Renderer((str(python), *usual._command[1:]))
+    renderer = Renderer((str(python), *usual._pool._command[1:]))
     with caplog.at_level(logging.ERROR):
         for number in range(20):
             text = f"{CODE}\n{number}"
@@ -405,7 +407,7 @@ def test_without_a_process_texts_are_plain(
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     assert COLOURED not in html_of(renderer, CODE)
-    renderer._retry_at = 0.0  # the time has come
+    renderer._pool._retry_at = 0.0  # the time has come
     assert COLOURED in html_of(renderer, CODE)
     renderer.close()
 
@@ -415,7 +417,7 @@ def test_a_program_that_is_none_is_noticed(
     program: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that leaves at once, and one that never says that it is ready."""
-    monkeypatch.setattr(renderer_module, "START_MAX", 0.2)
+    monkeypatch.setattr(child, "START_MAX", 0.2)
     others = children()
     renderer = Renderer(("sh", "-c", program))
     assert html_of(renderer, CODE) == markdown.plain(CODE)
@@ -447,7 +449,7 @@ def test_one_without_work_ends() -> None:
     """And the next text starts one again."""
     renderer = Renderer(idle=0.05)
     html_of(renderer, CODE)
-    eventually(lambda: not renderer.pids and not renderer._slots[0].thread)
+    eventually(lambda: not renderer.pids and not renderer._pool._slots[0].thread)
     assert COLOURED in html_of(renderer, f"{CODE}\nAgain.")
     renderer.close()
 

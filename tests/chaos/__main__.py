@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from halt.rendering import renderer
+from halt.rendering.pool import PROCESSES
 from tests.bench.processes import descriptors, status, tree
 from tests.chaos.streams import Mortal, OfItsOwn, all_is_well, in_progress, newcomer
 from tests.conftest import eventually
@@ -93,7 +93,7 @@ class World:
         eventually(lambda: len(self.mortal.workers) == len(self._held), 60)
         below = self.mortal.server.process.pid
         # Those that render stay for a while.
-        most_processes = self._processes + renderer.PROCESSES * len(self._held)
+        most_processes = self._processes + PROCESSES * len(self._held)
         eventually(lambda: len(tree(below)) <= most_processes, 60)
         most = max(self._held)[0] + SPARE, max(each[1] for each in self._held) + SPARE
         for what, limit in enumerate(most):
