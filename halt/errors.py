@@ -264,26 +264,12 @@ class AnswerFailed(HaltError):
 
 
 #: Codes whose sentence is followed by what the server said.
-QUOTED = frozenset(
-    {
-        "bad_request",
-        "tools_refused",
-        "context_too_long",
-        "unauthorized",
-        "forbidden",
-        "region_not_supported",
-        "content_filter",
-        "quota_exceeded",
-        "model_not_found",
-        "endpoint_not_found",
-        "model_loading",
-        "rate_limited",
-        "upstream_server_error",
-        "upstream_web_page",
-        "upstream_incomplete",
-        "upstream_error",
-    }
+_QUOTED = (
+    "bad_request tools_refused context_too_long unauthorized forbidden region_not_supported"
+    " content_filter quota_exceeded model_not_found endpoint_not_found model_loading rate_limited"
+    " upstream_server_error upstream_web_page upstream_incomplete upstream_error"
 )
+QUOTED = frozenset(_QUOTED.split())
 DETAIL_MAX = 5_000  # characters of what a server said that are kept
 QUOTE_MAX = 300  # characters of them that are shown
 
@@ -324,7 +310,10 @@ class UpstreamError(HaltError):
         self.own_status = status
         self.of_demo = of_demo
         self.resend = resend
-        self._own: dict[str, Any] = {
+        self._given: dict[str, Any] = {
+            "detail": self.detail,
+            "retry_after": retry_after,
+            "hint": hint,
             "sentence": sentence,
             "retryable": retryable,
             "status": status,
@@ -333,7 +322,8 @@ class UpstreamError(HaltError):
         }
         message = sentence or usual
         if code in {"rate_limited", "model_loading"} and self.retryable:
-            message += f" Try again {_when(retry_after)}."
+            when = f"in {math.ceil(retry_after)} s" if retry_after else "in a moment"
+            message += f" Try again {when}."
         if code in QUOTED and detail:
             message = f"{message} It said: {shortened(detail, QUOTE_MAX)}"
         if hint:
@@ -343,15 +333,15 @@ class UpstreamError(HaltError):
 
     def hinting(self, hint: str) -> UpstreamError:
         """This error with a hint."""
-        return self._with(self.detail, hint)
+        return self._with(hint=hint)
 
     def once(self) -> UpstreamError:
         """This error, after which the request is not sent again without being asked to."""
-        return self._with(self.detail, self.hint, resend=False)
+        return self._with(resend=False)
 
     def demo(self) -> UpstreamError:
         """This error, as one of the demo model's server."""
-        return self._with(self.detail, self.hint, of_demo=True)
+        return self._with(of_demo=True)
 
     def instead(self, code: str, *, sentence: str = "") -> UpstreamError:
         """What this one says, with another code."""
@@ -366,16 +356,10 @@ class UpstreamError(HaltError):
             detail, hint = detail.replace(form, "[key]"), hint.replace(form, "[key]")
         if (detail, hint) == (self.detail, self.hint):
             return self
-        return self._with(detail, hint)
+        return self._with(detail=detail, hint=hint)
 
-    def _with(self, detail: str, hint: str, **own: Any) -> UpstreamError:
-        return UpstreamError(
-            self.code, detail, retry_after=self.retry_after, hint=hint, **{**self._own, **own}
-        )
-
-
-def _when(seconds: float | None) -> str:
-    return f"in {math.ceil(seconds)} s" if seconds else "in a moment"
+    def _with(self, **changes: Any) -> UpstreamError:
+        return UpstreamError(self.code, **self._given | changes)
 
 
 def shortened(text: str, limit: int) -> str:

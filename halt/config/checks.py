@@ -120,18 +120,16 @@ def check_reachable(config: Config, setting: str, host: str) -> None:
 
 def check_way(env: Mapping[str, str]) -> None:
     """What is taken from the environment on the way to the model: proxies and certificates."""
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        for variable_name in (name, name.lower()):
-            proxy = env.get(variable_name, "").strip()
-            try:
-                url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-                fits = fits_header(proxy) and bool(url.hostname) and url.port != 0
-            except ValueError:
-                fits = False
-            if proxy and not fits:  # it may hold a password, so it is not shown
-                raise ConfigError(
-                    f"{variable_name} is not the address of a proxy: use http://HOST:PORT."
-                )
+    names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    for name in (*names, *map(str.lower, names)):
+        proxy = env.get(name, "").strip()
+        try:
+            url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+            fits = fits_header(proxy) and bool(url.hostname) and url.port != 0
+        except ValueError:
+            fits = False
+        if proxy and not fits:  # it may hold a password, so it is not shown
+            raise ConfigError(f"{name} is not the address of a proxy: use http://HOST:PORT.")
     bundle = env.get("SSL_CERT_FILE", "")
     try:
         if bundle:

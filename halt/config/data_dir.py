@@ -104,15 +104,7 @@ def _set_mode(file: int | Path, mode: int) -> None:
 
 #: What Halt makes in the data folder, beside the folder `run`.
 _OWN = (
-    "halt.db*",
-    "rates.db*",
-    "migrate.lock",
-    "wal-probe.db*",
-    "probe-*.db*",
-    "secret_key*",
-    "mark",
-    "mark.*",
-    "chat-history",
+    "halt.db* rates.db* migrate.lock wal-probe.db* probe-*.db* secret_key* mark mark.* chat-history"
 )
 
 
@@ -123,7 +115,7 @@ def mend_modes(folder: Path) -> None:
     The folder itself stays as it is: its owner may share it on purpose.
     """
     run = folder / "run"
-    for path in (run, *run.glob("*"), *(path for own in _OWN for path in folder.glob(own))):
+    for path in (run, *run.glob("*"), *(path for own in _OWN.split() for path in folder.glob(own))):
         with contextlib.suppress(OSError):  # it has gone, or is another user's
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):
@@ -240,9 +232,7 @@ def run_folder(folder: Path) -> Path:
     """
     run = prepare(prepare(folder) / "run")
     mend_modes(folder)
-    if reason := _tried(run, _lock_a_file):
-        return _elsewhere(run, _lock_a_file, f"lock files ({reason})")
-    return run
+    return _able(run, _lock_a_file, "lock files")
 
 
 def socket_folder(run: Path) -> Path:
@@ -251,13 +241,13 @@ def socket_folder(run: Path) -> Path:
     The path may be too long for a socket, or the file system may have none. Then they are in such a
     folder as `run_folder` describes.
     """
-    if reason := _tried(run, _bind_a_socket):
-        return _elsewhere(run, _bind_a_socket, f"hold Unix sockets ({reason})")
-    return run
+    return _able(run, _bind_a_socket, "hold Unix sockets")
 
 
-def _elsewhere(run: Path, attempt: Callable[[Path], None], what: str) -> Path:
-    """The first folder for temporary files that can do what `run` cannot. Raises ConfigError."""
+def _able(run: Path, attempt: Callable[[Path], None], what: str) -> Path:
+    """The folder `run`, or the first for temporary files that can do this. Raises ConfigError."""
+    if not (why := _tried(run, attempt)):
+        return run
     place = blake2b(os.fsencode(run.resolve()), digest_size=8).hexdigest()
     reason = ""
     for temporary in dict.fromkeys((tempfile.gettempdir(), "/tmp")):  # noqa: S108 - see below
@@ -275,7 +265,7 @@ def _elsewhere(run: Path, attempt: Callable[[Path], None], what: str) -> Path:
         if not reason:
             return found
     raise ConfigError(
-        f"HALT_DATA={str(run.parent)!r} cannot {what}, nor can {tempfile.gettempdir()} "
+        f"HALT_DATA={str(run.parent)!r} cannot {what} ({why}), nor can {tempfile.gettempdir()} "
         f"({reason}): set HALT_DATA or TMPDIR to a folder of a local disk."
     )
 

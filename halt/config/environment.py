@@ -61,12 +61,6 @@ def take(name: str) -> str:
     return os.environ.pop(name, "")
 
 
-def drop_empty(name: str) -> None:
-    """Take a variable away that is empty, and so counts as unset, from others that read it."""
-    if not os.environ.get(name, "?").strip():
-        del os.environ[name]
-
-
 def publish(values: Mapping[str, str]) -> None:
     """Hand settings to the worker processes that this process will fork."""
     os.environ.update(values)

@@ -21,7 +21,7 @@ import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -65,8 +65,6 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 class _Provider(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
     """What the tables of all kinds have. A check of its own raises ValueError with the key."""
 
-    address: ClassVar[str] = "base_url"  # the key of the address
-
     base_url: str
     key_env: Text = ""
     models: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1)] = ()
@@ -79,7 +77,7 @@ class _Provider(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, tag_fi
         if len(set(self.models)) < len(self.models):
             raise ValueError("models")
         if not is_address(self.base_url):
-            raise ValueError(self.address)
+            raise ValueError("endpoint" if isinstance(self, _Azure) else "base_url")
 
 
 class _OpenAI(_Provider, tag="openai"):
@@ -87,8 +85,6 @@ class _OpenAI(_Provider, tag="openai"):
 
 
 class _Azure(_Provider, tag="azure"):
-    address = "endpoint"
-
     base_url: str = msgspec.field(name="endpoint")
     api_version: Text = AZURE_VERSION
 
@@ -161,11 +157,7 @@ def _provider(
     if not fits_header(key):
         raise ConfigError(f"{variable} holds a space or a character that no header can carry.")
     return ProviderSettings(
-        name=name,
-        kind=value["kind"],
-        key=key,
-        connect_timeout=config.connect_timeout,
-        **settings,
+        name=name, kind=value["kind"], key=key, connect_timeout=config.connect_timeout, **settings
     )
 
 

@@ -14,6 +14,13 @@ from halt.config.provider_file import read_file
 from halt.config.providers import DEMO, DEMO_EXTRA, KINDS, ProviderSettings, Setup
 from halt.config.settings import ANTHROPIC_URL, OPENAI_URL, Config, ConfigError
 
+#: For each kind the settings with its address and its key, and the address where none is set.
+_SETTINGS = {
+    "openai": ("base_url", "api_key", OPENAI_URL),
+    "azure": ("azure_endpoint", "azure_key", ""),
+    "anthropic": ("anthropic_url", "anthropic_key", ANTHROPIC_URL),
+}
+
 
 def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:
     """The providers that the settings ask for; at least one. Raises ConfigError.
@@ -22,37 +29,21 @@ def setup(config: Config, lookup: Callable[[str], str] = variable) -> Setup:
     """
     if config.config_file:
         return read_file(config, lookup)
-    return _of_environment(config)
-
-
-# --- the environment ------------------------------------------------------------------------------
-
-
-def _of_environment(config: Config) -> Setup:
     provider = _provider_of(config)
     found = []
     if not config.has_provider:
         found += [of_server(server, config) for server in decoded(config.discovered).servers]
-    if config.has_demo or not (config.has_provider or found):
+    is_demo = config.has_demo or not (config.has_provider or found)
+    if is_demo or config.api_key or config.base_url:
         found.append(
             provider(
-                name=DEMO,
-                kind="openai",
-                base_url=config.embedded_url,
-                key=config.upstream_key,
-                default_model=config.known_model,
-                extra_body=DEMO_EXTRA,
-                is_demo=True,
-            )
-        )
-    if config.api_key or config.base_url:
-        found.append(
-            provider(
-                name="openai",
+                name=DEMO if is_demo else "openai",
                 kind="openai",
                 base_url=config.upstream_url,
                 key=config.upstream_key,
                 default_model=config.known_model,
+                extra_body=DEMO_EXTRA if is_demo else {},
+                is_demo=is_demo,
             )
         )
     if config.azure_endpoint:
@@ -81,10 +72,7 @@ def _of_environment(config: Config) -> Setup:
 def of_server(server: Server, config: Config) -> ProviderSettings:
     """The provider that a model server becomes which was found."""
     return _provider_of(config)(
-        name=server.name,
-        kind="openai",
-        base_url=server.url,
-        default_model=server.default,
+        name=server.name, kind="openai", base_url=server.url, default_model=server.default
     )
 
 
@@ -119,46 +107,27 @@ def with_provider(
         raise ConfigError('api_version is for provider="azure" alone: leave it out.')
     if not (provider or base_url or api_key):
         return override(config, model=model)
-    own_url, own_key = {
-        "openai": (config.base_url or OPENAI_URL, config.api_key),
-        "azure": (config.azure_endpoint, config.azure_key),
-        "anthropic": (config.anthropic_url or ANTHROPIC_URL, config.anthropic_key),
-    }[kind]
+    url_setting, key_setting, usual_url = _SETTINGS[kind]
+    own_url = getattr(config, url_setting) or usual_url
     url = base_url or own_url
-    key = api_key or (own_key if _origin(url) == _origin(own_url) else "")
+    key = api_key or (getattr(config, key_setting) if _origin(url) == _origin(own_url) else "")
     deployment = model or config.azure_deployment
     if kind == "azure" and not url:
         raise ConfigError(
             'base_url is missing: provider="azure" needs https://NAME.openai.azure.com.'
         )
     if not key and (kind != "openai" or _origin(url) == _origin(OPENAI_URL)):
-        raise ConfigError(f'api_key is missing: provider="{kind}" needs a key for {_server(url)}.')
+        server = urlsplit(url).netloc.rpartition("@")[2]
+        raise ConfigError(f'api_key is missing: provider="{kind}" needs a key for {server}.')
     if kind == "azure" and not deployment:
         raise ConfigError('model is missing: provider="azure" needs the name of a deployment.')
-    chosen = {
-        "openai": {"base_url": url, "api_key": key},
-        "azure": {
-            "azure_endpoint": url,
-            "azure_key": key,
-            "azure_version": api_version or config.azure_version,
-            "azure_deployment": deployment,
-        },
-        "anthropic": {"anthropic_url": url, "anthropic_key": key},
-    }[kind]
-    return override(config, **dict.fromkeys(_OF_PROVIDERS, "") | chosen, model=model)
-
-
-#: The settings that say which providers there are.
-_OF_PROVIDERS = (
-    "base_url",
-    "api_key",
-    "azure_endpoint",
-    "azure_key",
-    "azure_deployment",
-    "anthropic_url",
-    "anthropic_key",
-    "config_file",
-)
+    names = [name for address, secret, _ in _SETTINGS.values() for name in (address, secret)]
+    chosen = dict.fromkeys([*names, "azure_deployment", "config_file"], "")
+    chosen |= {url_setting: url, key_setting: key}
+    if kind == "azure":
+        chosen |= {"azure_deployment": deployment}
+        chosen |= {"azure_version": api_version or config.azure_version}
+    return override(config, **chosen, model=model)
 
 
 def _check_arguments(provider: str | None, base_url: str | None, api_key: str | None) -> None:
@@ -178,8 +147,3 @@ def _origin(url: str) -> tuple[str, str, int]:
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return parts.scheme, (parts.hostname or "").lower(), port
-
-
-def _server(url: str) -> str:
-    """The host of an address and its port, as an address has them."""
-    return urlsplit(url).netloc.rpartition("@")[2]

@@ -34,8 +34,8 @@ class ConfigError(Exception):
 
 def _setting(
     env: str,
-    default: Any,
     doc: str,
+    default: Any = "",
     *,
     low: float | None = None,
     high: float | None = None,
@@ -52,231 +52,220 @@ def _setting(
 class Config:
     """All of Halt's settings. Times in seconds, sizes in bytes or characters as named."""
 
-    host: str = _setting("HOST", "127.0.0.1", "Address to listen on")
-    port: int = _setting("PORT", 8000, "Port to listen on", low=0, high=65535)
+    host: str = _setting("HOST", "Address to listen on", "127.0.0.1")
+    port: int = _setting("PORT", "Port to listen on", 8000, low=0, high=65535)
     token: str = _setting(
-        "HALT_TOKEN",
-        "",
-        "Access token that page and API ask for (at least 8 characters)",
-        secret=True,
+        "HALT_TOKEN", "Access token that page and API ask for (at least 8 characters)", secret=True
     )
     hosts: str = _setting(
         "HALT_HOSTS",
-        "",
         "Names, with commas between, under which a Halt without a token may be reached "
         "beside those of loopback",
     )
     cors_origins: tuple[str, ...] = _setting(
         "HALT_CORS_ORIGINS",
-        (),
         "Origins, with commas between, whose pages may use the API: `https://HOST[:PORT]`, "
         "or `*` for every page there is",
+        (),
     )
     allow_anonymous: bool = _setting(
-        "HALT_ALLOW_ANONYMOUS", False, "Listen on other addresses than loopback without a token"
+        "HALT_ALLOW_ANONYMOUS", "Listen on other addresses than loopback without a token", False
     )
     secret_key: str = _setting(
         "HALT_SECRET_KEY",
-        "",
         "Signs session cookies (at least 16 characters); unset: one that is made at the first "
         "start and kept in the data folder",
         secret=True,
     )
     workers: int = _setting(
-        "WEB_CONCURRENCY", 1, "Worker processes that serve the same streams", low=1, high=64
+        "WEB_CONCURRENCY", "Worker processes that serve the same streams", 1, low=1, high=64
     )
 
     data: str = _setting(
         "HALT_DATA",
-        "",
         "Folder of everything that is kept: conversations, keys; unset: `halt` in the folder "
         "where the platform keeps a user's data",
     )
     database_url: str = _setting(
         "DATABASE_URL",
-        "",
         "PostgreSQL for the conversations instead of SQLite: `postgresql://USER:PASSWORD@HOST/NAME`",
         secret=True,
     )
     events_days: float = _setting(
         "HALT_EVENTS_DAYS",
-        7.0,
         "Days that a finished stream can be replayed event by event; its text stays",
+        7.0,
         low=0,
         high=3650,
     )
 
-    api_key: str = _setting("OPENAI_API_KEY", "", "Key for the model's server", secret=True)
+    api_key: str = _setting("OPENAI_API_KEY", "Key for the model's server", secret=True)
     base_url: str = _setting(
-        "OPENAI_BASE_URL", "", "Address of any OpenAI-compatible server, up to and with `/v1`"
+        "OPENAI_BASE_URL", "Address of any OpenAI-compatible server, up to and with `/v1`"
     )
     model: str = _setting(
-        "HALT_MODEL", "", f"Model; unset: `{OPENAI_MODEL}` on OpenAI, else the server's first"
+        "HALT_MODEL", f"Model; unset: `{OPENAI_MODEL}` on OpenAI, else the server's first"
     )
-    anthropic_key: str = _setting("ANTHROPIC_API_KEY", "", "Key for Anthropic's API", secret=True)
+    anthropic_key: str = _setting("ANTHROPIC_API_KEY", "Key for Anthropic's API", secret=True)
     anthropic_url: str = _setting(
-        "ANTHROPIC_BASE_URL", "", "Address of a server that speaks Anthropic's Messages API"
+        "ANTHROPIC_BASE_URL", "Address of a server that speaks Anthropic's Messages API"
     )
-    azure_key: str = _setting("AZURE_OPENAI_API_KEY", "", "Key for Azure OpenAI", secret=True)
+    azure_key: str = _setting("AZURE_OPENAI_API_KEY", "Key for Azure OpenAI", secret=True)
     azure_endpoint: str = _setting(
-        "AZURE_OPENAI_ENDPOINT", "", "Azure OpenAI: `https://RESOURCE.openai.azure.com`"
+        "AZURE_OPENAI_ENDPOINT", "Azure OpenAI: `https://RESOURCE.openai.azure.com`"
     )
     azure_version: str = _setting(
-        "OPENAI_API_VERSION", AZURE_VERSION, "Azure OpenAI: version of the API"
+        "OPENAI_API_VERSION", "Azure OpenAI: version of the API", AZURE_VERSION
     )
     azure_deployment: str = _setting(
-        "AZURE_OPENAI_DEPLOYMENT", "", "Azure OpenAI: the deployment that answers"
+        "AZURE_OPENAI_DEPLOYMENT", "Azure OpenAI: the deployment that answers"
     )
     config_file: str = _setting(
-        "HALT_CONFIG", "", "TOML file with several providers, instead of the variables above"
+        "HALT_CONFIG", "TOML file with several providers, instead of the variables above"
     )
     discover: str = _setting(
         "HALT_DISCOVER",
-        "1",
         "Look for model servers on this machine where no provider is set; 0: do not; addresses, "
         "with commas between: look there too",
+        "1",
     )
     system_prompt: str = _setting(
-        "HALT_SYSTEM_PROMPT", "", "System prompt of conversations on the page"
+        "HALT_SYSTEM_PROMPT", "System prompt of conversations on the page"
     )
 
     connect_timeout: float = _setting(
         "HALT_CONNECT_TIMEOUT",
-        5.0,
         "To connect to the model's server, TLS included",
+        5.0,
         low=0.05,
         high=600,
     )
     first_byte_timeout: float = _setting(
         "HALT_FIRST_BYTE_TIMEOUT",
-        900.0,
         "From the request to the first token",
+        900.0,
         low=0.05,
         high=86400,
     )
     gap_timeout: float = _setting(
-        "HALT_GAP_TIMEOUT", 300.0, "Between two pieces of an answer", low=0.05, high=86400
+        "HALT_GAP_TIMEOUT", "Between two pieces of an answer", 300.0, low=0.05, high=86400
     )
     run_timeout: float = _setting(
-        "HALT_RUN_TIMEOUT", 1800.0, "For one answer as a whole", low=0.05, high=86400
+        "HALT_RUN_TIMEOUT", "For one answer as a whole", 1800.0, low=0.05, high=86400
     )
     continues: str = _setting(
         "HALT_CONTINUE",
-        "auto",
         "How a model is asked to go on with a stopped answer: `prefix`, `instruction`, "
         "or `auto`: as its server can",
+        "auto",
     )
     titles: str = _setting(
         "HALT_TITLES",
-        "model",
         "Titles of conversations: made by the `model` in the background, or the first `words`",
+        "model",
     )
     exact_usage: bool = _setting(
         "HALT_EXACT_USAGE",
-        False,
         "After a Stop the model writes on unseen, and bills, for the sake of its own token count",
+        False,
     )
     orphan_grace: float = _setting(
-        "HALT_ORPHAN_GRACE", 60.0, "A run goes on this long with nobody watching", low=0, high=86400
+        "HALT_ORPHAN_GRACE", "A run goes on this long with nobody watching", 60.0, low=0, high=86400
     )
     retries: int = _setting(
-        "HALT_RETRIES", 2, "Retries of a run that failed before its first token", low=0, high=10
+        "HALT_RETRIES", "Retries of a run that failed before its first token", 2, low=0, high=10
     )
 
     relay_writes: bool = _setting(
         "HALT_RELAY_WRITES",
-        True,
         "One thread writes to all clients; 0: each stream's own thread does, which costs more",
+        True,
     )
     max_streams: int = _setting(
-        "HALT_MAX_STREAMS", 500, "Streams open at once, in all workers together", low=1, high=2000
+        "HALT_MAX_STREAMS", "Streams open at once, in all workers together", 500, low=1, high=2000
     )
     max_messages: int = _setting(
-        "HALT_MAX_MESSAGES", 10_000, "Messages in one request", low=1, high=100_000
+        "HALT_MAX_MESSAGES", "Messages in one request", 10_000, low=1, high=100_000
     )
     max_prompt_chars: int = _setting(
         "HALT_MAX_PROMPT_CHARS",
-        400_000,
         "Characters of all messages of one request",
+        400_000,
         low=1,
         high=50_000_000,
     )
     max_answer_chars: int = _setting(
-        "HALT_MAX_ANSWER_CHARS", 2_000_000, "Characters of one answer", low=1, high=50_000_000
+        "HALT_MAX_ANSWER_CHARS", "Characters of one answer", 2_000_000, low=1, high=50_000_000
     )
     max_body_bytes: int = _setting(
-        "HALT_MAX_BODY_BYTES", 4_194_304, "Bytes of one request's body", low=1024, high=268_435_456
+        "HALT_MAX_BODY_BYTES", "Bytes of one request's body", 4_194_304, low=1024, high=268_435_456
     )
     max_import_bytes: int = _setting(
         "HALT_MAX_IMPORT_BYTES",
-        67_108_864,
         "Bytes of a file of conversations that is imported",
+        67_108_864,
         low=1024,
         high=1_073_741_824,
     )
     log_seconds: float = _setting(
         "HALT_LOG_SECONDS",
-        600.0,
         "A finished stream is kept in memory this long; then it is read from the store",
+        600.0,
         low=0,
         high=86400,
     )
     log_bytes: int = _setting(
         "HALT_LOG_BYTES",
-        16_777_216,
         "Memory of one stream's log; older events are let go beyond it",
+        16_777_216,
         low=1024,
         high=1_073_741_824,
     )
     kept_bytes: int = _setting(
         "HALT_KEPT_BYTES",
-        134_217_728,
         "Memory of all finished logs; the oldest go first",
+        134_217_728,
         low=1024,
         high=17_179_869_184,
     )
     tools: tuple[str, ...] = _setting(
         "HALT_TOOLS",
-        (),
         f"Tools that every model is offered, with commas between: `{'`, `'.join(SHIPPED_TOOLS)}`",
+        (),
     )
     tool_rounds: int = _setting(
-        "HALT_TOOL_ROUNDS", 8, "Times that a model may call tools in one answer", low=0, high=100
+        "HALT_TOOL_ROUNDS", "Times that a model may call tools in one answer", 8, low=0, high=100
     )
     heartbeat: float = _setting(
-        "HALT_HEARTBEAT", 10.0, "A silent stream sends a comment this often", low=0.05, high=300
+        "HALT_HEARTBEAT", "A silent stream sends a comment this often", 10.0, low=0.05, high=300
     )
     rate_session: str = _setting(
         "HALT_RATE_SESSION",
-        "",
         "Streams that one browser session may start, such as `30/minute`; several with `;` between",
     )
     rate_address: str = _setting(
-        "HALT_RATE_ADDRESS", "", "Streams that may be started from one address, in the same words"
+        "HALT_RATE_ADDRESS", "Streams that may be started from one address, in the same words"
     )
     trusted_proxies: int = _setting(
         "HALT_TRUSTED_PROXIES",
-        0,
         "Proxies in front of Halt: so many values of `X-Forwarded-For` and the last of "
         "`X-Forwarded-Proto` count",
+        0,
         low=0,
         high=10,
     )
     graceful_timeout: int = _setting(
-        "HALT_GRACEFUL_TIMEOUT", 10, "For open requests to end at a shutdown", low=1, high=3600
+        "HALT_GRACEFUL_TIMEOUT", "For open requests to end at a shutdown", 10, low=1, high=3600
     )
 
-    # Set by Halt's own gunicorn configuration when it has looked for model servers.
-    discovered: str = _setting("HALT_DISCOVERED", "", "Internal: what was found, JSON")
-    # Set by Halt's own gunicorn configuration when it has started the embedded model.
-    embedded_url: str = _setting(
-        "HALT_EMBEDDED_URL", "", "Internal: where the embedded model listens"
-    )
-    embedded_key: str = _setting("HALT_EMBEDDED_KEY", "", "Internal: its key", secret=True)
-    embedded_model: str = _setting("HALT_EMBEDDED_MODEL", "", "Internal: its model")
-    embedded_fault: str = _setting("HALT_EMBEDDED_FAULT", "", "Internal: why it can't be had")
+    # Set by Halt's own gunicorn configuration: the model servers found, or the embedded model.
+    discovered: str = _setting("HALT_DISCOVERED", "Internal: what was found, JSON")
+    embedded_url: str = _setting("HALT_EMBEDDED_URL", "Internal: where the embedded model listens")
+    embedded_key: str = _setting("HALT_EMBEDDED_KEY", "Internal: its key", secret=True)
+    embedded_model: str = _setting("HALT_EMBEDDED_MODEL", "Internal: its model")
+    embedded_fault: str = _setting("HALT_EMBEDDED_FAULT", "Internal: why it can't be had")
     # Set by `halt-chat`, once for each start.
-    open_page: bool = _setting("HALT_OPEN_PAGE", False, "Internal: open the page in a browser")
+    open_page: bool = _setting("HALT_OPEN_PAGE", "Internal: open the page in a browser", False)
 
     @property
     def data_folder(self) -> Path:
@@ -325,7 +314,7 @@ class Config:
         """The model that answers by default; empty: the first that the server offers."""
         if not self.has_provider:
             return self.embedded_model
-        return self.model or (OPENAI_MODEL if self.on_openai else "")
+        return self.model or (OPENAI_MODEL if is_openai(self.upstream_url) else "")
 
     def told_system_prompt(self, model: str) -> str:
         """The system prompt of the page's conversations with a model.
@@ -334,11 +323,6 @@ class Config:
         """
         is_demo = self.has_demo and model == self.embedded_model
         return self.system_prompt or (DEMO_SYSTEM_PROMPT if is_demo else "")
-
-    @property
-    def on_openai(self) -> bool:
-        """The requests go to OpenAI itself."""
-        return is_openai(self.upstream_url)
 
     @cached_property
     def trusted_hosts(self) -> list[str] | None:

@@ -30,11 +30,6 @@ class Block:
     def source(self) -> str:
         return "\n".join(self.lines)
 
-    @property
-    def size(self) -> int:
-        """Characters of the source."""
-        return sum(map(len, self.lines)) + max(0, len(self.lines) - 1)
-
 
 @dataclass(frozen=True, slots=True)
 class Patch:

@@ -40,10 +40,7 @@ class Child:
         try:
             with theirs:
                 self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and program
-                    command,
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    cwd="/",
+                    command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd="/"
                 )
         except BaseException:
             self._socket.close()

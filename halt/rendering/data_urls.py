@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import re
 
-CODE_MAX = (
-    10_000  # characters of base64 in code, and in text without Markdown's marks of a picture,
-)
-TEXT_MAX = 200  # that stay; longer ones are nothing that is read or copied by hand
+# Characters of base64 that stay, in code and in text without Markdown's marks of a picture; longer
+# ones are nothing that is read or copied by hand.
+CODE_MAX, TEXT_MAX = 10_000, 200
 SURE = 64  # characters of a picture after which its line begins to be shown
 
 KINDS = {"image": "Picture", "audio": "Audio", "video": "Video"}

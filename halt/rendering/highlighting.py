@@ -11,6 +11,7 @@ import html
 import threading
 from collections.abc import Callable
 from functools import cache
+from itertools import groupby
 from typing import Any
 
 from pygments import lexers  # type: ignore[import-untyped, unused-ignore]
@@ -72,14 +73,10 @@ def _token_class(kind: Any) -> str:
 
 def _highlighted(lexer: Any, code: str) -> str:
     """The code as escaped HTML with a span for each coloured run."""
-    runs: list[tuple[str, list[str]]] = []
-    for kind, text in lexer.get_tokens(code):
-        css = _token_class(kind)
-        if runs and runs[-1][0] == css:
-            runs[-1][1].append(text)
-        else:
-            runs.append((css, [text]))
-    escaped = ((css, html.escape("".join(texts), quote=False)) for css, texts in runs)
+    runs = groupby(lexer.get_tokens(code), lambda token: _token_class(token[0]))
+    escaped = (
+        (css, html.escape("".join(text for _, text in run), quote=False)) for css, run in runs
+    )
     return "".join(f'<span class="{css}">{text}</span>' if css else text for css, text in escaped)
 
 

@@ -71,8 +71,9 @@ def render_block(block: Block, colours: Colours | None = None) -> str:
 
     A fence is parsed whatever its length: the parser only copies it.
     """
-    short = block.is_fence or block.size <= PARSED_MAX
-    rendered = _markdown(block.source, colours) if short else None
+    source = block.source
+    short = block.is_fence or len(source) <= PARSED_MAX
+    rendered = _markdown(source, colours) if short else None
     return plain_block(block) if rendered is None else rendered
 
 

@@ -37,6 +37,7 @@ UNSURE_MAX = 1000  # texts during which a process died, to be remembered
 PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); from halt.rendering.process import main; main()"
 )
+COMMAND = (sys.executable or "python3", "-P", "-c", PROGRAM, str(Path(__file__).parents[2]))
 
 logger = logging.getLogger(__name__)
 
@@ -81,13 +82,7 @@ class Pool:
     def __init__(self, cache: Cache, command: Sequence[str], idle: float) -> None:
         """`cache` is given all that is drawn; `command` starts a process, empty: the usual one."""
         self._cache = cache
-        self._command = command or (
-            sys.executable or "python3",
-            "-P",
-            "-c",
-            PROGRAM,
-            str(Path(__file__).parents[2]),
-        )
+        self._command = command or COMMAND
         self._idle = idle
         self._changed = threading.Condition()
         self._queue: list[_Job] = []
@@ -126,9 +121,8 @@ class Pool:
                 self._is_closed
                 or len(self._queue) >= QUEUE_MAX
                 or not (has_process or self._can_start())
+                or not self._start_thread(self._slots[0])
             ):
-                return resolved(None)
-            if not self._start_thread(self._slots[0]):
                 return resolved(None)
             self._jobs[key] = job
             self._queue.append(job)
@@ -228,10 +222,7 @@ class Pool:
                 self._stop(slot, f"has not answered for {job.request.deadline:.1f} s")
                 break
             else:
-                drawn = reply.drawn or job.plain()
-                for key, each in zip(job.keys, drawn, strict=True):
-                    self._cache.keep(key, each)
-                return drawn
+                return self._keep(job, reply.drawn or job.plain())
         return self._without_process(job)
 
     def _without_process(self, job: _Job) -> list[Drawn] | None:
@@ -241,9 +232,9 @@ class Pool:
             self._unsure[job.key] = None
             if len(self._unsure) > UNSURE_MAX:
                 self._unsure.popitem(last=False)
-        if is_first:
-            return None
-        drawn = job.plain()
+        return None if is_first else self._keep(job, job.plain())
+
+    def _keep(self, job: _Job, drawn: list[Drawn]) -> list[Drawn]:
         for key, each in zip(job.keys, drawn, strict=True):
             self._cache.keep(key, each)
         return drawn
@@ -297,8 +288,7 @@ class Pool:
             exc,
             delay,
         )
-        for job in waiting:
-            _resolve(job.future, None)
+        _give_up(waiting)
 
     def _look(self) -> None:
         """Resolve what has waited too long, and have a second process for what has for a while."""
@@ -308,8 +298,7 @@ class Pool:
                 self._start_thread(self._slots[1])
                 self._changed.notify_all()
             late = [each for each in self._jobs.values() if each.until <= at]
-        for job in late:
-            _resolve(job.future, None)
+        _give_up(late)
 
     def _vacated(self, slot: _Slot) -> Child | None:
         """Take the process out of a slot whose thread ends. The lock is held."""
@@ -326,8 +315,7 @@ class Pool:
             waiting = self._emptied()
         if process is not None:
             process.close()
-        for job in waiting:
-            _resolve(job.future, None)
+        _give_up(waiting)
 
     def _emptied(self) -> list[_Job]:
         """Take all jobs out of the queue. The lock is held."""
@@ -346,8 +334,7 @@ class Pool:
                 if slot.process is not None:
                     slot.process.kill()
             self._changed.notify_all()
-        for job in waiting:
-            _resolve(job.future, None)
+        _give_up(waiting)
         until = now() + CLOSE_WAIT
         for thread in threads:
             thread.join(max(0.0, until - now()))
@@ -358,6 +345,11 @@ def resolved(value: T) -> Future[T]:
     future: Future[T] = Future()
     future.set_result(value)
     return future
+
+
+def _give_up(jobs: list[_Job]) -> None:
+    for job in jobs:
+        _resolve(job.future, None)
 
 
 def _resolve(future: Future[T], value: T) -> None:

@@ -21,23 +21,11 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, TypeVar
 
+from halt.rendering import protocol
 from halt.rendering.blocks import Block, blocks_of
 from halt.rendering.highlighting import Colours
 from halt.rendering.markdown import plain_block, render, render_block
-from halt.rendering.protocol import (
-    AGAIN,
-    HEAD,
-    Drawn,
-    Reply,
-    Request,
-    block_of,
-    code_limit,
-    colours_limit,
-    frame,
-    length_of,
-    requests,
-    text_limit,
-)
+from halt.rendering.protocol import Drawn, Reply, Request, frame
 
 T = TypeVar("T")
 
@@ -88,9 +76,9 @@ class Painter:
     def __init__(self, timer: Timer, size: int) -> None:
         self._timer = timer
         self._colours = Colours(self._limit)
-        self._left = colours_limit(size)  # CPU seconds for colours
+        self._left = protocol.colours_limit(size)  # CPU seconds for colours
         self._over = False  # colours were left out
-        self._text_limit = text_limit(size)
+        self._text_limit = protocol.text_limit(size)
 
     def text(self, text: str) -> Drawn:
         """A whole text; block by block where it takes too long as one."""
@@ -98,7 +86,7 @@ class Painter:
         html = self._timer.within(seconds, lambda: render(text, self._colours))
         if html is not None:
             return Drawn(html, self._over)
-        self._text_limit *= AGAIN
+        self._text_limit *= protocol.AGAIN
         return Drawn("".join([each.html for each in self.blocks(blocks_of(text))]), over=True)
 
     def blocks(self, blocks: list[Block]) -> list[Drawn]:
@@ -120,9 +108,8 @@ class Painter:
 
     def _limit(self, size: int, work: Callable[[], str]) -> str | None:
         began = time.process_time()
-        html = (
-            self._timer.within(min(code_limit(size), self._left), work) if self._left > 0 else None
-        )
+        limit = min(protocol.code_limit(size), self._left)
+        html = self._timer.within(limit, work) if limit > 0 else None
         self._left -= time.process_time() - began
         self._over = self._over or html is None
         return html
@@ -138,7 +125,7 @@ def answer(timer: Timer, request: Request) -> Reply:
     try:
         if request.text is not None:
             return Reply([painter.text(request.text)])
-        return Reply(painter.blocks([block_of(*each) for each in request.blocks]))
+        return Reply(painter.blocks([protocol.block_of(*each) for each in request.blocks]))
     except Exception as exc:  # noqa: BLE001 - the kind alone: its words may hold the user's text
         return Reply([], type(exc).__name__)
     except OutOfTime:  # it came when the work was done
@@ -157,8 +144,8 @@ def main() -> NoReturn:
     with socket.socket(fileno=0) as worker:
         worker.sendall(frame(Reply([])))
         while True:
-            size = length_of(_exactly(worker, HEAD))
-            request = requests.decode(_exactly(worker, size))
+            size = protocol.length_of(_exactly(worker, protocol.HEAD))
+            request = protocol.requests.decode(_exactly(worker, size))
             worker.sendall(frame(answer(timer, request)))
             del request
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from halt.assets import GUNICORN_SETTINGS, PACKAGE
-from halt.config.environment import drop_empty, load
+from halt.config.environment import load, take, variable
 from halt.config.settings import ConfigError
 
 #: gunicorn would read a `gunicorn.conf.py` of the current folder otherwise.
@@ -28,7 +28,8 @@ def run_server(options: Sequence[str] = ()) -> NoReturn:
     gc.disable()  # until the server listens: nothing of what is imported is garbage (0.13 s of 1.1)
     try:
         load()  # before gunicorn is loaded, which reads WEB_CONCURRENCY by itself
-        drop_empty("WEB_CONCURRENCY")
+        if not variable("WEB_CONCURRENCY"):  # an empty one counts as unset
+            take("WEB_CONCURRENCY")
         os.getcwd()
     except OSError as fault:
         sys.exit(f"halt: the current folder cannot be used: {fault.strerror}. Go to another one.")
