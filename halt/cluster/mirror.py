@@ -1,8 +1,8 @@
 """A generation of another worker, as its readers here know it.
 
-The owner tells what a reader may need: first a `Found`, then the numbered events, each with its
-time, in `Batch`es. A `Mirror` keeps them as the owner does, so that every surface reads it like a
-run of its own worker.
+The owner tells what a reader may need: first a `Found`, None where it has no such generation; then
+the numbered events, each with its time, in `Batch`es. A `Mirror` keeps them as the owner does, so
+that every surface reads it like a run of its own worker.
 
 A mirror has a connection and a thread while somebody watches it, and only then; all its viewers
 share them. At the owner they count as one viewer: a run with a viewer anywhere is no orphan, and
@@ -54,10 +54,6 @@ class Found(msgspec.Struct, frozen=True, tag="found"):
     lost: list[tuple[float, str]]
 
 
-class Unknown(msgspec.Struct, frozen=True, tag="unknown"):
-    """There is no such generation here, or it is another session's."""
-
-
 class Batch(msgspec.Struct, frozen=True, array_like=True):
     """Events that follow one another, each with its number and time, and what goes with them."""
 
@@ -70,7 +66,7 @@ class Batch(msgspec.Struct, frozen=True, array_like=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_answer = msgspec.msgpack.Decoder(Found | Unknown)
+_answer = msgspec.msgpack.Decoder(Found | None)
 _batch = msgspec.msgpack.Decoder(Batch)
 
 
@@ -103,11 +99,6 @@ def tell(run: Recording, after: int, channel: Channel) -> int:
     )
     tell_more(run, events, channel)
     return events[-1][0] if events else first - 1
-
-
-def tell_unknown(channel: Channel) -> None:
-    """Say that there is no such generation here."""
-    channel.send(_encode(Unknown()))
 
 
 def tell_more(run: Recording, events: list[tuple[int, Event]], channel: Channel) -> None:
@@ -179,8 +170,7 @@ class Mirror(Recording):
 
     def receive(self, channel: Channel, first: bytes, timeout: float) -> None:
         """Take all that is told at first. Raises OSError, msgspec.DecodeError."""
-        found = _answer.decode(first)
-        if isinstance(found, Found):
+        if (found := told(first)) is not None:
             self._miss(found)
             while self._take_next(channel, timeout):
                 pass
@@ -330,5 +320,5 @@ class Mirror(Recording):
 
 def told(answer: bytes) -> Found | None:
     """The generation that an answer is about, None where it is not there."""
-    found = _answer.decode(answer)
-    return found if isinstance(found, Found) else None
+    found: Found | None = _answer.decode(answer)
+    return found

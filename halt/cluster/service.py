@@ -35,7 +35,7 @@ import msgspec
 from halt.clock import now
 from halt.cluster.channel import Answers, Channel
 from halt.cluster.file_locks import FileLocks
-from halt.cluster.mirror import INTERVAL, Mirror, tell, tell_more, tell_unknown, told
+from halt.cluster.mirror import INTERVAL, Mirror, tell, tell_more, told
 from halt.cluster.peers import Peers
 from halt.core.departure import Departure
 from halt.core.elsewhere import Elsewhere
@@ -338,7 +338,7 @@ class Workers(Elsewhere):
         try:
             run = self.service.run(asked.id, asked.requester)
         except UnknownStream:
-            tell_unknown(channel)
+            channel.send(_encode(None))
             return
         if not asked.live:
             run.expect()

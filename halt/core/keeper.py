@@ -14,11 +14,13 @@ import threading
 from collections.abc import Callable, Iterator
 
 from halt.clock import now
+from halt.core.capacity import RETRY_AFTER
 from halt.core.limits import Limits
 from halt.core.relay import STALL_MAX, Relay
 from halt.core.run import Run
 from halt.core.serial import Serial
 from halt.core.storage import Writer
+from halt.errors import AtCapacity
 
 KEEPER_TICK = 0.25  # seconds
 FORGET_STEP = 256  # finished runs that are let go of while the lock is held once
@@ -44,12 +46,16 @@ class Keeper:
         self._thread = Serial("halt-keeper", KEEPER_TICK, self.look_around)
 
     def start(self) -> None:
-        """Have relay and keeper run. Raises RuntimeError where the system has no thread."""
+        """Have relay and keeper run. Raises AtCapacity where the system has no thread for them."""
         threads = (self.relay, self._thread)
-        if not all(thread.is_running for thread in threads):
-            with self._starting:
+        if all(thread.is_running for thread in threads):
+            return
+        with self._starting:
+            try:
                 for thread in threads:
                     thread.start()
+            except RuntimeError as exc:
+                raise AtCapacity("There is no thread to be had.", retry_after=RETRY_AFTER) from exc
 
     def put(self, work: Callable[[], None]) -> None:
         """Do this in the thread, in the order of the calls; it must not wait."""

@@ -39,7 +39,6 @@ from halt.core.stop import Pressed, StopRegistry, may_touch
 from halt.core.storage import Writer
 from halt.core.tool_loop import Tools
 from halt.errors import (
-    AtCapacity,
     Draining,
     RequestError,
     StreamInUse,
@@ -105,7 +104,7 @@ class Generations:
         if self._writer is not None:
             self._writer.worker = self._elsewhere.worker
             self._writer.start()
-        self._start_threads()
+        self.keeper.start()
         self.painter.start()
 
     # --- start ------------------------------------------------------------------------------------
@@ -136,7 +135,7 @@ class Generations:
         if not noted and self._is_stored(request.id):
             raise StreamInUse(f"The stream ID {request.id!r} is in use.", field="id")
         self._refuse_draining()
-        self._start_threads()
+        self.keeper.start()
         run = Run(
             request.id or secrets.token_urlsafe(16),
             request,
@@ -203,13 +202,6 @@ class Generations:
                 "(HALT_MAX_PROMPT_CHARS). Begin a new conversation.",
                 field="messages",
             )
-
-    def _start_threads(self) -> None:
-        """Have relay and keeper run. Raises AtCapacity where the system has no thread for them."""
-        try:
-            self.keeper.start()
-        except RuntimeError as exc:
-            raise AtCapacity("There is no thread to be had.", retry_after=RETRY_AFTER) from exc
 
     # --- find and stop ----------------------------------------------------------------------------
 
