@@ -30,7 +30,7 @@ NEVER_DECODED = {
     "core.request.Part",
     "core.receipts.Health",
     "library.handle.Result",
-    "web.api.openai.Asked",
+    "web.api.openai_request.Asked",
     "store.portable.PortableConversation",
     "store.portable._Message",  # its two subclasses are
     "web.event_stream.Answer",

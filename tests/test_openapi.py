@@ -35,7 +35,7 @@ from halt.core.receipts import Receipt
 from halt.core.request import StreamId
 from halt.errors import STATUSES, HaltError
 from halt.web.api.document import document
-from halt.web.api.openai import NAMED, Manner
+from halt.web.api.openai_request import NAMED, Manner
 from halt.web.api.text import PARAMETERS
 from halt.web.schemas import Reply
 from halt.web.starts import StartRequest
