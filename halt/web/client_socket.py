@@ -82,19 +82,14 @@ class ClientSocket(socket.socket):
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
         """Send it, or leave the rest. Raises BlockingIOError where the client is too slow."""
-        rest = memoryview(data).cast("B")
-        if self.unsent:
-            rest = memoryview(b"".join((self.unsent, rest)))
-            is_small = len(self.unsent) <= REST_MAX
-            self.unsent = memoryview(b"")
-            if is_small:
-                self.unsent = rest
-            else:
-                self._send(rest, flags)
-            return
-        if self.leaves_rest:
-            rest = rest[self.send_some(rest) :]
+        left, rest = self.unsent, memoryview(data).cast("B")
+        self.unsent = memoryview(b"")
+        if left:
+            rest = memoryview(b"".join((left, rest)))
+        if 0 < len(left) <= REST_MAX:
             self.unsent = rest
+        elif self.leaves_rest and not left:
+            self.unsent = rest[self.send_some(rest) :]
         else:
             self._send(rest, flags)
 

@@ -1,14 +1,14 @@
-"""From a run's log to the bytes of one client's response.
+"""Response bodies that follow a run: what a view returns to stream one run to one client.
 
 `Reading` is a reader's place at a run, from the view that looks how the answer begins to the last
-byte of the response. `EventStream` is a WSGI response body made of it: it sends a comment line at
-once (headers leave with the first bytes) and after each `heartbeat` of silence, and what `present`
-makes of the events in between. It serves every kind of Server-Sent Events; `present` decides what
-they carry. `TextStream` is the same for the answer's text alone.
+byte of the response. `EventStream` is a WSGI body made of it: a comment line at once (headers leave
+with the first bytes) and after each `heartbeat` of silence, and what `present` makes of the events
+in between, for every kind of Server-Sent Events. `TextStream` is one of the answer's text alone.
+`gather` waits for a whole answer, for responses that are no stream.
 
 Under gunicorn the view's thread yields the first bytes and then sleeps, while the relay writes to
-the client's socket (`Sink`). Under any other server, and behind a middleware that may change the
-body, the view follows the log by itself and yields the same bytes.
+the client's socket (`halt.web.sink`). Under any other server, and behind a middleware that may
+change the body, the view follows the log by itself and yields the same bytes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""From a run's log to one client's socket.
+"""The relay's part of a streaming response: it writes a run's events to one client's socket.
 
-gunicorn writes the head of a response and the body's first bytes. From then on the relay writes the
-chunks of the body, up to and including the last one of the stream; the last chunk of HTTP, which is
-empty, is gunicorn's again. The view sleeps in between. It is woken when the kernel has taken
-everything and the socket is in no table of the relay's, or after the connection was shut down.
+gunicorn writes the head of the response and the body's first bytes. From then on the relay writes
+the chunks of the body, up to and including the last one of the stream; the last chunk of HTTP,
+which is empty, is gunicorn's again. The view sleeps in between. It is woken when the kernel has
+taken everything and the socket is in no table of the relay's, or after the connection was shut
+down.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 
 class Stream(Protocol):
-    """What is sent to one client; see `halt.web.event_stream.EventStream`."""
+    """What the relay needs of `halt.web.event_stream.EventStream`, which itself makes a `Sink`."""
 
     run: Recording
     after: int
