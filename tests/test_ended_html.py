@@ -12,7 +12,7 @@ from markupsafe import Markup
 from halt.app import create_app
 from halt.config.settings import Config
 from halt.rendering.blocks import Patch
-from halt.web.page.ended_html import ended_answer
+from halt.web.page.stop import ended_answer
 from halt.web.page.views import AnswerView, BelowView, FoldView
 
 HOSTILE = "<i>\"'&\n  {{ 7 }}"

@@ -22,8 +22,8 @@ from halt.app import create_app
 from halt.config.environment import load
 from halt.config.settings import Config, ConfigError
 from halt.errors import TooManyRequests
-from halt.web.client_address import address
 from halt.web.rate_limits import Rates
+from halt.web.requests import address
 from halt.web.services import services
 from halt.web.starts import count_starts
 from tests.conftest import (

@@ -18,7 +18,7 @@ from halt.config import data_dir
 from halt.config.settings import Config
 from halt.store.database import Database
 from halt.web import responses
-from halt.web.rate_counters import Counts
+from halt.web.rate_limits import Counts
 from halt.web.security import FIELDS_MAX, SHORT_BODY_MAX
 from halt.web.services import services
 from halt.web.sessions import COOKIES_MAX

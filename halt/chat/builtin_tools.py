@@ -121,17 +121,16 @@ _UNARY: Mapping[type[ast.unaryop], Callable[[Any], Number]] = MappingProxyType(
     {ast.UAdd: operator.pos, ast.USub: operator.neg}
 )
 _NAMES: Mapping[str, float] = MappingProxyType({"pi": math.pi, "e": math.e})
-#: Each function with the least and the largest number of its arguments.
-_FUNCTIONS: Mapping[str, tuple[Callable[..., Number], int, int]] = MappingProxyType(
+_FUNCTIONS: Mapping[str, Callable[..., Number]] = MappingProxyType(
     {
-        "round": (_round, 1, 2),
-        "abs": (abs, 1, 1),
-        "min": (lambda *numbers: min(numbers), 1, EXPRESSION_MAX),
-        "max": (lambda *numbers: max(numbers), 1, EXPRESSION_MAX),
-        "sqrt": (math.sqrt, 1, 1),
-        "log": (math.log, 1, 2),
-        "sin": (math.sin, 1, 1),
-        "cos": (math.cos, 1, 1),
+        "round": _round,
+        "abs": abs,
+        "min": lambda first, *more: min((first, *more)),
+        "max": lambda first, *more: max((first, *more)),
+        "sqrt": math.sqrt,
+        "log": math.log,
+        "sin": math.sin,
+        "cos": math.cos,
     }
 )
 
@@ -148,10 +147,11 @@ def _value(node: ast.expr) -> Number:
         case ast.UnaryOp(op=sign, operand=operand) if type(sign) in _UNARY:
             return _UNARY[type(sign)](_value(operand))
         case ast.Call(func=ast.Name(id=name), args=given, keywords=[]) if name in _FUNCTIONS:
-            function, least, most = _FUNCTIONS[name]
-            if not least <= len(given) <= most:
-                raise ToolError(f"{name} does not take {len(given)} arguments.")
-            return _bounded(function(*map(_value, given)))
+            numbers = [_value(each) for each in given]
+            try:
+                return _bounded(_FUNCTIONS[name](*numbers))
+            except TypeError:
+                raise ToolError(f"{name} does not take {len(given)} arguments.") from None
         case ast.BinOp(op=ast.BitXor()):
             raise ToolError("Write ** for a power, not ^.")
         case ast.Tuple():

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from halt.chat.progress import Lengths
 from halt.chat.titles import Titles
@@ -22,7 +22,15 @@ from halt.core.run import Run
 from halt.core.service import Generations
 from halt.core.tools import Toolbox
 from halt.errors import RequestError, StoreUnavailable, TooLarge, UnknownStream
-from halt.store.models import MOVED, Busy, Conversation, Exchange, Moved, UnknownConversation, Usage
+from halt.store.models import (
+    MOVED,
+    Busy,
+    Conversation,
+    Exchange,
+    Moved,
+    UnknownConversation,
+    Usage,
+)
 from halt.store.store import Store
 from halt.store.writer import Recorder
 
@@ -35,61 +43,40 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class CountStarts(Protocol):
-    """Counts starts of the session that asks; without `hit` only looks whether they are allowed."""
-
-    def __call__(self, starts: int, *, hit: bool = True) -> None:
-        """Raises TooManyRequests, RequestError."""
-
-
-@dataclass(frozen=True)
-class Started:
+class Started(NamedTuple):
     """What a use case has started: the conversation with its last exchange alone, and the run."""
 
     conversation: Conversation
     run: Run  # of the first answer
 
-    @property
-    def exchange(self) -> Exchange:
-        """The exchange whose answer has begun."""
-        return self.conversation.exchanges[-1]
 
-
+@dataclass(frozen=True)
 class ChatService:
     """The conversations of one application. Threads may share it."""
 
-    def __init__(
-        self,
-        config: Config,
-        generations: Generations,
-        store: Store,
-        recorder: Recorder,
-        titles: Titles,
-        tools: Toolbox,
-        count_starts: CountStarts,
-    ) -> None:
-        """`recorder` is that of `generations`; `tools` are offered to the models."""
-        self._config = config
-        self._generations = generations
-        self._store = store
-        self._recorder = recorder
-        self._titles = titles
-        self._tools = tools
-        self._count_starts = count_starts
-        self.lengths = Lengths()
+    config: Config
+    generations: Generations
+    store: Store
+    recorder: Recorder  # that of the generations
+    titles: Titles
+    tools: Toolbox  # that are offered to the models
+    #: Called with a number of starts of the session that asks; with `hit=False` where they are only
+    #: to be allowed. Raises TooManyRequests, RequestError.
+    count_starts: Callable[..., None]
+    lengths: Lengths = field(default_factory=Lengths)
 
     def system_prompt(self, model: str | None = "", own: str | None = None) -> str:
         """A conversation's `own` system prompt; where it has none, that of its model."""
         if own is not None:
             return own
-        return self._config.told_system_prompt(model or self._generations.upstream.known_model)
+        return self.config.told_system_prompt(model or self.generations.upstream.known_model)
 
     def checked_prompt(self, text: str) -> str:
         """The prompt that a person has written. Raises RequestError, TooLarge."""
         prompt = text.replace("\r\n", "\n").strip()
         if not prompt:
             raise RequestError("Write a message first.", field="prompt")
-        most = self._config.max_prompt_chars
+        most = self.config.max_prompt_chars
         if len(prompt) > most:
             raise TooLarge(f"The message is longer than {most:,} characters.", field="prompt")
         return prompt
@@ -109,23 +96,23 @@ class ChatService:
         """A new prompt; with `edit_of`, another version of one that is there.
 
         `answers` are the streams' IDs, each with its model. `after` is the last prompt that the
-        page shows, 0 where it shows none: nobody goes on with what they have not seen.
-        Raises what the store's `begin` and `Generations.start` raise, and TooManyRequests.
+        page shows, 0 where it shows none. Raises what the store's `begin` and `Generations.start`
+        raise (Moved: there are messages that the page does not show), and TooManyRequests.
         """
         self._expect_room(len(answers))
         try:
             found = self._changed(
-                self._store.turns.begin,
+                self.store.turns.begin,
                 conversation_id,
                 owner,
                 prompt,
                 answers,
-                worker=self._recorder.worker,
+                worker=self.recorder.worker,
                 edit_of=edit_of,
                 after=after,
             )
         except Busy:
-            last = self._store.conversations.get(conversation_id, owner, limit=1).last
+            last = self.store.conversations.get(conversation_id, owner, limit=1).last
             if edit_of is None and after not in {None, last or 0}:
                 raise Moved(MOVED) from None  # another answer than the one that the page shows
             raise
@@ -139,15 +126,9 @@ class ChatService:
         It may be in the middle: the conversation then ends with it.
         """
         self._expect_room()
-        worker = self._recorder.worker
+        worker, again = self.recorder.worker, self.store.turns.again
         found = self._changed(
-            self._store.turns.again,
-            conversation_id,
-            owner,
-            stream_id,
-            model,
-            worker=worker,
-            prompt_id=prompt_id,
+            again, conversation_id, owner, stream_id, model, worker=worker, prompt_id=prompt_id
         )
         return self._begin(found)
 
@@ -157,7 +138,7 @@ class ChatService:
         """Go on with the last answer, this prompt's, from its last word, in the same message."""
         answer_id = self._exchange(conversation_id, owner, prompt_id).answer_id
         self._expect_room()
-        worker, extend = self._recorder.worker, self._store.turns.extend
+        worker, extend = self.recorder.worker, self.store.turns.extend
         found = self._changed(extend, conversation_id, owner, answer_id, stream_id, worker=worker)
         return self._begin(found)
 
@@ -166,44 +147,44 @@ class ChatService:
     def discard(self, conversation_id: str, owner: str, prompt_id: int) -> Exchange:
         """Take away the last answer, this prompt's; returns the exchange as it was."""
         gone = self._exchange(conversation_id, owner, prompt_id)
-        self._changed(self._store.turns.discard, conversation_id, owner, gone.answer_id)
+        self._changed(self.store.turns.discard, conversation_id, owner, gone.answer_id)
         return gone
 
     def show(self, conversation_id: str, owner: str, message_id: int) -> Conversation:
         """Go to another version of a prompt or an answer: the conversation goes on from there."""
-        return self._changed(self._store.turns.show, conversation_id, owner, message_id)
+        return self._changed(self.store.turns.show, conversation_id, owner, message_id)
 
     def pick(self, conversation_id: str, owner: str, stream_id: str) -> Conversation:
         """Go on with one of several answers; those that are still being written are stopped."""
-        last = self._store.conversations.get(conversation_id, owner, limit=1).exchanges[-1:]
+        last = self.store.conversations.get(conversation_id, owner, limit=1).exchanges[-1:]
         candidates = last[0].candidates if last and last[0].rivals else ()
         if any(each.stream_id == stream_id for each in candidates):
             running = [(each.stream_id, None) for each in candidates if each.ended is None]
-            self._generations.stop_each(running, owner)
-        return self._changed(self._store.turns.pick, conversation_id, owner, stream_id)
+            self.generations.stop_each(running, owner)
+        return self._changed(self.store.turns.pick, conversation_id, owner, stream_id)
 
     def usage(self, conversation_id: str, owner: str) -> Usage:
         """The tokens of all that was answered in it. Raises UnknownConversation."""
         self.caught_up(conversation_id, owner)
-        return self._store.conversations.totals(conversation_id, owner)
+        return self.store.conversations.totals(conversation_id, owner)
 
     def run_of(self, stream_id: str, owner: str | None) -> Recording | None:
         """The generation of an answer that runs, in any worker; None: it is not known."""
         try:
-            return self._generations.get(stream_id, owner)
+            return self.generations.get(stream_id, owner)
         except UnknownStream:
             return None
 
     def caught_up(self, conversation_id: str, owner: str) -> bool:
         """Wait until what has ended in it is written down. False: an answer is being written."""
-        last = self._store.conversations.get(conversation_id, owner, limit=1).exchanges[-1:]
+        last = self.store.conversations.get(conversation_id, owner, limit=1).exchanges[-1:]
         for each in last[0].candidates if last else ():
             if each.ended is None:
                 run = self.run_of(each.stream_id, owner)
                 if (
                     run is None
                     or run.log.ended is None
-                    or not self._recorder.written(each.stream_id, WRITE_WAIT)
+                    or not self.recorder.written(each.stream_id, WRITE_WAIT)
                 ):
                     return False
         return True
@@ -212,7 +193,7 @@ class ChatService:
 
     def _exchange(self, conversation_id: str, owner: str, prompt_id: int) -> Exchange:
         """The exchange at which a button was pressed. Raises UnknownConversation."""
-        found = self._store.conversations.get(conversation_id, owner, around=prompt_id, limit=1)
+        found = self.store.conversations.get(conversation_id, owner, around=prompt_id, limit=1)
         for each in found.exchanges:
             if each.prompt_id == prompt_id:
                 return each
@@ -225,8 +206,8 @@ class ChatService:
 
         Raises TooManyRequests, AtCapacity, Draining.
         """
-        self._count_starts(answers, hit=False)
-        self._generations.expect_room(answers)
+        self.count_starts(answers, hit=False)
+        self.generations.expect_room(answers)
 
     def _changed(
         self,
@@ -258,10 +239,10 @@ class ChatService:
         waiting = [each for each in found.exchanges[-1].candidates if each.ended is None]
         runs: list[Run] = []
         try:
-            self._count_starts(len(waiting))
+            self.count_starts(len(waiting))
             prompts = [self.system_prompt(each.asked) for each in waiting]
             messages = {
-                prompt: self._store.conversations.told(found.id, found.owner, prompt)
+                prompt: self.store.conversations.told(found.id, found.owner, prompt)
                 for prompt in set(prompts)
             }
             for each, prompt in zip(waiting, prompts, strict=True):
@@ -269,10 +250,10 @@ class ChatService:
         except Exception:
             idle = [each.stream_id for each in waiting[len(runs) :]]
             try:
-                self._store.turns.take_back(found.id, idle[0])
+                self.store.turns.take_back(found.id, idle[0])
             except StoreUnavailable:
-                self._recorder.abandon(idle)
-            self._generations.stop_each([(run.id, None) for run in runs], found.owner)
+                self.recorder.abandon(idle)
+            self.generations.stop_each([(run.id, None) for run in runs], found.owner)
             raise
         return Started(found, runs[0])
 
@@ -287,11 +268,11 @@ class ChatService:
             lengths.end(run.id, wanted.asked, tokens)
             if wanted is exchange and not found.has_earlier and not found.named:
                 answer = run.answer()[1]
-                self._titles.wanted(found.id, exchange.prompt, answer, wanted.asked or None)
+                self.titles.wanted(found.id, exchange.prompt, answer, wanted.asked or None)
 
         def counted(run: Run, usage: dict[str, Any]) -> None:
-            if self._recorder.written(run.id, WRITE_WAIT):
-                self._store.records.count(run.id, usage)
+            if self.recorder.written(run.id, WRITE_WAIT):
+                self.store.records.count(run.id, usage)
 
         expected = None if wanted.prefix else lengths.begin(wanted.stream_id, wanted.asked)
         chat = ChatRequest(
@@ -304,8 +285,8 @@ class ChatService:
         try:
             if wanted.prefix:
                 chat = go_on(chat, wanted.prefix)
-            run = self._generations.start(
-                chat, found.owner, ended, self._tools, on_usage=counted, noted=True
+            run = self.generations.start(
+                chat, found.owner, ended, self.tools, on_usage=counted, noted=True
             )
         except Exception:
             lengths.end(wanted.stream_id, wanted.asked)

@@ -62,8 +62,6 @@ Title:"""
 
 logger = logging.getLogger(__name__)
 
-Save = Callable[[str, str], None]
-
 
 class _Dropped(Exception):
     """A generation has begun, so this title is not asked for now."""
@@ -85,7 +83,7 @@ class Titles:
         self,
         upstream: Upstream,
         config: Config,
-        save: Save,
+        save: Callable[[str, str], None],
         is_idle: Callable[[], bool] = lambda: True,
         is_there: Callable[[str], bool] = lambda conversation_id: True,
     ) -> None:

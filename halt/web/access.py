@@ -10,8 +10,8 @@ import hmac
 
 from flask import Response, current_app, request, session
 
-from halt.web.client_address import address
 from halt.web.cors import admitted
+from halt.web.requests import address
 from halt.web.responses import Refused, refusal
 from halt.web.services import services
 from halt.web.token_failures import too_many

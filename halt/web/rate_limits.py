@@ -3,26 +3,40 @@
 Only starts are counted, by whichever surface they come. Whoever has started enough can still stop,
 read on and look; so every limit here leaves Stop alone.
 
-A limit counts in windows that begin with a client's first start, in all workers together. What is
-counted is let go of when its window is over: the file holds the clients of one window at most. What
-cannot be counted, because the disk is full or the file is broken, is let through and logged.
+A limit counts in windows that begin with a client's first start, in all workers together, in one
+small SQLite file: what is counted outlives a reload, and a transaction makes test and count one
+step. It is written without waiting for the disk: a machine that loses its power forgets who had
+started what. A window is let go of when it is over: the file holds the clients of one window at
+most. What cannot be counted, because the disk is full or the file is broken, is let through and
+logged.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import secrets
 import sqlite3
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from limits import RateLimitItem, parse_many
 
+from halt.config.data_dir import can_log_ahead, make_folder, make_private
 from halt.config.settings import Config
 from halt.errors import RequestError, TooManyRequests
-from halt.web.client_address import address
-from halt.web.rate_counters import Counts
+from halt.web.requests import address
 from halt.web.sessions import owner
+
+WAIT = 2.0  # seconds for another process that counts at the same moment
+SCHEMA = """
+PRAGMA synchronous = OFF;
+CREATE TABLE IF NOT EXISTS windows (key TEXT PRIMARY KEY, count INTEGER, ends REAL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS windows_ends ON windows (ends);
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -63,3 +77,78 @@ class Rates:
 
 def _parsed(rates: str) -> Iterable[RateLimitItem]:
     return frozenset(parse_many(rates)) if rates else ()
+
+
+class Counts:
+    """The windows that are open, each with its count. A window begins with its first count."""
+
+    def __init__(self, path: Path) -> None:
+        """Touches nothing: the file is opened by the process that counts, after its fork."""
+        self._path = path
+        self._lock = threading.Lock()  # protects the connection, and is held while it is used
+        self._connection: sqlite3.Connection | None = None
+
+    def count(
+        self, limits: Mapping[str, RateLimitItem], starts: int, *, hit: bool
+    ) -> dict[str, float]:
+        """Count starts in the windows of all these limits, or in none where one has no room.
+
+        `limits` are by the keys of their windows; without `hit` nothing is counted. Returns the
+        keys of the windows without room, each with the time of its end. Raises sqlite3.Error,
+        OSError.
+        """
+        with self.together() as database:
+            at = time.time()
+            full: dict[str, float] = {}
+            for key, limit in limits.items():
+                query = "SELECT count, ends FROM windows WHERE key = ?"
+                count, ends = database.execute(query, (key,)).fetchone() or (0, at)
+                if count + starts > limit.amount:
+                    full[key] = ends
+            if hit and not full:
+                database.executemany(
+                    "INSERT INTO windows VALUES (?, ?, ?) "
+                    "ON CONFLICT (key) DO UPDATE SET count = count + excluded.count",
+                    [(key, starts, at + limit.get_expiry()) for key, limit in limits.items()],
+                )
+        return full
+
+    @property
+    def size(self) -> int:
+        """Windows that are open."""
+        with self.together() as database:
+            return int(database.execute("SELECT COUNT(*) FROM windows").fetchone()[0])
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[sqlite3.Connection]:
+        """What is done inside is one step for all threads and processes, without closed windows.
+
+        Raises sqlite3.Error, OSError.
+        """
+        with self._lock:
+            database = self._connection = self._connection or self._opened()
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                database.execute("DELETE FROM windows WHERE ends <= ?", (time.time(),))
+                yield database
+                database.execute("COMMIT")
+            except BaseException:
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
+                raise
+
+    def _opened(self) -> sqlite3.Connection:
+        make_folder(self._path.parent)
+        is_new = not self._path.exists()
+        make_private(self._path)
+        database = sqlite3.connect(
+            self._path, timeout=WAIT, isolation_level=None, check_same_thread=False
+        )
+        try:
+            if is_new and can_log_ahead(self._path.with_name(f"probe-{secrets.token_hex(8)}.db")):
+                database.execute("PRAGMA journal_mode = WAL")
+            database.executescript(SCHEMA)
+        except BaseException:
+            database.close()
+            raise
+        return database

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 from flask import request
 
 from halt.core.decoding import is_number
 from halt.errors import RequestError
+
+NETWORK = 64  # bits that tell one client's IPv6 network from another's; the rest it picks itself
+
+
+def address() -> str:
+    """The client's address (see `halt.web.proxies`) as far as limits tell clients apart."""
+    found = request.remote_addr or ""
+    try:
+        known = ipaddress.ip_address(found)
+    except ValueError:
+        return found
+    if isinstance(known, ipaddress.IPv4Address):
+        return found
+    if known.ipv4_mapped is not None:
+        return str(known.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(known), NETWORK), strict=False))
 
 
 def client_socket() -> socket.socket | None:

@@ -13,7 +13,6 @@ import logging
 import math
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 
 from halt.clock import now
 
@@ -25,18 +24,13 @@ ADDRESS_MAX = 64  # characters of an address; a proxy may pass on anything
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class _Window:
-    ends: float
-    wrong: int = 0
-
-
 class TokenFailures:
     """The wrong tokens of one worker's clients. Threads may share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # protects the table
-        self._windows: OrderedDict[str, _Window] = OrderedDict()  # by address
+        #: When an address's window ends, and its wrong tokens in it.
+        self._windows: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def count(self, address: str) -> int:
         """Count one more wrong token; seconds until the next is answered as usual, 0: this one is.
@@ -46,14 +40,11 @@ class TokenFailures:
         address = ascii(address[:ADDRESS_MAX])[1:-1]
         at = now()
         with self._lock:
-            window = self._windows.pop(address, None)
-            if window is None or window.ends <= at:
-                window = _Window(at + WINDOW)
-            self._windows[address] = window  # the most recently used
+            ends, wrong = self._windows.pop(address, (at, 0))
+            ends, wrong = (ends, wrong + 1) if ends > at else (at + WINDOW, 1)
+            self._windows[address] = ends, wrong  # the most recently used
             if len(self._windows) > ADDRESSES_MAX:
                 self._windows.popitem(last=False)
-            window.wrong += 1
-            wrong = window.wrong
         if wrong == WRONG_MAX + 1:
             logger.warning(
                 "%s: more than %d wrong access tokens in %d s; further ones are refused with 429",
@@ -61,7 +52,7 @@ class TokenFailures:
                 WRONG_MAX,
                 WINDOW,
             )
-        return math.ceil(window.ends - at) if wrong > WRONG_MAX else 0
+        return math.ceil(ends - at) if wrong > WRONG_MAX else 0
 
 
 def too_many(wait: int) -> str:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from functools import partial
+from typing import Any
 
-from flask import Response, render_template, request
+from flask import Response, g, render_template, request
 
 from halt.chat.figures import used
 from halt.core.decoding import is_number
 from halt.errors import HaltError, StoreUnavailable
-from halt.store.models import Conversation, Settings, UnknownConversation
-from halt.web.page.drawing import drawn_from, shown_exchange, window
+from halt.rendering.renderer import TEXT_WAIT, Rendering
+from halt.store.models import Conversation, Exchange, Settings, UnknownConversation
 from halt.web.page.models import demo_is_loading
+from halt.web.page.views import ExchangeView, exchange_view
 from halt.web.requests import message_id
 from halt.web.services import services
 from halt.web.sessions import owner, owner_made
@@ -33,7 +36,8 @@ def conversation(conversation_id: str) -> str:
     if not is_number(at):
         return _page(conversation_id, services().store.conversations.get(conversation_id, mine))
     found = services().store.conversations.get(conversation_id, mine, around=int(at))
-    if not _holds(found, int(at)):
+    shown = ({each.prompt_id, *(a.answer_id for a in each.candidates)} for each in found.exchanges)
+    if not any(int(at) in ids for ids in shown):
         with contextlib.suppress(HaltError):  # then its end is shown
             found = services().store.turns.show(conversation_id, mine, int(at))
     return _page(conversation_id, found)
@@ -121,8 +125,51 @@ def _page(conversation_id: str, conversation: Conversation | None) -> str:
     )
 
 
-def _holds(found: Conversation, message_id: int) -> bool:
-    return any(
-        message_id in {each.prompt_id, *(answer.answer_id for answer in each.candidates)}
-        for each in found.exchanges
-    )
+# --- what is drawn of a conversation --------------------------------------------------------------
+
+
+def rendering() -> Rendering:
+    """Renders what this request shows: all of it by one deadline."""
+    if "rendering" not in g:
+        g.rendering = services().renderer.within(TEXT_WAIT)
+    found: Rendering = g.rendering
+    return found
+
+
+def window(found: Conversation | None, side: str = "") -> dict[str, Any]:
+    """What `window.html` shows: exchanges, and what is before and after them, or on one side."""
+    return {
+        "exchanges": exchanges_from(found) if found else [],
+        "earlier": found.first if found and found.has_earlier and side != "after" else None,
+        "later": found.last if found and found.has_later and side != "before" else None,
+    }
+
+
+def exchanges_from(found: Conversation, first: int = 0) -> list[ExchangeView]:
+    """The exchanges of the window, from its `first` one on."""
+    out = []
+    for each in found.exchanges[first:]:
+        last = each is found.exchanges[-1] and not found.has_later
+        shown = shown_exchange(each, last=last)
+        if shown.withdrawn:  # just now: the store will know in a moment
+            if each.previous is None:
+                continue
+            shown = shown_exchange(each.previous, last=last)
+        out.append(shown)
+    return out
+
+
+def shown_exchange(exchange: Exchange, *, last: bool = True) -> ExchangeView:
+    chat = services().chat
+    run_of = partial(chat.run_of, owner=owner())
+    return exchange_view(exchange, run_of, chat.lengths, rendering(), last=last)
+
+
+def drawn_from(found: Conversation, *message_ids: int) -> str:
+    """The exchange of one of these messages, and all that follow; nothing if there is none."""
+    for index, each in enumerate(found.exchanges):
+        ids = {each.prompt_id, each.answer_id, *each.prompts.ids, *each.versions.ids}
+        if not ids.isdisjoint(message_ids):
+            rest = window(found, "after") | {"exchanges": exchanges_from(found, index)}
+            return render_template("window.html", conversation_id=found.id, **rest)
+    return ""

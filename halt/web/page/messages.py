@@ -18,7 +18,7 @@ from halt.core.events import sse_html
 from halt.errors import AtCapacity, OffsetLost, RequestError, UnknownStream
 from halt.providers.catalog import checked_model
 from halt.web.event_stream import SSE_HEADERS
-from halt.web.page.drawing import rendering, shown_exchange
+from halt.web.page.conversations import rendering, shown_exchange
 from halt.web.page.streams import live
 from halt.web.page.views import AnswerView, view
 from halt.web.requests import message_id, sent_without_scripts
@@ -35,11 +35,7 @@ OPENING_WAIT = 0.01
 
 
 def send(conversation_id: str) -> Response:
-    """A new prompt; with `edit_of`, another version of one that is there.
-
-    `after` is the last prompt that the page shows, 0 where it shows none: nobody goes on with what
-    they have not seen. A page without scripts is led to the conversation.
-    """
+    """A new prompt, see `ChatService.send`. A page without scripts is led to the conversation."""
     if not is_id(conversation_id):
         abort(404)
     prompt = services().chat.checked_prompt(request.form.get("prompt", ""))
@@ -79,17 +75,20 @@ def continue_(conversation_id: str) -> Response:
     prompt_id = message_id("prompt_id")
     started = services().chat.continue_answer(conversation_id, owner_made(), prompt_id, stream_id)
     started.run.log.wait(0, OPENING_WAIT)
-    shown = view(started.exchange, started.run, services().chat.lengths, rendering())
+    shown = view(
+        started.conversation.exchanges[-1], started.run, services().chat.lengths, rendering()
+    )
     return _streamed(shown, lambda **more: render_template("answer.html", a=shown, **more))
 
 
 def _begun(started: Started) -> Response:
     """The exchange whose answer has begun, and the stream of that answer."""
     started.run.log.wait(0, OPENING_WAIT)
-    shown, conversation_id = shown_exchange(started.exchange), started.conversation.id
+    conversation = started.conversation
+    shown = shown_exchange(conversation.exchanges[-1])
 
     def draw(**more: bool) -> str:
-        return render_template("exchange.html", x=shown, conversation_id=conversation_id, **more)
+        return render_template("exchange.html", x=shown, conversation_id=conversation.id, **more)
 
     if shown.settled or len(shown.answers) == 1:
         return _streamed(shown.answers[0], draw)

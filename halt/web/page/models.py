@@ -74,8 +74,9 @@ def _prompt_with(model: str, conversation_id: str) -> str | None:
         return None
     try:
         found = services().store.conversations.get(conversation_id, owner() or "", limit=1)
+        own = found.settings.system_prompt
     except UnknownConversation:  # it is a new one
-        return services().chat.system_prompt(model)
+        own = None
     except StoreUnavailable:
         return None
-    return services().chat.system_prompt(model, found.settings.system_prompt)
+    return services().chat.system_prompt(model, own)

@@ -14,7 +14,7 @@ from halt.core.generation import Recording
 from halt.core.slots import number_of
 from halt.errors import OffsetLost, UnknownStream
 from halt.web.event_stream import SSE_HEADERS, EventStream
-from halt.web.page.drawing import rendering
+from halt.web.page.conversations import rendering
 from halt.web.page.writer import PageWriter, lost
 from halt.web.requests import after_parameter, client_socket
 from halt.web.services import services

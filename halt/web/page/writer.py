@@ -126,7 +126,7 @@ class PageWriter:
         saving = self._saving()
         new_saving = saving is not self._said and saving != self._said
         if step.blocks or new_saving or self._folds.has_changed:
-            return partial(self._short, seq, step)
+            return partial(self._drawing, seq, step)
         folded = self._folded(self._folds.patch()) if self._folds.has_grown else ""
         return sse_html(seq, folded + self._open(step) + self._moved())
 
@@ -134,47 +134,38 @@ class PageWriter:
         seq, last = events[-1]
         if is_terminal(last):
             _, text = self._run.answer()
-            return _when_drawn(self._renderer.whole(text), partial(self._ended, seq, text))
+
+            def ended(drawn: Drawn) -> bytes:
+                return sse_html(seq, self.whole(Ready(text, drawn.html)) + self._saved())
+
+            return _when_drawn(self._renderer.whole(text), ended)
         thought = False
         for number, event in events:
             steps.fold(self._folds, self._run, number, event)
             thought = thought or isinstance(event, ReasoningEnd)
         if not thought:
             text = "".join([text_of(event) for _, event in events])
-            return self._short(seq, self._blocks.feed(text))
+            return self._drawing(seq, self._blocks.feed(text))
         self._blocks = BlockStream()
-        step = self._blocks.feed(self._run.text(seq))
-        return self._drawing(step, partial(self._anew, seq, step))
+        return self._drawing(seq, self._blocks.feed(self._run.text(seq)), anew=True)
 
-    def _short(self, seq: int, step: Step) -> bytes | Awaited:
-        return self._drawing(step, partial(self._more, seq, step))
+    def _drawing(self, seq: int, step: Step, *, anew: bool = False) -> bytes | Awaited:
+        """The message that is made of the step's blocks; `anew`: they are the whole text so far."""
 
-    def _drawing(self, step: Step, make: Callable[[list[Drawn]], bytes]) -> bytes | Awaited:
-        """The frame that is made of the step's blocks."""
-
-        def go_on(drawn: list[Drawn]) -> bytes:
+        def drawn_message(drawn: list[Drawn]) -> bytes:
             kinds = {b.is_fence for b, d in zip(step.blocks, drawn, strict=True) if d.over}
             self._given_up |= kinds
-            return make(drawn)
+            folded = self._folded(self._folds.patch())
+            patch = step.patch(each.html for each in drawn)
+            box, done = f"done-{self._run.id}", ""
+            if anew:
+                done = _partial(box, "outerHTML", f'<div id="{box}">{patch.finished}</div>')
+            elif patch.finished:
+                done = _partial(box, "beforeend", patch.finished)
+            text = done + self._open(patch)
+            return sse_html(seq, folded + text + self._moved() + self._saved())
 
-        return _when_drawn(self._renderer.blocks(step.blocks, self._given_up), go_on)
-
-    def _ended(self, seq: int, text: str, drawn: Drawn) -> bytes:
-        return sse_html(seq, self.whole(Ready(text, drawn.html)) + self._saved())
-
-    def _more(self, seq: int, step: Step, drawn: list[Drawn]) -> bytes:
-        folded = self._folded(self._folds.patch())
-        changes = self._changes(step.patch(each.html for each in drawn))
-        return sse_html(seq, folded + changes + self._moved() + self._saved())
-
-    def _anew(self, seq: int, step: Step, drawn: list[Drawn]) -> bytes:
-        """The whole text so far, in place of what the page shows of it."""
-        folded = self._folded(self._folds.patch())
-        patch = step.patch(each.html for each in drawn)
-        box = f"done-{self._run.id}"
-        done = f'<div id="{box}">{patch.finished}</div>'
-        text = _partial(box, "outerHTML", done) + self._open(patch)
-        return sse_html(seq, folded + text + self._moved() + self._saved())
+        return _when_drawn(self._renderer.blocks(step.blocks, self._given_up), drawn_message)
 
     def aside(self) -> bytes:
         """What there is to be said while the answer is silent."""
@@ -225,10 +216,6 @@ class PageWriter:
             return ""
         self._progress = progress
         return _partial(f"progress-{self._run.id}", "innerHTML", self._draw.progress(progress))
-
-    def _changes(self, patch: Patch) -> str:
-        done = _partial(f"done-{self._run.id}", "beforeend", patch.finished)
-        return (done if patch.finished else "") + self._open(patch)
 
     def _open(self, patch: Patch | Step) -> str:
         """What changes in the open block."""
