@@ -48,9 +48,8 @@ def exchanges(conversation_id: str) -> Response:
     side = "before" if "before" in request.args else "after"
     place = message_id(side)
     before, after = (place, None) if side == "before" else (None, place)
-    found = services().store.conversations.get(
-        conversation_id, owner() or "", before=before, after=after
-    )
+    store, mine = services().store.conversations, owner() or ""
+    found = store.get(conversation_id, mine, before=before, after=after)
     response = Response(
         render_template("window.html", conversation_id=conversation_id, **window(found, side)),
         mimetype="text/html",
@@ -73,9 +72,8 @@ def from_here(conversation_id: str) -> Response:
     """
     prompt_id, mine = message_id("prompt_id"), owner_made()
     services().chat.caught_up(conversation_id, mine)
-    shown = drawn_from(
-        services().store.conversations.get(conversation_id, mine, around=prompt_id), prompt_id
-    )
+    found = services().store.conversations.get(conversation_id, mine, around=prompt_id)
+    shown = drawn_from(found, prompt_id)
     response = Response(shown, mimetype="text/html")
     if not shown:
         response.headers["HX-Refresh"] = "true"

@@ -22,7 +22,7 @@ from halt.chat.settings import settings_of
 from halt.core.decoding import is_id
 from halt.errors import HaltError, RequestError, TooLarge
 from halt.providers.catalog import checked_model
-from halt.store.models import Conversation, Page, Settings, Summary
+from halt.store.models import Page, Settings, Summary
 from halt.store.portable import MESSAGE_MAX, PortableConversation, read, to_json, to_markdown
 from halt.web.page.models import listed as listed_models
 from halt.web.requests import wants_fragment
@@ -124,11 +124,8 @@ def renaming(conversation_id: str) -> str:
 
 @blueprint.post("/c/<conversation_id>/title")
 def rename(conversation_id: str) -> str:
-    return _item(
-        services().store.conversations.rename(
-            conversation_id, _mine(), request.form.get("title", "")
-        )
-    )
+    title = request.form.get("title", "")
+    return _item(services().store.conversations.rename(conversation_id, _mine(), title))
 
 
 @blueprint.post("/c/<conversation_id>/delete")
@@ -203,17 +200,15 @@ def save_settings(conversation_id: str) -> Response:
     own = services().chat.system_prompt(request.form.get("model"))
     demos = services().chat.system_prompt(services().config.embedded_model)
     wanted = settings_of(request.form, own, demos)
-    found: Conversation = services().store.conversations.set_settings(
-        conversation_id, owner_made(), wanted
-    )
-    saved = found.settings
+    store = services().store.conversations
+    saved = store.set_settings(conversation_id, owner_made(), wanted).settings
     html = render_template(
         "settings_saved.html",
         **listed_models(saved.model),
         system_prompt=services().chat.system_prompt(saved.model, saved.system_prompt),
     )
     response = Response(html, mimetype="text/html")
-    response.headers["HX-Push-Url"] = url_for("pages.conversation", conversation_id=found.id)
+    response.headers["HX-Push-Url"] = url_for("pages.conversation", conversation_id=conversation_id)
     return response
 
 
@@ -233,9 +228,8 @@ def _panel(found: Settings) -> str:
 
 @blueprint.get("/export")
 def export_all() -> Response:
-    return _download(
-        services().store.transfer.export(_mine()), f"Halt {datetime.now(UTC):%Y-%m-%d}"
-    )
+    title = f"Halt {datetime.now(UTC):%Y-%m-%d}"
+    return _download(services().store.transfer.export(_mine()), title)
 
 
 @blueprint.get("/c/<conversation_id>/export")
