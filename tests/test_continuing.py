@@ -21,7 +21,6 @@ from halt.core.request import (
     ToolTurn,
     Unfinished,
     Upstream,
-    go_on,
     told_call,
     unfinished,
 )
@@ -29,7 +28,7 @@ from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.errors import RequestError, UpstreamError
 from halt.providers import openai as module
-from halt.providers.continuation import SeamReply, settled
+from halt.providers.continuation import SeamReply, go_on, settled
 from halt.providers.factory import make_provider
 from halt.providers.seam import LEAD_MOST, WINDOW, Seam, tail_of
 from tests.fake_openai import FakeOpenAI
@@ -327,7 +326,7 @@ def test_tools_in_a_continuation_make_one_turn_of_it() -> None:
     """What was said before and behind the seam is one message when the results are told."""
     call, back = ToolCall("1", "add", "{}"), {"content": "<think>", "reasoning": "Hm."}
     turn = ToolTurn("there", [call], back)
-    told = settled([*HI, Unfinished("assistant", "Once"), turn])
+    told = settled([*HI, Unfinished("Once", "Once"), turn])
     assert [(each.role, each.content) for each in told] == [
         ("user", "hi"),
         ("assistant", "Once there"),

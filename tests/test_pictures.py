@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halt.core.request import ChatRequest, Message, go_on, unfinished
-from halt.providers.continuation import by_instruction, by_prefix
+from halt.core.request import ChatRequest, Message, unfinished
+from halt.providers.continuation import by_instruction, by_prefix, go_on
 from halt.rendering.blocks import BlockStream
 from halt.rendering.data_urls import PictureFilter, shown, told
 from halt.rendering.markdown import render, render_block

@@ -17,20 +17,13 @@ from halt.clock import now
 from halt.config.settings import Config
 from halt.core.events import Done
 from halt.core.generation import Recording
-from halt.core.request import ChatRequest, Message, go_on
+from halt.core.request import ChatRequest, Message
 from halt.core.run import Run
 from halt.core.service import Generations
 from halt.core.tools import Toolbox
 from halt.errors import RequestError, StoreUnavailable, TooLarge, UnknownStream
-from halt.store.models import (
-    MOVED,
-    Busy,
-    Conversation,
-    Exchange,
-    Moved,
-    UnknownConversation,
-    Usage,
-)
+from halt.providers.continuation import go_on
+from halt.store.models import MOVED, Busy, Conversation, Exchange, Moved, UnknownConversation, Usage
 from halt.store.store import Store
 from halt.store.writer import Recorder
 

@@ -14,8 +14,6 @@ import msgspec
 
 from halt.core.connection import Line
 from halt.core.events import Content, Delta, ToolCall, ToolCallDelta
-from halt.errors import RequestError
-from halt.rendering import data_urls
 
 _NAME = "^[A-Za-z0-9_-]{8,64}"
 
@@ -186,25 +184,17 @@ class Unfinished(Message):
     """The assistant's answer as far as it was shown, which is to be gone on with.
 
     The last message of a request. Made by Halt, never by a client. Its pictures are kept here for
-    the whole answer, and the model is told of them in a word.
+    the whole answer, and the model is told of them in a word: `told` is what it is sent.
     """
+
+    def __init__(self, content: str, told: str) -> None:
+        super().__init__("assistant", content)
+        self.told = told
 
     @property
     def size(self) -> int:
         """Characters that the model is sent."""
-        return len(data_urls.told(str(self.content)))
-
-
-def go_on(request: ChatRequest, text: str) -> ChatRequest:
-    """The request that goes on with an answer to this one, whose text was shown so far.
-
-    Raises RequestError where there is no text to go on from.
-    """
-    if not text.strip():
-        raise RequestError("There is no text to go on from.", field="messages")
-    return msgspec.structs.replace(
-        request, messages=[*request.messages, Unfinished("assistant", text)]
-    )
+        return len(self.told)
 
 
 def unfinished(request: ChatRequest) -> str:

@@ -23,9 +23,8 @@ from halt.core.request import (
     Reply,
     ToolTurn,
     Unfinished,
-    unfinished,
 )
-from halt.errors import UpstreamError
+from halt.errors import RequestError, UpstreamError
 from halt.providers.seam import Seam, tail_of
 from halt.rendering import data_urls
 
@@ -60,9 +59,21 @@ and go on from there at once, also within a word, a line, a list, a table or a b
 Write no introduction, no comment, no quotation marks and no new code fence; repeat nothing else."""
 
 
+def go_on(request: ChatRequest, text: str) -> ChatRequest:
+    """The request that goes on with an answer to this one, whose text was shown so far.
+
+    Raises RequestError where there is no text to go on from.
+    """
+    if not text.strip():
+        raise RequestError("There is no text to go on from.", field="messages")
+    message = Unfinished(text, data_urls.told(text))
+    return msgspec.structs.replace(request, messages=[*request.messages, message])
+
+
 def unfinished_told(request: ChatRequest) -> str:
-    """The same as the model is told it."""
-    return data_urls.told(unfinished(request))
+    """The text that this request goes on from, as its model is told it; empty: there is none."""
+    last = request.messages[-1]
+    return last.told if isinstance(last, Unfinished) else ""
 
 
 def by_prefix(request: ChatRequest) -> ChatRequest:
@@ -91,7 +102,7 @@ def settled(messages: list[Message]) -> list[Message]:
     for message in messages:
         before = out[-1] if out else None
         if isinstance(before, Unfinished) and message.role == "assistant":
-            out[-1] = _behind(data_urls.told(str(before.content)), message)
+            out[-1] = _behind(before.told, message)
         else:
             out.append(message)
     return out
