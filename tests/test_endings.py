@@ -8,7 +8,7 @@ import pytest
 
 from halt.chat.figures import figures
 from halt.core import generation, notes
-from halt.core import run as module
+from halt.core import intake as module
 from halt.core.events import (
     Cancelled,
     Content,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from halt.clock import now
 from halt.core.attachments import Picture, found
 from halt.core.events import (
     Content,
@@ -16,9 +19,11 @@ from halt.core.events import (
 )
 from halt.core.live import LiveGeneration
 from halt.core.notes import LINE_END, NoteFilter, are_discussed
+from halt.core.relay import Relay, Timer, contained
 from halt.core.request import Part
 from halt.errors import UpstreamError
 
+HELD_FOR = 2.0  # seconds of silence after which held text is shown: below every limit of silence
 PARTS_MOST = 1000  # events that are looked at for the answer's last line
 BESIDE_MAX = 32_000_000  # characters of pictures and other fields beside one answer's text
 
@@ -26,15 +31,29 @@ BESIDE_MAX = 32_000_000  # characters of pictures and other fields beside one an
 class Intake:
     """Appends to the log of one run. Used by one thread at a time: the one that has the run."""
 
-    def __init__(self, live: LiveGeneration, most: int, *, keeps_calls: bool) -> None:
-        """`most`: characters of an answer. `keeps_calls`: Halt runs the tools, not the client."""
+    def __init__(
+        self,
+        live: LiveGeneration,
+        relay: Relay,
+        broken: Callable[[Exception], None],
+        most: int,
+        *,
+        keeps_calls: bool,
+    ) -> None:
+        """`broken` ends the run for a fault of Halt's own. `most`: characters of an answer.
+
+        `keeps_calls`: Halt runs the tools, not the client.
+        """
         self._live = live
+        self._relay = relay
+        self.broken = broken
         self._meter = live.meter
         self._note = live.note
         self._append = live.log.append
         self._most = most
         self._keeps_calls = keeps_calls
-        self.notes = NoteFilter(self._discusses_notes, self._last_line)
+        self._notes = NoteFilter(self._discusses_notes, self._last_line)
+        self._held: Timer | None = None  # until text that is held back is shown
         self.answering = False  # the reply of this round has brought something
         self.calls: list[ToolCall] = []  # what the model has asked for in this round
         self._called = False  # the model has called tools, its own or the client's
@@ -63,6 +82,8 @@ class Intake:
             raise UpstreamError("answer_too_long", hint=hint)
         if part.ended:
             self.flush()
+        elif self._notes.held and self._held is None:
+            self._held = self._relay.at(self._meter.last_at + HELD_FOR, self._show_held)
         return True
 
     def _add(self, part: Part) -> bool:
@@ -73,7 +94,7 @@ class Intake:
             len(events) == 1
             and isinstance(first, Content)
             and "[" not in first.content
-            and not (self.notes.held or self._new_paragraph)
+            and not (self._notes.held or self._new_paragraph)
         ):
             text = first.content
             self._size += len(text)
@@ -82,7 +103,7 @@ class Intake:
             self._note(text, self._meter.last_at)
             return self._append(first)
         live, meter = self._live, self._meter
-        prepared = [self._prepared(event) for event in self.notes.filtered(events)]
+        prepared = [self._prepared(event) for event in self._notes.filtered(events)]
         meter.received(sum(len(text_of(event)) for event in prepared), part.chunks)
         for event in prepared:
             if isinstance(event, Extra):
@@ -131,11 +152,19 @@ class Intake:
 
     def flush(self) -> None:
         """No more comes of this reply: log what was held back of it, unless it is a note."""
-        self._say(self.notes.end())
+        self._say(self._notes.end())
 
-    def show_held(self) -> None:
-        """Nothing has come for a while: log what was held back and is no whole note."""
-        self._say(self.notes.waited())
+    @contained
+    def _show_held(self) -> None:
+        """By the relay: nothing more may have come for a while. Log what is no whole note."""
+        self._held = None
+        if self._live.log.ended is not None or not self._notes.held:
+            return
+        due = self._meter.last_at + HELD_FOR
+        if now() < due:
+            self._held = self._relay.at(due, self._show_held)
+        else:
+            self._say(self._notes.waited())
 
     def _say(self, text: str) -> None:
         """Log text that came before, and was held back."""
@@ -203,3 +232,5 @@ class Intake:
     def forget(self) -> None:
         """The run is over: let go of what it needed alone."""
         self.calls, self._thoughts = [], []
+        if self._held is not None:
+            self._held.cancel()

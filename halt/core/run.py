@@ -1,8 +1,8 @@
-"""One generation: its log, its connection to the model, and the threads that work for it.
+"""One generation: its way between the threads that work for it and the relay, and its end.
 
-A thread opens the connection (DNS, TLS, the wait for the head, retries) and runs tools. In between,
-the relay (`halt.core.relay`) reads the socket and appends to the log. Both never have the run at
-once:
+A thread opens the connection (`opening`: DNS, TLS, the wait for the head, retries) and runs tools
+(`tool_loop`). In between, the relay (`relay`) reads the socket, and what comes is appended to the
+log (`intake`). Both never have the run at once:
 
     a thread has it     `_is_worked` is true. The thread may block; it ends by posting `_arrived`.
     the relay has it    from `_arrived` on. It reads, until the end, or until a thread is needed:
@@ -17,8 +17,7 @@ Races, and their winners:
   the relay reads behind the end is refused by the log.
 - Stop against the hand-over to the relay: both post to it. Whichever post comes second finds that
   the log has ended and that no thread has the run, and closes the connection.
-- Stop against a round of tools: the round is known before its first call starts, and the log is
-  looked at in between. So either the ender aborts the round, or the round never starts.
+- Stop against a round of tools: see `ToolLoop.run`.
 - A Stop that leaves the connection open (`read_on`) says so before the log ends, so `_wind_up`
   finds it and lets the relay read on.
 """
@@ -52,7 +51,6 @@ from halt.errors import CODES, Interrupted, UpstreamError, shortened
 
 DRAIN_SECONDS = 0.25  # to wait for the end of a response whose answer is complete
 LOGGED_MAX = 500  # characters of what a server said that go into the server's log
-HELD_FOR = 2.0  # seconds of silence after which held text is shown: below every limit of silence
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +98,8 @@ class Run(LiveGeneration):
         self.switch = StopSwitch(self._pressed, owner)
         self._host = host
         self._on_end = on_end
-        self._intake = Intake(self, limits.max_answer_chars, keeps_calls=bool(tools))
+        most = limits.max_answer_chars
+        self._intake = Intake(self, host.relay, self.broken, most, keeps_calls=bool(tools))
         self._opening = Opening(
             self, host.upstream, limits, self.switch.event, offers_tools=bool(tools)
         )
@@ -114,7 +113,6 @@ class Run(LiveGeneration):
         self._is_whole = False  # all of the reply has come but for the end of its framing
         self._settled = False
         self._limits: Timer | None = None
-        self._held: Timer | None = None  # until text that is held back is shown
         self._drain: Timer | None = None
 
     # --- its readers ------------------------------------------------------------------------------
@@ -133,7 +131,7 @@ class Run(LiveGeneration):
         self._deadlines.expect()
 
     def look_soon(self) -> None:
-        """Have the relay look whether the run is over a limit, or has no viewer. Takes no lock."""
+        """Have the relay look at the run's limits and viewers. Takes no lock."""
         self._host.relay.post(self._look)
 
     # --- ending -----------------------------------------------------------------------------------
@@ -269,7 +267,7 @@ class Run(LiveGeneration):
         self._is_worked = False
         reply = self.reply
         if self.reading_on and reply is None:  # stopped while tools ran, or before it was open
-            self._end_reading_on()
+            self._end_reading_on(None)
         elif reply is None or (self.log.ended is not None and not self.reading_on):
             self._wind_up()
         else:
@@ -298,34 +296,18 @@ class Run(LiveGeneration):
 
     def _read(self, reply: Reply) -> None:
         """Append what has come to the log."""
-        intake = self._intake
         try:
             part = reply.read()
         except Quiet:
             return
         except UpstreamError as fault:
-            intake.flush()
             self._broke(reply, fault)
             return
         try:
-            if intake.take(part) and part.ended:
+            if self._intake.take(part) and part.ended:
                 self._ended(reply)
         except UpstreamError as fault:
             self.fail(fault)
-        if intake.notes.held and self._held is None:
-            self._held = self._host.relay.at(self.meter.last_at + HELD_FOR, self._show_held)
-
-    @contained
-    def _show_held(self) -> None:
-        """By the relay: text that is held back is shown where nothing more has come of it."""
-        self._held = None
-        if self.log.ended is not None or self._is_worked or not self._intake.notes.held:
-            return
-        due = self.meter.last_at + HELD_FOR
-        if now() < due:
-            self._held = self._host.relay.at(due, self._show_held)
-        else:
-            self._intake.show_held()
 
     def _ended(self, reply: Reply) -> None:
         """All of the answer has come."""
@@ -342,11 +324,12 @@ class Run(LiveGeneration):
         self._end(lambda: Done(reply.finish_reason, self.meter.snapshot(), usage))
 
     def _broke(self, reply: Reply, fault: UpstreamError) -> None:
-        """The upstream failed while the answer was read. An end that came before explains it."""
-        if self.log.ended is not None:
-            return
+        """The upstream failed while the answer was read."""
+        self._intake.flush()
         if self._intake.answering:
-            self.fail(fault)
+            self.fail(fault)  # an end that came before explains it, and stays
+            return
+        if self.log.ended is not None:
             return
         self._unwatch()
         reply.close()
@@ -358,8 +341,6 @@ class Run(LiveGeneration):
         """Give the run to a thread, which opens the upstream again."""
         self._is_worked = True
         self._host.later(self.start_work)  # not here: `Thread.start` waits for the thread
-
-    # --- behind the answer ------------------------------------------------------------------------
 
     def _drain_reply(self, reply: Reply) -> None:
         """All of the answer has come: wait for the end of its framing, for DRAIN_SECONDS at most.
@@ -373,11 +354,11 @@ class Run(LiveGeneration):
             self._drain = self._host.relay.at(now() + DRAIN_SECONDS, self._drained)
 
     @contained
-    def _drained(self) -> None:
+    def _drained(self, fault: UpstreamError | None = None) -> None:
         """By the relay: the reply is done with. A round of tools is next where the log is open."""
         reply = self.reply
         if self.reading_on:
-            self._end_reading_on()
+            self._end_reading_on(fault)
         elif self.log.ended is not None or reply is None:
             self._let_go()
         else:
@@ -393,24 +374,21 @@ class Run(LiveGeneration):
 
     def _read_behind(self, reply: Reply) -> None:
         """Read for the usage of a stopped answer, or for the end of a complete one's framing."""
+        fault = None
         try:
             if self.reading_on:
-                if self._usage.read(reply):
-                    self._end_reading_on()
-                return
-            reply.read()
+                is_over = self._usage.read(reply)
+            else:
+                reply.read()
+                is_over = reply.complete
         except Quiet:
             return
-        except UpstreamError as fault:
-            if self.reading_on:
-                self._end_reading_on(fault)
-            else:
-                self._drained()
-        else:
-            if reply.complete:
-                self._drained()
+        except UpstreamError as exc:
+            is_over, fault = True, exc
+        if is_over:
+            self._drained(fault)
 
-    def _end_reading_on(self, fault: UpstreamError | None = None) -> None:
+    def _end_reading_on(self, fault: UpstreamError | None) -> None:
         """The usage of a stopped answer is known, or will not be."""
         report = self._usage.end(fault)
         self._wind_up()
@@ -434,10 +412,9 @@ class Run(LiveGeneration):
         if self._settled:
             return
         self._settled = True
-        for timer in (self._limits, self._held, self._drain):
+        for timer in (self._limits, self._drain):
             if timer is not None:
                 timer.cancel()
-        self._limits = self._held = self._drain = None
         try:
             self._unwatch()
             if self.reply is not None:
