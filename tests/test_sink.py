@@ -19,9 +19,9 @@ from urllib.parse import urlencode
 import pytest
 
 from halt.config.settings import Config
-from halt.core import departure
-from halt.core.departure import Departure
+from halt.core import relay as relay_module
 from halt.core.events import Event
+from halt.core.relay import Departure
 from halt.core.request import ChatRequest
 from halt.core.run import Run
 from halt.core.service import Generations
@@ -238,7 +238,7 @@ def test_bytes_behind_a_request_are_no_departure(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same for a reader that follows the log by itself."""
-    monkeypatch.setattr(departure, "PIPELINED_LOOK", 0.2)
+    monkeypatch.setattr(relay_module, "PIPELINED_LOOK", 0.2)
     stage.start()
     ours, client = stage.connect()
     gone = threading.Event()

@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 
 from halt.config.settings import Config
-from halt.core import departure as departure_module
-from halt.core.departure import Departure
+from halt.core import relay as relay_module
 from halt.core.events import FINAL_FRAME
 from halt.core.generation import Recording
-from halt.core.relay import Relay
+from halt.core.relay import Departure, Relay
 from halt.core.request import ChatRequest
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
@@ -151,7 +150,7 @@ def test_a_departure_closes_its_descriptor_while_it_does_not_look(
     ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also between two looks at a client that has sent something behind its request."""
-    monkeypatch.setattr(departure_module, "PIPELINED_LOOK", SOON)
+    monkeypatch.setattr(relay_module, "PIPELINED_LOOK", SOON)
     relay = Relay(lambda _: None)
     server, client = ends
     client.send(b"GET")

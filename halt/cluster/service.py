@@ -37,10 +37,10 @@ from halt.cluster.channel import Answers, Channel
 from halt.cluster.file_locks import FileLocks
 from halt.cluster.mirror import INTERVAL, Mirror, tell, tell_more, told
 from halt.cluster.peers import Peers
-from halt.core.departure import Departure
 from halt.core.elsewhere import Elsewhere
 from halt.core.generation import Recording
 from halt.core.receipts import Receipt, RunningStream, Stops
+from halt.core.relay import Departure
 from halt.core.service import RECEIPT_WAIT, Generations
 from halt.core.stop import TOMBSTONE_SECONDS, StopRegistry, Tombstone, may_touch
 from halt.core.storage import Archive

@@ -1,9 +1,25 @@
 """The relay: one thread and one selector for all sockets between models and readers.
 
 Threads begin and end a generation; between the two this thread reads the model's socket, appends to
-the log and writes to the readers' sockets. It waits for its selector and for nothing else: no name
-is looked up in it, no connection is made, no file, database or callback is touched, and no log line
-is written. Sockets in its selector are its own: other threads may shut one down, never close it.
+the log and writes to the readers' sockets:
+
+    other threads                      post    the relay thread                  for
+    ---------------------------------  ----->  --------------------------------  -----------------
+    Run.work: upstream is open         reply   READ   the model's socket         Run -> log
+    Run._end: Stop, limit, fault       ended   close  the model's socket         Run
+    a view has sent a response's head  reader  WRITE  the reader's socket        web.sink
+    a socket's thread has a frame      frame   WRITE  the WebSocket              web.websocket
+    a view follows the log by itself   client  peek   has its client left?       Departure, below
+                                               timers: limits, heartbeats, drains, slow readers
+
+    what the relay hands back          later   keeper: ends, a thread for tools or another try
+                                       put     painter: blocks of a page
+                                       wake    threads that wait at a log or for their reader's end
+
+It waits for its selector and for nothing else: no name is looked up in it, no connection is made,
+no file, database or callback is touched, and no log line is written. Sockets in its selector are
+its own: other threads may shut one down, never close it. Nothing else in the core reads, writes or
+polls a stream's socket once the model's head has come.
 
 Other threads reach it by `post`. Work that was posted comes before sockets, and again after each
 socket, so a Stop waits for one read at most. Sockets come before timers: after a stall, what has
@@ -18,6 +34,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import os
+import select
 import selectors
 import socket
 import threading
@@ -32,6 +49,7 @@ from halt.clock import now
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 STALL_MAX = 10.0  # seconds of one turn after which the process is given up
+PIPELINED_LOOK = 1.0  # seconds between two looks at a client that has sent something behind
 FIGURES_SECONDS = 60.0  # for which the longest turn and the lag are remembered, twice that at most
 
 Work = Callable[[], None]
@@ -288,6 +306,73 @@ class Relay:
             work, timer.work = timer.work, None
             if work is not None:
                 work()
+
+
+class Departure:
+    """Calls `gone` when a client has left, for a reader whose thread waits at the log.
+
+    The relay watches a duplicate of the descriptor, which it alone closes: the server may close its
+    own at any time.
+    """
+
+    def __init__(self, relay: Relay, client: socket.socket, gone: Callable[[], None]) -> None:
+        self._relay = relay
+        self._gone = gone
+        self._sock: socket.socket | None = socket.socket(fileno=os.dup(client.fileno()))
+        relay.post(self._begin)
+
+    def cancel(self) -> None:
+        """Watch no more."""
+        self._relay.post(self._end)
+
+    @contained
+    def _begin(self) -> None:
+        if self._sock is not None:
+            self._relay.watch(self._sock, READ, self._look)
+
+    def broken(self, exc: Exception) -> None:
+        """This client is watched no more; a write will find that it has left."""
+
+    @contained
+    def _end(self) -> None:
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._relay.unwatch(sock)
+            sock.close()
+
+    @contained
+    def _look(self, _: int = READ) -> None:
+        if self._sock is None:
+            return
+        left = has_left(self._sock)
+        if left:
+            self._end()
+            self._gone()
+        elif left is None:  # it has sent something behind its request
+            self._relay.unwatch(self._sock)
+            self._relay.at(now() + PIPELINED_LOOK, self._begin)
+
+
+def has_left(client: socket.socket) -> bool | None:
+    """Whether the peer has closed its end; None: no, but bytes wait to be read."""
+    try:
+        if client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+            return True if _is_half_closed(client) else None
+    except (BlockingIOError, InterruptedError):
+        return False
+    except (OSError, ValueError):
+        pass
+    return True
+
+
+def _is_half_closed(client: socket.socket) -> bool:
+    """The same behind bytes that wait, where the system has POLLRDHUP."""
+    mask = getattr(select, "POLLRDHUP", 0)
+    if not mask:
+        return False
+    poller = select.poll()
+    poller.register(client, mask)
+    return bool(poller.poll(0))
 
 
 _relays: WeakSet[Relay] = WeakSet()

@@ -23,7 +23,6 @@ from typing import Self, TypeVar
 import msgspec
 
 from halt.clock import now
-from halt.core.departure import Departure
 from halt.core.events import (
     FINAL_FRAME,
     HEARTBEAT,
@@ -42,6 +41,7 @@ from halt.core.events import (
 )
 from halt.core.extra_fields import Extras
 from halt.core.generation import Recording, Viewer
+from halt.core.relay import Departure
 from halt.core.request_ids import named
 from halt.core.run import Run
 from halt.core.service import Generations

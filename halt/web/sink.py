@@ -22,10 +22,9 @@ from typing import Any, Protocol
 
 from halt.clock import now
 from halt.core.connection import TICK
-from halt.core.departure import PIPELINED_LOOK, has_left
 from halt.core.events import Event, is_terminal, size_of
 from halt.core.generation import Recording
-from halt.core.relay import READ, WRITE, Relay, Timer, contained
+from halt.core.relay import PIPELINED_LOOK, READ, WRITE, Relay, Timer, contained, has_left
 from halt.errors import OffsetLost
 from halt.web.client_socket import ClientSocket
 
