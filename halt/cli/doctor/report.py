@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -76,7 +77,8 @@ ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
 }
 
 
-class Finding(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Finding:
     """One thing that was looked at, in plain words; `remedy` where it is not well."""
 
     name: str
