@@ -24,7 +24,7 @@ from openai import AuthenticationError, BadRequestError, OpenAI, Stream
 from openai.types.chat import ChatCompletionChunk
 
 from halt.config.providers import DEMO_EXTRA
-from halt.core.retries import DEMO_READY_LIMIT
+from halt.core.opening import DEMO_READY_LIMIT
 from halt.providers import embedded_model
 
 ROOT = Path(__file__).parents[1]

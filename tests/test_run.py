@@ -15,7 +15,7 @@ import pytest
 
 from halt.clock import now
 from halt.config.settings import Config
-from halt.core import deadlines, generation, intake, retries, steps
+from halt.core import deadlines, generation, intake, opening, steps
 from halt.core.events import Cancelled, Content, Done, Extra, Failed, ReasoningEnd, text_of
 from halt.core.request import Part
 from halt.core.run import Run
@@ -177,8 +177,8 @@ def test_stop_between_tokens(stage: Stage) -> None:
 
 def test_stop_while_it_waits_to_try_again(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time before a retry is interrupted too, and the retry is not made."""
-    monkeypatch.setattr(retries, "RETRY_BASE", 1_000.0)
-    monkeypatch.setattr(retries, "RETRY_AFTER_MAX", 10_000.0)
+    monkeypatch.setattr(opening, "RETRY_BASE", 1_000.0)
+    monkeypatch.setattr(opening, "RETRY_AFTER_MAX", 10_000.0)
     run, upstream = stage.begin(Scripted(UpstreamError("upstream_refused")))
     until(lambda: run._opening.retries.made > 0)
     assert run.switch.press() == "stopped"
@@ -443,7 +443,7 @@ def test_silence_is_told_to_whoever_has_heartbeats_to_send(stage: Stage) -> None
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries follow at once."""
-    monkeypatch.setattr(retries, "RETRY_BASE", 0.0)
+    monkeypatch.setattr(opening, "RETRY_BASE", 0.0)
 
 
 @pytest.mark.usefixtures("quick")
@@ -526,7 +526,7 @@ def test_those_who_were_told_the_same_wait_do_not_return_at_once(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that sends everybody away for a while is not met by all of them together."""
-    monkeypatch.setattr(retries, "RETRY_BASE", 1_000.0)
+    monkeypatch.setattr(opening, "RETRY_BASE", 1_000.0)
     run, upstream = stage.begin(Scripted(UpstreamError("rate_limited", retry_after=0.0)))
     until(lambda: run._opening.retries.made > 0)
     assert len(upstream.asked) == 1

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from halt.config.settings import Config
-from halt.core import generation, metrics, retries, steps
+from halt.core import generation, metrics, opening, steps
 from halt.core.events import (
     Cancelled,
     Content,
@@ -94,7 +94,7 @@ class ToolStage(Stage):
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToolStage]:
     monkeypatch.setattr(generation, "TICK", 0.05)
-    monkeypatch.setattr(retries, "RETRY_BASE", 0.0)
+    monkeypatch.setattr(opening, "RETRY_BASE", 0.0)
     made = ToolStage()
     yield made
     made.close()

@@ -18,11 +18,13 @@ from typing import Literal
 
 from halt.clock import now
 from halt.core.connection import TICK
-from halt.core.events import Cancelled, Done, Event, ReasoningEnd, text_of
+from halt.core.events import Cancelled, Done, Event, Failed, ReasoningEnd, text_of
 from halt.core.log import Log
 from halt.errors import OffsetLost
 
 State = Literal["running", "done", "cancelled", "error"]
+
+_STATES: dict[type, State] = {Done: "done", Cancelled: "cancelled", Failed: "error"}
 
 
 class Viewer:
@@ -82,13 +84,7 @@ class Recording:
     @property
     def state(self) -> State:
         ended = self.log.ended
-        if ended is None:
-            return "running"
-        return (
-            "done"
-            if isinstance(ended, Done)
-            else ("cancelled" if isinstance(ended, Cancelled) else "error")
-        )
+        return "running" if ended is None else _STATES[type(ended)]
 
     @property
     def model(self) -> str:
