@@ -27,7 +27,6 @@ SOURCES = sorted([*(ROOT / "halt").rglob("*.py"), ROOT / "app.py", ROOT / "gunic
 
 #: Types that only Halt itself makes: no decoder is ever told of them.
 NEVER_DECODED = {
-    "cli.doctor.report.Finding",
     "core.request.Part",
     "core.receipts.Health",
     "library.handle.Result",
