@@ -53,7 +53,7 @@ def patterns() -> dict[tuple[str, int], tuple[str, set[str]]]:
     for module in _modules():
         for name, value in vars(module).items():
             for pattern in _inside(value, 0):
-                used = called.get((module.__name__, name), set()) or {"search", "match"}
+                used = called.get((module.__name__, name), set())
                 _, known = found.setdefault(
                     (pattern.pattern, pattern.flags), (f"{module.__name__}.{name}", set())
                 )
@@ -62,7 +62,8 @@ def patterns() -> dict[tuple[str, int], tuple[str, set[str]]]:
         flags = re.compile(text).flags
         _, known = found.setdefault((text, flags), (where, set()))
         known.add(method if method != "compile" else "search")
-    return found
+    # Of a pattern that is taken out of a list or handed on, either may be called.
+    return {key: (name, used or {"search", "match"}) for key, (name, used) in found.items()}
 
 
 def _modules() -> Iterator[Any]:

@@ -180,8 +180,9 @@ def _fault(kind: Any, table: dict[str, Any], said: str) -> str:
         struct = _File if kind is _File else _TABLES[table["kind"]]
         known = sorted(struct.__struct_encode_fields__ + (() if kind is _File else ("kind",)))
         return f"{unknown[1]} is not known here: use {', '.join(known)}."
-    found = re.search(r"(?: - at `\$\.|missing required field `)(\w+)[^`]*`$", said)
-    key = found[1] if found else said
+    place = said.rpartition(" - at `$.")[2].rpartition("missing required field `")[2]
+    found = re.match(r"\w+", place)
+    key = found[0] if found else said
     value = table.get(key)
     wrong = "is missing" if value is None else f"= {value!r} is not allowed"
     return f"{key} {wrong}: use {_ALLOWED[key]}."
