@@ -133,6 +133,21 @@ def test_a_mirror_is_read_by_its_owner_alone(begin: Begin) -> None:
             other.service.get("a-stream", stranger)
 
 
+def test_a_stream_that_is_not_there_is_said_as_earlier_versions_say_it(
+    begin: Begin, tmp_path: Path
+) -> None:
+    """The workers of two versions ask each other while a server is replaced (SIGUSR2)."""
+    worker = begin()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(socket_folder(tmp_path / "run") / f"{worker.peers.name}.sock"))
+        channel = Channel(sock)
+        channel.send(msgspec.msgpack.encode(Find("a-stream", None, 0, live=False)))
+        answer = channel.receive(SOON)
+    assert answer is not None
+    assert msgspec.msgpack.decode(answer) == {"type": "unknown"}
+    assert module.told(answer) is None
+
+
 def test_viewers_elsewhere_are_one_viewer_at_the_owner(begin: Begin) -> None:
     """They share a connection, which ends with the last of them; so does a run without grace."""
     owner, other = begin(), begin()

@@ -1,8 +1,8 @@
 """A generation of another worker, as its readers here know it.
 
-The owner tells what a reader may need: first a `Found`, None where it has no such generation; then
-the numbered events, each with its time, in `Batch`es. A `Mirror` keeps them as the owner does, so
-that every surface reads it like a run of its own worker.
+The owner tells what a reader may need: first a `Found` or `Unknown`, then the numbered events, each
+with its time, in `Batch`es. A `Mirror` keeps them as the owner does, so that every surface reads it
+like a run of its own worker.
 
 A mirror has a connection and a thread while somebody watches it, and only then; all its viewers
 share them. At the owner they count as one viewer: a run with a viewer anywhere is no orphan, and
@@ -54,6 +54,10 @@ class Found(msgspec.Struct, frozen=True, tag="found"):
     lost: list[tuple[float, str]]
 
 
+class Unknown(msgspec.Struct, frozen=True, tag="unknown"):
+    """There is no such generation here, or it is another session's."""
+
+
 class Batch(msgspec.Struct, frozen=True, array_like=True):
     """Events that follow one another, each with its number and time, and what goes with them."""
 
@@ -66,7 +70,7 @@ class Batch(msgspec.Struct, frozen=True, array_like=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_answer = msgspec.msgpack.Decoder(Found | None)
+_answer = msgspec.msgpack.Decoder(Found | Unknown)
 _batch = msgspec.msgpack.Decoder(Batch)
 
 
@@ -77,26 +81,21 @@ def tell(run: Recording, after: int, channel: Channel) -> int:
     """Say what there is above `after`; the number of the last event that was told."""
     while True:
         first = max(run.log.first, after + 1)
-        try:
+        with contextlib.suppress(OffsetLost):  # it has let go of some more in between
             events = run.log.read(first - 1)
-        except OffsetLost:  # it has let go of some more in between
-            continue
-        break
-    channel.send(
-        _encode(
-            Found(
-                run.id,
-                run.owner,
-                run.asked,
-                run.prefix,
-                run.started_at,
-                run.fingerprint,
-                run.expected,
-                first,
-                run.pieces(after, first - 1),
-            )
-        )
+            break
+    found = Found(
+        run.id,
+        run.owner,
+        run.asked,
+        run.prefix,
+        run.started_at,
+        run.fingerprint,
+        run.expected,
+        first,
+        run.pieces(after, first - 1),
     )
+    channel.send(_encode(found))
     tell_more(run, events, channel)
     return events[-1][0] if events else first - 1
 
@@ -320,5 +319,5 @@ class Mirror(Recording):
 
 def told(answer: bytes) -> Found | None:
     """The generation that an answer is about, None where it is not there."""
-    found: Found | None = _answer.decode(answer)
-    return found
+    found = _answer.decode(answer)
+    return found if isinstance(found, Found) else None

@@ -35,7 +35,7 @@ import msgspec
 from halt.clock import now
 from halt.cluster.channel import Answers, Channel
 from halt.cluster.file_locks import FileLocks
-from halt.cluster.mirror import INTERVAL, Mirror, tell, tell_more, told
+from halt.cluster.mirror import INTERVAL, Mirror, Unknown, tell, tell_more, told
 from halt.cluster.peers import Peers
 from halt.core.elsewhere import Elsewhere
 from halt.core.generation import Recording
@@ -159,14 +159,12 @@ class Undelivered:
 
     def delivered(self, worker: str, request: Press | List) -> None:
         """The worker has this in its queue."""
-        keys: list[tuple[str, str | None, str | None]]
-        if isinstance(request, Press):
-            keys = [(worker, request.requester, stream_id) for stream_id, _ in request.stops]
-        else:
-            keys = [(worker, request.owner, None)]
         with self._lock:
-            for key in keys:
-                self._stops.pop(key, None)
+            if isinstance(request, List):
+                self._stops.pop((worker, request.owner, None), None)
+                return
+            for stream_id, _ in request.stops:
+                self._stops.pop((worker, request.requester, stream_id), None)
 
 
 class Workers(Elsewhere):
@@ -338,7 +336,7 @@ class Workers(Elsewhere):
         try:
             run = self.service.run(asked.id, asked.requester)
         except UnknownStream:
-            channel.send(_encode(None))
+            channel.send(_encode(Unknown()))
             return
         if not asked.live:
             run.expect()
