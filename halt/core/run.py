@@ -368,7 +368,7 @@ class Run(LiveGeneration):
                 self._drain = None
             self._unwatch()
             reply.close()
-            self._tool_loop.expect(reply.opaque)
+            self._tool_loop.expect(reply)
             self.end_round()
             self._need_thread()
 

@@ -14,7 +14,7 @@ import msgspec
 from halt.core.events import ToolCall, ToolResult
 from halt.core.intake import Intake
 from halt.core.live import LiveGeneration
-from halt.core.request import Message, ToolSpec
+from halt.core.request import Message, Reply, ToolSpec
 from halt.errors import UpstreamError
 
 
@@ -55,17 +55,21 @@ class ToolLoop:
         self._intake = intake
         self._tools = tools
         self._most = self._left = rounds
-        self._opaque: Any = None  # of the reply with the calls
+        self._reply: Reply | None = None  # it has brought calls, which are to be run next
         self._round: Round | None = None  # while tools run
-        self.is_due = False  # all calls have come: the next thing is to run them
+
+    @property
+    def is_due(self) -> bool:
+        """All calls have come: the next thing is to run them."""
+        return self._reply is not None
 
     @property
     def is_running(self) -> bool:
         return self._round is not None
 
-    def expect(self, opaque: Any) -> None:
-        """By the relay: all of the reply has come; `opaque` is what goes back with its calls."""
-        self.is_due, self._opaque = True, opaque
+    def expect(self, reply: Reply) -> None:
+        """By the relay: all of a reply with calls has come, and it is closed."""
+        self._reply = reply
 
     def abort(self) -> None:
         """The log has ended: end the round that is under way."""
@@ -78,13 +82,13 @@ class ToolLoop:
         False: the log has ended. Raises UpstreamError, at a limit.
         """
         live, intake = self._live, self._intake
-        self.is_due = False
+        reply, self._reply = self._reply, None
         calls, intake.calls = intake.calls, []
         if not self._left:
             hint = f"It may do so {self._most} times: HALT_TOOL_ROUNDS."
             raise UpstreamError("too_many_tool_rounds", hint=hint)
         self._left -= 1
-        assert self._tools is not None  # noqa: S101 - else no calls are kept
+        assert self._tools is not None and reply is not None  # noqa: S101, PT018 - `is_due`
         # Known before the log is looked at: either the thread that ends it finds the round and
         # aborts it, or the end is found here, and the round never starts.
         current = self._round = self._tools.round(calls)
@@ -98,7 +102,7 @@ class ToolLoop:
         self._round = None
         if live.log.ended is not None:
             return False
-        told = current.messages(intake.begin_round(), self._opaque)
+        told = current.messages(intake.begin_round(), reply.opaque)
         live.request = msgspec.structs.replace(
             live.request,
             messages=[*live.request.messages, *told],
