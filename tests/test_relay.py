@@ -394,6 +394,41 @@ def test_the_end_of_a_round_of_tools_framing(
     assert [record.connection for record in fake.requests] == [1, 1 if ends else 2]
 
 
+@pytest.mark.parametrize("how", ["stop", "counted", "limit", "left"])
+def test_an_end_before_the_framing_of_a_round_of_tools_has_ended(
+    make: Make, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """No tool is begun, the connection is closed at once, and a count that has come is told."""
+    monkeypatch.setattr(run_module, "DRAIN_SECONDS", SOON)
+    config = settings(fake, exact_usage=True, gap_timeout=0.2 if how == "limit" else SOON)
+    generations = make(make_upstream(config), config)
+    called: list[str] = []
+    counts: list[dict[str, Any]] = []
+
+    def tool(city: str) -> str:
+        called.append(city)
+        return city
+
+    run = generations.start(
+        ChatRequest(HI, model="asks_tools?calls=1&late=1"),
+        tools=Toolbox([tool]),
+        on_usage=(lambda _, usage: counts.append(usage)) if how == "counted" else None,
+        grace=0 if how == "left" else None,
+    )
+    viewer = run.join()
+    until(lambda: any(isinstance(event, ToolCall) for _, event in run.log.read(0)))
+    if how == "left":
+        run.leave(viewer)
+    elif how != "limit":
+        generations.stop(run.id, None)
+    assert ended(run).state == ("error" if how == "limit" else "cancelled")
+    assert fake.requests[0].closed.wait(SOON)
+    until(lambda: generations.open_streams == 0 and run.reply is None)
+    assert not called
+    if how == "counted":
+        until(lambda: len(counts) == 1)
+
+
 def readable(number: int) -> bool:
     """Wait until this descriptor can be read."""
     poller = select.poll()
