@@ -39,7 +39,7 @@ from halt.web.page import routes as pages
 from halt.web.page import sidebar
 from halt.web.page.stop import stop_fragment
 from halt.web.rate_limits import Rates
-from halt.web.request_ids import RequestIds, add_to_log
+from halt.web.request_ids import RequestContext, add_to_log
 from halt.web.services import Services
 from halt.web.sessions import Sessions
 from halt.web.starts import count_starts
@@ -134,7 +134,7 @@ def create_app(
     sockets.install(app)
     app.register_blueprint(stop.blueprint(stop_fragment, generations.upstream))
     commands.install(app)
-    app.wsgi_app = RequestIds(via.Chains(app.wsgi_app))  # type: ignore[method-assign]
+    app.wsgi_app = RequestContext(app.wsgi_app)  # type: ignore[method-assign]
     add_to_log()
     # What a first request would build, with other requests beside it:
     for name in app.jinja_env.list_templates():

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from halt.core.request_ids import current, named, quoted
+from halt.core.via import passing_on
+from halt.web import via
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -29,10 +31,10 @@ def signed(sentence: str, request_id: str) -> str:
     return sentence if sentence.endswith(mark) else sentence + mark
 
 
-class RequestIds:
-    """A WSGI application that names each request, around the one that answers it.
+class RequestContext:
+    """A WSGI application that names each request, and reads its chain, around the one that answers.
 
-    The ID is `current` until the response's body is there, not while the body is read.
+    Both are `current` until the response's body is there, not while the body is read.
     """
 
     def __init__(self, app: WSGIApplication) -> None:
@@ -45,7 +47,7 @@ class RequestIds:
         def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
             return start_response(status, [*headers, (HEADER, request_id)], *more)
 
-        with named(request_id):
+        with named(request_id), passing_on(via.chain_of(environ)):
             return self._app(environ, start)
 
 
