@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import msgspec
 
 from halt.clock import now
@@ -70,37 +72,25 @@ class Gaps:
         return None
 
 
+@dataclass(slots=True, eq=False)
 class Meter:
     """Collects the figures of a run. Written by the thread that has the run, read by any."""
 
-    __slots__ = (
-        "answer_at",
-        "away",
-        "characters",
-        "chunks",
-        "first_at",
-        "gaps",
-        "last_at",
-        "reasoned",
-        "reported",
-        "started_at",
-        "token_at",
-        "tools_since",
-    )
+    started_at: float = field(init=False)
+    first_at: float | None = None  # the first token of any kind
+    answer_at: float | None = None  # the first text of the answer
+    token_at: float = field(init=False)  # the newest token
+    last_at: float = field(init=False)  # last sign of life of the upstream
+    reasoned: bool = False
+    chunks: int = 0
+    characters: int = 0
+    gaps: Gaps = field(default_factory=Gaps)
+    reported: int | None = None
+    tools_since: bool = False  # tools have run since the newest token
+    away: float = 0.0  # seconds between tokens that belong to tools
 
-    def __init__(self) -> None:
-        self.started_at = now()
-        self.first_at: float | None = None  # the first token of any kind
-        self.answer_at: float | None = None  # the first text of the answer
-        self.token_at = self.started_at  # the newest token
-        self.last_at = self.started_at  # last sign of life of the upstream
-        self.reasoned = False
-        self.chunks = 0
-        self.characters = 0
-        self.gaps = Gaps()
-        self.reported: int | None = None
-        self.tools_since = False  # tools have run since the newest token
-        self.away = 0.0  # seconds between tokens that belong to tools
+    def __post_init__(self) -> None:
+        self.started_at = self.token_at = self.last_at = now()
 
     def received(self, characters: int, chunks: int) -> None:
         """Count what has arrived just now: characters of the answer, pieces of any kind."""

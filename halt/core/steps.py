@@ -70,19 +70,19 @@ class FoldPatch:
     changed: list[Fold] = field(default_factory=list)  # another state or name, or a result
 
 
+@dataclass(eq=False)
 class _Growing:
     """A fold that more may be added to."""
 
-    def __init__(self, number: int, kind: Kind, began: float) -> None:
-        self.number = number
-        self.kind = kind
-        self.began = began
-        self.state: State = "running"
-        self.id = ""  # the tool call's
-        self.name = ""
-        self.pieces: list[str] = []
-        self.result = ""
-        self.ms: float | None = None
+    number: int
+    kind: Kind
+    began: float
+    state: State = "running"
+    id: str = ""  # the tool call's
+    name: str = ""
+    pieces: list[str] = field(default_factory=list)
+    result: str = ""
+    ms: float | None = None
 
     def fold(self) -> Fold:
         text = "".join(self.pieces)

@@ -18,6 +18,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 import msgspec
@@ -174,17 +175,15 @@ class Toolbox:
         return tool.timeout
 
 
+@dataclass(eq=False)
 class _Call:
     """One call of a round."""
 
-    __slots__ = ("began", "call", "deadline", "result", "stop")
-
-    def __init__(self, call: ToolCall) -> None:
-        self.call = call
-        self.stop = threading.Event()
-        self.began = now()
-        self.deadline = float("inf")
-        self.result: ToolResult | None = None
+    call: ToolCall
+    stop: threading.Event = field(default_factory=threading.Event)
+    began: float = field(default_factory=now)
+    deadline: float = float("inf")
+    result: ToolResult | None = None
 
 
 class ToolRound:
