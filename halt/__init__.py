@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING, Any
 VERSION = "0.1.0"
 
 if TYPE_CHECKING:
-    from halt.library.halt import ChatRequest as ChatRequest
-    from halt.library.halt import ConfigError as ConfigError
-    from halt.library.halt import Generation as Generation
-    from halt.library.halt import GenerationError as GenerationError
-    from halt.library.halt import Halt as Halt
-    from halt.library.halt import HaltError as HaltError
-    from halt.library.halt import Merged as Merged
-    from halt.library.halt import Message as Message
-    from halt.library.halt import Receipt as Receipt
-    from halt.library.halt import Result as Result
-    from halt.library.halt import Tool as Tool
-    from halt.library.halt import ToolError as ToolError
+    from halt.config.settings import ConfigError
+    from halt.core.receipts import Receipt
+    from halt.core.request import ChatRequest, Message
+    from halt.core.tools import Tool, ToolError
+    from halt.errors import HaltError
+    from halt.library.halt import Halt
+    from halt.library.handle import Generation, GenerationError, Result
+    from halt.library.merge import Merged
 
 __all__ = [
     "ChatRequest",

@@ -29,27 +29,17 @@ from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest, Message, Upstream
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
-from halt.core.tools import Tool, Toolbox, ToolError
+from halt.core.tools import Tool, Toolbox, ToolError  # noqa: F401 - `halt` gives it
 from halt.errors import Draining, HaltError, RequestError
 from halt.library.feed import Feed, Followers
-from halt.library.handle import Callbacks, Generation, GenerationError, Result
+from halt.library.handle import (  # noqa: F401 - `halt` gives it
+    Callbacks,
+    Generation,
+    GenerationError,
+    Result,
+)
 from halt.library.merge import Merged
 from halt.providers.factory import make_upstream
-
-__all__ = [
-    "ChatRequest",
-    "ConfigError",
-    "Generation",
-    "GenerationError",
-    "Halt",
-    "HaltError",
-    "Merged",
-    "Message",
-    "Receipt",
-    "Result",
-    "Tool",
-    "ToolError",
-]
 
 #: What is asked: the user's words, a whole conversation, or a request that was made before.
 Prompt = str | Sequence[Message | Mapping[str, Any]] | ChatRequest
