@@ -309,7 +309,7 @@ class Told:
         if not self.left:
             return None
         ours, theirs = socket.socketpair()
-        with Channel(theirs) as speaker:
+        with contextlib.closing(Channel(theirs)) as speaker:
             for each in self.left.pop(0):
                 speaker.send(msgspec.msgpack.encode(each))
         return Channel(ours)

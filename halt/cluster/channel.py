@@ -28,12 +28,6 @@ class Channel:
         self.long = long
         self._received = bytearray()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def send(self, payload: bytes) -> None:
         """Send a frame. Raises OSError."""
         self.sock.sendall(_LENGTH.pack(len(payload)) + payload)

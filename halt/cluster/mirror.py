@@ -254,7 +254,7 @@ class Mirror(Recording):
                 known, at = self.log.last, now()
                 channel = self._source.open(self)
                 if channel is not None:
-                    with channel:
+                    with contextlib.closing(channel):
                         self._take_all(channel)
                 if self.log.last > known or (channel is not None and now() - at > STEADY):
                     alone_since = None

@@ -270,7 +270,7 @@ class Peers:
         with self._idle:
             self._answering += 1
         try:
-            with Channel(sock, long) as channel:
+            with contextlib.closing(Channel(sock, long)) as channel:
                 request = channel.receive(REQUEST_WITHIN)
                 if request is not None:
                     sock.settimeout(ANSWER_WITHIN)
