@@ -29,11 +29,6 @@ def _pieces(text: bytes) -> Iterator[tuple[bytes, int]]:
         in_string = in_string is (len(parts) % 2 == 1)
 
 
-def _structure(text: bytes) -> int:
-    """Commas, colons and opening brackets: at least one for each value, and for each name."""
-    return sum(map(text.count, (b",", b":", b"[", b"{")))
-
-
 def holds_more(text: bytes, most: int) -> bool:
     """Whether a JSON text has more than `most` values and names of fields.
 
@@ -43,7 +38,8 @@ def holds_more(text: bytes, most: int) -> bool:
         return False
     values = strings = 0
     for outside, begun in _pieces(text):
-        values += _structure(outside)
+        # At least one of these for each value, and for each name.
+        values += sum(map(outside.count, (b",", b":", b"[", b"{")))
         strings += begun
         if max(values, strings - 1) > most:
             return True

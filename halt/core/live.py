@@ -36,7 +36,7 @@ class LiveGeneration(Recording):
         self.question = request.messages  # as it was asked, without later rounds; [] once settled
         #: Its log has ended, and its upstream is read on for its usage (`halt.core.exact_usage`).
         self.reading_on = False
-        self._fingerprint = ""  # of those, once settled
+        self._fingerprint = ""  # of the question, once settled
         self._model = ""  # as the last round's reply named it
 
     @property

@@ -17,7 +17,8 @@ Races, and their winners:
   the relay reads behind the end is refused by the log.
 - Stop against the hand-over to the relay: both post to it. Whichever post comes second finds that
   the log has ended and that no thread has the run, and closes the connection.
-- Stop against a round of tools: see `ToolLoop.run`.
+- Stop against a round of tools: see `ToolLoop.run`. Before that the relay has the run, and waits
+  for the end of the reply's framing: the log has not ended, and any end closes the connection.
 - A Stop that leaves the connection open (`read_on`) says so before the log ends, so `_wind_up`
   finds it and lets the relay read on.
 """

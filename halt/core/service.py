@@ -82,7 +82,8 @@ class Generations:
         self._writer = writer
         self._elsewhere = elsewhere or Elsewhere()
         self._lock = threading.Lock()  # protects the two below
-        self._runs: dict[str, Run] = {}  # live and kept
+        #: Live and kept. The keeper alone takes one out, while its ID is not free for another one.
+        self._runs: dict[str, Run] = {}
         self._draining = False
         self._finished = Finished(config, writer)
         self._unheard = Unheard(config)  # stopped and read on

@@ -224,10 +224,7 @@ class ToolRound:
             return [each.result for each in self._calls if each.result is not None]
 
     def messages(self, said: str, opaque: Any) -> list[Message]:
-        """What the model is told of the round: its own message, then the results so far.
-
-        `said` is its text in the round, `opaque` what its provider wants back.
-        """
+        """See `halt.core.tool_loop.Round`."""
         calls = [each.call for each in self._calls]
         return [
             ToolTurn(data_urls.told(said) or None, calls, opaque),
