@@ -51,10 +51,6 @@ class Capacity:
         with self._lock:
             return list(self._live)
 
-    def are_idle(self) -> bool:
-        """Whether no process that shares the places has taken any."""
-        return self.places.none_taken(self._limits.max_streams)
-
     def expect(self, starts: int) -> None:
         """Raise AtCapacity where so many places are not free. None is taken."""
         most = self._limits.max_streams

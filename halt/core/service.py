@@ -302,7 +302,7 @@ class Generations:
     @property
     def idle(self) -> bool:
         """No generation is under way, in no process that shares the places."""
-        return self.capacity.are_idle()
+        return self.capacity.places.none_taken(self.config.max_streams)
 
     @property
     def draining(self) -> bool:

@@ -25,14 +25,6 @@ Chain = tuple[str, ...]
 _chain: ContextVar[Chain] = ContextVar("halt_chain", default=())
 
 
-def header_value(mark: str, chain: Chain = ()) -> str:
-    """HEADER's value for a request that the Halt with this mark makes.
-
-    `chain`: that of the request for which it is made, empty where Halt makes it of its own accord.
-    """
-    return ", ".join((*chain, mark))
-
-
 def current() -> Chain:
     """The chain of the request that this thread answers, empty outside of one."""
     return _chain.get()

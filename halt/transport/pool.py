@@ -82,7 +82,7 @@ class Transport(httpx2.BaseTransport):
         """Send a request and read the head of its response. Raises httpx2's errors, Interrupted."""
         line = current_line()
         if self._mark:
-            request.headers[via.HEADER] = via.header_value(self._mark, line.chain)
+            request.headers[via.HEADER] = ", ".join((*line.chain, self._mark))
         url = request.url
         key = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
         proxy = _usable(self._proxies.of(url)) if self._proxies else None
