@@ -94,13 +94,10 @@ def create_app(
         workers,
     )
 
-    def save_title(conversation_id: str, title: str) -> None:
-        store.conversations.title_from_model(conversation_id, None, title)
-
     titles = Titles(
         generations.upstream,
         settings,
-        save_title,
+        store.conversations.title_from_model,
         lambda: generations.idle,
         store.conversations.is_listed,
     )

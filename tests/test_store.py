@@ -583,7 +583,7 @@ def test_the_one_that_is_picked_goes_on_with_its_model(three: Comparison) -> Non
     for pick, streams in (("c", ["c", "a", "b"]), ("b", ["b", "a", "c"])):
         found = three.store.turns.pick(three.name, three.owner, f"talk-{pick}")
         assert three.streams() == streams
-        assert (found.model, found.exchanges[-1].picked) == (f"m-{pick}", True)
+        assert (found.settings.model, found.exchanges[-1].picked) == (f"m-{pick}", True)
     three.ask("And?")
     assert three.told() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
     with pytest.raises(UnknownConversation):
@@ -792,15 +792,15 @@ def test_a_title_is_the_first_words_then_the_models_then_the_users(chat: Chat) -
     assert first.startswith("What is the capital of a very")
     assert first.endswith("…")
     assert len(first) <= TITLE_MOST
-    assert chat.store.conversations.title_from_model(chat.name, chat.owner, "A far capital")
+    assert chat.store.conversations.title_from_model(chat.name, "A far capital")
     assert chat.now().title == "A far capital"
-    assert chat.store.conversations.title_from_model(chat.name, None, "A capital far away")
+    assert chat.store.conversations.title_from_model(chat.name, "A capital far away")
     assert chat.now().title == "A capital far away"
     assert chat.now().named
     assert (
         chat.store.conversations.rename(chat.name, chat.owner, "  My   title ").title == "My title"
     )
-    assert not chat.store.conversations.title_from_model(chat.name, chat.owner, "Another")
+    assert not chat.store.conversations.title_from_model(chat.name, "Another")
     chat.says("B", "2")
     assert chat.now().title == "My title"
     for wrong in ("", "   ", "x" * 201):
@@ -838,7 +838,7 @@ def test_a_deleted_conversation_can_be_brought_back_for_a_day(chat: Chat) -> Non
             chat.now()
         with pytest.raises(UnknownConversation):
             chat.ask("more")
-        assert not chat.store.conversations.title_from_model(chat.name, chat.owner, "x")
+        assert not chat.store.conversations.title_from_model(chat.name, "x")
         assert chat.store.conversations.undelete(chat.name, chat.owner).id == chat.name
         assert chat.exchanges() == [("apple", "pear")]
     chat.store.conversations.delete(chat.name, chat.owner)

@@ -83,7 +83,7 @@ class Titles:
         self,
         upstream: Upstream,
         config: Config,
-        save: Callable[[str, str], None],
+        save: Callable[[str, str], object],
         is_idle: Callable[[], bool] = lambda: True,
         is_there: Callable[[str], bool] = lambda conversation_id: True,
     ) -> None:

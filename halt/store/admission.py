@@ -1,8 +1,8 @@
 """Admission of calls to the database: so many at once, the others in a queue, in their order.
 
 While the database does not answer, a few calls wait for it and the others are refused at once, so
-no thread pool is used up. A database that is only busy finishes a call
-now and then, and no call is refused.
+no thread pool is used up. A database that is only busy finishes a call now and then, and no call is
+refused.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ Each method is one transaction. Everything handed out is a frozen copy.
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, select, true, tuple_, update
+from sqlalchemy import Connection, Row, exists, select, tuple_, update
 
 from halt.core.request import Message
 from halt.errors import RequestError
@@ -130,10 +131,10 @@ class Conversations:
             )
             return connection.scalar(found) is not None
 
-    def title_from_model(self, conversation_id: str, owner: str | None, title: str) -> bool:
-        """Give it a title of the model's; False where the user has named or deleted it.
+    def title_from_model(self, conversation_id: str, title: str) -> bool:
+        """Give it a title of the model's, whosever it is.
 
-        None for the owner: whosever it is.
+        False where the user has named or deleted it.
         """
         title = " ".join(title.split())[:TITLE_MAX]
         with self._database.writing() as connection:
@@ -141,7 +142,6 @@ class Conversations:
                 update(conversations)
                 .where(
                     conversations.c.id == conversation_id,
-                    true() if owner is None else conversations.c.owner == owner,
                     *LISTED,
                     conversations.c.titled_by != "user",
                 )
@@ -156,16 +156,7 @@ class Conversations:
         """
         with self._database.writing() as connection:
             row = made(connection, conversation_id, owner)
-            return changed(
-                connection,
-                row,
-                {
-                    "model": settings.model,
-                    "system_prompt": settings.system_prompt,
-                    "temperature": settings.temperature,
-                    "max_tokens": settings.max_tokens,
-                },
-            )
+            return changed(connection, row, asdict(settings))
 
     def delete(self, conversation_id: str, owner: str) -> list[str]:
         """It is gone, and can be brought back for a day. Raises UnknownConversation.

@@ -11,7 +11,7 @@ import logging
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from halt.store import retention, tree
 from halt.store.batches import Batch, Begun, Chunk, Ended
 from halt.store.database import Database, execute, upsert
 from halt.store.models import State, state_of
+from halt.store.rows import lock
 from halt.store.search import trigrams
 from halt.store.stored_events import (
     Timed,
@@ -100,7 +101,7 @@ class Records:
                 for stream_id in ending
                 if (row := execute(connection, _RUNNING, (stream_id, batch.worker)).fetchone())
             ]
-            _lock(connection, (conversation_id for _, conversation_id, _ in running))
+            lock(connection, (conversation_id for _, conversation_id, _ in running))
             for stream_id, conversation_id, message_id in running:
                 events = gathered(connection, stream_id, last[stream_id], decode_raw)
                 _end(connection, conversation_id, message_id, ending[stream_id], events)
@@ -211,7 +212,7 @@ class Records:
             row = connection.execute(found).one_or_none()
             if row is None:
                 return False
-            _lock(connection, [row.conversation_id])
+            lock(connection, [row.conversation_id])
             if connection.execute(found.with_for_update()).one_or_none() is None:
                 return False  # another worker was quicker
             events = gathered(connection, stream_id, [], decode_timed)
@@ -295,18 +296,6 @@ _ENDING: tuple[Column[Any], ...] = tuple(
     messages.c[name] for name in ("id", "conversation_id", "model", "folds", "rivals")
 )
 _REMOVE = "DELETE FROM chunks WHERE generation_id = ?"
-
-
-def _lock(connection: Connection, conversation_ids: Iterable[str | None]) -> None:
-    """Have these conversations to oneself, in an order in which nobody waits for another."""
-    wanted = sorted({each for each in conversation_ids if each is not None})
-    if wanted:
-        connection.execute(
-            select(conversations.c.id)
-            .where(conversations.c.id.in_(wanted))
-            .order_by(conversations.c.id)
-            .with_for_update()
-        )
 
 
 def _end(

@@ -183,11 +183,6 @@ class Conversation:
     named: bool = False  # the title is the user's or the model's, not the first words
 
     @property
-    def model(self) -> str:
-        """The model chosen last, "" for the default one."""
-        return self.settings.model
-
-    @property
     def first(self) -> int | None:
         """`before=first` gives the window before this one."""
         return self.exchanges[0].prompt_id if self.exchanges else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import Connection, Row, select, update
@@ -48,6 +50,18 @@ def made(connection: Connection, conversation_id: str, owner: str) -> Row[Any]:
     return find(connection, conversation_id, owner, lock=True)
 
 
+def lock(connection: Connection, conversation_ids: Iterable[str | None]) -> None:
+    """Have these conversations to oneself, in an order in which nobody waits for another."""
+    wanted = sorted({each for each in conversation_ids if each is not None})
+    if wanted:
+        connection.execute(
+            select(conversations.c.id)
+            .where(conversations.c.id.in_(wanted))
+            .order_by(conversations.c.id)
+            .with_for_update()
+        )
+
+
 def message(
     connection: Connection, row: Row[Any], message_id: int, role: str | None = None
 ) -> Row[Any]:
@@ -83,10 +97,7 @@ def changed(connection: Connection, row: Row[Any], values: dict[str, Any]) -> Co
 
 def cursor_number(cursor: str, kind: type[Any]) -> Any:
     """A number of this kind in a cursor. Raises RequestError (`cursor`)."""
-    try:
-        value = kind(cursor)
-    except ValueError:
-        raise RequestError("This is not a cursor of an earlier page.", field="cursor") from None
-    if not -(2**62) < value < 2**62:
-        raise RequestError("This is not a cursor of an earlier page.", field="cursor")
-    return value
+    with contextlib.suppress(ValueError):
+        if -(2**62) < (value := kind(cursor)) < 2**62:
+            return value
+    raise RequestError("This is not a cursor of an earlier page.", field="cursor")

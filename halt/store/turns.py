@@ -21,9 +21,9 @@ from halt.store import tree
 from halt.store.database import Database, upsert
 from halt.store.headings import first_words
 from halt.store.models import MOVED, WINDOW, Conversation, Moved, UnknownConversation, state_of
-from halt.store.rows import changed, find, made, message, refuse_while_running
+from halt.store.rows import changed, find, lock, made, message, refuse_while_running
 from halt.store.search import trigrams
-from halt.store.tables import chunks, conversations, generations, messages
+from halt.store.tables import chunks, generations, messages
 
 
 class Turns:
@@ -128,11 +128,7 @@ class Turns:
     def take_back(self, conversation_id: str, stream_id: str) -> None:
         """As if this stream, which has not begun, had never been asked for, nor its rivals."""
         with self._database.writing() as connection:
-            connection.execute(
-                select(conversations.c.id)
-                .where(conversations.c.id == conversation_id)
-                .with_for_update()
-            )
+            lock(connection, [conversation_id])
             asked = connection.execute(
                 select(generations).where(
                     generations.c.id == stream_id,
