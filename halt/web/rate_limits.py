@@ -13,14 +13,13 @@ logged.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from limits import RateLimitItem, parse_many
@@ -97,45 +96,25 @@ class Counts:
         keys of the windows without room, each with the time of its end. Raises sqlite3.Error,
         OSError.
         """
-        with self.together() as database:
-            at = time.time()
-            full: dict[str, float] = {}
-            for key, limit in limits.items():
-                query = "SELECT count, ends FROM windows WHERE key = ?"
-                count, ends = database.execute(query, (key,)).fetchone() or (0, at)
-                if count + starts > limit.amount:
-                    full[key] = ends
-            if hit and not full:
-                database.executemany(
-                    "INSERT INTO windows VALUES (?, ?, ?) "
-                    "ON CONFLICT (key) DO UPDATE SET count = count + excluded.count",
-                    [(key, starts, at + limit.get_expiry()) for key, limit in limits.items()],
-                )
-        return full
-
-    @property
-    def size(self) -> int:
-        """Windows that are open."""
-        with self.together() as database:
-            return int(database.execute("SELECT COUNT(*) FROM windows").fetchone()[0])
-
-    @contextlib.contextmanager
-    def together(self) -> Iterator[sqlite3.Connection]:
-        """What is done inside is one step for all threads and processes, without closed windows.
-
-        Raises sqlite3.Error, OSError.
-        """
+        full: dict[str, float] = {}
         with self._lock:
             database = self._connection = self._connection or self._opened()
-            database.execute("BEGIN IMMEDIATE")
-            try:
-                database.execute("DELETE FROM windows WHERE ends <= ?", (time.time(),))
-                yield database
-                database.execute("COMMIT")
-            except BaseException:
-                if database.in_transaction:
-                    database.execute("ROLLBACK")
-                raise
+            with database:  # one transaction: a step for all threads and processes
+                database.execute("BEGIN IMMEDIATE")
+                at = time.time()
+                database.execute("DELETE FROM windows WHERE ends <= ?", (at,))
+                for key, limit in limits.items():
+                    query = "SELECT count, ends FROM windows WHERE key = ?"
+                    count, ends = database.execute(query, (key,)).fetchone() or (0, at)
+                    if count + starts > limit.amount:
+                        full[key] = ends
+                if hit and not full:
+                    database.executemany(
+                        "INSERT INTO windows VALUES (?, ?, ?) "
+                        "ON CONFLICT (key) DO UPDATE SET count = count + excluded.count",
+                        [(key, starts, at + limit.get_expiry()) for key, limit in limits.items()],
+                    )
+        return full
 
     def _opened(self) -> sqlite3.Connection:
         make_folder(self._path.parent)
