@@ -113,7 +113,8 @@ class RelayFigures(Reply, frozen=True):
 
 
 class Health(Reply, frozen=True):
-    """`upstream`: "reachable", "unreachable: CODE", or "unknown" until the first answer.
+    """`upstream`: "reachable", "reachable: CODE" (it refuses Halt: a wrong key, no quota left),
+    "unreachable: CODE", or "unknown" until the first answer.
 
     `open_streams` are those of all `workers`; `worker` is the one that answers.
     """

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
+import msgspec
 from flask import Blueprint, Response, request
 
 from halt import VERSION
@@ -80,13 +81,11 @@ def blueprint(fragment: Callable[[Receipt], str], upstream: Upstream) -> Bluepri
     @routes.get("/healthz")
     def healthz() -> Response:
         service = services().generations
-        leaving, open_now = service.draining, service.health()
+        leaving = service.draining
         health = Health(
             status="draining" if leaving else "ok",
             version=VERSION,
-            open_streams=open_now.open_streams,
-            workers=open_now.workers,
-            worker=open_now.worker,
+            **msgspec.structs.asdict(service.health()),
             relay=RelayFigures(**service.relay.figures()),
             upstream=probe.look(),
         )
@@ -124,7 +123,7 @@ class Probe:
         self._waited_for = float("-inf")  # when the query was begun that a request waited for
 
     def look(self) -> str:
-        """ "reachable", "unreachable: CODE", or "unknown" while the first answer is awaited.
+        """As `Health.upstream` says.
 
         Of the requests that come while the upstream is asked, one waits, up to PROBE_WAIT; the
         others are told at once what is known. So a silent upstream holds one thread, not all.
