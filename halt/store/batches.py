@@ -79,8 +79,8 @@ class Progress(NamedTuple):
     events: int  # how many
     upto: int  # the last of them
     chunks: tuple[Chunk, ...]
-    begun: tuple[Begun, ...]
-    ended: tuple[Ended, ...]
+    begun: Begun | None
+    ended: Ended | None
 
 
 def progress_of(entry: Entry, room: int, worker: str) -> Progress | None:
@@ -92,32 +92,29 @@ def progress_of(entry: Entry, room: int, worker: str) -> Progress | None:
     elif entry.begun:
         return None
     upto, last = events[-1] if events else (entry.written, None)
-    begun: tuple[Begun, ...] = ()
-    ended: tuple[Ended, ...] = ()
+    begun = ended = None
     if not entry.begun:
         asked, started = recording.asked, _wall(recording.started_at)
-        begun = (Begun(recording.id, recording.owner, worker, asked, started),)
+        begun = Begun(recording.id, recording.owner, worker, asked, started)
     if last is not None and is_terminal(last):
-        ended = (
-            Ended(
-                recording.id,
-                last,
-                _wall(recording.ended_at or now()),
-                upto,
-                recording.answer()[1],
-                recording.model,
-                steps.folds(recording),
-                recording.kept,
-            ),
+        ended = Ended(
+            recording.id,
+            last,
+            _wall(recording.ended_at or now()),
+            upto,
+            recording.answer()[1],
+            recording.model,
+            steps.folds(recording),
+            recording.kept,
         )
     return Progress(entry, len(events), upto, _chunks(recording, events), begun, ended)
 
 
 def batch_of(steps: Sequence[Progress], worker: str) -> Batch:
     return Batch(
-        tuple(each for step in steps for each in step.begun),
+        tuple(step.begun for step in steps if step.begun),
         tuple(each for step in steps for each in step.chunks),
-        tuple(each for step in steps for each in step.ended),
+        tuple(step.ended for step in steps if step.ended),
         worker,
     )
 

@@ -27,7 +27,6 @@ from halt.core.events import (
     FINAL_FRAME,
     HEARTBEAT,
     Cancelled,
-    Content,
     Done,
     Event,
     Extra,
@@ -52,7 +51,6 @@ from halt.web.sink import Awaited, Made, Present, Sink, gunicorn_response
 T = TypeVar("T")
 
 WHOLE_INTERVAL = 0.1  # seconds between two looks at an answer that is given as a whole
-
 
 #: For every proxy on the way: this is a stream, do not keep, change or gather it.
 SSE_HEADERS = {
@@ -351,11 +349,6 @@ def failure(event: Failed) -> AnswerFailed:
         retry_after=error.retry_after,
         status=error.status,
     )
-
-
-def is_text(event: Event) -> bool:
-    """Whether this begins the answer itself."""
-    return isinstance(event, Content)
 
 
 def watched(run: Run, make: Callable[[], T], *, opens: bool = False) -> T:

@@ -116,19 +116,16 @@ def _fits(name: str, value: Any) -> bool:
 
 
 def _are_functions(functions: Any) -> bool:
-    return (
-        isinstance(functions, list)
-        and bool(functions)
-        and all(isinstance(each, dict) for each in functions)
-    )
+    all_are = isinstance(functions, list) and all(isinstance(each, dict) for each in functions)
+    return all_are and bool(functions)
 
 
 def _tools(functions: list[dict[str, Any]], choice: Any) -> dict[str, Any]:
     """The fields that say the same as `functions` and `function_call`."""
     tools: dict[str, Any] = {"tools": [_typed(each) for each in functions]}
-    if choice is None:
-        return tools
-    return {**tools, "tool_choice": _typed(choice) if isinstance(choice, dict) else choice}
+    if choice is not None:
+        tools["tool_choice"] = _typed(choice) if isinstance(choice, dict) else choice
+    return tools
 
 
 def _typed(function: dict[str, Any]) -> dict[str, Any]:
@@ -159,7 +156,8 @@ def _prompt(message: dict[str, Any], number: int, calls: list[tuple[str, str]]) 
     kept = {k: v for k, v in message.items() if not (k in OF_ANSWERS and v in (None, []))}
     if isinstance(called := kept.get("tool_calls"), list):
         kept["tool_calls"] = [
-            _unnumbered(each) if isinstance(each, dict) else each for each in called
+            {k: v for k, v in each.items() if k != "index"} if isinstance(each, dict) else each
+            for each in called
         ]
     function = kept.get("function_call")
     if isinstance(function, dict) and isinstance(function.get("name"), str):
@@ -181,7 +179,3 @@ def _result(message: dict[str, Any], calls: list[tuple[str, str]]) -> dict[str, 
     content = kept.get("content")
     told = {"role": "tool", "tool_call_id": known[-1][1]}
     return {**kept, **told, "content": "" if content is None else content}
-
-
-def _unnumbered(call: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in call.items() if name != "index"}

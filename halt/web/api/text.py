@@ -33,7 +33,6 @@ from halt.web.event_stream import (
     Reading,
     TextStream,
     gather,
-    is_text,
     watched,
 )
 from halt.web.requests import client_socket
@@ -101,7 +100,7 @@ def chat() -> Response:
     try:
         # The status says whether there is an answer. A model that is silent is waited for as long
         # as no proxy takes the connection for dead.
-        body.wait(is_text, services().config.heartbeat)
+        body.wait(lambda event: isinstance(event, Content), services().config.heartbeat)
     except BaseException:
         body.close()
         raise

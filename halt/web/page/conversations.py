@@ -46,10 +46,8 @@ def conversation(conversation_id: str) -> str:
 def exchanges(conversation_id: str) -> Response:
     """The part of a conversation before, or after, a prompt that the page shows."""
     side = "before" if "before" in request.args else "after"
-    place = message_id(side)
-    before, after = (place, None) if side == "before" else (None, place)
-    store, mine = services().store.conversations, owner() or ""
-    found = store.get(conversation_id, mine, before=before, after=after)
+    place, mine = {side: message_id(side)}, owner() or ""
+    found = services().store.conversations.get(conversation_id, mine, **place)
     response = Response(
         render_template("window.html", conversation_id=conversation_id, **window(found, side)),
         mimetype="text/html",
