@@ -104,7 +104,7 @@ def create_app(
     generations.on_begin, generations.on_over = titles.give_way, titles.look
     toolbox = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
     app.session_interface = sessions = Sessions(settings)
-    app.extensions["halt"] = services = Services(
+    app.extensions["halt"] = Services(
         config=settings,
         mark=mark,
         generations=generations,
@@ -120,7 +120,7 @@ def create_app(
         sessions=sessions,
         rates=Rates(settings) if settings.rate_session or settings.rate_address else None,
     )
-    app.jinja_env.globals["how_saving_goes"] = services.saving
+    app.jinja_env.globals["how_saving_goes"] = lambda: recorder.saving
 
     app.register_blueprint(pages.blueprint)
     sidebar.install(app)

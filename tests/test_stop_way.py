@@ -69,7 +69,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         for owner, name in (
             (Database, "reading"),
             (Database, "writing"),
-            (Counts, "together"),
+            (Counts, "count"),
             (jinja2.Template, "render"),
             (jinja2.Environment, "get_template"),
             (responses, "render_template"),

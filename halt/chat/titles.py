@@ -165,7 +165,9 @@ class Titles:
                 if title:
                     self._save(wanted.conversation_id, title)
             except _Dropped:
-                self._put_back(wanted)
+                with self._changed:
+                    if wanted.tries > 1 and not self._closed:
+                        self._queue.appendleft(wanted._replace(tries=wanted.tries - 1))
             except HaltError as fault:
                 logger.info("no title for conversation %s: %s", wanted.conversation_id, fault)
             except Exception:
@@ -183,11 +185,6 @@ class Titles:
                 if self._is_idle():
                     return self._queue.popleft()
                 self._changed.wait(LOOK_EVERY)
-
-    def _put_back(self, wanted: _Wanted) -> None:
-        with self._changed:
-            if wanted.tries > 1 and not self._closed:
-                self._queue.appendleft(wanted._replace(tries=wanted.tries - 1))
 
     def _make(self, wanted: _Wanted) -> str:
         """Ask the model; empty where no title came of it.

@@ -351,9 +351,7 @@ def _exchange(prompt: Row[Any], answer: Row[Any], used: Usage) -> Exchange:
 
 def ended_of(row: Row[Any]) -> Terminal | None:
     """How a message ended; None while it is being written."""
-    if row.state == "running":
-        return None
-    return end_of(row)
+    return None if row.state == "running" else end_of(row)
 
 
 def end_of(row: Row[Any]) -> Terminal:

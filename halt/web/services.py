@@ -18,7 +18,7 @@ from halt.providers.catalog import Catalog
 from halt.rendering.renderer import Renderer
 from halt.store.replay import Archive
 from halt.store.store import Store
-from halt.store.writer import Recorder, Saving
+from halt.store.writer import Recorder
 from halt.web.rate_limits import Rates
 from halt.web.sessions import Sessions
 from halt.web.token_failures import TokenFailures
@@ -50,10 +50,6 @@ class Services:
     #: Held while a part of an exported file is made: each thread that makes one delays everything
     #: else by the interpreter's switch interval.
     exporting: threading.Lock = field(default_factory=threading.Lock)
-
-    def saving(self) -> Saving:
-        """How the saving of what generations produce goes; needs no request."""
-        return self.recorder.saving
 
     def close(self) -> None:
         """Close the parts that hold something. One that cannot be closed keeps no other from it."""

@@ -296,10 +296,8 @@ def _names() -> list[str]:
     with service.readers.place(), limited(MODELS_SECONDS, via.current()) as line:
         try:
             return service.upstream.models(line) or configured
-        except Interrupted:
-            raise UpstreamError("first_byte_timeout") from None
         except HaltError as fault:
-            if line.interrupted:
+            if line.interrupted or isinstance(fault, Interrupted):
                 raise UpstreamError("first_byte_timeout") from None
             if configured and fault.code in NO_LIST:
                 return configured

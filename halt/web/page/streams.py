@@ -91,12 +91,13 @@ def live(run: Recording, after: int, opening: bytes | None = None) -> EventStrea
 
 def how_saving_goes() -> str:
     """Asked by a page that was told that saving does not go well, until it does."""
-    return render_template("saving.html", saving=services().saving())
+    return render_template("saving.html", saving=services().recorder.saving)
 
 
 def _writer(run: Recording, after: int) -> PageWriter:
     template, parts = current_app.jinja_env.get_template("answer.html"), services()
-    return PageWriter(run, after, template, parts.chat.lengths, parts.renderer, parts.saving)
+    lengths, recorder = parts.chat.lengths, parts.recorder
+    return PageWriter(run, after, template, lengths, parts.renderer, lambda: recorder.saving)
 
 
 def _one_message(content: str) -> Response:
