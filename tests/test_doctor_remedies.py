@@ -111,7 +111,7 @@ def examined(
 ) -> Found:
     """The doctor's findings about such a server."""
     with served(lists, answers) as url:
-        return doctor("--timeout", "2", OPENAI_BASE_URL=url + end, **settings)
+        return doctor("--timeout", "20", OPENAI_BASE_URL=url + end, **settings)
 
 
 @pytest.mark.parametrize(
