@@ -1,1 +1,1 @@
-"""The workers of one machine as one service: who is alive, and whose run is it."""
+"""The workers of one machine as one service: which are alive, and which has a run."""

@@ -61,7 +61,7 @@ class Channel:
         return frame, True
 
     def interrupt(self) -> None:
-        """Wake whoever reads. By any thread, as long as the channel is not closed."""
+        """Wake the thread that reads. By any thread, as long as the channel is not closed."""
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
 

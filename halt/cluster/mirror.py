@@ -4,7 +4,7 @@ The owner tells what a reader may need: first a `Found` or `Unknown`, then the n
 with its time, in `Batch`es. A `Mirror` keeps them as the owner does, so that every surface reads it
 like a run of its own worker.
 
-A mirror has a connection and a thread while somebody watches it, and only then; all its viewers
+A mirror has a connection and a thread while it has a viewer, and only then; all its viewers
 share them. At the owner they count as one viewer: a run with a viewer anywhere is no orphan, and
 one that is to end with its last viewer (grace 0) does so wherever that one was.
 

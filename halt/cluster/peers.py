@@ -1,16 +1,16 @@
-"""The other workers on this machine: who is there, what they are asked, and who has died.
+"""The other workers on this machine: which are there, what they are asked, and which have died.
 
 Each worker process has a name, which ends with the data folder's mark, and files in the run folder
 that all workers share:
 
     NAME.lock   locked (flock) by the worker for as long as it lives: the kernel's lease
     NAME.sock   a Unix socket, where it answers the others
-    NAME.word   what it left for those that begin after it, which nobody may have seen alive
+    NAME.word   what it left for those that begin after it, which may not have seen it alive
 
-Folder (0700) and files (0600) are their owner's alone, so nobody else can connect. A request is one
-frame on a connection of its own, answered by one frame or by many (see `.channel`).
+Folder (0700) and files (0600) are their owner's alone, so no other user can connect. A request is
+one frame on a connection of its own, answered by one frame or by many (see `.channel`).
 
-A worker that hangs holds up nobody: to connect and to send never wait, and answers are waited for
+A worker that hangs holds up no other: to connect and to send never wait, and answers are waited for
 together, for as long as the asker allows.
 
 A worker that finds the lock of another one free tidies up after that one, and then removes the
@@ -19,7 +19,7 @@ each, one does it, and the dead worker counts as dead for all. (NAME.lock could 
 if it were changed from exclusive to shared, which the system does in two steps: another worker
 comes in between.) A worker that leaves in order leaves its lock file in the same way.
 
-A lock file that is not there means a death only where nobody has taken the files away: a worker
+A lock file that is not there means a death only where the files were not taken away: a worker
 that finds its own one gone makes it and its socket again, and gives the others time to do the same.
 
 Threads of a worker: one accepts, one looks for the dead, one for each request that is answered
@@ -130,9 +130,9 @@ class Peers:
         return found
 
     def close(self) -> None:
-        """Answer nobody any more. Harmless when repeated.
+        """Answer no request any more. Harmless when repeated.
 
-        The lock is given back by the end of the process, so that nobody tidies up before.
+        The lock is given back by the end of the process, so that no worker tidies up before.
         """
         self._quit.set()
         self._sweep_now.set()
@@ -148,7 +148,7 @@ class Peers:
                 self._idle.wait_for(lambda: not self._answering, LEAVE_WITHIN)
 
     def _new_lease(self, run: Path) -> int:
-        """Locked before it has its name: nobody ever finds it free while this process lives."""
+        """Locked before it has its name: no worker finds it free while this process lives."""
         part = run / f"{self.name}.new"
         lease = open_private(part, os.O_RDWR | os.O_EXCL)
         fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,7 +180,7 @@ class Peers:
         return there
 
     def _mend(self) -> None:
-        """Have this worker's lock where it belongs, also where somebody has deleted it."""
+        """Have this worker's lock where it belongs, also where it was deleted."""
         with self._files:
             run = self._run
             if run is None or self._quit.is_set():
@@ -200,7 +200,7 @@ class Peers:
             self._said = True
 
     def _listen_again(self, listener: socket.socket) -> socket.socket:
-        """This worker's socket; a new one where it has its lock and somebody deleted the socket."""
+        """This worker's socket; a new one where it has its lock and the socket was deleted."""
         run, sockets = self._run, self._sockets
         with self._files, contextlib.suppress(ConfigError, OSError):  # the next turn tries again
             if run is None or sockets is None or self._quit.is_set() or not self._look(run):
@@ -276,7 +276,7 @@ class Peers:
                     sock.settimeout(ANSWER_WITHIN)
                     serve(request, channel)
         except OSError:
-            pass  # the one who asked has left
+            pass  # the worker that asked has left
         except Exception:
             logger.exception("a request of another worker")
         finally:
@@ -298,8 +298,8 @@ class Peers:
     def ask(self, request: bytes, timeout: float, only: str | None = None) -> Answers:
         """Send a request to all others, or to one.
 
-        It is sent before this returns. `timeout` is in seconds, for all of them together; who does
-        not answer in time is left out. Whoever wants more than the first frame sets
+        It is sent before this returns. `timeout` is in seconds, for all of them together; one that
+        does not answer in time is left out. A caller that wants more than the first frame sets
         `channel.kept`, and closes the channel afterwards.
         """
         asked: dict[str, Channel] = {}
@@ -343,7 +343,7 @@ class Peers:
                     self.sweep()
 
     def alive(self, name: str) -> bool | None:
-        """Whether the worker of this name holds its lease; None: nobody here can know.
+        """Whether the worker of this name holds its lease; None: that cannot be known here.
 
         Those of another data folder use the same database, where it is PostgreSQL. A name without
         a mark is that of an earlier Halt.

@@ -1,7 +1,7 @@
 """The other worker processes of a server on this machine, as a service of generations needs them.
 
 Each generation is made by one worker, its owner, and is in that one's memory alone. The others ask:
-to stop it, to read it (see `halt.cluster.mirror`), to list it. Who owns a stream is not written
+to stop it, to read it (see `halt.cluster.mirror`), to list it. The owner of a stream is not written
 anywhere; all others are asked at once and the owner answers, which takes about a millisecond.
 
 What holds for all workers together, and why:
@@ -13,7 +13,7 @@ What holds for all workers together, and why:
   buries the ID in its own worker's registry, then tells all others, and each of these presses or
   buries, under the lock under which it starts streams. So a stream that starts in any worker that
   was told is ended by the one or by the other. A worker that comes up during this becomes visible
-  first and copies the others' tombstones then, before it serves anybody. So either the Stop finds
+  first and copies the others' tombstones then, before it takes a request. So either the Stop finds
   it among the others, or the Stop had buried the ID in its own worker before the copy was made.
 - A worker that hangs delays a Stop of a stream that no other worker has, by STOP_WITHIN at most,
   and no other Stop. It finds the Stop when it goes on: in its queue, or, where that was full, sent
@@ -227,7 +227,7 @@ class Workers(Elsewhere):
             return known
 
     def _mirror(self, stream_id: str, requester: str | None, known: Mirror | None) -> Mirror | None:
-        """A generation of another worker, as it is now. None: nobody has it.
+        """A generation of another worker, as it is now. None: no worker has it.
 
         One that ended because its owner died is not told any more: some of it may not be saved.
         """
@@ -375,7 +375,7 @@ class Workers(Elsewhere):
         self._peers.close()
 
     def _dismiss(self) -> None:
-        """Whoever follows another worker's stream here finds it through another one."""
+        """Let go the readers of other workers' streams: they find these through another worker."""
         with self._mirrors_lock:
             mirrors = list(self._mirrors.values())
         for mirror in mirrors:

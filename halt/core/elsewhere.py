@@ -44,7 +44,7 @@ class Elsewhere:
     @contextlib.contextmanager
     def stopping(self, stops: Stops, requester: str | None) -> Iterator[Iterable[Receipt]]:
         """Have the others stop these: they are told on entry, what they have stopped is read
-        inside. One that nobody has yet is stopped by each of them when it starts there."""
+        inside. One that is nowhere yet is stopped by each of them when it starts there."""
         yield ()
 
     @contextlib.contextmanager

@@ -36,7 +36,7 @@ from halt.core.metrics import Metrics
 FINAL_FRAME = b"data: [DONE]\n\n"
 HEARTBEAT = b":\n"
 
-#: Why a run was cancelled: a Stop was pressed, or nobody was watching any more.
+#: Why a run was cancelled: a Stop was pressed, or it had no viewer for too long.
 CancelReason = Literal["stop", "no_viewer"]
 
 
@@ -142,7 +142,7 @@ class Done(msgspec.Struct, frozen=True, tag_field="type", tag="done"):
 class Cancelled(msgspec.Struct, frozen=True, tag_field="type", tag="cancelled"):
     """The run was stopped on purpose.
 
-    `unwatched`: seconds that it went on with nobody watching, where that is the reason.
+    `unwatched`: seconds that it went on without a viewer, where that is the reason.
     """
 
     metrics: Metrics

@@ -66,7 +66,7 @@ class Recording:
         self._parts: list[str] = []  # parts[n] is the text of event n + 1, "" of other kinds
         self._reasoned: tuple[tuple[int, int], ...] = ()  # (n, m): text of events m+1 to n was none
         self._times = array("d")  # times[n] is when event n + 1 came
-        self._kept: int | None = None  # events that the one who stopped had been shown
+        self._kept: int | None = None  # events that had been shown where it was stopped
         #: The frame that the relay has made last for readers that are shown the same: by which
         #: function, from which event, up to which event, and its bytes. The relay's own.
         self.newest_frame: tuple[object, int, int, bytes] | None = None
@@ -109,13 +109,13 @@ class Recording:
 
     @property
     def kept(self) -> int | None:
-        """Events that the one who stopped it had been shown, where that is known."""
+        """Events that had been shown where it was stopped, as far as that is known."""
         return self._kept
 
     def answer(self) -> tuple[int, str]:
         """The text so far and the number of its last event.
 
-        Of a stopped run: the text that the one who stopped it had seen.
+        Of a stopped run: the text that had been shown there.
         """
         count = min(self.log.last - (self.log.ended is not None), len(self._parts))
         if self._kept is not None:

@@ -24,15 +24,15 @@ TOMBSTONES_MAX = 10_000  # oldest first out: a flood of Stops costs a megabyte, 
 #: What pressing a switch did: this press ended the stream, or it had ended before.
 Pressed = Literal["stopped", "finished"]
 
-#: A stream's ID, the session that stopped it (None: nobody's), and until when it holds. The clock
+#: A stream's ID, the session that stopped it (None: none), and until when it holds. The clock
 #: of `halt.clock.now` is the machine's: all processes read the same time.
 Tombstone = tuple[str, str | None, float]
 
 
 class StopSwitch:
-    """The Stop of one stream. `owner` is the session that may press it, None: whoever knows the ID.
+    """The Stop of one stream. `owner` is the session that may press it, None: all that know the ID.
 
-    `event` is set before anything is interrupted, so that whoever wakes up sees why.
+    `event` is set before anything is interrupted, so that a thread that wakes up sees why.
     """
 
     __slots__ = ("_press", "event", "owner")
@@ -49,7 +49,7 @@ class StopSwitch:
 
 
 def may_touch(owner: str | None, requester: str | None) -> bool:
-    """A stream of a session belongs to it; one started by a program, to whoever knows its ID."""
+    """A stream of a session belongs to it; one started by a program, to all that know its ID."""
     return owner is None or owner == requester
 
 
@@ -91,9 +91,9 @@ class StopRegistry:
         return switch.press(seen)
 
     def _bury(self, stream_id: str, requester: str | None) -> None:
-        """Leave a tombstone for the requester's own stream and one for a stream of nobody's.
+        """Leave a tombstone for the requester's own stream and one for a stream of no session.
 
-        The lock is held. Each requester has its own: a stranger's Stop replaces nobody's.
+        The lock is held. Each requester has its own: a stranger's Stop replaces no other.
         """
         at = now()
         for owner in {requester, None}:

@@ -30,7 +30,7 @@ from halt.core.request_ids import current, named
 from halt.rendering import data_urls
 
 RESULT_MAX = 100_000  # characters of a result that the model is told
-THREADS_MAX = 256  # calls of one toolbox under way, those that nobody waits for included
+THREADS_MAX = 256  # calls of one toolbox under way, those that were given up included
 CALLS_MAX = 16  # calls of one round; further ones are refused, so that one answer takes not all
 TIMEOUT = 30.0  # seconds for one call
 

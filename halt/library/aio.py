@@ -3,7 +3,7 @@
 A follower (see `halt.library.feed`) waits for the run; the event loop is told once for each time
 that it has to wait, and takes everything that is there. Nothing polls, nothing blocks the loop.
 
-Whoever reads this way owns what is read: leaving before the end, by `aclose`, by leaving the
+A task that reads this way owns what it reads: leaving before the end, by `aclose`, by leaving the
 `async with`, by `break`, or because the task is cancelled, presses Stop. So `asyncio.timeout`
 and a TaskGroup end the generation together with the task that waits for it.
 """

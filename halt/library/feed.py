@@ -87,7 +87,7 @@ class Feed:
                 self._leave()
 
     def _put(self, items: list[Item], *, last: bool) -> bool:
-        """Hand over, waiting for room. False: nobody wants it any more."""
+        """Hand over, waiting for room. False: the consumer wants no more."""
         at = 0
         with self._lock:
             while not self._closed:

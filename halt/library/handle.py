@@ -68,7 +68,7 @@ class Result(msgspec.Struct, frozen=True):
 
     @property
     def whole(self) -> bool:
-        """The model came to its own end: nobody stopped it, no limit, filter or server cut it."""
+        """The model came to its own end: no Stop, no limit, filter or server cut it."""
         return isinstance(self.terminal, Done) and is_good(self.terminal.finish_reason)
 
     @property
@@ -100,7 +100,7 @@ class GenerationError(HaltError):
 def outcome(run: Run) -> Result:
     """How a run that is over ended. Raises GenerationError where it failed."""
     ended = run.log.ended
-    assert ended is not None  # noqa: S101 - nobody asks before
+    assert ended is not None  # noqa: S101 - it is not asked before
     result = Result(run.id, run.model, run.answer()[1], ended)
     if isinstance(ended, Failed):
         raise GenerationError(ended.error, result)
