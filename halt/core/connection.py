@@ -42,11 +42,7 @@ class Line:
         self._socket: socket.socket | None = None
         self._connected = False  # the peer has accepted that socket
         self._closed = False  # the last socket was closed after the peer had accepted it
-        self._interrupted = False
-
-    @property
-    def interrupted(self) -> bool:
-        return self._interrupted
+        self.interrupted = False
 
     def attach(self, sock: socket.socket, *, connected: bool = True) -> None:
         """Run on this socket from now on. Raises Interrupted after an interrupt.
@@ -55,7 +51,7 @@ class Line:
         `connected` is called afterwards.
         """
         with self._changed:
-            if self._interrupted:
+            if self.interrupted:
                 raise Interrupted("stopped while the connection was being made")
             self._socket, self._connected, self._closed = sock, connected, False
 
@@ -81,7 +77,7 @@ class Line:
     def interrupt(self) -> None:
         """Wake the thread that blocks on the connection, and tell the peer. May be repeated."""
         with self._changed:
-            self._interrupted = True
+            self.interrupted = True
             if self._socket is not None:
                 # Not SSLSocket.shutdown: that one drops the TLS layer under the reading thread.
                 with contextlib.suppress(OSError):  # not connected yet, or gone already

@@ -83,8 +83,15 @@ class TypeDecoder(Generic[T]):
 
         `whole` is what the data as such is called where no field of it is at fault.
         """
-        _check_size(body, whole)
+        text = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
+        if holds_more(text, VALUES_MAX):
+            raise RequestError(
+                f"The {whole} holds more than {VALUES_MAX:,} values. Send fewer fields and items.",
+                field=whole,
+            )
         try:
+            if is_deeper(text, DEPTH_MAX):
+                raise RecursionError
             return self._decoder.decode(body)
         except msgspec.ValidationError as exc:
             _refuse(exc, whole, body)
@@ -103,19 +110,6 @@ class TypeDecoder(Generic[T]):
             _refuse(exc)
         except RecursionError:
             raise RequestError("The body is nested too deep.", field="body") from None
-
-
-def _check_size(text: bytes | str, whole: str) -> None:
-    """Raise RequestError where a JSON text is over VALUES_MAX or DEPTH_MAX."""
-    if isinstance(text, str):
-        text = text.encode("utf-8", "surrogatepass")
-    if holds_more(text, VALUES_MAX):
-        raise RequestError(
-            f"The {whole} holds more than {VALUES_MAX:,} values. Send fewer fields and items.",
-            field=whole,
-        )
-    if is_deeper(text, DEPTH_MAX):
-        raise RequestError(f"The {whole} is nested too deep.", field=whole)
 
 
 #: Any JSON object.
