@@ -17,6 +17,7 @@ from halt.core.connection import Line
 from halt.core.request import Upstream
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
+from halt.errors import UpstreamError
 from halt.providers import router
 from halt.web.api import stop
 from halt.web.api.stop import Probe
@@ -80,6 +81,29 @@ def test_a_request_that_has_waited_in_vain_is_the_only_one(
     join(others)
     assert answers == ["unknown"] * OTHERS
     upstream.answers.set()
+
+
+class Refusing:
+    """An upstream that answers with this fault."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def check(self, line: Line) -> None:
+        raise UpstreamError(self.code)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("unauthorized", "reachable: unauthorized"),
+        ("rate_limited", "reachable: rate_limited"),
+        ("upstream_dns", "unreachable: upstream_dns"),
+    ],
+)
+def test_a_refusal_is_an_answer(code: str, said: str) -> None:
+    """A server that refuses a key is there; one that cannot be found is not."""
+    assert Probe(cast("Upstream", Refusing(code))).look() == said
 
 
 def test_one_request_waits_for_a_worker_that_hangs(
