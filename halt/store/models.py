@@ -85,13 +85,6 @@ class Usage:
     completion_tokens: int = 0
     estimated: bool = False  # some of the completion tokens were estimated
 
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.prompt_tokens + other.prompt_tokens,
-            self.completion_tokens + other.completion_tokens,
-            self.estimated or other.estimated,
-        )
-
 
 @dataclass(frozen=True)
 class Settings:

@@ -20,20 +20,14 @@ def sweep(connection: Connection, now: float, events_for: float) -> int:
 
 def _purge(connection: Connection, now: float) -> int:
     """Remove conversations that were deleted a day ago, and those that never held anything."""
-    gone = list(
-        connection.scalars(
-            select(conversations.c.id)
-            .where(conversations.c.deleted_at < now - DELETED_FOR)
-            .union(
-                select(conversations.c.id).where(
-                    conversations.c.first_id.is_(None),
-                    conversations.c.deleted_at.is_(None),  # else it is being imported
-                    conversations.c.updated_at < now - DELETED_FOR,
-                )
-            )
-            .limit(PURGE)
-        )
+    deleted = conversations.c.deleted_at < now - DELETED_FOR
+    empty = select(conversations.c.id).where(
+        conversations.c.first_id.is_(None),
+        conversations.c.deleted_at.is_(None),  # else it is being imported
+        conversations.c.updated_at < now - DELETED_FOR,
     )
+    old = select(conversations.c.id).where(deleted).union(empty)
+    gone = list(connection.scalars(old.limit(PURGE)))
     if gone:
         streams = select(generations.c.id).where(generations.c.conversation_id.in_(gone))
         connection.execute(delete(chunks).where(chunks.c.generation_id.in_(streams)))
