@@ -21,7 +21,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import event, text
+from sqlalchemy import event, text, update
 
 from halt.config.settings import ConfigError
 from halt.core.events import Content
@@ -31,7 +31,7 @@ from halt.store.batches import Batch, Chunk
 from halt.store.database import Database, make_engine
 from halt.store.migrate import MIGRATIONS, database, open_database
 from halt.store.store import Store
-from halt.store.tables import REVISION, metadata
+from halt.store.tables import REVISION, messages, metadata
 from tests.conftest import ROOT, refused_start
 from tests.races import together
 from tests.resilience.servers import Postgres
@@ -515,3 +515,10 @@ def test_values_that_it_does_not_take_are_no_outage(store: Store) -> None:
     assert refused.value.message == (
         "This could not be saved: the database does not take these values."
     )
+
+
+def test_a_value_that_cannot_be_encoded_is_no_fault_of_the_database(store: Store) -> None:
+    """Of one answer: the recorder goes on with the others, and does not wait for the database."""
+    with pytest.raises(Unstorable), store.database.writing() as connection:
+        connection.execute(update(messages).values(folds=("\ud800",)))
+    assert store.conversations.summaries("anna").items == ()

@@ -7,7 +7,7 @@ import logging
 import sqlite3
 from collections.abc import Iterator
 
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from halt.config.settings import ConfigError
@@ -78,16 +78,22 @@ def faults(done: str) -> Iterator[None]:
         origin = getattr(fault, "orig", None) or fault
         code = getattr(origin, "sqlite_errorname", type(origin).__name__)
         logger.debug("The store failed: %s (%s)", why, code)
-        if isinstance(fault, DataError | IntegrityError):
+        if _is_of_values(fault):
             raise Unstorable(f"This could not be {done}: {why}.") from fault
         raise unavailable(done, why) from fault
+
+
+def _is_of_values(fault: SQLAlchemyError) -> bool:
+    """The database is well: it refuses these values, or they could not be made ready for it."""
+    is_unsent = isinstance(fault, StatementError) and not isinstance(fault, DBAPIError)
+    return is_unsent or isinstance(fault, DataError | IntegrityError)
 
 
 def reason(fault: SQLAlchemyError) -> str:
     """Why the database failed, in words for a user: no SQL, no secret, no text of anyone's."""
     if isinstance(fault, PoolTimeout):
         return TOO_BUSY
-    if isinstance(fault, DataError | IntegrityError):
+    if _is_of_values(fault):
         return "the database does not take these values"
     origin = fault.orig if isinstance(fault, DBAPIError) else None
     if isinstance(origin, sqlite3.Error):
