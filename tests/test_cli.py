@@ -327,6 +327,17 @@ def test_a_halt_that_is_not_there_is_named(env: Environment) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_token_that_no_header_can_carry_is_an_option_with_a_wrong_value(
+    env: Environment,
+) -> None:
+    """It is named, not shown, and there is no traceback."""
+    done = piped(env, "Hello", "--url", "http://127.0.0.1:9", "--token", "öpen")
+    assert done.returncode == 2
+    assert "Invalid value for '--token': it holds" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "öpen" not in done.stderr
+
+
 class Cutter:
     """A relay to a server that cuts its first connection behind the given bytes."""
 
@@ -388,6 +399,8 @@ def test_a_token_is_asked_for_and_taken(chat: Open, start_halt: Any, env: Enviro
     assert "An access token is needed: set HALT_TOKEN." in refused.stderr
     terminal = chat("--url", halt.url, HALT_TOKEN="")
     terminal.wait("Access token:")
+    terminal.type("öpen-sesame\r")
+    terminal.wait("Error: .*\\s+Access token:")
     terminal.type("open-sesame\r")
     terminal.say("let in")
     terminal.wait("(?m)^let in")

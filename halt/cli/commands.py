@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 from flask.cli import ScriptInfo
 
+from halt.config.addresses import fits_header
 from halt.config.environment import load
 from halt.config.settings import Config, user_data_folder
 from halt.errors import HaltError
@@ -110,9 +111,18 @@ def _wait_ready(news: int) -> None:
         said = (said + part)[-4096:]
 
 
+def _token(text: str) -> str:
+    """An access token as it was given. Raises BadParameter where no header can carry it."""
+    if not fits_header(text):
+        raise click.BadParameter("it holds a space or a character that no header can carry.")
+    return text
+
+
 @click.command()
 @click.option("--url", metavar="URL", help="Talk to the Halt at this address.")
-@click.option("--token", metavar="TOKEN", help="Its access token. [default: HALT_TOKEN]")
+@click.option(
+    "--token", metavar="TOKEN", type=_token, help="Its access token. [default: HALT_TOKEN]"
+)
 @click.option("--model", metavar="NAME", default="", help="The model that is to answer.")
 @click.option("--system", metavar="TEXT", help="Instructions for the model.")
 @click.option("--plain", is_flag=True, help="Plain text, without rendering Markdown.")
@@ -175,7 +185,9 @@ def _source(
         if not remote.lets_in():
             if not sys.stdin.isatty():
                 raise click.ClickException("An access token is needed: set HALT_TOKEN.")
-            remote.token = click.prompt("Access token", hide_input=True, err=True)
+            remote.token = click.prompt(
+                "Access token", hide_input=True, err=True, value_proc=_token
+            )
             if not remote.lets_in():
                 raise click.ClickException("This is not the access token.")
         return remote, ""
@@ -217,7 +229,12 @@ def _line_editor(*, no_history: bool) -> Iterator[Callable[[str], str]]:
 
 @click.command()
 @click.argument("url", required=False)
-@click.option("--token", metavar="TOKEN", help="Access token of that Halt. [default: HALT_TOKEN]")
+@click.option(
+    "--token",
+    metavar="TOKEN",
+    type=_token,
+    help="Access token of that Halt. [default: HALT_TOKEN]",
+)
 @click.option(
     "--timeout",
     type=click.FloatRange(0.1, 600),
