@@ -92,7 +92,7 @@ class Chat:
             "/model": self._choose_model,
             "/retry": self._retry,
             "/save": self._save,
-            "/help": self._help,
+            "/help": lambda _: self._screen.note(HELP),
         }
 
     def run(self) -> int:
@@ -250,9 +250,6 @@ class Chat:
             self._screen.note(f"{rest} cannot be written: {exc}.", bad=True)
         else:
             self._screen.note(f"Saved to {path}.")
-
-    def _help(self, rest: str) -> None:
-        self._screen.note(HELP)
 
 
 def as_markdown(exchanges: Iterable[Exchange], system: str) -> str:

@@ -70,20 +70,19 @@ class RichScreen(Screen):
         super().__init__(typewriter=typewriter)
         self._console = console
         self._live: Live | None = None
+        self._drawn_at = 0.0
+        self._silence_drawn = ""
+
+    def _renew(self) -> None:
+        super()._renew()
         self._blocks = BlockStream()
         self._ready: list[str] = []  # sources of blocks that are finished and not printed
         self._printed = False  # something of this answer stands above
         self._thoughts = ""
-        self._status = ""
-        self._drawn_at = 0.0
-        self._dirty = False
-        self._silence_drawn = ""
+        self._status, self._dirty = "…", True
 
     def begin(self) -> None:
         super().begin()
-        self._blocks = BlockStream()
-        self._ready, self._printed, self._thoughts = [], False, ""
-        self._status, self._dirty = "…", True
         self._live = Live(
             console=self._console,
             auto_refresh=False,

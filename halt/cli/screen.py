@@ -54,10 +54,9 @@ def clock(spent: float) -> str:
 
 
 class Typewriter:
-    """Text that came in lumps, at a steady pace; nothing waits longer than `lag` seconds."""
+    """Text that came in lumps, at a steady pace; nothing waits longer than LAG seconds."""
 
-    def __init__(self, lag: float = LAG) -> None:
-        self._lag = lag
+    def __init__(self) -> None:
         self._text = ""
         self._at = 0.0  # when the text was last taken from
         self._due: deque[tuple[float, int]] = deque()  # until when, how much of `_text`
@@ -67,7 +66,7 @@ class Typewriter:
         if not self._text:
             self._at = at
         self._text += text
-        due = at + self._lag
+        due = at + LAG
         if self._due and due - self._due[-1][0] < PACE / 2:
             due, _ = self._due.pop()  # they came together: the earlier time holds for both
         self._due.append((due, len(self._text)))
@@ -107,6 +106,10 @@ class Screen:
 
     def __init__(self, *, typewriter: bool) -> None:
         self._typewriter = Typewriter() if typewriter else None
+        self._renew()
+
+    def _renew(self) -> None:
+        """Forget the last answer."""
         self._parts: list[str] = []
         self._round_from = 0  # parts before the last tool's result
         self._standing = False
@@ -128,10 +131,7 @@ class Screen:
 
     def begin(self) -> None:
         """An answer is about to come."""
-        self._parts, self._calls, self._round_from = [], {}, 0
-        self._standing, self._thinks_since = False, None
-        self._came_at, self._came = now(), False
-        self._beside = FoldStream()
+        self._renew()
 
     @property
     def _silent(self) -> float:
@@ -266,14 +266,12 @@ class PlainScreen(Screen):
     ) -> None:
         super().__init__(typewriter=typewriter)
         self._out, self._err, self._quiet = out, err, quiet
-        self._pictures = PictureFilter()
         self._in_line = False
-        self._said_at = 0.0  # seconds of silence when it was last said
 
-    def begin(self) -> None:
-        super().begin()
+    def _renew(self) -> None:
+        super()._renew()
         self._pictures = PictureFilter()
-        self._said_at = 0.0
+        self._said_at = 0.0  # seconds of silence when it was last said
 
     def tick(self) -> float | None:
         silent = self._silent

@@ -66,12 +66,6 @@ class Watch:
         while not self.began and self.ended is None:
             self.next()
 
-    def to_end(self) -> Terminal:
-        """Read until it is over."""
-        while self.ended is None:
-            self.next()
-        return self.ended
-
     def next(self) -> None:
         """Read what comes next."""
         for _, event in next(self.groups):
@@ -85,7 +79,8 @@ class Watch:
 def answer(report: Report, generations: Generations) -> bool:
     """Ask for a short answer and see how it comes."""
     with watched(generations, SHORT) as (_, watch):
-        ended = watch.to_end()
+        while (ended := watch.ended) is None:
+            watch.next()
     if isinstance(ended, Failed):
         report.fail("answer", ended.error.message, report.remedy(ended.error.code))
         return False

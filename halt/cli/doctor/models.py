@@ -80,5 +80,5 @@ def _no_list(report: Report, provider: ProviderSettings, model: str, error: Halt
             remedy = f"{report.remedy(error.code)} If it does: {remedy.lower()}"
         report.fail(name, error.message, remedy)
     else:
-        report.fault(name, error)
+        report.fail(name, error.message, report.remedy(error.code))
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from html import unescape
 from http.cookies import SimpleCookie
 from urllib.parse import urljoin, urlsplit
@@ -31,15 +32,13 @@ def examine(report: Report, url: str, token: str, timeout: float, connect_timeou
     except RemoteError as fault:
         report.fail("address", fault.message, "Give Halt's public address.")
         return
-    try:
+    with closing(remote):
         if _reach(report, remote, connect_timeout) and _is_halt(report, remote):
             session = _page(report, remote)
             proxy_checks.arrivals(report, remote, connect_timeout)
             proxy_checks.websocket(report, remote, connect_timeout)
             if streams(report, remote, timeout):
                 proxy_checks.departure(report, remote, session, connect_timeout)
-    finally:
-        remote.close()
 
 
 def _reach(report: Report, remote: Remote, connect_timeout: float) -> bool:

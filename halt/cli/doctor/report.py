@@ -9,7 +9,6 @@ from typing import Literal
 import msgspec
 
 from halt.cli.screen import one_line
-from halt.errors import HaltError
 
 TEXT_MAX = 400  # characters of a finding
 
@@ -113,10 +112,6 @@ class Report:
     def fail(self, name: str, text: str, remedy: str) -> None:
         """It does not work."""
         self._add(name, "fail", text, remedy)
-
-    def fault(self, name: str, error: HaltError) -> None:
-        """It has failed with an error of ours."""
-        self.fail(name, error.message, self.remedy(error.code))
 
     def remedy(self, code: str) -> str:
         """What to do about an error of this code, in the names of the settings at fault."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 
 from halt.cli.doctor.answers import answer, extras
@@ -57,18 +58,12 @@ def examine(report: Report, config: Config, make: Make, timeout: float) -> None:
 def _examine(report: Report, config: Config, provider: ProviderSettings, make: Make) -> None:
     if not _reach(report, provider):
         return
-    generations = make(config, provider.name)
-    try:
+    with closing(make(config, provider.name)) as generations:
         if not (models(report, provider, generations) and answer(report, generations)):
             return
-        load = ServerLoad(provider, generations.upstream.known_model)
-        try:
+        with closing(ServerLoad(provider, generations.upstream.known_model)) as load:
             stop(report, generations, load)
-        finally:
-            load.close()
         extras(report, generations)
-    finally:
-        generations.close()
 
 
 def _open_files(report: Report, streams: int) -> None:
