@@ -117,7 +117,11 @@ class Discovery:
         self._locked = {each.url for each in found.locked}
         self._left_until = dict(found.left_until)
         self._query = CachedQuery(
-            "model-servers", self._look, kept=LOOK_AGAIN, again=LOOK_AGAIN, limit=LOOK_MAX
+            "model-servers",
+            lambda _: self.look_now(),
+            kept=LOOK_AGAIN,
+            again=LOOK_AGAIN,
+            limit=LOOK_MAX,
         )
 
     @property
@@ -136,9 +140,6 @@ class Discovery:
         asked_at = self._query.begin()
         self._query.wait(asked_at + ASK_SECONDS + 2 * SPARE_SECONDS, fresh=True)
         return self._found
-
-    def _look(self, _: Line) -> Found:
-        return self.look_now()
 
     def look_now(self) -> Found:
         """One look, made in this thread whenever the last one was; for one thread at a time."""

@@ -62,6 +62,7 @@ _DURATION = (
 )
 _ONE = re.compile(r"(?<!\d)(\d++(?:\.\d++)?)\s*+(ms|milli|s|m|h|d)", re.IGNORECASE)
 _GLUED = r"(?:\d+[dhm](?=\d))*"  # 1h2m3s
+#: How long a sentence wants us to wait: "Please try again in 6m0s".
 _WAIT = re.compile(
     rf"\b(?:again|retry|retrying|wait|resets?|available in)\b(?:\W+[a-z]+){{0,3}}?\W+"
     rf"({_GLUED}{_DURATION}(?:(?:,|\s|\band\b)*{_DURATION})*)",
@@ -105,8 +106,8 @@ def read(value: object) -> Said:
     said.words = _joined(_pieces(value, said, 0)) or _joined(_pieces({"error": value}, said, 0))
     if not said.words:
         said.words = whole(next((label for label in said.labels if not label.isdigit()), ""))
-    if said.wait is None:
-        said.wait = wait_in(said.words)
+    if said.wait is None and (told := _WAIT.search(said.words)):
+        said.wait = seconds_of(told[1].lower())
     return said
 
 
@@ -129,12 +130,6 @@ def seconds_of(value: object, unit: str = "s") -> float | None:
         pairs = _ONE.findall(text) if re.match(r"\d", text) else []
         return sum(float(n) * _UNITS["ms" if u == "milli" else u] for n, u in pairs) or None
     return number * _UNITS[unit] if 0 <= number < float("inf") else None
-
-
-def wait_in(words: str) -> float | None:
-    """The seconds that a sentence wants us to wait: "Please try again in 6m0s"."""
-    match = _WAIT.search(words)
-    return seconds_of(match[1].lower()) if match else None
 
 
 def page_words(text: str) -> str:

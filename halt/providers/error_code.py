@@ -256,7 +256,11 @@ def code_of(said: Said, status: int | None) -> str:
         return "model_loading"
     if status not in {403, 404} and not is_option and (code := _too_long(said, words)):
         return code
-    if status in _REFUSALS - {403} and not is_option and _is_missing(said, words):
+    if (
+        status in _REFUSALS - {403}
+        and not is_option
+        and (said.has(*_MODEL_LABELS) or _MODEL_MISSING.search(words))
+    ):
         return "model_not_found"
     return _by_status(said, words, status)
 
@@ -282,10 +286,6 @@ def _denied(said: Said, words: str, status: int | None, *, is_option: bool) -> s
     if status == 401 or (status != 404 and (said.has(*_KEY_LABELS) or _KEY.search(words))):
         return "unauthorized"
     return ""
-
-
-def _is_missing(said: Said, words: str) -> bool:
-    return said.has(*_MODEL_LABELS) or _MODEL_MISSING.search(words) is not None
 
 
 def _is_loading(said: Said, words: str, status: int | None) -> bool:

@@ -1,6 +1,6 @@
 """The rendering process: Markdown and colours in limited time, for one worker of the server.
 
-Started by `halt.rendering.renderer` with one end of a socket as its standard input; it leaves when
+Started by `halt.rendering.child` with one end of a socket as its standard input; it leaves when
 the other end is closed, however its worker went. It runs no thread: a signal that comes when a
 piece of work has used its CPU time raises OutOfTime in the middle of it, also within a pattern that
 backtracks (`re` looks for signals every few thousand steps). Work in C that looks for none is the

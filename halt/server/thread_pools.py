@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any
@@ -116,10 +116,10 @@ class ThreadPools:
     281 ms beside 60 pages of 8 MB.
     """
 
-    def __init__(self, lasting: int, most: Mapping[Kind, int] = MOST) -> None:
+    def __init__(self, lasting: int) -> None:
         """`lasting`: threads of each class of requests that last."""
         self._pools = {
-            kind: ThreadPool(kind.name.lower(), most.get(kind, lasting)) for kind in Kind
+            kind: ThreadPool(kind.name.lower(), MOST.get(kind, lasting)) for kind in Kind
         }
         self._starter = Serial("halt-thread-starter")
         self._is_growing = False  # the starter is about to look

@@ -85,7 +85,9 @@ class Transport(httpx2.BaseTransport):
             request.headers[via.HEADER] = ", ".join((*line.chain, self._mark))
         url = request.url
         key = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
-        proxy = _usable(self._proxies.of(url)) if self._proxies else None
+        proxy = self._proxies.of(url) if self._proxies else None
+        if proxy is not None and proxy.scheme != "http":
+            raise ProxyFault(f"those of the kind {proxy.scheme}:// are not supported")
         if proxy is not None and url.scheme == "http":
             # A proxy is asked for the whole address; https goes through a tunnel instead.
             target = b"http://%b%b" % (url.netloc, url.raw_path)
@@ -356,13 +358,6 @@ def _is_here(host: str) -> bool:
     """Whether a host is this machine, which no proxy leads to."""
     address = _ip(host.strip("[]"))
     return address.is_loopback if address else host.lower().rstrip(".") == "localhost"
-
-
-def _usable(proxy: httpx2.URL | None) -> httpx2.URL | None:
-    """The same proxy. Raises ProxyFault where it cannot be used."""
-    if proxy is not None and proxy.scheme != "http":
-        raise ProxyFault(f"those of the kind {proxy.scheme}:// are not supported")
-    return proxy
 
 
 def _proxy_credentials(proxy: httpx2.URL) -> list[bytes]:

@@ -180,12 +180,12 @@ def _tool_choice(request: ChatRequest) -> dict[str, Any] | None:
     return chosen
 
 
-def _output_format(wanted: dict[str, Any] | None) -> dict[str, Any] | None:
+def _output_config(wanted: dict[str, Any] | None) -> dict[str, Any] | None:
     match wanted:
         case None | {"type": "text"}:
             return None
         case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
-            return {"type": "json_schema", "schema": schema}
+            return {"format": {"type": "json_schema", "schema": schema}}
     raise bad_request("response_format must be text or a json_schema")
 
 
@@ -206,13 +206,12 @@ def body_of(request: ChatRequest, max_tokens: int) -> dict[str, Any]:
     """
     system, turns = to_messages(request.messages)
     tools = [_tool(tool) for tool in request.tools or ()]
-    output = _output_format(request.response_format)
     optional = {
         "system": system,
         "stop_sequences": [request.stop] if isinstance(request.stop, str) else request.stop,
         "tools": tools,
         "tool_choice": _tool_choice(request) if tools else None,
-        "output_config": {"format": output} if output else None,
+        "output_config": _output_config(request.response_format),
     }
     limit = request.max_completion_tokens or request.max_tokens or max_tokens
     return {"messages": turns, "max_tokens": limit} | {k: v for k, v in optional.items() if v}
