@@ -20,13 +20,7 @@ from halt.config.providers import ProviderSettings
 from halt.core.connection import Line, on_line
 from halt.core.request import ChatRequest, Reply, unfinished
 from halt.errors import UpstreamError
-from halt.providers.continuation import (
-    SeamReply,
-    Way,
-    by_instruction,
-    by_prefix,
-    unfinished_told,
-)
+from halt.providers.continuation import SeamReply, Way, by_instruction, by_prefix, unfinished_told
 from halt.providers.decoder import EventDecoder
 from halt.providers.error_body import is_markup, page_words
 from halt.providers.errors import error_of, fault

@@ -16,14 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from halt.core.events import Content, Delta, Extra, Reasoning, ReasoningEnd
-from halt.core.request import (
-    ChatRequest,
-    Message,
-    Part,
-    Reply,
-    ToolTurn,
-    Unfinished,
-)
+from halt.core.request import ChatRequest, Message, Part, Reply, ToolTurn, Unfinished
 from halt.errors import RequestError, UpstreamError
 from halt.providers.seam import Seam, tail_of
 from halt.rendering import data_urls

@@ -22,14 +22,7 @@ from halt.core.request import ChatRequest, Reply
 from halt.errors import UpstreamError
 from halt.providers.base import LEARNT_MAX, Provider
 from halt.providers.chat_completions import ChatDecoder
-from halt.providers.continuation import (
-    HOSTS,
-    NO_THOUGHT,
-    OWNERS,
-    SWITCHES,
-    Way,
-    settled,
-)
+from halt.providers.continuation import HOSTS, NO_THOUGHT, OWNERS, SWITCHES, Way, settled
 from halt.providers.exchange import NOWHERE, http_client, post, warm_up
 from halt.providers.model_list import Model
 from halt.providers.returned import given_back, returned_fields
