@@ -94,6 +94,9 @@ class FoundProviders(Providers):
         return found
 
     def _ask_lists(self) -> float:
+        demo = self._members.get(DEMO)
+        if demo is not None and (self._demo or not self._discovery.known.servers):
+            return demo.models.begin()
         return now()  # `_lists` looks
 
     def _lists(self, chain: Chain, seconds: float = WAIT_SECONDS) -> Lists:
