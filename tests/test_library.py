@@ -460,12 +460,18 @@ def test_a_callback_slower_than_the_log_is_long_is_told() -> None:
 
 def much_later(program: Halt, stream_id: str) -> str:
     """The state of a run once the relay has looked at it in a very long time."""
-    generations, looked = program._generations, threading.Event()
+    generations = program._generations
     run = generations.run(stream_id, None)
+
+    def look() -> None:
+        looked = threading.Event()
+        run.look_soon()
+        generations.relay.post(looked.set)
+        assert looked.wait(SOON)
+
+    look()  # a viewer that has just left is missed from now on
     run.watched_at -= 1000.0
-    run.look_soon()
-    generations.relay.post(looked.set)
-    assert looked.wait(SOON)
+    look()
     return run.state
 
 
