@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -169,7 +170,7 @@ class OpenAIUpstream(Provider):
             except (openai.BadRequestError, openai.UnprocessableEntityError):
                 raise refusal from None  # it was about something else
         logger.info("%s is refused in messages for %s", ", ".join(sorted(refused)), model)
-        self._learn_names(self._unreturned, model, refused)
+        self._learn_names(self._unreturned, model, lambda before: before | refused)
         return response
 
     def _create(
@@ -205,16 +206,19 @@ class OpenAIUpstream(Provider):
         for name in refused ^ known:
             logger.info("%s is %s for %s", name, "refused" if name in refused else "taken", model)
         if refused != known:
-            self._learn_names(self._refused, model, frozenset(refused))
+            self._learn_names(self._refused, model, lambda _: frozenset(refused))
         return response
 
     def _learn_names(
-        self, table: dict[str, frozenset[str]], model: str, names: frozenset[str]
+        self,
+        table: dict[str, frozenset[str]],
+        model: str,
+        learnt: Callable[[frozenset[str]], frozenset[str]],
     ) -> None:
-        """Remember what is refused for a model: the newest that was found."""
+        """Remember what is refused for a model: what `learnt` makes of what was known before."""
         with self._lock:
             if model in table or len(table) < LEARNT_MAX:
-                table[model] = names
+                table[model] = learnt(table.get(model, frozenset()))
 
     def _list(self) -> httpx2.Response:
         return self._models.list().http_response
