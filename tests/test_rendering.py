@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from halt.rendering import highlighting, markdown
-from halt.rendering.blocks import BlockStream, Patch, Step
+from halt.rendering.blocks import BlockStep, BlockStream, Patch
 from halt.rendering.formulas import FORMULA_LINES_MAX
 from halt.rendering.highlighting import Colours
 from halt.rendering.markdown import render_block
@@ -29,7 +29,7 @@ def render(text: str) -> str:
     return markdown.render(text, COLOURS)
 
 
-def patch_of(step: Step) -> Patch:
+def patch_of(step: BlockStep) -> Patch:
     """The step with its blocks rendered."""
     return step.patch(render_block(each, COLOURS) for each in step.blocks)
 

@@ -41,7 +41,7 @@ class Patch:
     form: str  # "text" or "code": how the open tail is to be shown
 
 
-class Step(NamedTuple):
+class BlockStep(NamedTuple):
     """What a piece of text has changed: a `Patch` whose finished blocks are not rendered yet."""
 
     blocks: list[Block]
@@ -86,7 +86,7 @@ class BlockStream:
         self._fresh = True
         self._tail: list[str] = []
 
-    def feed(self, text: str) -> Step:
+    def feed(self, text: str) -> BlockStep:
         """Take the next piece of text and tell what it changes.
 
         Takes time for the piece alone, however long the open block and its last line are.
@@ -98,7 +98,7 @@ class BlockStream:
         self._grow(last)
         form = "code" if self._fence else "text"
         tail = html.escape("".join(self._tail))
-        step = Step(self._finished, self._fresh, tail, form)
+        step = BlockStep(self._finished, self._fresh, tail, form)
         self._finished, self._fresh, self._tail = [], False, []
         return step
 

@@ -1,7 +1,7 @@
 """Markdown from a language model to safe HTML.
 
 `render` turns a whole text into HTML. While it is still being written, `BlockStream` of
-`halt.rendering.blocks` takes it in pieces and hands out `Step`s: blocks that are finished are
+`halt.rendering.blocks` takes it in pieces and hands out `BlockStep`s: blocks that are finished are
 rendered once and for ever (`render_block`, in any thread), the block still open is shown as escaped
 text. The stream does not know what comes later (a link's definition, another item that makes a list
 loose), so a page that saw the whole answer shows `render(whole)` in the end.

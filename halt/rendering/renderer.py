@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
 from halt.clock import now
-from halt.rendering.blocks import Block, Patch, Step
+from halt.rendering.blocks import Block, BlockStep, Patch
 from halt.rendering.cache import Cache, key_of
 from halt.rendering.markdown import plain, plain_block, render, render_block
 from halt.rendering.open_text import normal
@@ -42,7 +42,7 @@ class Rendering(Protocol):
     def whole(self, text: str) -> str:
         """A whole text as HTML."""
 
-    def patch(self, step: Step) -> Patch:
+    def patch(self, step: BlockStep) -> Patch:
         """The step with its blocks as HTML."""
 
 
@@ -136,7 +136,7 @@ class Ready:
     def whole(self, text: str) -> str:
         return self._html if text == self._text else plain(text)
 
-    def patch(self, step: Step) -> Patch:
+    def patch(self, step: BlockStep) -> Patch:
         return step.patch(map(plain_block, step.blocks))
 
 
@@ -153,7 +153,7 @@ class _Within:
         drawn = self._result(self._renderer.whole(text))
         return plain(text) if drawn is None else drawn.html
 
-    def patch(self, step: Step) -> Patch:
+    def patch(self, step: BlockStep) -> Patch:
         blocks = None if self._is_over else self._result(self._renderer.blocks(step.blocks))
         if blocks is None:
             return step.patch(map(plain_block, step.blocks))

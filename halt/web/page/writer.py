@@ -31,7 +31,7 @@ from halt.core.events import (
 )
 from halt.core.generation import Recording
 from halt.core.steps import BELOW, FoldPatch
-from halt.rendering.blocks import BlockStream, Patch, Step
+from halt.rendering.blocks import BlockStep, BlockStream, Patch
 from halt.rendering.open_text import OpenText
 from halt.rendering.protocol import Drawn
 from halt.rendering.renderer import Ready, Renderer, Rendering
@@ -149,7 +149,7 @@ class PageWriter:
         self._blocks = BlockStream()
         return self._drawing(seq, self._blocks.feed(self._run.text(seq)), anew=True)
 
-    def _drawing(self, seq: int, step: Step, *, anew: bool = False) -> bytes | Awaited:
+    def _drawing(self, seq: int, step: BlockStep, *, anew: bool = False) -> bytes | Awaited:
         """The message that is made of the step's blocks; `anew`: they are the whole text so far."""
 
         def drawn_message(drawn: list[Drawn]) -> bytes:
@@ -217,7 +217,7 @@ class PageWriter:
         self._progress = progress
         return _partial(f"progress-{self._run.id}", "innerHTML", self._draw.progress(progress))
 
-    def _open(self, patch: Patch | Step) -> str:
+    def _open(self, patch: Patch | BlockStep) -> str:
         """What changes in the open block."""
         if patch.fresh:
             self._tail = OpenText()
