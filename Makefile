@@ -16,11 +16,11 @@ run: $(VENV)/run.stamp
 
 test: $(VENV)/test.stamp
 	@$(MAKE) --no-print-directory -j 2 system lint # the one waits for the network, the other computes
-	sh tests/with_postgres.sh $(BIN)/python -m pytest -n 3 --dist worksteal --ignore tests/browser
+	sh tests/support/with_postgres.sh $(BIN)/python -m pytest -n 3 --dist worksteal --ignore tests/browser
 	$(BIN)/python -m pytest -n 3 --dist worksteal tests/browser
 
 system: $(VENV)/test.stamp
-	@PYTHON=$(BIN)/python sh tests/system.sh
+	@PYTHON=$(BIN)/python sh tests/support/system.sh
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
@@ -31,13 +31,13 @@ lint: $(VENV)/test.stamp
 # What the tests run of the code, servers included. It takes half as long again.
 coverage: system
 	$(BIN)/python -m coverage erase
-	sh tests/with_postgres.sh $(BIN)/python -m coverage run -m pytest -n 3 --dist worksteal --ignore tests/browser
+	sh tests/support/with_postgres.sh $(BIN)/python -m coverage run -m pytest -n 3 --dist worksteal --ignore tests/browser
 	$(BIN)/python -m coverage run -m pytest -n 2 --dist worksteal tests/browser
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report
 
 bench: system
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m bench
 
 # Minutes, seed and faults are options: python -m tests.chaos --help
 chaos: system

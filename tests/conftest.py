@@ -1,35 +1,20 @@
-"""What every test can use: a fake upstream, and a real Halt in a process of its own."""
+"""Fixtures for every test: a fake upstream, a real Halt, a relay that runs."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
-import secrets
 import signal
-import subprocess
-import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from halt.core.notes import BROKEN, STOPPED, before_prompt
 from halt.core.relay import Relay
-from tests.fake_openai import FakeOpenAI, Record
-from tests.fake_scenarios import last_user_message
-from tests.sse import Client
-
-ROOT = Path(__file__).parent.parent
-# Seconds after which something is not going to happen; on a busy machine it may take that long.
-STARTS_WITHIN = 60.0  # a second is usual
-LEAVES_WITHIN = 20.0  # less than what a fault would make it wait
-REFUSES_WITHIN = 60.0
-SEEN_WITHIN = 20.0  # for the provider to see what happened at its end
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.halt_server import LEAVES_WITHIN, HaltServer, StartHalt, settings
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,191 +24,6 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XDG_DATA_HOME"] = folder.name
     os.environ["HALT_DATA"] = str(Path(folder.name) / "halt")
     os.environ["HALT_DISCOVER"] = "0"  # what runs beside the tests is none of their matter
-
-
-def halt_environment(env: dict[str, str]) -> dict[str, str]:
-    """What Halt is started with: the settings in `env` and none of this shell's own."""
-    ours = (
-        "HALT_",
-        "OPENAI_",
-        "AZURE_",
-        "ANTHROPIC_",
-        "HOST",
-        "PORT",
-        "WEB_CONCURRENCY",
-        "GUNICORN_CMD_ARGS",
-        "DATABASE_URL",
-    )
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-    # Titles are the first words, so that the upstream is asked what a test asks and nothing else.
-    own = {"PORT": "0", "PYTHONUNBUFFERED": "1", "HALT_TITLES": "words", "HALT_DISCOVER": "0"}
-    return clean | own | env
-
-
-def refused_start(*args: str, **settings: Any) -> tuple[int, str]:
-    """Start Halt with what it must refuse; its exit status and what it printed."""
-    return refused([sys.executable, "app.py", *args], ROOT, settings)
-
-
-def refused(command: list[str], folder: Path, settings: dict[str, Any]) -> tuple[int, str]:
-    """Run a command in a folder that must refuse to start Halt; its exit status and its output."""
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        env=halt_environment({name: str(value) for name, value in settings.items()}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            printed, _ = process.communicate(timeout=REFUSES_WITHIN)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            pytest.fail(f"Halt has started and printed:\n{process.communicate()[0]}")
-    return process.returncode, printed
-
-
-def eventually(condition: Callable[[], object], within: float = 30.0) -> None:
-    """Look again and again until the condition holds; for what announces itself to nobody."""
-    deadline = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {within:g} s"
-        time.sleep(0.01)
-
-
-def new_id() -> str:
-    """A stream ID of a client's own choice."""
-    return f"test-{secrets.token_hex(12)}"
-
-
-def asked(fake: FakeOpenAI, said: str, nth: int = 0, timeout: float = SEEN_WITHIN) -> Record:
-    """The nth request (from 0) whose last user message is `said`, awaited.
-
-    A note of Halt's before it, of an answer that was not whole, is passed over.
-    """
-
-    def prompt(record: Record) -> str:
-        text = last_user_message(record.body)
-        for note in (STOPPED, BROKEN):
-            text = text.removeprefix(before_prompt(note, ""))
-        return text
-
-    def is_it(record: Record) -> bool:
-        return record.method == "POST" and prompt(record) == said
-
-    return fake.wait_request(is_it, timeout, nth)
-
-
-class HaltServer:
-    """gunicorn with Halt, as a user starts it, on a free port. What it prints is kept."""
-
-    python = sys.executable
-    folder = ROOT
-    command: tuple[str, ...] = ("app.py",)  # what Python is given
-    is_at = r"Halt is at http://([^\s,]+):(\d+)"  # what it prints when it listens
-
-    def __init__(self, env: dict[str, str], *args: str) -> None:
-        self._data = tempfile.TemporaryDirectory(prefix="halt-data-")
-        # A model that floods writes as much as the default allows in four seconds, which a test
-        # on a busy machine may take to stop it.
-        roomy = {"HALT_DATA": self._data.name, "HALT_MAX_ANSWER_CHARS": "50000000"}
-        clean = halt_environment({**roomy, **env})
-        self.process = subprocess.Popen(
-            [self.python, *self.command, *args],
-            cwd=self.folder,
-            env=clean,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,  # a group of its own, so that we see whether one stays behind
-        )
-        self._printed: list[str] = []
-        self._changed = threading.Condition()
-        self._reader = threading.Thread(target=self._read, name="halt-output", daemon=True)
-        self._reader.start()
-        match = self.wait_printed(self.is_at)
-        self.host, self.port = match[1].strip("[]"), int(match[2])
-        self.url = f"http://{match[1]}:{match[2]}"
-
-    def client(self, **headers: str) -> Client:
-        """A new user agent that talks to it."""
-        return Client(self.host, self.port, **headers)
-
-    @property
-    def printed(self) -> str:
-        """Everything on its standard output and error so far."""
-        return "".join(self._printed)
-
-    def wait_printed(self, pattern: str, timeout: float = STARTS_WITHIN) -> re.Match[str]:
-        """Wait until its output matches. Fails with the output when it does not."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: re.search(pattern, self.printed) or self.process.poll() is not None, timeout
-            )
-            match = re.search(pattern, self.printed)
-        if match is None:
-            self.kill()
-            pytest.fail(f"Halt did not print {pattern!r}, but:\n{self.printed}")
-        return match
-
-    def terminate(self) -> None:
-        """SIGTERM to the master."""
-        self.process.send_signal(signal.SIGTERM)
-
-    def wait(self, timeout: float = LEAVES_WITHIN) -> int:
-        """Its exit status."""
-        return self.process.wait(timeout)
-
-    def kill(self) -> None:
-        """End master and worker at once, whatever they do."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    @property
-    def gone(self) -> bool:
-        """No process is left, not the worker either."""
-        try:
-            os.killpg(self.process.pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
-
-    def close(self) -> None:
-        """End it in order; fails when it does not leave."""
-        if self.process.poll() is None:
-            self.terminate()
-            try:
-                self.wait()
-            except subprocess.TimeoutExpired:
-                self.kill()
-                pytest.fail(f"Halt did not leave after SIGTERM. It printed:\n{self.printed}")
-        self._reader.join(5)
-        stream = self.process.stdout
-        if stream is not None:
-            stream.close()
-        self._data.cleanup()
-
-    def _read(self) -> None:
-        stream = self.process.stdout
-        assert stream is not None
-        for line in stream:
-            with self._changed:
-                self._printed.append(line)
-                self._changed.notify_all()
-        with self._changed:
-            self._changed.notify_all()
-
-
-StartHalt = Callable[..., HaltServer]
-
-
-def settings(upstream: FakeOpenAI | str, **more: object) -> dict[str, str]:
-    """What Halt is started with, for a fake upstream or the address of another."""
-    url = upstream if isinstance(upstream, str) else upstream.base_url
-    given = {name: str(value) for name, value in more.items()}
-    return {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": "fake", **given}
 
 
 @pytest.fixture

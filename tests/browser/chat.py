@@ -7,8 +7,8 @@ from typing import Any
 
 from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Locator, Page, expect
 
-from tests.conftest import HaltServer, asked, new_id
-from tests.fake_openai import FakeOpenAI, Record
+from halt.testing.fake_openai import FakeOpenAI, Record
+from tests.support.halt_server import HaltServer, asked, new_id
 
 PATIENCE = 30_000  # milliseconds after which something on the page is not going to happen
 

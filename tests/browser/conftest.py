@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
+from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import PATIENCE, Chat
 from tests.browser.network import Network
-from tests.conftest import HaltServer
-from tests.fake_openai import FakeOpenAI
+from tests.support.halt_server import HaltServer
 
 NAMES = (
     "chromium-headless-shell",

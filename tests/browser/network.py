@@ -7,8 +7,8 @@ import re
 import socket
 import threading
 
-from tests.conftest import SEEN_WITHIN, HaltServer
-from tests.wire import HandMade, Peer
+from tests.support.halt_server import SEEN_WITHIN, HaltServer
+from tests.support.wire import HandMade, Peer
 
 
 class Network(HandMade):

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import expect
 
+from halt.testing.scenarios import SCENARIOS
+from halt.testing.wire import Reply
 from tests.browser.chat import Chat, numbers
-from tests.fake_scenarios import SCENARIOS
-from tests.fake_wire import Reply
 
 PARAGRAPHS = "\n\n".join(f"Paragraph {n} with a few plain words in it." for n in range(60))
 

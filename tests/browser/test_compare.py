@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Locator, expect
 
+from halt.testing.fake_openai import FakeOpenAI, Record
 from tests.browser.chat import Chat, numbers
 from tests.browser.conftest import OpenChat
 from tests.browser.test_models import choose
 from tests.browser.test_stop import Held
-from tests.conftest import SEEN_WITHIN, HaltServer, StartHalt, eventually, new_id
-from tests.fake_openai import FakeOpenAI, Record
+from tests.support.halt_server import SEEN_WITHIN, HaltServer, StartHalt, eventually, new_id
 
 
 def compare(chat: Chat, *models: str) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Route, expect
 
+from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import AWAY, Chat
 from tests.browser.conftest import OpenChat
-from tests.conftest import HaltServer, StartHalt, asked, eventually
-from tests.fake_openai import FakeOpenAI
+from tests.support.halt_server import HaltServer, StartHalt, asked, eventually
 
 PARAGRAPHS = "\n\n".join(f"Paragraph {n} with a few plain words in it." for n in range(120))
 

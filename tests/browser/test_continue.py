@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
+from halt.testing.fake_openai import FakeOpenAI
+from halt.testing.scenarios import SCENARIOS
+from halt.testing.wire import Reply
 from tests.browser.chat import AWAY, Chat, numbers
 from tests.browser.conftest import OpenChat
 from tests.browser.test_compare import add
 from tests.browser.test_models import choose
 from tests.browser.test_stop import Held
-from tests.conftest import SEEN_WITHIN, StartHalt, eventually, new_id
-from tests.fake_openai import FakeOpenAI
-from tests.fake_scenarios import SCENARIOS
-from tests.fake_wire import Reply
+from tests.support.halt_server import SEEN_WITHIN, StartHalt, eventually, new_id
 
 BROKEN = AWAY + "|Failed to fetch|network error"  # what the console may say of a lost server
 

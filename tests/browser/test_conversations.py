@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import FilePayload, Locator, Route, ViewportSize, expect
 
+from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import AWAY, Chat, numbers
 from tests.browser.conftest import OpenChat
-from tests.conftest import HaltServer, StartHalt
-from tests.fake_openai import FakeOpenAI
-from tests.test_conversations import exported, talk
+from tests.server.test_conversations import exported, talk
+from tests.support.halt_server import HaltServer, StartHalt
 
 WIDE: ViewportSize = {"width": 1280, "height": 800}
 PHONE: ViewportSize = {"width": 360, "height": 740}

@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.conftest import StartHalt
-from tests.fake_openai import FakeOpenAI
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.halt_server import StartHalt
 
 #: Starts a stream, waits for its second word, and presses Stop by the ID of the response's header.
 STREAM_AND_STOP = """async base => {

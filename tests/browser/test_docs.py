@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.browser.chat import CONTRASTS
-from tests.conftest import HaltServer
+from tests.support.halt_server import HaltServer
 
 SCHEMES: list[Literal["light", "dark"]] = ["light", "dark"]
 

@@ -11,8 +11,8 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.conftest import HaltServer, asked, new_id
-from tests.fake_openai import FakeOpenAI
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.halt_server import HaltServer, asked, new_id
 
 #: Opens an EventSource; what it heard and its state are to be had from `window`.
 OPEN = """address => {

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
+from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import PATIENCE
-from tests.conftest import HaltServer, asked, new_id
-from tests.fake_openai import FakeOpenAI
-from tests.scripted import SOON
+from tests.support.halt_server import HaltServer, asked, new_id
+from tests.support.scripted import SOON
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from playwright.sync_api import Locator, expect
 
+from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import Chat
 from tests.browser.conftest import OpenChat
-from tests.conftest import StartHalt, eventually
-from tests.fake_openai import FakeOpenAI
-from tests.model_servers import listing, models
-from tests.test_upstream import closed_port
-from tests.wire import HandMade
+from tests.support.halt_server import StartHalt, eventually
+from tests.support.model_servers import listing, models
+from tests.support.wire import HandMade
+from tests.unit.providers.test_openai import closed_port
 
 
 def picker(chat: Chat) -> Locator:

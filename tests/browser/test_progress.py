@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from playwright.sync_api import expect
 
+from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import numbers
 from tests.browser.conftest import OpenChat
-from tests.conftest import StartHalt
-from tests.fake_openai import FakeOpenAI
+from tests.support.halt_server import StartHalt
 
 
 def test_progress_is_estimated_from_the_answers_before(

@@ -14,10 +14,10 @@ import pytest
 import trustme
 from playwright.sync_api import Request
 
+from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import Chat
 from tests.browser.conftest import OpenChat
-from tests.conftest import SEEN_WITHIN, STARTS_WITHIN, HaltServer
-from tests.fake_openai import FakeOpenAI
+from tests.support.halt_server import SEEN_WITHIN, STARTS_WITHIN, HaltServer
 
 TABS = 7
 LIVE_OVER_HTTP_1 = 4

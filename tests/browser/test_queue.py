@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Locator, Route, expect
 
+from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import AWAY, Chat, numbers
 from tests.browser.conftest import OpenChat
-from tests.conftest import HaltServer, asked, eventually, new_id
-from tests.fake_openai import FakeOpenAI
+from tests.support.halt_server import HaltServer, asked, eventually, new_id
 
 
 def queue(chat: Chat) -> Locator:

@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 from playwright.sync_api import expect
 
+from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import Chat
 from tests.browser.conftest import OpenChat
-from tests.conftest import HaltServer
-from tests.fake_openai import FakeOpenAI
+from tests.support.halt_server import HaltServer
 
 BURSTS = "count?n=300&gap_ms=8&burst=30"
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Locator, Route, expect
 
+from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import AWAY, Chat, numbers
 from tests.browser.conftest import OpenChat
 from tests.browser.network import Network
-from tests.conftest import SEEN_WITHIN, eventually
-from tests.fake_openai import FakeOpenAI
+from tests.support.halt_server import SEEN_WITHIN, eventually
 
 #: What a proxy says while the server behind it is away.
 BAD_GATEWAY = (

@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Route, expect
 
+from halt.testing.fake_openai import FakeOpenAI
+from halt.testing.scenarios import MARKDOWN, SCENARIOS, pieces
+from halt.testing.wire import Reply
 from tests.browser.chat import AWAY, Chat, numbers
 from tests.browser.conftest import OpenChat
 from tests.browser.network import Network
-from tests.conftest import SEEN_WITHIN, StartHalt, asked
-from tests.fake_openai import FakeOpenAI
-from tests.fake_scenarios import MARKDOWN, SCENARIOS, pieces
-from tests.fake_wire import Reply
+from tests.support.halt_server import SEEN_WITHIN, StartHalt, asked
 
 LOST = "The connection is lost"
 BROKEN = AWAY + "|Failed to fetch|network error"  # what the console may say of it

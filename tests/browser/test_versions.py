@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Locator, expect
 
+from halt.testing.fake_openai import FakeOpenAI
+from halt.testing.scenarios import SCENARIOS
+from halt.testing.wire import Reply
 from tests.browser.chat import Chat
 from tests.browser.conftest import OpenChat
 from tests.browser.test_models import choose
-from tests.conftest import HaltServer, asked, new_id
-from tests.fake_openai import FakeOpenAI
-from tests.fake_scenarios import SCENARIOS
-from tests.fake_wire import Reply
+from tests.support.halt_server import HaltServer, asked, new_id
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.browser.chat import PATIENCE
-from tests.conftest import HaltServer, eventually
-from tests.reverse_proxies import below_a_path
+from tests.support.halt_server import HaltServer, eventually
+from tests.support.reverse_proxies import below_a_path
 
 
 @pytest.mark.parametrize("scripts", ["switched off", "not found below a path"])

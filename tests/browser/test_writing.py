@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.chat import Chat
-from tests.conftest import new_id
+from tests.support.halt_server import new_id
 
 PNG = "iVBORw0KGgo/8Qz+"
 PICTURE = f"![a cat](data:image/png;base64,{PNG * 4_000})"

@@ -25,17 +25,17 @@ from pathlib import Path
 
 import pytest
 
+from bench.processes import descriptors, status, tree
 from halt.rendering.pool import PROCESSES
-from tests.bench.processes import descriptors, status, tree
 from tests.chaos.streams import Mortal, OfItsOwn, all_is_well, in_progress, newcomer
-from tests.conftest import eventually
 from tests.resilience import loads
 from tests.resilience.bystander import STOP_WITHIN, Bystander
 from tests.resilience.servers import (
     Postgres,
     postgres_programs,
 )
-from tests.sse import Client
+from tests.support.halt_server import eventually
+from tests.support.sse import Client
 
 STREAMS = 12  # in each round
 ROUNDS = 15  # with the same servers

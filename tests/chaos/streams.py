@@ -24,9 +24,9 @@ from urllib.parse import urlencode
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from tests.conftest import ROOT, SEEN_WITHIN, HaltServer, eventually, new_id
-from tests.fake_openai import FakeOpenAI
-from tests.sse import Client, Events, Message
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.halt_server import ROOT, SEEN_WITHIN, HaltServer, eventually, new_id
+from tests.support.sse import Client, Events, Message
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 GAP = 100_000  # numbers that no event has, between the last event that was saved and the end
@@ -34,7 +34,7 @@ TOKENS = 100_000  # of an answer that does not end by itself
 ALL = "".join(f"{n} " for n in range(TOKENS))
 
 #: Seconds before its process was killed, of which something may be missing: 0.25 where the machine
-#: has nothing else to do (`python -m tests.bench --only store` measures it), more while many tests
+#: has nothing else to do (`python -m bench --only store` measures it), more while many tests
 #: run on it at once.
 LOST_AT_MOST = 1.0
 
@@ -342,7 +342,7 @@ class OfItsOwn:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "tests.fake_openai", "--port", str(self._port)],
+            [sys.executable, "-u", "-m", "halt.testing.fake_openai", "--port", str(self._port)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
         )

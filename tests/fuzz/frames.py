@@ -12,11 +12,11 @@ from typing import Any
 from hypothesis.strategies import SearchStrategy
 
 from halt.web.api.document import document
-from tests.conftest import HaltServer
 from tests.fuzz.mutate import NUMBERS, altered, dumped, mutated
 from tests.fuzz.schemas import fitting
 from tests.fuzz.server import WITHIN, ServerTarget, spoiled
 from tests.fuzz.target import Finding, examples
+from tests.support.halt_server import HaltServer
 
 HANDSHAKE = (
     b"GET /ws HTTP/1.1\r\nHost: %b\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

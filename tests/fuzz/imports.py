@@ -12,11 +12,11 @@ import msgspec
 
 from halt.errors import RequestError
 from halt.store.portable import FORMAT, PortableConversation, read, to_json, to_markdown
-from tests.conftest import HaltServer
 from tests.fuzz.mutate import altered, any_value, dumped, mutated
 from tests.fuzz.schemas import fitting
 from tests.fuzz.server import WITHIN, ServerTarget, spoiled
 from tests.fuzz.target import Finding, examples
+from tests.support.halt_server import HaltServer
 
 KEYS = (
     *(

@@ -15,10 +15,10 @@ from halt.errors import UpstreamError
 from halt.providers.anthropic.stream import MessagesDecoder
 from halt.providers.chat_completions import ChatDecoder
 from halt.providers.decoder import EventDecoder
-from tests.conftest import ROOT
 from tests.fuzz.cuts import cuts_of, pieces_of
 from tests.fuzz.mutate import TEXTS, altered, any_value, dumped, mutated
 from tests.fuzz.target import Finding, Target
+from tests.support.halt_server import ROOT
 
 CHAT_KEYS = (
     *(

@@ -16,11 +16,11 @@ from urllib.parse import quote, urlencode
 from hypothesis import strategies as st
 
 from halt.web.api.document import document
-from tests.conftest import HaltServer
 from tests.fuzz.mutate import NUMBERS, TEXTS, altered, dumped, mutated
 from tests.fuzz.schemas import fitting
 from tests.fuzz.server import ServerTarget, exchange, spoiled
 from tests.fuzz.target import Finding, examples
+from tests.support.halt_server import HaltServer
 
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"

@@ -9,9 +9,9 @@ import re
 import time
 from pathlib import Path
 
-from tests.conftest import HaltServer
-from tests.fake_openai import FakeOpenAI
+from halt.testing.fake_openai import FakeOpenAI
 from tests.fuzz.target import Finding, Target
+from tests.support.halt_server import HaltServer
 
 WITHIN = 30.0  # seconds for an answer; the machine may be busy
 CPU_SECONDS = 2.0  # of the server for one input

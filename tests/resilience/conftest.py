@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import HaltServer, settings
-from tests.fake_openai import FakeOpenAI
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.halt_server import HaltServer, settings
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Loads of a server by clients, models and databases: one function for each kind.
 
 Each is a context manager. On entry the load is there; it goes on until exit, which leaves nothing
-behind. The tests and `python -m tests.bench --only held` use the same ones.
+behind. The tests and `python -m bench --only held` use the same ones.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import NamedTuple
 from urllib.parse import urlencode
 
 from tests.resilience.bystander import Address, Held
-from tests.sse import Client
+from tests.support.sse import Client
 
 #: Hostile texts, as models and strangers write them.
-CASES = json.loads(Path(__file__).with_name("hostile.json").read_text())
+CASES = json.loads((Path(__file__).parents[1] / "cases" / "hostile.json").read_text())
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
 JSON = {"Content-Type": "application/json"}
 PATIENCE = 120.0  # seconds for one answer to a hostile request

@@ -15,9 +15,9 @@ from typing import Self
 
 import psycopg
 
-from tests.bench.processes import tree
-from tests.conftest import HaltServer, eventually
-from tests.freezing import frozen, send
+from bench.processes import tree
+from tests.support.freezing import frozen, send
+from tests.support.halt_server import HaltServer, eventually
 
 STARTS_WITHIN = 60.0
 

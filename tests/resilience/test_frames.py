@@ -8,10 +8,10 @@ import socket
 
 import pytest
 
-from tests.bench.wire import Address, message, upgraded
-from tests.conftest import HaltServer, new_id
-from tests.sse import PATIENCE
-from tests.ws import WebSocket
+from bench.wire import Address, message, upgraded
+from tests.support.halt_server import HaltServer, new_id
+from tests.support.sse import PATIENCE
+from tests.support.ws import WebSocket
 
 SEED = 12
 MUTATIONS = 200

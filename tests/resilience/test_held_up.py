@@ -2,7 +2,7 @@
 
 Each test has the same bystander (`tests.resilience.bystander`) and another load
 (`tests.resilience.loads`). Stops have to be answered while the load is there. The bounds on time
-hold on a slow machine; `python -m tests.bench --only held` has the targets.
+hold on a slow machine; `python -m bench --only held` has the targets.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.processes import cpu_seconds, tree
-from tests.conftest import HaltServer, StartHalt, asked, eventually, new_id, settings
-from tests.fake_openai import FakeOpenAI
+from bench.processes import cpu_seconds, tree
+from halt.testing.fake_openai import FakeOpenAI
 from tests.resilience import loads
 from tests.resilience.bystander import NEVER, STOP_WITHIN, Address, Bystander
 from tests.resilience.servers import (
@@ -25,6 +24,7 @@ from tests.resilience.servers import (
     postgres_programs,
     workers,
 )
+from tests.support.halt_server import HaltServer, StartHalt, asked, eventually, new_id, settings
 
 ANSWERS: list[Mapping[str, object]] = loads.CASES["answers"]
 REQUESTS: list[Mapping[str, object]] = loads.CASES["requests"]

@@ -18,11 +18,10 @@ from urllib.parse import urlencode
 
 import pytest
 
+from bench.processes import descriptors, status
 from halt.app import create_app
 from halt.config.settings import Config
-from tests.bench.processes import descriptors, status
-from tests.conftest import HaltServer, StartHalt, eventually, new_id, settings
-from tests.fake_openai import FakeOpenAI
+from halt.testing.fake_openai import FakeOpenAI
 from tests.resilience import loads
 from tests.resilience.bystander import STOP_WITHIN, Bystander
 from tests.resilience.servers import (
@@ -30,8 +29,9 @@ from tests.resilience.servers import (
     descriptors_limited,
     workers,
 )
-from tests.sse import Client
-from tests.ws import WebSocket
+from tests.support.halt_server import HaltServer, StartHalt, eventually, new_id, settings
+from tests.support.sse import Client
+from tests.support.ws import WebSocket
 
 FLOWING = "count?n=100000&gap_ms=2"
 FORM = loads.FORM

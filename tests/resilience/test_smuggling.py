@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import HaltServer, new_id, settings
-from tests.fake_openai import FakeOpenAI
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.halt_server import HaltServer, new_id, settings
 
 INSIDE = b"POST /stop/%b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}"
 POST = b"POST /healthz HTTP/1.1\r\nHost: localhost\r\n"

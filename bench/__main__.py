@@ -1,0 +1,138 @@
+"""`python -m bench`: measure, print the table; status 1 when a target is missed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from bench import (
+    browser,
+    crowds,
+    endurance,
+    fresh,
+    held,
+    idle,
+    installs,
+    load,
+    phases,
+    starts,
+    stops,
+    stored,
+    surfaces,
+    tokens,
+    workers,
+)
+from bench.sizes import FULL, QUICK, Sizes
+from bench.table import Row, markdown
+
+Group = Callable[[Sizes], Iterator[Row]]
+
+GROUPS: dict[str, Group] = {
+    "tokens": tokens.tokens,
+    "journal": tokens.journal,
+    "crowds": crowds.crowds,
+    "visited": crowds.visited,
+    "starts": starts.starts,
+    "stops": stops.stops,
+    "page": browser.page_turns,
+    "idle": idle.idle,
+    "unread": crowds.unread,
+    "phases": phases.phases,
+    "full": phases.full,
+    "held": held.held,
+    "answer": browser.page_answer,
+    "paragraph": browser.page_paragraph,
+    "race": load.race,
+    "burst": fresh.fresh,
+    "install": installs.installs,
+    "surfaces": surfaces.surfaces,
+    "workers": workers.workers,
+    "store": stored.store,
+    "lost": stored.crowd_lost,
+    "leak": endurance.leak,
+    "long": endurance.long,
+}
+LIBRARIES = (
+    *("flask", "gunicorn", "openai", "httpx2", "msgspec", "markdown-it-py", "nh3"),
+    *("fastapi", "uvicorn", "playwright"),
+)
+
+
+def machine() -> str:
+    """Where the figures are from."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    return (
+        f"{os.cpu_count()} cores ({model}), Linux {platform.release()}, "
+        f"Python {platform.python_version()}, {libraries}"
+    )
+
+
+def measure(names: list[str], sizes: Sizes) -> dict[str, list[Row]]:
+    """The rows of these groups. A group that fails is a row too, and its target is missed."""
+    groups: dict[str, list[Row]] = {}
+    for name in names:
+        rows = groups.setdefault(name, [])
+        began = time.monotonic()
+        print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
+        try:
+            rows.extend(GROUPS[name](sizes))
+        except Exception as fault:  # noqa: BLE001  one broken figure must not hide the others
+            traceback.print_exc()
+            rows.append(Row(name, "", "", f"failed: {type(fault).__name__}: {fault}", met=False))
+        print(f"{time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    return groups
+
+
+def raise_file_limit() -> None:
+    """As many open files as the system allows, here and in what is started: thousands are needed."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", choices=GROUPS, help=", ".join(GROUPS)
+    )
+    parser.add_argument("--quick", action="store_true", help="few samples: a look, not a result")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table there as well")
+    options = parser.parse_args()
+    if not sys.platform.startswith("linux"):
+        parser.error("the measurements read /proc, and run on Linux only")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave through every `with`
+    raise_file_limit()
+    began, load_before = time.monotonic(), os.getloadavg()[0]
+    groups = measure(options.only or list(GROUPS), QUICK if options.quick else FULL)
+    minutes = (time.monotonic() - began) / 60
+    text = (
+        f"{markdown(groups)}\n\n{machine()}. Measured in {minutes:.1f} minutes, from "
+        f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime(time.time() - 60 * minutes))} UTC on; the "
+        f"machine's load was {load_before:.1f} before it began.\n"
+    )
+    if options.quick:
+        text += "With few samples (--quick).\n"
+    print(text, flush=True)
+    if options.out is not None:
+        options.out.write_text(text)
+    return 0 if all(row.met is not False for rows in groups.values() for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

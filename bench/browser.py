@@ -1,0 +1,395 @@
+"""The page in a real browser: how soon text is there and stands still, how smoothly it grows."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle, pairwise
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from bench.processes import Halt, own_fake
+from bench.sizes import Sizes
+from bench.table import Row, at_most, median, number, p50_p99, percentile
+from halt.testing.fake_openai import FakeOpenAI
+from halt.testing.wire import Record
+
+NAMES = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "chrome",
+    "chromium-headless-shell",
+)
+ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+SCRIPT = Path(__file__).with_suffix(".js")
+WITHIN = 15_000.0  # milliseconds for anything short on the page
+LINGER = 0.3  # seconds after the end in which something may still move
+
+FIRST_MS = (0, 20, 50)  # what the upstream itself takes for its first token
+WARM_TURNS = 4
+FLOW = "count?n=100000&rate=100"
+
+TOKENS = 4000
+RATE = 500
+PIECE = 4  # characters of a token
+PARAGRAPH_PIECE = 40  # characters of a token of the long paragraph
+PARAGRAPH_RATE = 500  # such tokens a second
+WORDS = "the quick brown fox `jumps` over a **lazy** dog *and* sleeps"
+
+
+@contextlib.contextmanager
+def browser() -> Iterator[Browser]:
+    """An installed Chromium or Chrome, or Playwright's own."""
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=ARGUMENTS.split())
+        try:
+            yield started
+        finally:
+            started.close()
+
+
+class Clock:
+    """The page's clock in terms of this process's monotonic one."""
+
+    def __init__(self, page: Page) -> None:
+        """Ask the page for its time, several times; the quickest answer is the most precise."""
+        self.error = float("inf")
+        for _ in range(10):
+            before = time.monotonic()
+            told = float(page.evaluate("performance.now()")) / 1000
+            after = time.monotonic()
+            if after - before < self.error * 2:
+                self.error = (after - before) / 2
+                self._offset = (before + after) / 2 - told
+        # Both clocks are one in the kernel; by way of the time of day they meet without an error,
+        # as long as nobody sets it in between.
+        origin = float(page.evaluate("performance.timeOrigin")) / 1000
+        by_day = origin - (time.time() - time.monotonic())
+        if abs(by_day - self._offset) < self.error:
+            self._offset = by_day
+
+    def monotonic(self, page_ms: float) -> float:
+        """A time of the page as seconds of `time.monotonic()`."""
+        return page_ms / 1000 + self._offset
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message and its Stop, in milliseconds."""
+
+    first_ms: int
+    shown: float  # Enter to text in the page, less the upstream's own time
+    painted: float  # the same until the next frame
+    still: float  # click to the last change of the text
+    closed: float  # click to the upstream's connection closed
+
+
+def wait_seen(page: Page, what: str, within: float = WITHIN) -> None:
+    """Wait until the page's notes have it. Playwright's own way is against the page's policy."""
+    until = time.monotonic() + within / 1000
+    while page.evaluate(f"bench.{what}") is None:
+        if time.monotonic() > until:
+            raise TimeoutError(f"{what} was not seen on the page")
+        time.sleep(0.02)
+
+
+def send(page: Page, halt: Halt, said: str, *, watch_text: bool = True) -> None:
+    """A new conversation's first message."""
+    page.goto(halt.url)
+    page.evaluate("on => { window.benchWatchesText = on }", watch_text)
+    page.fill("#prompt", said)
+    page.press("#prompt", "Enter")
+    wait_seen(page, "shown")
+
+
+def turn(page: Page, halt: Halt, fake: FakeOpenAI, first_ms: int, number: int) -> Turn:
+    """Send, let it flow, stop, look at both ends."""
+    send(page, halt, f"/fake {FLOW}&first_ms={first_ms} turn {number}")
+    record = fake.wait_request(lambda r: _said(r).endswith(f"turn {number}"))
+    time.sleep(random.uniform(0.2, 0.4))
+    clock = Clock(page)
+    page.click("#stop", timeout=WITHIN)
+    wait_seen(page, "done")
+    if not record.closed.wait(WITHIN / 1000):
+        raise TimeoutError("the upstream was never closed")
+    time.sleep(LINGER)
+    seen = page.evaluate("bench")
+    assert record.first_token_at is not None
+    assert record.closed_at is not None
+    own = (record.first_token_at - record.received_at) * 1000
+    return Turn(
+        first_ms,
+        seen["shown"] - seen["sent"] - own,
+        seen["painted"] - seen["sent"] - own,
+        max(0.0, seen["changed"] - seen["clicked"]),
+        (record.closed_at - clock.monotonic(seen["clicked"])) * 1000,
+    )
+
+
+def _said(record: Record) -> str:
+    return str(record.body["messages"][-1]["content"]) if record.body else ""
+
+
+def page_turns(sizes: Sizes) -> Iterator[Row]:
+    """Send and Stop on the page."""
+    turns: list[Turn] = []
+    with (
+        own_fake() as fake,
+        Halt(fake.base_url, HALT_MODEL="echo") as halt,
+        browser() as chromium,
+    ):
+        page = chromium.new_page()
+        page.add_init_script(path=SCRIPT)
+        kinds = cycle(FIRST_MS)
+        turns += [
+            turn(page, halt, fake, next(kinds), index)
+            for index in range(WARM_TURNS + sizes.page_stops * len(FIRST_MS))
+        ]
+    del turns[:WARM_TURNS]  # what only the first ones take belongs to no figure
+    note = (
+        f"{len(turns)} messages in headless Chromium. Text counts when it is in the document and "
+        "visible (the screen shows it with the next frame, at 60 a second); it stands still with "
+        "the last change of what can be read, from the click on; the upstream flows at 100 tokens/s"
+    )
+    for first_ms in FIRST_MS:
+        each = [one for one in turns if one.first_ms == first_ms]
+        shown = [one.shown for one in each]
+        painted = number(median(one.painted for one in each))
+        yield at_most(
+            f"Page: Enter → first text, less the upstream's own {first_ms} ms, p50",
+            median(shown),
+            25,
+            15,
+            " ms",
+            f"{number(median(shown))} ms (p99 {number(percentile(shown, 99))}; "
+            f"next frame {painted})",
+            note,
+        )
+    for figure, values, target, further in (
+        ("Page: Stop clicked → text stands still", [t.still for t in turns], 50, 17),
+        ("Page: Stop clicked → upstream closed", [t.closed for t in turns], 10, 5),
+    ):
+        yield at_most(
+            f"{figure}, p50 / p99",
+            median(values),
+            target,
+            further,
+            " ms",
+            f"{p50_p99(values)} ms",
+            note,
+        )
+
+
+# --- a long answer --------------------------------------------------------------------------------
+
+
+def rich_text(size: int) -> str:
+    """Markdown of so many characters: paragraphs, lists, tables, fences, one of them long."""
+    draw = random.Random(7)
+    parts: list[str] = []
+    length = 0
+    for kind in cycle(
+        ("paragraph", "list", "paragraph", "table", "code", "long code", "paragraph")
+    ):
+        if length >= size:
+            break
+        part = _block(kind, draw)
+        parts.append(part)
+        length += len(part) + 2
+    return "\n\n".join(parts)[:size]
+
+
+def _block(kind: str, draw: random.Random) -> str:
+    def text(count: int) -> str:
+        return " ".join(draw.choices(WORDS.split(), k=count))
+
+    if kind == "list":
+        return "\n".join(f"- {text(12)}" for _ in range(8))
+    if kind == "table":
+        rows = (f"| {text(2)} | {draw.randint(0, 999)} | {text(3)} |" for _ in range(10))
+        return "\n".join(("| name | value | remark |", "|---|---:|---|", *rows))
+    if kind.endswith("code"):
+        lines = (
+            f"    total_{i} = compute(total_{i}, {draw.randint(0, 99)})  # step {i}"
+            for i in range(120 if kind == "long code" else 8)
+        )
+        return "\n".join(("```python", "def run(total_0: int) -> int:", *lines, "```"))
+    return text(70)
+
+
+def page_answer(sizes: Sizes) -> Iterator[Row]:
+    """An answer of TOKENS tokens at RATE a second: is the page there when the upstream is?"""
+    behind: list[float] = []
+    gaps: list[list[float]] = []
+    with (
+        own_fake() as fake,
+        Halt(fake.base_url, HALT_MODEL="echo") as halt,
+        browser() as chromium,
+    ):
+        fake.texts["rich"] = rich_text(TOKENS * PIECE)
+        page = chromium.new_page()
+        page.add_init_script(path=SCRIPT)
+        send(page, halt, "/fake count?n=20&rate=100")  # what only the first one takes
+        for index in range(sizes.page_answers):
+            late, frames = _follow(page, halt, fake, index)
+            behind.append(late)
+            gaps.append([b - a for a, b in pairwise(frames)])
+    note = (
+        f"{TOKENS} tokens at {RATE} a second, {TOKENS * PIECE:,} characters of markdown; median of "
+        f"{len(behind)} answers; frames from the first text until {LINGER} s after the end"
+    )
+    yield at_most(
+        "Page: upstream's last token → answer complete on the page",
+        median(behind),
+        300,
+        100,
+        " ms",
+        note=note,
+    )
+    p99 = [percentile(each, 99) for each in gaps]
+    yield at_most(
+        "Page: gap between two frames while it streams, p99",
+        median(p99),
+        50,
+        34,
+        " ms",
+        f"{number(median(p99))} ms (median {number(median(g for each in gaps for g in each))}, "
+        f"longest {number(max(map(max, gaps)))})",
+        note,
+    )
+
+
+# --- a long paragraph -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """How the page drew an answer that is one paragraph, in milliseconds."""
+
+    gaps: list[float]  # between two frames, from the first text to the last
+    end: float  # the frame in which the finished answer takes the place of the open one
+    halves: tuple[float, float]  # the main thread's work for each half of the text
+    behind: float  # the upstream's last token to the complete answer
+
+
+def page_paragraph(sizes: Sizes) -> Iterator[Row]:
+    """An answer that is one paragraph without a newline: does a token cost more as it grows?"""
+    size = sizes.paragraph
+    with (
+        own_fake() as fake,
+        Halt(fake.base_url, HALT_MODEL="echo") as halt,
+        browser() as chromium,
+    ):
+        fake.texts["paragraph"] = paragraph_text(size)
+        page = chromium.new_page()
+        page.add_init_script(path=SCRIPT)
+        send(page, halt, "/fake count?n=20&rate=100")  # what only the first one takes
+        drawn = _follow_paragraph(page, halt, fake, size // PARAGRAPH_PIECE)
+    note = (
+        f"one paragraph of {size:,} characters at {PARAGRAPH_PIECE * PARAGRAPH_RATE:,} characters "
+        "a second; frames from the first text to the last; the end is the one frame in which the "
+        "finished answer is laid out; work is the main thread's task time while the first and the "
+        "second half of the text came"
+    )
+    p99 = percentile(drawn.gaps, 99)
+    yield at_most(
+        f"Page: gap between two frames in a paragraph of {size:,} characters, p99",
+        p99,
+        50,
+        34,
+        " ms",
+        f"{number(p99)} ms (median {number(median(drawn.gaps))}, longest "
+        f"{number(max(drawn.gaps))}; the end {number(drawn.end)}, "
+        f"{number(drawn.behind)} after the last token)",
+        note,
+    )
+    first, second = drawn.halves
+    yield at_most(
+        "Page: work for a long paragraph, second half over first",
+        second / first,
+        2,
+        1.5,
+        "",
+        f"{number(second / first)} ({number(first)} and {number(second)} ms)",
+        note,
+    )
+
+
+def paragraph_text(size: int) -> str:
+    """So many characters of words in one paragraph."""
+    draw = random.Random(7)
+    words = WORDS.replace("`", "").replace("*", "").split()
+    return " ".join(draw.choices(words, k=size // 4))[:size].rstrip().ljust(size, ".")
+
+
+def _follow_paragraph(page: Page, halt: Halt, fake: FakeOpenAI, tokens: int) -> Paragraph:
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable")
+
+    def work() -> float:
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return 1000 * next(float(m["value"]) for m in metrics if m["name"] == "TaskDuration")
+
+    said = f"/fake text?key=paragraph&piece={PARAGRAPH_PIECE}&rate={PARAGRAPH_RATE} long paragraph"
+    send(page, halt, said, watch_text=False)
+    begun = work()
+    record = fake.wait_request(lambda r: _said(r).endswith("long paragraph"))
+    within = 2 * tokens / PARAGRAPH_RATE + 10
+    record.wait_tokens(tokens // 2, within)
+    half = work()
+    record.wait_tokens(tokens, within)
+    last_sent = time.monotonic()
+    whole = work()
+    wait_seen(page, "done", 60_000)
+    time.sleep(LINGER)
+    seen: dict[str, Any] = page.evaluate("bench")
+    if page.get_attribute(".answer", "data-state") != "done":
+        raise RuntimeError("the long paragraph did not end as it should")
+    behind = Clock(page).monotonic(seen["done"]) - last_sent
+    frames = list(pairwise(seen["frames"]))
+    return Paragraph(
+        [b - a for a, b in frames if b <= seen["done"]],
+        max(b - a for a, b in frames if b > seen["done"]),
+        (half - begun, whole - half),
+        behind * 1000,
+    )
+
+
+def _follow(page: Page, halt: Halt, fake: FakeOpenAI, index: int) -> tuple[float, list[float]]:
+    """Milliseconds that the page is behind at the end, and the times of its frames."""
+    last_sent: list[float] = []
+    records: list[Record] = []
+
+    def watch() -> None:
+        mark = f"answer {index}"
+        record = fake.wait_request(lambda r: _said(r).endswith(mark), WITHIN / 1000)
+        records.append(record)
+        record.wait_tokens(TOKENS, 60)
+        last_sent.append(time.monotonic())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    said = f"/fake text?key=rich&piece={PIECE}&rate={RATE} answer {index}"
+    send(page, halt, said, watch_text=False)
+    clock = Clock(page)
+    # Once, when it is over: asking again and again would take time from the page.
+    watcher.join(60)
+    wait_seen(page, "done", 60_000)
+    time.sleep(LINGER)
+    seen: dict[str, Any] = page.evaluate("bench")
+    if page.get_attribute(".answer", "data-state") != "done":
+        raise RuntimeError("the long answer did not end as it should")
+    return (clock.monotonic(seen["done"]) - last_sent[0]) * 1000, seen["frames"]

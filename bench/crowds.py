@@ -1,0 +1,146 @@
+"""Very many streams in one process; streams beside page loads; open runs that are not read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from bench.load import BARE, HALT, PACED, RATE, System, busy, source, steady_reader, whole
+from bench.load import system as started
+from bench.phases import wait_for
+from bench.processes import PORT_WITHIN, Child, Halt, pss, status, tree
+from bench.sizes import Sizes
+from bench.table import Row, at_least, at_most, number, p50_p99
+from bench.wire import ask, chat, connect, request
+
+VISITORS = 2
+LEFT_FOR = 2.0  # seconds after the last reader has gone
+OPEN_RUNS = 200
+
+#: streams -> (tokens/s, p99 in ms, memory in MB): target and further goal of each
+GOALS = {
+    300: ((7_500, 8_200), (100, 30), None),
+    1_000: ((9_000, 13_000), (1_000, 400), (250, 190)),
+}
+
+
+class Memory:
+    """The most memory that a server has in a time, looked at twice a second."""
+
+    def __init__(self, pid: int) -> None:
+        self.most = 0.0
+        self._pid = pid
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.5):
+            with contextlib.suppress(OSError):  # a process that ended in between
+                self.most = max(self.most, pss(tree(self._pid)))
+
+    def __enter__(self) -> Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def crowds(sizes: Sizes) -> Iterator[Row]:
+    """Rows for each number of streams: Halt, and bare threads beside it."""
+    for streams in sizes.crowds:
+        yield from _crowd(streams, sizes.stream_tokens, "Halt", HALT)
+        yield from _crowd(streams, sizes.stream_tokens, "bare threads", BARE)
+
+
+def _crowd(streams: int, tokens: int, name: str, measured: System) -> Iterator[Row]:
+    with (
+        source() as (upstream, url),
+        started(measured[0], url, streams) as (address, pid),
+        Memory(pid) as memory,
+    ):
+        watched = {"server": pid, "source": upstream.pid}
+        facts = whole(measured, address, watched, PACED, streams, tokens)
+    speed = facts["tokens"] / facts["seconds"]
+    note = (
+        f"{tokens} tokens a stream at {RATE}/s, all streams asked for at once, spread; tokens/s from "
+        "before the first request until the last end; the generator runs on the same cores; memory "
+        "is the most that was seen (PSS of all processes). Streams that are not whole miss the target"
+    )
+    figure = f"{streams:,} streams x {RATE}/s in one process: {name}"
+    ends = f"{facts['whole']} of {streams} whole; {busy([facts])}"
+    shown = f"{number(facts['p50'])} / {number(facts['p99'])} ms"
+    (target, further), (late, early), room = GOALS[streams]
+    if name != "Halt":
+        measured_as = f"{speed:,.0f} tokens/s, {shown}, {memory.most:.0f} MB; {ends}"
+        yield Row(f"{figure}, tokens/s, p50 / p99, memory", "", "", measured_as, None, note=note)
+        return
+    row = at_least(
+        f"{figure}, tokens/s", speed, target, further, f"{speed:,.0f} ({ends})", note=note
+    )
+    yield row if facts["whole"] == streams else replace(row, met=False, further_met=False)
+    yield at_most(f"{figure}, latency p50 / p99", facts["p99"], late, early, " ms", shown, note)
+    if room is not None:
+        yield at_most(f"{figure}, memory", memory.most, *room, " MB", note=note)
+    else:
+        yield Row(f"{figure}, memory", "", "", f"{memory.most:.0f} MB", None, note=note)
+
+
+def visited(sizes: Sizes) -> Iterator[Row]:
+    """Relay latency while clients load pages without a pause."""
+    streams = sizes.load_streams
+    with source() as (upstream, url), started("halt", url, streams) as (address, pid):
+        watched = {"server": pid, "source": upstream.pid}
+        with Child("bench.visitors", *map(str, (*address, VISITORS))) as visitors:
+            visitors.says(PORT_WITHIN)
+            with steady_reader(HALT, address, watched, PACED, sizes) as (_, facts):
+                pages = visitors.ends(PORT_WITHIN)
+    p50, p99 = facts["p50"], facts["p99"]
+    yield at_most(
+        f"Relay latency while {VISITORS} clients load pages without a pause, p50 / p99",
+        p99,
+        150,
+        60,
+        " ms",
+        f"{number(p50)} / {number(p99)} ms; {busy([facts], streams * RATE)}; {p50_p99(pages['times'])} ms a page, "
+        f"{len(pages['times']) / pages['seconds']:.0f} pages/s",
+        note=f"{streams} long streams x {RATE} tokens/s, spread; the pages, in turns, are an empty "
+        "one and a conversation of two turns, their list beside them, over kept-alive connections",
+    )
+
+
+def unread(sizes: Sizes) -> Iterator[Row]:
+    """Threads of a server whose runs go on without readers, between tokens."""
+    with (
+        source() as (_, url),
+        Halt(
+            url, HALT_MAX_STREAMS=OPEN_RUNS + 50, HALT_MODEL="held", HALT_ORPHAN_GRACE=600
+        ) as halt,
+    ):
+        ask(halt.address, request("GET", "/healthz"))  # its worker has started
+        before = status(halt.worker, "Threads")
+        for _ in range(OPEN_RUNS):
+            body = chat("/chat/stream", "held", on_disconnect="continue")
+            with connect(halt.address) as sock:
+                sock.sendall(body)
+                wait_for(sock, b"", b'"type":"content"', 1)
+        time.sleep(LEFT_FOR)
+        after = sum(status(pid, "Threads") for pid in tree(halt.master)[1:])
+        health = json.loads(ask(halt.address, request("GET", "/healthz")).body)
+    if health["open_streams"] != OPEN_RUNS:
+        raise RuntimeError(f"{health['open_streams']} of {OPEN_RUNS} runs are open")
+    yield at_most(
+        f"Threads with {OPEN_RUNS} open runs, none of them read, between tokens",
+        after,
+        39,
+        19,
+        "",
+        f"{after} ({before} before)",
+        note=f"{OPEN_RUNS} times POST /chat/stream with on_disconnect=continue, left after the first "
+        f"token, counted {LEFT_FOR:g} s after the last has gone",
+    )

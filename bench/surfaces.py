@@ -1,0 +1,194 @@
+"""Every other way to an answer: what a token costs there, and how soon a Stop has stopped."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from urllib.parse import urlsplit
+
+from bench.load import FASTAPI, PACED, RATE, System, per_token, source, steady
+from bench.merging import STREAMS
+from bench.phases import FLOWING, closings, wait_for
+from bench.processes import PORT_WITHIN, Child, Halt, fake_upstream
+from bench.readers import TOGETHER
+from bench.sizes import Sizes
+from bench.table import Row, at_most, p50_p99, percentile
+from bench.wire import (
+    Address,
+    ask,
+    chat,
+    connect,
+    event_source,
+    message,
+    request,
+    stop,
+    upgraded,
+)
+from halt import Halt as Library
+
+RELAY = "FastAPI relay"
+READ: dict[str, System] = {
+    RELAY: FASTAPI,
+    "POST /chat": ("halt", "json", "/chat"),
+    "GET /stream": ("halt", "event source", "/stream"),
+    "POST /v1/chat/completions": ("halt", "json", "/v1/chat/completions"),
+    "WebSocket, a stream each": ("halt", "ws", "/ws"),
+    f"WebSocket, {TOGETHER} streams each": ("halt", "ws together", "/ws"),
+}
+TOKENS = (2, 6)  # before a Stop, drawn by lot
+PROVIDERS = ("openai", "azure", "anthropic")
+
+#: Opens a stream in which this is said, lets it flow, stops it; when the Stop was sent.
+Stopping = Callable[[str], float]
+
+
+def surfaces(sizes: Sizes) -> Iterator[Row]:
+    """Rows for every surface and every kind of provider."""
+    yield from costs(sizes)
+    yield from stops(sizes)
+
+
+# --- cost -----------------------------------------------------------------------------------------
+
+
+def costs(sizes: Sizes) -> Iterator[Row]:
+    """CPU a token, each surface in turn, and of the library's merge."""
+    window = replace(sizes, load_seconds=sizes.surface_seconds)
+    cost = {name: served(measured, window) for name, measured in READ.items()}
+    relay = cost.pop(RELAY)
+    note = (
+        f"{sizes.load_streams} streams x {RATE} tokens/s for {sizes.surface_seconds:g} s, once; "
+        "user and system time of all the server's processes"
+    )
+    for name, each in cost.items():
+        yield _over_relay(f"CPU a token, {name}", each, relay, note)
+    yield _over_relay(
+        f"CPU a token, library, {STREAMS} streams merged",
+        merged(sizes),
+        served(READ[RELAY], replace(window, load_streams=STREAMS)),
+        f"{STREAMS} streams x {RATE} tokens/s for {sizes.surface_seconds:g} s, once, in a process "
+        "of its own; the relay has as many streams here",
+    )
+
+
+def _over_relay(figure: str, cost: float, relay: float, note: str) -> Row:
+    return at_most(
+        f"{figure}: Halt over the FastAPI relay (JSON)",
+        cost / relay,
+        0.50,
+        0.25,
+        measured=f"{cost / relay:.2f} ({cost:.0f} µs / {relay:.0f} µs)",
+        note=note,
+    )
+
+
+def served(measured: System, window: Sizes) -> float:
+    """Microseconds of CPU a token, of a server."""
+    return per_token(steady(measured, window))
+
+
+def merged(sizes: Sizes) -> float:
+    """The same of the library, its consumer included."""
+    window = (sizes.load_settle, sizes.surface_seconds)
+    with (
+        source() as (_, url),
+        Child("bench.merging", url, PACED, *map(str, window)) as child,
+    ):
+        facts = child.says(PORT_WITHIN + sum(window))
+    return float(facts["cpu"]) / int(facts["tokens"]) * 1e6
+
+
+# --- Stop -----------------------------------------------------------------------------------------
+
+
+def stops(sizes: Sizes) -> Iterator[Row]:
+    """Stop on every surface, and with every kind of provider."""
+    with fake_upstream() as upstream:
+        at = urlsplit(upstream)
+        origin = f"{at.scheme}://{at.netloc}"
+        everybody = {
+            "AZURE_OPENAI_ENDPOINT": origin,
+            "AZURE_OPENAI_API_KEY": "fake",
+            "AZURE_OPENAI_DEPLOYMENT": FLOWING.model,
+            "ANTHROPIC_BASE_URL": origin,
+            "ANTHROPIC_API_KEY": "fake",
+        }
+        flowing = Library(base_url=upstream, api_key="fake", model=FLOWING.model)
+        with Halt(upstream, **everybody) as halt, flowing as library:
+            ask(
+                halt.address, request("GET", "/healthz")
+            )  # its providers' clients take long to load
+            post = partial(over_http, halt.address, chat)
+            get = partial(over_http, halt.address, event_source)
+            model = f"openai/{FLOWING.model}"
+            ways: dict[str, Stopping] = {
+                "POST /chat": partial(post, "/chat", model, b" \r\n"),
+                "GET /stream": partial(get, "/stream", model, b'"type":"content"'),
+                "POST /v1/chat/completions": partial(
+                    post, "/v1/chat/completions", model, b'"delta":{"content"'
+                ),
+                "WebSocket": partial(over_websocket, halt.address, model),
+                "library": partial(in_library, library),
+            }
+            for kind in PROVIDERS:
+                model = f"{kind}/{FLOWING.model}"
+                ways[f"provider {kind}"] = partial(post, "/chat/stream", model, b'"type":"content"')
+            for name, stopping in ways.items():
+                yield _stopped(name, stopping, upstream, sizes.surface_stops)
+
+
+def _stopped(name: str, stopping: Stopping, upstream: str, times: int) -> Row:
+    stopping("what only the first one takes")
+    stopped = {said: stopping(said) for said in (secrets.token_urlsafe(12) for _ in range(times))}
+    values = list(closings(upstream, stopped).values())
+    return at_most(
+        f"Stop sent → upstream closed, {name}, p50 / p99",
+        percentile(values, 99),
+        50,
+        10,
+        " ms",
+        f"{p50_p99(values)} ms",
+        f"{times} Stops of a single stream that flows at 100 tokens/s",
+    )
+
+
+def over_http(
+    address: Address, make: Callable[..., bytes], path: str, model: str, token: bytes, said: str
+) -> float:
+    """A stream over HTTP; `token` is what each piece of it has."""
+    stream_id = secrets.token_urlsafe(12)
+    with connect(address) as sock:
+        sock.sendall(make(path, model, said, stream_id))
+        wait_for(sock, b"", token, random.randint(*TOKENS))
+        at = time.monotonic()
+        ask(address, stop(stream_id))
+        wait_for(sock, b"", b"0\r\n\r\n", 1)
+    return at
+
+
+def over_websocket(address: Address, model: str, said: str) -> float:
+    """A stream over a WebSocket, stopped by a message there."""
+    stream_id = secrets.token_urlsafe(12)
+    asked = [{"role": "user", "content": said}]
+    with upgraded(address, "/ws") as sock:
+        sock.sendall(message(type="start", id=stream_id, model=model, messages=asked))
+        wait_for(sock, b"", b'"type":"content"', random.randint(*TOKENS))
+        at = time.monotonic()
+        sock.sendall(message(type="stop", id=stream_id))
+        wait_for(sock, b"", b'"type":"receipt"', 1)
+    return at
+
+
+def in_library(library: Library, said: str) -> float:
+    """A generation in this process."""
+    generation = library.generate(said)
+    pieces = generation.text_stream
+    for _ in range(random.randint(*TOKENS)):
+        next(pieces)
+    at = time.monotonic()
+    generation.stop()
+    return at

@@ -1,0 +1,251 @@
+"""The house keeps its plan: one reader of the environment, no singletons, colours apart.
+
+And what the browser loads is what was vendored, from here and from nowhere else. Which module may
+import which is `lint-imports`' matter (pyproject.toml).
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import re
+import socket
+import threading
+from collections import OrderedDict, deque
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from halt.core.connection import Line
+from halt.core.run import Run
+from halt.core.service import Generations
+from halt.core.slots import Slots
+from halt.core.stop import StopRegistry, StopSwitch
+from halt.providers.base import Provider
+from halt.providers.router import Providers
+from halt.store.store import Store
+from halt.transport.pool import Transport
+
+ROOT = Path(__file__).parents[2]
+VENDOR = ROOT / "static" / "vendor"
+
+#: What a browser is given that others wrote. An update is a decision, and changes this table.
+VENDORED = {
+    "htmx-4.0.1.min.js": "a0abb04f2f45a1f89d1d4844023245537e5e6014c87b144553e0607b4cc32130",
+    "hx-sse-4.0.1.min.js": "18ef2761356ec1fe0bb6d92612315b37517a7c1e9856b661c5ae81fef239d103",
+}
+
+FILES = {
+    ".".join(path.relative_to(ROOT / "halt").with_suffix("").parts): path
+    for path in sorted((ROOT / "halt").rglob("*.py"))
+    if "migrations" not in path.parts  # Alembic's scripts, run by Alembic alone
+}
+TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in FILES.items()}
+TEMPLATES = sorted((ROOT / "templates").glob("*.html"))
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Full names of the modules that are imported anywhere in this tree."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide what a module needs"
+            names.add(node.module or "")
+            if (node.module or "").partition(".")[0] == "halt":
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def ours(name: str) -> set[str]:
+    """The modules of the package that this one imports."""
+    found = {each.removeprefix("halt.") for each in imported(TREES[name]) if "halt." in each}
+    return found & FILES.keys()
+
+
+def test_colours_are_made_in_a_process_of_their_own() -> None:
+    """No pattern of pygments runs in a worker: it could hold the interpreter's lock for minutes."""
+    roots = {name: {each.partition(".")[0] for each in imported(TREES[name])} for name in FILES}
+    assert [name for name in FILES if "pygments" in roots[name]] == ["rendering.highlighting"]
+    assert [name for name in FILES if "rendering.highlighting" in ours(name)] == [
+        "rendering.process"
+    ]
+    assert [name for name in FILES if "rendering.process" in ours(name)] == []
+
+
+def test_only_the_composition_root_chooses_implementations() -> None:
+    """No module makes a store, a provider or a stop registry: `app` does, for programs `library`."""
+    chosen = {
+        "Store": {"store.store", "app"},
+        "OpenAIUpstream": {"providers.openai", "providers.factory"},
+        "AzureUpstream": {"providers.openai", "providers.factory"},
+        "AnthropicUpstream": {"providers.anthropic.upstream", "providers.factory"},
+        "Providers": {"providers.router", "providers.factory"},
+        "FoundProviders": {"providers.factory"},
+        "StopRegistry": {"core.stop", "library.halt", "app", "cli.commands"},
+    }
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert name in chosen.get(node.func.id, {name}), f"{name} makes a {node.func.id}"
+
+
+def test_only_config_reads_the_environment() -> None:
+    """`os.environ` and `os.getenv` stand in config.py alone, in app.py and gunicorn's file too."""
+    sources = {f"halt/{n.replace('.', '/')}.py": t for n, t in TREES.items()}
+    for extra in ("app.py", "gunicorn.conf.py"):
+        sources[extra] = ast.parse((ROOT / extra).read_text())
+    readers = {
+        where
+        for where, tree in sources.items()
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Attribute) and node.attr in {"environ", "environb", "getenv"})
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "os"
+    }
+    assert readers == {"halt/config/environment.py"}
+    assert not [where for where, tree in sources.items() if "environ" in aliases(tree)]
+
+
+def aliases(tree: ast.AST) -> set[str]:
+    """Names that are taken out of `os`."""
+    return {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "os"
+        for alias in node.names
+    }
+
+
+#: Kinds of things that hold state; one of them in a module is a singleton.
+STATEFUL = (
+    type(threading.Lock()),
+    type(threading.RLock()),
+    threading.Condition,
+    threading.Event,
+    threading.Semaphore,
+    threading.Thread,
+    threading.local,
+    socket.socket,
+    deque,
+    OrderedDict,
+    Generations,
+    Line,
+    Store,
+    Provider,
+    Providers,
+    Run,
+    Slots,
+    StopRegistry,
+    StopSwitch,
+    Transport,
+)
+
+
+#: Locks for what a library keeps once for the whole process.
+PROCESS_WIDE = {"rendering.highlighting": ["_making_lexer"]}
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n != "__init__"])
+def test_no_module_holds_state(name: str) -> None:
+    """No module has a lock, a registry or an empty table to be filled: all of it is passed in."""
+    module = importlib.import_module(f"halt.{name}")
+    held = {k: v for k, v in vars(module).items() if not k.startswith("__")}
+    stateful = [k for k, v in held.items() if isinstance(v, STATEFUL)]
+    assert stateful == PROCESS_WIDE.get(name, [])
+    assert [k for k, v in held.items() if isinstance(v, (dict, list, set)) and not v] == []
+    rebound = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.Global)]
+    assert rebound == []
+
+
+# --- what the browser is given --------------------------------------------------------------------
+
+
+def test_vendored_files_are_what_their_authors_published() -> None:
+    """Each vendored script is listed with its digest, and nothing else lies beside them."""
+    found = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in VENDOR.glob("*.js")
+    }
+    assert found == VENDORED
+
+
+@pytest.mark.parametrize("file", VENDORED)
+def test_a_vendored_file_says_the_version_of_its_name(file: str) -> None:
+    """The version in a script agrees with its name, and all scripts of one project with another."""
+    (named,) = re.findall(r"-(\d+\.\d+\.\d+)\.", file)
+    inside = re.findall(r'version\s*[=:]\s*"([\d.]+)"', (VENDOR / file).read_text())
+    assert set(inside) <= {named}
+    assert inside or not file.startswith("htmx")
+    assert named == "4.0.1"
+
+
+def test_the_licence_of_what_is_vendored_is_there() -> None:
+    """The vendored project's licence is shipped beside its scripts."""
+    text = (VENDOR / "htmx-LICENSE.txt").read_text()
+    assert "Permission to use, copy, modify, and/or distribute this software" in text
+
+
+class Page(HTMLParser):
+    """A template's elements. Jinja's own tags are text or part of a value here."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        # Jinja between attributes would look like attributes; inside values it stays.
+        text = re.sub(r"{#.*?#}|{%.*?%}", "", path.read_text(), flags=re.DOTALL)
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_no_template_has_script_or_style_of_its_own(path: Path) -> None:
+    """The strict policy holds: scripts are files, there is no inline style and no `on...`."""
+    for tag, attributes in Page(path).elements:
+        assert tag != "style"
+        assert tag != "script" or attributes["src"]
+        assert "style" not in attributes
+        assert [a for a in attributes if a.startswith(("on", "hx-on"))] == []
+        assert [v for v in attributes.values() if v.lstrip().startswith("javascript:")] == []
+    source = path.read_text()
+    assert re.findall(r"<script\b[^>]*>\s*[^<\s]", source) == []
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_only_rendered_answers_are_put_in_unescaped(path: Path) -> None:
+    """What users and models wrote is escaped, apart from what the renderer has made safe."""
+    source = path.read_text()
+    trusted = re.findall(r"([\w.]+)\s*\|\s*safe\b", source)
+    assert set(trusted) <= {"a.patch.finished", "a.patch.tail"}
+    assert "autoescape" not in source
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_templates_load_from_here_only(path: Path) -> None:
+    """Whatever a page loads, links to or asks for comes from Halt itself."""
+    for tag, attributes in Page(path).elements:
+        for name, value in attributes.items():
+            assert not re.match(r"\s*(?:[a-z]+:)?//", value), f"<{tag} {name}={value!r}>"
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.name)
+def test_what_templates_load_exists(path: Path) -> None:
+    """Each static file that a template names is there."""
+    for file in re.findall(r"filename='([^']+)'", path.read_text()):
+        assert (ROOT / "static" / file).is_file()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in sorted((ROOT / "static").glob("*.*")) if p.suffix in {".js", ".css", ".svg"}],
+    ids=lambda path: path.name,
+)
+def test_scripts_and_styles_load_from_here_only(path: Path) -> None:
+    """Own scripts, styles and images name no other origin, by any scheme or by none."""
+    source = path.read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert re.findall(r"""(?:https?|wss?):|@import|["'(`]//\w""", source) == []

@@ -1,0 +1,239 @@
+"""What `make` says while it installs, with stand-ins for uv, pip, apt-get and the system's programs."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.halt_server import ROOT
+
+# Stands in for Python: makes the environment's own Python, and plays pip with noise. pip installs uv
+# unless NO_UV is set, and fails for the requirements that PIP_FAILS names.
+PYTHON = """\
+#!/bin/sh
+echo "python $*" >>calls
+case "$*" in
+    --version) echo "Python 3.11.7" ;;
+    "-m venv --without-pip .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    "-m venv .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python && cp "$0" .venv/bin/pip ;;
+    "-m pip "*)
+        echo "Collecting noise"
+        echo "WARNING: Location is ignored" >&2
+        case "$*" in
+            *" uv=="*) [ -z "$NO_UV" ] && cp uv .venv/bin/uv || exit 1 ;;
+            *"-r ${PIP_FAILS:-nothing}"*) echo "ERROR: no wheel" >&2; exit 1 ;;
+        esac ;;
+    app.py) echo "Halt is at http://127.0.0.1:8000" ;;
+esac
+"""
+# Stands in for uv, which fails for the requirements that UV_FAILS names.
+UV = """\
+#!/bin/sh
+echo "uv $*" >>calls
+echo "Resolved noise" >&2
+case "$*" in *"-r ${UV_FAILS:-nothing}"*) echo "error: no index" >&2; exit 2 ;; esac
+"""
+SAID = [
+    "Making .venv with Python 3.11.7 ...",
+    "Installing Halt's packages (about 20 MB) ...",
+    "Installing the demo model (about 130 MB) ...",
+    "Halt is at http://127.0.0.1:8000",
+]
+GOES_ON = "Installing with uv has failed; going on with pip ..."
+BOTH_FAIL = {"UV_FAILS": "requirements.txt", "PIP_FAILS": "requirements.txt"}
+
+
+def program(path: Path, text: str) -> None:
+    """An executable file."""
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def run_make(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`make run` in a folder with the Makefile and nothing else that is real.
+
+    The folder `path` is its PATH, in which a test may put a uv.
+    """
+    for name in ("Makefile", "requirements.txt", "requirements-demo.txt"):
+        shutil.copy2(ROOT / name, folder)
+    program(folder / "python", PYTHON)
+    program(folder / "uv", UV)
+    path = folder / "path"
+    path.mkdir(exist_ok=True)
+    for name in ("sh", "make", "cat", "cp", "mkdir", "touch"):
+        if not (path / name).exists():
+            (path / name).symlink_to(str(shutil.which(name)))
+    return subprocess.run(
+        ["make", f"PYTHON={folder}/python", "run"],
+        cwd=folder,
+        env={"PATH": str(path)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def calls(folder: Path, start: str) -> list[str]:
+    """The commands that begin so and that `make` has run, without their beginning."""
+    lines = (folder / "calls").read_text().splitlines()
+    return [line.removeprefix(start).strip() for line in lines if line.startswith(start)]
+
+
+def test_make_run_says_what_it_does_and_nothing_else(tmp_path: Path) -> None:
+    """A line before each long step; no noise; pip installs uv, which installs all else."""
+    first = run_make(tmp_path)
+    assert first.stderr == ""
+    assert first.stdout.splitlines() == SAID
+    assert first.returncode == 0
+    (only,) = calls(tmp_path, "python -m pip")
+    assert "uv==" in only
+    halt, demo = calls(tmp_path, "uv pip install --compile-bytecode --python .venv/bin/python")
+    assert halt == "pip -r requirements.txt"
+    assert demo == "--no-deps --only-binary=:all: -r requirements-demo.txt"
+
+
+def test_the_second_time_it_starts_at_once(tmp_path: Path) -> None:
+    """Nothing is made or installed again."""
+    run_make(tmp_path)
+    (tmp_path / "calls").unlink()
+    assert run_make(tmp_path).stdout.splitlines() == SAID[-1:]
+    assert (tmp_path / "calls").read_text().splitlines() == ["python app.py"]
+
+
+def test_a_uv_on_the_path_is_used(tmp_path: Path) -> None:
+    """Then pip does nothing, and is itself installed by uv."""
+    (tmp_path / "path").mkdir()
+    program(tmp_path / "path" / "uv", UV)
+    done = run_make(tmp_path)
+    assert done.stdout.splitlines() == SAID
+    assert calls(tmp_path, "python -m venv") == ["--without-pip .venv"]
+    assert calls(tmp_path, "python -m pip") == []
+    assert len(calls(tmp_path, "uv pip install")) == 2
+
+
+def test_pip_installs_where_uv_cannot_be_had(tmp_path: Path) -> None:
+    """One line says so."""
+    done = run_make(tmp_path, NO_UV="1")
+    assert done.stderr == ""
+    goes_on = "uv cannot be installed here; going on with pip ..."
+    assert done.stdout.splitlines() == [SAID[0], goes_on, *SAID[1:]]
+    assert [line.rpartition("-r ")[2] for line in calls(tmp_path, "python -m pip")[1:]] == [
+        "requirements.txt",
+        "requirements-demo.txt",
+    ]
+
+
+@pytest.mark.parametrize("on_path", [False, True])
+def test_pip_goes_on_where_uv_fails(tmp_path: Path, on_path: bool) -> None:
+    """One line says so; an environment without pip gets it first."""
+    if on_path:
+        (tmp_path / "path").mkdir()
+        program(tmp_path / "path" / "uv", UV)
+    done = run_make(tmp_path, UV_FAILS="requirements.txt")
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [*SAID[:2], GOES_ON, *SAID[2:]]
+    assert calls(tmp_path, "python -m venv")[-1] == ".venv"
+    assert calls(tmp_path, "python -m pip")[-1].endswith(" -r requirements.txt")
+
+
+def test_a_package_that_cannot_be_installed_shows_all_that_was_printed(tmp_path: Path) -> None:
+    """By uv and by pip. Halt is not started, and the next `make run` tries again."""
+    failed = run_make(tmp_path, **BOTH_FAIL)
+    assert failed.returncode != 0
+    for line in ("error: no index", "Collecting noise", "ERROR: no wheel"):
+        assert line in failed.stderr
+    assert "Halt is at" not in failed.stdout
+    again = run_make(tmp_path)
+    assert again.stdout.splitlines() == SAID[1:]
+
+
+def test_a_demo_model_that_cannot_be_installed_stops_nothing(tmp_path: Path) -> None:
+    """Why it cannot is shown, and Halt starts without it."""
+    without = run_make(
+        tmp_path, UV_FAILS="requirements-demo.txt", PIP_FAILS="requirements-demo.txt"
+    )
+    assert without.returncode == 0
+    assert "ERROR: no wheel" in without.stderr
+    assert "Halt runs without it" in without.stderr
+    assert "Halt is at" in without.stdout
+
+
+def prepare(tmp_path: Path, **environment: str) -> tuple[str, list[str]]:
+    """What tests/support/system.sh prints as root on a Debian that has nothing, and what apt-get was told.
+
+    The browser is there once apt-get has installed something.
+    """
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("sh", "cat", "ls", "touch", "mkdir"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    program(folder / "id", "#!/bin/sh\necho 0\n")
+    program(
+        folder / "apt-get",
+        f'#!/bin/sh\necho "$@" >>{tmp_path}/told\n'
+        'case "$*" in *"${LACKS:-nothing}") exit 100 ;; esac\n',
+    )
+    program(folder / "python", f"#!/bin/sh\n[ -e {tmp_path}/told ]\n")
+    script = (ROOT / "tests" / "support" / "system.sh").read_text()
+    # Nothing of this machine is looked at, and nothing is written into its folders.
+    for real in (
+        "/usr/sbin:/usr/local/sbin",
+        "/usr/lib/postgresql",
+        "/etc/postgresql-common",
+        "/usr/sbin/policy-rc.d",
+    ):
+        assert real in script
+        script = script.replace(real, f"{tmp_path}/nowhere")
+    done = subprocess.run(
+        [str(folder / "sh")],
+        input=script,
+        env={"PATH": str(folder), "PYTHON": str(folder / "python"), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = tmp_path / "told"
+    return done.stdout + done.stderr, told.read_text().splitlines() if told.exists() else []
+
+
+def test_what_is_installed_for_the_tests_is_said_before(tmp_path: Path) -> None:
+    """Each package with what it is for, that apt-get runs as root, and how to avoid it."""
+    said, told = prepare(tmp_path)
+    assert told[0] == "update -q"
+    options = ["install", "-qy", "--no-install-recommends"]
+    installed = [name for line in told[1:] for name in line.split() if name not in options]
+    proxies = {"nginx", "caddy", "haproxy", "apache2-bin"}
+    assert {"chromium", "postgresql"} | proxies <= set(installed)
+    for package in installed:
+        assert f"    {package}: the " in said
+    assert "NO_INSTALL=1 make test" in said
+    assert "createcluster.conf" in said  # the one file that stays
+
+
+def test_a_system_package_that_cannot_be_installed_is_named(tmp_path: Path) -> None:
+    """Not every system has all of them; its tests are skipped."""
+    said, _ = prepare(tmp_path, LACKS="caddy")
+    assert [line for line in said.splitlines() if "could not install" in line] == [
+        "apt-get could not install: caddy"
+    ]
+
+
+def test_nothing_is_installed_where_that_is_not_wanted(tmp_path: Path) -> None:
+    """NO_INSTALL=1: no apt-get, no download; what is needed is said instead."""
+    said, told = prepare(tmp_path, NO_INSTALL="1")
+    assert told == []
+    assert "Install Chromium or Chrome" in said
+    assert "Downloading" not in said
+
+
+@pytest.mark.parametrize("name", ["run", "test", "bench", "fuzz", "coverage", "clean"])
+def test_the_makefile_has_what_it_names(name: str) -> None:
+    """Each target can be planned."""
+    planned = subprocess.run(
+        ["make", "-n", name], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert planned.returncode == 0, planned.stderr

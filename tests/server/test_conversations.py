@@ -1,0 +1,661 @@
+"""The conversations beside the page: the list, search, settings, files, undo; whose they are."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+
+from halt.testing.fake_openai import FakeOpenAI
+from halt.web.page.sidebar import file_name
+from tests.support.halt_server import HaltServer, asked, eventually, new_id
+from tests.support.sse import Answer, Client
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+PAGE = FORM | {"HX-Request": "true"}
+
+
+class Person:
+    """A browser with a session, and what it does on the page."""
+
+    def __init__(self, server: HaltServer) -> None:
+        self.client: Client = server.client()
+        self.client.get("/")
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.client.get(path, **headers)
+
+    def send(self, path: str, page: bool = True, **fields: Any) -> Answer:
+        return self.client.request("POST", path, urlencode(fields).encode(), PAGE if page else FORM)
+
+    def ask(self, said: str, conversation: str = "", model: str = "") -> str:
+        """Ask; the ID of the conversation, which is begun where none is given."""
+        conversation = conversation or new_id()
+        answer = self.send(f"/c/{conversation}/messages", prompt=said, model=model)
+        assert answer.status == 200, answer.body.decode()
+        return conversation
+
+    def settled(self, conversation: str) -> None:
+        """Wait until the list says that nothing is being written in it."""
+        eventually(lambda: not self.item(conversation)["running"])
+
+    def items(self, path: str = "/conversations") -> list[dict[str, Any]]:
+        """The list as a person sees it, all parts of it."""
+        out: list[dict[str, Any]] = []
+        while path:
+            body = self.get(path).body.decode()
+            for part in re.findall(r'<li id="c-.*?</li>', body, re.DOTALL):
+                (title,) = re.findall(r'<span class="title"[^>]*>(.*?)</span>', part)
+                out.append(
+                    {
+                        "id": re.findall(r'data-id="(.*?)"', part)[0],
+                        "title": html.unescape(title),
+                        "running": "data-running" in part,
+                        "current": "aria-current" in part,
+                    }
+                )
+            further = re.findall(r'class="further" hx-get="(.*?)"', body)
+            path = html.unescape(further[0]) if further else ""
+        return out
+
+    def item(self, conversation: str) -> dict[str, Any]:
+        (found,) = [each for each in self.items() if each["id"] == conversation]
+        return found
+
+    def titles(self) -> list[str]:
+        return [each["title"] for each in self.items()]
+
+    def import_(self, data: bytes, *, page: bool = False) -> Answer:
+        """Choose a file to import."""
+        line = secrets.token_hex(8)
+        head = 'Content-Disposition: form-data; name="file"; filename="a.json"'
+        body = f"--{line}\r\n{head}\r\n\r\n".encode() + data + f"\r\n--{line}--\r\n".encode()
+        headers = {"Content-Type": f"multipart/form-data; boundary={line}"}
+        return self.client.request(
+            "POST", "/import", body, headers | ({"HX-Request": "true"} if page else {})
+        )
+
+    def keep(self, *conversations: dict[str, Any]) -> None:
+        """Have these conversations, without asking a model."""
+        answer = self.import_(exported(*conversations))
+        assert answer.status == 200, answer.body.decode()
+
+
+def exported(*conversations: dict[str, Any]) -> bytes:
+    """A file of these conversations."""
+    head = {"format": "halt-conversations", "version": 1}
+    return json.dumps(head | {"conversations": conversations}).encode()
+
+
+def talk(
+    *said: str, title: str = "A talk", at: float = 1_760_000_000.0, **more: Any
+) -> dict[str, Any]:
+    """A conversation as a file holds it: prompts and answers in turn."""
+    messages = [
+        {
+            "id": number,
+            "parent": number - 1 or None,
+            "role": "user" if number % 2 else "assistant",
+            "content": text,
+            "created_at": at + number,
+        }
+        for number, text in enumerate(said, 1)
+    ]
+    chosen = [each["id"] for each in messages]
+    times = {"created_at": at, "updated_at": at}
+    return {"id": new_id(), "title": title, "messages": messages, "chosen": chosen, **times, **more}
+
+
+@pytest.fixture
+def anna(halt: HaltServer) -> Person:
+    return Person(halt)
+
+
+@pytest.fixture(scope="module")
+def unusual(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A Halt with settings that are not the usual ones."""
+    server = HaltServer(
+        {
+            "OPENAI_BASE_URL": shared_fake.base_url,
+            "OPENAI_API_KEY": "fake",
+            "HALT_TITLES": "model",
+            "HALT_SYSTEM_PROMPT": "Be kind.",
+            "HALT_MAX_STREAMS": "2",
+            "HALT_MAX_BODY_BYTES": "20000",
+            "HALT_MAX_IMPORT_BYTES": "9000000",
+        }
+    )
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def carla(unusual: HaltServer) -> Person:
+    return Person(unusual)
+
+
+@pytest.fixture
+def boris(halt: HaltServer) -> Person:
+    return Person(halt)
+
+
+# --- the list -------------------------------------------------------------------------------------
+
+
+def test_what_was_used_last_comes_first(anna: Person) -> None:
+    """Each is named after its first words at once; a new message brings one to the top."""
+    first = anna.ask("The first  of\nall talks")
+    anna.settled(first)
+    second = anna.ask("Another one")
+    assert [each["id"] for each in anna.items()] == [second, first]
+    assert anna.titles()[1].startswith("The first of")
+    anna.settled(second)
+    anna.ask("And on", first)
+    assert [each["id"] for each in anna.items()] == [first, second]
+
+
+def test_a_long_list_comes_in_parts(anna: Person) -> None:
+    """All of them, each once, in their order, the last part without a way further."""
+    talks = [talk("Hi", "Ho", title=f"Talk {n}", at=1_760_000_000.0 + n) for n in range(300)]
+    anna.keep(*talks)
+    assert anna.titles() == [f"Talk {n}" for n in reversed(range(300))]
+    assert len(re.findall("<li id=", anna.get("/").body.decode())) <= 50
+    assert anna.get("/conversations?cursor=nonsense", Accept="*/*").status == 400
+
+
+def test_the_list_says_what_runs_and_what_is_open(anna: Person, shared_fake: FakeOpenAI) -> None:
+    """While an answer is being written, in whichever conversation, and no longer."""
+    said = f"/fake stall {new_id()}"
+    runs, rests = anna.ask(said), anna.ask("Hello")
+    anna.settled(rests)
+    assert anna.item(runs)["running"]
+    assert [each["id"] for each in anna.items(f"/conversations?current={rests}") if each["current"]]
+    assert 'aria-current="page"' in anna.get(f"/c/{runs}").body.decode()
+    stream = re.findall(r'data-stream="(.*?)"', anna.get(f"/c/{runs}").body.decode())[-1]
+    assert anna.client.stop(stream).status == 200
+    anna.settled(runs)
+
+
+def test_a_conversation_is_renamed(anna: Person) -> None:
+    """Its new title is shown as it was written, and nothing of it is markup."""
+    conversation = anna.ask("Hello")
+    field = anna.get(f"/c/{conversation}/title").body.decode()
+    assert 'value="Hello"' in field
+    answer = anna.send(f"/c/{conversation}/title", title=' <b>שלום</b>  "x" ')
+    assert answer.status == 200
+    assert "<b>" not in answer.body.decode()
+    assert anna.titles() == ['<b>שלום</b> "x"']
+    anna.settled(conversation)
+    anna.ask("More", conversation)
+    assert anna.titles() == ['<b>שלום</b> "x"']
+    for title in ("", "  ", "x" * 201):
+        refused = anna.send(f"/c/{conversation}/title", title=title, page=False)
+        assert (refused.status, refused.error["field"]) == (400, "title")
+    assert anna.titles() == ['<b>שלום</b> "x"']
+
+
+def test_a_deleted_conversation_can_be_brought_back(anna: Person) -> None:
+    """It is gone from everywhere, and after Undo it is there as it was."""
+    anna.keep(talk("Question", "Answer zebra", title="Kept"))
+    (kept,) = [each["id"] for each in anna.items()]
+    gone = anna.send(f"/c/{kept}/delete")
+    assert f'hx-post="/c/{kept}/undelete"' in gone.body.decode()
+    assert anna.titles() == []
+    assert anna.get(f"/c/{kept}").status == 404
+    assert "zebra" not in anna.get("/conversations/search?q=zebra").body.decode()
+    assert json.loads(anna.get("/export").body)["conversations"] == []
+    assert anna.send(f"/c/{kept}/delete").status == 404
+    assert "is back" in anna.send(f"/c/{kept}/undelete").body.decode()
+    assert anna.titles() == ["Kept"]
+    assert "Answer zebra" in anna.get(f"/c/{kept}").body.decode()
+
+
+def test_the_open_one_is_left_when_it_is_deleted(anna: Person) -> None:
+    """Its page goes to a new one that offers Undo; taken back, it is opened again."""
+    anna.keep(talk("Question", "Answer"))
+    (kept,) = [each["id"] for each in anna.items()]
+    open_now = PAGE | {"HX-Current-URL": f"http://halt.example/c/{kept}"}
+    gone = anna.client.request("POST", f"/c/{kept}/delete", b"", open_now)
+    assert gone.headers["hx-redirect"] == f"/?deleted={kept}"
+    assert f'hx-post="/c/{kept}/undelete"' in anna.get(f"/?deleted={kept}").body.decode()
+    back = anna.send(f"/c/{kept}/undelete", back="1")
+    assert back.headers["hx-redirect"] == f"/c/{kept}"
+    hostile = anna.get("/?deleted=" + quote('"><b>x')).body.decode()
+    assert "<b>x" not in hostile
+
+
+@pytest.mark.parametrize("page", [True, False], ids=["page", "program"])
+def test_what_is_being_written_is_stopped_when_it_is_deleted(
+    anna: Person, shared_fake: FakeOpenAI, page: bool
+) -> None:
+    """The upstream is let go of; brought back, the conversation has what was written."""
+    said = new_id()
+    conversation = anna.ask(said, model="stall?n=10")
+    record = asked(shared_fake, said)
+    eventually(lambda: "8 9" in anna.get(f"/c/{conversation}").body.decode())
+    gone = anna.send(f"/c/{conversation}/delete", page=page)
+    assert "deleted, and its answer stopped" in gone.body.decode()
+    assert record.closed.wait(10)
+    anna.send(f"/c/{conversation}/undelete")
+    anna.settled(conversation)
+    back = anna.get(f"/c/{conversation}").body.decode()
+    assert 'data-state="stopped"' in back
+    assert "8 9" in back
+
+
+def test_the_model_names_a_conversation_in_the_background(
+    carla: Person, shared_fake: FakeOpenAI
+) -> None:
+    """After the first answer; its first words are its title before, and the owner's goes above all."""
+    key = new_id()
+    shared_fake.texts[key] = "A fine title"
+    model = f"text?key={key}&gap_ms=50"
+    own, named = carla.ask("Some words", model=model), carla.ask("Some words", model=model)
+    assert carla.titles() == ["Some words"] * 2
+    assert carla.send(f"/c/{own}/title", title="My own").status == 200
+    eventually(lambda: carla.item(named)["title"] == "A fine title")
+    assert carla.item(own)["title"] == "My own"
+
+
+# --- search ---------------------------------------------------------------------------------------
+
+
+def test_a_search_shows_what_it_found_and_where(anna: Person) -> None:
+    """Words in any order, words that begin so; the hit is marked, and nothing is markup."""
+    anna.keep(
+        talk("Tell me of <i>zebras</i>", "A zebra has stripes & hooves.", title="<Animals>"),
+        talk("Nothing", "here", title="Other"),
+    )
+    found = anna.get("/conversations/search?q=" + quote("STRIPES zeb")).body.decode()
+    assert "<mark>zebra</mark>" in found
+    assert "<mark>stripes</mark> &amp; hooves" in found
+    assert "&lt;Animals&gt;" in found
+    assert "1 message holds" in found
+    (conversation,) = [e["id"] for e in anna.items() if e["title"] == "<Animals>"]
+    assert re.search(rf'href="/c/{conversation}\?at=\d+&amp;q=STRIPES', found)
+    both = anna.get("/conversations/search?q=zebra").body.decode()
+    assert both.count("<mark>") == 2
+    assert "&lt;i&gt;<mark>zebras</mark>&lt;/i&gt;" in both
+    for query in ("zebra nothing", '"', "AND OR", "zebra*", "' OR 1=1 --", "<script>"):
+        answer = anna.get("/conversations/search?q=" + quote(query))
+        assert answer.status == 200
+        assert "<script" not in answer.body.decode()
+    assert anna.get("/conversations/search?q=").body.strip() == b""
+    assert anna.get("/conversations/search?q=" + "x" * 501, Accept="*/*").status == 400
+
+
+def test_many_hits_come_in_parts(anna: Person) -> None:
+    """Each once, the newest first."""
+    said = [f"walrus {n}" for n in range(90)]
+    anna.keep(talk(*said))
+    path, found = "/conversations/search?q=walrus", []
+    while path:
+        body = anna.get(path).body.decode()
+        found += re.findall(r"<mark>walrus</mark> (\d+)", body)
+        further = re.findall(r'class="further" hx-get="(.*?)"', body)
+        path = html.unescape(further[0]) if further else ""
+    assert found == [str(n) for n in reversed(range(90))]
+
+
+# --- long conversations ---------------------------------------------------------------------------
+
+
+#: Where a page or a part of it shows a numbered message.
+SAID = re.compile(r'(?:<p>|<div class="text">)said-(\d+)\.')
+
+
+def test_a_long_conversation_comes_in_parts(anna: Person) -> None:
+    """The page has the end of it; what came before is brought part by part, each message once."""
+    anna.keep(talk(*(f"said-{n}." for n in range(2000))))
+    (long,) = [each["id"] for each in anna.items()]
+    body = anna.get(f"/c/{long}").body.decode()
+    said = [int(n) for n in SAID.findall(body)]
+    assert said[-1] == 1999
+    assert len(said) < 150
+    while True:
+        before = re.findall(rf'hx-get="(/c/{long}/exchanges\?before=\d+)"', body)
+        if not before:
+            break
+        body = anna.get(before[0]).body.decode()
+        said = [int(n) for n in SAID.findall(body)] + said
+    assert said == list(range(2000))
+
+
+def test_a_conversation_opens_at_a_hit(anna: Person) -> None:
+    """With what is around it, and ways to both sides."""
+    said = [f"said-{n}." for n in range(1000)]
+    said[500] = "said-500. pelican"
+    anna.keep(talk(*said))
+    found = anna.get("/conversations/search?q=pelican").body.decode()
+    (link,) = re.findall(r'href="(/c/[^"]*)"', found)
+    body = anna.get(html.unescape(link)).body.decode()
+    assert "pelican" in body
+    assert "said-999." not in body
+    assert re.search(r"/exchanges\?before=\d+", body)
+    (after,) = re.findall(r'hx-get="(/c/[^"]*/exchanges\?after=\d+)"', body)
+    last = max(map(int, re.findall(r"said-(\d+)\.", body)))
+    assert f"said-{last + 1}." in anna.get(after).body.decode()
+    for wrong in ("at=x", "at=-1", "at=99999999999999999999"):
+        assert anna.get(f"{html.unescape(link).partition('?')[0]}?{wrong}").status == 200
+    assert anna.get(after.partition("?")[0] + "?before=x", Accept="*/*").status == 400
+
+
+def test_a_hit_in_another_version_is_shown(anna: Person) -> None:
+    """The conversation goes to the version that holds it."""
+    given = talk("Question", "An ostrich", title="Two")
+    other = {"id": 3, "parent": 1, "role": "assistant", "content": "A flamingo"}
+    given["messages"].append(other)
+    anna.keep(given)
+    for word in ("flamingo", "ostrich"):
+        found = anna.get(f"/conversations/search?q={word}").body.decode()
+        (link,) = re.findall(r'href="(/c/[^"]*)"', found)
+        assert word in anna.get(html.unescape(link)).body.decode()
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+def test_settings_hold_for_every_answer_of_the_conversation(
+    anna: Person, shared_fake: FakeOpenAI
+) -> None:
+    """Also those of one that has not begun, for new answers to old prompts, and for no other."""
+    conversation, said = new_id(), f"Hello {new_id()}"
+    saved = anna.send(
+        f"/c/{conversation}/settings",
+        model="count?n=2",
+        system_prompt="Be short.",
+        temperature="0.25",
+        max_tokens="77",
+    )
+    assert saved.status == 200
+    assert saved.headers["hx-push-url"] == f"/c/{conversation}"
+    assert anna.titles() == []
+    anna.ask(said, conversation, "count?n=2")
+    for nth in range(2):
+        body = asked(shared_fake, said, nth).body
+        assert (body["temperature"], body["max_tokens"]) == (0.25, 77)
+        assert body["messages"][0] == {"role": "system", "content": "Be short."}
+        anna.settled(conversation)
+        if not nth:
+            page = anna.get(f"/c/{conversation}").body.decode()
+            (prompt_id,) = re.findall(r'data-prompt="(\d+)"', page)
+            again = anna.send(f"/c/{conversation}/regenerate", prompt_id=prompt_id)
+            assert again.status == 200
+    panel = anna.get(f"/c/{conversation}/settings").body.decode()
+    assert "Be short.</textarea>" in panel
+    assert 'value="0.25"' in panel
+    assert 'value="77"' in panel
+    other = f"Hello {new_id()}"
+    anna.ask(other)
+    body = asked(shared_fake, other).body
+    assert "temperature" not in body
+    assert "max_tokens" not in body
+    assert [each["role"] for each in body["messages"]] == ["user"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", "2.1"),
+        ("temperature", "-0.1"),
+        ("temperature", "nan"),
+        ("temperature", "hot"),
+        ("max_tokens", "0"),
+        ("max_tokens", "1.5"),
+        ("max_tokens", "10000001"),
+        ("model", "x" * 201),
+        ("model", "a\nb"),
+        ("system_prompt", "x" * 100_001),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(
+    anna: Person, field: str, value: str
+) -> None:
+    """Nothing is saved, and the page says it in the panel."""
+    conversation = anna.ask("Hello")
+    path = f"/c/{conversation}/settings"
+    fields: dict[str, Any] = {"temperature": "1", field: value}
+    refused = anna.send(path, False, **fields)
+    assert refused.status in {400, 413}
+    assert refused.error["field"] == field
+    shown = anna.send(path, True, **fields)
+    assert shown.headers["hx-retarget"] == "#settings-fault"
+    assert 'value="1"' not in anna.get(path).body.decode()
+
+
+def test_a_default_stays_one_until_it_is_changed(carla: Person, shared_fake: FakeOpenAI) -> None:
+    """The server's system prompt is shown; left alone it stays the server's, emptied there is none."""
+    conversation = new_id()
+    path = f"/c/{conversation}/settings"
+    assert "Be kind.</textarea>" in carla.get("/settings").body.decode()
+    told = []
+    for prompt in ("Be kind.", "", "Be wise."):
+        said = new_id()
+        assert carla.send(path, system_prompt=prompt).status == 200
+        carla.ask(said, conversation)
+        messages = asked(shared_fake, said).body["messages"]
+        told.append([each["content"] for each in messages if each["role"] == "system"])
+        carla.settled(conversation)
+    assert told == [["Be kind."], [], ["Be wise."]]
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_what_is_exported_can_be_imported_elsewhere(anna: Person, boris: Person) -> None:
+    """One or all, with settings, versions and titles; and it is the same again."""
+    settings = {"model": "m", "system_prompt": "s", "temperature": 0.5, "max_tokens": 9}
+    given = talk("Hi", "Hello **you**", title="Title: a/b", settings=settings)
+    given["messages"].append({"id": 9, "parent": 1, "role": "assistant", "content": "Other"})
+    anna.keep(given, talk("Second", "Two", title="Zwei", at=1_750_000_000.0))
+    whole = anna.get("/export")
+    assert whole.headers["content-type"] == "application/json"
+    assert re.fullmatch(
+        r"attachment; filename=Halt-\d{4}-\d\d-\d\d\.json; .*",
+        whole.headers["content-disposition"],
+    )
+    assert boris.import_(whole.body).status == 200
+    assert boris.titles() == anna.titles()
+
+    def told(data: bytes) -> list[Any]:
+        found = json.loads(data)["conversations"]
+        for each in found:
+            each.pop("id")
+            places = {m["id"]: n for n, m in enumerate(each["messages"])}
+            for message in each["messages"]:
+                message["parent"] = places.get(message.get("parent"))
+                del message["id"]
+            each["chosen"] = sorted(places[n] for n in each["chosen"])
+        return sorted(found, key=lambda each: str(each["title"]))
+
+    assert told(boris.get("/export").body) == told(whole.body)
+    assert boris.import_(whole.body).status == 200
+    assert len(boris.titles()) == 4
+    (one,) = [each["id"] for each in anna.items() if each["title"] == "Zwei"]
+    only = anna.get(f"/c/{one}/export?format=json")
+    assert [each["title"] for each in json.loads(only.body)["conversations"]] == ["Zwei"]
+
+
+def test_markdown_is_for_people(anna: Person) -> None:
+    """Who said what, in order; the answer as it is, and that it was stopped."""
+    given = talk("What is **2+2**?", "# Four\n\n```py\n4\n```", title="Grüße & <Küsse>")
+    given["messages"][1] |= {"state": "stopped", "model": "m-1"}
+    anna.keep(given, talk("Second", "Two"))
+    (one,) = [each["id"] for each in anna.items() if each["title"].startswith("Gr")]
+    answer = anna.get(f"/c/{one}/export?format=markdown")
+    assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert answer.headers["content-disposition"].endswith("Gr%C3%BC%C3%9Fe-K%C3%BCsse.md")
+    text = answer.body.decode()
+    assert text.startswith("# Grüße & <Küsse>\n")
+    assert text.index("## You") < text.index("What is **2+2**?") < text.index("## m-1")
+    assert text.index("```py\n4\n```") < text.lower().index("stopped")
+    whole = anna.get("/export?format=markdown").body.decode()
+    assert "Second" in whole
+    assert "What is **2+2**?" in whole
+    refused = anna.get("/export?format=pdf")
+    assert (refused.status, refused.error["field"]) == (400, "format")
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("A plain one", "A-plain-one.md"),
+        ("../../etc/passwd", "etc-passwd.md"),
+        ('a"b\r\nSet-Cookie: x', "a-b-Set-Cookie-x.md"),
+        ("שלום עולם", "שלום-עולם.md"),
+        ("💬", "conversation.md"),
+        ("x" * 500, "x" * 60 + ".md"),
+    ],
+)
+def test_a_file_is_named_after_its_conversation(title: str, name: str) -> None:
+    """Every system takes the name, and no header breaks."""
+    assert file_name(title, "md") == name
+
+
+GOOD = talk("Hi", "Ho")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "Choose a file"),
+        (b"no JSON", "JSON"),
+        (b"\xff\xfe", "file"),
+        (b"[]", "it is not an export of Halt's. Halt reads JSON files that it has exported"),
+        (b'{"format": "halt-conversations", "version": 1}', "conversations"),
+        (exported(GOOD).replace(b"halt-conversations", b"somebody-elses"), "somebody-elses"),
+        (exported(GOOD).replace(b'"version": 1', b'"version": 99'), "99"),
+        (
+            exported(GOOD, {**talk("a", "b"), "messages": 5}),
+            "in conversation 2, the field “messages” must be",
+        ),
+        (exported(GOOD, {**GOOD, "id": "../x"}), "“id” must be 8 to 64 letters"),
+        (exported(GOOD).replace(b'"user"', b'"system"'), "“role” must be one of user, assistant"),
+        (exported(GOOD).replace(b'"parent": 1', b'"parent": 7'), "7"),
+        (exported(GOOD).replace(b'"parent": 1', b'"parent": null'), "answer"),
+        (exported({**GOOD, "settings": {"temperature": 9}}), "temperature” must be 2.0 or less"),
+        (b"[" * 100_000, ""),
+    ],
+)
+def test_a_wrong_file_is_refused_with_what_is_wrong(anna: Person, data: bytes, said: str) -> None:
+    """And nothing of it is imported, not the conversations before the fault either."""
+    refused = anna.import_(data)
+    assert (refused.status, refused.error["field"]) == (400, "file")
+    assert re.search(said, refused.error["message"]), refused.error["message"]
+    assert anna.titles() == []
+    shown = anna.import_(data, page=True)
+    assert shown.headers["hx-retarget"] == "#toast"
+
+
+def test_a_file_may_be_larger_than_a_message_and_not_larger_than_its_limit(carla: Person) -> None:
+    """The limit is named, with the variable that sets it."""
+    assert carla.import_(exported(talk("x" * 100_000, "y"))).status == 200
+    connection = carla.client.connect()
+    announced = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": "9000001"}
+    carla.client.send(connection, "POST", "/import", b"", announced)
+    response = connection.getresponse()
+    error = json.loads(response.read())["error"]
+    connection.close()
+    assert (response.status, error["field"]) == (413, "file")
+    assert "9,000,000 bytes (HALT_MAX_IMPORT_BYTES)" in error["message"]
+    assert len(carla.titles()) == 1
+
+
+def test_an_export_is_sent_while_it_is_read(carla: Person) -> None:
+    """It takes one of the readers' places and gives it back, also when it is left in the middle."""
+    carla.keep(*(talk("x" * 400_000, "y" * 400_000) for _ in range(10)))
+    for _ in range(2):
+        with ExitStack() as readers:
+            for _ in range(2):
+                eventually(lambda: begins_export(carla.client, readers))
+            assert carla.get("/export").status == 503
+        for method in ("GET", "HEAD", "GET"):
+            eventually(lambda: carla.client.request(method, "/export").status == 200)
+
+
+def begins_export(client: Client, readers: ExitStack) -> bool:
+    """Whether an export begins; if so it is left unread until `readers` ends.
+
+    The place of the reader before is given back only after that reader's last byte.
+    """
+    connection = client.connect(receive_buffer=2048)
+    readers.callback(connection.close)
+    client.send(connection, "GET", "/export")
+    response = connection.getresponse()
+    readers.callback(response.close)
+    return response.status == 200 and bool(response.read(1000))
+
+
+# --- whose they are -------------------------------------------------------------------------------
+
+READS = ["", "/item", "/title", "/export", "/settings", "/exchanges?before=1", "/usage"]
+WRITES = ["/title", "/delete", "/undelete", "/settings", "/regenerate", "/messages"]
+
+
+@pytest.fixture(scope="module")
+def hers(halt: HaltServer) -> Iterator[str]:
+    """A conversation of somebody else."""
+    person = Person(halt)
+    person.keep(talk("Secret", "giraffe", title="Hers"))
+    (conversation,) = [each["id"] for each in person.items()]
+    yield conversation
+    assert person.titles() == ["Hers"]
+
+
+@pytest.mark.parametrize("path", READS)
+def test_nobody_else_can_read_a_conversation(halt: HaltServer, hers: str, path: str) -> None:
+    """It is as if it were not there: 404 on every way to it, with a session and without."""
+    for client in (Person(halt).client, halt.client()):
+        answer = client.get(f"/c/{hers}{path}", Accept="*/*")
+        if path != "/usage":
+            assert answer.status == 404
+        assert b"giraffe" not in answer.body
+
+
+@pytest.mark.parametrize("path", WRITES)
+def test_nobody_else_can_change_a_conversation(halt: HaltServer, hers: str, path: str) -> None:
+    """Nor with the ID alone, nor without a session."""
+    for client in (Person(halt).client, halt.client()):
+        body = urlencode({"title": "Mine", "prompt": "Hi", "prompt_id": "1"}).encode()
+        assert client.request("POST", f"/c/{hers}{path}", body, FORM).status == 404
+
+
+def test_nobody_else_finds_lists_or_exports_it(halt: HaltServer, hers: str, anna: Person) -> None:
+    """Neither the list, nor a search, nor the export of all."""
+    for client in (anna.client, halt.client()):
+        assert hers.encode() not in client.get("/conversations").body
+        assert b"giraffe" not in client.get("/conversations/search?q=giraffe").body
+        assert json.loads(client.get("/export").body)["conversations"] == []
+
+
+def test_an_id_that_is_taken_is_not_taken_over(anna: Person, hers: str) -> None:
+    """Who imports a conversation with another's ID gets a copy under another one."""
+    anna.keep(talk("Mine", "all mine", title="Mine", id=hers))
+    (mine,) = [each["id"] for each in anna.items()]
+    assert mine != hers
+
+
+def test_several_change_one_conversation_at_once(anna: Person) -> None:
+    """Renames and deletions side by side leave it in one of the states that were asked for."""
+    anna.keep(talk("Hi", "Ho"))
+    (one,) = [each["id"] for each in anna.items()]
+    statuses: list[int] = []
+
+    def work(n: int) -> None:
+        statuses.append(anna.send(f"/c/{one}/title", title=f"Name {n}").status)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert statuses == [200] * 8
+    assert re.fullmatch(r"Name \d", anna.titles()[0])

@@ -1,0 +1,360 @@
+"""Pages of other origins: closed by default, and for those let in, a program's rights and no more."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flask import Blueprint, Flask, session
+
+from halt.app import create_app
+from halt.config.environment import load
+from halt.config.settings import Config, ConfigError
+from halt.testing.fake_openai import FakeOpenAI
+from halt.web.cors import API
+from tests.support.halt_server import HaltServer, new_id
+from tests.support.sse import Answer
+from tests.support.ws import WebSocket
+
+SHOP = "https://shop.example"
+DEV = "http://localhost:5173"
+FORM = "application/x-www-form-urlencoded"
+TOKEN = "open-sesame"
+CHAT = {"messages": [{"role": "user", "content": "Hello"}], "model": "count?n=2"}
+ALLOWED = "access-control-allow-origin"
+
+
+def serve(fake: FakeOpenAI, **settings: str) -> HaltServer:
+    return HaltServer({"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "fake", **settings})
+
+
+@pytest.fixture(scope="module")
+def listed(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server that lets two origins in."""
+    server = serve(shared_fake, HALT_CORS_ORIGINS=f"{SHOP}, {DEV}")
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def anyone(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server with a token that lets every origin in."""
+    server = serve(shared_fake, HALT_CORS_ORIGINS="*", HALT_TOKEN=TOKEN)
+    yield server
+    server.close()
+
+
+def preflight(server: HaltServer, path: str, origin: str, **headers: str) -> Answer:
+    asks = {"Origin": origin, "Access-Control-Request-Method": "POST", **headers}
+    return server.client().request("OPTIONS", path, headers=asks)
+
+
+def names(value: str) -> set[str]:
+    return {each.strip() for each in value.lower().split(",")}
+
+
+def grants(answer: Answer) -> set[str]:
+    """The CORS headers of a response."""
+    return {name for name in answer.headers if name.startswith("access-control-")}
+
+
+def test_without_the_setting_nobody_is_let_in(halt: HaltServer) -> None:
+    """No response grants anything to an origin, and what another site starts is refused."""
+    client = halt.client(Origin=SHOP)
+    assert grants(preflight(halt, "/chat/stream", SHOP)) == set()
+    for answer in (client.get("/healthz"), client.post("/chat/stream", CHAT)):
+        assert grants(answer) == set()
+        assert "origin" not in answer.headers.get("vary", "").lower()
+    assert client.post("/chat/stream", CHAT, Sec_Fetch_Site="cross-site").status == 403
+
+
+@pytest.mark.parametrize("path", ["/chat/stream", "/chat", "/stop/0123456789", "/v1/models"])
+def test_a_preflight_says_what_a_page_may_ask(listed: HaltServer, path: str) -> None:
+    """Methods and headers of the API, for the origin that asks, without credentials."""
+    answer = preflight(listed, path, DEV)
+    assert (answer.status, answer.body) == (204, b"")
+    assert answer.headers[ALLOWED] == DEV
+    assert "origin" in names(answer.headers["vary"])
+    assert names(answer.headers["access-control-allow-methods"]) == {"get", "post"}
+    assert names(answer.headers["access-control-allow-headers"]) == {
+        "authorization",
+        "content-type",
+        "last-event-id",
+        "x-request-id",
+        "x-stream-id",
+    }
+    assert "access-control-allow-credentials" not in answer.headers
+
+
+def test_what_openais_client_adds_in_a_browser_is_allowed(listed: HaltServer) -> None:
+    """Its headers about itself pass; others that are not listed do not."""
+    wanted = {"Access-Control-Request-Headers": "x-stainless-os,x-stainless-lang,hx-request"}
+    allowed = names(
+        preflight(listed, "/v1/chat/completions", SHOP, **wanted).headers[
+            "access-control-allow-headers"
+        ]
+    )
+    assert {"x-stainless-os", "x-stainless-lang"} <= allowed
+    assert "hx-request" not in allowed
+
+
+def test_a_listed_origin_streams_and_reads_the_streams_id(listed: HaltServer) -> None:
+    """Its page may start and follow a stream, and may read the headers that matter."""
+    headers = {"Origin": SHOP, "Sec-Fetch-Site": "cross-site"}
+    with listed.client().stream("POST", "/chat/stream", CHAT, headers) as events:
+        events.to_end()
+    assert events.status == 200
+    assert events.text == "0 1 "
+    assert events.headers[ALLOWED] == SHOP
+    assert "origin" in names(events.headers["vary"])
+    exposed = names(events.headers["access-control-expose-headers"])
+    assert exposed == {"x-stream-id", "x-request-id", "retry-after"}
+    assert events.headers["cross-origin-resource-policy"] == "cross-origin"
+    assert "access-control-allow-credentials" not in events.headers
+
+
+def test_a_listed_origin_may_use_an_eventsource(listed: HaltServer) -> None:
+    """GET /stream is guarded like a POST, and is as open to the origins that are let in."""
+    path = "/stream?prompt=Hello&model=count%3Fn%3D2"
+    headers = {"Origin": SHOP, "Sec_Fetch_Site": "cross-site"}
+    answer = listed.client().get(path, **headers)
+    assert (answer.status, answer.headers[ALLOWED]) == (200, SHOP)
+    # An image of its page names no origin.
+    assert listed.client().get(path, Sec_Fetch_Site="cross-site").status == 403
+
+
+def test_errors_can_be_read_too(listed: HaltServer) -> None:
+    """A refusal tells the page why, like every other response."""
+    answer = listed.client().get("/streams/no-such-stream", Origin=SHOP)
+    assert (answer.status, answer.error["code"]) == (404, "unknown_stream")
+    assert answer.headers[ALLOWED] == SHOP
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/embeddings", 404), ("POST", "/v1/embeddings", 404), ("GET", "/chat", 405)],
+)
+def test_a_wrong_address_can_be_read_as_such(
+    listed: HaltServer, method: str, path: str, status: int
+) -> None:
+    """A page with a slip in its address learns so, instead of a riddle about CORS."""
+    assert preflight(listed, path, SHOP).headers[ALLOWED] == SHOP
+    headers = {"Origin": SHOP, "Sec-Fetch-Site": "cross-site"}
+    answer = listed.client().request(method, path, headers=headers)
+    assert (answer.status, answer.headers[ALLOWED]) == (status, SHOP)
+    assert "origin" in names(answer.headers["vary"])
+    evil = listed.client().request(method, path, headers={"Origin": "https://evil.example"})
+    assert grants(evil) == set()
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://shop.example", f"{SHOP}.evil.example", "//["]
+)
+def test_another_origin_stays_outside(listed: HaltServer, origin: str) -> None:
+    """What is not listed to the letter is granted nothing and starts nothing."""
+    assert grants(preflight(listed, "/chat/stream", origin)) == set()
+    refused = listed.client().post("/chat/stream", CHAT, Origin=origin, Sec_Fetch_Site="cross-site")
+    assert (refused.status, refused.error["code"]) == (403, "foreign_site")
+    assert grants(refused) == set()
+    assert "origin" in names(refused.headers["vary"])
+    assert refused.headers["cross-origin-resource-policy"] == "same-origin"
+
+
+def test_the_pages_own_routes_stay_closed(listed: HaltServer) -> None:
+    """A listed origin uses the API, not the conversations of the people on the page."""
+    client = listed.client()
+    assert grants(client.get("/", Origin=SHOP, Sec_Fetch_Site="cross-site")) == set()
+    assert grants(preflight(listed, "/c/0123456789/messages", SHOP)) == set()
+    body = b"prompt=Hello"
+    refused = client.post("/c/0123456789/messages", body, Content_Type=FORM, Origin=SHOP)
+    assert refused.status == 403
+
+
+def page_routes(app: Flask) -> list[tuple[str, str]]:
+    """Method and path of every route that is not for programs, static files apart."""
+    found = []
+    for rule in app.url_map.iter_rules():
+        blueprint = rule.endpoint.partition(".")[0]
+        if rule.endpoint == "static" or not API.isdisjoint({rule.endpoint, blueprint}):
+            continue
+        path = re.sub("<[^>]*>", "0123456789", rule.rule)
+        found += [(method, path) for method in sorted((rule.methods or set()) - {"HEAD"})]
+    return found
+
+
+def offline(tmp_path: Path, origins: tuple[str, ...]) -> Flask:
+    """The application, in this process, whose model is not there."""
+    return create_app(
+        Config(
+            base_url="http://127.0.0.1:9/v1",
+            api_key="fake",
+            data=str(tmp_path),
+            cors_origins=origins,
+            titles="words",
+        )
+    )
+
+
+@pytest.mark.parametrize("origin", [SHOP, "null", "http://127.0.0.1:5173"])
+@pytest.mark.parametrize("listed", [(SHOP, "http://127.0.0.1:5173"), ("*",), ()], ids=str)
+@pytest.mark.parametrize("site", [None, "cross-site", "same-site"])
+def test_every_route_of_the_page_is_closed(
+    tmp_path: Path, origin: str, listed: tuple[str, ...], site: str | None
+) -> None:
+    """Also one that is new, by every method, with the cookies of a person who is known here."""
+    app = offline(tmp_path, listed)
+    novelty = Blueprint("novelty", __name__)
+    novelty.add_url_rule("/novelty", "all", lambda: session.get("owner", ""), methods=["GET"])
+    app.register_blueprint(novelty)
+    browser = app.test_client()
+    assert browser.get("/").status_code == 200
+    before = browser.get("/novelty").text
+    assert before
+    headers = {"Origin": origin, "Sec-Fetch-Mode": "cors"}
+    if site is not None:
+        headers["Sec-Fetch-Site"] = site
+    routes = page_routes(app)
+    assert {("GET", "/c/0123456789"), ("POST", "/import"), ("GET", "/export")} <= set(routes)
+    assert ("GET", "/novelty") in routes
+    for method, path in [*routes, ("POST", "/novelty"), ("GET", "/import")]:
+        answer = browser.open(path, method=method, headers=headers)
+        assert [name for name, _ in answer.headers if name.startswith("Access-Control")] == []
+        assert "Set-Cookie" not in answer.headers, path
+        if method != "OPTIONS":
+            assert answer.status_code == 403, (method, path)
+            assert answer.get_json()["error"]["code"] == "foreign_site"
+    assert browser.get("/novelty").text == before
+
+
+def test_no_request_of_another_origin_changes_the_session(listed: HaltServer) -> None:
+    """Neither one that is let in nor one that is refused, with cookies and without."""
+    browser = listed.client()
+    browser.get("/")
+    before = dict(browser.cookies)
+    stranger = listed.client()
+    for path in ("/", "/conversations", "/export", "/streams", "/healthz", "/v1/models", "/login"):
+        for client in (browser, stranger):
+            for headers in (
+                {"Origin": SHOP},
+                {"Origin": DEV, "Sec_Fetch_Site": "same-site", "Sec_Fetch_Mode": "cors"},
+                {"Sec_Fetch_Site": "same-site", "Sec_Fetch_Mode": "no-cors"},
+                {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors"},
+            ):
+                answer = client.get(path, **headers, Accept="text/html")
+                assert "set-cookie" not in answer.headers, (path, headers)
+    for path in ("/chat", "/import", "/c/0123456789/messages"):
+        assert "set-cookie" not in browser.post(path, CHAT, Origin=SHOP).headers
+    assert (browser.cookies, stranger.cookies) == (before, {})
+
+
+def test_a_link_from_another_site_leads_to_the_page(listed: HaltServer) -> None:
+    """Who follows it is a new person with a session, or the one who was here before."""
+    browser = listed.client(Accept="text/html")
+    headers = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}
+    answer = browser.get("/", **headers)
+    assert (answer.status, "set-cookie" in answer.headers) == (200, True)
+    assert browser.get("/", **headers).status == 200
+    assert len(browser.cookies) == 1
+
+
+def test_a_cookie_that_comes_along_is_nobodys(listed: HaltServer) -> None:
+    """A page of another origin that runs in a user's browser can't touch that user's streams."""
+    browser = listed.client()
+    browser.get("/")
+    stream_id = new_id()
+    with browser.chat("stall?n=2", id=stream_id) as events:
+        events.until_text("1 ")
+        assert browser.cookies
+        assert browser.get(f"/streams/{stream_id}", Origin=SHOP).status == 404
+        assert browser.get("/streams", Origin=SHOP).json == {"streams": []}
+        stopped = browser.post(f"/stop/{stream_id}", Origin=SHOP)
+        assert (stopped.status, stopped.json["status"]) == (202, "pending")
+        own = browser.post(f"/stop/{stream_id}", Origin=listed.url)
+        assert (own.status, own.json["status"]) == (200, "stopped")
+        events.to_end()
+
+
+def test_a_login_is_of_no_use_to_another_origin(anyone: HaltServer) -> None:
+    """With a token set, such a page brings the token itself; the preflight needs none."""
+    browser = anyone.client()
+    browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
+    assert browser.get("/streams").status == 200
+    refused = browser.get("/streams", Origin=SHOP)
+    assert (refused.status, refused.headers[ALLOWED]) == (401, "*")
+    allowed = browser.get("/streams", Origin=SHOP, Authorization=f"Bearer {TOKEN}")
+    assert (allowed.status, allowed.headers[ALLOWED]) == (200, "*")
+    assert preflight(anyone, "/streams", SHOP).status == 204
+
+
+@pytest.mark.parametrize("origin", [SHOP, "null"])
+def test_everyone_never_has_credentials(anyone: HaltServer, origin: str) -> None:
+    """With `*` the answer is `*`, for which browsers send and take no cookies."""
+    client = anyone.client(Authorization=f"Bearer {TOKEN}")
+    for answer in (
+        preflight(anyone, "/chat", origin),
+        client.post("/chat", CHAT, Origin=origin, Sec_Fetch_Site="cross-site"),
+    ):
+        assert answer.status in {200, 204}
+        assert answer.headers[ALLOWED] == "*"
+        assert "access-control-allow-credentials" not in answer.headers
+        assert "set-cookie" not in answer.headers
+
+
+def test_halts_own_page_keeps_its_session(anyone: HaltServer) -> None:
+    """Its requests name an origin too; they are not taken for another's, by either sign."""
+    browser = anyone.client()
+    browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
+    for signs in ({"Sec_Fetch_Site": "same-origin", "Origin": SHOP}, {"Origin": anyone.url}):
+        answer = browser.post("/stop/0123456789", **signs)
+        assert answer.status == 202
+        assert grants(answer) == set()
+
+
+def test_a_listed_origin_may_open_a_websocket(listed: HaltServer) -> None:
+    """Sockets follow the same list, and have no session there either."""
+    browser = listed.client()
+    browser.get("/")
+    cookie = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
+    stream_id = new_id()
+    with browser.chat("stall?n=2", id=stream_id) as events:
+        events.until_text("1 ")
+        with WebSocket(listed, origin=DEV, Sec_Fetch_Site="cross-site", Cookie=cookie) as ws:
+            assert ws.stop(stream_id)["status"] == "pending"
+        browser.stop(stream_id)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "shop.example",
+        "https://shop.example/",
+        "https://shop.example/path",
+        "https://Shop.example",
+        "https://shop.example:443",
+        "http://shop.example:80",
+        "https://shop.example:",
+        "https://me@shop.example",
+        "https://*.example",
+        "https://shop.example?",
+        "https://shöp.example",
+        "ftp://shop.example",
+        "https://",
+        "https://shop.example:99999",
+        "null",
+        "https://one.example,https://two.example/",
+    ],
+)
+def test_what_no_browser_would_say_is_refused(raw: str) -> None:
+    """An origin that could never match is an error at the start, in one line, not a riddle later."""
+    with pytest.raises(ConfigError, match=r"^HALT_CORS_ORIGINS=.* is not an origin: .*$"):
+        load({"HALT_CORS_ORIGINS": raw})
+
+
+@pytest.mark.parametrize(
+    "raw", ["*", SHOP, f"{SHOP}, {DEV}", "http://[::1]:3000", "https://xn--shp-fka.example:8443"]
+)
+def test_origins_as_browsers_say_them_are_taken(raw: str) -> None:
+    """Any number of them, with commas between."""
+    assert ", ".join(load({"HALT_CORS_ORIGINS": raw}).cors_origins) == raw

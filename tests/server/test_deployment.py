@@ -1,0 +1,318 @@
+"""Halt behind each proxy that the docs name, with the recipes in `deploy/` as they stand there."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+import pytest
+
+from halt.testing.fake_openai import FakeOpenAI
+from tests.server.test_conversations import exported, talk
+from tests.support.halt_server import (
+    ROOT,
+    SEEN_WITHIN,
+    HaltServer,
+    StartHalt,
+    asked,
+    new_id,
+    settings,
+)
+from tests.support.reverse_proxies import NAME, RECIPES, Proxy, ProxyClient, before
+from tests.support.sse import PATIENCE
+from tests.support.ws import WebSocket
+from tests.unit.cli.test_doctor import outside
+
+STARTS = 15  # that an address has; the doctor needs three for each proxy, all from one address
+PACED = "count?rate=60&n=30"  # slow enough for the doctor to see whether something gathers it
+#: These tell Halt at once that a client has left; Apache when it writes to it the next time, which
+#: is Halt's comment in a stream, and the answer itself where nothing is streamed.
+TELL_IN_SILENCE = ("nginx", "caddy", "haproxy")
+
+
+@pytest.fixture(scope="module")
+def halt_behind(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A Halt for all the proxies. Its heartbeat is so slow that no test can be helped by it."""
+    server = HaltServer(
+        settings(
+            shared_fake,
+            HALT_MODEL=PACED,
+            HALT_HOSTS=NAME,
+            HALT_TRUSTED_PROXIES=1,
+            HALT_RATE_ADDRESS=f"{STARTS}/hour",
+            HALT_HEARTBEAT=300,
+        )
+    )
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def proxy(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    halt_behind: HaltServer,
+) -> Iterator[Proxy]:
+    """The proxy with its recipe."""
+    kind: str = request.param
+    folder = tmp_path_factory.mktemp(kind)
+    with before(kind, f"{halt_behind.host}:{halt_behind.port}", folder) as running:
+        yield running
+
+
+@pytest.fixture
+def client(proxy: Proxy) -> ProxyClient:
+    """A user agent at an address that no other has."""
+    return proxy.client()
+
+
+def test_the_readme_shows_nginx_and_names_the_others() -> None:
+    """What can be copied from the README is the recipe that is tested here."""
+    readme = (ROOT / "README.md").read_text()
+    block = re.search(r"```nginx\n(.*?)```", readme, re.S)
+    assert block
+    assert block[1] == (ROOT / "deploy" / "nginx.conf").read_text()
+    for file, _ in RECIPES.values():
+        assert f"deploy/{file}" in readme
+
+
+def test_the_page_comes_with_its_style_and_a_secure_cookie(client: ProxyClient) -> None:
+    """Page and files are served, and the session's cookie is for HTTPS alone."""
+    page = client.get("/")
+    assert page.status == 200
+    style = re.search(rb'rel="stylesheet" href="([^"]+)"', page.body)
+    assert style
+    assert (
+        client.get(urljoin("/", style[1].decode())).headers["content-type"].startswith("text/css")
+    )
+    assert "; Secure" in page.headers["set-cookie"]
+    assert "; HttpOnly" in page.headers["set-cookie"]
+
+
+def test_plain_http_leads_to_https(proxy: Proxy) -> None:
+    """An address typed without https arrives all the same."""
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.http_port, timeout=PATIENCE)
+    connection.request("GET", "/", headers={"Host": NAME})
+    response = connection.getresponse()
+    connection.close()
+    assert response.status in {301, 308}
+    assert str(response.headers["Location"]).startswith(f"https://{NAME}")
+
+
+def test_events_leave_one_by_one(client: ProxyClient, shared_fake: FakeOpenAI) -> None:
+    """What the model has said is there while it is silent, also for a browser that takes gzip."""
+    said = new_id()
+    client.headers["Accept-Encoding"] = "gzip, deflate, br"
+    with client.chat("stall?n=3", said) as events:
+        events.until_text("0 1 2 ")
+        assert "content-encoding" not in events.headers
+        assert not asked(shared_fake, said).finished.is_set()
+        client.stop(events.id)
+        events.to_end()
+
+
+def test_text_leaves_piece_by_piece(client: ProxyClient, shared_fake: FakeOpenAI) -> None:
+    """The same for the answer's text alone, which is no event stream."""
+    said = new_id()
+    connection = client.connect()
+    body = {"prompt": said, "model": "stall?n=3"}
+    client.send(connection, "POST", "/chat", body, {"Accept-Encoding": "gzip"})
+    response = connection.getresponse()
+    text = b""
+    while b"2 " not in text:
+        text += response.read1()
+    assert not asked(shared_fake, said).finished.is_set()
+    client.stop(response.headers["X-Stream-Id"])
+    response.read()
+    connection.close()
+
+
+def test_stop_reaches_the_model(client: ProxyClient, shared_fake: FakeOpenAI) -> None:
+    """Stop works while the model is silent, and its receipt is true."""
+    said = new_id()
+    with client.chat("silent_first_token", said) as events:
+        record = asked(shared_fake, said)
+        receipt = client.stop(events.id).json
+        assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
+        assert record.closed.wait(SEEN_WITHIN)
+        assert events.to_end().terminal["type"] == "cancelled"
+
+
+def test_a_websocket_streams_and_stops(client: ProxyClient, proxy: Proxy) -> None:
+    """Events come while the model is silent, and Stop goes the same way."""
+    with socket_of(proxy, client, origin=f"https://{NAME}:{proxy.port}") as ws:
+        stream_id = ws.start("stall?n=3")
+        ws.until_text(stream_id, "0 1 2 ")
+        assert ws.stop(stream_id)["upstream"] == "closed"
+        assert ws.to_end(stream_id)["type"] == "cancelled"
+
+
+@contextlib.contextmanager
+def socket_of(proxy: Proxy, client: ProxyClient, **more: Any) -> Iterator[WebSocket]:
+    """A WebSocket through the proxy, from this client's address."""
+    with client.plain_socket() as connected, WebSocket(proxy, connected=connected, **more) as ws:
+        yield ws
+
+
+def test_origin_is_compared_with_the_public_name(client: ProxyClient, proxy: Proxy) -> None:
+    """The page's own origin may post, another site's may not."""
+    own = f"https://{NAME}:{proxy.port}"
+    assert client.post("/stop/no-such-stream", Origin=own).status == 202
+    assert client.post("/stop/no-such-stream", Origin="https://evil.example").status == 403
+
+
+# --- bodies ---------------------------------------------------------------------------------------
+
+
+def test_a_file_of_five_megabytes_is_imported(client: ProxyClient) -> None:
+    """It is larger than any message may be, and than what some proxies allow by default."""
+    file = exported(talk(*["x" * 100_000] * 50, title="Large"))
+    assert len(file) > 5_000_000
+    answer = client.request("POST", "/import", form_file(file), FORM_FILE)
+    assert (answer.status, b"1 conversation was imported" in answer.body) == (200, True), answer
+
+
+FORM_FILE = {"Content-Type": "multipart/form-data; boundary=x"}
+
+
+def form_file(content: bytes) -> bytes:
+    """A form with a file in it."""
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.json"\r\n\r\n'
+    return head + content + b"\r\n--x--\r\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "size", "words"),
+    [
+        ("/import", 70_000_000, "The file is larger than 67,108,864 bytes (HALT_MAX_IMPORT_BYTES)"),
+        ("/chat/stream", 5_000_000, "The body is larger than 4194304 bytes"),
+    ],
+)
+def test_a_body_that_is_too_large_is_refused_by_halt(
+    client: ProxyClient, path: str, size: int, words: str
+) -> None:
+    """The sentence is Halt's own, though the client sends all of the body, or as much as it can."""
+    connection = client.connect()
+    body = memoryview(form_file(b" " * size))
+    connection.putrequest("POST", path)
+    for name, value in {**FORM_FILE, "Content-Length": str(len(body))}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    with contextlib.suppress(OSError):  # the answer may come before the end of the body
+        for at in range(0, len(body), 1_000_000):
+            connection.send(body[at : at + 1_000_000])
+    response = connection.getresponse()
+    error = json.loads(response.read())["error"]
+    connection.close()
+    assert (response.status, error["code"]) == (413, "too_large")
+    assert words in error["message"]
+
+
+# --- the client's address -------------------------------------------------------------------------
+
+
+def test_a_client_cannot_invent_its_address(client: ProxyClient) -> None:
+    """X-Forwarded-For of a client's own changes nothing about what it may start."""
+    statuses = []
+    for n in range(STARTS + 2):
+        client.headers["X-Forwarded-For"] = f"203.0.113.{n}"
+        with client.chat("count?n=1") as events:
+            statuses.append(events.status)
+            if events.status == 200:
+                events.to_end()
+    assert statuses == [200] * STARTS + [429] * 2
+
+
+def test_a_client_cannot_invent_its_address_on_a_websocket(
+    client: ProxyClient, proxy: Proxy
+) -> None:
+    """Each socket brings another address, and all of them count as one."""
+    started = 0
+    for n in range(STARTS + 2):
+        with socket_of(proxy, client, X_Forwarded_For=f"203.0.113.{n}") as ws:
+            ws.say(type="start", messages=[{"role": "user", "content": "x"}], model="count?n=1")
+            started += ws.next()["type"] == "started"
+    assert started == STARTS
+
+
+# --- a client that leaves -------------------------------------------------------------------------
+
+
+def leave(client: ProxyClient, model: str, said: str) -> None:
+    """Read an answer up to "2" and leave."""
+    body = {"model": model, "stream": True, "messages": [{"role": "user", "content": said}]}
+    with client.stream("POST", "/v1/chat/completions", body) as answer:
+        text = ""
+        while "2 " not in text:
+            chunk = answer.next()
+            assert chunk is not None
+            text += chunk.json["choices"][0]["delta"].get("content", "")
+
+
+@pytest.mark.parametrize("proxy", TELL_IN_SILENCE, indirect=True)
+def test_a_client_that_leaves_in_silence_is_noticed(
+    client: ProxyClient, shared_fake: FakeOpenAI
+) -> None:
+    """The model is stopped, though nothing is written that could fail."""
+    said = new_id()
+    leave(client, "stall?n=3", said)
+    assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+
+
+def test_behind_apache_a_comment_notices_a_client_that_leaves(
+    start_halt: StartHalt, tmp_path: Path, shared_fake: FakeOpenAI
+) -> None:
+    """In silence the comments of HALT_HEARTBEAT are what Apache writes."""
+    halt = start_halt(shared_fake, HALT_HOSTS=NAME, HALT_TRUSTED_PROXIES=1, HALT_HEARTBEAT=0.2)
+    with before("apache", f"{halt.host}:{halt.port}", tmp_path) as apache:
+        said = new_id()
+        leave(apache.client(), "stall?n=3", said)
+        assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+
+
+@pytest.mark.parametrize("proxy", TELL_IN_SILENCE, indirect=True)
+def test_a_client_that_leaves_before_the_first_word_is_noticed(
+    client: ProxyClient, shared_fake: FakeOpenAI
+) -> None:
+    """Also before the response has begun."""
+    said = new_id()
+    body = {"messages": [{"role": "user", "content": said}], "model": "silent_headers"}
+    connection = client.connect()
+    client.send(connection, "POST", "/v1/chat/completions", body)
+    record = asked(shared_fake, said)
+    connection.close()
+    assert record.closed.wait(SEEN_WITHIN)
+
+
+def test_a_client_that_leaves_while_the_model_writes_is_noticed(
+    client: ProxyClient, shared_fake: FakeOpenAI
+) -> None:
+    """Every proxy notices when it can write no more."""
+    said = new_id()
+    leave(client, "count?n=100000&rate=20", said)
+    assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+
+
+# --- the doctor -----------------------------------------------------------------------------------
+
+
+def test_the_doctor_finds_nothing(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is well through each recipe."""
+    lookup = socket.getaddrinfo
+
+    def look_up(host: Any, *args: Any, **more: Any) -> Any:
+        return lookup("127.0.0.1" if host == NAME else host, *args, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)  # the name is nobody's
+    monkeypatch.setenv("SSL_CERT_FILE", str(proxy.authority))
+    found = outside(f"https://{NAME}:{proxy.port}")
+    assert set(found.statuses().values()) == {"ok"}, found.text
+    looked_at = {"client address", "uploads", "websocket", "cookies", "buffering", "departure"}
+    assert looked_at <= set(found.statuses())

@@ -1,0 +1,109 @@
+"""The examples in `tests/examples` do what they show, against a real Halt."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from openai import OpenAI
+from websockets.sync.client import connect
+
+from halt.testing.fake_openai import FakeOpenAI
+from tests.examples import openai_client, python_requests, websocket
+from tests.support.halt_server import HaltServer, asked, new_id
+from tests.support.scripted import SOON
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name: str, *arguments: str) -> str:
+    """Run an example as its reader would; what it prints."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def read_until(pieces: Iterator[str], text: str) -> str:
+    """Read on until `text` has come; all that was read."""
+    got = ""
+    while text not in got:
+        got += next(pieces)
+    return got
+
+
+def test_requests_prints_an_answer(halt: HaltServer) -> None:
+    """The script alone: an answer from its first to its last word."""
+    assert run("python_requests.py", halt.url, "as it was said") == "as it was said\n"
+
+
+def test_requests_stops_an_answer(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """The ID in the header stops the stream; what had come is the text, and the upstream is left."""
+    said = f"/fake stall?n=3 {new_id()}"
+    with python_requests.ask(halt.url, said) as response:
+        text = python_requests.pieces(response)
+        got = read_until(text, "2 ")
+        receipt = python_requests.stop(halt.url, response.headers["X-Stream-Id"])
+        assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
+        assert got + "".join(text) == "0 1 2 "
+    assert asked(shared_fake, said).closed.wait(SOON)
+
+
+def test_requests_notices_an_answer_that_breaks_off(halt: HaltServer) -> None:
+    """An answer that fails behind its first text is an exception, never a short text."""
+    with (
+        python_requests.ask(halt.url, "/fake drop?n=3") as response,
+        pytest.raises(requests.exceptions.ChunkedEncodingError),
+    ):
+        list(python_requests.pieces(response))
+
+
+def test_openai_s_client_prints_an_answer(halt: HaltServer) -> None:
+    """The script alone."""
+    assert run("openai_client.py", halt.url, "echo", "as it was said") == "as it was said\n"
+
+
+def test_openai_s_client_is_stopped(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """A stream with an ID of our own is stopped from outside, and the client's loop ends."""
+    said, stream_id = f"/fake stall?n=3 {new_id()}", new_id()
+    with OpenAI(base_url=f"{halt.url}/v1", api_key="any") as llm:
+        text = openai_client.pieces(llm, "echo", said, stream_id)
+        got = read_until(text, "2 ")
+        receipt = openai_client.stop(halt.url, stream_id)
+        assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
+        assert got + "".join(text) == "0 1 2 "
+    assert asked(shared_fake, said).closed.wait(SOON)
+
+
+def test_a_websocket_carries_several_answers(halt: HaltServer) -> None:
+    """The script alone: two prompts, each with its text and its end."""
+    printed = run("websocket.py", halt.url.replace("http", "ws") + "/ws", "first", "second")
+    assert sorted(printed.splitlines()) == [
+        "first | done",
+        "first | first",
+        "second | done",
+        "second | second",
+    ]
+
+
+def test_a_websocket_carries_its_stop(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """Of two streams on one socket one is stopped, and the other comes to its own end."""
+    said = f"/fake stall?n=1 {new_id()}"
+    with connect(halt.url.replace("http", "ws") + "/ws") as socket:
+        stalled = websocket.start(socket, said)
+        seen = websocket.events(socket, stalled)
+        assert next(seen) == (stalled, {"type": "content", "content": "0 "})
+        other = websocket.start(socket, "hello")
+        websocket.stop(socket, stalled)
+        ends = {i: e["type"] for i, e in websocket.events(socket, stalled, other) if e.get("done")}
+        assert ends == {stalled: "cancelled", other: "done"}
+    assert asked(shared_fake, said).closed.wait(SOON)

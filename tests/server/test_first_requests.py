@@ -1,0 +1,208 @@
+"""A fresh server has everything ready: its first requests build nothing and lose nothing.
+
+What is built at first use is built by several threads at once when a fresh server gets a burst.
+msgspec's types do not survive that: the worker dies (docs/msgspec-race.md).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from halt.rendering.highlighting import Colours
+from halt.rendering.markdown import render
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.burst import burst, bursts
+from tests.support.halt_server import ROOT, HaltServer, halt_environment
+
+STARTS = 10
+
+SOURCES = sorted([*(ROOT / "halt").rglob("*.py"), ROOT / "app.py", ROOT / "gunicorn.conf.py"])
+
+#: Types that only Halt itself makes: no decoder is ever told of them.
+NEVER_DECODED = {
+    "core.request.Part",
+    "core.receipts.Health",
+    "library.handle.Result",
+    "web.api.openai_request.Asked",
+    "store.portable.PortableConversation",
+    "store.portable._Message",  # its two subclasses are
+    "web.event_stream.Answer",
+    "web.schemas.AboutRun",
+    "web.schemas.CalledTool",
+    "web.schemas.Error",
+    "web.schemas.ErrorDetail",
+    "web.schemas.Health",
+    "web.schemas.Lost",
+    "web.schemas.Model",
+    "web.schemas.Models",
+    "web.schemas.OpenAIError",
+    "web.schemas.OpenAIErrorDetail",
+    "web.schemas.RelayFigures",
+    "web.schemas.Reply",
+    "web.schemas.Stopped",
+    "web.schemas.Streams",
+    "web.schemas.WholeAnswer",
+}
+
+#: Functions of msgspec that build the types which they are given, where they are not built yet.
+BUILDERS = {
+    "msgspec.convert",
+    "msgspec.inspect.type_info",
+    "msgspec.inspect.multi_type_info",
+    "msgspec.json.schema",
+    "msgspec.json.schema_components",
+    *(f"msgspec.{form}.Decoder" for form in ("json", "msgpack")),
+    *(f"msgspec.{form}.decode" for form in ("json", "msgpack", "toml", "yaml")),
+}
+
+#: Where they may stand in a function: its types were built before.
+BUILT_BEFORE = {
+    ("halt/core/decoding.py", "TypeDecoder.__init__"),  # is called at import time: see below
+    ("halt/core/decoding.py", "TypeDecoder.convert"),
+    ("halt/config/provider_file.py", "_checked"),
+    ("halt/core/tools.py", "_schema"),  # by Tool.__init__ alone
+    ("halt/core/tools.py", "Tool.__init__"),  # tools are made before they are offered
+}
+
+
+def builds(path: Path) -> list[tuple[str, str]]:
+    """(function, call) of each call in a function that may build a type."""
+    out: list[tuple[str, str]] = []
+
+    def look(node: ast.AST, scope: tuple[str, ...], inside: bool) -> None:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            scope = (*scope, node.name)
+            inside = inside or not isinstance(node, ast.ClassDef)
+        if isinstance(node, ast.Lambda):
+            inside = True
+        if isinstance(node, ast.Call) and inside:
+            called = ast.unparse(node.func)
+            untyped = called.endswith(".decode") and all(k.arg != "type" for k in node.keywords)
+            if called == "TypeDecoder" or (called in BUILDERS and not untyped):
+                out.append((".".join(scope), called))
+        for child in ast.iter_child_nodes(node):
+            look(child, scope, inside)
+
+    look(ast.parse(path.read_text()), (), False)
+    return out
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_no_function_decodes_by_a_bare_type(path: Path) -> None:
+    """Decoders are made at import time; a call that is given a type may be that type's first use."""
+    where = path.relative_to(ROOT).as_posix()
+    found = {function for function, _ in builds(path)}
+    assert found == {function for file, function in BUILT_BEFORE if file == where}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_msgspec_is_called_by_its_full_name(path: Path) -> None:
+    """The test above reads names, so nothing of msgspec goes by another one."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            assert (node.module or "").partition(".")[0] != "msgspec"
+        if isinstance(node, ast.Import):
+            assert not [a for a in node.names if a.name.startswith("msgspec") and a.asname]
+    for node in ast.walk(tree):  # `decode = msgspec.json.decode` would be one, too
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            assert ast.unparse(node.value) not in BUILDERS
+
+
+def test_every_type_is_built_by_the_imports() -> None:
+    """Every type that is decoded, and every type in its fields, can be used by many threads."""
+    printed = subprocess.run(
+        [sys.executable, "-m", "tests.support.made"],
+        cwd=ROOT,
+        env=halt_environment({}),
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    made = json.loads(printed)
+    assert {"core.request.ChatRequest", "web.websocket.messages.Start", "cli.source._Models"} <= {
+        *made["built"]
+    }
+    assert {*made["unbuilt"]} == NEVER_DECODED
+
+
+class Ready(HaltServer):
+    """See `tests.support.ready_app`."""
+
+    command = ("-m", "gunicorn", "tests.support.ready_app:app")
+
+
+PROVIDERS = """
+default = "one/count?n=3"
+[providers.one]
+kind = "openai"
+base_url = "{openai}"
+key_env = "FAKE_KEY"
+models = ["count?n=3", "echo", "tool_call"]
+[providers.two]
+kind = "anthropic"
+base_url = "{anthropic}"
+key_env = "FAKE_KEY"
+models = ["markdown"]
+"""
+
+
+NOTHING: dict[str, set[str]] = {"modules": set(), "templates": set(), "types": set()}
+
+
+def test_first_requests_make_nothing(fake: FakeOpenAI, tmp_path: Path) -> None:
+    """The first requests of all kinds import no module, compile no template and build no type."""
+    file = tmp_path / "providers.toml"
+    file.write_text(PROVIDERS.format(openai=fake.base_url, anthropic=fake.origin))
+    server = Ready(
+        {
+            "HALT_CONFIG": str(file),
+            "FAKE_KEY": "fake-key",
+            "HALT_TOOLS": "calculator,current_time",
+            "HALT_TITLES": "model",
+            "HALT_RATE_SESSION": "1000/minute",
+            "HALT_RATE_ADDRESS": "1000/minute",
+        }
+    )
+    try:
+        client = server.client()
+        before = client.get("/made").json
+        assert burst(server.host, server.port) == (50, [])
+        for model in ("one/tool_call", "two/markdown", "two/echo", "none/none"):
+            client.chat(model).to_end()
+        after = client.get("/made").json
+        assert before["templates"]  # they are counted
+        assert {kind: {*after[kind]} - {*before[kind]} for kind in after} == NOTHING
+    finally:
+        server.close()
+
+
+def test_a_burst_on_a_fresh_server_loses_nothing(shared_fake: FakeOpenAI) -> None:
+    """Fifty requests of all kinds that come at once to a fresh server are all answered."""
+    outcomes = list(bursts(STARTS, shared_fake.base_url))
+    assert [lost for _, lost in outcomes if lost] == []
+    assert [count for count, _ in outcomes] == [50] * STARTS
+
+
+def test_threads_may_be_the_first_to_colour_a_language() -> None:
+    """pygments compiles a language when it is first used, one thread at a time."""
+    text = "```tsx\nconst a = <b c={`x ${d}`}>{1}</b> // e\n```\n"
+    start, drawn = threading.Barrier(8), []
+
+    def draw() -> None:
+        start.wait()
+        drawn.append(render(text, Colours()))
+
+    threads = [threading.Thread(target=draw) for _ in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert drawn == [render(text, Colours())] * 8

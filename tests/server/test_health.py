@@ -1,0 +1,142 @@
+"""GET /healthz beside a model's server, or a worker, that hangs: one request waits, never all."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from halt.cluster.peers import Peers
+from halt.cluster.service import Workers
+from halt.config.settings import Config
+from halt.core.connection import Line
+from halt.core.request import Upstream
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
+from halt.errors import UpstreamError
+from halt.providers import router
+from halt.web.api import stop
+from halt.web.api.stop import Probe
+from tests.support.halt_server import SEEN_WITHIN, eventually
+
+OTHERS = 20
+
+
+class Silent:
+    """An upstream that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked, self.answers = threading.Event(), threading.Event()
+
+    def check(self, line: Line) -> None:
+        self.asked.set()
+        assert self.answers.wait(SEEN_WITHIN)
+
+
+def in_threads(count: int, call: Callable[[], Any]) -> tuple[list[threading.Thread], list[Any]]:
+    """Call it in so many threads; those, and what the calls have returned so far."""
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda: found.append(call())) for _ in range(count)]
+    for each in threads:
+        each.start()
+    return threads, found
+
+
+def join(threads: list[threading.Thread]) -> None:
+    for each in threads:
+        each.join(SEEN_WITHIN)
+        assert not each.is_alive()
+
+
+def test_one_request_waits_for_a_silent_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that come meanwhile are told what is known: nothing, and later the last answer."""
+    monkeypatch.setattr(stop, "PROBE_WAIT", SEEN_WITHIN)
+    monkeypatch.setattr(router, "ASK_SECONDS", SEEN_WITHIN)
+    upstream = Silent()
+    probe = Probe(cast("Upstream", upstream))
+    threads, answers = in_threads(OTHERS + 1, probe.look)
+    eventually(lambda: len(answers) == OTHERS)  # which one waits, the requests decide
+    assert answers == ["unknown"] * OTHERS
+    assert upstream.asked.wait(SEEN_WITHIN)
+    upstream.answers.set()
+    join(threads)
+    assert answers[OTHERS:] == ["reachable"]
+    assert probe.look() == "reachable"
+
+
+def test_a_request_that_has_waited_in_vain_is_the_only_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While the upstream is asked, no second request waits, also one after the other."""
+    monkeypatch.setattr(stop, "PROBE_WAIT", 0.01)
+    upstream = Silent()
+    probe = Probe(cast("Upstream", upstream))
+    assert probe.look() == "unknown"
+    monkeypatch.setattr(stop, "PROBE_WAIT", SEEN_WITHIN)
+    others, answers = in_threads(OTHERS, probe.look)
+    join(others)
+    assert answers == ["unknown"] * OTHERS
+    upstream.answers.set()
+
+
+class Refusing:
+    """An upstream that answers with this fault."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def check(self, line: Line) -> None:
+        raise UpstreamError(self.code)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("unauthorized", "reachable: unauthorized"),
+        ("rate_limited", "reachable: rate_limited"),
+        ("upstream_dns", "unreachable: upstream_dns"),
+    ],
+)
+def test_a_refusal_is_an_answer(code: str, said: str) -> None:
+    """A server that refuses a key is there; one that cannot be found is not."""
+    assert Probe(cast("Upstream", Refusing(code))).look() == said
+
+
+def test_one_request_waits_for_a_worker_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are told the figures that the workers have given last."""
+    registry = StopRegistry()
+    workers = Workers(Peers(tmp_path), registry)
+    service = Generations(
+        Config(base_url="http://127.0.0.1:9/v1", api_key="fake", data=str(tmp_path)),
+        cast("Upstream", Silent()),
+        registry,
+        elsewhere=workers,
+    )
+    asked, hangs = threading.Event(), threading.Event()
+    hangs.set()
+
+    @contextlib.contextmanager
+    def ask(*_: object) -> Iterator[list[tuple[str, bytes, None]]]:
+        asked.set()
+        assert hangs.wait(SEEN_WITHIN)
+        yield [("other", b"\x03", None)]
+
+    monkeypatch.setattr(workers, "_ask", ask)
+    assert (service.health().open_streams, service.health().workers) == (3, 2)
+    asked.clear()
+    hangs.clear()
+    first, waited = in_threads(1, service.health)
+    assert asked.wait(SEEN_WITHIN)
+    others, answers = in_threads(OTHERS, service.health)
+    join(others)
+    assert {(each.open_streams, each.workers) for each in answers} == {(3, 2)}
+    assert waited == []
+    hangs.set()
+    join(first)
+    assert waited[0].open_streams == 3

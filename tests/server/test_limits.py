@@ -1,0 +1,449 @@
+"""What bounds a run and a server: places, viewers, times, sizes, and every fault of a provider."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from halt.errors import CODES, OVERLOADED
+from halt.testing.fake_openai import FakeOpenAI
+from halt.testing.scenarios import WIDE
+from tests.support.halt_server import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
+from tests.support.sse import Client, Events
+
+#: Seconds for which gunicorn lets a connection without a request hold a thread, if it has one.
+IDLE_HOLDS = 5.0
+
+
+def numbers(n: int) -> str:
+    """What `count` says."""
+    return "".join(f"{i} " for i in range(n))
+
+
+# --- places ---------------------------------------------------------------------------------------
+
+
+def test_beyond_the_cap_a_stream_is_refused_at_once_and_stop_goes_on_working(
+    start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """503 with Retry-After; also with 60 idle connections open; an end makes room again."""
+    server = start_halt(fake, HALT_MAX_STREAMS=5)
+    client = server.client()
+    with ExitStack() as stack:
+        streams: list[Events] = []
+        for _ in range(5):
+            events = stack.enter_context(client.chat("stall?n=1")).until_text("0 ")
+            streams.append(events)
+        for _ in range(60):
+            stack.enter_context(socket.create_connection((server.host, server.port), timeout=10))
+        for _ in range(3):
+            began = time.monotonic()
+            refused = client.post(
+                "/chat/stream", {"messages": [{"role": "user", "content": "one more"}]}
+            )
+            assert time.monotonic() - began < IDLE_HOLDS
+            assert refused.status == 503
+            assert int(refused.headers["retry-after"]) >= 1
+            assert refused.error["code"] == "at_capacity"
+            assert refused.error["retryable"] is True
+        assert len(fake.requests) == 5, "the provider was asked for a stream without a place"
+        assert client.get("/healthz").json["open_streams"] == 5
+        assert client.get("/").status == 200
+        began = time.monotonic()
+        assert client.stop(streams[0].id).json["upstream"] == "closed"
+        assert time.monotonic() - began < IDLE_HOLDS
+        assert streams[0].to_end().terminal["type"] == "cancelled"
+        assert client.chat("count?n=3").to_end().text == numbers(3)
+        for events in streams[1:]:
+            assert client.stop(events.id).json["status"] == "stopped"
+            events.to_end()
+
+
+def test_readers_cannot_take_the_threads_that_stop_needs(
+    start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """Many readers of one stream: those without a place are told so, and Stop answers."""
+    client = start_halt(fake, HALT_MAX_STREAMS=3).client()
+    with ExitStack() as stack:
+        events = stack.enter_context(client.chat("stall?n=1")).until_text("0 ")
+        readers = [stack.enter_context(client.follow(events.id)) for _ in range(40)]
+        statuses = [each.status for each in readers]
+        assert statuses.count(200) == 2
+        assert statuses.count(503) == 38
+        assert client.stop(events.id).json["upstream"] == "closed"
+        events.to_end()
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        pytest.param(b"P", id="one byte"),
+        pytest.param(b"POST /stop/01234567 HTTP/1.1\r\nHost: localhost\r\n", id="half a head"),
+        pytest.param(b"POST /stop HTTP/1.1\r\nContent-Length: 20\r\n\r\nhalf", id="half a body"),
+    ],
+)
+def test_a_slow_request_takes_no_thread_from_stop(
+    start_halt: StartHalt, fake: FakeOpenAI, half: bytes
+) -> None:
+    """However many connections send a part of a request and wait, nobody is kept from a Stop."""
+    server = start_halt(fake, HALT_MAX_STREAMS=1)
+    client = server.client()
+    with ExitStack() as stack:
+        events = stack.enter_context(client.chat("stall?n=1")).until_text("0 ")
+        for _ in range(50):
+            slow = stack.enter_context(
+                socket.create_connection((server.host, server.port), timeout=10)
+            )
+            slow.sendall(half)
+        assert client.stop(events.id).json["upstream"] == "closed"
+        events.to_end()
+
+
+# --- viewers --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def impatient(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server that ends a run half a second after its last viewer has left."""
+    env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
+    server = HaltServer({**env, "HALT_ORPHAN_GRACE": "0.5", "HALT_MAX_STREAMS": "20"})
+    yield server
+    server.close()
+
+
+def test_clients_that_do_not_close_hold_up_nobody(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """Each of them, one by one, would keep the server from everything else for two seconds."""
+    client = start_halt(fake).client(Connection="close")
+    body = {"messages": [{"role": "user", "content": "x"}], "model": "silent_first_token"}
+    with ExitStack() as stack:
+        streams = []
+        for _ in range(30):
+            connection = client.connect()
+            stack.enter_context(connection.sock.dup())  # open until the test is over
+            client.send(connection, "POST", "/chat/stream", body)
+            streams.append(stack.enter_context(Events(connection)))
+        eventually(lambda: len(fake.requests) == len(streams))
+        fake.release()
+        for events in streams:
+            events.to_end()
+        assert client.get("/healthz").status == 200  # one by one, it would be answered after 60 s
+
+
+@pytest.mark.parametrize("model", ["silent_headers", "silent_first_token", "stall?n=3"])
+def test_a_run_that_nobody_watches_is_stopped(
+    impatient: HaltServer, shared_fake: FakeOpenAI, model: str
+) -> None:
+    """A viewer that leaves in silence is noticed, and nobody pays for an answer no one reads."""
+    client = impatient.client()
+    said = new_id()
+    with client.chat(model, said) as events:
+        if model.startswith("stall"):
+            events.until_text("2 ")
+        record = asked(shared_fake, said)
+    assert record.closed.wait(SEEN_WITHIN)
+    cancelled = client.follow(events.id).to_end().terminal
+    assert (cancelled["type"], cancelled["reason"]) == ("cancelled", "no_viewer")
+
+
+def test_a_flowing_run_that_nobody_watches_is_stopped(
+    impatient: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """Also while the model writes on and on."""
+    client = impatient.client()
+    said = new_id()
+    with client.chat("count?n=100000&gap_ms=5", said) as events:
+        events.until_text("5 ")
+    assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+    assert client.follow(events.id).to_end().terminal["reason"] == "no_viewer"
+
+
+def test_a_viewer_that_comes_back_in_time_keeps_the_run_alive(
+    halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """Leaving and coming back, again and again, loses nothing and ends nothing."""
+    client = halt.client()
+    said = new_id()
+    events = client.chat("count?n=400&gap_ms=5", said, id=new_id())  # else it ends with its reader
+    shown = ""
+    for goal in ("60 ", "120 ", "180 ", "240 "):
+        events.until_text(goal)
+        shown += events.text
+        events.close()
+        events = client.follow(events.id, after=int(events.seen[-1].id))
+    shown += events.to_end().text
+    assert shown == numbers(400)
+    assert events.terminal["type"] == "done"
+    eventually(asked(shared_fake, said).finished.is_set)
+
+
+def test_a_reader_that_does_not_read_holds_up_nobody_else(
+    halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """Its own response waits; the run goes on and another reader gets everything."""
+    client = halt.client()
+    said = new_id()
+    messages = [{"role": "user", "content": said}]
+    body = {"messages": messages, "model": "long?n=200000"}
+    with client.stream("POST", "/chat/stream", body, receive_buffer=2048) as stuck:
+        with client.follow(stuck.id) as reader:
+            assert reader.to_end().text == numbers(200_000)
+            assert reader.terminal["type"] == "done"
+        assert asked(shared_fake, said).finished.wait(SEEN_WITHIN)
+        assert client.get("/healthz").json["status"] == "ok"
+        assert stuck.to_end().text == numbers(200_000)  # it can have all of it when it wants to
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def strict(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server with small limits everywhere."""
+    server = HaltServer(
+        {
+            "OPENAI_BASE_URL": shared_fake.base_url,
+            "OPENAI_API_KEY": "fake",
+            "HALT_FIRST_BYTE_TIMEOUT": "1.5",
+            "HALT_GAP_TIMEOUT": "1.5",
+            "HALT_RUN_TIMEOUT": "4",
+            "HALT_MAX_ANSWER_CHARS": "2000",
+            "HALT_MAX_PROMPT_CHARS": "1000",
+            "HALT_MAX_MESSAGES": "4",
+            "HALT_MAX_BODY_BYTES": "8192",
+            "HALT_RETRIES": "0",
+        }
+    )
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "text"),
+    [
+        ("silent_headers", "first_byte_timeout", ""),
+        ("silent_first_token", "first_byte_timeout", ""),
+        ("reasoning?thoughts=100000&gap_ms=80", "run_too_long", ""),
+        ("stall?n=7", "stalled", numbers(7)),
+        ("count?n=100000&gap_ms=100", "run_too_long", None),
+        ("count?n=100000&gap_ms=1", "answer_too_long", None),
+        ("long?n=10000000", "answer_too_long", None),
+    ],
+)
+def test_each_limit_of_a_run_has_its_own_error(
+    strict: HaltServer, shared_fake: FakeOpenAI, model: str, code: str, text: str | None
+) -> None:
+    """The run ends with one error that says which limit it was; what had come before is kept."""
+    client = strict.client()
+    said = new_id()
+    events = client.chat(model, said).to_end()
+    assert events.terminal["type"] == "error"
+    assert events.terminal["error"]["code"] == code
+    assert events.terminal["error"]["message"]
+    if text is None:
+        assert events.text
+        assert numbers(len(events.text)).startswith(events.text)
+    else:
+        assert events.text == text
+    assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+
+
+def test_a_model_that_thinks_longer_than_the_first_byte_limit_is_alive(
+    strict: HaltServer,
+) -> None:
+    """Reasoning is a sign of life: it is waited for, though none of it is shown."""
+    events = strict.client().chat("reasoning?thoughts=50&gap_ms=40&n=5").to_end()
+    assert events.text == numbers(5)
+    assert events.terminal["type"] == "done"
+
+
+def test_requests_over_a_limit_are_refused_by_name(strict: HaltServer) -> None:
+    """Too many messages, too long a prompt, too large a body."""
+    client = strict.client()
+    hello = {"role": "user", "content": "Hello"}
+    refused = client.post("/chat/stream", {"messages": [hello] * 5})
+    assert (refused.status, refused.error["field"]) == (400, "messages")
+    refused = client.post("/chat/stream", {"messages": [{"role": "user", "content": "x" * 1001}]})
+    assert (refused.status, refused.error["code"]) == (413, "too_large")
+    refused = client.post("/chat/stream", {"messages": [{"role": "user", "content": "x" * 9000}]})
+    assert (refused.status, refused.error["code"]) == (413, "too_large")
+    exactly = [{"role": "user", "content": "x" * 250}] * 4
+    assert client.post("/chat/stream", {"messages": exactly, "model": "count"}).status == 200
+
+
+def test_a_provider_that_does_not_accept_runs_into_the_connect_limit(
+    start_halt: StartHalt,
+) -> None:
+    """HALT_CONNECT_TIMEOUT ends the attempt with a code of its own."""
+    with FakeOpenAI.unaccepting() as address:
+        client = start_halt(address, HALT_CONNECT_TIMEOUT=0.3, HALT_RETRIES=0).client()
+        error = client.chat("echo").to_end().terminal["error"]
+    assert error["code"] == "upstream_connect_timeout"
+    assert error["retryable"] is True
+
+
+# --- faults of the provider -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a provider does, and what a client is told."""
+
+    model: str
+    code: str
+    retryable: bool
+    text: str = ""
+
+
+FIVE = numbers(5)
+FAULTS = [
+    Fault("drop_headers", "upstream_dropped", True),
+    Fault("drop?n=5&gap_ms=10", "upstream_dropped", True, FIVE),
+    Fault("drop?n=0", "upstream_dropped", True),
+    Fault("reset?n=5&gap_ms=10", "upstream_dropped", True, FIVE),
+    Fault("no_finish?n=5", "upstream_incomplete", True, FIVE),
+    Fault("error_in_stream?n=5", "upstream_error", True, FIVE),
+    Fault("error_in_stream?n=0", "upstream_error", True),
+    Fault(
+        "error_in_stream?n=2&code=context_length_exceeded", "context_too_long", False, numbers(2)
+    ),
+    Fault("garbage?n=5", "upstream_invalid", True, FIVE),
+    Fault("html", "upstream_web_page", False),
+    Fault("endless_line", "upstream_invalid", True),
+    Fault("400", "bad_request", False),
+    Fault("401", "unauthorized", False),
+    Fault("403", "region_not_supported", False),
+    Fault("404", "model_not_found", False),
+    Fault("422", "bad_request", False),
+    Fault("429", "rate_limited", True),
+    Fault("500", "upstream_server_error", True),
+    Fault("503", "upstream_server_error", True),
+    Fault("context", "context_too_long", False),
+    Fault("context?style=llamacpp", "context_too_long", False),
+    Fault("context?style=vllm", "context_too_long", False),
+]
+
+
+@pytest.fixture(scope="module")
+def once(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server that tries everything once."""
+    env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
+    server = HaltServer({**env, "HALT_RETRIES": "0"})
+    yield server
+    server.close()
+
+
+def only_error(events: Events) -> dict[str, Any]:
+    """The error that ended a stream, as it must be."""
+    last = events.to_end().terminal
+    assert last["type"] == "error"
+    assert last["content"] == ""
+    error = last["error"]
+    assert isinstance(error, dict)
+    assert error["message"].startswith((CODES[error["code"]][0], OVERLOADED))
+    assert "Traceback" not in error["message"]
+    return error
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.model)
+def test_every_fault_is_one_error_with_a_code(once: HaltServer, fault: Fault) -> None:
+    """One error event with a documented code; the text that came before the fault is kept."""
+    events = once.client().chat(fault.model)
+    error = only_error(events)
+    assert (error["code"], error["retryable"]) == (fault.code, fault.retryable)
+    assert events.text == fault.text
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        ("no_done?n=5", FIVE),
+        ("done_only?n=5", FIVE),
+        ("late_terminator?n=5", FIVE),
+        ("close_delimited?n=5", FIVE),
+        ("content_length?n=5", FIVE),
+        ("half_utf8?n=2", f"{WIDE} " * 2),
+        ("odd_frames", "crlf nospace two joined split multiline fields"),
+        ("odd_fields?n=5", FIVE),
+        ("no_usage_option?n=5", FIVE),
+        ("length?n=5", FIVE),
+        ("empty", ""),
+    ],
+)
+def test_what_is_only_unusual_is_no_fault(once: HaltServer, model: str, text: str) -> None:
+    """Providers differ: an answer that is complete arrives complete, to the last character."""
+    events = once.client().chat(model).to_end()
+    assert events.terminal["type"] == "done"
+    assert events.text == text
+    if model.startswith("length"):
+        assert events.terminal["finish_reason"] == "length"
+
+
+def test_a_rate_limit_tells_how_long_to_wait(once: HaltServer) -> None:
+    """The provider's Retry-After reaches the client."""
+    error = only_error(once.client().chat("429?retry_after=17"))
+    assert (error["code"], error["retry_after"]) == ("rate_limited", 17)
+
+
+def test_a_fault_before_the_first_token_is_retried(
+    halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """A hiccup of the provider costs a moment, not the answer: two more tries by default."""
+    client = halt.client()
+    for status in ("503", "drop"):
+        said = new_id()
+        events = client.chat(f"flaky?times=1&status={status}&key={said}&n=4", said).to_end()
+        assert events.text == numbers(4)
+        assert events.terminal["type"] == "done"
+        asked(shared_fake, said, nth=1)
+
+
+def test_after_the_first_token_nothing_is_retried(
+    halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """Text that was shown is never followed by another beginning."""
+    said = new_id()
+    events = halt.client().chat("drop?n=5", said)
+    assert only_error(events)["code"] == "upstream_dropped"
+    assert events.text == FIVE
+    assert len([r for r in shared_fake.requests if said in str(r.body)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "code", "retryable"),
+    [
+        ("http://127.0.0.1:9/v1", "upstream_refused", True),
+        ("http://halt-test.invalid/v1", "upstream_dns", True),
+    ],
+)
+def test_a_provider_that_is_not_there_has_its_own_code(
+    start_halt: StartHalt, address: str, code: str, retryable: bool
+) -> None:
+    """Nobody listens, or the name does not exist: the user learns which."""
+    error = only_error(start_halt(address, HALT_RETRIES=0).client().chat("echo"))
+    assert (error["code"], error["retryable"]) == (code, retryable)
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(start_halt: StartHalt) -> None:
+    """Without trust no key and no prompt is sent."""
+    with FakeOpenAI(tls=True) as fake:
+        error = only_error(start_halt(fake, HALT_RETRIES=0).client().chat("echo"))
+        assert fake.requests == []
+    assert (error["code"], error["retryable"]) == ("upstream_tls", False)
+
+
+def test_the_servers_first_model_answers_where_none_is_named(
+    start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """With a compatible server and no HALT_MODEL, the first of /models is used, asked for once."""
+    client: Client = start_halt(fake).client()
+    for _ in range(2):
+        body = {"messages": [{"role": "user", "content": "same again"}]}
+        assert client.stream("POST", "/chat/stream", body).to_end().text == "same again"
+    assert [r.path for r in fake.requests].count("/v1/models") == 1
+    eventually(lambda: all(r.finished.is_set() for r in fake.requests))

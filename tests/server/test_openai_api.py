@@ -1,0 +1,876 @@
+"""OpenAI's own client, pointed at Halt."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai.types.chat import ChatCompletionChunk, ChatCompletionToolParam
+
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support import wire
+from tests.support.halt_server import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
+from tests.support.sse import Answer
+
+PATH = "/v1/chat/completions"
+
+WEATHER: ChatCompletionToolParam = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Say how warm it is in a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+
+
+def numbers(n: int) -> str:
+    """What `count` says."""
+    return "".join(f"{i} " for i in range(n))
+
+
+def hello(said: str = "Hello") -> Any:
+    """Messages that say this."""
+    return [{"role": "user", "content": said}]
+
+
+@pytest.fixture(scope="module")
+def llm(halt: HaltServer) -> Iterator[openai.OpenAI]:
+    """The client of somebody who only changed the address."""
+    with openai.OpenAI(base_url=f"{halt.url}/v1", api_key="any", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def strict(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server with one place, that tries everything once and soon speaks up in silence."""
+    server = HaltServer(
+        {
+            "OPENAI_BASE_URL": shared_fake.base_url,
+            "OPENAI_API_KEY": "fake",
+            "HALT_RETRIES": "0",
+            "HALT_MAX_STREAMS": "1",
+            "HALT_MAX_BODY_BYTES": "8192",
+            "HALT_HEARTBEAT": "0.2",
+            "HALT_TOKEN": "open-sesame",
+        }
+    )
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def strict_llm(strict: HaltServer) -> Iterator[openai.OpenAI]:
+    """Its client, whose key is the access token."""
+    with openai.OpenAI(base_url=f"{strict.url}/v1", api_key="open-sesame", max_retries=0) as client:
+        yield client
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def test_a_streamed_answer_is_what_openais_client_expects(llm: openai.OpenAI) -> None:
+    """Role first, the text whole, a finish reason, the usage when it was asked for."""
+    with llm.chat.completions.create(
+        model="count?n=50&gap_ms=1",
+        messages=hello(),
+        stream=True,
+        stream_options={"include_usage": True},
+    ) as stream:
+        stream_id = stream.response.headers["x-stream-id"]
+        assert stream.response.headers["content-type"].startswith("text/event-stream")
+        chunks = list(stream)
+    *answer, last, usage = chunks
+    assert {c.id for c in chunks} == {f"chatcmpl-{stream_id}"}
+    assert {c.object for c in chunks} == {"chat.completion.chunk"}
+    assert {c.model for c in chunks} == {"count?n=50&gap_ms=1"}
+    assert answer[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in answer) == numbers(50)
+    assert {c.choices[0].finish_reason for c in answer} == {None}
+    assert last.choices[0].finish_reason == "stop"
+    assert usage.choices == []
+    assert usage.usage is not None
+    assert usage.usage.completion_tokens == 50
+    figures = last.model_extra
+    assert figures is not None
+    assert figures["halt"]["state"] == "done"
+    assert figures["halt"]["metrics"]["tokens"] == 50
+
+
+def test_usage_is_a_chunk_of_its_own_only_when_asked_for(llm: openai.OpenAI) -> None:
+    """Without stream_options each chunk has its choice."""
+    with llm.chat.completions.create(model="count?n=3", messages=hello(), stream=True) as stream:
+        chunks = list(stream)
+    assert all(len(c.choices) == 1 for c in chunks)
+    assert all(c.usage is None for c in chunks)
+
+
+def test_a_whole_answer_is_what_openais_client_expects(llm: openai.OpenAI) -> None:
+    """The same answer at once, with usage."""
+    raw = llm.chat.completions.with_raw_response.create(model="count?n=50", messages=hello())
+    answer = raw.parse()
+    assert answer.id == f"chatcmpl-{raw.headers['x-stream-id']}"
+    assert (answer.object, answer.model) == ("chat.completion", "count?n=50")
+    (choice,) = answer.choices
+    assert (choice.finish_reason, choice.message.role) == ("stop", "assistant")
+    assert choice.message.content == numbers(50)
+    assert choice.message.tool_calls is None
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 50
+
+
+def test_whole_answers_one_after_the_other_share_a_connection(
+    strict_llm: openai.OpenAI, shared_fake: FakeOpenAI
+) -> None:
+    """When an answer is there its place is free, and its connection serves the next."""
+    said = [new_id() for _ in range(4)]
+    for each in said:
+        strict_llm.chat.completions.create(model="count?n=5&gap_ms=20", messages=hello(each))
+    assert len({asked(shared_fake, each).connection for each in said}) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_thoughts_are_no_part_of_the_answer(llm: openai.OpenAI, stream: bool) -> None:
+    """They come as `reasoning_content`, where DeepSeek's clients look for them."""
+    model = "reasoning?thoughts=5&n=5"
+    thoughts = "".join(f"thought{i} " for i in range(5))
+    if stream:
+        with llm.chat.completions.create(model=model, messages=hello(), stream=True) as chunks:
+            deltas = [c.choices[0].delta for c in chunks]
+        assert "".join(d.content or "" for d in deltas) == numbers(5)
+        assert (
+            "".join((d.model_extra or {}).get("reasoning_content", "") for d in deltas) == thoughts
+        )
+    else:
+        message = llm.chat.completions.create(model=model, messages=hello()).choices[0].message
+        assert message.content == numbers(5)
+        assert message.model_extra is not None
+        assert message.model_extra["reasoning_content"] == thoughts
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_thought_whose_end_alone_is_marked(llm: openai.OpenAI, stream: bool) -> None:
+    """A whole answer has it in its place; in a stream it came as text, and is a paragraph."""
+    model = "shape?name=think_end"
+    if stream:
+        with llm.chat.completions.create(model=model, messages=hello(), stream=True) as chunks:
+            deltas = [c.choices[0].delta for c in chunks if c.choices]
+        assert "".join(d.content or "" for d in deltas) == "hm\n\nHello"
+    else:
+        message = llm.chat.completions.create(model=model, messages=hello()).choices[0].message
+        assert message.content == "Hello"
+        assert message.model_extra is not None
+        assert message.model_extra["reasoning_content"] == "hm"
+
+
+def test_the_limit_on_tokens_is_told_as_openai_tells_it(llm: openai.OpenAI) -> None:
+    """An answer that was cut has the finish reason "length"."""
+    answer = llm.chat.completions.create(model="length?n=3", messages=hello())
+    assert answer.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_reason_that_no_client_knows_is_told_beside_the_answer(
+    llm: openai.OpenAI, stream: bool
+) -> None:
+    """The choice says "length": it is not whole and can be gone on with."""
+    create: Callable[..., Any] = llm.chat.completions.create
+    model = "length?n=3&reason=insufficient_system_resource"
+    answer = create(model=model, messages=hello(), stream=stream)
+    last = list(answer)[-1] if stream else answer
+    about = last.model_extra["halt"]
+    assert (last.choices[0].finish_reason, about["state"]) == ("length", "done")
+    assert about["finish_reason"] == "insufficient_system_resource"
+
+
+# --- tools ----------------------------------------------------------------------------------------
+
+
+def test_the_clients_tools_are_called_in_a_stream(llm: openai.OpenAI) -> None:
+    """OpenAI's own helper puts the fragments of parallel calls together, none doubled."""
+    with llm.chat.completions.stream(
+        model="asks_tools?n=2", messages=hello(), tools=[WEATHER]
+    ) as stream:
+        for _ in stream:
+            pass
+        choice = stream.get_final_completion().choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content == numbers(2)
+    calls = choice.message.tool_calls or []
+    assert [(c.id, c.function.name, json.loads(c.function.arguments)) for c in calls] == [
+        ("call_0", "weather", {"city": "town 0"}),
+        ("call_1", "weather", {"city": "town 1"}),
+    ]
+
+
+def test_a_conversation_with_tools_goes_on_with_what_the_client_was_given(
+    llm: openai.OpenAI, shared_fake: FakeOpenAI
+) -> None:
+    """The answer's message may be sent back as it is, with the results behind it."""
+    said = new_id()
+    messages = hello(said)
+    asks = llm.chat.completions.create(model="asks_tools", messages=messages, tools=[WEATHER])
+    message = asks.choices[0].message
+    assert message.content is None
+    assert [c.id for c in message.tool_calls or []] == ["call_0", "call_1"]
+    messages.append(message)
+    for call in message.tool_calls or []:
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": "21 degrees"})
+    answer = llm.chat.completions.create(model="asks_tools", messages=messages, tools=[WEATHER])
+    assert answer.choices[0].message.content == numbers(3)
+    sent = asked(shared_fake, said, nth=1).body["messages"]
+    assert [m["role"] for m in sent] == ["user", "assistant", "tool", "tool"]
+    assert sent[1]["tool_calls"][1]["function"]["arguments"] == '{"city": "town 1"}'
+
+
+GREET: Any = {"name": "weather", "description": "Say how warm it is.", "parameters": {}}
+
+
+def test_functions_are_tools_in_their_older_form(
+    llm: openai.OpenAI, shared_fake: FakeOpenAI
+) -> None:
+    """The model's server is given tools; the client gets the first call as a function_call."""
+    said = new_id()
+    create: Callable[..., Any] = llm.chat.completions.create
+    answer = create(
+        model="asks_tools?calls=2",
+        messages=hello(said),
+        functions=[GREET],
+        function_call={"name": "weather"},
+    )
+    sent = asked(shared_fake, said).body
+    assert sent["tools"] == [{"type": "function", "function": GREET}]
+    assert sent["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
+    assert not {"functions", "function_call"} & sent.keys()
+    (choice,) = answer.choices
+    assert choice.finish_reason == "function_call"
+    call = choice.message.function_call
+    assert (call.name, json.loads(call.arguments)) == ("weather", {"city": "town 0"})
+    assert choice.message.tool_calls is None
+
+
+def test_a_function_call_comes_in_pieces(llm: openai.OpenAI) -> None:
+    """The name once, then the arguments, of the first call alone; a proper finish reason."""
+    create: Callable[..., Any] = llm.chat.completions.create
+    with create(
+        model="asks_tools?calls=2&n=2", messages=hello(), functions=[GREET], stream=True
+    ) as stream:
+        choices = [chunk.choices[0] for chunk in stream]
+    calls = [c.delta.function_call for c in choices if c.delta.function_call]
+    assert [call.name for call in calls if call.name] == ["weather"]
+    assert len(calls) > 1
+    assert json.loads("".join(call.arguments or "" for call in calls)) == {"city": "town 0"}
+    assert not any(c.delta.tool_calls for c in choices)
+    assert "".join(c.delta.content or "" for c in choices) == numbers(2)
+    assert choices[-1].finish_reason == "function_call"
+
+
+def test_a_conversation_with_functions_goes_on(llm: openai.OpenAI, shared_fake: FakeOpenAI) -> None:
+    """Calls and results of functions become those of tools, with IDs that match."""
+    said = new_id()
+    create: Callable[..., Any] = llm.chat.completions.create
+    messages: list[Any] = hello(said)
+    for degrees in ("21", "22"):
+        call = {"name": "weather", "arguments": degrees}
+        messages.append({"role": "assistant", "content": None, "function_call": call})
+        messages.append({"role": "function", "name": "weather", "content": degrees})
+    messages.append({"role": "assistant", "content": "Warm.", "function_call": None})
+    messages.append({"role": "user", "content": "Thanks."})
+    answer = create(model="echo", messages=messages, functions=[GREET], function_call="auto")
+    assert answer.choices[0].finish_reason == "stop"
+    (sent,) = [each.body for each in shared_fake.requests if said in str(each.body)]
+    assert sent["tool_choice"] == "auto"
+    rounds = sent["messages"][1:5]
+    assert [m["role"] for m in rounds] == ["assistant", "tool"] * 2
+    for asks, told, degrees in ((*rounds[:2], "21"), (*rounds[2:], "22")):
+        (made,) = asks["tool_calls"]
+        assert made["function"] == {"name": "weather", "arguments": degrees}
+        assert (told["tool_call_id"], told["content"]) == (made["id"], degrees)
+        assert "name" not in told
+    assert rounds[0]["tool_calls"][0]["id"] != rounds[2]["tool_calls"][0]["id"]
+    assert "function_call" not in str(sent["messages"])
+
+
+# --- what reaches the model's server --------------------------------------------------------------
+
+
+def test_what_halt_does_not_know_is_passed_on(llm: openai.OpenAI, shared_fake: FakeOpenAI) -> None:
+    """Known options keep their names, unknown ones go along, what is Halt's own matter does not."""
+    said = new_id()
+    llm.chat.completions.create(
+        model="echo",
+        messages=hello(said),
+        temperature=0.5,
+        max_tokens=7,
+        user="anna",
+        logit_bias={"50256": -100},
+        extra_body={"top_k": 40, "chat_template_kwargs": {"enable_thinking": False}},
+    )
+    sent = asked(shared_fake, said).body
+    expected = {
+        "temperature": 0.5,
+        "max_tokens": 7,
+        "user": "anna",
+        "logit_bias": {"50256": -100},
+        "top_k": 40,
+        "chat_template_kwargs": {"enable_thinking": False},
+        "stream": True,
+    }
+    assert {name: sent.get(name) for name in expected} == expected
+    assert set(sent) == {*expected, "model", "messages", "stream_options"}
+
+
+USER = {"role": "user", "content": "Go on."}
+CALL = {"id": "c1", "type": "function", "function": {"name": "x", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"ttl": 1}}]},
+        {"role": "user", "content": [{"type": "video_url", "video_url": {"url": "data:,"}}]},
+        {"role": "user", "content": [{"type": "input_file", "file_id": "f"}, "x", 5, {}]},
+        {"role": "user", "content": [{"type": "image_url", "image_url": "data:,"}]},
+        {"role": "user", "content": [{"type": "file", "file": {"size": 5}}]},
+        {"role": "user", "content": []},
+        {"role": "user", "content": ""},
+        {"role": "user", "content": None},
+        {"role": "user", "content": {"type": "text", "text": "x"}},
+        {"role": "user"},
+        {"role": "user", "content": "x", "id": "m1", "timestamp": 1, "name": "An na"},
+        {"role": "developer", "content": "x", "cache_control": {"type": "ephemeral"}},
+        {"role": "robot", "content": "x", "self": 1, "role_": 2},
+        {"role": "function", "name": "x", "content": "1"},
+        {"role": "tool", "content": "x"},
+        {"role": "assistant", "content": "Once", "prefix": True},
+        {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [CALL]},
+        {"role": "assistant", "content": "x", "reasoning_details": [{"text": "hm"}], "partial": 1},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}]},
+        {"role": "assistant", "tool_calls": [CALL | {"extra_content": {"google": {"s": "x"}}}]},
+        {"role": "assistant", "tool_calls": [{"type": "custom", "custom": {"name": "x"}}, 1]},
+        {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "a.b/c"}}]},
+        {"role": "assistant", "content": "x", "annotations": [{"type": "x"}], "refusal": "No."},
+    ],
+    ids=str,
+)
+def test_what_a_message_holds_is_passed_on(
+    halt: HaltServer, shared_fake: FakeOpenAI, message: dict[str, Any]
+) -> None:
+    """Fields, parts and roles that Halt does not know: the model's server may know them."""
+    said = new_id()
+    last = {**USER, "content": said}
+    answer = halt.client().post(PATH, {"model": "echo", "messages": [message, last]})
+    assert answer.status == 200, answer
+    assert asked(shared_fake, said).body["messages"] == [message, last]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_tokens": -1},
+        {"max_tokens": "100", "max_completion_tokens": 0},
+        {"temperature": 2.5, "top_p": 0, "presence_penalty": 7, "frequency_penalty": "0.5"},
+        {"seed": "lucky", "stop": ["a"] * 20, "reasoning_effort": {"budget": 5}},
+        {"seed": 2**64, "stop": 5, "parallel_tool_calls": "auto"},
+        {"tools": [{"type": "function", "function": {"name": "admin.tools/list", "cache": 1}}]},
+        {"tools": [{"type": "web_search"}, {"type": "custom", "custom": {"name": "x"}}]},
+        {"tools": [{"type": "mcp", "server_url": "https://a.example"}, {"googleSearch": {}}]},
+        {"tools": {"web": True}, "tool_choice": ["x"]},
+        {"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}, "response_format": "json"},
+        {"response_format": {"type": "grammar", "grammar": "x"}, "logprobs": True},
+        {"modalities": ["text", "image"], "store": None, "metadata": {"a": 1}},
+        {"functions": [{"name": "f"}], "tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"function_call": {"name": "f"}},
+        {"functions": "all", "extra_body": {"a": 1}, "id": "mine"},
+    ],
+    ids=str,
+)
+def test_what_a_request_holds_is_passed_on(
+    halt: HaltServer, shared_fake: FakeOpenAI, fields: dict[str, Any]
+) -> None:
+    """Values that Halt's own wire would not take too: the model's server says what it takes."""
+    said = new_id()
+    answer = halt.client().post(PATH, {"model": "echo", "messages": hello(said), **fields})
+    assert answer.status == 200, answer
+    sent = asked(shared_fake, said).body
+    assert {name: sent.get(name, "none") for name in fields} == fields
+
+
+def test_a_model_without_a_name_is_the_default_one(halt: HaltServer) -> None:
+    """As llama.cpp takes it, for example."""
+    answer = halt.client().post(PATH, {"model": "", "messages": hello()})
+    assert answer.status == 200
+    assert answer.json["model"]
+
+
+def test_options_of_the_stream_are_passed_on(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """Usage is counted in any case, and a chunk of its own only where the client asks for it."""
+    said = new_id()
+    options = {"include_obfuscation": False}
+    body = {"model": "count?n=2", "messages": hello(said), "stream": True}
+    with halt.client().stream("POST", PATH, body | {"stream_options": options}) as events:
+        events.to_end()
+    assert asked(shared_fake, said).body["stream_options"] == {**options, "include_usage": True}
+    assert all(m.json["choices"] for m in events.seen[:-1])
+
+
+@pytest.mark.parametrize(
+    ("functions", "choice", "chosen"),
+    [
+        ([{"name": "a.b"}], {"name": "a.b"}, {"type": "function", "function": {"name": "a.b"}}),
+        ([{"name": "f"}], "perhaps", "perhaps"),
+        ([{"title": "f"}], None, None),
+    ],
+)
+def test_functions_of_any_shape_are_tools(
+    halt: HaltServer, shared_fake: FakeOpenAI, functions: Any, choice: Any, chosen: Any
+) -> None:
+    """Whether their names and the choice will do is for the model's server to say."""
+    said = new_id()
+    fields = {"functions": functions, "function_call": choice}
+    answer = halt.client().post(PATH, {"model": "echo", "messages": hello(said), **fields})
+    assert answer.status == 200, answer
+    sent = asked(shared_fake, said).body
+    assert sent["tools"] == [{"type": "function", "function": each} for each in functions]
+    assert sent.get("tool_choice") == chosen
+
+
+SIGNED = {"extra_content": {"google": {"thought_signature": "c2lnbmVk"}}}
+SOURCES = ["https://a.example/one", "https://a.example/two"]
+PICTURES = [{"image_url": {"url": f"data:,{number}"}} for number in range(2)]
+ODDS = [{"token": word, "logprob": -0.5} for word in ("Paris", "[1]")]
+
+
+@pytest.mark.parametrize("logprobs", [True, False])
+def test_fields_of_a_chunk_come_back_where_they_stood(halt: HaltServer, logprobs: bool) -> None:
+    """Beside the choices, in the choice, in the delta, in a call; Halt's own fields stay its own."""
+    body = {"model": "beside", "messages": hello(), "stream": True, "logprobs": logprobs}
+    with halt.client().stream("POST", PATH, body) as events:
+        events.to_end()
+    chunks = [message.json for message in events.seen[:-1]]
+    choices = [chunk["choices"][0] for chunk in chunks]
+    deltas = [choice["delta"] for choice in choices]
+    assert {chunk["id"] for chunk in chunks} == {f"chatcmpl-{events.id}"}
+    assert [c["citations"] for c in chunks if "citations" in c] == [SOURCES[:1], SOURCES]
+    assert [c["halt"]["state"] for c in chunks if "halt" in c] == ["done"]
+    assert [c["verdict"] for c in choices if "verdict" in c] == [{"harm": "none"}]
+    odds = [each for c in choices if c["logprobs"] for each in c["logprobs"]["content"]]
+    assert odds == (ODDS if logprobs else [])
+    assert [each for d in deltas for each in d.get("images", ())] == PICTURES
+    assert [d["reasoning_signature"] for d in deltas if "reasoning_signature" in d] == ["s"]
+    call, *rest = [each for d in deltas for each in d.get("tool_calls", ())]
+    assert {name: call.get(name) for name in SIGNED} == SIGNED
+    pieces = [each["function"]["arguments"] for each in (call, *rest)]
+    assert "".join(pieces) == "{}"
+    assert "".join(d.get("content") or "" for d in deltas) == "Paris[1]"
+
+
+def test_fields_of_all_chunks_are_in_a_whole_answer(halt: HaltServer) -> None:
+    """Lists of the message and of the choice are joined; beside the choices the newest counts."""
+    body = {"model": "beside", "messages": hello(), "logprobs": True, "top_logprobs": 2}
+    answer = halt.client().post(PATH, body).json
+    (choice,) = answer["choices"]
+    message = choice["message"]
+    assert answer["citations"] == SOURCES
+    assert answer["halt"]["state"] == "done"
+    assert (choice["verdict"], choice["logprobs"]) == ({"harm": "none"}, {"content": ODDS})
+    assert (message["content"], message["images"]) == ("Paris[1]", PICTURES)
+    assert message["reasoning_signature"] == "s"
+    assert message["tool_calls"][0]["extra_content"] == SIGNED["extra_content"]
+
+
+def test_fields_of_a_chunk_are_events_of_the_stream(halt: HaltServer) -> None:
+    """A program that reads Halt's own wire has them too, and again when it comes back."""
+    client = halt.client()
+    stream = client.chat("beside").to_end()
+    for reader in (stream, client.follow(stream.id).to_end()):
+        events = [message.json for message in reader.seen[:-1]]
+        extras = [each for each in events if each["type"] == "extra"]
+        assert [each for e in extras for each in e["delta"].get("images", ())] == PICTURES
+        assert [e["chunk"]["citations"] for e in extras if "citations" in e["chunk"]][-1] == SOURCES
+        (call,) = [each for each in events if each["type"] == "tool_call"]
+        assert call["extra"] == SIGNED
+        assert {each["content"] for each in extras} == {""}
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_thoughts_go_back_to_a_server_that_wants_them(
+    halt: HaltServer, shared_fake: FakeOpenAI, field: str
+) -> None:
+    """A program's conversation with DeepSeek or Gemini is the same behind Halt."""
+    call = {**CALL, "extra_content": {"google": {"thought_signature": "c2lnbmVk"}}}
+    said = {"role": "assistant", "content": None, field: "hm, six", "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "c1", "content": "42"}
+    body = {"model": f"wants_back?field={field}", "messages": [*hello(), said, result]}
+    answer = halt.client().post(PATH, body)
+    assert answer.status == 200, answer
+    assert answer.json["choices"][0]["message"]["content"] == "The tools said: 42"
+
+
+def test_thoughts_go_to_no_server_that_refuses_them(
+    halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """The refusal is met once; other fields that it names are the client's own affair."""
+    model = f"wants_back?refuses=1&name={new_id()}"
+    said = {"role": "assistant", "content": "Hi", "reasoning_content": "hm", "mine": 1}
+    for requests in (2, 1):
+        prompt = new_id()
+        messages = [said, *hello(prompt)]
+        answer = halt.client().post(PATH, {"model": model, "messages": messages})
+        assert answer.status == 200, answer
+        bodies = [each.body for each in shared_fake.requests if prompt in str(each.body)]
+        assert len(bodies) == requests
+        assert bodies[-1]["messages"][0] == {"role": "assistant", "content": "Hi", "mine": 1}
+    own = f"wants_back?refuses=1&field=mine&name={new_id()}"
+    refused = halt.client().post(PATH, {"model": own, "messages": [said, *hello()]})
+    assert (refused.status, openai_error(refused)["code"]) == (400, "bad_request")
+    assert "property 'mine' is unsupported" in openai_error(refused)["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"n": "x"}, "n"),
+        ({"model": 5}, "model"),
+        ({"on_disconnect": "dance"}, "on_disconnect"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": []}, "stream_options"),
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": ["x"]}, "messages[0]"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": 5, "content": "x"}]}, "messages[0].role"),
+    ],
+    ids=str,
+)
+def test_a_bad_request_names_its_parameter(
+    halt: HaltServer, fields: dict[str, Any], param: str
+) -> None:
+    """400 in OpenAI's shape, with `param`; nothing is asked of the model."""
+    refused = halt.client().post(PATH, {"model": "echo", "messages": hello(), **fields})
+    assert refused.status == 400, refused
+    error = openai_error(refused)
+    assert (error["type"], error["param"]) == ("invalid_request_error", param), error
+    assert refused.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'"x"', b"\xff", b"[" * 100_000])
+def test_a_body_that_is_no_object_is_refused(halt: HaltServer, body: bytes) -> None:
+    """400 names the body."""
+    refused = halt.client().post(PATH, body)
+    assert refused.status == 400
+    assert openai_error(refused)["param"] == "body"
+
+
+def openai_error(answer: Answer) -> dict[str, Any]:
+    """The error object, in OpenAI's shape."""
+    error = answer.json["error"]
+    assert isinstance(error, dict)
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    return error
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+FAULTS: list[tuple[str, int, str, type[openai.APIStatusError]]] = [
+    ("400", 400, "bad_request", openai.BadRequestError),
+    ("401", 502, "unauthorized", openai.InternalServerError),
+    ("403", 502, "region_not_supported", openai.InternalServerError),
+    ("404", 404, "model_not_found", openai.NotFoundError),
+    ("429?retry_after=17", 429, "rate_limit_exceeded", openai.RateLimitError),
+    ("500", 502, "upstream_server_error", openai.InternalServerError),
+    ("context", 400, "context_length_exceeded", openai.BadRequestError),
+    ("drop?n=0", 502, "upstream_dropped", openai.InternalServerError),
+    ("error_in_stream?n=0", 502, "upstream_error", openai.InternalServerError),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault[0])
+def test_a_fault_before_the_first_token_has_its_status(
+    strict_llm: openai.OpenAI,
+    fault: tuple[str, int, str, type[openai.APIStatusError]],
+    stream: bool,
+) -> None:
+    """The client raises its own exception for it, streamed or not; Retry-After is handed on."""
+    model, status, code, kind = fault
+    create: Callable[..., Any] = strict_llm.chat.completions.create
+    with pytest.raises(kind) as caught:
+        create(model=model, messages=hello(), stream=stream)
+    assert caught.value.status_code == status
+    assert caught.value.code == code
+    headers: httpx2.Headers = caught.value.response.headers
+    assert headers["x-stream-id"]
+    assert headers.get("retry-after") == ("17" if status == 429 else None)
+    retryable = status == 429 or code.startswith("upstream_")
+    assert headers.get("x-should-retry") == (None if retryable else "false")
+
+
+def test_a_fault_in_mid_stream_is_raised_by_the_client(strict_llm: openai.OpenAI) -> None:
+    """What came before is there, then an error object ends the stream; no [DONE] hides it."""
+    said: list[str] = []
+    with strict_llm.chat.completions.create(
+        model="error_in_stream?n=5&gap_ms=10", messages=hello(), stream=True
+    ) as stream:
+        texts = (chunk.choices[0].delta.content or "" for chunk in stream)
+        with pytest.raises(openai.APIError) as caught:
+            said.extend(texts)
+    assert "".join(said) == numbers(5)
+    assert caught.value.code == "upstream_error"
+    assert caught.value.type == "server_error"
+
+
+def test_a_fault_in_the_middle_of_a_whole_answer_has_its_status(
+    strict: HaltServer, strict_llm: openai.OpenAI
+) -> None:
+    """Half an answer is never given as a whole; its text can be had by the stream's ID."""
+    with pytest.raises(openai.InternalServerError) as caught:
+        strict_llm.chat.completions.create(model="drop?n=5&gap_ms=10", messages=hello())
+    assert caught.value.status_code == 502
+    stream_id = caught.value.response.headers["x-stream-id"]
+    client = strict.client(Authorization="Bearer open-sesame")
+    assert client.follow(stream_id).to_end().text == numbers(5)
+
+
+def test_a_model_that_is_silent_for_long_holds_back_no_headers(strict: HaltServer) -> None:
+    """After HALT_HEARTBEAT the stream begins with comments; its error then comes inside it."""
+    client = strict.client(Authorization="Bearer open-sesame")
+    body = {"model": "silent_first_token", "messages": hello(), "stream": True}
+    with client.stream("POST", PATH, body) as events:
+        assert events.until_comment(2).status == 200
+        assert client.stop(events.id).json["status"] == "stopped"
+        events.to_end()
+    assert [m.json["choices"][0]["finish_reason"] for m in events.seen[:-1]] == [None, "stop"]
+
+
+def test_refusals_of_the_server_itself_have_openais_shape(strict: HaltServer) -> None:
+    """401, 403, 404, 405 and 413 alike."""
+    program = strict.client(Authorization="Bearer open-sesame")
+    body = {"model": "echo", "messages": hello()}
+    foreign = program.post(PATH, body, Sec_Fetch_Site="cross-site")
+    large = program.post(PATH, {"model": "echo", "messages": hello("x" * 9000)})
+    for answer, status, code in (
+        (strict.client().post(PATH, body), 401, "invalid_api_key"),
+        (strict.client(Authorization="Bearer wrong").post(PATH, body), 401, "invalid_api_key"),
+        (foreign, 403, "foreign_site"),
+        (program.get("/v1/nothing"), 404, "unknown_path"),
+        (program.get(PATH), 405, "method_not_allowed"),
+        (large, 413, "too_large"),
+    ):
+        assert (answer.status, openai_error(answer)["code"]) == (status, code)
+    assert set(program.get(PATH).headers["allow"].split(", ")) == {"POST", "OPTIONS"}
+
+
+PATHS = "GET /v1/models, GET /v1/models/NAME, POST /v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/embeddings", "/v1/responses", "/v1/", "/v1", "/v1/v1/models", "/v1/chat"]
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_unknown_path_is_told_the_known_ones(halt: HaltServer, method: str, path: str) -> None:
+    """404 with a code of its own, which no client takes for a model that is missing."""
+    refused = halt.client().request(method, path, headers={"Accept": "text/html"})
+    error = openai_error(refused)
+    assert (refused.status, error["code"]) == (404, "unknown_path")
+    assert error["message"].startswith(f"There is no {path} here. There are: {PATHS}. (request ID:")
+
+
+def test_an_unknown_model_is_told_where_the_known_ones_are(halt: HaltServer) -> None:
+    """Its code is the one that clients know."""
+    error = openai_error(halt.client().get("/v1/models/no/such-model"))
+    assert error["code"] == "model_not_found"
+    assert "GET /v1/models" in error["message"]
+
+
+def test_openais_client_knows_the_requests_id(strict_llm: openai.OpenAI) -> None:
+    """`_request_id` of an answer, `request_id` of an error, in whose sentence it stands as well."""
+    answer = strict_llm.chat.completions.create(model="count?n=1", messages=hello())
+    assert answer._request_id is not None
+    assert answer._request_id.startswith("req_")
+    own = {"X-Request-Id": "mine-1"}
+    with pytest.raises(openai.BadRequestError) as caught:
+        strict_llm.chat.completions.create(model="400", messages=hello(), extra_headers=own)
+    assert caught.value.request_id == "mine-1"
+    assert caught.value.message.count("(request ID: mine-1)") == 1
+    with strict_llm.chat.completions.create(
+        model="error_in_stream?n=5&gap_ms=10", messages=hello(), stream=True, extra_headers=own
+    ) as stream:
+        assert stream.response.headers["x-request-id"] == "mine-1"
+        with pytest.raises(openai.APIError, match=r" \(request ID: mine-1\)$"):
+            list(stream)
+
+
+def test_beyond_the_cap_the_client_is_told_when_to_come_back(
+    strict: HaltServer, strict_llm: openai.OpenAI
+) -> None:
+    """503 with Retry-After; who leaves makes room."""
+    with strict_llm.chat.completions.create(
+        model="stall?n=1", messages=hello(), stream=True
+    ) as stream:
+        next(stream)
+        with pytest.raises(openai.InternalServerError) as caught:
+            strict_llm.chat.completions.create(model="count?n=1", messages=hello())
+    assert caught.value.status_code == 503
+    assert caught.value.code == "at_capacity"
+    assert int(caught.value.response.headers["retry-after"]) >= 1
+    program = strict.client(Authorization="Bearer open-sesame")
+    eventually(lambda: program.get("/healthz").json["open_streams"] == 0)
+    answer = strict_llm.chat.completions.create(model="count?n=1", messages=hello())
+    assert answer.choices[0].message.content == "0 "
+
+
+# --- Stop -----------------------------------------------------------------------------------------
+
+
+def read_until(stream: openai.Stream[ChatCompletionChunk], text: str) -> None:
+    """Read until this text has come."""
+    said = ""
+    while text not in said:
+        said += next(stream).choices[0].delta.content or ""
+
+
+def test_closing_the_clients_stream_stops_the_model(
+    llm: openai.OpenAI, shared_fake: FakeOpenAI
+) -> None:
+    """What OpenAI's clients do to stop is a Stop here: at once, not after the grace."""
+    said = new_id()
+    with llm.chat.completions.create(
+        model="count?n=100000&gap_ms=5", messages=hello(said), stream=True
+    ) as stream:
+        read_until(stream, "5 ")
+    assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_while_the_model_is_silent_stops_it(
+    halt: HaltServer, shared_fake: FakeOpenAI, stream: bool
+) -> None:
+    """Also before the first token, and where a whole answer is waited for."""
+    client, said = halt.client(), new_id()
+    connection = client.connect()
+    body = {"model": "silent_first_token", "messages": hello(said), "stream": stream}
+    client.send(connection, "POST", PATH, body)
+    record = asked(shared_fake, said)
+    connection.close()
+    assert record.closed.wait(SEEN_WITHIN)
+
+
+def test_a_run_that_somebody_else_follows_goes_on(
+    halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """It ends with its last reader, whoever that is."""
+    client, said = halt.client(), new_id()
+    body = {"model": "stall?n=3", "messages": hello(said), "stream": True}
+    first = client.stream("POST", PATH, body)
+    first.next()
+    with client.follow(first.id).until_text("2 ") as second:
+        first.close()
+        eventually(lambda: client.get("/healthz").json["open_streams"] >= 1)
+        record = asked(shared_fake, said)
+        record.release()
+        assert second.to_end().terminal["type"] == "done"
+    eventually(record.finished.is_set)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_by_an_id_of_the_clients_choice(
+    halt: HaltServer, llm: openai.OpenAI, shared_fake: FakeOpenAI, stream: bool
+) -> None:
+    """The header X-Stream-Id chooses the ID; a stopped answer ends in order and says so."""
+    chosen, said = new_id(), new_id()
+    events = Background(llm, said, chosen, stream=stream)
+    asked(shared_fake, said).wait_tokens(3)
+    eventually(lambda: numbers(3) in halt.client().follow(chosen).until_text("2 ").text)
+    receipt = halt.client().stop(chosen)
+    assert (receipt.json["status"], receipt.json["upstream"]) == ("stopped", "closed")
+    text, finish, about = events.finish()
+    assert (text, finish) == (numbers(3), "stop")
+    assert (about["state"], about["reason"], about["id"]) == ("cancelled", "stop", chosen)
+    again = halt.client().post(PATH, {"messages": hello()}, X_Stream_Id=chosen)
+    assert (again.status, openai_error(again)["code"]) == (409, "stream_in_use")
+    bad = halt.client().post(PATH, {"messages": hello()}, X_Stream_Id="../x")
+    assert (bad.status, openai_error(bad)["param"]) == (400, "X-Stream-Id")
+
+
+class Background:
+    """A completion that is awaited in a thread of its own."""
+
+    def __init__(self, llm: openai.OpenAI, said: str, stream_id: str, *, stream: bool) -> None:
+        self._create: Callable[..., Any] = llm.chat.completions.create
+        self._fields = {
+            "model": "stall?n=3",
+            "messages": hello(said),
+            "extra_headers": {"X-Stream-Id": stream_id},
+            "stream": stream,
+        }
+        self._result: tuple[str, str, dict[str, Any]] = ("", "", {})
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        answer = self._create(**self._fields)
+        if not self._fields["stream"]:
+            choice = answer.choices[0]
+            self._result = choice.message.content, choice.finish_reason, answer.model_extra["halt"]
+            return
+        chunks = list(answer)
+        text = "".join(c.choices[0].delta.content or "" for c in chunks)
+        self._result = text, chunks[-1].choices[0].finish_reason, chunks[-1].model_extra["halt"]
+
+    def finish(self) -> tuple[str, str, dict[str, Any]]:
+        """The text, the finish reason, and what Halt says of the run."""
+        self._thread.join(SEEN_WITHIN)
+        assert not self._thread.is_alive()
+        return self._result
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+def test_the_models_of_the_models_server_are_listed(llm: openai.OpenAI) -> None:
+    """All of them, and each by its name."""
+    names = [model.id for model in llm.models.list()]
+    assert names[0] == "echo"
+    assert "count" in names
+    assert llm.models.retrieve("count").id == "count"
+    with pytest.raises(openai.NotFoundError) as caught:
+        llm.models.retrieve("org/nothing")
+    assert caught.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 9\r\n\r\nnot found",
+        b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 8\r\n\r\n{"a": 1}',
+        b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 12\r\n\r\n{"data": []}',
+        b"HTTP/1.1 405 No\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nno",
+    ],
+    ids=["404", "shape", "empty", "405"],
+)
+def test_a_server_without_a_list_offers_the_configured_model(
+    start_halt: StartHalt, response: bytes
+) -> None:
+    """The page's picker says that there is no list; clients that look for a model find that one."""
+    with wire.HandMade(wire.answer(*[response] * 9)) as server:
+        client = start_halt(server.url, HALT_MODEL="m-1").client()
+        assert [each["id"] for each in client.get("/v1/models").json["data"]] == ["m-1"]
+        assert client.get("/v1/models/m-1").status == 200
+        assert client.get("/v1/models/m-2").status == 404
+        page = client.get("/models").body.decode()
+        assert 'label="The server gives no list of models."' in page
+        assert "Default: m-1" in page
+
+
+def test_a_models_server_that_is_not_there_is_said(start_halt: StartHalt) -> None:
+    """A fault of the list has its status too."""
+    refused = start_halt("http://127.0.0.1:9/v1").client().get("/v1/models")
+    assert (refused.status, openai_error(refused)["code"]) == (502, "upstream_refused")

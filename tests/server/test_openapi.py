@@ -1,0 +1,290 @@
+"""The API's own description: complete, valid, and true, which schemathesis tries a real Halt on."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from typing import Any
+
+import msgspec
+import pytest
+import requests
+import schemathesis
+import yaml
+from schemathesis.checks import not_a_server_error
+from schemathesis.config import SchemathesisConfig
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    ignored_auth,
+    negative_data_rejection,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from halt.app import create_app
+from halt.config.environment import load
+from halt.core.decoding import EventNumber
+from halt.core.events import Event
+from halt.core.receipts import Receipt
+from halt.core.request import StreamId
+from halt.errors import STATUSES, HaltError
+from halt.testing.fake_openai import FakeOpenAI
+from halt.web.api.document import document
+from halt.web.api.openai_request import NAMED, Manner
+from halt.web.api.text import PARAMETERS
+from halt.web.schemas import Reply
+from halt.web.starts import StartRequest
+from tests.support.halt_server import HaltServer
+
+TOKEN = "open-sesame"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+hosts = itertools.count(1)
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+    unsupported_method,
+    ignored_auth,
+]
+
+#: The same requests each time, and few enough. What a response held goes into no other request:
+#: among the fake's models are some that never answer.
+CONFIG: dict[str, Any] = {
+    "seed": 1,
+    "generation": {
+        "deterministic": True,
+        "max-examples": 5,
+        "database": "none",
+        "no-shrink": True,
+        "with-security-parameters": False,
+    },
+    "phases": {
+        name: {"extra-data-sources": {"responses": False}} for name in ("coverage", "fuzzing")
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def guarded(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server with a token, whose model is quick."""
+    server = HaltServer(
+        {
+            "OPENAI_BASE_URL": shared_fake.base_url,
+            "OPENAI_API_KEY": "fake",
+            "HALT_MODEL": "count?n=2",
+            "HALT_TOKEN": TOKEN,
+            "HALT_TRUSTED_PROXIES": "1",
+        }
+    )
+    yield server
+    server.close()
+
+
+#: What is wrong inside a shape that several routes share is tried on one of them, /chat/stream.
+TRIED_THERE = {
+    "/chat": ("messages -> ", "tools -> ", "stop -> "),
+}
+
+
+def is_tried_elsewhere(case: schemathesis.Case[Any]) -> bool:
+    """The same shape is given the same wrong value on another route."""
+    wrong = getattr(case.meta.phase.data, "description", None) if case.meta else None
+    return bool(wrong) and str(wrong).startswith(TRIED_THERE.get(case.operation.path, ("\n",)))
+
+
+api = schemathesis.openapi.from_dict(
+    document(token=True), config=SchemathesisConfig.from_dict(CONFIG)
+)
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[requests.Session]:
+    """One connection for all requests, which are many."""
+    with requests.Session() as opened:
+        opened.trust_env = False
+        yield opened
+
+
+@api.parametrize()
+def test_every_route_does_what_the_document_says(
+    case: schemathesis.Case[Any], guarded: HaltServer, session: requests.Session
+) -> None:
+    """Requests good and bad get the statuses, types and shapes that are promised, and no 5xx."""
+    if is_tried_elsewhere(case):
+        return
+    # Wrong tokens are tried, too, so each case comes from an address of its own.
+    headers = {**BEARER, "X-Forwarded-For": f"client-{next(hosts)}"}
+    case.call_and_validate(guarded.url, session=session, headers=headers, checks=CHECKS, timeout=10)
+
+
+def test_the_document_is_valid() -> None:
+    """It keeps to OpenAPI's own schema."""
+    api.validate()
+
+
+def test_routes_and_document_are_the_same() -> None:
+    """Every route for programs is described, and nothing else; the WebSocket is, in words."""
+    app = create_app(load({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "fake"}))
+    routes = {
+        (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower())
+        for rule in app.url_map.iter_rules()
+        if rule.endpoint.partition(".")[0] not in {"static", "pages", "shelf", "sockets"}
+        and rule.endpoint != "openapi.docs"
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
+    described = document(token=True)
+    told = {(path, method) for path, methods in described["paths"].items() for method in methods}
+    assert told == routes
+    assert "`GET /ws`" in described["info"]["description"]
+
+
+def test_every_status_of_an_error_is_told_of() -> None:
+    """A route whose status waits for the answer to begin can end in any of them."""
+    kinds = [HaltError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    statuses = {str(status) for status in (*STATUSES.values(), *(kind.status for kind in kinds))}
+    for path in ("/chat", "/v1/chat/completions"):
+        assert statuses <= document(token=True)["paths"][path]["post"]["responses"].keys()
+
+
+def test_fields_are_those_that_are_taken() -> None:
+    """What other modules take by hand is described with the very same names."""
+    schemas = document(token=True)["components"]["schemas"]
+    fields = {*NAMED, *Manner.__struct_fields__}
+    assert schemas["CompletionRequest"]["properties"].keys() == fields
+    (stream,) = document(token=True)["paths"]["/stream"].values()
+    assert {each["name"] for each in stream["parameters"]} == PARAMETERS
+
+
+#: What programs send and are sent; openapi.yaml has the shapes that msgspec makes of these.
+TYPES: tuple[Any, ...] = (StartRequest, Event, Receipt, *Reply.__subclasses__())
+
+
+def reference(kind: type) -> dict[str, str]:
+    """Types that are checked by themselves are described by hand."""
+    return {"$ref": f"#/components/schemas/{kind.__name__}"}
+
+
+def shapes() -> dict[str, Any]:
+    """The shapes of these types by name."""
+    (_, event, *_), made = msgspec.json.schema_components(
+        TYPES, schema_hook=reference, ref_template="#/components/schemas/{name}"
+    )
+    # Of all requests to start, the one that a client needs no other name for.
+    made["ChatRequest"] = {**made.pop("StartRequest"), "title": "ChatRequest"}
+    made["Event"] = {"description": "One event of a stream; the last has `done`.", **event}
+    for shape in made.values():  # before 3.13, Python leaves docstrings as they are indented
+        shape["description"] = inspect.cleandoc(shape["description"])
+    return made
+
+
+class Lines(yaml.SafeDumper):  # type: ignore[misc]  # ships no types
+    """As openapi.yaml is written: what fits into one line stands in one, but fields never share."""
+
+    def represent_mapping(self, tag: str, mapping: dict[str, Any], flow_style: Any = None) -> Any:
+        node = super().represent_mapping(tag, mapping, len(json.dumps(mapping)) <= 84)
+        for key, value in node.value:
+            if key.value == "properties":
+                node.flow_style = value.flow_style = False
+        return node
+
+    def represent_sequence(self, tag: str, items: list[Any], flow_style: Any = None) -> Any:
+        return super().represent_sequence(tag, items, len(json.dumps(items)) <= 84)
+
+    def represent_str(self, text: str) -> Any:
+        style = "|" if "\n" in text else ">" if len(text) > 80 else None
+        style = style if text.strip() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+Lines.add_representer(str, Lines.represent_str)
+
+
+def test_the_shapes_are_those_of_the_types() -> None:
+    """What requests are decoded to, and what events and answers are written from."""
+    written = document(token=True)["components"]["schemas"]
+    differ = {name: shape for name, shape in shapes().items() if written.get(name) != shape}
+    lines = yaml.dump(differ, Dumper=Lines, sort_keys=False, width=92, allow_unicode=True)
+    assert not differ, f"\nThis is to stand in openapi.yaml, under schemas:\n{lines}"
+
+
+def test_what_several_routes_take_has_the_same_shape_on_each() -> None:
+    """The options of a ChatRequest, IDs of streams and numbers of events."""
+    described = document(token=True)
+    schemas = described["components"]["schemas"]
+    options = schemas["ChatRequest"]["properties"]
+    for name, left_out in (("PromptRequest", {"messages"}), ("MessagesRequest", set[str]())):
+        fields = schemas[name]["properties"].items()
+        given = {field: shape for field, shape in fields if field not in {"prompt", "system"}}
+        assert given == {field: shape for field, shape in options.items() if field not in left_out}
+    completion = schemas["CompletionRequest"]["properties"]
+    assert completion["messages"] == options["messages"]
+    assert completion["on_disconnect"] == options["on_disconnect"]
+    assert completion["model"] == {"anyOf": [options["model"], {"const": ""}]}
+    stop = schemas["StopRequest"]["properties"]
+    wanted = {name: option["anyOf"][0] for name, option in options.items() if "anyOf" in option}
+    wanted |= dict.fromkeys(("stream_id", "X-Stream-Id"), msgspec.json.schema(StreamId))
+    wanted |= dict.fromkeys(("after", "Last-Event-ID"), msgspec.json.schema(EventNumber))
+    assert stop["stream_id"] == wanted["stream_id"]
+    assert stop["seen"]["anyOf"][0] == wanted["after"]
+    for path, methods in described["paths"].items():
+        for each in (
+            each for operation in methods.values() for each in operation.get("parameters", ())
+        ):
+            assert each["schema"] == wanted.get(each["name"], each["schema"]), path
+
+
+def test_the_token_is_asked_for_where_it_is_set(guarded: HaltServer, halt: HaltServer) -> None:
+    """The document says whether this server wants a token, and is told to no one without it."""
+    assert guarded.client().get("/openapi.json").status == 401
+    assert guarded.client(**BEARER).get("/openapi.json").json["security"] == [{"token": []}]
+    assert halt.client().get("/openapi.json").json["security"] == []
+
+
+class Anchors(HTMLParser):
+    """A page's IDs, links and elements."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: set[str] = set()
+        self.tags: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.add(tag)
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag == "a" and (target := given.get("href") or "").startswith("#"):
+            self.links.add(target[1:])
+
+
+def test_the_page_shows_all_of_the_document(halt: HaltServer) -> None:
+    """Each route and each shape has its place there, and each link leads to one."""
+    answer = halt.client().get("/docs", Accept="text/html")
+    assert answer.status == 200
+    text = answer.body.decode()
+    page = Anchors(text)
+    described = halt.client().get("/openapi.json").json
+    operations = [each for methods in described["paths"].values() for each in methods.values()]
+    wanted = [each["operationId"] for each in operations]
+    assert {*wanted, *described["components"]["schemas"]} <= {*page.ids}
+    assert len(page.ids) == len({*page.ids})
+    assert page.links <= {*page.ids}
+    assert not page.tags & {"script", "style", "iframe"}
+    for each in operations:
+        for status, response in each["responses"].items():
+            assert f"<strong>{status}</strong>" in text
+            assert response["description"]

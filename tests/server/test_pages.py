@@ -1,0 +1,196 @@
+"""The page's own routes, asked as its forms ask them: what they refuse, and what they answer."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.halt_server import SEEN_WITHIN, HaltServer, asked, new_id
+from tests.support.sse import Answer, Client
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+PAGE = FORM | {"HX-Request": "true"}
+
+
+@pytest.fixture
+def client(halt: HaltServer) -> Client:
+    """A browser with a session."""
+    made = halt.client()
+    made.get("/")
+    return made
+
+
+def send(client: Client, path: str, *fields: tuple[str, Any], page: bool = True) -> Answer:
+    """Send a form."""
+    return client.request("POST", path, urlencode(fields).encode(), PAGE if page else FORM)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ([("model", "x" * 201)], "model"),
+        ([("model", "a\nb")], "model"),
+        ([("model", "count")] * 5, "model"),
+        ([("id", "short")], "id"),
+        ([("id", "longer-than-8"), ("id", "no way!!")], "id"),
+    ],
+)
+def test_what_a_form_must_not_hold_is_refused_by_name(
+    client: Client, fields: list[tuple[str, str]], field: str
+) -> None:
+    """A program is told which field is at fault; no conversation is begun."""
+    path = f"/c/{new_id()}"
+    answer = send(client, f"{path}/messages", ("prompt", "Hello"), *fields, page=False)
+    assert answer.status == 400
+    assert answer.json["error"]["field"] == field
+    assert client.get(path).status == 404
+
+
+def test_one_id_for_two_answers_is_refused(client: Client) -> None:
+    """Two streams with one name could not be told apart."""
+    same = new_id()
+    fields = [("prompt", "Hi"), ("model", "count"), ("model", "echo"), ("id", same), ("id", same)]
+    answer = send(client, f"/c/{new_id()}/messages", *fields, page=False)
+    assert (answer.status, answer.json["error"]["field"]) == (409, "id")
+
+
+def test_only_what_was_compared_can_be_picked(client: Client) -> None:
+    """Neither in a conversation that is not there nor an answer that is not there."""
+    path = f"/c/{new_id()}"
+    assert send(client, f"{path}/pick", ("stream_id", "nothing-here"), page=False).status == 404
+    assert send(client, f"{path}/messages", ("prompt", "/fake count?n=1 x")).status == 200
+    assert send(client, f"{path}/pick", ("stream_id", "nothing-here"), page=False).status == 404
+
+
+def test_the_models_are_options_and_the_chosen_one_is_marked(client: Client) -> None:
+    """One that nobody offers is not made up, and hostile names stay names."""
+    page = client.get("/models?model=count").body.decode()
+    assert '<option value="count" selected>count</option>' in page
+    assert page.count("selected") == 1
+    assert "retired" not in client.get("/models?model=retired").body.decode()
+    assert client.get("/models?model=" + "x" * 201).status == 400
+
+
+def test_one_press_of_the_page_stops_several_answers(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """Each provider is told; the answer holds each answer as it was stopped."""
+    said, ids = f"Hi {new_id()}", [new_id(), new_id()]
+    models = ["silent_first_token", "stall"]
+    fields = [("prompt", said), *(("id", i) for i in ids), *(("model", m) for m in models)]
+    assert send(client, f"/c/{new_id()}/messages", *fields).status == 200
+    records = [asked(shared_fake, said, nth) for nth in range(2)]
+    pressed = send(client, "/stop", *(("stream_id", i) for i in ids), ("seen", "0"))
+    assert pressed.status == 200
+    for stream_id in ids:
+        assert re.search(f'hx-target="#a-{stream_id}"', pressed.body.decode())
+    for record in records:
+        assert record.closed.wait(SEEN_WITHIN)
+    assert send(client, "/stop").status == 400
+
+
+STREAMED = PAGE | {"Accept": "text/html, text/event-stream"}
+
+
+def stream(client: Client, path: str, *fields: tuple[str, Any], **headers: str) -> Answer:
+    """Send a form as htmx does, and read the response to its end."""
+    return client.request("POST", path, urlencode(fields).encode(), STREAMED | headers)
+
+
+def is_stream(answer: Answer) -> bool:
+    """The response is one of messages."""
+    return answer.headers["content-type"].startswith("text/event-stream")
+
+
+def test_the_response_to_a_prompt_is_its_stream(client: Client, shared_fake: FakeOpenAI) -> None:
+    """First the exchange, which opens no other stream; then what changes; last the whole answer."""
+    place, stream_id = f"/c/{new_id()}", new_id()
+    said = f"/fake silent_first_token?n=3 {new_id()}"
+    form = urlencode([("prompt", said), ("id", stream_id)]).encode()
+    events = client.stream("POST", f"{place}/messages", form, STREAMED)
+    assert events.headers["content-type"].startswith("text/event-stream")
+    assert events.headers["hx-push-url"] == place
+    assert events.id == stream_id
+    first = events.next()
+    assert first
+    assert '<section class="exchange"' in first.data
+    assert 'data-state="running"' in first.data
+    assert f'id="feed-{stream_id}"' in first.data
+    asked(shared_fake, said).release()
+    *texts, last = events
+    assert all(each.data.startswith("<hx-partial") for each in texts)
+    assert f'hx-target="#a-{stream_id}"' in last.data
+    assert 'data-state="done"' in last.data
+    assert "hx-sse:connect" not in "".join(each.data for each in events.seen)
+    prompt_id = re.search(r'data-prompt="(\d+)"', first.data)
+    assert prompt_id
+    form = urlencode([("prompt_id", prompt_id[1])]).encode()
+    again = client.stream("POST", f"{place}/regenerate", form, STREAMED)
+    first = again.next()
+    assert first
+    assert "Version" in first.data
+    asked(shared_fake, said, 1).release()
+    *_, last = again
+    assert 'data-state="done"' in last.data
+
+
+def test_an_answer_that_has_ended_before_its_response_is_no_stream(client: Client) -> None:
+    """Stop was first: the exchange is shown as ended."""
+    stream_id = new_id()
+    assert send(client, "/stop", ("stream_id", stream_id), ("seen", "0")).status == 200
+    fields = [("prompt", f"/fake silent_first_token {new_id()}"), ("id", stream_id)]
+    answer = stream(client, f"/c/{new_id()}/messages", *fields)
+    assert (answer.status, is_stream(answer)) == (200, False)
+    assert b'data-state="withdrawn"' in answer.body
+
+
+@pytest.mark.parametrize("fields", [[], [("prompt", "Hi"), ("model", "x" * 201)]])
+def test_a_prompt_that_is_refused_is_no_stream(
+    client: Client, fields: list[tuple[str, str]]
+) -> None:
+    """A fragment with a status, as for every form."""
+    answer = stream(client, f"/c/{new_id()}/messages", *fields)
+    assert (answer.status, is_stream(answer)) == (400, False)
+    assert b'role="alert"' in answer.body
+
+
+def test_answers_side_by_side_are_followed_each_by_itself(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """The response has the places alone, each with the address of its stream."""
+    said = f"/fake silent_first_token {new_id()}"
+    fields = [("prompt", said), ("model", "count"), ("model", "echo")]
+    answer = stream(client, f"/c/{new_id()}/messages", *fields)
+    assert not is_stream(answer)
+    assert answer.body.count(b"hx-sse:connect") == 2
+    for nth in range(2):
+        asked(shared_fake, said, nth).release()
+
+
+def test_a_session_with_all_its_page_streams_gets_the_place_alone(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """A browser must keep connections for Stop; over HTTP/2 it has them anyway."""
+    said = f"/fake silent_first_token {new_id()}"
+
+    def form() -> bytes:
+        return urlencode([("prompt", said), ("id", new_id())]).encode()
+
+    path = "/c/{}/messages"
+    held = [client.stream("POST", path.format(new_id()), form(), STREAMED) for _ in range(4)]
+    for each in held:
+        assert each.headers["content-type"].startswith("text/event-stream")
+    fifth = client.request("POST", path.format(new_id()), form(), STREAMED)
+    assert not is_stream(fifth)
+    assert b"hx-sse:connect" in fifth.body
+    multiplexed = STREAMED | {"Halt-Protocol": "h2"}
+    sixth = client.stream("POST", path.format(new_id()), form(), multiplexed)
+    assert sixth.headers["content-type"].startswith("text/event-stream")
+    for nth in range(6):
+        asked(shared_fake, said, nth).release()
+    for each in (*held, sixth):
+        each.close()

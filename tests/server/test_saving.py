@@ -1,0 +1,254 @@
+"""A store that fails under a server that answers: streams go on, and the page says so.
+
+The disk is really full, the files really may not grow, the database is really locked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+from halt.app import create_app
+from halt.config.settings import Config
+from halt.errors import StoreUnavailable
+from halt.store.turns import Turns
+from halt.testing.fake_openai import FakeOpenAI
+from halt.web.services import services
+from tests.resilience.servers import Postgres
+from tests.support.halt_server import HaltServer, StartHalt, eventually, new_id
+from tests.support.scripted import Scripted
+from tests.support.sse import Answer
+from tests.support.stores import POSTGRES
+
+FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
+SMALL = "4m"  # of a disk
+ENDLESS = "count?n=1000000&gap_ms=5"
+
+Spoil = Callable[[HaltServer, Path], contextlib.AbstractContextManager[None]]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, with next to no room."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = os.getuid() == 0 and not subprocess.call(
+        ["mount", "-t", "tmpfs", "-o", f"size={SMALL},mode=700", "tmpfs", str(place)],
+        stderr=subprocess.DEVNULL,
+    )
+    if not mounted:
+        pytest.skip("only root can make a small disk")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@contextlib.contextmanager
+def filled(server: HaltServer, folder: Path) -> Iterator[None]:
+    """Something else takes all the room of the disk."""
+    with (folder / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+        while ballast.write(b"x" * 4096):
+            pass
+    yield
+    (folder / "ballast").unlink()
+
+
+@contextlib.contextmanager
+def limited(server: HaltServer, folder: Path) -> Iterator[None]:
+    """No file of the worker's may grow."""
+    master = server.process.pid
+    worker = int(Path(f"/proc/{master}/task/{master}/children").read_text().split()[0])
+    before = resource.prlimit(worker, resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+    yield
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def locked(server: HaltServer, folder: Path) -> Iterator[None]:
+    """Another program has the database for itself."""
+    path = folder / "halt.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=20)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+def goes_on_unsaved(server: HaltServer, folder: Path, spoil: Spoil, reason: str) -> None:
+    """What every fault has in common."""
+    client = server.client()
+    client.get("/")
+    place, stream_id = f"/c/{new_id()}", new_id()
+
+    def say(place: str, text: str, stream_id: str) -> Answer:
+        form = urlencode({"prompt": text, "id": stream_id}).encode()
+        return client.request("POST", f"{place}/messages", form, FORM)
+
+    assert say(place, f"/fake {ENDLESS}", stream_id).status == 200
+    program = client.chat(ENDLESS).until_text("9 ")
+    page = client.follow(stream_id, 0).until_text("9 ")
+    with spoil(server, folder):
+        eventually(lambda: b"Saving fails" in client.get("/saving").body)
+        assert reason in client.get("/saving").body.decode()
+        assert reason in client.get(place).body.decode()
+        refused = say(f"/c/{new_id()}", "Is anybody there?", new_id())
+        assert refused.status == 503
+        assert reason in refused.body.decode()
+        reached = len(program.until_text("300 ").text)
+        for events in (program, page):
+            assert client.stop(events.id).json["upstream"] == "closed"
+            assert events.to_end().terminal["type"] == "cancelled"
+            assert "".join(f"{n} " for n in range(100_000)).startswith(events.text)
+        assert len(program.text) >= reached
+    eventually(lambda: b"hidden" in client.get("/saving").body)
+    with contextlib.closing(sqlite3.connect(folder / "halt.db")) as database:
+        ended = "SELECT count(*) FROM generations WHERE state = 'stopped' AND id IN (?, ?)"
+        # What was being written when the fault went away may have been from before the ends.
+        eventually(lambda: database.execute(ended, (program.id, page.id)).fetchone() == (2,))
+        (content,) = database.execute(
+            "SELECT content FROM messages WHERE stream_id = ?", (stream_id,)
+        ).fetchone()
+        assert content == page.text
+    assert say(place, "/fake count?n=3", new_id()).status == 200
+    server.terminate()
+    assert server.wait() == 0
+    assert "Traceback" not in server.printed
+
+
+def test_a_full_disk(start_halt: StartHalt, fake: FakeOpenAI, small_disk: Path) -> None:
+    """All is written when there is room again."""
+    goes_on_unsaved(start_halt(fake, HALT_DATA=small_disk), small_disk, filled, "the disk is full")
+
+
+def test_files_that_may_not_grow(start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path) -> None:
+    """As by a quota."""
+    goes_on_unsaved(start_halt(fake, HALT_DATA=tmp_path), tmp_path, limited, "the disk ")
+
+
+def test_a_locked_database(start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path) -> None:
+    """As by a backup that takes its time."""
+    goes_on_unsaved(
+        start_halt(fake, HALT_DATA=tmp_path),
+        tmp_path,
+        locked,
+        "the database is locked by another program",
+    )
+
+
+def crowd_of_prompts(server: HaltServer, count: int) -> list[Answer]:
+    """So many pages send a prompt at the same moment; the answers."""
+
+    def send() -> Answer:
+        form = urlencode({"prompt": "Is anybody there?", "id": new_id()}).encode()
+        return server.client().request("POST", f"/c/{new_id()}/messages", form, FORM)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(lambda _: send(), range(count)))
+
+
+def test_a_locked_database_holds_up_no_stop(
+    start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """40 pages send a prompt, and are refused in words, all but a few at once; streams are stopped."""
+    server = start_halt(fake, HALT_DATA=tmp_path)
+    client = server.client()
+    streams = [client.chat(ENDLESS).until_text("3 ") for _ in range(4)]
+    seen: list[Answer] = []
+    with locked(server, tmp_path):
+        crowd = threading.Thread(target=lambda: seen.extend(crowd_of_prompts(server, 40)))
+        crowd.start()
+        took: list[float] = []
+        for events in streams:
+            reached = events.text.count(" ")
+            for stream_id, status in ((events.id, 200), (new_id(), 202)):
+                began = time.monotonic()
+                assert client.stop(stream_id).status == status
+                took.append(time.monotonic() - began)
+            assert events.to_end().terminal["type"] == "cancelled"
+            assert events.text.count(" ") >= reached
+        own = client.chat(ENDLESS, id=new_id()).until_text("3 ")
+        client.stop(own.id)
+        own.to_end()
+        crowd.join(60)
+        assert not crowd.is_alive()
+        assert sorted(took)[len(took) // 2] < 10, took
+        assert {answer.status for answer in seen} == {503}
+        assert {answer.headers["retry-after"] for answer in seen} == {"2"}
+        assert any(b"does not answer" in answer.body for answer in seen)  # not made to wait
+    ids = [events.id for events in [*streams, own]]
+    eventually(lambda: b"hidden" in client.get("/saving").body)
+    for stream_id in ids:
+        assert client.follow(stream_id, 0).to_end().terminal["type"] == "cancelled"
+    assert crowd_of_prompts(server, 1)[0].status == 200
+    server.terminate()
+    assert server.wait() == 0
+    assert "Traceback" not in server.printed
+
+
+@pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")
+def test_a_frozen_postgres_holds_up_no_stop(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """A receipt says what the store could not be asked, and the server leaves when it is told."""
+    with Postgres() as postgres:
+        server = start_halt(fake, DATABASE_URL=postgres.url)
+        client = server.client()
+        client.get("/")
+        events = client.chat(ENDLESS).until_text("3 ")
+        with postgres.frozen():
+            receipt = client.stop(new_id())
+            assert (receipt.status, receipt.json["status"]) == (202, "pending")
+            assert "database did not answer" in receipt.json["note"]
+            assert "note" not in client.stop(events.id).json
+            form = urlencode({"stream_id": new_id(), "shown": "1"}).encode()
+            page = client.request("POST", "/stop", form, FORM)
+            assert b"database did not answer" in page.body
+            server.terminate()
+            assert server.wait() == 0
+
+
+def test_a_prompt_that_can_neither_be_answered_nor_taken_back_is_not_left_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the store is well it is told, and the conversation takes the next prompt."""
+    upstream = Scripted()
+    config = Config(
+        data=str(tmp_path), base_url="http://scripted/v1", max_streams=1, titles="words"
+    )
+    app = create_app(config, upstream=upstream)
+    service, store = services(app).generations, services(app).store
+    service.begin()
+    client = app.test_client()
+    client.get("/")
+
+    def say(place: str) -> int:
+        form = {"prompt": "Hello", "id": new_id()}
+        return client.post(
+            f"{place}/messages", data=form, headers={"HX-Request": "true"}
+        ).status_code
+
+    first, second = f"/c/{new_id()}", f"/c/{new_id()}"
+    assert say(first) == 200
+    upstream.reply().feed("text")
+
+    def unavailable(*_: object) -> None:
+        raise StoreUnavailable("This could not be saved: the disk is full.", "the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(service, "expect_room", lambda starts: None)  # the place goes afterwards
+        patched.setattr(Turns, "take_back", unavailable)
+        assert say(second) == 503
+    eventually(lambda: b'data-state="interrupted"' in client.get(second).data)
+    upstream.reply().end()
+    eventually(lambda: service.open_streams == 0)
+    assert say(second) == 200
+    service.close()
+    store.close()
+    upstream.dispose()

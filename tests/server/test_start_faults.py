@@ -1,0 +1,272 @@
+"""Beginnings and Stops that meet a fault: nothing stays behind, and nobody is held up."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from halt.app import create_app
+from halt.clock import now
+from halt.config.environment import load
+from halt.core.events import Done
+from halt.core.generation import Recording
+from halt.core.log import Log
+from halt.core.metrics import Meter
+from halt.core.receipts import Receipt
+from halt.core.run import Run
+from halt.core.service import Generations
+from halt.errors import AtCapacity, StoreUnavailable, UnknownStream
+from halt.store.models import BUSY, Busy, Conversation
+from halt.store.store import Store
+from halt.store.writer import Recorder
+from halt.web.services import services
+from halt.web.websocket import routes as sockets
+from tests.support.halt_server import eventually, new_id
+from tests.support.scripted import SOON, Scripted
+
+LOCKED = StoreUnavailable("This could not be saved: the database is locked.", "it is locked")
+
+
+class Desk:
+    """A page's requests, answered in this process."""
+
+    def __init__(self, app: Flask, upstream: Scripted) -> None:
+        self.app, self.upstream = app, upstream
+        self.store: Store = services(app).store
+        self.client: FlaskClient = app.test_client()
+        self.path = f"/c/{new_id()}"
+
+    def ask(self, *models: str) -> int:
+        """Ask; the status of the answer."""
+        form = {"prompt": "Hello", "model": list(models or [""])}
+        return self.client.post(f"{self.path}/messages", data=form).status_code
+
+    def conversation(self) -> Conversation:
+        with self.client.session_transaction() as session:
+            owner = str(session["owner"])
+        return self.store.conversations.get(self.path[3:], owner)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Desk]:
+    """A desk with default settings, or with those of an indirect parameter."""
+    upstream = Scripted()
+    settings = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "HALT_DATA": str(tmp_path)}
+    more = getattr(request, "param", {})
+    app = create_app(load({**settings, "HALT_TITLES": "words", **more}), upstream)
+    made = Desk(app, upstream)
+    made.client.get("/")
+    yield made
+    services(app).generations.close()
+    services(app).store.close()
+    upstream.dispose()
+
+
+def refuse(desk: Desk, monkeypatch: pytest.MonkeyPatch, fault: Exception, after: int = 0) -> None:
+    """So many streams begin, and end with an answer that is saved; the next one cannot begin."""
+    service: Generations = services(desk.app).generations
+    start, begun = service.start, list[str]()
+
+    def refusing(*args: Any, **more: Any) -> Run:
+        if len(begun) == after:
+            raise fault
+        run = start(*args, **more)
+        begun.append(run.id)
+        reply = desk.upstream.reply(len(begun) - 1)
+        reply.feed("Hi")
+        reply.end()
+        assert services(desk.app).recorder.written(run.id, SOON)
+        return run
+
+    monkeypatch.setattr(service, "start", refusing)
+
+
+@pytest.mark.parametrize("begun", [0, 1])
+def test_a_comparison_that_finds_no_place_leaves_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, begun: int
+) -> None:
+    """Also where its first answer has ended already; the next message can be sent."""
+    refuse(desk, monkeypatch, AtCapacity("All places are taken."), begun)
+    assert desk.ask("a", "b") == 503
+    assert desk.conversation().exchanges == ()
+    monkeypatch.undo()
+    assert desk.ask() == 200
+
+
+@pytest.mark.parametrize("fault", [AtCapacity("All places are taken."), RuntimeError("no thread")])
+def test_what_cannot_be_taken_back_blocks_no_conversation(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    """It is ended as interrupted when the store is well again."""
+
+    def locked(*args: object) -> None:
+        raise LOCKED
+
+    refuse(desk, monkeypatch, fault)
+    monkeypatch.setattr(desk.store.turns, "take_back", locked)
+    assert desk.ask() in {500, 503}
+    monkeypatch.undo()
+    eventually(lambda: desk.conversation().exchanges[-1].ended is not None)
+    assert desk.conversation().exchanges[-1].state == "interrupted"
+    assert desk.ask() == 200
+
+
+def test_a_stop_needs_no_store(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither before its stream nor after it: the page is told nothing, which is no error."""
+
+    asked: list[object] = []
+
+    def locked(*args: object) -> None:
+        asked.append(args)
+        raise LOCKED
+
+    monkeypatch.setattr(desk.store.records, "recorded", locked)
+    monkeypatch.setattr(desk.store.records, "exists", locked)
+    page = {"HX-Request": "true"}
+    early = desk.client.post("/stop", data={"stream_id": new_id()}, headers=page)
+    assert (early.status_code, early.data) == (200, b"")
+    late = desk.client.post("/stop", data={"stream_id": new_id(), "shown": "1"}, headers=page)
+    assert (late.status_code, late.data) == (200, b"")
+    asked.clear()
+    ids = [new_id() for _ in range(5)]
+    assert desk.client.post("/stop", data={"stream_id": ids}, headers=page).status_code == 200
+    assert len(asked) <= 1
+    monkeypatch.setattr(Recorder, "failing", True)
+    assert desk.client.post("/stop", data={"stream_id": ids}, headers=page).status_code == 200
+    assert len(asked) <= 1
+
+
+def test_one_press_stops_all_before_it_waits_for_one(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that closes slowly holds up no other answer's Stop."""
+    assert desk.ask("a", "b", "c") == 200
+    service: Generations = services(desk.app).generations
+    ids = [each.stream_id for each in desk.conversation().exchanges[-1].candidates]
+    receipt, left = service._receipt, list[int]()
+
+    def waiting(*args: Any) -> Receipt:
+        left.append(sum(service._runs[each].log.ended is None for each in ids))
+        return receipt(*args)
+
+    monkeypatch.setattr(service, "_receipt", waiting)
+    page = {"HX-Request": "true"}
+    assert desk.client.post("/stop", data={"stream_id": ids}, headers=page).status_code == 200
+    assert left[0] == 0
+
+
+# --- starts that are refused ----------------------------------------------------------------------
+
+
+def count_writes(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The calls that write a start into the store, from now on."""
+    written: list[str] = []
+    for name in ("begin", "again", "extend"):
+        real = getattr(desk.store.turns, name)
+
+        def spy(*args: Any, name: str = name, real: Any = real, **more: Any) -> Any:
+            written.append(name)
+            return real(*args, **more)
+
+        monkeypatch.setattr(desk.store.turns, name, spy)
+    return written
+
+
+@pytest.mark.parametrize(
+    ("desk", "status"),
+    [({"HALT_RATE_SESSION": "1/hour"}, 429), ({"HALT_MAX_STREAMS": "1"}, 503)],
+    indirect=["desk"],
+)
+def test_a_refused_start_is_not_written(
+    desk: Desk, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start beyond a limit reaches neither the store nor the model, on every way to start."""
+    assert desk.ask() == 200
+    if status == 429:
+        desk.upstream.reply().feed("Hi")
+        desk.upstream.reply().end()
+        eventually(lambda: desk.conversation().exchanges[-1].ended is not None)
+    (exchange,) = desk.conversation().exchanges
+    written = count_writes(desk, monkeypatch)
+    prompt_id = {"prompt_id": str(exchange.prompt_id)}
+    for route, form in (
+        ("messages", {"prompt": "Hello again"}),
+        ("regenerate", prompt_id),
+        ("continue", prompt_id),
+    ):
+        assert desk.client.post(f"{desk.path}/{route}", data=form).status_code == status, route
+    assert written == []
+    assert len(desk.upstream.asked) == 1
+
+
+def test_the_workers_are_asked_once_while_a_write_is_awaited(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that has ended in another worker is asked for once; then the store is looked at."""
+    service: Generations = services(desk.app).generations
+    assert desk.ask() == 200
+    desk.upstream.reply().end()
+    stream_id = desk.conversation().exchanges[-1].stream_id
+    assert services(desk.app).recorder.written(stream_id, SOON)
+
+    elsewhere = Recording(stream_id, None, Log(1_000), started_at=now())
+    elsewhere.log.end(lambda: Done("stop", Meter().snapshot()))
+    asked: list[str] = []
+
+    def get(stream_id: str, requester: str | None) -> Recording:
+        asked.append(stream_id)
+        if len(asked) > 1:
+            raise UnknownStream("asked again")
+        return elsewhere
+
+    begin, busy = desk.store.turns.begin, iter(range(4))
+
+    def begin_late(*args: Any, **more: Any) -> Conversation:
+        if next(busy, None) is not None:
+            raise Busy(BUSY)
+        monkeypatch.setattr(service, "get", real_get)
+        return begin(*args, **more)
+
+    real_get = service.get
+    last = desk.conversation()
+    running = still_running(last)
+    monkeypatch.setattr(service, "get", get)
+    monkeypatch.setattr(desk.store.turns, "begin", begin_late)
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.store.conversations, "get", lambda *_, **__: running)
+        assert desk.ask() == 200
+    assert asked == [stream_id]
+
+
+def still_running(found: Conversation) -> Conversation:
+    """The conversation with its last answer as one that is still being written."""
+    last = dataclasses.replace(found.exchanges[-1], ended=None)
+    return dataclasses.replace(found, exchanges=(*found.exchanges[:-1], last))
+
+
+@pytest.mark.parametrize("desk", [{"HALT_MAX_STREAMS": "1"}], indirect=True)
+def test_a_socket_whose_client_has_left_takes_no_place(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that fails while it is set up gives its reader's place back."""
+
+    def gone(_: socket.socket) -> None:
+        raise OSError("the client has left")
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        monkeypatch.setattr(sockets, "Wire", gone)
+        headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+        environ = {"gunicorn.socket": ours}
+        got = desk.client.get("/ws", headers=headers, environ_overrides=environ)
+        assert got.status_code == 500
+    service: Generations = services(desk.app).generations
+    service.readers.take_place()
+    service.readers.give_back_place()

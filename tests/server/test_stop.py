@@ -1,0 +1,275 @@
+"""Stop, as a program presses it, in every phase of a run; what the provider saw is the judge."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from urllib.parse import urlencode
+
+import pytest
+
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.halt_server import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
+from tests.support.sse import Client, Events
+
+FORM = "application/x-www-form-urlencoded"
+
+#: A phase: the model that goes there and stays, and the text that shows that it has arrived.
+PHASES = {
+    "waiting for headers": ("silent_headers", ""),
+    "waiting for the first token": ("silent_first_token", ""),
+    "flowing": ("count?n=100000&gap_ms=5", "9 "),
+    "flooding": ("long?n=10000000", "9 "),
+    "stalled": ("stall?n=10", "9 "),
+}
+
+
+class Setting:
+    """A fake provider with a Halt in front of it."""
+
+    def __init__(self, fake: FakeOpenAI, halt: HaltServer) -> None:
+        self.fake = fake
+        self.client = halt.client()
+
+    def start(self, model: str, text: str) -> tuple[Events, str]:
+        """Start a stream and wait until it is in its phase, as both ends see it."""
+        said = new_id()
+        events = self.client.chat(model, said).until_text(text)
+        asked(self.fake, said)
+        return events, said
+
+
+@pytest.fixture(scope="module")
+def tls_setting() -> Iterator[Setting]:
+    """The same over TLS, with a certificate that Halt is told to trust."""
+    with FakeOpenAI(tls=True, unknown_model="echo") as fake:
+        server = HaltServer(
+            {
+                "OPENAI_BASE_URL": fake.base_url,
+                "OPENAI_API_KEY": "fake",
+                "SSL_CERT_FILE": fake.ca_pem_path,
+            }
+        )
+        yield Setting(fake, server)
+        server.close()
+
+
+@pytest.fixture(params=["http", "tls"])
+def setting(request: pytest.FixtureRequest, halt: HaltServer, shared_fake: FakeOpenAI) -> Setting:
+    """Both ways to a provider."""
+    if request.param == "http":
+        return Setting(shared_fake, halt)
+    found = request.getfixturevalue("tls_setting")
+    assert isinstance(found, Setting)
+    return found
+
+
+@pytest.mark.parametrize("reused", [False, True], ids=["new", "reused"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_stop_ends_stream_and_upstream_in_every_phase(
+    setting: Setting, phase: str, reused: bool
+) -> None:
+    """The receipt says stopped and closed, the reader is told, the provider sees the close."""
+    model, text = PHASES[phase]
+    if reused:
+        first, said = setting.start("count?n=1", "0 ")
+        first.to_end()
+        before = asked(setting.fake, said).connection
+    events, said = setting.start(model, text)
+    record = asked(setting.fake, said)
+    receipt = setting.client.stop(events.id)
+    events.to_end()
+    assert receipt.status == 200
+    assert receipt.json["id"] == events.id
+    assert (receipt.json["status"], receipt.json["upstream"]) == ("stopped", "closed")
+    assert receipt.json["elapsed_ms"] >= 0
+    assert record.closed.wait(SEEN_WITHIN), "the provider goes on"
+    cancelled = events.terminal
+    assert (cancelled["type"], cancelled["reason"]) == ("cancelled", "stop")
+    assert cancelled["content"] == ""
+    assert text in events.text
+    assert "".join(f"{n} " for n in range(len(events.text))).startswith(events.text)
+    if reused:
+        assert record.connection == before, "the connection was not reused"
+
+
+def test_stop_works_while_the_connection_is_being_made(start_halt: StartHalt) -> None:
+    """A provider that does not accept connections holds nobody up."""
+    with FakeOpenAI.unaccepting() as address:
+        client = start_halt(address, HALT_CONNECT_TIMEOUT=60).client()
+        events = client.chat("echo").until_comment(1)
+        receipt = client.stop(events.id)
+        assert receipt.json["status"] == "stopped"
+        assert receipt.json["upstream"] == "none"
+        assert events.to_end().terminal["type"] == "cancelled"
+        eventually(lambda: client.get("/healthz").json["open_streams"] == 0)
+
+
+def test_stop_during_the_wait_for_a_retry_sends_nothing_more(
+    halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """A provider that asked for patience is not asked again after a Stop."""
+    client = halt.client()
+    said = new_id()
+    events = client.chat("429?retry_after=4", said).until_comment(1)
+    halt.wait_printed(f"stream {events.id}: .*, trying again in")
+    receipt = client.stop(events.id)
+    assert (receipt.json["status"], receipt.json["upstream"]) == ("stopped", "none")
+    assert events.to_end().terminal["type"] == "cancelled"
+    with pytest.raises(TimeoutError):
+        asked(shared_fake, said, nth=1, timeout=4.5)  # longer than the wait that was cut short
+
+
+def test_form_and_json_press_the_same_button(halt: HaltServer) -> None:
+    """`POST /stop` takes the ID from a form or from JSON, `POST /stop/ID` from its path."""
+    client = halt.client()
+    form = "application/x-www-form-urlencoded"
+    with ExitStack() as stack:
+        streams = [stack.enter_context(client.chat("stall?n=1")) for _ in range(3)]
+        for each in streams:
+            each.until_text("0 ")
+        one, two, three = (each.id for each in streams)
+        receipts = [
+            client.post(f"/stop/{one}"),
+            client.post("/stop", {"stream_id": two}),
+            client.post("/stop", f"stream_id={three}".encode(), Content_Type=form),
+        ]
+        for each, receipt in zip(streams, receipts, strict=True):
+            assert receipt.status == 200
+            assert (receipt.json["id"], receipt.json["status"]) == (each.id, "stopped")
+            assert each.to_end().terminal["type"] == "cancelled"
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "application/json"])
+@pytest.mark.parametrize("path", ["/stop/ID", "/stop"])
+def test_a_body_in_chunks_is_a_body(halt: HaltServer, path: str, kind: str) -> None:
+    """Without a Content-Length, what was seen counts as well, and the rest is not kept."""
+    client = halt.client()
+    with client.chat("stall?n=9&gap_ms=5").until_text("8 ") as events:
+        fields = {"stream_id": events.id, "seen": "2"}
+        body = json.dumps(fields) if kind.endswith("json") else urlencode(fields)
+        connection = client.connect()
+        connection.request(
+            "POST",
+            path.replace("ID", events.id),
+            iter([body[:9].encode(), body[9:].encode()]),
+            {"Content-Type": kind},
+            encode_chunked=True,
+        )
+        assert connection.getresponse().status == 200
+        connection.close()
+        assert events.to_end().terminal["type"] == "cancelled"
+    refused = client.connect()
+    refused.request(
+        "POST", f"/stop/{events.id}", iter([b"seen=x"]), {"Content-Type": FORM}, encode_chunked=True
+    )
+    assert refused.getresponse().status == 400
+    refused.close()
+
+
+def test_stop_pressed_twice_is_harmless(halt: HaltServer) -> None:
+    """The second press finds it finished and changes nothing."""
+    client = halt.client()
+    events = client.chat("stall?n=2").until_text("1 ")
+    assert client.stop(events.id).json["status"] == "stopped"
+    events.to_end()
+    again = client.stop(events.id)
+    assert again.status == 200
+    assert again.json["status"] == "finished"
+    assert client.follow(events.id).to_end().seen == events.seen
+
+
+def test_stop_pressed_by_many_at_once_has_one_winner(halt: HaltServer) -> None:
+    """Exactly one press has stopped it, all others find it finished, one terminal event ends it."""
+    client = halt.client()
+    for _ in range(5):
+        events = client.chat("count?n=100000&gap_ms=2").until_text("3 ")
+        barrier = threading.Barrier(8)
+        said: list[str] = []
+
+        def press(stream_id: str = events.id, gate: threading.Barrier = barrier) -> None:
+            gate.wait()
+            said.append(client.stop(stream_id).json["status"])
+
+        threads = [threading.Thread(target=press) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(said) == ["finished"] * 7 + ["stopped"]
+        assert events.to_end().terminal["type"] == "cancelled"
+
+
+def test_a_stop_that_comes_first_ends_the_stream_at_its_start(
+    halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """202 pending; the stream that then starts is cancelled at once and the provider not asked."""
+    client = halt.client()
+    chosen, said = new_id(), new_id()
+    receipt = client.stop(chosen)
+    assert receipt.status == 202
+    assert (receipt.json["status"], receipt.json["upstream"]) == ("pending", "none")
+    events = client.chat("count", said, id=chosen).to_end()
+    assert [m.json["type"] for m in events.seen[:-1]] == ["cancelled"]
+    after = new_id()
+    client.chat("count?n=1", after).to_end()  # what had been sent before would be there by now
+    asked(shared_fake, after)
+    assert not [r for r in shared_fake.requests if said in str(r.body)]
+
+
+def test_a_pending_stop_is_used_up_by_one_stream(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """A Stop for one ID does nothing to a stream with another."""
+    client = halt.client()
+    client.stop(new_id())
+    assert client.chat("count?n=3").to_end().terminal["type"] == "done"
+
+
+def test_stop_of_a_finished_stream_changes_nothing(halt: HaltServer) -> None:
+    """The answer stays as it was, and the receipt says that it was over."""
+    client = halt.client()
+    events = client.chat("count?n=3").to_end()
+    receipt = client.stop(events.id)
+    assert (receipt.status, receipt.json["status"]) == (200, "finished")
+    assert receipt.json["upstream"] == "none"
+    assert client.follow(events.id).to_end().seen == events.seen
+
+
+@pytest.mark.parametrize("stream_id", ["short", "x" * 65, "with%20a%20space", "caf%C3%A9-abcdef"])
+def test_a_bad_id_is_refused(halt: HaltServer, stream_id: str) -> None:
+    """400 names the field, so that a mistyped Stop is noticed."""
+    refused = halt.client().stop(stream_id)
+    assert refused.status == 400
+    assert refused.error["field"] == "stream_id"
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"", ""),
+        (b"{}", "application/json"),
+        (b"[]", "application/json"),
+        (b"not json", "application/json"),
+        (b'{"stream_id": 12345678}', "application/json"),
+        (b'{"stream_id": "0123456789", "seen": -1}', "application/json"),
+        (b"stream=0123456789", "application/x-www-form-urlencoded"),
+        (b"stream_id=0123456789&seen=x", "application/x-www-form-urlencoded"),
+    ],
+)
+def test_a_stop_without_a_usable_id_is_refused(halt: HaltServer, body: bytes, kind: str) -> None:
+    """Stop never pretends: without an ID it says 400 and which field is wrong."""
+    refused = halt.client().post("/stop", body, Content_Type=kind)
+    assert refused.status == 400
+    assert refused.error["field"] in {"stream_id", "body", "seen"}
+
+
+def test_a_stopped_run_makes_room_at_once(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """Stop gives the place back before its receipt comes."""
+    client: Client = start_halt(fake, HALT_MAX_STREAMS=1).client()
+    for turn in range(5):
+        events = client.chat("silent_first_token")
+        assert events.status == 200
+        fake.wait_request(turn)
+        assert client.stop(events.id).json["upstream"] == "closed"
+        events.to_end()

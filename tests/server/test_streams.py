@@ -1,0 +1,535 @@
+"""The wire, as programs see it: a real server, asked over real sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.halt_server import HaltServer, StartHalt, asked, eventually, new_id
+from tests.support.sse import PATIENCE, Answer, Client
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture
+def client(halt: HaltServer) -> Client:
+    """A program that talks to the shared server."""
+    return halt.client()
+
+
+@pytest.fixture(scope="module")
+def small_logs(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server that speaks up often and keeps little, not for long."""
+    server = HaltServer(
+        {
+            "OPENAI_BASE_URL": shared_fake.base_url,
+            "OPENAI_API_KEY": "fake",
+            "HALT_HEARTBEAT": "0.2",
+            "HALT_LOG_BYTES": "2000",
+            "HALT_LOG_SECONDS": "0.5",
+        }
+    )
+    yield server
+    server.close()
+
+
+# --- POST /chat/stream ----------------------------------------------------------------------------
+
+
+def test_an_answer_comes_as_numbered_events_and_ends_with_done(client: Client) -> None:
+    """Every event has its number and no name, the text is whole, `done` and [DONE] end it."""
+    with client.chat("count?n=50&gap_ms=2") as events:
+        assert events.status == 200
+        assert events.headers["content-type"].startswith("text/event-stream")
+        assert "no-cache" in events.headers["cache-control"]
+        assert events.headers["x-accel-buffering"] == "no"
+        assert re.fullmatch(r"[A-Za-z0-9_-]{22,64}", events.id)
+        events.to_end()
+    *numbered, last = events.seen
+    assert [m.id for m in numbered] == [str(n) for n in range(1, len(numbered) + 1)]
+    assert {m.event for m in events.seen} == {""}
+    assert all(m.json["type"] == "content" for m in numbered[:-1])
+    assert events.text == "".join(f"{n} " for n in range(50))
+    done = numbered[-1].json
+    assert (done["type"], done["done"], done["content"]) == ("done", True, "")
+    assert done["finish_reason"] == "stop"
+    assert done["usage"]["completion_tokens"] == done["metrics"]["tokens"] == 50
+    assert done["metrics"]["tokens_estimated"] is False
+    assert 0 < done["metrics"]["ttft_ms"] <= done["metrics"]["duration_ms"]
+    assert (last.id, last.data) == ("", "[DONE]")
+
+
+def test_a_token_count_that_nobody_reported_is_marked_as_an_estimate(client: Client) -> None:
+    """Where the provider reports no usage, the figures say that they are ours."""
+    done = client.chat("no_usage?n=20").to_end().terminal
+    assert done["usage"] is None
+    assert done["metrics"]["tokens_estimated"] is True
+    assert done["metrics"]["tokens"] == 20
+
+
+def test_the_model_is_asked_for_exactly_what_was_sent(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """Messages and options reach the provider unchanged, with streaming and usage asked for."""
+    said = new_id()
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": said},
+    ]
+    body = {"messages": messages, "model": "echo", "temperature": 0.5, "seed": 7, "stop": ["END"]}
+    events = client.stream("POST", "/chat/stream", body).to_end()
+    assert events.text == said
+    sent = asked(shared_fake, said)
+    assert sent.body["messages"] == messages
+    assert sent.body["stream"] is True
+    assert sent.body["stream_options"] == {"include_usage": True}
+    assert {k: sent.body[k] for k in ("model", "temperature", "seed", "stop")} == {
+        "model": "echo",
+        "temperature": 0.5,
+        "seed": 7,
+        "stop": ["END"],
+    }
+    assert sent.headers["authorization"] == "Bearer fake"
+
+
+def test_a_client_may_choose_the_id(client: Client) -> None:
+    """The client's own ID is the stream's, so Stop can be pressed before the first byte."""
+    chosen = new_id()
+    events = client.chat("count?n=1", id=chosen).to_end()
+    assert events.id == chosen
+
+
+def test_an_id_in_use_is_refused(client: Client) -> None:
+    """The second stream with the same ID gets 409, and the first is not disturbed."""
+    with client.chat("stall?n=3") as first:
+        first.until_text("2 ")
+        with client.chat("count", id=first.id) as second:
+            refused = second.answer()
+        assert refused.status == 409
+        assert refused.error["code"] == "stream_in_use"
+        assert refused.error["field"] == "id"
+        assert client.stop(first.id).json["status"] == "stopped"
+        first.to_end()
+
+
+def deep(levels: int) -> bytes:
+    """Valid JSON of a request whose content is nested so deep."""
+    inner = b"[" * levels + b"]" * levels
+    return b'{"messages":[{"role":"user","content":[{"type":%b}]}]}' % inner
+
+
+BAD_REQUESTS: dict[str, tuple[Any, str]] = {
+    "no body": (b"", "body"),
+    "no JSON": (b"messages=hello", "body"),
+    "half JSON": (b'{"messages": [', "body"),
+    "not UTF-8": (b'{"messages":[{"role":"user","content":"\xff"}]}', "body"),
+    "a list": ([], "body"),
+    "a string": ("hello", "body"),
+    "null": (b"null", "body"),
+    "nested a million times": (b"[" * 1_000_000, "body"),
+    "content nested too deep": (deep(100_000), "body"),
+    "no messages": ({}, "messages"),
+    "empty messages": ({"messages": []}, "messages"),
+    "messages no list": ({"messages": "hello"}, "messages"),
+    "message no object": ({"messages": ["hello"]}, "messages"),
+    "no role": ({"messages": [{"content": "hello"}]}, "role"),
+    "role a number": ({"messages": [{"role": 5, "content": "hello"}]}, "role"),
+    "unknown field": ({"messages": HELLO, "mesages": 1}, "mesages"),
+    "tools of a word": ({"messages": HELLO, "tools": ["x"]}, "tools"),
+    "id too short": ({"messages": HELLO, "id": "short"}, "id"),
+    "id too long": ({"messages": HELLO, "id": "x" * 65}, "id"),
+    "id with a slash": ({"messages": HELLO, "id": "../../etc/passwd"}, "id"),
+    "id with a line break": ({"messages": HELLO, "id": "abcdefgh\n"}, "id"),
+    "id a number": ({"messages": HELLO, "id": 12345678}, "id"),
+    "temperature a word": ({"messages": HELLO, "temperature": "hot"}, "temperature"),
+    "temperature too high": ({"messages": HELLO, "temperature": 2.1}, "temperature"),
+    "max_tokens zero": ({"messages": HELLO, "max_tokens": 0}, "max_tokens"),
+    "max_tokens a fraction": ({"messages": HELLO, "max_tokens": 1.5}, "max_tokens"),
+    "model empty": ({"messages": HELLO, "model": ""}, "model"),
+    "model an object": ({"messages": HELLO, "model": {}}, "model"),
+    "stream false": ({"messages": HELLO, "stream": False}, "stream"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_a_bad_request_is_refused_by_the_name_of_its_field(client: Client, name: str) -> None:
+    """400 as JSON, and `field` says where to look."""
+    body, field = BAD_REQUESTS[name]
+    body = body if isinstance(body, bytes) else json.dumps(body).encode()
+    refused = client.post("/chat/stream", body, Content_Type="application/json")
+    assert refused.status == 400, refused
+    assert refused.error["code"] == "invalid_request"
+    assert refused.error["field"].split(".")[-1].startswith(field)
+    assert refused.error["retryable"] is False
+
+
+def raw(halt: HaltServer, request: bytes) -> bytes:
+    """Send bytes as they are, and all that is answered until the server closes."""
+    with socket.create_connection((halt.host, halt.port), timeout=PATIENCE) as sock:
+        sock.sendall(request)
+        answer = b""
+        while piece := sock.recv(65536):
+            answer += piece
+    return answer
+
+
+def raw_answer(halt: HaltServer, request: bytes) -> Answer:
+    """The same, as status, headers and body."""
+    head, _, body = raw(halt, request).partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    pairs = (line.partition(": ") for line in lines)
+    return Answer(int(first.split(" ")[1]), {k.lower(): v for k, _, v in pairs}, body)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "part"),
+    [
+        ("/chat/stream", "json", json.dumps({"messages": HELLO})),
+        ("/stop", "x-www-form-urlencoded", "stream_id=broken-off"),
+    ],
+)
+def test_a_body_that_breaks_off_is_not_taken_for_a_shorter_one(
+    halt: HaltServer, path: str, kind: str, part: str
+) -> None:
+    """What came by then may look like a whole request; nothing is done with half of one."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/{kind}\r\n"
+    with socket.create_connection((halt.host, halt.port), timeout=PATIENCE) as sock:
+        sock.sendall(f"{head}Content-Length: {len(part) + 9}\r\n\r\n{part}".encode())
+        sock.shutdown(socket.SHUT_WR)
+        answer = sock.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("path", ["/chat/stream", "/stop", "/c/0123456789/messages"])
+def test_a_body_over_the_limit_is_refused_unread(halt: HaltServer, path: str) -> None:
+    """413 from the announced length alone, without waiting for gigabytes to arrive."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    kind = "Content-Type: application/x-www-form-urlencoded\r\n"
+    refused = raw_answer(halt, f"{head}{kind}Content-Length: 9999999999\r\n\r\nx=".encode())
+    assert refused.status == 413
+    assert refused.error["code"] == "too_large"
+
+
+@pytest.mark.parametrize("connection", ["close", "keep-alive"])
+def test_a_refusal_reaches_a_client_that_sends_all_of_its_body(
+    halt: HaltServer, connection: str
+) -> None:
+    """The connection stays open until the client has had its say: no reset takes the words away."""
+    size = 20_000_000
+    head = f"POST /chat/stream HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\n"
+    kind = "Content-Type: application/json\r\n"
+    whole = f"{head}{kind}Content-Length: {size}\r\n\r\n".encode() + b" " * size
+    assert raw_answer(halt, whole).status == 413
+
+
+def test_a_body_without_a_length_is_bounded_too(client: Client) -> None:
+    """A body in chunks is refused once it is over the limit, never cut in silence."""
+    pieces = (b" " * 0x100000 for _ in range(6))
+    with contextlib.closing(client.connect()) as connection:
+        with contextlib.suppress(ConnectionError):  # it may answer before it has had everything
+            connection.request("POST", "/chat/stream", pieces, encode_chunked=True)
+        response = connection.getresponse()
+        body = response.read()
+    assert response.status == 413, body
+    assert json.loads(body)["error"]["code"] == "too_large"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/chat/stream", {"POST", "OPTIONS"}),
+        ("PUT", "/chat/stream", {"POST", "OPTIONS"}),
+        ("GET", "/stop/0123456789", {"POST", "OPTIONS"}),
+        ("GET", "/stop", {"POST", "OPTIONS"}),
+        ("DELETE", "/streams/0123456789", {"GET", "HEAD", "OPTIONS"}),
+        ("POST", "/healthz", {"GET", "HEAD", "OPTIONS"}),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(
+    client: Client, method: str, path: str, allowed: set[str]
+) -> None:
+    """405 as JSON, with the methods that are allowed in the header."""
+    refused = client.request(method, path)
+    assert refused.status == 405
+    assert refused.error["code"] == "method_not_allowed"
+    assert set(refused.headers["allow"].split(", ")) == allowed
+
+
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/chat/", "/streams/", "/stop/a/b", "/static/../app.py", "/c/0123456789"]
+)
+def test_an_unknown_path_is_an_error_in_json(client: Client, path: str) -> None:
+    """404 as JSON, also for a program that asks for a conversation of others."""
+    refused = client.get(path)
+    assert refused.status == 404
+    assert refused.error["code"] in {"not_found", "unknown_conversation"}
+
+
+def test_every_answer_forbids_the_browser_what_it_does_not_need(client: Client) -> None:
+    """A strict policy without inline script, style or eval stands on every response."""
+    for answer in (client.get("/"), client.get("/nothing"), client.get("/static/halt.js")):
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'self'" in policy
+        assert "unsafe" not in policy
+        assert "frame-ancestors 'none'" in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+# --- before and between the tokens ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["silent_headers", "silent_first_token"])
+def test_the_first_bytes_come_while_the_model_is_silent(client: Client, model: str) -> None:
+    """A client has its headers and its stream's ID at once, whatever the model does."""
+    with client.chat(model) as events:
+        assert events.until_comment(1).seen == []
+        client.stop(events.id)
+        assert events.to_end().terminal["type"] == "cancelled"
+
+
+def test_a_silent_stream_shows_that_it_is_alive(small_logs: HaltServer) -> None:
+    """Comments keep proxies and clients from taking silence for a dead connection."""
+    client = small_logs.client()
+    with client.chat("stall?n=2") as events:
+        events.until_text("1 ").until_comment(events.comments + 2)
+        client.stop(events.id)
+        events.to_end()
+    assert events.text == "0 1 "
+
+
+# --- GET /streams/ID ------------------------------------------------------------------------------
+
+
+def test_a_finished_stream_can_be_read_again_from_anywhere(client: Client) -> None:
+    """Replay gives the very same events, from the beginning or after any one of them."""
+    first = client.chat("count?n=20&gap_ms=3").to_end()
+    assert client.follow(first.id).to_end().seen == first.seen
+    middle = len(first.seen) // 2
+    assert client.follow(first.id, after=middle).to_end().seen == first.seen[middle:]
+    again = client.follow(first.id, Last_Event_ID=str(middle)).to_end()
+    assert again.seen == first.seen[middle:]
+
+
+def test_a_browsers_last_event_wins_over_the_address(client: Client) -> None:
+    """An EventSource that reconnects sends Last-Event-ID to the address it began with."""
+    first = client.chat("count?n=20&gap_ms=3").to_end()
+    again = client.follow(first.id, after=2, Last_Event_ID="1").to_end()
+    assert again.seen == first.seen[1:]
+
+
+def test_a_reader_that_has_everything_is_told_so(client: Client) -> None:
+    """Asked for what comes after the last event, a finished stream says [DONE] and no more."""
+    first = client.chat("count?n=5").to_end()
+    again = client.follow(first.id, after=len(first.seen) - 1).to_end()
+    assert [m.data for m in again.seen] == ["[DONE]"]
+
+
+def test_two_readers_follow_a_running_stream(client: Client, shared_fake: FakeOpenAI) -> None:
+    """Readers may come late and leave early: each sees every event in order, the run goes on."""
+    said = new_id()
+    first = client.chat("stall?n=10&gap_ms=5&rest=10", said)
+    first.until_text("9 ")
+    second = client.follow(first.id).until_text("9 ")
+    third = client.follow(first.id, after=3)
+    first.close()
+    asked(shared_fake, said).release()
+    second.to_end()
+    third.to_end()
+    assert second.text == "".join(f"{n} " for n in range(20))
+    assert third.seen == second.seen[3:]
+
+
+def test_reading_starts_nothing(client: Client) -> None:
+    """An ID that nobody started is 404, before and after it was asked for."""
+    unknown = new_id()
+    for _ in range(2):
+        refused = client.get(f"/streams/{unknown}")
+        assert refused.status == 404
+        assert refused.error["code"] == "unknown_stream"
+
+
+@pytest.mark.parametrize("after", ["-1", "x", "1.5", "٣", "9" * 16])
+def test_an_offset_that_is_no_number_is_refused(client: Client, after: str) -> None:
+    """400 names the field."""
+    stream_id = client.chat("count?n=1").to_end().id
+    connection = client.connect()
+    client.send(connection, "GET", f"/streams/{stream_id}", headers={"Last-Event-ID": "x"})
+    assert connection.getresponse().status == 400
+    connection.close()
+    quoted = "".join(f"%{byte:02x}" for byte in after.encode())
+    refused = client.get(f"/streams/{stream_id}?after={quoted}")
+    assert refused.status == 400
+    assert refused.error["field"] == "after"
+
+
+def test_a_reader_beyond_the_end_is_told_that_it_is_over(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """Whoever has more than there will be gets the protocol's end, running or ended."""
+    said = new_id()
+    with client.chat("stall?n=3", said) as events:
+        early = client.follow(events.until_text("2 ").id, after=1000)
+        asked(shared_fake, said).release()
+        events.to_end()
+        for reader in (early, client.follow(events.id, after=1000)):
+            assert [each.data for each in reader.to_end().seen] == ["[DONE]"]
+
+
+def test_a_reader_below_the_kept_part_is_told_offset_lost(
+    small_logs: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """410 instead of a silent gap; a reader of the kept part gets all of that."""
+    client = small_logs.client()
+    said = new_id()
+    with client.chat("stall?n=400&gap_ms=3", said) as events:
+        events.until_text("399 ")
+        refused = client.get(f"/streams/{events.id}")
+        assert refused.status == 410
+        assert refused.error["code"] == "offset_lost"
+        late = client.follow(events.id, after=len(events.seen) - 2)
+        asked(shared_fake, said).release()
+        events.to_end()
+        assert late.to_end().seen == events.seen[-len(late.seen) :]
+
+
+def test_a_finished_stream_is_there_after_its_time_in_memory(small_logs: HaltServer) -> None:
+    """Memory is given back after HALT_LOG_SECONDS; from then on the store answers, event by event."""
+    client = small_logs.client()
+    first = client.chat("count?n=3").to_end()
+    before = [(each.id, each.data) for each in first.seen]
+    # The next stream's heartbeats are the clock: one comes each second at most.
+    with client.chat("silent_headers") as clock:
+        for seen in range(1, 4):
+            clock.until_comment(seen)
+            again = client.follow(first.id).to_end()
+            assert [(each.id, each.data) for each in again.seen] == before
+
+
+@pytest.mark.parametrize("name", ["evil.example:1", "evil.example", "[", "127.0.0.1.evil.example"])
+def test_a_name_that_is_not_this_servers_is_refused(halt: HaltServer, name: str) -> None:
+    """Without a token nobody's page can reach this server under a name of its own."""
+    refused = halt.client().get("/healthz", Host=name)
+    assert refused.status in {400, 403}
+    if refused.status == 403:
+        assert refused.error["code"] == "unknown_host"
+
+
+@pytest.mark.parametrize("name", ["localhost", "LOCALHOST:99", "127.0.0.1", "[::1]:8000"])
+def test_a_servers_own_names_are_served(halt: HaltServer, name: str) -> None:
+    """Every name of loopback, whatever the port that a tunnel or proxy has."""
+    assert halt.client().get("/healthz", Host=name).status == 200
+
+
+# --- whose stream it is ---------------------------------------------------------------------------
+
+
+def test_a_stream_of_a_browser_session_is_that_sessions_alone(
+    halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """Another session and a program can neither read nor stop it, nor learn that it exists."""
+    mine, other, program = halt.client(), halt.client(), halt.client()
+    for browser in (mine, other):
+        assert browser.get("/").status == 200
+        assert browser.cookies
+    said = new_id()
+    with mine.chat("stall?n=3", said) as events:
+        events.until_text("2 ")
+        for stranger in (other, program):
+            assert stranger.get(f"/streams/{events.id}").error["code"] == "unknown_stream"
+            receipt = stranger.stop(events.id)
+            assert (receipt.status, receipt.json["status"]) == (202, "pending")
+            assert stranger.post("/stop", {"stream_id": events.id}).json["status"] == "pending"
+            page = stranger.get(f"/streams/{events.id}/page")
+            assert b"0 1 2" not in page.body
+        assert not asked(shared_fake, said).closed.is_set()
+        assert mine.follow(events.id).until_text("2 ")
+        assert mine.stop(events.id).json["status"] == "stopped"
+        assert events.to_end().terminal["type"] == "cancelled"
+
+
+def test_a_stream_of_a_program_belongs_to_whoever_knows_its_id(halt: HaltServer) -> None:
+    """A script may start a stream and another one stop it."""
+    one, another = halt.client(), halt.client()
+    with one.chat("stall?n=3") as events:
+        events.until_text("2 ")
+        assert another.follow(events.id).until_text("2 ")
+        assert another.stop(events.id).json["status"] == "stopped"
+
+
+def test_ids_of_the_servers_choice_cannot_be_guessed(client: Client) -> None:
+    """128 random bits: no two alike, none derived from another."""
+    ids = {client.chat("count?n=1").to_end().id for _ in range(5)}
+    assert len(ids) == 5
+    assert all(len(each) >= 22 for each in ids)
+
+
+# --- other sites ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["/chat/stream", "/stop", "/stop/0123456789", "/c/12345678/messages"]
+)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+    ],
+    ids=lambda headers: "-".join(headers.values()),
+)
+def test_another_site_can_change_nothing(
+    client: Client, path: str, headers: dict[str, str]
+) -> None:
+    """What a browser sends on behalf of another site is refused before anything is looked at."""
+    refused = client.post(path, {"messages": HELLO}, **headers)
+    assert refused.status == 403
+    assert refused.error["code"] == "foreign_site"
+
+
+def test_our_own_page_and_programs_are_let_in(halt: HaltServer, client: Client) -> None:
+    """Same origin, an address typed by the user, and clients that are no browsers."""
+    for headers in (
+        {"Sec_Fetch_Site": "same-origin", "Origin": halt.url},
+        {"Sec_Fetch_Site": "none"},
+        {"Origin": halt.url},
+        {},
+    ):
+        assert client.post(f"/stop/{new_id()}", **headers).status == 202
+
+
+# --- health ---------------------------------------------------------------------------------------
+
+
+def test_health_tells_version_streams_and_upstream(fake: FakeOpenAI, start_halt: StartHalt) -> None:
+    """A load balancer sees at one address whether this server can be used."""
+    client = start_halt(fake).client()
+    health = client.get("/healthz")
+    assert health.status == 200
+    assert health.json["status"] == "ok"
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", health.json["version"])
+    assert (health.json["open_streams"], health.json["upstream"]) == (0, "reachable")
+    with client.chat("stall?n=1") as events:
+        events.until_text("0 ")
+        assert client.get("/healthz").json["open_streams"] == 1
+        client.stop(events.id)
+        events.to_end()
+    eventually(lambda: client.get("/healthz").json["open_streams"] == 0)
+
+
+def test_health_says_that_the_model_cannot_be_reached(start_halt: StartHalt) -> None:
+    """Halt itself is well: 200, with the reason why no answer would come."""
+    health = start_halt("http://127.0.0.1:9/v1").client().get("/healthz")
+    assert health.status == 200
+    assert health.json["upstream"] == "unreachable: upstream_refused"

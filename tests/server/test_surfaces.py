@@ -1,0 +1,988 @@
+"""Text, JSON, EventSource and the list of streams: one core, and what each makes of it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+from urllib.parse import urlencode
+
+import anthropic._streaming as anthropic_streaming
+import openai._streaming as openai_streaming
+import pytest
+
+from halt.app import create_app
+from halt.config.environment import load
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.halt_server import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
+from tests.support.sse import PATIENCE, Client, Events
+
+TEXT = {"Accept": "text/plain"}
+JSON = {"Accept": "application/json"}
+
+
+def numbers(n: int) -> str:
+    """What `count` says."""
+    return "".join(f"{i} " for i in range(n))
+
+
+@pytest.fixture
+def client(halt: HaltServer) -> Client:
+    """A program that talks to the shared server."""
+    return halt.client()
+
+
+@pytest.fixture(scope="module")
+def strict(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server with few places, a token and a short grace that tries everything once."""
+    server = HaltServer(
+        {
+            "OPENAI_BASE_URL": shared_fake.base_url,
+            "OPENAI_API_KEY": "fake",
+            "HALT_RETRIES": "0",
+            "HALT_MAX_STREAMS": "2",
+            "HALT_MAX_BODY_BYTES": "8192",
+            "HALT_FIRST_BYTE_TIMEOUT": "1.5",
+            "HALT_TOKEN": "open-sesame",
+            "HALT_LOG_SECONDS": "0",
+        }
+    )
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def lively(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server that soon speaks up in silence, and has no patience with a model for long."""
+    server = HaltServer(
+        {
+            "OPENAI_BASE_URL": shared_fake.base_url,
+            "OPENAI_API_KEY": "fake",
+            "HALT_RETRIES": "0",
+            "HALT_HEARTBEAT": "0.2",
+            "HALT_FIRST_BYTE_TIMEOUT": "2.5",
+        }
+    )
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def program(strict: HaltServer) -> Client:
+    """A program that has that server's token."""
+    return strict.client(Authorization="Bearer open-sesame")
+
+
+class Text:
+    """A response of POST /chat, read as it comes."""
+
+    def __init__(self, client: Client, body: dict[str, Any]) -> None:
+        self.connection = client.connect()
+        client.send(self.connection, "POST", "/chat", body, TEXT)
+        self.response = self.connection.getresponse()
+        self.said = b""
+
+    def until(self, text: str) -> None:
+        """Read until this text has come."""
+        while text.encode() not in self.said:
+            piece = self.response.read1(65536)
+            assert piece, f"ended with {self.said!r}"
+            self.said += piece
+
+    def to_end(self) -> str:
+        """Everything. Raises http.client.IncompleteRead where the body has no proper end."""
+        try:
+            while piece := self.response.read1(65536):
+                self.said += piece
+        finally:
+            self.connection.close()
+        return self.said.decode()
+
+    def leave(self) -> None:
+        self.response.close()
+        self.connection.close()
+
+
+# --- POST /chat as text ---------------------------------------------------------------------------
+
+
+def test_the_answers_text_comes_as_it_is_written(client: Client, shared_fake: FakeOpenAI) -> None:
+    """Plain UTF-8, piece by piece, with the stream's ID in a header, to a proper end."""
+    said = new_id()
+    text = Text(client, {"prompt": said, "model": "stall?n=3&rest=2"})
+    assert text.response.status == 200
+    assert text.response.headers["content-type"] == "text/plain; charset=utf-8"
+    assert text.response.headers["cache-control"] == "no-store, no-transform"
+    text.until("2 ")
+    asked(shared_fake, said).release()
+    assert text.to_end() == numbers(5)
+    stream_id = text.response.headers["x-stream-id"]
+    assert client.follow(stream_id).to_end().text == numbers(5)
+
+
+def test_a_thought_whose_end_alone_is_marked(client: Client) -> None:
+    """JSON has it in its place; where it was text already, it is a paragraph of its own."""
+    body = {"prompt": new_id(), "model": "shape?name=think_end"}
+    assert Text(client, body).to_end() == "hm\n\nHello"
+    whole = client.post("/chat", body, **JSON).json
+    assert (whole["content"], whole["reasoning"]) == ("Hello", "hm")
+
+
+def test_prompt_system_and_options_reach_the_model(client: Client, shared_fake: FakeOpenAI) -> None:
+    """A prompt becomes the user's message, `system` comes before it; messages are taken as well."""
+    said = new_id()
+    body = {"prompt": said, "system": "Be brief.", "model": "echo", "temperature": 0.5}
+    assert client.post("/chat", body).body.decode() == said
+    sent = asked(shared_fake, said).body
+    assert sent["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": said},
+    ]
+    assert sent["temperature"] == 0.5
+    messages = [{"role": "user", "content": "from messages"}]
+    assert client.post("/chat", {"messages": messages, "model": "echo"}).body == b"from messages"
+
+
+def test_characters_are_never_cut(client: Client) -> None:
+    """Each piece of the text is whole UTF-8; nothing of it is escaped or reworked."""
+    answer = client.post("/chat", {"prompt": 'naïve "中文" 👩‍👧 <b>\n', "model": "echo"})
+    assert answer.body.decode() == 'naïve "中文" 👩‍👧 <b>\n'
+
+
+@pytest.mark.parametrize("accept", [TEXT, JSON], ids=["text", "json"])
+@pytest.mark.parametrize(
+    ("model", "status", "code"),
+    [
+        ("401", 502, "unauthorized"),
+        ("429?retry_after=17", 429, "rate_limited"),
+        ("500", 502, "upstream_server_error"),
+        ("context", 400, "context_too_long"),
+        ("silent_headers", 504, "first_byte_timeout"),
+        ("error_in_stream?n=0", 502, "upstream_error"),
+    ],
+)
+def test_an_error_before_the_first_text_is_the_answers_status(
+    program: Client, accept: dict[str, str], model: str, status: int, code: str
+) -> None:
+    """A JSON error with a fitting status, whatever form the answer was to have."""
+    refused = program.request("POST", "/chat", {"prompt": "Hello", "model": model}, accept)
+    assert (refused.status, refused.error["code"]) == (status, code)
+    assert refused.headers["x-stream-id"]
+    assert refused.headers.get("retry-after") == ("17" if status == 429 else None)
+
+
+@pytest.mark.parametrize("model", ["drop?n=5&gap_ms=5", "garbage?n=5", "error_in_stream?n=5"])
+def test_an_error_in_mid_answer_breaks_the_text_off(program: Client, model: str) -> None:
+    """A line says why, and the body lacks its end, so that no client takes it for whole."""
+    text = Text(program, {"prompt": "Hello", "model": model})
+    assert text.response.status == 200
+    with pytest.raises(http.client.IncompleteRead):
+        text.to_end()
+    said, _, error = text.said.decode().partition("\n")
+    assert said == numbers(5)
+    assert error.startswith("[error: upstream_")
+    assert error.endswith("\n")
+    assert error.count("\n") == 1
+
+
+def test_a_broken_off_answer_is_no_fault_of_the_servers(
+    strict: HaltServer, program: Client
+) -> None:
+    """It is logged as the model's failure, in one line, without a traceback."""
+    text = Text(program, {"prompt": "Hello", "model": "drop?n=5&gap_ms=5"})
+    with pytest.raises(http.client.IncompleteRead):
+        text.to_end()
+    strict.wait_printed(rf"stream {text.response.headers['x-stream-id']} failed: upstream_dropped")
+    assert "Traceback" not in strict.printed
+
+
+def test_a_silent_model_holds_back_no_head(start_halt: StartHalt, shared_fake: FakeOpenAI) -> None:
+    """After HALT_HEARTBEAT a proxy sees the response begin; the text comes when the model speaks."""
+    lively = start_halt(shared_fake, HALT_HEARTBEAT="0.2")
+    said = new_id()
+    body = json.dumps({"prompt": said, "model": "silent_first_token?n=3"}).encode()
+    request = b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b"
+    with socket.create_connection((lively.host, lively.port), timeout=PATIENCE) as sock:
+        sock.sendall(request % (len(body), body))
+        head = sock.recv(65536)
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert head.endswith(b"\r\n\r\n"), "the model has said nothing"
+        asked(shared_fake, said).release()
+        answer = b""
+        while not answer.endswith(b"0\r\n\r\n"):
+            part = sock.recv(65536)
+            assert part, answer
+            answer += part
+    assert b"2 " in answer
+
+
+def test_a_fault_behind_the_head_breaks_the_text_off(lively: HaltServer) -> None:
+    """A model that stays silent is told as a fault in mid-answer is."""
+    text = Text(lively.client(), {"prompt": "Hello", "model": "silent_first_token"})
+    assert text.response.status == 200
+    with pytest.raises(http.client.IncompleteRead):
+        text.to_end()
+    assert text.said.startswith(b"\n[error: first_byte_timeout] ")
+
+
+def test_a_stopped_text_ends_in_order(client: Client) -> None:
+    """What came before the Stop is all there is, and that is no error."""
+    text = Text(client, {"prompt": "Hello", "model": "stall?n=3"})
+    text.until("2 ")
+    assert client.stop(text.response.headers["x-stream-id"]).json["upstream"] == "closed"
+    assert text.to_end() == numbers(3)
+
+
+def test_a_text_that_is_stopped_before_it_begins_is_empty(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """Its ID was chosen by the client, so Stop could be pressed in the silence."""
+    chosen = new_id()
+    assert client.stop(chosen).status == 202
+    answer = client.post("/chat", {"prompt": "Hello", "model": "count", "id": chosen})
+    assert (answer.status, answer.body) == (200, b"")
+    assert answer.headers["x-stream-id"] == chosen
+
+
+# --- what becomes of a run whose reader leaves ----------------------------------------------------
+
+#: How each surface is asked for the same, and what it does where nothing is said: with an ID of the
+#: client's own, and without.
+STARTS: dict[str, tuple[str, str, dict[str, str], str, str]] = {
+    "text": ("POST", "/chat", TEXT, "stop", "stop"),
+    "json": ("POST", "/chat", JSON, "stop", "stop"),
+    "stream": ("POST", "/chat/stream", {}, "continue", "stop"),
+    "eventsource": ("GET", "/stream", {}, "continue", "stop"),
+    "openai": ("POST", "/v1/chat/completions", {}, "stop", "stop"),
+}
+
+
+def begun(client: Client, surface: str, said: str, model: str, **fields: Any) -> Any:
+    """Start a run on this surface and return its connection; a chosen ID is sent as it is there."""
+    method, path, headers, *_ = STARTS[surface]
+    body: dict[str, Any] = {"model": model, **fields}
+    if surface == "openai" and "id" in body:
+        headers = {"X-Stream-Id": body.pop("id")}
+    if surface == "eventsource":
+        path += "?" + urlencode({**body, "prompt": said})
+    elif surface in {"text", "json"}:
+        body["prompt"] = said
+    else:
+        body["messages"] = [{"role": "user", "content": said}]
+    if surface == "openai":
+        body["stream"] = True
+    connection = client.connect()
+    client.send(connection, method, path, None if method == "GET" else body, headers)
+    return connection
+
+
+def test_each_start_says_what_becomes_of_a_run_without_readers(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """`on_disconnect` decides; without it, whether there is an ID to come back to, or the surface.
+
+    The model's server is the judge: it sees the connection close in the middle, or all of it taken.
+    """
+    models = {"stop": "count?n=100000&gap_ms=10", "continue": "count?n=200&gap_ms=10"}
+    started = []
+    for surface, choice, chosen in product(STARTS, ("stop", "continue", None), (True, False)):
+        said = new_id()
+        fields = {"id": new_id()} if chosen else {}
+        if choice is not None:
+            fields["on_disconnect"] = choice
+        *_, named, unnamed = STARTS[surface]
+        expected = choice or (named if chosen else unnamed)
+        connection = begun(client, surface, said, models[expected], **fields)
+        started.append(((surface, choice, chosen), expected, said, connection))
+    for _, _, said, connection in started:
+        asked(shared_fake, said).wait_tokens(1)
+        connection.close()
+    for case, expected, said, _ in started:
+        record = asked(shared_fake, said)
+        seen = record.closed if expected == "stop" else record.finished
+        assert seen.wait(SEEN_WITHIN), (case, expected, record)
+        assert "on_disconnect" not in record.body
+
+
+def test_a_silent_model_is_stopped_too_when_its_reader_leaves(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """Before the first text, where nothing is written that could fail."""
+    for surface in STARTS:
+        said = new_id()
+        fields = {"on_disconnect": "stop", "id": new_id()}
+        connection = begun(client, surface, said, "silent_first_token", **fields)
+        record = asked(shared_fake, said)
+        connection.close()
+        assert record.closed.wait(SEEN_WITHIN), surface
+        with client.follow(fields["id"]) as events:
+            ended = events.to_end().terminal
+        assert (ended["type"], ended["reason"]) == ("cancelled", "no_viewer")
+
+
+def test_a_run_that_is_to_stop_lasts_as_long_as_its_last_reader(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """Another reader, on whatever surface, keeps it; who leaves and comes back finds it ended."""
+    said, chosen = new_id(), new_id()
+    text = Text(client, {"prompt": said, "model": "stall?n=3", "id": chosen})
+    text.until("2 ")
+    with client.follow(chosen).until_text("2 ") as events:
+        text.leave()
+        record = asked(shared_fake, said)
+        record.release()
+        assert events.to_end().terminal["type"] == "done"
+
+
+def test_another_word_for_what_becomes_of_it_is_refused(client: Client) -> None:
+    """400 names the field."""
+    for surface in STARTS:
+        connection = begun(client, surface, "Hello", "count?n=1", on_disconnect="maybe")
+        response = connection.getresponse()
+        error = json.loads(response.read())["error"]
+        connection.close()
+        assert response.status == 400
+        assert error.get("field", error.get("param")) == "on_disconnect"
+
+
+# --- POST /chat as JSON ---------------------------------------------------------------------------
+
+
+def test_the_whole_answer_as_one_object(client: Client) -> None:
+    """Text, finish reason, usage and figures, for a client that prefers JSON."""
+    answer = client.request("POST", "/chat", {"prompt": "Hello", "model": "count?n=5"}, JSON)
+    whole = answer.json
+    assert whole["id"] == answer.headers["x-stream-id"]
+    assert (whole["content"], whole["finish_reason"]) == (numbers(5), "stop")
+    assert (whole["state"], whole["model"]) == ("done", "count?n=5")
+    assert whole["usage"]["completion_tokens"] == whole["metrics"]["tokens"] == 5
+    assert not {"reasoning", "tool_calls"} & whole.keys()
+
+
+def test_thoughts_and_calls_stand_beside_the_text(client: Client) -> None:
+    """They are there where the model has some."""
+    body = {"prompt": "Hello", "model": "reasoning?thoughts=2&n=2"}
+    whole = client.request("POST", "/chat", body, JSON).json
+    assert (whole["content"], whole["reasoning"]) == (numbers(2), "thought0 thought1 ")
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    asks: dict[str, Any] = {"prompt": "Hello", "model": "asks_tools?calls=1", "tools": [tool]}
+    whole = client.request("POST", "/chat", asks, JSON).json
+    assert whole["finish_reason"] == "tool_calls"
+    assert whole["tool_calls"] == [
+        {"id": "call_0", "name": "weather", "arguments": '{"city": "town 0"}'}
+    ]
+
+
+def test_a_whole_answer_that_was_stopped_says_so(client: Client, shared_fake: FakeOpenAI) -> None:
+    """The text up to the Stop, with the state "cancelled" and no finish reason."""
+    chosen, said = new_id(), new_id()
+    connection = client.connect()
+    body = {"prompt": said, "model": "stall?n=3", "id": chosen}
+    client.send(connection, "POST", "/chat", body, JSON)
+    asked(shared_fake, said)
+    with client.follow(chosen) as events:
+        events.until_text("2 ")
+    client.stop(chosen)
+    whole = json.loads(connection.getresponse().read())
+    connection.close()
+    assert (whole["content"], whole["finish_reason"]) == (numbers(3), None)
+    assert (whole["state"], whole["reason"]) == ("cancelled", "stop")
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", "text/plain"),
+        ("text/plain", "text/plain"),
+        ("application/json", "application/json"),
+        ("application/json, */*;q=0.5", "application/json"),
+        ("text/plain, application/json;q=0.9", "text/plain"),
+    ],
+)
+def test_the_client_says_which_form_it_wants(client: Client, accept: str, kind: str) -> None:
+    """Text, unless JSON is preferred."""
+    answer = client.post("/chat", {"prompt": "Hello", "model": "count?n=1"}, Accept=accept)
+    assert answer.headers["content-type"].partition(";")[0] == kind
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "prompt"),
+        ({"prompt": " "}, "prompt"),
+        ({"prompt": 5}, "prompt"),
+        ({"prompt": "a", "messages": []}, "prompt"),
+        ({"prompt": "a", "system": 5}, "system"),
+        ({"prompt": "a", "temperature": "hot"}, "temperature"),
+        ({"prompt": "a", "promt": "b"}, "promt"),
+        ({"prompt": "a", "id": "short"}, "id"),
+        ({"messages": "a", "system": "b"}, "messages"),
+        ([], "body"),
+        (b"prompt=hello", "body"),
+    ],
+    ids=str,
+)
+def test_a_bad_request_names_its_field(client: Client, body: Any, field: str) -> None:
+    """400, as everywhere."""
+    refused = client.post("/chat", body)
+    assert (refused.status, refused.error["field"]) == (400, field)
+
+
+# --- limits of all surfaces -----------------------------------------------------------------------
+
+
+def test_whoever_waits_has_a_place_and_no_more_than_there_are_may_wait(
+    strict: HaltServer, program: Client
+) -> None:
+    """Whole answers count as streams do: beyond the cap 503 at once, and Stop works."""
+    waiting: list[http.client.HTTPConnection] = []
+    ids = [new_id(), new_id()]
+    for chosen in ids:
+        waiting.append(program.connect())
+        body = {"prompt": "Hello", "model": "stall?n=1", "id": chosen}
+        program.send(waiting[-1], "POST", "/chat", body, JSON)
+        eventually(lambda: program.get("/healthz").json["open_streams"] == len(waiting))
+    messages = [{"role": "user", "content": "a"}]
+    for path in ("/chat", "/chat/stream", "/v1/chat/completions"):
+        refused = program.post(path, {"messages": messages})
+        assert refused.status == 503
+        assert int(refused.headers["retry-after"]) >= 1
+    assert program.get("/stream?prompt=a").status == 503
+    assert program.get("/v1/models").status == 503
+    for chosen, connection in zip(ids, waiting, strict=True):
+        assert program.stop(chosen).json["status"] == "stopped"
+        assert connection.getresponse().read()
+        connection.close()
+
+
+def test_bodies_over_the_limit_are_refused(program: Client) -> None:
+    """413 as everywhere."""
+    refused = program.post("/chat", {"prompt": "x" * 9000})
+    assert (refused.status, refused.error["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/chat", {"POST", "OPTIONS"}),
+        ("POST", "/stream", {"GET", "HEAD", "OPTIONS"}),
+        ("POST", "/streams", {"GET", "HEAD", "OPTIONS"}),
+        ("GET", "/stop-all", {"POST", "OPTIONS"}),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(
+    client: Client, method: str, path: str, allowed: set[str]
+) -> None:
+    """405 with the methods that are allowed."""
+    refused = client.request(method, path)
+    assert refused.status == 405
+    assert set(refused.headers["allow"].split(", ")) == allowed
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+        {"Origin": "https://evil.example"},
+        {"Referer": "https://evil.example/page"},
+        {"User_Agent": "Mozilla/5.0"},  # an image elsewhere, over plain HTTP, without a referrer
+    ],
+    ids=lambda headers: "-".join(headers.values()),
+)
+def test_another_site_starts_nothing_by_get(
+    client: Client, shared_fake: FakeOpenAI, headers: dict[str, str]
+) -> None:
+    """An image or a link elsewhere that points at /stream is refused before the model is asked."""
+    said = new_id()
+    refused = client.get(f"/stream?model=echo&prompt={said}", **headers)
+    assert (refused.status, refused.error["code"]) == (403, "foreign_site")
+    assert not [r for r in shared_fake.requests if said in str(r.body)]
+
+
+@pytest.mark.parametrize("path", ["/chat", "/stop-all", "/v1/chat/completions"])
+def test_another_site_changes_nothing_by_post(client: Client, path: str) -> None:
+    """Refused before anything is looked at."""
+    assert client.post(path, {"prompt": "a"}, Sec_Fetch_Site="cross-site").status == 403
+
+
+# --- GET /stream ----------------------------------------------------------------------------------
+
+
+def ask(client: Client, headers: dict[str, str] | None = None, **parameters: Any) -> Events:
+    """What an EventSource does."""
+    path = f"/stream?{urlencode(parameters)}"
+    return client.stream("GET", path, headers={"Accept": "text/event-stream", **(headers or {})})
+
+
+def all_of(events: Events) -> Events:
+    """Read to the end of the response."""
+    for _ in events:
+        pass
+    events.close()
+    return events
+
+
+def test_an_eventsource_gets_content_and_then_done(client: Client) -> None:
+    """Unnamed messages of JSON, each with an ID that names the stream; the last says done."""
+    events = all_of(ask(client, prompt="Hello", model="count?n=30&gap_ms=2"))
+    assert events.status == 200
+    assert events.headers["content-type"].startswith("text/event-stream")
+    assert events.headers["cache-control"] == "no-store, no-transform"
+    *content, done = events.seen
+    assert {m.event for m in events.seen} == {""}
+    assert "".join(m.json["content"] for m in content) == numbers(30)
+    assert all(m.id.startswith(f"{events.id}.") for m in content)
+    assert (done.id, done.json["done"], done.json["finish_reason"]) == (
+        f"{events.id}.end",
+        True,
+        "stop",
+    )
+    assert done.json["metrics"]["tokens"] == 30
+
+
+def test_parameters_reach_the_model(client: Client, shared_fake: FakeOpenAI) -> None:
+    """Numbers are words in an address, and mean the same."""
+    said = new_id()
+    events = all_of(
+        ask(client, prompt=said, system="Be brief.", model="echo", temperature="0.5", max_tokens=9)
+    )
+    assert events.text == said
+    sent = asked(shared_fake, said).body
+    assert [m["content"] for m in sent["messages"]] == ["Be brief.", said]
+    assert (sent["temperature"], sent["max_tokens"]) == (0.5, 9)
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("", "prompt"),
+        ("prompt=", "prompt"),
+        ("prompt=a&temperature=hot", "temperature"),
+        ("prompt=a&max_tokens=0", "max_tokens"),
+        ("prompt=a&id=short", "id"),
+        ("prompt=a&messages=b", "messages"),
+    ],
+)
+def test_a_bad_parameter_is_named(client: Client, query: str, field: str) -> None:
+    """400, which ends an EventSource."""
+    refused = client.get(f"/stream?{query}")
+    assert (refused.status, refused.error["field"]) == (400, field)
+
+
+def test_an_eventsource_that_asks_again_after_the_end_is_told_to_stop(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """204 is what ends its loop; the prompt is not run again, however often it asks."""
+    said = new_id()
+    events = all_of(ask(client, prompt=said, model="echo"))
+    for _ in range(3):
+        again = client.get(f"/stream?model=echo&prompt={said}", Last_Event_ID=events.seen[-1].id)
+        assert (again.status, again.body) == (204, b"")
+    assert len([r for r in shared_fake.requests if said in str(r.body)]) == 1
+
+
+def test_an_eventsource_that_lost_its_connection_goes_on_where_it_was(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """The last ID names run and event: the rest follows, and the prompt is not run again."""
+    said = new_id()
+    parameters: dict[str, Any] = {
+        "prompt": said,
+        "model": "stall?n=5&gap_ms=5&rest=5",
+        "on_disconnect": "continue",
+    }
+    with ask(client, **parameters) as first:
+        first.until_text("4 ")
+        last = first.seen[-1].id
+    asked(shared_fake, said).release()
+    second = all_of(ask(client, {"Last-Event-ID": last}, **parameters))
+    assert first.text + second.text == numbers(10)
+    assert second.terminal["type"] == "done"
+    assert len([r for r in shared_fake.requests if said in str(r.body)]) == 1
+
+
+def test_the_id_is_known_before_the_first_word(client: Client, shared_fake: FakeOpenAI) -> None:
+    """A connection that is lost while the model is silent finds its run again too."""
+    said = new_id()
+    connection = client.connect()
+    path = f"/stream?model=silent_first_token&on_disconnect=continue&prompt={said}"
+    client.send(connection, "GET", path)
+    response = connection.getresponse()
+    opening = response.read1(65536).decode()
+    response.close()
+    connection.close()
+    stream_id = response.headers["x-stream-id"]
+    nothing = '{"type":"content","content":""}'
+    assert opening == f"retry: 1000\nid: {stream_id}.0\ndata: {nothing}\n\n"
+    asked(shared_fake, said).release()
+    events = all_of(ask(client, {"Last-Event-ID": f"{stream_id}.0"}, prompt=said))
+    assert events.text == numbers(20)
+
+
+def events_of_httpx_sse(raw: bytes) -> list[str]:
+    """The data of each event as httpx-sse dispatches it: at every empty line behind an ID."""
+    found: list[str] = []
+    data: list[str] = []
+    fields: dict[str, str] = {}
+    for line in raw.decode().split("\n")[:-1]:
+        name, _, value = line.partition(":")
+        if name == "data":
+            data.append(value.removeprefix(" "))
+        elif name:
+            fields[name] = value
+        elif not line and (data or fields):
+            found.append("\n".join(data))
+            data, fields = [], {name: fields[name] for name in ("id",) if name in fields}
+    return found
+
+
+DECODERS: dict[str, Callable[[bytes], list[str]]] = {
+    "httpx-sse": events_of_httpx_sse,
+    "openai": lambda raw: [e.data for e in openai_streaming.SSEDecoder().iter_bytes(iter([raw]))],
+    "anthropic": lambda raw: [
+        e.data for e in anthropic_streaming.SSEDecoder().iter_bytes(iter([raw]))
+    ],
+}
+
+
+@pytest.mark.parametrize("surface", ["stream", "eventsource", "openai", "follow"])
+def test_no_client_finds_an_event_in_silence(
+    lively: HaltServer, shared_fake: FakeOpenAI, surface: str
+) -> None:
+    """Libraries that dispatch at every empty line find JSON, or [DONE], and nothing else."""
+    client, said, chosen = lively.client(), new_id(), new_id()
+    start = "stream" if surface == "follow" else surface
+    connection = begun(client, start, said, "stall?n=3", id=chosen, on_disconnect="continue")
+    response = connection.getresponse()
+    if surface == "follow":
+        connection.close()
+        connection = client.connect()
+        client.send(connection, "GET", f"/streams/{chosen}")
+        response = connection.getresponse()
+    raw = b""
+    while b"\n\n:\n" not in raw:  # a heartbeat behind an event
+        raw += response.read1(65536)
+    asked(shared_fake, said).release()
+    while piece := response.read1(65536):
+        raw += piece
+    connection.close()
+    for name, decode in DECODERS.items():
+        messages = decode(raw)
+        assert messages, name
+        text = ""
+        for data in messages:
+            if data != "[DONE]":
+                event = json.loads(data)
+                text += "" if surface == "openai" else event["content"]
+        assert surface == "openai" or text == numbers(8), name
+
+
+def test_every_event_has_content_to_append(client: Client) -> None:
+    """Thoughts and calls add nothing, and a client that looks at no type never says undefined."""
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    for model in ("reasoning?thoughts=2&n=2", "asks_tools?calls=2&n=2", "drop?n=2&gap_ms=5"):
+        events = client.chat(model, tools=[tool]).to_end()
+        said = [m.json for m in events.seen if m.data != "[DONE]"]
+        assert "".join(event["content"] for event in said) == numbers(2)
+        assert {event["type"] for event in said} > {"content"}
+    lost = all_of(ask(client, {"Last-Event-ID": f"{new_id()}.7"}, prompt="Hello"))
+    assert lost.seen[0].json["content"] == ""
+
+
+def test_a_start_whose_answer_was_lost_is_no_second_start(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """With an ID of the client's own, the same address twice is one run; another prompt is not."""
+    said, chosen = new_id(), new_id()
+    parameters: dict[str, Any] = {"prompt": said, "model": "stall?n=3", "id": chosen}
+    with ask(client, **parameters) as first:
+        first.until_text("2 ")
+        with ask(client, **parameters) as second:
+            assert second.until_text("2 ").id == chosen
+    refused = client.get(f"/stream?prompt=other&id={chosen}")
+    assert (refused.status, refused.error["code"]) == (409, "stream_in_use")
+    client.stop(chosen)
+    assert len([r for r in shared_fake.requests if said in str(r.body)]) == 1
+
+
+def test_a_stream_that_is_no_longer_known_ends_in_words(client: Client) -> None:
+    """After a restart: an error as an event, then 204; the prompt is not run again."""
+    lost = all_of(ask(client, {"Last-Event-ID": f"{new_id()}.7"}, prompt="Hello"))
+    (message,) = lost.seen
+    assert message.json["done"] is True
+    assert message.json["error"]["code"] == "unknown_stream"
+    assert ask(client, {"Last-Event-ID": message.id}, prompt="Hello").status == 204
+    refused = client.get("/stream?prompt=a", Last_Event_ID="7")
+    assert (refused.status, refused.error["field"]) == (400, "Last-Event-ID")
+
+
+def test_stop_and_faults_end_it_with_one_message(client: Client, program: Client) -> None:
+    """A stopped stream says cancelled, a failed one has an error; both are done."""
+    events = ask(client, prompt="Hello", model="stall?n=3").until_text("2 ")
+    client.stop(events.id)
+    assert (all_of(events).terminal["type"], events.terminal["reason"]) == ("cancelled", "stop")
+    events = all_of(ask(program, prompt="Hello", model="drop?n=5&gap_ms=5"))
+    assert events.text == numbers(5)
+    assert events.terminal["error"]["code"] == "upstream_dropped"
+
+
+def test_a_look_at_the_headers_starts_nothing(client: Client, shared_fake: FakeOpenAI) -> None:
+    """HEAD is answered without a run."""
+    said = new_id()
+    answer = client.request("HEAD", f"/stream?model=echo&prompt={said}")
+    assert answer.status == 200
+    assert "x-stream-id" not in answer.headers
+    assert not [r for r in shared_fake.requests if said in str(r.body)]
+
+
+# --- whose streams --------------------------------------------------------------------------------
+
+
+def listed(client: Client) -> list[str]:
+    """The IDs that it is told."""
+    return [each["id"] for each in client.get("/streams").json["streams"]]
+
+
+def test_a_session_sees_and_stops_its_own_streams(halt: HaltServer, client: Client) -> None:
+    """Those of other sessions and of programs are neither listed nor stopped."""
+    mine, other = halt.client(), halt.client()
+    for browser in (mine, other):
+        browser.get("/")
+    with (
+        mine.chat("stall?n=2") as one,
+        ask(mine, prompt="Hello", model="stall?n=2") as two,
+        other.chat("stall?n=2") as theirs,
+        client.chat("stall?n=2") as program,
+    ):
+        for events in (one, two, theirs, program):
+            events.until_text("1 ")
+        assert listed(mine) == [one.id, two.id]
+        first = mine.get("/streams").json["streams"][0]
+        assert (first["state"], first["model"], first["characters"]) == ("running", "stall?n=2", 4)
+        assert first["events"] >= 1
+        assert first["age"] >= 0
+        receipts = mine.post("/stop-all").json["stopped"]
+        assert [(r["id"], r["status"], r["upstream"]) for r in receipts] == [
+            (one.id, "stopped", "closed"),
+            (two.id, "stopped", "closed"),
+        ]
+        assert one.to_end().terminal["type"] == "cancelled"
+        assert listed(mine) == []
+        assert mine.post("/stop-all").json["stopped"] == []
+        assert listed(other) == [theirs.id]
+        for stranger in (other, client):
+            assert stranger.stop(one.id).json["status"] == "pending"
+        other.stop(theirs.id)
+        client.stop(program.id)
+
+
+def test_ids_of_programs_are_no_strangers_business(client: Client) -> None:
+    """Without a session and without a token nothing is listed: an ID is a capability."""
+    with client.chat("stall?n=1") as events:
+        events.until_text("0 ")
+        assert listed(client) == []
+        assert client.post("/stop-all").json["stopped"] == []
+        assert client.stop(events.id).json["status"] == "stopped"
+
+
+def test_whoever_has_the_token_sees_the_streams_of_programs(
+    strict: HaltServer, program: Client
+) -> None:
+    """And may stop all of them; without the token it is 401."""
+    assert strict.client().get("/streams").status == 401
+    with program.chat("stall?n=1") as events:
+        events.until_text("0 ")
+        assert listed(program) == [events.id]
+        (receipt,) = program.post("/stop-all").json["stopped"]
+        assert (receipt["id"], receipt["upstream"]) == (events.id, "closed")
+
+
+def test_old_clients_are_given_the_text_too(halt: HaltServer) -> None:
+    """HTTP/1.0 has no chunks: the text ends with the connection."""
+    body = b'{"prompt": "Hello", "model": "count?n=3"}'
+    head = b"POST /chat HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with socket.create_connection((halt.host, halt.port), timeout=PATIENCE) as sock:
+        sock.sendall(head + body)
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert answer.partition(b"\r\n\r\n")[2] == numbers(3).encode()
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+HUGE = "9" * 5000
+MESSAGES = '"messages":[{"role":"user","content":"Hello"}],"model":"count?n=1"'
+
+#: Numbers in JSON that no field of Halt's own takes.
+NOT_THESE = [str(2**63), str(2**64), str(2**70), "-1", "1e400", HUGE, "1.5"]
+
+
+@pytest.mark.parametrize("number", NOT_THESE, ids=lambda number: number[:24])
+def test_a_number_that_no_field_takes_is_refused_by_its_name(client: Client, number: str) -> None:
+    """In bodies, forms, addresses and headers: 400 with the field, and never a fault of Halt's."""
+    stream = new_id()
+    asks = [
+        ("POST", "/chat/stream", f'{{{MESSAGES},"max_tokens":{number}}}', "max_tokens"),
+        ("POST", "/chat", f'{{"prompt":"x","max_tokens":{number}}}', "max_tokens"),
+        ("POST", "/v1/chat/completions", f'{{{MESSAGES},"n":{number}}}', "n"),
+        ("POST", "/stop", f'{{"stream_id":"{stream}","seen":{number}}}', "seen"),
+        ("POST", f"/stop/{stream}", f'{{"seen":{number}}}', "seen"),
+        ("POST", f"/stop/{stream}?seen={number}", None, "seen"),
+        ("GET", f"/stream?prompt=x&max_tokens={number}", None, "max_tokens"),
+    ]
+    if number != "1.5":
+        asks += [("POST", "/chat/stream", f'{{{MESSAGES},"temperature":{number}}}', "temperature")]
+    if number != "-1":
+        asks += [
+            ("POST", "/chat/stream", f'{{{MESSAGES},"seed":{number}}}', "seed"),
+        ]
+    if number in {"1e400", HUGE}:  # what JSON can hold goes on from there to the model's server
+        asks += [
+            ("POST", "/v1/chat/completions", f'{{{MESSAGES},"max_tokens":{number}}}', "max_tokens"),
+            ("POST", "/v1/chat/completions", f'{{{MESSAGES},"top_k":{number}}}', "top_k"),
+        ]
+    if len(number) < 4000:  # more than an address or a header may hold
+        events = client.chat("count?n=1").to_end()
+        asks += [("GET", f"/streams/{events.id}?after={number}", None, "after")]
+        refused = client.get(f"/streams/{events.id}", Last_Event_ID=number)
+        assert (refused.status, refused.error["field"]) == (400, "after")
+        refused = client.get("/stream?prompt=x", Last_Event_ID=f"{events.id}.{number}")
+        assert (refused.status, refused.error["field"]) == (400, "Last-Event-ID")
+    for method, path, body, field in asks:
+        if len(path) > 4000:
+            continue
+        refused = client.request(
+            method,
+            path,
+            None if body is None else body.encode(),
+            {"Content-Type": "application/json"},
+        )
+        assert refused.status == 400, (path, body, refused)
+        assert refused.error.get("field", refused.error.get("param")) == field, (path, body)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_json_is_refused_as_a_body(client: Client, number: str) -> None:
+    """JSON has no such numbers; in an address they are words, and the field is named."""
+    for path in ("/chat/stream", "/chat", "/v1/chat/completions", "/stop"):
+        refused = client.post(path, f'{{{MESSAGES},"temperature":{number}}}'.encode())
+        assert refused.status == 400, path
+        assert refused.error.get("field", refused.error.get("param")) in {"body", "stream_id"}
+    refused = client.get(f"/stream?prompt=x&temperature={number}")
+    assert (refused.status, refused.error["field"]) == (400, "temperature")
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64, 2**70, -(2**70), 1e300])
+def test_a_number_that_is_the_models_servers_matter_reaches_it(
+    client: Client, shared_fake: FakeOpenAI, number: float
+) -> None:
+    """What Halt has no field for, and what schemas hold, is passed on as it is."""
+    said = new_id()
+    parameters = {"type": "object", "properties": {"n": {"type": "integer", "maximum": number}}}
+    body = {
+        "model": "echo",
+        "messages": [{"role": "user", "content": said}],
+        "top_k": number,
+        "response_format": {"type": "json_schema", "json_schema": {"maximum": number}},
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": parameters}}],
+    }
+    assert client.post("/v1/chat/completions", body).status == 200
+    sent = asked(shared_fake, said).body
+    for name in ("top_k", "response_format", "tools"):
+        assert sent[name] == body[name]
+
+
+@pytest.mark.parametrize("number", ["1e400", HUGE], ids=["1e400", "5000-digits"])
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/chat/stream", "extra_body"), ("/v1/chat/completions", "top_k"), ("/chat", "top_k")],
+)
+def test_a_number_that_nothing_can_hold_is_refused(
+    client: Client, path: str, field: str, number: str
+) -> None:
+    """Also where a server's own field has it: the answer names the field."""
+    inner = f'{{"a":[{number}]}}'
+    refused = client.post(path, f'{{{MESSAGES},"{field}":{inner}}}'.encode())
+    assert refused.status == 400
+    assert refused.error.get("field", refused.error.get("param")) == f"{field}[0]"
+
+
+# --- which request it was -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/"),
+        ("GET", "/static/halt.css"),
+        ("GET", "/static/no-such-file"),
+        ("GET", "/nowhere"),
+        ("GET", "/healthz"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/nowhere"),
+        ("PUT", "/chat"),
+        ("POST", "/chat"),
+        ("GET", "/stream?prompt=x&model=echo"),
+        ("GET", "/streams/no-such-stream"),
+        ("GET", "/ws"),
+        ("HEAD", "/stream"),
+        ("OPTIONS", "/chat"),
+    ],
+)
+def test_every_response_says_which_request_it_answers(
+    client: Client, method: str, path: str
+) -> None:
+    """The client's own ID where it can be one, another one each time where it can not."""
+    answer = client.request(method, path, headers={"X-Request-Id": "my.request-1_A"})
+    assert answer.headers["x-request-id"] == "my.request-1_A"
+    if answer.status >= 400 and method != "HEAD":
+        error = answer.error
+        if path.startswith("/v1/"):
+            assert error["message"].endswith(" (request ID: my.request-1_A)")
+        else:
+            assert error["request_id"] == "my.request-1_A"
+    made = {
+        client.request(method, path, headers={"X-Request-Id": bad}).headers["x-request-id"]
+        for bad in ("", "a b", "x" * 129, "a,b", "<b>", "é".encode().decode("latin-1"))
+    }
+    assert len(made) == 6
+    assert all(re.fullmatch(r"req_[0-9a-f]{24}", each) for each in made)
+
+
+def test_the_log_says_which_request_has_started_a_run_that_failed(lively: HaltServer) -> None:
+    """Also where the run fails long after its request's thread has gone on."""
+    own = f"req.{new_id()}"
+    body = {"messages": [{"role": "user", "content": "Hello"}], "model": "drop?n=3&gap_ms=20"}
+    with lively.client().stream("POST", "/chat/stream", body, {"X-Request-Id": own}) as events:
+        assert events.headers["x-request-id"] == own
+        events.to_end()
+    lively.wait_printed(rf"stream {events.id} failed: upstream_dropped.* \(request ID: {own}\)\n")
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Accept": "text/html"}, {"HX-Request": "true"}], ids=["json", "page", "part"]
+)
+@pytest.mark.parametrize("path", ["/streams", "/v1/models"])
+def test_a_fault_of_halts_own_is_found_in_the_log_by_its_request(
+    caplog: pytest.LogCaptureFixture, path: str, headers: dict[str, str]
+) -> None:
+    """The sentence has the ID, whatever form it is said in, and so has the line with the fault."""
+    app = create_app(load({"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "fake"}))
+    app.config["PROPAGATE_EXCEPTIONS"] = False
+
+    def fails() -> str:
+        raise ZeroDivisionError
+
+    app.view_functions["api.streams"] = app.view_functions["openai_api.models"] = fails
+    own = {"X-Request-Id": "fault-1", **headers}
+    answer = app.test_client().get(path, headers=own)
+    assert answer.status_code == 500
+    assert answer.headers["X-Request-Id"] == "fault-1"
+    assert "It has been logged. (request ID: fault-1)" in answer.text
+    assert answer.text.count("(request ID: fault-1)") == 1
+    (record,) = [each for each in caplog.records if each.name == "halt.web.responses"]
+    assert record.getMessage() == f"unforeseen error in GET {path} (request ID: fault-1)"

@@ -1,0 +1,116 @@
+"""Headers that proxies add: HALT_TRUSTED_PROXIES alone says which of them count, and for what."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.halt_server import HaltServer
+from tests.support.sse import Client
+from tests.support.ws import WebSocket
+
+TOKEN = "open-sesame"
+FORM = "application/x-www-form-urlencoded"
+HELLO = {"messages": [{"role": "user", "content": "Hello"}], "model": "echo"}
+#: What a client may write that wants to be taken for another, or for one with HTTPS.
+FORGED = {
+    "X-Forwarded-For": "203.0.113.1",
+    "X-Forwarded-Proto": "https",
+    "X-Forwarded-Protocol": "ssl",
+    "X-Forwarded-Ssl": "on",
+    "Forwarded": "for=203.0.113.1;proto=https",
+}
+
+
+@pytest.fixture(scope="module")
+def halts(shared_fake: FakeOpenAI) -> Iterator[dict[int, HaltServer]]:
+    """A Halt without a proxy, one behind one that asks for a token, and one behind two."""
+    limit = {"HALT_RATE_ADDRESS": "2/hour", "OPENAI_API_KEY": "fake"}
+    with contextlib.ExitStack() as stack:
+        servers = {}
+        for count, more in ((0, {}), (1, {"HALT_TOKEN": TOKEN}), (2, {})):
+            env = {"OPENAI_BASE_URL": shared_fake.base_url, "HALT_TRUSTED_PROXIES": str(count)}
+            servers[count] = HaltServer(env | limit | more)
+            stack.callback(servers[count].close)
+        yield servers
+
+
+def session_cookie(client: Client) -> str:
+    """What the page's response sets."""
+    page = client.get("/")
+    assert page.status == 200
+    return page.headers["set-cookie"]
+
+
+def test_no_header_counts_without_a_proxy(halts: dict[int, HaltServer]) -> None:
+    """A client on a local network without TLS keeps its session, whatever headers it sends."""
+    client = halts[0].client(**FORGED)
+    assert "Secure" not in session_cookie(client)
+    assert client.get("/", X_Halt_Inspect="1").json == {
+        "trusted_proxies": 0,
+        "forwarded": 1,
+        "secure": False,
+        "max_import_bytes": 67_108_864,
+    }
+    statuses = []
+    for n in range(3):
+        client = halts[0].client(**FORGED | {"X-Forwarded-For": f"203.0.113.{n}"})
+        statuses.append(client.post("/chat", HELLO).status)
+    assert statuses == [200, 200, 429]
+
+
+def test_the_server_itself_takes_nothing_from_such_headers(halts: dict[int, HaltServer]) -> None:
+    """Contradictions among them are no bad request, and no client names the application's path."""
+    contradiction = halts[0].client(**{"X-Forwarded-Ssl": "on", "X-Forwarded-Proto": "http"})
+    assert contradiction.get("/healthz").status == 200
+    assert halts[0].client(SCRIPT_NAME="/elsewhere").get("/healthz").status == 200
+    assert halts[0].client(SCRIPT_NAME="/heal").get("/healthz").status == 200
+
+
+@pytest.mark.parametrize(
+    ("proto", "secure"),
+    [("https", True), ("http", False), ("https, http", False), ("http, https", True), ("", False)],
+)
+def test_a_cookie_is_secure_where_the_next_proxy_says_https(
+    halts: dict[int, HaltServer], proto: str, secure: bool
+) -> None:
+    """Its value is the last one, behind what the client may have written. Login and page alike."""
+    browser = halts[1].client(**{"X-Forwarded-Proto": proto, "Accept": "text/html"})
+    login = browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
+    assert login.status == 302
+    assert ("Secure" in login.headers["set-cookie"]) is secure
+    assert ("Secure" in session_cookie(browser)) is secure
+
+
+def test_of_two_proxies_the_outer_one_names_the_client(halts: dict[int, HaltServer]) -> None:
+    """The address is the last but one, on sockets too; what stands before it is the client's own."""
+    statuses = []
+    for n in range(2):
+        client = halts[2].client(**{"X-Forwarded-For": f"203.0.113.{n}, 10.0.0.1, 10.0.0.{9 + n}"})
+        statuses.append(client.post("/chat", HELLO).status)
+    assert statuses == [200, 200]
+    with WebSocket(halts[2], X_Forwarded_For="203.0.113.7, 10.0.0.1, 10.0.0.9") as ws:
+        ws.say(type="start", **HELLO)
+        assert ws.next()["error"]["code"] == "too_many_requests"
+    with WebSocket(halts[2], X_Forwarded_For="203.0.113.7, 10.0.0.2, 10.0.0.9") as ws:
+        ws.start("echo")
+    proto = {"X-Forwarded-For": "10.0.0.3, 10.0.0.9", "X-Forwarded-Proto": "https"}
+    assert "Secure" in session_cookie(halts[2].client(**proto))
+
+
+def test_how_a_request_arrived_is_told_to_those_who_may_use_halt(
+    halts: dict[int, HaltServer],
+) -> None:
+    """A stranger gets the route's own answer, also where the route is open to all."""
+    told = {"X-Forwarded-For": "10.0.0.1", "X-Forwarded-Proto": "https", "X-Halt-Inspect": "1"}
+    stranger = halts[1].client(**told)
+    assert "trusted_proxies" not in stranger.get("/healthz").json
+    assert stranger.get("/ws").status == 401
+    holder = halts[1].client(**told, Authorization=f"Bearer {TOKEN}")
+    for path in ("/healthz", "/ws", "/no/such/path"):
+        found = holder.get(path).json
+        assert (found["trusted_proxies"], found["forwarded"], found["secure"]) == (1, 1, True)
+        assert "10.0.0.1" not in str(found)

@@ -1,0 +1,299 @@
+"""A Halt that is its own model's server ends each request at once; a chain of Halts works."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import openai
+import pytest
+
+from halt import Halt
+from halt.core.via import HEADER
+from halt.providers.cached_query import CachedQuery
+from halt.testing.fake_openai import FakeOpenAI
+from halt.web import via as loop
+from halt.web.via import MARKS_MAX, mark_of
+from tests.support import ws
+from tests.support.halt_server import (
+    SEEN_WITHIN,
+    HaltServer,
+    StartHalt,
+    asked,
+    eventually,
+    new_id,
+    settings,
+)
+from tests.support.reverse_proxies import free_port
+from tests.support.scripted import SOON
+from tests.support.sse import Answer, Client
+
+CHAT = {"model": "echo", "messages": [{"role": "user", "content": "Hello"}]}
+#: More than the main loop reads of a body, and than a socket's buffers hold.
+LONG = {"model": "echo", "messages": [{"role": "user", "content": "long " * 700_000}]}
+LIMITS = {"HALT_MAX_PROMPT_CHARS": "4000000"}
+ROUNDS = 8  # requests of each kind
+#: Threads that a worker may start beside those of its first requests: far fewer than a circle takes
+#: (47 for one list of models, all places for one chat).
+THREADS_MORE = 14
+
+
+def started(port: int, upstream_port: int, **more: str) -> HaltServer:
+    """A Halt at a port, whose model's server is at another port, or at the same one."""
+    url = f"http://127.0.0.1:{upstream_port}/v1"
+    return HaltServer(settings(url, PORT=port, HALT_MAX_STREAMS=100, **LIMITS, **more))
+
+
+def threads_of(server: HaltServer) -> int:
+    """Threads of the server's process that has most of them."""
+    counts = [0]
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if os.getpgid(int(folder.name)) == server.process.pid:
+                counts.append(len(list((folder / "task").iterdir())))
+    return max(counts)
+
+
+@pytest.fixture(scope="module")
+def narcissus() -> Iterator[HaltServer]:
+    """A Halt whose model's server is itself."""
+    port = free_port()
+    server = started(port, port)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def ring() -> Iterator[HaltServer]:
+    """The first of two Halts, each the model's server of the other; the second has two workers."""
+    port, other_port = free_port(), free_port()
+    with contextlib.ExitStack() as stack:
+        server = started(port, other_port)
+        stack.callback(server.close)
+        other = started(other_port, port, WEB_CONCURRENCY="2")
+        stack.callback(other.close)
+        yield server
+
+
+@pytest.fixture(params=["narcissus", "ring"])
+def circle(request: pytest.FixtureRequest) -> HaltServer:
+    """Each of the two circles."""
+    found = request.getfixturevalue(request.param)
+    assert isinstance(found, HaltServer)
+    return found
+
+
+def is_told(error: dict[str, Any]) -> bool:
+    """The error says what is wrong, and what to set."""
+    return error["code"] == "loop_detected" and "set OPENAI_BASE_URL" in error["message"]
+
+
+def test_a_circle_takes_no_threads_and_no_places(circle: HaltServer) -> None:
+    """Lists, health, chats and long chats end at once with 508 or its event, and pile up nothing.
+
+    A chat is not tried again: to do so is in vain.
+    """
+    client = circle.client()
+    for path in ("/", "/static/page.css", "/v1/nothing"):  # the first threads of each kind
+        client.get(path)
+    before = threads_of(circle)
+    for _ in range(ROUNDS):
+        listed = client.get("/v1/models")
+        assert listed.status == 508
+        assert is_told(listed.error)
+        assert client.get("/healthz").json["upstream"] == "unreachable: loop_detected"
+        whole = client.post("/v1/chat/completions", CHAT)
+        assert whole.status == 508
+        assert is_told(whole.error)
+        assert whole.headers["x-should-retry"] == "false"
+    for body in (*[CHAT] * ROUNDS, LONG):
+        ended = client.stream("POST", "/chat/stream", body).to_end().terminal
+        assert is_told(ended["error"])
+        assert not ended["error"]["retryable"]
+    assert threads_of(circle) - before <= THREADS_MORE
+    eventually(lambda: client.get("/healthz").json["open_streams"] == 0)
+    assert "trying again" not in circle.printed
+
+
+def test_each_surface_tells_that_the_request_goes_in_a_circle(circle: HaltServer) -> None:
+    """OpenAI's client, plain text, a WebSocket and the page."""
+    client = circle.client()
+    with openai.OpenAI(base_url=f"{circle.url}/v1", api_key="any") as llm:
+        with pytest.raises(openai.InternalServerError) as refused:
+            list(llm.chat.completions.create(**CHAT, stream=True))  # type: ignore[call-overload]
+        assert refused.value.status_code == 508
+        assert refused.value.code == "loop_detected"
+    assert client.post("/chat", CHAT).status == 508
+    with ws.WebSocket(circle) as socket:
+        assert is_told(socket.to_end(socket.start("echo"))["error"])
+    client.get("/")
+    form = urlencode([("prompt", "Hello"), ("id", new_id())]).encode()
+    headers = {
+        "Content-Type": "application/x-www-form-urlencoded",
+        "HX-Request": "true",
+        "Accept": "text/html, text/event-stream",
+    }
+    shown = client.request("POST", f"/c/{new_id()}/messages", form, headers).body.decode()
+    assert "The request goes in a circle" in shown
+    assert "set OPENAI_BASE_URL" in shown
+
+
+# --- the header -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mark(halt: HaltServer, shared_fake: FakeOpenAI) -> str:
+    """The mark of a Halt, as its model's server sees it."""
+    said = new_id()
+    halt.client().chat("echo", said).to_end()
+    found: str = asked(shared_fake, said).headers[HEADER.lower()]
+    return found
+
+
+OTHER = "0123456789abcdef"
+
+
+def via(client: Client, chain: str, method: str, path: str, body: object = None) -> Answer:
+    """A request that says to have passed these Halts."""
+    return client.request(method, path, body, {HEADER: chain})
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/v1/models", None),
+        ("POST", "/v1/chat/completions", CHAT),
+        ("POST", "/v1/messages", CHAT),  # what Anthropic's client asks for, and Halt has not
+        ("POST", "/chat/stream", {**CHAT, "id": "not-to-be-taken-1"}),
+        ("POST", "/chat", CHAT),
+        ("GET", "/healthz", None),
+        ("GET", "/", None),
+    ],
+)
+def test_a_request_with_ones_own_mark_is_refused(
+    halt: HaltServer, mark: str, method: str, path: str, body: object
+) -> None:
+    """With 508, in the shape of each surface; no stream is begun."""
+    client = halt.client()
+    refused = via(client, mark, method, path, body)
+    assert refused.status == 508
+    assert refused.error["code"] == "loop_detected"
+    assert refused.error["message"].startswith("This Halt has been set up as its own model's ")
+    assert ("type" in refused.error) == path.startswith("/v1/")
+    led_back = via(client, f"{OTHER}, {mark}, {OTHER[::-1]}", method, path, body)
+    assert led_back.status == 508
+    assert "leads back to this one" in led_back.error["message"]
+    assert client.get("/streams/not-to-be-taken-1").status == 404
+
+
+def test_a_websocket_is_refused_before_it_is_one(halt: HaltServer, mark: str) -> None:
+    """The handshake is answered with 508."""
+    refused = ws.refused(halt, **{HEADER.replace("-", "_"): mark})
+    assert (refused.status, refused.error["code"]) == (508, "loop_detected")
+
+
+def test_a_chain_has_an_end(halt: HaltServer, mark: str) -> None:
+    """A request that has passed MARKS_MAX Halts is refused, one that has passed fewer is not."""
+    marks = [f"{number:016x}" for number in range(MARKS_MAX)]
+    assert mark not in marks
+    refused = via(halt.client(), ",".join(marks), "POST", "/chat/stream", CHAT)
+    assert refused.status == 508
+    assert f"passed {MARKS_MAX} Halts" in refused.error["message"]
+    assert via(halt.client(), ",".join(marks[1:]), "GET", "/v1/models").status == 200
+
+
+@pytest.mark.parametrize(
+    "given", ["", ",", "no mark", "\u00e9" * 10, "0" * 7000, "a, " * 2000, "ABCDEF0123456789" * 400]
+)
+def test_a_malformed_chain_is_none(halt: HaltServer, mark: str, given: str) -> None:
+    """The request is served as one without the header; marks beside other text count."""
+    assert via(halt.client(), given, "GET", "/v1/models").status == 200
+    assert via(halt.client(), f"{given}, {mark}", "GET", "/v1/models").status == 508
+
+
+def test_the_chain_goes_on_with_what_a_request_starts(
+    halt: HaltServer, shared_fake: FakeOpenAI, mark: str
+) -> None:
+    """With a chat and a list; what Halt asks once for all begins a chain of its own."""
+    client, said = halt.client(), new_id()
+    body = {"model": "echo", "messages": [{"role": "user", "content": said}]}
+    assert via(client, OTHER, "POST", "/chat/stream", body).status == 200
+    assert asked(shared_fake, said).headers[HEADER.lower()] == f"{OTHER}, {mark}"
+    seen = len(shared_fake.requests)
+    assert via(client, OTHER, "GET", "/v1/models").status == 200
+    listed = shared_fake.requests[seen]
+    assert (listed.method, listed.headers[HEADER.lower()]) == ("GET", f"{OTHER}, {mark}")
+
+
+def test_a_mark_belongs_to_a_data_folder_and_to_one_master(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two folders have two marks, and after a restart a folder has another one."""
+    before = mark_of(tmp_path)
+    assert loop.MARK.fullmatch(before)
+    assert mark_of(tmp_path / "x" / "..") == before
+    assert mark_of(tmp_path / "other") != before
+    monkeypatch.setattr(loop, "_KEY", secrets.token_bytes(16))
+    assert mark_of(tmp_path) != before
+
+
+# --- chains that lead to a model ------------------------------------------------------------------
+
+
+def test_a_chain_of_halts_works_and_stop_closes_all_of_it(
+    start_halt: StartHalt, halt: HaltServer, shared_fake: FakeOpenAI
+) -> None:
+    """A Halt whose model's server is a Halt: a list, health, a chat, a Stop in mid-answer."""
+    first = start_halt(f"{halt.url}/v1")
+    client, said = first.client(), new_id()
+    assert client.get("/v1/models").json["data"]
+    assert client.get("/healthz").json["upstream"] == "reachable"
+    assert client.chat("count?n=3", "Hello").to_end().text == "0 1 2 "
+    answer = client.chat("stall?n=3", said).until_text("2 ")
+    record = asked(shared_fake, said)
+    marks = record.headers[HEADER.lower()].split(", ")
+    assert len(set(marks)) == 2
+    assert client.stop(answer.id).json["status"] == "stopped"
+    assert answer.to_end().terminal["type"] == "cancelled"
+    assert record.closed.wait(SEEN_WITHIN)
+    eventually(lambda: halt.client().get("/healthz").json["open_streams"] == 0)
+
+
+def test_a_program_is_no_link_of_a_chain(halt: HaltServer, fake: FakeOpenAI) -> None:
+    """The library's requests carry no header, to a Halt and to any other server."""
+    with Halt(base_url=fake.base_url, api_key="any") as program:
+        assert program.generate("Hello", model="count?n=2").result().text == "0 1 "
+    assert HEADER.lower() not in fake.requests[-1].headers
+    with Halt(base_url=f"{halt.url}/v1", api_key="any") as program:
+        assert program.generate("Hello", model="count?n=2").result().text == "0 1 "
+
+
+def test_a_provider_that_is_halt_itself_hides_no_other(
+    start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """With several providers the others are listed and answer; a chat with that one fails."""
+    port = free_port()
+    file = tmp_path / "providers.toml"
+    file.write_text(
+        f'[providers.good]\nkind = "openai"\nbase_url = "{fake.base_url}"\n'
+        f'[providers.self]\nkind = "openai"\nbase_url = "http://127.0.0.1:{port}/v1"\n'
+    )
+    client = start_halt(HALT_CONFIG=file, PORT=port).client()
+    listed = [each["id"] for each in client.get("/v1/models").json["data"]]
+    assert listed
+    assert all(name.startswith("good/") for name in listed)
+    assert client.chat("good/count?n=2").to_end().text == "0 1 "
+    assert is_told(client.chat("self/echo").to_end().terminal["error"])
+
+
+def test_a_question_passes_the_chain_on() -> None:
+    """The line of a question that is asked in the background has the chain of the asker's."""
+    question = CachedQuery("test", lambda line: line.chain, kept=0.0, again=0.0, limit=SOON)
+    for chain in ((OTHER,), ()):
+        asked_at = question.begin(chain)
+        assert question.wait(asked_at + SOON, fresh=True) == (chain, None)

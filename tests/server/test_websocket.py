@@ -1,0 +1,658 @@
+"""Many streams over one WebSocket, as programs use it; the provider's side is the judge of Stop."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from halt.testing.fake_openai import FakeOpenAI
+from halt.web.websocket.session import MAX_STREAMS
+from tests.server.test_stop import PHASES
+from tests.support.halt_server import SEEN_WITHIN, HaltServer, StartHalt, asked, eventually, new_id
+from tests.support.ws import WebSocket, refused
+
+TOKEN = "a-token-for-tests"
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.fixture
+def ws(halt: HaltServer) -> Iterator[WebSocket]:
+    with WebSocket(halt) as found:
+        yield found
+
+
+def numbers(n: int) -> str:
+    return "".join(f"{i} " for i in range(n))
+
+
+@pytest.fixture(scope="module")
+def hasty(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServer:
+    """A server with little patience and small messages."""
+    env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
+    settings = {"HALT_HEARTBEAT": "0.8", "HALT_MAX_BODY_BYTES": "20000", "HALT_ORPHAN_GRACE": "2"}
+    server = HaltServer({**env, **settings})
+    request.addfinalizer(server.close)
+    return server
+
+
+# --- streams --------------------------------------------------------------------------------------
+
+
+def test_many_streams_come_over_one_socket_at_once(ws: WebSocket, shared_fake: FakeOpenAI) -> None:
+    """All of them are in their midst at one time; each is whole, in order and without a gap."""
+    said = new_id()
+    ids = [ws.start("stall?n=30&gap_ms=3&rest=30", said) for _ in range(20)]
+    for each in ids:
+        ws.until_text(each, "29 ")
+    # All at once, so that the socket is read again before the server's next ping.
+    for record in [asked(shared_fake, said, n) for n in range(20)]:
+        record.release()
+    ws.to_end(*ids)
+    for each in ids:
+        assert ws.text(each) == numbers(60)
+        assert [seq for seq, _ in ws.seen[each]] == list(range(1, len(ws.seen[each]) + 1))
+        assert ws.seen[each][-1][1]["type"] == "done"
+
+
+def test_the_events_are_those_of_server_sent_events(ws: WebSocket, halt: HaltServer) -> None:
+    """The same objects under the same numbers, usage and metrics included."""
+    stream_id = ws.start("count?n=5", id=new_id())
+    ws.to_end(stream_id)
+    replay = halt.client().follow(stream_id).to_end().seen[:-1]
+    assert [(int(m.id), m.json) for m in replay] == ws.seen[stream_id]
+
+
+def test_a_stream_of_the_http_api_is_followed_and_the_other_way_round(
+    ws: WebSocket, halt: HaltServer
+) -> None:
+    """One run, readers of both kinds: all of them get every event."""
+    client = halt.client()
+    with client.chat("count?n=80&gap_ms=5") as events:
+        events.until_text("5 ")
+        ws.say(type="follow", id=events.id)
+        ws.until_text(events.id, "40 ")
+        assert events.to_end().text == numbers(80)
+    ws.to_end(events.id)
+    assert ws.text(events.id) == numbers(80)
+    stream_id = ws.start("count?n=80&gap_ms=5")
+    with client.follow(stream_id) as events:
+        events.until_text("20 ")
+    ws.to_end(stream_id)
+    assert ws.text(stream_id) == numbers(80)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_stop_ends_a_stream_in_every_phase(
+    ws: WebSocket, shared_fake: FakeOpenAI, phase: str
+) -> None:
+    """The receipt says stopped and closed, the terminal event comes, the provider sees the close."""
+    model, text = PHASES[phase]
+    said = new_id()
+    stream_id = ws.start(model, said)
+    other = ws.start("stall?n=1")
+    ws.until_text(stream_id, text)
+    record = asked(shared_fake, said)
+    receipt = ws.stop(stream_id)
+    assert (receipt["status"], receipt["upstream"]) == ("stopped", "closed")
+    assert record.closed.wait(SEEN_WITHIN), "the provider goes on"
+    ended = ws.to_end(stream_id)
+    assert (ended["type"], ended["reason"]) == ("cancelled", "stop")
+    assert ws.stop(stream_id)["status"] == "finished"
+    assert ws.stop(other)["status"] == "stopped"  # that one was not touched
+    ws.to_end(other)
+
+
+def test_a_stop_that_is_there_first_wins(ws: WebSocket) -> None:
+    """An ID that was never seen is pending, and a stream that starts with it ends at once."""
+    stream_id = new_id()
+    assert ws.stop(stream_id)["status"] == "pending"
+    assert ws.start("count?n=100000&gap_ms=5", id=stream_id) == stream_id
+    assert ws.to_end(stream_id)["type"] == "cancelled"
+
+
+def test_a_reader_goes_on_exactly_where_it_was(ws: WebSocket, halt: HaltServer) -> None:
+    """Unfollow, follow again, on this socket and on another one: no event twice, none missing."""
+    stream_id = ws.start("count?n=200&gap_ms=2")
+    ws.until_text(stream_id, "5 ")
+    for _ in range(3):
+        ws.say(type="unfollow", id=stream_id)
+        ws.fence()
+        last = ws.seen[stream_id][-1][0]
+        ws.say(type="follow", id=stream_id, after=last)
+        while ws.seen[stream_id][-1][0] == last:
+            ws.next()
+    last = ws.seen[stream_id][-1][0]
+    with WebSocket(halt) as second:
+        second.say(type="follow", id=stream_id, after=last)
+        second.to_end(stream_id)
+        assert second.seen[stream_id][0][0] == last + 1
+        ws.to_end(stream_id)
+        assert [seq for seq, _ in ws.seen[stream_id]] == list(range(1, len(ws.seen[stream_id]) + 1))
+        assert ws.seen[stream_id][last:] == second.seen[stream_id]
+        assert ws.text(stream_id) == numbers(200)
+
+
+def test_whoever_has_all_of_an_ended_stream_learns_that_it_has_ended(ws: WebSocket) -> None:
+    """Its last event is sent again: nobody waits for what will never come."""
+    stream_id = ws.start("count?n=3")
+    ws.to_end(stream_id)
+    seq, event = ws.seen[stream_id][-1]
+    ws.say(type="follow", id=stream_id, after=seq)
+    again = ws.next()
+    assert (again["seq"], again["event"]) == (seq, event)
+
+
+def test_a_long_answer_is_replayed_whole(ws: WebSocket, halt: HaltServer) -> None:
+    """Megabytes at once, while a stream beside it goes on."""
+    long = ws.start("long?n=100000")
+    ws.to_end(long)
+    with WebSocket(halt) as second:
+        live = second.start("count?n=100000&gap_ms=2")
+        second.say(type="follow", id=long)
+        second.to_end(long)
+        assert second.seen[long] == ws.seen[long]
+        assert second.text(long) == numbers(100000)
+        assert second.stop(live)["status"] == "stopped"
+
+
+def test_what_a_log_has_let_go_of_is_told(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """A reader that comes too late gets an error that names the stream, and never a gap."""
+    server = start_halt(fake, HALT_LOG_BYTES=20_000)
+    with WebSocket(server) as ws:
+        stream_id = ws.start("long?n=100000")
+        ws.say(type="unfollow", id=stream_id)
+        eventually(lambda: server.client().get("/healthz").json["open_streams"] == 0)
+        ws.say(type="follow", id=stream_id, after=1)
+        error = ws.until("error", stream_id)["error"]
+        assert (error["code"], error["retryable"]) == ("offset_lost", False)
+
+
+# --- who may --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guarded(shared_fake: FakeOpenAI, request: pytest.FixtureRequest) -> HaltServer:
+    env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
+    server = HaltServer({**env, "HALT_TOKEN": TOKEN})
+    request.addfinalizer(server.close)
+    return server
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"Authorization": "Bearer wrong-token"},
+        {"path": f"/ws?token={TOKEN}"},
+        {"Cookie": "halt_session_0=eyJsb2dpbiI6InllcyJ9.aaaaaa.bbbbbbbbbbbbbbbbbbbbbbbbbbb"},
+    ],
+)
+def test_without_the_token_there_is_no_socket(guarded: HaltServer, more: dict[str, str]) -> None:
+    """401 instead of the upgrade; a token in the address is none."""
+    answer = refused(guarded, **more)
+    assert answer.status == 401
+    assert answer.error["code"] == "unauthorized"
+
+
+def test_the_token_or_a_login_opens_a_socket(guarded: HaltServer) -> None:
+    """A program shows the token as a header, a browser the cookie of its login."""
+    with WebSocket(guarded, Authorization=f"Bearer {TOKEN}") as ws:
+        ws.to_end(ws.start("count?n=1"))
+    browser = guarded.client()
+    browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM)
+    cookie = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
+    with WebSocket(guarded, origin=guarded.url, Cookie=cookie) as ws:
+        ws.to_end(ws.start("count?n=1"))
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
+def test_another_site_gets_no_socket(halt: HaltServer, origin: str) -> None:
+    """A browser's handshake from elsewhere carries cookies all the same; it is refused with 403."""
+    answer = refused(halt, origin=origin)
+    assert answer.status == 403
+    assert answer.error["code"] == "foreign_site"
+
+
+def test_the_own_site_gets_a_socket(halt: HaltServer) -> None:
+    """Origin and Sec-Fetch-Site of Halt's own pages are welcome, a foreign Sec-Fetch-Site is not."""
+    with WebSocket(halt, origin=halt.url, Sec_Fetch_Site="same-origin") as ws:
+        ws.fence()
+    assert refused(halt, origin=halt.url, Sec_Fetch_Site="cross-site").status == 403
+
+
+def test_a_session_has_its_streams_for_itself(halt: HaltServer) -> None:
+    """Nobody else follows or stops what a session has started."""
+    browser = halt.client()
+    browser.get("/")
+    cookie = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
+    with WebSocket(halt, Cookie=cookie) as mine, WebSocket(halt) as theirs:
+        stream_id = mine.start("stall?n=2")
+        mine.until_text(stream_id, "1 ")
+        theirs.say(type="follow", id=stream_id)
+        assert theirs.until("error", stream_id)["error"]["code"] == "unknown_stream"
+        assert theirs.stop(stream_id)["status"] == "pending"
+        assert mine.stop(stream_id)["status"] == "stopped"
+
+
+# --- what is wrong --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "field", "stream_id"),
+    [
+        ("{", "message", None),
+        ("[]", "message", None),
+        (b"\x00\x01", "message", None),
+        (b'{"type":"ping"}', "message", None),
+        ('{"id":"0123456789"}', "type", "0123456789"),
+        ('{"type":"dance","id":"0123456789"}', "type", "0123456789"),
+        ('{"type":"start","id":"0123456789"}', "messages", "0123456789"),
+        ('{"type":"start","messages":[]}', "messages", None),
+        ('{"type":"start","messages":[{"role":"user","content":"x"}],"id":"short"}', "id", None),
+        (
+            '{"type":"start","messages":[{"role":"user","content":"x"}],"temperature":9}',
+            "temperature",
+            None,
+        ),
+        ('{"type":"start","messages":[{"role":1,"content":"x"}]}', "messages[0].role", None),
+        ('{"type":"start","messages":[{"role":"user","content":"x"}],"x":1}', "x", None),
+        ('{"type":"stop"}', "id", None),
+        ('{"type":"stop","id":"0123456789","seen":-1}', "seen", "0123456789"),
+        ('{"type":"follow","id":"0123456789","after":"x"}', "after", "0123456789"),
+        ('{"type":"follow","id":7}', "id", None),
+        ("[" * 100_000, "message", None),
+    ],
+    ids=range(17),
+)
+def test_a_wrong_message_is_answered_and_ends_nothing(
+    ws: WebSocket, said: str | bytes, field: str, stream_id: str | None
+) -> None:
+    """The error names the field, and the stream where there is one; the socket goes on."""
+    ws.connection.send(said)
+    message = ws.until("error")
+    assert message.get("id") == stream_id
+    assert message["error"]["code"] == "invalid_request"
+    assert message["error"]["field"] == field
+    assert message["error"]["retryable"] is False
+    ws.fence()
+
+
+START = '{"type":"start","messages":[{"role":"user","content":"x"}],'
+
+
+@pytest.mark.parametrize(
+    "number", [str(2**63), str(2**64), str(2**70), "-1", "1e400", "1.5", "9" * 5000], ids=range(7)
+)
+def test_a_number_that_no_field_takes_ends_no_socket(ws: WebSocket, number: str) -> None:
+    """The error names the field; what came before and comes after is obeyed."""
+    stream_id = ws.start("stall?n=1")
+    says = [
+        (f'{{"type":"stop","id":"{stream_id}","seen":{number}}}', "seen"),
+        (f'{{"type":"follow","id":"{stream_id}","after":{number}}}', "after"),
+        (f'{START}"max_tokens":{number}}}', "max_tokens"),
+    ]
+    if number != "-1":
+        says.append((f'{START}"seed":{number}}}', "seed"))
+    for said, field in says:
+        ws.connection.send(said)
+        error = ws.until("error")["error"]
+        assert (error["code"], error["field"]) == ("invalid_request", field)
+    assert ws.stop(stream_id, seen=10**15 - 1)["status"] == "stopped"
+    assert ws.to_end(stream_id)["type"] == "cancelled"
+
+
+def test_what_cannot_be_started_is_told_with_its_id(ws: WebSocket) -> None:
+    """An ID in use, a stream that is not known: errors with the codes of the HTTP API."""
+    stream_id = ws.start("count?n=1", id=new_id())
+    ws.say(type="start", id=stream_id, messages=[{"role": "user", "content": "again"}])
+    assert ws.until("error", stream_id)["error"]["code"] == "stream_in_use"
+    unknown = new_id()
+    ws.say(type="follow", id=unknown)
+    assert ws.until("error", unknown)["error"]["code"] == "unknown_stream"
+
+
+def test_one_socket_follows_so_many_streams_and_no_more(ws: WebSocket) -> None:
+    """One too many is told so at once; an end makes room."""
+    ids = [ws.start("stall?n=1") for _ in range(MAX_STREAMS)]
+    one_more = new_id()
+    ws.say(type="start", id=one_more, messages=[{"role": "user", "content": "one more"}])
+    error = ws.until("error", one_more)["error"]
+    assert (error["code"], error["retryable"]) == ("at_capacity", True)
+    assert error["retry_after"] > 0
+    assert ws.stop(ids[0])["status"] == "stopped"
+    ws.to_end(ids[0])
+    ws.to_end(ws.start("count?n=1"))
+    for each in ids[1:]:
+        assert ws.stop(each)["status"] == "stopped"
+
+
+def test_a_message_that_is_too_large_closes_the_socket(hasty: HaltServer) -> None:
+    """1009, as the protocol has it; one that just fits is obeyed."""
+    with WebSocket(hasty) as ws:
+        ws.to_end(ws.start("echo", "x" * 19_000))
+        ws.connection.send("x" * 3_000_000)
+        assert ws.ended().code == 1009
+    assert hasty.client().get("/healthz").status == 200
+
+
+def test_text_that_is_no_utf8_closes_the_socket(ws: WebSocket) -> None:
+    """1007, as the protocol has it."""
+    ws.connection.send(b"caf\xe9", text=True)
+    assert ws.ended().code == 1007
+
+
+def raw_handshake(server: HaltServer, **headers: str | None) -> socket.socket:
+    """A handshake whose headers can be wrong; None leaves one out."""
+    given = {
+        "Host": f"{server.host}:{server.port}",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": base64.b64encode(os.urandom(16)).decode(),
+        "Sec-WebSocket-Version": "13",
+        **{name.replace("_", "-"): value for name, value in headers.items()},
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in given.items() if value is not None)
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.settimeout(10)
+    sock.connect((server.host, server.port))
+    sock.sendall(f"GET /ws HTTP/1.1\r\n{lines}\r\n".encode())
+    return sock
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec_WebSocket_Key": None},
+        {"Sec_WebSocket_Version": "8"},
+        {"Sec_WebSocket_Version": None},
+        {"Upgrade": None},
+        {"Connection": "keep-alive"},
+    ],
+)
+def test_what_is_no_handshake_is_a_bad_request(
+    halt: HaltServer, headers: dict[str, str | None]
+) -> None:
+    """400 with JSON; no traceback, and no place is lost."""
+    with raw_handshake(halt, **headers) as sock, http.client.HTTPResponse(sock) as response:
+        response.begin()
+        assert response.status == 400
+        assert json.loads(response.read())["error"]["code"] in {"invalid_request", "bad_request"}
+    assert "Traceback" not in halt.printed
+
+
+def test_nothing_is_compressed(ws: WebSocket) -> None:
+    """Compressing each token would cost more than all the rest; a client may offer it in vain."""
+    response = ws.connection.response
+    assert response is not None
+    assert "Sec-WebSocket-Extensions" not in response.headers
+
+
+# --- readers that are slow or gone ----------------------------------------------------------------
+
+
+def test_a_slow_reader_is_dropped_and_resumes(hasty: HaltServer) -> None:
+    """It finds a close code that says why behind what it was sent, and can follow from there."""
+    dropped = hasty.printed.count("too slow")
+    with WebSocket(hasty, receive_buffer=4096) as slow:
+        stream_id = slow.start("count?n=50000&burst=10")
+        eventually(lambda: hasty.printed.count("too slow") > dropped)
+        end = slow.ended()
+        assert (end.code, "follow" in end.reason) == (4008, True)
+    seen = slow.seen[stream_id]
+    assert not seen[-1][1].get("done")
+    with WebSocket(hasty) as ws:
+        ws.say(type="follow", id=stream_id, after=seen[-1][0])
+        ws.to_end(stream_id)
+        assert [seq for seq, _ in seen + ws.seen[stream_id]] == list(
+            range(1, ws.seen[stream_id][-1][0] + 1)
+        )
+        assert slow.text(stream_id) + ws.text(stream_id) == numbers(50000)
+
+
+def test_a_reader_that_does_not_read_is_heard(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """Its Stop stops, though not even the receipt can be sent to it."""
+    with WebSocket(halt, receive_buffer=4096) as ws:
+        said = new_id()
+        stream_id = ws.start("long?n=100000000", said)
+        record = asked(shared_fake, said)
+        record.wait_tokens(100_000)
+        ws.say(type="stop", id=stream_id)
+        assert record.closed.wait(SEEN_WITHIN)
+        assert ws.to_end(stream_id)["type"] == "cancelled"
+
+
+def test_answers_that_nobody_takes_are_not_kept(hasty: HaltServer) -> None:
+    """Who asks on and on and never reads is dropped as too slow; nothing grows meanwhile."""
+    wrong = b'{"type":"none"}'  # each is answered with more bytes than it has
+    asked_for = 50_000  # the answers are more than any system keeps for a reader
+    dropped = hasty.printed.count("too slow")
+    with raw_handshake(hasty) as sock:
+        assert b" 101 " in sock.recv(65536)
+        with contextlib.suppress(ConnectionError):  # it may be dropped before it has said it all
+            sock.sendall((b"\x81%c\0\0\0\0%b" % (128 | len(wrong), wrong)) * asked_for)
+        eventually(lambda: hasty.printed.count("too slow") > dropped)  # nothing is taken until then
+        said = b""
+        with contextlib.suppress(ConnectionError):
+            while piece := sock.recv(65536):
+                said += piece
+    assert 0 < said.count(b'"type":"error"') < asked_for
+    with WebSocket(hasty) as ws:
+        ws.fence()
+
+
+def test_a_client_may_say_much_at_once(ws: WebSocket) -> None:
+    """One that reads its answers gets all of them, however many of its messages wait."""
+    ws.connection.socket.sendall(b'\x81\x8f\0\0\0\0{"type":"ping"}' * 5000)
+    for _ in range(5000):
+        assert ws.next() == {"type": "pong"}
+
+
+@pytest.mark.parametrize("model", ["silent_headers", "count?n=100000&gap_ms=5"])
+def test_a_client_that_left_is_noticed_in_silence(
+    hasty: HaltServer, shared_fake: FakeOpenAI, model: str
+) -> None:
+    """Its streams go on for the grace, and then nobody pays for them any longer."""
+    said = new_id()
+    with WebSocket(hasty) as ws:
+        stream_id = ws.start(model, said)
+        if "silent" not in model:
+            ws.until_text(stream_id, "2 ")
+        ws.connection.socket.shutdown(socket.SHUT_RDWR)
+    assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+    ended = hasty.client().follow(stream_id).to_end().terminal
+    assert (ended["type"], ended["reason"]) == ("cancelled", "no_viewer")
+
+
+@pytest.mark.parametrize("leaves", ["unfollow", "close", "breaks"])
+@pytest.mark.parametrize("model", ["silent_first_token", "count?n=100000&gap_ms=5"])
+def test_a_stream_that_is_to_stop_ends_with_its_last_reader(
+    halt: HaltServer, shared_fake: FakeOpenAI, model: str, leaves: str
+) -> None:
+    """`on_disconnect: "stop"`: at once, silent or not, however the reader leaves."""
+    said = new_id()
+    with WebSocket(halt) as ws:
+        stream_id = ws.start(model, said, on_disconnect="stop")
+        other = ws.start("stall?n=1")
+        record = asked(shared_fake, said)
+        if leaves == "unfollow":
+            ws.say(type="unfollow", id=stream_id)
+            assert record.closed.wait(SEEN_WITHIN)
+            assert ws.stop(other)["status"] == "stopped"  # the socket and its others go on
+        elif leaves == "breaks":
+            ws.connection.socket.shutdown(socket.SHUT_RDWR)
+    assert record.closed.wait(SEEN_WITHIN)
+    ended = halt.client().follow(stream_id).to_end().terminal
+    assert (ended["type"], ended["reason"]) == ("cancelled", "no_viewer")
+
+
+def test_a_stream_that_is_to_stop_is_followed_again_without_a_gap(ws: WebSocket) -> None:
+    """A follow in place of a follow is no leaving, and nothing of the earlier one comes behind it."""
+    stream_id = ws.start("count?n=60&gap_ms=5", on_disconnect="stop")
+    ws.until_text(stream_id, "5 ")
+    ws.say(type="follow", id=stream_id, after=0)
+    ws.fence()
+    assert ws.to_end(stream_id)["type"] == "done"
+    numbers_seen = [seq for seq, _ in ws.seen[stream_id]]
+    again = numbers_seen.index(1, 1)
+    assert numbers_seen == [*range(1, again + 1), *range(1, numbers_seen[-1] + 1)]
+
+
+def test_a_refused_handshake_says_which_request_it_was(halt: HaltServer) -> None:
+    """The client's own ID comes back, in the header and in the error."""
+    answer = refused(halt, origin="https://evil.example", X_Request_Id="socket-1")
+    assert (answer.status, answer.headers["x-request-id"]) == (403, "socket-1")
+    assert answer.error["request_id"] == "socket-1"
+
+
+def test_a_client_that_comes_back_in_time_keeps_its_stream(halt: HaltServer) -> None:
+    """A connection that broke changes nothing for the run."""
+    with WebSocket(halt) as ws:
+        stream_id = ws.start("count?n=300&gap_ms=2")
+        ws.until_text(stream_id, "5 ")
+        ws.connection.socket.shutdown(socket.SHUT_RDWR)
+    with WebSocket(halt) as ws:
+        ws.say(type="follow", id=stream_id)
+        assert ws.to_end(stream_id)["type"] == "done"
+        assert ws.text(stream_id) == numbers(300)
+
+
+def test_an_idle_socket_lives_as_long_as_its_client(hasty: HaltServer) -> None:
+    """Who answers pings stays for as long as it likes; who does not is closed."""
+    with WebSocket(hasty) as ws, raw_handshake(hasty) as deaf:
+        said = b""
+        while piece := deaf.recv(65536):
+            said += piece
+        assert said.count(b"\x89\x00") >= 1  # it was pinged
+        ws.fence()
+        ws.to_end(ws.start("count?n=1"))
+
+
+# --- places and shutdown --------------------------------------------------------------------------
+
+
+def test_sockets_cannot_take_the_threads_that_stop_needs(
+    start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """Beyond the cap 503 before the upgrade; Stop answers; a socket that closes makes room.
+
+    A handshake that went wrong has taken no place.
+    """
+    server = start_halt(fake, HALT_MAX_STREAMS=3)
+    client = server.client()
+    for _ in range(3):
+        with raw_handshake(server, Sec_WebSocket_Key=None) as sock:
+            assert b" 400 " in sock.recv(65536)
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(WebSocket(server)) for _ in range(3)]
+        stream_id = sockets[0].start("stall?n=1")
+        for _ in range(40):
+            answer = refused(server)
+            assert answer.status == 503
+            assert answer.error["code"] == "at_capacity"
+            assert int(answer.headers["retry-after"]) >= 1
+        assert client.stop(stream_id).json["upstream"] == "closed"
+        sockets[1].connection.close()
+        eventually(lambda: accepted(server))
+
+
+def accepted(server: HaltServer) -> bool:
+    with raw_handshake(server) as sock:
+        return b" 101 " in sock.recv(65536).split(b"\r\n")[0]
+
+
+def test_a_server_that_leaves_ends_streams_and_sockets_in_order(
+    start_halt: StartHalt, fake: FakeOpenAI
+) -> None:
+    """Each stream gets its terminal event, each socket 1001; idle and deaf ones hold nothing up.
+
+    A reader whose network is full finds the close behind what it was sent, also after the end.
+    """
+    server = start_halt(fake)
+    with ExitStack() as stack:
+        busy, idle = (stack.enter_context(WebSocket(server)) for _ in range(2))
+        deaf = stack.enter_context(raw_handshake(server))
+        full = stack.enter_context(WebSocket(server, receive_buffer=4096))
+        said = new_id()
+        flood = full.start("long?n=100000000", said)
+        asked(fake, said).wait_tokens(100_000)
+        ids = [busy.start(each) for each in ("silent_headers", "stall?n=2", "long?n=100000000")]
+        busy.until_text(ids[1], "1 ")
+        assert b" 101 " in deaf.recv(65536)
+        server.terminate()
+        for each in ids:
+            last = busy.to_end(each)
+            assert (last["type"], last["error"]["code"]) == ("error", "interrupted")
+        assert [busy.ended().code, idle.ended().code] == [1001, 1001]
+        assert server.wait() == 0
+        assert full.ended().code == 1001
+        numbers_seen = [seq for seq, _ in full.seen[flood]]
+        assert numbers_seen == list(range(1, len(numbers_seen) + 1))
+    eventually(lambda: server.gone)
+    assert "Traceback" not in server.printed
+
+
+def test_connections_are_counted_right(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """After many sockets of every kind of end, a shutdown still waits for the stream that is open."""
+    server = start_halt(fake)
+    for n in range(60):
+        if n % 3 == 2:
+            with raw_handshake(server) as sock:
+                sock.recv(65536)
+            continue
+        with WebSocket(server) as ws:
+            if n % 3:
+                ws.connection.socket.shutdown(socket.SHUT_RDWR)
+            else:
+                ws.fence()
+    client = server.client()
+    assert client.get("/healthz").json["status"] == "ok"
+    with client.chat("stall?n=1") as events:
+        events.until_text("0 ")
+        server.terminate()
+        assert events.to_end().terminal["error"]["code"] == "interrupted"
+    assert server.wait() == 0
+    assert "Traceback" not in server.printed
+
+
+def test_any_json_is_answered(ws: WebSocket) -> None:
+    """Whatever a message holds, there is an answer and no end."""
+    strange: list[Any] = [
+        None,
+        0,
+        "x",
+        [],
+        {},
+        {"type": None},
+        {"type": ["ping"]},
+        {"type": "Ping"},
+    ]
+    for each in strange:
+        ws.connection.send(json.dumps(each))
+        assert ws.until("error")["error"]["code"] == "invalid_request"
+    ws.fence()
+
+
+def test_what_came_with_the_handshake_is_obeyed(halt: HaltServer) -> None:
+    """A client that does not wait for the answer to its handshake loses none of its messages."""
+    said = b'{"type":"ping"}'
+    head = (
+        b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    with socket.create_connection((halt.host, halt.port), SEEN_WITHIN) as client:
+        client.sendall(head + bytes((0x81, 0x80 | len(said), 0, 0, 0, 0)) + said)
+        answer = b""
+        while not answer.endswith(b'{"type":"pong"}'):
+            part = client.recv(4096)
+            assert part, answer
+            answer += part

@@ -1,0 +1,256 @@
+"""The first requests of a fresh server: of every kind, all at once. What is lost of them is told.
+
+All connections are made first; then one thread sends every request, which takes about a
+millisecond, so that the server's threads meet on whatever a first request builds.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import re
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from http.client import HTTPException, HTTPResponse
+from typing import Any
+
+from tests.support.halt_server import HaltServer, new_id
+
+WITHIN = 30.0  # seconds without a byte, after which an answer is missing
+MESSAGES = [{"role": "user", "content": "one two three"}]
+SITE = {"Accept": "text/html", "User-Agent": "Mozilla/5.0", "Sec-Fetch-Site": "same-origin"}
+HTMX = {**SITE, "HX-Request": "true"}
+FORM = {**HTMX, "Content-Type": "application/x-www-form-urlencoded"}
+TEXT_FRAME, MASKED = 0x81, 0x80
+
+
+class Lost(Exception):
+    """A request that was not answered as it has to be."""
+
+
+def _head(method: str, path: str, headers: dict[str, str], size: int | None) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if size is not None:
+        lines.append(f"Content-Length: {size}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+class Asked:
+    """One request: connected, sent, and its answer read, each when it is told to."""
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        *,
+        status: int = 200,
+        holds: str = "",
+    ) -> None:
+        """A body of bytes goes as it is, any other as JSON. `holds` is in the whole answer."""
+        self.name = f"{method} {path}"
+        more = {**(headers or {})}
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+            more.setdefault("Content-Type", "application/json")
+        size = None if body is None else len(body)
+        self._request = _head(method, path, more, size) + (body or b"")
+        self._status, self._holds = status, holds
+        self.sock = socket.socket()
+        self.cookie = ""
+
+    def connect(self, host: str, port: int) -> None:
+        self.sock.settimeout(WITHIN)
+        self.sock.connect((host, port))
+
+    def send(self) -> None:
+        self.sock.sendall(self._request)
+
+    def finish(self) -> None:
+        """Read the answer. Raises Lost, OSError, HTTPException."""
+        response = HTTPResponse(self.sock)
+        response.begin()
+        body = response.read().decode()
+        if response.status != self._status or self._holds not in body:
+            raise Lost(f"{response.status} {body[:300]!r}")
+        self.cookie = response.headers.get("Set-Cookie", "").partition(";")[0]
+
+
+class Prompted(Asked):
+    """A prompt on the page; then the stream that the page opens for its answer."""
+
+    def __init__(self) -> None:
+        self._id = new_id()
+        path, form = (
+            f"/c/{new_id()}/messages",
+            f"id={self._id}&prompt=one+two+three&model=count%3Fn=3",
+        )
+        super().__init__("POST", path, form.encode(), FORM, holds="answer")
+        self._address = ("", 0)
+
+    def connect(self, host: str, port: int) -> None:
+        self._address = (host, port)
+        super().connect(host, port)
+
+    def finish(self) -> None:
+        super().finish()
+        path = f"/streams/{self._id}/page"
+        follow = Asked("GET", path, headers={**HTMX, "Cookie": self.cookie}, holds="</article>")
+        with contextlib.closing(follow.sock):
+            follow.connect(*self._address)
+            follow.send()
+            follow.finish()
+
+
+class Socket(Asked):
+    """A WebSocket; once it is open, a stream over it."""
+
+    def __init__(self) -> None:
+        super().__init__("GET", "/ws")
+        key = base64.b64encode(b"sixteen bytes 16").decode()
+        self._request = _head(
+            "GET",
+            "/ws",
+            {
+                "Upgrade": "websocket",
+                "Connection": "Upgrade",
+                "Sec-WebSocket-Version": "13",
+                "Sec-WebSocket-Key": key,
+            },
+            None,
+        )
+
+    def finish(self) -> None:
+        seen = self._until(b"\r\n\r\n", b"")
+        head, _, rest = seen.partition(b"\r\n\r\n")
+        if b" 101 " not in head:
+            raise Lost(repr(seen[:300]))
+        start = {"type": "start", "messages": MESSAGES, "model": "count?n=3"}
+        text = json.dumps(start).encode()
+        size = bytes([len(text) | MASKED]) if len(text) < 126 else b"\xfe" + len(text).to_bytes(2)
+        self.sock.sendall(bytes([TEXT_FRAME]) + size + bytes(4) + text)  # a mask of zeros
+        self._until(b'"type":"done"', rest)
+
+    def _until(self, mark: bytes, seen: bytes) -> bytes:
+        while mark not in seen:
+            data = self.sock.recv(65_536)
+            if not data:
+                raise Lost(f"ended after {seen[-300:]!r}")
+            seen += data
+        return seen
+
+
+def _imported() -> bytes:
+    talk = {
+        "id": new_id(),
+        "title": "A talk",
+        "messages": [
+            {"id": 1, "parent": None, "role": "user", "content": "Hi", "created_at": 1.0},
+            {"id": 2, "parent": 1, "role": "assistant", "content": "Hello", "created_at": 2.0},
+        ],
+        "chosen": [1, 2],
+        "created_at": 1.0,
+        "updated_at": 2.0,
+    }
+    file = {"format": "halt-conversations", "version": 1, "conversations": [talk]}
+    head = 'Content-Disposition: form-data; name="file"; filename="a.json"'
+    return f"--line\r\n{head}\r\n\r\n{json.dumps(file)}\r\n--line--\r\n".encode()
+
+
+def _kinds() -> Iterator[tuple[int, Callable[[], Asked]]]:
+    """How many of each kind; 50 in all."""
+    chat = {"messages": MESSAGES, "model": "count?n=3"}
+    yield 6, lambda: Asked("POST", "/chat/stream", {**chat, "id": new_id()}, holds="[DONE]")
+    yield 2, lambda: Asked("POST", "/chat", {"prompt": "one two", "model": "echo"}, holds="two")
+    yield (
+        2,
+        lambda: Asked(
+            "POST", "/chat", chat, {"Accept": "application/json"}, holds='"state":"done"'
+        ),
+    )
+    yield 2, lambda: Asked("GET", "/stream?prompt=one&model=echo", holds='"done":true')
+    yield 3, lambda: Asked("POST", "/v1/chat/completions", {**chat, "stream": True}, holds="[DONE]")
+    yield 3, lambda: Asked("POST", "/v1/chat/completions", chat, holds='"finish_reason":"stop"')
+    yield 2, lambda: Asked("GET", "/v1/models", holds='echo"')
+    yield 2, lambda: Asked("POST", f"/stop/{new_id()}", status=202, holds="pending")
+    yield 1, lambda: Asked("POST", "/stop", {"stream_id": new_id()}, status=202, holds="pending")
+    yield 4, Socket
+    yield 4, Prompted
+    yield (
+        2,
+        lambda: Asked(
+            "POST",
+            "/import",
+            _imported(),
+            {**HTMX, "Content-Type": "multipart/form-data; boundary=line"},
+            holds="imported",
+        ),
+    )
+    yield 2, lambda: Asked("GET", "/conversations/search?q=talk", headers=HTMX)
+    yield 1, lambda: Asked("GET", "/conversations", headers=HTMX)
+    yield 1, lambda: Asked("GET", "/models", headers=HTMX, holds="<option")
+    yield 1, lambda: Asked("GET", "/export", headers=SITE, holds="halt-conversations")
+    yield 1, lambda: Asked("GET", "/settings", headers=HTMX)
+    yield 1, lambda: Asked("GET", "/openapi.json", holds='"openapi"')
+    yield 1, lambda: Asked("GET", "/docs", headers=SITE, holds="</html>")
+    yield 1, lambda: Asked("GET", "/healthz", holds='"status":"ok"')
+    yield 1, lambda: Asked("GET", "/static/halt.css")
+    yield 1, lambda: Asked("GET", "/nowhere", headers=SITE, status=404, holds="</html>")
+    yield 5, lambda: Asked("GET", "/", headers=SITE, holds="</html>")
+    yield 1, lambda: Asked("POST", "/chat/stream", b"{", status=400, holds="invalid_request")
+
+
+def requests() -> list[Asked]:
+    """Those of a kind one after the other, so that they come to the same code at the same time."""
+    return [make() for count, make in _kinds() for _ in range(count)]
+
+
+def burst(host: str, port: int) -> tuple[int, list[str]]:
+    """Send all of them at once: how many there were, and what was lost of them."""
+    lost: list[str] = []
+    all_asked = requests()
+    try:
+        for each in all_asked:
+            each.connect(host, port)
+        for each in all_asked:
+            with contextlib.suppress(OSError):  # then there is no answer either
+                each.send()
+        for each in all_asked:
+            try:
+                each.finish()
+            except (Lost, OSError, HTTPException) as fault:
+                lost.append(f"{each.name}: {type(fault).__name__}: {fault}")
+            finally:
+                each.sock.close()
+    finally:
+        for each in all_asked:
+            each.sock.close()
+    return len(all_asked), lost
+
+
+def bursts(starts: int, upstream: str) -> Iterator[tuple[int, list[str]]]:
+    """The same for so many fresh servers. The next one starts while this one answers."""
+    env = {"OPENAI_BASE_URL": upstream, "OPENAI_API_KEY": "fake", "HALT_MAX_STREAMS": "60"}
+    with ThreadPoolExecutor(1) as pool:
+        coming: Future[HaltServer] | None = pool.submit(HaltServer, env)
+        try:
+            for left in reversed(range(starts)):
+                assert coming is not None
+                server = coming.result()
+                coming = pool.submit(HaltServer, env) if left else None
+                try:
+                    count, lost = burst(server.host, server.port)
+                    if died := re.search("Worker .* was sent SIG.*", server.printed):
+                        lost.append(died[0])
+                finally:
+                    server.kill()  # to let it leave in order would take as long again
+                    server.close()
+                yield count, lost
+        finally:
+            if coming is not None:
+                coming.result().kill()
+                coming.result().close()

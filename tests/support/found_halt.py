@@ -1,0 +1,89 @@
+"""A Halt with nothing set beside model servers on their usual ports; leaves with 0 if all is right.
+
+To be run where nothing else listens: in a network namespace of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from tests.support.halt_server import HaltServer, eventually
+from tests.support.model_servers import FOUND, LOCKED, NONE
+from tests.support.wire import HandMade
+
+SERVERS = {11434: FOUND["ollama"], 8080: FOUND["llama.cpp"], 1337: LOCKED, 5000: NONE["airplay"]}
+HELLO = [{"role": "user", "content": "Hello."}]
+
+
+def names(halt: HaltServer) -> list[str]:
+    """The models that programs are offered."""
+    return [each["id"] for each in halt.client().get("/v1/models").json["data"]]
+
+
+def groups(options: str) -> list[str]:
+    """The labels in the page's list of models."""
+    return re.findall(r'<optgroup label="([^"]+)"', options)
+
+
+def found_at_the_start() -> None:
+    """What answers is offered and said in one line; a server that starts later is offered, too."""
+    halt = HaltServer({"HALT_DISCOVER": "1", "PORT": "8000", "WEB_CONCURRENCY": "2"})
+    try:
+        assert halt.wait_printed(r"It talks to (.*)\n")[1] == (
+            "3 models of Ollama at http://127.0.0.1:11434, 1 of llama.cpp at "
+            "http://127.0.0.1:8080; http://127.0.0.1:1337 (the port of Jan) needs OPENAI_BASE_URL "
+            "and OPENAI_API_KEY"
+        )
+        assert "embedded model" not in halt.printed
+        first = ["ollama/nomic-embed-text:latest", "ollama/llama3.2:latest", "ollama/qwen3:8b"]
+        assert names(halt) == [*first, "llama.cpp/gemma.gguf"]
+        client = halt.client()
+        with client.stream("POST", "/chat/stream", {"messages": HELLO}) as events:
+            assert events.to_end().text == "qwen3:8b answers."  # it is in memory
+        assert client.chat("gemma.gguf").to_end().text == "gemma.gguf answers."
+        page = client.get("/").body.decode()
+        assert "Demo model" not in page
+        assert "No model" not in page
+        with HandMade(FOUND["lmstudio"], port=1234):  # each worker finds it by itself
+            eventually(lambda: "lmstudio/gpt-oss" in names(halt))
+            eventually(lambda: client.chat("lmstudio/gpt-oss").to_end().text == "gpt-oss answers.")
+            eventually(
+                lambda: (
+                    groups(client.get("/models").body.decode())
+                    == [
+                        "ollama",
+                        "llama.cpp",
+                        "lmstudio",
+                        "http://127.0.0.1:1337 (the port of Jan) needs OPENAI_BASE_URL and OPENAI_API_KEY",
+                    ]
+                )
+            )
+    finally:
+        halt.close()
+
+
+@contextlib.contextmanager
+def reached_from_elsewhere() -> Iterator[None]:
+    """Where -b opens Halt to other machines, what listens on this one is not offered to them.
+
+    This Halt runs meanwhile, on the port of a model server and with a token: others pass it over.
+    """
+    settings = {"HALT_DISCOVER": "1", "HALT_TOKEN": "of-another-halt"}
+    halt = HaltServer(settings, "-b", "0.0.0.0:5001")
+    try:
+        talks_to = halt.wait_printed(r"It talks to (.*)\n")[1]
+        assert re.match("the demo model|no model", talks_to), talks_to
+        assert "Ollama" not in talks_to
+        yield
+    finally:
+        halt.close()
+
+
+if __name__ == "__main__":
+    with contextlib.ExitStack() as stack:
+        for port, handler in SERVERS.items():
+            stack.enter_context(HandMade(handler, port=port))
+        stack.enter_context(reached_from_elsewhere())
+        found_at_the_start()

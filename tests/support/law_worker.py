@@ -1,0 +1,211 @@
+"""A worker process for `tests.server.test_laws`: the real parts, an upstream that says what it is told.
+
+It is told what to do over a pipe, one thing after the other, and is killed without a word.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import msgspec
+
+from halt.app import create_app
+from halt.config.settings import Config
+from halt.core.connection import Line
+from halt.core.events import Event
+from halt.core.generation import Recording
+from halt.core.request import ChatRequest, Message
+from halt.errors import UnknownStream
+from halt.web.services import services
+from tests.support.scripted import SOON, Scripted, ScriptedReply
+
+#: Events as they go over the pipe: their numbers, and their one JSON form.
+Told = list[tuple[int, str]]
+
+_encode = msgspec.json.Encoder().encode
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload([__name__])
+
+
+class Process:
+    """A worker, from outside."""
+
+    def __init__(self, folder: str) -> None:
+        self._pipe, theirs = _processes.Pipe()
+        self._process = _processes.Process(target=_serve, args=(theirs, folder), daemon=True)
+        self._process.start()
+        theirs.close()
+        assert self._received() == "ready"
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def ask(*args: object) -> Any:
+            self._pipe.send((name, args))
+            fault, value = self._received()
+            assert not fault, fault
+            return value
+
+        return ask
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        self._process.kill()
+        self._process.join(SOON)
+        self._process.close()
+        self._pipe.close()
+
+    def _received(self) -> Any:
+        assert self._pipe.poll(2 * SOON), "the worker says nothing"
+        return self._pipe.recv()
+
+
+def _serve(pipe: Connection, folder: str) -> None:
+    worker = Worker(folder)
+    pipe.send("ready")
+    while True:
+        name, args = pipe.recv()
+        try:
+            answer = ("", getattr(worker, name)(*args))
+        except Exception:  # noqa: BLE001 - told where the test sees it
+            answer = (traceback.format_exc(), None)
+        pipe.send(answer)
+
+
+class ByStream(Scripted):
+    """Each stream has one reply, which is found by the stream's ID."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._there = threading.Condition()
+        self._replies: dict[str, ScriptedReply] = {}
+
+    def open(self, request: ChatRequest, line: Line) -> ScriptedReply:
+        reply = super().open(request, line)
+        with self._there:
+            self._replies[request.id or ""] = reply
+            self._there.notify_all()
+        return reply
+
+    def of(self, stream_id: str) -> ScriptedReply:
+        """The reply to this stream, as soon as it is there."""
+        with self._there:
+            assert self._there.wait_for(lambda: stream_id in self._replies, SOON)
+            return self._replies[stream_id]
+
+
+class Follower(threading.Thread):
+    """A reader that stays."""
+
+    def __init__(self, recording: Recording, after: int) -> None:
+        super().__init__(daemon=True)
+        self.events: Told = []
+        self.over = threading.Event()
+        self._recording = recording
+        self._after = after
+        self._viewer = recording.join()
+        self.start()
+
+    def run(self) -> None:
+        for group in self._recording.follow(self._after, self._viewer):
+            self.events += told(group)
+        self._recording.leave(self._viewer)
+        self.over.set()
+
+
+def told(events: list[tuple[int, Event]]) -> Told:
+    return [(number, _encode(event).decode()) for number, event in events]
+
+
+class Worker:
+    """What a process can be asked for."""
+
+    def __init__(self, folder: str) -> None:
+        config = Config(
+            data=folder,
+            base_url="http://scripted/v1",
+            secret_key="of no importance",
+            titles="words",
+        )
+        self.upstream = ByStream()
+        app = create_app(config, upstream=self.upstream)
+        self.store: Any = services(app).store
+        self.recorder = services(app).recorder
+        self.service = services(app).generations
+        self.service.begin()
+        self.followers: dict[int, Follower] = {}
+
+    def ask(self, stream_id: str, owner: str | None, conversation_id: str) -> None:
+        """Start a stream: of a conversation, or without one of a program."""
+        messages = [Message("user", "a question")]
+        if conversation_id:
+            self.store.turns.begin(
+                conversation_id,
+                owner,
+                "a question",
+                [(stream_id, "")],
+                worker=self.recorder.worker,
+            )
+            messages = self.store.conversations.told(conversation_id, owner)
+        self.service.start(ChatRequest(messages, id=stream_id), owner, noted=bool(conversation_id))
+
+    def feed(self, stream_id: str, owner: str | None, text: str) -> None:
+        """The model says this; returns when it is in the log."""
+        run = self.service.run(stream_id, owner)
+        last = run.log.last
+        self.upstream.of(stream_id).feed(text)
+        while run.log.last <= last:  # the wait may end for another reason
+            run.log.wait(last, SOON)
+
+    def finish(self, stream_id: str, owner: str | None) -> None:
+        """The model has said everything; returns when that is in the log."""
+        run = self.service.run(stream_id, owner)
+        self.upstream.of(stream_id).end()
+        while run.log.ended is None:
+            run.log.wait(run.log.last, SOON)
+
+    def stop(self, stream_id: str, owner: str | None, seen: int | None) -> str:
+        """What the receipt says, once it is more than that the store did not answer in time."""
+        while (receipt := self.service.stop(stream_id, owner, seen)).note:
+            pass
+        return str(receipt.status)
+
+    def read(self, stream_id: str, owner: str | None, after: int) -> Told | None:
+        """What there is above this number just now; None: there is no such stream."""
+        try:
+            found = self.service.get(stream_id, owner)
+        except UnknownStream:
+            return None
+        return told(found.log.read(after))
+
+    def follow(self, number: int, stream_id: str, owner: str | None, after: int) -> None:
+        """From now on this reader follows the stream."""
+        self.followers[number] = Follower(self.service.get(stream_id, owner), after)
+
+    def got(self, number: int, to_end: bool) -> tuple[Told, bool]:
+        """What a reader has got so far, and whether its stream is over."""
+        follower = self.followers[number]
+        if to_end:
+            follower.over.wait(1.5 * SOON)  # longer than readers of an unsaved stream wait
+        over = follower.over.is_set()  # before the events: who is told the end gets all of them
+        return list(follower.events), over
+
+    def leave(self, number: int) -> None:
+        """This reader has left."""
+        follower = self.followers.pop(number)
+        follower._recording.leave(follower._viewer)
+
+    def answers(self, conversation_id: str, owner: str) -> list[tuple[str, str, str]]:
+        """Stream, state and text of each answer of a conversation."""
+        found = self.store.conversations.get(conversation_id, owner).exchanges
+        return [(each.stream_id, each.state, each.answer) for each in found]
+
+    def told(self, conversation_id: str, owner: str) -> list[tuple[str, str]]:
+        """What the model would be told."""
+        return [
+            (each.role, each.content)
+            for each in self.store.conversations.told(conversation_id, owner)
+        ]

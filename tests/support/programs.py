@@ -1,0 +1,45 @@
+"""What the tests of the Python library share."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from halt import Halt
+from halt.config.settings import Config
+from halt.core.events import Event, is_terminal, text_of
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.scripted import Scripted
+from tests.support.wire import until
+
+
+def settings(fake: FakeOpenAI, **more: Any) -> Config:
+    """Settings for a fake upstream, none of them from this shell."""
+    return Config(
+        **{"base_url": fake.base_url, "api_key": "fake", "model": "echo", "retries": 0, **more}
+    )
+
+
+def scripted(upstream: Scripted, **more: Any) -> Halt:
+    """A Halt on a scripted upstream."""
+    return Halt(config=Config(**{"base_url": "http://scripted/v1", **more}), upstream=upstream)
+
+
+OURS = ("halt-follow-", "halt-run-", "halt-tool-", "halt-keeper", "halt-relay", "halt-painter")
+
+
+def threads() -> list[str]:
+    """Names of the library's threads that are there now."""
+    return [each.name for each in threading.enumerate() if each.name.startswith(OURS)]
+
+
+def no_thread_left() -> None:
+    """Wait until every thread of Halt has gone."""
+    until(lambda: not threads())
+
+
+def whole(events: list[Event]) -> str:
+    """The text of events that end with a terminal one, the only one."""
+    assert [is_terminal(event) for event in events].count(True) == 1
+    assert is_terminal(events[-1])
+    return "".join(text_of(event) for event in events)

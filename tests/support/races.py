@@ -1,0 +1,64 @@
+"""Bodies that begin at the same moment: how the race tests make their races."""
+
+from __future__ import annotations
+
+import _thread
+import sys
+import threading
+from collections.abc import Callable
+from types import CodeType
+from typing import TypeVar
+
+from tests.support.wire import until
+
+T = TypeVar("T")
+
+SOON = 10.0  # seconds; whatever waits this long has failed
+SWITCH_INTERVAL = 1e-5  # seconds; Python's own 5 ms would let most bodies run through undisturbed
+
+
+def together(*bodies: Callable[[], T]) -> list[T]:
+    """Run the bodies at once, each in a thread behind one Barrier; what they returned, in order.
+
+    Raises what a body raised, and TimeoutError when one does not come to its end.
+    """
+    barrier = threading.Barrier(len(bodies))
+    results: dict[int, T] = {}
+    faults: list[BaseException] = []
+
+    def run(index: int) -> None:
+        try:
+            barrier.wait(SOON)
+            results[index] = bodies[index]()
+        except BaseException as fault:  # noqa: BLE001 - raised again below
+            faults.append(fault)
+
+    threads = [
+        threading.Thread(target=run, args=(n,), name=f"race-{n}", daemon=True)
+        for n in range(len(bodies))
+    ]
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(SOON)
+            if thread.is_alive():
+                raise TimeoutError(f"{thread.name} does not come to its end")
+    finally:
+        sys.setswitchinterval(usual)
+    if faults:
+        raise faults[0]
+    return [results[n] for n in range(len(bodies))]
+
+
+def interrupt_in(code: CodeType) -> None:
+    """Send the main thread a Ctrl-C once it is in the function of this code.
+
+    It is one that does not end a wait of the system's, as a signal that comes just before the wait.
+    """
+    main = threading.main_thread().ident
+    assert main is not None
+    until(lambda: sys._current_frames()[main].f_code is code)
+    _thread.interrupt_main()

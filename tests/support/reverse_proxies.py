@@ -1,0 +1,322 @@
+"""The proxies of `deploy/` before a Halt, each as its recipe says: nginx, Caddy, HAProxy, Apache.
+
+Only addresses, ports and the paths of certificates are replaced. What the recipe leaves to the
+distribution (modules, temporary folders) is put around it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import os
+import select
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.support.halt_server import ROOT
+from tests.support.sse import PATIENCE, Client
+
+NAME = "chat.example.org"
+BINARIES = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
+APACHE_MODULES = Path("/usr/lib/apache2/modules")
+#: Those of Debian's defaults that the recipe needs, and those that it says to enable.
+APACHE_LOADS = (
+    "mpm_event authz_core alias env headers setenvif socache_shmcb ssl http2 proxy proxy_http"
+)
+
+hosts = itertools.count(2)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def binary(*names: str) -> str:
+    """Where a program is; the test is skipped where none of these names is installed."""
+    for name in names:
+        found = shutil.which(name, path=BINARIES)
+        if found is not None:
+            return found
+    pytest.skip(f"{names[0]} is not installed (apt install {names[0]})")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What stands in for the addresses and paths of a recipe."""
+
+    folder: Path
+    port: int
+    http_port: int
+    halt: str  # HOST:PORT
+
+    @property
+    def certificate(self) -> Path:
+        return self.folder / "cert.pem"
+
+    @property
+    def key(self) -> Path:
+        return self.folder / "key.pem"
+
+
+def replaced(text: str, *pairs: tuple[str, object]) -> str:
+    """The text with each of these replaced; each must be there."""
+    for old, new in pairs:
+        assert old in text, f"the recipe has no {old!r}"
+        text = text.replace(old, str(new))
+    return text
+
+
+def nginx_around(folder: Path, servers: str) -> str:
+    """A whole configuration for nginx that needs nothing outside its folder."""
+    temporary = "".join(
+        f"{kind}_temp_path {folder}/{kind};"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    user = "user root; " if os.getuid() == 0 else ""  # its workers write to the test's own folder
+    return (
+        f"{user}daemon off; pid {folder}/pid; error_log stderr crit; events {{}}\n"
+        f"http {{ access_log off; {temporary}\n{servers}\n}}"
+    )
+
+
+def nginx(recipe: str, place: Place) -> list[str]:
+    servers = replaced(
+        recipe,
+        ("listen 80", f"listen 127.0.0.1:{place.http_port}"),
+        ("listen 443", f"listen 127.0.0.1:{place.port}"),
+        ("127.0.0.1:8000", place.halt),
+        (f"/etc/ssl/{NAME}.pem", place.certificate),
+        (f"/etc/ssl/{NAME}.key", place.key),
+    )
+    conf = place.folder / "nginx.conf"
+    conf.write_text(nginx_around(place.folder, servers))
+    return [binary("nginx"), "-p", str(place.folder), "-c", str(conf), "-e", "stderr"]
+
+
+def caddy(recipe: str, place: Place) -> list[str]:
+    site = replaced(
+        recipe,
+        ("127.0.0.1:8000", place.halt),
+        (f"# tls /etc/ssl/{NAME}.pem /etc/ssl/{NAME}.key", f"tls {place.certificate} {place.key}"),
+    )
+    conf = place.folder / "Caddyfile"
+    conf.write_text(
+        f"{{\nadmin off\nhttp_port {place.http_port}\n"
+        f"https_port {place.port}\ndefault_bind 127.0.0.1\n}}\n{site}"
+    )
+    return [binary("caddy"), "run", "--config", str(conf), "--adapter", "caddyfile"]
+
+
+def haproxy(recipe: str, place: Place) -> list[str]:
+    both = place.folder / "both.pem"
+    both.write_text(place.certificate.read_text() + place.key.read_text())
+    conf = place.folder / "haproxy.cfg"
+    conf.write_text(
+        replaced(
+            recipe,
+            ("bind :80", f"bind 127.0.0.1:{place.http_port}"),
+            ("bind :443", f"bind 127.0.0.1:{place.port}"),
+            ("127.0.0.1:8000", place.halt),
+            (f"/etc/haproxy/{NAME}.pem", both),
+        )
+    )
+    return [binary("haproxy"), "-db", "-f", str(conf)]
+
+
+def apache(recipe: str, place: Place) -> list[str]:
+    program = binary("apache2")
+    modules = "".join(
+        f"LoadModule {name}_module {APACHE_MODULES}/mod_{name}.so\n"
+        for name in APACHE_LOADS.split()
+    )
+    site = replaced(
+        recipe,
+        ("*:80", f"127.0.0.1:{place.http_port}"),
+        ("*:443", f"127.0.0.1:{place.port}"),
+        ("127.0.0.1:8000", place.halt),
+        (f"/etc/ssl/{NAME}.pem", place.certificate),
+        (f"/etc/ssl/{NAME}.key", place.key),
+    )
+    conf = place.folder / "apache.conf"
+    user = "User www-data\nGroup www-data\n" if os.getuid() == 0 else ""
+    conf.write_text(
+        f"{modules}{user}ServerRoot {place.folder}\nDefaultRuntimeDir {place.folder}\n"
+        f"ServerName {NAME}\nPidFile {place.folder}/pid\nErrorLog /dev/stderr\nLogLevel crit\n"
+        f"Listen 127.0.0.1:{place.http_port}\nListen 127.0.0.1:{place.port}\n{site}"
+    )
+    return [program, "-f", str(conf), "-D", "FOREGROUND"]
+
+
+Command = Callable[[str, Place], list[str]]
+#: The recipe in `deploy/` of each, and what starts it.
+RECIPES: dict[str, tuple[str, Command]] = {
+    "nginx": ("nginx.conf", nginx),
+    "caddy": ("Caddyfile", caddy),
+    "haproxy": ("haproxy.cfg", haproxy),
+    "apache": ("apache.conf", apache),
+}
+
+
+def _pump(plain: socket.socket, secure: ssl.SSLSocket) -> None:
+    """Carry bytes in both directions, until either side ends."""
+    poller = select.poll()
+    poller.register(plain, select.POLLIN)
+    poller.register(secure, select.POLLIN)
+    with contextlib.suppress(OSError), plain, secure:
+        while True:
+            for descriptor, _ in poller.poll():
+                if descriptor == plain.fileno():
+                    if not (data := plain.recv(65_536)):
+                        return
+                    secure.settimeout(PATIENCE)
+                    secure.sendall(data)
+                    continue
+                secure.settimeout(0)  # what has come may be TLS's own, with no data behind it
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    while data := secure.recv(65_536):
+                        plain.sendall(data)
+                    return
+
+
+class ProxyClient(Client):
+    """A user agent that knows Halt by its public name, with an address of its own."""
+
+    def __init__(self, proxy: Proxy, **headers: str) -> None:
+        super().__init__(NAME, proxy.port, **headers)
+        self._proxy = proxy
+        self.source = f"127.0.1.{next(hosts)}"
+
+    def secure_socket(self) -> ssl.SSLSocket:
+        """A connection through TLS."""
+        raw = socket.create_connection(("127.0.0.1", self._proxy.port), PATIENCE, (self.source, 0))
+        return self._proxy.context.wrap_socket(raw, server_hostname=NAME)
+
+    @contextlib.contextmanager
+    def plain_socket(self) -> Iterator[socket.socket]:
+        """A socket for a client that reads and writes in two threads, which TLS does not allow."""
+        near, far = socket.socketpair()
+        secure = self.secure_socket()
+        pump = threading.Thread(target=_pump, args=(far, secure), daemon=True)
+        pump.start()
+        with near, far, secure:
+            yield near
+            near.close()
+            pump.join(PATIENCE)
+
+    def connect(self, receive_buffer: int | None = None) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection(*self.address, timeout=PATIENCE)
+        connection.sock = self.secure_socket()
+        return connection
+
+
+class Proxy:
+    """A running proxy."""
+
+    def __init__(self, kind: str, place: Place, context: ssl.SSLContext, authority: Path) -> None:
+        self.kind = kind
+        self.host, self.port, self.http_port = NAME, place.port, place.http_port
+        self.context = context
+        self.authority = authority  # the certificate to trust
+
+    def client(self, **headers: str) -> ProxyClient:
+        """A new user agent."""
+        return ProxyClient(self, **headers)
+
+
+@contextlib.contextmanager
+def started(command: list[str], folder: Path, *ports: int) -> Iterator[None]:
+    """The program while it listens on these ports."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder)},
+    )
+    said: list[str] = []
+    assert process.stderr is not None
+    reader = threading.Thread(target=said.extend, args=(process.stderr,), daemon=True)
+    reader.start()
+    try:
+        for port in ports:
+            _wait_listening(port, process, said)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        reader.join(10)
+        process.stderr.close()
+
+
+def _wait_listening(port: int, process: subprocess.Popen[str], said: list[str]) -> None:
+    patience = threading.Event()
+    for _ in range(400):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if process.poll() is not None:
+                break
+            patience.wait(0.025)
+    pytest.fail(f"{process.args!r} does not listen: {''.join(said)}")
+
+
+@contextlib.contextmanager
+def before(kind: str, halt: str, folder: Path, names: tuple[str, ...] = (NAME,)) -> Iterator[Proxy]:
+    """This proxy as its recipe says, before the Halt at HOST:PORT."""
+    place = Place(folder, free_port(), free_port(), halt)
+    authority = trustme.CA()
+    certificate = authority.issue_cert(*names)
+    certificate.private_key_pem.write_to_path(place.key)
+    for part in certificate.cert_chain_pems:
+        part.write_to_path(place.certificate, append=True)
+    authority.cert_pem.write_to_path(folder / "authority.pem")
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    recipe, command = RECIPES[kind]
+    program = command((ROOT / "deploy" / recipe).read_text(), place)
+    with started(program, folder, place.port, place.http_port):
+        yield Proxy(kind, place, context, folder / "authority.pem")
+
+
+@contextlib.contextmanager
+def below_a_path(folder: Path, halt_url: str) -> Iterator[str]:
+    """nginx that maps /halt/ to a Halt, and /kept/ with the path; nothing else. Its address."""
+    port = free_port()
+    settings = (
+        "proxy_http_version 1.1; proxy_buffering off; client_max_body_size 0; "
+        "proxy_set_header Host $http_host; proxy_set_header Upgrade $http_upgrade; "
+        "proxy_set_header Connection upgrade;"
+    )
+    conf = folder / "nginx.conf"
+    conf.write_text(
+        nginx_around(
+            folder,
+            f"server {{ listen 127.0.0.1:{port}; "
+            f"location /halt/ {{ proxy_pass {halt_url}/; {settings} }} "
+            f"location /kept/ {{ proxy_pass {halt_url}; {settings} }} "
+            "location / { return 404; } }",
+        )
+    )
+    command = [binary("nginx"), "-p", str(folder), "-c", str(conf), "-e", "stderr"]
+    with started(command, folder, port):
+        yield f"http://127.0.0.1:{port}"

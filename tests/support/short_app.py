@@ -1,0 +1,98 @@
+"""Halt in a worker whose system runs short: `gunicorn tests.support.short_app:app`.
+
+On REFUSE the system starts no thread for it, on ALLOW it does again; each says so on standard error.
+On RELEASE the requests are answered that are held.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from flask import Response
+
+from halt.app import create_app
+from halt.web.client_socket import ClientSocket
+from halt.web.requests import client_socket
+
+REFUSE, ALLOW, RELEASE = (signal.SIGRTMIN + each for each in range(3))
+SEND_SECONDS = 0.25
+STACK = 1 << 30  # bytes that each further thread asks for
+CHUNK = bytes(65_536)
+LARGE = 8_388_608
+
+app = create_app()
+release = threading.Semaphore(0)
+
+
+def _say(word: str) -> None:
+    print(word, file=sys.stderr, flush=True)
+
+
+def _refuse(_: int, __: FrameType | None) -> None:
+    """Leave less address space than a thread's stack needs, and enough for everything else."""
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    threading.stack_size(STACK)
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + STACK // 2, resource.RLIM_INFINITY))
+    _say("no thread from now on")
+
+
+def _allow(_: int, __: FrameType | None) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    threading.stack_size(0)
+    _say("threads again")
+
+
+def _release(_: int, __: FrameType | None) -> None:
+    release.release()
+
+
+signal.signal(RELEASE, _release)
+signal.signal(REFUSE, _refuse)
+signal.signal(ALLOW, _allow)
+
+
+@app.get("/pid")
+def pid() -> Response:
+    """The worker's process."""
+    return Response(str(os.getpid()))
+
+
+@app.get("/held")
+@app.get("/settings/held")
+def held() -> Response:
+    """The same, on RELEASE. The longer path is one of a page's."""
+    _say("a request is held")
+    release.acquire()
+    return pid()
+
+
+@app.get("/large")
+def large() -> Response:
+    """8 MB at once."""
+    return Response(bytes(LARGE))
+
+
+@app.get("/flood")
+def flood() -> Response:
+    """An endless response, over a buffer that is full at once, and SEND_SECONDS for the client."""
+    client = client_socket()
+    assert isinstance(client, ClientSocket)
+    client.limit_silence(SEND_SECONDS)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+    def body() -> Iterator[bytes]:
+        try:
+            while True:
+                yield CHUNK
+        finally:
+            _say("the flood is over")
+
+    return Response(body())

@@ -1,0 +1,32 @@
+"""Halt with tools of its own, as a developer writes it: `gunicorn tests.support.tool_app:app`."""
+
+from __future__ import annotations
+
+import threading
+
+from halt.app import create_app
+from halt.core.tools import Tool
+
+
+def obedient(ending: threading.Event) -> str:
+    """Wait until the answer is stopped, and say so."""
+    print("obedient: at work", flush=True)
+    ending.wait()
+    print("obedient: told to stop", flush=True)
+    return "stopped"
+
+
+def stubborn() -> str:
+    """Wait for ever, whatever happens."""
+    print("stubborn: at work", flush=True)
+    threading.Event().wait()
+    return "never"
+
+
+def slow() -> str:
+    """Take longer than is allowed."""
+    threading.Event().wait()
+    return "never"
+
+
+app = create_app(tools=[obedient, stubborn, Tool(slow, timeout=0.05)])

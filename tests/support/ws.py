@@ -1,0 +1,170 @@
+"""A WebSocket client for tests, on top of one that others wrote: JSON in and out.
+
+Reading gives up (TimeoutError) after PATIENCE seconds without a message.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any, Protocol, Self
+
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Origin
+
+from tests.support.sse import PATIENCE, Answer
+
+
+class Ended(Exception):
+    """The server has closed the socket, with this code (1006: without a word) and reason, or why none was read."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"{code} {reason}")
+        self.code = code
+        self.reason = reason
+
+
+class Listening(Protocol):
+    """What a socket is opened to: Halt itself, or a proxy before it."""
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
+
+
+class WebSocket:
+    """One socket. `seen` holds the events of each stream, by number, in the order they came in."""
+
+    def __init__(
+        self,
+        server: Listening,
+        *,
+        origin: str | None = None,
+        receive_buffer: int | None = None,
+        path: str = "/ws",
+        connected: socket.socket | None = None,
+        **headers: str,
+    ) -> None:
+        sock = connected or socket.socket()
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.settimeout(PATIENCE)
+        if connected is None:
+            sock.connect((server.host, server.port))
+        self.address = sock.getsockname()
+        try:
+            self._opened = connect(
+                f"ws://{server.host}:{server.port}{path}",
+                sock=sock,
+                origin=None if origin is None else Origin(origin),
+                additional_headers={k.replace("_", "-"): v for k, v in headers.items()},
+                ping_interval=None,
+                max_queue=4,
+                max_size=None,
+                close_timeout=2,
+            )
+            self.connection = self._opened.__enter__()
+        except BaseException:
+            sock.close()
+            raise
+        self.seen: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+        self.others: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.__exit__(None, None, None)
+
+    def say(self, **message: Any) -> None:
+        """Send a message."""
+        self.connection.send(json.dumps(message))
+
+    def next(self) -> dict[str, Any]:
+        """The next message. Raises Ended."""
+        try:
+            said = self.connection.recv(PATIENCE)
+        except ConnectionClosed as closed:
+            received = closed.rcvd
+            if received is None:
+                raise Ended(1006, f"{closed} ({closed.__cause__!r})") from None
+            raise Ended(received.code, received.reason) from None
+        assert isinstance(said, str)
+        message = json.loads(said)
+        assert isinstance(message, dict)
+        if "event" in message:
+            assert message.keys() == {"stream", "seq", "event"}
+            self.seen.setdefault(message["stream"], []).append((message["seq"], message["event"]))
+        else:
+            self.others.append(message)
+        return message
+
+    def until(self, kind: str, stream_id: str | None = None) -> dict[str, Any]:
+        """Read until a message of this kind came that is no event, about a stream if one is given."""
+        while True:
+            message = self.next()
+            if message.get("type") == kind and stream_id in {None, message.get("id")}:
+                return message
+
+    def text(self, stream_id: str) -> str:
+        """The text of a stream so far."""
+        return "".join(event.get("content", "") for _, event in self.seen.get(stream_id, []))
+
+    def until_text(self, stream_id: str, text: str) -> None:
+        """Read until this text of a stream has come."""
+        while text not in self.text(stream_id):
+            self.next()
+
+    def to_end(self, *stream_ids: str) -> dict[str, Any]:
+        """Read until each of these streams has ended; the terminal event of the last one named."""
+        found: dict[str, Any] = {}
+        for each in stream_ids:
+            while not (self.seen.get(each) and self.seen[each][-1][1].get("done")):
+                self.next()
+            found = self.seen[each][-1][1]
+        return found
+
+    def start(self, model: str, said: str = "Hello", **fields: Any) -> str:
+        """Start a stream; its ID."""
+        messages = [{"role": "user", "content": said}]
+        self.say(type="start", messages=messages, model=model, **fields)
+        message = self.next()
+        while message.get("type") not in {"started", "error"}:
+            message = self.next()
+        assert message["type"] == "started", message
+        stream_id = message["id"]
+        assert isinstance(stream_id, str)
+        return stream_id
+
+    def stop(self, stream_id: str, **fields: Any) -> dict[str, Any]:
+        """Press Stop; its receipt."""
+        self.say(type="stop", id=stream_id, **fields)
+        return self.until("receipt", stream_id)
+
+    def fence(self) -> None:
+        """Return when everything said before has been obeyed."""
+        self.say(type="ping")
+        self.until("pong")
+
+    def ended(self) -> Ended:
+        """Read to the end of the socket; how it ended."""
+        try:
+            while True:
+                self.next()
+        except Ended as end:
+            return end
+
+
+def refused(server: Listening, **more: Any) -> Answer:
+    """The answer to a handshake that is turned down."""
+    try:
+        socket_ = WebSocket(server, **more)
+    except InvalidStatus as refusal:
+        response = refusal.response
+        headers = {name.lower(): value for name, value in response.headers.raw_items()}
+        return Answer(response.status_code, headers, bytes(response.body or b""))
+    with socket_:
+        raise AssertionError("the socket was accepted")

@@ -1,0 +1,835 @@
+"""The terminal: `flask --app app chat` in pseudo-terminals and pipes, against real parts."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from halt.cli import chat as chats
+from halt.cli import pipe
+from halt.cli.answer import STOPPED, Asking
+from halt.cli.rich_screen import RichScreen
+from halt.cli.screen import LAG, PACE, PlainScreen, Screen, Typewriter, clean, clock
+from halt.cli.source import Frames, Group, Local, Remote, RemoteError
+from halt.config.settings import Config
+from halt.core import notes
+from halt.core.events import (
+    HEARTBEAT,
+    Content,
+    Done,
+    Event,
+    Extra,
+    Reasoning,
+    ToolCall,
+    ToolResult,
+    sse,
+)
+from halt.core.metrics import Meter
+from halt.core.receipts import Receipt
+from halt.core.request import ChatRequest, Message
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
+from halt.providers import embedded_model
+from halt.providers.factory import make_upstream
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.halt_server import (
+    LEAVES_WITHIN,
+    ROOT,
+    SEEN_WITHIN,
+    HaltServer,
+    asked,
+    halt_environment,
+    new_id,
+)
+from tests.support.model_servers import listing, models
+from tests.support.pseudo_terminal import Terminal
+from tests.support.races import interrupt_in
+from tests.support.scripted import SOON
+from tests.support.wire import HandMade
+
+CHAT = [sys.executable, "-m", "flask", "--app", "app", "chat"]
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+Environment = dict[str, str]
+Open = Callable[..., Terminal]
+
+pytestmark = pytest.mark.usefixtures("ctrl_c")
+
+
+@pytest.fixture
+def env(shared_fake: FakeOpenAI, tmp_path: Path) -> Environment:
+    """What the commands are started with: the fake upstream, and a data folder of their own."""
+    return halt_environment(
+        {
+            "OPENAI_BASE_URL": shared_fake.base_url,
+            "OPENAI_API_KEY": "fake",
+            "XDG_DATA_HOME": str(tmp_path),
+            "HOME": str(tmp_path),
+        }
+    )
+
+
+@pytest.fixture
+def chat(env: Environment) -> Iterator[Open]:
+    """Start a chat in a terminal, which is closed at the test's end."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*options: str, **more: str) -> Terminal:
+            terminal = Terminal([*CHAT, *options], {**env, **more}, str(ROOT))
+            stack.callback(terminal.close)
+            return terminal
+
+        yield start
+
+
+def piped(
+    env: Environment, said: str, *options: str, timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
+    """Pipe a question in and wait for the end."""
+    return subprocess.run(
+        [*CHAT, *options],
+        cwd=ROOT,
+        env=env,
+        input=said,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+# --- in a pipe ------------------------------------------------------------------------------------
+
+
+def test_a_question_through_a_pipe_prints_the_answer_and_nothing_else(env: Environment) -> None:
+    """Standard output is the answer as plain text, the exit status 0."""
+    done = piped(env, "What is **this**?\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "What is **this**?\n", "")
+
+
+def test_the_data_folder_is_neither_needed_nor_made(env: Environment, tmp_path: Path) -> None:
+    """A chat in the terminal keeps nothing there."""
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file" / "halt", tmp_path / "new"):
+        done = piped({**env, "HALT_DATA": str(folder)}, "Hello?")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "Hello?\n", "")
+        assert not folder.exists()
+
+
+def test_an_error_is_a_sentence_and_an_exit_status(env: Environment) -> None:
+    """Standard error has the sentence, without a traceback."""
+    done = piped(env, "Hello", "--model", "401")
+    assert (done.returncode, done.stdout) == (1, "")
+    sentence = "The model's server did not accept the API key. It said: Incorrect API key provided"
+    assert done.stderr == f"{sentence}: fake.\n"
+
+
+def test_ctrl_c_in_a_pipe_keeps_what_came_and_says_130(
+    env: Environment, shared_fake: FakeOpenAI
+) -> None:
+    """The partial answer stays, the model's connection is closed."""
+    with subprocess.Popen(
+        [*CHAT, "--model", "stall?n=3"],
+        cwd=ROOT,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("stop me in the pipe")
+        process.stdin.close()
+        assert process.stdout.read(6) == "0 1 2 "
+        process.send_signal(signal.SIGINT)
+        assert process.wait(LEAVES_WITHIN) == 130
+        assert process.stdout.read() == "\n"
+    assert asked(shared_fake, "stop me in the pipe").closed.wait(SEEN_WITHIN)
+
+
+# --- at a prompt ----------------------------------------------------------------------------------
+
+
+def test_ctrl_c_stops_the_answer_and_the_model_is_told(chat: Open, shared_fake: FakeOpenAI) -> None:
+    """What was seen stays on the screen and goes to the model as stopped; the chat goes on."""
+    terminal = chat("--model", "stall?n=3", "--metrics")
+    terminal.say("first question of the stopped one")
+    terminal.wait("(?m)^0 1 2")
+    record = asked(shared_fake, "first question of the stopped one")
+    terminal.type("\x03")
+    terminal.wait(r"Stopped\.")
+    terminal.wait(r"connection closed after \d+ ms")
+    assert record.closed.wait(SEEN_WITHIN)
+    terminal.say("/model echo")
+    terminal.say("and then the second")
+    second = asked(shared_fake, "and then the second")
+    assert [m["content"] for m in second.body["messages"]] == [
+        "first question of the stopped one",
+        "0 1 2 ",
+        f"{notes.STOPPED}\n\nand then the second",
+    ]
+    terminal.wait("(?m)^and then the second")
+    terminal.say("quit")
+    assert terminal.left() == 0
+
+
+def test_ctrl_c_before_any_text_gives_the_question_back(chat: Open) -> None:
+    """Nothing was seen, so nothing was asked: the words stand in the input line again."""
+    terminal = chat("--model", "silent_first_token", "--no-history")
+    terminal.say("asked too early")
+    terminal.wait(r"…")
+    terminal.type("\x03")
+    terminal.wait(r"Stopped\.\n> asked too early\Z")
+    terminal.type("\x03")  # clears the line
+    terminal.wait(r"Stopped\.\n> *\Z")
+    terminal.type("\x03")  # leaves
+    assert terminal.left() == 130
+
+
+def test_ctrl_d_while_an_answer_is_written_leaves_after_it(
+    chat: Open, shared_fake: FakeOpenAI
+) -> None:
+    """Keys pressed meanwhile are the next prompt's, and none of them is shown before."""
+    terminal = chat("--model", "stall?n=3&rest=2", "--no-history")
+    terminal.say("leave me then")
+    terminal.wait("(?m)^0 1 2")
+    terminal.type("typed ahead\x15\x04")  # Ctrl-U: the line is empty again
+    asked(shared_fake, "leave me then").release()
+    assert terminal.left() == 0
+    assert "0 1 2 3 4" in terminal.text
+    assert "typed ahead" not in terminal.text.partition("3 4")[0]
+
+
+def test_markdown_is_rendered_while_it_streams(chat: Open) -> None:
+    """Marks become looks, hostile HTML stays text, and each block is printed once."""
+    terminal = chat("--model", "markdown?n=3&rate=400")
+    terminal.say("show me")
+    terminal.wait(r"(?s)(A fixed answer.*){3}")
+    text = terminal.wait(r"(?s)\A.*a bad link\S*.*\n> *\Z")[0]
+    assert "**bold**" not in text
+    assert "Some bold, some italic, inline code" in text
+    assert '<script>alert("script")</script>' in text
+    assert text.count("A fixed answer") == 3
+    assert text.count("def greet(name: str)") == 3
+    assert terminal.leave() == 0
+
+
+def test_a_model_cannot_steer_the_terminal(chat: Open, shared_fake: FakeOpenAI) -> None:
+    """Escape sequences in an answer are taken out: no title, no colours, no clipboard."""
+    shared_fake.texts["hostile"] = "before \x1b]0;owned\x07\x1b[31m\x9b2J after\r\n"
+    terminal = chat("--model", "text?key=hostile")
+    terminal.say("go")
+    terminal.wait(r"before \]0;owned\[31m2J after")
+    assert b"\x1b]0;owned" not in terminal.raw
+
+
+def test_thoughts_are_folded(chat: Open) -> None:
+    """What the model thought becomes one line above its answer."""
+    terminal = chat("--model", "reasoning?thoughts=3&n=3")
+    terminal.say("think")
+    text = terminal.wait(r"(?s)thought for \d+\.\d s\n\n?0 1 2\s*\n> *\Z")[0]
+    assert "thought1" not in text
+
+
+def test_a_thought_that_was_shown_as_text_is_named_one(chat: Open, shared_fake: FakeOpenAI) -> None:
+    """A line below says so; the model is told the answer alone."""
+    terminal = chat("--model", "think_end?seconds=0&thoughts=3&n=3")
+    terminal.say("think")
+    terminal.wait(r"(?s)thought2.*all of that was a thought\n\n?0 1 2\s*\n> *\Z")
+    terminal.say("and now")
+    assert asked(shared_fake, "and now").body["messages"][1]["content"].strip() == "0 1 2"
+
+
+def test_commands_of_the_chat(chat: Open, shared_fake: FakeOpenAI, tmp_path: Path) -> None:
+    """/help, /model, /system, /retry, /save, /clear, and one that is none."""
+    terminal = chat()
+    terminal.say("/help")
+    terminal.wait("/save FILE +write")
+    terminal.say("/model")
+    terminal.wait("(?m)^ +silent_headers")
+    terminal.say("/system Speak like a pirate.")
+    terminal.say("commands one")
+    terminal.wait("(?m)^commands one")
+    terminal.say("/retry")
+    again = asked(shared_fake, "commands one", nth=1)
+    assert again.body["messages"] == [
+        {"role": "system", "content": "Speak like a pirate."},
+        {"role": "user", "content": "commands one"},
+    ]
+    saved = tmp_path / "talk.md"
+    terminal.say(f"/save {saved}")
+    terminal.wait(r"Saved to")
+    assert "## You\n\ncommands one\n\n## echo\n\ncommands one\n" in saved.read_text()
+    terminal.say(f"/save {saved}")
+    terminal.wait(r"exists already")
+    terminal.say("/clear")
+    terminal.say("commands two")
+    assert len(asked(shared_fake, "commands two").body["messages"]) == 2
+    terminal.say("/nothing")
+    terminal.wait("There is no command /nothing")
+    terminal.say("exit")
+    assert terminal.left() == 0
+
+
+def test_the_history_belongs_to_its_owner_alone(chat: Open, tmp_path: Path) -> None:
+    """Inputs are in a file of mode 0600, and a key brings them back in the next chat."""
+    terminal = chat()
+    terminal.say("remember me")
+    terminal.wait("(?m)^remember me")
+    terminal.say("quit")
+    assert terminal.left() == 0
+    file = tmp_path / "halt" / "chat-history"
+    assert "+remember me\n" in file.read_text()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    second = chat()
+    second.wait(r"(?m)^> *\Z")
+    second.type("\x1b[A\x1b[A")
+    second.wait(r"(?m)^> remember me\Z")
+
+
+# --- against a Halt that runs ---------------------------------------------------------------------
+
+
+def test_a_chat_with_a_running_halt(chat: Open, halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """The same chat through another Halt, whose Stop closes the connection to the model."""
+    terminal = chat("--url", halt.url, "--model", "stall?n=3", OPENAI_BASE_URL="http://127.0.0.1:9")
+    terminal.say("remote and stopped")
+    terminal.wait("(?m)^0 1 2")
+    terminal.type("\x03")
+    terminal.wait(r"Stopped\.")
+    assert asked(shared_fake, "remote and stopped").closed.wait(SEEN_WITHIN)
+    terminal.say("/model echo")
+    terminal.say("remote once more")
+    terminal.wait("(?m)^remote once more")
+    assert terminal.leave() == 0
+
+
+def test_a_halt_that_is_not_there_is_named(env: Environment) -> None:
+    """One sentence with the address, no traceback."""
+    done = piped(env, "Hello", "--url", "http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "Halt could not be reached at http://127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_token_that_no_header_can_carry_is_an_option_with_a_wrong_value(
+    env: Environment,
+) -> None:
+    """It is named, not shown, and there is no traceback."""
+    done = piped(env, "Hello", "--url", "http://127.0.0.1:9", "--token", "öpen")
+    assert done.returncode == 2
+    assert "Invalid value for '--token': it holds" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "öpen" not in done.stderr
+
+
+class Cutter:
+    """A relay to a server that cuts its first connection behind the given bytes."""
+
+    def __init__(self, port: int, behind: bytes) -> None:
+        self._to, self._behind = port, behind
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.connections = 0
+        self._thread = threading.Thread(target=self._serve, name="cutter", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with self._listener, contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self.connections += 1
+                with client, socket.create_connection(("127.0.0.1", self._to)) as server:
+                    self._relay(client, server, cut=self.connections == 1)
+
+    def _relay(self, client: socket.socket, server: socket.socket, *, cut: bool) -> None:
+        server.sendall(client.recv(65536))
+        seen = b""
+        while data := server.recv(65536):
+            client.sendall(data)
+            seen += data
+            if cut and self._behind in seen:
+                return
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(5)
+
+
+def test_a_dropped_connection_is_taken_up_again(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """No event is lost and none comes twice."""
+    cutter = Cutter(halt.port, b'2 "')
+    remote = Remote(f"http://127.0.0.1:{cutter.port}")
+    said = new_id()
+    request = ChatRequest([Message("user", said)], id=new_id(), model="stall?n=3&rest=4")
+    events: list[tuple[int, Event]] = []
+    try:
+        for group in remote.start(request):
+            events += group
+            if cutter.connections == 2:
+                asked(shared_fake, said).release()
+    finally:
+        remote.close()
+        cutter.close()
+    assert "".join(e.content for _, e in events if isinstance(e, Content)) == "0 1 2 3 4 5 6 "
+    assert [seq for seq, _ in events] == list(range(1, len(events) + 1))
+    assert isinstance(events[-1][1], Done)
+
+
+def test_a_token_is_asked_for_and_taken(chat: Open, start_halt: Any, env: Environment) -> None:
+    """A Halt with a token turns a pipe away with a sentence and lets one with the token in."""
+    halt = start_halt(env["OPENAI_BASE_URL"], HALT_TOKEN="open-sesame")
+    refused = piped(env, "Hello", "--url", halt.url)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "An access token is needed: set HALT_TOKEN." in refused.stderr
+    terminal = chat("--url", halt.url, HALT_TOKEN="")
+    terminal.wait("Access token:")
+    terminal.type("öpen-sesame\r")
+    terminal.wait("Error: .*\\s+Access token:")
+    terminal.type("open-sesame\r")
+    terminal.say("let in")
+    terminal.wait("(?m)^let in")
+    assert "open-sesame" not in terminal.text
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def test_a_typewriter_is_never_late() -> None:
+    """Whatever comes in whatever lumps has been shown LAG seconds later, and in order."""
+    lumps = [(0.0, 40), (0.01, 3), (0.02, 300), (0.3, 1), (0.31, 1), (0.7, 5000), (0.71, 2)]
+    writer = Typewriter()
+    text = "".join(chr(97 + i % 26) for i in range(sum(n for _, n in lumps)))
+    fed, shown, steps = 0, "", 0
+    due: list[tuple[float, int]] = []
+    at = 0.0
+    while at < 1.2:
+        while lumps and lumps[0][0] <= at:
+            moment, size = lumps.pop(0)
+            writer.feed(text[fed : fed + size], moment)
+            fed += size
+            due.append((moment + LAG, fed))
+        piece = writer.take(at)
+        steps += bool(piece)
+        shown += piece
+        assert all(len(shown) >= count for limit, count in due if limit <= at)
+        at += PACE
+    assert shown == text
+    assert steps > 15, "it is smooth: lumps become many small steps"
+
+
+def test_a_typewriter_stands_still_at_stop() -> None:
+    """What was not shown when Stop was pressed is never shown, and not kept."""
+    out = io.StringIO()
+    screen = PlainScreen(out, out, quiet=True, typewriter=True)
+    screen.begin()
+    screen.show(Content("a" * 1000))
+    screen.tick()
+    seen = out.getvalue()
+    screen.stand()
+    screen.show(Content("b"))
+    screen.end()
+    assert len(seen) < 1000
+    assert out.getvalue().rstrip("\n") == seen == screen.shown
+
+
+PICTURE = "![a cat](data:image/png;base64," + "iVBORw0KGgo/8Qz+" * 100 + ")"
+
+
+def shown_by(screen: Screen, text: str) -> None:
+    """Let the screen show an answer that comes in small pieces."""
+    screen.begin()
+    for at in range(0, len(text), 7):
+        screen.show(Content(text[at : at + 7]))
+        screen.tick()
+    screen.end()
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_picture_is_a_line_of_the_terminal(quiet: bool) -> None:
+    """What is kept has all of it, and so has a program that reads the answer alone."""
+    out = io.StringIO()
+    screen = PlainScreen(out, out, quiet=quiet)
+    for text in (f"Here:\n\n{PICTURE}\n\nNice!", PICTURE[:-1]):
+        shown_by(screen, text)
+        assert screen.shown == text
+    line = "[Picture (PNG, 1 kB): a cat]"
+    lines = f"Here:\n\n{line}\n\nNice!\n[Picture (PNG, 1 kB, incomplete)]\n"
+    everything = f"Here:\n\n{PICTURE}\n\nNice!\n{PICTURE[:-1]}\n"
+    assert out.getvalue() == (everything if quiet else lines)
+
+
+@pytest.mark.parametrize("rich", [False, True])
+def test_pictures_and_sources_beside_the_text_stand_below_it(rich: bool) -> None:
+    """Each in a line, without the data, and of this answer alone."""
+    out = io.StringIO()
+    console = Console(file=out, width=60, force_terminal=False)
+    screen: Screen = RichScreen(console) if rich else PlainScreen(out, out)
+    sources = [
+        {"url": "https://a.example/one", "title": "One\x1b[31m"},
+        {"url": "https://b.example"},
+    ]
+    picture = {"image_url": {"url": "data:image/png;base64,iVBORw0KGgoA"}}
+    for beside in (Extra({"search_results": sources}, {}, {"images": [picture]}), Content("[2]")):
+        screen.begin()
+        screen.show(Content("Paris[1]"))
+        screen.show(beside)
+        screen.end()
+    lines = [line.strip() for line in out.getvalue().split("\n") if line.strip()]
+    below = ["[Picture (PNG, 9 B)]", "[1] https://a.example/one One[31m", "[2] https://b.example"]
+    assert lines == ["Paris[1]", *below, "Paris[1][2]"]
+
+
+@pytest.mark.parametrize("end", ["", "\n\nThe end."])
+def test_a_terminal_shows_what_a_model_writes_as_the_page_does(end: str) -> None:
+    """Lines, formulas, emphasis, breaks in cells and pictures, in a block that ends or does not."""
+    out = io.StringIO()
+    screen = RichScreen(Console(file=out, width=60, force_terminal=False))
+    blocks = (
+        "Roses are red\nViolets are blue",
+        "so $a*b$ and $c*d$, \\(e_1 \\, x\\)",
+        "\\[\na \\\\\n- b\n\\]",
+        "**\u6ce8\u610f\uff1a**\u8bf7\u770b",
+        "| a |\n|---|\n| one<br>two |",
+        f"{PICTURE}Nice",
+    )
+    for block in blocks:
+        shown_by(screen, block + end)
+    lines = [line.strip() for line in out.getvalue().split("\n")]
+    for line in (
+        *("Roses are red", "Violets are blue", "so $a*b$ and $c*d$, \\(e_1 \\, x\\)"),
+        *("\\[", "a \\\\", "- b", "\\]", "\u6ce8\u610f\uff1a\u8bf7\u770b", "one", "two"),
+        *("[Picture (PNG, 1 kB): a cat]", "Nice"),
+    ):
+        assert line in lines
+
+
+class Stuck:
+    """A source whose model is silent and whose Stop hangs; Ctrl-C is pressed in both."""
+
+    name = "stuck"
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+
+    def start(self, request: ChatRequest) -> Iterator[Group]:
+        yield [(1, Content("seen"))]
+        os.kill(os.getpid(), signal.SIGINT)
+        self.released.wait(60)
+
+    def stop(self, stream_id: str, seen: int) -> Receipt:
+        os.kill(os.getpid(), signal.SIGINT)
+        self.released.wait(60)
+        return Receipt(stream_id, "stopped", "closed", 1.0)
+
+    def model(self, stream_id: str) -> str:
+        return ""
+
+    def models(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        self.released.set()
+
+
+def test_a_second_ctrl_c_leaves_while_stop_hangs() -> None:
+    """Nobody has to wait for a Stop that does not come back."""
+    out, source = io.StringIO(), Stuck()
+    request = ChatRequest([Message("user", "x")], id=new_id())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Asking(source, request, PlainScreen(out, out)).run()
+    finally:
+        source.close()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Quick:
+    """A source that answers at once, unless it is to be stopped. Ctrl-C is pressed at `place`."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._stopped = threading.Event()
+        self._is_stopped = place in {"before the answer", "as it begins", "as it is waited for"}
+
+    def press(self, place: str) -> None:
+        if place == self._place:
+            self._place = ""
+            os.kill(os.getpid(), signal.SIGINT)
+
+    @property
+    def name(self) -> str:
+        self.press("before the first prompt")
+        return "quick"
+
+    def start(self, request: ChatRequest) -> Iterator[Group]:
+        if self._place == "as it is waited for":
+            self._place = ""
+            interrupt_in(Asking._show.__code__)
+        if self._is_stopped:
+            assert self._stopped.wait(SOON)
+        yield [(1, Content("whole")), (2, Done("stop", Meter().snapshot()))]
+
+    def stop(self, stream_id: str, seen: int) -> Receipt:
+        self._stopped.set()
+        return Receipt(stream_id, "stopped", "closed", 1.0)
+
+    def model(self, stream_id: str) -> str:
+        self.press("behind the answer")
+        return ""
+
+    def models(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Beginning(PlainScreen):
+    """A screen at whose beginning Ctrl-C may be pressed."""
+
+    def __init__(self, out: io.StringIO, source: Quick) -> None:
+        super().__init__(out, out)
+        self._source = source
+
+    def begin(self) -> None:
+        super().begin()
+        self._source.press("as it begins")
+
+
+@pytest.mark.parametrize(
+    ("place", "said", "status"),
+    [
+        ("before the first prompt", "", STOPPED),
+        ("before the answer", "Stopped.", 0),
+        ("as it begins", "Stopped.", 0),
+        ("as it is waited for", "Stopped.", 0),
+        ("behind the answer", "The answer was complete already. Ctrl-C again leaves.", 0),
+    ],
+)
+def test_a_ctrl_c_at_an_odd_moment_counts_for_what_comes_next(
+    monkeypatch: pytest.MonkeyPatch, place: str, said: str, status: int
+) -> None:
+    """Between Enter and the answer it stops the answer; just behind one it does not leave."""
+    source, out = Quick(place), io.StringIO()
+    lines = iter(["question", "quit"])
+
+    def new_request(*args: Any) -> ChatRequest:
+        source.press("before the answer")
+        return ChatRequest([Message("user", "question")], id=new_id())
+
+    monkeypatch.setattr(chats, "new_request", new_request)
+    assert chats.Chat(source, Beginning(out, source), lambda _: next(lines)).run() == status
+    assert said in out.getvalue()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Listening(Quick):
+    """A source that remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__("nowhere")
+        self.asked: list[list[str]] = []
+
+    def start(self, request: ChatRequest) -> Iterator[Group]:
+        self.asked.append([str(message.content) for message in request.messages])
+        return super().start(request)
+
+
+@pytest.mark.parametrize(
+    ("lines", "asked"),
+    [
+        (["one", "clear", "two", "quit"], [["one"], ["two"]]),
+        (["one", "Clear", "two", "EXIT"], [["one"], ["two"]]),
+        (["one", "/clear", "two", "/exit"], [["one"], ["two"]]),
+        (["one", " clear", "quit"], [["one"], ["one", "whole", "clear"]]),
+        ([" quit", "exit"], [["quit"]]),
+        (["clear the table", "quit"], [["clear the table"]]),
+        (["quit now", "exit"], [["quit now"]]),
+    ],
+)
+def test_clear_quit_and_exit_need_no_slash(lines: list[str], asked: list[list[str]]) -> None:
+    """Where they stand alone, in any case; a blank before the line sends it to the model."""
+    source, out, said = Listening(), io.StringIO(), iter(lines)
+    assert chats.Chat(source, PlainScreen(out, out), lambda _: next(said)).run() == 0
+    assert source.asked == asked
+
+
+def test_tool_calls_are_one_line_each() -> None:
+    """A tool's name, arguments and result on a line of their own, however long they are."""
+    out = io.StringIO()
+    screen = PlainScreen(out, out)
+    screen.begin()
+    screen.show(Reasoning("hm"))
+    screen.show(Content("Let me see. "))
+    screen.show(ToolCall("c1", "weather", '{"city": "Oslo"}'))
+    screen.show(ToolResult("c1", "weather", "cold\n" * 100, True, 1500.0))
+    screen.show(Content("It is cold."))
+    screen.end()
+    lines = out.getvalue().splitlines()
+    assert lines[1] == "Let me see. "
+    assert re.fullmatch(r'\(weather {"city": "Oslo"} → (cold )+.*… \(1\.5 s\)\)', lines[2])
+    assert lines[3] == "It is cold."
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "\x07", "\x9b1m", "\u202e", "\r", "\x00"])
+def test_clean_leaves_nothing_to_obey(text: str) -> None:
+    """Control characters go; newlines, tabs and letters of all languages stay."""
+    assert not CONTROL.search(clean(f"a{text}b"))
+    assert clean("ä\t中文\n👩\u200d👧") == "ä\t中文\n👩\u200d👧"
+
+
+def test_frames_may_be_cut_anywhere() -> None:
+    """Bytes one by one give the same events; comments are counted, unknown kinds passed over.
+
+    A comment may stand before an event, or by itself.
+    """
+    events: list[tuple[int, Event]] = [(1, Content("å")), (2, Done("stop", Meter().snapshot()))]
+    news = b'id: 9\ndata: {"type":"news"}\n\n'
+    wire = b":\n\n" + sse(*events[0]) + HEARTBEAT + news + HEARTBEAT + sse(*events[1]) + HEARTBEAT
+    frames = Frames()
+    found = [pair for i in range(len(wire)) for pair in frames.feed(wire[i : i + 1])]
+    assert found == events
+    assert frames.comments == 4
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x", "http://", "http://x:0"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    """The sentence says how an address looks."""
+    with pytest.raises(RemoteError, match="is not an address: use http"):
+        Remote(url)
+
+
+def test_importing_the_application_starts_no_thread(env: Environment) -> None:
+    """`flask --app app` imports it for every command, and none of the terminal's libraries."""
+    script = (
+        "import sys, threading, app; "
+        "print(threading.active_count(), {'rich', 'prompt_toolkit'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "1 set()\n"
+
+
+def test_without_a_key_the_demo_model_answers_and_leaves(env: Environment) -> None:
+    """The demo model is started for the chat alone and is gone after it."""
+    if embedded_model.unavailable() is not None:
+        pytest.skip("the demo model is not installed here")
+    own = {k: v for k, v in env.items() if not k.startswith("OPENAI_")}
+    # It computes for as long as it likes to talk: some seconds, minutes on a machine that is busy.
+    done = piped(own, "Say hello.", "--metrics", timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert not CONTROL.search(done.stdout)
+    assert embedded_model.MODEL in done.stderr
+
+
+def test_without_a_key_a_model_server_that_is_found_answers(env: Environment) -> None:
+    """It is found as the server finds it, before the demo model is thought of."""
+    own = {k: v for k, v in env.items() if not k.startswith("OPENAI_")}
+    with HandMade(listing(models("text-embedding", "m"))) as server:
+        # Only that address is asked, where HOST is reached by other machines.
+        own |= {"HALT_DISCOVER": f"127.0.0.1:{server.port}", "HALT_ALLOW_ANONYMOUS": "1"}
+        done = piped({**own, "HOST": "0.0.0.0"}, "Say hello.")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "m answers.\n", "")
+
+
+# --- ends and silence -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "note"),
+    [
+        ("length?n=2", 0, "Cut off at the token limit."),
+        ("length?n=2&reason=MAX_TOKENS", 0, "Cut off at the token limit."),
+        ("length?n=2&reason=abort", 1, "The model's server ended the answer: abort."),
+        ("empty", 1, "The model ended its answer without a text."),
+        ("reasoning?thoughts=1&n=0", 0, ""),
+    ],
+)
+def test_a_pipe_says_how_an_answer_ended(
+    shared_fake: FakeOpenAI, model: str, status: int, note: str
+) -> None:
+    """What its server broke off is a failure, and what is all thought is an answer."""
+    out, err = io.StringIO(), io.StringIO()
+    config = Config(base_url=shared_fake.base_url, api_key="fake")
+    generations = Generations(config, make_upstream(config), StopRegistry())
+    request = pipe.one_question("Hello", "", model)
+    source = Local(config, generations)
+    assert pipe.answer_pipe(source, request, out, err, metrics=False, slow=False) == status
+    assert err.getvalue().strip() == note
+    generations.close()
+    if model.startswith("reasoning"):
+        assert out.getvalue().strip() == "thought0"
+
+
+@pytest.mark.parametrize(
+    ("spent", "said"), [(0, "0 s"), (59.9, "59 s"), (95, "1:35"), (3600, "1:00:00")]
+)
+def test_a_duration_that_grows(spent: float, said: str) -> None:
+    """Seconds, then minutes, then hours."""
+    assert clock(spent) == said
+
+
+def test_silence_is_told_with_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a screen of plain lines now and then, on the other one all the time; never to a pipe."""
+    at = [100.0]
+    monkeypatch.setattr("halt.cli.screen.now", lambda: at[0])
+    out, piped, drawn = io.StringIO(), io.StringIO(), io.StringIO()
+    plain = PlainScreen(out, out)
+    quiet = PlainScreen(piped, piped, quiet=True)
+    console = Console(file=drawn, force_terminal=True, width=80, color_system=None)
+    rich = RichScreen(console)
+    screens = (plain, quiet, rich)
+    for screen in screens:
+        screen.begin()
+
+    def wait(seconds: float) -> None:
+        at[0] += seconds
+        for screen in screens:
+            screen.tick()
+
+    wait(29)
+    assert out.getvalue() == ""
+    wait(1)
+    wait(1)
+    wait(64)
+    assert out.getvalue() == (
+        "(waiting for the model, 30 s; Ctrl-C stops it)\n"
+        "(waiting for the model, 1:35; Ctrl-C stops it)\n"
+    )
+    rich._drawn_at = 0.0
+    rich.tick()
+    assert "waiting for the model, 1:35" in drawn.getvalue()
+    for screen in screens:
+        screen.show(Content("Hello"))
+    wait(0)
+    wait(45)
+    assert out.getvalue().endswith("Hello\n(no text for 45 s; Ctrl-C stops it)\n")
+    rich._drawn_at = 0.0
+    rich.tick()
+    assert "no text for 45 s" in drawn.getvalue()
+    for screen in screens:
+        screen.end()
+    assert piped.getvalue() == "Hello\n"

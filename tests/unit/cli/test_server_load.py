@@ -1,0 +1,141 @@
+"""What a model's server works on, as llama.cpp and vLLM tell it; nothing else is believed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from halt.cli.doctor.server_load import PAUSES, ServerLoad, busy_slots, running_requests
+from halt.config.providers import ProviderSettings
+from halt.testing import work as fake_work
+from halt.testing.fake_openai import FakeOpenAI
+from halt.testing.work import WorkReply
+
+
+@pytest.fixture
+def load(fake: FakeOpenAI) -> Iterator[ServerLoad]:
+    """The work of the fake, which has a key."""
+    settings = ProviderSettings(
+        name="openai", kind="openai", base_url=fake.base_url + "/", key="key-1"
+    )
+    load = ServerLoad(settings, "a/b c")
+    yield load
+    load.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        ("/slots", fake_work.slots),
+        ("/slots", fake_work.old_slots),
+        ("/metrics", fake_work.metrics),
+    ],
+)
+def test_requests_in_work_are_counted(
+    fake: FakeOpenAI, load: ServerLoad, path: str, answer: WorkReply
+) -> None:
+    """Of all clients, beside the API's path, with the key, the model, on one connection."""
+    fake.work[path] = answer
+    counts = []
+    for fake.others in (0, 1, 3):
+        counts.append(load.count())
+    assert counts == [0, 1, 3]
+    assert load.source == f"GET {path}"
+    asked = [each for each in fake.requests if each.path == path]
+    assert [each.headers["authorization"] for each in asked] == ["Bearer key-1"] * 3
+    assert [each.query for each in asked] == ["model=a%2Fb+c"] * 3
+    assert {each.connection for each in fake.requests} == {1}
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        {},
+        {"/slots": fake_work.disabled},
+        {"/slots": fake_work.locked, "/metrics": fake_work.locked},
+        {"/slots": fake_work.garbage, "/metrics": fake_work.garbage},
+        {"/slots": fake_work.strange},
+    ],
+    ids=["missing", "disabled", "locked", "garbage", "strange"],
+)
+def test_a_server_that_does_not_tell_is_not_known(
+    fake: FakeOpenAI, load: ServerLoad, work: dict[str, WorkReply]
+) -> None:
+    """An endpoint that is missing, refuses or answers something else is no count of 0."""
+    fake.work.update(work)
+    assert load.count() is None
+    assert load.wait_idle(5.0).left is None
+
+
+def test_a_server_that_is_silent_is_given_up(
+    load: ServerLoad, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look has a limit of its own; a server that is away is not known either."""
+    monkeypatch.setattr("halt.cli.doctor.server_load.ANSWER_WITHIN", 0.1)
+    released = threading.Event()
+
+    def answer(_: int) -> tuple[int, str, bytes]:
+        released.wait(30)
+        return fake_work.slots(0)
+
+    fake.work["/slots"] = answer
+    assert load.count() is None
+    released.set()
+    fake.close()
+    assert load.count() is None
+
+
+def test_waiting_ends_when_nothing_is_in_work(fake: FakeOpenAI, load: ServerLoad) -> None:
+    """0 as soon as it is idle, the count when the time is over."""
+    left = iter([2, 1, 0])
+    fake.work["/slots"] = lambda _: fake_work.slots(next(left))
+    waited = load.wait_idle(60.0)
+    assert waited.left == 0
+    assert 0 < waited.busy < waited.over < 60
+    fake.work["/slots"] = lambda _: fake_work.slots(2)
+    assert load.wait_idle(0.0).left == 2
+
+
+def test_a_server_is_left_alone_between_looks() -> None:
+    """A llama.cpp that reads a prompt needs a second without an answer to notice a Stop."""
+    assert PAUSES[-1] > 1.0
+
+
+@pytest.mark.parametrize("kind", ["azure", "anthropic", "openai"])
+def test_servers_that_have_no_such_endpoint_are_not_asked(fake: FakeOpenAI, kind: str) -> None:
+    """Azure, Anthropic and OpenAI itself."""
+    url = "https://api.openai.com/v1" if kind == "openai" else fake.origin
+    settings = ProviderSettings(name="x", kind=kind, base_url=url, key="key-1")  # type: ignore[arg-type]
+    load = ServerLoad(settings, "m")
+    assert load.count() is None
+    load.close()
+    assert fake.requests == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b"{}", b"[1]", b'[{"id":1}]', b'[{"state":"x"}]', b"\xff", b"[" * 100_000],
+)
+def test_what_are_no_slots_is_no_count(body: bytes) -> None:
+    """Every slot must say whether it is busy, and there must be one."""
+    assert busy_slots(body) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"# vllm:num_requests_running 1",
+        b"vllm:num_requests_running x",
+        b"vllm:num_requests_running NaN",
+        b"vllm:num_requests_running +Inf",
+        b"vllm:num_requests_running -1",
+        b"vllm:num_requests_running_total 1",
+        b"\xff\xfe",
+    ],
+)
+def test_what_is_no_gauge_is_no_count(body: bytes) -> None:
+    """Only the gauge of this name, with a number that can be one of requests."""
+    assert running_requests(body) is None

@@ -1,0 +1,148 @@
+"""Fields that Halt has no place for: put together from a stream's pieces, and what goes back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from halt.core.events import Extra, ToolCall
+from halt.core.extra_fields import Extras, joined
+from halt.core.request import Message, ToolTurn
+from halt.providers.chat_completions import ChatDecoder
+from halt.providers.returned import given_back, returned_fields
+from halt.testing.shapes import call, said
+from halt.testing.wire import as_json
+
+
+@pytest.mark.parametrize(
+    ("pieces", "whole"),
+    [
+        (["one"], "one"),
+        (["a", "b", "a"], "aba"),
+        (["ID", "", "ID"], "ID"),  # the same with each piece
+        ([1, 2], 2),
+        ([True, False], False),
+        (["a", {"b": 1}], {"b": 1}),  # the server has changed its mind
+        ([[1], [2, 3]], [1, 2, 3]),
+        ([{"a": "x", "n": 1}, {"a": "y", "b": None}], {"a": "xy", "n": 1}),
+        (  # OpenRouter's details of thoughts
+            [
+                [{"type": "reasoning.text", "index": 0, "text": "ha", "format": "f"}],
+                [{"type": "reasoning.text", "index": 0, "text": " ha"}],
+                [{"type": "reasoning.text", "index": 0, "signature": "s"}],
+                [{"type": "reasoning.encrypted", "index": 0, "data": "d"}],
+            ],
+            [
+                {
+                    "type": "reasoning.text",
+                    "index": 0,
+                    "text": "ha ha",
+                    "format": "f",
+                    "signature": "s",
+                },
+                {"type": "reasoning.encrypted", "index": 0, "data": "d"},
+            ],
+        ),
+    ],
+)
+def test_pieces_become_one_value(pieces: list[Any], whole: Any) -> None:
+    """Objects by their fields, lists and texts one behind the other, items of one index as one."""
+    assert joined(pieces) == whole
+
+
+def test_each_place_has_its_own_rule() -> None:
+    """Beside the choices the newest value counts; a choice's lists grow; a message's texts too."""
+    extras = Extras()
+    extras.add(Extra(chunk={"citations": ["a"], "provider": "p"}, choice={"word": "x"}))
+    extras.add(Extra(chunk={"citations": ["a", "b"]}, choice={"logprobs": {"content": [1]}}))
+    extras.add(Extra(choice={"logprobs": {"content": [1]}, "word": "y"}, delta={"images": [{}]}))
+    extras.add(Extra(delta={"images": [{}], "note": None}))
+    assert extras.chunk == {"citations": ["a", "b"], "provider": "p"}
+    assert extras.choice == {"logprobs": {"content": [1, 1]}, "word": "y"}
+    assert extras.delta == {"images": [{}, {}]}
+
+
+def returned(*chunks: Any) -> dict[str, Any] | None:
+    """What a decoder gives back of an answer."""
+    decoder = ChatDecoder()
+    for chunk in chunks:
+        decoder.feed(b"data: %b\n\n" % as_json(chunk))
+    decoder.feed(b"data: [DONE]\n\n")
+    return decoder.opaque
+
+
+THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}
+
+
+@pytest.mark.parametrize(
+    ("chunks", "fields"),
+    [
+        ([said(content="Hello"), said(content=" you")], None),
+        ([said(role="assistant", content=None), call(index=0, name="f", arguments="{}")], None),
+        (
+            [said(reasoning_content="h"), said(reasoning_content="m"), said(content="Hi")],
+            {"reasoning_content": "hm"},
+        ),
+        ([said(reasoning="hm"), said(content="Hi")], {"reasoning": "hm"}),
+        (
+            [said(reasoning="hm", reasoning_content="hm"), said(content="Hi")],
+            {"reasoning_content": "hm"},
+        ),
+        (
+            [said(content="<thi"), said(content="nk>hm</think>\n"), said(content="Hi")],
+            {"content": "<think>hm</think>\nHi"},
+        ),
+        ([said(content=" "), said(content="<b>Hi")], None),
+        (
+            [said(content=[THINKING]), said(content=[THINKING]), said(content="Hi"),
+             said(content=" you")],
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "HmHm"}]},
+                    {"type": "text", "text": "Hi you"},
+                ]
+            },
+        ),
+    ],
+    ids=range(8),
+)  # fmt: skip
+def test_thoughts_go_back_as_they_came(chunks: list[Any], fields: dict[str, Any] | None) -> None:
+    """By their name, by the marks in the text, or as parts; an answer without any has no fields."""
+    assert returned(*chunks) == fields
+
+
+def test_what_goes_back_is_a_part_of_the_message() -> None:
+    """The fields of the message and of each call, but those that the server has refused."""
+    function = {"name": "f", "arguments": "{}"}
+    signed = ToolCall("c1", "f", "{}", extra={"extra_content": 1, "function": {"note": 2}})
+    turn = ToolTurn("Hi", [signed], {"reasoning": "hm", "content": "<think>hm</think>Hi"})
+    told = {"id": "c1", "type": "function", "function": {"note": 2, **function}}
+    assert given_back(turn) == {
+        "role": "assistant",
+        "content": "<think>hm</think>Hi",
+        "reasoning": "hm",
+        "tool_calls": [{**told, "extra_content": 1}],
+    }
+    assert returned_fields(turn) == {"reasoning", "content", "extra_content"}
+    assert given_back(turn, frozenset(returned_fields(turn))) == {
+        "role": "assistant",
+        "content": "Hi",
+        "tool_calls": [told],
+    }
+    assert "reasoning" not in turn
+
+
+def test_a_clients_own_fields_stay_but_those_of_answers() -> None:
+    """Where a server refuses what an answer had, that can be left out; nothing else can."""
+    message = Message("assistant", "Hi", reasoning_content="hm", prefix=True, audio={"id": "a"})
+    assert returned_fields(message) == {"reasoning_content", "audio"}
+    refused = frozenset({"reasoning_content", "prefix"})
+    assert given_back(message, refused) == {
+        "role": "assistant",
+        "content": "Hi",
+        "prefix": True,
+        "audio": {"id": "a"},
+    }
+    asks = Message("user", "Hi", audio=1)
+    assert (returned_fields(asks), given_back(asks, refused)) == (set(), dict(asks))

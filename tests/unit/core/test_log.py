@@ -1,0 +1,436 @@
+"""The contract of a log, for every implementation of `journal.Log` in the list below."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from halt.core.events import (
+    Cancelled,
+    Content,
+    Delta,
+    Done,
+    ErrorInfo,
+    Event,
+    Failed,
+    Terminal,
+    text_of,
+)
+from halt.core.log import EVENT_OVERHEAD, Log
+from halt.core.metrics import Meter
+from halt.errors import OffsetLost
+from halt.store.replay import stored_log
+from tests.support.races import SOON, together
+
+MakeLog = Callable[[int], Log]
+
+#: Every implementation, made with the number of bytes that it may keep.
+IMPLEMENTATIONS: dict[str, MakeLog] = {"memory": Log}
+
+ROOMY = 1_000_000
+REPEATS = 300
+METRICS = Meter().snapshot()
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def make_log(request: pytest.FixtureRequest) -> MakeLog:
+    return IMPLEMENTATIONS[request.param]
+
+
+@pytest.fixture
+def log(make_log: MakeLog) -> Log:
+    return make_log(ROOMY)
+
+
+def done() -> Terminal:
+    return Done("stop", METRICS)
+
+
+def cancelled() -> Terminal:
+    return Cancelled(METRICS)
+
+
+def failed() -> Terminal:
+    return Failed(ErrorInfo("stalled", "It stalled.", True), METRICS)
+
+
+def told(events: list[tuple[int, Event]]) -> str:
+    return "".join(text_of(event) for _, event in events)
+
+
+def in_wait(log: Log) -> threading.Thread:
+    """A thread that waits at the log for more than there is, and is known to do so."""
+    thread = threading.Thread(target=log.wait, args=(log.last, SOON))
+    before = log.waiting
+    thread.start()
+    while log.waiting == before:
+        assert thread.is_alive(), "wait returned though nothing had come"
+    return thread
+
+
+def test_a_new_log_is_empty_and_open(log: Log) -> None:
+    """Nothing is in it, nobody waits, and reading from the start gives nothing."""
+    assert (log.last, log.ended, log.waiting, log.size, log.read(0)) == (0, None, 0, 0, [])
+
+
+def test_events_are_numbered_from_one_without_gaps(log: Log) -> None:
+    """Text keeps its order, the terminal event has the number behind the last text."""
+    assert all(log.append(Content(text)) for text in "abc")
+    assert log.end(done)
+    assert log.read(0) == [
+        (1, Content("a")),
+        (2, Content("b")),
+        (3, Content("c")),
+        (4, log.ended),
+    ]
+    assert log.last == 4
+
+
+def test_every_offset_is_a_place_to_go_on_from(log: Log) -> None:
+    """Read after N gives all that is above N: nothing twice, nothing left out."""
+    for text in "abcdef":
+        log.append(Content(text))
+    whole = log.read(0)
+    for after in range(log.last + 3):
+        assert log.read(after) == whole[after:]
+
+
+@pytest.mark.parametrize("first", [done, cancelled, failed])
+@pytest.mark.parametrize("second", [done, cancelled, failed])
+def test_the_first_end_wins(
+    log: Log, first: Callable[[], Terminal], second: Callable[[], Terminal]
+) -> None:
+    """Whatever ends a log ends it for good; a later end is refused and not even made."""
+    assert log.end(first)
+    winner = log.ended
+
+    def never() -> Terminal:
+        pytest.fail(f"{second()} was made though the log had ended")
+
+    assert not log.end(never)
+    assert log.ended is winner
+    assert log.last == 1
+
+
+def test_nothing_is_added_behind_the_end(log: Log) -> None:
+    """Text that comes after the terminal event is refused, and no number is used for it."""
+    log.append(Content("before"))
+    log.end(cancelled)
+    assert not log.append(Content("after"))
+    assert (told(log.read(0)), log.last) == ("before", 2)
+
+
+def test_an_end_that_cannot_be_made_leaves_the_log_open(log: Log) -> None:
+    """When making the terminal event fails, the log is as it was and can still be ended."""
+
+    def broken() -> Terminal:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        log.end(broken)
+    assert log.ended is None
+    assert log.append(Content("more"))
+    assert log.end(done)
+
+
+def test_reading_changes_nothing(log: Log) -> None:
+    """Many readers at different places see the same events under the same numbers."""
+    for text in "abc":
+        log.append(Content(text))
+    assert [log.read(1) for _ in range(3)] == [[(2, Content("b")), (3, Content("c"))]] * 3
+    assert log.last == 3
+
+
+def test_what_was_let_go_is_refused_and_never_passed_over(make_log: MakeLog) -> None:
+    """A reader below the kept part gets OffsetLost; one at its edge gets all that is left."""
+    log = make_log(1_024)
+    while not lost(log, 0):
+        assert log.append(Content("x" * 100))
+    edge = next(n for n in range(log.last) if not lost(log, n))
+    kept = log.read(edge)
+    assert [seq for seq, _ in kept] == list(range(edge + 1, log.last + 1))
+    for below in range(edge):
+        assert lost(log, below)
+    log.end(done)
+    assert log.read(edge)[-1] == (log.last, log.ended)
+
+
+def lost(log: Log, after: int) -> bool:
+    try:
+        log.read(after)
+    except OffsetLost:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("text", ["a", "x" * 300, "é" * 300, "中" * 300, "👋" * 300])
+def test_memory_is_bounded_in_every_script(make_log: MakeLog, text: str) -> None:
+    """However long the answer, the log keeps to its bytes; the newest event always stays."""
+    log, limit = make_log(10_000), 10_000
+    for _ in range(500):
+        log.append(Content(text))
+        assert log.size <= limit
+        assert log.size >= len(text.encode())
+        assert told(log.read(log.last - 1)) == text
+    log.end(done)
+    assert log.size <= limit + EVENT_OVERHEAD
+
+
+def test_an_event_larger_than_the_limit_is_kept_alone(make_log: MakeLog) -> None:
+    """A single huge piece is still delivered: a bound never makes text vanish unseen."""
+    log = make_log(1_024)
+    log.append(Content("first"))
+    log.append(Content("x" * 5_000))
+    assert len(told(log.read(1))) == 5_000
+    assert lost(log, 0)
+
+
+def test_wait_returns_at_once_when_there_is_something(log: Log) -> None:
+    """A reader that is behind never waits, and neither does one at the end of an ended log."""
+    log.append(Content("a"))
+    log.wait(0, SOON * 100)
+    log.end(done)
+    log.wait(1, SOON * 100)
+    log.wait(2, SOON * 100)
+    assert log.waiting == 0
+
+
+def test_a_listener_is_told_of_each_event_that_can_be_read(log: Log) -> None:
+    """Text and the end; with nothing locked, so that it can read, wait and leave."""
+    seen: list[int] = []
+
+    def listener() -> None:
+        seen.append(log.last)
+        assert log.read(log.last - 1)
+        if log.ended is not None:
+            log.unsubscribe(listener)
+
+    log.subscribe(listener)
+    for text in "ab":
+        log.append(Content(text))
+    log.end(done)
+    assert not log.append(Content("refused"))
+    assert not log.end(done)
+    assert seen == [1, 2, 3]
+
+
+def test_listeners_come_and_go(log: Log) -> None:
+    """Each is told as long as it is subscribed; leaving twice is harmless."""
+    seen: list[str] = []
+    first, second = (lambda: seen.append("first")), (lambda: seen.append("second"))
+    log.subscribe(first)
+    log.append(Content("a"))
+    log.subscribe(second)
+    log.append(Content("b"))
+    log.unsubscribe(first)
+    log.unsubscribe(first)
+    log.append(Content("c"))
+    assert seen == ["first", "first", "second", "second"]
+
+
+@pytest.mark.parametrize("what", ["append", "end", "wake"])
+def test_whoever_waits_is_woken_by(log: Log, what: str) -> None:
+    """Text, the end and `wake` each reach every reader that waits, long before its timeout."""
+    waiters = [in_wait(log) for _ in range(3)]
+    assert log.waiting == 3
+    {"append": lambda: log.append(Content("a")), "end": lambda: log.end(done), "wake": log.wake}[
+        what
+    ]()
+    for thread in waiters:
+        thread.join(SOON / 2)
+        assert not thread.is_alive()
+    assert log.waiting == 0
+
+
+def test_wait_ends_by_itself(log: Log) -> None:
+    """Without anything to tell, a wait returns after its timeout, so that a reader can speak."""
+    log.wait(0, 0.01)
+    assert (log.last, log.waiting) == (0, 0)
+
+
+def ends(log: Log, make: Callable[[], Terminal]) -> tuple[bool, Terminal | None]:
+    """Try to end the log: whether it was this end, and which end is seen."""
+    return log.end(make), log.ended
+
+
+def test_many_ends_at_once_have_one_winner(make_log: MakeLog) -> None:
+    """Law: of many ends at the same moment exactly one wins, and everyone sees that one."""
+    makers = [done, cancelled, failed, cancelled]
+    for _ in range(REPEATS):
+        log = make_log(ROOMY)
+        outcomes = together(*[partial(ends, log, maker) for maker in makers])
+        assert sum(won for won, _ in outcomes) == 1
+        assert len({id(seen) for _, seen in outcomes}) == 1
+        assert log.read(0) == [(1, log.ended)]
+
+
+def test_text_against_the_end_is_either_in_or_refused(make_log: MakeLog) -> None:
+    """Law: an append that was accepted stands before the end; one that was refused, nowhere."""
+    for _ in range(REPEATS):
+        log = make_log(ROOMY)
+        accepted, _, won = together(
+            partial(log.append, Content("a")),
+            partial(log.append, Content("b")),
+            partial(log.end, done),
+        )
+        assert won
+        text = told(log.read(0))
+        assert ("a" in text) is accepted
+        assert log.read(0)[-1][1] is log.ended
+        assert [seq for seq, _ in log.read(0)] == list(range(1, log.last + 1))
+
+
+def test_readers_of_a_log_that_is_written_all_see_the_same(make_log: MakeLog) -> None:
+    """Law: readers that come at any time and go on from their last number miss nothing."""
+    log, texts = make_log(ROOMY), [f"{n} " for n in range(2_000)]
+
+    def write() -> str:
+        for text in texts:
+            log.append(Content(text))
+        log.end(done)
+        return "".join(texts)
+
+    def read() -> str:
+        after, out = 0, ""
+        while log.ended is None or after < log.last:
+            log.wait(after, SOON)
+            for seq, event in log.read(after):
+                assert seq == after + 1
+                after, out = seq, out + text_of(event)
+        return out
+
+    assert len(set(together(write, read, read, read))) == 1
+
+
+class Simple(RuleBasedStateMachine):
+    """Any sequence of operations agrees with a plain list that forgets nothing."""
+
+    make: MakeLog = staticmethod(IMPLEMENTATIONS["memory"])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = self.make(2_000)
+        self.model: list[Event] = []
+        self.over = False
+        self.edge = 0  # events that the log was seen to have let go
+
+    @rule(text=st.text(max_size=400))
+    def append(self, text: str) -> None:
+        assert self.log.append(Content(text)) is not self.over
+        if not self.over:
+            self.model.append(Content(text))
+
+    @precondition(lambda self: len(self.model) > 5)
+    @rule(make=st.sampled_from([done, cancelled, failed]))
+    def end(self, make: Callable[[], Terminal]) -> None:
+        event = make()
+        assert self.log.end(lambda: event) is not self.over
+        if not self.over:
+            self.model.append(event)
+            self.over = True
+
+    @rule(data=st.data())
+    def read(self, data: st.DataObject) -> None:
+        after = data.draw(st.integers(0, len(self.model) + 2))
+        if lost(self.log, after):
+            self.edge = max(self.edge, after + 1)
+            return
+        assert after >= self.edge, "events that were let go came back"
+        assert self.log.read(after) == list(enumerate(self.model[after:], after + 1))
+
+    @invariant()
+    def agrees(self) -> None:
+        assert self.log.last == len(self.model)
+        assert (self.log.ended is not None) is self.over
+        assert self.log.size <= 2_000 + 4 * 400 + 2 * EVENT_OVERHEAD
+
+
+TestSimpleModel = pytest.mark.filterwarnings("default")(Simple.TestCase)
+TestSimpleModel.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+
+
+@given(texts=st.lists(st.text()), after=st.integers(0, 60))
+def test_an_answer_read_in_two_parts_is_the_whole(texts: list[str], after: int) -> None:
+    """What was read before a lost connection and what is read after it make the answer."""
+    for make in IMPLEMENTATIONS.values():
+        log = make(10_000_000)
+        for text in texts:
+            log.append(Content(text))
+        after = min(after, log.last)
+        assert told(log.read(0)[:after]) + told(log.read(after)) == "".join(texts)
+
+
+# --- a log that has ended -------------------------------------------------------------------------
+
+
+def in_memory(events: list[Delta], end: Callable[[], Terminal]) -> Log:
+    log = Log(ROOMY)
+    for event in events:
+        log.append(event)
+    log.end(end)
+    return log
+
+
+def from_a_store(events: list[Delta], end: Callable[[], Terminal]) -> Log:
+    return stored_log(in_memory(events, end).read(0))
+
+
+@pytest.fixture(params=[in_memory, from_a_store])
+def make_ended(request: pytest.FixtureRequest) -> Callable[..., Log]:
+    made: Callable[..., Log] = request.param
+    return made
+
+
+@pytest.mark.parametrize("end", [done, cancelled, failed])
+@pytest.mark.parametrize("text", ["", "a", "abcdef"])
+def test_an_ended_log_replays_from_every_offset(
+    make_ended: Callable[..., Log], text: str, end: Callable[[], Terminal]
+) -> None:
+    """The same numbers and events, the terminal one last, for a reader from anywhere."""
+    events = [Content(letter) for letter in text]
+    log = make_ended(events, end)
+    whole = [*enumerate(events, 1), (len(text) + 1, end())]
+    assert (log.first, log.last, log.ended) == (1, len(text) + 1, end())
+    for after in range(len(text) + 4):
+        assert log.read(after) == whole[after:]
+
+
+def test_an_ended_log_takes_nothing_and_lets_nobody_wait(make_ended: Callable[..., Log]) -> None:
+    """Later events are refused, a second end is not even made, and waiting returns at once."""
+    log = make_ended([Content("a")], done)
+    assert not log.append(Content("b"))
+    assert not log.end(lambda: pytest.fail("it was made"))
+    log.wait(log.last, SOON * 100)
+    log.subscribe(lambda: pytest.fail("it was called"))
+    log.wake()
+    assert (told(log.read(0)), log.waiting) == ("a", 0)
+    assert log.size >= EVENT_OVERHEAD
+
+
+def test_a_gap_before_the_end_is_passed_over() -> None:
+    """Readers may have seen events that a process that died had not written: none is told twice."""
+    log = stored_log([(1, Content("a")), (2, Content("b")), (100_002, failed())])
+    assert [number for number, _ in log.read(0)] == [1, 2, 100_002]
+    for seen in (2, 3, 57, 100_001):
+        assert log.read(seen) == [(100_002, failed())]
+    assert (log.first, log.last) == (1, 100_002)
+
+
+def test_events_before_any_other_gap_are_refused() -> None:
+    """What was lost in the middle is never passed over in silence."""
+    log = stored_log([(1, Content("a")), (3, Content("c")), (4, Content("d")), (5, done())])
+    for below in (0, 1):
+        assert lost(log, below)
+    assert [number for number, _ in log.read(2)] == [3, 4, 5]
+
+
+def test_a_stored_log_has_an_end() -> None:
+    """Only what is over is read from a store."""
+    with pytest.raises(ValueError, match="terminal"):
+        stored_log([(1, Content("a"))])

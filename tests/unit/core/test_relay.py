@@ -1,0 +1,618 @@
+"""The relay: fair among streams, quick for a Stop, never silently dead, and each process's own.
+
+Scripted models where the order matters, real servers for what comes over a wire.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import http.client
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from halt.clock import now
+from halt.config.settings import Config
+from halt.core import keeper as module
+from halt.core import run as run_module
+from halt.core.events import Failed, ToolCall
+from halt.core.relay import READ, Relay
+from halt.core.request import ChatRequest, Part
+from halt.core.run import Run
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
+from halt.core.tools import Toolbox
+from halt.errors import Draining
+from halt.providers.chat_completions import ChatDecoder
+from halt.providers.factory import make_upstream
+from halt.testing.fake_openai import FakeOpenAI
+from halt.transport.http1 import INFLATED_MAX, Body
+from tests.support.halt_server import HaltServer, eventually, halt_environment
+from tests.support.programs import settings, threads
+from tests.support.scripted import HI, SOON, Reader, Scripted, ScriptedReply, piece
+from tests.support.wire import OK, Background, HandMade, Peer, until
+from tests.unit.store.test_recovery import saved_events
+
+FLOODS = 20
+
+
+class FloodReply(ScriptedReply):
+    """A model that has always more to say."""
+
+    def __init__(self, order: list[str]) -> None:
+        super().__init__()
+        self._order = order
+        self.feed("a")
+
+    @property
+    def pending(self) -> bool:
+        return True
+
+    def _next(self, timeout: float) -> Part:
+        self._order.append("flood")
+        return piece("x")
+
+
+class Noted(ScriptedReply):
+    """One whose close is noted among the reads of others."""
+
+    def __init__(self, order: list[str]) -> None:
+        super().__init__()
+        self._order = order
+
+    def close(self) -> None:
+        self._order.append("closed")
+        super().close()
+
+
+Make = Callable[..., Generations]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Services on a scripted or a real model; each is closed."""
+    made: list[tuple[Generations, Any]] = []
+
+    def make(upstream: Any, config: Config | None = None, **more: Any) -> Generations:
+        config = config or Config(**{"orphan_grace": 1e9, **more})
+        made.append((Generations(config, upstream, StopRegistry()), upstream))
+        return made[-1][0]
+
+    yield make
+    for generations, upstream in made:
+        generations.close()
+        if isinstance(upstream, Scripted):
+            upstream.dispose()
+
+
+def ended(run: Run) -> Run:
+    until(lambda: run.log.ended is not None)
+    return run
+
+
+# --- the loop -------------------------------------------------------------------------------------
+
+
+def test_what_is_posted_is_done_in_its_order(relay: Relay) -> None:
+    """Also what is posted by the relay itself, and while it works on other posts."""
+    done: list[int] = []
+    over = threading.Event()
+
+    def first() -> None:
+        done.append(1)
+        relay.post(lambda: done.append(3))
+        relay.post(over.set)
+
+    hold = threading.Event()
+
+    def wait() -> None:
+        assert hold.wait(SOON)
+
+    relay.post(wait)
+    relay.post(first)
+    relay.post(lambda: done.append(2))
+    hold.set()
+    assert over.wait(SOON)
+    assert done == [1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["works", "sockets"])
+def test_posts_come_between_the_works_of_one_turn(relay: Relay, kind: str) -> None:
+    """Neither sockets that can be read nor works of the turn before hold up a Stop that comes."""
+    order: list[str] = []
+    over = threading.Event()
+    pairs = [socket.socketpair() for _ in range(FLOODS)]
+
+    def busy(number: int, _: int = 0) -> None:
+        if not order:  # as another thread does, while this one works
+            Background(lambda: relay.post(lambda: order.append("stop"))).end()
+        order.append(f"busy {number}")
+        if kind == "sockets":
+            relay.unwatch(pairs[number][0])
+        if len(order) == FLOODS + 1:
+            over.set()
+
+    def begin() -> None:
+        for number, (ours, theirs) in enumerate(pairs):
+            if kind == "works":
+                relay.again(partial(busy, number))
+            else:
+                theirs.send(b"!")
+                relay.watch(ours, READ, partial(busy, number))
+
+    relay.post(begin)
+    assert over.wait(SOON)
+    assert order.index("stop") == 1
+    for ours, theirs in pairs:
+        ours.close()
+        theirs.close()
+
+
+def test_a_cancelled_timer_does_nothing(relay: Relay) -> None:
+    """And one that is due is called once, in the order of the times."""
+    done: list[str] = []
+    over = threading.Event()
+
+    def begin() -> None:
+        at = now()
+        relay.at(at + 0.02, lambda: done.append("second"))
+        relay.at(at + 0.01, lambda: done.append("first"))
+        relay.at(at + 0.015, lambda: done.append("cancelled")).cancel()
+        relay.at(at + 0.03, over.set)
+
+    relay.post(begin)
+    assert over.wait(SOON)
+    assert done == ["first", "second"]
+
+
+def test_a_silent_relay_makes_no_turn(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sleeps in its selector while there is nothing to do, whatever is open."""
+    turns = [0]
+    turn = relay._turn
+
+    def counted() -> None:
+        turns[0] += 1
+        turn()
+
+    monkeypatch.setattr(relay, "_turn", counted)
+    settled = threading.Event()
+    relay.post(settled.set)
+    assert settled.wait(SOON)
+    before = turns[0]
+    assert not threading.Event().wait(0.2)
+    assert turns[0] - before <= 1
+
+
+# --- many runs ------------------------------------------------------------------------------------
+
+
+def test_runs_that_nobody_reads_cost_no_thread(make: Make) -> None:
+    """200 of them are read by the one relay; a thread is there while one is opened, and no more."""
+    upstream = Scripted()
+    generations = make(upstream, max_streams=200)
+    runs = [generations.start(ChatRequest(HI)) for _ in range(200)]
+    replies = [upstream.reply(n) for n in range(200)]
+    until(lambda: not [name for name in threads() if name.startswith("halt-run")])
+    for reply in replies:
+        reply.feed("a")
+    until(lambda: all(run.log.last == 1 for run in runs))
+    assert sorted(threads()) == ["halt-keeper", "halt-relay"]
+    assert {name for reply in replies for name in reply.readers} == {"halt-relay"}
+
+
+def test_a_flood_holds_up_no_stop(make: Make) -> None:
+    """Models that write as fast as they can are read once each, at most, before a Stop is done."""
+    order: list[str] = []
+    floods = [FloodReply(order) for _ in range(FLOODS)]
+    upstream = Scripted(*floods)
+    generations = make(upstream, max_answer_chars=10**9, log_bytes=100_000)
+    for n in range(FLOODS):
+        generations.start(ChatRequest(HI))
+        upstream.reply(n)
+    other = Noted(order)
+    upstream._script.append(other)
+    run = generations.start(ChatRequest(HI))
+    upstream.reply(FLOODS)
+    other.feed("b")
+    until(lambda: run.log.last == 1)
+    until(lambda: len(order) > 10 * FLOODS)
+    post = generations.relay.post
+
+    def noted(work: Callable[[], None]) -> None:
+        if run.log.ended is not None:
+            order.append("posted")
+        post(work)
+
+    generations.relay.post = noted  # type: ignore[method-assign]
+    run.cancel("stop")
+    assert other.over.wait(SOON)
+    between = order[order.index("posted") : order.index("closed")]
+    assert between.count("flood") <= 2
+
+
+def test_streams_take_turns(make: Make) -> None:
+    """A stream that has all its text there already is read no more often than its neighbour."""
+    order: list[str] = []
+    flood = FloodReply(order)
+    other = ScriptedReply()
+    upstream = Scripted(flood, other)
+    generations = make(upstream, max_answer_chars=10**9, log_bytes=100_000)
+    generations.start(ChatRequest(HI))
+    upstream.reply(0)
+    run = generations.start(ChatRequest(HI))
+    upstream.reply(1)
+    hold, held = threading.Event(), threading.Event()
+
+    def stall() -> None:
+        held.set()
+        assert hold.wait(SOON)
+
+    generations.relay.post(stall)
+    assert held.wait(SOON)
+    other.feed("1", "2", "3")
+    before = len(order)
+    hold.set()
+    until(lambda: run.log.last == 3)
+    come_by_then = len(order) - before
+    times = run._times
+    assert len(times) == 3
+    assert come_by_then >= 2, "the other one was read in its turns"
+
+
+# --- over a wire ----------------------------------------------------------------------------------
+
+
+def event(text: str) -> bytes:
+    chunk = b'{"choices":[{"index":0,"delta":{"content":"%b"}}]}'
+    return b"data: " + chunk % text.encode() + b"\n\n"
+
+
+def test_a_body_that_inflates_to_megabytes_comes_in_turns(  # noqa: PLR0915
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 kB of gzip become no turn of more than 64 kB; others are read, and a Stop is obeyed."""
+    packed = gzip.compress(event("x" * 1000) * 8_000, 9)
+    head = OK + b"Content-Type: text/event-stream\r\n"
+    speak = threading.Event()
+
+    def bomb(peer: Peer) -> None:
+        peer.request()
+        length = b"Content-Length: %d\r\n" % (len(packed) + 1)
+        peer.send(head + b"Content-Encoding: gzip\r\n" + length + b"\r\n" + packed)
+        peer.see_leave()
+
+    def plain(peer: Peer) -> None:
+        peer.request()
+        peer.send(head + b"Connection: close\r\n\r\n" + event("first"))
+        speak.wait(SOON)
+        peer.send(event("second"))
+        peer.see_leave()
+
+    reads: list[tuple[int, int]] = []  # body, bytes
+    bodies: list[int] = []
+    stopping, stopped = threading.Event(), threading.Event()
+    read = Body.read
+
+    def watched(self: Body) -> bytes:
+        if threading.current_thread().name != "halt-relay":
+            return read(self)
+        if id(self) not in bodies:
+            bodies.append(id(self))
+        which = bodies.index(id(self))
+        data = read(self)
+        reads.append((which, len(data)))
+        turns = [each for each, _ in reads].count(1)
+        if which == 1 and turns == 3:  # the other one speaks now
+            speak.set()
+            assert readable(first[0])
+        if which == 1 and turns == 10:
+            stopping.set()
+            assert stopped.wait(SOON)
+        return data
+
+    first: list[int] = []
+    with HandMade(plain, bomb) as server:
+        config = Config(base_url=server.url, api_key="k", model="m", orphan_grace=1e9)
+        generations = make(make_upstream(config), config)
+        monkeypatch.setattr(Body, "read", watched)
+        neighbour = generations.start(ChatRequest(HI))
+        until(lambda: neighbour.log.last == 1)
+        assert neighbour.reply is not None
+        first.append(neighbour.reply.fileno())
+        run = generations.start(ChatRequest(HI))
+        assert stopping.wait(SOON)
+        receipt = Background(lambda: generations.stop(run.id, None))
+        until(lambda: run.log.ended is not None)
+        until(lambda: bool(generations.relay._posts))
+        stopped.set()
+        assert receipt.end() is None
+        assert run.line.wait_closed(SOON) == "closed"
+        until(lambda: neighbour.log.last == 2)
+        generations.stop(neighbour.id, None)
+    sizes = [size for which, size in reads if which == 1]
+    assert max(sizes) == INFLATED_MAX
+    assert len(sizes) == 10, "nothing is read behind a Stop"
+    after = [which for which, _ in reads]
+    third = [n for n, which in enumerate(after) if which == 1][2]
+    assert 0 in after[third : third + 4], "the neighbour waits for one turn"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_end_of_a_complete_answers_framing(
+    make: Make, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """Behind [DONE] it is waited for, so that the connection serves the next run; not for long."""
+    monkeypatch.setattr(run_module, "DRAIN_SECONDS", SOON if ends else 0.05)
+    config = settings(fake)
+    generations = make(make_upstream(config), config)
+    run = ended(generations.start(ChatRequest(HI, model="late_terminator?n=2")))
+    assert run.state == "done"
+    if ends:
+        assert generations.open_streams == 1, "its connection is in use still"
+        fake.requests[0].release()
+    else:
+        assert fake.requests[0].closed.wait(SOON)
+    until(lambda: generations.open_streams == 0)
+    ended(generations.start(ChatRequest(HI, model="count?n=2")))
+    assert [record.connection for record in fake.requests] == [1, 1 if ends else 2]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_end_of_a_round_of_tools_framing(
+    make: Make, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    """The same before the tools run, so that the connection serves the next round."""
+    monkeypatch.setattr(run_module, "DRAIN_SECONDS", SOON if ends else 0.05)
+    config = settings(fake)
+    generations = make(make_upstream(config), config)
+    began = threading.Event()
+
+    def tool(city: str) -> str:
+        began.set()
+        return city
+
+    model = "asks_tools?calls=1&late=1"
+    run = generations.start(ChatRequest(HI, model=model), tools=Toolbox([tool]))
+    if ends:
+        until(lambda: any(isinstance(event, ToolCall) for _, event in run.log.read(0)))
+        assert not began.wait(0.1), "its connection is in use still"
+        fake.requests[0].release()
+    else:
+        assert fake.wait_request().closed.wait(SOON)
+    assert ended(run).state == "done"
+    assert began.is_set()
+    assert [record.connection for record in fake.requests] == [1, 1 if ends else 2]
+
+
+@pytest.mark.parametrize("how", ["stop", "counted", "limit", "left"])
+def test_an_end_before_the_framing_of_a_round_of_tools_has_ended(
+    make: Make, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """No tool is begun, the connection is closed at once, and a count that has come is told."""
+    monkeypatch.setattr(run_module, "DRAIN_SECONDS", SOON)
+    config = settings(fake, exact_usage=True, gap_timeout=0.2 if how == "limit" else SOON)
+    generations = make(make_upstream(config), config)
+    called: list[str] = []
+    counts: list[dict[str, Any]] = []
+
+    def tool(city: str) -> str:
+        called.append(city)
+        return city
+
+    run = generations.start(
+        ChatRequest(HI, model="asks_tools?calls=1&late=1"),
+        tools=Toolbox([tool]),
+        on_usage=(lambda _, usage: counts.append(usage)) if how == "counted" else None,
+        grace=0 if how == "left" else None,
+    )
+    viewer = run.join()
+    until(lambda: any(isinstance(event, ToolCall) for _, event in run.log.read(0)))
+    if how == "left":
+        run.leave(viewer)
+    elif how != "limit":
+        generations.stop(run.id, None)
+    assert ended(run).state == ("error" if how == "limit" else "cancelled")
+    assert fake.requests[0].closed.wait(SOON)
+    until(lambda: generations.open_streams == 0 and run.reply is None)
+    assert not called
+    if how == "counted":
+        until(lambda: len(counts) == 1)
+
+
+def readable(number: int) -> bool:
+    """Wait until this descriptor can be read."""
+    poller = select.poll()
+    poller.register(number, select.POLLIN)
+    return bool(poller.poll(SOON * 1000))
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+def test_a_fault_in_one_runs_turn_ends_that_run(
+    make: Make, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told its end and logged with its trace; the others, and the relay, go on."""
+    feed = ChatDecoder.feed
+
+    def broken(self: ChatDecoder, raw: bytes) -> Part:
+        if b'"7 "' in raw:
+            raise ZeroDivisionError("in the decoder")
+        return feed(self, raw)
+
+    monkeypatch.setattr(ChatDecoder, "feed", broken)
+    config = settings(fake)
+    generations = make(make_upstream(config), config)
+    other = generations.start(ChatRequest(HI, model="stall?n=1"))
+    until(lambda: other.log.last == 1)
+    bad = ended(generations.start(ChatRequest(HI, model="stall?n=8")))
+    assert isinstance(bad.log.ended, Failed)
+    assert bad.log.ended.error.code == "internal"
+    assert "in the decoder" not in bad.log.ended.error.message
+    until(lambda: "ZeroDivisionError: in the decoder" in caplog.text)
+    until(lambda: generations.open_streams == 1)
+    assert fake.requests[1].closed.wait(SOON)
+    fake.requests[0].release()
+    assert ended(other).state == "done"
+
+
+def dead(generations: Generations, runs: list[Run], caplog: pytest.LogCaptureFixture) -> None:
+    """What holds in a program whose relay has failed."""
+    for run in runs:
+        assert isinstance(ended(run).log.ended, Failed)
+        assert run.log.ended.error.code == "internal"  # type: ignore[union-attr]
+    until(lambda: generations.open_streams == 0)
+    until(lambda: "the relay has failed" in caplog.text)
+    with pytest.raises(Draining):
+        generations.start(ChatRequest(HI))
+
+
+def test_a_relay_that_has_failed_is_no_silence(
+    make: Make, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a program every open run fails, its readers see it, and nothing new is begun."""
+    upstream = Scripted()
+    generations = make(upstream)
+    runs = [generations.start(ChatRequest(HI)) for _ in range(3)]
+    readers = [Reader(run) for run in runs]
+
+    def fail() -> None:
+        raise ZeroDivisionError("in the loop")
+
+    for n in range(3):
+        upstream.reply(n).wait_reads()
+    generations.relay.post(fail)
+    dead(generations, runs, caplog)
+    assert "ZeroDivisionError: in the loop" in caplog.text
+    for reader in readers:
+        assert isinstance(reader.finish()[-1][1], Failed)
+
+
+def test_a_turn_that_does_not_end_is_a_failed_relay(
+    make: Make, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keeper sees it, though the relay itself can say nothing."""
+    monkeypatch.setattr(module, "STALL_MAX", 0.1)
+    upstream = Scripted()
+    generations = make(upstream)
+    run = generations.start(ChatRequest(HI))
+    upstream.reply().wait_reads()
+    go_on = threading.Event()
+
+    def stall() -> None:
+        go_on.wait(SOON)
+
+    generations.relay.post(stall)
+    try:
+        dead(generations, [run], caplog)
+    finally:
+        go_on.set()
+
+
+def test_a_process_that_was_held_in_a_turn_is_not_given_up(
+    caplog: pytest.LogCaptureFixture, make: Make
+) -> None:
+    """A turn is too long when it is under way at two looks; it is given up, and told, once."""
+    generations = make(Scripted())  # without threads: nothing is started
+    relay = generations.relay
+    for relay.turn_began in (0.0, 1.0, None, 1.0):
+        generations.keeper.look_around()
+        assert not generations.draining
+    for _ in range(3):
+        generations.keeper.look_around()
+    assert generations.draining
+    assert caplog.text.count("the relay has failed") == 1
+
+
+class FaultyServer(HaltServer):
+    """Halt whose relay breaks when it is told to."""
+
+    command = ("-m", "gunicorn", "tests.support.faulty_app:app")
+
+
+@pytest.mark.parametrize("how", ["raise", "stall"])
+def test_a_worker_whose_relay_has_failed_is_replaced(
+    fake: FakeOpenAI, how: str, tmp_path: Path
+) -> None:
+    """Every thread's stack is printed, another worker comes, and the text is in the journal."""
+    env = {"OPENAI_BASE_URL": fake.base_url, "OPENAI_API_KEY": "fake", "TEST_STALL_MAX": "0.2"}
+    server = FaultyServer({**env, "HALT_DATA": str(tmp_path)})
+    try:
+        client = server.client()
+        events = client.chat("stall?n=3", id="kept-by-journal").until_text("0 1 2 ")
+        last = int(events.seen[-1].id)
+        eventually(lambda: saved_events(tmp_path, "kept-by-journal") == last)
+        with contextlib.suppress(http.client.HTTPException, OSError):  # the worker may be gone
+            client.post(f"/break/{how}")
+        server.wait_printed("the relay has failed: (ZeroDivision|Timeout)Error")
+        server.wait_printed(r"hread 0x[0-9a-f]+ \(most recent call first\)")
+        server.wait_printed(r'halt/core/relay.py", line \d+ in _')
+        server.wait_printed("exited with code 70")  # what it had accepted is lost with it
+        events.close()
+        again = client.follow("kept-by-journal").to_end()
+        assert again.text == "0 1 2 "
+        assert again.terminal["error"]["code"] == "interrupted"
+        assert client.chat("count?n=2").to_end().text == "0 1 "
+    finally:
+        server.close()
+
+
+FORKS = """
+import os, sys, threading
+from halt import Halt
+
+program = Halt(base_url=sys.argv[1], api_key="k", model="echo")
+assert program.generate("before").result().text == "before"
+mine = program.generate("x", model="stall?n=2")
+for event in mine:
+    if mine.text == "0 1 ":
+        break
+child = os.fork()
+if not child:
+    text = program.generate("in the child").result(20).text
+    with Halt(base_url=sys.argv[1], api_key="k", model="echo") as another:
+        text += "; " + another.generate("in another").result(20).text
+    print(text, [t.name for t in threading.enumerate() if "relay" in t.name], flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert mine.state == "running", mine.state
+print("forked", flush=True)
+sys.stdin.readline()
+print(mine.result(20).text, flush=True)
+print(program.generate("after").result(20).text, flush=True)
+program.close()
+"""
+
+
+def test_a_child_process_has_a_relay_of_its_own(fake: FakeOpenAI) -> None:
+    """It uses the library that its parent has begun to use, and disturbs nothing of it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS, fake.base_url],
+        env=halt_environment({"PYTHONPATH": os.getcwd()}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        told = program.stdout.readline() + program.stdout.readline()
+        if not told.endswith("forked\n"):
+            program.kill()
+            pytest.fail(told + program.stdout.read())
+        assert told == "in the child; in another ['halt-relay']\nforked\n"
+        stalled = next(record for record in fake.requests if record.body["model"] != "echo")
+        stalled.release()
+        rest, _ = program.communicate("\n", 3 * SOON)
+    assert rest == "0 1 2 3 4 5 6 \nafter\n"
+    assert program.returncode == 0

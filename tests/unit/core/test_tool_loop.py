@@ -1,0 +1,952 @@
+"""Runs with tools: rounds, their order, their limits, and Stop in the middle of them.
+
+First on a scripted upstream, where every phase is reached by an event; then the whole way, through
+a real server and over real sockets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import msgspec
+import pytest
+
+from halt.config.settings import Config
+from halt.core import generation, metrics, opening, steps
+from halt.core.events import (
+    Cancelled,
+    Content,
+    Done,
+    Event,
+    Failed,
+    Reasoning,
+    ReasoningEnd,
+    ToolCall,
+    ToolCallDelta,
+    ToolResult,
+    is_terminal,
+    text_of,
+)
+from halt.core.exact_usage import summed
+from halt.core.metrics import Meter
+from halt.core.request import ChatRequest, Part, ToolSpec, ToolTurn
+from halt.core.run import Run
+from halt.core.tools import Toolbox, ToolRound
+from halt.errors import UpstreamError
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.halt_server import HaltServer, eventually, new_id
+from tests.support.races import together
+from tests.support.scripted import HI, SOON, Reader, Scripted, ScriptedReply
+from tests.support.sse import Events
+from tests.support.stage import RunHost, Stage, code_of, failed, over
+from tests.support.wire import until
+
+REPEATS = 250
+
+
+class Gate:
+    """Tools that a test holds and lets go."""
+
+    def __init__(self) -> None:
+        self.running = threading.Semaphore(0)  # released once for each call that has begun
+        self.open = threading.Event()
+        self.began: list[str] = []
+        self.stops: list[threading.Event] = []
+        self.box = Toolbox([self.held, self.quick])
+
+    def held(self, name: str, ending: threading.Event) -> str:
+        """Blocks until the test lets it go, whatever its Event says."""
+        self.began.append(name)
+        self.stops.append(ending)
+        self.running.release()
+        self.open.wait(SOON)
+        return f"held {name}"
+
+    def quick(self, name: str = "") -> str:
+        """Returns at once."""
+        self.began.append(name)
+        return f"quick {name}"
+
+    def wait_running(self, count: int = 1) -> None:
+        """Wait until so many calls more are at work."""
+        for _ in range(count):
+            assert self.running.acquire(timeout=SOON), self.began
+
+
+class ToolStage(Stage):
+    """A stage whose runs have tools."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = Gate()
+        self.tools = self.gate.box
+
+    def close(self) -> None:
+        self.gate.open.set()
+        super().close()
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToolStage]:
+    monkeypatch.setattr(generation, "TICK", 0.05)
+    monkeypatch.setattr(opening, "RETRY_BASE", 0.0)
+    made = ToolStage()
+    yield made
+    made.close()
+
+
+def asks(*names: str, tool: str = "quick") -> Part:
+    """The model's calls, whole, as they come with the end of its answer."""
+    events = tuple(ToolCall(f"id-{n}", tool, json.dumps({"name": n})) for n in names)
+    return Part(events, len(events))
+
+
+def ask(reply: ScriptedReply, *names: str, tool: str = "quick", **usage: int) -> None:
+    """End a reply with calls."""
+    reply.feed(asks(*names, tool=tool))
+    reply.end("tool_calls", usage or None)
+
+
+def kinds(events: list[tuple[int, Event]]) -> list[str]:
+    return [type(event).__name__ for _, event in events]
+
+
+def told(request: ChatRequest, skip: int = 1) -> Any:
+    """The messages of a request behind the first `skip`, as they go over the wire."""
+    return msgspec.to_builtins(request.messages)[skip:]
+
+
+# --- a round --------------------------------------------------------------------------------------
+
+
+def test_a_round_of_tools_from_beginning_to_end(stage: ToolStage) -> None:
+    """Text, call, result, text: one log; the model is asked again with what it said and was told."""
+    run, upstream = stage.begin()
+    reader = Reader(run)
+    upstream.reply().feed("Let me see.")
+    ask(upstream.reply(), "x")
+    second = upstream.reply(1)
+    second.feed("It is so.")
+    second.end()
+    events = reader.finish()
+    assert kinds(events) == ["Content", "ToolCall", "ToolResult", "Content", "Done"]
+    assert [seq for seq, _ in events] == [1, 2, 3, 4, 5]
+    result = events[2][1]
+    assert isinstance(result, ToolResult)
+    assert (result.id, result.name, result.result, result.ok) == ("id-x", "quick", "quick x", True)
+    assert run.answer() == (4, "Let me see.\n\nIt is so.")
+    call = {"id": "id-x", "type": "function"}
+    function = {"name": "quick", "arguments": '{"name": "x"}'}
+    assert told(upstream.asked[1]) == [
+        {
+            "role": "assistant",
+            "content": "Let me see.",
+            "tool_calls": [call | {"function": function}],
+        },
+        {"role": "tool", "content": "quick x", "tool_call_id": "id-x"},
+    ]
+    assert told(upstream.asked[0]) == []
+    offered = [tool["function"]["name"] for tool in upstream.asked[1].tools or ()]
+    assert offered == ["held", "quick"]
+    assert upstream.reply().over.wait(SOON)
+    assert (upstream.reply().finished, upstream.reply().closed) == (1, 0)
+    stage.wait_settled(run)
+    assert stage.ended == [run]
+
+
+def test_the_relay_hands_over_and_takes_over_again(stage: ToolStage) -> None:
+    """It reads each round's text; in between a thread waits for the tools."""
+    run, reply, reader = stage.watched()
+    upstream = stage.upstreams[0]
+    ask(reply, "x", tool="held")
+    stage.gate.wait_running()
+    until(lambda: run.log.waiting == 1)  # the reader shows what comes, heartbeats too
+    stage.gate.open.set()
+    second = upstream.reply(1)
+    second.feed("b")
+    reader.wait_text("a\n\nb")
+    second.end()
+    reader.finish()
+    assert set(reply.readers + second.readers) == {"halt-relay"}
+    assert max(reply.most_reading, second.most_reading) == 1
+
+
+def test_what_the_provider_wants_back_goes_back_with_the_results(stage: ToolStage) -> None:
+    """Each round's own, in that round's message and its calls; readers see the calls' as it came."""
+    run, upstream = stage.begin()
+    for number in range(2):
+        reply = upstream.reply(number)
+        reply.opaque = {"reasoning_content": f"hm {number}"}
+        extra = {"extra_content": {"signature": number}}
+        reply.feed(Part((ToolCall(f"id-{number}", "quick", '{"name":"x"}', extra=extra),), 1))
+        reply.end("tool_calls")
+    upstream.reply(2).feed("It is so.")
+    upstream.reply(2).end()
+    over(run)
+    turns = [m for m in upstream.asked[2].messages if isinstance(m, ToolTurn)]
+    assert [turn.opaque for turn in turns] == [{"reasoning_content": f"hm {n}"} for n in range(2)]
+    signed = [turn["tool_calls"][0]["extra_content"] for turn in turns]
+    assert signed == [{"signature": n} for n in range(2)]
+    calls = [event for _, event in run.log.read(0) if isinstance(event, ToolCall)]
+    assert [call.extra for call in calls] == [{"extra_content": each} for each in signed]
+
+
+def test_results_are_told_in_the_order_of_the_calls(stage: ToolStage) -> None:
+    """Readers see each result as it comes; the model gets them as it asked for them."""
+    run, upstream = stage.begin()
+    calls = (ToolCall("one", "held", '{"name":"1"}'), ToolCall("two", "quick", '{"name":"2"}'))
+    upstream.reply().feed(Part(calls, 2))
+    upstream.reply().end("tool_calls")
+    until(lambda: any(isinstance(e, ToolResult) for _, e in run.log.read(0)))
+    stage.gate.open.set()
+    upstream.reply(1).end()
+    over(run)
+    came = [e.id for _, e in run.log.read(0) if isinstance(e, ToolResult)]
+    assert came == ["two", "one"]
+    messages = told(upstream.asked[1])
+    assert [m.get("tool_call_id") for m in messages] == [None, "one", "two"]
+    assert "content" not in messages[0]
+
+
+def test_calls_of_one_id_each_have_their_result(stage: ToolStage) -> None:
+    """A server that gives the same ID twice gets two results all the same, in order."""
+    run, upstream = stage.begin()
+    calls = [ToolCall("same", "quick", f'{{"name":"{n}"}}') for n in (1, 2)]
+    upstream.reply().feed(Part(tuple(calls)))
+    upstream.reply().end("tool_calls")
+    upstream.reply(1).end()
+    over(run)
+    assert [m["content"] for m in told(upstream.asked[1], 2)] == ["quick 1", "quick 2"]
+
+
+def test_rounds_follow_one_another(stage: ToolStage) -> None:
+    """Each round's request holds all rounds before; usage is summed; texts stand apart."""
+    run, upstream = stage.begin()
+    for number in range(3):
+        reply = upstream.reply(number)
+        reply.feed(f"{number}")
+        ask(reply, f"{number}", prompt_tokens=10 + number, completion_tokens=2)
+    last = upstream.reply(3)
+    last.feed("end")
+    last.end(usage={"prompt_tokens": 20, "completion_tokens": 5})
+    over(run)
+    assert run.answer()[1] == "0\n\n1\n\n2\n\nend"
+    messages = told(upstream.asked[3])
+    assert [m["role"] for m in messages] == ["assistant", "tool"] * 3
+    assert [m["content"] for m in messages[::2]] == ["0", "1", "2"]
+    done = run.log.ended
+    assert isinstance(done, Done)
+    assert done.usage == {"prompt_tokens": 53, "completion_tokens": 11}
+    assert (done.metrics.tokens, done.metrics.tokens_estimated) == (11, False)
+
+
+def test_usage_is_the_providers_or_none(stage: ToolStage) -> None:
+    """Where one round reported nothing, no sum is claimed: the count is an estimate."""
+    run, upstream = stage.begin()
+    ask(upstream.reply(), "x", completion_tokens=7)
+    upstream.reply(1).feed("a")
+    upstream.reply(1).end()
+    over(run)
+    done = run.log.ended
+    assert isinstance(done, Done)
+    assert done.usage is None
+    assert (done.metrics.tokens, done.metrics.tokens_estimated) == (2, True)
+
+
+def test_nested_counts_are_summed_too() -> None:
+    """Details of a count are numbers like the rest; words and gaps do no harm."""
+    one = {"a": 1, "d": {"x": 1, "y": None}, "who": "m"}
+    two = {"a": 2.5, "d": {"x": 3, "y": 4}, "who": "n", "more": 1}
+    total = {"a": 3.5, "d": {"x": 4, "y": 4}, "who": "n", "more": 1}
+    assert summed(summed({}, one), two) == total
+    assert summed(one, {"a": None}) == one
+
+
+def test_calls_that_come_before_the_end_wait_for_it(stage: ToolStage) -> None:
+    """A provider may tell a call, and the reason of the end, long before the last byte."""
+    run, upstream = stage.begin()
+    first = upstream.reply()
+    first.finish_reason = "tool_calls"
+    first.feed(asks("x"), "afterthought")
+    until(lambda: run.log.last == 2)
+    assert stage.gate.began == []
+    first.end("tool_calls", {"completion_tokens": 3})
+    upstream.reply(1).end(usage={"completion_tokens": 1})
+    over(run)
+    assert stage.gate.began == ["x"]
+    assert isinstance(run.log.ended, Done)
+    assert run.log.ended.usage == {"completion_tokens": 4}
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter", "insufficient_system_resource"])
+def test_calls_that_were_cut_short_are_not_run(stage: ToolStage, reason: str) -> None:
+    """At the token limit a call is half written: the answer is over, as without tools."""
+    run, upstream = stage.begin()
+    upstream.reply().feed(asks("x"))
+    upstream.reply().end(reason)
+    over(run)
+    assert stage.gate.began == []
+    assert isinstance(run.log.ended, Done)
+    assert run.log.ended.finish_reason == reason
+
+
+@pytest.mark.parametrize("reason", ["stop", "function_call", None])
+def test_calls_are_run_whatever_the_end_is_called(stage: ToolStage, reason: str | None) -> None:
+    """Some servers say "stop" where they mean calls, some say nothing."""
+    run, upstream = stage.begin()
+    first = upstream.reply()
+    first.finish_reason = reason
+    first.feed(asks("x"), Part(ended=True))
+    upstream.reply(1).end()
+    over(run)
+    assert stage.gate.began == ["x"]
+
+
+def test_whoever_brings_tools_runs_them(stage: ToolStage) -> None:
+    """A request with tools of its own is offered those alone, and its calls are its own affair."""
+    upstream = Scripted()
+    own = ChatRequest(HI, tools=[ToolSpec.of_function("quick")])
+    stage.upstreams.append(upstream)
+    run = stage.set_off(stage.run(RunHost(stage, upstream, Config()), own))
+    ask(upstream.reply(), "x")
+    over(run)
+    assert (run.state, stage.gate.began, len(upstream.asked)) == ("done", [], 1)
+    assert upstream.asked[0] == own
+
+
+def test_a_choice_that_forces_a_call_holds_for_one_round(stage: ToolStage) -> None:
+    """`tool_choice: required` must not make the model call tools for ever."""
+    upstream = Scripted()
+    run, _ = stage.make(upstream)
+    run.request = msgspec.structs.replace(run.request, tool_choice="required")
+    stage.set_off(run)
+    ask(upstream.reply(), "x")
+    upstream.reply(1).end()
+    over(run)
+    assert [request.tool_choice for request in upstream.asked] == ["required", None]
+
+
+def test_a_thought_that_is_told_late_is_that_of_its_round(stage: ToolStage) -> None:
+    """Text of earlier rounds stays, and the model is told none of its thoughts as its answer."""
+    run, upstream = stage.begin()
+    reader = Reader(run)
+    for number, name in enumerate(("x", "y")):
+        upstream.reply(number).feed("Hm.", Part((ReasoningEnd(),), 1), f"Look {name}.")
+        ask(upstream.reply(number), name)
+    last = upstream.reply(2)
+    last.feed("Ah.", Part((ReasoningEnd(), Content("Yes.")), 1))
+    last.end()
+    ends = [event.after for _, event in reader.finish() if isinstance(event, ReasoningEnd)]
+    assert ends == [0, 5, 10]
+    assert run.answer()[1] == "Look x.\n\nLook y.\n\nYes."
+    said = [each["content"] for each in told(upstream.asked[2]) if each["role"] == "assistant"]
+    assert said == ["Look x.", "Look y."]
+    assert [f.text.strip() for f in steps.folds(run) if f.kind == "thought"] == [
+        "Hm.",
+        "Hm.",
+        "Ah.",
+    ]
+
+
+def test_reasoning_and_calls_are_no_part_of_the_answer(stage: ToolStage) -> None:
+    """Only the model's own text is the answer; a paragraph begins only behind text."""
+    run, upstream = stage.begin()
+    first = upstream.reply()
+    first.feed(Part((Reasoning("hm"), ToolCallDelta(0, "id-x", "quick", "{")), 2))
+    ask(first, "x")
+    upstream.reply(1).feed("Answer")
+    upstream.reply(1).end()
+    over(run)
+    assert run.answer()[1] == "Answer"
+    assert isinstance(run.log.ended, Done)
+    assert run.log.ended.metrics.characters == len("Answer")
+
+
+def test_the_time_of_tools_is_not_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rate and gaps are those of the model: between its last and its next token, tools ran."""
+    time = [0.0]
+    monkeypatch.setattr(metrics, "now", lambda: time[0])
+    meter = Meter()
+    for at, tools in ((1.0, False), (2.0, True), (102.0, False), (103.0, False)):
+        time[0] = at
+        meter.received(1, 1)
+        if tools:
+            meter.tools_ran()
+    figures = meter.snapshot()
+    assert (figures.streaming_ms, figures.duration_ms) == (2_000.0, 103_000.0)
+    assert figures.tokens_per_second == 1.5
+    assert figures.gap_p99_ms is not None
+    assert figures.gap_p99_ms < 1_100
+
+
+# --- Stop -----------------------------------------------------------------------------------------
+
+
+def test_stop_while_tools_run(stage: ToolStage) -> None:
+    """The end comes while the tools still run: they are told, and nobody waits for them."""
+    run, upstream = stage.begin()
+    reader = Reader(run)
+    ask(upstream.reply(), "x", "y", tool="held")
+    stage.gate.wait_running(2)
+    assert run.switch.press() == "stopped"
+    assert kinds(reader.finish()) == ["ToolCall", "ToolCall", "Cancelled"]
+    stage.wait_settled(run)
+    assert not stage.gate.open.is_set()  # both are at work still
+    assert all(event.is_set() for event in stage.gate.stops)
+    stage.gate.open.set()
+    until(lambda: not [t for t in threading.enumerate() if t.name == "halt-tool-held"])
+    assert run.log.last == 3
+    assert len(upstream.asked) == 1
+
+
+def test_stop_while_tools_run_for_a_viewer(stage: ToolStage) -> None:
+    """The same with a viewer: what it saw is what is kept."""
+    run, reply, reader = stage.watched()
+    ask(reply, "x", tool="held")
+    stage.gate.wait_running()
+    assert run.switch.press(1) == "stopped"
+    assert kinds(reader.finish()) == ["Content", "ToolCall", "Cancelled"]
+    stage.wait_settled(run)
+    assert run.answer() == (1, "a")
+
+
+def test_stop_just_before_the_tools_begin(stage: ToolStage) -> None:
+    """A Stop that comes when the round is not there to be aborted keeps every tool from starting."""
+
+    class Late(Toolbox):
+        def round(self, calls: list[ToolCall]) -> ToolRound:
+            run.cancel("stop")
+            return super().round(calls)
+
+    stage.tools = Late([stage.gate.quick])
+    run, upstream = stage.begin()
+    ask(upstream.reply(), "x")
+    stage.wait_settled(run)
+    assert stage.gate.began == []
+    assert kinds(run.log.read(0)) == ["ToolCall", "Cancelled"]
+
+
+def test_stop_while_the_model_is_asked_again(stage: ToolStage) -> None:
+    """Between two rounds the server is silent: the connection that waits for it is closed."""
+    run, upstream = stage.begin()
+    first = upstream.reply()
+    upstream.silent = True
+    ask(first, "x")
+    assert upstream.waiting.wait(SOON)
+    assert run.switch.press() == "stopped"
+    assert run.line.wait_closed(SOON) == "closed"
+    stage.wait_settled(run)
+    assert kinds(run.log.read(0)) == ["ToolCall", "ToolResult", "Cancelled"]
+
+
+def test_stop_before_the_first_token_of_a_later_round(stage: ToolStage) -> None:
+    """The second reply is closed, not finished; what the first round said is kept."""
+    run, upstream = stage.begin()
+    upstream.reply().feed("a")
+    ask(upstream.reply(), "x")
+    second = upstream.reply(1)
+    second.wait_reads()
+    assert run.switch.press() == "stopped"
+    assert second.over.wait(SOON)
+    assert (second.closed, run.answer()[1]) == (1, "a")
+
+
+# --- faults and limits ----------------------------------------------------------------------------
+
+
+def test_a_later_round_is_tried_again_before_its_first_token(stage: ToolStage) -> None:
+    """A refusal and a broken connection between rounds are retried; the tools do not run again."""
+    broken = ScriptedReply()
+    broken.feed(UpstreamError("upstream_dropped"))
+    first = ScriptedReply()
+    ask(first, "x")
+    script = (first, UpstreamError("upstream_server_error"), broken)
+    run, upstream = stage.begin(Scripted(*script))
+    last = upstream.reply(2)
+    last.feed("a")
+    last.end()
+    over(run)
+    assert (run.state, stage.gate.began, broken.closed) == ("done", ["x"], 1)
+    assert [len(request.messages) for request in upstream.asked] == [1, 3, 3, 3]
+
+
+def test_retries_are_bounded_over_all_rounds(stage: ToolStage) -> None:
+    """A run has so many retries, not each of its rounds."""
+    fault = UpstreamError("upstream_server_error")
+    first = ScriptedReply()
+    ask(first, "x")
+    run, upstream = stage.begin(Scripted(fault, first, fault, fault), retries=2)
+    assert failed(run) == "upstream_server_error"
+    assert len(upstream.asked) == 4
+
+
+def test_nothing_is_retried_after_the_first_token_of_a_round(stage: ToolStage) -> None:
+    """What a later round has said stays, and its fault is told."""
+    run, upstream = stage.begin()
+    ask(upstream.reply(), "x")
+    upstream.reply(1).feed("a", UpstreamError("upstream_dropped"))
+    assert failed(run) == "upstream_dropped"
+    assert run.answer()[1] == "a"
+    assert upstream.reply(1).over.wait(SOON)
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 2])
+def test_rounds_are_bounded(stage: ToolStage, rounds: int) -> None:
+    """A model that calls tools for ever is ended by name; its calls beyond the limit do not run."""
+    run, upstream = stage.begin(tool_rounds=rounds)
+    for number in range(rounds + 1):
+        ask(upstream.reply(number), f"{number}")
+    assert failed(run) == "too_many_tool_rounds"
+    stage.wait_settled(run)
+    assert len(stage.gate.began) == rounds
+    assert [(r.finished, r.closed) for r in upstream.opened] == [(1, 0)] * (rounds + 1)
+
+
+def test_results_count_as_what_an_answer_may_be(stage: ToolStage) -> None:
+    """Calls, reasoning and results take memory like text, and the same limit ends the run."""
+    run, upstream = stage.begin(max_answer_chars=20)
+    ask(upstream.reply(), "x" * 30)
+    assert failed(run) == "answer_too_long"
+    stage.wait_settled(run)
+    run, upstream = stage.begin(max_answer_chars=20)
+    upstream.reply().feed(*[Part((ToolCallDelta(0, "c", "quick", "x" * 8),))] * 3)
+    assert failed(run) == "answer_too_long"
+
+
+def test_the_limits_of_silence_rest_while_tools_run(stage: ToolStage) -> None:
+    """Tools have limits of their own; the run's whole time goes on, and the model's begins anew."""
+    run, upstream = stage.begin(first_byte_timeout=100.0, gap_timeout=10.0, run_timeout=1_000.0)
+    upstream.reply().feed("a")
+    ask(upstream.reply(), "x", tool="held")
+    stage.gate.wait_running()
+    began = run.meter.started_at
+    assert run._deadlines.over(began + 999.0) is None
+    assert code_of(run._deadlines.over(began + 1_001.0)) == "run_too_long"
+    stage.gate.open.set()
+    second = upstream.reply(1)
+    second.wait_reads()
+    assert run._deadlines.over(run.meter.last_at + 99.0) is None
+    assert code_of(run._deadlines.over(run.meter.last_at + 101.0)) == "first_byte_timeout"
+    second.feed("b")
+    until(lambda: run.log.last == 4)
+    assert code_of(run._deadlines.over(run.meter.last_at + 11.0)) == "stalled"
+    assert run.fail(UpstreamError("stalled"))
+
+
+def test_a_limit_that_ends_a_run_ends_its_tools(stage: ToolStage) -> None:
+    """A run over its time is over at once, its tools are told."""
+    run, upstream = stage.begin()
+    ask(upstream.reply(), "x", tool="held")
+    stage.gate.wait_running()
+    assert run.fail(UpstreamError("run_too_long"))
+    stage.wait_settled(run)
+    assert stage.gate.stops[0].is_set()
+
+
+def test_a_run_that_nobody_watches_ends_while_tools_run(stage: ToolStage) -> None:
+    """The grace of a run without viewers counts during tools as always."""
+    run, upstream = stage.begin(orphan_grace=100.0)
+    ask(upstream.reply(), "x", tool="held")
+    stage.gate.wait_running()
+    run.watched_at -= 99.0
+    stage.look(run)
+    assert run.state == "running"
+    run.watched_at -= 2.0
+    stage.look(run)
+    assert isinstance(run.log.ended, Cancelled)
+    stage.wait_settled(run)
+    assert stage.gate.stops[0].is_set()
+
+
+def test_no_thread_for_the_tools_ends_the_run(
+    stage: ToolStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no thread to hand the run to, it fails, and lets go of its place."""
+    run, reply, reader = stage.watched()
+
+    def refuse(run: Run, _: Callable[[], None]) -> bool:
+        run.fail(UpstreamError("internal", "no thread"))
+        return False
+
+    monkeypatch.setattr(stage, "spawn", refuse)
+    ask(reply, "x")
+    assert isinstance(reader.finish()[-1][1], Failed)
+    assert failed(run) == "internal"
+    stage.wait_settled(run)
+    assert stage.gate.began == []
+
+
+@pytest.mark.parametrize("code", ["bad_request", "model_not_found", "upstream_server_error"])
+def test_a_server_that_refuses_tools_is_told_so(stage: ToolStage, code: str) -> None:
+    """The error names the setting that made Halt offer tools, and what the server said."""
+    run, upstream = stage.begin(Scripted(UpstreamError(code, "m does not support tools")))
+    assert failed(run) == "tools_refused"
+    assert isinstance(run.log.ended, Failed)
+    assert "HALT_TOOLS" in run.log.ended.error.message
+    assert "It said: m does not support tools" in run.log.ended.error.message
+    assert len(upstream.asked) == 1
+
+
+def test_a_refusal_of_something_else_is_told_as_it_is(stage: ToolStage) -> None:
+    """Not every bad request is about tools."""
+    run, _ = stage.begin(Scripted(UpstreamError("bad_request", "no such temperature")))
+    assert failed(run) == "bad_request"
+
+
+# --- races ----------------------------------------------------------------------------------------
+
+
+def rehearsed() -> tuple[Part, ScriptedReply]:
+    """Calls for the first reply of a race, and the whole second one."""
+    second = ScriptedReply()
+    second.feed("b", "c")
+    second.end(usage={"completion_tokens": 1})
+    return asks("1", "2"), second
+
+
+def raced(stage: ToolStage) -> tuple[Run, list[ScriptedReply]]:
+    """A run whose two rounds are there already, and its two replies."""
+    calls, second = rehearsed()
+    run, first = stage.race("a", calls, then=(second,))
+    first.end("tool_calls", {"completion_tokens": 1})
+    return run, [first, second]
+
+
+def lawful(stage: ToolStage, run: Run, replies: list[ScriptedReply]) -> None:
+    """What holds after every race."""
+    stage.wait_settled(run)
+    assert stage.ended == [run]
+    events = [event for _, event in run.log.read(0)]
+    assert [event for event in events if is_terminal(event)] == [events[-1]]
+    assert run.answer()[1] == "".join(map(text_of, events))
+    calls = [e.id for e in events if isinstance(e, ToolCall)]
+    results = [e.id for e in events if isinstance(e, ToolResult)]
+    assert set(results) <= set(calls)
+    assert len(set(results)) == len(results)
+    for reply in replies:
+        assert reply.most_reading <= 1
+        assert reply.finished + reply.closed == bool(reply.reads) or not reply.reads
+    if run.state == "done":
+        assert run.answer()[1] == "a\n\nbc"
+        assert len(results) == 2
+        assert isinstance(events[-1], Done)
+        assert events[-1].usage == {"completion_tokens": 2}
+        assert [reply.finished for reply in replies] == [1, 1]
+
+
+def test_stop_against_rounds_of_tools(stage: ToolStage) -> None:
+    """Law: wherever Stop meets a run with tools, there is one end, and one close of each reply."""
+    outcomes = set()
+    for turn in range(REPEATS):
+        run, replies = raced(stage)
+        after = turn % 9
+
+        def stop(run: Run = run, after: int = after) -> bool:
+            while run.log.last < after and run.log.ended is None:
+                pass  # a wait at the log would end too late
+            return run.cancel("stop")
+
+        _, stopped = together(partial(stage.work, run), stop)
+        lawful(stage, run, replies)
+        assert (run.state == "cancelled") == stopped
+        outcomes.add(len(run.log.read(0)))
+    assert len(outcomes) > 2, "the race was always at the same place"
+
+
+def test_viewers_against_rounds_of_tools(stage: ToolStage) -> None:
+    """Law: a round is run once, and every viewer is shown the same."""
+    for _ in range(REPEATS):
+        run, replies = raced(stage)
+
+        def view(run: Run = run) -> str:
+            viewer = run.join()
+            shown = [each for group in run.follow(0, viewer) for each in group]
+            run.leave(viewer)
+            return str(shown)
+
+        _, one, two, three = together(partial(stage.work, run), view, view, view)
+        lawful(stage, run, replies)
+        assert one == two == three == str(run.log.read(0))
+        assert run.state == "done"
+        assert sorted(stage.gate.began[-2:]) == ["1", "2"]
+    assert len(stage.gate.began) == 2 * REPEATS
+
+
+def test_viewers_and_stop_against_the_end_of_a_round(stage: ToolStage) -> None:
+    """Law: the same with the relay reading when the calls come, Stop and a limit in between."""
+    for turn in range(REPEATS):
+        stage.clear()
+        first, second = ScriptedReply(), rehearsed()[1]
+        run, _ = stage.begin(Scripted(first, second))
+        first.feed("a")
+        until(lambda: run.log.last == 1)
+        viewers = [run.join(), run.join()]
+
+        def calls(first: ScriptedReply = first) -> str:
+            with contextlib.suppress(OSError):  # it was stopped and closed before
+                first.feed(asks("1", "2"))
+                first.end("tool_calls", {"completion_tokens": 1})
+            return ""
+
+        def view(viewer: Any, run: Run = run) -> str:
+            shown = [each for group in run.follow(0, viewer) for each in group]
+            run.leave(viewer)
+            return str(shown)
+
+        def stop(turn: int = turn, run: Run = run) -> str:
+            after = 1 + turn % 6
+            while run.log.last < after and run.log.ended is None:
+                pass  # a wait at the log would end too late
+            ended = run.cancel("stop") if turn % 2 else run.fail(UpstreamError("stalled"))
+            return str(ended)
+
+        bodies: list[Callable[[], str]] = [
+            calls,
+            partial(view, viewers[0]),
+            partial(view, viewers[1]),
+        ]
+        if turn % 3:
+            bodies.append(stop)
+        _, one, two, *_ = together(*bodies)
+        assert one == two == str(run.log.read(0))
+        lawful(stage, run, [first, second])
+
+
+def test_a_viewer_that_leaves_when_a_round_ends_leaves_nothing_undone(stage: ToolStage) -> None:
+    """Law: a run is finished, whichever reader leaves."""
+    for _ in range(REPEATS):
+        run, replies = raced(stage)
+        viewer = run.join()
+
+        def view(run: Run = run, viewer: Any = viewer) -> None:
+            for _ in run.follow(0, viewer):
+                pass
+
+        together(partial(stage.work, run), view, partial(run.leave, viewer))
+        lawful(stage, run, replies)
+        assert run.state == "done"
+
+
+# --- the whole way --------------------------------------------------------------------------------
+
+
+class ToolServer(HaltServer):
+    """Halt as a developer starts it with tools of their own."""
+
+    command = ("-m", "gunicorn", "tests.support.tool_app:app")
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[FakeOpenAI]:
+    with FakeOpenAI(unknown_model="echo") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server(upstream: FakeOpenAI) -> Iterator[HaltServer]:
+    """A Halt with the tools that ship and with those of `tests.support.tool_app`, three rounds at most."""
+    settings = {
+        "OPENAI_BASE_URL": upstream.base_url,
+        "OPENAI_API_KEY": "fake",
+        "HALT_TOOLS": "calculator,current_time",
+        "HALT_TOOL_ROUNDS": "3",
+    }
+    made = ToolServer(settings)
+    yield made
+    made.close()
+
+
+def events_of(stream: Events, kind: str) -> list[dict[str, Any]]:
+    """The events of one type among those that were read."""
+    seen = [message.json for message in stream.seen if message.data != "[DONE]"]
+    return [event for event in seen if event["type"] == kind]
+
+
+def until_event(stream: Events, kind: str) -> dict[str, Any]:
+    """Read on until an event of this type has come."""
+    while not events_of(stream, kind):
+        assert stream.next() is not None, stream.seen
+    return events_of(stream, kind)[-1]
+
+
+def requests_of(upstream: FakeOpenAI, said: str) -> list[dict[str, Any]]:
+    """The bodies of all requests of the conversation that began with `said`."""
+    posted = [each.body for each in upstream.requests if each.method == "POST"]
+    return [body for body in posted if body["messages"][0].get("content") == said]
+
+
+def test_a_tool_is_called_and_its_result_told(server: HaltServer, upstream: FakeOpenAI) -> None:
+    """Arguments in pieces, the call, the result, and the answer that uses it, as one stream."""
+    said = new_id()
+    model = 'tool_call?name=calculator&args={"expression":"6*7"}&say=One moment.'
+    stream = server.client().chat(model, said).to_end()
+    assert stream.text == "One moment.\n\nThe tools said: 42"
+    assert "".join(e["arguments"] for e in events_of(stream, "tool_call_delta")) == (
+        '{"expression":"6*7"}'
+    )
+    (call,) = events_of(stream, "tool_call")
+    (result,) = events_of(stream, "tool_result")
+    assert call["arguments"] == '{"expression":"6*7"}'
+    assert (result["id"], result["result"], result["ok"]) == (call["id"], "42", True)
+    first, second = requests_of(upstream, said)
+    offered = {tool["function"]["name"] for tool in first["tools"]}
+    assert offered == {"calculator", "current_time", "obedient", "stubborn", "slow"}
+    function = {"name": "calculator", "arguments": '{"expression":"6*7"}'}
+    assert second["messages"][1:] == [
+        {
+            "role": "assistant",
+            "content": "One moment.",
+            "tool_calls": [{"id": call["id"], "type": "function", "function": function}],
+        },
+        {"role": "tool", "content": "42", "tool_call_id": call["id"]},
+    ]
+    assert second["tools"] == first["tools"]
+
+
+def test_several_calls_at_once(server: HaltServer, upstream: FakeOpenAI) -> None:
+    """Calls whose pieces alternate are put together each for itself, and answered in order."""
+    said = new_id()
+    stream = server.client().chat("parallel_calls?n=4", said).to_end()
+    assert stream.text == "The tools said: 10 | 20 | 30 | 40"
+    messages = requests_of(upstream, said)[1]["messages"]
+    ids = [call["id"] for call in messages[1]["tool_calls"]]
+    assert [message["tool_call_id"] for message in messages[2:]] == ids
+    assert len(set(ids)) == 4
+
+
+def test_several_rounds_and_their_usage(server: HaltServer, upstream: FakeOpenAI) -> None:
+    """Three rounds are allowed here: the answer has all their texts, the usage is their sum."""
+    said = new_id()
+    stream = server.client().chat("tool_rounds?n=3", said).to_end()
+    assert stream.text == ("Round 1.\n\nRound 2.\n\nRound 3.\n\nThe tools said: 1 | 2 | 3")
+    asked = [each for each in upstream.requests if each.body in requests_of(upstream, said)]
+    sent = sum(each.tokens_sent for each in asked)
+    assert stream.terminal["usage"]["completion_tokens"] == sent
+    assert stream.terminal["metrics"]["tokens"] == sent
+    assert stream.terminal["finish_reason"] == "stop"
+
+
+def test_endless_rounds_end(server: HaltServer) -> None:
+    """After the last round that is allowed the answer ends with an error that says why."""
+    stream = server.client().chat("tool_rounds").to_end()
+    assert stream.terminal["error"]["code"] == "too_many_tool_rounds"
+    assert stream.text == "Round 1.\n\nRound 2.\n\nRound 3.\n\nRound 4."
+    assert len(events_of(stream, "tool_result")) == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        ("function_call", "The tools said: 42"),
+        ("calls_unnumbered", "The tools said: 10 | 20 | 30"),
+        ("calls_unnumbered?ids=0", "The tools said: 10"),
+    ],
+)
+def test_calls_as_other_servers_write_them(server: HaltServer, model: str, text: str) -> None:
+    """The old form, calls without numbers, calls without IDs: all are run."""
+    stream = server.client().chat(model).to_end()
+    assert stream.text == text
+    ids = [event["id"] for event in events_of(stream, "tool_call")]
+    assert all(ids)
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ('tool_call?name=calculator&args={"expr', "The arguments do not fit"),
+        ('tool_call?name=calculator&args={"expression":"1/0"}', "Division by zero."),
+        ('tool_call?name=current_time&args={"time_zone":"Berlin"}', "Did you mean Europe/Berlin?"),
+        ("tool_call?name=telephone", "There is no tool named 'telephone'."),
+        ("tool_call?name=slow", "Given up: it took longer than 0.05 s."),
+    ],
+)
+def test_the_model_is_told_what_went_wrong(server: HaltServer, model: str, says: str) -> None:
+    """Broken arguments, an unknown tool, one that fails or hangs: the answer goes on all the same."""
+    stream = server.client().chat(model).to_end()
+    (result,) = events_of(stream, "tool_result")
+    assert not result["ok"]
+    assert says in result["result"]
+    assert stream.text.startswith("The tools said: ")
+    assert says in stream.text
+    assert stream.terminal["type"] == "done"
+
+
+@pytest.mark.parametrize("tool", ["obedient", "stubborn"])
+def test_stop_ends_a_running_tool(server: HaltServer, tool: str) -> None:
+    """The terminal event comes while the tool blocks, and the run's place is free again."""
+    client = server.client()
+    stream = client.chat(f"tool_call?name={tool}&say=Wait.")
+    until_event(stream, "tool_call")
+    server.wait_printed(f"{tool}: at work")
+    receipt = client.stop(stream.id)
+    assert receipt.json["status"] == "stopped"
+    stream.to_end()
+    assert stream.terminal["type"] == "cancelled"
+    assert stream.text == "Wait."
+    assert events_of(stream, "tool_result") == []
+    if tool == "obedient":
+        server.wait_printed("obedient: told to stop")
+    eventually(lambda: client.get("/healthz").json["open_streams"] == 0)
+
+
+def test_a_request_with_tools_of_its_own(server: HaltServer, upstream: FakeOpenAI) -> None:
+    """It gets its calls as events and runs them itself; Halt's own are not offered."""
+    said = new_id()
+    own = [{"type": "function", "function": {"name": "calculator", "parameters": {}}}]
+    model = 'tool_call?name=calculator&args={"expression":"6*7"}'
+    stream = server.client().chat(model, said, tools=own).to_end()
+    assert stream.terminal["finish_reason"] == "tool_calls"
+    assert len(events_of(stream, "tool_call")) == 1
+    assert events_of(stream, "tool_result") == []
+    (request,) = requests_of(upstream, said)
+    assert request["tools"] == own
+
+
+def test_a_model_that_refuses_tools(server: HaltServer) -> None:
+    """The error says that it is the tools, what the server said, and which setting to change."""
+    error = server.client().chat("no_tools").to_end().terminal["error"]
+    assert error["code"] == "tools_refused"
+    assert "does not support tools" in error["message"]
+    assert "HALT_TOOLS" in error["message"]
+
+
+def test_a_replay_has_the_rounds_too(server: HaltServer) -> None:
+    """Whoever comes later finds calls and results where they were."""
+    client = server.client()
+    first = client.chat("parallel_calls?n=2").to_end()
+    again = client.follow(first.id, 0).to_end()
+    assert [message.data for message in again.seen] == [message.data for message in first.seen]
+
+
+def test_the_page_offers_the_tools(server: HaltServer, upstream: FakeOpenAI) -> None:
+    """A conversation's answer is the text of all rounds; the next prompt is told that text alone."""
+    client = server.client()
+    client.get("/")
+    path, prompts = f"/c/{new_id()}/messages", []
+    for prompt in ('/fake tool_call?name=calculator&args={"expression":"6*7"}', "And now?"):
+        prompts.append(prompt)
+        body = f"prompt={prompt.replace('&', '%26').replace('+', '%2B')}&id={new_id()}".encode()
+        kind = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
+        assert client.request("POST", path, body, kind).status == 200
+        page = path.removesuffix("/messages")
+        expected = "The tools said: 42" if len(prompts) == 1 else "And now?"
+        eventually(lambda: client.get(page).body.decode().count(expected) >= len(prompts))
+        eventually(lambda: client.get("/healthz").json["open_streams"] == 0)
+    last = requests_of(upstream, prompts[0])[-1]["messages"]
+    assert [message["role"] for message in last] == ["user", "assistant", "user"]
+    assert last[1]["content"] == "The tools said: 42"
+
+
+def test_no_tools_are_offered_by_default(halt: HaltServer, shared_fake: FakeOpenAI) -> None:
+    """Without HALT_TOOLS a request holds nothing of tools, and a call is no affair of Halt's."""
+    said = new_id()
+    stream = halt.client().chat("tool_call", said).to_end()
+    assert stream.terminal["finish_reason"] == "tool_calls"
+    (request,) = requests_of(shared_fake, said)
+    assert not {"tools", "tool_choice"} & request.keys()

@@ -1,0 +1,687 @@
+"""Halt as a Python library: generate, read, wait, stop, be told, close.
+
+Against the fake upstream over real sockets, or a scripted one where a phase must be exact.
+"""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import halt as package
+from halt import Generation, GenerationError, Halt, Result, ToolError
+from halt.config.settings import Config, ConfigError
+from halt.core.events import Cancelled, Content, Done, Event, Failed, ToolCall, ToolResult
+from halt.core.log import Log
+from halt.core.request import ChatRequest, Message, Part
+from halt.errors import (
+    AtCapacity,
+    Draining,
+    HaltError,
+    OffsetLost,
+    RequestError,
+    StreamInUse,
+    UnknownStream,
+)
+from halt.library import handle
+from halt.library.halt import Options
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.halt_server import halt_environment
+from tests.support.programs import no_thread_left, scripted, settings, threads, whole
+from tests.support.races import interrupt_in, together
+from tests.support.scripted import SOON, Scripted, ScriptedReply
+from tests.support.wire import Background, until
+
+ROOT = Path(__file__).parents[3]
+NUMBERS = "".join(f"{n} " for n in range(20))
+
+
+@pytest.fixture
+def program(fake: FakeOpenAI) -> Iterator[Halt]:
+    """A Halt as a program has it. Nothing of it is left afterwards."""
+    with Halt(config=settings(fake)) as made:
+        yield made
+    no_thread_left()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait for the end is short, so that a Ctrl-C is noticed soon."""
+    monkeypatch.setattr(handle, "TICK", 0.05)
+
+
+class Told:
+    """What callbacks were told, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.over = threading.Event()
+
+    def token(self, text: str) -> None:
+        self.calls.append(("token", text))
+
+    def complete(self, result: Result) -> None:
+        self.calls.append(("complete", result))
+        self.over.set()
+
+    def error(self, error: HaltError) -> None:
+        self.calls.append(("error", error))
+        self.over.set()
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.calls]
+
+    @property
+    def text(self) -> str:
+        return "".join(value for name, value in self.calls if name == "token")
+
+    def all(self) -> dict[str, Any]:
+        """As the arguments that `generate` takes."""
+        return {"on_token": self.token, "on_complete": self.complete, "on_error": self.error}
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def test_the_text_comes_in_pieces_and_the_result_is_whole(program: Halt) -> None:
+    """Pieces as they come; then the result: text, finish reason, usage, figures, terminal event."""
+    gen = program.generate("ignored", model="count?n=20", id="my-stream-0001")
+    pieces = list(gen.text_stream)
+    result = gen.result()
+    assert "".join(pieces) == result.text == gen.text == NUMBERS
+    assert (gen.id, gen.state, result.id) == ("my-stream-0001", "done", "my-stream-0001")
+    assert isinstance(result.terminal, Done)
+    assert (result.finish_reason, result.stopped) == ("stop", False)
+    assert result.usage is not None
+    assert result.usage["completion_tokens"] == result.metrics.tokens == 20
+    assert result.metrics == gen.metrics
+    assert result.model == gen.model == "count?n=20"
+
+
+def test_events_are_read_again_and_by_several_at_once(program: Halt) -> None:
+    """A generation is a log: each reader gets all of it, whenever it comes."""
+    gen = program.generate("x", model="count?n=200")
+    one, two, three = together(*[lambda: list(gen)] * 3)
+    assert one == two == three == list(gen)
+    assert whole(one) == "".join(f"{n} " for n in range(200))
+    numbered = list(gen.events(after=100))
+    assert [seq for seq, _ in numbered] == list(range(101, len(one) + 1))
+    assert [event for _, event in numbered] == one[100:]
+
+
+def test_a_reader_that_leaves_changes_nothing(program: Halt) -> None:
+    """Breaking off an iteration is no Stop."""
+    gen = program.generate("x", model="count?n=50&gap_ms=1")
+    for event in gen:
+        assert isinstance(event, Content)
+        break
+    assert gen.result().finish_reason == "stop"
+
+
+def test_figures_can_be_had_at_any_time(program: Halt, fake: FakeOpenAI) -> None:
+    """Before the first token, while it runs, and after the end."""
+    gen = program.generate("x", model="stall?n=3&rest=2")
+    assert gen.metrics.duration_ms >= 0
+    shown = iter(gen)
+    while gen.metrics.chunks < 3:
+        next(shown)
+    during = gen.metrics
+    assert during.ttft_ms is not None
+    assert during.streaming_ms is not None
+    assert during.streaming_ms >= 0
+    fake.wait_request().release()
+    assert gen.result().metrics.chunks == 5
+
+
+def test_a_conversation_and_its_options_are_passed_on(program: Halt, fake: FakeOpenAI) -> None:
+    """Messages as structs or dicts, and the options of a request, reach the model's server."""
+    program.generate(
+        [Message("system", "Be brief."), {"role": "user", "content": "hello"}],
+        temperature=0.5,
+        max_tokens=7,
+        stop=["x"],
+    ).result()
+    body = fake.wait_request().body
+    assert [m["content"] for m in body["messages"]] == ["Be brief.", "hello"]
+    assert (body["temperature"], body["max_tokens"], body["stop"]) == (0.5, 7, ["x"])
+    assert body["model"] == "echo"
+
+
+def test_a_request_made_before_can_be_changed(program: Halt, fake: FakeOpenAI) -> None:
+    """A ChatRequest is taken as it is; options go over it."""
+    asked = ChatRequest([Message("user", "hello")], temperature=0.5, seed=1)
+    assert program.generate(asked, temperature=1.0).result().text == "hello"
+    body = fake.wait_request().body
+    assert (body["temperature"], body["seed"]) == (1.0, 1)
+
+
+# --- stop -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["silent_headers", "silent_first_token", "stall?n=0"])
+def test_stop_in_silence(program: Halt, fake: FakeOpenAI, model: str) -> None:
+    """Stop works before the first token, in whatever phase; the upstream sees it at once."""
+    gen = program.generate("x", model=model)
+    record = fake.wait_request()
+    waiting = Background(gen.result)
+    receipt = gen.stop()
+    assert (receipt.status, receipt.upstream) == ("stopped", "closed")
+    assert record.closed.wait(SOON)
+    assert waiting.end() is None
+    assert isinstance(waiting.result, Result)
+    assert (waiting.result.stopped, waiting.result.text) == (True, "")
+    assert gen.stop().status == "finished"
+
+
+def test_stop_from_another_thread_ends_an_iteration(program: Halt, fake: FakeOpenAI) -> None:
+    """The thread that blocks in `for` gets the end; what had come is kept."""
+    gen = program.generate("x", model="stall?n=5")
+    seen: list[Event] = []
+    reader = Background(lambda: seen.extend(gen))
+    until(lambda: gen.text == "0 1 2 3 4 ")
+    assert gen.stop().upstream == "closed"
+    reader.end()
+    assert isinstance(seen[-1], Cancelled)
+    assert whole(seen) == gen.text == "0 1 2 3 4 "
+    assert list(gen.text_stream) == [e.content for e in seen[:-1] if isinstance(e, Content)]
+    assert fake.wait_request().closed.wait(SOON)
+
+
+def test_leaving_a_with_stops_what_is_not_over(program: Halt, fake: FakeOpenAI) -> None:
+    """A generation used in a `with` does not outlive it."""
+    with program.generate("x", model="silent_headers") as gen:
+        fake.wait_request()
+    assert gen.state == "cancelled"
+    assert fake.wait_request().closed.wait(SOON)
+
+
+def test_a_stop_that_comes_first_counts(program: Halt, fake: FakeOpenAI) -> None:
+    """An ID that was stopped before its generation starts: it ends at once and asks nothing."""
+    assert program.stop("stopped-before").status == "pending"
+    result = program.generate("x", id="stopped-before").result()
+    assert (result.stopped, result.text, fake.requests) == (True, "", [])
+
+
+@pytest.mark.usefixtures("quick", "ctrl_c")
+@pytest.mark.parametrize("how", ["result", "for"])
+def test_ctrl_c_while_it_is_waited_for_stops(how: str) -> None:
+    """The generation is stopped, and Ctrl-C goes on up."""
+    upstream = Scripted()
+    with scripted(upstream) as program:
+        gen = program.generate("x")
+        interrupting = Background(lambda: interrupt_in(Log.wait.__code__))
+        with pytest.raises(KeyboardInterrupt):
+            gen.result() if how == "result" else list(gen)
+        interrupting.end()
+        assert gen.state == "cancelled"
+        assert upstream.reply().over.wait(SOON)
+    no_thread_left()
+    upstream.dispose()
+
+
+# --- what fails -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "text"),
+    [
+        ("drop?n=5", "upstream_dropped", "0 1 2 3 4 "),
+        ("error_in_stream?n=2", "upstream_error", "0 1 "),
+        ("401", "unauthorized", ""),
+    ],
+)
+def test_a_failure_is_a_typed_error_with_the_partial_text(
+    program: Halt, model: str, code: str, text: str
+) -> None:
+    """`result` and `text_stream` raise, with what had come; an iteration ends with the event."""
+    gen = program.generate("x", model=model)
+    with pytest.raises(GenerationError) as caught:
+        gen.result()
+    assert (caught.value.code, caught.value.text) == (code, text)
+    assert caught.value.result.metrics.characters == len(text)
+    assert isinstance(caught.value, HaltError)
+    pieces: list[str] = []
+    with pytest.raises(GenerationError):
+        pieces.extend(gen.text_stream)
+    assert "".join(pieces) == text
+    assert isinstance(list(gen)[-1], Failed)
+
+
+def test_waiting_has_an_end_that_changes_nothing(program: Halt, fake: FakeOpenAI) -> None:
+    """A `result` that times out can be waited for again."""
+    gen = program.generate("x", model="stall?n=1&rest=1")
+    with pytest.raises(TimeoutError):
+        gen.result(timeout=0.02)
+    assert gen.state == "running"
+    fake.wait_request().release()
+    assert gen.result(timeout=SOON).text == "0 1 "
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "field"),
+    [
+        ([], {}, "messages"),
+        (5, {}, "messages"),
+        ([{"content": "x"}], {}, "messages[0].role"),
+        ([{"role": "user", "content": [{"x": float("nan")}]}], {}, "messages"),
+        ("x", {"temperature": 3}, "temperature"),
+        ("x", {"bogus": 1}, "bogus"),
+        ("x", {"id": "a b"}, "id"),
+        ("x", {"model": object()}, "body"),
+        ("\ud800", {}, "messages"),
+        ("x", {"seed": 2**63}, "seed"),
+        ("x", {"seed": -(2**70)}, "seed"),
+        ("x", {"seed": 10**5000}, "seed"),
+        ("x", {"seed": 1.5}, "seed"),
+        ("x", {"max_tokens": 2**64}, "max_tokens"),
+        ("x", {"temperature": float("nan")}, "temperature"),
+        ("x", {"extra_body": {"a": [float("nan")]}}, "extra_body"),
+        ("x", {"extra_body": {"a": float("inf")}}, "extra_body"),
+        ("x", {"extra_body": {"a": 10**5000}}, "extra_body"),
+        ("x", {"response_format": {"a": float("nan")}}, "response_format"),
+        (ChatRequest([]), {}, "messages"),
+    ],
+)
+def test_a_bad_request_names_its_field(
+    program: Halt, prompt: Any, options: dict[str, Any], field: str
+) -> None:
+    """What can't be asked is refused before anything starts, by the name of the field at fault."""
+    with pytest.raises(RequestError) as caught:
+        program.generate(prompt, **options)
+    assert caught.value.field == field
+    assert program._generations.open_streams == 0
+
+
+def test_the_options_are_those_of_a_request() -> None:
+    """What `generate` takes by name is what a request has; tools and messages come otherwise."""
+    others = {"messages", "tools", "stream"}
+    assert {*Options.__annotations__} | others == {*ChatRequest.__struct_fields__}
+
+
+def test_what_can_t_be_had_is_refused(fake: FakeOpenAI) -> None:
+    """IDs in use, unknown IDs, more than there is room for, and a Halt that is closed."""
+    with Halt(config=settings(fake, max_streams=1)) as program:
+        gen = program.generate("x", model="silent_headers", id="the-only-one")
+        with pytest.raises(AtCapacity):
+            program.generate("x")
+        gen.stop()
+        until(lambda: program._generations.open_streams == 0)
+        with pytest.raises(StreamInUse):
+            program.generate("x", id="the-only-one")
+        with pytest.raises(UnknownStream):
+            program.get("no-such-stream")
+        assert program.get("the-only-one").state == "cancelled"
+    with pytest.raises(Draining):
+        program.generate("x")
+    no_thread_left()
+
+
+def test_callbacks_take_a_reader_s_place(fake: FakeOpenAI) -> None:
+    """Where no thread may be had for them, the generation is stopped again and it is told."""
+    with Halt(config=settings(fake, max_streams=2)) as program:
+        told = Told()
+        held = program.generate("x", model="silent_headers", id="held-open-1")
+        program.generate("x", model="silent_headers", **told.all())
+        viewer = program._generations.readers.view(held._run)
+        held.stop()
+        until(lambda: program._generations.open_streams == 1)
+        with pytest.raises(AtCapacity):
+            program.generate("x", model="silent_headers", id="no-place-1", **told.all())
+        assert program.get("no-place-1").state == "cancelled"
+        program._generations.readers.unview(held._run, viewer)
+    no_thread_left()
+
+
+# --- callbacks ------------------------------------------------------------------------------------
+
+
+def test_callbacks_are_told_everything_once(program: Halt) -> None:
+    """Each piece in order, then the result, once; nobody has to iterate."""
+    told = Told()
+    program.generate("x", model="count?n=20", **told.all())
+    assert told.over.wait(SOON)
+    no_follower_left()
+    assert told.text == NUMBERS
+    assert told.names[-1] == "complete"
+    assert told.names.count("complete") == 1
+    assert "error" not in told.names
+    result = told.calls[-1][1]
+    assert isinstance(result, Result)
+    assert (result.text, result.finish_reason) == (NUMBERS, "stop")
+
+
+def no_follower_left() -> None:
+    until(lambda: not [name for name in threads() if name.startswith("halt-follow")])
+
+
+def test_a_failure_is_told_to_on_error(program: Halt) -> None:
+    """After the text that came, the typed error, once."""
+    told = Told()
+    program.generate("x", model="drop?n=5", **told.all())
+    assert told.over.wait(SOON)
+    no_follower_left()
+    assert told.text == "0 1 2 3 4 "
+    assert told.names.count("error") == 1
+    assert "complete" not in told.names
+    error = told.calls[-1][1]
+    assert isinstance(error, GenerationError)
+    assert (error.code, error.text) == ("upstream_dropped", "0 1 2 3 4 ")
+
+
+def test_a_stop_completes(program: Halt, fake: FakeOpenAI) -> None:
+    """One that was stopped is told as a result that says so."""
+    told = Told()
+    gen = program.generate("x", model="stall?n=2", **told.all())
+    until(lambda: told.text == "0 1 ")
+    gen.stop()
+    assert told.over.wait(SOON)
+    assert told.names[-1] == "complete"
+    assert told.calls[-1][1].stopped
+
+
+def test_a_callback_may_stop_what_it_follows(program: Halt) -> None:
+    """Stop and wait from inside a callback: neither blocks for ever."""
+    results: list[Result] = []
+    begun = threading.Event()
+
+    def token(_: str) -> None:
+        assert begun.wait(SOON)
+        if not results:
+            gen.stop()
+            results.append(gen.result())
+
+    gen = program.generate("x", model="count?n=50&gap_ms=1", on_token=token)
+    begun.set()
+    assert gen.result().stopped
+    until(lambda: bool(results))
+    assert results[0].stopped
+
+
+@pytest.mark.parametrize("fault", [ZeroDivisionError, SystemExit])
+def test_a_callback_that_raises_is_reported_once_and_ends_nothing(
+    program: Halt, caplog: pytest.LogCaptureFixture, fault: type[BaseException]
+) -> None:
+    """Its traceback is logged once for each callback; every one is called as before."""
+    calls: list[str] = []
+    over = threading.Event()
+
+    def token(text: str) -> None:
+        calls.append(text)
+        raise fault("in on_token")
+
+    def complete(result: Result) -> None:
+        over.set()
+        raise fault("in on_complete")
+
+    gen = program.generate("x", model="count?n=20", on_token=token, on_complete=complete)
+    assert over.wait(SOON)
+    no_follower_left()
+    assert gen.result().text == "".join(calls) == NUMBERS
+    reports = [r for r in caplog.records if r.exc_info and r.exc_info[0] is fault]
+    assert [r.getMessage() for r in reports] == [
+        f"on_token of stream {gen.id}",
+        f"on_complete of stream {gen.id}",
+    ]
+
+
+def test_a_callback_slower_than_the_log_is_long_is_told() -> None:
+    """Text that was let go of is never passed over in silence: on_error gets OffsetLost."""
+    upstream, told, going = Scripted(), Told(), threading.Event()
+
+    def token(text: str) -> None:
+        told.token(text)
+        assert going.wait(SOON)
+
+    with scripted(upstream, log_bytes=1024) as program:
+        gen = program.generate("x", **{**told.all(), "on_token": token})
+        upstream.reply().feed("first")
+        until(lambda: told.text == "first")
+        upstream.reply().feed(*["x" * 300] * 10)
+        upstream.reply().end()
+        result = gen.result()
+        going.set()
+        assert told.over.wait(SOON)
+    assert told.names == ["token", "error"]
+    assert isinstance(told.calls[-1][1], OffsetLost)
+    assert result.text == "first" + "x" * 3000
+    upstream.dispose()
+
+
+# --- who holds a run ------------------------------------------------------------------------------
+
+
+def much_later(program: Halt, stream_id: str) -> str:
+    """The state of a run once the relay has looked at it in a very long time."""
+    generations = program._generations
+    run = generations.run(stream_id, None)
+
+    def look() -> None:
+        looked = threading.Event()
+        run.look_soon()
+        generations.relay.post(looked.set)
+        assert looked.wait(SOON)
+
+    look()  # a viewer that has just left is missed from now on
+    run.watched_at -= 1000.0
+    look()
+    return run.state
+
+
+def test_a_generation_goes_on_as_long_as_somebody_holds_it() -> None:
+    """A handle that is neither iterated nor followed holds its run; so does a callback alone."""
+    endless = {"gap_timeout": 80000.0, "run_timeout": 80000.0, "orphan_grace": 100.0}
+    upstream, told = Scripted(), Told()
+    with scripted(upstream, **endless) as program:
+        held = program.generate("x", id="held-handle")
+        upstream.reply(0).feed("a")
+        program.generate("x", id="followed-only", on_token=told.token)
+        upstream.reply(1).feed("a")
+        until(lambda: told.text == "a")
+        gc.collect()
+        assert much_later(program, "held-handle") == "running"
+        assert much_later(program, "followed-only") == "running"
+        assert held.state == "running"
+        del held
+        gc.collect()
+        assert much_later(program, "held-handle") == "cancelled"
+    upstream.dispose()
+    no_thread_left()
+
+
+def test_a_generation_that_nobody_can_read_any_more_is_stopped(fake: FakeOpenAI) -> None:
+    """When the last handle is dropped the grace begins, after which the upstream is left."""
+    with Halt(config=settings(fake, orphan_grace=0.0)) as program:
+        handle = program.generate("x", model="stall?n=1", id="dropped-handle")
+        record = fake.wait_request()
+        del handle
+        gc.collect()
+        assert record.closed.wait(SOON)
+        ended = program.get("dropped-handle").result().terminal
+        assert isinstance(ended, Cancelled)
+        assert ended.reason == "no_viewer"
+    no_thread_left()
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def test_close_ends_everything_and_waits_for_it(fake: FakeOpenAI) -> None:
+    """Every run gets a terminal event that its readers and callbacks see; no thread is left."""
+    told, program = Told(), Halt(config=settings(fake))
+    silent = program.generate("x", model="silent_headers")
+    stalled = program.generate("x", model="stall?n=2", **told.all())
+    waiting = Background(silent.result)
+    until(lambda: told.text == "0 1 ")
+    program.close()
+    assert not [name for name in threads() if name.startswith("halt-follow")]
+    assert told.names[-1] == "error"
+    fault = waiting.end()
+    assert isinstance(fault, GenerationError)
+    assert (fault.code, told.calls[-1][1].code) == ("interrupted", "interrupted")
+    assert whole(list(stalled)) == "0 1 "
+    program.close()
+    no_thread_left()
+    assert all(record.closed.wait(SOON) for record in fake.requests)
+
+
+def test_a_callback_may_close(fake: FakeOpenAI) -> None:
+    """`close` from inside a callback waits for everybody but itself."""
+    program, closed = Halt(config=settings(fake)), threading.Event()
+
+    def complete(_: Result) -> None:
+        program.close()
+        closed.set()
+
+    program.generate("hello", on_complete=complete)
+    assert closed.wait(SOON)
+    no_thread_left()
+
+
+def test_a_callback_that_does_not_return_is_left_to_itself(
+    fake: FakeOpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`close` has an end of its own, and says who is still busy."""
+    program, begun, going = Halt(config=settings(fake)), threading.Event(), threading.Event()
+
+    def complete(_: Result) -> None:
+        begun.set()
+        going.wait(SOON)
+
+    program.generate("hello", on_complete=complete)
+    assert begun.wait(SOON)
+    program._followers.close(0.01)
+    assert "is in a callback still" in caplog.text
+    going.set()
+    program.close()
+    no_thread_left()
+
+
+# --- races ----------------------------------------------------------------------------------------
+
+
+def test_stop_against_the_end_against_close() -> None:
+    """Law: one terminal event, one last callback, and both agree with what everybody is told."""
+    for number in range(60):
+        upstream, told = Scripted(), Told()
+        program = scripted(upstream)
+        gen = program.generate("x", **told.all())
+        reply = upstream.reply()
+        reply.feed("a")
+        reply.end()
+        ends: list[Callable[[], Any]] = [gen.stop, program.close][number % 2 :]
+        *_, one, two = together(*ends, lambda: list(gen), lambda: list(gen))
+        program.close()
+        assert one == two == list(gen)
+        whole(one)
+        assert told.over.wait(SOON)
+        no_thread_left()
+        last = "error" if isinstance(one[-1], Failed) else "complete"
+        assert [name for name in told.names if name != "token"] == [last]
+        upstream.dispose()
+
+
+# --- tools ----------------------------------------------------------------------------------------
+
+
+def asks(reply: ScriptedReply, name: str, arguments: str, usage: int) -> None:
+    """The model calls a tool and ends its round."""
+    reply.finish_reason, reply.usage = "tool_calls", {"completion_tokens": usage}
+    over = Part(ended=True)  # as of a body that is read on behind its end
+    reply.feed(Part((ToolCall("call_1", name, arguments),), 1, ended=True), over)
+
+
+def test_functions_are_tools() -> None:
+    """A typed function runs when the model calls it, and the model goes on with its result."""
+
+    def warmth(city: str) -> str:
+        """Say how warm it is in a city."""
+        if city == "Atlantis":
+            raise ToolError("There is no such city.")
+        return f"20 degrees in {city}"
+
+    upstream = Scripted()
+    config = Config(base_url="http://scripted/v1")
+    with Halt(config=config, upstream=upstream, tools=[warmth]) as program:
+        gen = program.generate("x")
+        events: list[Event] = []
+        reader = Background(lambda: events.extend(gen))
+        upstream.reply().feed("Let me see.")
+        asks(upstream.reply(), "warmth", '{"city": "Rome"}', 3)
+        second = upstream.reply(1)
+        second.feed("Warm.")
+        second.end(usage={"completion_tokens": 4})
+        reader.end()
+        results = [event for event in events if isinstance(event, ToolResult)]
+        assert [(r.result, r.ok) for r in results] == [("20 degrees in Rome", True)]
+        assert gen.result().text == "Let me see.\n\nWarm."
+        assert gen.result().usage == {"completion_tokens": 7}
+        program.generate("x", tools=[]).cancel()
+        upstream.wait_asked(3)
+    told = [each.tools and each.tools[0]["function"]["name"] for each in upstream.asked]
+    assert told == ["warmth", "warmth", None]
+    upstream.dispose()
+    no_thread_left()
+
+
+# --- where it is made -----------------------------------------------------------------------------
+
+
+def test_the_environment_says_what_is_not_given(
+    fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Halt()` is set up like the server; what is given by name goes before."""
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "HALT_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="base_url or api_key"):
+        Halt()
+    with pytest.raises(ConfigError, match="is not an address"):
+        Halt(base_url="example.org")
+    monkeypatch.setenv("OPENAI_BASE_URL", fake.base_url)
+    monkeypatch.setenv("HALT_MODEL", "count?n=2")
+    with Halt() as program:
+        assert program.generate("hello").result().text == "0 1 "
+    with Halt(model="echo") as program:
+        assert program.generate("hello").result().text == "hello"
+
+
+def test_the_package_is_light_until_the_library_is_wanted() -> None:
+    """Neither the demo model's processes nor the server's worker load it; it never loads Flask."""
+    code = """
+import sys, halt, halt.providers.embedded_model
+assert "openai" not in sys.modules and "msgspec" not in sys.modules
+from halt import Halt
+assert "openai" in sys.modules
+assert not {"flask", "werkzeug", "gunicorn"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_every_public_name_is_there_and_typed() -> None:
+    """All that the package promises can be had from it, and nothing else; it says it is typed."""
+    for name in package.__all__:
+        assert getattr(package, name).__name__ == name
+        assert name in dir(package)
+    assert not hasattr(package, "no_such_name")
+    assert (ROOT / "halt" / "py.typed").exists()
+    assert Generation.__doc__
+
+
+def test_a_program_that_ends_waits_for_its_callbacks(fake: FakeOpenAI) -> None:
+    """A script that starts a generation with callbacks and comes to its end is told everything."""
+    code = """
+from halt import Halt
+Halt().generate("hello there", on_token=lambda t: print(t, end=""), on_complete=lambda r: print())
+"""
+    env = halt_environment({"OPENAI_BASE_URL": fake.base_url, "HALT_MODEL": "echo?gap_ms=20"})
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("hello there\n", "")

@@ -1,0 +1,195 @@
+"""The library's provider, address and key as arguments: which server is asked, with which key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from halt import Halt
+from halt.config.environment import load
+from halt.config.provider_setup import setup, with_provider
+from halt.config.providers import ProviderSettings
+from halt.config.settings import Config, ConfigError
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.programs import no_thread_left
+from tests.support.wire import SOON
+
+VERSION = "2024-10-21"
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No provider comes from this shell."""
+    for item in Config.__dataclass_fields__.values():
+        if item.metadata["env"].startswith(("OPENAI_", "AZURE_", "ANTHROPIC_", "HALT_MODEL")):
+            monkeypatch.delenv(item.metadata["env"], raising=False)
+    yield
+    no_thread_left()
+
+
+def arguments(fake: FakeOpenAI, provider: str) -> dict[str, Any]:
+    """What `Halt` is given for the fake as this provider, the model apart."""
+    common = {"provider": provider, "api_key": "key-of-program", "base_url": fake.origin}
+    if provider == "openai":
+        return common | {"base_url": fake.base_url}
+    return common | ({"api_version": VERSION} if provider == "azure" else {})
+
+
+def only(config: Config) -> ProviderSettings:
+    """The one provider of these settings."""
+    (provider,) = setup(config).providers
+    return provider
+
+
+# --- against a server -----------------------------------------------------------------------------
+
+PATHS = {
+    "openai": ("/v1/chat/completions", ""),
+    "azure": ("/openai/deployments/count%3Fn=5/chat/completions", f"api-version={VERSION}"),
+    "anthropic": ("/v1/messages", ""),
+}
+
+
+@pytest.mark.parametrize("provider", PATHS)
+def test_a_provider_of_the_arguments_answers(fake: FakeOpenAI, provider: str) -> None:
+    """Its dialect is spoken, with the given key, version and model."""
+    with Halt(**arguments(fake, provider), model="count?n=5") as halt:
+        result = halt.generate("hello").result()
+    assert (result.text, result.finish_reason) == ("0 1 2 3 4 ", "stop")
+    record = fake.wait_request(lambda each: each.method == "POST")
+    assert (record.path, record.query) == PATHS[provider]
+    assert "key-of-program" in str(record.headers)
+
+
+@pytest.mark.parametrize("provider", PATHS)
+@pytest.mark.parametrize("model", ["silent_headers", "stall?n=1"])
+def test_stop_closes_the_connection_of_each_provider(
+    fake: FakeOpenAI, provider: str, model: str
+) -> None:
+    """Before the headers and in a stall: the receipt says closed, and the server has seen it."""
+    with Halt(**arguments(fake, provider), model=model) as halt:
+        gen = halt.generate("hello")
+        record = fake.wait_request(lambda each: each.method == "POST")
+        if model.startswith("stall"):
+            record.wait_tokens(1)
+        receipt = gen.stop()
+        assert (receipt.status, receipt.upstream) == ("stopped", "closed")
+        assert record.closed.wait(SOON)
+
+
+def test_a_key_of_the_environment_goes_to_no_other_server(
+    fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A given address gets the given key or none, whatever keys the environment has."""
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "AZURE_OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "secret-of-environment")
+    with Halt(base_url=fake.base_url, model="count?n=2") as halt:
+        assert halt.generate("hello").result().text == "0 1 "
+    assert "secret-of-environment" not in str([each.headers for each in fake.requests])
+
+
+# --- what wins ------------------------------------------------------------------------------------
+
+ENVIRONMENT = {
+    "OPENAI_API_KEY": "k-openai",
+    "OPENAI_BASE_URL": "http://127.0.0.1:9999/v1",
+    "ANTHROPIC_API_KEY": "k-anthropic",
+    "AZURE_OPENAI_API_KEY": "k-azure",
+    "AZURE_OPENAI_ENDPOINT": "https://x.openai.azure.com",
+    "AZURE_OPENAI_DEPLOYMENT": "gpt",
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"provider": "openai"}, ("openai", "http://127.0.0.1:9999/v1", "k-openai")),
+        ({"provider": "anthropic"}, ("anthropic", "https://api.anthropic.com", "k-anthropic")),
+        ({"provider": "azure"}, ("azure", "https://x.openai.azure.com", "k-azure")),
+        ({"api_key": "mine"}, ("openai", "http://127.0.0.1:9999/v1", "mine")),
+        ({"base_url": "http://h/v1"}, ("openai", "http://h/v1", "none")),
+        ({"base_url": "http://h/v1", "api_key": ""}, ("openai", "http://h/v1", "none")),
+        ({"base_url": "http://127.0.0.1:9998/v1"}, ("openai", "http://127.0.0.1:9998/v1", "none")),
+        (
+            {"base_url": "http://127.0.0.1:9999/v2"},
+            ("openai", "http://127.0.0.1:9999/v2", "k-openai"),
+        ),
+        (
+            {"provider": "anthropic", "base_url": "https://h", "api_key": "mine"},
+            ("anthropic", "https://h", "mine"),
+        ),
+        (
+            {"provider": "azure", "base_url": "https://X.openai.azure.com:443/"},
+            ("azure", "https://X.openai.azure.com:443/", "k-azure"),
+        ),
+    ],
+)
+def test_what_is_given_wins_over_the_environment(
+    given: dict[str, Any], expected: tuple[str, str, str]
+) -> None:
+    """One provider is left; its key is of the environment only for the environment's own server."""
+    found = only(with_provider(load(ENVIRONMENT), **given))
+    assert (found.kind, found.base_url, found.key) == expected
+
+
+def test_a_file_of_providers_gives_way(tmp_path: Path) -> None:
+    """HALT_CONFIG names providers only where the arguments name none; a model chooses among them."""
+    path = tmp_path / "halt.toml"
+    path.write_text('[providers.a]\nkind = "openai"\nbase_url = "http://h/v1"\n')
+    config = load({"HALT_CONFIG": str(path)})
+    assert only(with_provider(config, model="m")).name == "a"
+    assert only(with_provider(config, base_url="http://mine/v1")).base_url == "http://mine/v1"
+
+
+def test_the_model_is_the_deployment_on_azure() -> None:
+    """The given model comes before the environment's deployment; so does the version."""
+    config = load(ENVIRONMENT | {"OPENAI_API_VERSION": "2024-06-01"})
+    found = only(with_provider(config, provider="azure", model="mine"))
+    assert (found.models, found.first_model, found.api_version) == (("mine",), "mine", "2024-06-01")
+    found = only(with_provider(config, provider="azure", api_version="2025-01-01"))
+    assert (found.first_model, found.api_version) == ("gpt", "2025-01-01")
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"provider": "ollama"}, "provider='ollama' is not allowed: use one of \"openai\", "),
+        (
+            {"provider": "openai"},
+            'api_key is missing: provider="openai" needs a key for api.openai',
+        ),
+        (
+            {"provider": "anthropic"},
+            'api_key is missing: provider="anthropic" needs a key for api.',
+        ),
+        ({"provider": "azure", "api_key": "k", "model": "m"}, "base_url is missing: "),
+        ({"provider": "azure", "base_url": "https://h", "model": "m"}, "api_key is missing: "),
+        ({"provider": "azure", "base_url": "https://h", "api_key": "k"}, "model is missing: "),
+        ({"api_version": VERSION}, 'api_version is for provider="azure" alone'),
+        ({"api_version": VERSION, "base_url": "http://h"}, "api_version is for "),
+        ({"api_version": VERSION, "provider": "anthropic", "api_key": "k"}, "api_version is for "),
+        ({"base_url": "example.org"}, "base_url is not an address: use http(s)://"),
+        ({"base_url": "http://h/v1?key=secret-1"}, "base_url is not an address: "),
+        ({"api_key": "secret-1 "}, "api_key holds a space or a character "),
+    ],
+)
+def test_a_wrong_combination_is_refused_in_one_line(given: dict[str, Any], said: str) -> None:
+    """The line names the argument and what is needed; never a key."""
+    with pytest.raises(ConfigError) as caught:
+        Halt(**given)
+    message = str(caught.value)
+    assert message.startswith(said)
+    assert "\n" not in message
+    assert "secret-1" not in message
+
+
+def test_a_key_of_the_environment_is_missed_rather_than_sent_elsewhere() -> None:
+    """Anthropic's key of the environment is not taken for a server of another address."""
+    with pytest.raises(ConfigError, match=r"api_key is missing: .* needs a key for h:8443"):
+        with_provider(load(ENVIRONMENT), provider="anthropic", base_url="https://h:8443")

@@ -1,0 +1,331 @@
+"""Several generations as one stream: arrival order, Stops of one and of all, one end of each."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from halt import GenerationError, Halt, Merged
+from halt.core.events import Cancelled, Content, Done, Event, Failed, is_terminal, text_of
+from halt.errors import AtCapacity, RequestError
+from halt.library import feed as module
+from halt.library.feed import AHEAD, Feed
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support import programs
+from tests.support.programs import no_thread_left, scripted, threads
+from tests.support.races import interrupt_in, together
+from tests.support.scripted import SOON, Scripted
+from tests.support.wire import Background, until
+
+LETTERS = "abcdefghij"
+
+
+@pytest.fixture
+def program(fake: FakeOpenAI) -> Iterator[Halt]:
+    """A Halt as a program has it. Nothing of it is left afterwards."""
+    with Halt(config=programs.settings(fake)) as made:
+        yield made
+    no_thread_left()
+
+
+class Shown:
+    """A consumer in a thread of its own, and what it was shown, in order."""
+
+    def __init__(self, merged: Merged) -> None:
+        self.events: list[tuple[str, Event]] = []
+        self._thread = Background(lambda: self.events.extend(merged))
+
+    def finish(self) -> list[tuple[str, Event]]:
+        """Wait for its end."""
+        fault = self._thread.end()
+        if fault is not None:
+            raise fault
+        return self.events
+
+
+def texts(events: list[tuple[str, Event]]) -> dict[str, str]:
+    """Each label's text; each has exactly one terminal event, and it is its last."""
+    out: dict[str, str] = {}
+    over: set[str] = set()
+    for label, event in events:
+        assert label not in over, f"{label} goes on behind its end"
+        out[label] = out.get(label, "") + text_of(event)
+        if is_terminal(event):
+            over.add(label)
+    assert over == out.keys()
+    return out
+
+
+def ends(events: list[tuple[str, Event]]) -> dict[str, type[Event]]:
+    """The kind of each label's terminal event."""
+    return {label: type(event) for label, event in events if is_terminal(event)}
+
+
+def test_several_prompts_are_one_stream(program: Halt) -> None:
+    """Every label's text in its own order, whole, and one end for each."""
+    merged = program.merge({letter: f"{letter} says this" for letter in LETTERS})
+    events = list(merged)
+    assert texts(events) == {letter: f"{letter} says this" for letter in LETTERS}
+    assert set(ends(events).values()) == {Done}
+    assert merged.labels == tuple(LETTERS)
+    assert merged["c"].result().text == "c says this"
+    assert list(merged) == []
+
+
+def test_the_order_is_that_of_arrival() -> None:
+    """What arrived first is shown first, whoever sent it: no label waits for another."""
+    upstream = Scripted()
+    order = [0, 2, 2, 1, 0, 1, 2, 0, 0, 1]
+    with scripted(upstream) as program:
+        members = []
+        for number in range(3):
+            members.append(program.generate("x", id=f"stream-000{number}"))
+            upstream.reply(number)
+        merged = program.merge(members)
+        for at, number in enumerate(order):
+            upstream.reply(number).feed(f"{at} ")
+            label, event = next(merged)
+            assert (label, event) == (f"stream-000{number}", Content(f"{at} "))
+        for number in (1, 0, 2):
+            upstream.reply(number).end()
+            label, event = next(merged)
+            assert label == f"stream-000{number}"
+            assert isinstance(event, Done)
+        assert next(merged, None) is None
+    upstream.dispose()
+    no_thread_left()
+
+
+def test_one_that_fails_leaves_the_others(program: Halt) -> None:
+    """A failure is that label's terminal event; the others come to their own ends."""
+    requests = {"good": "count?n=5", "bad": "drop?n=2", "none": "401"}
+    members = [program.generate("x", model=m, id=f"label-{n}") for n, m in requests.items()]
+    events = list(program.merge(members))
+    assert texts(events) == {"label-good": "0 1 2 3 4 ", "label-bad": "0 1 ", "label-none": ""}
+    assert ends(events) == {"label-good": Done, "label-bad": Failed, "label-none": Failed}
+    with pytest.raises(GenerationError):
+        program.get("label-bad").result()
+
+
+def test_one_is_stopped_and_the_others_go_on(program: Halt, fake: FakeOpenAI) -> None:
+    """Stop by label: that one is cancelled at once, the others never hear of it."""
+    silent = program.generate("x", model="silent_headers")
+    merged = program.merge({"a": silent, "b": "hello", "c": "there"})
+    shown = Shown(merged)
+    until(lambda: len(shown.events) == 4)
+    assert merged["a"].stop().upstream == "closed"
+    events = shown.finish()
+    assert ends(events) == {"a": Cancelled, "b": Done, "c": Done}
+    assert events[-1][0] == "a"
+
+
+def test_stop_ends_all(program: Halt, fake: FakeOpenAI) -> None:
+    """One Stop for all of them, in whatever phase each is; every connection is seen closed."""
+    models = ["silent_headers", "silent_first_token", "stall?n=3", "silent_headers"]
+    members = {f"{n}": program.generate("x", model=model) for n, model in enumerate(models)}
+    merged = program.merge(members)
+    shown = Shown(merged)
+    fake.wait_request(3)
+    until(lambda: "".join(text_of(event) for _, event in shown.events) == "0 1 2 ")
+    receipts = merged.stop()
+    assert {(r.status, r.upstream) for r in receipts.values()} == {("stopped", "closed")}
+    assert list(receipts) == ["0", "1", "2", "3"]
+    events = shown.finish()
+    assert texts(events) == {"0": "", "1": "", "2": "0 1 2 ", "3": ""}
+    assert set(ends(events).values()) == {Cancelled}
+    assert all(record.closed.wait(SOON) for record in fake.requests)
+
+
+def test_leaving_a_with_stops_all(program: Halt, fake: FakeOpenAI) -> None:
+    """A merge used in a `with` leaves nothing running."""
+    with program.merge({"a": "x", "b": "y"}, model="silent_headers") as merged:
+        fake.wait_request(1)
+    assert {merged[label].state for label in merged.labels} == {"cancelled"}
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_is_heard_as_the_wait_for_a_silent_model_begins(program: Halt) -> None:
+    """A signal that comes just before the system's wait does not end it; it is heard all the same."""
+    heard, in_time = threading.Event(), []
+    with program.merge({"a": "x"}, model="silent_headers") as merged:
+
+        def press() -> None:
+            interrupt_in(Feed.take.__code__)
+            in_time.append(heard.wait(SOON))
+            merged.stop()
+
+        pressing = Background(press)
+        with pytest.raises(KeyboardInterrupt):
+            next(iter(merged))
+        heard.set()
+        pressing.end()
+    assert in_time == [True]
+
+
+def test_a_merge_that_is_dropped_lets_its_threads_go() -> None:
+    """Followers do not wait for ever for a consumer that is gone; the runs go on."""
+    upstream = Scripted()
+    with scripted(upstream) as program:
+        gen = program.generate("x")
+        merged = program.merge({"a": gen})
+        upstream.reply().feed(*["word "] * (AHEAD * 4))
+        feed = merged._feed
+        until(lambda: len(feed._items) >= AHEAD)
+        del merged
+        gc.collect()
+        until(lambda: not [name for name in threads() if name.startswith("halt-follow")])
+        upstream.reply().end()
+        assert gen.result().text == "word " * (AHEAD * 4)
+    upstream.dispose()
+    no_thread_left()
+
+
+def test_a_slow_consumer_gets_all_of_it_and_slows_nobody() -> None:
+    """The feed never holds much more than its bound; runs end while nothing is taken."""
+    upstream = Scripted()
+    with scripted(upstream) as program:
+        members = {}
+        for number, letter in enumerate("abc"):
+            members[letter] = program.generate("x")
+            upstream.reply(number).feed(*[letter] * AHEAD * 4)
+            upstream.reply(number).end()
+        merged = program.merge(members)
+        results = {letter: member.result(SOON).text for letter, member in members.items()}
+        until(lambda: len(merged._feed._items) >= AHEAD)
+        assert len(merged._feed._items) <= 2 * AHEAD
+        assert texts(list(merged)) == results == {each: each * AHEAD * 4 for each in "abc"}
+    upstream.dispose()
+    no_thread_left()
+
+
+def test_a_consumer_slower_than_the_log_is_told_for_that_label(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Events that were let go of end their label with an error; the others are whole."""
+    monkeypatch.setattr(module, "AHEAD", 1)
+    upstream = Scripted()
+    with scripted(upstream, log_bytes=2048) as program:
+        slow = program.generate("x")
+        upstream.reply(0).feed("first")
+        good = program.generate("x")
+        upstream.reply(1).feed("good")
+        upstream.reply(1).end()
+        good.result()
+        merged = program.merge({"slow": slow})
+        merged._feed._bound = 0.0  # nothing can be handed over
+        until(lambda: slow.text == "first")
+        upstream.reply(0).feed(*["x" * 300] * 20)
+        upstream.reply(0).end()
+        assert len(slow.result().text) == 6005
+        merged._feed.unbound()
+        events = list(merged)
+        assert texts(events)["slow"].startswith("first")
+        last = events[-1][1]
+        assert isinstance(last, Failed)
+        assert last.error.code == "offset_lost"
+        assert texts(list(program.merge({"good": good}))) == {"good": "good"}
+    upstream.dispose()
+    no_thread_left()
+
+
+def test_what_was_there_before_is_shown_from_its_beginning(program: Halt) -> None:
+    """Generations that are over, or half over, are merged from their first event."""
+    over = program.generate("this is over")
+    over.result()
+    assert texts(list(program.merge([over]))) == {over.id: "this is over"}
+
+
+def test_a_bad_member_starts_nothing(program: Halt, fake: FakeOpenAI) -> None:
+    """When one request can't be served those that were started already are stopped."""
+    with pytest.raises(RequestError):
+        program.merge({"a": "fine", "b": []}, model="silent_headers")
+    until(lambda: program._generations.open_streams == 0)
+    until(lambda: not [name for name in threads() if name.startswith("halt-follow")])
+
+
+def test_threads_are_bounded(fake: FakeOpenAI) -> None:
+    """More readers than there are places: refused, and nothing of it goes on."""
+    with Halt(config=programs.settings(fake, max_streams=2)) as program:
+        gen = program.generate("x", model="silent_headers")
+        first = program.merge({"a": gen, "b": gen})
+        with pytest.raises(AtCapacity):
+            program.merge({"c": gen})
+        assert gen.state == "running"
+        gen.stop()
+        assert ends(list(first)) == {"a": Cancelled, "b": Cancelled}
+    no_thread_left()
+
+
+def test_close_leaves_every_label_its_end(fake: FakeOpenAI) -> None:
+    """What had arrived when Halt was closed can be read still, each label's end included."""
+    program = Halt(config=programs.settings(fake))
+    members = {
+        "full": program.generate("x", model="count?n=1000"),
+        "silent": program.generate("x", model="silent_headers"),
+    }
+    merged = program.merge(members)
+    text = members["full"].result().text
+    program.close()
+    assert not threads()
+    events = list(merged)
+    assert texts(events) == {"full": text, "silent": ""}
+    assert ends(events) == {"full": Done, "silent": Failed}
+
+
+# --- races and properties -------------------------------------------------------------------------
+
+
+def test_stops_against_ends() -> None:
+    """Law: however Stops of one, of all, the ends and the consumer meet, each label ends once."""
+    for _ in range(40):
+        upstream = Scripted()
+        with scripted(upstream) as program:
+            members = {letter: program.generate("x") for letter in "abcd"}
+            for number in range(4):
+                upstream.reply(number).feed("x", "y")
+                upstream.reply(number).end()
+            merged = program.merge(members)
+            events, *_ = together(
+                lambda: list(merged), merged.stop, merged["b"].stop, merged["c"].cancel
+            )
+            assert isinstance(events, list)
+            assert texts(events).keys() == set("abcd")
+            assert {label: merged[label].text for label in "abcd"} == texts(events)
+        upstream.dispose()
+        no_thread_left()
+
+
+@settings(max_examples=25, deadline=None)
+@given(counts=st.lists(st.integers(0, 3 * AHEAD), min_size=1, max_size=4))
+def test_a_feed_loses_nothing_and_keeps_each_order(counts: list[int]) -> None:
+    """Law: what several threads hand over arrives once, each one's in order, within the bound."""
+    feed = Feed()
+    feed._open = len(counts)
+
+    def produce(label: str, count: int) -> None:
+        for number in range(count):
+            assert feed._put([(label, Content(str(number)))], last=False)
+        feed._leave()
+
+    producers = [
+        threading.Thread(target=produce, args=(str(n), count)) for n, count in enumerate(counts)
+    ]
+    for each in producers:
+        each.start()
+    seen: Counter[str] = Counter()
+    largest = 0
+    while items := feed.take():
+        largest = max(largest, len(items))
+        for label, event in items:
+            assert event == Content(str(seen[label]))
+            seen[label] += 1
+    for each in producers:
+        each.join(SOON)
+    assert seen == Counter({str(n): count for n, count in enumerate(counts) if count})
+    assert largest <= 2 * AHEAD

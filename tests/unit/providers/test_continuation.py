@@ -1,0 +1,571 @@
+"""A stopped answer goes on: how models are asked to, and that the joined text shows no seam."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from halt.config.providers import Kind, ProviderSettings
+from halt.config.settings import Config
+from halt.core.connection import Line
+from halt.core.events import Content, Done, Extra, Reasoning, ReasoningEnd, ToolCall
+from halt.core.request import (
+    ChatRequest,
+    Message,
+    Part,
+    ToolTurn,
+    Unfinished,
+    Upstream,
+    told_call,
+    unfinished,
+)
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
+from halt.errors import RequestError, UpstreamError
+from halt.providers import openai as module
+from halt.providers.continuation import SeamReply, go_on, settled
+from halt.providers.factory import make_provider
+from halt.providers.seam import LEAD_MOST, WINDOW, Seam, tail_of
+from halt.testing.fake_openai import FakeOpenAI
+from halt.testing.wire import Record
+from tests.support.scripted import HI, Reader, ScriptedReply
+from tests.unit.providers.test_embedded_model import Master, installed, running
+from tests.unit.providers.test_openai import KEY, Answer, read
+
+__all__ = ["installed", "running"]  # fixtures
+
+#: Texts as models write them, and as nobody writes them.
+WORDS = st.lists(
+    st.sampled_from(
+        [
+            *(
+                "the ",
+                "cat ",
+                "sat. ",
+                "on",
+                "\n",
+                "\n\n",
+                "- item ",
+                "```",
+                "```python\n",
+                "3.14 ",
+            ),
+            *(
+                "x = 1\n    ",
+                "中文字符",
+                "e\u0301a\u0308 ",
+                "👩\u200d👩\u200d👧",
+                "\u05d0\u05d1 ",
+                "\u00a0",
+            ),
+            *("**bold** ", "| a | b |\n"),
+        ]
+    ),
+    min_size=1,
+    max_size=60,
+).map("".join)
+TEXTS = st.one_of(WORDS, st.text(max_size=300), st.text("ab \n", max_size=300))
+
+
+def joined(old: str, new: list[str], **how: bool) -> str:
+    """The old text with what a seam lets through of the new one."""
+    seam = Seam(old, **how)
+    return old + "".join(seam.feed(piece) for piece in new) + seam.end()
+
+
+@st.composite
+def broken(draw: st.DrawFn) -> tuple[str, str]:
+    """A text that was cut anywhere behind its first visible character."""
+    text = draw(TEXTS.filter(str.strip))
+    least = len(text) - len(text.lstrip()) + 1
+    cut = draw(st.integers(least, len(text)))
+    return text[:cut], text[cut:]
+
+
+@st.composite
+def in_pieces(draw: st.DrawFn, text: str) -> list[str]:
+    """A text as it arrives, cut anywhere."""
+    cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=12)))
+    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+
+
+# --- the seam -------------------------------------------------------------------------------------
+
+
+@given(st.data(), broken())
+@example(None, ("a" * 50, "a" * 50))
+def test_a_model_that_repeats_the_last_words_leaves_no_seam(
+    data: Any, cut: tuple[str, str]
+) -> None:
+    """Wherever a text was cut and however the rest arrives, both are what the text was."""
+    old, rest = cut
+    visible = old.rstrip()
+    new = tail_of(visible) + old[len(visible) :] + rest
+    pieces = data.draw(in_pieces(new)) if data else list(new)
+    assert joined(old, pieces, repeats=True) == old + rest
+
+
+@given(st.data(), broken())
+def test_a_model_that_repeats_more_leaves_no_seam(
+    data: st.DataObject, cut: tuple[str, str]
+) -> None:
+    """It may begin its repeat earlier, where the words that it was asked for tell one place."""
+    old, rest = cut
+    visible = old.rstrip()
+    tail = tail_of(visible)
+    most = min(len(visible), WINDOW)
+    size = data.draw(st.integers(len(tail), most))
+    repeat = visible[-size:]
+    if visible[-WINDOW:].count(tail) > 1:  # several places: what was asked for counts
+        return
+    new = repeat + old[len(visible) :] + rest
+    assert joined(old, data.draw(in_pieces(new)), repeats=True) == old + rest
+
+
+@given(st.data(), broken())
+def test_a_prefix_is_gone_on_with_without_a_seam(data: st.DataObject, cut: tuple[str, str]) -> None:
+    """A server is given the text without white space at its end, and gives it in its own part."""
+    old, rest = cut
+    new = old[len(old.rstrip()) :] + rest
+    assert joined(old, data.draw(in_pieces(new))) == old + rest
+
+
+@given(st.data(), broken())
+def test_a_server_may_give_the_prefix_again(data: st.DataObject, cut: tuple[str, str]) -> None:
+    """Mistral's answers begin with the prefix: it is not shown twice."""
+    old, rest = cut
+    assert joined(old, data.draw(in_pieces(old + rest)), echoes=True) == old + rest
+
+
+@given(broken(), st.text(max_size=400), st.booleans())
+def test_a_seam_loses_no_more_than_a_repeat(cut: tuple[str, str], new: str, repeats: bool) -> None:
+    """Whatever a model says, what is let through is an end of it, but for blanks put between."""
+    old, _ = cut
+    shown = joined(old, [new], repeats=repeats)[len(old) :]
+    assert new.endswith(shown.lstrip())
+
+
+@given(broken(), st.text("abc d\n", min_size=1, max_size=900))
+def test_little_is_held_back(cut: tuple[str, str], new: str) -> None:
+    """What is no repeat is let through within a few hundred characters."""
+    seam = Seam(cut[0], repeats=True)
+    shown = "".join(seam.feed(char) for char in new)
+    assert len(new) - len(shown) <= WINDOW + LEAD_MOST + 200
+
+
+def test_a_long_answer_that_is_repeated_whole_is_not_shown_again() -> None:
+    """Nor is the time for it more than in proportion: a second repeat of all is new text."""
+    old = "".join(f"{number} is a number, and so on.\n" for number in range(5_000)).rstrip()
+    pieces = [(old + " The end.")[at : at + 4] for at in range(0, len(old) + 9, 4)]
+    assert joined(old, pieces, repeats=True) == old + " The end."
+    assert joined(old, pieces, echoes=True) == old + " The end."
+
+
+def test_a_long_answer_that_is_begun_anew_is_let_through() -> None:
+    """What only began like the old text is not lost."""
+    old = "".join(f"{number} is a number, and so on.\n" for number in range(100)).rstrip()
+    new = old[:2000] + "But no."
+    pieces = [new[at : at + 4] for at in range(0, len(new), 4)]
+    assert joined(old, pieces, echoes=True) == old + new
+    assert joined(old, pieces, repeats=True).endswith(new)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "whole"),
+    [
+        # No repeat: a blank where words would run together, and none where one is there.
+        ("The cat sat on", "the mat.", "The cat sat on the mat."),
+        ("The cat sat on ", "the mat.", "The cat sat on the mat."),
+        ("The cat sat on", " the mat.", "The cat sat on the mat."),
+        ("The cat sat.", "It slept.", "The cat sat. It slept."),
+        ("A computer? This comput", "er is", "A computer? This computer is"),
+        ("He is into it, or in", "to it", "He is into it, or into it"),
+        ("He is in, into it, or in", "to it", "He is in, into it, or in to it"),
+        ("It is 3.", "14 or so", "It is 3.14 or so"),
+        ("In 19", "84 it", "In 1984 it"),
+        ("你好", "世界", "你好世界"),
+        ("- one\n- two", "- three", "- one\n- two\n- three"),
+        ("The end.", "## More", "The end.\n\n## More"),
+        ("a `code", "` b", "a `code` b"),
+        # A short repeat of whole words, and of a word that was cut.
+        ("The cat sat on the", "the mat.", "The cat sat on the mat."),
+        ("The cat uses a comput", "computer.", "The cat uses a computer."),
+        ("Take an", "another one", "Take an another one"),
+        # In front of the repeat: an introduction, quotation marks, three points, a new fence.
+        ("Once there was a small cat", "Sure! Here I go on:\n\nOnce there was a small cat that", "Once there was a small cat that"),
+        ("Once there was a small cat", '"Once there was a small cat that', "Once there was a small cat that"),
+        ("Once there was a small cat", "…Once there was a small cat that", "Once there was a small cat that"),
+        ("```python\ndef main():\n    total = 0", "```python\n    total = 0\n    return", "```python\ndef main():\n    total = 0\n    return"),
+        ("```python\ndef main():\n", "```python\n    return 1", "```python\ndef main():\n    return 1"),
+        ("```python\nx = 1", "```python\ny = 2", "```python\nx = 1\ny = 2"),
+        ("```python\nx = 1\n", "```\nThat is all.", "```python\nx = 1\n```\nThat is all."),
+        # It says again what it was told to repeat, and no more.
+        ("Once there was a small cat", "Once there was a sm", "Once there was a small cat"),
+    ],
+)  # fmt: skip
+def test_models_that_do_not_do_as_told(old: str, new: str, whole: str) -> None:
+    """Where there is no repeat as asked, the seam is the most likely one."""
+    assert joined(old, [new], repeats=True) == whole
+    assert joined(old, list(new), repeats=True) == whole
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "whole"),
+    [
+        ("A line.\n", " Another", "A line.\nAnother"),
+        ("A line.\n\n", "\n\nAnother", "A line.\n\nAnother"),
+        ("A line.\n", "\n\nAnother", "A line.\n\nAnother"),
+        ("A line. ", "\n\nAnother", "A line. \n\nAnother"),
+        ("if x:\n", "\n    y()", "if x:\n    y()"),
+        ("if x:\n  ", "\n    y()", "if x:\n    y()"),
+        ("A word ", "and", "A word and"),
+        ("A line.\n\n", "\nAnother", "A line.\n\nAnother"),
+        ("if x:\n  ", "\ny()", "if x:\n  \ny()"),
+        ("A word", "s", "A words"),
+        ("A word \n", " \n ", "A word \n "),
+    ],
+)
+def test_blanks_at_a_prefix(old: str, new: str, whole: str) -> None:
+    """White space is there once, as the model has it, and in no other place than shown before."""
+    assert joined(old, [new]) == whole
+    assert joined(old, list(new)) == whole
+
+
+@given(TEXTS.map(str.rstrip).filter(bool))
+def test_the_last_words_tell_where_a_text_ends(text: str) -> None:
+    """They are its end, begin with something visible, and are no more than is needed."""
+    tail = tail_of(text)
+    assert text.endswith(tail)
+    assert tail == tail.strip()
+    assert len(tail) <= WINDOW
+
+
+def test_the_last_words_are_as_many_as_tell_one_place_from_another() -> None:
+    """A list of similar lines takes more of them than one would."""
+    text = "".join(f"{number}. a line like all the others\n" for number in range(9)).rstrip()
+    assert "8. a line" in tail_of(text)
+    assert text.count(tail_of(text)) == 1
+
+
+# --- the reply ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reply() -> Iterator[ScriptedReply]:
+    made = ScriptedReply()
+    yield made
+    made.dispose()
+
+
+OLD = "Once there was a small cat"
+
+
+def test_pieces_that_are_held_back_are_counted_when_they_are_shown(reply: ScriptedReply) -> None:
+    """No token is lost to the figures, and none is shown before it counts."""
+    told = SeamReply(reply, Seam(OLD, repeats=True))
+    reply.feed("there was a ", "small cat", " that", " slept")
+    parts = [told.read() for _ in range(4)]
+    assert [part.text for part in parts] == ["", "", " that", " slept"]
+    assert [part.chunks for part in parts] == [0, 0, 3, 1]
+
+
+def test_thoughts_pass_and_calls_come_behind_the_text(reply: ScriptedReply) -> None:
+    """Nothing is held back behind what follows it."""
+    told = SeamReply(reply, Seam(OLD, repeats=True))
+    thought, call, fields = Reasoning("hm"), ToolCall("1", "add", "{}"), Extra({"citations": []})
+    reply.feed(Part((thought, Content("Let me see"), fields), 2), Part((call,), 1, ended=True))
+    assert told.read().events == (thought, fields)
+    assert told.read().events == (Content(" Let me see"), call)
+
+
+def test_a_thought_before_the_repeat_is_none_of_the_text(reply: ScriptedReply) -> None:
+    """The model thinks anew, and only the end of that is marked: the seam is behind it."""
+    told = SeamReply(reply, Seam(OLD, repeats=True))
+    reply.feed("I go on", Part((Content(" here."), ReasoningEnd(), Content("a small cat")), 3))
+    reply.feed(" that", " slept")
+    events = [event for _ in range(4) for event in told.read().events]
+    assert events == [
+        Content(" I go on here."), ReasoningEnd(), Content(" that"), Content(" slept"),
+    ]  # fmt: skip
+
+
+def test_text_before_a_fault_is_delivered_first(reply: ScriptedReply) -> None:
+    """What was held back when the server failed is shown, then the fault comes."""
+    told = SeamReply(reply, Seam(OLD, repeats=True))
+    reply.feed("Well", UpstreamError("upstream_dropped"))
+    assert told.read().events == ()
+    assert told.read().text == " Well"
+    with pytest.raises(UpstreamError) as caught:
+        told.read()
+    assert caught.value.code == "upstream_dropped"
+
+
+# --- the request ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", " \n\t "])
+def test_an_answer_without_text_is_not_gone_on_with(text: str) -> None:
+    """There is no last word to go on from."""
+    with pytest.raises(RequestError, match="no text"):
+        go_on(ChatRequest(HI), text)
+
+
+def test_no_client_can_make_a_continuation() -> None:
+    """A last message of the assistant's that a client has sent is passed on as it is."""
+    asked = ChatRequest([*HI, Message("assistant", "Once")])
+    assert unfinished(asked) == ""
+    assert unfinished(go_on(ChatRequest(HI), "Once ")) == "Once "
+
+
+def test_tools_in_a_continuation_make_one_turn_of_it() -> None:
+    """What was said before and behind the seam is one message when the results are told."""
+    call, back = ToolCall("1", "add", "{}"), {"content": "<think>", "reasoning": "Hm."}
+    turn = ToolTurn("there", [call], back)
+    told = settled([*HI, Unfinished("Once", "Once"), turn])
+    assert [(each.role, each.content) for each in told] == [
+        ("user", "hi"),
+        ("assistant", "Once there"),
+    ]
+    assert told[1]["tool_calls"] == [told_call(call)]
+    assert isinstance(told[1], ToolTurn)
+    assert told[1].opaque == {"reasoning": "Hm."}
+    assert turn.opaque == back
+
+
+# --- providers ------------------------------------------------------------------------------------
+
+TEXT = """\
+# A tale of two servers
+
+They were *young*, and the one said to the other: "Who am I?" Nobody knew it then.
+
+```python
+def answer(question: str) -> str:
+    return question.upper()
+```
+
+- one, and then
+- two 中文字符 👩\u200d👩\u200d👧.
+"""
+
+Make = Callable[..., Upstream]
+
+
+@pytest.fixture
+def tale(fake: FakeOpenAI) -> FakeOpenAI:
+    fake.texts["tale"] = TEXT
+    return fake
+
+
+@pytest.fixture
+def make(tale: FakeOpenAI) -> Iterator[Make]:
+    """Providers of any kind that ask the fake; closed at the end."""
+    made: list[Upstream] = []
+
+    def make(kind: Kind = "openai", style: str = "tail", **settings: Any) -> Upstream:
+        base_url = tale.base_url if kind == "openai" else tale.origin
+        model = f"go_on?key=tale&style={style}"
+        defaults: dict[str, Any] = {"name": kind, "kind": kind, "base_url": base_url, "key": KEY}
+        defaults |= {"api_version": "2024-10-21", "default_model": model}
+        made.append(make_provider(ProviderSettings(**defaults | settings)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+CUTS = [1, 24, 25, 60, 108, TEXT.index("def") + 2, TEXT.index("return") - 2, len(TEXT) - 8]
+
+
+def ask(upstream: Upstream, request: ChatRequest) -> Answer:
+    """What comes of a request, or its fault."""
+    try:
+        return read(upstream.open(request, Line()))
+    except UpstreamError as fault:
+        return Answer(fault=fault)
+
+
+def rest_of(upstream: Upstream, cut: int) -> str:
+    """What a model adds to the beginning of the text."""
+    return ask(upstream, go_on(ChatRequest(HI), TEXT[:cut])).text
+
+
+def completions(fake: FakeOpenAI) -> list[Record]:
+    return [each for each in fake.requests if each.method == "POST"]
+
+
+def roles(record: Record) -> list[str]:
+    return [each["role"] for each in record.body["messages"]]
+
+
+@pytest.mark.parametrize("style", ["tail", "more", "all", "lead"])
+@pytest.mark.parametrize("kind", ["openai", "azure", "anthropic"])
+def test_every_provider_goes_on_by_instruction(make: Make, kind: Kind, style: str) -> None:
+    """The text goes on from its last word, whatever of it the model says again."""
+    upstream = make(kind, style, continues="instruction")
+    for cut in CUTS:
+        assert TEXT[:cut] + rest_of(upstream, cut) == TEXT
+
+
+def test_an_instructed_model_is_told_the_answer_as_far_as_it_was_seen(
+    make: Make, tale: FakeOpenAI
+) -> None:
+    """The answer is the assistant's message, and the last words stand in the instruction."""
+    rest_of(make(continues="instruction"), 60)
+    record = completions(tale)[0]
+    assert roles(record) == ["user", "assistant", "user"]
+    assert record.body["messages"][1]["content"] == TEXT[:60].rstrip()
+    assert tail_of(TEXT[:60].rstrip()) in record.body["messages"][2]["content"]
+
+
+def test_a_model_that_repeats_nothing_goes_on_with_the_next_word(make: Make) -> None:
+    """The blank that it has left out is there."""
+    upstream = make(style="nothing", continues="instruction")
+    for cut in (TEXT.index("*young*"), TEXT.index(" said")):
+        assert TEXT[:cut] + rest_of(upstream, cut) == TEXT
+
+
+@pytest.mark.parametrize("owner", ["llamacpp", "vllm"])
+def test_servers_that_go_on_with_a_prefix_are_known_by_their_list(
+    make: Make, tale: FakeOpenAI, owner: str
+) -> None:
+    """The list is asked for once; the last message is the answer so far."""
+    tale.owner = owner
+    upstream = make()
+    for cut in CUTS:
+        assert TEXT[:cut] + rest_of(upstream, cut) == TEXT
+    asked = completions(tale)
+    assert len(tale.requests) == len(asked) + 1
+    assert all(roles(record) == ["user", "assistant"] for record in asked)
+    assert all(
+        record.body.get("continue_final_message", False) == (owner == "vllm") for record in asked
+    )
+    assert all(
+        record.body.get("add_generation_prompt", True) == (owner != "vllm") for record in asked
+    )
+    assert all("prefix" not in record.body["messages"][-1] for record in asked)
+
+
+def test_an_unknown_server_is_asked_in_words(make: Make, tale: FakeOpenAI) -> None:
+    """Many would take a last message of the assistant's for an answer that is over."""
+    rest_of(make(), 60)
+    assert roles(completions(tale)[0]) == ["user", "assistant", "user"]
+
+
+@pytest.mark.parametrize("way", ["echoed", "flagged"])
+def test_mistral_and_deepseek_want_the_prefix_marked(
+    make: Make, tale: FakeOpenAI, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Mistral's answer begins with the prefix, DeepSeek's does not; neither is asked who it is."""
+    monkeypatch.setattr(module, "HOSTS", {"127.0.0.1": way})
+    told = make(style="echo" if way == "echoed" else "tail")
+    for cut in CUTS:
+        assert TEXT[:cut] + rest_of(told, cut) == TEXT
+    assert len(tale.requests) == len(CUTS)
+    assert all(each.body["messages"][-1]["prefix"] is True for each in completions(tale))
+
+
+def test_deepseek_takes_a_prefix_at_another_address(
+    make: Make, tale: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only there; whatever else is asked goes to the address that was set."""
+    monkeypatch.setattr(module, "DEEPSEEK_BETA", tale.base_url)
+    assert rest_of(make(base_url="https://api.deepseek.com/v1"), 60) == TEXT[60:]
+    (record,) = tale.requests
+    assert record.body["messages"][-1]["prefix"] is True
+
+
+@pytest.mark.parametrize("kind", ["openai", "azure", "anthropic"])
+def test_a_model_that_refuses_a_prefix_is_asked_in_words_and_that_is_remembered(
+    make: Make, tale: FakeOpenAI, kind: Kind
+) -> None:
+    """One refusal is enough: the next continuation is asked by instruction at once."""
+    upstream = make(kind, "tail&refuse=1", continues="prefix")
+    for cut in CUTS[:2]:
+        assert TEXT[:cut] + rest_of(upstream, cut) == TEXT
+    words = ["user", "assistant", "user"]
+    assert [roles(record) for record in completions(tale)] == [words[:2], words, words]
+
+
+def test_a_refusal_of_both_is_told_and_not_remembered(make: Make, tale: FakeOpenAI) -> None:
+    """Something else was wrong then; the next continuation begins with the prefix again."""
+    upstream = make(style="tail&refuse=2", continues="prefix")
+    for _ in range(2):
+        found = ask(upstream, go_on(ChatRequest(HI), TEXT[:60]))
+        assert found.fault is not None
+        assert found.fault.code == "bad_request"
+    assert [len(roles(record)) for record in completions(tale)] == [2, 3, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("model", "effort", "prefixed"),
+    [
+        ("claude-haiku-4-5", None, True),
+        ("claude-haiku-4-5-20251001", None, True),
+        ("claude-3-5-sonnet-latest", None, True),
+        ("claude-opus-4-1-20250805", "none", True),
+        ("claude-opus-4-1-20250805", "high", False),
+        ("claude-opus-4-6", None, False),
+        ("claude-sonnet-5", None, False),
+        ("another", None, False),
+    ],
+)
+def test_anthropics_models_are_asked_as_each_takes_it(
+    make: Make, tale: FakeOpenAI, model: str, effort: str | None, prefixed: bool
+) -> None:
+    """The older ones go on with a prefix, without white space at its end, while not thinking."""
+    upstream = make("anthropic", default_model=model)
+    ask(upstream, go_on(ChatRequest(HI, reasoning_effort=effort), "Once \n"))
+    asked = completions(tale)[0].body["messages"]
+    assert [each["role"] for each in asked] == ["user", "assistant", "user"][: 2 if prefixed else 3]
+    assert asked[1]["content"] == [{"type": "text", "text": "Once"}]
+
+
+def test_a_stopped_run_goes_on_as_one_text(tale: FakeOpenAI, make: Make) -> None:
+    """Stop, go on, stop, go on: what the reader saw grows to the text, each word once."""
+    config = Config(base_url=tale.base_url, api_key=KEY)
+    generations = Generations(config, make(style="tail&first=40"), StopRegistry())
+    run = generations.start(ChatRequest(HI))
+    reader = Reader(run)
+    reader.wait_text(TEXT[:40])
+    generations.stop(run.id, None)
+    reader.finish()
+    seen = run.answer()[1]
+    assert seen == TEXT[:40]
+    again = generations.start(go_on(ChatRequest(HI), seen))
+    events = Reader(again).finish()
+    assert again.prefix == seen
+    assert again.answer()[1] == TEXT
+    assert isinstance(events[-1][1], Done)
+    generations.close()
+
+
+def test_the_demo_model_goes_on_with_its_answer(running: Master) -> None:
+    """The embedded model's server is known by its list and goes on in the same message."""
+    settings = ProviderSettings(
+        name="demo", kind="openai", base_url=running.base_url, key=running.key
+    )
+    upstream = make_provider(settings)
+    request = ChatRequest([Message("user", "Count from 1 to 20.")], max_tokens=24, temperature=0)
+    text = "1, 2, 3, 4, 5, 6, 7, "
+    found = ask(upstream, go_on(request, text))
+    upstream.close()
+    assert found.fault is None
+    assert found.text.startswith("8, 9"), found.text
+    assert json.dumps(text + found.text)  # whole characters only
+
+
+def test_the_line_is_one_for_all_that_a_continuation_asks(make: Make, tale: FakeOpenAI) -> None:
+    """The list of models, a refusal and the second way: an interrupt ends each of them."""
+    tale.owner = "llamacpp"
+    line = Line()
+    line.interrupt()
+    with pytest.raises(Exception, match="stopped"):
+        make().open(go_on(ChatRequest(HI), "Once"), line)
+    assert tale.requests == []

@@ -1,0 +1,598 @@
+"""Model servers are found where no provider is set: which answers count, and what is made of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from halt.config.environment import load
+from halt.config.model_servers import USUAL, Found, Names, decoded, product_of
+from halt.config.settings import Config, ConfigError
+from halt.core.connection import Line
+from halt.errors import UpstreamError
+from halt.library.halt import Halt
+from halt.providers import discovery
+from halt.providers.discovery import Discovery, addresses_of, discovery_of, found_at_start
+from halt.providers.factory import make_upstream
+from halt.providers.last_model import LastModel
+from halt.providers.router import Providers
+from tests.support.halt_server import ROOT, StartHalt, eventually
+from tests.support.model_servers import FOUND, LOADING, LOCKED, NONE, OLLAMA, listing, models
+from tests.support.wire import Background, HandMade, Peer
+from tests.unit.providers.test_openai import ask, closed_port, refused
+
+Serve = Callable[..., HandMade]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """Start a server. A look has all the time that a busy machine needs."""
+    monkeypatch.setattr(discovery, "ASK_SECONDS", 5.0)
+    with contextlib.ExitStack() as stack:
+        yield lambda *handlers, port=0: stack.enter_context(HandMade(*handlers, port=port))
+
+
+def look(*urls: str) -> Found:
+    """One look at these addresses."""
+    return Discovery(Found(addresses=urls)).look_now()
+
+
+def down() -> str:
+    """An address where nothing listens."""
+    return f"http://127.0.0.1:{closed_port()}/v1"
+
+
+# --- which addresses are asked --------------------------------------------------------------------
+
+LOCAL = ("127.0.0.1", 9000)
+
+
+def test_the_usual_ports_are_asked_where_only_this_machine_reaches_halt() -> None:
+    """A Unix socket counts as this machine; the port that Halt listens on itself is left out."""
+    config = load({})
+    assert addresses_of(config, [LOCAL]) == USUAL
+    assert addresses_of(config, [("::1", 1), "/run/halt.sock"]) == USUAL
+    own = addresses_of(config, [("127.0.0.1", 8000)])
+    assert set(USUAL) - set(own) == {"http://127.0.0.1:8000/v1"}
+    for listens in ([("0.0.0.0", 9000)], [LOCAL, ("192.168.0.7", 9000)], [3], [None]):
+        assert addresses_of(config, listens) == ()
+
+
+def test_named_addresses_are_asked_in_any_case() -> None:
+    """They come behind the usual ones, once each, and never are Halt's own."""
+    config = load(
+        {
+            "HALT_DISCOVER": "box:11434, http://127.0.0.1:8080/v1/, https://m.example:443, "
+            "http://BOX:11434, LocalHost:1234, https://m.example, [FE80::1]:80"
+        }
+    )
+    assert addresses_of(config, [("0.0.0.0", 9000)]) == (
+        "http://box:11434/v1",
+        "http://127.0.0.1:8080/v1",
+        "https://m.example/v1",
+        "http://127.0.0.1:1234/v1",
+        "http://[fe80::1]/v1",
+    )
+    asked = addresses_of(config, [("127.0.0.1", 8080)])
+    assert asked[-3:-1] == ("http://box:11434/v1", "https://m.example/v1")
+    assert "http://127.0.0.1:8080/v1" not in asked
+    assert len(set(asked)) == len(asked)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"HALT_DISCOVER": "0"},
+        {"OPENAI_API_KEY": "k", "HALT_DISCOVER": "box:1"},
+        {"OPENAI_BASE_URL": "http://h/v1"},
+        {"HALT_CONFIG": "halt.toml"},
+        {"ANTHROPIC_API_KEY": "k"},
+    ],
+)
+def test_nothing_is_asked_where_a_provider_is_set_or_it_is_switched_off(
+    environ: dict[str, str],
+) -> None:
+    """Not the named addresses either."""
+    assert addresses_of(load(environ), [LOCAL]) == ()
+    assert discovery_of(load(environ)) is None
+
+
+def test_a_server_whose_address_is_unknown_asks_no_usual_port() -> None:
+    """Only gunicorn's master knows where Halt listens."""
+    assert discovery_of(load({})) is None
+    found = discovery_of(load({"HALT_DISCOVER": "box:11434"}))
+    assert found is not None
+    assert found.known.addresses == ("http://box:11434/v1",)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["2", "box", "box:port", "http://", "http://box/api", "ftp://box:1", "box:1?x", "a b:1"],
+)
+def test_a_wrong_value_is_refused_in_one_line(value: str) -> None:
+    """The line names the variable, the value and what is allowed."""
+    with pytest.raises(ConfigError) as caught:
+        load({"HALT_DISCOVER": value})
+    assert str(caught.value).startswith(f"HALT_DISCOVER={value!r} is not allowed: use 1, 0, or")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_address_with_a_password_is_refused_and_not_shown() -> None:
+    """Model servers that are found get no key."""
+    with pytest.raises(ConfigError) as caught:
+        load({"HALT_DISCOVER": "http://user:hush@box:1"})
+    assert "hush" not in str(caught.value)
+    with pytest.raises(ConfigError, match="more than 16 addresses"):
+        load({"HALT_DISCOVER": ",".join(f"box:{port}" for port in range(1, 18))})
+
+
+# --- which answers count --------------------------------------------------------------------------
+
+
+def test_each_known_server_is_found_with_the_model_that_is_in_memory(serve: Serve) -> None:
+    """All are asked at once. A model that embeds never answers where none is named."""
+    servers = {kind: serve(handler) for kind, handler in FOUND.items()}
+    found = {each.url: each for each in look(*(each.url for each in servers.values())).servers}
+    told = {kind: found[each.url] for kind, each in servers.items()}
+    assert {kind: (each.default, each.is_loaded) for kind, each in told.items()} == {
+        "ollama": ("qwen3:8b", True),
+        "empty-ollama": ("", False),
+        "llama.cpp": ("gemma.gguf", True),
+        "router": ("b", True),
+        "vllm": ("meta/llama", True),
+        "lmstudio": ("gpt-oss", True),
+        "koboldcpp": ("koboldcpp/dolphin", True),
+        "other": ("m", False),
+    }
+    assert told["ollama"].models == ("nomic-embed-text:latest", "llama3.2:latest", "qwen3:8b")
+    titles = {kind: each.title for kind, each in told.items() if kind not in {"other", "router"}}
+    assert {**titles, "empty-ollama": ""} == {
+        "ollama": "Ollama",
+        "empty-ollama": "",
+        "llama.cpp": "llama.cpp",
+        "vllm": "vLLM",
+        "lmstudio": "LM Studio",
+        "koboldcpp": "KoboldCpp",
+    }
+    assert told["ollama"].name == f"ollama-{servers['ollama'].port}"  # it is not Ollama's port
+    assert told["other"].name == f"local-{servers['other'].port}"
+
+
+def test_what_is_no_model_server_is_left_alone(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silence and an endless answer too: one connection each, until a minute is over.
+
+    A worker leaves alone what the master has looked at.
+    """
+    monkeypatch.setattr(discovery, "ASK_SECONDS", 1.0)
+    servers = {kind: serve(handler) for kind, handler in NONE.items()}
+    looking = Discovery(Found(addresses=tuple(each.url for each in servers.values())))
+    for _ in range(2):
+        found = looking.look_now()
+        assert (found.servers, found.locked) == ((), ())
+        looking = Discovery(decoded(found.encoded()))
+    assert {kind for kind, each in servers.items() if each.accepted != 1} == set()
+    monkeypatch.setattr(discovery, "LEFT_ALONE", 0.0)
+    looking = Discovery(Found(addresses=(servers["airplay"].url,)))
+    for _ in range(2):
+        looking.look_now()
+    assert servers["airplay"].accepted == 3
+
+
+def test_a_server_that_needs_a_key_is_named(serve: Serve) -> None:
+    """Its product is not known: the text says whose port it is, and what to set."""
+    server = serve(LOCKED)
+    looking = Discovery(Found(addresses=(server.url,)))
+    for _ in range(2):
+        found = looking.look_now()
+        assert found.servers == ()
+        assert found.text == (
+            f"http://127.0.0.1:{server.port} needs OPENAI_BASE_URL and OPENAI_API_KEY"
+        )
+    assert server.accepted == 1
+    assert decoded(found.encoded()) == found
+
+
+def test_the_request_brings_nothing_that_could_be_taken(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One GET without a key, cookie or body, and through no proxy, whatever the environment says."""
+    requests: list[bytes] = []
+    proxy = serve(lambda peer: None)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hush")
+
+    def handle(peer: Peer) -> None:
+        requests.append(peer.request())
+        peer.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+    server = serve(handle)
+    look(server.url, "http://models.invalid/v1")
+    assert proxy.accepted == 0
+    (request,) = requests
+    head = request.lower()
+    assert head.startswith(b"get /v1/models http/1.1\r\n")
+    assert head.endswith(b"\r\n\r\n")
+    for name in (b"authorization", b"cookie", b"api-key", b"hush"):
+        assert name not in head
+
+
+def test_an_answer_without_an_end_is_read_for_so_long_and_no_longer(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is closed after a megabyte, whatever time there is left."""
+    monkeypatch.setattr(discovery, "ASK_SECONDS", 60.0)
+    looking = Background(lambda: look(serve(NONE["endless"]).url))
+    assert looking.end() is None
+
+
+def test_a_closed_port_and_a_server_that_loads_are_asked_again(serve: Serve) -> None:
+    """The next look finds the server that has started since, and no more one that has gone."""
+    url = down()
+    loading = serve(LOADING, OLLAMA)
+    looking = Discovery(Found(addresses=(url, loading.url)))
+    assert looking.look_now().servers == ()
+    with HandMade(OLLAMA, port=urlsplit(url).port or 0):
+        assert [each.url for each in looking.look_now().servers] == [url, loading.url]
+    assert [each.url for each in looking.look_now().servers] == [loading.url]
+
+
+def test_a_server_that_was_found_stays_while_it_is_busy(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It did not answer this time, and listens: its models are offered."""
+    server = serve(listing(models("m")), lambda peer: None)
+    looking = Discovery(Found(addresses=(server.url,)))
+    before = looking.look_now()
+    assert looking.look_now() == before
+    assert server.accepted == 2
+
+
+def test_many_look_once(serve: Serve) -> None:
+    """Threads that look at the same time share one look, and the next one is seconds later."""
+    go_on = threading.Event()
+
+    def handle(peer: Peer) -> None:
+        assert go_on.wait(10)
+        OLLAMA(peer)
+
+    server = serve(handle)
+    looking = Discovery(Found(addresses=(server.url,)))
+    found: list[Found] = []
+    threads = [threading.Thread(target=lambda: found.append(looking.look())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert [len(each.servers) for each in found] == [1] * 8
+    looking.look()
+    assert server.accepted == 1
+
+
+def test_the_masters_look_leaves_no_thread(serve: Serve) -> None:
+    """It is made in a process of its own, which brings all of the answer: also a long one."""
+    names = [f"model-{number}-{'x' * 80}" for number in range(3000)]
+    server = serve(listing(models(*names)))
+    before = threading.active_count()
+    found = found_at_start((server.url,))
+    assert threading.active_count() <= before + 1  # the server's own, of that connection
+    assert found.servers[0].models == tuple(names)
+    assert found.text == f"3000 models of 127.0.0.1:{server.port} at http://127.0.0.1:{server.port}"
+    assert len(found.encoded()) < 1000  # it becomes an environment variable
+    assert found_at_start(()) == Found()
+
+
+def test_names_that_no_request_can_give_are_left_out(serve: Serve) -> None:
+    """They are no default either, and keep no other server from being handed on."""
+    names = ("a\ud800", "a\nb", "", "\x1b[31m", "\u202ea", "x" * 300_000)
+    odd, ollama = serve(listing(models(*names, "<b>'\"/ok"))), serve(OLLAMA)
+    found = found_at_start((odd.url, ollama.url))
+    assert found.servers[0].models == ("<b>'\"/ok",)
+    assert [each.default for each in found.servers] == ["<b>'\"/ok", "qwen3:8b"]
+    alone = look(serve(listing(models(*names))).url)
+    assert (alone.servers[0].models, alone.chats) == ((), False)
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_a_name_depends_on_the_address_alone() -> None:
+    """Whichever server appears first, in whichever worker."""
+    names = Names(
+        [
+            *USUAL,
+            "http://127.0.0.1:8081/v1",
+            "http://host.docker.internal:11434/v1",
+            "http://box:9/v1",
+        ]
+    )
+    assert [names.of(url)[0] for url in USUAL] == [
+        "ollama",
+        "llama.cpp",
+        "vllm",
+        "lmstudio",
+        "jan",
+        "koboldcpp",
+        "text-generation-webui",
+    ]
+    assert names.of("http://127.0.0.1:8000/v1", ["llamacpp"])[0] == "llama.cpp-8000"
+    assert names.of("http://127.0.0.1:8081/v1", ["llamacpp"])[0] == "llama.cpp-8081"
+    other = names.of("http://host.docker.internal:11434/v1", ["library"])[0]
+    assert other == "ollama-host-docker-internal-11434"
+    assert names.of("http://box:9/v1") == ("box-9", "box:9")
+    alone = Names(["http://host.docker.internal:11434/v1"])
+    assert alone.of("http://host.docker.internal:11434/v1")[0] == "ollama"
+    urls = [f"{each}/v1" for each in ("http://a.b:9", "https://a.b:9", "http://a-b:9")]
+    assert [Names(urls).of(url)[0] for url in urls] == ["a-b-9", "a-b-9-2", "a-b-9-3"]
+    product = product_of("http://127.0.0.1:1337/v1")
+    assert product is not None
+    assert product.title == "Jan"
+
+
+# --- what is offered ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def offer() -> Iterator[Callable[..., Providers]]:
+    """The upstream that finds servers at these addresses, by settings and the last model."""
+    with contextlib.ExitStack() as stack:
+
+        def make(*urls: str, last: str = "", **settings: Any) -> Providers:
+            found = Found(addresses=urls)
+            config = Config(discovered=found.encoded(), **settings)
+            model = LastModel()
+            model.set(last)
+            made = make_upstream(config, discovery=Discovery(found), last=model)
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+OfferOf = Callable[..., Providers]
+
+
+def usual(names: Sequence[str], urls: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """These addresses have the names of products, as if their ports were the usual ones."""
+    known = dict(zip(urls, names, strict=True))
+    monkeypatch.setattr(Names, "of", lambda self, url, owners=(): (known[url], known[url]))
+
+
+@pytest.fixture
+def two(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """The addresses of an Ollama and of another server with one model of the same name."""
+    urls = serve(OLLAMA).url, serve(listing(models("qwen3:8b", "m"))).url
+    usual(["ollama", "other"], urls, monkeypatch)
+    return urls
+
+
+def test_the_models_of_all_that_answer_are_offered(offer: OfferOf, two: tuple[str, str]) -> None:
+    """In groups, and always with the name of their server, so that names stay valid."""
+    upstream = offer(*two, down())
+    groups = [
+        (
+            "ollama",
+            [f"ollama/{m}" for m in ("nomic-embed-text:latest", "llama3.2:latest", "qwen3:8b")],
+        ),
+        ("other", ["other/qwen3:8b", "other/m"]),
+    ]
+    assert upstream.catalog(Line()) == groups
+    assert upstream.models(Line()) == [name for _, names in groups for name in names]
+    assert ask(upstream, "ollama/qwen3:8b").text == "qwen3:8b answers."
+    assert ask(upstream, "m").text == "m answers."
+    assert "use ollama/qwen3:8b or other/qwen3:8b" in refused_model(upstream, "qwen3:8b")
+    assert "PROVIDER being one of" in refused_model(upstream, "none")
+
+
+def refused_model(upstream: Providers, model: str) -> str:
+    return refused(ask(upstream, model), "model_not_found").message
+
+
+def test_one_server_has_its_prefix_and_takes_names_that_it_does_not_list(
+    offer: OfferOf, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ollama answers for "llama3.2" where "llama3.2:latest" is in its list."""
+    server = serve(OLLAMA)
+    usual(["ollama"], [server.url], monkeypatch)
+    upstream = offer(server.url)
+    assert upstream.models(Line())[-1] == "ollama/qwen3:8b"
+    assert ask(upstream, "llama3.2").text == "llama3.2 answers."
+    assert upstream.known_model == "ollama/llama3.2"
+
+
+def test_a_server_that_appears_is_offered_with_the_next_look(
+    offer: OfferOf, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one of its models is asked for before the list was opened."""
+    monkeypatch.setattr(discovery, "LOOK_AGAIN", 0.0)
+    urls = down(), down()
+    usual(["one", "two"], urls, monkeypatch)
+    upstream = offer(*urls)
+    refused(ask(upstream), "no_model")
+    with pytest.raises(UpstreamError) as caught:
+        upstream.catalog(Line())
+    assert caught.value.code == "no_model"
+    serve(listing(models("a")), port=urlsplit(urls[0]).port or 0)
+    assert ask(upstream).text == "a answers."
+    serve(listing(models("b")), port=urlsplit(urls[1]).port or 0)
+    assert ask(upstream, "two/b").text == "b answers."
+    assert [name for name, _ in upstream.catalog(Line())] == ["one", "two"]
+
+
+def test_a_model_that_nobody_lists_is_looked_for_at_once(
+    offer: OfferOf, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker may have found its server already, and a page have it from there."""
+    monkeypatch.setattr(discovery, "LOOK_AGAIN", 3600.0)
+    monkeypatch.setattr(discovery, "MISSED_AGAIN", 0.0)
+    urls = serve(listing(models("a"))).url, down()
+    usual(["one", "two"], urls, monkeypatch)
+    upstream = offer(*urls)
+    assert upstream.models(Line()) == ["one/a"]
+    serve(listing(models("b")), port=urlsplit(urls[1]).port or 0)
+    assert upstream.models(Line()) == ["one/a"]
+    assert ask(upstream, "two/b").text == "b answers."
+    assert upstream.models(Line()) == ["one/a", "two/b"]
+
+
+def test_a_server_that_has_gone_is_offered_no_more(
+    offer: OfferOf, two: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its model is refused with the reason; another one answers by default."""
+    monkeypatch.setattr(discovery, "LOOK_AGAIN", 0.0)
+    url = down()
+    usual(["gone", "ollama"], [url, two[0]], monkeypatch)
+    upstream = offer(url, two[0])
+    with HandMade(listing(models("a", owner="vllm")), port=urlsplit(url).port or 0):
+        assert ask(upstream, "gone/a").text == "a answers."
+        assert upstream.known_model == "gone/a"
+    assert [name for name, _ in upstream.catalog(Line())] == ["ollama"]
+    assert upstream.known_model == "ollama/qwen3:8b"
+    assert not refused(ask(upstream, "gone/a"), "upstream_refused").of_demo
+
+
+def test_the_demo_model_stands_beside_servers_that_appear(
+    offer: OfferOf, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own name. A real model answers by default, once there is one."""
+    monkeypatch.setattr(discovery, "LOOK_AGAIN", 0.0)
+    demo, url = serve(listing(models("Smol"))), down()
+    usual(["ollama"], [url], monkeypatch)
+    upstream = offer(url, embedded_url=demo.url, embedded_model="Smol")
+    assert (upstream.known_model, upstream.models(Line())) == ("Smol", ["Smol"])
+    upstream.check(Line())
+    assert ask(upstream).text == "Smol answers."
+    assert ask(upstream, "gpt-4o").text == "gpt-4o answers."  # whatever it is called
+    serve(OLLAMA, port=urlsplit(url).port or 0)
+    assert upstream.models(Line())[-2:] == ["ollama/qwen3:8b", "Smol"]
+    assert upstream.known_model == "ollama/qwen3:8b"
+    assert ask(upstream, "Smol").text == "Smol answers."
+    assert upstream.known_model == "Smol"  # it was chosen
+
+
+def test_the_default_is_the_wish_else_what_was_used_last_else_what_is_in_memory(
+    offer: OfferOf, two: tuple[str, str]
+) -> None:
+    """A model that is not offered is passed over."""
+    upstream = offer(*two, last="other/m")
+    assert ask(upstream).text == "m answers."
+    ask(upstream, "ollama/llama3.2:latest")
+    assert upstream.known_model == "ollama/llama3.2:latest"
+    assert ask(upstream).text == "llama3.2:latest answers."
+    for gone in ("ollama/deleted", "gone/x"):
+        assert ask(offer(*two, last=gone)).text == "qwen3:8b answers."
+    for wish in ("llama3.2", "ollama/llama3.2"):
+        assert ask(offer(*two, last="other/m", model=wish)).text == "llama3.2 answers."
+    assert ask(offer(*two, model="not-there")).text == "qwen3:8b answers."
+    turned = offer(two[1], two[0])
+    turned.models(Line())
+    assert turned.known_model == "ollama/qwen3:8b"  # the other one is not known to be loaded
+    assert ask(offer(two[1])).text == "qwen3:8b answers."  # the first: none is known to be loaded
+
+
+def test_the_last_model_is_the_same_in_all_workers_and_after_a_restart(tmp_path: Path) -> None:
+    """The newest one that was set, by whichever of them."""
+    one, two = (LastModel(tmp_path / "last_model") for _ in range(2))
+    assert (one.name, two.name) == ("", "")
+    one.set("a")
+    assert (one.name, two.name) == ("a", "a")
+    two.set("b/é")
+    assert (one.name, two.name, LastModel(tmp_path / "last_model").name) == ("b/é",) * 3
+    assert [path.name for path in tmp_path.iterdir()] == ["last_model"]
+
+
+def test_a_last_model_that_cannot_be_kept_is_known_while_the_process_lives(tmp_path: Path) -> None:
+    """A folder that is not there, or that takes no file, ends no answer."""
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "missing" / "last_model", tmp_path / "file" / "last_model", None):
+        last = LastModel(path)
+        last.set("a")
+        assert last.name == "a"
+
+
+def test_what_the_master_found_answers_before_a_worker_has_looked(
+    serve: Serve,
+) -> None:
+    """Its default is known at once, and no list has to be had for it."""
+    server = serve(OLLAMA)
+    found = found_at_start((server.url,))
+    config = Config(discovered=found.encoded())
+    upstream = make_upstream(config, discovery=discovery_of(config))
+    assert upstream.known_model == f"ollama-{server.port}/qwen3:8b"
+    asked = server.accepted
+    assert ask(upstream, upstream.known_model).text == "qwen3:8b answers."
+    assert server.accepted == asked + 1
+    upstream.close()
+
+
+def test_the_library_finds_nothing_by_itself(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program names its model's server."""
+    server = serve(OLLAMA)
+    for config in (load({}), load({"HALT_DISCOVER": f"127.0.0.1:{server.port}"})):
+        with pytest.raises(ConfigError, match="There is no model's server"):
+            Halt(config=config)
+    assert server.accepted == 0
+
+
+# --- a whole Halt ---------------------------------------------------------------------------------
+
+IN_A_NAMESPACE = ["unshare", "--net", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+
+
+def test_with_nothing_set_halt_offers_what_runs_on_this_machine() -> None:
+    """In a network of its own, where servers listen on their usual ports: see `tests.support.found_halt`."""
+    try:
+        subprocess.run([*IN_A_NAMESPACE, "ip", "link", "set", "lo", "up"], check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this system makes no network namespace")
+    inside = shlex.join([sys.executable, "-m", "tests.support.found_halt"])
+    done = subprocess.run(
+        [*IN_A_NAMESPACE, "sh", "-c", f"ip link set lo up && exec {inside}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_model_that_none_lists_is_named_at_the_start(start_halt: StartHalt) -> None:
+    """HALT_MODEL may be mistyped: another model answers, and the start says so."""
+    with HandMade(OLLAMA) as server:
+        for wish, is_listed in (("qwen9:70b", False), ("llama3.2", True)):
+            halt = start_halt(HALT_DISCOVER=f"127.0.0.1:{server.port}", HALT_MODEL=wish)
+            said = halt.wait_printed(r"It talks to (.*)\n")[1]
+            assert said.endswith(f"HALT_MODEL='{wish}' is in none of their lists") != is_listed
+
+
+def test_the_master_passes_on_what_a_named_address_has(start_halt: StartHalt) -> None:
+    """Where other machines reach Halt, the addresses that are named are asked, and no others.
+
+    The page says so when the last server has gone.
+    """
+    with HandMade(OLLAMA) as server:
+        halt = start_halt(
+            HALT_DISCOVER=f"127.0.0.1:{server.port}", HOST="0.0.0.0", HALT_ALLOW_ANONYMOUS=1
+        )
+        origin = f"http://127.0.0.1:{server.port}"
+        assert halt.wait_printed(r"It talks to (.*)\n")[1] == f"3 models of Ollama at {origin}"
+        client = halt.client()
+        names = [each["id"] for each in client.get("/v1/models").json["data"]]
+        assert names[-1] == f"ollama-{server.port}/qwen3:8b"
+        assert client.chat(names[1]).to_end().text == "llama3.2:latest answers."
+    eventually(lambda: "No model server answers any more." in client.get("/models").body.decode())
+    assert "no list" not in client.get("/models").body.decode()

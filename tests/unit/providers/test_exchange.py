@@ -1,0 +1,442 @@
+"""Where a provider's requests go: redirects, copied addresses, refusals that break off, and options
+that a server knows under another name."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+import pytest
+
+from halt.config.providers import ProviderSettings
+from halt.core.connection import Line, Quiet
+from halt.core.request import ChatRequest, Message, Reply
+from halt.errors import UpstreamError
+from halt.providers.anthropic.upstream import AnthropicUpstream
+from halt.providers.base import Provider
+from halt.providers.openai import AzureUpstream, OpenAIUpstream
+from halt.transport.pool import Transport
+from tests.support.wire import HandMade, Peer
+
+KEY = "sk-hush-0123456789abcdef"
+CONTEXT = httpx2.create_ssl_context()  # takes a while to make
+JSON = b"Content-Type: application/json\r\n"
+KINDS: dict[str, type[Provider]] = {
+    "openai": OpenAIUpstream,
+    "azure": AzureUpstream,
+    "anthropic": AnthropicUpstream,
+}
+CHUNKS = (
+    b'data: {"choices":[{"index":0,"delta":{"content":"A"}}]}\n\n'
+    b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+)
+EVENTS = (
+    b'data: {"type":"message_start","message":{"model":"m","usage":{}}}\n\n'
+    b'data: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}\n\n'
+    b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"A"}}\n\n'
+    b'data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{}}\n\n'
+    b'data: {"type":"message_stop"}\n\n'
+)
+
+#: What a server does with a request: its method, its path and its decoded body; a whole response.
+Serve = Callable[[str, str, dict[str, Any]], bytes]
+
+
+def response(status: str, body: bytes = b"", head: bytes = b"") -> bytes:
+    return b"HTTP/1.1 %b\r\n%bContent-Length: %d\r\n\r\n%b" % (
+        status.encode(),
+        head,
+        len(body),
+        body,
+    )
+
+
+def refused(message: str, status: str = "400 Bad Request", **more: Any) -> bytes:
+    return response(status, json.dumps({"error": {"message": message, **more}}).encode(), JSON)
+
+
+def answered(body: bytes = CHUNKS) -> bytes:
+    return response("200 OK", body, b"Content-Type: text/event-stream\r\n")
+
+
+def moved(status: int, location: str) -> bytes:
+    return response(f"{status} Moved", b"<html>moved</html>", f"Location: {location}\r\n".encode())
+
+
+class Server(HandMade):
+    """A server that does what it is told, and remembers what it was asked."""
+
+    def __init__(self, serve: Serve) -> None:
+        self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.heads: list[bytes] = []
+
+        def handle(peer: Peer) -> None:
+            while raw := peer.request():
+                head, _, body = raw.partition(b"\r\n\r\n")
+                method, path, _ = head.split(b"\r\n")[0].decode().split(" ")
+                self.heads.append(head)
+                self.asked.append((method, path, json.loads(body) if body else {}))
+                peer.send(serve(*self.asked[-1]))
+
+        super().__init__(handle)
+        self.root = self.url.removesuffix("/v1")
+
+
+@contextmanager
+def provider(kind: str, address: str, **more: Any) -> Iterator[Provider]:
+    settings = ProviderSettings(name="x", kind=kind, base_url=address, key=KEY, **more)  # type: ignore[arg-type]
+    upstream = KINDS[kind](settings, Transport(5.0, CONTEXT))
+    try:
+        yield upstream
+    finally:
+        upstream.close()
+
+
+def ask(upstream: Provider, **more: Any) -> str:
+    """The text of an answer. Raises UpstreamError."""
+    reply: Reply = upstream.open(ChatRequest([Message("user", "hi")], model="m", **more), Line())
+    text, ended = "", False
+    try:
+        while not ended:
+            try:
+                part = reply.read()
+            except Quiet:
+                continue
+            text, ended = text + part.text, part.ended
+    finally:
+        reply.close()
+    return text
+
+
+def fault_of(upstream: Provider, **more: Any) -> UpstreamError:
+    with pytest.raises(UpstreamError) as caught:
+        ask(upstream, **more)
+    return caught.value
+
+
+# --- redirects ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize("place", ["/b/v1/chat/completions", "{root}/b/v1/chat/completions"])
+def test_a_redirect_on_the_same_server_keeps_the_request(status: int, place: str) -> None:
+    """POST stays POST, with its body and its key."""
+
+    def serve(_: str, path: str, __: dict[str, Any]) -> bytes:
+        return answered() if path.startswith("/b/") else moved(status, place.format(root=root))
+
+    with Server(serve) as server:
+        root = server.root
+        with provider("openai", server.url) as upstream:
+            assert ask(upstream) == "A"
+    (first, second) = server.asked
+    assert second == ("POST", "/b/v1/chat/completions", first[2])
+    assert KEY.encode() in server.heads[1]
+
+
+def test_the_list_of_models_is_found_behind_a_redirect_too() -> None:
+    """303 included, as it leads to what is to be got."""
+
+    def serve(_: str, path: str, __: dict[str, Any]) -> bytes:
+        if path == "/v1/models":
+            return moved(303, "/b/models")
+        return response("200 OK", b'[{"id":"a"}]', JSON)
+
+    with Server(serve) as server, provider("openai", server.url) as upstream:
+        assert upstream.models(Line()) == ["a"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_key_goes_to_no_other_server(kind: str, status: int) -> None:
+    """Another port is another server. The message says where the address leads, without secrets."""
+    with (
+        Server(lambda *_: answered()) as other,
+        Server(lambda *_: moved(status, f"http://u:pw@127.0.0.1:{other.port}/x/v1?k=1")) as server,
+        provider(kind, server.url) as upstream,
+    ):
+        fault = fault_of(upstream)
+    assert other.asked == []
+    assert fault.code == "endpoint_not_found"
+    assert not fault.retryable
+    assert f"it leads to http://127.0.0.1:{other.port}/x/v1:" in fault.message
+    assert "pw" not in fault.message
+    assert KEY not in fault.message
+
+
+def test_another_name_is_another_server() -> None:
+    """Whether both lead to the same machine is not known."""
+    with (
+        Server(lambda *_: moved(308, f"http://localhost:{server.port}/x")) as server,
+        provider("openai", server.url) as upstream,
+    ):
+        assert f"it leads to http://localhost:{server.port}/x" in fault_of(upstream).message
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("status", [302, 404])
+def test_a_key_that_stands_in_an_address_is_not_shown(status: int) -> None:
+    """Some gateways want it in the path, and some servers put it into a redirect."""
+    with (
+        Server(lambda *_: moved(status, f"http://127.0.0.1:9/{KEY}/v1")) as server,
+        provider("openai", f"{server.root}/{KEY}/v1") as upstream,
+    ):
+        message = fault_of(upstream).message
+    assert "[key]" in message
+    assert KEY not in message
+
+
+@pytest.mark.parametrize(
+    "location", ["ftp://127.0.0.1/x", "http://[::bad/", "javascript:alert(1)", "https://"]
+)
+def test_a_redirect_to_nowhere_is_told(location: str) -> None:
+    """It is the address that is wrong, whatever stands in the header."""
+    with (
+        Server(lambda *_: moved(302, location)) as server,
+        provider("openai", server.url) as upstream,
+    ):
+        assert fault_of(upstream).code == "endpoint_not_found"
+    assert len(server.asked) == 1
+
+
+def test_a_circle_of_redirects_ends() -> None:
+    """After a few, and with words."""
+    with (
+        Server(lambda *_: moved(302, "/v1/chat/completions")) as server,
+        provider("openai", server.url) as upstream,
+    ):
+        assert "without an end" in fault_of(upstream).message
+    assert 2 < len(server.asked) < 10
+
+
+# --- addresses ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "path"),
+    [
+        ("openai", "/v1/chat/completions", "/v1/chat/completions"),
+        ("openai", "/v1/chat/completions/", "/v1/chat/completions"),
+        ("openai", "/api/v1/models", "/api/v1/chat/completions"),
+        ("openai", "/v1/responses", "/v1/chat/completions"),
+        ("openai", "/openai/", "/openai/chat/completions"),
+        ("openai", "", "/chat/completions"),
+        ("anthropic", "/v1/messages", "/v1/messages"),
+        ("anthropic", "/anthropic/v1/", "/anthropic/v1/messages"),
+        ("anthropic", "/anthropic", "/anthropic/v1/messages"),
+        (
+            "azure",
+            "/openai/deployments/m/chat/completions",
+            "/openai/deployments/m/chat/completions",
+        ),
+        ("azure", "/openai/v1", "/openai/deployments/m/chat/completions"),
+        ("azure", "/gate/openai/", "/gate/openai/deployments/m/chat/completions"),
+    ],
+)
+def test_an_address_may_be_copied_with_the_path_of_a_request(
+    kind: str, given: str, path: str
+) -> None:
+    """What an API's page shows is the whole of it, and works."""
+    body = EVENTS if kind == "anthropic" else CHUNKS
+    version = {"api_version": "1"} if kind == "azure" else {}
+    with (
+        Server(lambda *_: answered(body)) as server,
+        provider(kind, server.root + given, **version) as upstream,
+    ):
+        assert ask(upstream) == "A"
+    assert server.asked[0][1].partition("?")[0] == path
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "path"),
+    [
+        ("openai", "OPENAI_BASE_URL", "/v1/chat/completions"),
+        ("azure", "AZURE_OPENAI_ENDPOINT", "/v1/openai/deployments/m/chat/completions"),
+        ("anthropic", "ANTHROPIC_BASE_URL", "/v1/messages"),
+    ],
+)
+def test_a_wrong_address_is_named(kind: str, setting: str, path: str) -> None:
+    """A web server's 404 has the address that was asked and the setting, and blames no model."""
+    page = b"<html><head><title>404 Not Found</title></head></html>"
+    version = {"api_version": "1"} if kind == "azure" else {}
+    with (
+        Server(lambda *_: response("404 Not Found", page)) as server,
+        provider(kind, server.url, **version) as upstream,
+    ):
+        message = fault_of(upstream).message
+    assert f"The request was POST {server.root}{path}" in message
+    assert setting in message
+    assert "have this model" not in message
+
+
+@pytest.mark.parametrize(
+    ("reply", "code", "words"),
+    [
+        (
+            response("404 Not Found", b'{"detail":"Not Found"}', JSON),
+            "endpoint_not_found",
+            "HALT_MODEL",
+        ),
+        (response("405 Method Not Allowed"), "endpoint_not_found", "HALT_MODEL"),
+        (response("501 Not Implemented"), "bad_request", "501 Not Implemented"),
+        (response("200 OK", b"<html><title>Sign in</title>", JSON), "upstream_web_page", "Sign in"),
+        (response("200 OK", b'{"error":"Boom 7"}', JSON), "upstream_error", "Boom 7"),
+        (
+            response(
+                "200 OK", b'{"base_resp":{"status_code":1008,"status_msg":"no balance left"}}'
+            ),
+            "quota_exceeded",
+            "no balance",
+        ),
+        (refused("Boom 7", "500 Oops"), "upstream_server_error", "Boom 7"),
+        (response("200 OK", b"nonsense"), "upstream_invalid", ""),
+    ],
+)
+def test_what_comes_in_place_of_a_list_is_told(reply: bytes, code: str, words: str) -> None:
+    """A server without a list needs HALT_MODEL; anything else is told in its words."""
+    with Server(lambda *_: reply) as server, provider("openai", server.url) as upstream:
+        with pytest.raises(UpstreamError) as caught:
+            upstream.default_model(Line())
+        assert (caught.value.code, words in caught.value.message) == (code, True)
+
+
+def test_a_list_is_read_whatever_its_label_says() -> None:
+    """text/html with JSON in it is JSON; the first model that holds a conversation answers."""
+    body = b'{"models":[{"name":"nomic-embed-text"},{"name":"a"}]}'
+    reply = response("200 OK", body, b"Content-Type: text/html\r\n")
+    with Server(lambda *_: reply) as server, provider("openai", server.url) as upstream:
+        assert upstream.models(Line()) == ["nomic-embed-text", "a"]
+        assert upstream.default_model(Line()) == "a"
+
+
+# --- refusals whose bodies break ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"HTTP/1.1 500 Oops\r\nContent-Length: 999\r\n\r\n" + b'{"error":{"message":"Boom 7',
+        b"HTTP/1.1 500 Oops\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nBoom 7",
+        response("500 Oops", b'{"error":{"message":"Boom 7"}}', b"Content-Encoding: gzip\r\n"),
+        response("500 Oops", gzip.compress(b'{"error":"Boom 7"}'), b"Content-Encoding: gzip\r\n"),
+        response("500 Oops", b'{"error":"Boom 7"}', b"Content-Encoding: identity\r\n"),
+        response("500 Oops", b'\xef\xbb\xbf{"error":"Boom 7"}', b"Content-Type: text/plain\r\n"),
+        response("500 Oops", b"Boom 7 \xff", b"Content-Type: text/plain; charset=nope\r\n"),
+    ],
+)
+def test_a_refusal_is_told_although_its_body_breaks(kind: str, reply: bytes) -> None:
+    """What has come of it is told, and its status counts; it is never a fault of Halt's."""
+
+    def handle(peer: Peer) -> None:
+        if peer.request():
+            peer.send(reply)
+
+    version = {"api_version": "1"} if kind == "azure" else {}
+    with HandMade(handle) as server, provider(kind, server.url, **version) as upstream:
+        fault = fault_of(upstream)
+    assert fault.code == "upstream_server_error"
+    assert "It said: Boom 7" in fault.message
+
+
+# --- options under other names --------------------------------------------------------------------
+
+REFUSALS = [
+    "Unsupported parameter: '{old}' is not supported with this model. Use '{new}' instead.",
+    "'{old}' is not supported with this model, use '{new}'",
+    "Unrecognized request argument supplied: {old}",
+    "property '{old}' is unsupported, did you mean '{new}'?",
+    "Unknown field: parameter '{old}' is not a valid field",
+    "{old}: Extra inputs are not permitted",
+    "The field {old} is deprecated",
+]
+
+
+@pytest.mark.parametrize("kind", ["openai", "azure"])
+@pytest.mark.parametrize("words", REFUSALS)
+@pytest.mark.parametrize("old", ["max_tokens", "max_completion_tokens"])
+def test_a_limit_goes_by_the_name_that_the_server_knows(kind: str, words: str, old: str) -> None:
+    """The refusal teaches it, once for each model; both names are known."""
+    new = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}[old]
+
+    def serve(_: str, __: str, body: dict[str, Any]) -> bytes:
+        return refused(words.format(old=old, new=new)) if old in body else answered()
+
+    version = {"api_version": "1"} if kind == "azure" else {}
+    with Server(serve) as server, provider(kind, server.url, **version) as upstream:
+        assert [ask(upstream, **{old: 50}) for _ in range(2)] == ["A", "A"]
+    bodies = [body for _, _, body in server.asked]
+    assert [(old in body, body.get(new)) for body in bodies] == [
+        (True, None),
+        (False, 50),
+        (False, 50),
+    ]
+    assert all("stream_options" in body for body in bodies)
+
+
+def test_several_options_are_learnt_in_one_go() -> None:
+    """One request for each that is refused, and then none more."""
+
+    def serve(_: str, __: str, body: dict[str, Any]) -> bytes:
+        for name in ("stream_options", "max_tokens"):
+            if name in body:
+                return refused(f"Unknown parameter: '{name}'.", "422 Unprocessable", param=name)
+        return answered()
+
+    with Server(serve) as server, provider("openai", server.url) as upstream:
+        assert [ask(upstream, max_tokens=50) for _ in range(2)] == ["A", "A"]
+    assert len(server.asked) == 4
+    assert server.asked[-1][2]["max_completion_tokens"] == 50
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "max_tokens is too large: 300000. This model supports at most 128000 completion tokens.",
+        "'max_tokens' must be at least 1",
+        "Invalid value for 'temperature'.",
+        "Unknown parameter: 'temperature'.",
+    ],
+)
+def test_a_value_that_is_refused_is_told_at_once(words: str) -> None:
+    """The name is known: another one would only cost a request."""
+    with Server(lambda *_: refused(words)) as server, provider("openai", server.url) as upstream:
+        fault = fault_of(upstream, max_tokens=300_000)
+    assert len(server.asked) == 1
+    assert words in fault.message
+
+
+def test_a_server_that_changes_its_mind_is_learnt_anew() -> None:
+    """What was refused once is tried again where the other name is refused."""
+    taken = "max_completion_tokens"
+
+    def serve(_: str, __: str, body: dict[str, Any]) -> bytes:
+        wrong = "max_tokens" if taken == "max_completion_tokens" else "max_completion_tokens"
+        return refused(f"Unsupported parameter: {wrong}") if wrong in body else answered()
+
+    with Server(serve) as server, provider("openai", server.url) as upstream:
+        assert ask(upstream, max_tokens=50) == "A"
+        taken = "max_tokens"
+        assert [ask(upstream, **{name: 50}) for name in (taken, "max_completion_tokens")] == [
+            "A",
+            "A",
+        ]
+    assert len(server.asked) == 5
+    assert all(body.get("max_tokens") == 50 for _, _, body in server.asked[3:4])
+
+
+def test_a_server_that_refuses_both_names_is_asked_twice() -> None:
+    """It is told then, and not asked in a circle."""
+
+    def serve(_: str, __: str, body: dict[str, Any]) -> bytes:
+        name = "max_tokens" if "max_tokens" in body else "max_completion_tokens"
+        return refused(f"Unsupported parameter: {name}")
+
+    with Server(serve) as server, provider("openai", server.url) as upstream:
+        assert "Unsupported parameter" in fault_of(upstream, max_tokens=50).message
+        assert "Unsupported parameter" in fault_of(upstream, max_tokens=50).message
+    assert len(server.asked) <= 4

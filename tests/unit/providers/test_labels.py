@@ -1,0 +1,212 @@
+"""What a response says of its body, and what its body is: the contents decide.
+
+A hand-made server sends each body with the labels under test, to a provider as a user sets it up.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+import zlib
+from collections.abc import Iterator
+
+import pytest
+
+from halt.config.provider_setup import setup
+from halt.config.settings import Config
+from halt.core.connection import Line
+from halt.core.request import ChatRequest
+from halt.errors import UpstreamError
+from halt.providers.openai import OpenAIUpstream
+from halt.transport.http1 import INFLATED_MAX, Inflater
+from tests.support.wire import OK, SOON, HandMade, Peer, answer
+from tests.unit.providers.test_openai import HI, Answer, ask, read
+
+A = b'data: {"choices":[{"index":0,"delta":{"content":"A"}}]}\n\n'
+STREAM = (
+    A + A.replace(b'"A"', b'"B"') + b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+)
+STREAM += b"data: [DONE]\n\n"
+WHOLE = json.dumps({"choices": [{"message": {"content": "AB"}, "finish_reason": "stop"}]}).encode()
+PAGE = b"<!doctype html><html><title>Sign in, please</title></html>"
+
+
+@pytest.fixture
+def asked(request: pytest.FixtureRequest) -> Iterator[Answer]:
+    """What came of a request that is answered with the test's labels and body."""
+    labels, body, status = (*request.param, OK)[:3]
+    head = status + labels + b"Content-Length: %d\r\n\r\n" % len(body)
+    with HandMade(answer(head + body)) as server:
+        provider = OpenAIUpstream(setup(Config(base_url=server.url, api_key="k" * 20)).providers[0])
+        yield ask(provider, "m-1")
+        provider.close()
+
+
+def kind(value: bytes) -> bytes:
+    return b"Content-Type: " + value + b"\r\n"
+
+
+def coding(value: bytes) -> bytes:
+    return kind(b"text/event-stream") + b"Content-Encoding: " + value + b"\r\n"
+
+
+RAW_ZLIB = zlib.compress(STREAM)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        (kind(b"text/event-stream"), STREAM),
+        (kind(b"Text/Event-Stream; Charset=UTF-8"), STREAM),
+        (kind(b"text/plain"), STREAM),
+        (kind(b"text/html; charset=utf-8"), STREAM),
+        (kind(b"application/json"), STREAM),
+        (kind(b"application/octet-stream"), STREAM),
+        (b"", STREAM),
+        (kind(b""), STREAM),
+        (kind(b"text/event-stream"), WHOLE),
+        (kind(b"text/html"), WHOLE),
+        (kind(b"application/json"), WHOLE),
+        (kind(b"application/json") + b"Content-Encoding: gzip\r\n", gzip.compress(WHOLE)),
+        (coding(b"identity"), STREAM),
+        (coding(b"none"), STREAM),
+        (coding(b"utf-8"), STREAM),
+        (coding(b"gzip"), STREAM),
+        (coding(b"deflate"), STREAM),
+        (coding(b"br"), STREAM),
+        (coding(b"gzip"), gzip.compress(STREAM)),
+        (coding(b"GZIP"), gzip.compress(STREAM)),
+        (coding(b"x-gzip"), gzip.compress(A) + gzip.compress(STREAM[len(A) :]) + b"\0" * 8),
+        (coding(b"deflate"), RAW_ZLIB),
+        (coding(b"identity"), gzip.compress(STREAM)),
+        (kind(b"text/event-stream"), gzip.compress(STREAM)),
+    ],
+    indirect=True,
+)
+def test_an_answer_is_one_under_every_label(asked: Answer) -> None:
+    """Types and codings are written by proxies and small servers as they like."""
+    assert (asked.text, asked.ended, asked.fault) == ("AB", True, None)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        (kind(b"text/html"), PAGE),
+        (kind(b"application/json"), PAGE),
+        (kind(b"text/event-stream"), b"\r\n" + PAGE),
+        (coding(b"gzip"), gzip.compress(PAGE)),
+    ],
+    indirect=True,
+)
+def test_a_page_is_one_under_every_label(asked: Answer) -> None:
+    """It is told with its own words and with what to check, and not asked for again."""
+    fault = asked.fault
+    assert fault is not None
+    assert (fault.code, fault.retryable) == ("upstream_web_page", False)
+    assert "Sign in, please" in fault.message
+    assert "OPENAI_BASE_URL" in fault.message
+
+
+@pytest.mark.parametrize(
+    ("asked", "label"),
+    [
+        ((coding(b"br"), b"\x8b\x00\x80\x02\xff\xfe\x91"), "'br'"),
+        ((kind(b"image/png"), b"\x89PNG\r\n\x1a\n"), "'image/png'"),
+        ((kind(b"application/json"), b"{}"), "'application/json'"),
+    ],
+    indirect=["asked"],
+)
+def test_a_body_that_is_no_answer_is_told_with_its_label(asked: Answer, label: str) -> None:
+    """Where the contents say nothing, the label is all that is known."""
+    assert asked.fault is not None
+    assert asked.fault.code == "upstream_invalid"
+    assert label in asked.fault.detail
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        (coding(b"gzip"), gzip.compress(b'{"error":{"message":"Boom 7"}}'), b"HTTP/1.1 400 No\r\n"),
+        (coding(b"gzip"), b'{"error":{"message":"Boom 7"}}', b"HTTP/1.1 400 No\r\n"),
+        (kind(b"text/plain"), b'{"error":{"message":"Boom 7"}}'),
+        (kind(b"text/plain"), b"Boom 7"),
+    ],
+    indirect=True,
+)
+def test_a_refusal_is_read_under_every_label(asked: Answer) -> None:
+    """The server's words reach the person however they are wrapped."""
+    assert asked.fault is not None
+    assert "Boom 7" in asked.fault.message
+
+
+def test_a_list_of_models_that_is_compressed_is_read() -> None:
+    """The same for the list."""
+    body = gzip.compress(b'{"data":[{"id":"m-1"}]}')
+    head = OK + kind(b"application/json") + b"Content-Encoding: gzip\r\n"
+    with HandMade(answer(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)) as server:
+        provider = OpenAIUpstream(setup(Config(base_url=server.url, api_key="none")).providers[0])
+        assert provider.models(Line()) == ["m-1"]
+        provider.close()
+
+
+def test_compressed_events_come_as_they_are_sent() -> None:
+    """A token is shown when its bytes are there, though the stream is compressed and goes on."""
+    packed = zlib.compressobj(wbits=31)
+    first = packed.compress(A) + packed.flush(zlib.Z_SYNC_FLUSH)
+    rest = packed.compress(STREAM[len(A) :]) + packed.flush()
+    release = threading.Event()
+
+    def serve(peer: Peer) -> None:
+        peer.request()
+        peer.send(OK + coding(b"gzip") + b"Connection: close\r\n\r\n", first)
+        assert release.wait(SOON)
+        peer.send(rest)
+
+    with HandMade(serve) as server:
+        provider = OpenAIUpstream(setup(Config(base_url=server.url, api_key="none")).providers[0])
+        reply = provider.open(ChatRequest(HI, model="m-1"), Line())
+        assert reply.read().text == "A"
+        release.set()
+        assert read(reply).text == "B"
+        provider.close()
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_no_cut_changes_what_was_compressed(size: int) -> None:
+    """The first bytes may come alone, and several streams may follow each other."""
+    packed = gzip.compress(b"one ") + gzip.compress(b"two")
+    for label, sent, told in ((b"", packed, b"one two"), (b"deflate", RAW_ZLIB, STREAM),
+                              (b"deflate", b"x", b"x"), (b"", b"\x1f", b"\x1f"), (b"gzip", b"hi", b"hi")):  # fmt: skip
+        inflater, out = Inflater(label), b""
+        for at in range(0, len(sent), size):
+            out += inflater.feed(sent[at : at + size])
+            while inflater.pending:
+                out += inflater.feed(b"")
+        assert out + inflater.end() == told
+
+
+@pytest.mark.parametrize("label", [b"gzip", b""])
+def test_a_small_body_becomes_a_huge_one_in_bounded_pieces(label: bytes) -> None:
+    """What one read is inflated to has a limit; the rest is there at once, without the network."""
+    bomb = gzip.compress(b"\0" * (20 * INFLATED_MAX), 9)
+    assert len(bomb) < INFLATED_MAX
+    inflater = Inflater(label)
+    pieces = [inflater.feed(bomb)]
+    while inflater.pending:
+        pieces.append(inflater.feed(b""))
+    assert max(map(len, pieces)) == INFLATED_MAX
+    assert b"".join(pieces) + inflater.end() == b"\0" * (20 * INFLATED_MAX)
+
+
+def test_a_broken_compression_is_told() -> None:
+    """It is a fault of the server, in a sentence."""
+    packed = zlib.compressobj(wbits=31)
+    body = packed.compress(A) + packed.flush(zlib.Z_SYNC_FLUSH) + b"\xff" * 40
+    head = OK + coding(b"gzip") + b"Content-Length: %d\r\n\r\n" % len(body)
+    with HandMade(answer(head + body)) as server:
+        provider = OpenAIUpstream(setup(Config(base_url=server.url, api_key="none")).providers[0])
+        got = ask(provider, "m-1")
+        provider.close()
+    assert isinstance(got.fault, UpstreamError)
+    assert got.fault.code == "upstream_invalid"

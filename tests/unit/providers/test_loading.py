@@ -1,0 +1,153 @@
+"""A model that is being loaded: a message waits for it, within a limit, and Stop ends the wait."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from halt.app import create_app
+from halt.config.environment import load
+from halt.core.events import Cancelled, Done, Failed, Terminal, is_terminal
+from halt.core.request import ChatRequest, Message
+from halt.core.run import Run
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
+from halt.providers.embedded_model import Embedded
+from halt.providers.factory import make_upstream
+from halt.testing.fake_openai import FakeOpenAI
+from halt.web.services import services
+from tests.unit.cli.test_doctor_remedies import Request, good_list, served
+
+HELLO = ChatRequest([Message("user", "Hello")])
+#: How servers say that they load a model.
+LOADING = [
+    {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}},
+    {"error": {"message": "the model is loading, please retry", "code": "model_loading"}},
+]
+
+
+class Loader:
+    """A server whose model is loaded when `ready` is set; counts what it was asked before."""
+
+    def __init__(self) -> None:
+        self.ready = threading.Event()
+        self.asked = threading.Semaphore(0)
+        self.value: object = LOADING[0]
+
+    def __call__(self, request: Request) -> None:
+        if self.ready.is_set():
+            request.stream()
+        else:
+            request.reply(self.value, 503)
+            self.asked.release()
+
+
+@contextlib.contextmanager
+def demo_at(url: str, **settings: str) -> Iterator[Generations]:
+    """Generations of a Halt whose demo model is there."""
+    environ = {
+        "HALT_EMBEDDED_URL": url,
+        "HALT_EMBEDDED_KEY": "fake-key-of-tests",
+        "HALT_EMBEDDED_MODEL": "echo",
+        **settings,
+    }
+    config = load(environ)
+    generations = Generations(config, make_upstream(config), StopRegistry())
+    try:
+        yield generations
+    finally:
+        generations.close()
+
+
+def ended(run: Run) -> Terminal:
+    """How the run ends."""
+    for events in run.follow(0, run.join()):
+        if events and is_terminal(last := events[-1][1]):
+            return last
+    raise AssertionError("no end")
+
+
+def test_a_message_waits_for_the_demo_model() -> None:
+    """It is asked again as often as need be, without HALT_RETRIES; Stop ends the wait at once."""
+    loader = Loader()
+    with served(good_list, loader) as url, demo_at(url, HALT_RETRIES="0") as generations:
+        for loader.value in LOADING:
+            loader.ready.clear()
+            run = generations.start(HELLO)
+            for _ in range(2):
+                assert loader.asked.acquire(timeout=20)
+            loader.ready.set()
+            assert isinstance(ended(run), Done)
+            assert run.answer()[1].startswith("1 2 3 ")
+        loader.ready.clear()
+        run = generations.start(HELLO)
+        for _ in range(3):  # the next pause is a second
+            assert loader.asked.acquire(timeout=20)
+        assert generations.stop(run.id, None).status == "stopped"
+        assert isinstance(ended(run), Cancelled)
+        assert not loader.asked.acquire(blocking=False)
+
+
+def test_the_wait_has_a_limit() -> None:
+    """HALT_FIRST_BYTE_TIMEOUT; then the error says that the model is being loaded still."""
+    with (
+        served(good_list, Loader()) as url,
+        demo_at(url, HALT_FIRST_BYTE_TIMEOUT="0.6") as generations,
+    ):
+        failed = ended(generations.start(HELLO))
+    assert isinstance(failed, Failed)
+    assert failed.error.code == "model_loading"
+    assert "Loading model" in failed.error.message
+    assert "HALT_FIRST_BYTE_TIMEOUT" in failed.error.message
+
+
+def test_another_server_that_loads_its_model_is_told_of() -> None:
+    """Its retries are those of any fault: only the person knows whether to wait for it."""
+    loader = Loader()
+    with served(good_list, loader) as url:
+        config = load({"OPENAI_BASE_URL": url, "HALT_MODEL": "m", "HALT_RETRIES": "1"})
+        generations = Generations(config, make_upstream(config), StopRegistry())
+        failed = ended(generations.start(HELLO))
+        generations.close()
+    assert isinstance(failed, Failed)
+    assert failed.error.retryable
+    assert "Loading model" in failed.error.message
+    assert loader.asked.acquire(blocking=False)
+    assert loader.asked.acquire(blocking=False)
+    assert not loader.asked.acquire(blocking=False)
+
+
+# --- the demo model -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reserved() -> Iterator[Embedded]:
+    """Where the demo model will listen, and does not yet."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield Embedded(f"http://127.0.0.1:{sock.getsockname()[1]}/v1", "a-key-for-tests")
+
+
+def test_the_page_says_that_the_demo_model_is_being_loaded(
+    shared_fake: FakeOpenAI, reserved: Embedded, tmp_path: object
+) -> None:
+    """Until it answers the page asks again by itself; then it says what the demo model is."""
+    for url, loading in ((reserved.base_url, True), (shared_fake.base_url, False)):
+        environ = {
+            "HALT_EMBEDDED_URL": url,
+            "HALT_EMBEDDED_KEY": "fake-key-of-tests",
+            "HALT_EMBEDDED_MODEL": "echo",
+            "HALT_DATA": str(tmp_path),
+        }
+        application = create_app(load(environ))
+        client = application.test_client()
+        for path in ("/", "/demo"):
+            said = client.get(path).text
+            assert ("The demo model is being loaded." in said) is loading
+            assert ('hx-get="/demo"' in said) is loading
+            assert ("its facts and code are unreliable" in said) is not loading
+        services(application).generations.upstream.close()

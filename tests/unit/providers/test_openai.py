@@ -1,0 +1,600 @@
+"""The provider: every fault of a model's server becomes one documented code, and a key stays ours.
+
+`ask` reads an answer to its end: what was said, how it ended, or the fault behind the text.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+import msgspec
+import pytest
+
+from halt.clock import now
+from halt.config.provider_setup import setup
+from halt.config.settings import Config
+from halt.core.connection import Line, Quiet
+from halt.core.events import Delta
+from halt.core.request import ChatRequest, Message, Reply, Upstream
+from halt.errors import CODES, OVERLOADED, UpstreamError
+from halt.providers.openai import OpenAIUpstream
+from halt.testing.fake_openai import FakeOpenAI
+from halt.transport.pool import Transport
+from tests.support.wire import CHUNKED, OK, SOON, Handler, HandMade, Peer, answer
+
+KEY = "sk-hush-0123456789abcdef"
+HI = [Message("user", "hi")]
+EVENTS = b"Content-Type: text/event-stream\r\n"
+
+
+@dataclass
+class Answer:
+    """What came of a request."""
+
+    text: str = ""
+    events: list[Delta] = field(default_factory=list)
+    chunks: int = 0
+    ended: bool = False
+    fault: UpstreamError | None = None
+    reply: Reply | None = None
+
+
+Make = Callable[..., OpenAIUpstream]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Providers with settings of the test's choice; each is closed at the end."""
+    made: list[OpenAIUpstream] = []
+
+    def make(base_url: str, transport: Transport | None = None, **settings: Any) -> OpenAIUpstream:
+        config = Config(**{"base_url": base_url, "api_key": KEY, "model": "echo"} | settings)
+        made.append(OpenAIUpstream(setup(config).providers[0], transport))
+        return made[-1]
+
+    yield make
+    for upstream in made:
+        upstream.close()
+
+
+@pytest.fixture
+def upstream(make: Make, fake: FakeOpenAI) -> OpenAIUpstream:
+    return make(fake.base_url)
+
+
+def read(reply: Reply) -> Answer:
+    """Read a reply to its end or its fault."""
+    out = Answer(reply=reply)
+    try:
+        while not out.ended:
+            with suppress(Quiet):
+                part = reply.read()
+                out.text += part.text
+                out.events += part.events
+                out.chunks += part.chunks
+                out.ended = part.ended
+        drain(reply)
+    except UpstreamError as fault:
+        out.fault = fault
+    finally:
+        reply.close()
+    return out
+
+
+def drain(reply: Reply) -> None:
+    """Read the end of a complete answer's framing, if it comes soon."""
+    deadline = now() + 0.25
+    with suppress(UpstreamError):
+        while not reply.complete and now() < deadline:
+            with suppress(Quiet):
+                reply.read()
+
+
+def ask(upstream: Upstream, model: str | None = None, **more: Any) -> Answer:
+    request = ChatRequest(**{"messages": HI, "model": model} | more)
+    try:
+        reply = upstream.open(request, Line())
+    except UpstreamError as fault:
+        return Answer(fault=fault)
+    return read(reply)
+
+
+def refused_list(outcome: Answer) -> UpstreamError:
+    """The fault of a server that has no list of models."""
+    assert outcome.fault is not None
+    assert outcome.fault.code == "endpoint_not_found"
+    return outcome.fault
+
+
+def refused(outcome: Answer, code: str) -> UpstreamError:
+    """The fault, which is this one as it is documented."""
+    fault = outcome.fault
+    assert fault is not None, outcome
+    assert (fault.code, fault.retryable) == (code, CODES[code][1]), fault.detail
+    assert fault.message.startswith((CODES[code][0], OVERLOADED))
+    assert len(fault.message) < 600
+    return fault
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "reason"),
+    [
+        ("count?n=3", "0 1 2 ", "stop"),
+        ("echo", "hi", "stop"),
+        ("length?n=2", "0 1 ", "length"),
+        ("empty", "", "stop"),
+        ("reasoning?n=2", "0 1 ", "stop"),
+        ("no_done?n=2", "0 1 ", "stop"),
+        ("done_only?n=2", "0 1 ", None),
+        ("close_delimited?n=2", "0 1 ", "stop"),
+        ("content_length?n=2", "0 1 ", "stop"),
+        ("odd_fields?n=2", "0 1 ", "stop"),
+        ("odd_frames", "crlf nospace two joined split multiline fields", "stop"),
+    ],
+)
+def test_an_answer_comes_as_the_model_wrote_it(
+    upstream: OpenAIUpstream, model: str, text: str, reason: str | None
+) -> None:
+    """Every framing that a server may choose gives the same text and its finish reason."""
+    got = ask(upstream, model)
+    assert (got.text, got.ended, got.fault) == (text, True, None)
+    assert got.reply is not None
+    assert got.reply.finish_reason == reason
+
+
+def test_characters_that_are_cut_between_reads_come_whole(upstream: OpenAIUpstream) -> None:
+    """Emoji and Chinese arrive as they were written, wherever the network cuts them."""
+    got = ask(upstream, "half_utf8")
+    assert "中文字符" in got.text
+    assert "\ufffd" not in got.text
+
+
+def test_usage_is_asked_for_and_taken_as_it_is_told(
+    upstream: OpenAIUpstream, fake: FakeOpenAI
+) -> None:
+    """The provider's own count comes with the answer, where the provider counts."""
+    got = ask(upstream, "count?n=7")
+    assert got.reply is not None
+    assert got.reply.usage is not None
+    assert got.reply.usage["completion_tokens"] == got.chunks == 7
+    assert fake.requests[0].body["stream_options"] == {"include_usage": True}
+    silent = ask(upstream, "no_usage")
+    assert silent.reply is not None
+    assert silent.reply.usage is None
+
+
+def test_a_model_whose_usage_is_refused_is_asked_for_it_once(
+    upstream: OpenAIUpstream, fake: FakeOpenAI
+) -> None:
+    """Then without the option, and never again with it; a gateway's other models are asked."""
+    for _ in range(2):
+        got = ask(upstream, "no_usage_option?n=2")
+        assert (got.text, got.fault) == ("0 1 ", None)
+    ask(upstream, "count?n=1")
+    assert ["stream_options" in r.body for r in fake.requests] == [True, False, False, True]
+    assert {r.connection for r in fake.requests} == {1}
+
+
+def test_another_refusal_does_not_turn_usage_off(
+    upstream: OpenAIUpstream, fake: FakeOpenAI
+) -> None:
+    """Only a refusal that names the option means the option."""
+    refused(ask(upstream, "400"), "bad_request")
+    ask(upstream, "count?n=1")
+    assert ["stream_options" in r.body for r in fake.requests] == [True, True]
+
+
+def test_messages_and_options_are_passed_on(upstream: OpenAIUpstream, fake: FakeOpenAI) -> None:
+    """What a program asks for is what the model is asked: parts, names, every option; no more."""
+    parts = [
+        {"type": "text", "text": "What is this?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+        {"type": "file", "file": {"file_data": "AAAA", "filename": "a.pdf"}},
+    ]
+    mixed = Message("user", parts, name="anna")
+    messages = [Message("developer", "Be brief."), mixed]
+    options = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "max_tokens": 7,
+        "presence_penalty": -1.0,
+        "frequency_penalty": 1.0,
+        "seed": 42,
+        "stop": ["\n\n", "END"],
+    }
+    ask(upstream, "count?n=1", messages=messages, id="a-stream-id", **options)
+    assert fake.requests[0].body == {
+        "model": "count?n=1",
+        "messages": [
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": parts, "name": "anna"},
+        ],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **options,
+    }
+    assert fake.requests[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+def test_openai_is_asked_in_its_newer_words(make: Make) -> None:
+    """OpenAI itself takes `max_completion_tokens`, which other servers do not all know."""
+    asked: list[Any] = []
+
+    class Recorder(Transport):
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            asked.append((str(request.url), msgspec.json.decode(request.read())))
+            raise httpx2.ConnectError("not today", request=request)
+
+    upstream = make("", Recorder(1.0), model="")
+    refused(ask(upstream, max_tokens=7), "upstream_unreachable")
+    (url, body) = asked[0]
+    assert url == "https://api.openai.com/v1/chat/completions"
+    assert (body["max_completion_tokens"], "max_tokens" in body) == (7, False)
+    assert body["model"] == upstream.known_model != ""
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+
+def test_the_first_model_of_the_list_answers_where_none_is_named(
+    make: Make, fake: FakeOpenAI
+) -> None:
+    """Without a setting the server's first model is used; it is asked for once, when needed."""
+    upstream = make(fake.base_url, model="")
+    assert upstream.known_model == ""
+    assert ask(upstream).text == "hi"
+    assert ask(upstream).text == "hi"
+    assert upstream.known_model == "echo"
+    assert [r.path for r in fake.requests] == [
+        "/v1/models",
+        "/v1/chat/completions",
+        "/v1/chat/completions",
+    ]
+
+
+def test_a_model_that_is_named_is_used(make: Make, fake: FakeOpenAI) -> None:
+    """The request's model comes before the setting, the setting before the list."""
+    upstream = make(fake.base_url, model="count?n=1")
+    assert ask(upstream).text == "0 "
+    assert ask(upstream, "count?n=2").text == "0 1 "
+    assert {r.path for r in fake.requests} == {"/v1/chat/completions"}
+
+
+def test_a_reply_names_the_model_that_answers(upstream: OpenAIUpstream) -> None:
+    """Before the server has named itself it is the model that was asked for."""
+    reply = upstream.open(ChatRequest(HI, model="count?n=1"), Line())
+    assert reply.model == "count?n=1"
+    got = read(reply)
+    assert got.reply is not None
+    assert got.reply.model == "count?n=1"
+
+
+def test_all_models_are_listed(upstream: OpenAIUpstream) -> None:
+    """The list is the server's, in its order."""
+    assert upstream.models(Line())[:2] == ["echo", "count"]
+
+
+@pytest.mark.parametrize(
+    ("response", "code"),
+    [
+        (b"Content-Type: application/json\r\nContent-Length: 11\r\n\r\n"
+         b'{"data":[]}', "model_not_found"),
+        (b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}", "upstream_invalid"),
+        (b"Content-Type: application/json\r\nContent-Length: 4\r\n\r\n[{}]", "upstream_invalid"),
+        (b"Content-Type: application/json\r\nContent-Length: 15\r\n\r\n"
+         b'{"data":[null]}', "upstream_invalid"),
+        (b"Content-Type: application/json\r\nContent-Length: 13\r\n\r\n"
+         b'{"data":[{}]}', "upstream_invalid"),
+        (b"Content-Type: application/json\r\nContent-Length: 5\r\n\r\n{nope", "upstream_invalid"),
+        (b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n\xff\xfe",
+         "upstream_invalid"),
+        (b"Content-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>", "upstream_web_page"),
+        (b"Content-Length: 0\r\n\r\n", "upstream_invalid"),
+    ],
+    ids=["empty", "no-list", "a-list", "null", "no-id", "no-json", "no-utf8", "html", "nothing"],
+)  # fmt: skip
+def test_a_list_of_models_that_is_none_is_told(make: Make, response: bytes, code: str) -> None:
+    """A wrong address often answers with something: it is a fault of the server, never a crash."""
+    with HandMade(answer(OK + response)) as server:
+        upstream = make(server.url, model="")
+        with pytest.raises(UpstreamError) as caught:
+            upstream.default_model(Line())
+        upstream.close()
+    assert caught.value.code == code
+    assert code == "upstream_web_page" or "HALT_MODEL" in caught.value.message
+
+
+def test_an_address_without_a_list_of_models_is_told_as_such(make: Make, fake: FakeOpenAI) -> None:
+    """404 for the list means a wrong address, not a missing model: the message says so."""
+    fault = refused_list(ask(make(f"{fake.base_url}/nope", model="")))
+    assert "HALT_MODEL" in fault.message
+    assert f"The request was GET {fake.base_url}/nope/models" in fault.message
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "said"),
+    [
+        ("400", "bad_request", "Invalid value for 'temperature'."),
+        ("context?style=openai", "context_too_long", "9412 tokens"),
+        ("context?style=llamacpp", "context_too_long", "9412 tokens"),
+        ("context?style=vllm", "context_too_long", "9412 tokens"),
+        ("401", "unauthorized", "It said: Incorrect API key provided"),
+        ("403", "region_not_supported", "It said: Country, region"),
+        ("404", "model_not_found", "does not exist"),
+        ("422", "bad_request", "Unprocessable entity."),
+        ("429", "rate_limited", "Try again in a moment."),
+        ("500", "upstream_server_error", "It said: The server had an error"),
+        ("503", "upstream_server_error", "overloaded. It said: The server is currently overloaded"),
+        ("html", "upstream_web_page", "check OPENAI_BASE_URL"),
+        ("drop_headers", "upstream_dropped", None),
+    ],
+)
+def test_each_refusal_has_its_code(
+    upstream: OpenAIUpstream, model: str, code: str, said: str | None
+) -> None:
+    """A refusal is told in a sentence of ours; the server's own words where they help the user."""
+    fault = refused(ask(upstream, model), code)
+    assert fault.retry_after is None
+    if said is None:
+        assert fault.message == CODES[code][0]
+    else:
+        assert said in fault.message
+
+
+@pytest.mark.parametrize(
+    ("model", "code"),
+    [
+        ("garbage?n=3", "upstream_invalid"),
+        ("drop?n=3", "upstream_dropped"),
+        ("reset?n=3", "upstream_dropped"),
+        ("no_finish?n=3", "upstream_incomplete"),
+        ("error_in_stream?n=3", "upstream_error"),
+    ],
+)
+def test_a_fault_in_the_stream_comes_behind_its_text(
+    upstream: OpenAIUpstream, fake: FakeOpenAI, model: str, code: str
+) -> None:
+    """What had been said before a fault is delivered, then the fault is told."""
+    reply = upstream.open(ChatRequest(HI, model=model), Line())
+    fake.requests[0].wait_tokens(3)
+    got = read(reply)
+    refused(got, code)
+    if not model.startswith("reset"):  # a reset may take away what the system had received
+        assert got.text == "0 1 2 "
+
+
+def test_a_line_without_an_end_is_invalid(upstream: OpenAIUpstream, fake: FakeOpenAI) -> None:
+    """A server that never ends its line is left after LINE_MAX bytes."""
+    refused(ask(upstream, "endless_line"), "upstream_invalid")
+    assert fake.requests[0].closed.wait(SOON)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [("rate_limit_error", "rate_limited"), ("server_error", "upstream_error")]
+)
+def test_an_error_object_in_the_stream_has_its_own_code(
+    upstream: OpenAIUpstream, kind: str, code: str
+) -> None:
+    """Errors that come as an event are told apart as refusals are."""
+    refused(ask(upstream, f"error_in_stream?n=1&kind={kind}&message=Sorry"), code)
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        ("7", 7.0),
+        ("0.5", 0.5),
+        ("0", 0.0),
+        ("-1", None),
+        ("soon", None),
+        ("999999", None),
+        ("nan", None),
+        ("inf", None),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", None),
+    ],
+)
+def test_retry_after_is_taken_where_it_makes_sense(
+    upstream: OpenAIUpstream, given: str, seconds: float | None
+) -> None:
+    """A sensible number of seconds comes with the error; anything else is no promise."""
+    fault = refused(ask(upstream, f"429?retry_after={given}"), "rate_limited")
+    assert fault.retry_after == seconds
+
+
+def test_a_limit_says_when_to_try_again(upstream: OpenAIUpstream) -> None:
+    """Where the server said how long, the sentence does; else it promises nothing."""
+    told = refused(ask(upstream, "429?retry_after=6.5"), "rate_limited")
+    assert "Try again in 7 s. It said: Rate limit reached" in told.message
+    told = refused(ask(upstream, "429"), "rate_limited")
+    assert "Try again in a moment. It said: Rate limit reached" in told.message
+
+
+def closed_port() -> int:
+    """A port of 127.0.0.1 on which nothing listens before the test itself does.
+
+    It stays bound while this process lives, so that no other server is given it.
+    """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    port: int = sock.getsockname()[1]
+    sock.detach()
+    return port
+
+
+def test_no_server_there(make: Make) -> None:
+    """A port where nobody listens is a refused connection: the user is asked whether it runs."""
+    refused(ask(make(f"http://127.0.0.1:{closed_port()}/v1")), "upstream_refused")
+
+
+def test_no_such_name(make: Make) -> None:
+    """A name that does not resolve is told as such."""
+    refused(ask(make("http://halt-test.invalid/v1", connect_timeout=5.0)), "upstream_dns")
+
+
+def test_no_trust(make: Make) -> None:
+    """A certificate that nobody vouches for is told, and is no reason to try again."""
+    with FakeOpenAI(tls=True) as fake:
+        refused(ask(make(fake.base_url)), "upstream_tls")
+        assert fake.requests == []
+
+
+@pytest.mark.parametrize(
+    ("says", "code", "retryable"),
+    [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "upstream_no_tls", False),
+     (b"", "upstream_tls_timeout", True)],
+    ids=["refuses", "waits"],
+)  # fmt: skip
+def test_a_server_that_speaks_plain_http_is_told_as_such(
+    make: Make, says: bytes, code: str, retryable: bool
+) -> None:
+    """It accepts a connection for https, and answers in words of its own or waits for a line."""
+
+    def plain(peer: Peer) -> None:
+        peer.sock.recv(4096)
+        if says:
+            peer.sock.sendall(says)
+        while peer.sock.recv(4096):
+            pass
+
+    with HandMade(plain) as server:
+        address = server.url.replace("http://", "https://")
+        fault = refused(ask(make(address, connect_timeout=0.5)), code)
+    assert fault.retryable is retryable
+    assert "TLS" in fault.message
+
+
+def test_no_answer_to_the_connection(make: Make) -> None:
+    """A server that does not accept is given up after the time to connect."""
+    with FakeOpenAI.unaccepting() as url:
+        refused(ask(make(url, connect_timeout=0.1)), "upstream_connect_timeout")
+
+
+def test_no_greeting(make: Make) -> None:
+    """The time to connect includes the TLS handshake."""
+    with HandMade(answer()) as server:
+        url = server.url.replace("http:", "https:")
+        refused(ask(make(url, connect_timeout=0.1)), "upstream_tls_timeout")
+
+
+def test_no_http(make: Make) -> None:
+    """Something that speaks another protocol is invalid."""
+    with HandMade(answer(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")) as server:
+        refused(ask(make(server.url)), "upstream_invalid")
+
+
+def test_no_model_at_all(make: Make) -> None:
+    """Where nothing is set up the user is told how it is set up, and nothing is asked."""
+    refused(ask(make("", api_key="")), "no_model")
+
+
+def test_a_known_server_with_a_trusted_certificate(make: Make) -> None:
+    """Over TLS with its authority an answer comes as without."""
+    with FakeOpenAI(tls=True) as fake:
+        context = ssl.create_default_context(cafile=fake.ca_pem_path)
+        upstream = make(fake.base_url, Transport(SOON, context))
+        assert ask(upstream, "count?n=3").text == "0 1 2 "
+        upstream.close()
+
+
+def event(data: bytes) -> bytes:
+    frame = b"data: " + data + b"\n\n"
+    return b"%x\r\n%b\r\n" % (len(frame), frame)
+
+
+def silent_after(*events: bytes) -> Handler:
+    """These events in one packet, then silence on an open connection."""
+
+    def handle(peer: Peer) -> None:
+        peer.request()
+        head = CHUNKED.replace(OK, OK + EVENTS)
+        peer.send(head + b"".join(event(each) for each in events))
+        peer.see_leave()
+
+    return handle
+
+
+@pytest.mark.parametrize("bad", [b'{"error":{"message":"Boom."}}', b"{not json"])
+def test_a_fault_is_told_at_once_though_the_connection_stays_open(make: Make, bad: bytes) -> None:
+    """Text and fault in one packet, then silence: the fault does not wait for more bytes."""
+    with HandMade(silent_after(b'{"choices":[{"delta":{"content":"a"}}]}', bad)) as server:
+        reply = make(server.url).open(ChatRequest(HI), Line())
+        try:
+            assert reply.read().text == "a"
+            with pytest.raises(UpstreamError):
+                reply.read()
+        finally:
+            reply.close()
+
+
+def test_a_fault_is_not_hidden_by_how_the_connection_ends(make: Make) -> None:
+    """An error object that is followed by a broken connection is the error that is told."""
+
+    def handle(peer: Peer) -> None:
+        peer.request()
+        head = CHUNKED.replace(OK, OK + EVENTS)
+        text, bad = b'{"choices":[{"delta":{"content":"a"}}]}', b'{"error":{"message":"Boom."}}'
+        peer.send(head + event(text) + event(bad))
+
+    with HandMade(handle) as server:
+        got = ask(make(server.url))
+        assert got.text == "a"
+        refused(got, "upstream_error")
+
+
+# --- the key --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "401",
+        "echo",
+        "garbage",
+        "drop",
+        f"error_in_stream?n=0&message=Bad key {KEY}, sorry",
+        f"error_in_stream?n=2&message=Bad key {KEY}, sorry",
+    ],
+    ids=["refused", "answered", "garbage", "dropped", "quoted", "quoted-behind-text"],
+)
+def test_the_key_is_never_told(
+    make: Make, fake: FakeOpenAI, caplog: pytest.LogCaptureFixture, model: str
+) -> None:
+    """Neither errors nor logs nor a repr hold the key, also when the server quotes it."""
+    caplog.set_level(logging.DEBUG)
+    config = Config(base_url=fake.base_url, api_key=KEY)
+    upstream = make(fake.base_url)
+    got = ask(upstream, model)
+    told = [repr(upstream), repr(config), repr(got), str(got.fault)]
+    if got.fault is not None:
+        told += [got.fault.message, got.fault.detail, repr(got.fault)]
+    told += [record.getMessage() for record in caplog.records]
+    told += [repr(record.args) for record in caplog.records]
+    assert [text for text in told if KEY in text] == []
+
+
+@pytest.mark.parametrize("status", [b"400 Bad Request", b"401 Unauthorized", b"500 Oops"])
+def test_a_server_that_quotes_the_key_in_a_refusal_is_not_quoted(make: Make, status: bytes) -> None:
+    """Some proxies repeat the key that they refuse: we do not."""
+    said = b'{"error":{"message":"Invalid key: %b."}}' % KEY.encode()
+    head = b"HTTP/1.1 " + status + b"\r\nContent-Type: application/json\r\n"
+    with HandMade(answer(head + b"Content-Length: %d\r\n\r\n" % len(said) + said)) as server:
+        upstream = make(server.url)
+        fault = ask(upstream).fault
+        upstream.close()
+    assert fault is not None
+    assert KEY not in f"{fault.message} {fault.detail} {fault!r}"

@@ -1,0 +1,791 @@
+"""Markdown to safe HTML, whole and while it streams."""
+
+import html
+import re
+import time
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from halt.rendering import highlighting, markdown
+from halt.rendering.blocks import BlockStep, BlockStream, Patch
+from halt.rendering.formulas import FORMULA_LINES_MAX
+from halt.rendering.highlighting import Colours
+from halt.rendering.markdown import render_block
+
+# --- A page, an allow-list, and texts -----------------------------------------------------------
+
+
+COLOURS = Colours()
+
+
+def render(text: str) -> str:
+    """A whole text with colours."""
+    return markdown.render(text, COLOURS)
+
+
+def patch_of(step: BlockStep) -> Patch:
+    """The step with its blocks rendered."""
+    return step.patch(render_block(each, COLOURS) for each in step.blocks)
+
+
+@dataclass
+class Page:
+    """What a browser does with patches."""
+
+    finished: str = ""
+    tail: str = ""
+    form: str = "text"
+
+    def apply(self, patch: Patch) -> None:
+        """Append finished blocks, then replace the tail or append to it."""
+        self.finished += patch.finished
+        self.tail = patch.tail if patch.fresh else self.tail + patch.tail
+        if patch.form != self.form:
+            assert patch.fresh, "a tail changes its form only when it is replaced"
+            self.form = patch.form
+
+
+def page_of(*pieces: str) -> Page:
+    """The page after these pieces."""
+    page, stream = Page(), BlockStream()
+    for piece in pieces:
+        page.apply(patch_of(stream.feed(piece)))
+    return page
+
+
+ALLOWED = {
+    "a": {"href": r"(?i:https?://|mailto:).*", "title": r"(?s:.*)", "target": "_blank"}
+    | {"rel": "noopener noreferrer nofollow"},
+    "button": {"type": "button", "class": "copy", "data-copy": "code"},
+    "code": {"class": r"highlight( language-[a-z0-9+-]+)?"},
+    "div": {"class": "code|code-bar|table"},
+    "blockquote": {"dir": "auto"},
+    "ol": {"start": r"\d+", "dir": "auto"},
+    "table": {"dir": "auto"},
+    "ul": {"dir": "auto"},
+    "pre": {"tabindex": "0"},
+    "span": {"class": "code-lang|math|[a-z]{1,2}"},
+    "td": {"class": "left|center|right"},
+    "th": {"class": "left|center|right"},
+} | {
+    tag: {}
+    for tag in (
+        *("br", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "p", "s"),
+        *("strong", "tbody", "thead", "tr", "wbr"),
+    )
+}
+
+
+class Gate(HTMLParser):
+    """Fails at the first tag, attribute or value that is not listed above."""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Each attribute has a listed name and a value that fits."""
+        assert tag in ALLOWED, tag
+        for name, value in attrs:
+            assert name in ALLOWED[tag], (tag, name)
+            assert re.fullmatch(ALLOWED[tag][name], value or ""), (tag, name, value)
+
+    def handle_comment(self, data: str) -> None:
+        """No comments."""
+        raise AssertionError(data)
+
+    def handle_decl(self, decl: str) -> None:
+        """No declarations."""
+        raise AssertionError(decl)
+
+    def handle_pi(self, data: str) -> None:
+        """No processing instructions."""
+        raise AssertionError(data)
+
+
+def gate(markup: str) -> str:
+    """The markup, if it keeps to the allow-list."""
+    parser = Gate()
+    parser.feed(markup)
+    parser.close()
+    return markup
+
+
+# Pieces that meet in interesting ways, and any character at all.
+PIECES = (
+    "\n|\n\n|\r|\r\n|`|``|```|````|```py\n|~~~|~~~~|~~~ a`b\n|# h\n|---\n|- |1. |10) |* |  |   "
+    "|    |\t|a|word|b c|> |===\n|<b>|<script>|&lt;|&|\\|[a](http://x)|![i](http://y)|[a]: /x"
+    "|$|$$|\\[|\\]|\\(|\\)|\\begin{a}|\\end{a}|<br>|</br>|\uff1a|“|强调|。"
+    "|data:image/png;base64,iVBOR|javascript:|\0|\ud800|\u2028|\u00a0|é|x\ny|**|_|\x0c"
+)
+FRAGMENTS = st.one_of(
+    st.sampled_from([*PIECES.split("|"), "|", "|-|\n", "|a|b|\n|-|-|\n"]), st.text(max_size=5)
+)
+TEXTS = st.lists(FRAGMENTS, max_size=30).map("".join)
+
+
+def cut(text: str, places: list[int]) -> list[str]:
+    """The text cut at these places."""
+    edges = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
+    return [text[start:end] for start, end in pairwise(edges)]
+
+
+# --- Whole texts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("# One\n\n### Three", "<h1>One</h1>\n<h3>Three</h3>\n"),
+        ("a *b* **c** `d` ~~e~~", None),
+        ("- a\n- b\n", '<ul dir="auto">\n<li>a</li>\n<li>b</li>\n</ul>\n'),
+        ("3. a\n4. b", '<ol start="3" dir="auto">\n<li>a</li>\n<li>b</li>\n</ol>\n'),
+        ("> quoted", '<blockquote dir="auto">\n<p>quoted</p>\n</blockquote>\n'),
+        ("a  \nb\nc", "<p>a<br>\nb<br>\nc</p>\n"),
+        ("---", "<hr>\n"),
+        ("a &amp; b < c", "<p>a &amp; b &lt; c</p>\n"),
+        ("", ""),
+    ],
+)
+def test_commonmark_basics(source: str, expected: str | None) -> None:
+    """Headings, emphasis, lists, quotes, breaks and rules come out as CommonMark has them."""
+    if expected is None:
+        expected = "<p>a <em>b</em> <strong>c</strong> <code>d</code> <s>e</s></p>\n"
+    assert gate(render(source)) == expected
+
+
+def test_links_open_outside_and_tell_nothing() -> None:
+    """A link opens a new tab, sends no referrer and gives the target no handle on the page."""
+    assert render('[a](https://x.org/?a=1&b=2 "t") <mailto:a@b.org>') == (
+        '<p><a href="https://x.org/?a=1&amp;b=2" title="t" target="_blank" '
+        'rel="noopener noreferrer nofollow">a</a> '
+        '<a href="mailto:a@b.org" target="_blank" rel="noopener noreferrer nofollow">'
+        "mailto:a@b.org</a></p>\n"
+    )
+
+
+def test_reference_links_work_in_a_whole_text() -> None:
+    """A definition at the end serves a link at the beginning."""
+    assert 'href="https://x.org"' in render("see [it]\n\nmore\n\n[it]: https://x.org")
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "links"),
+    [
+        ("![a *cat*](https://x.org/c.png)", "a cat", ["https://x.org/c.png"]),
+        ("![](https://x.org/c.png)", "https://x.org/c.png", ["https://x.org/c.png"]),
+        ("[![badge](https://i.org/b)](https://x.org)", "badge", ["https://x.org"]),
+        ("![a](data:image/png;base64,AAAA)", None, []),
+        ("![a](/local.png)", None, []),
+    ],
+)
+def test_images_become_links(source: str, text: str | None, links: list[str]) -> None:
+    """An image is never loaded: it is a link with its alt text, or nothing but text."""
+    rendered = gate(render(source))
+    assert re.findall('href="(.*?)"', rendered) == links
+    if text is not None:
+        assert re.sub("<.*?>", "", rendered).strip() == text
+
+
+def test_tables_scroll_and_align_without_inline_style() -> None:
+    """A table stands in a box of its own, and its alignment is a class."""
+    rendered = gate(render("| a | b | c |\n|:--|--:|:-:|\n| 1 | `x` | ~~3~~ |\n"))
+    assert rendered.startswith('<div class="table"><table dir="auto">')
+    assert rendered.endswith("</table></div>\n")
+    assert '<td class="left">1</td>\n<td class="right"><code>x</code></td>' in rendered
+    assert "style" not in rendered
+
+
+def test_code_has_a_bar_and_colours() -> None:
+    """A fence shows its language, a Copy button and the code in spans with classes."""
+    assert gate(render("```python\nif x < 1:\n```\n")) == (
+        '<div class="code"><div class="code-bar"><span class="code-lang">python</span>'
+        '<button type="button" class="copy" data-copy="code">Copy</button></div>'
+        '<pre tabindex="0"><code class="highlight language-python">'
+        '<span class="k">if</span> x <span class="o">&lt;</span> <span class="m">1</span>:\n'
+        "</code></pre></div>\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("info", "classes", "label"),
+    [
+        ("", "highlight", ""),
+        ("PY title=x", "highlight language-python", "PY"),
+        ("c++", "highlight language-cpp", "c++"),
+        ("no-such-language", "highlight", "no-such-language"),
+        ("x" * 500, "highlight", "x" * markdown.LABEL_MAX),
+        ('"><script>alert(1)</script>', "highlight", '"><script>alert(1)</scri'),
+        ("</code><script>", "highlight", "</code><script>"),
+    ],
+)
+def test_language_names(info: str, classes: str, label: str) -> None:
+    """Aliases are known, unknown names are shown but colour nothing, and no name is markup."""
+    rendered = gate(render(f"~~~{info}\nx = 1\n~~~"))
+    assert f'<code class="{classes}">' in rendered
+    assert f'<span class="code-lang">{html.escape(label, quote=False)}</span>' in rendered
+
+
+@pytest.mark.parametrize("language", sorted(set(highlighting.ALIASES.values())))
+def test_every_language_keeps_the_code(language: str) -> None:
+    """Colours change nothing in the text of the code, for each language that is highlighted."""
+    code = "\n\n\tx = \"a\\n\" + 'b' # <c> & /* d */\n--- e\n@f(0x1F) {{ g }} $h\n\n\nlast"
+    rendered = gate(render(f"```{language}\n{code}\n```"))
+    body = re.search(r"<code.*?>(.*)</code>", rendered, re.DOTALL)
+    assert body
+    assert html.unescape(re.sub("<.*?>", "", body[1])) == code + "\n"
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '<svg onload=alert(1)><a xlink:href="javascript:1">',
+    "<div style='position:fixed'><b>unclosed <i",
+    "<!-- comment --> <!DOCTYPE x> <?php ?> <![CDATA[x]]>",
+    "[a](javascript:alert(1)) [b](JaVaScRiPt:1) [c](  javascript&#58;alert(1))",
+    "[a](data:text/html;base64,PHNjcmlwdD4=) [b](vbscript:x) [c](file:///etc/passwd)",
+    "[a](/logout) [b](//x.org) [c](#top) [d](?q) [e](\\\\x)",
+    "<javascript:alert(1)> <data:text/html,x>",
+    '[a](https://x.org "t\\" onclick=alert(1)")',
+    '![x" onerror="alert(1)](https://x.org/"onload=")',
+    "```\n</code></pre><script>alert(1)</script>\n```",
+    "```html\n</code></pre></div><script>alert(1)</script><style>\n```",
+    "```js\n`${</script><script>}`\n```",
+    "    </code><script>alert(1)</script>",
+    "`</code><script>`",
+    "| <script> | a |\n|---|---|\n| <img src=x onerror=1> | [x](javascript:1) |",
+    "[a]: javascript:alert(1)\n\n[a]",
+    "<a href='https://x.org' onclick='x'>a</a>",
+    '<button class="copy" onclick=x formaction=//x>',
+]
+
+
+@pytest.mark.parametrize("source", HOSTILE)
+def test_hostile_text_stays_text(source: str) -> None:
+    """No markup of the model's gets through, whole or while it streams."""
+    rendered = gate(render(source))
+    assert "<script" not in rendered
+    assert all(link.startswith("https://x.org") for link in re.findall('<a href="(.*?)"', rendered))
+    page = page_of(*source, "\n\n")
+    gate(page.finished)
+    for length in range(len(source)):
+        tail = page_of(source[:length]).tail
+        assert "<" not in tail
+        assert '"' not in tail
+
+
+def test_odd_characters() -> None:
+    """Every newline is \\n; NUL and lone surrogates become the replacement character."""
+    assert render("a\r\nb\rc\0\ud83d") == "<p>a<br>\nb<br>\nc\ufffd\ufffd</p>\n"
+    assert page_of("a\ud83d", "\udc00\0").tail == "a\ufffd\ufffd\ufffd"
+
+
+# --- Where models write otherwise than CommonMark ------------------------------------------------
+
+
+def seen(source: str) -> str:
+    """What is read of a text, tags left out and lines kept."""
+    return html.unescape(re.sub("<.*?>", "", render(source))).strip()
+
+
+FORMULAS = [
+    r"\(e^{i\pi}+1=0\)",
+    r"\[ \int_0^1 x_1 \, dx \]",
+    "$a*b$ and $c*d$, then $$\\frac{a}{b}\\\\ c$$",
+    "$x_1$, $x_2$; ($y^*$) and [$z^*$]",
+    "$f^{**}$ and $g^{**}$",
+    "$a<b$ & $c>d$ & $e&f$",
+    "函数$f(x)*g(x)*h$的值",
+    r"$\$5 * x * y$",
+    r"\( \text{(\$5)} * a * b \)",
+    r"$$\text{if $x$} * a * b$$",
+    r"\[a_1 \\[2pt] b_1 * c * d\]",
+    "\\[\nx\n=\n- y \\\\\n+ z\n1. a\n> b\n\\]",
+    "$$\na_1\n\n- b_1\n$$",
+    "\\begin{align*}\na &= b_1 \\\\\n- c &= d_1\n\\end{align*}",
+    r"\begin{pmatrix}a & b \\ c_1 & d_1\end{pmatrix}",
+    r"\(\triangle ABC\) and \(AB\)",
+]
+
+
+@pytest.mark.parametrize("source", FORMULAS)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("", ""), ("Text: ", " text."), ("# ", ""), ("- ", "\n- b"), ("> ", ""), ("1. **a** ", "")],
+)
+def test_formulas_stay_as_they_were_written(source: str, before: str, after: str) -> None:
+    """In paragraphs, headings, lists and quotes."""
+    if "\n" in source and before:
+        source = source.replace("\n", "\n> " if before == "> " else "\n   ")
+        if before in {"# ", "Text: "} or "\n\n" in source.replace(" ", ""):
+            return
+    rendered = gate(render(before + source + after))
+    assert "<em>" not in rendered
+    lines = [line.removeprefix("> ").strip() for line in source.split("\n")]
+    read = html.unescape(re.sub("<.*?>", "", rendered))
+    assert [line.strip() for line in read.split("\n") if line.strip()][: len(lines)] != []
+    for line in lines:
+        assert line in read
+
+
+@pytest.mark.parametrize(
+    "source", ["| a | b |\n|---|---|\n| $x_1 * y_1$ | \\(a*b*c\\) |", "[$a*b*c$](https://x.org)"]
+)
+def test_formulas_in_cells_and_links(source: str) -> None:
+    """They are no emphasis there either."""
+    rendered = gate(render(source))
+    assert "<em>" not in rendered
+    assert rendered.count('<span class="math">') == source.count("$") // 2 + source.count("\\(")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("$5 and *$10*", "$5 and <em>$10</em>"),
+        ("**$5** or **$6**", "<strong>$5</strong> or <strong>$6</strong>"),
+        ("$5-$10 *a* $20", "$5-$10 <em>a</em> $20"),
+        ("5$ *or* 6$", "5$ <em>or</em> 6$"),
+        ("US$5 *or* US$6", "US$5 <em>or</em> US$6"),
+        ("$5*a* and 10$*b*", "$5<em>a</em> and 10$<em>b</em>"),
+        ("$HOME *and* $PATH", "$HOME <em>and</em> $PATH"),
+        ("`$a*b*$`", "<code>$a*b*$</code>"),
+        ("$a `x*y*z` b$", "$a <code>x*y*z</code> b$"),
+        (r"\$a *b* c\$", "$a <em>b</em> c$"),
+        ("Luigi: $$, **Mario**: $$$", "Luigi: $$, <strong>Mario</strong>: $$$"),
+        (r"Dear \[Your Name\], \[x\] \[ \] \[1\]", "Dear [Your Name], [x] [ ] [1]"),
+        (r"\[text\](https://x.org)", "[text](https://x.org)"),
+        (r"a \( b *c*", "a ( b <em>c</em>"),
+        (r"1\. \* \_ \# \` \,", "1. * _ # ` ,"),
+        ("$ a *b* c $", "$ a <em>b</em> c $"),
+    ],
+)
+def test_what_is_no_formula(source: str, expected: str) -> None:
+    """Money, shell variables, code, and brackets that were escaped to be brackets."""
+    assert gate(render(source)) == f"<p>{expected}</p>\n"
+
+
+def test_a_mark_that_is_not_closed_takes_nothing_with_it() -> None:
+    """A fence, a heading and a rule end what began to look like a formula, and so do many lines."""
+    for end in ("```\nx\n```", "# Title", "***"):
+        text = f"$$\n\n**a**\n\n{end}\n\nb"
+        assert "<strong>a</strong>" in render(text)
+        assert page_of(*text).tail == "b"
+    long = "$$\n\n" + "**a**\n\n" * FORMULA_LINES_MAX + "b"
+    assert "<strong>a</strong>" in render(long)
+    assert page_of(*long).tail == "b"
+
+
+@pytest.mark.parametrize(
+    ("source", "bold"),
+    [
+        ("**注意\uff1a**请看。这是**“重点”**的内容。", ["注意\uff1a", "“重点”"]),
+        ("**注意(重要)**内容", ["注意(重要)"]),
+        ("他说**《书》**很好。**第一\uff0c**做", ["《书》", "第一\uff0c"]),
+        ("日本語の**「強調」**です。**注意!**次", ["「強調」", "注意!"]),
+        ('한국어**강조(Korean)**는 **"인용"**을 **뜻:**이다', ["강조(Korean)", '"인용"', "뜻:"]),
+        ("**หมายเหตุ:**โปรดดู", ["หมายเหตุ:"]),
+        ("中文**bold.**中文", ["bold."]),
+        ("**a** *b* **c.** d", ["a", "c."]),
+    ],
+)
+def test_emphasis_needs_no_blanks_where_a_script_has_none(source: str, bold: list[str]) -> None:
+    """Marks of a script are letters to it, and another script's may stand at its letters."""
+    assert re.findall("<strong>(.*?)</strong>", html.unescape(gate(render(source)))) == bold
+    assert "**" not in seen(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("**Note:**text", "**Note:**text"),
+        ('a**"b"**c', "a**&quot;b&quot;**c"),
+        ("2 * 3 * 4 和 5 ** 6", "2 * 3 * 4 和 5 ** 6"),
+        ("snake_case_名字_x", "snake_case_名字_x"),
+        ("é**«x»**é", "é**«x»**é"),
+    ],
+)
+def test_what_is_no_emphasis_stays_none(source: str, expected: str) -> None:
+    """Between Latin letters CommonMark's rules hold."""
+    assert render(source).replace('"', "&quot;") == f"<p>{expected}</p>\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("a\nb", "a<br>\nb"),
+        ("a<br>b<BR/>c<br />d</br>e", "a<br>b<br>c<br>d<br>e"),
+        ("a<br>\nb", "a<br>b"),
+        ("*a<br>b*", "<em>a<br>b</em>"),
+        ("`a<br>b`", "<code>a&lt;br&gt;b</code>"),
+        ("a<br", "a&lt;br"),
+        ("<b>a</b><br onclick=x><hr>", "&lt;b&gt;a&lt;/b&gt;&lt;br onclick=x&gt;&lt;hr&gt;"),
+    ],
+)
+def test_line_breaks(source: str, expected: str) -> None:
+    """A newline is one, and `<br>` in all its spellings; of all other tags none is obeyed."""
+    assert gate(render(source)) == f"<p>{expected}</p>\n"
+
+
+def test_lines_stay_in_lists_quotes_and_cells_and_code() -> None:
+    """A line of an item or a quote is one; code has its own; a cell has `<br>`."""
+    assert "<li>a<br>\nb</li>" in render("- a\n  b")
+    assert "<p>a<br>\nb</p>" in render("> a\n> b")
+    assert "<td>one<br>two</td>" in render("| a |\n|---|\n| one<br>two |")
+    assert "<br>" not in render("```\na\nb<br>\n```\n\n    c\n    d")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "\\(" * 20_000,
+        "\\[\n" * 15_000,
+        "$$\n" * 15_001,
+        "$" * 45_000,
+        "$a " * 15_000,
+        "\\begin{a}\n" * 4_000,
+        "".join(f"\\begin{{{'a' * (n % 40 + 1)}}}\n" for n in range(1_500)),
+        "\\begin{a}\n" * 4_000 + "\\end{a}",
+        "\\begin{a}" * 4_000 + "\\end{b}",
+        "\\" * 45_000,
+        "- \\[\n" * 8_000,
+        "<br>" * 12_000,
+        "**中\uff0c**" * 7_000,
+    ],
+)
+def test_marks_without_end_take_bounded_time(source: str) -> None:
+    """Marks of formulas, breaks and emphasis that are repeated or never closed."""
+    start = time.process_time()
+    gate(render(source))
+    page_of(source)
+    assert time.process_time() - start < 8
+
+
+def test_an_environment_that_is_not_closed_is_text() -> None:
+    """Its first mark is no formula."""
+    assert render("\\begin{align}\nx") == "<p>\\begin{align}<br>\nx</p>\n"
+
+
+# --- Limits -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [">" * 30 + " word", "- " * 30 + "word", "> - " * 15 + "word"])
+def test_what_is_nested_too_deep_is_shown_as_text(source: str) -> None:
+    """Nothing disappears: the parser would drop what is deeper than its limit."""
+    assert render(source) == f"<p>{html.escape(source)}</p>\n"
+
+
+def test_a_block_too_long_to_parse_is_shown_as_text() -> None:
+    """It is escaped, and the blocks around it are rendered."""
+    long = "*a* <b>\n" * (markdown.PARSED_MAX // 8 + 1)
+    rendered = gate(render(f"# Title\n\n{long}\n*end*"))
+    assert rendered.startswith("<h1>Title</h1>\n<p>*a* &lt;b&gt;<br>\n*a*")
+    assert rendered.endswith("<p><em>end</em></p>\n")
+
+
+def test_a_long_code_block_stays_code() -> None:
+    """A fence beyond the limits is code without colours."""
+    code = "x = 1\n" * 10_000
+    rendered = gate(render(f"```python\n{code}```\n"))
+    assert rendered.count("<pre") == 1
+    assert code in rendered
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "[" * 40_000,
+        "![" * 20_000,
+        "*a **b " * 6_000,
+        "*" * 20_000 + "a" + "*" * 20_000,
+        "[a][" * 10_000,
+        ">" * 40_000,
+        "- " * 20_000 + "a",
+        ">" * 19 + " a\n" + "b\n" * 10_000,
+        "[\n" * 20_000,
+        ("|" + "a|" * 200 + "\n|" + "-|" * 200 + "\n" + "a\n" * 250 + "\n") * 20,
+        ("a|b\n-|-\n# c\n") * 3_000,
+    ],
+)
+def test_hostile_text_takes_bounded_time(source: str) -> None:
+    """The worst texts known take seconds at most, where they took minutes without the limits.
+
+    Colours have another limit: see test_renderer.py.
+    """
+    start = time.process_time()
+    gate(render(source))
+    page_of(source)
+    assert time.process_time() - start < 8
+
+
+def test_a_wide_table_of_short_rows_is_not_blown_up() -> None:
+    """A table is not completed to many times its size; an ordinary ragged one is a table."""
+    most = markdown.COLUMNS_MAX
+    for columns, is_table in ((most, True), (most + 1, False)):
+        row = "|".join(["a"] * columns)
+        dashes = "|".join(["-"] * columns)
+        assert ("<table" in render(f"{row}\n{dashes}\n{row}\n")) is is_table
+    wide = "|" + "a|" * 300 + "\n|" + "-|" * 300 + "\n" + "a\n" * 200
+    assert len(render(wide)) < 4 * len(wide)
+    assert "<table" in render("| a | b | c |\n|---|---|---|\n| 1 |\n| 2 | 3 |\n")
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["word and `x` ", "word\n", "- a\n\n  b\n", "`", " ", "\n", "> a\n", "para para para\n\n"],
+)
+@pytest.mark.parametrize("before", ["", "```python\n", "- a\n"])
+def test_streaming_is_linear(before: str, unit: str) -> None:
+    """Four times the text takes about four times as long, also in one block without end."""
+
+    def seconds(size: int) -> float:
+        pieces = [unit] * (size // len(unit))
+        best = 9.0
+        for _ in range(3):
+            stream = BlockStream()
+            patch_of(stream.feed(before))
+            start = time.process_time()
+            for piece in pieces:
+                patch_of(stream.feed(piece))
+            best = min(best, time.process_time() - start)
+        return best
+
+    small, large = seconds(20_000), seconds(80_000)
+    assert large < 9 * small + 0.05  # 16 times, if it were quadratic
+
+
+# --- While it streams ---------------------------------------------------------------------------
+
+
+def steps(source: str) -> list[tuple[int, str]]:
+    """After how many characters something was finished, and what."""
+    stream = BlockStream()
+    patches = [patch_of(stream.feed(character)) for character in source]
+    return [(n, re.sub("<.*?>", "", p.finished)) for n, p in enumerate(patches, 1) if p.finished]
+
+
+def test_a_paragraph_is_finished_by_its_blank_line() -> None:
+    """Its text is shown as it grows, and rendered when the second newline comes."""
+    stream = BlockStream()
+    assert patch_of(stream.feed("a *b*")) == Patch("", True, "a *b*", "text")
+    assert patch_of(stream.feed(" c\n")) == Patch("", False, " c\n", "text")
+    assert patch_of(stream.feed("\n")) == Patch("<p>a <em>b</em> c</p>\n", True, "", "text")
+    assert patch_of(stream.feed("\n \n")) == Patch("", False, "", "text")
+    assert patch_of(stream.feed("<")) == Patch("", False, "&lt;", "text")
+
+
+def test_an_open_fence_is_shown_as_code() -> None:
+    """Its ``` lines are never seen, and a line that may close it is held back."""
+    stream = BlockStream()
+    assert patch_of(stream.feed("Look:\n``")) == Patch("", True, "Look:\n", "text")
+    assert patch_of(stream.feed("`py")) == Patch("", False, "", "text")
+    assert patch_of(stream.feed("\nx = 1\n")) == Patch("<p>Look:</p>\n", True, "x = 1\n", "code")
+    assert patch_of(stream.feed("``")) == Patch("", False, "", "code")
+    assert patch_of(stream.feed("x\n\n")) == Patch("", False, "``x\n\n", "code")
+    assert patch_of(stream.feed("```")) == Patch("", False, "", "code")
+    patch = patch_of(stream.feed("\nAfter"))
+    assert "language-python" in patch.finished
+    assert (patch.fresh, patch.tail, patch.form) == (True, "After", "text")
+
+
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [
+        ("```\na\n`````\nx", "a\n"),
+        ("````\n```\nb\n````\nx", "```\nb\n"),
+        ("~~~ a`b\n```\n~~\n~~~\nx", "```\n~~\n"),
+        ("```\n~~~\n```  \t\nx", "~~~\n"),
+        ("   ```\n     a\n  b\n   ```\nx", "  a\nb\n"),
+        ("text\n```\n# a\n\n---\n\n- b\n```\nx", "# a\n\n---\n\n- b\n"),
+        ("```\n    ```\n```\nx", "    ```\n"),
+        ("```\n\n\n```\nx", "\n\n"),
+        ("- a\n```\nb\n\nc\n```\nx", "b\n\nc\n"),
+        ("1. a\n  ```\nb\n\nc\n  ```\nx", "b\n\nc\n"),
+        ("```\r\na\r\n```\r\nx", "a\n"),
+    ],
+)
+def test_fences(source: str, code: str) -> None:
+    """Longer closers, tildes, indentation, and a fence right after a paragraph or a list."""
+    page = page_of(*source)
+    assert page.tail == "x"
+    body = re.search(r'<code class="highlight">(.*)</code>', page.finished, re.DOTALL)
+    assert body
+    assert body[1] == code
+    assert page.finished + "<p>x</p>\n" == render(source)
+    opened = page_of(source[: source.rstrip("x\r\n\t ").rindex("\n") + 1])
+    assert (opened.form, opened.tail) == ("code", html.escape(code))
+
+
+@pytest.mark.parametrize(
+    "source", ["a ``` b\n\n", "``` a`b\n\nc\n\n", "``a\n\n", "    ```\n\nb\n\n", "~~s~~ t\n\n"]
+)
+def test_what_is_no_fence(source: str) -> None:
+    """Backticks inside a line, in the info string, too few of them, or indented by four."""
+    page = page_of(*source)
+    assert page.form == "text"
+    assert page.finished + render(html.unescape(page.tail)) == render(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "finished"),
+    [
+        ("# A\nb", [(4, "A\n")]),
+        ("a\n# B\nc", [(6, "a\nB\n")]),
+        ("---\na", [(4, "\n")]),
+        ("a\n---\nb\n\n", [(9, "a\nb\n")]),
+        ("#a\n\n", [(4, "#a\n")]),
+        ("| a |\n---\n| b |\n\n", [(17, "\n\n\na\n\n\n\n\nb\n\n\n\n")]),
+    ],
+)
+def test_headings_and_rules(source: str, finished: list[tuple[int, str]]) -> None:
+    """A heading ends with its line; --- under a paragraph or in a table does not end anything."""
+    assert steps(source) == finished
+
+
+@pytest.mark.parametrize(
+    ("source", "open_from"),
+    [
+        ("- a\n\n  b\n\n  - c\n\n    d", 0),
+        ("1. a\n\n   ```\n   x\n\n   y\n   ```\n\n   b", 0),
+        ("intro\n- a\n\n  b", 0),
+        ("- a\n\n", 0),
+        ("- a\n\n ", 0),
+        ("- a\n\n- b", 5),
+        ("1. a\n\n2. b\n\n   c", 6),
+        ("- a\n\nb", 5),
+        ("- a\nlazy\n\n  b", 0),
+        ("    code\n\n    more", 0),
+        ("para\n\n  b", 6),
+        ("- a\r\n\r\n  b", 0),
+        ("- a\n" + " " * 130 + "\n" + " " * 130 + "b", 0),
+    ],
+)
+def test_lists_stay_open_over_blank_lines(source: str, open_from: int) -> None:
+    """An item goes on past a blank line where the next line is indented, and only there."""
+    tail = html.unescape(page_of(*source).tail)
+    expected = source[open_from:].replace("\r\n", "\n")
+    assert tail.rstrip(" ") == expected.rstrip(" ")
+
+
+def test_a_reader_that_resumes() -> None:
+    """A step that is not rendered is as good as any; the next one fits what the page shows."""
+    stream = BlockStream()
+    step = stream.feed("# A\n\nb *c")
+    assert [(each.source, each.is_fence) for each in step.blocks] == [("# A", False)]
+    assert patch_of(stream.feed("*\n\n")) == Patch("<p>b <em>c</em></p>\n", True, "", "text")
+    assert patch_of(step) == Patch("<h1>A</h1>\n", True, "b *c", "text")
+
+
+def test_a_token_costs_the_same_however_long_its_line_is() -> None:
+    """At the end of a line of 400,000 characters, and at its newline: nothing is joined again."""
+
+    def seconds(before: int, piece: str) -> float:
+        best = 9.0
+        for _ in range(5):
+            stream = BlockStream()
+            for _ in range(before):
+                stream.feed("word ")
+            start = time.thread_time()
+            for _ in range(200):
+                stream.feed(piece)
+            best = min(best, time.thread_time() - start)
+        return best
+
+    assert seconds(80_000, "word ") < 4 * seconds(100, "word ") + 0.002
+
+
+@settings(max_examples=400, deadline=None)
+@given(TEXTS, st.lists(st.integers(0, 300), max_size=8))
+@example("a\r\n\r\nb", [2, 4])
+@example("- a\n\n  b", [5, 6])
+def test_cuts_do_not_matter(text: str, places: list[int]) -> None:
+    """However a text is cut into pieces, the page is the same in the end."""
+    assert page_of(*cut(text, places)) == page_of(text) == page_of(*text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS)
+def test_patches_lead_to_the_snapshot(text: str) -> None:
+    """At every prefix the patched page equals the snapshot a fresh stream gives of that prefix."""
+    page, stream = Page(), BlockStream()
+    for length, character in enumerate(text, 1):
+        page.apply(patch_of(stream.feed(character)))
+        snapshot = patch_of(BlockStream().feed(text[:length]))
+        assert snapshot.fresh
+        assert page == Page(snapshot.finished, snapshot.tail, snapshot.form)
+
+
+@settings(max_examples=400, deadline=None)
+@given(TEXTS)
+def test_nothing_outside_the_allow_list(text: str) -> None:
+    """Whatever the text, only listed tags, attributes and values come out."""
+    gate(render(text))
+    gate(page_of(*text).finished)
+    assert not set(page_of(text).tail) & set("<>\"'\r\0")
+
+
+INDEPENDENT = st.sampled_from(
+    [
+        "A paragraph with *emphasis*, `code` and a [link](https://x.org).",
+        "Two lines\nof text",
+        "# Heading",
+        "Setext\n---",
+        "***",
+        "> quote\n> more\nlazy",
+        "```python\ndef f():\n\n    return 1\n```",
+        "Look:\n~~~\n# no heading\n\n~~~",
+        "| a | b |\n|---|--:|\n| 1 | 2 |",
+        "- a\n- b\n  - c",
+        "intro\n1. a\n2. b\n\n   more\n\n   ```sh\n   ls\n\n   ls\n   ```",
+        "    indented\n\n    code",
+        "\\[\na_1\n\n- b_1\n\\]",
+        "a $x_1$\n**b**",
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(INDEPENDENT, max_size=8), st.booleans())
+def test_the_stream_and_the_whole_agree(blocks: list[str], crlf: bool) -> None:
+    """Finished blocks and the rendered rest are the whole text's HTML, blocks being independent.
+
+    That is: no link's definition in another block, and no two neighbours that CommonMark joins
+    over a blank line (items of one list, indented code; here a paragraph stands between).
+    """
+    text = "\n\nand\n\n".join(blocks)
+    if crlf:
+        text = text.replace("\n", "\r\n")
+    stream = BlockStream()
+    finished = "".join(patch_of(stream.feed(character)).finished for character in text)
+    assert finished + render_block(stream.rest(), COLOURS) == render(text)
+
+
+# --- Colours ------------------------------------------------------------------------------------
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, as WCAG 2 defines it."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    r, g, b = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def test_the_stylesheet_colours_every_class() -> None:
+    """Light and dark style exactly the classes given out, readable on the code's background."""
+    css = (Path(__file__).parents[3] / "static" / "code.css").read_text(encoding="utf-8")
+    light, dark = re.sub(r"/\*.*?\*/", "", css, flags=re.DOTALL).split("@media")
+    assert dark.startswith(" (prefers-color-scheme: dark) {")
+    for part, background in ((light, "#f6f7f9"), (dark.partition("{")[2], "#16191f")):
+        rules = re.findall(r"([^{}]+)\{([^{}]*)\}", part)
+        found = {}
+        for selector, body in rules:
+            name = re.fullmatch(r"\.highlight \.([a-z]+)", selector.strip())
+            colour = re.search(r"\bcolor: (#[0-9a-f]{6});", body)
+            assert name, selector
+            assert colour, body
+            found[name[1]] = colour[1]
+        assert set(found) == set(highlighting.TOKEN_CLASSES.values()) - {""}
+        for name_, colour_ in found.items():
+            brighter, darker = sorted((luminance(colour_), luminance(background)), reverse=True)
+            assert (brighter + 0.05) / (darker + 0.05) >= 4.5, (name_, colour_)

@@ -1,0 +1,505 @@
+"""Texts that take long are rendered in a process of their own, in bounded time, and once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from bench.processes import tree
+from halt.rendering import cache, child, markdown, pool, protocol
+from halt.rendering import renderer as renderer_module
+from halt.rendering.blocks import BlockStream
+from halt.rendering.child import Child
+from halt.rendering.highlighting import Colours
+from halt.rendering.pool import PROCESSES
+from halt.rendering.protocol import Reply, Request
+from halt.rendering.renderer import SHORT, Renderer
+from halt.testing.fake_openai import FakeOpenAI
+from tests.server.test_pages import STREAMED
+from tests.support.halt_server import ROOT, StartHalt, eventually, new_id
+
+LONG = 60.0  # seconds that a test waits for what takes milliseconds
+
+CODE = "Look *here*:\n\n```python\nif x < 1:\n    pass\n```\n"
+COLOURED = '<span class="k">if</span>'
+
+CASES: dict[str, dict[str, Any]] = {
+    case["name"]: case for case in json.loads((ROOT / "tests/cases/hostile_texts.json").read_text())
+}
+
+
+def text_of(case: dict[str, Any]) -> str:
+    """The text of a case, as a model writes it."""
+    text = f"{case['before']}{case['unit'] * case['times']}{case['after']}"
+    return f"```{case['language']}\n{text}\n```\n" if case["language"] else text
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No reader and no process is given up for a slow machine; `hurried` takes that back."""
+    monkeypatch.setattr(renderer_module, "TEXT_WAIT", LONG)
+    monkeypatch.setattr(renderer_module, "BLOCK_WAIT", LONG)
+    monkeypatch.setattr(child, "START_MAX", LONG)
+    monkeypatch.setattr(protocol, "GRACE", LONG)
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch, _patient: None) -> None:
+    """The limits as they are."""
+    monkeypatch.undo()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Renderer]:
+    """A renderer for tests that leave it as it is."""
+    made = Renderer()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def renderer() -> Iterator[Renderer]:
+    """A renderer of this test's own."""
+    made = Renderer()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """What rendering processes are asked for."""
+    seen: list[Request] = []
+    ask = Child.ask
+
+    def counted(process: Child, request: Request) -> Reply:
+        seen.append(request)
+        return ask(process, request)
+
+    monkeypatch.setattr(Child, "ask", counted)
+    return seen
+
+
+def html_of(renderer: Renderer, text: str) -> str:
+    """The text rendered, however long it takes."""
+    return renderer.within(LONG).whole(text)
+
+
+def ends(pid: int, within: float = LONG) -> bool:
+    """Wait until a process has ended, also one that is no child of ours."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], within)[0])
+    finally:
+        os.close(descriptor)
+
+
+# --- What comes out -------------------------------------------------------------------------------
+
+ORDINARY = [
+    "",
+    "Hello *you*.",
+    CODE,
+    "# A\n\n- one\n- two\n\n  ```sh\n  ls | wc\n  ```\n\n| a | b |\n|---|---|\n| 1 | 2 |\n",
+    "See [it].\r\n\r\n" + "many words " * 100 + "\r\n\r\n[it]: https://example.org",
+    "a\0b\ud800c " * 100,
+    "```\nno language\n```",
+    "![a](data:image/png;base64," + "AAAA" * 5_000 + ")",
+]
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_ordinary_texts_are_what_they_are_in_one_process(shared: Renderer, text: str) -> None:
+    """The whole text, and its blocks while it streams."""
+    colours = Colours()
+    assert html_of(shared, text) == markdown.render(text, colours)
+    step = BlockStream().feed(f"{text}\n\n")
+    patch = shared.within(LONG).patch(step)
+    assert patch == step.patch(markdown.render_block(each, colours) for each in step.blocks)
+
+
+def test_short_texts_need_no_process(renderer: Renderer, requests: list[Request]) -> None:
+    """A paragraph is rendered at once; code, long and deep texts are not."""
+    for text in ("Hello *you*.", "word " * (SHORT // 5), "- a\n- b\n- c\n", "> a\n\n"):
+        assert renderer.whole(text).done()
+        assert all(each.html for each in renderer.blocks(BlockStream().feed(text).blocks).result(0))
+    assert renderer.pids == []
+    for text in ("```sh\nls\n```", "word " * SHORT, "> > > > a\nb", "> - > 1. a"):
+        before = len(requests)
+        html_of(renderer, text)
+        assert len(requests) == before + 1
+
+
+def test_a_text_is_one_request(renderer: Renderer, requests: list[Request]) -> None:
+    """With all its blocks of code; and its blocks, when several are finished at once, are one."""
+    html_of(renderer, f"{CODE}\n\nand\n\n{CODE}")
+    assert len(requests) == 1
+    renderer.within(LONG).patch(BlockStream().feed("```sh\nls\n```\n```sh\nwc\n```\n"))
+    assert len(requests) == 2
+
+
+@pytest.mark.parametrize("text", [*ORDINARY, "a <b>\nc & d\n\n- e\n", "~~~py x\n<i>\n~~~\nand"])
+def test_plain_text_is_all_there(text: str) -> None:
+    """Every line, escaped; code in its box with its label."""
+    drawn = markdown.plain(text)
+    assert not re.search(r"<(?!/?(p|br|wbr|div|span|button|pre|code)\b)", drawn)
+    if "```python" in text:
+        assert "if x &lt; 1:\n    pass\n</code>" in drawn
+        assert '<span class="code-lang">python</span>' in drawn
+        assert "<p>Look *here*:</p>" in drawn
+    if text.startswith("a <b>"):
+        assert drawn.startswith("<p>a &lt;b&gt;<br>\nc &amp; d</p>\n")
+    if text.startswith("~~~"):
+        assert "&lt;i&gt;\n</code>" in drawn
+        assert drawn.endswith("<p>and</p>\n")
+
+
+# --- Limits ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_hostile_texts_cost_the_worker_nothing(name: str, shared: Renderer) -> None:
+    """The process answers in time and lives on, and this process has computed next to nothing."""
+    text = text_of(CASES[name])
+    html_of(shared, CODE)  # it is ready
+    pids = shared.pids
+    used = time.process_time()
+    drawn = shared.whole(text).result(LONG)
+    assert time.process_time() - used < 2
+    eventually(lambda: shared.has(text))  # the process has given up by itself, and was not killed
+    assert shared.pids[:1] == pids[:1]
+    assert drawn.html
+
+
+def test_only_the_block_that_takes_too_long_is_plain(shared: Renderer) -> None:
+    """The others of its text keep their colours, and its Markdown."""
+    hostile = text_of(CASES["bash-backslashes"])
+    drawn = html_of(shared, f"{CODE}\n{hostile}\n{CODE}")
+    assert drawn.count(COLOURED) == 2
+    assert drawn.count("<em>here</em>") == 2
+    assert '<code class="highlight language-bash">echo $' in drawn
+    assert shared.whole(f"{CODE}\n{hostile}\n{CODE}").result(LONG).over
+
+
+def test_markdown_that_takes_too_long_is_plain_and_the_rest_is_not() -> None:
+    """One block after the other, where the text takes too long as a whole."""
+    program = (  # a tenth of what the text takes on a usual machine
+        "import sys; sys.path.insert(0, sys.argv[1]); import halt.rendering.process as render_process, halt.rendering.protocol as render_protocol\n"
+        "render_protocol.TEXT_LIMIT_A_CHARACTER = 0; render_process.main()"
+    )
+    renderer = Renderer((sys.executable, "-c", program, str(ROOT)))
+    text = f"# Title\n\n{CASES['quotes-lazy-lines']['before']}" + "b\n" * 20_000
+    drawn = html_of(renderer, text)
+    renderer.close()
+    assert drawn.startswith("<h1>Title</h1>\n<p>&gt; &gt; ")
+    assert drawn.count("<br>") == 20_000
+
+
+def test_a_kind_that_took_too_long_is_not_tried_again(
+    renderer: Renderer, requests: list[Request]
+) -> None:
+    """So a hostile answer costs its limit once while it streams."""
+    hostile = BlockStream().feed(text_of(CASES["bash-backslashes"])).blocks
+    (drawn,) = renderer.blocks(hostile).result(LONG)
+    assert drawn.over
+    before = len(requests)
+    (drawn,) = renderer.blocks(BlockStream().feed("```sh\nls\n```\n").blocks, {True}).result(0)
+    assert "<span class=" not in drawn.html.partition("<pre")[2]
+    assert len(requests) == before
+
+
+def test_one_that_took_too_long_is_kept_as_well(
+    renderer: Renderer, requests: list[Request]
+) -> None:
+    """Each reader would pay for it otherwise."""
+    text = text_of(CASES["bash-backslashes"])
+    assert renderer.whole(text).result(LONG).over
+    assert renderer.whole(text).result(0).over
+    assert len(requests) == 1
+
+
+# --- Once for all readers -------------------------------------------------------------------------
+
+
+def test_readers_that_come_at_once_cause_one_rendering(
+    renderer: Renderer, requests: list[Request]
+) -> None:
+    """The others wait for it, and those that come later find it."""
+    text = "A paragraph with *emphasis* and `code`.\n\n" * 2_500
+    start, drawn = threading.Barrier(3), list[str]()
+
+    def read() -> None:
+        start.wait()
+        drawn.append(html_of(renderer, text))
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(LONG)
+    assert drawn == [markdown.render(text)] * 3
+    assert html_of(renderer, text) == drawn[0]
+    assert len(requests) == 1
+
+
+def test_what_is_kept_is_bounded(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text that was used last stays longest."""
+    monkeypatch.setattr(cache, "KEPT_MAX", 30_000)
+    texts = [f"{n} " + "word " * 1_000 for n in range(10)]
+    for text in texts:
+        html_of(renderer, text)
+        html_of(renderer, texts[0])
+    kept = [renderer.has(text) for text in texts]
+    assert kept[0]
+    assert kept[-1]
+    assert 2 <= sum(kept) < 8
+
+
+def test_first_requests_at_once_start_no_more_processes_than_allowed(renderer: Renderer) -> None:
+    """Two at most, however many threads come first."""
+    start, others = threading.Barrier(12), children()
+    drawn: list[str] = []
+
+    def read(number: int) -> None:
+        start.wait()
+        drawn.append(html_of(renderer, f"```python\nif {number}:\n```"))
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(12)]
+    for each in threads:
+        each.start()
+    most = 0
+    for each in threads:
+        each.join(LONG)
+        most = max(most, len(children() - others))
+    assert most <= PROCESSES
+    assert all(COLOURED in each for each in drawn)
+
+
+def children() -> set[int]:
+    """Rendering processes that this process has started."""
+    found = set()
+    for pid in tree(os.getpid())[1:]:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if b"halt.rendering.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(pid)
+    return found
+
+
+def test_short_work_does_not_wait_for_long_work(renderer: Renderer) -> None:
+    """While whole texts that take long are rendered, blocks are coloured by the other process."""
+    html_of(renderer, CODE)
+    lazy = CASES["quotes-lazy-lines"]["before"] + "b\n" * 20_000
+    long = [renderer.whole(f"{number}\n\n{lazy}") for number in range(20)]
+    done: list[int] = []
+    for each in long:
+        each.add_done_callback(lambda _: done.append(1))
+    assert COLOURED in renderer.within(LONG).patch(BlockStream().feed(CODE)).finished
+    assert len(done) < len(long)
+
+
+# --- Processes that fail --------------------------------------------------------------------------
+
+
+def test_a_process_that_was_killed_is_replaced(renderer: Renderer) -> None:
+    """The next text is rendered by another one, and its reader notices nothing."""
+    html_of(renderer, CODE)
+    (pid,) = renderer.pids
+    os.kill(pid, signal.SIGKILL)
+    assert COLOURED in html_of(renderer, f"{CODE}\nAgain.")
+    (other,) = renderer.pids
+    assert other != pid
+    assert ends(pid)
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_process_that_hangs_is_replaced(renderer: Renderer) -> None:
+    """What it was to render is shown plain in time; the next text has its colours."""
+    html_of(renderer, CODE)
+    (pid,) = renderer.pids
+    os.kill(pid, signal.SIGSTOP)
+    text = f"{CODE}\nIt hangs."
+    drawn = renderer.whole(text).result(LONG)
+    assert drawn.html == markdown.plain(text)
+    assert not drawn.over
+    assert ends(pid)
+    eventually(lambda: COLOURED in html_of(renderer, f"{CODE}\nOne more."))
+    assert COLOURED in html_of(renderer, text)  # it was no fault of the text
+
+
+def test_a_reader_does_not_wait_longer_than_it_wants(renderer: Renderer) -> None:
+    """One that has no more time gets plain text, and starts no work."""
+    html_of(renderer, CODE)
+    (pid,) = renderer.pids
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        page = renderer.within(0.5)
+        assert page.whole(f"{CODE}\na") == markdown.plain(f"{CODE}\na")
+        assert page.whole(f"{CODE}\nb") == markdown.plain(f"{CODE}\nb")
+        assert page.whole(CODE) == html_of(renderer, CODE)  # it is there
+        assert len(renderer._pool._jobs) == 1
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_process_never_outlives_its_worker(stopped: bool) -> None:
+    """Also where the worker is killed, and where the process itself hangs."""
+    program = (
+        "import time; from halt.rendering.renderer import Renderer; r = Renderer(); r.expect()\n"
+        "while not r.pids: time.sleep(0.01)\n"
+        "print(r.pids[0], flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as worker:
+        assert worker.stdout
+        pid = int(worker.stdout.readline())
+        if stopped:
+            os.kill(pid, signal.SIGSTOP)
+        worker.kill()
+        assert ends(pid)
+
+
+def test_it_inherits_nothing(renderer: Renderer, tmp_path: Path) -> None:
+    """No listening socket and no file of the worker's."""
+    with (tmp_path / "open").open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        html_of(renderer, CODE)
+        (pid,) = renderer.pids
+        held = {link.name: os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    assert set(held) == {"0", "1", "2"}
+    assert held["0"].startswith("socket:")
+    assert held["1"] == "/dev/null"
+
+
+def test_without_a_process_texts_are_plain(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log has one line, and a later text finds that there is one again."""
+    monkeypatch.setattr(pool, "RETRY_FIRST", 3600.0)
+    usual = Renderer()
+    python = tmp_path / "python"
+    renderer = Renderer((str(python), *usual._pool._command[1:]))
+    with caplog.at_level(logging.ERROR):
+        for number in range(20):
+            text = f"{CODE}\n{number}"
+            assert html_of(renderer, text) == markdown.plain(text)
+            assert not renderer.has(text)
+    assert len(caplog.records) == 1
+    assert "No such file" in caplog.text
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    assert COLOURED not in html_of(renderer, CODE)
+    renderer._pool._retry_at = 0.0  # the time has come
+    assert COLOURED in html_of(renderer, CODE)
+    renderer.close()
+
+
+@pytest.mark.parametrize("program", ["exit 3", "cat"])
+def test_a_program_that_is_none_is_noticed(
+    program: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that leaves at once, and one that never says that it is ready."""
+    monkeypatch.setattr(child, "START_MAX", 0.2)
+    others = children()
+    renderer = Renderer(("sh", "-c", program))
+    assert html_of(renderer, CODE) == markdown.plain(CODE)
+    assert "no rendering process can be started" in caplog.text
+    renderer.close()
+    assert children() == others
+
+
+def test_a_fault_of_ours_costs_no_more_than_the_look(
+    caplog: pytest.LogCaptureFixture, requests: list[Request]
+) -> None:
+    """The text is plain, also for the next reader; the log names the fault, not the text."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import halt.rendering.process as process\n"
+        "def render(text, _): raise KeyError(text)\n"
+        "process.render = render; process.main()"
+    )
+    renderer = Renderer((sys.executable, "-c", program, str(ROOT)))
+    assert html_of(renderer, CODE) == markdown.plain(CODE)
+    assert html_of(renderer, CODE) == markdown.plain(CODE)
+    assert len(requests) == 1
+    assert "KeyError" in caplog.text
+    assert "Look" not in caplog.text
+    assert len(renderer.pids) == 1
+    renderer.close()
+
+
+def test_one_without_work_ends() -> None:
+    """And the next text starts one again."""
+    renderer = Renderer(idle=0.05)
+    html_of(renderer, CODE)
+    eventually(lambda: not renderer.pids and not renderer._pool._slots[0].thread)
+    assert COLOURED in html_of(renderer, f"{CODE}\nAgain.")
+    renderer.close()
+
+
+def test_closing_leaves_nothing(renderer: Renderer) -> None:
+    """What waits is plain, and so is everything later."""
+    others = children()
+    html_of(renderer, CODE)
+    (pid,) = renderer.pids
+    os.kill(pid, signal.SIGSTOP)
+    waiting = [renderer.whole(f"{CODE}\n{number}") for number in range(3)]
+    renderer.close()
+    assert [each.result(LONG).html for each in waiting] == [
+        markdown.plain(f"{CODE}\n{number}") for number in range(3)
+    ]
+    assert ends(pid)
+    eventually(lambda: children() == others)
+    assert html_of(renderer, f"{CODE}\nlater") == markdown.plain(f"{CODE}\nlater")
+
+
+# --- In a server ----------------------------------------------------------------------------------
+
+
+def test_stop_is_answered_beside_a_hostile_answer(fake: FakeOpenAI, start_halt: StartHalt) -> None:
+    """And the hostile answer's page gets its end, in plain text."""
+    server = start_halt(fake, HALT_RATE_SESSION="1000/minute", HALT_RATE_ADDRESS="1000/minute")
+    pages: list[str] = []
+
+    def read(name: str) -> None:
+        said = f"{text_of(CASES[name])}\n\nend"
+        body = urlencode({"prompt": said, "model": "echo", "id": new_id()}).encode()
+        page = server.client().request("POST", f"/c/{new_id()}/messages", body, STREAMED)
+        pages.append(page.body.decode())
+
+    names = ["bash-backslashes", "c-blanks", "docker-newlines"]
+    readers = [threading.Thread(target=read, args=(name,)) for name in names]
+    for each in readers:
+        each.start()
+    slowest = 0.0
+    while any(each.is_alive() for each in readers):
+        running = server.client().chat("count?n=100000&rate=50")
+        running.until_text("1 ")
+        began = time.monotonic()
+        server.client().stop(running.id)
+        slowest = max(slowest, time.monotonic() - began)
+        running.close()
+    assert slowest < 10  # tens of milliseconds; minutes where a worker colours by itself
+    assert len(pages) == len(names)
+    for page in pages:
+        assert 'data-state="done"' in page
+        assert "<p>end</p>" in page
+    server.close()
+    assert server.gone

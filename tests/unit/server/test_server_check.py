@@ -1,0 +1,176 @@
+"""Halt looks at its server when it starts, and refuses one in which Stop cannot work."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import pytest
+
+from halt.app import create_app
+from halt.config.settings import Config
+from halt.testing.fake_openai import FakeOpenAI
+from halt.web.services import services
+from tests.support.halt_server import (
+    REFUSES_WITHIN,
+    ROOT,
+    HaltServer,
+    StartHalt,
+    halt_environment,
+    new_id,
+    refused,
+    refused_start,
+)
+from tests.support.sse import Client
+from tests.support.wire import SOON
+
+RIGHT = re.escape(f"Start Halt by `cd {ROOT} && gunicorn app:app`, without -k and --threads.")
+
+
+def elsewhere(folder: Path, *args: str, **env: str) -> tuple[int, str]:
+    """gunicorn from another folder, where it does not find its settings: exit status, output."""
+    command = [sys.executable, "-m", "gunicorn", "-b", "127.0.0.1:0", "--chdir", str(ROOT), *args]
+    return refused(command, folder, {"HALT_DATA": folder / "data", "HOME": folder, **env})
+
+
+@pytest.mark.parametrize(
+    ("args", "worker"),
+    [
+        (["app:app"], "sync"),
+        (["--threads", "300", "app:create_app()"], "gthread"),
+        (["--preload", "app:app"], "sync"),
+        (["-k", "asgi", "app:app"], "asgi"),
+    ],
+)
+def test_gunicorn_without_its_settings_is_refused(
+    tmp_path: Path, args: list[str], worker: str
+) -> None:
+    """In one line that names the right command; the master ends, and no worker is started again."""
+    status, printed = elsewhere(tmp_path, *args)
+    assert status == 4
+    assert re.search(f"^halt: gunicorn runs its {worker} worker, .*\\. {RIGHT}$", printed, re.M)
+    assert "Traceback" not in printed
+    assert printed.count("Booting worker") <= 1
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        (["-k", "sync", "--threads", "1"], "gunicorn runs its sync worker, "),
+        (["-k", "gthread"], "gunicorn runs its gthread worker, "),
+        (["--threads", "1"], "--threads=1 is too few: 500 streams "),
+        (["--max-requests", "3"], "--max-requests=3 is not allowed: "),
+        (["--strip-header-spaces"], "--strip-header-spaces is not allowed: "),
+    ],
+)
+def test_other_workers_are_refused(args: list[str], why: str) -> None:
+    """The master says so before it makes a worker, and prints nothing else."""
+    status, printed = refused_start(*args, OPENAI_BASE_URL="http://127.0.0.1:9/v1")
+    assert status == 1
+    assert re.fullmatch(f"halt: {why}.*\\. {RIGHT}\n", printed)
+
+
+def test_a_wrong_setting_ends_gunicorn_elsewhere_too(tmp_path: Path) -> None:
+    """A worker that finds a wrong setting is not started again and again."""
+    status, printed = elsewhere(tmp_path, "app:app", HALT_MAX_STREAMS="none")
+    assert status == 4
+    assert re.search(r"^halt: HALT_MAX_STREAMS=.none.", printed, re.M)
+    assert "Traceback" not in printed
+
+
+class Gunicorn(HaltServer):
+    """The command that a refusal names."""
+
+    command = ("-m", "gunicorn", "app:app")
+
+
+class FlaskRun(HaltServer):
+    """Flask's own server."""
+
+    command = ("-m", "flask", "--app", "app", "run", "--port", "0")
+    is_at = r"Running on http://([^\s,]+):(\d+)"
+
+
+@pytest.mark.parametrize("kind", [Gunicorn, FlaskRun])
+def test_a_server_with_threads_stops(kind: type[HaltServer], shared_fake: FakeOpenAI) -> None:
+    """A Stop is answered while its stream is open, and the stream ends."""
+    server = kind({"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"})
+    try:
+        stops(server.client())
+    finally:
+        server.close()
+
+
+def test_flask_run_with_one_thread_is_refused(tmp_path: Path) -> None:
+    """In one line that names the option."""
+    found = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "app", "run", "--port", "0", "--without-threads"],
+        cwd=ROOT,
+        env=halt_environment({"HALT_DATA": str(tmp_path)}),
+        capture_output=True,
+        text=True,
+        timeout=REFUSES_WITHIN,
+        check=False,
+    )
+    assert found.returncode == 4
+    assert found.stderr == "halt: One thread cannot stop a stream: leave out --without-threads.\n"
+
+
+class Threaded(ThreadingMixIn, WSGIServer):
+    """A WSGI server of another make."""
+
+    daemon_threads = True
+
+
+class Silent(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Log nothing."""
+
+
+@pytest.fixture
+def other(shared_fake: FakeOpenAI, tmp_path: Path) -> Iterator[Client]:
+    app = create_app(
+        Config(base_url=shared_fake.base_url, api_key="fake", data=str(tmp_path), token="12345678")
+    )
+    with make_server("127.0.0.1", 0, app, Threaded, Silent) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield Client("127.0.0.1", server.server_port, Authorization="Bearer 12345678")
+        server.shutdown()
+        thread.join(SOON)
+    services(app).generations.close()
+    services(app).store.close()
+
+
+def test_another_server_with_threads_stops(other: Client) -> None:
+    """So does any WSGI server that gives each request a thread."""
+    stops(other)
+
+
+def stops(client: Client) -> None:
+    stream_id = new_id()
+    with client.chat("stall?n=5", id=stream_id) as events:
+        events.until_text("4 ")
+        assert client.stop(stream_id).json["status"] == "stopped"
+        assert events.to_end().terminal["type"] == "cancelled"
+
+
+def test_an_address_that_others_reach_needs_a_token() -> None:
+    """gunicorn's own --bind is held to the same rule as HOST; a token lets it pass."""
+    model = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+    status, printed = refused_start("--bind", "0.0.0.0:0", **model)
+    assert status == 1
+    assert re.fullmatch("halt: --bind=0.0.0.0 is reachable from other machines and .*\n", printed)
+    server = HaltServer({**model, "HALT_TOKEN": "a-good-token"}, "--bind", "0.0.0.0:0")
+    server.close()
+
+
+def test_an_empty_number_of_workers_counts_as_unset(start_halt: StartHalt) -> None:
+    """gunicorn reads WEB_CONCURRENCY by itself, and fails on an empty one."""
+    assert start_halt("http://127.0.0.1:9/v1", WEB_CONCURRENCY="").client().get("/").status == 200

@@ -1,0 +1,348 @@
+"""Halt as a service: what it reports to systemd, and the unit and the image in `deploy/`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import shlex
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from halt import VERSION
+from halt.config import open_files
+from halt.config.environment import load
+from halt.config.settings import Config, ConfigError
+from halt.server import gunicorn_conf
+from halt.server.command_line import commands
+from halt.server.systemd import CLOSES_WITHIN, take_notify
+from halt.testing.fake_openai import FakeOpenAI
+from tests.resilience.servers import workers
+from tests.support.halt_server import ROOT, STARTS_WITHIN, HaltServer, eventually, settings
+from tests.support.reverse_proxies import binary, free_port, replaced
+
+UNIT = ROOT / "deploy" / "halt.service"
+CONTAINERFILE = ROOT / "deploy" / "Containerfile"
+#: So short that each turn of the master's loop may report; the workers' heartbeat is slower.
+WATCHDOG_MICROSECONDS = 40
+TURNS = 5
+
+
+class Systemd:
+    """The socket on which systemd takes reports of a service."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._socket.setblocking(False)
+        self._socket.bind(address.replace("@", "\0", 1))
+        self.senders: set[int] = set()
+
+    def report(self, within: float = STARTS_WITHIN) -> dict[str, str]:
+        """The next report, awaited; BlockingIOError where there is none."""
+        select.select([self._socket], [], [], within)
+        size = socket.CMSG_SPACE(struct.calcsize("3i"))
+        data, ancillary, _, _ = self._socket.recvmsg(4096, size)
+        self.senders.add(struct.unpack("3i", ancillary[0][2])[0])
+        return dict(line.split("=", 1) for line in data.decode().splitlines())
+
+    def until(self, name: str) -> dict[str, str]:
+        """The next report with this name, awaited; nothing but WATCHDOG=1 may come before it."""
+        while name not in (report := self.report()):
+            assert report == {"WATCHDOG": "1"}
+        return report
+
+    def left(self) -> list[dict[str, str]]:
+        """The reports that are there now."""
+        reports = []
+        try:
+            while True:
+                reports.append(self.report(within=0))
+        except BlockingIOError:
+            return reports
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Systemd]:
+    """systemd, with an abstract socket where the test's parameter says so."""
+    kind = getattr(request, "param", "path")
+    made = Systemd(f"@{tmp_path}/notify" if kind == "abstract" else str(tmp_path / "notify"))
+    yield made
+    made.close()
+
+
+class HeldServer(HaltServer):
+    """See `tests.support.held_app`."""
+
+    command = ("-m", "gunicorn", "tests.support.held_app:app")
+
+    def turn(self) -> None:
+        """Have the master's main loop turn, by a signal that it logs and that changes nothing."""
+        count = self.printed.count("signal: winch")
+        self.process.send_signal(signal.SIGWINCH)
+        eventually(lambda: self.printed.count("signal: winch") > count)
+
+
+class Service:
+    """A Halt that is started by systemd, whose workers wait while they load."""
+
+    def __init__(self, folder: Path, fake: FakeOpenAI, systemd: Systemd, **more: object) -> None:
+        os.mkfifo(folder / "pipe")
+        self._pipe = os.open(folder / "pipe", os.O_RDWR)
+        environment = {
+            "NOTIFY_SOCKET": systemd.address,
+            "WATCHDOG_USEC": WATCHDOG_MICROSECONDS,
+            "HELD_BY": folder / "pipe",
+            **more,
+        }
+        self.server = HeldServer(settings(fake, **environment), "--log-level", "info")
+
+    def load(self, count: int = 1) -> None:
+        """Let so many workers load."""
+        os.write(self._pipe, b"." * count)
+
+    def close(self) -> None:
+        self.load(100)
+        self.server.close()
+        os.close(self._pipe)
+
+
+StartService = Callable[..., Service]
+
+
+@pytest.fixture
+def start_service(
+    tmp_path: Path, shared_fake: FakeOpenAI, systemd: Systemd
+) -> Iterator[StartService]:
+    """Start a service with settings; it leaves at the test's end."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**more: object) -> Service:
+            service = Service(tmp_path, shared_fake, systemd, **more)
+            stack.callback(service.close)
+            return service
+
+        yield start
+
+
+def test_a_service_is_ready_when_a_worker_serves(
+    start_service: StartService, systemd: Systemd
+) -> None:
+    """READY=1 comes from the master once a worker has loaded, which then answers a request.
+
+    STOPPING=1 comes at SIGTERM, and asks for the time that the setting gives.
+    """
+    service = start_service(HALT_GRACEFUL_TIMEOUT=100)
+    server = service.server
+    for _ in range(TURNS):  # it listens, and its main loop runs
+        server.turn()
+    assert systemd.left() == []
+    service.load()
+    assert systemd.report() == {"READY": "1"}
+    assert server.client().get("/healthz").status == 200
+    server.terminate()
+    assert systemd.until("STOPPING") == {"STOPPING": "1", "EXTEND_TIMEOUT_USEC": "120000000"}
+    assert server.wait() == 0
+    assert systemd.left() == []
+    assert systemd.senders == {server.process.pid}
+
+
+@pytest.mark.parametrize("systemd", ["abstract"], indirect=True)
+def test_the_watchdog_hears_of_workers_that_turn(
+    start_service: StartService, systemd: Systemd
+) -> None:
+    """WATCHDOG=1 comes while one of two workers runs, never while both hang, and then again."""
+    service = start_service(WEB_CONCURRENCY=2)
+    server = service.server
+    service.load(2)
+    systemd.until("READY")
+    first, second = workers(server)
+    os.kill(first, signal.SIGSTOP)
+    for _ in range(2):
+        assert systemd.report() == {"WATCHDOG": "1"}
+    os.kill(second, signal.SIGSTOP)
+    server.turn()  # its last heartbeat may be told of
+    server.turn()
+    systemd.left()
+    for _ in range(TURNS):
+        server.turn()
+    assert systemd.left() == []
+    os.kill(first, signal.SIGCONT)
+    assert systemd.report() == {"WATCHDOG": "1"}
+    os.kill(second, signal.SIGCONT)
+
+
+def test_a_reload_is_over_when_a_new_worker_serves(
+    start_service: StartService, systemd: Systemd
+) -> None:
+    """RELOADING=1 comes at SIGHUP; READY=1 when a worker that was started since has loaded."""
+    service = start_service()
+    service.load()
+    assert systemd.report() == {"READY": "1"}
+    before = time.monotonic_ns()
+    service.server.process.send_signal(signal.SIGHUP)
+    reloading = systemd.until("RELOADING")
+    assert before <= int(reloading["MONOTONIC_USEC"]) * 1000 <= time.monotonic_ns()
+    for _ in range(TURNS):
+        service.server.turn()
+    assert {"READY": "1"} not in systemd.left()
+    service.load()
+    assert systemd.until("READY") == {"READY": "1"}
+    assert service.server.client().get("/healthz").status == 200
+
+
+def test_the_watchdog_of_another_process_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """WATCHDOG_PID names the process that is watched. All variables are taken away."""
+    for process, seconds in ((os.getpid(), 1.5), (os.getpid() + 1, 0.0)):
+        monkeypatch.setenv("NOTIFY_SOCKET", "@systemd")
+        monkeypatch.setenv("WATCHDOG_USEC", "1500000")
+        monkeypatch.setenv("WATCHDOG_PID", str(process))
+        assert take_notify() == ("@systemd", seconds)
+        assert take_notify() == ("", 0.0)
+    for no_time in ("", "soon", "-1", "9" * 400, "9" * 5000):
+        monkeypatch.setenv("WATCHDOG_USEC", no_time)
+        assert take_notify() == ("", 0.0)
+
+
+# --- the unit -------------------------------------------------------------------------------------
+
+
+def analyze(*args: str) -> subprocess.CompletedProcess[str]:
+    """What systemd's own tool says about a unit; it needs no running systemd."""
+    return subprocess.run(
+        [binary("systemd-analyze"), *args],
+        env={**os.environ, "SYSTEMD_COLORS": "0", "SYSTEMD_PAGER": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_systemd_knows_all_of_the_unit(tmp_path: Path) -> None:
+    """No directive is misspelt, and no value refused; only the program is another here."""
+    unit = tmp_path / UNIT.name
+    unit.write_text(replaced(UNIT.read_text(), ("/opt/halt/bin/halt-chat", sys.executable)))
+    verified = analyze("verify", "--man=no", "--recursive-errors=no", str(unit))
+    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+
+
+def test_the_unit_is_a_narrow_sandbox() -> None:
+    """systemd rates its exposure below 2 of 10."""
+    rated = analyze("security", "--offline=true", "--threshold=19", str(UNIT))
+    assert rated.returncode == 0, rated.stdout + rated.stderr
+    assert re.search(r"Overall exposure level for halt\.service: [01]\.\d ", rated.stdout)
+
+
+def test_the_unit_starts_a_command_that_exists() -> None:
+    """The arguments are those of the installed command, and the settings are settings."""
+    unit = directives(UNIT)
+    (start,) = unit["ExecStart"]
+    assert_is_the_command(shlex.split(start.removeprefix("/opt/halt/bin/")))
+    names = {each.metadata["env"] for each in fields(Config)}
+    assert {each.partition("=")[0] for each in unit["Environment"]} <= names
+    example = (ROOT / "deploy" / "halt.env").read_text()
+    assert set(re.findall(r"^#?(\w+)=", example, re.M)) <= names
+
+
+def test_the_times_of_the_unit_fit_those_of_halt() -> None:
+    """A worker that hangs is the master's to replace, and the grace of requests fits into a stop."""
+    unit = directives(UNIT)
+    assert int(unit["WatchdogSec"][0]) >= 1.5 * gunicorn_conf.HANGS_AFTER
+    assert int(unit["TimeoutStopSec"][0]) >= Config().graceful_timeout + CLOSES_WITHIN
+    assert int(unit["LimitNOFILE"][0]) == open_files.WANTED
+
+
+def directives(unit: Path) -> dict[str, list[str]]:
+    """The values of each directive."""
+    found: dict[str, list[str]] = {}
+    for name, value in re.findall(r"^(\w+)=(.*)$", unit.read_text(), re.M):
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def assert_is_the_command(words: list[str]) -> None:
+    """The words are a command line that an installed Halt has."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert words[0] in project["scripts"]
+    assert words[1:] == ["serve"]
+    assert "serve" in commands.commands
+
+
+# --- the image ------------------------------------------------------------------------------------
+
+
+INSTRUCTIONS = {
+    *("FROM", "ARG", "RUN", "USER", "ENV", "VOLUME", "EXPOSE"),
+    *("STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD"),  # COPY needs nothing: pip has all of it
+}
+
+
+class Image:
+    """What the Containerfile says: its instructions in order, and the last one of each kind."""
+
+    def __init__(self, text: str) -> None:
+        text = re.sub(r"^#.*\n", "", text, flags=re.M)
+        lines = re.sub(r"\\\n\s*", "", text).splitlines()
+        self.steps = [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines if line]
+        self.last = dict(self.steps)
+
+
+@pytest.fixture(scope="module")
+def image() -> Image:
+    """The image of `deploy/`, which no test builds."""
+    return Image(CONTAINERFILE.read_text())
+
+
+def test_the_image_runs_halt_as_a_user_of_its_own(image: Image) -> None:
+    """The instructions are known, the command and the version are Halt's, the user is not root."""
+    assert image.last.keys() <= INSTRUCTIONS
+    assert_is_the_command([*json.loads(image.last["ENTRYPOINT"]), *json.loads(image.last["CMD"])])
+    assert image.last["ARG"] == f"HALT_VERSION={VERSION}"
+    user = image.last["USER"]
+    kinds = [kind for kind, _ in image.steps]
+    assert user != "root"
+    assert f" {user} " in image.last["RUN"].partition("&&")[2]
+    assert kinds.index("USER") > kinds.index("RUN")
+    assert image.last["STOPSIGNAL"] == "SIGTERM"
+
+
+def test_the_image_keeps_its_data_in_the_volume_and_asks_for_a_token(image: Image) -> None:
+    """Its settings are Halt's own: it listens for other machines, which needs HALT_TOKEN."""
+    environment = dict(each.split("=") for each in shlex.split(image.last["ENV"]))
+    names = {each.metadata["env"] for each in fields(Config)}
+    assert environment.keys() <= names | {"PYTHONUNBUFFERED"}
+    assert environment["HALT_DATA"] == image.last["VOLUME"]
+    assert environment["PORT"] == image.last["EXPOSE"]
+    with pytest.raises(ConfigError, match="no HALT_TOKEN is set"):
+        load(environment)
+    assert load({**environment, "HALT_TOKEN": "a-long-token"}).host == "0.0.0.0"
+
+
+def test_the_image_says_whether_halt_serves(image: Image, halt: HaltServer) -> None:
+    """Its health check needs Python alone. It fails where nothing listens."""
+    command = json.loads(image.last["HEALTHCHECK"].partition("CMD ")[2])
+    assert command[0] == "python"
+    for port, is_healthy in ((halt.port, True), (free_port(), False)):
+        checked = subprocess.run(
+            [sys.executable, *command[1:]],
+            env={"PORT": str(port)},
+            capture_output=True,
+            check=False,
+        )
+        assert (checked.returncode == 0) == is_healthy, checked.stderr

@@ -1,0 +1,228 @@
+"""Admission of calls to the database: order, refusals while it does not answer, none while it is busy."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from halt.errors import RequestError, StoreUnavailable
+from halt.store import admission as module
+from halt.store.admission import FEW, NO_ANSWER, TOO_BUSY, Admission, Refused
+from tests.support.halt_server import eventually
+
+FAULT = StoreUnavailable("This could not be read: the disk is full.", "the disk is full")
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Its own clock; threads in its queue look at it every few milliseconds."""
+    found = Clock()
+    monkeypatch.setattr(module, "now", found)
+    monkeypatch.setattr(module, "TICK", 0.005)
+    return found
+
+
+class Watched(Admission):
+    """An admission whose calls say that they are in the queue."""
+
+    @property
+    def under_way(self) -> int:
+        return self._calls
+
+    def _await_place(self, waiter: Any, began: float) -> None:
+        call = threading.current_thread()
+        assert isinstance(call, Call)
+        call.queued.set()
+        super()._await_place(waiter, began)
+
+
+class Call(threading.Thread):
+    """A call in a thread, which goes on until it is told to end, and how."""
+
+    def __init__(self, admission: Admission, order: list[Call], *, urgent: bool = False) -> None:
+        super().__init__(daemon=True)
+        self.queued, self.inside, self.goes_on = (threading.Event() for _ in range(3))
+        self.fault: BaseException | None = None
+        self.refused = ""
+        self._gate, self._order, self._urgent = admission, order, urgent
+        self.start()
+
+    def run(self) -> None:
+        try:
+            with self._gate.call(urgent=self._urgent):
+                self._order.append(self)
+                self.inside.set()
+                assert self.goes_on.wait(60)
+                if self.fault is not None:
+                    raise self.fault
+        except Refused as refusal:
+            self.refused = str(refusal)
+        except (StoreUnavailable, RequestError):
+            pass
+
+    def end(self, fault: BaseException | None = None) -> None:
+        """End it: with success, where there is no fault."""
+        self.fault = fault
+        self.goes_on.set()
+        self.join(60)
+        assert not self.is_alive()
+
+
+class Crowd:
+    """The calls of a test of an admission with one place."""
+
+    def __init__(self, admission: Watched) -> None:
+        self.admission = admission
+        self.order: list[Call] = []
+        self.calls: list[Call] = []
+
+    def add(self, *, urgent: bool = False) -> Call:
+        """One more, which is past it, in its queue or refused when this returns."""
+        call = Call(self.admission, self.order, urgent=urgent)
+        self.calls.append(call)
+        eventually(lambda: call.inside.is_set() or call.queued.is_set() or not call.is_alive())
+        return call
+
+
+@pytest.fixture
+def crowd(clock: Clock) -> Iterator[Crowd]:
+    found = Crowd(Watched(1, wait=2.0))
+    yield found
+    for call in found.calls:
+        call.goes_on.set()
+    for call in found.calls:
+        call.join(60)
+
+
+def test_calls_go_through_in_their_order_and_an_urgent_one_first(crowd: Crowd) -> None:
+    """The recorder, which has text to save, goes before the others."""
+    first, second, third = crowd.add(), crowd.add(), crowd.add()
+    urgent = crowd.add(urgent=True)
+    for call in (first, urgent, second, third):
+        assert call.inside.wait(60)
+        call.end()
+    assert crowd.order == [first, urgent, second, third]
+    assert crowd.admission.under_way == 0
+
+
+def test_a_busy_database_refuses_no_call(crowd: Crowd, clock: Clock) -> None:
+    """Calls may wait for longer than PATIENCE, as long as one after the other ends."""
+    calls = [crowd.add() for _ in range(20)]
+    for call in calls:
+        assert call.inside.wait(60)
+        clock.time += module.PATIENCE * 0.9
+        call.end()
+    assert crowd.order == calls
+
+
+def test_of_those_that_wait_a_few_stay_when_nothing_answers(crowd: Crowd, clock: Clock) -> None:
+    """The others are refused, and whatever comes then is refused at once."""
+    calls = [crowd.add() for _ in range(20)]
+    urgent = crowd.add(urgent=True)
+    clock.time += module.PATIENCE
+    eventually(lambda: sum(not call.is_alive() for call in calls) == 21 - FEW)
+    refused = [call for call in calls if not call.is_alive()]
+    assert {call.refused for call in refused} == {NO_ANSWER}
+    late = crowd.add()
+    assert late.refused == NO_ANSWER
+    calls[0].end()  # it answers again
+    assert urgent.inside.wait(60)
+    assert not crowd.add().refused
+
+
+def test_a_call_that_was_answered_may_work_for_a_while(clock: Clock) -> None:
+    """A long transaction of Halt's own refuses none of those that wait for it."""
+    crowd = Crowd(Watched(1, wait=2.0))
+    with crowd.admission.call() as progress:
+        clock.time += module.PATIENCE / 2
+        progress()
+        for _ in range(10):
+            crowd.add()
+        clock.time += module.AT_WORK
+        assert not crowd.add().refused
+        clock.time += module.PATIENCE
+        assert crowd.add().refused
+        eventually(lambda: crowd.admission.under_way <= FEW)
+    for call in crowd.calls:
+        call.goes_on.set()
+    for call in crowd.calls:
+        call.join(60)
+        assert not call.is_alive()
+
+
+def test_the_few_do_not_wait_for_long(crowd: Crowd, clock: Clock) -> None:
+    """Each has waited for the time that is set, then it is refused; an urgent one stays."""
+    first, second, urgent = crowd.add(), crowd.add(), crowd.add(urgent=True)
+    clock.time += 2.0
+    second.join(60)
+    assert second.refused == NO_ANSWER
+    assert first.is_alive()
+    assert urgent.is_alive()
+
+
+def test_a_call_does_not_wait_for_ever_in_a_queue_that_moves(crowd: Crowd, clock: Clock) -> None:
+    """The reason is another one: the database answers, and has too much to do."""
+    first, last = crowd.add(), crowd.add()
+    while last.is_alive() and clock.time < 1000 + 2 * module.QUEUE_SECONDS:
+        clock.time += module.PATIENCE / 2
+        before = crowd.add(urgent=True)
+        first.end()
+        assert before.inside.wait(60)
+        first = before
+    last.join(60)
+    assert last.refused == TOO_BUSY
+
+
+def test_failures_are_no_progress_and_their_reason_is_told(crowd: Crowd, clock: Clock) -> None:
+    """A database that refuses soon is found out too; the first success is enough to end it."""
+    for _ in range(FEW):
+        crowd.add().end(FAULT)
+    calls = [crowd.add() for _ in range(FEW)]
+    assert crowd.add().refused == "the disk is full"
+    calls[0].end()
+    assert not crowd.add().refused
+
+
+def test_a_fault_of_the_callers_own_is_a_success(crowd: Crowd, clock: Clock) -> None:
+    """The database has answered."""
+    for _ in range(FEW):
+        crowd.add().end(RequestError("This cannot be changed."))
+    calls = [crowd.add() for _ in range(FEW + 1)]
+    assert not any(call.refused for call in calls)
+
+
+def test_what_was_known_is_forgotten_when_nothing_is_asked(crowd: Crowd, clock: Clock) -> None:
+    """Failures of FORGET_SECONDS ago refuse no call."""
+    for _ in range(FEW):
+        crowd.add().end(FAULT)
+    clock.time += module.FORGET_SECONDS + 1
+    assert not any(call.refused for call in [crowd.add() for _ in range(FEW + 5)])
+
+
+def test_a_place_is_kept_for_urgent_calls(clock: Clock) -> None:
+    """Whatever the others wait for, the recorder need not."""
+    crowd = Crowd(Watched(3, reserved=1, wait=2.0))
+    usual = [crowd.add() for _ in range(3)]
+    urgent = crowd.add(urgent=True)
+    assert urgent.inside.wait(60)
+    assert usual[0].inside.is_set()
+    assert usual[1].inside.is_set()
+    assert not usual[2].inside.is_set()
+    usual[0].end()
+    assert usual[2].inside.wait(60)
+    for call in (urgent, *usual[1:]):
+        call.end()
+    assert crowd.admission.under_way == 0

@@ -1,0 +1,524 @@
+"""What goes wrong with a database: said in one sentence, nothing half done, no file harmed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import resource
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config as AlembicConfig
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import event, text, update
+
+from halt.config.settings import ConfigError
+from halt.core.events import Content
+from halt.errors import StoreUnavailable, Unstorable
+from halt.store import database as database_module
+from halt.store.batches import Batch, Chunk
+from halt.store.database import Database, make_engine
+from halt.store.migrate import MIGRATIONS, database, open_database
+from halt.store.store import Store
+from halt.store.tables import REVISION, messages, metadata
+from tests.resilience.servers import Postgres
+from tests.support.halt_server import ROOT, refused_start
+from tests.support.races import together
+from tests.support.stores import (
+    DATABASES,
+    POSTGRES,
+    Chat,
+    Databases,
+    opened,
+    postgres_schema,
+)
+
+needs_postgres = pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")
+SENTENCE = re.compile(r"This could not be (saved|read): [a-z' -]+\.")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A store in SQLite that does not wait long for others."""
+    monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.05)
+    with opened(tmp_path) as found:
+        yield found
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a database consists of."""
+    return {each.name: each.read_bytes() for each in sorted(folder.glob("halt.db*"))}
+
+
+def fails(reason: str, *calls: Callable[[], object]) -> None:
+    """Each call is refused for this reason, in a sentence for users."""
+    for call in calls:
+        with pytest.raises(StoreUnavailable) as refused:
+            call()
+        fault = refused.value
+        assert fault.reason == reason
+        assert SENTENCE.fullmatch(fault.message)
+        assert (fault.code, fault.status, fault.retryable) == ("store_unavailable", 503, True)
+
+
+SILENT, UNREACHABLE = "the database does not answer", "the database cannot be reached"
+
+
+def outcome(call: Callable[[], object]) -> str:
+    """Why it was refused, "" where it was not."""
+    try:
+        call()
+    except StoreUnavailable as fault:
+        return fault.reason
+    return ""
+
+
+def refused(folder: Path, url: str = "") -> str:
+    """The one line with which a start on this database is refused."""
+    with pytest.raises(ConfigError) as caught:
+        open_database(folder, url)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# --- while it is used -------------------------------------------------------------------------------
+
+
+def test_a_lock_of_somebody_elses_is_waited_for_and_then_said(store: Store, tmp_path: Path) -> None:
+    """Nothing of what was asked for has happened, reading goes on, and later all is well."""
+    chat = Chat(store)
+    chat.says("a", "1")
+    stream_id = chat.ask("b")
+    chunk = Batch(chunks=(Chunk(stream_id, 1, [(1.0, Content("2"))]),))
+    with closing(sqlite3.connect(tmp_path / "halt.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        fails(
+            "the database is locked by another program",
+            partial(Chat(store, "other").ask, "c"),
+            partial(store.conversations.rename, chat.name, chat.owner, "title"),
+            partial(store.records.write, chunk),
+            partial(store.records.interrupt, stream_id),
+        )
+        assert chat.exchanges() == [("a", "1"), ("b", "")]
+    store.records.write(chunk)
+    chat.ends(stream_id, "2")
+    Chat(store, "other").says("c", "3")
+    assert chat.exchanges() == [("a", "1"), ("b", "2")]
+
+
+def test_own_writers_never_say_that_another_program_has_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait in Halt's own queue, however many there are and however slow they are."""
+    monkeypatch.setattr(database_module, "BUSY_SECONDS", 0.05)
+    with opened(tmp_path) as store:
+
+        def write(number: int) -> None:
+            with store.database.writing():
+                time.sleep(0.03)
+            Chat(store, f"chat-{number}").says("a", "1")
+
+        together(*[partial(write, number) for number in range(25)])
+        assert len(store.conversations.summaries("anna", limit=50).items) == 25
+
+
+@needs_postgres
+def test_a_lock_on_a_row_of_postgres_is_not_waited_for_long(tmp_path: Path) -> None:
+    """The same on PostgreSQL, where others go on with other conversations."""
+    with postgres_schema() as url, opened(tmp_path, url) as store:
+        chat = Chat(store)
+        chat.says("a", "1")
+        engine = make_engine(tmp_path, url)
+        with engine.connect() as other:
+            other.execute(text("SELECT * FROM conversations WHERE id = 'talk' FOR UPDATE"))
+            began = time.monotonic()
+            fails("the database is locked by another program", partial(chat.ask, "b"))
+            assert time.monotonic() - began > 1
+            Chat(store, "other").says("c", "3")
+            other.rollback()
+        engine.dispose()
+        chat.says("b", "2")
+
+
+def test_a_read_only_database_is_said(store: Store) -> None:
+    """What is there can be read."""
+    chat = Chat(store)
+    chat.says("a", "1")
+    event.listen(
+        store.database.engine, "connect", lambda raw, _: raw.execute("PRAGMA query_only=ON")
+    )
+    store.database.engine.dispose()
+    fails("the database is read-only", partial(chat.ask, "b"))
+    assert chat.exchanges() == [("a", "1")]
+
+
+@needs_postgres
+def test_a_read_only_postgres_is_said(tmp_path: Path) -> None:
+    """As of a standby server."""
+    with postgres_schema() as url:
+        open_database(tmp_path, url).close()
+        with opened(tmp_path, f"{url}%20-cdefault_transaction_read_only%3Don") as store:
+            fails("the database is read-only", partial(Chat(store).ask, "b"))
+            assert store.conversations.summaries("anna").items == ()
+
+
+def test_a_full_database_is_said_and_goes_on_when_there_is_room(store: Store) -> None:
+    """Nothing half done is left."""
+    chat = Chat(store)
+    chat.says("a", "1")
+    full = True
+
+    def limited(raw: sqlite3.Connection, _: object) -> None:
+        pages = raw.execute("PRAGMA page_count").fetchone()[0]
+        raw.execute(f"PRAGMA max_page_count={pages + 1 if full else 1_000_000}")
+
+    event.listen(store.database.engine, "connect", limited)
+    store.database.engine.dispose()
+    fails("the disk is full", partial(chat.ask, "b" * 100_000))
+    assert chat.exchanges() == [("a", "1")]
+    full = False
+    store.database.engine.dispose()
+    chat.says("b" * 100_000, "2")
+
+
+def test_a_disk_that_takes_no_more_is_said(tmp_path: Path) -> None:
+    """A real limit on the size of files, in a process of its own; what was there before stays."""
+    with opened(tmp_path) as store:
+        Chat(store).says("a", "1")
+    code = f"""
+import sys
+from pathlib import Path
+from halt.errors import StoreUnavailable, Unstorable
+from tests.support.stores import Chat, opened
+with opened(Path({str(tmp_path)!r})) as store:
+    chat = Chat(store, "other")
+    try:
+        chat.says("b" * 3_000_000, "2")
+    except StoreUnavailable as fault:
+        print(fault.message, chat.store.conversations.get("talk", "anna").exchanges[0].answer)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
+    )
+    assert re.fullmatch(
+        r"This could not be saved: the disk (is full|cannot be written to or read from)\. 1\n",
+        result.stdout,
+    )
+    with opened(tmp_path) as store:
+        assert Chat(store).exchanges() == [("a", "1")]
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["gone", "replaced"])
+def test_a_database_that_is_taken_away_is_said(
+    store: Store, tmp_path: Path, replaced: bool
+) -> None:
+    """Nothing is written to a file that nobody will find again; when it is back all goes on."""
+    chat = Chat(store)
+    chat.says("a", "1")
+    path, away = tmp_path / "halt.db", tmp_path / "away.db"
+    path.rename(away)
+    if replaced:
+        path.touch()
+    gone = "the database's file is not there any more"
+    fails(gone, partial(chat.ask, "b"), chat.now, partial(store.records.running_of, "worker-1"))
+    assert path.exists() == replaced
+    away.replace(path)
+    chat.says("b", "2")
+    assert chat.exchanges() == [("a", "1"), ("b", "2")]
+
+
+def test_a_damaged_page_is_said(tmp_path: Path) -> None:
+    """Where the damage shows up only when it is read."""
+    with opened(tmp_path) as store:
+        Chat(store).says("a" * 200_000, "1")
+    path = tmp_path / "halt.db"
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        for at in range(size // 2 // 4096 * 4096, size, 4096):
+            file.seek(at)
+            file.write(b"\xff" * 64)
+    with opened(tmp_path) as store:
+        fails("the database is damaged", lambda: store.conversations.get("talk", "anna"))
+
+
+@needs_postgres
+def test_a_server_that_has_gone_is_said_and_found_again(tmp_path: Path) -> None:
+    """Connections that broke are replaced without anybody noticing."""
+    with postgres_schema() as url, opened(tmp_path, url) as store:
+        chat = Chat(store)
+        chat.says("a", "1")
+        with store.database.reading() as connection:
+            pid = connection.scalar(text("SELECT pg_backend_pid()"))
+        engine = make_engine(tmp_path, url)
+        with engine.connect() as other:
+            other.execute(text(f"SELECT pg_terminate_backend({pid})"))
+        engine.dispose()
+        chat.says("b", "2")
+        assert chat.exchanges() == [("a", "1"), ("b", "2")]
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    """One of the test's own: others use the shared one while it is frozen."""
+    with Postgres() as found:
+        yield found
+
+
+@needs_postgres
+def test_a_frozen_server_is_given_up_and_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: Postgres
+) -> None:
+    """Neither its limits nor its kernel's say anything then; a few calls wait and no more."""
+    monkeypatch.setattr(database_module, "BUSY_SECONDS", 1)
+    with opened(tmp_path, postgres.url) as store:
+        chat = Chat(store)
+        chat.says("a", "1")
+        with postgres.frozen():
+            with ThreadPoolExecutor(12) as pool:
+                outcomes = list(pool.map(outcome, [chat.now] * 12))
+            assert {each for each in outcomes if each in {SILENT, UNREACHABLE}} == set(outcomes)
+            assert outcomes.count(SILENT) >= 2
+        chat.says("b", "2")
+        assert chat.exchanges() == [("a", "1"), ("b", "2")]
+
+
+@needs_postgres
+def test_a_statement_that_is_not_answered_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgres: Postgres
+) -> None:
+    """Where the server is frozen in the middle of it."""
+    monkeypatch.setattr(database_module, "STATEMENT_SECONDS", 0)
+    with opened(tmp_path, postgres.url) as store:
+        began = time.monotonic()
+
+        def sleep() -> None:
+            with store.database.reading() as connection:
+                connection.execute(text("SET LOCAL statement_timeout = 0"))
+                with postgres.frozen():
+                    connection.execute(text("SELECT 1"))
+
+        fails(UNREACHABLE, sleep)
+        assert time.monotonic() - began < 30
+        Chat(store).says("a", "1")
+
+
+@needs_postgres
+def test_a_server_that_is_not_there_is_said(tmp_path: Path) -> None:
+    """Nobody listens; the password is in no message."""
+    url = "postgresql://halt:hush-hush@127.0.0.1:1/halt"
+    store = Store(Database(make_engine(tmp_path, url)))
+    fails("the database cannot be reached", partial(store.conversations.get, "a", "b"))
+    message = refused(tmp_path, url)
+    assert "cannot be reached" in message
+    assert "hush" not in message
+
+
+def test_neither_sql_nor_what_was_said_is_logged(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault of the database is logged by its reason."""
+    store.database.engine.dispose()
+    event.listen(
+        store.database.engine, "connect", lambda raw, _: raw.execute("PRAGMA query_only=ON")
+    )
+    caplog.set_level("DEBUG", logger="halt")
+    fails("the database is read-only", partial(Chat(store).ask, "hush-hush"))
+    (record,) = caplog.records
+    assert record.getMessage() == "The store failed: the database is read-only (SQLITE_READONLY)"
+
+
+# --- at the start -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[Path]:
+    """A sound database, and its file for somebody to spoil."""
+    with opened(folder) as store:
+        Chat(store).says("a", "1")
+    yield folder / "halt.db"
+
+
+@pytest.mark.parametrize("damage", ["garbage", "header", "truncated"])
+def test_a_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path, damage: str) -> None:
+    """One line says so; every byte is as before."""
+    with made(tmp_path) as path:
+        sound = path.read_bytes()
+        broken = {
+            "garbage": b"This is no database. " * 1000,
+            "header": b"\0" * 100 + sound[100:],
+            "truncated": sound[: len(sound) // 2],
+        }
+        path.write_bytes(broken[damage])
+    before = files(tmp_path)
+    assert "the database is damaged. Nothing was changed" in refused(tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_a_database_of_a_newer_halt_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    """Who goes back to an older Halt is told, and loses nothing."""
+    with made(tmp_path) as path, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("UPDATE alembic_version SET version_num = '9999'")
+    before = files(tmp_path)
+    assert "was made by a newer Halt (its version is '9999')" in refused(tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    """Whether it is below a file, or in a place where nobody may write."""
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "data", Path("/proc/halt-data")):
+        message = refused(folder)
+        assert message.startswith(f"HALT_DATA: the folder {str(folder)!r} cannot be written to: ")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody who may not write")
+def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
+    """Its database is not used in part."""
+    with made(tmp_path):
+        pass
+    before = files(tmp_path)
+    for each in (tmp_path, *tmp_path.parents[:3]):
+        each.chmod(0o555 if each is tmp_path else 0o755)
+    os.seteuid(65534)
+    try:
+        message = refused(tmp_path)
+    finally:
+        os.seteuid(0)
+        tmp_path.chmod(0o755)
+    assert "cannot be written to: Permission denied" in message
+    assert files(tmp_path) == before
+
+
+def test_halt_itself_says_it_in_one_line(tmp_path: Path) -> None:
+    """No traceback, and an exit status that says that it has not started."""
+    (tmp_path / "halt.db").write_bytes(b"This is no database. " * 1000)
+    status, printed = refused_start(HALT_DATA=tmp_path, OPENAI_BASE_URL="http://127.0.0.1:9/v1")
+    assert status != 0
+    (line,) = [each for each in printed.splitlines() if each]
+    assert line.startswith("halt: HALT_DATA: ")
+    assert "the database is damaged" in line
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://halt:hush-hush@db/halt", "postgresql://halt:hush-hush@db", "hush-hush", "://"]
+)
+def test_another_kind_of_database_is_refused(tmp_path: Path, url: str) -> None:
+    """Without saying the password that stands in its address."""
+    message = refused(tmp_path, url)
+    assert message.startswith("DATABASE_URL is not the address of a PostgreSQL database")
+    assert "hush" not in message
+
+
+def test_postgres_without_its_driver_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message says what to install."""
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    message = refused(tmp_path, "postgresql://halt@127.0.0.1:1/halt")
+    assert 'pip install "psycopg[binary]"' in message
+
+
+@pytest.mark.parametrize("kind", DATABASES)
+def test_starts_at_the_same_moment_make_the_tables_once(tmp_path: Path, kind: str) -> None:
+    """The first one does; the others wait for it and find them."""
+    with ExitStack() as stack:
+        url = "" if kind == "sqlite" else stack.enter_context(postgres_schema())
+        for n, database in enumerate(together(*[partial(open_database, tmp_path, url)] * 4)):
+            store = Store(database)
+            Chat(store, f"chat-{n}").says("a", "1")
+            store.close()
+        with opened(tmp_path, url) as store:
+            assert len(store.conversations.summaries("anna").items) == 4
+
+
+@pytest.mark.parametrize("kind", DATABASES)
+def test_a_database_is_opened_when_it_is_used_and_looked_at_once(tmp_path: Path, kind: str) -> None:
+    """Made where it is new; where it is up to date, nobody who migrates is waited for."""
+    with ExitStack() as stack:
+        url = "" if kind == "sqlite" else stack.enter_context(postgres_schema())
+        folder = tmp_path / "data"
+        first, second = database(folder, url), database(folder, url)
+        assert not folder.exists()
+        Chat(Store(first)).says("a", "1")
+        with (folder / "migrate.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert Chat(Store(second)).exchanges() == [("a", "1")]
+        with second.writing() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = 'of the future'"))
+        fails(
+            "the database cannot be opened",
+            partial(Store(database(folder, url)).conversations.summaries, "anna"),
+        )
+        for each in (first, second):
+            each.close()
+
+
+def test_the_code_knows_the_last_step() -> None:
+    """By it a worker sees that there is nothing to do."""
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    assert ScriptDirectory.from_config(config).get_current_head() == REVISION
+
+
+@pytest.mark.parametrize("kind", DATABASES)
+def test_the_migrations_make_the_tables_that_the_code_knows(tmp_path: Path, kind: str) -> None:
+    """Each column and index, and nothing else but the index of all words."""
+    with ExitStack() as stack:
+        folder, url = Databases(tmp_path, stack).new(kind)
+        database = open_database(folder, url)
+        stack.callback(database.close)
+        with database.reading() as connection:
+            context = MigrationContext.configure(
+                connection,
+                opts={
+                    "include_name": lambda name, *_: (
+                        not (name or "").startswith(("messages_words", "words"))
+                    )
+                },
+            )
+            assert compare_metadata(context, metadata) == []
+
+
+def test_the_data_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """Others on the machine read no conversation."""
+    folder = tmp_path / "a" / "data"
+    with opened(folder) as store:
+        Chat(store).says("secret", "secret too")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        modes = {each.name: each.stat().st_mode & 0o777 for each in folder.glob("halt.db*")}
+    assert modes == dict.fromkeys(["halt.db", "halt.db-wal", "halt.db-shm"], 0o600)
+
+
+def test_values_that_it_does_not_take_are_no_outage(store: Store) -> None:
+    """To try the same again is in vain, so that the recorder goes on without them."""
+    with pytest.raises(Unstorable) as refused, store.database.writing() as connection:
+        connection.execute(text("INSERT INTO conversations (id) VALUES ('incomplete')"))
+    assert refused.value.status == 400
+    assert refused.value.message == (
+        "This could not be saved: the database does not take these values."
+    )
+
+
+def test_a_value_that_cannot_be_encoded_is_no_fault_of_the_database(store: Store) -> None:
+    """Of one answer: the recorder goes on with the others, and does not wait for the database."""
+    with pytest.raises(Unstorable), store.database.writing() as connection:
+        connection.execute(update(messages).values(folds=("\ud800",)))
+    assert store.conversations.summaries("anna").items == ()

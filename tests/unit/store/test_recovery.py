@@ -1,0 +1,617 @@
+"""Generations whose server was killed, restarted or told to leave: nothing that was saved is lost.
+
+The servers and databases here are real ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import http.client
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from sqlalchemy import event, update
+
+from halt.clock import now
+from halt.cluster import peers
+from halt.cluster.peers import Peers
+from halt.config.data_dir import socket_folder
+from halt.config.settings import Config
+from halt.core import steps
+from halt.core.elsewhere import Elsewhere
+from halt.core.events import Content, Done, Failed, Reasoning, ReasoningEnd, text_of
+from halt.core.generation import Recording
+from halt.core.log import Log
+from halt.core.metrics import Meter
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
+from halt.store.batches import Batch, Begun
+from halt.store.database import Database
+from halt.store.migrate import open_database
+from halt.store.replay import HOUR, Archive
+from halt.store.store import Store
+from halt.store.tables import conversations
+from halt.store.writer import Recorder
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.halt_server import HaltServer, StartHalt, asked, eventually, new_id
+from tests.support.races import together
+from tests.support.scripted import SOON, Scripted
+from tests.support.sse import Client, Events, Message
+from tests.support.stores import POSTGRES, opened, postgres_schema
+from tests.support.ws import WebSocket
+
+GAP = 100_000  # numbers that nobody gets between the last event that was saved and the end
+
+
+# --- a server that is killed ----------------------------------------------------------------------
+
+
+def ask(folder: Path, question: str, stream_id: str) -> Any:
+    """The database's answer to a question about a generation."""
+    with contextlib.closing(sqlite3.connect(folder / "halt.db")) as database:
+        found = database.execute(question, (stream_id,)).fetchone()
+    return found[0] if found else None
+
+
+def kill_worker(folder: Path, stream_id: str) -> None:
+    """`kill -9` of the one of the workers that has this stream, seen to its end."""
+    name = ask(folder, "SELECT worker FROM generations WHERE id = ?", stream_id)
+    with (folder / "run" / f"{name}.lock").open("rb") as lease:
+        os.kill(int(name.partition("-")[0]), signal.SIGKILL)
+        fcntl.flock(lease, fcntl.LOCK_SH)  # its lease is free when it has died
+
+
+def saved_events(folder: Path, stream_id: str) -> int:
+    """The newest event of a running generation that is in the database."""
+    question = (
+        "SELECT max(first_seq + json_array_length(payload) - 1) FROM chunks WHERE generation_id = ?"
+    )
+    return ask(folder, question, stream_id) or 0
+
+
+def say(client: Client, place: str, text: str, stream_id: str) -> int:
+    """Send a message of the page's; the status of the response."""
+    form = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
+    body = urlencode({"prompt": text, "id": stream_id}).encode()
+    return client.request("POST", f"{place}/messages", body, form).status
+
+
+def read_until_it_breaks(events: Events) -> list[Message]:
+    """Everything that a client got before its server was gone."""
+    with contextlib.suppress(http.client.IncompleteRead, ConnectionError, AssertionError):
+        for _ in events:
+            pass
+    return events.seen
+
+
+@pytest.fixture(scope="module")
+def mortal(
+    shared_fake: FakeOpenAI, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[HaltServer, Path]]:
+    """A server whose workers are killed again and again, and its data folder."""
+    folder = tmp_path_factory.mktemp("data")
+    env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
+    server = HaltServer({**env, "HALT_DATA": str(folder), "WEB_CONCURRENCY": "2"})
+    yield server, folder
+    server.close()
+
+
+@pytest.fixture
+def killed(mortal: tuple[HaltServer, Path]) -> Killed:
+    return Killed(*mortal)
+
+
+class Killed:
+    """A server of two workers, one of which is killed in the middle of its answer."""
+
+    def __init__(self, server: HaltServer, folder: Path) -> None:
+        self.server = server
+        self.folder = folder
+        self.client = server.client()
+
+    def stream(self, **fields: Any) -> tuple[str, list[Message], int]:
+        """The stream's ID, what its client got, and how much was saved for certain."""
+        events = self.client.chat("count?n=100000&gap_ms=5", **fields).until_text("20 ")
+        eventually(lambda: saved_events(self.folder, events.id) >= 20)
+        saved = saved_events(self.folder, events.id)
+        kill_worker(self.folder, events.id)
+        return events.id, read_until_it_breaks(events), saved
+
+
+def test_a_killed_server_loses_nothing_that_was_saved(killed: Killed) -> None:
+    """The replay has each event once, in order, as its reader got it, then the end: interrupted."""
+    stream_id, seen, saved = killed.stream()
+    replay = killed.client.follow(stream_id, 0).to_end()
+    *events, last, done = replay.seen
+    assert done.data == "[DONE]"
+    assert [int(each.id) for each in events] == list(range(1, len(events) + 1))
+    assert len(events) >= saved
+    assert seen[: len(events)] == events[: len(seen)]
+    assert int(last.id) == len(events) + GAP + 1
+    assert last.json["error"]["code"] == "interrupted"
+    assert last.json["error"]["retryable"] is True
+    eventually(partial(is_over, killed.client, stream_id))
+
+
+def test_a_reader_goes_on_behind_the_last_event_that_it_saw(killed: Killed) -> None:
+    """From any place, events that were never saved among them: nothing twice, then the end."""
+    stream_id, seen, saved = killed.stream()
+    whole = killed.client.follow(stream_id, 0).to_end().seen
+    for after in (1, 7, saved, len(seen), int(seen[-1].id) + 500):
+        rest = killed.client.follow(stream_id, after).to_end().seen
+        assert rest == [each for each in whole if not each.id or int(each.id) > after]
+    again = killed.client.follow(stream_id, Last_Event_ID=str(saved)).to_end().seen
+    assert again == killed.client.follow(stream_id, saved).to_end().seen
+
+
+def test_every_surface_replays_what_was_saved(killed: Killed) -> None:
+    """A socket and an EventSource get the same events and the same end as a stream of JSON."""
+    stream_id, _, _ = killed.stream()
+    whole = killed.client.follow(stream_id, 0).to_end().seen[:-1]
+    text = "".join(each.json["content"] for each in whole if int(each.id) > 3)
+    with WebSocket(killed.server) as socket:
+        socket.say(type="follow", id=stream_id)
+        socket.to_end(stream_id)
+        assert socket.seen[stream_id] == [(int(each.id), each.json) for each in whole]
+    source = killed.client.stream("GET", "/stream", headers={"Last-Event-ID": f"{stream_id}.3"})
+    messages = [each.json for each in source]
+    assert "".join(each["content"] for each in messages) == text
+    assert messages[-1]["error"]["code"] == "interrupted"
+
+
+def test_a_stream_belongs_to_its_session_also_after_a_crash(killed: Killed) -> None:
+    """Another session finds nothing."""
+    killed.client.get("/")
+    stream_id, _, _ = killed.stream(id=new_id())
+    assert killed.server.client().get(f"/streams/{stream_id}").status == 404
+    assert killed.client.get(f"/streams/{stream_id}").status == 200
+
+
+def test_the_page_shows_what_was_saved_as_interrupted(killed: Killed) -> None:
+    """The conversation goes on from there: nothing is being written in it any more."""
+    client, stream_id, place = killed.client, new_id(), f"/c/{new_id()}"
+    client.get("/")
+    assert say(client, place, "/fake count?n=100000&gap_ms=5", stream_id) == 200
+    eventually(lambda: saved_events(killed.folder, stream_id) >= 20)
+    kill_worker(killed.folder, stream_id)
+    shown = client.get(place).body.decode()
+    assert 'data-state="interrupted"' in shown
+    assert "0 1 2 3 4 5 6 7 8 9 10" in shown
+    assert 'data-state="running"' not in shown
+    feed = client.follow(f"{stream_id}/page", Last_Event_ID="10")
+    message = feed.next()
+    assert message is not None
+    assert 'data-state="interrupted"' in message.data
+    assert feed.next() is None
+    assert say(client, place, "Hello", new_id()) == 200
+
+
+def test_the_next_message_can_be_sent_as_soon_as_an_end_is_seen(killed: Killed) -> None:
+    """Whichever worker wrote the answer before, and whichever is asked now."""
+    client, place = killed.client, f"/c/{new_id()}"
+    client.get("/")
+    for _ in range(12):
+        stream_id = new_id()
+        assert say(client, place, "/fake count?n=1", stream_id) == 200
+        client.follow(stream_id, 0).to_end()
+
+
+def test_a_server_that_is_told_to_leave_saves_how_far_it_came(
+    start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """SIGTERM: the next server replays exactly what the readers of this one got, end included."""
+    server = start_halt(fake, HALT_DATA=tmp_path)
+    streams = [
+        server.client().chat("count?n=100000&gap_ms=5").until_text("20 "),
+        server.client().chat("reasoning_field?n=5&gap_ms=5"),
+        server.client().chat("silent_headers"),
+    ]
+    server.terminate()
+    got = [events.to_end().seen for events in streams]
+    assert server.wait() == 0
+    client = start_halt(fake, HALT_DATA=tmp_path).client()
+    for events, seen in zip(streams, got, strict=True):
+        assert client.follow(events.id, 0).to_end().seen == seen
+    assert streams[0].terminal["error"]["code"] == "interrupted"
+
+
+def is_over(client: Client, stream_id: str) -> bool:
+    """Whether a Stop finds it ended; the store may not answer in time on a busy machine."""
+    return bool(client.stop(stream_id).json["status"] == "finished")
+
+
+def test_an_ended_stream_is_replayed_by_a_later_server(
+    start_halt: StartHalt, fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """Text, thoughts and calls with their numbers, to the last byte: a stopped one's too."""
+    first = start_halt(fake, HALT_DATA=tmp_path)
+    client = first.client()
+    whole = client.chat("count?n=30").to_end()
+    stopped = client.chat("count?n=100000&gap_ms=5").until_text("9 ")
+    client.stop(stopped.id)
+    stopped.to_end()
+    first.terminate()
+    assert first.wait() == 0
+    client = start_halt(fake, HALT_DATA=tmp_path).client()
+    for events in (whole, stopped):
+        assert client.follow(events.id, 0).to_end().seen == events.seen
+        eventually(partial(is_over, client, events.id))
+
+
+# --- a store that is not well ---------------------------------------------------------------------
+
+
+class Desk:
+    """A recorder at a real database, to which a test does what may happen to one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.database = open_database(folder)
+        self.store = Store(self.database)
+        self.recorder = Recorder(self.store.records, "worker-1")
+        self.archive = Archive(self.store.records, lambda worker: worker == "worker-1")
+
+    def begin(self, stream_id: str = "a-stream") -> Recording:
+        recording = Recording(stream_id, "somebody", Log(10_000_000), started_at=now())
+        self.recorder.begin(recording)
+        return recording
+
+    def say(self, recording: Recording, *texts: str) -> None:
+        for text in texts:
+            recording.note(text, now())
+            recording.log.append(Content(text))
+
+    def end(self, recording: Recording) -> None:
+        recording.log.end(lambda: Done("stop", Meter().snapshot()))
+        recording.ended_at = now()
+        self.recorder.ended()
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    made = Desk(tmp_path)
+    yield made
+    made.recorder.close()
+    made.store.close()
+
+
+@contextlib.contextmanager
+def locked(desk: Desk) -> Iterator[None]:
+    """Another program has the database for itself."""
+    with contextlib.closing(sqlite3.connect(desk.folder / "halt.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+def spoilt(pragma: str, well: str) -> Callable[[Desk], contextlib.AbstractContextManager[None]]:
+    """Each connection is told this, and told otherwise afterwards."""
+
+    @contextlib.contextmanager
+    def spoil(desk: Desk) -> Iterator[None]:
+        said = pragma
+
+        def tell(connection: sqlite3.Connection, *_: object) -> None:
+            connection.execute(f"PRAGMA {said}").fetchall()
+
+        event.listen(desk.database.engine, "checkout", tell)
+        yield
+        said = well
+
+    return spoil
+
+
+FAULTS = {
+    "locked": (locked, "the database is locked by another program"),
+    "full": (spoilt("max_page_count=1", "max_page_count=1000000"), "the disk is full"),
+    "read-only": (spoilt("query_only=1", "query_only=0"), "the database is read-only"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_store_that_is_not_well_breaks_no_stream_and_catches_up(
+    desk: Desk, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All events reach the readers, it is said why they are not saved, and later they are."""
+    spoil, reason = FAULTS[fault]
+    recording = desk.begin()
+    desk.say(recording, "before ")
+    eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
+    with spoil(desk):
+        desk.say(recording, "meanwhile ", "x" * 100_000)
+        assert recording.log.last == 3  # nobody has waited
+        eventually(lambda: desk.recorder.saving.state == "failed")
+        assert desk.recorder.saving.reason == reason
+    desk.say(recording, " after")
+    desk.end(recording)
+    assert desk.recorder.written("a-stream", SOON)
+    assert desk.recorder.saving.state == "saved"
+    replay = desk.archive.get("a-stream", "somebody")
+    assert replay is not None
+    assert replay.log.read(0) == recording.log.read(0)
+    assert replay.answer() == recording.answer()
+    said = [r.getMessage() for r in caplog.records if r.levelname != "DEBUG"]
+    assert len(said) == 2, said
+
+
+# --- what the store gives back --------------------------------------------------------------------
+
+
+def test_a_recording_from_the_store_is_the_one_that_was_made(desk: Desk) -> None:
+    """Its events with their times, its text, its thoughts, its owner's alone."""
+    recording = desk.begin()
+    for each in (Reasoning("a thought"), Content("some "), Content("text")):
+        recording.note(text_of(each), now())
+        recording.log.append(each)
+    desk.end(recording)
+    assert desk.recorder.written("a-stream", SOON)
+    found = desk.archive.get("a-stream", "somebody")
+    assert found is not None
+    assert found.log.read(0) == recording.log.read(0)
+    assert found.answer() == (3, "some text")
+    assert [fold.text for fold in steps.folds(found)] == ["a thought"]
+    for number in (1, 2, 3):
+        came = recording.came_at(number) - recording.started_at
+        assert found.came_at(number) - found.started_at == pytest.approx(came, abs=0.001)
+    assert found.state == "done"
+    assert desk.archive.get("a-stream", "somebody else") is None
+    assert desk.archive.get("another-stream", "somebody") is None
+
+
+def test_a_recording_from_the_store_knows_which_text_was_a_thought(desk: Desk) -> None:
+    """Its text is the answer's alone, and the thought is a fold."""
+    recording = desk.begin()
+    for each in (Content("Okay. "), Content("So."), ReasoningEnd(), Content("Hello")):
+        recording.note_event(each, now())
+        recording.log.append(each)
+    desk.end(recording)
+    assert desk.recorder.written("a-stream", SOON)
+    found = desk.archive.get("a-stream", "somebody")
+    assert found is not None
+    assert found.answer() == recording.answer() == (4, "Hello")
+    assert [fold.text for fold in steps.folds(found)] == ["Okay. So."]
+
+
+def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
+    """It learns that it is over, whatever its length; of another session's it learns nothing."""
+    for stream_id in ("a-stream", "dead-stream"):
+        desk.say(desk.begin(stream_id), "text")
+    desk.end(recording := desk.begin("an-end"))
+    assert desk.recorder.written(recording.id, SOON)
+    eventually(lambda: saved_events(desk.folder, "dead-stream") == 1)
+    statements: list[str] = []
+
+    def note(*told: Any) -> None:
+        if threading.current_thread().name == "halt-lookup":  # the recorder may sweep meanwhile
+            statements.append(told[2])
+
+    event.listen(desk.database.engine, "before_cursor_execute", note)
+    upstream = Scripted()
+    service = Generations(Config(), upstream, StopRegistry(), elsewhere=Elsewhere(desk.archive))
+    ids = ("an-end", "a-stream", "unknown-stream")
+    with contextlib.closing(service):
+
+        def statuses() -> list[str]:
+            receipts = service.stop_each([(each, None) for each in ids], "somebody")
+            return [each.status for each in receipts]
+
+        # The store may not answer in time on a busy machine.
+        eventually(lambda: statuses() == ["finished", "pending", "pending"])
+        assert service.stop("an-end", "somebody else").status == "pending"
+    assert statements
+    assert not [each for each in statements if "generations.events" in each]
+    upstream.dispose()
+    assert Archive(desk.store.records, lambda worker: False).is_over("dead-stream", "somebody")
+
+
+def test_a_running_generation_is_not_the_archives(desk: Desk) -> None:
+    """While its worker lives it is neither handed out nor ended."""
+    recording = desk.begin()
+    desk.say(recording, "text")
+    eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
+    assert desk.archive.get("a-stream", "somebody") is None
+    assert desk.archive.recover() == 0
+    desk.end(recording)
+    assert desk.recorder.written("a-stream", SOON)
+
+
+def test_a_dead_workers_generations_are_ended_once(desk: Desk) -> None:
+    """However many look after it at the same time, and whoever asks for one first."""
+    recordings = [desk.begin(f"stream-{n}") for n in range(5)]
+    for recording in recordings:
+        desk.say(recording, "some ", "text")
+        eventually(lambda: saved_events(desk.folder, recording.id) == 2)
+    databases = [open_database(desk.folder) for _ in range(4)]
+    counts: list[int] = []
+    started = threading.Barrier(len(databases))
+
+    def recover(database: Database) -> None:
+        started.wait(SOON)
+        counts.append(Archive(Store(database).records, lambda worker: False).recover())
+
+    threads = [threading.Thread(target=recover, args=(each,)) for each in databases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SOON)
+    assert sum(counts) == 5
+    for recording in recordings:
+        found = desk.archive.get(recording.id, "somebody")
+        assert found is not None
+        assert found.answer() == (2, "some text")
+        assert isinstance(found.log.ended, Failed)
+        assert found.log.ended.error.code == "interrupted"
+        assert found.log.last == 2 + GAP + 1
+    for database in databases:
+        database.close()
+
+
+def test_who_asks_for_an_answer_of_a_dead_worker_gets_it_at_once(desk: Desk) -> None:
+    """Nobody has to wait until somebody has looked after the dead."""
+    desk.say(desk.begin(), "text")
+    eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
+    found = Archive(desk.store.records, lambda worker: False).get("a-stream", "somebody")
+    assert found is not None
+    assert found.answer() == (1, "text")
+
+
+def test_a_worker_of_another_folder_is_dead_only_when_it_began_nothing_for_long(
+    desk: Desk, tmp_path: Path
+) -> None:
+    """Whether it lives can't be known here; a name of an earlier Halt is one of this folder."""
+    mine, other = Peers(tmp_path / "mine"), Peers(tmp_path / "other")
+    for each in (mine, other):
+        each.begin(lambda said, channel: None)
+    began = time.time()
+    for stream_id, worker in (("old-stream", "9999999-abcdef12"), ("its-stream", other.name)):
+        desk.store.records.write(Batch((Begun(stream_id, "somebody", worker, "", began),)))
+    other.close()
+    assert Archive(desk.store.records, mine.alive, 10.0).recover() == 1
+    assert desk.store.records.workers_running().keys() == {other.name}
+    assert Archive(desk.store.records, mine.alive, -HOUR).get("its-stream", "somebody") is not None
+    mine.close()
+
+
+@pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")
+def test_two_halts_on_one_database_leave_each_others_answers_alone(
+    start_halt: StartHalt, shared_fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """Each has a folder of its own. Neither one that starts nor one that is asked ends them."""
+    with postgres_schema() as url:
+        first, second = (start_halt(shared_fake, DATABASE_URL=url) for _ in range(2))
+        said = new_id()
+        with first.client().chat("stall?n=5&rest=5", said) as events:
+            events.until_text("4 ")
+            place = f"/streams/{events.id}"
+            with opened(tmp_path, url) as store:
+                eventually(lambda: store.records.exists(events.id))
+            third = start_halt(shared_fake, DATABASE_URL=url)
+            assert [each.client().get(place).status for each in (second, third)] == [404, 404]
+            asked(shared_fake, said).release()
+            assert events.to_end().terminal["type"] == "done"
+        eventually(lambda: second.client().get(place).status == 200)
+        assert '"type":"done"' in second.client().get(place).body.decode()
+        for each in (first, second, third):
+            each.close()
+
+
+def test_a_worker_that_is_being_tidied_up_after_counts_as_dead(tmp_path: Path) -> None:
+    """Who asks for one of its answers meanwhile is not told that there is none."""
+    seen: list[bool | None] = []
+    dead, asking = Peers(tmp_path), Peers(tmp_path)
+    tidying = Peers(tmp_path, lambda name: seen.append(asking.alive(name)))
+    for each in (dead, asking, tidying):
+        each.begin(lambda said, channel: None)
+    assert asking.alive(dead.name)
+    os.close(dead._lease)  # as the system does at its death
+    tidying.sweep()
+    assert seen == [False]
+    assert not asking.alive(dead.name)
+    for each in (dead, asking, tidying):
+        each.close()
+
+
+def test_one_of_several_workers_tidies_up_after_a_dead_one(tmp_path: Path) -> None:
+    """Of three that look at the same moment one does it, and no file is left of the dead ones."""
+    buried: list[str] = []
+    living = [Peers(tmp_path, buried.append) for _ in range(3)]
+    for each in living:
+        each.begin(lambda said, channel: None)
+    run = tmp_path / "run"
+    dead = {f"{number}-dead" for number in range(200)}
+    for name in dead:
+        (run / f"{name}.lock").touch()
+    together(*(each.sweep for each in living))
+    assert sorted(buried) == sorted(dead)
+    assert {path.stem for path in run.glob("*.lock")} == {each.name for each in living}
+    assert not list(run.glob("*.cleanup"))
+    for each in living:
+        each.close()
+
+
+def test_workers_whose_files_are_taken_away_are_not_taken_for_dead(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each makes its own again and says so once; one that begins meanwhile buries nobody either."""
+    buried: list[str] = []
+    first, second, third = (Peers(tmp_path, buried.append) for _ in range(3))
+    run = tmp_path / "run"
+
+    def is_there(each: Peers) -> bool:
+        sockets = socket_folder(run)  # another one, where names are too long
+        return all(map(Path.exists, (run / f"{each.name}.lock", sockets / f"{each.name}.sock")))
+
+    for each in (first, second):
+        each.begin(lambda said, channel: channel.send(said))
+        each.watch()
+    for _ in range(2):
+        shutil.rmtree(run)
+        assert first.alive(second.name)
+        assert second.alive(first.name)
+        eventually(lambda: is_there(first) and is_there(second))
+        with first.ask(b"Who?", SOON) as answers:
+            assert [said for _, said, _ in answers] == [b"Who?"]
+    said = [each for each in caplog.messages if "taken away" in each]
+    assert 2 <= len(said) <= 4  # once each time, where it was well in between
+    shutil.rmtree(run)
+    third.begin(lambda said, channel: None)
+    assert third.alive(first.name)
+    third.watch()
+    eventually(lambda: is_there(first) and is_there(second))
+    assert buried == []
+    for each in (first, second, third):
+        each.close()
+
+
+def test_a_worker_without_files_is_dead_when_its_process_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that runs may be about to make them again; one without a file at all was never here."""
+    worker = Peers(tmp_path)
+    (tmp_path / "run").mkdir(mode=0o700)
+    worker.begin(lambda said, channel: None)
+    assert not worker.alive("1-unknown")
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    shutil.rmtree(tmp_path / "run")
+    assert not worker.alive(f"{gone.pid}-gone")
+    assert worker.alive(f"{os.getpid()}-hangs")
+    worker.watch()
+    eventually((tmp_path / "run" / f"{worker.name}.lock").exists)
+    monkeypatch.setattr(peers, "MENDED_WITHIN", 0.0)
+    assert worker.alive(f"{os.getpid()}-hangs")
+    worker.close()
+
+
+# --- what is kept for a time only -----------------------------------------------------------------
+
+
+def test_deleted_conversations_are_gone_on_a_server_that_is_only_looked_at(
+    tmp_path: Path, start_halt: StartHalt, shared_fake: FakeOpenAI
+) -> None:
+    """60 conversations that were deleted three days ago are removed, though nothing is generated."""
+    store = Store(open_database(tmp_path, ""))
+    for number in range(60):
+        conversation_id = f"deleted-{number:03}"
+        store.turns.begin(conversation_id, "somebody", "Hello", [(new_id(), "")], worker="gone")
+        store.conversations.delete(conversation_id, "somebody")
+    with store.database.writing() as connection:
+        connection.execute(update(conversations).values(deleted_at=time.time() - 3 * 86_400))
+    store.close()
+    server = start_halt(shared_fake, HALT_DATA=str(tmp_path))
+    assert server.client().get("/").status == 200
+    eventually(lambda: ask(tmp_path, "SELECT count(*) FROM conversations WHERE id <> ?", "") == 0)
+    assert ask(tmp_path, "SELECT count(*) FROM messages WHERE role <> ?", "") == 0

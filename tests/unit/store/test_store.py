@@ -1,0 +1,1498 @@
+"""The contract of the store, on SQLite and PostgreSQL: structure, text, recording, recovery."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from sqlalchemy import event, func, insert, select
+
+from halt.core import notes
+from halt.core.events import (
+    Cancelled,
+    Content,
+    Done,
+    ErrorInfo,
+    Event,
+    Failed,
+    Reasoning,
+    ReasoningEnd,
+)
+from halt.core.metrics import NO_FIGURES
+from halt.core.steps import Fold
+from halt.errors import RequestError, StreamInUse
+from halt.store import transfer as module
+from halt.store.batches import Batch, Chunk, Ended
+from halt.store.database import make_engine
+from halt.store.generations import GAP
+from halt.store.headings import TITLE_MOST
+from halt.store.migrate import MIGRATIONS
+from halt.store.models import (
+    Busy,
+    Conversation,
+    Exchange,
+    Moved,
+    Settings,
+    UnknownConversation,
+    Usage,
+)
+from halt.store.portable import PortableConversation, PortableMessage, read, to_json, to_markdown
+from halt.store.store import Store
+from halt.store.tables import chunks, conversations, messages
+from tests.support.races import together
+from tests.support.stores import (
+    DATABASES,
+    DONE,
+    METRICS,
+    WORKER,
+    Chat,
+    Databases,
+    begun,
+    ends,
+    opened,
+    postgres_schema,
+)
+
+STOPPED = Cancelled(METRICS)
+UNWATCHED = Cancelled(METRICS, "no_viewer")
+BROKEN = Failed(ErrorInfo("stalled", "It stalled.", True), METRICS)
+DAY = 86_400.0
+
+
+@pytest.fixture(scope="module")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    with ExitStack() as stack:
+        yield Databases(tmp_path_factory.mktemp("databases"), stack)
+
+
+@pytest.fixture(params=DATABASES)
+def store(request: pytest.FixtureRequest, databases: Databases) -> Iterator[Store]:
+    with opened(*databases.new(request.param)) as found:
+        yield found
+
+
+@pytest.fixture
+def chat(store: Store) -> Chat:
+    return Chat(store)
+
+
+def test_an_exchange_is_open_until_its_stream_ends(chat: Chat) -> None:
+    """The prompt is there at once; answer, model and end are written when the stream ends."""
+    stream_id = chat.ask("Hello?")
+    (asked,) = chat.now().exchanges
+    assert (asked.prompt, asked.stream_id, asked.answer) == ("Hello?", stream_id, "")
+    assert (asked.ended, asked.state, asked.running) == (None, "running", True)
+    chat.ends(stream_id, "Hello.")
+    (said,) = chat.now().exchanges
+    assert (said.answer, said.model, said.ended, said.state) == ("Hello.", "m-1", DONE, "done")
+    assert (said.prompt_id, said.answer_id) == (asked.prompt_id, asked.answer_id)
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        (DONE, "Go on."),
+        (STOPPED, f"{notes.STOPPED}\n\nGo on."),
+        (UNWATCHED, f"{notes.STOPPED}\n\nGo on."),
+        (BROKEN, f"{notes.BROKEN}\n\nGo on."),
+        (Done("abort", METRICS), f"{notes.BROKEN}\n\nGo on."),
+        (Done("length", METRICS), "Go on."),
+    ],
+    ids=["done", "stopped", "unwatched", "broken", "aborted", "length"],
+)
+def test_the_model_is_told_what_was_seen(
+    chat: Chat, how: Done | Cancelled | Failed, told: str
+) -> None:
+    """A stopped or broken answer is saved and told as it was seen; the next prompt says that it was
+    cut, since a mark in the model's own words would be imitated."""
+    chat.says("Tell me.", "Half an", how)
+    chat.ask("Go on.")
+    assert chat.exchanges() == [("Tell me.", "Half an"), ("Go on.", "")]
+    assert chat.told() == [("user", "Tell me."), ("assistant", "Half an"), ("user", told)]
+
+
+def test_a_note_that_a_model_has_copied_is_not_told_again(chat: Chat) -> None:
+    """Earlier versions put it into the assistant's words; answers that end with it were saved."""
+    chat.says("a", "Whole.\n\n[The user stopped this answer here.]")
+    chat.says("b", "[This answer broke off here.]")
+    stream_id = chat.ask("c")
+    assert chat.told() == [("user", "a"), ("assistant", "Whole."), ("user", "b\n\nc")]
+    chat.store.turns.take_back(chat.name, stream_id)
+    chat.ask("What does “[The user stopped this answer here.]” mean?")
+    assert [role for role, _ in chat.told()] == ["user", "assistant", "user", "assistant", "user"]
+    assert chat.told()[1] == ("assistant", "Whole.\n\n[The user stopped this answer here.]")
+
+
+@pytest.mark.parametrize(
+    ("ended", "answer", "state"),
+    [
+        (Done("insufficient_system_resource", METRICS), "Half an", "error"),
+        (Done("stop", METRICS), "", "error"),
+        (Done(None, METRICS), " \n", "error"),
+        (Done("stop", METRICS), "Hello.", "done"),
+        (Done("length", METRICS), "", "done"),
+        (Done("content_filter", METRICS), "Half an", "done"),
+    ],
+)
+def test_an_end_that_is_none_is_a_failure(chat: Chat, ended: Done, answer: str, state: str) -> None:
+    """What its model's server broke off, and what brought nothing, is no answer that is done."""
+    chat.says("a", answer, ended)
+    assert chat.now().exchanges[0].state == state
+
+
+def test_the_system_prompt_comes_first_and_only_where_there_is_one(chat: Chat) -> None:
+    """It is the first message, and no empty one is sent."""
+    chat.ask("Hello?")
+    assert chat.told("Be brief.") == [("system", "Be brief."), ("user", "Hello?")]
+    assert chat.told() == [("user", "Hello?")]
+
+
+def test_prompts_without_an_answer_go_as_one(chat: Chat) -> None:
+    """After answers that failed before any text the prompts are merged: turns alternate."""
+    chat.says("One?", "", BROKEN)
+    chat.says("Two?", "", BROKEN)
+    chat.ask("Three?")
+    assert chat.told("S") == [("system", "S"), ("user", "One?\n\nTwo?\n\nThree?")]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
+def test_a_prompt_whose_answer_nobody_waited_for_is_kept(chat: Chat, again: bool) -> None:
+    """Whoever was not there could not be given it back; it can be answered again, or discarded."""
+    if again:
+        chat.says("Why?", "So.")
+    stream_id = chat.again() if again else chat.ask("Why?")
+    chat.ends(stream_id, "", UNWATCHED)
+    assert (chat.last().prompt, chat.last().answer, chat.last().state) == ("Why?", "", "stopped")
+    left = chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id)
+    assert left == (None if again else "Why?")
+    assert chat.exchanges() == ([("Why?", "So.")] if again else [])
+
+
+def test_nobody_goes_on_with_what_they_have_not_seen(chat: Chat) -> None:
+    """A prompt that names another last prompt than the path's is refused, and leaves nothing."""
+
+    def ask(after: int) -> None:
+        answers = [(chat.new_stream(), "")]
+        chat.store.turns.begin(chat.name, chat.owner, "Next?", answers, worker=WORKER, after=after)
+
+    chat.says("a", "1")
+    first = chat.last().prompt_id
+    chat.says("b", "2")
+    for after in (first, 0):
+        with pytest.raises(Moved):
+            ask(after)
+    assert chat.exchanges() == [("a", "1"), ("b", "2")]
+    ask(chat.last().prompt_id)
+    assert chat.exchanges() == [("a", "1"), ("b", "2"), ("Next?", "")]
+
+
+def test_turns_always_alternate(chat: Chat) -> None:
+    """Whatever happened before, no two messages of one role follow each other."""
+    chat.says("a", "1")
+    chat.says("b", "", BROKEN)
+    chat.says("c", "", STOPPED)
+    chat.says("d", "2", STOPPED)
+    chat.says("e", "", DONE)
+    chat.ask("f")
+    roles = [role for role, _ in chat.told()]
+    assert roles == ["user", "assistant"] * 2 + ["user"]
+    assert ("user", "b\n\nd") in chat.told()
+
+
+def test_a_prompt_that_was_stopped_before_any_text_is_taken_back(chat: Chat) -> None:
+    """Stop before the first word means "never mind": the page gives the prompt back to the user."""
+    chat.says("Kept.", "Yes.")
+    chat.says("Never mind.", "", STOPPED)
+    assert chat.exchanges() == [("Kept.", "Yes.")]
+    chat.says("Instead.", "Good.")
+    assert chat.exchanges() == [("Kept.", "Yes."), ("Instead.", "Good.")]
+
+
+def test_a_failure_before_any_text_is_kept(chat: Chat) -> None:
+    """The user sees why there is no answer, also after a reload."""
+    chat.says("Hello?", "", BROKEN)
+    assert chat.now().exchanges[-1].ended == BROKEN
+
+
+def test_taking_back_is_as_if_it_had_never_been_asked(chat: Chat) -> None:
+    """A stream that could not be started leaves nothing, and asking again works at once."""
+    stream_id = chat.ask("Too much.")
+    chat.store.records.write(Batch(chunks=(Chunk(stream_id, 1, said("early")),)))
+    chat.store.turns.take_back(chat.name, stream_id)
+    assert chat.exchanges() == []
+    with chat.store.database.reading() as connection:
+        assert connection.scalar(select(func.count()).select_from(chunks)) == 0
+    chat.says("Less.", "Fine.")
+    assert chat.exchanges() == [("Less.", "Fine.")]
+
+
+def test_what_ends_after_it_was_forgotten_changes_nothing(chat: Chat) -> None:
+    """A late end for an unknown stream or conversation is passed over."""
+    chat.says("a", "1")
+    chat.ends("unknown", "text")
+    ends(chat.store, "elsewhere", "text")
+    chat.store.turns.take_back(chat.name, "unknown")
+    chat.store.turns.take_back("unknown", "unknown")
+    assert chat.exchanges() == [("a", "1")]
+
+
+def test_asking_again_replaces_the_last_answer(chat: Chat) -> None:
+    """The model is asked the same once more, and not told the answer that is to be replaced."""
+    chat.says("a", "1")
+    chat.says("b", "bad")
+    stream_id = chat.again()
+    assert chat.told() == [("user", "a"), ("assistant", "1"), ("user", "b")]
+    previous = chat.now().exchanges[-1].previous
+    assert previous is not None
+    assert previous.answer == "bad"
+    chat.ends(stream_id, "good")
+    assert chat.exchanges() == [("a", "1"), ("b", "good")]
+    assert chat.now().exchanges[-1].previous is None
+
+
+def test_a_new_try_that_is_stopped_with_text_is_the_answer(chat: Chat) -> None:
+    """What the user saw of the second try, and stopped, is what is saved."""
+    chat.says("a", "first")
+    chat.ends(chat.again(), "seco", STOPPED)
+    assert chat.exchanges() == [("a", "seco")]
+
+
+@pytest.mark.parametrize("tries", [1, 2, 3])
+def test_a_new_try_that_is_stopped_before_any_text_gives_the_old_answer_back(
+    chat: Chat, tries: int
+) -> None:
+    """Changing one's mind about "again" loses nothing, however often."""
+    chat.says("a", "first", STOPPED)
+    before = chat.last()
+    for _ in range(tries):
+        chat.ends(chat.again(), "", STOPPED)
+    assert chat.last() == before
+
+
+def test_a_new_try_that_fails_before_any_text_does_not_lose_the_old_answer(chat: Chat) -> None:
+    """The earlier answer is kept until there is something better; an error is nothing better."""
+    chat.says("a", "first")
+    chat.ends(chat.again(), "", BROKEN)
+    last = chat.now().exchanges[-1]
+    assert "first" in {last.answer, last.previous.answer if last.previous else ""}
+
+
+def test_the_model_is_told_the_answer_that_was_kept(chat: Chat) -> None:
+    """After new tries that failed without text, the talk goes on from the answer that is there."""
+    chat.says("a", "first", STOPPED)
+    for _ in range(2):
+        chat.ends(chat.again(), "", BROKEN)
+    chat.ask("b")
+    told = chat.told()
+    assert told == [("user", "a"), ("assistant", "first"), ("user", f"{notes.STOPPED}\n\nb")]
+
+
+def test_a_new_try_that_cannot_start_gives_the_old_answer_back(chat: Chat) -> None:
+    """When there is no place for the stream of a new try, the answer stands as before."""
+    chat.says("a", "first")
+    before = chat.last()
+    chat.store.turns.take_back(chat.name, chat.again())
+    assert chat.last() == before
+
+
+def test_one_answer_at_a_time(chat: Chat) -> None:
+    """While an answer is written, neither a new prompt nor a new try is taken."""
+    stream_id = chat.ask("a")
+    with pytest.raises(Busy):
+        chat.ask("b")
+    with pytest.raises(Busy):
+        chat.again()
+    chat.ends(stream_id, "1")
+    chat.says("b", "2")
+    assert chat.exchanges() == [("a", "1"), ("b", "2")]
+
+
+def test_of_prompts_at_the_same_moment_one_is_taken(store: Store) -> None:
+    """Law: two tabs that send at once get one exchange; the other is told that it is busy."""
+
+    def send(name: str, number: int) -> bool:
+        try:
+            store.turns.begin(name, "anna", "a", [(f"{name}-{number}", "")], worker=WORKER)
+        except Busy:
+            return False
+        return True
+
+    for repeat in range(30):
+        name = f"c{repeat}"
+        taken = together(partial(send, name, 1), partial(send, name, 2))
+        assert sorted(taken) == [False, True]
+        assert len(store.conversations.get(name, "anna").exchanges) == 1
+
+
+def test_a_stream_id_answers_once(chat: Chat) -> None:
+    """An ID that has answered in this conversation is refused: its text would be mixed up."""
+    chat.says("a", "1")
+    with pytest.raises(StreamInUse):
+        chat.store.turns.begin(chat.name, chat.owner, "b", [("talk-1", "")], worker=WORKER)
+    with pytest.raises(StreamInUse):
+        chat.store.turns.again(chat.name, chat.owner, "talk-1", worker=WORKER)
+    assert chat.exchanges() == [("a", "1")]
+
+
+def test_another_session_sees_nothing_and_changes_nothing(chat: Chat) -> None:
+    """A foreign conversation is answered like one that does not exist."""
+    chat.says("secret", "yes")
+    stranger = Chat(chat.store, chat.name, "bert")
+    with pytest.raises(UnknownConversation) as foreign:
+        stranger.now()
+    with pytest.raises(UnknownConversation) as absent:
+        Chat(chat.store, "no-such", "bert").now()
+    assert str(foreign.value) == str(absent.value)
+    with pytest.raises(UnknownConversation):
+        stranger.ask("mine?")
+    with pytest.raises(UnknownConversation):
+        stranger.again()
+    assert chat.exchanges() == [("secret", "yes")]
+
+
+def test_there_must_be_a_prompt_to_ask_again(chat: Chat) -> None:
+    """Asking again in an unknown or an emptied conversation is refused."""
+    with pytest.raises(UnknownConversation):
+        chat.again()
+    chat.says("Never mind.", "", STOPPED)
+    with pytest.raises(UnknownConversation):
+        chat.again()
+
+
+# --- versions: edits, regenerations, Continue, Discard ------------------------------------------------
+
+
+def test_versions_of_an_answer_can_be_gone_through(chat: Chat) -> None:
+    """Each regeneration is a sibling; the one that is shown is the one that the model is told."""
+    chat.says("a", "one")
+    chat.ends(chat.again(), "two")
+    chat.ends(chat.again(), "three")
+    third = chat.last().versions
+    assert (third.number, len(third.ids), third.later) == (3, 3, None)
+    assert third.earlier is not None
+    shown = chat.store.turns.show(chat.name, chat.owner, third.earlier).exchanges[-1]
+    assert (shown.answer, shown.versions.number) == ("two", 2)
+    assert (shown.versions.earlier, shown.versions.later) == (third.ids[0], third.ids[2])
+    chat.ask("b")
+    assert chat.told() == [("user", "a"), ("assistant", "two"), ("user", "b")]
+
+
+def test_an_edited_prompt_is_a_branch_and_the_old_one_can_be_gone_back_to(chat: Chat) -> None:
+    """What was said on the other branch is there again, to its end."""
+    chat.says("a", "1")
+    chat.says("b", "2")
+    chat.says("c", "3")
+    second = chat.now().exchanges[1]
+    chat.says("B", "two", edit_of=second.prompt_id)
+    assert chat.exchanges() == [("a", "1"), ("B", "two")]
+    versions = chat.last().prompts
+    assert versions.number == 2
+    assert versions.earlier == second.prompt_id
+    chat.store.turns.show(chat.name, chat.owner, second.prompt_id)
+    assert chat.exchanges() == [("a", "1"), ("b", "2"), ("c", "3")]
+    chat.says("A", "new", edit_of=chat.now().exchanges[0].prompt_id)
+    assert chat.exchanges() == [("A", "new")]
+    chat.ask("z")
+    assert chat.told() == [("user", "A"), ("assistant", "new"), ("user", "z")]
+
+
+def test_an_edit_that_is_stopped_before_any_text_leaves_the_old_branch(chat: Chat) -> None:
+    """The branch has no message then, and the conversation is as it was before."""
+    chat.says("a", "1")
+    chat.says("b", "2")
+    before = chat.now()
+    chat.says("B", "", STOPPED, edit_of=before.exchanges[1].prompt_id)
+    assert chat.now().exchanges == before.exchanges
+    chat.says("A", "", STOPPED, edit_of=before.exchanges[0].prompt_id)
+    assert chat.now().exchanges == before.exchanges
+
+
+def test_an_earlier_prompt_can_be_answered_again(chat: Chat) -> None:
+    """The path ends there then; what followed the other version is kept with it."""
+    chat.says("a", "1")
+    chat.says("b", "2")
+    first = chat.now().exchanges[0]
+    stream_id = chat.again(first.prompt_id)
+    assert chat.told() == [("user", "a")]
+    chat.ends(stream_id, "one")
+    assert chat.exchanges() == [("a", "one")]
+    chat.store.turns.show(chat.name, chat.owner, first.answer_id)
+    assert chat.exchanges() == [("a", "1"), ("b", "2")]
+
+
+def test_a_message_of_another_branch_can_be_shown(chat: Chat) -> None:
+    """The whole way to it is chosen, however many branches lie between."""
+    chat.says("a", "1")
+    chat.says("b", "2")
+    deep = chat.last().answer_id
+    chat.ends(chat.again(chat.now().exchanges[0].prompt_id), "one")
+    chat.says("A", "new", edit_of=chat.now().exchanges[0].prompt_id)
+    found = chat.store.turns.show(chat.name, chat.owner, deep)
+    assert [(e.prompt, e.answer) for e in found.exchanges] == [("a", "1"), ("b", "2")]
+    for message_id in (deep + 1000, 0, -1, 2**70):
+        with pytest.raises(UnknownConversation):
+            chat.store.turns.show(chat.name, chat.owner, message_id)
+
+
+def test_a_continued_answer_is_one_message_without_a_seam(chat: Chat) -> None:
+    """The model is told the answer as it stands, unmarked and last; then the text is one."""
+    chat.says("a", "Half an", STOPPED)
+    before = chat.last()
+    stream_id = chat.extend()
+    asked = chat.last()
+    assert (asked.prefix, asked.answer_id, asked.ended) == ("Half an", before.answer_id, None)
+    assert chat.told() == [("user", "a"), ("assistant", "Half an")]
+    ends(chat.store, stream_id, "Half an answer.", said=[Content(" answer.")])
+    said = chat.last()
+    assert (said.answer, said.state, said.answer_id) == (
+        "Half an answer.",
+        "done",
+        before.answer_id,
+    )
+    assert chat.told() == [("user", "a"), ("assistant", "Half an answer.")]
+    recorded = chat.store.records.recorded(stream_id, chat.owner)
+    assert recorded is not None
+    assert recorded.prefix == "Half an"
+    assert [event for _, _, event in recorded.events] == [Content(" answer."), DONE]
+
+
+def test_a_continue_that_brings_nothing_changes_nothing(chat: Chat) -> None:
+    """Stopped before any text, or never begun, the answer stands as it was."""
+    chat.says("a", "Half an", STOPPED)
+    before = chat.last()
+    chat.store.turns.take_back(chat.name, chat.extend())
+    assert chat.last() == before
+    chat.ends(chat.extend(), "Half an", STOPPED)
+    after = chat.last()
+    assert (after.answer, after.state) == ("Half an", "stopped")
+
+
+def test_only_the_last_answer_with_text_can_be_continued(chat: Chat) -> None:
+    """One that more was said after, one without text and a prompt are no answers to go on with."""
+    chat.says("a", "1")
+    first = chat.last()
+    chat.says("b", "", BROKEN)
+    empty = chat.last()
+    for message_id in (first.answer_id, empty.answer_id, empty.prompt_id, 10**9):
+        with pytest.raises(UnknownConversation):
+            chat.store.turns.extend(chat.name, chat.owner, message_id, "new-stream", worker=WORKER)
+    assert not chat.store.records.exists("new-stream")
+
+
+def test_the_folds_of_a_continued_answer_are_all_kept(store: Store, chat: Chat) -> None:
+    """Each has a number of its own, in the order in which they came."""
+    thoughts = [Fold(1, "thought", "done", text="first"), Fold(1, "thought", "done", text="second")]
+    ends(store, chat.ask("a"), "Half", STOPPED, folds=(thoughts[0],))
+    ends(store, chat.extend(), "Half more", folds=(thoughts[1],))
+    folds = chat.last().folds
+    assert [fold.text for fold in folds] == ["first", "second"]
+    assert len({fold.number for fold in folds}) == 2
+
+
+def test_discarding_the_only_answer_gives_the_prompt_back(chat: Chat) -> None:
+    """Neither is there afterwards; what came before is."""
+    chat.says("a", "1")
+    chat.says("b", "2", STOPPED)
+    assert chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id) == "b"
+    assert chat.exchanges() == [("a", "1")]
+    assert chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id) == "a"
+    assert chat.exchanges() == []
+
+
+def test_discarding_one_version_shows_another(chat: Chat) -> None:
+    """The prompt stays as long as there is an answer to it."""
+    chat.says("a", "one")
+    chat.ends(chat.again(), "two")
+    assert chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id) is None
+    assert chat.exchanges() == [("a", "one")]
+    assert len(chat.last().versions.ids) == 1
+
+
+def test_what_more_was_said_after_cannot_be_discarded(chat: Chat) -> None:
+    """Nor what is being written, nor a prompt."""
+    chat.says("a", "1")
+    chat.says("b", "2")
+    with pytest.raises(RequestError, match="nothing follows") as refused:
+        chat.store.turns.discard(chat.name, chat.owner, chat.now().exchanges[0].answer_id)
+    assert refused.value.field == "answer"
+    with pytest.raises(UnknownConversation):
+        chat.store.turns.discard(chat.name, chat.owner, chat.last().prompt_id)
+    chat.ask("c")
+    with pytest.raises(Busy):
+        chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id)
+
+
+# --- several models, one prompt ---------------------------------------------------------------------
+
+
+class Comparison(Chat):
+    """A conversation whose first prompt went to three models, with the streams a, b and c."""
+
+    def __init__(self, store: Store, name: str = "talk") -> None:
+        super().__init__(store, name)
+        answers = [(f"{name}-{each}", f"m-{each}") for each in "abc"]
+        store.turns.begin(self.name, self.owner, "Who?", answers, worker=WORKER)
+
+    def all_end(self, **answers: str) -> None:
+        for each, answer in answers.items():
+            self.ends(f"{self.name}-{each}", answer, DONE if answer else STOPPED)
+
+    def streams(self) -> list[str]:
+        """The last exchange's streams, the one that is gone on with first."""
+        return [each.stream_id.removeprefix(f"{self.name}-") for each in self.last().candidates]
+
+
+@pytest.fixture
+def three(store: Store) -> Comparison:
+    return Comparison(store)
+
+
+def test_a_comparison_is_open_until_its_last_answer_has_ended(three: Comparison) -> None:
+    """Each answer is written where it belongs, in whatever order they end."""
+    for each in "ca":
+        three.ends(f"talk-{each}", f"I am {each}.")
+        with pytest.raises(Busy):
+            three.ask("And?")
+    three.ends("talk-b", "I am b.")
+    answers = [(e.asked, e.answer) for e in three.last().candidates]
+    assert answers == [("m-a", "I am a."), ("m-b", "I am b."), ("m-c", "I am c.")]
+    three.ask("And?")
+
+
+def test_the_model_is_told_the_first_answer_that_there_is(three: Comparison) -> None:
+    """Of one that was stopped before any text nothing is told."""
+    three.all_end(a="", b="I am b.", c="I am c.")
+    assert three.streams() == ["a", "b", "c"]
+    three.ask("And?")
+    assert three.told() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
+
+
+def test_the_one_that_is_picked_goes_on_with_its_model(three: Comparison) -> None:
+    """The others stay beside it, and another can be picked as long as nothing more was said."""
+    three.all_end(a="I am a.", b="I am b.", c="I am c.")
+    for pick, streams in (("c", ["c", "a", "b"]), ("b", ["b", "a", "c"])):
+        found = three.store.turns.pick(three.name, three.owner, f"talk-{pick}")
+        assert three.streams() == streams
+        assert (found.settings.model, found.exchanges[-1].picked) == (f"m-{pick}", True)
+    three.ask("And?")
+    assert three.told() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
+    with pytest.raises(UnknownConversation):
+        three.store.turns.pick(three.name, three.owner, "talk-a")
+
+
+def test_only_an_answer_of_a_finished_comparison_can_be_picked(
+    three: Comparison, store: Store
+) -> None:
+    """Not while one is written, not a stranger's, and not where there was no choice."""
+    with pytest.raises(Busy):
+        store.turns.pick(three.name, three.owner, "talk-a")
+    three.all_end(a="I am a.", b="I am b.", c="I am c.")
+    for owner, stream_id in (("bert", "talk-a"), ("anna", "unknown")):
+        with pytest.raises(UnknownConversation):
+            store.turns.pick(three.name, owner, stream_id)
+    single = Chat(store, "single")
+    single.says("One?", "One.")
+    with pytest.raises(UnknownConversation):
+        store.turns.pick("single", "anna", "single-1")
+
+
+def test_a_comparison_of_which_nothing_was_seen_is_taken_back(three: Comparison) -> None:
+    """As a single answer is; one word of one model keeps it."""
+    three.all_end(a="", b="", c="")
+    assert three.exchanges() == []
+    other = Comparison(three.store, "other")
+    other.all_end(c="", b="Hm", a="")
+    assert other.streams() == ["a", "b", "c"]
+
+
+def test_a_comparison_that_cannot_start_leaves_nothing(three: Comparison) -> None:
+    """Taking back one of its streams takes back all of them."""
+    three.store.turns.take_back(three.name, "talk-b")
+    assert three.exchanges() == []
+    assert not any(three.store.records.exists(f"talk-{each}") for each in "abc")
+
+
+def test_asking_again_keeps_what_was_put_away(three: Comparison) -> None:
+    """A new try is a version of its own; withdrawn, it brings the picked one back with the others."""
+    three.all_end(a="I am a.", b="I am b.", c="I am c.")
+    three.store.turns.pick(three.name, three.owner, "talk-b")
+    again = three.again()
+    assert len(three.last().versions.ids) == 4
+    three.ends(again, "", STOPPED)
+    assert three.streams() == ["b", "a", "c"]
+    three.ends(three.again(), "I am new.")
+    assert three.told()[-1] == ("assistant", "I am new.")
+    three.store.turns.show(three.name, three.owner, three.last().versions.ids[2])
+    assert three.streams() == ["c", "a", "b"]
+
+
+def test_no_stream_answers_twice(three: Comparison, store: Store) -> None:
+    """The IDs of a comparison are in use, each of them, and differ from one another."""
+    three.all_end(a="I am a.", b="I am b.", c="I am c.")
+    before = three.now()
+    for taken in ([("talk-a", "")], [("talk-c", "")], [("x", ""), ("x", "")]):
+        with pytest.raises(StreamInUse):
+            store.turns.begin(three.name, three.owner, "And?", taken, worker=WORKER)
+        with pytest.raises(StreamInUse):
+            store.turns.begin("other", "anna", "And?", taken, worker=WORKER)
+    assert three.now() == before
+    with pytest.raises(UnknownConversation):
+        store.conversations.get("other", "anna")
+
+
+def test_folds_are_saved_and_never_told(store: Store, chat: Chat) -> None:
+    """What a model thought is for the eye."""
+    fold = Fold(1, "thought", "done", text="secret thoughts " * 10, ms=5.0)
+    ends(store, chat.ask("Why?"), "Because.", folds=(fold,))
+    assert chat.last().folds == (fold,)
+    chat.ask("And?")
+    assert "secret" not in str(chat.told())
+
+
+def test_thoughts_that_were_seen_keep_a_stopped_answer(store: Store, chat: Chat) -> None:
+    """It is no withdrawn one: asked again it is a version, and discarded it is gone."""
+    thought = Fold(1, "thought", "done", text="Hm.", ms=5.0)
+    ends(store, chat.ask("Why?"), "", STOPPED, folds=(thought,))
+    assert (chat.last().state, chat.last().withdrawn) == ("stopped", False)
+    assert chat.last().folds == (thought,)
+    chat.ends(chat.again(), "So.")
+    assert len(chat.last().versions.ids) == 2
+    ends(store, chat.again(), "", STOPPED, folds=(thought,))
+    last = chat.last()
+    assert (last.best().folds, last.previous, len(last.versions.ids)) == ((thought,), None, 3)
+    chat.ask("And?")
+    assert chat.told() == [("user", "Why?\n\nAnd?")]  # as it is shown: nothing was said
+    chat.store.turns.take_back(chat.name, chat.last().stream_id)
+    assert chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id) is None
+    assert chat.exchanges() == [("Why?", "So.")]
+
+
+# --- windows ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def long(store: Store) -> Chat:
+    """Twenty exchanges, imported."""
+    messages = [
+        PortableMessage(n, "assistant" if n % 2 else "user", f"{n}", n - 1 if n else None)
+        for n in range(40)
+    ]
+    conversation = PortableConversation("long-conversation", "Long", messages, list(range(40)))
+    store.transfer.import_("anna", [conversation])
+    return Chat(store, "long-conversation")
+
+
+def numbers(found: Conversation) -> list[int]:
+    return [int(each.prompt) // 2 for each in found.exchanges]
+
+
+def test_a_long_conversation_is_paged_both_ways(long: Chat) -> None:
+    """Windows follow one another without a gap or an overlap, and say whether there is more."""
+    found = long.now(limit=6)
+    assert numbers(found) == list(range(14, 20))
+    assert (found.has_earlier, found.has_later) == (True, False)
+    seen = numbers(found)
+    while found.has_earlier:
+        found = long.store.conversations.get(long.name, long.owner, before=found.first, limit=6)
+        assert found.has_later
+        seen = numbers(found) + seen
+    assert seen == list(range(20))
+    down = numbers(found)
+    while found.has_later:
+        found = long.store.conversations.get(long.name, long.owner, after=found.last, limit=6)
+        down += numbers(found)
+    assert down == list(range(20))
+    assert (
+        numbers(long.store.conversations.get(long.name, long.owner, after=found.last, limit=6))
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("at", "window"), [(0, [0, 1, 2, 3]), (10, [8, 9, 10, 11]), (19, [16, 17, 18, 19])]
+)
+def test_the_window_around_a_message_holds_it(long: Chat, at: int, window: list[int]) -> None:
+    """At the ends it is as large as elsewhere; a prompt and its answer give the same window."""
+    exchange = long.now().exchanges[at]
+    for message_id in (exchange.prompt_id, exchange.answer_id):
+        found = long.store.conversations.get(long.name, long.owner, around=message_id, limit=4)
+        assert numbers(found) == window
+
+
+def test_what_is_read_is_of_one_moment(store: Store, chat: Chat) -> None:
+    """A change in the middle of a page's reading is seen by the next one."""
+    chat.says("Hi", "first")
+    chat.ends(chat.again(), "second")
+    last = chat.last()
+
+    left = [last.answer_id]
+
+    def change(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if left and statement.startswith("SELECT"):
+            store.turns.discard(chat.name, chat.owner, left.pop())
+
+    event.listen(store.database.engine, "after_cursor_execute", change)
+    assert chat.now().exchanges == (last,)
+    assert chat.exchanges() == [("Hi", "first")]
+
+
+def test_a_place_that_is_not_on_the_path_gives_the_end(long: Chat) -> None:
+    """An old link to a message that is gone opens the conversation all the same."""
+    assert numbers(long.store.conversations.get(long.name, long.owner, around=10**9, limit=2)) == [
+        18,
+        19,
+    ]
+    assert numbers(long.store.conversations.get(long.name, long.owner, before=-1, limit=2)) == [
+        18,
+        19,
+    ]
+
+
+# --- the list, titles, settings ---------------------------------------------------------------------
+
+
+def test_the_list_has_the_one_used_last_first_and_shows_what_runs(store: Store) -> None:
+    """Only the owner's, only those in which something was said, page by page."""
+    chats = [Chat(store, f"chat-{n}") for n in range(5)]
+    for each in chats:
+        each.says("Hello?", "Hello.")
+    Chat(store, "foreign", "bert").says("a", "1")
+    Chat(store, "empty").says("Never mind.", "", STOPPED)
+    chats[1].ask("More?")
+    seen: list[tuple[str, bool]] = []
+    cursor: str | None = None
+    while True:
+        page = store.conversations.summaries("anna", cursor, limit=2)
+        seen += [(each.id, each.running) for each in page.items]
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert seen == [("chat-1", True), *((f"chat-{n}", False) for n in (4, 3, 2, 0))]
+    assert store.conversations.summary("chat-1", "anna").running
+    with pytest.raises(RequestError) as refused:
+        store.conversations.summaries("anna", "nonsense")
+    assert refused.value.field == "cursor"
+
+
+def test_a_title_is_the_first_words_then_the_models_then_the_users(chat: Chat) -> None:
+    """The user's own is never replaced."""
+    chat.says("## What  *is* the `capital` of " + "a very " * 20 + "far country?", "1")
+    first = chat.now().title
+    assert not chat.now().named
+    assert first.startswith("What is the capital of a very")
+    assert first.endswith("…")
+    assert len(first) <= TITLE_MOST
+    assert chat.store.conversations.title_from_model(chat.name, "A far capital")
+    assert chat.now().title == "A far capital"
+    assert chat.store.conversations.title_from_model(chat.name, "A capital far away")
+    assert chat.now().title == "A capital far away"
+    assert chat.now().named
+    assert (
+        chat.store.conversations.rename(chat.name, chat.owner, "  My   title ").title == "My title"
+    )
+    assert not chat.store.conversations.title_from_model(chat.name, "Another")
+    chat.says("B", "2")
+    assert chat.now().title == "My title"
+    for wrong in ("", "   ", "x" * 201):
+        with pytest.raises(RequestError) as refused:
+            chat.store.conversations.rename(chat.name, chat.owner, wrong)
+        assert refused.value.field == "title"
+
+
+def test_settings_are_a_conversations_own(chat: Chat) -> None:
+    """They can be made before the first prompt, and the system prompt is told from then on."""
+    settings = Settings("m-2", "Be brief.", 0.5, 100)
+    assert (
+        chat.store.conversations.set_settings(chat.name, chat.owner, settings).settings == settings
+    )
+    chat.ask("Hello?")
+    assert chat.now().settings == Settings("", "Be brief.", 0.5, 100)
+    assert chat.told("Be long.")[0] == ("system", "Be brief.")
+    chat.store.conversations.set_settings(chat.name, chat.owner, Settings(system_prompt=""))
+    assert chat.told("Be long.") == [("user", "Hello?")]
+    with pytest.raises(UnknownConversation):
+        chat.store.conversations.set_settings(chat.name, "bert", settings)
+
+
+def test_a_deleted_conversation_can_be_brought_back_for_a_day(chat: Chat) -> None:
+    """Until then it is nowhere to be found; afterwards nothing of it is left."""
+    chat.says("apple", "pear")
+    with pytest.raises(UnknownConversation):
+        chat.store.conversations.delete(chat.name, "bert")
+    for _ in range(2):
+        chat.store.conversations.delete(chat.name, chat.owner)
+        assert chat.store.conversations.summaries(chat.owner).items == ()
+        assert chat.store.search.find(chat.owner, "apple").items == ()
+        assert list(chat.store.transfer.export(chat.owner)) == []
+        with pytest.raises(UnknownConversation):
+            chat.now()
+        with pytest.raises(UnknownConversation):
+            chat.ask("more")
+        assert not chat.store.conversations.title_from_model(chat.name, "x")
+        assert chat.store.conversations.undelete(chat.name, chat.owner).id == chat.name
+        assert chat.exchanges() == [("apple", "pear")]
+    chat.store.conversations.delete(chat.name, chat.owner)
+    assert chat.store.records.sweep(time.time() + DAY - 60) == 0
+    assert chat.store.records.sweep(time.time() + DAY + 60) == 1
+    with pytest.raises(UnknownConversation):
+        chat.store.conversations.undelete(chat.name, chat.owner)
+    assert not chat.store.records.exists(f"{chat.name}-1")
+
+
+def test_what_runs_in_a_deleted_conversation_is_told_and_its_end_is_kept(chat: Chat) -> None:
+    """For those who stop it; brought back, it has what was written until then."""
+    chat.says("a", "1")
+    running = chat.ask("b")
+    assert chat.store.conversations.delete(chat.name, chat.owner) == [running]
+    chat.ends(running, "half", STOPPED)
+    chat.store.conversations.undelete(chat.name, chat.owner)
+    assert chat.exchanges() == [("a", "1"), ("b", "half")]
+    assert chat.store.conversations.delete(chat.name, chat.owner) == []
+
+
+def test_a_prompt_stays_in_a_deleted_conversation_though_its_answer_had_no_text(chat: Chat) -> None:
+    """Brought back, it can be answered again, or be followed by another."""
+    running = chat.ask("a")
+    assert chat.store.conversations.delete(chat.name, chat.owner) == [running]
+    chat.ends(running, "", STOPPED)
+    assert chat.store.conversations.undelete(chat.name, chat.owner).title == "a"
+    assert chat.exchanges() == [("a", "")]
+    chat.ends(chat.again(), "1")
+    assert chat.exchanges() == [("a", "1")]
+
+
+# --- search -----------------------------------------------------------------------------------------
+
+
+def test_a_search_finds_words_and_their_beginnings(store: Store) -> None:
+    """In prompts and answers, the newest first, with the hits marked; page by page."""
+    chat = Chat(store)
+    chat.says("Where do giraffes sleep?", "Standing, mostly.")
+    chat.says("And do they snore?", "No GIRAFFE was ever heard to.")
+    Chat(store, "foreign", "bert").says("giraffe", "giraffe")
+    page = store.search.find("anna", "giraffe", limit=1)
+    (newest,) = page.items
+    assert (newest.role, newest.conversation_id, newest.title) == (
+        "assistant",
+        "talk",
+        "Where do giraffes sleep?",
+    )
+    assert newest.message_id == chat.last().answer_id
+    assert newest.snippet == (("No ", False), ("GIRAFFE", True), (" was ever heard to.", False))
+    rest = store.search.find("anna", "giraffe", page.cursor, limit=1)
+    assert [hit.role for hit in rest.items] == ["user"]
+    assert rest.cursor is None
+    assert [hit.role for hit in store.search.find("anna", "do snor").items] == ["user"]
+    assert store.search.find("anna", "raffe").items == ()
+    assert store.search.find("anna", "giraffe snore").items == ()
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("京都", "京都"),
+        ("東京都", "東京都"),
+        ("都に住", "都に住"),
+        ("む", "む"),
+        ("都", "都"),
+        ("住む タワー", "住む"),
+        ("ประเทศ", "ประเทศ"),
+        ("เทศไทย", "เทศไทย"),
+        ("东西", ""),
+        ("都東", ""),
+        ("タワ東", ""),
+        ("vie", "view"),
+        ("iew", ""),
+    ],
+)
+def test_what_is_written_without_blanks_is_found_inside(
+    store: Store, query: str, shown: str
+) -> None:
+    """In prompts and answers; the words of other scripts beside it by their beginnings."""
+    chat = Chat(store)
+    chat.says("Hi", "Nothing of it.")
+    chat.says("東京都に住む。タワーのview", "อยู่ในประเทศไทย 東京都に住むタワー view")
+    hits = store.search.find("anna", query).items
+    both = 1 if query.startswith(("ป", "เ")) else 2
+    assert len(hits) == (both if shown else 0)
+    for hit in hits:
+        assert shown in [piece for piece, found in hit.snippet if found]
+
+
+@pytest.mark.parametrize("kind", DATABASES)
+def test_such_texts_of_before_are_found_too(tmp_path: Path, kind: str) -> None:
+    """The step to this version indexes them anew."""
+    conversation = {"id": "talk", "owner": "anna", "title": "", "titled_by": "words", "model": ""}
+    message = {
+        "conversation_id": "talk",
+        "depth": 0,
+        "role": "user",
+        "asked_model": "",
+        "model": "",
+        "stream_id": "",
+        "state": "done",
+        "picked": False,
+        "created_at": 0.0,
+    }
+    with ExitStack() as stack:
+        url = "" if kind == "sqlite" else stack.enter_context(postgres_schema())
+        engine = make_engine(tmp_path, url)
+        config = AlembicConfig()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        with engine.execution_options(write=True).begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "0001")
+            times = {"created_at": 0.0, "updated_at": 0.0}
+            connection.execute(insert(conversations).values(conversation | times))
+            for content in ("plain words", "東京都に住む"):
+                connection.execute(insert(messages).values(message | {"content": content}))
+        engine.dispose()
+        store = stack.enter_context(opened(tmp_path, url))
+        assert len(store.search.find("anna", "京都").items) == 1
+        assert len(store.search.find("anna", "plain wor").items) == 1
+
+
+@pytest.mark.parametrize(
+    "query", ['"', "* AND (", "owner:bert", "a' OR 1=1 --", "NEAR(", "-", "\0", "%_", ":*&|!", "💥"]
+)
+def test_no_query_is_a_command(store: Store, query: str) -> None:
+    """What the database's own search language knows is text like any other."""
+    Chat(store, "foreign", "bert").says("secret", "bert")
+    Chat(store).says("Hello?", "Hello.")
+    assert store.search.find("anna", query).items == ()
+
+
+def test_a_search_follows_what_changes(store: Store) -> None:
+    """Continued, discarded and withdrawn texts are found as they are now."""
+    chat = Chat(store)
+    chat.says("alpha", "bravo", STOPPED)
+    ends(store, chat.extend(), "bravo charlie", said=[Content(" charlie")])
+    assert len(store.search.find("anna", "bravo charlie").items) == 1
+    chat.says("delta", "", STOPPED)
+    assert store.search.find("anna", "delta").items == ()
+    store.turns.discard(chat.name, chat.owner, chat.last().answer_id)
+    assert (
+        store.search.find("anna", "alpha").items == store.search.find("anna", "bravo").items == ()
+    )
+    with pytest.raises(RequestError):
+        store.search.find("anna", "a", cursor="x")
+
+
+# --- export and import ------------------------------------------------------------------------------
+
+
+def everything(store: Store) -> Chat:
+    """A conversation with all that there is: branches, versions, rivals, folds, every end."""
+    chat = Chat(store, "everything-there-is")
+    store.conversations.set_settings(
+        chat.name, chat.owner, Settings("m-1", "Be *brief*.", 0.25, 50)
+    )
+    chat.says("a", "1")
+    ends(store, chat.again(), "one", STOPPED, folds=(Fold(1, "thought", "done", text="Hm"),))
+    chat.says("b", "2", BROKEN)
+    chat.says("B", "two", edit_of=chat.last().prompt_id)
+    answers = [("rival-one", "m-a"), ("rival-two", "m-b")]
+    store.turns.begin(chat.name, chat.owner, "Who?", answers, worker=WORKER)
+    for stream_id, _ in answers:
+        chat.ends(stream_id, f"I, {stream_id}")
+    store.turns.pick(chat.name, chat.owner, "rival-two")
+    return chat
+
+
+def shape(exchange: Exchange) -> tuple[object, ...]:
+    """What of an exchange outlives an export."""
+    return (
+        exchange.prompt,
+        [(e.answer, e.model, e.asked, e.state, e.ended, e.folds) for e in exchange.candidates],
+        exchange.picked,
+        exchange.prompts.number,
+        exchange.versions.number,
+        len(exchange.versions.ids),
+    )
+
+
+def test_what_was_exported_is_the_same_after_its_import(store: Store) -> None:
+    """With all branches, and for the owner who imports it; a taken ID is replaced."""
+    chat = everything(store)
+    before = chat.now()
+    data = b"".join(to_json(store.transfer.export("anna")))
+    for owner in ("anna", "bert"):
+        (new_id,) = store.transfer.import_(owner, read(data))
+        assert new_id != chat.name
+        after = store.conversations.get(new_id, owner)
+        assert list(map(shape, after.exchanges)) == list(map(shape, before.exchanges))
+        assert (after.title, after.settings) == (before.title, before.settings)
+        assert (after.created_at, after.updated_at) == (before.created_at, before.updated_at)
+        second = before.exchanges[1].prompts.ids.index(before.exchanges[1].prompt_id)
+        assert second == 1
+        old = store.turns.show(new_id, owner, after.exchanges[1].prompts.ids[0])
+        assert [(e.prompt, e.answer) for e in old.exchanges] == [("a", "one"), ("b", "2")]
+    assert chat.now() == before
+
+
+def test_an_export_of_all_is_every_conversation_once(store: Store) -> None:
+    """One alone can be exported too; nobody gets another one's."""
+    for n in range(3):
+        Chat(store, f"chat-{n}").says("a", "1")
+    Chat(store, "foreign", "bert").says("secret", "1")
+    assert [each.id for each in store.transfer.export("anna")] == ["chat-0", "chat-1", "chat-2"]
+    assert [each.id for each in store.transfer.export("anna", "chat-1")] == ["chat-1"]
+    with pytest.raises(UnknownConversation):
+        store.transfer.export("anna", "foreign")
+
+
+def test_markdown_holds_what_is_shown(store: Store) -> None:
+    """The chosen path with its system prompt, stopped answers marked."""
+    chat = everything(store)
+    text = b"".join(to_markdown(store.transfer.export("anna", chat.name))).decode()
+    assert text == (
+        "# a\n\n## System prompt\n\nBe *brief*.\n\n## You\n\na\n\n## m-1\n\none\n\n*Stopped here.*\n"
+        "\n## You\n\nB\n\n## m-1\n\ntwo\n\n## You\n\nWho?\n\n## m-1\n\nI, rival-two\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ("", "holds no message"),
+        (
+            '{"id":1,"role":"user","content":"a"},{"id":1,"role":"user","content":"b"}',
+            "there twice",
+        ),
+        ('{"id":2,"role":"user","content":"a","parent":1}', "does not come before"),
+        ('{"id":1,"role":"assistant","content":"a"}', "follows no prompt"),
+        ('{"id":1,"role":"user","content":"a","rivals":1}', "no rival"),
+        ('{"id":1,"role":"robot","content":"a"}', "in conversation 2, message 1, the field “role”"),
+        ('{"id":1,"role":"user"}', "the field “content” is missing"),
+        ('{"id":1,"role":"user","content":"a","state":"running"}', "state"),
+    ],
+)
+def test_a_file_that_is_none_is_refused_and_adds_nothing(
+    store: Store, messages: str, said: str
+) -> None:
+    """The error says where; not one conversation of the file is there."""
+    good = '{"id":"good-conversation","title":"","messages":[{"id":1,"role":"user","content":"a"}]}'
+    bad = f'{{"id":"bad-conversation","title":"","messages":[{messages}]}}'
+    file = f'{{"format":"halt-conversations","version":1,"conversations":[{good},{bad}]}}'
+    with pytest.raises(RequestError, match=said) as refused:
+        store.transfer.import_("anna", read(file.encode()))
+    assert refused.value.field == "file"
+    assert store.conversations.summaries("anna").items == ()
+
+
+def test_a_file_is_put_right_where_it_cannot_be_so(store: Store) -> None:
+    """A byte order mark, a time to come, a thought that still runs, figures beyond all sense."""
+    strange = msgspec.structs.replace(METRICS, tokens=10**30)
+    message = PortableMessage(2, "assistant", "Ho.", parent=1, ended=Done("stop", strange))
+    message.folds = [
+        Fold(1, "thought", "running", text="Hm", ms=1e300),
+        Fold(2, "tool", "running", name="ask", ms=-5.0),
+        Fold(3, "tool", "done", name="ask", ms=5.0),
+    ]
+    talk = PortableConversation("of-tomorrow", "", [PortableMessage(1, "user", "Hi?"), message])
+    talk.created_at = talk.updated_at = time.time() + 10 * DAY
+    data = b"\xef\xbb\xbf" + b"".join(to_json([talk]))
+    store.transfer.import_("anna", read(data))
+    found = store.conversations.get("of-tomorrow", "anna")
+    assert max(found.created_at, found.updated_at) <= time.time()
+    (shown,) = found.exchanges
+    assert shown.ended == Done("stop", NO_FIGURES)
+    assert [(each.state, each.ms) for each in shown.folds] == [
+        ("done", None),
+        ("called", None),
+        ("done", 5.0),
+    ]
+
+
+def test_a_file_that_names_no_choice_is_shown_with_its_last_messages(store: Store) -> None:
+    """Nothing of what was imported is out of reach; a title of blanks alone is none."""
+    written = [
+        PortableMessage(1, "user", "Hello?"),
+        PortableMessage(2, "assistant", "Yes?", parent=1),
+        PortableMessage(3, "assistant", "Hello.", parent=1),
+    ]
+    for name, chosen, answer in [("no-choice", [], "Hello."), ("a-choice", [1, 2], "Yes?")]:
+        store.transfer.import_("anna", [PortableConversation(name, "  ", written, chosen)])
+        (shown,) = store.conversations.get(name, "anna").exchanges
+        assert (shown.prompt, shown.answer) == ("Hello?", answer)
+    assert [each.title for each in store.conversations.summaries("anna").items] == [
+        "Hello?",
+        "Hello?",
+    ]
+
+
+def test_what_is_being_written_is_exported_as_far_as_it_was_saved(store: Store, chat: Chat) -> None:
+    """An answer that runs, and one that is gone on with, with all of their text so far."""
+    chat.says("Hello?", "One ", STOPPED)
+    stream_id = chat.extend()
+    events = [(1.0, Content("two ")), (2.0, Content("three"))]
+    store.records.write(Batch(chunks=(Chunk(stream_id, 1, events),)))
+    (exported,) = store.transfer.export("anna", chat.name)
+    assert [(each.content, each.state) for each in exported.messages] == [
+        ("Hello?", "done"),
+        ("One two three", "interrupted"),
+    ]
+
+
+def test_an_import_that_breaks_off_adds_nothing(store: Store) -> None:
+    """Not in the list, a search or an export: nobody sees the half that was written."""
+    chat = Chat(store)
+    chat.says("zebra", "1")
+    (one,) = store.transfer.export("anna")
+
+    def breaking() -> Iterator[PortableConversation]:
+        yield one
+        raise RuntimeError("the middle")
+
+    with pytest.raises(RuntimeError):
+        store.transfer.import_("anna", breaking())
+    assert [each.id for each in store.conversations.summaries("anna").items] == [chat.name]
+    assert [each.conversation_id for each in store.search.find("anna", "zebra").items] == [
+        chat.name
+    ]
+    assert [each.id for each in store.transfer.export("anna")] == [chat.name]
+
+
+@pytest.mark.parametrize(("limit", "steps"), [("IMPORT_STEP", 8), ("IMPORT_CHARS", 12)])
+def test_a_long_import_holds_up_nobody(
+    store: Store, monkeypatch: pytest.MonkeyPatch, limit: str, steps: int
+) -> None:
+    """A conversation's messages are written in steps, and its tree is whole in the end."""
+    monkeypatch.setattr(module, limit, 3)
+    chat = Chat(store)
+    for number in range(5):
+        chat.says(f"prompt {number}", f"answer {number}")
+    chat.ends(chat.again(), "another answer")
+    (one,) = store.transfer.export("anna")
+    transactions: list[object] = []
+    event.listen(store.database.engine, "commit", transactions.append)
+    (name,) = store.transfer.import_("bert", [one])
+    assert len(transactions) >= steps
+    (again,) = store.transfer.export("bert", name)
+    assert [(each.role, each.content, each.parent) for each in again.messages] == [
+        (each.role, each.content, each.parent) for each in one.messages
+    ]
+    assert again.chosen == one.chosen
+
+
+def test_a_sweep_leaves_what_is_being_imported(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversation of long ago has no messages yet when its import begins; it is kept."""
+    steps = module._steps
+
+    def swept_steps(*given: Any) -> Iterator[list[Any]]:
+        monkeypatch.setattr(module, "_steps", steps)
+        assert store.records.sweep(time.time()) == 0  # the messages are written in these steps
+        return steps(*given)
+
+    monkeypatch.setattr(module, "_steps", swept_steps)
+    said = PortableMessage(1, "user", "Hi?", created_at=1.0)
+    talk = PortableConversation("of-long-ago", "", [said], created_at=1.0, updated_at=1.0)
+    (name,) = store.transfer.import_("anna", [talk])
+    assert [each.id for each in store.conversations.summaries("anna").items] == [name]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"format":"x","version":1,"conversations":[]}']
+)
+def test_other_files_are_refused(data: bytes) -> None:
+    """Whatever they are."""
+    with pytest.raises(RequestError) as refused:
+        read(data)
+    assert refused.value.field == "file"
+
+
+# --- recording --------------------------------------------------------------------------------------
+
+
+def said(*texts: str) -> list[tuple[float, Event]]:
+    return [(10.0 * n, Content(text)) for n, text in enumerate(texts)]
+
+
+def test_events_are_read_back_exactly(store: Store, chat: Chat) -> None:
+    """Each once and in order, with its number and time, whatever batches they came in."""
+    stream_id = chat.ask("a")
+    events: list[tuple[float, Event]] = [
+        (1.5, Reasoning("Hm\0")),
+        (2.25, Content("He")),
+        (3.0, Content("llo \U0001f44b")),
+        (4.0, DONE),
+    ]
+    first = Chunk(stream_id, 1, events[:2])
+    store.records.write(Batch(chunks=(first,)))
+    assert store.records.recorded(stream_id, "anna") is None  # it runs
+    store.records.write(Batch(chunks=(first,)))  # tried again
+    store.records.write(Batch(chunks=(Chunk(stream_id, 1, events[:3]),)))  # with more than before
+    end = Ended(stream_id, DONE, time.time(), 4, "Hello \U0001f44b", "m-1", seen=3)
+    batch = Batch(chunks=(Chunk(stream_id, 3, events[2:]),), ended=(end,))
+    store.records.write(batch)
+    store.records.write(batch)
+    found = store.records.recorded(stream_id, "anna")
+    assert found is not None
+    assert found.events == tuple((n, at, event) for n, (at, event) in enumerate(events, 1))
+    assert (found.state, found.last_seq, found.seen, found.model) == ("done", 4, 3, "m-1")
+    assert (found.conversation_id, found.message_id) == ("talk", chat.last().answer_id)
+    assert chat.exchanges() == [("a", "Hello \U0001f44b")]
+
+
+def test_a_log_that_has_a_gap_keeps_it(store: Store) -> None:
+    """Events that could not be written leave their numbers free."""
+    end = Ended("gappy-one", DONE, time.time(), 9, "ab")
+    chunks = (Chunk("gappy-one", 1, said("a")), Chunk("gappy-one", 8, [*said("b"), (9.0, DONE)]))
+    store.records.write(Batch((begun("gappy-one"),), chunks, (end,)))
+    found = store.records.recorded("gappy-one", None)
+    assert found is not None
+    assert [seq for seq, _, _ in found.events] == [1, 8, 9]
+
+
+def test_a_generation_is_read_by_those_who_may(store: Store, chat: Chat) -> None:
+    """A session's by that session; a program's by whoever knows its ID."""
+    stream_id = chat.ask("a")
+    chat.ends(stream_id, "1")
+    store.records.write(Batch(begun=(begun("program-1"),)))
+    ends(store, "program-1", "Hello.")
+    for requester in ("bert", None):
+        assert store.records.recorded(stream_id, requester) is None
+        assert store.records.recorded("program-1", requester) is not None
+    assert store.records.recorded(stream_id, "anna") is not None
+    assert store.records.recorded("unknown", "anna") is None
+
+
+def test_only_the_first_end_counts(store: Store, chat: Chat) -> None:
+    """A generation that was ended by another process takes neither text nor a second end."""
+    stream_id = chat.ask("a")
+    assert store.records.interrupt(stream_id)
+    before = chat.last()
+    chat.ends(stream_id, "late")
+    store.records.write(Batch(chunks=(Chunk(stream_id, 1, said("late")),)))
+    assert chat.last() == before
+    assert not store.records.interrupt(stream_id)
+
+
+def test_tokens_are_counted_reported_or_estimated(store: Store, chat: Chat) -> None:
+    """A discarded answer has cost its tokens all the same."""
+    metrics = METRICS.__class__(None, 1.0, 7, False, None, 0)
+    done = Done("stop", metrics, {"prompt_tokens": 5, "completion_tokens": 7})
+    chat.says("a", "1", done)
+    chat.says("b", "2", done)
+    assert chat.last().usage == Usage(5, 7)
+    estimated = Cancelled(METRICS.__class__(None, 1.0, 3, True, None, 0))
+    chat.ends(chat.again(), "x", estimated)
+    assert chat.last().usage == Usage(0, 3, True)
+    total = Usage(10, 17, True)
+    assert store.conversations.totals(chat.name, chat.owner) == chat.now().usage == total
+    store.turns.discard(chat.name, chat.owner, chat.last().answer_id)
+    assert store.conversations.totals(chat.name, chat.owner) == total
+    with pytest.raises(UnknownConversation):
+        store.conversations.totals(chat.name, "bert")
+
+
+def test_a_providers_count_that_comes_later_replaces_the_estimate(store: Store, chat: Chat) -> None:
+    """That of a stopped answer; one that still runs, or that nobody knows, is left alone."""
+    estimated = Cancelled(METRICS.__class__(None, 1.0, 3, True, None, 0))
+    stream_id = chat.ask("a")
+    reported = {"prompt_tokens": 5, "completion_tokens": 40}
+    store.records.count(stream_id, reported)
+    store.records.count("unknown", reported)
+    chat.ends(stream_id, "x", estimated)
+    assert chat.last().usage == Usage(0, 3, True)
+    store.records.count(stream_id, reported)
+    assert chat.last().usage == store.conversations.totals(chat.name, chat.owner) == Usage(5, 40)
+
+
+def test_text_that_no_database_takes_is_kept_as_far_as_it_can_be(chat: Chat) -> None:
+    """A NUL or half a character in a prompt or an answer stops nothing."""
+    chat.says("a\0b\ud800", "c\0d")
+    assert chat.exchanges() == [("a\ufffdb?", "c\ufffdd")]
+
+
+# --- recovery ---------------------------------------------------------------------------------------
+
+
+def test_what_a_dead_worker_wrote_is_kept_as_interrupted(store: Store, chat: Chat) -> None:
+    """Its text and thoughts are in the message, with the end that followers get too."""
+    stream_id = chat.ask("a")
+    thought: list[tuple[float, Event]] = [(1.0, Reasoning("Hm"))]
+    store.records.write(Batch(chunks=(Chunk(stream_id, 1, [*thought, *said("Hel", "lo")]),)))
+    assert store.records.workers_running().keys() == {WORKER}
+    assert store.records.running_of(WORKER) == [stream_id]
+    assert store.records.interrupt(stream_id)
+    assert store.records.workers_running() == {}
+    last = chat.last()
+    assert (last.answer, last.state) == ("Hello", "interrupted")
+    assert isinstance(last.ended, Failed)
+    assert (last.ended.error.code, last.ended.error.retryable) == ("interrupted", True)
+    assert last.ended.metrics.tokens_estimated
+    assert [fold.text for fold in last.folds] == ["Hm"]
+    found = store.records.recorded(stream_id, "anna")
+    assert found is not None
+    assert found.last_seq == 3 + GAP + 1
+    assert [seq for seq, _, _ in found.events] == [1, 2, 3, 3 + GAP + 1]
+    assert found.events[-1][2] == last.ended
+    chat.ask("b")
+    assert chat.told()[1:] == [("assistant", "Hello"), ("user", f"{notes.BROKEN}\n\nb")]
+
+
+def test_a_thought_that_a_dead_worker_told_late_is_one(store: Store, chat: Chat) -> None:
+    """The message holds the answer, and a fold the text that was none."""
+    stream_id = chat.ask("a")
+    ended: list[tuple[float, Event]] = [(3.0, ReasoningEnd()), (4.0, Content("Hello"))]
+    store.records.write(Batch(chunks=(Chunk(stream_id, 1, [*said("Ok", "ay."), *ended]),)))
+    assert store.records.interrupt(stream_id)
+    assert chat.last().answer == "Hello"
+    assert [(fold.kind, fold.text) for fold in chat.last().folds] == [("thought", "Okay.")]
+    chat.ask("b")
+    assert "Okay" not in str(chat.told())
+
+
+def test_an_interrupted_continue_keeps_what_there_was(store: Store, chat: Chat) -> None:
+    """The text of before, and what was written of the new one."""
+    chat.says("a", "Half", STOPPED)
+    stream_id = chat.extend()
+    store.records.write(Batch(chunks=(Chunk(stream_id, 1, said(" an")),)))
+    store.records.interrupt(stream_id)
+    assert (chat.last().answer, chat.last().state) == ("Half an", "interrupted")
+    chat.ends(chat.extend(), "Half an answer")
+    assert chat.last().answer == "Half an answer"
+
+
+def test_what_had_written_nothing_is_interrupted_too(store: Store, chat: Chat) -> None:
+    """The prompt stays, and can be tried again."""
+    store.records.interrupt(chat.ask("a"))
+    assert (chat.last().answer, chat.last().state) == ("", "interrupted")
+    chat.ends(chat.again(), "1")
+    assert chat.exchanges() == [("a", "1")]
+
+
+def test_of_several_who_recover_one_does(store: Store, chat: Chat) -> None:
+    """Law: a generation ends once, whoever else tries at the same moment."""
+    for n in range(10):
+        stream_id = chat.ask(f"{n}")
+        store.records.write(Batch(chunks=(Chunk(stream_id, 1, said("x")),)))
+        won = together(*[partial(store.records.interrupt, stream_id)] * 4)
+        assert sorted(won) == [False, False, False, True]
+        assert chat.last().answer == "x"
+
+
+def test_an_end_and_a_recovery_at_the_same_moment_are_one_end(store: Store, chat: Chat) -> None:
+    """Law: whichever was first, the message and the recorded events tell of the same end."""
+    for n in range(15):
+        stream_id = chat.ask(f"{n}")
+        store.records.write(Batch(chunks=(Chunk(stream_id, 1, said("a")),)))
+        end = partial(ends, store, stream_id, "ab", said=[Content("a"), Content("b")])
+        interrupted, _ = together(partial(store.records.interrupt, stream_id), end)
+        found = store.records.recorded(stream_id, "anna")
+        assert found is not None
+        assert found.events[-1][2] == chat.last().ended
+        expected = ("a", "interrupted") if interrupted else ("ab", "done")
+        assert (chat.last().answer, chat.last().state) == expected
+        assert found.state == chat.last().state
+
+
+def test_many_streams_are_written_at_once(store: Store) -> None:
+    """One batch holds what a hundred streams brought, the ends of some among it."""
+    names = [f"stream-{n:03}" for n in range(100)]
+    store.records.write(Batch(begun=tuple(map(begun, names))))
+    for seq in (1, 2):
+        store.records.write(Batch(chunks=tuple(Chunk(name, seq, said(f"{seq}")) for name in names)))
+    now = time.time()
+    ended = tuple(Ended(name, DONE, now, 3, "12") for name in names[::2])
+    store.records.write(
+        Batch(chunks=tuple(Chunk(n, 3, [(30.0, DONE)]) for n in names[::2]), ended=ended)
+    )
+    assert sorted(store.records.running_of(WORKER)) == names[1::2]
+    for name in names[::2]:
+        found = store.records.recorded(name, None)
+        assert found is not None
+        assert [each[2] for each in found.events] == [Content("1"), Content("2"), DONE]
+        assert all(a[0] < b[0] for a, b in pairwise(found.events))
+
+
+def test_events_are_let_go_after_their_time_and_texts_are_not(store: Store, chat: Chat) -> None:
+    """Generations of programs go as a whole."""
+    stream_id = chat.ask("a")
+    chat.ends(stream_id, "1")
+    store.records.write(Batch(begun=(begun("program-1"),)))
+    ends(store, "program-1", "Hello.")
+    assert store.records.sweep(time.time() + 6.9 * DAY) == 0
+    assert store.records.sweep(time.time() + 7.1 * DAY) == 2
+    assert store.records.sweep(time.time() + 7.1 * DAY) == 0
+    assert store.records.recorded(stream_id, "anna") is None
+    assert store.records.exists(stream_id)
+    assert not store.records.exists("program-1")
+    assert chat.exchanges() == [("a", "1")]
+    assert chat.last().usage.completion_tokens == METRICS.tokens
+
+
+def test_what_never_held_anything_is_swept(store: Store) -> None:
+    """A conversation whose first prompt was withdrawn is not kept for ever."""
+    chat = Chat(store, "empty")
+    chat.says("Never mind.", "", STOPPED)
+    assert chat.exchanges() == []
+    assert store.records.sweep(time.time() + DAY + 60) == 1
+    with pytest.raises(UnknownConversation):
+        chat.now()
+
+
+def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
+    """What was answered is in the file, for whoever opens it next."""
+    with opened(tmp_path) as store:
+        everything(store)
+        before = store.conversations.get("everything-there-is", "anna")
+    with opened(tmp_path) as store:
+        assert store.conversations.get("everything-there-is", "anna") == before
+
+
+def test_numbers_that_no_database_takes_lose_no_answer(store: Store, chat: Chat) -> None:
+    """A provider's count and a page's `seen` may be anything."""
+    end = Done("stop", METRICS.__class__(None, 1.0, 10**30, False, None, 0))
+    stream_id = chat.ask("a")
+    said: list[tuple[float, Event]] = [(0.0, Content("b")), (1.0, end)]
+    ended = Ended(stream_id, end, 1.0, 2, "b", "m-1", seen=10**15 - 1)
+    store.records.write(Batch(chunks=(Chunk(stream_id, 1, said),), ended=(ended,)))
+    assert chat.exchanges() == [("a", "b")]
+    recorded = store.records.recorded(stream_id, chat.owner)
+    assert recorded is not None
+    assert recorded.seen == 2
+    assert chat.last().usage == Usage()
+
+
+def test_a_generation_is_written_to_by_its_own_worker_alone(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of another one with the same ID, which began while the store could not be asked, nothing is
+    kept, and the log says so. What the first one has stays its own."""
+    mine = Batch(
+        begun=(begun("an-id"),),
+        chunks=(Chunk("an-id", 1, [(1.0, Content("first"))]),),
+        worker=WORKER,
+    )
+    store.records.write(mine)
+    store.records.write(mine)  # tried again: it was not heard that it had been written
+    assert not caplog.records
+    other = replace(begun("an-id"), worker="worker-2")
+    timed: list[tuple[float, Event]] = [(1.0, Content("second")), (2.0, DONE)]
+    end = Ended("an-id", DONE, time.time(), 2, "second", "m-1")
+    store.records.write(Batch((other,), (Chunk("an-id", 1, timed[:1]),), worker="worker-2"))
+    store.records.write(Batch((), (Chunk("an-id", 1, timed),), (end,), worker="worker-2"))
+    assert [each.getMessage() for each in caplog.records] == [
+        "stream an-id is not saved: an earlier one has its ID"
+    ]
+    assert store.records.state("an-id", None) == "running"
+    assert store.records.interrupt("an-id")
+    found = store.records.recorded("an-id", None)
+    assert found is not None
+    assert [event.content for _, _, event in found.events if isinstance(event, Content)] == [
+        "first"
+    ]

@@ -1,0 +1,350 @@
+"""Proxies from the environment: what goes through them, what goes past them, and how they fail.
+
+The proxy is our own. It sends every request on to one server, whatever name was asked for, so that
+names can be used that exist nowhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+
+import httpx2
+import pytest
+
+from halt.core.connection import Line
+from halt.providers.errors import fault
+from halt.testing.fake_openai import FakeOpenAI
+from halt.transport.pool import Transport, passes_by, proxy_for
+from tests.support.wire import (
+    SOON,
+    Background,
+    Handler,
+    HandMade,
+    Peer,
+    answer,
+    body_of,
+    fetch,
+    get,
+    read_all,
+)
+
+NAME = "model.invalid"  # a name that no resolver knows
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine's environment says does not matter here."""
+    for scheme in ("http", "https", "all", "no"):
+        monkeypatch.delenv(f"{scheme}_proxy", raising=False)
+        monkeypatch.delenv(f"{scheme}_proxy".upper(), raising=False)
+
+
+@pytest.fixture
+def tls_fake() -> Iterator[FakeOpenAI]:
+    with FakeOpenAI(tls=True) as server:
+        yield server
+
+
+MakeTransport = Callable[[], Transport]
+
+
+@pytest.fixture
+def make_transport(tls_fake: FakeOpenAI) -> Iterator[MakeTransport]:
+    """Makes transports, with the proxies of then, that trust the fake's authority for any name."""
+    context = ssl.create_default_context(cafile=tls_fake.ca_pem_path)
+    context.check_hostname = False
+    with contextlib.ExitStack() as transports:
+        yield lambda: transports.enter_context(contextlib.closing(Transport(SOON, context)))
+
+
+def proxy(port: int, heads: list[bytes]) -> Handler:
+    """CONNECT opens a tunnel to this port; a request with a full address is passed on to it."""
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(65_536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def handle(peer: Peer) -> None:
+        head = peer.request()
+        heads.append(head)
+        with socket.create_connection(("127.0.0.1", port)) as onward:
+            if head.startswith(b"CONNECT "):
+                peer.send(b"HTTP/1.1 200 Connection established\r\nVia: test\r\n\r\n")
+            else:
+                onward.sendall(head.replace(b"http://" + NAME.encode(), b"", 1))
+            back = threading.Thread(target=pump, args=(onward, peer.sock), daemon=True)
+            back.start()
+            pump(peer.sock, onward)
+            back.join(SOON)
+
+    return handle
+
+
+def test_https_goes_through_a_tunnel(
+    make_transport: MakeTransport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTPS_PROXY is asked for a tunnel by name; TLS goes through it, and it is used again."""
+    heads: list[bytes] = []
+    with HandMade(proxy(tls_fake.port, heads)) as server:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+        transport = make_transport()
+        for _ in range(2):
+            assert b"echo" in fetch(transport, f"https://{NAME}/v1/models")
+        transport.close()
+    assert [head.split(b"\r\n")[0] for head in heads] == [b"CONNECT model.invalid:443 HTTP/1.1"]
+    assert b"Host: model.invalid:443" in heads[0]
+    assert [record.connection for record in tls_fake.requests] == [1, 1]
+
+
+@pytest.mark.parametrize("spelling", ["127.0.0.1:{}", "http://127.0.0.1:{}/"])
+def test_a_proxy_is_named_with_or_without_scheme(
+    make_transport: MakeTransport,
+    tls_fake: FakeOpenAI,
+    monkeypatch: pytest.MonkeyPatch,
+    spelling: str,
+) -> None:
+    """Lower case, a bare HOST:PORT, an address with a path: as other programs take them."""
+    with HandMade(proxy(tls_fake.port, [])) as server:
+        monkeypatch.setenv("https_proxy", spelling.format(server.port))
+        transport = make_transport()
+        assert b"echo" in fetch(transport, f"https://{NAME}/v1/models")
+        transport.close()
+
+
+def test_plain_http_goes_through_a_proxy_too(
+    make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTP_PROXY serves models that are reached without TLS."""
+    heads: list[bytes] = []
+    with FakeOpenAI() as fake, HandMade(proxy(fake.port, heads)) as server:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{server.port}")
+        transport = make_transport()
+        assert b"echo" in fetch(transport, f"http://{NAME}/v1/models")
+        transport.close()
+        assert len(heads) == 1
+        assert len(fake.requests) == 1
+
+
+def test_the_credentials_of_a_proxy_are_sent_to_it(
+    make_transport: MakeTransport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`http://user:password@proxy` is how company proxies are set up everywhere."""
+    heads: list[bytes] = []
+    with HandMade(proxy(tls_fake.port, heads)) as server:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://anna:p%40ss@127.0.0.1:{server.port}")
+        transport = make_transport()
+        fetch(transport, f"https://{NAME}/v1/models")
+        transport.close()
+    told = base64.b64encode(b"anna:p@ss")
+    assert b"Proxy-Authorization: Basic " + told in heads[0]
+
+
+@pytest.mark.parametrize("past", [NAME, f"other.example, {NAME}", ".invalid", "invalid", "*"])
+def test_no_proxy_names_what_goes_past_it(
+    make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch, past: str
+) -> None:
+    """A host in NO_PROXY, or under a domain in it, is reached directly."""
+    with HandMade(answer()) as server:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+        monkeypatch.setenv("NO_PROXY", past)
+        transport = make_transport()
+        with pytest.raises(httpx2.ConnectError) as caught:
+            get(transport, f"https://{NAME}/v1/models")
+        assert isinstance(caught.value.__cause__, socket.gaierror)
+        assert server.accepted == 0
+
+
+def test_proxies_are_those_of_the_time_when_the_transport_was_made(
+    make_transport: MakeTransport, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request does not look through the environment again."""
+    transport = make_transport()
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with pytest.raises(httpx2.ConnectError) as caught:
+        get(transport, f"http://{NAME}/v1/models")
+    assert isinstance(caught.value.__cause__, socket.gaierror)
+
+
+def test_this_machine_is_never_asked_for_through_a_proxy(
+    make_transport: MakeTransport, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model on localhost works though a company's proxy is set, without NO_PROXY."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    transport = make_transport()
+    fetch(transport, f"{fake.base_url}/models")
+    fetch(transport, f"http://localhost:{fake.port}/v1/models")
+
+
+def test_what_a_tunnel_carries_is_not_shown_to_the_proxy(
+    make_transport: MakeTransport, tls_fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy sees a name and a port; key and question go through TLS."""
+    heads: list[bytes] = []
+    with HandMade(proxy(tls_fake.port, heads)) as server:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+        transport = make_transport()
+        content = json.dumps({"model": "echo", "messages": [], "stream": True}).encode()
+        url, headers = f"https://{NAME}/v1/chat/completions", {"Authorization": "Bearer hush"}
+        request = httpx2.Request("POST", url, headers=headers, content=content)
+        body = body_of(transport.handle_request(request))
+        assert b"[DONE]" in read_all(body)
+        body.close()
+        transport.close()
+    assert b"hush" not in heads[0]
+    assert tls_fake.requests[0].headers["authorization"] == "Bearer hush"
+
+
+@pytest.mark.parametrize("status", [b"403 Forbidden", b"407 Proxy Authentication Required"])
+def test_a_proxy_that_refuses_is_an_error_of_connecting(
+    make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch, status: bytes
+) -> None:
+    """No tunnel, no connection: the status is told, and the socket is closed."""
+
+    def handle(peer: Peer) -> None:
+        peer.request()
+        peer.send(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
+        peer.see_leave()
+
+    line = Line()
+    with HandMade(handle) as server:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+        transport = make_transport()
+        with pytest.raises(httpx2.ConnectError, match=status[:3].decode()):
+            get(transport, f"https://{NAME}/v1/models", line)
+        assert line.wait_closed(0) == "closed"
+        server.wait_over(1)
+
+
+def test_a_proxy_that_is_silent_is_waited_for_as_long_as_for_a_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The time to connect includes the proxy's."""
+    with HandMade(answer()) as server:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+        with pytest.raises(httpx2.ConnectTimeout):
+            get(Transport(0.1), f"https://{NAME}/v1/models")
+        server.wait_over(1)
+
+
+def test_a_stop_is_heard_while_a_proxy_is_silent(
+    make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting for the tunnel is a phase like any other."""
+    asked = threading.Event()
+
+    def handle(peer: Peer) -> None:
+        peer.request()
+        asked.set()
+        peer.see_leave()
+
+    line = Line()
+    with HandMade(handle) as server:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
+        transport = make_transport()
+        blocked = Background(lambda: get(transport, f"https://{NAME}/v1/models", line))
+        assert asked.wait(SOON)
+        line.interrupt()
+        assert isinstance(blocked.end(SOON / 2), httpx2.TransportError)
+        assert line.wait_closed(0) == "closed"
+
+
+def test_a_kind_of_proxy_that_is_not_supported_is_said(
+    make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SOCKS proxy is refused in words, as an error of connecting like any other."""
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:9")
+    transport = make_transport()
+    with pytest.raises(httpx2.ConnectError, match="socks5"):
+        get(transport, f"https://{NAME}/v1/models")
+
+
+def test_a_fault_of_the_proxy_is_not_said_to_be_the_server_s(
+    make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody looks for the fault at a server that was never reached."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for proxy, reason in ((f"http://127.0.0.1:{port}", "refused"), ("socks5://[::1]:9", "socks5")):
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        transport = make_transport()
+        with pytest.raises(httpx2.ConnectError) as caught:
+            get(transport, f"https://{NAME}/v1/models")
+        told = fault(caught.value, "")
+        assert told.code == "upstream_unreachable"
+        assert "proxy" in told.message
+        assert reason in told.message
+
+
+@pytest.mark.parametrize(
+    ("entries", "host", "port", "past"),
+    [
+        ("192.168.0.0/16", "192.168.1.10", 11434, True),
+        ("192.168.0.0/16", "192.169.1.10", 11434, False),
+        ("192.168.1.7/16", "192.168.9.9", 80, True),  # with bits below the range's
+        ("10.0.0.0/8,172.16.0.0/12", "172.31.255.1", 80, True),
+        ("10.0.0.0/8 172.16.0.0/12", "172.32.0.1", 80, False),
+        ("fd00::/8", "fd12::1", 80, True),
+        ("[fd00::]/8", "fd12::1", 80, True),
+        ("192.168.1.10", "192.168.1.10", 80, True),
+        ("192.168.1.10:8080", "192.168.1.10", 8080, True),
+        ("192.168.1.10:8080", "192.168.1.10", 80, False),
+        ("[fd00::1]:8080", "fd00::1", 8080, True),
+        ("fd00::1", "fd00::1", 80, True),
+        ("192.168.0.0/16", "::ffff:192.168.1.1", 80, True),
+        ("192.168.0.0/16", "name.example", 80, False),  # names are not looked up
+        ("example.org", "example.org", 443, True),
+        ("example.org", "api.example.org", 443, True),
+        (".example.org", "api.example.org", 443, True),
+        ("*.example.org", "api.example.org", 443, True),
+        ("*.example.org", "a.b.example.org", 443, True),
+        ("Example.ORG", "API.example.org.", 443, True),
+        ("example.org", "notexample.org", 443, False),
+        ("example.org:8080", "example.org", 8080, True),
+        ("example.org:8080", "example.org", 443, False),
+        ("*.example.org:8080", "api.example.org", 8080, True),
+        ("a, b ,example.org", "example.org", 443, True),
+        ("*", "anything.example", 443, True),
+        ("*:8080", "anything.example", 443, False),
+        ("", "example.org", 443, False),
+        (",,", "example.org", 443, False),
+        (".", "example.org", 443, False),
+        ("300.1.1.0/24", "example.org", 443, False),
+    ],
+)
+def test_an_entry_of_no_proxy_is_a_host_a_domain_or_a_range(
+    entries: str, host: str, port: int, past: bool
+) -> None:
+    """As other programs take them, ports included."""
+    assert passes_by(entries, host, port) is past
+
+
+@pytest.mark.parametrize(
+    ("url", "proxy"),
+    [
+        ("http://192.168.1.10:11434/v1", None),
+        ("http://10.0.0.1/v1", "http://proxy.example:8080"),
+        ("https://api.example.org/v1", "http://secure.example:3129"),
+        ("https://inside.example.org/v1", None),
+        ("http://127.0.0.2:1/v1", None),
+        ("http://localhost/v1", None),
+        ("http://[::1]:8080/v1", None),
+    ],
+)
+def test_the_proxy_for_an_address_can_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch, url: str, proxy: str | None
+) -> None:
+    """Without the name and the password that it is used with."""
+    monkeypatch.setenv("HTTP_PROXY", "http://anna:secret@proxy.example:8080/")
+    monkeypatch.setenv("HTTPS_PROXY", "secure.example:3129")
+    monkeypatch.setenv("NO_PROXY", "192.168.0.0/16, inside.example.org")
+    assert proxy_for(url) == proxy

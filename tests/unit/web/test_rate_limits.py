@@ -1,0 +1,443 @@
+"""Limits on starts: what counts, what never does, whom each limit knows, how it is said.
+
+Each test has an address of its own, which the server believes as if a proxy had told it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import openai
+import pytest
+from flask import Flask
+
+from halt.app import create_app
+from halt.config.environment import load
+from halt.config.settings import Config, ConfigError
+from halt.errors import TooManyRequests
+from halt.testing.fake_openai import FakeOpenAI
+from halt.web.rate_limits import Rates
+from halt.web.requests import address
+from halt.web.services import services
+from halt.web.starts import count_starts
+from tests.support.halt_server import (
+    SEEN_WITHIN,
+    HaltServer,
+    StartHalt,
+    asked,
+    eventually,
+    new_id,
+    refused_start,
+    settings,
+)
+from tests.support.sse import Answer, Client
+from tests.support.ws import WebSocket
+
+STARTS = 3  # that an address has
+OF_SESSION = 2  # that a browser's session has
+HELLO = {"messages": [{"role": "user", "content": "Hello"}], "model": "echo"}
+PAGE = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}
+CODE = "too_many_requests"
+
+hosts = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def limited(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server with both limits, behind a proxy."""
+    server = HaltServer(
+        settings(
+            shared_fake,
+            HALT_RATE_ADDRESS=f"{STARTS}/hour; 100/day",
+            HALT_RATE_SESSION=f"{OF_SESSION} per hour",
+            HALT_TRUSTED_PROXIES=1,
+        )
+    )
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def client(limited: HaltServer) -> Client:
+    """A program at an address that nobody else has."""
+    return limited.client(**{"X-Forwarded-For": f"10.0.0.{next(hosts)}"})
+
+
+@pytest.fixture
+def browser(client: Client) -> Client:
+    """A browser at an address that nobody else has, with a session."""
+    assert client.get("/").status == 200
+    return client
+
+
+def chat_stream(client: Client) -> Answer:
+    return client.post("/chat/stream", HELLO)
+
+
+def chat(client: Client) -> Answer:
+    return client.post("/chat", HELLO)
+
+
+def whole(client: Client) -> Answer:
+    return client.post("/chat", HELLO, Accept="application/json")
+
+
+def event_source(client: Client) -> Answer:
+    return client.get(f"/stream?{urlencode({'prompt': 'Hello', 'model': 'echo'})}")
+
+
+def completions(client: Client) -> Answer:
+    return client.post("/v1/chat/completions", {**HELLO, "stream": True})
+
+
+def form(client: Client, path: str, **fields: str | list[str]) -> Answer:
+    """What the page sends."""
+    return client.request("POST", path, urlencode(fields, doseq=True).encode(), PAGE)
+
+
+SURFACES: list[Callable[[Client], Answer]] = [
+    chat_stream,
+    chat,
+    whole,
+    event_source,
+    completions,
+]
+
+
+def exhaust(client: Client) -> None:
+    """Use up what the address has."""
+    for _ in range(STARTS):
+        assert chat(client).status == 200
+    assert chat(client).status == 429
+
+
+def in_time(answer: Answer) -> bool:
+    """Whether the refusal says when to come again."""
+    return 0 < int(answer.headers["retry-after"]) <= 3600
+
+
+# --- what counts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+def test_a_start_too_many_is_refused(surface: Callable[[Client], Answer], client: Client) -> None:
+    """As many as the limit says are answered, the next is 429 with Retry-After."""
+    for _ in range(STARTS):
+        assert surface(client).status == 200
+    refused = surface(client)
+    assert refused.status == 429
+    assert in_time(refused)
+
+
+def test_all_surfaces_have_one_count(client: Client) -> None:
+    """Who has started enough on one surface is refused on each of them, in words of its own."""
+    for start in (chat_stream, chat, event_source):
+        assert start(client).status == 200
+    for surface in SURFACES:
+        refused = surface(client)
+        assert (refused.status, in_time(refused)) == (429, True)
+        error = refused.json["error"]
+        assert "3 per hour" in error["message"]
+        if surface is completions:
+            assert (error["code"], error["type"]) == ("rate_limit_exceeded", "rate_limit_error")
+        else:
+            assert (error["code"], error["retryable"]) == (CODE, True)
+
+
+def test_a_refused_start_asks_no_model(client: Client, shared_fake: FakeOpenAI) -> None:
+    """The model's server hears nothing of what was refused."""
+    exhaust(client)
+    said = new_id()
+    body = {**HELLO, "messages": [{"role": "user", "content": said}]}
+    assert client.post("/chat", body).status == 429
+    assert said not in json.dumps([each.body for each in shared_fake.requests])
+
+
+def test_openais_client_knows_the_refusal(limited: HaltServer, client: Client) -> None:
+    """It raises the error that it has for limits, and is told when to try again."""
+    exhaust(client)
+    with (
+        openai.OpenAI(
+            base_url=f"{limited.url}/v1",
+            api_key="none",
+            max_retries=0,
+            default_headers=client.headers,
+        ) as theirs,
+        pytest.raises(openai.RateLimitError) as caught,
+    ):
+        theirs.chat.completions.create(
+            model="echo", messages=[{"role": "user", "content": "Hello"}]
+        )
+    assert caught.value.code == "rate_limit_exceeded"
+    assert 0 < int(caught.value.response.headers["retry-after"]) <= 3600
+
+
+def test_each_start_on_a_socket_counts(limited: HaltServer, client: Client) -> None:
+    """The refusal is an error frame about its stream; the socket goes on, and so do its streams."""
+    with WebSocket(limited, X_Forwarded_For=client.headers["X-Forwarded-For"]) as ws:
+        ids = [ws.start("count?n=1000000&rate=50") for _ in range(STARTS)]
+        mine = new_id()
+        ws.say(type="start", id=mine, **HELLO)
+        error = ws.until("error", mine)["error"]
+        assert (error["code"], error["retryable"]) == (CODE, True)
+        assert 0 < error["retry_after"] <= 3600
+        for each in ids:
+            assert ws.stop(each)["status"] == "stopped"
+            assert ws.to_end(each)["type"] == "cancelled"
+
+
+# --- what never counts ----------------------------------------------------------------------------
+
+
+def test_whoever_has_started_enough_can_still_do_everything_else(
+    client: Client, shared_fake: FakeOpenAI
+) -> None:
+    """Stop, replay, lists, health, pages and files are never refused by a limit."""
+    said = new_id()
+    with client.chat("count?n=1000000&rate=50", said) as running:
+        running.until_text("0 ")
+        for _ in range(STARTS - 1):
+            assert chat(client).status == 200
+        assert chat(client).status == 429
+        for path in ("/", "/static/halt.css", "/healthz", "/streams", "/models", "/v1/models"):
+            for _ in range(STARTS + 1):
+                assert client.get(path).status == 200, path
+        with client.follow(running.id) as again:
+            again.until_text("0 ")
+        assert client.stop(running.id).json["status"] == "stopped"
+        assert asked(shared_fake, said).closed.wait(SEEN_WITHIN)
+        for _ in range(STARTS + 1):
+            assert client.stop(running.id).json["status"] == "finished"
+
+
+def test_an_event_source_comes_back_without_a_start(client: Client) -> None:
+    """Neither with the ID of its last event nor with that of its stream does it start anything."""
+    mine = new_id()
+    path = f"/stream?{urlencode({'prompt': 'Hello', 'model': 'echo', 'id': mine})}"
+    first = client.get(path)
+    assert first.status == 200
+    end = first.body.split(b"\n\n")[-2]
+    assert b'"type":"done"' in end
+    for _ in range(STARTS + 1):
+        assert end in client.get(path).body
+        assert client.get(path, Last_Event_ID=f"{mine}.0").body.count(end) == 1
+    for _ in range(STARTS - 1):
+        assert chat(client).status == 200
+    assert event_source(client).status == 429
+    assert end in client.get(path).body
+    assert client.get(path, Last_Event_ID=f"{mine}.0").body.count(end) == 1
+
+
+def test_what_cannot_be_read_does_not_count(client: Client) -> None:
+    """A request that is malformed starts nothing."""
+    for _ in range(STARTS + 1):
+        assert client.post("/chat", {"messages": "none"}).status == 400
+        assert client.get("/stream?prompt=").status == 400
+    exhaust(client)
+
+
+# --- whom a limit knows ---------------------------------------------------------------------------
+
+
+def test_a_session_has_a_limit_of_its_own(limited: HaltServer, browser: Client) -> None:
+    """It is refused when it has had its share; the address's share is not touched by that."""
+    for _ in range(OF_SESSION):
+        assert chat(browser).status == 200
+    for _ in range(STARTS):
+        refused = chat(browser)
+        assert (refused.status, "2 per hour" in refused.error["message"]) == (429, True)
+    other = limited.client(**browser.headers)
+    assert other.get("/").status == 200
+    assert chat(other).status == 200
+    refused = chat(other)
+    assert (refused.status, "3 per hour" in refused.error["message"]) == (429, True)
+
+
+def test_only_what_the_proxy_says_of_an_address_counts(limited: HaltServer, client: Client) -> None:
+    """A client that makes up addresses before the proxy adds the real one stays who it is."""
+    real = client.headers["X-Forwarded-For"]
+    for n in range(STARTS):
+        client.headers["X-Forwarded-For"] = f"203.0.113.{n}, {real}"
+        assert chat(client).status == 200
+    client.headers["X-Forwarded-For"] = f"203.0.113.99, {real}"
+    assert chat(client).status == 429
+
+
+def test_nobody_is_believed_about_addresses_without_a_proxy(
+    start_halt: StartHalt, shared_fake: FakeOpenAI
+) -> None:
+    """By default the header that proxies send changes nothing."""
+    server = start_halt(shared_fake, HALT_RATE_ADDRESS="1/hour")
+    assert chat(server.client(**{"X-Forwarded-For": "10.0.0.1"})).status == 200
+    assert chat(server.client(**{"X-Forwarded-For": "10.0.0.2"})).status == 429
+
+
+@pytest.mark.parametrize(
+    ("told", "known"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::9", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("somewhere", "somewhere"),
+        ("", ""),
+    ],
+)
+def test_a_client_is_its_address_or_its_network(told: str, known: str) -> None:
+    """An IPv6 client has as many addresses as it likes, and is known by its network."""
+    with Flask(__name__).test_request_context(environ_base={"REMOTE_ADDR": told}):
+        assert address() == known
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def test_the_page_is_told_and_nothing_of_the_message_is_kept(browser: Client) -> None:
+    """A fragment for the notice; the conversation is as before, so is the message in its field."""
+    path, other = f"/c/{new_id()}", f"/c/{new_id()}"
+    assert form(browser, f"{path}/messages", prompt="hello there").status == 200
+    eventually(lambda: b'data-state="done"' in browser.get(path).body)
+    assert form(browser, f"{path}/regenerate").status == 200
+    eventually(lambda: b'data-state="done"' in browser.get(path).body)
+    for refused in (
+        form(browser, f"{path}/messages", prompt="one too many"),
+        form(browser, f"{path}/regenerate"),
+        form(browser, f"{other}/messages", prompt="one too many"),
+    ):
+        assert (refused.status, in_time(refused)) == (429, True)
+        assert refused.headers["hx-retarget"] == "#notice"
+        assert b"Too many answers were asked for" in refused.body
+    page = browser.get(path).body
+    assert b'data-state="done"' in page
+    assert b"one too many" not in page
+    assert b"one too many" not in browser.get(other).body
+
+
+def test_each_model_of_a_comparison_counts(browser: Client) -> None:
+    """All of them are started or none, and more than there can ever be is said at once."""
+
+    def send(*models: str) -> Answer:
+        return form(browser, f"/c/{new_id()}/messages", prompt="Hello", model=list(models))
+
+    three = send("echo", "count?n=1", "count?n=2")
+    assert (three.status, "retry-after" in three.headers) == (400, False)
+    assert b"At most 2 answers" in three.body
+    assert send("echo").status == 200
+    assert send("echo", "count?n=1").status == 429
+    assert send("echo").status == 200
+    assert send("echo").status == 429
+
+
+# --- settings and memory --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rate", ["30", "/minute", "0/minute", "-1/hour", "3/fortnight", "3/minute;", "3/m", "1,5/hour"]
+)
+@pytest.mark.parametrize("env", ["HALT_RATE_SESSION", "HALT_RATE_ADDRESS"])
+def test_a_wrong_rate_is_refused_in_one_line(env: str, rate: str) -> None:
+    """The line names the variable, its value, and shows a rate that would do."""
+    with pytest.raises(ConfigError) as caught:
+        load({env: rate})
+    message = str(caught.value)
+    assert f"{env}={rate!r}" in message
+    assert "30/minute" in message
+    assert "\n" not in message
+
+
+def test_the_server_does_not_start_with_a_wrong_rate() -> None:
+    """The line is the last thing that it prints."""
+    status, printed = refused_start(HALT_RATE_ADDRESS="often")
+    assert status != 0
+    assert printed.splitlines()[-1].startswith("halt: HALT_RATE_ADDRESS='often'")
+
+
+def rates(**settings: Any) -> tuple[Flask, Rates]:
+    """An application's limits."""
+    data = tempfile.mkdtemp()
+    app = create_app(Config(base_url="http://127.0.0.1:9/v1", data=data, **settings))
+    found = services(app).rates
+    assert isinstance(found, Rates)
+    return app, found
+
+
+@pytest.mark.parametrize(
+    ("rate", "starts"),
+    [("2/minute", 2), ("3 per 10 seconds", 3), ("9/hour;4/DAY", 4), ("5/minute; 5/minute", 5)],
+)
+def test_a_rate_is_read_as_people_write_it(rate: str, starts: int) -> None:
+    """The strictest of several limits holds; the same one twice is one."""
+    app, found = rates(rate_address=load({"HALT_RATE_ADDRESS": rate}).rate_address)
+    with app.test_request_context():
+        for _ in range(starts):
+            found.count(1)
+        with pytest.raises(TooManyRequests, match=f"{starts} per "):
+            found.count(1)
+
+
+def test_without_a_limit_nothing_is_counted() -> None:
+    """By default there is no limit at all."""
+    app = create_app(Config(base_url="http://127.0.0.1:9/v1"))
+    assert services(app).rates is None
+    assert "limiter" not in app.extensions
+
+
+def test_a_window_ends_and_takes_its_clients_with_it() -> None:
+    """When its time is over a client may start again, and those who are gone take no memory."""
+    app, found = rates(rate_address="1/second")
+
+    def starts(host: str) -> bool:
+        with (
+            app.test_request_context(environ_base={"REMOTE_ADDR": host}),
+            contextlib.suppress(TooManyRequests),
+        ):
+            found.count(1)
+            return True
+        return False
+
+    for n in range(100):
+        assert starts(f"192.0.2.{n}")
+    assert not starts("192.0.2.99")
+    with contextlib.closing(sqlite3.connect(services(app).config.data_folder / "rates.db")) as file:
+
+        def size() -> int:
+            return int(file.execute("SELECT COUNT(*) FROM windows").fetchone()[0])
+
+        assert size() > 50
+        eventually(lambda: starts("192.0.2.99"))
+        eventually(lambda: starts("192.0.2.99") and size() < 3)
+
+
+def test_workers_count_together(tmp_path: Path) -> None:
+    """Two that share a data folder allow together what one alone would allow, and no more."""
+    config = Config(base_url="http://127.0.0.1:9/v1", data=str(tmp_path), rate_address="5/hour")
+    apps = [create_app(config) for _ in range(2)]
+    for turn in range(5):
+        with apps[turn % 2].test_request_context():
+            count_starts()
+    for app in apps:
+        with app.test_request_context(), pytest.raises(TooManyRequests):
+            count_starts()
+
+
+def test_what_cannot_be_counted_is_let_through(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broken file keeps nobody from an answer; the log says so."""
+    (tmp_path / "rates.db").write_text("this is no database, and is left as it is" * 100)
+    app = create_app(
+        Config(base_url="http://127.0.0.1:9/v1", data=str(tmp_path), rate_address="1/hour")
+    )
+    with app.test_request_context():
+        for _ in range(3):
+            count_starts()
+    assert "cannot be counted" in caplog.text

@@ -1,0 +1,585 @@
+"""What the relay writes to clients: the same bytes as a thread would, whole, and for slow ones too.
+
+First one socket and its reader, then a real gunicorn and what stands around it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from halt.config.settings import Config
+from halt.core import relay as relay_module
+from halt.core.events import Event
+from halt.core.relay import Departure
+from halt.core.request import ChatRequest
+from halt.core.run import Run
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
+from halt.testing.fake_openai import FakeOpenAI
+from halt.web import sink
+from halt.web.event_stream import EventStream, json_frames
+from halt.web.sink import GROUP_CHARS, Sink
+from tests.support.halt_server import HaltServer, asked, eventually, new_id
+from tests.support.scripted import HI, SOON, Scripted, ScriptedReply
+from tests.support.wire import Background, until
+
+FRAME = "x" * 1000  # the text of one event
+BIG = "Good morning! " * 600_000
+LATE = 2_000  # events that no network keeps for a client which does not read
+
+
+class Stage:
+    """A service, and clients whose sockets its relay writes to."""
+
+    def __init__(self) -> None:
+        self.upstream = Scripted()
+        config = Config(orphan_grace=1e9, max_answer_chars=10**9)
+        self.generations = Generations(config, self.upstream, StopRegistry())
+        self.generations.painter.start()  # as a server does
+        self._sockets: list[socket.socket] = []
+        self.streams: list[EventStream] = []
+
+    def start(self) -> tuple[Run, ScriptedReply]:
+        number = len(self.upstream.opened)
+        run = self.generations.start(ChatRequest(HI))
+        return run, self.upstream.reply(number)
+
+    def connect(self) -> tuple[socket.socket, socket.socket]:
+        """Both ends of a connection with small buffers: the server's, the client's."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = socket.socket()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(listener.getsockname())
+            ours, _ = listener.accept()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        client.settimeout(SOON)
+        self._sockets += [ours, client]
+        return ours, client
+
+    def serve(
+        self, run: Run, present: Callable[[list[tuple[int, Event]]], bytes] = json_frames
+    ) -> Served:
+        """Have the relay write a run's events to a new client."""
+        ours, client = self.connect()
+        stream = EventStream(self.generations, run, ours, 0, present)
+        self.streams.append(stream)
+        response = SimpleNamespace(sock=ours, sent=0)
+        made = Sink(stream, response)
+        return Served(made, client, response, stream, Background(made.wait))
+
+    def close(self) -> None:
+        self.generations.close()
+        self.upstream.dispose()
+        for stream in self.streams:
+            stream.close()
+        for sock in self._sockets:
+            sock.close()
+
+
+@dataclass
+class Served:
+    """A client, and what serves it. `waiting` is the view's thread."""
+
+    sink: Sink
+    client: socket.socket
+    response: Any
+    stream: EventStream
+    waiting: Background
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    made = Stage()
+    yield made
+    made.close()
+
+
+def read_to_end(client: socket.socket) -> bytes:
+    """What comes up to the end of the last event."""
+    raw = b""
+    while not raw.endswith(b"data: [DONE]\n\n\r\n"):
+        data = client.recv(65_536)
+        assert data, f"the connection ends behind {raw[-100:]!r}"
+        raw += data
+    return raw
+
+
+def chunks(raw: bytes) -> list[bytes]:
+    """The chunks of a body, each of them whole."""
+    out = []
+    while raw:
+        size, _, rest = raw.partition(b"\r\n")
+        length = int(size, 16)
+        out.append(rest[:length])
+        assert rest[length : length + 2] == b"\r\n", raw[:200]
+        raw = rest[length + 2 :]
+    return out
+
+
+def text_of(body: bytes) -> str:
+    found = re.findall(rb'"content":"([^"]*)"', body)
+    return b"".join(found).decode()
+
+
+def turns_of(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A count of the relay's turns from now on, in a list of one."""
+    relay, turns = stage.generations.relay, [0]
+    turn = relay._turn
+
+    def counted() -> None:
+        turns[0] += 1
+        turn()
+
+    monkeypatch.setattr(relay, "_turn", counted)
+    return turns
+
+
+# --- one reader -----------------------------------------------------------------------------------
+
+
+def test_a_slow_readers_last_frame_is_whole_before_its_view_wakes(stage: Stage) -> None:
+    """The view goes on when the kernel has taken everything, and the relay knows the socket no more:
+    what the server writes behind it comes behind it."""
+    run, reply = stage.start()
+    served = stage.serve(run)
+    reply.feed(*[FRAME] * LATE)
+    reply.end()
+    until(lambda: run.log.ended is not None)
+    assert served.waiting.is_alive()
+    selector = stage.generations.relay._selector
+    assert served.response.sock in {key.fileobj for key in selector.get_map().values()}
+    raw = read_to_end(served.client)
+    assert served.waiting.end() is None
+    assert served.waiting.result is True
+    assert served.response.sock not in {key.fileobj for key in selector.get_map().values()}
+    served.response.sock.sendall(b"0\r\n\r\n")
+    assert served.client.recv(100) == b"0\r\n\r\n"
+    bodies = chunks(raw)
+    assert all(body.endswith(b"\n\n") for body in bodies)
+    assert bodies[-1].endswith(b"data: [DONE]\n\n")
+    assert text_of(b"".join(bodies)) == FRAME * LATE
+    assert served.response.sent == sum(map(len, bodies))
+
+
+def test_a_reader_that_takes_nothing_is_dropped(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One frame is kept for it and no more; the run goes on, and it can resume where it was."""
+    monkeypatch.setattr(sink, "STUCK_MAX", 0.5)
+    run, reply = stage.start()
+    served = stage.serve(run)
+    reply.feed(*[FRAME] * LATE)
+    until(lambda: run.log.last == LATE)
+    until(lambda: len(served.sink._rest) > 0 or not served.waiting.is_alive())
+    assert len(served.sink._rest) < 3 * GROUP_CHARS
+    assert served.waiting.end() is None
+    assert served.waiting.result is False
+    assert run.state == "running"
+    raw = b""
+    while data := served.client.recv(65_536):
+        raw += data
+    newest = max(map(int, re.findall(rb"^id: (\d+)$", raw, re.MULTILINE)))
+    assert newest < LATE
+    reply.end()
+    until(lambda: run.log.ended is not None)
+    rest = run.log.read(newest)
+    assert [seq for seq, _ in rest] == list(range(newest + 1, LATE + 2))
+
+
+def test_a_slow_reader_leaves_nothing_behind_in_the_relay(stage: Stage) -> None:
+    """What waits for a time is bounded, however often the network was stuck in between."""
+    run, reply = stage.start()
+    served = stage.serve(run)
+    reply.feed(*[FRAME] * LATE, "the last")
+    raw = b""
+    while b"the last" not in raw[-1000:]:
+        raw += served.client.recv(4096)
+    assert len(stage.generations.relay._timers) < 20
+    assert run.state == "running"
+
+
+def test_bytes_behind_a_request_make_no_turns(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are left for the server, and looked at rarely; that the client leaves is noticed."""
+    monkeypatch.setattr(sink, "PIPELINED_LOOK", 0.2)
+    run, reply = stage.start()
+    served = stage.serve(run)
+    reply.feed("a")
+    turns = turns_of(stage, monkeypatch)
+    served.client.sendall(b"GET / HTTP/1.1\r\n")
+    until(lambda: turns[0] > 0)
+    before = turns[0]
+    threading.Event().wait(0.5)
+    assert turns[0] - before < 20
+    assert served.response.sock.recv(100, socket.MSG_PEEK) == b"GET / HTTP/1.1\r\n"
+    assert run.state == "running"
+    reply.feed("b")
+    raw = b""
+    while b'"b"' not in raw:
+        raw += served.client.recv(65_536)
+    served.client.close()
+    assert served.waiting.end() is None
+    assert served.waiting.result is False
+
+
+def test_bytes_behind_a_request_are_no_departure(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for a reader that follows the log by itself."""
+    monkeypatch.setattr(relay_module, "PIPELINED_LOOK", 0.2)
+    stage.start()
+    ours, client = stage.connect()
+    gone = threading.Event()
+    turns = turns_of(stage, monkeypatch)
+    watched = Departure(stage.generations.relay, ours, gone.set)
+    client.sendall(b"GET / HTTP/1.1\r\n")
+    until(lambda: turns[0] > 0)
+    before = turns[0]
+    assert not gone.wait(0.5)
+    assert turns[0] - before < 20
+    client.close()
+    assert gone.wait(SOON)
+    watched.cancel()
+
+
+def test_a_frame_that_cannot_be_made_drops_its_reader_alone(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged; the run and its other readers go on."""
+
+    def broken(events: list[tuple[int, Event]]) -> bytes:
+        raise ZeroDivisionError("in a frame")
+
+    run, reply = stage.start()
+    bad, good = stage.serve(run, broken), stage.serve(run)
+    reply.feed("a")
+    assert bad.waiting.end() is None
+    assert bad.waiting.result is False
+    reply.end()
+    assert text_of(b"".join(chunks(read_to_end(good.client)))) == "a"
+    assert good.waiting.end() is None
+    assert good.waiting.result is True
+    until(lambda: "ZeroDivisionError: in a frame" in caplog.text)
+
+
+def test_a_reader_that_leaves_is_noticed_in_silence(stage: Stage) -> None:
+    """Nothing needs to be written for it, and its view is woken."""
+    run, _ = stage.start()
+    served = stage.serve(run)
+    served.client.close()
+    assert served.waiting.end() is None
+    assert served.waiting.result is False
+    assert served.stream._viewer not in run._viewers
+
+
+def test_the_end_of_the_relay_wakes_every_view(stage: Stage) -> None:
+    """No request waits for a relay that is not there any more."""
+    run, _ = stage.start()
+    served = [stage.serve(run) for _ in range(3)]
+    stage.generations.relay.close(SOON)
+    for each in served:
+        assert each.waiting.end() is None
+        assert each.waiting.result is False
+
+
+# --- a real server --------------------------------------------------------------------------------
+
+
+LOGGED = {"GUNICORN_CMD_ARGS": "--access-logfile - --access-logformat 'took %(B)s of %(r)s'"}
+
+
+@pytest.fixture(scope="module")
+def both(shared_fake: FakeOpenAI) -> Iterator[dict[str, HaltServer]]:
+    """A server whose relay writes to clients, and one whose threads do."""
+    env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake", **LOGGED}
+    made = {writes: HaltServer({**env, "HALT_RELAY_WRITES": writes}) for writes in ("1", "0")}
+    yield made
+    for server in made.values():
+        server.close()
+
+
+def request(path: str, body: Any = None, version: str = "1.1", **headers: str) -> bytes:
+    """The bytes of a request; a body goes as JSON, or as a form where it is bytes."""
+    content = b"" if body is None else body
+    kind = "application/x-www-form-urlencoded"
+    if not isinstance(content, bytes):
+        content, kind = json.dumps(body).encode(), "application/json"
+    lines = [
+        f"{'GET' if body is None else 'POST'} {path} HTTP/{version}",
+        "Host: 127.0.0.1",
+        *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items()),
+        *([f"Content-Type: {kind}", f"Content-Length: {len(content)}"] if content else []),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + content
+
+
+class Raw:
+    """A connection whose every byte is looked at."""
+
+    def __init__(self, server: HaltServer, receive_buffer: int | None = None) -> None:
+        self.sock = socket.socket()
+        if receive_buffer is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.sock.settimeout(4 * SOON)
+        self.sock.connect((server.host, server.port))
+        self._buffer = b""
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def head(self) -> dict[str, str]:
+        """The head of a response: its fields, and its status line under ""."""
+        first, *lines = self._until(b"\r\n\r\n").decode().split("\r\n")
+        pairs = [line.partition(": ") for line in lines]
+        return {"": first, **{name.lower(): value for name, _, value in pairs}}
+
+    def chunks(self) -> list[bytes]:
+        """The chunks of a body, up to the empty one."""
+        out = []
+        while length := int(self._until(b"\r\n"), 16):
+            out.append(self._take(length))
+            assert self._take(2) == b"\r\n"
+        assert self._take(2) == b"\r\n"
+        return out
+
+    def rest(self) -> bytes:
+        """What comes until the server closes the connection."""
+        out, self._buffer = self._buffer, b""
+        while data := self.sock.recv(65_536):
+            out += data
+        return out
+
+    def _until(self, end: bytes) -> bytes:
+        while end not in self._buffer:
+            self._more()
+        found, _, self._buffer = self._buffer.partition(end)
+        return found
+
+    def _take(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            self._more()
+        out, self._buffer = self._buffer[:size], self._buffer[size:]
+        return out
+
+    def _more(self) -> None:
+        data = self.sock.recv(65_536)
+        assert data, f"the connection ends behind {self._buffer!r}"
+        self._buffer += data
+
+
+def chat(model: str, **more: Any) -> dict[str, Any]:
+    """The body of a request for a stream."""
+    messages = [{"role": "user", "content": "Good morning, how are you today?"}]
+    return {"messages": messages, "model": model, **more}
+
+
+@pytest.fixture
+def big(shared_fake: FakeOpenAI) -> str:
+    """A model whose answer is more than any network keeps for a client that does not read."""
+    shared_fake.texts["big"] = BIG
+    return "text?key=big&piece=10000"
+
+
+def wait_over(server: HaltServer, stream_id: str) -> None:
+    """Wait until a stream has ended, with a reader that is sent no more than its end."""
+    with server.client().follow(stream_id, LATE) as events:
+        eventually(lambda: events.next() is None)
+
+
+def test_a_slow_client_gets_everything_and_a_proper_end(
+    both: dict[str, HaltServer], big: str
+) -> None:
+    """A big answer, read when it is over: whole frames, and the end of HTTP behind the last."""
+    stream_id = new_id()
+    with Raw(both["1"], receive_buffer=4096) as raw:
+        raw.sock.sendall(request("/chat/stream", chat(big, id=stream_id)))
+        head = raw.head()
+        assert head["transfer-encoding"] == "chunked"
+        wait_over(both["1"], stream_id)
+        first, *bodies = raw.chunks()
+    assert first == b":\n"
+    assert all(body.endswith(b"\n\n") for body in bodies)
+    assert bodies[-1].endswith(b"data: [DONE]\n\n")
+    assert sum(body.count(b"[DONE]") for body in bodies) == 1
+    assert text_of(b"".join(bodies)) == BIG
+
+
+@pytest.mark.parametrize("writes", ["1", "0"])
+def test_an_old_client_gets_no_chunks(both: dict[str, HaltServer], writes: str) -> None:
+    """HTTP/1.0 knows none: the body ends with the connection."""
+    with Raw(both[writes]) as raw:
+        raw.sock.sendall(request("/chat/stream", chat("echo"), version="1.0"))
+        head, body = raw.head(), raw.rest()
+    assert "transfer-encoding" not in head
+    assert all(re.match(rb"id: |data: |event: |:|$", line) for line in body.split(b"\n")), body
+    assert body.endswith(b"data: [DONE]\n\n")
+    with Raw(both[writes]) as raw:
+        raw.sock.sendall(request("/chat", chat("echo"), version="1.0", Accept="text/plain"))
+        raw.head()
+        assert raw.rest() == b"Good morning, how are you today?"
+
+
+PLACE, STREAM = new_id(), new_id()
+SHORT = "text?key=short&piece=100"  # in one piece, so that each time it is one event
+SAID = f"A page's prompt {STREAM}"  # answered when the test says so: its response is a stream
+PROMPT = urlencode({"prompt": SAID, "id": STREAM, "model": "silent_first_token?n=3"})
+
+#: Each way to read an answer as it comes, or again. Some need the ones before.
+FLOWS: dict[str, bytes] = {
+    "stream": request("/chat/stream", chat(SHORT, id="the-stream-of-all")),
+    "error in mid-stream": request("/chat/stream", chat("error_in_stream?n=1")),
+    "error": request("/chat/stream", chat("401")),
+    "again": request("/streams/the-stream-of-all"),
+    "from its middle": request("/streams/the-stream-of-all?after=2"),
+    "nothing new": request("/streams/the-stream-of-all?after=10000"),
+    "text": request("/chat", chat(SHORT), Accept="text/plain"),
+    "openai": request("/v1/chat/completions", chat(SHORT, stream=True)),
+    "eventsource": request("/stream?" + urlencode({"prompt": "Good day", "model": SHORT})),
+    "prompt of a page": request(
+        f"/c/{PLACE}/messages",
+        PROMPT.encode(),
+        HX_Request="true",
+        Accept="text/html, text/event-stream",
+    ),
+    "page": request(f"/streams/{STREAM}/page"),
+}
+
+
+def alike(body: bytes, names: dict[str, str]) -> bytes:
+    """A body without what differs each time: times, figures and random IDs."""
+    for name in ("x-stream-id", "x-request-id"):
+        if name in names:
+            body = body.replace(names[name].encode(), b"ID")
+    body = re.sub(rb"chatcmpl-[\w-]+", b"ID", body)
+    return re.sub(rb"\d+(\.\d+)?|null", b"N", body)
+
+
+def test_the_bytes_are_those_of_a_thread(
+    both: dict[str, HaltServer], shared_fake: FakeOpenAI
+) -> None:
+    """HALT_RELAY_WRITES changes who writes, and nothing of what is written."""
+    shared_fake.texts["short"] = "Good **evening**!"
+    told: dict[str, dict[str, tuple[str, bytes]]] = {}
+    for writes, server in both.items():
+        cookie = server.client()
+        cookie.get("/")
+        cookies = "; ".join(f"{name}={value}" for name, value in cookie.cookies.items())
+        for name, flow in FLOWS.items():
+            sent = flow.replace(b"\r\n", b"\r\nCookie: " + cookies.encode() + b"\r\n", 1)
+            if name == "page":  # a page that comes again, with the answer as a whole
+                eventually(lambda: b"[DONE]" in cookie.get(f"/streams/{STREAM}").body)
+            with Raw(server) as raw:
+                raw.sock.sendall(sent)
+                head = raw.head()
+                if name == "prompt of a page":
+                    asked(shared_fake, SAID, list(both).index(writes)).release()
+                if head.get("transfer-encoding") == "chunked":
+                    body = b"".join(raw.chunks())
+                else:
+                    body = raw._take(int(head["content-length"]))
+            if name == "prompt of a page":  # what came before its last message, goes by the clock
+                body = body.strip().rpartition(b"\n\n")[2]
+            told.setdefault(name, {})[writes] = (head[""], alike(body, head))
+    for name, answers in told.items():
+        assert answers["1"] == answers["0"], name
+        assert answers["1"][1], name
+        assert answers["1"][0].split()[1] in {"200", "204"}, (name, answers["1"])
+
+
+@pytest.mark.parametrize("writes", ["1", "0"])
+def test_the_access_log_counts_the_body(both: dict[str, HaltServer], writes: str) -> None:
+    """All of its bytes, without their framing; and the connection serves the next request."""
+    with Raw(both[writes]) as raw:
+        for number in range(3):
+            raw.sock.sendall(request(f"/chat/stream?log={writes}{number}", chat("echo")))
+            assert raw.head()[""].startswith("HTTP/1.1 200 ")
+            size = sum(map(len, raw.chunks()))
+            both[writes].wait_printed(f"took {size} of POST /chat/stream.log={writes}{number} ")
+        raw.sock.sendall(request("/healthz"))
+        head = raw.head()
+        assert head[""].startswith("HTTP/1.1 200 ")
+        raw._take(int(head["content-length"]))
+        raw.sock.sendall(request("/chat/stream", chat("echo"), Connection="close"))
+        assert raw.head()["connection"] == "close"
+        assert raw.chunks()[-1].endswith(b"[DONE]\n\n")
+        assert raw.rest() == b""
+
+
+def test_what_was_sent_behind_a_stream_is_answered_behind_it(both: dict[str, HaltServer]) -> None:
+    """A client that does not wait for the end of one answer before it asks for the next."""
+    with Raw(both["1"]) as raw:
+        raw.sock.sendall(request("/chat/stream", chat("echo")) + request("/healthz"))
+        raw.head()
+        assert raw.chunks()[-1].endswith(b"[DONE]\n\n")
+        head = raw.head()
+        assert head[""].startswith("HTTP/1.1 200 ")
+        assert json.loads(raw._take(int(head["content-length"])))
+
+
+class WrappedServer(HaltServer):
+    """Halt behind a middleware."""
+
+    command = ("-m", "gunicorn", "tests.support.wrapped_app:app")
+
+
+@pytest.mark.parametrize("zipped", ["", "1"])
+def test_a_middleware_around_the_body_gets_all_of_it(shared_fake: FakeOpenAI, zipped: str) -> None:
+    """It is asked for every piece, so that it can change them; none goes past it."""
+    env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake"}
+    server = WrappedServer({**env, "TEST_ZIPPED": zipped})
+    try:
+        with Raw(server) as raw:
+            raw.sock.sendall(request("/chat/stream", chat("count?n=100")))
+            head = raw.head()
+            body = b"".join(raw.chunks())
+        if zipped:
+            assert head["content-encoding"] == "gzip"
+            body = gzip.decompress(body)
+        assert text_of(body) == "".join(f"{n} " for n in range(100))
+        assert body.endswith(b"data: [DONE]\n\n")
+    finally:
+        server.close()
+
+
+class FaultyServer(HaltServer):
+    """Halt whose relay waits for a client as long as a test says."""
+
+    command = ("-m", "gunicorn", "tests.support.faulty_app:app")
+
+
+def test_a_client_that_was_stuck_resumes(shared_fake: FakeOpenAI, big: str) -> None:
+    """It is dropped without an end of HTTP, and asks again behind the last event that it has."""
+    env = {"OPENAI_BASE_URL": shared_fake.base_url, "OPENAI_API_KEY": "fake", **LOGGED}
+    server = FaultyServer({**env, "TEST_STUCK_MAX": "0.5"})
+    stream_id = new_id()
+    try:
+        with Raw(server, receive_buffer=4096) as raw:
+            raw.sock.sendall(request("/chat/stream", chat(big, id=stream_id)))
+            raw.head()
+            wait_over(server, stream_id)
+            server.wait_printed("took [0-9]+ of POST /chat/stream ")
+            got = raw.rest()
+        assert not got.endswith(b"0\r\n\r\n")
+        assert b"[DONE]" not in got
+        # What its last frame has brought of an event without its end is not an event.
+        newest = max(map(int, re.findall(rb"^id: (\d+)\n.*\n\n", got, re.MULTILINE)))
+        again = server.client().follow(stream_id, newest).to_end()
+        assert int(again.seen[0].id) == newest + 1
+        assert BIG.endswith(again.text)
+    finally:
+        server.close()

@@ -1,0 +1,164 @@
+"""The ends of a client's socket at the relay: silence, a dismissal, a refusal of the selector."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from halt.config.settings import Config
+from halt.core import relay as relay_module
+from halt.core.events import FINAL_FRAME
+from halt.core.generation import Recording
+from halt.core.relay import Departure, Relay
+from halt.core.request import ChatRequest
+from halt.core.service import Generations
+from halt.core.stop import StopRegistry
+from halt.web.event_stream import EventStream, TextStream, json_frames
+from halt.web.sink import Sink
+from tests.support.scripted import HI, SOON, Scripted
+from tests.support.wire import Background, received, until
+from tests.unit.cluster.test_mirror import Begin, begin
+
+__all__ = ["begin"]  # the fixture
+
+BIG = "x" * 10_000
+
+
+@pytest.fixture
+def scripted() -> Iterator[tuple[Generations, Scripted]]:
+    upstream = Scripted()
+    made = Generations(Config(orphan_grace=1e9, heartbeat=0.01), upstream, StopRegistry())
+    yield made, upstream
+    made.close()
+    upstream.dispose()
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The server's end of a connection, and the client's."""
+    server, client = socket.socketpair()
+    with server, client:
+        client.settimeout(SOON)
+        yield server, client
+
+
+def response(server: socket.socket) -> Any:
+    """What a sink needs of gunicorn's response."""
+    return SimpleNamespace(sock=server, sent=0)
+
+
+def follow(generations: Generations, run: Recording) -> EventStream:
+    return EventStream(generations, run, None, 0, json_frames, nothing=FINAL_FRAME)
+
+
+def test_a_text_has_nothing_to_say_in_silence_and_is_asked_once_a_heartbeat(
+    scripted: tuple[Generations, Scripted],
+    ends: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The relay does not wake up every millisecond for a comment that is empty."""
+    generations, upstream = scripted
+    run = generations.start(ChatRequest(HI))
+    upstream.reply()
+    due: list[float] = []
+    at = generations.relay.at
+
+    def noted(time: float, work: Callable[[], None]) -> Any:
+        if getattr(work, "__name__", "") == "_beat":
+            due.append(time)
+        return at(time, work)
+
+    monkeypatch.setattr(generations.relay, "at", noted)
+    with TextStream(generations, run, None) as stream:
+        sink = Sink(stream, response(ends[0]))
+        until(lambda: len(due) > 10)
+        steps = [later - before for before, later in pairwise(due)]
+        assert min(steps) >= 0.9 * generations.config.heartbeat
+        run.cancel("stop")
+        assert Background(sink.wait).end() is None
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_reader_that_is_dismissed_goes_with_what_it_has(
+    begin: Begin,
+    ends: tuple[socket.socket, socket.socket],
+    behind: bool,
+) -> None:
+    """Of a worker that leaves: it is not kept to the end of a stream that another worker makes."""
+    owner, leaving = begin(), begin()
+    run, _ = owner.start("a-stream", *([BIG] * 60 if behind else ["one "]))
+    mirror = leaving.service.get("a-stream", None)
+    server, client = ends
+    with follow(leaving.service, mirror) as stream:
+        sink = Sink(stream, response(server))
+        waiting = Background(sink.wait)
+        if behind:
+            until(lambda: bool(sink._rest))
+        else:
+            received(client, b'"one "}\n\n\r\n')
+        leaving.workers._dismiss()
+        if behind:
+            until(lambda: not leaving.service.relay._posts)
+            client.setblocking(False)
+            taken = 0
+
+            def is_over() -> bool:
+                nonlocal taken
+                with contextlib.suppress(BlockingIOError):
+                    taken += len(client.recv(65_536))
+                return not waiting.is_alive()
+
+            until(is_over)
+            assert taken > len(BIG)
+        assert waiting.end() is None
+        assert waiting.result is True, "the response ends as a whole one"
+    assert run.state == "running"
+
+
+def test_a_socket_that_the_selector_refuses_ends_its_reader_alone(
+    scripted: tuple[Generations, Scripted],
+    ends: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The relay goes on; the view is told that its reader is lost."""
+    generations, upstream = scripted
+    run = generations.start(ChatRequest(HI))
+    upstream.reply().wait_reads()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "max_user_watches")
+
+    with follow(generations, run) as stream:
+        with monkeypatch.context() as patched:
+            patched.setattr(generations.relay, "watch", refuse)
+            waiting = Background(Sink(stream, response(ends[0])).wait)
+            assert waiting.end() is None
+        assert waiting.result is False
+    assert generations.relay.is_running
+    assert run.state == "running"
+
+
+def test_a_departure_closes_its_descriptor_while_it_does_not_look(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also between two looks at a client that has sent something behind its request."""
+    monkeypatch.setattr(relay_module, "PIPELINED_LOOK", SOON)
+    relay = Relay(lambda _: None)
+    server, client = ends
+    client.send(b"GET")
+    departure = Departure(relay, server, lambda: None)
+    relay.start()
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        until(lambda: bool(relay._timers))
+        departure.cancel()
+        relay.close(SOON)
+    assert found == []

@@ -1,0 +1,155 @@
+"""The way of a Stop and of a health request: short bodies, no database, template or file."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+from flask import Flask
+
+from halt.app import create_app
+from halt.config import data_dir
+from halt.config.settings import Config
+from halt.store.database import Database
+from halt.testing.fake_openai import FakeOpenAI
+from halt.web import responses
+from halt.web.rate_limits import Counts
+from halt.web.security import FIELDS_MAX, SHORT_BODY_MAX
+from halt.web.services import services
+from halt.web.sessions import COOKIES_MAX
+from tests.support.halt_server import HaltServer, new_id
+from tests.support.sse import PATIENCE
+
+FORM = "application/x-www-form-urlencoded"
+PAGE = {"HX-Request": "true"}
+TOKEN = "a-token-for-tests"
+
+
+@pytest.fixture
+def app(fake: FakeOpenAI, tmp_path: Path) -> Iterator[Flask]:
+    """The application, in this process, with every limit."""
+    made = create_app(
+        Config(
+            base_url=fake.base_url,
+            api_key="fake",
+            data=str(tmp_path),
+            token=TOKEN,
+            rate_session="100/minute",
+            rate_address="100/minute",
+            cors_origins=("https://shop.example",),
+            titles="words",
+        )
+    )
+    services(made).sessions.prepare(made)
+    yield made
+    services(made).generations.close()
+    services(made).store.close()
+
+
+@pytest.fixture
+def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Lets fail what a Stop must not wait for, in this thread, which serves the requests."""
+    served_by = threading.get_ident()
+
+    def guarded(real: Callable[..., Any]) -> Callable[..., Any]:
+        def touched(*args: Any, **named: Any) -> Any:
+            if threading.get_ident() == served_by:
+                pytest.fail("touched on the way of a Stop")
+            return real(*args, **named)
+
+        return touched
+
+    def forbidden() -> None:
+        for owner, name in (
+            (Database, "reading"),
+            (Database, "writing"),
+            (Counts, "count"),
+            (jinja2.Template, "render"),
+            (jinja2.Environment, "get_template"),
+            (responses, "render_template"),
+            (data_dir, "secret_key"),
+            (data_dir, "mark"),
+        ):
+            monkeypatch.setattr(owner, name, guarded(getattr(owner, name)))
+
+    return forbidden
+
+
+def test_a_stop_waits_for_nothing_but_the_stream(app: Flask, forbid: Callable[[], None]) -> None:
+    """The page's, which is shown its answer, a program's, one of all streams, and refused ones."""
+    browser, program, stranger = app.test_client(), app.test_client(), app.test_client()
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    browser.post("/login", data={"token": TOKEN})
+    one, two = new_id(), new_id()
+    for stream_id in (one, two):
+        sent = {"prompt": "Hello", "id": stream_id, "model": "count?n=1000000&rate=50"}
+        assert browser.post(f"/c/{new_id()}/messages", data=sent, headers=PAGE).status_code == 200
+    forbid()
+    pressed = browser.post("/stop", data={"stream_id": one, "shown": "1"}, headers=PAGE)
+    assert pressed.status_code == 200
+    assert f'data-stream="{one}"' in pressed.text
+    assert 'class="badge">Stopped by you<' in pressed.text
+    (receipt,) = browser.post("/stop-all").get_json()["stopped"]
+    assert (receipt["id"], receipt["status"]) == (two, "stopped")
+    assert browser.post(f"/stop/{one}").get_json()["status"] == "finished"
+    assert program.post("/stop-all", headers=bearer).get_json() == {"stopped": []}
+    assert program.get("/healthz").status_code == 200
+    assert stranger.post("/stop", headers=PAGE).status_code == 401
+    wrong = {**PAGE, "Authorization": "Bearer wrong"}
+    assert {stranger.post("/stop", headers=wrong).status_code for _ in range(40)} == {401, 429}
+
+
+SHORT = ["/stop", "/stop/0123456789", "/stop-all", "/login", "/c/0123456789/title"]
+
+
+@pytest.mark.parametrize("path", SHORT)
+@pytest.mark.parametrize("kind", [FORM, "application/json", "text/plain"])
+def test_short_requests_take_short_bodies(halt: HaltServer, path: str, kind: str) -> None:
+    """413 in words, as JSON, beyond 64 kB; what just fits is read."""
+    refused = halt.client().post(path, b"x" * (SHORT_BODY_MAX + 1), Content_Type=kind)
+    assert (refused.status, refused.error["code"]) == (413, "too_large")
+    assert refused.error["message"] == f"The body is larger than {SHORT_BODY_MAX} bytes."
+    assert halt.client().post(path, b"x" * SHORT_BODY_MAX, Content_Type=kind).status != 413
+
+
+def test_a_short_body_in_chunks_is_limited_too(halt: HaltServer) -> None:
+    """Without a length it is cut at the limit."""
+    connection = http.client.HTTPConnection(halt.host, halt.port, timeout=PATIENCE)
+    with contextlib.closing(connection):
+        pieces = iter([b"x" * 40_000, b"y" * 40_000])
+        connection.request("POST", "/stop", pieces, encode_chunked=True)
+        response = connection.getresponse()
+        assert (response.status, b"too_large" in response.read()) == (413, True)
+
+
+@pytest.mark.parametrize("path", ["/stop", "/c/0123456789/messages"])
+def test_a_form_has_so_many_fields(halt: HaltServer, path: str) -> None:
+    """More are refused before they are taken apart."""
+    refused = halt.client().post(path, b"a=1&" * FIELDS_MAX, Content_Type=FORM)
+    assert (refused.status, refused.error["field"]) == (400, "body")
+    assert "1,000 fields" in refused.error["message"]
+    fits = halt.client().post(path, b"&".join([b"a=1"] * FIELDS_MAX), Content_Type=FORM)
+    assert "fields" not in fits.error["message"]
+
+
+def test_json_may_say_that_it_is_a_form(halt: HaltServer) -> None:
+    """As curl does by default: a text with many & is no form."""
+    body = b'{"prompt":"%b","model":"echo"}' % (b"&" * 2 * FIELDS_MAX)
+    assert halt.client().post("/chat", body, Content_Type=FORM).body == b"&" * 2 * FIELDS_MAX
+
+
+def test_too_many_cookies_are_none(app: Flask) -> None:
+    """Each of them could be a session's, and would be looked at."""
+    browser = app.test_client()
+    answer = browser.post("/login", data={"token": TOKEN})
+    cookie = answer.headers["Set-Cookie"].partition(";")[0]
+    stranger = app.test_client(use_cookies=False)
+    for more, status in (("x", 200), ("x" * COOKIES_MAX, 401)):
+        headers = {"Cookie": f"more={more}; {cookie}"}
+        assert stranger.get("/streams", headers=headers).status_code == status

@@ -1,0 +1,230 @@
+"""Wrong access tokens: counted by address, refused beyond the limit, the right one always taken."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+from collections.abc import Callable, Iterator
+
+import openai
+import pytest
+
+from halt.testing.fake_openai import FakeOpenAI
+from halt.web import token_failures
+from halt.web.token_failures import ADDRESSES_MAX, WINDOW, WRONG_MAX, TokenFailures
+from tests.support.halt_server import HaltServer, settings
+from tests.support.sse import Answer, Client
+
+TOKEN = "a-token-for-tests"
+WRONG = "not-the-token"
+FORM = "application/x-www-form-urlencoded"
+HELLO = {"messages": [{"role": "user", "content": "Hello"}], "model": "echo"}
+SHOP = "https://shop.example"
+
+hosts = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def guarded(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A server with a token, one worker, behind a proxy; no rate limit is set."""
+    given = settings(shared_fake, HALT_TOKEN=TOKEN, HALT_TRUSTED_PROXIES=1, HALT_CORS_ORIGINS=SHOP)
+    server = HaltServer(given)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def address() -> str:
+    """An address that no other test has."""
+    return f"10.1.0.{next(hosts)}"
+
+
+def bearer(server: HaltServer, address: str, token: str = WRONG, **headers: str) -> Client:
+    return server.client(
+        **{"Authorization": f"Bearer {token}", "X-Forwarded-For": address, **headers}
+    )
+
+
+def exhaust(client: Client) -> None:
+    """Send as many wrong tokens as are answered as usual."""
+    for _ in range(WRONG_MAX):
+        assert client.post("/stop/0123456789").status == 401
+
+
+def in_time(answer: Answer) -> bool:
+    """Whether the refusal says when to come again."""
+    return 0 < int(answer.headers["retry-after"]) <= WINDOW
+
+
+Way = Callable[[Client], Answer]
+
+WAYS: dict[str, Way] = {
+    "stop": lambda client: client.post("/stop/0123456789"),
+    "stop by form": lambda client: client.post("/stop", b"stream_id=0123456789", Content_Type=FORM),
+    "start": lambda client: client.post("/chat/stream", HELLO),
+    "text": lambda client: client.post("/chat", HELLO),
+    "event source": lambda client: client.get("/stream?prompt=Hello"),
+    "page": lambda client: client.get("/"),
+    "list": lambda client: client.get("/conversations"),
+    "unknown": lambda client: client.get("/nothing"),
+    "socket": lambda client: client.get("/ws", Upgrade="websocket", Connection="Upgrade"),
+    "inspection": lambda client: client.get("/streams", X_Halt_Inspect="1"),
+    "inspection of an open route": lambda client: client.get("/healthz", X_Halt_Inspect="1"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_every_way_of_a_wrong_token_counts(guarded: HaltServer, address: str, way: Way) -> None:
+    """Beyond the limit the answer is 429, on this way and on Stop's, with the time to wait."""
+    client = bearer(guarded, address)
+    for _ in range(WRONG_MAX):
+        assert way(client).status != 429
+    for refused in (way(client), client.post("/stop/0123456789")):
+        assert (refused.status, in_time(refused)) == (429, True)
+        assert (refused.error["code"], refused.error["retryable"]) == ("too_many_requests", False)
+        assert "wrong access tokens" in refused.error["message"]
+
+
+def test_the_login_form_counts(guarded: HaltServer, address: str) -> None:
+    """The page itself says so; the right token logs in all the same."""
+    browser = guarded.client(**{"X-Forwarded-For": address, "Accept": "text/html"})
+    for _ in range(WRONG_MAX):
+        assert browser.post("/login", f"token={WRONG}".encode(), Content_Type=FORM).status == 401
+    refused = browser.post("/login", f"token={WRONG}".encode(), Content_Type=FORM)
+    assert (refused.status, in_time(refused)) == (429, True)
+    assert b"Too many wrong access tokens" in refused.body
+    assert b'name="token"' in refused.body
+    assert bearer(guarded, address).get("/streams").status == 429  # one count for all ways
+    assert browser.post("/login", f"token={TOKEN}".encode(), Content_Type=FORM).status == 302
+    assert browser.get("/").status == 200
+
+
+def test_openais_clients_are_refused_in_their_shape(guarded: HaltServer, address: str) -> None:
+    """A rate limit to them, which their client does not try again."""
+    exhaust(bearer(guarded, address))
+    with (
+        openai.OpenAI(
+            base_url=f"{guarded.url}/v1",
+            api_key=WRONG,
+            default_headers={"X-Forwarded-For": address},
+        ) as theirs,
+        pytest.raises(openai.RateLimitError) as caught,
+    ):
+        theirs.models.list()
+    assert caught.value.code == "rate_limit_exceeded"
+    assert caught.value.response.headers["x-should-retry"] == "false"
+    assert 0 < int(caught.value.response.headers["retry-after"]) <= WINDOW
+
+
+def test_a_page_of_another_origin_can_read_the_refusal(guarded: HaltServer, address: str) -> None:
+    """It is told like every other refusal."""
+    client = bearer(guarded, address, Origin=SHOP)
+    exhaust(client)
+    refused = client.post("/chat", HELLO)
+    assert (refused.status, refused.headers["access-control-allow-origin"]) == (429, SHOP)
+
+
+def test_a_fragment_says_it_to_the_page(guarded: HaltServer, address: str) -> None:
+    """Where the page itself has asked, the sentence goes to its notice."""
+    client = bearer(guarded, address, **{"HX-Request": "true"})
+    exhaust(client)
+    refused = client.post("/stop/0123456789")
+    assert (refused.status, refused.headers["hx-retarget"]) == (429, "#notice")
+    assert b"Too many wrong access tokens" in refused.body
+
+
+def test_the_right_token_is_always_taken(guarded: HaltServer, address: str) -> None:
+    """From the same address, and it changes nothing of the count."""
+    wrong, right = bearer(guarded, address), bearer(guarded, address, TOKEN)
+    exhaust(wrong)
+    assert wrong.get("/streams").status == 429
+    assert right.get("/streams").status == 200
+    assert right.post("/chat", HELLO).body == b"Hello"
+    assert wrong.get("/streams").status == 429
+
+
+def test_other_addresses_are_not_touched(guarded: HaltServer, address: str) -> None:
+    """An IPv6 client is known by its network."""
+    exhaust(bearer(guarded, address))
+    assert bearer(guarded, f"10.2.0.{next(hosts)}").get("/streams").status == 401
+    exhaust(bearer(guarded, "2001:db8:1:2::1"))
+    assert bearer(guarded, "2001:db8:1:2:ffff::9").get("/streams").status == 429
+    assert bearer(guarded, "2001:db8:1:3::1").get("/streams").status == 401
+
+
+@pytest.mark.parametrize("credentials", [None, "Bearer", "Bearer ", "Basic YTpi"])
+def test_a_request_without_a_token_is_no_wrong_one(
+    guarded: HaltServer, address: str, credentials: str | None
+) -> None:
+    """It is answered 401 however often it comes."""
+    client = guarded.client(**{"X-Forwarded-For": address})
+    if credentials is not None:
+        client.headers["Authorization"] = credentials
+    for _ in range(2 * WRONG_MAX):
+        assert client.get("/streams").status == 401
+    assert client.post("/login", b"token=", Content_Type=FORM).status == 401
+
+
+def test_open_routes_do_not_look_at_the_token(guarded: HaltServer, address: str) -> None:
+    """A load balancer with an old token still learns about the server's health."""
+    client = bearer(guarded, address)
+    exhaust(client)
+    for path in ("/healthz", "/static/halt.css"):
+        for _ in range(WRONG_MAX + 1):
+            assert client.get(path).status == 200
+
+
+def test_one_line_is_logged_for_an_address_and_a_window(guarded: HaltServer, address: str) -> None:
+    """It names the address and no token."""
+    client = bearer(guarded, address)
+    for _ in range(3 * WRONG_MAX):
+        client.get("/streams")
+    guarded.wait_printed(rf"{re.escape(address)}: more than {WRONG_MAX} wrong access tokens")
+    assert guarded.printed.count(f"{address}: ") == 1
+    assert WRONG not in guarded.printed
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Sets the time."""
+    at = [1000.0]
+    monkeypatch.setattr(token_failures, "now", lambda: at[0])
+
+    def set_time(seconds: float) -> None:
+        at[0] = 1000.0 + seconds
+
+    return set_time
+
+
+def test_a_window_begins_anew(
+    clock: Callable[[float], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """WINDOW seconds after its first wrong token the count is 0, and the next excess is logged."""
+    failures = TokenFailures()
+    with caplog.at_level(logging.WARNING):
+        for window in range(2):
+            clock(window * WINDOW)
+            assert [failures.count("10.0.0.1") for _ in range(WRONG_MAX)] == [0] * WRONG_MAX
+            clock(window * WINDOW + WINDOW - 5)
+            assert failures.count("10.0.0.1") == 5
+            assert failures.count("10.0.0.1") == 5
+            assert len(caplog.records) == window + 1
+
+
+def test_memory_is_bounded(clock: Callable[[float], None]) -> None:
+    """Of many addresses the least recently used go first; a long one is cut, and logged as ASCII."""
+    failures = TokenFailures()
+    for _ in range(WRONG_MAX):
+        failures.count("10.0.0.1")
+    for number in range(ADDRESSES_MAX - 1):
+        failures.count(f"host-{number}")
+    assert failures.count("10.0.0.1") > 0
+    for number in range(ADDRESSES_MAX):
+        failures.count(f"{number}\u2028{'x' * 100_000}")
+    assert failures.count("10.0.0.1") == 0
+    assert len(failures._windows) == ADDRESSES_MAX
+    assert max(map(len, failures._windows)) < 10 * token_failures.ADDRESS_MAX

@@ -1,0 +1,329 @@
+"""How a WebSocket's bytes reach its client: by the relay alone, in order, also past a full network.
+
+The relay, the logs and the sockets are real; the client's end reads only when a test says so.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import msgspec
+import pytest
+
+from halt.clock import now
+from halt.core.events import Content, Done, encode
+from halt.core.generation import Recording
+from halt.core.log import Log
+from halt.core.metrics import Meter
+from halt.core.relay import Relay
+from halt.web.websocket.wire import FRAMES_MAX, Feed, Wire, frame
+from tests.support.wire import SOON, until
+
+EVENTS = 400  # of each stream: with STREAMS, several times what the system keeps for a client
+STREAMS = 20
+TEXT, CLOSE = b"\x81", b"\x88"
+
+
+class Message(msgspec.Struct):
+    """A message to the client, an event or an answer."""
+
+    stream: str = ""
+    seq: int = 0
+    answer: int = -1
+
+
+_message = msgspec.json.Decoder(Message)
+
+
+class WatchedSocket(socket.socket):
+    """Remembers the threads that have written."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(fileno=sock.detach())
+        self.writers: set[str] = set()
+
+    def send(self, *args: object) -> int:
+        self.writers.add(threading.current_thread().name)
+        return super().send(*args)  # type: ignore[arg-type]
+
+    sendall = send  # type: ignore[assignment]
+
+
+class Client:
+    """The two ends of one connection, and the server's wire on its end."""
+
+    def __init__(self, relay: Relay, patience: float = 60.0) -> None:
+        ours, self.end = socket.socketpair()
+        self.end.settimeout(SOON)
+        self.sock = WatchedSocket(ours)
+        self.wire = Wire(self.sock, relay, patience)
+        self.received = b""
+
+    def frames(self) -> Iterator[tuple[bytes, bytes]]:
+        """Kind and payload of each frame as it comes, to the end of the connection."""
+        while True:
+            size = self.received[1] if len(self.received) > 1 else 0
+            head = 2
+            if size == 126:
+                head, size = 4, int.from_bytes(self.received[2:4])
+            if len(self.received) >= head + size and len(self.received) > 1:
+                yield self.received[:1], self.received[head : head + size]
+                self.received = self.received[head + size :]
+            elif piece := self.end.recv(65_536):
+                self.received += piece
+            else:
+                assert not self.received, "the connection ends within a frame"
+                return
+
+    def close(self) -> None:
+        self.end.close()
+        self.wire.end(now())
+        self.sock.close()
+
+
+@pytest.fixture
+def clients(relay: Relay) -> Iterator[list[Client]]:
+    with ExitStack() as stack:
+        found = [Client(relay) for _ in range(2)]
+        for each in found:
+            stack.callback(each.close)
+        yield found
+
+
+def recording(number: int) -> Recording:
+    return Recording(f"stream-{number}", None, Log(10**9), started_at=now())
+
+
+def follow(run: Recording, wire: Wire) -> Feed:
+    feed = Feed(run, 0, wire)
+    feed.begin()
+    return feed
+
+
+def write(run: Recording) -> None:
+    for number in range(EVENTS):
+        run.log.append(Content(f"{number} "))
+    run.log.end(lambda: Done("stop", Meter().snapshot()))
+
+
+def seen(client: Client, streams: int) -> dict[str, list[int]]:
+    """The numbers of the events of so many streams, each read to its end."""
+    numbers: dict[str, list[int]] = {}
+    ended = 0
+    for _, payload in client.frames():
+        message = _message.decode(payload)
+        if message.stream:
+            numbers.setdefault(message.stream, []).append(message.seq)
+            ended += message.seq == EVENTS + 1
+        if ended == streams:
+            break
+    return numbers
+
+
+def test_many_threads_append_and_the_relay_alone_writes(clients: list[Client]) -> None:
+    """Each stream comes whole and in order, its end last, behind a network that was full.
+
+    A client that reads nothing holds up neither the other one nor a thread that appends.
+    """
+    idle, reading = clients
+    runs = [recording(number) for number in range(STREAMS)]
+    for run in runs:
+        for client in clients:
+            follow(run, client.wire)
+    threads = [threading.Thread(target=write, args=(run,)) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SOON)
+        assert not thread.is_alive()
+    whole = {run.id: list(range(1, EVENTS + 2)) for run in runs}
+    assert seen(reading, STREAMS) == whole
+    assert idle.wire._rest, "the network was never full"
+    assert seen(idle, STREAMS) == whole
+    assert idle.sock.writers == reading.sock.writers == {"halt-relay"}
+
+
+def test_answers_come_in_order_and_before_events_that_wait(clients: list[Client]) -> None:
+    """Answers that were given while the network was full overtake the logs, never each other."""
+    client, _ = clients
+    run = recording(0)
+    write(run)
+    feeds = [follow(run, client.wire) for _ in range(STREAMS)]
+    until(lambda: bool(client.wire._rest))
+    for number in range(50):
+        client.wire.send(frame(TEXT, encode({"answer": number})))
+    answers: list[int] = []
+    events = 0
+    for _, payload in client.frames():
+        message = _message.decode(payload)
+        if message.stream:
+            events += 1
+        else:
+            answers.append(message.answer)
+        if len(answers) == 50:
+            break
+    assert answers == list(range(50))
+    assert events < STREAMS * (EVENTS + 1)
+    assert not all(feed.over for feed in feeds)
+
+
+def test_a_stream_s_events_come_behind_the_answer_to_its_start(
+    clients: list[Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the relay gathers a batch while the stream is started."""
+    client, _ = clients
+    for number in range(200):
+        run = recording(number)
+        run.log.append(Content("x"))
+        client.wire.send(frame(TEXT, encode({"answer": number})))
+        follow(run, client.wire)
+    busy, late = recording(-1), recording(200)
+    late.log.append(Content("x"))
+    feed = follow(busy, client.wire)
+    take = feed.take
+
+    def start(most: int) -> tuple[bytes, int]:
+        monkeypatch.undo()
+        client.wire.send(frame(TEXT, encode({"answer": 200})))
+        follow(late, client.wire)
+        return take(most)
+
+    monkeypatch.setattr(feed, "take", start)
+    busy.log.append(Content("x"))
+    order = []
+    for _, payload in client.frames():
+        message = _message.decode(payload)
+        order.append(message.answer if message.answer >= 0 else message.stream)
+        if len(order) == 403:
+            break
+    for number in range(201):
+        assert order.index(number) < order.index(f"stream-{number}")
+    assert client.sock.writers == {"halt-relay"}
+
+
+def test_a_reader_that_takes_nothing_is_too_slow(relay: Relay) -> None:
+    """The wire says so in time; its close comes behind what was begun, when the client reads on."""
+    client = Client(relay, patience=0.05)
+    run = recording(0)
+    write(run)
+    for _ in range(STREAMS):
+        follow(run, client.wire)
+    assert client.wire.bell.wait(SOON)
+    until(lambda: client.wire.too_slow)
+    client.wire.send(frame(CLOSE, struct.pack("!H", 4008) + b"too slow"))
+    client.wire.end(now())
+    *before, (kind, payload) = client.frames()
+    assert (kind, payload) == (CLOSE, struct.pack("!H", 4008) + b"too slow")
+    assert {kind for kind, _ in before} == {TEXT}
+    assert client.sock.writers == {"halt-relay"}
+    client.close()
+
+
+def test_what_was_put_before_the_end_is_sent(relay: Relay) -> None:
+    """The reading thread answers a close by itself, and the socket may end right behind it."""
+    client = Client(relay)
+    ending = threading.Thread(target=client.wire.end, args=(now(),))
+    close = frame(CLOSE, b"\x03\xf1")
+    ready = threading.Event()
+
+    def stall() -> None:
+        ready.wait(SOON)
+        ending.start()
+        ending.join(0.2)  # it waits for what the relay still has to do
+
+    relay.post(stall)
+    client.wire.send(frame(TEXT, encode({"answer": 1})))
+    client.wire.send(close)
+    client.wire.send(frame(TEXT, encode({"answer": 2})))
+    ready.set()
+    until(lambda: ending.ident is not None)
+    ending.join(SOON)
+    assert [kind for kind, _ in client.frames()] == [TEXT, CLOSE]
+    client.close()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_end_of_the_relay_gives_the_socket_back(full: bool) -> None:
+    """A relay that is closed leaves no thread waiting for it, before or after."""
+    relay = Relay(lambda fault: None)
+    relay.start()
+    client, late = Client(relay), Client(relay)
+    if full:
+        run = recording(0)
+        write(run)
+        for _ in range(STREAMS):
+            follow(run, client.wire)
+        until(lambda: bool(client.wire._rest))
+    client.wire.send(frame(TEXT, encode({"answer": 1})))
+    relay.close(SOON)
+    assert client.wire.over
+    assert client.wire.bell.is_set()
+    client.wire.end(now())
+    if not full:
+        assert [kind for kind, _ in client.frames()] == [TEXT]
+    late.wire.send(b"too late")
+    late.close()
+    client.close()
+
+
+def test_a_client_that_left_is_noticed_behind_a_full_network(clients: list[Client]) -> None:
+    """The wire is broken, and its threads are told."""
+    client, _ = clients
+    run = recording(0)
+    write(run)
+    for _ in range(STREAMS):
+        follow(run, client.wire)
+    until(lambda: bool(client.wire._rest))
+    client.wire.bell.clear()
+    client.end.close()
+    assert client.wire.bell.wait(SOON)
+    assert client.wire.over
+
+
+def test_a_frame_that_cannot_be_made_ends_one_socket(
+    clients: list[Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's thread is told the fault, the close comes all the same, and the relay lives."""
+    client, other = clients
+    run = recording(0)
+    broken = follow(run, client.wire)
+    fault = ValueError("made for a test")
+
+    def fail(most: int) -> tuple[bytes, int]:
+        raise fault
+
+    monkeypatch.setattr(broken, "take", fail)
+    run.log.append(Content("x"))
+    assert client.wire.bell.wait(SOON)
+    assert client.wire.fault is fault
+    client.wire.send(frame(CLOSE, b"\x03\xf3"))
+    assert next(client.frames())[0] == CLOSE
+    follow(run, other.wire)
+    assert next(other.frames())[0] == TEXT
+
+
+def test_nothing_is_read_while_too_many_answers_wait(clients: list[Client]) -> None:
+    """The reading thread sleeps until the client has taken some."""
+    client, _ = clients
+    answer = frame(TEXT, b" " * 60_000 + b"{}")
+    for _ in range(FRAMES_MAX + 10):
+        client.wire.send(answer)
+    assert not client.wire.has_room
+    client.end.sendall(b"said")
+    heard: list[bytes] = []
+    reading = threading.Thread(target=lambda: heard.append(client.wire.recv(100)))
+    reading.start()
+    client.wire.bell.clear()
+    until(lambda: bool(heard or vars(client.wire._go_on)["_waiters"]))
+    assert heard == []
+    frames = client.frames()
+    while not client.wire.has_room:
+        next(frames)
+    assert client.wire.bell.wait(SOON)
+    client.wire.wait(0)  # as the server's thread does when the bell rings
+    reading.join(SOON)
+    assert heard == [b"said"]
