@@ -117,7 +117,7 @@ class Titles:
         with self._changed:
             if self._closed or len(self._queue) >= QUEUE_MOST:
                 return False
-            told = prompt[:TOLD_MOST], data_urls.told(answer)[:TOLD_MOST]
+            told = prompt[:TOLD_MOST], data_urls.replace_for_model(answer)[:TOLD_MOST]
             self._queue.append(_Wanted(conversation_id, *told, model, now()))
             self._changed.notify_all()
             if self._thread is None:

@@ -18,7 +18,7 @@ from rich.text import Text
 from halt.cli.screen import WAS_THOUGHT, Screen, clean, seconds
 from halt.clock import now
 from halt.rendering.blocks import BlockStream
-from halt.rendering.grammar import parser_of_answers
+from halt.rendering.grammar import answer_parser
 
 FRAMES = 20  # a second
 TAIL_MAX = 2_000  # characters of an open block that are drawn; the rest of it is seen at its end
@@ -46,7 +46,7 @@ def _adapt(state: StateCore) -> None:
 
 
 def _parser() -> MarkdownIt:
-    parser = parser_of_answers().disable("reference")
+    parser = answer_parser().disable("reference")
     parser.core.ruler.push("adapt", _adapt)
     return parser
 

@@ -14,7 +14,7 @@ from typing import TextIO
 from halt.clock import now
 from halt.core.events import Content, Event, Extra, Reasoning, ReasoningEnd, ToolCall, ToolResult
 from halt.core.steps import FoldStream
-from halt.rendering.data_urls import PictureFilter
+from halt.rendering.data_urls import DataUrlFilter
 
 LAG = 0.25  # seconds within which a smooth display has shown what came
 PACE = 0.03  # seconds between two steps of it
@@ -270,7 +270,7 @@ class PlainScreen(Screen):
 
     def _renew(self) -> None:
         super()._renew()
-        self._pictures = PictureFilter()
+        self._pictures = DataUrlFilter()
         self._said_at = 0.0  # seconds of silence when it was last said
 
     def tick(self) -> float | None:
@@ -316,7 +316,7 @@ class PlainScreen(Screen):
             self.note(line)
 
     def _end_line(self) -> None:
-        held, self._pictures = self._pictures.rest(), PictureFilter()
+        held, self._pictures = self._pictures.rest(), DataUrlFilter()
         self._write(held)
         if self._in_line:
             self._out.write("\n")

@@ -25,7 +25,7 @@ from halt.core.events import (
     is_terminal,
 )
 from halt.core.generation import Recording
-from halt.rendering.data_urls import bytes_of_base64, described
+from halt.rendering.data_urls import decoded_size, label_of
 
 FOLDS_MAX = 100  # folds of one answer
 FOLDED_MAX = 200_000  # characters in all folds of one answer, without its pictures
@@ -208,9 +208,9 @@ class FoldStream:
         size = None
         if ";base64," in picture.url[:400].lower():
             data = len(picture.url) - picture.url.index(",") - 1
-            size = bytes_of_base64(data - picture.url.count("=", -2))
+            size = decoded_size(data - picture.url.count("=", -2))
         fold.state = "done"
-        fold.pieces = [described(picture.media_type, size)]
+        fold.pieces = [label_of(picture.media_type, size)]
         self._pictured -= len(picture.url)
         if self._pictured >= 0:
             fold.result = picture.url

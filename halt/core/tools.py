@@ -227,7 +227,7 @@ class ToolRound:
         """See `halt.core.tool_loop.Round`."""
         calls = [each.call for each in self._calls]
         return [
-            ToolTurn(data_urls.told(said) or None, calls, opaque),
+            ToolTurn(data_urls.replace_for_model(said) or None, calls, opaque),
             *(Message("tool", each.result, tool_call_id=each.id) for each in self.told),
         ]
 

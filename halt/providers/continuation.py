@@ -59,7 +59,7 @@ def go_on(request: ChatRequest, text: str) -> ChatRequest:
     """
     if not text.strip():
         raise RequestError("There is no text to go on from.", field="messages")
-    message = Unfinished(text, data_urls.told(text))
+    message = Unfinished(text, data_urls.replace_for_model(text))
     return msgspec.structs.replace(request, messages=[*request.messages, message])
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from halt.rendering import data_urls
 from halt.rendering.formulas import DISPLAY, FORMULA_LINES_MAX, closing_of, ends_formula
 from halt.rendering.lines import HEADING, MARKER, MAYBE_OPENING, OPENING, RULE, indent, is_closing
-from halt.rendering.open_text import Normal
+from halt.rendering.open_text import NewlineNormalizer
 
 HEAD_MAX = 120  # characters at a line's start that are looked at again while the line grows
 
@@ -36,7 +36,7 @@ class Patch:
     """What a page that shows everything before must do to show the text so far."""
 
     finished: str  # HTML of blocks that are finished now, to be appended after the earlier ones
-    fresh: bool  # True: `tail` replaces the open tail; False: it is appended to it
+    replaces_tail: bool  # True: `tail` replaces the open tail; False: it is appended to it
     tail: str  # escaped text, never markup
     form: str  # "text" or "code": how the open tail is to be shown
 
@@ -45,13 +45,13 @@ class BlockStep(NamedTuple):
     """What a piece of text has changed: a `Patch` whose finished blocks are not rendered yet."""
 
     blocks: list[Block]
-    fresh: bool
+    replaces_tail: bool
     tail: str
     form: str
 
     def patch(self, finished: Iterable[str]) -> Patch:
         """The same with the blocks' HTML."""
-        return Patch("".join(finished), self.fresh, self.tail, self.form)
+        return Patch("".join(finished), self.replaces_tail, self.tail, self.form)
 
 
 class BlockStream:
@@ -69,12 +69,12 @@ class BlockStream:
     """
 
     def __init__(self) -> None:
-        self._normal = Normal()
-        self._pictures = data_urls.PictureFilter()
+        self._normal = NewlineNormalizer()
+        self._pictures = data_urls.DataUrlFilter()
         self._lines: list[str] = []  # the open block's complete lines
         self._line = StringIO()  # the line without its newline; grows without copies
         self._head = ""  # that line's first characters: all decisions on an incomplete line
-        self._shown = False  # is that line in the tail, or held back?
+        self._is_visible = False  # is that line in the tail, or held back?
         self._fence = ""  # the open fence's ``` or ~~~, "" outside
         self._fence_indent = 0
         self._item = 0  # the column where the content of the open list's item begins, 0: no list
@@ -83,7 +83,7 @@ class BlockStream:
         self._after_blank = False  # the open block (a list) has a blank line last
         # What the next step tells.
         self._finished: list[Block] = []
-        self._fresh = True
+        self._replaces_tail = True
         self._tail: list[str] = []
 
     def feed(self, text: str) -> BlockStep:
@@ -98,11 +98,11 @@ class BlockStream:
         self._grow(last)
         form = "code" if self._fence else "text"
         tail = html.escape("".join(self._tail))
-        step = BlockStep(self._finished, self._fresh, tail, form)
-        self._finished, self._fresh, self._tail = [], False, []
+        step = BlockStep(self._finished, self._replaces_tail, tail, form)
+        self._finished, self._replaces_tail, self._tail = [], False, []
         return step
 
-    def rest(self) -> Block:
+    def open_block(self) -> Block:
         """The open block, as if the text ended here."""
         line = self._line.getvalue() + self._pictures.rest()
         return Block([*self._lines, line], bool(self._fence))
@@ -135,10 +135,10 @@ class BlockStream:
             self._after_blank = False
             if indent(self._head) < 2:
                 self._finish()
-        if self._shown:
+        if self._is_visible:
             self._tail.append(part)
         elif not self._held():
-            self._shown = True
+            self._is_visible = True
             self._tail.append(self._visible(self._line.getvalue()))
 
     def _held(self) -> bool:
@@ -153,8 +153,8 @@ class BlockStream:
         return line[min(self._fence_indent, indent(line)) :] if self._fence else line
 
     def _end_line(self) -> None:
-        line, shown = self._line.getvalue(), self._shown
-        self._line, self._head, self._shown = StringIO(), "", False
+        line, shown = self._line.getvalue(), self._is_visible
+        self._line, self._head, self._is_visible = StringIO(), "", False
         if not self._fence:
             if self._formula:
                 self._go_on_with_formula(line)
@@ -165,7 +165,7 @@ class BlockStream:
             if opening and (not self._item or len(opening[1]) < self._item):
                 if self._lines:
                     self._finish()
-                self._fresh, self._tail = True, []
+                self._replaces_tail, self._tail = True, []
                 self._lines.append(line)
                 self._fence, self._fence_indent = opening[2] or opening[3], len(opening[1])
                 return
@@ -195,7 +195,7 @@ class BlockStream:
         elif self._lines:
             self._finish()
         elif shown:  # spaces enough to be shown, and now they are only a blank line
-            self._fresh, self._tail = True, []
+            self._replaces_tail, self._tail = True, []
 
     def _watch_for_formulas(self, line: str) -> None:
         bare = line.strip(" \t")
@@ -221,10 +221,10 @@ class BlockStream:
         self._finished.append(Block(self._lines, bool(self._fence)))
         self._lines, self._fence, self._item, self._after_blank = [], "", 0, False
         self._fence_indent, self._formula = 0, ""
-        self._fresh, self._tail = True, []
+        self._replaces_tail, self._tail = True, []
 
 
-def blocks_of(text: str) -> list[Block]:
+def split_blocks(text: str) -> list[Block]:
     """The blocks of a whole text."""
     stream = BlockStream()
-    return [*stream.feed(text).blocks, stream.rest()]
+    return [*stream.feed(text).blocks, stream.open_block()]

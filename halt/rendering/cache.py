@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from hashlib import blake2b
 
-from halt.rendering.protocol import Drawn
+from halt.rendering.protocol import Rendered
 
 KEPT_MAX = 16_000_000  # bytes of HTML that are kept
 ENTRY = 300  # bytes beside the HTML of one
@@ -27,10 +27,10 @@ class Cache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[bytes, Drawn] = OrderedDict()  # the one used last is the last
+        self._kept: OrderedDict[bytes, Rendered] = OrderedDict()  # the one used last is the last
         self._bytes = 0
 
-    def find(self, key: bytes) -> Drawn | None:
+    def find(self, key: bytes) -> Rendered | None:
         """What is kept under this key."""
         with self._lock:
             drawn = self._kept.get(key)
@@ -38,7 +38,7 @@ class Cache:
                 self._kept.move_to_end(key)
             return drawn
 
-    def keep(self, key: bytes, drawn: Drawn) -> Drawn:
+    def keep(self, key: bytes, drawn: Rendered) -> Rendered:
         """Keep it; what was not used for longest goes where there is no room."""
         with self._lock:
             if key not in self._kept:
@@ -50,6 +50,6 @@ class Cache:
         return drawn
 
 
-def _memory(drawn: Drawn) -> int:
+def _memory(drawn: Rendered) -> int:
     """Bytes that it takes among what is kept."""
     return sys.getsizeof(drawn.html) + ENTRY

@@ -20,16 +20,19 @@ TICK = 0.02  # seconds between two looks at the requests whose time is over, whi
 logger = logging.getLogger(__name__)
 
 
-class Gone(Exception):
+class ProcessDied(Exception):
     """The process has ended, or its socket is closed."""
 
 
-class Hangs(Exception):
+class ProcessTimeout(Exception):
     """The process has not answered by its deadline."""
 
 
 class Child:
-    """A rendering process, for the one thread that waits for it. Raises Gone, Hangs, OSError."""
+    """A rendering process, for the one thread that waits for it.
+
+    Raises ProcessDied, ProcessTimeout, OSError.
+    """
 
     def __init__(self, command: Sequence[str], look: Callable[[], None]) -> None:
         """Start it. `look` is called every TICK while it is waited for."""
@@ -54,13 +57,13 @@ class Child:
         """Wait for its first reply."""
         self._exchange(b"", now() + START_MAX)
 
-    def ask(self, request: Request) -> Reply:
+    def request(self, request: Request) -> Reply:
         """Have it answer a request."""
         answer = self._exchange(frame(request), now() + request.deadline)
         try:
             reply = replies.decode(answer)
         except msgspec.MsgspecError as exc:
-            raise Gone from exc
+            raise ProcessDied from exc
         if reply.fault:
             logger.error("a text cannot be rendered: %s", reply.fault)
         return reply
@@ -75,7 +78,7 @@ class Child:
                 if not poll.poll(TICK * 1000):
                     self._look()
                     if now() >= deadline:
-                        raise Hangs
+                        raise ProcessTimeout
                     continue
                 if rest:
                     with contextlib.suppress(BlockingIOError):
@@ -83,12 +86,12 @@ class Child:
                 with contextlib.suppress(BlockingIOError):
                     part = self._socket.recv(1 << 18)
                     if not part:
-                        raise Gone
+                        raise ProcessDied
                     received += part
                 if size == HEAD and len(received) >= HEAD:
                     size += length_of(received[:HEAD])
         except OSError as exc:  # it has ended before it has read all
-            raise Gone from exc
+            raise ProcessDied from exc
         return bytes(received[HEAD:])
 
     def kill(self) -> None:

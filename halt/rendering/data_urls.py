@@ -39,21 +39,21 @@ _NO_BREAK = frozenset(")]}|.,;:?'\"")
 _HEAD_MAX = 40  # characters of a line in which a fence begins
 
 
-def shown(text: str) -> str:
+def replace(text: str) -> str:
     """A whole text as it is shown."""
-    return _whole(text, PictureFilter())
+    return _whole(text, DataUrlFilter())
 
 
-def told(text: str) -> str:
+def replace_for_model(text: str) -> str:
     """A whole text as a model is told of it."""
-    return _whole(text, PictureFilter(told=True))
+    return _whole(text, DataUrlFilter(for_model=True))
 
 
-def _whole(text: str, pictures: PictureFilter) -> str:
+def _whole(text: str, pictures: DataUrlFilter) -> str:
     return pictures.feed(text) + pictures.rest() if "data:" in text.lower() else text
 
 
-def described(media_type: str, size: int | None, *, whole: bool = True) -> str:
+def label_of(media_type: str, size: int | None, *, whole: bool = True) -> str:
     """`Picture (PNG, 450 kB)`. `size` in bytes, None where it is not known."""
     facts = [_format(media_type)] if "/" in media_type else []
     facts += [_size(size)] if size is not None else []
@@ -78,21 +78,21 @@ def _size(size: int) -> str:
     return f"{size / 1000:.0f} kB" if size < 999_500 else f"{size / 1_000_000:.1f} MB"
 
 
-def bytes_of_base64(letters: int) -> int:
+def decoded_size(letters: int) -> int:
     """Bytes that so many characters of base64 stand for, without their padding."""
     return letters * 3 // 4
 
 
-class PictureFilter:
+class DataUrlFilter:
     """Text in pieces with its data: URLs replaced.
 
     What comes out is a function of the text so far, never of how it was cut into pieces. Held back
     is no more than what may become Markdown's marks of a picture, and the data itself.
     """
 
-    def __init__(self, *, told: bool = False) -> None:
-        """`told`: for a model, in short."""
-        self._told = told
+    def __init__(self, *, for_model: bool = False) -> None:
+        """`for_model`: for a model, in short."""
+        self._for_model = for_model
         self._held = ""
         # Of the text that was let through: whether it ends in code, and its last characters.
         self._fence = ""  # the open fence, "" outside
@@ -133,11 +133,11 @@ class PictureFilter:
             return self._source + "".join(self._pieces) + self._held
         size = self._bytes()
         whole = self._ends or not self._source  # a bare URL has no closing mark
-        if self._told:
+        if self._for_model:
             return f"[{_kind(self._type).lower()}]{self._held}"
         if self._began:
             return f"{_size(size)}{'' if whole else ', incomplete'})]{self._held}"
-        return f"[{described(self._type, size, whole=whole)}]{self._held}"
+        return f"[{label_of(self._type, size, whole=whole)}]{self._held}"
 
     # --- text ---------------------------------------------------------------------------------
 
@@ -224,7 +224,7 @@ class PictureFilter:
                 self._pieces.append(piece)
             elif not self._began:
                 self._began = True
-                out.append("" if self._told else f"[{described(self._type, None)[:-1]}, ")
+                out.append("" if self._for_model else f"[{label_of(self._type, None)[:-1]}, ")
             at += len(piece)
             if at == len(text):
                 return at
@@ -244,7 +244,7 @@ class PictureFilter:
     def _bytes(self) -> int:
         if self._data is _QUOTED:
             return self._letters
-        return bytes_of_base64(self._letters - self._padding)
+        return decoded_size(self._letters - self._padding)
 
     def _end(self, out: list[str], *, close: bool, after: str = "") -> None:
         """The data is complete. `close`: it stays as it is, being none or short."""
@@ -255,11 +255,11 @@ class PictureFilter:
             out.append(kept)
             self._pass(kept)
             return
-        if self._told:
+        if self._for_model:
             out.append(f"[{_kind(self._type).lower()}]")
         else:
             size = self._bytes()
-            begun = f"{_size(size)})" if self._began else f"[{described(self._type, size)}"
+            begun = f"{_size(size)})" if self._began else f"[{label_of(self._type, size)}"
             alt = self._alt.strip()
             named = alt and alt.lower() not in {"image", "picture", _kind(self._type).lower()}
             out.append(f"{begun}{f': {alt}' if named else ''}]")

@@ -24,7 +24,7 @@ BREAK = re.compile(r"</?br[ \t]*/?>[ \t]*\n?[ \t]*", re.IGNORECASE)
 UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff]")
 
 
-def parser_of_answers(**options: Any) -> MarkdownIt:
+def answer_parser(**options: Any) -> MarkdownIt:
     """Markdown as models write it, without what only the page or only the terminal needs."""
     parser = MarkdownIt("zero")
     parser.inline = _ParserInline()

@@ -1,6 +1,6 @@
 """Colours for code: a lexer of pygments, and the CSS classes of what it finds.
 
-`Colours.paint` takes time without bound for some texts: every lexer is quadratic somewhere, and
+`Colours.highlight` takes time without bound for some texts: every lexer is quadratic somewhere, and
 some patterns backtrack for ever. A process that has other things to do leaves it to
 `halt.rendering.renderer`, whose child limits it by a signal.
 """
@@ -99,7 +99,7 @@ class Colours:
         """`limit` is given each block's work to do."""
         self._limit = limit
 
-    def paint(self, code: str, label: str) -> tuple[str, str | None]:
+    def highlight(self, code: str, label: str) -> tuple[str, str | None]:
         """The language that a fence's label names, and the code as HTML; "" and None: without."""
         language = ALIASES.get(label.lower(), "")
         if not language or len(code) > HIGHLIGHTED_MAX:

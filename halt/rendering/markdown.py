@@ -30,10 +30,10 @@ from markdown_it.token import Token
 from markdown_it.utils import EnvType, OptionsDict
 
 from halt.rendering import data_urls
-from halt.rendering.blocks import Block, blocks_of
-from halt.rendering.grammar import parser_of_answers
+from halt.rendering.blocks import Block, split_blocks
+from halt.rendering.grammar import answer_parser
 from halt.rendering.lines import OPENING, indent, is_closing
-from halt.rendering.open_text import breakable, normal
+from halt.rendering.open_text import breakable, normalized
 from halt.rendering.sanitizing import CLEANER, DIRECTED
 
 # Limits, with unit and reason. All of them guard time; no text is ever lost by them.
@@ -50,7 +50,7 @@ class Colours(Protocol):
     @property
     def cleaner(self) -> nh3.Cleaner: ...
 
-    def paint(self, code: str, label: str) -> tuple[str, str | None]:
+    def highlight(self, code: str, label: str) -> tuple[str, str | None]:
         """The language that a fence's label names, and the code as HTML; "" and None: without."""
 
 
@@ -59,11 +59,11 @@ def render(text: str, colours: Colours | None = None) -> str:
 
     A text beyond PARSED_MAX is rendered block by block, as it is while it streams.
     """
-    text = data_urls.shown(normal(text))
+    text = data_urls.replace(normalized(text))
     whole = _markdown(text, colours) if len(text) <= PARSED_MAX else None
     if whole is not None:
         return whole
-    return "".join([render_block(each, colours) for each in blocks_of(text)])
+    return "".join([render_block(each, colours) for each in split_blocks(text)])
 
 
 def render_block(block: Block, colours: Colours | None = None) -> str:
@@ -79,7 +79,9 @@ def render_block(block: Block, colours: Colours | None = None) -> str:
 
 def plain(text: str) -> str:
     """The whole text as `plain_block` shows its blocks."""
-    return "".join([plain_block(each) for each in blocks_of(data_urls.shown(normal(text)))])
+    return "".join(
+        [plain_block(each) for each in split_blocks(data_urls.replace(normalized(text)))]
+    )
 
 
 def plain_block(block: Block) -> str:
@@ -117,7 +119,7 @@ def _code(
 
 def _code_box(code: str, label: str, colours: Colours | None) -> str:
     """A bar with the language and a Copy button, and the code."""
-    language, coloured = colours.paint(code, label) if colours is not None else ("", None)
+    language, coloured = colours.highlight(code, label) if colours is not None else ("", None)
     body = html.escape(code, quote=False) if coloured is None else coloured
     classes = f"highlight language-{language}" if language else "highlight"
     return (
@@ -187,7 +189,7 @@ def _adapt(state: StateCore) -> None:
 
 
 def _parser() -> MarkdownIt:
-    parser = parser_of_answers(maxNesting=NESTING_MAX)
+    parser = answer_parser(maxNesting=NESTING_MAX)
     parser.block.ruler.at("table", _bounded_table, {"alt": ["paragraph", "reference"]})
     parser.core.ruler.push("adapt", _adapt)
     # No relative link: it would point into this application.

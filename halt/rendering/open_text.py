@@ -36,14 +36,14 @@ _TO_LAST_BLANK = re.compile(f"(?s:.*)[{_BLANK}]")
 ACCENTS_MAX = 16  # that a place to break the line waits for
 
 
-def normal(text: str) -> str:
+def normalized(text: str) -> str:
     """The text with one kind of newline, and U+FFFD for what has no place in a page."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     return NO_PLACE.sub("\ufffd", text)
 
 
-class Normal:
+class NewlineNormalizer:
     """The same for text in pieces: what comes out is a function of the text, not of its cuts."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Normal:
             text = text.removeprefix("\n")
             self._swallow = False
         self._swallow = self._swallow or text.endswith("\r")
-        return normal(text)
+        return normalized(text)
 
 
 def breakable(text: str) -> str:
@@ -99,9 +99,9 @@ class OpenText:
     def __init__(self) -> None:
         self._size = 0  # characters since the last seam
         self._run = 0  # characters since the last blank or place to break a line
-        self._normal = Normal()
+        self._normal = NewlineNormalizer()
 
-    def draw(self, text: str) -> str:
+    def feed(self, text: str) -> str:
         """`text` is the next piece, escaped; returned with the seams and the places to
         break lines that are due in it."""
         text = self._normal.feed(text)

@@ -20,9 +20,9 @@ from typing import TypeVar
 
 from halt.clock import now
 from halt.rendering.cache import Cache
-from halt.rendering.child import Child, Gone, Hangs
+from halt.rendering.child import Child, ProcessDied, ProcessTimeout
 from halt.rendering.markdown import plain, plain_block
-from halt.rendering.protocol import Drawn, Request, block_of
+from halt.rendering.protocol import Rendered, Request, block_of
 
 PROCESSES = 2
 QUICK = 1.0  # seconds of CPU: the second process does nothing that may take longer
@@ -52,14 +52,14 @@ class _Job:
     until: float  # when the future is resolved in any case
     since: float = field(default_factory=now)
     #: None: it is to be shown plain.
-    future: Future[list[Drawn] | None] = field(default_factory=Future)
+    future: Future[list[Rendered] | None] = field(default_factory=Future)
 
-    def plain(self) -> list[Drawn]:
+    def plain(self) -> list[Rendered]:
         """What is shown where nothing can be rendered of it."""
         request = self.request
         if request.text is not None:
-            return [Drawn(plain(request.text), over=True)]
-        return [Drawn(plain_block(block_of(*each)), over=True) for each in request.blocks]
+            return [Rendered(plain(request.text), timed_out=True)]
+        return [Rendered(plain_block(block_of(*each)), timed_out=True) for each in request.blocks]
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Pool:
         with self._changed:
             return [slot.process.pid for slot in self._slots if slot.process is not None]
 
-    def expect(self) -> None:
+    def warm_up(self) -> None:
         """Have a process ready soon: a page follows an answer that is being written."""
         with self._changed:
             slot = self._slots[0]
@@ -109,7 +109,7 @@ class Pool:
 
     def submit(
         self, key: bytes, request: Request, keys: list[bytes], until: float
-    ) -> Future[list[Drawn] | None]:
+    ) -> Future[list[Rendered] | None]:
         """Have a request answered until then; None: it is to be shown plain."""
         with self._changed:
             job = self._jobs.get(key)
@@ -123,7 +123,7 @@ class Pool:
                 or not (has_process or self._can_start())
                 or not self._start_thread(self._slots[0])
             ):
-                return resolved(None)
+                return completed(None)
             self._jobs[key] = job
             self._queue.append(job)
             self._changed.notify_all()
@@ -196,7 +196,7 @@ class Pool:
 
     def _do(self, slot: _Slot, job: _Job | None) -> None:
         """Have the process do the job, or be ready for one. Every job is resolved in the end."""
-        drawn: list[Drawn] | None = None
+        drawn: list[Rendered] | None = None
         try:
             if job is None:
                 self._started(slot)
@@ -210,22 +210,22 @@ class Pool:
                     del self._jobs[job.key]
                 _resolve(job.future, drawn)
 
-    def _drawn(self, slot: _Slot, job: _Job) -> list[Drawn] | None:
+    def _drawn(self, slot: _Slot, job: _Job) -> list[Rendered] | None:
         """What the process makes of it. None: nothing. Raises OSError where there is no process."""
         for _ in range(2):  # one may have died since the last time
             process = self._started(slot)
             try:
-                reply = process.ask(job.request)
-            except Gone:
+                reply = process.request(job.request)
+            except ProcessDied:
                 self._stop(slot, "died")
-            except Hangs:
+            except ProcessTimeout:
                 self._stop(slot, f"has not answered for {job.request.deadline:.1f} s")
                 break
             else:
-                return self._keep(job, reply.drawn or job.plain())
+                return self._keep(job, reply.results or job.plain())
         return self._without_process(job)
 
-    def _without_process(self, job: _Job) -> list[Drawn] | None:
+    def _without_process(self, job: _Job) -> list[Rendered] | None:
         """What is shown of a text whose process is gone: it is kept when that happens again."""
         with self._changed:
             is_first = job.key not in self._unsure
@@ -234,7 +234,7 @@ class Pool:
                 self._unsure.popitem(last=False)
         return None if is_first else self._keep(job, job.plain())
 
-    def _keep(self, job: _Job, drawn: list[Drawn]) -> list[Drawn]:
+    def _keep(self, job: _Job, drawn: list[Rendered]) -> list[Rendered]:
         for key, each in zip(job.keys, drawn, strict=True):
             self._cache.keep(key, each)
         return drawn
@@ -249,9 +249,9 @@ class Pool:
         process = Child(self._command, self._look)
         try:
             process.wait_ready()
-        except (Gone, Hangs) as exc:
+        except (ProcessDied, ProcessTimeout) as exc:
             status = process.close()
-            how = f"exit status {status}" if isinstance(exc, Gone) else "it is never ready"
+            how = f"exit status {status}" if isinstance(exc, ProcessDied) else "it is never ready"
             raise OSError(how) from exc
         with self._changed:
             slot.process = process
@@ -340,7 +340,7 @@ class Pool:
             thread.join(max(0.0, until - now()))
 
 
-def resolved(value: T) -> Future[T]:
+def completed(value: T) -> Future[T]:
     """A future that has this result."""
     future: Future[T] = Future()
     future.set_result(value)

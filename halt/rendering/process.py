@@ -22,10 +22,10 @@ from types import FrameType
 from typing import NoReturn, TypeVar
 
 from halt.rendering import protocol
-from halt.rendering.blocks import Block, blocks_of
+from halt.rendering.blocks import Block, split_blocks
 from halt.rendering.highlighting import Colours
 from halt.rendering.markdown import plain_block, render, render_block
-from halt.rendering.protocol import Drawn, Reply, Request, frame
+from halt.rendering.protocol import Rendered, Reply, Request, frame
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class Timer:
             raise OutOfTime
 
 
-class Painter:
+class LimitedRenderer:
     """Renders one request."""
 
     def __init__(self, timer: Timer, size: int) -> None:
@@ -80,21 +80,23 @@ class Painter:
         self._over = False  # colours were left out
         self._text_limit = protocol.text_limit(size)
 
-    def text(self, text: str) -> Drawn:
+    def text(self, text: str) -> Rendered:
         """A whole text; block by block where it takes too long as one."""
         seconds = self._text_limit + self._left
         html = self._timer.within(seconds, lambda: render(text, self._colours))
         if html is not None:
-            return Drawn(html, self._over)
+            return Rendered(html, self._over)
         self._text_limit *= protocol.AGAIN
-        return Drawn("".join([each.html for each in self.blocks(blocks_of(text))]), over=True)
+        return Rendered(
+            "".join([each.html for each in self.blocks(split_blocks(text))]), timed_out=True
+        )
 
-    def blocks(self, blocks: list[Block]) -> list[Drawn]:
+    def blocks(self, blocks: list[Block]) -> list[Rendered]:
         """Each of them; one that takes too long is plain, and so is each behind the last one that
         there was time for."""
         return [self._block(each) for each in blocks]
 
-    def _block(self, block: Block) -> Drawn:
+    def _block(self, block: Block) -> Rendered:
         self._over = False
         html = None
         if self._text_limit > 0:
@@ -103,8 +105,8 @@ class Painter:
             html = self._timer.within(seconds, lambda: render_block(block, self._colours))
             self._text_limit -= time.process_time() - began - (left - self._left)
         if html is None:
-            return Drawn(plain_block(block), over=True)
-        return Drawn(html, self._over)
+            return Rendered(plain_block(block), timed_out=True)
+        return Rendered(html, self._over)
 
     def _limit(self, size: int, work: Callable[[], str]) -> str | None:
         began = time.process_time()
@@ -121,11 +123,11 @@ def answer(timer: Timer, request: Request) -> Reply:
     most = resource.getrlimit(resource.RLIMIT_CPU)[1]
     soft = used + 1 + int(request.limit) + CPU_GRACE
     resource.setrlimit(resource.RLIMIT_CPU, (soft if most < 0 else min(soft, most), most))
-    painter = Painter(timer, request.size)
+    renderer = LimitedRenderer(timer, request.size)
     try:
         if request.text is not None:
-            return Reply([painter.text(request.text)])
-        return Reply(painter.blocks([protocol.block_of(*each) for each in request.blocks]))
+            return Reply([renderer.text(request.text)])
+        return Reply(renderer.blocks([protocol.block_of(*each) for each in request.blocks]))
     except Exception as exc:  # noqa: BLE001 - the kind alone: its words may hold the user's text
         return Reply([], type(exc).__name__)
     except OutOfTime:  # it came when the work was done

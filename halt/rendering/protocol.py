@@ -52,17 +52,17 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
         return SLOWEST * self.limit + GRACE
 
 
-class Drawn(msgspec.Struct, frozen=True, array_like=True):
-    """The HTML of a text or a block; `over`: something of it is plain, as it took too long."""
+class Rendered(msgspec.Struct, frozen=True, array_like=True):
+    """The HTML of a text or a block; `timed_out`: something of it is plain, as it took too long."""
 
     html: str
-    over: bool = False
+    timed_out: bool = False
 
 
 class Reply(msgspec.Struct, frozen=True, array_like=True):
     """One for the text, or one for each block. `fault`: the kind of an exception, if there was."""
 
-    drawn: list[Drawn]
+    results: list[Rendered]
     fault: str = ""
 
 

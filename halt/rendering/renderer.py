@@ -19,9 +19,9 @@ from halt.clock import now
 from halt.rendering.blocks import Block, BlockStep, Patch
 from halt.rendering.cache import Cache, key_of
 from halt.rendering.markdown import plain, plain_block, render, render_block
-from halt.rendering.open_text import normal
-from halt.rendering.pool import IDLE, Pool, resolved
-from halt.rendering.protocol import Drawn, Request
+from halt.rendering.open_text import normalized
+from halt.rendering.pool import IDLE, Pool, completed
+from halt.rendering.protocol import Rendered, Request
 
 #: Characters of a text that is rendered by the thread that asks for it: the worst text found takes
 #: 9 ms (definitions of links that are not closed). Without DEEP it would be 15 ms.
@@ -36,10 +36,10 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-class Rendering(Protocol):
+class PageRenderer(Protocol):
     """Renders what one page shows; all together by one deadline."""
 
-    def whole(self, text: str) -> str:
+    def text_html(self, text: str) -> str:
         """A whole text as HTML."""
 
     def patch(self, step: BlockStep) -> Patch:
@@ -59,39 +59,39 @@ class Renderer:
         """The process IDs of the rendering processes that are ready."""
         return self._pool.pids
 
-    def within(self, seconds: float) -> Rendering:
+    def within(self, seconds: float) -> PageRenderer:
         """To render what a page shows, in so many seconds altogether."""
         return _Within(self, now() + seconds)
 
-    def whole(self, text: str) -> Future[Drawn]:
+    def submit_text(self, text: str) -> Future[Rendered]:
         """A whole text. Resolved within TEXT_WAIT."""
-        text = normal(text)
+        text = normalized(text)
         key = key_of("text", text)
         kept = self._cache.find(key)
         if kept is None and _is_light(text):
-            kept = self._cache.keep(key, Drawn(render(text)))
+            kept = self._cache.keep(key, Rendered(render(text)))
         if kept is not None:
-            return resolved(kept)
+            return completed(kept)
         found = self._pool.submit(key, Request(text, []), [key], now() + TEXT_WAIT)
-        return _then(found, lambda drawn: drawn[0] if drawn else Drawn(plain(text)))
+        return _then(found, lambda drawn: drawn[0] if drawn else Rendered(plain(text)))
 
-    def blocks(
-        self, blocks: Sequence[Block], given_up: AbstractSet[bool] = frozenset()
-    ) -> Future[list[Drawn]]:
+    def submit_blocks(
+        self, blocks: Sequence[Block], plain_kinds: AbstractSet[bool] = frozenset()
+    ) -> Future[list[Rendered]]:
         """Each of these blocks. Resolved within BLOCK_WAIT.
 
-        `given_up`: True stands for fences, False for the others; those that would take more than
+        `plain_kinds`: True stands for fences, False for the others; those that would take more than
         milliseconds are shown plain.
         """
-        out: list[Drawn | None] = []
+        out: list[Rendered | None] = []
         sources, keys = list[tuple[str, bool]](), list[bytes]()
         for block in blocks:
             source = block.source
-            drawn: Drawn | None
+            drawn: Rendered | None
             if not block.is_fence and _is_light(source):
-                drawn = Drawn(render_block(block))
-            elif block.is_fence in given_up:
-                drawn = Drawn(plain_block(block))
+                drawn = Rendered(render_block(block))
+            elif block.is_fence in plain_kinds:
+                drawn = Rendered(plain_block(block))
             else:
                 key = key_of("fence" if block.is_fence else "block", source)
                 if (drawn := self._cache.find(key)) is None:
@@ -99,41 +99,41 @@ class Renderer:
                     keys.append(key)
             out.append(drawn)
         if not keys:
-            return resolved([each for each in out if each is not None])
+            return completed([each for each in out if each is not None])
         key = key_of("blocks", *[each.hex() for each in keys])
         found = self._pool.submit(key, Request(None, sources), keys, now() + BLOCK_WAIT)
 
-        def put_together(drawn: list[Drawn] | None) -> list[Drawn]:
+        def put_together(drawn: list[Rendered] | None) -> list[Rendered]:
             fresh = iter(drawn or ())
             return [
-                each or next(fresh, None) or Drawn(plain_block(block))
+                each or next(fresh, None) or Rendered(plain_block(block))
                 for block, each in zip(blocks, out, strict=True)
             ]
 
         return _then(found, put_together)
 
-    def has(self, text: str) -> bool:
+    def is_immediate(self, text: str) -> bool:
         """Whether a whole text is there without waiting."""
-        text = normal(text)
+        text = normalized(text)
         return _is_light(text) or self._cache.find(key_of("text", text)) is not None
 
-    def expect(self) -> None:
+    def warm_up(self) -> None:
         """Have a process ready soon: a page follows an answer that is being written."""
-        self._pool.expect()
+        self._pool.warm_up()
 
     def close(self) -> None:
         """End the processes. What is rendered from now on is plain. Harmless when repeated."""
         self._pool.close()
 
 
-class Ready:
-    """See `Rendering`: one text whose HTML is there. Everything else is plain."""
+class Prerendered:
+    """See `PageRenderer`: one text whose HTML is there. Everything else is plain."""
 
     def __init__(self, text: str, html: str) -> None:
         self._text = text
         self._html = html
 
-    def whole(self, text: str) -> str:
+    def text_html(self, text: str) -> str:
         return self._html if text == self._text else plain(text)
 
     def patch(self, step: BlockStep) -> Patch:
@@ -141,20 +141,20 @@ class Ready:
 
 
 class _Within:
-    """See `Rendering`."""
+    """See `PageRenderer`."""
 
     def __init__(self, renderer: Renderer, until: float) -> None:
         self._renderer = renderer
         self._until = until
 
-    def whole(self, text: str) -> str:
-        if self._is_over and not self._renderer.has(text):
+    def text_html(self, text: str) -> str:
+        if self._is_over and not self._renderer.is_immediate(text):
             return plain(text)
-        drawn = self._result(self._renderer.whole(text))
+        drawn = self._result(self._renderer.submit_text(text))
         return plain(text) if drawn is None else drawn.html
 
     def patch(self, step: BlockStep) -> Patch:
-        blocks = None if self._is_over else self._result(self._renderer.blocks(step.blocks))
+        blocks = None if self._is_over else self._result(self._renderer.submit_blocks(step.blocks))
         if blocks is None:
             return step.patch(map(plain_block, step.blocks))
         return step.patch(each.html for each in blocks)

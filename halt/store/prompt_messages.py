@@ -28,7 +28,7 @@ def as_told(path: Iterable[tuple[str, State, str]], system_prompt: str = "") -> 
         if role == "assistant":
             told = text if discussed or state == "running" else without_notes(text)
             if told:
-                out.append(Message("assistant", data_urls.told(told)))
+                out.append(Message("assistant", data_urls.replace_for_model(told)))
                 note = _NOTES.get(state, "")
             continue
         told, note = before_prompt(note, text) if note else text, ""

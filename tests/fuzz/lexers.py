@@ -191,7 +191,7 @@ class Lexers(Target):
         renderer = self._renderer = self._renderer or Renderer()
         begun, cpu = time.monotonic(), time.process_time()
         try:
-            drawn = renderer.whole(text).result(TEXT_WAIT + LATE)
+            drawn = renderer.submit_text(text).result(TEXT_WAIT + LATE)
         except TimeoutError:
             after = time.monotonic() - begun
             raise Finding(

@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 
-from halt.rendering.blocks import BlockStream, blocks_of
+from halt.rendering.blocks import BlockStream, split_blocks
 from halt.rendering.markdown import plain, render, render_block
-from halt.rendering.open_text import RUN, SEAM, WBR, OpenText, breakable, normal
+from halt.rendering.open_text import RUN, SEAM, WBR, OpenText, breakable, normalized
 from halt.rendering.renderer import SHORT
 from halt.rendering.renderer import _is_light as is_light
 from halt.rendering.sanitizing import DIRECTED, TAGS
@@ -157,7 +157,7 @@ class Markdown(Target):
     def check(self, data: bytes) -> None:
         text = text_of(data)
         checked_html(render(text))
-        checked_html("".join(map(render_block, blocks_of(text))))
+        checked_html("".join(map(render_block, split_blocks(text))))
         checked_html(plain(text))
         for cuts in cuts_of(text):
             _same_at_the_end(text, cuts)
@@ -183,7 +183,7 @@ class _Shown:
     def take(self, stream: BlockStream, piece: str) -> None:
         step = stream.feed(piece)
         self.blocks += [(block.source, block.is_fence) for block in step.blocks]
-        self.tail = step.tail if step.fresh else self.tail + step.tail
+        self.tail = step.tail if step.replaces_tail else self.tail + step.tail
         self.form = step.form
 
     def __eq__(self, other: object) -> bool:
@@ -342,7 +342,7 @@ class Time(Target):
 
 
 class MarkdownTime(Time):
-    """Rendering a whole text."""
+    """PageRenderer a whole text."""
 
     name = "markdown-time"
 
@@ -383,9 +383,9 @@ class StreamTime(Time):
         stream, open_text = BlockStream(), OpenText()
         for at in range(0, len(text), 4):
             step = stream.feed(text[at : at + 4])
-            if step.fresh:
+            if step.replaces_tail:
                 open_text = OpenText()
-            open_text.draw(step.tail)
+            open_text.feed(step.tail)
 
 
 class OpenParts(Target):
@@ -406,11 +406,11 @@ class OpenParts(Target):
         longest = max(map(len, re.split(r"<wbr>|[^!-~]", breakable(text))), default=0)
         if longest > RUN + 40:
             raise Finding("a run without a place to break the line", str(longest))
-        whole = OpenText().draw(text)
+        whole = OpenText().feed(text)
         for cuts in [[], *cuts_of(source)][:12]:
             drawn = OpenText()
-            out = "".join(drawn.draw(html.escape(piece)) for piece in pieces_of(source, cuts))
-            if _bare(out) != normal(text):
+            out = "".join(drawn.feed(html.escape(piece)) for piece in pieces_of(source, cuts))
+            if _bare(out) != normalized(text):
                 raise Finding("a seam changes the text", str(cuts[:8]))
             if out.replace(SEAM, "") != whole.replace(SEAM, ""):  # a seam may be late
                 raise Finding("what is drawn depends on the cut", str(cuts[:8]))

@@ -16,7 +16,7 @@ from flask import Response, g, render_template, request
 from halt.chat.figures import used
 from halt.core.decoding import is_number
 from halt.errors import HaltError, StoreUnavailable
-from halt.rendering.renderer import TEXT_WAIT, Rendering
+from halt.rendering.renderer import TEXT_WAIT, PageRenderer
 from halt.store.models import Conversation, Exchange, Settings, UnknownConversation
 from halt.web.page.models import demo_is_loading
 from halt.web.page.views import ExchangeView, exchange_view
@@ -124,11 +124,11 @@ def _page(conversation_id: str, conversation: Conversation | None) -> str:
 # --- what is drawn of a conversation --------------------------------------------------------------
 
 
-def rendering() -> Rendering:
+def rendering() -> PageRenderer:
     """Renders what this request shows: all of it by one deadline."""
     if "rendering" not in g:
         g.rendering = services().renderer.within(TEXT_WAIT)
-    found: Rendering = g.rendering
+    found: PageRenderer = g.rendering
     return found
 
 

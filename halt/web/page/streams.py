@@ -71,7 +71,7 @@ def live(run: Recording, after: int, opening: bytes | None = None) -> EventStrea
 
     try:
         writer = _writer(run, after)
-        services().renderer.expect()
+        services().renderer.warm_up()
         return EventStream(
             services().generations,
             run,

@@ -18,8 +18,8 @@ from halt.core.generation import Recording
 from halt.core.steps import BELOW, Fold
 from halt.rendering import data_urls
 from halt.rendering.blocks import BlockStream, Patch
-from halt.rendering.open_text import OpenText, breakable, normal
-from halt.rendering.renderer import Rendering
+from halt.rendering.open_text import OpenText, breakable, normalized
+from halt.rendering.renderer import PageRenderer
 from halt.store.models import Exchange, Versions, state_of
 
 #: Errors of ours that say "so far and no further": what came before is an answer, cut short.
@@ -117,14 +117,14 @@ def fold_view(fold: Fold, key: str = "") -> FoldView:
     key = key or str(fold.number)
     text = _shown_text(fold.text)
     if fold.state == "running":  # it may grow
-        text = Markup(OpenText().draw(html.escape(fold.text)))  # noqa: S704 - escaped
+        text = Markup(OpenText().feed(html.escape(fold.text)))  # noqa: S704 - escaped
     result = _shown_text(fold.result)
     return FoldView(key, fold.kind, fold.state, label, took, age, text, result)
 
 
 def _shown_text(text: str) -> Markup:
     """Text as it is, however long its words are."""
-    return Markup(breakable(html.escape(normal(text), quote=False)))  # noqa: S704 - escaped
+    return Markup(breakable(html.escape(normalized(text), quote=False)))  # noqa: S704 - escaped
 
 
 def fold_views(folds: Sequence[Fold]) -> tuple[FoldView, ...]:
@@ -155,16 +155,16 @@ def below_view(folds: Sequence[Fold]) -> BelowView:
 
 
 def _whole(html: str) -> Patch:
-    return Patch(finished=html, fresh=True, tail="", form="text")
+    return Patch(finished=html, replaces_tail=True, tail="", form="text")
 
 
-def _ended_view(exchange: Exchange, ended: Terminal, rendering: Rendering) -> AnswerView:
+def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) -> AnswerView:
     best = exchange.best()  # a failed attempt hides nothing that was there before
     shown = AnswerView(
         id=exchange.stream_id,
         state="done",
-        patch=_whole(rendering.whole(best.answer)),
-        source=data_urls.shown(best.answer),
+        patch=_whole(rendering.text_html(best.answer)),
+        source=data_urls.replace(best.answer),
         asked=exchange.asked,
         model=exchange.model,
         figures=figures(ended, exchange.model, exchange.usage),
@@ -198,7 +198,7 @@ def exchange_view(
     exchange: Exchange,
     run_of: Callable[[str], Recording | None],
     lengths: Lengths,
-    rendering: Rendering,
+    rendering: PageRenderer,
     *,
     last: bool,
 ) -> ExchangeView:
@@ -223,7 +223,7 @@ def exchange_view(
 
 
 def view(
-    exchange: Exchange, run: Recording | None, lengths: Lengths, rendering: Rendering
+    exchange: Exchange, run: Recording | None, lengths: Lengths, rendering: PageRenderer
 ) -> AnswerView:
     """An answer as it is now: from its run as long as that is known, else as it was saved."""
     if exchange.ended is not None:
@@ -232,7 +232,7 @@ def view(
         return AnswerView(
             id=exchange.stream_id,
             state="error",
-            patch=_whole(rendering.whole(exchange.answer)),
+            patch=_whole(rendering.text_html(exchange.answer)),
             asked=exchange.asked,
             model=exchange.model,
             note="This answer was lost.",
@@ -250,7 +250,7 @@ def view(
     return AnswerView(
         id=run.id,
         state="running",
-        patch=replace(patch, tail=OpenText().draw(patch.tail)),
+        patch=replace(patch, tail=OpenText().feed(patch.tail)),
         after=after,
         age=now() - run.started_at,
         silent=now() - (run.came_at(after) if after else run.started_at),

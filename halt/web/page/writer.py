@@ -33,8 +33,8 @@ from halt.core.generation import Recording
 from halt.core.steps import BELOW, FoldPatch
 from halt.rendering.blocks import BlockStep, BlockStream, Patch
 from halt.rendering.open_text import OpenText
-from halt.rendering.protocol import Drawn
-from halt.rendering.renderer import Ready, Renderer, Rendering
+from halt.rendering.protocol import Rendered
+from halt.rendering.renderer import PageRenderer, Prerendered, Renderer
 from halt.store.models import Exchange
 from halt.store.writer import Saving
 from halt.web.page.views import below_view, fold_view, fold_views, view
@@ -98,11 +98,11 @@ class PageWriter:
         self._template = template
         self._blocks = BlockStream()
         self._tail = OpenText()
-        self._tail.draw(self._blocks.feed(run.text(after)).tail)
+        self._tail.feed(self._blocks.feed(run.text(after)).tail)
         self._folds = steps.folding(run, after)
         self._folded_texts: defaultdict[int, OpenText] = defaultdict(OpenText)  # by fold number
         for fold in self._folds.folds():
-            self._folded_texts[fold.number].draw(html.escape(fold.text))
+            self._folded_texts[fold.number].feed(html.escape(fold.text))
         environment = template.environment
         self._draw: Any = environment.get_template("parts.html").module
         self._draw_saving = environment.get_template("saving.html")
@@ -135,10 +135,10 @@ class PageWriter:
         if is_terminal(last):
             _, text = self._run.answer()
 
-            def ended(drawn: Drawn) -> bytes:
-                return sse_html(seq, self.whole(Ready(text, drawn.html)) + self._saved())
+            def ended(drawn: Rendered) -> bytes:
+                return sse_html(seq, self.whole(Prerendered(text, drawn.html)) + self._saved())
 
-            return _when_drawn(self._renderer.whole(text), ended)
+            return _when_drawn(self._renderer.submit_text(text), ended)
         thought = False
         for number, event in events:
             steps.fold(self._folds, self._run, number, event)
@@ -152,8 +152,8 @@ class PageWriter:
     def _drawing(self, seq: int, step: BlockStep, *, anew: bool = False) -> bytes | Awaited:
         """The message that is made of the step's blocks; `anew`: they are the whole text so far."""
 
-        def drawn_message(drawn: list[Drawn]) -> bytes:
-            kinds = {b.is_fence for b, d in zip(step.blocks, drawn, strict=True) if d.over}
+        def drawn_message(drawn: list[Rendered]) -> bytes:
+            kinds = {b.is_fence for b, d in zip(step.blocks, drawn, strict=True) if d.timed_out}
             self._given_up |= kinds
             folded = self._folded(self._folds.patch())
             patch = step.patch(each.html for each in drawn)
@@ -165,7 +165,7 @@ class PageWriter:
             text = done + self._open(patch)
             return sse_html(seq, folded + text + self._moved() + self._saved())
 
-        return _when_drawn(self._renderer.blocks(step.blocks, self._given_up), drawn_message)
+        return _when_drawn(self._renderer.submit_blocks(step.blocks, self._given_up), drawn_message)
 
     def aside(self) -> bytes:
         """What there is to be said while the answer is silent."""
@@ -180,7 +180,7 @@ class PageWriter:
         self._said = saving
         return _partial("saving", "outerHTML", self._draw_saving.render(saving=saving))
 
-    def whole(self, rendering: Rendering) -> str:
+    def whole(self, rendering: PageRenderer) -> str:
         """The answer as it is now, in place of what the page shows of it."""
         asked = Exchange("", self._run.id, asked=self._run.asked)
         shown = view(asked, self._run, self._lengths, rendering)
@@ -194,10 +194,10 @@ class PageWriter:
             if fold.kind not in BELOW
         ]
         for fold in patch.fresh:  # so that what is added later goes on from there
-            self._folded_texts[fold.number].draw(html.escape(fold.text))
+            self._folded_texts[fold.number].feed(html.escape(fold.text))
         for number, text in patch.added:
             box = f"fold-{stream_id}-{number}-text"
-            drawn = self._folded_texts[number].draw(html.escape(text))
+            drawn = self._folded_texts[number].feed(html.escape(text))
             out.append(_partial(box, "beforeend", drawn))
         for shown in fold_views([replace(each, text="") for each in patch.changed]):
             at = f"fold-{stream_id}-{shown.key}"
@@ -219,14 +219,14 @@ class PageWriter:
 
     def _open(self, patch: Patch | BlockStep) -> str:
         """What changes in the open block."""
-        if patch.fresh:
+        if patch.replaces_tail:
             self._tail = OpenText()
-            text, box = self._tail.draw(patch.tail), f"tail-{self._run.id}"
+            text, box = self._tail.feed(patch.tail), f"tail-{self._run.id}"
             tail = f'<div class="tail {patch.form}" id="{box}">{text}</div>'
             return _partial(box, "outerHTML", tail)
         if not patch.tail:
             return ""
-        return self._append_to_tail + self._tail.draw(patch.tail) + _END
+        return self._append_to_tail + self._tail.feed(patch.tail) + _END
 
 
 def _when_drawn(future: Future[T], make: Callable[[T], bytes]) -> bytes | Awaited:

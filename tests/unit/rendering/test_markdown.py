@@ -45,9 +45,9 @@ class Page:
     def apply(self, patch: Patch) -> None:
         """Append finished blocks, then replace the tail or append to it."""
         self.finished += patch.finished
-        self.tail = patch.tail if patch.fresh else self.tail + patch.tail
+        self.tail = patch.tail if patch.replaces_tail else self.tail + patch.tail
         if patch.form != self.form:
-            assert patch.fresh, "a tail changes its form only when it is replaced"
+            assert patch.replaces_tail, "a tail changes its form only when it is replaced"
             self.form = patch.form
 
 
@@ -586,7 +586,7 @@ def test_an_open_fence_is_shown_as_code() -> None:
     assert patch_of(stream.feed("```")) == Patch("", False, "", "code")
     patch = patch_of(stream.feed("\nAfter"))
     assert "language-python" in patch.finished
-    assert (patch.fresh, patch.tail, patch.form) == (True, "After", "text")
+    assert (patch.replaces_tail, patch.tail, patch.form) == (True, "After", "text")
 
 
 @pytest.mark.parametrize(
@@ -712,7 +712,7 @@ def test_patches_lead_to_the_snapshot(text: str) -> None:
     for length, character in enumerate(text, 1):
         page.apply(patch_of(stream.feed(character)))
         snapshot = patch_of(BlockStream().feed(text[:length]))
-        assert snapshot.fresh
+        assert snapshot.replaces_tail
         assert page == Page(snapshot.finished, snapshot.tail, snapshot.form)
 
 
@@ -758,7 +758,7 @@ def test_the_stream_and_the_whole_agree(blocks: list[str], crlf: bool) -> None:
         text = text.replace("\n", "\r\n")
     stream = BlockStream()
     finished = "".join(patch_of(stream.feed(character)).finished for character in text)
-    assert finished + render_block(stream.rest(), COLOURS) == render(text)
+    assert finished + render_block(stream.open_block(), COLOURS) == render(text)
 
 
 # --- Colours ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halt.rendering.blocks import BlockStream
-from halt.rendering.open_text import PART, RUN, SEAM, WBR, OpenText, breakable, normal
+from halt.rendering.open_text import PART, RUN, SEAM, WBR, OpenText, breakable, normalized
 
 TEXTS = {
     "words": "one two three four " * 2000,
@@ -35,7 +35,7 @@ def pieces(text: str, size: int) -> list[str]:
 def test_parts_are_bounded_and_hold_the_text(text: str, size: int) -> None:
     """Without its seams the drawn text is the text; whatever it is, no part is long."""
     open_text = OpenText()
-    drawn = "".join(open_text.draw(html.escape(piece)) for piece in pieces(text, size))
+    drawn = "".join(open_text.feed(html.escape(piece)) for piece in pieces(text, size))
     parts = drawn.replace(WBR, "").split(SEAM)
     assert html.unescape("".join(parts)) == text
     assert "".join(html.unescape(part) for part in parts) == text, "a reference was cut"
@@ -46,14 +46,14 @@ def test_parts_are_bounded_and_hold_the_text(text: str, size: int) -> None:
 
 def test_a_seam_follows_white_space_where_there_is_any() -> None:
     """No word is cut, so that kerning and ligatures are those of the finished text."""
-    drawn = OpenText().draw("some words " * 2000)
+    drawn = OpenText().feed("some words " * 2000)
     assert SEAM in drawn
     assert all(re.search(r"\s\Z", part) for part in drawn.split(SEAM)[:-1])
 
 
 def test_an_accent_stays_with_its_letter() -> None:
     """Where no white space comes, no seam stands before a combining character."""
-    drawn = OpenText().draw("e\u0301\u0323" * 4000)
+    drawn = OpenText().feed("e\u0301\u0323" * 4000)
     assert SEAM in drawn
     assert SEAM + "\u0301" not in drawn
     assert SEAM + "\u0323" not in drawn
@@ -77,9 +77,9 @@ def test_cuts_do_not_matter(text: str, places: list[int]) -> None:
     """Text and places to break its lines are those of the whole text, however it was cut."""
     edges = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
     cuts = [text[start:end] for start, end in pairwise(edges)]
-    whole = breakable(html.escape(normal(text)))
+    whole = breakable(html.escape(normalized(text)))
     for parts in (cuts, [*text], [text]):
-        drawn = "".join(map(OpenText().draw, map(html.escape, parts)))
+        drawn = "".join(map(OpenText().feed, map(html.escape, parts)))
         assert drawn.replace(SEAM, "") == whole
 
 
@@ -88,7 +88,7 @@ def test_white_space_without_end_is_looked_at_once() -> None:
 
     def seconds(size: int) -> float:
         start = time.process_time()
-        OpenText().draw((" " * size + "A") * (200_000 // size))
+        OpenText().feed((" " * size + "A") * (200_000 // size))
         return time.process_time() - start
 
     assert seconds(2_000) < 8 * seconds(20) + 0.2
@@ -98,14 +98,14 @@ def test_a_short_text_has_no_seam() -> None:
     """Ordinary answers are drawn as they are."""
     open_text = OpenText()
     text = "a word " * (PART // 7)
-    assert "".join(open_text.draw(piece) for piece in pieces(text, 9)) == text
+    assert "".join(open_text.feed(piece) for piece in pieces(text, 9)) == text
 
 
 def test_the_work_is_in_proportion_to_the_text() -> None:
     """Text without any place for a seam is looked at once, not again with each piece."""
     open_text = OpenText()
     text = "\u0301" * 200_000
-    drawn = "".join(open_text.draw(piece) for piece in pieces(text, 50))
+    drawn = "".join(open_text.feed(piece) for piece in pieces(text, 50))
     assert drawn.replace(WBR, "") == text
     assert BlockStream().feed(text).tail == text
 
@@ -117,7 +117,7 @@ def test_a_run_without_blanks_can_be_broken(unit: str, size: int) -> None:
     text = unit * (5_000 // len(unit))
     for drawn in (
         breakable(html.escape(text)),
-        "".join(map(OpenText().draw, map(html.escape, pieces(text, size)))),
+        "".join(map(OpenText().feed, map(html.escape, pieces(text, size)))),
     ):
         parts = drawn.replace(SEAM, "").split(WBR)
         assert "".join(map(html.unescape, parts)) == text, "a reference was cut"

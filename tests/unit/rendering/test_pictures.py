@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from halt.core.request import ChatRequest, Message, unfinished
 from halt.providers.continuation import by_instruction, by_prefix, go_on
 from halt.rendering.blocks import BlockStream
-from halt.rendering.data_urls import PictureFilter, shown, told
+from halt.rendering.data_urls import DataUrlFilter, replace, replace_for_model
 from halt.rendering.markdown import render, render_block
 from halt.store.models import State
 from halt.store.prompt_messages import as_told
@@ -53,7 +53,7 @@ URL = f"data:image/png;base64,{DATA}"
 )
 def test_the_line_of_a_picture(source: str, line: str | None) -> None:
     """What it is, how large, and its description; what is around it stays."""
-    out = shown(source)
+    out = replace(source)
     if line is None:
         assert "[Picture (PNG, 12 kB)]" in out or f"'{URL * 10}'" in out
     else:
@@ -77,16 +77,16 @@ def test_the_line_of_a_picture(source: str, line: str | None) -> None:
 )
 def test_what_stays_as_it_is(source: str) -> None:
     """Code that somebody may want to copy, short examples, and what is no data."""
-    assert shown(source) == source
-    assert told(source) == source
+    assert replace(source) == source
+    assert replace_for_model(source) == source
 
 
 def test_the_model_is_told_of_a_picture_in_a_word() -> None:
     """It gets none of the letters, and no more than it has to know."""
-    assert told(f"![a cat]({URL})\n\nHere.") == "[picture]\n\nHere."
-    assert told(f"see {URL}") == "see data:image/png;base64,[picture]"
-    assert told(f"![a]({URL}"[:-1]) == "[picture]"
-    assert told("plain") == "plain"
+    assert replace_for_model(f"![a cat]({URL})\n\nHere.") == "[picture]\n\nHere."
+    assert replace_for_model(f"see {URL}") == "see data:image/png;base64,[picture]"
+    assert replace_for_model(f"![a]({URL}"[:-1]) == "[picture]"
+    assert replace_for_model("plain") == "plain"
 
 
 PIECES = st.sampled_from(
@@ -104,7 +104,7 @@ def test_cuts_do_not_matter(text: str, places: list[int]) -> None:
     """However a text is cut into pieces, the same is shown, now and at its end."""
     edges = [0, *sorted(place % (len(text) + 1) for place in places), len(text)]
     for is_told in (False, True):
-        whole, pieces, letters = (PictureFilter(told=is_told) for _ in range(3))
+        whole, pieces, letters = (DataUrlFilter(for_model=is_told) for _ in range(3))
         out = whole.feed(text)
         cut = (text[a:b] for a, b in pairwise(edges))
         assert "".join(map(pieces.feed, cut)) == out
@@ -116,7 +116,7 @@ def test_cuts_do_not_matter(text: str, places: list[int]) -> None:
 @given(st.text(alphabet="ab!`~ \n[](),:;/", max_size=60))
 def test_text_without_data_stays(text: str) -> None:
     """Whatever it looks like."""
-    assert shown(text + "data:") == text + "data:"
+    assert replace(text + "data:") == text + "data:"
 
 
 def test_no_letters_of_a_picture_are_ever_on_the_page() -> None:
@@ -129,7 +129,7 @@ def test_no_letters_of_a_picture_are_ever_on_the_page() -> None:
         patch = step.patch(map(render_block, step.blocks))
         assert LETTERS[:8] not in patch.tail + patch.finished
         page += patch.finished
-    assert page + render_block(stream.rest()) == render(text)
+    assert page + render_block(stream.open_block()) == render(text)
     assert "<p>[Picture (PNG, 24 kB)]</p>" in render(text)
 
 
@@ -141,8 +141,8 @@ def test_work_is_linear(unit: str) -> None:
     """The worst that a text can do costs no more than a few microseconds a character."""
     source = "![a](data:image/png;base64,AAAA" + unit * (400_000 // len(unit))
     start = time.process_time()
-    shown(f"data:{source}")
-    pieces = PictureFilter()
+    replace(f"data:{source}")
+    pieces = DataUrlFilter()
     for at in range(0, len(source), 10):
         pieces.feed(source[at : at + 10])
     assert time.process_time() - start < 8

@@ -84,19 +84,19 @@ def renderer() -> Iterator[Renderer]:
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     """What rendering processes are asked for."""
     seen: list[Request] = []
-    ask = Child.ask
+    send = Child.request
 
     def counted(process: Child, request: Request) -> Reply:
         seen.append(request)
-        return ask(process, request)
+        return send(process, request)
 
-    monkeypatch.setattr(Child, "ask", counted)
+    monkeypatch.setattr(Child, "request", counted)
     return seen
 
 
 def html_of(renderer: Renderer, text: str) -> str:
     """The text rendered, however long it takes."""
-    return renderer.within(LONG).whole(text)
+    return renderer.within(LONG).text_html(text)
 
 
 def ends(pid: int, within: float = LONG) -> bool:
@@ -138,8 +138,10 @@ def test_ordinary_texts_are_what_they_are_in_one_process(shared: Renderer, text:
 def test_short_texts_need_no_process(renderer: Renderer, requests: list[Request]) -> None:
     """A paragraph is rendered at once; code, long and deep texts are not."""
     for text in ("Hello *you*.", "word " * (SHORT // 5), "- a\n- b\n- c\n", "> a\n\n"):
-        assert renderer.whole(text).done()
-        assert all(each.html for each in renderer.blocks(BlockStream().feed(text).blocks).result(0))
+        assert renderer.submit_text(text).done()
+        assert all(
+            each.html for each in renderer.submit_blocks(BlockStream().feed(text).blocks).result(0)
+        )
     assert renderer.pids == []
     for text in ("```sh\nls\n```", "word " * SHORT, "> > > > a\nb", "> - > 1. a"):
         before = len(requests)
@@ -181,9 +183,11 @@ def test_hostile_texts_cost_the_worker_nothing(name: str, shared: Renderer) -> N
     html_of(shared, CODE)  # it is ready
     pids = shared.pids
     used = time.process_time()
-    drawn = shared.whole(text).result(LONG)
+    drawn = shared.submit_text(text).result(LONG)
     assert time.process_time() - used < 2
-    eventually(lambda: shared.has(text))  # the process has given up by itself, and was not killed
+    eventually(
+        lambda: shared.is_immediate(text)
+    )  # the process has given up by itself, and was not killed
     assert shared.pids[:1] == pids[:1]
     assert drawn.html
 
@@ -195,7 +199,7 @@ def test_only_the_block_that_takes_too_long_is_plain(shared: Renderer) -> None:
     assert drawn.count(COLOURED) == 2
     assert drawn.count("<em>here</em>") == 2
     assert '<code class="highlight language-bash">echo $' in drawn
-    assert shared.whole(f"{CODE}\n{hostile}\n{CODE}").result(LONG).over
+    assert shared.submit_text(f"{CODE}\n{hostile}\n{CODE}").result(LONG).timed_out
 
 
 def test_markdown_that_takes_too_long_is_plain_and_the_rest_is_not() -> None:
@@ -217,10 +221,12 @@ def test_a_kind_that_took_too_long_is_not_tried_again(
 ) -> None:
     """So a hostile answer costs its limit once while it streams."""
     hostile = BlockStream().feed(text_of(CASES["bash-backslashes"])).blocks
-    (drawn,) = renderer.blocks(hostile).result(LONG)
-    assert drawn.over
+    (drawn,) = renderer.submit_blocks(hostile).result(LONG)
+    assert drawn.timed_out
     before = len(requests)
-    (drawn,) = renderer.blocks(BlockStream().feed("```sh\nls\n```\n").blocks, {True}).result(0)
+    (drawn,) = renderer.submit_blocks(BlockStream().feed("```sh\nls\n```\n").blocks, {True}).result(
+        0
+    )
     assert "<span class=" not in drawn.html.partition("<pre")[2]
     assert len(requests) == before
 
@@ -230,8 +236,8 @@ def test_one_that_took_too_long_is_kept_as_well(
 ) -> None:
     """Each reader would pay for it otherwise."""
     text = text_of(CASES["bash-backslashes"])
-    assert renderer.whole(text).result(LONG).over
-    assert renderer.whole(text).result(0).over
+    assert renderer.submit_text(text).result(LONG).timed_out
+    assert renderer.submit_text(text).result(0).timed_out
     assert len(requests) == 1
 
 
@@ -266,7 +272,7 @@ def test_what_is_kept_is_bounded(renderer: Renderer, monkeypatch: pytest.MonkeyP
     for text in texts:
         html_of(renderer, text)
         html_of(renderer, texts[0])
-    kept = [renderer.has(text) for text in texts]
+    kept = [renderer.is_immediate(text) for text in texts]
     assert kept[0]
     assert kept[-1]
     assert 2 <= sum(kept) < 8
@@ -293,7 +299,7 @@ def test_first_requests_at_once_start_no_more_processes_than_allowed(renderer: R
 
 
 def children() -> set[int]:
-    """Rendering processes that this process has started."""
+    """PageRenderer processes that this process has started."""
     found = set()
     for pid in tree(os.getpid())[1:]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -306,7 +312,7 @@ def test_short_work_does_not_wait_for_long_work(renderer: Renderer) -> None:
     """While whole texts that take long are rendered, blocks are coloured by the other process."""
     html_of(renderer, CODE)
     lazy = CASES["quotes-lazy-lines"]["before"] + "b\n" * 20_000
-    long = [renderer.whole(f"{number}\n\n{lazy}") for number in range(20)]
+    long = [renderer.submit_text(f"{number}\n\n{lazy}") for number in range(20)]
     done: list[int] = []
     for each in long:
         each.add_done_callback(lambda _: done.append(1))
@@ -335,9 +341,9 @@ def test_a_process_that_hangs_is_replaced(renderer: Renderer) -> None:
     (pid,) = renderer.pids
     os.kill(pid, signal.SIGSTOP)
     text = f"{CODE}\nIt hangs."
-    drawn = renderer.whole(text).result(LONG)
+    drawn = renderer.submit_text(text).result(LONG)
     assert drawn.html == markdown.plain(text)
-    assert not drawn.over
+    assert not drawn.timed_out
     assert ends(pid)
     eventually(lambda: COLOURED in html_of(renderer, f"{CODE}\nOne more."))
     assert COLOURED in html_of(renderer, text)  # it was no fault of the text
@@ -350,9 +356,9 @@ def test_a_reader_does_not_wait_longer_than_it_wants(renderer: Renderer) -> None
     os.kill(pid, signal.SIGSTOP)
     try:
         page = renderer.within(0.5)
-        assert page.whole(f"{CODE}\na") == markdown.plain(f"{CODE}\na")
-        assert page.whole(f"{CODE}\nb") == markdown.plain(f"{CODE}\nb")
-        assert page.whole(CODE) == html_of(renderer, CODE)  # it is there
+        assert page.text_html(f"{CODE}\na") == markdown.plain(f"{CODE}\na")
+        assert page.text_html(f"{CODE}\nb") == markdown.plain(f"{CODE}\nb")
+        assert page.text_html(CODE) == html_of(renderer, CODE)  # it is there
         assert len(renderer._pool._jobs) == 1
     finally:
         os.kill(pid, signal.SIGCONT)
@@ -362,7 +368,7 @@ def test_a_reader_does_not_wait_longer_than_it_wants(renderer: Renderer) -> None
 def test_a_process_never_outlives_its_worker(stopped: bool) -> None:
     """Also where the worker is killed, and where the process itself hangs."""
     program = (
-        "import time; from halt.rendering.renderer import Renderer; r = Renderer(); r.expect()\n"
+        "import time; from halt.rendering.renderer import Renderer; r = Renderer(); r.warm_up()\n"
         "while not r.pids: time.sleep(0.01)\n"
         "print(r.pids[0], flush=True); time.sleep(600)"
     )
@@ -401,7 +407,7 @@ def test_without_a_process_texts_are_plain(
         for number in range(20):
             text = f"{CODE}\n{number}"
             assert html_of(renderer, text) == markdown.plain(text)
-            assert not renderer.has(text)
+            assert not renderer.is_immediate(text)
     assert len(caplog.records) == 1
     assert "No such file" in caplog.text
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
@@ -460,7 +466,7 @@ def test_closing_leaves_nothing(renderer: Renderer) -> None:
     html_of(renderer, CODE)
     (pid,) = renderer.pids
     os.kill(pid, signal.SIGSTOP)
-    waiting = [renderer.whole(f"{CODE}\n{number}") for number in range(3)]
+    waiting = [renderer.submit_text(f"{CODE}\n{number}") for number in range(3)]
     renderer.close()
     assert [each.result(LONG).html for each in waiting] == [
         markdown.plain(f"{CODE}\n{number}") for number in range(3)

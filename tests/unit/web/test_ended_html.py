@@ -33,7 +33,7 @@ def test_it_is_what_the_template_draws(tmp_path: Path, state: str) -> None:
         AnswerView(
             id=stream_id,
             state=state,
-            patch=Patch(finished=f"<p>{text}</p>\n", fresh=True, tail="", form="text"),
+            patch=Patch(finished=f"<p>{text}</p>\n", replaces_tail=True, tail="", form="text"),
             source=text,
             asked=asked,
             model=model,
