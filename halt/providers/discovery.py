@@ -339,7 +339,7 @@ def _get(transport: Transport, url: str) -> tuple[int, Any]:
     body = response.extensions["halt.body"]
     assert isinstance(body, Body)  # noqa: S101 - our own transport put it there
     try:
-        whole = body.whole(BODY_MAX)
+        whole = body.read_all(BODY_MAX)
     finally:
         body.close()
     try:

@@ -200,7 +200,7 @@ class RequestBuffer:
             self._is_ready = True
             return
         if chunks.complete:
-            self._length = len(self._data) - len(chunks.behind)
+            self._length = len(self._data) - len(chunks.surplus)
             self._is_ready = True
         elif len(self._data) > self._body_max:
             self._leave_to_thread()

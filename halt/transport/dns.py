@@ -22,7 +22,7 @@ _Name = tuple[str, int]
 _Found = Future[Sequence[Address]]
 
 
-class Names:
+class Resolver:
     """Addresses of hosts, kept for a while, and the look-ups under way: one for each name.
 
     A look-up takes 0.15 ms of CPU (its thread) and a round trip to the resolver. Failures are not

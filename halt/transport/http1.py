@@ -30,7 +30,7 @@ GZIP = b"\x1f\x8b\x08"  # the first bytes of a gzip stream
 INFLATED_MAX = 65_536  # bytes that one read gives; what is more waits in the inflater
 
 
-class Unanswered(httpx2.ReadError):
+class NoResponse(httpx2.ReadError):
     """The connection failed before the first byte of a response."""
 
     waited = 0.0  # seconds from the last byte of the request
@@ -56,12 +56,12 @@ def read_head(
 ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Status, headers and the bytes that came behind them; interim (1xx) responses are skipped.
 
-    Raises Unanswered where no byte came, httpx2.ReadError, httpx2.RemoteProtocolError, TimeoutError
+    Raises NoResponse where no byte came, httpx2.ReadError, httpx2.RemoteProtocolError, TimeoutError
     while the socket has a timeout.
     """
     data = bytearray()
     start = seen = 0  # where the head begins, and how far its end was looked for
-    broken: type[httpx2.ReadError] = Unanswered
+    broken: type[httpx2.ReadError] = NoResponse
     while True:
         end = data.find(b"\r\n\r\n", seen)
         if end >= 0:
@@ -214,13 +214,13 @@ class Framing:
         self._trailer = False
         self.ends_with_connection = self._left is None
         self.complete = self._left == 0 and not self._chunked
-        self.behind = b""  # bytes that came behind the body
+        self.surplus = b""  # bytes that came behind the body
 
     def feed(self, raw: bytes) -> bytes:
         """The body's own bytes in these. Raises httpx2.RemoteProtocolError."""
         if not self._chunked:
             if self._left is not None:
-                raw, self.behind = raw[: self._left], raw[self._left :]
+                raw, self.surplus = raw[: self._left], raw[self._left :]
                 self._left -= len(raw)
                 self.complete = self._left == 0
             return raw
@@ -256,7 +256,7 @@ class Framing:
             if self._trailer:
                 if not size:  # the empty line behind the last chunk and its trailers
                     self.complete = True
-                    self.behind = raw[at:]
+                    self.surplus = raw[at:]
                     break
                 continue
             try:
@@ -281,14 +281,14 @@ class Body(httpx2.SyncByteStream):
         self,
         line: Line,
         sock: socket.socket,
-        give_back: Callable[[socket.socket], None],
+        return_connection: Callable[[socket.socket], None],
         headers: list[tuple[bytes, bytes]],
         rest: bytes,
         status: int = 200,
     ) -> None:
         """`rest` are bytes that came with the head. Raises httpx2.RemoteProtocolError."""
         fields = {name.lower(): value.lower() for name, value in headers}
-        self._line, self._give_back = line, give_back
+        self._line, self._return_connection = line, return_connection
         self._sock: socket.socket | None = sock
         self._rest = rest
         self._framing = Framing(fields, status)
@@ -303,7 +303,7 @@ class Body(httpx2.SyncByteStream):
         """As httpx2 reads a body: see `_pieces`."""
         return self._pieces(REFUSAL_MAX)
 
-    def whole(self, most: int) -> bytes | None:
+    def read_all(self, most: int) -> bytes | None:
         """All of it, through silence; None where it has more than `most` bytes.
 
         Raises httpx2.ReadError and httpx2.RemoteProtocolError when the connection fails, as it does
@@ -412,13 +412,13 @@ class Body(httpx2.SyncByteStream):
         if (
             framing.complete
             and self._is_reusable
-            and not (framing.behind or self._rest or self._line.interrupted)
+            and not (framing.surplus or self._rest or self._line.interrupted)
         ):
             # An interrupt that comes right here finds a shut socket in the pool at worst, and the
             # next run sees its end of file before it uses it.
             self._line.detach()
             sock.setblocking(True)
-            self._give_back(sock)
+            self._return_connection(sock)
         else:
             self._line.close(sock)
 

@@ -23,8 +23,8 @@ from halt.clock import now
 from halt.core import via
 from halt.core.connection import TICK, Line, current_line
 from halt.errors import Interrupted
-from halt.transport.dns import Names
-from halt.transport.http1 import CODINGS, Body, Unanswered, read_head, readable, serialize
+from halt.transport.dns import Resolver
+from halt.transport.http1 import CODINGS, Body, NoResponse, read_head, readable, serialize
 
 PROXY_PORT = 3128  # of a proxy that is named without one
 IDLE_MAX = 64  # kept-alive connections in all
@@ -69,7 +69,7 @@ class Transport(httpx2.BaseTransport):
         self._context = context or httpx2.create_ssl_context()
         self._mark = mark
         self._proxies = None if direct else Proxies()
-        self._names = Names()
+        self._resolver = Resolver()
         self._lock = threading.Lock()  # protects the two below; taken for no longer than a look
         self._idle: deque[tuple[_Key, socket.socket, float]] = deque()
         self._closed = False
@@ -85,7 +85,7 @@ class Transport(httpx2.BaseTransport):
             request.headers[via.HEADER] = ", ".join((*line.chain, self._mark))
         url = request.url
         key = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
-        proxy = self._proxies.of(url) if self._proxies else None
+        proxy = self._proxies.proxy_for(url) if self._proxies else None
         if proxy is not None and proxy.scheme != "http":
             raise ProxyFault(f"those of the kind {proxy.scheme}:// are not supported")
         if proxy is not None and url.scheme == "http":
@@ -94,15 +94,15 @@ class Transport(httpx2.BaseTransport):
             message = serialize(request, target, _proxy_credentials(proxy))
         else:
             message = serialize(request)
-        sock = self._take(key)
+        sock = self._take_idle(key)
         if sock is not None:
             try:
                 return self._exchange(line, key, sock, request, message)
-            except (Unanswered, httpx2.WriteError) as exc:
+            except (NoResponse, httpx2.WriteError) as exc:
                 # A server that closes an idle connection as a request arrives says so at once.
                 # One that fails later may have worked on it: sent again, it would be billed twice.
                 # (It has not worked on a request of which it did not take the end.)
-                late = isinstance(exc, Unanswered) and exc.waited > RESEND_WITHIN
+                late = isinstance(exc, NoResponse) and exc.waited > RESEND_WITHIN
                 if line.interrupted or late:
                     raise
         sock = self._connect(line, request, key, proxy)
@@ -119,7 +119,7 @@ class Transport(httpx2.BaseTransport):
         for _, sock, _ in idle:
             sock.close()
 
-    def give_back(self, key: _Key, sock: socket.socket) -> None:
+    def return_connection(self, key: _Key, sock: socket.socket) -> None:
         """Keep a connection whose response was read to its end; close it after `close`."""
         with self._lock:
             self._idle.append((key, sock, now()))
@@ -133,7 +133,7 @@ class Transport(httpx2.BaseTransport):
         for old in stale:
             old.close()
 
-    def _take(self, key: _Key) -> socket.socket | None:
+    def _take_idle(self, key: _Key) -> socket.socket | None:
         """The most recently used idle connection that still looks alive."""
         while True:
             with self._lock:
@@ -183,7 +183,7 @@ class Transport(httpx2.BaseTransport):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TICK_OPTION)
             except BaseException:
                 line.close(sock)
-                self._names.forget(*first)
+                self._resolver.forget(*first)
                 self._sessions.pop(key, None)
                 raise
         except TimeoutError as exc:
@@ -202,7 +202,7 @@ class Transport(httpx2.BaseTransport):
     def _dial(self, line: Line, address: tuple[str, int], deadline: float) -> socket.socket:
         """Try each address of the host in turn until one accepts. Raises OSError."""
         fault: OSError = OSError("the name has no address")
-        for family, kind, proto, _, target in self._names.addresses(*address, deadline):
+        for family, kind, proto, _, target in self._resolver.addresses(*address, deadline):
             sock = socket.socket(family, kind, proto)
             try:
                 line.attach(sock, connected=False)
@@ -218,7 +218,7 @@ class Transport(httpx2.BaseTransport):
                 raise
             else:
                 return sock
-        self._names.forget(*address)
+        self._resolver.forget(*address)
         raise fault
 
     def _tunnel(
@@ -244,11 +244,11 @@ class Transport(httpx2.BaseTransport):
             sent_at = now()
             try:
                 status, headers, rest = read_head(line, sock, request)
-            except Unanswered as exc:
+            except NoResponse as exc:
                 exc.waited = now() - sent_at
                 raise
-            give_back = partial(self.give_back, key)
-            body = Body(line, sock, give_back, headers, rest, status)
+            return_connection = partial(self.return_connection, key)
+            body = Body(line, sock, return_connection, headers, rest, status)
         except BaseException:
             line.close(sock)
             raise
@@ -275,13 +275,13 @@ class Proxies:
         self._from_system = not named
         self._proxies = named or getproxies()
 
-    def of(self, url: httpx2.URL) -> httpx2.URL | None:
+    def proxy_for(self, url: httpx2.URL) -> httpx2.URL | None:
         """The proxy for this address, None where the request goes to the server itself."""
         proxy = self._proxies.get(url.scheme) or self._proxies.get("all")
-        if not proxy or _is_here(url.host):
+        if not proxy or _is_loopback(url.host):
             return None
         port = url.port or (443 if url.scheme == "https" else 80)
-        if passes_by(self._proxies.get("no", ""), url.host, port):
+        if bypasses_proxy(self._proxies.get("no", ""), url.host, port):
             return None
         # The settings of macOS and Windows have exceptions of their own.
         if self._from_system and proxy_bypass(url.host):
@@ -294,13 +294,13 @@ def proxy_for(url: str) -> str | None:
 
     None: it goes to the server itself.
     """
-    proxy = Proxies().of(httpx2.URL(url))
+    proxy = Proxies().proxy_for(httpx2.URL(url))
     if proxy is None:
         return None
     return str(proxy.copy_with(username="", password="", path="/", query=None)).rstrip("/")
 
 
-def passes_by(entries: str, host: str, port: int) -> bool:
+def bypasses_proxy(entries: str, host: str, port: int) -> bool:
     """Whether a request to this host and port goes by the proxy, by the entries of NO_PROXY.
 
     An entry is `*`, a host (with all below it, whether or not it begins with `.` or `*.`), an
@@ -354,7 +354,7 @@ def _network(name: str) -> _Network | None:
         return None
 
 
-def _is_here(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     """Whether a host is this machine, which no proxy leads to."""
     address = _ip(host.strip("[]"))
     return address.is_loopback if address else host.lower().rstrip(".") == "localhost"

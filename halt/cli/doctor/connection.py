@@ -12,7 +12,7 @@ import httpx2
 from halt.cli.doctor.report import Report, milliseconds
 from halt.cli.source import ANSWER_WITHIN
 from halt.clock import now
-from halt.transport.dns import Names
+from halt.transport.dns import Resolver
 from halt.transport.pool import proxy_for
 
 FEW_DAYS = 14  # days until a certificate ends that call for a warning
@@ -49,7 +49,7 @@ def _connect(
     """Look up a name and connect; the connection, None where there is none."""
     began = now()
     try:
-        found = Names().addresses(host, port, now() + ANSWER_WITHIN)[0][4][0]
+        found = Resolver().addresses(host, port, now() + ANSWER_WITHIN)[0][4][0]
     except OSError as exc:
         report.fail("name", f"{host}: {exc.strerror or exc}.", f"Correct the name in {setting}.")
         return None

@@ -141,7 +141,7 @@ class ServerLoad:
                 url = self._root + path
                 with self._client.stream("GET", url, params=self._parameters) as response:
                     # Of a refusal too: so its connection can be kept.
-                    whole = body_of(response).whole(BODY_MAX)
+                    whole = body_of(response).read_all(BODY_MAX)
                     return whole if response.status_code == 200 else None
             except (HaltError, httpx2.HTTPError):
                 return None

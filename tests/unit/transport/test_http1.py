@@ -847,7 +847,7 @@ def test_a_failed_look_up_is_not_kept(transport: Transport, look_ups: list[str])
 def test_few_names_are_kept(look_ups: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest goes first; one that is looked up again is the newest."""
     monkeypatch.setattr(dns, "KEPT_MAX", 2)
-    kept = dns.Names()
+    kept = dns.Resolver()
     for host in ("a.example", "b.example", "c.example", "b.example", "a.example"):
         kept.addresses(host, 80, now() + SOON)
     assert [name[0] for name in look_ups] == ["a", "b", "c", "a"]

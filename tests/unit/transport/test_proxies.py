@@ -20,7 +20,7 @@ import pytest
 from halt.core.connection import Line
 from halt.providers.errors import fault
 from halt.testing.fake_openai import FakeOpenAI
-from halt.transport.pool import Transport, passes_by, proxy_for
+from halt.transport.pool import Transport, bypasses_proxy, proxy_for
 from tests.support.wire import (
     SOON,
     Background,
@@ -325,7 +325,7 @@ def test_an_entry_of_no_proxy_is_a_host_a_domain_or_a_range(
     entries: str, host: str, port: int, past: bool
 ) -> None:
     """As other programs take them, ports included."""
-    assert passes_by(entries, host, port) is past
+    assert bypasses_proxy(entries, host, port) is past
 
 
 @pytest.mark.parametrize(
