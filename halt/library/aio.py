@@ -27,7 +27,7 @@ class AsyncStream(Generic[T]):
     def __init__(self, source: AsyncGenerator[T, None], stop: Callable[[], object]) -> None:
         self._source = source
         self._stop = stop
-        self._over = False
+        self._is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         with contextlib.suppress(RuntimeError):  # made before there is a loop
             self._loop = asyncio.get_running_loop()
@@ -35,7 +35,7 @@ class AsyncStream(Generic[T]):
     def __del__(self) -> None:
         # A task that is cancelled before its first step never comes to a `finally`. Stop takes
         # locks, which nothing may do here, so the loop does it.
-        if self._loop is not None and not self._over:
+        if self._loop is not None and not self._is_closed:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._stop)
 
@@ -54,33 +54,33 @@ class AsyncStream(Generic[T]):
 
     async def aclose(self) -> None:
         """Stop, and read no more. Harmless after the end, and when repeated."""
-        self._over = True
+        self._is_closed = True
         self._stop()
         with contextlib.suppress(RuntimeError):  # another task waits in it, and now gets the end
             await self._source.aclose()
 
 
-async def read(
-    begin: Callable[[Callable[[], object]], Feed],
-    present: Callable[[Item], T],
+async def read_feed(
+    open_feed: Callable[[Callable[[], object]], Feed],
+    convert: Callable[[Item], T],
     stop: Callable[[], object],
 ) -> AsyncGenerator[T, None]:
-    """All that a feed brings, as `present` makes it, which may raise; then `stop` is called.
+    """All that a feed brings, as `convert` makes it, which may raise; then `stop` is called.
 
-    `begin` gives the feed, and is told what to call when something has arrived.
+    `open_feed` gives the feed, and is told what to call when something has arrived.
     """
     loop = asyncio.get_running_loop()
     arrived = asyncio.Event()
     feed: Feed | None = None
     try:
-        feed = begin(partial(loop.call_soon_threadsafe, arrived.set))
+        feed = open_feed(partial(loop.call_soon_threadsafe, arrived.set))
         while True:
             items = feed.take(wait=False)
             for item in items:
-                yield present(item)
+                yield convert(item)
             if items:
                 await asyncio.sleep(0)  # a flood leaves the loop to others, too
-            elif feed.over:
+            elif feed.is_over:
                 return
             else:
                 await arrived.wait()

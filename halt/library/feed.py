@@ -28,7 +28,7 @@ from halt.core.generation import Recording, Viewer
 from halt.core.service import Generations
 from halt.errors import AtCapacity, HaltError, UpstreamError
 
-AHEAD = 256  # events that wait for the consumer; a group more may be in its hands
+BUFFERED_MAX = 256  # events that wait for the consumer; a group more may be in its hands
 
 logger = logging.getLogger(__name__)
 
@@ -44,29 +44,30 @@ class Feed:
         self.on_arrival = on_arrival
         self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
-        self._bell = threading.Lock()  # the consumer waits to get it; a Condition costs twice that
-        self._bell.acquire()
+        # The consumer waits to acquire it; a Condition costs twice as much.
+        self._wake_up = threading.Lock()
+        self._wake_up.acquire()
         self._items: list[Item] = []
-        self._bound: float = AHEAD
-        self._open = 0  # followers whose run has not come to its end here
-        self._waiting = False  # the consumer has found nothing and wants to be told
-        self._closed = False
+        self._limit: float = BUFFERED_MAX
+        self._follower_count = 0  # followers whose run has not come to its end here
+        self._is_waiting = False  # the consumer has found nothing and wants to be told
+        self._is_closed = False
 
     # --- the followers' side ----------------------------------------------------------------------
 
     def add(self, followers: Followers, label: str, run: Recording, after: int = 0) -> None:
         """Follow this run, too, from the event behind `after`. Raises AtCapacity."""
         with self._lock:
-            self._open += 1
+            self._follower_count += 1
         try:
             followers.start(run, partial(self._follow, label, run, after))
         except AtCapacity:
-            self._leave()
+            self._remove_follower()
             raise
-        followers.serve(self)
+        followers.register(self)
 
     def _follow(self, label: str, run: Recording, after: int, viewer: Viewer) -> None:
-        open_ = True
+        is_counted = True
         try:
             for events in run.follow(after, viewer):
                 items: list[Item] = [(label, event) for _, event in events]
@@ -75,44 +76,44 @@ class Feed:
                 if not self._put(items, last=ended):
                     return
                 if ended:
-                    open_ = False
+                    is_counted = False
                     return
         except HaltError as fault:
-            open_ = not self._put([(label, fault)], last=True)
+            is_counted = not self._put([(label, fault)], last=True)
         except Exception:
             logger.exception("following stream %s", run.id)
-            open_ = not self._put([(label, UpstreamError("internal"))], last=True)
+            is_counted = not self._put([(label, UpstreamError("internal"))], last=True)
         finally:
-            if open_:
-                self._leave()
+            if is_counted:
+                self._remove_follower()
 
     def _put(self, items: list[Item], *, last: bool) -> bool:
         """Hand over, waiting for room. False: the consumer wants no more."""
         at = 0
         with self._lock:
-            while not self._closed:
+            while not self._is_closed:
                 if at >= len(items):
-                    self._open -= last
+                    self._follower_count -= last
                     return True
-                if len(self._items) >= self._bound:
+                if len(self._items) >= self._limit:
                     self._room.wait()
                     continue
-                self._items += items[at : at + AHEAD]
-                at += AHEAD
-                self._tell()
+                self._items += items[at : at + BUFFERED_MAX]
+                at += BUFFERED_MAX
+                self._notify_consumer()
         return False
 
-    def _leave(self) -> None:
+    def _remove_follower(self) -> None:
         with self._lock:
-            self._open -= 1
-            self._tell()
+            self._follower_count -= 1
+            self._notify_consumer()
 
-    def _tell(self) -> None:
-        if not self._waiting:
+    def _notify_consumer(self) -> None:
+        if not self._is_waiting:
             return
-        self._waiting = False
-        if self._bell.locked():  # else it was rung for a consumer that Ctrl-C took away
-            self._bell.release()
+        self._is_waiting = False
+        if self._wake_up.locked():  # else it was rung for a consumer that Ctrl-C took away
+            self._wake_up.release()
         if self.on_arrival is not None:
             try:
                 self.on_arrival()
@@ -128,34 +129,34 @@ class Feed:
         """
         while True:
             with self._lock:
-                if self._items or self.over:
+                if self._items or self.is_over:
                     items, self._items = self._items, []
                     self._room.notify_all()
                     return items
-                self._waiting = True
+                self._is_waiting = True
             if not wait:
                 return []
             # Not for ever: a Ctrl-C that comes as the wait begins does not end it.
-            self._bell.acquire(timeout=TICK)
+            self._wake_up.acquire(timeout=TICK)
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """There is no more to come."""
-        return self._closed or not (self._open or self._items)
+        return self._is_closed or not (self._follower_count or self._items)
 
-    def unbound(self) -> None:
+    def lift_limit(self) -> None:
         """The runs have ended: take what is left of them at once, so that the followers can go."""
         with self._lock:
-            self._bound = float("inf")
+            self._limit = float("inf")
             self._room.notify_all()
 
     def close(self) -> None:
         """The consumer wants no more; its followers go, at the latest after a second's silence."""
         with self._lock:
-            self._closed = True
+            self._is_closed = True
             self._items = []
             self._room.notify_all()
-            self._tell()
+            self._notify_consumer()
 
 
 class Followers:
@@ -195,7 +196,7 @@ class Followers:
             self._generations.readers.unview(run, viewer)
             raise AtCapacity("There is no thread to be had.", retry_after=RETRY_AFTER) from exc
 
-    def serve(self, feed: Feed) -> None:
+    def register(self, feed: Feed) -> None:
         """Remember a feed, to let its followers go at the end."""
         with self._lock:
             self._feeds.add(feed)
@@ -209,7 +210,7 @@ class Followers:
             threads = self._threads - {threading.current_thread()}
             feeds = list(self._feeds)
         for feed in feeds:
-            feed.unbound()
+            feed.lift_limit()
         deadline = now() + within
         for thread in threads:
             thread.join(max(0.0, deadline - now()))

@@ -35,7 +35,7 @@ from halt.core.receipts import Receipt
 from halt.core.run import Run
 from halt.core.service import Generations
 from halt.errors import HaltError, OffsetLost
-from halt.library.aio import AsyncStream, read
+from halt.library.aio import AsyncStream, read_feed
 from halt.library.feed import Feed, Followers, Item
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class GenerationError(HaltError):
         return self.result.text
 
 
-def outcome(run: Run) -> Result:
+def result_of(run: Run) -> Result:
     """How a run that is over ended. Raises GenerationError where it failed."""
     ended = run.log.ended
     assert ended is not None  # noqa: S101 - it is not asked before
@@ -196,7 +196,7 @@ class Generation:
             if isinstance(event, Content | ReasoningEnd):
                 yield event.content
             elif is_terminal(event):
-                outcome(self._run)
+                result_of(self._run)
 
     def result(self, timeout: float | None = None) -> Result:
         """Wait for the end. One that was stopped is a result, too: see `Result.stopped`.
@@ -215,7 +215,7 @@ class Generation:
         except (KeyboardInterrupt, SystemExit):
             run.cancel("stop")
             raise
-        return outcome(run)
+        return result_of(run)
 
     # --- reading in an event loop -----------------------------------------------------------------
 
@@ -233,14 +233,14 @@ class Generation:
             self.feed(feed, self.id, after)
             return feed
 
-        return AsyncStream(read(begin, _event, stop), stop)
+        return AsyncStream(read_feed(begin, _event, stop), stop)
 
     async def aresult(self) -> Result:
         """`result` for an event loop. When the task that waits is cancelled, it is stopped."""
         async with self.aiter(self._run.log.last) as events:
             async for _ in events:
                 pass
-        return outcome(self._run)
+        return result_of(self._run)
 
     def feed(self, feed: Feed, label: str, after: int = 0) -> None:
         """Have the events behind number `after` handed over there. Raises AtCapacity."""
@@ -293,7 +293,7 @@ class Callbacks:
                     if isinstance(event, Content | ReasoningEnd):
                         self._call(run, "on_token", self.on_token, event.content)
                     elif is_terminal(event):
-                        self._call(run, "on_complete", self.on_complete, outcome(run))
+                        self._call(run, "on_complete", self.on_complete, result_of(run))
         except (GenerationError, OffsetLost) as fault:
             self._call(run, "on_error", self.on_error, fault)
 

@@ -21,7 +21,7 @@ from halt.core.events import ErrorInfo, Event, Failed
 from halt.core.receipts import Receipt
 from halt.core.service import Generations
 from halt.errors import HaltError
-from halt.library.aio import AsyncStream, read
+from halt.library.aio import AsyncStream, read_feed
 from halt.library.feed import Feed, Item
 from halt.library.handle import Generation
 
@@ -49,7 +49,7 @@ class Merged:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._press()
+        self._cancel_all()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ class Merged:
             try:
                 self._taken.extend(self._feed.take())
             except (KeyboardInterrupt, SystemExit):
-                self._press()
+                self._cancel_all()
                 raise
             if not self._taken:
                 raise StopIteration
@@ -82,7 +82,7 @@ class Merged:
             self._feed.on_arrival = on_arrival
             return self._feed
 
-        return AsyncStream(read(begin, self._present, self._press), self._press)
+        return AsyncStream(read_feed(begin, self._present, self._cancel_all), self._cancel_all)
 
     def _present(self, item: Item) -> tuple[str, Event]:
         label, event = item
@@ -101,6 +101,6 @@ class Merged:
         stops = [(member.id, None) for member in self._members.values()]
         return dict(zip(self._members, self._generations.stop_each(stops, None), strict=True))
 
-    def _press(self) -> None:
+    def _cancel_all(self) -> None:
         for member in self._members.values():
             member.cancel()

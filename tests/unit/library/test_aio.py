@@ -13,7 +13,7 @@ from halt import Generation, GenerationError, Halt, Merged
 from halt.core.events import Content, Done, Event, Failed, is_terminal, text_of
 from halt.errors import AtCapacity, OffsetLost
 from halt.library.aio import AsyncStream
-from halt.library.feed import AHEAD
+from halt.library.feed import BUFFERED_MAX
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support import programs
 from tests.support.programs import no_thread_left, scripted, whole
@@ -105,11 +105,11 @@ def test_a_flood_leaves_the_loop_to_others() -> None:
 
     async def main(program: Halt) -> None:
         gen = program.generate("x")
-        upstream.reply().feed(*["word "] * (AHEAD * 8))
+        upstream.reply().feed(*["word "] * (BUFFERED_MAX * 8))
         upstream.reply().end()
-        assert gen.result().metrics.chunks == AHEAD * 8
+        assert gen.result().metrics.chunks == BUFFERED_MAX * 8
         task = asyncio.create_task(other())
-        assert whole(await collect(gen.aiter())) == "word " * (AHEAD * 8)
+        assert whole(await collect(gen.aiter())) == "word " * (BUFFERED_MAX * 8)
         task.cancel()
 
     with scripted(upstream) as program:

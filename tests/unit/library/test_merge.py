@@ -15,7 +15,7 @@ from halt import GenerationError, Halt, Merged
 from halt.core.events import Cancelled, Content, Done, Event, Failed, is_terminal, text_of
 from halt.errors import AtCapacity, RequestError
 from halt.library import feed as module
-from halt.library.feed import AHEAD, Feed
+from halt.library.feed import BUFFERED_MAX, Feed
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support import programs
 from tests.support.programs import no_thread_left, scripted, threads
@@ -174,14 +174,14 @@ def test_a_merge_that_is_dropped_lets_its_threads_go() -> None:
     with scripted(upstream) as program:
         gen = program.generate("x")
         merged = program.merge({"a": gen})
-        upstream.reply().feed(*["word "] * (AHEAD * 4))
+        upstream.reply().feed(*["word "] * (BUFFERED_MAX * 4))
         feed = merged._feed
-        until(lambda: len(feed._items) >= AHEAD)
+        until(lambda: len(feed._items) >= BUFFERED_MAX)
         del merged
         gc.collect()
         until(lambda: not [name for name in threads() if name.startswith("halt-follow")])
         upstream.reply().end()
-        assert gen.result().text == "word " * (AHEAD * 4)
+        assert gen.result().text == "word " * (BUFFERED_MAX * 4)
     upstream.dispose()
     no_thread_left()
 
@@ -193,13 +193,13 @@ def test_a_slow_consumer_gets_all_of_it_and_slows_nobody() -> None:
         members = {}
         for number, letter in enumerate("abc"):
             members[letter] = program.generate("x")
-            upstream.reply(number).feed(*[letter] * AHEAD * 4)
+            upstream.reply(number).feed(*[letter] * BUFFERED_MAX * 4)
             upstream.reply(number).end()
         merged = program.merge(members)
         results = {letter: member.result(SOON).text for letter, member in members.items()}
-        until(lambda: len(merged._feed._items) >= AHEAD)
-        assert len(merged._feed._items) <= 2 * AHEAD
-        assert texts(list(merged)) == results == {each: each * AHEAD * 4 for each in "abc"}
+        until(lambda: len(merged._feed._items) >= BUFFERED_MAX)
+        assert len(merged._feed._items) <= 2 * BUFFERED_MAX
+        assert texts(list(merged)) == results == {each: each * BUFFERED_MAX * 4 for each in "abc"}
     upstream.dispose()
     no_thread_left()
 
@@ -208,7 +208,7 @@ def test_a_consumer_slower_than_the_log_is_told_for_that_label(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Events that were let go of end their label with an error; the others are whole."""
-    monkeypatch.setattr(module, "AHEAD", 1)
+    monkeypatch.setattr(module, "BUFFERED_MAX", 1)
     upstream = Scripted()
     with scripted(upstream, log_bytes=2048) as program:
         slow = program.generate("x")
@@ -218,12 +218,12 @@ def test_a_consumer_slower_than_the_log_is_told_for_that_label(
         upstream.reply(1).end()
         good.result()
         merged = program.merge({"slow": slow})
-        merged._feed._bound = 0.0  # nothing can be handed over
+        merged._feed._limit = 0.0  # nothing can be handed over
         until(lambda: slow.text == "first")
         upstream.reply(0).feed(*["x" * 300] * 20)
         upstream.reply(0).end()
         assert len(slow.result().text) == 6005
-        merged._feed.unbound()
+        merged._feed.lift_limit()
         events = list(merged)
         assert texts(events)["slow"].startswith("first")
         last = events[-1][1]
@@ -302,16 +302,16 @@ def test_stops_against_ends() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(counts=st.lists(st.integers(0, 3 * AHEAD), min_size=1, max_size=4))
+@given(counts=st.lists(st.integers(0, 3 * BUFFERED_MAX), min_size=1, max_size=4))
 def test_a_feed_loses_nothing_and_keeps_each_order(counts: list[int]) -> None:
     """Law: what several threads hand over arrives once, each one's in order, within the bound."""
     feed = Feed()
-    feed._open = len(counts)
+    feed._follower_count = len(counts)
 
     def produce(label: str, count: int) -> None:
         for number in range(count):
             assert feed._put([(label, Content(str(number)))], last=False)
-        feed._leave()
+        feed._remove_follower()
 
     producers = [
         threading.Thread(target=produce, args=(str(n), count)) for n, count in enumerate(counts)
@@ -328,4 +328,4 @@ def test_a_feed_loses_nothing_and_keeps_each_order(counts: list[int]) -> None:
     for each in producers:
         each.join(SOON)
     assert seen == Counter({str(n): count for n, count in enumerate(counts) if count})
-    assert largest <= 2 * AHEAD
+    assert largest <= 2 * BUFFERED_MAX
