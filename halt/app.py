@@ -24,7 +24,7 @@ from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.core.tools import Tool, Toolbox
 from halt.providers.catalog import Catalog
-from halt.providers.discovery import discovery_of
+from halt.providers.discovery import make_discovery
 from halt.providers.factory import make_upstream
 from halt.providers.last_model import LastModel
 from halt.rendering.renderer import Renderer
@@ -82,7 +82,7 @@ def create_app(
     archive = Archive(store.records, peers.alive, settings.run_timeout, lookups)
     peers.recover = archive.recover_worker
     mark = via.mark_of(settings.data_folder)
-    discovery = discovery_of(settings, mark) if upstream is None else None
+    discovery = make_discovery(settings, mark) if upstream is None else None
     last = LastModel(settings.data_folder / "last_model")
     registry = StopRegistry()
     workers = Workers(peers, registry, archive)

@@ -22,7 +22,7 @@ from halt.core.run import Run
 from halt.core.service import Generations
 from halt.core.tools import Toolbox
 from halt.errors import RequestError, StoreUnavailable, TooLarge, UnknownStream
-from halt.providers.continuation import go_on
+from halt.providers.continuation import continuation_request
 from halt.store.models import MOVED, Busy, Conversation, Exchange, Moved, UnknownConversation, Usage
 from halt.store.store import Store
 from halt.store.writer import Recorder
@@ -277,7 +277,7 @@ class ChatService:
         )
         try:
             if wanted.prefix:
-                chat = go_on(chat, wanted.prefix)
+                chat = continuation_request(chat, wanted.prefix)
             run = self.generations.start(
                 chat, found.owner, ended, self.tools, on_usage=counted, noted=True
             )

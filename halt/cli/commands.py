@@ -47,10 +47,10 @@ def make_generations(
     """Generations that keep nothing, of the providers of the settings or the one named `only`."""
     from halt.core.service import Generations  # noqa: PLC0415
     from halt.core.stop import StopRegistry  # noqa: PLC0415
-    from halt.providers.discovery import discovery_of  # noqa: PLC0415
+    from halt.providers.discovery import make_discovery  # noqa: PLC0415
     from halt.providers.factory import make_upstream  # noqa: PLC0415
 
-    upstream = upstream or make_upstream(config, only, discovery=discovery_of(config))
+    upstream = upstream or make_upstream(config, only, discovery=make_discovery(config))
     return Generations(config, upstream, StopRegistry())
 
 
@@ -72,9 +72,9 @@ def _with_model(config: Config) -> Iterator[Config]:
     if config.has_provider:
         yield config
         return
-    from halt.providers.discovery import found_for  # noqa: PLC0415
+    from halt.providers.discovery import discover_for  # noqa: PLC0415
 
-    found = found_for(config)
+    found = discover_for(config)
     if found.chats:
         yield replace(config, discovered=found.encoded())
         return

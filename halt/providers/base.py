@@ -20,18 +20,24 @@ from halt.config.providers import ProviderSettings
 from halt.core.connection import Line, on_line
 from halt.core.request import ChatRequest, Reply, unfinished
 from halt.errors import UpstreamError
-from halt.providers.continuation import SeamReply, Way, by_instruction, by_prefix, unfinished_told
+from halt.providers.client_transport import public_address
+from halt.providers.continuation import (
+    ContinuationMode,
+    ContinuationReply,
+    by_instruction,
+    by_prefix,
+    unfinished_text,
+)
+from halt.providers.continuation_joiner import ContinuationJoiner
 from halt.providers.decoder import EventDecoder
-from halt.providers.error_body import is_markup, page_words
-from halt.providers.errors import error_of, fault
-from halt.providers.exchange import public_address
-from halt.providers.model_list import Model, default_of, models_of
+from halt.providers.error_body import is_markup, page_text
+from halt.providers.errors import parse_error, to_upstream_error
+from halt.providers.model_list import Model, default_model_name, parse_models
 from halt.providers.reply import EventReply
-from halt.providers.seam import Seam
 from halt.transport.pool import Transport
 
-LEARNT_MAX = 1000  # models about which the same thing is remembered
-WHOLE = re.compile(r"/(v\d+\w*|openai)/?")  # in an address that leads to an API
+REMEMBERED_MAX = 1000  # models about which the same thing is remembered
+API_PATH = re.compile(r"/(v\d+\w*|openai)/?")  # in an address that leads to an API
 NO_MODEL = "HALT_MODEL, or models in the file, can name a model instead of the list."
 BAD_LIST = "The list of models from the model's server cannot be read."
 EMPTY_LIST = "The model's server lists no models: load one there, or set HALT_MODEL."
@@ -63,19 +69,21 @@ class Provider:
         self._base = settings.base_url  # as it is asked
         self._refusing: set[str] = set()  # models that do not go on with a prefix
 
-    def _list(self) -> httpx2.Response:
+    def _request_models(self) -> httpx2.Response:
         """Ask the client for the models. Raises what the client raises."""
         raise NotImplementedError
 
-    def _send(self, model: str, request: ChatRequest, line: Line, way: Way | None = None) -> Reply:
-        """Send a request, `way`: one that goes on so. Raises UpstreamError, Interrupted."""
+    def _send(
+        self, model: str, request: ChatRequest, line: Line, mode: ContinuationMode | None = None
+    ) -> Reply:
+        """Send a request, `mode`: one that goes on so. Raises UpstreamError, Interrupted."""
         raise NotImplementedError
 
-    def _way(self, model: str, request: ChatRequest, line: Line) -> Way:
+    def _continuation_mode(self, model: str, request: ChatRequest, line: Line) -> ContinuationMode:
         """How this model is asked to go on with an answer. Raises Interrupted."""
         raise NotImplementedError
 
-    def _note(self, models: list[Model]) -> None:
+    def _remember_models(self, models: list[Model]) -> None:
         """Keep what a list tells about its models."""
 
     @property
@@ -86,7 +94,7 @@ class Provider:
         """The model that answers when a request names none. Raises UpstreamError, Interrupted."""
         if not self._model:
             try:
-                model = default_of(self._listed(line))
+                model = default_model_name(self._fetch_models(line))
             except UpstreamError as exc:
                 if exc.code not in {"upstream_invalid", "bad_request", "forbidden"}:
                     raise
@@ -98,13 +106,13 @@ class Provider:
         return self._model
 
     def models(self, line: Line) -> list[str]:
-        return list(self._settings.models) or [model.name for model in self._listed(line)]
+        return list(self._settings.models) or [model.name for model in self._fetch_models(line)]
 
     def catalog(self, line: Line) -> list[tuple[str, list[str]]]:
         return [("", self.models(line))]
 
     def check(self, line: Line) -> None:
-        self._listed(line)
+        self._fetch_models(line)
 
     def close(self) -> None:
         self._transport.close()
@@ -116,44 +124,48 @@ class Provider:
         model = request.model or self.default_model(line)
         if not unfinished(request):
             return self._send(model, request, line)
-        text = unfinished_told(request)
-        way = "instruction" if model in self._refusing else self._way(model, request, line)
-        if way != "instruction":
+        text = unfinished_text(request)
+        mode = (
+            "instruction"
+            if model in self._refusing
+            else self._continuation_mode(model, request, line)
+        )
+        if mode != "instruction":
             try:
-                reply = self._send(model, by_prefix(request), line, way)
-                return SeamReply(reply, Seam(text, echoes=way == "echoed"))
+                reply = self._send(model, by_prefix(request), line, mode)
+                return ContinuationReply(reply, ContinuationJoiner(text, echoes=mode == "echoed"))
             except UpstreamError as refusal:
                 if refusal.code != "bad_request":
                     raise
         reply = self._send(model, by_instruction(request), line, "instruction")
-        if way != "instruction":
+        if mode != "instruction":
             logger.info("%s goes on with no prefix; it is asked in words", model)
-            self._learn(self._refusing, model)
-        return SeamReply(reply, Seam(text, repeats=True))
+            self._remember(self._refusing, model)
+        return ContinuationReply(reply, ContinuationJoiner(text, repeats=True))
 
-    def _learn(self, about: set[str], model: str) -> None:
+    def _remember(self, about: set[str], model: str) -> None:
         """Remember something about a model. Clients name the models, so there is an end to it."""
         with self._lock:
-            if len(about) < LEARNT_MAX:
+            if len(about) < REMEMBERED_MAX:
                 about.add(model)
 
-    def _listed(self, line: Line) -> list[Model]:
+    def _fetch_models(self, line: Line) -> list[Model]:
         """The models that the server lists. Raises UpstreamError, Interrupted."""
         if not self._settings.base_url:
             raise UpstreamError("no_model")
-        with self._asking("GET", self.list_path, line):
+        with self._translating_errors("GET", self.list_path, line):
             try:
-                body = self._list().content
+                body = self._request_models().content
             except self.client_error as exc:
-                error = fault(exc, self._secret)
+                error = to_upstream_error(exc, self._secret)
                 if error.code in {"endpoint_not_found", "model_not_found"}:
                     raise error.instead("endpoint_not_found", sentence=NO_LIST) from exc
                 raise
             models = _models(body, self._secret)
-        self._note(models)
+        self._remember_models(models)
         return models
 
-    def _answer(
+    def _open_stream(
         self,
         line: Line,
         model: str,
@@ -162,29 +174,29 @@ class Provider:
         decoder: EventDecoder,
     ) -> EventReply:
         """Send a request for a stream by `create`. Raises UpstreamError, Interrupted."""
-        with self._asking("POST", path, line):
+        with self._translating_errors("POST", path, line):
             response = create()
-        hinted = partial(self._hinted, "POST", path)
-        return EventReply(response, decoder, model, self._secret, hinted)
+        add_hint = partial(self._with_hint, "POST", path)
+        return EventReply(response, decoder, model, self._secret, add_hint)
 
     @contextlib.contextmanager
-    def _asking(self, method: str, path: str, line: Line) -> Iterator[None]:
-        """All faults but Interrupted become an UpstreamError with what `_hinted` adds."""
+    def _translating_errors(self, method: str, path: str, line: Line) -> Iterator[None]:
+        """All faults but Interrupted become an UpstreamError with what `_with_hint` adds."""
         try:
             with on_line(line):
                 yield
         except UpstreamError as exc:
-            raise self._hinted(method, path, exc) from exc
+            raise self._with_hint(method, path, exc) from exc
         except (self.client_error, httpx2.HTTPError) as exc:  # a body may break off, too
-            raise self._hinted(method, path, fault(exc, self._secret)) from exc
+            raise self._with_hint(method, path, to_upstream_error(exc, self._secret)) from exc
 
-    def _hinted(self, method: str, path: str, fault: UpstreamError) -> UpstreamError:
+    def _with_hint(self, method: str, path: str, fault: UpstreamError) -> UpstreamError:
         """A fault that may be the address's, with what was asked and what to look at."""
         if self._settings.is_demo:
             fault = fault.demo()
         suspect = {"endpoint_not_found", "upstream_web_page"}
         check = f"check {self.address_setting}, or the address in the file."
-        if self.usual_end and WHOLE.search(urlsplit(self._base).path) is None:
+        if self.usual_end and API_PATH.search(urlsplit(self._base).path) is None:
             suspect |= {"model_not_found", "upstream_invalid"}
             check = f"on most servers the address must lead up to and with {self.usual_end}."
         if fault.code == "loop_detected":
@@ -201,14 +213,14 @@ def _models(body: bytes, secret: str) -> list[Model]:
     """The models of a list's body. Raises UpstreamError."""
     text = body.decode("utf-8", "replace")
     if is_markup(text):
-        raise UpstreamError("upstream_web_page", page_words(text)).without(secret)
+        raise UpstreamError("upstream_web_page", page_text(text)).without(secret)
     try:
         value = json.loads(text)
-        models = models_of(value)
+        models = parse_models(value)
     except (ValueError, RecursionError) as exc:
         raise UpstreamError("upstream_invalid", sentence=BAD_LIST) from exc
     if models is None:
-        if (error := error_of(value)) is not None:
+        if (error := parse_error(value)) is not None:
             raise error.without(secret)
         raise UpstreamError("upstream_invalid", sentence=BAD_LIST)
     return models

@@ -1,6 +1,6 @@
 """The models that can be chosen, by provider, as far as they are known.
 
-A page never waits for a provider: it gets what is known, and a first page waits LOOK_WAIT at most.
+A page never waits for a provider: it gets what is known, and a first page waits PAGE_WAIT at most.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from halt.core.request import Upstream
 from halt.errors import HaltError, RequestError, UpstreamError
 from halt.providers.discovery import Discovery
 from halt.providers.model_list import NAME_MAX, is_name
-from halt.providers.router import Groups, providers_of
+from halt.providers.router import Groups, as_providers
 
-LOOK_WAIT = 1.0  # seconds that a page waits after the lists were asked for
+PAGE_WAIT = 1.0  # seconds that a page waits after the lists were asked for
 NAMES_MAX = 1000  # models that are shown
 
 #: Codes of faults that say: this server gives no list, now and later. Others may pass.
-NO_LIST = frozenset(
+NO_LIST_CODES = frozenset(
     {
         "bad_request",
         "endpoint_not_found",
@@ -40,17 +40,17 @@ class Catalog:
 
     def __init__(self, upstream: Upstream, discovery: Discovery | None = None) -> None:
         """`discovery`: what the upstream's providers are found by, if they are."""
-        self._providers = providers_of(upstream)
+        self._providers = as_providers(upstream)
         self._discovery = discovery
         # What the last look has brought. Each is replaced at once, by any thread.
         self._known: Groups = []  # the last list that was not empty
         self._fault: HaltError | None = None
 
-    def look(self) -> Groups:
+    def refresh(self) -> Groups:
         """Groups of models, (provider, names); empty as long as nothing is known."""
         fault: HaltError | None = None
         try:
-            if groups := _bounded(self._providers.look(LOOK_WAIT)):
+            if groups := _bounded(self._providers.catalog_for_page(PAGE_WAIT)):
                 self._known = groups  # else the one before is better than none
             else:
                 fault = UpstreamError("model_not_found", "its list of models is empty")
@@ -67,7 +67,7 @@ class Catalog:
     @property
     def notes(self) -> list[str]:
         """What is to be said below the list: servers that were found and want a key."""
-        return [each.text for each in self._discovery.known.locked] if self._discovery else []
+        return [each.text for each in self._discovery.latest.locked] if self._discovery else []
 
     @property
     def has_no_list(self) -> bool:
@@ -75,7 +75,7 @@ class Catalog:
         if self.is_discovered:
             return False
         fault = self._fault
-        return not self._known and fault is not None and fault.code in NO_LIST
+        return not self._known and fault is not None and fault.code in NO_LIST_CODES
 
 
 def _bounded(groups: Groups) -> Groups:

@@ -10,19 +10,19 @@ from halt.core.decoding import UNREADABLE
 from halt.core.events import Content, Extra, Reasoning
 from halt.providers.decoder import OBJECTS_MAX, EventDecoder, Kind
 from halt.providers.error_body import WRAPPERS
-from halt.providers.errors import error_of
+from halt.providers.errors import parse_error
 from halt.providers.finish_reasons import known_reason
-from halt.providers.gathering import Gathering
 from halt.providers.loose_json import (
+    as_object,
+    as_objects,
     clean,
-    index_of,
-    object_of,
-    objects_of,
-    text_of,
-    usage_of,
-    whole,
+    extract_text,
+    parse_index,
+    parse_usage,
+    valid_text,
 )
-from halt.providers.returned import Returned
+from halt.providers.part_builder import PartBuilder
+from halt.providers.round_trip import RoundTripFields
 from halt.providers.tool_calls import CallAssembler
 from halt.providers.unknown_fields import UnknownFields
 
@@ -125,43 +125,43 @@ class ChatDecoder(EventDecoder):
         self._calls = CallAssembler()
         self._call_ids: set[str] = set()  # of calls that came
         self._has_calls = False
-        self._has_begun = False  # something was given out
+        self._has_output = False  # something was given out
         self._texts: dict[Kind, list[str]] = {Content: [], Reasoning: []}  # all that came
         self._sizes: dict[Kind, int] = {Content: 0, Reasoning: 0}  # characters of these
         self._constants: tuple[str | None, str | None, str | None] = (None, None, None)
         self._filters = _NONE  # Azure's verdict on the last piece
         self._unknown = UnknownFields()
-        self._returned = Returned()
+        self._returned = RoundTripFields()
 
     @property
     def opaque(self) -> dict[str, Any] | None:
-        """Fields of the message: see `Returned`."""
+        """Fields of the message: see `RoundTripFields`."""
         thoughts, texts = self._texts[Reasoning], self._texts[Content]
-        return self._returned.fields(thoughts, texts, marked=self._splitter.marked)
+        return self._returned.fields(thoughts, texts, marked=self._splitter.has_tags)
 
     # --- the usual chunk --------------------------------------------------------------------------
 
-    def _take(self, data: bytes, event: str | None, out: Gathering) -> None:
-        if event or self._halves:
-            self._take_unusual(data, event, out)
+    def _decode_event(self, data: bytes, event: str | None, out: PartBuilder) -> None:
+        if event or self._partial_characters:
+            self._decode_unusual(data, event, out)
             return
         try:
             chunk = _decode_chunk(data)
         except UNREADABLE:
-            self._take_unusual(data, event, out)
+            self._decode_unusual(data, event, out)
             return
         choices = chunk.choices
         if (chunk.system_fingerprint, chunk.service_tier, chunk.provider) != self._constants or (
             choices and self._is_unusual(choices[0])
         ):
-            self._take_unusual(data, event, out)
+            self._decode_unusual(data, event, out)
             return
         if chunk.usage:
-            self.usage = usage_of(chunk.usage)
+            self.usage = parse_usage(chunk.usage)
         if self.model is None:
             self.model = chunk.model or None
         for choice in choices or ():
-            self._understood = True
+            self._has_started = True
             if choice.index:
                 continue  # one answer is shown; others are never asked for
             if choice.delta is not None:
@@ -169,7 +169,7 @@ class ChatDecoder(EventDecoder):
             if choice.finish_reason:  # some send "" until there is one
                 self.finish_reason = known_reason(choice.finish_reason) or self.finish_reason
         if self._unknown.waiting and out:
-            self._unknown.hand_on(out)
+            self._unknown.emit(out)
 
     def _is_unusual(self, choice: _Choice) -> bool:
         """Whether a choice has what is to be handed on, or text outside its delta."""
@@ -180,43 +180,43 @@ class ChatDecoder(EventDecoder):
             return True
         return bool(choice.text) and (choice.delta is None or choice.delta.content != choice.text)
 
-    def _take_delta(self, delta: _Delta, out: Gathering) -> None:
+    def _take_delta(self, delta: _Delta, out: PartBuilder) -> None:
         thought, text = delta.reasoning_content or delta.reasoning, delta.content or delta.refusal
         if thought:
             self._returned.name = "reasoning_content" if delta.reasoning_content else "reasoning"
             self._came(Reasoning, thought, out)
-            if not self._splitter.through:
-                self._splitter.reasoned(out)
-            out.text(Reasoning, thought)
+            if not self._splitter.is_finished:
+                self._splitter.note_reasoning(out)
+            out.add_text(Reasoning, thought)
         if text:
             self._came(Content, text, out)
-            if self._splitter.through:
-                out.text(Content, text)
+            if self._splitter.is_finished:
+                out.add_text(Content, text)
             else:
                 self._splitter.feed(text, out)
         if thought or text:
-            self._has_begun = True
+            self._has_output = True
             out.chunks += 1
         for call in delta.tool_calls or ():
             told = call.function or _Function()
             self._take_call(call.index, call.id or "", told.name or "", told.arguments or "", out)
 
-    def _came(self, kind: Kind, text: str, out: Gathering) -> None:
+    def _came(self, kind: Kind, text: str, out: PartBuilder) -> None:
         """Keep text as it came."""
         self._texts[kind].append(text)
         self._sizes[kind] += len(text)
         out.arrived += len(text)
 
-    def _take_texts(self, thought: str | None, text: str | None, out: Gathering) -> None:
+    def _take_texts(self, thought: str | None, text: str | None, out: PartBuilder) -> None:
         """Thoughts and text of one piece."""
         if thought:
             self._came(Reasoning, thought, out)
-            self._say(Reasoning, thought, out)
+            self._add_text(Reasoning, thought, out)
         if text:
             self._came(Content, text, out)
-            self._say(Content, text, out)
+            self._add_text(Content, text, out)
         if thought or text:
-            self._has_begun = True
+            self._has_output = True
             out.chunks += 1
 
     def _take_call(
@@ -225,55 +225,55 @@ class ChatDecoder(EventDecoder):
         id_: str,
         name: str,
         arguments: str,
-        out: Gathering,
+        out: PartBuilder,
         extra: dict[str, Any] | None = None,
     ) -> None:
         if not (id_ or name or arguments or extra):
             return
-        self._has_begun = self._has_calls = True
+        self._has_output = self._has_calls = True
         if id_:
             self._call_ids.add(id_)
         out.chunks += 1
-        if not self._splitter.through:
-            self._splitter.called(out)
-        self._calls.fragment(index, id_, name, arguments, out, extra)
+        if not self._splitter.is_finished:
+            self._splitter.note_tool_call(out)
+        self._calls.add_fragment(index, id_, name, arguments, out, extra)
 
-    def _last(self, out: Gathering) -> None:
-        super()._last(out)
-        waiting, self._halves = self._halves, {}
+    def _flush(self, out: PartBuilder) -> None:
+        super()._flush(out)
+        waiting, self._partial_characters = self._partial_characters, {}
         for key, halves in waiting.items():
             index, id_ = (None, key) if isinstance(key, str) else (key, "")
-            self._calls.fragment(index, id_, "", halves.feed("", last=True), out)
+            self._calls.add_fragment(index, id_, "", halves.feed("", last=True), out)
         self._calls.finish(out)
         self._unknown.end(out)
 
     # --- any other chunk, whole answer or line ----------------------------------------------------
 
-    def _take_object(self, value: dict[str, Any], event: str | None, out: Gathering) -> None:
+    def _decode_object(self, value: dict[str, Any], event: str | None, out: PartBuilder) -> None:
         value = _unwrapped(value)
-        choices = objects_of(value.get("choices"))[:OBJECTS_MAX]
+        choices = as_objects(value.get("choices"))[:OBJECTS_MAX]
         own = _OF_CHUNK
         fault = None
         if event or not choices or value.keys() - _QUIET or any("error" in c for c in choices):
-            fault = error_of(value, event=event or "")
+            fault = parse_error(value, event=event or "")
         if not choices and fault is None and _is_choice(value):
             choices, own = [value], _OF_LINE
         is_bare = event is None and "done" not in value
         for choice in choices:
-            self._understood = True
-            if not index_of(choice.get("index")):
+            self._has_started = True
+            if not parse_index(choice.get("index")):
                 self._take_choice(choice, out, is_bare=is_bare, has_failed=fault is not None)
                 self._count(choice.get("usage"))
                 if self._wants_logprobs and isinstance(choice.get("logprobs"), dict):
-                    out.add(Extra(choice={"logprobs": clean(choice["logprobs"])}))
+                    out.add_event(Extra(choice={"logprobs": clean(choice["logprobs"])}))
                 if choice is not value:
-                    self._unknown.keep("choice", choice, _OF_CHOICE)
+                    self._unknown.add("choice", choice, _OF_CHOICE)
         self._count(value.get("usage"))
         self._count({_COUNTS[name]: value[name] for name in _COUNTS if name in value})
-        self._count(object_of(value.get("x_groq")).get("usage"))
+        self._count(as_object(value.get("x_groq")).get("usage"))
         model = value.get("model")
         if self.model is None and isinstance(model, str) and model:
-            self.model = whole(model)
+            self.model = valid_text(model)
         if fault is not None:
             if not self._is_finished:
                 # A document instead of a stream is the server's last word where it does not say
@@ -283,15 +283,15 @@ class ChatDecoder(EventDecoder):
             return
         if not (choices or value.keys() & {"choices", "usage", "model"}):
             return  # a sign of life
-        self._unknown.keep("chunk", value, own)
+        self._unknown.add("chunk", value, own)
         fixed = (value.get("system_fingerprint"), value.get("service_tier"), value.get("provider"))
         if all(each is None or isinstance(each, str) for each in fixed):
             self._constants = fixed
-        if self._unknown.waiting and self._has_begun:
-            self._unknown.hand_on(out)
+        if self._unknown.waiting and self._has_output:
+            self._unknown.emit(out)
 
     def _take_choice(
-        self, choice: dict[str, Any], out: Gathering, *, is_bare: bool, has_failed: bool
+        self, choice: dict[str, Any], out: PartBuilder, *, is_bare: bool, has_failed: bool
     ) -> None:
         delta, message = choice.get("delta"), choice.get("message")
         if not isinstance(delta, dict):
@@ -302,18 +302,18 @@ class ChatDecoder(EventDecoder):
         if isinstance(message, dict) and not brought:
             # Ollama's lines hold a piece under this name; elsewhere it is all of the answer.
             brought = self._take_part(message, out, is_whole="done" not in choice)
-            self._is_whole = self._is_whole or (is_bare and brought)
+            self._is_complete_answer = self._is_complete_answer or (is_bare and brought)
         for name in ("text", "content", "response"):
-            if not brought and (text := text_of(choice.get(name))):
+            if not brought and (text := extract_text(choice.get(name))):
                 brought = True
                 self._take_texts(None, text, out)
         if not has_failed and (reason := _reason_in(choice)):
             self.finish_reason = reason
 
-    def _take_part(self, part: dict[str, Any], out: Gathering, *, is_whole: bool = False) -> bool:
+    def _take_part(self, part: dict[str, Any], out: PartBuilder, *, is_whole: bool = False) -> bool:
         """A delta, or a message. True where it had something of the answer in it."""
-        name = next((name for name in THOUGHTS if text_of(part.get(name))), "")
-        thought = text_of(part.get(name))
+        name = next((name for name in THOUGHTS if extract_text(part.get(name))), "")
+        thought = extract_text(part.get(name))
         self._returned.name = name or self._returned.name
         content = part.get("content")
         others: list[Any] = []
@@ -322,21 +322,21 @@ class ChatDecoder(EventDecoder):
             thought = thoughts or thought
             self._returned.take_parts(clean(content))
         else:
-            text = text_of(content)
-        text = text or text_of(part.get("text")) or text_of(part.get("refusal"))
-        thought = thought or text_of(part.get("reasoning_details"))
+            text = extract_text(content)
+        text = text or extract_text(part.get("text")) or extract_text(part.get("refusal"))
+        thought = thought or extract_text(part.get("reasoning_details"))
         if is_whole:
             thought, text = self._new(Reasoning, thought), self._new(Content, text)
         self._take_texts(thought, text, out)
         has_calls = self._take_calls(part, out, is_whole=is_whole)
-        extras = self._unknown.new("delta", part, _OF_DELTA)
+        extras = self._unknown.changed_fields("delta", part, _OF_DELTA)
         self._returned.take_fields(dict(extras))
         for each in others:
             name = "images" if "image" in str(each.get("type")) else "content_parts"
             extras.setdefault(name, []).append(clean(each))
         if extras:
-            self._has_begun = True
-            out.add(Extra(delta=extras))
+            self._has_output = True
+            out.add_event(Extra(delta=extras))
         return bool(thought or text or has_calls or extras)
 
     def _new(self, kind: Kind, text: str) -> str:
@@ -346,31 +346,36 @@ class ChatDecoder(EventDecoder):
             return text
         return text.removeprefix("".join(known))
 
-    def _take_calls(self, part: dict[str, Any], out: Gathering, *, is_whole: bool) -> bool:
+    def _take_calls(self, part: dict[str, Any], out: PartBuilder, *, is_whole: bool) -> bool:
         """The tool calls of a delta, or of a message. True where there are any."""
-        calls = objects_of(part.get("tool_calls"))
+        calls = as_objects(part.get("tool_calls"))
         if isinstance(part.get("function_call"), dict):
             calls.append({"index": 0, "function": part["function_call"]})
         had_calls = self._has_calls
-        ids = {whole(text_of(call.get("id"))) for call in calls} if is_whole else set()
+        ids = {valid_text(extract_text(call.get("id"))) for call in calls} if is_whole else set()
         known = ids & self._call_ids
         for call in calls:
             function = call.get("function")
             told = function if isinstance(function, dict) else call
             name = told.get("name", function if isinstance(function, str) else None)
-            id_ = whole(text_of(call.get("id")))
-            arguments, index = _arguments(told), index_of(call.get("index"))
+            id_ = valid_text(extract_text(call.get("id")))
+            arguments, index = _arguments(told), parse_index(call.get("index"))
             if is_whole and (id_ in known or (had_calls and not id_)):
                 continue  # it came in pieces
             key = id_ if index is None else index
-            extra = self._unknown.new("call", call, _OF_CALL)
+            extra = self._unknown.changed_fields("call", call, _OF_CALL)
             self._take_call(
-                index, id_, whole(text_of(name)), self._joined(key, arguments), out, extra
+                index,
+                id_,
+                valid_text(extract_text(name)),
+                self._whole_characters(key, arguments),
+                out,
+                extra,
             )
         return bool(calls)
 
     def _count(self, usage: Any) -> None:
-        self.usage = usage_of(usage) or self.usage
+        self.usage = parse_usage(usage) or self.usage
 
 
 def _unwrapped(value: dict[str, Any]) -> dict[str, Any]:
@@ -378,8 +383,8 @@ def _unwrapped(value: dict[str, Any]) -> dict[str, Any]:
     if "choices" in value:
         return value
     for name in WRAPPERS:
-        inner = object_of(value.get(name))
-        if objects_of(inner.get("choices")):
+        inner = as_object(value.get(name))
+        if as_objects(inner.get("choices")):
             return {**{k: v for k, v in value.items() if k != name}, **inner}
     return value
 
@@ -398,11 +403,11 @@ def _of_parts(parts: list[Any]) -> tuple[str, str, list[dict[str, Any]]]:
     """Thoughts and text of content that comes as a list, and its other parts."""
     thoughts, texts, others = [], [], []
     for part in parts:
-        fields = object_of(part)
+        fields = as_object(part)
         thought = fields.get("thinking") or fields.get("reasoning")
         if thought or str(fields.get("type")) in {"thinking", "reasoning"}:
-            thoughts.append(text_of(thought) or text_of(part))
-        elif text := text_of(part) or text_of(fields.get("refusal")):
+            thoughts.append(extract_text(thought) or extract_text(part))
+        elif text := extract_text(part) or extract_text(fields.get("refusal")):
             texts.append(text)
         elif len(fields) > 1 and str(fields.get("type")) not in {"text", "output_text"}:
             others.append(fields)

@@ -4,8 +4,8 @@
     by instruction   the answer so far is a message like others, and the model is told to go on with
                      it, beginning with a repeat of its last words
 
-In both ways a `Seam` makes one text of the two. What comes out of a `SeamReply` is new text alone,
-so nobody behind it needs to know that an answer is a continuation.
+In both modes a `ContinuationJoiner` joins the two texts. A `ContinuationReply` yields only the new
+text, so its reader needs no code for continuations.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import msgspec
 from halt.core.events import Content, Delta, Extra, Reasoning, ReasoningEnd
 from halt.core.request import ChatRequest, Message, Part, Reply, ToolTurn, Unfinished
 from halt.errors import RequestError, UpstreamError
-from halt.providers.seam import Seam, tail_of
+from halt.providers.continuation_joiner import ContinuationJoiner, last_words
 from halt.rendering import data_urls
 
 #: How a server is asked. All but the last are by prefix: a last message of the assistant's as it
 #: is; that and vLLM's two switches; that, marked with `prefix`; the same, where the answer begins
 #: with the prefix again.
-Way = Literal["trailing", "switched", "flagged", "echoed", "instruction"]
+ContinuationMode = Literal["trailing", "switched", "flagged", "echoed", "instruction"]
 
 #: Services that want the mark.
-HOSTS: dict[str, Way] = {
+HOSTS: dict[str, ContinuationMode] = {
     "api.mistral.ai": "echoed",
     "codestral.mistral.ai": "echoed",
     "api.deepseek.com": "flagged",
 }
 
 #: What a server calls itself in its list of models -> how it goes on with a message.
-OWNERS: dict[str, Way] = {"llamacpp": "trailing", "vllm": "switched"}
+OWNERS: dict[str, ContinuationMode] = {"llamacpp": "trailing", "vllm": "switched"}
 
 #: A model must not begin to think anew in the middle of its answer, and servers refuse a prefix
 #: where it would. Templates that know no such switch pass it over.
@@ -43,7 +43,7 @@ SWITCHES = {"continue_final_message": True, "add_generation_prompt": False}
 
 INSTRUCTION = """\
 Your last message broke off. Go on with it exactly where it ends, in the same language, style and \
-format, so that both are one text without a seam.
+format, so that both are one text without a joiner.
 Begin with a repeat, character for character, of its last words, which are:
 
 {tail}
@@ -52,7 +52,7 @@ and go on from there at once, also within a word, a line, a list, a table or a b
 Write no introduction, no comment, no quotation marks and no new code fence; repeat nothing else."""
 
 
-def go_on(request: ChatRequest, text: str) -> ChatRequest:
+def continuation_request(request: ChatRequest, text: str) -> ChatRequest:
     """The request that goes on with an answer to this one, whose text was shown so far.
 
     Raises RequestError where there is no text to go on from.
@@ -63,7 +63,7 @@ def go_on(request: ChatRequest, text: str) -> ChatRequest:
     return msgspec.structs.replace(request, messages=[*request.messages, message])
 
 
-def unfinished_told(request: ChatRequest) -> str:
+def unfinished_text(request: ChatRequest) -> str:
     """The text that this request goes on from, as its model is told it; empty: there is none."""
     last = request.messages[-1]
     return last.told if isinstance(last, Unfinished) else ""
@@ -73,20 +73,20 @@ def by_prefix(request: ChatRequest) -> ChatRequest:
     """The request whose last message is to be gone on with.
 
     White space at its end is left out: Anthropic refuses it, some templates drop it, and models
-    write worse behind it than with it. The Seam puts both together.
+    write worse behind it than with it. The ContinuationJoiner puts both together.
     """
-    message = Message("assistant", unfinished_told(request).rstrip())
+    message = Message("assistant", unfinished_text(request).rstrip())
     return msgspec.structs.replace(request, messages=[*request.messages[:-1], message])
 
 
 def by_instruction(request: ChatRequest) -> ChatRequest:
     """The request that asks in words to go on with its last message."""
-    text = unfinished_told(request).rstrip()
-    told = [Message("assistant", text), Message("user", INSTRUCTION.format(tail=tail_of(text)))]
+    text = unfinished_text(request).rstrip()
+    told = [Message("assistant", text), Message("user", INSTRUCTION.format(tail=last_words(text)))]
     return msgspec.structs.replace(request, messages=[*request.messages[:-1], *told])
 
 
-def settled(messages: list[Message]) -> list[Message]:
+def merge_unfinished(messages: list[Message]) -> list[Message]:
     """The messages with each unfinished one as a part of the assistant's message that follows it.
 
     Tools that were called in a continuation make such a sequence.
@@ -95,13 +95,13 @@ def settled(messages: list[Message]) -> list[Message]:
     for message in messages:
         before = out[-1] if out else None
         if isinstance(before, Unfinished) and message.role == "assistant":
-            out[-1] = _behind(before.told, message)
+            out[-1] = _appended(before.told, message)
         else:
             out.append(message)
     return out
 
 
-def _behind(text: str, message: Message) -> Message:
+def _appended(text: str, message: Message) -> Message:
     """The assistant's message that goes on from this text."""
     whole = copy.copy(message)
     whole["content"] = f"{text} {message.content or ''}".rstrip()
@@ -110,12 +110,12 @@ def _behind(text: str, message: Message) -> Message:
     return whole
 
 
-class SeamReply:
-    """A Reply whose text goes on without a seam behind the text that was there."""
+class ContinuationReply:
+    """A Reply whose text goes on without a joiner behind the text that was there."""
 
-    def __init__(self, reply: Reply, seam: Seam) -> None:
+    def __init__(self, reply: Reply, joiner: ContinuationJoiner) -> None:
         self._reply = reply
-        self._seam = seam
+        self._joiner = joiner
         self._chunks = 0  # pieces whose text is held back
         self._fault: UpstreamError | None = None
 
@@ -152,12 +152,12 @@ class SeamReply:
     def read(self) -> Part:
         if self._fault is not None:
             raise self._fault
-        # What the seam holds back has a limit of its own, and may be the old text once more.
-        counts = self._seam.is_through
+        # What the joiner holds back has a limit of its own, and may be the old text once more.
+        counts = self._joiner.is_through
         try:
             part = self._reply.read()
         except UpstreamError as fault:
-            if not (rest := self._seam.end()):
+            if not (rest := self._joiner.end()):
                 raise
             self._fault = fault  # text that came before it is delivered first
             part = Part()
@@ -170,21 +170,21 @@ class SeamReply:
         return Part(tuple(events), chunks if events else 0, part.ended, arrived)
 
     def _joined(self, part: Part) -> list[Delta]:
-        """The events of a part, the text as the seam lets it through."""
+        """The events of a part, the text as the joiner lets it through."""
         events: list[Delta] = []
         for event in part.events:
             if isinstance(event, Content):
-                text = self._seam.feed(event.content)
+                text = self._joiner.feed(event.content)
             elif isinstance(event, ReasoningEnd):  # what goes on with the old text comes now
-                text = self._seam.end()
-                self._seam = self._seam.again()
+                text = self._joiner.end()
+                self._joiner = self._joiner.fresh_copy()
             else:  # thoughts come before the text, fields anywhere, a call behind all of it
-                text = "" if isinstance(event, Reasoning | Extra) else self._seam.end()
+                text = "" if isinstance(event, Reasoning | Extra) else self._joiner.end()
             if text:
                 events.append(Content(text))
             if not isinstance(event, Content):
                 events.append(event)
-        if part.ended and (rest := self._seam.end()):
+        if part.ended and (rest := self._joiner.end()):
             events.append(Content(rest))
         return events
 

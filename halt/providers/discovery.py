@@ -43,25 +43,25 @@ from halt.config.settings import Config
 from halt.core.connection import Line, on_line
 from halt.errors import TOKEN_NEEDED, Interrupted
 from halt.providers.cached_query import CachedQuery
-from halt.providers.loose_json import object_of, objects_of
-from halt.providers.model_list import Model, is_name, models_of
+from halt.providers.loose_json import as_object, as_objects
+from halt.providers.model_list import Model, is_name, parse_models
 from halt.transport.http1 import REFUSAL_MAX, Body
 from halt.transport.pool import Transport
 
-ASK_SECONDS = 0.3  # for all addresses together
-SPARE_SECONDS = 0.1  # for their threads to notice that the time is over
-LOOK_AGAIN = 3.0  # seconds between two looks
-MISSED_AGAIN = 0.5  # the same, where a model is asked for that none is known to have
-LEFT_ALONE = 60.0  # seconds that an address is not asked, after an answer that is no list
+PROBE_SECONDS = 0.3  # for all addresses together
+JOIN_SECONDS = 0.1  # for their threads to notice that the time is over
+REFRESH_INTERVAL = 3.0  # seconds between two looks
+MISSED_INTERVAL = 0.5  # the same, where a model is asked for that none is known to have
+BACKOFF_SECONDS = 60.0  # seconds that an address is not asked, after an answer that is no list
 BODY_MAX = REFUSAL_MAX  # bytes of an answer
-LOOK_MAX = 3.0  # seconds for a look as a whole; the process in which the master looks is killed
+REFRESH_MAX = 3.0  # seconds for a look as a whole; the process in which the master looks is killed
 
 logger = logging.getLogger(__name__)
 
 HEADERS = {"Accept": "application/json", "User-Agent": f"halt/{VERSION}"}
 
 
-def addresses_of(config: Config, listens: Sequence[Any]) -> tuple[str, ...]:
+def discovery_addresses(config: Config, listens: Sequence[Any]) -> tuple[str, ...]:
     """The addresses that are asked, none where discovery is off or a provider is set.
 
     `listens`: where the server listens, as gunicorn has it: (host, port), or the path of a Unix
@@ -85,12 +85,12 @@ def _is_own(url: str, ports: set[int]) -> bool:
     return parts.port in ports and is_loopback(parts.hostname or "")
 
 
-def found_for(config: Config) -> Found:
+def discover_for(config: Config) -> Found:
     """One look at the addresses of the settings, for a program that does not listen itself."""
-    return Discovery(Found(addresses=addresses_of(config, [(config.host, 0)]))).look_now()
+    return Discovery(Found(addresses=discovery_addresses(config, [(config.host, 0)]))).refresh_now()
 
 
-def discovery_of(config: Config, mark: str = "") -> Discovery | None:
+def make_discovery(config: Config, mark: str = "") -> Discovery | None:
     """What goes on looking where the master began; None where nothing is looked for.
 
     Where there was no master the usual ports are not asked: where such a server listens is unknown.
@@ -98,7 +98,7 @@ def discovery_of(config: Config, mark: str = "") -> Discovery | None:
     if config.discovered and config.discovers:
         found = decoded(config.discovered)
     else:
-        found = Found(addresses=addresses_of(config, [None]))
+        found = Found(addresses=discovery_addresses(config, [None]))
     return Discovery(found, mark) if found.addresses else None
 
 
@@ -118,30 +118,30 @@ class Discovery:
         self._left_until = dict(found.left_until)
         self._query = CachedQuery(
             "model-servers",
-            lambda _: self.look_now(),
-            kept=LOOK_AGAIN,
-            again=LOOK_AGAIN,
-            limit=LOOK_MAX,
+            lambda _: self.refresh_now(),
+            answer_seconds=REFRESH_INTERVAL,
+            fault_seconds=REFRESH_INTERVAL,
+            timeout=REFRESH_MAX,
         )
 
     @property
-    def known(self) -> Found:
+    def latest(self) -> Found:
         """What the last look found."""
         return self._found
 
-    def look(self, *, missed: bool = False) -> Found:
+    def refresh(self, *, missed: bool = False) -> Found:
         """What there is now. Waits half a second at most, and not where a look has just ended.
 
         `missed`: a model is asked for that none is known to have. Another worker may know it, so
-        MISSED_AGAIN seconds between two looks are enough.
+        MISSED_INTERVAL seconds between two looks are enough.
         """
-        if missed and now() - self._looked_at >= MISSED_AGAIN:
+        if missed and now() - self._looked_at >= MISSED_INTERVAL:
             self._query.expire()
-        asked_at = self._query.begin()
-        self._query.wait(asked_at + ASK_SECONDS + 2 * SPARE_SECONDS, fresh=True)
+        asked_at = self._query.start()
+        self._query.wait(asked_at + PROBE_SECONDS + 2 * JOIN_SECONDS, fresh=True)
         return self._found
 
-    def look_now(self) -> Found:
+    def refresh_now(self) -> Found:
         """One look, made in this thread whenever the last one was; for one thread at a time."""
         self._looked_at = started_at = now()
         due = [
@@ -163,17 +163,17 @@ class Discovery:
         )
         return self._found
 
-    def _learn(self, url: str, answer: _Answer | None) -> None:
+    def _learn(self, url: str, answer: _ProbeResult | None) -> None:
         if answer is not None and answer.models is not None:
             self._servers[url] = self._server(url, answer)
         elif answer is not None and answer.is_away:
             self._servers.pop(url, None)
         elif url not in self._servers:  # one that was found is busy, or starts again
-            self._left_until[url] = now() + LEFT_ALONE
+            self._left_until[url] = now() + BACKOFF_SECONDS
             if answer is not None and answer.is_locked:
                 self._locked.add(url)
 
-    def _server(self, url: str, answer: _Answer) -> Server:
+    def _server(self, url: str, answer: _ProbeResult) -> Server:
         models = answer.models or []
         name, title = self._names.of(url, [model.owner for model in models])
         # Others could not be asked for, nor be handed on: JSON takes no half of a character.
@@ -190,7 +190,7 @@ class Discovery:
         )
 
 
-def found_at_start(addresses: tuple[str, ...], mark: str = "") -> Found:
+def discover_at_start(addresses: tuple[str, ...], mark: str = "") -> Found:
     """One look, in a process of its own: no thread is left in this one, which is about to fork.
 
     The look-up of a name would leave one that nothing can end.
@@ -204,7 +204,7 @@ def found_at_start(addresses: tuple[str, ...], mark: str = "") -> Found:
         _look_as_child(Discovery(found, mark), writer)
     os.close(writer)
     try:
-        written = _read_all(reader, now() + LOOK_MAX)
+        written = _read_all(reader, now() + REFRESH_MAX)
     finally:
         os.close(reader)
         os.kill(child, signal.SIGKILL)  # it is not waited for yet, so the number is still its own
@@ -215,7 +215,7 @@ def found_at_start(addresses: tuple[str, ...], mark: str = "") -> Found:
 def _look_as_child(discovery: Discovery, writer: int) -> NoReturn:
     try:
         with open(writer, "wb") as answer:
-            answer.write(msgspec.json.encode(discovery.look_now()))
+            answer.write(msgspec.json.encode(discovery.refresh_now()))
     except Exception:
         logger.exception("model servers")
     finally:
@@ -236,7 +236,7 @@ def _read_all(reader: int, until: float) -> bytes:
 # --- one look -------------------------------------------------------------------------------------
 
 
-class _Answer(NamedTuple):
+class _ProbeResult(NamedTuple):
     """What an address answered, where that was in time. All of it false: no model server."""
 
     models: list[Model] | None = None
@@ -245,14 +245,14 @@ class _Answer(NamedTuple):
     is_away: bool = False  # nothing listens, or it says that it starts
 
 
-def _ask_all(urls: Sequence[str], mark: str) -> dict[str, _Answer]:
-    """Their answers as far as they came in ASK_SECONDS."""
-    until = now() + ASK_SECONDS
+def _ask_all(urls: Sequence[str], mark: str) -> dict[str, _ProbeResult]:
+    """Their answers as far as they came in PROBE_SECONDS."""
+    until = now() + PROBE_SECONDS
     # To read the certificates takes 20 ms, and the rest of a look 3 ms.
     is_plain = all(url.startswith("http://") for url in urls)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if is_plain else None
-    transport = Transport(ASK_SECONDS, context, mark, direct=True)
-    answers: dict[str, _Answer] = {}  # each thread sets its own
+    transport = Transport(PROBE_SECONDS, context, mark, direct=True)
+    answers: dict[str, _ProbeResult] = {}  # each thread sets its own
 
     def ask(url: str, line: Line) -> None:
         try:
@@ -278,37 +278,37 @@ def _ask_all(urls: Sequence[str], mark: str) -> dict[str, _Answer]:
     for line in lines.values():
         line.interrupt()
     for thread in threads:
-        thread.join(max(0.0, until + SPARE_SECONDS - now()))
+        thread.join(max(0.0, until + JOIN_SECONDS - now()))
     transport.close()
     return dict(answers)
 
 
-def _ask(transport: Transport, url: str) -> _Answer:
+def _ask(transport: Transport, url: str) -> _ProbeResult:
     """The models at an address. Raises httpx2's errors, Interrupted."""
     try:
         status, value = _get(transport, f"{url}/models")
     except httpx2.ConnectError:
-        return _Answer(is_away=True)
+        return _ProbeResult(is_away=True)
     if status == 503:  # llama.cpp that loads its model
-        return _Answer(is_away=True)
+        return _ProbeResult(is_away=True)
     if status == 401 and isinstance(value, dict):
-        return _Answer(is_locked=TOKEN_NEEDED not in str(value))  # else it is another Halt
+        return _ProbeResult(is_locked=TOKEN_NEEDED not in str(value))  # else it is another Halt
     if status != 200 or not isinstance(value, dict):
-        return _Answer()
+        return _ProbeResult()
     listed = value.get("data", value)  # Ollama without a model says null
     if listed is not None and not isinstance(listed, list):
-        return _Answer()
-    models = models_of({"data": listed}) or []
+        return _ProbeResult()
+    models = parse_models({"data": listed}) or []
     if (listed and not models) or any(model.owner == "halt" for model in models):
-        return _Answer()
-    return _Answer(models, _marked_loaded(url, listed or [], models))
+        return _ProbeResult()
+    return _ProbeResult(models, _marked_loaded(url, listed or [], models))
 
 
 def _marked_loaded(url: str, items: list[Any], models: list[Model]) -> frozenset[str]:
     """The models that a list itself tells to be in memory."""
     by_status = {  # llama.cpp's router
         item["id"]: item["status"].get("value") == "loaded"
-        for item in objects_of(items)
+        for item in as_objects(items)
         if isinstance(item.get("id"), str) and isinstance(item.get("status"), dict)
     }
     if by_status:
@@ -325,10 +325,10 @@ def _loaded(transport: Transport, url: str, models: list[Model]) -> frozenset[st
     name = product.name if product else ""
     if name == "ollama":
         _, value = _get(transport, f"{origin(url)}/api/ps")
-        return frozenset(model.name for model in models_of(value) or [])
+        return frozenset(model.name for model in parse_models(value) or [])
     if name == "lmstudio":
         _, value = _get(transport, f"{origin(url)}/api/v0/models")
-        items = objects_of(object_of(value).get("data"))
+        items = as_objects(as_object(value).get("data"))
         return frozenset(str(each.get("id")) for each in items if each.get("state") == "loaded")
     return frozenset()
 

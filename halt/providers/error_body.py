@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from halt.providers.loose_json import clean, index_of, whole
+from halt.providers.loose_json import clean, parse_index, valid_text
 
 DEPTH_MAX = 8  # levels of a body that are read
 TEXT_MAX = 20_000  # characters of a body that are read
@@ -24,7 +24,7 @@ WRAPPED_MAX = 8  # levels of WRAPPERS that are looked into
 VALUES_MAX = 200  # values of a body that are read; one may be read under several names
 DURATION_MAX = 100  # characters of a text that is read as a time
 
-# The names of fields are written as `plain_name` has them.
+# The names of fields are python_value as `plain_name` has them.
 
 #: Fields that say what went wrong, where a code beside them says that something did.
 _FAULTS = ("error", "message", "msg", "errormessage", "errormsg", "errmsg", "statusmsg")
@@ -83,40 +83,42 @@ _PYTHON = re.compile(r"[{\[]\s*'")
 
 
 @dataclass
-class Said:
+class ErrorInfo:
     """What an error says. `wait` is in seconds; `labels` are its codes and types in snake_case."""
 
-    words: str = ""
+    message: str = ""
     labels: list[str] = field(default_factory=list)
     status: int | None = None
-    wait: float | None = None
+    retry_after: float | None = None
     is_page: bool = False
-    reasons: bool = False  # it lists reasons for which content was refused
-    limits: dict[str, Any] = field(default_factory=dict)  # headers that a router passes on
-    left: int = VALUES_MAX  # values that may still be read
+    has_reasons: bool = False  # it lists reasons for which content was refused
+    rate_headers: dict[str, Any] = field(default_factory=dict)  # headers that a router passes on
+    values_left: int = VALUES_MAX  # values that may still be read
 
     def has(self, *parts: str) -> bool:
         """Whether a label contains one of these."""
         return any(part in label for label in self.labels for part in parts)
 
 
-def read(value: object) -> Said:
+def parse_error_info(value: object) -> ErrorInfo:
     """What this decoded JSON value, or text, says."""
-    said = Said()
-    said.words = _joined(_pieces(value, said, 0)) or _joined(_pieces({"error": value}, said, 0))
-    if not said.words:
-        said.words = whole(next((label for label in said.labels if not label.isdigit()), ""))
-    if said.wait is None and (told := _WAIT.search(said.words)):
-        said.wait = seconds_of(told[1].lower())
-    return said
+    info = ErrorInfo()
+    info.message = _joined(_messages(value, info, 0)) or _joined(
+        _messages({"error": value}, info, 0)
+    )
+    if not info.message:
+        info.message = valid_text(next((label for label in info.labels if not label.isdigit()), ""))
+    if info.retry_after is None and (told := _WAIT.search(info.message)):
+        info.retry_after = parse_seconds(told[1].lower())
+    return info
 
 
-def collapsed(text: str) -> str:
+def single_line(text: str) -> str:
     """This text in one line, without what no screen shows."""
     return "".join(c for c in " ".join(text.split()) if c.isprintable())
 
 
-def seconds_of(value: object, unit: str = "s") -> float | None:
+def parse_seconds(value: object, unit: str = "s") -> float | None:
     """The seconds of a number, or of a text such as "30s", "1m20s" or "2 minutes"."""
     if isinstance(value, bool) or value is None:
         return None
@@ -132,7 +134,7 @@ def seconds_of(value: object, unit: str = "s") -> float | None:
     return number * _UNITS[unit] if 0 <= number < float("inf") else None
 
 
-def page_words(text: str) -> str:
+def page_text(text: str) -> str:
     """What a web page, or another document of markup, says: its title or its first heading."""
     text = text[:TEXT_MAX]
     for pattern in _TITLES:
@@ -159,7 +161,7 @@ def plain_fields(value: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _unmarked(text: str) -> str:
-    return collapsed(html.unescape(_TAG.sub(" ", text)))
+    return single_line(html.unescape(_TAG.sub(" ", text)))
 
 
 def _label(value: object) -> str:
@@ -182,42 +184,44 @@ def _joined(pieces: Iterable[str]) -> str:
     return ": ".join([*(piece.rstrip(" .:;-") for piece in kept[:-1]), *kept[-1:]])
 
 
-def _pieces(value: object, said: Said, depth: int) -> list[str]:
-    if not isinstance(value, str | list | dict) or depth > DEPTH_MAX or said.left <= 0:
+def _messages(value: object, info: ErrorInfo, depth: int) -> list[str]:
+    if not isinstance(value, str | list | dict) or depth > DEPTH_MAX or info.values_left <= 0:
         return []
-    said.left -= 1
+    info.values_left -= 1
     if isinstance(value, str):
-        return _of_text(value, said, depth)
+        return _text_messages(value, info, depth)
     if isinstance(value, list):
-        items = (_joined(_pieces(item, said, depth + 1)) for item in value[:ITEMS_MAX])
+        items = (_joined(_messages(item, info, depth + 1)) for item in value[:ITEMS_MAX])
         told = "; ".join(dict.fromkeys(item for item in items if item))
         return [told] if told else []
-    return _of_object(value, said, depth)
+    return _object_messages(value, info, depth)
 
 
-def _of_object(value: Mapping[Any, Any], said: Said, depth: int) -> list[str]:
+def _object_messages(value: Mapping[Any, Any], info: ErrorInfo, depth: int) -> list[str]:
     fields = plain_fields(value)
-    _note(fields, said)
-    pieces = list(_of_fields(fields, _WORDS, said, depth))
+    _add_facts(fields, info)
+    pieces = list(_field_messages(fields, _WORDS, info, depth))
     for name, each in fields.items():
         if name.endswith("exception"):
-            pieces += _pieces(each, said, depth + 1)
+            pieces += _messages(each, info, depth + 1)
     metadata = fields.get("metadata")
     if isinstance(metadata, dict):
         inner = plain_fields(metadata)
-        said.reasons = said.reasons or bool(inner.get("reasons") or inner.get("flaggedinput"))
+        info.has_reasons = info.has_reasons or bool(
+            inner.get("reasons") or inner.get("flaggedinput")
+        )
         if isinstance(inner.get("headers"), dict):
-            said.limits.update({str(k).lower(): v for k, v in inner["headers"].items()})
-        pieces += _of_fields(inner, ("raw", "upstreamerror"), said, depth)
+            info.rate_headers.update({str(k).lower(): v for k, v in inner["headers"].items()})
+        pieces += _field_messages(inner, ("raw", "upstreamerror"), info, depth)
     details = fields.get("details")
     if isinstance(details, list):  # they say how long to wait, and why, in labels
         for detail in details[:ITEMS_MAX]:
             if isinstance(detail, dict):
-                _note(plain_fields(detail), said)
+                _add_facts(plain_fields(detail), info)
     if not pieces:
-        pieces = list(_of_fields(fields, _OTHER_WORDS, said, depth))
+        pieces = list(_field_messages(fields, _OTHER_WORDS, info, depth))
     if not pieces and depth:
-        pieces = list(_of_rest(value, said, depth))
+        pieces = list(_other_messages(value, info, depth))
     place = fields.get("loc", fields.get("field"))
     if isinstance(place, list):
         place = ".".join(str(part) for part in place if isinstance(part, str | int))
@@ -226,78 +230,80 @@ def _of_object(value: Mapping[Any, Any], said: Said, depth: int) -> list[str]:
     return pieces
 
 
-def _of_fields(
-    fields: Mapping[str, Any], names: Iterable[str], said: Said, depth: int
+def _field_messages(
+    fields: Mapping[str, Any], names: Iterable[str], info: ErrorInfo, depth: int
 ) -> Iterator[str]:
     labels = []
     for name in names:
         each = fields.get(name)
-        pieces = _pieces(each, said, depth + 1)
+        pieces = _messages(each, info, depth + 1)
         if name == "error" and isinstance(each, str) and (label := _label(each.strip())):
-            said.labels.append(label)  # {"error": "invalid_client", "error_description": ...}
+            info.labels.append(label)  # {"error": "invalid_client", "error_description": ...}
             labels += pieces
         else:
             yield from pieces
     yield from labels
 
 
-def _of_rest(value: Mapping[Any, Any], said: Said, depth: int) -> Iterator[str]:
+def _other_messages(value: Mapping[Any, Any], info: ErrorInfo, depth: int) -> Iterator[str]:
     """Fields of unknown names: {"max_tokens": ["must be at most 4096"]}."""
     for name, each in list(value.items())[:ITEMS_MAX]:
         if plain_name(name) in _SILENT or not isinstance(each, str | list | dict):
             continue
-        told = _joined(_pieces(each, said, depth + 1))
+        told = _joined(_messages(each, info, depth + 1))
         if told:
-            yield f"{collapsed(str(name))}: {told}"
+            yield f"{single_line(str(name))}: {told}"
 
 
-def _note(fields: Mapping[str, Any], said: Said) -> None:
+def _add_facts(fields: Mapping[str, Any], info: ErrorInfo) -> None:
     """Keep an object's labels, its status and how long it wants us to wait."""
     for name, each in fields.items():
         if name in _LABELS and (label := _label(each)):
-            said.labels.append(label)
-            status = index_of(label)
-            if status is not None and 400 <= status <= 599 and said.status is None:
-                said.status = status
-        elif name in _WAITS and said.wait is None:
-            said.wait = seconds_of(each)
-        elif name in {"retryafterms", "retrydelayms"} and said.wait is None:
-            said.wait = seconds_of(each, "ms")
+            info.labels.append(label)
+            status = parse_index(label)
+            if status is not None and 400 <= status <= 599 and info.status is None:
+                info.status = status
+        elif name in _WAITS and info.retry_after is None:
+            info.retry_after = parse_seconds(each)
+        elif name in {"retryafterms", "retrydelayms"} and info.retry_after is None:
+            info.retry_after = parse_seconds(each, "ms")
 
 
-def _of_text(text: str, said: Said, depth: int) -> list[str]:
+def _text_messages(text: str, info: ErrorInfo, depth: int) -> list[str]:
     text = text[:TEXT_MAX].strip()
     if is_markup(text):
-        said.is_page = True
-        words = page_words(text)
+        info.is_page = True
+        words = page_text(text)
         return [words] if words else []
     if "{" in text:
-        inner = _embedded(text, said, depth)
+        inner = _embedded(text, info, depth)
         if inner:
             return inner
-    text = collapsed(text)
+    text = single_line(text)
     return [text] if text else []
 
 
-def _embedded(text: str, said: Said, depth: int) -> list[str]:
+def _embedded(text: str, info: ErrorInfo, depth: int) -> list[str]:
     """The words of a text that holds an error as JSON, or as Python writes it."""
     text = _FIELD_PREFIX.sub("", text)
     start = min(at for at in (text.find("{"), text.find("[")) if at >= 0)
     for at in {start, text.find("{")}:
         value, end = _decoded(text, at)
-        inner = Said(left=said.left)
-        pieces = _pieces(value, inner, depth + 1) if _is_error_like(value) else []
-        said.left = inner.left
+        inner = ErrorInfo(values_left=info.values_left)
+        pieces = _messages(value, inner, depth + 1) if _is_error_like(value) else []
+        info.values_left = inner.values_left
         if pieces:
-            said.labels += inner.labels
-            said.status = said.status or inner.status
-            said.wait = said.wait if said.wait is not None else inner.wait
-            said.reasons = said.reasons or inner.reasons
-            before = collapsed(re.sub(r"\bb?['\"]$", "", text[:at].rstrip())).rstrip(" -:")
-            after = collapsed(text[end:]).strip(" '\"")
+            info.labels += inner.labels
+            info.status = info.status or inner.status
+            info.retry_after = (
+                info.retry_after if info.retry_after is not None else inner.retry_after
+            )
+            info.has_reasons = info.has_reasons or inner.has_reasons
+            before = single_line(re.sub(r"\bb?['\"]$", "", text[:at].rstrip())).rstrip(" -:")
+            after = single_line(text[end:]).strip(" '\"")
             return [each for each in (before, *pieces, after) if each]
     if text.startswith(("{", "[")) and (match := _CUT_JSON.search(text)):
-        return [collapsed(match[1].replace("\\n", " ").replace('\\"', '"'))]
+        return [single_line(match[1].replace("\\n", " ").replace('\\"', '"'))]
     return []
 
 
@@ -318,7 +324,7 @@ def _decoded(text: str, start: int) -> tuple[object, int]:
     return None, start
 
 
-def written(text: str) -> object:
+def python_value(text: str) -> object:
     """The value of an object as Python writes it; the text where it is none, or is long."""
     is_short = text.startswith("{") and len(text) <= TEXT_MAX
     value, _ = _decoded(text, 0) if is_short else (None, 0)
@@ -337,7 +343,7 @@ def _is_error_like(value: object) -> bool:
 # --- whether an object is an error ---------------------------------------------------------------
 
 
-def payload(value: Mapping[str, Any]) -> object:
+def error_part(value: Mapping[str, Any]) -> object:
     """The part of an object that tells the error: of a chunk not its deltas."""
     choices = value.get("choices")
     if isinstance(choices, list):
@@ -351,45 +357,47 @@ def is_error(value: Mapping[str, Any], depth: int = 0) -> bool:
     """Whether a decoded JSON object is an error."""
     fields = plain_fields(value)
     choices = fields.get("choices")
-    if _says(fields.get("error")) or _fails(fields.get("baseresp")):
+    if _has_error(fields.get("error")) or _is_failure_object(fields.get("baseresp")):
         return True
     if isinstance(choices, list) and any(isinstance(each, dict) for each in choices):
-        return any(isinstance(each, dict) and _says(each.get("error")) for each in choices)
+        return any(isinstance(each, dict) and _has_error(each.get("error")) for each in choices)
     kinds = (fields.get("object"), fields.get("type"), fields.get("event"))
     if any(isinstance(kind, str) and FAILURE.search(kind) for kind in kinds):
         return True
-    if _says(fields.get("errors")):
+    if _has_error(fields.get("errors")):
         return True
     inner = (fields.get(name) for name in WRAPPERS)
     if depth < WRAPPED_MAX and any(
         isinstance(each, dict) and is_error(each, depth + 1) for each in inner
     ):
         return True
-    if any(_says(fields.get(name)) for name in ("detail", "errormessage", "errormsg", "errmsg")):
-        return not _succeeds(fields)
-    if any(name.endswith("exception") and _says(each) for name, each in fields.items()):
+    if any(
+        _has_error(fields.get(name)) for name in ("detail", "errormessage", "errormsg", "errmsg")
+    ):
+        return not _is_success_object(fields)
+    if any(name.endswith("exception") and _has_error(each) for name, each in fields.items()):
         return True
-    return _fails(fields)
+    return _is_failure_object(fields)
 
 
-def _says(value: object) -> bool:
+def _has_error(value: object) -> bool:
     """Whether the value of a field for errors is one."""
     if isinstance(value, dict):
         fields = plain_fields(value)
-        return any(map(_is_told, fields.values())) and not _succeeds(fields)
+        return any(map(_is_meaningful, fields.values())) and not _is_success_object(fields)
     if isinstance(value, str):
         return value.strip().lower() not in {*_SUCCESS, "null", "false"}
     return value is True or (
-        isinstance(value, list) and any(_says(x) for x in value if not isinstance(x, list))
+        isinstance(value, list) and any(_has_error(x) for x in value if not isinstance(x, list))
     )
 
 
-def _is_told(value: object) -> bool:
+def _is_meaningful(value: object) -> bool:
     """Whether a field of an error says anything: {"code": 0, "message": ""} does not."""
     return bool(value) and str(value).strip().lower() not in _SUCCESS
 
 
-def _succeeds(fields: Mapping[str, Any]) -> bool:
+def _is_success_object(fields: Mapping[str, Any]) -> bool:
     """Whether an object with a code says that all is well: {"code": 0, "message": "success"}."""
     told = [str(fields[name]).lower() for name in _CODES if fields.get(name) is not None]
     words = str(fields.get("message") or fields.get("msg") or "").strip().lower()
@@ -397,10 +405,10 @@ def _succeeds(fields: Mapping[str, Any]) -> bool:
 
 
 def _is_success(code: str) -> bool:
-    return code in _SUCCESS or 200 <= (index_of(code) or 0) < 300
+    return code in _SUCCESS or 200 <= (parse_index(code) or 0) < 300
 
 
-def _fails(value: object) -> bool:
+def _is_failure_object(value: object) -> bool:
     """Whether an object has the code of a failure, and words for it."""
     if not isinstance(value, dict):
         return False
@@ -416,7 +424,7 @@ def _fails(value: object) -> bool:
         if code is None or isinstance(code, bool | dict | list):
             continue
         text = str(code).strip().lower()
-        number = index_of(text)
+        number = parse_index(text)
         if name == "status" and number is None:  # "completed", "in_progress", "failed"
             if text.startswith(("err", "fail")):
                 return True

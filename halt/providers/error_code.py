@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from halt.errors import CODES
-from halt.providers.error_body import Said
+from halt.providers.error_body import ErrorInfo
 
 WORDS_MAX = 2_000  # characters of an error that are looked at
 
@@ -234,71 +234,71 @@ _BY_LABEL = (
 _REFUSALS = frozenset((None, 400, 403, 404, 406, 409, 410, 412, 413, 415, 422, 451))
 
 
-def code_of(said: Said, status: int | None) -> str:
+def classify_error(info: ErrorInfo, status: int | None) -> str:
     """The code of an error. `status` is the answer's, or the one that the body names."""
-    if said.has("loop_detected"):
+    if info.has("loop_detected"):
         return "loop_detected"
-    words = _LINK.sub("", said.words[:WORDS_MAX])
-    is_option = said.has(*_OPTION_LABELS) or _OPTION.search(words) is not None
-    is_rate = said.has(*_RATE_LABELS) or _RATE.search(words) is not None
-    if said.reasons or said.has(*_FLAGGED_LABELS):
+    words = _LINK.sub("", info.message[:WORDS_MAX])
+    is_option = info.has(*_OPTION_LABELS) or _OPTION.search(words) is not None
+    is_rate = info.has(*_RATE_LABELS) or _RATE.search(words) is not None
+    if info.has_reasons or info.has(*_FLAGGED_LABELS):
         return "content_filter"
-    is_timed = is_option or said.wait is not None or _RATE.search(words) is not None
-    if _is_spent(said, words, status, is_timed=is_timed):
+    is_timed = is_option or info.retry_after is not None or _RATE.search(words) is not None
+    if _is_spent(info, words, status, is_timed=is_timed):
         return "quota_exceeded"
-    if code := _denied(said, words, status, is_option=is_option):
+    if code := _denied(info, words, status, is_option=is_option):
         return code
     if status == 429 or (is_rate and not is_option):
         return "rate_limited"
-    if (status or 0) >= 500 and said.has("model_not_found"):
+    if (status or 0) >= 500 and info.has("model_not_found"):
         return "model_not_found"  # a gateway without a server for it: one-api, new-api
-    if _is_loading(said, words, status):
+    if _is_loading(info, words, status):
         return "model_loading"
-    if status not in {403, 404} and not is_option and (code := _too_long(said, words)):
+    if status not in {403, 404} and not is_option and (code := _too_long(info, words)):
         return code
     if (
         status in _REFUSALS - {403}
         and not is_option
-        and (said.has(*_MODEL_LABELS) or _MODEL_MISSING.search(words))
+        and (info.has(*_MODEL_LABELS) or _MODEL_MISSING.search(words))
     ):
         return "model_not_found"
-    return _by_status(said, words, status)
+    return _by_status(info, words, status)
 
 
-def _is_spent(said: Said, words: str, status: int | None, *, is_timed: bool) -> bool:
+def _is_spent(info: ErrorInfo, words: str, status: int | None, *, is_timed: bool) -> bool:
     """Whether money or a quota is used up: time alone brings neither back."""
-    if status == 402 or (said.has(*_SPENT_LABELS) and not said.has("throttl")):
+    if status == 402 or (info.has(*_SPENT_LABELS) and not info.has("throttl")):
         return True
     if is_timed:
         return False
-    spent = _NO_MONEY if said.has(*_RATE_LABELS) else _SPENT
+    spent = _NO_MONEY if info.has(*_RATE_LABELS) else _SPENT
     return spent.search(_NAMED.sub("", words)) is not None
 
 
-def _denied(said: Said, words: str, status: int | None, *, is_option: bool) -> str:
+def _denied(info: ErrorInfo, words: str, status: int | None, *, is_option: bool) -> str:
     """The code of a refusal that has to do with the place, the content or the key."""
     if status not in _REFUSALS and status != 401:
         return ""
-    if said.has(*_REGION_LABELS) or (_REGION.search(words) and not is_option):
+    if info.has(*_REGION_LABELS) or (_REGION.search(words) and not is_option):
         return "region_not_supported"
     if _FLAGGED.search(words) and not is_option:
         return "content_filter"
-    if status == 401 or (status != 404 and (said.has(*_KEY_LABELS) or _KEY.search(words))):
+    if status == 401 or (status != 404 and (info.has(*_KEY_LABELS) or _KEY.search(words))):
         return "unauthorized"
     return ""
 
 
-def _is_loading(said: Said, words: str, status: int | None) -> bool:
+def _is_loading(info: ErrorInfo, words: str, status: int | None) -> bool:
     if status is not None and status < 500 and status not in {400, 404, 409, 425}:
         return False
-    if said.has("model_loading", "loading_model", "model_not_ready"):
+    if info.has("model_loading", "loading_model", "model_not_ready"):
         return True
     return _LOADING.search(words) is not None and not _BROKEN.search(words)
 
 
-def _too_long(said: Said, words: str) -> str:
+def _too_long(info: ErrorInfo, words: str) -> str:
     """Whether the prompt, or the answer that was asked for, is over a limit of the model's."""
-    is_labelled = said.has(*_CONTEXT_LABELS)
+    is_labelled = info.has(*_CONTEXT_LABELS)
     is_prompt = is_labelled or (_CONTEXT.search(words) and not _NO_CONTEXT.search(words))
     is_answer = _ANSWER.search(words) is not None
     if not is_prompt and not is_answer:
@@ -314,15 +314,15 @@ def _number(pattern: re.Pattern[str], words: str) -> int | None:
     return next((int(group) for group in match.groups() if group), None) if match else None
 
 
-def _by_status(said: Said, words: str, status: int | None) -> str:
+def _by_status(info: ErrorInfo, words: str, status: int | None) -> str:
     """The code where the words decide nothing."""
     if status is None:
-        told = (code for part, code in _BY_LABEL if said.has(part))
-        return next(told, "upstream_server_error" if is_overloaded(said) else "upstream_error")
-    names_model = _MODEL.search(words) and not _PATH.search(words) and not said.is_page
+        told = (code for part, code in _BY_LABEL if info.has(part))
+        return next(told, "upstream_server_error" if is_overloaded(info) else "upstream_error")
+    names_model = _MODEL.search(words) and not _PATH.search(words) and not info.is_page
     if status == 404 and names_model:
         return "bad_request" if _CAPABLE.search(words) else "model_not_found"
-    if status == 413 and (said.is_page or _NO_CONTEXT.search(words)):
+    if status == 413 and (info.is_page or _NO_CONTEXT.search(words)):
         return "bad_request"  # a limit on bytes
     if status == 400 and _PLAIN.search(words):
         return "endpoint_not_found"
@@ -330,9 +330,9 @@ def _by_status(said: Said, words: str, status: int | None) -> str:
     return _BY_STATUS.get(status, usual)
 
 
-def is_overloaded(said: Said) -> bool:
+def is_overloaded(info: ErrorInfo) -> bool:
     """Whether the server says that it has too much to do."""
-    return said.has(*_OVERLOADED_LABELS) or _OVERLOADED.search(said.words[:WORDS_MAX]) is not None
+    return info.has(*_OVERLOADED_LABELS) or _OVERLOADED.search(info.message[:WORDS_MAX]) is not None
 
 
 assert set(_BY_STATUS.values()) <= set(CODES)  # noqa: S101

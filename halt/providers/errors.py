@@ -16,8 +16,15 @@ from time import time
 import httpx2
 
 from halt.errors import CODES, OVERLOADED, Interrupted, UpstreamError
-from halt.providers.error_body import FAILURE, Said, is_error, payload, read, seconds_of
-from halt.providers.error_code import code_of, is_overloaded
+from halt.providers.error_body import (
+    FAILURE,
+    ErrorInfo,
+    error_part,
+    is_error,
+    parse_error_info,
+    parse_seconds,
+)
+from halt.providers.error_code import classify_error, is_overloaded
 from halt.transport.pool import NoConnection, ProxyFault, TLSTimeout
 
 logger = logging.getLogger(__name__)
@@ -27,60 +34,62 @@ HEADER_MAX = 86_400.0  # seconds; of a header
 _LIMITS = re.compile(r"limit:? (\d[\d,]{0,15}).{0,60}?requested:? (\d[\d,]{0,15})", re.IGNORECASE)
 
 
-def error_of(value: object, *, event: str = "") -> UpstreamError | None:
+def parse_error(value: object, *, event: str = "") -> UpstreamError | None:
     """The error that a decoded JSON value is, None where it is none.
 
     `value` is the body of an answer, or the data of an event with the name `event`. An event whose
     name tells a failure is one, whatever its value.
     """
     if FAILURE.search(event) and value not in (None, "", [], {}):
-        return _told(read(value))
+        return _error_from(parse_error_info(value))
     if isinstance(value, list):
         return next((error for each in value[:8] if (error := _of_item(each))), None)
     if not isinstance(value, dict) or not is_error(value):
         return None
-    said = read(payload(value))
-    return _told(said if said.words else read(value))
+    info = parse_error_info(error_part(value))
+    return _error_from(info if info.message else parse_error_info(value))
 
 
 def _of_item(item: object) -> UpstreamError | None:
     """The error that an item of a list is, as Gemini and FastAPI send them."""
     if isinstance(item, dict) and "loc" in item and "msg" in item:
-        return _told(read(item))
-    return error_of(item) if isinstance(item, dict) else None
+        return _error_from(parse_error_info(item))
+    return parse_error(item) if isinstance(item, dict) else None
 
 
 # --- what an error means --------------------------------------------------------------------------
 
 
-def _told(said: Said, status: int | None = None, wait: float | None = None) -> UpstreamError:
-    """The error of what was said.
+def _error_from(
+    info: ErrorInfo, status: int | None = None, wait: float | None = None
+) -> UpstreamError:
+    """The error of what was info.
 
-    `status` is that of the answer, None in a stream; `wait` is what the headers said of it.
+    `status` is that of the answer, None in a stream; `wait` is what the headers info of it.
     """
-    code = code_of(said, status or said.status)
+    code = classify_error(info, status or info.status)
     sentence, hint, retryable = "", "", CODES[code][1]
     if status is None:  # the address is right, and the request was accepted at first
         if code in {"bad_request", "endpoint_not_found"}:
             code, retryable = "upstream_error", False
-        elif code == "upstream_server_error" and not is_overloaded(said):
+        elif code == "upstream_server_error" and not is_overloaded(info):
             code = "upstream_error"
-    status = status or said.status
-    if said.wait is not None:  # the body knows more of it than what stands between
-        wait = said.wait if wait is None else max(said.wait, wait)
+    status = status or info.status
+    if info.retry_after is not None:  # the body knows more of it than what stands between
+        wait = info.retry_after if wait is None else max(info.retry_after, wait)
     if code == "upstream_server_error":
-        if status == 529 or is_overloaded(said):
+        if status == 529 or is_overloaded(info):
             sentence = OVERLOADED
         elif status in {408, 409, 425}:
             sentence = "The model's server could not take the request just now."
-    if code == "rate_limited" and (match := _LIMITS.search(said.words)):
+    if code == "rate_limited" and (match := _LIMITS.search(info.message)):
         limit, asked = (int(number.replace(",", "")) for number in match.groups())
         if asked > limit:
             retryable, wait = False, None
             hint = "This request alone is over that limit: shorten it, or choose another model."
     return UpstreamError(
         code,
-        said.words,
+        info.message,
         sentence=sentence,
         retryable=retryable,
         retry_after=wait if retryable and wait is not None and wait <= WAIT_MAX else None,
@@ -93,12 +102,12 @@ def _told(said: Said, status: int | None = None, wait: float | None = None) -> U
 
 
 def _status_fault(response: httpx2.Response) -> UpstreamError:
-    said = read(_body(response))
-    said.words = said.words or f"{response.status_code} {response.reason_phrase}".strip()
-    wait = wait_of(response.headers, time())
-    if wait is None and said.limits:
-        wait = wait_of({str(k).lower(): str(v) for k, v in said.limits.items()}, time())
-    return _told(said, response.status_code, wait)
+    info = parse_error_info(_body(response))
+    info.message = info.message or f"{response.status_code} {response.reason_phrase}".strip()
+    wait = retry_delay(response.headers, time())
+    if wait is None and info.rate_headers:
+        wait = retry_delay({str(k).lower(): str(v) for k, v in info.rate_headers.items()}, time())
+    return _error_from(info, response.status_code, wait)
 
 
 def _body(response: httpx2.Response) -> object:
@@ -113,13 +122,13 @@ def _body(response: httpx2.Response) -> object:
         return text
 
 
-def wait_of(headers: Mapping[str, str], at: float) -> float | None:
+def retry_delay(headers: Mapping[str, str], at: float) -> float | None:
     """How many seconds these headers want us to wait. `at` is the time since the epoch."""
-    milliseconds = seconds_of(headers.get("retry-after-ms"), "ms")
+    milliseconds = parse_seconds(headers.get("retry-after-ms"), "ms")
     if milliseconds is not None and milliseconds <= HEADER_MAX * 1000:
         return milliseconds
     value = headers.get("retry-after", "").strip()
-    seconds = seconds_of(value) if value[:1].isdigit() else None
+    seconds = parse_seconds(value) if value[:1].isdigit() else None
     if seconds is None and value:
         try:
             seconds = parsedate_to_datetime(value).timestamp() - at
@@ -140,7 +149,7 @@ def _reset(headers: Mapping[str, str], at: float) -> float | None:
         if "ratelimit" not in name or "reset" not in name:
             continue
         left = headers.get(name.replace("reset", "remaining"))
-        seconds = seconds_of(value)
+        seconds = parse_seconds(value)
         if seconds is None:  # Anthropic's is a date
             with contextlib.suppress(ValueError):
                 seconds = datetime.fromisoformat(value).timestamp()
@@ -176,7 +185,7 @@ _CONNECTION_CODES: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
-def fault(exc: BaseException, secret: str) -> UpstreamError:
+def to_upstream_error(exc: BaseException, secret: str) -> UpstreamError:
     """The one boundary where foreign errors become ours. Some servers quote the key: not we."""
     return _translate(exc).without(secret)
 

@@ -6,8 +6,8 @@ from halt.config.provider_setup import of_server, setup
 from halt.config.providers import ProviderSettings
 from halt.config.settings import Config
 from halt.core.request import Upstream
+from halt.providers.discovered import DiscoveredProviders
 from halt.providers.discovery import Discovery
-from halt.providers.found import FoundProviders
 from halt.providers.last_model import LastModel
 from halt.providers.openai import AzureUpstream, OpenAIUpstream
 from halt.providers.router import Providers
@@ -47,7 +47,7 @@ def make_upstream(
     providers = {each.name: make(each) for each in wanted.providers}
     if only or discovery is None:
         return Providers(providers, wanted.default)
-    return FoundProviders(
+    return DiscoveredProviders(
         providers,
         discovery,
         lambda server: make(of_server(server, config)),

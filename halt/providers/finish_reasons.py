@@ -15,7 +15,7 @@ from halt.core.finish_reasons import CONTENT_FILTER, FUNCTION_CALL, LENGTH, STOP
 
 KNOWN = frozenset({STOP, LENGTH, TOOL_CALLS, FUNCTION_CALL, CONTENT_FILTER})
 
-REASON_MOST = 100  # characters of a server's own word
+REASON_MAX = 100  # characters of a server's own word
 
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 _MARK = re.compile(r"</?[^\s<>]+>")  # a model's own token for its end, as <|im_end|>
@@ -81,7 +81,7 @@ def _compared(given: str) -> str | None:
     if _MARK.fullmatch(given.strip()):
         return STOP
     words: list[str] = []
-    for word in _WORD.findall(given[: 2 * REASON_MOST]):
+    for word in _WORD.findall(given[: 2 * REASON_MAX]):
         words += _COMPOUNDS.get(word.lower(), (word.lower(),))
     if words[1:2] == ["reason"] and words[0] in {"finish", "stop", "done"}:
         del words[:2]
@@ -112,4 +112,4 @@ def _is_length(words: set[str]) -> bool:
 def _own(given: str) -> str:
     """The server's own word, as it can be shown and logged."""
     text = " ".join("".join(c if c.isprintable() else " " for c in given).split())
-    return text[:REASON_MOST] or "unknown"
+    return text[:REASON_MAX] or "unknown"

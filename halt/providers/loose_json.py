@@ -18,7 +18,7 @@ TEXT_DEPTH_MAX = 4  # levels at which the text of a part of a message may stand
 INTEGER_MAX = 2**63  # what is past it is handed on as a float
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-#: Halves that wait for nothing: U+DC80 to U+DCFF stand for single bytes, see `_decoded`.
+#: CharacterJoiner that wait for nothing: U+DC80 to U+DCFF stand for single bytes, see `_decoded`.
 _ALONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 _BLANK = re.compile(r"[ \t\r\n,]*")
@@ -42,7 +42,7 @@ def _decoded(data: bytes) -> str:
         return data.decode("utf-8", "surrogateescape")
 
 
-def values(data: bytes) -> list[Any]:
+def parse_values(data: bytes) -> list[Any]:
     """The JSON values that stand in these bytes, one behind the other.
 
     What comes behind the first value and is none is passed over. Raises ValueError where the bytes
@@ -78,7 +78,7 @@ def _value(text: str, start: int) -> tuple[Any, int]:
 def clean(value: Any, depth: int = 0) -> Any:
     """The value as the standard's JSON can hold it; None for what it can't, and past DEPTH_MAX."""
     if isinstance(value, str):
-        return whole(value)
+        return valid_text(value)
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int):
@@ -89,7 +89,7 @@ def clean(value: Any, depth: int = 0) -> Any:
         if isinstance(value, list):
             return [clean(each, depth + 1) for each in value]
         if isinstance(value, dict):
-            return {whole(str(name)): clean(each, depth + 1) for name, each in value.items()}
+            return {valid_text(str(name)): clean(each, depth + 1) for name, each in value.items()}
     return None
 
 
@@ -101,7 +101,7 @@ def _finite(value: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def text_of(value: Any, depth: int = 0) -> str:
+def extract_text(value: Any, depth: int = 0) -> str:
     """The text that a value is or holds: text, a number, a part of a message, a list of those."""
     if isinstance(value, str):
         return value
@@ -111,15 +111,15 @@ def text_of(value: Any, depth: int = 0) -> str:
         number = clean(value)
         return "" if number is None else str(number)
     if isinstance(value, list):
-        return "".join([text_of(each, depth + 1) for each in value])
+        return "".join([extract_text(each, depth + 1) for each in value])
     if isinstance(value, dict):
         for name in ("text", "content", "value", "summary", "parts"):
-            if text := text_of(value.get(name), depth + 1):
+            if text := extract_text(value.get(name), depth + 1):
                 return text
     return ""
 
 
-def index_of(value: Any) -> int | None:
+def parse_index(value: Any) -> int | None:
     """The whole number that a value is or spells, None where it is none."""
     if isinstance(value, bool):
         return None
@@ -131,12 +131,12 @@ def index_of(value: Any) -> int | None:
     return value if isinstance(value, int) and 0 <= value < INTEGER_MAX else None
 
 
-def object_of(value: Any) -> dict[str, Any]:
+def as_object(value: Any) -> dict[str, Any]:
     """An object, empty where the value is none."""
     return value if isinstance(value, dict) else {}
 
 
-def objects_of(value: Any) -> list[dict[str, Any]]:
+def as_objects(value: Any) -> list[dict[str, Any]]:
     """The objects of a list, of an object that stands for a list (PHP), or one alone."""
     if isinstance(value, dict):
         numbered = bool(value) and all(str(name).isdecimal() for name in value)
@@ -144,7 +144,7 @@ def objects_of(value: Any) -> list[dict[str, Any]]:
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
-def usage_of(value: Any) -> dict[str, Any] | None:
+def parse_usage(value: Any) -> dict[str, Any] | None:
     """A server's counts, whole numbers as such; None where it reports none."""
     if not isinstance(value, dict) or not value:
         return None
@@ -159,17 +159,17 @@ def usage_of(value: Any) -> dict[str, Any] | None:
 # --- halves of characters -------------------------------------------------------------------------
 
 
-def is_whole(text: str) -> bool:
+def is_valid_text(text: str) -> bool:
     """Whether a text holds no half of a character."""
     return text.isascii() or _SURROGATE.search(text) is None
 
 
-def whole(text: str) -> str:
+def valid_text(text: str) -> str:
     """The text, with U+FFFD for each half of a character that has no other half."""
-    return text if is_whole(text) else Halves().feed(text, last=True)
+    return text if is_valid_text(text) else CharacterJoiner().feed(text, last=True)
 
 
-class Halves:
+class CharacterJoiner:
     """Puts characters together that pieces of a text were cut within.
 
     A piece may end with one half of a surrogate pair, or with a part of a character's bytes.

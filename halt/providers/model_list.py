@@ -47,7 +47,7 @@ class Model(NamedTuple):
     chats: bool
 
 
-def models_of(value: object) -> list[Model] | None:
+def parse_models(value: object) -> list[Model] | None:
     """The models of a decoded list, in its order; None where it is no list of models.
 
     An item without a name is passed over.
@@ -62,7 +62,7 @@ def models_of(value: object) -> list[Model] | None:
     return list(models.values()) if models or not items else None
 
 
-def default_of(models: list[Model]) -> str:
+def default_model_name(models: list[Model]) -> str:
     """The model that answers where none is named: the first that holds a conversation."""
     return next((model.name for model in models if model.chats), models[0].name if models else "")
 

@@ -21,12 +21,19 @@ from halt.config.providers import ProviderSettings
 from halt.core.connection import Line
 from halt.core.request import ChatRequest, Reply
 from halt.errors import UpstreamError
-from halt.providers.base import LEARNT_MAX, Provider
+from halt.providers.base import REMEMBERED_MAX, Provider
 from halt.providers.chat_completions import ChatDecoder
-from halt.providers.continuation import HOSTS, NO_THOUGHT, OWNERS, SWITCHES, Way, settled
-from halt.providers.exchange import NOWHERE, http_client, post, warm_up
+from halt.providers.client_transport import NOWHERE, http_client, post, warm_up
+from halt.providers.continuation import (
+    HOSTS,
+    NO_THOUGHT,
+    OWNERS,
+    SWITCHES,
+    ContinuationMode,
+    merge_unfinished,
+)
 from halt.providers.model_list import Model
-from halt.providers.returned import given_back, returned_fields
+from halt.providers.round_trip import outgoing_message, round_trip_names
 from halt.transport.pool import Transport
 
 DEEPSEEK_BETA = "https://api.deepseek.com/beta"  # the one address where it takes a prefix
@@ -69,13 +76,13 @@ class OpenAIUpstream(Provider):
         self._models = self._client.models.with_raw_response
         self._host = urlsplit(settings.base_url).hostname or ""
         self._on_openai = is_openai(settings.base_url)
-        self._flagging = self._client  # takes a prefix where that has an address of its own
+        self._prefix_client = self._client  # takes a prefix where that has an address of its own
         if self._host == "api.deepseek.com":
-            self._flagging = self._client.with_options(base_url=DEEPSEEK_BETA)
+            self._prefix_client = self._client.with_options(base_url=DEEPSEEK_BETA)
         self._owners: dict[str, str] | None = None  # model -> what its server calls itself
         # Model -> what its server refuses: options, and fields of messages.
-        self._refused: dict[str, frozenset[str]] = {}
-        self._unreturned: dict[str, frozenset[str]] = {}
+        self._refused_options: dict[str, frozenset[str]] = {}
+        self._refused_fields: dict[str, frozenset[str]] = {}
 
     def _address(self, settings: ProviderSettings) -> str:
         """The address that paths are put behind."""
@@ -92,19 +99,21 @@ class OpenAIUpstream(Provider):
             http_client=http_client(self._transport),
         )
 
-    def _send(self, model: str, request: ChatRequest, line: Line, way: Way | None = None) -> Reply:
+    def _send(
+        self, model: str, request: ChatRequest, line: Line, mode: ContinuationMode | None = None
+    ) -> Reply:
         options = request.options()
         if self._on_openai and "max_tokens" in options:
             # OpenAI's current models only take the newer name.
             options["max_completion_tokens"] = options.pop("max_tokens")
         extra = {**self._settings.extra_body, **options.pop("extra_body", {})}
-        if way == "switched":
+        if mode == "switched":
             extra = {**NO_THOUGHT, **extra, **SWITCHES}
-        elif way == "trailing":
+        elif mode == "trailing":
             extra = {**NO_THOUGHT, **extra}
-        create = partial(self._create_with, model, request, way, options, extra)
+        create = partial(self._create_with, model, request, mode, options, extra)
         decoder = ChatDecoder(logprobs=bool(extra.get("logprobs")))
-        return self._answer(line, model, self._path(model), create, decoder)
+        return self._open_stream(line, model, self._path(model), create, decoder)
 
     def _path(self, model: str) -> str:
         """Where a model is asked, behind `_base`."""
@@ -114,7 +123,7 @@ class OpenAIUpstream(Provider):
         """The same, behind the client's address."""
         return COMPLETIONS
 
-    def _way(self, model: str, request: ChatRequest, line: Line) -> Way:
+    def _continuation_mode(self, model: str, request: ChatRequest, line: Line) -> ContinuationMode:
         wish = self._settings.continues
         if wish == "instruction" or (wish == "auto" and self._on_openai):
             return "instruction"
@@ -128,7 +137,7 @@ class OpenAIUpstream(Provider):
         """What the server of a model calls itself in its list, empty where it does not say."""
         if self._owners is None:
             try:
-                self._listed(line)
+                self._fetch_models(line)
             except UpstreamError:
                 with self._lock:
                     self._owners = self._owners or {}  # asked once; a later list tells more
@@ -140,7 +149,7 @@ class OpenAIUpstream(Provider):
         self,
         model: str,
         request: ChatRequest,
-        way: Way | None,
+        mode: ContinuationMode | None,
         options: dict[str, Any],
         extra: dict[str, Any],
     ) -> httpx2.Response:
@@ -148,20 +157,20 @@ class OpenAIUpstream(Provider):
 
         A server that does refuses them in every conversation: it is not sent them again.
         """
-        given = settled(request.messages)
-        client = self._flagging if way == "flagged" else self._client
+        given = merge_unfinished(request.messages)
+        client = self._prefix_client if mode == "flagged" else self._client
 
         def create(refused: frozenset[str]) -> httpx2.Response:
-            messages = [given_back(message, refused) for message in given]
-            if way in {"flagged", "echoed"}:
+            messages = [outgoing_message(message, refused) for message in given]
+            if mode in {"flagged", "echoed"}:
                 messages[-1] = {**messages[-1], "prefix": True}
             return self._create(client, model, messages, options, extra)
 
-        known = self._unreturned.get(model, frozenset())
+        known = self._refused_fields.get(model, frozenset())
         try:
             return create(known)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as refusal:
-            fields = {name for message in given for name in returned_fields(message)} - known
+            fields = {name for message in given for name in round_trip_names(message)} - known
             refused = known | fields.intersection(re.findall(r"\w+", refusal.response.text))
             if refused == known:
                 raise
@@ -170,7 +179,7 @@ class OpenAIUpstream(Provider):
             except (openai.BadRequestError, openai.UnprocessableEntityError):
                 raise refusal from None  # it was about something else
         logger.info("%s is refused in messages for %s", ", ".join(sorted(refused)), model)
-        self._learn_names(self._unreturned, model, lambda before: before | refused)
+        self._remember_refusals(self._refused_fields, model, lambda before: before | refused)
         return response
 
     def _create(
@@ -186,7 +195,7 @@ class OpenAIUpstream(Provider):
         A refusal counts where the request is taken without that name. `extra` are fields that are
         always sent, in the place of others of their names.
         """
-        known = self._refused.get(model, frozenset())
+        known = self._refused_options.get(model, frozenset())
         refused, sent = set(known), set[str]()
         path = self._client_path(model)
         own = {"model": model, "messages": messages, "stream": True}
@@ -206,10 +215,10 @@ class OpenAIUpstream(Provider):
         for name in refused ^ known:
             logger.info("%s is %s for %s", name, "refused" if name in refused else "taken", model)
         if refused != known:
-            self._learn_names(self._refused, model, lambda _: frozenset(refused))
+            self._remember_refusals(self._refused_options, model, lambda _: frozenset(refused))
         return response
 
-    def _learn_names(
+    def _remember_refusals(
         self,
         table: dict[str, frozenset[str]],
         model: str,
@@ -217,13 +226,13 @@ class OpenAIUpstream(Provider):
     ) -> None:
         """Remember what is refused for a model: what `learnt` makes of what was known before."""
         with self._lock:
-            if model in table or len(table) < LEARNT_MAX:
+            if model in table or len(table) < REMEMBERED_MAX:
                 table[model] = learnt(table.get(model, frozenset()))
 
-    def _list(self) -> httpx2.Response:
+    def _request_models(self) -> httpx2.Response:
         return self._models.list().http_response
 
-    def _note(self, models: list[Model]) -> None:
+    def _remember_models(self, models: list[Model]) -> None:
         with self._lock:
             self._owners = {model.name: model.owner for model in models}
 
@@ -279,7 +288,7 @@ class AzureUpstream(OpenAIUpstream):
     def _client_path(self, model: str) -> str:
         return f"/deployments/{quote(model, safe=SEGMENT_SAFE)}{COMPLETIONS}"
 
-    def _way(self, model: str, request: ChatRequest, line: Line) -> Way:
+    def _continuation_mode(self, model: str, request: ChatRequest, line: Line) -> ContinuationMode:
         return "trailing" if self._settings.continues == "prefix" else "instruction"
 
     def models(self, line: Line) -> list[str]:

@@ -10,13 +10,13 @@ import httpx2
 from halt.core.request import Part
 from halt.errors import UpstreamError
 from halt.providers.decoder import EventDecoder
-from halt.providers.errors import fault
+from halt.providers.errors import to_upstream_error
 from halt.transport.http1 import Body
 
 LINES_MAX = 256  # lines of an answer that are decoded in one turn
 
 
-def _turn_of(raw: bytes) -> tuple[bytes, bytes]:
+def _split_batch(raw: bytes) -> tuple[bytes, bytes]:
     """The part of a read that is decoded in one turn of the relay, and the rest.
 
     Lines cost time and bytes cost hardly any: 64 kB of lines of one character took 190 ms, and no
@@ -38,11 +38,11 @@ class EventReply:
         decoder: EventDecoder,
         model: str,
         secret: str = "",
-        hinted: Callable[[UpstreamError], UpstreamError] | None = None,
+        add_hint: Callable[[UpstreamError], UpstreamError] | None = None,
     ) -> None:
         """`response`: our transport brought it. `model` is the one that was asked.
 
-        `secret` is taken out of every fault. `hinted` makes the fault that is raised of one that
+        `secret` is taken out of every fault. `add_hint` makes the fault that is raised of one that
         came before any part of an answer.
         """
         body = response.extensions["halt.body"]
@@ -51,7 +51,7 @@ class EventReply:
         self._decoder = decoder
         self._asked = model
         self._secret = secret
-        self._hinted = hinted
+        self._add_hint = add_hint
         self._raw = b""  # bytes of the last read of the body that were not decoded
         kind = response.headers.get("content-type", "")
         if coding := response.headers.get("content-encoding", ""):
@@ -92,19 +92,19 @@ class EventReply:
     def read(self) -> Part:
         try:
             self._decoder.check()  # a fault that came with the last text waits for nothing more
-            raw, self._raw = _turn_of(self._raw or self._body.read())
+            raw, self._raw = _split_batch(self._raw or self._body.read())
             return self._decoder.feed(raw) if raw else self._decoder.end()
         except UpstreamError as exc:
             raise self._told(exc) from exc
         except httpx2.HTTPError as exc:
             try:
-                return self._decoder.end(fault(exc, self._secret))
+                return self._decoder.end(to_upstream_error(exc, self._secret))
             except UpstreamError as told:
                 raise self._told(told) from exc
 
     def _told(self, fault: UpstreamError) -> UpstreamError:
-        if self._hinted is not None and not self._decoder.begun:
-            fault = self._hinted(fault)
+        if self._add_hint is not None and not self._decoder.has_started:
+            fault = self._add_hint(fault)
         return fault.without(self._secret)
 
     def close(self) -> None:

@@ -23,9 +23,9 @@ from halt.core.via import Chain
 from halt.errors import HaltError, UpstreamError
 from halt.providers.cached_query import CachedQuery
 
-KEPT_SECONDS = 60.0  # a list of models is asked for again after this time
-AGAIN_SECONDS = 10.0  # one that could not be had, and whether a provider answers
-ASK_SECONDS = 9.0  # for one answer; then the provider is as good as unreachable
+LIST_SECONDS = 60.0  # a list of models is asked for again after this time
+RECHECK_SECONDS = 10.0  # one that could not be had, and whether a provider answers
+QUERY_TIMEOUT = 9.0  # for one answer; then the provider is as good as unreachable
 WAIT_SECONDS = 1.5  # that whoever wants the lists waits for all of them together
 
 T = TypeVar("T")
@@ -39,10 +39,18 @@ class _Member:
     def __init__(self, name: str, upstream: Upstream) -> None:
         self.upstream = upstream
         self.models = CachedQuery(
-            name, self._list, kept=KEPT_SECONDS, again=AGAIN_SECONDS, limit=ASK_SECONDS
+            name,
+            self._list,
+            answer_seconds=LIST_SECONDS,
+            fault_seconds=RECHECK_SECONDS,
+            timeout=QUERY_TIMEOUT,
         )
         self.check = CachedQuery(
-            name, self._check, kept=AGAIN_SECONDS, again=AGAIN_SECONDS, limit=ASK_SECONDS
+            name,
+            self._check,
+            answer_seconds=RECHECK_SECONDS,
+            fault_seconds=RECHECK_SECONDS,
+            timeout=QUERY_TIMEOUT,
         )
 
     def _list(self, line: Line) -> Groups:
@@ -53,7 +61,7 @@ class _Member:
         return True
 
 
-def providers_of(upstream: Upstream) -> Providers:
+def as_providers(upstream: Upstream) -> Providers:
     """This upstream, or the Providers of it alone."""
     return upstream if isinstance(upstream, Providers) else Providers({"": upstream})
 
@@ -96,7 +104,7 @@ class Providers:
         found = self._lists(line.chain)
         names = names_in(self._grouped(found))
         if not names:
-            self._raise_first(found)
+            self._raise_first_fault(found)
         return names
 
     def catalog(self, line: Line) -> Groups:
@@ -108,28 +116,28 @@ class Providers:
         """
         if line.interrupted:
             return self._grouped(self._lists(line.chain, 0.0))
-        return self._some(self._lists(line.chain, WAIT_SECONDS))
+        return self._groups_or_raise(self._lists(line.chain, WAIT_SECONDS))
 
-    def look(self, wait: float) -> Groups:
+    def catalog_for_page(self, wait: float) -> Groups:
         """The same for a page, which waits until this many seconds after the lists were asked for.
 
         So one page waits for a silent provider, and later ones do not.
         """
-        asked_at = self._ask_lists()
-        return self._some(self._lists((), asked_at + wait - now()))
+        asked_at = self._start_lists()
+        return self._groups_or_raise(self._lists((), asked_at + wait - now()))
 
-    def _some(self, found: Lists) -> Groups:
+    def _groups_or_raise(self, found: Lists) -> Groups:
         """The groups. Raises UpstreamError where no provider has a model."""
         if not any(names_in(groups) for groups, _ in found.values()):
             if any(groups is None and fault is None for groups, fault in found.values()):
                 raise UpstreamError("upstream_unreachable", "it did not answer in time")
-            self._raise_first(found)
+            self._raise_first_fault(found)
         return self._grouped(found)
 
     def _grouped(self, found: Lists) -> Groups:
         """A group for each provider; one that stands before several has theirs."""
         return [
-            (group or name, [self._full(name, model) for model in models])
+            (group or name, [self._full_name(name, model) for model in models])
             for name, (groups, _) in found.items()
             for group, models in groups or [("", [])]
         ]
@@ -140,17 +148,17 @@ class Providers:
             single.check(line)
             return
         checks = {name: member.check for name, member in self._members.items()}
-        for seconds in (WAIT_SECONDS, ASK_SECONDS):  # the silent ones are awaited only if need be
-            found = self._all(checks, line.chain, seconds, fresh=True)
+        for seconds in (WAIT_SECONDS, QUERY_TIMEOUT):  # the silent ones are awaited only if need be
+            found = self._query_all(checks, line.chain, seconds, fresh=True)
             if any(answer for answer, fault in found.values() if fault is None):
                 return
-        self._raise_first(found)
+        self._raise_first_fault(found)
 
-    def begin_checks(self) -> float:
+    def start_checks(self) -> float:
         """Ask each provider whether it answers, where that is not known; when they were asked."""
-        return max((each.check.begin() for each in self._members.values()), default=0.0)
+        return max((each.check.start() for each in self._members.values()), default=0.0)
 
-    def checked(self, until: float) -> list[tuple[bool | None, HaltError | None]]:
+    def check_results(self, until: float) -> list[tuple[bool | None, HaltError | None]]:
         """Whether each provider answers, as far as it is known at this time."""
         return [each.check.wait(until, fresh=True) for each in self._members.values()]
 
@@ -160,7 +168,7 @@ class Providers:
             return self._default
         name, member = next(iter(self._members.items()))
         model = member.upstream.known_model
-        return self._full(name, model) if model else ""
+        return self._full_name(name, model) if model else ""
 
     def close(self) -> None:
         with self._lock:
@@ -173,13 +181,13 @@ class Providers:
         """The only provider, None where there are several."""
         return self._first if len(self._members) == 1 else None
 
-    def _full(self, name: str, model: str) -> str:
+    def _full_name(self, name: str, model: str) -> str:
         """The name by which requests ask for a provider's model."""
         return model if self._single else f"{name}/{model}"
 
-    def _ask_lists(self) -> float:
+    def _start_lists(self) -> float:
         """Ask each provider for its list, where it is not known; when they were asked."""
-        return max((each.models.begin() for each in self._members.values()), default=0.0)
+        return max((each.models.start() for each in self._members.values()), default=0.0)
 
     def _lists(self, chain: Chain, seconds: float = WAIT_SECONDS) -> Lists:
         """What each provider lists, as far as it is known after this many seconds.
@@ -187,25 +195,25 @@ class Providers:
         `chain`: that of the request for which they are asked, see `halt.core.via`.
         """
         queries = {name: member.models for name, member in self._members.items()}
-        return self._all(queries, chain, seconds)
+        return self._query_all(queries, chain, seconds)
 
     def _resolve(self, model: str, chain: Chain) -> tuple[Upstream, str]:
         """Who answers for a model, and its name there. Raises UpstreamError."""
         if len(self._members) == 1 or not model:
             return self._first, model
-        return self._named(model) or self._listing(model, self._lists(chain))
+        return self._find_by_prefix(model) or self._find_by_list(model, self._lists(chain))
 
     @property
     def _first(self) -> Upstream:
         return next(iter(self._members.values())).upstream
 
-    def _named(self, model: str) -> tuple[Upstream, str] | None:
+    def _find_by_prefix(self, model: str) -> tuple[Upstream, str] | None:
         """Who answers for PROVIDER/MODEL, and its name there; None where it is no such name."""
         name, _, rest = model.partition("/")
         member = self._members.get(name) if rest else None
         return None if member is None else (member.upstream, rest)
 
-    def _listing(self, model: str, found: Lists) -> tuple[Upstream, str]:
+    def _find_by_list(self, model: str, found: Lists) -> tuple[Upstream, str]:
         """The one provider that lists a model, and its name there. Raises UpstreamError."""
         listing = [name for name, (groups, _) in found.items() if model in names_in(groups)]
         if len(listing) == 1:
@@ -222,7 +230,7 @@ class Providers:
         )
 
     @staticmethod
-    def _all(
+    def _query_all(
         queries: Mapping[str, CachedQuery[T]],
         chain: Chain,
         seconds: float = WAIT_SECONDS,
@@ -231,12 +239,12 @@ class Providers:
     ) -> dict[str, tuple[T | None, HaltError | None]]:
         """What all of them answer, as far as it is known after this many seconds."""
         for query in queries.values():
-            query.begin(chain)
+            query.start(chain)
         until = now() + seconds
         return {name: query.wait(until, fresh=fresh) for name, query in queries.items()}
 
     @staticmethod
-    def _raise_first(found: Mapping[str, tuple[T | None, HaltError | None]]) -> None:
+    def _raise_first_fault(found: Mapping[str, tuple[T | None, HaltError | None]]) -> None:
         for _, fault in found.values():
             if fault is not None:
                 raise fault

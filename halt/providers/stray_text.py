@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from halt.errors import UpstreamError
-from halt.providers.error_body import page_words
-from halt.providers.errors import error_of
+from halt.providers.error_body import page_text
+from halt.providers.errors import parse_error
 
 WORDS_MAX = 20_000  # bytes that are kept of lines which are no event
 
@@ -54,7 +54,7 @@ class StrayText:
             return self._web_page()
         words = self._text()
         if not understood:
-            if words and (fault := error_of(words, event="error")):
+            if words and (fault := parse_error(words, event="error")):
                 return fault
             if label:
                 return UpstreamError("upstream_invalid", label)
@@ -62,7 +62,7 @@ class StrayText:
         return UpstreamError("upstream_incomplete", words if " " in words else "")
 
     def _web_page(self) -> UpstreamError:
-        return UpstreamError("upstream_web_page", page_words(self._text()))
+        return UpstreamError("upstream_web_page", page_text(self._text()))
 
     def _text(self) -> str:
         """The lines, empty where they are no text."""

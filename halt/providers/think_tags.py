@@ -1,6 +1,6 @@
-"""The marks by which models set their thoughts apart within the text of an answer.
+"""The tags by which models set their thoughts apart within the text of an answer.
 
-A mark is a name in brackets of one of the forms below, whatever its case, and the name has a word
+A tag is a name in brackets of one of the forms below, whatever its case, and the name has a word
 for a thought in it. Servers hand such models' output through as it is:
 
     <think>...</think>                      also <thinking>, <seed:think>, <longcat_think>, ...
@@ -16,28 +16,28 @@ from __future__ import annotations
 import re
 
 from halt.core.events import Content, Reasoning, ReasoningEnd
-from halt.providers.gathering import Gathering
-from halt.providers.think_marks import (
+from halt.providers.part_builder import PartBuilder
+from halt.providers.think_tag_rules import (
     AHEAD,
     CHANNEL,
     CHANNEL_ENDS,
     CLOSING_MAYBE,
-    MARK,
+    TAG,
     WORDS,
     Scan,
     begins_answer,
     begins_thought,
-    closings_of,
+    closing_tags,
     ends_thought,
-    may_be_mark,
-    may_hold_mark,
+    may_be_tag,
+    may_hold_tag,
+    name_words,
     overlap,
     stands_alone,
-    words_of,
 )
 
-SORTED_MAX = 4_096  # characters that are sorted together: each mark copies what is behind it
-BLANK_MAX = 1_000  # characters of white space behind which a mark is not looked for
+SORTED_MAX = 4_096  # characters that are sorted together: each tag copies what is behind it
+BLANK_MAX = 1_000  # characters of white space behind which a tag is not looked for
 
 # Harmony, gpt-oss's form: <|start|>ROLE<|channel|>CHANNEL<|message|>TEXT<|end|>, in turn.
 _HEADER = re.compile(r"<\|(?:start|channel)\|>")
@@ -47,35 +47,35 @@ _HEADER_MAYBE = re.compile(
 _MESSAGE = "<|message|>"
 _MESSAGE_ENDS = re.compile(r"<\|(?:end|return|call)\|>")
 _MESSAGE_OVER = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
-_HARMONY_MARKS = ("<|end|>", "<|return|>", "<|call|>", "<|start|>", "<|channel|>")
+_HARMONY_TAGS = ("<|end|>", "<|return|>", "<|call|>", "<|start|>", "<|channel|>")
 _LATE = ("<|end|><|start|>", "<|channel|>final<|message|>", CHANNEL_ENDS)  # behind a thought
 _CHANNEL_OF = re.compile(r"<\|channel\|>\s*(\w+)")
 HEADER_MAX = 200  # characters of a message's header
 
-# A mark that ends what no other mark began.
-_ENDS = re.compile(rf"<\|end\|>(?=<\|start\|>)|<\|channel\|>(?=final<\|message\|>)|{MARK.pattern}")
+# A tag that ends what no other tag began.
+_ENDS = re.compile(rf"<\|end\|>(?=<\|start\|>)|<\|channel\|>(?=final<\|message\|>)|{TAG.pattern}")
 
 
 class ThinkSplitter:
     """Tells a model's thoughts from its answer where both come as text.
 
-    A marked thought stands at the beginning of the answer, or directly behind another. A mark that
+    A marked thought stands at the beginning of the answer, or directly behind another. A tag that
     only ends a thought makes one of all text before it; that text was given out as the answer's, so
     a `ReasoningEnd` tells it. Marks may be cut anywhere; what might be the beginning of one is held
-    back until that is clear. Line breaks behind a mark belong to it.
+    back until that is clear. Line breaks behind a tag belong to it.
 
-    Text that speaks of such marks stays as it is: in code, in quotes, within a sentence.
+    Text that speaks of such tags stays as it is: in code, in quotes, within a sentence.
     """
 
     def __init__(self) -> None:
-        self.through = False  # nothing is left to be split: what comes is the answer
-        self.marked = False  # a mark has come
-        # "start", "opened", "thinking", "closed"; "wrapped": an answer between marks; "watching":
+        self.is_finished = False  # nothing is left to be split: what comes is the answer
+        self.has_tags = False  # a tag has come
+        # "start", "opened", "thinking", "closed"; "wrapped": an answer between tags; "watching":
         # for the end of a thought; "header", "body", "between": Harmony's; "answer".
         self._phase = "start"
         self._held = ""
-        self._closings: tuple[str, ...] = ()  # of the thought, or of the answer between marks
-        self._reasoned = False  # there was a thought, so none can begin without its mark
+        self._closings: tuple[str, ...] = ()  # of the thought, or of the answer between tags
+        self._reasoned = False  # there was a thought, so none can begin without its tag
         self._scan = Scan()  # of the text that is watched
         # Of Harmony's message; whether none of its text has come; of the text before; whether any
         # was the answer's.
@@ -84,48 +84,48 @@ class ThinkSplitter:
         self._last_kind: type[Content] | type[Reasoning] | None = None
         self._said = False
 
-    def feed(self, text: str, out: Gathering) -> None:
+    def feed(self, text: str, out: PartBuilder) -> None:
         """Sort a piece of text into `out`."""
         for start in range(0, len(text), SORTED_MAX):
             piece = text[start : start + SORTED_MAX]
-            is_usual = not (self._held or may_hold_mark(piece))
+            is_usual = not (self._held or may_hold_tag(piece))
             if is_usual and self._phase == "watching":
                 self._scan.add(piece)
-                out.text(Content, piece)
+                out.add_text(Content, piece)
             elif is_usual and self._phase == "thinking":
-                out.text(Reasoning, piece)
+                out.add_text(Reasoning, piece)
             else:
                 self._sort(self._held + piece, out, last=False)
 
-    def end(self, out: Gathering) -> None:
-        """The text is complete: what was held back is no mark, or the last one."""
+    def end(self, out: PartBuilder) -> None:
+        """The text is complete: what was held back is no tag, or the last one."""
         self._sort(self._held, out, last=True)
         held, self._held = self._held, ""
         if self._phase in ("opened", "thinking"):
-            out.text(Reasoning, held)
+            out.add_text(Reasoning, held)
         elif self._phase == "body":
             self._say(held, out)
         elif self._phase not in ("closed", "between") or held.strip():
-            out.text(Content, held)
+            out.add_text(Content, held)
         self._begin_answer()
 
-    def reasoned(self, out: Gathering) -> None:
+    def note_reasoning(self, out: PartBuilder) -> None:
         """A thought came beside the text: the server tells them apart itself."""
         self._reasoned = True
         if self._phase == "watching":
-            out.text(Content, self._held)
+            out.add_text(Content, self._held)
             self._held = ""
             self._begin_answer()
 
-    def called(self, out: Gathering) -> None:
+    def note_tool_call(self, out: PartBuilder) -> None:
         """A tool call follows: text that was held back comes before it."""
         if self._phase in ("start", "watching", "closed"):
             self.end(out)
 
     def _begin_answer(self) -> None:
-        self._phase, self.through = "answer", True
+        self._phase, self.is_finished = "answer", True
 
-    def _sort(self, text: str, out: Gathering, *, last: bool) -> None:
+    def _sort(self, text: str, out: PartBuilder, *, last: bool) -> None:
         """Go from phase to phase until the text is used up or more of it is needed."""
         self._held = ""
         while text:
@@ -148,7 +148,7 @@ class ThinkSplitter:
             elif self._phase == "between":
                 text = self._between(text, last=last)
             else:
-                out.text(Content, text)
+                out.add_text(Content, text)
                 text = ""
 
     def _hold(self, text: str) -> str:
@@ -157,27 +157,27 @@ class ThinkSplitter:
 
     # --- the beginning of an answer, and what follows a thought -----------------------------------
 
-    def _begin(self, text: str, out: Gathering, *, last: bool) -> str:
-        """Look for a mark at the beginning; what is left of the text."""
+    def _begin(self, text: str, out: PartBuilder, *, last: bool) -> str:
+        """Look for a tag at the beginning; what is left of the text."""
         if self._phase == "closed":
             text = text.lstrip("\n")
         begun = text.lstrip()
         if len(text) - len(begun) <= BLANK_MAX:
-            if not last and may_be_mark(begun):
+            if not last and may_be_tag(begun):
                 return self._hold(text)
             if channel := CHANNEL.match(begun):
-                if not WORDS.isdisjoint(words_of(channel[1])):
+                if not WORDS.isdisjoint(name_words(channel[1])):
                     self._open((CHANNEL_ENDS,), out)
                     return begun[channel.end() :]
             elif self._phase == "start" and _HEADER.match(begun):
-                self._phase, self.marked = "header", True
+                self._phase, self.has_tags = "header", True
                 return begun
-            elif mark := MARK.match(begun):
-                rest = begun[mark.end() :]
-                ends = ends_thought(mark) and stands_alone("", rest[:AHEAD], last=last)
+            elif tag := TAG.match(begun):
+                rest = begun[tag.end() :]
+                ends = ends_thought(tag) and stands_alone("", rest[:AHEAD], last=last)
                 if ends is None:
                     return self._hold(text)
-                if self._take_mark(mark, ends, out):
+                if self._take_tag(tag, ends, out):
                     return rest
         if self._phase == "start" and not self._reasoned:
             self._phase = "watching"
@@ -185,84 +185,84 @@ class ThinkSplitter:
             self._begin_answer()
         return text
 
-    def _take_mark(self, mark: re.Match[str], ends: bool, out: Gathering) -> bool:
-        """Take a mark at the beginning; False: it is none. `ends`: it can end a thought."""
-        if begins_thought(mark):
-            self._open(closings_of(mark[0]), out)
+    def _take_tag(self, tag: re.Match[str], ends: bool, out: PartBuilder) -> bool:
+        """Take a tag at the beginning; False: it is none. `ends`: it can end a thought."""
+        if begins_thought(tag):
+            self._open(closing_tags(tag[0]), out)
         elif ends:
-            self._phase, self._reasoned, self.marked = "closed", True, True
-        elif self._phase == "closed" and begins_answer(mark):
+            self._phase, self._reasoned, self.has_tags = "closed", True, True
+        elif self._phase == "closed" and begins_answer(tag):
             self._phase = "wrapped"
-            self._closings = closings_of(mark[0])
+            self._closings = closing_tags(tag[0])
         else:
             return False
         return True
 
-    def _open(self, closings: tuple[str, ...], out: Gathering) -> None:
+    def _open(self, closings: tuple[str, ...], out: PartBuilder) -> None:
         """A thought begins."""
         if self._phase == "closed" and self._closings:
-            out.text(Reasoning, "\n\n")  # between two
-        self._phase, self._reasoned, self.marked = "opened", True, True
+            out.add_text(Reasoning, "\n\n")  # between two
+        self._phase, self._reasoned, self.has_tags = "opened", True, True
         self._closings = closings
 
     def _closing(self, text: str) -> re.Match[str] | None:
-        """The first mark in the text that ends the thought, or the answer between marks.
+        """The first tag in the text that ends the thought, or the answer between tags.
 
         Not a pattern of its own for each thought: to compile one takes 200 us, as much as 10,000
         characters of text.
         """
-        marks = MARK.finditer(text)
-        return next((mark for mark in marks if mark[0].lower() in self._closings), None)
+        tags = TAG.finditer(text)
+        return next((tag for tag in tags if tag[0].lower() in self._closings), None)
 
-    def _think(self, text: str, out: Gathering) -> str:
-        mark = self._closing(text)
-        if mark is None:
+    def _think(self, text: str, out: PartBuilder) -> str:
+        tag = self._closing(text)
+        if tag is None:
             keep = overlap(text, self._closings)
-            out.text(Reasoning, text[: len(text) - keep])
+            out.add_text(Reasoning, text[: len(text) - keep])
             return self._hold(text[len(text) - keep :])
-        out.text(Reasoning, text[: mark.start()])
+        out.add_text(Reasoning, text[: tag.start()])
         self._phase = "closed"
-        return text[mark.end() :]
+        return text[tag.end() :]
 
-    def _unwrap(self, text: str, out: Gathering, *, last: bool) -> str:
-        """An answer between marks. The second one has nothing behind it."""
-        mark = self._closing(text)
-        if mark is None:
+    def _unwrap(self, text: str, out: PartBuilder, *, last: bool) -> str:
+        """An answer between tags. The second one has nothing behind it."""
+        tag = self._closing(text)
+        if tag is None:
             keep = overlap(text, self._closings)
-            out.text(Content, text[: len(text) - keep])
+            out.add_text(Content, text[: len(text) - keep])
             return self._hold(text[len(text) - keep :])
-        out.text(Content, text[: mark.start()])
-        rest = text[mark.end() :]
+        out.add_text(Content, text[: tag.start()])
+        rest = text[tag.end() :]
         if rest.strip() or len(rest) > BLANK_MAX:
-            out.text(Content, mark[0])
+            out.add_text(Content, tag[0])
             return rest
-        return "" if last else self._hold(text[mark.start() :])
+        return "" if last else self._hold(text[tag.start() :])
 
     # --- the end of a thought whose beginning was no part of the answer ---------------------------
 
-    def _watch(self, text: str, out: Gathering, *, last: bool) -> str:
+    def _watch(self, text: str, out: PartBuilder, *, last: bool) -> str:
         done = 0  # characters that were given out
-        for mark in _ENDS.finditer(text):
-            late = mark.lastindex is None  # one of Harmony's
-            if not late and not ends_thought(mark):
+        for tag in _ENDS.finditer(text):
+            late = tag.lastindex is None  # one of Harmony's
+            if not late and not ends_thought(tag):
                 continue
-            before, done = text[done : mark.start()], mark.start()
-            out.text(Content, before)
+            before, done = text[done : tag.start()], tag.start()
+            out.add_text(Content, before)
             line = self._scan.line(before)
             if self._scan.over:
                 break
             ends: bool | None = line is not None
             if line is not None and not late:
-                ahead = text[mark.end() : mark.end() + AHEAD]
+                ahead = text[tag.end() : tag.end() + AHEAD]
                 ends = stands_alone(line, ahead, last=last)
             if ends is None:
                 return self._hold(text[done:])
             if ends:
-                out.add(ReasoningEnd())
-                self._reasoned = self.marked = True
+                out.add_event(ReasoningEnd())
+                self._reasoned = self.has_tags = True
                 if not late:
                     self._phase = "closed"
-                    return text[mark.end() :]
+                    return text[tag.end() :]
                 self._phase, self._last_kind = "between", Reasoning
                 return text[done:]
         rest = text[done:]
@@ -276,61 +276,61 @@ class ThinkSplitter:
                 keep = max(keep, overlap(rest, _LATE))
         shown = rest[: len(rest) - keep]
         self._scan.add(shown)
-        out.text(Content, shown)
+        out.add_text(Content, shown)
         return self._hold(rest[len(rest) - keep :])
 
     # --- Harmony ----------------------------------------------------------------------------------
 
-    def _header(self, text: str, out: Gathering, *, last: bool) -> str:
+    def _header(self, text: str, out: PartBuilder, *, last: bool) -> str:
         """A message's header, up to its text."""
-        header, mark, rest = text.partition(_MESSAGE)
+        header, tag, rest = text.partition(_MESSAGE)
         if len(header) > HEADER_MAX or "\n" in header:
-            if self._last_kind is None:  # another use of such marks
+            if self._last_kind is None:  # another use of such tags
                 self._begin_answer()
             else:
                 self._phase, self._kind = "body", Content
                 self._say(header, out)
-                text = mark + rest
+                text = tag + rest
             return text
-        if not mark and last and self._last_kind and _HEADER_MAYBE.fullmatch(text):
+        if not tag and last and self._last_kind and _HEADER_MAYBE.fullmatch(text):
             return ""
-        if not mark:
+        if not tag:
             return self._hold(text)
         # What is written to a tool is nothing for the reader of the answer.
         thinks = "analysis" in _CHANNEL_OF.findall(header)[-1:] or " to=" in header
         self._phase, self._kind, self._fresh = "body", Reasoning if thinks else Content, True
         return rest
 
-    def _body(self, text: str, out: Gathering) -> str:
+    def _body(self, text: str, out: PartBuilder) -> str:
         """A message's text."""
-        mark = _MESSAGE_OVER.search(text)
-        if mark is None:
-            keep = overlap(text, _HARMONY_MARKS)
+        tag = _MESSAGE_OVER.search(text)
+        if tag is None:
+            keep = overlap(text, _HARMONY_TAGS)
             self._say(text[: len(text) - keep], out)
             return self._hold(text[len(text) - keep :])
-        self._say(text[: mark.start()], out)
+        self._say(text[: tag.start()], out)
         self._phase = "between"
-        return text[mark.start() :]
+        return text[tag.start() :]
 
     def _between(self, text: str, *, last: bool) -> str:
         """Behind a message."""
         text = text.lstrip()
-        if mark := _MESSAGE_ENDS.match(text):
-            return text[mark.end() :]
+        if tag := _MESSAGE_ENDS.match(text):
+            return text[tag.end() :]
         if _HEADER.match(text):
             self._phase = "header"
-        elif not last and any(each.startswith(text) for each in _HARMONY_MARKS):
+        elif not last and any(each.startswith(text) for each in _HARMONY_TAGS):
             return self._hold(text)
         else:
             self._phase, self._kind, self._fresh = "body", Content, True
         return text
 
-    def _say(self, text: str, out: Gathering) -> None:
+    def _say(self, text: str, out: PartBuilder) -> None:
         """More text of a message; messages of one kind are paragraphs."""
         if not text:
             return
         if self._fresh and (self._said if self._kind is Content else self._last_kind is Reasoning):
-            out.text(self._kind, "\n\n")
+            out.add_text(self._kind, "\n\n")
         self._fresh, self._last_kind = False, self._kind
         self._said = self._said or self._kind is Content
-        out.text(self._kind, text)
+        out.add_text(self._kind, text)

@@ -12,7 +12,7 @@ import msgspec
 from halt.core.decoding import UNREADABLE
 from halt.core.events import ToolCall, ToolCallDelta
 from halt.errors import UpstreamError
-from halt.providers.gathering import Gathering
+from halt.providers.part_builder import PartBuilder
 
 CALLS_MAX = 64  # tool calls of one answer
 
@@ -56,12 +56,12 @@ class _Nesting:
 _IN_STRING = re.compile(r'(?:[^"\\]++|\\.)*+', re.DOTALL)
 
 
-class _Assembly:
+class _PartialCall:
     """A tool call that is coming in."""
 
-    def __init__(self, number: int, given: str, own: str, name: str) -> None:
+    def __init__(self, number: int, server_id: str, own: str, name: str) -> None:
         self.number = number
-        self.given = given  # the ID as the server gave it, perhaps none
+        self.server_id = server_id  # the ID as the server gave it, perhaps none
         self.id = own
         self.name = name
         self.arguments: list[str] = []
@@ -126,16 +126,16 @@ class CallAssembler:
     """
 
     def __init__(self) -> None:
-        self._calls: list[_Assembly] = []
-        self._slots: dict[int, _Assembly] = {}  # the server's index -> the call it means now
+        self._calls: list[_PartialCall] = []
+        self._slots: dict[int, _PartialCall] = {}  # the server's index -> the call it means now
 
-    def fragment(
+    def add_fragment(
         self,
         index: int | None,
         id_: str,
         name: str,
         pieces: str,
-        out: Gathering,
+        out: PartBuilder,
         extra: dict[str, Any] | None = None,
     ) -> None:
         """Add a fragment. Raises UpstreamError where there are too many calls.
@@ -152,7 +152,7 @@ class CallAssembler:
                 pieces = self._take_name(call, name, pieces)
             elif call.is_whole() and call.repeated(pieces):
                 pieces = ""
-            call.given = call.given or id_
+            call.server_id = call.server_id or id_
         if index is not None:
             self._slots[index] = call
         size = len(pieces)
@@ -164,23 +164,23 @@ class CallAssembler:
         if extra:
             merge(call.extra, extra)
         out.arrived += max(1, size)  # one that adds nothing counts, so that there is an end to them
-        out.add(
+        out.add_event(
             ToolCallDelta(call.number, call.id, call.name, pieces, extra=extra or msgspec.UNSET)
         )
 
-    def finish(self, out: Gathering) -> None:
+    def finish(self, out: PartBuilder) -> None:
         """Give out the whole calls, in the order in which they began."""
         for call in self._calls:
             extra = call.extra or msgspec.UNSET
             if not call.arguments:
                 if not call.name and not call.extra:
                     continue  # an ID alone
-                out.add(ToolCallDelta(call.number, call.id, call.name, "{}"))
-            out.add(ToolCall(call.id, call.name, call.text or "{}", extra=extra))
+                out.add_event(ToolCallDelta(call.number, call.id, call.name, "{}"))
+            out.add_event(ToolCall(call.id, call.name, call.text or "{}", extra=extra))
         self._calls.clear()
         self._slots.clear()
 
-    def _find(self, index: int | None, id_: str, name: str, pieces: str) -> _Assembly | None:
+    def _find(self, index: int | None, id_: str, name: str, pieces: str) -> _PartialCall | None:
         """The call that the fragment belongs to; None: it begins one."""
         call = self._place(index, id_, name)
         if call is None:
@@ -191,32 +191,32 @@ class CallAssembler:
             return self._open_call() or call
         return call
 
-    def _place(self, index: int | None, id_: str, name: str) -> _Assembly | None:
+    def _place(self, index: int | None, id_: str, name: str) -> _PartialCall | None:
         """The call in the place of the fragment, as its ID or its index says."""
         call = None if index is None else self._slots.get(index)
-        if id_ and not (call is not None and call.given == id_) and (index is None or not name):
-            same = [each for each in self._calls if each.given == id_]
+        if id_ and not (call is not None and call.server_id == id_) and (index is None or not name):
+            same = [each for each in self._calls if each.server_id == id_]
             if same:
                 return same[-1]
         if index is None and self._calls:
             return self._calls[-1]
         return call
 
-    def _open_call(self) -> _Assembly | None:
+    def _open_call(self) -> _PartialCall | None:
         """The newest call that is not whole."""
         return next((each for each in reversed(self._calls) if not each.is_whole()), None)
 
-    def _begins(self, call: _Assembly, id_: str, name: str, pieces: str) -> bool:
+    def _begins(self, call: _PartialCall, id_: str, name: str, pieces: str) -> bool:
         """A fragment with a name is another call than this one, though it is in its place."""
-        if id_ and call.given:
-            if id_ == call.given:
+        if id_ and call.server_id:
+            if id_ == call.server_id:
                 return False
             return not (call.is_open() and name == call.name)  # else each piece has its own ID
         if name == call.name:
             return bool(pieces) and (call.placeholder or call.is_whole())
-        return bool(call.arguments) or not call.given  # else it is more of the name
+        return bool(call.arguments) or not call.server_id  # else it is more of the name
 
-    def _take_name(self, call: _Assembly, name: str, pieces: str) -> str:
+    def _take_name(self, call: _PartialCall, name: str, pieces: str) -> str:
         """Take the name of a fragment; what its pieces add to the call's arguments.
 
         A server that says the name again may say the arguments so far again, too.
@@ -228,12 +228,12 @@ class CallAssembler:
             return pieces[len(call.text) :]
         return "" if call.arguments and call.repeated(pieces) else pieces
 
-    def _begin(self, given: str, name: str) -> _Assembly:
+    def _begin(self, server_id: str, name: str) -> _PartialCall:
         if len(self._calls) >= CALLS_MAX:
             raise UpstreamError("upstream_invalid", "too many tool calls")
         taken = {call.id for call in self._calls}
-        own = given if given and given not in taken else f"call_{secrets.token_hex(8)}"
-        call = _Assembly(len(self._calls), given, own, name)
+        own = server_id if server_id and server_id not in taken else f"call_{secrets.token_hex(8)}"
+        call = _PartialCall(len(self._calls), server_id, own, name)
         self._calls.append(call)
         return call
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from halt.core.events import Extra
-from halt.providers.gathering import Gathering
-from halt.providers.loose_json import TEXT_DEPTH_MAX, clean, whole
+from halt.providers.loose_json import TEXT_DEPTH_MAX, clean, valid_text
+from halt.providers.part_builder import PartBuilder
 
 NAMES_MAX = 200  # fields of one answer whose last value is remembered
 PER_TOKEN = frozenset({"token_id", "token_ids", "seed"})  # they say nothing to anybody
@@ -23,7 +23,9 @@ class UnknownFields:
         self._figures: dict[str, dict[str, Any]] = {}  # the same with the end
         self._last_fields: dict[tuple[str, str], Any] = {}  # as they were handed on
 
-    def new(self, level: str, fields: dict[str, Any], own: frozenset[str]) -> dict[str, Any]:
+    def changed_fields(
+        self, level: str, fields: dict[str, Any], own: frozenset[str]
+    ) -> dict[str, Any]:
         """The fields of a part of a chunk that are to be handed on.
 
         Left out is what is empty, and what was handed on under this name the last time: many fields
@@ -37,7 +39,7 @@ class UnknownFields:
             if level != "call" and _is_figure(value):
                 figures = self._figures.setdefault(level, {})
                 if name in figures or len(figures) < NAMES_MAX:
-                    figures[whole(name)] = value
+                    figures[valid_text(name)] = value
                 continue
             if level in {"chunk", "choice"} or (level == "delta" and isinstance(value, str | bool)):
                 key = level, name
@@ -45,29 +47,29 @@ class UnknownFields:
                     continue
                 if key in self._last_fields or len(self._last_fields) < NAMES_MAX:
                     self._last_fields[key] = value
-            extras[whole(name)] = value
+            extras[valid_text(name)] = value
         return extras
 
-    def keep(self, level: str, fields: dict[str, Any], own: frozenset[str]) -> None:
+    def add(self, level: str, fields: dict[str, Any], own: frozenset[str]) -> None:
         """Keep fields for the next event: before the answer's first piece nothing is given out."""
-        extras = self.new(level, fields, own)
+        extras = self.changed_fields(level, fields, own)
         if extras:
             self.waiting.setdefault(level, {}).update(extras)
 
-    def hand_on(self, out: Gathering) -> None:
+    def emit(self, out: PartBuilder) -> None:
         """Give out the fields that wait."""
         waiting, self.waiting = self.waiting, {}
         if waiting:
-            out.add(
+            out.add_event(
                 Extra(waiting.get("chunk", {}), waiting.get("choice", {}), waiting.get("delta", {}))
             )
 
-    def end(self, out: Gathering) -> None:
+    def end(self, out: PartBuilder) -> None:
         """The answer has ended: give out what waits, and the figures."""
         for level, fields in self._figures.items():
             self.waiting.setdefault(level, {}).update(fields)
         self._figures.clear()
-        self.hand_on(out)
+        self.emit(out)
 
 
 def _is_figure(value: Any, depth: int = 0) -> bool:

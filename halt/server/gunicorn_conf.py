@@ -168,7 +168,7 @@ def _discover(server: Any, config: Config) -> Found:
     if variable("LISTEN_FDS"):
         listens.append(None)  # systemd's sockets, of which the settings tell nothing
     mark = via.mark_of(config.data_folder)
-    return discovery.found_at_start(discovery.addresses_of(config, listens), mark)
+    return discovery.discover_at_start(discovery.discovery_addresses(config, listens), mark)
 
 
 def when_ready(server: Any, config: Config) -> None:
@@ -202,7 +202,7 @@ def on_reload(server: Any) -> None:
 def post_fork(server: Any, worker: Any) -> None:
     """In a worker, before it loads the application."""
     if server.halt_supervisor is not None:
-        server.halt_supervisor.forget()
+        server.halt_supervisor.close_inherited_pipe()
 
 
 def post_worker_init(worker: Any) -> None:

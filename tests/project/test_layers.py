@@ -84,7 +84,7 @@ def test_only_the_composition_root_chooses_implementations() -> None:
         "AzureUpstream": {"providers.openai", "providers.factory"},
         "AnthropicUpstream": {"providers.anthropic.upstream", "providers.factory"},
         "Providers": {"providers.router", "providers.factory"},
-        "FoundProviders": {"providers.factory"},
+        "DiscoveredProviders": {"providers.factory"},
         "StopRegistry": {"core.stop", "library.halt", "app", "cli.commands"},
     }
     for name, tree in TREES.items():

@@ -55,7 +55,7 @@ def join(threads: list[threading.Thread]) -> None:
 def test_one_request_waits_for_a_silent_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that come meanwhile are told what is known: nothing, and later the last answer."""
     monkeypatch.setattr(stop, "PROBE_WAIT", SEEN_WITHIN)
-    monkeypatch.setattr(router, "ASK_SECONDS", SEEN_WITHIN)
+    monkeypatch.setattr(router, "QUERY_TIMEOUT", SEEN_WITHIN)
     upstream = Silent()
     probe = Probe(cast("Upstream", upstream))
     threads, answers = in_threads(OTHERS + 1, probe.look)

@@ -293,7 +293,9 @@ def test_a_provider_that_is_halt_itself_hides_no_other(
 
 def test_a_question_passes_the_chain_on() -> None:
     """The line of a question that is asked in the background has the chain of the asker's."""
-    question = CachedQuery("test", lambda line: line.chain, kept=0.0, again=0.0, limit=SOON)
+    question = CachedQuery(
+        "test", lambda line: line.chain, answer_seconds=0.0, fault_seconds=0.0, timeout=SOON
+    )
     for chain in ((OTHER,), ()):
-        asked_at = question.begin(chain)
+        asked_at = question.start(chain)
         assert question.wait(asked_at + SOON, fresh=True) == (chain, None)

@@ -11,7 +11,7 @@ from halt.config.providers import ProviderSettings
 from halt.core.connection import limited
 from halt.core.service import Generations
 from halt.errors import HaltError
-from halt.providers.base import WHOLE
+from halt.providers.base import API_PATH
 
 
 def models(report: Report, provider: ProviderSettings, generations: Generations) -> bool:
@@ -74,7 +74,7 @@ def _no_list(report: Report, provider: ProviderSettings, model: str, error: Halt
         report.warn(name, text, remedy)
         return True
     if error.code == "endpoint_not_found":
-        is_whole = provider.kind != "openai" or WHOLE.search(urlsplit(provider.base_url).path)
+        is_whole = provider.kind != "openai" or API_PATH.search(urlsplit(provider.base_url).path)
         remedy = f"Set {setting} to a model that the server has."
         if not is_whole:
             remedy = f"{report.remedy(error.code)} If it does: {remedy.lower()}"

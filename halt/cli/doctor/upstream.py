@@ -17,7 +17,7 @@ from halt.config.provider_setup import setup
 from halt.config.providers import ProviderSettings
 from halt.config.settings import Config
 from halt.core.service import Generations
-from halt.providers.exchange import public_address
+from halt.providers.client_transport import public_address
 from halt.providers.openai import ENDPOINT
 
 Make = Callable[[Config, str], Generations]

@@ -11,18 +11,18 @@ from halt.core.events import Content, Extra, Reasoning
 from halt.errors import UpstreamError
 from halt.providers.anthropic.request import tool_use
 from halt.providers.decoder import EventDecoder, Kind
-from halt.providers.errors import error_of
+from halt.providers.errors import parse_error
 from halt.providers.finish_reasons import known_reason
-from halt.providers.gathering import Gathering
 from halt.providers.loose_json import (
+    as_object,
+    as_objects,
     clean,
-    index_of,
-    object_of,
-    objects_of,
-    text_of,
-    usage_of,
-    whole,
+    extract_text,
+    parse_index,
+    parse_usage,
+    valid_text,
 )
+from halt.providers.part_builder import PartBuilder
 from halt.providers.tool_calls import CallAssembler
 
 BLOCKS_MAX = 10_000  # of one answer
@@ -51,10 +51,10 @@ class _Written:
     def __init__(self, block: dict[str, Any]) -> None:
         self.type = str(block.get("type") or "text")
         self.kind: Kind = Reasoning if "thinking" in self.type else Content  # what its text is
-        self.id = whole(text_of(block.get("id")))
-        self.name = whole(text_of(block.get("name")))
-        self.opaque = whole(text_of(block.get("data")))
-        self.signature = whole(text_of(block.get("signature")))
+        self.id = valid_text(extract_text(block.get("id")))
+        self.name = valid_text(extract_text(block.get("name")))
+        self.opaque = valid_text(extract_text(block.get("data")))
+        self.signature = valid_text(extract_text(block.get("signature")))
         self.text: list[str] = []
         self.json: list[str] = []
 
@@ -95,48 +95,48 @@ class MessagesDecoder(EventDecoder):
             return None
         return [native for block in self._all if (native := block.native()) is not None]
 
-    def _take(self, data: bytes, event: str | None, out: Gathering) -> None:
+    def _decode_event(self, data: bytes, event: str | None, out: PartBuilder) -> None:
         try:
             usual = _decode_delta(data)
         except UNREADABLE:
-            self._take_unusual(data, event, out)
+            self._decode_unusual(data, event, out)
             return
         written = self._blocks.get(usual.index)
         piece = usual.delta
-        if self._halves or written is None or usual.index in self._implied:
-            self._take_unusual(data, event, out)
+        if self._partial_characters or written is None or usual.index in self._implied:
+            self._decode_unusual(data, event, out)
         elif text := piece.text or piece.thinking:
             out.chunks += 1
             out.arrived += len(text)
             self._into = written
-            self._give(written.kind if piece.text else Reasoning, text, out)
+            self._emit_text(written.kind if piece.text else Reasoning, text, out)
         elif piece.partial_json and written.type == "tool_use":
             self._add_input(usual.index, written, piece.partial_json, out)
 
-    def _take_object(self, value: dict[str, Any], event: str | None, out: Gathering) -> None:
+    def _decode_object(self, value: dict[str, Any], event: str | None, out: PartBuilder) -> None:
         kind = _kind_of(value, event)
-        index = index_of(value.get("index"))
+        index = parse_index(value.get("index"))
         delta = value.get("delta")
-        if fault := error_of(value, event=event or ""):
+        if fault := parse_error(value, event=event or ""):
             if not self._is_finished:
                 raise fault
             return
         if kind in {"message_start", "message"}:
-            message = object_of(value.get("message")) or value
+            message = as_object(value.get("message")) or value
             self._take_message(message, out)
             if kind == "message":
-                self._is_whole = True
+                self._is_complete_answer = True
         elif kind == "content_block_start":
-            block = object_of(value.get("content_block"))
+            block = as_object(value.get("content_block"))
             self._begin_block(self._next if index is None else index, block, out)
         elif kind == "content_block_delta":
             fields = delta if isinstance(delta, dict) else {"text": delta or value.get("text")}
             self._take_delta(self._newest if index is None else index, fields, out)
         elif kind in {"message_delta", "message_stop"}:
-            self._understood = True
-            fields = object_of(delta)
+            self._has_started = True
+            fields = as_object(delta)
             self._take_end(fields)
-            self._take_end(object_of(value.get("message")))
+            self._take_end(as_object(value.get("message")))
             self._take_end(value)
             if self._counts:
                 self.usage = _usage(self._counts)
@@ -148,16 +148,16 @@ class MessagesDecoder(EventDecoder):
         """The index of a block that comes without one."""
         return self._newest + 1 if self._blocks else 0
 
-    def _take_message(self, message: dict[str, Any], out: Gathering) -> None:
+    def _take_message(self, message: dict[str, Any], out: PartBuilder) -> None:
         """The beginning of a message, or all of it."""
-        self._understood = True
+        self._has_started = True
         model = message.get("model")
         if isinstance(model, str) and model:
-            self.model = whole(model)
+            self.model = valid_text(model)
         content = message.get("content")
         if isinstance(content, str):
             content = [{"type": "text", "text": content}]
-        for block in objects_of(content):
+        for block in as_objects(content):
             self._begin_block(self._next, block, out)
         self._take_end(message)
         if self.finish_reason is not None and self._counts:
@@ -165,7 +165,7 @@ class MessagesDecoder(EventDecoder):
 
     def _take_end(self, fields: dict[str, Any]) -> None:
         """The reason of the end, and the counts."""
-        for name, count in (usage_of(fields.get("usage")) or {}).items():
+        for name, count in (parse_usage(fields.get("usage")) or {}).items():
             known = self._counts.get(name)
             if not isinstance(known, int):
                 self._counts[name] = count
@@ -174,8 +174,8 @@ class MessagesDecoder(EventDecoder):
         if reason := known_reason(fields.get("stop_reason")):
             self.finish_reason = reason
 
-    def _begin_block(self, index: int, block: dict[str, Any], out: Gathering) -> None:
-        self._understood = True
+    def _begin_block(self, index: int, block: dict[str, Any], out: PartBuilder) -> None:
+        self._has_started = True
         if len(self._all) >= BLOCKS_MAX:
             raise UpstreamError("upstream_invalid", "too many blocks")
         written = self._blocks[index] = _Written(block)
@@ -186,13 +186,13 @@ class MessagesDecoder(EventDecoder):
             self._take_piece(written, block, out)
             return
         out.chunks += 1
-        self._splitter.called(out)
-        self._calls.fragment(index, written.id, written.name, "", out)
+        self._splitter.note_tool_call(out)
+        self._calls.add_fragment(index, written.id, written.name, "", out)
         given = block.get("input")
         if given:  # some servers give the whole input here
             self._add_input(index, written, _json_text(given), out)
 
-    def _take_delta(self, index: int, delta: dict[str, Any], out: Gathering) -> None:
+    def _take_delta(self, index: int, delta: dict[str, Any], out: PartBuilder) -> None:
         kind = str(delta.get("type"))
         written = self._blocks.get(index)
         if written is None:  # it was never begun
@@ -209,45 +209,45 @@ class MessagesDecoder(EventDecoder):
                 self._add_input(index, written, _json_text(delta.get("partial_json")), out)
             return
         if kind == "signature_delta":
-            written.signature += whole(text_of(delta.get("signature")))
+            written.signature += valid_text(extract_text(delta.get("signature")))
             return
         self._take_piece(written, delta, out)
 
-    def _add_input(self, index: int, written: _Written, text: str, out: Gathering) -> None:
-        text = self._joined(index, text)
+    def _add_input(self, index: int, written: _Written, text: str, out: PartBuilder) -> None:
+        text = self._whole_characters(index, text)
         if text:
             out.chunks += 1
             written.json.append(text)
-            self._calls.fragment(index, "", "", text, out)
+            self._calls.add_fragment(index, "", "", text, out)
 
-    def _take_piece(self, written: _Written, piece: dict[str, Any], out: Gathering) -> None:
+    def _take_piece(self, written: _Written, piece: dict[str, Any], out: PartBuilder) -> None:
         """Thoughts, text and sources of a block, or of a piece of one."""
-        thought = text_of(piece.get("thinking"))
-        text = text_of(piece.get("text"))
+        thought = extract_text(piece.get("thinking"))
+        text = extract_text(piece.get("text"))
         if not text and str(piece.get("type", "text")) in {"text", "text_delta"}:
-            text = text_of(piece.get("content"))
+            text = extract_text(piece.get("content"))
         if thought:
             self._write(written, Reasoning, thought, out)
         if text:
             self._write(written, written.kind, text, out)
-        sources = [*objects_of(piece.get("citations")), *objects_of(piece.get("citation"))]
+        sources = [*as_objects(piece.get("citations")), *as_objects(piece.get("citation"))]
         for name, source in map(_source_of, filter(None, sources)):
-            out.add(Extra(delta={name: [source]}))
+            out.add_event(Extra(delta={name: [source]}))
 
-    def _write(self, written: _Written, kind: Kind, text: str, out: Gathering) -> None:
+    def _write(self, written: _Written, kind: Kind, text: str, out: PartBuilder) -> None:
         out.chunks += 1
         out.arrived += len(text)
         self._into = written
-        self._say(kind, text, out)
+        self._add_text(kind, text, out)
 
-    def _give(self, kind: Kind, text: str, out: Gathering) -> None:
+    def _emit_text(self, kind: Kind, text: str, out: PartBuilder) -> None:
         if self._into is not None and self._into.kind is kind:
             self._into.text.append(text)
-        super()._give(kind, text, out)
+        super()._emit_text(kind, text, out)
 
-    def _last(self, out: Gathering) -> None:
-        super()._last(out)
-        waiting, self._halves = self._halves, {}
+    def _flush(self, out: PartBuilder) -> None:
+        super()._flush(out)
+        waiting, self._partial_characters = self._partial_characters, {}
         for index, halves in waiting.items():
             self._add_input(index, self._blocks[index], halves.feed("", last=True), out)
         self._calls.finish(out)
@@ -257,7 +257,7 @@ def _json_text(given: Any) -> str:
     """A piece of JSON; some servers give the value itself."""
     if isinstance(given, dict | list):
         return msgspec.json.encode(clean(given)).decode()
-    return text_of(given)
+    return extract_text(given)
 
 
 def _kind_of(value: dict[str, Any], event: str | None) -> str:
@@ -269,7 +269,7 @@ def _kind_of(value: dict[str, Any], event: str | None) -> str:
         return "content_block_start"
     if "delta" in value:
         return (
-            "message_delta" if "stop_reason" in object_of(value["delta"]) else "content_block_delta"
+            "message_delta" if "stop_reason" in as_object(value["delta"]) else "content_block_delta"
         )
     return "message" if "content" in value and "role" in value else ""
 
@@ -279,8 +279,8 @@ def _source_of(citation: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     source = clean(citation)
     if not isinstance(source.get("url"), str):
         return "citations", source
-    told = {"url": source["url"], "title": text_of(source.get("title"))}
-    if quoted := text_of(source.get("cited_text")):
+    told = {"url": source["url"], "title": extract_text(source.get("title"))}
+    if quoted := extract_text(source.get("cited_text")):
         told["content"] = quoted
     return "annotations", {"type": "url_citation", "url_citation": told}
 

@@ -16,8 +16,8 @@ from halt.core.request import ChatRequest, Reply
 from halt.providers.anthropic.request import bad_request, body_of, may_think
 from halt.providers.anthropic.stream import MessagesDecoder
 from halt.providers.base import Provider
-from halt.providers.continuation import Way
-from halt.providers.exchange import http_client, post, warm_up
+from halt.providers.client_transport import http_client, post, warm_up
+from halt.providers.continuation import ContinuationMode
 from halt.transport.pool import Transport
 
 MESSAGES = "/v1/messages"
@@ -74,16 +74,18 @@ class AnthropicUpstream(Provider):
         self._models = self._client.models.with_raw_response
         self._budgeted: set[str] = set()  # models that want a budget instead of an effort
 
-    def _way(self, model: str, request: ChatRequest, line: Line) -> Way:
+    def _continuation_mode(self, model: str, request: ChatRequest, line: Line) -> ContinuationMode:
         wish = self._settings.continues
         takes = PREFIXED.match(model) and (request.reasoning_effort or "none") == "none"
         return "trailing" if wish == "prefix" or (wish == "auto" and takes) else "instruction"
 
-    def _send(self, model: str, request: ChatRequest, line: Line, way: Way | None = None) -> Reply:
+    def _send(
+        self, model: str, request: ChatRequest, line: Line, mode: ContinuationMode | None = None
+    ) -> Reply:
         body = body_of(request, self._settings.max_tokens)
         asked = body | {"model": model, "stream": True}
         create = partial(self._create, model, asked, request)
-        return self._answer(line, model, MESSAGES, create, MessagesDecoder())
+        return self._open_stream(line, model, MESSAGES, create, MessagesDecoder())
 
     def _create(self, model: str, asked: dict[str, Any], request: ChatRequest) -> httpx2.Response:
         """Send the request; models differ in how they are told to think, so perhaps twice."""
@@ -115,10 +117,10 @@ class AnthropicUpstream(Provider):
                 if not re.search("adaptive|effort|thinking", str(exc.body)):
                     raise
                 logger.info("%s takes no effort; it is given a budget of thought", model)
-                self._learn(self._budgeted, model)
+                self._remember(self._budgeted, model)
         if budget >= BUDGET_MIN:
             asked = {**asked, "thinking": {"type": "enabled", "budget_tokens": budget}}
         return create(asked)
 
-    def _list(self) -> httpx2.Response:
+    def _request_models(self) -> httpx2.Response:
         return self._models.list(limit=MODELS_MAX).http_response

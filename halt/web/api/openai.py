@@ -46,7 +46,7 @@ from halt.core.request import fields_of, told_call
 from halt.core.request_ids import current
 from halt.core.run import Run
 from halt.errors import HaltError, Interrupted, OffsetLost, UpstreamError
-from halt.providers.catalog import NO_LIST
+from halt.providers.catalog import NO_LIST_CODES
 from halt.web.api.openai_request import Asked, asked
 from halt.web.event_stream import (
     SSE_HEADERS,
@@ -299,6 +299,6 @@ def _names() -> list[str]:
         except HaltError as fault:
             if line.interrupted or isinstance(fault, Interrupted):
                 raise UpstreamError("first_byte_timeout") from None
-            if configured and fault.code in NO_LIST:
+            if configured and fault.code in NO_LIST_CODES:
                 return configured
             raise

@@ -16,7 +16,7 @@ from halt.core.decoding import JSON_OBJECT, checked_id, is_number
 from halt.core.receipts import Receipt
 from halt.core.request import Upstream
 from halt.errors import RequestError
-from halt.providers.router import providers_of
+from halt.providers.router import as_providers
 from halt.web.access import brings_token
 from halt.web.requests import wants_fragment
 from halt.web.responses import json_response
@@ -118,7 +118,7 @@ class Probe:
     """Whether the model's server answers. One provider that does is enough."""
 
     def __init__(self, upstream: Upstream) -> None:
-        self._providers = providers_of(upstream)
+        self._providers = as_providers(upstream)
         self._lock = threading.Lock()  # protects the time below
         self._waited_for = float("-inf")  # when the query was begun that a request waited for
 
@@ -128,10 +128,10 @@ class Probe:
         Of the requests that come while the upstream is asked, one waits, up to PROBE_WAIT; the
         others are told at once what is known. So a silent upstream holds one thread, not all.
         """
-        asked_at = self._providers.begin_checks()
+        asked_at = self._providers.start_checks()
         with self._lock:
             is_first, self._waited_for = self._waited_for != asked_at, asked_at
-        known = self._providers.checked(now() + PROBE_WAIT if is_first else 0.0)
+        known = self._providers.check_results(now() + PROBE_WAIT if is_first else 0.0)
         if not known or any(answers and fault is None for answers, fault in known):
             return "reachable"
         faults = [fault for _, fault in known if fault is not None]

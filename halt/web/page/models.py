@@ -35,7 +35,7 @@ def listed(chosen: str) -> dict[str, Any]:
     """What `models.html` shows: the models, and the one that is chosen."""
     catalog = services().catalog
     return {
-        "groups": catalog.look(),  # first: the others go by what it brings
+        "groups": catalog.refresh(),  # first: the others go by what it brings
         "no_list": catalog.has_no_list,
         "notes": catalog.notes,
         "chosen": chosen,

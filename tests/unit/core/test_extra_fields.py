@@ -10,7 +10,7 @@ from halt.core.events import Extra, ToolCall
 from halt.core.extra_fields import Extras, joined
 from halt.core.request import Message, ToolTurn
 from halt.providers.chat_completions import ChatDecoder
-from halt.providers.returned import given_back, returned_fields
+from halt.providers.round_trip import outgoing_message, round_trip_names
 from halt.testing.shapes import call, said
 from halt.testing.wire import as_json
 
@@ -118,14 +118,14 @@ def test_what_goes_back_is_a_part_of_the_message() -> None:
     signed = ToolCall("c1", "f", "{}", extra={"extra_content": 1, "function": {"note": 2}})
     turn = ToolTurn("Hi", [signed], {"reasoning": "hm", "content": "<think>hm</think>Hi"})
     told = {"id": "c1", "type": "function", "function": {"note": 2, **function}}
-    assert given_back(turn) == {
+    assert outgoing_message(turn) == {
         "role": "assistant",
         "content": "<think>hm</think>Hi",
         "reasoning": "hm",
         "tool_calls": [{**told, "extra_content": 1}],
     }
-    assert returned_fields(turn) == {"reasoning", "content", "extra_content"}
-    assert given_back(turn, frozenset(returned_fields(turn))) == {
+    assert round_trip_names(turn) == {"reasoning", "content", "extra_content"}
+    assert outgoing_message(turn, frozenset(round_trip_names(turn))) == {
         "role": "assistant",
         "content": "Hi",
         "tool_calls": [told],
@@ -136,13 +136,13 @@ def test_what_goes_back_is_a_part_of_the_message() -> None:
 def test_a_clients_own_fields_stay_but_those_of_answers() -> None:
     """Where a server refuses what an answer had, that can be left out; nothing else can."""
     message = Message("assistant", "Hi", reasoning_content="hm", prefix=True, audio={"id": "a"})
-    assert returned_fields(message) == {"reasoning_content", "audio"}
+    assert round_trip_names(message) == {"reasoning_content", "audio"}
     refused = frozenset({"reasoning_content", "prefix"})
-    assert given_back(message, refused) == {
+    assert outgoing_message(message, refused) == {
         "role": "assistant",
         "content": "Hi",
         "prefix": True,
         "audio": {"id": "a"},
     }
     asks = Message("user", "Hi", audio=1)
-    assert (returned_fields(asks), given_back(asks, refused)) == (set(), dict(asks))
+    assert (round_trip_names(asks), outgoing_message(asks, refused)) == (set(), dict(asks))

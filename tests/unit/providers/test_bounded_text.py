@@ -17,10 +17,10 @@ from halt.core.notes import NOTES, NoteFilter
 from halt.errors import UpstreamError
 from halt.providers.anthropic.stream import MessagesDecoder
 from halt.providers.chat_completions import ChatDecoder
+from halt.providers.continuation_joiner import ContinuationJoiner
 from halt.providers.decoder import EventDecoder
-from halt.providers.gathering import Gathering
-from halt.providers.reply import LINES_MAX, _turn_of
-from halt.providers.seam import Seam
+from halt.providers.part_builder import PartBuilder
+from halt.providers.reply import LINES_MAX, _split_batch
 from halt.providers.tool_calls import CallAssembler
 from halt.transport.http1 import READ_SIZE
 
@@ -91,38 +91,38 @@ def _seconds(work: Iterable[object]) -> float:
 )
 def test_pieces_behind_a_calls_arguments_take_linear_time(pieces: str) -> None:
     """Its arguments are parsed once, and not with each piece: 200,000 blanks took 16 s."""
-    calls, out = CallAssembler(), Gathering()
-    calls.fragment(0, "call_1", "f", json.dumps({"a": ["x"] * 20_000}), out)
+    calls, out = CallAssembler(), PartBuilder()
+    calls.add_fragment(0, "call_1", "f", json.dumps({"a": ["x"] * 20_000}), out)
     began = time.process_time()
     for _ in range(20_000):
-        calls.fragment(0, "", "", pieces, out)
+        calls.add_fragment(0, "", "", pieces, out)
     assert time.process_time() - began < 3.0
 
 
 def test_a_name_that_comes_with_each_piece_takes_linear_time() -> None:
     """The arguments so far are compared where they may have come again, and only there."""
-    calls, out = CallAssembler(), Gathering()
+    calls, out = CallAssembler(), PartBuilder()
     began = time.process_time()
     for _ in range(40_000):
-        calls.fragment(0, "call_1", "f", "x" * 50, out)
+        calls.add_fragment(0, "call_1", "f", "x" * 50, out)
     assert time.process_time() - began < 3.0
 
 
 @pytest.mark.parametrize("arguments", ['{"a":' + "[" * 5_000 + "]" * 5_000 + "}", '{"\ud800": 1}'])
 def test_arguments_that_no_parser_takes_are_handed_on(arguments: str) -> None:
     """Too deep ones and halves of characters are the tool's matter."""
-    calls, out = CallAssembler(), Gathering()
+    calls, out = CallAssembler(), PartBuilder()
     for pieces in (arguments, " ", "{}"):
-        calls.fragment(0, "call_1", "f", pieces, out)
+        calls.add_fragment(0, "call_1", "f", pieces, out)
     calls.finish(out)
-    assert out.part(ended=True).events[-1].arguments == arguments + " {}"  # type: ignore[union-attr]
+    assert out.build(ended=True).events[-1].arguments == arguments + " {}"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("old", [" ", "\n", " \n"])
 def test_blanks_at_a_seam_take_linear_time(old: str) -> None:
     """Behind an answer that ends in many of them."""
     blank = old * (60_000 // len(old))
-    seam = Seam(f"a{blank}")
+    seam = ContinuationJoiner(f"a{blank}")
     shown = ""
     took = _seconds(seam.feed(each) for each in blank[:-1] + "\t")
     assert took < 3.0
@@ -188,7 +188,7 @@ def test_lines_are_decoded_in_turns(line: bytes) -> None:
     left, turns = line * (65_536 // len(line)), 0
     whole = b""
     while left:
-        turn, left = _turn_of(left)
+        turn, left = _split_batch(left)
         assert turn
         assert turn.count(b"\n") <= LINES_MAX
         whole += turn
@@ -200,7 +200,7 @@ def test_lines_are_decoded_in_turns(line: bytes) -> None:
 def test_a_turn_ends_behind_a_whole_event() -> None:
     """Where it can, since those are decoded at less cost."""
     event = chunk(content="a")
-    turn, left = _turn_of(b"a\n\n" + event * 1_000)
+    turn, left = _split_batch(b"a\n\n" + event * 1_000)
     assert turn.endswith(b"\n\n")
     assert left.startswith(b"data: ")
     text = "".join(part.text for part in map(ChatDecoder().feed, [turn.removeprefix(b"a\n\n")]))

@@ -15,15 +15,21 @@ from tests.support.scripted import SOON
 
 
 def question(
-    ask: Callable[[Line], str], *, kept: float = 60.0, again: float = 60.0, limit: float = SOON
+    ask: Callable[[Line], str],
+    *,
+    answer_seconds: float = 60.0,
+    fault_seconds: float = 60.0,
+    timeout: float = SOON,
 ) -> CachedQuery[str]:
     """One with long times, which a test shortens."""
-    return CachedQuery("test", ask, kept=kept, again=again, limit=limit)
+    return CachedQuery(
+        "test", ask, answer_seconds=answer_seconds, fault_seconds=fault_seconds, timeout=timeout
+    )
 
 
 def answer(asked: CachedQuery[str]) -> tuple[str | None, HaltError | None]:
     """Ask if it is due, and wait for the end of that."""
-    return asked.wait(asked.begin() + SOON, fresh=True)
+    return asked.wait(asked.start() + SOON, fresh=True)
 
 
 def test_a_question_is_asked_once_by_however_many() -> None:
@@ -37,7 +43,7 @@ def test_a_question_is_asked_once_by_however_many() -> None:
         return "yes"
 
     one = question(ask)
-    assert len({one.begin() for _ in range(5)}) == 1
+    assert len({one.start() for _ in range(5)}) == 1
     assert one.wait(now()) == (None, None)
     go_on.set()
     assert [answer(one) for _ in range(5)] == [("yes", None)] * 5
@@ -62,7 +68,7 @@ def test_a_surprise_is_a_fault_at_once_and_the_next_question_is_asked(
             raise what
         return what
 
-    one = question(ask, kept=0.0, again=0.0)
+    one = question(ask, answer_seconds=0.0, fault_seconds=0.0)
     assert answer(one) == ("first", None)
     known, fault = answer(one)
     assert known == "first"
@@ -82,7 +88,7 @@ def test_a_fault_is_kept_for_its_own_time() -> None:
         asked.append(line)
         raise UpstreamError("unauthorized")
 
-    one = question(ask, kept=0.0)
+    one = question(ask, answer_seconds=0.0)
     faults = [answer(one)[1] for _ in range(3)]
     assert len(asked) == 1
     assert [fault and fault.code for fault in faults] == ["unauthorized"] * 3
@@ -97,7 +103,7 @@ def test_a_silent_server_has_a_limit() -> None:
             limit.wait(0.01)
         raise Interrupted("too late")
 
-    _, fault = answer(question(ask, limit=0.05))
+    _, fault = answer(question(ask, timeout=0.05))
     assert fault is not None
     assert fault.code == "upstream_unreachable"
 
@@ -113,9 +119,9 @@ def test_what_has_expired_is_asked_anew() -> None:
         return str(len(asked))
 
     one = question(ask)
-    one.begin()
+    one.start()
     one.expire()
-    one.begin()
+    one.start()
     go_on.set()
     assert answer(one) == ("1", None)
     assert answer(one) == ("1", None)

@@ -50,26 +50,26 @@ def test_a_list_is_asked_for_once_and_kept() -> None:
     """Many pages, one question."""
     offering = Offering(["a", "b"])
     found = Catalog(offering)
-    assert [found.look() for _ in range(5)] == [[("", ["a", "b"])]] * 5
+    assert [found.refresh() for _ in range(5)] == [[("", ["a", "b"])]] * 5
     assert offering.questions == 1
 
 
 def test_models_are_grouped_by_provider_where_there_are_several() -> None:
     """A provider without models is no group."""
-    assert Catalog(ByProvider(["a"])).look() == [("one", ["a"]), ("three", ["c"])]
+    assert Catalog(ByProvider(["a"])).refresh() == [("one", ["a"]), ("three", ["c"])]
 
 
 def test_a_silent_provider_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pages get nothing, later ones at once; and the list when it has come."""
-    monkeypatch.setattr(catalog, "LOOK_WAIT", 0.01)
+    monkeypatch.setattr(catalog, "PAGE_WAIT", 0.01)
     offering = Offering(["a"])
     offering.go_on.clear()
     found = Catalog(offering)
-    assert found.look() == []
-    monkeypatch.setattr(catalog, "LOOK_WAIT", -1.0)
-    assert found.look() == []
+    assert found.refresh() == []
+    monkeypatch.setattr(catalog, "PAGE_WAIT", -1.0)
+    assert found.refresh() == []
     offering.go_on.set()
-    until(lambda: found.look() == [("", ["a"])])
+    until(lambda: found.refresh() == [("", ["a"])])
     assert offering.questions == 1
 
 
@@ -78,12 +78,12 @@ def test_a_failure_is_no_list_and_is_not_asked_again_at_once(fault: Exception) -
     """And it does not take away what was known."""
     offering = Offering(["a"], fault, ["b"])
     found = Catalog(offering)
-    assert found.look() == [("", ["a"])]
+    assert found.refresh() == [("", ["a"])]
     query = found._providers._members[""].models
-    query._good_until = 0.0
-    asked_at = query.begin()
+    query._fresh_until = 0.0
+    asked_at = query.start()
     assert query.wait(asked_at + SOON, fresh=True)[1] is not None
-    assert found.look() == [("", ["a"])]
+    assert found.refresh() == [("", ["a"])]
     assert offering.questions == 2
 
 
@@ -105,7 +105,7 @@ def test_a_server_without_a_list_is_told_from_one_that_fails(
     """Before anything is known, nothing is said."""
     found = Catalog(Offering(answer))
     assert not found.has_no_list
-    found.look()
+    found.refresh()
     assert found.has_no_list == none
 
 
@@ -135,7 +135,7 @@ def test_the_picker_says_that_there_is_no_list_only_where_there_is_none(
 def test_names_that_cannot_be_sent_back_are_left_out() -> None:
     """And no list fills a page without end."""
     offering = Offering(["ok", "", "bad\nname", "x" * (NAME_MAX + 1), *map(str, range(5000))])
-    ((_, names),) = Catalog(offering).look()
+    ((_, names),) = Catalog(offering).refresh()
     assert names[:2] == ["ok", "0"]
     assert len(names) == NAMES_MAX
 

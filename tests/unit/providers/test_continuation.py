@@ -28,9 +28,9 @@ from halt.core.service import Generations
 from halt.core.stop import StopRegistry
 from halt.errors import RequestError, UpstreamError
 from halt.providers import openai as module
-from halt.providers.continuation import SeamReply, go_on, settled
+from halt.providers.continuation import ContinuationReply, continuation_request, merge_unfinished
+from halt.providers.continuation_joiner import LEAD_MAX, WINDOW, ContinuationJoiner, last_words
 from halt.providers.factory import make_provider
-from halt.providers.seam import LEAD_MOST, WINDOW, Seam, tail_of
 from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.wire import Record
 from tests.support.scripted import HI, Reader, ScriptedReply
@@ -74,7 +74,7 @@ TEXTS = st.one_of(WORDS, st.text(max_size=300), st.text("ab \n", max_size=300))
 
 def joined(old: str, new: list[str], **how: bool) -> str:
     """The old text with what a seam lets through of the new one."""
-    seam = Seam(old, **how)
+    seam = ContinuationJoiner(old, **how)
     return old + "".join(seam.feed(piece) for piece in new) + seam.end()
 
 
@@ -105,7 +105,7 @@ def test_a_model_that_repeats_the_last_words_leaves_no_seam(
     """Wherever a text was cut and however the rest arrives, both are what the text was."""
     old, rest = cut
     visible = old.rstrip()
-    new = tail_of(visible) + old[len(visible) :] + rest
+    new = last_words(visible) + old[len(visible) :] + rest
     pieces = data.draw(in_pieces(new)) if data else list(new)
     assert joined(old, pieces, repeats=True) == old + rest
 
@@ -117,7 +117,7 @@ def test_a_model_that_repeats_more_leaves_no_seam(
     """It may begin its repeat earlier, where the words that it was asked for tell one place."""
     old, rest = cut
     visible = old.rstrip()
-    tail = tail_of(visible)
+    tail = last_words(visible)
     most = min(len(visible), WINDOW)
     size = data.draw(st.integers(len(tail), most))
     repeat = visible[-size:]
@@ -153,9 +153,9 @@ def test_a_seam_loses_no_more_than_a_repeat(cut: tuple[str, str], new: str, repe
 @given(broken(), st.text("abc d\n", min_size=1, max_size=900))
 def test_little_is_held_back(cut: tuple[str, str], new: str) -> None:
     """What is no repeat is let through within a few hundred characters."""
-    seam = Seam(cut[0], repeats=True)
+    seam = ContinuationJoiner(cut[0], repeats=True)
     shown = "".join(seam.feed(char) for char in new)
-    assert len(new) - len(shown) <= WINDOW + LEAD_MOST + 200
+    assert len(new) - len(shown) <= WINDOW + LEAD_MAX + 200
 
 
 def test_a_long_answer_that_is_repeated_whole_is_not_shown_again() -> None:
@@ -239,7 +239,7 @@ def test_blanks_at_a_prefix(old: str, new: str, whole: str) -> None:
 @given(TEXTS.map(str.rstrip).filter(bool))
 def test_the_last_words_tell_where_a_text_ends(text: str) -> None:
     """They are its end, begin with something visible, and are no more than is needed."""
-    tail = tail_of(text)
+    tail = last_words(text)
     assert text.endswith(tail)
     assert tail == tail.strip()
     assert len(tail) <= WINDOW
@@ -248,8 +248,8 @@ def test_the_last_words_tell_where_a_text_ends(text: str) -> None:
 def test_the_last_words_are_as_many_as_tell_one_place_from_another() -> None:
     """A list of similar lines takes more of them than one would."""
     text = "".join(f"{number}. a line like all the others\n" for number in range(9)).rstrip()
-    assert "8. a line" in tail_of(text)
-    assert text.count(tail_of(text)) == 1
+    assert "8. a line" in last_words(text)
+    assert text.count(last_words(text)) == 1
 
 
 # --- the reply ------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ OLD = "Once there was a small cat"
 
 def test_pieces_that_are_held_back_are_counted_when_they_are_shown(reply: ScriptedReply) -> None:
     """No token is lost to the figures, and none is shown before it counts."""
-    told = SeamReply(reply, Seam(OLD, repeats=True))
+    told = ContinuationReply(reply, ContinuationJoiner(OLD, repeats=True))
     reply.feed("there was a ", "small cat", " that", " slept")
     parts = [told.read() for _ in range(4)]
     assert [part.text for part in parts] == ["", "", " that", " slept"]
@@ -276,7 +276,7 @@ def test_pieces_that_are_held_back_are_counted_when_they_are_shown(reply: Script
 
 def test_thoughts_pass_and_calls_come_behind_the_text(reply: ScriptedReply) -> None:
     """Nothing is held back behind what follows it."""
-    told = SeamReply(reply, Seam(OLD, repeats=True))
+    told = ContinuationReply(reply, ContinuationJoiner(OLD, repeats=True))
     thought, call, fields = Reasoning("hm"), ToolCall("1", "add", "{}"), Extra({"citations": []})
     reply.feed(Part((thought, Content("Let me see"), fields), 2), Part((call,), 1, ended=True))
     assert told.read().events == (thought, fields)
@@ -285,7 +285,7 @@ def test_thoughts_pass_and_calls_come_behind_the_text(reply: ScriptedReply) -> N
 
 def test_a_thought_before_the_repeat_is_none_of_the_text(reply: ScriptedReply) -> None:
     """The model thinks anew, and only the end of that is marked: the seam is behind it."""
-    told = SeamReply(reply, Seam(OLD, repeats=True))
+    told = ContinuationReply(reply, ContinuationJoiner(OLD, repeats=True))
     reply.feed("I go on", Part((Content(" here."), ReasoningEnd(), Content("a small cat")), 3))
     reply.feed(" that", " slept")
     events = [event for _ in range(4) for event in told.read().events]
@@ -296,7 +296,7 @@ def test_a_thought_before_the_repeat_is_none_of_the_text(reply: ScriptedReply) -
 
 def test_text_before_a_fault_is_delivered_first(reply: ScriptedReply) -> None:
     """What was held back when the server failed is shown, then the fault comes."""
-    told = SeamReply(reply, Seam(OLD, repeats=True))
+    told = ContinuationReply(reply, ContinuationJoiner(OLD, repeats=True))
     reply.feed("Well", UpstreamError("upstream_dropped"))
     assert told.read().events == ()
     assert told.read().text == " Well"
@@ -312,21 +312,21 @@ def test_text_before_a_fault_is_delivered_first(reply: ScriptedReply) -> None:
 def test_an_answer_without_text_is_not_gone_on_with(text: str) -> None:
     """There is no last word to go on from."""
     with pytest.raises(RequestError, match="no text"):
-        go_on(ChatRequest(HI), text)
+        continuation_request(ChatRequest(HI), text)
 
 
 def test_no_client_can_make_a_continuation() -> None:
     """A last message of the assistant's that a client has sent is passed on as it is."""
     asked = ChatRequest([*HI, Message("assistant", "Once")])
     assert unfinished(asked) == ""
-    assert unfinished(go_on(ChatRequest(HI), "Once ")) == "Once "
+    assert unfinished(continuation_request(ChatRequest(HI), "Once ")) == "Once "
 
 
 def test_tools_in_a_continuation_make_one_turn_of_it() -> None:
     """What was said before and behind the seam is one message when the results are told."""
     call, back = ToolCall("1", "add", "{}"), {"content": "<think>", "reasoning": "Hm."}
     turn = ToolTurn("there", [call], back)
-    told = settled([*HI, Unfinished("Once", "Once"), turn])
+    told = merge_unfinished([*HI, Unfinished("Once", "Once"), turn])
     assert [(each.role, each.content) for each in told] == [
         ("user", "hi"),
         ("assistant", "Once there"),
@@ -393,7 +393,7 @@ def ask(upstream: Upstream, request: ChatRequest) -> Answer:
 
 def rest_of(upstream: Upstream, cut: int) -> str:
     """What a model adds to the beginning of the text."""
-    return ask(upstream, go_on(ChatRequest(HI), TEXT[:cut])).text
+    return ask(upstream, continuation_request(ChatRequest(HI), TEXT[:cut])).text
 
 
 def completions(fake: FakeOpenAI) -> list[Record]:
@@ -421,7 +421,7 @@ def test_an_instructed_model_is_told_the_answer_as_far_as_it_was_seen(
     record = completions(tale)[0]
     assert roles(record) == ["user", "assistant", "user"]
     assert record.body["messages"][1]["content"] == TEXT[:60].rstrip()
-    assert tail_of(TEXT[:60].rstrip()) in record.body["messages"][2]["content"]
+    assert last_words(TEXT[:60].rstrip()) in record.body["messages"][2]["content"]
 
 
 def test_a_model_that_repeats_nothing_goes_on_with_the_next_word(make: Make) -> None:
@@ -497,7 +497,7 @@ def test_a_refusal_of_both_is_told_and_not_remembered(make: Make, tale: FakeOpen
     """Something else was wrong then; the next continuation begins with the prefix again."""
     upstream = make(style="tail&refuse=2", continues="prefix")
     for _ in range(2):
-        found = ask(upstream, go_on(ChatRequest(HI), TEXT[:60]))
+        found = ask(upstream, continuation_request(ChatRequest(HI), TEXT[:60]))
         assert found.fault is not None
         assert found.fault.code == "bad_request"
     assert [len(roles(record)) for record in completions(tale)] == [2, 3, 2, 3]
@@ -521,7 +521,7 @@ def test_anthropics_models_are_asked_as_each_takes_it(
 ) -> None:
     """The older ones go on with a prefix, without white space at its end, while not thinking."""
     upstream = make("anthropic", default_model=model)
-    ask(upstream, go_on(ChatRequest(HI, reasoning_effort=effort), "Once \n"))
+    ask(upstream, continuation_request(ChatRequest(HI, reasoning_effort=effort), "Once \n"))
     asked = completions(tale)[0].body["messages"]
     assert [each["role"] for each in asked] == ["user", "assistant", "user"][: 2 if prefixed else 3]
     assert asked[1]["content"] == [{"type": "text", "text": "Once"}]
@@ -538,7 +538,7 @@ def test_a_stopped_run_goes_on_as_one_text(tale: FakeOpenAI, make: Make) -> None
     reader.finish()
     seen = run.answer()[1]
     assert seen == TEXT[:40]
-    again = generations.start(go_on(ChatRequest(HI), seen))
+    again = generations.start(continuation_request(ChatRequest(HI), seen))
     events = Reader(again).finish()
     assert again.prefix == seen
     assert again.answer()[1] == TEXT
@@ -554,7 +554,7 @@ def test_the_demo_model_goes_on_with_its_answer(running: Master) -> None:
     upstream = make_provider(settings)
     request = ChatRequest([Message("user", "Count from 1 to 20.")], max_tokens=24, temperature=0)
     text = "1, 2, 3, 4, 5, 6, 7, "
-    found = ask(upstream, go_on(request, text))
+    found = ask(upstream, continuation_request(request, text))
     upstream.close()
     assert found.fault is None
     assert found.text.startswith("8, 9"), found.text
@@ -567,5 +567,5 @@ def test_the_line_is_one_for_all_that_a_continuation_asks(make: Make, tale: Fake
     line = Line()
     line.interrupt()
     with pytest.raises(Exception, match="stopped"):
-        make().open(go_on(ChatRequest(HI), "Once"), line)
+        make().open(continuation_request(ChatRequest(HI), "Once"), line)
     assert tale.requests == []

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from halt.core.events import Content, Delta, Reasoning, ReasoningEnd, ToolCall, ToolCallDelta
 from halt.errors import UpstreamError
-from halt.providers.gathering import Gathering
+from halt.providers.part_builder import PartBuilder
 from halt.providers.think_tags import ThinkSplitter
 from halt.providers.tool_calls import CALLS_MAX, CallAssembler
 
@@ -32,11 +32,11 @@ MARKS = re.compile(
 
 def events_of(pieces: list[str]) -> list[Delta]:
     """What comes of a text that comes in pieces."""
-    splitter, out = ThinkSplitter(), Gathering()
+    splitter, out = ThinkSplitter(), PartBuilder()
     for piece in pieces:
         splitter.feed(piece, out)
     splitter.end(out)
-    return list(out.part(ended=True).events)
+    return list(out.build(ended=True).events)
 
 
 def split(pieces: list[str]) -> tuple[str, str]:
@@ -194,20 +194,20 @@ def test_text_that_speaks_of_marks_stays_as_it_is(text: str) -> None:
 def test_a_thought_beside_the_text_leaves_no_other_to_be_looked_for() -> None:
     """A server that tells thoughts apart may leave the last mark in the text, at its beginning."""
     for text, said in (("</think>\n\nHello", "Hello"), ("Look.</think>\nHello", None)):
-        splitter, out = ThinkSplitter(), Gathering()
-        splitter.reasoned(out)
+        splitter, out = ThinkSplitter(), PartBuilder()
+        splitter.note_reasoning(out)
         splitter.feed(text, out)
         splitter.end(out)
-        assert list(out.part(ended=True).events) == [Content(text if said is None else said)]
+        assert list(out.build(ended=True).events) == [Content(text if said is None else said)]
 
 
 def test_text_that_is_held_back_comes_before_a_call() -> None:
     """It cannot be a mark any more, or it is one."""
     for text, events in (("a <", [Content("a <")]), ("a</think>", [Content("a"), ReasoningEnd()])):
-        splitter, out = ThinkSplitter(), Gathering()
+        splitter, out = ThinkSplitter(), PartBuilder()
         splitter.feed(text, out)
-        splitter.called(out)
-        assert list(out.part(ended=False).events) == events
+        splitter.note_tool_call(out)
+        assert list(out.build(ended=False).events) == events
 
 
 def test_what_was_told_apart_late_is_said_in_its_place() -> None:
@@ -219,11 +219,11 @@ def test_what_was_told_apart_late_is_said_in_its_place() -> None:
 
 def assembled(fragments: list[tuple[int | None, str, str, str]]) -> list[Delta]:
     """What comes of fragments: index, ID, name, arguments."""
-    assembler, out = CallAssembler(), Gathering()
+    assembler, out = CallAssembler(), PartBuilder()
     for fragment in fragments:
-        assembler.fragment(*fragment, out)
+        assembler.add_fragment(*fragment, out)
     assembler.finish(out)
-    return list(out.part(ended=True).events)
+    return list(out.build(ended=True).events)
 
 
 CALLS = st.lists(
@@ -385,12 +385,14 @@ def test_calls_are_told_apart_whatever_the_server_s_habit(habit: str) -> None:
 
 def test_fields_that_are_not_known_stay_with_their_call() -> None:
     """Each piece has its own, the whole call those of all its pieces."""
-    assembler, out = CallAssembler(), Gathering()
-    assembler.fragment(0, "a", "x", "", out, {"extra_content": {"google": {"sign": "s"}}})
-    assembler.fragment(0, "", "", A, out, {"extra_content": {"google": {"part": 2}}, "more": None})
-    assembler.fragment(1, "b", "y", B, out)
+    assembler, out = CallAssembler(), PartBuilder()
+    assembler.add_fragment(0, "a", "x", "", out, {"extra_content": {"google": {"sign": "s"}}})
+    assembler.add_fragment(
+        0, "", "", A, out, {"extra_content": {"google": {"part": 2}}, "more": None}
+    )
+    assembler.add_fragment(1, "b", "y", B, out)
     assembler.finish(out)
-    events = out.part(ended=True).events
+    events = out.build(ended=True).events
     extras = [each.extra for each in events if isinstance(each, ToolCallDelta | ToolCall)]
     whole = {"extra_content": {"google": {"sign": "s", "part": 2}}, "more": None}
     assert extras[0] == {"extra_content": {"google": {"sign": "s"}}}

@@ -22,7 +22,12 @@ from halt.core.connection import Line
 from halt.errors import UpstreamError
 from halt.library.halt import Halt
 from halt.providers import discovery
-from halt.providers.discovery import Discovery, addresses_of, discovery_of, found_at_start
+from halt.providers.discovery import (
+    Discovery,
+    discover_at_start,
+    discovery_addresses,
+    make_discovery,
+)
 from halt.providers.factory import make_upstream
 from halt.providers.last_model import LastModel
 from halt.providers.router import Providers
@@ -37,14 +42,14 @@ Serve = Callable[..., HandMade]
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Start a server. A look has all the time that a busy machine needs."""
-    monkeypatch.setattr(discovery, "ASK_SECONDS", 5.0)
+    monkeypatch.setattr(discovery, "PROBE_SECONDS", 5.0)
     with contextlib.ExitStack() as stack:
         yield lambda *handlers, port=0: stack.enter_context(HandMade(*handlers, port=port))
 
 
 def look(*urls: str) -> Found:
     """One look at these addresses."""
-    return Discovery(Found(addresses=urls)).look_now()
+    return Discovery(Found(addresses=urls)).refresh_now()
 
 
 def down() -> str:
@@ -60,12 +65,12 @@ LOCAL = ("127.0.0.1", 9000)
 def test_the_usual_ports_are_asked_where_only_this_machine_reaches_halt() -> None:
     """A Unix socket counts as this machine; the port that Halt listens on itself is left out."""
     config = load({})
-    assert addresses_of(config, [LOCAL]) == USUAL
-    assert addresses_of(config, [("::1", 1), "/run/halt.sock"]) == USUAL
-    own = addresses_of(config, [("127.0.0.1", 8000)])
+    assert discovery_addresses(config, [LOCAL]) == USUAL
+    assert discovery_addresses(config, [("::1", 1), "/run/halt.sock"]) == USUAL
+    own = discovery_addresses(config, [("127.0.0.1", 8000)])
     assert set(USUAL) - set(own) == {"http://127.0.0.1:8000/v1"}
     for listens in ([("0.0.0.0", 9000)], [LOCAL, ("192.168.0.7", 9000)], [3], [None]):
-        assert addresses_of(config, listens) == ()
+        assert discovery_addresses(config, listens) == ()
 
 
 def test_named_addresses_are_asked_in_any_case() -> None:
@@ -76,14 +81,14 @@ def test_named_addresses_are_asked_in_any_case() -> None:
             "http://BOX:11434, LocalHost:1234, https://m.example, [FE80::1]:80"
         }
     )
-    assert addresses_of(config, [("0.0.0.0", 9000)]) == (
+    assert discovery_addresses(config, [("0.0.0.0", 9000)]) == (
         "http://box:11434/v1",
         "http://127.0.0.1:8080/v1",
         "https://m.example/v1",
         "http://127.0.0.1:1234/v1",
         "http://[fe80::1]/v1",
     )
-    asked = addresses_of(config, [("127.0.0.1", 8080)])
+    asked = discovery_addresses(config, [("127.0.0.1", 8080)])
     assert asked[-3:-1] == ("http://box:11434/v1", "https://m.example/v1")
     assert "http://127.0.0.1:8080/v1" not in asked
     assert len(set(asked)) == len(asked)
@@ -103,16 +108,16 @@ def test_nothing_is_asked_where_a_provider_is_set_or_it_is_switched_off(
     environ: dict[str, str],
 ) -> None:
     """Not the named addresses either."""
-    assert addresses_of(load(environ), [LOCAL]) == ()
-    assert discovery_of(load(environ)) is None
+    assert discovery_addresses(load(environ), [LOCAL]) == ()
+    assert make_discovery(load(environ)) is None
 
 
 def test_a_server_whose_address_is_unknown_asks_no_usual_port() -> None:
     """Only gunicorn's master knows where Halt listens."""
-    assert discovery_of(load({})) is None
-    found = discovery_of(load({"HALT_DISCOVER": "box:11434"}))
+    assert make_discovery(load({})) is None
+    found = make_discovery(load({"HALT_DISCOVER": "box:11434"}))
     assert found is not None
-    assert found.known.addresses == ("http://box:11434/v1",)
+    assert found.latest.addresses == ("http://box:11434/v1",)
 
 
 @pytest.mark.parametrize(
@@ -175,18 +180,18 @@ def test_what_is_no_model_server_is_left_alone(
 
     A worker leaves alone what the master has looked at.
     """
-    monkeypatch.setattr(discovery, "ASK_SECONDS", 1.0)
+    monkeypatch.setattr(discovery, "PROBE_SECONDS", 1.0)
     servers = {kind: serve(handler) for kind, handler in NONE.items()}
     looking = Discovery(Found(addresses=tuple(each.url for each in servers.values())))
     for _ in range(2):
-        found = looking.look_now()
+        found = looking.refresh_now()
         assert (found.servers, found.locked) == ((), ())
         looking = Discovery(decoded(found.encoded()))
     assert {kind for kind, each in servers.items() if each.accepted != 1} == set()
-    monkeypatch.setattr(discovery, "LEFT_ALONE", 0.0)
+    monkeypatch.setattr(discovery, "BACKOFF_SECONDS", 0.0)
     looking = Discovery(Found(addresses=(servers["airplay"].url,)))
     for _ in range(2):
-        looking.look_now()
+        looking.refresh_now()
     assert servers["airplay"].accepted == 3
 
 
@@ -195,7 +200,7 @@ def test_a_server_that_needs_a_key_is_named(serve: Serve) -> None:
     server = serve(LOCKED)
     looking = Discovery(Found(addresses=(server.url,)))
     for _ in range(2):
-        found = looking.look_now()
+        found = looking.refresh_now()
         assert found.servers == ()
         assert found.text == (
             f"http://127.0.0.1:{server.port} needs OPENAI_BASE_URL and OPENAI_API_KEY"
@@ -232,7 +237,7 @@ def test_an_answer_without_an_end_is_read_for_so_long_and_no_longer(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The connection is closed after a megabyte, whatever time there is left."""
-    monkeypatch.setattr(discovery, "ASK_SECONDS", 60.0)
+    monkeypatch.setattr(discovery, "PROBE_SECONDS", 60.0)
     looking = Background(lambda: look(serve(NONE["endless"]).url))
     assert looking.end() is None
 
@@ -242,10 +247,10 @@ def test_a_closed_port_and_a_server_that_loads_are_asked_again(serve: Serve) -> 
     url = down()
     loading = serve(LOADING, OLLAMA)
     looking = Discovery(Found(addresses=(url, loading.url)))
-    assert looking.look_now().servers == ()
+    assert looking.refresh_now().servers == ()
     with HandMade(OLLAMA, port=urlsplit(url).port or 0):
-        assert [each.url for each in looking.look_now().servers] == [url, loading.url]
-    assert [each.url for each in looking.look_now().servers] == [loading.url]
+        assert [each.url for each in looking.refresh_now().servers] == [url, loading.url]
+    assert [each.url for each in looking.refresh_now().servers] == [loading.url]
 
 
 def test_a_server_that_was_found_stays_while_it_is_busy(
@@ -254,8 +259,8 @@ def test_a_server_that_was_found_stays_while_it_is_busy(
     """It did not answer this time, and listens: its models are offered."""
     server = serve(listing(models("m")), lambda peer: None)
     looking = Discovery(Found(addresses=(server.url,)))
-    before = looking.look_now()
-    assert looking.look_now() == before
+    before = looking.refresh_now()
+    assert looking.refresh_now() == before
     assert server.accepted == 2
 
 
@@ -270,14 +275,14 @@ def test_many_look_once(serve: Serve) -> None:
     server = serve(handle)
     looking = Discovery(Found(addresses=(server.url,)))
     found: list[Found] = []
-    threads = [threading.Thread(target=lambda: found.append(looking.look())) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: found.append(looking.refresh())) for _ in range(8)]
     for thread in threads:
         thread.start()
     go_on.set()
     for thread in threads:
         thread.join()
     assert [len(each.servers) for each in found] == [1] * 8
-    looking.look()
+    looking.refresh()
     assert server.accepted == 1
 
 
@@ -286,19 +291,19 @@ def test_the_masters_look_leaves_no_thread(serve: Serve) -> None:
     names = [f"model-{number}-{'x' * 80}" for number in range(3000)]
     server = serve(listing(models(*names)))
     before = threading.active_count()
-    found = found_at_start((server.url,))
+    found = discover_at_start((server.url,))
     assert threading.active_count() <= before + 1  # the server's own, of that connection
     assert found.servers[0].models == tuple(names)
     assert found.text == f"3000 models of 127.0.0.1:{server.port} at http://127.0.0.1:{server.port}"
     assert len(found.encoded()) < 1000  # it becomes an environment variable
-    assert found_at_start(()) == Found()
+    assert discover_at_start(()) == Found()
 
 
 def test_names_that_no_request_can_give_are_left_out(serve: Serve) -> None:
     """They are no default either, and keep no other server from being handed on."""
     names = ("a\ud800", "a\nb", "", "\x1b[31m", "\u202ea", "x" * 300_000)
     odd, ollama = serve(listing(models(*names, "<b>'\"/ok"))), serve(OLLAMA)
-    found = found_at_start((odd.url, ollama.url))
+    found = discover_at_start((odd.url, ollama.url))
     assert found.servers[0].models == ("<b>'\"/ok",)
     assert [each.default for each in found.servers] == ["<b>'\"/ok", "qwen3:8b"]
     alone = look(serve(listing(models(*names))).url)
@@ -416,7 +421,7 @@ def test_a_server_that_appears_is_offered_with_the_next_look(
     offer: OfferOf, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where one of its models is asked for before the list was opened."""
-    monkeypatch.setattr(discovery, "LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(discovery, "REFRESH_INTERVAL", 0.0)
     urls = down(), down()
     usual(["one", "two"], urls, monkeypatch)
     upstream = offer(*urls)
@@ -435,8 +440,8 @@ def test_a_model_that_nobody_lists_is_looked_for_at_once(
     offer: OfferOf, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another worker may have found its server already, and a page have it from there."""
-    monkeypatch.setattr(discovery, "LOOK_AGAIN", 3600.0)
-    monkeypatch.setattr(discovery, "MISSED_AGAIN", 0.0)
+    monkeypatch.setattr(discovery, "REFRESH_INTERVAL", 3600.0)
+    monkeypatch.setattr(discovery, "MISSED_INTERVAL", 0.0)
     urls = serve(listing(models("a"))).url, down()
     usual(["one", "two"], urls, monkeypatch)
     upstream = offer(*urls)
@@ -451,7 +456,7 @@ def test_a_server_that_has_gone_is_offered_no_more(
     offer: OfferOf, two: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its model is refused with the reason; another one answers by default."""
-    monkeypatch.setattr(discovery, "LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(discovery, "REFRESH_INTERVAL", 0.0)
     url = down()
     usual(["gone", "ollama"], [url, two[0]], monkeypatch)
     upstream = offer(url, two[0])
@@ -467,7 +472,7 @@ def test_the_demo_model_stands_beside_servers_that_appear(
     offer: OfferOf, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its own name. A real model answers by default, once there is one."""
-    monkeypatch.setattr(discovery, "LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(discovery, "REFRESH_INTERVAL", 0.0)
     demo, url = serve(listing(models("Smol"))), down()
     usual(["ollama"], [url], monkeypatch)
     upstream = offer(url, embedded_url=demo.url, embedded_model="Smol")
@@ -527,9 +532,9 @@ def test_what_the_master_found_answers_before_a_worker_has_looked(
 ) -> None:
     """Its default is known at once, and no list has to be had for it."""
     server = serve(OLLAMA)
-    found = found_at_start((server.url,))
+    found = discover_at_start((server.url,))
     config = Config(discovered=found.encoded())
-    upstream = make_upstream(config, discovery=discovery_of(config))
+    upstream = make_upstream(config, discovery=make_discovery(config))
     assert upstream.known_model == f"ollama-{server.port}/qwen3:8b"
     asked = server.accepted
     assert ask(upstream, upstream.known_model).text == "qwen3:8b answers."

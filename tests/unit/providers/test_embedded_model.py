@@ -40,7 +40,7 @@ supervisor = embedded.launch()
 threads = threading.active_count()
 worker = os.fork()
 if worker == 0:
-    supervisor.forget()
+    supervisor.close_inherited_pipe()
     os.dup2(os.open(os.devnull, os.O_RDWR), 2)  # lets the test see the end of stderr
     signal.pause()
 print(json.dumps({
@@ -256,7 +256,7 @@ def test_the_key_is_in_no_command_line_or_environment(running: Master) -> None:
 
 def test_the_key_is_not_in_a_repr() -> None:
     """Settings that land in a log do not bring the key along."""
-    assert "hush" not in repr(embedded_model.Embedded("http://127.0.0.1:1/v1", api_key="hush"))
+    assert "hush" not in repr(embedded_model.EmbeddedModel("http://127.0.0.1:1/v1", api_key="hush"))
 
 
 def test_launching_starts_no_thread(running: Master) -> None:

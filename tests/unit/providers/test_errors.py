@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from halt.errors import UpstreamError
-from halt.providers.errors import error_of, fault, wait_of
+from halt.providers.errors import parse_error, retry_delay, to_upstream_error
 
 KEY = "sk-test-0123456789abcdef"
 
@@ -24,7 +24,7 @@ def refusal(status: int, body: object, **headers: str) -> UpstreamError:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     request = httpx2.Request("POST", "http://127.0.0.1:9/v1/chat/completions")
     response = httpx2.Response(status, content=content, headers=named, request=request)
-    return fault(httpx2.HTTPStatusError("x", request=request, response=response), KEY)
+    return to_upstream_error(httpx2.HTTPStatusError("x", request=request, response=response), KEY)
 
 
 def openai(message: str, **more: Any) -> dict[str, Any]:
@@ -1123,13 +1123,13 @@ def test_what_the_server_has_masked_itself_stays() -> None:
 )
 def test_a_wait_is_read_from_headers(headers: dict[str, str], seconds: float | None) -> None:
     """Seconds, milliseconds, a date, or when a limit begins anew."""
-    assert wait_of(headers, 40.0) == seconds
+    assert retry_delay(headers, 40.0) == seconds
 
 
 def test_a_limit_that_begins_anew_at_a_time_is_a_wait() -> None:
     """OpenRouter has the milliseconds since the epoch, GitHub the seconds."""
-    assert wait_of({"x-ratelimit-reset": "1700000030"}, 1_700_000_000.0) == 30.0
-    assert wait_of({"x-ratelimit-reset": "1700000030000"}, 1_700_000_000.0) == 30.0
+    assert retry_delay({"x-ratelimit-reset": "1700000030"}, 1_700_000_000.0) == 30.0
+    assert retry_delay({"x-ratelimit-reset": "1700000030000"}, 1_700_000_000.0) == 30.0
 
 
 @pytest.mark.parametrize(
@@ -1289,7 +1289,7 @@ def test_a_quota_has_the_status_that_the_server_gave_it() -> None:
 )
 def test_an_error_in_a_stream_is_known(value: object, event: str, code: str, words: str) -> None:
     """In every shape, by the event's name, or in a chunk that has choices as well."""
-    error = error_of(value, event=event)
+    error = parse_error(value, event=event)
     assert error is not None
     assert error.code == code
     assert " It said: " in error.message
@@ -1299,7 +1299,7 @@ def test_an_error_in_a_stream_is_known(value: object, event: str, code: str, wor
 @pytest.mark.parametrize("code", [400, 403, 404, 422])
 def test_a_refusal_inside_a_stream_is_not_sent_again(code: int) -> None:
     """What is wrong with a request stays wrong, though the answer began with 200."""
-    error = error_of(openai("No endpoint of this model takes tools", code=code))
+    error = parse_error(openai("No endpoint of this model takes tools", code=code))
     assert error is not None
     assert not error.retryable
 
@@ -1346,13 +1346,13 @@ def test_a_refusal_inside_a_stream_is_not_sent_again(code: int) -> None:
 )
 def test_what_is_no_error_is_none(value: object) -> None:
     """Chunks, pings, lists of results and reports of success stay what they are."""
-    assert error_of(value) is None
+    assert parse_error(value) is None
 
 
 def test_an_empty_event_of_errors_is_no_error() -> None:
     """Some servers end every stream with one."""
     empty: list[object] = [None, "", {}, []]
-    assert [error_of(value, event="error") for value in empty] == [None] * 4
+    assert [parse_error(value, event="error") for value in empty] == [None] * 4
 
 
 # --- hostile values -------------------------------------------------------------------------------
@@ -1376,7 +1376,7 @@ def tree(names: list[str], depth: int) -> object:
 )
 def test_numbers_that_are_none_break_nothing(value: object) -> None:
     """A code, a status, a limit or a wait of any size and writing leaves the error an error."""
-    assert error_of(value) is not None
+    assert parse_error(value) is not None
 
 
 @pytest.mark.parametrize(
@@ -1394,7 +1394,7 @@ def test_numbers_that_are_none_break_nothing(value: object) -> None:
 def test_an_error_takes_bounded_time(value: object) -> None:
     """Also one that is made to take long."""
     start = time.process_time()
-    assert error_of(value) is not None
+    assert parse_error(value) is not None
     assert time.process_time() - start < 1
 
 
@@ -1403,8 +1403,8 @@ def test_an_error_without_depth_limit_is_read() -> None:
     value: list[Any] = []
     for _ in range(900):
         value = [value]
-    assert error_of({"error": value}) is None
-    assert error_of({"error": {"message": "x", "details": value}}) is not None
+    assert parse_error({"error": value}) is None
+    assert parse_error({"error": {"message": "x", "details": value}}) is not None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from halt.core.request import ChatRequest, Message
 from halt.core.run import Run
 from halt.core.service import Generations
 from halt.core.stop import StopRegistry
-from halt.providers.embedded_model import Embedded
+from halt.providers.embedded_model import EmbeddedModel
 from halt.providers.factory import make_upstream
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.services import services
@@ -125,15 +125,15 @@ def test_another_server_that_loads_its_model_is_told_of() -> None:
 
 
 @pytest.fixture
-def reserved() -> Iterator[Embedded]:
+def reserved() -> Iterator[EmbeddedModel]:
     """Where the demo model will listen, and does not yet."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        yield Embedded(f"http://127.0.0.1:{sock.getsockname()[1]}/v1", "a-key-for-tests")
+        yield EmbeddedModel(f"http://127.0.0.1:{sock.getsockname()[1]}/v1", "a-key-for-tests")
 
 
 def test_the_page_says_that_the_demo_model_is_being_loaded(
-    shared_fake: FakeOpenAI, reserved: Embedded, tmp_path: object
+    shared_fake: FakeOpenAI, reserved: EmbeddedModel, tmp_path: object
 ) -> None:
     """Until it answers the page asks again by itself; then it says what the demo model is."""
     for url, loading in ((reserved.base_url, True), (shared_fake.base_url, False)):

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from halt.providers.model_list import default_of, models_of
+from halt.providers.model_list import default_model_name, parse_models
 
 
 def names(value: object) -> list[str] | None:
-    models = models_of(value)
+    models = parse_models(value)
     return None if models is None else [model.name for model in models]
 
 
 def chats(name: str, **fields: Any) -> bool:
-    models = models_of([{"id": name, **fields}])
+    models = parse_models([{"id": name, **fields}])
     assert models is not None
     return models[0].chats
 
@@ -133,9 +133,9 @@ def test_what_a_server_says_of_a_model_counts(field: str, value: object, chat: b
 )
 def test_a_name_tells_that_a_model_holds_no_conversation(name: str) -> None:
     """It is passed over where none is named, and stays in the list."""
-    models = models_of([{"id": name, "object": "model"}, {"id": "qwen3-8b"}])
+    models = parse_models([{"id": name, "object": "model"}, {"id": "qwen3-8b"}])
     assert models is not None
-    assert default_of(models) == "qwen3-8b"
+    assert default_model_name(models) == "qwen3-8b"
     assert models[0].name == name
 
 
@@ -166,14 +166,14 @@ def test_a_name_tells_that_a_model_holds_no_conversation(name: str) -> None:
 )
 def test_the_first_that_holds_a_conversation_answers(name: str) -> None:
     """A model whose name says nothing is taken for one."""
-    models = models_of({"data": [{"id": name, "type": "model"}, {"id": "other"}]})
+    models = parse_models({"data": [{"id": name, "type": "model"}, {"id": "other"}]})
     assert models is not None
-    assert default_of(models) == name
+    assert default_model_name(models) == name
 
 
 def test_a_list_of_other_models_alone_has_a_first_one() -> None:
     """The name may mislead: its server will say."""
-    models = models_of([{"id": "my-embed"}, {"id": "whisper-1"}])
+    models = parse_models([{"id": "my-embed"}, {"id": "whisper-1"}])
     assert models is not None
-    assert default_of(models) == "my-embed"
-    assert default_of([]) == ""
+    assert default_model_name(models) == "my-embed"
+    assert default_model_name([]) == ""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halt.core.request import ChatRequest, Message, unfinished
-from halt.providers.continuation import by_instruction, by_prefix, go_on
+from halt.providers.continuation import by_instruction, by_prefix, continuation_request
 from halt.rendering.blocks import BlockStream
 from halt.rendering.data_urls import DataUrlFilter, replace, replace_for_model
 from halt.rendering.markdown import render, render_block
@@ -152,7 +152,7 @@ def test_an_answer_with_a_picture_is_gone_on_with() -> None:
     """The picture stays in the answer; the model is told of it in a word, and it counts as that."""
     answer = f"Here: ![image]({URL})\n\nIt is"
     asked = ChatRequest([Message("user", "Draw.")])
-    request = go_on(asked, answer)
+    request = continuation_request(asked, answer)
     assert unfinished(request) == answer
     assert by_prefix(request).messages[-1].content == "Here: [picture]\n\nIt is"
     assert URL[:60] not in str(by_instruction(request).messages)

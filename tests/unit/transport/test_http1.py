@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from halt.clock import now
 from halt.core.connection import Line, Quiet, on_line
-from halt.providers.errors import fault
+from halt.providers.errors import to_upstream_error
 from halt.testing.fake_openai import FakeOpenAI
 from halt.transport import dns, http1
 from halt.transport import pool as module
@@ -857,4 +857,4 @@ def test_what_is_no_name_is_not_found(transport: Transport) -> None:
     """A part of a name that is too long is a fault of the address, not of ours."""
     with pytest.raises(httpx2.ConnectError) as caught:
         get(transport, f"http://{'x' * 64}.example/v1/models")
-    assert fault(caught.value, "").code == "upstream_dns"
+    assert to_upstream_error(caught.value, "").code == "upstream_dns"

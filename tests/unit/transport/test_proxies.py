@@ -18,7 +18,7 @@ import httpx2
 import pytest
 
 from halt.core.connection import Line
-from halt.providers.errors import fault
+from halt.providers.errors import to_upstream_error
 from halt.testing.fake_openai import FakeOpenAI
 from halt.transport.pool import Transport, bypasses_proxy, proxy_for
 from tests.support.wire import (
@@ -279,7 +279,7 @@ def test_a_fault_of_the_proxy_is_not_said_to_be_the_server_s(
         transport = make_transport()
         with pytest.raises(httpx2.ConnectError) as caught:
             get(transport, f"https://{NAME}/v1/models")
-        told = fault(caught.value, "")
+        told = to_upstream_error(caught.value, "")
         assert told.code == "upstream_unreachable"
         assert "proxy" in told.message
         assert reason in told.message

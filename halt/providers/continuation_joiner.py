@@ -5,33 +5,33 @@ from __future__ import annotations
 import re
 import unicodedata
 
-TAIL_LEAST = 24  # characters of the last words that a model is asked to repeat
-TAIL_MOST = 160  # of them, where fewer would not tell one place of the text from another
-LINE_LEAST = 12  # characters of a last line that are enough by themselves
+TAIL_MIN = 24  # characters of the last words that a model is asked to repeat
+TAIL_MAX = 160  # of them, where fewer would not tell one place of the text from another
+LINE_MIN = 12  # characters of a last line that are enough by themselves
 WINDOW = 400  # characters before the end of a text in which a repeat may begin
-LEAD_MOST = 100  # characters that a model may say before its repeat ("Sure, I go on:")
-BLANK_MOST = 200  # characters of white space that are waited for at a seam
-SURE_LEAST = 8  # characters of a repeat behind which nothing is waited for
-PARTIAL_LEAST = 4  # characters that are a repeat also where they end within a word
+LEAD_MAX = 100  # characters that a model may say before its repeat ("Sure, I go on:")
+BLANK_MAX = 200  # characters of white space that are waited for at a seam
+SURE_MIN = 8  # characters of a repeat behind which nothing is waited for
+PARTIAL_MIN = 4  # characters that are a repeat also where they end within a word
 
 
-def tail_of(text: str) -> str:
+def last_words(text: str) -> str:
     """The last words of a text that ends with no white space: as few as tell its end."""
     window = text[-WINDOW:]
     line = window.rpartition("\n")[2].lstrip()
-    size = TAIL_LEAST
-    if len(line) >= LINE_LEAST:
+    size = TAIL_MIN
+    if len(line) >= LINE_MIN:
         size = min(size, len(line))
     while True:
         start = max(0, len(window) - size)
-        while start > 0 and len(window) - start < TAIL_MOST and _is_word(window, start):
+        while start > 0 and len(window) - start < TAIL_MAX and _is_word(window, start):
             start -= 1
         tail = window[start:].lstrip()
-        if len(tail) >= min(TAIL_MOST, len(window)) or window.find(tail) == len(window) - len(tail):
+        if len(tail) >= min(TAIL_MAX, len(window)) or window.find(tail) == len(window) - len(tail):
             return tail
         if start == 0:
             return tail
-        size = len(window) - start + TAIL_LEAST // 2
+        size = len(window) - start + TAIL_MIN // 2
 
 
 def _is_word(text: str, at: int) -> bool:
@@ -55,7 +55,7 @@ _LAST_WORD = re.compile(r"(?<!\w)\w++\Z")
 _ITEM = re.compile(r"\s*(?:[-*+]|\d+[.)]) ")
 
 
-class Seam:
+class ContinuationJoiner:
     """Joins new text to an old one. Holds back what may be a repeat until that is clear.
 
     Linear in the text; never holds back more than the old text where the new one repeats it from
@@ -70,7 +70,7 @@ class Seam:
         self._made = old, repeats, echoes
         self._old = old.rstrip()
         self._blank = old[len(self._old) :]  # white space that is on the page already
-        self._tail = tail_of(self._old) if repeats else ""
+        self._tail = last_words(self._old) if repeats else ""
         self._repeats = repeats
         self._in_fence = repeats and len(_FENCE.findall(old)) % 2 == 1
         self._held = ""
@@ -87,10 +87,10 @@ class Seam:
         """It holds nothing back any more."""
         return self._phase == "through"
 
-    def again(self) -> Seam:
+    def fresh_copy(self) -> ContinuationJoiner:
         """The same seam before any new text."""
         old, repeats, echoes = self._made
-        return Seam(old, repeats=repeats, echoes=echoes)
+        return ContinuationJoiner(old, repeats=repeats, echoes=echoes)
 
     def feed(self, text: str) -> str:
         """New text as it comes; what of it is to be shown now."""
@@ -111,7 +111,7 @@ class Seam:
         if self._phase == "repeat":
             held = self._old[: self._echoed] + self._held
             self._held, self._echoed = held, 0
-            if self._repeats and self._tail.startswith(held) and len(held) >= PARTIAL_LEAST:
+            if self._repeats and self._tail.startswith(held) and len(held) >= PARTIAL_MIN:
                 self._held = ""  # it ended within the repeat
             elif held:
                 shown = self._cut_off(*self._best_cut())
@@ -146,8 +146,8 @@ class Seam:
         if found > 0 and self._is_lead(found):
             return found + len(tail), True
         best = self._best_cut()  # fewer words than asked are a repeat as well
-        waited = len(held) >= LEAD_MOST + len(tail)
-        return best if waited or (best[1] and best[0] >= SURE_LEAST) else None
+        waited = len(held) >= LEAD_MAX + len(tail)
+        return best if waited or (best[1] and best[0] >= SURE_MIN) else None
 
     def _is_echo(self) -> bool:
         """All that came is the beginning of the old text. What is long is not kept twice."""
@@ -173,7 +173,7 @@ class Seam:
     def _is_lead(self, found: int) -> bool:
         """What stands before the repeat is an introduction, a quotation mark, a code fence."""
         lead = self._held[:found]
-        return found <= LEAD_MOST and (
+        return found <= LEAD_MAX and (
             lead.rstrip().endswith(_LEAD_ENDS)
             or _OPENED.fullmatch(lead) is not None
             or not lead.strip()
@@ -199,7 +199,7 @@ class Seam:
         old = self._old
         if _is_word(old, len(old) - size) or not any(char.isalnum() for char in new[:size]):
             return False
-        if size >= PARTIAL_LEAST:
+        if size >= PARTIAL_MIN:
             return True
         return not _is_word(new, size) and (size > 1 or _in_word(new[0]))
 
@@ -260,7 +260,7 @@ class Seam:
         self._blanks.append(text)
         self._waiting += len(text)
         begun = text.lstrip()
-        if not begun and not last and self._waiting < len(blank) + BLANK_MOST:
+        if not begun and not last and self._waiting < len(blank) + BLANK_MAX:
             return ""
         held = "".join(self._blanks)
         self._blanks, self._phase = [], "through"

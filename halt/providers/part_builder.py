@@ -6,7 +6,7 @@ from halt.core.events import Content, Delta, Reasoning
 from halt.core.request import Part
 
 
-class Gathering:
+class PartBuilder:
     """The deltas of one read; text of one kind that arrived together becomes one delta."""
 
     __slots__ = ("_kind", "_texts", "arrived", "chunks", "events")
@@ -18,7 +18,7 @@ class Gathering:
         self._kind: type[Content] | type[Reasoning] = Content
         self._texts: list[str] = []
 
-    def text(self, kind: type[Content] | type[Reasoning], text: str) -> None:
+    def add_text(self, kind: type[Content] | type[Reasoning], text: str) -> None:
         """Add text of an answer or of reasoning."""
         if not text:
             return
@@ -27,12 +27,12 @@ class Gathering:
             self._kind = kind
         self._texts.append(text)
 
-    def add(self, event: Delta) -> None:
+    def add_event(self, event: Delta) -> None:
         """Add anything else."""
         self._close()
         self.events.append(event)
 
-    def part(self, *, ended: bool) -> Part:
+    def build(self, *, ended: bool) -> Part:
         """All of it."""
         if len(self._texts) == 1 and not self.events:  # the usual read: one token
             return Part((self._kind(self._texts[0]),), self.chunks, ended, self.arrived)

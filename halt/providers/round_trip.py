@@ -11,13 +11,13 @@ from typing import Any
 from halt.core.events import Extra
 from halt.core.extra_fields import Extras
 from halt.core.request import OF_ANSWERS, Message, ToolTurn
-from halt.providers.loose_json import whole
+from halt.providers.loose_json import valid_text
 
 #: Fields of a call that every server takes.
 CALL_FIELDS = frozenset({"id", "type", "function"})
 
 
-def given_back(message: Message, refused: frozenset[str] = frozenset()) -> dict[str, Any]:
+def outgoing_message(message: Message, refused: frozenset[str] = frozenset()) -> dict[str, Any]:
     """A message for a server of OpenAI's kind, without the returned fields that it has refused.
 
     It may be the message itself, so it is not to be changed.
@@ -35,7 +35,7 @@ def given_back(message: Message, refused: frozenset[str] = frozenset()) -> dict[
     return message
 
 
-def returned_fields(message: Message) -> set[str]:
+def round_trip_names(message: Message) -> set[str]:
     """The fields of a message that can be left out where a server refuses them."""
     if isinstance(message, ToolTurn):
         calls = {name for call in message["tool_calls"] for name in call}
@@ -43,7 +43,7 @@ def returned_fields(message: Message) -> set[str]:
     return {*OF_ANSWERS & message.keys()} if message.role == "assistant" else set()
 
 
-class Returned:
+class RoundTripFields:
     """The fields of an answer's message that its server may want back with its tools' results.
 
     Thoughts under the name under which they came, the text with the thoughts that were marked in
@@ -72,9 +72,9 @@ class Returned:
     ) -> dict[str, Any] | None:
         """All of them, None where there are none. `marked`: there are thoughts in the texts."""
         fields = self._extras.delta
-        text = whole("".join(texts))
+        text = valid_text("".join(texts))
         if self.name:
-            fields[self.name] = whole("".join(thoughts))
+            fields[self.name] = valid_text("".join(thoughts))
         if self._parts:
             said = [{"type": "text", "text": text}] if text.strip() else []
             fields["content"] = _parts([*self._parts, *said])

@@ -24,13 +24,13 @@ from halt.transport.pool import Transport
 
 REDIRECTS_MAX = 5
 #: Statuses after which the same request is sent to the new address; 303 wants a GET.
-SAME = frozenset((301, 302, 307, 308))
+REPEATED_STATUSES = frozenset((301, 302, 307, 308))
 REFUSAL_SECONDS = 10.0  # without a byte, in which a refusal's body is waited for
 PORTS = {"http": 80, "https": 443}
 NOWHERE = "http://127.0.0.1:9/v1"  # for a client that wants an address; never asked
 
 
-class Exchange(httpx2.BaseTransport):
+class ClientTransport(httpx2.BaseTransport):
     """A transport that follows redirects and brings refusals with their bodies."""
 
     def __init__(self, transport: httpx2.BaseTransport) -> None:
@@ -43,9 +43,9 @@ class Exchange(httpx2.BaseTransport):
             if response.is_success:
                 return response
             if not response.has_redirect_location:
-                return _whole(response, request)
-            request = _moved(request, response)
-        raise _astray(request, "it leads from address to address without an end.")
+                return _with_whole_body(response, request)
+            request = _redirected_request(request, response)
+        raise _redirect_error(request, "it leads from address to address without an end.")
 
     def close(self) -> None:
         self._transport.close()
@@ -53,7 +53,7 @@ class Exchange(httpx2.BaseTransport):
 
 def http_client(transport: Transport) -> httpx2.Client:
     """What a provider's client sends its requests with."""
-    return httpx2.Client(transport=Exchange(transport))
+    return httpx2.Client(transport=ClientTransport(transport))
 
 
 def warm_up(
@@ -102,7 +102,7 @@ def public_address(url: httpx2.URL | str) -> str:
     return str(url.copy_with(username="", password="", query=None, fragment=None))
 
 
-def _moved(request: httpx2.Request, response: httpx2.Response) -> httpx2.Request:
+def _redirected_request(request: httpx2.Request, response: httpx2.Response) -> httpx2.Request:
     """The request to where the response leads. Raises UpstreamError where it must not go there."""
     location = response.headers["location"]
     body = response.extensions.get("halt.body")
@@ -112,12 +112,12 @@ def _moved(request: httpx2.Request, response: httpx2.Response) -> httpx2.Request
     try:
         url = request.url.join(location)
     except (httpx2.InvalidURL, ValueError):
-        raise _astray(request, "it leads to an address that is none.") from None
+        raise _redirect_error(request, "it leads to an address that is none.") from None
     if url.scheme not in PORTS or not url.host:
-        raise _astray(request, "it leads to an address that is none.")
-    is_same = response.status_code in SAME or request.method in {"GET", "HEAD"}
-    if not is_same or not _is_safe(request.url, url):
-        raise _astray(
+        raise _redirect_error(request, "it leads to an address that is none.")
+    is_same = response.status_code in REPEATED_STATUSES or request.method in {"GET", "HEAD"}
+    if not is_same or not _is_same_server(request.url, url):
+        raise _redirect_error(
             request, f"it leads to {public_address(url)}: if that is right, set that address."
         )
     headers = httpx2.Headers(request.headers)
@@ -127,7 +127,7 @@ def _moved(request: httpx2.Request, response: httpx2.Response) -> httpx2.Request
     )
 
 
-def _whole(response: httpx2.Response, request: httpx2.Request) -> httpx2.Response:
+def _with_whole_body(response: httpx2.Response, request: httpx2.Request) -> httpx2.Response:
     """A refusal with as much of its body as comes."""
     body = response.extensions.get("halt.body")
     if not isinstance(body, Body):
@@ -156,7 +156,7 @@ def _whole(response: httpx2.Response, request: httpx2.Request) -> httpx2.Respons
         return httpx2.Response(status, headers=headers, content=content, request=request)
 
 
-def _is_safe(old: httpx2.URL, new: httpx2.URL) -> bool:
+def _is_same_server(old: httpx2.URL, new: httpx2.URL) -> bool:
     """Whether the new address is of the same server, or the same one with TLS."""
     if old.host.lower() != new.host.lower():
         return False
@@ -166,7 +166,7 @@ def _is_safe(old: httpx2.URL, new: httpx2.URL) -> bool:
     return old.scheme == new.scheme and ports[0] == ports[1]
 
 
-def _astray(request: httpx2.Request, where: str) -> UpstreamError:
+def _redirect_error(request: httpx2.Request, where: str) -> UpstreamError:
     return UpstreamError(
         "endpoint_not_found",
         sentence="The address of the model's server leads to another one, where Halt does not send "

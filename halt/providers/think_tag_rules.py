@@ -1,10 +1,10 @@
-"""What a mark of a model's thoughts is, and whether one stands in its place or is spoken of."""
+"""What a tag of a model's thoughts is, and whether one stands in its place or is spoken of."""
 
 from __future__ import annotations
 
 import re
 
-#: A mark's name means a thought where one of these is a word of it.
+#: A tag's name means a thought where one of these is a word of it.
 WORDS = frozenset(
     {"think", "thinking", "thought", "thoughts", "reasoning", "reflection"}
     | {"cot", "monologue", "scratchpad"}
@@ -16,12 +16,12 @@ BARS = "|\uff5c"
 _NAME = r"[\w:.\u2581-]"
 # What stands between the brackets is group 1, or 2 in square ones, or 3 or 4. Each branch begins
 # with one character, so a search skips all others at once.
-MARK = re.compile(
+TAG = re.compile(
     rf"<([{BARS}]?/?{_NAME}{{1,40}}[{BARS}]?)>|\[(/?{_NAME}{{1,40}})\]"
     rf"|\u25c1(/?{_NAME}{{1,40}})[\u25b7\u27e9]|\u27e8(/?{_NAME}{{1,40}})[\u25b7\u27e9]"
 )
-_OPENERS = ("<", "[", "\u25c1", "\u27e8")  # what marks begin with
-_MARK_MAYBE = re.compile(
+_OPENERS = ("<", "[", "\u25c1", "\u27e8")  # what tags begin with
+_TAG_MAYBE = re.compile(
     rf"(?:<[{BARS}]?/?{_NAME}{{0,40}}[{BARS}]?|[\[\u25c1\u27e8]/?{_NAME}{{0,40}})\Z"
 )
 CLOSING_MAYBE = re.compile(
@@ -36,74 +36,74 @@ CHANNEL_ENDS = "<channel|>"
 
 _FENCE = re.compile(r"[ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(`{3,}|~{3,})")
 _SENTENCE_ENDS = ".!?\u2026\u3002\uff01\uff1f)]}*_\"'\u201d\u2019\u300d"
-_OPENS = "([{<\u201c\u2018\u00ab\u300c/|=:"  # no mark stands directly behind these
+_OPENS = "([{<\u201c\u2018\u00ab\u300c/|=:"  # no tag stands directly behind these
 _CLOSES = ".,;:!?)]}>'\u2019\u201d\u00bb\u300d\u2026/|`\u3002\uff0c\u3001"  # nor before these
-AHEAD = 64  # characters behind a mark that are looked at
+AHEAD = 64  # characters behind a tag that are looked at
 LINE_KEPT = 8_192  # characters of a line that are kept to be looked at again
 HEAD_KEPT = 200  # of those, characters of its beginning
 PIECES_MAX = 1_000  # pieces of text that are kept before they are looked at
-MARKS_MAX = 100  # marks that turn out to be none, after which no other is looked for
+TAGS_MAX = 100  # tags that turn out to be none, after which no other is looked for
 
 
-def words_of(name: str) -> list[str]:
+def name_words(name: str) -> list[str]:
     return _SEPARATOR.split(name.lower())
 
 
-def _inner(mark: re.Match[str]) -> str:
-    """What stands between a mark's brackets."""
-    return mark[1] or mark[2] or mark[3] or mark[4]
+def _inner(tag: re.Match[str]) -> str:
+    """What stands between a tag's brackets."""
+    return tag[1] or tag[2] or tag[3] or tag[4]
 
 
-def begins_thought(mark: re.Match[str]) -> bool:
-    inner = _inner(mark)
-    if mark[2] and not inner.isupper():
+def begins_thought(tag: re.Match[str]) -> bool:
+    inner = _inner(tag)
+    if tag[2] and not inner.isupper():
         return False  # [thinking] is a word in brackets
-    words = words_of(inner.strip(BARS))
+    words = name_words(inner.strip(BARS))
     return not (words[0].startswith("/") or "end" in words or WORDS.isdisjoint(words))
 
 
-def ends_thought(mark: re.Match[str]) -> bool:
-    inner = _inner(mark).strip(BARS)
-    words = words_of(inner.lstrip("/"))
-    if mark[0].lower() == CHANNEL_ENDS:
+def ends_thought(tag: re.Match[str]) -> bool:
+    inner = _inner(tag).strip(BARS)
+    words = name_words(inner.lstrip("/"))
+    if tag[0].lower() == CHANNEL_ENDS:
         return True
     return not WORDS.isdisjoint(words) and (inner.startswith("/") or "end" in words)
 
 
-def begins_answer(mark: re.Match[str]) -> bool:
-    words = words_of(_inner(mark).strip(BARS))
-    return mark[0][1] in BARS and "end" not in words and not ANSWERS.isdisjoint(words)
+def begins_answer(tag: re.Match[str]) -> bool:
+    words = name_words(_inner(tag).strip(BARS))
+    return tag[0][1] in BARS and "end" not in words and not ANSWERS.isdisjoint(words)
 
 
-def may_hold_mark(text: str) -> bool:
-    """Whether a mark, or a part of one, may begin in the text."""
+def may_hold_tag(text: str) -> bool:
+    """Whether a tag, or a part of one, may begin in the text."""
     return any(opener in text for opener in _OPENERS)
 
 
-def may_be_mark(text: str) -> bool:
-    return not text or bool(_MARK_MAYBE.match(text) or _CHANNEL_MAYBE.match(text))
+def may_be_tag(text: str) -> bool:
+    return not text or bool(_TAG_MAYBE.match(text) or _CHANNEL_MAYBE.match(text))
 
 
-def closings_of(mark: str) -> tuple[str, ...]:
-    """The marks, in lower case, that end what this one begins."""
-    mark = mark.lower()
-    first = 2 if mark[1] in BARS else 1
-    ended = re.sub(r"(?<![^\W_])(?:begin|start)(?![^\W_])", "end", mark)
-    closing = f"{mark[:first]}/{mark[first:]}"
-    return (closing,) if ended == mark else (closing, ended)
+def closing_tags(tag: str) -> tuple[str, ...]:
+    """The tags, in lower case, that end what this one begins."""
+    tag = tag.lower()
+    first = 2 if tag[1] in BARS else 1
+    ended = re.sub(r"(?<![^\W_])(?:begin|start)(?![^\W_])", "end", tag)
+    closing = f"{tag[:first]}/{tag[first:]}"
+    return (closing,) if ended == tag else (closing, ended)
 
 
 class Scan:
-    """What of a text that comes in pieces is code. `over`: it speaks of thoughts' marks itself."""
+    """What of a text that comes in pieces is code. `over`: it speaks of thoughts' tags itself."""
 
-    __slots__ = ("_fence", "_line", "_marks", "_pieces", "over")
+    __slots__ = ("_fence", "_line", "_pieces", "_tags", "over")
 
     def __init__(self) -> None:
         self.over = False
         self._pieces: list[str] = []  # that were not looked at
         self._line = ""  # the last line, as far as it was, without most of a long one
         self._fence = ""  # what began the block of code that is open
-        self._marks = 0  # how often `line` was asked for
+        self._tags = 0  # how often `line` was asked for
 
     def add(self, text: str) -> None:
         self._pieces.append(text)
@@ -114,10 +114,10 @@ class Scan:
         """Add text; the line that it ends in, None within code."""
         self.add(text)
         self._look()
-        self._marks += 1
+        self._tags += 1
         if self._fence:
             return None
-        self.over = self.over or self._marks > MARKS_MAX or _speaks_of_thoughts(self._line)
+        self.over = self.over or self._tags > TAGS_MAX or _speaks_of_thoughts(self._line)
         return None if self._line.count("`") % 2 else self._line
 
     def _look(self) -> None:
@@ -150,16 +150,16 @@ class Scan:
 
 
 def _speaks_of_thoughts(line: str) -> bool:
-    """A mark that begins a thought stands in the line, and not in code."""
+    """A tag that begins a thought stands in the line, and not in code."""
     outside = "`".join(line.split("`")[::2])
-    return any(map(begins_thought, MARK.finditer(outside)))
+    return any(map(begins_thought, TAG.finditer(outside)))
 
 
 def stands_alone(line: str, ahead: str, *, last: bool) -> bool | None:
-    """Whether a mark ends a thought, and is no word of a text about such marks; None: not clear.
+    """Whether a tag ends a thought, and is no word of a text about such tags; None: not clear.
 
     `line` is what stands before it in its line, `ahead` what follows. Models end a thought with the
-    mark in a line of its own, or directly behind the last word or before the first one.
+    tag in a line of its own, or directly behind the last word or before the first one.
     """
     after = ahead.lstrip(" \t")
     if not after and not last and len(ahead) < AHEAD:
