@@ -12,10 +12,11 @@ from dataclasses import replace
 from bench.load import BARE, HALT, PACED, RATE, System, busy, source, steady_reader, whole
 from bench.load import system as started
 from bench.phases import wait_for
-from bench.processes import PORT_WITHIN, Child, Halt, pss, status, tree
+from bench.processes import PORT_WITHIN, Child, Halt
 from bench.sizes import Sizes
 from bench.table import Row, at_least, at_most, number, p50_p99
-from bench.wire import ask, chat, connect, request
+from tests.support.process_facts import pss, status, tree
+from tests.support.raw_http import ask, chat, connect, request
 
 VISITORS = 2
 LEFT_FOR = 2.0  # seconds after the last reader has gone

@@ -9,17 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from bench.load import source
-from bench.processes import (
-    Halt,
-    descriptors,
-    fake_upstream,
-    megabytes,
-    status,
-)
+from bench.processes import Halt, fake_upstream
 from bench.readers import Job, Way, numbers, open_stream
 from bench.sizes import Sizes
 from bench.table import Row, at_most, median
-from bench.wire import Address, ask, chat, connect, stop
+from tests.support.process_facts import descriptors, megabytes, status
+from tests.support.raw_http import Address, ask, chat, connect, stop
 
 CLIENTS = 8  # at once
 FORGOTTEN_AFTER = 3.0  # seconds: logs are kept for one, and the keeper looks four times a second

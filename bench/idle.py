@@ -13,19 +13,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.processes import (
-    PORT_WITHIN,
-    Halt,
-    cpu_seconds,
-    first_answer,
-    hello,
-    pss,
-    tree,
-)
+from bench.processes import PORT_WITHIN, Halt, first_answer, hello
 from bench.sizes import Sizes
 from bench.table import Row, at_most, median, number
-from bench.wire import ask, request
 from tests.support.halt_server import ROOT, halt_environment
+from tests.support.process_facts import cpu_seconds, pss, tree
+from tests.support.raw_http import ask, request
 
 THREADS = 232  # of the bare server: as many as Halt has by default
 SETTLES = 3.0  # seconds after the first answer

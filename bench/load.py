@@ -12,7 +12,7 @@ from bench.processes import PORT_WITHIN, Child, Halt, Storeless
 from bench.readers import RACE_WITHIN, READY_WITHIN, WHOLE_WITHIN, Job, Way
 from bench.sizes import Sizes
 from bench.table import Row, at_least, median
-from bench.wire import Address
+from tests.support.raw_http import Address
 
 RATE = 33  # tokens a second and stream
 PACED = f"paced?rate={RATE}"

@@ -19,8 +19,8 @@ from bench.processes import PORT_WITHIN, Halt, fake_upstream
 from bench.readers import READY_WITHIN, Job
 from bench.sizes import Sizes
 from bench.table import Row, at_most, number, p50_p99, percentile
-from bench.wire import Address, ask, chat, complete, connect, request, stop
 from halt.testing.scenarios import last_user_message
+from tests.support.raw_http import Address, ask, chat, complete, connect, request, stop
 
 CROWD_MODEL = "count?n=1000000&rate=10"
 STOPPED_WITHIN = 10.0  # seconds; a Stop that takes longer is a fault, not a figure

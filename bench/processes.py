@@ -1,4 +1,4 @@
-"""Processes under measurement: starting and ending them, and what /proc says about them."""
+"""Processes under measurement: how they are started and ended."""
 
 from __future__ import annotations
 
@@ -7,23 +7,20 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, Self
 
 import pytest
 
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import ROOT, HaltServer
+from tests.support.process_facts import tree
 
-TICKS = os.sysconf("SC_CLK_TCK")
-CPU_CLOCK = 2  # the kernel's number for the clock of a whole process (CPUCLOCK_SCHED)
 PORT_WITHIN = 20.0  # seconds for a child to start
 
 
@@ -182,83 +179,3 @@ def own_fake() -> Iterator[FakeOpenAI]:
     """The same in this process, for figures that need more than its log."""
     with FakeOpenAI(unknown_model="echo") as server:
         yield server
-
-
-# --- what /proc says ------------------------------------------------------------------------------
-
-
-def tree(pid: int) -> list[int]:
-    """The process and all that it has started, itself first."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(entry.name))
-    found = [pid]
-    for each in found:
-        found += children.get(each, [])
-    return found
-
-
-def cpu_seconds(pids: Sequence[int]) -> float:
-    """User and system time of these processes so far, that of ended threads included.
-
-    It is the sum that `getrusage` reports, read in nanoseconds, which works for any process.
-    """
-    return sum(time.clock_gettime(~pid << 3 | CPU_CLOCK) for pid in pids)
-
-
-def machine_cpu_seconds() -> float:
-    """Time that all processors together were not idle."""
-    user, nice, system, _, _, irq, softirq = map(
-        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8]
-    )
-    return (user + nice + system + irq + softirq) / TICKS
-
-
-def status(pid: int, name: str) -> int:
-    """A number of /proc/PID/status, such as VmRSS (kB) or Threads."""
-    match = re.search(rf"^{name}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    if match is None:
-        raise LookupError(name)
-    return int(match[1])
-
-
-def megabytes(pid: int, name: str = "VmRSS") -> float:
-    """Resident memory of a process."""
-    return status(pid, name) / 1024
-
-
-def pss(pids: Sequence[int]) -> float:
-    """Megabytes of these processes; memory that several of them share counts once (PSS)."""
-    total = 0
-    for pid in pids:
-        match = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
-        total += int(match[1]) if match else 0
-    return total / 1024
-
-
-KERNEL_EVENTS = {"futex calls": "syscalls:sys_enter_futex", "context switches": "context-switches"}
-
-
-def kernel_events(pids: Sequence[int], seconds: float) -> dict[str, int]:
-    """Futex calls and context switches of these processes; empty where `perf` cannot count them."""
-    perf = shutil.which("perf")
-    if perf is None:
-        return {}
-    command = [perf, "stat", "-x,", "-e", ",".join(KERNEL_EVENTS.values()), "-p"]
-    command += [",".join(map(str, pids)), "--", "sleep", f"{seconds:g}"]
-    told = subprocess.run(command, capture_output=True, text=True, check=False).stderr
-    counts = {}
-    for name, event in KERNEL_EVENTS.items():
-        match = re.search(rf"^(\d+),[^,]*,{re.escape(event)}", told, re.M)
-        if match is None:
-            return {}
-        counts[name] = int(match[1])
-    return counts
-
-
-def descriptors(pid: int) -> int:
-    """How many files and sockets it holds open."""
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))

@@ -27,10 +27,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bench.processes import cpu_seconds, machine_cpu_seconds, tree
 from bench.source import STAMP_MODULUS
 from bench.table import percentile
-from bench.wire import (
+from tests.support.process_facts import cpu_seconds, machine_cpu_seconds, tree
+from tests.support.raw_http import (
     Address,
     chat,
     connect,

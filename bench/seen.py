@@ -12,7 +12,7 @@ import socket
 import sys
 from typing import Any
 
-from bench.wire import chat, connect
+from tests.support.raw_http import chat, connect
 
 WITHIN = 60.0  # seconds for each of the two
 

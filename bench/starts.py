@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 
 from bench.load import BARE, FASTAPI, HALT, source, system
 from bench.phases import wait_for
-from bench.processes import cpu_seconds, tree
 from bench.readers import AFTERWARDS
 from bench.sizes import Sizes
 from bench.table import Row, at_most, number, p50_p99, percentile
-from bench.wire import Address, chat, connect
+from tests.support.process_facts import cpu_seconds, tree
+from tests.support.raw_http import Address, chat, connect
 
 SYSTEMS = {"Halt": HALT, "FastAPI relay": FASTAPI, "bare threads": BARE}
 FIRST = 5  # starts that are not measured

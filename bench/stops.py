@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 
 from bench.load import PACED, RATE, read, source
 from bench.phases import STOPPED_WITHIN, wait_for
-from bench.processes import PORT_WITHIN, Child, Halt, cpu_seconds, hello, tree
+from bench.processes import PORT_WITHIN, Child, Halt, hello
 from bench.readers import AFTERWARDS, READY_WITHIN, Job
 from bench.sizes import Sizes
 from bench.table import Row, at_most, median, number, p50_p99, percentile
-from bench.wire import Address, ask, chat, connect, receive, request, stop
+from tests.support.process_facts import cpu_seconds, tree
+from tests.support.raw_http import Address, ask, chat, connect, receive, request, stop
 
 THREADS = 232  # of the bare server: as many as Halt has by default
 FIRST = 20  # requests that are not measured

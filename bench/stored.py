@@ -19,10 +19,11 @@ from urllib.parse import urlencode
 
 from bench import seen
 from bench.load import source
-from bench.processes import Child, Halt, fake_upstream, own_fake, tree
+from bench.processes import Child, Halt, fake_upstream, own_fake
 from bench.sizes import Sizes
 from bench.table import Row, at_most, median, p50_p99, percentile
 from tests.support.halt_server import eventually, new_id
+from tests.support.process_facts import tree
 from tests.support.sse import Client, Message
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "HX-Request": "true"}

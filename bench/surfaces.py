@@ -17,7 +17,8 @@ from bench.processes import PORT_WITHIN, Child, Halt, fake_upstream
 from bench.readers import TOGETHER
 from bench.sizes import Sizes
 from bench.table import Row, at_most, p50_p99, percentile
-from bench.wire import (
+from halt import Halt as Library
+from tests.support.raw_http import (
     Address,
     ask,
     chat,
@@ -28,7 +29,6 @@ from bench.wire import (
     stop,
     upgraded,
 )
-from halt import Halt as Library
 
 RELAY = "FastAPI relay"
 READ: dict[str, System] = {

@@ -24,9 +24,9 @@ from bench.load import (
     warnings,
     whole,
 )
-from bench.processes import kernel_events, tree
 from bench.sizes import Sizes
 from bench.table import Row, at_most, median, number
+from tests.support.process_facts import kernel_events, tree
 
 SYSTEMS: dict[str, System] = {
     "Halt": HALT,

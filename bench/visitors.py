@@ -15,7 +15,7 @@ import time
 
 from bench.phases import wait_for
 from bench.readers import told_to_end
-from bench.wire import Address, ask, connect, form, receive, request
+from tests.support.raw_http import Address, ask, connect, form, receive, request
 
 
 def visit(address: Address, paths: list[str], cookie: str, over: threading.Event) -> list[float]:

@@ -15,7 +15,7 @@ from bench.phases import FLOWING, closings, wait_for
 from bench.processes import Halt, fake_upstream
 from bench.sizes import Sizes
 from bench.table import Row, at_most, p50_p99, percentile
-from bench.wire import TIMEOUT, Address, chat, connect, receive, request, stop
+from tests.support.raw_http import TIMEOUT, Address, chat, connect, receive, request, stop
 
 WORKERS = 4
 STARTS_WITHIN = 60.0  # seconds for all of them

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import pytest
 
-from bench.processes import descriptors, status, tree
 from halt.rendering.pool import PROCESSES
 from tests.chaos.streams import Mortal, OfItsOwn, all_is_well, in_progress, newcomer
 from tests.resilience import loads
@@ -35,6 +34,7 @@ from tests.resilience.servers import (
     postgres_programs,
 )
 from tests.support.halt_server import eventually
+from tests.support.process_facts import descriptors, status, tree
 from tests.support.sse import Client
 
 STREAMS = 12  # in each round

@@ -15,9 +15,9 @@ from typing import Self
 
 import psycopg
 
-from bench.processes import tree
 from tests.support.freezing import frozen, send
 from tests.support.halt_server import HaltServer, eventually
+from tests.support.process_facts import tree
 
 STARTS_WITHIN = 60.0
 

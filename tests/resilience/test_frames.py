@@ -8,8 +8,8 @@ import socket
 
 import pytest
 
-from bench.wire import Address, message, upgraded
 from tests.support.halt_server import HaltServer, new_id
+from tests.support.raw_http import Address, message, upgraded
 from tests.support.sse import PATIENCE
 from tests.support.ws import WebSocket
 

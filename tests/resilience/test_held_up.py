@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from bench.processes import cpu_seconds, tree
 from halt.testing.fake_openai import FakeOpenAI
 from tests.resilience import loads
 from tests.resilience.bystander import NEVER, STOP_WITHIN, Address, Bystander
@@ -25,6 +24,7 @@ from tests.resilience.servers import (
     workers,
 )
 from tests.support.halt_server import HaltServer, StartHalt, asked, eventually, new_id, settings
+from tests.support.process_facts import cpu_seconds, tree
 
 ANSWERS: list[Mapping[str, object]] = loads.CASES["answers"]
 REQUESTS: list[Mapping[str, object]] = loads.CASES["requests"]

@@ -18,7 +18,6 @@ from urllib.parse import urlencode
 
 import pytest
 
-from bench.processes import descriptors, status
 from halt.app import create_app
 from halt.config.settings import Config
 from halt.testing.fake_openai import FakeOpenAI
@@ -30,6 +29,7 @@ from tests.resilience.servers import (
     workers,
 )
 from tests.support.halt_server import HaltServer, StartHalt, eventually, new_id, settings
+from tests.support.process_facts import descriptors, status
 from tests.support.sse import Client
 from tests.support.ws import WebSocket
 

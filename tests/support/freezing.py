@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 
-from bench.processes import tree
+from tests.support.process_facts import tree
 
 
 @contextlib.contextmanager

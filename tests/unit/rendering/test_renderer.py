@@ -20,7 +20,6 @@ from urllib.parse import urlencode
 
 import pytest
 
-from bench.processes import tree
 from halt.rendering import cache, child, markdown, pool, protocol
 from halt.rendering import renderer as renderer_module
 from halt.rendering.blocks import BlockStream
@@ -32,6 +31,7 @@ from halt.rendering.renderer import SHORT, Renderer
 from halt.testing.fake_openai import FakeOpenAI
 from tests.server.test_pages import STREAMED
 from tests.support.halt_server import ROOT, StartHalt, eventually, new_id
+from tests.support.process_facts import tree
 
 LONG = 60.0  # seconds that a test waits for what takes milliseconds
 

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.processes import cpu_seconds
 from halt.server.request_buffer import Kind
 from halt.server.thread_pools import MOST
 from halt.server.worker import QUEUED_MAX
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.client_socket import ClientSocket
 from tests.support.halt_server import HaltServer, eventually
+from tests.support.process_facts import cpu_seconds
 from tests.support.short_app import ALLOW, LARGE, REFUSE, RELEASE
 from tests.support.wire import SOON, received
 
