@@ -89,6 +89,7 @@ class MessagesReply(Reply):
 
     def finish(self, reason: str = "stop", *, usage: bool = True, end: bool = True) -> None:
         self.open()
+        self.hold_once()
         self.chunk({}, reason)
         data = as_json({"type": "message_stop"})
         self.write(b"event: message_stop\ndata: " + data + b"\n\n", last=end)

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from http.client import responses
 from itertools import islice
@@ -232,6 +232,7 @@ class Pace:
     rate: float = 0.0  # tokens per second, instead of gap_ms
     first_ms: float = 0.0  # before the first token
     burst: int = 1  # tokens per send
+    hold: int = -1  # tokens before a silence that lasts until the record is released; -1: none
 
     @property
     def gap(self) -> float:
@@ -268,6 +269,7 @@ class Reply:
         self._serial = serial
         self._held = bytearray()  # the body so far where Framing.LENGTH must know all of it
         self._said: list[str] = []
+        self._paced = 0  # tokens that had their time so far
         self._frames: dict[str, tuple[bytes, bytes]] = {}
         self._common = {
             "id": f"chatcmpl-fake{serial}",
@@ -327,6 +329,7 @@ class Reply:
         and its request counts as finished, not as closed. `late_terminator` is the other case.
         """
         self.open()
+        self.hold_once()
         if self.streaming:
             self.chunk({}, reason)
             if usage and self.usage_wanted:
@@ -418,6 +421,12 @@ class Reply:
         """Silence, until the record is released or the seconds are over."""
         self._peer.wait(time.monotonic() + seconds, self.record.released.is_set)
 
+    def hold_once(self) -> None:
+        """The silence of `Pace.hold`; at the latest it comes before the end of the answer."""
+        if self.pace.hold >= 0:
+            self.pace = replace(self.pace, hold=-1)
+            self.hold()
+
     def pause(self, seconds: float) -> None:
         self._peer.wait(time.monotonic() + seconds)
 
@@ -426,8 +435,12 @@ class Reply:
         source = iter(items)
         due = time.monotonic() + self.pace.first_ms / 1000
         while group := list(islice(source, max(1, self.pace.burst))):
+            if 0 <= self.pace.hold < self._paced + len(group):
+                self.hold_once()
+                due = time.monotonic()
             self._peer.wait(due)
             yield group
+            self._paced += len(group)
             due += len(group) * self.pace.gap
 
     # How it is put together

@@ -173,6 +173,10 @@ class Chat:
         """The nth request that the provider got for what was said last."""
         return asked(self.fake, self.said, nth)
 
+    def release(self) -> None:
+        """Let the provider go on with the answer that a `hold=N` in the last prompt holds up."""
+        self.record().release()
+
     def frames(self, count: int = 2) -> None:
         """Let the page draw so many frames."""
         self.page.evaluate(

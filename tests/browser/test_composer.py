@@ -458,8 +458,9 @@ def test_it_is_usable_on_a_narrow_screen(
         }"""
     )
     expect(chat.send).to_be_in_viewport(ratio=1)
-    chat.ask_for(WIDE, piece=9, gap_ms=2)
+    chat.ask_for(WIDE, piece=9, gap_ms=2, hold=5)
     expect(chat.stop).to_be_in_viewport(ratio=1)
+    chat.release()
     chat.wait_text("The end.")
     chat.wait_state("done")
     chat.frames()

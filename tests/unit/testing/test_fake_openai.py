@@ -318,6 +318,23 @@ def test_a_silent_answer_goes_on_when_released(fake: FakeOpenAI, model: str) -> 
     assert fake.wait_request().tokens_sent == 2
 
 
+@pytest.mark.parametrize("hold", [0, 2, 3, 9])
+@pytest.mark.parametrize("pace", ["gap_ms=1", "burst=2"])
+def test_hold_keeps_rest_of_answer_until_release(fake: FakeOpenAI, hold: int, pace: str) -> None:
+    """No more than `hold` tokens and no end are sent before the release, and all of them after it."""
+    with raw(fake, f"count?n=3&hold={hold}&{pace}") as sock:
+        record = fake.wait_request()
+        before = min(hold, 3)
+        if "burst" in pace and before < 3:
+            before -= before % 2  # a burst is sent whole
+        assert record.wait_tokens(before, SOON) == before
+        assert not record.finished.wait(0.05)
+        assert record.tokens_sent == before
+        record.release()
+        assert b"[DONE]" in read_until(sock, b"\r\n0\r\n\r\n")
+    assert record.tokens_sent == 3
+
+
 def test_tokens_can_be_waited_for(fake: FakeOpenAI) -> None:
     with raw(fake, "stall?n=3"):
         record = fake.wait_request(lambda r: r.scenario == "stall")
