@@ -1,1 +1,1 @@
-"""Models' servers: how each kind is asked, and what its stream means."""
+"""Clients of model servers: send requests, decode streams, list models, find local servers."""

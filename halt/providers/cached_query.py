@@ -1,7 +1,7 @@
-"""A query that is made in the background, one at a time, and whose answer is kept for a while.
+"""A query that runs in a background thread, one at a time, and whose answer is cached.
 
-A caller gets what is known and waits no longer than it says, also where the server that should
-answer is silent.
+A caller gets the cached answer, and waits no longer than its own limit even if the server is
+silent.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ logger = logging.getLogger(__name__)
 
 
 class CachedQuery(Generic[T]):
-    """A query with its last answer and its last fault. Threads may share one."""
+    """A query with its last answer and its last error. Threads may share one."""
 
     def __init__(
         self,
         name: str,
-        ask: Callable[[Line], T],
+        fetch: Callable[[Line], T],
         *,
         answer_seconds: float,
         fault_seconds: float,
         timeout: float,
     ) -> None:
-        """Times in seconds: an answer is good for `kept`, and a fault for `again`.
+        """An answer is fresh for `answer_seconds`, and an error for `fault_seconds`.
 
-        The answer has `limit`; then the line that `ask` was given is interrupted.
+        After `timeout` seconds the connection that `fetch` was given is interrupted.
         """
         self._name = name
-        self._fetch = ask
+        self._fetch = fetch
         self._answer_seconds = answer_seconds
         self._fault_seconds = fault_seconds
         self._timeout = timeout
@@ -50,16 +50,16 @@ class CachedQuery(Generic[T]):
         self._fault: HaltError | None = None
 
     def start(self, chain: Chain = ()) -> float:
-        """Ask, unless what is known is fresh or the query is under way; when it was asked.
+        """Start the query unless its answer is fresh or it is running; return its start time.
 
-        `chain`: that of the request for which it is asked.
+        `chain`: of the request that needs the answer, see `halt.core.via`.
         """
         with self._lock:
             started_at = now()
             if started_at < self._fresh_until:
                 return self._started_at
             self._started_at = started_at
-            self._fresh_until = float("inf")  # until it is done
+            self._fresh_until = float("inf")  # until the query ends
             self._done = done = threading.Event()
         try:
             threading.Thread(
@@ -70,19 +70,20 @@ class CachedQuery(Generic[T]):
         return started_at
 
     def expire(self) -> None:
-        """What is known is fresh no more: the next `begin` asks, unless it is under way."""
+        """Mark the answer as stale, so that the next `start` runs the query if none is running."""
         with self._lock:
             if self._done.is_set():
                 self._fresh_until = float("-inf")
 
     def wait(self, until: float, *, fresh: bool = False) -> tuple[T | None, HaltError | None]:
-        """The last answer, and the fault if there was one since; awaited where there is neither.
+        """Return the last answer, and the error if the last query failed.
 
-        `until`: a time, as `now` tells it. `fresh`: awaited also where the next one is under way.
+        Waits for a running query until the time `until` (of `halt.clock.now`) if there is neither
+        an answer nor an error yet, or if `fresh`.
         """
         with self._lock:
-            done, unknown = self._done, self._answer is None and self._fault is None
-        if fresh or unknown:
+            done, is_unknown = self._done, self._answer is None and self._fault is None
+        if fresh or is_unknown:
             done.wait(max(0.0, until - now()))
         with self._lock:
             return self._answer, self._fault
@@ -100,13 +101,13 @@ class CachedQuery(Generic[T]):
         except Exception as exc:
             logger.exception("%s", self._name)
             fault = UpstreamError("internal", type(exc).__name__)
-        finally:  # whatever happened: no caller waits in vain, and it can be asked again
+        finally:  # always: wakes the callers that wait, and lets the query run again
             self._store(done, answer, fault)
 
     def _store(self, done: threading.Event, answer: T | None, fault: HaltError | None) -> None:
         with self._lock:
             if fault is None:
-                self._answer = answer  # else the one before is better than none
+                self._answer = answer  # an error leaves the answer before it
             self._fault = fault
             self._fresh_until = now() + (
                 self._answer_seconds if fault is None else self._fault_seconds

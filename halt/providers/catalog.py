@@ -1,6 +1,7 @@
-"""The models that can be chosen, by provider, as far as they are known.
+"""The list of models for the model menu, grouped by provider.
 
-A page never waits for a provider: it gets what is known, and a first page waits PAGE_WAIT at most.
+A page does not wait for a slow provider: it gets the lists known so far. Only the first page waits,
+up to PAGE_WAIT seconds.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from halt.providers.discovery import Discovery
 from halt.providers.model_list import NAME_MAX, is_name
 from halt.providers.router import Groups, as_providers
 
-PAGE_WAIT = 1.0  # seconds that a page waits after the lists were asked for
-NAMES_MAX = 1000  # models that are shown
+PAGE_WAIT = 1.0  # seconds from the request for the lists until a page goes on without them
+NAMES_MAX = 1000  # models in the menu
 
-#: Codes of faults that say: this server gives no list, now and later. Others may pass.
+#: Error codes of a server that has no list of models. Other errors may be temporary.
 NO_LIST_CODES = frozenset(
     {
         "bad_request",
@@ -27,7 +28,7 @@ NO_LIST_CODES = frozenset(
 
 
 def checked_model(name: str) -> str:
-    """A model's name as a client sent it. Raises RequestError."""
+    """Return the model's name that a client sent. Raises RequestError if it is invalid."""
     if name and not is_name(name):
         raise RequestError(
             f"model must be a name of at most {NAME_MAX} printable characters.", field="model"
@@ -36,22 +37,22 @@ def checked_model(name: str) -> str:
 
 
 class Catalog:
-    """What the upstream offers."""
+    """The models that the upstream offers. Threads may share a Catalog."""
 
     def __init__(self, upstream: Upstream, discovery: Discovery | None = None) -> None:
-        """`discovery`: what the upstream's providers are found by, if they are."""
+        """`discovery`: the Discovery that finds the upstream's providers, if there is one."""
         self._providers = as_providers(upstream)
         self._discovery = discovery
-        # What the last look has brought. Each is replaced at once, by any thread.
+        # Result of the last `refresh`. Any thread replaces either attribute in one assignment.
         self._known: Groups = []  # the last list that was not empty
         self._fault: HaltError | None = None
 
     def refresh(self) -> Groups:
-        """Groups of models, (provider, names); empty as long as nothing is known."""
+        """Return groups of models, (provider, names); empty until a list has arrived."""
         fault: HaltError | None = None
         try:
             if groups := _bounded(self._providers.catalog_for_page(PAGE_WAIT)):
-                self._known = groups  # else the one before is better than none
+                self._known = groups  # an empty list does not replace the one before
             else:
                 fault = UpstreamError("model_not_found", "its list of models is empty")
         except HaltError as exc:
@@ -61,17 +62,22 @@ class Catalog:
 
     @property
     def is_discovered(self) -> bool:
-        """The list may be another one when it is looked at again."""
+        """Whether the providers are discovered, so that the list may change at any time."""
         return self._discovery is not None
 
     @property
     def notes(self) -> list[str]:
-        """What is to be said below the list: servers that were found and want a key."""
-        return [each.text for each in self._discovery.latest.locked] if self._discovery else []
+        """Texts to show below the list: one for each discovered server that needs a key."""
+        if self._discovery is None:
+            return []
+        return [server.text for server in self._discovery.latest.locked]
 
     @property
     def has_no_list(self) -> bool:
-        """The upstream was asked, and gives no list of models. A server that is found gives one."""
+        """Whether the upstream has answered and has no list of models.
+
+        Always False with discovery: a server counts as discovered only if it gives a list.
+        """
         if self.is_discovered:
             return False
         fault = self._fault
@@ -79,12 +85,12 @@ class Catalog:
 
 
 def _bounded(groups: Groups) -> Groups:
-    """What can be shown and sent back."""
-    out: Groups = []
-    left = NAMES_MAX
+    """Return the groups without invalid names, and with NAMES_MAX names at most."""
+    bounded_groups: Groups = []
+    names_left = NAMES_MAX
     for provider, names in groups:
-        fit = [name for name in names if is_name(name)]
-        if fit := fit[:left]:
-            out.append((provider, fit))
-            left -= len(fit)
-    return out
+        valid_names = [name for name in names if is_name(name)][:names_left]
+        if valid_names:
+            bounded_groups.append((provider, valid_names))
+            names_left -= len(valid_names)
+    return bounded_groups

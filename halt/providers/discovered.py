@@ -1,11 +1,11 @@
-"""The providers that are found while Halt runs: model servers of this machine, and the demo model.
+"""Providers that Halt discovers at run time: model servers of this machine, and the demo model.
 
-A found server's models are PROVIDER/MODEL, also where it is the only one, so that their names stay
-valid when another server appears. The demo model has its own name, and answers where no server has
-a model. A server that is gone is offered no more, and is named as the one that cannot be reached
-where its models are asked for.
+A discovered server's models are named PROVIDER/MODEL, even if it is the only server, so the names
+stay valid when another server appears. The demo model keeps its plain name, and is the default when
+no server has a model. The models of a server that has gone are no longer listed; a request for one
+fails with an error that says that this server cannot be reached.
 
-Where a request names no model, the one that was used last answers, else one that is in memory.
+A request without a model goes to the model that was used last, else to one that is in memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from halt.providers.router import WAIT_SECONDS, Groups, Lists, Providers, names_
 
 
 class DiscoveredProviders(Providers):
-    """The Upstream of what `discovery` finds."""
+    """The Upstream of the servers that `discovery` finds."""
 
     def __init__(
         self,
@@ -36,19 +36,19 @@ class DiscoveredProviders(Providers):
         make: Callable[[Server], Upstream],
         *,
         demo: str = "",
-        wanted: str = "",
+        configured: str = "",
         last: LastModel,
     ) -> None:
-        """`providers`: the demo model's, and those that were found; `make` makes further ones.
+        """`providers`: the demo model's and those found so far; `make` creates one for a server.
 
-        `demo` is the demo model, empty where it does not run. `wanted` answers by default where it
-        is offered; else the one that answered `last` does.
+        `demo`: name of the demo model, empty if it does not run. `configured`: the default model if
+        a server offers it; otherwise the model in `last` is.
         """
         super().__init__(providers)
         self._discovery = discovery
         self._make = make
         self._demo = demo
-        self._configured = wanted
+        self._configured = configured
         self._last = last
 
     def open(self, request: ChatRequest, line: Line) -> Reply:
@@ -56,12 +56,14 @@ class DiscoveredProviders(Providers):
             reply = super().open(request, line)
             self._last.set(request.model)
             return reply
-        found = self._discovery.latest
-        if not (found.servers or self._demo) or any(each.models is None for each in found.servers):
-            found = self._refresh(line.chain)
-        name = self._default_name(found)
+        result = self._discovery.latest
+        if not (result.servers or self._demo) or any(
+            server.models is None for server in result.servers
+        ):
+            result = self._refresh(line.chain)
+        name = self._default_name(result)
         reply = super().open(msgspec.structs.replace(request, model=name or None), line)
-        if name != self._demo:  # which gives way to a server that appears
+        if name != self._demo:  # not stored: a server that appears must become the default
             self._last.set(name)
         return reply
 
@@ -82,28 +84,29 @@ class DiscoveredProviders(Providers):
         return model if name == DEMO else f"{name}/{model}"
 
     def _refresh(self, chain: Chain, *, missed: bool = False) -> Found:
-        """What there is now; providers that are new are added. `missed`: see `Discovery.look`.
+        """Return the current discovery result, and add its new servers as providers.
 
-        What is known, where another Halt asks: it may be looking for servers itself, and each of
-        the two would wait for the other.
+        `missed`: see `Discovery.refresh`. For a request from another Halt (`chain` is not empty),
+        nothing is refreshed: the other Halt may be probing for servers itself, and each of the two
+        would wait for the other.
         """
-        found = self._discovery.latest if chain else self._discovery.refresh(missed=missed)
-        for server in found.servers:
+        result = self._discovery.latest if chain else self._discovery.refresh(missed=missed)
+        for server in result.servers:
             if server.name not in self._members:
                 self.add(server.name, self._make(server))
-        return found
+        return result
 
     def _start_lists(self) -> float:
         demo = self._members.get(DEMO)
         if demo is not None and (self._demo or not self._discovery.latest.servers):
             return demo.models.start()
-        return now()  # `_lists` looks
+        return now()  # `_lists` refreshes the discovery
 
     def _lists(self, chain: Chain, seconds: float = WAIT_SECONDS) -> Lists:
-        found = self._refresh(chain) if seconds else self._discovery.latest
+        result = self._refresh(chain) if seconds else self._discovery.latest
         lists: dict[str, tuple[Groups | None, HaltError | None]] = {
             server.name: (None if server.models is None else [("", list(server.models))], None)
-            for server in found.servers
+            for server in result.servers
         }
         if DEMO in self._members and (self._demo or not lists):
             lists[DEMO] = self._query_all({DEMO: self._members[DEMO].models}, chain, seconds)[DEMO]
@@ -112,31 +115,31 @@ class DiscoveredProviders(Providers):
     def _resolve(self, model: str, chain: Chain) -> tuple[Upstream, str]:
         if not model:
             return self._first, model
-        if named := self._find_by_prefix(model):
-            return named
+        if match := self._find_by_prefix(model):
+            return match
         if not self._offered_name(model, self._discovery.latest):
             self._refresh(chain, missed=True)
         lists = self._lists(chain)
-        if named := self._find_by_prefix(model):  # it was found just now
-            return named
+        if match := self._find_by_prefix(model):  # `_lists` may have added its provider
+            return match
         if len(lists) == 1 and not any(model in names_in(groups) for groups, _ in lists.values()):
-            # A server knows more than it lists: Ollama "x" where it lists "x:latest".
+            # A server may accept names that it does not list: Ollama takes "x" for "x:latest".
             return self._members[next(iter(lists))].upstream, model
         return self._find_by_list(model, lists)
 
-    def _default_name(self, found: Found) -> str:
-        """The model that answers where none is named, empty where there is none."""
+    def _default_name(self, result: Found) -> str:
+        """Return the model for requests that name none, empty if there is none."""
         for name in (self._configured, self._last.name):
-            if offered := self._offered_name(name, found):
-                return offered
-        chatting = [server for server in found.servers if server.default]
-        for server in sorted(chatting, key=lambda server: not server.is_loaded):
+            if full_name := self._offered_name(name, result):
+                return full_name
+        chat_servers = [server for server in result.servers if server.default]
+        for server in sorted(chat_servers, key=lambda server: not server.is_loaded):
             return self._full_name(server.name, server.default)
         return self._demo
 
-    def _offered_name(self, name: str, found: Found) -> str:
-        """The full name of a model that is offered, empty for any other."""
+    def _offered_name(self, name: str, result: Found) -> str:
+        """Return a model's full name, empty if no server or several servers offer it."""
         if not name or name == self._demo:
             return name
-        names = found.named(name)
-        return names[0] if len(names) == 1 else ""
+        full_names = result.named(name)
+        return full_names[0] if len(full_names) == 1 else ""

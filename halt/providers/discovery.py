@@ -1,10 +1,11 @@
-"""Looks for model servers where no provider is set: at their usual ports of this machine, and at
-the addresses that HALT_DISCOVER names.
+"""Finds model servers if no provider is configured.
 
-Each address gets one GET /v1/models, all at once, without proxy, redirect, cookie or key. The
-answer counts where it is a JSON object with a list `data`. A JSON refusal with status 401 is a
-server that needs a key. Any other answer, and silence, is left alone for a minute; an address where
-nothing listens is asked again with the next look.
+It probes the usual ports of this machine, and the addresses in HALT_DISCOVER.
+
+Each address gets one GET /v1/models, all in parallel, without proxy, redirect, cookie or key. A
+JSON object with a list `data` is a model server. A JSON refusal with status 401 is a server that
+needs a key. After any other answer, or none, the address is not probed for BACKOFF_SECONDS. An
+address where nothing listens is probed again with the next refresh.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ from halt.transport.http1 import REFUSAL_MAX, Body
 from halt.transport.pool import Transport
 
 PROBE_SECONDS = 0.3  # for all addresses together
-JOIN_SECONDS = 0.1  # for their threads to notice that the time is over
-REFRESH_INTERVAL = 3.0  # seconds between two looks
-MISSED_INTERVAL = 0.5  # the same, where a model is asked for that none is known to have
-BACKOFF_SECONDS = 60.0  # seconds that an address is not asked, after an answer that is no list
+JOIN_SECONDS = 0.1  # for the probe threads to notice that they were interrupted
+REFRESH_INTERVAL = 3.0  # seconds between two refreshes
+MISSED_INTERVAL = 0.5  # the same, after a request for a model that no known server has
+BACKOFF_SECONDS = 60.0  # without a probe, after an answer that is no list
 BODY_MAX = REFUSAL_MAX  # bytes of an answer
-REFRESH_MAX = 3.0  # seconds for a look as a whole; the process in which the master looks is killed
+REFRESH_MAX = 3.0  # seconds for a whole refresh; then the master kills its child that refreshes
 
 logger = logging.getLogger(__name__)
 
@@ -62,22 +63,25 @@ HEADERS = {"Accept": "application/json", "User-Agent": f"halt/{VERSION}"}
 
 
 def discovery_addresses(config: Config, listens: Sequence[Any]) -> tuple[str, ...]:
-    """The addresses that are asked, none where discovery is off or a provider is set.
+    """Return the addresses to probe, none if discovery is off or a provider is configured.
 
-    `listens`: where the server listens, as gunicorn has it: (host, port), or the path of a Unix
-    socket; anything else may be reached from anywhere. The usual ports are asked only where Halt is
-    reached from this machine alone, as those servers are. Halt's own ports are never asked.
+    `listens`: where the server listens, in gunicorn's format: (host, port), or the path of a Unix
+    socket; any other value counts as reachable from anywhere. The usual ports are probed only if
+    Halt, like those servers, is reachable from this machine alone. Halt's own ports are never
+    probed.
     """
     if not config.discovers:
         return ()
-    ports = {place[1] for place in listens if isinstance(place, tuple)}
+    ports = {address[1] for address in listens if isinstance(address, tuple)}
     is_local = all(
-        is_loopback(place[0]) if isinstance(place, tuple) else isinstance(place, str)
-        for place in listens
+        is_loopback(address[0]) if isinstance(address, tuple) else isinstance(address, str)
+        for address in listens
     )
     usual = USUAL if is_local else ()
-    named = (url.replace("//localhost:", f"//{LOOPBACK}:") for url in config.discover_addresses)
-    return tuple(url for url in dict.fromkeys((*usual, *named)) if not _is_own(url, ports))
+    configured = (
+        url.replace("//localhost:", f"//{LOOPBACK}:") for url in config.discover_addresses
+    )
+    return tuple(url for url in dict.fromkeys((*usual, *configured)) if not _is_own(url, ports))
 
 
 def _is_own(url: str, ports: set[int]) -> bool:
@@ -86,36 +90,39 @@ def _is_own(url: str, ports: set[int]) -> bool:
 
 
 def discover_for(config: Config) -> Found:
-    """One look at the addresses of the settings, for a program that does not listen itself."""
+    """Probe the addresses of the settings once, for a program that does not listen itself."""
     return Discovery(Found(addresses=discovery_addresses(config, [(config.host, 0)]))).refresh_now()
 
 
 def make_discovery(config: Config, mark: str = "") -> Discovery | None:
-    """What goes on looking where the master began; None where nothing is looked for.
+    """Create a worker's Discovery from the master's result; None if there is nothing to probe.
 
-    Where there was no master the usual ports are not asked: where such a server listens is unknown.
+    Without a master (another WSGI server), the usual ports are not probed, since it is unknown
+    where that server listens.
     """
     if config.discovered and config.discovers:
-        found = decoded(config.discovered)
+        result = decoded(config.discovered)
     else:
-        found = Found(addresses=discovery_addresses(config, [None]))
-    return Discovery(found, mark) if found.addresses else None
+        result = Found(addresses=discovery_addresses(config, [None]))
+    return Discovery(result, mark) if result.addresses else None
 
 
 class Discovery:
-    """The model servers at some addresses, with one look at a time. Threads may share one."""
+    """The model servers at some addresses. Threads may share one; one refresh runs at a time."""
 
-    def __init__(self, found: Found, mark: str = "") -> None:
-        """`found`: the addresses, and what an earlier look found there. `mark`: see
-        `halt.core.via`."""
+    def __init__(self, result: Found, mark: str = "") -> None:
+        """`result`: the addresses, and the servers of an earlier refresh.
+
+        `mark`: see `halt.core.via`.
+        """
         self._mark = mark
-        self._names = Names(found.addresses)
-        self._found = found
-        self._looked_at = float("-inf")
-        # The thread that looks, of which there is one at a time, has these three:
-        self._servers = {server.url: server for server in found.servers}
-        self._locked = {each.url for each in found.locked}
-        self._left_until = dict(found.left_until)
+        self._names = Names(result.addresses)
+        self._result = result
+        self._refreshed_at = float("-inf")
+        # Only the refreshing thread uses these three; there is one at a time:
+        self._servers = {server.url: server for server in result.servers}
+        self._locked = {server.url for server in result.locked}
+        self._skipped_until = dict(result.left_until)
         self._query = CachedQuery(
             "model-servers",
             lambda _: self.refresh_now(),
@@ -126,96 +133,97 @@ class Discovery:
 
     @property
     def latest(self) -> Found:
-        """What the last look found."""
-        return self._found
+        """The result of the last refresh."""
+        return self._result
 
     def refresh(self, *, missed: bool = False) -> Found:
-        """What there is now. Waits half a second at most, and not where a look has just ended.
+        """Return a fresh result. Waits 0.5 s at most, and not at all if a refresh has just ended.
 
-        `missed`: a model is asked for that none is known to have. Another worker may know it, so
-        MISSED_INTERVAL seconds between two looks are enough.
+        `missed`: a request names a model that no known server has. Another worker may know it, so
+        MISSED_INTERVAL applies in place of REFRESH_INTERVAL.
         """
-        if missed and now() - self._looked_at >= MISSED_INTERVAL:
+        if missed and now() - self._refreshed_at >= MISSED_INTERVAL:
             self._query.expire()
-        asked_at = self._query.start()
-        self._query.wait(asked_at + PROBE_SECONDS + 2 * JOIN_SECONDS, fresh=True)
-        return self._found
+        started_at = self._query.start()
+        self._query.wait(started_at + PROBE_SECONDS + 2 * JOIN_SECONDS, fresh=True)
+        return self._result
 
     def refresh_now(self) -> Found:
-        """One look, made in this thread whenever the last one was; for one thread at a time."""
-        self._looked_at = started_at = now()
-        due = [
+        """Probe in this thread, however recent the last refresh; for one thread at a time."""
+        self._refreshed_at = started_at = now()
+        due_urls = [
             url
-            for url in self._found.addresses
-            if self._left_until.get(url, started_at) <= started_at
+            for url in self._result.addresses
+            if self._skipped_until.get(url, started_at) <= started_at
         ]
-        answers = _ask_all(due, self._mark)
-        for url in due:
-            self._left_until.pop(url, None)
+        results = _probe_all(due_urls, self._mark)
+        for url in due_urls:
+            self._skipped_until.pop(url, None)
             self._locked.discard(url)
-            self._learn(url, answers.get(url))
-        addresses = self._found.addresses
-        self._found = Found(
+            self._store(url, results.get(url))
+        addresses = self._result.addresses
+        self._result = Found(
             addresses=addresses,
             servers=tuple(self._servers[url] for url in addresses if url in self._servers),
             locked=tuple(Locked(url=url) for url in addresses if url in self._locked),
-            left_until=dict(self._left_until),
+            left_until=dict(self._skipped_until),
         )
-        return self._found
+        return self._result
 
-    def _learn(self, url: str, answer: _ProbeResult | None) -> None:
-        if answer is not None and answer.models is not None:
-            self._servers[url] = self._server(url, answer)
-        elif answer is not None and answer.is_away:
+    def _store(self, url: str, result: _ProbeResult | None) -> None:
+        if result is not None and result.models is not None:
+            self._servers[url] = self._server(url, result)
+        elif result is not None and result.is_away:
             self._servers.pop(url, None)
-        elif url not in self._servers:  # one that was found is busy, or starts again
-            self._left_until[url] = now() + BACKOFF_SECONDS
-            if answer is not None and answer.is_locked:
+        elif url not in self._servers:  # a known server is busy or restarting: it stays
+            self._skipped_until[url] = now() + BACKOFF_SECONDS
+            if result is not None and result.is_locked:
                 self._locked.add(url)
 
-    def _server(self, url: str, answer: _ProbeResult) -> Server:
-        models = answer.models or []
+    def _server(self, url: str, result: _ProbeResult) -> Server:
+        models = result.models or []
         name, title = self._names.of(url, [model.owner for model in models])
-        # Others could not be asked for, nor be handed on: JSON takes no half of a character.
+        # Drop names that no request may have. JSON could not hold them all: a lone surrogate is
+        # not valid in it.
         models = [model for model in models if is_name(f"{name}/{model.name}")]
-        chatting = [model.name for model in models if model.chats]
-        loaded = [model for model in chatting if model in answer.loaded]
+        chat_models = [model.name for model in models if model.chats]
+        loaded = [model for model in chat_models if model in result.loaded]
         return Server(
             name=name,
             title=title,
             url=url,
             models=tuple(model.name for model in models),
-            default=(loaded or chatting or [""])[0],
+            default=(loaded or chat_models or [""])[0],
             is_loaded=bool(loaded),
         )
 
 
 def discover_at_start(addresses: tuple[str, ...], mark: str = "") -> Found:
-    """One look, in a process of its own: no thread is left in this one, which is about to fork.
+    """Probe once in a child process, so that no thread is left in this one, which will fork.
 
-    The look-up of a name would leave one that nothing can end.
+    A DNS look-up would leave a thread that nothing can end.
     """
-    found = Found(addresses=addresses)
+    empty_result = Found(addresses=addresses)
     if not addresses:
-        return found
+        return empty_result
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        _look_as_child(Discovery(found, mark), writer)
+        _probe_as_child(Discovery(empty_result, mark), writer)
     os.close(writer)
     try:
-        written = _read_all(reader, now() + REFRESH_MAX)
+        raw_result = _read_all(reader, now() + REFRESH_MAX)
     finally:
         os.close(reader)
-        os.kill(child, signal.SIGKILL)  # it is not waited for yet, so the number is still its own
+        os.kill(child, signal.SIGKILL)  # not waited for yet, so the PID is still the child's
         os.waitpid(child, 0)
-    return decoded(written.decode()) if written.endswith(b"}") else found
+    return decoded(raw_result.decode()) if raw_result.endswith(b"}") else empty_result
 
 
-def _look_as_child(discovery: Discovery, writer: int) -> NoReturn:
+def _probe_as_child(discovery: Discovery, writer: int) -> NoReturn:
     try:
-        with open(writer, "wb") as answer:
-            answer.write(msgspec.json.encode(discovery.refresh_now()))
+        with open(writer, "wb") as pipe:
+            pipe.write(msgspec.json.encode(discovery.refresh_now()))
     except Exception:
         logger.exception("model servers")
     finally:
@@ -223,7 +231,7 @@ def _look_as_child(discovery: Discovery, writer: int) -> NoReturn:
 
 
 def _read_all(reader: int, until: float) -> bytes:
-    """What is written to a pipe until it is closed or `until` comes."""
+    """Read a pipe until its end or until the time `until`."""
     parts = []
     while select.select([reader], [], [], max(0.0, until - now()))[0]:
         part = os.read(reader, 65_536)
@@ -233,43 +241,43 @@ def _read_all(reader: int, until: float) -> bytes:
     return b"".join(parts)
 
 
-# --- one look -------------------------------------------------------------------------------------
+# --- one refresh ----------------------------------------------------------------------------------
 
 
 class _ProbeResult(NamedTuple):
-    """What an address answered, where that was in time. All of it false: no model server."""
+    """The answer of an address. With the defaults alone it is no model server."""
 
     models: list[Model] | None = None
     loaded: frozenset[str] = frozenset()  # names of models that are in memory
     is_locked: bool = False  # a key is needed
-    is_away: bool = False  # nothing listens, or it says that it starts
+    is_away: bool = False  # nothing listens, or the server is starting
 
 
-def _ask_all(urls: Sequence[str], mark: str) -> dict[str, _ProbeResult]:
-    """Their answers as far as they came in PROBE_SECONDS."""
+def _probe_all(urls: Sequence[str], mark: str) -> dict[str, _ProbeResult]:
+    """Probe all addresses; return the results that arrived within PROBE_SECONDS."""
     until = now() + PROBE_SECONDS
-    # To read the certificates takes 20 ms, and the rest of a look 3 ms.
+    # Without https no certificates are loaded: that takes 20 ms, and the rest of a refresh 3 ms.
     is_plain = all(url.startswith("http://") for url in urls)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if is_plain else None
     transport = Transport(PROBE_SECONDS, context, mark, direct=True)
-    answers: dict[str, _ProbeResult] = {}  # each thread sets its own
+    results: dict[str, _ProbeResult] = {}  # each thread sets the one of its own address
 
-    def ask(url: str, line: Line) -> None:
+    def probe(url: str, line: Line) -> None:
         try:
             with on_line(line):
-                answers[url] = answer = _ask(transport, url)
-                if answer.models:
-                    loaded = answer.loaded | _loaded(transport, url, answer.models)
-                    answers[url] = answer._replace(loaded=loaded)
+                results[url] = result = _probe(transport, url)
+                if result.models:
+                    loaded = result.loaded | _loaded(transport, url, result.models)
+                    results[url] = result._replace(loaded=loaded)
         except (Interrupted, httpx2.HTTPError):
-            pass  # what is there of its answer counts
+            pass  # the part of the result that has arrived counts
         except Exception:
             logger.exception("%s", url)
 
     lines = {url: Line() for url in urls}
     threads = []
     for url, line in lines.items():
-        thread = threading.Thread(target=ask, args=(url, line), name="halt-look", daemon=True)
+        thread = threading.Thread(target=probe, args=(url, line), name="halt-look", daemon=True)
         with contextlib.suppress(RuntimeError):  # the system has no more threads
             thread.start()
             threads.append(thread)
@@ -280,32 +288,32 @@ def _ask_all(urls: Sequence[str], mark: str) -> dict[str, _ProbeResult]:
     for thread in threads:
         thread.join(max(0.0, until + JOIN_SECONDS - now()))
     transport.close()
-    return dict(answers)
+    return dict(results)
 
 
-def _ask(transport: Transport, url: str) -> _ProbeResult:
-    """The models at an address. Raises httpx2's errors, Interrupted."""
+def _probe(transport: Transport, url: str) -> _ProbeResult:
+    """Request the list of models from an address. Raises httpx2's errors, Interrupted."""
     try:
         status, value = _get(transport, f"{url}/models")
     except httpx2.ConnectError:
         return _ProbeResult(is_away=True)
-    if status == 503:  # llama.cpp that loads its model
+    if status == 503:  # llama.cpp while it loads its model
         return _ProbeResult(is_away=True)
     if status == 401 and isinstance(value, dict):
         return _ProbeResult(is_locked=TOKEN_NEEDED not in str(value))  # else it is another Halt
     if status != 200 or not isinstance(value, dict):
         return _ProbeResult()
-    listed = value.get("data", value)  # Ollama without a model says null
-    if listed is not None and not isinstance(listed, list):
+    items = value.get("data", value)  # null from Ollama without a model
+    if items is not None and not isinstance(items, list):
         return _ProbeResult()
-    models = parse_models({"data": listed}) or []
-    if (listed and not models) or any(model.owner == "halt" for model in models):
+    models = parse_models({"data": items}) or []
+    if (items and not models) or any(model.owner == "halt" for model in models):
         return _ProbeResult()
-    return _ProbeResult(models, _marked_loaded(url, listed or [], models))
+    return _ProbeResult(models, _marked_loaded(url, items or [], models))
 
 
 def _marked_loaded(url: str, items: list[Any], models: list[Model]) -> frozenset[str]:
-    """The models that a list itself tells to be in memory."""
+    """Return the names of the models that are in memory according to the list itself."""
     by_status = {  # llama.cpp's router
         item["id"]: item["status"].get("value") == "loaded"
         for item in as_objects(items)
@@ -320,7 +328,7 @@ def _marked_loaded(url: str, items: list[Any], models: list[Model]) -> frozenset
 
 
 def _loaded(transport: Transport, url: str, models: list[Model]) -> frozenset[str]:
-    """The models that a server of a known product has in memory, by its own API."""
+    """Ask a known product's own API which models are in memory; return their names."""
     product = product_of(url, [model.owner for model in models])
     name = product.name if product else ""
     if name == "ollama":
@@ -329,15 +337,15 @@ def _loaded(transport: Transport, url: str, models: list[Model]) -> frozenset[st
     if name == "lmstudio":
         _, value = _get(transport, f"{origin(url)}/api/v0/models")
         items = as_objects(as_object(value).get("data"))
-        return frozenset(str(each.get("id")) for each in items if each.get("state") == "loaded")
+        return frozenset(str(item.get("id")) for item in items if item.get("state") == "loaded")
     return frozenset()
 
 
 def _get(transport: Transport, url: str) -> tuple[int, Any]:
-    """Status and decoded JSON, None where the body is none. Raises httpx2's errors, Interrupted."""
+    """Return status and JSON value, None if invalid. Raises httpx2's errors, Interrupted."""
     response = transport.handle_request(httpx2.Request("GET", url, headers=HEADERS))
     body = response.extensions["halt.body"]
-    assert isinstance(body, Body)  # noqa: S101 - our own transport put it there
+    assert isinstance(body, Body)  # noqa: S101 - Halt's transport set it
     try:
         whole = body.read_all(BODY_MAX)
     finally:

@@ -1,4 +1,4 @@
-"""Which providers answer: from the settings to the upstream of a server or a program."""
+"""Creates the upstream of a server or a program from its settings."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from halt.transport.pool import Transport
 
 
 def make_provider(settings: ProviderSettings, transport: Transport | None = None) -> Upstream:
-    """The provider of this kind, with a transport of its own where none is given."""
+    """Create a provider of the kind in `settings`, with its own transport if none is given."""
     if settings.kind == "anthropic":
-        # Its client takes a while to load and is needed by few.
+        # Imported only here: the client is slow to load, and few installations use it.
         from halt.providers.anthropic.upstream import AnthropicUpstream  # noqa: PLC0415
 
         return AnthropicUpstream(settings, transport)
@@ -32,26 +32,26 @@ def make_upstream(
     discovery: Discovery | None = None,
     last: LastModel | None = None,
 ) -> Providers:
-    """All providers that the settings ask for, or only the one of this name. Raises ConfigError.
+    """Create all providers of the settings, or only the one named `only`. Raises ConfigError.
 
-    Where none is set, those that `discovery` finds, and the model that answered `last` by default.
-    `mark`: of the server that asks them, see `halt.core.via`.
+    If the settings name no provider, those that `discovery` finds are used, and the default model
+    is the one in `last`. `mark`: of this server in its requests, see `halt.core.via`.
     """
-    wanted = setup(config)
+    configured = setup(config)
     if only:
-        wanted = wanted.alone(only)
+        configured = configured.alone(only)
 
     def make(settings: ProviderSettings) -> Upstream:
         return make_provider(settings, Transport(settings.connect_timeout, mark=mark))
 
-    providers = {each.name: make(each) for each in wanted.providers}
+    providers = {settings.name: make(settings) for settings in configured.providers}
     if only or discovery is None:
-        return Providers(providers, wanted.default)
+        return Providers(providers, configured.default)
     return DiscoveredProviders(
         providers,
         discovery,
         lambda server: make(of_server(server, config)),
         demo=config.embedded_model if config.has_demo else "",
-        wanted=config.model,
+        configured=config.model,
         last=last or LastModel(),
     )

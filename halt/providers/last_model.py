@@ -1,4 +1,4 @@
-"""The model that answered last: one name for all workers, in a file of the data folder."""
+"""The name of the model that was used last, shared by all workers in a file of the data folder."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from pathlib import Path
 
 from halt.config.data_dir import open_private
 
-NAME_MAX = 1000  # bytes of a name that is read
+NAME_MAX = 1000  # bytes of the file that are read
 
 
 class LastModel:
-    """A name that threads and processes share; the newest one that was set is everybody's.
+    """A model's name that threads and processes share. The last `set` wins in all of them.
 
-    Where the file cannot be written, this process alone remembers it.
+    If the file cannot be written, only this process remembers the name.
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        """`path` None: there is no file."""
+        """`path` None: keep the name in memory only."""
         self._path = path
-        # Both change at once, so a thread sees a name with the state of the file that had it.
+        # (state of the file, name): one assignment replaces both, so that a thread never sees a
+        # name with the state of another file.
         self._known: tuple[tuple[int, int] | None, str] = (None, "")
 
     @property
     def name(self) -> str:
-        """The name, empty where none is known."""
+        """The name, empty if none is known."""
         state = self._state()
         if state is not None and state != self._known[0] and self._path is not None:
             with contextlib.suppress(OSError, UnicodeDecodeError), self._path.open("rb") as file:
@@ -34,7 +35,7 @@ class LastModel:
         return self._known[1]
 
     def set(self, name: str) -> None:
-        """Remember a name. Writes nothing where it is the one that is known."""
+        """Store a name. Writes no file if the name has not changed."""
         if name == self.name:
             return
         self._known = self._known[0], name
@@ -45,16 +46,16 @@ class LastModel:
             with os.fdopen(open_private(part, os.O_WRONLY | os.O_EXCL), "w") as file:
                 file.write(f"{name}\n")
             part.replace(self._path)
-        except OSError:  # the disk is full, or the folder read-only or not made
+        except OSError:  # the disk is full, or the folder is read-only or missing
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
 
     def _state(self) -> tuple[int, int] | None:
-        """What changes with each file that is put there; None where there is none."""
+        """Return (inode, mtime in ns), which change with each new file; None without a file."""
         if self._path is None:
             return None
         try:
-            found = self._path.stat()
+            file_status = self._path.stat()
         except OSError:
             return None
-        return found.st_ino, found.st_mtime_ns
+        return file_status.st_ino, file_status.st_mtime_ns

@@ -1,8 +1,8 @@
-"""The list of models that a server gives, in whatever shape, and which of them hold a conversation.
+"""Parses a server's list of models, and decides which of them can chat.
 
-OpenAI's is `{"data": [{"id": ...}]}`; others are a bare array, have `models` in place of `data`,
-or names in place of objects. Models of other kinds (embeddings, speech, pictures) stay in the list,
-but none of them answers where a request names no model.
+OpenAI's list is `{"data": [{"id": ...}]}`; others are a bare array, have `models` in place of
+`data`, or names in place of objects. Models of other kinds (embeddings, speech, images) stay in the
+list, but are not the default if there is a chat model.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 from halt.providers.error_body import plain_fields
 
-NAME_MAX = 200  # characters of a model's name that a request may give
-#: Fields of an object that hold its list, the usual one first.
+NAME_MAX = 200  # characters of a model's name in a request
+#: Fields that hold the list, the usual one first.
 _LISTS = ("data", "models", "results", "items", "result")
-#: Fields that hold a model's name as a request has to give it.
+#: Fields that hold a model's name for requests.
 _NAMES = ("id", "model", "name", "modelid", "modelname")
-#: Fields that say of which kind a model is; `type` is "model" in some lists and says nothing.
+#: Fields that hold a model's kind. In some lists `type` is always "model", which says nothing.
 _KINDS = ("type", "modeltype", "mode", "task", "pipelinetag", "kind", "purpose")
 
 _CHATS = re.compile(
@@ -29,7 +29,7 @@ _OTHER = re.compile(
     r"embed|rerank|rank|whisper|speech|audio|voice|\btts\b|\bstt\b|\basr\b|transcri|image|video"
     r"|moderation|classif|feature.?extraction|similarity|translation|ocr|detection|segmentation"
 )
-#: How models that hold no conversation are called, where nothing else says so.
+#: Names of models that cannot chat, for lists without any field for it.
 _OTHER_NAMES = re.compile(
     r"embed|rerank|(?:^|[/_:-])(?:bge|gte|e5|minilm|colbert|colpali|clip|siglip|whisper|parakeet"
     r"|tts|stt|asr|kokoro|bark|xtts|piper|sdxl|sd3|flux|dall-?e|imagen|veo|sora|kling|musicgen"
@@ -40,7 +40,7 @@ _OTHER_NAMES = re.compile(
 
 
 class Model(NamedTuple):
-    """A model of a list. `chats`: it holds a conversation, as far as its server or name tells."""
+    """A model of a list. `chats`: it can chat, as far as its fields or its name say."""
 
     name: str
     owner: str
@@ -48,9 +48,9 @@ class Model(NamedTuple):
 
 
 def parse_models(value: object) -> list[Model] | None:
-    """The models of a decoded list, in its order; None where it is no list of models.
+    """Return the models of a decoded list, in its order; None if it is no list of models.
 
-    An item without a name is passed over.
+    Items without a name are skipped.
     """
     items = _items(value)
     if items is None:
@@ -63,12 +63,15 @@ def parse_models(value: object) -> list[Model] | None:
 
 
 def default_model_name(models: list[Model]) -> str:
-    """The model that answers where none is named: the first that holds a conversation."""
+    """Return the model for requests that name none: the first that can chat, else the first.
+
+    Empty if there are no models.
+    """
     return next((model.name for model in models if model.chats), models[0].name if models else "")
 
 
 def is_name(text: str) -> bool:
-    """Whether a request may name a model so."""
+    """Whether the text is a valid name of a model in a request."""
     return 0 < len(text) <= NAME_MAX and text.isprintable()
 
 
@@ -79,10 +82,10 @@ def _items(value: object) -> list[Any] | None:
         return None
     fields = plain_fields(value)
     lists = [fields[name] for name in _LISTS if name in fields]
-    for each in lists:  # one that is empty or null may stand beside another
-        if isinstance(each, list | dict) and each and (items := _items(each)):
+    for entry in lists:  # an empty list or null may stand beside the real list
+        if isinstance(entry, list | dict) and entry and (items := _items(entry)):
             return items
-    return [] if any(each == [] or each is None for each in lists) else None
+    return [] if any(entry == [] or entry is None for entry in lists) else None
 
 
 def _model(item: object) -> Model | None:
@@ -102,31 +105,31 @@ def _model(item: object) -> Model | None:
 def _chats(name: str, fields: Mapping[str, Any]) -> bool:
     if fields.get("active") is False or fields.get("deprecated") is True:
         return False
-    told = _told(fields)
-    return _named_for_chat(name) if told is None else told
+    can_chat = _chat_field(fields)
+    return _named_for_chat(name) if can_chat is None else can_chat
 
 
-def _told(fields: Mapping[str, Any]) -> bool | None:
-    """What a model's own fields say, None where they say nothing."""
-    can = fields.get("capabilities", fields.get("supportedgenerationmethods"))
-    if isinstance(can, dict):  # {"completion_chat": true, "vision": false}
-        flags = {_words(name): bool(each) for name, each in can.items()}
-        chats = [each for name, each in flags.items() if re.search(r"\bchat\b", name)]
-        if chats:
-            return any(chats)
-        fields = {**fields, **plain_fields(can)}
-        can = None
+def _chat_field(fields: Mapping[str, Any]) -> bool | None:
+    """Whether a model can chat according to its fields, None if they do not say."""
+    capabilities = fields.get("capabilities", fields.get("supportedgenerationmethods"))
+    if isinstance(capabilities, dict):  # {"completion_chat": true, "vision": false}
+        flags = {_words(name): bool(value) for name, value in capabilities.items()}
+        chat_flags = [flag for name, flag in flags.items() if re.search(r"\bchat\b", name)]
+        if chat_flags:
+            return any(chat_flags)
+        fields = {**fields, **plain_fields(capabilities)}
+        capabilities = None
     for flag in ("supportschat", "chat", "supportschatcompletions", "chatcompletion"):
         if isinstance(fields.get(flag), bool):
             return bool(fields[flag])
     methods = fields.get("endpoints", fields.get("supportedendpoints"))
-    for listed in (can, methods, fields.get("tasks")):
-        if isinstance(listed, list) and listed and all(isinstance(each, str) for each in listed):
-            return any(_CHATS.search(_words(each)) for each in listed) or (
-                None if not any(_OTHER.search(_words(each)) for each in listed) else False
+    for labels in (capabilities, methods, fields.get("tasks")):
+        if isinstance(labels, list) and labels and all(isinstance(item, str) for item in labels):
+            return any(_CHATS.search(_words(label)) for label in labels) or (
+                None if not any(_OTHER.search(_words(label)) for label in labels) else False
             )
-    shape = fields.get("architecture")
-    output = (shape if isinstance(shape, dict) else fields).get("output_modalities")
+    architecture = fields.get("architecture")
+    output = (architecture if isinstance(architecture, dict) else fields).get("output_modalities")
     if isinstance(output, list) and output:
         return "text" in output
     for field in _KINDS:
@@ -141,7 +144,7 @@ def _told(fields: Mapping[str, Any]) -> bool | None:
 
 
 def _words(label: str) -> str:
-    """A label with blanks in place of its separators."""
+    """Return a label in lower case, with spaces in place of its separators."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", str(label)).lower()
     return re.sub(r"[^a-z0-9]+", " ", spaced).strip()
 

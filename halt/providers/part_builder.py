@@ -1,4 +1,4 @@
-"""What one read of an answer brought, as a decoder gathers it."""
+"""Collects the deltas that a decoder makes of one read into a Part."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from halt.core.request import Part
 
 
 class PartBuilder:
-    """The deltas of one read; text of one kind that arrived together becomes one delta."""
+    """Builds the Part of one read. Consecutive texts of the same kind become one delta."""
 
     __slots__ = ("_kind", "_texts", "arrived", "chunks", "events")
 
     def __init__(self) -> None:
         self.events: list[Delta] = []
         self.chunks = 0
-        self.arrived = 0  # characters of text, thoughts and calls, given out or not
+        self.arrived = 0  # characters of text, reasoning and calls, emitted or not
         self._kind: type[Content] | type[Reasoning] = Content
         self._texts: list[str] = []
 
     def add_text(self, kind: type[Content] | type[Reasoning], text: str) -> None:
-        """Add text of an answer or of reasoning."""
+        """Add text of the answer or of its reasoning."""
         if not text:
             return
         if kind is not self._kind:
@@ -28,12 +28,12 @@ class PartBuilder:
         self._texts.append(text)
 
     def add_event(self, event: Delta) -> None:
-        """Add anything else."""
+        """Add any other delta."""
         self._close()
         self.events.append(event)
 
     def build(self, *, ended: bool) -> Part:
-        """All of it."""
+        """Return the Part of everything that was added."""
         if len(self._texts) == 1 and not self.events:  # the usual read: one token
             return Part((self._kind(self._texts[0]),), self.chunks, ended, self.arrived)
         self._close()

@@ -1,4 +1,4 @@
-"""An answer that comes as events: the body of a response, and the decoder that reads it."""
+"""A streamed answer: reads a response's body and decodes it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from halt.providers.decoder import EventDecoder
 from halt.providers.errors import to_upstream_error
 from halt.transport.http1 import Body
 
-LINES_MAX = 256  # lines of an answer that are decoded in one turn
+LINES_MAX = 256  # lines of an answer that are decoded in one turn of the relay
 
 
 def _split_batch(raw: bytes) -> tuple[bytes, bytes]:
-    """The part of a read that is decoded in one turn of the relay, and the rest.
+    """Split a read into the bytes to decode in this turn of the relay, and the rest.
 
-    Lines cost time and bytes cost hardly any: 64 kB of lines of one character took 190 ms, and no
-    other stream moved in between. The cut is behind a whole event where there is one.
+    Decoding time depends on the number of lines, hardly on bytes: 64 kB of lines of one character
+    took 190 ms, in which no other stream advanced. The cut is after a complete event if there is
+    one.
     """
     if raw.count(b"\n") <= LINES_MAX:
         return raw, b""
@@ -30,7 +31,7 @@ def _split_batch(raw: bytes) -> tuple[bytes, bytes]:
 
 
 class EventReply:
-    """The Reply that a decoder makes of a response's body."""
+    """The Reply that decodes a response's body."""
 
     def __init__(
         self,
@@ -40,28 +41,28 @@ class EventReply:
         secret: str = "",
         add_hint: Callable[[UpstreamError], UpstreamError] | None = None,
     ) -> None:
-        """`response`: our transport brought it. `model` is the one that was asked.
+        """`response`: from Halt's transport. `model`: the one in the request.
 
-        `secret` is taken out of every fault. `add_hint` makes the fault that is raised of one that
-        came before any part of an answer.
+        `secret` is removed from every error. `add_hint` is applied to an error that arrives before
+        any part of the answer.
         """
         body = response.extensions["halt.body"]
-        assert isinstance(body, Body)  # noqa: S101 - our own transport put it there
+        assert isinstance(body, Body)  # noqa: S101 - Halt's transport set it
         self._body = body
         self._decoder = decoder
-        self._asked = model
+        self._requested_model = model
         self._secret = secret
         self._add_hint = add_hint
-        self._raw = b""  # bytes of the last read of the body that were not decoded
-        kind = response.headers.get("content-type", "")
+        self._raw = b""  # bytes of the last read that are not decoded yet
+        content_type = response.headers.get("content-type", "")
         if coding := response.headers.get("content-encoding", ""):
             decoder.label = f"an answer in the encoding {coding[:80]!r}"
-        elif not kind.lower().startswith("text/event-stream"):
-            decoder.label = f"an answer of type {kind[:80]!r}"
+        elif not content_type.lower().startswith("text/event-stream"):
+            decoder.label = f"an answer of type {content_type[:80]!r}"
 
     @property
     def model(self) -> str:
-        return self._decoder.model or self._asked
+        return self._decoder.model or self._requested_model
 
     @property
     def finish_reason(self) -> str | None:
@@ -91,18 +92,19 @@ class EventReply:
 
     def read(self) -> Part:
         try:
-            self._decoder.check()  # a fault that came with the last text waits for nothing more
+            self._decoder.check()  # raise the error that came with the last text; do not read
             raw, self._raw = _split_batch(self._raw or self._body.read())
             return self._decoder.feed(raw) if raw else self._decoder.end()
         except UpstreamError as exc:
-            raise self._told(exc) from exc
+            raise self._for_caller(exc) from exc
         except httpx2.HTTPError as exc:
             try:
                 return self._decoder.end(to_upstream_error(exc, self._secret))
-            except UpstreamError as told:
-                raise self._told(told) from exc
+            except UpstreamError as fault:
+                raise self._for_caller(fault) from exc
 
-    def _told(self, fault: UpstreamError) -> UpstreamError:
+    def _for_caller(self, fault: UpstreamError) -> UpstreamError:
+        """Return the error with its hint, and without the secret."""
         if self._add_hint is not None and not self._decoder.has_started:
             fault = self._add_hint(fault)
         return fault.without(self._secret)

@@ -1,11 +1,11 @@
-"""Several providers as one: a model's name says who answers.
+"""Several providers as one Upstream: the model's name decides which provider gets a request.
 
-With one provider its models have their own names. With several a model is `PROVIDER/MODEL`, and its
-own name serves as well where only one provider lists it.
+With one provider, its models have their own names. With several, a model is `PROVIDER/MODEL`, and
+its own name works as well if only one provider lists it.
 
-What the providers list, and whether they answer, is asked for in threads, one for each provider
-and query at most, and kept for a while: a provider that is down or silent hides no other's models
-and delays no page. Nothing above keeps it once more.
+Lists of models and health checks run in background threads, one for each provider and query at
+most, and are cached here: a provider that is down or silent hides no other provider's models and
+delays no page. The layers above do not cache them again.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from halt.core.via import Chain
 from halt.errors import HaltError, UpstreamError
 from halt.providers.cached_query import CachedQuery
 
-LIST_SECONDS = 60.0  # a list of models is asked for again after this time
-RECHECK_SECONDS = 10.0  # one that could not be had, and whether a provider answers
-QUERY_TIMEOUT = 9.0  # for one answer; then the provider is as good as unreachable
-WAIT_SECONDS = 1.5  # that whoever wants the lists waits for all of them together
+LIST_SECONDS = 60.0  # a list of models stays fresh
+RECHECK_SECONDS = 10.0  # a failed query, and the result of a health check, stay fresh
+QUERY_TIMEOUT = 9.0  # for one answer; after it the provider counts as unreachable
+WAIT_SECONDS = 1.5  # for the lists of all providers together
 
 T = TypeVar("T")
 Groups = list[tuple[str, list[str]]]
@@ -34,7 +34,7 @@ Lists = Mapping[str, tuple[Groups | None, HaltError | None]]
 
 
 class _Member:
-    """A provider, and what is known of it."""
+    """A provider with its cached list of models and its cached health check."""
 
     def __init__(self, name: str, upstream: Upstream) -> None:
         self.upstream = upstream
@@ -62,29 +62,29 @@ class _Member:
 
 
 def as_providers(upstream: Upstream) -> Providers:
-    """This upstream, or the Providers of it alone."""
+    """Return `upstream` if it is a Providers, else a Providers with `upstream` alone."""
     return upstream if isinstance(upstream, Providers) else Providers({"": upstream})
 
 
 def names_in(groups: Groups | None) -> list[str]:
-    """The models of a provider's groups."""
+    """Return the names of the models of all groups."""
     return [model for _, models in groups or () for model in models]
 
 
 class Providers:
-    """The Upstream of one or several providers. Providers may be added while it is used."""
+    """The Upstream of one or several providers. Any thread may add providers at any time."""
 
     def __init__(self, providers: Mapping[str, Upstream], default: str = "") -> None:
-        """`default` is the model that answers where none is named."""
+        """`default`: the model for requests that name none."""
         self._default = default
-        self._lock = threading.Lock()  # held while the two below are replaced, not to read them
+        self._lock = threading.Lock()  # held to replace the two attributes below, not to read them
         self._members: Mapping[str, _Member] = {}
         self._closed = False
         for name, upstream in providers.items():
             self.add(name, upstream)
 
     def add(self, name: str, upstream: Upstream) -> None:
-        """Offer one more provider. It is closed at once where the name is taken, or all are."""
+        """Add a provider. Closes it at once if its name is taken, or after `close`."""
         member = _Member(name, upstream)
         with self._lock:
             if is_new := not self._closed and name not in self._members:
@@ -101,66 +101,66 @@ class Providers:
     def models(self, line: Line) -> list[str]:
         if single := self._single:
             return single.models(line)
-        found = self._lists(line.chain)
-        names = names_in(self._grouped(found))
+        lists = self._lists(line.chain)
+        names = names_in(self._grouped(lists))
         if not names:
-            self._raise_first_fault(found)
+            self._raise_first_fault(lists)
         return names
 
     def catalog(self, line: Line) -> Groups:
-        """As `Upstream.catalog` has it, in the order of the providers.
+        """As `Upstream.catalog`, in the order of the providers.
 
-        Takes no longer than WAIT_SECONDS. A provider that has not told yet, or is down, has the
-        models that it listed before, or none. An interrupted line waits for nothing. Raises
-        UpstreamError where no provider has a model: which fault says whether there is a list.
+        Waits WAIT_SECONDS at most, and not at all if the connection is interrupted. A provider that
+        has not answered yet, or is down, has the models that it listed before, or none. Raises
+        UpstreamError if no provider has a model; its code says whether there is a list.
         """
         if line.interrupted:
             return self._grouped(self._lists(line.chain, 0.0))
         return self._groups_or_raise(self._lists(line.chain, WAIT_SECONDS))
 
     def catalog_for_page(self, wait: float) -> Groups:
-        """The same for a page, which waits until this many seconds after the lists were asked for.
+        """As `catalog`, but waits until `wait` seconds after the queries started.
 
-        So one page waits for a silent provider, and later ones do not.
+        So the first page waits for a silent provider, and later pages do not.
         """
-        asked_at = self._start_lists()
-        return self._groups_or_raise(self._lists((), asked_at + wait - now()))
+        started_at = self._start_lists()
+        return self._groups_or_raise(self._lists((), started_at + wait - now()))
 
-    def _groups_or_raise(self, found: Lists) -> Groups:
-        """The groups. Raises UpstreamError where no provider has a model."""
-        if not any(names_in(groups) for groups, _ in found.values()):
-            if any(groups is None and fault is None for groups, fault in found.values()):
+    def _groups_or_raise(self, lists: Lists) -> Groups:
+        """Return the groups. Raises UpstreamError if no provider has a model."""
+        if not any(names_in(groups) for groups, _ in lists.values()):
+            if any(groups is None and fault is None for groups, fault in lists.values()):
                 raise UpstreamError("upstream_unreachable", "it did not answer in time")
-            self._raise_first_fault(found)
-        return self._grouped(found)
+            self._raise_first_fault(lists)
+        return self._grouped(lists)
 
-    def _grouped(self, found: Lists) -> Groups:
-        """A group for each provider; one that stands before several has theirs."""
+    def _grouped(self, lists: Lists) -> Groups:
+        """Return one group for each provider, or the groups of a provider that has several."""
         return [
             (group or name, [self._full_name(name, model) for model in models])
-            for name, (groups, _) in found.items()
+            for name, (groups, _) in lists.items()
             for group, models in groups or [("", [])]
         ]
 
     def check(self, line: Line) -> None:
-        """One provider that answers is enough."""
+        """Raise UpstreamError unless at least one provider answers."""
         if single := self._single:
             single.check(line)
             return
         checks = {name: member.check for name, member in self._members.items()}
-        for seconds in (WAIT_SECONDS, QUERY_TIMEOUT):  # the silent ones are awaited only if need be
-            found = self._query_all(checks, line.chain, seconds, fresh=True)
-            if any(answer for answer, fault in found.values() if fault is None):
+        for seconds in (WAIT_SECONDS, QUERY_TIMEOUT):  # the long wait only if no check succeeds
+            results = self._query_all(checks, line.chain, seconds, fresh=True)
+            if any(answer for answer, fault in results.values() if fault is None):
                 return
-        self._raise_first_fault(found)
+        self._raise_first_fault(results)
 
     def start_checks(self) -> float:
-        """Ask each provider whether it answers, where that is not known; when they were asked."""
-        return max((each.check.start() for each in self._members.values()), default=0.0)
+        """Start each provider's health check that is not fresh; return the latest start time."""
+        return max((member.check.start() for member in self._members.values()), default=0.0)
 
     def check_results(self, until: float) -> list[tuple[bool | None, HaltError | None]]:
-        """Whether each provider answers, as far as it is known at this time."""
-        return [each.check.wait(until, fresh=True) for each in self._members.values()]
+        """Return each health check's (answer, error), as far as they are known at time `until`."""
+        return [member.check.wait(until, fresh=True) for member in self._members.values()]
 
     @property
     def known_model(self) -> str:
@@ -178,27 +178,27 @@ class Providers:
 
     @property
     def _single(self) -> Upstream | None:
-        """The only provider, None where there are several."""
+        """The only provider, None if there are several."""
         return self._first if len(self._members) == 1 else None
 
     def _full_name(self, name: str, model: str) -> str:
-        """The name by which requests ask for a provider's model."""
+        """Return the name of a provider's model in requests to Halt."""
         return model if self._single else f"{name}/{model}"
 
     def _start_lists(self) -> float:
-        """Ask each provider for its list, where it is not known; when they were asked."""
-        return max((each.models.start() for each in self._members.values()), default=0.0)
+        """Start each provider's list query that is not fresh; return the latest start time."""
+        return max((member.models.start() for member in self._members.values()), default=0.0)
 
     def _lists(self, chain: Chain, seconds: float = WAIT_SECONDS) -> Lists:
-        """What each provider lists, as far as it is known after this many seconds.
+        """Return each provider's list, as far as it is known after this many seconds.
 
-        `chain`: that of the request for which they are asked, see `halt.core.via`.
+        `chain`: of the request that needs the lists, see `halt.core.via`.
         """
         queries = {name: member.models for name, member in self._members.items()}
         return self._query_all(queries, chain, seconds)
 
     def _resolve(self, model: str, chain: Chain) -> tuple[Upstream, str]:
-        """Who answers for a model, and its name there. Raises UpstreamError."""
+        """Return the provider of a model, and the model's name there. Raises UpstreamError."""
         if len(self._members) == 1 or not model:
             return self._first, model
         return self._find_by_prefix(model) or self._find_by_list(model, self._lists(chain))
@@ -208,18 +208,18 @@ class Providers:
         return next(iter(self._members.values())).upstream
 
     def _find_by_prefix(self, model: str) -> tuple[Upstream, str] | None:
-        """Who answers for PROVIDER/MODEL, and its name there; None where it is no such name."""
+        """Return the provider of PROVIDER/MODEL and MODEL; None if no provider has that prefix."""
         name, _, rest = model.partition("/")
         member = self._members.get(name) if rest else None
         return None if member is None else (member.upstream, rest)
 
-    def _find_by_list(self, model: str, found: Lists) -> tuple[Upstream, str]:
-        """The one provider that lists a model, and its name there. Raises UpstreamError."""
-        listing = [name for name, (groups, _) in found.items() if model in names_in(groups)]
-        if len(listing) == 1:
-            return self._members[listing[0]].upstream, model
-        if listing:
-            choice = " or ".join(f"{name}/{model}" for name in listing)
+    def _find_by_list(self, model: str, lists: Lists) -> tuple[Upstream, str]:
+        """Return the only provider that lists a model, and the model. Raises UpstreamError."""
+        provider_names = [name for name, (groups, _) in lists.items() if model in names_in(groups)]
+        if len(provider_names) == 1:
+            return self._members[provider_names[0]].upstream, model
+        if provider_names:
+            choice = " or ".join(f"{name}/{model}" for name in provider_names)
             raise UpstreamError(
                 "model_not_found", f"several providers have {model!r}: use {choice}"
             )
@@ -237,14 +237,14 @@ class Providers:
         *,
         fresh: bool = False,
     ) -> dict[str, tuple[T | None, HaltError | None]]:
-        """What all of them answer, as far as it is known after this many seconds."""
+        """Run all queries; return each one's (answer, error) as known after this many seconds."""
         for query in queries.values():
             query.start(chain)
         until = now() + seconds
         return {name: query.wait(until, fresh=fresh) for name, query in queries.items()}
 
     @staticmethod
-    def _raise_first_fault(found: Mapping[str, tuple[T | None, HaltError | None]]) -> None:
-        for _, fault in found.values():
+    def _raise_first_fault(results: Mapping[str, tuple[T | None, HaltError | None]]) -> None:
+        for _, fault in results.values():
             if fault is not None:
                 raise fault

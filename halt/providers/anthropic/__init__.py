@@ -1,1 +1,1 @@
-"""Anthropic's Messages API, and servers that speak it."""
+"""Anthropic's Messages API, and other servers that implement it."""
