@@ -1,1 +1,1 @@
-"""Markdown to safe HTML, in processes of their own where it takes long. Knows nothing of Halt."""
+"""Markdown to safe HTML, in separate processes for slow texts; depends on nothing else in Halt."""

@@ -1,4 +1,4 @@
-"""HTML that was rendered: kept under a digest of its source, what was used last the longest."""
+"""A cache of rendered HTML, by a digest of its source; evicts the least recently used entry."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from hashlib import blake2b
 
 from halt.rendering.protocol import Rendered
 
-KEPT_MAX = 16_000_000  # bytes of HTML that are kept
-ENTRY = 300  # bytes beside the HTML of one
+KEPT_MAX = 16_000_000  # bytes of HTML in the cache
+ENTRY = 300  # bytes of an entry beside its HTML
 
 
 def key_of(*parts: str) -> bytes:
-    """What these texts are kept under."""
+    """The cache key of these texts: a digest of 16 bytes."""
     digest = blake2b(digest_size=16)
     for part in parts:
         digest.update(part.encode())
@@ -23,33 +23,33 @@ def key_of(*parts: str) -> bytes:
 
 
 class Cache:
-    """HTML by key. Any thread may call it: `_lock` protects the table and its size."""
+    """HTML by key. Thread-safe: `_lock` protects the table and its size."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: OrderedDict[bytes, Rendered] = OrderedDict()  # the one used last is the last
+        self._kept: OrderedDict[bytes, Rendered] = OrderedDict()  # the last one was used last
         self._bytes = 0
 
     def find(self, key: bytes) -> Rendered | None:
-        """What is kept under this key."""
+        """The entry under this key, None if there is none."""
         with self._lock:
-            drawn = self._kept.get(key)
-            if drawn is not None:
+            rendered = self._kept.get(key)
+            if rendered is not None:
                 self._kept.move_to_end(key)
-            return drawn
+            return rendered
 
-    def keep(self, key: bytes, drawn: Rendered) -> Rendered:
-        """Keep it; what was not used for longest goes where there is no room."""
+    def keep(self, key: bytes, rendered: Rendered) -> Rendered:
+        """Store an entry and return it; evict the least recently used ones beyond KEPT_MAX."""
         with self._lock:
             if key not in self._kept:
-                self._kept[key] = drawn
-                self._bytes += _memory(drawn)
+                self._kept[key] = rendered
+                self._bytes += _memory(rendered)
             while self._bytes > KEPT_MAX:
                 _, old = self._kept.popitem(last=False)
                 self._bytes -= _memory(old)
-        return drawn
+        return rendered
 
 
-def _memory(drawn: Rendered) -> int:
-    """Bytes that it takes among what is kept."""
-    return sys.getsizeof(drawn.html) + ENTRY
+def _memory(rendered: Rendered) -> int:
+    """Bytes of memory of one entry."""
+    return sys.getsizeof(rendered.html) + ENTRY

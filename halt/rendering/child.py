@@ -1,4 +1,4 @@
-"""A rendering process as its worker sees it: started, asked, and killed when it hangs."""
+"""The worker's side of a rendering process: starts it, sends requests, kills it when it hangs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import msgspec
 from halt.clock import now
 from halt.rendering.protocol import HEAD, Reply, Request, frame, length_of, replies
 
-START_MAX = 10.0  # seconds from a start to the first reply (0.15 measured)
-TICK = 0.02  # seconds between two looks at the requests whose time is over, while there is work
+START_MAX = 10.0  # seconds from the start to the first reply (0.15 measured)
+TICK = 0.02  # seconds between two checks for overdue requests, while there is work
 
 logger = logging.getLogger(__name__)
 
@@ -25,25 +25,24 @@ class ProcessDied(Exception):
 
 
 class ProcessTimeout(Exception):
-    """The process has not answered by its deadline."""
+    """The process has not replied by its deadline."""
 
 
 class Child:
-    """A rendering process, for the one thread that waits for it.
+    """A rendering process, used by one thread; other threads may call `pid` and `kill`.
 
-    Raises ProcessDied, ProcessTimeout, OSError.
+    The methods raise ProcessDied, ProcessTimeout, OSError.
     """
 
-    def __init__(self, command: Sequence[str], look: Callable[[], None]) -> None:
-        """Start it. `look` is called every TICK while it is waited for."""
-        self._look = look
-        self._socket, theirs = socket.socketpair()
-        self._received = bytearray()
+    def __init__(self, command: Sequence[str], on_tick: Callable[[], None]) -> None:
+        """Start the process. `on_tick` is called every TICK seconds while a reply is awaited."""
+        self._on_tick = on_tick
+        self._socket, child_end = socket.socketpair()
         self._socket.setblocking(False)
         try:
-            with theirs:
+            with child_end:
                 self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and program
-                    command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, cwd="/"
+                    command, stdin=child_end.fileno(), stdout=subprocess.DEVNULL, cwd="/"
                 )
         except BaseException:
             self._socket.close()
@@ -54,14 +53,14 @@ class Child:
         return self._process.pid
 
     def wait_ready(self) -> None:
-        """Wait for its first reply."""
+        """Wait for the first reply, at most START_MAX seconds."""
         self._exchange(b"", now() + START_MAX)
 
     def request(self, request: Request) -> Reply:
-        """Have it answer a request."""
-        answer = self._exchange(frame(request), now() + request.deadline)
+        """Send a request and return the reply. Logs a fault that the reply names."""
+        body = self._exchange(frame(request), now() + request.deadline)
         try:
-            reply = replies.decode(answer)
+            reply = replies.decode(body)
         except msgspec.MsgspecError as exc:
             raise ProcessDied from exc
         if reply.fault:
@@ -69,6 +68,7 @@ class Child:
         return reply
 
     def _exchange(self, out: bytes, deadline: float) -> bytes:
+        """Send `out`; return the body of the next frame."""
         rest, received = memoryview(out), bytearray()
         size = HEAD
         poll = select.poll()
@@ -76,7 +76,7 @@ class Child:
             while len(received) < size:
                 poll.register(self._socket, select.POLLIN | (select.POLLOUT if rest else 0))
                 if not poll.poll(TICK * 1000):
-                    self._look()
+                    self._on_tick()
                     if now() >= deadline:
                         raise ProcessTimeout
                     continue
@@ -90,16 +90,16 @@ class Child:
                     received += part
                 if size == HEAD and len(received) >= HEAD:
                     size += length_of(received[:HEAD])
-        except OSError as exc:  # it has ended before it has read all
+        except OSError as exc:  # it ended before it read everything
             raise ProcessDied from exc
         return bytes(received[HEAD:])
 
     def kill(self) -> None:
-        """End it at once. Harmless when repeated, and in any thread."""
+        """End the process at once. Thread-safe; may be repeated."""
         self._process.kill()
 
     def close(self) -> int:
-        """End it, and return its exit status."""
+        """End the process and return its exit status."""
         self._process.kill()
         self._socket.close()
         return self._process.wait()

@@ -1,22 +1,23 @@
-"""What an answer holds as a data: URL (a picture, as a rule), and the line that stands for it.
+"""Replaces the data: URLs in answers (mostly pictures) by short labels.
 
     ![a cat](data:image/png;base64,...)   [Picture (PNG, 450 kB): a cat]
     data:audio/mpeg;base64,...            data:audio/mpeg;base64,[Audio (MPEG, 1.2 MB)]
 
-The log and the store keep the answer as it came. The page, the terminal and what is copied have the
-line, since a megabyte of letters is neither read nor drawn in time; the model is told `[picture]`.
+The event log and the store keep the answer unchanged. The page, the terminal and copied text have
+the label, since a megabyte of base64 is of no use to a reader and too slow to draw. In messages for
+the model the label is `[picture]`.
 
-What stands in code is code: nothing is replaced there, unless it is longer than CODE_MAX.
+In code, only data longer than CODE_MAX is replaced.
 """
 
 from __future__ import annotations
 
 import re
 
-# Characters of base64 that stay, in code and in text without Markdown's marks of a picture; longer
-# ones are nothing that is read or copied by hand.
+# Characters of base64 that are kept: in code, and in text that is no Markdown image. Longer data is
+# not read or copied by hand.
 CODE_MAX, TEXT_MAX = 10_000, 200
-SURE = 64  # characters of a picture after which its line begins to be shown
+LABEL_FROM = 64  # characters of data after which the label begins to be output
 
 KINDS = {"image": "Picture", "audio": "Audio", "video": "Video"}
 
@@ -35,28 +36,28 @@ _AFTER = re.compile(r">?[ \t]{0,100}+(?:\"[^\"\n]{0,300}\"|'[^'\n]{0,300}')?[ \t
 _AFTER_SO_FAR = re.compile(r">?[ \t]{0,100}+(?:\"[^\"\n]{0,300}\"?|'[^'\n]{0,300}'?)?[ \t]{0,100}+")
 _FENCE = re.compile(r"[ \t>]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)?(`{3,}|~{3,})")
 _MARK = re.compile("[!,]")
-_NO_BREAK = frozenset(")]}|.,;:?'\"")
-_HEAD_MAX = 40  # characters of a line in which a fence begins
+_CLOSING = frozenset(")]}|.,;:?'\"")  # no separator before these
+_LINE_START_MAX = 40  # characters at the start of a line in which a fence can begin
 
 
 def replace(text: str) -> str:
-    """A whole text as it is shown."""
-    return _whole(text, DataUrlFilter())
+    """A whole text with labels in place of its data: URLs."""
+    return _filtered(text, DataUrlFilter())
 
 
 def replace_for_model(text: str) -> str:
-    """A whole text as a model is told of it."""
-    return _whole(text, DataUrlFilter(for_model=True))
+    """A whole text with the short labels for models, such as `[picture]`."""
+    return _filtered(text, DataUrlFilter(for_model=True))
 
 
-def _whole(text: str, pictures: DataUrlFilter) -> str:
-    return pictures.feed(text) + pictures.rest() if "data:" in text.lower() else text
+def _filtered(text: str, url_filter: DataUrlFilter) -> str:
+    return url_filter.feed(text) + url_filter.rest() if "data:" in text.lower() else text
 
 
 def label_of(media_type: str, size: int | None, *, whole: bool = True) -> str:
-    """`Picture (PNG, 450 kB)`. `size` in bytes, None where it is not known."""
+    """A label such as `Picture (PNG, 450 kB)`. `size` in bytes; None: not known."""
     facts = [_format(media_type)] if "/" in media_type else []
-    facts += [_size(size)] if size is not None else []
+    facts += [_size_text(size)] if size is not None else []
     facts += [] if whole else ["incomplete"]
     kind = _kind(media_type)
     return f"{kind} ({', '.join(facts)})" if facts else kind
@@ -67,100 +68,108 @@ def _kind(media_type: str) -> str:
 
 
 def _format(media_type: str) -> str:
-    """`PNG` of `image/png`, `SVG` of `image/svg+xml`, `ICON` of `image/vnd.microsoft.icon`."""
+    """`PNG` for `image/png`, `SVG` for `image/svg+xml`, `ICON` for `image/vnd.microsoft.icon`."""
     subtype = media_type.partition("/")[2].partition("+")[0].rpartition(".")[2]
     return subtype.lower().removeprefix("x-").upper()
 
 
-def _size(size: int) -> str:
+def _size_text(size: int) -> str:
     if size < 1000:
         return f"{size} B"
     return f"{size / 1000:.0f} kB" if size < 999_500 else f"{size / 1_000_000:.1f} MB"
 
 
-def decoded_size(letters: int) -> int:
-    """Bytes that so many characters of base64 stand for, without their padding."""
-    return letters * 3 // 4
+def decoded_size(length: int) -> int:
+    """Bytes that this many characters of base64 (without padding) decode to."""
+    return length * 3 // 4
 
 
 class DataUrlFilter:
-    """Text in pieces with its data: URLs replaced.
+    """Replaces the data: URLs of a text that arrives in pieces.
 
-    What comes out is a function of the text so far, never of how it was cut into pieces. Held back
-    is no more than what may become Markdown's marks of a picture, and the data itself.
+    The output depends on the text so far, never on how it was cut into pieces. Only the data and
+    text that may become Markdown's image syntax are held back.
     """
 
     def __init__(self, *, for_model: bool = False) -> None:
-        """`for_model`: for a model, in short."""
+        """`for_model`: use the short labels, such as `[picture]`."""
         self._for_model = for_model
         self._held = ""
-        # Of the text that was let through: whether it ends in code, and its last characters.
-        self._fence = ""  # the open fence, "" outside
-        self._head = ""  # the line's beginning
-        self._ticks = 0  # runs of backticks in the line
-        self._back = ""  # the line's last characters
-        # Of the data that is coming in.
-        self._inside = False
-        self._source = ""  # its marks and URL before the data, where Markdown's marks are there
+        # State of the text passed through: whether it ends in code, and the current line.
+        self._fence = ""  # the mark of the open fence; "" outside a fence
+        self._line_start = ""  # first characters of the current line
+        self._backtick_runs = 0  # runs of backticks in the current line
+        self._line_end = ""  # last characters of the current line
+        # State of the data: URL that is arriving.
+        self._in_data = False
+        self._source = ""  # Markdown's image syntax up to the data; "" for a bare URL
         self._alt = ""
-        self._type = ""
+        self._media_type = ""
         self._data = _BASE64
-        self._most = 0  # characters that stay as they are
-        self._pieces: list[str] = []  # while they may stay
-        self._letters = 0
+        self._kept_max = 0  # data up to this many characters is kept unchanged
+        self._kept_pieces: list[str] = []  # the data, while it may still be kept
+        self._data_length = 0
         self._padding = 0
-        self._began = False  # its line has begun
-        self._ends = False  # the data is complete, its closing mark is awaited
-        self._breaks = ""  # what is put between its line and a word behind it
+        self._label_begun = False  # part of the label was output
+        self._data_ended = False  # only the closing mark is still awaited
+        self._separator = ""  # goes between the label and a word that follows it
 
     def feed(self, text: str) -> str:
-        """Take the next piece; what is to be shown now."""
-        if not (self._held or self._inside or self._breaks) and "!" not in text and "," not in text:
-            self._pass(text)
+        """Take the next piece; return the output that is due now."""
+        if (
+            not (self._held or self._in_data or self._separator)
+            and "!" not in text
+            and "," not in text
+        ):
+            self._record(text)
             return text
         text, self._held = self._held + text, ""
         out: list[str] = []
         at = 0
         while at < len(text):
-            at = self._take(text, at, out) if self._inside else self._look(text, at, out)
+            at = self._take_data(text, at, out) if self._in_data else self._take_text(text, at, out)
         return "".join(out)
 
     def rest(self) -> str:
-        """What is still to be shown where the text ends here. Changes nothing."""
-        if not self._inside:
+        """The remaining output if the text ends here. Does not change the filter."""
+        if not self._in_data:
             return self._held
-        if not self._began and (self._letters <= self._most or self._ends or not self._letters):
-            return self._source + "".join(self._pieces) + self._held
-        size = self._bytes()
-        whole = self._ends or not self._source  # a bare URL has no closing mark
+        if not self._label_begun and (
+            self._data_length <= self._kept_max or self._data_ended or not self._data_length
+        ):
+            return self._source + "".join(self._kept_pieces) + self._held
+        size = self._size_in_bytes()
+        whole = self._data_ended or not self._source  # a bare URL has no closing mark
         if self._for_model:
-            return f"[{_kind(self._type).lower()}]{self._held}"
-        if self._began:
-            return f"{_size(size)}{'' if whole else ', incomplete'})]{self._held}"
-        return f"[{label_of(self._type, size, whole=whole)}]{self._held}"
+            return f"[{_kind(self._media_type).lower()}]{self._held}"
+        if self._label_begun:
+            return f"{_size_text(size)}{'' if whole else ', incomplete'})]{self._held}"
+        return f"[{label_of(self._media_type, size, whole=whole)}]{self._held}"
 
     # --- text ---------------------------------------------------------------------------------
 
-    def _look(self, text: str, at: int, out: list[str]) -> int:
-        """Let through what is text, up to data or to what may become its marks."""
-        if self._breaks:
-            out.append("" if text[at] in _NO_BREAK or text[at].isspace() else self._breaks)
-            self._breaks = ""
-        found = _MARK.search(text, at)
-        end = found.start() if found else len(text)
+    def _take_text(self, text: str, at: int, out: list[str]) -> int:
+        """Pass text through, up to data or to a possible image mark; return the new position."""
+        if self._separator:
+            out.append("" if text[at] in _CLOSING or text[at].isspace() else self._separator)
+            self._separator = ""
+        mark = _MARK.search(text, at)
+        end = mark.start() if mark else len(text)
         out.append(text[at:end])
-        self._pass(text[at:end])
+        self._record(text[at:end])
         if end == len(text):
             return end
         if text[end] == ",":
             out.append(",")
-            self._pass(",")
-            if url := _last(_URL, self._back[-URL_MAX:]):
-                self._begin(url[1] or "text/plain", TEXT_MAX if not self._code else CODE_MAX)
+            self._record(",")
+            if url := _match_at_end(_URL, self._line_end[-URL_MAX:]):
+                self._begin_data(
+                    url[1] or "text/plain", TEXT_MAX if not self._in_code else CODE_MAX
+                )
             return end + 1
-        if not self._code:
+        if not self._in_code:
             if image := _IMAGE.match(text, end):
-                self._begin(image[2] or "text/plain", 0)
+                self._begin_data(image[2] or "text/plain", 0)
                 self._source, self._alt = image[0], image[1]
                 self._data = _BASE64 if image[3].lower().endswith(";base64") else _QUOTED
                 return image.end()
@@ -168,107 +177,112 @@ class DataUrlFilter:
                 self._held = text[end:]
                 return len(text)
         out.append("!")
-        self._pass("!")
+        self._record("!")
         return end + 1
 
     @property
-    def _code(self) -> bool:
-        return bool(self._fence) or self._ticks % 2 == 1
+    def _in_code(self) -> bool:
+        return bool(self._fence) or self._backtick_runs % 2 == 1
 
-    def _pass(self, text: str) -> None:
-        """Keep what has to be known of text that is let through."""
+    def _record(self, text: str) -> None:
+        """Update the state of the current line and fence for text that was output."""
         if "\n" not in text:  # most pieces of an answer
-            self._in_line(text)
+            self._record_part(text)
             return
         *lines, last = text.split("\n")
         for line in lines:
-            self._in_line(line)
+            self._record_part(line)
             self._end_line()
-        self._in_line(last)
+        self._record_part(last)
 
-    def _in_line(self, part: str) -> None:
-        if len(self._head) < _HEAD_MAX:
-            self._head += part[: _HEAD_MAX - len(self._head)]
+    def _record_part(self, part: str) -> None:
+        if len(self._line_start) < _LINE_START_MAX:
+            self._line_start += part[: _LINE_START_MAX - len(self._line_start)]
         if "`" in part:
             runs = len(re.findall("`+", part))
-            self._ticks += runs - (part[0] == "`" and self._back[-1:] == "`")
-        self._back += part
-        if len(self._back) > 4 * URL_MAX:
-            self._back = self._back[-URL_MAX:]
+            self._backtick_runs += runs - (part[0] == "`" and self._line_end[-1:] == "`")
+        self._line_end += part
+        if len(self._line_end) > 4 * URL_MAX:
+            self._line_end = self._line_end[-URL_MAX:]
 
     def _end_line(self) -> None:
-        opening = _FENCE.match(self._head)
+        opening = _FENCE.match(self._line_start)
         if self._fence:
-            bare = self._head.strip(" \t>")
+            bare = self._line_start.strip(" \t>")
             if bare.startswith(self._fence) and not bare.strip(self._fence[0]):
                 self._fence = ""
-        elif opening and (opening[1][0] == "~" or "`" not in self._head[opening.end() :]):
+        elif opening and (opening[1][0] == "~" or "`" not in self._line_start[opening.end() :]):
             self._fence = opening[1]
-        self._head, self._ticks, self._back = "", 0, ""
+        self._line_start, self._backtick_runs, self._line_end = "", 0, ""
 
     # --- data ---------------------------------------------------------------------------------
 
-    def _begin(self, media_type: str, most: int) -> None:
-        self._inside, self._ends, self._began = True, False, False
-        self._source, self._alt, self._type, self._data = "", "", media_type, _BASE64
-        self._most, self._pieces, self._letters, self._padding = most, [], 0, 0
+    def _begin_data(self, media_type: str, kept_max: int) -> None:
+        self._in_data, self._data_ended, self._label_begun = True, False, False
+        self._source, self._alt, self._media_type, self._data = "", "", media_type, _BASE64
+        self._kept_max, self._kept_pieces, self._data_length, self._padding = kept_max, [], 0, 0
 
-    def _take(self, text: str, at: int, out: list[str]) -> int:
-        """Take data, and its closing mark where there is one."""
-        if not self._ends:
-            found = self._data.match(text, at)
-            piece = found[0] if found else ""
-            self._letters += len(piece)
+    def _take_data(self, text: str, at: int, out: list[str]) -> int:
+        """Take data and its closing mark, if there is one; return the new position."""
+        if not self._data_ended:
+            match = self._data.match(text, at)
+            piece = match[0] if match else ""
+            self._data_length += len(piece)
             self._padding += piece.count("=")
-            if self._letters <= max(self._most, SURE):
-                self._pieces.append(piece)
-            elif not self._began:
-                self._began = True
-                out.append("" if self._for_model else f"[{label_of(self._type, None)[:-1]}, ")
+            if self._data_length <= max(self._kept_max, LABEL_FROM):
+                self._kept_pieces.append(piece)
+            elif not self._label_begun:
+                self._label_begun = True
+                out.append("" if self._for_model else f"[{label_of(self._media_type, None)[:-1]}, ")
             at += len(piece)
             if at == len(text):
                 return at
-            self._ends = True
+            self._data_ended = True
         if not self._source:
-            self._end(out, close=not self._began and self._letters <= self._most)
+            self._end_data(out, keep=not self._label_begun and self._data_length <= self._kept_max)
             return at
         if after := _AFTER.match(text, at):
-            self._end(out, close=not self._letters, after=after[0])
+            self._end_data(out, keep=not self._data_length, after=after[0])
             return after.end()
         if _AFTER_SO_FAR.fullmatch(text, at):
             self._held = text[at:]
             return len(text)
-        self._end(out, close=not self._began)
+        self._end_data(out, keep=not self._label_begun)
         return at
 
-    def _bytes(self) -> int:
+    def _size_in_bytes(self) -> int:
         if self._data is _QUOTED:
-            return self._letters
-        return decoded_size(self._letters - self._padding)
+            return self._data_length
+        return decoded_size(self._data_length - self._padding)
 
-    def _end(self, out: list[str], *, close: bool, after: str = "") -> None:
-        """The data is complete. `close`: it stays as it is, being none or short."""
-        self._inside = False
-        before = self._back
-        if close:
-            kept = self._source + "".join(self._pieces) + after
+    def _end_data(self, out: list[str], *, keep: bool, after: str = "") -> None:
+        """Finish a data: URL. `keep`: output it unchanged, as it has no data or little."""
+        self._in_data = False
+        before = self._line_end
+        if keep:
+            kept = self._source + "".join(self._kept_pieces) + after
             out.append(kept)
-            self._pass(kept)
+            self._record(kept)
             return
         if self._for_model:
-            out.append(f"[{_kind(self._type).lower()}]")
+            out.append(f"[{_kind(self._media_type).lower()}]")
         else:
-            size = self._bytes()
-            begun = f"{_size(size)})" if self._began else f"[{label_of(self._type, size)}"
+            size = self._size_in_bytes()
+            label = (
+                f"{_size_text(size)})"
+                if self._label_begun
+                else f"[{label_of(self._media_type, size)}"
+            )
             alt = self._alt.strip()
-            named = alt and alt.lower() not in {"image", "picture", _kind(self._type).lower()}
-            out.append(f"{begun}{f': {alt}' if named else ''}]")
-        if self._source:  # a line of its own, where it does not stand in one
-            self._breaks = " " if before.strip() else "\n"
-        self._head, self._back = self._head + "!", "!"  # the line is not empty
+            generic_alts = {"image", "picture", _kind(self._media_type).lower()}
+            has_alt = alt and alt.lower() not in generic_alts
+            out.append(f"{label}{f': {alt}' if has_alt else ''}]")
+        if self._source:  # an image gets its own line, unless it stands within one
+            self._separator = " " if before.strip() else "\n"
+        self._line_start, self._line_end = self._line_start + "!", "!"  # the line is not empty
 
 
-def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    """The match that ends where the text ends."""
+def _match_at_end(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """The match of the last data: URL, if it ends where the text ends."""
     at = text.lower().rfind("data:")
     return pattern.fullmatch(text, at) if at >= 0 else None

@@ -1,4 +1,4 @@
-"""Formulas in a text: where they are, and the rules by which the parser leaves them as they are."""
+"""Finds TeX formulas in a text; parser rules that keep them unchanged."""
 
 import re
 
@@ -8,30 +8,31 @@ from markdown_it.rules_inline import StateInline
 from halt.rendering.lines import HEADING, OPENING, RULE
 
 FORMULA_MAX = 5_000  # characters of a formula
-# Lines of a formula: a mark that is never closed holds so many back from the rest.
+# Lines of a formula: an opening mark without a closing one affects at most this many lines.
 FORMULA_LINES_MAX = 100
 
 DISPLAY = re.compile(r"\$\$(?!\$)|\\\[|\\begin\{([A-Za-z]+\*?)\}")
-#: A formula by its marks. An escaped mark within it is none, nor is the `\[` of `\\[2pt]`.
+#: Formulas, one pattern for each pair of marks. An escaped mark inside does not count, nor does the
+#: `\[` of `\\[2pt]`.
 FORMULAS = (
     re.compile(r"\\\((?:[^\\]++|\\[^()])*+\\\)", re.DOTALL),
     re.compile(r"\\\[((?:[^\\]++|\\[^\[\]])*+)\\\](?!\()", re.DOTALL),
     re.compile(r"\$\$(?!\$)(?:[^\\$]++|\\.|\$(?!\$))*+\$\$(?!\$)", re.DOTALL),
-    # Amounts of money and shell variables are none: a formula has no blank inside of its marks,
-    # and no letter or digit outside.
+    # Not amounts of money or shell variables: a formula has no blank just inside of its marks and
+    # no letter or digit just outside of them.
     re.compile(r"\$(?![\s$])(?:[^\\$`]++|\\.)*+(?<!\s)\$(?![0-9A-Za-z_$])", re.DOTALL),
 )
-#: Between two dollars that stand for money, beside which Markdown goes on.
+#: Text between two dollar signs that shows that they mean money: words, or Markdown's bold marks.
 PROSE = re.compile(r"[^\\^_={}<>]*\s[^\W\d_]{2,}\s[^\\^_={}<>]*")
 BOLD = re.compile(r"(?:^|[\s(])\*\*[^\s*]|[^\s*{^]\*\*(?:$|[\s,.;:!?)])")
-#: What is in brackets that were escaped to be brackets: words, a tick, numbers of sources.
+#: Text in escaped brackets that are plain brackets: words, a tick, numbers of sources.
 WORDS = re.compile(
     r"(?:(?![^\W\d_]{3})[^\\^_=+<>{}|&\n])*+[^\W\d_]{3}[^\\^_=+<>{}|&\n]*+|[ \d,xX-]*+"
 )
 
 
 def _formula_at(text: str, at: int) -> int:
-    """Where the formula ends that begins at this place; 0 where none does."""
+    """The end of the formula that begins at `at`; 0 if none begins there."""
     if text[at] == "$":
         before = text[at - 1] if at else " "
         if before == "$" or (before.isascii() and (before.isalnum() or before == "_")):
@@ -42,23 +43,23 @@ def _formula_at(text: str, at: int) -> int:
         end = text.find(mark, at, at + FORMULA_MAX)
         return end + len(mark) if end >= 0 else 0
     for pattern in FORMULAS:
-        if not (found := pattern.match(text, at, at + FORMULA_MAX)):
+        if not (match := pattern.match(text, at, at + FORMULA_MAX)):
             continue
-        inside = found[0]
+        inside = match[0]
         if inside[0] == "$":
             inside = inside.strip("$")
-            is_none = bool(BOLD.search(inside) or PROSE.fullmatch(inside))
+            is_text = bool(BOLD.search(inside) or PROSE.fullmatch(inside))
         else:
-            is_none = pattern.groups > 0 and bool(WORDS.fullmatch(found[1]))
-        return 0 if is_none else found.end()
+            is_text = pattern.groups > 0 and bool(WORDS.fullmatch(match[1]))
+        return 0 if is_text else match.end()
     return 0
 
 
 def formula(state: StateInline, silent: bool) -> bool:
-    """A formula stays as it was written, with its marks and lines."""
+    """Inline rule of the parser: keeps a formula unchanged, with its marks and line breaks."""
     if state.src[state.pos] not in "\\$" or not (end := _formula_at(state.src, state.pos)):
         return False
-    if end > state.posMax:  # it begins in a link's text and ends behind it
+    if end > state.posMax:  # it begins in a link's text and ends after it
         return False
     if not silent:
         state.push("formula", "span", 0).content = state.src[state.pos : end]
@@ -67,19 +68,22 @@ def formula(state: StateInline, silent: bool) -> bool:
 
 
 def formula_lines(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """A paragraph whose first line begins a formula of several lines, whatever these look like."""
+    """Block rule of the parser: a paragraph whose first line begins a formula of several lines.
+
+    Those lines are not parsed as any other block.
+    """
     at, stop = state.bMarks[start] + state.tShift[start], state.eMarks[start]
     opening = DISPLAY.match(state.src, at) or _last_opening(state.src, at, stop)
     if not opening or state.is_code_block(start) or state.sCount[start] < state.blkIndent:
         return False
     closing = closing_of(opening)
-    alone = opening.start() == at and not state.src[opening.end() : stop].strip()
+    is_alone = opening.start() == at and not state.src[opening.end() : stop].strip()
     end = min(end, start + FORMULA_LINES_MAX)
     if state.src.find(closing, stop, state.eMarks[end - 1]) < 0:
         return False
     for line in range(start + 1, end):
         if state.isEmpty(line):
-            if not alone:
+            if not is_alone:
                 return False
             continue
         first, last = state.bMarks[line] + state.tShift[line], state.eMarks[line]
@@ -91,7 +95,7 @@ def formula_lines(state: StateBlock, start: int, end: int, silent: bool) -> bool
                 return False
             if not silent:
                 state.line = line + 1
-                # No paragraph: the list item of a short list drops the tags of its paragraphs.
+                # Not a "paragraph" token: an item of a tight list drops the tags of its paragraphs.
                 state.push("formula_open", "p", 1).map = [start, state.line]
                 token = state.push("inline", "", 0)
                 token.content, token.map, token.children = content, [start, state.line], []
@@ -101,23 +105,23 @@ def formula_lines(state: StateBlock, start: int, end: int, silent: bool) -> bool
 
 
 def _last_opening(text: str, start: int, stop: int) -> re.Match[str] | None:
-    """The mark at the end of this line that opens a formula of the lines behind it."""
+    """The mark at the end of this line that opens a formula of the following lines."""
     line = text[start:stop].rstrip()
-    mark = next((each for each in ("$$", "\\[", "}") if line.endswith(each)), "")
+    mark = next((mark for mark in ("$$", "\\[", "}") if line.endswith(mark)), "")
     if not mark or (mark == "$$" and line.count("$$") % 2 == 0):
         return None
     at = start + (line.rfind("\\begin{") if mark == "}" else len(line) - len(mark))
-    found = DISPLAY.match(text, at) if at >= start else None
-    return found if found and found.end() == start + len(line) else None
+    opening = DISPLAY.match(text, at) if at >= start else None
+    return opening if opening and opening.end() == start + len(line) else None
 
 
 def closing_of(opening: re.Match[str]) -> str:
-    """The mark that closes what DISPLAY has found."""
+    """The closing mark for an opening that DISPLAY matched."""
     if opening[1]:
         return f"\\end{{{opening[1]}}}"
     return "$$" if opening[0] == "$$" else "\\]"
 
 
 def ends_formula(line: str) -> bool:
-    """Whether a line, without its indentation, shows that the formula was none."""
+    """True if this line (without indentation) cannot be part of a formula."""
     return bool(OPENING.fullmatch(line) or HEADING.fullmatch(line) or RULE.fullmatch(line))

@@ -1,7 +1,7 @@
-"""The Markdown that models write, as the parser is told of it, for the page and the terminal.
+"""The Markdown parser for answers of models, for the page and the terminal.
 
-Where it is no CommonMark: a line of a paragraph stays a line, a formula stays as it was written,
-and emphasis needs no blanks around it in scripts that have none.
+Differences from CommonMark: a line break in a paragraph stays a line break, a formula is kept
+unchanged, and emphasis needs no blanks around it in scripts that have none.
 """
 
 import re
@@ -20,12 +20,12 @@ from markdown_it.utils import EnvType
 from halt.rendering.formulas import formula, formula_lines
 
 BREAK = re.compile(r"</?br[ \t]*/?>[ \t]*\n?[ \t]*", re.IGNORECASE)
-#: Thai and Lao, Tibetan, Myanmar, Khmer: unlike Chinese, Japanese and Korean they are not wide.
+#: Thai and Lao, Tibetan, Myanmar, Khmer; unlike Chinese, Japanese and Korean they are not wide.
 UNSPACED = re.compile("[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff]")
 
 
 def answer_parser(**options: Any) -> MarkdownIt:
-    """Markdown as models write it, without what only the page or only the terminal needs."""
+    """A parser with the rules that the page and the terminal share."""
     parser = MarkdownIt("zero")
     parser.inline = _ParserInline()
     parser.configure("commonmark", {"html": False, "breaks": True, **options})
@@ -39,13 +39,13 @@ def answer_parser(**options: Any) -> MarkdownIt:
 
 
 def _break(state: StateInline, silent: bool) -> bool:
-    """The one tag that is obeyed."""
-    found = BREAK.match(state.src, state.pos, state.posMax)
-    if not found:
+    """Inline rule for `<br>`, the only HTML tag that has an effect."""
+    match = BREAK.match(state.src, state.pos, state.posMax)
+    if not match:
         return False
     if not silent:
         state.push("hardbreak", "br", 0).info = "tag"
-    state.pos = found.end()
+    state.pos = match.end()
     return True
 
 
@@ -53,7 +53,7 @@ def _break(state: StateInline, silent: bool) -> bool:
 def _is_unspaced(char: str) -> bool:
     """Whether a character belongs to a script that has no blanks between its words.
 
-    So does Korean here, which writes a word's ending behind what it emphasises.
+    Korean counts as one: its word endings follow the emphasised part without a blank.
     """
     return unicodedata.east_asian_width(char) in "WFH" or bool(UNSPACED.match(char))
 
@@ -63,11 +63,12 @@ def _is_mark(char: str) -> bool:
 
 
 class _StateInline(StateInline):
-    """Knows emphasis in scripts without blanks.
+    """Emphasis that works in scripts without blanks.
 
-    CommonMark takes a `**` between a punctuation mark and a letter for an opening or a closing one
-    by the side on which the mark is, since a blank is on the other. Beside a character of such a
-    script it may be both, and a mark of the script's own counts as a letter of it.
+    In CommonMark, a `**` between a letter and a punctuation mark can only open or only close,
+    depending on the side of the punctuation mark, because a blank is expected outside of the
+    emphasis. Next to a character of a script without blanks it can do both, and punctuation marks
+    of that script count as letters.
     """
 
     def scanDelims(self, start: int, canSplitWord: bool) -> Scanned:

@@ -1,8 +1,8 @@
-"""Colours for code: a lexer of pygments, and the CSS classes of what it finds.
+"""Syntax highlighting: pygments lexers, and the CSS classes of their tokens.
 
-`Colours.highlight` takes time without bound for some texts: every lexer is quadratic somewhere, and
-some patterns backtrack for ever. A process that has other things to do leaves it to
-`halt.rendering.renderer`, whose child limits it by a signal.
+`Colours.highlight` takes unbounded time for some texts: every lexer is quadratic somewhere, and
+some patterns backtrack for ever. The server calls it through `halt.rendering.renderer`, whose child
+process limits its CPU time with a signal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from halt.rendering.sanitizing import cleaner
 
 HIGHLIGHTED_MAX = 50_000  # characters of code: ordinary code takes 0.15 s
 
-#: The languages that are highlighted, by one of their aliases.
+#: The highlighted languages, each by one of its aliases.
 LANGUAGES = (
     "asm awk bash bat c clojure cmake cpp csharp css dart diff docker elixir erlang fortran fsharp"
     " go graphql groovy haskell html http java javascript jinja json jsx julia kotlin latex less"
@@ -36,8 +36,8 @@ ALIASES: dict[str, str] = {
     for alias in aliases
 }
 
-# CSS class of each kind of token; a kind not listed takes its parent's. static/code.css styles
-# these classes and no others.
+# CSS class of each kind of token; a kind that is not listed has its parent's. static/code.css
+# styles these classes and no others.
 TOKEN_CLASSES: dict[Any, str] = {
     kinds.Token: "",
     kinds.Comment: "c",
@@ -72,7 +72,7 @@ def _token_class(kind: Any) -> str:
 
 
 def _highlighted(lexer: Any, code: str) -> str:
-    """The code as escaped HTML with a span for each coloured run."""
+    """The code as escaped HTML, with a span for each coloured run of tokens."""
     runs = groupby(lexer.get_tokens(code), lambda token: _token_class(token[0]))
     escaped = (
         (css, html.escape("".join(text for _, text in run), quote=False)) for css, run in runs
@@ -82,7 +82,7 @@ def _highlighted(lexer: Any, code: str) -> str:
 
 _making_lexer = threading.Lock()
 
-#: Does the work for a text of so many characters; None where it took too long.
+#: Calls the function for a text of this many characters; returns None if it took too long.
 Limit = Callable[[int, Callable[[], str]], str | None]
 
 
@@ -91,23 +91,23 @@ def _unlimited(_: int, work: Callable[[], str]) -> str | None:
 
 
 class Colours:
-    """The colours of code blocks: what `halt.rendering.markdown` asks for them."""
+    """Highlights code blocks; implements `halt.rendering.markdown.Colours`."""
 
     cleaner = cleaner(set(ALIASES.values()), set(TOKEN_CLASSES.values()) - {""})
 
     def __init__(self, limit: Limit = _unlimited) -> None:
-        """`limit` is given each block's work to do."""
+        """`limit` calls the highlighting function of each block, and may stop it."""
         self._limit = limit
 
     def highlight(self, code: str, label: str) -> tuple[str, str | None]:
-        """The language that a fence's label names, and the code as HTML; "" and None: without."""
+        """The language of a fence's label ("": unknown) and the code as HTML (None: uncoloured)."""
         language = ALIASES.get(label.lower(), "")
         if not language or len(code) > HIGHLIGHTED_MAX:
             return language, None
-        # Lexers keep state while they work: one for each block. Made before the limit counts,
-        # because the first of a kind is imported and compiled. By one thread at a time, since
-        # pygments changes its rules while it compiles them; not at the start, since all of them
-        # take 0.6 s.
+        # A new lexer for each block, because lexers have state. It is made before the time limit
+        # starts, because the first lexer of a language is imported and compiled; under a lock,
+        # because pygments modifies its rules while it compiles them; not at start-up, because all
+        # lexers together take 0.6 s.
         with _making_lexer:
             lexer = lexers.get_lexer_by_name(language, stripnl=False, ensurenl=False)
         return language, self._limit(len(code), lambda: _highlighted(lexer, code))

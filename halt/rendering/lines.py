@@ -1,4 +1,4 @@
-"""What a line of Markdown is by itself: a fence, a heading, a rule, an item of a list."""
+"""Patterns for single lines of Markdown: a fence, a heading, a rule, a list item."""
 
 import re
 
@@ -10,11 +10,11 @@ MARKER = re.compile(r"( *)(?:[-+*]|[0-9]{1,9}[.)])(?=[ \t]|$)( {0,4}(?! ))?")
 
 
 def is_closing(line: str, fence: str) -> bool:
-    """Whether a line ends the code that this fence has opened."""
+    """Whether a line closes the code block that this fence mark opened."""
     bare = line.strip(" \t")
     return len(bare) >= len(fence) and not bare.strip(fence[0]) and indent(line) < 4
 
 
 def indent(line: str) -> int:
-    """Columns of white space at the line's start."""
+    """Columns of white space at the start of the line; a tab ends at a multiple of 4."""
     return len(line[: len(line) - len(line.lstrip(" \t"))].expandtabs(4))

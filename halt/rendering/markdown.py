@@ -1,19 +1,19 @@
-"""Markdown from a language model to safe HTML.
+"""Renders Markdown from a language model as safe HTML.
 
-`render` turns a whole text into HTML. While it is still being written, `BlockStream` of
-`halt.rendering.blocks` takes it in pieces and hands out `BlockStep`s: blocks that are finished are
-rendered once and for ever (`render_block`, in any thread), the block still open is shown as escaped
-text. The stream does not know what comes later (a link's definition, another item that makes a list
-loose), so a page that saw the whole answer shows `render(whole)` in the end.
+`render` renders a whole text. While an answer is being written, `halt.rendering.blocks.BlockStream`
+takes it in pieces and returns `BlockStep`s: a finished block is rendered once (`render_block`, in
+any thread), the open block is shown as escaped text. Later text can change earlier blocks (the
+definition of a link, an item that makes a list loose), so the page replaces them by
+`render(whole)` when the answer has ended.
 
-The text is hostile: raw HTML stays text (but `<br>`, the only line break that a table cell knows),
-an image becomes a link (nothing is loaded from anywhere), and nh3 lets through only what is listed
-in `halt.rendering.sanitizing`, with no style attribute. What a data: URL holds is left out (see
-`halt.rendering.data_urls`).
+The text is untrusted. Raw HTML stays text (except `<br>`, the only line break possible in a table
+cell), an image becomes a link (nothing is loaded), and nh3 removes everything that is not listed in
+`halt.rendering.sanitizing`; style attributes are never allowed. data: URLs are replaced by labels
+(see `halt.rendering.data_urls`).
 
-Time: `BlockStream`, `plain` and `plain_block` take time in proportion to the text. Markdown does
-not for every text, and colours (`halt.rendering.highlighting`) do for few: a process that has other
-things to do renders texts by `halt.rendering.renderer`.
+Time: `BlockStream`, `plain` and `plain_block` are linear in the text. The Markdown parser is not
+for every text, and highlighting (`halt.rendering.highlighting`) is for few. The server therefore
+renders through `halt.rendering.renderer`, in other processes.
 """
 
 import html
@@ -36,11 +36,11 @@ from halt.rendering.lines import OPENING, indent, is_closing
 from halt.rendering.open_text import breakable, normalized
 from halt.rendering.sanitizing import CLEANER, DIRECTED
 
-# Limits, with unit and reason. All of them guard time; no text is ever lost by them.
-PARSED_MAX = 50_000  # characters parsed as one: the worst found (nested lazy quotes) takes 3 s
-NESTING_MAX = 20  # levels of quotes, lists and links: the parser's cost is a multiple of the depth
-CELLS_A_CHARACTER = 2  # table cells: short rows are filled up, 250 characters can ask for 65,000
-COLUMNS_MAX = 200  # of a table: a browser lays out each of them against every row
+# Limits on time, each with its unit and reason. No text is lost by them.
+PARSED_MAX = 50_000  # characters parsed at once; the worst known (nested lazy quotes) take 3 s
+NESTING_MAX = 20  # levels of quotes, lists and links; the parser's time grows with the depth
+CELLS_A_CHARACTER = 2  # table cells; short rows are filled up, so 250 characters can make 65,000
+COLUMNS_MAX = 200  # of a table; a browser lays out each column against every row
 LABEL_MAX = 24  # characters of a fence's language that are shown
 
 
@@ -51,41 +51,40 @@ class Colours(Protocol):
     def cleaner(self) -> nh3.Cleaner: ...
 
     def highlight(self, code: str, label: str) -> tuple[str, str | None]:
-        """The language that a fence's label names, and the code as HTML; "" and None: without."""
+        """The language of a fence's label ("": unknown) and the code as HTML (None: uncoloured)."""
 
 
 def render(text: str, colours: Colours | None = None) -> str:
     """The whole text as safe HTML.
 
-    A text beyond PARSED_MAX is rendered block by block, as it is while it streams.
+    A text longer than PARSED_MAX is rendered block by block, as during streaming.
     """
     text = data_urls.replace(normalized(text))
     whole = _markdown(text, colours) if len(text) <= PARSED_MAX else None
     if whole is not None:
         return whole
-    return "".join([render_block(each, colours) for each in split_blocks(text)])
+    return "".join([render_block(block, colours) for block in split_blocks(text)])
 
 
 def render_block(block: Block, colours: Colours | None = None) -> str:
-    """A block as safe HTML; one too long or nested too deep is shown as the text it is.
+    """A block as safe HTML; one that is too long or nested too deeply as `plain_block` shows it.
 
-    A fence is parsed whatever its length: the parser only copies it.
+    A fence of any length is parsed, since the parser only copies it.
     """
     source = block.source
-    short = block.is_fence or len(source) <= PARSED_MAX
-    rendered = _markdown(source, colours) if short else None
+    is_parsed = block.is_fence or len(source) <= PARSED_MAX
+    rendered = _markdown(source, colours) if is_parsed else None
     return plain_block(block) if rendered is None else rendered
 
 
 def plain(text: str) -> str:
-    """The whole text as `plain_block` shows its blocks."""
-    return "".join(
-        [plain_block(each) for each in split_blocks(data_urls.replace(normalized(text)))]
-    )
+    """The whole text as HTML, each block as `plain_block` shows it."""
+    text = data_urls.replace(normalized(text))
+    return "".join([plain_block(block) for block in split_blocks(text)])
 
 
 def plain_block(block: Block) -> str:
-    """A block as the text it is; a fence as code without colours."""
+    """A block as escaped text with its line breaks; a fence as uncoloured code."""
     if not block.is_fence:
         lines = breakable(html.escape(block.source.strip("\n"), quote=False))
         return f"<p>{lines}</p>\n".replace("\n", "<br>\n", lines.count("\n")) if lines else ""
@@ -100,7 +99,7 @@ def plain_block(block: Block) -> str:
 
 
 def _markdown(source: str, colours: Colours | None) -> str | None:
-    """The source as safe HTML; None where the parser would leave out what is nested too deep."""
+    """The source as safe HTML; None if it is nested so deeply that the parser would drop text."""
     env: dict[str, Any] = {"colours": colours}
     tokens = PARSER.parse(source, env)
     if any(token.level >= NESTING_MAX - 1 for token in tokens):
@@ -112,13 +111,13 @@ def _markdown(source: str, colours: Colours | None) -> str | None:
 def _code(
     _: RendererHTML, tokens: Sequence[Token], index: int, _options: OptionsDict, env: EnvType
 ) -> str:
-    """A fence or an indented block."""
+    """Render rule for a fence or an indented block."""
     token = tokens[index]
     return _code_box(token.content, (token.info.split() or [""])[0], env.get("colours"))
 
 
 def _code_box(code: str, label: str, colours: Colours | None) -> str:
-    """A bar with the language and a Copy button, and the code."""
+    """The HTML of a code block: a bar with the language and a Copy button, and the code."""
     language, coloured = colours.highlight(code, label) if colours is not None else ("", None)
     body = html.escape(code, quote=False) if coloured is None else coloured
     classes = f"highlight language-{language}" if language else "highlight"
@@ -135,12 +134,12 @@ def _escaped(token: Token) -> str:
 
 
 def _bounded_table(state: StateBlock, start: int, end: int, silent: bool) -> bool:
-    """A table, unless it is too wide or asks for many more cells than it has characters."""
+    """Block rule for tables; refuses one with too many columns, or cells per character."""
     if not table(state, start, end, True):
         return False
-    # The extent (up to the next blank line) is kept, so that each line is looked at once however
-    # many tables begin in it. It may count too many lines and too many characters; both are still
-    # in proportion to the text.
+    # The extent (up to the next blank line) is kept, so that each line is examined once, however
+    # many tables begin in it. It may include too many lines and characters; both are still
+    # proportional to the text.
     stop: int = state.env.get("extent", 0)
     if start >= stop:
         stop = start
@@ -155,7 +154,7 @@ def _bounded_table(state: StateBlock, start: int, end: int, silent: bool) -> boo
 
 
 def _without_images(tokens: Sequence[Token]) -> Iterator[Token]:
-    """An image becomes a link to it, named by its alt text; inside a link only the alt text."""
+    """The tokens with each image as a link named by its alt text; in a link, as its alt text."""
     in_link = 0
     for token in tokens:
         in_link += token.nesting if token.type in ("link_open", "link_close") else 0
@@ -163,11 +162,11 @@ def _without_images(tokens: Sequence[Token]) -> Iterator[Token]:
             yield token
             continue
         source = str(token.attrs.get("src", ""))
-        linked = bool(source) and not in_link
-        if linked:
+        is_linked = bool(source) and not in_link
+        if is_linked:
             yield Token("link_open", "a", 1, attrs={"href": source})
         yield Token("text", "", 0, content=_plain(token.children or ()) or source or "image")
-        if linked:
+        if is_linked:
             yield Token("link_close", "a", -1)
 
 
@@ -176,7 +175,7 @@ def _plain(tokens: Sequence[Token]) -> str:
 
 
 def _adapt(state: StateCore) -> None:
-    """What the page needs otherwise than the parser gives it: no images, no style, directions."""
+    """Core rule: replaces images and style attributes, and sets text directions."""
     for token in state.tokens:
         if token.children:
             token.children = list(_without_images(token.children))
@@ -192,7 +191,7 @@ def _parser() -> MarkdownIt:
     parser = answer_parser(maxNesting=NESTING_MAX)
     parser.block.ruler.at("table", _bounded_table, {"alt": ["paragraph", "reference"]})
     parser.core.ruler.push("adapt", _adapt)
-    # No relative link: it would point into this application.
+    # No relative links: they would point into this application.
     web = re.compile(r"(?:https?://|mailto:)", re.IGNORECASE)
     parser.validateLink = lambda url: bool(web.match(url))  # type: ignore[method-assign]
     parser.add_render_rule("fence", _code)
@@ -209,7 +208,7 @@ def _parser() -> MarkdownIt:
     )
     parser.add_render_rule("table_open", lambda *_: '<div class="table"><table dir="auto">\n')
     parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
-    # The first parse compiles the rules, and a second thread would see them half compiled.
+    # The first parse compiles the rules; another thread must not see them half compiled.
     parser.render("first")
     return parser
 

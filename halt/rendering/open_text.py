@@ -1,15 +1,16 @@
-"""Text that grows on the page, as HTML in parts of bounded length.
+"""HTML of a text that grows on the page, in parts of bounded length.
 
-A browser shapes adjacent pieces of text together. Text that is appended to a paragraph of 200,000
-characters would have all of it shaped again, in each frame. So a seam stands between two parts: an
-empty element with a padding that is too small to be drawn (`.seam` in halt.css), across which CSS
-lets no browser shape. It adds neither text nor a place to break a line. The page joins the pieces
-before a seam (see halt.js), and what is before it is then laid out once.
+A browser shapes adjacent pieces of text together: text appended to a paragraph of 200,000
+characters would make it shape the whole paragraph again in each frame. A seam between two parts
+prevents this: an empty element with a padding too small to be drawn (`.seam` in halt.css), across
+which CSS forbids shaping. It adds neither text nor a line break opportunity. The page joins the
+pieces before a seam (see halt.js), so that the text before it is laid out once.
 
-Text without blanks is broken anywhere, and for each line the browser shapes the rest of it anew, or
-asks a dictionary where its words end: 100,000 letters in a row take it 15 seconds. So a `<wbr>`
-stands in such a run every RUN characters (`breakable`), also in text that has ended. It is not
-copied. Chinese, Japanese and Korean are broken between any two characters without that.
+Text without blanks may be broken anywhere; for each line the browser shapes the rest again, or
+looks for the ends of words in a dictionary: 100,000 letters in a row take it 15 seconds.
+`breakable` therefore puts a `<wbr>` into such a run every RUN characters, also in text that has
+ended. It is not copied. Chinese, Japanese and Korean text needs none: it may be broken between any
+two characters.
 """
 
 from __future__ import annotations
@@ -19,38 +20,38 @@ import unicodedata
 
 NO_PLACE = re.compile("[\0\ud800-\udfff]")
 
-PART = 2000  # characters of a part; up to twice as many where no word begins
+PART = 2000  # characters of a part; up to twice as many if no word begins
 SEAM = '<span class="seam"></span>'
 
-#: Where no such place comes: before a letter, a digit or an ASCII sign, so that no character is
-#: taken from its accents. Not within a character reference, which has at most six characters.
+#: Used if SPACE does not match: before a letter, a digit or an ASCII sign, so that a character
+#: keeps its accents. Not within a character reference, which has at most six characters.
 INSIDE = re.compile(r"(?=&)|(?<!&)(?<!&.)(?<!&..)(?<!&...)(?<!&....)(?=[\w!-~])")
-#: Not before a capital: fonts kern some of them with the space before them.
+#: The usual place of a seam. Not before a capital: fonts kern some capitals with the space.
 SPACE = re.compile(r"\s(?=[^\sA-Z])")
 
-RUN = 200  # characters in a row without a blank, up to a place to break the line
+RUN = 200  # characters without a blank, after which a `<wbr>` follows
 WBR = "<wbr>"
 _BLANK = "\\s\u2e80-\u9fff\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef"
 _RUN = re.compile(f"[^{_BLANK}]+")
 _TO_LAST_BLANK = re.compile(f"(?s:.*)[{_BLANK}]")
-ACCENTS_MAX = 16  # that a place to break the line waits for
+ACCENTS_MAX = 16  # accents that may delay a `<wbr>`
 
 
 def normalized(text: str) -> str:
-    """The text with one kind of newline, and U+FFFD for what has no place in a page."""
+    """The text with LF as its only newline, and U+FFFD for NUL and surrogates."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     return NO_PLACE.sub("\ufffd", text)
 
 
 class NewlineNormalizer:
-    """The same for text in pieces: what comes out is a function of the text, not of its cuts."""
+    """`normalized` for text in pieces: the result does not depend on how the text was cut."""
 
     def __init__(self) -> None:
-        self._swallow = False  # the last piece ended in \r: its \n may still come
+        self._swallow = False  # the last piece ended in \r: skip a \n that follows
 
     def feed(self, text: str) -> str:
-        """The next piece of it."""
+        """Take the next piece; return it normalized."""
         if self._swallow and text:
             text = text.removeprefix("\n")
             self._swallow = False
@@ -59,12 +60,12 @@ class NewlineNormalizer:
 
 
 def breakable(text: str) -> str:
-    """Escaped text with the places to break lines that it needs."""
+    """Escaped text with a `<wbr>` in each run of more than RUN characters without a blank."""
     return _broken(text, 0)[0]
 
 
 def _broken(text: str, before: int) -> tuple[str, int]:
-    """The same behind so many characters without a blank; and with how many of them it ends."""
+    """`breakable` for text after `before` characters without a blank; and how many it ends with."""
     if before + len(text) <= RUN:  # most pieces of an answer
         blank = _TO_LAST_BLANK.match(text)
         return text, len(text) - blank.end() if blank else before + len(text)
@@ -78,11 +79,11 @@ def _broken(text: str, before: int) -> tuple[str, int]:
             reference = text.rfind("&", max(start, cut - 5), cut)
             if reference >= 0 and ";" not in text[reference:cut]:
                 cut = text.find(";", cut) + 1 or end
-            # Not before an accent or another part of the character, unless there is no end to them.
+            # Not before an accent or another part of a character, up to ACCENTS_MAX of them.
             limit = max(cut, start + RUN + ACCENTS_MAX - count)
             while cut < min(limit, end) and unicodedata.category(text[cut])[0] in "MC":
                 cut += 1
-            if cut == end:  # more of them may come
+            if cut == end:  # more accents may follow
                 break
             out.append(text[at:cut])
             out.append(WBR)
@@ -94,17 +95,16 @@ def _broken(text: str, before: int) -> tuple[str, int]:
 
 
 class OpenText:
-    """One text of the page that grows."""
+    """One growing text of the page."""
 
     def __init__(self) -> None:
         self._size = 0  # characters since the last seam
-        self._run = 0  # characters since the last blank or place to break a line
-        self._normal = NewlineNormalizer()
+        self._run = 0  # characters since the last blank or `<wbr>`
+        self._normalizer = NewlineNormalizer()
 
     def feed(self, text: str) -> str:
-        """`text` is the next piece, escaped; returned with the seams and the places to
-        break lines that are due in it."""
-        text = self._normal.feed(text)
+        """Take the next piece, escaped; return it with the seams and `<wbr>`s that are due."""
+        text = self._normalizer.feed(text)
         if self._size + len(text) <= PART:  # most pieces of an answer
             self._size += len(text)
             return self._breakable(text)

@@ -1,8 +1,8 @@
-"""The rendering processes of one application: their queue, and a thread for each of them.
+"""The pool of rendering processes of one application: a job queue, and one thread per process.
 
-A process is started when there is work for it, or expected; the second one when the first is busy
-and quick work has waited for PATIENCE. A process that does not answer by its deadline is killed and
-replaced; one without work ends after IDLE seconds. Each has a thread that waits for it.
+The first process is started when a job arrives or is expected, the second when the first is busy
+and a quick job has waited for PATIENCE seconds. A process that does not reply by its deadline is
+killed and replaced. A process without work ends after IDLE seconds.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from halt.rendering.markdown import plain, plain_block
 from halt.rendering.protocol import Rendered, Request, block_of
 
 PROCESSES = 2
-QUICK = 1.0  # seconds of CPU: the second process does nothing that may take longer
-#: Seconds that quick work waits before a second process starts; loading a lexer takes less.
+QUICK = 1.0  # seconds of CPU; the second process takes only jobs whose limit is not above it
+#: Seconds that a quick job waits before a second process starts; loading a lexer takes less.
 PATIENCE = 0.3
-QUEUE_MAX = 200  # requests that wait; one beyond is shown plain
-IDLE = 300.0  # seconds without work after which a process ends; it takes 15 MB
-RETRY_FIRST, RETRY_MAX = 1.0, 60.0  # seconds between two starts that fail; doubled each time
-CLOSE_WAIT = 1.0  # seconds that closing waits for the threads
-UNSURE_MAX = 1000  # texts during which a process died, to be remembered
+QUEUE_MAX = 200  # jobs in the queue; texts beyond it are shown plain
+IDLE = 300.0  # seconds without work after which a process ends; one takes 15 MB
+RETRY_FIRST, RETRY_MAX = 1.0, 60.0  # seconds between two failing starts; doubled each time
+CLOSE_WAIT = 1.0  # seconds that `close` waits for the threads
+SUSPECTS_MAX = 1000  # keys of jobs during which a process died
 
 PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); from halt.rendering.process import main; main()"
@@ -48,46 +48,46 @@ T = TypeVar("T")
 class _Job:
     key: bytes
     request: Request
-    keys: list[bytes]  # under which each part of the reply is kept
-    until: float  # when the future is resolved in any case
+    keys: list[bytes]  # cache keys, one for each part of the reply
+    deadline: float  # when the future is resolved at the latest
     since: float = field(default_factory=now)
-    #: None: it is to be shown plain.
+    #: None: the caller shows the text plain.
     future: Future[list[Rendered] | None] = field(default_factory=Future)
 
-    def plain(self) -> list[Rendered]:
-        """What is shown where nothing can be rendered of it."""
+    def plain_results(self) -> list[Rendered]:
+        """The results if the process can render nothing of the request."""
         request = self.request
         if request.text is not None:
             return [Rendered(plain(request.text), timed_out=True)]
-        return [Rendered(plain_block(block_of(*each)), timed_out=True) for each in request.blocks]
+        return [Rendered(plain_block(block_of(*pair)), timed_out=True) for pair in request.blocks]
 
 
 @dataclass
 class _Slot:
-    """A place for a process, and the thread that waits for it."""
+    """A place for a process, and the thread that uses it."""
 
     thread: threading.Thread | None = None
     process: Child | None = None
     is_busy: bool = False
-    is_wanted: bool = False  # work is expected
+    is_warming_up: bool = False  # start a process although there is no job yet
 
 
 class Pool:
-    """See the module. Any thread may call it.
+    """The queue and the processes; see the module. Thread-safe.
 
-    `_changed` protects the queue, the table of jobs, and the slots. No process is waited for while
-    it is held, and no future is resolved.
+    `_changed` protects the queue, the table of jobs and the slots. While it is held, no thread
+    waits for a process or resolves a future.
     """
 
     def __init__(self, cache: Cache, command: Sequence[str], idle: float) -> None:
-        """`cache` is given all that is drawn; `command` starts a process, empty: the usual one."""
+        """All results go into `cache`. `command` starts a process; empty: the usual one."""
         self._cache = cache
         self._command = command or COMMAND
         self._idle = idle
         self._changed = threading.Condition()
         self._queue: list[_Job] = []
-        self._jobs: dict[bytes, _Job] = {}  # in the queue, and under way
-        self._unsure: OrderedDict[bytes, None] = OrderedDict()
+        self._jobs: dict[bytes, _Job] = {}  # in the queue or running
+        self._suspect_keys: OrderedDict[bytes, None] = OrderedDict()  # see `_without_process`
         self._slots = [_Slot() for _ in range(PROCESSES)]
         self._retry_at, self._retry_delay = 0.0, 0.0
         self._is_closed = False
@@ -99,23 +99,26 @@ class Pool:
             return [slot.process.pid for slot in self._slots if slot.process is not None]
 
     def warm_up(self) -> None:
-        """Have a process ready soon: a page follows an answer that is being written."""
+        """Start the first process, so that it is ready when a running answer needs it."""
         with self._changed:
             slot = self._slots[0]
             if slot.process is None and self._can_start():
-                slot.is_wanted = True
+                slot.is_warming_up = True
                 self._start_thread(slot)
                 self._changed.notify_all()
 
     def submit(
-        self, key: bytes, request: Request, keys: list[bytes], until: float
+        self, key: bytes, request: Request, keys: list[bytes], deadline: float
     ) -> Future[list[Rendered] | None]:
-        """Have a request answered until then; None: it is to be shown plain."""
+        """Queue a request. The future is resolved by the deadline; None: show the text plain.
+
+        A request whose `key` is queued or running already gets the same future.
+        """
         with self._changed:
             job = self._jobs.get(key)
             if job is not None:
                 return job.future
-            job = _Job(key, request, keys, until)
+            job = _Job(key, request, keys, deadline)
             has_process = any(slot.process is not None for slot in self._slots)
             if (
                 self._is_closed
@@ -133,10 +136,10 @@ class Pool:
         return not self._is_closed and now() >= self._retry_at
 
     def _start_thread(self, slot: _Slot) -> bool:
-        """Have its thread run. The lock is held. False: the system has none."""
+        """Start the slot's thread unless it runs; False if it cannot. The lock must be held."""
         if slot.thread is None:
             thread = threading.Thread(
-                target=self._attend, args=(slot,), name="halt-renderer", daemon=True
+                target=self._serve_slot, args=(slot,), name="halt-renderer", daemon=True
             )
             try:
                 thread.start()
@@ -145,134 +148,141 @@ class Pool:
             slot.thread = thread
         return True
 
-    def _next(self, slot: _Slot) -> _Job | None:
-        """The job that is this slot's to do. The lock is held."""
+    def _next_job(self, slot: _Slot) -> _Job | None:
+        """The next job for this slot, None if there is none. The lock must be held."""
         first = self._slots[0]
         if slot is first:
             return self._queue[0] if self._queue else None
         if not first.is_busy:
             return None
         due = now() if slot.process is not None else now() - PATIENCE if self._can_start() else 0.0
-        quick = (job for job in self._queue if job.request.limit <= QUICK)
-        return next((job for job in quick if job.since <= due), None)
+        quick_jobs = (job for job in self._queue if job.request.limit <= QUICK)
+        return next((job for job in quick_jobs if job.since <= due), None)
 
     # --- the threads ------------------------------------------------------------------------------
 
-    def _attend(self, slot: _Slot) -> None:
-        """Do the jobs of this slot until there has been none for a while."""
+    def _serve_slot(self, slot: _Slot) -> None:
+        """Body of a slot's thread: run its jobs until none has come for `idle` seconds."""
         try:
-            while self._turn(slot):
+            while self._serve_once(slot):
                 pass
         except BaseException:
-            self._leave(slot)
+            self._fail_slot(slot)
             raise
 
-    def _turn(self, slot: _Slot) -> bool:
+    def _serve_once(self, slot: _Slot) -> bool:
+        """Wait for a job and run it. False: the thread must end; its process is closed."""
         with self._changed:
 
             def is_due() -> bool:
-                return self._is_closed or slot.is_wanted or self._next(slot) is not None
+                return self._is_closed or slot.is_warming_up or self._next_job(slot) is not None
 
             if not self._changed.wait_for(is_due, self._idle) or self._is_closed:
-                process = self._vacated(slot)
+                process = self._clear_slot(slot)
                 job = None
             else:
-                job = self._next(slot)
+                job = self._next_job(slot)
                 if job is not None:
                     self._queue.remove(job)
-                slot.is_wanted, slot.is_busy = False, True
-                if self._queue:  # what is left may be the other one's
+                slot.is_warming_up, slot.is_busy = False, True
+                if self._queue:  # the other slot may take one of them
                     self._changed.notify_all()
         if not slot.is_busy:
             if process is not None:
                 process.close()
             return False
         try:
-            self._do(slot, job)
+            self._run_job(slot, job)
         finally:
             with self._changed:
                 slot.is_busy = False
         return True
 
-    def _do(self, slot: _Slot, job: _Job | None) -> None:
-        """Have the process do the job, or be ready for one. Every job is resolved in the end."""
-        drawn: list[Rendered] | None = None
+    def _run_job(self, slot: _Slot, job: _Job | None) -> None:
+        """Run the job, or start the process if there is none. Always resolves the job's future."""
+        results: list[Rendered] | None = None
         try:
             if job is None:
-                self._started(slot)
-            elif not job.future.done():  # else its time was over before its turn
-                drawn = self._drawn(slot, job)
+                self._ready_process(slot)
+            elif not job.future.done():  # it is done if its deadline passed in the queue
+                results = self._render(slot, job)
         except OSError as exc:
-            self._put_off(exc)
+            self._delay_start(exc)
         finally:
             if job is not None:
                 with self._changed:
                     del self._jobs[job.key]
-                _resolve(job.future, drawn)
+                _resolve(job.future, results)
 
-    def _drawn(self, slot: _Slot, job: _Job) -> list[Rendered] | None:
-        """What the process makes of it. None: nothing. Raises OSError where there is no process."""
-        for _ in range(2):  # one may have died since the last time
-            process = self._started(slot)
+    def _render(self, slot: _Slot, job: _Job) -> list[Rendered] | None:
+        """The results of the job; None: show it plain. Raises OSError if no process can start."""
+        for _ in range(2):  # the process may have died since its last job
+            process = self._ready_process(slot)
             try:
                 reply = process.request(job.request)
             except ProcessDied:
-                self._stop(slot, "died")
+                self._stop_process(slot, "died")
             except ProcessTimeout:
-                self._stop(slot, f"has not answered for {job.request.deadline:.1f} s")
+                self._stop_process(slot, f"has not answered for {job.request.deadline:.1f} s")
                 break
             else:
-                return self._keep(job, reply.results or job.plain())
+                return self._cache_results(job, reply.results or job.plain_results())
         return self._without_process(job)
 
     def _without_process(self, job: _Job) -> list[Rendered] | None:
-        """What is shown of a text whose process is gone: it is kept when that happens again."""
+        """The results of a job during which the process died or hung.
+
+        The first time None; the second time plain results, which are cached.
+        """
         with self._changed:
-            is_first = job.key not in self._unsure
-            self._unsure[job.key] = None
-            if len(self._unsure) > UNSURE_MAX:
-                self._unsure.popitem(last=False)
-        return None if is_first else self._keep(job, job.plain())
+            is_first = job.key not in self._suspect_keys
+            self._suspect_keys[job.key] = None
+            if len(self._suspect_keys) > SUSPECTS_MAX:
+                self._suspect_keys.popitem(last=False)
+        return None if is_first else self._cache_results(job, job.plain_results())
 
-    def _keep(self, job: _Job, drawn: list[Rendered]) -> list[Rendered]:
-        for key, each in zip(job.keys, drawn, strict=True):
-            self._cache.keep(key, each)
-        return drawn
+    def _cache_results(self, job: _Job, results: list[Rendered]) -> list[Rendered]:
+        for key, result in zip(job.keys, results, strict=True):
+            self._cache.keep(key, result)
+        return results
 
-    def _started(self, slot: _Slot) -> Child:
-        """The slot's process, ready. Raises OSError."""
+    def _ready_process(self, slot: _Slot) -> Child:
+        """The slot's process; starts it if needed. Raises OSError if it cannot start."""
         if slot.process is not None:
             return slot.process
         with self._changed:
             if not self._can_start():
                 raise OSError("a start is not due yet")
-        process = Child(self._command, self._look)
+        process = Child(self._command, self._check_queue)
         try:
             process.wait_ready()
         except (ProcessDied, ProcessTimeout) as exc:
             status = process.close()
-            how = f"exit status {status}" if isinstance(exc, ProcessDied) else "it is never ready"
-            raise OSError(how) from exc
+            reason = f"exit status {status}" if isinstance(exc, ProcessDied) else "no first reply"
+            raise OSError(reason) from exc
         with self._changed:
             slot.process = process
             self._retry_delay = 0.0
             is_closed = self._is_closed
         if is_closed:
-            self._stop(slot, "")
+            self._stop_process(slot, "")
             raise OSError("closed")
         return process
 
-    def _stop(self, slot: _Slot, why: str) -> None:
-        """End the slot's process, since it is of no use."""
+    def _stop_process(self, slot: _Slot, reason: str) -> None:
+        """End the slot's process, which is unusable."""
         with self._changed:
             process, slot.process = slot.process, None
         if process is not None:
             status = process.close()
             if not self._is_closed:
-                logger.warning("rendering process %d %s (%d)", process.pid, why, status)
+                logger.warning("rendering process %d %s (%d)", process.pid, reason, status)
 
-    def _put_off(self, exc: OSError) -> None:
-        """No process can be started: all that waits is plain, and the next start is put off."""
+    def _delay_start(self, exc: OSError) -> None:
+        """After a failed start: delay the next one.
+
+        If no process is left, all jobs in the queue are resolved as plain.
+        """
         with self._changed:
             if self._is_closed or now() < self._retry_at:
                 return
@@ -280,7 +290,7 @@ class Pool:
             self._retry_at = now() + self._retry_delay
             waiting: list[_Job] = []
             if all(slot.process is None for slot in self._slots):
-                waiting = self._emptied()
+                waiting = self._empty_queue()
             delay = self._retry_delay
         logger.error(
             "no rendering process can be started (%s): code has no colours and long texts are"
@@ -288,71 +298,71 @@ class Pool:
             exc,
             delay,
         )
-        _give_up(waiting)
+        _resolve_plain(waiting)
 
-    def _look(self) -> None:
-        """Resolve what has waited too long, and have a second process for what has for a while."""
+    def _check_queue(self) -> None:
+        """Resolve overdue jobs as plain; start the second process for a job that waits too long."""
         at = now()
         with self._changed:
-            if self._next(self._slots[1]) is not None:
+            if self._next_job(self._slots[1]) is not None:
                 self._start_thread(self._slots[1])
                 self._changed.notify_all()
-            late = [each for each in self._jobs.values() if each.until <= at]
-        _give_up(late)
+            overdue = [job for job in self._jobs.values() if job.deadline <= at]
+        _resolve_plain(overdue)
 
-    def _vacated(self, slot: _Slot) -> Child | None:
-        """Take the process out of a slot whose thread ends. The lock is held."""
+    def _clear_slot(self, slot: _Slot) -> Child | None:
+        """Remove thread and process from a slot; return the process. The lock must be held."""
         slot.thread = None
         process, slot.process = slot.process, None
         return process
 
-    def _leave(self, slot: _Slot) -> None:
-        """The slot's thread has failed: nothing waits for it any more."""
+    def _fail_slot(self, slot: _Slot) -> None:
+        """The slot's thread has failed: clear the slot and resolve all waiting jobs as plain."""
         logger.exception("a thread for rendering has ended")
         with self._changed:
-            process = self._vacated(slot)
+            process = self._clear_slot(slot)
             slot.is_busy = False
-            waiting = self._emptied()
+            waiting = self._empty_queue()
         if process is not None:
             process.close()
-        _give_up(waiting)
+        _resolve_plain(waiting)
 
-    def _emptied(self) -> list[_Job]:
-        """Take all jobs out of the queue. The lock is held."""
+    def _empty_queue(self) -> list[_Job]:
+        """Remove and return all jobs of the queue. The lock must be held."""
         waiting, self._queue = self._queue, []
         for job in waiting:
             del self._jobs[job.key]
         return waiting
 
     def close(self) -> None:
-        """End the processes. What is rendered from now on is plain. Harmless when repeated."""
+        """End the processes; later jobs are resolved as plain. May be repeated."""
         with self._changed:
             self._is_closed = True
-            waiting = self._emptied()
+            waiting = self._empty_queue()
             threads = [slot.thread for slot in self._slots if slot.thread is not None]
             for slot in self._slots:
                 if slot.process is not None:
                     slot.process.kill()
             self._changed.notify_all()
-        _give_up(waiting)
-        until = now() + CLOSE_WAIT
+        _resolve_plain(waiting)
+        deadline = now() + CLOSE_WAIT
         for thread in threads:
-            thread.join(max(0.0, until - now()))
+            thread.join(max(0.0, deadline - now()))
 
 
 def completed(value: T) -> Future[T]:
-    """A future that has this result."""
+    """A resolved future with this result."""
     future: Future[T] = Future()
     future.set_result(value)
     return future
 
 
-def _give_up(jobs: list[_Job]) -> None:
+def _resolve_plain(jobs: list[_Job]) -> None:
     for job in jobs:
         _resolve(job.future, None)
 
 
 def _resolve(future: Future[T], value: T) -> None:
-    """Set its result, unless it has one."""
+    """Set the result, unless the future has one."""
     with contextlib.suppress(InvalidStateError):
         future.set_result(value)

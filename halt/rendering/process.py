@@ -1,10 +1,10 @@
-"""The rendering process: Markdown and colours in limited time, for one worker of the server.
+"""The rendering process: Markdown and highlighting in limited time, for one worker of the server.
 
-Started by `halt.rendering.child` with one end of a socket as its standard input; it leaves when
-the other end is closed, however its worker went. It runs no thread: a signal that comes when a
-piece of work has used its CPU time raises OutOfTime in the middle of it, also within a pattern that
-backtracks (`re` looks for signals every few thousand steps). Work in C that looks for none is the
-worker's matter, which ends this process.
+`halt.rendering.child` starts it with one end of a socket as standard input. It ends when the other
+end is closed, however its worker ended. It has no threads: when a piece of work has used its CPU
+time, a signal raises OutOfTime in the middle of it, also within a pattern that backtracks (`re`
+checks for signals every few thousand steps). C code that does not check for signals is handled by
+the worker, which kills this process at the deadline.
 """
 
 from __future__ import annotations
@@ -29,116 +29,118 @@ from halt.rendering.protocol import Rendered, Reply, Request, frame
 
 T = TypeVar("T")
 
-TICK = 0.005  # CPU seconds between two signals once a limit is reached: one may have been swallowed
-CPU_GRACE = 5  # CPU seconds beyond a request's limit after which the system ends this process
+TICK = 0.005  # CPU seconds between signals beyond a limit; repeated, as one may be swallowed
+CPU_GRACE = 5  # CPU seconds beyond a request's limit, after which the kernel ends the process
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class OutOfTime(BaseException):
-    """The work has used its time. Not an Exception: no lexer is to take it for one of its own."""
+    """The work has used its CPU time. No Exception, so that lexers do not catch it."""
 
 
 class Timer:
-    """Limits of CPU time, one within the other. For the main thread."""
+    """Nested limits of CPU time. Main thread only: it uses SIGPROF."""
 
     def __init__(self) -> None:
         self._ends: list[float] = []
-        signal.signal(signal.SIGPROF, self._look)
+        signal.signal(signal.SIGPROF, self._check)
 
     def within(self, seconds: float, work: Callable[[], T]) -> T | None:
-        """What the work returns, None if it takes longer. Raises OutOfTime for an outer limit."""
+        """Call `work` and return its result; None if it needs more than `seconds` of CPU time.
+
+        Raises OutOfTime if an outer limit is over as well.
+        """
         depth = len(self._ends)
         end = time.process_time() + seconds
         try:
             self._ends.append(min([end, *self._ends[-1:]]))
-            self._set()
+            self._set_timer()
             return work()
-        except OutOfTime:  # raised on for the limit around this one, if that is over as well
+        except OutOfTime:  # re-raised if the outer limit is over as well
             if depth and time.process_time() >= self._ends[depth - 1]:
                 raise
             return None
         finally:
             del self._ends[depth:]
-            self._set()
+            self._set_timer()
 
-    def _set(self) -> None:
+    def _set_timer(self) -> None:
         left = max(self._ends[-1] - time.process_time(), TICK) if self._ends else 0.0
         signal.setitimer(signal.ITIMER_PROF, left, TICK if left else 0.0)
 
-    def _look(self, _number: int, _frame: FrameType | None) -> None:
+    def _check(self, _number: int, _frame: FrameType | None) -> None:
         if self._ends and time.process_time() >= self._ends[-1]:
             raise OutOfTime
 
 
 class LimitedRenderer:
-    """Renders one request."""
+    """Renders one request within its limits of CPU time."""
 
     def __init__(self, timer: Timer, size: int) -> None:
         self._timer = timer
         self._colours = Colours(self._limit)
-        self._left = protocol.colours_limit(size)  # CPU seconds for colours
-        self._over = False  # colours were left out
-        self._text_limit = protocol.text_limit(size)
+        self._colours_left = protocol.colours_limit(size)  # CPU seconds left for colours
+        self._no_colours = False  # some code was left uncoloured
+        self._text_left = protocol.text_limit(size)  # CPU seconds left for Markdown
 
     def text(self, text: str) -> Rendered:
-        """A whole text; block by block where it takes too long as one."""
-        seconds = self._text_limit + self._left
+        """Render a whole text; block by block if it takes too long as a whole."""
+        seconds = self._text_left + self._colours_left
         html = self._timer.within(seconds, lambda: render(text, self._colours))
         if html is not None:
-            return Rendered(html, self._over)
-        self._text_limit *= protocol.AGAIN
+            return Rendered(html, self._no_colours)
+        self._text_left *= protocol.RETRY_SHARE
         return Rendered(
-            "".join([each.html for each in self.blocks(split_blocks(text))]), timed_out=True
+            "".join([block.html for block in self.blocks(split_blocks(text))]), timed_out=True
         )
 
     def blocks(self, blocks: list[Block]) -> list[Rendered]:
-        """Each of them; one that takes too long is plain, and so is each behind the last one that
-        there was time for."""
-        return [self._block(each) for each in blocks]
+        """Render blocks; a block that takes too long is plain, and so are all after the limit."""
+        return [self._block(block) for block in blocks]
 
     def _block(self, block: Block) -> Rendered:
-        self._over = False
+        self._no_colours = False
         html = None
-        if self._text_limit > 0:
-            began, left = time.process_time(), self._left
-            seconds = self._text_limit + (self._left if block.is_fence else 0.0)
+        if self._text_left > 0:
+            began, colours_left = time.process_time(), self._colours_left
+            seconds = self._text_left + (self._colours_left if block.is_fence else 0.0)
             html = self._timer.within(seconds, lambda: render_block(block, self._colours))
-            self._text_limit -= time.process_time() - began - (left - self._left)
+            self._text_left -= time.process_time() - began - (colours_left - self._colours_left)
         if html is None:
             return Rendered(plain_block(block), timed_out=True)
-        return Rendered(html, self._over)
+        return Rendered(html, self._no_colours)
 
     def _limit(self, size: int, work: Callable[[], str]) -> str | None:
         began = time.process_time()
-        limit = min(protocol.code_limit(size), self._left)
+        limit = min(protocol.code_limit(size), self._colours_left)
         html = self._timer.within(limit, work) if limit > 0 else None
-        self._left -= time.process_time() - began
-        self._over = self._over or html is None
+        self._colours_left -= time.process_time() - began
+        self._no_colours = self._no_colours or html is None
         return html
 
 
-def answer(timer: Timer, request: Request) -> Reply:
-    """What is rendered of a request. A fault of ours is named and nothing is rendered."""
+def render_request(timer: Timer, request: Request) -> Reply:
+    """Render a request. After a fault the reply is empty and names the kind of exception."""
     used = int(time.process_time())
-    most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     soft = used + 1 + int(request.limit) + CPU_GRACE
-    resource.setrlimit(resource.RLIMIT_CPU, (soft if most < 0 else min(soft, most), most))
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard < 0 else min(soft, hard), hard))
     renderer = LimitedRenderer(timer, request.size)
     try:
         if request.text is not None:
             return Reply([renderer.text(request.text)])
-        return Reply(renderer.blocks([protocol.block_of(*each) for each in request.blocks]))
-    except Exception as exc:  # noqa: BLE001 - the kind alone: its words may hold the user's text
+        return Reply(renderer.blocks([protocol.block_of(*pair) for pair in request.blocks]))
+    except Exception as exc:  # noqa: BLE001 - only the kind: the message may hold the user's text
         return Reply([], type(exc).__name__)
-    except OutOfTime:  # it came when the work was done
+    except OutOfTime:  # the signal came after the work was done
         return Reply([], OutOfTime.__name__)
 
 
 def main() -> NoReturn:
-    """Answer requests until the worker's end is closed."""
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the worker decides
-        signal.signal(ignored, signal.SIG_IGN)
-    if sys.platform == "linux":  # also during work in C, where the closed socket is not seen
+    """Reply to requests until the worker's end of the socket is closed."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the worker decides
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":  # also ends C code that does not see the closed socket
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     gc.freeze()
@@ -148,11 +150,12 @@ def main() -> NoReturn:
         while True:
             size = protocol.length_of(_exactly(worker, protocol.HEAD))
             request = protocol.requests.decode(_exactly(worker, size))
-            worker.sendall(frame(answer(timer, request)))
+            worker.sendall(frame(render_request(timer, request)))
             del request
 
 
 def _exactly(worker: socket.socket, size: int) -> bytes:
+    """Read `size` bytes; ends the process at the end of file."""
     data = bytearray()
     while len(data) < size:
         part = worker.recv(min(size - len(data), 1 << 18))

@@ -1,10 +1,10 @@
-"""Markdown to HTML without a text that holds the interpreter's lock for long.
+"""Renders Markdown as HTML without holding the interpreter's lock (GIL) for long.
 
-Short and shallow texts without code take milliseconds at worst and are rendered at once. Every
-other text goes to a rendering process (`halt.rendering.process`), which limits the CPU time of
-each. What is not there in time is shown plain: readable, with its line breaks, code in its box
-without colours. What was rendered is kept, and a text that several readers open at once is rendered
-once.
+Short and shallow texts without code take milliseconds at worst and are rendered at once, by the
+calling thread. Every other text is sent to a rendering process (`halt.rendering.process`), which
+limits the CPU time of each. A text that is not rendered in time is shown plain: readable, with its
+line breaks, and code in its box without colours. Results are cached, and a text that several
+readers open at the same time is rendered once.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from halt.rendering.open_text import normalized
 from halt.rendering.pool import IDLE, Pool, completed
 from halt.rendering.protocol import Rendered, Request
 
-#: Characters of a text that is rendered by the thread that asks for it: the worst text found takes
-#: 9 ms (definitions of links that are not closed). Without DEEP it would be 15 ms.
+#: Characters of a text that the calling thread renders: the worst known text takes 9 ms
+#: (definitions of links that are not closed). Without DEEP it would be 15 ms.
 SHORT = 500
-#: Four marks of quotes and lists in a row. The cost of a line is proportional to their number.
+#: Four marks of quotes and lists in a row; the time for a line is proportional to their number.
 DEEP = re.compile(r"^(?:[ \t]*+(?:[>*+-]|[0-9]{1,9}[.)])){4}", re.MULTILINE)
 
-BLOCK_WAIT = 1.0  # seconds that the blocks of a running answer are waited for
-TEXT_WAIT = 2.0  # seconds that a whole text is waited for
+BLOCK_WAIT = 1.0  # longest wait for the blocks of a running answer, in seconds
+TEXT_WAIT = 2.0  # longest wait for a whole text, in seconds
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 
 class PageRenderer(Protocol):
-    """Renders what one page shows; all together by one deadline."""
+    """Renders the texts of one page, all of them by one deadline."""
 
     def text_html(self, text: str) -> str:
-        """A whole text as HTML."""
+        """A whole text as HTML; plain after the deadline."""
 
     def patch(self, step: BlockStep) -> Patch:
-        """The step with its blocks as HTML."""
+        """The step with its blocks as HTML; plain after the deadline."""
 
 
 class Renderer:
-    """See the module. One for each application; any thread may call it."""
+    """Renders texts and blocks; see the module. One for each application; thread-safe."""
 
     def __init__(self, command: Sequence[str] = (), idle: float = IDLE) -> None:
-        """`command` starts a rendering process, where it is not the usual one."""
+        """`command` starts a rendering process (empty: the usual one); `idle`: see `Pool`."""
         self._cache = Cache()
         self._pool = Pool(self._cache, command, idle)
 
@@ -60,74 +60,74 @@ class Renderer:
         return self._pool.pids
 
     def within(self, seconds: float) -> PageRenderer:
-        """To render what a page shows, in so many seconds altogether."""
-        return _Within(self, now() + seconds)
+        """A renderer for one page, with a deadline in `seconds` for all of its texts."""
+        return _DeadlineRenderer(self, now() + seconds)
 
     def submit_text(self, text: str) -> Future[Rendered]:
-        """A whole text. Resolved within TEXT_WAIT."""
+        """Render a whole text. The future is resolved within TEXT_WAIT seconds."""
         text = normalized(text)
         key = key_of("text", text)
-        kept = self._cache.find(key)
-        if kept is None and _is_light(text):
-            kept = self._cache.keep(key, Rendered(render(text)))
-        if kept is not None:
-            return completed(kept)
-        found = self._pool.submit(key, Request(text, []), [key], now() + TEXT_WAIT)
-        return _then(found, lambda drawn: drawn[0] if drawn else Rendered(plain(text)))
+        cached = self._cache.find(key)
+        if cached is None and _is_light(text):
+            cached = self._cache.keep(key, Rendered(render(text)))
+        if cached is not None:
+            return completed(cached)
+        future = self._pool.submit(key, Request(text, []), [key], now() + TEXT_WAIT)
+        return _then(future, lambda rendered: rendered[0] if rendered else Rendered(plain(text)))
 
     def submit_blocks(
         self, blocks: Sequence[Block], plain_kinds: AbstractSet[bool] = frozenset()
     ) -> Future[list[Rendered]]:
-        """Each of these blocks. Resolved within BLOCK_WAIT.
+        """Render blocks, in order. The future is resolved within BLOCK_WAIT seconds.
 
-        `plain_kinds`: True stands for fences, False for the others; those that would take more than
+        `plain_kinds`: values of `Block.is_fence`; blocks of these kinds that would take more than
         milliseconds are shown plain.
         """
-        out: list[Rendered | None] = []
+        results: list[Rendered | None] = []
         sources, keys = list[tuple[str, bool]](), list[bytes]()
         for block in blocks:
             source = block.source
-            drawn: Rendered | None
+            rendered: Rendered | None
             if not block.is_fence and _is_light(source):
-                drawn = Rendered(render_block(block))
+                rendered = Rendered(render_block(block))
             elif block.is_fence in plain_kinds:
-                drawn = Rendered(plain_block(block))
+                rendered = Rendered(plain_block(block))
             else:
                 key = key_of("fence" if block.is_fence else "block", source)
-                if (drawn := self._cache.find(key)) is None:
+                if (rendered := self._cache.find(key)) is None:
                     sources.append((source, block.is_fence))
                     keys.append(key)
-            out.append(drawn)
+            results.append(rendered)
         if not keys:
-            return completed([each for each in out if each is not None])
-        key = key_of("blocks", *[each.hex() for each in keys])
-        found = self._pool.submit(key, Request(None, sources), keys, now() + BLOCK_WAIT)
+            return completed([result for result in results if result is not None])
+        key = key_of("blocks", *[block_key.hex() for block_key in keys])
+        future = self._pool.submit(key, Request(None, sources), keys, now() + BLOCK_WAIT)
 
-        def put_together(drawn: list[Rendered] | None) -> list[Rendered]:
-            fresh = iter(drawn or ())
+        def merge(rendered: list[Rendered] | None) -> list[Rendered]:
+            new_results = iter(rendered or ())
             return [
-                each or next(fresh, None) or Rendered(plain_block(block))
-                for block, each in zip(blocks, out, strict=True)
+                result or next(new_results, None) or Rendered(plain_block(block))
+                for block, result in zip(blocks, results, strict=True)
             ]
 
-        return _then(found, put_together)
+        return _then(future, merge)
 
     def is_immediate(self, text: str) -> bool:
-        """Whether a whole text is there without waiting."""
+        """True if `submit_text` returns a resolved future for this text."""
         text = normalized(text)
         return _is_light(text) or self._cache.find(key_of("text", text)) is not None
 
     def warm_up(self) -> None:
-        """Have a process ready soon: a page follows an answer that is being written."""
+        """Start a process, so that it is ready when a running answer needs it."""
         self._pool.warm_up()
 
     def close(self) -> None:
-        """End the processes. What is rendered from now on is plain. Harmless when repeated."""
+        """End the processes; texts that need one are shown plain from now on. May be repeated."""
         self._pool.close()
 
 
 class Prerendered:
-    """See `PageRenderer`: one text whose HTML is there. Everything else is plain."""
+    """A `PageRenderer` with the HTML of one text. Everything else is plain."""
 
     def __init__(self, text: str, html: str) -> None:
         self._text = text
@@ -140,50 +140,50 @@ class Prerendered:
         return step.patch(map(plain_block, step.blocks))
 
 
-class _Within:
-    """See `PageRenderer`."""
+class _DeadlineRenderer:
+    """A `PageRenderer` that calls `Renderer` until its deadline."""
 
-    def __init__(self, renderer: Renderer, until: float) -> None:
+    def __init__(self, renderer: Renderer, deadline: float) -> None:
         self._renderer = renderer
-        self._until = until
+        self._deadline = deadline
 
     def text_html(self, text: str) -> str:
         if self._is_over and not self._renderer.is_immediate(text):
             return plain(text)
-        drawn = self._result(self._renderer.submit_text(text))
-        return plain(text) if drawn is None else drawn.html
+        rendered = self._result(self._renderer.submit_text(text))
+        return plain(text) if rendered is None else rendered.html
 
     def patch(self, step: BlockStep) -> Patch:
-        blocks = None if self._is_over else self._result(self._renderer.submit_blocks(step.blocks))
-        if blocks is None:
+        results = None if self._is_over else self._result(self._renderer.submit_blocks(step.blocks))
+        if results is None:
             return step.patch(map(plain_block, step.blocks))
-        return step.patch(each.html for each in blocks)
+        return step.patch(result.html for result in results)
 
     @property
     def _is_over(self) -> bool:
-        return now() >= self._until
+        return now() >= self._deadline
 
     def _result(self, future: Future[T]) -> T | None:
         try:
-            return future.result(max(0.0, self._until - now()))
+            return future.result(max(0.0, self._deadline - now()))
         except TimeoutError:
             return None
 
 
 def _is_light(text: str) -> bool:
-    """Whether a text takes milliseconds at worst."""
+    """True if rendering this text takes milliseconds at worst."""
     return len(text) <= SHORT and "```" not in text and "~~~" not in text and not DEEP.search(text)
 
 
 def _then(future: Future[S], convert: Callable[[S], T]) -> Future[T]:
-    """What `convert` makes of its result."""
-    made: Future[T] = Future()
+    """A future for `convert(result)`."""
+    converted: Future[T] = Future()
 
-    def go_on(done: Future[S]) -> None:
+    def convert_result(done: Future[S]) -> None:
         try:
-            made.set_result(convert(done.result()))
-        except BaseException as exc:  # noqa: BLE001 - raised where it is waited for
-            made.set_exception(exc)
+            converted.set_result(convert(done.result()))
+        except BaseException as exc:  # noqa: BLE001 - raised by `result()`
+            converted.set_exception(exc)
 
-    future.add_done_callback(go_on)
-    return made
+    future.add_done_callback(convert_result)
+    return converted

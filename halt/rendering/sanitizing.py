@@ -1,4 +1,4 @@
-"""What HTML of an answer may hold: the tables of the sanitizer, through which all of it goes."""
+"""The sanitizer for all HTML of answers: its lists of allowed tags, attributes and classes."""
 
 from collections.abc import Set as AbstractSet
 
@@ -8,13 +8,18 @@ TAGS = (
     "a blockquote br button code div em h1 h2 h3 h4 h5 h6 hr li ol p pre s span strong"
     " table tbody td th thead tr ul wbr"
 )
-DIRECTED = ("blockquote", "ol", "table", "ul")  # their marks and columns follow their own script
+DIRECTED = (
+    "blockquote",
+    "ol",
+    "table",
+    "ul",
+)  # marks and columns follow the script
 
 
 def cleaner(
     languages: AbstractSet[str] = frozenset(), token_classes: AbstractSet[str] = frozenset()
 ) -> nh3.Cleaner:
-    """What lets through the HTML made here; with the classes of colours, where there are any."""
+    """A sanitizer for the HTML of this package, with the given classes for highlighted code."""
     return nh3.Cleaner(
         tags=set(TAGS.split()),
         attributes={"a": {"href", "title"}, "ol": {"start"}},
