@@ -1,1 +1,1 @@
-"""Connections to models' servers: a pool, HTTP/1, name resolution."""
+"""Connections to model servers: a connection pool, HTTP/1.1, name resolution."""

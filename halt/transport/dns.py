@@ -1,4 +1,4 @@
-"""Looking up a name within a limit. Nothing can wake a resolver, so it is asked in a thread."""
+"""Name resolution with a deadline, in a thread, since `getaddrinfo` cannot be interrupted."""
 
 from __future__ import annotations
 
@@ -12,83 +12,85 @@ from typing import Any
 
 from halt.clock import now
 
-KEPT_SECONDS = 30.0  # that an answer of the resolver is valid; it does not tell its own time
-KEPT_MAX = 100  # names
+CACHE_SECONDS = 30.0  # lifetime of an entry; getaddrinfo does not return the TTL of its records
+CACHE_MAX = 100  # entries
 
-#: What `socket.getaddrinfo` says of an address.
+#: An item of the result of `socket.getaddrinfo`.
 Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 
 _Name = tuple[str, int]
-_Found = Future[Sequence[Address]]
+_Lookup = Future[Sequence[Address]]
 
 
 class Resolver:
-    """Addresses of hosts, kept for a while, and the look-ups under way: one for each name.
+    """Resolves host names: a cache of addresses, and at most one running look-up for each name.
 
-    A look-up takes 0.15 ms of CPU (its thread) and a round trip to the resolver. Failures are not
-    kept.
+    A look-up takes 0.15 ms of CPU (its thread) and a round trip to the name server. Failures are
+    not cached. Thread-safe.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # protects what follows
-        self._asked: dict[_Name, _Found] = {}
-        self._kept: dict[_Name, tuple[Sequence[Address], float]] = {}  # and when it was found
+        self._lock = threading.Lock()  # protects the two below
+        self._lookups: dict[_Name, _Lookup] = {}
+        # With the time of the look-up.
+        self._cache: dict[_Name, tuple[Sequence[Address], float]] = {}
 
     def addresses(self, host: str, port: int, deadline: float) -> Sequence[Address]:
-        """Where the host is. Raises OSError, TimeoutError when `now` comes to be `deadline`."""
+        """The addresses of a host. Raises OSError, and TimeoutError at `deadline` (of `now`)."""
         try:
             ipaddress.ip_address(host)
         except ValueError:
-            found = self._asking(host, port)
+            lookup = self._cached_or_lookup(host, port)
         else:
             return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
-        if not isinstance(found, Future):
-            return found
+        if not isinstance(lookup, Future):
+            return lookup
         try:
-            return found.result(max(0.001, deadline - now()))
+            return lookup.result(max(0.001, deadline - now()))
         except TimeoutError:
             raise TimeoutError("the resolver does not answer in time") from None
 
     def forget(self, host: str, port: int) -> None:
-        """No connection could be made to the addresses of this host: it may have others by now."""
+        """Drop a host from the cache, as its addresses may have changed: connecting failed."""
         with self._lock:
-            self._kept.pop((host, port), None)
+            self._cache.pop((host, port), None)
 
-    def _asking(self, host: str, port: int) -> _Found | Sequence[Address]:
-        """The addresses that are kept, or the look-up under way."""
+    def _cached_or_lookup(self, host: str, port: int) -> _Lookup | Sequence[Address]:
+        """The cached addresses, or the running look-up, which is started if needed."""
         name = host, port
         with self._lock:
-            if name in self._kept:
-                addresses, found_at = self._kept[name]
-                if now() - found_at < KEPT_SECONDS:
+            if name in self._cache:
+                addresses, looked_up_at = self._cache[name]
+                if now() - looked_up_at < CACHE_SECONDS:
                     return addresses
-            found = self._asked.get(name)
-            if found is None:
-                found = self._asked[name] = Future()
-                ask = partial(self._ask, name, found)
+            lookup = self._lookups.get(name)
+            if lookup is None:
+                lookup = self._lookups[name] = Future()
+                target = partial(self._look_up, name, lookup)
                 try:
-                    threading.Thread(target=ask, name="halt-resolver", daemon=True).start()
+                    threading.Thread(target=target, name="halt-resolver", daemon=True).start()
                 except RuntimeError as exc:  # the system has no more threads
-                    del self._asked[name]
+                    del self._lookups[name]
                     raise OSError(str(exc)) from exc
-        return found
+        return lookup
 
-    def _ask(self, name: _Name, found: _Found) -> None:
-        said: Sequence[Address] | Exception
+    def _look_up(self, name: _Name, lookup: _Lookup) -> None:
+        """Body of the thread: resolve a name, and set the result of its future."""
+        outcome: Sequence[Address] | Exception
         try:
-            said = socket.getaddrinfo(*name, 0, socket.SOCK_STREAM)
-        except UnicodeError:  # a part of it is empty, or longer than a name's may be
-            said = socket.gaierror(socket.EAI_NONAME, "this is no name")
-        except Exception as exc:  # noqa: BLE001 - raised by each thread that waits
-            said = exc
+            outcome = socket.getaddrinfo(*name, 0, socket.SOCK_STREAM)
+        except UnicodeError:  # a label of the name is empty or too long
+            outcome = socket.gaierror(socket.EAI_NONAME, "this is no name")
+        except Exception as exc:  # noqa: BLE001 - raised by each waiting thread
+            outcome = exc
         with self._lock:
-            del self._asked[name]
-            self._kept.pop(name, None)  # the newest is the last
-            if not isinstance(said, Exception):
-                self._kept[name] = said, now()
-                if len(self._kept) > KEPT_MAX:
-                    del self._kept[next(iter(self._kept))]
-        if isinstance(said, Exception):
-            found.set_exception(said)
+            del self._lookups[name]
+            self._cache.pop(name, None)  # so that the newest is the last
+            if not isinstance(outcome, Exception):
+                self._cache[name] = outcome, now()
+                if len(self._cache) > CACHE_MAX:
+                    del self._cache[next(iter(self._cache))]
+        if isinstance(outcome, Exception):
+            lookup.set_exception(outcome)
         else:
-            found.set_result(said)
+            lookup.set_result(outcome)

@@ -1,8 +1,8 @@
-"""HTTP/1.1 on a socket: the head of a request, the head of its response, its body as it comes.
+"""HTTP/1.1 on a socket: writes requests, reads response heads, and streams response bodies.
 
-`Framing` and `Inflater` do no I/O. `Body` reads a socket that blocks for TICK seconds (SO_RCVTIMEO;
-over TLS: poll), or, after `unblock`, one that does not. How long silence may last is not decided
-here.
+`Framing` and `Inflater` do no I/O. `Body` reads a socket that blocks for at most TICK seconds
+(SO_RCVTIMEO; over TLS: poll), or does not block after `unblock`. The caller decides how long a
+connection may be silent.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ import httpx2
 
 from halt.core.connection import TICK, Line, Quiet
 
-READ_SIZE = 16_384  # bytes of one read, which is one turn of a stream; a TLS record has no more
+READ_SIZE = 16_384  # bytes of one read; a stream reads once per turn. A TLS record has no more
 HEAD_MAX = 65_536  # bytes of a response's status line and headers
-REFUSAL_MAX = 1_048_576  # bytes of a body that is read as a whole: errors, the list of models
+REFUSAL_MAX = 1_048_576  # bytes of a body that is read as a whole: errors, the model list
 CHUNK_LINE_MAX = 4_096  # bytes of a chunk's size line with its extensions
-LENGTH_DIGITS = 18  # of a Content-Length
-BODILESS = frozenset({204, 304})  # statuses whose responses have no body, whatever they say
+LENGTH_DIGITS = 18  # digits of a Content-Length
+BODILESS = frozenset({204, 304})  # statuses whose responses never have a body, whatever the headers
 STATUS = re.compile(rb"[1-9][0-9]{2}(?= |\Z)")
 GZIP = b"\x1f\x8b\x08"  # the first bytes of a gzip stream
-INFLATED_MAX = 65_536  # bytes that one read gives; what is more waits in the inflater
+INFLATED_MAX = 65_536  # decompressed bytes returned by one read; more stays in the inflater
 
 
 class NoResponse(httpx2.ReadError):
     """The connection failed before the first byte of a response."""
 
-    waited = 0.0  # seconds from the last byte of the request
+    waited = 0.0  # seconds since the last byte of the request was sent
 
 
 def serialize(
     request: httpx2.Request, target: bytes | None = None, extra: list[bytes] | None = None
 ) -> bytes:
-    """A request's bytes. `target` stands in for its path, `extra` are further header lines."""
+    """The bytes of a request. `target` replaces its path, `extra` are further header lines."""
     content = request.read()
     target = target or request.url.raw_path
     head = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), target), *(extra or ())]
-    # Compressed events would wait for each other in the compressor.
+    # Compression would delay events: a compressor buffers its input.
     skip = {b"accept-encoding", b"connection"}
     head += [b"%b: %b" % (k, v) for k, v in request.headers.raw if k.lower() not in skip]
     if any(b"\r" in line or b"\n" in line for line in head):
@@ -54,13 +54,13 @@ def serialize(
 def read_head(
     line: Line, sock: socket.socket, request: httpx2.Request | None
 ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, headers and the bytes that came behind them; interim (1xx) responses are skipped.
+    """Read status, headers, and the bytes received after them; skips interim (1xx) responses.
 
-    Raises NoResponse where no byte came, httpx2.ReadError, httpx2.RemoteProtocolError, TimeoutError
-    while the socket has a timeout.
+    Raises NoResponse if no byte came, httpx2.ReadError, httpx2.RemoteProtocolError, and
+    TimeoutError if the socket has a timeout.
     """
     data = bytearray()
-    start = seen = 0  # where the head begins, and how far its end was looked for
+    start = seen = 0  # where the head begins, and how far it was searched for its end
     broken: type[httpx2.ReadError] = NoResponse
     while True:
         end = data.find(b"\r\n\r\n", seen)
@@ -77,17 +77,17 @@ def read_head(
         if len(data) > HEAD_MAX:
             raise httpx2.RemoteProtocolError("the response's head does not end", request=request)
         try:
-            more = sock.recv(READ_SIZE)
+            received = sock.recv(READ_SIZE)
         except (BlockingIOError, ssl.SSLWantReadError):
-            continue  # after TICK seconds; the relay watches the run's limits
+            continue  # after TICK seconds; the relay checks the time limits of the run
         except TimeoutError:
-            raise  # still connecting: the proxy is slow
+            raise  # still connecting, to a slow proxy
         except OSError as exc:
             raise broken(str(exc), request=request) from exc
-        if not more:
+        if not received:
             fault = "interrupted" if line.interrupted else "the server closed without an answer"
             raise broken(fault, request=request)
-        data += more
+        data += received
         broken = httpx2.ReadError
 
 
@@ -99,8 +99,8 @@ def _parse_head(
     if version not in {b"HTTP/1.1", b"HTTP/1.0"} or not STATUS.match(tail):
         raise httpx2.RemoteProtocolError("the server does not speak HTTP/1.1", request=request)
     headers = []
-    for item in lines:
-        name, colon, value = item.partition(b":")
+    for line in lines:
+        name, colon, value = line.partition(b":")
         if not colon or not name or name != name.strip():
             raise httpx2.RemoteProtocolError("a header is malformed", request=request)
         headers.append((name, value.strip()))
@@ -109,32 +109,32 @@ def _parse_head(
     return int(tail[:3]), headers
 
 
-#: Codings that `Inflater` undoes, and labels for none.
+#: Content codings that `Inflater` decodes, and "identity".
 CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate", b"identity"})
 
 
 class Inflater:
-    """Undoes gzip and zlib where a body begins with them, whatever its label says.
+    """Decompresses a body that begins like gzip or zlib data, whatever its Content-Encoding.
 
-    We ask for no compression; some servers and proxies compress all the same, and others only say
-    so. Each piece is undone as it comes; what only begins like a compressed body, and is not called
-    one, is given as it is.
+    Halt requests no compression, but some servers and proxies compress all the same, and others
+    only claim to. Each piece is decompressed as it arrives. A body that begins like compressed
+    data, turns out not to be, and has no Content-Encoding is passed through unchanged.
     """
 
     def __init__(self, label: bytes) -> None:
         self._label = label
-        self._begun = b""  # all bytes so far, until something has come of them
+        self._begun = b""  # all bytes so far, until the first output
         self._stream: zlib._Decompress | None = None
-        self._rest = b""  # bytes that are to be undone
-        self.is_plain = False  # the body is not compressed, or what is left of it is not
+        self._rest = b""  # bytes still to be decompressed
+        self.is_plain = False  # the body, or the rest of it, is not compressed
 
     @property
     def pending(self) -> bool:
-        """More can be had by `feed(b"")`."""
+        """True if `feed(b"")` returns more."""
         return bool(self._rest)
 
     def feed(self, data: bytes) -> bytes:
-        """What these bytes stand for, perhaps nothing yet, INFLATED_MAX bytes of it at most.
+        """Decompress bytes; returns at most INFLATED_MAX bytes, perhaps none yet.
 
         Raises zlib.error.
         """
@@ -163,7 +163,7 @@ class Inflater:
         return inflated
 
     def end(self) -> bytes:
-        """The rest, where the body has ended."""
+        """The remaining output at the end of the body."""
         self.is_plain = True
         if self._stream is None or (self._begun and not self._stream.eof):
             return self._begun
@@ -185,23 +185,23 @@ class Inflater:
     def _is_compressed(self, data: bytes) -> bool:
         if data.startswith(GZIP):
             return True
-        # A zlib header is no text either, but by chance.
+        # Text begins like a zlib header only by chance.
         is_zlib = data[0] & 0x0F == 8 and int.from_bytes(data[:2]) % 31 == 0
         return b"deflate" in self._label and is_zlib
 
 
 class Framing:
-    """Takes the framing from a body's bytes: chunks, a length, or none. Does no I/O."""
+    """Removes the framing of a body: chunks, a length, or none. Does no I/O."""
 
     def __init__(self, fields: dict[bytes, bytes], status: int) -> None:
-        """`fields` are the head's, in lower case. Raises httpx2.RemoteProtocolError."""
-        self._partial = b""  # the beginning of a size line, to which the next read adds
+        """`fields` are the headers, in lower case. Raises httpx2.RemoteProtocolError."""
+        self._partial = b""  # the beginning of a chunk's size line, continued by the next read
         self._chunked = b"chunked" in fields.get(b"transfer-encoding", b"")
         length = fields.get(b"content-length")
         if status in BODILESS:
             self._chunked = False
             length = b"0"
-        self._left: int | None  # bytes to come of the chunk or of the body; None: not known
+        self._left: int | None  # bytes left of the chunk or the body; None: unknown
         if self._chunked:
             self._left = 0
         elif length is not None:
@@ -210,14 +210,14 @@ class Framing:
             self._left = int(length)
         else:
             self._left = None  # until the end of file
-        self._gap = 0  # bytes of the line break behind a chunk that are still to come
+        self._gap = 0  # bytes left of the line break after a chunk
         self._trailer = False
         self.ends_with_connection = self._left is None
         self.complete = self._left == 0 and not self._chunked
-        self.surplus = b""  # bytes that came behind the body
+        self.surplus = b""  # bytes received after the body
 
     def feed(self, raw: bytes) -> bytes:
-        """The body's own bytes in these. Raises httpx2.RemoteProtocolError."""
+        """The bytes of the body in `raw`. Raises httpx2.RemoteProtocolError."""
         if not self._chunked:
             if self._left is not None:
                 raw, self.surplus = raw[: self._left], raw[self._left :]
@@ -241,9 +241,9 @@ class Framing:
                     self._gap = 2
                 continue
             if self._gap:
-                step = min(self._gap, end - at)
-                at += step
-                self._gap -= step
+                skipped = min(self._gap, end - at)
+                at += skipped
+                self._gap -= skipped
                 continue
             stop = raw.find(b"\r\n", at)
             if (end if stop < 0 else stop) - at > CHUNK_LINE_MAX:
@@ -254,7 +254,7 @@ class Framing:
             size = raw[at:stop]
             at = stop + 2
             if self._trailer:
-                if not size:  # the empty line behind the last chunk and its trailers
+                if not size:  # the empty line after the last chunk and its trailers
                     self.complete = True
                     self.surplus = raw[at:]
                     break
@@ -271,9 +271,9 @@ class Framing:
 
 
 class Body(httpx2.SyncByteStream):
-    """A response's body as it comes: what one read of the socket brought, without its framing.
+    """A response body, read piece by piece: each `read` returns what one socket read brought.
 
-    Used by one thread at a time. `close` is safe at any point and closes the connection unless the
+    Used by one thread at a time. `close` is safe at any point; it closes the connection unless the
     body was read to its end.
     """
 
@@ -286,7 +286,7 @@ class Body(httpx2.SyncByteStream):
         rest: bytes,
         status: int = 200,
     ) -> None:
-        """`rest` are bytes that came with the head. Raises httpx2.RemoteProtocolError."""
+        """`rest`: bytes received together with the head. Raises httpx2.RemoteProtocolError."""
         fields = {name.lower(): value.lower() for name, value in headers}
         self._line, self._return_connection = line, return_connection
         self._sock: socket.socket | None = sock
@@ -300,20 +300,20 @@ class Body(httpx2.SyncByteStream):
         self._blocks = True
 
     def __iter__(self) -> Iterator[bytes]:
-        """As httpx2 reads a body: see `_pieces`."""
+        """How httpx2 reads a body; see `_pieces`."""
         return self._pieces(REFUSAL_MAX)
 
     def read_all(self, most: int) -> bytes | None:
-        """All of it, through silence; None where it has more than `most` bytes.
+        """Read the whole body, waiting through silence; None if it has more than `most` bytes.
 
-        Raises httpx2.ReadError and httpx2.RemoteProtocolError when the connection fails, as it does
-        for a line that is interrupted.
+        Raises httpx2.ReadError and httpx2.RemoteProtocolError when the connection fails or is
+        interrupted.
         """
         data = b"".join(self._pieces(most))
         return data if len(data) <= most else None
 
     def _pieces(self, most: int) -> Iterator[bytes]:
-        """What comes, through silence, to its end or past `most` bytes."""
+        """The pieces of the body, up to its end or until there are more than `most` bytes."""
         while most >= 0:
             with contextlib.suppress(Quiet):
                 data = self.read()
@@ -329,7 +329,7 @@ class Body(httpx2.SyncByteStream):
         return self._sock.fileno()
 
     def unblock(self) -> None:
-        """From now on `read` waits for nothing: a selector does. `close` undoes it."""
+        """Make `read` non-blocking, for use with a selector. `close` undoes it."""
         if self._sock is not None:
             self._sock.setblocking(False)
             self._blocks = False
@@ -341,7 +341,7 @@ class Body(httpx2.SyncByteStream):
 
     @property
     def pending(self) -> bool:
-        """`read` has something to say now, whether or not more can be read from the socket."""
+        """True if `read` returns or raises without reading from the socket."""
         return (
             self._framing.complete
             or bool(self._rest)
@@ -350,7 +350,7 @@ class Body(httpx2.SyncByteStream):
         )
 
     def read(self) -> bytes:
-        """What comes next; b"" at the end of the body.
+        """The next bytes of the body; b"" at its end.
 
         Raises Quiet when nothing has come (after TICK seconds where the socket blocks),
         httpx2.ReadError and httpx2.RemoteProtocolError when the connection fails.
@@ -359,21 +359,21 @@ class Body(httpx2.SyncByteStream):
         while not data:
             coding = self._coding
             if coding is not None and coding.pending:
-                data = self._undone(coding, b"")
+                data = self._decoded(coding, b"")
             elif not framing.complete:
                 if received and not self._blocks:
-                    raise Quiet  # trailers, padding: there may be no end of what brings nothing
+                    raise Quiet  # trailers, padding: input without output may go on for long
                 received = True
                 raw, self._rest = self._rest, b""
                 data = framing.feed(raw or self._receive())
                 if data and coding is not None:
-                    data = self._undone(coding, data)
+                    data = self._decoded(coding, data)
             else:
-                return b"" if coding is None else self._undone(coding, None)
+                return b"" if coding is None else self._decoded(coding, None)
         return data
 
-    def _undone(self, coding: Inflater, data: bytes | None) -> bytes:
-        """The data as it was before it was compressed; None: its end."""
+    def _decoded(self, coding: Inflater, data: bytes | None) -> bytes:
+        """The decompressed data; `data` None: the end of the body."""
         try:
             data = coding.end() if data is None else coding.feed(data)
         except zlib.error as exc:
@@ -387,7 +387,7 @@ class Body(httpx2.SyncByteStream):
         sock = self._sock
         if sock is None:
             raise httpx2.ReadError("closed")
-        # Over TLS Python waits through SO_RCVTIMEO, so poll does the waiting there.
+        # Over TLS, Python retries after SO_RCVTIMEO, so poll waits there.
         if self._blocks and isinstance(sock, ssl.SSLSocket) and not readable(sock, TICK):
             raise Quiet
         try:
@@ -404,7 +404,7 @@ class Body(httpx2.SyncByteStream):
         return raw
 
     def close(self) -> None:
-        """Give the connection back if it can be used again, else close it."""
+        """Return the connection to the pool if it can be reused, else close it."""
         sock, self._sock = self._sock, None
         if sock is None:
             return
@@ -414,8 +414,8 @@ class Body(httpx2.SyncByteStream):
             and self._is_reusable
             and not (framing.surplus or self._rest or self._line.interrupted)
         ):
-            # An interrupt that comes right here finds a shut socket in the pool at worst, and the
-            # next run sees its end of file before it uses it.
+            # If an interrupt comes right here, the pool has a socket that is shut down; the next
+            # request sees its end of file before it uses it.
             self._line.detach()
             sock.setblocking(True)
             self._return_connection(sock)
@@ -424,7 +424,7 @@ class Body(httpx2.SyncByteStream):
 
 
 def readable(sock: socket.socket, timeout: float) -> bool:
-    """Whether a read would return at once, waiting at most `timeout` seconds for it."""
+    """Wait at most `timeout` seconds until the socket is readable; True if it is."""
     if isinstance(sock, ssl.SSLSocket) and sock.pending():
         return True
     poller = select.poll()  # not select.select: it fails for descriptors above 1023

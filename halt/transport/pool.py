@@ -1,8 +1,8 @@
-"""HTTP/1.1 under the openai client, with connections that any thread can interrupt in any phase.
+"""A connection pool for the openai client, whose connections any thread can interrupt at any time.
 
-The client's own transport can't be interrupted while it connects or waits for headers, and costs
-several times as much a token. This one is an `httpx2.BaseTransport`: the openai client builds every
-request and reads every refusal; only the bytes go through here.
+The client's own transport cannot be interrupted while it connects or waits for headers, and needs
+several times as much CPU time per token. This one is an `httpx2.BaseTransport`: the openai client
+builds every request and reads every error response; this module only transfers the bytes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from halt.errors import Interrupted
 from halt.transport.dns import Resolver
 from halt.transport.http1 import CODINGS, Body, NoResponse, read_head, readable, serialize
 
-PROXY_PORT = 3128  # of a proxy that is named without one
+PROXY_PORT = 3128  # of a proxy whose URL has no port
 IDLE_MAX = 64  # kept-alive connections in all
-IDLE_SECONDS = 30.0  # below the keep-alive of the usual servers
-RESEND_WITHIN = 1.0  # seconds; a round trip and some more
+IDLE_SECONDS = 30.0  # less than the keep-alive time of the usual servers
+RESEND_WITHIN = 1.0  # seconds; more than a round trip
 
 _TICK_OPTION = struct.pack("ll", int(TICK), int(TICK % 1 * 1e6))
 
@@ -37,21 +37,21 @@ _Key = tuple[str, str, int]
 
 
 class ProxyFault(httpx2.ConnectError):
-    """The proxy could not be used; what the server behind it would do is not known."""
+    """The proxy could not be used; the state of the server behind it is unknown."""
 
 
 class NoConnection(httpx2.ConnectTimeout):
-    """No connection was accepted in time. `seconds` is how long it was waited for."""
+    """No connection was accepted in time. `seconds` is the time limit."""
 
     seconds = 0.0
 
 
 class TLSTimeout(NoConnection):
-    """The connection was accepted and TLS did not begin in time."""
+    """The connection was accepted, but the TLS handshake did not end in time."""
 
 
 class Transport(httpx2.BaseTransport):
-    """A pool of kept-alive HTTP/1.1 connections; proxies are those of its beginning."""
+    """A pool of keep-alive HTTP/1.1 connections. Thread-safe. Reads the proxy settings once."""
 
     def __init__(
         self,
@@ -61,25 +61,25 @@ class Transport(httpx2.BaseTransport):
         *,
         direct: bool = False,
     ) -> None:
-        """`mark`: of the Halt whose requests these are, empty where it is no server.
+        """`mark`: of the server that sends the requests (see `core.via`); empty: no server.
 
-        `direct`: no proxy is used, whatever the environment says.
+        `direct`: use no proxy, whatever the environment says.
         """
         self._connect_timeout = connect_timeout
         self._context = context or httpx2.create_ssl_context()
         self._mark = mark
         self._proxies = None if direct else Proxies()
         self._resolver = Resolver()
-        self._lock = threading.Lock()  # protects the two below; taken for no longer than a look
+        self._lock = threading.Lock()  # protects the two below; held for list operations only
         self._idle: deque[tuple[_Key, socket.socket, float]] = deque()
         self._closed = False
-        # The last TLS session with each server, of a connection that brought a response. A new
+        # The last TLS session with each server, from a connection that brought a response. A new
         # connection takes 1.6 ms of CPU time (a chain of three certificates), a resumed one 1.0.
-        # Any thread gets, sets and drops entries, without the lock.
+        # Threads read, set and delete entries without the lock.
         self._sessions: dict[_Key, ssl.SSLSession] = {}
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request and read the head of its response. Raises httpx2's errors, Interrupted."""
+        """Send a request and read the head of its response. Raises httpx2 errors, Interrupted."""
         line = current_line()
         if self._mark:
             request.headers[via.HEADER] = ", ".join((*line.chain, self._mark))
@@ -89,7 +89,7 @@ class Transport(httpx2.BaseTransport):
         if proxy is not None and proxy.scheme != "http":
             raise ProxyFault(f"those of the kind {proxy.scheme}:// are not supported")
         if proxy is not None and url.scheme == "http":
-            # A proxy is asked for the whole address; https goes through a tunnel instead.
+            # The request line for a proxy has the whole URL; https uses a tunnel instead.
             target = b"http://%b%b" % (url.netloc, url.raw_path)
             message = serialize(request, target, _proxy_credentials(proxy))
         else:
@@ -99,11 +99,12 @@ class Transport(httpx2.BaseTransport):
             try:
                 return self._exchange(line, key, sock, request, message)
             except (NoResponse, httpx2.WriteError) as exc:
-                # A server that closes an idle connection as a request arrives says so at once.
-                # One that fails later may have worked on it: sent again, it would be billed twice.
-                # (It has not worked on a request of which it did not take the end.)
-                late = isinstance(exc, NoResponse) and exc.waited > RESEND_WITHIN
-                if line.interrupted or late:
+                # If the server closes an idle connection just as the request arrives, the failure
+                # comes at once. After a later failure the server may have processed the request:
+                # sent again, it would be billed twice. (After a WriteError the server has not
+                # received the whole request, so it has not processed it.)
+                is_late = isinstance(exc, NoResponse) and exc.waited > RESEND_WITHIN
+                if line.interrupted or is_late:
                     raise
         sock = self._connect(line, request, key, proxy)
         response = self._exchange(line, key, sock, request, message)
@@ -112,7 +113,7 @@ class Transport(httpx2.BaseTransport):
         return response
 
     def close(self) -> None:
-        """Close all idle connections; those in use are closed by their runs, and kept no more."""
+        """Close the idle connections. Those in use are closed by their runs and no longer kept."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, deque()
@@ -120,7 +121,7 @@ class Transport(httpx2.BaseTransport):
             sock.close()
 
     def return_connection(self, key: _Key, sock: socket.socket) -> None:
-        """Keep a connection whose response was read to its end; close it after `close`."""
+        """Keep a connection whose response was read to its end, or close it after `close`."""
         with self._lock:
             self._idle.append((key, sock, now()))
             stale = []
@@ -130,11 +131,11 @@ class Transport(httpx2.BaseTransport):
                 or now() - self._idle[0][2] > IDLE_SECONDS
             ):
                 stale.append(self._idle.popleft()[1])
-        for old in stale:
-            old.close()
+        for stale_socket in stale:
+            stale_socket.close()
 
     def _take_idle(self, key: _Key) -> socket.socket | None:
-        """The most recently used idle connection that still looks alive."""
+        """Remove and return the last used idle connection that still looks alive, if any."""
         while True:
             with self._lock:
                 for index in range(len(self._idle) - 1, -1, -1):
@@ -144,7 +145,7 @@ class Transport(httpx2.BaseTransport):
                         break
                 else:
                     return None
-            # Readable while idle means end of file, or bytes that answer no request.
+            # Readable while idle means end of file, or bytes that belong to no request.
             if now() - since < IDLE_SECONDS and not readable(sock, 0):
                 return sock
             sock.close()
@@ -153,11 +154,11 @@ class Transport(httpx2.BaseTransport):
         self, line: Line, request: httpx2.Request, key: _Key, proxy: httpx2.URL | None
     ) -> socket.socket:
         scheme, host, port = key
-        first = (host, port) if proxy is None else (proxy.host, proxy.port or PROXY_PORT)
+        peer = (host, port) if proxy is None else (proxy.host, proxy.port or PROXY_PORT)
         deadline = now() + self._connect_timeout
         try:
             try:
-                sock = self._dial(line, first, deadline)
+                sock = self._dial(line, peer, deadline)
             except OSError as exc:
                 if proxy is None or isinstance(exc, TimeoutError):
                     raise
@@ -178,29 +179,29 @@ class Transport(httpx2.BaseTransport):
                     try:
                         sock.do_handshake()
                     except TimeoutError as exc:
-                        raise self._late(TLSTimeout, exc, request) from exc
+                        raise self._timeout(TLSTimeout, exc, request) from exc
                 sock.settimeout(None)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TICK_OPTION)
             except BaseException:
                 line.close(sock)
-                self._resolver.forget(*first)
+                self._resolver.forget(*peer)
                 self._sessions.pop(key, None)
                 raise
         except TimeoutError as exc:
-            raise self._late(NoConnection, exc, request) from exc
+            raise self._timeout(NoConnection, exc, request) from exc
         except OSError as exc:
             raise httpx2.ConnectError(str(exc), request=request) from exc
         return sock
 
-    def _late(
+    def _timeout(
         self, kind: type[NoConnection], exc: TimeoutError, request: httpx2.Request
     ) -> NoConnection:
-        late = kind(str(exc), request=request)
-        late.seconds = self._connect_timeout
-        return late
+        timeout = kind(str(exc), request=request)
+        timeout.seconds = self._connect_timeout
+        return timeout
 
     def _dial(self, line: Line, address: tuple[str, int], deadline: float) -> socket.socket:
-        """Try each address of the host in turn until one accepts. Raises OSError."""
+        """Try the addresses of the host in order until one accepts. Raises OSError."""
         fault: OSError = OSError("the name has no address")
         for family, kind, proto, _, target in self._resolver.addresses(*address, deadline):
             sock = socket.socket(family, kind, proto)
@@ -252,7 +253,7 @@ class Transport(httpx2.BaseTransport):
         except BaseException:
             line.close(sock)
             raise
-        # The body undoes those itself, by its contents.
+        # `Body` decodes these itself.
         headers = [
             (name, value)
             for name, value in headers
@@ -264,36 +265,33 @@ class Transport(httpx2.BaseTransport):
 
 
 class Proxies:
-    """The proxies of the environment, or of the system where the environment names none.
+    """The proxies of the environment, or of the system if the environment has none.
 
-    HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY decide. They are read once: a look through an
-    environment of 35 variables takes 0.1 ms, a fifth of the CPU time of a request.
+    Uses HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, and reads them once: a search through 35
+    environment variables takes 0.1 ms, a fifth of the CPU time of a request.
     """
 
     def __init__(self) -> None:
-        named = getproxies_environment()
-        self._from_system = not named
-        self._proxies = named or getproxies()
+        from_environment = getproxies_environment()
+        self._from_system = not from_environment
+        self._proxies = from_environment or getproxies()
 
     def proxy_for(self, url: httpx2.URL) -> httpx2.URL | None:
-        """The proxy for this address, None where the request goes to the server itself."""
+        """The proxy for this URL; None: the request goes directly to the server."""
         proxy = self._proxies.get(url.scheme) or self._proxies.get("all")
         if not proxy or _is_loopback(url.host):
             return None
         port = url.port or (443 if url.scheme == "https" else 80)
         if bypasses_proxy(self._proxies.get("no", ""), url.host, port):
             return None
-        # The settings of macOS and Windows have exceptions of their own.
+        # The system settings of macOS and Windows have their own exceptions.
         if self._from_system and proxy_bypass(url.host):
             return None
         return httpx2.URL(proxy if "://" in proxy else f"http://{proxy}")
 
 
 def proxy_for(url: str) -> str | None:
-    """The proxy through which a request to this address goes, without its user's name and password.
-
-    None: it goes to the server itself.
-    """
+    """The proxy for a URL, without user name and password; None: the request goes directly."""
     proxy = Proxies().proxy_for(httpx2.URL(url))
     if proxy is None:
         return None
@@ -301,17 +299,17 @@ def proxy_for(url: str) -> str | None:
 
 
 def bypasses_proxy(entries: str, host: str, port: int) -> bool:
-    """Whether a request to this host and port goes by the proxy, by the entries of NO_PROXY.
+    """Whether the entries of NO_PROXY make a request to this host and port bypass the proxy.
 
-    An entry is `*`, a host (with all below it, whether or not it begins with `.` or `*.`), an
-    address, or a range of addresses as in 192.168.0.0/16; `:PORT` may follow a host or an address.
-    Names are not looked up, so a range holds addresses alone.
+    An entry is `*`, a host (which includes its subdomains, whether or not it begins with `.` or
+    `*.`), an address, or a range of addresses such as 192.168.0.0/16; `:PORT` may follow a host or
+    an address. Names are not resolved, so a range matches addresses only.
     """
     host = host.lower().strip("[]").rstrip(".")
     address = _ip(host)
     for entry in entries.lower().replace(",", " ").split():
-        name, wanted = _split_port(entry)
-        if wanted is not None and wanted != port:
+        name, entry_port = _split_port(entry)
+        if entry_port is not None and entry_port != port:
             continue
         if name == "*":
             return True
@@ -331,7 +329,7 @@ _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _split_port(entry: str) -> tuple[str, int | None]:
-    """An entry's host or range, and its port."""
+    """The host or range of an entry, and its port, None if it has none."""
     name, colon, port = entry.rpartition(":")
     if colon and port.isdigit() and (":" not in name or name.endswith("]")):
         return name.strip("[]"), int(port)
@@ -355,7 +353,7 @@ def _network(name: str) -> _Network | None:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a host is this machine, which no proxy leads to."""
+    """Whether a host is this machine, for which no proxy is used."""
     address = _ip(host.strip("[]"))
     return address.is_loopback if address else host.lower().rstrip(".") == "localhost"
 

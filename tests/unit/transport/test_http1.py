@@ -803,12 +803,12 @@ def look_ups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_name_is_looked_up_anew_after_a_while(
     transport: Transport, look_ups: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its addresses serve further connections for KEPT_SECONDS."""
+    """Its addresses serve further connections for CACHE_SECONDS."""
     clock = 0.0
     monkeypatch.setattr(dns, "now", lambda: clock)
     monkeypatch.setattr(module, "IDLE_MAX", 0)
     with HandMade(*[answer(HELLO)] * 4) as server:
-        for clock in (0.0, dns.KEPT_SECONDS - 1, dns.KEPT_SECONDS, dns.KEPT_SECONDS + 1):  # noqa: B007
+        for clock in (0.0, dns.CACHE_SECONDS - 1, dns.CACHE_SECONDS, dns.CACHE_SECONDS + 1):  # noqa: B007
             fetch(transport, f"http://model.example:{server.port}/")
         assert server.accepted == 4
     assert look_ups == ["model.example"] * 2
@@ -846,7 +846,7 @@ def test_a_failed_look_up_is_not_kept(transport: Transport, look_ups: list[str])
 
 def test_few_names_are_kept(look_ups: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest goes first; one that is looked up again is the newest."""
-    monkeypatch.setattr(dns, "KEPT_MAX", 2)
+    monkeypatch.setattr(dns, "CACHE_MAX", 2)
     kept = dns.Resolver()
     for host in ("a.example", "b.example", "c.example", "b.example", "a.example"):
         kept.addresses(host, 80, now() + SOON)
