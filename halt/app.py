@@ -20,7 +20,7 @@ from halt.cluster.service import Workers
 from halt.config.environment import load
 from halt.config.settings import Config
 from halt.core.request import Upstream
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.core.tools import Tool, Toolbox
 from halt.providers.catalog import Catalog
@@ -86,7 +86,7 @@ def create_app(
     last = LastModel(settings.data_folder / "last_model")
     registry = StopRegistry()
     workers = Workers(peers, registry, archive)
-    generations = workers.service = Generations(
+    generations = workers.service = GenerationService(
         settings,
         upstream or make_upstream(settings, mark=mark, discovery=discovery, last=last),
         registry,

@@ -16,10 +16,10 @@ from halt.chat.titles import Titles
 from halt.clock import now
 from halt.config.settings import Config
 from halt.core.events import Done
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.request import ChatRequest, Message
 from halt.core.run import Run
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.tools import Toolbox
 from halt.errors import RequestError, StoreUnavailable, TooLarge, UnknownStream
 from halt.providers.continuation import continuation_request
@@ -48,7 +48,7 @@ class ChatService:
     """The conversations of one application. Threads may share it."""
 
     config: Config
-    generations: Generations
+    generations: GenerationService
     store: Store
     recorder: Recorder  # that of the generations
     titles: Titles
@@ -89,8 +89,9 @@ class ChatService:
         """A new prompt; with `edit_of`, another version of one that is there.
 
         `answers` are the streams' IDs, each with its model. `after` is the last prompt that the
-        page shows, 0 where it shows none. Raises what the store's `begin` and `Generations.start`
-        raise (Moved: there are messages that the page does not show), and TooManyRequests.
+        page shows, 0 where it shows none. Raises what the store's `begin` and
+        `GenerationService.start` raise (Moved: there are messages that the page does not show),
+        and TooManyRequests.
         """
         self._expect_room(len(answers))
         try:
@@ -161,7 +162,7 @@ class ChatService:
         self.caught_up(conversation_id, owner)
         return self.store.conversations.totals(conversation_id, owner)
 
-    def run_of(self, stream_id: str, owner: str | None) -> Recording | None:
+    def run_of(self, stream_id: str, owner: str | None) -> Generation | None:
         """The generation of an answer that runs, in any worker; None: it is not known."""
         try:
             return self.generations.get(stream_id, owner)

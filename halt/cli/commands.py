@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from halt.cli.screen import Screen
     from halt.cli.source import Source
     from halt.core.request import Upstream
-    from halt.core.service import Generations
+    from halt.core.service import GenerationService
 
 #: Makes generations of a Config and, where only one is meant, a provider's name.
-Make = Callable[..., "Generations"]
+Make = Callable[..., "GenerationService"]
 
 
 def install(app: Flask) -> None:
@@ -43,15 +43,15 @@ def install(app: Flask) -> None:
 
 def make_generations(
     config: Config, only: str = "", upstream: Upstream | None = None
-) -> Generations:
+) -> GenerationService:
     """Generations that keep nothing, of the providers of the settings or the one named `only`."""
-    from halt.core.service import Generations  # noqa: PLC0415
+    from halt.core.service import GenerationService  # noqa: PLC0415
     from halt.core.stop import StopRegistry  # noqa: PLC0415
     from halt.providers.discovery import make_discovery  # noqa: PLC0415
     from halt.providers.factory import make_upstream  # noqa: PLC0415
 
     upstream = upstream or make_upstream(config, only, discovery=make_discovery(config))
-    return Generations(config, upstream, StopRegistry())
+    return GenerationService(config, upstream, StopRegistry())
 
 
 def _settings() -> tuple[Config, Make]:

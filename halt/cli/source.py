@@ -24,7 +24,7 @@ from halt.core.connection import Line, Quiet, limited, on_line
 from halt.core.events import Event, encode, is_terminal
 from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.errors import HaltError, Interrupted
 from halt.transport.http1 import Body
 from halt.transport.pool import Transport
@@ -63,7 +63,7 @@ class Source(Protocol):
 class Local:
     """The model that this process is configured for."""
 
-    def __init__(self, config: Config, generations: Generations) -> None:
+    def __init__(self, config: Config, generations: GenerationService) -> None:
         """`generations` are made by this configuration."""
         self._config = config
         self._generations = generations

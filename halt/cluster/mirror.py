@@ -26,7 +26,7 @@ from halt.clock import now
 from halt.cluster.channel import Channel
 from halt.core.events import ErrorInfo, Event, Failed, Terminal, is_terminal
 from halt.core.gap_log import GapLog
-from halt.core.generation import Recording, Viewer
+from halt.core.generation import Generation, Viewer
 from halt.core.metrics import Meter
 from halt.errors import CODES, OffsetLost
 
@@ -77,7 +77,7 @@ _batch = msgspec.msgpack.Decoder(Batch)
 # --- the owner's side -----------------------------------------------------------------------------
 
 
-def tell(run: Recording, after: int, channel: Channel) -> int:
+def tell(run: Generation, after: int, channel: Channel) -> int:
     """Say what there is above `after`; the number of the last event that was told."""
     while True:
         first = max(run.log.first, after + 1)
@@ -100,7 +100,7 @@ def tell(run: Recording, after: int, channel: Channel) -> int:
     return events[-1][0] if events else first - 1
 
 
-def tell_more(run: Recording, events: list[tuple[int, Event]], channel: Channel) -> None:
+def tell_more(run: Generation, events: list[tuple[int, Event]], channel: Channel) -> None:
     """Say these events, in one batch at least."""
     for start in range(0, len(events) or 1, BATCH_MAX):
         part = events[start : start + BATCH_MAX]
@@ -121,11 +121,11 @@ class Source(Protocol):
     def open(self, mirror: Mirror) -> Channel | None:
         """Ask its owner to tell it from the last event on, and to go on. None: it has it not."""
 
-    def saved(self, mirror: Mirror) -> Recording | None:
+    def saved(self, mirror: Mirror) -> Generation | None:
         """What was saved of it, None where there is nothing (yet)."""
 
 
-class Mirror(Recording):
+class Mirror(Generation):
     """See the module. `worker` is the owner's name."""
 
     log: GapLog
@@ -296,7 +296,7 @@ class Mirror(Recording):
         elif now() - since > ORPHAN_WAIT:
             self._fail("interrupted")
 
-    def _adopt(self, saved: Recording, ended: Terminal) -> None:
+    def _adopt(self, saved: Generation, ended: Terminal) -> None:
         """Go on with what was saved. Text that was seen here and not saved is not kept."""
         last, upto = saved.log.last, saved.answer()[0]
         with self._taking:

@@ -38,10 +38,10 @@ from halt.cluster.file_locks import FileLocks
 from halt.cluster.mirror import INTERVAL, Mirror, Unknown, tell, tell_more, told
 from halt.cluster.peers import Peers
 from halt.core.elsewhere import Elsewhere
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.receipts import Receipt, RunningStream, Stops
 from halt.core.relay import Departure
-from halt.core.service import RECEIPT_WAIT, Generations
+from halt.core.service import RECEIPT_WAIT, GenerationService
 from halt.core.stop import TOMBSTONE_SECONDS, StopRegistry, Tombstone, may_touch
 from halt.core.storage import Archive
 from halt.errors import OffsetLost, StoreUnavailable, UnknownStream
@@ -171,7 +171,7 @@ class Workers(Elsewhere):
     """See the module. Until `begin` there are no others."""
 
     #: This worker's own, of which the others ask; to be set before `begin`.
-    service: Generations
+    service: GenerationService
 
     def __init__(
         self, peers: Peers, registry: StopRegistry, archive: Archive | None = None
@@ -212,7 +212,7 @@ class Workers(Elsewhere):
     def has_others(self) -> bool:
         return bool(self._peers.others)
 
-    def get(self, stream_id: str, requester: str | None) -> Recording | None:
+    def get(self, stream_id: str, requester: str | None) -> Generation | None:
         known = self._mirrors.get(stream_id)
         mirror = self._mirror(stream_id, requester, known)
         if mirror is not None:
@@ -263,7 +263,7 @@ class Workers(Elsewhere):
         self._peers.sweep_soon()
         return None
 
-    def saved(self, mirror: Mirror) -> Recording | None:
+    def saved(self, mirror: Mirror) -> Generation | None:
         """For a mirror: what was saved of it."""
         return super().get(mirror.id, mirror.owner)
 

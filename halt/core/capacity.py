@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from halt.clock import now
-from halt.core.generation import Recording, Viewer
+from halt.core.generation import Generation, Viewer
 from halt.core.limits import Limits
 from halt.core.run import Run
 from halt.core.slots import Slots, number_of
@@ -147,11 +147,11 @@ class Readers:
         """`check` raises Draining where no connection is taken any more."""
         self._limits = limits
         self._check = check
-        self._views: dict[Viewer, Recording] = {}
+        self._views: dict[Viewer, Generation] = {}
         self._changed = threading.Condition()  # protects the number below: one was given back
         self._taken = 0  # of those views, and of connections that follow runs by themselves
 
-    def view(self, run: Recording) -> Viewer:
+    def view(self, run: Generation) -> Viewer:
         """Begin to watch a run in a thread of the server.
 
         Raises AtCapacity: so many readers hold a thread that Stop would be the next to wait.
@@ -165,7 +165,7 @@ class Readers:
         self._views[viewer] = run
         return viewer
 
-    def unview(self, run: Recording, viewer: Viewer) -> None:
+    def unview(self, run: Generation, viewer: Viewer) -> None:
         """Watch no more; the reader's thread is free again. To be called once for each `view`."""
         self._views.pop(viewer, None)
         self.give_back_place()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.receipts import Receipt, RunningStream, Stops
 from halt.core.storage import Archive
 
@@ -33,7 +33,7 @@ class Elsewhere:
     def begin(self) -> None:
         """Be there for the others. To be called after the fork. Raises ConfigError, OSError."""
 
-    def get(self, stream_id: str, requester: str | None) -> Recording | None:
+    def get(self, stream_id: str, requester: str | None) -> Generation | None:
         """A generation that is not in memory here. Raises StoreUnavailable."""
         return None if self._archive is None else self._archive.get(stream_id, requester)
 

@@ -36,7 +36,7 @@ class Viewer:
         self.gone = False
 
 
-class Recording:
+class Generation:
     """A generation as its readers know it.
 
     `owner` is the session it belongs to, None: all that know its ID. `asked` is the model that was

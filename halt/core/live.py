@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from halt.core import via
 from halt.core.connection import Line
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.log import Log
 from halt.core.metrics import Meter
 from halt.core.request import ChatRequest, Reply, fingerprint, unfinished
 from halt.core.request_ids import current
 
 
-class LiveGeneration(Recording):
+class LiveGeneration(Generation):
     """A recording with its request, its figures and its connection to the model.
 
     Changed by the thread that has the run, read by any.

@@ -27,7 +27,7 @@ from halt.clock import now
 from halt.core.capacity import RETRY_AFTER, Capacity, Readers
 from halt.core.elsewhere import Elsewhere
 from halt.core.exact_usage import Unheard
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.keeper import Finished, Keeper
 from halt.core.limits import Limits
 from halt.core.receipts import Health, Receipt, RunningStream, Stops
@@ -58,7 +58,7 @@ STORE_IS_SILENT = (
 logger = logging.getLogger(__name__)
 
 
-class Generations:
+class GenerationService:
     """The service that pages, programs and terminals share."""
 
     def __init__(
@@ -206,7 +206,7 @@ class Generations:
 
     # --- find and stop ----------------------------------------------------------------------------
 
-    def get(self, stream_id: str, requester: str | None) -> Recording:
+    def get(self, stream_id: str, requester: str | None) -> Generation:
         """The generation with this ID, live or kept, here or elsewhere.
 
         Raises UnknownStream, StoreUnavailable.

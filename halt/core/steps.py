@@ -24,7 +24,7 @@ from halt.core.events import (
     ToolResult,
     is_terminal,
 )
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.rendering.data_urls import decoded_size, label_of
 
 FOLDS_MAX = 100  # folds of one answer
@@ -262,7 +262,7 @@ class FoldStream:
             self._thought = None
 
 
-def folding(generation: Recording, upto: int) -> FoldStream:
+def folding(generation: Generation, upto: int) -> FoldStream:
     """The folds of the events from 1 to `upto`, ready to be fed with what comes behind."""
     stream = FoldStream()
     for number, event in [] if generation.only_text else generation.events(upto):
@@ -272,7 +272,7 @@ def folding(generation: Recording, upto: int) -> FoldStream:
     return stream
 
 
-def fold(stream: FoldStream, generation: Recording, number: int, event: Event) -> None:
+def fold(stream: FoldStream, generation: Generation, number: int, event: Event) -> None:
     """Feed an event that is not the terminal one to a stream of folds."""
     at = generation.came_at(number)
     if isinstance(event, ReasoningEnd):
@@ -282,7 +282,7 @@ def fold(stream: FoldStream, generation: Recording, number: int, event: Event) -
         stream.feed(number, event, at)
 
 
-def folds(generation: Recording) -> tuple[Fold, ...]:
+def folds(generation: Generation) -> tuple[Fold, ...]:
     """After the end: the folds, as far as the answer goes."""
     upto, _ = generation.answer()
     return folding(generation, upto).ended(generation.ended_at or now())

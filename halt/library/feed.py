@@ -24,8 +24,8 @@ from halt.clock import now
 from halt.core.capacity import RETRY_AFTER
 from halt.core.connection import TICK
 from halt.core.events import Event, is_terminal
-from halt.core.generation import Recording, Viewer
-from halt.core.service import Generations
+from halt.core.generation import Generation, Viewer
+from halt.core.service import GenerationService
 from halt.errors import AtCapacity, HaltError, UpstreamError
 
 BUFFERED_MAX = 256  # events that wait for the consumer; a group more may be in its hands
@@ -55,7 +55,7 @@ class Feed:
 
     # --- the followers' side ----------------------------------------------------------------------
 
-    def add(self, followers: Followers, label: str, run: Recording, after: int = 0) -> None:
+    def add(self, followers: Followers, label: str, run: Generation, after: int = 0) -> None:
         """Follow this run, too, from the event behind `after`. Raises AtCapacity."""
         with self._lock:
             self._follower_count += 1
@@ -66,7 +66,7 @@ class Feed:
             raise
         followers.register(self)
 
-    def _follow(self, label: str, run: Recording, after: int, viewer: Viewer) -> None:
+    def _follow(self, label: str, run: Generation, after: int, viewer: Viewer) -> None:
         is_counted = True
         try:
             for events in run.follow(after, viewer):
@@ -162,13 +162,15 @@ class Feed:
 class Followers:
     """The threads that follow runs on behalf of a program. Each takes a reader's place."""
 
-    def __init__(self, generations: Generations) -> None:
+    def __init__(self, generations: GenerationService) -> None:
         self._generations = generations
         self._lock = threading.Lock()  # protects the two below
         self._threads: set[threading.Thread] = set()
         self._feeds: WeakSet[Feed] = WeakSet()
 
-    def start(self, run: Recording, body: Callable[[Viewer], None], *, daemon: bool = True) -> None:
+    def start(
+        self, run: Generation, body: Callable[[Viewer], None], *, daemon: bool = True
+    ) -> None:
         """Run `body` as a viewer of this run, in a thread of its own. Raises AtCapacity.
 
         The interpreter waits at its exit for one that is no `daemon`.

@@ -27,7 +27,7 @@ from halt.config.settings import Config, ConfigError
 from halt.core.decoding import CHAT_REQUEST
 from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest, Message, Upstream
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.core.tools import Tool, Toolbox, ToolError  # noqa: F401 - `halt` gives it
 from halt.errors import Draining, HaltError, RequestError
@@ -110,7 +110,7 @@ class Halt:
             )
         self._closed = False
         self._tools = Toolbox(tools)
-        self._generations = Generations(
+        self._generations = GenerationService(
             settings, upstream or make_upstream(settings), StopRegistry()
         )
         self._graceful_timeout = settings.graceful_timeout

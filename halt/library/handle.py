@@ -33,7 +33,7 @@ from halt.core.generation import Viewer
 from halt.core.metrics import Metrics
 from halt.core.receipts import Receipt
 from halt.core.run import Run
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.errors import HaltError, OffsetLost
 from halt.library.aio import AsyncStream, read_feed
 from halt.library.feed import Feed, Followers, Item
@@ -113,7 +113,7 @@ class Generation:
     It can be read again and again, each time from its beginning. Leaving a `with` stops it.
     """
 
-    def __init__(self, generations: Generations, followers: Followers, run: Run) -> None:
+    def __init__(self, generations: GenerationService, followers: Followers, run: Run) -> None:
         self._generations = generations
         self._followers = followers
         self._run = run

@@ -19,7 +19,7 @@ from typing import Self
 
 from halt.core.events import ErrorInfo, Event, Failed
 from halt.core.receipts import Receipt
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.errors import HaltError
 from halt.library.aio import AsyncStream, read_feed
 from halt.library.feed import Feed, Item
@@ -35,7 +35,7 @@ class Merged:
     """
 
     def __init__(
-        self, generations: Generations, feed: Feed, members: Mapping[str, Generation]
+        self, generations: GenerationService, feed: Feed, members: Mapping[str, Generation]
     ) -> None:
         self._generations = generations
         self._feed = feed

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from halt.clock import now
 from halt.core import steps
 from halt.core.events import Content, Event, Terminal, is_terminal
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.steps import Fold
 from halt.errors import OffsetLost
 
@@ -67,7 +67,7 @@ class Batch:
 class Entry:
     """A generation that is not in the store as a whole."""
 
-    recording: Recording
+    recording: Generation
     begun: bool = False  # the store knows of it
     written: int = 0  # the last event that is in the store
 
@@ -142,7 +142,7 @@ def _events(entry: Entry) -> list[tuple[int, Event]]:
                 continue
 
 
-def _chunks(recording: Recording, events: list[tuple[int, Event]]) -> tuple[Chunk, ...]:
+def _chunks(recording: Generation, events: list[tuple[int, Event]]) -> tuple[Chunk, ...]:
     """The events with their times, a chunk for each row of numbers without a gap."""
     if not events:
         return ()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from halt.clock import now
 from halt.core.events import Delta, Event, Terminal, is_terminal
 from halt.core.gap_log import GapLog
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.log import Log
 from halt.errors import StoreUnavailable
 from halt.store.admission import NO_ANSWER
@@ -46,7 +46,7 @@ def stored_log(events: Sequence[tuple[int, Event]]) -> Log:
     return log
 
 
-class StoredRecording(Recording):
+class StoredRecording(Generation):
     """A generation that has ended, as the store has kept it: every event with its number."""
 
     def __init__(self, kept: Recorded) -> None:
@@ -97,7 +97,7 @@ class Archive:
         self._given_up_after = run_timeout + HOUR
         self._recovering = threading.Lock()  # one at a time; the others find it done
 
-    def get(self, stream_id: str, requester: str | None) -> Recording | None:
+    def get(self, stream_id: str, requester: str | None) -> Generation | None:
         """A generation that has ended. None: there is none, or not one of the requester's.
 
         One whose process has died is ended here, so that its readers need not wait for anybody.

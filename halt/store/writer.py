@@ -25,7 +25,7 @@ from functools import partial
 from typing import Literal
 
 from halt.clock import now
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.errors import StoreUnavailable
 from halt.store.batches import Entry, Progress, batch_of, progress_of
 from halt.store.generations import Records
@@ -87,7 +87,7 @@ class Recorder:
         with self._changed:
             self._wake()
 
-    def begin(self, recording: Recording) -> None:
+    def begin(self, recording: Generation) -> None:
         """Write this one down from now on."""
         with self._changed:
             if not self._entries:

@@ -39,11 +39,11 @@ from halt.core.events import (
     sse,
 )
 from halt.core.extra_fields import Extras
-from halt.core.generation import Recording, Viewer
+from halt.core.generation import Generation, Viewer
 from halt.core.relay import Departure
 from halt.core.request_ids import named
 from halt.core.run import Run
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.errors import AnswerFailed, OffsetLost, RequestError
 from halt.web.schemas import Lost
 from halt.web.sink import Awaited, Made, Present, Sink, gunicorn_response
@@ -72,7 +72,11 @@ class Reading:
     """A reader's place at a run, to be given back by `close`."""
 
     def __init__(
-        self, generations: Generations, run: Recording, client: socket.socket | None, after: int = 0
+        self,
+        generations: GenerationService,
+        run: Generation,
+        client: socket.socket | None,
+        after: int = 0,
     ) -> None:
         """Take the place. Raises AtCapacity, OffsetLost."""
         run.log.read(after, 1)  # an offset that is lost is an error before the headers
@@ -137,8 +141,8 @@ class EventStream(Reading):
 
     def __init__(
         self,
-        generations: Generations,
-        run: Recording,
+        generations: GenerationService,
+        run: Generation,
         client: socket.socket | None,
         after: int,
         present: Present,
@@ -278,7 +282,7 @@ class TextStream(EventStream):
     comment = b""
 
     def __init__(
-        self, generations: Generations, run: Recording, client: socket.socket | None
+        self, generations: GenerationService, run: Generation, client: socket.socket | None
     ) -> None:
         """Take a reader's place. Raises AtCapacity."""
         super().__init__(generations, run, client, 0, self._text)

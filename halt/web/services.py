@@ -12,7 +12,7 @@ from flask import Flask, current_app
 from halt.chat.service import ChatService
 from halt.chat.titles import Titles
 from halt.config.settings import Config
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.tools import Toolbox
 from halt.providers.catalog import Catalog
 from halt.rendering.renderer import Renderer
@@ -32,8 +32,8 @@ class Services:
 
     config: Config
     mark: str  # names this application in the `Via` of its requests to model servers
-    generations: Generations
-    make_generations: Callable[..., Generations]  # for the terminal's commands
+    generations: GenerationService
+    make_generations: Callable[..., GenerationService]  # for the terminal's commands
     store: Store
     recorder: Recorder
     archive: Archive

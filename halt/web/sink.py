@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from halt.clock import now
 from halt.core.connection import TICK
 from halt.core.events import Event, is_terminal, size_of
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.relay import PIPELINED_LOOK, READ, WRITE, Relay, Timer, contained, has_left
 from halt.errors import OffsetLost
 from halt.web.client_socket import ClientSocket
@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 class Stream(Protocol):
     """What the relay needs of `halt.web.event_stream.EventStream`, which itself makes a `Sink`."""
 
-    run: Recording
+    run: Generation
     after: int
     present: Present
     comment: bytes

@@ -35,7 +35,7 @@ START_REQUEST = TypeDecoder(StartRequest)
 
 
 def grace_of(choice: OnDisconnect | None, default: OnDisconnect) -> float | None:
-    """The `grace` of `Generations.start`: 0 ends the run with its last reader."""
+    """The `grace` of `GenerationService.start`: 0 ends the run with its last reader."""
     return 0.0 if (choice or default) == "stop" else None
 
 

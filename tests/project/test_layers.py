@@ -20,7 +20,7 @@ import pytest
 
 from halt.core.connection import Line
 from halt.core.run import Run
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.slots import Slots
 from halt.core.stop import StopRegistry, StopSwitch
 from halt.providers.base import Provider
@@ -132,7 +132,7 @@ STATEFUL = (
     socket.socket,
     deque,
     OrderedDict,
-    Generations,
+    GenerationService,
     Line,
     Store,
     Provider,

@@ -15,7 +15,7 @@ from halt.cluster.service import Workers
 from halt.config.settings import Config
 from halt.core.connection import Line
 from halt.core.request import Upstream
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.errors import UpstreamError
 from halt.providers import router
@@ -112,7 +112,7 @@ def test_one_request_waits_for_a_worker_that_hangs(
     """The others are told the figures that the workers have given last."""
     registry = StopRegistry()
     workers = Workers(Peers(tmp_path), registry)
-    service = Generations(
+    service = GenerationService(
         Config(base_url="http://127.0.0.1:9/v1", api_key="fake", data=str(tmp_path)),
         cast("Upstream", Silent()),
         registry,

@@ -16,12 +16,12 @@ from halt.app import create_app
 from halt.clock import now
 from halt.config.environment import load
 from halt.core.events import Done
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.log import Log
 from halt.core.metrics import Meter
 from halt.core.receipts import Receipt
 from halt.core.run import Run
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.errors import AtCapacity, StoreUnavailable, UnknownStream
 from halt.store.models import BUSY, Busy, Conversation
 from halt.store.store import Store
@@ -71,7 +71,7 @@ def desk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Desk]:
 
 def refuse(desk: Desk, monkeypatch: pytest.MonkeyPatch, fault: Exception, after: int = 0) -> None:
     """So many streams begin, and end with an answer that is saved; the next one cannot begin."""
-    service: Generations = services(desk.app).generations
+    service: GenerationService = services(desk.app).generations
     start, begun = service.start, list[str]()
 
     def refusing(*args: Any, **more: Any) -> Run:
@@ -148,7 +148,7 @@ def test_one_press_stops_all_before_it_waits_for_one(
 ) -> None:
     """A connection that closes slowly holds up no other answer's Stop."""
     assert desk.ask("a", "b", "c") == 200
-    service: Generations = services(desk.app).generations
+    service: GenerationService = services(desk.app).generations
     ids = [each.stream_id for each in desk.conversation().exchanges[-1].candidates]
     receipt, left = service._receipt, list[int]()
 
@@ -210,17 +210,17 @@ def test_the_workers_are_asked_once_while_a_write_is_awaited(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer that has ended in another worker is asked for once; then the store is looked at."""
-    service: Generations = services(desk.app).generations
+    service: GenerationService = services(desk.app).generations
     assert desk.ask() == 200
     desk.upstream.reply().end()
     stream_id = desk.conversation().exchanges[-1].stream_id
     assert services(desk.app).recorder.written(stream_id, SOON)
 
-    elsewhere = Recording(stream_id, None, Log(1_000), started_at=now())
+    elsewhere = Generation(stream_id, None, Log(1_000), started_at=now())
     elsewhere.log.end(lambda: Done("stop", Meter().snapshot()))
     asked: list[str] = []
 
-    def get(stream_id: str, requester: str | None) -> Recording:
+    def get(stream_id: str, requester: str | None) -> Generation:
         asked.append(stream_id)
         if len(asked) > 1:
             raise UnknownStream("asked again")
@@ -267,6 +267,6 @@ def test_a_socket_whose_client_has_left_takes_no_place(
         environ = {"gunicorn.socket": ours}
         got = desk.client.get("/ws", headers=headers, environ_overrides=environ)
         assert got.status_code == 500
-    service: Generations = services(desk.app).generations
+    service: GenerationService = services(desk.app).generations
     service.readers.take_place()
     service.readers.give_back_place()

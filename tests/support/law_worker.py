@@ -18,7 +18,7 @@ from halt.app import create_app
 from halt.config.settings import Config
 from halt.core.connection import Line
 from halt.core.events import Event
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.request import ChatRequest, Message
 from halt.errors import UnknownStream
 from halt.web.services import services
@@ -100,7 +100,7 @@ class ByStream(Scripted):
 class Follower(threading.Thread):
     """A reader that stays."""
 
-    def __init__(self, recording: Recording, after: int) -> None:
+    def __init__(self, recording: Generation, after: int) -> None:
         super().__init__(daemon=True)
         self.events: Told = []
         self.over = threading.Event()

@@ -25,7 +25,7 @@ from halt.core.events import (
 from halt.core.metrics import Metrics
 from halt.core.request import ChatRequest, Message, ToolSpec
 from halt.core.run import Run
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 
 SHORT, LONG = "Count from 1 to 20.", "Count from 1 to 500, one number a line."
 #: Fewer pieces than this say nothing about how they were sent on.
@@ -35,7 +35,9 @@ GATHERED = 5
 
 
 @contextlib.contextmanager
-def watched(generations: Generations, prompt: str, **options: Any) -> Iterator[tuple[Run, Watch]]:
+def watched(
+    generations: GenerationService, prompt: str, **options: Any
+) -> Iterator[tuple[Run, Watch]]:
     """An answer that somebody follows; stopped at the end, if it is not over.
 
     `options` are further fields of the request.
@@ -76,7 +78,7 @@ class Watch:
                 self.reads += 1
 
 
-def answer(report: Report, generations: Generations) -> bool:
+def answer(report: Report, generations: GenerationService) -> bool:
     """Ask for a short answer and see how it comes."""
     with watched(generations, SHORT) as (_, watch):
         while (ended := watch.ended) is None:
@@ -131,7 +133,7 @@ def _streaming(report: Report, figures: Metrics, reads: int) -> None:
         report.ok("streaming", f"{pieces} pieces, one by one, {gap:.0f} ms apart")
 
 
-def extras(report: Report, generations: Generations) -> None:
+def extras(report: Report, generations: GenerationService) -> None:
     """Whether the model's server takes tools and reasoning; nobody is worse off where not."""
     parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
     tool = ToolSpec.of_function("weather", "The weather in a city.", parameters)

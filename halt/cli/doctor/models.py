@@ -9,12 +9,12 @@ from halt.cli.source import ANSWER_WITHIN
 from halt.clock import now
 from halt.config.providers import ProviderSettings
 from halt.core.connection import limited
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.errors import HaltError
 from halt.providers.base import API_PATH
 
 
-def models(report: Report, provider: ProviderSettings, generations: Generations) -> bool:
+def models(report: Report, provider: ProviderSettings, generations: GenerationService) -> bool:
     """Look at the key and the list of models; whether an answer can be asked for."""
     upstream = generations.upstream
     model = upstream.known_model

@@ -6,14 +6,14 @@ from halt.cli.doctor.answers import LONG, watched
 from halt.cli.doctor.report import Report, milliseconds
 from halt.cli.doctor.server_load import ServerLoad
 from halt.core.events import Failed
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 
 SLOW_STOP = 1000.0  # milliseconds
 SETTLES_WITHIN = 1.0  # seconds for a server to be idle after an answer that was read to its end
 WATCHED_AFTER_STOP = 5.0  # seconds that the model's server is looked at after a Stop
 
 
-def stop(report: Report, generations: Generations, load: ServerLoad) -> None:
+def stop(report: Report, generations: GenerationService, load: ServerLoad) -> None:
     """Stop an answer in the middle; see what becomes of the connection, and of the model."""
     before = load.wait_idle(SETTLES_WITHIN).left
     with watched(generations, LONG) as (run, watch):

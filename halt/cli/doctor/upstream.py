@@ -16,11 +16,11 @@ from halt.config import open_files
 from halt.config.provider_setup import setup
 from halt.config.providers import ProviderSettings
 from halt.config.settings import Config
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.providers.client_transport import public_address
 from halt.providers.openai import ENDPOINT
 
-Make = Callable[[Config, str], Generations]
+Make = Callable[[Config, str], GenerationService]
 
 
 def _names(config: Config, provider: ProviderSettings) -> Mapping[str, str]:

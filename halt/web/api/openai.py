@@ -41,7 +41,7 @@ from halt.core.events import (
     is_terminal,
 )
 from halt.core.finish_reasons import broken_off
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.request import fields_of, told_call
 from halt.core.request_ids import current
 from halt.core.run import Run
@@ -148,7 +148,7 @@ def finish_reason(ended: Terminal, *, called: bool, functions: bool) -> str:
     return given or "stop"
 
 
-def about(run: Recording, ended: Terminal) -> AboutRun:
+def about(run: Generation, ended: Terminal) -> AboutRun:
     """What Halt knows of the run and OpenAI's answer has no field for."""
     reason = ended.finish_reason if isinstance(ended, Done) else None
     return AboutRun(

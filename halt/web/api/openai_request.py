@@ -46,7 +46,7 @@ class Asked(msgspec.Struct, frozen=True):
     stream: bool
     include_usage: bool
     functions: bool  # calls are given back as OpenAI's `function_call`
-    grace: float | None  # as `Generations.start` takes it
+    grace: float | None  # as `GenerationService.start` takes it
 
 
 class StreamOptions(msgspec.Struct):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response, request
 
 from halt.core.events import FINAL_FRAME
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.run import Run
 from halt.web.event_stream import SSE_HEADERS, EventStream, json_frames, watched
 from halt.web.requests import after_parameter, client_socket
@@ -16,7 +16,7 @@ from halt.web.starts import START_REQUEST, count_starts
 blueprint = Blueprint("streams", __name__)
 
 
-def _stream(run: Recording, after: int, opens: Run | None = None) -> Response:
+def _stream(run: Generation, after: int, opens: Run | None = None) -> Response:
     body = EventStream(
         services().generations,
         run,

@@ -22,7 +22,7 @@ from flask import Blueprint, Response, request
 
 from halt.core.decoding import JSON_OBJECT
 from halt.core.events import Cancelled, Content, Done, Event, encode, is_terminal
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.request import fingerprint
 from halt.core.run import Run
 from halt.errors import AtCapacity, OffsetLost, RequestError, StreamInUse, UnknownStream
@@ -155,7 +155,7 @@ def stream() -> Response:
     return watched(run, lambda: _follow(run, 0))
 
 
-def _same(asked: StartRequest) -> Recording | None:
+def _same(asked: StartRequest) -> Generation | None:
     """The run of this ID, where the same was asked: the answer to its start was lost on the way.
 
     None where this client knows no such run. Raises StreamInUse.
@@ -185,7 +185,7 @@ def _resume(last: str) -> Response:
         return Response(_opening(stream_id, int(seq)), headers=EVENT_SOURCE_HEADERS)  # comes again
 
 
-def _follow(run: Recording, after: int) -> Response:
+def _follow(run: Generation, after: int) -> Response:
     body = PromptStream(run, after)
     headers = {**EVENT_SOURCE_HEADERS, "X-Stream-Id": run.id}
     return Response(body, headers=headers, direct_passthrough=True)
@@ -194,7 +194,7 @@ def _follow(run: Recording, after: int) -> Response:
 class PromptStream(EventStream):
     """Text and end of a run as Server-Sent Events whose IDs name the stream."""
 
-    def __init__(self, run: Recording, after: int) -> None:
+    def __init__(self, run: Generation, after: int) -> None:
         """Take a reader's place. Raises AtCapacity, OffsetLost."""
         super().__init__(
             services().generations,

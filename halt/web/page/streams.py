@@ -10,7 +10,7 @@ from __future__ import annotations
 from flask import Response, current_app, render_template, request
 
 from halt.core.events import sse_html
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.slots import number_of
 from halt.errors import OffsetLost, UnknownStream
 from halt.web.event_stream import SSE_HEADERS, EventStream
@@ -52,7 +52,7 @@ def stream(stream_id: str) -> Response:
     return Response(body, headers=SSE_HEADERS, direct_passthrough=True)
 
 
-def live(run: Recording, after: int, opening: bytes | None = None) -> EventStream | None:
+def live(run: Generation, after: int, opening: bytes | None = None) -> EventStream | None:
     """A page's stream of what comes behind an event. Raises AtCapacity, OffsetLost.
 
     A session that holds LIVE_PER_SESSION of them gets one that ends after the events that are
@@ -94,7 +94,7 @@ def how_saving_goes() -> str:
     return render_template("saving.html", saving=services().recorder.saving)
 
 
-def _writer(run: Recording, after: int) -> PageWriter:
+def _writer(run: Generation, after: int) -> PageWriter:
     template, parts = current_app.jinja_env.get_template("answer.html"), services()
     lengths, recorder = parts.chat.lengths, parts.recorder
     return PageWriter(run, after, template, lengths, parts.renderer, lambda: recorder.saving)

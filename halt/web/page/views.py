@@ -14,7 +14,7 @@ from halt.clock import now
 from halt.core import steps
 from halt.core.events import Cancelled, Done, Failed, Terminal
 from halt.core.finish_reasons import CUT_OFF, EMPTY, broken_off, is_good
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.steps import BELOW, Fold
 from halt.rendering import data_urls
 from halt.rendering.blocks import BlockStream, Patch
@@ -196,7 +196,7 @@ def _is_whole(ended: Terminal) -> bool:
 
 def exchange_view(
     exchange: Exchange,
-    run_of: Callable[[str], Recording | None],
+    run_of: Callable[[str], Generation | None],
     lengths: Lengths,
     rendering: PageRenderer,
     *,
@@ -223,7 +223,7 @@ def exchange_view(
 
 
 def view(
-    exchange: Exchange, run: Recording | None, lengths: Lengths, rendering: PageRenderer
+    exchange: Exchange, run: Generation | None, lengths: Lengths, rendering: PageRenderer
 ) -> AnswerView:
     """An answer as it is now: from its run as long as that is known, else as it was saved."""
     if exchange.ended is not None:

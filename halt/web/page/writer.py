@@ -29,7 +29,7 @@ from halt.core.events import (
     sse_html,
     text_of,
 )
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.steps import BELOW, FoldPatch
 from halt.rendering.blocks import BlockStep, BlockStream, Patch
 from halt.rendering.open_text import OpenText
@@ -75,7 +75,7 @@ class PageWriter:
 
     def __init__(
         self,
-        run: Recording,
+        run: Generation,
         after: int,
         template: Template,
         lengths: Lengths,

@@ -13,7 +13,7 @@ from halt.clock import now
 from halt.core.capacity import RETRY_AFTER
 from halt.core.events import encode
 from halt.core.request_ids import current
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.errors import AtCapacity, HaltError, RequestError
 from halt.web.request_ids import signed
 from halt.web.starts import count_starts, grace_of
@@ -44,7 +44,9 @@ logger = logging.getLogger(__name__)
 class Session:
     """One client's socket, from the handshake to the close. Runs in the server's thread."""
 
-    def __init__(self, ws: Server, wire: Wire, service: Generations, requester: str | None) -> None:
+    def __init__(
+        self, ws: Server, wire: Wire, service: GenerationService, requester: str | None
+    ) -> None:
         self._ws = ws
         self._wire = wire
         self._service = service

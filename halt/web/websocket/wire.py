@@ -23,7 +23,7 @@ from typing import Any
 
 from halt.clock import now
 from halt.core.events import encode, is_terminal
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.relay import WRITE, Relay, Timer, contained
 from halt.errors import OffsetLost
 from halt.web.sink import GROUP_CHARS, GROUP_EVENTS, fitting
@@ -71,7 +71,7 @@ class EarlyFirst(selectors.DefaultSelector):
 class Feed:
     """One stream on its way to one socket. Its place in the log is the relay's own."""
 
-    def __init__(self, run: Recording, after: int, wire: Wire) -> None:
+    def __init__(self, run: Generation, after: int, wire: Wire) -> None:
         """Take a viewer's place behind the event `after`. Raises OffsetLost.
 
         A reader that has all of an ended stream gets its last event again, and so learns of the

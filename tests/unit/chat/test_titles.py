@@ -22,7 +22,7 @@ from halt.config.environment import load
 from halt.config.settings import Config, ConfigError
 from halt.core.events import Reasoning
 from halt.core.request import ChatRequest, Message, Part
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.errors import UpstreamError
 from halt.providers.factory import make_upstream
@@ -443,7 +443,7 @@ def test_a_deleted_conversation_gets_no_title(upstream: Scripted, saved: Saved) 
 
 def test_a_generation_tells_before_its_request_is_sent(upstream: Scripted) -> None:
     """So a title's connection is closed first; and it tells when its place is free again."""
-    generations = Generations(Config(), upstream, StopRegistry())
+    generations = GenerationService(Config(), upstream, StopRegistry())
     seen: list[tuple[str, bool, int]] = []
     over = threading.Event()
 

@@ -41,7 +41,7 @@ from halt.core.events import (
 from halt.core.metrics import Meter
 from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest, Message
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.providers import embedded_model
 from halt.providers.factory import make_upstream
@@ -774,7 +774,7 @@ def test_a_pipe_says_how_an_answer_ended(
     """What its server broke off is a failure, and what is all thought is an answer."""
     out, err = io.StringIO(), io.StringIO()
     config = Config(base_url=shared_fake.base_url, api_key="fake")
-    generations = Generations(config, make_upstream(config), StopRegistry())
+    generations = GenerationService(config, make_upstream(config), StopRegistry())
     request = pipe.one_question("Hello", "", model)
     source = Local(config, generations)
     assert pipe.answer_pipe(source, request, out, err, metrics=False, slow=False) == status

@@ -39,12 +39,12 @@ from halt.core.events import (
     is_terminal,
 )
 from halt.core.gap_log import GapLog
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.log import Log
 from halt.core.metrics import Meter
 from halt.core.request import ChatRequest, Part
 from halt.core.run import Run
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.errors import OffsetLost, UnknownStream
 from tests.support.scripted import HI, SOON, Reader, Scripted, ScriptedReply
@@ -64,7 +64,7 @@ class Worker:
         registry = StopRegistry()
         self.peers = Peers(folder, self.died.append)
         self.workers = Workers(self.peers, registry)
-        self.service = self.workers.service = Generations(
+        self.service = self.workers.service = GenerationService(
             config, self.upstream, registry, elsewhere=self.workers
         )
         self.service.begin()
@@ -301,7 +301,7 @@ class Told:
 
     def __init__(self, *connections: list[object]) -> None:
         self.left = list(connections)
-        self.kept: Recording | None = None
+        self.kept: Generation | None = None
         self.asked: list[int] = []  # from which event on
 
     def open(self, mirror: Mirror) -> Channel | None:
@@ -314,7 +314,7 @@ class Told:
                 speaker.send(msgspec.msgpack.encode(each))
         return Channel(ours)
 
-    def saved(self, mirror: Mirror) -> Recording | None:
+    def saved(self, mirror: Mirror) -> Generation | None:
         return self.kept
 
 
@@ -329,10 +329,10 @@ def batch(first: int, *events: Event) -> Batch:
     return Batch(timed, "model-1", len(events), None, ended, more=False)
 
 
-def saved(numbered: list[tuple[int, Event]]) -> Recording:
+def saved(numbered: list[tuple[int, Event]]) -> Generation:
     """A generation as a store has it; its last event may leave a gap before it."""
     log = GapLog(1_000_000, 1)
-    kept = Recording("a-stream", None, log, started_at=now())
+    kept = Generation("a-stream", None, log, started_at=now())
     for number, event in numbered:
         if isinstance(event, Done | Cancelled | Failed):
             log.end_at(number, lambda event=event: event)  # type: ignore[misc]
@@ -400,7 +400,7 @@ def test_nobody_waits_for_ever_for_a_dead_worker(monkeypatch: pytest.MonkeyPatch
 def test_an_unfinished_record_is_not_taken_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until somebody has ended it in the store, it is waited for."""
     source = Told([batch(1, A)])
-    source.kept = Recording("a-stream", None, GapLog(1000, 1), started_at=now())
+    source.kept = Generation("a-stream", None, GapLog(1000, 1), started_at=now())
     reader = Reader(mirror_of(source))  # type: ignore[arg-type]
     until(lambda: len(source.asked) > 3)
     source.kept = saved([(1, A), (2, ToolCall("1", "f", "{}")), (3, DONE)])

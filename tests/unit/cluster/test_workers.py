@@ -21,7 +21,7 @@ from halt.cluster.peers import Peers
 from halt.cluster.service import Workers
 from halt.config.settings import Config
 from halt.core.receipts import Receipt
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.crowd import GO_ON, HOLD, Crowd, WorkerClient, process_of
@@ -166,7 +166,7 @@ def test_the_same_id_twice_in_one_press_waits_for_nobody_else() -> None:
     config = Config(base_url="http://127.0.0.1:9/v1", api_key="fake")
     registry = StopRegistry()
     workers = Workers(OneAnswers(one), registry)
-    service = Generations(config, Scripted(), registry, elsewhere=workers)
+    service = GenerationService(config, Scripted(), registry, elsewhere=workers)
     receipts = service.stop_each([(one, None), (one, 3)], None)
     assert [each.status for each in receipts] == ["stopped", "stopped"]
 

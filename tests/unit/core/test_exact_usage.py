@@ -15,7 +15,7 @@ from halt.core.exact_usage import Unheard
 from halt.core.live import LiveGeneration
 from halt.core.request import ChatRequest, Part
 from halt.core.run import Run
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.errors import UpstreamError
 from halt.providers.factory import make_upstream
@@ -33,14 +33,14 @@ class Stage:
         self.upstream = Scripted()
         self.reported: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         self.ended: list[Run] = []
-        self._made: list[Generations] = []
+        self._made: list[GenerationService] = []
 
-    def make(self, **settings: Any) -> Generations:
+    def make(self, **settings: Any) -> GenerationService:
         config = Config(**{"exact_usage": True, "orphan_grace": 1e9} | settings)
-        self._made.append(Generations(config, self.upstream, StopRegistry()))
+        self._made.append(GenerationService(config, self.upstream, StopRegistry()))
         return self._made[-1]
 
-    def start(self, generations: Generations) -> tuple[Run, ScriptedReply, Reader]:
+    def start(self, generations: GenerationService) -> tuple[Run, ScriptedReply, Reader]:
         """A run whose viewer was shown its first words."""
         number = len(self.upstream.opened)
         run = generations.start(
@@ -251,7 +251,7 @@ def test_a_real_server_is_read_to_its_count(fake: FakeOpenAI) -> None:
     """Over the wire: the model writes to its end, and what it reports is the whole answer's."""
     config = Config(base_url=fake.base_url, api_key="fake", exact_usage=True)
     reported: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    generations = Generations(config, make_upstream(config), StopRegistry())
+    generations = GenerationService(config, make_upstream(config), StopRegistry())
     with contextlib.closing(generations):
         run = generations.start(
             ChatRequest(HI, model="stall?n=5&rest=5"), on_usage=lambda _, usage: reported.put(usage)

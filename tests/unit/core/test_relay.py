@@ -29,7 +29,7 @@ from halt.core.events import Failed, ToolCall
 from halt.core.relay import READ, Relay
 from halt.core.request import ChatRequest, Part
 from halt.core.run import Run
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.core.tools import Toolbox
 from halt.errors import Draining
@@ -75,17 +75,17 @@ class Noted(ScriptedReply):
         super().close()
 
 
-Make = Callable[..., Generations]
+Make = Callable[..., GenerationService]
 
 
 @pytest.fixture
 def make() -> Iterator[Make]:
     """Services on a scripted or a real model; each is closed."""
-    made: list[tuple[Generations, Any]] = []
+    made: list[tuple[GenerationService, Any]] = []
 
-    def make(upstream: Any, config: Config | None = None, **more: Any) -> Generations:
+    def make(upstream: Any, config: Config | None = None, **more: Any) -> GenerationService:
         config = config or Config(**{"orphan_grace": 1e9, **more})
-        made.append((Generations(config, upstream, StopRegistry()), upstream))
+        made.append((GenerationService(config, upstream, StopRegistry()), upstream))
         return made[-1][0]
 
     yield make
@@ -466,7 +466,7 @@ def test_a_fault_in_one_runs_turn_ends_that_run(
     assert ended(other).state == "done"
 
 
-def dead(generations: Generations, runs: list[Run], caplog: pytest.LogCaptureFixture) -> None:
+def dead(generations: GenerationService, runs: list[Run], caplog: pytest.LogCaptureFixture) -> None:
     """What holds in a program whose relay has failed."""
     for run in runs:
         assert isinstance(ended(run).log.ended, Failed)

@@ -14,7 +14,7 @@ from halt.config.settings import Config
 from halt.core import capacity as module
 from halt.core.request import ChatRequest, Message
 from halt.core.run import Run
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.slots import Slots
 from halt.core.stop import StopRegistry
 from halt.errors import AtCapacity, Draining, UnknownStream
@@ -28,7 +28,9 @@ class Stage:
 
     def __init__(self, recorder: Recorder | None = None, **settings: Any) -> None:
         self.upstream = Scripted()
-        self.service = Generations(Config(**settings), self.upstream, StopRegistry(), recorder)
+        self.service = GenerationService(
+            Config(**settings), self.upstream, StopRegistry(), recorder
+        )
 
     def finished(self, request: ChatRequest, number: int = 0, **more: Any) -> Run:
         """A generation whose model has ended and whose place is free again."""

@@ -24,7 +24,7 @@ from halt.core.request import (
     told_call,
     unfinished,
 )
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.errors import RequestError, UpstreamError
 from halt.providers import openai as module
@@ -530,7 +530,7 @@ def test_anthropics_models_are_asked_as_each_takes_it(
 def test_a_stopped_run_goes_on_as_one_text(tale: FakeOpenAI, make: Make) -> None:
     """Stop, go on, stop, go on: what the reader saw grows to the text, each word once."""
     config = Config(base_url=tale.base_url, api_key=KEY)
-    generations = Generations(config, make(style="tail&first=40"), StopRegistry())
+    generations = GenerationService(config, make(style="tail&first=40"), StopRegistry())
     run = generations.start(ChatRequest(HI))
     reader = Reader(run)
     reader.wait_text(TEXT[:40])

@@ -14,7 +14,7 @@ from halt.config.environment import load
 from halt.core.events import Cancelled, Done, Failed, Terminal, is_terminal
 from halt.core.request import ChatRequest, Message
 from halt.core.run import Run
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.providers.embedded_model import EmbeddedModel
 from halt.providers.factory import make_upstream
@@ -47,7 +47,7 @@ class Loader:
 
 
 @contextlib.contextmanager
-def demo_at(url: str, **settings: str) -> Iterator[Generations]:
+def demo_at(url: str, **settings: str) -> Iterator[GenerationService]:
     """Generations of a Halt whose demo model is there."""
     environ = {
         "HALT_EMBEDDED_URL": url,
@@ -56,7 +56,7 @@ def demo_at(url: str, **settings: str) -> Iterator[Generations]:
         **settings,
     }
     config = load(environ)
-    generations = Generations(config, make_upstream(config), StopRegistry())
+    generations = GenerationService(config, make_upstream(config), StopRegistry())
     try:
         yield generations
     finally:
@@ -110,7 +110,7 @@ def test_another_server_that_loads_its_model_is_told_of() -> None:
     loader = Loader()
     with served(good_list, loader) as url:
         config = load({"OPENAI_BASE_URL": url, "HALT_MODEL": "m", "HALT_RETRIES": "1"})
-        generations = Generations(config, make_upstream(config), StopRegistry())
+        generations = GenerationService(config, make_upstream(config), StopRegistry())
         failed = ended(generations.start(HELLO))
         generations.close()
     assert isinstance(failed, Failed)

@@ -31,7 +31,7 @@ from halt.core.request import (
     Upstream,
     told_call,
 )
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.core.tools import Toolbox
 from halt.errors import Interrupted, UpstreamError
@@ -343,8 +343,8 @@ def test_anthropics_address_may_be_written_in_both_ways(make: Make, fake: FakeOp
 
 
 @pytest.fixture
-def generations(upstream: Upstream) -> Iterator[Generations]:
-    service = Generations(Config(retries=2), upstream, StopRegistry())
+def generations(upstream: Upstream) -> Iterator[GenerationService]:
+    service = GenerationService(Config(retries=2), upstream, StopRegistry())
     yield service
     service.close()
 
@@ -355,7 +355,7 @@ def asked_for(fake: FakeOpenAI) -> list[Record]:
 
 @pytest.mark.parametrize("status", ["503", "drop"])
 def test_a_fault_before_the_first_token_is_tried_again(
-    generations: Generations, fake: FakeOpenAI, status: str
+    generations: GenerationService, fake: FakeOpenAI, status: str
 ) -> None:
     """A server that fails once and then answers has answered."""
     run = generations.start(ChatRequest(HI, model=f"flaky?n=2&status={status}"))
@@ -365,7 +365,7 @@ def test_a_fault_before_the_first_token_is_tried_again(
     assert len(asked_for(fake)) == 2
 
 
-def test_tools_are_run_and_their_results_told(generations: Generations, kind: Kind) -> None:
+def test_tools_are_run_and_their_results_told(generations: GenerationService, kind: Kind) -> None:
     """A round of tools: the model is asked again with its calls and their results, and answers."""
 
     def add(a: int, b: int) -> int:
@@ -382,7 +382,9 @@ def test_tools_are_run_and_their_results_told(generations: Generations, kind: Ki
 
 
 @pytest.mark.parametrize("kind", ["anthropic"], indirect=True)
-def test_signed_thoughts_go_back_with_the_calls(generations: Generations, fake: FakeOpenAI) -> None:
+def test_signed_thoughts_go_back_with_the_calls(
+    generations: GenerationService, fake: FakeOpenAI
+) -> None:
     """The next round begins with the thoughts as they were signed, then the calls, in order."""
 
     def add(a: int, b: int) -> int:

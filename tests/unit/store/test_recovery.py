@@ -33,10 +33,10 @@ from halt.config.settings import Config
 from halt.core import steps
 from halt.core.elsewhere import Elsewhere
 from halt.core.events import Content, Done, Failed, Reasoning, ReasoningEnd, text_of
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.log import Log
 from halt.core.metrics import Meter
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.store.batches import Batch, Begun
 from halt.store.database import Database
@@ -264,17 +264,17 @@ class Desk:
         self.recorder = Recorder(self.store.records, "worker-1")
         self.archive = Archive(self.store.records, lambda worker: worker == "worker-1")
 
-    def begin(self, stream_id: str = "a-stream") -> Recording:
-        recording = Recording(stream_id, "somebody", Log(10_000_000), started_at=now())
+    def begin(self, stream_id: str = "a-stream") -> Generation:
+        recording = Generation(stream_id, "somebody", Log(10_000_000), started_at=now())
         self.recorder.begin(recording)
         return recording
 
-    def say(self, recording: Recording, *texts: str) -> None:
+    def say(self, recording: Generation, *texts: str) -> None:
         for text in texts:
             recording.note(text, now())
             recording.log.append(Content(text))
 
-    def end(self, recording: Recording) -> None:
+    def end(self, recording: Generation) -> None:
         recording.log.end(lambda: Done("stop", Meter().snapshot()))
         recording.ended_at = now()
         self.recorder.ended()
@@ -400,7 +400,9 @@ def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
 
     event.listen(desk.database.engine, "before_cursor_execute", note)
     upstream = Scripted()
-    service = Generations(Config(), upstream, StopRegistry(), elsewhere=Elsewhere(desk.archive))
+    service = GenerationService(
+        Config(), upstream, StopRegistry(), elsewhere=Elsewhere(desk.archive)
+    )
     ids = ("an-end", "a-stream", "unknown-stream")
     with contextlib.closing(service):
 

@@ -14,12 +14,12 @@ import pytest
 from halt.clock import now
 from halt.config.settings import Config
 from halt.core.events import Content, Delta, Done, Event, Failed, Reasoning, text_of
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.log import Log
 from halt.core.metrics import Meter
 from halt.core.request import ChatRequest
 from halt.core.run import Run
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.errors import StoreUnavailable, StreamInUse, UnknownStream
 from halt.store import writer as module
@@ -112,12 +112,12 @@ class Desk:
         self.shelf = Shelf()
         self.recorder = Recorder(cast(Records, self.shelf), "worker-1")
 
-    def begin(self, stream_id: str = "a-stream", max_bytes: int = 1_000_000) -> Recording:
-        recording = Recording(stream_id, "somebody", Log(max_bytes), started_at=now())
+    def begin(self, stream_id: str = "a-stream", max_bytes: int = 1_000_000) -> Generation:
+        recording = Generation(stream_id, "somebody", Log(max_bytes), started_at=now())
         self.recorder.begin(recording)
         return recording
 
-    def end(self, recording: Recording) -> None:
+    def end(self, recording: Generation) -> None:
         recording.log.end(lambda: Done("stop", METRICS))
         recording.ended_at = now()
         self.recorder.ended()
@@ -132,7 +132,7 @@ def desk() -> Iterator[Desk]:
     made.recorder.close()
 
 
-def add(recording: Recording, *events: str | Delta) -> None:
+def add(recording: Generation, *events: str | Delta) -> None:
     """What a run does with what it gets from a model."""
     for each in events:
         event = Content(each) if isinstance(each, str) else each
@@ -435,7 +435,7 @@ class Service(Desk):
         super().__init__()
         self.upstream = Scripted()
         config = Config(**{"log_seconds": 0.0, **settings})
-        self.generations = Generations(config, self.upstream, StopRegistry(), self.recorder)
+        self.generations = GenerationService(config, self.upstream, StopRegistry(), self.recorder)
 
     def answered(self, text: str = "text") -> Run:
         """A generation that has ended and whose connection is closed."""

@@ -27,7 +27,7 @@ from halt.core.events import (
     ToolCallDelta,
     is_terminal,
 )
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.log import Log
 from halt.core.metrics import NO_FIGURES
 from halt.core.request import Part
@@ -357,7 +357,7 @@ def test_a_running_answer_is_drawn_with_its_pictures_and_sources(template: Templ
     exchange = Exchange(
         "q", "a-stream", answer="text", folds=(steps.Fold(1, "picture", "done", text="Picture"),)
     )
-    run = Recording("a-stream", None, Log(10_000), started_at=now())
+    run = Generation("a-stream", None, Log(10_000), started_at=now())
     run.note("", now())
     run.log.append(Extra(chunk={"citations": ["https://a.example/one"]}))
     drawn = template.render(a=view(exchange, run, Lengths(), RENDERER.within(60)))

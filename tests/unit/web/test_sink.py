@@ -24,7 +24,7 @@ from halt.core.events import Event
 from halt.core.relay import Departure
 from halt.core.request import ChatRequest
 from halt.core.run import Run
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web import sink
@@ -45,7 +45,7 @@ class Stage:
     def __init__(self) -> None:
         self.upstream = Scripted()
         config = Config(orphan_grace=1e9, max_answer_chars=10**9)
-        self.generations = Generations(config, self.upstream, StopRegistry())
+        self.generations = GenerationService(config, self.upstream, StopRegistry())
         self.generations.painter.start()  # as a server does
         self._sockets: list[socket.socket] = []
         self.streams: list[EventStream] = []

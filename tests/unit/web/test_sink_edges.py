@@ -16,10 +16,10 @@ import pytest
 from halt.config.settings import Config
 from halt.core import relay as relay_module
 from halt.core.events import FINAL_FRAME
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.relay import Departure, Relay
 from halt.core.request import ChatRequest
-from halt.core.service import Generations
+from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.web.event_stream import EventStream, TextStream, json_frames
 from halt.web.sink import Sink
@@ -33,9 +33,9 @@ BIG = "x" * 10_000
 
 
 @pytest.fixture
-def scripted() -> Iterator[tuple[Generations, Scripted]]:
+def scripted() -> Iterator[tuple[GenerationService, Scripted]]:
     upstream = Scripted()
-    made = Generations(Config(orphan_grace=1e9, heartbeat=0.01), upstream, StopRegistry())
+    made = GenerationService(Config(orphan_grace=1e9, heartbeat=0.01), upstream, StopRegistry())
     yield made, upstream
     made.close()
     upstream.dispose()
@@ -55,12 +55,12 @@ def response(server: socket.socket) -> Any:
     return SimpleNamespace(sock=server, sent=0)
 
 
-def follow(generations: Generations, run: Recording) -> EventStream:
+def follow(generations: GenerationService, run: Generation) -> EventStream:
     return EventStream(generations, run, None, 0, json_frames, nothing=FINAL_FRAME)
 
 
 def test_a_text_has_nothing_to_say_in_silence_and_is_asked_once_a_heartbeat(
-    scripted: tuple[Generations, Scripted],
+    scripted: tuple[GenerationService, Scripted],
     ends: tuple[socket.socket, socket.socket],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -124,7 +124,7 @@ def test_a_reader_that_is_dismissed_goes_with_what_it_has(
 
 
 def test_a_socket_that_the_selector_refuses_ends_its_reader_alone(
-    scripted: tuple[Generations, Scripted],
+    scripted: tuple[GenerationService, Scripted],
     ends: tuple[socket.socket, socket.socket],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

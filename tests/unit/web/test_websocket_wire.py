@@ -16,7 +16,7 @@ import pytest
 
 from halt.clock import now
 from halt.core.events import Content, Done, encode
-from halt.core.generation import Recording
+from halt.core.generation import Generation
 from halt.core.log import Log
 from halt.core.metrics import Meter
 from halt.core.relay import Relay
@@ -94,17 +94,17 @@ def clients(relay: Relay) -> Iterator[list[Client]]:
         yield found
 
 
-def recording(number: int) -> Recording:
-    return Recording(f"stream-{number}", None, Log(10**9), started_at=now())
+def recording(number: int) -> Generation:
+    return Generation(f"stream-{number}", None, Log(10**9), started_at=now())
 
 
-def follow(run: Recording, wire: Wire) -> Feed:
+def follow(run: Generation, wire: Wire) -> Feed:
     feed = Feed(run, 0, wire)
     feed.begin()
     return feed
 
 
-def write(run: Recording) -> None:
+def write(run: Generation) -> None:
     for number in range(EVENTS):
         run.log.append(Content(f"{number} "))
     run.log.end(lambda: Done("stop", Meter().snapshot()))
