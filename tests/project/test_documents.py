@@ -1,75 +1,256 @@
-"""What README and docs say of the code, where a list, a number or a link can be compared with it."""
+"""Documents agree with the code: links, settings, routes, error codes, fields and file names.
+
+The examples in documents are run by `tests/server/test_document_examples.py` and
+`tests/browser/test_document_examples.py`.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import Field, fields
 from pathlib import Path
 
 import grimp
 import pytest
 
+from halt.app import create_app
+from halt.config.provider_setup import setup
 from halt.config.providers import KINDS
+from halt.config.settings import Config
+from halt.errors import CODES, STATUSES
+from halt.web.cors import API
 from halt.web.starts import StartRequest
-from tests.support.halt_server import ROOT
+from tests.support.documents import DOCUMENTS, ROOT, anchor, examples, headings, table_rows
 
-README = (ROOT / "README.md").read_text("utf-8")
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README_LINES_MAX = 250
+
+#: Fenced blocks that are not run, by language: what checks them instead, or why nothing can.
+CHECKED_ELSEWHERE = {
+    "nginx": "tests/server/test_deployment.py compares it with deploy/nginx.conf and runs that",
+    "toml": "test_the_provider_file_can_be_read in this file",
+}
+#: Languages of examples that a test runs.
+RUN = {"python", "sh", "js"}
+
+#: Rows of docs/configuration.md about variables that are not settings of Halt's own.
+OTHER_VARIABLES = {"HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE"}
+
+#: Codes that werkzeug's names of HTTP errors become.
+HTTP_CODES = {"not_found", "method_not_allowed"}
 
 
-def heading_anchor(heading: str) -> str:
-    """The anchor that a heading of Markdown gets."""
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def names_in(cell: str) -> list[str]:
+    """The names in backticks in a cell of a table."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
+# --- links and form -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path) -> None:
-    """Each link within the project names a file that is there, or a heading."""
-    text = document.read_text("utf-8")
-    anchors = {heading_anchor(each) for each in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
-    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
-        path, _, anchor = target.partition("#")
-        assert not path or (document.parent / path).exists(), target
-        assert path or anchor in anchors, target
+def test_each_link_has_a_target(document: Path) -> None:
+    """Each relative link names an existing file, and each anchor an existing heading."""
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", document.read_text("utf-8")):
+        path, _, fragment = target.partition("#")
+        file = document.parent / path if path else document
+        assert file.exists(), target
+        if fragment:
+            assert fragment in map(anchor, headings(file.read_text("utf-8"))), target
 
 
-def test_the_fields_of_a_request_are_those_that_are_taken() -> None:
-    """The row of POST /chat/stream names each field of a request, and no other."""
-    row = next(line for line in README.splitlines() if line.startswith("| `POST /chat/stream` |"))
-    named = set(re.findall(r"`([a-z_]+)`", row.split("|")[2]))
-    assert named - {"true"} == set(StartRequest.__struct_fields__)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_headings_have_different_anchors(document: Path) -> None:
+    """A link to a heading leads to one place. The changelog repeats its headings."""
+    anchors = [anchor(heading) for heading in headings(document.read_text("utf-8"))]
+    if document.name != "CHANGELOG.md":
+        assert len(anchors) == len(set(anchors))
 
 
-def test_the_core_has_the_size_that_is_told() -> None:
+def test_the_readme_is_short_and_links_every_document() -> None:
+    """The README is an entrance: the rest is in docs/, one link away."""
+    readme = text_of("README.md")
+    assert len(readme.splitlines()) <= README_LINES_MAX
+    linked = set(re.findall(r"\]\(([\w./-]+\.md)", readme))
+    assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} <= linked
+    assert "CONTRIBUTING.md" in linked
+    for command in ("make run", "make test", "make check"):
+        assert command in readme
+
+
+def test_each_fenced_example_is_run_or_checked() -> None:
+    """Text, output and commands that are not run are indented, not fenced."""
+    for example in examples():
+        known = example.language in RUN or example.language in CHECKED_ELSEWHERE
+        assert known, (example.document, example.heading, example.language)
+
+
+def test_the_provider_file_can_be_read(tmp_path: Path) -> None:
+    """Halt accepts each TOML example as its file of providers."""
+    (example,) = (example for example in examples() if example.language == "toml")
+    file = tmp_path / "halt.toml"
+    file.write_text(example.code)
+    found = setup(Config(config_file=str(file)), lambda name: f"value-of-{name}")
+    assert {provider.kind for provider in found.providers} == set(KINDS)
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+def documented_settings() -> dict[str, list[str]]:
+    """Variable -> default, allowed values and meaning, from docs/configuration.md."""
+    rows = table_rows(text_of("docs/configuration.md"))
+    return {cells[0].strip("`"): cells[1:] for cells in rows if cells[0].startswith("`")}
+
+
+SETTINGS = [each for each in fields(Config) if not each.metadata["doc"].startswith("Internal")]
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: str(setting.metadata["env"]))
+def test_each_setting_is_documented(setting: Field[object]) -> None:
+    """With its default, its bounds and a meaning."""
+    row = documented_settings().get(setting.metadata["env"])
+    assert row is not None, f"{setting.metadata['env']} has no row in docs/configuration.md"
+    default, allowed, meaning = row
+    assert meaning
+    given = default.strip("`")
+    if setting.type == "bool":
+        assert (given, allowed) == (str(int(setting.default is True)), "0 or 1")
+    elif setting.type in {"int", "float"}:
+        assert float(given) == setting.default
+        low, _, high = allowed.replace(",", "").partition(" to ")
+        assert (float(low), float(high)) == (setting.metadata["low"], setting.metadata["high"])
+    else:
+        assert given == (setting.default or "")
+
+
+def test_each_documented_setting_exists() -> None:
+    known = {str(setting.metadata["env"]) for setting in SETTINGS}
+    named = {name for key in documented_settings() for name in re.split(r"`, `", key)}
+    assert named - OTHER_VARIABLES == known
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_each_variable_that_a_document_names_exists(document: Path) -> None:
+    """Also in running text. The changelog may name variables of earlier versions."""
+    known = {str(setting.metadata["env"]) for setting in SETTINGS}
+    if document.name != "CHANGELOG.md":
+        assert set(re.findall(r"\bHALT_[A-Z_]+\b", document.read_text("utf-8"))) <= known
+
+
+def test_the_readme_gives_the_same_defaults() -> None:
+    """A default in the README's short table is that of docs/configuration.md."""
+    documented = documented_settings()
+    for cells in table_rows(text_of("README.md")):
+        for env, default in zip(names_in(cells[0]), names_in(cells[1]), strict=False):
+            if env in documented:
+                assert default == documented[env][0].strip("`"), env
+
+
+# --- routes, fields and codes ---------------------------------------------------------------------
+
+
+def test_each_route_for_programs_is_documented(tmp_path: Path) -> None:
+    """docs/api.md has a row for each route of the application's API, and no other."""
+    app = create_app(Config(base_url="http://127.0.0.1:9/v1", api_key="fake", data=str(tmp_path)))
+    routes = set()
+    for rule in app.url_map.iter_rules():
+        if rule.rule == "/docs" or {rule.endpoint, rule.endpoint.partition(".")[0]} & API:
+            path = re.sub(r"<[^<>]*>", "ID", rule.rule)
+            routes |= {f"{method} {path}" for method in rule.methods or set()}
+    routes = {route for route in routes if route.startswith(("GET ", "POST "))}
+    section = text_of("docs/api.md").partition("\n## Routes\n")[2].partition("\n## ")[0]
+    named = {name.partition("?")[0] for cells in table_rows(section) for name in names_in(cells[0])}
+    assert named == routes
+
+
+def test_the_fields_of_a_start_are_documented() -> None:
+    """The table under Streams names each field of POST /chat/stream, and no other."""
+    section = text_of("docs/api.md").partition("\n## Streams\n")[2].partition("\n## ")[0]
+    named = {name for cells in table_rows(section) for name in names_in(cells[0])}
+    assert named == set(StartRequest.__struct_fields__)
+
+
+def defined_codes() -> set[str]:
+    """Error codes in the source: of classes of errors, of refusals, and of CODES."""
+    codes = set(CODES)
+    for path in (ROOT / "halt").rglob("*.py"):
+        text = path.read_text("utf-8")
+        codes |= set(re.findall(r'^    code = "([a-z_]+)"', text, re.MULTILINE))
+        codes |= set(re.findall(r'Refused\(\s*\d+,\s*"([a-z_]+)"', text))
+        codes |= set(re.findall(r'_refusal\("[^"]+", "([a-z_]+)"', text))
+        codes |= set(re.findall(r'name, message = "([a-z_]+)"', text))
+    return codes
+
+
+def documented_codes() -> Iterator[tuple[str, list[str]]]:
+    """Each code in the tables of docs/api.md under Errors, with its row."""
+    section = text_of("docs/api.md").partition("\n## Errors\n")[2].partition("\n## ")[0]
+    for cells in table_rows(section):
+        is_refusal = cells[0][:3].isdigit()
+        for code in names_in(cells[1 if is_refusal else 0]):
+            if code != "/v1":
+                yield code, cells
+
+
+def test_each_error_code_is_documented() -> None:
+    assert {code for code, _ in documented_codes()} - HTTP_CODES == defined_codes()
+
+
+def test_statuses_and_retries_of_errors_are_documented() -> None:
+    """The second table says of each code of CODES its status and whether it is retryable."""
+    rows = {code: cells for code, cells in documented_codes() if not cells[0][:3].isdigit()}
+    assert set(rows) == set(CODES)
+    for code, (_, is_retryable) in CODES.items():
+        _, _, status, retryable = rows[code]
+        assert status.startswith(str(STATUSES.get(code, 502))), code
+        assert retryable == ("yes" if is_retryable else "no"), code
+
+
+def test_the_library_names_each_kind_of_provider() -> None:
+    for kind in KINDS:
+        assert f'"{kind}"' in text_of("docs/library.md")
+
+
+# --- figures and file names -----------------------------------------------------------------------
+
+
+def test_the_size_of_the_core_is_right() -> None:
     """The service of generations, with all modules of Halt that it imports, by any way."""
-    said = re.search(r"core \(run, generation, .*\n.*\) is about ([\d,]+) lines", README)
-    assert said is not None
+    stated = re.search(r"is about ([\d,]+)\s+lines", text_of("README.md"))
+    assert stated is not None
     graph = grimp.build_graph("halt", cache_dir=None)
     modules = {"halt.core.service", *graph.find_upstream_modules("halt.core.service")}
     files = [ROOT / f"{name.replace('.', '/')}.py" for name in modules]
     lines = sum(len(file.read_text("utf-8").splitlines()) for file in files)
-    assert lines == pytest.approx(int(said[1].replace(",", "")), rel=0.03)
+    assert lines == pytest.approx(int(stated[1].replace(",", "")), rel=0.03)
 
 
-def test_the_picture_of_the_house_names_files_that_are_there() -> None:
+def test_files_in_the_architecture_exist() -> None:
     """Each file that docs/architecture.md names is in the package, in the folder that it names."""
-    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
-    named = set(re.findall(r"(?<![\w/])[a-z_/]+\.py\b", text))
-    there = {path.relative_to(ROOT / "halt").as_posix() for path in (ROOT / "halt").rglob("*.py")}
+    named = set(re.findall(r"(?<![\w/])[a-z_/]+\.py\b", text_of("docs/architecture.md")))
+    present = {path.relative_to(ROOT / "halt").as_posix() for path in ROOT.glob("halt/**/*.py")}
     assert len(named) > 30
-    missing = {n for n in named if not any(f"/{each}".endswith(f"/{n}") for each in there)}
-    assert missing == set()
+    assert {n for n in named if not any(f"/{path}".endswith(f"/{n}") for path in present)} == set()
+
+
+def test_files_that_contributors_are_sent_to_exist() -> None:
+    """Each path in backticks in CONTRIBUTING.md that names a folder of the repository."""
+    named = re.findall(r"`([\w./-]+/[\w./-]*)`", text_of("CONTRIBUTING.md"))
+    assert len(named) > 30
+    missing = {path for path in named if "NAME" not in path and "PACKAGE" not in path}
+    assert {path for path in missing if not (ROOT / path.lstrip("/")).exists()} == set()
 
 
 def test_no_document_claims_what_only_the_models_server_knows() -> None:
-    """A closed connection is no promise that the model stops, or that nothing is billed."""
+    """A closed connection does not mean that the model stops, or that nothing is billed."""
     for document in DOCUMENTS:
+        if document.name == "CHANGELOG.md":  # says what was claimed before
+            continue
         text = " ".join(document.read_text("utf-8").split()).lower()
         for claim in ("nothing more is generated", "nothing more is billed", "really stops"):
             assert claim not in text, (document.name, claim)
-
-
-def test_the_library_names_each_kind_of_provider() -> None:
-    """As an argument, in README's section on the library."""
-    section = README.partition("## Halt as a Python library")[2].partition("\n## ")[0]
-    for kind in KINDS:
-        assert f'"{kind}"' in section

@@ -73,14 +73,14 @@ def client(proxy: Proxy) -> ProxyClient:
     return proxy.client()
 
 
-def test_the_readme_shows_nginx_and_names_the_others() -> None:
-    """What can be copied from the README is the recipe that is tested here."""
-    readme = (ROOT / "README.md").read_text()
-    block = re.search(r"```nginx\n(.*?)```", readme, re.S)
+def test_the_document_shows_nginx_and_names_the_others() -> None:
+    """What can be copied from docs/deployment.md is the recipe that is tested here."""
+    document = (ROOT / "docs" / "deployment.md").read_text()
+    block = re.search(r"```nginx\n(.*?)```", document, re.S)
     assert block
     assert block[1] == (ROOT / "deploy" / "nginx.conf").read_text()
     for file, _ in RECIPES.values():
-        assert f"deploy/{file}" in readme
+        assert f"deploy/{file}" in document
 
 
 def test_the_page_comes_with_its_style_and_a_secure_cookie(client: ProxyClient) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +17,6 @@ import pytest
 from halt.config.addresses import is_openai
 from halt.config.environment import load, publish
 from halt.config.settings import REFUSING_THREADS, Config, ConfigError
-
-README = Path(__file__).parents[3] / "README.md"
 
 
 class Setting(NamedTuple):
@@ -335,29 +332,6 @@ def test_published_settings_are_read_by_whoever_loads_next(
     monkeypatch.setattr(os, "environ", {"PORT": "1234"})
     publish({"HALT_EMBEDDED_URL": "http://127.0.0.1:2/v1"})
     assert (load().embedded_url, load().port) == ("http://127.0.0.1:2/v1", 1234)
-
-
-def documented() -> dict[str, list[str]]:
-    """Variable -> its row of the README's configuration table."""
-    rows = re.findall(r"^\|\s*`([A-Z][A-Z0-9_]*)`\s*\|(.*)\|\s*$", README.read_text(), re.MULTILINE)
-    return {env: [cell.strip(" `") for cell in rest.split("|")] for env, rest in rows}
-
-
-@pytest.mark.parametrize("setting", PUBLIC, ids=name)
-def test_every_setting_is_documented_with_its_default(setting: Setting) -> None:
-    """README's configuration table names each setting, its default and what it means."""
-    assert setting.env in documented(), f"{setting.env} is missing from the table in README.md"
-    default, meaning = documented()[setting.env][:2]
-    assert meaning
-    if setting.kind in {"int", "float"}:
-        assert float(default.replace(",", "").split()[0]) == setting.default
-    elif setting.kind == "str" and setting.default:
-        assert default == setting.default
-
-
-def test_no_setting_is_documented_that_does_not_exist() -> None:
-    """What the table promises can be set."""
-    assert set(documented()) <= {s.env for s in PUBLIC}
 
 
 def test_the_data_folder_is_a_whole_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
