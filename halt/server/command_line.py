@@ -46,8 +46,8 @@ def commands() -> None:
     """Halt: a streaming chat for any OpenAI-compatible model.
 
     Without a command it serves the page: `halt-chat --port 9000` is `halt-chat serve --port 9000`,
-    and `halt-chat serve --help` has the options. Settings are environment variables; README lists
-    them.
+    and `halt-chat serve --help` has the options. Settings are environment variables:
+    docs/configuration.md lists them.
     """
 
 

@@ -50,7 +50,7 @@ def _reach(report: Report, remote: Remote, connect_timeout: float) -> bool:
         report.warn(
             "HTTPS",
             "token and words can be read on the way.",
-            "Put a proxy with a certificate before Halt, as its README shows.",
+            "Put a proxy with a certificate in front of Halt: docs/deployment.md has recipes.",
         )
     return True
 
