@@ -28,7 +28,8 @@ def examples() -> list[Example]:
     """All fenced blocks, in the order of the documents."""
     found: list[Example] = []
     for document in DOCUMENTS:
-        heading, language, lines = "", "", []
+        heading, language = "", ""
+        lines: list[str] = []
         is_inside = False
         for line in document.read_text("utf-8").splitlines():
             if line.startswith("```"):
