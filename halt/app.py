@@ -30,9 +30,9 @@ from halt.providers.last_model import LastModel
 from halt.rendering.renderer import Renderer
 from halt.store.lookups import Lookups
 from halt.store.migrate import database
-from halt.store.replay import Archive
+from halt.store.replay import Replay
 from halt.store.store import Store
-from halt.store.writer import Recorder
+from halt.store.writer import StoreWriter
 from halt.web import cors, proxies, responses, security, server_check, via
 from halt.web.api import document, openai, stop, streams, text
 from halt.web.page import routes as pages
@@ -78,19 +78,19 @@ def create_app(
     store = Store(database(settings.data_folder, settings.database_url), settings.events_days)
     peers = Peers(settings.data_folder)
     lookups = Lookups()
-    recorder = Recorder(store.records, peers.name, lookups)
-    archive = Archive(store.records, peers.alive, settings.run_timeout, lookups)
-    peers.recover = archive.recover_worker
+    store_writer = StoreWriter(store.records, peers.name, lookups)
+    replay = Replay(store.records, peers.alive, settings.run_timeout, lookups)
+    peers.recover = replay.recover_worker
     mark = via.mark_of(settings.data_folder)
     discovery = make_discovery(settings, mark) if upstream is None else None
     last = LastModel(settings.data_folder / "last_model")
     registry = StopRegistry()
-    workers = Workers(peers, registry, archive)
+    workers = Workers(peers, registry, replay)
     generations = workers.service = GenerationService(
         settings,
         upstream or make_upstream(settings, mark=mark, discovery=discovery, last=last),
         registry,
-        recorder,
+        store_writer,
         workers,
     )
 
@@ -110,9 +110,9 @@ def create_app(
         generations=generations,
         make_generations=partial(commands.make_generations, upstream=upstream),
         store=store,
-        recorder=recorder,
-        archive=archive,
-        chat=ChatService(settings, generations, store, recorder, titles, toolbox, count_starts),
+        store_writer=store_writer,
+        replay=replay,
+        chat=ChatService(settings, generations, store, store_writer, titles, toolbox, count_starts),
         catalog=Catalog(generations.upstream, discovery),
         tools=toolbox,
         titles=titles,
@@ -120,7 +120,7 @@ def create_app(
         sessions=sessions,
         rates=Rates(settings) if settings.rate_session or settings.rate_address else None,
     )
-    app.jinja_env.globals["how_saving_goes"] = lambda: recorder.saving
+    app.jinja_env.globals["how_saving_goes"] = lambda: store_writer.saving
 
     app.register_blueprint(pages.blueprint)
     sidebar.install(app)

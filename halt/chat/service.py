@@ -25,7 +25,7 @@ from halt.errors import RequestError, StoreUnavailable, TooLarge, UnknownStream
 from halt.providers.continuation import continuation_request
 from halt.store.models import MOVED, Busy, Conversation, Exchange, Moved, UnknownConversation, Usage
 from halt.store.store import Store
-from halt.store.writer import Recorder
+from halt.store.writer import StoreWriter
 
 #: Seconds that a request waits for an answer that has ended to be written down.
 WRITE_WAIT = 2.0
@@ -50,7 +50,7 @@ class ChatService:
     config: Config
     generations: GenerationService
     store: Store
-    recorder: Recorder  # that of the generations
+    store_writer: StoreWriter  # that of the generations
     titles: Titles
     tools: Toolbox  # that are offered to the models
     #: Called with a number of starts of the session that asks; with `hit=False` where they are only
@@ -101,7 +101,7 @@ class ChatService:
                 owner,
                 prompt,
                 answers,
-                worker=self.recorder.worker,
+                worker=self.store_writer.worker,
                 edit_of=edit_of,
                 after=after,
             )
@@ -120,7 +120,7 @@ class ChatService:
         It may be in the middle: the conversation then ends with it.
         """
         self._expect_room()
-        worker, again = self.recorder.worker, self.store.turns.again
+        worker, again = self.store_writer.worker, self.store.turns.again
         found = self._changed(
             again, conversation_id, owner, stream_id, model, worker=worker, prompt_id=prompt_id
         )
@@ -132,7 +132,7 @@ class ChatService:
         """Go on with the last answer, this prompt's, from its last word, in the same message."""
         answer_id = self._exchange(conversation_id, owner, prompt_id).answer_id
         self._expect_room()
-        worker, extend = self.recorder.worker, self.store.turns.extend
+        worker, extend = self.store_writer.worker, self.store.turns.extend
         found = self._changed(extend, conversation_id, owner, answer_id, stream_id, worker=worker)
         return self._begin(found)
 
@@ -178,7 +178,7 @@ class ChatService:
                 if (
                     run is None
                     or run.log.ended is None
-                    or not self.recorder.written(each.stream_id, WRITE_WAIT)
+                    or not self.store_writer.written(each.stream_id, WRITE_WAIT)
                 ):
                     return False
         return True
@@ -246,7 +246,7 @@ class ChatService:
             try:
                 self.store.turns.take_back(found.id, idle[0])
             except StoreUnavailable:
-                self.recorder.abandon(idle)
+                self.store_writer.abandon(idle)
             self.generations.stop_each([(run.id, None) for run in runs], found.owner)
             raise
         return Started(found, runs[0])
@@ -265,7 +265,7 @@ class ChatService:
                 self.titles.wanted(found.id, exchange.prompt, answer, wanted.asked or None)
 
         def counted(run: Run, usage: dict[str, Any]) -> None:
-            if self.recorder.written(run.id, WRITE_WAIT):
+            if self.store_writer.written(run.id, WRITE_WAIT):
                 self.store.records.count(run.id, usage)
 
         expected = None if wanted.prefix else lengths.begin(wanted.stream_id, wanted.asked)

@@ -10,7 +10,7 @@ one that is to end with its last viewer (grace 0) does so wherever that one was.
 
 Each event comes once and in order, whatever happens to the connection: what has been taken already
 is passed over by its number. When the owner dies the mirror waits for the generation as it was
-saved (`archive`), up to ORPHAN_WAIT seconds, goes on with what it has not seen of that, and ends.
+saved (`replay`), up to ORPHAN_WAIT seconds, goes on with what it has not seen of that, and ends.
 """
 
 from __future__ import annotations

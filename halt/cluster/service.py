@@ -43,7 +43,7 @@ from halt.core.receipts import Receipt, RunningStream, Stops
 from halt.core.relay import Departure
 from halt.core.service import RECEIPT_WAIT, GenerationService
 from halt.core.stop import TOMBSTONE_SECONDS, StopRegistry, Tombstone, may_touch
-from halt.core.storage import Archive
+from halt.core.storage import Replay
 from halt.errors import OffsetLost, StoreUnavailable, UnknownStream
 
 STOP_WITHIN = RECEIPT_WAIT + 0.1  # seconds for the others to answer a Stop
@@ -173,11 +173,9 @@ class Workers(Elsewhere):
     #: This worker's own, of which the others ask; to be set before `begin`.
     service: GenerationService
 
-    def __init__(
-        self, peers: Peers, registry: StopRegistry, archive: Archive | None = None
-    ) -> None:
+    def __init__(self, peers: Peers, registry: StopRegistry, replay: Replay | None = None) -> None:
         """`registry` is that of this worker's service."""
-        super().__init__(archive)
+        super().__init__(replay)
         self._peers = peers
         self._registry = registry
         self._mirrors_lock = threading.Lock()  # protects the table below

@@ -1,6 +1,6 @@
 """What is not in this process's memory: generations that are over, and those of other processes.
 
-A service asks it where it does not find a generation itself. This one has an archive at most, and
+A service asks it where it does not find a generation itself. This one reads the store at most, and
 knows of no other process; `halt.cluster.service` asks the other workers of a server too.
 """
 
@@ -11,14 +11,14 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from halt.core.generation import Generation
 from halt.core.receipts import Receipt, RunningStream, Stops
-from halt.core.storage import Archive
+from halt.core.storage import Replay
 
 
 class Elsewhere:
     """See the module. The methods raise nothing for the sake of another process."""
 
-    def __init__(self, archive: Archive | None = None) -> None:
-        self._archive = archive
+    def __init__(self, replay: Replay | None = None) -> None:
+        self._replay = replay
 
     @property
     def worker(self) -> str:
@@ -35,11 +35,11 @@ class Elsewhere:
 
     def get(self, stream_id: str, requester: str | None) -> Generation | None:
         """A generation that is not in memory here. Raises StoreUnavailable."""
-        return None if self._archive is None else self._archive.get(stream_id, requester)
+        return None if self._replay is None else self._replay.get(stream_id, requester)
 
     def over(self, stream_ids: Sequence[str], requester: str | None) -> Collection[str] | None:
-        """Those that are known to have ended. None: the archive does not answer in time."""
-        return () if self._archive is None else self._archive.over(stream_ids, requester)
+        """Those that are known to have ended. None: the store does not answer in time."""
+        return () if self._replay is None else self._replay.over(stream_ids, requester)
 
     @contextlib.contextmanager
     def stopping(self, stops: Stops, requester: str | None) -> Iterator[Iterable[Receipt]]:

@@ -9,7 +9,7 @@ from halt.core.generation import Generation
 
 
 class Writer(Protocol):
-    """Writes down what generations produce, behind them: see `halt.store.writer.Recorder`.
+    """Writes down what generations produce, behind them: see `halt.store.writer.StoreWriter`.
 
     No call but `close` waits for the store, and none raises for its sake.
     """
@@ -25,8 +25,8 @@ class Writer(Protocol):
     def close(self) -> bool: ...
 
 
-class Archive(Protocol):
-    """Generations that have ended: see `halt.store.replay.Archive`."""
+class Replay(Protocol):
+    """Generations that have ended: see `halt.store.replay.Replay`."""
 
     def get(self, stream_id: str, requester: str | None) -> Generation | None: ...
     def over(self, stream_ids: Sequence[str], requester: str | None) -> Collection[str] | None: ...

@@ -220,7 +220,7 @@ def post_worker_init(worker: Any) -> None:
     parts.sessions.prepare(worker.wsgi)
     service.begin()
     try:
-        parts.archive.recover()
+        parts.replay.recover()
     except StoreUnavailable as fault:  # the next request for one of them tries it again
         logging.getLogger("halt").error("interrupted answers: %s", fault.message)
 

@@ -28,7 +28,7 @@ STATEMENT_SECONDS = 30  # for one statement of PostgreSQL's, migrations apart
 # Calls at a time. SQLite lets one writer in: the others wait in Halt's own queue, in their order,
 # and not in SQLite's lock, which each polls with growing pauses and gives up after BUSY_SECONDS.
 SQLITE_READERS, SQLITE_WRITERS = 31, 1
-POSTGRES_READERS, POSTGRES_WRITERS = 6, 6  # one of the writers is the recorder alone
+POSTGRES_READERS, POSTGRES_WRITERS = 6, 6  # one of the writers is the store writer alone
 
 
 class Database:

@@ -69,7 +69,7 @@ class Recorded:
 
 
 class Records:
-    """All generations: for the recorder that writes them, and the archive that reads them."""
+    """All generations: for the store writer that writes them, and the replay that reads them."""
 
     def __init__(self, database: Database, events_days: float = 7.0) -> None:
         self.database = database

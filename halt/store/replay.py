@@ -46,7 +46,7 @@ def stored_log(events: Sequence[tuple[int, Event]]) -> Log:
     return log
 
 
-class StoredRecording(Generation):
+class StoredGeneration(Generation):
     """A generation that has ended, as the store has kept it: every event with its number."""
 
     def __init__(self, kept: Recorded) -> None:
@@ -76,7 +76,7 @@ class StoredRecording(Generation):
         return self._model or self.asked
 
 
-class Archive:
+class Replay:
     """What the store knows of generations that no process makes any more."""
 
     def __init__(
@@ -107,7 +107,7 @@ class Archive:
         if kept is None and self._store.exists(stream_id):
             self.recover()
             kept = self._store.recorded(stream_id, requester)
-        return None if kept is None else StoredRecording(kept)
+        return None if kept is None else StoredGeneration(kept)
 
     def is_over(self, stream_id: str, requester: str | None) -> bool:
         """Whether there is one of the requester's that has ended. Raises StoreUnavailable."""

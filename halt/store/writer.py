@@ -2,7 +2,7 @@
 
 One thread looks at the log of every generation once in a period and hands what is new to the
 store, all of it in one transaction. An end is written as soon as it happens, in a transaction of
-the ends alone: a turn of all for each end took half of the recorder's time at 22 ends a second.
+the ends alone: a turn of all for each end took half of the store writer's time at 22 ends a second.
 Generations know nothing of it: a store that is slow, locked, full or gone costs them nothing. What
 could not be written is still in their logs, so it is simply taken from there again, at growing
 intervals, until the store is well.
@@ -11,7 +11,7 @@ What is lost when the process is killed is what came since the last transaction:
 second at most, while the store takes at most 50 ms for a transaction.
 
 Threads: `_changed` protects the table and the flags, and is held for table work only. What stands
-in an entry beside its recording belongs to the recorder's thread.
+in an entry beside its recording belongs to the store writer's thread.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Saving:
     reason: str = ""
 
 
-class Recorder:
+class StoreWriter:
     """All generations of this process that are not in the store as a whole."""
 
     def __init__(self, store: Records, worker: str, lookups: Lookups | None = None) -> None:
@@ -171,11 +171,11 @@ class Recorder:
     def _wake(self) -> None:
         """Let the thread look; start it where there is none. The lock is held."""
         if self._thread is None and self._closing_until is None:
-            thread = threading.Thread(target=self._run, name="halt-recorder", daemon=True)
+            thread = threading.Thread(target=self._run, name="halt-writer", daemon=True)
             try:
                 thread.start()
             except RuntimeError:  # the system has no more threads: the next event tries again
-                logger.exception("recorder")
+                logger.exception("the store writer failed")
                 return
             self._thread = thread
         self._changed.notify_all()
@@ -186,7 +186,7 @@ class Recorder:
                 self._turn()
             except Exception:
                 if not self._failures:
-                    logger.exception("recorder")
+                    logger.exception("the store writer failed")
                 self._failed("something went wrong in Halt itself")
 
     def _await_turn(self) -> bool:

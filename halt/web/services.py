@@ -16,9 +16,9 @@ from halt.core.service import GenerationService
 from halt.core.tools import Toolbox
 from halt.providers.catalog import Catalog
 from halt.rendering.renderer import Renderer
-from halt.store.replay import Archive
+from halt.store.replay import Replay
 from halt.store.store import Store
-from halt.store.writer import Recorder
+from halt.store.writer import StoreWriter
 from halt.web.rate_limits import Rates
 from halt.web.sessions import Sessions
 from halt.web.token_failures import TokenFailures
@@ -35,8 +35,8 @@ class Services:
     generations: GenerationService
     make_generations: Callable[..., GenerationService]  # for the terminal's commands
     store: Store
-    recorder: Recorder
-    archive: Archive
+    store_writer: StoreWriter
+    replay: Replay
     chat: ChatService
     catalog: Catalog
     tools: Toolbox

@@ -25,7 +25,7 @@ from halt.core.service import GenerationService
 from halt.errors import AtCapacity, StoreUnavailable, UnknownStream
 from halt.store.models import BUSY, Busy, Conversation
 from halt.store.store import Store
-from halt.store.writer import Recorder
+from halt.store.writer import StoreWriter
 from halt.web.services import services
 from halt.web.websocket import routes as sockets
 from tests.support.halt_server import eventually, new_id
@@ -82,7 +82,7 @@ def refuse(desk: Desk, monkeypatch: pytest.MonkeyPatch, fault: Exception, after:
         reply = desk.upstream.reply(len(begun) - 1)
         reply.feed("Hi")
         reply.end()
-        assert services(desk.app).recorder.written(run.id, SOON)
+        assert services(desk.app).store_writer.written(run.id, SOON)
         return run
 
     monkeypatch.setattr(service, "start", refusing)
@@ -138,7 +138,7 @@ def test_a_stop_needs_no_store(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> N
     ids = [new_id() for _ in range(5)]
     assert desk.client.post("/stop", data={"stream_id": ids}, headers=page).status_code == 200
     assert len(asked) <= 1
-    monkeypatch.setattr(Recorder, "failing", True)
+    monkeypatch.setattr(StoreWriter, "failing", True)
     assert desk.client.post("/stop", data={"stream_id": ids}, headers=page).status_code == 200
     assert len(asked) <= 1
 
@@ -214,7 +214,7 @@ def test_the_workers_are_asked_once_while_a_write_is_awaited(
     assert desk.ask() == 200
     desk.upstream.reply().end()
     stream_id = desk.conversation().exchanges[-1].stream_id
-    assert services(desk.app).recorder.written(stream_id, SOON)
+    assert services(desk.app).store_writer.written(stream_id, SOON)
 
     elsewhere = Generation(stream_id, None, Log(1_000), started_at=now())
     elsewhere.log.end(lambda: Done("stop", Meter().snapshot()))

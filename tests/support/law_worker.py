@@ -133,7 +133,7 @@ class Worker:
         self.upstream = ByStream()
         app = create_app(config, upstream=self.upstream)
         self.store: Any = services(app).store
-        self.recorder = services(app).recorder
+        self.store_writer = services(app).store_writer
         self.service = services(app).generations
         self.service.begin()
         self.followers: dict[int, Follower] = {}
@@ -147,7 +147,7 @@ class Worker:
                 owner,
                 "a question",
                 [(stream_id, "")],
-                worker=self.recorder.worker,
+                worker=self.store_writer.worker,
             )
             messages = self.store.conversations.told(conversation_id, owner)
         self.service.start(ChatRequest(messages, id=stream_id), owner, noted=bool(conversation_id))

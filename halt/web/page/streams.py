@@ -91,13 +91,13 @@ def live(run: Generation, after: int, opening: bytes | None = None) -> EventStre
 
 def how_saving_goes() -> str:
     """Asked by a page that was told that saving does not go well, until it does."""
-    return render_template("saving.html", saving=services().recorder.saving)
+    return render_template("saving.html", saving=services().store_writer.saving)
 
 
 def _writer(run: Generation, after: int) -> PageWriter:
     template, parts = current_app.jinja_env.get_template("answer.html"), services()
-    lengths, recorder = parts.chat.lengths, parts.recorder
-    return PageWriter(run, after, template, lengths, parts.renderer, lambda: recorder.saving)
+    lengths, store_writer = parts.chat.lengths, parts.store_writer
+    return PageWriter(run, after, template, lengths, parts.renderer, lambda: store_writer.saving)
 
 
 def _one_message(content: str) -> Response:

@@ -18,7 +18,7 @@ from halt.core.service import GenerationService
 from halt.core.slots import Slots
 from halt.core.stop import StopRegistry
 from halt.errors import AtCapacity, Draining, UnknownStream
-from halt.store.writer import Recorder
+from halt.store.writer import StoreWriter
 from tests.support.scripted import HI, SOON, Scripted
 from tests.support.wire import Background, until
 
@@ -26,10 +26,10 @@ from tests.support.wire import Background, until
 class Stage:
     """Generations of a scripted model."""
 
-    def __init__(self, recorder: Recorder | None = None, **settings: Any) -> None:
+    def __init__(self, store_writer: StoreWriter | None = None, **settings: Any) -> None:
         self.upstream = Scripted()
         self.service = GenerationService(
-            Config(**settings), self.upstream, StopRegistry(), recorder
+            Config(**settings), self.upstream, StopRegistry(), store_writer
         )
 
     def finished(self, request: ChatRequest, number: int = 0, **more: Any) -> Run:
@@ -135,7 +135,7 @@ def test_finished_runs_are_forgotten_beyond_the_memory_that_is_set(make_stage: M
 def test_one_look_at_finished_runs_does_not_look_at_all(make_stage: MakeStage) -> None:
     """The keeper looks at the oldest finished run only while that one stays."""
 
-    class Shelf(Recorder):
+    class Shelf(StoreWriter):
         def __init__(self) -> None:
             self.asked: list[str] = []
             self.looked = threading.Event()
@@ -151,7 +151,7 @@ def test_one_look_at_finished_runs_does_not_look_at_all(make_stage: MakeStage) -
         begin = ended = close = knows = lambda *_: None  # type: ignore[assignment]
 
     shelf = Shelf()
-    stage = make_stage(recorder=shelf, log_seconds=0.0)
+    stage = make_stage(store_writer=shelf, log_seconds=0.0)
     first = stage.finished(ChatRequest(HI, id="the-oldest"))
     for number in range(1, 20):
         stage.finished(ChatRequest(HI), number)

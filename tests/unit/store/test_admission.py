@@ -108,7 +108,7 @@ def crowd(clock: Clock) -> Iterator[Crowd]:
 
 
 def test_calls_go_through_in_their_order_and_an_urgent_one_first(crowd: Crowd) -> None:
-    """The recorder, which has text to save, goes before the others."""
+    """The store writer, which has text to save, goes before the others."""
     first, second, third = crowd.add(), crowd.add(), crowd.add()
     urgent = crowd.add(urgent=True)
     for call in (first, urgent, second, third):
@@ -213,7 +213,7 @@ def test_what_was_known_is_forgotten_when_nothing_is_asked(crowd: Crowd, clock: 
 
 
 def test_a_place_is_kept_for_urgent_calls(clock: Clock) -> None:
-    """Whatever the others wait for, the recorder need not."""
+    """Whatever the others wait for, the store writer need not."""
     crowd = Crowd(Watched(3, reserved=1, wait=2.0))
     usual = [crowd.add() for _ in range(3)]
     urgent = crowd.add(urgent=True)

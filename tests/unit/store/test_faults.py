@@ -508,7 +508,7 @@ def test_the_data_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
 
 
 def test_values_that_it_does_not_take_are_no_outage(store: Store) -> None:
-    """To try the same again is in vain, so that the recorder goes on without them."""
+    """To try the same again is in vain, so that the store writer goes on without them."""
     with pytest.raises(Unstorable) as refused, store.database.writing() as connection:
         connection.execute(text("INSERT INTO conversations (id) VALUES ('incomplete')"))
     assert refused.value.status == 400
@@ -518,7 +518,7 @@ def test_values_that_it_does_not_take_are_no_outage(store: Store) -> None:
 
 
 def test_a_value_that_cannot_be_encoded_is_no_fault_of_the_database(store: Store) -> None:
-    """Of one answer: the recorder goes on with the others, and does not wait for the database."""
+    """Of one answer: the store writer goes on with the others without waiting."""
     with pytest.raises(Unstorable), store.database.writing() as connection:
         connection.execute(update(messages).values(folds=("\ud800",)))
     assert store.conversations.summaries("anna").items == ()

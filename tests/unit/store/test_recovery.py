@@ -41,10 +41,10 @@ from halt.core.stop import StopRegistry
 from halt.store.batches import Batch, Begun
 from halt.store.database import Database
 from halt.store.migrate import open_database
-from halt.store.replay import HOUR, Archive
+from halt.store.replay import HOUR, Replay
 from halt.store.store import Store
 from halt.store.tables import conversations
-from halt.store.writer import Recorder
+from halt.store.writer import StoreWriter
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.halt_server import HaltServer, StartHalt, asked, eventually, new_id
 from tests.support.races import together
@@ -255,18 +255,18 @@ def test_an_ended_stream_is_replayed_by_a_later_server(
 
 
 class Desk:
-    """A recorder at a real database, to which a test does what may happen to one."""
+    """A store writer at a real database, to which a test does what may happen to one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.database = open_database(folder)
         self.store = Store(self.database)
-        self.recorder = Recorder(self.store.records, "worker-1")
-        self.archive = Archive(self.store.records, lambda worker: worker == "worker-1")
+        self.store_writer = StoreWriter(self.store.records, "worker-1")
+        self.replay = Replay(self.store.records, lambda worker: worker == "worker-1")
 
     def begin(self, stream_id: str = "a-stream") -> Generation:
         recording = Generation(stream_id, "somebody", Log(10_000_000), started_at=now())
-        self.recorder.begin(recording)
+        self.store_writer.begin(recording)
         return recording
 
     def say(self, recording: Generation, *texts: str) -> None:
@@ -277,14 +277,14 @@ class Desk:
     def end(self, recording: Generation) -> None:
         recording.log.end(lambda: Done("stop", Meter().snapshot()))
         recording.ended_at = now()
-        self.recorder.ended()
+        self.store_writer.ended()
 
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
     made = Desk(tmp_path)
     yield made
-    made.recorder.close()
+    made.store_writer.close()
     made.store.close()
 
 
@@ -333,13 +333,13 @@ def test_a_store_that_is_not_well_breaks_no_stream_and_catches_up(
     with spoil(desk):
         desk.say(recording, "meanwhile ", "x" * 100_000)
         assert recording.log.last == 3  # nobody has waited
-        eventually(lambda: desk.recorder.saving.state == "failed")
-        assert desk.recorder.saving.reason == reason
+        eventually(lambda: desk.store_writer.saving.state == "failed")
+        assert desk.store_writer.saving.reason == reason
     desk.say(recording, " after")
     desk.end(recording)
-    assert desk.recorder.written("a-stream", SOON)
-    assert desk.recorder.saving.state == "saved"
-    replay = desk.archive.get("a-stream", "somebody")
+    assert desk.store_writer.written("a-stream", SOON)
+    assert desk.store_writer.saving.state == "saved"
+    replay = desk.replay.get("a-stream", "somebody")
     assert replay is not None
     assert replay.log.read(0) == recording.log.read(0)
     assert replay.answer() == recording.answer()
@@ -357,8 +357,8 @@ def test_a_recording_from_the_store_is_the_one_that_was_made(desk: Desk) -> None
         recording.note(text_of(each), now())
         recording.log.append(each)
     desk.end(recording)
-    assert desk.recorder.written("a-stream", SOON)
-    found = desk.archive.get("a-stream", "somebody")
+    assert desk.store_writer.written("a-stream", SOON)
+    found = desk.replay.get("a-stream", "somebody")
     assert found is not None
     assert found.log.read(0) == recording.log.read(0)
     assert found.answer() == (3, "some text")
@@ -367,8 +367,8 @@ def test_a_recording_from_the_store_is_the_one_that_was_made(desk: Desk) -> None
         came = recording.came_at(number) - recording.started_at
         assert found.came_at(number) - found.started_at == pytest.approx(came, abs=0.001)
     assert found.state == "done"
-    assert desk.archive.get("a-stream", "somebody else") is None
-    assert desk.archive.get("another-stream", "somebody") is None
+    assert desk.replay.get("a-stream", "somebody else") is None
+    assert desk.replay.get("another-stream", "somebody") is None
 
 
 def test_a_recording_from_the_store_knows_which_text_was_a_thought(desk: Desk) -> None:
@@ -378,8 +378,8 @@ def test_a_recording_from_the_store_knows_which_text_was_a_thought(desk: Desk) -
         recording.note_event(each, now())
         recording.log.append(each)
     desk.end(recording)
-    assert desk.recorder.written("a-stream", SOON)
-    found = desk.archive.get("a-stream", "somebody")
+    assert desk.store_writer.written("a-stream", SOON)
+    found = desk.replay.get("a-stream", "somebody")
     assert found is not None
     assert found.answer() == recording.answer() == (4, "Hello")
     assert [fold.text for fold in steps.folds(found)] == ["Okay. So."]
@@ -390,18 +390,18 @@ def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
     for stream_id in ("a-stream", "dead-stream"):
         desk.say(desk.begin(stream_id), "text")
     desk.end(recording := desk.begin("an-end"))
-    assert desk.recorder.written(recording.id, SOON)
+    assert desk.store_writer.written(recording.id, SOON)
     eventually(lambda: saved_events(desk.folder, "dead-stream") == 1)
     statements: list[str] = []
 
     def note(*told: Any) -> None:
-        if threading.current_thread().name == "halt-lookup":  # the recorder may sweep meanwhile
+        if threading.current_thread().name == "halt-lookup":  # the store writer may sweep meanwhile
             statements.append(told[2])
 
     event.listen(desk.database.engine, "before_cursor_execute", note)
     upstream = Scripted()
     service = GenerationService(
-        Config(), upstream, StopRegistry(), elsewhere=Elsewhere(desk.archive)
+        Config(), upstream, StopRegistry(), elsewhere=Elsewhere(desk.replay)
     )
     ids = ("an-end", "a-stream", "unknown-stream")
     with contextlib.closing(service):
@@ -416,7 +416,7 @@ def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
     assert statements
     assert not [each for each in statements if "generations.events" in each]
     upstream.dispose()
-    assert Archive(desk.store.records, lambda worker: False).is_over("dead-stream", "somebody")
+    assert Replay(desk.store.records, lambda worker: False).is_over("dead-stream", "somebody")
 
 
 def test_a_running_generation_is_not_the_archives(desk: Desk) -> None:
@@ -424,10 +424,10 @@ def test_a_running_generation_is_not_the_archives(desk: Desk) -> None:
     recording = desk.begin()
     desk.say(recording, "text")
     eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
-    assert desk.archive.get("a-stream", "somebody") is None
-    assert desk.archive.recover() == 0
+    assert desk.replay.get("a-stream", "somebody") is None
+    assert desk.replay.recover() == 0
     desk.end(recording)
-    assert desk.recorder.written("a-stream", SOON)
+    assert desk.store_writer.written("a-stream", SOON)
 
 
 def test_a_dead_workers_generations_are_ended_once(desk: Desk) -> None:
@@ -442,7 +442,7 @@ def test_a_dead_workers_generations_are_ended_once(desk: Desk) -> None:
 
     def recover(database: Database) -> None:
         started.wait(SOON)
-        counts.append(Archive(Store(database).records, lambda worker: False).recover())
+        counts.append(Replay(Store(database).records, lambda worker: False).recover())
 
     threads = [threading.Thread(target=recover, args=(each,)) for each in databases]
     for thread in threads:
@@ -451,7 +451,7 @@ def test_a_dead_workers_generations_are_ended_once(desk: Desk) -> None:
         thread.join(SOON)
     assert sum(counts) == 5
     for recording in recordings:
-        found = desk.archive.get(recording.id, "somebody")
+        found = desk.replay.get(recording.id, "somebody")
         assert found is not None
         assert found.answer() == (2, "some text")
         assert isinstance(found.log.ended, Failed)
@@ -465,7 +465,7 @@ def test_who_asks_for_an_answer_of_a_dead_worker_gets_it_at_once(desk: Desk) -> 
     """Nobody has to wait until somebody has looked after the dead."""
     desk.say(desk.begin(), "text")
     eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
-    found = Archive(desk.store.records, lambda worker: False).get("a-stream", "somebody")
+    found = Replay(desk.store.records, lambda worker: False).get("a-stream", "somebody")
     assert found is not None
     assert found.answer() == (1, "text")
 
@@ -481,9 +481,9 @@ def test_a_worker_of_another_folder_is_dead_only_when_it_began_nothing_for_long(
     for stream_id, worker in (("old-stream", "9999999-abcdef12"), ("its-stream", other.name)):
         desk.store.records.write(Batch((Begun(stream_id, "somebody", worker, "", began),)))
     other.close()
-    assert Archive(desk.store.records, mine.alive, 10.0).recover() == 1
+    assert Replay(desk.store.records, mine.alive, 10.0).recover() == 1
     assert desk.store.records.workers_running().keys() == {other.name}
-    assert Archive(desk.store.records, mine.alive, -HOUR).get("its-stream", "somebody") is not None
+    assert Replay(desk.store.records, mine.alive, -HOUR).get("its-stream", "somebody") is not None
     mine.close()
 
 

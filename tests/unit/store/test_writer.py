@@ -1,4 +1,4 @@
-"""The recorder: what generations produce is written behind them, whatever the store does."""
+"""The store writer: what generations produce is written behind them, whatever the store does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from halt.errors import StoreUnavailable, StreamInUse, UnknownStream
 from halt.store import writer as module
 from halt.store.batches import Batch, Chunk, Ended
 from halt.store.generations import Records
-from halt.store.writer import Recorder, Saving
+from halt.store.writer import Saving, StoreWriter
 from tests.support.scripted import HI, SOON, Scripted
 from tests.support.wire import until
 
@@ -106,21 +106,21 @@ class Shelf:
 
 
 class Desk:
-    """A recorder at a shelf, and generations whose events a test makes."""
+    """A store writer at a shelf, and generations whose events a test makes."""
 
     def __init__(self) -> None:
         self.shelf = Shelf()
-        self.recorder = Recorder(cast(Records, self.shelf), "worker-1")
+        self.store_writer = StoreWriter(cast(Records, self.shelf), "worker-1")
 
     def begin(self, stream_id: str = "a-stream", max_bytes: int = 1_000_000) -> Generation:
         recording = Generation(stream_id, "somebody", Log(max_bytes), started_at=now())
-        self.recorder.begin(recording)
+        self.store_writer.begin(recording)
         return recording
 
     def end(self, recording: Generation) -> None:
         recording.log.end(lambda: Done("stop", METRICS))
         recording.ended_at = now()
-        self.recorder.ended()
+        self.store_writer.ended()
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def desk() -> Iterator[Desk]:
     yield made
     made.shelf.free.set()
     made.shelf.fault = lambda batch: None
-    made.recorder.close()
+    made.store_writer.close()
 
 
 def add(recording: Generation, *events: str | Delta) -> None:
@@ -148,13 +148,13 @@ def test_each_event_is_written_once_in_order_and_with_its_end(desk: Desk) -> Non
         desk.shelf.until(lambda: letter in desk.shelf.text("a-stream"))
     add(first, "d", "e")
     desk.end(first)
-    assert desk.recorder.written("a-stream", SOON)
+    assert desk.store_writer.written("a-stream", SOON)
     assert desk.shelf.events("a-stream") == first.log.read(0)
     end = desk.shelf.end_of("a-stream")
     assert (end.ended, end.last_seq, end.answer) == (first.log.ended, 6, "abcde")
     (begun,) = [each for batch in desk.shelf.batches for each in batch.begun]
     assert (begun.stream_id, begun.owner, begun.worker) == ("a-stream", "somebody", "worker-1")
-    assert not desk.recorder.holds("a-stream")
+    assert not desk.store_writer.holds("a-stream")
 
 
 def test_an_event_is_written_with_the_time_at_which_it_came(desk: Desk) -> None:
@@ -173,7 +173,7 @@ def test_an_end_is_written_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) 
     recording = desk.begin()
     add(recording, "text")
     desk.end(recording)
-    assert desk.recorder.written("a-stream", SOON)
+    assert desk.store_writer.written("a-stream", SOON)
 
 
 def test_an_end_does_not_write_what_the_others_have(
@@ -186,10 +186,10 @@ def test_an_end_does_not_write_what_the_others_have(
     add(running, "text")
     add(ended, "text")
     desk.end(ended)
-    assert desk.recorder.written("ended", SOON)
+    assert desk.store_writer.written("ended", SOON)
     assert desk.shelf.text("ended") == "text"
     assert not desk.shelf.chunks("running")
-    assert desk.recorder.close()
+    assert desk.store_writer.close()
     assert desk.shelf.text("running") == "text"
 
 
@@ -224,14 +224,14 @@ def test_what_could_not_be_saved_is_saved_as_soon_as_it_can_be(
     """A store that fails for a while loses nothing, and is spoken of twice: no line an attempt."""
     desk.shelf.fault = lambda batch: FULL
     recording = desk.begin()
-    with caplog.at_level(logging.INFO, "halt.recorder"):
+    with caplog.at_level(logging.INFO, "halt.store.writer"):
         for letter in "abc":
             add(recording, letter)
             desk.shelf.attempt()
-        assert not desk.recorder.written("a-stream", 0)
+        assert not desk.store_writer.written("a-stream", 0)
         desk.shelf.fault = lambda batch: None
         desk.end(recording)
-        assert desk.recorder.written("a-stream", SOON)
+        assert desk.store_writer.written("a-stream", SOON)
     assert desk.shelf.events("a-stream") == recording.log.read(0)
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2, said
@@ -246,15 +246,15 @@ def test_it_is_said_when_saving_is_behind_fails_and_is_well_again(
     desk.shelf.free.clear()
     recording = desk.begin()
     desk.shelf.attempt()
-    assert desk.recorder.saving == Saving("behind")
+    assert desk.store_writer.saving == Saving("behind")
     desk.shelf.fault = lambda batch: FULL
     desk.shelf.free.set()
     desk.shelf.attempt()
-    assert desk.recorder.saving == Saving("failed", "the disk is full")
+    assert desk.store_writer.saving == Saving("failed", "the disk is full")
     desk.shelf.fault = lambda batch: None
     desk.end(recording)
-    assert desk.recorder.written("a-stream", SOON)
-    assert desk.recorder.saving == Saving("saved")
+    assert desk.store_writer.written("a-stream", SOON)
+    assert desk.store_writer.saving == Saving("saved")
 
 
 def test_a_short_delay_is_not_worth_a_word(desk: Desk) -> None:
@@ -262,7 +262,7 @@ def test_a_short_delay_is_not_worth_a_word(desk: Desk) -> None:
     desk.shelf.fault = lambda batch: FULL
     desk.begin()
     desk.shelf.attempt(2)
-    assert desk.recorder.saving == Saving("saved")
+    assert desk.store_writer.saving == Saving("saved")
 
 
 def test_an_answer_that_cannot_be_saved_holds_up_no_other(desk: Desk) -> None:
@@ -276,8 +276,8 @@ def test_an_answer_that_cannot_be_saved_holds_up_no_other(desk: Desk) -> None:
     bad, good = desk.begin("the-bad-one"), desk.begin("the-good-one")
     add(good, "text")
     desk.end(good)
-    assert desk.recorder.written("the-good-one", SOON)
-    assert desk.recorder.written("the-bad-one", SOON)
+    assert desk.store_writer.written("the-good-one", SOON)
+    assert desk.store_writer.written("the-bad-one", SOON)
     assert desk.shelf.text("the-good-one") == "text"
     assert desk.shelf.end_of("the-good-one").answer == "text"
     assert bad.log.ended is None
@@ -290,7 +290,7 @@ def test_an_answer_that_cannot_even_be_read_holds_up_no_other(desk: Desk) -> Non
     bad.log.append(Content("without a time"))
     add(good, "text")
     desk.end(good)
-    assert desk.recorder.written("the-good-one", SOON)
+    assert desk.store_writer.written("the-good-one", SOON)
     assert desk.shelf.text("the-good-one") == "text"
     desk.shelf.until(lambda: "the-bad-one" in desk.shelf.interrupted)
 
@@ -304,7 +304,7 @@ def test_text_that_the_log_has_let_go_of_is_saved_all_the_same(desk: Desk) -> No
     assert recording.log.first > 4
     desk.shelf.fault = lambda batch: None
     desk.end(recording)
-    assert desk.recorder.written("a-stream", SOON)
+    assert desk.store_writer.written("a-stream", SOON)
     assert desk.shelf.text("a-stream") == "abcdefghijklmnopqrstuvwxyz"
     numbers = [number for number, _ in desk.shelf.events("a-stream")]
     assert numbers == [1, 2, *range(4, 29)]
@@ -324,8 +324,8 @@ def test_a_long_backlog_goes_in_several_transactions(
     desk.end(recording)
     desk.end(other)
     desk.shelf.free.set()
-    assert desk.recorder.written("a-stream", SOON)
-    assert desk.recorder.written("another", SOON)
+    assert desk.store_writer.written("a-stream", SOON)
+    assert desk.store_writer.written("another", SOON)
     assert desk.shelf.events("a-stream") == recording.log.read(0)
     sizes = [sum(len(each.events) for each in batch.chunks) for batch in desk.shelf.batches]
     assert max(sizes) <= 10
@@ -340,13 +340,13 @@ def test_what_is_given_up_is_ended_in_the_store_when_it_is_well(
     for n in range(3):
         desk.begin(f"given-up-{n}")
     desk.shelf.attempt()
-    desk.recorder.give_up(["given-up-0", "given-up-1"])
-    desk.recorder.give_up(["given-up-2", "never-heard-of"])
+    desk.store_writer.give_up(["given-up-0", "given-up-1"])
+    desk.store_writer.give_up(["given-up-2", "never-heard-of"])
     add(kept, "text")
     desk.shelf.fault = lambda batch: None
     desk.shelf.until(lambda: len(desk.shelf.interrupted) == 3)
     assert sorted(desk.shelf.interrupted) == [f"given-up-{n}" for n in range(3)]
-    assert desk.recorder.holds("the-kept-one")
+    assert desk.store_writer.holds("the-kept-one")
     assert sum("memory" in record.getMessage() for record in caplog.records) == 1
 
 
@@ -359,11 +359,11 @@ def test_one_that_cannot_be_ended_holds_up_no_other(
     """
     monkeypatch.setattr(module, "LATER", 0.01)
     desk.shelf.unreadable = {"broken"}
-    desk.recorder.abandon(["broken", "after-it", "and-that"])
+    desk.store_writer.abandon(["broken", "after-it", "and-that"])
     desk.shelf.until(lambda: {"after-it", "and-that"} <= set(desk.shelf.interrupted))
     desk.shelf.until(lambda: desk.shelf.interrupted.count("broken") == module.INTERRUPT_TRIES)
     assert desk.shelf.interrupted.count("after-it") == 1
-    desk.recorder.abandon(["the-next"])
+    desk.store_writer.abandon(["the-next"])
     desk.shelf.until(lambda: "the-next" in desk.shelf.interrupted)
     assert desk.shelf.interrupted.count("broken") == module.INTERRUPT_TRIES
     assert "broken is broken" in caplog.text
@@ -371,7 +371,7 @@ def test_one_that_cannot_be_ended_holds_up_no_other(
 
 def test_what_is_kept_for_a_time_is_swept_while_nothing_is_generated(desk: Desk) -> None:
     """A server that is only looked at removes what was deleted a day ago, all of it."""
-    desk.recorder.start()
+    desk.store_writer.start()
     desk.shelf.until(lambda: len(desk.shelf.swept) == 3)
 
 
@@ -390,10 +390,10 @@ def test_a_sweep_that_goes_wrong_is_logged_and_loses_no_event(
     recording = desk.begin()
     add(recording, "text")
     desk.end(recording)
-    assert desk.recorder.written(recording.id, SOON)
+    assert desk.store_writer.written(recording.id, SOON)
     assert desk.shelf.text(recording.id) == "text"
     until(lambda: "it is broken" in caplog.text)
-    assert not desk.recorder.failing
+    assert not desk.store_writer.failing
 
 
 def test_what_is_kept_for_a_time_is_swept_a_little_at_a_time(desk: Desk) -> None:
@@ -402,7 +402,7 @@ def test_what_is_kept_for_a_time_is_swept_a_little_at_a_time(desk: Desk) -> None
     desk.shelf.until(lambda: len(desk.shelf.swept) == 3)
     assert abs(desk.shelf.swept[0] - time.time()) < 60
     desk.end(desk.begin("another"))
-    assert desk.recorder.written("another", SOON)
+    assert desk.store_writer.written("another", SOON)
     assert len(desk.shelf.swept) == 3
 
 
@@ -412,7 +412,7 @@ def test_a_recorder_that_closes_writes_what_there_is(desk: Desk) -> None:
     for recording in recordings:
         add(recording, "text")
         recording.log.end(lambda: Done("stop", METRICS))
-    assert desk.recorder.close()
+    assert desk.store_writer.close()
     assert {e.stream_id for b in desk.shelf.batches for e in b.ended} == {r.id for r in recordings}
 
 
@@ -420,9 +420,9 @@ def test_a_store_that_is_broken_keeps_no_server_from_leaving(desk: Desk) -> None
     """Closing takes as long as it may, and says that not all was saved."""
     desk.shelf.fault = lambda batch: FULL
     desk.end(desk.begin())
-    assert not desk.recorder.close(0.2)
+    assert not desk.store_writer.close(0.2)
     desk.shelf.free.clear()
-    assert not desk.recorder.close(0.2)
+    assert not desk.store_writer.close(0.2)
 
 
 # --- with the generations -------------------------------------------------------------------------
@@ -435,7 +435,9 @@ class Service(Desk):
         super().__init__()
         self.upstream = Scripted()
         config = Config(**{"log_seconds": 0.0, **settings})
-        self.generations = GenerationService(config, self.upstream, StopRegistry(), self.recorder)
+        self.generations = GenerationService(
+            config, self.upstream, StopRegistry(), self.store_writer
+        )
 
     def answered(self, text: str = "text") -> Run:
         """A generation that has ended and whose connection is closed."""
@@ -486,7 +488,7 @@ def test_memory_is_bounded_also_while_nothing_can_be_saved(
     service.shelf.fault = lambda batch: FULL
     run = service.answered("x" * 2_000)
     until(lambda: not service.kept(run))
-    assert not service.recorder.holds(run.id)
+    assert not service.store_writer.holds(run.id)
     service.shelf.fault = lambda batch: None
     service.shelf.until(lambda: run.id in service.shelf.interrupted)
 
@@ -507,7 +509,7 @@ def test_a_store_that_fails_is_not_asked_for_an_id(make_service: Callable[..., S
     service = make_service()
     service.shelf.fault = lambda batch: FULL
     service.generations.start(ChatRequest(HI))
-    until(lambda: service.recorder.failing)
+    until(lambda: service.store_writer.failing)
     service.shelf.exists = lambda stream_id: pytest.fail("it was asked")  # type: ignore[method-assign]
     service.generations.start(ChatRequest(HI, id="a-new-one"))
 
