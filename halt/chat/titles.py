@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from halt.clock import now
 from halt.config.settings import Config
-from halt.core.connection import Line, Quiet, limited
+from halt.core.connection import NoData, UpstreamConnection, limited_connection
 from halt.core.events import Content, ReasoningEnd
 from halt.core.request import ChatRequest, Message, Reply, Upstream
 from halt.errors import HaltError
@@ -101,8 +101,8 @@ class Titles:
         self._changed = threading.Condition()  # protects the five below
         self._queue: deque[_Wanted] = deque()
         self._thread: threading.Thread | None = None
-        self._line: Line | None = None  # of the title that is being made
-        self._gave_way = False  # that line was interrupted for a generation
+        self._connection: UpstreamConnection | None = None  # of the title that is being made
+        self._gave_way = False  # that connection was interrupted for a generation
         self._closed = False
 
     def wanted(
@@ -136,10 +136,10 @@ class Titles:
         To be called when `is_idle` says no already.
         """
         with self._changed:
-            line = self._line
-            self._gave_way = line is not None
-        if line is not None:
-            line.interrupt()
+            connection = self._connection
+            self._gave_way = connection is not None
+        if connection is not None:
+            connection.interrupt()
 
     def look(self) -> None:
         """A generation is over: there may be none any more."""
@@ -152,9 +152,9 @@ class Titles:
             self._closed = True
             self._queue.clear()
             self._changed.notify_all()
-            line, thread = self._line, self._thread
-        if line is not None:
-            line.interrupt()
+            connection, thread = self._connection, self._thread
+        if connection is not None:
+            connection.interrupt()
         if thread is not None and thread is not threading.current_thread():
             thread.join(CLOSE_WAIT)
 
@@ -195,15 +195,15 @@ class Titles:
             return ""
         told = INSTRUCTION.format(prompt=wanted.prompt.strip(), answer=wanted.answer.strip())
         request = ChatRequest([Message("user", told)], model=wanted.model, max_tokens=MAX_TOKENS)
-        with limited(SECONDS) as line:
+        with limited_connection(SECONDS) as connection:
             with self._changed:
                 if self._closed:
                     return ""
-                self._line, self._gave_way = line, False
+                self._connection, self._gave_way = connection, False
             try:
-                if not self._is_idle():  # a generation that comes later finds the line
+                if not self._is_idle():  # a generation that comes later finds the connection
                     raise _Dropped
-                with contextlib.closing(self._upstream.open(request, line)) as reply:
+                with contextlib.closing(self._upstream.open(request, connection)) as reply:
                     title = cleaned(self._read(reply))
             except HaltError:
                 if self._gave_way:
@@ -211,7 +211,7 @@ class Titles:
                 raise
             finally:
                 with self._changed:
-                    self._line = None
+                    self._connection = None
         return title if is_about(title, wanted.prompt + wanted.answer) else ""
 
     def _read(self, reply: Reply) -> str:
@@ -222,7 +222,7 @@ class Titles:
                 raise _Dropped
             try:
                 part = reply.read()
-            except Quiet:
+            except NoData:
                 continue
             for event in part.events:
                 if isinstance(event, ReasoningEnd):

@@ -20,7 +20,7 @@ from halt import VERSION
 from halt.clock import now
 from halt.config.provider_setup import setup
 from halt.config.settings import Config
-from halt.core.connection import Line, Quiet, limited, on_line
+from halt.core.connection import NoData, UpstreamConnection, limited_connection, use_connection
 from halt.core.events import Event, encode, is_terminal
 from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest
@@ -94,8 +94,8 @@ class Local:
         return self._generations.get(stream_id, None).model
 
     def models(self) -> list[str]:
-        with limited(ANSWER_WITHIN) as line:
-            return self._generations.upstream.models(line)
+        with limited_connection(ANSWER_WITHIN) as connection:
+            return self._generations.upstream.models(connection)
 
 
 class RemoteError(HaltError):
@@ -182,7 +182,7 @@ class Remote:
             headers={"User-Agent": f"halt/{VERSION}"},
         )
         self.token = token
-        self._line = Line()  # of the answer that is being read
+        self._connection = UpstreamConnection()  # of the answer that is being read
         self._closed = threading.Event()
 
     @property
@@ -190,16 +190,16 @@ class Remote:
         return f"Halt at {self.url}"
 
     def start(self, request: ChatRequest) -> Iterator[Group]:
-        self._line = line = Line()
+        self._connection = connection = UpstreamConnection()
         after = 0
         pauses = iter(RESUME_PAUSES)
         response: httpx2.Response | None
-        response = self.open("POST", "/chat/stream", line, encode(request))
+        response = self.open("POST", "/chat/stream", connection, encode(request))
         while True:
             try:
                 if response is None:
                     path = f"/streams/{request.id}?after={after}"
-                    response = self.open("GET", path, line)
+                    response = self.open("GET", path, connection)
                 for group in _read(response):
                     if group:
                         after = group[-1][0] or after
@@ -257,19 +257,19 @@ class Remote:
     def close(self) -> None:
         """Let go of everything, an answer that is being read included."""
         self._closed.set()
-        self._line.interrupt()
+        self._connection.interrupt()
         self._transport.close()
 
     def request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None
     ) -> httpx2.Response:
         """A short request and its whole answer. Raises RemoteError, for a refusal too."""
-        with limited(ANSWER_WITHIN) as line:
+        with limited_connection(ANSWER_WITHIN) as connection:
             try:
-                response = self.open(method, path, line, headers=headers)
+                response = self.open(method, path, connection, headers=headers)
                 response.read()
             except (HaltError, httpx2.HTTPError) as exc:
-                if line.interrupted:
+                if connection.interrupted:
                     late = f"Halt did not answer within {ANSWER_WITHIN:g} s."
                     raise RemoteError(late, "unreachable", retryable=True) from exc
                 if isinstance(exc, HaltError):
@@ -281,7 +281,7 @@ class Remote:
         self,
         method: str,
         path: str,
-        line: Line,
+        connection: UpstreamConnection,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> httpx2.Response:
@@ -294,7 +294,7 @@ class Remote:
             request = self._client.build_request(
                 method, self.url + path, content=body, headers=more
             )
-            with on_line(line):
+            with use_connection(connection):
                 response = self._client.send(request, stream=True)
             self._client.cookies.clear()  # a program, not a browser: its streams have no session
             if response.is_success:
@@ -339,7 +339,7 @@ def _read(response: httpx2.Response) -> Iterator[Group]:
     while True:
         try:
             raw = body.read()
-        except Quiet:
+        except NoData:
             if now() - heard_at > SILENCE_MAX:
                 raise Dropped("silence") from None
             yield []

@@ -1,13 +1,13 @@
-"""One run's handle on its connection, which any thread can interrupt in any phase.
+"""The handle on one run's connection to its provider, which any thread can interrupt.
 
-The opening thread puts a `Line` into `on_line`, and each socket that is opened or reused for the
-run is attached to it before anything blocks on it. So `Line.interrupt` finds the socket in every
-phase:
+The opening thread passes an `UpstreamConnection` to `use_connection`. Each socket that is opened or
+reused for the run is attached to it before a call blocks on the socket, so that
+`UpstreamConnection.interrupt` works in every phase:
 
     connecting, TLS handshake,          -> socket shutdown, the blocked thread wakes at once
     waiting for headers, between bytes
-    looking up a name (nothing can      -> the socket that would follow is refused,
-    wake the resolver)                     nothing is sent
+    looking up a name (nothing can      -> the next socket is refused, nothing is sent
+    wake the resolver)
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from halt.errors import Interrupted
 TICK = 1.0  # seconds of silence after which a read returns to its caller
 
 
-class Quiet(Exception):
-    """Nothing has arrived: for TICK seconds, or, where the socket does not block, by now."""
+class NoData(Exception):
+    """No data has arrived: within TICK seconds, or so far where the socket does not block."""
 
 
-class Line:
-    """One run's connection, as seen by the threads that may interrupt it.
+class UpstreamConnection:
+    """One run's connection, for the thread that uses it and the threads that may interrupt it.
 
-    The lock makes shutdown and close exclude each other: a socket's number is never used after it
-    was given back to the system, when it may belong to another stream already.
+    The lock keeps shutdown and close apart: no thread uses a file descriptor after it was closed,
+    when the system may have given its number to another stream.
     """
 
     def __init__(self, chain: Chain = ()) -> None:
-        """`chain`: the marks of the Halts that the request behind the run has passed."""
+        """`chain`: the marks of the Halts that the client's request has passed (see `via`)."""
         self.chain = chain
         self._changed = threading.Condition(threading.Lock())  # protects the four below
         self._socket: socket.socket | None = None
@@ -45,10 +45,10 @@ class Line:
         self.interrupted = False
 
     def attach(self, sock: socket.socket, *, connected: bool = True) -> None:
-        """Run on this socket from now on. Raises Interrupted after an interrupt.
+        """Use this socket from now on. Raises Interrupted after an interrupt.
 
-        `connected`: the peer has accepted it. For one that is about to connect it is False, and
-        `connected` is called afterwards.
+        `connected`: the peer has accepted the socket. Pass False before connecting, and call
+        `connected` afterwards.
         """
         with self._changed:
             if self.interrupted:
@@ -56,26 +56,26 @@ class Line:
             self._socket, self._connected, self._closed = sock, connected, False
 
     def connected(self) -> None:
-        """The peer has accepted the socket: from now on a close is the close of a connection."""
+        """Note that the peer has accepted the socket: `wait_closed` now reports its close."""
         with self._changed:
             self._connected = True
 
     def detach(self) -> None:
-        """The socket is healthy and goes to another run; an interrupt must not find it here."""
+        """Forget the socket, without closing it: another run may reuse it."""
         with self._changed:
             self._socket = None
             self._changed.notify_all()
 
     def close(self, sock: socket.socket) -> None:
-        """Close a socket of this line."""
+        """Close a socket of this run."""
         with self._changed:
-            self._socket = None  # a line has one connection at a time; TLS replaces its object
+            self._socket = None  # a run has one connection at a time; TLS replaces the object
             self._closed, self._connected = self._connected, False
             sock.close()
             self._changed.notify_all()
 
     def interrupt(self) -> None:
-        """Wake the thread that blocks on the connection, and tell the peer. May be repeated."""
+        """Shut the socket down: the thread blocked on it wakes, the peer sees it. Idempotent."""
         with self._changed:
             self.interrupted = True
             if self._socket is not None:
@@ -86,8 +86,8 @@ class Line:
     def wait_closed(self, timeout: float) -> str:
         """Wait at most `timeout` seconds for the connection's end: "closed", "closing" or "none".
 
-        "closing": not closed by then. "none": the peer has accepted no connection, or its answer
-        was complete and it serves other runs.
+        "closing": not closed in time. "none": the peer has accepted no connection, or its answer
+        was complete and other runs may reuse the connection.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._socket is None, timeout):
@@ -95,33 +95,33 @@ class Line:
             return "closed" if self._closed else "none"
 
 
-_line: ContextVar[Line | None] = ContextVar("halt_line", default=None)
+_connection: ContextVar[UpstreamConnection | None] = ContextVar("halt_connection", default=None)
 
 
-def current_line() -> Line:
-    """The line that requests made here run on; outside `on_line` a new one."""
-    return _line.get() or Line()
+def current_connection() -> UpstreamConnection:
+    """The connection for requests of this thread; outside `use_connection` a new one."""
+    return _connection.get() or UpstreamConnection()
 
 
 @contextlib.contextmanager
-def on_line(line: Line) -> Iterator[None]:
-    """Requests made inside run on `line`."""
-    token = _line.set(line)
+def use_connection(connection: UpstreamConnection) -> Iterator[None]:
+    """Context manager: requests made inside use `connection`."""
+    token = _connection.set(connection)
     try:
         yield
     finally:
-        _line.reset(token)
+        _connection.reset(token)
 
 
 @contextlib.contextmanager
-def limited(seconds: float, chain: Chain = ()) -> Iterator[Line]:
-    """Requests made inside run on this line and are interrupted after so many seconds."""
-    line = Line(chain)
-    limit = threading.Timer(seconds, line.interrupt)
+def limited_connection(seconds: float, chain: Chain = ()) -> Iterator[UpstreamConnection]:
+    """Context manager: requests made inside use the result, interrupted after `seconds`."""
+    connection = UpstreamConnection(chain)
+    limit = threading.Timer(seconds, connection.interrupt)
     limit.daemon = True
     limit.start()
     try:
-        with on_line(line):
-            yield line
+        with use_connection(connection):
+            yield connection
     finally:
         limit.cancel()

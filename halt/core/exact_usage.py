@@ -61,7 +61,7 @@ class Unheard:
             self._closed = True
             runs = list(self._runs)
         for run in runs:
-            run.line.interrupt()
+            run.connection.interrupt()
         with self._changed:
             self._changed.wait_for(lambda: not self._runs, timeout)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from halt.core import via
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.core.generation import Generation
 from halt.core.log import Log
 from halt.core.metrics import Meter
@@ -31,7 +31,7 @@ class LiveGeneration(Generation):
         )
         self.request = request  # with the messages of later rounds
         self.request_id = current()  # of the request that starts it, "" where there is none
-        self.line = Line(via.current())
+        self.connection = UpstreamConnection(via.current())
         self.reply: Reply | None = None  # of this round
         self.question = request.messages  # as it was asked, without later rounds; [] once settled
         #: Its log has ended, and its upstream is read on for its usage (`halt.core.exact_usage`).

@@ -60,7 +60,7 @@ class Opening:
             if live.log.ended is not None and not live.reading_on:
                 raise Interrupted("ended before it was opened")
             try:
-                live.reply = self._upstream.open(live.request, live.line)
+                live.reply = self._upstream.open(live.request, live.connection)
                 return
             except UpstreamError as exc:
                 if self._offers_tools and _refuses_tools(exc):

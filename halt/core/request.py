@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Protocol, Self
 
 import msgspec
 
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.core.events import Content, Delta, ToolCall, ToolCallDelta
 
 _NAME = "^[A-Za-z0-9_-]{8,64}"
@@ -222,7 +222,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Reply(Protocol):
-    """An answer that is coming in. Used by one thread at a time, apart from its Line.
+    """An answer that is coming in. Used by one thread at a time, apart from its UpstreamConnection.
 
     It is read from a socket, which blocks until `unblock`; the relay then waits for it.
     """
@@ -258,9 +258,9 @@ class Reply(Protocol):
         """All of the response was read, so that `close` can keep the connection."""
 
     def read(self) -> Part:
-        """What has come. Raises Quiet where that is nothing, UpstreamError.
+        """What has come. Raises NoData where that is nothing, UpstreamError.
 
-        While the socket blocks, Quiet comes after halt.core.connection.TICK seconds of silence.
+        While the socket blocks, NoData comes after halt.core.connection.TICK seconds of silence.
         """
 
     def close(self) -> None:
@@ -274,19 +274,19 @@ class Upstream(Protocol):
     def known_model(self) -> str:
         """The model that answers by default, empty where it is not known yet."""
 
-    def open(self, request: ChatRequest, line: Line) -> Reply:
+    def open(self, request: ChatRequest, connection: UpstreamConnection) -> Reply:
         """Send the request, wait for the headers. Raises UpstreamError, Interrupted."""
 
-    def models(self, line: Line) -> list[str]:
+    def models(self, connection: UpstreamConnection) -> list[str]:
         """The models that it offers. Raises UpstreamError, Interrupted."""
 
-    def catalog(self, line: Line) -> list[tuple[str, list[str]]]:
+    def catalog(self, connection: UpstreamConnection) -> list[tuple[str, list[str]]]:
         """The models as requests name them, by provider: (its name, or none, and its models).
 
         Raises UpstreamError, Interrupted.
         """
 
-    def check(self, line: Line) -> None:
+    def check(self, connection: UpstreamConnection) -> None:
         """Ask the server something that costs nothing. Raises UpstreamError, Interrupted."""
 
     def close(self) -> None:

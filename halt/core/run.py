@@ -33,7 +33,7 @@ from typing import Any, Protocol
 import msgspec
 
 from halt.clock import now
-from halt.core.connection import Quiet
+from halt.core.connection import NoData
 from halt.core.deadlines import Deadlines
 from halt.core.events import Cancelled, CancelReason, Done, ErrorInfo, Failed, Terminal
 from halt.core.exact_usage import Unheard, Usage
@@ -177,7 +177,7 @@ class Run(LiveGeneration):
         self.switch.event.set()
         self._tool_loop.abort()
         if not (self.reading_on or isinstance(self.log.ended, Done)):
-            self.line.interrupt()
+            self.connection.interrupt()
         relay = self._host.relay
         relay.post(self._wind_up)
         if relay.is_current:
@@ -257,7 +257,7 @@ class Run(LiveGeneration):
                 self.leave(viewer)
         if (fault := self._deadlines.over(at)) is not None:
             if not self.fail(fault):  # it is read on: the end of file ends that
-                self.line.interrupt()
+                self.connection.interrupt()
             return
         if not (self._deadlines.is_abandoned(at) and self.cancel("no_viewer")):
             self._limits = self._host.relay.at(self._deadlines.next_look(at), self._look)
@@ -299,7 +299,7 @@ class Run(LiveGeneration):
         """Append what has come to the log."""
         try:
             part = reply.read()
-        except Quiet:
+        except NoData:
             return
         except UpstreamError as fault:
             self._broke(reply, fault)
@@ -382,7 +382,7 @@ class Run(LiveGeneration):
             else:
                 reply.read()
                 is_over = reply.complete
-        except Quiet:
+        except NoData:
             return
         except UpstreamError as exc:
             is_over, fault = True, exc

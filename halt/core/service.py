@@ -268,7 +268,7 @@ class GenerationService:
         upstream = "none"
         if status is not None and (run := self._runs.get(stream_id)) is not None:
             wait = 0.0 if run.reading_on else RECEIPT_WAIT
-            upstream = run.line.wait_closed(max(0.0, began + wait - now()))
+            upstream = run.connection.wait_closed(max(0.0, began + wait - now()))
             if run.reading_on:  # also before it has a connection, which will not be prevented
                 upstream = "closing"
         return Receipt(stream_id, status or "pending", upstream, _since(began))

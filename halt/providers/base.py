@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from halt.config.providers import ProviderSettings
-from halt.core.connection import Line, on_line
+from halt.core.connection import UpstreamConnection, use_connection
 from halt.core.request import ChatRequest, Reply, unfinished
 from halt.errors import UpstreamError
 from halt.providers.client_transport import public_address
@@ -74,12 +74,18 @@ class Provider:
         raise NotImplementedError
 
     def _send(
-        self, model: str, request: ChatRequest, line: Line, mode: ContinuationMode | None = None
+        self,
+        model: str,
+        request: ChatRequest,
+        connection: UpstreamConnection,
+        mode: ContinuationMode | None = None,
     ) -> Reply:
         """Send a request, `mode`: one that goes on so. Raises UpstreamError, Interrupted."""
         raise NotImplementedError
 
-    def _continuation_mode(self, model: str, request: ChatRequest, line: Line) -> ContinuationMode:
+    def _continuation_mode(
+        self, model: str, request: ChatRequest, connection: UpstreamConnection
+    ) -> ContinuationMode:
         """How this model is asked to go on with an answer. Raises Interrupted."""
         raise NotImplementedError
 
@@ -90,11 +96,11 @@ class Provider:
     def known_model(self) -> str:
         return self._model
 
-    def default_model(self, line: Line) -> str:
+    def default_model(self, connection: UpstreamConnection) -> str:
         """The model that answers when a request names none. Raises UpstreamError, Interrupted."""
         if not self._model:
             try:
-                model = default_model_name(self._fetch_models(line))
+                model = default_model_name(self._fetch_models(connection))
             except UpstreamError as exc:
                 if exc.code not in {"upstream_invalid", "bad_request", "forbidden"}:
                     raise
@@ -105,39 +111,41 @@ class Provider:
                 self._model = self._model or model
         return self._model
 
-    def models(self, line: Line) -> list[str]:
-        return list(self._settings.models) or [model.name for model in self._fetch_models(line)]
+    def models(self, connection: UpstreamConnection) -> list[str]:
+        return list(self._settings.models) or [
+            model.name for model in self._fetch_models(connection)
+        ]
 
-    def catalog(self, line: Line) -> list[tuple[str, list[str]]]:
-        return [("", self.models(line))]
+    def catalog(self, connection: UpstreamConnection) -> list[tuple[str, list[str]]]:
+        return [("", self.models(connection))]
 
-    def check(self, line: Line) -> None:
-        self._fetch_models(line)
+    def check(self, connection: UpstreamConnection) -> None:
+        self._fetch_models(connection)
 
     def close(self) -> None:
         self._transport.close()
 
-    def open(self, request: ChatRequest, line: Line) -> Reply:
+    def open(self, request: ChatRequest, connection: UpstreamConnection) -> Reply:
         """As `Upstream.open`. A model that refuses a prefix goes on by instruction from then on."""
         if not self._settings.base_url:
             raise UpstreamError("no_model")
-        model = request.model or self.default_model(line)
+        model = request.model or self.default_model(connection)
         if not unfinished(request):
-            return self._send(model, request, line)
+            return self._send(model, request, connection)
         text = unfinished_text(request)
         mode = (
             "instruction"
             if model in self._refusing
-            else self._continuation_mode(model, request, line)
+            else self._continuation_mode(model, request, connection)
         )
         if mode != "instruction":
             try:
-                reply = self._send(model, by_prefix(request), line, mode)
+                reply = self._send(model, by_prefix(request), connection, mode)
                 return ContinuationReply(reply, ContinuationJoiner(text, echoes=mode == "echoed"))
             except UpstreamError as refusal:
                 if refusal.code != "bad_request":
                     raise
-        reply = self._send(model, by_instruction(request), line, "instruction")
+        reply = self._send(model, by_instruction(request), connection, "instruction")
         if mode != "instruction":
             logger.info("%s goes on with no prefix; it is asked in words", model)
             self._remember(self._refusing, model)
@@ -149,11 +157,11 @@ class Provider:
             if len(about) < REMEMBERED_MAX:
                 about.add(model)
 
-    def _fetch_models(self, line: Line) -> list[Model]:
+    def _fetch_models(self, connection: UpstreamConnection) -> list[Model]:
         """The models that the server lists. Raises UpstreamError, Interrupted."""
         if not self._settings.base_url:
             raise UpstreamError("no_model")
-        with self._translating_errors("GET", self.list_path, line):
+        with self._translating_errors("GET", self.list_path, connection):
             try:
                 body = self._request_models().content
             except self.client_error as exc:
@@ -167,23 +175,25 @@ class Provider:
 
     def _open_stream(
         self,
-        line: Line,
+        connection: UpstreamConnection,
         model: str,
         path: str,
         create: Callable[[], httpx2.Response],
         decoder: EventDecoder,
     ) -> EventReply:
         """Send a request for a stream by `create`. Raises UpstreamError, Interrupted."""
-        with self._translating_errors("POST", path, line):
+        with self._translating_errors("POST", path, connection):
             response = create()
         add_hint = partial(self._with_hint, "POST", path)
         return EventReply(response, decoder, model, self._secret, add_hint)
 
     @contextlib.contextmanager
-    def _translating_errors(self, method: str, path: str, line: Line) -> Iterator[None]:
+    def _translating_errors(
+        self, method: str, path: str, connection: UpstreamConnection
+    ) -> Iterator[None]:
         """All faults but Interrupted become an UpstreamError with what `_with_hint` adds."""
         try:
-            with on_line(line):
+            with use_connection(connection):
                 yield
         except UpstreamError as exc:
             raise self._with_hint(method, path, exc) from exc

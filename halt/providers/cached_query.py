@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from halt.clock import now
-from halt.core.connection import Line, limited
+from halt.core.connection import UpstreamConnection, limited_connection
 from halt.core.via import Chain
 from halt.errors import HaltError, Interrupted, UpstreamError
 
@@ -27,7 +27,7 @@ class CachedQuery(Generic[T]):
     def __init__(
         self,
         name: str,
-        fetch: Callable[[Line], T],
+        fetch: Callable[[UpstreamConnection], T],
         *,
         answer_seconds: float,
         fault_seconds: float,
@@ -92,8 +92,8 @@ class CachedQuery(Generic[T]):
         answer: T | None = None
         fault: HaltError | None = UpstreamError("internal")
         try:
-            with limited(self._timeout, chain) as line:
-                answer, fault = self._fetch(line), None
+            with limited_connection(self._timeout, chain) as connection:
+                answer, fault = self._fetch(connection), None
         except Interrupted:
             fault = UpstreamError("upstream_unreachable", "it did not answer in time")
         except HaltError as exc:

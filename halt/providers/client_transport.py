@@ -17,7 +17,7 @@ import httpx2
 import msgspec
 
 from halt.clock import now
-from halt.core.connection import Quiet
+from halt.core.connection import NoData
 from halt.errors import UpstreamError
 from halt.transport.http1 import REFUSAL_MAX, Body
 from halt.transport.pool import Transport
@@ -138,7 +138,7 @@ def _with_whole_body(response: httpx2.Response, request: httpx2.Request) -> http
         while size < REFUSAL_MAX and now() - heard_at < REFUSAL_SECONDS:
             try:
                 piece = body.read()
-            except Quiet:
+            except NoData:
                 continue
             if not piece:
                 break

@@ -17,7 +17,7 @@ import msgspec
 from halt.clock import now
 from halt.config.model_servers import Found, Server
 from halt.config.providers import DEMO
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest, Reply, Upstream
 from halt.core.via import Chain
 from halt.errors import HaltError
@@ -51,25 +51,25 @@ class DiscoveredProviders(Providers):
         self._configured = configured
         self._last = last
 
-    def open(self, request: ChatRequest, line: Line) -> Reply:
+    def open(self, request: ChatRequest, connection: UpstreamConnection) -> Reply:
         if request.model:
-            reply = super().open(request, line)
+            reply = super().open(request, connection)
             self._last.set(request.model)
             return reply
         result = self._discovery.latest
         if not (result.servers or self._demo) or any(
             server.models is None for server in result.servers
         ):
-            result = self._refresh(line.chain)
+            result = self._refresh(connection.chain)
         name = self._default_name(result)
-        reply = super().open(msgspec.structs.replace(request, model=name or None), line)
+        reply = super().open(msgspec.structs.replace(request, model=name or None), connection)
         if name != self._demo:  # not stored: a server that appears must become the default
             self._last.set(name)
         return reply
 
-    def models(self, line: Line) -> list[str]:
-        self._refresh(line.chain)
-        return super().models(line)
+    def models(self, connection: UpstreamConnection) -> list[str]:
+        self._refresh(connection.chain)
+        return super().models(connection)
 
     @property
     def known_model(self) -> str:

@@ -41,7 +41,7 @@ from halt.config.model_servers import (
     product_of,
 )
 from halt.config.settings import Config
-from halt.core.connection import Line, on_line
+from halt.core.connection import UpstreamConnection, use_connection
 from halt.errors import TOKEN_NEEDED, Interrupted
 from halt.providers.cached_query import CachedQuery
 from halt.providers.loose_json import as_object, as_objects
@@ -262,9 +262,9 @@ def _probe_all(urls: Sequence[str], mark: str) -> dict[str, _ProbeResult]:
     transport = Transport(PROBE_SECONDS, context, mark, direct=True)
     results: dict[str, _ProbeResult] = {}  # each thread sets the one of its own address
 
-    def probe(url: str, line: Line) -> None:
+    def probe(url: str, connection: UpstreamConnection) -> None:
         try:
-            with on_line(line):
+            with use_connection(connection):
                 results[url] = result = _probe(transport, url)
                 if result.models:
                     loaded = result.loaded | _loaded(transport, url, result.models)
@@ -274,17 +274,19 @@ def _probe_all(urls: Sequence[str], mark: str) -> dict[str, _ProbeResult]:
         except Exception:
             logger.exception("%s", url)
 
-    lines = {url: Line() for url in urls}
+    connections = {url: UpstreamConnection() for url in urls}
     threads = []
-    for url, line in lines.items():
-        thread = threading.Thread(target=probe, args=(url, line), name="halt-look", daemon=True)
+    for url, connection in connections.items():
+        thread = threading.Thread(
+            target=probe, args=(url, connection), name="halt-look", daemon=True
+        )
         with contextlib.suppress(RuntimeError):  # the system has no more threads
             thread.start()
             threads.append(thread)
     for thread in threads:
         thread.join(max(0.0, until - now()))
-    for line in lines.values():
-        line.interrupt()
+    for connection in connections.values():
+        connection.interrupt()
     for thread in threads:
         thread.join(max(0.0, until + JOIN_SECONDS - now()))
     transport.close()

@@ -18,7 +18,7 @@ import openai
 
 from halt.config.addresses import is_openai
 from halt.config.providers import ProviderSettings
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest, Reply
 from halt.errors import UpstreamError
 from halt.providers.base import REMEMBERED_MAX, Provider
@@ -100,7 +100,11 @@ class OpenAIUpstream(Provider):
         )
 
     def _send(
-        self, model: str, request: ChatRequest, line: Line, mode: ContinuationMode | None = None
+        self,
+        model: str,
+        request: ChatRequest,
+        connection: UpstreamConnection,
+        mode: ContinuationMode | None = None,
     ) -> Reply:
         options = request.options()
         if self._on_openai and "max_tokens" in options:
@@ -113,7 +117,7 @@ class OpenAIUpstream(Provider):
             extra = {**NO_THOUGHT, **extra}
         create = partial(self._create_with, model, request, mode, options, extra)
         decoder = ChatDecoder(logprobs=bool(extra.get("logprobs")))
-        return self._open_stream(line, model, self._path(model), create, decoder)
+        return self._open_stream(connection, model, self._path(model), create, decoder)
 
     def _path(self, model: str) -> str:
         """Where a model is asked, behind `_base`."""
@@ -123,21 +127,23 @@ class OpenAIUpstream(Provider):
         """The same, behind the client's address."""
         return COMPLETIONS
 
-    def _continuation_mode(self, model: str, request: ChatRequest, line: Line) -> ContinuationMode:
+    def _continuation_mode(
+        self, model: str, request: ChatRequest, connection: UpstreamConnection
+    ) -> ContinuationMode:
         wish = self._settings.continues
         if wish == "instruction" or (wish == "auto" and self._on_openai):
             return "instruction"
         if self._host in HOSTS:
             return HOSTS[self._host]
         return OWNERS.get(
-            self._owner(model, line), "trailing" if wish == "prefix" else "instruction"
+            self._owner(model, connection), "trailing" if wish == "prefix" else "instruction"
         )
 
-    def _owner(self, model: str, line: Line) -> str:
+    def _owner(self, model: str, connection: UpstreamConnection) -> str:
         """What the server of a model calls itself in its list, empty where it does not say."""
         if self._owners is None:
             try:
-                self._fetch_models(line)
+                self._fetch_models(connection)
             except UpstreamError:
                 with self._lock:
                     self._owners = self._owners or {}  # asked once; a later list tells more
@@ -276,11 +282,11 @@ class AzureUpstream(OpenAIUpstream):
             http_client=http_client(self._transport),
         )
 
-    def open(self, request: ChatRequest, line: Line) -> Reply:
+    def open(self, request: ChatRequest, connection: UpstreamConnection) -> Reply:
         model = request.model or self._settings.first_model
         if not model.strip(".") or "/" in model:  # it would be a part of the path
             raise UpstreamError("model_not_found", f"{model!r} is no name of a deployment")
-        return super().open(request, line)
+        return super().open(request, connection)
 
     def _path(self, model: str) -> str:
         return f"/openai/deployments/{model}{COMPLETIONS}"
@@ -288,15 +294,17 @@ class AzureUpstream(OpenAIUpstream):
     def _client_path(self, model: str) -> str:
         return f"/deployments/{quote(model, safe=SEGMENT_SAFE)}{COMPLETIONS}"
 
-    def _continuation_mode(self, model: str, request: ChatRequest, line: Line) -> ContinuationMode:
+    def _continuation_mode(
+        self, model: str, request: ChatRequest, connection: UpstreamConnection
+    ) -> ContinuationMode:
         return "trailing" if self._settings.continues == "prefix" else "instruction"
 
-    def models(self, line: Line) -> list[str]:
+    def models(self, connection: UpstreamConnection) -> list[str]:
         return list(self._settings.models)
 
-    def check(self, line: Line) -> None:
+    def check(self, connection: UpstreamConnection) -> None:
         try:
-            super().check(line)  # it answers with the models that the resource could deploy
+            super().check(connection)  # it answers with the models that the resource could deploy
         except UpstreamError as exc:
             if exc.code != "endpoint_not_found":  # gateways before it let only deployments through
                 raise

@@ -17,7 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from halt.clock import now
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest, Reply, Upstream
 from halt.core.via import Chain
 from halt.errors import HaltError, UpstreamError
@@ -53,11 +53,11 @@ class _Member:
             timeout=QUERY_TIMEOUT,
         )
 
-    def _list(self, line: Line) -> Groups:
-        return self.upstream.catalog(line)
+    def _list(self, connection: UpstreamConnection) -> Groups:
+        return self.upstream.catalog(connection)
 
-    def _check(self, line: Line) -> bool:
-        self.upstream.check(line)
+    def _check(self, connection: UpstreamConnection) -> bool:
+        self.upstream.check(connection)
         return True
 
 
@@ -92,31 +92,31 @@ class Providers:
         if not is_new:
             upstream.close()
 
-    def open(self, request: ChatRequest, line: Line) -> Reply:
-        provider, model = self._resolve(request.model or self._default, line.chain)
+    def open(self, request: ChatRequest, connection: UpstreamConnection) -> Reply:
+        provider, model = self._resolve(request.model or self._default, connection.chain)
         if model != request.model:
             request = msgspec.structs.replace(request, model=model or None)
-        return provider.open(request, line)
+        return provider.open(request, connection)
 
-    def models(self, line: Line) -> list[str]:
+    def models(self, connection: UpstreamConnection) -> list[str]:
         if single := self._single:
-            return single.models(line)
-        lists = self._lists(line.chain)
+            return single.models(connection)
+        lists = self._lists(connection.chain)
         names = names_in(self._grouped(lists))
         if not names:
             self._raise_first_fault(lists)
         return names
 
-    def catalog(self, line: Line) -> Groups:
+    def catalog(self, connection: UpstreamConnection) -> Groups:
         """As `Upstream.catalog`, in the order of the providers.
 
         Waits WAIT_SECONDS at most, and not at all if the connection is interrupted. A provider that
         has not answered yet, or is down, has the models that it listed before, or none. Raises
         UpstreamError if no provider has a model; its code says whether there is a list.
         """
-        if line.interrupted:
-            return self._grouped(self._lists(line.chain, 0.0))
-        return self._groups_or_raise(self._lists(line.chain, WAIT_SECONDS))
+        if connection.interrupted:
+            return self._grouped(self._lists(connection.chain, 0.0))
+        return self._groups_or_raise(self._lists(connection.chain, WAIT_SECONDS))
 
     def catalog_for_page(self, wait: float) -> Groups:
         """As `catalog`, but waits until `wait` seconds after the queries started.
@@ -142,14 +142,14 @@ class Providers:
             for group, models in groups or [("", [])]
         ]
 
-    def check(self, line: Line) -> None:
+    def check(self, connection: UpstreamConnection) -> None:
         """Raise UpstreamError unless at least one provider answers."""
         if single := self._single:
-            single.check(line)
+            single.check(connection)
             return
         checks = {name: member.check for name, member in self._members.items()}
         for seconds in (WAIT_SECONDS, QUERY_TIMEOUT):  # the long wait only if no check succeeds
-            results = self._query_all(checks, line.chain, seconds, fresh=True)
+            results = self._query_all(checks, connection.chain, seconds, fresh=True)
             if any(answer for answer, fault in results.values() if fault is None):
                 return
         self._raise_first_fault(results)

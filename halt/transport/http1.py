@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import httpx2
 
-from halt.core.connection import TICK, Line, Quiet
+from halt.core.connection import TICK, NoData, UpstreamConnection
 
 READ_SIZE = 16_384  # bytes of one read; a stream reads once per turn. A TLS record has no more
 HEAD_MAX = 65_536  # bytes of a response's status line and headers
@@ -52,7 +52,7 @@ def serialize(
 
 
 def read_head(
-    line: Line, sock: socket.socket, request: httpx2.Request | None
+    connection: UpstreamConnection, sock: socket.socket, request: httpx2.Request | None
 ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Read status, headers, and the bytes received after them; skips interim (1xx) responses.
 
@@ -85,7 +85,9 @@ def read_head(
         except OSError as exc:
             raise broken(str(exc), request=request) from exc
         if not received:
-            fault = "interrupted" if line.interrupted else "the server closed without an answer"
+            fault = (
+                "interrupted" if connection.interrupted else "the server closed without an answer"
+            )
             raise broken(fault, request=request)
         data += received
         broken = httpx2.ReadError
@@ -279,7 +281,7 @@ class Body(httpx2.SyncByteStream):
 
     def __init__(
         self,
-        line: Line,
+        connection: UpstreamConnection,
         sock: socket.socket,
         return_connection: Callable[[socket.socket], None],
         headers: list[tuple[bytes, bytes]],
@@ -288,7 +290,7 @@ class Body(httpx2.SyncByteStream):
     ) -> None:
         """`rest`: bytes received together with the head. Raises httpx2.RemoteProtocolError."""
         fields = {name.lower(): value.lower() for name, value in headers}
-        self._line, self._return_connection = line, return_connection
+        self._connection, self._return_connection = connection, return_connection
         self._sock: socket.socket | None = sock
         self._rest = rest
         self._framing = Framing(fields, status)
@@ -315,7 +317,7 @@ class Body(httpx2.SyncByteStream):
     def _pieces(self, most: int) -> Iterator[bytes]:
         """The pieces of the body, up to its end or until there are more than `most` bytes."""
         while most >= 0:
-            with contextlib.suppress(Quiet):
+            with contextlib.suppress(NoData):
                 data = self.read()
                 if not data:
                     return
@@ -352,7 +354,7 @@ class Body(httpx2.SyncByteStream):
     def read(self) -> bytes:
         """The next bytes of the body; b"" at its end.
 
-        Raises Quiet when nothing has come (after TICK seconds where the socket blocks),
+        Raises NoData when nothing has come (after TICK seconds where the socket blocks),
         httpx2.ReadError and httpx2.RemoteProtocolError when the connection fails.
         """
         framing, data, received = self._framing, b"", False
@@ -362,7 +364,7 @@ class Body(httpx2.SyncByteStream):
                 data = self._decoded(coding, b"")
             elif not framing.complete:
                 if received and not self._blocks:
-                    raise Quiet  # trailers, padding: input without output may go on for long
+                    raise NoData  # trailers, padding: input without output may go on for long
                 received = True
                 raw, self._rest = self._rest, b""
                 data = framing.feed(raw or self._receive())
@@ -389,15 +391,15 @@ class Body(httpx2.SyncByteStream):
             raise httpx2.ReadError("closed")
         # Over TLS, Python retries after SO_RCVTIMEO, so poll waits there.
         if self._blocks and isinstance(sock, ssl.SSLSocket) and not readable(sock, TICK):
-            raise Quiet
+            raise NoData
         try:
             raw = sock.recv(READ_SIZE)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise Quiet from None
+            raise NoData from None
         except OSError as exc:
             raise httpx2.ReadError(str(exc)) from exc
         if not raw:
-            if self._framing.ends_with_connection and not self._line.interrupted:
+            if self._framing.ends_with_connection and not self._connection.interrupted:
                 self._framing.complete = True
             else:
                 raise httpx2.ReadError("the body ended early")
@@ -412,15 +414,15 @@ class Body(httpx2.SyncByteStream):
         if (
             framing.complete
             and self._is_reusable
-            and not (framing.surplus or self._rest or self._line.interrupted)
+            and not (framing.surplus or self._rest or self._connection.interrupted)
         ):
             # If an interrupt comes right here, the pool has a socket that is shut down; the next
             # request sees its end of file before it uses it.
-            self._line.detach()
+            self._connection.detach()
             sock.setblocking(True)
             self._return_connection(sock)
         else:
-            self._line.close(sock)
+            self._connection.close(sock)
 
 
 def readable(sock: socket.socket, timeout: float) -> bool:

@@ -21,7 +21,7 @@ import httpx2
 
 from halt.clock import now
 from halt.core import via
-from halt.core.connection import TICK, Line, current_line
+from halt.core.connection import TICK, UpstreamConnection, current_connection
 from halt.errors import Interrupted
 from halt.transport.dns import Resolver
 from halt.transport.http1 import CODINGS, Body, NoResponse, read_head, readable, serialize
@@ -80,9 +80,9 @@ class Transport(httpx2.BaseTransport):
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request and read the head of its response. Raises httpx2 errors, Interrupted."""
-        line = current_line()
+        connection = current_connection()
         if self._mark:
-            request.headers[via.HEADER] = ", ".join((*line.chain, self._mark))
+            request.headers[via.HEADER] = ", ".join((*connection.chain, self._mark))
         url = request.url
         key = (url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80))
         proxy = self._proxies.proxy_for(url) if self._proxies else None
@@ -97,17 +97,17 @@ class Transport(httpx2.BaseTransport):
         sock = self._take_idle(key)
         if sock is not None:
             try:
-                return self._exchange(line, key, sock, request, message)
+                return self._exchange(connection, key, sock, request, message)
             except (NoResponse, httpx2.WriteError) as exc:
                 # If the server closes an idle connection just as the request arrives, the failure
                 # comes at once. After a later failure the server may have processed the request:
                 # sent again, it would be billed twice. (After a WriteError the server has not
                 # received the whole request, so it has not processed it.)
                 is_late = isinstance(exc, NoResponse) and exc.waited > RESEND_WITHIN
-                if line.interrupted or is_late:
+                if connection.interrupted or is_late:
                     raise
-        sock = self._connect(line, request, key, proxy)
-        response = self._exchange(line, key, sock, request, message)
+        sock = self._connect(connection, request, key, proxy)
+        response = self._exchange(connection, key, sock, request, message)
         if isinstance(sock, ssl.SSLSocket) and (session := sock.session) is not None:
             self._sessions[key] = session
         return response
@@ -151,21 +151,25 @@ class Transport(httpx2.BaseTransport):
             sock.close()
 
     def _connect(
-        self, line: Line, request: httpx2.Request, key: _Key, proxy: httpx2.URL | None
+        self,
+        connection: UpstreamConnection,
+        request: httpx2.Request,
+        key: _Key,
+        proxy: httpx2.URL | None,
     ) -> socket.socket:
         scheme, host, port = key
         peer = (host, port) if proxy is None else (proxy.host, proxy.port or PROXY_PORT)
         deadline = now() + self._connect_timeout
         try:
             try:
-                sock = self._dial(line, peer, deadline)
+                sock = self._dial(connection, peer, deadline)
             except OSError as exc:
                 if proxy is None or isinstance(exc, TimeoutError):
                     raise
                 raise ProxyFault(exc.strerror or str(exc), request=request) from exc
             try:
                 if proxy is not None and scheme == "https":
-                    self._tunnel(line, sock, host, port, proxy)
+                    self._tunnel(connection, sock, host, port, proxy)
                 if scheme == "https":
                     sock.settimeout(max(0.001, deadline - now()))
                     sock = self._context.wrap_socket(
@@ -174,7 +178,7 @@ class Transport(httpx2.BaseTransport):
                         do_handshake_on_connect=False,
                         session=self._sessions.get(key),
                     )
-                    line.attach(sock)
+                    connection.attach(sock)
                     assert isinstance(sock, ssl.SSLSocket)  # noqa: S101 - for the type checker
                     try:
                         sock.do_handshake()
@@ -183,7 +187,7 @@ class Transport(httpx2.BaseTransport):
                 sock.settimeout(None)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TICK_OPTION)
             except BaseException:
-                line.close(sock)
+                connection.close(sock)
                 self._resolver.forget(*peer)
                 self._sessions.pop(key, None)
                 raise
@@ -200,19 +204,21 @@ class Transport(httpx2.BaseTransport):
         timeout.seconds = self._connect_timeout
         return timeout
 
-    def _dial(self, line: Line, address: tuple[str, int], deadline: float) -> socket.socket:
+    def _dial(
+        self, connection: UpstreamConnection, address: tuple[str, int], deadline: float
+    ) -> socket.socket:
         """Try the addresses of the host in order until one accepts. Raises OSError."""
         fault: OSError = OSError("the name has no address")
         for family, kind, proto, _, target in self._resolver.addresses(*address, deadline):
             sock = socket.socket(family, kind, proto)
             try:
-                line.attach(sock, connected=False)
+                connection.attach(sock, connected=False)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.settimeout(max(0.001, deadline - now()))
                 sock.connect(target)
-                line.connected()
+                connection.connected()
             except OSError as exc:
-                line.close(sock)
+                connection.close(sock)
                 fault = exc
             except Interrupted:
                 sock.close()
@@ -223,35 +229,45 @@ class Transport(httpx2.BaseTransport):
         raise fault
 
     def _tunnel(
-        self, line: Line, sock: socket.socket, host: str, port: int, proxy: httpx2.URL
+        self,
+        connection: UpstreamConnection,
+        sock: socket.socket,
+        host: str,
+        port: int,
+        proxy: httpx2.URL,
     ) -> None:
         name = f"[{host}]" if ":" in host else host
         target = f"{name}:{port}".encode("ascii")
         head = [b"CONNECT %b HTTP/1.1" % target, b"Host: %b" % target, *_proxy_credentials(proxy)]
         sock.sendall(b"\r\n".join((*head, b"", b"")))
-        status, _, _ = read_head(line, sock, None)
+        status, _, _ = read_head(connection, sock, None)
         if not 200 <= status < 300:
             raise ProxyFault(f"it refused the connection with status {status}")
 
     def _exchange(
-        self, line: Line, key: _Key, sock: socket.socket, request: httpx2.Request, message: bytes
+        self,
+        connection: UpstreamConnection,
+        key: _Key,
+        sock: socket.socket,
+        request: httpx2.Request,
+        message: bytes,
     ) -> httpx2.Response:
         try:
-            line.attach(sock)
+            connection.attach(sock)
             try:
                 sock.sendall(message)
             except OSError as exc:
                 raise httpx2.WriteError(str(exc), request=request) from exc
             sent_at = now()
             try:
-                status, headers, rest = read_head(line, sock, request)
+                status, headers, rest = read_head(connection, sock, request)
             except NoResponse as exc:
                 exc.waited = now() - sent_at
                 raise
             return_connection = partial(self.return_connection, key)
-            body = Body(line, sock, return_connection, headers, rest, status)
+            body = Body(connection, sock, return_connection, headers, rest, status)
         except BaseException:
-            line.close(sock)
+            connection.close(sock)
             raise
         # `Body` decodes these itself.
         headers = [

@@ -26,7 +26,7 @@ from typing import Any
 
 import httpx2
 
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.transport.http1 import (
     CHUNK_LINE_MAX,
     GZIP,
@@ -91,11 +91,11 @@ Result = tuple[int, bytes] | str
 def ours(pieces: list[bytes]) -> Result:
     """Status and body as Halt reads them, or REFUSED."""
     sock: Any = Pieces(pieces)
-    line = Line()
+    connection = UpstreamConnection()
     out: list[bytes] = []
     try:
-        status, headers, rest = read_head(line, sock, None)
-        body = Body(line, sock, lambda _: None, headers, rest, status)
+        status, headers, rest = read_head(connection, sock, None)
+        body = Body(connection, sock, lambda _: None, headers, rest, status)
         while data := body.read():
             if len(data) > max(INFLATED_MAX, HEAD_MAX + READ_SIZE):
                 raise Finding("a read gives too much", f"{len(data)} bytes")

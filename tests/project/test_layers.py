@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.core.run import Run
 from halt.core.service import GenerationService
 from halt.core.slots import Slots
@@ -133,7 +133,7 @@ STATEFUL = (
     deque,
     OrderedDict,
     GenerationService,
-    Line,
+    UpstreamConnection,
     Store,
     Provider,
     Providers,

@@ -13,7 +13,7 @@ import pytest
 from halt.cluster.peers import Peers
 from halt.cluster.service import Workers
 from halt.config.settings import Config
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.core.request import Upstream
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
@@ -32,7 +32,7 @@ class Silent:
     def __init__(self) -> None:
         self.asked, self.answers = threading.Event(), threading.Event()
 
-    def check(self, line: Line) -> None:
+    def check(self, connection: UpstreamConnection) -> None:
         self.asked.set()
         assert self.answers.wait(SEEN_WITHIN)
 
@@ -89,7 +89,7 @@ class Refusing:
     def __init__(self, code: str) -> None:
         self.code = code
 
-    def check(self, line: Line) -> None:
+    def check(self, connection: UpstreamConnection) -> None:
         raise UpstreamError(self.code)
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from halt.app import create_app
 from halt.config.settings import Config
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.core.events import Event
 from halt.core.generation import Generation
 from halt.core.request import ChatRequest, Message
@@ -83,8 +83,8 @@ class ByStream(Scripted):
         self._there = threading.Condition()
         self._replies: dict[str, ScriptedReply] = {}
 
-    def open(self, request: ChatRequest, line: Line) -> ScriptedReply:
-        reply = super().open(request, line)
+    def open(self, request: ChatRequest, connection: UpstreamConnection) -> ScriptedReply:
+        reply = super().open(request, connection)
         with self._there:
             self._replies[request.id or ""] = reply
             self._there.notify_all()

@@ -2,7 +2,7 @@
 
 `Scripted.open` takes the next thing of its script: a reply, a fault to raise, or, when there is
 nothing left, a fresh reply. What a test feeds to a reply comes out of its `read`, one thing a read.
-A reply blocks on a real socket that is attached to its Line, so that an interrupt and a receipt
+A reply blocks on a real socket that is attached to its UpstreamConnection, so that an interrupt and a receipt
 work as they do with a server; one byte in the socket stands for one thing that was fed.
 """
 
@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from typing import Any
 
-from halt.core.connection import TICK, Line, Quiet
+from halt.core.connection import TICK, NoData, UpstreamConnection
 from halt.core.events import Content, Event, text_of
 from halt.core.request import ChatRequest, Message, Part
 from halt.core.run import Run
@@ -50,7 +50,7 @@ class ScriptedReply:
         self.complete = False
         self._reading = 0
         self._blocks = True
-        self._line = Line()
+        self._connection = UpstreamConnection()
         self._ours, self._theirs = socket.socketpair()
         self._fed: deque[Part | UpstreamError] = deque()
 
@@ -78,10 +78,10 @@ class ScriptedReply:
                 lambda: bool(self.readers) and self.readers[-1].startswith(prefix), SOON
             ), self.readers
 
-    def attach(self, line: Line) -> None:
+    def attach(self, connection: UpstreamConnection) -> None:
         """Run on this line. Raises Interrupted."""
-        line.attach(self._ours)
-        self._line = line
+        connection.attach(self._ours)
+        self._connection = connection
 
     def wait_interrupted(self, timeout: float) -> bool:
         """Be silent until the line is interrupted; whether it was."""
@@ -112,7 +112,7 @@ class ScriptedReply:
 
     def _next(self, timeout: float) -> Part:
         if not _readable(self._ours, timeout):
-            raise Quiet
+            raise NoData
         if not self._ours.recv(1):
             raise UpstreamError("upstream_dropped")
         part = self._fed.popleft()
@@ -122,12 +122,12 @@ class ScriptedReply:
         return part
 
     def close(self) -> None:
-        if self.complete and not self._line.interrupted:
+        if self.complete and not self._connection.interrupted:
             self.finished += 1
-            self._line.detach()
+            self._connection.detach()
         else:
             self.closed += 1
-            self._line.close(self._ours)
+            self._connection.close(self._ours)
         self.dispose()
 
     def dispose(self) -> None:
@@ -159,7 +159,7 @@ class Scripted:
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.asked) >= count, SOON), self.asked
 
-    def open(self, request: ChatRequest, line: Line) -> ScriptedReply:
+    def open(self, request: ChatRequest, connection: UpstreamConnection) -> ScriptedReply:
         with self._changed:
             self.asked.append(request)
             self._changed.notify_all()
@@ -167,7 +167,7 @@ class Scripted:
         if isinstance(what, UpstreamError):
             raise what
         try:
-            what.attach(line)
+            what.attach(connection)
         except BaseException:  # interrupted before it was the run's connection: none was closed
             what.dispose()
             raise
@@ -186,13 +186,13 @@ class Scripted:
 
     known_model = ""
 
-    def models(self, line: Line) -> list[str]:
+    def models(self, connection: UpstreamConnection) -> list[str]:
         return ["scripted-1"]
 
-    def catalog(self, line: Line) -> list[tuple[str, list[str]]]:
-        return [("", self.models(line))]
+    def catalog(self, connection: UpstreamConnection) -> list[tuple[str, list[str]]]:
+        return [("", self.models(connection))]
 
-    def check(self, line: Line) -> None:
+    def check(self, connection: UpstreamConnection) -> None:
         """It is always there."""
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from typing import Self
 
 import httpx2
 
-from halt.core.connection import Line, Quiet, on_line
+from halt.core.connection import NoData, UpstreamConnection, use_connection
 from halt.transport.http1 import Body
 from halt.transport.pool import Transport
 
@@ -161,9 +161,11 @@ class HandMade:
                 self._changed.notify_all()
 
 
-def get(transport: Transport, url: str, line: Line | None = None) -> httpx2.Response:
-    """Send a GET request on a line; the response with its body still to come."""
-    with on_line(line or Line()):
+def get(
+    transport: Transport, url: str, connection: UpstreamConnection | None = None
+) -> httpx2.Response:
+    """Send a GET request on a connection; the response with its body still to come."""
+    with use_connection(connection or UpstreamConnection()):
         return transport.handle_request(httpx2.Request("GET", url))
 
 
@@ -178,7 +180,7 @@ def read_all(body: Body) -> bytes:
     out: list[bytes] = []
     deadline = time.monotonic() + SOON
     while time.monotonic() < deadline:
-        with contextlib.suppress(Quiet):
+        with contextlib.suppress(NoData):
             data = body.read()
             if not data:
                 return b"".join(out)
@@ -186,9 +188,9 @@ def read_all(body: Body) -> bytes:
     raise TimeoutError(f"the body does not end; so far: {b''.join(out)[:200]!r}")
 
 
-def fetch(transport: Transport, url: str, line: Line | None = None) -> bytes:
+def fetch(transport: Transport, url: str, connection: UpstreamConnection | None = None) -> bytes:
     """A GET request from its beginning to its end."""
-    body = body_of(get(transport, url, line))
+    body = body_of(get(transport, url, connection))
     try:
         return read_all(body)
     finally:

@@ -8,7 +8,7 @@ from halt.cli.doctor.report import Report, milliseconds
 from halt.cli.source import ANSWER_WITHIN
 from halt.clock import now
 from halt.config.providers import ProviderSettings
-from halt.core.connection import limited
+from halt.core.connection import limited_connection
 from halt.core.service import GenerationService
 from halt.errors import HaltError
 from halt.providers.base import API_PATH
@@ -20,12 +20,14 @@ def models(report: Report, provider: ProviderSettings, generations: GenerationSe
     model = upstream.known_model
     began = now()
     try:
-        with limited(min(ANSWER_WITHIN, generations.config.first_byte_timeout)) as line:
+        with limited_connection(
+            min(ANSWER_WITHIN, generations.config.first_byte_timeout)
+        ) as connection:
             if provider.models:  # named in the settings, and perhaps listed nowhere else
-                upstream.check(line)
-            names = upstream.models(line)
+                upstream.check(connection)
+            names = upstream.models(connection)
     except HaltError as error:
-        if line.interrupted:
+        if connection.interrupted:
             remedy = report.remedy("first_byte_timeout")
             report.fail("models", "no answer to the list of models.", remedy)
             return False

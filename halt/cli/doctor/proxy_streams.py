@@ -17,7 +17,7 @@ from halt.cli.doctor.report import Report
 from halt.cli.doctor.stop import SLOW_STOP
 from halt.cli.source import ANSWER_WITHIN, Frames, Remote, body_of
 from halt.clock import now
-from halt.core.connection import Line, Quiet
+from halt.core.connection import NoData, UpstreamConnection
 from halt.core.events import Failed, Terminal, encode, is_terminal
 from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest, Message
@@ -42,10 +42,12 @@ class Stopper:
     A connection that has not ended ANSWER_WITHIN seconds later is interrupted.
     """
 
-    def __init__(self, remote: Remote, stream_id: str, line: Line, after: float) -> None:
+    def __init__(
+        self, remote: Remote, stream_id: str, connection: UpstreamConnection, after: float
+    ) -> None:
         self.receipt: Receipt | None = None
         self.fault: HaltError | None = None
-        self._remote, self._id, self._line, self._after = remote, stream_id, line, after
+        self._remote, self._id, self._connection, self._after = remote, stream_id, connection, after
         self._told, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="halt-doctor", daemon=True)
         self._thread.start()
@@ -68,7 +70,7 @@ class Stopper:
         except HaltError as fault:
             self.fault = fault
         if not self._over.wait(ANSWER_WITHIN):
-            self._line.interrupt()
+            self._connection.interrupt()
 
 
 @dataclass
@@ -122,11 +124,11 @@ def _stream(remote: Remote, prompt: str, timeout: float, patience: float | None)
     """
     stream_id = f"doctor-{secrets.token_hex(8)}"
     request = ChatRequest([Message("user", prompt)], id=stream_id)
-    line = Line()
+    connection = UpstreamConnection()
     began = now()
-    stopper = Stopper(remote, stream_id, line, timeout if patience is None else patience)
+    stopper = Stopper(remote, stream_id, connection, timeout if patience is None else patience)
     try:
-        response = remote.open("POST", "/chat/stream", line, encode(request))
+        response = remote.open("POST", "/chat/stream", connection, encode(request))
         stream = Stream(stream_id, response.headers, stopper)
         try:
             _follow(stream, body_of(response), began, presses=patience is not None)
@@ -144,7 +146,7 @@ def _follow(stream: Stream, body: Body, began: float, *, presses: bool) -> None:
     while stream.ended is None:
         try:
             raw = body.read()
-        except Quiet:
+        except NoData:
             continue
         except httpx2.HTTPError:
             break

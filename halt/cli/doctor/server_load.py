@@ -23,7 +23,7 @@ from halt.cli.source import body_of
 from halt.clock import now
 from halt.config.addresses import is_openai
 from halt.config.providers import ProviderSettings
-from halt.core.connection import limited
+from halt.core.connection import limited_connection
 from halt.errors import HaltError
 from halt.transport.pool import Transport
 
@@ -136,7 +136,7 @@ class ServerLoad:
 
     def _get(self, path: str) -> bytes | None:
         """The body of a whole answer with status 200."""
-        with limited(ANSWER_WITHIN):
+        with limited_connection(ANSWER_WITHIN):
             try:
                 url = self._root + path
                 with self._client.stream("GET", url, params=self._parameters) as response:

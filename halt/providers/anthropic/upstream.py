@@ -11,7 +11,7 @@ import anthropic
 import httpx2
 
 from halt.config.providers import ProviderSettings
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest, Reply
 from halt.providers.anthropic.request import bad_request, body_of, may_think
 from halt.providers.anthropic.stream import MessagesDecoder
@@ -74,18 +74,24 @@ class AnthropicUpstream(Provider):
         self._models = self._client.models.with_raw_response
         self._budgeted: set[str] = set()  # models that want a budget instead of an effort
 
-    def _continuation_mode(self, model: str, request: ChatRequest, line: Line) -> ContinuationMode:
+    def _continuation_mode(
+        self, model: str, request: ChatRequest, connection: UpstreamConnection
+    ) -> ContinuationMode:
         wish = self._settings.continues
         takes = PREFIXED.match(model) and (request.reasoning_effort or "none") == "none"
         return "trailing" if wish == "prefix" or (wish == "auto" and takes) else "instruction"
 
     def _send(
-        self, model: str, request: ChatRequest, line: Line, mode: ContinuationMode | None = None
+        self,
+        model: str,
+        request: ChatRequest,
+        connection: UpstreamConnection,
+        mode: ContinuationMode | None = None,
     ) -> Reply:
         body = body_of(request, self._settings.max_tokens)
         asked = body | {"model": model, "stream": True}
         create = partial(self._create, model, asked, request)
-        return self._open_stream(line, model, MESSAGES, create, MessagesDecoder())
+        return self._open_stream(connection, model, MESSAGES, create, MessagesDecoder())
 
     def _create(self, model: str, asked: dict[str, Any], request: ChatRequest) -> httpx2.Response:
         """Send the request; models differ in how they are told to think, so perhaps twice."""

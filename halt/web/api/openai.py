@@ -22,7 +22,7 @@ import msgspec
 from flask import Blueprint, Response, request
 
 from halt.core import via
-from halt.core.connection import limited
+from halt.core.connection import limited_connection
 from halt.core.events import (
     FINAL_FRAME,
     HEARTBEAT,
@@ -293,11 +293,11 @@ def _names() -> list[str]:
     """
     service = services().generations
     configured = [name] if (name := service.upstream.known_model) else []
-    with service.readers.place(), limited(MODELS_SECONDS, via.current()) as line:
+    with service.readers.place(), limited_connection(MODELS_SECONDS, via.current()) as connection:
         try:
-            return service.upstream.models(line) or configured
+            return service.upstream.models(connection) or configured
         except HaltError as fault:
-            if line.interrupted or isinstance(fault, Interrupted):
+            if connection.interrupted or isinstance(fault, Interrupted):
                 raise UpstreamError("first_byte_timeout") from None
             if configured and fault.code in NO_LIST_CODES:
                 return configured

@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import render_template, request
 
-from halt.core.connection import limited
+from halt.core.connection import limited_connection
 from halt.errors import Interrupted, StoreUnavailable, UpstreamError
 from halt.providers.catalog import checked_model
 from halt.store.models import UnknownConversation
@@ -54,8 +54,8 @@ def demo_is_loading() -> bool:
     if not services().config.has_demo or ready.is_set():
         return False
     try:
-        with limited(DEMO_WAIT) as line:
-            services().generations.upstream.check(line)
+        with limited_connection(DEMO_WAIT) as connection:
+            services().generations.upstream.check(connection)
     except UpstreamError as fault:
         if fault.code in {"model_loading", "upstream_refused"}:
             return True

@@ -1,6 +1,6 @@
-"""A Line is found in every phase of its request, and an interrupt never hits another's connection.
+"""An interrupt reaches a request in every phase, and never another request's connection.
 
-Each phase brings a request to the point at which it blocks, and says so; then the line is cut.
+Each phase brings a request to the point at which it blocks; then the request is interrupted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.errors import Interrupted
 from halt.testing.fake_openai import FakeOpenAI
 from halt.transport.pool import Transport
@@ -41,8 +41,8 @@ SYN_SENT = 2  # TCP_INFO's first byte while a connection is being made
 REPEATS = 100
 
 
-class WatchedLine(Line):
-    """A line that tells when a socket is attached to it."""
+class WatchedConnection(UpstreamConnection):
+    """A connection that tells when a socket is attached to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,8 +55,8 @@ class WatchedLine(Line):
         self.attached.set()
 
 
-class HastyLine(Line):
-    """A line that is interrupted as soon as its n-th socket is attached, before that is used."""
+class HastyConnection(UpstreamConnection):
+    """A connection that is interrupted when its n-th socket is attached, before its use."""
 
     def __init__(self, after: int = 1) -> None:
         super().__init__()
@@ -83,21 +83,25 @@ def transport(context: ssl.SSLContext) -> Iterator[Transport]:
 
 # --- every phase ----------------------------------------------------------------------------------
 
-#: Brings a request on this line to where it blocks; the call that blocks, in the background.
-Phase = Callable[[Transport, WatchedLine, contextlib.ExitStack], Background]
+#: Brings a request on this connection to where it blocks; the call that blocks, in the background.
+Phase = Callable[[Transport, WatchedConnection, contextlib.ExitStack], Background]
 
 
-def connecting(transport: Transport, line: WatchedLine, stack: contextlib.ExitStack) -> Background:
+def connecting(
+    transport: Transport, connection: WatchedConnection, stack: contextlib.ExitStack
+) -> Background:
     url = stack.enter_context(FakeOpenAI.unaccepting())
-    blocked = Background(lambda: get(transport, url, line))
-    assert line.attached.wait(SOON)
-    sock = line.sockets[0]
+    blocked = Background(lambda: get(transport, url, connection))
+    assert connection.attached.wait(SOON)
+    sock = connection.sockets[0]
     if hasattr(socket, "TCP_INFO"):  # Linux; elsewhere the interrupt may come a little earlier
         until(lambda: sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO) & 0xFF == SYN_SENT)
     return blocked
 
 
-def greeting(transport: Transport, line: WatchedLine, stack: contextlib.ExitStack) -> Background:
+def greeting(
+    transport: Transport, connection: WatchedConnection, stack: contextlib.ExitStack
+) -> Background:
     """The TLS handshake, with a server that takes our hello and says nothing."""
     heard = threading.Event()
 
@@ -107,12 +111,14 @@ def greeting(transport: Transport, line: WatchedLine, stack: contextlib.ExitStac
         peer.see_leave()
 
     server = stack.enter_context(HandMade(handle))
-    blocked = Background(lambda: get(transport, server.url.replace("http:", "https:"), line))
+    blocked = Background(lambda: get(transport, server.url.replace("http:", "https:"), connection))
     assert heard.wait(SOON)
     return blocked
 
 
-def asking(transport: Transport, line: WatchedLine, stack: contextlib.ExitStack) -> Background:
+def asking(
+    transport: Transport, connection: WatchedConnection, stack: contextlib.ExitStack
+) -> Background:
     """Waiting for headers."""
     heard = threading.Event()
 
@@ -122,13 +128,13 @@ def asking(transport: Transport, line: WatchedLine, stack: contextlib.ExitStack)
         peer.see_leave()
 
     server = stack.enter_context(HandMade(handle))
-    blocked = Background(lambda: get(transport, server.url, line))
+    blocked = Background(lambda: get(transport, server.url, connection))
     assert heard.wait(SOON)
     return blocked
 
 
 def between_bytes(
-    transport: Transport, line: WatchedLine, stack: contextlib.ExitStack
+    transport: Transport, connection: WatchedConnection, stack: contextlib.ExitStack
 ) -> Background:
     """In the middle of a chunk."""
 
@@ -138,7 +144,7 @@ def between_bytes(
         peer.see_leave()
 
     server = stack.enter_context(HandMade(handle))
-    body = body_of(get(transport, server.url, line))
+    body = body_of(get(transport, server.url, connection))
     stack.callback(body.close)
     assert body.read() == b"some"
 
@@ -163,26 +169,26 @@ def receipt(phase: Phase) -> str:
 def test_an_interrupt_wakes_whoever_blocks(transport: Transport, phase: Phase) -> None:
     """In every phase the blocked thread comes back at once, with an error, and all is closed."""
     with contextlib.ExitStack() as stack:
-        line = WatchedLine()
-        blocked = phase(transport, line, stack)
-        assert line.wait_closed(0) == "closing"
-        line.interrupt()
+        connection = WatchedConnection()
+        blocked = phase(transport, connection, stack)
+        assert connection.wait_closed(0) == "closing"
+        connection.interrupt()
         assert isinstance(blocked.end(), (httpx2.TransportError, Interrupted))
-        assert line.wait_closed(0) == receipt(phase)
-        assert line.interrupted
-        assert [sock.fileno() for sock in line.sockets] == [-1] * len(line.sockets)
+        assert connection.wait_closed(0) == receipt(phase)
+        assert connection.interrupted
+        assert [sock.fileno() for sock in connection.sockets] == [-1] * len(connection.sockets)
 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_interrupting_again_is_harmless(transport: Transport, phase: Phase) -> None:
     """Law: any number of interrupts at any time do what one does."""
     with contextlib.ExitStack() as stack:
-        line = WatchedLine()
-        blocked = phase(transport, line, stack)
-        together(*[line.interrupt] * 3)
+        connection = WatchedConnection()
+        blocked = phase(transport, connection, stack)
+        together(*[connection.interrupt] * 3)
         blocked.end()
-        line.interrupt()
-        assert line.wait_closed(0) == receipt(phase)
+        connection.interrupt()
+        assert connection.wait_closed(0) == receipt(phase)
 
 
 # --- before and after -----------------------------------------------------------------------------
@@ -190,12 +196,12 @@ def test_interrupting_again_is_harmless(transport: Transport, phase: Phase) -> N
 
 def test_nothing_is_sent_after_an_interrupt(transport: Transport, fake: FakeOpenAI) -> None:
     """A Stop that comes first is kept: no connection is made for the run, no request is sent."""
-    line = Line()
-    line.interrupt()
+    connection = UpstreamConnection()
+    connection.interrupt()
     with pytest.raises(Interrupted):
-        get(transport, f"{fake.base_url}/models", line)
+        get(transport, f"{fake.base_url}/models", connection)
     assert (fake.requests, fake.open_connections) == ([], 0)
-    assert line.wait_closed(0) == "none"
+    assert connection.wait_closed(0) == "none"
 
 
 def test_nothing_is_sent_on_a_kept_connection_either(
@@ -204,17 +210,17 @@ def test_nothing_is_sent_on_a_kept_connection_either(
     """The same where a connection is there already."""
     url = f"{fake.base_url}/models"
     fetch(transport, url)
-    line = Line()
-    line.interrupt()
+    connection = UpstreamConnection()
+    connection.interrupt()
     with pytest.raises(Interrupted):
-        get(transport, url, line)
+        get(transport, url, connection)
     assert len(fake.requests) == 1
 
 
 def test_a_stop_as_the_socket_is_made_is_heard(transport: Transport) -> None:
     """An interrupt between the making of a socket and its connecting ends that connecting too."""
     with FakeOpenAI.unaccepting() as url:
-        blocked = Background(lambda: get(transport, url, HastyLine()))
+        blocked = Background(lambda: get(transport, url, HastyConnection()))
         blocked.join(SOON)
         assert not blocked.is_alive(), "it connects for as long as it may"
     assert isinstance(blocked.fault, (httpx2.TransportError, Interrupted))
@@ -222,24 +228,26 @@ def test_a_stop_as_the_socket_is_made_is_heard(transport: Transport) -> None:
 
 def test_a_stop_as_tls_begins_is_heard() -> None:
     """An interrupt just as TLS takes over the socket: nothing blocks, the receipt says closed."""
-    line = Line()
+    connection = UpstreamConnection()
 
     class Context(ssl.SSLContext):
         def wrap_socket(self, *args: Any, **options: Any) -> ssl.SSLSocket:
             wrapped = super().wrap_socket(*args, **options)
-            line.interrupt()
+            connection.interrupt()
             return wrapped
 
     transport = Transport(LONG, Context(ssl.PROTOCOL_TLS_CLIENT))
     with HandMade(answer()) as server:
-        blocked = Background(lambda: get(transport, server.url.replace("http:", "https:"), line))
+        blocked = Background(
+            lambda: get(transport, server.url.replace("http:", "https:"), connection)
+        )
         assert isinstance(blocked.end(), (httpx2.TransportError, Interrupted))
         server.wait_over(1)
-    assert line.wait_closed(0) == "closed"
+    assert connection.wait_closed(0) == "closed"
 
 
 def test_an_interrupt_after_the_end_is_harmless_to_others(transport: Transport) -> None:
-    """A connection that was given back serves another run; the old line cannot reach it."""
+    """A connection that was given back serves another run; the old handle cannot reach it."""
     go_on = threading.Event()
 
     def handle(peer: Peer) -> None:
@@ -252,7 +260,7 @@ def test_an_interrupt_after_the_end_is_harmless_to_others(transport: Transport) 
         peer.see_leave()
 
     with HandMade(handle) as server:
-        old = Line()
+        old = UpstreamConnection()
         assert fetch(transport, server.url, old) == b"hello"
         assert old.wait_closed(0) == "none"
         body = body_of(get(transport, server.url))
@@ -271,11 +279,11 @@ def test_the_end_against_an_interrupt(transport: Transport) -> None:
     """
     with HandMade(answer(*[HELLO] * (2 * REPEATS))) as server:
         for _ in range(REPEATS):
-            line = Line()
-            body = body_of(get(transport, server.url, line))
+            connection = UpstreamConnection()
+            body = body_of(get(transport, server.url, connection))
             assert body.read() == b"hello"
-            together(body.close, line.interrupt)
-            assert line.wait_closed(0) in {"closed", "none"}
+            together(body.close, connection.interrupt)
+            assert connection.wait_closed(0) in {"closed", "none"}
             assert fetch(transport, server.url) == b"hello"
 
 
@@ -295,12 +303,12 @@ def test_a_replaced_connection_is_interrupted_too(transport: Transport) -> None:
 
     with HandMade(first, second) as server:
         fetch(transport, server.url)
-        line = Line()
-        blocked = Background(lambda: get(transport, server.url, line))
+        connection = UpstreamConnection()
+        blocked = Background(lambda: get(transport, server.url, connection))
         assert heard.wait(SOON)
-        line.interrupt()
+        connection.interrupt()
         assert isinstance(blocked.end(), httpx2.ReadError)
-        assert line.wait_closed(0) == "closed"
+        assert connection.wait_closed(0) == "closed"
 
 
 def test_a_stop_is_never_followed_by_a_second_attempt(transport: Transport) -> None:
@@ -316,10 +324,10 @@ def test_a_stop_is_never_followed_by_a_second_attempt(transport: Transport) -> N
 
     with HandMade(handle) as server:
         fetch(transport, server.url)
-        line = Line()
-        blocked = Background(lambda: get(transport, server.url, line))
+        connection = UpstreamConnection()
+        blocked = Background(lambda: get(transport, server.url, connection))
         assert heard.wait(SOON)
-        line.interrupt()
+        connection.interrupt()
         assert blocked.end() is not None
         assert server.accepted == 1
 
@@ -329,55 +337,55 @@ def test_a_stop_is_never_followed_by_a_second_attempt(transport: Transport) -> N
 
 def test_receipts_say_what_was_seen(transport: Transport) -> None:
     """None before and after, closing while it is open, closed when it is closed."""
-    line = Line()
-    assert line.wait_closed(0) == "none"
+    connection = UpstreamConnection()
+    assert connection.wait_closed(0) == "none"
     with HandMade(answer(HELLO)) as server:
-        body = body_of(get(transport, server.url, line))
-        assert line.wait_closed(0) == "closing"
-        line.interrupt()
-        assert line.wait_closed(0) == "closing"  # nobody has seen it closed yet
+        body = body_of(get(transport, server.url, connection))
+        assert connection.wait_closed(0) == "closing"
+        connection.interrupt()
+        assert connection.wait_closed(0) == "closing"  # nobody has seen it closed yet
         body.close()
-        assert line.wait_closed(0) == "closed"
+        assert connection.wait_closed(0) == "closed"
 
 
 def test_a_refused_connection_was_never_open(transport: Transport) -> None:
     """The receipt of a connection that the peer refuses is none: nothing was there to be closed."""
-    line = Line()
+    connection = UpstreamConnection()
     with socket.socket() as bound:  # it does not listen
         bound.bind(("127.0.0.1", 0))
         with pytest.raises(httpx2.ConnectError):
-            get(transport, f"http://127.0.0.1:{bound.getsockname()[1]}", line)
-    assert line.wait_closed(0) == "none"
+            get(transport, f"http://127.0.0.1:{bound.getsockname()[1]}", connection)
+    assert connection.wait_closed(0) == "none"
 
 
 def test_a_refused_attempt_hides_an_earlier_connection(transport: Transport) -> None:
     """The receipt is about the last attempt: one that was refused is none, whatever came before."""
-    line = Line()
+    connection = UpstreamConnection()
     with HandMade(answer(HELLO)) as server:
-        body_of(get(transport, server.url, line)).close()
-        assert line.wait_closed(0) == "closed"
+        body_of(get(transport, server.url, connection)).close()
+        assert connection.wait_closed(0) == "closed"
     with pytest.raises(httpx2.ConnectError):
-        get(transport, server.url, line)
-    assert line.wait_closed(0) == "none"
+        get(transport, server.url, connection)
+    assert connection.wait_closed(0) == "none"
 
 
 def test_a_connection_in_the_pool_is_not_closed(transport: Transport) -> None:
     """A run whose first connection was closed and whose second serves others says none."""
-    line = Line()
+    connection = UpstreamConnection()
     with HandMade(answer(HELLO), answer(HELLO)) as server:
-        body_of(get(transport, server.url, line)).close()
-        assert line.wait_closed(0) == "closed"
-        assert fetch(transport, server.url, line) == b"hello"
-        assert line.wait_closed(0) == "none"
+        body_of(get(transport, server.url, connection)).close()
+        assert connection.wait_closed(0) == "closed"
+        assert fetch(transport, server.url, connection) == b"hello"
+        assert connection.wait_closed(0) == "none"
 
 
 def test_a_receipt_waits_for_the_close(transport: Transport) -> None:
     """Whoever waits for the receipt learns of the close as it happens."""
-    line = Line()
+    connection = UpstreamConnection()
     with HandMade(answer(HELLO)) as server:
-        body = body_of(get(transport, server.url, line))
-        waiting = Background(partial(line.wait_closed, SOON))
-        line.interrupt()
+        body = body_of(get(transport, server.url, connection))
+        waiting = Background(partial(connection.wait_closed, SOON))
+        connection.interrupt()
         body.close()
         assert waiting.end(SOON / 2) is None
         assert waiting.result == "closed"

@@ -78,7 +78,7 @@ def test_the_provider_counts_to_the_end_after_a_stop(stage: Stage) -> None:
     assert events[-1][1].metrics.tokens_estimated
     assert stage.ended == [run]
     assert not reply.closed
-    assert not run.line.interrupted
+    assert not run.connection.interrupted
     reply.feed("two ", "three")
     reply.end("stop", USAGE)
     assert stage.reported.get(timeout=SOON) == (run.id, USAGE)
@@ -112,7 +112,7 @@ def test_only_a_stop_is_read_on(stage: Stage) -> None:
     for end in ends:
         run, reply, reader = stage.start(generations)
         end(run)
-        assert run.line.interrupted
+        assert run.connection.interrupted
         assert reply.over.wait(SOON)
         reader.finish()
     assert stage.reported.empty()
@@ -282,6 +282,6 @@ def test_places_of_the_unheard_are_bounded_and_given_back() -> None:
     unheard.give_back(late)
     assert unheard.take(third)
     unheard.close()
-    assert first.line.interrupted
+    assert first.connection.interrupted
     assert not unheard.take(late)
     assert not Unheard(Config(max_streams=2)).take(first)

@@ -336,7 +336,7 @@ def test_a_body_that_inflates_to_megabytes_comes_in_turns(  # noqa: PLR0915
         until(lambda: bool(generations.relay._posts))
         stopped.set()
         assert receipt.end() is None
-        assert run.line.wait_closed(SOON) == "closed"
+        assert run.connection.wait_closed(SOON) == "closed"
         until(lambda: neighbour.log.last == 2)
         generations.stop(neighbour.id, None)
     sizes = [size for which, size in reads if which == 1]

@@ -149,7 +149,7 @@ def test_stop_while_it_connects(stage: Stage) -> None:
     run, upstream = stage.begin(Scripted(silent=True))
     assert upstream.waiting.wait(SOON)
     assert run.switch.press() == "stopped"
-    assert run.line.wait_closed(SOON) == "closed"
+    assert run.connection.wait_closed(SOON) == "closed"
     stage.wait_settled(run)
     assert (run.state, run.log.last, len(upstream.asked)) == ("cancelled", 1, 1)
 
@@ -194,7 +194,7 @@ def test_stop_after_the_end_finds_it_finished(stage: Stage) -> None:
     reply.end()
     assert reply.over.wait(SOON)
     assert run.switch.press() == "finished"
-    assert (run.state, run.line.interrupted) == ("done", False)
+    assert (run.state, run.connection.interrupted) == ("done", False)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_stop_against_the_natural_end(stage: Stage) -> None:
         assert stage.ended == stage.settled == [run]
         assert reply.finished + reply.closed <= 1
         # All of the answer may be there before the Stop comes to the connection: that one is kept.
-        assert run.line.wait_closed(0) == ("closed" if reply.closed else "none")
+        assert run.connection.wait_closed(0) == ("closed" if reply.closed else "none")
         assert run.answer()[1] == "".join(text_of(e) for _, e in events)
         outcomes.add(run.state)
     assert outcomes <= {"cancelled", "done"}
@@ -576,7 +576,7 @@ def test_a_limit_that_is_over_ends_the_run(stage: Stage, phase: str) -> None:
     stage.look(run)
     assert failed(run) == ("stalled" if phase == "answering" else "first_byte_timeout")
     stage.wait_settled(run)
-    assert run.line.wait_closed(0) == "closed"
+    assert run.connection.wait_closed(0) == "closed"
 
 
 @pytest.mark.parametrize("name", ["run_timeout", "first_byte_timeout"])

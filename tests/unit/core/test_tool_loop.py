@@ -439,7 +439,7 @@ def test_stop_while_the_model_is_asked_again(stage: ToolStage) -> None:
     ask(first, "x")
     assert upstream.waiting.wait(SOON)
     assert run.switch.press() == "stopped"
-    assert run.line.wait_closed(SOON) == "closed"
+    assert run.connection.wait_closed(SOON) == "closed"
     stage.wait_settled(run)
     assert kinds(run.log.read(0)) == ["ToolCall", "ToolResult", "Cancelled"]
 

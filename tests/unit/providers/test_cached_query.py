@@ -8,14 +8,14 @@ from collections.abc import Callable
 import pytest
 
 from halt.clock import now
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.errors import HaltError, Interrupted, UpstreamError
 from halt.providers.cached_query import CachedQuery
 from tests.support.scripted import SOON
 
 
 def question(
-    ask: Callable[[Line], str],
+    ask: Callable[[UpstreamConnection], str],
     *,
     answer_seconds: float = 60.0,
     fault_seconds: float = 60.0,
@@ -34,11 +34,11 @@ def answer(asked: CachedQuery[str]) -> tuple[str | None, HaltError | None]:
 
 def test_a_question_is_asked_once_by_however_many() -> None:
     """All who come while it is under way wait for the same answer."""
-    asked: list[Line] = []
+    asked: list[UpstreamConnection] = []
     go_on = threading.Event()
 
-    def ask(line: Line) -> str:
-        asked.append(line)
+    def ask(connection: UpstreamConnection) -> str:
+        asked.append(connection)
         assert go_on.wait(SOON)
         return "yes"
 
@@ -62,7 +62,7 @@ def test_a_surprise_is_a_fault_at_once_and_the_next_question_is_asked(
     """Nobody waits for an answer that can't come any more, and what was known is kept."""
     answers: list[str | BaseException] = ["first", surprise, "second"]
 
-    def ask(line: Line) -> str:
+    def ask(connection: UpstreamConnection) -> str:
         what = answers.pop(0)
         if isinstance(what, BaseException):
             raise what
@@ -82,10 +82,10 @@ def test_a_surprise_is_a_fault_at_once_and_the_next_question_is_asked(
 
 def test_a_fault_is_kept_for_its_own_time() -> None:
     """A server that refuses is not asked again at once."""
-    asked: list[Line] = []
+    asked: list[UpstreamConnection] = []
 
-    def ask(line: Line) -> str:
-        asked.append(line)
+    def ask(connection: UpstreamConnection) -> str:
+        asked.append(connection)
         raise UpstreamError("unauthorized")
 
     one = question(ask, answer_seconds=0.0)
@@ -97,9 +97,9 @@ def test_a_fault_is_kept_for_its_own_time() -> None:
 def test_a_silent_server_has_a_limit() -> None:
     """Its line is interrupted, and it counts as not to be reached."""
 
-    def ask(line: Line) -> str:
+    def ask(connection: UpstreamConnection) -> str:
         limit = threading.Event()
-        while not line.interrupted:
+        while not connection.interrupted:
             limit.wait(0.01)
         raise Interrupted("too late")
 
@@ -110,11 +110,11 @@ def test_a_silent_server_has_a_limit() -> None:
 
 def test_what_has_expired_is_asked_anew() -> None:
     """Once; a question that is under way is not asked beside itself."""
-    asked: list[Line] = []
+    asked: list[UpstreamConnection] = []
     go_on = threading.Event()
 
-    def ask(line: Line) -> str:
-        asked.append(line)
+    def ask(connection: UpstreamConnection) -> str:
+        asked.append(connection)
         assert go_on.wait(SOON)
         return str(len(asked))
 

@@ -9,7 +9,7 @@ import pytest
 
 from halt.app import create_app
 from halt.config.environment import load
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.errors import RequestError, UpstreamError
 from halt.providers import catalog
 from halt.providers.catalog import NAMES_MAX, Catalog, checked_model
@@ -30,7 +30,7 @@ class Offering(Scripted):
         self.go_on = threading.Event()
         self.go_on.set()
 
-    def models(self, line: Line) -> list[str]:
+    def models(self, connection: UpstreamConnection) -> list[str]:
         self.questions += 1
         assert self.go_on.wait(SOON)
         answer = self.answers.pop(0)
@@ -42,8 +42,8 @@ class Offering(Scripted):
 class ByProvider(Offering):
     """One that stands before several providers."""
 
-    def catalog(self, line: Line) -> Groups:
-        return [("one", self.models(line)), ("two", []), ("three", ["c"])]
+    def catalog(self, connection: UpstreamConnection) -> Groups:
+        return [("one", self.models(connection)), ("two", []), ("three", ["c"])]
 
 
 def test_a_list_is_asked_for_once_and_kept() -> None:

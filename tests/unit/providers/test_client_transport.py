@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from halt.config.providers import ProviderSettings
-from halt.core.connection import Line, Quiet
+from halt.core.connection import NoData, UpstreamConnection
 from halt.core.request import ChatRequest, Message, Reply
 from halt.errors import UpstreamError
 from halt.providers.anthropic.upstream import AnthropicUpstream
@@ -98,13 +98,15 @@ def provider(kind: str, address: str, **more: Any) -> Iterator[Provider]:
 
 def ask(upstream: Provider, **more: Any) -> str:
     """The text of an answer. Raises UpstreamError."""
-    reply: Reply = upstream.open(ChatRequest([Message("user", "hi")], model="m", **more), Line())
+    reply: Reply = upstream.open(
+        ChatRequest([Message("user", "hi")], model="m", **more), UpstreamConnection()
+    )
     text, ended = "", False
     try:
         while not ended:
             try:
                 part = reply.read()
-            except Quiet:
+            except NoData:
                 continue
             text, ended = text + part.text, part.ended
     finally:
@@ -147,7 +149,7 @@ def test_the_list_of_models_is_found_behind_a_redirect_too() -> None:
         return response("200 OK", b'[{"id":"a"}]', JSON)
 
     with Server(serve) as server, provider("openai", server.url) as upstream:
-        assert upstream.models(Line()) == ["a"]
+        assert upstream.models(UpstreamConnection()) == ["a"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -300,7 +302,7 @@ def test_what_comes_in_place_of_a_list_is_told(reply: bytes, code: str, words: s
     """A server without a list needs HALT_MODEL; anything else is told in its words."""
     with Server(lambda *_: reply) as server, provider("openai", server.url) as upstream:
         with pytest.raises(UpstreamError) as caught:
-            upstream.default_model(Line())
+            upstream.default_model(UpstreamConnection())
         assert (caught.value.code, words in caught.value.message) == (code, True)
 
 
@@ -309,8 +311,8 @@ def test_a_list_is_read_whatever_its_label_says() -> None:
     body = b'{"models":[{"name":"nomic-embed-text"},{"name":"a"}]}'
     reply = response("200 OK", body, b"Content-Type: text/html\r\n")
     with Server(lambda *_: reply) as server, provider("openai", server.url) as upstream:
-        assert upstream.models(Line()) == ["nomic-embed-text", "a"]
-        assert upstream.default_model(Line()) == "a"
+        assert upstream.models(UpstreamConnection()) == ["nomic-embed-text", "a"]
+        assert upstream.default_model(UpstreamConnection()) == "a"
 
 
 # --- refusals whose bodies break ------------------------------------------------------------------

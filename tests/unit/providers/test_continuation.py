@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from halt.config.providers import Kind, ProviderSettings
 from halt.config.settings import Config
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.core.events import Content, Done, Extra, Reasoning, ReasoningEnd, ToolCall
 from halt.core.request import (
     ChatRequest,
@@ -386,7 +386,7 @@ CUTS = [1, 24, 25, 60, 108, TEXT.index("def") + 2, TEXT.index("return") - 2, len
 def ask(upstream: Upstream, request: ChatRequest) -> Answer:
     """What comes of a request, or its fault."""
     try:
-        return read(upstream.open(request, Line()))
+        return read(upstream.open(request, UpstreamConnection()))
     except UpstreamError as fault:
         return Answer(fault=fault)
 
@@ -564,8 +564,8 @@ def test_the_demo_model_goes_on_with_its_answer(running: Master) -> None:
 def test_the_line_is_one_for_all_that_a_continuation_asks(make: Make, tale: FakeOpenAI) -> None:
     """The list of models, a refusal and the second way: an interrupt ends each of them."""
     tale.owner = "llamacpp"
-    line = Line()
-    line.interrupt()
+    connection = UpstreamConnection()
+    connection.interrupt()
     with pytest.raises(Exception, match="stopped"):
-        make().open(continuation_request(ChatRequest(HI), "Once"), line)
+        make().open(continuation_request(ChatRequest(HI), "Once"), connection)
     assert tale.requests == []

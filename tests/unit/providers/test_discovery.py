@@ -18,7 +18,7 @@ import pytest
 from halt.config.environment import load
 from halt.config.model_servers import USUAL, Found, Names, decoded, product_of
 from halt.config.settings import Config, ConfigError
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.errors import UpstreamError
 from halt.library.halt import Halt
 from halt.providers import discovery
@@ -393,8 +393,8 @@ def test_the_models_of_all_that_answer_are_offered(offer: OfferOf, two: tuple[st
         ),
         ("other", ["other/qwen3:8b", "other/m"]),
     ]
-    assert upstream.catalog(Line()) == groups
-    assert upstream.models(Line()) == [name for _, names in groups for name in names]
+    assert upstream.catalog(UpstreamConnection()) == groups
+    assert upstream.models(UpstreamConnection()) == [name for _, names in groups for name in names]
     assert ask(upstream, "ollama/qwen3:8b").text == "qwen3:8b answers."
     assert ask(upstream, "m").text == "m answers."
     assert "use ollama/qwen3:8b or other/qwen3:8b" in refused_model(upstream, "qwen3:8b")
@@ -412,7 +412,7 @@ def test_one_server_has_its_prefix_and_takes_names_that_it_does_not_list(
     server = serve(OLLAMA)
     usual(["ollama"], [server.url], monkeypatch)
     upstream = offer(server.url)
-    assert upstream.models(Line())[-1] == "ollama/qwen3:8b"
+    assert upstream.models(UpstreamConnection())[-1] == "ollama/qwen3:8b"
     assert ask(upstream, "llama3.2").text == "llama3.2 answers."
     assert upstream.known_model == "ollama/llama3.2"
 
@@ -427,13 +427,13 @@ def test_a_server_that_appears_is_offered_with_the_next_look(
     upstream = offer(*urls)
     refused(ask(upstream), "no_model")
     with pytest.raises(UpstreamError) as caught:
-        upstream.catalog(Line())
+        upstream.catalog(UpstreamConnection())
     assert caught.value.code == "no_model"
     serve(listing(models("a")), port=urlsplit(urls[0]).port or 0)
     assert ask(upstream).text == "a answers."
     serve(listing(models("b")), port=urlsplit(urls[1]).port or 0)
     assert ask(upstream, "two/b").text == "b answers."
-    assert [name for name, _ in upstream.catalog(Line())] == ["one", "two"]
+    assert [name for name, _ in upstream.catalog(UpstreamConnection())] == ["one", "two"]
 
 
 def test_a_model_that_nobody_lists_is_looked_for_at_once(
@@ -445,11 +445,11 @@ def test_a_model_that_nobody_lists_is_looked_for_at_once(
     urls = serve(listing(models("a"))).url, down()
     usual(["one", "two"], urls, monkeypatch)
     upstream = offer(*urls)
-    assert upstream.models(Line()) == ["one/a"]
+    assert upstream.models(UpstreamConnection()) == ["one/a"]
     serve(listing(models("b")), port=urlsplit(urls[1]).port or 0)
-    assert upstream.models(Line()) == ["one/a"]
+    assert upstream.models(UpstreamConnection()) == ["one/a"]
     assert ask(upstream, "two/b").text == "b answers."
-    assert upstream.models(Line()) == ["one/a", "two/b"]
+    assert upstream.models(UpstreamConnection()) == ["one/a", "two/b"]
 
 
 def test_a_server_that_has_gone_is_offered_no_more(
@@ -463,7 +463,7 @@ def test_a_server_that_has_gone_is_offered_no_more(
     with HandMade(listing(models("a", owner="vllm")), port=urlsplit(url).port or 0):
         assert ask(upstream, "gone/a").text == "a answers."
         assert upstream.known_model == "gone/a"
-    assert [name for name, _ in upstream.catalog(Line())] == ["ollama"]
+    assert [name for name, _ in upstream.catalog(UpstreamConnection())] == ["ollama"]
     assert upstream.known_model == "ollama/qwen3:8b"
     assert not refused(ask(upstream, "gone/a"), "upstream_refused").of_demo
 
@@ -476,12 +476,12 @@ def test_the_demo_model_stands_beside_servers_that_appear(
     demo, url = serve(listing(models("Smol"))), down()
     usual(["ollama"], [url], monkeypatch)
     upstream = offer(url, embedded_url=demo.url, embedded_model="Smol")
-    assert (upstream.known_model, upstream.models(Line())) == ("Smol", ["Smol"])
-    upstream.check(Line())
+    assert (upstream.known_model, upstream.models(UpstreamConnection())) == ("Smol", ["Smol"])
+    upstream.check(UpstreamConnection())
     assert ask(upstream).text == "Smol answers."
     assert ask(upstream, "gpt-4o").text == "gpt-4o answers."  # whatever it is called
     serve(OLLAMA, port=urlsplit(url).port or 0)
-    assert upstream.models(Line())[-2:] == ["ollama/qwen3:8b", "Smol"]
+    assert upstream.models(UpstreamConnection())[-2:] == ["ollama/qwen3:8b", "Smol"]
     assert upstream.known_model == "ollama/qwen3:8b"
     assert ask(upstream, "Smol").text == "Smol answers."
     assert upstream.known_model == "Smol"  # it was chosen
@@ -502,7 +502,7 @@ def test_the_default_is_the_wish_else_what_was_used_last_else_what_is_in_memory(
         assert ask(offer(*two, last="other/m", model=wish)).text == "llama3.2 answers."
     assert ask(offer(*two, model="not-there")).text == "qwen3:8b answers."
     turned = offer(two[1], two[0])
-    turned.models(Line())
+    turned.models(UpstreamConnection())
     assert turned.known_model == "ollama/qwen3:8b"  # the other one is not known to be loaded
     assert ask(offer(two[1])).text == "qwen3:8b answers."  # the first: none is known to be loaded
 

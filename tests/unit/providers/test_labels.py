@@ -15,7 +15,7 @@ import pytest
 
 from halt.config.provider_setup import setup
 from halt.config.settings import Config
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest
 from halt.errors import UpstreamError
 from halt.providers.openai import OpenAIUpstream
@@ -146,7 +146,7 @@ def test_a_list_of_models_that_is_compressed_is_read() -> None:
     head = OK + kind(b"application/json") + b"Content-Encoding: gzip\r\n"
     with HandMade(answer(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)) as server:
         provider = OpenAIUpstream(setup(Config(base_url=server.url, api_key="none")).providers[0])
-        assert provider.models(Line()) == ["m-1"]
+        assert provider.models(UpstreamConnection()) == ["m-1"]
         provider.close()
 
 
@@ -165,7 +165,7 @@ def test_compressed_events_come_as_they_are_sent() -> None:
 
     with HandMade(serve) as server:
         provider = OpenAIUpstream(setup(Config(base_url=server.url, api_key="none")).providers[0])
-        reply = provider.open(ChatRequest(HI, model="m-1"), Line())
+        reply = provider.open(ChatRequest(HI, model="m-1"), UpstreamConnection())
         assert reply.read().text == "A"
         release.set()
         assert read(reply).text == "B"

@@ -20,7 +20,7 @@ import pytest
 from halt.clock import now
 from halt.config.provider_setup import setup
 from halt.config.settings import Config
-from halt.core.connection import Line, Quiet
+from halt.core.connection import NoData, UpstreamConnection
 from halt.core.events import Delta
 from halt.core.request import ChatRequest, Message, Reply, Upstream
 from halt.errors import CODES, OVERLOADED, UpstreamError
@@ -74,7 +74,7 @@ def read(reply: Reply) -> Answer:
     out = Answer(reply=reply)
     try:
         while not out.ended:
-            with suppress(Quiet):
+            with suppress(NoData):
                 part = reply.read()
                 out.text += part.text
                 out.events += part.events
@@ -93,14 +93,14 @@ def drain(reply: Reply) -> None:
     deadline = now() + 0.25
     with suppress(UpstreamError):
         while not reply.complete and now() < deadline:
-            with suppress(Quiet):
+            with suppress(NoData):
                 reply.read()
 
 
 def ask(upstream: Upstream, model: str | None = None, **more: Any) -> Answer:
     request = ChatRequest(**{"messages": HI, "model": model} | more)
     try:
-        reply = upstream.open(request, Line())
+        reply = upstream.open(request, UpstreamConnection())
     except UpstreamError as fault:
         return Answer(fault=fault)
     return read(reply)
@@ -273,7 +273,7 @@ def test_a_model_that_is_named_is_used(make: Make, fake: FakeOpenAI) -> None:
 
 def test_a_reply_names_the_model_that_answers(upstream: OpenAIUpstream) -> None:
     """Before the server has named itself it is the model that was asked for."""
-    reply = upstream.open(ChatRequest(HI, model="count?n=1"), Line())
+    reply = upstream.open(ChatRequest(HI, model="count?n=1"), UpstreamConnection())
     assert reply.model == "count?n=1"
     got = read(reply)
     assert got.reply is not None
@@ -282,7 +282,7 @@ def test_a_reply_names_the_model_that_answers(upstream: OpenAIUpstream) -> None:
 
 def test_all_models_are_listed(upstream: OpenAIUpstream) -> None:
     """The list is the server's, in its order."""
-    assert upstream.models(Line())[:2] == ["echo", "count"]
+    assert upstream.models(UpstreamConnection())[:2] == ["echo", "count"]
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_a_list_of_models_that_is_none_is_told(make: Make, response: bytes, code
     with HandMade(answer(OK + response)) as server:
         upstream = make(server.url, model="")
         with pytest.raises(UpstreamError) as caught:
-            upstream.default_model(Line())
+            upstream.default_model(UpstreamConnection())
         upstream.close()
     assert caught.value.code == code
     assert code == "upstream_web_page" or "HALT_MODEL" in caught.value.message
@@ -369,7 +369,7 @@ def test_a_fault_in_the_stream_comes_behind_its_text(
     upstream: OpenAIUpstream, fake: FakeOpenAI, model: str, code: str
 ) -> None:
     """What had been said before a fault is delivered, then the fault is told."""
-    reply = upstream.open(ChatRequest(HI, model=model), Line())
+    reply = upstream.open(ChatRequest(HI, model=model), UpstreamConnection())
     fake.requests[0].wait_tokens(3)
     got = read(reply)
     refused(got, code)
@@ -532,7 +532,7 @@ def silent_after(*events: bytes) -> Handler:
 def test_a_fault_is_told_at_once_though_the_connection_stays_open(make: Make, bad: bytes) -> None:
     """Text and fault in one packet, then silence: the fault does not wait for more bytes."""
     with HandMade(silent_after(b'{"choices":[{"delta":{"content":"a"}}]}', bad)) as server:
-        reply = make(server.url).open(ChatRequest(HI), Line())
+        reply = make(server.url).open(ChatRequest(HI), UpstreamConnection())
         try:
             assert reply.read().text == "a"
             with pytest.raises(UpstreamError):

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from halt.config.providers import Kind, ProviderSettings
 from halt.config.settings import Config
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.core.decoding import CHAT_REQUEST
 from halt.core.events import Content, Delta, Done, Reasoning, ToolCall, ToolCallDelta
 from halt.core.request import (
@@ -160,7 +160,7 @@ def test_a_message_of_a_long_conversation_costs_little(upstream: Upstream) -> No
     def opened(count: int) -> int:
         messages = [Message(("user", "assistant")[n % 2], f"{n}") for n in range(count)]
         request = ChatRequest(messages=[*messages, *HI])
-        return python_calls(lambda: upstream.open(request, Line()).close())
+        return python_calls(lambda: upstream.open(request, UpstreamConnection()).close())
 
     opened(2)  # asks for what is asked once
     assert (opened(1002) - opened(2)) / 1000 < 20
@@ -232,7 +232,7 @@ def test_a_server_that_is_not_there(make: Make, kind: Kind, address: str, code: 
     upstream = make(kind, base_url=address.format(port=closed_port()))
     refused(ask(upstream), code)
     with pytest.raises(UpstreamError) as caught:
-        upstream.check(Line())
+        upstream.check(UpstreamConnection())
     assert caught.value.code == code
 
 
@@ -245,10 +245,10 @@ def test_an_interrupt_closes_the_upstream_in_each_phase(
     upstream: Upstream, fake: FakeOpenAI, model: str
 ) -> None:
     """The reader comes back with an error, and the server sees its connection end."""
-    line = Line()
+    connection = UpstreamConnection()
 
     def run() -> None:
-        reply = upstream.open(ChatRequest(HI, model=model), line)
+        reply = upstream.open(ChatRequest(HI, model=model), connection)
         fault = read(reply).fault
         assert fault is not None
         raise fault
@@ -257,17 +257,20 @@ def test_an_interrupt_closes_the_upstream_in_each_phase(
     record = fake.wait_request(0)
     if "n=1" in model:
         record.wait_tokens(1)
-    line.interrupt()
+    connection.interrupt()
     assert isinstance(blocked.end(), (Interrupted, UpstreamError))
     assert record.closed.wait(SOON)
-    assert line.wait_closed(SOON) == "closed"
+    assert connection.wait_closed(SOON) == "closed"
 
 
 def test_a_line_that_was_stopped_asks_nothing(upstream: Upstream, fake: FakeOpenAI) -> None:
     """A Stop that was there first: nothing is sent, whatever is asked for."""
-    line = Line()
-    line.interrupt()
-    for question in (lambda: upstream.open(ChatRequest(HI), line), lambda: upstream.check(line)):
+    connection = UpstreamConnection()
+    connection.interrupt()
+    for question in (
+        lambda: upstream.open(ChatRequest(HI), connection),
+        lambda: upstream.check(connection),
+    ):
         with pytest.raises((Interrupted, UpstreamError)):
             question()
     assert fake.requests == []
@@ -321,7 +324,7 @@ def test_a_list_of_models_that_is_none_is_told(make: Make, body: bytes) -> None:
     with HandMade(answer(head + body)) as server:
         upstream = make("anthropic", base_url=server.url)
         with pytest.raises(UpstreamError) as caught:
-            upstream.models(Line())
+            upstream.models(UpstreamConnection())
         upstream.close()
     assert caught.value.code == "upstream_invalid"
 
@@ -329,13 +332,13 @@ def test_a_list_of_models_that_is_none_is_told(make: Make, body: bytes) -> None:
 def test_models_that_are_configured_are_not_asked_for(make: Make, kind: Kind) -> None:
     """A list in the settings is the list, also while the server is down."""
     upstream = make(kind, base_url=f"http://127.0.0.1:{closed_port()}", models=("a", "b"))
-    assert upstream.models(Line()) == ["a", "b"]
+    assert upstream.models(UpstreamConnection()) == ["a", "b"]
 
 
 def test_anthropics_address_may_be_written_in_both_ways(make: Make, fake: FakeOpenAI) -> None:
     """With and without `/v1`, as the addresses of other kinds are written."""
     for base_url in (fake.origin, fake.origin + "/", fake.base_url, fake.base_url + "/"):
-        assert make("anthropic", base_url=base_url).models(Line())[0] == "echo"
+        assert make("anthropic", base_url=base_url).models(UpstreamConnection())[0] == "echo"
     assert {record.path for record in fake.requests} == {"/v1/models"}
 
 
@@ -433,7 +436,7 @@ def test_azure_is_asked_for_a_deployment(make: Make, fake: FakeOpenAI) -> None:
     assert record.path == "/openai/deployments/count%3Fn=1/chat/completions"
     assert record.query == "api-version=2024-10-21"
     assert record.headers["api-key"] == KEY
-    upstream.check(Line())
+    upstream.check(UpstreamConnection())
     assert fake.requests[1].path == "/openai/models"
 
 
@@ -708,7 +711,7 @@ def test_what_anthropic_does_not_take_is_refused_in_words(
     """What can't be translated is a bad request that says what is allowed; nothing is sent."""
     request = CHAT_REQUEST.convert({"messages": [{"role": "user", "content": "hi"}]} | more)
     with pytest.raises(UpstreamError) as caught:
-        make("anthropic").open(request, Line())
+        make("anthropic").open(request, UpstreamConnection())
     assert caught.value.code == "bad_request"
     assert said in caught.value.message
     assert fake.requests == []

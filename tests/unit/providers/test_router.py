@@ -13,7 +13,7 @@ from halt.config.environment import load
 from halt.config.provider_setup import setup
 from halt.config.providers import ProviderSettings, Setup
 from halt.config.settings import Config, ConfigError
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest
 from halt.errors import UpstreamError
 from halt.providers import router
@@ -313,9 +313,9 @@ def test_one_provider_needs_no_prefix(make: Make, fake: FakeOpenAI) -> None:
     upstream = make(only={"base_url": fake.base_url})
     ask(upstream, "only/count?n=1")
     assert fake.requests[0].body["model"] == "only/count?n=1"
-    assert upstream.models(Line())[:2] == ["echo", "count"]
-    assert upstream.catalog(Line())[0][0] == "only"
-    assert upstream.catalog(Line())[0][1][:2] == ["echo", "count"]
+    assert upstream.models(UpstreamConnection())[:2] == ["echo", "count"]
+    assert upstream.catalog(UpstreamConnection())[0][0] == "only"
+    assert upstream.catalog(UpstreamConnection())[0][1][:2] == ["echo", "count"]
 
 
 def test_the_default_answers_where_none_is_named(make: Make, fake: FakeOpenAI) -> None:
@@ -332,14 +332,14 @@ def test_all_models_are_listed_and_who_is_down_hides_nobody(
 ) -> None:
     """Lists come in the order of the providers; the catalog has a group for each of them."""
     upstream = make(gone=down, f={"base_url": fake.base_url}, fixed=down | {"models": ("x", "y")})
-    models = upstream.models(Line())
+    models = upstream.models(UpstreamConnection())
     assert models[:2] == ["f/echo", "f/count"]
     assert models[-2:] == ["fixed/x", "fixed/y"]
-    (gone, none), (f, listed), fixed = upstream.catalog(Line())
+    (gone, none), (f, listed), fixed = upstream.catalog(UpstreamConnection())
     assert (gone, none, f, listed[0]) == ("gone", [], "f", "f/echo")
     assert fixed == ("fixed", ["fixed/x", "fixed/y"])
     assert len(fake.requests) == 1  # kept for a minute
-    upstream.check(Line())
+    upstream.check(UpstreamConnection())
 
 
 def test_nobody_there_is_told_as_the_first_fault(make: Make, down: dict[str, str]) -> None:
@@ -347,7 +347,7 @@ def test_nobody_there_is_told_as_the_first_fault(make: Make, down: dict[str, str
     upstream = make(a=down, b=down)
     for question in (upstream.models, upstream.catalog, upstream.check):
         with pytest.raises(UpstreamError) as caught:
-            question(Line())
+            question(UpstreamConnection())
         assert caught.value.code == "upstream_refused"
 
 
@@ -363,9 +363,9 @@ def test_a_silent_provider_delays_nobody(make: Make, fake: FakeOpenAI) -> None:
     with HandMade(silent) as server:
         upstream = make(mute={"base_url": server.url}, f={"base_url": fake.base_url})
         for _ in range(2):
-            (mute, none), (f, listed) = upstream.catalog(Line())
+            (mute, none), (f, listed) = upstream.catalog(UpstreamConnection())
             assert (mute, none, f, listed[0]) == ("mute", [], "f", "f/echo")
-        upstream.check(Line())
+        upstream.check(UpstreamConnection())
         assert ask(upstream, "f/count?n=1").text == "0 "
         assert server.accepted <= 2  # one for the list, one for the check
     assert left.wait(SOON)
@@ -383,17 +383,17 @@ def test_a_list_that_is_late_is_not_taken_for_none(
     with HandMade(silent) as server:
         upstream = make(mute={"base_url": server.url})
         with pytest.raises(UpstreamError) as caught:
-            upstream.catalog(Line())
+            upstream.catalog(UpstreamConnection())
         assert caught.value.code == "upstream_unreachable"
         upstream.close()
 
 
 def test_an_interrupted_line_waits_for_no_list(make: Make, fake: FakeOpenAI) -> None:
     """Whoever was stopped already gets what is known."""
-    line = Line()
-    line.interrupt()
+    connection = UpstreamConnection()
+    connection.interrupt()
     upstream = make(a={"base_url": fake.base_url, "models": ("m",)}, b={"base_url": fake.base_url})
-    assert [name for name, _ in upstream.catalog(line)] == ["a", "b"]
+    assert [name for name, _ in upstream.catalog(connection)] == ["a", "b"]
 
 
 # --- a whole Halt ---------------------------------------------------------------------------------
@@ -437,5 +437,5 @@ def test_a_request_is_not_changed_by_its_way(make: Make, fake: FakeOpenAI) -> No
     """The request that a run keeps still names the model as the user chose it."""
     upstream = make(a={"base_url": fake.base_url}, b={"base_url": fake.base_url})
     request = ChatRequest(HI, model="b/echo")
-    upstream.open(request, Line()).close()
+    upstream.open(request, UpstreamConnection()).close()
     assert request.model == "b/echo"

@@ -27,7 +27,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from halt.clock import now
-from halt.core.connection import Line, Quiet, on_line
+from halt.core.connection import NoData, UpstreamConnection, use_connection
 from halt.providers.errors import to_upstream_error
 from halt.testing.fake_openai import FakeOpenAI
 from halt.transport import dns, http1
@@ -72,12 +72,12 @@ def short_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def complete(
-    transport: Transport, fake: FakeOpenAI, model: str, line: Line | None = None
+    transport: Transport, fake: FakeOpenAI, model: str, connection: UpstreamConnection | None = None
 ) -> httpx2.Response:
     """Ask the fake for a streamed completion."""
     content = json.dumps({"model": model, "messages": [], "stream": True}).encode()
     request = httpx2.Request("POST", f"{fake.base_url}/chat/completions", content=content)
-    with on_line(line or Line()):
+    with use_connection(connection or UpstreamConnection()):
         return transport.handle_request(request)
 
 
@@ -109,15 +109,15 @@ class CutSocket:
 def unframed(headers: list[tuple[bytes, bytes]], pieces: list[bytes | None]) -> tuple[bytes, bool]:
     """What a body of these pieces says, and whether its connection can be used again."""
     first, *more = [b"", *pieces]
-    sock, line = CutSocket(more), Line()
+    sock, connection = CutSocket(more), UpstreamConnection()
     given_back: list[object] = []
     make: Any = Body
     request = httpx2.Request("GET", "http://h/")
-    body = make(line, sock, given_back.append, headers, first, request)
-    line.attach(sock)  # type: ignore[arg-type]
+    body = make(connection, sock, given_back.append, headers, first, request)
+    connection.attach(sock)  # type: ignore[arg-type]
     out = b""
     while True:
-        with suppress(Quiet):
+        with suppress(NoData):
             data = body.read()
             if not data:
                 break
@@ -263,11 +263,11 @@ def test_a_malformed_head_is_refused_and_its_connection_closed(
     transport: Transport, head: bytes
 ) -> None:
     """What is no HTTP/1.1 is a protocol error at once; no socket is left behind."""
-    line = Line()
+    connection = UpstreamConnection()
     with HandMade(answer(head)) as server:
         with pytest.raises(httpx2.RemoteProtocolError):
-            fetch(transport, server.url, line)
-        assert line.wait_closed(0) == "closed"
+            fetch(transport, server.url, connection)
+        assert connection.wait_closed(0) == "closed"
         server.wait_over(1)
 
 
@@ -539,7 +539,7 @@ def test_silence_is_told_and_loses_nothing(transport: Transport) -> None:
         body = body_of(get(transport, server.url))
         assert body.read() == b"hel"
         for _ in range(2):
-            with pytest.raises(Quiet):
+            with pytest.raises(NoData):
                 body.read()
         speak.set()
         assert read_all(body) == b"lo"
@@ -557,7 +557,7 @@ def test_a_silent_head_outlasts_the_ticks(transport: Transport, fake: FakeOpenAI
 
 
 def test_what_a_selector_waits_for_waits_for_nothing(transport: Transport) -> None:
-    """After `unblock` a read is Quiet at once, and the connection goes back as it came."""
+    """After `unblock` a read is NoData at once, and the connection goes back as it came."""
     speak = threading.Event()
 
     def handle(peer: Peer) -> None:
@@ -575,7 +575,7 @@ def test_what_a_selector_waits_for_waits_for_nothing(transport: Transport) -> No
         assert body.read() == b"hel"
         body.unblock()
         for _ in range(100):
-            with pytest.raises(Quiet):
+            with pytest.raises(NoData):
                 body.read()
         assert not body.pending
         speak.set()
@@ -636,7 +636,7 @@ def test_what_brings_nothing_for_ever_is_read_in_turns(
         while sum(received) < 100:
             received.append(0)
             assert body.pending or readable(body._sock, SOON)  # type: ignore[arg-type]  # it is open
-            with pytest.raises(Quiet):
+            with pytest.raises(NoData):
                 body.read()
         over.set()
         body.close()
@@ -726,27 +726,27 @@ def test_a_session_is_dropped_where_tls_fails(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.usefixtures("short_ticks")
 def test_silence_is_told_over_tls_too(tls: Transport, tls_fake: FakeOpenAI) -> None:
     """A tick of silence ends a read over TLS as well, so that heartbeats can be sent."""
-    line = Line()
-    body = body_of(complete(tls, tls_fake, "stall?n=1", line))
+    connection = UpstreamConnection()
+    body = body_of(complete(tls, tls_fake, "stall?n=1", connection))
     while b'"0 "' not in body.read():
         pass
     reading = Background(body.read)
     reading.join(SOON / 4)
-    line.interrupt()
-    assert isinstance(reading.end(), Quiet)
+    connection.interrupt()
+    assert isinstance(reading.end(), NoData)
     body.close()
 
 
 def test_an_interrupt_ends_a_read_over_tls(tls: Transport, tls_fake: FakeOpenAI) -> None:
     """A Stop closes a TLS connection in mid-answer; the reader wakes, the server notices."""
-    line = Line()
-    body = body_of(complete(tls, tls_fake, "stall?n=1", line))
+    connection = UpstreamConnection()
+    body = body_of(complete(tls, tls_fake, "stall?n=1", connection))
     reading = Background(lambda: read_all(body))
     tls_fake.requests[0].wait_tokens(1)
-    line.interrupt()
+    connection.interrupt()
     assert isinstance(reading.end(), httpx2.ReadError)
     body.close()
-    assert line.wait_closed(0) == "closed"
+    assert connection.wait_closed(0) == "closed"
     assert tls_fake.requests[0].closed.wait(SOON)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import httpx2
 import pytest
 
-from halt.core.connection import Line
+from halt.core.connection import UpstreamConnection
 from halt.providers.errors import to_upstream_error
 from halt.testing.fake_openai import FakeOpenAI
 from halt.transport.pool import Transport, bypasses_proxy, proxy_for
@@ -215,13 +215,13 @@ def test_a_proxy_that_refuses_is_an_error_of_connecting(
         peer.send(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
         peer.see_leave()
 
-    line = Line()
+    connection = UpstreamConnection()
     with HandMade(handle) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
         transport = make_transport()
         with pytest.raises(httpx2.ConnectError, match=status[:3].decode()):
-            get(transport, f"https://{NAME}/v1/models", line)
-        assert line.wait_closed(0) == "closed"
+            get(transport, f"https://{NAME}/v1/models", connection)
+        assert connection.wait_closed(0) == "closed"
         server.wait_over(1)
 
 
@@ -247,15 +247,15 @@ def test_a_stop_is_heard_while_a_proxy_is_silent(
         asked.set()
         peer.see_leave()
 
-    line = Line()
+    connection = UpstreamConnection()
     with HandMade(handle) as server:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.port}")
         transport = make_transport()
-        blocked = Background(lambda: get(transport, f"https://{NAME}/v1/models", line))
+        blocked = Background(lambda: get(transport, f"https://{NAME}/v1/models", connection))
         assert asked.wait(SOON)
-        line.interrupt()
+        connection.interrupt()
         assert isinstance(blocked.end(SOON / 2), httpx2.TransportError)
-        assert line.wait_closed(0) == "closed"
+        assert connection.wait_closed(0) == "closed"
 
 
 def test_a_kind_of_proxy_that_is_not_supported_is_said(
