@@ -78,8 +78,8 @@ def create_app(
     store = Store(database(settings.data_folder, settings.database_url), settings.events_days)
     peers = Peers(settings.data_folder)
     lookups = Lookups()
-    store_writer = StoreWriter(store.records, peers.name, lookups)
-    replay = Replay(store.records, peers.alive, settings.run_timeout, lookups)
+    store_writer = StoreWriter(store.generations, peers.name, lookups)
+    replay = Replay(store.generations, peers.alive, settings.run_timeout, lookups)
     peers.recover = replay.recover_worker
     mark = via.mark_of(settings.data_folder)
     discovery = make_discovery(settings, mark) if upstream is None else None

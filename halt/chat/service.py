@@ -266,7 +266,7 @@ class ChatService:
 
         def counted(run: Run, usage: dict[str, Any]) -> None:
             if self.store_writer.written(run.id, WRITE_WAIT):
-                self.store.records.count(run.id, usage)
+                self.store.generations.count(run.id, usage)
 
         expected = None if wanted.prefix else lengths.begin(wanted.stream_id, wanted.asked)
         chat = ChatRequest(

@@ -68,7 +68,7 @@ class Recorded:
     events: tuple[tuple[int, float, Event], ...]  # number, milliseconds since the start, event
 
 
-class Records:
+class Generations:
     """All generations: for the store writer that writes them, and the replay that reads them."""
 
     def __init__(self, database: Database, events_days: float = 7.0) -> None:

@@ -15,7 +15,7 @@ from halt.core.generation import Generation
 from halt.core.log import Log
 from halt.errors import StoreUnavailable
 from halt.store.admission import NO_ANSWER
-from halt.store.generations import Recorded, Records
+from halt.store.generations import Generations, Recorded
 from halt.store.lookups import Lookups
 
 HOUR = 3600.0
@@ -81,7 +81,7 @@ class Replay:
 
     def __init__(
         self,
-        store: Records,
+        store: Generations,
         alive: Callable[[str], bool | None],
         run_timeout: float = 0.0,
         lookups: Lookups | None = None,

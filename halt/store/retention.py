@@ -14,7 +14,7 @@ DELETED_FOR = 86_400.0  # seconds that a deleted conversation can be brought bac
 
 
 def sweep(connection: Connection, now: float, events_for: float) -> int:
-    """See `halt.store.generations.Records.sweep`; events are kept for `events_for` seconds."""
+    """See `halt.store.generations.Generations.sweep`; events are kept for `events_for` seconds."""
     return _purge(connection, now) + _forget(connection, now - events_for)
 
 

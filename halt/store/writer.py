@@ -28,7 +28,7 @@ from halt.clock import now
 from halt.core.generation import Generation
 from halt.errors import StoreUnavailable
 from halt.store.batches import Entry, Progress, batch_of, progress_of
-from halt.store.generations import Records
+from halt.store.generations import Generations
 from halt.store.lookups import LOOKUP_WAIT, Lookups
 
 PERIOD = 0.1  # seconds from the beginning of a turn to that of the next
@@ -58,7 +58,7 @@ class Saving:
 class StoreWriter:
     """All generations of this process that are not in the store as a whole."""
 
-    def __init__(self, store: Records, worker: str, lookups: Lookups | None = None) -> None:
+    def __init__(self, store: Generations, worker: str, lookups: Lookups | None = None) -> None:
         """`worker` is this process's ID; it may change until the first generation begins."""
         self.worker = worker
         self._store = store

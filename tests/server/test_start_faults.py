@@ -127,8 +127,8 @@ def test_a_stop_needs_no_store(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> N
         asked.append(args)
         raise LOCKED
 
-    monkeypatch.setattr(desk.store.records, "recorded", locked)
-    monkeypatch.setattr(desk.store.records, "exists", locked)
+    monkeypatch.setattr(desk.store.generations, "recorded", locked)
+    monkeypatch.setattr(desk.store.generations, "exists", locked)
     page = {"HX-Request": "true"}
     early = desk.client.post("/stop", data={"stream_id": new_id()}, headers=page)
     assert (early.status_code, early.data) == (200, b"")

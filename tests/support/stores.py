@@ -104,7 +104,7 @@ def ends(
     """A generation brings all of its events and ends."""
     events: list[Event] = [*([Content(answer)] if answer and said is None else said or []), how]
     timed = [(float(10 * n), event) for n, event in enumerate(events)]
-    store.records.write(
+    store.generations.write(
         Batch(
             chunks=(Chunk(stream_id, 1, timed),),
             ended=(Ended(stream_id, how, time.time(), len(events), answer, model, folds),),

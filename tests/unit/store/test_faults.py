@@ -108,11 +108,11 @@ def test_a_lock_of_somebody_elses_is_waited_for_and_then_said(store: Store, tmp_
             "the database is locked by another program",
             partial(Chat(store, "other").ask, "c"),
             partial(store.conversations.rename, chat.name, chat.owner, "title"),
-            partial(store.records.write, chunk),
-            partial(store.records.interrupt, stream_id),
+            partial(store.generations.write, chunk),
+            partial(store.generations.interrupt, stream_id),
         )
         assert chat.exchanges() == [("a", "1"), ("b", "")]
-    store.records.write(chunk)
+    store.generations.write(chunk)
     chat.ends(stream_id, "2")
     Chat(store, "other").says("c", "3")
     assert chat.exchanges() == [("a", "1"), ("b", "2")]
@@ -238,7 +238,7 @@ def test_a_database_that_is_taken_away_is_said(
     if replaced:
         path.touch()
     gone = "the database's file is not there any more"
-    fails(gone, partial(chat.ask, "b"), chat.now, partial(store.records.running_of, "worker-1"))
+    fails(gone, partial(chat.ask, "b"), chat.now, partial(store.generations.running_of, "worker-1"))
     assert path.exists() == replaced
     away.replace(path)
     chat.says("b", "2")

@@ -261,8 +261,8 @@ class Desk:
         self.folder = folder
         self.database = open_database(folder)
         self.store = Store(self.database)
-        self.store_writer = StoreWriter(self.store.records, "worker-1")
-        self.replay = Replay(self.store.records, lambda worker: worker == "worker-1")
+        self.store_writer = StoreWriter(self.store.generations, "worker-1")
+        self.replay = Replay(self.store.generations, lambda worker: worker == "worker-1")
 
     def begin(self, stream_id: str = "a-stream") -> Generation:
         recording = Generation(stream_id, "somebody", Log(10_000_000), started_at=now())
@@ -416,7 +416,7 @@ def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
     assert statements
     assert not [each for each in statements if "generations.events" in each]
     upstream.dispose()
-    assert Replay(desk.store.records, lambda worker: False).is_over("dead-stream", "somebody")
+    assert Replay(desk.store.generations, lambda worker: False).is_over("dead-stream", "somebody")
 
 
 def test_a_running_generation_is_not_the_archives(desk: Desk) -> None:
@@ -442,7 +442,7 @@ def test_a_dead_workers_generations_are_ended_once(desk: Desk) -> None:
 
     def recover(database: Database) -> None:
         started.wait(SOON)
-        counts.append(Replay(Store(database).records, lambda worker: False).recover())
+        counts.append(Replay(Store(database).generations, lambda worker: False).recover())
 
     threads = [threading.Thread(target=recover, args=(each,)) for each in databases]
     for thread in threads:
@@ -465,7 +465,7 @@ def test_who_asks_for_an_answer_of_a_dead_worker_gets_it_at_once(desk: Desk) -> 
     """Nobody has to wait until somebody has looked after the dead."""
     desk.say(desk.begin(), "text")
     eventually(lambda: saved_events(desk.folder, "a-stream") == 1)
-    found = Replay(desk.store.records, lambda worker: False).get("a-stream", "somebody")
+    found = Replay(desk.store.generations, lambda worker: False).get("a-stream", "somebody")
     assert found is not None
     assert found.answer() == (1, "text")
 
@@ -479,11 +479,13 @@ def test_a_worker_of_another_folder_is_dead_only_when_it_began_nothing_for_long(
         each.begin(lambda said, channel: None)
     began = time.time()
     for stream_id, worker in (("old-stream", "9999999-abcdef12"), ("its-stream", other.name)):
-        desk.store.records.write(Batch((Begun(stream_id, "somebody", worker, "", began),)))
+        desk.store.generations.write(Batch((Begun(stream_id, "somebody", worker, "", began),)))
     other.close()
-    assert Replay(desk.store.records, mine.alive, 10.0).recover() == 1
-    assert desk.store.records.workers_running().keys() == {other.name}
-    assert Replay(desk.store.records, mine.alive, -HOUR).get("its-stream", "somebody") is not None
+    assert Replay(desk.store.generations, mine.alive, 10.0).recover() == 1
+    assert desk.store.generations.workers_running().keys() == {other.name}
+    assert (
+        Replay(desk.store.generations, mine.alive, -HOUR).get("its-stream", "somebody") is not None
+    )
     mine.close()
 
 
@@ -499,7 +501,7 @@ def test_two_halts_on_one_database_leave_each_others_answers_alone(
             events.until_text("4 ")
             place = f"/streams/{events.id}"
             with opened(tmp_path, url) as store:
-                eventually(lambda: store.records.exists(events.id))
+                eventually(lambda: store.generations.exists(events.id))
             third = start_halt(shared_fake, DATABASE_URL=url)
             assert [each.client().get(place).status for each in (second, third)] == [404, 404]
             asked(shared_fake, said).release()

@@ -227,7 +227,7 @@ def test_a_failure_before_any_text_is_kept(chat: Chat) -> None:
 def test_taking_back_is_as_if_it_had_never_been_asked(chat: Chat) -> None:
     """A stream that could not be started leaves nothing, and asking again works at once."""
     stream_id = chat.ask("Too much.")
-    chat.store.records.write(Batch(chunks=(Chunk(stream_id, 1, said("early")),)))
+    chat.store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said("early")),)))
     chat.store.turns.take_back(chat.name, stream_id)
     assert chat.exchanges() == []
     with chat.store.database.reading() as connection:
@@ -460,7 +460,7 @@ def test_a_continued_answer_is_one_message_without_a_seam(chat: Chat) -> None:
         before.answer_id,
     )
     assert chat.told() == [("user", "a"), ("assistant", "Half an answer.")]
-    recorded = chat.store.records.recorded(stream_id, chat.owner)
+    recorded = chat.store.generations.recorded(stream_id, chat.owner)
     assert recorded is not None
     assert recorded.prefix == "Half an"
     assert [event for _, _, event in recorded.events] == [Content(" answer."), DONE]
@@ -486,7 +486,7 @@ def test_only_the_last_answer_with_text_can_be_continued(chat: Chat) -> None:
     for message_id in (first.answer_id, empty.answer_id, empty.prompt_id, 10**9):
         with pytest.raises(UnknownConversation):
             chat.store.turns.extend(chat.name, chat.owner, message_id, "new-stream", worker=WORKER)
-    assert not chat.store.records.exists("new-stream")
+    assert not chat.store.generations.exists("new-stream")
 
 
 def test_the_folds_of_a_continued_answer_are_all_kept(store: Store, chat: Chat) -> None:
@@ -619,7 +619,7 @@ def test_a_comparison_that_cannot_start_leaves_nothing(three: Comparison) -> Non
     """Taking back one of its streams takes back all of them."""
     three.store.turns.take_back(three.name, "talk-b")
     assert three.exchanges() == []
-    assert not any(three.store.records.exists(f"talk-{each}") for each in "abc")
+    assert not any(three.store.generations.exists(f"talk-{each}") for each in "abc")
 
 
 def test_asking_again_keeps_what_was_put_away(three: Comparison) -> None:
@@ -842,11 +842,11 @@ def test_a_deleted_conversation_can_be_brought_back_for_a_day(chat: Chat) -> Non
         assert chat.store.conversations.undelete(chat.name, chat.owner).id == chat.name
         assert chat.exchanges() == [("apple", "pear")]
     chat.store.conversations.delete(chat.name, chat.owner)
-    assert chat.store.records.sweep(time.time() + DAY - 60) == 0
-    assert chat.store.records.sweep(time.time() + DAY + 60) == 1
+    assert chat.store.generations.sweep(time.time() + DAY - 60) == 0
+    assert chat.store.generations.sweep(time.time() + DAY + 60) == 1
     with pytest.raises(UnknownConversation):
         chat.store.conversations.undelete(chat.name, chat.owner)
-    assert not chat.store.records.exists(f"{chat.name}-1")
+    assert not chat.store.generations.exists(f"{chat.name}-1")
 
 
 def test_what_runs_in_a_deleted_conversation_is_told_and_its_end_is_kept(chat: Chat) -> None:
@@ -1136,7 +1136,7 @@ def test_what_is_being_written_is_exported_as_far_as_it_was_saved(store: Store, 
     chat.says("Hello?", "One ", STOPPED)
     stream_id = chat.extend()
     events = [(1.0, Content("two ")), (2.0, Content("three"))]
-    store.records.write(Batch(chunks=(Chunk(stream_id, 1, events),)))
+    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, events),)))
     (exported,) = store.transfer.export("anna", chat.name)
     assert [(each.content, each.state) for each in exported.messages] == [
         ("Hello?", "done"),
@@ -1193,7 +1193,7 @@ def test_a_sweep_leaves_what_is_being_imported(
 
     def swept_steps(*given: Any) -> Iterator[list[Any]]:
         monkeypatch.setattr(module, "_steps", steps)
-        assert store.records.sweep(time.time()) == 0  # the messages are written in these steps
+        assert store.generations.sweep(time.time()) == 0  # the messages are written in these steps
         return steps(*given)
 
     monkeypatch.setattr(module, "_steps", swept_steps)
@@ -1230,15 +1230,17 @@ def test_events_are_read_back_exactly(store: Store, chat: Chat) -> None:
         (4.0, DONE),
     ]
     first = Chunk(stream_id, 1, events[:2])
-    store.records.write(Batch(chunks=(first,)))
-    assert store.records.recorded(stream_id, "anna") is None  # it runs
-    store.records.write(Batch(chunks=(first,)))  # tried again
-    store.records.write(Batch(chunks=(Chunk(stream_id, 1, events[:3]),)))  # with more than before
+    store.generations.write(Batch(chunks=(first,)))
+    assert store.generations.recorded(stream_id, "anna") is None  # it runs
+    store.generations.write(Batch(chunks=(first,)))  # tried again
+    store.generations.write(
+        Batch(chunks=(Chunk(stream_id, 1, events[:3]),))
+    )  # with more than before
     end = Ended(stream_id, DONE, time.time(), 4, "Hello \U0001f44b", "m-1", seen=3)
     batch = Batch(chunks=(Chunk(stream_id, 3, events[2:]),), ended=(end,))
-    store.records.write(batch)
-    store.records.write(batch)
-    found = store.records.recorded(stream_id, "anna")
+    store.generations.write(batch)
+    store.generations.write(batch)
+    found = store.generations.recorded(stream_id, "anna")
     assert found is not None
     assert found.events == tuple((n, at, event) for n, (at, event) in enumerate(events, 1))
     assert (found.state, found.last_seq, found.seen, found.model) == ("done", 4, 3, "m-1")
@@ -1250,8 +1252,8 @@ def test_a_log_that_has_a_gap_keeps_it(store: Store) -> None:
     """Events that could not be written leave their numbers free."""
     end = Ended("gappy-one", DONE, time.time(), 9, "ab")
     chunks = (Chunk("gappy-one", 1, said("a")), Chunk("gappy-one", 8, [*said("b"), (9.0, DONE)]))
-    store.records.write(Batch((begun("gappy-one"),), chunks, (end,)))
-    found = store.records.recorded("gappy-one", None)
+    store.generations.write(Batch((begun("gappy-one"),), chunks, (end,)))
+    found = store.generations.recorded("gappy-one", None)
     assert found is not None
     assert [seq for seq, _, _ in found.events] == [1, 8, 9]
 
@@ -1260,24 +1262,24 @@ def test_a_generation_is_read_by_those_who_may(store: Store, chat: Chat) -> None
     """A session's by that session; a program's by whoever knows its ID."""
     stream_id = chat.ask("a")
     chat.ends(stream_id, "1")
-    store.records.write(Batch(begun=(begun("program-1"),)))
+    store.generations.write(Batch(begun=(begun("program-1"),)))
     ends(store, "program-1", "Hello.")
     for requester in ("bert", None):
-        assert store.records.recorded(stream_id, requester) is None
-        assert store.records.recorded("program-1", requester) is not None
-    assert store.records.recorded(stream_id, "anna") is not None
-    assert store.records.recorded("unknown", "anna") is None
+        assert store.generations.recorded(stream_id, requester) is None
+        assert store.generations.recorded("program-1", requester) is not None
+    assert store.generations.recorded(stream_id, "anna") is not None
+    assert store.generations.recorded("unknown", "anna") is None
 
 
 def test_only_the_first_end_counts(store: Store, chat: Chat) -> None:
     """A generation that was ended by another process takes neither text nor a second end."""
     stream_id = chat.ask("a")
-    assert store.records.interrupt(stream_id)
+    assert store.generations.interrupt(stream_id)
     before = chat.last()
     chat.ends(stream_id, "late")
-    store.records.write(Batch(chunks=(Chunk(stream_id, 1, said("late")),)))
+    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said("late")),)))
     assert chat.last() == before
-    assert not store.records.interrupt(stream_id)
+    assert not store.generations.interrupt(stream_id)
 
 
 def test_tokens_are_counted_reported_or_estimated(store: Store, chat: Chat) -> None:
@@ -1303,11 +1305,11 @@ def test_a_providers_count_that_comes_later_replaces_the_estimate(store: Store, 
     estimated = Cancelled(METRICS.__class__(None, 1.0, 3, True, None, 0))
     stream_id = chat.ask("a")
     reported = {"prompt_tokens": 5, "completion_tokens": 40}
-    store.records.count(stream_id, reported)
-    store.records.count("unknown", reported)
+    store.generations.count(stream_id, reported)
+    store.generations.count("unknown", reported)
     chat.ends(stream_id, "x", estimated)
     assert chat.last().usage == Usage(0, 3, True)
-    store.records.count(stream_id, reported)
+    store.generations.count(stream_id, reported)
     assert chat.last().usage == store.conversations.totals(chat.name, chat.owner) == Usage(5, 40)
 
 
@@ -1324,18 +1326,18 @@ def test_what_a_dead_worker_wrote_is_kept_as_interrupted(store: Store, chat: Cha
     """Its text and thoughts are in the message, with the end that followers get too."""
     stream_id = chat.ask("a")
     thought: list[tuple[float, Event]] = [(1.0, Reasoning("Hm"))]
-    store.records.write(Batch(chunks=(Chunk(stream_id, 1, [*thought, *said("Hel", "lo")]),)))
-    assert store.records.workers_running().keys() == {WORKER}
-    assert store.records.running_of(WORKER) == [stream_id]
-    assert store.records.interrupt(stream_id)
-    assert store.records.workers_running() == {}
+    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, [*thought, *said("Hel", "lo")]),)))
+    assert store.generations.workers_running().keys() == {WORKER}
+    assert store.generations.running_of(WORKER) == [stream_id]
+    assert store.generations.interrupt(stream_id)
+    assert store.generations.workers_running() == {}
     last = chat.last()
     assert (last.answer, last.state) == ("Hello", "interrupted")
     assert isinstance(last.ended, Failed)
     assert (last.ended.error.code, last.ended.error.retryable) == ("interrupted", True)
     assert last.ended.metrics.tokens_estimated
     assert [fold.text for fold in last.folds] == ["Hm"]
-    found = store.records.recorded(stream_id, "anna")
+    found = store.generations.recorded(stream_id, "anna")
     assert found is not None
     assert found.last_seq == 3 + GAP + 1
     assert [seq for seq, _, _ in found.events] == [1, 2, 3, 3 + GAP + 1]
@@ -1348,8 +1350,8 @@ def test_a_thought_that_a_dead_worker_told_late_is_one(store: Store, chat: Chat)
     """The message holds the answer, and a fold the text that was none."""
     stream_id = chat.ask("a")
     ended: list[tuple[float, Event]] = [(3.0, ReasoningEnd()), (4.0, Content("Hello"))]
-    store.records.write(Batch(chunks=(Chunk(stream_id, 1, [*said("Ok", "ay."), *ended]),)))
-    assert store.records.interrupt(stream_id)
+    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, [*said("Ok", "ay."), *ended]),)))
+    assert store.generations.interrupt(stream_id)
     assert chat.last().answer == "Hello"
     assert [(fold.kind, fold.text) for fold in chat.last().folds] == [("thought", "Okay.")]
     chat.ask("b")
@@ -1360,8 +1362,8 @@ def test_an_interrupted_continue_keeps_what_there_was(store: Store, chat: Chat) 
     """The text of before, and what was written of the new one."""
     chat.says("a", "Half", STOPPED)
     stream_id = chat.extend()
-    store.records.write(Batch(chunks=(Chunk(stream_id, 1, said(" an")),)))
-    store.records.interrupt(stream_id)
+    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said(" an")),)))
+    store.generations.interrupt(stream_id)
     assert (chat.last().answer, chat.last().state) == ("Half an", "interrupted")
     chat.ends(chat.extend(), "Half an answer")
     assert chat.last().answer == "Half an answer"
@@ -1369,7 +1371,7 @@ def test_an_interrupted_continue_keeps_what_there_was(store: Store, chat: Chat) 
 
 def test_what_had_written_nothing_is_interrupted_too(store: Store, chat: Chat) -> None:
     """The prompt stays, and can be tried again."""
-    store.records.interrupt(chat.ask("a"))
+    store.generations.interrupt(chat.ask("a"))
     assert (chat.last().answer, chat.last().state) == ("", "interrupted")
     chat.ends(chat.again(), "1")
     assert chat.exchanges() == [("a", "1")]
@@ -1379,8 +1381,8 @@ def test_of_several_who_recover_one_does(store: Store, chat: Chat) -> None:
     """Law: a generation ends once, whoever else tries at the same moment."""
     for n in range(10):
         stream_id = chat.ask(f"{n}")
-        store.records.write(Batch(chunks=(Chunk(stream_id, 1, said("x")),)))
-        won = together(*[partial(store.records.interrupt, stream_id)] * 4)
+        store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said("x")),)))
+        won = together(*[partial(store.generations.interrupt, stream_id)] * 4)
         assert sorted(won) == [False, False, False, True]
         assert chat.last().answer == "x"
 
@@ -1389,10 +1391,10 @@ def test_an_end_and_a_recovery_at_the_same_moment_are_one_end(store: Store, chat
     """Law: whichever was first, the message and the recorded events tell of the same end."""
     for n in range(15):
         stream_id = chat.ask(f"{n}")
-        store.records.write(Batch(chunks=(Chunk(stream_id, 1, said("a")),)))
+        store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said("a")),)))
         end = partial(ends, store, stream_id, "ab", said=[Content("a"), Content("b")])
-        interrupted, _ = together(partial(store.records.interrupt, stream_id), end)
-        found = store.records.recorded(stream_id, "anna")
+        interrupted, _ = together(partial(store.generations.interrupt, stream_id), end)
+        found = store.generations.recorded(stream_id, "anna")
         assert found is not None
         assert found.events[-1][2] == chat.last().ended
         expected = ("a", "interrupted") if interrupted else ("ab", "done")
@@ -1403,17 +1405,19 @@ def test_an_end_and_a_recovery_at_the_same_moment_are_one_end(store: Store, chat
 def test_many_streams_are_written_at_once(store: Store) -> None:
     """One batch holds what a hundred streams brought, the ends of some among it."""
     names = [f"stream-{n:03}" for n in range(100)]
-    store.records.write(Batch(begun=tuple(map(begun, names))))
+    store.generations.write(Batch(begun=tuple(map(begun, names))))
     for seq in (1, 2):
-        store.records.write(Batch(chunks=tuple(Chunk(name, seq, said(f"{seq}")) for name in names)))
+        store.generations.write(
+            Batch(chunks=tuple(Chunk(name, seq, said(f"{seq}")) for name in names))
+        )
     now = time.time()
     ended = tuple(Ended(name, DONE, now, 3, "12") for name in names[::2])
-    store.records.write(
+    store.generations.write(
         Batch(chunks=tuple(Chunk(n, 3, [(30.0, DONE)]) for n in names[::2]), ended=ended)
     )
-    assert sorted(store.records.running_of(WORKER)) == names[1::2]
+    assert sorted(store.generations.running_of(WORKER)) == names[1::2]
     for name in names[::2]:
-        found = store.records.recorded(name, None)
+        found = store.generations.recorded(name, None)
         assert found is not None
         assert [each[2] for each in found.events] == [Content("1"), Content("2"), DONE]
         assert all(a[0] < b[0] for a, b in pairwise(found.events))
@@ -1423,14 +1427,14 @@ def test_events_are_let_go_after_their_time_and_texts_are_not(store: Store, chat
     """Generations of programs go as a whole."""
     stream_id = chat.ask("a")
     chat.ends(stream_id, "1")
-    store.records.write(Batch(begun=(begun("program-1"),)))
+    store.generations.write(Batch(begun=(begun("program-1"),)))
     ends(store, "program-1", "Hello.")
-    assert store.records.sweep(time.time() + 6.9 * DAY) == 0
-    assert store.records.sweep(time.time() + 7.1 * DAY) == 2
-    assert store.records.sweep(time.time() + 7.1 * DAY) == 0
-    assert store.records.recorded(stream_id, "anna") is None
-    assert store.records.exists(stream_id)
-    assert not store.records.exists("program-1")
+    assert store.generations.sweep(time.time() + 6.9 * DAY) == 0
+    assert store.generations.sweep(time.time() + 7.1 * DAY) == 2
+    assert store.generations.sweep(time.time() + 7.1 * DAY) == 0
+    assert store.generations.recorded(stream_id, "anna") is None
+    assert store.generations.exists(stream_id)
+    assert not store.generations.exists("program-1")
     assert chat.exchanges() == [("a", "1")]
     assert chat.last().usage.completion_tokens == METRICS.tokens
 
@@ -1440,7 +1444,7 @@ def test_what_never_held_anything_is_swept(store: Store) -> None:
     chat = Chat(store, "empty")
     chat.says("Never mind.", "", STOPPED)
     assert chat.exchanges() == []
-    assert store.records.sweep(time.time() + DAY + 60) == 1
+    assert store.generations.sweep(time.time() + DAY + 60) == 1
     with pytest.raises(UnknownConversation):
         chat.now()
 
@@ -1460,9 +1464,9 @@ def test_numbers_that_no_database_takes_lose_no_answer(store: Store, chat: Chat)
     stream_id = chat.ask("a")
     said: list[tuple[float, Event]] = [(0.0, Content("b")), (1.0, end)]
     ended = Ended(stream_id, end, 1.0, 2, "b", "m-1", seen=10**15 - 1)
-    store.records.write(Batch(chunks=(Chunk(stream_id, 1, said),), ended=(ended,)))
+    store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said),), ended=(ended,)))
     assert chat.exchanges() == [("a", "b")]
-    recorded = store.records.recorded(stream_id, chat.owner)
+    recorded = store.generations.recorded(stream_id, chat.owner)
     assert recorded is not None
     assert recorded.seen == 2
     assert chat.last().usage == Usage()
@@ -1478,20 +1482,20 @@ def test_a_generation_is_written_to_by_its_own_worker_alone(
         chunks=(Chunk("an-id", 1, [(1.0, Content("first"))]),),
         worker=WORKER,
     )
-    store.records.write(mine)
-    store.records.write(mine)  # tried again: it was not heard that it had been written
+    store.generations.write(mine)
+    store.generations.write(mine)  # tried again: it was not heard that it had been written
     assert not caplog.records
     other = replace(begun("an-id"), worker="worker-2")
     timed: list[tuple[float, Event]] = [(1.0, Content("second")), (2.0, DONE)]
     end = Ended("an-id", DONE, time.time(), 2, "second", "m-1")
-    store.records.write(Batch((other,), (Chunk("an-id", 1, timed[:1]),), worker="worker-2"))
-    store.records.write(Batch((), (Chunk("an-id", 1, timed),), (end,), worker="worker-2"))
+    store.generations.write(Batch((other,), (Chunk("an-id", 1, timed[:1]),), worker="worker-2"))
+    store.generations.write(Batch((), (Chunk("an-id", 1, timed),), (end,), worker="worker-2"))
     assert [each.getMessage() for each in caplog.records] == [
         "stream an-id is not saved: an earlier one has its ID"
     ]
-    assert store.records.state("an-id", None) == "running"
-    assert store.records.interrupt("an-id")
-    found = store.records.recorded("an-id", None)
+    assert store.generations.state("an-id", None) == "running"
+    assert store.generations.interrupt("an-id")
+    found = store.generations.recorded("an-id", None)
     assert found is not None
     assert [event.content for _, _, event in found.events if isinstance(event, Content)] == [
         "first"

@@ -24,7 +24,7 @@ from halt.core.stop import StopRegistry
 from halt.errors import StoreUnavailable, StreamInUse, UnknownStream
 from halt.store import writer as module
 from halt.store.batches import Batch, Chunk, Ended
-from halt.store.generations import Records
+from halt.store.generations import Generations
 from halt.store.writer import Saving, StoreWriter
 from tests.support.scripted import HI, SOON, Scripted
 from tests.support.wire import until
@@ -110,7 +110,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.shelf = Shelf()
-        self.store_writer = StoreWriter(cast(Records, self.shelf), "worker-1")
+        self.store_writer = StoreWriter(cast(Generations, self.shelf), "worker-1")
 
     def begin(self, stream_id: str = "a-stream", max_bytes: int = 1_000_000) -> Generation:
         recording = Generation(stream_id, "somebody", Log(max_bytes), started_at=now())
