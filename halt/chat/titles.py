@@ -4,7 +4,7 @@ A title is a convenience: it delays no answer. A title is asked for only while n
 under way; when one starts, the title's connection is closed at once, so that a model's server with
 one place has it free, and the title is asked for again when all are over, TRIES times at most and
 within WANTED_FOR. A conversation has its first words for a title from the beginning
-(`halt.store.headings`). One thread at most, which lives as long as there is something to do; a
+(`halt.store.title_text`). One thread at most, which lives as long as there is something to do; a
 short queue; no place of a stream's.
 
 Generations of this process close the connection by `give_way`, before their own request is sent.
@@ -27,7 +27,7 @@ from halt.core.events import Content, ReasoningEnd
 from halt.core.request import ChatRequest, Message, Reply, Upstream
 from halt.errors import HaltError
 from halt.rendering import data_urls
-from halt.store.headings import cleaned, is_about
+from halt.store.title_text import cleaned, is_about
 
 TRIES = 3  # requests for one title: each that is dropped is paid for
 WANTED_FOR = 600.0  # seconds after its exchange in which a title is made

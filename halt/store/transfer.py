@@ -12,12 +12,12 @@ from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from halt.store import tree
 from halt.store.database import Database
-from halt.store.headings import first_words
 from halt.store.portable import PortableConversation, PortableMessage, PortableSettings, check
 from halt.store.rows import LISTED, TITLE_MAX, find
 from halt.store.search import trigrams
 from halt.store.stored_events import text_so_far
 from halt.store.tables import conversations, messages
+from halt.store.title_text import first_words
 
 IMPORT_STEP = 500  # messages that one transaction of an import writes
 IMPORT_CHARS = 1_000_000  # characters of them, after which there is none more

@@ -19,11 +19,11 @@ from halt.core.steps import Fold
 from halt.errors import RequestError, StreamInUse
 from halt.store import tree
 from halt.store.database import Database, upsert
-from halt.store.headings import first_words
 from halt.store.models import MOVED, WINDOW, Conversation, Moved, UnknownConversation, state_of
 from halt.store.rows import changed, find, lock, made, message, refuse_while_running
 from halt.store.search import trigrams
 from halt.store.tables import chunks, generations, messages
+from halt.store.title_text import first_words
 
 
 class Turns:

@@ -26,7 +26,7 @@ from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.errors import UpstreamError
 from halt.providers.factory import make_upstream
-from halt.store.headings import TITLE_MOST, cleaned, first_words, is_about
+from halt.store.title_text import TITLE_MOST, cleaned, first_words, is_about
 from halt.testing.fake_openai import FakeOpenAI
 from halt.testing.wire import Record
 from halt.web.services import services

@@ -35,7 +35,6 @@ from halt.store import transfer as module
 from halt.store.batches import Batch, Chunk, Ended
 from halt.store.database import make_engine
 from halt.store.generations import GAP
-from halt.store.headings import TITLE_MOST
 from halt.store.migrate import MIGRATIONS
 from halt.store.models import (
     Busy,
@@ -49,6 +48,7 @@ from halt.store.models import (
 from halt.store.portable import PortableConversation, PortableMessage, read, to_json, to_markdown
 from halt.store.store import Store
 from halt.store.tables import chunks, conversations, messages
+from halt.store.title_text import TITLE_MOST
 from tests.support.races import together
 from tests.support.stores import (
     DATABASES,
