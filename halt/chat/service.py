@@ -96,7 +96,7 @@ class ChatService:
         self._expect_room(len(answers))
         try:
             found = self._changed(
-                self.store.turns.begin,
+                self.store.turns.add_prompt,
                 conversation_id,
                 owner,
                 prompt,
@@ -120,9 +120,14 @@ class ChatService:
         It may be in the middle: the conversation then ends with it.
         """
         self._expect_room()
-        worker, again = self.store_writer.worker, self.store.turns.again
         found = self._changed(
-            again, conversation_id, owner, stream_id, model, worker=worker, prompt_id=prompt_id
+            self.store.turns.regenerate,
+            conversation_id,
+            owner,
+            stream_id,
+            model,
+            worker=self.store_writer.worker,
+            prompt_id=prompt_id,
         )
         return self._begin(found)
 
@@ -132,8 +137,14 @@ class ChatService:
         """Go on with the last answer, this prompt's, from its last word, in the same message."""
         answer_id = self._exchange(conversation_id, owner, prompt_id).answer_id
         self._expect_room()
-        worker, extend = self.store_writer.worker, self.store.turns.extend
-        found = self._changed(extend, conversation_id, owner, answer_id, stream_id, worker=worker)
+        found = self._changed(
+            self.store.turns.continue_answer,
+            conversation_id,
+            owner,
+            answer_id,
+            stream_id,
+            worker=self.store_writer.worker,
+        )
         return self._begin(found)
 
     # --- use cases that start nothing -------------------------------------------------------------
@@ -155,12 +166,12 @@ class ChatService:
         if any(each.stream_id == stream_id for each in candidates):
             running = [(each.stream_id, None) for each in candidates if each.ended is None]
             self.generations.stop_each(running, owner)
-        return self._changed(self.store.turns.pick, conversation_id, owner, stream_id)
+        return self._changed(self.store.turns.select, conversation_id, owner, stream_id)
 
     def usage(self, conversation_id: str, owner: str) -> Usage:
         """The tokens of all that was answered in it. Raises UnknownConversation."""
         self.caught_up(conversation_id, owner)
-        return self.store.conversations.totals(conversation_id, owner)
+        return self.store.conversations.token_usage(conversation_id, owner)
 
     def run_of(self, stream_id: str, owner: str | None) -> Generation | None:
         """The generation of an answer that runs, in any worker; None: it is not known."""
@@ -236,7 +247,7 @@ class ChatService:
             self.count_starts(len(waiting))
             prompts = [self.system_prompt(each.asked) for each in waiting]
             messages = {
-                prompt: self.store.conversations.told(found.id, found.owner, prompt)
+                prompt: self.store.conversations.prompt_messages(found.id, found.owner, prompt)
                 for prompt in set(prompts)
             }
             for each, prompt in zip(waiting, prompts, strict=True):
@@ -244,7 +255,7 @@ class ChatService:
         except Exception:
             idle = [each.stream_id for each in waiting[len(runs) :]]
             try:
-                self.store.turns.take_back(found.id, idle[0])
+                self.store.turns.cancel_start(found.id, idle[0])
             except StoreUnavailable:
                 self.store_writer.abandon(idle)
             self.generations.stop_each([(run.id, None) for run in runs], found.owner)

@@ -20,7 +20,7 @@ from halt.core.finish_reasons import ending
 from halt.core.request import ChatRequest
 from halt.errors import HaltError
 from halt.store.models import Exchange
-from halt.store.prompt_messages import exchanges_told
+from halt.store.prompt_messages import exchange_messages
 
 LATE_STOP = 1.0  # seconds after an answer in which a Ctrl-C was meant for it
 
@@ -43,7 +43,7 @@ Alt-Enter begins a new line. A line that begins with a space is sent as it is.""
 def new_request(exchanges: Sequence[Exchange], system: str, model: str) -> ChatRequest:
     """What the model is asked next; its ID is that of the last exchange."""
     return ChatRequest(
-        exchanges_told(exchanges, system),
+        exchange_messages(exchanges, system),
         id=exchanges[-1].stream_id,
         model=model or None,
     )

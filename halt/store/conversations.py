@@ -16,7 +16,7 @@ from halt.errors import RequestError
 from halt.store import tree
 from halt.store.database import Database
 from halt.store.models import WINDOW, Conversation, Page, Settings, Summary, Usage
-from halt.store.prompt_messages import as_told
+from halt.store.prompt_messages import path_messages
 from halt.store.rows import LISTED, TITLE_MAX, change, changed, cursor_number, find, made
 from halt.store.tables import conversations, messages
 
@@ -54,7 +54,9 @@ class Conversations:
                 connection, row, around=around, before=before, after=after, limit=limit
             )
 
-    def told(self, conversation_id: str, owner: str, system_prompt: str = "") -> list[Message]:
+    def prompt_messages(
+        self, conversation_id: str, owner: str, system_prompt: str = ""
+    ) -> list[Message]:
         """What the model is told: everything on the path, stopped and broken answers marked so.
 
         `system_prompt` is used where the conversation has none of its own. An answer that is
@@ -64,7 +66,9 @@ class Conversations:
             row = find(connection, conversation_id, owner)
             said = tree.said(connection, row)
         path = ((each.role, each.state, each.content) for each in said)
-        return as_told(path, system_prompt if row.system_prompt is None else row.system_prompt)
+        return path_messages(
+            path, system_prompt if row.system_prompt is None else row.system_prompt
+        )
 
     def summaries(
         self, owner: str, cursor: str | None = None, limit: int = WINDOW
@@ -104,7 +108,7 @@ class Conversations:
         with self._database.reading() as connection:
             return _summary(connection, find(connection, conversation_id, owner))
 
-    def totals(self, conversation_id: str, owner: str) -> Usage:
+    def token_usage(self, conversation_id: str, owner: str) -> Usage:
         """Tokens of everything that was answered in it. Raises UnknownConversation."""
         with self._database.reading() as connection:
             return tree.usage(connection, find(connection, conversation_id, owner).id)

@@ -13,7 +13,7 @@ from halt.store.models import Exchange, State, state_of
 _NOTES: dict[State, str] = {"stopped": STOPPED, "error": BROKEN, "interrupted": BROKEN}
 
 
-def as_told(path: Iterable[tuple[str, State, str]], system_prompt: str = "") -> list[Message]:
+def path_messages(path: Iterable[tuple[str, State, str]], system_prompt: str = "") -> list[Message]:
     """A path's (role, state, text) as messages.
 
     A word stands for a picture in an answer. Two prompts in a row (the answer between them failed)
@@ -38,7 +38,7 @@ def as_told(path: Iterable[tuple[str, State, str]], system_prompt: str = "") -> 
     return out
 
 
-def exchanges_told(exchanges: Iterable[Exchange], system_prompt: str = "") -> list[Message]:
+def exchange_messages(exchanges: Iterable[Exchange], system_prompt: str = "") -> list[Message]:
     """What a model is told of exchanges that are in no store."""
 
     def path() -> Iterator[tuple[str, State, str]]:
@@ -49,4 +49,4 @@ def exchanges_told(exchanges: Iterable[Exchange], system_prompt: str = "") -> li
                 state = state_of(best.ended, best.answer, best.folds)
                 yield "assistant", state, best.answer
 
-    return as_told(path(), system_prompt)
+    return path_messages(path(), system_prompt)

@@ -34,7 +34,7 @@ class Turns:
 
     # --- asking -----------------------------------------------------------------------------------
 
-    def begin(
+    def add_prompt(
         self,
         conversation_id: str,
         owner: str,
@@ -73,7 +73,7 @@ class Turns:
                 values["title"] = first_words(prompt)
             return changed(connection, row, values)
 
-    def again(
+    def regenerate(
         self,
         conversation_id: str,
         owner: str,
@@ -100,7 +100,7 @@ class Turns:
             _ask(connection, row, prompt.id, [(stream_id, model)], worker)
             return changed(connection, row, {"model": model, "updated_at": time.time()})
 
-    def extend(
+    def continue_answer(
         self, conversation_id: str, owner: str, answer_id: int, stream_id: str, *, worker: str
     ) -> Conversation:
         """Go on with the path's last answer, in the same message, by a new stream.
@@ -125,7 +125,7 @@ class Turns:
             _begin(connection, row, answer.id, stream_id, answer.asked_model, worker, prefix)
             return changed(connection, row, {"updated_at": time.time()})
 
-    def take_back(self, conversation_id: str, stream_id: str) -> None:
+    def cancel_start(self, conversation_id: str, stream_id: str) -> None:
         """As if this stream, which has not begun, had never been asked for, nor its rivals."""
         with self._database.writing() as connection:
             lock(connection, [conversation_id])
@@ -170,7 +170,7 @@ class Turns:
             row = find(connection, conversation_id, owner)
             return tree.window(connection, row, around=message_id, limit=WINDOW)
 
-    def pick(self, conversation_id: str, owner: str, stream_id: str) -> Conversation:
+    def select(self, conversation_id: str, owner: str, stream_id: str) -> Conversation:
         """Go on with this answer of the last prompt's, and with its model.
 
         Returns the conversation with this exchange alone. Raises UnknownConversation, Busy.

@@ -110,7 +110,7 @@ def test_what_cannot_be_taken_back_blocks_no_conversation(
         raise LOCKED
 
     refuse(desk, monkeypatch, fault)
-    monkeypatch.setattr(desk.store.turns, "take_back", locked)
+    monkeypatch.setattr(desk.store.turns, "cancel_start", locked)
     assert desk.ask() in {500, 503}
     monkeypatch.undo()
     eventually(lambda: desk.conversation().exchanges[-1].ended is not None)
@@ -168,7 +168,7 @@ def test_one_press_stops_all_before_it_waits_for_one(
 def count_writes(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The calls that write a start into the store, from now on."""
     written: list[str] = []
-    for name in ("begin", "again", "extend"):
+    for name in ("add_prompt", "regenerate", "continue_answer"):
         real = getattr(desk.store.turns, name)
 
         def spy(*args: Any, name: str = name, real: Any = real, **more: Any) -> Any:
@@ -226,7 +226,7 @@ def test_the_workers_are_asked_once_while_a_write_is_awaited(
             raise UnknownStream("asked again")
         return elsewhere
 
-    begin, busy = desk.store.turns.begin, iter(range(4))
+    begin, busy = desk.store.turns.add_prompt, iter(range(4))
 
     def begin_late(*args: Any, **more: Any) -> Conversation:
         if next(busy, None) is not None:
@@ -238,7 +238,7 @@ def test_the_workers_are_asked_once_while_a_write_is_awaited(
     last = desk.conversation()
     running = still_running(last)
     monkeypatch.setattr(service, "get", get)
-    monkeypatch.setattr(desk.store.turns, "begin", begin_late)
+    monkeypatch.setattr(desk.store.turns, "add_prompt", begin_late)
     with monkeypatch.context() as patch:
         patch.setattr(desk.store.conversations, "get", lambda *_, **__: running)
         assert desk.ask() == 200

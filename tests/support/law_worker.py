@@ -142,14 +142,14 @@ class Worker:
         """Start a stream: of a conversation, or without one of a program."""
         messages = [Message("user", "a question")]
         if conversation_id:
-            self.store.turns.begin(
+            self.store.turns.add_prompt(
                 conversation_id,
                 owner,
                 "a question",
                 [(stream_id, "")],
                 worker=self.store_writer.worker,
             )
-            messages = self.store.conversations.told(conversation_id, owner)
+            messages = self.store.conversations.prompt_messages(conversation_id, owner)
         self.service.start(ChatRequest(messages, id=stream_id), owner, noted=bool(conversation_id))
 
     def feed(self, stream_id: str, owner: str | None, text: str) -> None:
@@ -207,5 +207,5 @@ class Worker:
         """What the model would be told."""
         return [
             (each.role, each.content)
-            for each in self.store.conversations.told(conversation_id, owner)
+            for each in self.store.conversations.prompt_messages(conversation_id, owner)
         ]

@@ -131,20 +131,22 @@ class Chat:
     def ask(self, prompt: str, edit_of: int | None = None) -> str:
         """Ask; the ID of the stream that will answer."""
         stream_id = self.new_stream()
-        self.store.turns.begin(
+        self.store.turns.add_prompt(
             self.name, self.owner, prompt, [(stream_id, "")], worker=WORKER, edit_of=edit_of
         )
         return stream_id
 
     def again(self, prompt_id: int | None = None) -> str:
         stream_id = self.new_stream()
-        self.store.turns.again(self.name, self.owner, stream_id, worker=WORKER, prompt_id=prompt_id)
+        self.store.turns.regenerate(
+            self.name, self.owner, stream_id, worker=WORKER, prompt_id=prompt_id
+        )
         return stream_id
 
     def extend(self) -> str:
         """Continue the last answer."""
         stream_id = self.new_stream()
-        self.store.turns.extend(
+        self.store.turns.continue_answer(
             self.name, self.owner, self.last().answer_id, stream_id, worker=WORKER
         )
         return stream_id
@@ -170,5 +172,5 @@ class Chat:
         """What the model is told, as (role, content)."""
         return [
             (m.role, m.content)
-            for m in self.store.conversations.told(self.name, self.owner, system)
+            for m in self.store.conversations.prompt_messages(self.name, self.owner, system)
         ]

@@ -15,7 +15,7 @@ from halt.rendering.blocks import BlockStream
 from halt.rendering.data_urls import DataUrlFilter, replace, replace_for_model
 from halt.rendering.markdown import render, render_block
 from halt.store.models import State
-from halt.store.prompt_messages import as_told
+from halt.store.prompt_messages import path_messages
 
 LETTERS = "iVBORw0KGgo/8Qz+"
 DATA = LETTERS * 100  # 1,600 characters of base64, 1,200 bytes
@@ -166,7 +166,7 @@ def test_a_path_is_told_with_a_word_for_each_picture() -> None:
         ("assistant", "done", f"![image]({URL})Nice"),
         ("user", "done", "b"),
     ]
-    assert [(each.role, each.content) for each in as_told(path)] == [
+    assert [(each.role, each.content) for each in path_messages(path)] == [
         ("user", f"This: {URL}"),
         ("assistant", "[picture]\nNice"),
         ("user", "b"),

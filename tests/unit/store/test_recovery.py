@@ -610,7 +610,9 @@ def test_deleted_conversations_are_gone_on_a_server_that_is_only_looked_at(
     store = Store(open_database(tmp_path, ""))
     for number in range(60):
         conversation_id = f"deleted-{number:03}"
-        store.turns.begin(conversation_id, "somebody", "Hello", [(new_id(), "")], worker="gone")
+        store.turns.add_prompt(
+            conversation_id, "somebody", "Hello", [(new_id(), "")], worker="gone"
+        )
         store.conversations.delete(conversation_id, "somebody")
     with store.database.writing() as connection:
         connection.execute(update(conversations).values(deleted_at=time.time() - 3 * 86_400))

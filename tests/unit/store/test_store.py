@@ -127,7 +127,7 @@ def test_a_note_that_a_model_has_copied_is_not_told_again(chat: Chat) -> None:
     chat.says("b", "[This answer broke off here.]")
     stream_id = chat.ask("c")
     assert chat.told() == [("user", "a"), ("assistant", "Whole."), ("user", "b\n\nc")]
-    chat.store.turns.take_back(chat.name, stream_id)
+    chat.store.turns.cancel_start(chat.name, stream_id)
     chat.ask("What does “[The user stopped this answer here.]” mean?")
     assert [role for role, _ in chat.told()] == ["user", "assistant", "user", "assistant", "user"]
     assert chat.told()[1] == ("assistant", "Whole.\n\n[The user stopped this answer here.]")
@@ -183,7 +183,9 @@ def test_nobody_goes_on_with_what_they_have_not_seen(chat: Chat) -> None:
 
     def ask(after: int) -> None:
         answers = [(chat.new_stream(), "")]
-        chat.store.turns.begin(chat.name, chat.owner, "Next?", answers, worker=WORKER, after=after)
+        chat.store.turns.add_prompt(
+            chat.name, chat.owner, "Next?", answers, worker=WORKER, after=after
+        )
 
     chat.says("a", "1")
     first = chat.last().prompt_id
@@ -228,7 +230,7 @@ def test_taking_back_is_as_if_it_had_never_been_asked(chat: Chat) -> None:
     """A stream that could not be started leaves nothing, and asking again works at once."""
     stream_id = chat.ask("Too much.")
     chat.store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said("early")),)))
-    chat.store.turns.take_back(chat.name, stream_id)
+    chat.store.turns.cancel_start(chat.name, stream_id)
     assert chat.exchanges() == []
     with chat.store.database.reading() as connection:
         assert connection.scalar(select(func.count()).select_from(chunks)) == 0
@@ -241,8 +243,8 @@ def test_what_ends_after_it_was_forgotten_changes_nothing(chat: Chat) -> None:
     chat.says("a", "1")
     chat.ends("unknown", "text")
     ends(chat.store, "elsewhere", "text")
-    chat.store.turns.take_back(chat.name, "unknown")
-    chat.store.turns.take_back("unknown", "unknown")
+    chat.store.turns.cancel_start(chat.name, "unknown")
+    chat.store.turns.cancel_start("unknown", "unknown")
     assert chat.exchanges() == [("a", "1")]
 
 
@@ -301,7 +303,7 @@ def test_a_new_try_that_cannot_start_gives_the_old_answer_back(chat: Chat) -> No
     """When there is no place for the stream of a new try, the answer stands as before."""
     chat.says("a", "first")
     before = chat.last()
-    chat.store.turns.take_back(chat.name, chat.again())
+    chat.store.turns.cancel_start(chat.name, chat.again())
     assert chat.last() == before
 
 
@@ -322,7 +324,7 @@ def test_of_prompts_at_the_same_moment_one_is_taken(store: Store) -> None:
 
     def send(name: str, number: int) -> bool:
         try:
-            store.turns.begin(name, "anna", "a", [(f"{name}-{number}", "")], worker=WORKER)
+            store.turns.add_prompt(name, "anna", "a", [(f"{name}-{number}", "")], worker=WORKER)
         except Busy:
             return False
         return True
@@ -338,9 +340,9 @@ def test_a_stream_id_answers_once(chat: Chat) -> None:
     """An ID that has answered in this conversation is refused: its text would be mixed up."""
     chat.says("a", "1")
     with pytest.raises(StreamInUse):
-        chat.store.turns.begin(chat.name, chat.owner, "b", [("talk-1", "")], worker=WORKER)
+        chat.store.turns.add_prompt(chat.name, chat.owner, "b", [("talk-1", "")], worker=WORKER)
     with pytest.raises(StreamInUse):
-        chat.store.turns.again(chat.name, chat.owner, "talk-1", worker=WORKER)
+        chat.store.turns.regenerate(chat.name, chat.owner, "talk-1", worker=WORKER)
     assert chat.exchanges() == [("a", "1")]
 
 
@@ -470,7 +472,7 @@ def test_a_continue_that_brings_nothing_changes_nothing(chat: Chat) -> None:
     """Stopped before any text, or never begun, the answer stands as it was."""
     chat.says("a", "Half an", STOPPED)
     before = chat.last()
-    chat.store.turns.take_back(chat.name, chat.extend())
+    chat.store.turns.cancel_start(chat.name, chat.extend())
     assert chat.last() == before
     chat.ends(chat.extend(), "Half an", STOPPED)
     after = chat.last()
@@ -485,7 +487,9 @@ def test_only_the_last_answer_with_text_can_be_continued(chat: Chat) -> None:
     empty = chat.last()
     for message_id in (first.answer_id, empty.answer_id, empty.prompt_id, 10**9):
         with pytest.raises(UnknownConversation):
-            chat.store.turns.extend(chat.name, chat.owner, message_id, "new-stream", worker=WORKER)
+            chat.store.turns.continue_answer(
+                chat.name, chat.owner, message_id, "new-stream", worker=WORKER
+            )
     assert not chat.store.generations.exists("new-stream")
 
 
@@ -541,7 +545,7 @@ class Comparison(Chat):
     def __init__(self, store: Store, name: str = "talk") -> None:
         super().__init__(store, name)
         answers = [(f"{name}-{each}", f"m-{each}") for each in "abc"]
-        store.turns.begin(self.name, self.owner, "Who?", answers, worker=WORKER)
+        store.turns.add_prompt(self.name, self.owner, "Who?", answers, worker=WORKER)
 
     def all_end(self, **answers: str) -> None:
         for each, answer in answers.items():
@@ -581,13 +585,13 @@ def test_the_one_that_is_picked_goes_on_with_its_model(three: Comparison) -> Non
     """The others stay beside it, and another can be picked as long as nothing more was said."""
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
     for pick, streams in (("c", ["c", "a", "b"]), ("b", ["b", "a", "c"])):
-        found = three.store.turns.pick(three.name, three.owner, f"talk-{pick}")
+        found = three.store.turns.select(three.name, three.owner, f"talk-{pick}")
         assert three.streams() == streams
         assert (found.settings.model, found.exchanges[-1].picked) == (f"m-{pick}", True)
     three.ask("And?")
     assert three.told() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
     with pytest.raises(UnknownConversation):
-        three.store.turns.pick(three.name, three.owner, "talk-a")
+        three.store.turns.select(three.name, three.owner, "talk-a")
 
 
 def test_only_an_answer_of_a_finished_comparison_can_be_picked(
@@ -595,15 +599,15 @@ def test_only_an_answer_of_a_finished_comparison_can_be_picked(
 ) -> None:
     """Not while one is written, not a stranger's, and not where there was no choice."""
     with pytest.raises(Busy):
-        store.turns.pick(three.name, three.owner, "talk-a")
+        store.turns.select(three.name, three.owner, "talk-a")
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
     for owner, stream_id in (("bert", "talk-a"), ("anna", "unknown")):
         with pytest.raises(UnknownConversation):
-            store.turns.pick(three.name, owner, stream_id)
+            store.turns.select(three.name, owner, stream_id)
     single = Chat(store, "single")
     single.says("One?", "One.")
     with pytest.raises(UnknownConversation):
-        store.turns.pick("single", "anna", "single-1")
+        store.turns.select("single", "anna", "single-1")
 
 
 def test_a_comparison_of_which_nothing_was_seen_is_taken_back(three: Comparison) -> None:
@@ -617,7 +621,7 @@ def test_a_comparison_of_which_nothing_was_seen_is_taken_back(three: Comparison)
 
 def test_a_comparison_that_cannot_start_leaves_nothing(three: Comparison) -> None:
     """Taking back one of its streams takes back all of them."""
-    three.store.turns.take_back(three.name, "talk-b")
+    three.store.turns.cancel_start(three.name, "talk-b")
     assert three.exchanges() == []
     assert not any(three.store.generations.exists(f"talk-{each}") for each in "abc")
 
@@ -625,7 +629,7 @@ def test_a_comparison_that_cannot_start_leaves_nothing(three: Comparison) -> Non
 def test_asking_again_keeps_what_was_put_away(three: Comparison) -> None:
     """A new try is a version of its own; withdrawn, it brings the picked one back with the others."""
     three.all_end(a="I am a.", b="I am b.", c="I am c.")
-    three.store.turns.pick(three.name, three.owner, "talk-b")
+    three.store.turns.select(three.name, three.owner, "talk-b")
     again = three.again()
     assert len(three.last().versions.ids) == 4
     three.ends(again, "", STOPPED)
@@ -642,9 +646,9 @@ def test_no_stream_answers_twice(three: Comparison, store: Store) -> None:
     before = three.now()
     for taken in ([("talk-a", "")], [("talk-c", "")], [("x", ""), ("x", "")]):
         with pytest.raises(StreamInUse):
-            store.turns.begin(three.name, three.owner, "And?", taken, worker=WORKER)
+            store.turns.add_prompt(three.name, three.owner, "And?", taken, worker=WORKER)
         with pytest.raises(StreamInUse):
-            store.turns.begin("other", "anna", "And?", taken, worker=WORKER)
+            store.turns.add_prompt("other", "anna", "And?", taken, worker=WORKER)
     assert three.now() == before
     with pytest.raises(UnknownConversation):
         store.conversations.get("other", "anna")
@@ -672,7 +676,7 @@ def test_thoughts_that_were_seen_keep_a_stopped_answer(store: Store, chat: Chat)
     assert (last.best().folds, last.previous, len(last.versions.ids)) == ((thought,), None, 3)
     chat.ask("And?")
     assert chat.told() == [("user", "Why?\n\nAnd?")]  # as it is shown: nothing was said
-    chat.store.turns.take_back(chat.name, chat.last().stream_id)
+    chat.store.turns.cancel_start(chat.name, chat.last().stream_id)
     assert chat.store.turns.discard(chat.name, chat.owner, chat.last().answer_id) is None
     assert chat.exchanges() == [("Why?", "So.")]
 
@@ -1002,10 +1006,10 @@ def everything(store: Store) -> Chat:
     chat.says("b", "2", BROKEN)
     chat.says("B", "two", edit_of=chat.last().prompt_id)
     answers = [("rival-one", "m-a"), ("rival-two", "m-b")]
-    store.turns.begin(chat.name, chat.owner, "Who?", answers, worker=WORKER)
+    store.turns.add_prompt(chat.name, chat.owner, "Who?", answers, worker=WORKER)
     for stream_id, _ in answers:
         chat.ends(stream_id, f"I, {stream_id}")
-    store.turns.pick(chat.name, chat.owner, "rival-two")
+    store.turns.select(chat.name, chat.owner, "rival-two")
     return chat
 
 
@@ -1293,11 +1297,11 @@ def test_tokens_are_counted_reported_or_estimated(store: Store, chat: Chat) -> N
     chat.ends(chat.again(), "x", estimated)
     assert chat.last().usage == Usage(0, 3, True)
     total = Usage(10, 17, True)
-    assert store.conversations.totals(chat.name, chat.owner) == chat.now().usage == total
+    assert store.conversations.token_usage(chat.name, chat.owner) == chat.now().usage == total
     store.turns.discard(chat.name, chat.owner, chat.last().answer_id)
-    assert store.conversations.totals(chat.name, chat.owner) == total
+    assert store.conversations.token_usage(chat.name, chat.owner) == total
     with pytest.raises(UnknownConversation):
-        store.conversations.totals(chat.name, "bert")
+        store.conversations.token_usage(chat.name, "bert")
 
 
 def test_a_providers_count_that_comes_later_replaces_the_estimate(store: Store, chat: Chat) -> None:
@@ -1310,7 +1314,9 @@ def test_a_providers_count_that_comes_later_replaces_the_estimate(store: Store, 
     chat.ends(stream_id, "x", estimated)
     assert chat.last().usage == Usage(0, 3, True)
     store.generations.count(stream_id, reported)
-    assert chat.last().usage == store.conversations.totals(chat.name, chat.owner) == Usage(5, 40)
+    assert (
+        chat.last().usage == store.conversations.token_usage(chat.name, chat.owner) == Usage(5, 40)
+    )
 
 
 def test_text_that_no_database_takes_is_kept_as_far_as_it_can_be(chat: Chat) -> None:
