@@ -1,6 +1,6 @@
-"""What all providers have in common: their models, and how they go on with an answer.
+"""Base class of the providers: lists models, opens streams, continues unfinished answers.
 
-They differ in their client, in what they ask and in the decoder of what comes.
+Subclasses add the client, the body of the request and the decoder of the stream.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from halt.providers.model_list import Model, default_model_name, parse_models
 from halt.providers.reply import EventReply
 from halt.transport.pool import Transport
 
-REMEMBERED_MAX = 1000  # models about which the same thing is remembered
-API_PATH = re.compile(r"/(v\d+\w*|openai)/?")  # in an address that leads to an API
-NO_MODEL = "HALT_MODEL, or models in the file, can name a model instead of the list."
+REMEMBERED_MAX = 1000  # models in each set of remembered facts
+API_PATH = re.compile(r"/(v\d+\w*|openai)/?")  # in the address of an API
+NO_MODEL = "Set HALT_MODEL, or models in the file, to use a model without the list."
 BAD_LIST = "The list of models from the model's server cannot be read."
 EMPTY_LIST = "The model's server lists no models: load one there, or set HALT_MODEL."
 NO_LIST = (
@@ -50,27 +50,27 @@ logger = logging.getLogger(__name__)
 
 
 class Provider:
-    """A provider whose client sends its requests through our transport."""
+    """A provider whose client sends its requests through Halt's transport."""
 
-    #: What its client raises.
+    #: Base class of the client's exceptions.
     client_error: type[Exception]
-    #: The setting that holds its address, and how the address goes on to its models.
+    #: The setting with the address, and the path of the list of models.
     address_setting = "OPENAI_BASE_URL"
     list_path = "/models"
-    #: How the addresses of nearly all servers end; empty: any may be right.
+    #: End of nearly all servers' addresses; empty: any address may be right.
     usual_end = "/v1"
 
     def __init__(self, settings: ProviderSettings, transport: Transport | None = None) -> None:
         self._settings = settings
         self._transport = transport or Transport(settings.connect_timeout)
         self._secret = settings.key
-        self._lock = threading.Lock()  # protects what is learnt on the way
+        self._lock = threading.Lock()  # protects the facts that replies teach about models
         self._model = settings.first_model
-        self._base = settings.base_url  # as it is asked
-        self._refusing: set[str] = set()  # models that do not go on with a prefix
+        self._base = settings.base_url  # address to which the paths of requests are appended
+        self._refusing: set[str] = set()  # models that refuse to continue from a prefix
 
     def _request_models(self) -> httpx2.Response:
-        """Ask the client for the models. Raises what the client raises."""
+        """Request the list of models with the client. Raises the client's errors."""
         raise NotImplementedError
 
     def _send(
@@ -80,24 +80,24 @@ class Provider:
         connection: UpstreamConnection,
         mode: ContinuationMode | None = None,
     ) -> Reply:
-        """Send a request, `mode`: one that goes on so. Raises UpstreamError, Interrupted."""
+        """Send a request; `mode`: how it continues an answer. Raises UpstreamError, Interrupted."""
         raise NotImplementedError
 
     def _continuation_mode(
         self, model: str, request: ChatRequest, connection: UpstreamConnection
     ) -> ContinuationMode:
-        """How this model is asked to go on with an answer. Raises Interrupted."""
+        """Choose how this model continues an answer. Raises Interrupted."""
         raise NotImplementedError
 
     def _remember_models(self, models: list[Model]) -> None:
-        """Keep what a list tells about its models."""
+        """Store facts from a list of models."""
 
     @property
     def known_model(self) -> str:
         return self._model
 
     def default_model(self, connection: UpstreamConnection) -> str:
-        """The model that answers when a request names none. Raises UpstreamError, Interrupted."""
+        """Return the model for requests that name none. Raises UpstreamError, Interrupted."""
         if not self._model:
             try:
                 model = default_model_name(self._fetch_models(connection))
@@ -126,7 +126,7 @@ class Provider:
         self._transport.close()
 
     def open(self, request: ChatRequest, connection: UpstreamConnection) -> Reply:
-        """As `Upstream.open`. A model that refuses a prefix goes on by instruction from then on."""
+        """As `Upstream.open`. After a model has refused a prefix, it gets instructions instead."""
         if not self._settings.base_url:
             raise UpstreamError("no_model")
         model = request.model or self.default_model(connection)
@@ -147,18 +147,18 @@ class Provider:
                     raise
         reply = self._send(model, by_instruction(request), connection, "instruction")
         if mode != "instruction":
-            logger.info("%s goes on with no prefix; it is asked in words", model)
+            logger.info("%s refuses a prefix; continuing answers by instruction instead", model)
             self._remember(self._refusing, model)
         return ContinuationReply(reply, ContinuationJoiner(text, repeats=True))
 
-    def _remember(self, about: set[str], model: str) -> None:
-        """Remember something about a model. Clients name the models, so there is an end to it."""
+    def _remember(self, models: set[str], model: str) -> None:
+        """Add a model to a set, up to REMEMBERED_MAX: clients may send any number of names."""
         with self._lock:
-            if len(about) < REMEMBERED_MAX:
-                about.add(model)
+            if len(models) < REMEMBERED_MAX:
+                models.add(model)
 
     def _fetch_models(self, connection: UpstreamConnection) -> list[Model]:
-        """The models that the server lists. Raises UpstreamError, Interrupted."""
+        """Request the server's list of models. Raises UpstreamError, Interrupted."""
         if not self._settings.base_url:
             raise UpstreamError("no_model")
         with self._translating_errors("GET", self.list_path, connection):
@@ -181,7 +181,7 @@ class Provider:
         create: Callable[[], httpx2.Response],
         decoder: EventDecoder,
     ) -> EventReply:
-        """Send a request for a stream by `create`. Raises UpstreamError, Interrupted."""
+        """Send a request for a stream with `create`. Raises UpstreamError, Interrupted."""
         with self._translating_errors("POST", path, connection):
             response = create()
         add_hint = partial(self._with_hint, "POST", path)
@@ -191,36 +191,39 @@ class Provider:
     def _translating_errors(
         self, method: str, path: str, connection: UpstreamConnection
     ) -> Iterator[None]:
-        """All faults but Interrupted become an UpstreamError with what `_with_hint` adds."""
+        """Translate all errors but Interrupted to an UpstreamError with a hint."""
         try:
             with use_connection(connection):
                 yield
         except UpstreamError as exc:
             raise self._with_hint(method, path, exc) from exc
-        except (self.client_error, httpx2.HTTPError) as exc:  # a body may break off, too
+        except (self.client_error, httpx2.HTTPError) as exc:  # HTTPError: a body may break off
             raise self._with_hint(method, path, to_upstream_error(exc, self._secret)) from exc
 
     def _with_hint(self, method: str, path: str, fault: UpstreamError) -> UpstreamError:
-        """A fault that may be the address's, with what was asked and what to look at."""
+        """Return the error without the secret, and with a hint if the address may be wrong.
+
+        The hint names the request and the setting to check.
+        """
         if self._settings.is_demo:
             fault = fault.demo()
-        suspect = {"endpoint_not_found", "upstream_web_page"}
+        address_codes = {"endpoint_not_found", "upstream_web_page"}
         check = f"check {self.address_setting}, or the address in the file."
         if self.usual_end and API_PATH.search(urlsplit(self._base).path) is None:
-            suspect |= {"model_not_found", "upstream_invalid"}
-            check = f"on most servers the address must lead up to and with {self.usual_end}."
+            address_codes |= {"model_not_found", "upstream_invalid"}
+            check = f"on most servers the address must end with {self.usual_end}."
         if fault.code == "loop_detected":
-            suspect.add(fault.code)
-            place = f"{self.address_setting}, or the address in the file"
-            check = f"set {place}, to that of a model's server."
-        if fault.hint or fault.code not in suspect:
+            address_codes.add(fault.code)
+            setting = f"{self.address_setting}, or the address in the file"
+            check = f"set {setting}, to that of a model server."
+        if fault.hint or fault.code not in address_codes:
             return fault.without(self._secret)
         address = public_address(self._base.rstrip("/") + path)
         return fault.hinting(f"The request was {method} {address}: {check}").without(self._secret)
 
 
 def _models(body: bytes, secret: str) -> list[Model]:
-    """The models of a list's body. Raises UpstreamError."""
+    """Parse the body of a list of models. Raises UpstreamError without the secret."""
     text = body.decode("utf-8", "replace")
     if is_markup(text):
         raise UpstreamError("upstream_web_page", page_text(text)).without(secret)

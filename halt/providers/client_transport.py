@@ -1,11 +1,11 @@
-"""Requests of providers' clients: redirects are followed, refusals read whole.
+"""The transport of the providers' clients: follows redirects, and reads refusals completely.
 
-Clients turn a POST that is answered with 301 or 302 into a GET without a body, and carry the key to
-any address of the same host. Here the request is kept as it is, on the same server or from http://
-to https:// on it, and goes nowhere else.
+Clients turn a POST that is answered with 301 or 302 into a GET without a body, and send the key to
+any address of the same host. This transport repeats the request unchanged, only on the same server,
+or from http:// to https:// on the same host.
 
-They also lose a refusal whose body breaks off or is not what its labels say. Here what has come of
-it is kept.
+Clients also lose a refusal whose body breaks off or does not match its headers. This transport
+keeps the part of it that arrived.
 """
 
 from __future__ import annotations
@@ -23,21 +23,25 @@ from halt.transport.http1 import REFUSAL_MAX, Body
 from halt.transport.pool import Transport
 
 REDIRECTS_MAX = 5
-#: Statuses after which the same request is sent to the new address; 303 wants a GET.
+#: Statuses after which the same request is sent to the new address; 303 requires a GET.
 REPEATED_STATUSES = frozenset((301, 302, 307, 308))
-REFUSAL_SECONDS = 10.0  # without a byte, in which a refusal's body is waited for
+REFUSAL_SECONDS = 10.0  # without a byte, after which the body of a refusal is cut off
 PORTS = {"http": 80, "https": 443}
-NOWHERE = "http://127.0.0.1:9/v1"  # for a client that wants an address; never asked
+NOWHERE = "http://127.0.0.1:9/v1"  # for a client that requires an address; never connected to
 
 
 class ClientTransport(httpx2.BaseTransport):
-    """A transport that follows redirects and brings refusals with their bodies."""
+    """A transport that follows redirects and returns refusals with their bodies."""
 
     def __init__(self, transport: httpx2.BaseTransport) -> None:
         self._transport = transport
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request, also to where its server leads. Raises UpstreamError, and as inside."""
+        """Send a request and follow redirects.
+
+        Raises UpstreamError for a redirect that must not be followed, and the inner transport's
+        errors.
+        """
         for _ in range(REDIRECTS_MAX):
             response = self._transport.handle_request(request)
             if response.is_success:
@@ -45,24 +49,24 @@ class ClientTransport(httpx2.BaseTransport):
             if not response.has_redirect_location:
                 return _with_whole_body(response, request)
             request = _redirected_request(request, response)
-        raise _redirect_error(request, "it leads from address to address without an end.")
+        raise _redirect_error(request, f"there were {REDIRECTS_MAX} redirects in a row.")
 
     def close(self) -> None:
         self._transport.close()
 
 
 def http_client(transport: Transport) -> httpx2.Client:
-    """What a provider's client sends its requests with."""
+    """Create the HTTP client for a provider's client."""
     return httpx2.Client(transport=ClientTransport(transport))
 
 
 def warm_up(
     client: type[Any], path: str, stream: type[Any], refusal: type[Exception], **listing: Any
 ) -> None:
-    """Use a provider's client once, for requests that go nowhere, while its module is imported.
+    """Use a provider's client once with a mock transport, while its module is imported.
 
-    A client imports modules and builds the types of its requests and answers when it is first used,
-    and two threads must never be the first to do so. The arguments are as they are used later.
+    On its first use a client imports modules and builds the types of its requests and answers. That
+    is not safe in two threads at once. The arguments are the same as in later requests.
     """
 
     def answer(request: httpx2.Request) -> httpx2.Response:
@@ -71,20 +75,22 @@ def warm_up(
             return httpx2.Response(200, json={"object": "list", "data": models})
         return httpx2.Response(400, json={"error": {"message": "a warm-up"}})
 
-    nowhere = httpx2.Client(transport=httpx2.MockTransport(answer))
-    with client(api_key="none", base_url=NOWHERE, max_retries=0, http_client=nowhere) as made:
-        made.models.with_raw_response.list(**listing)
+    mock = httpx2.Client(transport=httpx2.MockTransport(answer))
+    with client(api_key="none", base_url=NOWHERE, max_retries=0, http_client=mock) as warm_client:
+        warm_client.models.with_raw_response.list(**listing)
         with contextlib.suppress(refusal):
-            post(made, path, {"model": "none", "messages": [], "stream": True}, stream)
+            post(warm_client, path, {"model": "none", "messages": [], "stream": True}, stream)
 
 
 def post(client: Any, path: str, body: dict[str, Any], stream: type[Any]) -> httpx2.Response:
-    """Send a request for a stream by a provider's client. Raises what the client and transport do.
+    """Send a request for a stream with a provider's client.
 
-    `stream` is the client's own type of streams. The body is JSON before the client gets it: a
-    method as `chat.completions.create` compares each message with the types of all messages, which
-    takes 145 us of CPU a message (290 ms for 2,000 messages, 1 MB; 0.8 ms this way), and changes
-    nothing in them.
+    Raises the errors of the client and of the transport.
+
+    `stream` is the client's type of streams. The body is encoded to JSON here: a method such as
+    `chat.completions.create` compares each message with the types of all messages, which takes
+    145 us of CPU per message (290 ms for 2,000 messages, 1 MB; 0.8 ms here) and changes nothing in
+    them.
     """
     response: httpx2.Response = client.post(
         path,
@@ -97,13 +103,13 @@ def post(client: Any, path: str, body: dict[str, Any], stream: type[Any]) -> htt
 
 
 def public_address(url: httpx2.URL | str) -> str:
-    """An address as it may be shown: without a user's name, a password and what follows a ?."""
+    """Return an address that may be shown: without user name, password, query and fragment."""
     url = httpx2.URL(url) if isinstance(url, str) else url
     return str(url.copy_with(username="", password="", query=None, fragment=None))
 
 
 def _redirected_request(request: httpx2.Request, response: httpx2.Response) -> httpx2.Request:
-    """The request to where the response leads. Raises UpstreamError where it must not go there."""
+    """Return the request for the redirect's target. Raises UpstreamError if that is not allowed."""
     location = response.headers["location"]
     body = response.extensions.get("halt.body")
     if isinstance(body, Body):
@@ -112,13 +118,13 @@ def _redirected_request(request: httpx2.Request, response: httpx2.Response) -> h
     try:
         url = request.url.join(location)
     except (httpx2.InvalidURL, ValueError):
-        raise _redirect_error(request, "it leads to an address that is none.") from None
+        raise _redirect_error(request, "its redirect has an invalid address.") from None
     if url.scheme not in PORTS or not url.host:
-        raise _redirect_error(request, "it leads to an address that is none.")
+        raise _redirect_error(request, "its redirect has an invalid address.")
     is_same = response.status_code in REPEATED_STATUSES or request.method in {"GET", "HEAD"}
     if not is_same or not _is_same_server(request.url, url):
         raise _redirect_error(
-            request, f"it leads to {public_address(url)}: if that is right, set that address."
+            request, f"it redirects to {public_address(url)}: if that is right, set that address."
         )
     headers = httpx2.Headers(request.headers)
     headers["Host"] = url.netloc.decode("ascii")
@@ -128,7 +134,7 @@ def _redirected_request(request: httpx2.Request, response: httpx2.Response) -> h
 
 
 def _with_whole_body(response: httpx2.Response, request: httpx2.Request) -> httpx2.Response:
-    """A refusal with as much of its body as comes."""
+    """Return a refusal with the part of its body that arrives."""
     body = response.extensions.get("halt.body")
     if not isinstance(body, Body):
         return response
@@ -151,13 +157,13 @@ def _with_whole_body(response: httpx2.Response, request: httpx2.Request) -> http
     status, content = response.status_code, b"".join(pieces)
     try:
         return httpx2.Response(status, headers=headers, content=content, request=request)
-    except httpx2.DecodingError:  # it is not encoded as its label says, or it broke off
+    except httpx2.DecodingError:  # the body does not match its encoding header, or broke off
         del headers["content-encoding"]
         return httpx2.Response(status, headers=headers, content=content, request=request)
 
 
 def _is_same_server(old: httpx2.URL, new: httpx2.URL) -> bool:
-    """Whether the new address is of the same server, or the same one with TLS."""
+    """Whether the new address is on the same server, or on the same host with TLS."""
     if old.host.lower() != new.host.lower():
         return False
     if (old.scheme, new.scheme) == ("http", "https"):
@@ -169,7 +175,7 @@ def _is_same_server(old: httpx2.URL, new: httpx2.URL) -> bool:
 def _redirect_error(request: httpx2.Request, where: str) -> UpstreamError:
     return UpstreamError(
         "endpoint_not_found",
-        sentence="The address of the model's server leads to another one, where Halt does not send "
-        "the request and the key.",
+        sentence="The address of the model's server redirects to another one. Halt does not send "
+        "the request and the key there.",
         hint=f"The request was {request.method} {public_address(request.url)}: {where}",
     )

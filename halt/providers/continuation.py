@@ -1,8 +1,9 @@
-"""Going on with an answer that broke off: how a model is asked to, and how both texts are joined.
+"""Continues an unfinished answer: builds the request, and joins the new text to the old one.
 
-    by prefix        the last message is the answer so far, and the server has the model go on in it
-    by instruction   the answer so far is a message like others, and the model is told to go on with
-                     it, beginning with a repeat of its last words
+    by prefix        the last message is the answer so far, and the server makes the model continue
+                     that message
+    by instruction   the answer so far is an ordinary message, and a user message tells the model to
+                     continue it, beginning with a repeat of its last words
 
 In both modes a `ContinuationJoiner` joins the two texts. A `ContinuationReply` yields only the new
 text, so its reader needs no code for continuations.
@@ -21,23 +22,23 @@ from halt.errors import RequestError, UpstreamError
 from halt.providers.continuation_joiner import ContinuationJoiner, last_words
 from halt.rendering import data_urls
 
-#: How a server is asked. All but the last are by prefix: a last message of the assistant's as it
-#: is; that and vLLM's two switches; that, marked with `prefix`; the same, where the answer begins
-#: with the prefix again.
+#: How a server is made to continue. All but `instruction` are by prefix, with an assistant message
+#: at the end: trailing, as it is; switched, with vLLM's two switches; flagged, with the field
+#: `prefix`; echoed, the same, but the answer begins with the prefix again.
 ContinuationMode = Literal["trailing", "switched", "flagged", "echoed", "instruction"]
 
-#: Services that want the mark.
+#: Services that require the field `prefix`.
 HOSTS: dict[str, ContinuationMode] = {
     "api.mistral.ai": "echoed",
     "codestral.mistral.ai": "echoed",
     "api.deepseek.com": "flagged",
 }
 
-#: What a server calls itself in its list of models -> how it goes on with a message.
+#: `owned_by` in a server's list of models -> how it continues a message.
 OWNERS: dict[str, ContinuationMode] = {"llamacpp": "trailing", "vllm": "switched"}
 
-#: A model must not begin to think anew in the middle of its answer, and servers refuse a prefix
-#: where it would. Templates that know no such switch pass it over.
+#: A model must not start to reason in the middle of its answer, and servers refuse a prefix if it
+#: would. Chat templates without this switch ignore it.
 NO_THOUGHT = {"chat_template_kwargs": {"enable_thinking": False}}
 SWITCHES = {"continue_final_message": True, "add_generation_prompt": False}
 
@@ -53,9 +54,9 @@ Write no introduction, no comment, no quotation marks and no new code fence; rep
 
 
 def continuation_request(request: ChatRequest, text: str) -> ChatRequest:
-    """The request that goes on with an answer to this one, whose text was shown so far.
+    """Return the request that continues the answer `text` to `request`.
 
-    Raises RequestError where there is no text to go on from.
+    Raises RequestError if there is no text to continue.
     """
     if not text.strip():
         raise RequestError("There is no text to go on from.", field="messages")
@@ -64,59 +65,60 @@ def continuation_request(request: ChatRequest, text: str) -> ChatRequest:
 
 
 def unfinished_text(request: ChatRequest) -> str:
-    """The text that this request goes on from, as its model is told it; empty: there is none."""
+    """Return the unfinished answer as the model gets it; empty if the request continues none."""
     last = request.messages[-1]
     return last.told if isinstance(last, Unfinished) else ""
 
 
 def by_prefix(request: ChatRequest) -> ChatRequest:
-    """The request whose last message is to be gone on with.
+    """Return the request that ends with the unfinished answer as a prefix.
 
-    White space at its end is left out: Anthropic refuses it, some templates drop it, and models
-    write worse behind it than with it. The ContinuationJoiner puts both together.
+    White space at its end is removed: Anthropic refuses it, some templates drop it, and models
+    write worse text after it. The ContinuationJoiner restores it.
     """
     message = Message("assistant", unfinished_text(request).rstrip())
     return msgspec.structs.replace(request, messages=[*request.messages[:-1], message])
 
 
 def by_instruction(request: ChatRequest) -> ChatRequest:
-    """The request that asks in words to go on with its last message."""
+    """Return the request that ends with an instruction to continue the unfinished answer."""
     text = unfinished_text(request).rstrip()
-    told = [Message("assistant", text), Message("user", INSTRUCTION.format(tail=last_words(text)))]
-    return msgspec.structs.replace(request, messages=[*request.messages[:-1], *told])
+    instruction = INSTRUCTION.format(tail=last_words(text))
+    messages = [Message("assistant", text), Message("user", instruction)]
+    return msgspec.structs.replace(request, messages=[*request.messages[:-1], *messages])
 
 
 def merge_unfinished(messages: list[Message]) -> list[Message]:
-    """The messages with each unfinished one as a part of the assistant's message that follows it.
+    """Return the messages, each unfinished one merged into the assistant message after it.
 
-    Tools that were called in a continuation make such a sequence.
+    Tool calls in a continuation make such a sequence.
     """
-    out: list[Message] = []
+    merged: list[Message] = []
     for message in messages:
-        before = out[-1] if out else None
-        if isinstance(before, Unfinished) and message.role == "assistant":
-            out[-1] = _appended(before.told, message)
+        previous = merged[-1] if merged else None
+        if isinstance(previous, Unfinished) and message.role == "assistant":
+            merged[-1] = _appended(previous.told, message)
         else:
-            out.append(message)
-    return out
+            merged.append(message)
+    return merged
 
 
 def _appended(text: str, message: Message) -> Message:
-    """The assistant's message that goes on from this text."""
-    whole = copy.copy(message)
-    whole["content"] = f"{text} {message.content or ''}".rstrip()
-    if isinstance(whole, ToolTurn) and isinstance(whole.opaque, dict):
-        whole.opaque = {k: v for k, v in whole.opaque.items() if k != "content"}
-    return whole
+    """Return the assistant's message with `text` before its content."""
+    merged = copy.copy(message)
+    merged["content"] = f"{text} {message.content or ''}".rstrip()
+    if isinstance(merged, ToolTurn) and isinstance(merged.opaque, dict):
+        merged.opaque = {k: v for k, v in merged.opaque.items() if k != "content"}
+    return merged
 
 
 class ContinuationReply:
-    """A Reply whose text goes on without a joiner behind the text that was there."""
+    """A Reply whose text is joined to the unfinished answer, without repeats."""
 
     def __init__(self, reply: Reply, joiner: ContinuationJoiner) -> None:
         self._reply = reply
         self._joiner = joiner
-        self._chunks = 0  # pieces whose text is held back
+        self._chunks = 0  # chunks whose text the joiner holds back
         self._fault: UpstreamError | None = None
 
     @property
@@ -152,33 +154,34 @@ class ContinuationReply:
     def read(self) -> Part:
         if self._fault is not None:
             raise self._fault
-        # What the joiner holds back has a limit of its own, and may be the old text once more.
-        counts = self._joiner.is_through
+        # Text that the joiner holds back does not count: it may repeat the old text, and the joiner
+        # limits it.
+        is_counted = self._joiner.is_through
         try:
             part = self._reply.read()
         except UpstreamError as fault:
             if not (rest := self._joiner.end()):
                 raise
-            self._fault = fault  # text that came before it is delivered first
+            self._fault = fault  # raised by the next read, after the text before it
             part = Part()
             events: list[Delta] = [Content(rest)]
         else:
             events = self._joined(part)
-        arrived = part.arrived if counts else 0
+        arrived = part.arrived if is_counted else 0
         chunks = self._chunks + part.chunks
         self._chunks = 0 if events else chunks
         return Part(tuple(events), chunks if events else 0, part.ended, arrived)
 
     def _joined(self, part: Part) -> list[Delta]:
-        """The events of a part, the text as the joiner lets it through."""
+        """Return the events of a part, with the text that the joiner releases."""
         events: list[Delta] = []
         for event in part.events:
             if isinstance(event, Content):
                 text = self._joiner.feed(event.content)
-            elif isinstance(event, ReasoningEnd):  # what goes on with the old text comes now
+            elif isinstance(event, ReasoningEnd):  # only the text after it continues the old one
                 text = self._joiner.end()
                 self._joiner = self._joiner.fresh_copy()
-            else:  # thoughts come before the text, fields anywhere, a call behind all of it
+            else:  # a tool call ends the text; reasoning and extra fields do not
                 text = "" if isinstance(event, Reasoning | Extra) else self._joiner.end()
             if text:
                 events.append(Content(text))

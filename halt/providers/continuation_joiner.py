@@ -1,22 +1,25 @@
-"""The seam between an answer that broke off and the text that a model goes on with."""
+"""Joins the continuation of an answer to the unfinished text, and removes what it repeats."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-TAIL_MIN = 24  # characters of the last words that a model is asked to repeat
-TAIL_MAX = 160  # of them, where fewer would not tell one place of the text from another
-LINE_MIN = 12  # characters of a last line that are enough by themselves
-WINDOW = 400  # characters before the end of a text in which a repeat may begin
-LEAD_MAX = 100  # characters that a model may say before its repeat ("Sure, I go on:")
-BLANK_MAX = 200  # characters of white space that are waited for at a seam
-SURE_MIN = 8  # characters of a repeat behind which nothing is waited for
-PARTIAL_MIN = 4  # characters that are a repeat also where they end within a word
+TAIL_MIN = 24  # characters of the last words that a model is told to repeat
+TAIL_MAX = 160  # the same, if fewer occur more than once in the text
+LINE_MIN = 12  # characters of a last line that are enough alone
+WINDOW = 400  # characters before the end of the old text in which a repeat may begin
+LEAD_MAX = 100  # characters that a model may write before its repeat ("Sure, I go on:")
+BLANK_MAX = 200  # characters of white space that are held back at the join
+SURE_MIN = 8  # characters of a repeat that is certain, so that no more text is awaited
+PARTIAL_MIN = 4  # characters of a repeat that may end within a word
 
 
 def last_words(text: str) -> str:
-    """The last words of a text that ends with no white space: as few as tell its end."""
+    """Return the fewest last words that occur only at the end of the text.
+
+    The text must not end with white space.
+    """
     window = text[-WINDOW:]
     line = window.rpartition("\n")[2].lstrip()
     size = TAIL_MIN
@@ -35,19 +38,19 @@ def last_words(text: str) -> str:
 
 
 def _is_word(text: str, at: int) -> bool:
-    """Whether a word goes on from the character before this place to the one behind it."""
+    """Whether position `at` is inside a word."""
     return 0 < at < len(text) and _in_word(text[at - 1]) and _in_word(text[at])
 
 
 def _in_word(char: str) -> bool:
-    """Whether a character belongs to a word of a script that has blanks between its words."""
+    """Whether a character belongs to a word, in a script that puts spaces between words."""
     if not (char.isalnum() or char == "_" or unicodedata.combining(char)):
         return False
     return unicodedata.east_asian_width(char) not in "WF"
 
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})", re.MULTILINE)
-_OPENED = re.compile(r"\s*(?:`{3,}|~{3,})[\w+#.-]*[ \t]*\n")  # a fence that a model has put around
+_OPENED = re.compile(r"\s*(?:`{3,}|~{3,})[\w+#.-]*[ \t]*\n")  # a fence around the continuation
 _LEAD_ENDS = (":", "\u2026", "...", '"', "\u201c", "\u201e", "\u00ab", "`", "'")
 _BLOCK = re.compile(r"(#{1,6} |`{3}|~{3})")
 _WORD = re.compile(r"\w+")
@@ -56,44 +59,44 @@ _ITEM = re.compile(r"\s*(?:[-*+]|\d+[.)]) ")
 
 
 class ContinuationJoiner:
-    """Joins new text to an old one. Holds back what may be a repeat until that is clear.
+    """Joins new text to an old one. Holds back text that may be a repeat until that is decided.
 
-    Linear in the text; never holds back more than the old text where the new one repeats it from
-    its beginning, and a few hundred characters otherwise.
+    Linear in the text. Holds back at most the old text, if the new text repeats it from its
+    beginning, and a few hundred characters otherwise.
     """
 
     def __init__(self, old: str, *, repeats: bool = False, echoes: bool = False) -> None:
-        """`repeats`: the model was asked to repeat the last words, which it may not have done.
+        """`repeats`: the model was told to repeat the last words, but may not have done so.
 
-        `echoes`: the server may give the whole old text again.
+        `echoes`: the server may send the whole old text again.
         """
-        self._made = old, repeats, echoes
+        self._arguments = old, repeats, echoes
         self._old = old.rstrip()
-        self._blank = old[len(self._old) :]  # white space that is on the page already
+        self._blank = old[len(self._old) :]  # white space at the end of the old text
         self._tail = last_words(self._old) if repeats else ""
         self._repeats = repeats
         self._in_fence = repeats and len(_FENCE.findall(old)) % 2 == 1
         self._held = ""
-        self._echoed = 0  # characters of the old text that came again, beyond what is held
-        self._blanks: list[str] = []  # white space that has come at the seam, and is held
-        self._waiting = 0  # characters of it
-        self._is_same = True  # they are those of `_blank`, as far as they go
+        self._echoed = 0  # characters of the old text that were repeated and are not in `_held`
+        self._blanks: list[str] = []  # held white space at the join
+        self._waiting = 0  # its characters
+        self._is_same = True  # they equal the beginning of `_blank`
         self._phase = "repeat" if repeats or echoes else "blank"
         if self._phase == "blank" and not self._blank:
             self._phase = "through"
 
     @property
     def is_through(self) -> bool:
-        """It holds nothing back any more."""
+        """Whether it holds back nothing any more: all further text passes unchanged."""
         return self._phase == "through"
 
     def fresh_copy(self) -> ContinuationJoiner:
-        """The same seam before any new text."""
-        old, repeats, echoes = self._made
+        """Return a new joiner with the same arguments."""
+        old, repeats, echoes = self._arguments
         return ContinuationJoiner(old, repeats=repeats, echoes=echoes)
 
     def feed(self, text: str) -> str:
-        """New text as it comes; what of it is to be shown now."""
+        """Add new text; return the text to emit now."""
         if self._phase == "through":
             return text
         if self._phase == "repeat":
@@ -106,26 +109,26 @@ class ContinuationJoiner:
         return self._join_blank(last=False)
 
     def end(self) -> str:
-        """There is no more text; what was held back of it and is to be shown."""
-        shown = ""
+        """End the new text; return the held text to emit."""
+        text = ""
         if self._phase == "repeat":
             held = self._old[: self._echoed] + self._held
             self._held, self._echoed = held, 0
             if self._repeats and self._tail.startswith(held) and len(held) >= PARTIAL_MIN:
                 self._held = ""  # it ended within the repeat
             elif held:
-                shown = self._cut_off(*self._best_cut())
+                text = self._cut_off(*self._best_cut())
         if self._phase == "blank":
-            shown += self._join_blank(last=True)
+            text += self._join_blank(last=True)
         self._phase = "through"
-        return shown
+        return text
 
-    # --- what is a repeat -------------------------------------------------------------------------
+    # --- repeats ----------------------------------------------------------------------------------
 
     def _cut(self) -> tuple[int, bool] | None:
-        """How many of the characters held are not to be shown, and whether they are a repeat.
+        """Return the number of held characters to drop, and whether they are a repeat.
 
-        None: that is not clear yet.
+        None if more text is needed to decide.
         """
         held, old, tail = self._held, self._old, self._tail
         if not held:
@@ -138,19 +141,22 @@ class ContinuationJoiner:
             return len(tail), True
         if held.startswith(old):
             return len(old), True
-        found = held.find(tail)
-        if found > 0 and old.endswith(held[: found + len(tail)]):
-            return found + len(tail), True
+        tail_at = held.find(tail)
+        if tail_at > 0 and old.endswith(held[: tail_at + len(tail)]):
+            return tail_at + len(tail), True
         if tail.startswith(held) or held in old[-WINDOW:] or self._is_echo():
             return None
-        if found > 0 and self._is_lead(found):
-            return found + len(tail), True
-        best = self._best_cut()  # fewer words than asked are a repeat as well
-        waited = len(held) >= LEAD_MAX + len(tail)
-        return best if waited or (best[1] and best[0] >= SURE_MIN) else None
+        if tail_at > 0 and self._is_lead(tail_at):
+            return tail_at + len(tail), True
+        best = self._best_cut()  # a repeat of fewer words counts as well
+        is_long_enough = len(held) >= LEAD_MAX + len(tail)
+        return best if is_long_enough or (best[1] and best[0] >= SURE_MIN) else None
 
     def _is_echo(self) -> bool:
-        """All that came is the beginning of the old text. What is long is not kept twice."""
+        """Whether all new text is the beginning of the old one.
+
+        Long text is then counted in `_echoed`, so that it is not stored twice.
+        """
         if not self._old.startswith(self._held):
             return False
         if len(self._held) > WINDOW:
@@ -158,35 +164,35 @@ class ContinuationJoiner:
         return True
 
     def _echo(self, text: str) -> str:
-        """Go on to compare with the old text from its beginning."""
-        left = self._old[self._echoed : self._echoed + len(text)]
-        if left == text and self._echoed + len(text) < len(self._old):
+        """Continue to compare new text with the old text from its beginning."""
+        expected = self._old[self._echoed : self._echoed + len(text)]
+        if expected == text and self._echoed + len(text) < len(self._old):
             self._echoed += len(text)
             return ""
         self._held, echoed = text, self._echoed
         self._echoed = 0
-        if text.startswith(left) and echoed + len(left) == len(self._old):
-            return self._cut_off(len(left), True)
-        self._held = self._old[:echoed] + text  # it was another text after all
+        if text.startswith(expected) and echoed + len(expected) == len(self._old):
+            return self._cut_off(len(expected), True)
+        self._held = self._old[:echoed] + text  # the new text differs from the old one
         return self._cut_off(*self._best_cut())
 
-    def _is_lead(self, found: int) -> bool:
-        """What stands before the repeat is an introduction, a quotation mark, a code fence."""
-        lead = self._held[:found]
-        return found <= LEAD_MAX and (
+    def _is_lead(self, tail_at: int) -> bool:
+        """Whether the text before the repeat is an introduction, a quotation mark, a code fence."""
+        lead = self._held[:tail_at]
+        return tail_at <= LEAD_MAX and (
             lead.rstrip().endswith(_LEAD_ENDS)
             or _OPENED.fullmatch(lead) is not None
             or not lead.strip()
         )
 
     def _best_cut(self) -> tuple[int, bool]:
-        """The same where the last words, as they were asked for, are not there."""
+        """Return the same as `_cut` for text without the requested last words; never None."""
         held, old = self._held, self._old
         if not self._repeats:
             return 0, True
         skipped = 0
         if self._in_fence and (opened := _OPENED.match(held)):
-            # Without a language it is more likely the end of the block that is open.
+            # A fence without a language more likely ends the open block of the old text.
             skipped = opened.end() if opened[0].strip(" \n\t`~") else 0
         rest = held[skipped:]
         for size in range(min(len(rest), len(self._tail), WINDOW), 0, -1):
@@ -195,7 +201,10 @@ class ContinuationJoiner:
         return skipped, False
 
     def _is_repeat(self, new: str, size: int) -> bool:
-        """Whether so many characters, which stand at both sides of the seam, are there twice."""
+        """Whether the first `size` characters of `new`, which also end the old text, are a repeat.
+
+        They may be equal by chance if they are few, or part of a word.
+        """
         old = self._old
         if _is_word(old, len(old) - size) or not any(char.isalnum() for char in new[:size]):
             return False
@@ -203,14 +212,14 @@ class ContinuationJoiner:
             return True
         return not _is_word(new, size) and (size > 1 or _in_word(new[0]))
 
-    # --- what is between the two ------------------------------------------------------------------
+    # --- separators and white space ---------------------------------------------------------------
 
-    def _cut_off(self, cut: int, repeated: bool) -> str:
-        """What is not to be shown is known: go on with what is behind it."""
+    def _cut_off(self, cut: int, is_repeat: bool) -> str:
+        """Drop `cut` held characters; return the text to emit now."""
         self._held = self._held[cut:]
-        if cut and not repeated:
-            self._held = "\n" + self._held  # what stood behind a fence stands on a line of its own
-        elif not repeated and not self._blank:
+        if cut and not is_repeat:
+            self._held = "\n" + self._held  # a fence was dropped: its content begins a new line
+        elif not is_repeat and not self._blank:
             self._held = self._between() + self._held
         self._phase = "blank" if self._blank else "through"
         if self._phase == "blank":
@@ -219,7 +228,7 @@ class ContinuationJoiner:
         return text
 
     def _between(self) -> str:
-        """What is missing between the old text and a new one that repeats nothing of it."""
+        """Return the white space to insert between the old text and a new one without a repeat."""
         old, new = self._old, self._held
         before, after = old[-1], new[:1]
         if not after or after.isspace():
@@ -240,46 +249,49 @@ class ContinuationJoiner:
         return " " if before in ".,;:!?" and not decimal else ""
 
     def _completes_word(self) -> bool:
-        """The new text begins within a word, which the old one has elsewhere as a whole only."""
-        ends, begins = _LAST_WORD.search(self._old[-WINDOW:]), _WORD.match(self._held)
-        if ends is None or begins is None:
+        """Whether the new text completes the old text's last word.
+
+        True if the joined word occurs elsewhere in the old text, and the first half alone does not.
+        """
+        first_half, second_half = _LAST_WORD.search(self._old[-WINDOW:]), _WORD.match(self._held)
+        if first_half is None or second_half is None:
             return False
-        words = set(_WORD.findall(self._old[: -len(ends[0])]))
-        return ends[0] + begins[0] in words and ends[0] not in words
+        words = set(_WORD.findall(self._old[: -len(first_half[0])]))
+        return first_half[0] + second_half[0] in words and first_half[0] not in words
 
     def _join_blank(self, *, last: bool) -> str:
-        """White space at the seam, as the new text has it, without what is there already."""
+        """Return the new text's white space at the join without what the old text has already."""
         text, blank, before = self._held, self._blank, self._waiting
         self._held = ""
         if self._is_same:
-            left = blank[before : before + len(text)]
-            if text.startswith(left) and before + len(left) == len(blank):
+            expected = blank[before : before + len(text)]
+            if text.startswith(expected) and before + len(expected) == len(blank):
                 self._blanks, self._phase = [], "through"
-                return text[len(left) :]
-            self._is_same = text == left
+                return text[len(expected) :]
+            self._is_same = text == expected
         self._blanks.append(text)
         self._waiting += len(text)
-        begun = text.lstrip()
-        if not begun and not last and self._waiting < len(blank) + BLANK_MAX:
+        rest = text.lstrip()
+        if not rest and not last and self._waiting < len(blank) + BLANK_MAX:
             return ""
         held = "".join(self._blanks)
         self._blanks, self._phase = [], "through"
-        return _added(blank, held[: len(held) - len(begun)]) + begun
+        return _added(blank, held[: len(held) - len(rest)]) + rest
 
 
 def _added(old: str, new: str) -> str:
-    """What the new white space adds to the old one before it."""
+    """Return the part of the new white space that the old one before it does not have."""
     if "\n" in old and "\n" not in new:
-        return ""  # a blank within a line, and the line is over
+        return ""  # spaces within a line, but that line has ended
     return new[_shared(old, new) :]
 
 
 def _shared(old: str, new: str) -> int:
-    """How many characters at the end of `old` are those at the beginning of `new`, at most.
+    """Return the length of the longest end of `old` that is a beginning of `new`.
 
-    Linear in both: Knuth, Morris and Pratt's.
+    Linear in both, by the algorithm of Knuth, Morris and Pratt.
     """
-    borders = [0]  # for each beginning of `new`: the longest proper one that is also its end
+    borders = [0]  # for each prefix of `new`: length of its longest proper prefix that ends it
     size = 0
     for char in new[1 : len(old)]:
         while size and char != new[size]:

@@ -1,7 +1,7 @@
-"""Whether a body is an error, and what it says: its words, its labels and how long to wait.
+"""Decides whether a body is an error, and extracts its message, labels and seconds to wait.
 
 Servers do not agree on the shape of an error. It is an object, a list or a text, may hold another
-error as JSON text, and may be a web page. All of them are read by the same rules here;
+error as JSON text, and may be a web page. The same rules apply to all of them here;
 `halt.providers.error_code` decides what the error means.
 """
 
@@ -19,40 +19,40 @@ from halt.providers.loose_json import clean, parse_index, valid_text
 
 DEPTH_MAX = 8  # levels of a body that are read
 TEXT_MAX = 20_000  # characters of a body that are read
-ITEMS_MAX = 8  # errors of a list that are told
-WRAPPED_MAX = 8  # levels of WRAPPERS that are looked into
-VALUES_MAX = 200  # values of a body that are read; one may be read under several names
-DURATION_MAX = 100  # characters of a text that is read as a time
+ITEMS_MAX = 8  # errors of a list that the message includes
+WRAPPED_MAX = 8  # levels of WRAPPERS that are searched
+VALUES_MAX = 200  # values of a body that are read; one value may be read under several names
+DURATION_MAX = 100  # characters of a text that is parsed as a duration
 
-# The names of fields are python_value as `plain_name` has them.
+# Names of fields are in the form that `plain_name` returns.
 
-#: Fields that say what went wrong, where a code beside them says that something did.
+#: Fields with the message of an error, if a code beside them says that there is an error.
 _FAULTS = ("error", "message", "msg", "errormessage", "errormsg", "errmsg", "statusmsg")
-#: Fields that hold words. All of them are told, the outer first.
+#: Fields with text for people. The message includes all of them, the outer first.
 _WORDS = (
     *_FAULTS,
     *("statusmessage", "errordescription", "faultstring", "detail", "errors", "err", "fault"),
     *("baseresp", "raw", "innererror", "upstreamerror"),
 )
-#: Fields that some gateways put a whole answer, or an error, into.
+#: Fields in which some gateways put a whole answer, or an error.
 WRAPPERS = ("data", "response", "result", "output", "header")
-#: Fields whose words are told where there are no others.
+#: Fields with text that is used only if there is no other.
 _OTHER_WORDS = (
     *("title", "reason", "description", "details", "cause", "info", "response", "body"),
     *("data", "result", "output", "header"),
 )
 _CODES = ("code", "errorcode", "errcode", "statuscode", "status", "errno")
-#: Fields that hold a label.
+#: Fields that hold a label (an error's code or type).
 _LABELS = frozenset(_CODES) - {"errno"} | {"type", "errortype", "reason"}
 #: Fields that hold a number of seconds, a text such as "1.5s", or milliseconds.
 _WAITS = frozenset(("retrydelay", "retryafter", "retryafterseconds", "estimatedtime"))
-#: Fields that say nothing to a person.
+#: Fields without information for a person.
 _SILENT = (
     _LABELS
     | {"id", "requestid", "traceid", "trace", "timestamp", "object", "model", "path", "param"}
     | {"created", "event"}
 )
-#: Values of fields for errors that say that there is none.
+#: Values of error fields that mean success.
 _SUCCESS = frozenset(("", "0", "ok", "success", "succeeded", "successful", "completed", "none"))
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -62,7 +62,7 @@ _DURATION = (
 )
 _ONE = re.compile(r"(?<!\d)(\d++(?:\.\d++)?)\s*+(ms|milli|s|m|h|d)", re.IGNORECASE)
 _GLUED = r"(?:\d+[dhm](?=\d))*"  # 1h2m3s
-#: How long a sentence wants us to wait: "Please try again in 6m0s".
+#: The time to wait in a sentence: "Please try again in 6m0s".
 _WAIT = re.compile(
     rf"\b(?:again|retry|retrying|wait|resets?|available in)\b(?:\W+[a-z]+){{0,3}}?\W+"
     rf"({_GLUED}{_DURATION}(?:(?:,|\s|\band\b)*{_DURATION})*)",
@@ -84,42 +84,45 @@ _PYTHON = re.compile(r"[{\[]\s*'")
 
 @dataclass
 class ErrorInfo:
-    """What an error says. `wait` is in seconds; `labels` are its codes and types in snake_case."""
+    """The facts of an error. `labels` are its codes and types in snake_case."""
 
     message: str = ""
     labels: list[str] = field(default_factory=list)
-    status: int | None = None
-    retry_after: float | None = None
-    is_page: bool = False
-    has_reasons: bool = False  # it lists reasons for which content was refused
+    status: int | None = None  # an HTTP status that the body names
+    retry_after: float | None = None  # seconds to wait
+    is_page: bool = False  # the body is a web page
+    has_reasons: bool = False  # the body lists reasons why the content was refused
     rate_headers: dict[str, Any] = field(default_factory=dict)  # headers that a router passes on
     values_left: int = VALUES_MAX  # values that may still be read
 
     def has(self, *parts: str) -> bool:
-        """Whether a label contains one of these."""
+        """Whether a label contains one of the parts."""
         return any(part in label for label in self.labels for part in parts)
 
 
 def parse_error_info(value: object) -> ErrorInfo:
-    """What this decoded JSON value, or text, says."""
+    """Extract the facts of an error from a decoded JSON value, or from a text."""
     info = ErrorInfo()
     info.message = _joined(_messages(value, info, 0)) or _joined(
         _messages({"error": value}, info, 0)
     )
     if not info.message:
         info.message = valid_text(next((label for label in info.labels if not label.isdigit()), ""))
-    if info.retry_after is None and (told := _WAIT.search(info.message)):
-        info.retry_after = parse_seconds(told[1].lower())
+    if info.retry_after is None and (match := _WAIT.search(info.message)):
+        info.retry_after = parse_seconds(match[1].lower())
     return info
 
 
 def single_line(text: str) -> str:
-    """This text in one line, without what no screen shows."""
+    """Return the text in one line, without unprintable characters."""
     return "".join(c for c in " ".join(text.split()) if c.isprintable())
 
 
 def parse_seconds(value: object, unit: str = "s") -> float | None:
-    """The seconds of a number, or of a text such as "30s", "1m20s" or "2 minutes"."""
+    """Return the seconds of a number, or of a text such as "30s", "1m20s" or "2 minutes".
+
+    `unit`: of a bare number. None if the value is no duration.
+    """
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, int | float):
@@ -135,7 +138,7 @@ def parse_seconds(value: object, unit: str = "s") -> float | None:
 
 
 def page_text(text: str) -> str:
-    """What a web page, or another document of markup, says: its title or its first heading."""
+    """Return the title of a web page or other markup, else its first heading, else its text."""
     text = text[:TEXT_MAX]
     for pattern in _TITLES:
         match = pattern.search(text)
@@ -146,18 +149,18 @@ def page_text(text: str) -> str:
 
 
 def is_markup(text: str) -> bool:
-    """Whether this is HTML or XML."""
+    """Whether the text is HTML or XML."""
     return _MARKUP.match(text) is not None
 
 
 def plain_name(name: object) -> str:
-    """A field's name without case and separators, which servers write as they like."""
+    """Return a field's name in lower case without separators, on which servers do not agree."""
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
 
 
 def plain_fields(value: Mapping[Any, Any]) -> dict[str, Any]:
-    """An object's fields by their plain names."""
-    return {plain_name(name): each for name, each in value.items()}
+    """Return an object's fields by their plain names."""
+    return {plain_name(name): entry for name, entry in value.items()}
 
 
 def _unmarked(text: str) -> str:
@@ -165,7 +168,7 @@ def _unmarked(text: str) -> str:
 
 
 def _label(value: object) -> str:
-    """A code or type in snake_case, empty where it is none."""
+    """Return a code or type in snake_case, empty if the value is none."""
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         return ""
     text = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(value)).lower()
@@ -173,7 +176,7 @@ def _label(value: object) -> str:
 
 
 def _joined(pieces: Iterable[str]) -> str:
-    """Pieces in one text, those left out that another one holds."""
+    """Join the pieces to one text, without those that another piece contains."""
     kept: list[str] = []
     for piece in pieces:
         low = piece.lower().rstrip(" .")
@@ -192,8 +195,8 @@ def _messages(value: object, info: ErrorInfo, depth: int) -> list[str]:
         return _text_messages(value, info, depth)
     if isinstance(value, list):
         items = (_joined(_messages(item, info, depth + 1)) for item in value[:ITEMS_MAX])
-        told = "; ".join(dict.fromkeys(item for item in items if item))
-        return [told] if told else []
+        message = "; ".join(dict.fromkeys(item for item in items if item))
+        return [message] if message else []
     return _object_messages(value, info, depth)
 
 
@@ -201,9 +204,9 @@ def _object_messages(value: Mapping[Any, Any], info: ErrorInfo, depth: int) -> l
     fields = plain_fields(value)
     _add_facts(fields, info)
     pieces = list(_field_messages(fields, _WORDS, info, depth))
-    for name, each in fields.items():
+    for name, entry in fields.items():
         if name.endswith("exception"):
-            pieces += _messages(each, info, depth + 1)
+            pieces += _messages(entry, info, depth + 1)
     metadata = fields.get("metadata")
     if isinstance(metadata, dict):
         inner = plain_fields(metadata)
@@ -214,7 +217,7 @@ def _object_messages(value: Mapping[Any, Any], info: ErrorInfo, depth: int) -> l
             info.rate_headers.update({str(k).lower(): v for k, v in inner["headers"].items()})
         pieces += _field_messages(inner, ("raw", "upstreamerror"), info, depth)
     details = fields.get("details")
-    if isinstance(details, list):  # they say how long to wait, and why, in labels
+    if isinstance(details, list):  # Google's: they hold the time to wait, and labels
         for detail in details[:ITEMS_MAX]:
             if isinstance(detail, dict):
                 _add_facts(plain_fields(detail), info)
@@ -235,9 +238,9 @@ def _field_messages(
 ) -> Iterator[str]:
     labels = []
     for name in names:
-        each = fields.get(name)
-        pieces = _messages(each, info, depth + 1)
-        if name == "error" and isinstance(each, str) and (label := _label(each.strip())):
+        entry = fields.get(name)
+        pieces = _messages(entry, info, depth + 1)
+        if name == "error" and isinstance(entry, str) and (label := _label(entry.strip())):
             info.labels.append(label)  # {"error": "invalid_client", "error_description": ...}
             labels += pieces
         else:
@@ -246,27 +249,27 @@ def _field_messages(
 
 
 def _other_messages(value: Mapping[Any, Any], info: ErrorInfo, depth: int) -> Iterator[str]:
-    """Fields of unknown names: {"max_tokens": ["must be at most 4096"]}."""
-    for name, each in list(value.items())[:ITEMS_MAX]:
-        if plain_name(name) in _SILENT or not isinstance(each, str | list | dict):
+    """Yield the messages of fields with unknown names: {"max_tokens": ["must be at most 4096"]}."""
+    for name, entry in list(value.items())[:ITEMS_MAX]:
+        if plain_name(name) in _SILENT or not isinstance(entry, str | list | dict):
             continue
-        told = _joined(_messages(each, info, depth + 1))
-        if told:
-            yield f"{single_line(str(name))}: {told}"
+        message = _joined(_messages(entry, info, depth + 1))
+        if message:
+            yield f"{single_line(str(name))}: {message}"
 
 
 def _add_facts(fields: Mapping[str, Any], info: ErrorInfo) -> None:
-    """Keep an object's labels, its status and how long it wants us to wait."""
-    for name, each in fields.items():
-        if name in _LABELS and (label := _label(each)):
+    """Add an object's labels, status and time to wait to `info`."""
+    for name, entry in fields.items():
+        if name in _LABELS and (label := _label(entry)):
             info.labels.append(label)
             status = parse_index(label)
             if status is not None and 400 <= status <= 599 and info.status is None:
                 info.status = status
         elif name in _WAITS and info.retry_after is None:
-            info.retry_after = parse_seconds(each)
+            info.retry_after = parse_seconds(entry)
         elif name in {"retryafterms", "retrydelayms"} and info.retry_after is None:
-            info.retry_after = parse_seconds(each, "ms")
+            info.retry_after = parse_seconds(entry, "ms")
 
 
 def _text_messages(text: str, info: ErrorInfo, depth: int) -> list[str]:
@@ -284,7 +287,7 @@ def _text_messages(text: str, info: ErrorInfo, depth: int) -> list[str]:
 
 
 def _embedded(text: str, info: ErrorInfo, depth: int) -> list[str]:
-    """The words of a text that holds an error as JSON, or as Python writes it."""
+    """Return the messages of a text that holds an error as JSON or as a Python literal."""
     text = _FIELD_PREFIX.sub("", text)
     start = min(at for at in (text.find("{"), text.find("[")) if at >= 0)
     for at in {start, text.find("{")}:
@@ -301,14 +304,14 @@ def _embedded(text: str, info: ErrorInfo, depth: int) -> list[str]:
             info.has_reasons = info.has_reasons or inner.has_reasons
             before = single_line(re.sub(r"\bb?['\"]$", "", text[:at].rstrip())).rstrip(" -:")
             after = single_line(text[end:]).strip(" '\"")
-            return [each for each in (before, *pieces, after) if each]
+            return [piece for piece in (before, *pieces, after) if piece]
     if text.startswith(("{", "[")) and (match := _CUT_JSON.search(text)):
         return [single_line(match[1].replace("\\n", " ").replace('\\"', '"'))]
     return []
 
 
 def _decoded(text: str, start: int) -> tuple[object, int]:
-    """The value that begins here, and where it ends; None where there is none."""
+    """Return the JSON or Python value at `start`, None if there is none, and its end."""
     try:
         value, end = json.JSONDecoder(strict=False).raw_decode(text, start)
     except (ValueError, RecursionError):
@@ -325,14 +328,14 @@ def _decoded(text: str, start: int) -> tuple[object, int]:
 
 
 def python_value(text: str) -> object:
-    """The value of an object as Python writes it; the text where it is none, or is long."""
+    """Parse an object that may be a Python literal; return the text if it is none, or is long."""
     is_short = text.startswith("{") and len(text) <= TEXT_MAX
     value, _ = _decoded(text, 0) if is_short else (None, 0)
     return text if value is None else value
 
 
 def _is_error_like(value: object) -> bool:
-    """Whether a value has a field for words, so that it is no schema or example in a sentence."""
+    """Whether a value has a message field, so that it is no schema or example in a sentence."""
     if isinstance(value, list):
         value = value[0] if value else None
     return isinstance(value, dict) and any(
@@ -344,13 +347,19 @@ def _is_error_like(value: object) -> bool:
 
 
 def error_part(value: Mapping[str, Any]) -> object:
-    """The part of an object that tells the error: of a chunk not its deltas."""
+    """Return the part of an object that holds the error; for a chunk that is not its deltas."""
     choices = value.get("choices")
     if isinstance(choices, list):
-        inner = [each["error"] for each in choices if isinstance(each, dict) and each.get("error")]
-        if inner:
-            return {"error": inner[0]}
-    return {name: each for name, each in value.items() if name not in {"choices", "usage", "data"}}
+        errors = [
+            choice["error"]
+            for choice in choices
+            if isinstance(choice, dict) and choice.get("error")
+        ]
+        if errors:
+            return {"error": errors[0]}
+    return {
+        name: entry for name, entry in value.items() if name not in {"choices", "usage", "data"}
+    }
 
 
 def is_error(value: Mapping[str, Any], depth: int = 0) -> bool:
@@ -359,29 +368,31 @@ def is_error(value: Mapping[str, Any], depth: int = 0) -> bool:
     choices = fields.get("choices")
     if _has_error(fields.get("error")) or _is_failure_object(fields.get("baseresp")):
         return True
-    if isinstance(choices, list) and any(isinstance(each, dict) for each in choices):
-        return any(isinstance(each, dict) and _has_error(each.get("error")) for each in choices)
+    if isinstance(choices, list) and any(isinstance(choice, dict) for choice in choices):
+        return any(
+            isinstance(choice, dict) and _has_error(choice.get("error")) for choice in choices
+        )
     kinds = (fields.get("object"), fields.get("type"), fields.get("event"))
     if any(isinstance(kind, str) and FAILURE.search(kind) for kind in kinds):
         return True
     if _has_error(fields.get("errors")):
         return True
-    inner = (fields.get(name) for name in WRAPPERS)
+    wrapped = (fields.get(name) for name in WRAPPERS)
     if depth < WRAPPED_MAX and any(
-        isinstance(each, dict) and is_error(each, depth + 1) for each in inner
+        isinstance(entry, dict) and is_error(entry, depth + 1) for entry in wrapped
     ):
         return True
     if any(
         _has_error(fields.get(name)) for name in ("detail", "errormessage", "errormsg", "errmsg")
     ):
         return not _is_success_object(fields)
-    if any(name.endswith("exception") and _has_error(each) for name, each in fields.items()):
+    if any(name.endswith("exception") and _has_error(entry) for name, entry in fields.items()):
         return True
     return _is_failure_object(fields)
 
 
 def _has_error(value: object) -> bool:
-    """Whether the value of a field for errors is one."""
+    """Whether the value of an error field is an error."""
     if isinstance(value, dict):
         fields = plain_fields(value)
         return any(map(_is_meaningful, fields.values())) and not _is_success_object(fields)
@@ -393,15 +404,15 @@ def _has_error(value: object) -> bool:
 
 
 def _is_meaningful(value: object) -> bool:
-    """Whether a field of an error says anything: {"code": 0, "message": ""} does not."""
+    """Whether the value of an error's field means an error; in {"code": 0, "message": ""} none."""
     return bool(value) and str(value).strip().lower() not in _SUCCESS
 
 
 def _is_success_object(fields: Mapping[str, Any]) -> bool:
-    """Whether an object with a code says that all is well: {"code": 0, "message": "success"}."""
-    told = [str(fields[name]).lower() for name in _CODES if fields.get(name) is not None]
-    words = str(fields.get("message") or fields.get("msg") or "").strip().lower()
-    return words in _SUCCESS and bool(told) and all(map(_is_success, told))
+    """Whether an object with a code means success: {"code": 0, "message": "success"}."""
+    codes = [str(fields[name]).lower() for name in _CODES if fields.get(name) is not None]
+    message = str(fields.get("message") or fields.get("msg") or "").strip().lower()
+    return message in _SUCCESS and bool(codes) and all(map(_is_success, codes))
 
 
 def _is_success(code: str) -> bool:
@@ -409,7 +420,7 @@ def _is_success(code: str) -> bool:
 
 
 def _is_failure_object(value: object) -> bool:
-    """Whether an object has the code of a failure, and words for it."""
+    """Whether an object has the code of a failure, and a message."""
     if not isinstance(value, dict):
         return False
     fields = plain_fields(value)

@@ -1,7 +1,7 @@
-"""Which code an error has: what its words and labels mean.
+"""Chooses Halt's error code for an error from its message, labels and status.
 
-What a server says decides, its status only where the words decide nothing: servers agree on
-neither, and the same status stands for different things. A code names what has to be done.
+The message and the labels decide; the status only if they do not, because servers use the same
+status for different things. A code stands for the action that is needed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from halt.errors import CODES
 from halt.providers.error_body import ErrorInfo
 
-WORDS_MAX = 2_000  # characters of an error that are looked at
+WORDS_MAX = 2_000  # characters of an error's message that are searched
 
 
 def _phrases(*patterns: str) -> re.Pattern[str]:
@@ -42,13 +42,13 @@ _SPENT_LABELS = (
     *("quota_reached", "billing", "payment", "credit_limit", "credits_", "out_of_credit"),
     *("arrear", "budget_exceeded", "spend_limit", "spending_limit", "usage_limit"),
 )
-#: The same of money alone: a quota may be one of time.
+#: The same for money alone, since a quota may be a limit per time.
 _NO_MONEY = _phrases(
     r"(?:insufficient|exhaust\w{0,20}|used|out of|no|not enough|negative|too low).{0,30}"
     r"\b(?:credits?|balance|funds?)\b",
     r"\b(?:credits?|balance|funds?)\b.{0,30}\b(?:insufficient|exhausted|used up|too low|negative)",
 )
-#: A name in quotes is that of a field or a function, and says nothing by itself.
+#: A quoted name is that of a field or a function, and is no evidence.
 _NAMED = re.compile(r"(['\"`])[\w.\[\]/-]+\1")
 _LINK = re.compile(r"\bhttps?://\S+")
 _COUNTED = r"(?:\blimit|quota|exceed|requests?\b|\btokens?\b|\bcalls?\b|too many)"
@@ -112,7 +112,7 @@ _OVERLOADED = _phrases(
 )
 _OVERLOADED_LABELS = ("overloaded", "unavailable", "engine_busy", "capacity", "busy")
 
-#: An option that a server does not know: what else it names belongs to the option.
+#: An option that the server does not know: other words in the message then describe the option.
 _OPTION = _phrases(
     r"\b(?:unknown|unrecogni[sz]ed|unsupported|unexpected|undefined|extra|additional|no such)"
     r" (?:[\w-]+ )?"
@@ -130,14 +130,14 @@ _LONG = (
     r"|beyond|(?:does|do|will)(?: not|n.t) fit|above|past|over)"
 )
 _CONTEXT = _phrases(
-    # the prompt, and that it is too long
+    # the prompt is too long
     rf"(?<![\w.'\[])(?:prompt|inputs?|input (?:token|text|length|sequence)\w{{0,10}}"
     rf"|conversation|context"
     rf"|chat history|history|messages|token count|sequence|instruction)`?(?![\w\[.'])"
     rf".{{0,70}}\b{_LONG}",
     rf"{_LONG}.{{0,60}}\b(?:context|maximum (?:prompt|input)|prompt (?:length|limit)"
     rf"|input (?:length|limit|token)|model token limit|model.{{0,10}} maximum (?:model )?length)",
-    # a limit that is the context's, and a request over it
+    # the request is over the limit of the context
     r"(?:maximum|max|available|model.s) (?:context|prompt|input|sequence) (?:length|size|window)"
     r"\b.{0,60}\b(?:however|but|request|you|tokens)",
     r"context.{0,20}(?:overflow|is full|not (?:large|big|long) enough|exceeded)"
@@ -156,19 +156,19 @@ _CONTEXT_LABELS = (
 _NO_CONTEXT = _phrases(r"deadline|canceled|cancelled|timed? ?out|payload size|\bbytes\b|file|image")
 _MAX = r"max(?:imum)?[ _]?(?:new|completion|output|generated)?[ _]?tokens\b|maxTokens|num_predict"
 _ANSWER = _phrases(
-    # the limit of the answer is what is too large
+    # the requested limit of the answer is too large
     rf"(?:{_MAX})\W.{{0,60}}?(?:too (?:large|big|high|many)|exceed|greater than|larger than|above"
     r"|must be|should be|at most|less than|> ?\d|cannot be|at least|invalid|range)",
     rf"range of (?:{_MAX})|at most \d+ (?:completion|output) tokens",
 )
-_ASKED_PROMPT = re.compile(
+_PROMPT_TOKENS = re.compile(
     r"(?<!\d)(\d+)(?: tokens)? (?:in|from|of|for) (?:the |your |input |text )*"
     r"(?:messages|prompt|input)"
     r"|(?<!\d)(\d+) `?(?:input|prompt|inputs)`? tokens|(?:prompt|input)\w{0,20}\W{1,3}(\d+) tokens"
     r"|context limit: (\d+) \+",
     re.IGNORECASE,
 )
-_ASKED_ANSWER = re.compile(
+_ANSWER_TOKENS = re.compile(
     r"(?<!\d)(\d+)(?: tokens)? (?:in|for|from|of) (?:the |your )?"
     r"(?:completion|output|answer|response)"
     r"|too large: (\d+)|(?<!\d)(\d+) [`'\"]?max_\w{0,40}tokens|max_\w{0,40}tokens\W{1,3}(\d+)"
@@ -217,7 +217,7 @@ _BY_STATUS = {
     501: "bad_request",
     505: "bad_request",
 }
-#: Labels that say what a status would, where there is none: in a stream.
+#: Labels in place of a status, for errors in a stream.
 _BY_LABEL = (
     ("unauthorized", "unauthorized"),
     ("invalid_api_key", "unauthorized"),
@@ -230,12 +230,12 @@ _BY_LABEL = (
     ("invalid_parameter", "bad_request"),
     ("model_not_found", "model_not_found"),
 )
-#: Statuses of refusals whose words decide what was refused.
+#: Statuses of refusals whose message decides the code.
 _REFUSALS = frozenset((None, 400, 403, 404, 406, 409, 410, 412, 413, 415, 422, 451))
 
 
 def classify_error(info: ErrorInfo, status: int | None) -> str:
-    """The code of an error. `status` is the answer's, or the one that the body names."""
+    """Return the code of an error. `status`: of the response, or the one that the body names."""
     if info.has("loop_detected"):
         return "loop_detected"
     words = _LINK.sub("", info.message[:WORDS_MAX])
@@ -251,7 +251,7 @@ def classify_error(info: ErrorInfo, status: int | None) -> str:
     if status == 429 or (is_rate and not is_option):
         return "rate_limited"
     if (status or 0) >= 500 and info.has("model_not_found"):
-        return "model_not_found"  # a gateway without a server for it: one-api, new-api
+        return "model_not_found"  # one-api, new-api: a gateway without a server for the model
     if _is_loading(info, words, status):
         return "model_loading"
     if status not in {403, 404} and not is_option and (code := _too_long(info, words)):
@@ -266,17 +266,17 @@ def classify_error(info: ErrorInfo, status: int | None) -> str:
 
 
 def _is_spent(info: ErrorInfo, words: str, status: int | None, *, is_timed: bool) -> bool:
-    """Whether money or a quota is used up: time alone brings neither back."""
+    """Whether money or a quota is used up, so that waiting does not help."""
     if status == 402 or (info.has(*_SPENT_LABELS) and not info.has("throttl")):
         return True
     if is_timed:
         return False
-    spent = _NO_MONEY if info.has(*_RATE_LABELS) else _SPENT
-    return spent.search(_NAMED.sub("", words)) is not None
+    pattern = _NO_MONEY if info.has(*_RATE_LABELS) else _SPENT
+    return pattern.search(_NAMED.sub("", words)) is not None
 
 
 def _denied(info: ErrorInfo, words: str, status: int | None, *, is_option: bool) -> str:
-    """The code of a refusal that has to do with the place, the content or the key."""
+    """Return the code of a refusal for the region, the content or the key; empty for others."""
     if status not in _REFUSALS and status != 401:
         return ""
     if info.has(*_REGION_LABELS) or (_REGION.search(words) and not is_option):
@@ -297,14 +297,14 @@ def _is_loading(info: ErrorInfo, words: str, status: int | None) -> bool:
 
 
 def _too_long(info: ErrorInfo, words: str) -> str:
-    """Whether the prompt, or the answer that was asked for, is over a limit of the model's."""
+    """Return the code if the prompt or the requested answer is over a limit of the model."""
     is_labelled = info.has(*_CONTEXT_LABELS)
     is_prompt = is_labelled or (_CONTEXT.search(words) and not _NO_CONTEXT.search(words))
     is_answer = _ANSWER.search(words) is not None
     if not is_prompt and not is_answer:
         return ""
-    prompt, answer = _number(_ASKED_PROMPT, words), _number(_ASKED_ANSWER, words)
-    if prompt and answer:  # together they are too long: the larger one is at fault
+    prompt, answer = _number(_PROMPT_TOKENS, words), _number(_ANSWER_TOKENS, words)
+    if prompt and answer:  # both together are too long: the larger one decides
         return "context_too_long" if prompt >= answer else "bad_request"
     return "context_too_long" if is_labelled or not is_answer else "bad_request"
 
@@ -315,10 +315,10 @@ def _number(pattern: re.Pattern[str], words: str) -> int | None:
 
 
 def _by_status(info: ErrorInfo, words: str, status: int | None) -> str:
-    """The code where the words decide nothing."""
+    """Return the code if the message does not decide."""
     if status is None:
-        told = (code for part, code in _BY_LABEL if info.has(part))
-        return next(told, "upstream_server_error" if is_overloaded(info) else "upstream_error")
+        codes = (code for part, code in _BY_LABEL if info.has(part))
+        return next(codes, "upstream_server_error" if is_overloaded(info) else "upstream_error")
     names_model = _MODEL.search(words) and not _PATH.search(words) and not info.is_page
     if status == 404 and names_model:
         return "bad_request" if _CAPABLE.search(words) else "model_not_found"
@@ -331,7 +331,7 @@ def _by_status(info: ErrorInfo, words: str, status: int | None) -> str:
 
 
 def is_overloaded(info: ErrorInfo) -> bool:
-    """Whether the server says that it has too much to do."""
+    """Whether the server says that it is overloaded."""
     return info.has(*_OVERLOADED_LABELS) or _OVERLOADED.search(info.message[:WORDS_MAX]) is not None
 
 

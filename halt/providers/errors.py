@@ -1,4 +1,4 @@
-"""The one boundary where the errors of clients, sockets and servers become ours."""
+"""Translates the errors of clients, sockets and servers to UpstreamError. Nothing else does."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ from halt.transport.pool import NoConnection, ProxyFault, TLSTimeout
 
 logger = logging.getLogger(__name__)
 
-WAIT_MAX = 86_400.0 * 31  # seconds; a server that says more says nothing
-HEADER_MAX = 86_400.0  # seconds; of a header
+WAIT_MAX = 86_400.0 * 31  # seconds; a longer wait is ignored
+HEADER_MAX = 86_400.0  # seconds; the same for a header
 _LIMITS = re.compile(r"limit:? (\d[\d,]{0,15}).{0,60}?requested:? (\d[\d,]{0,15})", re.IGNORECASE)
 
 
 def parse_error(value: object, *, event: str = "") -> UpstreamError | None:
-    """The error that a decoded JSON value is, None where it is none.
+    """Return the error that a decoded JSON value holds, None if it holds none.
 
     `value` is the body of an answer, or the data of an event with the name `event`. An event whose
-    name tells a failure is one, whatever its value.
+    name says failure is an error, whatever its data, unless that is empty.
     """
     if FAILURE.search(event) and value not in (None, "", [], {}):
         return _error_from(parse_error_info(value))
     if isinstance(value, list):
-        return next((error for each in value[:8] if (error := _of_item(each))), None)
+        return next((error for item in value[:8] if (error := _item_error(item))), None)
     if not isinstance(value, dict) or not is_error(value):
         return None
     info = parse_error_info(error_part(value))
     return _error_from(info if info.message else parse_error_info(value))
 
 
-def _of_item(item: object) -> UpstreamError | None:
-    """The error that an item of a list is, as Gemini and FastAPI send them."""
+def _item_error(item: object) -> UpstreamError | None:
+    """Return the error in an item of a list, as Gemini and FastAPI send them."""
     if isinstance(item, dict) and "loc" in item and "msg" in item:
         return _error_from(parse_error_info(item))
     return parse_error(item) if isinstance(item, dict) else None
@@ -63,19 +63,19 @@ def _of_item(item: object) -> UpstreamError | None:
 def _error_from(
     info: ErrorInfo, status: int | None = None, wait: float | None = None
 ) -> UpstreamError:
-    """The error of what was info.
+    """Return the error for `info`.
 
-    `status` is that of the answer, None in a stream; `wait` is what the headers info of it.
+    `status`: of the response, None in a stream. `wait`: seconds according to the headers.
     """
     code = classify_error(info, status or info.status)
     sentence, hint, retryable = "", "", CODES[code][1]
-    if status is None:  # the address is right, and the request was accepted at first
+    if status is None:  # in a stream: the server has accepted the address and the request
         if code in {"bad_request", "endpoint_not_found"}:
             code, retryable = "upstream_error", False
         elif code == "upstream_server_error" and not is_overloaded(info):
             code = "upstream_error"
     status = status or info.status
-    if info.retry_after is not None:  # the body knows more of it than what stands between
+    if info.retry_after is not None:  # the body knows more than a proxy's headers: the longer wins
         wait = info.retry_after if wait is None else max(info.retry_after, wait)
     if code == "upstream_server_error":
         if status == 529 or is_overloaded(info):
@@ -83,8 +83,8 @@ def _error_from(
         elif status in {408, 409, 425}:
             sentence = "The model's server could not take the request just now."
     if code == "rate_limited" and (match := _LIMITS.search(info.message)):
-        limit, asked = (int(number.replace(",", "")) for number in match.groups())
-        if asked > limit:
+        limit, requested = (int(number.replace(",", "")) for number in match.groups())
+        if requested > limit:
             retryable, wait = False, None
             hint = "This request alone is over that limit: shorten it, or choose another model."
     return UpstreamError(
@@ -111,10 +111,10 @@ def _status_fault(response: httpx2.Response) -> UpstreamError:
 
 
 def _body(response: httpx2.Response) -> object:
-    """The body of a refusal: its JSON, or its text where it is none."""
+    """Return the body of a refusal: its JSON value, or its text if it is no JSON."""
     try:
         text = response.content.decode("utf-8", "replace")
-    except httpx2.StreamError:  # it was not read to its end
+    except httpx2.StreamError:  # the body was not read to its end
         return ""
     try:
         return json.loads(text)
@@ -123,7 +123,10 @@ def _body(response: httpx2.Response) -> object:
 
 
 def retry_delay(headers: Mapping[str, str], at: float) -> float | None:
-    """How many seconds these headers want us to wait. `at` is the time since the epoch."""
+    """Return the seconds to wait according to headers, None if they do not say.
+
+    `at`: the current time, in seconds since the epoch.
+    """
     milliseconds = parse_seconds(headers.get("retry-after-ms"), "ms")
     if milliseconds is not None and milliseconds <= HEADER_MAX * 1000:
         return milliseconds
@@ -140,20 +143,20 @@ def retry_delay(headers: Mapping[str, str], at: float) -> float | None:
 
 
 def _reset(headers: Mapping[str, str], at: float) -> float | None:
-    """When a limit that is used up begins anew, where a server says no more than that.
+    """Return the seconds until the rate limits that are used up reset, None if none is.
 
-    A number is seconds to wait, or a time since the epoch in seconds or milliseconds.
+    A number in a header is seconds to wait, or a time since the epoch in seconds or milliseconds.
     """
     waits = []
     for name, value in headers.items():
         if "ratelimit" not in name or "reset" not in name:
             continue
-        left = headers.get(name.replace("reset", "remaining"))
+        remaining = headers.get(name.replace("reset", "remaining"))
         seconds = parse_seconds(value)
         if seconds is None:  # Anthropic's is a date
             with contextlib.suppress(ValueError):
                 seconds = datetime.fromisoformat(value).timestamp()
-        if seconds is None or (left is not None and left.strip() not in {"0", "0.0"}):
+        if seconds is None or (remaining is not None and remaining.strip() not in {"0", "0.0"}):
             continue
         if seconds > 1e11:
             seconds /= 1000
@@ -163,12 +166,12 @@ def _reset(headers: Mapping[str, str], at: float) -> float | None:
     return max(waits, default=None)
 
 
-# --- the way there --------------------------------------------------------------------------------
+# --- connections ----------------------------------------------------------------------------------
 
-#: What OpenSSL says of a server that answers in something else than TLS.
+#: OpenSSL's reasons for a server that does not speak TLS.
 PLAIN = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
 
-#: Faults below the client, the most specific first.
+#: Errors below the client, the most specific first.
 _CONNECTION_CODES: tuple[tuple[type[BaseException], str], ...] = (
     (socket.gaierror, "upstream_dns"),
     (ssl.SSLError, "upstream_tls"),
@@ -181,17 +184,17 @@ _CONNECTION_CODES: tuple[tuple[type[BaseException], str], ...] = (
     (httpx2.WriteError, "upstream_dropped"),
     (httpx2.ProtocolError, "upstream_invalid"),
     (httpx2.HTTPError, "upstream_unreachable"),
-    (Interrupted, "upstream_unreachable"),  # wrapped by a client; whoever asked knows of the Stop
+    (Interrupted, "upstream_unreachable"),  # wrapped by a client; the caller knows of the Stop
 )
 
 
 def to_upstream_error(exc: BaseException, secret: str) -> UpstreamError:
-    """The one boundary where foreign errors become ours. Some servers quote the key: not we."""
+    """Translate an error to an UpstreamError without the secret: some servers quote the key."""
     return _translate(exc).without(secret)
 
 
 def _translate(exc: BaseException) -> UpstreamError:
-    # The clients of OpenAI and Anthropic are siblings: their refusals have the same shape.
+    # The clients of OpenAI and Anthropic raise refusals of the same shape.
     response = getattr(exc, "response", None)
     if isinstance(response, httpx2.Response) and not response.is_success:
         return _status_fault(response)
@@ -201,7 +204,7 @@ def _translate(exc: BaseException) -> UpstreamError:
         chain.append(cause)
         cause = cause.__cause__
     for link in chain:
-        if isinstance(link, UpstreamError):  # ours, in a client's wrapping
+        if isinstance(link, UpstreamError):  # raised by Halt's transport, wrapped by the client
             return link
         if isinstance(link, ssl.SSLError) and link.reason in PLAIN:
             return UpstreamError("upstream_no_tls", str(link))

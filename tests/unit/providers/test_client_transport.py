@@ -165,7 +165,7 @@ def test_the_key_goes_to_no_other_server(kind: str, status: int) -> None:
     assert other.asked == []
     assert fault.code == "endpoint_not_found"
     assert not fault.retryable
-    assert f"it leads to http://127.0.0.1:{other.port}/x/v1:" in fault.message
+    assert f"it redirects to http://127.0.0.1:{other.port}/x/v1:" in fault.message
     assert "pw" not in fault.message
     assert KEY not in fault.message
 
@@ -176,7 +176,7 @@ def test_another_name_is_another_server() -> None:
         Server(lambda *_: moved(308, f"http://localhost:{server.port}/x")) as server,
         provider("openai", server.url) as upstream,
     ):
-        assert f"it leads to http://localhost:{server.port}/x" in fault_of(upstream).message
+        assert f"it redirects to http://localhost:{server.port}/x" in fault_of(upstream).message
     assert len(server.asked) == 1
 
 
@@ -211,7 +211,7 @@ def test_a_circle_of_redirects_ends() -> None:
         Server(lambda *_: moved(302, "/v1/chat/completions")) as server,
         provider("openai", server.url) as upstream,
     ):
-        assert "without an end" in fault_of(upstream).message
+        assert "5 redirects in a row" in fault_of(upstream).message
     assert 2 < len(server.asked) < 10
 
 
