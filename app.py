@@ -1,4 +1,4 @@
-"""The server in a checkout: `python app.py`, `gunicorn app:app` or `flask --app app run`."""
+"""Starts the server from a checkout: `python app.py`, `gunicorn app:app`, `flask --app app run`."""
 
 import sys
 

@@ -1,5 +1,5 @@
-"""gunicorn's settings; it finds this file by its name when it is started from this folder."""
+"""Settings of gunicorn, which loads this file by its name if it is started in this folder."""
 
 from halt.server.gunicorn_conf import settings
 
-globals().update(settings())  # read again at each SIGHUP
+globals().update(settings())  # gunicorn reads this file again at each SIGHUP

@@ -1,4 +1,4 @@
-"""Halt: a streaming chat for any OpenAI-compatible model, whose Stop closes the connection.
+"""Halt: a streaming chat for any OpenAI-compatible model; Stop closes the connection to the model.
 
 For programs: `from halt import Halt`; see `halt.library.halt`.
 """
@@ -37,7 +37,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The library, loaded when it is first asked for: server and demo model start without it."""
+    """Load the library on first use, since server and demo model do not need it."""
     if name in __all__:
         return getattr(import_module("halt.library.halt"), name)
     raise AttributeError(f"module 'halt' has no attribute {name!r}")

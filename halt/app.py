@@ -1,4 +1,4 @@
-"""Composition root of the server: the settings to an application with all of its parts."""
+"""Composition root of the server: creates the Flask application and all of its services."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ def create_app(
     upstream: Upstream | None = None,
     tools: Iterable[Tool | Callable[..., Any]] = (),
 ) -> Flask:
-    """The application. `config` and `upstream` default to what the environment says.
+    """Create the application. `config` and `upstream` default to those of the environment.
 
-    `tools` are offered to models beside those of HALT_TOOLS: typed functions, or
+    `tools` are offered to models in addition to those of HALT_TOOLS: typed functions, or
     `halt.core.tools.Tool`. Raises ConfigError, also for a server in which Stop cannot work, and
-    TypeError or ValueError for functions that can't be tools.
+    TypeError or ValueError for functions that cannot be tools.
     """
     settings = config or load()
     server_check.check(settings)
     app = Flask(__name__, static_folder=STATIC, template_folder=TEMPLATES)
     app.config.update(
-        SECRET_KEY=settings.secret_key,  # else the data folder's: see `halt.web.sessions`
+        SECRET_KEY=settings.secret_key,  # empty: see `halt.web.sessions`
         MAX_CONTENT_LENGTH=settings.max_body_bytes,
         MAX_FORM_MEMORY_SIZE=settings.max_body_bytes,
         SESSION_COOKIE_HTTPONLY=True,
@@ -120,7 +120,7 @@ def create_app(
         sessions=sessions,
         rates=Rates(settings) if settings.rate_session or settings.rate_address else None,
     )
-    app.jinja_env.globals["how_saving_goes"] = lambda: store_writer.saving
+    app.jinja_env.globals["saving_status"] = lambda: store_writer.saving
 
     app.register_blueprint(pages.blueprint)
     sidebar.install(app)
@@ -133,7 +133,7 @@ def create_app(
     commands.install(app)
     app.wsgi_app = RequestContext(app.wsgi_app)  # type: ignore[method-assign]
     add_to_log()
-    # What a first request would build, with other requests beside it:
+    # Built here, because first requests would build them concurrently:
     for name in app.jinja_env.list_templates():
         app.jinja_env.get_template(name)
     app.url_map.update()

@@ -1,8 +1,8 @@
-"""The clock of every duration in Halt."""
+"""The clock for all durations in Halt."""
 
 from __future__ import annotations
 
 import time
 
-#: Seconds; never goes backwards.
+#: Monotonic time in seconds.
 now = time.monotonic

@@ -1,4 +1,4 @@
-"""The application as a WSGI server loads it: `gunicorn halt.wsgi:app`."""
+"""The WSGI application: `gunicorn halt.wsgi:app`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Halt inside of a Python program: `from halt import Halt`."""
+"""Halt as a library for Python programs: `from halt import Halt`."""

@@ -1,11 +1,12 @@
-"""A thin bridge from runs to asyncio.
+"""Async iteration over the events of generations.
 
-A follower (see `halt.library.feed`) waits for the run; the event loop is told once for each time
-that it has to wait, and takes everything that is there. Nothing polls, nothing blocks the loop.
+A follower thread (see `halt.library.feed`) waits for the run. It wakes the event loop once for each
+time that the loop's task has to wait; the task then takes all events that are there. Nothing polls,
+and nothing blocks the loop.
 
-A task that reads this way owns what it reads: leaving before the end, by `aclose`, by leaving the
-`async with`, by `break`, or because the task is cancelled, presses Stop. So `asyncio.timeout`
-and a TaskGroup end the generation together with the task that waits for it.
+A task that reads this way owns the generation: it is stopped if the task stops reading before the
+end, by `aclose`, by leaving the `async with`, by `break`, or because the task is cancelled. So
+`asyncio.timeout` and a TaskGroup end a generation together with the task that waits for it.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ T = TypeVar("T")
 
 
 class AsyncStream(Generic[T]):
-    """Events as they come: `async for`, best inside `async with`, which stops what it leaves."""
+    """Events as they arrive, for `async for`; an `async with` around it stops the generation."""
 
     def __init__(self, source: AsyncGenerator[T, None], stop: Callable[[], object]) -> None:
         self._source = source
         self._stop = stop
         self._is_closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        with contextlib.suppress(RuntimeError):  # made before there is a loop
+        with contextlib.suppress(RuntimeError):  # created before a loop runs
             self._loop = asyncio.get_running_loop()
 
     def __del__(self) -> None:
-        # A task that is cancelled before its first step never comes to a `finally`. Stop takes
-        # locks, which nothing may do here, so the loop does it.
+        # A task cancelled before its first step runs no `finally`. Stop takes locks, which
+        # `__del__` must not do, so the event loop calls it.
         if self._loop is not None and not self._is_closed:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._stop)
@@ -53,10 +54,10 @@ class AsyncStream(Generic[T]):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Stop, and read no more. Harmless after the end, and when repeated."""
+        """Stop the generation and the iteration. May be called after the end, and repeatedly."""
         self._is_closed = True
         self._stop()
-        with contextlib.suppress(RuntimeError):  # another task waits in it, and now gets the end
+        with contextlib.suppress(RuntimeError):  # another task waits in it, and gets the end
             await self._source.aclose()
 
 
@@ -65,9 +66,10 @@ async def read_feed(
     convert: Callable[[Item], T],
     stop: Callable[[], object],
 ) -> AsyncGenerator[T, None]:
-    """All that a feed brings, as `convert` makes it, which may raise; then `stop` is called.
+    """Yield `convert(item)` for each item of a feed; call `stop` at the end in any case.
 
-    `open_feed` gives the feed, and is told what to call when something has arrived.
+    `open_feed` returns the feed; its argument is the function to call when an item has arrived.
+    `convert` may raise, which ends the iteration.
     """
     loop = asyncio.get_running_loop()
     arrived = asyncio.Event()
@@ -79,7 +81,7 @@ async def read_feed(
             for item in items:
                 yield convert(item)
             if items:
-                await asyncio.sleep(0)  # a flood leaves the loop to others, too
+                await asyncio.sleep(0)  # a fast stream must not starve other tasks
             elif feed.is_over:
                 return
             else:

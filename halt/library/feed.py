@@ -1,15 +1,15 @@
-"""From threads that follow runs to one consumer, never far ahead of it.
+"""A bounded queue from the threads that follow runs to one consumer.
 
-A consumer that waits for several runs at once, or that is an event loop, cannot wait at their logs
-itself. For each run it has a follower: a thread that is a viewer like any other, waits at the log
-and hands over what came. No run has more than this one.
+A consumer of several runs, or an event loop, cannot wait at the event logs itself. It has one
+follower per run: a thread that reads the log like any other viewer and puts the events into the
+consumer's feed.
 
-When the consumer is slower than the runs, the feed fills and its followers wait. Nothing is lost
-and no run is slowed down: the relay fills the log, from which the follower goes on later; a
-consumer that is slower than the log is long gets an OffsetLost.
+If the consumer is slower than the runs, the feed fills up and its followers wait. No event is lost
+and no run is slowed down: the relay appends to the log, from which the follower continues later. A
+consumer that falls behind by more than the log keeps gets an OffsetLost.
 
-`_lock` guards everything in a Feed, and is held for list work only. It is reentrant, as `close` may
-be called by the garbage collector, in the middle of anything.
+`_lock` protects everything in a Feed and is held for list operations only. It is reentrant because
+the garbage collector may call `close` at any point.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from halt.core.generation import Generation, Viewer
 from halt.core.service import GenerationService
 from halt.errors import AtCapacity, HaltError, UpstreamError
 
-BUFFERED_MAX = 256  # events that wait for the consumer; a group more may be in its hands
+BUFFERED_MAX = 256  # events that wait for the consumer, plus one group of events
 
 logger = logging.getLogger(__name__)
 
-#: What a consumer gets: the run's label and its event, or why there are no more of them.
+#: An item for the consumer: the run's label, and its event or the error that ends its events.
 Item = tuple[str, Event | HaltError]
 
 
 class Feed:
-    """A bounded hand-over from any number of followers to one consumer."""
+    """A bounded queue from any number of followers to one consumer."""
 
     def __init__(self, on_arrival: Callable[[], object] | None = None) -> None:
-        """`on_arrival` tells a consumer that waits elsewhere than in `take`; it must not block."""
+        """`on_arrival` wakes a consumer that does not wait in `take`; it must not block."""
         self.on_arrival = on_arrival
         self._lock = threading.RLock()
         self._room = threading.Condition(self._lock)
@@ -49,14 +49,14 @@ class Feed:
         self._wake_up.acquire()
         self._items: list[Item] = []
         self._limit: float = BUFFERED_MAX
-        self._follower_count = 0  # followers whose run has not come to its end here
-        self._is_waiting = False  # the consumer has found nothing and wants to be told
+        self._follower_count = 0  # followers that have not put their run's last item
+        self._is_waiting = False  # the consumer found no item and has to be woken
         self._is_closed = False
 
     # --- the followers' side ----------------------------------------------------------------------
 
     def add(self, followers: Followers, label: str, run: Generation, after: int = 0) -> None:
-        """Follow this run, too, from the event behind `after`. Raises AtCapacity."""
+        """Start a follower for a run, from the event after number `after`. Raises AtCapacity."""
         with self._lock:
             self._follower_count += 1
         try:
@@ -71,7 +71,7 @@ class Feed:
         try:
             for events in run.follow(after, viewer):
                 items: list[Item] = [(label, event) for _, event in events]
-                # The end is told at once; the connection behind it may have to be drained still.
+                # The last item goes out at once; draining the upstream connection may take longer.
                 ended = bool(events) and is_terminal(events[-1][1])
                 if not self._put(items, last=ended):
                     return
@@ -88,7 +88,7 @@ class Feed:
                 self._remove_follower()
 
     def _put(self, items: list[Item], *, last: bool) -> bool:
-        """Hand over, waiting for room. False: the consumer wants no more."""
+        """Add items, waiting for room. False: the feed is closed. `last`: no more will follow."""
         at = 0
         with self._lock:
             while not self._is_closed:
@@ -109,23 +109,24 @@ class Feed:
             self._notify_consumer()
 
     def _notify_consumer(self) -> None:
+        """Wake the consumer if it waits. The lock must be held."""
         if not self._is_waiting:
             return
         self._is_waiting = False
-        if self._wake_up.locked():  # else it was rung for a consumer that Ctrl-C took away
+        if self._wake_up.locked():  # unlocked: an earlier wake-up was not used, because of Ctrl-C
             self._wake_up.release()
         if self.on_arrival is not None:
             try:
                 self.on_arrival()
-            except RuntimeError:  # its event loop is closed
+            except RuntimeError:  # the event loop is closed
                 self.close()
 
     # --- the consumer's side ----------------------------------------------------------------------
 
     def take(self, *, wait: bool = True) -> list[Item]:
-        """What has arrived, in the order of arrival; [] when there is no more to come.
+        """Wait for items; return all of them in order of arrival, [] at the end.
 
-        Without `wait` also [] when nothing is there now; `on_arrival` will be called.
+        Without `wait` also [] if there are none now; `on_arrival` is called when some arrive.
         """
         while True:
             with self._lock:
@@ -136,22 +137,22 @@ class Feed:
                 self._is_waiting = True
             if not wait:
                 return []
-            # Not for ever: a Ctrl-C that comes as the wait begins does not end it.
+            # With a timeout, because a Ctrl-C just before the wait does not end it.
             self._wake_up.acquire(timeout=TICK)
 
     @property
     def is_over(self) -> bool:
-        """There is no more to come."""
+        """True if no more items will come."""
         return self._is_closed or not (self._follower_count or self._items)
 
     def lift_limit(self) -> None:
-        """The runs have ended: take what is left of them at once, so that the followers can go."""
+        """Accept all remaining items at once, so that the followers end. For ended runs."""
         with self._lock:
             self._limit = float("inf")
             self._room.notify_all()
 
     def close(self) -> None:
-        """The consumer wants no more; its followers go, at the latest after a second's silence."""
+        """End the feed. Its followers end too, after a second of silence at the latest."""
         with self._lock:
             self._is_closed = True
             self._items = []
@@ -160,7 +161,7 @@ class Feed:
 
 
 class Followers:
-    """The threads that follow runs on behalf of a program. Each takes a reader's place."""
+    """The threads that follow runs for a program. Each counts as a reader."""
 
     def __init__(self, generations: GenerationService) -> None:
         self._generations = generations
@@ -171,9 +172,9 @@ class Followers:
     def start(
         self, run: Generation, body: Callable[[Viewer], None], *, daemon: bool = True
     ) -> None:
-        """Run `body` as a viewer of this run, in a thread of its own. Raises AtCapacity.
+        """Call `body` in a new thread, with a viewer of the run. Raises AtCapacity.
 
-        The interpreter waits at its exit for one that is no `daemon`.
+        The interpreter waits at exit for a thread that is not a `daemon`.
         """
         viewer = self._generations.readers.view(run)
 
@@ -196,17 +197,17 @@ class Followers:
             with self._lock:
                 self._threads.discard(thread)
             self._generations.readers.unview(run, viewer)
-            raise AtCapacity("There is no thread to be had.", retry_after=RETRY_AFTER) from exc
+            raise AtCapacity("No thread could be started.", retry_after=RETRY_AFTER) from exc
 
     def register(self, feed: Feed) -> None:
-        """Remember a feed, to let its followers go at the end."""
+        """Add a feed whose followers must end in `close`."""
         with self._lock:
             self._feeds.add(feed)
 
     def close(self, within: float) -> None:
-        """After the end of all runs: wait for the threads, at most `within` seconds in all.
+        """Wait for the threads, at most `within` seconds in all. Called after all runs ended.
 
-        The thread that calls is not waited for: it may be a callback's.
+        Does not wait for the calling thread, which may run a callback.
         """
         with self._lock:
             threads = self._threads - {threading.current_thread()}
@@ -217,4 +218,4 @@ class Followers:
         for thread in threads:
             thread.join(max(0.0, deadline - now()))
             if thread.is_alive():
-                logger.warning("%s is in a callback still and is left to itself", thread.name)
+                logger.warning("%s is still in a callback; no longer waiting for it", thread.name)

@@ -1,4 +1,4 @@
-"""Halt as a Python library: the same generations as the server's, without a server.
+"""The main class of the library, `Halt`: generations as in the server, without a server.
 
     from halt import Halt
 
@@ -8,8 +8,8 @@
             print(piece, end="", flush=True)
         print(gen.metrics.tokens_per_second)
 
-`gen.stop()`, from any thread, stops it and closes its connection to the model. This is the
-composition root for programs, as `app.py` is for the server.
+`gen.stop()`, from any thread, stops the generation and closes its connection to the model. This
+module is the composition root for programs, as `app.py` is for the server.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest, Message, Upstream
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
-from halt.core.tools import Tool, Toolbox, ToolError  # noqa: F401 - `halt` gives it
+from halt.core.tools import Tool, Toolbox, ToolError  # noqa: F401 - exported by `halt`
 from halt.errors import Draining, HaltError, RequestError
 from halt.library.feed import Feed, Followers
-from halt.library.handle import (  # noqa: F401 - `halt` gives it
+from halt.library.handle import (  # noqa: F401 - exported by `halt`
     Callbacks,
     Generation,
     GenerationError,
@@ -41,16 +41,16 @@ from halt.library.handle import (  # noqa: F401 - `halt` gives it
 from halt.library.merge import Merged
 from halt.providers.factory import make_upstream
 
-#: What is asked: the user's words, a whole conversation, or a request that was made before.
+#: A prompt: the text of one user message, a whole conversation, or a complete request.
 Prompt = str | Sequence[Message | Mapping[str, Any]] | ChatRequest
 
 
-#: Fields whose values may be any JSON, which has no NaN.
-FREE = frozenset({"messages", "extra_body", "tools", "tool_choice", "response_format"})
+#: Fields whose values may be any JSON; JSON has no NaN.
+JSON_FIELDS = frozenset({"messages", "extra_body", "tools", "tool_choice", "response_format"})
 
 
 class Options(TypedDict, total=False):
-    """The optional fields of a request, as OpenAI's API defines them; `id` is the stream's."""
+    """The optional fields of a request, as OpenAI's API defines them; `id` is the stream ID."""
 
     id: str
     model: str
@@ -70,7 +70,7 @@ class Options(TypedDict, total=False):
 
 
 class Halt:
-    """A model's server, and all generations that are asked of it. Threads may share one."""
+    """A model server (or several), and all generations on it. Thread-safe."""
 
     def __init__(
         self,
@@ -84,16 +84,16 @@ class Halt:
         upstream: Upstream | None = None,
         tools: Iterable[Tool | Callable[..., Any]] = (),
     ) -> None:
-        """What is not given is read from the environment, or taken from `config` instead.
+        """Values that are not given come from `config`, or from the environment without one.
 
         With `provider`, `base_url` or `api_key` there is one provider, of the kind `provider`
-        ("openai" where it is not given). A key of the environment is then sent to the server of
-        the environment alone, never to a `base_url` of another one. `model` is the deployment on
-        Azure; `api_version` is for Azure.
+        (default: "openai"). An API key from the environment is then sent only to the server of the
+        environment, never to another `base_url`. On Azure, `model` is the deployment, and
+        `api_version` is used.
 
-        `upstream` stands in for the model's server, and is closed together with this. `tools` are
-        functions that the model may call. Raises ConfigError when a setting is wrong or there is
-        no model's server at all.
+        `upstream` replaces the model server and is closed together with this object. `tools` are
+        functions that the model may call. Raises ConfigError if a setting is wrong or there is no
+        model server.
         """
         settings = with_provider(
             config or load(),
@@ -105,7 +105,7 @@ class Halt:
         )
         if upstream is None and not settings.has_provider and not settings.upstream_url:
             raise ConfigError(
-                "There is no model's server: give base_url or api_key, or set OPENAI_BASE_URL or "
+                "There is no model server: give base_url or api_key, or set OPENAI_BASE_URL or "
                 "OPENAI_API_KEY."
             )
         self._closed = False
@@ -132,19 +132,19 @@ class Halt:
         on_error: Callable[[HaltError], object] | None = None,
         **options: Unpack[Options],
     ) -> Generation:
-        """Start a generation and return at once. `tools` stand in for those of this Halt.
+        """Start a generation and return at once. `tools` replace those of this Halt.
 
         Callbacks are called one after the other, in a thread that follows the generation:
         `on_token` with each piece of text, then one of the others, once. `on_complete` gets the
-        Result, also of one that was stopped; `on_error` a GenerationError, or an OffsetLost when
-        `on_token` is so slow that text was let go of.
+        Result, also after a Stop; `on_error` gets a GenerationError, or an OffsetLost if
+        `on_token` is so slow that text was dropped.
 
-        Raises RequestError, which names the field at fault, StreamInUse, AtCapacity, Draining.
+        Raises RequestError, which names the invalid field, StreamInUse, AtCapacity, Draining.
         """
         if self._closed:
             raise Draining("This Halt is closed.")
         toolbox = self._tools if tools is None else Toolbox(tools)
-        run = self._generations.start(request(prompt, options), tools=toolbox)
+        run = self._generations.start(build_request(prompt, options), tools=toolbox)
         generation = Generation(self._generations, self._followers, run)
         callbacks = Callbacks(on_token, on_complete, on_error)
         if callbacks:
@@ -168,55 +168,55 @@ class Halt:
         members: Mapping[str, Prompt | Generation] | Iterable[Generation],
         **options: Unpack[Options],
     ) -> Merged:
-        """Read several generations as one stream of `(label, event)`, as they arrive.
+        """Read several generations as one stream of `(label, event)` pairs, as they arrive.
 
-        Prompts are started here, each with `options`; generations that are there already are
-        followed from their beginning. A list has their IDs as labels. Raises what `generate`
-        raises; then those that were started here are stopped.
+        A prompt is started here, with `options`; an existing generation is read from its beginning.
+        The labels of a list are the stream IDs. Raises the errors of `generate`; the generations
+        that were started here are then stopped.
         """
         if not isinstance(members, Mapping):
-            members = {each.id: each for each in members}
+            members = {generation.id: generation for generation in members}
         feed = Feed()
-        found: dict[str, Generation] = {}
+        generations: dict[str, Generation] = {}
         started: list[Generation] = []
         try:
             for label, member in members.items():
                 if isinstance(member, Generation):
-                    found[label] = member
+                    generations[label] = member
                 else:
-                    found[label] = self.generate(member, **options)
-                    started.append(found[label])
-                found[label].feed(feed, label)
+                    generations[label] = self.generate(member, **options)
+                    started.append(generations[label])
+                generations[label].feed(feed, label)
         except HaltError:
             feed.close()
             for generation in started:
                 generation.cancel()
             raise
-        return Merged(self._generations, feed, found)
+        return Merged(self._generations, feed, generations)
 
     def get(self, stream_id: str) -> Generation:
-        """A handle on a generation, live or over and still kept. Raises UnknownStream."""
+        """A handle on a running generation, or an ended one still kept. Raises UnknownStream."""
         return Generation(
             self._generations, self._followers, self._generations.run(stream_id, None)
         )
 
     def stop(self, stream_id: str) -> Receipt:
-        """Stop a generation by its ID, also one that will be started within the next 30 s."""
+        """Stop a generation by its ID, also one that is started within the next 30 s."""
         return self._generations.stop(stream_id, None)
 
     def close(self) -> None:
-        """End every generation with a terminal event, and wait for the threads behind them.
+        """End every generation with a terminal event, and wait for their threads.
 
-        What had arrived can be read still. A callback that does not return within
-        `Config.graceful_timeout` seconds is logged and left to itself. Harmless when repeated.
+        The events up to then can still be read. If a callback does not return within
+        `Config.graceful_timeout` seconds, this is logged and `close` returns. May be repeated.
         """
         self._closed = True
         self._generations.close()
         self._followers.close(self._graceful_timeout)
 
 
-def request(prompt: Prompt, options: Options) -> ChatRequest:
-    """A checked request. Raises RequestError, which names the field at fault."""
+def build_request(prompt: Prompt, options: Options) -> ChatRequest:
+    """Build and check a request. Raises RequestError, which names the invalid field."""
     fields: dict[str, Any]
     if isinstance(prompt, ChatRequest):
         fields = msgspec.to_builtins(prompt)
@@ -226,13 +226,15 @@ def request(prompt: Prompt, options: Options) -> ChatRequest:
         fields = {"messages": prompt}
     try:
         fields = msgspec.to_builtins({**fields, **options})
-    except (TypeError, RecursionError) as exc:  # a value that has no form in JSON
-        raise RequestError(f"The request does not fit: {exc}", field="body") from None
+    except (TypeError, RecursionError) as exc:  # a value that JSON cannot represent
+        raise RequestError(
+            f"The request cannot be converted to JSON: {exc}", field="body"
+        ) from None
     for name, value in fields.items():
         try:
-            # Finds halves of characters, NaN, and numbers too long to write.
+            # Rejects lone surrogates, NaN, and numbers that are too long.
             msgspec.json.encode(value)
-            if name in FREE:
+            if name in JSON_FIELDS:
                 json.dumps(value, allow_nan=False)
         except (ValueError, OverflowError, RecursionError) as exc:
             raise RequestError(f"{name}: {exc}", field=name) from None

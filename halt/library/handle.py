@@ -1,8 +1,8 @@
-"""A program's handle on one generation: read it, wait for it, stop it, from any thread.
+"""A program's handle on one generation: read it, wait for it, or stop it, from any thread.
 
-A handle is a viewer of its run, so an answer goes on as long as the program keeps the handle, a
-callback, or an iterator: it may need the result much later. When the last of them is dropped, the
-run is stopped after `Config.orphan_grace` seconds, like one whose browser has left.
+A handle is a viewer of its run, so the generation continues as long as the program holds the
+handle, a callback or an iterator: it may need the result much later. `Config.orphan_grace` seconds
+after the last of them is dropped, the run is stopped, as after a browser has disconnected.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ logger = logging.getLogger(__name__)
 
 
 class Result(msgspec.Struct, frozen=True):
-    """A generation that has ended.
+    """The result of a generation.
 
-    `text` is the whole answer, or what there was of it; `terminal` is the event that ended it.
+    `text` is the answer, possibly partial; `terminal` is the event that ended the generation.
     """
 
     id: str
@@ -54,36 +54,36 @@ class Result(msgspec.Struct, frozen=True):
 
     @property
     def stopped(self) -> bool:
-        """It was stopped on purpose; `text` is what came before."""
+        """True if it was stopped on purpose; `text` is the answer up to then."""
         return isinstance(self.terminal, Cancelled)
 
     @property
     def finish_reason(self) -> str | None:
-        """Why the model ended; None where it did not, or gave no reason.
+        """Why the model ended the answer; None if it did not end it, or gave no reason.
 
-        "stop", "tool_calls", "length", "content_filter", or a word of the model's server for
-        another reason to break off.
+        "stop", "tool_calls", "length", "content_filter", or another reason in the words of the
+        model server.
         """
         return self.terminal.finish_reason if isinstance(self.terminal, Done) else None
 
     @property
     def whole(self) -> bool:
-        """The model came to its own end: no Stop, no limit, filter or server cut it."""
+        """True if the model completed the answer: no Stop, limit, filter or server cut it off."""
         return isinstance(self.terminal, Done) and is_good(self.terminal.finish_reason)
 
     @property
     def usage(self) -> dict[str, Any] | None:
-        """The provider's own count; None where it reported none."""
+        """The token usage reported by the provider; None if it reported none."""
         return self.terminal.usage if isinstance(self.terminal, Done) else None
 
     @property
     def metrics(self) -> Metrics:
-        """What it took."""
+        """The figures of the generation: times and tokens."""
         return self.terminal.metrics
 
 
 class GenerationError(HaltError):
-    """A generation failed. `code` is one of `halt.errors.CODES`; `result` has what there was."""
+    """A generation failed. `code` is in `halt.errors.CODES`; `result` has the partial answer."""
 
     def __init__(self, error: ErrorInfo, result: Result) -> None:
         super().__init__(error.message, retry_after=error.retry_after)
@@ -93,14 +93,14 @@ class GenerationError(HaltError):
 
     @property
     def text(self) -> str:
-        """The part of the answer that had come."""
+        """The partial answer."""
         return self.result.text
 
 
 def result_of(run: Run) -> Result:
-    """How a run that is over ended. Raises GenerationError where it failed."""
+    """The result of a run that has ended. Raises GenerationError if it failed."""
     ended = run.log.ended
-    assert ended is not None  # noqa: S101 - it is not asked before
+    assert ended is not None  # noqa: S101 - callers wait for the end
     result = Result(run.id, run.model, run.answer()[1], ended)
     if isinstance(ended, Failed):
         raise GenerationError(ended.error, result)
@@ -108,9 +108,9 @@ def result_of(run: Run) -> Result:
 
 
 class Generation:
-    """One answer that is being written, or has been. Any number of readers and threads may use it.
+    """One generation, running or ended. Any number of readers and threads may use it.
 
-    It can be read again and again, each time from its beginning. Leaving a `with` stops it.
+    It can be read repeatedly, each time from the beginning. Leaving a `with` block stops it.
     """
 
     def __init__(self, generations: GenerationService, followers: Followers, run: Run) -> None:
@@ -120,7 +120,7 @@ class Generation:
         self._viewer = run.join()
 
     def __del__(self) -> None:
-        # No lock may be taken here. The relay sees it.
+        # `__del__` must not take a lock; the relay checks `gone`.
         self._viewer.gone = True
         self._run.look_soon()
 
@@ -137,17 +137,17 @@ class Generation:
 
     @property
     def id(self) -> str:
-        """The stream's ID: the one that was asked for, or a random one."""
+        """The ID of the stream: the requested one, or a random one."""
         return self._run.id
 
     @property
     def state(self) -> Literal["running", "done", "cancelled", "error"]:
-        """What it does, or how it ended."""
+        """The current state: "running", or how the generation ended."""
         return self._run.state
 
     @property
     def model(self) -> str:
-        """The model that answers, as far as it is known by now."""
+        """The model that answers, as far as it is known yet."""
         return self._run.model
 
     @property
@@ -157,21 +157,21 @@ class Generation:
 
     @property
     def metrics(self) -> Metrics:
-        """The figures as of now; of one that has ended, the final ones."""
+        """The current figures; after the end, the final ones."""
         ended = self._run.log.ended
         return self._run.meter.snapshot() if ended is None else ended.metrics
 
     # --- reading ----------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Event]:
-        """All events as they come; the last one, and only that, is terminal. Raises OffsetLost."""
+        """All events as they arrive; only the last one is terminal. Raises OffsetLost."""
         return (event for _, event in self.events())
 
     def events(self, after: int = 0) -> Iterator[tuple[int, Event]]:
-        """The events behind number `after` as they come, with their numbers, from 1.
+        """The events after number `after` as they arrive, with their numbers, which begin at 1.
 
-        Leaving early changes nothing for the generation; Ctrl-C while it waits here stops it.
-        Raises OffsetLost when the log has grown so long that those events are no longer kept.
+        Leaving early does not affect the generation; Ctrl-C while waiting here stops it. Raises
+        OffsetLost if the event log has grown so long that these events are no longer kept.
         """
         run = self._run
         viewer = run.join()
@@ -186,11 +186,11 @@ class Generation:
 
     @property
     def text_stream(self) -> Iterator[str]:
-        """The pieces of the answer's text as they come.
+        """The pieces of the answer's text as they arrive.
 
-        What turns out to be a thought (`ReasoningEnd`) was given out, and is no part of `text`.
-        Ends when it was stopped, too. Raises GenerationError behind the text that had come when
-        the generation fails, and OffsetLost as `events` does.
+        Text that turns out later to be reasoning (`ReasoningEnd`) was yielded as well, but is not
+        part of `text`. Ends also when the generation is stopped. Raises GenerationError, after the
+        partial text, if the generation fails, and OffsetLost like `events`.
         """
         for event in self:
             if isinstance(event, Content | ReasoningEnd):
@@ -199,10 +199,10 @@ class Generation:
                 result_of(self._run)
 
     def result(self, timeout: float | None = None) -> Result:
-        """Wait for the end. One that was stopped is a result, too: see `Result.stopped`.
+        """Wait for the end. A stopped generation has a result as well: see `Result.stopped`.
 
-        Raises GenerationError, with the partial text, when the generation fails, and TimeoutError
-        after `timeout` seconds, which changes nothing for it. Ctrl-C stops it.
+        Raises GenerationError, with the partial text, if the generation fails, and TimeoutError
+        after `timeout` seconds, which does not affect the generation. Ctrl-C stops it.
         """
         run = self._run
         deadline = None if timeout is None else now() + timeout
@@ -210,7 +210,7 @@ class Generation:
             while run.log.ended is None:
                 left = TICK if deadline is None else deadline - now()
                 if left <= 0:
-                    raise TimeoutError(f"The generation is not over within {timeout:g} s.")
+                    raise TimeoutError(f"The generation did not end within {timeout:g} s.")
                 run.log.wait(float("inf"), min(left, TICK))
         except (KeyboardInterrupt, SystemExit):
             run.cancel("stop")
@@ -220,43 +220,43 @@ class Generation:
     # --- reading in an event loop -----------------------------------------------------------------
 
     def aiter(self, after: int = 0, *, owner: bool = True) -> AsyncStream[Event]:
-        """The events behind number `after`, for `async for`.
+        """The events after number `after`, for `async for`.
 
-        The generation is stopped when this is left before the end: by `aclose`, at the end of an
-        `async with`, by `break`, or when the task is cancelled. With `owner=False` it goes on.
+        Leaving the iteration before the end stops the generation: by `aclose`, at the end of an
+        `async with`, by `break`, or when the task is cancelled. With `owner=False` it continues.
         Raises AtCapacity, OffsetLost at the first event.
         """
         stop: Callable[[], object] = self.cancel if owner else bool
 
-        def begin(on_arrival: Callable[[], object]) -> Feed:
+        def open_feed(on_arrival: Callable[[], object]) -> Feed:
             feed = Feed(on_arrival)
             self.feed(feed, self.id, after)
             return feed
 
-        return AsyncStream(read_feed(begin, _event, stop), stop)
+        return AsyncStream(read_feed(open_feed, _event, stop), stop)
 
     async def aresult(self) -> Result:
-        """`result` for an event loop. When the task that waits is cancelled, it is stopped."""
+        """`result` for an event loop. Cancelling the waiting task stops the generation."""
         async with self.aiter(self._run.log.last) as events:
             async for _ in events:
                 pass
         return result_of(self._run)
 
     def feed(self, feed: Feed, label: str, after: int = 0) -> None:
-        """Have the events behind number `after` handed over there. Raises AtCapacity."""
+        """Put the events after number `after` into a feed. Raises AtCapacity."""
         feed.add(self._followers, label, self._run, after)
 
     # --- ending -----------------------------------------------------------------------------------
 
     def stop(self) -> Receipt:
-        """Stop it, in whatever phase it is, and say what was seen to happen.
+        """Stop the generation in any phase; return a receipt of what happened.
 
-        Waits at most 0.25 s to see the connection closed; in an event loop, use `cancel`.
+        Waits at most 0.25 s for the connection to close; in an event loop, use `cancel`.
         """
         return self._generations.stop(self.id, self._run.owner)
 
     def cancel(self) -> None:
-        """Stop it without waiting for anything; for an event loop. Harmless after the end."""
+        """Stop the generation without waiting; for an event loop. No effect after the end."""
         self._run.switch.press()
 
 
@@ -268,9 +268,10 @@ def _event(item: Item) -> Event:
 
 @dataclass
 class Callbacks:
-    """What a program wants to be told of one generation, in a thread that follows it.
+    """The callbacks of one generation, called in a thread that follows it.
 
-    One that raises is reported once, with its traceback, and called again: it ends nothing.
+    An exception of a callback is logged once, with its traceback. The callback is still called
+    later, and the generation continues.
     """
 
     on_token: Callable[[str], object] | None
@@ -282,8 +283,8 @@ class Callbacks:
         return any((self.on_token, self.on_complete, self.on_error))
 
     def follow(self, run: Run, followers: Followers) -> None:
-        """Call them as the run goes on. Raises AtCapacity."""
-        # No daemon: a program that ends waits for its callbacks, as it does for any other thread.
+        """Start the thread that calls them as the run goes on. Raises AtCapacity."""
+        # Not a daemon thread: the interpreter waits at exit for the callbacks.
         followers.start(run, partial(self._follow, run), daemon=False)
 
     def _follow(self, run: Run, viewer: Viewer) -> None:
@@ -304,7 +305,7 @@ class Callbacks:
             return
         try:
             callback(value)
-        except BaseException:  # a SystemExit would end this thread without a word
+        except BaseException:  # a SystemExit would end this thread silently
             if name not in self._reported:
                 self._reported.add(name)
                 logger.exception("%s of stream %s", name, run.id)

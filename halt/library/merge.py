@@ -1,14 +1,13 @@
-"""Several generations read as one stream, in the order in which their events arrive.
+"""Reads several generations as one stream, in the order in which their events arrive.
 
-Each run has one follower (see `halt.library.feed`), a thread that waits at the run's log and hands
-events over. The order of arrival is the order in which the followers put their events into the
-feed, under the feed's lock; nothing is sorted afterwards. Threads: one a run, each holding a
-reader's place; none for the merge itself, whose consumer takes all that is there each time it had
-to wait.
+Each run has one follower (see `halt.library.feed`), a thread that waits at the run's event log and
+puts the events into the feed. The order of arrival is the order in which the followers do this,
+under the lock of the feed; events are not sorted afterwards. Threads: one per run, each counting as
+a reader; none for the merge itself, whose consumer takes all waiting events each time.
 
-Runs stay runs: each has its own Stop, limits and figures, and one that fails leaves the others. The
-consumer gets exactly one terminal event of each: the run's own, or an `error` in its place when
-that run's events can't be had any more, because the consumer is slower than the log is long.
+The runs stay independent: each has its own Stop, limits and figures, and a failure of one does not
+affect the others. The consumer gets exactly one terminal event of each run: the run's own, or an
+`error` instead if its events are no longer kept because the consumer was too slow.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from halt.library.handle import Generation
 
 
 class Merged:
-    """Labelled events in the order of their arrival: `for label, event in merged`.
+    """Labelled events in order of arrival: `for label, event in merged`.
 
-    One stream for one consumer: iterating again goes on where it was. `merged["a"]` is the
-    generation with that label, with a Stop and a result of its own. Leaving a `with` stops all of
-    them; a merge that is dropped stops none.
+    One stream for one consumer: a second iteration continues where the first one ended.
+    `merged["a"]` is the generation with that label, with its own Stop and result. Leaving a `with`
+    block stops all generations; dropping the object stops none.
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class Merged:
         self._generations = generations
         self._feed = feed
         self._members = members
-        self._taken: deque[Item] = deque()
+        self._pending: deque[Item] = deque()
 
     def __del__(self) -> None:
         self._feed.close()
@@ -53,7 +52,7 @@ class Merged:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels, in the order in which they were given."""
+        """The labels, in the given order."""
         return tuple(self._members)
 
     def __getitem__(self, label: str) -> Generation:
@@ -65,26 +64,28 @@ class Merged:
         return self
 
     def __next__(self) -> tuple[str, Event]:
-        if not self._taken:
+        if not self._pending:
             try:
-                self._taken.extend(self._feed.take())
+                self._pending.extend(self._feed.take())
             except (KeyboardInterrupt, SystemExit):
                 self._cancel_all()
                 raise
-            if not self._taken:
+            if not self._pending:
                 raise StopIteration
-        return self._present(self._taken.popleft())
+        return self._labelled_event(self._pending.popleft())
 
     def aiter(self) -> AsyncStream[tuple[str, Event]]:
-        """The same for `async for`; leaving it before the end stops all of them."""
+        """The same stream for `async for`; leaving it before the end stops all generations."""
 
-        def begin(on_arrival: Callable[[], object]) -> Feed:
+        def open_feed(on_arrival: Callable[[], object]) -> Feed:
             self._feed.on_arrival = on_arrival
             return self._feed
 
-        return AsyncStream(read_feed(begin, self._present, self._cancel_all), self._cancel_all)
+        return AsyncStream(
+            read_feed(open_feed, self._labelled_event, self._cancel_all), self._cancel_all
+        )
 
-    def _present(self, item: Item) -> tuple[str, Event]:
+    def _labelled_event(self, item: Item) -> tuple[str, Event]:
         label, event = item
         if isinstance(event, HaltError):
             info = ErrorInfo(event.code, event.message, event.retryable)
@@ -94,9 +95,9 @@ class Merged:
     # --- ending -----------------------------------------------------------------------------------
 
     def stop(self) -> dict[str, Receipt]:
-        """Stop all of them; what was seen to happen to each. The terminal events are still to come.
+        """Stop all generations; return their receipts by label. The terminal events follow.
 
-        All are stopped before the first connection is waited for, at most 0.25 s altogether.
+        All are stopped before the wait for their connections, which takes at most 0.25 s in all.
         """
         stops = [(member.id, None) for member in self._members.values()]
         return dict(zip(self._members, self._generations.stop_each(stops, None), strict=True))

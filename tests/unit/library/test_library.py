@@ -558,7 +558,7 @@ def test_a_callback_that_does_not_return_is_left_to_itself(
     program.generate("hello", on_complete=complete)
     assert begun.wait(SOON)
     program._followers.close(0.01)
-    assert "is in a callback still" in caplog.text
+    assert "is still in a callback" in caplog.text
     going.set()
     program.close()
     no_thread_left()

@@ -546,7 +546,7 @@ def test_the_library_finds_nothing_by_itself(serve: Serve, monkeypatch: pytest.M
     """A program names its model's server."""
     server = serve(OLLAMA)
     for config in (load({}), load({"HALT_DISCOVER": f"127.0.0.1:{server.port}"})):
-        with pytest.raises(ConfigError, match="There is no model's server"):
+        with pytest.raises(ConfigError, match="There is no model server"):
             Halt(config=config)
     assert server.accepted == 0
 
