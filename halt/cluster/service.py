@@ -1,7 +1,7 @@
 """The other worker processes of a server on this machine, as a service of generations needs them.
 
 Each generation is made by one worker, its owner, and is in that one's memory alone. The others ask:
-to stop it, to read it (see `halt.cluster.mirror`), to list it. The owner of a stream is not written
+to stop it, to read it (see `halt.cluster.remote`), to list it. The owner of a stream is not written
 anywhere; all others are asked at once and the owner answers, which takes about a millisecond.
 
 What holds for all workers together, and why:
@@ -35,8 +35,8 @@ import msgspec
 from halt.clock import now
 from halt.cluster.channel import Answers, Channel
 from halt.cluster.file_locks import FileLocks
-from halt.cluster.mirror import INTERVAL, Mirror, Unknown, tell, tell_more, told
 from halt.cluster.peers import Peers
+from halt.cluster.remote import INTERVAL, RemoteGeneration, Unknown, tell, tell_more, told
 from halt.core.elsewhere import Elsewhere
 from halt.core.generation import Generation
 from halt.core.receipts import Receipt, RunningStream, Stops
@@ -178,8 +178,8 @@ class Workers(Elsewhere):
         super().__init__(replay)
         self._peers = peers
         self._registry = registry
-        self._mirrors_lock = threading.Lock()  # protects the table below
-        self._mirrors: WeakValueDictionary[str, Mirror] = WeakValueDictionary()
+        self._remotes_lock = threading.Lock()  # protects the table below
+        self._remotes: WeakValueDictionary[str, RemoteGeneration] = WeakValueDictionary()
         self._undelivered = Undelivered()
         self._counting = threading.Lock()  # held by the request that asks for the next
         self._counted: list[int] = []  # open streams of each other worker, as they said last
@@ -211,10 +211,10 @@ class Workers(Elsewhere):
         return bool(self._peers.others)
 
     def get(self, stream_id: str, requester: str | None) -> Generation | None:
-        known = self._mirrors.get(stream_id)
-        mirror = self._mirror(stream_id, requester, known)
-        if mirror is not None:
-            return mirror
+        known = self._remotes.get(stream_id)
+        remote = self._find_remote(stream_id, requester, known)
+        if remote is not None:
+            return remote
         if known is not None and not may_touch(known.owner, requester):
             known = None
         try:
@@ -224,7 +224,9 @@ class Workers(Elsewhere):
                 raise
             return known
 
-    def _mirror(self, stream_id: str, requester: str | None, known: Mirror | None) -> Mirror | None:
+    def _find_remote(
+        self, stream_id: str, requester: str | None, known: RemoteGeneration | None
+    ) -> RemoteGeneration | None:
         """A generation of another worker, as it is now. None: no worker has it.
 
         One that ended because its owner died is not told any more: some of it may not be saved.
@@ -236,34 +238,34 @@ class Workers(Elsewhere):
                 found = told(answer)
                 if found is None:
                     continue
-                with self._mirrors_lock:
-                    mirror = self._mirrors.get(stream_id) or Mirror(
+                with self._remotes_lock:
+                    remote = self._remotes.get(stream_id) or RemoteGeneration(
                         found, name, self.service.config.log_bytes, self
                     )
-                    self._mirrors[stream_id] = mirror
+                    self._remotes[stream_id] = remote
                 with contextlib.suppress(OSError):  # it dies meanwhile: what was saved will follow
-                    mirror.receive(channel, answer, FIND_WITHIN)
-                return mirror
+                    remote.receive(channel, answer, FIND_WITHIN)
+                return remote
         if known is None or known.log.ended is not None or not may_touch(known.owner, requester):
             return None
         return known  # its owner has died just now, or hangs
 
-    def open(self, mirror: Mirror) -> Channel | None:
-        """For a mirror: go on with it where its owner has come to."""
-        request = _encode(Find(mirror.id, mirror.owner, mirror.log.last, live=True))
-        with self._peers.ask(request, FIND_WITHIN, mirror.worker) as answers:
+    def open(self, remote: RemoteGeneration) -> Channel | None:
+        """For a remote: go on with it where its owner has come to."""
+        request = _encode(Find(remote.id, remote.owner, remote.log.last, live=True))
+        with self._peers.ask(request, FIND_WITHIN, remote.worker) as answers:
             for _, answer, channel in answers:
                 if told(answer) is not None:
                     with contextlib.suppress(OSError):
-                        mirror.receive(channel, answer, FIND_WITHIN)
+                        remote.receive(channel, answer, FIND_WITHIN)
                         channel.kept = True
                         return channel
         self._peers.sweep_soon()
         return None
 
-    def saved(self, mirror: Mirror) -> Generation | None:
-        """For a mirror: what was saved of it."""
-        return super().get(mirror.id, mirror.owner)
+    def saved(self, remote: RemoteGeneration) -> Generation | None:
+        """For a remote: what was saved of it."""
+        return super().get(remote.id, remote.owner)
 
     @contextlib.contextmanager
     def stopping(self, stops: Stops, requester: str | None) -> Iterator[Iterator[Receipt]]:
@@ -374,10 +376,10 @@ class Workers(Elsewhere):
 
     def _dismiss(self) -> None:
         """Let go the readers of other workers' streams: they find these through another worker."""
-        with self._mirrors_lock:
-            mirrors = list(self._mirrors.values())
-        for mirror in mirrors:
-            mirror.dismiss()
+        with self._remotes_lock:
+            remotes = list(self._remotes.values())
+        for remote in remotes:
+            remote.dismiss()
 
 
 def _until_all(stream_ids: set[str], answers: Answers) -> Iterator[Receipt]:

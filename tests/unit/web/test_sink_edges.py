@@ -25,7 +25,7 @@ from halt.web.event_stream import EventStream, TextStream, json_frames
 from halt.web.sink import Sink
 from tests.support.scripted import HI, SOON, Scripted
 from tests.support.wire import Background, received, until
-from tests.unit.cluster.test_mirror import Begin, begin
+from tests.unit.cluster.test_remote import Begin, begin
 
 __all__ = ["begin"]  # the fixture
 
@@ -95,9 +95,9 @@ def test_a_reader_that_is_dismissed_goes_with_what_it_has(
     """Of a worker that leaves: it is not kept to the end of a stream that another worker makes."""
     owner, leaving = begin(), begin()
     run, _ = owner.start("a-stream", *([BIG] * 60 if behind else ["one "]))
-    mirror = leaving.service.get("a-stream", None)
+    remote = leaving.service.get("a-stream", None)
     server, client = ends
-    with follow(leaving.service, mirror) as stream:
+    with follow(leaving.service, remote) as stream:
         sink = Sink(stream, response(server))
         waiting = Background(sink.wait)
         if behind:

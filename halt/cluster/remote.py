@@ -1,16 +1,18 @@
-"""A generation of another worker, as its readers here know it.
+"""A generation that another worker produces, as viewers of this worker read it.
 
-The owner tells what a reader may need: first a `Found` or `Unknown`, then the numbered events, each
-with its time, in `Batch`es. A `Mirror` keeps them as the owner does, so that every surface reads it
-like a run of its own worker.
+The other worker, its producer, sends one frame with the generation's fixed facts (`Found`) or
+`Unknown`, then numbered events with their times in `Batch`es. A `RemoteGeneration` appends these
+events to a log of its own, so every page and API reads it like a generation of this worker.
 
-A mirror has a connection and a thread while it has a viewer, and only then; all its viewers
-share them. At the owner they count as one viewer: a run with a viewer anywhere is no orphan, and
-one that is to end with its last viewer (grace 0) does so wherever that one was.
+A remote generation has one connection and one thread as long as it has a viewer, and none
+otherwise; all its viewers share them. The producer counts them as one viewer. So a generation with
+a viewer in any worker is not abandoned, and one that ends with its last viewer (grace 0) ends when
+the last viewer in any worker has left.
 
-Each event comes once and in order, whatever happens to the connection: what has been taken already
-is passed over by its number. When the owner dies the mirror waits for the generation as it was
-saved (`replay`), up to ORPHAN_WAIT seconds, goes on with what it has not seen of that, and ends.
+Each event is appended once and in order, also after a reconnect: events that the log already has
+are skipped by their number. When the producer dies, the thread asks the store for the saved
+generation for up to ORPHAN_WAIT seconds, appends the saved events that the log does not have, and
+ends the log.
 """
 
 from __future__ import annotations
@@ -116,16 +118,16 @@ def tell_more(run: Generation, events: list[tuple[int, Event]], channel: Channel
 
 
 class Source(Protocol):
-    """Where a mirror gets its generation from."""
+    """Where a remote gets its generation from."""
 
-    def open(self, mirror: Mirror) -> Channel | None:
+    def open(self, remote: RemoteGeneration) -> Channel | None:
         """Ask its owner to tell it from the last event on, and to go on. None: it has it not."""
 
-    def saved(self, mirror: Mirror) -> Generation | None:
+    def saved(self, remote: RemoteGeneration) -> Generation | None:
         """What was saved of it, None where there is nothing (yet)."""
 
 
-class Mirror(Generation):
+class RemoteGeneration(Generation):
     """See the module. `worker` is the owner's name."""
 
     log: GapLog
@@ -223,7 +225,7 @@ class Mirror(Generation):
         started = True
         with self._link:
             if not self._following and self.log.ended is None:
-                name = f"halt-mirror-{self.id[:8]}"
+                name = f"halt-remote-{self.id[:8]}"
                 try:
                     threading.Thread(target=self._follow, name=name, daemon=True).start()
                     self._following = True
@@ -264,7 +266,7 @@ class Mirror(Generation):
                 if self.log.ended is None and self._viewers:
                     self._never.wait(ORPHAN_TICK)
         except Exception:
-            logger.exception("mirror of stream %s", self.id)
+            logger.exception("remote generation %s", self.id)
             self._fail("internal")
 
     def _goes_on(self) -> bool:

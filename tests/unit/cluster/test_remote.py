@@ -16,12 +16,12 @@ import msgspec
 import pytest
 
 from halt.clock import now
-from halt.cluster import mirror as module
 from halt.cluster import peers
+from halt.cluster import remote as module
 from halt.cluster import service as workers
 from halt.cluster.channel import Channel
-from halt.cluster.mirror import Batch, Found, Mirror
 from halt.cluster.peers import Peers
+from halt.cluster.remote import Batch, Found, RemoteGeneration
 from halt.cluster.service import Find, Press, Undelivered, Workers
 from halt.config.data_dir import socket_folder
 from halt.config.settings import Config
@@ -106,14 +106,14 @@ def test_a_reader_elsewhere_reads_what_a_reader_here_does(begin: Begin) -> None:
     owner, other = begin(), begin()
     run, reply = owner.start("a-stream", "one ", "two ")
     run.expected = 7.0
-    mirror = other.service.get("a-stream", None)
-    assert isinstance(mirror, Mirror)
-    assert mirror.answer() == (2, "one two ")
-    assert mirror.expected == 7.0
-    reader = Reader(mirror)  # type: ignore[arg-type]
+    remote = other.service.get("a-stream", None)
+    assert isinstance(remote, RemoteGeneration)
+    assert remote.answer() == (2, "one two ")
+    assert remote.expected == 7.0
+    reader = Reader(remote)  # type: ignore[arg-type]
     reply.feed("three")
     reader.wait_text("one two three")
-    assert other.service.get("a-stream", None) is mirror
+    assert other.service.get("a-stream", None) is remote
     reply.end(usage={"completion_tokens": 3})
     told = reader.finish()
     assert told == run.log.read(0)
@@ -123,7 +123,7 @@ def test_a_reader_elsewhere_reads_what_a_reader_here_does(begin: Begin) -> None:
     assert late.came_at(2) == run.came_at(2)
 
 
-def test_a_mirror_is_read_by_its_owner_alone(begin: Begin) -> None:
+def test_a_remote_generation_is_read_by_its_owner_alone(begin: Begin) -> None:
     """Another session is told that there is no such stream."""
     owner, other = begin(), begin()
     owner.start("a-stream", "x", owner="me")
@@ -152,8 +152,8 @@ def test_viewers_elsewhere_are_one_viewer_at_the_owner(begin: Begin) -> None:
     """They share a connection, which ends with the last of them; so does a run without grace."""
     owner, other = begin(), begin()
     run, reply = owner.start("a-stream", "x", grace=0.0)
-    mirror = other.service.get("a-stream", None)
-    first, second = Reader(mirror), Reader(mirror)  # type: ignore[arg-type]
+    remote = other.service.get("a-stream", None)
+    first, second = Reader(remote), Reader(remote)  # type: ignore[arg-type]
     first.wait_text("x")
     second.wait_text("x")
     until(lambda: len(run._viewers) == 1)
@@ -172,8 +172,8 @@ def test_a_stop_elsewhere_says_what_it_did_and_cuts_what_was_not_seen(begin: Beg
     receipt = other.service.stop("a-stream", None, seen=2)
     assert (receipt.status, receipt.upstream) == ("stopped", "closed")
     assert isinstance(run.log.ended, Cancelled)
-    mirror = other.service.get("a-stream", None)
-    assert mirror.answer() == (2, "one two ") == run.answer()
+    remote = other.service.get("a-stream", None)
+    assert remote.answer() == (2, "one two ") == run.answer()
     assert other.service.stop("a-stream", None).status == "finished"
 
 
@@ -262,27 +262,27 @@ def test_text_is_whole_where_the_owners_log_is_not(begin: Begin) -> None:
     owner, other = begin(log_bytes=1024), begin()
     words = [f"{number} " for number in range(40)]
     run, reply = owner.start("a-stream", *words)
-    mirror = other.service.get("a-stream", None)
-    assert mirror.answer() == (40, "".join(words))
-    assert mirror.log.first == run.log.first > 1
+    remote = other.service.get("a-stream", None)
+    assert remote.answer() == (40, "".join(words))
+    assert remote.log.first == run.log.first > 1
     with pytest.raises(OffsetLost):
-        mirror.log.read(0)
-    reader = Reader(mirror, after=40)  # type: ignore[arg-type]
+        remote.log.read(0)
+    reader = Reader(remote, after=40)  # type: ignore[arg-type]
     reply.feed("end")
     reader.wait_text("end")
-    assert mirror.text(41) == run.text(41)
+    assert remote.text(41) == run.text(41)
 
 
 def test_a_thought_that_is_told_late_is_one_elsewhere_too(begin: Begin) -> None:
-    """For a mirror that was there, and for one to which the owner tells what is lost."""
+    """For a remote that was there, and for one to which the owner tells what is lost."""
     owner, other = begin(log_bytes=3_000), begin()
     run, reply = owner.start("a-stream", "Okay. ")
-    mirror = other.service.get("a-stream", None)
-    reader = Reader(mirror)  # type: ignore[arg-type]
+    remote = other.service.get("a-stream", None)
+    reader = Reader(remote)  # type: ignore[arg-type]
     reply.feed(Part((ReasoningEnd(), Content("Hello")), 1))
     reader.wait_text("Okay. Hello")
-    assert mirror.answer() == run.answer() == (3, "Hello")
-    assert [fold.text for fold in steps.folding(mirror, 3).folds()] == ["Okay. "]
+    assert remote.answer() == run.answer() == (3, "Hello")
+    assert [fold.text for fold in steps.folding(remote, 3).folds()] == ["Okay. "]
     for number in range(40):
         reply.feed(str(number))
         reader.wait_text("Okay. Hello" + "".join(map(str, range(number + 1))))
@@ -304,8 +304,8 @@ class Told:
         self.kept: Generation | None = None
         self.asked: list[int] = []  # from which event on
 
-    def open(self, mirror: Mirror) -> Channel | None:
-        self.asked.append(mirror.log.last)
+    def open(self, remote: RemoteGeneration) -> Channel | None:
+        self.asked.append(remote.log.last)
         if not self.left:
             return None
         ours, theirs = socket.socketpair()
@@ -314,13 +314,13 @@ class Told:
                 speaker.send(msgspec.msgpack.encode(each))
         return Channel(ours)
 
-    def saved(self, mirror: Mirror) -> Generation | None:
+    def saved(self, remote: RemoteGeneration) -> Generation | None:
         return self.kept
 
 
-def mirror_of(source: Told) -> Mirror:
+def remote_of(source: Told) -> RemoteGeneration:
     found = Found("a-stream", None, "asked-1", "", now(), "", None, 1, [])
-    return Mirror(found, "owner", 1_000_000, source)
+    return RemoteGeneration(found, "owner", 1_000_000, source)
 
 
 def batch(first: int, *events: Event) -> Batch:
@@ -349,7 +349,7 @@ DONE = Done("stop", METRICS)
 def test_a_connection_that_breaks_is_made_again_and_repeats_nothing() -> None:
     """Each event once and in order, whatever is told twice."""
     source = Told([batch(1, A, B)], [], [batch(1, A, B, C)], [batch(3, C, DONE)])
-    assert Reader(mirror_of(source)).finish() == [(1, A), (2, B), (3, C), (4, DONE)]  # type: ignore[arg-type]
+    assert Reader(remote_of(source)).finish() == [(1, A), (2, B), (3, C), (4, DONE)]  # type: ignore[arg-type]
     assert source.asked == [0, 2, 2, 3]
 
 
@@ -358,13 +358,13 @@ def test_what_was_saved_goes_on_where_the_owner_died() -> None:
     lost = Failed(ErrorInfo("interrupted", "Gone.", retryable=True), METRICS)
     source = Told([batch(1, A)])
     source.kept = saved([(1, A), (2, Reasoning("hm")), (3, B), (100_003, lost)])
-    mirror = mirror_of(source)
-    assert Reader(mirror).finish() == [(1, A), (2, Reasoning("hm")), (3, B), (100_003, lost)]  # type: ignore[arg-type]
-    assert mirror.log.last == 100_003
-    assert mirror.log.read(2) == [(3, B), (100_003, lost)]
-    assert mirror.log.read(3) == mirror.log.read(50_000) == [(100_003, lost)]
-    assert mirror.log.read(100_003) == []
-    assert mirror.answer() == (3, "ab")
+    remote = remote_of(source)
+    assert Reader(remote).finish() == [(1, A), (2, Reasoning("hm")), (3, B), (100_003, lost)]  # type: ignore[arg-type]
+    assert remote.log.last == 100_003
+    assert remote.log.read(2) == [(3, B), (100_003, lost)]
+    assert remote.log.read(3) == remote.log.read(50_000) == [(100_003, lost)]
+    assert remote.log.read(100_003) == []
+    assert remote.answer() == (3, "ab")
 
 
 def test_a_thought_that_the_owner_saved_before_it_died_is_one() -> None:
@@ -372,9 +372,9 @@ def test_a_thought_that_the_owner_saved_before_it_died_is_one() -> None:
     lost = Failed(ErrorInfo("interrupted", "Gone.", retryable=True), METRICS)
     source = Told([batch(1, A)])
     source.kept = saved([(1, A), (2, ReasoningEnd()), (3, B), (100_003, lost)])
-    mirror = mirror_of(source)
-    Reader(mirror).finish()  # type: ignore[arg-type]
-    assert mirror.answer() == (3, "b")
+    remote = remote_of(source)
+    Reader(remote).finish()  # type: ignore[arg-type]
+    assert remote.answer() == (3, "b")
 
 
 def test_text_that_was_seen_and_not_saved_is_not_kept() -> None:
@@ -382,15 +382,15 @@ def test_text_that_was_seen_and_not_saved_is_not_kept() -> None:
     lost = Failed(ErrorInfo("interrupted", "Gone.", retryable=True), METRICS)
     source = Told([batch(1, A, B, C)])
     source.kept = saved([(1, A), (100_001, lost)])
-    mirror = mirror_of(source)
-    assert Reader(mirror).finish() == [(1, A), (2, B), (3, C), (100_001, lost)]  # type: ignore[arg-type]
-    assert mirror.answer() == (1, "a")
+    remote = remote_of(source)
+    assert Reader(remote).finish() == [(1, A), (2, B), (3, C), (100_001, lost)]  # type: ignore[arg-type]
+    assert remote.answer() == (1, "a")
 
 
 def test_nobody_waits_for_ever_for_a_dead_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """With nothing saved the readers are told that the answer was interrupted."""
     monkeypatch.setattr(module, "ORPHAN_WAIT", 0.2)
-    told = Reader(mirror_of(Told([batch(1, A)]))).finish()  # type: ignore[arg-type]
+    told = Reader(remote_of(Told([batch(1, A)]))).finish()  # type: ignore[arg-type]
     number, ended = told[-1]
     assert (number, told[0]) == (2, (1, A))
     assert isinstance(ended, Failed)
@@ -401,13 +401,13 @@ def test_an_unfinished_record_is_not_taken_for_the_end(monkeypatch: pytest.Monke
     """Until somebody has ended it in the store, it is waited for."""
     source = Told([batch(1, A)])
     source.kept = Generation("a-stream", None, GapLog(1000, 1), started_at=now())
-    reader = Reader(mirror_of(source))  # type: ignore[arg-type]
+    reader = Reader(remote_of(source))  # type: ignore[arg-type]
     until(lambda: len(source.asked) > 3)
     source.kept = saved([(1, A), (2, ToolCall("1", "f", "{}")), (3, DONE)])
     assert [number for number, _ in reader.finish()] == [1, 2, 3]
 
 
-def test_the_log_of_a_mirror_is_a_log() -> None:
+def test_the_log_of_a_remote_generation_is_a_log() -> None:
     """It may begin anywhere, and a gap before its end is passed over, at its first event too."""
     log: Log = (made := GapLog(10_000, 5))
     assert (log.first, log.last, log.read(4)) == (5, 4, [])
