@@ -1,4 +1,4 @@
-"""How long answers usually are, so that an estimate can be shown of how far one has come."""
+"""Estimates how far a running answer is, from the usual length of the model's answers."""
 
 from __future__ import annotations
 
@@ -6,57 +6,61 @@ import threading
 from collections import OrderedDict, deque
 from statistics import median
 
-HISTORY = 20  # answers of each model that are remembered
-MODELS_MAX = 100  # models that are remembered; the least recently used go first
-ENOUGH = 3  # answers that make a usual length
-STEADY = 0.8  # up to this share the estimate is taken as it is; beyond, it slows down
-STEP = 5  # percent
+HISTORY = 20  # lengths that are kept of each model
+MODELS_MAX = 100  # models whose lengths are kept; the least recently used is dropped first
+ANSWERS_MIN = 3  # lengths of a model from which an estimate is made
+LINEAR_SHARE = 0.8  # share of the expected length up to which progress grows with the tokens
+STEP = 5  # percent; progress is rounded down to a multiple of it
 
 
-class Lengths:
-    """The usual lengths of each model's complete answers, and those expected of the open ones.
+class AnswerProgress:
+    """The lengths of each model's complete answers, and the expected lengths of running answers.
 
-    What is expected of an answer is decided when it begins, so that its progress never goes back.
+    The expected length of an answer is set when the answer begins and does not change, so its
+    progress never goes back. Threads may share it.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # protects the two below
-        self._usual: OrderedDict[str, deque[int]] = OrderedDict()
-        self._expected: dict[str, float] = {}  # of open streams
+        self._lengths: OrderedDict[str, deque[int]] = OrderedDict()  # by model, in tokens
+        self._expected: dict[str, float] = {}  # tokens, by the ID of a running stream
 
-    def begin(self, stream_id: str, model: str, max_tokens: int | None = None) -> float | None:
-        """An answer begins; to be followed by `end` in every case. How long it is expected to be,
-        in tokens; None: who knows?"""
+    def begin(self, stream_id: str, model: str) -> float | None:
+        """Register a new answer; return its expected length in tokens, None where it is unknown.
+
+        The caller must call `end` afterwards in every case.
+        """
         with self._lock:
-            lengths = self._usual.get(model, ())
-            known = [median(lengths)] if len(lengths) >= ENOUGH else []
-            known += [max_tokens] if max_tokens else []
-            if known:
-                self._expected[stream_id] = max(1, min(known))
+            lengths = self._lengths.get(model, ())
+            if len(lengths) >= ANSWERS_MIN:
+                self._expected[stream_id] = max(1, median(lengths))
             return self._expected.get(stream_id)
 
     def end(self, stream_id: str, model: str, tokens: int | None = None) -> None:
-        """An answer is over. `tokens`: its length, None where that tells nothing of the usual one.
+        """Forget an answer that has ended, and record its length. May be repeated.
 
-        Harmless when repeated.
+        `tokens`: the length; None where the answer is not complete and so not recorded.
         """
         with self._lock:
             self._expected.pop(stream_id, None)
             if tokens:
-                self._usual.setdefault(model, deque(maxlen=HISTORY)).append(tokens)
-                self._usual.move_to_end(model)
-                if len(self._usual) > MODELS_MAX:
-                    self._usual.popitem(last=False)
+                self._lengths.setdefault(model, deque(maxlen=HISTORY)).append(tokens)
+                self._lengths.move_to_end(model)
+                if len(self._lengths) > MODELS_MAX:
+                    self._lengths.popitem(last=False)
 
-    def percent(self, stream_id: str, tokens: int, elsewhere: float | None = None) -> int | None:
-        """About how far an open answer of so many tokens is, from 0 to 95; None: who knows?
+    def percent(
+        self, stream_id: str, tokens: int, remote_length: float | None = None
+    ) -> int | None:
+        """Return the progress of a running answer from 0 to 95 percent, None where it is unknown.
 
-        `elsewhere`: what is expected of it where it began in another process.
+        `tokens`: its length so far. `remote_length`: its expected length, where another process has
+        started it.
         """
-        expected = self._expected.get(stream_id, elsewhere)
+        expected = self._expected.get(stream_id, remote_length)
         if expected is None:
             return None
         share = tokens / expected
-        if share > STEADY:  # longer than usual: it comes ever nearer to the end, and never there
-            share = STEADY + (1 - STEADY) * (1 - STEADY / share)
+        if share > LINEAR_SHARE:  # beyond it progress slows down and never reaches 100 percent
+            share = LINEAR_SHARE + (1 - LINEAR_SHARE) * (1 - LINEAR_SHARE / share)
         return int(share * 100) // STEP * STEP

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from halt.chat.progress import Lengths
+from halt.chat.progress import AnswerProgress
 from halt.chat.titles import Titles
 from halt.clock import now
 from halt.config.settings import Config
@@ -56,7 +56,7 @@ class ChatService:
     #: Called with a number of starts of the session that asks; with `hit=False` where they are only
     #: to be allowed. Raises TooManyRequests, RequestError.
     count_starts: Callable[..., None]
-    lengths: Lengths = field(default_factory=Lengths)
+    answer_progress: AnswerProgress = field(default_factory=AnswerProgress)
 
     def system_prompt(self, model: str | None = "", own: str | None = None) -> str:
         """A conversation's `own` system prompt; where it has none, that of its model."""
@@ -264,13 +264,13 @@ class ChatService:
 
     def _start(self, found: Conversation, wanted: Exchange, messages: list[Message]) -> Run:
         """Start the run of one answer."""
-        exchange, lengths = found.exchanges[-1], self.lengths
+        exchange, progress = found.exchanges[-1], self.answer_progress
 
         def ended(run: Run) -> None:
             end, tokens = run.log.ended, None
             if isinstance(end, Done) and end.finish_reason == "stop" and not run.prefix:
                 tokens = end.metrics.tokens
-            lengths.end(run.id, wanted.asked, tokens)
+            progress.end(run.id, wanted.asked, tokens)
             if wanted is exchange and not found.has_earlier and not found.named:
                 answer = run.answer()[1]
                 self.titles.wanted(found.id, exchange.prompt, answer, wanted.asked or None)
@@ -279,7 +279,7 @@ class ChatService:
             if self.store_writer.written(run.id, WRITE_WAIT):
                 self.store.generations.count(run.id, usage)
 
-        expected = None if wanted.prefix else lengths.begin(wanted.stream_id, wanted.asked)
+        expected = None if wanted.prefix else progress.begin(wanted.stream_id, wanted.asked)
         chat = ChatRequest(
             messages[:-1] if wanted.prefix else messages,  # the last one is what it goes on from
             id=wanted.stream_id,
@@ -294,7 +294,7 @@ class ChatService:
                 chat, found.owner, ended, self.tools, on_usage=counted, noted=True
             )
         except Exception:
-            lengths.end(wanted.stream_id, wanted.asked)
+            progress.end(wanted.stream_id, wanted.asked)
             raise
         run.expected = expected
         return run

@@ -158,7 +158,7 @@ def exchanges_from(found: Conversation, first: int = 0) -> list[ExchangeView]:
 def shown_exchange(exchange: Exchange, *, last: bool = True) -> ExchangeView:
     chat = services().chat
     run_of = partial(chat.run_of, owner=owner())
-    return exchange_view(exchange, run_of, chat.lengths, rendering(), last=last)
+    return exchange_view(exchange, run_of, chat.answer_progress, rendering(), last=last)
 
 
 def drawn_from(found: Conversation, *message_ids: int) -> str:

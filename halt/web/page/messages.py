@@ -76,7 +76,10 @@ def continue_(conversation_id: str) -> Response:
     started = services().chat.continue_answer(conversation_id, owner_made(), prompt_id, stream_id)
     started.run.log.wait(0, OPENING_WAIT)
     shown = view(
-        started.conversation.exchanges[-1], started.run, services().chat.lengths, rendering()
+        started.conversation.exchanges[-1],
+        started.run,
+        services().chat.answer_progress,
+        rendering(),
     )
     return _streamed(shown, lambda **more: render_template("answer.html", a=shown, **more))
 

@@ -47,8 +47,11 @@ def stop_fragment(receipt: Receipt) -> str:
         return lost(receipt.id) if shown else ""  # of another session, or no longer kept
     except StoreUnavailable:
         return ""  # it was stopped all the same; what the page shows stays
-    lengths, rendering = services().chat.lengths, services().renderer.within(STOP_WAIT)
-    answer = view(Exchange("", run.id, asked=run.asked), run, lengths, rendering)
+    answer_progress, rendering = (
+        services().chat.answer_progress,
+        services().renderer.within(STOP_WAIT),
+    )
+    answer = view(Exchange("", run.id, asked=run.asked), run, answer_progress, rendering)
     if answer.state == "running":  # of another worker, whose end has not come here yet
         template = current_app.jinja_env.get_template("answer.html")
         return in_place_of_answer(run.id, template.render(a=answer))

@@ -96,8 +96,10 @@ def how_saving_goes() -> str:
 
 def _writer(run: Generation, after: int) -> PageWriter:
     template, parts = current_app.jinja_env.get_template("answer.html"), services()
-    lengths, store_writer = parts.chat.lengths, parts.store_writer
-    return PageWriter(run, after, template, lengths, parts.renderer, lambda: store_writer.saving)
+    answer_progress, store_writer = parts.chat.answer_progress, parts.store_writer
+    return PageWriter(
+        run, after, template, answer_progress, parts.renderer, lambda: store_writer.saving
+    )
 
 
 def _one_message(content: str) -> Response:

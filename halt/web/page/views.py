@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from markupsafe import Markup
 
 from halt.chat.figures import figures, unwatched
-from halt.chat.progress import Lengths
+from halt.chat.progress import AnswerProgress
 from halt.clock import now
 from halt.core import steps
 from halt.core.events import Cancelled, Done, Failed, Terminal
@@ -197,14 +197,16 @@ def _is_whole(ended: Terminal) -> bool:
 def exchange_view(
     exchange: Exchange,
     run_of: Callable[[str], Generation | None],
-    lengths: Lengths,
+    answer_progress: AnswerProgress,
     rendering: PageRenderer,
     *,
     last: bool,
 ) -> ExchangeView:
     """A prompt and its answers as they are now; `last`: the conversation ends with it."""
     shown = [
-        view(each, run_of(each.stream_id) if each.ended is None else None, lengths, rendering)
+        view(
+            each, run_of(each.stream_id) if each.ended is None else None, answer_progress, rendering
+        )
         for each in exchange.candidates
     ]
     if exchange.rivals and not exchange.picked and not last:
@@ -223,7 +225,10 @@ def exchange_view(
 
 
 def view(
-    exchange: Exchange, run: Generation | None, lengths: Lengths, rendering: PageRenderer
+    exchange: Exchange,
+    run: Generation | None,
+    answer_progress: AnswerProgress,
+    rendering: PageRenderer,
 ) -> AnswerView:
     """An answer as it is now: from its run as long as that is known, else as it was saved."""
     if exchange.ended is not None:
@@ -256,7 +261,7 @@ def view(
         silent=now() - (run.came_at(after) if after else run.started_at),
         asked=exchange.asked,
         model=run.model,
-        progress=lengths.percent(run.id, run.chunks, run.expected),
+        progress=answer_progress.percent(run.id, run.chunks, run.expected),
         folds=fold_views(folds),
         earlier=fold_views(exchange.folds),
         below=below_view(folds),

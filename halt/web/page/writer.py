@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from jinja2 import Template
 
-from halt.chat.progress import Lengths
+from halt.chat.progress import AnswerProgress
 from halt.core import steps
 from halt.core.events import (
     Content,
@@ -78,7 +78,7 @@ class PageWriter:
         run: Generation,
         after: int,
         template: Template,
-        lengths: Lengths,
+        answer_progress: AnswerProgress,
         renderer: Renderer,
         saving: Callable[[], Saving] = Saving,
     ) -> None:
@@ -90,7 +90,7 @@ class PageWriter:
         self._shown = after
         self._saving = saving
         self._said = _SAVED  # what the page shows of it
-        self._lengths = lengths
+        self._answer_progress = answer_progress
         self._renderer = renderer
         #: Kinds of blocks that are not waited for any more: one has taken too long. See `Renderer`.
         self._given_up: frozenset[bool] = frozenset()
@@ -183,7 +183,7 @@ class PageWriter:
     def whole(self, rendering: PageRenderer) -> str:
         """The answer as it is now, in place of what the page shows of it."""
         asked = Exchange("", self._run.id, asked=self._run.asked)
-        shown = view(asked, self._run, self._lengths, rendering)
+        shown = view(asked, self._run, self._answer_progress, rendering)
         return in_place_of_answer(self._run.id, self._template.render(a=shown))
 
     def _folded(self, patch: FoldPatch) -> str:
@@ -211,7 +211,7 @@ class PageWriter:
 
     def _moved(self) -> str:
         """The progress, where it is another than before."""
-        progress = self._lengths.percent(self._run.id, self._run.chunks, self._run.expected)
+        progress = self._answer_progress.percent(self._run.id, self._run.chunks, self._run.expected)
         if progress == self._progress:
             return ""
         self._progress = progress

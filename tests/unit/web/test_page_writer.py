@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from jinja2 import Environment, FileSystemLoader, Template
 
-from halt.chat.progress import Lengths
+from halt.chat.progress import ANSWERS_MIN, AnswerProgress
 from halt.clock import now
 from halt.core import steps
 from halt.core.events import (
@@ -111,7 +111,7 @@ def message(writer: PageWriter, events: list[tuple[int, Event]]) -> str:
 
 def messages(run: Run, template: Template, after: int = 0) -> list[str]:
     """What a page that follows from there is sent, each event in a message of its own."""
-    writer = PageWriter(run, after, template, Lengths(), RENDERER)
+    writer = PageWriter(run, after, template, AnswerProgress(), RENDERER)
     return [message(writer, [each]) for each in run.log.read(after) if not is_terminal(each[1])]
 
 
@@ -122,7 +122,7 @@ def text_in(message: str) -> str:
 
 
 def of(run: Run) -> AnswerView:
-    return view(Exchange("Hi", run.id), run, Lengths(), RENDERER.within(60))
+    return view(Exchange("Hi", run.id), run, AnswerProgress(), RENDERER.within(60))
 
 
 def test_a_thought_is_sent_as_it_comes_and_its_time_at_its_end(
@@ -164,7 +164,7 @@ def test_a_page_that_comes_back_for_each_message_is_sent_parts_as_well(
     run = played([kind(each) for each in SAID])
     sent = ""
     for after in range(len(SAID)):
-        writer = PageWriter(run, after, template, Lengths(), RENDERER)
+        writer = PageWriter(run, after, template, AnswerProgress(), RENDERER)
         sent += message(writer, run.log.read(after)[:1])
     assert sent.count(SEAM) >= 2
 
@@ -225,9 +225,9 @@ def test_a_thought_whose_time_is_not_known_is_said_without_it() -> None:
     """As one from a file may be."""
     fold = steps.Fold(1, "thought", "done", text="Hm")
     exchange = Exchange("Hi", "a", "Ho", ended=Cancelled(NO_FIGURES), folds=(fold,))
-    assert [each.label for each in view(exchange, None, Lengths(), RENDERER.within(60)).folds] == [
-        "Thought"
-    ]
+    assert [
+        each.label for each in view(exchange, None, AnswerProgress(), RENDERER.within(60)).folds
+    ] == ["Thought"]
 
 
 def test_text_that_was_a_thought_moves_into_a_fold(played: Played, template: Template) -> None:
@@ -247,7 +247,9 @@ def test_text_that_was_a_thought_moves_into_a_fold(played: Played, template: Tem
     for after in (1, 2, 3):
         rest = messages(run, template, after)
         assert [ages.sub("", m) for m in rest] == [ages.sub("", m) for m in sent[after:]]
-    together = message(PageWriter(run, 0, template, Lengths(), RENDERER), run.log.read(0)[:-1])
+    together = message(
+        PageWriter(run, 0, template, AnswerProgress(), RENDERER), run.log.read(0)[:-1]
+    )
     assert text_in(together).endswith("*Hello*")
     assert "Okay." not in together.partition('hx-target="#done-a-stream"')[2]
     assert of(run).source == "*Hello*"
@@ -275,7 +277,7 @@ def test_only_an_answer_of_which_nothing_was_seen_is_withdrawn(
     first = Exchange("Hi", run.id, ended=Cancelled(NO_FIGURES), folds=steps.folds(run))
     again = replace(first, previous=Exchange("Hi", "before", "What there was."))
     for exchange in (first, again) if kinds else (first,):
-        shown = view(exchange, None, Lengths(), RENDERER.within(60))
+        shown = view(exchange, None, AnswerProgress(), RENDERER.within(60))
         assert (shown.state, [fold.kind for fold in shown.folds]) == (state, kinds)
         assert shown.source == ""
 
@@ -301,9 +303,11 @@ def test_folds_are_saved_bounded(played: Played) -> None:
 def test_progress_is_sent_when_it_changes(played: Played, template: Template) -> None:
     """A bar that is told of 5 percent at a time, and nothing where nothing is expected."""
     run = played([Content(f"{n} ") for n in range(10)])
-    lengths = Lengths()
-    lengths.begin(run.id, "m", 20)
-    writer = PageWriter(run, 0, template, lengths, RENDERER)
+    progress = AnswerProgress()
+    for _ in range(ANSWERS_MIN):
+        progress.end("earlier", "m", 20)
+    progress.begin(run.id, "m")
+    writer = PageWriter(run, 0, template, progress, RENDERER)
     sent = [message(writer, [each]) for each in run.log.read(0)[:3]]
     assert [each.count("<progress") for each in sent] == [1, 0, 0]  # it is as far as the run is
     assert 'value="50"' in sent[0]
@@ -315,9 +319,11 @@ def test_what_is_compared_is_put_away_when_the_conversation_has_gone_on() -> Non
     """The last prompt's answers stand side by side; of an earlier one, the answer that was told."""
     rivals = (Exchange("Hi", "b", "B"), Exchange("Hi", "c", "C"))
     asked = Exchange("Hi", "a", "", rivals=rivals)
-    last = exchange_view(asked, lambda _: None, Lengths(), RENDERER.within(60), last=True)
+    last = exchange_view(asked, lambda _: None, AnswerProgress(), RENDERER.within(60), last=True)
     assert ([a.id for a in last.answers], last.settled) == (["a", "b", "c"], False)
-    earlier = exchange_view(asked, lambda _: None, Lengths(), RENDERER.within(60), last=False)
+    earlier = exchange_view(
+        asked, lambda _: None, AnswerProgress(), RENDERER.within(60), last=False
+    )
     assert ([a.id for a in earlier.answers], earlier.settled) == (["b", "a", "c"], True)
 
 
@@ -344,7 +350,9 @@ def test_pictures_and_sources_stand_below_the_text(played: Played, template: Tem
     assert link.format("https://a.example/one", "https://a.example/one") in sent[1]
     assert "[Picture (PNG, 9 B)]" in sent[2]
     assert 'hx-target="#below-a-stream" hx-swap="innerHTML"' in sent[2]
-    ended = below(PageWriter(run, 4, template, Lengths(), RENDERER).whole(RENDERER.within(60)))
+    ended = below(
+        PageWriter(run, 4, template, AnswerProgress(), RENDERER).whole(RENDERER.within(60))
+    )
     assert "[Picture (PNG, 9 B)]" in ended
     assert link.format("https://a.example/one", title) in ended.replace("&#34;", "&quot;")
     assert 'href="https://b.example/?a=1&amp;b=2"' in ended
@@ -360,7 +368,7 @@ def test_a_running_answer_is_drawn_with_its_pictures_and_sources(template: Templ
     run = Generation("a-stream", None, Log(10_000), started_at=now())
     run.note("", now())
     run.log.append(Extra(chunk={"citations": ["https://a.example/one"]}))
-    drawn = template.render(a=view(exchange, run, Lengths(), RENDERER.within(60)))
+    drawn = template.render(a=view(exchange, run, AnswerProgress(), RENDERER.within(60)))
     assert "https://a.example/one" in below(drawn)
     assert 'id="earlier-below-a-stream" hx-preserve><p class="picture">[Picture]</p>' in drawn
 
@@ -368,7 +376,10 @@ def test_a_running_answer_is_drawn_with_its_pictures_and_sources(template: Templ
 def test_an_answer_without_them_has_nothing_below(played: Played, template: Template) -> None:
     """Not even a blank, by which the page tells."""
     run = played([Content("a")])
-    assert below(PageWriter(run, 1, template, Lengths(), RENDERER).whole(RENDERER.within(60))) == ""
+    assert (
+        below(PageWriter(run, 1, template, AnswerProgress(), RENDERER).whole(RENDERER.within(60)))
+        == ""
+    )
 
 
 def test_what_takes_long_is_made_by_a_function(played: Played, template: Template) -> None:
@@ -390,7 +401,7 @@ def test_what_takes_long_is_made_by_a_function(played: Played, template: Templat
             Content("z"),
         ]
     )
-    writer = PageWriter(run, 0, template, Lengths(), RENDERER)
+    writer = PageWriter(run, 0, template, AnswerProgress(), RENDERER)
     is_bytes = []
     for each in run.log.read(0):
         made = writer.present([each])
@@ -407,7 +418,7 @@ def test_functions_and_bytes_lead_to_the_same_page(played: Played, template: Tem
     events = [each for each in run.log.read(0) if not is_terminal(each[1])]
     shown = []
     for size in (1, 3, 70, len(events)):
-        writer = PageWriter(run, 0, template, Lengths(), RENDERER)
+        writer = PageWriter(run, 0, template, AnswerProgress(), RENDERER)
         groups = [events[at : at + size] for at in range(0, len(events), size)]
         sent = "".join(message(writer, group) for group in groups)
         shown.append((re.findall(r"x\d+", text_in(sent))[-1], sent.count("<pre")))
