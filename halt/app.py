@@ -11,7 +11,7 @@ from flask import Flask
 
 from halt import VERSION
 from halt.assets import STATIC, TEMPLATES
-from halt.chat.builtin_tools import SHIPPED
+from halt.chat.builtin_tools import BUILTIN_TOOLS
 from halt.chat.service import ChatService
 from halt.chat.titles import Titles
 from halt.cli import commands
@@ -101,8 +101,8 @@ def create_app(
         lambda: generations.idle,
         store.conversations.is_listed,
     )
-    generations.on_begin, generations.on_over = titles.give_way, titles.look
-    toolbox = Toolbox([*(SHIPPED[name] for name in settings.tools), *tools])
+    generations.on_begin, generations.on_over = titles.interrupt, titles.wake
+    toolbox = Toolbox([*(BUILTIN_TOOLS[name] for name in settings.tools), *tools])
     app.session_interface = sessions = Sessions(settings)
     app.extensions["halt"] = Services(
         config=settings,

@@ -173,6 +173,6 @@ def _bounded(number: Number) -> Number:
 
 
 #: What HALT_TOOLS may name.
-SHIPPED: Mapping[str, Callable[..., str]] = MappingProxyType(
+BUILTIN_TOOLS: Mapping[str, Callable[..., str]] = MappingProxyType(
     {"calculator": calculator, "current_time": current_time}
 )

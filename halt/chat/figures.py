@@ -8,7 +8,7 @@ from halt.core.events import Cancelled, Done, Terminal
 from halt.store.models import Usage
 
 
-def used(usage: Usage) -> str:
+def usage_text(usage: Usage) -> str:
     """What a conversation took, in words; nothing where nothing is known."""
     out = []
     if usage.prompt_tokens:
@@ -22,7 +22,7 @@ def used(usage: Usage) -> str:
     return f"Tokens of this conversation: {', '.join(out)}{estimated}"
 
 
-def figures(ended: Terminal, model: str, usage: Usage | None = None) -> tuple[str, ...]:
+def answer_figures(ended: Terminal, model: str, usage: Usage | None = None) -> tuple[str, ...]:
     """What one answer took, in words. `usage`: what is known of it by now, where more is."""
     m = ended.metrics
     if usage and m.tokens_estimated and usage.completion_tokens and not usage.estimated:
@@ -44,7 +44,7 @@ def figures(ended: Terminal, model: str, usage: Usage | None = None) -> tuple[st
     return tuple(out)
 
 
-def unwatched(ended: Cancelled) -> str:
+def unwatched_text(ended: Cancelled) -> str:
     """What is said of an answer that was stopped as nobody was watching."""
     seconds = ended.unwatched
     if isinstance(seconds, msgspec.UnsetType):

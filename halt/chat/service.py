@@ -93,9 +93,9 @@ class ChatService:
         `GenerationService.start` raise (Moved: there are messages that the page does not show),
         and TooManyRequests.
         """
-        self._expect_room(len(answers))
+        self._check_capacity(len(answers))
         try:
-            found = self._changed(
+            found = self._retry_while_busy(
                 self.store.turns.add_prompt,
                 conversation_id,
                 owner,
@@ -110,7 +110,7 @@ class ChatService:
             if edit_of is None and after not in {None, last or 0}:
                 raise Moved(MOVED) from None  # another answer than the one that the page shows
             raise
-        return self._begin(found)
+        return self._start_answers(found)
 
     def regenerate(
         self, conversation_id: str, owner: str, stream_id: str, model: str, prompt_id: int | None
@@ -119,8 +119,8 @@ class ChatService:
 
         It may be in the middle: the conversation then ends with it.
         """
-        self._expect_room()
-        found = self._changed(
+        self._check_capacity()
+        found = self._retry_while_busy(
             self.store.turns.regenerate,
             conversation_id,
             owner,
@@ -129,15 +129,15 @@ class ChatService:
             worker=self.store_writer.worker,
             prompt_id=prompt_id,
         )
-        return self._begin(found)
+        return self._start_answers(found)
 
     def continue_answer(
         self, conversation_id: str, owner: str, prompt_id: int, stream_id: str
     ) -> Started:
         """Go on with the last answer, this prompt's, from its last word, in the same message."""
         answer_id = self._exchange(conversation_id, owner, prompt_id).answer_id
-        self._expect_room()
-        found = self._changed(
+        self._check_capacity()
+        found = self._retry_while_busy(
             self.store.turns.continue_answer,
             conversation_id,
             owner,
@@ -145,47 +145,47 @@ class ChatService:
             stream_id,
             worker=self.store_writer.worker,
         )
-        return self._begin(found)
+        return self._start_answers(found)
 
     # --- use cases that start nothing -------------------------------------------------------------
 
     def discard(self, conversation_id: str, owner: str, prompt_id: int) -> Exchange:
         """Take away the last answer, this prompt's; returns the exchange as it was."""
         gone = self._exchange(conversation_id, owner, prompt_id)
-        self._changed(self.store.turns.discard, conversation_id, owner, gone.answer_id)
+        self._retry_while_busy(self.store.turns.discard, conversation_id, owner, gone.answer_id)
         return gone
 
-    def show(self, conversation_id: str, owner: str, message_id: int) -> Conversation:
+    def show_version(self, conversation_id: str, owner: str, message_id: int) -> Conversation:
         """Go to another version of a prompt or an answer: the conversation goes on from there."""
-        return self._changed(self.store.turns.show, conversation_id, owner, message_id)
+        return self._retry_while_busy(self.store.turns.show, conversation_id, owner, message_id)
 
-    def pick(self, conversation_id: str, owner: str, stream_id: str) -> Conversation:
+    def select(self, conversation_id: str, owner: str, stream_id: str) -> Conversation:
         """Go on with one of several answers; those that are still being written are stopped."""
         last = self.store.conversations.get(conversation_id, owner, limit=1).exchanges[-1:]
         candidates = last[0].candidates if last and last[0].rivals else ()
         if any(each.stream_id == stream_id for each in candidates):
             running = [(each.stream_id, None) for each in candidates if each.ended is None]
             self.generations.stop_each(running, owner)
-        return self._changed(self.store.turns.select, conversation_id, owner, stream_id)
+        return self._retry_while_busy(self.store.turns.select, conversation_id, owner, stream_id)
 
     def usage(self, conversation_id: str, owner: str) -> Usage:
         """The tokens of all that was answered in it. Raises UnknownConversation."""
-        self.caught_up(conversation_id, owner)
+        self.wait_until_saved(conversation_id, owner)
         return self.store.conversations.token_usage(conversation_id, owner)
 
-    def run_of(self, stream_id: str, owner: str | None) -> Generation | None:
+    def find_generation(self, stream_id: str, owner: str | None) -> Generation | None:
         """The generation of an answer that runs, in any worker; None: it is not known."""
         try:
             return self.generations.get(stream_id, owner)
         except UnknownStream:
             return None
 
-    def caught_up(self, conversation_id: str, owner: str) -> bool:
+    def wait_until_saved(self, conversation_id: str, owner: str) -> bool:
         """Wait until what has ended in it is written down. False: an answer is being written."""
         last = self.store.conversations.get(conversation_id, owner, limit=1).exchanges[-1:]
         for each in last[0].candidates if last else ():
             if each.ended is None:
-                run = self.run_of(each.stream_id, owner)
+                run = self.find_generation(each.stream_id, owner)
                 if (
                     run is None
                     or run.log.ended is None
@@ -206,7 +206,7 @@ class ChatService:
             "This is not a part of the conversation any more. Load the page anew."
         )
 
-    def _expect_room(self, answers: int = 1) -> None:
+    def _check_capacity(self, answers: int = 1) -> None:
         """Refuse what would be refused at its start, before the store is written to.
 
         Raises TooManyRequests, AtCapacity, Draining.
@@ -214,7 +214,7 @@ class ChatService:
         self.count_starts(answers, hit=False)
         self.generations.expect_room(answers)
 
-    def _changed(
+    def _retry_while_busy(
         self,
         change: Callable[Concatenate[str, str, P], T],
         conversation_id: str,
@@ -226,7 +226,7 @@ class ChatService:
         try:
             return change(conversation_id, owner, *args, **more)
         except Busy:
-            if not self.caught_up(conversation_id, owner):  # asks the other workers, once
+            if not self.wait_until_saved(conversation_id, owner):  # asks the other workers, once
                 raise
         # What ended here is written. What ended in another worker is announced by the store alone.
         until, pause = now() + WRITE_WAIT, WRITE_TICK
@@ -239,7 +239,7 @@ class ChatService:
             threading.Event().wait(pause)
             pause = min(2 * pause, WRITE_TICK_MAX)
 
-    def _begin(self, found: Conversation) -> Started:
+    def _start_answers(self, found: Conversation) -> Started:
         """Start what answers the conversation's last prompt: all of it or nothing."""
         waiting = [each for each in found.exchanges[-1].candidates if each.ended is None]
         runs: list[Run] = []
@@ -251,7 +251,7 @@ class ChatService:
                 for prompt in set(prompts)
             }
             for each, prompt in zip(waiting, prompts, strict=True):
-                runs.append(self._start(found, each, messages[prompt]))
+                runs.append(self._start_answer(found, each, messages[prompt]))
         except Exception:
             idle = [each.stream_id for each in waiting[len(runs) :]]
             try:
@@ -262,7 +262,7 @@ class ChatService:
             raise
         return Started(found, runs[0])
 
-    def _start(self, found: Conversation, wanted: Exchange, messages: list[Message]) -> Run:
+    def _start_answer(self, found: Conversation, wanted: Exchange, messages: list[Message]) -> Run:
         """Start the run of one answer."""
         exchange, progress = found.exchanges[-1], self.answer_progress
 
@@ -273,7 +273,7 @@ class ChatService:
             progress.end(run.id, wanted.asked, tokens)
             if wanted is exchange and not found.has_earlier and not found.named:
                 answer = run.answer()[1]
-                self.titles.wanted(found.id, exchange.prompt, answer, wanted.asked or None)
+                self.titles.request(found.id, exchange.prompt, answer, wanted.asked or None)
 
         def counted(run: Run, usage: dict[str, Any]) -> None:
             if self.store_writer.written(run.id, WRITE_WAIT):

@@ -38,7 +38,7 @@ def checked_settings(settings: Settings) -> Settings:
     return settings
 
 
-def settings_of(form: Mapping[str, str], *system_prompts: str) -> Settings:
+def settings_from_form(form: Mapping[str, str], *system_prompts: str) -> Settings:
     """What a form says; an empty field means the default. Raises RequestError.
 
     `system_prompts` are the server's own, one of which was shown in the form: it is kept as the

@@ -3,7 +3,7 @@
 A title is a convenience: it delays no answer. A title is asked for only while no generation is
 under way; when one starts, the title's connection is closed at once, so that a model's server with
 one place has it free, and the title is asked for again when all are over, TRIES times at most and
-within WANTED_FOR. A conversation has its first words for a title from the beginning
+within REQUEST_LIFETIME. A conversation has its first words for a title from the beginning
 (`halt.store.title_text`). One thread at most, which lives as long as there is something to do; a
 short queue; no place of a stream's.
 
@@ -30,13 +30,13 @@ from halt.rendering import data_urls
 from halt.store.title_text import cleaned, is_about
 
 TRIES = 3  # requests for one title: each that is dropped is paid for
-WANTED_FOR = 600.0  # seconds after its exchange in which a title is made
-LOOK_EVERY = 1.0  # seconds between two looks whether the generations of other processes are over
-QUEUE_MOST = 32  # conversations that wait for a title; further ones keep their first words
+REQUEST_LIFETIME = 600.0  # seconds after its exchange in which a title is made
+IDLE_CHECK_INTERVAL = 1.0  # seconds between checks whether other processes are idle
+QUEUE_MAX = 32  # conversations that wait for a title; further ones keep their first words
 SECONDS = 20.0  # for one title
-TOLD_MOST = 1000  # characters of prompt and answer each that the model is shown
+EXCERPT_MAX = 1000  # characters of prompt and answer each that the model is shown
 MAX_TOKENS = 256  # of a title; most of them are for the thoughts of models that think
-SAID_MOST = 200  # characters of an answer within which a title must have come to its end
+REPLY_MAX = 200  # characters of an answer within which a title must have come to its end
 CLOSE_WAIT = 2.0  # seconds that closing waits for the thread
 
 #: With examples, since small models answer the question otherwise.
@@ -63,11 +63,11 @@ Title:"""
 logger = logging.getLogger(__name__)
 
 
-class _Dropped(Exception):
+class _Postponed(Exception):
     """A generation has begun, so this title is not asked for now."""
 
 
-class _Wanted(NamedTuple):
+class _TitleRequest(NamedTuple):
     conversation_id: str
     prompt: str
     answer: str
@@ -85,27 +85,27 @@ class Titles:
         config: Config,
         save: Callable[[str, str], object],
         is_idle: Callable[[], bool] = lambda: True,
-        is_there: Callable[[str], bool] = lambda conversation_id: True,
+        is_listed: Callable[[str], bool] = lambda conversation_id: True,
     ) -> None:
         """`save` is called with a conversation's ID and its title, by the thread that makes titles.
 
         What it raises is logged and ends nothing. `is_idle` says whether no generation is under
-        way. `is_there` says whether a conversation has not been deleted: no title is made for one
+        way. `is_listed` says whether a conversation has not been deleted: no title is made for one
         that has.
         """
         self._upstream = upstream
         self._save = save
         self._is_idle = is_idle
-        self._is_there = is_there
+        self._is_listed = is_listed
         self._by_model = config.titles == "model"
         self._changed = threading.Condition()  # protects the five below
-        self._queue: deque[_Wanted] = deque()
+        self._queue: deque[_TitleRequest] = deque()
         self._thread: threading.Thread | None = None
         self._connection: UpstreamConnection | None = None  # of the title that is being made
-        self._gave_way = False  # that connection was interrupted for a generation
+        self._was_interrupted = False  # that connection was interrupted for a generation
         self._closed = False
 
-    def wanted(
+    def request(
         self, conversation_id: str, prompt: str, answer: str, model: str | None = None
     ) -> bool:
         """A conversation has its first exchange; `model` is the one that it talks to.
@@ -115,10 +115,10 @@ class Titles:
         if not self._by_model or not prompt.strip() or not answer.strip():
             return False
         with self._changed:
-            if self._closed or len(self._queue) >= QUEUE_MOST:
+            if self._closed or len(self._queue) >= QUEUE_MAX:
                 return False
-            told = prompt[:TOLD_MOST], data_urls.replace_for_model(answer)[:TOLD_MOST]
-            self._queue.append(_Wanted(conversation_id, *told, model, now()))
+            told = prompt[:EXCERPT_MAX], data_urls.replace_for_model(answer)[:EXCERPT_MAX]
+            self._queue.append(_TitleRequest(conversation_id, *told, model, now()))
             self._changed.notify_all()
             if self._thread is None:
                 thread = threading.Thread(target=self._work, name="halt-titles", daemon=True)
@@ -130,18 +130,18 @@ class Titles:
                 self._thread = thread
         return True
 
-    def give_way(self) -> None:
+    def interrupt(self) -> None:
         """A generation begins: drop the title that is being made. It is made later.
 
         To be called when `is_idle` says no already.
         """
         with self._changed:
             connection = self._connection
-            self._gave_way = connection is not None
+            self._was_interrupted = connection is not None
         if connection is not None:
             connection.interrupt()
 
-    def look(self) -> None:
+    def wake(self) -> None:
         """A generation is over: there may be none any more."""
         with self._changed:
             self._changed.notify_all()
@@ -164,7 +164,7 @@ class Titles:
                 title = self._make(wanted)
                 if title:
                     self._save(wanted.conversation_id, title)
-            except _Dropped:
+            except _Postponed:
                 with self._changed:
                     if wanted.tries > 1 and not self._closed:
                         self._queue.appendleft(wanted._replace(tries=wanted.tries - 1))
@@ -173,25 +173,25 @@ class Titles:
             except Exception:
                 logger.exception("title of conversation %s", wanted.conversation_id)
 
-    def _next(self) -> _Wanted | None:
+    def _next(self) -> _TitleRequest | None:
         """The next title to be made, when no generation is under way; None: there is none."""
         while True:
             with self._changed:
-                while self._queue and now() - self._queue[0].since > WANTED_FOR:
+                while self._queue and now() - self._queue[0].since > REQUEST_LIFETIME:
                     self._queue.popleft()
                 if not self._queue:
                     self._thread = None
                     return None
                 if self._is_idle():
                     return self._queue.popleft()
-                self._changed.wait(LOOK_EVERY)
+                self._changed.wait(IDLE_CHECK_INTERVAL)
 
-    def _make(self, wanted: _Wanted) -> str:
+    def _make(self, wanted: _TitleRequest) -> str:
         """Ask the model; empty where no title came of it.
 
-        Raises UpstreamError, Interrupted, _Dropped.
+        Raises UpstreamError, Interrupted, _Postponed.
         """
-        if not self._is_there(wanted.conversation_id):
+        if not self._is_listed(wanted.conversation_id):
             return ""
         told = INSTRUCTION.format(prompt=wanted.prompt.strip(), answer=wanted.answer.strip())
         request = ChatRequest([Message("user", told)], model=wanted.model, max_tokens=MAX_TOKENS)
@@ -199,15 +199,15 @@ class Titles:
             with self._changed:
                 if self._closed:
                     return ""
-                self._connection, self._gave_way = connection, False
+                self._connection, self._was_interrupted = connection, False
             try:
                 if not self._is_idle():  # a generation that comes later finds the connection
-                    raise _Dropped
+                    raise _Postponed
                 with contextlib.closing(self._upstream.open(request, connection)) as reply:
                     title = cleaned(self._read(reply))
             except HaltError:
-                if self._gave_way:
-                    raise _Dropped from None
+                if self._was_interrupted:
+                    raise _Postponed from None
                 raise
             finally:
                 with self._changed:
@@ -217,9 +217,9 @@ class Titles:
     def _read(self, reply: Reply) -> str:
         """What the model says, up to the end of a line; empty where that is too long."""
         said = ""
-        while len(said) < SAID_MOST:
+        while len(said) < REPLY_MAX:
             if not self._is_idle():
-                raise _Dropped
+                raise _Postponed
             try:
                 part = reply.read()
             except NoData:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from halt.chat.figures import unwatched
+from halt.chat.figures import unwatched_text
 from halt.cli.screen import Screen
 from halt.cli.source import Group, Source
 from halt.core.events import Cancelled, Done, ErrorInfo, Extra, Failed, Terminal, is_terminal
@@ -70,7 +70,7 @@ class Outcome:
         if isinstance(self.ended, Done):
             return ending(self.ended.finish_reason)
         if isinstance(self.ended, Cancelled) and self.ended.reason == "no_viewer":
-            return unwatched(self.ended)
+            return unwatched_text(self.ended)
         return ""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from halt.chat.figures import figures
+from halt.chat.figures import answer_figures
 from halt.cli.answer import STOPPED, Asking, Outcome, model_of, on_signals
 from halt.cli.line_editor import unread_keys
 from halt.cli.screen import Screen
@@ -199,7 +199,7 @@ class Chat:
         elif outcome.note:
             self._screen.note(outcome.note)
         if self._metrics:
-            told = list(figures(ended, model))
+            told = list(answer_figures(ended, model))
             if receipt is not None:
                 told.insert(0, f"connection {receipt.upstream} after {receipt.elapsed_ms:.0f} ms")
             self._screen.note(" · ".join(told))

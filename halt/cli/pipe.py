@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TextIO
 
-from halt.chat.figures import figures
+from halt.chat.figures import answer_figures
 from halt.cli.answer import STOPPED, Asking, model_of
 from halt.cli.chat import new_exchange, new_request
 from halt.cli.screen import PlainScreen
@@ -47,7 +47,7 @@ def answer_pipe(
     if fault or outcome.note:
         screen.note(fault or outcome.note, bad=bool(fault))
     if metrics:
-        screen.note(" · ".join(figures(ended, model_of(source, request))))
+        screen.note(" · ".join(answer_figures(ended, model_of(source, request))))
     if isinstance(ended, Cancelled):
         return STOPPED
     return 1 if fault or isinstance(ended, Failed) else 0

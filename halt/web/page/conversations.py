@@ -13,7 +13,7 @@ from typing import Any
 
 from flask import Response, g, render_template, request
 
-from halt.chat.figures import used
+from halt.chat.figures import usage_text
 from halt.core.decoding import is_number
 from halt.errors import HaltError, StoreUnavailable
 from halt.rendering.renderer import TEXT_WAIT, PageRenderer
@@ -60,7 +60,7 @@ def exchanges(conversation_id: str) -> Response:
 def show(conversation_id: str) -> str:
     """Go to another version of a prompt or an answer: the conversation goes on from there."""
     at = message_id("message_id")
-    return drawn_from(services().chat.show(conversation_id, owner_made(), at), at)
+    return drawn_from(services().chat.show_version(conversation_id, owner_made(), at), at)
 
 
 def from_here(conversation_id: str) -> Response:
@@ -69,7 +69,7 @@ def from_here(conversation_id: str) -> Response:
     A page that asks for one that is not there is loaded anew.
     """
     prompt_id, mine = message_id("prompt_id"), owner_made()
-    services().chat.caught_up(conversation_id, mine)
+    services().chat.wait_until_saved(conversation_id, mine)
     found = services().store.conversations.get(conversation_id, mine, around=prompt_id)
     shown = drawn_from(found, prompt_id)
     response = Response(shown, mimetype="text/html")
@@ -81,7 +81,7 @@ def from_here(conversation_id: str) -> Response:
 def pick(conversation_id: str) -> str:
     """Go on with one of several answers."""
     chosen = request.form.get("stream_id", "")
-    found = services().chat.pick(conversation_id, owner_made(), chosen)
+    found = services().chat.select(conversation_id, owner_made(), chosen)
     shown = shown_exchange(found.exchanges[-1])
     return render_template("exchange.html", x=shown, conversation_id=found.id)
 
@@ -97,7 +97,7 @@ def discard(conversation_id: str) -> str:
 def usage(conversation_id: str) -> tuple[str, int]:
     """The tokens of all that was answered in it, in words."""
     try:
-        return used(services().chat.usage(conversation_id, owner_made())), 200
+        return usage_text(services().chat.usage(conversation_id, owner_made())), 200
     except UnknownConversation:  # its one prompt was taken back
         return "", 200
     except StoreUnavailable:  # said elsewhere; what the page shows may stay
@@ -112,7 +112,7 @@ def _page(conversation_id: str, conversation: Conversation | None) -> str:
         title=conversation.title if conversation else "",
         system_prompt=services().chat.system_prompt(settings.model, settings.system_prompt),
         **window(conversation),
-        used=used(conversation.usage) if conversation else "",
+        used=usage_text(conversation.usage) if conversation else "",
         config=services().config,
         chosen=settings.model if conversation else None,
         catalog=services().catalog,
@@ -157,8 +157,8 @@ def exchanges_from(found: Conversation, first: int = 0) -> list[ExchangeView]:
 
 def shown_exchange(exchange: Exchange, *, last: bool = True) -> ExchangeView:
     chat = services().chat
-    run_of = partial(chat.run_of, owner=owner())
-    return exchange_view(exchange, run_of, chat.answer_progress, rendering(), last=last)
+    find_generation = partial(chat.find_generation, owner=owner())
+    return exchange_view(exchange, find_generation, chat.answer_progress, rendering(), last=last)
 
 
 def drawn_from(found: Conversation, *message_ids: int) -> str:

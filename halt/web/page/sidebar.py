@@ -18,7 +18,7 @@ from flask import Blueprint, Flask, Response, render_template, request, url_for
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import ClosingIterator
 
-from halt.chat.settings import settings_of
+from halt.chat.settings import settings_from_form
 from halt.core.decoding import is_id
 from halt.errors import HaltError, RequestError, TooLarge
 from halt.providers.catalog import checked_model
@@ -199,7 +199,7 @@ def save_settings(conversation_id: str) -> Response:
     # The form shows the prompt of the model that was chosen when it was opened.
     own = services().chat.system_prompt(request.form.get("model"))
     demos = services().chat.system_prompt(services().config.embedded_model)
-    wanted = settings_of(request.form, own, demos)
+    wanted = settings_from_form(request.form, own, demos)
     store = services().store.conversations
     saved = store.set_settings(conversation_id, owner_made(), wanted).settings
     html = render_template(

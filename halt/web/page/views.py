@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from markupsafe import Markup
 
-from halt.chat.figures import figures, unwatched
+from halt.chat.figures import answer_figures, unwatched_text
 from halt.chat.progress import AnswerProgress
 from halt.clock import now
 from halt.core import steps
@@ -167,7 +167,7 @@ def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) ->
         source=data_urls.replace(best.answer),
         asked=exchange.asked,
         model=exchange.model,
-        figures=figures(ended, exchange.model, exchange.usage),
+        figures=answer_figures(ended, exchange.model, exchange.usage),
         folds=fold_views(best.folds),
         whole=_is_whole(ended),
         below=below_view(best.folds),
@@ -182,7 +182,7 @@ def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) ->
             return replace(shown, state="stopped", note=f"Stopped at a limit. {error.message}")
         return replace(shown, state="error", note=error.message, retryable=error.retryable)
     if isinstance(ended, Cancelled):
-        note = "Stopped by you" if ended.reason == "stop" else unwatched(ended)
+        note = "Stopped by you" if ended.reason == "stop" else unwatched_text(ended)
         return replace(shown, state=state_of(ended, exchange.answer, exchange.folds), note=note)
     reason = ended.finish_reason
     if state_of(ended, exchange.answer, exchange.folds) == "error":
@@ -196,7 +196,7 @@ def _is_whole(ended: Terminal) -> bool:
 
 def exchange_view(
     exchange: Exchange,
-    run_of: Callable[[str], Generation | None],
+    find_generation: Callable[[str], Generation | None],
     answer_progress: AnswerProgress,
     rendering: PageRenderer,
     *,
@@ -205,7 +205,10 @@ def exchange_view(
     """A prompt and its answers as they are now; `last`: the conversation ends with it."""
     shown = [
         view(
-            each, run_of(each.stream_id) if each.ended is None else None, answer_progress, rendering
+            each,
+            find_generation(each.stream_id) if each.ended is None else None,
+            answer_progress,
+            rendering,
         )
         for each in exchange.candidates
     ]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from halt.app import create_app
 from halt.chat import titles as module
-from halt.chat.titles import QUEUE_MOST, Titles
+from halt.chat.titles import QUEUE_MAX, Titles
 from halt.config.environment import load
 from halt.config.settings import Config, ConfigError
 from halt.core.events import Reasoning
@@ -107,7 +107,7 @@ def idle() -> None:
 
 def test_the_model_titles_the_first_exchange(make: Make, upstream: Scripted, saved: Saved) -> None:
     """It is told both messages, briefly; its first line is the title; its thread then ends."""
-    assert make().wanted("c1", "Why is the sky blue?" * 500, "Because " * 500, "small-1")
+    assert make().request("c1", "Why is the sky blue?" * 500, "Because " * 500, "small-1")
     reply = upstream.reply()
     reply.feed(Part((Reasoning("hm\nhm"),), 1), '"Blue ', "skies\n", "and so on")
     assert saved.next() == ("c1", "Blue skies")
@@ -123,7 +123,7 @@ def test_titles_are_made_one_after_the_other(make: Make, upstream: Scripted, sav
     """One thread and one connection, however many conversations begin at once."""
     titles = make()
     for number in range(3):
-        assert titles.wanted(f"c{number}", "a question", "an answer")
+        assert titles.request(f"c{number}", "a question", "an answer")
     for number in range(3):
         reply = upstream.reply(number)
         assert len(upstream.opened) == number + 1
@@ -135,10 +135,10 @@ def test_titles_are_made_one_after_the_other(make: Make, upstream: Scripted, sav
 def test_the_queue_is_short(make: Make, upstream: Scripted) -> None:
     """Beyond it conversations keep their first words; nobody waits."""
     titles = make()
-    titles.wanted("first", "a question", "an answer")
+    titles.request("first", "a question", "an answer")
     upstream.wait_asked()
-    assert all(titles.wanted("more", "a question", "an answer") for _ in range(QUEUE_MOST))
-    assert not titles.wanted("too many", "a question", "an answer")
+    assert all(titles.request("more", "a question", "an answer") for _ in range(QUEUE_MAX))
+    assert not titles.request("too many", "a question", "an answer")
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,8 @@ def test_what_is_no_title_is_not_saved(
 ) -> None:
     """An empty answer, or an essay, leaves the first words; the next title is made all the same."""
     titles = make()
-    titles.wanted("c1", "a question", "an answer")
-    titles.wanted("c2", "a question", "an answer")
+    titles.request("c1", "a question", "an answer")
+    titles.request("c2", "a question", "an answer")
     upstream.reply(0).feed(said)
     upstream.reply(0).end("length")
     upstream.reply(1).feed("Questions")
@@ -161,7 +161,7 @@ def test_what_is_no_title_is_not_saved(
 
 def test_an_endless_line_is_left(make: Make, upstream: Scripted, saved: Saved) -> None:
     """A model that tells a tale instead is not listened to."""
-    make().wanted("c1", "a question", "an answer")
+    make().request("c1", "a question", "an answer")
     reply = upstream.reply()
     reply.feed("word " * 100)
     assert reply.over.wait(SOON)
@@ -174,7 +174,7 @@ def test_a_fault_is_not_tried_again(saved: Saved, caplog: pytest.LogCaptureFixtu
     caplog.set_level(logging.INFO)
     upstream = Scripted(UpstreamError("rate_limited", retry_after=0))
     titles = Titles(upstream, Config(), saved)
-    titles.wanted("c1", "a question", "an answer")
+    titles.request("c1", "a question", "an answer")
     idle()
     titles.close()
     assert len(upstream.asked) == 1
@@ -188,7 +188,7 @@ def test_a_store_that_fails_ends_no_thread(
     """It is logged, and the next title is made."""
     titles = make()
     for number, title in enumerate(["Answer", "Questions"]):
-        titles.wanted(f"c{number}", "a question", "an answer")
+        titles.request(f"c{number}", "a question", "an answer")
         upstream.reply(number).feed(title)
         upstream.reply(number).end()
     assert saved.next() == ("c1", "Questions")
@@ -200,17 +200,17 @@ def test_a_generation_comes_first(make: Make, upstream: Scripted, saved: Saved) 
     and its end brings that title back."""
     free = threading.Event()
     titles = make(free.is_set)
-    titles.wanted("c1", "a question", "an answer")
+    titles.request("c1", "a question", "an answer")
     assert upstream.asked == []
     free.set()
-    titles.look()
+    titles.wake()
     upstream.reply(0).wait_reads()
     free.clear()
-    titles.give_way()
+    titles.interrupt()
     assert upstream.reply(0).over.wait(SOON)  # without a word of the model's
     assert len(upstream.asked) == 1
     free.set()
-    titles.look()
+    titles.wake()
     upstream.reply(1).feed("Questions")
     upstream.reply(1).end()
     assert saved.next() == ("c1", "Questions")
@@ -220,10 +220,10 @@ def test_a_generation_comes_first(make: Make, upstream: Scripted, saved: Saved) 
 def test_a_title_that_is_always_dropped_is_given_up(make: Make, upstream: Scripted) -> None:
     """Each request is paid for, so there are three."""
     titles = make()
-    titles.wanted("c1", "a question", "an answer")
+    titles.request("c1", "a question", "an answer")
     for number in range(module.TRIES):
         upstream.reply(number).wait_reads()
-        titles.give_way()
+        titles.interrupt()
         assert upstream.reply(number).over.wait(SOON)
     idle()
     assert len(upstream.asked) == module.TRIES
@@ -233,10 +233,10 @@ def test_generations_of_other_processes_are_seen(
     make: Make, upstream: Scripted, saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They call nothing here: they are looked for while a title waits, and while it is read."""
-    monkeypatch.setattr(module, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(module, "IDLE_CHECK_INTERVAL", 0.01)
     free = threading.Event()
     titles = make(free.is_set)
-    titles.wanted("c1", "a question", "an answer")
+    titles.request("c1", "a question", "an answer")
     free.set()
     reply = upstream.reply(0)
     reply.wait_reads()
@@ -253,8 +253,8 @@ def test_a_title_that_is_too_late_is_not_made(
     make: Make, upstream: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a server that is never idle conversations keep their first words."""
-    monkeypatch.setattr(module, "WANTED_FOR", 0.0)
-    make(lambda: False).wanted("c1", "a question", "an answer")
+    monkeypatch.setattr(module, "REQUEST_LIFETIME", 0.0)
+    make(lambda: False).request("c1", "a question", "an answer")
     idle()
     assert upstream.asked == []
 
@@ -288,7 +288,7 @@ def test_a_shutdown_waits_for_no_title(saved: Saved, silent: bool) -> None:
     upstream = Scripted(silent=silent)
     titles = Titles(upstream, Config(), saved)
     for _ in range(3):
-        titles.wanted("c1", "a question", "an answer")
+        titles.request("c1", "a question", "an answer")
     if silent:
         assert upstream.waiting.wait(SOON)
     else:
@@ -297,7 +297,7 @@ def test_a_shutdown_waits_for_no_title(saved: Saved, silent: bool) -> None:
     titles.close()
     idle()
     assert len(upstream.asked) == 1
-    assert not titles.wanted("c2", "a question", "an answer")
+    assert not titles.request("c2", "a question", "an answer")
     upstream.dispose()
 
 
@@ -306,7 +306,7 @@ def test_a_title_has_a_time_limit(
 ) -> None:
     """A silent model is given up."""
     monkeypatch.setattr(module, "SECONDS", 0.05)
-    make().wanted("c1", "a question", "an answer")
+    make().request("c1", "a question", "an answer")
     assert upstream.reply().over.wait(SOON)
     idle()
     assert saved.nothing()
@@ -321,7 +321,7 @@ def test_a_system_without_threads_keeps_the_first_words(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", none)
-    assert not make().wanted("c1", "a question", "an answer")
+    assert not make().request("c1", "a question", "an answer")
 
 
 @pytest.mark.parametrize(
@@ -329,12 +329,12 @@ def test_a_system_without_threads_keeps_the_first_words(
 )
 def test_half_an_exchange_is_not_titled(make: Make, prompt: str, answer: str) -> None:
     """There is nothing yet to make it from."""
-    assert not make().wanted("c1", prompt, answer)
+    assert not make().request("c1", prompt, answer)
 
 
 def test_titles_can_be_the_first_words(make: Make) -> None:
     """Then no model is asked."""
-    assert not make(titles="words").wanted("c1", "a question", "an answer")
+    assert not make(titles="words").request("c1", "a question", "an answer")
     assert load({"HALT_TITLES": "words"}).titles == "words"
     with pytest.raises(ConfigError, match="HALT_TITLES='both' is not allowed: use model or words"):
         load({"HALT_TITLES": "both"})
@@ -346,7 +346,7 @@ def test_a_real_server_is_asked_once(fake: FakeOpenAI, saved: Saved) -> None:
     fake.texts["title"] = "<think>\nA title?\n</think>\n\n**Title:** Blue skies."
     upstream = make_upstream(config)
     titles = Titles(upstream, config, saved)
-    titles.wanted("c1", "Why is the sky blue?", "Because of the air.")
+    titles.request("c1", "Why is the sky blue?", "Because of the air.")
     assert saved.next() == ("c1", "Blue skies")
     titles.close()
     upstream.close()
@@ -429,12 +429,12 @@ def test_a_deleted_conversation_gets_no_title(upstream: Scripted, saved: Saved) 
     """The model is not asked, and so not paid, for a conversation that was deleted meanwhile."""
     asked: list[str] = []
 
-    def is_there(conversation_id: str) -> bool:
+    def is_listed(conversation_id: str) -> bool:
         asked.append(conversation_id)
         return False
 
-    titles = Titles(upstream, Config(), saved, is_there=is_there)
-    assert titles.wanted("c-1", "Question", "Answer")
+    titles = Titles(upstream, Config(), saved, is_listed=is_listed)
+    assert titles.request("c-1", "Question", "Answer")
     until(lambda: asked == ["c-1"])
     titles.close()
     assert upstream.asked == []
@@ -466,7 +466,7 @@ def test_the_application_connects_both(tmp_path: Path) -> None:
     """Each generation of the server, whoever starts it, goes before titles."""
     app = create_app(Config(data=str(tmp_path), base_url="http://127.0.0.1:9/v1"))
     service, titles = services(app).generations, services(app).titles
-    assert (service.on_begin, service.on_over) == (titles.give_way, titles.look)
+    assert (service.on_begin, service.on_over) == (titles.interrupt, titles.wake)
     service.close()
 
 

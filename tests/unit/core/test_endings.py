@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from halt.chat.figures import figures
+from halt.chat.figures import answer_figures
 from halt.core import generation, notes
 from halt.core import intake as module
 from halt.core.events import (
@@ -122,7 +122,7 @@ def test_a_server_that_breaks_off_says_why(stage: Stage) -> None:
     ended = events[-1]
     assert isinstance(ended, Done)
     assert ended.finish_reason == "insufficient_system_resource"
-    assert "finish reason: insufficient_system_resource" in figures(ended, "")
+    assert "finish reason: insufficient_system_resource" in answer_figures(ended, "")
     assert run.state == "done"
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from halt.chat.builtin_tools import SHIPPED, calculator, current_time
+from halt.chat.builtin_tools import BUILTIN_TOOLS, calculator, current_time
 from halt.config.environment import load
 from halt.config.settings import SHIPPED_TOOLS, ConfigError
 from halt.core import tools as module
@@ -429,7 +429,7 @@ def test_result_against_time_limit_and_abort() -> None:
 
 def test_settings_name_the_tools_that_ship() -> None:
     """What HALT_TOOLS allows is what is there, and none of it is offered by default."""
-    assert set(SHIPPED_TOOLS) == set(SHIPPED)
+    assert set(SHIPPED_TOOLS) == set(BUILTIN_TOOLS)
     assert load({}).tools == ()
     assert load({"HALT_TOOLS": " current_time, calculator,,current_time"}).tools == (
         "current_time",
@@ -449,7 +449,7 @@ def test_an_unknown_tool_in_the_settings_is_refused() -> None:
 
 def test_every_tool_that_ships_is_told_with_descriptions() -> None:
     """A model knows when to use each, and what each parameter means."""
-    for spec in Toolbox(SHIPPED.values()).specs:
+    for spec in Toolbox(BUILTIN_TOOLS.values()).specs:
         function = spec["function"]
         assert function["description"]
         assert function["parameters"]
