@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -101,3 +103,28 @@ def network(halt: HaltServer) -> Iterator[Network]:
 def tab(open_chat: OpenChat, chat: Chat) -> Callable[[], Chat]:
     """Opens another tab of the same person."""
     return lambda: open_chat(chat.server, chat.fake, same=chat)
+
+
+class Elsewhere(BaseHTTPRequestHandler):
+    """Some web site."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", "27")
+        self.end_headers()
+        self.wfile.write(b"<!doctype html><p>Elsewhere")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[int]:
+    """The port of a web site, which is two origins: 127.0.0.1 and localhost."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()

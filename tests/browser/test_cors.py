@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from playwright.sync_api import Browser, Page
@@ -43,31 +41,6 @@ EVENT_SOURCE = """base => new Promise((resolve, reject) => {
 })"""
 OUTCOME = """([url, options]) =>
     fetch(url, options).then(answer => answer.status, fault => fault.name)"""
-
-
-class Elsewhere(BaseHTTPRequestHandler):
-    """Some web site."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.send_header("Content-Length", "27")
-        self.end_headers()
-        self.wfile.write(b"<!doctype html><p>Elsewhere")
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[int]:
-    """The port of a web site, which is two origins: 127.0.0.1 and localhost."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

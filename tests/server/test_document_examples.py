@@ -1,0 +1,139 @@
+"""The Python and curl examples in the documents run as they are, against a real Halt.
+
+Only addresses change: the Halt and the model's server of the documents become those of the test.
+A new example runs without an entry here; EXPECTED says what an example prints.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from halt.testing.fake_openai import FakeOpenAI
+from tests.support.documents import ROOT, Example, examples
+from tests.support.halt_server import HaltServer, halt_environment, settings
+
+#: Examples that cannot run, with the reason.
+NOT_RUN = {
+    ("msgspec-race.md", "Reproduction"): "it crashes its process, on purpose",
+}
+
+#: Parts of what the examples under a heading print, in their order.
+EXPECTED = {
+    ("README.md", "Use it from a program"): [
+        "Count to ten.",
+        "Count to ten.",
+        "Why is the sky blue?",
+    ],
+    ("api.md", "Streams"): ["data: [DONE]", '"status":"finished"', "data: [DONE]"],
+    ("api.md", "Text"): ["Count to ten."],
+    ("api.md", "OpenAI clients"): ["Count to ten."],
+    ("protocol.md", "WebSocket"): ["'type': 'done'"],
+    ("using.md", "Export and import"): ["1 conversation was imported."],
+    ("tools.md", "Your own tools"): ["21.5 °C ['The first note']"],
+    ("library.md", "Python library"): ["Why is the sky blue?stop"],
+    ("library.md", "Stop"): ["stopped closed\nTrue 0 "],
+    ("library.md", "Callbacks"): ["Why is the sky blue?\nstop\n"],
+    ("library.md", "Tools"): ["20 degrees"],
+    ("library.md", "asyncio"): ["Why is the sky blue?And the sea?\n"],
+    ("library.md", "Several models as one stream"): ["large Done("],
+}
+
+#: Prompts of the documents that need another answer than the fake server's echo.
+PROMPTS = {
+    "Write a long story.": "/fake stall?n=1",
+    "Describe Rome.": "/fake stall",
+    "How warm is it in Paris?": "/fake tool_call?name=warmth&args=%7B%22city%22:%22Paris%22%7D",
+}
+
+#: What a reader has done before an example.
+BEFORE = {
+    ("using.md", "Export and import"): (
+        "curl -s -o page.html -c cookies.txt http://127.0.0.1:8000/\n"
+        "curl -s -o answer.html -b cookies.txt -H 'HX-Request: true' -d prompt=Hello "
+        "http://127.0.0.1:8000/c/conversation-1/messages\n"
+    ),
+}
+
+#: Lines that are added to an example that only defines something.
+ADDED = {
+    ("tools.md", "Your own tools"): (
+        'print(weather("Oslo"), search("first", threading.Event()))\n'
+    ),
+}
+
+RUNNABLE = [example for example in examples() if example.language in {"python", "sh"}]
+
+
+@pytest.fixture(scope="module")
+def server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
+    """A Halt for all examples."""
+    server = HaltServer(settings(shared_fake))
+    yield server
+    server.close()
+
+
+def adapted(example: Example, halt: HaltServer, fake: FakeOpenAI) -> str:
+    """The example with the addresses of this test, and stream IDs of its document's own."""
+    key = (example.document, example.heading)
+    code = BEFORE.get(key, "") + example.code + ADDED.get(key, "")
+    code = code.replace("my-stream", f"{Path(example.document).stem}-stream")
+    for address, own in (
+        ("http://127.0.0.1:8000", halt.url),
+        ("ws://127.0.0.1:8000", halt.url.replace("http", "ws")),
+        ("http://127.0.0.1:11434/v1", fake.base_url),
+        *PROMPTS.items(),
+    ):
+        code = code.replace(address, own)
+    return code
+
+
+def printed_by(example: Example, code: str, folder: Path, data: Path) -> str:
+    """Run an example in a folder; what it prints. It must succeed, and complain about nothing."""
+    file = folder / "example"
+    file.write_text(code)
+    command = [sys.executable, "-W", "error"] if example.language == "python" else ["sh", "-e"]
+    done = subprocess.run(
+        [*command, str(file)],
+        cwd=folder,
+        env=halt_environment({"PYTHONPATH": str(ROOT), "HALT_DATA": str(data)}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    if example.language == "python":
+        assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize("document", sorted({example.document for example in RUNNABLE}))
+def test_the_examples_of_a_document_run(
+    document: str, server: HaltServer, shared_fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """In their order, in one folder, as a reader would try them."""
+    seen: dict[tuple[str, str], int] = {}
+    for example in RUNNABLE:
+        key = (example.document, example.heading)
+        if example.document != document or key in NOT_RUN:
+            continue
+        code = adapted(example, server, shared_fake)
+        printed = printed_by(example, code, tmp_path, tmp_path / "data")
+        expected = EXPECTED.get(key, [])
+        number = seen[key] = seen.get(key, 0) + 1
+        if number <= len(expected):
+            assert expected[number - 1] in printed, key
+    assert all(seen.get(key, 0) >= len(EXPECTED[key]) for key in EXPECTED if key[0] == document)
+
+
+def test_exceptions_are_of_examples_that_exist() -> None:
+    """A reason for an example that is gone is out of date."""
+    known = {(example.document, example.heading) for example in RUNNABLE}
+    assert set(NOT_RUN) | set(EXPECTED) | set(BEFORE) | set(ADDED) <= known
+    assert all(re.search(r"\w", reason) for reason in NOT_RUN.values())
