@@ -162,7 +162,7 @@ class ChatService:
     def select(self, conversation_id: str, owner: str, stream_id: str) -> Conversation:
         """Go on with one of several answers; those that are still being written are stopped."""
         last = self.store.conversations.get(conversation_id, owner, limit=1).exchanges[-1:]
-        candidates = last[0].candidates if last and last[0].rivals else ()
+        candidates = last[0].candidates if last and last[0].alternatives else ()
         if any(each.stream_id == stream_id for each in candidates):
             running = [(each.stream_id, None) for each in candidates if each.ended is None]
             self.generations.stop_each(running, owner)
@@ -245,7 +245,7 @@ class ChatService:
         runs: list[Run] = []
         try:
             self.count_starts(len(waiting))
-            prompts = [self.system_prompt(each.asked) for each in waiting]
+            prompts = [self.system_prompt(each.requested_model) for each in waiting]
             messages = {
                 prompt: self.store.conversations.prompt_messages(found.id, found.owner, prompt)
                 for prompt in set(prompts)
@@ -270,20 +270,24 @@ class ChatService:
             end, tokens = run.log.ended, None
             if isinstance(end, Done) and end.finish_reason == "stop" and not run.prefix:
                 tokens = end.metrics.tokens
-            progress.end(run.id, wanted.asked, tokens)
+            progress.end(run.id, wanted.requested_model, tokens)
             if wanted is exchange and not found.has_earlier and not found.named:
                 answer = run.answer()[1]
-                self.titles.request(found.id, exchange.prompt, answer, wanted.asked or None)
+                self.titles.request(
+                    found.id, exchange.prompt, answer, wanted.requested_model or None
+                )
 
         def counted(run: Run, usage: dict[str, Any]) -> None:
             if self.store_writer.written(run.id, WRITE_WAIT):
                 self.store.generations.count(run.id, usage)
 
-        expected = None if wanted.prefix else progress.begin(wanted.stream_id, wanted.asked)
+        expected = (
+            None if wanted.prefix else progress.begin(wanted.stream_id, wanted.requested_model)
+        )
         chat = ChatRequest(
             messages[:-1] if wanted.prefix else messages,  # the last one is what it goes on from
             id=wanted.stream_id,
-            model=wanted.asked or None,
+            model=wanted.requested_model or None,
             temperature=found.settings.temperature,
             max_tokens=found.settings.max_tokens,
         )
@@ -294,7 +298,7 @@ class ChatService:
                 chat, found.owner, ended, self.tools, on_usage=counted, noted=True
             )
         except Exception:
-            progress.end(wanted.stream_id, wanted.asked)
+            progress.end(wanted.stream_id, wanted.requested_model)
             raise
         run.expected = expected
         return run

@@ -64,7 +64,7 @@ class Conversations:
         """
         with self._database.reading() as connection:
             row = find(connection, conversation_id, owner)
-            said = tree.said(connection, row)
+            said = tree.path_texts(connection, row)
         path = ((each.role, each.state, each.content) for each in said)
         return path_messages(
             path, system_prompt if row.system_prompt is None else row.system_prompt

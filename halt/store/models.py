@@ -59,12 +59,12 @@ class Versions:
     """The siblings of a message, oldest first, itself among them: what a switcher offers."""
 
     ids: tuple[int, ...] = ()  # of messages; `Turns.show` goes to one
-    shown: int = 0  # the one of them that is shown
+    shown_id: int = 0  # the one of them that is shown
 
     @property
     def number(self) -> int:
         """Place of the one that is shown, from 1; 0 where there are none."""
-        return self.ids.index(self.shown) + 1 if self.shown in self.ids else 0
+        return self.ids.index(self.shown_id) + 1 if self.shown_id in self.ids else 0
 
     @property
     def earlier(self) -> int | None:
@@ -110,9 +110,9 @@ class Exchange:
     ended: Terminal | None = None
     previous: Exchange | None = None
     folds: tuple[Fold, ...] = ()  # for the eye: never told to the model
-    asked: str = ""  # the model that was chosen, "" for the default one
-    rivals: tuple[Exchange, ...] = ()  # answers of other models to the same prompt
-    picked: bool = False  # this answer was chosen among its rivals
+    requested_model: str = ""  # the model that was chosen, "" for the default one
+    alternatives: tuple[Exchange, ...] = ()  # answers of other models to the same prompt
+    selected: bool = False  # the user selected this answer among its alternatives
     prompt_id: int = 0  # the messages' IDs
     answer_id: int = 0
     prompts: Versions = field(default_factory=Versions)  # of the prompt: edits
@@ -127,8 +127,8 @@ class Exchange:
 
     @property
     def candidates(self) -> tuple[Exchange, ...]:
-        """This answer and its rivals."""
-        return (self, *self.rivals)
+        """This answer and its alternatives."""
+        return (self, *self.alternatives)
 
     @property
     def running(self) -> bool:
@@ -146,9 +146,9 @@ class Exchange:
         ended = self.ended
         return "running" if ended is None else state_of(ended, self.answer, self.folds)
 
-    def told(self) -> Exchange:
+    def answer_for_model(self) -> Exchange:
         """The answer that the conversation goes on with: the first with text, or the picked one."""
-        if self.picked or not self.rivals:
+        if self.selected or not self.alternatives:
             return self if self.ended is None else self.best()
         return next((each for each in self.candidates if each.answer), self)
 

@@ -65,10 +65,11 @@ class _Message(msgspec.Struct, omit_defaults=True):
     content: str
     parent: Number | None = None
     model: str = ""  # the model that answered
-    asked: str = ""  # the model that was chosen
+    requested_model: str = msgspec.field(default="", name="asked")  # the model that was chosen
     state: State = "done"
-    rivals: Number | None = None  # answers with the same number were asked for together
-    picked: bool = False
+    #: Answers with the same number were requested together, from several models.
+    group: Number | None = msgspec.field(default=None, name="rivals")
+    selected: bool = msgspec.field(default=False, name="picked")
     created_at: Moment = 0.0
 
 
@@ -212,7 +213,7 @@ def _read(raw: memoryview, place: str, longest: int) -> PortableConversation:
         which = f"the message {message.id}"
         if len(message.content) > longest:
             refuse(which, f"is longer than {longest:,} characters")
-        if max(len(message.model), len(message.asked)) > NAME_MAX:
+        if max(len(message.model), len(message.requested_model)) > NAME_MAX:
             refuse(which, f"names a model in more than {NAME_MAX:,} characters")
         if len(message.folds) > FOLDS_MAX:
             refuse(which, f"has more than {FOLDS_MAX:,} thoughts and tool calls")
@@ -296,8 +297,8 @@ def check(given: PortableConversation) -> None:
         before = None if each.parent is None else roles[each.parent]
         if each.role == "assistant" and before != "user":
             raise RequestError(f"{where} is an answer and follows no prompt.", field="file")
-        if each.rivals is not None and (
-            each.role == "user" or compared.setdefault(each.rivals, each.parent) != each.parent
+        if each.group is not None and (
+            each.role == "user" or compared.setdefault(each.group, each.parent) != each.parent
         ):
             raise RequestError(f"{where} is no rival of the others of its number.", field="file")
         roles[each.id] = each.role
@@ -326,9 +327,11 @@ def to_markdown(conversations: Iterable[PortableConversation]) -> Iterator[bytes
         if each.settings.system_prompt:
             yield f"\n## System prompt\n\n{each.settings.system_prompt}\n".encode()
         for message in path(each):
-            who = "You" if message.role == "user" else message.model or message.asked or "Answer"
+            author = message.model or message.requested_model or "Answer"
+            if message.role == "user":
+                author = "You"
             note = _NOTES.get(message.state, "")
-            yield f"\n## {who}\n\n{message.content}\n{note}".encode()
+            yield f"\n## {author}\n\n{message.content}\n{note}".encode()
 
 
 _NOTES = {

@@ -44,7 +44,7 @@ def exchange_messages(exchanges: Iterable[Exchange], system_prompt: str = "") ->
     def path() -> Iterator[tuple[str, State, str]]:
         for each in exchanges:
             yield "user", "done", each.prompt
-            best = each.told()
+            best = each.answer_for_model()
             if best.ended is not None:
                 state = state_of(best.ended, best.answer, best.folds)
                 yield "assistant", state, best.answer

@@ -100,8 +100,8 @@ class Transfer:
         for each in given.messages:
             depths[each.id] = depths[each.parent] + 1
             group = None
-            if each.rivals is not None:
-                group = groups.setdefault(each.rivals, ids[each.id])
+            if each.group is not None:
+                group = groups.setdefault(each.group, ids[each.id])
             places.append(
                 {
                     "message": ids[each.id],
@@ -167,9 +167,9 @@ def _imported(conversation_id: str, given: PortableMessage) -> dict[str, Any]:
         "trigrams": trigrams(given.content),
         "state": given.state,
         "model": given.model,
-        "asked_model": given.asked,
+        "asked_model": given.requested_model,
         "stream_id": secrets.token_urlsafe(16) if given.role == "assistant" else "",
-        "picked": given.picked,
+        "picked": given.selected,
         "created_at": given.created_at or time.time(),
         "ended": given.ended or tree.ended_as(given.state),
         "folds": given.folds or None,

@@ -54,7 +54,7 @@ def _path(*columns: Any) -> Select[Any]:
 
 
 _PATH = _path(messages.c.id, messages.c.parent_id, messages.c.role)
-_SAID = _path(messages.c.role, messages.c.state, messages.c.content)
+_PATH_TEXTS = _path(messages.c.role, messages.c.state, messages.c.content)
 
 
 def path(connection: Connection, row: Row[Any]) -> Sequence[Row[Any]]:
@@ -62,9 +62,9 @@ def path(connection: Connection, row: Row[Any]) -> Sequence[Row[Any]]:
     return connection.execute(_PATH, {"first": row.first_id}).all()
 
 
-def said(connection: Connection, row: Row[Any]) -> Sequence[Row[Any]]:
+def path_texts(connection: Connection, row: Row[Any]) -> Sequence[Row[Any]]:
     """Role, state and text of each message that is shown."""
-    return connection.execute(_SAID, {"first": row.first_id}).all()
+    return connection.execute(_PATH_TEXTS, {"first": row.first_id}).all()
 
 
 def window(
@@ -187,7 +187,7 @@ def _exchanges(
         if previous is not None:
             before = _exchange(prompt, full[previous], used.get(previous, Usage()))
             views[0] = replace(views[0], previous=before)
-        out.append(replace(views[0], rivals=tuple(views[1:])))
+        out.append(replace(views[0], alternatives=tuple(views[1:])))
     return tuple(out)
 
 
@@ -217,8 +217,8 @@ def fallback(answers: Sequence[Row[Any]]) -> int | None:
     return int(together(answers[-1], answers)[0].id)
 
 
-def told_id(answer: Row[Any], answers: Sequence[Row[Any]]) -> int:
-    """The answer that a conversation goes on with, of one that is shown: see `Exchange.told`."""
+def answer_for_model(answer: Row[Any], answers: Sequence[Row[Any]]) -> int:
+    """The ID of the answer that the model gets: see `Exchange.answer_for_model`."""
     group = together(answer, answers)
     if answer.rivals is None or group[0].picked:
         return before_it(answer, answers) or int(group[0].id)
@@ -340,8 +340,8 @@ def _exchange(prompt: Row[Any], answer: Row[Any], used: Usage) -> Exchange:
         answer.model,
         ended_of(answer),
         folds=answer.folds,
-        asked=answer.asked_model,
-        picked=answer.picked,
+        requested_model=answer.asked_model,
+        selected=answer.picked,
         prompt_id=prompt.id,
         answer_id=answer.id,
         state=answer.state,

@@ -178,13 +178,13 @@ class Turns:
         with self._database.writing() as connection:
             row = find(connection, conversation_id, owner, lock=True)
             last = tree.window(connection, row, limit=1).exchanges
-            candidates = last[0].candidates if last and last[0].rivals else ()
+            candidates = last[0].candidates if last and last[0].alternatives else ()
             chosen = next((each for each in candidates if each.stream_id == stream_id), None)
             if chosen is None:
                 raise UnknownConversation("There is no such answer to go on with.")
             refuse_while_running(connection, conversation_id)
             _lead(connection, row, chosen.answer_id)
-            return changed(connection, row, {"model": chosen.asked})
+            return changed(connection, row, {"model": chosen.requested_model})
 
     def discard(self, conversation_id: str, owner: str, answer_id: int) -> str | None:
         """Remove an answer that nothing follows.
@@ -274,7 +274,7 @@ def _settle(connection: Connection, row: Row[Any], path: Sequence[Row[Any]]) -> 
         return path[-1].id if path else None
     last = path[-1]
     answers = tree.versions(connection, row.id, last.parent_id, "assistant")
-    told = tree.told_id(next(each for each in answers if each.id == last.id), answers)
+    told = tree.answer_for_model(next(each for each in answers if each.id == last.id), answers)
     if told != last.id:
         tree.choose(connection, row.id, last.parent_id, told)
     return told

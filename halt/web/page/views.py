@@ -165,7 +165,7 @@ def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) ->
         state="done",
         patch=_whole(rendering.text_html(best.answer)),
         source=data_urls.replace(best.answer),
-        asked=exchange.asked,
+        asked=exchange.requested_model,
         model=exchange.model,
         figures=answer_figures(ended, exchange.model, exchange.usage),
         folds=fold_views(best.folds),
@@ -212,13 +212,13 @@ def exchange_view(
         )
         for each in exchange.candidates
     ]
-    if exchange.rivals and not exchange.picked and not last:
-        first = exchange.candidates.index(exchange.told())
+    if exchange.alternatives and not exchange.selected and not last:
+        first = exchange.candidates.index(exchange.answer_for_model())
         shown.insert(0, shown.pop(first))
     return ExchangeView(
         _shown_text(exchange.prompt),
         tuple(shown),
-        settled=exchange.picked or not last,
+        settled=exchange.selected or not last,
         again=exchange.previous is not None,
         prompt_id=exchange.prompt_id,
         prompts=exchange.prompts,
@@ -241,7 +241,7 @@ def view(
             id=exchange.stream_id,
             state="error",
             patch=_whole(rendering.text_html(exchange.answer)),
-            asked=exchange.asked,
+            asked=exchange.requested_model,
             model=exchange.model,
             note="This answer was lost.",
             retryable=True,
@@ -262,7 +262,7 @@ def view(
         after=after,
         age=now() - run.started_at,
         silent=now() - (run.came_at(after) if after else run.started_at),
-        asked=exchange.asked,
+        asked=exchange.requested_model,
         model=run.model,
         progress=answer_progress.percent(run.id, run.chunks, run.expected),
         folds=fold_views(folds),

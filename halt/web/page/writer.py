@@ -182,7 +182,7 @@ class PageWriter:
 
     def whole(self, rendering: PageRenderer) -> str:
         """The answer as it is now, in place of what the page shows of it."""
-        asked = Exchange("", self._run.id, asked=self._run.asked)
+        asked = Exchange("", self._run.id, requested_model=self._run.asked)
         shown = view(asked, self._run, self._answer_progress, rendering)
         return in_place_of_answer(self._run.id, self._template.render(a=shown))
 

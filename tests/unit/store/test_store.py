@@ -568,7 +568,7 @@ def test_a_comparison_is_open_until_its_last_answer_has_ended(three: Comparison)
         with pytest.raises(Busy):
             three.ask("And?")
     three.ends("talk-b", "I am b.")
-    answers = [(e.asked, e.answer) for e in three.last().candidates]
+    answers = [(e.requested_model, e.answer) for e in three.last().candidates]
     assert answers == [("m-a", "I am a."), ("m-b", "I am b."), ("m-c", "I am c.")]
     three.ask("And?")
 
@@ -587,7 +587,7 @@ def test_the_one_that_is_picked_goes_on_with_its_model(three: Comparison) -> Non
     for pick, streams in (("c", ["c", "a", "b"]), ("b", ["b", "a", "c"])):
         found = three.store.turns.select(three.name, three.owner, f"talk-{pick}")
         assert three.streams() == streams
-        assert (found.settings.model, found.exchanges[-1].picked) == (f"m-{pick}", True)
+        assert (found.settings.model, found.exchanges[-1].selected) == (f"m-{pick}", True)
     three.ask("And?")
     assert three.told() == [("user", "Who?"), ("assistant", "I am b."), ("user", "And?")]
     with pytest.raises(UnknownConversation):
@@ -1017,8 +1017,11 @@ def shape(exchange: Exchange) -> tuple[object, ...]:
     """What of an exchange outlives an export."""
     return (
         exchange.prompt,
-        [(e.answer, e.model, e.asked, e.state, e.ended, e.folds) for e in exchange.candidates],
-        exchange.picked,
+        [
+            (e.answer, e.model, e.requested_model, e.state, e.ended, e.folds)
+            for e in exchange.candidates
+        ],
+        exchange.selected,
         exchange.prompts.number,
         exchange.versions.number,
         len(exchange.versions.ids),

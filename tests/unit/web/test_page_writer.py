@@ -318,7 +318,7 @@ def test_progress_is_sent_when_it_changes(played: Played, template: Template) ->
 def test_what_is_compared_is_put_away_when_the_conversation_has_gone_on() -> None:
     """The last prompt's answers stand side by side; of an earlier one, the answer that was told."""
     rivals = (Exchange("Hi", "b", "B"), Exchange("Hi", "c", "C"))
-    asked = Exchange("Hi", "a", "", rivals=rivals)
+    asked = Exchange("Hi", "a", "", alternatives=rivals)
     last = exchange_view(asked, lambda _: None, AnswerProgress(), RENDERER.within(60), last=True)
     assert ([a.id for a in last.answers], last.settled) == (["a", "b", "c"], False)
     earlier = exchange_view(
