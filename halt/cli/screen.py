@@ -13,7 +13,7 @@ from typing import TextIO
 
 from halt.clock import now
 from halt.core.events import Content, Event, Extra, Reasoning, ReasoningEnd, ToolCall, ToolResult
-from halt.core.steps import FoldStream
+from halt.core.steps import StepStream
 from halt.rendering.data_urls import DataUrlFilter
 
 LAG = 0.25  # seconds within which a smooth display has shown what came
@@ -117,7 +117,7 @@ class Screen:
         self._calls: dict[str, ToolCall] = {}
         self._came_at = now()
         self._came = False  # something has come of this answer
-        self._beside = FoldStream()  # of pictures and sources alone
+        self._beside = StepStream()  # of pictures and sources alone
 
     @property
     def shown(self) -> str:
@@ -214,7 +214,7 @@ class Screen:
     def _lines_below(self) -> list[str]:
         """The pictures and sources that came beside the text, a line for each."""
         out: list[str] = []
-        for fold in self._beside.folds():
+        for fold in self._beside.steps():
             if fold.kind == "picture":
                 address = "" if fold.result.startswith("data:") else f" {fold.result}"
                 out.append(f"[{fold.text}]{address}")

@@ -1,12 +1,12 @@
-"""What a server sends beside an answer's text: its pictures, and the sources that it names.
+"""Finds the pictures and sources that a provider sends beside an answer's text.
 
-No two servers name these fields alike, so they are known by what they hold:
+Providers name these fields differently, so they are recognised by their values:
 
-    a picture   a data: URL; base64 beside its media type, or that begins as a picture's file does;
-                an address under a name that speaks of images
+    a picture   a data: URL; base64 beside a media type, or beginning like a picture file;
+                an address in a field whose name speaks of images
     a source    an http(s) address in a list, or beside a title
 
-Addresses of icons and of the like are neither.
+Fields whose names speak of icons, logos, thumbnails or avatars are ignored.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 from halt.core.events import Extra
 
-DEPTH_MAX = 8  # levels of objects and lists that are looked into
+DEPTH_MAX = 8  # levels of objects and lists that are searched
 TITLE_MAX = 200  # characters
-FOUND_MAX = 1_000  # pictures and sources of one event
+ATTACHMENTS_MAX = 1_000  # pictures and sources of one event
 
 _ADDRESS = re.compile(r"https?://[^\s<>\"\\]{1,2000}", re.IGNORECASE)
 _DATA = re.compile(r"data:([\w.+-]{1,60}/[\w.+-]{1,60})?[^,\s]{0,200},", re.IGNORECASE)
@@ -32,7 +32,7 @@ _TYPES = ("mime_type", "mimeType", "media_type", "content_type")
 
 _DATAS = ("data", "base64", "b64_json")
 
-#: How files of pictures begin, in base64.
+#: The first characters of picture files in base64.
 _MAGIC = {
     "iVBORw0KGgo": "image/png",
     "/9j/": "image/jpeg",
@@ -51,40 +51,41 @@ class Picture(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A page on which the answer stands; the title may be empty."""
+    """A page that the answer is based on; the title may be empty."""
 
     url: str
     title: str
 
 
-def found(extra: Extra) -> Iterator[Picture | Source]:
-    """The pictures and sources of an event, in its order."""
-    for count, each in enumerate(_walk([extra.chunk, extra.choice, extra.delta], "", False, 0)):
-        if count >= FOUND_MAX:
+def attachments_of(extra: Extra) -> Iterator[Picture | Source]:
+    """The pictures and sources of an event in its order, at most ATTACHMENTS_MAX."""
+    walk = _walk([extra.chunk, extra.choice, extra.delta], "", False, 0)
+    for count, attachment in enumerate(walk):
+        if count >= ATTACHMENTS_MAX:
             return
-        yield each
+        yield attachment
 
 
 def _walk(value: Any, name: str, listed: bool, depth: int) -> Iterator[Picture | Source]:
-    """`name`: of the field that holds it; `listed`: it is in a list of the server's."""
+    """The attachments in a value. `name`: its field's name; `listed`: the value is in a list."""
     if depth > DEPTH_MAX or _DECORATION.search(name):
         return
     if isinstance(value, list):
-        for each in value:
-            yield from _walk(each, name, listed or depth > 0, depth + 1)
+        for item in value:
+            yield from _walk(item, name, listed or depth > 0, depth + 1)
     elif isinstance(value, dict):
-        if picture := _beside_its_type(value):
+        if picture := _typed_data(value):
             yield picture
             return
         title = next((t for key in _TITLES if isinstance(t := value.get(key), str) and t), "")
-        for key, each in value.items():
-            under = f"{name}.{key}" if _PICTURED.search(name) else str(key)
-            if _is_address(key, each) and not _PICTURED.search(under):
+        for key, item in value.items():
+            path = f"{name}.{key}" if _PICTURED.search(name) else str(key)
+            if _is_address(key, item) and not _PICTURED.search(path):
                 if listed or title:
-                    yield Source(each, " ".join(title.split())[:TITLE_MAX])
+                    yield Source(item, " ".join(title.split())[:TITLE_MAX])
                 continue
-            # A text under another name is no source, whatever the list is that its object is in.
-            yield from _walk(each, under, listed and not isinstance(each, str), depth + 1)
+            # A string under another name is no source, even where its object is in a list.
+            yield from _walk(item, path, listed and not isinstance(item, str), depth + 1)
     elif isinstance(value, str):
         yield from _of_text(value, name, listed)
 
@@ -104,18 +105,18 @@ def _of_text(text: str, name: str, listed: bool) -> Iterator[Picture | Source]:
             yield Picture("image", text)
         elif listed:
             yield Source(text, "")
-    elif media_type := _begins(text):
+    elif media_type := _picture_type(text):
         yield Picture(media_type, f"data:{media_type};base64,{text}")
 
 
-def _begins(text: str) -> str:
-    """The media type of a picture whose file this is in base64; "" where it is none."""
+def _picture_type(text: str) -> str:
+    """The media type of a picture file in base64; "" for other text."""
     kind = next((kind for begin, kind in _MAGIC.items() if text.startswith(begin)), "")
     return kind if kind and _BASE64.match(text) else ""
 
 
-def _beside_its_type(value: dict[str, Any]) -> Picture | None:
-    """`{"mime_type": "image/png", "data": "iVBOR..."}`."""
+def _typed_data(value: dict[str, Any]) -> Picture | None:
+    """The picture of an object like `{"mime_type": "image/png", "data": "iVBOR..."}`."""
     kind = next((t for key in _TYPES if isinstance(t := value.get(key), str) and "/" in t), "")
     data = next((d for key in _DATAS if isinstance(d := value.get(key), str)), "")
     if not kind or not data or data.startswith("data:"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from halt.clock import now
-from halt.core.attachments import Picture, found
+from halt.core.attachments import Picture, attachments_of
 from halt.core.events import (
     Content,
     Delta,
@@ -226,7 +226,7 @@ class Intake:
         if not self._thoughts or self._called or any(t and not t.isspace() for t in texts):
             return
         extras = [event for _, event in live.events(live.log.last) if isinstance(event, Extra)]
-        if not any(isinstance(each, Picture) for event in extras for each in found(event)):
+        if not any(isinstance(each, Picture) for event in extras for each in attachments_of(event)):
             self._say("".join(self._thoughts).strip())
 
     def forget(self) -> None:

@@ -1,9 +1,9 @@
-"""What an answer brings beside its text: thoughts and tool calls, each a fold of the page; pictures
-and sources, which the page shows below the text.
+"""The steps of an answer beside its text: thoughts, tool calls, pictures and sources.
 
-`FoldStream` takes a run's events one by one and tells what they change, as `BlockStream` does for
-the text. What it keeps is bounded: what is beyond FOLDS_MAX or FOLDED_MAX is neither shown nor
-saved, and the last fold says so.
+The page shows each thought and tool call folded above the text, pictures and sources below it.
+`StepStream` takes a run's events one by one and returns what they change, as `BlockStream` does for
+the text. Its memory is bounded: what exceeds STEPS_MAX or STEP_CHARS_MAX is not shown nor saved,
+and the last step ends with CUT.
 """
 
 from __future__ import annotations
@@ -27,52 +27,52 @@ from halt.core.events import (
 from halt.core.generation import Generation
 from halt.rendering.data_urls import decoded_size, label_of
 
-FOLDS_MAX = 100  # folds of one answer
-FOLDED_MAX = 200_000  # characters in all folds of one answer, without its pictures
-PICTURED_MAX = 8_000_000  # characters of the data of its pictures; of one beyond, the line stays
+STEPS_MAX = 100  # steps of one answer
+STEP_CHARS_MAX = 200_000  # characters in all steps of one answer, without its pictures
+PICTURE_CHARS_MAX = 8_000_000  # characters of picture data; a picture beyond keeps its label alone
 SOURCES_MAX = 200  # sources of one answer
 CUT = "\n[cut off here]"
 
-#: `running` until it ends. `called`: a tool that was asked for and gave no result here.
+#: `running` until it ends. `called`: a tool call without a result in this log.
 State = Literal["running", "done", "failed", "called"]
 
-#: `sources`: all of an answer, a line for each: its address, and behind a blank its title.
+#: `sources` is one step for all sources of an answer: a line "ADDRESS TITLE" for each.
 Kind = Literal["thought", "tool", "picture", "sources"]
 
-#: What the page shows below the text.
+#: The kinds that the page shows below the text.
 BELOW = frozenset({"picture", "sources"})
 
 
 @dataclass(frozen=True)
-class Fold:
+class Step:
     """A thought, a tool call with its result, a picture, or the sources."""
 
-    number: int  # of the event that began it
+    number: int  # of its first event
     kind: Kind
     state: State = "running"
     name: str = ""  # of the tool
-    text: str = ""  # the thought, the call's arguments, the line of a picture, the sources
+    text: str = ""  # the thought, the call's arguments, the picture's label, the sources
     result: str = ""  # of the call; the address or the data of a picture
     began: float = 0.0  # on the clock of `halt.clock.now`
-    ms: float | None = None  # how long it took, None where that is not known
+    ms: float | None = None  # its duration, None where not known
 
     def size(self) -> int:
-        """Characters."""
+        """Its length in characters."""
         return len(self.name) + len(self.text) + len(self.result)
 
 
 @dataclass(frozen=True)
-class FoldPatch:
-    """What a page that shows everything before must do to show the folds so far."""
+class StepPatch:
+    """The changes since the previous patch, for a page that shows all patches before."""
 
-    fresh: list[Fold] = field(default_factory=list)  # to be added after the others
-    added: list[tuple[int, str]] = field(default_factory=list)  # text for a fold that is there
-    changed: list[Fold] = field(default_factory=list)  # another state or name, or a result
+    fresh: list[Step] = field(default_factory=list)  # new steps, to append
+    added: list[tuple[int, str]] = field(default_factory=list)  # (step's number, text to append)
+    changed: list[Step] = field(default_factory=list)  # steps with a new state, name or result
 
 
 @dataclass(eq=False)
 class _Growing:
-    """A fold that more may be added to."""
+    """A step that later events may change."""
 
     number: int
     kind: Kind
@@ -84,39 +84,39 @@ class _Growing:
     result: str = ""
     ms: float | None = None
 
-    def fold(self) -> Fold:
+    def snapshot(self) -> Step:
         text = "".join(self.pieces)
-        return Fold(
+        return Step(
             self.number, self.kind, self.state, self.name, text, self.result, self.began, self.ms
         )
 
 
-class FoldStream:
-    """The folds of one answer, event by event."""
+class StepStream:
+    """The steps of one answer, built event by event."""
 
     def __init__(self) -> None:
         self._all: list[_Growing] = []
-        self._left = FOLDED_MAX
+        self._left = STEP_CHARS_MAX  # characters that may still be added
         self._thought: _Growing | None = None
-        self._writing: dict[int, _Growing] = {}  # calls whose arguments come in, by their index
-        self._called: dict[str, _Growing] = {}  # calls without a result, by their ID
-        self._pictures: set[str] = set()  # addresses and data of those that are there
-        self._pictured = PICTURED_MAX
+        self._writing: dict[int, _Growing] = {}  # calls with incomplete arguments, by index
+        self._called: dict[str, _Growing] = {}  # calls without a result, by ID
+        self._pictures: set[str] = set()  # addresses and data of the pictures so far
+        self._picture_chars_left = PICTURE_CHARS_MAX
         self._sources: dict[str, str] = {}  # titles by address
-        self._named: _Growing | None = None  # the fold that holds them
-        # What the next patch tells.
+        self._sources_step: _Growing | None = None
+        # For the next patch:
         self._fresh: list[_Growing] = []
         self._added: dict[int, list[str]] = {}
         self._changed: list[_Growing] = []
 
     def feed(self, number: int, event: Event, at: float) -> None:
-        """Take an event: its number in the log, and when it came."""
+        """Take an event, its number in the log, and its arrival time."""
         if isinstance(event, Reasoning):
             if self._thought is None:
                 self._thought = self._open(number, "thought", at)
             self._write(self._thought, event.text)
             return
-        if isinstance(event, Extra):  # a model may think on meanwhile
+        if isinstance(event, Extra):  # it does not end a thought
             self._extra(number, event, at)
             return
         self._end_thought(at)
@@ -126,13 +126,13 @@ class FoldStream:
             call = self._writing.get(event.index)
             if call is None and (call := self._open(number, "tool", at)) is not None:
                 self._writing[event.index] = call
-            self._tell(call, event.id, event.name)
+            self._name(call, event.id, event.name)
             self._write(call, event.arguments)
         elif isinstance(event, ToolCall):
             self._call(number, event, at)
         elif isinstance(event, ToolResult):
             done = self._called.pop(event.id, None) or self._open(number, "tool", at)
-            self._tell(done, event.id, event.name)
+            self._name(done, event.id, event.name)
             if done is not None:
                 done.state = "done" if event.ok else "failed"
                 done.result = self._bounded(event.result)
@@ -140,7 +140,7 @@ class FoldStream:
                 self._changed.append(done)
 
     def reclassify(self, number: int, text: str, began: float, at: float) -> None:
-        """Take a ReasoningEnd: text that came from `began` to `at` was a thought."""
+        """Take a ReasoningEnd: `text`, which came from `began` to `at`, was a thought."""
         self._end_thought(at)
         self._thought = self._open(number, "thought", began)
         self._write(self._thought, text.strip("\n"))
@@ -148,107 +148,108 @@ class FoldStream:
 
     @property
     def has_grown(self) -> bool:
-        """The next patch has text for folds that are there, or more."""
+        """Whether the next patch is not empty."""
         return bool(self._added) or self.has_changed
 
     @property
     def has_changed(self) -> bool:
-        """The next patch has more than text for folds that are there."""
+        """Whether the next patch has more than text to append to known steps."""
         return bool(self._fresh or self._changed)
 
-    def patch(self) -> FoldPatch:
-        """What has changed since the last patch."""
+    def patch(self) -> StepPatch:
+        """The changes since the last patch."""
         if not self.has_grown:
-            return FoldPatch()
-        new = {each.number for each in self._fresh}
-        changed = {each.number: each for each in self._changed if each.number not in new}
-        patch = FoldPatch(
-            [each.fold() for each in self._fresh],
+            return StepPatch()
+        new = {step.number for step in self._fresh}
+        changed = {step.number: step for step in self._changed if step.number not in new}
+        patch = StepPatch(
+            [step.snapshot() for step in self._fresh],
             [(n, "".join(pieces)) for n, pieces in self._added.items() if n not in new],
-            [each.fold() for each in changed.values()],
+            [step.snapshot() for step in changed.values()],
         )
         self._fresh, self._added, self._changed = [], {}, []
         return patch
 
-    def folds(self) -> tuple[Fold, ...]:
-        """All of them as they are now."""
-        return tuple(each.fold() for each in self._all)
+    def steps(self) -> tuple[Step, ...]:
+        """All steps as of now."""
+        return tuple(step.snapshot() for step in self._all)
 
-    def ended(self, at: float) -> tuple[Fold, ...]:
-        """All of them when the answer has ended: nothing is under way any more."""
+    def end(self, at: float) -> tuple[Step, ...]:
+        """All steps after the answer's end, none of them `running`."""
         self._end_thought(at)
-        for each in self._all:
-            if each.state == "running":
-                each.state = "called"
-        return self.folds()
+        for step in self._all:
+            if step.state == "running":
+                step.state = "called"
+        return self.steps()
 
     def _extra(self, number: int, event: Extra, at: float) -> None:
         before = dict(self._sources)
-        for each in attachments.found(event):
-            if isinstance(each, attachments.Picture):
-                self._picture(number, each, at)
-            elif each.url in self._sources or len(self._sources) < SOURCES_MAX:
-                self._sources[each.url] = self._sources.get(each.url) or each.title
-        if self._sources == before:  # many servers send them again with each chunk
+        for attachment in attachments.attachments_of(event):
+            if isinstance(attachment, attachments.Picture):
+                self._picture(number, attachment, at)
+            elif attachment.url in self._sources or len(self._sources) < SOURCES_MAX:
+                title = self._sources.get(attachment.url) or attachment.title
+                self._sources[attachment.url] = title
+        if self._sources == before:  # many servers repeat them in each chunk
             return
-        if self._named is None:
-            self._named = self._open(number, "sources", at)
-        if (fold := self._named) is not None:
-            fold.state = "done"
-            fold.pieces = ["\n".join(f"{u} {t}".rstrip() for u, t in self._sources.items())]
-            self._changed.append(fold)
+        if self._sources_step is None:
+            self._sources_step = self._open(number, "sources", at)
+        if (step := self._sources_step) is not None:
+            step.state = "done"
+            step.pieces = ["\n".join(f"{u} {t}".rstrip() for u, t in self._sources.items())]
+            self._changed.append(step)
 
     def _picture(self, number: int, picture: attachments.Picture, at: float) -> None:
         if picture.url in self._pictures:
             return
-        fold = self._open(number, "picture", at)
-        if fold is None:
+        step = self._open(number, "picture", at)
+        if step is None:
             return
         self._pictures.add(picture.url)
         size = None
         if ";base64," in picture.url[:400].lower():
             data = len(picture.url) - picture.url.index(",") - 1
             size = decoded_size(data - picture.url.count("=", -2))
-        fold.state = "done"
-        fold.pieces = [label_of(picture.media_type, size)]
-        self._pictured -= len(picture.url)
-        if self._pictured >= 0:
-            fold.result = picture.url
+        step.state = "done"
+        step.pieces = [label_of(picture.media_type, size)]
+        self._picture_chars_left -= len(picture.url)
+        if self._picture_chars_left >= 0:
+            step.result = picture.url
 
     def _call(self, number: int, event: ToolCall, at: float) -> None:
-        """A call is complete: its pieces, if it came in pieces, are written."""
-        index = next((i for i, each in self._writing.items() if each.id == event.id), None)
+        """Take a complete call. Its arguments are added already where it came in pieces."""
+        index = next((i for i, call in self._writing.items() if call.id == event.id), None)
         if index is None:
             call = self._open(number, "tool", at)
             self._write(call, event.arguments)
         else:
             call = self._writing.pop(index)
-        self._tell(call, event.id, event.name)
+        self._name(call, event.id, event.name)
         if call is not None:
             self._called[event.id] = call
 
     def _open(self, number: int, kind: Kind, at: float) -> _Growing | None:
-        if len(self._all) >= FOLDS_MAX:
+        if len(self._all) >= STEPS_MAX:
             return None
-        fold = _Growing(number, kind, at)
-        self._all.append(fold)
-        self._fresh.append(fold)
-        return fold
+        step = _Growing(number, kind, at)
+        self._all.append(step)
+        self._fresh.append(step)
+        return step
 
-    def _tell(self, call: _Growing | None, id_: str, name: str) -> None:
+    def _name(self, call: _Growing | None, id_: str, name: str) -> None:
         if call is not None:
             call.id = id_
             if name and name != call.name:
                 call.name = name
                 self._changed.append(call)
 
-    def _write(self, fold: _Growing | None, text: str) -> None:
-        if fold is not None and (piece := self._bounded(text)):
-            fold.pieces.append(piece)
-            self._added.setdefault(fold.number, []).append(piece)
+    def _write(self, step: _Growing | None, text: str) -> None:
+        if step is not None and (piece := self._bounded(text)):
+            step.pieces.append(piece)
+            self._added.setdefault(step.number, []).append(piece)
 
     def _bounded(self, text: str) -> str:
-        """As much of the text as there is room for."""
+        """As much of the text as the limit allows, with CUT at the end where it was cut."""
         if not text or self._left < 0:
             return ""
         piece, self._left = text[: self._left], self._left - len(text)
@@ -262,18 +263,18 @@ class FoldStream:
             self._thought = None
 
 
-def folding(generation: Generation, upto: int) -> FoldStream:
-    """The folds of the events from 1 to `upto`, ready to be fed with what comes behind."""
-    stream = FoldStream()
+def stream_of(generation: Generation, upto: int) -> StepStream:
+    """A StepStream that was fed the events from 1 to `upto`, to be fed with those that follow."""
+    stream = StepStream()
     for number, event in [] if generation.only_text else generation.events(upto):
         if not is_terminal(event):
-            fold(stream, generation, number, event)
+            feed_event(stream, generation, number, event)
     stream.patch()
     return stream
 
 
-def fold(stream: FoldStream, generation: Generation, number: int, event: Event) -> None:
-    """Feed an event that is not the terminal one to a stream of folds."""
+def feed_event(stream: StepStream, generation: Generation, number: int, event: Event) -> None:
+    """Feed an event of a generation to `stream`. Not for the terminal event."""
     at = generation.came_at(number)
     if isinstance(event, ReasoningEnd):
         began = generation.came_at(min(event.after + 1, number))
@@ -282,7 +283,7 @@ def fold(stream: FoldStream, generation: Generation, number: int, event: Event) 
         stream.feed(number, event, at)
 
 
-def folds(generation: Generation) -> tuple[Fold, ...]:
-    """After the end: the folds, as far as the answer goes."""
+def steps_of(generation: Generation) -> tuple[Step, ...]:
+    """The steps of a generation that has ended; of a stopped one, those that had been shown."""
     upto, _ = generation.answer()
-    return folding(generation, upto).ended(generation.ended_at or now())
+    return stream_of(generation, upto).end(generation.ended_at or now())

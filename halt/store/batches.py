@@ -11,7 +11,7 @@ from halt.clock import now
 from halt.core import steps
 from halt.core.events import Content, Event, Terminal, is_terminal
 from halt.core.generation import Generation
-from halt.core.steps import Fold
+from halt.core.steps import Step
 from halt.errors import OffsetLost
 
 
@@ -45,7 +45,7 @@ class Ended:
     last_seq: int
     answer: str = ""  # all of the message's text, cut to what was seen, with a Continue's prefix
     model: str = ""  # as it names itself
-    folds: tuple[Fold, ...] = ()  # of this generation
+    folds: tuple[Step, ...] = ()  # of this generation
     seen: int | None = None  # the last event that the one who stopped it had seen
 
 
@@ -104,7 +104,7 @@ def progress_of(entry: Entry, room: int, worker: str) -> Progress | None:
             upto,
             recording.answer()[1],
             recording.model,
-            steps.folds(recording),
+            steps.steps_of(recording),
             recording.kept,
         )
     return Progress(entry, len(events), upto, _chunks(recording, events), begun, ended)

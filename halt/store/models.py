@@ -17,7 +17,7 @@ from typing import Generic, Literal, TypeVar
 
 from halt.core.events import Cancelled, Done, Terminal
 from halt.core.finish_reasons import broken_off, is_good
-from halt.core.steps import Fold
+from halt.core.steps import Step
 from halt.errors import HaltError
 
 BUSY = "An answer is being written. Stop it first, or wait for its end."
@@ -109,7 +109,7 @@ class Exchange:
     model: str = ""  # the model that answered, as it names itself
     ended: Terminal | None = None
     previous: Exchange | None = None
-    folds: tuple[Fold, ...] = ()  # for the eye: never told to the model
+    folds: tuple[Step, ...] = ()  # for the eye: never told to the model
     requested_model: str = ""  # the model that was chosen, "" for the default one
     alternatives: tuple[Exchange, ...] = ()  # answers of other models to the same prompt
     selected: bool = False  # the user selected this answer among its alternatives
@@ -216,7 +216,7 @@ class Page(Generic[T]):
     cursor: str | None = None
 
 
-def state_of(ended: Terminal, answer: str, folds: Sequence[Fold]) -> State:
+def state_of(ended: Terminal, answer: str, folds: Sequence[Step]) -> State:
     """The state in which an answer is after this end, with what was shown of it.
 
     One that its model's server broke off, or that brought nothing at all, has failed.

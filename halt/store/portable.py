@@ -27,7 +27,7 @@ import msgspec
 
 from halt.core.events import Terminal
 from halt.core.metrics import NO_FIGURES
-from halt.core.steps import Fold
+from halt.core.steps import Step
 from halt.errors import RequestError, TooLarge
 from halt.store.import_faults import OWN_ALONE, explained, foreign
 from halt.store.json_items import is_list, items
@@ -77,7 +77,7 @@ class PortableMessage(_Message, omit_defaults=True):
     """A message of an exported conversation; IDs count within the conversation only."""
 
     ended: Terminal | None = None  # how it ended, with its figures
-    folds: list[Fold] = msgspec.field(default_factory=list)  # thoughts and tool calls
+    folds: list[Step] = msgspec.field(default_factory=list)  # thoughts and tool calls
 
 
 class PortableSettings(msgspec.Struct, omit_defaults=True):
@@ -133,7 +133,7 @@ _message = msgspec.json.Decoder(PortableMessage)
 _large_message = msgspec.json.Decoder(_LargeMessage)
 _number = msgspec.json.Decoder(Number)
 _ended_as = msgspec.json.Decoder(Terminal | None)
-_fold = msgspec.json.Decoder(Fold)
+_fold = msgspec.json.Decoder(Step)
 _no_list = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -266,7 +266,7 @@ def _mend(given: PortableConversation) -> None:
             message.ended = msgspec.structs.replace(message.ended, metrics=NO_FIGURES)
 
 
-def _ended(fold: Fold) -> Fold:
+def _ended(fold: Step) -> Step:
     """A fold of an answer that has ended."""
     ms = fold.ms if _is_figure(fold.ms) else None
     state = fold.state

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from halt.core.events import Content, Event, ReasoningEnd, answer_of, is_terminal, text_of
 from halt.core.metrics import Metrics
-from halt.core.steps import Fold, FoldStream
+from halt.core.steps import Step, StepStream
 from halt.store.batches import Chunk
 from halt.store.database import execute
 
@@ -64,9 +64,9 @@ def numbered(events: list[tuple[int, list[Timed]]]) -> Iterator[tuple[int, Event
             yield number, event
 
 
-def folded(events: list[tuple[int, list[Timed]]]) -> tuple[Fold, ...]:
+def folded(events: list[tuple[int, list[Timed]]]) -> tuple[Step, ...]:
     """The thoughts and tool calls among the events."""
-    stream = FoldStream()
+    stream = StepStream()
     at = 0.0
     texts: list[tuple[int, float, str]] = []
     for first, part in events:
@@ -83,7 +83,7 @@ def folded(events: list[tuple[int, list[Timed]]]) -> tuple[Fold, ...]:
             if text := text_of(event):
                 texts.append((number, at, text))
             stream.feed(number, event, at)
-    return stream.ended(at)
+    return stream.end(at)
 
 
 def measured(said: Sequence[Timed]) -> Metrics:

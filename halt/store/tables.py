@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 
 from halt.core.events import Terminal
-from halt.core.steps import Fold
+from halt.core.steps import Step
 
 
 def storable(said: str) -> str:
@@ -117,7 +117,7 @@ messages = Table(
     Column("picked", Boolean, nullable=False, default=False),
     Column("created_at", Double, nullable=False, default=time.time),
     Column("ended", Json(msgspec.json.Decoder(Terminal))),
-    Column("folds", Json(msgspec.json.Decoder(tuple[Fold, ...]), ())),
+    Column("folds", Json(msgspec.json.Decoder(tuple[Step, ...]), ())),
     Column("trigrams", Storable),  # what is indexed instead of the content: see `halt.store.search`
     Column("content", Storable, nullable=False),
     Index("messages_tree", "conversation_id", "parent_id"),

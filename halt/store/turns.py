@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
-from halt.core.steps import Fold
+from halt.core.steps import Step
 from halt.errors import RequestError, StreamInUse
 from halt.store import tree
 from halt.store.database import Database, upsert
@@ -354,6 +354,6 @@ def _restore(connection: Connection, answer: Row[Any], stream_id: str) -> None:
     )
 
 
-def _earlier(folds: tuple[Fold, ...]) -> tuple[Fold, ...]:
+def _earlier(folds: tuple[Step, ...]) -> tuple[Step, ...]:
     """The folds of a message that another generation goes on with: no number is used twice."""
     return tuple(replace(each, number=n - len(folds)) for n, each in enumerate(folds))

@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, text
 
 from halt.core.events import Content, Done, Event, Terminal
 from halt.core.metrics import Meter
-from halt.core.steps import Fold
+from halt.core.steps import Step
 from halt.store.batches import Batch, Begun, Chunk, Ended
 from halt.store.migrate import open_database
 from halt.store.models import Conversation, Exchange
@@ -98,7 +98,7 @@ def ends(
     how: Terminal = DONE,
     *,
     said: Sequence[Event] | None = None,
-    folds: tuple[Fold, ...] = (),
+    folds: tuple[Step, ...] = (),
     model: str = "m-1",
 ) -> None:
     """A generation brings all of its events and ends."""

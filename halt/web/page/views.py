@@ -15,7 +15,7 @@ from halt.core import steps
 from halt.core.events import Cancelled, Done, Failed, Terminal
 from halt.core.finish_reasons import CUT_OFF, EMPTY, broken_off, is_good
 from halt.core.generation import Generation
-from halt.core.steps import BELOW, Fold
+from halt.core.steps import BELOW, Step
 from halt.rendering import data_urls
 from halt.rendering.blocks import BlockStream, Patch
 from halt.rendering.open_text import OpenText, breakable, normalized
@@ -102,7 +102,7 @@ def _took(milliseconds: float | None) -> str:
     )
 
 
-def fold_view(fold: Fold, key: str = "") -> FoldView:
+def fold_view(fold: Step, key: str = "") -> FoldView:
     took = _took(fold.ms)
     name = fold.name or "a tool"
     if fold.kind == "thought":
@@ -127,7 +127,7 @@ def _shown_text(text: str) -> Markup:
     return Markup(breakable(html.escape(normalized(text), quote=False)))  # noqa: S704 - escaped
 
 
-def fold_views(folds: Sequence[Fold]) -> tuple[FoldView, ...]:
+def fold_views(folds: Sequence[Step]) -> tuple[FoldView, ...]:
     """The folds of all parts of an answer; each part numbers its own."""
     parts, last = 0, 0
     out = []
@@ -140,7 +140,7 @@ def fold_views(folds: Sequence[Fold]) -> tuple[FoldView, ...]:
     return tuple(out)
 
 
-def below_view(folds: Sequence[Fold]) -> BelowView:
+def below_view(folds: Sequence[Step]) -> BelowView:
     """The pictures and sources of all parts of an answer."""
     pictures: list[tuple[str, str]] = []
     sources: dict[str, str] = {}
@@ -250,11 +250,11 @@ def view(
     ended = run.log.ended
     after, text = run.answer()
     if ended is not None:
-        folds = (*exchange.folds, *steps.folds(run))
+        folds = (*exchange.folds, *steps.steps_of(run))
         saved = replace(exchange, answer=text, model=run.model, ended=ended, folds=folds)
         return _ended_view(saved, ended, rendering)
     patch = rendering.patch(BlockStream().feed(text))
-    folds = steps.folding(run, after).folds()
+    folds = steps.stream_of(run, after).steps()
     return AnswerView(
         id=run.id,
         state="running",

@@ -30,7 +30,7 @@ from halt.core.events import (
     text_of,
 )
 from halt.core.generation import Generation
-from halt.core.steps import BELOW, FoldPatch
+from halt.core.steps import BELOW, StepPatch
 from halt.rendering.blocks import BlockStep, BlockStream, Patch
 from halt.rendering.open_text import OpenText
 from halt.rendering.protocol import Rendered
@@ -99,9 +99,9 @@ class PageWriter:
         self._blocks = BlockStream()
         self._tail = OpenText()
         self._tail.feed(self._blocks.feed(run.text(after)).tail)
-        self._folds = steps.folding(run, after)
+        self._folds = steps.stream_of(run, after)
         self._folded_texts: defaultdict[int, OpenText] = defaultdict(OpenText)  # by fold number
-        for fold in self._folds.folds():
+        for fold in self._folds.steps():
             self._folded_texts[fold.number].feed(html.escape(fold.text))
         environment = template.environment
         self._draw: Any = environment.get_template("parts.html").module
@@ -121,7 +121,7 @@ class PageWriter:
         if not _is_short(events):
             return partial(self._long, events)
         for number, event in events:
-            steps.fold(self._folds, self._run, number, event)
+            steps.feed_event(self._folds, self._run, number, event)
         step = self._blocks.feed("".join([text_of(event) for _, event in events]))
         saving = self._saving()
         new_saving = saving is not self._said and saving != self._said
@@ -141,7 +141,7 @@ class PageWriter:
             return _when_drawn(self._renderer.submit_text(text), ended)
         thought = False
         for number, event in events:
-            steps.fold(self._folds, self._run, number, event)
+            steps.feed_event(self._folds, self._run, number, event)
             thought = thought or isinstance(event, ReasoningEnd)
         if not thought:
             text = "".join([text_of(event) for _, event in events])
@@ -186,7 +186,7 @@ class PageWriter:
         shown = view(asked, self._run, self._answer_progress, rendering)
         return in_place_of_answer(self._run.id, self._template.render(a=shown))
 
-    def _folded(self, patch: FoldPatch) -> str:
+    def _folded(self, patch: StepPatch) -> str:
         stream_id, draw = self._run.id, self._draw
         out = [
             _partial(f"folds-{stream_id}", "beforeend", draw.fold(stream_id, fold_view(fold)))
@@ -205,7 +205,7 @@ class PageWriter:
             if shown.result:
                 out.append(_partial(f"{at}-result", "outerHTML", draw.result(stream_id, shown)))
         if any(fold.kind in BELOW for fold in (*patch.fresh, *patch.changed)):
-            below = draw.below(below_view(self._folds.folds()))
+            below = draw.below(below_view(self._folds.steps()))
             out.append(_partial(f"below-{stream_id}", "innerHTML", below))
         return "".join(out)
 

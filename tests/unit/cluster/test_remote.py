@@ -282,7 +282,7 @@ def test_a_thought_that_is_told_late_is_one_elsewhere_too(begin: Begin) -> None:
     reply.feed(Part((ReasoningEnd(), Content("Hello")), 1))
     reader.wait_text("Okay. Hello")
     assert remote.answer() == run.answer() == (3, "Hello")
-    assert [fold.text for fold in steps.folding(remote, 3).folds()] == ["Okay. "]
+    assert [fold.text for fold in steps.stream_of(remote, 3).steps()] == ["Okay. "]
     for number in range(40):
         reply.feed(str(number))
         reader.wait_text("Okay. Hello" + "".join(map(str, range(number + 1))))

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from halt.core.attachments import Picture, Source, found
+from halt.core.attachments import Picture, Source, attachments_of
 from halt.core.events import Content, Event, Extra, Reasoning
-from halt.core.steps import PICTURED_MAX, SOURCES_MAX, Fold, FoldStream
+from halt.core.steps import PICTURE_CHARS_MAX, SOURCES_MAX, Step, StepStream
 
 PNG = "iVBORw0KGgoAAAANSUhEUg=="
 URL = f"data:image/png;base64,{PNG}"
@@ -34,7 +34,7 @@ A, B = "https://a.example/one", "http://b.example/two?q=1"
 def test_pictures(fields: dict[str, Any]) -> None:
     """Whatever the field's name, and however deep it is."""
     for extra in (Extra(delta=fields), Extra(chunk=fields), Extra(choice={"message": fields})):
-        assert list(found(extra)) == [Picture("image/png", URL)]
+        assert list(attachments_of(extra)) == [Picture("image/png", URL)]
 
 
 @pytest.mark.parametrize(
@@ -95,19 +95,19 @@ def test_pictures(fields: dict[str, Any]) -> None:
 def test_sources(fields: dict[str, Any], sources: list[tuple[str, str]]) -> None:
     """Addresses of the web alone, with their titles; those of icons and of the API are none."""
     for extra in (Extra(delta=fields), Extra(chunk=fields), Extra(choice=fields)):
-        assert list(found(extra)) == [Source(*each) for each in sources]
+        assert list(attachments_of(extra)) == [Source(*each) for each in sources]
 
 
 def test_a_picture_that_is_elsewhere_is_a_link() -> None:
     """Nothing is loaded from anywhere."""
     fields = {"images": [{"image_url": {"url": A}}, B]}
-    assert list(found(Extra(delta=fields))) == [Picture("image", A), Picture("image", B)]
+    assert list(attachments_of(Extra(delta=fields))) == [Picture("image", A), Picture("image", B)]
 
 
 def test_a_picture_without_a_type_is_known_by_its_field() -> None:
     """A data: URL may leave it out."""
     fields = {"images": [{"image_url": {"url": "data:,0"}}], "files": ["data:,1"]}
-    assert list(found(Extra(delta=fields))) == [
+    assert list(attachments_of(Extra(delta=fields))) == [
         Picture("image", "data:,0"),
         Picture("text/plain", "data:,1"),
     ]
@@ -118,15 +118,15 @@ def test_what_is_deep_without_end_is_left() -> None:
     deep: Any = [A]
     for _ in range(500):
         deep = [deep]
-    assert list(found(Extra(chunk={"a": deep}))) == []
+    assert list(attachments_of(Extra(chunk={"a": deep}))) == []
 
 
-def folded(*events: Event) -> tuple[Fold, ...]:
+def folded(*events: Event) -> tuple[Step, ...]:
     """The folds of these events, a second apart."""
-    stream = FoldStream()
+    stream = StepStream()
     for number, event in enumerate(events, 1):
         stream.feed(number, event, float(number))
-    return stream.ended(100.0)
+    return stream.end(100.0)
 
 
 def test_sources_are_one_fold_each_named_once() -> None:
@@ -149,7 +149,7 @@ def test_a_picture_is_kept_with_its_line() -> None:
     (fold,) = folded(once, once)
     assert (fold.kind, fold.state, fold.text) == ("picture", "done", "Picture (PNG, 16 B)")
     assert fold.result == URL
-    large = [Extra(delta={"image": f"{URL}{letter * (PICTURED_MAX // 2)}"}) for letter in "ab"]
+    large = [Extra(delta={"image": f"{URL}{letter * (PICTURE_CHARS_MAX // 2)}"}) for letter in "ab"]
     assert [(each.text, bool(each.result)) for each in folded(*large)] == [
         ("Picture (PNG, 3.0 MB)", True),
         ("Picture (PNG, 3.0 MB)", False),
@@ -167,5 +167,5 @@ def test_a_long_text_takes_bounded_time() -> None:
     """Also where it begins like a data: URL."""
     start = time.process_time()
     fields = {"images": [f"data:a/b{'a' * 100_000} x"] * 20}
-    assert not list(found(Extra(delta=fields)))
+    assert not list(attachments_of(Extra(delta=fields)))
     assert time.process_time() - start < 1

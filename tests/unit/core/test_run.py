@@ -89,14 +89,14 @@ def test_text_that_turns_out_to_be_a_thought_is_taken_back(stage: Stage) -> None
     ]
     assert run.answer() == (5, "Hello")
     assert (run.text(2), run.text(3), run.text(4)) == ("Okay, hello.", "", "He")
-    assert [(fold.kind, fold.text) for fold in steps.folds(run)] == [("thought", "Okay, hello.")]
+    assert [(fold.kind, fold.text) for fold in steps.steps_of(run)] == [("thought", "Okay, hello.")]
     ended = run.log.ended
     assert isinstance(ended, Done)
     assert ended.metrics.characters == run.characters == len("Hello")
     assert ended.metrics.reasoning_ms is not None
     run._kept = 2
     assert run.answer() == (2, "Okay, hello.")
-    assert steps.folds(run) == ()
+    assert steps.steps_of(run) == ()
 
 
 def test_tokens_are_estimated_where_nobody_counted(stage: Stage) -> None:

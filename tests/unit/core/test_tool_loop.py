@@ -346,7 +346,7 @@ def test_a_thought_that_is_told_late_is_that_of_its_round(stage: ToolStage) -> N
     assert run.answer()[1] == "Look x.\n\nLook y.\n\nYes."
     said = [each["content"] for each in told(upstream.asked[2]) if each["role"] == "assistant"]
     assert said == ["Look x.", "Look y."]
-    assert [f.text.strip() for f in steps.folds(run) if f.kind == "thought"] == [
+    assert [f.text.strip() for f in steps.steps_of(run) if f.kind == "thought"] == [
         "Hm.",
         "Hm.",
         "Ah.",

@@ -362,7 +362,7 @@ def test_a_recording_from_the_store_is_the_one_that_was_made(desk: Desk) -> None
     assert found is not None
     assert found.log.read(0) == recording.log.read(0)
     assert found.answer() == (3, "some text")
-    assert [fold.text for fold in steps.folds(found)] == ["a thought"]
+    assert [fold.text for fold in steps.steps_of(found)] == ["a thought"]
     for number in (1, 2, 3):
         came = recording.came_at(number) - recording.started_at
         assert found.came_at(number) - found.started_at == pytest.approx(came, abs=0.001)
@@ -382,7 +382,7 @@ def test_a_recording_from_the_store_knows_which_text_was_a_thought(desk: Desk) -
     found = desk.replay.get("a-stream", "somebody")
     assert found is not None
     assert found.answer() == recording.answer() == (4, "Hello")
-    assert [fold.text for fold in steps.folds(found)] == ["Okay. So."]
+    assert [fold.text for fold in steps.steps_of(found)] == ["Okay. So."]
 
 
 def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:

@@ -29,7 +29,7 @@ from halt.core.events import (
     ReasoningEnd,
 )
 from halt.core.metrics import NO_FIGURES
-from halt.core.steps import Fold
+from halt.core.steps import Step
 from halt.errors import RequestError, StreamInUse
 from halt.store import transfer as module
 from halt.store.batches import Batch, Chunk, Ended
@@ -495,7 +495,7 @@ def test_only_the_last_answer_with_text_can_be_continued(chat: Chat) -> None:
 
 def test_the_folds_of_a_continued_answer_are_all_kept(store: Store, chat: Chat) -> None:
     """Each has a number of its own, in the order in which they came."""
-    thoughts = [Fold(1, "thought", "done", text="first"), Fold(1, "thought", "done", text="second")]
+    thoughts = [Step(1, "thought", "done", text="first"), Step(1, "thought", "done", text="second")]
     ends(store, chat.ask("a"), "Half", STOPPED, folds=(thoughts[0],))
     ends(store, chat.extend(), "Half more", folds=(thoughts[1],))
     folds = chat.last().folds
@@ -656,7 +656,7 @@ def test_no_stream_answers_twice(three: Comparison, store: Store) -> None:
 
 def test_folds_are_saved_and_never_told(store: Store, chat: Chat) -> None:
     """What a model thought is for the eye."""
-    fold = Fold(1, "thought", "done", text="secret thoughts " * 10, ms=5.0)
+    fold = Step(1, "thought", "done", text="secret thoughts " * 10, ms=5.0)
     ends(store, chat.ask("Why?"), "Because.", folds=(fold,))
     assert chat.last().folds == (fold,)
     chat.ask("And?")
@@ -665,7 +665,7 @@ def test_folds_are_saved_and_never_told(store: Store, chat: Chat) -> None:
 
 def test_thoughts_that_were_seen_keep_a_stopped_answer(store: Store, chat: Chat) -> None:
     """It is no withdrawn one: asked again it is a version, and discarded it is gone."""
-    thought = Fold(1, "thought", "done", text="Hm.", ms=5.0)
+    thought = Step(1, "thought", "done", text="Hm.", ms=5.0)
     ends(store, chat.ask("Why?"), "", STOPPED, folds=(thought,))
     assert (chat.last().state, chat.last().withdrawn) == ("stopped", False)
     assert chat.last().folds == (thought,)
@@ -1002,7 +1002,7 @@ def everything(store: Store) -> Chat:
         chat.name, chat.owner, Settings("m-1", "Be *brief*.", 0.25, 50)
     )
     chat.says("a", "1")
-    ends(store, chat.again(), "one", STOPPED, folds=(Fold(1, "thought", "done", text="Hm"),))
+    ends(store, chat.again(), "one", STOPPED, folds=(Step(1, "thought", "done", text="Hm"),))
     chat.says("b", "2", BROKEN)
     chat.says("B", "two", edit_of=chat.last().prompt_id)
     answers = [("rival-one", "m-a"), ("rival-two", "m-b")]
@@ -1102,9 +1102,9 @@ def test_a_file_is_put_right_where_it_cannot_be_so(store: Store) -> None:
     strange = msgspec.structs.replace(METRICS, tokens=10**30)
     message = PortableMessage(2, "assistant", "Ho.", parent=1, ended=Done("stop", strange))
     message.folds = [
-        Fold(1, "thought", "running", text="Hm", ms=1e300),
-        Fold(2, "tool", "running", name="ask", ms=-5.0),
-        Fold(3, "tool", "done", name="ask", ms=5.0),
+        Step(1, "thought", "running", text="Hm", ms=1e300),
+        Step(2, "tool", "running", name="ask", ms=-5.0),
+        Step(3, "tool", "done", name="ask", ms=5.0),
     ]
     talk = PortableConversation("of-tomorrow", "", [PortableMessage(1, "user", "Hi?"), message])
     talk.created_at = talk.updated_at = time.time() + 10 * DAY

@@ -223,7 +223,7 @@ def test_a_page_that_comes_back_is_sent_the_rest_for_the_same_folds(
 
 def test_a_thought_whose_time_is_not_known_is_said_without_it() -> None:
     """As one from a file may be."""
-    fold = steps.Fold(1, "thought", "done", text="Hm")
+    fold = steps.Step(1, "thought", "done", text="Hm")
     exchange = Exchange("Hi", "a", "Ho", ended=Cancelled(NO_FIGURES), folds=(fold,))
     assert [
         each.label for each in view(exchange, None, AnswerProgress(), RENDERER.within(60)).folds
@@ -259,9 +259,9 @@ def test_text_that_was_a_thought_moves_into_a_fold(played: Played, template: Tem
 def test_a_stopped_answer_has_the_folds_that_were_seen(played: Played) -> None:
     """What came after the last event that was shown is not there either."""
     run = played([Reasoning("a"), Content("b"), *call("Oslo")], stop_at=2)
-    assert [fold.kind for fold in steps.folds(run)] == ["thought"]
+    assert [fold.kind for fold in steps.steps_of(run)] == ["thought"]
     run = played([Reasoning("a"), Reasoning("b")], stop_at=1)
-    (fold,) = steps.folds(run)
+    (fold,) = steps.steps_of(run)
     assert (fold.text, fold.state) == ("a", "done")
 
 
@@ -274,7 +274,7 @@ def test_only_an_answer_of_which_nothing_was_seen_is_withdrawn(
 ) -> None:
     """A thought or a tool call that was on the screen stays there, also beside an older answer."""
     run = played([Reasoning("a"), *call("Oslo")], stop_at=seen)
-    first = Exchange("Hi", run.id, ended=Cancelled(NO_FIGURES), folds=steps.folds(run))
+    first = Exchange("Hi", run.id, ended=Cancelled(NO_FIGURES), folds=steps.steps_of(run))
     again = replace(first, previous=Exchange("Hi", "before", "What there was."))
     for exchange in (first, again) if kinds else (first,):
         shown = view(exchange, None, AnswerProgress(), RENDERER.within(60))
@@ -295,9 +295,9 @@ def test_folds_of_a_log_that_let_go_of_its_beginning_are_shown_as_far_as_they_ar
 
 def test_folds_are_saved_bounded(played: Played) -> None:
     """A thought without measure does not fill the store."""
-    run = played([Reasoning("t" * (steps.FOLDED_MAX + 5)), Content("x")])
-    (fold,) = steps.folds(run)
-    assert fold.size() == steps.FOLDED_MAX + len(steps.CUT)
+    run = played([Reasoning("t" * (steps.STEP_CHARS_MAX + 5)), Content("x")])
+    (fold,) = steps.steps_of(run)
+    assert fold.size() == steps.STEP_CHARS_MAX + len(steps.CUT)
 
 
 def test_progress_is_sent_when_it_changes(played: Played, template: Template) -> None:
@@ -363,7 +363,7 @@ def test_pictures_and_sources_stand_below_the_text(played: Played, template: Tem
 def test_a_running_answer_is_drawn_with_its_pictures_and_sources(template: Template) -> None:
     """A page that is loaded then has them at once, also those of the part before a Continue."""
     exchange = Exchange(
-        "q", "a-stream", answer="text", folds=(steps.Fold(1, "picture", "done", text="Picture"),)
+        "q", "a-stream", answer="text", folds=(steps.Step(1, "picture", "done", text="Picture"),)
     )
     run = Generation("a-stream", None, Log(10_000), started_at=now())
     run.note("", now())
