@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from halt.core.events import Event, Terminal, is_terminal
-from halt.core.log import EVENTS_ALL, Log
+from halt.core.log import EVENTS_ALL, EventLog
 
 
-class GapLog(Log):
+class GapLog(EventLog):
     """See the module."""
 
     def __init__(self, max_bytes: int, first: int) -> None:

@@ -19,7 +19,7 @@ from typing import Literal
 from halt.clock import now
 from halt.core.connection import TICK
 from halt.core.events import Cancelled, Done, Event, Failed, ReasoningEnd, text_of
-from halt.core.log import Log
+from halt.core.log import EventLog
 from halt.errors import OffsetLost
 
 State = Literal["running", "done", "cancelled", "error"]
@@ -48,7 +48,7 @@ class Generation:
         self,
         stream_id: str,
         owner: str | None,
-        log: Log,
+        log: EventLog,
         *,
         asked: str = "",
         prefix: str = "",

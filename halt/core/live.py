@@ -5,7 +5,7 @@ from __future__ import annotations
 from halt.core import via
 from halt.core.connection import UpstreamConnection
 from halt.core.generation import Generation
-from halt.core.log import Log
+from halt.core.log import EventLog
 from halt.core.metrics import Meter
 from halt.core.request import ChatRequest, Reply, fingerprint, unfinished
 from halt.core.request_ids import current
@@ -24,7 +24,7 @@ class LiveGeneration(Generation):
         super().__init__(
             stream_id,
             owner,
-            Log(log_bytes),
+            EventLog(log_bytes),
             asked=request.model or "",
             prefix=unfinished(request),
             started_at=self.meter.started_at,

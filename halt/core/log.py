@@ -38,7 +38,7 @@ EVENTS_ALL = sys.maxsize
 SPARE_MAX = 1024  # slots of dropped events that a log keeps before it closes the gap
 
 
-class Log:
+class EventLog:
     """See the module. Threads may share one."""
 
     def __init__(self, max_bytes: int) -> None:

@@ -12,7 +12,7 @@ from halt.clock import now
 from halt.core.events import Delta, Event, Terminal, is_terminal
 from halt.core.gap_log import GapLog
 from halt.core.generation import Generation
-from halt.core.log import Log
+from halt.core.log import EventLog
 from halt.errors import StoreUnavailable
 from halt.store.admission import NO_ANSWER
 from halt.store.generations import Generations, Recorded
@@ -24,7 +24,7 @@ RECOVERY_WAIT = 5.0  # seconds that a thread waits for another one's recovery
 logger = logging.getLogger(__name__)
 
 
-def stored_log(events: Sequence[tuple[int, Event]]) -> Log:
+def stored_log(events: Sequence[tuple[int, Event]]) -> EventLog:
     """The log of a generation that has ended, of its events with their numbers, in order.
 
     The numbers may have two kinds of gaps. One before the terminal event is passed over: what had

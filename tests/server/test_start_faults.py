@@ -17,7 +17,7 @@ from halt.clock import now
 from halt.config.environment import load
 from halt.core.events import Done
 from halt.core.generation import Generation
-from halt.core.log import Log
+from halt.core.log import EventLog
 from halt.core.metrics import Meter
 from halt.core.receipts import Receipt
 from halt.core.run import Run
@@ -216,7 +216,7 @@ def test_the_workers_are_asked_once_while_a_write_is_awaited(
     stream_id = desk.conversation().exchanges[-1].stream_id
     assert services(desk.app).store_writer.written(stream_id, SOON)
 
-    elsewhere = Generation(stream_id, None, Log(1_000), started_at=now())
+    elsewhere = Generation(stream_id, None, EventLog(1_000), started_at=now())
     elsewhere.log.end(lambda: Done("stop", Meter().snapshot()))
     asked: list[str] = []
 

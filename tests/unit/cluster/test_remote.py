@@ -40,7 +40,7 @@ from halt.core.events import (
 )
 from halt.core.gap_log import GapLog
 from halt.core.generation import Generation
-from halt.core.log import Log
+from halt.core.log import EventLog
 from halt.core.metrics import Meter
 from halt.core.request import ChatRequest, Part
 from halt.core.run import Run
@@ -409,7 +409,7 @@ def test_an_unfinished_record_is_not_taken_for_the_end(monkeypatch: pytest.Monke
 
 def test_the_log_of_a_remote_generation_is_a_log() -> None:
     """It may begin anywhere, and a gap before its end is passed over, at its first event too."""
-    log: Log = (made := GapLog(10_000, 5))
+    log: EventLog = (made := GapLog(10_000, 5))
     assert (log.first, log.last, log.read(4)) == (5, 4, [])
     made.end_at(50, lambda: DONE)
     assert log.read(4) == log.read(49) == [(50, DONE)]

@@ -1,4 +1,4 @@
-"""The contract of a log, for every implementation of `journal.Log` in the list below."""
+"""The contract of a log, for every implementation of `EventLog` in the list below."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from halt.core.events import (
     Terminal,
     text_of,
 )
-from halt.core.log import EVENT_OVERHEAD, Log
+from halt.core.log import EVENT_OVERHEAD, EventLog
 from halt.core.metrics import Meter
 from halt.errors import OffsetLost
 from halt.store.replay import stored_log
 from tests.support.races import SOON, together
 
-MakeLog = Callable[[int], Log]
+MakeLog = Callable[[int], EventLog]
 
 #: Every implementation, made with the number of bytes that it may keep.
-IMPLEMENTATIONS: dict[str, MakeLog] = {"memory": Log}
+IMPLEMENTATIONS: dict[str, MakeLog] = {"memory": EventLog}
 
 ROOMY = 1_000_000
 REPEATS = 300
@@ -44,7 +44,7 @@ def make_log(request: pytest.FixtureRequest) -> MakeLog:
 
 
 @pytest.fixture
-def log(make_log: MakeLog) -> Log:
+def log(make_log: MakeLog) -> EventLog:
     return make_log(ROOMY)
 
 
@@ -64,7 +64,7 @@ def told(events: list[tuple[int, Event]]) -> str:
     return "".join(text_of(event) for _, event in events)
 
 
-def in_wait(log: Log) -> threading.Thread:
+def in_wait(log: EventLog) -> threading.Thread:
     """A thread that waits at the log for more than there is, and is known to do so."""
     thread = threading.Thread(target=log.wait, args=(log.last, SOON))
     before = log.waiting
@@ -74,12 +74,12 @@ def in_wait(log: Log) -> threading.Thread:
     return thread
 
 
-def test_a_new_log_is_empty_and_open(log: Log) -> None:
+def test_a_new_log_is_empty_and_open(log: EventLog) -> None:
     """Nothing is in it, nobody waits, and reading from the start gives nothing."""
     assert (log.last, log.ended, log.waiting, log.size, log.read(0)) == (0, None, 0, 0, [])
 
 
-def test_events_are_numbered_from_one_without_gaps(log: Log) -> None:
+def test_events_are_numbered_from_one_without_gaps(log: EventLog) -> None:
     """Text keeps its order, the terminal event has the number behind the last text."""
     assert all(log.append(Content(text)) for text in "abc")
     assert log.end(done)
@@ -92,7 +92,7 @@ def test_events_are_numbered_from_one_without_gaps(log: Log) -> None:
     assert log.last == 4
 
 
-def test_every_offset_is_a_place_to_go_on_from(log: Log) -> None:
+def test_every_offset_is_a_place_to_go_on_from(log: EventLog) -> None:
     """Read after N gives all that is above N: nothing twice, nothing left out."""
     for text in "abcdef":
         log.append(Content(text))
@@ -104,7 +104,7 @@ def test_every_offset_is_a_place_to_go_on_from(log: Log) -> None:
 @pytest.mark.parametrize("first", [done, cancelled, failed])
 @pytest.mark.parametrize("second", [done, cancelled, failed])
 def test_the_first_end_wins(
-    log: Log, first: Callable[[], Terminal], second: Callable[[], Terminal]
+    log: EventLog, first: Callable[[], Terminal], second: Callable[[], Terminal]
 ) -> None:
     """Whatever ends a log ends it for good; a later end is refused and not even made."""
     assert log.end(first)
@@ -118,7 +118,7 @@ def test_the_first_end_wins(
     assert log.last == 1
 
 
-def test_nothing_is_added_behind_the_end(log: Log) -> None:
+def test_nothing_is_added_behind_the_end(log: EventLog) -> None:
     """Text that comes after the terminal event is refused, and no number is used for it."""
     log.append(Content("before"))
     log.end(cancelled)
@@ -126,7 +126,7 @@ def test_nothing_is_added_behind_the_end(log: Log) -> None:
     assert (told(log.read(0)), log.last) == ("before", 2)
 
 
-def test_an_end_that_cannot_be_made_leaves_the_log_open(log: Log) -> None:
+def test_an_end_that_cannot_be_made_leaves_the_log_open(log: EventLog) -> None:
     """When making the terminal event fails, the log is as it was and can still be ended."""
 
     def broken() -> Terminal:
@@ -139,7 +139,7 @@ def test_an_end_that_cannot_be_made_leaves_the_log_open(log: Log) -> None:
     assert log.end(done)
 
 
-def test_reading_changes_nothing(log: Log) -> None:
+def test_reading_changes_nothing(log: EventLog) -> None:
     """Many readers at different places see the same events under the same numbers."""
     for text in "abc":
         log.append(Content(text))
@@ -161,7 +161,7 @@ def test_what_was_let_go_is_refused_and_never_passed_over(make_log: MakeLog) -> 
     assert log.read(edge)[-1] == (log.last, log.ended)
 
 
-def lost(log: Log, after: int) -> bool:
+def lost(log: EventLog, after: int) -> bool:
     try:
         log.read(after)
     except OffsetLost:
@@ -191,7 +191,7 @@ def test_an_event_larger_than_the_limit_is_kept_alone(make_log: MakeLog) -> None
     assert lost(log, 0)
 
 
-def test_wait_returns_at_once_when_there_is_something(log: Log) -> None:
+def test_wait_returns_at_once_when_there_is_something(log: EventLog) -> None:
     """A reader that is behind never waits, and neither does one at the end of an ended log."""
     log.append(Content("a"))
     log.wait(0, SOON * 100)
@@ -201,7 +201,7 @@ def test_wait_returns_at_once_when_there_is_something(log: Log) -> None:
     assert log.waiting == 0
 
 
-def test_a_listener_is_told_of_each_event_that_can_be_read(log: Log) -> None:
+def test_a_listener_is_told_of_each_event_that_can_be_read(log: EventLog) -> None:
     """Text and the end; with nothing locked, so that it can read, wait and leave."""
     seen: list[int] = []
 
@@ -220,7 +220,7 @@ def test_a_listener_is_told_of_each_event_that_can_be_read(log: Log) -> None:
     assert seen == [1, 2, 3]
 
 
-def test_listeners_come_and_go(log: Log) -> None:
+def test_listeners_come_and_go(log: EventLog) -> None:
     """Each is told as long as it is subscribed; leaving twice is harmless."""
     seen: list[str] = []
     first, second = (lambda: seen.append("first")), (lambda: seen.append("second"))
@@ -235,7 +235,7 @@ def test_listeners_come_and_go(log: Log) -> None:
 
 
 @pytest.mark.parametrize("what", ["append", "end", "wake"])
-def test_whoever_waits_is_woken_by(log: Log, what: str) -> None:
+def test_whoever_waits_is_woken_by(log: EventLog, what: str) -> None:
     """Text, the end and `wake` each reach every reader that waits, long before its timeout."""
     waiters = [in_wait(log) for _ in range(3)]
     assert log.waiting == 3
@@ -248,13 +248,13 @@ def test_whoever_waits_is_woken_by(log: Log, what: str) -> None:
     assert log.waiting == 0
 
 
-def test_wait_ends_by_itself(log: Log) -> None:
+def test_wait_ends_by_itself(log: EventLog) -> None:
     """Without anything to tell, a wait returns after its timeout, so that a reader can speak."""
     log.wait(0, 0.01)
     assert (log.last, log.waiting) == (0, 0)
 
 
-def ends(log: Log, make: Callable[[], Terminal]) -> tuple[bool, Terminal | None]:
+def ends(log: EventLog, make: Callable[[], Terminal]) -> tuple[bool, Terminal | None]:
     """Try to end the log: whether it was this end, and which end is seen."""
     return log.end(make), log.ended
 
@@ -369,28 +369,28 @@ def test_an_answer_read_in_two_parts_is_the_whole(texts: list[str], after: int) 
 # --- a log that has ended -------------------------------------------------------------------------
 
 
-def in_memory(events: list[Delta], end: Callable[[], Terminal]) -> Log:
-    log = Log(ROOMY)
+def in_memory(events: list[Delta], end: Callable[[], Terminal]) -> EventLog:
+    log = EventLog(ROOMY)
     for event in events:
         log.append(event)
     log.end(end)
     return log
 
 
-def from_a_store(events: list[Delta], end: Callable[[], Terminal]) -> Log:
+def from_a_store(events: list[Delta], end: Callable[[], Terminal]) -> EventLog:
     return stored_log(in_memory(events, end).read(0))
 
 
 @pytest.fixture(params=[in_memory, from_a_store])
-def make_ended(request: pytest.FixtureRequest) -> Callable[..., Log]:
-    made: Callable[..., Log] = request.param
+def make_ended(request: pytest.FixtureRequest) -> Callable[..., EventLog]:
+    made: Callable[..., EventLog] = request.param
     return made
 
 
 @pytest.mark.parametrize("end", [done, cancelled, failed])
 @pytest.mark.parametrize("text", ["", "a", "abcdef"])
 def test_an_ended_log_replays_from_every_offset(
-    make_ended: Callable[..., Log], text: str, end: Callable[[], Terminal]
+    make_ended: Callable[..., EventLog], text: str, end: Callable[[], Terminal]
 ) -> None:
     """The same numbers and events, the terminal one last, for a reader from anywhere."""
     events = [Content(letter) for letter in text]
@@ -401,7 +401,9 @@ def test_an_ended_log_replays_from_every_offset(
         assert log.read(after) == whole[after:]
 
 
-def test_an_ended_log_takes_nothing_and_lets_nobody_wait(make_ended: Callable[..., Log]) -> None:
+def test_an_ended_log_takes_nothing_and_lets_nobody_wait(
+    make_ended: Callable[..., EventLog],
+) -> None:
     """Later events are refused, a second end is not even made, and waiting returns at once."""
     log = make_ended([Content("a")], done)
     assert not log.append(Content("b"))

@@ -19,7 +19,7 @@ import halt as package
 from halt import Generation, GenerationError, Halt, Result, ToolError
 from halt.config.settings import Config, ConfigError
 from halt.core.events import Cancelled, Content, Done, Event, Failed, ToolCall, ToolResult
-from halt.core.log import Log
+from halt.core.log import EventLog
 from halt.core.request import ChatRequest, Message, Part
 from halt.errors import (
     AtCapacity,
@@ -217,7 +217,7 @@ def test_ctrl_c_while_it_is_waited_for_stops(how: str) -> None:
     upstream = Scripted()
     with scripted(upstream) as program:
         gen = program.generate("x")
-        interrupting = Background(lambda: interrupt_in(Log.wait.__code__))
+        interrupting = Background(lambda: interrupt_in(EventLog.wait.__code__))
         with pytest.raises(KeyboardInterrupt):
             gen.result() if how == "result" else list(gen)
         interrupting.end()

@@ -34,7 +34,7 @@ from halt.core import steps
 from halt.core.elsewhere import Elsewhere
 from halt.core.events import Content, Done, Failed, Reasoning, ReasoningEnd, text_of
 from halt.core.generation import Generation
-from halt.core.log import Log
+from halt.core.log import EventLog
 from halt.core.metrics import Meter
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
@@ -265,7 +265,7 @@ class Desk:
         self.replay = Replay(self.store.generations, lambda worker: worker == "worker-1")
 
     def begin(self, stream_id: str = "a-stream") -> Generation:
-        recording = Generation(stream_id, "somebody", Log(10_000_000), started_at=now())
+        recording = Generation(stream_id, "somebody", EventLog(10_000_000), started_at=now())
         self.store_writer.begin(recording)
         return recording
 

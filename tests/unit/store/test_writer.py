@@ -15,7 +15,7 @@ from halt.clock import now
 from halt.config.settings import Config
 from halt.core.events import Content, Delta, Done, Event, Failed, Reasoning, text_of
 from halt.core.generation import Generation
-from halt.core.log import Log
+from halt.core.log import EventLog
 from halt.core.metrics import Meter
 from halt.core.request import ChatRequest
 from halt.core.run import Run
@@ -113,7 +113,7 @@ class Desk:
         self.store_writer = StoreWriter(cast(Generations, self.shelf), "worker-1")
 
     def begin(self, stream_id: str = "a-stream", max_bytes: int = 1_000_000) -> Generation:
-        recording = Generation(stream_id, "somebody", Log(max_bytes), started_at=now())
+        recording = Generation(stream_id, "somebody", EventLog(max_bytes), started_at=now())
         self.store_writer.begin(recording)
         return recording
 

@@ -28,7 +28,7 @@ from halt.core.events import (
     is_terminal,
 )
 from halt.core.generation import Generation
-from halt.core.log import Log
+from halt.core.log import EventLog
 from halt.core.metrics import NO_FIGURES
 from halt.core.request import Part
 from halt.core.run import Run
@@ -365,7 +365,7 @@ def test_a_running_answer_is_drawn_with_its_pictures_and_sources(template: Templ
     exchange = Exchange(
         "q", "a-stream", answer="text", folds=(steps.Step(1, "picture", "done", text="Picture"),)
     )
-    run = Generation("a-stream", None, Log(10_000), started_at=now())
+    run = Generation("a-stream", None, EventLog(10_000), started_at=now())
     run.note("", now())
     run.log.append(Extra(chunk={"citations": ["https://a.example/one"]}))
     drawn = template.render(a=view(exchange, run, AnswerProgress(), RENDERER.within(60)))

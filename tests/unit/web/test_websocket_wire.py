@@ -17,7 +17,7 @@ import pytest
 from halt.clock import now
 from halt.core.events import Content, Done, encode
 from halt.core.generation import Generation
-from halt.core.log import Log
+from halt.core.log import EventLog
 from halt.core.metrics import Meter
 from halt.core.relay import Relay
 from halt.web.websocket.wire import FRAMES_MAX, Feed, Wire, frame
@@ -95,7 +95,7 @@ def clients(relay: Relay) -> Iterator[list[Client]]:
 
 
 def recording(number: int) -> Generation:
-    return Generation(f"stream-{number}", None, Log(10**9), started_at=now())
+    return Generation(f"stream-{number}", None, EventLog(10**9), started_at=now())
 
 
 def follow(run: Generation, wire: Wire) -> Feed:
