@@ -37,8 +37,8 @@ from halt.cluster.channel import Answers, Channel
 from halt.cluster.file_locks import FileLocks
 from halt.cluster.peers import Peers
 from halt.cluster.remote import INTERVAL, RemoteGeneration, Unknown, tell, tell_more, told
-from halt.core.elsewhere import Elsewhere
 from halt.core.generation import Generation
+from halt.core.other_workers import OtherWorkers
 from halt.core.receipts import Receipt, RunningStream, Stops
 from halt.core.relay import Departure
 from halt.core.service import RECEIPT_WAIT, GenerationService
@@ -167,7 +167,7 @@ class Undelivered:
                 self._stops.pop((worker, request.requester, stream_id), None)
 
 
-class Workers(Elsewhere):
+class Workers(OtherWorkers):
     """See the module. Until `begin` there are no others."""
 
     #: This worker's own, of which the others ask; to be set before `begin`.
@@ -285,7 +285,7 @@ class Workers(Elsewhere):
             return [each for _, answer, _ in answers for each in _listed.decode(answer)]
 
     def open_streams(self) -> list[int]:
-        """See `Elsewhere`.
+        """See `OtherWorkers`.
 
         One request at a time asks the others; those that come meanwhile are told what the last one
         learned. So a worker that hangs holds one thread of this one.

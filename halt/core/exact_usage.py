@@ -26,7 +26,7 @@ Report = Callable[[dict[str, Any]], None]
 logger = logging.getLogger(__name__)
 
 
-class Unheard:
+class UsageDrain:
     """The runs of one process that are read on."""
 
     def __init__(self, limits: Limits) -> None:
@@ -75,13 +75,13 @@ class Usage:
     def __init__(
         self,
         live: LiveGeneration,
-        unheard: Unheard | None,
+        usage_drain: UsageDrain | None,
         spawn: Callable[[Callable[[], None]], bool],
         report: Report | None,
     ) -> None:
         """`report` is called, in a thread that `spawn` starts, with the usage of a stopped run."""
         self._live = live
-        self._unheard = unheard
+        self._usage_drain = usage_drain
         self._spawn = spawn
         self._report = report
         self._total: dict[str, Any] | None = {}  # of all rounds; None: one of them told none
@@ -106,11 +106,11 @@ class Usage:
     def take_place(self) -> bool:
         """Whether a run that is about to be stopped shall be read on; it has a place for that."""
         wants = self._report is not None and self._live.log.ended is None
-        return wants and self._unheard is not None and self._unheard.take(self._live)
+        return wants and self._usage_drain is not None and self._usage_drain.take(self._live)
 
     def give_place_back(self) -> None:
-        if self._unheard is not None:
-            self._unheard.give_back(self._live)
+        if self._usage_drain is not None:
+            self._usage_drain.give_back(self._live)
 
     def read(self, reply: Reply) -> bool:
         """Read some more of a stopped answer. True: no more is needed. Raises as `reply.read`."""

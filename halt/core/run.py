@@ -36,7 +36,7 @@ from halt.clock import now
 from halt.core.connection import NoData
 from halt.core.deadlines import Deadlines
 from halt.core.events import Cancelled, CancelReason, Done, ErrorInfo, Failed, Terminal
-from halt.core.exact_usage import Unheard, Usage
+from halt.core.exact_usage import Usage, UsageDrain
 from halt.core.finish_reasons import STOP, is_good
 from halt.core.generation import Viewer
 from halt.core.intake import Intake
@@ -87,7 +87,7 @@ class Run(LiveGeneration):
         on_end: Callable[[Run], None] | None,
         tools: Tools | None = None,
         grace: float | None = None,
-        unheard: Unheard | None = None,
+        usage_drain: UsageDrain | None = None,
         on_usage: Callable[[Run, dict[str, Any]], None] | None = None,
     ) -> None:
         limits = host.config
@@ -107,7 +107,7 @@ class Run(LiveGeneration):
         self._tool_loop = ToolLoop(self, self._intake, tools, limits.tool_rounds)
         self._deadlines = Deadlines(self, self._intake, self._tool_loop, limits, grace)
         report = None if on_usage is None else partial(on_usage, self)
-        self._usage = Usage(self, unheard, partial(host.spawn, self), report)
+        self._usage = Usage(self, usage_drain, partial(host.spawn, self), report)
         # The relay's own:
         self._is_worked = True  # a thread has the run
         self._is_registered = False  # the relay reads its reply
@@ -142,7 +142,7 @@ class Run(LiveGeneration):
     ) -> bool:
         """End the run on purpose. False: it had ended already.
 
-        `read_on`: the upstream is read on for its usage; a place among the unheard was taken.
+        `read_on`: the upstream is read on for its usage; a place of the UsageDrain was taken.
         """
 
         def make() -> Terminal:

@@ -25,11 +25,11 @@ import msgspec
 
 from halt.clock import now
 from halt.core.capacity import RETRY_AFTER, Capacity, Readers
-from halt.core.elsewhere import Elsewhere
-from halt.core.exact_usage import Unheard
+from halt.core.exact_usage import UsageDrain
 from halt.core.generation import Generation
 from halt.core.keeper import Finished, Keeper
 from halt.core.limits import Limits
+from halt.core.other_workers import OtherWorkers
 from halt.core.receipts import Health, Receipt, RunningStream, Stops
 from halt.core.request import ChatRequest, Upstream
 from halt.core.request_ids import about, named
@@ -67,9 +67,9 @@ class GenerationService:
         upstream: Upstream,
         registry: StopRegistry,
         writer: Writer | None = None,
-        elsewhere: Elsewhere | None = None,
+        other_workers: OtherWorkers | None = None,
     ) -> None:
-        """`writer` writes down what is produced; `elsewhere` finds what is not in memory here."""
+        """`writer` saves what runs produce; `other_workers` has what is not in memory here."""
         self.config = config
         self.upstream = upstream
         self._registry = registry
@@ -80,14 +80,14 @@ class GenerationService:
         self.on_begin: Callable[[], None] = lambda: None
         self.on_over: Callable[[], None] = lambda: None
         self._writer = writer
-        self._elsewhere = elsewhere or Elsewhere()
+        self._other_workers = other_workers or OtherWorkers()
         self._lock = threading.Lock()  # protects the two below
         #: Live and kept. The keeper alone takes one out, while its ID is not free for another one.
         self._runs: dict[str, Run] = {}
         self._draining = False
         self._finished = Finished(config, writer)
-        self._unheard = Unheard(config)  # stopped and read on
-        self.capacity = Capacity(config, lambda: self._elsewhere.has_others)
+        self._usage_drain = UsageDrain(config)  # stopped runs whose upstream is read for the usage
+        self.capacity = Capacity(config, lambda: self._other_workers.has_others)
         self.readers = Readers(config, self._refuse_draining)
         self.keeper = Keeper(self._tick, self._relay_failed)
         self.relay = self.keeper.relay
@@ -101,9 +101,9 @@ class GenerationService:
         To be called after the fork, before any connection is accepted. Raises ConfigError, OSError,
         AtCapacity.
         """
-        self._elsewhere.begin()
+        self._other_workers.begin()
         if self._writer is not None:
-            self._writer.worker = self._elsewhere.worker
+            self._writer.worker = self._other_workers.worker
             self._writer.start()
         self.keeper.start()
         self.painter.start()
@@ -145,7 +145,7 @@ class GenerationService:
             partial(self._ended, on_end),
             tools,
             grace,
-            unheard=self._unheard,
+            usage_drain=self._usage_drain,
             on_usage=on_usage,
         )
         place = self.capacity.take(run.id)
@@ -207,12 +207,12 @@ class GenerationService:
     # --- find and stop ----------------------------------------------------------------------------
 
     def get(self, stream_id: str, requester: str | None) -> Generation:
-        """The generation with this ID, live or kept, here or elsewhere.
+        """The generation with this ID, live or kept, here or in another worker.
 
         Raises UnknownStream, StoreUnavailable.
         """
         if self._runs.get(stream_id) is None:
-            found = self._elsewhere.get(stream_id, requester)
+            found = self._other_workers.get(stream_id, requester)
             if found is not None:
                 return found
         return self.run(stream_id, requester)
@@ -233,14 +233,14 @@ class GenerationService:
         began = now()
         pressed = [(each, self._registry.press(each, requester, seen)) for each, seen in stops]
         missing = [stop for stop, (_, status) in zip(stops, pressed, strict=True) if status is None]
-        with self._elsewhere.stopping(missing, requester) as theirs:
+        with self._other_workers.stopping(missing, requester) as theirs:
             receipts = [self._receipt(each, status, began) for each, status in pressed]
             found = {each.id: each for each in theirs}
         took = _since(began)
         receipts = [_changed(found.get(each.id, each), elapsed_ms=took) for each in receipts]
         # A stream that no worker has may be over, since long or since its worker's death.
         pending = [each.id for each in receipts if each.status == "pending"]
-        over = self._elsewhere.over(pending, requester) if pending else ()
+        over = self._other_workers.over(pending, requester) if pending else ()
         for index, each in enumerate(receipts):
             if each.status == "pending" and over is None:
                 receipts[index] = _changed(each, note=STORE_IS_SILENT)
@@ -256,7 +256,7 @@ class GenerationService:
 
     def stop_all(self, owner: str | None) -> list[Receipt]:
         """Stop every running stream of this owner; together they wait no longer than one Stop."""
-        with self._elsewhere.stopping_all(owner) as theirs:
+        with self._other_workers.stopping_all(owner) as theirs:
             return [*self.stop_all_here(owner), *theirs]
 
     def stop_all_here(self, owner: str | None, before: float = float("inf")) -> list[Receipt]:
@@ -277,7 +277,7 @@ class GenerationService:
 
     def running(self, owner: str | None) -> list[RunningStream]:
         """The generations of this owner that have not ended, the oldest first."""
-        found = [*self.running_here(owner), *self._elsewhere.running(owner)]
+        found = [*self.running_here(owner), *self._other_workers.running(owner)]
         return sorted(found, key=lambda each: each.started_at)
 
     def running_here(self, owner: str | None) -> list[RunningStream]:
@@ -295,9 +295,9 @@ class GenerationService:
         return len(self.capacity)
 
     def health(self) -> Health:
-        """How it is now, here and elsewhere."""
-        counts = [self.open_streams, *self._elsewhere.open_streams()]
-        return Health(sum(counts), len(counts), self._elsewhere.worker)
+        """The state of the server now, with all its workers."""
+        counts = [self.open_streams, *self._other_workers.open_streams()]
+        return Health(sum(counts), len(counts), self._other_workers.worker)
 
     @property
     def idle(self) -> bool:
@@ -318,7 +318,7 @@ class GenerationService:
             del self._runs[run.id]
             self._registry.release(run.id)
             self.capacity.give_back_id(run.id)
-        self._elsewhere.tick()
+        self._other_workers.tick()
 
     def _relay_failed(self) -> None:
         """End every open run, and start no other one."""
@@ -331,10 +331,10 @@ class GenerationService:
     def drain(self) -> None:
         """End every run with a terminal event that its readers get; start nothing new."""
         live = self._leave()
-        self._unheard.close()
+        self._usage_drain.close()
         for run in live:
             run.fail(UpstreamError("interrupted"))
-        self._elsewhere.leave()
+        self._other_workers.leave()
 
     def _leave(self) -> list[Run]:
         """Start no run from now on; those that are under way."""
@@ -350,13 +350,13 @@ class GenerationService:
         deadline = now() + CLOSE_WAIT
         # A callback of an end may call this, and so hold up the keeper.
         self.keeper.work_until(lambda: not self.open_streams, deadline)
-        self._unheard.close(max(0.0, deadline - now()))
+        self._usage_drain.close(max(0.0, deadline - now()))
         # Until no run can give a connection back any more:
         self.capacity.wait_settled(max(0.0, deadline - now()))
         for thread in (self.relay, self.painter, self.keeper):
             thread.close(max(0.0, deadline - now()))
         self.upstream.close()
-        self._elsewhere.close()
+        self._other_workers.close()
 
     # --- what runs need ---------------------------------------------------------------------------
 

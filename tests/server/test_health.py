@@ -116,7 +116,7 @@ def test_one_request_waits_for_a_worker_that_hangs(
         Config(base_url="http://127.0.0.1:9/v1", api_key="fake", data=str(tmp_path)),
         cast("Upstream", Silent()),
         registry,
-        elsewhere=workers,
+        other_workers=workers,
     )
     asked, hangs = threading.Event(), threading.Event()
     hangs.set()

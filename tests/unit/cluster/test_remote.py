@@ -65,7 +65,7 @@ class Worker:
         self.peers = Peers(folder, self.died.append)
         self.workers = Workers(self.peers, registry)
         self.service = self.workers.service = GenerationService(
-            config, self.upstream, registry, elsewhere=self.workers
+            config, self.upstream, registry, other_workers=self.workers
         )
         self.service.begin()
 

@@ -166,7 +166,7 @@ def test_the_same_id_twice_in_one_press_waits_for_nobody_else() -> None:
     config = Config(base_url="http://127.0.0.1:9/v1", api_key="fake")
     registry = StopRegistry()
     workers = Workers(OneAnswers(one), registry)
-    service = GenerationService(config, Scripted(), registry, elsewhere=workers)
+    service = GenerationService(config, Scripted(), registry, other_workers=workers)
     receipts = service.stop_each([(one, None), (one, 3)], None)
     assert [each.status for each in receipts] == ["stopped", "stopped"]
 

@@ -11,7 +11,7 @@ import pytest
 
 from halt.config.settings import Config
 from halt.core.events import Cancelled
-from halt.core.exact_usage import Unheard
+from halt.core.exact_usage import UsageDrain
 from halt.core.live import LiveGeneration
 from halt.core.request import ChatRequest, Part
 from halt.core.run import Run
@@ -163,7 +163,7 @@ def test_limits_hold_for_a_stopped_request_without_a_head(stage: Stage) -> None:
     assert stage.upstream.waiting.wait(SOON)
     assert generations.stop(run.id, None).upstream == "closing"
     until(lambda: not run.reading_on)
-    until(lambda: not generations._unheard)
+    until(lambda: not generations._usage_drain)
     assert stage.reported.empty()
 
 
@@ -178,11 +178,11 @@ def test_a_fault_while_it_is_read_on_gives_its_place_back(
         raise ZeroDivisionError("in the decoder")
 
     generations.stop(run.id, None)
-    assert len(generations._unheard) == 1
+    assert len(generations._usage_drain) == 1
     monkeypatch.setattr(reply, "_next", broken)
     reply.feed("two ")
     assert reply.over.wait(SOON)
-    until(lambda: not len(generations._unheard))
+    until(lambda: not len(generations._usage_drain))
     assert "ZeroDivisionError: in the decoder" in caplog.text
     assert stage.reported.empty()
 
@@ -244,7 +244,7 @@ def test_a_callback_that_fails_is_logged_and_holds_nothing(
     assert reply.over.wait(SOON)
     until(lambda: not run.reading_on)
     until(lambda: "the store is full" in caplog.text)
-    until(lambda: not generations._unheard)
+    until(lambda: not generations._usage_drain)
 
 
 def test_a_real_server_is_read_to_its_count(fake: FakeOpenAI) -> None:
@@ -271,17 +271,17 @@ def idle() -> LiveGeneration:
 
 def test_places_of_the_unheard_are_bounded_and_given_back() -> None:
     """As many as streams; none is left after a close, which interrupts all."""
-    unheard = Unheard(Config(exact_usage=True, max_streams=2))
+    usage_drain = UsageDrain(Config(exact_usage=True, max_streams=2))
     first, late, third = idle(), idle(), idle()
-    assert unheard.take(first)
-    assert unheard.take(late)
-    assert not unheard.take(third)
-    unheard.give_back(late)
-    assert not unheard.take(first), "another Stop has taken it, and gives it back alone"
-    assert unheard.take(late)
-    unheard.give_back(late)
-    assert unheard.take(third)
-    unheard.close()
+    assert usage_drain.take(first)
+    assert usage_drain.take(late)
+    assert not usage_drain.take(third)
+    usage_drain.give_back(late)
+    assert not usage_drain.take(first), "another Stop has taken it, and gives it back alone"
+    assert usage_drain.take(late)
+    usage_drain.give_back(late)
+    assert usage_drain.take(third)
+    usage_drain.close()
     assert first.connection.interrupted
-    assert not unheard.take(late)
-    assert not Unheard(Config(max_streams=2)).take(first)
+    assert not usage_drain.take(late)
+    assert not UsageDrain(Config(max_streams=2)).take(first)

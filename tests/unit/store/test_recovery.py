@@ -31,11 +31,11 @@ from halt.cluster.peers import Peers
 from halt.config.data_dir import socket_folder
 from halt.config.settings import Config
 from halt.core import steps
-from halt.core.elsewhere import Elsewhere
 from halt.core.events import Content, Done, Failed, Reasoning, ReasoningEnd, text_of
 from halt.core.generation import Generation
 from halt.core.log import EventLog
 from halt.core.metrics import Meter
+from halt.core.other_workers import OtherWorkers
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.store.batches import Batch, Begun
@@ -401,7 +401,7 @@ def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
     event.listen(desk.database.engine, "before_cursor_execute", note)
     upstream = Scripted()
     service = GenerationService(
-        Config(), upstream, StopRegistry(), elsewhere=Elsewhere(desk.replay)
+        Config(), upstream, StopRegistry(), other_workers=OtherWorkers(desk.replay)
     )
     ids = ("an-end", "a-stream", "unknown-stream")
     with contextlib.closing(service):
