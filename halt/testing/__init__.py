@@ -1,1 +1,1 @@
-"""A fake model server, for tests and by hand: `python -m halt.testing.fake_openai`."""
+"""A fake model server for tests and manual use: `python -m halt.testing.fake_openai`."""

@@ -1,6 +1,6 @@
-"""The fake upstream's other tongues: Azure's, and Anthropic's Messages API.
+"""Other dialects of the fake upstream: Azure's, and Anthropic's Messages API.
 
-Each is a `Reply`, so that every scenario can be played in each of them.
+Each is a `Reply`, so that every scenario can be played in each dialect.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ FILTERED = {
 
 
 class AzureReply(Reply):
-    """Azure's: first the verdict on the prompt, without choices; a verdict with every piece."""
+    """Azure: first the filter results of the prompt, without choices; results with every piece."""
 
     def open(self, framing: Framing = Framing.CHUNKED) -> None:
         if not self.begin(framing):
             return
-        verdict = {"prompt_index": 0, "content_filter_results": FILTERED}
+        results = {"prompt_index": 0, "content_filter_results": FILTERED}
         first = {"id": "", "object": "", "created": 0, "model": "", "choices": []}
-        self.event(as_json(first | {"prompt_filter_results": [verdict]}))
+        self.event(as_json(first | {"prompt_filter_results": [results]}))
         self.chunk({"role": "assistant", "content": "", "refusal": None})
 
     def chunk_object(
         self, delta: dict[str, object], finish_reason: str | None = None
     ) -> dict[str, Any]:
         chunk = super().chunk_object(delta, finish_reason)
-        verdict = FILTERED if delta.get("content") else {}
-        chunk["choices"][0]["content_filter_results"] = verdict
+        results = FILTERED if delta.get("content") else {}
+        chunk["choices"][0]["content_filter_results"] = results
         return chunk
 
 
 class MessagesReply(Reply):
-    """Anthropic's: named events, blocks of text, thought and calls, no [DONE]."""
+    """Anthropic: named events; blocks of text, thinking and tool calls; no [DONE]."""
 
-    def __init__(self, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self._block = -1  # index of the open block, -1 before the first
         self._block_kind = ""
         self._call_index: int | None = None
@@ -70,8 +70,8 @@ class MessagesReply(Reply):
             usage = {"input_tokens": self._usage()["prompt_tokens"], "output_tokens": 1}
             fixed = {"id": "msg_fake", "type": "message", "role": "assistant", "content": []}
             message = fixed | {"model": self._common["model"], "stop_reason": None, "usage": usage}
-            self._say("message_start", message=message)
-            self._say("ping")
+            self._send_event("message_start", message=message)
+            self._send_event("ping")
         calls = delta.get("tool_calls")
         for call in calls if isinstance(calls, list) else []:
             self._call(call)
@@ -79,7 +79,7 @@ class MessagesReply(Reply):
             self._end_block()
             reason = {"stop_reason": STOP_REASONS[finish_reason], "stop_sequence": None}
             usage = {"output_tokens": self._usage()["completion_tokens"]}
-            self._say("message_delta", delta=reason, usage=usage)
+            self._send_event("message_delta", delta=reason, usage=usage)
 
     def token(self, *texts: str, kind: str = "content") -> None:
         self.open()
@@ -95,9 +95,9 @@ class MessagesReply(Reply):
         self.write(b"event: message_stop\ndata: " + data + b"\n\n", last=end)
 
     def event(self, data: bytes, *, last: bool = False) -> None:
-        """An event that a scenario has written in OpenAI's words: an error."""
+        """Convert an event in OpenAI's format, which is an error."""
         error = json.loads(data)["error"]
-        self._say("error", error={"type": error["type"], "message": error["message"]})
+        self._send_event("error", error={"type": error["type"], "message": error["message"]})
         if last:
             self.end()
 
@@ -115,7 +115,7 @@ class MessagesReply(Reply):
         content = as_json({"type": "error", "error": error, "request_id": "req_fake"})
         self.whole(status, content, headers=headers)
 
-    def _say(self, type_: str, **members: object) -> None:
+    def _send_event(self, type_: str, **members: object) -> None:
         data = as_json({"type": type_} | members)
         self.write(b"event: " + type_.encode() + b"\ndata: " + data + b"\n\n")
 
@@ -127,24 +127,24 @@ class MessagesReply(Reply):
         self._block_kind = kind
         empty = {"text": {"text": ""}, "thinking": {"thinking": "", "signature": ""}}
         block = {"type": kind} | empty.get(kind, {}) | members
-        self._say("content_block_start", index=self._block, content_block=block)
+        self._send_event("content_block_start", index=self._block, content_block=block)
 
     def _end_block(self) -> None:
         if self._block_kind == "thinking":
             signed = {"type": "signature_delta", "signature": f"signed-{self._block}"}
-            self._say("content_block_delta", index=self._block, delta=signed)
+            self._send_event("content_block_delta", index=self._block, delta=signed)
         if self._block_kind:
-            self._say("content_block_stop", index=self._block)
+            self._send_event("content_block_stop", index=self._block)
         self._block_kind = ""
 
     def _call(self, call: dict[str, Any]) -> None:
-        told = call["function"]
+        function = call["function"]
         if call["index"] != self._call_index:
             self._call_index = call["index"]
-            self._begin_block("tool_use", id=call["id"], name=told["name"], input={})
-        if told.get("arguments"):
-            delta = {"type": "input_json_delta", "partial_json": told["arguments"]}
-            self._say("content_block_delta", index=self._block, delta=delta)
+            self._begin_block("tool_use", id=call["id"], name=function["name"], input={})
+        if function.get("arguments"):
+            delta = {"type": "input_json_delta", "partial_json": function["arguments"]}
+            self._send_event("content_block_delta", index=self._block, delta=delta)
 
     def _around(self, kind: str) -> tuple[bytes, bytes]:
         mark = "\x00"
@@ -156,8 +156,8 @@ class MessagesReply(Reply):
         return before, after
 
 
-def listed(names: Iterable[str]) -> dict[str, object]:
-    """The list of models as Anthropic gives it."""
+def model_list(names: Iterable[str]) -> dict[str, object]:
+    """The model list in Anthropic's format."""
     fixed = {"type": "model", "created_at": "2026-01-01T00:00:00Z"}
     data = [{"id": name, "display_name": name} | fixed for name in names]
     return {"data": data, "has_more": False, "first_id": None, "last_id": None}

@@ -1,19 +1,19 @@
-"""A fake OpenAI-compatible upstream that can do whatever a real one does, and does wrong.
+"""A fake OpenAI-compatible upstream that behaves like real ones, including their faults.
 
     GET  /v1/models              the scenarios as models, "echo" first
-    POST /v1/chat/completions    streamed or whole; `model` is `NAME` or `NAME?key=value&...`
-    POST /v1/messages            the same in Anthropic's words, always streamed
-    POST /openai/deployments/NAME/chat/completions?api-version=...    the same as Azure does it
-    GET  /slots, GET /metrics    what it works on, where a test has set `work`
-    GET  /_log                   what was recorded, as a JSON list (of /v1 alone)
-    POST /_release               lets every silent answer go on
-    POST /_clear                 forgets what was recorded
+    POST /v1/chat/completions    streamed or not; `model` is `NAME` or `NAME?key=value&...`
+    POST /v1/messages            the same in Anthropic's format, always streamed
+    POST /openai/deployments/NAME/chat/completions?api-version=...    the same in Azure's format
+    GET  /slots, GET /metrics    its load, if a test has set `work`
+    GET  /_log                   the recorded requests to /v1, as a JSON list
+    POST /_release               ends the silence of all responses
+    POST /_clear                 deletes the records
 
 A last user message that begins with `/fake NAME?key=value` overrides the model.
 In a test: `with FakeOpenAI() as fake: ... fake.wait_request() ...`.
 By hand: `python -m halt.testing.fake_openai`. Scenarios: `halt/testing/scenarios.py`.
-HTTP/1.1 with keep-alive, one thread for each connection, no pipelining, request bodies with
-Content-Length only.
+HTTP/1.1 with keep-alive, one thread per connection, no pipelining, request bodies only with
+Content-Length.
 """
 
 import argparse
@@ -35,9 +35,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import unquote
 
-from halt.testing.dialects import AzureReply, MessagesReply, listed
+from halt.testing.dialects import AzureReply, MessagesReply, model_list
 from halt.testing.scenarios import SCENARIOS, choose, play
-from halt.testing.wire import Gone, Pace, Peer, Record, Reply, ServerClosing, as_json
+from halt.testing.wire import ClientGone, Pace, Peer, Record, Reply, ServerClosing, as_json
 from halt.testing.work import WorkReply
 
 __all__ = ["FakeOpenAI", "Record", "scenarios"]
@@ -45,7 +45,7 @@ __all__ = ["FakeOpenAI", "Record", "scenarios"]
 BACKLOG = 1024  # connections that wait to be accepted
 JOIN_TIMEOUT = 10.0  # seconds for a thread to end after its connection was interrupted
 AZURE = re.compile(r"/openai/deployments/([^/]+)/chat/completions")
-FILL_TIMEOUT = 100  # milliseconds after which a local connection is not going to be completed
+FILL_TIMEOUT = 100  # milliseconds after which a local connection will not be accepted any more
 
 
 class Request(NamedTuple):
@@ -58,9 +58,9 @@ class Request(NamedTuple):
 
 
 class FakeOpenAI:
-    """The server. `texts` feeds the scenario "text"; `requests` is all that was asked of /v1.
+    """The server. `texts` holds the texts of the scenario "text"; `requests` the records.
 
-    An unknown model answers 404, or plays the scenario `unknown_model` when one is given.
+    The response for an unknown model is 404, or the scenario `unknown_model` if it is given.
     """
 
     def __init__(
@@ -73,23 +73,23 @@ class FakeOpenAI:
         owner: str = "fake",
         places: int | None = None,
     ) -> None:
-        """`places`: so many completions are written at a time; further ones wait unanswered."""
+        """`places`: completions written at the same time; further ones wait without a response."""
         self.host = host
-        self.port = port  # 0 until start() has found one
+        self.port = port  # 0 before start()
         self.scheme = "https" if tls else "http"
-        self.ca_pem_path = ""  # the certificate authority to trust, while the server runs on TLS
+        self.ca_pem_path = ""  # certificate authority for clients, while the server uses TLS
         self.texts: dict[str, str] = {}
-        self.work: dict[str, WorkReply] = {}  # what /slots and /metrics answer, by path
-        self.works_on = 0.0  # seconds that a model writes on after its client has gone
-        self.others = 0  # requests of other clients that are in work all the time
+        self.work: dict[str, WorkReply] = {}  # responses of /slots and /metrics, by path
+        self.works_on = 0.0  # seconds for which the model continues after its client has gone
+        self.others = 0  # requests of other clients, always in work
         self._unknown_model = unknown_model
-        self.owner = owner  # as the list of models has it: "llamacpp", "vllm"
+        self.owner = owner  # `owned_by` in the model list: "llamacpp", "vllm"
         self._tls: ssl.SSLContext | None = None
-        self._bell, self._rope = socket.socketpair()
+        self._wake_receiver, self._wake_sender = socket.socketpair()
         self._places = threading.Semaphore(places or 1_000_000)
         self._accepting: threading.Thread | None = None
-        self._accepted = 0  # used by the accepting thread alone
-        # Guards everything below, and tells of new requests.
+        self._accepted = 0  # used only by the accepting thread
+        # Protects everything below; notified at each new request.
         self._changed = threading.Condition()
         self._requests: list[Record] = []
         self._failures: Counter[str] = Counter()
@@ -108,18 +108,18 @@ class FakeOpenAI:
 
     @property
     def origin(self) -> str:
-        """The address without a path, as Azure's and Anthropic's clients want it."""
+        """The URL without a path, for clients of Azure and Anthropic."""
         return f"{self.scheme}://{self.host}:{self.port}"
 
     @property
     def requests(self) -> list[Record]:
-        """A copy of the records, in the order in which the requests were read."""
+        """A copy of the records, in the order in which the requests arrived."""
         with self._changed:
             return list(self._requests)
 
     @property
     def in_work(self) -> int:
-        """Completions that the model writes at, those that it writes for a client that has gone."""
+        """Running completions, including those whose client has gone (see `works_on`)."""
         since = time.monotonic() - self.works_on
         running = [
             record
@@ -141,15 +141,15 @@ class FakeOpenAI:
         listener = socket.create_server((self.host, self.port), backlog=BACKLOG)
         self.port = listener.getsockname()[1]
         if self.scheme == "https":
-            self._tls, self.ca_pem_path = _certify(self.host)
+            self._tls, self.ca_pem_path = _make_tls_context(self.host)
         self._accepting = _thread("fake-accept", self._accept, listener)
         self._accepting.start()
         return self
 
     def close(self) -> None:
-        """End every connection, whatever it is doing, and wait for all threads. May be repeated."""
+        """End every connection in any state, and wait for all threads. May be repeated."""
         with contextlib.suppress(OSError):
-            self._rope.send(b"!")
+            self._wake_sender.send(b"!")
         _join(self._accepting)
         with self._changed:
             peers = dict(self._peers)
@@ -157,36 +157,36 @@ class FakeOpenAI:
             peer.interrupt()
         for thread in peers.values():
             _join(thread)
-        self._bell.close()
-        self._rope.close()
+        self._wake_receiver.close()
+        self._wake_sender.close()
         if self.ca_pem_path:
             Path(self.ca_pem_path).unlink(missing_ok=True)
 
     def wait_request(
         self, which: int | Callable[[Record], bool] = 0, timeout: float = 20.0, nth: int = 0
     ) -> Record:
-        """The record at this index, or the nth that fits; TimeoutError if it does not come."""
+        """Wait for the record at this index, or the nth that matches. Raises TimeoutError."""
 
-        def found() -> Record | None:
+        def matching_record() -> Record | None:
             if isinstance(which, int):
                 return self._requests[which] if which < len(self._requests) else None
             return next(islice(filter(which, self._requests), nth, None), None)
 
         with self._changed:
-            record = self._changed.wait_for(found, timeout)
+            record = self._changed.wait_for(matching_record, timeout)
             if record is None:
                 raise TimeoutError(f"no such request within {timeout} s, but {self._requests}")
             return record
 
     def release(self) -> int:
-        """Let every answer that is or will be silent go on; how many are being given now."""
+        """End the silence of all running responses, also future silence; return their number."""
         open_records = [record for record in self.requests if not record.ended.is_set()]
         for record in open_records:
             record.release()
         return len(open_records)
 
     def clear(self) -> None:
-        """Forget the records and the failures that `flaky` has counted."""
+        """Delete the records and the failures counted by `flaky`."""
         with self._changed:
             self._requests.clear()
             self._failures.clear()
@@ -194,7 +194,7 @@ class FakeOpenAI:
     @staticmethod
     @contextlib.contextmanager
     def unaccepting(host: str = "127.0.0.1") -> Iterator[str]:
-        """A base URL where connecting hangs: its backlog is full and nobody accepts."""
+        """A base URL where connecting hangs: the backlog is full and nothing accepts."""
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(socket.socket())
             listener.bind((host, 0))
@@ -212,9 +212,9 @@ class FakeOpenAI:
     def _accept(self, listener: socket.socket) -> None:
         poller = select.poll()
         poller.register(listener, select.POLLIN)
-        poller.register(self._bell, select.POLLIN)
+        poller.register(self._wake_receiver, select.POLLIN)
         with listener:
-            while self._bell.fileno() not in dict(poller.poll()):
+            while self._wake_receiver.fileno() not in dict(poller.poll()):
                 sock, _ = listener.accept()
                 self._accepted += 1
                 peer = Peer(sock, self._accepted)
@@ -224,13 +224,13 @@ class FakeOpenAI:
                 thread.start()
 
     def _serve(self, peer: Peer) -> None:
-        """A connection's life: requests, one after the other, until either side has enough."""
+        """Body of a connection's thread: serve requests until either side ends the connection."""
         try:
             if self._tls is not None:
                 peer.secure(self._tls)
             while (request := _read_request(peer)) and self._answer(peer, request):
                 pass
-        except Gone:
+        except ClientGone:
             pass
         finally:
             peer.close()
@@ -238,7 +238,7 @@ class FakeOpenAI:
                 del self._peers[peer]
 
     def _answer(self, peer: Peer, request: Request) -> bool:
-        """Answer a request; may the connection be used again?"""
+        """Respond to a request; True if the connection can be used again."""
         record = Record(
             connection=peer.number,
             method=request.method,
@@ -249,9 +249,9 @@ class FakeOpenAI:
             received_at=time.monotonic(),
             wake=peer.wake,
         )
-        dialect = _dialect(request) if request.method == "POST" else None
+        dialect = _dialect_of(request) if request.method == "POST" else None
         if dialect is not None:
-            self._choose(record)
+            self._set_scenario(record)
         with self._changed:
             self._answered += 1
             reply = (dialect or Reply)(
@@ -268,14 +268,14 @@ class FakeOpenAI:
         try:
             if dialect is not None:
                 with self._places:
-                    self._complete(reply)
+                    self._send_completion(reply)
             else:
-                self._serve_facts(reply)
+                self._send_other(reply)
             if reply.complete:
                 record.finished.set()
         except ServerClosing:
             raise
-        except Gone:
+        except ClientGone:
             record.closed_at = time.monotonic()
             record.closed.set()
             raise
@@ -283,15 +283,15 @@ class FakeOpenAI:
             record.ended.set()
         return reply.keep_alive
 
-    def _choose(self, record: Record) -> None:
+    def _set_scenario(self, record: Record) -> None:
         if isinstance(record.body, dict):
             record.scenario, record.args = choose(record.body)
             if record.scenario not in SCENARIOS and self._unknown_model:
                 record.scenario, record.args = self._unknown_model, {}
 
-    def _complete(self, reply: Reply) -> None:
+    def _send_completion(self, reply: Reply) -> None:
         name = reply.record.scenario
-        missing = _missing(reply)
+        missing = _missing_part(reply)
         if missing:
             reply.error(400, missing)
         elif not reply.request:
@@ -304,14 +304,14 @@ class FakeOpenAI:
         else:
             play(reply, name, reply.record.args)
 
-    def _serve_facts(self, reply: Reply) -> None:
-        """Everything that is no completion."""
+    def _send_other(self, reply: Reply) -> None:
+        """Respond to a request that is no completion."""
         answer: object
         match reply.record.method, reply.record.path:
             case "GET", "/v1/models":
                 fixed = {"object": "model", "created": 0, "owned_by": self.owner}
                 if "anthropic-version" in reply.record.headers:
-                    answer = listed(SCENARIOS)
+                    answer = model_list(SCENARIOS)
                 else:
                     data = [{"id": name} | fixed for name in SCENARIOS]
                     answer = {"object": "list", "data": data}
@@ -339,8 +339,8 @@ class FakeOpenAI:
             return self._failures[key]
 
 
-def _dialect(request: Request) -> type[Reply] | None:
-    """In which tongue this completion is asked for; None: it is no completion."""
+def _dialect_of(request: Request) -> type[Reply] | None:
+    """The reply class for a completion request; None: it is no completion."""
     if request.path == "/v1/chat/completions":
         return Reply
     if request.path == "/v1/messages":
@@ -348,12 +348,12 @@ def _dialect(request: Request) -> type[Reply] | None:
     return AzureReply if AZURE.fullmatch(request.path) else None
 
 
-def _missing(reply: Reply) -> str:
-    """What every request must have in this tongue, and this one lacks."""
+def _missing_part(reply: Reply) -> str:
+    """An error message if the request lacks something required in this dialect, else ""."""
     record = reply.record
     if isinstance(reply, AzureReply):
-        named = AZURE.fullmatch(record.path)
-        if named is None or unquote(named[1]) != reply.request.get("model"):
+        deployment = AZURE.fullmatch(record.path)
+        if deployment is None or unquote(deployment[1]) != reply.request.get("model"):
             return "The deployment in the path is another one than the model"
         if "api-version" not in record.query or "api-key" not in record.headers:
             return "api-version or api-key is missing"
@@ -367,15 +367,15 @@ def _missing(reply: Reply) -> str:
 
 
 def scenarios() -> dict[str, str]:
-    """Name and description of everything that can be asked for, arguments included."""
-    return {name: _described(function) for name, function in SCENARIOS.items()}
+    """Names and descriptions of all scenarios, with their arguments."""
+    return {name: _description(function) for name, function in SCENARIOS.items()}
 
 
-def _described(function: Callable[..., None]) -> str:
+def _description(function: Callable[..., None]) -> str:
     purpose = (inspect.getdoc(function) or "").partition("\n")[0]
     parameters = list(inspect.signature(function).parameters.values())[1:]
-    shown = [f"{p.name}={p.default}"[:24] for p in parameters]
-    return f"{purpose} ({', '.join(shown)})" if shown else purpose
+    arguments = [f"{p.name}={p.default}"[:24] for p in parameters]
+    return f"{purpose} ({', '.join(arguments)})" if arguments else purpose
 
 
 def _read_request(peer: Peer) -> Request | None:
@@ -391,8 +391,8 @@ def _read_request(peer: Peer) -> Request | None:
     content = peer.read_exactly(int(headers.get("content-length", "0")))
     if content is None:
         return None
-    wish = headers.get("connection", "").lower()
-    keep_alive = wish != "close" if version == "HTTP/1.1" else wish == "keep-alive"
+    connection = headers.get("connection", "").lower()
+    keep_alive = connection != "close" if version == "HTTP/1.1" else connection == "keep-alive"
     path, _, query = target.partition("?")
     return Request(method, path, headers, content, keep_alive, query)
 
@@ -404,8 +404,8 @@ def _parsed(content: bytes) -> Any:
         return content.decode(errors="replace")
 
 
-def _certify(host: str) -> tuple[ssl.SSLContext, str]:
-    """A server's TLS context, and the file with the authority that vouches for it."""
+def _make_tls_context(host: str) -> tuple[ssl.SSLContext, str]:
+    """A TLS context for the server, and the path of its certificate authority."""
     import trustme  # noqa: PLC0415  only TLS needs it
 
     authority = trustme.CA()
@@ -432,9 +432,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9100, help="0: any free port")
-    parser.add_argument("--tls", action="store_true", help="with a certificate made for this run")
+    parser.add_argument(
+        "--tls", action="store_true", help="use TLS, with a certificate made for this run"
+    )
     options = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both leave through the `with`
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # both signals leave through the `with`
     fake = FakeOpenAI(options.host, options.port, tls=options.tls, unknown_model="echo")
     with fake, FakeOpenAI.unaccepting() as unaccepting, contextlib.suppress(KeyboardInterrupt):
         trust = f"SSL_CERT_FILE={fake.ca_pem_path} " if options.tls else ""
@@ -445,7 +449,7 @@ def main(argv: list[str] | None = None) -> None:
         for name, description in scenarios().items():
             print(f"    {name:<19}{description}")
         pace = ", ".join(f"{name}={value}" for name, value in vars(Pace()).items())
-        print(f"\nEvery scenario takes also: {pace}", flush=True)
+        print(f"\nAll scenarios also take: {pace}", flush=True)
         threading.Event().wait()
 
 

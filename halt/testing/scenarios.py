@@ -1,9 +1,9 @@
-"""What the fake upstream can be asked to do: one function for each scenario.
+"""The scenarios of the fake upstream, one function each.
 
-A scenario is written in the words of `Reply`. Its keyword arguments are the arguments a model name
-may carry (`count?n=40`), with their defaults and types; every scenario takes those of `Pace` too.
-The first line of a docstring is what people are shown in the list. An argument that nobody takes
-is refused with 400, so that a typing error does not pass for a test.
+A scenario calls the operations of `Reply`. Its keyword arguments are the arguments of a model name
+(`count?n=40`), with their defaults and types; all scenarios also take those of `Pace`. The first
+line of the docstring is printed in the list of scenarios. An unknown argument is refused with 400,
+so that a typing error in a test is noticed.
 """
 
 import inspect
@@ -23,9 +23,9 @@ from halt.testing.wire import Framing, Pace, Reply, as_json
 Scenario = Callable[..., None]
 SCENARIOS: dict[str, Scenario] = {}
 
-OVERRIDE = "/fake "  # how a person picks a scenario from the chat page
-PIECE = 4096  # bytes of an endless line for one send
-CUT_PAUSE = 0.002  # seconds between the halves of a character, so that they arrive apart
+OVERRIDE = "/fake "  # selects a scenario on the chat page
+PIECE = 4096  # bytes of the endless line in one send
+CUT_PAUSE = 0.002  # seconds between the halves of a character, so that they arrive separately
 
 MARKDOWN = """\
 # A fixed answer
@@ -62,33 +62,34 @@ WIDE = "naïve 中文字符 e\u0301a\u0308 👩\u200d👩\u200d👧 🏳\ufe0f\u
 
 
 def choose(body: dict[str, Any]) -> tuple[str, dict[str, str]]:
-    """The scenario's name and arguments: from the last user message, else from the model."""
-    said = last_user_message(body)
-    newest = said.rpartition("\n\n")[2]  # prompts without an answer between them come as one
+    """The name and arguments of the scenario, from the last user message or from the model."""
+    prompt = last_user_message(body)
+    newest = prompt.rpartition("\n\n")[2]  # consecutive prompts are joined into one message
     if newest.startswith(OVERRIDE):
-        said = newest
-    spec = said.split()[1] if said.startswith(OVERRIDE) and said.split()[1:] else body.get("model")
+        prompt = newest
+    words = prompt.split()
+    spec = words[1] if prompt.startswith(OVERRIDE) and words[1:] else body.get("model")
     name, _, query = str(spec).partition("?")
     return name, dict(parse_qsl(query, keep_blank_values=True))
 
 
 def play(reply: Reply, name: str, args: dict[str, str]) -> None:
-    """Answer with this scenario, or with 400 when an argument does not fit."""
+    """Play a scenario, or respond with 400 if an argument is invalid."""
     scenario = SCENARIOS[name]
-    left = dict(args)
+    remaining = dict(args)
     try:
-        reply.pace = Pace(**_taken(Pace, left))
-        taken = _taken(scenario, left)
-        if left:
-            raise ValueError(f"no such argument: {', '.join(left)}")
+        reply.pace = Pace(**_take_arguments(Pace, remaining))
+        arguments = _take_arguments(scenario, remaining)
+        if remaining:
+            raise ValueError(f"no such argument: {', '.join(remaining)}")
     except ValueError as error:
         reply.error(400, f"fake {name}: {error}")
         return
-    scenario(reply, **taken)
+    scenario(reply, **arguments)
 
 
-def _taken(function: Callable[..., object], args: dict[str, str]) -> dict[str, Any]:
-    """Take out of args what the function takes, in the types of its defaults."""
+def _take_arguments(function: Callable[..., object], args: dict[str, str]) -> dict[str, Any]:
+    """Remove the function's arguments from args; return them in the types of its defaults."""
     parameters = inspect.signature(function).parameters
     defaults = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
     return {name: type(d)(args.pop(name)) for name, d in defaults.items() if name in args}
@@ -119,16 +120,16 @@ def pieces(text: str, size: int) -> list[str]:
     return [text[i : i + size] for i in range(0, len(text), max(1, size))]
 
 
-# Answers in order
+# Complete answers
 
 
 @scenario
 def echo(reply: Reply) -> None:
     """The last user message, word by word."""
-    said = last_user_message(reply.request)
-    if said.startswith(OVERRIDE):
-        said = " ".join(said.split(maxsplit=2)[2:])
-    reply.tokens(re.findall(r"\s*\S+\s*|\s+", said))
+    prompt = last_user_message(reply.request)
+    if prompt.startswith(OVERRIDE):
+        prompt = " ".join(prompt.split(maxsplit=2)[2:])
+    reply.tokens(re.findall(r"\s*\S+\s*|\s+", prompt))
     reply.finish()
 
 
@@ -141,7 +142,7 @@ def count(reply: Reply, n: int = 100) -> None:
 
 @scenario
 def long(reply: Reply, n: int = 100_000) -> None:
-    """A very long answer, as fast as it is read. (burst=200 if not given)"""
+    """A very long answer, as fast as it is read. (default: burst=200)"""
     if reply.pace.burst == Pace.burst:
         reply.pace = replace(reply.pace, burst=200)
     count(reply, n)
@@ -149,14 +150,14 @@ def long(reply: Reply, n: int = 100_000) -> None:
 
 @scenario
 def markdown(reply: Reply, n: int = 1, piece: int = 4) -> None:
-    """A fixed rich answer with hostile HTML, n times, in small pieces."""
+    """A fixed Markdown answer with hostile HTML, n times, in small pieces."""
     reply.tokens(pieces(MARKDOWN * n, piece))
     reply.finish()
 
 
 @scenario
 def text(reply: Reply, key: str = "", piece: int = 4) -> None:
-    """The text a test has put into `server.texts[key]`."""
+    """The text that a test has put into `server.texts[key]`."""
     if key not in reply.texts:
         reply.error(400, f"fake text: server.texts has no {key!r}")
         return
@@ -173,8 +174,8 @@ def repeat(
     after: str = "",
     piece: int = 200,
 ) -> None:
-    """`before`, then `unit` so many times, then `after`, in pieces of so many characters."""
-    if piece == len(unit):  # it may be endless, and is never made as a whole
+    """`before`, then `unit` `times` times, then `after`, in pieces of `piece` characters."""
+    if piece == len(unit):  # it may be endless, and is never built as a whole
         reply.tokens(chain(filter(None, [before]), repeated(unit, times), filter(None, [after])))
     else:
         reply.tokens(pieces(before + unit * times + after, piece))
@@ -185,23 +186,24 @@ def repeat(
 def go_on(
     reply: Reply, key: str = "", style: str = "tail", first: int = -1, refuse: int = 0
 ) -> None:
-    """`texts[key]`, silent behind `first` characters; goes on with what it is given of it.
+    """`texts[key]`, silent after `first` characters; continues a given beginning of the text.
 
-    By prefix (style=echo: that again first); by instruction with a repeat in one of these styles:
-    tail (as asked), nothing, more, all, lead, fence. refuse=1: 400 for a prefix, 2: for both.
+    Continues after an assistant prefix (style=echo: repeats it first), or after an instruction,
+    with a repetition in one of these styles: tail (as instructed), nothing, more, all, lead, fence.
+    refuse=1: 400 for a prefix, 2: for both.
     """
     whole = reply.texts.get(key, "")
     last = reply.request["messages"][-1]
-    said = _text_of(last)
-    told = "which are:\n\n" in said
-    if (refuse and last["role"] == "assistant") or (refuse == 2 and told):
+    last_text = _text_of(last)
+    is_instruction = "which are:\n\n" in last_text
+    if (refuse and last["role"] == "assistant") or (refuse == 2 and is_instruction):
         reply.error(400, "This model does not support assistant message prefill.")
     elif last["role"] == "assistant":
-        _tell_rest(reply, whole, said, said if style == "echo" else "")
-    elif told:
+        _send_rest(reply, whole, last_text, last_text if style == "echo" else "")
+    elif is_instruction:
         old = _text_of(reply.request["messages"][-2])
-        tail = said.partition("which are:\n\n")[2].rpartition("\n\nand go on")[0]
-        _tell_rest(reply, whole, old, _repeat(style, old, tail), bare=style == "nothing")
+        tail = last_text.partition("which are:\n\n")[2].rpartition("\n\nand go on")[0]
+        _send_rest(reply, whole, old, _repeat(style, old, tail), bare=style == "nothing")
     else:
         reply.tokens(pieces(whole if first < 0 else whole[:first], 4))
         if first >= 0:
@@ -209,7 +211,7 @@ def go_on(
         reply.finish()
 
 
-def _tell_rest(reply: Reply, whole: str, old: str, repeat: str, *, bare: bool = False) -> None:
+def _send_rest(reply: Reply, whole: str, old: str, repeat: str, *, bare: bool = False) -> None:
     if not whole.startswith(old):
         reply.error(400, f"fake go_on: {old!r} is not the beginning of the text")
         return
@@ -219,13 +221,13 @@ def _tell_rest(reply: Reply, whole: str, old: str, repeat: str, *, bare: bool = 
 
 
 def _text_of(message: dict[str, Any]) -> str:
-    """A message's text, also where it comes in Anthropic's blocks."""
+    """The text of a message, also from Anthropic's blocks."""
     content = message["content"]
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def _repeat(style: str, old: str, tail: str) -> str:
-    """What an instructed model says before it goes on."""
+    """The repetition of an instructed model before it continues."""
     return {
         "tail": tail,
         "nothing": "",
@@ -246,7 +248,7 @@ def reasoning(reply: Reply, thoughts: int = 20, n: int = 20) -> None:
 
 @scenario
 def tools(reply: Reply, thoughts: int = 2, n: int = 3) -> None:
-    """Thoughts and two calls (add, sub) with arguments in pieces; an answer once it has results."""
+    """Reasoning and two calls (add, sub), arguments in pieces; after their results, an answer."""
     if _has_results(reply.request):
         reply.tokens(numbers(n))
         reply.finish()
@@ -256,9 +258,9 @@ def tools(reply: Reply, thoughts: int = 2, n: int = 3) -> None:
     for index, (name, parts) in enumerate(
         {"add": ('{"a": 1, ', '"b": 2}'), "sub": ("{}",)}.items()
     ):
-        told: dict[str, object] = {"name": name, "arguments": ""}
-        begun = {"index": index, "id": f"call_{name}", "type": "function", "function": told}
-        reply.chunk({"tool_calls": [begun]})
+        function: dict[str, object] = {"name": name, "arguments": ""}
+        call = {"index": index, "id": f"call_{name}", "type": "function", "function": function}
+        reply.chunk({"tool_calls": [call]})
         for part in parts:
             reply.chunk({"tool_calls": [{"index": index, "function": {"arguments": part}}]})
             reply.record.sent(1)
@@ -273,7 +275,7 @@ def _has_results(body: dict[str, Any]) -> bool:
 
 @scenario
 def budgeted(reply: Reply) -> None:
-    """400 for thinking without a budget, as Anthropic's older models answer; else thoughts."""
+    """400 for thinking without a budget, like Anthropic's older models; else reasoning."""
     thinking = reply.request.get("thinking", {})
     if thinking.get("type") == "adaptive":
         reply.error(400, "adaptive thinking is not supported on this model")
@@ -283,7 +285,7 @@ def budgeted(reply: Reply) -> None:
 
 @scenario
 def shape(reply: Reply, name: str = "llamacpp") -> None:
-    """A stream as a certain server sends it; the names: halt/testing/shapes.py."""
+    """A stream in the format of a server; the names are in halt/testing/shapes.py."""
     if name not in SHAPES or not reply.streaming:
         reply.error(400, f"fake shape: no such shape: {name}")
         return
@@ -296,7 +298,7 @@ def shape(reply: Reply, name: str = "llamacpp") -> None:
 
 @scenario
 def think(reply: Reply, thoughts: int = 5, n: int = 5, seconds: float = inf) -> None:
-    """Reasoning, silence in the middle of it, more reasoning, then the answer."""
+    """Reasoning, silence, more reasoning, then the answer."""
     reply.tokens((f"thought{i} " for i in range(thoughts)), kind="reasoning_content")
     reply.hold(seconds)
     reply.tokens(["<b>at last</b>"], kind="reasoning_content")
@@ -306,7 +308,7 @@ def think(reply: Reply, thoughts: int = 5, n: int = 5, seconds: float = inf) -> 
 
 @scenario
 def think_end(reply: Reply, thoughts: int = 5, n: int = 5, seconds: float = inf) -> None:
-    """Thoughts as text, silence, then the mark that ends them, and the answer."""
+    """Reasoning as text, silence, the tag that ends the reasoning, and the answer."""
     reply.tokens(f"thought{i} " for i in range(thoughts))
     reply.hold(seconds)
     reply.tokens(["<b>at last</b>", "</th", "ink>", "\n\n"])
@@ -316,7 +318,7 @@ def think_end(reply: Reply, thoughts: int = 5, n: int = 5, seconds: float = inf)
 
 @scenario
 def call(reply: Reply, seconds: float = 0.0, n: int = 3) -> None:
-    """Some text, and a tool call whose arguments come in pieces, with silence between them."""
+    """Some text, and a tool call whose arguments come in pieces with silence in between."""
     reply.tokens(numbers(n))
     for id_, name, arguments in [
         ("call_1", "look_up", ""),
@@ -334,7 +336,7 @@ def call(reply: Reply, seconds: float = 0.0, n: int = 3) -> None:
 
 @scenario
 def length(reply: Reply, n: int = 20, reason: str = "length") -> None:
-    """An answer cut by the token limit, or that ends for another `reason`."""
+    """An answer cut off by the token limit, or with another finish `reason`."""
     reply.tokens(numbers(n))
     reply.finish(reason)
 
@@ -347,7 +349,7 @@ def empty(reply: Reply) -> None:
 
 @scenario
 def no_usage(reply: Reply, n: int = 20) -> None:
-    """Never reports usage, also when asked to."""
+    """An answer without usage, even if it is requested."""
     reply.tokens(numbers(n))
     reply.finish(usage=False)
 
@@ -366,24 +368,24 @@ def no_usage_option(reply: Reply, n: int = 20) -> None:
     no_usage(reply, n)
 
 
-#: What Gemini puts beside a call, and wants back with its result.
+#: Gemini sends this with a call and requires it back with the result.
 SIGNATURE = {"google": {"thought_signature": "c2lnbmVk"}}
 
-# Calls of tools: each of these answers with the results once they are there
+# Tool calls: each of these reports the results when the request has them
 
 
 def tool_results(reply: Reply) -> list[str]:
-    """What the tools have said since the last user message."""
-    out: list[str] = []
+    """The tool results since the last user message."""
+    results: list[str] = []
     for message in reply.request.get("messages") or []:
         if message.get("role") == "user":
-            out.clear()
+            results.clear()
         elif message.get("role") in {"tool", "function"}:
-            out.append(str(message.get("content")))
-    return out
+            results.append(str(message.get("content")))
+    return results
 
 
-def ask(reply: Reply, *calls: tuple[str, str], piece: int = 5, serial: int = 0) -> None:
+def call_tools(reply: Reply, *calls: tuple[str, str], piece: int = 5, serial: int = 0) -> None:
     """Call tools (name, arguments), the arguments in pieces that alternate between the calls."""
     reply.open()
     for index, (name, _) in enumerate(calls):
@@ -403,7 +405,7 @@ def _expression(text: str) -> str:
     return as_json({"expression": text}).decode()
 
 
-def report(reply: Reply, results: list[str]) -> None:
+def report_results(reply: Reply, results: list[str]) -> None:
     reply.tokens(pieces("The tools said: " + " | ".join(results), 8))
     reply.finish()
 
@@ -412,43 +414,43 @@ def report(reply: Reply, results: list[str]) -> None:
 def tool_call(
     reply: Reply, name: str = "current_time", args: str = "{}", say: str = "", piece: int = 5
 ) -> None:
-    """Calls a tool, behind the text `say`, the arguments in pieces; then tells its result."""
+    """Calls a tool after the text `say`, arguments in pieces; then reports its result."""
     if results := tool_results(reply):
-        report(reply, results)
+        report_results(reply, results)
         return
     if say:
         reply.tokens(pieces(say, 4))
-    ask(reply, (name, args), piece=piece)
+    call_tools(reply, (name, args), piece=piece)
 
 
 @scenario
 def parallel_calls(reply: Reply, n: int = 3, name: str = "calculator") -> None:
-    """Call a tool n times in one round, with 1*10, 2*10, ...; then report the results."""
+    """Calls a tool n times in one round, with 1*10, 2*10, ...; then reports the results."""
     if results := tool_results(reply):
-        report(reply, results)
+        report_results(reply, results)
         return
-    ask(reply, *((name, _expression(f"{i + 1}*10")) for i in range(n)))
+    call_tools(reply, *((name, _expression(f"{i + 1}*10")) for i in range(n)))
 
 
 @scenario
 def tool_rounds(reply: Reply, n: int = 1_000_000) -> None:
-    """Call the calculator in n rounds, one after the other; without n, without an end."""
+    """Calls the calculator in n rounds, one after the other; without n, endlessly."""
     results = tool_results(reply)
     if len(results) >= n:
-        report(reply, results)
+        report_results(reply, results)
         return
     done = len(results)
     reply.tokens([f"Round {done + 1}."])
-    ask(reply, ("calculator", _expression(f"{done}+1")), serial=done)
+    call_tools(reply, ("calculator", _expression(f"{done}+1")), serial=done)
 
 
 @scenario
 def function_call(
     reply: Reply, name: str = "calculator", args: str = '{"expression":"6*7"}'
 ) -> None:
-    """A call in the old form, as function_call; then its result."""
+    """A call in the old format, as function_call; then its result."""
     if results := tool_results(reply):
-        report(reply, results)
+        report_results(reply, results)
         return
     reply.chunk({"function_call": {"name": name, "arguments": ""}})
     for part in pieces(args, 5):
@@ -461,34 +463,34 @@ def function_call(
 def calls_unnumbered(reply: Reply, ids: int = 1) -> None:
     """Three whole calls, all with index 0 and different IDs; ids=0: one call without an ID."""
     if results := tool_results(reply):
-        report(reply, results)
+        report_results(reply, results)
         return
     for i in range(3 if ids else 1):
         function = {"name": "calculator", "arguments": _expression(f"{i + 1}*10")}
         call = {"index": 0, "id": f"call_{i}" if ids else "", "type": "function"}
         reply.chunk({"tool_calls": [call | {"function": function}]})
         reply.record.sent(1)
-    reply.finish("stop")  # as such servers say
+    reply.finish("stop")  # the finish reason of such servers
 
 
 @scenario
 def wants_back(
     reply: Reply, field: str = "reasoning_content", refuses: int = 0, name: str = "calculator"
 ) -> None:
-    """Thinks in a field of this name and calls a signed tool; 400 for a result without the two.
+    """Reasoning in the field `field` and a signed call; 400 for a result without both of them.
 
-    With refuses=1 it is 400 for messages of the assistant's that hold the field.
+    With refuses=1: 400 for assistant messages that have the field.
     """
-    said = [m for m in reply.request.get("messages") or [] if m.get("role") == "assistant"]
-    if refuses and any(field in message for message in said):
+    answers = [m for m in reply.request.get("messages") or [] if m.get("role") == "assistant"]
+    if refuses and any(field in message for message in answers):
         detail = f"property '{field}' is unsupported"
         reply.error(400, f"'messages.1' : for 'role:assistant': ('messages.1' : {detail})")
     elif results := tool_results(reply):
-        signed = [call.get("extra_content") for call in said[-1]["tool_calls"]]
-        if not refuses and (said[-1].get(field) != "hm, six" or signed != [SIGNATURE]):
+        signed = [call.get("extra_content") for call in answers[-1]["tool_calls"]]
+        if not refuses and (answers[-1].get(field) != "hm, six" or signed != [SIGNATURE]):
             reply.error(400, f"{field} or a thought_signature is missing in messages.1")
             return
-        report(reply, results)
+        report_results(reply, results)
     else:
         for piece in ("hm, ", "six"):
             reply.chunk({field: piece})
@@ -501,7 +503,7 @@ def wants_back(
 
 @scenario
 def beside(reply: Reply) -> None:
-    """Fields of its own beside text and calls: sources, pictures, signatures, probabilities."""
+    """Extra fields beside text and calls: sources, pictures, signatures, probabilities."""
 
     def chunk(delta: dict[str, Any], **more: Any) -> None:
         whole: dict[str, Any] = reply.chunk_object(delta)
@@ -528,7 +530,7 @@ def beside(reply: Reply) -> None:
 
 @scenario
 def illustrated(reply: Reply, seconds: float = inf) -> None:
-    """Text with a source and a picture in fields beside it, then silence and the end."""
+    """Text with a source and a picture in extra fields, then silence and the end."""
     reply.tokens(["Paris[1]"])
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgoA"}}
     chunk = reply.chunk_object({"content": "", "images": [picture]})
@@ -539,7 +541,7 @@ def illustrated(reply: Reply, seconds: float = inf) -> None:
 
 @scenario
 def no_tools(reply: Reply, status: int = 400) -> None:
-    """Refuses a request that offers tools, as Ollama does for models that can't call any."""
+    """Refuses a request with tools, as Ollama does for models without tool support."""
     if "tools" in reply.request:
         reply.error(status, "registry.ollama.ai/library/gemma:2b does not support tools")
         return
@@ -548,7 +550,7 @@ def no_tools(reply: Reply, status: int = 400) -> None:
 
 @scenario
 def asks_tools(reply: Reply, calls: int = 2, n: int = 0, late: int = 0) -> None:
-    """n tokens, then calls of the tools offered, in fragments; an answer when a result is there.
+    """n tokens, then calls of the offered tools, in fragments; after a result, an answer.
 
     With late=1 the chunk that ends the body comes late, or never.
     """
@@ -570,12 +572,12 @@ def asks_tools(reply: Reply, calls: int = 2, n: int = 0, late: int = 0) -> None:
         reply.end()
 
 
-# Other framings of the same answer
+# Answers in other framings
 
 
 @scenario
 def close_delimited(reply: Reply, n: int = 20) -> None:
-    """No chunks and no length: the body ends with the connection."""
+    """Neither chunks nor a length: the body ends with the connection."""
     reply.open(Framing.CLOSE)
     count(reply, n)
 
@@ -596,12 +598,12 @@ def late_terminator(reply: Reply, n: int = 20, seconds: float = inf) -> None:
     reply.end()
 
 
-# Silence: for ever, or until `seconds` are over or the record is released
+# Silence, for `seconds` (default: for ever) or until the record is released
 
 
 @scenario
 def silent_connect(reply: Reply) -> None:
-    """Not even a connection: no model can choose this, see FakeOpenAI.unaccepting()."""
+    """No connection: not possible as a model, see FakeOpenAI.unaccepting()."""
     reply.error(400, "fake silent_connect: use the address of FakeOpenAI.unaccepting()")
 
 
@@ -622,7 +624,7 @@ def silent_first_token(reply: Reply, seconds: float = inf, n: int = 20) -> None:
 
 @scenario
 def slow_titles(reply: Reply, n: int = 3) -> None:
-    """n tokens at once; silence where a title is asked for."""
+    """n tokens at once; silence for the request of a title."""
     if last_user_message(reply.request).endswith("Title:"):
         reply.open()
         reply.hold(inf)
@@ -636,7 +638,7 @@ def slow_titles(reply: Reply, n: int = 3) -> None:
 def stall(
     reply: Reply, n: int = 5, seconds: float = inf, rest: int = 5, reason: str = "stop"
 ) -> None:
-    """n tokens, then silence, then the rest, and an end for this `reason`."""
+    """n tokens, then silence, then the rest, and the end with this finish `reason`."""
     reply.tokens(numbers(n))
     reply.hold(seconds)
     reply.tokens(numbers(rest, start=n))
@@ -648,13 +650,13 @@ def stall(
 
 @scenario
 def drop_headers(reply: Reply) -> None:
-    """Closes the connection instead of answering."""
+    """Closes the connection without a response."""
     reply.drop()
 
 
 @scenario
 def drop(reply: Reply, n: int = 5) -> None:
-    """n tokens, then the connection closes in mid-body."""
+    """n tokens, then the connection closes within the body."""
     reply.tokens(numbers(n))
     reply.drop()
 
@@ -709,18 +711,18 @@ def error_in_stream(
 
 @scenario
 def key_in_stream(reply: Reply, n: int = 0) -> None:
-    """n tokens, then an error object that repeats the key which the client has sent."""
+    """n tokens, then an error object that contains the client's API key."""
     headers = reply.record.headers
     key = headers.get("api-key") or headers.get("authorization", "").removeprefix("Bearer ")
     error_in_stream(reply, n, f"Bad key {key}, sorry.")
 
 
-# Bytes that are not what they should be
+# Invalid or unusual bytes
 
 
 @scenario
 def garbage(reply: Reply, n: int = 5) -> None:
-    """n tokens, then an event that is no JSON."""
+    """n tokens, then an event that is not JSON."""
     reply.tokens(numbers(n))
     reply.write(b"data: {not json\n\n")
     reply.end()
@@ -728,14 +730,14 @@ def garbage(reply: Reply, n: int = 5) -> None:
 
 @scenario
 def html(reply: Reply) -> None:
-    """200 with a web page, as a captive portal or a wrong base URL answers."""
+    """200 with a web page, like a captive portal or a wrong base URL."""
     page = b"<!doctype html><title>Welcome</title><h1>It works!</h1>"
     reply.whole(200, page, "text/html; charset=utf-8")
 
 
 @scenario
 def latin1_garbage(reply: Reply, n: int = 5) -> None:
-    """n tokens, then one whose bytes are no UTF-8, then an end in order."""
+    """n tokens, then one whose bytes are not UTF-8, then a normal end."""
     reply.tokens(numbers(n))
     good = as_json(reply.chunk_object({"content": "caf@ "}))
     reply.write(b"data: " + good.replace(b"caf@", b"caf\xe9\xff\xfe") + b"\n\n")
@@ -744,7 +746,7 @@ def latin1_garbage(reply: Reply, n: int = 5) -> None:
 
 @scenario
 def endless_line(reply: Reply) -> None:
-    """One line of data that never ends, 4096 bytes for each send."""
+    """One line of data that never ends, 4096 bytes per send."""
     if not reply.streaming:
         reply.open(Framing.CLOSE)
     reply.write(b'data: {"choices":[{"index":0,"delta":{"content":"')
@@ -769,7 +771,7 @@ def half_utf8(reply: Reply, n: int = 1) -> None:
 
 @scenario
 def odd_frames(reply: Reply) -> None:
-    """Correct but unusual framing: CRLF, comments, no space, split and joined events, fields."""
+    """Valid but unusual framing: CRLF, comments, no space, split and joined events, fields."""
 
     def data(word: str, indent: int | None = None) -> bytes:
         delta: dict[str, object] = {"content": word}
@@ -796,9 +798,9 @@ def odd_frames(reply: Reply) -> None:
 
 @scenario
 def odd_fields(reply: Reply, n: int = 5) -> None:
-    """Blank lines and comments after an id, a block without data: all legal, to be passed over.
+    """Blank lines and comments after an id, and blocks without data: valid, to be ignored.
 
-    The decoder of openai 3.54 takes each of them for an event without data, and fails.
+    The decoder of openai 3.54 treats each of them as an event without data, and fails.
     """
     for word in numbers(n):
         reply.open()
@@ -860,7 +862,7 @@ SCENARIOS |= {str(status): _refusal(status) for status in STATUS_ERRORS}
 
 @scenario
 def context(reply: Reply, style: str = "openai") -> None:
-    """400, the conversation is too long, in the style of openai, llamacpp, vllm or anthropic."""
+    """400 for a conversation that is too long, as openai, llamacpp, vllm or anthropic send it."""
     limit, used = 4096, 9412
     if style == "openai":
         words = f"However, your messages resulted in {used} tokens."
@@ -892,7 +894,7 @@ def context(reply: Reply, style: str = "openai") -> None:
 
 @scenario
 def flaky(reply: Reply, times: int = 1, status: str = "503", key: str = "", n: int = 20) -> None:
-    """Fails the first `times` times for a key (a status, or drop), then answers."""
+    """Fails the first `times` requests for a key (a status, or drop), then answers."""
     if reply.failures(key) > times:
         count(reply, n)
     elif status == "drop":

@@ -1,7 +1,7 @@
-"""Streams in the shapes in which common servers send them, as the data of their events.
+"""Streams in the formats of common servers, as lists of events.
 
-Shortened to what is peculiar: members that nobody reads are left out, and words are few. A `str` is
-sent as it is, with its own field names; anything else as the JSON of a `data:` line.
+They are short and contain only what is special about a server: unused members are left out. A `str`
+is sent unchanged, with its own field names; anything else as the JSON of a `data:` line.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 Shape = list[Any]
 
 
-def said(finish: str | None = None, **delta: Any) -> dict[str, Any]:
+def delta_chunk(finish: str | None = None, **delta: Any) -> dict[str, Any]:
     """An ordinary chunk."""
     return {"model": "m-1", "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
 
 
-def call(**members: Any) -> dict[str, Any]:
+def call_chunk(**members: Any) -> dict[str, Any]:
     """A chunk with one fragment of a tool call; `name` and `arguments` go into its function."""
     function = {k: members.pop(k) for k in ("name", "arguments") if k in members}
-    return said(tool_calls=[members | {"function": function}])
+    return delta_chunk(tool_calls=[members | {"function": function}])
 
 
 DONE = "data: [DONE]"
@@ -27,151 +27,154 @@ USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
 COUNTED = {"model": "m-1", "choices": [], "usage": USAGE}
 
 SHAPES: dict[str, Shape] = {
-    # A role alone at first, content null; usage behind the finish, with timings of its own.
+    # First the role alone, with content null; usage after the finish reason, with `timings`.
     "llamacpp": [
-        said(role="assistant", content=None),
-        said(reasoning_content="hm"),
-        said(content="Hello"),
-        said("stop"),
+        delta_chunk(role="assistant", content=None),
+        delta_chunk(reasoning_content="hm"),
+        delta_chunk(content="Hello"),
+        delta_chunk("stop"),
         COUNTED | {"timings": {"predicted_per_second": 90.1}},
         DONE,
     ],
-    # An error in mid-stream of older versions has a field of its own.
-    "llamacpp_old_error": [said(content="Hel"), 'error: {"code":500,"message":"Boom."}'],
+    # Older versions send an error in the stream with a field name of its own.
+    "llamacpp_old_error": [delta_chunk(content="Hel"), 'error: {"code":500,"message":"Boom."}'],
     "llamacpp_error": [
-        said(content="Hel"),
+        delta_chunk(content="Hel"),
         {"error": {"code": 500, "message": "Boom.", "type": "server_error"}},
     ],
-    # Usage so far in every chunk, empty strings for what is not there.
+    # Usage so far in every chunk; empty strings for missing values.
     "vllm": [
-        said(role="assistant", content="") | {"usage": USAGE | {"completion_tokens": 0}},
-        said(reasoning="hm", reasoning_content="hm") | {"usage": USAGE | {"completion_tokens": 1}},
-        said(content="Hello", reasoning=None) | {"usage": USAGE},
-        said("stop", content="") | {"usage": USAGE},
+        delta_chunk(role="assistant", content="") | {"usage": USAGE | {"completion_tokens": 0}},
+        delta_chunk(reasoning="hm", reasoning_content="hm")
+        | {"usage": USAGE | {"completion_tokens": 1}},
+        delta_chunk(content="Hello", reasoning=None) | {"usage": USAGE},
+        delta_chunk("stop", content="") | {"usage": USAGE},
         COUNTED,
         DONE,
     ],
-    # Each piece of one call has another ID; only the first has the name.
+    # Every piece of a call has a different ID; only the first has the name.
     "vllm_calls": [
-        call(index=0, id="call-a", type="function", name="add", arguments=None),
-        call(index=0, id="call-b", arguments='{"a": 1'),
-        call(index=0, id="call-c", arguments="}"),
-        call(index=1, id="call-d", type="function", name="sub", arguments=""),
-        call(index=1, id="call-e", arguments='{"b": 2}'),
-        said("tool_calls", content=""),
+        call_chunk(index=0, id="call-a", type="function", name="add", arguments=None),
+        call_chunk(index=0, id="call-b", arguments='{"a": 1'),
+        call_chunk(index=0, id="call-c", arguments="}"),
+        call_chunk(index=1, id="call-d", type="function", name="sub", arguments=""),
+        call_chunk(index=1, id="call-e", arguments='{"b": 2}'),
+        delta_chunk("tool_calls", content=""),
         DONE,
     ],
     "vllm_error": [
-        said(content="Hel"),
+        delta_chunk(content="Hel"),
         {"object": "error", "message": "Boom.", "type": "BadRequestError", "code": 400},
         DONE,
     ],
-    # The role in every chunk; thoughts under `reasoning`.
+    # The role in every chunk; reasoning in `reasoning`.
     "ollama": [
-        said(role="assistant", content="", reasoning="hm"),
-        said(role="assistant", content="Hello"),
-        said("stop", role="assistant", content=""),
+        delta_chunk(role="assistant", content="", reasoning="hm"),
+        delta_chunk(role="assistant", content="Hello"),
+        delta_chunk("stop", role="assistant", content=""),
         COUNTED,
         DONE,
     ],
-    # Whole calls, all with index 0, each with an ID of its own.
+    # Whole calls, all with index 0 and with different IDs.
     "ollama_calls": [
-        call(index=0, id="call_1", type="function", name="add", arguments='{"a": 1}'),
-        call(index=0, id="call_2", type="function", name="sub", arguments='{"b": 2}'),
-        said("tool_calls", role="assistant", content=""),
+        call_chunk(index=0, id="call_1", type="function", name="add", arguments='{"a": 1}'),
+        call_chunk(index=0, id="call_2", type="function", name="sub", arguments='{"b": 2}'),
+        delta_chunk("tool_calls", role="assistant", content=""),
         DONE,
     ],
     # Older versions: neither index nor ID.
     "ollama_old_calls": [
-        call(name="add", arguments='{"a": 1}'),
-        call(name="sub", arguments='{"b": 2}'),
-        said("stop", role="assistant", content=""),
+        call_chunk(name="add", arguments='{"a": 1}'),
+        call_chunk(name="sub", arguments='{"b": 2}'),
+        delta_chunk("stop", role="assistant", content=""),
         DONE,
     ],
     # No index, the ID with every piece.
     "calls_by_id": [
-        call(id="c1", name="add", arguments=""),
-        call(id="c1", arguments='{"a": '),
-        call(id="c2", name="sub", arguments='{"b": 2}'),
-        call(id="c1", arguments="1}"),
-        said("tool_calls"),
+        call_chunk(id="c1", name="add", arguments=""),
+        call_chunk(id="c1", arguments='{"a": '),
+        call_chunk(id="c2", name="sub", arguments='{"b": 2}'),
+        call_chunk(id="c1", arguments="1}"),
+        delta_chunk("tool_calls"),
         DONE,
     ],
-    # The name again with every piece.
+    # The name is repeated in every piece.
     "calls_named_often": [
-        call(index=0, id="c1", name="add", arguments='{"a"'),
-        call(index=0, id="c1", name="add", arguments=": 1}"),
-        call(index=1, id="c1", name="sub", arguments='{"b": 2}'),
-        said("tool_calls"),
+        call_chunk(index=0, id="c1", name="add", arguments='{"a"'),
+        call_chunk(index=0, id="c1", name="add", arguments=": 1}"),
+        call_chunk(index=1, id="c1", name="sub", arguments='{"b": 2}'),
+        delta_chunk("tool_calls"),
         DONE,
     ],
     # Arguments as an object instead of text.
     "calls_as_objects": [
-        call(index=0, id="c1", name="add", arguments={"a": 1}),
-        call(index=1, id="c2", name="sub", arguments={"b": 2}),
-        said("tool_calls"),
+        call_chunk(index=0, id="c1", name="add", arguments={"a": 1}),
+        call_chunk(index=1, id="c2", name="sub", arguments={"b": 2}),
+        delta_chunk("tool_calls"),
         DONE,
     ],
     "function_call": [
-        said(role="assistant", content=None, function_call={"name": "add", "arguments": ""}),
-        said(function_call={"arguments": '{"a": '}),
-        said(function_call={"arguments": "1}"}),
-        said("function_call"),
+        delta_chunk(role="assistant", content=None, function_call={"name": "add", "arguments": ""}),
+        delta_chunk(function_call={"arguments": '{"a": '}),
+        delta_chunk(function_call={"arguments": "1}"}),
+        delta_chunk("function_call"),
         DONE,
     ],
-    # Nulls and empty strings where nothing is; a finish reason of "" until there is one.
+    # Nulls and empty strings for missing values; the finish reason is "" until there is one.
     "lmstudio": [
-        said("", role="assistant", content="", tool_calls=None, function_call=None),
-        said("", content=None, reasoning_content="hm", tool_calls=None),
-        said("", content="Hello", reasoning_content="", tool_calls=[]),
-        said("stop", content=""),
+        delta_chunk("", role="assistant", content="", tool_calls=None, function_call=None),
+        delta_chunk("", content=None, reasoning_content="hm", tool_calls=None),
+        delta_chunk("", content="Hello", reasoning_content="", tool_calls=[]),
+        delta_chunk("stop", content=""),
         COUNTED,
         DONE,
     ],
     "lmstudio_error": [
-        said(content="Hel"),
+        delta_chunk(content="Hel"),
         'event: error\ndata: {"error":{"message":"Boom."}}',
     ],
-    # Comments while it waits; details that repeat the reasoning; usage with an empty delta.
+    # Comments while waiting; details that repeat the reasoning; usage with an empty delta.
     "openrouter": [
         ": OPENROUTER PROCESSING",
         ": OPENROUTER PROCESSING",
-        said(role="assistant", content="", reasoning="hm", reasoning_details=[{"text": "hm"}]),
-        said(role="assistant", content="Hello"),
-        said("stop", role="assistant", content=""),
-        said(role="assistant", content="") | {"usage": USAGE | {"cost": 0.01}},
+        delta_chunk(
+            role="assistant", content="", reasoning="hm", reasoning_details=[{"text": "hm"}]
+        ),
+        delta_chunk(role="assistant", content="Hello"),
+        delta_chunk("stop", role="assistant", content=""),
+        delta_chunk(role="assistant", content="") | {"usage": USAGE | {"cost": 0.01}},
         DONE,
     ],
     "openrouter_error": [
-        said(content="Hel"),
-        said("error", content="") | {"error": {"code": 502, "message": "Boom."}},
+        delta_chunk(content="Hel"),
+        delta_chunk("error", content="") | {"error": {"code": 502, "message": "Boom."}},
     ],
     "openrouter_limited": [
         ": OPENROUTER PROCESSING",
-        said("error", content="") | {"error": {"code": 429, "message": "Slow down."}},
+        delta_chunk("error", content="") | {"error": {"code": 429, "message": "Slow down."}},
     ],
-    # Thoughts and text as parts of a list.
+    # Reasoning and text as parts of a list.
     "mistral": [
-        said(role="assistant", content=""),
-        said(content=[{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]),
-        said(content=[{"type": "text", "text": "Hello"}]),
-        said("stop", content="") | {"usage": USAGE},
+        delta_chunk(role="assistant", content=""),
+        delta_chunk(content=[{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]),
+        delta_chunk(content=[{"type": "text", "text": "Hello"}]),
+        delta_chunk("stop", content="") | {"usage": USAGE},
         DONE,
     ],
-    # The model's own tags, cut as its tokens are.
-    # The prompt's template has opened the thought: DeepSeek-R1, QwQ, Qwen3 without a parser.
+    # Tags in the text, split like the model's tokens. The prompt template has already opened the
+    # reasoning: DeepSeek-R1, QwQ, Qwen3 on a server without a reasoning parser.
     "think_end": [
-        said(content="h"),
-        said(content="m</th"),
-        said(content="ink>\n\nHello"),
-        said("stop"),
+        delta_chunk(content="h"),
+        delta_chunk(content="m</th"),
+        delta_chunk(content="ink>\n\nHello"),
+        delta_chunk("stop"),
         COUNTED,
         DONE,
     ],
-    # gpt-oss without a parser.
+    # gpt-oss on a server without a parser.
     "harmony": [
         *(
-            said(content=piece)
+            delta_chunk(content=piece)
             for piece in (
                 "<|channel|>analysis<|mess",
                 "age|>hm<|end|><|start|>assistant<|chan",
@@ -179,31 +182,31 @@ SHAPES: dict[str, Shape] = {
                 "urn|>",
             )
         ),
-        said("stop"),
+        delta_chunk("stop"),
         COUNTED,
         DONE,
     ],
     "think_tags": [
-        said(role="assistant", content=""),
+        delta_chunk(role="assistant", content=""),
         *[
-            said(content=piece)
+            delta_chunk(content=piece)
             for piece in ("<th", "ink>", "\n", "hm</", "think>", "\n\n", "Hello")
         ],
-        said("stop"),
+        delta_chunk("stop"),
         COUNTED,
         DONE,
     ],
-    # The last thought and the first word in one chunk.
+    # The end of the reasoning and the first text in one chunk.
     "both_at_once": [
-        said(content="Hello", reasoning_content="hm"),
-        said("stop") | {"usage": USAGE},
+        delta_chunk(content="Hello", reasoning_content="hm"),
+        delta_chunk("stop") | {"usage": USAGE},
         DONE,
     ],
-    # A verdict without choices first and last; the filter ends the answer.
+    # Filter results without choices first and last; the filter ends the answer.
     "azure_filtered": [
         {"model": "", "choices": [], "prompt_filter_results": [{"prompt_index": 0}]},
-        said(content="Hel"),
-        said("content_filter"),
+        delta_chunk(content="Hel"),
+        delta_chunk("content_filter"),
         {
             "model": "",
             "choices": [{"index": 0, "finish_reason": None, "content_filter_offsets": {}}],

@@ -1,11 +1,11 @@
-"""One connection of the fake upstream: its socket, what is recorded of a request, and its answer.
+"""One connection of the fake upstream: its socket, the record of a request, and its response.
 
-`Peer` is the accepted socket. It never blocks out of reach: every wait, also the one for room in
-the socket's buffer, is a `poll` that sees the client's end of file or reset, a wake-up from another
-thread and the end of the server as well, and then raises `Gone`. A client that shuts down only
-its sending half counts as gone.
-`Record` is what a test looks at: facts and events, safe to read from any thread.
-`Reply` is the vocabulary in which scenarios are written: tokens, silence, the end, a broken end.
+`Peer` is the accepted socket. Each of its waits (including the one for space in the socket buffer)
+is a `poll` that also returns at the client's end of file or reset and when the server closes, which
+raise `ClientGone`, and at a wake-up from another thread. A client that shuts down only its sending
+half counts as gone.
+`Record` holds what a test checks: facts and events, safe to read from any thread.
+`Reply` has the operations of which scenarios consist: tokens, silence, the end, a broken end.
 """
 
 import json
@@ -27,23 +27,23 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 READ_SIZE = 65536  # bytes for one recv
-LONGEST_POLL = 3600.0  # seconds; poll() takes no infinity, and every wait loops anyway
+LONGEST_POLL = 3600.0  # seconds; poll() does not take infinity, and every wait loops
 
-# Where POLLRDHUP does not exist, a silent client is noticed only when it has closed both halves.
-_LEFT: int = getattr(select, "POLLRDHUP", 0)
-_BROKEN: int = _LEFT | select.POLLHUP | select.POLLERR | select.POLLNVAL
+# Without POLLRDHUP (not Linux), the end of a silent client is seen when it has closed both halves.
+_CLIENT_LEFT: int = getattr(select, "POLLRDHUP", 0)
+_BROKEN: int = _CLIENT_LEFT | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
-class Gone(Exception):
+class ClientGone(Exception):
     """The client has closed its connection."""
 
 
-class ServerClosing(Gone):
-    """The server closes; whether the client would have stayed is not known."""
+class ServerClosing(ClientGone):
+    """The server closes the connection; the client may still be there."""
 
 
 class Peer:
-    """An accepted connection, used by one thread; `wake` and `interrupt` are for the others."""
+    """An accepted connection, used by one thread; others may call `wake` and `interrupt`."""
 
     def __init__(self, sock: socket.socket, number: int) -> None:
         sock.setblocking(False)
@@ -51,15 +51,15 @@ class Peer:
         self.number = number
         self._sock = sock
         self._fd = sock.fileno()
-        self._bell, self._rope = socket.socketpair()
-        self._bell.setblocking(False)
-        self._rope.setblocking(False)
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
         self._poller = select.poll()
-        self._poller.register(self._bell, select.POLLIN)
+        self._poller.register(self._wake_receiver, select.POLLIN)
         self._received = bytearray()
-        self._ending = False
-        # Held to close, and by other threads to reach in: otherwise they could hit
-        # a file descriptor that has just been given to another connection.
+        self._is_closing = False
+        # Held while closing, and by `wake` and `interrupt`: without it they could use a file
+        # descriptor that already belongs to another connection.
         self._lock = threading.Lock()
 
     def secure(self, context: ssl.SSLContext) -> None:
@@ -70,20 +70,21 @@ class Peer:
         self._when_readable(tls.do_handshake)
 
     def read_until(self, mark: bytes) -> bytes | None:
-        """Bytes up to and with the mark; None when the client ends before."""
+        """Read up to and including the mark; None if the client ends before."""
         while (end := self._received.find(mark)) < 0:
             if not self._receive():
                 return None
         return self._take(end + len(mark))
 
     def read_exactly(self, size: int) -> bytes | None:
+        """Read `size` bytes; None if the client ends before."""
         while len(self._received) < size:
             if not self._receive():
                 return None
         return self._take(size)
 
     def send(self, data: bytes) -> None:
-        """Hand everything to the socket, as fast as the client takes it."""
+        """Send all bytes, as fast as the client reads them."""
         view = memoryview(data)
         while view:
             self._poll(select.POLLOUT, LONGEST_POLL)
@@ -92,38 +93,38 @@ class Peer:
             except (BlockingIOError, ssl.SSLWantWriteError):
                 continue
             except OSError as error:
-                raise (ServerClosing if self._ending else Gone) from error
+                raise (ServerClosing if self._is_closing else ClientGone) from error
 
     def wait(self, until: float, ready: Callable[[], bool] = lambda: False) -> None:
-        """Wait until the monotonic time, or until ready() after a wake-up. Resolution: 1 ms."""
+        """Wait until this monotonic time, or until ready() is true. Resolution: 1 ms."""
         while not ready() and (left := until - time.monotonic()) > 0:
             self._poll(0, left)
 
-    def look(self) -> None:
-        """Only see whether the client has left, where there is nothing to send or to wait for."""
+    def check_client(self) -> None:
+        """Raise ClientGone if the client has left, without sending or waiting."""
         self._poll(0, 0)
 
     def wake(self) -> None:
-        """Let a waiting thread look at its condition again. From any thread, at any time."""
-        with self._lock, suppress(OSError):  # closed, or full of wake-ups not yet heard
-            self._rope.send(b"!")
+        """Make a waiting thread check its condition again. Thread-safe."""
+        with self._lock, suppress(OSError):  # closed, or full of unread wake-ups
+            self._wake_sender.send(b"!")
 
     def interrupt(self) -> None:
-        """End the connection and whatever its thread is doing. From any thread, at any time."""
+        """End the connection, and the current operation of its thread. Thread-safe."""
         with self._lock, suppress(OSError):
-            self._ending = True
-            # Not SSLSocket.shutdown, which drops the cipher under the thread that is using it.
+            self._is_closing = True
+            # Not SSLSocket.shutdown, which removes the cipher while the other thread uses it.
             socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
         self.wake()
 
     def close(self, *, reset: bool = False) -> None:
-        """Close with FIN, or with RST; over TLS both without a close_notify."""
+        """Close with FIN or RST; over TLS without a close_notify in both cases."""
         with self._lock, suppress(OSError):
             if reset:
                 linger_zero = struct.pack("ii", 1, 0)
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger_zero)
         with self._lock:
-            for sock in (self._sock, self._bell, self._rope):
+            for sock in (self._sock, self._wake_receiver, self._wake_sender):
                 sock.close()
 
     def _take(self, size: int) -> bytes:
@@ -145,62 +146,65 @@ class Peer:
             except ssl.SSLWantWriteError:
                 self._poll(select.POLLOUT, LONGEST_POLL)
             except OSError as error:
-                raise (ServerClosing if self._ending else Gone) from error
+                raise (ServerClosing if self._is_closing else ClientGone) from error
 
     def _poll(self, want: int, seconds: float) -> None:
-        self._poller.register(self._fd, want | _LEFT)  # again: it replaces the mask
+        self._poller.register(self._fd, want | _CLIENT_LEFT)  # replaces the mask of the last call
         ready = dict(self._poller.poll(min(seconds, LONGEST_POLL) * 1000))
-        if self._ending:
+        if self._is_closing:
             raise ServerClosing
-        if self._bell.fileno() in ready:
-            self._bell.recv(READ_SIZE)
-        # Whoever waits to read learns of the end by reading what came before it.
+        if self._wake_receiver.fileno() in ready:
+            self._wake_receiver.recv(READ_SIZE)
+        # A reader sees the end itself, after it has read the bytes before it.
         if ready.get(self._fd, 0) & _BROKEN and not want & select.POLLIN:
-            raise Gone
+            raise ClientGone
 
 
 @dataclass(eq=False, repr=False)
 class Record:
-    """One request as the fake saw it, and how far its answer came. Times are `time.monotonic()`."""
+    """One received request, and the progress of its response. Times are `time.monotonic()`."""
 
-    connection: int  # number of the TCP connection, from 1: equal numbers mean it was reused
+    connection: int  # number of the TCP connection, from 1; equal numbers mean reuse
     method: str
     path: str
     headers: dict[str, str]  # names in lower case
-    body: Any  # parsed JSON; None without a body, the text where it is no JSON
+    body: Any  # parsed JSON, None without a body, the text if it is not JSON
     received_at: float
     wake: Callable[[], None]
-    query: str = ""  # behind the path's question mark
-    scenario: str = ""  # the name without arguments; empty for anything but a completion
+    query: str = ""  # after the question mark of the path
+    scenario: str = ""  # the name without arguments; "" if the request is no completion
     args: dict[str, str] = field(default_factory=dict)
-    tokens_sent: int = 0  # handed to the socket, reasoning included; not streamed: produced
+    tokens_sent: int = 0  # sent, with reasoning; for a response that is not streamed: produced
     first_token_at: float | None = None
     closed_at: float | None = None
-    closed: threading.Event = field(default_factory=threading.Event)  # by the client, in mid-answer
-    finished: threading.Event = field(default_factory=threading.Event)  # answered to the last byte
-    ended: threading.Event = field(default_factory=threading.Event)  # no longer worked on, anyhow
+    # By the client, before the end of the response.
+    closed: threading.Event = field(default_factory=threading.Event)
+    # The whole response was sent.
+    finished: threading.Event = field(default_factory=threading.Event)
+    # Processing has ended, in any way.
+    ended: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
     _progress: threading.Condition = field(default_factory=threading.Condition)
 
     def __repr__(self) -> str:
         state = [n for n in ("closed", "finished", "ended") if getattr(self, n).is_set()]
-        what = f"{self.method} {self.path} {self.scenario}".rstrip()
-        return f"<Record {what}: {self.tokens_sent} tokens, {', '.join(state) or 'open'}>"
+        request = f"{self.method} {self.path} {self.scenario}".rstrip()
+        return f"<Record {request}: {self.tokens_sent} tokens, {', '.join(state) or 'open'}>"
 
     def release(self) -> None:
-        """Let a silent scenario go on, now or when it comes to its silence."""
+        """End the silence of a scenario, now or when it begins."""
         self.released.set()
         self.wake()
 
     def wait_tokens(self, n: int, timeout: float = 5.0) -> int:
-        """Wait until n tokens were sent; their number by then, or TimeoutError."""
+        """Wait until n tokens were sent; return their number. Raises TimeoutError."""
         with self._progress:
             if not self._progress.wait_for(lambda: self.tokens_sent >= n, timeout):
                 raise TimeoutError(f"{n} tokens not sent within {timeout} s: {self!r}")
             return self.tokens_sent
 
     def sent(self, n: int) -> None:
-        """Called by the answer: n more tokens are on their way."""
+        """Count n more tokens; called by the reply."""
         with self._progress:
             if self.first_token_at is None:
                 self.first_token_at = time.monotonic()
@@ -217,7 +221,7 @@ class Record:
 
 
 class Framing(Enum):
-    """How the end of a body is told."""
+    """How the end of a body is marked."""
 
     CHUNKED = auto()
     LENGTH = auto()
@@ -226,7 +230,7 @@ class Framing(Enum):
 
 @dataclass(frozen=True)
 class Pace:
-    """Arguments that every scenario takes. The schedule is absolute: lateness does not add up."""
+    """Arguments of every scenario. The schedule is absolute, so that delays do not add up."""
 
     gap_ms: float = 0.0  # between tokens
     rate: float = 0.0  # tokens per second, instead of gap_ms
@@ -240,10 +244,10 @@ class Pace:
 
 
 class Reply:
-    """The answer to one completion request, streamed or whole as the request asks.
+    """The response to one completion request, streamed or not, as requested.
 
-    A whole answer goes through the same scenario: its tokens are gathered at the same pace
-    and sent when it finishes.
+    A response that is not streamed runs through the same scenario: its tokens are collected at the
+    same pace and sent at the end.
     """
 
     def __init__(
@@ -267,9 +271,9 @@ class Reply:
         self.streaming = bool(self.request.get("stream"))
         self._framing: Framing | None = None
         self._serial = serial
-        self._held = bytearray()  # the body so far where Framing.LENGTH must know all of it
-        self._said: list[str] = []
-        self._paced = 0  # tokens that had their time so far
+        self._body = bytearray()  # the body so far, collected for Framing.LENGTH
+        self._texts: list[str] = []
+        self._paced_count = 0  # tokens that were due so far
         self._frames: dict[str, tuple[bytes, bytes]] = {}
         self._common = {
             "id": f"chatcmpl-fake{serial}",
@@ -283,15 +287,15 @@ class Reply:
         options = self.request.get("stream_options")
         return isinstance(options, dict) and bool(options.get("include_usage"))
 
-    # What the scenarios say
+    # Operations for scenarios
 
     def open(self, framing: Framing = Framing.CHUNKED) -> None:
-        """Headers and the role chunk. Called by the first token if not before."""
+        """Send headers and the role chunk, unless sent before."""
         if self.begin(framing):
             self.chunk({"role": "assistant", "content": "", "refusal": None})
 
     def begin(self, framing: Framing = Framing.CHUNKED) -> bool:
-        """The headers alone. False: they were sent before."""
+        """Send the headers alone. False: they were sent before."""
         if self._framing is not None:
             return False
         whole = not self.streaming and framing is Framing.CHUNKED
@@ -304,7 +308,7 @@ class Reply:
         return True
 
     def tokens(self, texts: Iterable[str], kind: str = "content") -> None:
-        """Send tokens at the pace asked for."""
+        """Send tokens at the requested pace."""
         self.open()
         for group in self.paced(texts):
             self.token(*group, kind=kind)
@@ -318,15 +322,15 @@ class Reply:
             before, after = self._around(kind)
             self.write(b"".join(before + as_json(text) + after for text in texts))
         else:
-            self._peer.look()
-            self._said += texts if kind == "content" else ()
+            self._peer.check_client()
+            self._texts += texts if kind == "content" else ()
         self.record.sent(len(texts))
 
     def finish(self, reason: str = "stop", *, usage: bool = True, end: bool = True) -> None:
-        """Finish reason, usage if it was asked for, [DONE], and the end of the body.
+        """Send the finish reason, usage if requested, [DONE], and the end of the body.
 
-        [DONE] and the end leave in one send: a client that closes at [DONE] has had all of it,
-        and its request counts as finished, not as closed. `late_terminator` is the other case.
+        [DONE] and the end are sent together, so that the request of a client that closes at [DONE]
+        counts as finished, not as closed. The scenario `late_terminator` sends them separately.
         """
         self.open()
         self.hold_once()
@@ -336,14 +340,14 @@ class Reply:
                 self.event(as_json(self._common | {"choices": [], "usage": self._usage()}))
             self.event(b"[DONE]", last=end)
         else:
-            message = {"role": "assistant", "content": "".join(self._said), "refusal": None}
+            message = {"role": "assistant", "content": "".join(self._texts), "refusal": None}
             choice = {"index": 0, "message": message, "finish_reason": reason}
             answer = self._common | {"object": "chat.completion", "choices": [choice]}
             answer |= {"usage": self._usage()} if usage else {}
             self.write(as_json(answer), last=end)
 
     def chunk(self, delta: dict[str, object], finish_reason: str | None = None) -> None:
-        """Send one chunk object; a whole answer has none."""
+        """Send one chunk object, if the response is streamed."""
         if self.streaming:
             self.event(as_json(self.chunk_object(delta, finish_reason)))
 
@@ -361,15 +365,15 @@ class Reply:
             self.end()
 
     def write(self, data: bytes, *, last: bool = False) -> None:
-        """Send bytes of the body as they are, framed; one call, one chunk, one send."""
+        """Send bytes of the body, framed: one call makes one chunk and one send."""
         self.open()
         if self._framing is Framing.LENGTH:
-            self._peer.look()
-            self._held += data
-            size = {"Content-Length": str(len(self._held))}
-            frame = self._head(200, size) + self._held if last else b""
+            self._peer.check_client()
+            self._body += data
+            size = {"Content-Length": str(len(self._body))}
+            frame = self._head(200, size) + self._body if last else b""
         elif self._framing is Framing.CHUNKED:
-            # No chunk for no data: an empty one is the end of the body.
+            # No chunk without data: an empty chunk is the end of the body.
             frame = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
             frame += b"0\r\n\r\n" if last else b""
         else:
@@ -378,16 +382,16 @@ class Reply:
         self.complete = last
 
     def end(self) -> None:
-        """End the body in order, whatever it holds."""
+        """End the body correctly, whatever its content."""
         self.write(b"", last=True)
 
     def drop(self) -> None:
-        """Close with FIN, wherever the answer is."""
+        """Close the connection with FIN at this point."""
         self.keep_alive = False
         self._peer.close()
 
     def reset(self) -> None:
-        """Close with RST, wherever the answer is."""
+        """Close the connection with RST at this point."""
         self.keep_alive = False
         self._peer.close(reset=True)
 
@@ -398,7 +402,7 @@ class Reply:
         content_type: str = "application/json",
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Answer with this status and body, instead of a completion."""
+        """Send a response with this status and body instead of a completion."""
         more = {"Content-Type": content_type, "Content-Length": str(len(content))}
         self._peer.send(self._head(status, more | dict(headers or {})) + content)
         self.complete = True
@@ -413,16 +417,16 @@ class Reply:
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Answer with an error as OpenAI words it."""
+        """Send an error response in OpenAI's format."""
         error = {"message": message, "type": kind, "param": param, "code": code}
         self.whole(status, as_json({"error": error}), headers=headers)
 
     def hold(self, seconds: float = inf) -> None:
-        """Silence, until the record is released or the seconds are over."""
+        """Be silent until the record is released, at most for `seconds`."""
         self._peer.wait(time.monotonic() + seconds, self.record.released.is_set)
 
     def hold_once(self) -> None:
-        """The silence of `Pace.hold`; at the latest it comes before the end of the answer."""
+        """The silence of `Pace.hold`, once; at the latest before the end of the response."""
         if self.pace.hold >= 0:
             self.pace = replace(self.pace, hold=-1)
             self.hold()
@@ -431,19 +435,19 @@ class Reply:
         self._peer.wait(time.monotonic() + seconds)
 
     def paced(self, items: Iterable[T]) -> Iterator[list[T]]:
-        """The items in groups of `burst`, each group when its time has come."""
+        """Yield the items in groups of `burst`, each group when it is due."""
         source = iter(items)
         due = time.monotonic() + self.pace.first_ms / 1000
         while group := list(islice(source, max(1, self.pace.burst))):
-            if 0 <= self.pace.hold < self._paced + len(group):
+            if 0 <= self.pace.hold < self._paced_count + len(group):
                 self.hold_once()
                 due = time.monotonic()
             self._peer.wait(due)
             yield group
-            self._paced += len(group)
+            self._paced_count += len(group)
             due += len(group) * self.pace.gap
 
-    # How it is put together
+    # Helpers
 
     def _head(self, status: int, headers: dict[str, str]) -> bytes:
         kind = "text/event-stream; charset=utf-8" if self.streaming else "application/json"
@@ -456,7 +460,7 @@ class Reply:
         return f"HTTP/1.1 {status} {responses.get(status, 'Unknown')}\r\n{fields}\r\n".encode()
 
     def _around(self, kind: str) -> tuple[bytes, bytes]:
-        """The bytes of a token's event before and after its text."""
+        """The bytes before and after the text in a token's event."""
         if kind in self._frames:
             return self._frames[kind]
         mark = "\x00"
@@ -476,5 +480,5 @@ class Reply:
 
 
 def as_json(value: object) -> bytes:
-    """JSON on one line, in UTF-8: text outside ASCII is not escaped."""
+    """JSON on one line, in UTF-8; non-ASCII text is not escaped."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")

@@ -1,6 +1,6 @@
-"""What servers say of the work that they have: llama.cpp's GET /slots, vLLM's GET /metrics.
+"""Responses in which model servers report their load: llama.cpp's GET /slots, vLLM's GET /metrics.
 
-Each is a function from the number of completions in work to status, type and body of the answer.
+Each function takes the number of running completions and returns status, content type and body.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ SLOTS = 4
 
 def slots(in_work: int) -> tuple[int, str, bytes]:
     """llama.cpp's slots, the first ones busy."""
-    each = [
+    slot_list = [
         {"id": n, "n_ctx": 4096, "speculative": False, "is_processing": n < in_work}
         for n in range(max(SLOTS, in_work))
     ]
-    return 200, JSON, json.dumps(each).encode()
+    return 200, JSON, json.dumps(slot_list).encode()
 
 
 def old_slots(in_work: int) -> tuple[int, str, bytes]:
-    """The slots of a llama.cpp of 2024: a number in place of a word."""
-    each = [{"id": n, "state": int(n < in_work), "prompt": "x"} for n in range(SLOTS)]
-    return 200, JSON, json.dumps(each).encode()
+    """The slots of a llama.cpp of 2024: a number instead of a boolean."""
+    slot_list = [{"id": n, "state": int(n < in_work), "prompt": "x"} for n in range(SLOTS)]
+    return 200, JSON, json.dumps(slot_list).encode()
 
 
 def metrics(in_work: int) -> tuple[int, str, bytes]:
@@ -55,15 +55,15 @@ def disabled(_: int) -> tuple[int, str, bytes]:
 
 
 def locked(_: int) -> tuple[int, str, bytes]:
-    """A server that wants another key for this."""
+    """A server that requires another key for this."""
     return 401, JSON, b'{"error":{"code":401,"message":"Invalid API Key"}}'
 
 
 def garbage(_: int) -> tuple[int, str, bytes]:
-    """Something else lives at this address."""
+    """A response of some other program at this address."""
     return 200, "text/html", b"<html>\xff\xfe vllm:num_requests_running NaN </html>"
 
 
 def strange(_: int) -> tuple[int, str, bytes]:
-    """JSON, and not of llama.cpp."""
+    """JSON that is not from llama.cpp."""
     return 200, JSON, b'[{"id": 1, "is_processing": "yes"}]'

@@ -11,7 +11,7 @@ from halt.core.extra_fields import Extras, joined
 from halt.core.request import Message, ToolTurn
 from halt.providers.chat_completions import ChatDecoder
 from halt.providers.round_trip import outgoing_message, round_trip_names
-from halt.testing.shapes import call, said
+from halt.testing.shapes import call_chunk, delta_chunk
 from halt.testing.wire import as_json
 
 
@@ -78,25 +78,25 @@ THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}
 @pytest.mark.parametrize(
     ("chunks", "fields"),
     [
-        ([said(content="Hello"), said(content=" you")], None),
-        ([said(role="assistant", content=None), call(index=0, name="f", arguments="{}")], None),
+        ([delta_chunk(content="Hello"), delta_chunk(content=" you")], None),
+        ([delta_chunk(role="assistant", content=None), call_chunk(index=0, name="f", arguments="{}")], None),
         (
-            [said(reasoning_content="h"), said(reasoning_content="m"), said(content="Hi")],
+            [delta_chunk(reasoning_content="h"), delta_chunk(reasoning_content="m"), delta_chunk(content="Hi")],
             {"reasoning_content": "hm"},
         ),
-        ([said(reasoning="hm"), said(content="Hi")], {"reasoning": "hm"}),
+        ([delta_chunk(reasoning="hm"), delta_chunk(content="Hi")], {"reasoning": "hm"}),
         (
-            [said(reasoning="hm", reasoning_content="hm"), said(content="Hi")],
+            [delta_chunk(reasoning="hm", reasoning_content="hm"), delta_chunk(content="Hi")],
             {"reasoning_content": "hm"},
         ),
         (
-            [said(content="<thi"), said(content="nk>hm</think>\n"), said(content="Hi")],
+            [delta_chunk(content="<thi"), delta_chunk(content="nk>hm</think>\n"), delta_chunk(content="Hi")],
             {"content": "<think>hm</think>\nHi"},
         ),
-        ([said(content=" "), said(content="<b>Hi")], None),
+        ([delta_chunk(content=" "), delta_chunk(content="<b>Hi")], None),
         (
-            [said(content=[THINKING]), said(content=[THINKING]), said(content="Hi"),
-             said(content=" you")],
+            [delta_chunk(content=[THINKING]), delta_chunk(content=[THINKING]), delta_chunk(content="Hi"),
+             delta_chunk(content=" you")],
             {
                 "content": [
                     {"type": "thinking", "thinking": [{"type": "text", "text": "HmHm"}]},
