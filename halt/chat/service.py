@@ -189,7 +189,7 @@ class ChatService:
                 if (
                     run is None
                     or run.log.ended is None
-                    or not self.store_writer.written(each.stream_id, WRITE_WAIT)
+                    or not self.store_writer.wait_written(each.stream_id, WRITE_WAIT)
                 ):
                     return False
         return True
@@ -257,7 +257,7 @@ class ChatService:
             try:
                 self.store.turns.cancel_start(found.id, idle[0])
             except StoreUnavailable:
-                self.store_writer.abandon(idle)
+                self.store_writer.interrupt(idle)
             self.generations.stop_each([(run.id, None) for run in runs], found.owner)
             raise
         return Started(found, runs[0])
@@ -278,7 +278,7 @@ class ChatService:
                 )
 
         def counted(run: Run, usage: dict[str, Any]) -> None:
-            if self.store_writer.written(run.id, WRITE_WAIT):
+            if self.store_writer.wait_written(run.id, WRITE_WAIT):
                 self.store.generations.count(run.id, usage)
 
         expected = (

@@ -116,7 +116,7 @@ class Finished:
             yield from old
             lost = [run.id for run in old if self._is_unsaved(run)]
             if lost and self._writer is not None:
-                self._writer.give_up(lost)
+                self._writer.drop(lost)
 
     def _take(self, at: float) -> list[Run]:
         """Take out the next FORGET_STEP, or as many as there are."""
@@ -134,4 +134,4 @@ class Finished:
         return old
 
     def _is_unsaved(self, run: Run) -> bool:
-        return self._writer is not None and self._writer.holds(run.id)
+        return self._writer is not None and self._writer.is_pending(run.id)

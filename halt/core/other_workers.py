@@ -39,7 +39,7 @@ class OtherWorkers:
 
     def over(self, stream_ids: Sequence[str], requester: str | None) -> Collection[str] | None:
         """The IDs that are known to have ended. None: the store did not answer in time."""
-        return () if self._replay is None else self._replay.over(stream_ids, requester)
+        return () if self._replay is None else self._replay.ended_among(stream_ids, requester)
 
     @contextlib.contextmanager
     def stopping(self, stops: Stops, requester: str | None) -> Iterator[Iterable[Receipt]]:

@@ -160,7 +160,7 @@ class GenerationService:
                 self.capacity.refuse(run.id, place)
             raise
         if self._writer is not None:
-            self._writer.begin(run)
+            self._writer.add(run)
         self.on_begin()
         run.look_soon()
         if stopped:
@@ -175,7 +175,7 @@ class GenerationService:
 
         Such a generation is never written to for another one: see `halt.store.generations`.
         """
-        return stream_id is not None and self._writer is not None and self._writer.knows(stream_id)
+        return stream_id is not None and self._writer is not None and self._writer.exists(stream_id)
 
     def expect_room(self, starts: int = 1) -> None:
         """Raise what `start` would raise now for want of a place: AtCapacity, Draining.
@@ -387,7 +387,7 @@ class GenerationService:
             logger.exception(told, run.id, extra=about(run.request_id))
         finally:
             if self._writer is not None:
-                self._writer.ended()
+                self._writer.notify_end()
 
     def settled(self, run: Run) -> None:
         """The run needs its place no longer. Harmless when repeated."""

@@ -16,13 +16,13 @@ from halt.errors import OffsetLost
 
 
 @dataclass(frozen=True)
-class Begun:
+class NewGeneration:
     """A generation to be written down. Those of conversations are so already, by `begin`."""
 
     stream_id: str
     owner: str | None  # None: anyone who knows the ID may read it
     worker: str
-    asked: str = ""  # the model that was chosen
+    requested_model: str = ""  # the model that was chosen
     started_at: float = 0.0  # seconds since 1970
 
 
@@ -36,7 +36,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Ended:
+class GenerationEnd:
     """How a generation ended. The terminal event itself comes in the last `Chunk`, too."""
 
     stream_id: str
@@ -57,14 +57,14 @@ class Batch:
     to. None: it is not looked at.
     """
 
-    begun: tuple[Begun, ...] = ()
+    begun: tuple[NewGeneration, ...] = ()
     chunks: tuple[Chunk, ...] = ()
-    ended: tuple[Ended, ...] = ()
+    ended: tuple[GenerationEnd, ...] = ()
     worker: str | None = None
 
 
 @dataclass(eq=False)
-class Entry:
+class PendingGeneration:
     """A generation that is not in the store as a whole."""
 
     recording: Generation
@@ -72,18 +72,18 @@ class Entry:
     written: int = 0  # the last event that is in the store
 
 
-class Progress(NamedTuple):
+class BatchPart(NamedTuple):
     """What a batch holds of one generation."""
 
-    entry: Entry
+    entry: PendingGeneration
     events: int  # how many
     upto: int  # the last of them
     chunks: tuple[Chunk, ...]
-    begun: Begun | None
-    ended: Ended | None
+    begun: NewGeneration | None
+    ended: GenerationEnd | None
 
 
-def progress_of(entry: Entry, room: int, worker: str) -> Progress | None:
+def batch_part(entry: PendingGeneration, room: int, worker: str) -> BatchPart | None:
     """What is new of one generation, at most `room` events of it."""
     recording = entry.recording
     events: list[tuple[int, Event]] = []
@@ -95,9 +95,9 @@ def progress_of(entry: Entry, room: int, worker: str) -> Progress | None:
     begun = ended = None
     if not entry.begun:
         asked, started = recording.asked, _wall(recording.started_at)
-        begun = Begun(recording.id, recording.owner, worker, asked, started)
+        begun = NewGeneration(recording.id, recording.owner, worker, asked, started)
     if last is not None and is_terminal(last):
-        ended = Ended(
+        ended = GenerationEnd(
             recording.id,
             last,
             _wall(recording.ended_at or now()),
@@ -107,10 +107,10 @@ def progress_of(entry: Entry, room: int, worker: str) -> Progress | None:
             steps.steps_of(recording),
             recording.kept,
         )
-    return Progress(entry, len(events), upto, _chunks(recording, events), begun, ended)
+    return BatchPart(entry, len(events), upto, _chunks(recording, events), begun, ended)
 
 
-def batch_of(steps: Sequence[Progress], worker: str) -> Batch:
+def batch_of(steps: Sequence[BatchPart], worker: str) -> Batch:
     return Batch(
         tuple(step.begun for step in steps if step.begun),
         tuple(each for step in steps for each in step.chunks),
@@ -119,7 +119,7 @@ def batch_of(steps: Sequence[Progress], worker: str) -> Batch:
     )
 
 
-def _events(entry: Entry) -> list[tuple[int, Event]]:
+def _events(entry: PendingGeneration) -> list[tuple[int, Event]]:
     """The events that are not in the store, in order.
 
     Where the log has let go of some, their text is in the recording still; what was no text is

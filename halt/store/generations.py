@@ -22,7 +22,7 @@ from halt.core.events import Done, ErrorInfo, Event, Failed, answer_of
 from halt.core.stop import may_touch
 from halt.errors import CODES
 from halt.store import retention, tree
-from halt.store.batches import Batch, Begun, Chunk, Ended
+from halt.store.batches import Batch, Chunk, GenerationEnd, NewGeneration
 from halt.store.database import Database, execute, upsert
 from halt.store.models import State, state_of
 from halt.store.rows import lock
@@ -50,14 +50,14 @@ _kept = msgspec.json.Decoder(list[tuple[int, list[Timed]]])
 
 
 @dataclass(frozen=True)
-class Recorded:
+class GenerationRecord:
     """A generation that has ended, with everything that it produced."""
 
     stream_id: str
     owner: str | None
     conversation_id: str | None
     message_id: int | None
-    asked: str
+    requested_model: str
     model: str
     state: State
     prefix: str  # the text from which it went on, where it was a Continue
@@ -124,7 +124,7 @@ class Generations:
                 )
             )
 
-    def recorded(self, stream_id: str, requester: str | None) -> Recorded | None:
+    def get_ended(self, stream_id: str, requester: str | None) -> GenerationRecord | None:
         """A generation that has ended, and may be read by the requester; None: there is none.
 
         Nor is there one when its events have gone, HALT_EVENTS_DAYS after its end.
@@ -143,7 +143,7 @@ class Generations:
                     select(messages.c.content).where(messages.c.id == row.message_id)
                 )
                 prefix = (text or "")[: row.prefix_chars]
-        return Recorded(
+        return GenerationRecord(
             row.id,
             row.owner,
             row.conversation_id,
@@ -226,7 +226,7 @@ class Generations:
             message, retryable = CODES["interrupted"]
             ended = Failed(ErrorInfo("interrupted", message, retryable), measured(said))
             lasted = said[-1][0] if said else 0.0
-            end = Ended(
+            end = GenerationEnd(
                 stream_id,
                 ended,
                 max(row.started_at + lasted / 1000, row.started_at),
@@ -248,7 +248,7 @@ class Generations:
         with self.database.writing() as connection:
             return retention.sweep(connection, now, self._events_for)
 
-    def _begin(self, connection: Connection, begun: Sequence[Begun]) -> None:
+    def _begin(self, connection: Connection, begun: Sequence[NewGeneration]) -> None:
         added = connection.execute(
             upsert(connection, generations).on_conflict_do_nothing(),
             [
@@ -256,7 +256,7 @@ class Generations:
                     "id": each.stream_id,
                     "owner": each.owner,
                     "worker": each.worker,
-                    "asked_model": each.asked,
+                    "asked_model": each.requested_model,
                     "started_at": each.started_at,
                 }
                 for each in begun
@@ -302,7 +302,7 @@ def _end(
     connection: Connection,
     conversation_id: str | None,
     message_id: int | None,
-    end: Ended,
+    end: GenerationEnd,
     events: Sequence[tuple[int, Sequence[Timed | msgspec.Raw]]],
 ) -> None:
     """End a generation that runs: its own row, its chunks, its message."""

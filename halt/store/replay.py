@@ -15,7 +15,7 @@ from halt.core.generation import Generation
 from halt.core.log import EventLog
 from halt.errors import StoreUnavailable
 from halt.store.admission import NO_ANSWER
-from halt.store.generations import Generations, Recorded
+from halt.store.generations import GenerationRecord, Generations
 from halt.store.lookups import Lookups
 
 HOUR = 3600.0
@@ -49,14 +49,14 @@ def stored_log(events: Sequence[tuple[int, Event]]) -> EventLog:
 class StoredGeneration(Generation):
     """A generation that has ended, as the store has kept it: every event with its number."""
 
-    def __init__(self, kept: Recorded) -> None:
+    def __init__(self, kept: GenerationRecord) -> None:
         began = now() - (time.time() - kept.started_at)
         log = stored_log([(number, event) for number, _, event in kept.events])
         super().__init__(
             kept.stream_id,
             kept.owner,
             log,
-            asked=kept.asked,
+            asked=kept.requested_model,
             prefix=kept.prefix,
             started_at=began,
         )
@@ -103,13 +103,13 @@ class Replay:
         One whose process has died is ended here, so that its readers need not wait for anybody.
         Raises StoreUnavailable.
         """
-        kept = self._store.recorded(stream_id, requester)
+        kept = self._store.get_ended(stream_id, requester)
         if kept is None and self._store.exists(stream_id):
             self.recover()
-            kept = self._store.recorded(stream_id, requester)
+            kept = self._store.get_ended(stream_id, requester)
         return None if kept is None else StoredGeneration(kept)
 
-    def is_over(self, stream_id: str, requester: str | None) -> bool:
+    def has_ended(self, stream_id: str, requester: str | None) -> bool:
         """Whether there is one of the requester's that has ended. Raises StoreUnavailable."""
         state = self._store.state(stream_id, requester)
         if state == "running":
@@ -117,11 +117,13 @@ class Replay:
             state = self._store.state(stream_id, requester)
         return state not in {None, "running"}
 
-    def over(self, stream_ids: Sequence[str], requester: str | None) -> Collection[str] | None:
+    def ended_among(
+        self, stream_ids: Sequence[str], requester: str | None
+    ) -> Collection[str] | None:
         """Those that `is_over` says of. None: the store does not answer in time."""
 
         def over() -> set[str]:
-            return {each for each in stream_ids if self.is_over(each, requester)}
+            return {each for each in stream_ids if self.has_ended(each, requester)}
 
         return self._lookups.ask(over)
 

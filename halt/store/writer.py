@@ -27,7 +27,7 @@ from typing import Literal
 from halt.clock import now
 from halt.core.generation import Generation
 from halt.errors import StoreUnavailable
-from halt.store.batches import Entry, Progress, batch_of, progress_of
+from halt.store.batches import BatchPart, PendingGeneration, batch_of, batch_part
 from halt.store.generations import Generations
 from halt.store.lookups import LOOKUP_WAIT, Lookups
 
@@ -64,7 +64,7 @@ class StoreWriter:
         self._store = store
         self._lookups = lookups or Lookups()
         self._changed = threading.Condition(threading.Lock())
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, PendingGeneration] = {}
         self._hurry = False  # something has ended
         self._idle = False  # the thread waits for something to do
         self._due = 0.0  # when the next turn begins
@@ -87,52 +87,52 @@ class StoreWriter:
         with self._changed:
             self._wake()
 
-    def begin(self, recording: Generation) -> None:
+    def add(self, recording: Generation) -> None:
         """Write this one down from now on."""
         with self._changed:
             if not self._entries:
                 self._clean_at = now()
                 self._due = max(self._due, now() + PERIOD)
-            self._entries[recording.id] = Entry(recording)
+            self._entries[recording.id] = PendingGeneration(recording)
             if self._idle or self._thread is None:
                 self._wake()
 
-    def ended(self) -> None:
+    def notify_end(self) -> None:
         """A generation has ended: it is written down at once."""
         with self._changed:
             self._hurry = True
             self._wake()
 
-    def abandon(self, stream_ids: Iterable[str]) -> None:
+    def interrupt(self, stream_ids: Iterable[str]) -> None:
         """The store believes that these run, and they do not: they are ended there."""
         with self._changed:
             self._given_up = [*self._given_up, *stream_ids][-GIVEN_UP_MAX:]
             self._wake()
 
-    def knows(self, stream_id: str) -> bool:
+    def exists(self, stream_id: str) -> bool:
         """The store has a generation with this ID; False also where it does not answer in time.
 
         One that fails is not asked: no start waits for it.
         """
-        if self.failing:
+        if self.is_failing:
             return False
         return bool(self._lookups.ask(partial(self._store.exists, stream_id)))
 
     @property
-    def failing(self) -> bool:
+    def is_failing(self) -> bool:
         """The last attempt to write was in vain: whoever can do without the store asks it not."""
         return bool(self._fault)
 
-    def holds(self, stream_id: str) -> bool:
+    def is_pending(self, stream_id: str) -> bool:
         """It is not in the store as a whole: whoever lets go of it loses some of it."""
         return stream_id in self._entries
 
-    def written(self, stream_id: str, timeout: float) -> bool:
+    def wait_written(self, stream_id: str, timeout: float) -> bool:
         """Wait until a generation that has ended is in the store as a whole; False: not in time."""
         with self._changed:
             return self._changed.wait_for(lambda: stream_id not in self._entries, timeout)
 
-    def give_up(self, stream_ids: Iterable[str]) -> None:
+    def drop(self, stream_ids: Iterable[str]) -> None:
         """Memory is short: these are let go of. The store gets what it has of them, and no more."""
         with self._changed:
             lost = [each for each in stream_ids if self._entries.pop(each, None)]
@@ -234,7 +234,7 @@ class StoreWriter:
         steps, left = [], BATCH_EVENTS
         for entry in entries:
             try:
-                step = progress_of(entry, left, self.worker)
+                step = batch_part(entry, left, self.worker)
             except Exception:
                 logger.exception("stream %s cannot be saved", entry.recording.id)
                 self._let_go(entry)
@@ -251,7 +251,7 @@ class StoreWriter:
         self._succeeded(steps, ended, at, more=left <= 0, due=due)
         self._sweep(at)
 
-    def _write(self, steps: list[Progress]) -> None:
+    def _write(self, steps: list[BatchPart]) -> None:
         """Write all of it, or what can be written. Raises StoreUnavailable."""
         try:
             if steps:
@@ -297,7 +297,7 @@ class StoreWriter:
             logger.exception("what is kept for a time only cannot be removed; later again")
         self._sweep_at = at + pause
 
-    def _one_by_one(self, steps: list[Progress]) -> None:
+    def _one_by_one(self, steps: list[BatchPart]) -> None:
         """Write what can be written. What can't, though the store is well, is let go of.
 
         Raises StoreUnavailable.
@@ -311,7 +311,7 @@ class StoreWriter:
                 logger.exception("stream %s cannot be saved", step.entry.recording.id)
                 self._let_go(step.entry)
 
-    def _let_go(self, entry: Entry) -> None:
+    def _let_go(self, entry: PendingGeneration) -> None:
         """This one cannot be saved, for a reason that is none of the store's."""
         stream_id = entry.recording.id
         with self._changed:
@@ -319,7 +319,7 @@ class StoreWriter:
             self._given_up.append(stream_id)
 
     def _succeeded(
-        self, steps: list[Progress], ended: set[str], at: float, *, more: bool, due: bool
+        self, steps: list[BatchPart], ended: set[str], at: float, *, more: bool, due: bool
     ) -> None:
         if self._failures:
             logger.warning("saving works again")

@@ -82,7 +82,7 @@ def refuse(desk: Desk, monkeypatch: pytest.MonkeyPatch, fault: Exception, after:
         reply = desk.upstream.reply(len(begun) - 1)
         reply.feed("Hi")
         reply.end()
-        assert services(desk.app).store_writer.written(run.id, SOON)
+        assert services(desk.app).store_writer.wait_written(run.id, SOON)
         return run
 
     monkeypatch.setattr(service, "start", refusing)
@@ -127,7 +127,7 @@ def test_a_stop_needs_no_store(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> N
         asked.append(args)
         raise LOCKED
 
-    monkeypatch.setattr(desk.store.generations, "recorded", locked)
+    monkeypatch.setattr(desk.store.generations, "get_ended", locked)
     monkeypatch.setattr(desk.store.generations, "exists", locked)
     page = {"HX-Request": "true"}
     early = desk.client.post("/stop", data={"stream_id": new_id()}, headers=page)
@@ -138,7 +138,7 @@ def test_a_stop_needs_no_store(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> N
     ids = [new_id() for _ in range(5)]
     assert desk.client.post("/stop", data={"stream_id": ids}, headers=page).status_code == 200
     assert len(asked) <= 1
-    monkeypatch.setattr(StoreWriter, "failing", True)
+    monkeypatch.setattr(StoreWriter, "is_failing", True)
     assert desk.client.post("/stop", data={"stream_id": ids}, headers=page).status_code == 200
     assert len(asked) <= 1
 
@@ -214,7 +214,7 @@ def test_the_workers_are_asked_once_while_a_write_is_awaited(
     assert desk.ask() == 200
     desk.upstream.reply().end()
     stream_id = desk.conversation().exchanges[-1].stream_id
-    assert services(desk.app).store_writer.written(stream_id, SOON)
+    assert services(desk.app).store_writer.wait_written(stream_id, SOON)
 
     elsewhere = Generation(stream_id, None, EventLog(1_000), started_at=now())
     elsewhere.log.end(lambda: Done("stop", Meter().snapshot()))

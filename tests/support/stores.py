@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, text
 from halt.core.events import Content, Done, Event, Terminal
 from halt.core.metrics import Meter
 from halt.core.steps import Step
-from halt.store.batches import Batch, Begun, Chunk, Ended
+from halt.store.batches import Batch, Chunk, GenerationEnd, NewGeneration
 from halt.store.migrate import open_database
 from halt.store.models import Conversation, Exchange
 from halt.store.store import Store
@@ -107,14 +107,14 @@ def ends(
     store.generations.write(
         Batch(
             chunks=(Chunk(stream_id, 1, timed),),
-            ended=(Ended(stream_id, how, time.time(), len(events), answer, model, folds),),
+            ended=(GenerationEnd(stream_id, how, time.time(), len(events), answer, model, folds),),
         )
     )
 
 
-def begun(stream_id: str, owner: str | None = None) -> Begun:
+def begun(stream_id: str, owner: str | None = None) -> NewGeneration:
     """A program's generation."""
-    return Begun(stream_id, owner, WORKER, "m-1", time.time())
+    return NewGeneration(stream_id, owner, WORKER, "m-1", time.time())
 
 
 class Chat:

@@ -140,7 +140,7 @@ def test_one_look_at_finished_runs_does_not_look_at_all(make_stage: MakeStage) -
             self.asked: list[str] = []
             self.looked = threading.Event()
 
-        def holds(self, stream_id: str) -> bool:
+        def is_pending(self, stream_id: str) -> bool:
             self.asked.append(stream_id)
             self.looked.set()
             return True
@@ -148,7 +148,7 @@ def test_one_look_at_finished_runs_does_not_look_at_all(make_stage: MakeStage) -
         def __getattr__(self, name: str) -> Any:
             return lambda *_: None
 
-        begin = ended = close = knows = lambda *_: None  # type: ignore[assignment]
+        add = notify_end = close = exists = lambda *_: None  # type: ignore[assignment]
 
     shelf = Shelf()
     stage = make_stage(store_writer=shelf, log_seconds=0.0)

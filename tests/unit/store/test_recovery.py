@@ -38,7 +38,7 @@ from halt.core.metrics import Meter
 from halt.core.other_workers import OtherWorkers
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
-from halt.store.batches import Batch, Begun
+from halt.store.batches import Batch, NewGeneration
 from halt.store.database import Database
 from halt.store.migrate import open_database
 from halt.store.replay import HOUR, Replay
@@ -266,7 +266,7 @@ class Desk:
 
     def begin(self, stream_id: str = "a-stream") -> Generation:
         recording = Generation(stream_id, "somebody", EventLog(10_000_000), started_at=now())
-        self.store_writer.begin(recording)
+        self.store_writer.add(recording)
         return recording
 
     def say(self, recording: Generation, *texts: str) -> None:
@@ -277,7 +277,7 @@ class Desk:
     def end(self, recording: Generation) -> None:
         recording.log.end(lambda: Done("stop", Meter().snapshot()))
         recording.ended_at = now()
-        self.store_writer.ended()
+        self.store_writer.notify_end()
 
 
 @pytest.fixture
@@ -337,7 +337,7 @@ def test_a_store_that_is_not_well_breaks_no_stream_and_catches_up(
         assert desk.store_writer.saving.reason == reason
     desk.say(recording, " after")
     desk.end(recording)
-    assert desk.store_writer.written("a-stream", SOON)
+    assert desk.store_writer.wait_written("a-stream", SOON)
     assert desk.store_writer.saving.state == "saved"
     replay = desk.replay.get("a-stream", "somebody")
     assert replay is not None
@@ -357,7 +357,7 @@ def test_a_recording_from_the_store_is_the_one_that_was_made(desk: Desk) -> None
         recording.note(text_of(each), now())
         recording.log.append(each)
     desk.end(recording)
-    assert desk.store_writer.written("a-stream", SOON)
+    assert desk.store_writer.wait_written("a-stream", SOON)
     found = desk.replay.get("a-stream", "somebody")
     assert found is not None
     assert found.log.read(0) == recording.log.read(0)
@@ -378,7 +378,7 @@ def test_a_recording_from_the_store_knows_which_text_was_a_thought(desk: Desk) -
         recording.note_event(each, now())
         recording.log.append(each)
     desk.end(recording)
-    assert desk.store_writer.written("a-stream", SOON)
+    assert desk.store_writer.wait_written("a-stream", SOON)
     found = desk.replay.get("a-stream", "somebody")
     assert found is not None
     assert found.answer() == recording.answer() == (4, "Hello")
@@ -390,7 +390,7 @@ def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
     for stream_id in ("a-stream", "dead-stream"):
         desk.say(desk.begin(stream_id), "text")
     desk.end(recording := desk.begin("an-end"))
-    assert desk.store_writer.written(recording.id, SOON)
+    assert desk.store_writer.wait_written(recording.id, SOON)
     eventually(lambda: saved_events(desk.folder, "dead-stream") == 1)
     statements: list[str] = []
 
@@ -416,7 +416,7 @@ def test_a_stop_of_what_is_over_reads_nothing_of_it(desk: Desk) -> None:
     assert statements
     assert not [each for each in statements if "generations.events" in each]
     upstream.dispose()
-    assert Replay(desk.store.generations, lambda worker: False).is_over("dead-stream", "somebody")
+    assert Replay(desk.store.generations, lambda worker: False).has_ended("dead-stream", "somebody")
 
 
 def test_a_running_generation_is_not_the_archives(desk: Desk) -> None:
@@ -427,7 +427,7 @@ def test_a_running_generation_is_not_the_archives(desk: Desk) -> None:
     assert desk.replay.get("a-stream", "somebody") is None
     assert desk.replay.recover() == 0
     desk.end(recording)
-    assert desk.store_writer.written("a-stream", SOON)
+    assert desk.store_writer.wait_written("a-stream", SOON)
 
 
 def test_a_dead_workers_generations_are_ended_once(desk: Desk) -> None:
@@ -479,7 +479,9 @@ def test_a_worker_of_another_folder_is_dead_only_when_it_began_nothing_for_long(
         each.begin(lambda said, channel: None)
     began = time.time()
     for stream_id, worker in (("old-stream", "9999999-abcdef12"), ("its-stream", other.name)):
-        desk.store.generations.write(Batch((Begun(stream_id, "somebody", worker, "", began),)))
+        desk.store.generations.write(
+            Batch((NewGeneration(stream_id, "somebody", worker, "", began),))
+        )
     other.close()
     assert Replay(desk.store.generations, mine.alive, 10.0).recover() == 1
     assert desk.store.generations.workers_running().keys() == {other.name}

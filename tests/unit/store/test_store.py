@@ -32,7 +32,7 @@ from halt.core.metrics import NO_FIGURES
 from halt.core.steps import Step
 from halt.errors import RequestError, StreamInUse
 from halt.store import transfer as module
-from halt.store.batches import Batch, Chunk, Ended
+from halt.store.batches import Batch, Chunk, GenerationEnd
 from halt.store.database import make_engine
 from halt.store.generations import GAP
 from halt.store.migrate import MIGRATIONS
@@ -462,7 +462,7 @@ def test_a_continued_answer_is_one_message_without_a_seam(chat: Chat) -> None:
         before.answer_id,
     )
     assert chat.told() == [("user", "a"), ("assistant", "Half an answer.")]
-    recorded = chat.store.generations.recorded(stream_id, chat.owner)
+    recorded = chat.store.generations.get_ended(stream_id, chat.owner)
     assert recorded is not None
     assert recorded.prefix == "Half an"
     assert [event for _, _, event in recorded.events] == [Content(" answer."), DONE]
@@ -1238,16 +1238,16 @@ def test_events_are_read_back_exactly(store: Store, chat: Chat) -> None:
     ]
     first = Chunk(stream_id, 1, events[:2])
     store.generations.write(Batch(chunks=(first,)))
-    assert store.generations.recorded(stream_id, "anna") is None  # it runs
+    assert store.generations.get_ended(stream_id, "anna") is None  # it runs
     store.generations.write(Batch(chunks=(first,)))  # tried again
     store.generations.write(
         Batch(chunks=(Chunk(stream_id, 1, events[:3]),))
     )  # with more than before
-    end = Ended(stream_id, DONE, time.time(), 4, "Hello \U0001f44b", "m-1", seen=3)
+    end = GenerationEnd(stream_id, DONE, time.time(), 4, "Hello \U0001f44b", "m-1", seen=3)
     batch = Batch(chunks=(Chunk(stream_id, 3, events[2:]),), ended=(end,))
     store.generations.write(batch)
     store.generations.write(batch)
-    found = store.generations.recorded(stream_id, "anna")
+    found = store.generations.get_ended(stream_id, "anna")
     assert found is not None
     assert found.events == tuple((n, at, event) for n, (at, event) in enumerate(events, 1))
     assert (found.state, found.last_seq, found.seen, found.model) == ("done", 4, 3, "m-1")
@@ -1257,10 +1257,10 @@ def test_events_are_read_back_exactly(store: Store, chat: Chat) -> None:
 
 def test_a_log_that_has_a_gap_keeps_it(store: Store) -> None:
     """Events that could not be written leave their numbers free."""
-    end = Ended("gappy-one", DONE, time.time(), 9, "ab")
+    end = GenerationEnd("gappy-one", DONE, time.time(), 9, "ab")
     chunks = (Chunk("gappy-one", 1, said("a")), Chunk("gappy-one", 8, [*said("b"), (9.0, DONE)]))
     store.generations.write(Batch((begun("gappy-one"),), chunks, (end,)))
-    found = store.generations.recorded("gappy-one", None)
+    found = store.generations.get_ended("gappy-one", None)
     assert found is not None
     assert [seq for seq, _, _ in found.events] == [1, 8, 9]
 
@@ -1272,10 +1272,10 @@ def test_a_generation_is_read_by_those_who_may(store: Store, chat: Chat) -> None
     store.generations.write(Batch(begun=(begun("program-1"),)))
     ends(store, "program-1", "Hello.")
     for requester in ("bert", None):
-        assert store.generations.recorded(stream_id, requester) is None
-        assert store.generations.recorded("program-1", requester) is not None
-    assert store.generations.recorded(stream_id, "anna") is not None
-    assert store.generations.recorded("unknown", "anna") is None
+        assert store.generations.get_ended(stream_id, requester) is None
+        assert store.generations.get_ended("program-1", requester) is not None
+    assert store.generations.get_ended(stream_id, "anna") is not None
+    assert store.generations.get_ended("unknown", "anna") is None
 
 
 def test_only_the_first_end_counts(store: Store, chat: Chat) -> None:
@@ -1346,7 +1346,7 @@ def test_what_a_dead_worker_wrote_is_kept_as_interrupted(store: Store, chat: Cha
     assert (last.ended.error.code, last.ended.error.retryable) == ("interrupted", True)
     assert last.ended.metrics.tokens_estimated
     assert [fold.text for fold in last.folds] == ["Hm"]
-    found = store.generations.recorded(stream_id, "anna")
+    found = store.generations.get_ended(stream_id, "anna")
     assert found is not None
     assert found.last_seq == 3 + GAP + 1
     assert [seq for seq, _, _ in found.events] == [1, 2, 3, 3 + GAP + 1]
@@ -1403,7 +1403,7 @@ def test_an_end_and_a_recovery_at_the_same_moment_are_one_end(store: Store, chat
         store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said("a")),)))
         end = partial(ends, store, stream_id, "ab", said=[Content("a"), Content("b")])
         interrupted, _ = together(partial(store.generations.interrupt, stream_id), end)
-        found = store.generations.recorded(stream_id, "anna")
+        found = store.generations.get_ended(stream_id, "anna")
         assert found is not None
         assert found.events[-1][2] == chat.last().ended
         expected = ("a", "interrupted") if interrupted else ("ab", "done")
@@ -1420,13 +1420,13 @@ def test_many_streams_are_written_at_once(store: Store) -> None:
             Batch(chunks=tuple(Chunk(name, seq, said(f"{seq}")) for name in names))
         )
     now = time.time()
-    ended = tuple(Ended(name, DONE, now, 3, "12") for name in names[::2])
+    ended = tuple(GenerationEnd(name, DONE, now, 3, "12") for name in names[::2])
     store.generations.write(
         Batch(chunks=tuple(Chunk(n, 3, [(30.0, DONE)]) for n in names[::2]), ended=ended)
     )
     assert sorted(store.generations.running_of(WORKER)) == names[1::2]
     for name in names[::2]:
-        found = store.generations.recorded(name, None)
+        found = store.generations.get_ended(name, None)
         assert found is not None
         assert [each[2] for each in found.events] == [Content("1"), Content("2"), DONE]
         assert all(a[0] < b[0] for a, b in pairwise(found.events))
@@ -1441,7 +1441,7 @@ def test_events_are_let_go_after_their_time_and_texts_are_not(store: Store, chat
     assert store.generations.sweep(time.time() + 6.9 * DAY) == 0
     assert store.generations.sweep(time.time() + 7.1 * DAY) == 2
     assert store.generations.sweep(time.time() + 7.1 * DAY) == 0
-    assert store.generations.recorded(stream_id, "anna") is None
+    assert store.generations.get_ended(stream_id, "anna") is None
     assert store.generations.exists(stream_id)
     assert not store.generations.exists("program-1")
     assert chat.exchanges() == [("a", "1")]
@@ -1472,10 +1472,10 @@ def test_numbers_that_no_database_takes_lose_no_answer(store: Store, chat: Chat)
     end = Done("stop", METRICS.__class__(None, 1.0, 10**30, False, None, 0))
     stream_id = chat.ask("a")
     said: list[tuple[float, Event]] = [(0.0, Content("b")), (1.0, end)]
-    ended = Ended(stream_id, end, 1.0, 2, "b", "m-1", seen=10**15 - 1)
+    ended = GenerationEnd(stream_id, end, 1.0, 2, "b", "m-1", seen=10**15 - 1)
     store.generations.write(Batch(chunks=(Chunk(stream_id, 1, said),), ended=(ended,)))
     assert chat.exchanges() == [("a", "b")]
-    recorded = store.generations.recorded(stream_id, chat.owner)
+    recorded = store.generations.get_ended(stream_id, chat.owner)
     assert recorded is not None
     assert recorded.seen == 2
     assert chat.last().usage == Usage()
@@ -1496,7 +1496,7 @@ def test_a_generation_is_written_to_by_its_own_worker_alone(
     assert not caplog.records
     other = replace(begun("an-id"), worker="worker-2")
     timed: list[tuple[float, Event]] = [(1.0, Content("second")), (2.0, DONE)]
-    end = Ended("an-id", DONE, time.time(), 2, "second", "m-1")
+    end = GenerationEnd("an-id", DONE, time.time(), 2, "second", "m-1")
     store.generations.write(Batch((other,), (Chunk("an-id", 1, timed[:1]),), worker="worker-2"))
     store.generations.write(Batch((), (Chunk("an-id", 1, timed),), (end,), worker="worker-2"))
     assert [each.getMessage() for each in caplog.records] == [
@@ -1504,7 +1504,7 @@ def test_a_generation_is_written_to_by_its_own_worker_alone(
     ]
     assert store.generations.state("an-id", None) == "running"
     assert store.generations.interrupt("an-id")
-    found = store.generations.recorded("an-id", None)
+    found = store.generations.get_ended("an-id", None)
     assert found is not None
     assert [event.content for _, _, event in found.events if isinstance(event, Content)] == [
         "first"

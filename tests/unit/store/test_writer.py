@@ -23,7 +23,7 @@ from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
 from halt.errors import StoreUnavailable, StreamInUse, UnknownStream
 from halt.store import writer as module
-from halt.store.batches import Batch, Chunk, Ended
+from halt.store.batches import Batch, Chunk, GenerationEnd
 from halt.store.generations import Generations
 from halt.store.writer import Saving, StoreWriter
 from tests.support.scripted import HI, SOON, Scripted
@@ -100,7 +100,7 @@ class Shelf:
     def text(self, stream_id: str) -> str:
         return "".join(text_of(event) for _, event in self.events(stream_id))
 
-    def end_of(self, stream_id: str) -> Ended:
+    def end_of(self, stream_id: str) -> GenerationEnd:
         (found,) = [e for batch in self.batches for e in batch.ended if e.stream_id == stream_id]
         return found
 
@@ -114,13 +114,13 @@ class Desk:
 
     def begin(self, stream_id: str = "a-stream", max_bytes: int = 1_000_000) -> Generation:
         recording = Generation(stream_id, "somebody", EventLog(max_bytes), started_at=now())
-        self.store_writer.begin(recording)
+        self.store_writer.add(recording)
         return recording
 
     def end(self, recording: Generation) -> None:
         recording.log.end(lambda: Done("stop", METRICS))
         recording.ended_at = now()
-        self.store_writer.ended()
+        self.store_writer.notify_end()
 
 
 @pytest.fixture
@@ -148,13 +148,13 @@ def test_each_event_is_written_once_in_order_and_with_its_end(desk: Desk) -> Non
         desk.shelf.until(lambda: letter in desk.shelf.text("a-stream"))
     add(first, "d", "e")
     desk.end(first)
-    assert desk.store_writer.written("a-stream", SOON)
+    assert desk.store_writer.wait_written("a-stream", SOON)
     assert desk.shelf.events("a-stream") == first.log.read(0)
     end = desk.shelf.end_of("a-stream")
     assert (end.ended, end.last_seq, end.answer) == (first.log.ended, 6, "abcde")
     (begun,) = [each for batch in desk.shelf.batches for each in batch.begun]
     assert (begun.stream_id, begun.owner, begun.worker) == ("a-stream", "somebody", "worker-1")
-    assert not desk.store_writer.holds("a-stream")
+    assert not desk.store_writer.is_pending("a-stream")
 
 
 def test_an_event_is_written_with_the_time_at_which_it_came(desk: Desk) -> None:
@@ -173,7 +173,7 @@ def test_an_end_is_written_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) 
     recording = desk.begin()
     add(recording, "text")
     desk.end(recording)
-    assert desk.store_writer.written("a-stream", SOON)
+    assert desk.store_writer.wait_written("a-stream", SOON)
 
 
 def test_an_end_does_not_write_what_the_others_have(
@@ -186,7 +186,7 @@ def test_an_end_does_not_write_what_the_others_have(
     add(running, "text")
     add(ended, "text")
     desk.end(ended)
-    assert desk.store_writer.written("ended", SOON)
+    assert desk.store_writer.wait_written("ended", SOON)
     assert desk.shelf.text("ended") == "text"
     assert not desk.shelf.chunks("running")
     assert desk.store_writer.close()
@@ -228,10 +228,10 @@ def test_what_could_not_be_saved_is_saved_as_soon_as_it_can_be(
         for letter in "abc":
             add(recording, letter)
             desk.shelf.attempt()
-        assert not desk.store_writer.written("a-stream", 0)
+        assert not desk.store_writer.wait_written("a-stream", 0)
         desk.shelf.fault = lambda batch: None
         desk.end(recording)
-        assert desk.store_writer.written("a-stream", SOON)
+        assert desk.store_writer.wait_written("a-stream", SOON)
     assert desk.shelf.events("a-stream") == recording.log.read(0)
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2, said
@@ -253,7 +253,7 @@ def test_it_is_said_when_saving_is_behind_fails_and_is_well_again(
     assert desk.store_writer.saving == Saving("failed", "the disk is full")
     desk.shelf.fault = lambda batch: None
     desk.end(recording)
-    assert desk.store_writer.written("a-stream", SOON)
+    assert desk.store_writer.wait_written("a-stream", SOON)
     assert desk.store_writer.saving == Saving("saved")
 
 
@@ -276,8 +276,8 @@ def test_an_answer_that_cannot_be_saved_holds_up_no_other(desk: Desk) -> None:
     bad, good = desk.begin("the-bad-one"), desk.begin("the-good-one")
     add(good, "text")
     desk.end(good)
-    assert desk.store_writer.written("the-good-one", SOON)
-    assert desk.store_writer.written("the-bad-one", SOON)
+    assert desk.store_writer.wait_written("the-good-one", SOON)
+    assert desk.store_writer.wait_written("the-bad-one", SOON)
     assert desk.shelf.text("the-good-one") == "text"
     assert desk.shelf.end_of("the-good-one").answer == "text"
     assert bad.log.ended is None
@@ -290,7 +290,7 @@ def test_an_answer_that_cannot_even_be_read_holds_up_no_other(desk: Desk) -> Non
     bad.log.append(Content("without a time"))
     add(good, "text")
     desk.end(good)
-    assert desk.store_writer.written("the-good-one", SOON)
+    assert desk.store_writer.wait_written("the-good-one", SOON)
     assert desk.shelf.text("the-good-one") == "text"
     desk.shelf.until(lambda: "the-bad-one" in desk.shelf.interrupted)
 
@@ -304,7 +304,7 @@ def test_text_that_the_log_has_let_go_of_is_saved_all_the_same(desk: Desk) -> No
     assert recording.log.first > 4
     desk.shelf.fault = lambda batch: None
     desk.end(recording)
-    assert desk.store_writer.written("a-stream", SOON)
+    assert desk.store_writer.wait_written("a-stream", SOON)
     assert desk.shelf.text("a-stream") == "abcdefghijklmnopqrstuvwxyz"
     numbers = [number for number, _ in desk.shelf.events("a-stream")]
     assert numbers == [1, 2, *range(4, 29)]
@@ -324,8 +324,8 @@ def test_a_long_backlog_goes_in_several_transactions(
     desk.end(recording)
     desk.end(other)
     desk.shelf.free.set()
-    assert desk.store_writer.written("a-stream", SOON)
-    assert desk.store_writer.written("another", SOON)
+    assert desk.store_writer.wait_written("a-stream", SOON)
+    assert desk.store_writer.wait_written("another", SOON)
     assert desk.shelf.events("a-stream") == recording.log.read(0)
     sizes = [sum(len(each.events) for each in batch.chunks) for batch in desk.shelf.batches]
     assert max(sizes) <= 10
@@ -340,13 +340,13 @@ def test_what_is_given_up_is_ended_in_the_store_when_it_is_well(
     for n in range(3):
         desk.begin(f"given-up-{n}")
     desk.shelf.attempt()
-    desk.store_writer.give_up(["given-up-0", "given-up-1"])
-    desk.store_writer.give_up(["given-up-2", "never-heard-of"])
+    desk.store_writer.drop(["given-up-0", "given-up-1"])
+    desk.store_writer.drop(["given-up-2", "never-heard-of"])
     add(kept, "text")
     desk.shelf.fault = lambda batch: None
     desk.shelf.until(lambda: len(desk.shelf.interrupted) == 3)
     assert sorted(desk.shelf.interrupted) == [f"given-up-{n}" for n in range(3)]
-    assert desk.store_writer.holds("the-kept-one")
+    assert desk.store_writer.is_pending("the-kept-one")
     assert sum("memory" in record.getMessage() for record in caplog.records) == 1
 
 
@@ -359,11 +359,11 @@ def test_one_that_cannot_be_ended_holds_up_no_other(
     """
     monkeypatch.setattr(module, "LATER", 0.01)
     desk.shelf.unreadable = {"broken"}
-    desk.store_writer.abandon(["broken", "after-it", "and-that"])
+    desk.store_writer.interrupt(["broken", "after-it", "and-that"])
     desk.shelf.until(lambda: {"after-it", "and-that"} <= set(desk.shelf.interrupted))
     desk.shelf.until(lambda: desk.shelf.interrupted.count("broken") == module.INTERRUPT_TRIES)
     assert desk.shelf.interrupted.count("after-it") == 1
-    desk.store_writer.abandon(["the-next"])
+    desk.store_writer.interrupt(["the-next"])
     desk.shelf.until(lambda: "the-next" in desk.shelf.interrupted)
     assert desk.shelf.interrupted.count("broken") == module.INTERRUPT_TRIES
     assert "broken is broken" in caplog.text
@@ -390,10 +390,10 @@ def test_a_sweep_that_goes_wrong_is_logged_and_loses_no_event(
     recording = desk.begin()
     add(recording, "text")
     desk.end(recording)
-    assert desk.store_writer.written(recording.id, SOON)
+    assert desk.store_writer.wait_written(recording.id, SOON)
     assert desk.shelf.text(recording.id) == "text"
     until(lambda: "it is broken" in caplog.text)
-    assert not desk.store_writer.failing
+    assert not desk.store_writer.is_failing
 
 
 def test_what_is_kept_for_a_time_is_swept_a_little_at_a_time(desk: Desk) -> None:
@@ -402,7 +402,7 @@ def test_what_is_kept_for_a_time_is_swept_a_little_at_a_time(desk: Desk) -> None
     desk.shelf.until(lambda: len(desk.shelf.swept) == 3)
     assert abs(desk.shelf.swept[0] - time.time()) < 60
     desk.end(desk.begin("another"))
-    assert desk.store_writer.written("another", SOON)
+    assert desk.store_writer.wait_written("another", SOON)
     assert len(desk.shelf.swept) == 3
 
 
@@ -488,7 +488,7 @@ def test_memory_is_bounded_also_while_nothing_can_be_saved(
     service.shelf.fault = lambda batch: FULL
     run = service.answered("x" * 2_000)
     until(lambda: not service.kept(run))
-    assert not service.store_writer.holds(run.id)
+    assert not service.store_writer.is_pending(run.id)
     service.shelf.fault = lambda batch: None
     service.shelf.until(lambda: run.id in service.shelf.interrupted)
 
@@ -509,7 +509,7 @@ def test_a_store_that_fails_is_not_asked_for_an_id(make_service: Callable[..., S
     service = make_service()
     service.shelf.fault = lambda batch: FULL
     service.generations.start(ChatRequest(HI))
-    until(lambda: service.store_writer.failing)
+    until(lambda: service.store_writer.is_failing)
     service.shelf.exists = lambda stream_id: pytest.fail("it was asked")  # type: ignore[method-assign]
     service.generations.start(ChatRequest(HI, id="a-new-one"))
 
