@@ -119,7 +119,16 @@ def test_a_wheel_of_the_sdist_is_the_same(tmp_path: Path) -> None:
     sdist = build(ROOT, "sdist", tmp_path / "sdist")
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
-    again = build(tmp_path / f"halt_chat-{VERSION}", "wheel", tmp_path / "again")
+    source = tmp_path / f"halt_chat-{VERSION}"
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/api.md",
+        "docs/screenshot.png",
+        "deploy/nginx.conf",
+    ):
+        assert (source / name).is_file(), name
+    again = build(source, "wheel", tmp_path / "again")
     assert files_of(again) == files_of(build(ROOT, "wheel", tmp_path / "wheel"))
 
 
