@@ -12,7 +12,7 @@ from flask import Response, current_app, request, session
 
 from halt.web.cors import admitted
 from halt.web.requests import address
-from halt.web.responses import Refused, refusal
+from halt.web.responses import RequestRefused, error_response
 from halt.web.services import services
 from halt.web.token_failures import too_many
 
@@ -41,10 +41,10 @@ def count_wrong_token() -> int:
 
 
 def wrong_bearer() -> Response | None:
-    """Count the wrong token that the request carries. The refusal where there were too many."""
+    """Count the wrong token that the request carries. Return 429 where there were too many."""
     wait = count_wrong_token() if _bearer() else 0
-    refused = Refused(429, "too_many_requests", too_many(wait), retry_after=wait)
-    return refusal(refused) if wait else None
+    refused = RequestRefused(429, "too_many_requests", too_many(wait), retry_after=wait)
+    return error_response(refused) if wait else None
 
 
 def may_enter() -> bool:

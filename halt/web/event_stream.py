@@ -1,10 +1,10 @@
 """Response bodies that follow a run: what a view returns to stream one run to one client.
 
-`Reading` is a reader's place at a run, from the view that looks how the answer begins to the last
+`RunReader` is a reader's place at a run, from the view that looks how the answer begins to the last
 byte of the response. `EventStream` is a WSGI body made of it: a comment line at once (headers leave
 with the first bytes) and after each `heartbeat` of silence, and what `present` makes of the events
 in between, for every kind of Server-Sent Events. `TextStream` is one of the answer's text alone.
-`gather` waits for a whole answer, for responses that are no stream.
+`collect_answer` waits for a whole answer, for responses that are no stream.
 
 Under gunicorn the view's thread yields the first bytes and then sleeps, while the relay writes to
 the client's socket (`halt.web.sink`). Under any other server, and behind a middleware that may
@@ -45,7 +45,7 @@ from halt.core.request_ids import named
 from halt.core.run import Run
 from halt.core.service import GenerationService
 from halt.errors import AnswerFailed, OffsetLost, RequestError
-from halt.web.schemas import Lost
+from halt.web.schemas import StreamLost
 from halt.web.sink import Awaited, Made, Present, Sink, gunicorn_response
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ def json_frames(events: list[tuple[int, Event]]) -> bytes:
     return frames[0] if len(frames) == 1 else b"".join(frames)
 
 
-class Reading:
+class RunReader:
     """A reader's place at a run, to be given back by `close`."""
 
     def __init__(
@@ -120,7 +120,7 @@ class Reading:
                 if begins(event):
                     return
                 if isinstance(event, Failed):
-                    raise failure(event)
+                    raise answer_failed(event)
             if now() >= deadline:
                 return
 
@@ -133,7 +133,7 @@ class Reading:
             self._generations.readers.unview(self.run, self._viewer)
 
 
-class EventStream(Reading):
+class EventStream(RunReader):
     """The body of one streaming response. `close` is called by the server in every case."""
 
     #: Sent at once, and after each `heartbeat` of silence.
@@ -195,7 +195,7 @@ class EventStream(Reading):
         yield self.opening
         events = self.run.log.read(self.after)
         if events:
-            yield made(self.present(events))
+            yield frame_bytes(self.present(events))
 
     def _frames(self) -> Iterator[bytes]:
         # The frame that asks for the first bytes is the server's; around this one there may be
@@ -233,7 +233,7 @@ class EventStream(Reading):
         try:
             for events in self.run.follow(self.after, viewer, self.interval):
                 if events:
-                    frame, has_sent = made(self.present(events)), True
+                    frame, has_sent = frame_bytes(self.present(events)), True
                 elif self.aside is not None and (other := self.aside()):
                     frame = other
                 elif now() - sent_at >= heartbeat:
@@ -251,7 +251,7 @@ class EventStream(Reading):
 
     def lost(self, lost: OffsetLost) -> bytes:
         """The last frame of a reader whose next events are no longer kept."""
-        return b"data: %b\n\n" % encode(Lost.by(lost)) + FINAL_FRAME
+        return b"data: %b\n\n" % encode(StreamLost.from_error(lost)) + FINAL_FRAME
 
     def close(self) -> None:
         if self._open:
@@ -261,7 +261,7 @@ class EventStream(Reading):
                 self._on_close()
 
 
-def made(frame: Made) -> bytes:
+def frame_bytes(frame: Made) -> bytes:
     """The frame itself, made by this thread."""
     if isinstance(frame, bytes):
         return frame
@@ -319,7 +319,7 @@ class Answer(msgspec.Struct, frozen=True):
     ended: Done | Cancelled
 
 
-def gather(reading: Reading) -> Answer:
+def collect_answer(reading: RunReader) -> Answer:
     """Wait for the whole answer. Raises AnswerFailed, OffsetLost, RequestError."""
     thoughts: list[str] = []
     calls: list[ToolCall] = []
@@ -335,7 +335,7 @@ def gather(reading: Reading) -> Answer:
         elif isinstance(event, Extra):
             extras.add(event)
         elif isinstance(event, Failed):
-            raise failure(event)
+            raise answer_failed(event)
         elif isinstance(event, Done | Cancelled):
             ended = event
     if ended is None:  # the client has most likely left
@@ -343,7 +343,7 @@ def gather(reading: Reading) -> Answer:
     return Answer(reading.run.answer()[1], "".join(thoughts), calls, extras, ended)
 
 
-def failure(event: Failed) -> AnswerFailed:
+def answer_failed(event: Failed) -> AnswerFailed:
     """A run's error as the answer to the request that started it."""
     error = event.error
     return AnswerFailed(
@@ -355,7 +355,7 @@ def failure(event: Failed) -> AnswerFailed:
     )
 
 
-def watched(run: Run, make: Callable[[], T], *, opens: bool = False) -> T:
+def cancel_on_error(run: Run, make: Callable[[], T], *, opens: bool = False) -> T:
     """What `make` makes of a run that was just started; where it can't, the run ends too.
 
     `opens`: what it makes was to open the run's upstream.

@@ -40,7 +40,7 @@ def json_response(value: Any, status: int = 200) -> Response:
     return Response(encode(value) + b"\n", status, mimetype="application/json")
 
 
-def tell_id(stream_id: str) -> None:
+def add_stream_id_header(stream_id: str) -> None:
     """Let the response to this request name its stream, whatever becomes of it."""
 
     @after_this_request
@@ -61,7 +61,7 @@ def openai_error(
     return OpenAIError(OpenAIErrorDetail(said, kind, field, known))
 
 
-class Refused(HaltError):
+class RequestRefused(HaltError):
     """A request that is answered with this status and code."""
 
     def __init__(
@@ -77,7 +77,7 @@ class Refused(HaltError):
         self.status, self.code, self.retryable = status, code, retryable
 
 
-def refusal(error: HaltError) -> Response:
+def error_response(error: HaltError) -> Response:
     """The response that says this error: JSON, a fragment or a page, whatever was asked for."""
     request_id, status, code, message = current(), error.status, error.code, error.message
     if status == 500:  # what has happened stands in the log alone
@@ -114,19 +114,19 @@ def _on_http_error(error: HTTPException) -> BaseResponse:
     if status < 400:
         return error.get_response()  # a redirect
     if status == 413:
-        return refusal(too_large())
+        return error_response(too_large())
     name = error.name.lower().replace(" ", "_")
     message = error.description or error.name
     if status == 404 and is_openai():
-        name, message = "unknown_path", _known_paths()
-    response = refusal(Refused(status, name, message))
+        name, message = "unknown_path", _unknown_path_message()
+    response = error_response(RequestRefused(status, name, message))
     for header, value in error.get_headers():
         if header.lower() == "allow":
             response.headers["Allow"] = value
     return response
 
 
-def _known_paths() -> str:
+def _unknown_path_message() -> str:
     """What a client is told that asks for a path which OpenAI has and Halt has not."""
     known = sorted(
         f"{method} {re.sub('<[^<>]*>', 'NAME', rule.rule)}"
@@ -137,14 +137,14 @@ def _known_paths() -> str:
     return f"There is no {request.path[:200]} here. There are: {', '.join(known)}."
 
 
-def _on_surprise(error: Exception) -> Response:
+def _on_unexpected_error(error: Exception) -> Response:
     logger.error("unforeseen error in %s %s", request.method, request.path, exc_info=error)
     message = "Something went wrong in Halt itself. It has been logged."
-    return refusal(Refused(500, "internal", message, retryable=True))
+    return error_response(RequestRefused(500, "internal", message, retryable=True))
 
 
 def install(app: Flask) -> None:
     """Put the error handlers into the application."""
-    app.register_error_handler(HaltError, refusal)
+    app.register_error_handler(HaltError, error_response)
     app.register_error_handler(HTTPException, _on_http_error)
-    app.register_error_handler(Exception, _on_surprise)
+    app.register_error_handler(Exception, _on_unexpected_error)

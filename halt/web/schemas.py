@@ -51,7 +51,7 @@ class OpenAIError(Reply, frozen=True):
     error: OpenAIErrorDetail
 
 
-class Lost(Reply, frozen=True, tag_field="type", tag="error"):
+class StreamLost(Reply, frozen=True, tag_field="type", tag="error"):
     """The last event of a reader whose next events are no longer kept, or of a stream that is not.
 
     It has no number, and the stream itself has not ended by it.
@@ -62,7 +62,7 @@ class Lost(Reply, frozen=True, tag_field="type", tag="error"):
     error: ErrorInfo
 
     @classmethod
-    def by(cls, fault: HaltError) -> Lost:
+    def from_error(cls, fault: HaltError) -> StreamLost:
         return cls(True, "", ErrorInfo(fault.code, fault.message, retryable=False))
 
 

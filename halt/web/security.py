@@ -21,7 +21,7 @@ from halt.web import via
 from halt.web.access import may_enter, wrong_bearer
 from halt.web.cors import admitted, is_api, is_own
 from halt.web.requests import is_upgrade, wants_fragment, wants_page
-from halt.web.responses import Refused, refusal, too_large
+from halt.web.responses import RequestRefused, error_response, too_large
 from halt.web.services import services
 
 if TYPE_CHECKING:
@@ -129,11 +129,11 @@ def guard() -> BaseResponse | None:
     via.check(services().mark)  # first: it may end a circle
     if _is_misnamed():
         message = "Halt is not known here by this name. Set HALT_HOSTS to it, or HALT_TOKEN."
-        return refusal(Refused(403, "unknown_host", message))
+        return error_response(RequestRefused(403, "unknown_host", message))
     starts = request.method in UNSAFE or request.endpoint in STARTED_BY_GET
     if ((starts or is_upgrade()) and _is_foreign()) or _is_read_from_elsewhere():
         message = "Requests from another site are refused."
-        return refusal(Refused(403, "foreign_site", message))
+        return error_response(RequestRefused(403, "foreign_site", message))
     if may_enter():
         _check_body()
         return None
@@ -141,7 +141,7 @@ def guard() -> BaseResponse | None:
         return refused
     if wants_page():
         return redirect(url_for("pages.login"))
-    response = refusal(Refused(401, "unauthorized", TOKEN_NEEDED))
+    response = error_response(RequestRefused(401, "unauthorized", TOKEN_NEEDED))
     response.headers["WWW-Authenticate"] = "Bearer"
     if wants_fragment():
         response.headers["HX-Redirect"] = url_for("pages.login")

@@ -2,7 +2,7 @@
 
 An address has WRONG_MAX wrong tokens in WINDOW seconds, by whichever way they come; further wrong
 ones are refused with 429 and Retry-After. The right token is taken at any time: an address may be
-that of a proxy, or of an office. No refusal holds a thread.
+that of a proxy, or of an office. No error_response holds a thread.
 
 Each worker counts by itself, in memory: a Stop brings the token too, and waits for no file.
 """
@@ -56,7 +56,7 @@ class TokenFailures:
 
 
 def too_many(wait: int) -> str:
-    """The message of the refusal."""
+    """The message of the error_response."""
     return (
         "Too many wrong access tokens came from this address. "
         f"Use the right one, or try again in {wait} s."

@@ -30,7 +30,7 @@ NEVER_DECODED = {
     "core.request.Part",
     "core.receipts.Health",
     "library.handle.Result",
-    "web.api.openai_request.Asked",
+    "web.api.openai_request.CompletionRequest",
     "store.portable.PortableConversation",
     "store.portable._Message",  # its two subclasses are
     "web.event_stream.Answer",
@@ -39,7 +39,7 @@ NEVER_DECODED = {
     "web.schemas.Error",
     "web.schemas.ErrorDetail",
     "web.schemas.Health",
-    "web.schemas.Lost",
+    "web.schemas.StreamLost",
     "web.schemas.Model",
     "web.schemas.Models",
     "web.schemas.OpenAIError",

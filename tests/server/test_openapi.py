@@ -36,7 +36,7 @@ from halt.core.request import StreamId
 from halt.errors import STATUSES, HaltError
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.api.document import document
-from halt.web.api.openai_request import NAMED, Manner
+from halt.web.api.openai_request import CHAT_FIELDS, ResponseOptions
 from halt.web.api.text import PARAMETERS
 from halt.web.schemas import Reply
 from halt.web.starts import StartRequest
@@ -162,7 +162,7 @@ def test_every_status_of_an_error_is_told_of() -> None:
 def test_fields_are_those_that_are_taken() -> None:
     """What other modules take by hand is described with the very same names."""
     schemas = document(token=True)["components"]["schemas"]
-    fields = {*NAMED, *Manner.__struct_fields__}
+    fields = {*CHAT_FIELDS, *ResponseOptions.__struct_fields__}
     assert schemas["CompletionRequest"]["properties"].keys() == fields
     (stream,) = document(token=True)["paths"]["/stream"].values()
     assert {each["name"] for each in stream["parameters"]} == PARAMETERS

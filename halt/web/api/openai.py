@@ -47,18 +47,18 @@ from halt.core.request_ids import current
 from halt.core.run import Run
 from halt.errors import HaltError, Interrupted, OffsetLost, UpstreamError
 from halt.providers.catalog import NO_LIST_CODES
-from halt.web.api.openai_request import Asked, asked
+from halt.web.api.openai_request import CompletionRequest, parse_request
 from halt.web.event_stream import (
     SSE_HEADERS,
     Answer,
     EventStream,
-    Reading,
-    failure,
-    gather,
-    watched,
+    RunReader,
+    answer_failed,
+    cancel_on_error,
+    collect_answer,
 )
 from halt.web.requests import client_socket
-from halt.web.responses import json_response, openai_error, tell_id
+from halt.web.responses import add_stream_id_header, json_response, openai_error
 from halt.web.schemas import AboutRun, Model, Models
 from halt.web.services import services
 from halt.web.sessions import owner
@@ -77,15 +77,17 @@ blueprint = Blueprint("openai_api", __name__, url_prefix="/v1")
 
 @blueprint.post("/chat/completions")
 def completions() -> Response:
-    given = asked(request.get_data(), request.headers.get("X-Stream-Id"))
+    completion = parse_request(request.get_data(), request.headers.get("X-Stream-Id"))
     service = services().generations
     count_starts()
-    run = service.start(given.chat, owner(), grace=given.grace)
-    tell_id(run.id)
-    if not given.stream:
-        with watched(run, lambda: Reading(service, run, client_socket())) as reading:
-            return json_response(whole(run, gather(reading), functions=given.functions))
-    body = watched(run, lambda: ChunkStream(run, given))
+    run = service.start(completion.chat, owner(), grace=completion.grace)
+    add_stream_id_header(run.id)
+    if not completion.stream:
+        with cancel_on_error(run, lambda: RunReader(service, run, client_socket())) as reading:
+            return json_response(
+                whole(run, collect_answer(reading), functions=completion.functions)
+            )
+    body = cancel_on_error(run, lambda: ChunkStream(run, completion))
     try:
         # So a fault before the first token has its own status. A model that thinks in silence is
         # waited for as long as no proxy takes the connection for dead.
@@ -106,7 +108,7 @@ def whole(run: Run, answer: Answer, *, functions: bool) -> dict[str, Any]:
         **extras.delta,
         "role": "assistant",
         "content": answer.content,
-        "refusal": None,
+        "error_response": None,
     }
     if answer.reasoning:
         message["reasoning_content"] = answer.reasoning
@@ -167,11 +169,11 @@ class ChunkStream(EventStream):
     #: only for blocks that begin with `data:` lose nothing.
     comment = HEARTBEAT + b"\n"
 
-    def __init__(self, run: Run, given: Asked) -> None:
+    def __init__(self, run: Run, completion: CompletionRequest) -> None:
         """Take a reader's place. Raises AtCapacity."""
         super().__init__(services().generations, run, client_socket(), 0, self._chunks)
-        self._include_usage = given.include_usage
-        self._functions = given.functions
+        self._include_usage = completion.include_usage
+        self._functions = completion.functions
         self._request_id = current()  # while a body is read there is no current request
         self._created = int(time.time())
         self._before = self._after_delta = b""  # the bytes of a chunk around its delta
@@ -197,7 +199,7 @@ class ChunkStream(EventStream):
             elif isinstance(event, Extra):
                 out.append(self._extra(event))
             elif isinstance(event, Failed):
-                fault = failure(event)
+                fault = answer_failed(event)
                 error = openai_error(fault.status, fault.code, fault.message, self._request_id)
                 out.append(b"data: %b\n\n" % encode(error))  # and no [DONE]: it is not whole
             elif is_terminal(event):

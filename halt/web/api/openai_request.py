@@ -1,4 +1,4 @@
-"""A request for OpenAI's chat completions, read as a ChatRequest and the manner of its answer.
+"""A request for OpenAI's chat completions, read as a ChatRequest and the options of its answer.
 
 What Halt has no field for is passed on to the model's server, and so is a value that no field of
 Halt's own wire would take: the server knows what it takes. Tools are the client's own; `functions`,
@@ -17,20 +17,20 @@ from halt.errors import RequestError
 from halt.web.starts import OnDisconnect, grace_of
 
 #: Fields that ChatRequest has a place for; those of Halt's own wire are none of OpenAI's.
-NAMED = frozenset(ChatRequest.__struct_fields__) - {"id", "extra_body", "stream"}
+CHAT_FIELDS = frozenset(ChatRequest.__struct_fields__) - {"id", "extra_body", "stream"}
 
 #: What each of them takes. The model and the messages have to fit; the others go on as they are.
-FITTING = {
+FIELD_DECODERS = {
     each.name: TypeDecoder(each.type)
     for each in msgspec.structs.fields(ChatRequest)
-    if each.name in NAMED - {"model", "messages"}
+    if each.name in CHAT_FIELDS - {"model", "messages"}
 }
 
 #: Fields that say how to answer, and go to no server.
-MANNERS = frozenset({"on_disconnect", "stream", "stream_options", "n"})
+RESPONSE_FIELDS = frozenset({"on_disconnect", "stream", "stream_options", "n"})
 
 #: Values that say as much as a field that is left out.
-SAYS_NOTHING: dict[str, tuple[Any, ...]] = {
+EMPTY_VALUES: dict[str, tuple[Any, ...]] = {
     "model": ("",),
     "logprobs": (None, False),
     "modalities": (None, ["text"]),
@@ -39,7 +39,7 @@ SAYS_NOTHING: dict[str, tuple[Any, ...]] = {
 }
 
 
-class Asked(msgspec.Struct, frozen=True):
+class CompletionRequest(msgspec.Struct, frozen=True):
     """A request as Halt understands it, and what only matters for how it is answered."""
 
     chat: ChatRequest
@@ -55,7 +55,7 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class Manner(msgspec.Struct):
+class ResponseOptions(msgspec.Struct):
     """The fields that say how to answer, and those of the older form of calls."""
 
     on_disconnect: OnDisconnect | None = None
@@ -66,29 +66,31 @@ class Manner(msgspec.Struct):
     function_call: Any = None
 
 
-_MANNER = TypeDecoder(Manner)
+_RESPONSE_OPTIONS = TypeDecoder(ResponseOptions)
 
 
-def asked(body: bytes, stream_id: str | None) -> Asked:
+def parse_request(body: bytes, stream_id: str | None) -> CompletionRequest:
     """A request's body. Raises RequestError that names the field."""
     fields = JSON_OBJECT.decode(body)
-    manner = _MANNER.convert(fields)
-    if manner.n not in {None, 1}:
+    options = _RESPONSE_OPTIONS.convert(fields)
+    if options.n not in {None, 1}:
         raise RequestError("n: one answer is given to a request; ask again for more.", field="n")
     if stream_id is not None:
         checked_id(stream_id, "X-Stream-Id")
     given = {
         name: value
         for name, value in fields.items()
-        if name not in MANNERS and value not in SAYS_NOTHING.get(name, ())
+        if name not in RESPONSE_FIELDS and value not in EMPTY_VALUES.get(name, ())
     }
-    functions = _are_functions(manner.functions) and not given.get("tools")
+    functions = _are_functions(options.functions) and not given.get("tools")
     if functions:
         given |= _tools(given.pop("functions"), given.pop("function_call", None))
     given["messages"] = _cleaned(fields.get("messages"))
-    named = {name: given[name] for name in given if name in NAMED and _fits(name, given[name])}
+    named = {
+        name: given[name] for name in given if name in CHAT_FIELDS and _fits(name, given[name])
+    }
     rest = {name: given[name] for name in given if name not in named}
-    options = manner.stream_options or StreamOptions()
+    stream_options = options.stream_options or StreamOptions()
     more = fields.get("stream_options") or {}
     if more.keys() - {"include_usage"}:
         rest["stream_options"] = {**more, "include_usage": True}  # Halt counts in any case
@@ -96,20 +98,20 @@ def asked(body: bytes, stream_id: str | None) -> Asked:
         named["extra_body"] = rest
     if stream_id is not None:
         named["id"] = stream_id
-    return Asked(
+    return CompletionRequest(
         CHAT_REQUEST.convert(named),
-        stream=bool(manner.stream),
-        include_usage=bool(options.include_usage),
+        stream=bool(options.stream),
+        include_usage=bool(stream_options.include_usage),
         functions=functions,
-        grace=grace_of(manner.on_disconnect, "stop"),
+        grace=grace_of(options.on_disconnect, "stop"),
     )
 
 
 def _fits(name: str, value: Any) -> bool:
     """The field takes this value; where it has to, it is not asked."""
     try:
-        if name in FITTING:
-            FITTING[name].convert(value)
+        if name in FIELD_DECODERS:
+            FIELD_DECODERS[name].convert(value)
     except RequestError:
         return False
     return True

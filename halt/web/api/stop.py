@@ -26,7 +26,7 @@ from halt.web.sessions import owner
 
 STOPS_MAX = 16  # streams that one press of the page's Stop can name
 PROBE_WAIT = 1.0  # seconds that one health request waits for the upstream's answer
-#: A refusal is an answer: the server is there.
+#: A error_response is an answer: the server is there.
 REFUSALS = frozenset(
     {
         "unauthorized",

@@ -7,7 +7,7 @@ from flask import Blueprint, Response, request
 from halt.core.events import FINAL_FRAME
 from halt.core.generation import Generation
 from halt.core.run import Run
-from halt.web.event_stream import SSE_HEADERS, EventStream, json_frames, watched
+from halt.web.event_stream import SSE_HEADERS, EventStream, cancel_on_error, json_frames
 from halt.web.requests import after_parameter, client_socket
 from halt.web.services import services
 from halt.web.sessions import owner
@@ -42,7 +42,7 @@ def chat_stream() -> Response:
     run = services().generations.start(
         asked.chat(), owner(), tools=services().tools, grace=asked.grace, opened_by_reader=True
     )
-    return watched(run, lambda: _stream(run, 0, run), opens=True)
+    return cancel_on_error(run, lambda: _stream(run, 0, run), opens=True)
 
 
 @blueprint.get("/streams/<stream_id>")

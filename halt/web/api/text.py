@@ -30,14 +30,14 @@ from halt.web.event_stream import (
     SSE_HEADERS,
     Answer,
     EventStream,
-    Reading,
+    RunReader,
     TextStream,
-    gather,
-    watched,
+    cancel_on_error,
+    collect_answer,
 )
 from halt.web.requests import client_socket
-from halt.web.responses import json_response, tell_id
-from halt.web.schemas import CalledTool, Lost, WholeAnswer
+from halt.web.responses import add_stream_id_header, json_response
+from halt.web.schemas import CalledTool, StreamLost, WholeAnswer
 from halt.web.services import services
 from halt.web.sessions import owner
 from halt.web.starts import START_REQUEST, StartRequest, count_starts, grace_of
@@ -91,12 +91,12 @@ def chat() -> Response:
     # Also with an ID: the answer is this response's text, and no other reader goes on with it.
     grace = grace_of(asked.on_disconnect, "stop")
     run = service.start(asked.chat(), owner(), tools=services().tools, grace=grace)
-    tell_id(run.id)
+    add_stream_id_header(run.id)
     accepts = request.accept_mimetypes
     if accepts["application/json"] > accepts["text/plain"]:
-        with watched(run, lambda: Reading(service, run, client_socket())) as reading:
-            return json_response(_whole(run, gather(reading)))
-    body = watched(run, lambda: TextStream(service, run, client_socket()))
+        with cancel_on_error(run, lambda: RunReader(service, run, client_socket())) as reading:
+            return json_response(_whole(run, collect_answer(reading)))
+    body = cancel_on_error(run, lambda: TextStream(service, run, client_socket()))
     try:
         # The status says whether there is an answer. A model that is silent is waited for as long
         # as no proxy takes the connection for dead.
@@ -152,7 +152,7 @@ def stream() -> Response:
         if run is None:
             raise
         return _follow(run, 0)
-    return watched(run, lambda: _follow(run, 0))
+    return cancel_on_error(run, lambda: _follow(run, 0))
 
 
 def _same(asked: StartRequest) -> Generation | None:
@@ -179,7 +179,7 @@ def _resume(last: str) -> Response:
     try:
         return _follow(services().generations.get(stream_id, owner()), int(seq))
     except (UnknownStream, OffsetLost) as lost:
-        # Said as an event: of a refusal, an EventSource tells its page nothing.
+        # Said as an event: of a error_response, an EventSource tells its page nothing.
         return Response(_lost(stream_id, lost), headers=EVENT_SOURCE_HEADERS)
     except AtCapacity:
         return Response(_opening(stream_id, int(seq)), headers=EVENT_SOURCE_HEADERS)  # comes again
@@ -230,4 +230,4 @@ def _opening(stream_id: str, after: int) -> bytes:
 
 
 def _lost(stream_id: str, lost: UnknownStream | OffsetLost) -> bytes:
-    return _message(stream_id, "end", encode(Lost.by(lost)))
+    return _message(stream_id, "end", encode(StreamLost.from_error(lost)))

@@ -26,7 +26,7 @@ from halt.store.models import Page, Settings, Summary
 from halt.store.portable import MESSAGE_MAX, PortableConversation, read, to_json, to_markdown
 from halt.web.page.models import listed as listed_models
 from halt.web.requests import wants_fragment
-from halt.web.responses import refusal
+from halt.web.responses import error_response
 from halt.web.services import services
 from halt.web.sessions import owner, owner_made
 
@@ -80,7 +80,7 @@ def _mine() -> str:
 
 @blueprint.errorhandler(HaltError)
 def _refused(error: HaltError) -> Response:
-    response = refusal(error)
+    response = error_response(error)
     if wants_fragment():
         panel = request.endpoint in {"shelf.settings", "shelf.save_settings"}
         response.headers["HX-Retarget"] = "#settings-fault" if panel else "#toast"

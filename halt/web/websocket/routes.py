@@ -13,7 +13,7 @@ from wsproto.utilities import RemoteProtocolError
 from halt.errors import RequestError
 from halt.web.client_socket import ClientSocket
 from halt.web.requests import client_socket
-from halt.web.responses import refusal
+from halt.web.responses import error_response
 from halt.web.services import services
 from halt.web.sessions import owner
 from halt.web.websocket.session import Session
@@ -63,7 +63,9 @@ def install(app: Flask) -> None:
     @routes.errorhandler(RemoteProtocolError)
     @routes.errorhandler(UnicodeError)
     def not_a_handshake(fault: Exception) -> Response:
-        return refusal(RequestError(f"This is no WebSocket handshake: {fault}", field="headers"))
+        return error_response(
+            RequestError(f"This is no WebSocket handshake: {fault}", field="headers")
+        )
 
     @sockets.route("/ws", bp=routes)  # type: ignore[untyped-decorator]  # flask-sock has no types
     def talk(ws: Server) -> None:

@@ -37,7 +37,6 @@ from halt.errors import UpstreamError
 from halt.rendering.open_text import SEAM
 from halt.rendering.renderer import Renderer
 from halt.store.models import Exchange
-from halt.web.event_stream import made
 from halt.web.page.views import AnswerView, exchange_view, view
 from halt.web.page.writer import PageWriter
 from tests.support.scripted import Scripted, ScriptedReply
@@ -106,7 +105,7 @@ def played() -> Iterator[Played]:
 
 def message(writer: PageWriter, events: list[tuple[int, Event]]) -> str:
     """What a page is sent of these events."""
-    return made(writer.present(events)).decode()
+    return frame_bytes(writer.present(events)).decode()
 
 
 def messages(run: Run, template: Template, after: int = 0) -> list[str]:
