@@ -38,7 +38,7 @@ from halt.web.api import document, openai, stop, streams, text
 from halt.web.page import routes as pages
 from halt.web.page import sidebar
 from halt.web.page.stop import stop_fragment
-from halt.web.rate_limits import Rates
+from halt.web.rate_limits import RateLimits
 from halt.web.request_ids import RequestContext, add_to_log
 from halt.web.services import Services
 from halt.web.sessions import Sessions
@@ -103,6 +103,8 @@ def create_app(
     )
     generations.on_begin, generations.on_over = titles.interrupt, titles.wake
     toolbox = Toolbox([*(BUILTIN_TOOLS[name] for name in settings.tools), *tools])
+    has_limits = bool(settings.rate_session or settings.rate_address)
+    rate_limits = RateLimits(settings) if has_limits else None
     app.session_interface = sessions = Sessions(settings)
     app.extensions["halt"] = Services(
         config=settings,
@@ -118,7 +120,7 @@ def create_app(
         titles=titles,
         renderer=Renderer(),
         sessions=sessions,
-        rates=Rates(settings) if settings.rate_session or settings.rate_address else None,
+        rate_limits=rate_limits,
     )
     app.jinja_env.globals["saving_status"] = lambda: store_writer.saving
 

@@ -60,7 +60,7 @@ class RequestThreads(ThreadWorker):  # type: ignore[misc]
             taken = conn.incoming.take()
             conn.is_taken = True
             behind = conn.incoming.behind if conn.kind is Kind.SOCKET else b""
-            conn.sock.give(taken, is_all=conn.kind is not Kind.UPLOAD, behind=behind)
+            conn.sock.preload(taken, is_all=conn.kind is not Kind.UPLOAD, behind=behind)
             if conn.kind is Kind.UPLOAD:
                 conn.sock.begin_body(len(taken))
         try:
@@ -89,7 +89,7 @@ class RequestThreads(ThreadWorker):  # type: ignore[misc]
         answers a rest that is malformed a second time.
         """
         if keepalive and conn.is_whole and not conn.parser.mesg.body.failed:
-            conn.sock.give(b"", is_all=True)
+            conn.sock.preload(b"", is_all=True)
             conn.parser.unreader.take_buffered()
             conn.parser.mesg = None
             return True

@@ -39,7 +39,7 @@ from halt.config import open_files
 from halt.server.refusals import FILES_SHORT, SAID_EVERY, TOO_MANY, TOO_SLOW, FewRefusals
 from halt.server.request_buffer import Kind, RequestBuffer
 from halt.server.request_threads import Connection, RequestThreads
-from halt.web.client_socket import SILENCE_MAX, ClientSocket, until
+from halt.web.client_socket import SILENCE_MAX, ClientSocket, transfer_deadline
 
 #: Seconds that a leaving worker gives clients to take their last answers, to close, and to send a
 #: request that is under way on a kept connection.
@@ -212,7 +212,7 @@ class Worker(RequestThreads):
         conn.received += len(data)
         conn.reads += 1
         self.incoming_size += len(data)
-        conn.timeout = min(at + SILENCE_MAX, until(conn.began, conn.received))
+        conn.timeout = min(at + SILENCE_MAX, transfer_deadline(conn.began, conn.received))
         if conn.incoming.feed(data):
             self._serve(conn)
         else:
@@ -344,7 +344,9 @@ class Worker(RequestThreads):
         if client.unsent and sent:
             conn.progress_at = time.monotonic()
             conn.received += sent
-            conn.timeout = min(conn.progress_at + SILENCE_MAX, until(conn.began, conn.received))
+            conn.timeout = min(
+                conn.progress_at + SILENCE_MAX, transfer_deadline(conn.began, conn.received)
+            )
 
     # --- and goes on, or leaves -------------------------------------------------------------------
 

@@ -10,13 +10,13 @@ import hmac
 
 from flask import Response, current_app, request, session
 
-from halt.web.cors import admitted
-from halt.web.requests import address
+from halt.web.cors import is_cross_origin
+from halt.web.requests import client_address
 from halt.web.responses import RequestRefused, error_response
 from halt.web.services import services
-from halt.web.token_failures import too_many
+from halt.web.token_failures import too_many_message
 
-OPEN_TO_ALL = frozenset({"static", "pages.login", "api.healthz"})
+PUBLIC_ENDPOINTS = frozenset({"static", "pages.login", "api.healthz"})
 
 
 def token_matches(given: str) -> bool:
@@ -30,29 +30,29 @@ def _bearer() -> str:
     return given.strip() if scheme.lower() == "bearer" else ""
 
 
-def brings_token() -> bool:
+def has_token() -> bool:
     """The request itself carries the access token that is set."""
     return bool(services().config.token) and token_matches(_bearer())
 
 
 def count_wrong_token() -> int:
     """Count a wrong token of this request's client; seconds to wait where there were too many."""
-    return services().token_failures.count(address())
+    return services().token_failures.count(client_address())
 
 
-def wrong_bearer() -> Response | None:
+def refuse_wrong_bearer() -> Response | None:
     """Count the wrong token that the request carries. Return 429 where there were too many."""
     wait = count_wrong_token() if _bearer() else 0
-    refused = RequestRefused(429, "too_many_requests", too_many(wait), retry_after=wait)
+    refused = RequestRefused(429, "too_many_requests", too_many_message(wait), retry_after=wait)
     return error_response(refused) if wait else None
 
 
-def may_enter() -> bool:
-    if not services().config.token or request.endpoint in OPEN_TO_ALL:
+def is_authorized() -> bool:
+    if not services().config.token or request.endpoint in PUBLIC_ENDPOINTS:
         return True
-    if brings_token():
+    if has_token():
         return True
-    mark = None if admitted() else session.get("login")
+    mark = None if is_cross_origin() else session.get("login")
     return isinstance(mark, str) and hmac.compare_digest(mark, login_mark())
 
 

@@ -14,7 +14,7 @@ REST_MAX = 65_536  # bytes that are left and added to: a head is sent before its
 AT_ONCE = 262_144  # bytes of one system call, after which the deadline is looked at
 
 
-def until(began: float, size: int) -> float:
+def transfer_deadline(began: float, size: int) -> float:
     """The deadline of a transfer of this many bytes that began at that time."""
     return began + SILENCE_MAX + size / SLOWEST
 
@@ -53,7 +53,7 @@ class ClientSocket(socket.socket):
         """The body need not come any longer."""
         self._body_began = 0.0
 
-    def give(self, come: bytes, *, is_all: bool, behind: bytes = b"") -> None:
+    def preload(self, come: bytes, *, is_all: bool, behind: bytes = b"") -> None:
         """Let `recv` return these bytes before others, in pieces of the size that it is asked for.
 
         gunicorn's reader would copy all that it has for each piece that it takes of it. `is_all`:
@@ -76,7 +76,7 @@ class ClientSocket(socket.socket):
         data = super().recv(size)
         if self._body_began:
             self._received += len(data)
-            if time.monotonic() > until(self._body_began, self._received):
+            if time.monotonic() > transfer_deadline(self._body_began, self._received):
                 raise BlockingIOError(errno.EAGAIN, "The client sends too slowly.")
         return data
 
@@ -101,7 +101,7 @@ class ClientSocket(socket.socket):
             return 0
 
     def _send(self, rest: memoryview, flags: int) -> None:
-        deadline = until(time.monotonic(), len(rest))
+        deadline = transfer_deadline(time.monotonic(), len(rest))
         while rest:
             rest = rest[self.send(rest[:AT_ONCE], flags) :]
             if rest and time.monotonic() > deadline:

@@ -25,19 +25,19 @@ EXPOSED = "X-Stream-Id, X-Request-Id, Retry-After"
 MAX_AGE = 7200  # seconds that a browser remembers a preflight; no browser does for longer
 
 
-def admitted() -> bool:
+def is_cross_origin() -> bool:
     """A page of another origin makes this request, and may."""
     return "cors_origin" in g
 
 
 def install(app: Flask, origins: tuple[str, ...]) -> None:
-    """Let pages of these origins in; before the guards are installed, which ask `admitted`."""
+    """Admit pages of these origins. Call it before the guards, which use `is_cross_origin`."""
     if not origins:
         return
 
     def admit() -> Response | None:
         origin = request.headers.get("Origin")
-        if origin is None or not is_api() or is_own(origin):
+        if origin is None or not is_api() or is_same_origin(origin):
             return None
         if "*" not in origins and origin not in origins:
             return None
@@ -48,7 +48,7 @@ def install(app: Flask, origins: tuple[str, ...]) -> None:
     def tell(response: Response) -> Response:
         if is_api():
             response.vary.add("Origin")
-        if admitted():
+        if is_cross_origin():
             response.headers["Access-Control-Allow-Origin"] = g.cors_origin
             response.headers["Access-Control-Expose-Headers"] = EXPOSED
             response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
@@ -77,7 +77,7 @@ def _endpoint() -> str | None:
     return None
 
 
-def is_own(origin: str) -> bool:
+def is_same_origin(origin: str) -> bool:
     """Halt's own page asks. A browser says so itself, where it says anything."""
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:

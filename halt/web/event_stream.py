@@ -46,7 +46,7 @@ from halt.core.run import Run
 from halt.core.service import GenerationService
 from halt.errors import AnswerFailed, OffsetLost, RequestError
 from halt.web.schemas import StreamLost
-from halt.web.sink import Awaited, Made, Present, Sink, gunicorn_response
+from halt.web.sink import FrameResult, PendingFrame, Presenter, Sink, gunicorn_response
 
 T = TypeVar("T")
 
@@ -145,38 +145,39 @@ class EventStream(RunReader):
         run: Generation,
         client: socket.socket | None,
         after: int,
-        present: Present,
+        present: Presenter,
         *,
         opening: bytes | None = None,
         interval: float = 0.0,
         brief: bool = False,
-        nothing: bytes = b"",
-        aside: Callable[[], bytes] | None = None,
+        empty_message: bytes = b"",
+        idle_message: Callable[[], bytes] | None = None,
         on_close: Callable[[], None] | None = None,
-        opens: Run | None = None,
+        unopened_run: Run | None = None,
     ) -> None:
         """Take a reader's place. Raises AtCapacity, OffsetLost.
 
         `opening`: the first bytes, where they are no comment. `interval`: the least time between
         two frames, in seconds. `brief`: end after the events that are there now; the client comes
-        back for more. `nothing` is sent at the stream's end to a reader that had all of it already.
-        `aside` is called in silence; what it returns is sent, b"" is nothing. `opens`: the run,
-        where it was started to be opened by its reader's thread.
+        back for more. `empty_message` is sent at the stream's end to a reader that already has
+        every event. `idle_message` is called while no events come; the bytes that it returns are
+        sent, b"" sends nothing. `unopened_run`: the run, where the reader's thread opens its
+        upstream.
         """
         super().__init__(generations, run, client, after)
         self.present = present
         self.opening = self.comment if opening is None else opening
         self.interval = interval
-        self.nothing = nothing
-        self.aside = aside
+        self.empty_message = empty_message
+        self.idle_message = idle_message
         self.heartbeat = generations.config.heartbeat
         self.relay = generations.relay
         self._brief = brief
         self._on_close = on_close
-        self._opens = opens
+        self._unopened_run = unopened_run
 
     @property
-    def dismissed(self) -> bool:
+    def is_dismissed(self) -> bool:
         """The reader is to go now, with what it has been sent."""
         return self._viewer.gone
 
@@ -208,23 +209,23 @@ class EventStream(RunReader):
         service = self._generations
         if response is None or not (service.config.relay_writes and service.painter.is_running):
             self._start_opening()
-            yield from self._followed()
+            yield from self._follow_log()
             return
         sink = Sink(self, response)
-        opens, self._opens = self._opens, None
-        if opens is not None:
-            with named(opens.request_id):
-                opens.work()
+        unopened_run, self._unopened_run = self._unopened_run, None
+        if unopened_run is not None:
+            with named(unopened_run.request_id):
+                unopened_run.work()
         if not sink.wait():
             raise ConnectionResetError(errno.ECONNRESET, "the reader has left")
 
     def _start_opening(self) -> None:
         """Have a thread of its own open the upstream, where this one will not."""
-        opens, self._opens = self._opens, None
-        if opens is not None:
-            opens.start_work()
+        unopened_run, self._unopened_run = self._unopened_run, None
+        if unopened_run is not None:
+            unopened_run.start_work()
 
-    def _followed(self) -> Iterator[bytes]:
+    def _follow_log(self) -> Iterator[bytes]:
         """The frames, by the view's own thread."""
         self._watch_client()
         heartbeat = self.heartbeat
@@ -234,7 +235,7 @@ class EventStream(RunReader):
             for events in self.run.follow(self.after, viewer, self.interval):
                 if events:
                     frame, has_sent = frame_bytes(self.present(events)), True
-                elif self.aside is not None and (other := self.aside()):
+                elif self.idle_message is not None and (other := self.idle_message()):
                     frame = other
                 elif now() - sent_at >= heartbeat:
                     frame = self.comment
@@ -244,12 +245,12 @@ class EventStream(RunReader):
                 yield frame
         except OffsetLost as lost:
             # The reader is further behind than the log is long: an error, never a gap.
-            yield self.lost(lost)
+            yield self.lost_frame(lost)
         else:
             if not has_sent and not viewer.gone:
-                yield self.nothing
+                yield self.empty_message
 
-    def lost(self, lost: OffsetLost) -> bytes:
+    def lost_frame(self, lost: OffsetLost) -> bytes:
         """The last frame of a reader whose next events are no longer kept."""
         return b"data: %b\n\n" % encode(StreamLost.from_error(lost)) + FINAL_FRAME
 
@@ -261,12 +262,12 @@ class EventStream(RunReader):
                 self._on_close()
 
 
-def frame_bytes(frame: Made) -> bytes:
+def frame_bytes(frame: FrameResult) -> bytes:
     """The frame itself, made by this thread."""
     if isinstance(frame, bytes):
         return frame
     done = frame()
-    if isinstance(done, Awaited):
+    if isinstance(done, PendingFrame):
         done.future.exception()  # wait
         return done.make()
     return done
@@ -301,7 +302,7 @@ class TextStream(EventStream):
             text += self._break(last.error.code, last.error.message)
         return text.encode()
 
-    def lost(self, lost: OffsetLost) -> bytes:
+    def lost_frame(self, lost: OffsetLost) -> bytes:
         return self._break(lost.code, lost.message).encode()
 
     def _break(self, code: str, message: str) -> str:
@@ -319,17 +320,17 @@ class Answer(msgspec.Struct, frozen=True):
     ended: Done | Cancelled
 
 
-def collect_answer(reading: RunReader) -> Answer:
+def collect_answer(reader: RunReader) -> Answer:
     """Wait for the whole answer. Raises AnswerFailed, OffsetLost, RequestError."""
     thoughts: list[str] = []
     calls: list[ToolCall] = []
     extras = Extras()
     ended: Done | Cancelled | None = None
-    for event in reading.events():  # to its end, where the model's connection is let go of
+    for event in reader.events():  # to its end, where the model's connection is let go of
         if isinstance(event, Reasoning):
             thoughts.append(event.text)
         elif isinstance(event, ReasoningEnd):
-            thoughts.append(reading.run.reasoning(event))
+            thoughts.append(reader.run.reasoning(event))
         elif isinstance(event, ToolCall):
             calls.append(event)
         elif isinstance(event, Extra):
@@ -340,7 +341,7 @@ def collect_answer(reading: RunReader) -> Answer:
             ended = event
     if ended is None:  # the client has most likely left
         raise RequestError("The connection was closed for sending, which is taken for leaving.")
-    return Answer(reading.run.answer()[1], "".join(thoughts), calls, extras, ended)
+    return Answer(reader.run.answer()[1], "".join(thoughts), calls, extras, ended)
 
 
 def answer_failed(event: Failed) -> AnswerFailed:
@@ -355,15 +356,15 @@ def answer_failed(event: Failed) -> AnswerFailed:
     )
 
 
-def cancel_on_error(run: Run, make: Callable[[], T], *, opens: bool = False) -> T:
+def cancel_on_error(run: Run, make: Callable[[], T], *, is_unopened: bool = False) -> T:
     """What `make` makes of a run that was just started; where it can't, the run ends too.
 
-    `opens`: what it makes was to open the run's upstream.
+    `is_unopened`: the result of `make` was to open the run's upstream.
     """
     try:
         return make()
     except BaseException:
         run.cancel("no_viewer")
-        if opens:
+        if is_unopened:
             run.discard()
         raise

@@ -15,7 +15,7 @@ from werkzeug.http import parse_list_header
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from halt.config.proxies import INSPECT, Seen
-from halt.web.access import brings_token, wrong_bearer
+from halt.web.access import has_token, refuse_wrong_bearer
 from halt.web.responses import json_response
 from halt.web.services import services
 
@@ -30,8 +30,8 @@ def inspected() -> Response | None:
     if INSPECT not in request.headers:
         return None
     config = services().config
-    if config.token and not brings_token():
-        return wrong_bearer()
+    if config.token and not has_token():
+        return refuse_wrong_bearer()
     return json_response(
         Seen(
             trusted_proxies=config.trusted_proxies,

@@ -27,7 +27,7 @@ from limits import RateLimitItem, parse_many
 from halt.config.data_dir import can_log_ahead, make_folder, make_private
 from halt.config.settings import Config
 from halt.errors import RequestError, TooManyRequests
-from halt.web.requests import address
+from halt.web.requests import client_address
 from halt.web.sessions import owner
 
 WAIT = 2.0  # seconds for another process that counts at the same moment
@@ -40,20 +40,20 @@ CREATE INDEX IF NOT EXISTS windows_ends ON windows (ends);
 logger = logging.getLogger(__name__)
 
 
-class Rates:
+class RateLimits:
     """The limits of one application, and what has been counted."""
 
     def __init__(self, settings: Config) -> None:
         self._of_session = _parsed(settings.rate_session)
         self._of_address = _parsed(settings.rate_address)
-        self.counts = Counts(settings.data_folder / "rates.db")
+        self.counters = RateCounters(settings.data_folder / "rates.db")
 
     def count(self, starts: int, *, hit: bool = True) -> None:
         """Count so many starts, all or none; without `hit` only look whether they are allowed.
 
         Raises TooManyRequests, RequestError.
         """
-        limits = {limit.key_for("address", address()): limit for limit in self._of_address}
+        limits = {limit.key_for("address", client_address()): limit for limit in self._of_address}
         session = owner()
         if session is not None:
             limits |= {limit.key_for("session", session): limit for limit in self._of_session}
@@ -61,7 +61,7 @@ class Rates:
         if starts > most:
             raise RequestError(f"At most {most} answers can be asked for at once.", field="model")
         try:
-            full = self.counts.count(limits, starts, hit=hit)
+            full = self.counters.count(limits, starts, hit=hit)
         except (sqlite3.Error, OSError) as exc:
             logger.error("starts cannot be counted: %s", exc)
             return
@@ -78,7 +78,7 @@ def _parsed(rates: str) -> Iterable[RateLimitItem]:
     return frozenset(parse_many(rates)) if rates else ()
 
 
-class Counts:
+class RateCounters:
     """The windows that are open, each with its count. A window begins with its first count."""
 
     def __init__(self, path: Path) -> None:

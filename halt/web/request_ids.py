@@ -25,7 +25,7 @@ HEADER = "X-Request-Id"
 GIVEN = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-def signed(sentence: str, request_id: str) -> str:
+def with_request_id(sentence: str, request_id: str) -> str:
     """A sentence that ends with the request's ID, once."""
     mark = quoted(request_id)
     return sentence if sentence.endswith(mark) else sentence + mark

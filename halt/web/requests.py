@@ -13,7 +13,7 @@ from halt.errors import RequestError
 NETWORK = 64  # bits that tell one client's IPv6 network from another's; the rest it picks itself
 
 
-def address() -> str:
+def client_address() -> str:
     """The client's address (see `halt.web.proxies`) as far as limits tell clients apart."""
     found = request.remote_addr or ""
     try:
@@ -48,7 +48,7 @@ def wants_page() -> bool:
     return request.method == "GET" and _wants_html()
 
 
-def sent_without_scripts() -> bool:
+def is_plain_form_post() -> bool:
     """The browser itself sends a form of the page; programs do not ask for text/html."""
     return request.method == "POST" and _wants_html()
 

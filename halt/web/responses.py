@@ -20,8 +20,8 @@ from werkzeug.wrappers import Response as BaseResponse
 from halt.core.events import encode
 from halt.core.request_ids import current
 from halt.errors import HaltError, TooLarge
-from halt.web.request_ids import signed
-from halt.web.requests import is_openai, sent_without_scripts, wants_fragment, wants_page
+from halt.web.request_ids import with_request_id
+from halt.web.requests import is_openai, is_plain_form_post, wants_fragment, wants_page
 from halt.web.schemas import Error, ErrorDetail, OpenAIError, OpenAIErrorDetail
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def openai_error(
     if status == 401:
         code = "invalid_api_key"
     known = _OPENAI_CODES.get(code, code)
-    said = signed(message, request_id)
+    said = with_request_id(message, request_id)
     return OpenAIError(OpenAIErrorDetail(said, kind, field, known))
 
 
@@ -81,7 +81,7 @@ def error_response(error: HaltError) -> Response:
     """The response that says this error: JSON, a fragment or a page, whatever was asked for."""
     request_id, status, code, message = current(), error.status, error.code, error.message
     if status == 500:  # what has happened stands in the log alone
-        message = signed(message, request_id)
+        message = with_request_id(message, request_id)
     if wants_fragment():
         # No template: a Stop may be refused, and its way waits for nothing.
         html = f'<p class="fault" role="alert" data-code="{escape(code)}">{escape(message)}</p>'
@@ -94,7 +94,7 @@ def error_response(error: HaltError) -> Response:
         if not error.retryable or "X-Stream-Id" in request.headers:
             # Heard by OpenAI's clients, which would ask again: in vain, or with an ID in use.
             response.headers["X-Should-Retry"] = "false"
-    elif wants_page() or sent_without_scripts():
+    elif wants_page() or is_plain_form_post():
         response = Response(render_template("error.html", message=message), status)
     else:
         named = msgspec.UNSET if error.field is None else error.field

@@ -18,8 +18,8 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from halt.errors import TOKEN_NEEDED, RequestError
 from halt.web import via
-from halt.web.access import may_enter, wrong_bearer
-from halt.web.cors import admitted, is_api, is_own
+from halt.web.access import is_authorized, refuse_wrong_bearer
+from halt.web.cors import is_api, is_cross_origin, is_same_origin
 from halt.web.requests import is_upgrade, wants_fragment, wants_page
 from halt.web.responses import RequestRefused, error_response, too_large
 from halt.web.services import services
@@ -44,19 +44,19 @@ SECURITY_HEADERS = (
 FORM = "application/x-www-form-urlencoded"
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 STARTED_BY_GET = frozenset({"plain.stream"})  # guarded as the unsafe methods are
-READ_BIT_BY_BIT = frozenset({"shelf.import_"})  # has a limit of its own, and checks what it reads
+STREAMED_BODIES = frozenset({"sidebar.import_"})  # has a limit of its own, and checks what it reads
 #: Bodies that are JSON, whatever type they are said to be.
 JSON_BODIES = frozenset({"openai_api.completions", "plain.chat", "streams.chat_stream"})
 #: Bodies that carry people's or programs' texts, and so may be as long as HALT_MAX_BODY_BYTES.
-LONG_BODIES = JSON_BODIES | {"pages.send", "shelf.save_settings"}
+LONG_BODIES = JSON_BODIES | {"pages.send", "sidebar.save_settings"}
 SHORT_BODY_MAX = 65_536  # bytes of all others
 #: Fields of a form. 1,000,000 in a body of 4 MB held the interpreter's lock for 0.4 s.
 FIELDS_MAX = 1_000
 
 
-def _is_foreign() -> bool:
+def _is_cross_site() -> bool:
     """A browser says that another site makes this request, one that is not let in."""
-    if admitted():
+    if is_cross_origin():
         return False
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
@@ -79,10 +79,10 @@ def _is_read_from_elsewhere() -> bool:
     """A script of another origin asks for what is the chat page's. Following a link is none."""
     origin = request.headers.get("Origin")
     is_page = request.endpoint != "static" and not is_api()
-    return origin is not None and is_page and not is_own(origin)
+    return origin is not None and is_page and not is_same_origin(origin)
 
 
-def _is_misnamed() -> bool:
+def _has_unknown_host() -> bool:
     """The request is made to a name that this Halt does not go by."""
     names = services().config.trusted_hosts
     if names is None:
@@ -101,7 +101,7 @@ def _check_body() -> None:
     The server leaves it to us whether all of it has come: a form that broke off in the middle of a
     prompt looks like a shorter prompt. One without a length is cut at the limit by werkzeug.
     """
-    if request.method not in UNSAFE or request.endpoint in READ_BIT_BY_BIT:
+    if request.method not in UNSAFE or request.endpoint in STREAMED_BODIES:
         return
     if request.endpoint is not None and request.endpoint not in LONG_BODIES:
         most = min(SHORT_BODY_MAX, services().config.max_body_bytes)
@@ -127,17 +127,17 @@ def _check_body() -> None:
 def guard() -> BaseResponse | None:
     """Before each request: refuse it where it is not allowed. Raises RequestError, LoopDetected."""
     via.check(services().mark)  # first: it may end a circle
-    if _is_misnamed():
+    if _has_unknown_host():
         message = "Halt is not known here by this name. Set HALT_HOSTS to it, or HALT_TOKEN."
         return error_response(RequestRefused(403, "unknown_host", message))
     starts = request.method in UNSAFE or request.endpoint in STARTED_BY_GET
-    if ((starts or is_upgrade()) and _is_foreign()) or _is_read_from_elsewhere():
+    if ((starts or is_upgrade()) and _is_cross_site()) or _is_read_from_elsewhere():
         message = "Requests from another site are refused."
         return error_response(RequestRefused(403, "foreign_site", message))
-    if may_enter():
+    if is_authorized():
         _check_body()
         return None
-    if (refused := wrong_bearer()) is not None:
+    if (refused := refuse_wrong_bearer()) is not None:
         return refused
     if wants_page():
         return redirect(url_for("pages.login"))
@@ -148,7 +148,7 @@ def guard() -> BaseResponse | None:
     return response
 
 
-class Secure:
+class SecurityHeaders:
     """A WSGI application that adds SECURITY_HEADERS to each response, around the one that answers.
 
     A header that the response has already is kept. Here and not in an `after_request`, since
@@ -170,4 +170,4 @@ class Secure:
 def install(app: Flask) -> None:
     """Put guards and headers into the application."""
     app.before_request(guard)
-    app.wsgi_app = Secure(app.wsgi_app)  # type: ignore[method-assign]
+    app.wsgi_app = SecurityHeaders(app.wsgi_app)  # type: ignore[method-assign]

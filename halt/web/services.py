@@ -19,7 +19,7 @@ from halt.rendering.renderer import Renderer
 from halt.store.replay import Replay
 from halt.store.store import Store
 from halt.store.writer import StoreWriter
-from halt.web.rate_limits import Rates
+from halt.web.rate_limits import RateLimits
 from halt.web.sessions import Sessions
 from halt.web.token_failures import TokenFailures
 
@@ -43,7 +43,7 @@ class Services:
     titles: Titles
     renderer: Renderer
     sessions: Sessions
-    rates: Rates | None  # None: starts are not limited
+    rate_limits: RateLimits | None  # None: starts are not limited
     token_failures: TokenFailures = field(default_factory=TokenFailures)
     #: Set when the demo model has answered.
     demo_ready: threading.Event = field(default_factory=threading.Event)

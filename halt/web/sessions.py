@@ -17,7 +17,7 @@ from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
 
 from halt.config import data_dir
 from halt.config.settings import Config
-from halt.web.cors import admitted, is_own
+from halt.web.cors import is_cross_origin, is_same_origin
 from halt.web.requests import wants_page
 
 COOKIES_MAX = 16_384  # bytes of cookies; no browser sends more to a server that sets one
@@ -29,11 +29,11 @@ _NAMED_BY_PORT = re.compile(r"halt_session_[0-9]{1,5}")
 
 def owner() -> str | None:
     """The session that asks, None for a program without one."""
-    found = None if admitted() else session.get("owner")
+    found = None if is_cross_origin() else session.get("owner")
     return found if isinstance(found, str) else None
 
 
-def owner_made() -> str:
+def ensure_owner() -> str:
     """The session that asks; a new one is begun where there is none."""
     found = owner()
     if found is None:
@@ -172,7 +172,7 @@ class Sessions(SecureCookieSessionInterface):
 
 def _is_of_another_origin() -> bool:
     """A page of another origin makes this request; following its link to Halt is none."""
-    if admitted():
+    if is_cross_origin():
         return True
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     if site is not None:
@@ -180,4 +180,4 @@ def _is_of_another_origin() -> bool:
             site not in {"same-origin", "none"}
             and request.headers.get("Sec-Fetch-Mode") != "navigate"
         )
-    return origin is not None and not is_own(origin)
+    return origin is not None and not is_same_origin(origin)

@@ -30,18 +30,18 @@ from halt.web.client_socket import ClientSocket
 
 #: Makes the bytes of a group of events, or gives a function that makes them: that one may take
 #: milliseconds, so the relay has it called by a thread, once and before the next group.
-Present = Callable[[list[tuple[int, Event]]], "Made"]
+Presenter = Callable[[list[tuple[int, Event]]], "FrameResult"]
 
 
 @dataclass(frozen=True)
-class Awaited:
+class PendingFrame:
     """A frame that `make` makes when the future is resolved, which takes seconds at most."""
 
     future: Future[Any]
     make: Callable[[], bytes]
 
 
-Made = bytes | Callable[[], bytes | Awaited]
+FrameResult = bytes | Callable[[], bytes | PendingFrame]
 
 GROUP_CHARS = 65_536  # about as many in one frame
 GROUP_EVENTS = 64  # of one frame, so that a long replay holds up no other reader
@@ -57,19 +57,19 @@ class Stream(Protocol):
 
     run: Generation
     after: int
-    present: Present
+    present: Presenter
     comment: bytes
-    nothing: bytes
+    empty_message: bytes
     interval: float
     heartbeat: float
-    aside: Callable[[], bytes] | None
+    idle_message: Callable[[], bytes] | None
     relay: Relay
 
     @property
-    def dismissed(self) -> bool:
+    def is_dismissed(self) -> bool:
         """The reader is to go now, with what it has been sent."""
 
-    def lost(self, lost: OffsetLost) -> bytes:
+    def lost_frame(self, lost: OffsetLost) -> bytes:
         """The last frame of a reader whose next events are no longer kept."""
 
     def paint(self, work: Callable[[], object]) -> None:
@@ -111,17 +111,17 @@ class Sink:
         self._run = stream.run
         self._response = response
         self._relay = stream.relay
-        self._over = threading.Lock()  # the view sleeps on it
-        self._over.acquire()
+        self._finished = threading.Lock()  # the view sleeps on it
+        self._finished.acquire()
         self._is_whole = False  # all was taken, so the server can end the body
         self._sock: socket.socket = response.sock
         self._is_open = False  # from `_begin` on, until `_end`
         self._events = 0  # what the selector waits for
         self._after = stream.after
         self._shares = isinstance(stream.present, FunctionType)
-        self._due = True  # a look at the log is coming
+        self._is_scheduled = True  # a look at the log is coming
         self._has_sent = False  # a group of events
-        self._rest = _NOTHING  # what the network has not taken
+        self._unsent = _NOTHING  # what the network has not taken
         self._taken_at = self._sent_at = now()
         self._ready_at = 0.0  # before this time no group is sent
         self._is_painting = False
@@ -131,7 +131,7 @@ class Sink:
 
     def wait(self) -> bool:
         """By the view: sleep until the reader is through. False: it has left, or was dropped."""
-        self._over.acquire()
+        self._finished.acquire()
         return self._is_whole
 
     @contained
@@ -158,7 +158,7 @@ class Sink:
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
             self._stream.leave()
-        self._over.release()
+        self._finished.release()
 
     def _drop(self) -> None:
         self._end(whole=False)
@@ -175,7 +175,7 @@ class Sink:
             self._relay.unwatch(self._sock)
         self._events = events  # last: where the selector refuses, `_drop` finds what it has
 
-    def _at(self, name: str, time: float, work: Callable[[], None]) -> None:
+    def _schedule(self, name: str, time: float, work: Callable[[], None]) -> None:
         """Call `work` at this time, in place of what was to be called under this name."""
         if name in self._timers:
             self._timers[name].cancel()
@@ -185,33 +185,33 @@ class Sink:
 
     def _changed(self) -> None:
         """The log has grown. Called by the thread that added to it."""
-        if not self._due:
-            self._due = True
+        if not self._is_scheduled:
+            self._is_scheduled = True
             self._relay.post(self._serve)
 
     @contained
     def _serve(self) -> None:
         """Send the next group, if there is one and the client has taken the one before."""
-        self._due = False  # before the log is read: what comes after that is announced again
-        if not self._is_open or self._rest or self._is_painting or self._is_ending:
+        self._is_scheduled = False  # before the read: a later event schedules it again
+        if not self._is_open or self._unsent or self._is_painting or self._is_ending:
             return
         stream, log = self._stream, self._run.log
-        if stream.dismissed:
-            self._show(b"", is_last=True)
+        if stream.is_dismissed:
+            self._send_result(b"", is_last=True)
             return
         ended = log.ended  # before the read: with the end all events are there
         if stream.interval and ended is None and (at := self._ready_at) > now():
-            self._at("interval", at, self._serve)
+            self._schedule("interval", at, self._serve)
             return
         try:
             events = log.read(self._after, GROUP_EVENTS)
         except OffsetLost as lost:
             # The reader is further behind than the log is long: an error, never a gap.
-            self._show(stream.lost(lost), is_last=True)
+            self._send_result(stream.lost_frame(lost), is_last=True)
             return
         if not events:
             if ended is not None:
-                self._show(b"" if self._has_sent else stream.nothing, is_last=True)
+                self._send_result(b"" if self._has_sent else stream.empty_message, is_last=True)
             return
         if stream.interval:
             self._ready_at = now() + stream.interval
@@ -219,9 +219,9 @@ class Sink:
             events = fitting(events)
         self._has_sent = True
         after, (self._after, last) = self._after, events[-1]
-        self._show(self._frame(after, events), is_last=is_terminal(last))
+        self._send_result(self._frame(after, events), is_last=is_terminal(last))
 
-    def _frame(self, after: int, events: list[tuple[int, Event]]) -> Made:
+    def _frame(self, after: int, events: list[tuple[int, Event]]) -> FrameResult:
         present, newest = self._stream.present, self._run.newest_frame
         if not self._shares:
             return present(events)
@@ -232,7 +232,7 @@ class Sink:
             self._run.newest_frame = (present, after, self._after, made)
         return made
 
-    def _show(self, made: Made, *, is_last: bool) -> None:
+    def _send_result(self, made: FrameResult, *, is_last: bool) -> None:
         """Send what `present` has made, or have it made by the painter."""
         if isinstance(made, bytes):
             self._is_ending = is_last
@@ -241,14 +241,14 @@ class Sink:
         self._is_painting = True
         self._stream.paint(partial(self._paint, made, is_last))
 
-    def _paint(self, make: Callable[[], bytes | Awaited], is_last: bool) -> None:
+    def _paint(self, make: Callable[[], bytes | PendingFrame], is_last: bool) -> None:
         """By the painter, which waits for nothing: another reader's frame may be next."""
         try:
             frame = make()
         except Exception as exc:  # noqa: BLE001 - logged by `broken`
             self._relay.post(partial(self.broken, exc))
             return
-        if isinstance(frame, Awaited):
+        if isinstance(frame, PendingFrame):
             again = partial(self._stream.paint, partial(self._paint, frame.make, is_last))
             frame.future.add_done_callback(lambda _: again())
             return
@@ -257,7 +257,7 @@ class Sink:
     @contained
     def _painted(self, frame: bytes, is_last: bool) -> None:
         self._is_painting = False
-        self._show(frame, is_last=is_last)
+        self._send_result(frame, is_last=is_last)
 
     def broken(self, exc: Exception) -> None:
         """A frame cannot be made or sent: the reader is dropped, and may come again."""
@@ -277,7 +277,7 @@ class Sink:
             self._taken_at = self._sent_at
             self._push(b"%x\r\n%b\r\n" % (len(data), data))
         else:
-            self._go_on()
+            self._continue()
 
     def _push(self, data: bytes | memoryview) -> None:
         try:
@@ -289,71 +289,71 @@ class Sink:
             return
         if sent == len(data):
             if self._events & WRITE:
-                self._rest = _NOTHING
+                self._unsent = _NOTHING
                 self._wait_for(self._events & ~WRITE)
-            self._go_on()
+            self._continue()
             return
         if sent:
             self._taken_at = now()
-        self._rest = memoryview(data)[sent:]
+        self._unsent = memoryview(data)[sent:]
         self._wait_for(self._events | WRITE)
         if "stuck" not in self._timers:  # one for a stream, however often the network is full
-            self._at("stuck", self._taken_at + STUCK_MAX, self._look_whether_stuck)
+            self._schedule("stuck", self._taken_at + STUCK_MAX, self._look_whether_stuck)
 
     @contained
     def _look_whether_stuck(self) -> None:
         """Drop a client that has taken nothing for STUCK_MAX."""
         del self._timers["stuck"]
-        if not self._rest or not self._is_open:
+        if not self._unsent or not self._is_open:
             return
         due = self._taken_at + STUCK_MAX
         if now() >= due:
             self._drop()
         else:
-            self._at("stuck", due, self._look_whether_stuck)
+            self._schedule("stuck", due, self._look_whether_stuck)
 
-    def _go_on(self) -> None:
+    def _continue(self) -> None:
         """The client has taken everything."""
         if self._is_ending:
             self._end(whole=True)
-        elif not self._due and (
-            self._run.log.last > self._after or self._run.log.ended or self._stream.dismissed
+        elif not self._is_scheduled and (
+            self._run.log.last > self._after or self._run.log.ended or self._stream.is_dismissed
         ):
-            self._due = True
+            self._is_scheduled = True
             self._relay.again(self._serve)
 
     @contained
     def _ready(self, events: int) -> None:
         if not self._is_open:
             return
-        if events & WRITE and self._rest:
-            self._push(self._rest)
+        if events & WRITE and self._unsent:
+            self._push(self._unsent)
         if events & READ and self._is_open:
             left = has_left(self._sock)
             if left:
                 self._drop()
             elif left is None:  # it has sent something behind its request
                 self._wait_for(self._events & ~READ)
-                self._at("pipelined", now() + PIPELINED_LOOK, self._look)
+                self._schedule("pipelined", now() + PIPELINED_LOOK, self._watch_again)
 
     @contained
-    def _look(self) -> None:
+    def _watch_again(self) -> None:
         self._wait_for(self._events | READ)
 
     @contained
     def _beat(self) -> None:
-        """Send `aside` or the comment where nothing else was sent; again later."""
+        """Send `idle_message` or the comment where nothing else was sent; again later."""
         stream, at = self._stream, now()
-        is_silent = not (self._rest or self._is_painting or self._is_ending)
-        if is_silent and stream.aside is not None and (frame := stream.aside()):
-            self._show(frame, is_last=False)
+        is_silent = not (self._unsent or self._is_painting or self._is_ending)
+        if is_silent and stream.idle_message is not None and (frame := stream.idle_message()):
+            self._send_result(frame, is_last=False)
         elif is_silent and at - self._sent_at >= stream.heartbeat:
             self._send(stream.comment)
         again = at + stream.heartbeat if not is_silent else self._sent_at + stream.heartbeat
-        if stream.aside is not None:
+        if stream.idle_message is not None:
             again = min(again, at + TICK)
         if self._is_open:
-            self._at("beat", max(again, at + 0.001), self._beat)
+            self._schedule("beat", max(again, at + 0.001), self._beat)
 
 
 def fitting(events: list[tuple[int, Event]]) -> list[tuple[int, Event]]:

@@ -20,21 +20,21 @@ class StartRequest(ChatRequest):
 
     on_disconnect: OnDisconnect | None = None
 
-    def chat(self) -> ChatRequest:
+    def chat_request(self) -> ChatRequest:
         """What the model is asked."""
         names = ChatRequest.__struct_fields__
         return ChatRequest(**{name: getattr(self, name) for name in names})
 
     @property
     def grace(self) -> float | None:
-        """As `grace_of`. Without an ID of the client's own there is nothing to come back to."""
-        return grace_of(self.on_disconnect, "stop" if self.id is None else "continue")
+        """As `grace_seconds`. A client that chose no ID cannot resume, so its default is "stop"."""
+        return grace_seconds(self.on_disconnect, "stop" if self.id is None else "continue")
 
 
 START_REQUEST = TypeDecoder(StartRequest)
 
 
-def grace_of(choice: OnDisconnect | None, default: OnDisconnect) -> float | None:
+def grace_seconds(choice: OnDisconnect | None, default: OnDisconnect) -> float | None:
     """The `grace` of `GenerationService.start`: 0 ends the run with its last reader."""
     return 0.0 if (choice or default) == "stop" else None
 
@@ -44,6 +44,6 @@ def count_starts(starts: int = 1, *, hit: bool = True) -> None:
 
     Without `hit` nothing is counted: for starts that are written down before they are counted.
     """
-    rates = services().rates
+    rates = services().rate_limits
     if rates is not None:
         rates.count(starts, hit=hit)

@@ -55,7 +55,7 @@ class TokenFailures:
         return math.ceil(ends - at) if wrong > WRONG_MAX else 0
 
 
-def too_many(wait: int) -> str:
+def too_many_message(wait: int) -> str:
     """The message of the error_response."""
     return (
         "Too many wrong access tokens came from this address. "

@@ -83,10 +83,8 @@ def completions() -> Response:
     run = service.start(completion.chat, owner(), grace=completion.grace)
     add_stream_id_header(run.id)
     if not completion.stream:
-        with cancel_on_error(run, lambda: RunReader(service, run, client_socket())) as reading:
-            return json_response(
-                whole(run, collect_answer(reading), functions=completion.functions)
-            )
+        with cancel_on_error(run, lambda: RunReader(service, run, client_socket())) as reader:
+            return json_response(whole(run, collect_answer(reader), functions=completion.functions))
     body = cancel_on_error(run, lambda: ChunkStream(run, completion))
     try:
         # So a fault before the first token has its own status. A model that thinks in silence is
@@ -263,7 +261,7 @@ class ChunkStream(EventStream):
             out.append(b"data: %b\n\n" % encode({**self._object([]), "usage": ended.usage}))
         return [*out, FINAL_FRAME]
 
-    def lost(self, lost: OffsetLost) -> bytes:
+    def lost_frame(self, lost: OffsetLost) -> bytes:
         return b"data: %b\n\n" % encode(
             openai_error(lost.status, lost.code, lost.message, self._request_id)
         )

@@ -14,7 +14,7 @@ import msgspec
 from halt.core.decoding import CHAT_REQUEST, JSON_OBJECT, TypeDecoder, checked_id
 from halt.core.request import OF_ANSWERS, ChatRequest
 from halt.errors import RequestError
-from halt.web.starts import OnDisconnect, grace_of
+from halt.web.starts import OnDisconnect, grace_seconds
 
 #: Fields that ChatRequest has a place for; those of Halt's own wire are none of OpenAI's.
 CHAT_FIELDS = frozenset(ChatRequest.__struct_fields__) - {"id", "extra_body", "stream"}
@@ -103,7 +103,7 @@ def parse_request(body: bytes, stream_id: str | None) -> CompletionRequest:
         stream=bool(options.stream),
         include_usage=bool(stream_options.include_usage),
         functions=functions,
-        grace=grace_of(options.on_disconnect, "stop"),
+        grace=grace_seconds(options.on_disconnect, "stop"),
     )
 
 

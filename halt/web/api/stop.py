@@ -17,7 +17,7 @@ from halt.core.receipts import Receipt
 from halt.core.request import Upstream
 from halt.errors import RequestError
 from halt.providers.router import as_providers
-from halt.web.access import brings_token
+from halt.web.access import has_token
 from halt.web.requests import wants_fragment
 from halt.web.responses import json_response
 from halt.web.schemas import Health, RelayFigures, Stopped, Streams
@@ -96,7 +96,7 @@ def blueprint(fragment: Callable[[Receipt], str], upstream: Upstream) -> Bluepri
 
 def _may_list() -> bool:
     """A session has streams of its own. Those of nobody are secrets, told to the token's holder."""
-    return owner() is not None or brings_token()
+    return owner() is not None or has_token()
 
 
 def _fields() -> dict[str, Any]:

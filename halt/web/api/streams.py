@@ -16,15 +16,15 @@ from halt.web.starts import START_REQUEST, count_starts
 blueprint = Blueprint("streams", __name__)
 
 
-def _stream(run: Generation, after: int, opens: Run | None = None) -> Response:
+def _stream(run: Generation, after: int, unopened_run: Run | None = None) -> Response:
     body = EventStream(
         services().generations,
         run,
         client_socket(),
         after,
         json_frames,
-        nothing=FINAL_FRAME,
-        opens=opens,
+        empty_message=FINAL_FRAME,
+        unopened_run=unopened_run,
     )
     # direct_passthrough: werkzeug would wrap each frame once more.
     return Response(
@@ -37,12 +37,16 @@ def _stream(run: Generation, after: int, opens: Run | None = None) -> Response:
 @blueprint.post("/chat/stream")
 def chat_stream() -> Response:
     """Start a generation and follow it."""
-    asked = START_REQUEST.decode(request.get_data())
+    start = START_REQUEST.decode(request.get_data())
     count_starts()
     run = services().generations.start(
-        asked.chat(), owner(), tools=services().tools, grace=asked.grace, opened_by_reader=True
+        start.chat_request(),
+        owner(),
+        tools=services().tools,
+        grace=start.grace,
+        opened_by_reader=True,
     )
-    return cancel_on_error(run, lambda: _stream(run, 0, run), opens=True)
+    return cancel_on_error(run, lambda: _stream(run, 0, run), is_unopened=True)
 
 
 @blueprint.get("/streams/<stream_id>")

@@ -40,7 +40,7 @@ from halt.web.responses import add_stream_id_header, json_response
 from halt.web.schemas import CalledTool, StreamLost, WholeAnswer
 from halt.web.services import services
 from halt.web.sessions import owner
-from halt.web.starts import START_REQUEST, StartRequest, count_starts, grace_of
+from halt.web.starts import START_REQUEST, StartRequest, count_starts, grace_seconds
 
 TEXT_HEADERS = {
     "Content-Type": "text/plain; charset=utf-8",
@@ -89,13 +89,13 @@ def chat() -> Response:
     service = services().generations
     count_starts()
     # Also with an ID: the answer is this response's text, and no other reader goes on with it.
-    grace = grace_of(asked.on_disconnect, "stop")
-    run = service.start(asked.chat(), owner(), tools=services().tools, grace=grace)
+    grace = grace_seconds(asked.on_disconnect, "stop")
+    run = service.start(asked.chat_request(), owner(), tools=services().tools, grace=grace)
     add_stream_id_header(run.id)
     accepts = request.accept_mimetypes
     if accepts["application/json"] > accepts["text/plain"]:
-        with cancel_on_error(run, lambda: RunReader(service, run, client_socket())) as reading:
-            return json_response(_whole(run, collect_answer(reading)))
+        with cancel_on_error(run, lambda: RunReader(service, run, client_socket())) as reader:
+            return json_response(_whole(run, collect_answer(reader)))
     body = cancel_on_error(run, lambda: TextStream(service, run, client_socket()))
     try:
         # The status says whether there is an answer. A model that is silent is waited for as long
@@ -145,7 +145,7 @@ def stream() -> Response:
     count_starts()
     try:
         run = services().generations.start(
-            asked.chat(), owner(), tools=services().tools, grace=asked.grace
+            asked.chat_request(), owner(), tools=services().tools, grace=asked.grace
         )
     except StreamInUse:
         run = _same(asked)  # was started just now
@@ -203,7 +203,7 @@ class PromptStream(EventStream):
             after,
             self._messages,
             opening=_opening(run.id, after),
-            nothing=_message(run.id, "end", encode({"done": True, "content": ""})),
+            empty_message=_message(run.id, "end", encode({"done": True, "content": ""})),
         )
 
     def _messages(self, events: list[tuple[int, Event]]) -> bytes:
@@ -216,7 +216,7 @@ class PromptStream(EventStream):
             out += _message(self.run.id, "end", encode(last))
         return out
 
-    def lost(self, lost: OffsetLost) -> bytes:
+    def lost_frame(self, lost: OffsetLost) -> bytes:
         return _lost(self.run.id, lost)
 
 

@@ -22,17 +22,17 @@ from halt.web.page.models import demo_is_loading
 from halt.web.page.views import ExchangeView, exchange_view
 from halt.web.requests import message_id
 from halt.web.services import services
-from halt.web.sessions import owner, owner_made
+from halt.web.sessions import ensure_owner, owner
 
 
 def index() -> str:
-    owner_made()
+    ensure_owner()
     return _page(secrets.token_urlsafe(16), None)
 
 
 def conversation(conversation_id: str) -> str:
     """The end of a conversation; with `at`, the part around a message of any version."""
-    mine, at = owner_made(), request.args.get("at", "")
+    mine, at = ensure_owner(), request.args.get("at", "")
     if not is_number(at):
         return _page(conversation_id, services().store.conversations.get(conversation_id, mine))
     found = services().store.conversations.get(conversation_id, mine, around=int(at))
@@ -60,7 +60,7 @@ def exchanges(conversation_id: str) -> Response:
 def show(conversation_id: str) -> str:
     """Go to another version of a prompt or an answer: the conversation goes on from there."""
     at = message_id("message_id")
-    return drawn_from(services().chat.show_version(conversation_id, owner_made(), at), at)
+    return render_from(services().chat.show_version(conversation_id, ensure_owner(), at), at)
 
 
 def from_here(conversation_id: str) -> Response:
@@ -68,10 +68,10 @@ def from_here(conversation_id: str) -> Response:
 
     A page that asks for one that is not there is loaded anew.
     """
-    prompt_id, mine = message_id("prompt_id"), owner_made()
+    prompt_id, mine = message_id("prompt_id"), ensure_owner()
     services().chat.wait_until_saved(conversation_id, mine)
     found = services().store.conversations.get(conversation_id, mine, around=prompt_id)
-    shown = drawn_from(found, prompt_id)
+    shown = render_from(found, prompt_id)
     response = Response(shown, mimetype="text/html")
     if not shown:
         response.headers["HX-Refresh"] = "true"
@@ -81,23 +81,23 @@ def from_here(conversation_id: str) -> Response:
 def pick(conversation_id: str) -> str:
     """Go on with one of several answers."""
     chosen = request.form.get("stream_id", "")
-    found = services().chat.select(conversation_id, owner_made(), chosen)
-    shown = shown_exchange(found.exchanges[-1])
+    found = services().chat.select(conversation_id, ensure_owner(), chosen)
+    shown = current_exchange_view(found.exchanges[-1])
     return render_template("exchange.html", x=shown, conversation_id=found.id)
 
 
 def discard(conversation_id: str) -> str:
     """Take the last answer away. What is shown instead, which may be nothing, is returned."""
-    prompt_id, mine = message_id("prompt_id"), owner_made()
+    prompt_id, mine = message_id("prompt_id"), ensure_owner()
     gone = services().chat.discard(conversation_id, mine, prompt_id)
     found = services().store.conversations.get(conversation_id, mine)
-    return drawn_from(found, gone.prompt_id, *gone.prompts.ids)
+    return render_from(found, gone.prompt_id, *gone.prompts.ids)
 
 
 def usage(conversation_id: str) -> tuple[str, int]:
     """The tokens of all that was answered in it, in words."""
     try:
-        return usage_text(services().chat.usage(conversation_id, owner_made())), 200
+        return usage_text(services().chat.usage(conversation_id, ensure_owner())), 200
     except UnknownConversation:  # its one prompt was taken back
         return "", 200
     except StoreUnavailable:  # said elsewhere; what the page shows may stay
@@ -124,7 +124,7 @@ def _page(conversation_id: str, conversation: Conversation | None) -> str:
 # --- what is drawn of a conversation --------------------------------------------------------------
 
 
-def rendering() -> PageRenderer:
+def page_renderer() -> PageRenderer:
     """Renders what this request shows: all of it by one deadline."""
     if "rendering" not in g:
         g.rendering = services().renderer.within(TEXT_WAIT)
@@ -135,37 +135,39 @@ def rendering() -> PageRenderer:
 def window(found: Conversation | None, side: str = "") -> dict[str, Any]:
     """What `window.html` shows: exchanges, and what is before and after them, or on one side."""
     return {
-        "exchanges": exchanges_from(found) if found else [],
+        "exchanges": exchange_views(found) if found else [],
         "earlier": found.first if found and found.has_earlier and side != "after" else None,
         "later": found.last if found and found.has_later and side != "before" else None,
     }
 
 
-def exchanges_from(found: Conversation, first: int = 0) -> list[ExchangeView]:
+def exchange_views(found: Conversation, first: int = 0) -> list[ExchangeView]:
     """The exchanges of the window, from its `first` one on."""
     out = []
     for each in found.exchanges[first:]:
         last = each is found.exchanges[-1] and not found.has_later
-        shown = shown_exchange(each, last=last)
+        shown = current_exchange_view(each, last=last)
         if shown.withdrawn:  # just now: the store will know in a moment
             if each.previous is None:
                 continue
-            shown = shown_exchange(each.previous, last=last)
+            shown = current_exchange_view(each.previous, last=last)
         out.append(shown)
     return out
 
 
-def shown_exchange(exchange: Exchange, *, last: bool = True) -> ExchangeView:
+def current_exchange_view(exchange: Exchange, *, last: bool = True) -> ExchangeView:
     chat = services().chat
     find_generation = partial(chat.find_generation, owner=owner())
-    return exchange_view(exchange, find_generation, chat.answer_progress, rendering(), last=last)
+    return exchange_view(
+        exchange, find_generation, chat.answer_progress, page_renderer(), last=last
+    )
 
 
-def drawn_from(found: Conversation, *message_ids: int) -> str:
+def render_from(found: Conversation, *message_ids: int) -> str:
     """The exchange of one of these messages, and all that follow; nothing if there is none."""
     for index, each in enumerate(found.exchanges):
         ids = {each.prompt_id, each.answer_id, *each.prompts.ids, *each.versions.ids}
         if not ids.isdisjoint(message_ids):
-            rest = window(found, "after") | {"exchanges": exchanges_from(found, index)}
+            rest = window(found, "after") | {"exchanges": exchange_views(found, index)}
             return render_template("window.html", conversation_id=found.id, **rest)
     return ""

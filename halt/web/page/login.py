@@ -7,8 +7,8 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from halt.web.access import count_wrong_token, login_mark, token_matches
 from halt.web.services import services
-from halt.web.sessions import owner_made
-from halt.web.token_failures import too_many
+from halt.web.sessions import ensure_owner
+from halt.web.token_failures import too_many_message
 
 
 def login() -> BaseResponse | tuple[str, int] | str:
@@ -19,10 +19,10 @@ def login() -> BaseResponse | tuple[str, int] | str:
     given = request.form.get("token", "").strip()
     if token_matches(given):
         session["login"] = login_mark()
-        owner_made()
+        ensure_owner()
         return redirect(url_for("pages.index"))
     if given and (wait := count_wrong_token()):
-        response = Response(render_template("login.html", fault=too_many(wait)), 429)
+        response = Response(render_template("login.html", fault=too_many_message(wait)), 429)
         response.headers["Retry-After"] = str(wait)
         return response
     return render_template("login.html", fault="That is not the token. Try again."), 401

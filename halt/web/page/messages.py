@@ -18,12 +18,12 @@ from halt.core.events import sse_html
 from halt.errors import AtCapacity, OffsetLost, RequestError, UnknownStream
 from halt.providers.catalog import checked_model
 from halt.web.event_stream import SSE_HEADERS
-from halt.web.page.conversations import rendering, shown_exchange
-from halt.web.page.streams import live
+from halt.web.page.conversations import current_exchange_view, page_renderer
+from halt.web.page.streams import live_stream
 from halt.web.page.views import AnswerView, view
-from halt.web.requests import message_id, sent_without_scripts
+from halt.web.requests import is_plain_form_post, message_id
 from halt.web.services import services
-from halt.web.sessions import owner, owner_made
+from halt.web.sessions import ensure_owner, owner
 
 #: Models that one prompt may be sent to; the page shows their answers side by side.
 COMPARED_MODELS = 4
@@ -45,13 +45,13 @@ def send(conversation_id: str) -> Response:
     answers = list(zip(_stream_ids(len(models)), models, strict=True))
     started = services().chat.send(
         conversation_id,
-        owner_made(),
+        ensure_owner(),
         prompt,
         answers,
         edit_of=message_id("edit_of") if "edit_of" in request.form else None,
         after=message_id("after") if "after" in request.form else None,
     )
-    if sent_without_scripts():
+    if is_plain_form_post():
         # Relative to this address: before Halt there may be a path that it does not know.
         return Response(status=303, headers={"Location": f"../{conversation_id}"})
     response = _begun(started)
@@ -65,7 +65,7 @@ def regenerate(conversation_id: str) -> Response:
     model = checked_model(request.form.get("model", ""))
     prompt_id = message_id("prompt_id") if "prompt_id" in request.form else None
     return _begun(
-        services().chat.regenerate(conversation_id, owner_made(), stream_id, model, prompt_id)
+        services().chat.regenerate(conversation_id, ensure_owner(), stream_id, model, prompt_id)
     )
 
 
@@ -73,13 +73,13 @@ def continue_(conversation_id: str) -> Response:
     """Go on with the last answer from its last word, in the same message."""
     (stream_id,) = _stream_ids(1)
     prompt_id = message_id("prompt_id")
-    started = services().chat.continue_answer(conversation_id, owner_made(), prompt_id, stream_id)
+    started = services().chat.continue_answer(conversation_id, ensure_owner(), prompt_id, stream_id)
     started.run.log.wait(0, OPENING_WAIT)
     shown = view(
         started.conversation.exchanges[-1],
         started.run,
         services().chat.answer_progress,
-        rendering(),
+        page_renderer(),
     )
     return _streamed(shown, lambda **more: render_template("answer.html", a=shown, **more))
 
@@ -88,7 +88,7 @@ def _begun(started: Started) -> Response:
     """The exchange whose answer has begun, and the stream of that answer."""
     started.run.log.wait(0, OPENING_WAIT)
     conversation = started.conversation
-    shown = shown_exchange(conversation.exchanges[-1])
+    shown = current_exchange_view(conversation.exchanges[-1])
 
     def draw(**more: bool) -> str:
         return render_template("exchange.html", x=shown, conversation_id=conversation.id, **more)
@@ -108,7 +108,7 @@ def _streamed(shown: AnswerView, draw: Callable[..., str]) -> Response:
         with contextlib.suppress(UnknownStream, OffsetLost, AtCapacity):
             run = services().generations.get(shown.id, owner())
             opening = sse_html(shown.after, draw(streamed=True))
-            if (body := live(run, shown.after, opening)) is not None:
+            if (body := live_stream(run, shown.after, opening)) is not None:
                 headers = {**SSE_HEADERS, "X-Stream-Id": run.id}
                 return Response(body, headers=headers, direct_passthrough=True)
     return Response(draw(), mimetype="text/html")

@@ -16,7 +16,7 @@ for path, view in (
     ("/c/<conversation_id>/usage", conversations.usage),
     ("/demo", models.demo),
     ("/models", models.models),
-    ("/saving", streams.how_saving_goes),
+    ("/saving", streams.saving_status),
     ("/streams/<stream_id>/page", streams.stream),
 ):
     blueprint.add_url_rule(path, view_func=view)

@@ -28,7 +28,7 @@ from halt.web.page.models import listed as listed_models
 from halt.web.requests import wants_fragment
 from halt.web.responses import error_response
 from halt.web.services import services
-from halt.web.sessions import owner, owner_made
+from halt.web.sessions import ensure_owner, owner
 
 QUERY_MAX = 500  # characters of a search
 
@@ -40,14 +40,14 @@ KINDS: dict[str, tuple[Writer, str, str]] = {
     "markdown": (to_markdown, "md", "text/markdown"),
 }
 
-blueprint = Blueprint("shelf", __name__)
+blueprint = Blueprint("sidebar", __name__)
 
 
 def install(app: Flask) -> None:
     """Put the list and what belongs to it into the application, which has a store."""
-    app.jinja_env.globals["listed_first"] = listed_first
-    app.jinja_env.globals["others_listed"] = others_listed
-    app.jinja_env.globals["deletion_said"] = deletion_said
+    app.jinja_env.globals["first_conversations"] = first_conversations
+    app.jinja_env.globals["has_other_conversations"] = has_other_conversations
+    app.jinja_env.globals["deletion_message"] = deletion_message
     app.jinja_env.filters["moment"] = moment
     app.register_blueprint(blueprint)
 
@@ -57,7 +57,7 @@ def moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def listed_first() -> Page[Summary] | None:
+def first_conversations() -> Page[Summary] | None:
     """What a page begins its list with; None: it can't be had now."""
     try:
         return services().store.conversations.summaries(owner() or "")
@@ -65,7 +65,7 @@ def listed_first() -> Page[Summary] | None:
         return None
 
 
-def others_listed() -> bool:
+def has_other_conversations() -> bool:
     """Whether other browsers have conversations here; asked where this browser has none."""
     try:
         return services().store.conversations.has_any()
@@ -82,7 +82,7 @@ def _mine() -> str:
 def _refused(error: HaltError) -> Response:
     response = error_response(error)
     if wants_fragment():
-        panel = request.endpoint in {"shelf.settings", "shelf.save_settings"}
+        panel = request.endpoint in {"sidebar.settings", "sidebar.save_settings"}
         response.headers["HX-Retarget"] = "#settings-fault" if panel else "#toast"
     return response
 
@@ -138,10 +138,10 @@ def delete(conversation_id: str) -> Response:
         stopped = "1" if running else None
         there = url_for("pages.index", deleted=conversation_id, stopped=stopped)
         return Response(headers={"HX-Redirect": there}, status=204)
-    return _toast(deletion_said(stopped=bool(running)), deleted=conversation_id)
+    return _toast(deletion_message(stopped=bool(running)), deleted=conversation_id)
 
 
-def deletion_said(*, stopped: bool) -> str:
+def deletion_message(*, stopped: bool) -> str:
     """What the one who deletes a conversation is told."""
     return f"The conversation was deleted{', and its answer stopped' if stopped else ''}."
 
@@ -201,7 +201,7 @@ def save_settings(conversation_id: str) -> Response:
     demos = services().chat.system_prompt(services().config.embedded_model)
     wanted = settings_from_form(request.form, own, demos)
     store = services().store.conversations
-    saved = store.set_settings(conversation_id, owner_made(), wanted).settings
+    saved = store.set_settings(conversation_id, ensure_owner(), wanted).settings
     html = render_template(
         "settings_saved.html",
         **listed_models(saved.model),
@@ -293,7 +293,7 @@ def import_() -> Response:
             raise RequestError("Choose a file that Halt has exported as JSON.", field="file")
         # What Halt has written it reads again.
         longest = max(MESSAGE_MAX, services().config.max_answer_chars)
-        ids = services().store.transfer.import_(owner_made(), read(data, longest))
+        ids = services().store.transfer.import_(ensure_owner(), read(data, longest))
     count = len(ids)
     message = f"{count:,} conversation{' was' if count == 1 else 's were'} imported."
     return _toast(message, opens=ids[0] if count == 1 else "")

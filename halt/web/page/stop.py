@@ -15,7 +15,7 @@ from halt.core.receipts import Receipt
 from halt.errors import StoreUnavailable, UnknownStream
 from halt.store.models import Exchange
 from halt.web.page.views import AnswerView, BelowView, FoldView, view
-from halt.web.page.writer import in_place_of_answer, lost
+from halt.web.page.writer import in_place_of_answer, lost_message
 from halt.web.services import services
 from halt.web.sessions import owner
 
@@ -44,7 +44,7 @@ def stop_fragment(receipt: Receipt) -> str:
     try:
         run = services().generations.get(receipt.id, owner())
     except UnknownStream:
-        return lost(receipt.id) if shown else ""  # of another session, or no longer kept
+        return lost_message(receipt.id) if shown else ""  # of another session, or no longer kept
     except StoreUnavailable:
         return ""  # it was stopped all the same; what the page shows stays
     answer_progress, rendering = (

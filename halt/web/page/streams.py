@@ -14,8 +14,8 @@ from halt.core.generation import Generation
 from halt.core.slots import number_of
 from halt.errors import OffsetLost, UnknownStream
 from halt.web.event_stream import SSE_HEADERS, EventStream
-from halt.web.page.conversations import rendering
-from halt.web.page.writer import PageWriter, lost
+from halt.web.page.conversations import page_renderer
+from halt.web.page.writer import PageWriter, lost_message
 from halt.web.requests import after_parameter, client_socket
 from halt.web.services import services
 from halt.web.sessions import owner
@@ -42,17 +42,17 @@ def stream(stream_id: str) -> Response:
     try:
         run = services().generations.get(stream_id, owner())
     except UnknownStream:
-        return _one_message(lost(stream_id))
+        return _one_message(lost_message(stream_id))
     # The last event is sent again to a page that has it: without it the page would ask for ever.
     after = min(after_parameter(), run.log.last - (run.log.ended is not None))
     try:
-        body = live(run, after)
+        body = live_stream(run, after)
     except OffsetLost:
-        return _one_message(_writer(run, 0).whole(rendering()))
+        return _one_message(_writer(run, 0).whole(page_renderer()))
     return Response(body, headers=SSE_HEADERS, direct_passthrough=True)
 
 
-def live(run: Generation, after: int, opening: bytes | None = None) -> EventStream | None:
+def live_stream(run: Generation, after: int, opening: bytes | None = None) -> EventStream | None:
     """A page's stream of what comes behind an event. Raises AtCapacity, OffsetLost.
 
     A session that holds LIVE_PER_SESSION of them gets one that ends after the events that are
@@ -81,7 +81,7 @@ def live(run: Generation, after: int, opening: bytes | None = None) -> EventStre
             opening=opening,
             interval=FRAME_INTERVAL,
             brief=brief,
-            aside=writer.aside,
+            idle_message=writer.idle_message,
             on_close=closed,
         )
     except BaseException:
@@ -89,7 +89,7 @@ def live(run: Generation, after: int, opening: bytes | None = None) -> EventStre
         raise
 
 
-def how_saving_goes() -> str:
+def saving_status() -> str:
     """Asked by a page that was told that saving does not go well, until it does."""
     return render_template("saving.html", saving=services().store_writer.saving)
 

@@ -38,7 +38,7 @@ from halt.rendering.renderer import PageRenderer, Prerendered, Renderer
 from halt.store.models import Exchange
 from halt.store.writer import Saving
 from halt.web.page.views import below_view, fold_view, fold_views, view
-from halt.web.sink import Awaited, Made
+from halt.web.sink import FrameResult, PendingFrame
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ class PageWriter:
         self._draw_saving = environment.get_template("saving.html")
         self._append_to_tail = _begin(f"tail-{run.id}", "beforeend")
 
-    def present(self, events: list[tuple[int, Event]]) -> Made:
+    def present(self, events: list[tuple[int, Event]]) -> FrameResult:
         """The events as one message to the page, or a function without arguments that makes it.
 
         `present` itself takes tens of microseconds, whatever the page shows already, so that a
@@ -130,7 +130,7 @@ class PageWriter:
         folded = self._folded(self._folds.patch()) if self._folds.has_grown else ""
         return sse_html(seq, folded + self._open(step) + self._moved())
 
-    def _long(self, events: list[tuple[int, Event]]) -> bytes | Awaited:
+    def _long(self, events: list[tuple[int, Event]]) -> bytes | PendingFrame:
         seq, last = events[-1]
         if is_terminal(last):
             _, text = self._run.answer()
@@ -149,7 +149,7 @@ class PageWriter:
         self._blocks = BlockStream()
         return self._drawing(seq, self._blocks.feed(self._run.text(seq)), anew=True)
 
-    def _drawing(self, seq: int, step: BlockStep, *, anew: bool = False) -> bytes | Awaited:
+    def _drawing(self, seq: int, step: BlockStep, *, anew: bool = False) -> bytes | PendingFrame:
         """The message that is made of the step's blocks; `anew`: they are the whole text so far."""
 
         def drawn_message(drawn: list[Rendered]) -> bytes:
@@ -167,7 +167,7 @@ class PageWriter:
 
         return _when_drawn(self._renderer.submit_blocks(step.blocks, self._given_up), drawn_message)
 
-    def aside(self) -> bytes:
+    def idle_message(self) -> bytes:
         """What there is to be said while the answer is silent."""
         said = self._saved()
         return sse_html(self._shown, said) if said else b""
@@ -229,11 +229,11 @@ class PageWriter:
         return self._append_to_tail + self._tail.feed(patch.tail) + _END
 
 
-def _when_drawn(future: Future[T], make: Callable[[T], bytes]) -> bytes | Awaited:
+def _when_drawn(future: Future[T], make: Callable[[T], bytes]) -> bytes | PendingFrame:
     """What is made of the future's result: now, if it is there."""
     if future.done():
         return make(future.result())
-    return Awaited(future, lambda: make(future.result()))
+    return PendingFrame(future, lambda: make(future.result()))
 
 
 def _is_short(events: list[tuple[int, Event]]) -> bool:
@@ -248,7 +248,7 @@ def _is_short(events: list[tuple[int, Event]]) -> bool:
     return size <= SHORT
 
 
-def lost(stream_id: str) -> str:
+def lost_message(stream_id: str) -> str:
     """The page follows a stream that is not known (any more): say so, keep the text, ask no more.
 
     Only the element that follows is replaced, and what is on the screen stays.

@@ -29,7 +29,7 @@ from halt.core.events import encode
 from halt.core.request import StreamId
 from halt.core.request_ids import current
 from halt.errors import HaltError
-from halt.web.request_ids import signed
+from halt.web.request_ids import with_request_id
 from halt.web.starts import StartRequest
 
 
@@ -75,7 +75,7 @@ class _Named(msgspec.Struct):
 _named = msgspec.json.Decoder(_Named)
 
 
-def id_in(said: str | bytes) -> str | None:
+def stream_id_in(said: str | bytes) -> str | None:
     """The stream that a message names, also when nothing else of it is right."""
     try:
         return _named.decode(said).id
@@ -85,9 +85,12 @@ def id_in(said: str | bytes) -> str | None:
 
 def error_message(fault: HaltError, stream_id: str | None) -> bytes:
     """The message that says an error, and which stream it is about where that is known."""
+    message = fault.message
+    if fault.status == 500:
+        message = with_request_id(message, current())
     error: dict[str, Any] = {
         "code": fault.code,
-        "message": signed(fault.message, current()) if fault.status == 500 else fault.message,
+        "message": message,
         "retryable": fault.retryable,
     }
     if fault.field is not None:

@@ -17,9 +17,9 @@ from halt.web.responses import error_response
 from halt.web.services import services
 from halt.web.sessions import owner
 from halt.web.websocket.session import Session
-from halt.web.websocket.wire import EarlyFirst, Wire
+from halt.web.websocket.wire import EarlyDataSelector, Wire
 
-PATIENCE = 0.5  # heartbeats without a byte taken, after which a reader is too slow
+STALL_HEARTBEATS = 0.5  # heartbeats without a byte taken, after which a reader is too slow
 
 
 def install(app: Flask) -> None:
@@ -29,7 +29,7 @@ def install(app: Flask) -> None:
         "ping_interval": settings.heartbeat,
         "max_message_size": settings.max_body_bytes,
         "receive_bytes": 65_536,
-        "selector_class": EarlyFirst,
+        "selector_class": EarlyDataSelector,
     }
     routes = Blueprint("sockets", __name__)
     sockets = Sock()
@@ -46,7 +46,7 @@ def install(app: Flask) -> None:
         service = services().generations
         service.readers.take_place()
         g.has_place = True  # first: what follows fails where the client has left
-        g.wire = Wire(client, service.relay, PATIENCE * service.config.heartbeat)
+        g.wire = Wire(client, service.relay, STALL_HEARTBEATS * service.config.heartbeat)
         if isinstance(client, ClientSocket):
             g.wire.early = client.behind
         request.environ["gunicorn.socket"] = g.wire

@@ -15,8 +15,8 @@ from halt.core.events import encode
 from halt.core.request_ids import current
 from halt.core.service import GenerationService
 from halt.errors import AtCapacity, HaltError, RequestError
-from halt.web.request_ids import signed
-from halt.web.starts import count_starts, grace_of
+from halt.web.request_ids import with_request_id
+from halt.web.starts import count_starts, grace_seconds
 from halt.web.websocket.messages import (
     MESSAGE,
     ClientMessage,
@@ -25,15 +25,15 @@ from halt.web.websocket.messages import (
     Stop,
     Unfollow,
     error_message,
-    id_in,
+    stream_id_in,
 )
 from halt.web.websocket.wire import CLOSE, TEXT, Feed, Wire, frame
 
 MAX_STREAMS = 32  # that one socket follows at once
 TICK = 1.0  # seconds between two looks at the server's shutdown
-LAST_WORDS = 2.0  # seconds for streams to end at a shutdown
-CLOSE_WITHIN = 3.0  # seconds for the client to answer a close
-READER_ENDS = 5.0  # seconds; it takes none once the connection is shut down
+SHUTDOWN_WAIT = 2.0  # seconds for streams to end at a shutdown
+CLOSE_WAIT = 3.0  # seconds for the client to answer a close
+READER_WAIT = 5.0  # seconds; it takes none once the connection is shut down
 REASON_MAX = 123  # bytes of a close's reason, by the protocol
 
 GOING_AWAY, INTERNAL_ERROR, TOO_SLOW = 1001, 1011, 4008
@@ -52,25 +52,25 @@ class Session:
         self._service = service
         self._owner = requester
         self._feeds: dict[str, Feed] = {}
-        self._leave_by = float("inf")
-        wire.bell = ws.event
+        self._shutdown_deadline = float("inf")
+        wire.wake_event = ws.event
         wire.inbox = ws.input_buffer
 
     def serve(self) -> None:
         """Obey and send until either side has enough. The connection is shut down afterwards."""
         try:
-            code, reason = self._talk()
+            code, reason = self._serve_messages()
         except ConnectionClosed:
             code, reason = 0, ""
         except Exception:
             logger.exception("socket")
             code, reason = INTERNAL_ERROR, "Something went wrong in Halt itself."
-            if len(known := signed(reason, current())) <= REASON_MAX:
+            if len(known := with_request_id(reason, current())) <= REASON_MAX:
                 reason = known
         finally:
             for feed in self._feeds.values():
                 feed.end()
-        until = now() + CLOSE_WITHIN
+        until = now() + CLOSE_WAIT
         if code == TOO_SLOW:
             logger.info("a socket's reader was too slow and has been dropped")
         try:
@@ -79,17 +79,17 @@ class Session:
         finally:
             self._wire.end(until)
             # Its number on the system must not be given to another connection under the reader.
-            self._ws.thread.join(READER_ENDS)
+            self._ws.thread.join(READER_WAIT)
             if self._ws.thread.is_alive():
                 logger.error("a socket's reading thread has not ended")
 
-    def _talk(self) -> tuple[int, str]:
+    def _serve_messages(self) -> tuple[int, str]:
         """The code and reason to close with; code 0 when the client has gone."""
         wire = self._wire
         while not wire.over:
             # Wakes up for a message, a client that is too slow, an end: never for an event.
             while wire.has_room and (message := self._ws.receive(0)) is not None:
-                self._answer(message)
+                self._handle_text(message)
             if wire.fault is not None:
                 raise wire.fault
             if wire.too_slow:
@@ -97,8 +97,8 @@ class Session:
             self._feeds = {name: feed for name, feed in self._feeds.items() if not feed.over}
             leaving = self._service.draining
             if leaving:
-                self._leave_by = min(self._leave_by, now() + LAST_WORDS)
-                if not self._feeds or now() > self._leave_by:
+                self._shutdown_deadline = min(self._shutdown_deadline, now() + SHUTDOWN_WAIT)
+                if not self._feeds or now() > self._shutdown_deadline:
                     return GOING_AWAY, "The server is about to restart."
             wire.wait(TICK / 10 if leaving else TICK)
         return 0, ""
@@ -112,27 +112,27 @@ class Session:
 
     # --- messages ---------------------------------------------------------------------------------
 
-    def _answer(self, said: str | bytes) -> None:
+    def _handle_text(self, said: str | bytes) -> None:
         try:
             if isinstance(said, bytes):
                 raise RequestError("Messages are JSON text; this one was binary.", field="message")
-            self._obey(MESSAGE.decode(said, "message"))
+            self._handle(MESSAGE.decode(said, "message"))
         except HaltError as fault:
-            self._wire.send(frame(TEXT, error_message(fault, id_in(said))))
+            self._wire.send(frame(TEXT, error_message(fault, stream_id_in(said))))
 
-    def _obey(self, message: ClientMessage) -> None:
+    def _handle(self, message: ClientMessage) -> None:
         """Raises HaltError."""
         if isinstance(message, Start):
             self._check_room()
             count_starts()
-            grace = grace_of(message.on_disconnect, "continue")
-            run = self._service.start(message.chat(), self._owner, grace=grace)
-            self._tell({"type": "started", "id": run.id})
+            grace = grace_seconds(message.on_disconnect, "continue")
+            run = self._service.start(message.chat_request(), self._owner, grace=grace)
+            self._send({"type": "started", "id": run.id})
             feed = self._feeds[run.id] = Feed(run, 0, self._wire)
             feed.begin()
         elif isinstance(message, Stop):
             receipt = self._service.stop(message.id, self._owner, message.seen)
-            self._tell({"type": "receipt", **msgspec.structs.asdict(receipt)})
+            self._send({"type": "receipt", **msgspec.structs.asdict(receipt)})
         elif isinstance(message, Follow):
             found = self._service.get(message.id, self._owner)
             if message.id not in self._feeds:
@@ -144,7 +144,7 @@ class Session:
         elif isinstance(message, Unfollow):
             self._forget(message.id)
         else:
-            self._tell({"type": "pong"})
+            self._send({"type": "pong"})
 
     def _check_room(self) -> None:
         if sum(not feed.over for feed in self._feeds.values()) >= MAX_STREAMS:
@@ -157,5 +157,5 @@ class Session:
         if feed is not None:
             feed.end()
 
-    def _tell(self, what: dict[str, Any]) -> None:
+    def _send(self, what: dict[str, Any]) -> None:
         self._wire.send(frame(TEXT, encode(what)))

@@ -55,7 +55,7 @@ def _closes(data: bytes) -> bool:
     return data[:1] == CLOSE
 
 
-class EarlyFirst(selectors.DefaultSelector):
+class EarlyDataSelector(selectors.DefaultSelector):
     """simple-websocket waits by it for one `Wire`, of which something may be read already."""
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
@@ -133,27 +133,27 @@ class Feed:
 class Wire:
     """The client's connection, from the handshake to `end`. See the module for its threads."""
 
-    def __init__(self, sock: socket.socket, relay: Relay, patience: float) -> None:
-        """Give the socket to the relay. `patience`: seconds for the client to take something."""
+    def __init__(self, sock: socket.socket, relay: Relay, stall_timeout: float) -> None:
+        """Give the socket to the relay. `stall_timeout`: seconds in which no byte is taken."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        self.bell = threading.Event()  # the server's thread has something to do
+        self.wake_event = threading.Event()  # the server's thread has something to do
         self.inbox: list[str | bytes] = []  # messages that have been read, simple-websocket's list
-        self.too_slow = False  # the client has taken nothing for `patience`
+        self.too_slow = False  # the client has taken nothing for `stall_timeout`
         self.over = False  # nothing is written any more
         self.early = b""  # what came before the connection became a WebSocket, until it is read
         self.fault: Exception | None = None  # why the relay could not make a frame
         self._sock = sock
         self._relay = relay
-        self._patience = patience
+        self._stall_timeout = stall_timeout
         # Any thread may append to these two. `_due`: the relay will look at them.
         self._frames: deque[bytes] = deque()  # answers and control frames
         self._feeds: deque[Feed] = deque()  # those that have something
         self._due = False
-        self._go_on = threading.Condition()  # the reading thread waits for it
+        self._may_read = threading.Condition()  # the reading thread waits for it
         self._released = threading.Event()  # the socket is the server's thread's again
         # The relay's own:
-        self._rest = _NOTHING  # of a batch, what the network has not taken
-        self._stuck = Timer(self._drop)  # due when the client has taken nothing for `patience`
+        self._unsent = _NOTHING  # of a batch, what the network has not taken
+        self._stuck = Timer(self._drop)  # due when the client has taken nothing for `stall_timeout`
         self._closed = False  # the last frame is in a batch
         relay.post(partial(relay.at_end.add, self._release))
 
@@ -164,8 +164,8 @@ class Wire:
 
     def recv(self, size: int) -> bytes:
         """Read on when all that was said before has been obeyed: no queue grows here."""
-        with self._go_on:
-            self._go_on.wait_for(lambda: (self.has_room and not self.inbox) or self.over)
+        with self._may_read:
+            self._may_read.wait_for(lambda: (self.has_room and not self.inbox) or self.over)
         if self.over:
             return b""
         early, self.early = self.early[:size], self.early[size:]
@@ -174,13 +174,13 @@ class Wire:
 
     def close(self) -> None:
         """Nothing is read any more. The connection itself is the server's to close."""
-        self.bell.set()
+        self.wake_event.set()
 
     # --- for any thread ---------------------------------------------------------------------------
 
     @property
     def has_room(self) -> bool:
-        """Whether one more message may be obeyed. The bell rings when there is room again."""
+        """Whether one more message may be obeyed. `wake_event` is set when there is room again."""
         return len(self._frames) < FRAMES_MAX
 
     def send(self, data: bytes) -> None:
@@ -211,10 +211,10 @@ class Wire:
 
     def wait(self, timeout: float) -> None:
         """Let the next message be read where all were obeyed. Return when there is work to do."""
-        with self._go_on:
-            self._go_on.notify()
-        self.bell.wait(timeout)
-        self.bell.clear()
+        with self._may_read:
+            self._may_read.notify()
+        self.wake_event.wait(timeout)
+        self.wake_event.clear()
 
     def release(self) -> None:
         """Take the socket back from the relay; nothing is written afterwards. May be repeated."""
@@ -248,12 +248,12 @@ class Wire:
     def _serve(self, _: int = WRITE) -> None:
         """Send what is left of a batch, or else the next one."""
         if not self.over:
-            self._push(self._rest or memoryview(self._gather()))
+            self._push(self._unsent or memoryview(self._gather()))
 
     def broken(self, exc: Exception) -> None:
         """A frame cannot be made or sent: the server's thread is told, and closes."""
         self.fault, self._due = exc, False
-        self.bell.set()
+        self.wake_event.set()
 
     def _gather(self) -> bytes:
         """Whole frames for the next batch: answers first, then the streams in turn."""
@@ -266,7 +266,7 @@ class Wire:
             out.append(data)
             size += len(data)
             if len(self._frames) == FRAMES_MAX - 1:
-                self.bell.set()
+                self.wake_event.set()
         while feeds and room > 0 and size < GROUP_CHARS and not self._closed:
             data, count = self._feeds.popleft().take(room)
             out.append(data)
@@ -282,36 +282,36 @@ class Wire:
             sent = 0
         except OSError:
             self.over, sent = True, len(data)
-            self.bell.set()
+            self.wake_event.set()
         if sent < len(data):
-            if not self._rest:
+            if not self._unsent:
                 self._relay.watch(self._sock, WRITE, self._serve)
-            if sent or not self._rest:
+            if sent or not self._unsent:
                 self._stuck.cancel()
-                self._stuck = self._relay.at(now() + self._patience, self._drop)
-            self._rest = data[sent:]
+                self._stuck = self._relay.at(now() + self._stall_timeout, self._drop)
+            self._unsent = data[sent:]
             return
-        self._forget_rest()
+        self._forget_unsent()
         self._due = False  # before the queues are looked at: what comes after that wakes the relay
         if (self._frames or self._feeds) and not (self._closed or self.over):
             self._due = True
             self._relay.again(self._serve)
 
-    def _forget_rest(self) -> None:
-        if self._rest:
-            self._rest = _NOTHING
+    def _forget_unsent(self) -> None:
+        if self._unsent:
+            self._unsent = _NOTHING
             self._relay.unwatch(self._sock)
             self._stuck.cancel()
 
     def _drop(self) -> None:
         self.too_slow = True
-        self.bell.set()
+        self.wake_event.set()
 
     def _release(self) -> None:
         self._serve()
         self._serve()  # the first may have been the rest of a batch
-        self._forget_rest()
+        self._forget_unsent()
         self._relay.at_end.discard(self._release)
         self.over = True
         self._released.set()
-        self.bell.set()
+        self.wake_event.set()

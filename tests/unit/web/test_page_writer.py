@@ -37,6 +37,7 @@ from halt.errors import UpstreamError
 from halt.rendering.open_text import SEAM
 from halt.rendering.renderer import Renderer
 from halt.store.models import Exchange
+from halt.web.event_stream import frame_bytes
 from halt.web.page.views import AnswerView, exchange_view, view
 from halt.web.page.writer import PageWriter
 from tests.support.scripted import Scripted, ScriptedReply

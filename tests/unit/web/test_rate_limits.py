@@ -24,8 +24,8 @@ from halt.config.environment import load
 from halt.config.settings import Config, ConfigError
 from halt.errors import TooManyRequests
 from halt.testing.fake_openai import FakeOpenAI
-from halt.web.rate_limits import Rates
-from halt.web.requests import address
+from halt.web.rate_limits import RateLimits
+from halt.web.requests import client_address
 from halt.web.services import services
 from halt.web.starts import count_starts
 from tests.support.halt_server import (
@@ -295,7 +295,7 @@ def test_nobody_is_believed_about_addresses_without_a_proxy(
 def test_a_client_is_its_address_or_its_network(told: str, known: str) -> None:
     """An IPv6 client has as many addresses as it likes, and is known by its network."""
     with Flask(__name__).test_request_context(environ_base={"REMOTE_ADDR": told}):
-        assert address() == known
+        assert client_address() == known
 
 
 # --- the page -------------------------------------------------------------------------------------
@@ -361,12 +361,12 @@ def test_the_server_does_not_start_with_a_wrong_rate() -> None:
     assert printed.splitlines()[-1].startswith("halt: HALT_RATE_ADDRESS='often'")
 
 
-def rates(**settings: Any) -> tuple[Flask, Rates]:
+def rates(**settings: Any) -> tuple[Flask, RateLimits]:
     """An application's limits."""
     data = tempfile.mkdtemp()
     app = create_app(Config(base_url="http://127.0.0.1:9/v1", data=data, **settings))
-    found = services(app).rates
-    assert isinstance(found, Rates)
+    found = services(app).rate_limits
+    assert isinstance(found, RateLimits)
     return app, found
 
 
@@ -387,7 +387,7 @@ def test_a_rate_is_read_as_people_write_it(rate: str, starts: int) -> None:
 def test_without_a_limit_nothing_is_counted() -> None:
     """By default there is no limit at all."""
     app = create_app(Config(base_url="http://127.0.0.1:9/v1"))
-    assert services(app).rates is None
+    assert services(app).rate_limits is None
     assert "limiter" not in app.extensions
 
 

@@ -181,8 +181,8 @@ def test_a_reader_that_takes_nothing_is_dropped(
     served = stage.serve(run)
     reply.feed(*[FRAME] * LATE)
     until(lambda: run.log.last == LATE)
-    until(lambda: len(served.sink._rest) > 0 or not served.waiting.is_alive())
-    assert len(served.sink._rest) < 3 * GROUP_CHARS
+    until(lambda: len(served.sink._unsent) > 0 or not served.waiting.is_alive())
+    assert len(served.sink._unsent) < 3 * GROUP_CHARS
     assert served.waiting.end() is None
     assert served.waiting.result is False
     assert run.state == "running"

@@ -56,7 +56,7 @@ def response(server: socket.socket) -> Any:
 
 
 def follow(generations: GenerationService, run: Generation) -> EventStream:
-    return EventStream(generations, run, None, 0, json_frames, nothing=FINAL_FRAME)
+    return EventStream(generations, run, None, 0, json_frames, empty_message=FINAL_FRAME)
 
 
 def test_a_text_has_nothing_to_say_in_silence_and_is_asked_once_a_heartbeat(
@@ -101,7 +101,7 @@ def test_a_reader_that_is_dismissed_goes_with_what_it_has(
         sink = Sink(stream, response(server))
         waiting = Background(sink.wait)
         if behind:
-            until(lambda: bool(sink._rest))
+            until(lambda: bool(sink._unsent))
         else:
             received(client, b'"one "}\n\n\r\n')
         leaving.workers._dismiss()

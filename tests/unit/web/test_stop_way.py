@@ -19,7 +19,7 @@ from halt.config.settings import Config
 from halt.store.database import Database
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web import responses
-from halt.web.rate_limits import Counts
+from halt.web.rate_limits import RateCounters
 from halt.web.security import FIELDS_MAX, SHORT_BODY_MAX
 from halt.web.services import services
 from halt.web.sessions import COOKIES_MAX
@@ -69,7 +69,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         for owner, name in (
             (Database, "reading"),
             (Database, "writing"),
-            (Counts, "count"),
+            (RateCounters, "count"),
             (jinja2.Template, "render"),
             (jinja2.Environment, "get_template"),
             (responses, "render_template"),

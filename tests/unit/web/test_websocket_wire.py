@@ -142,7 +142,7 @@ def test_many_threads_append_and_the_relay_alone_writes(clients: list[Client]) -
         assert not thread.is_alive()
     whole = {run.id: list(range(1, EVENTS + 2)) for run in runs}
     assert seen(reading, STREAMS) == whole
-    assert idle.wire._rest, "the network was never full"
+    assert idle.wire._unsent, "the network was never full"
     assert seen(idle, STREAMS) == whole
     assert idle.sock.writers == reading.sock.writers == {"halt-relay"}
 
@@ -153,7 +153,7 @@ def test_answers_come_in_order_and_before_events_that_wait(clients: list[Client]
     run = recording(0)
     write(run)
     feeds = [follow(run, client.wire) for _ in range(STREAMS)]
-    until(lambda: bool(client.wire._rest))
+    until(lambda: bool(client.wire._unsent))
     for number in range(50):
         client.wire.send(frame(TEXT, encode({"answer": number})))
     answers: list[int] = []
@@ -212,7 +212,7 @@ def test_a_reader_that_takes_nothing_is_too_slow(relay: Relay) -> None:
     write(run)
     for _ in range(STREAMS):
         follow(run, client.wire)
-    assert client.wire.bell.wait(SOON)
+    assert client.wire.wake_event.wait(SOON)
     until(lambda: client.wire.too_slow)
     client.wire.send(frame(CLOSE, struct.pack("!H", 4008) + b"too slow"))
     client.wire.end(now())
@@ -257,11 +257,11 @@ def test_the_end_of_the_relay_gives_the_socket_back(full: bool) -> None:
         write(run)
         for _ in range(STREAMS):
             follow(run, client.wire)
-        until(lambda: bool(client.wire._rest))
+        until(lambda: bool(client.wire._unsent))
     client.wire.send(frame(TEXT, encode({"answer": 1})))
     relay.close(SOON)
     assert client.wire.over
-    assert client.wire.bell.is_set()
+    assert client.wire.wake_event.is_set()
     client.wire.end(now())
     if not full:
         assert [kind for kind, _ in client.frames()] == [TEXT]
@@ -277,10 +277,10 @@ def test_a_client_that_left_is_noticed_behind_a_full_network(clients: list[Clien
     write(run)
     for _ in range(STREAMS):
         follow(run, client.wire)
-    until(lambda: bool(client.wire._rest))
-    client.wire.bell.clear()
+    until(lambda: bool(client.wire._unsent))
+    client.wire.wake_event.clear()
     client.end.close()
-    assert client.wire.bell.wait(SOON)
+    assert client.wire.wake_event.wait(SOON)
     assert client.wire.over
 
 
@@ -298,7 +298,7 @@ def test_a_frame_that_cannot_be_made_ends_one_socket(
 
     monkeypatch.setattr(broken, "take", fail)
     run.log.append(Content("x"))
-    assert client.wire.bell.wait(SOON)
+    assert client.wire.wake_event.wait(SOON)
     assert client.wire.fault is fault
     client.wire.send(frame(CLOSE, b"\x03\xf3"))
     assert next(client.frames())[0] == CLOSE
@@ -317,13 +317,13 @@ def test_nothing_is_read_while_too_many_answers_wait(clients: list[Client]) -> N
     heard: list[bytes] = []
     reading = threading.Thread(target=lambda: heard.append(client.wire.recv(100)))
     reading.start()
-    client.wire.bell.clear()
-    until(lambda: bool(heard or vars(client.wire._go_on)["_waiters"]))
+    client.wire.wake_event.clear()
+    until(lambda: bool(heard or vars(client.wire._may_read)["_waiters"]))
     assert heard == []
     frames = client.frames()
     while not client.wire.has_room:
         next(frames)
-    assert client.wire.bell.wait(SOON)
+    assert client.wire.wake_event.wait(SOON)
     client.wire.wait(0)  # as the server's thread does when the bell rings
     reading.join(SOON)
     assert heard == [b"said"]
