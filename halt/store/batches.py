@@ -45,7 +45,7 @@ class GenerationEnd:
     last_seq: int
     answer: str = ""  # all of the message's text, cut to what was seen, with a Continue's prefix
     model: str = ""  # as it names itself
-    folds: tuple[Step, ...] = ()  # of this generation
+    steps: tuple[Step, ...] = ()  # of this generation
     seen: int | None = None  # the last event that the one who stopped it had seen
 
 

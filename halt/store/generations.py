@@ -306,7 +306,7 @@ def _end(
     events: Sequence[tuple[int, Sequence[Timed | msgspec.Raw]]],
 ) -> None:
     """End a generation that runs: its own row, its chunks, its message."""
-    state = state_of(end.ended, end.answer, end.folds)
+    state = state_of(end.ended, end.answer, end.steps)
     usage = end.ended.usage if isinstance(end.ended, Done) else None
     metrics = end.ended.metrics
     ended = (
@@ -341,7 +341,7 @@ def _end(
             model=end.model or message.model,
             state=state,
             ended=end.ended,
-            folds=(*message.folds, *end.folds),
+            folds=(*message.folds, *end.steps),
         )
     )
     connection.execute(

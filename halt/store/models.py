@@ -109,7 +109,7 @@ class Exchange:
     model: str = ""  # the model that answered, as it names itself
     ended: Terminal | None = None
     previous: Exchange | None = None
-    folds: tuple[Step, ...] = ()  # for the eye: never told to the model
+    steps: tuple[Step, ...] = ()  # for the eye: never told to the model
     requested_model: str = ""  # the model that was chosen, "" for the default one
     alternatives: tuple[Exchange, ...] = ()  # answers of other models to the same prompt
     selected: bool = False  # the user selected this answer among its alternatives
@@ -144,7 +144,7 @@ class Exchange:
     def _state_now(self) -> State:
         """Its state, also where the store does not know of its end yet."""
         ended = self.ended
-        return "running" if ended is None else state_of(ended, self.answer, self.folds)
+        return "running" if ended is None else state_of(ended, self.answer, self.steps)
 
     def answer_for_model(self) -> Exchange:
         """The answer that the conversation goes on with: the first with text, or the picked one."""
@@ -156,7 +156,7 @@ class Exchange:
         """This answer; the version before it, where this one does not stand for itself."""
         if self.previous is None:
             return self
-        return self if stands(self._state_now, self.answer, self.folds) else self.previous
+        return self if stands(self._state_now, self.answer, self.steps) else self.previous
 
 
 @dataclass(frozen=True)
@@ -216,22 +216,22 @@ class Page(Generic[T]):
     cursor: str | None = None
 
 
-def state_of(ended: Terminal, answer: str, folds: Sequence[Step]) -> State:
+def state_of(ended: Terminal, answer: str, steps: Sequence[Step]) -> State:
     """The state in which an answer is after this end, with what was shown of it.
 
     One that its model's server broke off, or that brought nothing at all, has failed.
     """
     if isinstance(ended, Done):
-        nothing = not folds and (not answer or answer.isspace()) and is_good(ended.finish_reason)
+        nothing = not steps and (not answer or answer.isspace()) and is_good(ended.finish_reason)
         return "error" if nothing or broken_off(ended.finish_reason) else "done"
     if isinstance(ended, Cancelled):  # whoever was not there can't be given the prompt back
-        return "withdrawn" if ended.reason == "stop" and not (answer or folds) else "stopped"
+        return "withdrawn" if ended.reason == "stop" and not (answer or steps) else "stopped"
     return "interrupted" if ended.error.code == "interrupted" else "error"
 
 
-def stands(state: State, text: object, folds: object) -> bool:
+def stands(state: State, text: object, steps: object) -> bool:
     """The answer is shown itself, and not the version with text before it.
 
     One with text; and one that was stopped when there were thoughts or tool calls alone.
     """
-    return bool(text or (state == "stopped" and folds))
+    return bool(text or (state == "stopped" and steps))

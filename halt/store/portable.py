@@ -35,10 +35,10 @@ from halt.store.json_items import is_list, items
 FORMAT = "halt-conversations"
 VERSION = 1
 CONVERSATIONS_MAX = 100_000  # of one file
-#: Characters of one message, or of all its folds. Five of the longest answers that Halt writes by
+#: Characters of one message, or of all its steps. Five of the longest answers that Halt writes by
 #: default, one continued by the other.
 MESSAGE_MAX = 10_000_000
-FOLDS_MAX = 1_000  # folds of one message
+STEPS_MAX = 1_000  # steps of one message
 ENDED_MAX = 1_000_000  # bytes of how a message ended
 PIECE = 200  # messages that are encoded in one call
 WHOLE_MAX = 65_536  # bytes of a message that is decoded in one call
@@ -77,7 +77,7 @@ class PortableMessage(_Message, omit_defaults=True):
     """A message of an exported conversation; IDs count within the conversation only."""
 
     ended: Terminal | None = None  # how it ended, with its figures
-    folds: list[Step] = msgspec.field(default_factory=list)  # thoughts and tool calls
+    steps: list[Step] = msgspec.field(default_factory=list, name="folds")  # thoughts and tool calls
 
 
 class PortableSettings(msgspec.Struct, omit_defaults=True):
@@ -123,7 +123,7 @@ class _LargeMessage(_Message):
     """A PortableMessage of which two fields are not decoded yet."""
 
     ended: msgspec.Raw = msgspec.Raw(b"null")
-    folds: msgspec.Raw = msgspec.Raw(b"[]")
+    steps: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"[]"), name="folds")
 
 
 _encode = msgspec.json.Encoder().encode
@@ -133,7 +133,7 @@ _message = msgspec.json.Decoder(PortableMessage)
 _large_message = msgspec.json.Decoder(_LargeMessage)
 _number = msgspec.json.Decoder(Number)
 _ended_as = msgspec.json.Decoder(Terminal | None)
-_fold = msgspec.json.Decoder(Step)
+_step = msgspec.json.Decoder(Step)
 _no_list = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -215,9 +215,9 @@ def _read(raw: memoryview, place: str, longest: int) -> PortableConversation:
             refuse(which, f"is longer than {longest:,} characters")
         if max(len(message.model), len(message.requested_model)) > NAME_MAX:
             refuse(which, f"names a model in more than {NAME_MAX:,} characters")
-        if len(message.folds) > FOLDS_MAX:
-            refuse(which, f"has more than {FOLDS_MAX:,} thoughts and tool calls")
-        if sum(fold.size() for fold in message.folds) > longest:
+        if len(message.steps) > STEPS_MAX:
+            refuse(which, f"has more than {STEPS_MAX:,} thoughts and tool calls")
+        if sum(step.size() for step in message.steps) > longest:
             refuse(which, f"has thoughts and tool calls of more than {longest:,} characters")
         return message
 
@@ -231,8 +231,8 @@ def _read(raw: memoryview, place: str, longest: int) -> PortableConversation:
             )
         values = msgspec.structs.asdict(message)
         values["ended"] = _part(_ended_as, message.ended, f"{at}.ended")
-        folds = islice(_items(message.folds, f"{at}.folds"), FOLDS_MAX + 1)
-        values["folds"] = [_part(_fold, one, where) for where, one in folds]
+        steps = islice(_items(message.steps, f"{at}.folds"), STEPS_MAX + 1)
+        values["steps"] = [_part(_step, one, where) for where, one in steps]
         return PortableMessage(**values)
 
     messages = [
@@ -259,20 +259,20 @@ def _mend(given: PortableConversation) -> None:
     given.created_at = min(given.created_at, at)
     given.updated_at = min(given.updated_at, at)
     for message in given.messages:
-        message.folds = [_ended(fold) for fold in message.folds]
+        message.steps = [_ended(step) for step in message.steps]
         if message.ended is not None and not all(
             _is_figure(each) for each in msgspec.structs.astuple(message.ended.metrics)
         ):
             message.ended = msgspec.structs.replace(message.ended, metrics=NO_FIGURES)
 
 
-def _ended(fold: Step) -> Step:
-    """A fold of an answer that has ended."""
-    ms = fold.ms if _is_figure(fold.ms) else None
-    state = fold.state
+def _ended(step: Step) -> Step:
+    """A step of an answer that has ended."""
+    ms = step.ms if _is_figure(step.ms) else None
+    state = step.state
     if state == "running":
-        state = "done" if fold.kind == "thought" else "called"
-    return replace(fold, state=state, ms=ms)
+        state = "done" if step.kind == "thought" else "called"
+    return replace(step, state=state, ms=ms)
 
 
 def _is_figure(value: float | None) -> bool:

@@ -46,7 +46,7 @@ def exchange_messages(exchanges: Iterable[Exchange], system_prompt: str = "") ->
             yield "user", "done", each.prompt
             best = each.answer_for_model()
             if best.ended is not None:
-                state = state_of(best.ended, best.answer, best.folds)
+                state = state_of(best.ended, best.answer, best.steps)
                 yield "assistant", state, best.answer
 
     return path_messages(path(), system_prompt)

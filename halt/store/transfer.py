@@ -172,7 +172,7 @@ def _imported(conversation_id: str, given: PortableMessage) -> dict[str, Any]:
         "picked": given.selected,
         "created_at": given.created_at or time.time(),
         "ended": given.ended or tree.ended_as(given.state),
-        "folds": given.folds or None,
+        "folds": given.steps or None,
     }
 
 

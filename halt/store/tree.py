@@ -339,7 +339,7 @@ def _exchange(prompt: Row[Any], answer: Row[Any], used: Usage) -> Exchange:
         answer.content,
         answer.model,
         ended_of(answer),
-        folds=answer.folds,
+        steps=answer.folds,
         requested_model=answer.asked_model,
         selected=answer.picked,
         prompt_id=prompt.id,

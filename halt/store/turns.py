@@ -119,7 +119,7 @@ class Turns:
             connection.execute(
                 update(messages)
                 .where(messages.c.id == answer.id)
-                .values(state="running", stream_id=stream_id, folds=_earlier(answer.folds))
+                .values(state="running", stream_id=stream_id, folds=_renumbered(answer.folds))
             )
             prefix = len(answer.content)
             _begin(connection, row, answer.id, stream_id, answer.asked_model, worker, prefix)
@@ -354,6 +354,6 @@ def _restore(connection: Connection, answer: Row[Any], stream_id: str) -> None:
     )
 
 
-def _earlier(folds: tuple[Step, ...]) -> tuple[Step, ...]:
-    """The folds of a message that another generation goes on with: no number is used twice."""
-    return tuple(replace(each, number=n - len(folds)) for n, each in enumerate(folds))
+def _renumbered(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """The steps of a message that another generation goes on with: no number is used twice."""
+    return tuple(replace(each, number=n - len(steps)) for n, each in enumerate(steps))

@@ -168,9 +168,9 @@ def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) ->
         asked=exchange.requested_model,
         model=exchange.model,
         figures=answer_figures(ended, exchange.model, exchange.usage),
-        folds=fold_views(best.folds),
+        folds=fold_views(best.steps),
         whole=_is_whole(ended),
-        below=below_view(best.folds),
+        below=below_view(best.steps),
         broken=bool(exchange.answer) and not _is_whole(ended),
     )
     if isinstance(ended, Failed):
@@ -183,9 +183,9 @@ def _ended_view(exchange: Exchange, ended: Terminal, rendering: PageRenderer) ->
         return replace(shown, state="error", note=error.message, retryable=error.retryable)
     if isinstance(ended, Cancelled):
         note = "Stopped by you" if ended.reason == "stop" else unwatched_text(ended)
-        return replace(shown, state=state_of(ended, exchange.answer, exchange.folds), note=note)
+        return replace(shown, state=state_of(ended, exchange.answer, exchange.steps), note=note)
     reason = ended.finish_reason
-    if state_of(ended, exchange.answer, exchange.folds) == "error":
+    if state_of(ended, exchange.answer, exchange.steps) == "error":
         return replace(shown, state="error", note=broken_off(reason) or EMPTY, retryable=True)
     return replace(shown, note=CUT_OFF.get(reason or "", ""))
 
@@ -250,8 +250,8 @@ def view(
     ended = run.log.ended
     after, text = run.answer()
     if ended is not None:
-        folds = (*exchange.folds, *steps.steps_of(run))
-        saved = replace(exchange, answer=text, model=run.model, ended=ended, folds=folds)
+        folds = (*exchange.steps, *steps.steps_of(run))
+        saved = replace(exchange, answer=text, model=run.model, ended=ended, steps=folds)
         return _ended_view(saved, ended, rendering)
     patch = rendering.patch(BlockStream().feed(text))
     folds = steps.stream_of(run, after).steps()
@@ -266,7 +266,7 @@ def view(
         model=run.model,
         progress=answer_progress.percent(run.id, run.chunks, run.expected),
         folds=fold_views(folds),
-        earlier=fold_views(exchange.folds),
+        earlier=fold_views(exchange.steps),
         below=below_view(folds),
-        earlier_below=below_view(exchange.folds),
+        earlier_below=below_view(exchange.steps),
     )

@@ -16,9 +16,9 @@ from halt.errors import RequestError, TooLarge
 from halt.store import json_items, portable
 from halt.store.portable import (
     ENDED_MAX,
-    FOLDS_MAX,
     NAME_MAX,
     PIECE,
+    STEPS_MAX,
     PortableConversation,
     PortableMessage,
     PortableSettings,
@@ -106,7 +106,7 @@ LONGEST = 1_000
             "the message 1 has thoughts and tool calls of more than 1,000 characters",
         ),
         (
-            file({**SAID, "folds": [{"number": 1, "kind": "thought"}] * (FOLDS_MAX + 1)}),
+            file({**SAID, "folds": [{"number": 1, "kind": "thought"}] * (STEPS_MAX + 1)}),
             "the message 1 has more than 1,000 thoughts and tool calls",
         ),
         (

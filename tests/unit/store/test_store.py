@@ -498,7 +498,7 @@ def test_the_folds_of_a_continued_answer_are_all_kept(store: Store, chat: Chat) 
     thoughts = [Step(1, "thought", "done", text="first"), Step(1, "thought", "done", text="second")]
     ends(store, chat.ask("a"), "Half", STOPPED, folds=(thoughts[0],))
     ends(store, chat.extend(), "Half more", folds=(thoughts[1],))
-    folds = chat.last().folds
+    folds = chat.last().steps
     assert [fold.text for fold in folds] == ["first", "second"]
     assert len({fold.number for fold in folds}) == 2
 
@@ -658,7 +658,7 @@ def test_folds_are_saved_and_never_told(store: Store, chat: Chat) -> None:
     """What a model thought is for the eye."""
     fold = Step(1, "thought", "done", text="secret thoughts " * 10, ms=5.0)
     ends(store, chat.ask("Why?"), "Because.", folds=(fold,))
-    assert chat.last().folds == (fold,)
+    assert chat.last().steps == (fold,)
     chat.ask("And?")
     assert "secret" not in str(chat.told())
 
@@ -668,12 +668,12 @@ def test_thoughts_that_were_seen_keep_a_stopped_answer(store: Store, chat: Chat)
     thought = Step(1, "thought", "done", text="Hm.", ms=5.0)
     ends(store, chat.ask("Why?"), "", STOPPED, folds=(thought,))
     assert (chat.last().state, chat.last().withdrawn) == ("stopped", False)
-    assert chat.last().folds == (thought,)
+    assert chat.last().steps == (thought,)
     chat.ends(chat.again(), "So.")
     assert len(chat.last().versions.ids) == 2
     ends(store, chat.again(), "", STOPPED, folds=(thought,))
     last = chat.last()
-    assert (last.best().folds, last.previous, len(last.versions.ids)) == ((thought,), None, 3)
+    assert (last.best().steps, last.previous, len(last.versions.ids)) == ((thought,), None, 3)
     chat.ask("And?")
     assert chat.told() == [("user", "Why?\n\nAnd?")]  # as it is shown: nothing was said
     chat.store.turns.cancel_start(chat.name, chat.last().stream_id)
@@ -1018,7 +1018,7 @@ def shape(exchange: Exchange) -> tuple[object, ...]:
     return (
         exchange.prompt,
         [
-            (e.answer, e.model, e.requested_model, e.state, e.ended, e.folds)
+            (e.answer, e.model, e.requested_model, e.state, e.ended, e.steps)
             for e in exchange.candidates
         ],
         exchange.selected,
@@ -1101,7 +1101,7 @@ def test_a_file_is_put_right_where_it_cannot_be_so(store: Store) -> None:
     """A byte order mark, a time to come, a thought that still runs, figures beyond all sense."""
     strange = msgspec.structs.replace(METRICS, tokens=10**30)
     message = PortableMessage(2, "assistant", "Ho.", parent=1, ended=Done("stop", strange))
-    message.folds = [
+    message.steps = [
         Step(1, "thought", "running", text="Hm", ms=1e300),
         Step(2, "tool", "running", name="ask", ms=-5.0),
         Step(3, "tool", "done", name="ask", ms=5.0),
@@ -1114,7 +1114,7 @@ def test_a_file_is_put_right_where_it_cannot_be_so(store: Store) -> None:
     assert max(found.created_at, found.updated_at) <= time.time()
     (shown,) = found.exchanges
     assert shown.ended == Done("stop", NO_FIGURES)
-    assert [(each.state, each.ms) for each in shown.folds] == [
+    assert [(each.state, each.ms) for each in shown.steps] == [
         ("done", None),
         ("called", None),
         ("done", 5.0),
@@ -1345,7 +1345,7 @@ def test_what_a_dead_worker_wrote_is_kept_as_interrupted(store: Store, chat: Cha
     assert isinstance(last.ended, Failed)
     assert (last.ended.error.code, last.ended.error.retryable) == ("interrupted", True)
     assert last.ended.metrics.tokens_estimated
-    assert [fold.text for fold in last.folds] == ["Hm"]
+    assert [fold.text for fold in last.steps] == ["Hm"]
     found = store.generations.get_ended(stream_id, "anna")
     assert found is not None
     assert found.last_seq == 3 + GAP + 1
@@ -1362,7 +1362,7 @@ def test_a_thought_that_a_dead_worker_told_late_is_one(store: Store, chat: Chat)
     store.generations.write(Batch(chunks=(Chunk(stream_id, 1, [*said("Ok", "ay."), *ended]),)))
     assert store.generations.interrupt(stream_id)
     assert chat.last().answer == "Hello"
-    assert [(fold.kind, fold.text) for fold in chat.last().folds] == [("thought", "Okay.")]
+    assert [(fold.kind, fold.text) for fold in chat.last().steps] == [("thought", "Okay.")]
     chat.ask("b")
     assert "Okay" not in str(chat.told())
 

@@ -224,7 +224,7 @@ def test_a_page_that_comes_back_is_sent_the_rest_for_the_same_folds(
 def test_a_thought_whose_time_is_not_known_is_said_without_it() -> None:
     """As one from a file may be."""
     fold = steps.Step(1, "thought", "done", text="Hm")
-    exchange = Exchange("Hi", "a", "Ho", ended=Cancelled(NO_FIGURES), folds=(fold,))
+    exchange = Exchange("Hi", "a", "Ho", ended=Cancelled(NO_FIGURES), steps=(fold,))
     assert [
         each.label for each in view(exchange, None, AnswerProgress(), RENDERER.within(60)).folds
     ] == ["Thought"]
@@ -274,7 +274,7 @@ def test_only_an_answer_of_which_nothing_was_seen_is_withdrawn(
 ) -> None:
     """A thought or a tool call that was on the screen stays there, also beside an older answer."""
     run = played([Reasoning("a"), *call("Oslo")], stop_at=seen)
-    first = Exchange("Hi", run.id, ended=Cancelled(NO_FIGURES), folds=steps.steps_of(run))
+    first = Exchange("Hi", run.id, ended=Cancelled(NO_FIGURES), steps=steps.steps_of(run))
     again = replace(first, previous=Exchange("Hi", "before", "What there was."))
     for exchange in (first, again) if kinds else (first,):
         shown = view(exchange, None, AnswerProgress(), RENDERER.within(60))
@@ -363,7 +363,7 @@ def test_pictures_and_sources_stand_below_the_text(played: Played, template: Tem
 def test_a_running_answer_is_drawn_with_its_pictures_and_sources(template: Template) -> None:
     """A page that is loaded then has them at once, also those of the part before a Continue."""
     exchange = Exchange(
-        "q", "a-stream", answer="text", folds=(steps.Step(1, "picture", "done", text="Picture"),)
+        "q", "a-stream", answer="text", steps=(steps.Step(1, "picture", "done", text="Picture"),)
     )
     run = Generation("a-stream", None, EventLog(10_000), started_at=now())
     run.note("", now())
