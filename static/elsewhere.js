@@ -23,7 +23,7 @@
     const added = now.slice(kept);
     messages.append(...added);
     for (const each of added) htmx.process(each);
-    $("#announcer").textContent = "The conversation went on elsewhere.";
+    $("#announcer").textContent = "The conversation changed in another tab or device.";
     document.dispatchEvent(new Event("halt:elsewhere"));
   };
   let looking = false;

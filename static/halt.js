@@ -67,7 +67,7 @@
     if (source.matches(STARTS)) {
       if (busy()) {
         event.preventDefault();
-        if (source.matches(".editor")) notice("An answer is being written. Stop it first, or wait for its end.");
+        if (source.matches(".editor")) notice("An answer is still being written. Stop it first, or wait until it is complete.");
         return;
       }
       const models = body.getAll("model");
@@ -160,7 +160,7 @@
   });
   const unreached = (source, status) => {
     const server = `could not be reached${status ? ` (${status})` : ""}`;
-    if (source.matches("#stopper, .stop-one")) { notice("Stop could not reach the server. Press it again."); stopLater(source); }
+    if (source.matches("#stopper, .stop-one")) { notice("Stop did not reach the server. Press Stop again."); stopLater(source); }
     else if (source.matches(".feed")) { lost(true); retryFeed(source); }
     else if (source.matches(`${STARTS}, [data-do]`)) notice(`The server ${server}. Your message is still here: try again.`);
     else if (source.closest("#toast, #import, .menu, .rename, #settings")) notice(`The server ${server}. Try again.`);
@@ -355,7 +355,7 @@
     const button = event.target.closest("button.copy");
     if (!button) return;
     const text = button.dataset.copy === "code" ? $("code", button.closest(".code")).textContent : $(".source", button.closest(".answer")).content.textContent;
-    try { await copy(text); button.textContent = "Copied"; } catch { button.textContent = "Not allowed"; }
+    try { await copy(text); button.textContent = "Copied"; } catch { button.textContent = "Copy failed"; }
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
 })();

@@ -27,7 +27,7 @@
     select.selectedIndex = Math.min(first.selectedIndex + rivals().length + 1, select.options.length - 1);
     remove.type = "button";
     remove.textContent = "×";
-    remove.setAttribute("aria-label", "Compare without this model");
+    remove.setAttribute("aria-label", "Remove this model");
     remove.addEventListener("click", () => { rival.remove(); count(); more.focus(); });
     rival.append(select, remove);
     more.before(rival);

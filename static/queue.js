@@ -9,12 +9,12 @@
   const box = $("#queue"), list = $("ol", box), go = $("#queue-go"), sender = $("#sender"), prompt = $("#prompt");
   const key = `halt.queue.${sender.getAttribute("hx-post").split("/")[2]}`;
   const HELD = {
-    stopped: "Held, as you stopped the answer",
-    interrupted: "Held, as the answer was interrupted",
-    cut: "Held, as the answer was cut off",
-    refused: "Held, as the first could not be sent",
-    moved: "Held, as the conversation went on elsewhere",
-    error: "Held, as the answer failed",
+    stopped: "Paused: you stopped the answer",
+    interrupted: "Paused: the answer was interrupted",
+    cut: "Paused: the answer was cut off",
+    refused: "Paused: the first message could not be sent",
+    moved: "Paused: the conversation changed in another tab or device",
+    error: "Paused: the answer failed",
   };
   let waiting = [];    // { text, models, ids }: `ids` once it has been sent
   let held = "";       // a key of HELD: nothing goes out until the person says so
@@ -58,9 +58,9 @@
     });
     box.hidden = !waiting.length;
     box.classList.toggle("held", held !== "");
-    $("#queue-state").textContent = HELD[held] ?? (waiting.length === 1 ? "1 message waits for the answer" : `${waiting.length} messages wait for the answer`);
+    $("#queue-state").textContent = HELD[held] ?? (waiting.length === 1 ? "1 message queued until the answer is done" : `${waiting.length} messages queued until the answer is done`);
     go.hidden = !held;
-    go.textContent = busy() ? "Send when it is done" : "Send now";
+    go.textContent = busy() ? "Send after the answer" : "Send now";
   };
 
   // --- changing it --------------------------------------------------------------------------------
@@ -68,7 +68,7 @@
     if (editing) end(true);
     const field = make("textarea", ""), save = make("button", "save", "Save"), cancel = make("button", "cancel", "Cancel");
     field.rows = 1;
-    field.setAttribute("aria-label", "Edit the waiting message");
+    field.setAttribute("aria-label", "Edit the queued message");
     field.value = item.text;
     save.type = cancel.type = "button";
     save.addEventListener("click", () => end(true));
@@ -112,7 +112,7 @@
   document.addEventListener("halt:queue", event => {
     const { text, first } = event.detail;
     if (waiting.length >= MOST && !first) {
-      $("#notice").replaceChildren(make("p", "fault", `At most ${MOST} messages can wait.`));
+      $("#notice").replaceChildren(make("p", "fault", `The queue is full: at most ${MOST} messages can wait.`));
       return;
     }
     const models = chosen();
@@ -123,7 +123,7 @@
       prompt.dispatchEvent(new Event("input", { bubbles: true }));
     }
     draw();
-    announce(waiting.length === 1 ? "Your message waits for the answer." : `${waiting.length} messages wait.`);
+    announce(waiting.length === 1 ? "Message queued." : `${waiting.length} messages queued.`);
   });
 
   // --- sending ------------------------------------------------------------------------------------

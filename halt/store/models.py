@@ -20,7 +20,7 @@ from halt.core.finish_reasons import broken_off, is_good
 from halt.core.steps import Step
 from halt.errors import HaltError
 
-BUSY = "An answer is being written. Stop it first, or wait for its end."
+BUSY = "An answer is still being written. Stop it first, or wait until it is complete."
 MOVED = "This conversation went on in another tab or on another device. Load the page anew."
 
 T = TypeVar("T")

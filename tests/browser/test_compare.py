@@ -128,7 +128,7 @@ def test_the_conversation_goes_on_with_the_answer_that_is_picked(chat: Chat) -> 
     first = compare(chat, "length", "count")
     expect(column(chat, "count").locator(".pick")).to_be_visible()
     expect(column(chat, "length")).to_have_attribute("data-state", "done")
-    column(chat, "count").get_by_role("button", name="Go on with this").click()
+    column(chat, "count").get_by_role("button", name="Use this answer").click()
     expect(columns(chat)).to_have_count(1)
     expect(columns(chat)).to_be_hidden()
     for _ in range(2):
@@ -155,8 +155,8 @@ def test_without_a_pick_it_goes_on_with_the_first_as_the_page_says(chat: Chat) -
     first = compare(chat, "length", "count")
     for model in ("length", "count"):
         expect(column(chat, model)).to_have_attribute("data-state", "done")
-    expect(chat.page.locator(".hint")).to_contain_text("goes on with the first answer")
-    chat.page.get_by_role("button", name="Compare without this model").click()
+    expect(chat.page.locator(".hint")).to_contain_text("continues from the first answer")
+    chat.page.get_by_role("button", name="Remove this model").click()
     chat.said = f"And then? {new_id()}"
     chat.say(chat.said)
     expect(chat.page.locator(".exchange")).to_have_count(2)
@@ -173,7 +173,7 @@ def test_picking_ends_the_answers_that_are_still_written(chat: Chat) -> None:
     add(chat, "count?n=100000&gap_ms=15")
     compare(chat, "length", "count?n=100000&gap_ms=15")
     expect(columns(chat).nth(1).locator("> .text")).to_contain_text("10 11")
-    column(chat, "length").get_by_role("button", name="Go on with this").click()
+    column(chat, "length").get_by_role("button", name="Use this answer").click()
     expect(chat.page.locator(".exchange > .answer")).to_have_attribute("data-model", "length")
     assert request_of(chat, "count?n=100000&gap_ms=15").closed.wait(SEEN_WITHIN)
     expect(chat.send).to_be_visible()
@@ -206,7 +206,7 @@ def test_a_model_that_fails_leaves_the_others_alone(chat: Chat) -> None:
     compare(chat, "401", "count")
     expect(column(chat, "401").locator(".fault")).to_contain_text("did not accept the API key")
     expect(column(chat, "count")).to_have_attribute("data-state", "done")
-    chat.page.get_by_role("button", name="Compare without this model").click()
+    chat.page.get_by_role("button", name="Remove this model").click()
     choose(chat, "echo")
     chat.said = f"And then? {new_id()}"
     chat.say(chat.said)

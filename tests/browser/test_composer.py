@@ -171,7 +171,7 @@ def test_enter_on_a_touch_screen_is_a_new_line(
     """Its keyboard has no Shift+Enter; Send sends, and so does Ctrl+Enter of a keyboard beside it."""
     size = {"width": 360, "height": 640}
     chat = open_chat(halt, shared_fake, viewport=size, has_touch=True, is_mobile=True)
-    expect(chat.page.locator(".empty")).to_contain_text("Ask something.")
+    expect(chat.page.locator(".empty")).to_contain_text("Write a message to start.")
     expect(chat.page.locator(".empty .keys")).to_be_hidden()
     chat.prompt.press_sequentially("/fake count?n=2 one")
     one = chat.prompt.evaluate("field => field.offsetHeight")

@@ -295,7 +295,7 @@ def test_settings_stop_and_models_stay_in_view_in_a_long_conversation(
     desk.page.evaluate("scrollTo(0, 700)")
     desk.page.get_by_text("Display", exact=True).click()
     desk.page.get_by_label("Even out text").focus()
-    for each in ("Display", "Even out text that comes in bursts"):
+    for each in ("Display", "Smooth out text that arrives in bursts"):
         expect(desk.page.get_by_text(each, exact=True)).to_be_in_viewport(ratio=1)
     for each in ("#open-settings", "#model", "#send"):
         expect(desk.page.locator(each)).to_be_in_viewport(ratio=1)
@@ -355,7 +355,7 @@ def test_a_search_says_that_nothing_was_found_and_gives_the_list_back(desk: Desk
     """Emptied, the field shows the list again."""
     desk.keep(talk("Hi", "Ho", title="One"))
     desk.search.fill("walrus")
-    expect(desk.page.get_by_text("Nothing holds these words.")).to_be_visible()
+    expect(desk.page.get_by_text("No messages found.")).to_be_visible()
     expect(desk.list).to_be_hidden()
     desk.search.fill("")
     expect(desk.item("One")).to_be_visible()
@@ -480,13 +480,13 @@ def test_on_a_phone_the_list_is_a_drawer(
     ways: list[Callable[[], object]] = [
         lambda: desk.page.keyboard.press("Escape"),
         lambda: desk.page.mouse.click(350, 400),
-        lambda: desk.page.get_by_role("button", name="Close the list").click(),
+        lambda: desk.page.get_by_role("button", name="Close the conversation list").click(),
     ]
     for close in ways:
         opener.click()
         expect(shelf).to_be_visible()
         expect(opener).to_have_attribute("aria-expanded", "true")
-        expect(desk.page.get_by_role("button", name="Close the list")).to_be_focused()
+        expect(desk.page.get_by_role("button", name="Close the conversation list")).to_be_focused()
         for _ in range(12):
             desk.page.keyboard.press("Tab")
             assert desk.page.evaluate(

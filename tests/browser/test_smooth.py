@@ -71,7 +71,7 @@ def test_it_can_be_done_without(
     chat = open_chat(halt, shared_fake, **options)
     if how == "switch":
         chat.page.get_by_text("Display").click()
-        chat.page.get_by_label("Even out text that comes in bursts").uncheck()
+        chat.page.get_by_label("Smooth out text that arrives in bursts").uncheck()
         chat.reload()
         expect(chat.page.locator("#smooth")).not_to_be_checked()
     chat.page.evaluate(WATCH)

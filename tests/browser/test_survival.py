@@ -24,7 +24,7 @@ from tests.browser.conftest import OpenChat
 from tests.browser.network import Network
 from tests.support.halt_server import SEEN_WITHIN, StartHalt, asked
 
-LOST = "The connection is lost"
+LOST = "Connection lost"
 BROKEN = AWAY + "|Failed to fetch|network error"  # what the console may say of it
 
 

@@ -77,8 +77,8 @@ def test_regenerated_answers_are_versions_to_switch_between(chat: Chat, numbered
         says(chat, 1, f"Answer {nth} to {numbered}.")
         number(chat, 1, "answer", f"{nth}/{nth}")
     group = versions(chat, 1, "answer")
-    expect(group.get_by_role("button", name="Version after")).to_be_disabled()
-    before = group.get_by_role("button", name="Version before")
+    expect(group.get_by_role("button", name="Next version")).to_be_disabled()
+    before = group.get_by_role("button", name="Previous version")
     before.focus()
     chat.page.keyboard.press("Enter")
     says(chat, 1, f"Answer 2 to {numbered}.")
@@ -87,7 +87,7 @@ def test_regenerated_answers_are_versions_to_switch_between(chat: Chat, numbered
     chat.page.keyboard.press("Enter")
     says(chat, 1, f"Answer 1 to {numbered}.")
     expect(before).to_be_disabled()
-    expect(group.get_by_role("button", name="Version after")).to_be_focused()
+    expect(group.get_by_role("button", name="Next version")).to_be_focused()
     chat.page.keyboard.press("Enter")
     says(chat, 1, f"Answer 2 to {numbered}.")
     chat.reload()
@@ -111,14 +111,14 @@ def test_regenerating_in_the_middle_begins_a_branch(chat: Chat, numbered: str) -
     chat.ask(f"says?key={numbered}c")
     says(chat, 2, f"Answer 1 to {numbered}c.")
     assert f"{numbered}b" not in str(chat.record().body)
-    button(chat, 1, "Version before").click()
+    button(chat, 1, "Previous version").click()
     says(chat, 2, f"Answer 1 to {numbered}b.")
     for _ in range(2):
         assert chat.exchanges() == 2
         says(chat, 1, f"Answer 1 to {numbered}.")
         says(chat, 2, f"Answer 1 to {numbered}b.")
         chat.reload()
-    button(chat, 1, "Version after").click()
+    button(chat, 1, "Next version").click()
     says(chat, 1, f"Answer 2 to {numbered}.")
     says(chat, 2, f"Answer 1 to {numbered}c.")
 
@@ -151,7 +151,7 @@ def test_an_edited_prompt_is_another_version_with_a_rest_of_its_own(chat: Chat, 
         "0 1 2 3 4",
         third,
     ]
-    button(chat, 1, "Version before").click()
+    button(chat, 1, "Previous version").click()
     says(chat, 1, "0 1 2")
     for _ in range(2):
         expect(chat.page.locator(".prompt .text")).to_have_text([first, second])
@@ -192,7 +192,7 @@ def test_esc_in_the_editor_does_not_stop_the_answer(chat: Chat) -> None:
     chat.ask("stall?n=3&rest=2")
     chat.wait_text("0 1 2")
     editor(chat).press("Enter")
-    expect(chat.page.locator("#notice")).to_contain_text("An answer is being written")
+    expect(chat.page.locator("#notice")).to_contain_text("An answer is still being written")
     editor(chat).press("Escape")
     expect(editor(chat)).to_have_count(0)
     chat.record().release()

@@ -278,7 +278,7 @@ def test_a_search_shows_what_it_found_and_where(anna: Person) -> None:
     assert "<mark>zebra</mark>" in found
     assert "<mark>stripes</mark> &amp; hooves" in found
     assert "&lt;Animals&gt;" in found
-    assert "1 message holds" in found
+    assert "1 message found" in found
     (conversation,) = [e["id"] for e in anna.items() if e["title"] == "<Animals>"]
     assert re.search(rf'href="/c/{conversation}\?at=\d+&amp;q=STRIPES', found)
     both = anna.get("/conversations/search?q=zebra").body.decode()

@@ -866,7 +866,7 @@ def test_a_server_without_a_list_offers_the_configured_model(
         assert client.get("/v1/models/m-1").status == 200
         assert client.get("/v1/models/m-2").status == 404
         page = client.get("/models").body.decode()
-        assert 'label="The server gives no list of models."' in page
+        assert 'label="The server provides no list of models."' in page
         assert "Default: m-1" in page
 
 

@@ -96,7 +96,7 @@ def _actions(a: AnswerView) -> str:
         out.append(
             '<button type="button" class="pick" data-do="pick" name="stream_id" '
             f'value="{escape(a.id)}" hx-post hx-target="closest .exchange" '
-            f'hx-swap="outerHTML">Go on with this</button>\n{_COPY}'
+            f'hx-swap="outerHTML">Use this answer</button>\n{_COPY}'
         )
     if a.state != "error" or a.retryable:
         said = "Retry" if a.state == "error" else "Regenerate"

@@ -129,7 +129,7 @@ def test_the_picker_says_that_there_is_no_list_only_where_there_is_none(
         page = application.test_client().get("/models").text
         services(application).generations.upstream.close()
     assert "Default: m" in page
-    assert ("The server gives no list of models." in page) == none
+    assert ("The server provides no list of models." in page) == none
 
 
 def test_names_that_cannot_be_sent_back_are_left_out() -> None:

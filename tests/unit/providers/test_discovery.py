@@ -599,5 +599,7 @@ def test_the_master_passes_on_what_a_named_address_has(start_halt: StartHalt) ->
         names = [each["id"] for each in client.get("/v1/models").json["data"]]
         assert names[-1] == f"ollama-{server.port}/qwen3:8b"
         assert client.chat(names[1]).to_end().text == "llama3.2:latest answers."
-    eventually(lambda: "No model server answers any more." in client.get("/models").body.decode())
+    eventually(
+        lambda: "The model server no longer responds." in client.get("/models").body.decode()
+    )
     assert "no list" not in client.get("/models").body.decode()

@@ -147,7 +147,7 @@ def test_the_page_says_that_the_demo_model_is_being_loaded(
         client = application.test_client()
         for path in ("/", "/demo"):
             said = client.get(path).text
-            assert ("The demo model is being loaded." in said) is loading
+            assert ("The demo model is loading." in said) is loading
             assert ('hx-get="/demo"' in said) is loading
             assert ("its facts and code are unreliable" in said) is not loading
         services(application).generations.upstream.close()
