@@ -15,7 +15,8 @@ from halt.chat.builtin_tools import BUILTIN_TOOLS
 from halt.chat.service import ChatService
 from halt.chat.titles import Titles
 from halt.cli import commands
-from halt.cluster.peers import Peers
+from halt.cluster.bus import Bus
+from halt.cluster.membership import Membership
 from halt.cluster.service import Workers
 from halt.config.environment import load
 from halt.config.settings import Config
@@ -76,16 +77,16 @@ def create_app(
     proxies.install(app, settings.trusted_proxies)
 
     store = Store(database(settings.data_folder, settings.database_url), settings.events_days)
-    peers = Peers(settings.data_folder)
+    membership = Membership(settings.data_folder)
     lookups = Lookups()
-    store_writer = StoreWriter(store.generations, peers.name, lookups)
-    replay = Replay(store.generations, peers.alive, settings.run_timeout, lookups)
-    peers.recover = replay.recover_worker
+    store_writer = StoreWriter(store.generations, membership.name, lookups)
+    replay = Replay(store.generations, membership.is_alive, settings.run_timeout, lookups)
+    membership.recover = replay.recover_worker
     mark = via.mark_of(settings.data_folder)
     discovery = make_discovery(settings, mark) if upstream is None else None
     last = LastModel(settings.data_folder / "last_model")
     registry = StopRegistry()
-    workers = Workers(peers, registry, replay)
+    workers = Workers(Bus(membership), registry, replay)
     generations = workers.service = GenerationService(
         settings,
         upstream or make_upstream(settings, mark=mark, discovery=discovery, last=last),

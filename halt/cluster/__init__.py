@@ -1,1 +1,1 @@
-"""The workers of one machine as one service: which are alive, and which has a run."""
+"""The workers of one server on this machine: which are alive, and which produces a stream."""

@@ -1,4 +1,4 @@
-"""Connections between two workers. A frame is four bytes of length, then the payload."""
+"""Connections between two workers. A frame is its length in four bytes, then the payload."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ _LENGTH = struct.Struct("!I")
 
 
 class Channel:
-    """One connection between two workers. Used by one thread at a time, apart from `interrupt`."""
+    """One connection between two workers. Used by one thread at a time, except `interrupt`."""
 
-    def __init__(self, sock: socket.socket, long: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self, sock: socket.socket, begin_stream: Callable[[], bool] = lambda: True
+    ) -> None:
         self.sock = sock
-        self.kept = False  # by the asker: it reads on
-        #: The answer will be a long one: count it as such. False: there are too many of them.
-        self.long = long
+        self.is_kept = False  # set by the requester, which reads further frames and closes it
+        #: Counts this reply as a stream, which has no time limit. False: too many streams are open.
+        self.begin_stream = begin_stream
         self._received = bytearray()
 
     def send(self, payload: bytes) -> None:
@@ -33,9 +35,10 @@ class Channel:
         self.sock.sendall(_LENGTH.pack(len(payload)) + payload)
 
     def receive(self, timeout: float | None) -> bytes | None:
-        """The next frame; None at the end. Raises OSError, of which TimeoutError is one.
+        """The next frame; None when the other end has closed.
 
-        `timeout` is in seconds of silence, None: for ever.
+        `timeout` is in seconds without data, None: no limit. Raises OSError, TimeoutError among
+        them.
         """
         self.sock.settimeout(timeout)
         while (frame := self._next()) is None:
@@ -45,8 +48,9 @@ class Channel:
             self._received += data
         return frame
 
-    def look(self) -> tuple[bytes | None, bool]:
-        """The next frame if it is there, without waiting; and whether more may come."""
+    def receive_nowait(self) -> tuple[bytes | None, bool]:
+        """The next frame or None, and whether more data may come. Does not wait or raise OSError
+        of the connection."""
         self.sock.settimeout(0)
         try:
             while (frame := self._next()) is None:
@@ -61,7 +65,7 @@ class Channel:
         return frame, True
 
     def interrupt(self) -> None:
-        """Wake the thread that reads. By any thread, as long as the channel is not closed."""
+        """Wake the thread that reads. Called by any thread, while the channel is not closed."""
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
 
@@ -69,11 +73,12 @@ class Channel:
         self.sock.close()
 
     def _next(self) -> bytes | None:
+        """Remove and return the first frame of the received bytes; None if it is not complete."""
         if len(self._received) < _LENGTH.size:
             return None
         (size,) = _LENGTH.unpack_from(self._received)
         if size > FRAME_MAX:
-            raise OSError("a frame that is too long")
+            raise OSError(f"a frame of {size} bytes, more than FRAME_MAX")
         end = _LENGTH.size + size
         if len(self._received) < end:
             return None
@@ -82,42 +87,43 @@ class Channel:
         return frame
 
 
-class Answers:
-    """The first frame of each answer of (worker, frame, channel), as they come, in one iteration.
+class Replies:
+    """Iterates once over (worker name, first frame of its reply, channel), in order of arrival.
 
-    To be used in a `with`, at whose end every channel that is not `kept` is closed. `unreached` are
-    the workers to which the request could not be sent: their queues are full, or they are dying.
+    To be used in a `with` block, whose end closes every channel that is not `is_kept`. `unreached`
+    are the workers to which the request could not be sent: their queue is full, or they have just
+    died.
     """
 
     def __init__(
         self,
-        asked: Mapping[str, Channel] = MappingProxyType({}),
+        channels: Mapping[str, Channel] = MappingProxyType({}),
         deadline: float = 0.0,
         unreached: Sequence[str] = (),
     ) -> None:
         self.unreached = unreached
-        self._asked = asked
+        self._channels = channels
         self._deadline = deadline
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for channel in self._asked.values():
-            if not channel.kept:
+        for channel in self._channels.values():
+            if not channel.is_kept:
                 channel.close()
 
     def __iter__(self) -> Iterator[tuple[str, bytes, Channel]]:
         poller = select.poll()
         waiting = {}
-        for name, channel in self._asked.items():
+        for name, channel in self._channels.items():
             waiting[channel.sock.fileno()] = name, channel
             poller.register(channel.sock, select.POLLIN)
         while waiting and (left := self._deadline - now()) > 0:
             for number, _ in poller.poll(left * 1000):
                 name, channel = waiting[number]
-                frame, more = channel.look()
-                if frame is None and more:
+                frame, may_continue = channel.receive_nowait()
+                if frame is None and may_continue:
                     continue
                 poller.unregister(number)
                 del waiting[number]

@@ -1,12 +1,12 @@
-"""Locks on numbers that several processes share: locks of the kernel, a byte of a file for each.
+"""Locks on numbers, shared by several processes: for each number a kernel lock on a byte of a file.
 
-A number is taken by locking its byte (POSIX record locks; the file stays empty, since bytes beyond
-its end can be locked). The kernel gives back what a process had when it ends, however it ends, so
-that nothing has to be cleaned up and no count can go wrong.
+To take a number is to lock its byte (POSIX record locks; the file stays empty, since bytes beyond
+its end can be locked). The kernel frees the locks of a process when it ends for any reason, so no
+clean-up is needed and no count can become wrong.
 
-Those locks belong to a process, not to a thread: what this process has taken stands in the table of
-its `halt.core.slots.Slots`. The file is opened once and never closed: closing any descriptor of it
-would give back all that this process has.
+These locks belong to a process, not to a thread: its `halt.core.slots.Slots` keeps the table of the
+numbers that this process has taken. The file is opened once and never closed: closing any
+descriptor of it would free all locks of this process.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import struct
 import sys
 from pathlib import Path
 
-#: C's `struct flock`, with which the system is asked for a lock of another process. None: it is not
-#: known of this system.
+#: C's `struct flock`, to query the locks of other processes. None: its layout on this system is not
+#: known here.
 _FLOCK = struct.Struct("hhqqi") if sys.platform == "linux" and sys.maxsize > 2**32 else None
 
 
@@ -27,7 +27,7 @@ class FileLocks:
     """See the module, and `halt.core.slots.Locks`."""
 
     def __init__(self, path: Path) -> None:
-        """Of all processes that name the same file. Raises OSError."""
+        """Shared by all processes that open the same path. Raises OSError."""
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
     def take(self, number: int) -> bool:
@@ -38,7 +38,7 @@ class FileLocks:
         return True
 
     def give_back(self, number: int) -> None:
-        with contextlib.suppress(OSError):  # of a file system that went away
+        with contextlib.suppress(OSError):  # the file system was unmounted, or fails
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number)
 
     def none_taken(self, count: int) -> bool | None:
@@ -46,7 +46,7 @@ class FileLocks:
             return None
         wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, count, 0)
         try:
-            found = fcntl.fcntl(self._file, fcntl.F_GETLK, wanted)
-        except OSError:  # of a file system that went away
+            conflicting = fcntl.fcntl(self._file, fcntl.F_GETLK, wanted)
+        except OSError:  # the file system was unmounted, or fails
             return True
-        return bool(_FLOCK.unpack(found)[0] == fcntl.F_UNLCK)
+        return bool(_FLOCK.unpack(conflicting)[0] == fcntl.F_UNLCK)

@@ -1,6 +1,6 @@
 """A generation that another worker produces, as viewers of this worker read it.
 
-The other worker, its producer, sends one frame with the generation's fixed facts (`Found`) or
+The other worker, its producer, sends one frame with the generation's fixed facts (`Header`) or
 `Unknown`, then numbered events with their times in `Batch`es. A `RemoteGeneration` appends these
 events to a log of its own, so every page and API reads it like a generation of this worker.
 
@@ -11,7 +11,7 @@ the last viewer in any worker has left.
 
 Each event is appended once and in order, also after a reconnect: events that the log already has
 are skipped by their number. When the producer dies, the thread asks the store for the saved
-generation for up to ORPHAN_WAIT seconds, appends the saved events that the log does not have, and
+generation for up to SAVED_WITHIN seconds, appends the saved events that the log does not have, and
 ends the log.
 """
 
@@ -32,61 +32,76 @@ from halt.core.generation import Generation, Viewer
 from halt.core.metrics import Meter
 from halt.errors import CODES, OffsetLost
 
-INTERVAL = 0.004  # seconds between two batches of one stream, at least; the first goes at once
+INTERVAL = 0.004  # least time between two batches of one stream; the first is sent at once
 BATCH_MAX = 512  # events in one batch
-ORPHAN_WAIT = 10.0  # seconds that readers wait for what was saved of a run whose worker has died
-ORPHAN_TICK = 0.1  # seconds between two questions for it
-STEADY = 1.0  # seconds after which a connection that breaks counts as one that was there
+SAVED_WITHIN = 10.0  # seconds that viewers wait for the saved events of a dead producer
+SAVED_POLL = 0.1  # seconds between two reads of the store for them
+STABLE_AFTER = 1.0  # seconds after which a connection that breaks counts as one that had worked
 
 logger = logging.getLogger(__name__)
 
 
-class Found(msgspec.Struct, frozen=True, tag="found"):
-    """A generation, as far as it does not change. `lost`: time and text of events that the
-    reader does not have and the log no longer has."""
+# Tags and field names stay as they are: workers of two versions of Halt exchange these frames
+# while a server is replaced (SIGUSR2).
+
+
+class Header(
+    msgspec.Struct,
+    frozen=True,
+    tag="found",
+    rename={"requested_model": "asked", "first_number": "first"},
+):
+    """The first frame: the facts of a generation that do not change.
+
+    `first_number` is the number of the first event that follows. `lost` has time and text of each
+    event that the reader does not have and that the producer's log has dropped.
+    """
 
     id: str
     owner: str | None
-    asked: str
+    requested_model: str
     prefix: str
     started_at: float
     fingerprint: str
     expected: float | None
-    first: int  # number of the first event that is told
+    first_number: int
     lost: list[tuple[float, str]]
 
 
 class Unknown(msgspec.Struct, frozen=True, tag="unknown"):
-    """There is no such generation here, or it is another session's."""
+    """The first frame if this worker has no such generation, or another session owns it."""
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True):
-    """Events that follow one another, each with its number and time, and what goes with them."""
+    """Consecutive events, each as (number, time, event), and the generation's changing facts."""
 
     events: list[tuple[int, float, Event]]
     model: str
     chunks: int
     kept: int | None
     ended_at: float | None
-    more: bool  # another batch of what there is already follows at once
+    more: bool  # another batch of events that already exist follows at once
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_answer = msgspec.msgpack.Decoder(Found | Unknown)
-_batch = msgspec.msgpack.Decoder(Batch)
+_decode_first = msgspec.msgpack.Decoder(Header | Unknown).decode
+_decode_batch = msgspec.msgpack.Decoder(Batch).decode
 
 
-# --- the owner's side -----------------------------------------------------------------------------
+# --- the producer's side --------------------------------------------------------------------------
 
 
-def tell(run: Generation, after: int, channel: Channel) -> int:
-    """Say what there is above `after`; the number of the last event that was told."""
+def send_generation(run: Generation, after: int, channel: Channel) -> int:
+    """Send the header and all events above `after`; returns the number of the last event sent.
+
+    Raises OSError.
+    """
     while True:
-        first = max(run.log.first, after + 1)
-        with contextlib.suppress(OffsetLost):  # it has let go of some more in between
-            events = run.log.read(first - 1)
+        first_number = max(run.log.first, after + 1)
+        with contextlib.suppress(OffsetLost):  # the log has just dropped more events
+            events = run.log.read(first_number - 1)
             break
-    found = Found(
+    header = Header(
         run.id,
         run.owner,
         run.asked,
@@ -94,66 +109,69 @@ def tell(run: Generation, after: int, channel: Channel) -> int:
         run.started_at,
         run.fingerprint,
         run.expected,
-        first,
-        run.pieces(after, first - 1),
+        first_number,
+        run.pieces(after, first_number - 1),
     )
-    channel.send(_encode(found))
-    tell_more(run, events, channel)
-    return events[-1][0] if events else first - 1
+    channel.send(_encode(header))
+    send_events(run, events, channel)
+    return events[-1][0] if events else first_number - 1
 
 
-def tell_more(run: Generation, events: list[tuple[int, Event]], channel: Channel) -> None:
-    """Say these events, in one batch at least."""
+def send_events(run: Generation, events: list[tuple[int, Event]], channel: Channel) -> None:
+    """Send these events in one batch or more; without events, one empty batch. Raises OSError."""
     for start in range(0, len(events) or 1, BATCH_MAX):
         part = events[start : start + BATCH_MAX]
         timed = [
-            (n, (run.ended_at or now()) if is_terminal(each) else run.came_at(n), each)
-            for n, each in part
+            (n, (run.ended_at or now()) if is_terminal(event) else run.came_at(n), event)
+            for n, event in part
         ]
         more = start + BATCH_MAX < len(events)
         channel.send(_encode(Batch(timed, run.model, run.chunks, run.kept, run.ended_at, more)))
 
 
-# --- the readers' side ----------------------------------------------------------------------------
+# --- the viewers' side ----------------------------------------------------------------------------
 
 
 class Source(Protocol):
-    """Where a remote gets its generation from."""
+    """Where a remote generation gets its events from."""
 
     def open(self, remote: RemoteGeneration) -> Channel | None:
-        """Ask its owner to tell it from the last event on, and to go on. None: it has it not."""
+        """A channel on which the producer sends all events after the log's last one, as they come.
+
+        None: the producer does not have the generation, or does not reply.
+        """
 
     def saved(self, remote: RemoteGeneration) -> Generation | None:
-        """What was saved of it, None where there is nothing (yet)."""
+        """The generation as saved in the store. None: nothing is saved (yet)."""
 
 
 class RemoteGeneration(Generation):
-    """See the module. `worker` is the owner's name."""
+    """See the module. `producer` is the name of the worker that makes the generation."""
 
     log: GapLog
 
-    def __init__(self, found: Found, worker: str, max_bytes: int, source: Source) -> None:
-        log = GapLog(max_bytes, found.first)
+    def __init__(self, header: Header, producer: str, max_bytes: int, source: Source) -> None:
+        log = GapLog(max_bytes, header.first_number)
         super().__init__(
-            found.id,
-            found.owner,
+            header.id,
+            header.owner,
             log,
-            asked=found.asked,
-            prefix=found.prefix,
-            started_at=found.started_at,
+            asked=header.requested_model,
+            prefix=header.prefix,
+            started_at=header.started_at,
         )
         self.log = log
-        self.worker = worker
-        self.expected = found.expected
-        self._fingerprint = found.fingerprint
+        self.producer = producer
+        self.expected = header.expected
+        self._fingerprint = header.fingerprint
         self._model = ""
         self._chunks = 0
         self._source = source
-        self._taking = threading.Lock()  # one at a time adds events; protects the two above
-        self._link = threading.Lock()  # protects the two below; taken before the viewers' lock
+        self._appending = threading.Lock()  # held to append events; protects the two facts above
+        self._connecting = threading.Lock()  # protects the two below; taken before _viewers_lock
         self._channel: Channel | None = None
-        self._following = False  # there is a thread
-        self._never = threading.Event()
+        self._has_thread = False
+        self._never_set = threading.Event()  # to sleep on
 
     @property
     def model(self) -> str:
@@ -167,36 +185,39 @@ class RemoteGeneration(Generation):
     def chunks(self) -> int:
         return self._chunks
 
-    # --- taking what is told ----------------------------------------------------------------------
+    # --- append received events -------------------------------------------------------------------
 
-    def receive(self, channel: Channel, first: bytes, timeout: float) -> None:
-        """Take all that is told at first. Raises OSError, msgspec.DecodeError."""
-        if (found := told(first)) is not None:
-            self._miss(found)
-            while self._take_next(channel, timeout):
+    def receive(self, channel: Channel, first_frame: bytes, timeout: float) -> None:
+        """Append all events that already exist at the producer. Raises OSError, DecodeError.
+
+        `timeout` is in seconds without data.
+        """
+        if (header := decode_header(first_frame)) is not None:
+            self._append_lost(header)
+            while self._receive_batch(channel, timeout):
                 pass
 
-    def _take_next(self, channel: Channel, timeout: float | None) -> bool:
-        """Take one batch; whether another follows at once. Raises OSError, DecodeError."""
+    def _receive_batch(self, channel: Channel, timeout: float | None) -> bool:
+        """Append one batch. True: another one follows at once. Raises OSError, DecodeError."""
         frame = channel.receive(timeout)
         if frame is None:
-            raise ConnectionResetError("the owner has closed the connection")
-        batch = _batch.decode(frame)
-        self._take(batch)
+            raise ConnectionResetError("the producer has closed the connection")
+        batch = _decode_batch(frame)
+        self._append(batch)
         return batch.more
 
-    def _miss(self, found: Found) -> None:
-        """Take what the owner's log has let go of."""
-        with self._taking:
-            after = found.first - 1 - len(found.lost)
+    def _append_lost(self, header: Header) -> None:
+        """Keep the text of events that the producer's log has dropped, and skip their numbers."""
+        with self._appending:
+            after = header.first_number - 1 - len(header.lost)
             known = len(self._parts)
-            for at, text in found.lost[max(0, known - after) :]:
+            for at, text in header.lost[max(0, known - after) :]:
                 self.note(text, at)
-            if found.first > self.log.last + 1:
-                self.log.skip(found.first)
+            if header.first_number > self.log.last + 1:
+                self.log.skip(header.first_number)
 
-    def _take(self, batch: Batch) -> None:
-        with self._taking:
+    def _append(self, batch: Batch) -> None:
+        with self._appending:
             self._model, self._chunks = batch.model, batch.chunks
             for number, at, event in batch.events:
                 if self.log.ended is not None:
@@ -210,7 +231,7 @@ class RemoteGeneration(Generation):
                 self.log.append(event)
 
     def _end(self, number: int, ended: Terminal, kept: int | None, at: float) -> None:
-        """End with this number. The role of the taker is held."""
+        """End the log with this number and terminal event. `_appending` is held."""
 
         def make() -> Terminal:
             self._kept, self.ended_at = kept, at
@@ -218,90 +239,97 @@ class RemoteGeneration(Generation):
 
         self.log.end_at(number, make)
 
-    # --- watching ---------------------------------------------------------------------------------
+    # --- viewers and their thread -----------------------------------------------------------------
 
     def join(self) -> Viewer:
         viewer = super().join()
-        started = True
-        with self._link:
-            if not self._following and self.log.ended is None:
+        is_following = True
+        with self._connecting:
+            if not self._has_thread and self.log.ended is None:
                 name = f"halt-remote-{self.id[:8]}"
                 try:
                     threading.Thread(target=self._follow, name=name, daemon=True).start()
-                    self._following = True
+                    self._has_thread = True
                 except RuntimeError:  # the system has no more threads
-                    started = False
-        if not started:
+                    is_following = False
+        if not is_following:
             self._fail("internal")
         return viewer
 
     def leave(self, viewer: Viewer) -> None:
         super().leave(viewer)
-        with self._link:
+        with self._connecting:
             if not self._viewers and self._channel is not None:
                 self._channel.interrupt()
 
-    def dismiss(self) -> None:
-        """Let all viewers go before its end: this worker leaves, they find it through another."""
+    def release_viewers(self) -> None:
+        """End the streams of all viewers before the generation ends.
+
+        For a worker that stops: the viewers' clients reconnect through another worker.
+        """
         with self._viewers_lock:
             for viewer in self._viewers:
                 viewer.gone = True
         self.log.look_again()
 
     def _follow(self) -> None:
-        """The thread's body: take what the owner says, until the end or the last viewer's leave."""
+        """The thread's body: append events until the log has ended or the last viewer has left."""
         try:
-            alone_since: float | None = None
-            while self._goes_on():
-                known, at = self.log.last, now()
+            lost_since: float | None = None
+            while self._keeps_following():
+                last, at = self.log.last, now()
                 channel = self._source.open(self)
                 if channel is not None:
                     with contextlib.closing(channel):
-                        self._take_all(channel)
-                if self.log.last > known or (channel is not None and now() - at > STEADY):
-                    alone_since = None
+                        self._receive_all(channel)
+                if self.log.last > last or (channel is not None and now() - at > STABLE_AFTER):
+                    lost_since = None
                     continue
-                alone_since = alone_since or at
-                self._outlive(alone_since)
+                lost_since = lost_since or at
+                self._end_from_store(lost_since)
                 if self.log.ended is None and self._viewers:
-                    self._never.wait(ORPHAN_TICK)
+                    self._never_set.wait(SAVED_POLL)
         except Exception:
-            logger.exception("remote generation %s", self.id)
+            logger.exception("reading remote generation %s has failed", self.id)
             self._fail("internal")
 
-    def _goes_on(self) -> bool:
-        """Whether the thread has something to do. False: it is counted as gone from now on."""
-        with self._link:
-            self._following = self.log.ended is None and bool(self._viewers)
-            return self._following
+    def _keeps_following(self) -> bool:
+        """Whether the thread has work left. After False, `join` starts a new thread."""
+        with self._connecting:
+            self._has_thread = self.log.ended is None and bool(self._viewers)
+            return self._has_thread
 
-    def _take_all(self, channel: Channel) -> None:
-        with self._link:
+    def _receive_all(self, channel: Channel) -> None:
+        with self._connecting:
             if not self._viewers:
                 return
             self._channel = channel
         try:
             with contextlib.suppress(OSError):
                 while self.log.ended is None:
-                    self._take_next(channel, None)
+                    self._receive_batch(channel, None)
         finally:
-            with self._link:
+            with self._connecting:
                 self._channel = None
 
-    # --- the owner's death ------------------------------------------------------------------------
+    # --- the producer's death ---------------------------------------------------------------------
 
-    def _outlive(self, since: float) -> None:
-        """The owner is gone: end with what was saved, or without it when that takes too long."""
+    def _end_from_store(self, since: float) -> None:
+        """End with the saved generation, or, SAVED_WITHIN seconds after `since`, without it."""
         saved = self._source.saved(self)
         if saved is not None and saved.log.ended is not None:
-            self._adopt(saved, saved.log.ended)
-        elif now() - since > ORPHAN_WAIT:
+            self._append_saved(saved, saved.log.ended)
+        elif now() - since > SAVED_WITHIN:
             self._fail("interrupted")
 
-    def _adopt(self, saved: Generation, ended: Terminal) -> None:
-        """Go on with what was saved. Text that was seen here and not saved is not kept."""
+    def _append_saved(self, saved: Generation, ended: Terminal) -> None:
+        """Append the saved events that follow the log's last one, and end the log.
+
+        Events that viewers here have seen and that were not saved do not count as kept: the answer
+        is the one in the store, so a reload of the page does not change it.
+        """
         last, upto = saved.log.last, saved.answer()[0]
-        with self._taking:
+        with self._appending:
             self._model = saved.model
             for number, event in saved.events(last):
                 if number > self.log.last and not isinstance(event, Terminal):
@@ -311,15 +339,16 @@ class RemoteGeneration(Generation):
             self._end(max(last, self.log.last + 1), ended, kept, saved.ended_at or now())
 
     def _fail(self, code: str) -> None:
+        """End the log with this error."""
         message, retryable = CODES[code]
         meter = Meter()
         meter.started_at = self.started_at
-        with self._taking:
+        with self._appending:
             ended = Failed(ErrorInfo(code, message, retryable), meter.snapshot())
             self._end(self.log.last + 1, ended, None, now())
 
 
-def told(answer: bytes) -> Found | None:
-    """The generation that an answer is about, None where it is not there."""
-    found = _answer.decode(answer)
-    return found if isinstance(found, Found) else None
+def decode_header(frame: bytes) -> Header | None:
+    """The header that a first frame holds. None: `Unknown`. Raises msgspec.DecodeError."""
+    first = _decode_first(frame)
+    return first if isinstance(first, Header) else None

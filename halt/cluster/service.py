@@ -1,23 +1,26 @@
-"""The other worker processes of a server on this machine, as a service of generations needs them.
+"""The other workers of a server on this machine: stop, read and list their generations.
 
-Each generation is made by one worker, its owner, and is in that one's memory alone. The others ask:
-to stop it, to read it (see `halt.cluster.remote`), to list it. The owner of a stream is not written
-anywhere; all others are asked at once and the owner answers, which takes about a millisecond.
+Each generation is produced by one worker and held in its memory alone. No table says which worker
+produces a stream: a request goes to all other workers at once and the producer replies, which takes
+about a millisecond. `halt.cluster.remote` reads the events of another worker's generation.
 
-What holds for all workers together, and why:
+Guarantees for all workers together, and their reasons:
 
-- An ID belongs to one stream: a lock of the kernel on a number made of it (`.file_locks`), held
-  while the run is kept. So of two workers that start the same ID at once, one is refused.
-- HALT_MAX_STREAMS: places that are locks of the kernel too. A worker that dies gives back its own.
-- Stop finds its stream, or the stream finds the Stop, in whatever order the two come. Stop first
-  buries the ID in its own worker's registry, then tells all others, and each of these presses or
-  buries, under the lock under which it starts streams. So a stream that starts in any worker that
-  was told is ended by the one or by the other. A worker that comes up during this becomes visible
-  first and copies the others' tombstones then, before it takes a request. So either the Stop finds
-  it among the others, or the Stop had buried the ID in its own worker before the copy was made.
-- A worker that hangs delays a Stop of a stream that no other worker has, by STOP_WITHIN at most,
-  and no other Stop. It finds the Stop when it goes on: in its queue, or, where that was full, sent
-  again by the worker that was asked (`Undelivered`).
+- An ID belongs to one stream. A kernel lock on a number computed from the ID (`.file_locks`) is
+  held while the generation is kept in memory, so of two workers that start the same ID at once one
+  is refused.
+- HALT_MAX_STREAMS is a limit for all workers. Its places are kernel locks too, so a worker that
+  dies frees its own.
+- Stop and start of a stream may race across workers; either order ends the stream. Stop first puts
+  a tombstone into its own worker's registry, then sends the request to all others; each of them
+  stops the stream or adds a tombstone, under the lock under which it starts streams. So a stream
+  that starts in any of these workers is ended by the one or the other. A worker that begins at this
+  time creates its socket first and copies the others' tombstones after that, before it serves
+  clients. So either the Stop is sent to it, or the tombstone was in the registry of the Stop's own
+  worker before the copy.
+- A worker that hangs delays a Stop only if no other worker has the stream, and by STOP_WITHIN at
+  most. It receives the Stop when it runs again: from its queue of requests or, if the queue was
+  full, by a repetition (`UndeliveredStops`).
 """
 
 from __future__ import annotations
@@ -33,10 +36,17 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from halt.clock import now
-from halt.cluster.channel import Answers, Channel
+from halt.cluster.bus import Bus
+from halt.cluster.channel import Channel, Replies
 from halt.cluster.file_locks import FileLocks
-from halt.cluster.peers import Peers
-from halt.cluster.remote import INTERVAL, RemoteGeneration, Unknown, tell, tell_more, told
+from halt.cluster.remote import (
+    INTERVAL,
+    RemoteGeneration,
+    Unknown,
+    decode_header,
+    send_events,
+    send_generation,
+)
 from halt.core.generation import Generation
 from halt.core.other_workers import OtherWorkers
 from halt.core.receipts import Receipt, RunningStream, Stops
@@ -46,27 +56,34 @@ from halt.core.stop import TOMBSTONE_SECONDS, StopRegistry, Tombstone, may_touch
 from halt.core.storage import Replay
 from halt.errors import OffsetLost, StoreUnavailable, UnknownStream
 
-STOP_WITHIN = RECEIPT_WAIT + 0.1  # seconds for the others to answer a Stop
-FIND_WITHIN = 1.0  # seconds for them to say whether they have a stream
-LIST_WITHIN = 0.5  # seconds for them to say what they have
-COPY_WITHIN = 2.0  # seconds for them to hand over their tombstones
-UNDELIVERED_SECONDS = 60.0  # for a worker that hangs to go on and take the Stops it has missed
-UNDELIVERED_MAX = 10_000  # Stops that are kept for such workers
-PRESS_MOST = 500  # of them in one request, which fits the kernel's buffer
-LAST_WORDS = 1.0  # seconds for the others' streams to end here, once this worker leaves
+STOP_WITHIN = RECEIPT_WAIT + 0.1  # seconds for the others to reply to a Stop
+FIND_WITHIN = 1.0  # seconds for them to reply whether they have a stream, and to send its events
+LIST_WITHIN = 0.5  # seconds for them to list or count their streams
+COPY_WITHIN = 2.0  # seconds for them to send their tombstones
+UNDELIVERED_SECONDS = 60.0  # during which an undelivered Stop is sent again
+UNDELIVERED_MAX = 10_000  # Stops kept to be sent again
+STOPS_PER_REQUEST = 500  # so that a request fits the kernel's buffer
+LEAVE_GRACE = 1.0  # seconds for remote streams to end by themselves while this worker stops
 
 logger = logging.getLogger(__name__)
 
 
-class Press(msgspec.Struct, frozen=True, tag="press"):
-    """Stop these, or leave tombstones. Answered by their receipts."""
+# The requests. Tags and field names stay as they are: workers of two versions of Halt exchange
+# these while a server is replaced (SIGUSR2).
+
+
+class StopRequest(msgspec.Struct, frozen=True, tag="press"):
+    """Stop these streams, or add tombstones. Reply: receipts."""
 
     stops: list[tuple[str, int | None]]
     requester: str | None
 
 
-class Find(msgspec.Struct, frozen=True, tag="find"):
-    """Tell of a generation from this event on; `live`: to its end."""
+class FindRequest(msgspec.Struct, frozen=True, tag="find"):
+    """Send a generation's events above `after`: those that exist, or with `live` all to its end.
+
+    Reply: see `halt.cluster.remote`.
+    """
 
     id: str
     requester: str | None
@@ -74,41 +91,46 @@ class Find(msgspec.Struct, frozen=True, tag="find"):
     live: bool
 
 
-class List(msgspec.Struct, frozen=True, tag="list"):
-    """List this owner's running generations; with `stop`, stop those that began `before` that time,
-    and answer by receipts."""
+class ListRequest(msgspec.Struct, frozen=True, tag="list"):
+    """List this owner's running generations. Reply: streams.
+
+    With `stop`: stop those that started before the time `before`. Reply: receipts.
+    """
 
     owner: str | None
     stop: bool = False
-    before: float = float("inf")  # on the clock of `halt.clock.now`, which is the machine's
+    before: float = float("inf")  # on the clock of `halt.clock.now`, which all processes share
 
 
-class Count(msgspec.Struct, frozen=True, tag="count"):
-    """Say how many streams are open."""
+class CountRequest(msgspec.Struct, frozen=True, tag="count"):
+    """Reply: the number of open streams."""
 
 
-class Copy(msgspec.Struct, frozen=True, tag="copy"):
-    """Hand over the tombstones."""
+class TombstonesRequest(msgspec.Struct, frozen=True, tag="copy"):
+    """Reply: the tombstones."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_request = msgspec.msgpack.Decoder(Press | Find | List | Count | Copy)
-_receipts = msgspec.msgpack.Decoder(list[Receipt])
-_listed = msgspec.msgpack.Decoder(list[RunningStream])
-_count = msgspec.msgpack.Decoder(int)
-_tombstones = msgspec.msgpack.Decoder(list[Tombstone])
+_decode_request = msgspec.msgpack.Decoder(
+    StopRequest | FindRequest | ListRequest | CountRequest | TombstonesRequest
+).decode
+_decode_receipts = msgspec.msgpack.Decoder(list[Receipt]).decode
+_decode_streams = msgspec.msgpack.Decoder(list[RunningStream]).decode
+_decode_count = msgspec.msgpack.Decoder(int).decode
+_decode_tombstones = msgspec.msgpack.Decoder(list[Tombstone]).decode
 
 
-class Undelivered:
-    """Stops for workers whose queue of requests was full: kept to be sent again, for a time.
+class UndeliveredStops:
+    """Stops for workers whose queue of requests was full, kept for a time to be sent again.
 
-    A worker that hangs takes no request, so its queue fills up with those of others; it finds these
-    Stops when it goes on. gunicorn ends a worker that hangs for longer than UNDELIVERED_SECONDS.
+    A worker that hangs accepts no request, so its queue fills up with requests of others. It
+    receives these Stops when it runs again. gunicorn ends a worker that hangs for longer than
+    UNDELIVERED_SECONDS.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # protects the table below
-        # (worker, requester, stream) -> (seen, until when), as added; stream None: all of them
+        # (worker, requester, stream) -> (last event seen, expiry), oldest first; stream None: all
         self._stops: OrderedDict[tuple[str, str | None, str | None], tuple[int | None, float]]
         self._stops = OrderedDict()
 
@@ -121,9 +143,9 @@ class Undelivered:
         stops: Sequence[tuple[str | None, int | None]],
         requester: str | None,
     ) -> None:
-        """Keep these for each of the workers; beyond UNDELIVERED_MAX the oldest go.
+        """Keep these Stops for each of the workers; beyond UNDELIVERED_MAX the oldest are dropped.
 
-        A stop is a stream's ID, None for all streams of the requester, and the last event seen.
+        A Stop is (stream ID, last event seen); ID None means all streams of the requester.
         """
         until = now() + UNDELIVERED_SECONDS
         with self._lock:
@@ -133,34 +155,34 @@ class Undelivered:
             while len(self._stops) > UNDELIVERED_MAX:
                 self._stops.popitem(last=False)
 
-    def due(self, workers: Collection[str]) -> list[tuple[str, Press | List]]:
-        """What each of these workers has to be sent. What is too old, or for a worker that is not
-        among them, is dropped."""
+    def due(self, workers: Collection[str]) -> list[tuple[str, StopRequest | ListRequest]]:
+        """The requests to send, each with its worker. Stops that have expired or are for a worker
+        not among `workers` are dropped."""
         at = now()
-        requests: list[tuple[str, Press | List]] = []
-        by_asker: defaultdict[tuple[str, str | None], list[tuple[str, int | None]]]
-        by_asker = defaultdict(list)
+        requests: list[tuple[str, StopRequest | ListRequest]] = []
+        by_requester: defaultdict[tuple[str, str | None], list[tuple[str, int | None]]]
+        by_requester = defaultdict(list)
         with self._lock:
             for key, (seen, until) in list(self._stops.items()):
                 worker, requester, stream_id = key
                 if worker not in workers or until <= at:
                     del self._stops[key]
                 elif stream_id is None:
-                    pressed_at = until - UNDELIVERED_SECONDS
-                    requests.append((worker, List(requester, stop=True, before=pressed_at)))
+                    stopped_at = until - UNDELIVERED_SECONDS
+                    requests.append((worker, ListRequest(requester, stop=True, before=stopped_at)))
                 else:
-                    by_asker[worker, requester].append((stream_id, seen))
+                    by_requester[worker, requester].append((stream_id, seen))
         requests += [
-            (worker, Press(stops[first : first + PRESS_MOST], requester))
-            for (worker, requester), stops in by_asker.items()
-            for first in range(0, len(stops), PRESS_MOST)
+            (worker, StopRequest(stops[first : first + STOPS_PER_REQUEST], requester))
+            for (worker, requester), stops in by_requester.items()
+            for first in range(0, len(stops), STOPS_PER_REQUEST)
         ]
         return requests
 
-    def delivered(self, worker: str, request: Press | List) -> None:
-        """The worker has this in its queue."""
+    def delivered(self, worker: str, request: StopRequest | ListRequest) -> None:
+        """Drop the Stops of this request: it was sent to the worker."""
         with self._lock:
-            if isinstance(request, List):
+            if isinstance(request, ListRequest):
                 self._stops.pop((worker, request.owner, None), None)
                 return
             for stream_id, _ in request.stops:
@@ -168,47 +190,48 @@ class Undelivered:
 
 
 class Workers(OtherWorkers):
-    """See the module. Until `begin` there are no others."""
+    """See the module. Before `begin` there are no other workers."""
 
-    #: This worker's own, of which the others ask; to be set before `begin`.
+    #: This worker's own service, which serves the others' requests; to be set before `begin`.
     service: GenerationService
 
-    def __init__(self, peers: Peers, registry: StopRegistry, replay: Replay | None = None) -> None:
+    def __init__(self, bus: Bus, registry: StopRegistry, replay: Replay | None = None) -> None:
         """`registry` is that of this worker's service."""
         super().__init__(replay)
-        self._peers = peers
+        self._bus = bus
+        self._membership = bus.membership
         self._registry = registry
         self._remotes_lock = threading.Lock()  # protects the table below
         self._remotes: WeakValueDictionary[str, RemoteGeneration] = WeakValueDictionary()
-        self._undelivered = Undelivered()
-        self._counting = threading.Lock()  # held by the request that asks for the next
-        self._counted: list[int] = []  # open streams of each other worker, as they said last
+        self._undelivered = UndeliveredStops()
+        self._counting = threading.Lock()  # held by the thread that sends the CountRequest
+        self._open_streams: list[int] = []  # of each other worker, by the last replies
         self._leaving_since: float | None = None
 
     def begin(self) -> None:
-        run = self._peers.begin(self._serve)
+        run = self._bus.begin(self._serve)
         self.service.capacity.places.share(FileLocks(run / "streams.slots"))
         self.service.capacity.ids.share(FileLocks(run / "ids.slots"))
         self.service.capacity.tabs.share(FileLocks(run / "tabs.slots"))
-        with self._peers.ask(_encode(Copy()), COPY_WITHIN) as answers:
-            for _, copied, _ in answers:
-                self._registry.inherit(_tombstones.decode(copied))
-        for left in self._peers.words(TOMBSTONE_SECONDS):
+        with self._bus.request(_encode(TombstonesRequest()), COPY_WITHIN) as replies:
+            for _, reply, _ in replies:
+                self._registry.inherit(_decode_tombstones(reply))
+        for note in self._membership.notes(TOMBSTONE_SECONDS):
             try:
-                self._registry.inherit(_tombstones.decode(left))
+                self._registry.inherit(_decode_tombstones(note))
             except msgspec.DecodeError as fault:  # of another version, or cut by a full disk
-                logger.error("Stops that a worker has left cannot be read: %s", fault)
-        self._peers.watch()
+                logger.error("a note with Stops of a stopped worker cannot be read: %s", fault)
+        self._membership.watch()
 
     # --- find, stop, list -------------------------------------------------------------------------
 
     @property
     def worker(self) -> str:
-        return self._peers.name
+        return self._membership.name
 
     @property
     def has_others(self) -> bool:
-        return bool(self._peers.others)
+        return bool(self._bus.others)
 
     def get(self, stream_id: str, requester: str | None) -> Generation | None:
         known = self._remotes.get(stream_id)
@@ -227,133 +250,137 @@ class Workers(OtherWorkers):
     def _find_remote(
         self, stream_id: str, requester: str | None, known: RemoteGeneration | None
     ) -> RemoteGeneration | None:
-        """A generation of another worker, as it is now. None: no worker has it.
+        """The generation of another worker, with all events that exist now. None: no worker has it.
 
-        One that ended because its owner died is not told any more: some of it may not be saved.
+        Also None for a known one that has ended because its producer died: some of its events may
+        not be in the store.
         """
         after = 0 if known is None else known.log.last
-        request = _encode(Find(stream_id, requester, after, live=False))
-        with self._peers.ask(request, FIND_WITHIN) as answers:
-            for name, answer, channel in answers:
-                found = told(answer)
-                if found is None:
+        request = _encode(FindRequest(stream_id, requester, after, live=False))
+        with self._bus.request(request, FIND_WITHIN) as replies:
+            for worker, reply, channel in replies:
+                header = decode_header(reply)
+                if header is None:
                     continue
                 with self._remotes_lock:
                     remote = self._remotes.get(stream_id) or RemoteGeneration(
-                        found, name, self.service.config.log_bytes, self
+                        header, worker, self.service.config.log_bytes, self
                     )
                     self._remotes[stream_id] = remote
-                with contextlib.suppress(OSError):  # it dies meanwhile: what was saved will follow
-                    remote.receive(channel, answer, FIND_WITHIN)
+                with contextlib.suppress(OSError):  # the producer dies now: viewers get the rest
+                    remote.receive(channel, reply, FIND_WITHIN)  # from the store
                 return remote
         if known is None or known.log.ended is not None or not may_touch(known.owner, requester):
             return None
-        return known  # its owner has died just now, or hangs
+        return known  # its producer has just died, or hangs
 
     def open(self, remote: RemoteGeneration) -> Channel | None:
-        """For a remote: go on with it where its owner has come to."""
-        request = _encode(Find(remote.id, remote.owner, remote.log.last, live=True))
-        with self._peers.ask(request, FIND_WITHIN, remote.worker) as answers:
-            for _, answer, channel in answers:
-                if told(answer) is not None:
+        """See `halt.cluster.remote.Source`."""
+        request = _encode(FindRequest(remote.id, remote.owner, remote.log.last, live=True))
+        with self._bus.request(request, FIND_WITHIN, remote.producer) as replies:
+            for _, reply, channel in replies:
+                if decode_header(reply) is not None:
                     with contextlib.suppress(OSError):
-                        remote.receive(channel, answer, FIND_WITHIN)
-                        channel.kept = True
+                        remote.receive(channel, reply, FIND_WITHIN)
+                        channel.is_kept = True
                         return channel
-        self._peers.sweep_soon()
+        self._membership.sweep_soon()
         return None
 
     def saved(self, remote: RemoteGeneration) -> Generation | None:
-        """For a remote: what was saved of it."""
+        """See `halt.cluster.remote.Source`."""
         return super().get(remote.id, remote.owner)
 
     @contextlib.contextmanager
     def stopping(self, stops: Stops, requester: str | None) -> Iterator[Iterator[Receipt]]:
-        request = Press(list(stops), requester)
-        with self._ask(request, STOP_WITHIN) if stops else Answers() as answers:
-            self._undelivered.add(answers.unreached, stops, requester)
-            yield _until_all({each for each, _ in stops}, answers)
+        request = StopRequest(list(stops), requester)
+        with self._request(request, STOP_WITHIN) if stops else Replies() as replies:
+            self._undelivered.add(replies.unreached, stops, requester)
+            yield _receipts_until_all({stream_id for stream_id, _ in stops}, replies)
 
     @contextlib.contextmanager
     def stopping_all(self, owner: str | None) -> Iterator[Iterator[Receipt]]:
-        with self._ask(List(owner, stop=True, before=now()), STOP_WITHIN) as answers:
-            self._undelivered.add(answers.unreached, [(None, None)], owner)
-            yield (each for _, answer, _ in answers for each in _receipts.decode(answer))
+        request = ListRequest(owner, stop=True, before=now())
+        with self._request(request, STOP_WITHIN) as replies:
+            self._undelivered.add(replies.unreached, [(None, None)], owner)
+            yield (receipt for _, reply, _ in replies for receipt in _decode_receipts(reply))
 
     def running(self, owner: str | None) -> list[RunningStream]:
-        with self._ask(List(owner), LIST_WITHIN) as answers:
-            return [each for _, answer, _ in answers for each in _listed.decode(answer)]
+        with self._request(ListRequest(owner), LIST_WITHIN) as replies:
+            return [stream for _, reply, _ in replies for stream in _decode_streams(reply)]
 
     def open_streams(self) -> list[int]:
         """See `OtherWorkers`.
 
-        One request at a time asks the others; those that come meanwhile are told what the last one
-        learned. So a worker that hangs holds one thread of this one.
+        One thread at a time sends the request; other threads return the previous result meanwhile.
+        So a worker that hangs blocks one thread of this worker at most.
         """
         if self._counting.acquire(blocking=False):
             try:
-                with self._ask(Count(), LIST_WITHIN) as answers:
-                    self._counted = [_count.decode(answer) for _, answer, _ in answers]
+                with self._request(CountRequest(), LIST_WITHIN) as replies:
+                    self._open_streams = [_decode_count(reply) for _, reply, _ in replies]
             finally:
                 self._counting.release()
-        return self._counted
+        return self._open_streams
 
-    def _ask(self, request: Press | List | Count, timeout: float) -> Answers:
-        """What the others answer; they are asked before this returns."""
-        return self._peers.ask(_encode(request), timeout)
+    def _request(
+        self, request: StopRequest | ListRequest | CountRequest, timeout: float
+    ) -> Replies:
+        """The replies of all others; the request is sent before this returns."""
+        return self._bus.request(_encode(request), timeout)
 
     def tick(self) -> None:
-        """Send the Stops that a worker's full queue has refused."""
+        """Send undelivered Stops again."""
         if not self._undelivered:
             return
-        for name, request in self._undelivered.due(self._peers.others):
-            with self._peers.ask(_encode(request), 0.0, name) as answers:
-                if not answers.unreached:
-                    self._undelivered.delivered(name, request)
+        for worker, request in self._undelivered.due(self._bus.others):
+            with self._bus.request(_encode(request), 0.0, worker) as replies:
+                if not replies.unreached:
+                    self._undelivered.delivered(worker, request)
 
-    # --- for the others ---------------------------------------------------------------------------
+    # --- serve the others -------------------------------------------------------------------------
 
-    def _serve(self, said: bytes, channel: Channel) -> None:
-        request = _request.decode(said)
-        if isinstance(request, Find):
-            self._tell(request, channel)
+    def _serve(self, payload: bytes, channel: Channel) -> None:
+        request = _decode_request(payload)
+        if isinstance(request, FindRequest):
+            self._serve_find(request, channel)
             return
-        answer: object
-        if isinstance(request, Press):
-            answer = self.service.stop_here(request.stops, request.requester)
-        elif isinstance(request, List):
+        reply: object
+        if isinstance(request, StopRequest):
+            reply = self.service.stop_here(request.stops, request.requester)
+        elif isinstance(request, ListRequest):
             if request.stop:
-                answer = self.service.stop_all_here(request.owner, request.before)
+                reply = self.service.stop_all_here(request.owner, request.before)
             else:
-                answer = self.service.running_here(request.owner)
-        elif isinstance(request, Count):
-            answer = self.service.open_streams
+                reply = self.service.running_here(request.owner)
+        elif isinstance(request, CountRequest):
+            reply = self.service.open_streams
         else:
-            answer = self._registry.tombstones()
-        channel.send(_encode(answer))
+            reply = self._registry.tombstones()
+        channel.send(_encode(reply))
 
-    def _tell(self, asked: Find, channel: Channel) -> None:
+    def _serve_find(self, request: FindRequest, channel: Channel) -> None:
         try:
-            run = self.service.run(asked.id, asked.requester)
+            run = self.service.run(request.id, request.requester)
         except UnknownStream:
             channel.send(_encode(Unknown()))
             return
-        if not asked.live:
+        if not request.live:
             run.expect()
-            tell(run, asked.after, channel)
+            send_generation(run, request.after, channel)
             return
-        if not channel.long():
-            logger.error("other workers follow too many streams of this one")
+        if not channel.begin_stream():
+            logger.error("other workers read too many streams of this one at once")
             return
         viewer = run.join()
         departure = Departure(self.service.relay, channel.sock, partial(run.leave, viewer))
         try:
-            after = tell(run, asked.after, channel)
+            after = send_generation(run, request.after, channel)
             for events in run.follow(after, viewer, INTERVAL):
                 if events:
-                    tell_more(run, events, channel)
+                    send_events(run, events, channel)
         except OffsetLost:
-            pass  # the other one was slower than the log is long: it comes again and is told so
+            pass  # the other worker reads too slowly; it reconnects, and its header lists the gap
         finally:
             departure.cancel()
             run.leave(viewer)
@@ -362,32 +389,33 @@ class Workers(OtherWorkers):
 
     def leave(self) -> None:
         since = self._leaving_since = self._leaving_since or now()
-        if now() - since > LAST_WORDS:
-            self._dismiss()
+        if now() - since > LEAVE_GRACE:
+            self._release_viewers()
 
     def close(self) -> None:
-        self._dismiss()
+        self._release_viewers()
         try:
             if tombstones := self._registry.tombstones():
-                self._peers.leave_word(_encode(tombstones))
+                self._membership.leave_note(_encode(tombstones))
         except OSError as exc:
-            logger.error("Stops of streams that have not begun are lost: %s", exc)
-        self._peers.close()
+            logger.error("Stops of streams that have not started are lost: %s", exc)
+        self._bus.close()
 
-    def _dismiss(self) -> None:
-        """Let go the readers of other workers' streams: they find these through another worker."""
+    def _release_viewers(self) -> None:
+        """End the viewers' streams of remote generations; clients reconnect to another worker."""
         with self._remotes_lock:
             remotes = list(self._remotes.values())
         for remote in remotes:
-            remote.dismiss()
+            remote.release_viewers()
 
 
-def _until_all(stream_ids: set[str], answers: Answers) -> Iterator[Receipt]:
-    """The receipts of streams that the others have had; no answer is waited for after the last."""
-    for _, answer, _ in answers if stream_ids else ():
-        for each in _receipts.decode(answer):
-            if each.status != "pending":
-                stream_ids.discard(each.id)
-                yield each
+def _receipts_until_all(stream_ids: set[str], replies: Replies) -> Iterator[Receipt]:
+    """The receipts of streams that other workers had. Ends, without waiting for further replies,
+    when each of the IDs has one; removes them from `stream_ids`."""
+    for _, reply, _ in replies if stream_ids else ():
+        for receipt in _decode_receipts(reply):
+            if receipt.status != "pending":
+                stream_ids.discard(receipt.id)
+                yield receipt
         if not stream_ids:
             return

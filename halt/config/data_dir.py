@@ -2,7 +2,7 @@
 
 secret_key   signs session cookies; made at the first start, for its owner's eyes only
 mark         tells this folder's workers from those of another one that use the same database
-run/         lock files and sockets of the workers that run now (see `halt.cluster.peers`)
+run/         lock files and sockets of the workers that run now (see `halt.cluster.membership`)
 
 Not every file system has hard links, locks, Unix sockets, modes or fsync. Nothing here needs hard
 links; without fsync a key is made all the same; where locks or sockets are missing the workers meet

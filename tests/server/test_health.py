@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from halt.cluster.peers import Peers
+from halt.cluster.bus import Bus
+from halt.cluster.membership import Membership
 from halt.cluster.service import Workers
 from halt.config.settings import Config
 from halt.core.connection import UpstreamConnection
@@ -111,7 +112,7 @@ def test_one_request_waits_for_a_worker_that_hangs(
 ) -> None:
     """The others are told the figures that the workers have given last."""
     registry = StopRegistry()
-    workers = Workers(Peers(tmp_path), registry)
+    workers = Workers(Bus(Membership(tmp_path)), registry)
     service = GenerationService(
         Config(base_url="http://127.0.0.1:9/v1", api_key="fake", data=str(tmp_path)),
         cast("Upstream", Silent()),
@@ -127,7 +128,7 @@ def test_one_request_waits_for_a_worker_that_hangs(
         assert hangs.wait(SEEN_WITHIN)
         yield [("other", b"\x03", None)]
 
-    monkeypatch.setattr(workers, "_ask", ask)
+    monkeypatch.setattr(workers, "_request", ask)
     assert (service.health().open_streams, service.health().workers) == (3, 2)
     asked.clear()
     hangs.clear()

@@ -16,13 +16,14 @@ import msgspec
 import pytest
 
 from halt.clock import now
-from halt.cluster import peers
+from halt.cluster import bus
 from halt.cluster import remote as module
 from halt.cluster import service as workers
+from halt.cluster.bus import Bus
 from halt.cluster.channel import Channel
-from halt.cluster.peers import Peers
-from halt.cluster.remote import Batch, Found, RemoteGeneration
-from halt.cluster.service import Find, Press, Undelivered, Workers
+from halt.cluster.membership import Membership
+from halt.cluster.remote import Batch, Header, RemoteGeneration
+from halt.cluster.service import FindRequest, StopRequest, UndeliveredStops, Workers
 from halt.config.data_dir import socket_folder
 from halt.config.settings import Config
 from halt.core import steps
@@ -62,8 +63,9 @@ class Worker:
         self.died: list[str] = []
         config = Config(**{**ENDLESS, **settings})
         registry = StopRegistry()
-        self.peers = Peers(folder, self.died.append)
-        self.workers = Workers(self.peers, registry)
+        self.membership = Membership(folder, self.died.append)
+        self.bus = Bus(self.membership)
+        self.workers = Workers(self.bus, registry)
         self.service = self.workers.service = GenerationService(
             config, self.upstream, registry, other_workers=self.workers
         )
@@ -139,13 +141,13 @@ def test_a_stream_that_is_not_there_is_said_as_earlier_versions_say_it(
     """The workers of two versions ask each other while a server is replaced (SIGUSR2)."""
     worker = begin()
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(str(socket_folder(tmp_path / "run") / f"{worker.peers.name}.sock"))
+        sock.connect(str(socket_folder(tmp_path / "run") / f"{worker.membership.name}.sock"))
         channel = Channel(sock)
-        channel.send(msgspec.msgpack.encode(Find("a-stream", None, 0, live=False)))
+        channel.send(msgspec.msgpack.encode(FindRequest("a-stream", None, 0, live=False)))
         answer = channel.receive(SOON)
     assert answer is not None
     assert msgspec.msgpack.decode(answer) == {"type": "unknown"}
-    assert module.told(answer) is None
+    assert module.decode_header(answer) is None
 
 
 def test_viewers_elsewhere_are_one_viewer_at_the_owner(begin: Begin) -> None:
@@ -215,19 +217,19 @@ def test_a_worker_without_a_lock_is_tidied_up_after_once(
     (run / "7-dead.lock").write_text("")
     sock = socket_folder(run) / "7-dead.sock"
     sock.write_text("")
-    worker.peers.sweep()
-    worker.peers.sweep()
+    worker.membership.sweep()
+    worker.membership.sweep()
     assert worker.died == ["7-dead"]
     assert list(run.glob("7-dead.*")) == []
     assert not sock.exists()
     (run / "8-dead.lock").write_text("")
-    monkeypatch.setattr(worker.peers, "recover", None)
-    worker.peers.sweep()
+    monkeypatch.setattr(worker.membership, "recover", None)
+    worker.membership.sweep()
     assert (run / "8-dead.lock").exists()
     monkeypatch.undo()
-    worker.peers.sweep()
+    worker.membership.sweep()
     assert worker.died == ["7-dead", "8-dead"]
-    begin().peers.sweep()
+    begin().membership.sweep()
     assert worker.died == ["7-dead", "8-dead"]
 
 
@@ -237,8 +239,8 @@ def test_an_owner_that_dies_while_it_tells_is_no_error(
     """Its readers have a generation that they can follow: what was saved of it comes later."""
     owner, other = begin(), begin()
     owner.start("a-stream", "text")
-    monkeypatch.setattr(workers, "tell_more", lambda *said: None)
-    monkeypatch.setattr(module, "tell_more", lambda *said: None)
+    monkeypatch.setattr(workers, "send_events", lambda *said: None)
+    monkeypatch.setattr(module, "send_events", lambda *said: None)
     assert other.service.get("a-stream", None).log.ended is None
 
 
@@ -246,13 +248,13 @@ def test_who_takes_no_answer_keeps_no_stop_from_being_heard(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A worker that hangs while it is answered has the other's attention for a moment only."""
-    monkeypatch.setattr(peers, "SHORT_MAX", 1)
-    monkeypatch.setattr(peers, "ANSWER_WITHIN", 0.01)
+    monkeypatch.setattr(bus, "REQUESTS_MAX", 1)
+    monkeypatch.setattr(bus, "REPLY_WITHIN", 0.01)
     owner, other = begin(), begin()
     owner.start("a-stream", "x" * 2_000_000)
     with socket.socket(socket.AF_UNIX) as hanging:
-        hanging.connect(str(socket_folder(tmp_path / "run") / f"{owner.peers.name}.sock"))
-        Channel(hanging).send(msgspec.msgpack.encode(Find("a-stream", None, 0, live=False)))
+        hanging.connect(str(socket_folder(tmp_path / "run") / f"{owner.membership.name}.sock"))
+        Channel(hanging).send(msgspec.msgpack.encode(FindRequest("a-stream", None, 0, live=False)))
         assert hanging.recv(1, socket.MSG_PEEK)
         assert other.service.stop("a-stream", None).status == "stopped"
 
@@ -319,8 +321,8 @@ class Told:
 
 
 def remote_of(source: Told) -> RemoteGeneration:
-    found = Found("a-stream", None, "asked-1", "", now(), "", None, 1, [])
-    return RemoteGeneration(found, "owner", 1_000_000, source)
+    header = Header("a-stream", None, "asked-1", "", now(), "", None, 1, [])
+    return RemoteGeneration(header, "owner", 1_000_000, source)
 
 
 def batch(first: int, *events: Event) -> Batch:
@@ -389,7 +391,7 @@ def test_text_that_was_seen_and_not_saved_is_not_kept() -> None:
 
 def test_nobody_waits_for_ever_for_a_dead_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """With nothing saved the readers are told that the answer was interrupted."""
-    monkeypatch.setattr(module, "ORPHAN_WAIT", 0.2)
+    monkeypatch.setattr(module, "SAVED_WITHIN", 0.2)
     told = Reader(remote_of(Told([batch(1, A)]))).finish()  # type: ignore[arg-type]
     number, ended = told[-1]
     assert (number, told[0]) == (2, (1, A))
@@ -434,8 +436,8 @@ def test_a_stop_reaches_a_worker_whose_queue_was_full(
     begin: Begin, monkeypatch: pytest.MonkeyPatch, press: Callable[[Worker, str], object]
 ) -> None:
     """A Stop that a hanging worker could not be sent is sent again until it takes it."""
-    monkeypatch.setattr(peers, "SHORT_MAX", 1)
-    monkeypatch.setattr(peers, "BACKLOG", 1)
+    monkeypatch.setattr(bus, "REQUESTS_MAX", 1)
+    monkeypatch.setattr(bus, "BACKLOG", 1)
     monkeypatch.setattr(workers, "STOP_WITHIN", 0.01)
     hangs, go_on = threading.Event(), threading.Event()
     serve = Workers._serve
@@ -450,11 +452,11 @@ def test_a_stop_reaches_a_worker_whose_queue_was_full(
         owner = begin()
     other = begin()
     run, _ = owner.start("a-stream", "one ", owner="me")
-    (name,) = other.peers.others
+    (name,) = other.bus.others
     with contextlib.ExitStack() as stack:
         full = False
         while not full:
-            full = bool(stack.enter_context(other.peers.ask(b"?", 0.0, name)).unreached)
+            full = bool(stack.enter_context(other.bus.request(b"?", 0.0, name)).unreached)
         assert hangs.wait(SOON)
         press(other, "somebody else")
         press(other, "me")
@@ -472,18 +474,18 @@ def test_stops_for_a_worker_are_kept_for_a_time_and_bounded(
 ) -> None:
     """The oldest go first; a worker that has gone, or that hangs for too long, is not waited for."""
     monkeypatch.setattr(workers, "UNDELIVERED_MAX", 5)
-    monkeypatch.setattr(workers, "PRESS_MOST", 2)
-    kept = Undelivered()
+    monkeypatch.setattr(workers, "STOPS_PER_REQUEST", 2)
+    kept = UndeliveredStops()
     kept.add(["w1"], [(f"stream-{n}", n) for n in range(6)], None)
     kept.add(["w1"], [("stream-5", 7)], None)
 
     def due(*workers: str) -> list[list[str]]:
-        presses = [request for _, request in kept.due(workers) if isinstance(request, Press)]
+        presses = [request for _, request in kept.due(workers) if isinstance(request, StopRequest)]
         return [[stream_id for stream_id, _ in press.stops] for press in presses]
 
     assert due("w1") == [["stream-1", "stream-2"], ["stream-3", "stream-4"], ["stream-5"]]
-    kept.delivered("w1", Press([("stream-1", 1), ("stream-2", 2)], None))
-    kept.delivered("w1", Press([("stream-3", 3)], "me"))
+    kept.delivered("w1", StopRequest([("stream-1", 1), ("stream-2", 2)], None))
+    kept.delivered("w1", StopRequest([("stream-3", 3)], "me"))
     assert due("w1", "w2") == [["stream-3", "stream-4"], ["stream-5"]]
     assert due("w2") == []
     assert due("w1") == []

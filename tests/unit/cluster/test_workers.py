@@ -16,8 +16,9 @@ from urllib.parse import urlencode
 import msgspec
 import pytest
 
-from halt.cluster.channel import Answers, Channel
-from halt.cluster.peers import Peers
+from halt.cluster.bus import Bus
+from halt.cluster.channel import Channel, Replies
+from halt.cluster.membership import Membership
 from halt.cluster.service import Workers
 from halt.config.settings import Config
 from halt.core.receipts import Receipt
@@ -138,7 +139,7 @@ def test_a_worker_that_hangs_holds_up_no_stop_of_another_ones_stream(
     asker.close()
 
 
-class OneAnswer(Answers):
+class OneReply(Replies):
     """One of the others has the stream that is asked for; another answer never comes."""
 
     def __init__(self, stream_id: str) -> None:
@@ -150,13 +151,14 @@ class OneAnswer(Answers):
         pytest.fail("it waits for one that hangs")
 
 
-class OneAnswers(Peers):
+class OneReplyBus(Bus):
     """Others of whom one has a stream."""
 
     def __init__(self, stream_id: str) -> None:
-        self._others = OneAnswer(stream_id)
+        super().__init__(Membership(Path("unused")))
+        self._others = OneReply(stream_id)
 
-    def ask(self, request: bytes, timeout: float, only: str | None = None) -> Answers:
+    def request(self, payload: bytes, timeout: float, only: str | None = None) -> Replies:
         return self._others
 
 
@@ -165,7 +167,7 @@ def test_the_same_id_twice_in_one_press_waits_for_nobody_else() -> None:
     one = new_id()
     config = Config(base_url="http://127.0.0.1:9/v1", api_key="fake")
     registry = StopRegistry()
-    workers = Workers(OneAnswers(one), registry)
+    workers = Workers(OneReplyBus(one), registry)
     service = GenerationService(config, Scripted(), registry, other_workers=workers)
     receipts = service.stop_each([(one, None), (one, 3)], None)
     assert [each.status for each in receipts] == ["stopped", "stopped"]

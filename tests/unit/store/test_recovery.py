@@ -26,8 +26,9 @@ import pytest
 from sqlalchemy import event, update
 
 from halt.clock import now
-from halt.cluster import peers
-from halt.cluster.peers import Peers
+from halt.cluster import membership
+from halt.cluster.bus import Bus
+from halt.cluster.membership import Membership
 from halt.config.data_dir import socket_folder
 from halt.config.settings import Config
 from halt.core import steps
@@ -474,21 +475,22 @@ def test_a_worker_of_another_folder_is_dead_only_when_it_began_nothing_for_long(
     desk: Desk, tmp_path: Path
 ) -> None:
     """Whether it lives can't be known here; a name of an earlier Halt is one of this folder."""
-    mine, other = Peers(tmp_path / "mine"), Peers(tmp_path / "other")
+    mine, other = Membership(tmp_path / "mine"), Membership(tmp_path / "other")
     for each in (mine, other):
-        each.begin(lambda said, channel: None)
+        each.begin()
     began = time.time()
     for stream_id, worker in (("old-stream", "9999999-abcdef12"), ("its-stream", other.name)):
         desk.store.generations.write(
             Batch((NewGeneration(stream_id, "somebody", worker, "", began),))
         )
-    other.close()
-    assert Replay(desk.store.generations, mine.alive, 10.0).recover() == 1
+    other.stop()
+    assert Replay(desk.store.generations, mine.is_alive, 10.0).recover() == 1
     assert desk.store.generations.workers_running().keys() == {other.name}
     assert (
-        Replay(desk.store.generations, mine.alive, -HOUR).get("its-stream", "somebody") is not None
+        Replay(desk.store.generations, mine.is_alive, -HOUR).get("its-stream", "somebody")
+        is not None
     )
-    mine.close()
+    mine.stop()
 
 
 @pytest.mark.skipif(not POSTGRES, reason="TEST_DATABASE_URL names no PostgreSQL")
@@ -517,25 +519,25 @@ def test_two_halts_on_one_database_leave_each_others_answers_alone(
 def test_a_worker_that_is_being_tidied_up_after_counts_as_dead(tmp_path: Path) -> None:
     """Who asks for one of its answers meanwhile is not told that there is none."""
     seen: list[bool | None] = []
-    dead, asking = Peers(tmp_path), Peers(tmp_path)
-    tidying = Peers(tmp_path, lambda name: seen.append(asking.alive(name)))
+    dead, asking = Membership(tmp_path), Membership(tmp_path)
+    tidying = Membership(tmp_path, lambda name: seen.append(asking.is_alive(name)))
     for each in (dead, asking, tidying):
-        each.begin(lambda said, channel: None)
-    assert asking.alive(dead.name)
+        each.begin()
+    assert asking.is_alive(dead.name)
     os.close(dead._lease)  # as the system does at its death
     tidying.sweep()
     assert seen == [False]
-    assert not asking.alive(dead.name)
+    assert not asking.is_alive(dead.name)
     for each in (dead, asking, tidying):
-        each.close()
+        each.stop()
 
 
 def test_one_of_several_workers_tidies_up_after_a_dead_one(tmp_path: Path) -> None:
     """Of three that look at the same moment one does it, and no file is left of the dead ones."""
     buried: list[str] = []
-    living = [Peers(tmp_path, buried.append) for _ in range(3)]
+    living = [Membership(tmp_path, buried.append) for _ in range(3)]
     for each in living:
-        each.begin(lambda said, channel: None)
+        each.begin()
     run = tmp_path / "run"
     dead = {f"{number}-dead" for number in range(200)}
     for name in dead:
@@ -545,7 +547,7 @@ def test_one_of_several_workers_tidies_up_after_a_dead_one(tmp_path: Path) -> No
     assert {path.stem for path in run.glob("*.lock")} == {each.name for each in living}
     assert not list(run.glob("*.cleanup"))
     for each in living:
-        each.close()
+        each.stop()
 
 
 def test_workers_whose_files_are_taken_away_are_not_taken_for_dead(
@@ -553,29 +555,30 @@ def test_workers_whose_files_are_taken_away_are_not_taken_for_dead(
 ) -> None:
     """Each makes its own again and says so once; one that begins meanwhile buries nobody either."""
     buried: list[str] = []
-    first, second, third = (Peers(tmp_path, buried.append) for _ in range(3))
+    first, second, third = (Bus(Membership(tmp_path, buried.append)) for _ in range(3))
     run = tmp_path / "run"
 
-    def is_there(each: Peers) -> bool:
+    def is_there(each: Bus) -> bool:
         sockets = socket_folder(run)  # another one, where names are too long
-        return all(map(Path.exists, (run / f"{each.name}.lock", sockets / f"{each.name}.sock")))
+        name = each.membership.name
+        return all(map(Path.exists, (run / f"{name}.lock", sockets / f"{name}.sock")))
 
     for each in (first, second):
         each.begin(lambda said, channel: channel.send(said))
-        each.watch()
+        each.membership.watch()
     for _ in range(2):
         shutil.rmtree(run)
-        assert first.alive(second.name)
-        assert second.alive(first.name)
+        assert first.membership.is_alive(second.membership.name)
+        assert second.membership.is_alive(first.membership.name)
         eventually(lambda: is_there(first) and is_there(second))
-        with first.ask(b"Who?", SOON) as answers:
+        with first.request(b"Who?", SOON) as answers:
             assert [said for _, said, _ in answers] == [b"Who?"]
-    said = [each for each in caplog.messages if "taken away" in each]
+    said = [each for each in caplog.messages if "were deleted" in each]
     assert 2 <= len(said) <= 4  # once each time, where it was well in between
     shutil.rmtree(run)
     third.begin(lambda said, channel: None)
-    assert third.alive(first.name)
-    third.watch()
+    assert third.membership.is_alive(first.membership.name)
+    third.membership.watch()
     eventually(lambda: is_there(first) and is_there(second))
     assert buried == []
     for each in (first, second, third):
@@ -586,20 +589,21 @@ def test_a_worker_without_files_is_dead_when_its_process_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that runs may be about to make them again; one without a file at all was never here."""
-    worker = Peers(tmp_path)
+    worker = Membership(tmp_path)
     (tmp_path / "run").mkdir(mode=0o700)
-    worker.begin(lambda said, channel: None)
-    assert not worker.alive("1-unknown")
+    worker.begin()
+    assert not worker.is_alive("1-unknown")
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         pass
     shutil.rmtree(tmp_path / "run")
-    assert not worker.alive(f"{gone.pid}-gone")
-    assert worker.alive(f"{os.getpid()}-hangs")
+    assert not worker.is_alive(f"{gone.pid}-gone")
+    assert worker.is_alive(f"{os.getpid()}-hangs")
     worker.watch()
     eventually((tmp_path / "run" / f"{worker.name}.lock").exists)
-    monkeypatch.setattr(peers, "MENDED_WITHIN", 0.0)
-    assert worker.alive(f"{os.getpid()}-hangs")
-    worker.close()
+    monkeypatch.setattr(membership, "REPAIR_WITHIN", 0.0)
+    assert worker.is_alive(f"{os.getpid()}-hangs")
+    worker.stop()
+    worker.wait_stopped()
 
 
 # --- what is kept for a time only -----------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_a_text_has_nothing_to_say_in_silence_and_is_asked_once_a_heartbeat(
 
 
 @pytest.mark.parametrize("behind", [False, True])
-def test_a_reader_that_is_dismissed_goes_with_what_it_has(
+def test_a_reader_that_is_release_viewersed_goes_with_what_it_has(
     begin: Begin,
     ends: tuple[socket.socket, socket.socket],
     behind: bool,
@@ -104,7 +104,7 @@ def test_a_reader_that_is_dismissed_goes_with_what_it_has(
             until(lambda: bool(sink._unsent))
         else:
             received(client, b'"one "}\n\n\r\n')
-        leaving.workers._dismiss()
+        leaving.workers._release_viewers()
         if behind:
             until(lambda: not leaving.service.relay._posts)
             client.setblocking(False)
