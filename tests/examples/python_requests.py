@@ -1,4 +1,4 @@
-"""The answer's text as it comes, with `requests`; Ctrl-C really stops the model.
+"""The answer's text as it comes, with `requests`; Ctrl-C stops it.
 
 python python_requests.py http://127.0.0.1:8000 "Count to ten."
 """

@@ -216,6 +216,25 @@ def test_the_library_names_each_kind_of_provider() -> None:
         assert f'"{kind}"' in text_of("docs/library.md")
 
 
+@pytest.mark.parametrize(
+    "label",
+    [
+        *("Compare", "Continue", "Delete", "Discard", "Display", "Edit", "Export all as JSON"),
+        *("Go on with this", "Import JSON…", "Regenerate", "Rename", "Saving is behind"),
+        *("Send now", "Thinking…", "Thought for", "Undo", "Waiting for the model"),
+    ],
+)
+def test_documents_use_the_labels_of_the_page(label: str) -> None:
+    """A reader finds the words of docs/using.md and docs/storage.md on the page."""
+    assert label in text_of("docs/using.md") + text_of("docs/storage.md")
+    sources = [
+        *ROOT.glob("templates/*.html"),
+        *ROOT.glob("static/*.js"),
+        *ROOT.glob("halt/**/*.py"),
+    ]
+    assert any(label in source.read_text("utf-8") for source in sources)
+
+
 # --- figures and file names -----------------------------------------------------------------------
 
 
@@ -248,7 +267,7 @@ def test_files_that_contributors_are_sent_to_exist() -> None:
 
 def test_no_document_claims_what_only_the_models_server_knows() -> None:
     """A closed connection does not mean that the model stops, or that nothing is billed."""
-    for document in DOCUMENTS:
+    for document in (*DOCUMENTS, ROOT / "halt/web/api/openapi.yaml"):
         if document.name == "CHANGELOG.md":  # says what was claimed before
             continue
         text = " ".join(document.read_text("utf-8").split()).lower()
