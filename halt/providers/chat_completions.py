@@ -1,4 +1,4 @@
-"""The stream of OpenAI's chat completions, as its API and its servers send it, to deltas."""
+"""Decodes the stream of OpenAI's chat completions, with the variants of all servers, to deltas."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from halt.providers.round_trip import RoundTripFields
 from halt.providers.tool_calls import CallAssembler
 from halt.providers.unknown_fields import UnknownFields
 
-# The usual chunk: what the API and its servers send with each token. A field that is `None` here is
-# understood where it has another value, by the liberal way.
+# The usual chunk: the fields that OpenAI and other servers send with each token. A chunk in which a
+# field of type `None` has another value goes to `_decode_unusual`.
 
 
 _NONE = msgspec.Raw(b"")
@@ -65,7 +65,7 @@ class _Choice(msgspec.Struct, forbid_unknown_fields=True):
     stop_reason: None = None  # vLLM
     token_ids: None = None
     matched_stop: None = None  # SGLang
-    text: str | None = None  # Together, where it is that of the delta
+    text: str | None = None  # Together: repeats the text of the delta
     seed: msgspec.Raw = _NONE
     content_filter_results: msgspec.Raw = _NONE  # Azure
 
@@ -86,12 +86,12 @@ class _Chunk(msgspec.Struct, forbid_unknown_fields=True):
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
-#: Names of thoughts beside an answer's text.
+#: Names of the fields with reasoning.
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "reasoning_text")
-#: Fields that say why the model has come to its end; the first that is there counts.
+#: Names of the fields with the finish reason; the first one that is present counts.
 REASONS = ("finish_reason", "finishReason", "done_reason", "finish_details", "stop_reason")
 
-# Fields that Halt has a place for, or that say nothing to anybody; others are handed on.
+# Fields that Halt handles, or that are of no use to clients; others are passed to the client.
 # fmt: off
 _OF_CHUNK = frozenset({
     "id", "object", "created", "model", "choices", "usage", "error", "obfuscation", "p", "nonce",
@@ -104,11 +104,11 @@ _OF_DELTA = frozenset({
     "role", "content", "text", "refusal", "tool_calls", "function_call", "error", *THOUGHTS,
 })
 _OF_CALL = frozenset({"index", "id", "type", "function", "name", "arguments"})
-#: A chunk that has a choice and no other field tells no error.
+#: A chunk with a choice and only these fields holds no error.
 _QUIET = _OF_CHUNK - {"error"} | {"provider", "system_fingerprint", "service_tier"}
-#: Ollama's own words -> OpenAI's.
+#: Ollama's names of token counts -> OpenAI's.
 _COUNTS = {"prompt_eval_count": "prompt_tokens", "eval_count": "completion_tokens"}
-#: Those of an object that is a choice itself.
+#: The handled fields of an object that is a choice itself.
 _OF_LINE = _OF_CHUNK | _OF_CHOICE | _COUNTS.keys() | {
     "created_at", "response", "done", "done_reason", "context", "type", "role", "stop_reason",
 }
@@ -116,28 +116,29 @@ _OF_LINE = _OF_CHUNK | _OF_CHOICE | _COUNTS.keys() | {
 
 
 class ChatDecoder(EventDecoder):
-    """The stream of a chat completion."""
+    """Decodes the stream of a chat completion, or a complete one."""
 
     def __init__(self, *, logprobs: bool = False) -> None:
-        """`logprobs`: they were asked for; servers that send them unasked are not listened to."""
+        """`logprobs`: the request asks for them. Otherwise logprobs from the server are dropped."""
         super().__init__()
         self._wants_logprobs = logprobs
         self._calls = CallAssembler()
-        self._call_ids: set[str] = set()  # of calls that came
+        self._call_ids: set[str] = set()  # of the calls that have arrived
         self._has_calls = False
-        self._has_output = False  # something was given out
-        self._texts: dict[Kind, list[str]] = {Content: [], Reasoning: []}  # all that came
-        self._sizes: dict[Kind, int] = {Content: 0, Reasoning: 0}  # characters of these
+        self._has_output = False  # something was emitted
+        self._texts: dict[Kind, list[str]] = {Content: [], Reasoning: []}  # all text, as it arrived
+        self._sizes: dict[Kind, int] = {Content: 0, Reasoning: 0}  # characters of `_texts`
+        # The last (system_fingerprint, service_tier, provider): the same in most chunks.
         self._constants: tuple[str | None, str | None, str | None] = (None, None, None)
-        self._filters = _NONE  # Azure's verdict on the last piece
+        self._filters = _NONE  # Azure's content filter results of the last chunk
         self._unknown = UnknownFields()
-        self._returned = RoundTripFields()
+        self._round_trip = RoundTripFields()
 
     @property
     def opaque(self) -> dict[str, Any] | None:
         """Fields of the message: see `RoundTripFields`."""
         thoughts, texts = self._texts[Reasoning], self._texts[Content]
-        return self._returned.fields(thoughts, texts, marked=self._splitter.has_tags)
+        return self._round_trip.fields(thoughts, texts, marked=self._splitter.has_tags)
 
     # --- the usual chunk --------------------------------------------------------------------------
 
@@ -163,16 +164,16 @@ class ChatDecoder(EventDecoder):
         for choice in choices or ():
             self._has_started = True
             if choice.index:
-                continue  # one answer is shown; others are never asked for
+                continue  # only the first answer counts: Halt never requests more
             if choice.delta is not None:
                 self._take_delta(choice.delta, out)
-            if choice.finish_reason:  # some send "" until there is one
+            if choice.finish_reason:  # some servers send "" before the end
                 self.finish_reason = known_reason(choice.finish_reason) or self.finish_reason
         if self._unknown.waiting and out:
             self._unknown.emit(out)
 
     def _is_unusual(self, choice: _Choice) -> bool:
-        """Whether a choice has what is to be handed on, or text outside its delta."""
+        """Whether a choice has fields to pass to the client, or text outside its delta."""
         if self._wants_logprobs and bytes(choice.logprobs) not in {b"", b"null"}:
             return True
         if choice.content_filter_results != self._filters:
@@ -183,13 +184,13 @@ class ChatDecoder(EventDecoder):
     def _take_delta(self, delta: _Delta, out: PartBuilder) -> None:
         thought, text = delta.reasoning_content or delta.reasoning, delta.content or delta.refusal
         if thought:
-            self._returned.name = "reasoning_content" if delta.reasoning_content else "reasoning"
-            self._came(Reasoning, thought, out)
+            self._round_trip.name = "reasoning_content" if delta.reasoning_content else "reasoning"
+            self._store_text(Reasoning, thought, out)
             if not self._splitter.is_finished:
                 self._splitter.note_reasoning(out)
             out.add_text(Reasoning, thought)
         if text:
-            self._came(Content, text, out)
+            self._store_text(Content, text, out)
             if self._splitter.is_finished:
                 out.add_text(Content, text)
             else:
@@ -198,22 +199,23 @@ class ChatDecoder(EventDecoder):
             self._has_output = True
             out.chunks += 1
         for call in delta.tool_calls or ():
-            told = call.function or _Function()
-            self._take_call(call.index, call.id or "", told.name or "", told.arguments or "", out)
+            function = call.function or _Function()
+            name, arguments = function.name or "", function.arguments or ""
+            self._take_call(call.index, call.id or "", name, arguments, out)
 
-    def _came(self, kind: Kind, text: str, out: PartBuilder) -> None:
-        """Keep text as it came."""
+    def _store_text(self, kind: Kind, text: str, out: PartBuilder) -> None:
+        """Store text as it arrived, and count its characters."""
         self._texts[kind].append(text)
         self._sizes[kind] += len(text)
         out.arrived += len(text)
 
     def _take_texts(self, thought: str | None, text: str | None, out: PartBuilder) -> None:
-        """Thoughts and text of one piece."""
+        """Add the reasoning and the text of one chunk."""
         if thought:
-            self._came(Reasoning, thought, out)
+            self._store_text(Reasoning, thought, out)
             self._add_text(Reasoning, thought, out)
         if text:
-            self._came(Content, text, out)
+            self._store_text(Content, text, out)
             self._add_text(Content, text, out)
         if thought or text:
             self._has_output = True
@@ -240,14 +242,14 @@ class ChatDecoder(EventDecoder):
 
     def _flush(self, out: PartBuilder) -> None:
         super()._flush(out)
-        waiting, self._partial_characters = self._partial_characters, {}
-        for key, halves in waiting.items():
+        joiners, self._partial_characters = self._partial_characters, {}
+        for key, joiner in joiners.items():
             index, id_ = (None, key) if isinstance(key, str) else (key, "")
-            self._calls.add_fragment(index, id_, "", halves.feed("", last=True), out)
+            self._calls.add_fragment(index, id_, "", joiner.feed("", last=True), out)
         self._calls.finish(out)
         self._unknown.end(out)
 
-    # --- any other chunk, whole answer or line ----------------------------------------------------
+    # --- unusual chunks, complete answers, and lines of JSON --------------------------------------
 
     def _decode_object(self, value: dict[str, Any], event: str | None, out: PartBuilder) -> None:
         value = _unwrapped(value)
@@ -276,17 +278,21 @@ class ChatDecoder(EventDecoder):
             self.model = valid_text(model)
         if fault is not None:
             if not self._is_finished:
-                # A document instead of a stream is the server's last word where it does not say
-                # that the fault will pass.
+                # A document in place of a stream is final, unless its error says that a retry may
+                # succeed.
                 is_final = event is None and fault.code == "upstream_error"
                 raise fault.once() if is_final else fault
             return
         if not (choices or value.keys() & {"choices", "usage", "model"}):
-            return  # a sign of life
+            return  # a keep-alive
         self._unknown.add("chunk", value, own)
-        fixed = (value.get("system_fingerprint"), value.get("service_tier"), value.get("provider"))
-        if all(each is None or isinstance(each, str) for each in fixed):
-            self._constants = fixed
+        constants = (
+            value.get("system_fingerprint"),
+            value.get("service_tier"),
+            value.get("provider"),
+        )
+        if all(constant is None or isinstance(constant, str) for constant in constants):
+            self._constants = constants
         if self._unknown.waiting and self._has_output:
             self._unknown.emit(out)
 
@@ -296,31 +302,31 @@ class ChatDecoder(EventDecoder):
         delta, message = choice.get("delta"), choice.get("message")
         if not isinstance(delta, dict):
             delta = {"content": delta}
-        brought = self._take_part(delta, out)
+        has_content = self._take_part(delta, out)
         if isinstance(message, str):
             message = {"content": message}
-        if isinstance(message, dict) and not brought:
-            # Ollama's lines hold a piece under this name; elsewhere it is all of the answer.
-            brought = self._take_part(message, out, is_whole="done" not in choice)
-            self._is_complete_answer = self._is_complete_answer or (is_bare and brought)
+        if isinstance(message, dict) and not has_content:
+            # In Ollama's lines `message` is a piece of the answer; from other servers it is all.
+            has_content = self._take_part(message, out, is_whole="done" not in choice)
+            self._is_complete_answer = self._is_complete_answer or (is_bare and has_content)
         for name in ("text", "content", "response"):
-            if not brought and (text := extract_text(choice.get(name))):
-                brought = True
+            if not has_content and (text := extract_text(choice.get(name))):
+                has_content = True
                 self._take_texts(None, text, out)
         if not has_failed and (reason := _reason_in(choice)):
             self.finish_reason = reason
 
     def _take_part(self, part: dict[str, Any], out: PartBuilder, *, is_whole: bool = False) -> bool:
-        """A delta, or a message. True where it had something of the answer in it."""
+        """Decode a delta, or a message. Return True if it held a part of the answer."""
         name = next((name for name in THOUGHTS if extract_text(part.get(name))), "")
         thought = extract_text(part.get(name))
-        self._returned.name = name or self._returned.name
+        self._round_trip.name = name or self._round_trip.name
         content = part.get("content")
-        others: list[Any] = []
+        other_parts: list[Any] = []
         if isinstance(content, list):
-            thoughts, text, others = _of_parts(content)
+            thoughts, text, other_parts = _split_parts(content)
             thought = thoughts or thought
-            self._returned.take_parts(clean(content))
+            self._round_trip.take_parts(clean(content))
         else:
             text = extract_text(content)
         text = text or extract_text(part.get("text")) or extract_text(part.get("refusal"))
@@ -330,24 +336,24 @@ class ChatDecoder(EventDecoder):
         self._take_texts(thought, text, out)
         has_calls = self._take_calls(part, out, is_whole=is_whole)
         extras = self._unknown.changed_fields("delta", part, _OF_DELTA)
-        self._returned.take_fields(dict(extras))
-        for each in others:
-            name = "images" if "image" in str(each.get("type")) else "content_parts"
-            extras.setdefault(name, []).append(clean(each))
+        self._round_trip.take_fields(dict(extras))
+        for other_part in other_parts:
+            name = "images" if "image" in str(other_part.get("type")) else "content_parts"
+            extras.setdefault(name, []).append(clean(other_part))
         if extras:
             self._has_output = True
             out.add_event(Extra(delta=extras))
         return bool(thought or text or has_calls or extras)
 
     def _new(self, kind: Kind, text: str) -> str:
-        """What of a whole text has not come yet. Servers repeat all that they sent in pieces."""
+        """Return the new part of a complete text: servers may repeat what they sent in pieces."""
         known, size = self._texts[kind], self._sizes[kind]
         if not size or len(text) < size:
             return text
         return text.removeprefix("".join(known))
 
     def _take_calls(self, part: dict[str, Any], out: PartBuilder, *, is_whole: bool) -> bool:
-        """The tool calls of a delta, or of a message. True where there are any."""
+        """Add the tool calls of a delta, or of a message. Return True if there are any."""
         calls = as_objects(part.get("tool_calls"))
         if isinstance(part.get("function_call"), dict):
             calls.append({"index": 0, "function": part["function_call"]})
@@ -356,12 +362,12 @@ class ChatDecoder(EventDecoder):
         known = ids & self._call_ids
         for call in calls:
             function = call.get("function")
-            told = function if isinstance(function, dict) else call
-            name = told.get("name", function if isinstance(function, str) else None)
+            fields = function if isinstance(function, dict) else call
+            name = fields.get("name", function if isinstance(function, str) else None)
             id_ = valid_text(extract_text(call.get("id")))
-            arguments, index = _arguments(told), parse_index(call.get("index"))
+            arguments, index = _arguments(fields), parse_index(call.get("index"))
             if is_whole and (id_ in known or (had_calls and not id_)):
-                continue  # it came in pieces
+                continue  # it arrived in pieces before
             key = id_ if index is None else index
             extra = self._unknown.changed_fields("call", call, _OF_CALL)
             self._take_call(
@@ -379,7 +385,7 @@ class ChatDecoder(EventDecoder):
 
 
 def _unwrapped(value: dict[str, Any]) -> dict[str, Any]:
-    """An object with the fields of the answer that it holds, where a gateway has wrapped one."""
+    """Return an object with the fields of the chunk that a gateway has wrapped in it, if any."""
     if "choices" in value:
         return value
     for name in WRAPPERS:
@@ -390,7 +396,7 @@ def _unwrapped(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_choice(value: dict[str, Any]) -> bool:
-    """Whether an object without choices is one itself: Ollama's lines, and similar ones."""
+    """Whether an object without `choices` is a choice itself: Ollama's lines, and similar ones."""
     if isinstance(value.get("message"), dict) or isinstance(value.get("delta"), dict):
         return True
     if isinstance(value.get("response"), str) or isinstance(value.get("done"), bool):
@@ -399,9 +405,9 @@ def _is_choice(value: dict[str, Any]) -> bool:
     return "type" not in value and any(isinstance(value.get(name), str) for name in names)
 
 
-def _of_parts(parts: list[Any]) -> tuple[str, str, list[dict[str, Any]]]:
-    """Thoughts and text of content that comes as a list, and its other parts."""
-    thoughts, texts, others = [], [], []
+def _split_parts(parts: list[Any]) -> tuple[str, str, list[dict[str, Any]]]:
+    """Return the reasoning, the text and the other parts of a `content` that is a list."""
+    thoughts, texts, other_parts = [], [], []
     for part in parts:
         fields = as_object(part)
         thought = fields.get("thinking") or fields.get("reasoning")
@@ -410,25 +416,25 @@ def _of_parts(parts: list[Any]) -> tuple[str, str, list[dict[str, Any]]]:
         elif text := extract_text(part) or extract_text(fields.get("refusal")):
             texts.append(text)
         elif len(fields) > 1 and str(fields.get("type")) not in {"text", "output_text"}:
-            others.append(fields)
-    return "".join(thoughts), "".join(texts), others
+            other_parts.append(fields)
+    return "".join(thoughts), "".join(texts), other_parts
 
 
-def _arguments(told: dict[str, Any]) -> str:
-    """A call's arguments as text; a few servers send them as an object, or as PHP's empty list."""
+def _arguments(fields: dict[str, Any]) -> str:
+    """Return a call's arguments as text. Some servers send an object, or PHP's empty list."""
     for name in ("arguments", "parameters", "input"):
-        value = told.get(name)
+        value = fields.get(name)
         if isinstance(value, str) or value is None:
             if value:
                 return str(value)
             continue
-        if value or told.get("name"):
+        if value or fields.get("name"):
             return msgspec.json.encode(clean(value) or {}).decode()
     return ""
 
 
 def _reason_in(choice: dict[str, Any]) -> str | None:
-    """Why the model has come to its end, None where it has not."""
+    """Return the finish reason of a choice, None if the model has not finished."""
     for name in REASONS:
         if reason := known_reason(choice.get(name)):
             return reason

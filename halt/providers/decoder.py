@@ -1,8 +1,8 @@
-"""A model's stream of bytes to deltas: text, reasoning, tool calls, and fields that have no name.
+"""Decodes a model's stream of bytes to deltas: text, reasoning, tool calls, and unknown fields.
 
-`EventDecoder` is what the decoders of all APIs have in common. A piece as its API has it is decoded
-by a typed struct, which costs a fraction of the SDK's objects. What the struct refuses is read
-liberally: what is needed is taken from where it stands, and what is not needed cannot fail.
+`EventDecoder` is the base class of the decoders of all APIs. A regular event is decoded to a typed
+struct, which costs a fraction of the SDK's objects. An event that the struct refuses is decoded as
+plain JSON: the needed fields are taken from wherever they are, and other fields cannot fail.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from halt.providers.sse import EventParser, Framed, single_lines
 from halt.providers.stray_text import StrayText, is_done, is_page
 from halt.providers.think_tags import ThinkSplitter
 
-LINE_MAX = 33_554_432  # bytes of one event; a picture in an answer has a few million
-VALUES_MAX = 250_000  # values of one event, and names of fields
-OBJECTS_MAX = 10_000  # objects that stand in one event, one behind the other
+LINE_MAX = 33_554_432  # bytes of one event; an image in an answer has a few million
+VALUES_MAX = 250_000  # values and field names of one event
+OBJECTS_MAX = 10_000  # consecutive objects in one event
 
 Kind = type[Content] | type[Reasoning]
 
-#: What a JSON value, or one as Python writes it, begins with.
-_VALUE_BEGINS = frozenset(b'{["-0123456789tfnNI\xef')  # the last begins a byte order mark
+#: First bytes of a JSON value, or of a Python literal.
+_VALUE_BEGINS = frozenset(b'{["-0123456789tfnNI\xef')  # the last one starts a byte order mark
 
 
 class EventDecoder:
@@ -42,46 +42,45 @@ class EventDecoder:
         self.usage: dict[str, Any] | None = None
         self.model: str | None = None
         self.ended = False
-        self.label = ""  # what the response says of its body, where that is no event stream
-        self._has_started = False  # a part of an answer has come
-        self._is_complete_answer = False  # it was a whole answer, so no finish reason has to follow
+        self.label = ""  # type or encoding of a body that is no event stream, for error messages
+        self._has_started = False  # a part of an answer has arrived
+        self._is_complete_answer = False  # one object held the answer: needs no finish reason
         self._parser = EventParser()
-        self._stray = StrayText()  # behind the last event
-        self._is_fresh = False  # nothing is kept of what came before, in neither
-        self._cut = False  # the body has ended, so what comes last may be incomplete
-        self._partial_characters: dict[
-            Any, CharacterJoiner
-        ] = {}  # a kind of text, or a call -> what waits in it
+        self._stray = StrayText()  # after the last event
+        self._is_fresh = False  # neither the parser nor `_stray` holds earlier bytes
+        self._cut = False  # the body has ended, so the last event may be incomplete
+        # A kind of text, or a call -> the joiner that holds its partial character.
+        self._partial_characters: dict[Any, CharacterJoiner] = {}
         self._splitter = ThinkSplitter()
         self._fault: UpstreamError | None = None
 
     @property
     def opaque(self) -> Any:
-        """What the provider wants back with this answer when tools were called."""
+        """Data that the provider needs back with this answer if it called tools."""
         return None
 
     @property
     def has_started(self) -> bool:
-        """Whether a part of an answer has come."""
+        """Whether a part of an answer has arrived."""
         return self._has_started
 
     @property
     def has_failed(self) -> bool:
-        """An UpstreamError came behind text which was returned before: see `check`."""
+        """Whether an UpstreamError arrived after text that was returned before: see `check`."""
         return self._fault is not None
 
     def check(self) -> None:
-        """Raise the UpstreamError that came behind text which was returned before, if any."""
+        """Raise the UpstreamError that arrived after text that was returned before, if any."""
         if self._fault is not None:
             raise self._fault
 
     def feed(self, raw: bytes) -> Part:
-        """Decode what has come. Raises UpstreamError, after all text before it was returned."""
+        """Decode new bytes. Raises UpstreamError, once all text before it has been returned."""
         if self._fault is not None:
             raise self._fault
         out = PartBuilder()
         try:
-            is_short = len(raw) <= VALUES_MAX  # so it holds no more values, and is not counted
+            is_short = len(raw) <= VALUES_MAX  # then it cannot hold more values: do not count them
             if self._is_fresh and is_short and raw.startswith(b"data: ") and raw.endswith(b"\n\n"):
                 breaks = raw.count(b"\n")
                 if breaks == 2 and b"\r" not in raw:  # the usual read
@@ -110,15 +109,15 @@ class EventDecoder:
             self._end_over_limit("an event without an end")
 
     def _end_over_limit(self, detail: str) -> None:
-        """An event is over a limit: the answer's end, with a fault where something is missing."""
+        """End the answer because an event is over a limit. Raises UpstreamError if unfinished."""
         if not self._is_finished:
             raise UpstreamError("upstream_invalid", detail)
         self.ended = True
 
     def end(self, cause: UpstreamError | None = None) -> Part:
-        """The body has ended, in order or by this fault. Raises UpstreamError.
+        """End the body; `cause`: the error that ended it, if any. Return the last Part.
 
-        It is raised where the answer had not ended, after all text was returned.
+        Raises UpstreamError if the answer is incomplete, once all text has been returned.
         """
         self.check()
         self._cut = True
@@ -141,18 +140,18 @@ class EventDecoder:
         self._is_fresh = self._parser.is_fresh
         return events
 
-    # --- the provider's part ----------------------------------------------------------------------
+    # --- implemented by subclasses ----------------------------------------------------------------
 
     def _decode_event(self, data: bytes, event: str | None, out: PartBuilder) -> None:
-        """Understand one event. Raises UpstreamError."""
+        """Decode one event. Raises UpstreamError."""
         raise NotImplementedError
 
     def _decode_object(self, value: dict[str, Any], event: str | None, out: PartBuilder) -> None:
-        """Understand the JSON object of an unusual event. Raises UpstreamError."""
+        """Decode the JSON object of an unusual event. Raises UpstreamError."""
         raise NotImplementedError
 
     def _emit_text(self, kind: Kind, text: str, out: PartBuilder) -> None:
-        """Give out text of whole characters, thoughts that are marked in it as such."""
+        """Emit text of complete characters. Text in think tags is emitted as reasoning."""
         if not self._splitter.is_finished:
             if kind is Content:
                 self._splitter.feed(text, out)
@@ -161,21 +160,21 @@ class EventDecoder:
         out.add_text(kind, text)
 
     def _emit_held_text(self, out: PartBuilder) -> None:
-        """Give out the text that is held back."""
+        """Emit the text that is held back."""
         for kind in (Reasoning, Content):
             self._flush_partial_character(kind, out)
         self._splitter.end(out)
 
     def _flush(self, out: PartBuilder) -> None:
-        """The answer has ended: give out what was held back."""
+        """Emit everything that is held back, at the end of the answer."""
         self._emit_held_text(out)
 
-    # --- what has come of an event ----------------------------------------------------------------
+    # --- unusual events ---------------------------------------------------------------------------
 
     def _decode_unusual(self, data: bytes, event: str | None, out: PartBuilder) -> None:
-        """Understand an event that the typed struct does not take. Raises UpstreamError."""
+        """Decode an event that the typed struct refuses. Raises UpstreamError."""
         data = data.strip()
-        while data.startswith(b"data:"):  # framed twice, on the way through a gateway
+        while data.startswith(b"data:"):  # framed twice by a gateway
             data = data[5:].strip()
         if not data:
             return
@@ -187,25 +186,25 @@ class EventDecoder:
             self._stray.add_of_page(data)
             return
         if not event and data[0] not in _VALUE_BEGINS:
-            self._keep_stray_line(data)  # 1 us a line of noise, and 6 us to try it as JSON
+            self._keep_stray_line(data)  # 1 us per line; to try it as JSON takes 6 us
             return
         try:
-            found = parse_values(data)
+            json_values = parse_values(data)
         except ValueError as exc:
             self._handle_invalid_json(data, event, exc)
             return
-        for value in found:
+        for value in json_values:
             if isinstance(value, list) and len(value) > OBJECTS_MAX:
                 self._end_over_limit("an event with too many objects")
                 return
-            for each in value if isinstance(value, list) else (value,):
-                if isinstance(each, dict):
-                    self._decode_object(each, event, out)
+            for item in value if isinstance(value, list) else (value,):
+                if isinstance(item, dict):
+                    self._decode_object(item, event, out)
             if not isinstance(value, dict):
                 self._raise_if_error(value, event)
 
     def _handle_invalid_json(self, data: bytes, event: str | None, exc: ValueError) -> None:
-        """A piece of an answer that is broken ends it; anything else is noise."""
+        """Raise UpstreamError for a broken piece of an answer; store any other line."""
         self._raise_if_error(python_value(data.decode("utf-8", "replace")), event)
         if data.startswith((b"{", b"[{")) and event is not None:
             if not (self._cut or self._is_finished):
@@ -215,9 +214,9 @@ class EventDecoder:
         self._keep_stray_line(data)
 
     def _raise_if_error(self, value: Any, event: str | None) -> None:
-        """Raise the UpstreamError that a value tells, if it tells one.
+        """Raise the UpstreamError that a value holds, if any.
 
-        Behind its finish reason an answer is complete, and an error takes nothing from it.
+        After its finish reason an answer is complete, and an error is ignored.
         """
         fault = parse_error(value, event=event or "")
         if fault is not None and not self._is_finished:
@@ -225,11 +224,11 @@ class EventDecoder:
 
     @property
     def _is_finished(self) -> bool:
-        """Whether the model has come to an end, so that nothing more is needed."""
+        """Whether the finish reason has arrived, so that the answer is complete."""
         return self.finish_reason is not None and self.finish_reason.lower() != "error"
 
     def _add_text(self, kind: Kind, text: str, out: PartBuilder) -> None:
-        """Give out text, but half a character with its other half."""
+        """Emit text; hold back a partial character at its end until the rest arrives."""
         if self._partial_characters:
             self._flush_partial_character(Reasoning if kind is Content else Content, out)
         text = self._whole_characters(kind, text)
@@ -237,29 +236,29 @@ class EventDecoder:
             self._emit_text(kind, text, out)
 
     def _whole_characters(self, key: Any, text: str) -> str:
-        """The whole characters of the text `key` so far; a half at its end waits."""
-        halves = self._partial_characters.get(key)
-        if halves is None:
+        """Return the complete characters of the text `key`; hold a partial one at its end."""
+        joiner = self._partial_characters.get(key)
+        if joiner is None:
             if is_valid_text(text):
                 return text
-            halves = CharacterJoiner()
-        text = halves.feed(text)
-        if halves:
-            self._partial_characters[key] = halves
+            joiner = CharacterJoiner()
+        text = joiner.feed(text)
+        if joiner:
+            self._partial_characters[key] = joiner
         else:
             self._partial_characters.pop(key, None)
         return text
 
     def _flush_partial_character(self, kind: Kind, out: PartBuilder) -> None:
-        """No other half came: U+FFFD stands for the character."""
-        halves = self._partial_characters.pop(kind, None)
-        if halves is not None:
-            self._emit_text(kind, halves.feed("", last=True), out)
+        """Emit U+FFFD for a partial character whose rest did not arrive."""
+        joiner = self._partial_characters.pop(kind, None)
+        if joiner is not None:
+            self._emit_text(kind, joiner.feed("", last=True), out)
 
-    # --- how an answer breaks off -----------------------------------------------------------------
+    # --- errors in a stream -----------------------------------------------------------------------
 
     def _defer_fault(self, fault: UpstreamError, out: PartBuilder) -> Part:
-        """What came before this fault. Raises it where that is nothing."""
+        """Return the Part before this error and keep the error; raise it if the Part is empty."""
         self._emit_held_text(out)
         if not out:
             raise fault
@@ -267,6 +266,6 @@ class EventDecoder:
         return out.build(ended=False)
 
     def _keep_stray_line(self, line: bytes) -> None:
-        """Keep a line that is no event."""
+        """Store a line that is no event."""
         self._is_fresh = False
         self._stray.add(line)

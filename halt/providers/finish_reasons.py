@@ -1,8 +1,8 @@
-"""The servers' words for the end of an answer, as OpenAI's (`halt.core.finish_reasons`).
+"""Translates the servers' finish reasons to OpenAI's (`halt.core.finish_reasons`).
 
 Servers write the same reason as `MAX_TOKENS`, `max_tokens`, `maxTokens` or
-`FinishReason.MAX_TOKENS`, so a reason is compared word by word. The list of good ends is finite,
-that of the others is not: a reason that is not known here counts as broken off, and is shown as the
+`FinishReason.MAX_TOKENS`, so reasons are compared word by word. The list of good ends is finite,
+that of the others is not: an unknown reason means that the answer broke off, and is shown as the
 server wrote it.
 """
 
@@ -15,12 +15,12 @@ from halt.core.finish_reasons import CONTENT_FILTER, FUNCTION_CALL, LENGTH, STOP
 
 KNOWN = frozenset({STOP, LENGTH, TOOL_CALLS, FUNCTION_CALL, CONTENT_FILTER})
 
-REASON_MAX = 100  # characters of a server's own word
+REASON_MAX = 100  # characters of an unknown reason
 
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
-_MARK = re.compile(r"</?[^\s<>]+>")  # a model's own token for its end, as <|im_end|>
+_MARK = re.compile(r"</?[^\s<>]+>")  # a model's end token, such as <|im_end|>
 
-#: Words that are written as one.
+#: Compounds that servers write as one word.
 _COMPOUNDS = {
     "contentfilter": ("content", "filter"),
     "endofsequence": ("eos",),
@@ -36,7 +36,7 @@ _COMPOUNDS = {
     "toolcalls": ("tool", "calls"),
     "tooluse": ("tool", "use"),
 }
-_UNENDED = (  # what some servers send with every piece
+_UNENDED = (  # some servers send these with every chunk
     {"null"}, {"none"}, {"false"}, {"unspecified"}, {"not", "finished"}, {"in", "progress"},
     {"not", "stopped"},
 )  # fmt: skip
@@ -64,41 +64,41 @@ _LIMITED = _words("hit limit max maximum reached stop stopped truncated")  # wit
 _NO_LENGTH = _words("day hour memory minute quota rate time")  # limits of another kind
 
 
-def known_reason(given: object) -> str | None:
-    """A finish reason as a server gave it, in OpenAI's word; a word of its own stays as it is.
+def known_reason(reason: object) -> str | None:
+    """Return OpenAI's word for a server's finish reason; an unknown reason is returned unchanged.
 
-    None: it says that there is none yet.
+    None if the value means that the answer has not ended.
     """
-    if isinstance(given, str):
-        return given if given in KNOWN else _compared(given)
-    if isinstance(given, Mapping):  # {"reason": "length"}, {"type": "stop"}
-        inner = given.get("reason") or given.get("type")
+    if isinstance(reason, str):
+        return reason if reason in KNOWN else _translated(reason)
+    if isinstance(reason, Mapping):  # {"reason": "length"}, {"type": "stop"}
+        inner = reason.get("reason") or reason.get("type")
         return known_reason(inner) if isinstance(inner, str) else None
-    return STOP if given is True else None
+    return STOP if reason is True else None
 
 
-def _compared(given: str) -> str | None:
-    if _MARK.fullmatch(given.strip()):
+def _translated(reason: str) -> str | None:
+    if _MARK.fullmatch(reason.strip()):
         return STOP
     words: list[str] = []
-    for word in _WORD.findall(given[: 2 * REASON_MAX]):
+    for word in _WORD.findall(reason[: 2 * REASON_MAX]):
         words += _COMPOUNDS.get(word.lower(), (word.lower(),))
     if words[1:2] == ["reason"] and words[0] in {"finish", "stop", "done"}:
         del words[:2]
-    found = set(words)
-    if not given.strip() or found in _UNENDED:
+    word_set = set(words)
+    if not reason.strip() or word_set in _UNENDED:
         return None
-    if not found:
-        return _own(given)
-    if found <= _CALLS:
+    if not word_set:
+        return _printable(reason)
+    if word_set <= _CALLS:
         return TOOL_CALLS
-    if found & _FILTERS:
+    if word_set & _FILTERS:
         return CONTENT_FILTER
-    if found & _GOOD and found <= _GOOD | _BESIDE_GOOD:
+    if word_set & _GOOD and word_set <= _GOOD | _BESIDE_GOOD:
         return STOP
-    if _is_length(found):
+    if _is_length(word_set):
         return LENGTH
-    return _own(given)
+    return _printable(reason)
 
 
 def _is_length(words: set[str]) -> bool:
@@ -109,7 +109,7 @@ def _is_length(words: set[str]) -> bool:
     return bool(words & {"limit", "max", "maximum", "truncated"}) and words <= _LIMITED
 
 
-def _own(given: str) -> str:
-    """The server's own word, as it can be shown and logged."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in given).split())
+def _printable(reason: str) -> str:
+    """Return the server's reason in a form that can be shown and logged."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
     return text[:REASON_MAX] or "unknown"

@@ -1,7 +1,7 @@
-"""JSON as model servers write it, which is more than the standard allows.
+"""Parses JSON from model servers, which may break the standard, and turns it into valid JSON.
 
-Read are NaN and Infinity, lone halves of surrogate pairs, bytes that are no UTF-8, raw control
-characters within strings, and text behind a value. Given on is JSON of the standard.
+It accepts NaN and Infinity, lone surrogates, bytes that are no UTF-8, raw control characters within
+strings, and text after a value.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import math
 import re
 from typing import Any
 
-DEPTH_MAX = 64  # levels of a value that is handed on
-TEXT_DEPTH_MAX = 4  # levels at which the text of a part of a message may stand
-INTEGER_MAX = 2**63  # what is past it is handed on as a float
+DEPTH_MAX = 64  # levels of a value that `clean` keeps
+TEXT_DEPTH_MAX = 4  # levels of a message's part in which its text is searched
+INTEGER_MAX = 2**63  # larger integers become floats
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-#: CharacterJoiner that wait for nothing: U+DC80 to U+DCFF stand for single bytes, see `_decoded`.
+#: Surrogates that stand for no byte: U+DC80 to U+DCFF stand for bytes, see `_decoded`.
 _ALONE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 _BLANK = re.compile(r"[ \t\r\n,]*")
@@ -27,9 +27,9 @@ _float_decoder = json.JSONDecoder(strict=False, parse_int=float)
 
 
 def _decoded(data: bytes) -> str:
-    """The text of these bytes. What is no UTF-8 becomes halves of characters, which are not lost.
+    """Decode bytes to text. Bytes that are no UTF-8 become surrogates, so that none is lost.
 
-    A character that is encoded as two surrogates (CESU-8) becomes those; any other byte becomes
+    A character that is encoded as two surrogates (CESU-8) becomes those two; any other byte becomes
     one of U+DC80 to U+DCFF, since the next piece may hold the rest of its character.
     """
     try:
@@ -43,14 +43,14 @@ def _decoded(data: bytes) -> str:
 
 
 def parse_values(data: bytes) -> list[Any]:
-    """The JSON values that stand in these bytes, one behind the other.
+    """Return the consecutive JSON values of these bytes.
 
-    What comes behind the first value and is none is passed over. Raises ValueError where the bytes
-    do not begin with a value.
+    Other text after the first value is ignored. Raises ValueError if the bytes do not begin with a
+    value.
     """
     text = _decoded(data).lstrip("\ufeff \t\r\n")
     first, end = _value(text, 0)
-    out = [first]
+    json_values = [first]
     while end < len(text):
         rest = _BLANK.match(text, end)
         assert rest is not None  # noqa: S101 - it matches an empty text
@@ -60,8 +60,8 @@ def parse_values(data: bytes) -> list[Any]:
             value, end = _value(text, rest.end())
         except ValueError:
             break
-        out.append(value)
-    return out
+        json_values.append(value)
+    return json_values
 
 
 def _value(text: str, start: int) -> tuple[Any, int]:
@@ -76,7 +76,7 @@ def _value(text: str, start: int) -> tuple[Any, int]:
 
 
 def clean(value: Any, depth: int = 0) -> Any:
-    """The value as the standard's JSON can hold it; None for what it can't, and past DEPTH_MAX."""
+    """Return the value as valid JSON; invalid values, and those below DEPTH_MAX, become None."""
     if isinstance(value, str):
         return valid_text(value)
     if isinstance(value, bool) or value is None:
@@ -87,9 +87,9 @@ def clean(value: Any, depth: int = 0) -> Any:
         return _finite(value)
     if depth < DEPTH_MAX:
         if isinstance(value, list):
-            return [clean(each, depth + 1) for each in value]
+            return [clean(item, depth + 1) for item in value]
         if isinstance(value, dict):
-            return {valid_text(str(name)): clean(each, depth + 1) for name, each in value.items()}
+            return {valid_text(str(name)): clean(item, depth + 1) for name, item in value.items()}
     return None
 
 
@@ -102,7 +102,7 @@ def _finite(value: float) -> float | None:
 
 
 def extract_text(value: Any, depth: int = 0) -> str:
-    """The text that a value is or holds: text, a number, a part of a message, a list of those."""
+    """Return the text of a value: a string, a number, a part of a message, or a list of those."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool) or depth > TEXT_DEPTH_MAX:
@@ -111,7 +111,7 @@ def extract_text(value: Any, depth: int = 0) -> str:
         number = clean(value)
         return "" if number is None else str(number)
     if isinstance(value, list):
-        return "".join([extract_text(each, depth + 1) for each in value])
+        return "".join([extract_text(item, depth + 1) for item in value])
     if isinstance(value, dict):
         for name in ("text", "content", "value", "summary", "parts"):
             if text := extract_text(value.get(name), depth + 1):
@@ -120,7 +120,7 @@ def extract_text(value: Any, depth: int = 0) -> str:
 
 
 def parse_index(value: Any) -> int | None:
-    """The whole number that a value is or spells, None where it is none."""
+    """Return the integer of a number or a string of digits, None if the value is none."""
     if isinstance(value, bool):
         return None
     if isinstance(value, str):
@@ -132,20 +132,23 @@ def parse_index(value: Any) -> int | None:
 
 
 def as_object(value: Any) -> dict[str, Any]:
-    """An object, empty where the value is none."""
+    """Return the value if it is an object, else an empty object."""
     return value if isinstance(value, dict) else {}
 
 
 def as_objects(value: Any) -> list[dict[str, Any]]:
-    """The objects of a list, of an object that stands for a list (PHP), or one alone."""
+    """Return the objects of a list, or a single object as a list.
+
+    An object with numbers as its names is a list (PHP).
+    """
     if isinstance(value, dict):
-        numbered = bool(value) and all(str(name).isdecimal() for name in value)
-        value = list(value.values()) if numbered else [value]
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+        is_numbered = bool(value) and all(str(name).isdecimal() for name in value)
+        value = list(value.values()) if is_numbered else [value]
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def parse_usage(value: Any) -> dict[str, Any] | None:
-    """A server's counts, whole numbers as such; None where it reports none."""
+    """Return a server's token usage with its counts as integers; None if it reports none."""
     if not isinstance(value, dict) or not value:
         return None
     counts: dict[str, Any] = clean(value)
@@ -156,23 +159,23 @@ def parse_usage(value: Any) -> dict[str, Any] | None:
     return counts
 
 
-# --- halves of characters -------------------------------------------------------------------------
+# --- partial characters ---------------------------------------------------------------------------
 
 
 def is_valid_text(text: str) -> bool:
-    """Whether a text holds no half of a character."""
+    """Whether a text has no surrogates, which stand for partial characters."""
     return text.isascii() or _SURROGATE.search(text) is None
 
 
 def valid_text(text: str) -> str:
-    """The text, with U+FFFD for each half of a character that has no other half."""
+    """Return the text with surrogate pairs joined, and U+FFFD for each partial character."""
     return text if is_valid_text(text) else CharacterJoiner().feed(text, last=True)
 
 
 class CharacterJoiner:
-    """Puts characters together that pieces of a text were cut within.
+    """Joins characters that were cut between two pieces of a text.
 
-    A piece may end with one half of a surrogate pair, or with a part of a character's bytes.
+    A piece may end with the first half of a surrogate pair, or with some of a character's bytes.
     """
 
     __slots__ = ("_bytes", "_high")
@@ -182,11 +185,11 @@ class CharacterJoiner:
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
 
     def __bool__(self) -> bool:
-        """Whether a half is waiting."""
+        """Whether a partial character is held."""
         return bool(self._high or self._bytes.getstate()[0])
 
     def feed(self, text: str, *, last: bool = False) -> str:
-        """The whole characters so far. `last`: no piece comes behind this one."""
+        """Add a piece; return the complete characters. `last`: no piece follows."""
         text = self._high + text
         self._high = ""
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")

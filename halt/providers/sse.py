@@ -1,7 +1,7 @@
-"""Server-Sent Events from bytes that may be cut anywhere, within a character too.
+"""Parses Server-Sent Events from bytes that may be cut anywhere, also within a character.
 
-Lines are cut as bytes, and events are told by the WHATWG's rules. JSON that stands in lines of its
-own is taken as well: a whole answer instead of a stream, an error, a stream of lines (NDJSON).
+It splits lines as bytes and follows WHATWG's rules for events. It also accepts JSON in lines
+without `data:`: a complete answer in place of a stream, an error, a stream of lines (NDJSON).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 
 from halt.core.json_size import open_brackets
 
-LINE_COST = 50  # bytes of memory that a line takes beside its own
-OPEN_MAX = 20_000  # bytes of data that are looked at for JSON which goes on in lines of its own
+LINE_COST = 50  # bytes of memory that a line takes in addition to its content
+OPEN_MAX = 20_000  # bytes of data that are checked for JSON that continues without `data:`
 
 #: Data of an event, and the event's name; None: a line of JSON that is not framed as an event.
 Framed = tuple[bytes, str | None]
@@ -21,7 +21,7 @@ _FIELD = re.compile(rb"\s*(data|event|id|retry)\s*(?::\s?|\Z)", re.IGNORECASE)
 
 
 def single_lines(raw: bytes, breaks: int) -> list[Framed]:
-    """The events of a read that is whole events of one line each; empty where it is not.
+    """Return the events of a read that consists of complete one-line events; empty for any other.
 
     `raw` begins with `data: ` and ends with an empty line; `breaks` is its number of line breaks.
     """
@@ -32,26 +32,26 @@ def single_lines(raw: bytes, breaks: int) -> list[Framed]:
 
 
 class EventParser:
-    """Puts events together from the bytes of a body."""
+    """Assembles events from the bytes of a body."""
 
     def __init__(self) -> None:
-        self.is_fresh = False  # nothing is kept of what came before
-        self._rest = bytearray()  # the beginning of a line
-        self._data: list[bytes] = []  # data lines of the event that is coming in
+        self.is_fresh = False  # no earlier bytes are held
+        self._rest = bytearray()  # the beginning of an incomplete line
+        self._data: list[bytes] = []  # data lines of the incomplete event
         self._event = ""  # its name
-        self._bare: list[bytes] = []  # lines of a JSON value that is coming in
-        self._depth = 0  # its brackets that are open
-        self._size = self._bare_size = 0  # bytes of memory of those lines
-        self._at_start = True  # no line has been seen; it may begin with a byte order mark
+        self._bare: list[bytes] = []  # lines of an incomplete JSON value without `data:`
+        self._depth = 0  # its open brackets
+        self._size = self._bare_size = 0  # bytes of memory of the lines in `_data` and `_bare`
+        self._at_start = True  # no line has ended; the first may begin with a byte order mark
         self._skip_lf = False  # the last byte was a CR, so an LF that follows belongs to it
 
     @property
     def size(self) -> int:
-        """Bytes of memory of what is kept."""
+        """Bytes of memory that it holds."""
         return len(self._rest) + self._size + self._bare_size
 
     def feed(self, raw: bytes) -> list[Framed]:
-        """The events that these bytes complete."""
+        """Add bytes; return the events that they complete."""
         if self._skip_lf and raw:
             self._skip_lf = False
             if raw.startswith(b"\n"):
@@ -62,7 +62,7 @@ class EventParser:
         lines = raw.split(b"\n")
         rest = lines.pop()
         if self._rest:
-            self._rest += lines[0] if lines else rest  # not copied by each read of a long line
+            self._rest += lines[0] if lines else rest  # in place: reads of a long line copy nothing
             if not lines:
                 return []
             lines[0] = bytes(self._rest)
@@ -80,9 +80,9 @@ class EventParser:
         return out
 
     def end(self, *, is_needed: bool) -> list[Framed]:
-        """What the end of the body completes.
+        """Return the events that the end of the body completes.
 
-        An event is whole with its empty line; without it, it counts where the answer needs it.
+        An event without its final empty line counts only if `is_needed`.
         """
         out: list[Framed] = []
         if self._rest:
@@ -99,7 +99,7 @@ class EventParser:
         for line in lines:
             if line.startswith(b"data:"):
                 if self._bare:
-                    out.append(self._whole_bare())  # it was no JSON value
+                    out.append(self._whole_bare())  # it is no complete JSON value
                 self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
                 self._size += len(line) + LINE_COST
             elif not line:
@@ -117,7 +117,7 @@ class EventParser:
         return data[0] if len(data) == 1 else b"\n".join(data), event
 
     def _take_unusual(self, line: bytes, out: list[Framed]) -> None:
-        """A line that is no `data:`, or is written in an unusual way."""
+        """Parse a line that does not begin with `data:` or `event: `."""
         if line.startswith(b":"):
             return
         field = _FIELD.match(line)
@@ -125,7 +125,7 @@ class EventParser:
             if field is None or line[:1].isspace():
                 self._add_bare(line, out)
                 return
-            out.append(self._whole_bare())  # it was no JSON value
+            out.append(self._whole_bare())  # it is no complete JSON value
         stripped = line.strip()
         if not stripped:
             if self._data or self._event:
@@ -147,11 +147,11 @@ class EventParser:
             out.append((stripped, None))
 
     def _is_open(self) -> bool:
-        """Whether the event's data is JSON whose further lines have no `data:` before them.
+        """Whether the event's data is JSON that continues in lines without `data:`.
 
-        If so, all its lines are those of a bare value.
+        If so, all its lines move to `_bare`.
         """
-        data, self._size = self._data, OPEN_MAX  # it is looked at once
+        data, self._size = self._data, OPEN_MAX  # so that this is checked once
         self._depth = sum(map(open_brackets, data))
         if self._depth <= 0:
             self._depth = 0
@@ -160,7 +160,7 @@ class EventParser:
         return True
 
     def _add_bare(self, line: bytes, out: list[Framed]) -> None:
-        """A line of a JSON value that is no event's. The value is taken when it is whole."""
+        """Add a line of a JSON value without `data:`; emit the value when it is complete."""
         self._depth += open_brackets(line)
         self._bare.append(line)
         self._bare_size += len(line) + LINE_COST

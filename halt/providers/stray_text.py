@@ -1,4 +1,4 @@
-"""What comes in a stream's place, or between its events: web pages, lines of text, marks."""
+"""Text in a stream that is no event: web pages, error lines, end marks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from halt.errors import UpstreamError
 from halt.providers.error_body import page_text
 from halt.providers.errors import parse_error
 
-WORDS_MAX = 20_000  # bytes that are kept of lines which are no event
+WORDS_MAX = 20_000  # bytes of such lines that are stored
 
 _PAGE = re.compile(
     rb"\s*+(?:<\?xml[^>]*+>\s*+|<!--(?>.*?-->)\s*+)*+<(?:!doctype\s+html|html|head|body|title|meta|h\d)\b",
@@ -17,38 +17,38 @@ _PAGE = re.compile(
 
 
 def is_page(body: bytes) -> bool:
-    """Whether this is the beginning of a web page."""
+    """Whether the body begins like a web page."""
     return _PAGE.match(body[:WORDS_MAX]) is not None
 
 
 def is_done(data: bytes) -> bool:
-    """Whether this is OpenAI's mark of the end, in one of its forms."""
+    """Whether the data is OpenAI's end mark, `[DONE]`, in one of its forms."""
     return data[:6].upper() == b"[DONE]" or data[:20].strip(b" \"'[]<|>").upper() == b"DONE"
 
 
 class StrayText:
-    """The last lines of a body that were no event: they may say why there are no more."""
+    """The last lines of a body that are no event: they may say why the stream ended."""
 
     def __init__(self) -> None:
         self.words = b""
-        self.is_page = False  # they are those of a web page
+        self.is_page = False  # the lines belong to a web page
 
     def add(self, line: bytes) -> None:
-        """Keep a line, up to WORDS_MAX bytes in all."""
+        """Store a line, up to WORDS_MAX bytes in all."""
         if len(self.words) < WORDS_MAX:
             self.words += line[: WORDS_MAX - len(self.words)] + b"\n"
 
     def add_of_page(self, line: bytes) -> None:
-        """Keep a line of a web page. Raises UpstreamError when its title has come."""
+        """Store a line of a web page. Raises UpstreamError when its title is complete."""
         self.is_page = True
         self.add(line)
         if b"</title" in line.lower() or len(self.words) >= WORDS_MAX:
             raise self._web_page()
 
     def incomplete(self, *, understood: bool, label: str) -> UpstreamError:
-        """The fault of a body that ended before its answer did.
+        """Return the error of a body that ended before its answer did.
 
-        `understood`: a part of an answer has come; `label`: see `EventDecoder.label`.
+        `understood`: a part of an answer has arrived; `label`: see `EventDecoder.label`.
         """
         if self.is_page:
             return self._web_page()
@@ -58,14 +58,14 @@ class StrayText:
                 return fault
             if label:
                 return UpstreamError("upstream_invalid", label)
-        # A single word ("ping") is a sign of life, and says nothing of the end.
+        # A single word ("ping") is a keep-alive, and no reason for the end.
         return UpstreamError("upstream_incomplete", words if " " in words else "")
 
     def _web_page(self) -> UpstreamError:
         return UpstreamError("upstream_web_page", page_text(self._text()))
 
     def _text(self) -> str:
-        """The lines, empty where they are no text."""
+        """Return the lines as text, empty if they are binary data."""
         text = self.words.decode("utf-8", "replace").strip()
         readable = sum(char.isprintable() or char.isspace() for char in text)
         return text if readable * 10 > len(text) * 9 and "\ufffd" not in text else ""

@@ -1,4 +1,4 @@
-"""Whole tool calls from the fragments in which servers send them."""
+"""Assembles tool calls from the fragments in which servers send them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from halt.providers.part_builder import PartBuilder
 CALLS_MAX = 64  # tool calls of one answer
 
 
-#: Arguments that say nothing yet, or nothing at all: PHP has one kind of empty array.
+#: Arguments that are empty, or not complete yet. PHP encodes an empty object as [].
 EMPTY = frozenset({"", "{}", "[]", "null"})
 
 
 class _Nesting:
-    """How deep a JSON text is nested where it ends. It may be cut anywhere."""
+    """Counts the open brackets of a JSON text that arrives in pieces, which may be cut anywhere."""
 
     __slots__ = ("_in_string", "_is_escaped", "depth")
 
@@ -31,7 +31,7 @@ class _Nesting:
         self._in_string = self._is_escaped = False
 
     def feed(self, text: str) -> None:
-        """More of the text."""
+        """Add a piece of the text."""
         at = 0
         if self._is_escaped:
             self._is_escaped = False
@@ -57,20 +57,20 @@ _IN_STRING = re.compile(r'(?:[^"\\]++|\\.)*+', re.DOTALL)
 
 
 class _PartialCall:
-    """A tool call that is coming in."""
+    """A tool call whose fragments are arriving."""
 
-    def __init__(self, number: int, server_id: str, own: str, name: str) -> None:
+    def __init__(self, number: int, server_id: str, call_id: str, name: str) -> None:
         self.number = number
-        self.server_id = server_id  # the ID as the server gave it, perhaps none
-        self.id = own
+        self.server_id = server_id  # the ID from the server, empty if it sent none
+        self.id = call_id
         self.name = name
         self.arguments: list[str] = []
         self.extra: dict[str, Any] = {}
-        self.placeholder = False  # arguments came that may stand for others
+        self.placeholder = False  # empty arguments arrived; the real ones may follow
         self._nesting = _Nesting()
         self._size = 0  # characters of the arguments
-        #: The arguments as `_canonical` has them; b"" where they are no whole value and no more can
-        #: make them one; None where they are not whole yet.
+        #: The arguments in the form of `_canonical`; None while they are incomplete; b"" if they
+        #: are not a JSON value and cannot become one.
         self._value: bytes | None = None
 
     def add(self, pieces: str) -> None:
@@ -78,12 +78,12 @@ class _PartialCall:
         self._size += len(pieces)
         self._nesting.feed(pieces)
         if self._value is None:
-            # Arguments are an object or a list, so they are looked at once, where all is closed.
-            # With each piece it took 16 s of CPU for 200,000 blanks behind an object.
+            # Arguments are an object or a list: parse them once, when all brackets are closed. To
+            # parse them with each piece took 16 s of CPU for 200,000 spaces after an object.
             if self._nesting.depth <= 0 and pieces.rstrip()[-1:] in ("}", "]"):
                 self._value = _canonical(self.text)
         elif not pieces.isspace():
-            self._value = b""  # there is something behind the value
+            self._value = b""  # there is text after the value
 
     @property
     def text(self) -> str:
@@ -92,24 +92,24 @@ class _PartialCall:
         return self.arguments[0] if self.arguments else ""
 
     def begins(self, pieces: str) -> bool:
-        """The pieces are its arguments so far, and perhaps more."""
+        """Whether `pieces` begins with all arguments so far."""
         return len(pieces) >= self._size and pieces.startswith(self.text)
 
     def is_whole(self) -> bool:
-        """Its arguments are a complete JSON value."""
+        """Whether its arguments are a complete JSON value."""
         return bool(self._value)
 
     def is_open(self) -> bool:
-        """Its arguments have begun and are not at their end."""
+        """Whether its arguments have started and are incomplete."""
         return not self._value and self._nesting.depth > 0
 
     def repeated(self, pieces: str) -> bool:
-        """The pieces are its whole arguments once more."""
+        """Whether `pieces` is a repeat of its complete arguments."""
         return bool(self._value) and _canonical(pieces) == self._value
 
 
 def _canonical(text: str) -> bytes:
-    """A JSON list or object without blanks and with its fields in order; b"" of anything else."""
+    """Return a JSON list or object without white space, its fields sorted; b"" for other text."""
     if text.rstrip()[-1:] in ("}", "]"):
         with contextlib.suppress(*UNREADABLE):
             return msgspec.json.encode(msgspec.json.decode(text), order="deterministic")
@@ -117,17 +117,17 @@ def _canonical(text: str) -> bytes:
 
 
 class CallAssembler:
-    """Tool calls from their fragments: several at once, arguments in pieces, the IDs only once.
+    """Assembles tool calls from fragments. Several calls may arrive at once, arguments in pieces.
 
-    Servers differ. Some leave the index out; Ollama gives whole calls that all have index 0 and an
-    ID each; some give no IDs, or a new one with every piece; some repeat the name, or all of the
-    arguments so far; some begin with arguments that are empty. What begins a call has a name, and a
-    piece with neither ID nor name belongs to a call that is not whole, whatever its index says.
+    Servers differ. Some omit the index; Ollama sends complete calls that all have index 0, each
+    with an ID; some send no IDs, or a new one with every piece; some repeat the name, or all
+    arguments so far; some begin with empty arguments. The first fragment of a call has a name. A
+    fragment with neither ID nor name belongs to an incomplete call, whatever its index says.
     """
 
     def __init__(self) -> None:
         self._calls: list[_PartialCall] = []
-        self._slots: dict[int, _PartialCall] = {}  # the server's index -> the call it means now
+        self._slots: dict[int, _PartialCall] = {}  # the server's index -> its current call
 
     def add_fragment(
         self,
@@ -138,9 +138,9 @@ class CallAssembler:
         out: PartBuilder,
         extra: dict[str, Any] | None = None,
     ) -> None:
-        """Add a fragment. Raises UpstreamError where there are too many calls.
+        """Add a fragment. Raises UpstreamError if there are too many calls.
 
-        `extra`: fields of it that Halt does not know; the whole call has those of all fragments.
+        `extra`: its fields that Halt does not know; the call gets those of all its fragments.
         """
         call = self._find(index, id_, name, pieces)
         if call is None:
@@ -158,30 +158,30 @@ class CallAssembler:
         size = len(pieces)
         if not call.arguments and pieces.strip() in EMPTY:
             call.placeholder = call.placeholder or bool(pieces.strip())
-            pieces = ""  # `finish` gives out what stays empty
+            pieces = ""  # `finish` emits the arguments that stay empty
         if pieces:
             call.add(pieces)
         if extra:
             merge(call.extra, extra)
-        out.arrived += max(1, size)  # one that adds nothing counts, so that there is an end to them
+        out.arrived += max(1, size)  # an empty fragment counts, so that the limits end a flood
         out.add_event(
             ToolCallDelta(call.number, call.id, call.name, pieces, extra=extra or msgspec.UNSET)
         )
 
     def finish(self, out: PartBuilder) -> None:
-        """Give out the whole calls, in the order in which they began."""
+        """Emit the complete calls, in the order in which they started."""
         for call in self._calls:
             extra = call.extra or msgspec.UNSET
             if not call.arguments:
                 if not call.name and not call.extra:
-                    continue  # an ID alone
+                    continue  # it has nothing but an ID
                 out.add_event(ToolCallDelta(call.number, call.id, call.name, "{}"))
             out.add_event(ToolCall(call.id, call.name, call.text or "{}", extra=extra))
         self._calls.clear()
         self._slots.clear()
 
     def _find(self, index: int | None, id_: str, name: str, pieces: str) -> _PartialCall | None:
-        """The call that the fragment belongs to; None: it begins one."""
+        """Return the call of the fragment, None if it starts a new one."""
         call = self._place(index, id_, name)
         if call is None:
             return None if name or not pieces.strip() else self._open_call()
@@ -192,34 +192,34 @@ class CallAssembler:
         return call
 
     def _place(self, index: int | None, id_: str, name: str) -> _PartialCall | None:
-        """The call in the place of the fragment, as its ID or its index says."""
+        """Return the call with the fragment's ID or index, None if there is none."""
         call = None if index is None else self._slots.get(index)
         if id_ and not (call is not None and call.server_id == id_) and (index is None or not name):
-            same = [each for each in self._calls if each.server_id == id_]
-            if same:
-                return same[-1]
+            matching_calls = [each for each in self._calls if each.server_id == id_]
+            if matching_calls:
+                return matching_calls[-1]
         if index is None and self._calls:
             return self._calls[-1]
         return call
 
     def _open_call(self) -> _PartialCall | None:
-        """The newest call that is not whole."""
-        return next((each for each in reversed(self._calls) if not each.is_whole()), None)
+        """Return the newest incomplete call, None if there is none."""
+        return next((call for call in reversed(self._calls) if not call.is_whole()), None)
 
     def _begins(self, call: _PartialCall, id_: str, name: str, pieces: str) -> bool:
-        """A fragment with a name is another call than this one, though it is in its place."""
+        """Whether a fragment with a name starts another call in the place of `call`."""
         if id_ and call.server_id:
             if id_ == call.server_id:
                 return False
-            return not (call.is_open() and name == call.name)  # else each piece has its own ID
+            return not (call.is_open() and name == call.name)  # same name: an ID for each piece
         if name == call.name:
             return bool(pieces) and (call.placeholder or call.is_whole())
-        return bool(call.arguments) or not call.server_id  # else it is more of the name
+        return bool(call.arguments) or not call.server_id  # else the name continues
 
     def _take_name(self, call: _PartialCall, name: str, pieces: str) -> str:
-        """Take the name of a fragment; what its pieces add to the call's arguments.
+        """Add the name of a fragment; return the new part of its arguments.
 
-        A server that says the name again may say the arguments so far again, too.
+        A server that repeats the name may also repeat the arguments so far.
         """
         if not call.arguments and call.name:
             call.name = name if name.startswith(call.name) else call.name + name
@@ -231,15 +231,16 @@ class CallAssembler:
     def _begin(self, server_id: str, name: str) -> _PartialCall:
         if len(self._calls) >= CALLS_MAX:
             raise UpstreamError("upstream_invalid", "too many tool calls")
-        taken = {call.id for call in self._calls}
-        own = server_id if server_id and server_id not in taken else f"call_{secrets.token_hex(8)}"
-        call = _PartialCall(len(self._calls), server_id, own, name)
+        used_ids = {call.id for call in self._calls}
+        is_usable = bool(server_id) and server_id not in used_ids
+        call_id = server_id if is_usable else f"call_{secrets.token_hex(8)}"
+        call = _PartialCall(len(self._calls), server_id, call_id, name)
         self._calls.append(call)
         return call
 
 
 def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
-    """Add fields to others: objects are merged, the newer of two other values counts."""
+    """Add the fields of `more` to `into`. Objects are merged; else the newer value wins if not None."""
     for name, value in more.items():
         known = into.get(name)
         if isinstance(known, dict) and isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The fields of an answer's chunks that Halt has no place for, as they are handed on."""
+"""Passes the fields of an answer's chunks that Halt does not know on to the client."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from halt.providers.loose_json import TEXT_DEPTH_MAX, clean, valid_text
 from halt.providers.part_builder import PartBuilder
 
 NAMES_MAX = 200  # fields of one answer whose last value is remembered
-PER_TOKEN = frozenset({"token_id", "token_ids", "seed"})  # they say nothing to anybody
+PER_TOKEN = frozenset({"token_id", "token_ids", "seed"})  # of no use to clients
 
 
 class UnknownFields:
-    """Tells new fields from those that come again with each chunk.
+    """Selects the fields whose values are new; servers repeat many fields in each chunk.
 
     A level is a part of a chunk: "chunk", "choice", "delta" or "call".
     """
 
     def __init__(self) -> None:
-        self.waiting: dict[str, dict[str, Any]] = {}  # to be handed on with what comes next
-        self._figures: dict[str, dict[str, Any]] = {}  # the same with the end
-        self._last_fields: dict[tuple[str, str], Any] = {}  # as they were handed on
+        self.waiting: dict[str, dict[str, Any]] = {}  # level -> fields to emit with the next event
+        self._figures: dict[str, dict[str, Any]] = {}  # level -> numbers to emit at the end
+        self._last_fields: dict[tuple[str, str], Any] = {}  # (level, name) -> last emitted value
 
     def changed_fields(
         self, level: str, fields: dict[str, Any], own: frozenset[str]
     ) -> dict[str, Any]:
-        """The fields of a part of a chunk that are to be handed on.
+        """Return the fields of a part of a chunk to emit now. `own`: names that Halt handles.
 
-        Left out is what is empty, and what was handed on under this name the last time: many fields
-        come again with each chunk. Figures that run along with the text are handed on at the end.
+        Empty values are left out, and values that are the same as the last one of their name.
+        Numbers that change with the text are emitted at the end of the answer.
         """
         extras: dict[str, Any] = {}
-        for name, given in fields.items():
-            if name in own or name in PER_TOKEN or given is None or given in ("", [], {}):
+        for name, raw_value in fields.items():
+            if name in own or name in PER_TOKEN or raw_value is None or raw_value in ("", [], {}):
                 continue
-            value = clean(given)
+            value = clean(raw_value)
             if level != "call" and _is_figure(value):
                 figures = self._figures.setdefault(level, {})
                 if name in figures or len(figures) < NAMES_MAX:
@@ -51,13 +51,13 @@ class UnknownFields:
         return extras
 
     def add(self, level: str, fields: dict[str, Any], own: frozenset[str]) -> None:
-        """Keep fields for the next event: before the answer's first piece nothing is given out."""
+        """Store fields for the next event: nothing is emitted before the answer's first piece."""
         extras = self.changed_fields(level, fields, own)
         if extras:
             self.waiting.setdefault(level, {}).update(extras)
 
     def emit(self, out: PartBuilder) -> None:
-        """Give out the fields that wait."""
+        """Emit the stored fields."""
         waiting, self.waiting = self.waiting, {}
         if waiting:
             out.add_event(
@@ -65,7 +65,7 @@ class UnknownFields:
             )
 
     def end(self, out: PartBuilder) -> None:
-        """The answer has ended: give out what waits, and the figures."""
+        """Emit the stored fields and the numbers, at the end of the answer."""
         for level, fields in self._figures.items():
             self.waiting.setdefault(level, {}).update(fields)
         self._figures.clear()
@@ -73,7 +73,7 @@ class UnknownFields:
 
 
 def _is_figure(value: Any, depth: int = 0) -> bool:
-    """Whether a value is a number, or holds nothing else."""
+    """Whether a value is a number, or holds only numbers."""
     if value is None or isinstance(value, bool):
         return depth > 0 and value is None
     if isinstance(value, int | float):
@@ -82,4 +82,4 @@ def _is_figure(value: Any, depth: int = 0) -> bool:
         value = list(value.values())
     if not isinstance(value, list) or depth > TEXT_DEPTH_MAX:
         return False
-    return bool(value) and all(_is_figure(each, depth + 1) for each in value)
+    return bool(value) and all(_is_figure(item, depth + 1) for item in value)

@@ -248,8 +248,8 @@ class MessagesDecoder(EventDecoder):
     def _flush(self, out: PartBuilder) -> None:
         super()._flush(out)
         waiting, self._partial_characters = self._partial_characters, {}
-        for index, halves in waiting.items():
-            self._add_input(index, self._blocks[index], halves.feed("", last=True), out)
+        for index, joiner in waiting.items():
+            self._add_input(index, self._blocks[index], joiner.feed("", last=True), out)
         self._calls.finish(out)
 
 
