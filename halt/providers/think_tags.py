@@ -1,13 +1,13 @@
-"""The tags by which models set their thoughts apart within the text of an answer.
+"""Splits the text of an answer into reasoning and content by the model's think tags.
 
-A tag is a name in brackets of one of the forms below, whatever its case, and the name has a word
-for a thought in it. Servers hand such models' output through as it is:
+A think tag is a name in brackets of one of the forms below, in any case, whose name contains a word
+for thinking. Servers pass such output of models through unchanged:
 
     <think>...</think>                      also <thinking>, <seed:think>, <longcat_think>, ...
     [THINK]...[/THINK]                      Magistral
     <|START_THINKING|>...<|END_THINKING|>   Command A; <|begin_of_thought|>...<|end_of_thought|>
     <|channel>thought\n...<channel|>        Gemma
-    ...</think>                             where the prompt's template has opened the thought
+    ...</think>                             if the prompt's template has opened the tag
     <|channel|>analysis<|message|>...       gpt-oss: each message has a channel
 """
 
@@ -36,10 +36,10 @@ from halt.providers.think_tag_rules import (
     stands_alone,
 )
 
-SORTED_MAX = 4_096  # characters that are sorted together: each tag copies what is behind it
-BLANK_MAX = 1_000  # characters of white space behind which a tag is not looked for
+SORTED_MAX = 4_096  # characters that are split at once: each tag copies the text after it
+BLANK_MAX = 1_000  # characters of white space after which no tag is searched
 
-# Harmony, gpt-oss's form: <|start|>ROLE<|channel|>CHANNEL<|message|>TEXT<|end|>, in turn.
+# Harmony, the form of gpt-oss: <|start|>ROLE<|channel|>CHANNEL<|message|>TEXT<|end|>, repeated.
 _HEADER = re.compile(r"<\|(?:start|channel)\|>")
 _HEADER_MAYBE = re.compile(
     r"(?:<\|(?:start|channel|constrain)\|>\s*+(?:(?!to=)\w++)?+(?:\s*+to=[\w.]*+)?\s*+)+"
@@ -48,44 +48,43 @@ _MESSAGE = "<|message|>"
 _MESSAGE_ENDS = re.compile(r"<\|(?:end|return|call)\|>")
 _MESSAGE_OVER = re.compile(r"<\|(?:end|return|call|start|channel)\|>")
 _HARMONY_TAGS = ("<|end|>", "<|return|>", "<|call|>", "<|start|>", "<|channel|>")
-_LATE = ("<|end|><|start|>", "<|channel|>final<|message|>", CHANNEL_ENDS)  # behind a thought
+_LATE = ("<|end|><|start|>", "<|channel|>final<|message|>", CHANNEL_ENDS)  # after reasoning
 _CHANNEL_OF = re.compile(r"<\|channel\|>\s*(\w+)")
 HEADER_MAX = 200  # characters of a message's header
 
-# A tag that ends what no other tag began.
+# A tag that ends reasoning without an opening tag.
 _ENDS = re.compile(rf"<\|end\|>(?=<\|start\|>)|<\|channel\|>(?=final<\|message\|>)|{TAG.pattern}")
 
 
 class ThinkSplitter:
-    """Tells a model's thoughts from its answer where both come as text.
+    """Splits a model's reasoning from its answer if both arrive as one text.
 
-    A marked thought stands at the beginning of the answer, or directly behind another. A tag that
-    only ends a thought makes one of all text before it; that text was given out as the answer's, so
-    a `ReasoningEnd` tells it. Marks may be cut anywhere; what might be the beginning of one is held
-    back until that is clear. Line breaks behind a tag belong to it.
+    Tagged reasoning is at the beginning of the answer, or directly after other reasoning. A closing
+    tag without an opening one turns all text before it into reasoning; that text was already
+    emitted as Content, so a `ReasoningEnd` is emitted. Tags may be cut anywhere; text that may be
+    the beginning of one is held back until that is decided. Line breaks after a tag belong to it.
 
-    Text that speaks of such tags stays as it is: in code, in quotes, within a sentence.
+    Text about such tags is not changed: in code, in quotes, within a sentence.
     """
 
     def __init__(self) -> None:
-        self.is_finished = False  # nothing is left to be split: what comes is the answer
-        self.has_tags = False  # a tag has come
-        # "start", "opened", "thinking", "closed"; "wrapped": an answer between tags; "watching":
-        # for the end of a thought; "header", "body", "between": Harmony's; "answer".
+        self.is_finished = False  # all further text is the answer: nothing is left to split
+        self.has_tags = False  # a think tag has arrived
+        # "start", "opened", "thinking", "closed"; "wrapped": in an answer between tags; "watching":
+        # searching for a closing tag; "header", "body", "between": in Harmony messages; "answer".
         self._phase = "start"
         self._held = ""
-        self._closings: tuple[str, ...] = ()  # of the thought, or of the answer between tags
-        self._reasoned = False  # there was a thought, so none can begin without its tag
-        self._scan = Scan()  # of the text that is watched
-        # Of Harmony's message; whether none of its text has come; of the text before; whether any
-        # was the answer's.
-        self._kind: type[Content] | type[Reasoning] = Content
-        self._fresh = True
-        self._last_kind: type[Content] | type[Reasoning] | None = None
-        self._said = False
+        self._closings: tuple[str, ...] = ()  # tags that close the reasoning or a wrapped answer
+        self._reasoned = False  # reasoning has arrived, so more needs an opening tag
+        self._scan = Scan()  # of the text in phase "watching"
+        # Harmony:
+        self._kind: type[Content] | type[Reasoning] = Content  # of the current message
+        self._fresh = True  # the current message has no text yet
+        self._last_kind: type[Content] | type[Reasoning] | None = None  # of the text before
+        self._has_content = False  # a message with Content has had text
 
     def feed(self, text: str, out: PartBuilder) -> None:
-        """Sort a piece of text into `out`."""
+        """Split a piece of text into deltas in `out`."""
         for start in range(0, len(text), SORTED_MAX):
             piece = text[start : start + SORTED_MAX]
             is_usual = not (self._held or may_hold_tag(piece))
@@ -98,7 +97,7 @@ class ThinkSplitter:
                 self._sort(self._held + piece, out, last=False)
 
     def end(self, out: PartBuilder) -> None:
-        """The text is complete: what was held back is no tag, or the last one."""
+        """End the text: the held text is emitted, unless it is the last tag."""
         self._sort(self._held, out, last=True)
         held, self._held = self._held, ""
         if self._phase in ("opened", "thinking"):
@@ -110,7 +109,7 @@ class ThinkSplitter:
         self._begin_answer()
 
     def note_reasoning(self, out: PartBuilder) -> None:
-        """A thought came beside the text: the server tells them apart itself."""
+        """Note that reasoning arrived in a separate field: the server has split it itself."""
         self._reasoned = True
         if self._phase == "watching":
             out.add_text(Content, self._held)
@@ -118,7 +117,7 @@ class ThinkSplitter:
             self._begin_answer()
 
     def note_tool_call(self, out: PartBuilder) -> None:
-        """A tool call follows: text that was held back comes before it."""
+        """Note that a tool call follows: emit the held text before it."""
         if self._phase in ("start", "watching", "closed"):
             self.end(out)
 
@@ -126,7 +125,7 @@ class ThinkSplitter:
         self._phase, self.is_finished = "answer", True
 
     def _sort(self, text: str, out: PartBuilder, *, last: bool) -> None:
-        """Go from phase to phase until the text is used up or more of it is needed."""
+        """Process the text phase by phase until it is used up or more text is needed."""
         self._held = ""
         while text:
             if self._phase in ("start", "closed"):
@@ -155,10 +154,10 @@ class ThinkSplitter:
         self._held = text
         return ""
 
-    # --- the beginning of an answer, and what follows a thought -----------------------------------
+    # --- opening tags -----------------------------------------------------------------------------
 
     def _begin(self, text: str, out: PartBuilder, *, last: bool) -> str:
-        """Look for a tag at the beginning; what is left of the text."""
+        """Match a tag at the beginning of the answer or after reasoning; return the rest."""
         if self._phase == "closed":
             text = text.lstrip("\n")
         begun = text.lstrip()
@@ -186,7 +185,7 @@ class ThinkSplitter:
         return text
 
     def _take_tag(self, tag: re.Match[str], ends: bool, out: PartBuilder) -> bool:
-        """Take a tag at the beginning; False: it is none. `ends`: it can end a thought."""
+        """Process a tag; return False if it is no think tag. `ends`: it can end reasoning."""
         if begins_thought(tag):
             self._open(closing_tags(tag[0]), out)
         elif ends:
@@ -199,17 +198,17 @@ class ThinkSplitter:
         return True
 
     def _open(self, closings: tuple[str, ...], out: PartBuilder) -> None:
-        """A thought begins."""
+        """Start reasoning that ends with one of the closing tags."""
         if self._phase == "closed" and self._closings:
-            out.add_text(Reasoning, "\n\n")  # between two
+            out.add_text(Reasoning, "\n\n")  # between two blocks of reasoning
         self._phase, self._reasoned, self.has_tags = "opened", True, True
         self._closings = closings
 
     def _closing(self, text: str) -> re.Match[str] | None:
-        """The first tag in the text that ends the thought, or the answer between tags.
+        """Return the first tag in the text that closes the reasoning or the wrapped answer.
 
-        Not a pattern of its own for each thought: to compile one takes 200 us, as much as 10,000
-        characters of text.
+        It uses no separate pattern for each closing tag: to compile one takes 200 us, as much as
+        10,000 characters of text.
         """
         tags = TAG.finditer(text)
         return next((tag for tag in tags if tag[0].lower() in self._closings), None)
@@ -225,7 +224,7 @@ class ThinkSplitter:
         return text[tag.end() :]
 
     def _unwrap(self, text: str, out: PartBuilder, *, last: bool) -> str:
-        """An answer between tags. The second one has nothing behind it."""
+        """Process an answer between tags. A closing tag counts only at the end of the text."""
         tag = self._closing(text)
         if tag is None:
             keep = overlap(text, self._closings)
@@ -238,13 +237,13 @@ class ThinkSplitter:
             return rest
         return "" if last else self._hold(text[tag.start() :])
 
-    # --- the end of a thought whose beginning was no part of the answer ---------------------------
+    # --- closing tags without an opening one ------------------------------------------------------
 
     def _watch(self, text: str, out: PartBuilder, *, last: bool) -> str:
-        done = 0  # characters that were given out
+        done = 0  # characters that were emitted
         for tag in _ENDS.finditer(text):
-            late = tag.lastindex is None  # one of Harmony's
-            if not late and not ends_thought(tag):
+            is_harmony = tag.lastindex is None
+            if not is_harmony and not ends_thought(tag):
                 continue
             before, done = text[done : tag.start()], tag.start()
             out.add_text(Content, before)
@@ -252,7 +251,7 @@ class ThinkSplitter:
             if self._scan.over:
                 break
             ends: bool | None = line is not None
-            if line is not None and not late:
+            if line is not None and not is_harmony:
                 ahead = text[tag.end() : tag.end() + AHEAD]
                 ends = stands_alone(line, ahead, last=last)
             if ends is None:
@@ -260,7 +259,7 @@ class ThinkSplitter:
             if ends:
                 out.add_event(ReasoningEnd())
                 self._reasoned = self.has_tags = True
-                if not late:
+                if not is_harmony:
                     self._phase = "closed"
                     return text[tag.end() :]
                 self._phase, self._last_kind = "between", Reasoning
@@ -274,18 +273,18 @@ class ThinkSplitter:
             keep = len(maybe[0]) if maybe else 0
             if "<|" in rest or "<c" in rest:
                 keep = max(keep, overlap(rest, _LATE))
-        shown = rest[: len(rest) - keep]
-        self._scan.add(shown)
-        out.add_text(Content, shown)
+        content = rest[: len(rest) - keep]
+        self._scan.add(content)
+        out.add_text(Content, content)
         return self._hold(rest[len(rest) - keep :])
 
     # --- Harmony ----------------------------------------------------------------------------------
 
     def _header(self, text: str, out: PartBuilder, *, last: bool) -> str:
-        """A message's header, up to its text."""
+        """Parse a message's header, up to its text."""
         header, tag, rest = text.partition(_MESSAGE)
         if len(header) > HEADER_MAX or "\n" in header:
-            if self._last_kind is None:  # another use of such tags
+            if self._last_kind is None:  # no Harmony message: the tags have another meaning
                 self._begin_answer()
             else:
                 self._phase, self._kind = "body", Content
@@ -296,13 +295,13 @@ class ThinkSplitter:
             return ""
         if not tag:
             return self._hold(text)
-        # What is written to a tool is nothing for the reader of the answer.
-        thinks = "analysis" in _CHANNEL_OF.findall(header)[-1:] or " to=" in header
-        self._phase, self._kind, self._fresh = "body", Reasoning if thinks else Content, True
+        # A message to a tool is no part of the answer, so it counts as reasoning.
+        is_reasoning = "analysis" in _CHANNEL_OF.findall(header)[-1:] or " to=" in header
+        self._phase, self._kind, self._fresh = "body", Reasoning if is_reasoning else Content, True
         return rest
 
     def _body(self, text: str, out: PartBuilder) -> str:
-        """A message's text."""
+        """Emit a message's text."""
         tag = _MESSAGE_OVER.search(text)
         if tag is None:
             keep = overlap(text, _HARMONY_TAGS)
@@ -313,24 +312,25 @@ class ThinkSplitter:
         return text[tag.start() :]
 
     def _between(self, text: str, *, last: bool) -> str:
-        """Behind a message."""
+        """Process the tags after a message."""
         text = text.lstrip()
         if tag := _MESSAGE_ENDS.match(text):
             return text[tag.end() :]
         if _HEADER.match(text):
             self._phase = "header"
-        elif not last and any(each.startswith(text) for each in _HARMONY_TAGS):
+        elif not last and any(harmony_tag.startswith(text) for harmony_tag in _HARMONY_TAGS):
             return self._hold(text)
         else:
             self._phase, self._kind, self._fresh = "body", Content, True
         return text
 
     def _say(self, text: str, out: PartBuilder) -> None:
-        """More text of a message; messages of one kind are paragraphs."""
+        """Emit text of a message; a blank line separates messages of the same kind."""
         if not text:
             return
-        if self._fresh and (self._said if self._kind is Content else self._last_kind is Reasoning):
+        has_previous = self._has_content if self._kind is Content else self._last_kind is Reasoning
+        if self._fresh and has_previous:
             out.add_text(self._kind, "\n\n")
         self._fresh, self._last_kind = False, self._kind
-        self._said = self._said or self._kind is Content
+        self._has_content = self._has_content or self._kind is Content
         out.add_text(self._kind, text)

@@ -240,7 +240,7 @@ class CallAssembler:
 
 
 def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
-    """Add the fields of `more` to `into`. Objects are merged; else the newer value wins if not None."""
+    """Add fields. Objects are merged; a newer value replaces another, unless it is None."""
     for name, value in more.items():
         known = into.get(name)
         if isinstance(known, dict) and isinstance(value, dict):

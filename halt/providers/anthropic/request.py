@@ -1,6 +1,6 @@
-"""Requests, which come in OpenAI's words, in Anthropic's.
+"""Translates a ChatRequest, which has OpenAI's format, to the body of an Anthropic request.
 
-What it has no word for (`seed`, the penalties, the names of speakers) is left out.
+Options that Anthropic does not have (`seed`, the penalties, names of speakers) are left out.
 """
 
 from __future__ import annotations
@@ -21,42 +21,46 @@ def bad_request(detail: str) -> UpstreamError:
 
 
 def _call_id(text: str) -> str:
-    """An ID of a call as Anthropic takes it, also where another provider made it."""
+    """Return a call's ID with only the characters that Anthropic accepts.
+
+    The ID may come from another provider.
+    """
     return re.sub(r"[^A-Za-z0-9_-]", "_", text) or "call"
 
 
 def tool_use(id_: str, name: str, arguments: Any) -> dict[str, Any]:
-    given = arguments
+    """Return the block of a tool call."""
+    tool_input = arguments
     if isinstance(arguments, str):
         try:
-            given = msgspec.json.decode(arguments or "{}")
+            tool_input = msgspec.json.decode(arguments or "{}")
         except UNREADABLE:
-            given = {}  # the model wrote no JSON; the tool's result tells it so
-    if not isinstance(given, dict):
-        given = {}
-    return {"type": "tool_use", "id": _call_id(id_), "name": name, "input": given}
+            tool_input = {}  # the model wrote no JSON; the tool's result tells the model
+    if not isinstance(tool_input, dict):
+        tool_input = {}
+    return {"type": "tool_use", "id": _call_id(id_), "name": name, "input": tool_input}
 
 
 def _text(text: str) -> list[dict[str, Any]]:
-    """Text as blocks; the API refuses empty ones."""
+    """Return text as a list of blocks, empty for empty text: the API refuses empty blocks."""
     return [{"type": "text", "text": text}] if text.strip() else []
 
 
 def _source(url: str, kind: str) -> dict[str, Any]:
-    """An image's or a document's source from a data: URL or an address. Raises UpstreamError."""
+    """Return the source of an image or a document from its URL. Raises UpstreamError."""
     if url.startswith("data:"):
         head, comma, data = url[5:].partition(",")
-        media, _, encoding = head.partition(";")
+        media_type, _, encoding = head.partition(";")
         if not comma or encoding.rpartition(";")[2] != "base64":
             raise bad_request(f"a data: URL of {kind} is not in base64")
-        return {"type": "base64", "media_type": media, "data": data}
+        return {"type": "base64", "media_type": media_type, "data": data}
     if url.startswith(("https://", "http://")):
         return {"type": "url", "url": url}
-    raise bad_request(f"{kind} is neither a data: URL nor an address")
+    raise bad_request(f"{kind} is neither a data: URL nor an http(s) URL")
 
 
 def _content(content: Any) -> list[dict[str, Any]]:
-    """A message's content as blocks. Raises UpstreamError for what the API does not take."""
+    """Return a message's content as blocks. Raises UpstreamError if the API has none for it."""
     if content is None or isinstance(content, str):
         return _text(content or "")
     if not isinstance(content, list):
@@ -68,19 +72,20 @@ def _content(content: Any) -> list[dict[str, Any]]:
         elif isinstance(part, dict):
             blocks += _part(part)
         else:
-            raise bad_request("a part of a message's content is no object")
+            raise bad_request("a part of a message's content is not an object")
     return blocks
 
 
 def _part(part: dict[str, Any]) -> list[dict[str, Any]]:
-    """A part as blocks, with the fields that OpenAI's parts do not have (`cache_control`).
+    """Return a part as blocks, with its fields that OpenAI does not have (`cache_control`).
 
-    One of another kind goes to the API as it is: its own, or one that it refuses in its own words.
+    A part of an unknown type is passed on unchanged: the API accepts it, or refuses it with its own
+    message.
     """
 
     def block(kind: str, url: str, noun: str) -> list[dict[str, Any]]:
-        more = {k: v for k, v in part.items() if k not in {"type", "image_url", "file"}}
-        return [{"type": kind, "source": _source(url, noun), **more}]
+        other_fields = {k: v for k, v in part.items() if k not in {"type", "image_url", "file"}}
+        return [{"type": kind, "source": _source(url, noun), **other_fields}]
 
     match part:
         case {"type": "text", "text": str(text)}:
@@ -96,7 +101,7 @@ def _part(part: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _calls(message: Message) -> list[dict[str, Any]]:
-    """The tools that an assistant's message has called. Raises UpstreamError."""
+    """Return the tool calls of an assistant's message as blocks. Raises UpstreamError."""
     blocks = []
     calls = message.get("tool_calls") or []
     for call in calls if isinstance(calls, list) else [calls]:
@@ -110,10 +115,10 @@ def _calls(message: Message) -> list[dict[str, Any]]:
 
 
 def to_messages(messages: Iterable[Message]) -> tuple[str | list[dict[str, Any]], list[Any]]:
-    """The system prompt and the turns, which alternate. Raises UpstreamError.
+    """Return the system prompt and the turns, whose roles alternate. Raises UpstreamError.
 
-    A role that is not OpenAI's goes to the API as it is. Of a message's own fields, the API has a
-    place for `cache_control` alone: behind the message's last block.
+    An unknown role is passed on unchanged. Of a message's other fields, the API takes only
+    `cache_control`, in the message's last block.
     """
     system: list[dict[str, Any]] = []
     turns: list[dict[str, Any]] = []
@@ -135,7 +140,7 @@ def to_messages(messages: Iterable[Message]) -> tuple[str | list[dict[str, Any]]
             system += [block for block in blocks if block.get("type") == "text"]
         elif not blocks:
             continue  # an answer that was stopped before its first word
-        elif turns and turns[-1]["role"] == role:  # results of calls made together stay together
+        elif turns and turns[-1]["role"] == role:  # merge: results of parallel calls are one turn
             turns[-1]["content"] = [*turns[-1]["content"], *blocks]
         else:
             turns.append({"role": role, "content": blocks})
@@ -145,18 +150,18 @@ def to_messages(messages: Iterable[Message]) -> tuple[str | list[dict[str, Any]]
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """A function in Anthropic's words; a tool of another kind goes to the API as it is."""
+    """Return a function in Anthropic's format; a tool of another type is returned unchanged."""
     function = tool.get("function")
     if tool.get("type") != "function" or not isinstance(function, dict):
         return tool
-    given = {
+    fields = {
         "name": function.get("name"),
         "description": function.get("description"),
         "strict": function.get("strict"),
         "cache_control": tool.get("cache_control") or function.get("cache_control"),
     }
     schema = function.get("parameters") or {"type": "object", "properties": {}}
-    return {k: v for k, v in given.items() if v} | {"input_schema": schema}
+    return {k: v for k, v in fields.items() if v} | {"input_schema": schema}
 
 
 def _tool_choice(request: ChatRequest) -> dict[str, Any] | None:
@@ -172,16 +177,16 @@ def _tool_choice(request: ChatRequest) -> dict[str, Any] | None:
         case {"type": "function", "function": {"name": str(name)}}:
             chosen = {"type": "tool", "name": name}
         case dict():
-            chosen = choice  # the API's own, or one that it refuses in its own words
+            chosen = choice  # passed on unchanged: the API accepts it, or refuses it
         case _:
-            raise bad_request(f"tool_choice {choice!r} is not known")
+            raise bad_request(f"tool_choice {choice!r} is unknown")
     if request.parallel_tool_calls is False and choice != "none":
         chosen = {"type": "auto", **(chosen or {}), "disable_parallel_tool_use": True}
     return chosen
 
 
-def _output_config(wanted: dict[str, Any] | None) -> dict[str, Any] | None:
-    match wanted:
+def _output_config(response_format: dict[str, Any] | None) -> dict[str, Any] | None:
+    match response_format:
         case None | {"type": "text"}:
             return None
         case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
@@ -190,7 +195,10 @@ def _output_config(wanted: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def may_think(messages: list[Message]) -> bool:
-    """Thinking can't be begun in the middle of a turn whose earlier thoughts are not here."""
+    """Whether the request may enable thinking.
+
+    The API refuses it within a turn with tool calls if the turn's earlier thinking is missing.
+    """
     for message in reversed(messages):
         if message.role == "user":
             break
@@ -200,9 +208,9 @@ def may_think(messages: list[Message]) -> bool:
 
 
 def body_of(request: ChatRequest, max_tokens: int) -> dict[str, Any]:
-    """What is asked, apart from the model and its thinking. Raises UpstreamError.
+    """Return the body of the request without the model and its thinking. Raises UpstreamError.
 
-    `max_tokens`: of the answer, where the request sets no limit.
+    `max_tokens`: limit of the answer if the request sets none.
     """
     system, turns = to_messages(request.messages)
     tools = [_tool(tool) for tool in request.tools or ()]

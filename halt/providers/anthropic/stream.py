@@ -1,4 +1,4 @@
-"""The events of a message of Anthropic's to the same deltas as those of every provider."""
+"""Decodes the stream of Anthropic's Messages API to the deltas that all providers use."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class _Delta(msgspec.Struct, forbid_unknown_fields=True):
     delta: _Piece
 
 
-class _Written:
-    """A block of the answer, gathered to be given back as it was."""
+class _Block:
+    """A block of the answer, stored to be sent back unchanged."""
 
     __slots__ = ("id", "json", "kind", "name", "opaque", "signature", "text", "type")
 
     def __init__(self, block: dict[str, Any]) -> None:
         self.type = str(block.get("type") or "text")
-        self.kind: Kind = Reasoning if "thinking" in self.type else Content  # what its text is
+        self.kind: Kind = Reasoning if "thinking" in self.type else Content  # of its text
         self.id = valid_text(extract_text(block.get("id")))
         self.name = valid_text(extract_text(block.get("name")))
         self.opaque = valid_text(extract_text(block.get("data")))
@@ -59,7 +59,7 @@ class _Written:
         self.json: list[str] = []
 
     def native(self) -> dict[str, Any] | None:
-        """The block in Anthropic's words. None: it must not be given back."""
+        """Return the block in Anthropic's format, None if it must not be sent back."""
         text = "".join(self.text)
         if self.type == "text":
             return {"type": "text", "text": text} if text.strip() else None
@@ -76,42 +76,42 @@ _decode_delta = msgspec.json.Decoder(_Delta).decode
 
 
 class MessagesDecoder(EventDecoder):
-    """The stream of a message of Anthropic's, or a whole message."""
+    """Decodes the stream of a message from Anthropic's API, or a complete message."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._all: list[_Written] = []  # in the order in which they began
-        self._blocks: dict[int, _Written] = {}  # the server's index -> the block it means now
-        self._implied: set[int] = set()  # indexes of thoughts that were never begun
-        self._newest = 0  # index of the block that was begun last
-        self._into: _Written | None = None  # the block that text was written to last
+        self._all: list[_Block] = []  # in the order in which they started
+        self._blocks: dict[int, _Block] = {}  # the server's index -> its current block
+        self._implied: set[int] = set()  # indexes of thinking without a content_block_start
+        self._newest = 0  # index of the block that started last
+        self._current: _Block | None = None  # the block to which text was added last
         self._calls = CallAssembler()
         self._counts: dict[str, Any] = {}
 
     @property
     def opaque(self) -> list[dict[str, Any]] | None:
-        """The whole answer with its signed thoughts, None where there are no thoughts."""
+        """All blocks of an answer with signed thinking, None if it has no thinking."""
         if not any("thinking" in block.type for block in self._all):
             return None
         return [native for block in self._all if (native := block.native()) is not None]
 
     def _decode_event(self, data: bytes, event: str | None, out: PartBuilder) -> None:
         try:
-            usual = _decode_delta(data)
+            delta = _decode_delta(data)
         except UNREADABLE:
             self._decode_unusual(data, event, out)
             return
-        written = self._blocks.get(usual.index)
-        piece = usual.delta
-        if self._partial_characters or written is None or usual.index in self._implied:
+        block = self._blocks.get(delta.index)
+        piece = delta.delta
+        if self._partial_characters or block is None or delta.index in self._implied:
             self._decode_unusual(data, event, out)
         elif text := piece.text or piece.thinking:
             out.chunks += 1
             out.arrived += len(text)
-            self._into = written
-            self._emit_text(written.kind if piece.text else Reasoning, text, out)
-        elif piece.partial_json and written.type == "tool_use":
-            self._add_input(usual.index, written, piece.partial_json, out)
+            self._current = block
+            self._emit_text(block.kind if piece.text else Reasoning, text, out)
+        elif piece.partial_json and block.type == "tool_use":
+            self._add_input(delta.index, block, piece.partial_json, out)
 
     def _decode_object(self, value: dict[str, Any], event: str | None, out: PartBuilder) -> None:
         kind = _kind_of(value, event)
@@ -141,15 +141,15 @@ class MessagesDecoder(EventDecoder):
             if self._counts:
                 self.usage = _usage(self._counts)
             self.ended = kind == "message_stop"
-        # ping, content_block_stop, and what may come in later versions
+        # ping, content_block_stop and unknown events are ignored
 
     @property
     def _next(self) -> int:
-        """The index of a block that comes without one."""
+        """The index for a block that has none."""
         return self._newest + 1 if self._blocks else 0
 
     def _take_message(self, message: dict[str, Any], out: PartBuilder) -> None:
-        """The beginning of a message, or all of it."""
+        """Decode the start of a message, or a complete one."""
         self._has_started = True
         model = message.get("model")
         if isinstance(model, str) and model:
@@ -164,104 +164,104 @@ class MessagesDecoder(EventDecoder):
             self.usage = _usage(self._counts)
 
     def _take_end(self, fields: dict[str, Any]) -> None:
-        """The reason of the end, and the counts."""
+        """Take the finish reason and the token counts."""
         for name, count in (parse_usage(fields.get("usage")) or {}).items():
             known = self._counts.get(name)
             if not isinstance(known, int):
                 self._counts[name] = count
             elif isinstance(count, int):
-                self._counts[name] = max(count, known)  # it only grows; some end with zeros
+                self._counts[name] = max(count, known)  # counts only grow; some servers end with 0
         if reason := known_reason(fields.get("stop_reason")):
             self.finish_reason = reason
 
-    def _begin_block(self, index: int, block: dict[str, Any], out: PartBuilder) -> None:
+    def _begin_block(self, index: int, fields: dict[str, Any], out: PartBuilder) -> None:
         self._has_started = True
         if len(self._all) >= BLOCKS_MAX:
             raise UpstreamError("upstream_invalid", "too many blocks")
-        written = self._blocks[index] = _Written(block)
+        block = self._blocks[index] = _Block(fields)
         self._implied.discard(index)
-        self._all.append(written)
+        self._all.append(block)
         self._newest = index
-        if written.type != "tool_use":
-            self._take_piece(written, block, out)
+        if block.type != "tool_use":
+            self._take_piece(block, fields, out)
             return
         out.chunks += 1
         self._splitter.note_tool_call(out)
-        self._calls.add_fragment(index, written.id, written.name, "", out)
-        given = block.get("input")
-        if given:  # some servers give the whole input here
-            self._add_input(index, written, _json_text(given), out)
+        self._calls.add_fragment(index, block.id, block.name, "", out)
+        tool_input = fields.get("input")
+        if tool_input:  # some servers send the complete input here
+            self._add_input(index, block, _json_text(tool_input), out)
 
     def _take_delta(self, index: int, delta: dict[str, Any], out: PartBuilder) -> None:
         kind = str(delta.get("type"))
-        written = self._blocks.get(index)
-        if written is None:  # it was never begun
-            about_thought = "thinking" in delta or "signature" in delta
-            self._begin_block(index, {"type": "thinking" if about_thought else "text"}, out)
-            written = self._blocks[index]
-            if about_thought:
+        block = self._blocks.get(index)
+        if block is None:  # there was no content_block_start
+            is_thinking = "thinking" in delta or "signature" in delta
+            self._begin_block(index, {"type": "thinking" if is_thinking else "text"}, out)
+            block = self._blocks[index]
+            if is_thinking:
                 self._implied.add(index)
         elif index in self._implied and kind == "text_delta":
             self._begin_block(index, {"type": "text"}, out)
-            written = self._blocks[index]
+            block = self._blocks[index]
         if kind == "input_json_delta" or "partial_json" in delta:
-            if written.type == "tool_use":
-                self._add_input(index, written, _json_text(delta.get("partial_json")), out)
+            if block.type == "tool_use":
+                self._add_input(index, block, _json_text(delta.get("partial_json")), out)
             return
         if kind == "signature_delta":
-            written.signature += valid_text(extract_text(delta.get("signature")))
+            block.signature += valid_text(extract_text(delta.get("signature")))
             return
-        self._take_piece(written, delta, out)
+        self._take_piece(block, delta, out)
 
-    def _add_input(self, index: int, written: _Written, text: str, out: PartBuilder) -> None:
+    def _add_input(self, index: int, block: _Block, text: str, out: PartBuilder) -> None:
         text = self._whole_characters(index, text)
         if text:
             out.chunks += 1
-            written.json.append(text)
+            block.json.append(text)
             self._calls.add_fragment(index, "", "", text, out)
 
-    def _take_piece(self, written: _Written, piece: dict[str, Any], out: PartBuilder) -> None:
-        """Thoughts, text and sources of a block, or of a piece of one."""
+    def _take_piece(self, block: _Block, piece: dict[str, Any], out: PartBuilder) -> None:
+        """Add the thinking, text and sources of a block, or of a piece of one."""
         thought = extract_text(piece.get("thinking"))
         text = extract_text(piece.get("text"))
         if not text and str(piece.get("type", "text")) in {"text", "text_delta"}:
             text = extract_text(piece.get("content"))
         if thought:
-            self._write(written, Reasoning, thought, out)
+            self._write(block, Reasoning, thought, out)
         if text:
-            self._write(written, written.kind, text, out)
+            self._write(block, block.kind, text, out)
         sources = [*as_objects(piece.get("citations")), *as_objects(piece.get("citation"))]
         for name, source in map(_source_of, filter(None, sources)):
             out.add_event(Extra(delta={name: [source]}))
 
-    def _write(self, written: _Written, kind: Kind, text: str, out: PartBuilder) -> None:
+    def _write(self, block: _Block, kind: Kind, text: str, out: PartBuilder) -> None:
         out.chunks += 1
         out.arrived += len(text)
-        self._into = written
+        self._current = block
         self._add_text(kind, text, out)
 
     def _emit_text(self, kind: Kind, text: str, out: PartBuilder) -> None:
-        if self._into is not None and self._into.kind is kind:
-            self._into.text.append(text)
+        if self._current is not None and self._current.kind is kind:
+            self._current.text.append(text)
         super()._emit_text(kind, text, out)
 
     def _flush(self, out: PartBuilder) -> None:
         super()._flush(out)
-        waiting, self._partial_characters = self._partial_characters, {}
-        for index, joiner in waiting.items():
+        joiners, self._partial_characters = self._partial_characters, {}
+        for index, joiner in joiners.items():
             self._add_input(index, self._blocks[index], joiner.feed("", last=True), out)
         self._calls.finish(out)
 
 
-def _json_text(given: Any) -> str:
-    """A piece of JSON; some servers give the value itself."""
-    if isinstance(given, dict | list):
-        return msgspec.json.encode(clean(given)).decode()
-    return extract_text(given)
+def _json_text(value: Any) -> str:
+    """Return a piece of JSON as text. Some servers send the JSON value in its place."""
+    if isinstance(value, dict | list):
+        return msgspec.json.encode(clean(value)).decode()
+    return extract_text(value)
 
 
 def _kind_of(value: dict[str, Any], event: str | None) -> str:
-    """What an event is: by its type, else by its name, else by what it holds."""
+    """Return an event's type: by its field `type`, else by its name, else by its fields."""
     for name in (value.get("type"), event):
         if isinstance(name, str) and name:
             return name
@@ -275,18 +275,21 @@ def _kind_of(value: dict[str, Any], event: str | None) -> str:
 
 
 def _source_of(citation: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A source of a block's text, under OpenAI's name and in its words where it is an address."""
+    """Return the name and value of the field for a source of a block's text.
+
+    A source with a URL has OpenAI's format.
+    """
     source = clean(citation)
     if not isinstance(source.get("url"), str):
         return "citations", source
-    told = {"url": source["url"], "title": extract_text(source.get("title"))}
+    url_citation = {"url": source["url"], "title": extract_text(source.get("title"))}
     if quoted := extract_text(source.get("cited_text")):
-        told["content"] = quoted
-    return "annotations", {"type": "url_citation", "url_citation": told}
+        url_citation["content"] = quoted
+    return "annotations", {"type": "url_citation", "url_citation": url_citation}
 
 
 def _usage(counts: dict[str, Any]) -> dict[str, Any]:
-    """Anthropic's counts in OpenAI's terms: the prompt includes what came from the cache."""
+    """Return Anthropic's counts in OpenAI's format: prompt tokens include those from the cache."""
 
     def count(name: str) -> int:
         value = counts.get(name)

@@ -1,4 +1,4 @@
-"""The Upstream of Anthropic: its client makes the request and reads refusals."""
+"""The provider Anthropic. Its client sends the request and raises refusals."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from halt.providers.continuation import ContinuationMode
 from halt.transport.pool import Transport
 
 MESSAGES = "/v1/messages"
-MODELS_MAX = 1000  # of one page of the list, as many as the API gives
-#: What an address ends with that was copied with the path of a request.
+MODELS_MAX = 1000  # of one page of the list, the API's maximum
+#: The end of an address that was copied with the path of a request; it is removed.
 ENDPOINT = re.compile(r"(?<!/)/++(?:v1(?:/++(?:messages|models|complete))?|messages)?/*+$")
-BUDGET_MIN = 1024  # tokens of thought, the least that the API takes
+BUDGET_MIN = 1024  # tokens of thinking, the API's minimum
 
-#: OpenAI's efforts -> Anthropic's word for it, and tokens of thought for models without efforts.
+#: OpenAI's efforts -> Anthropic's effort, and the thinking budget in tokens for older models.
 EFFORTS = {
     "minimal": ("low", 1024),
     "low": ("low", 2048),
@@ -36,8 +36,8 @@ EFFORTS = {
     "max": ("max", 32_768),
 }
 
-#: Models that go on with a last message of the assistant's, as long as they are not to think.
-#: Those from 4.6 on refuse it.
+#: Models that continue an assistant message at the end of the request, unless they think. Models
+#: from 4.6 on refuse it.
 PREFIXED = re.compile(r"claude-(?:[23]|instant|(?:opus|sonnet|haiku)-4(?:-[015])?(?:-\d{8})?$)")
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ warm_up(
 
 
 class AnthropicUpstream(Provider):
-    """Anthropic, or a server that speaks its Messages API."""
+    """Anthropic, or another server that implements its Messages API."""
 
     client_error = anthropic.APIError
     address_setting = "ANTHROPIC_BASE_URL"
@@ -62,7 +62,7 @@ class AnthropicUpstream(Provider):
     def __init__(self, settings: ProviderSettings, transport: Transport | None = None) -> None:
         super().__init__(settings, transport)
         self._base = ENDPOINT.sub("", settings.base_url)
-        # No timeouts and no retries here, for the reasons that `halt.providers.openai` gives.
+        # No timeouts and no retries in the client, for the reasons in `halt.providers.openai`.
         self._client = anthropic.Anthropic(
             api_key=settings.key,
             base_url=self._base,
@@ -70,16 +70,20 @@ class AnthropicUpstream(Provider):
             timeout=None,
             http_client=http_client(self._transport),
         )
-        # Made here, in one thread, and not when it is first asked for.
+        # The client creates it on first use: do that here, in one thread.
         self._models = self._client.models.with_raw_response
-        self._budgeted: set[str] = set()  # models that want a budget instead of an effort
+        self._budgeted: set[str] = set()  # models that take a budget instead of an effort
 
     def _continuation_mode(
         self, model: str, request: ChatRequest, connection: UpstreamConnection
     ) -> ContinuationMode:
-        wish = self._settings.continues
-        takes = PREFIXED.match(model) and (request.reasoning_effort or "none") == "none"
-        return "trailing" if wish == "prefix" or (wish == "auto" and takes) else "instruction"
+        setting = self._settings.continues
+        accepts_prefix = PREFIXED.match(model) and (request.reasoning_effort or "none") == "none"
+        return (
+            "trailing"
+            if setting == "prefix" or (setting == "auto" and accepts_prefix)
+            else "instruction"
+        )
 
     def _send(
         self,
@@ -89,44 +93,44 @@ class AnthropicUpstream(Provider):
         mode: ContinuationMode | None = None,
     ) -> Reply:
         body = body_of(request, self._settings.max_tokens)
-        asked = body | {"model": model, "stream": True}
-        create = partial(self._create, model, asked, request)
+        body |= {"model": model, "stream": True}
+        create = partial(self._create, model, body, request)
         return self._open_stream(connection, model, MESSAGES, create, MessagesDecoder())
 
-    def _create(self, model: str, asked: dict[str, Any], request: ChatRequest) -> httpx2.Response:
-        """Send the request; models differ in how they are told to think, so perhaps twice."""
-        # Newer models have no such fields; older models and other servers take them.
+    def _create(self, model: str, body: dict[str, Any], request: ChatRequest) -> httpx2.Response:
+        """Send the request, twice if the model refuses an effort and needs a thinking budget."""
+        # Newer models do not have these fields; older models and other servers do.
         sampling = {"temperature": request.temperature, "top_p": request.top_p}
-        # Always sent, in the place of others of their names:
+        # Always sent; they override fields of the same name:
         extra = {k: v for k, v in sampling.items() if v is not None}
         extra |= {**self._settings.extra_body, **(request.extra_body or {})}
 
-        def create(asked: dict[str, Any]) -> httpx2.Response:
-            return post(self._client, MESSAGES, {**asked, **extra}, anthropic.Stream[Any])
+        def create(body: dict[str, Any]) -> httpx2.Response:
+            return post(self._client, MESSAGES, {**body, **extra}, anthropic.Stream[Any])
 
         effort = request.reasoning_effort or "none"
         if effort not in {*EFFORTS, "none"}:
             raise bad_request(f"reasoning_effort must be none or one of {', '.join(EFFORTS)}")
         if effort == "none" or not may_think(request.messages):
-            return create(asked)
-        word, budget = EFFORTS[effort]
+            return create(body)
+        native_effort, budget = EFFORTS[effort]
         if request.max_completion_tokens or request.max_tokens:
-            budget = min(budget, asked["max_tokens"] // 2)  # thoughts count as well
+            budget = min(budget, body["max_tokens"] // 2)  # thinking counts towards the limit
         else:
-            asked = {**asked, "max_tokens": asked["max_tokens"] + budget}
+            body = {**body, "max_tokens": body["max_tokens"] + budget}
         if model not in self._budgeted:
             thinking = {"type": "adaptive", "display": "summarized"}
-            output = {**asked.get("output_config", {}), "effort": word}
+            output = {**body.get("output_config", {}), "effort": native_effort}
             try:
-                return create({**asked, "thinking": thinking, "output_config": output})
+                return create({**body, "thinking": thinking, "output_config": output})
             except anthropic.BadRequestError as exc:
                 if not re.search("adaptive|effort|thinking", str(exc.body)):
                     raise
-                logger.info("%s takes no effort; it is given a budget of thought", model)
+                logger.info("%s refuses an effort; sending a thinking budget instead", model)
                 self._remember(self._budgeted, model)
         if budget >= BUDGET_MIN:
-            asked = {**asked, "thinking": {"type": "enabled", "budget_tokens": budget}}
-        return create(asked)
+            body = {**body, "thinking": {"type": "enabled", "budget_tokens": budget}}
+        return create(body)
 
     def _request_models(self) -> httpx2.Response:
         return self._models.list(limit=MODELS_MAX).http_response

@@ -697,12 +697,12 @@ def _fields(**fields: Any) -> dict[str, Any]:
         ({"messages": [{"role": "user", "content": [ODD_IMAGE]}]}, "neither a data: URL"),
         ({"messages": [{"role": "user", "content": [RAW_IMAGE]}]}, "not in base64"),
         ({"messages": [{"role": "user", "content": 5}]}, "neither a text nor a list"),
-        ({"messages": [{"role": "user", "content": [5]}]}, "is no object"),
+        ({"messages": [{"role": "user", "content": [5]}]}, "is not an object"),
         ({"messages": [{"role": "assistant", "tool_calls": [5]}]}, "no function with a name"),
         ({"messages": [{"role": "assistant", "tool_calls": 5}]}, "no function with a name"),
         ({"reasoning_effort": "huge"}, "none or one of minimal, low"),
         ({"response_format": {"type": "json_object"}}, "text or a json_schema"),
-        ({"tools": [{"function": {"name": "f"}}], "tool_choice": "f"}, "'f' is not known"),
+        ({"tools": [{"function": {"name": "f"}}], "tool_choice": "f"}, "'f' is unknown"),
     ],
 )
 def test_what_anthropic_does_not_take_is_refused_in_words(
